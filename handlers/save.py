@@ -1,0 +1,47 @@
+"""Keep every result before its URL expires. Use: `SAVE_DIR=pictures receiver serve save`.
+
+Each file is written whole or not at all, and is named by its prediction, its place among the outputs
+and the start of its SHA-256. Set SAVE_TYPES to accept other content types than pictures, video and
+audio, SAVE_MAX_BYTES for another limit than 256 MiB.
+"""
+
+import mimetypes
+import os
+import shutil
+from pathlib import Path
+
+from receiver import Context, Dead, Event, Fetched, Output, Skip, on
+
+FOLDER = Path(os.environ.get("SAVE_DIR", "results"))
+TYPES = tuple(os.environ.get("SAVE_TYPES", "image/,video/,audio/").split(","))
+MAX_BYTES = int(os.environ.get("SAVE_MAX_BYTES", str(256 * 1024 * 1024)))
+
+
+@on("succeeded", name="save", timeout=300)
+async def save(event: Event, ctx: Context) -> None:
+    outputs = [output for output in event.prediction.output or [] if output.url]
+    if not outputs:
+        raise Skip("no output has a URL")
+    for number, output in enumerate(outputs):
+        await ctx.once(f"save/{number}", lambda n=number, o=output: keep(event, ctx, n, o))
+
+
+async def keep(event: Event, ctx: Context, number: int, output: Output) -> str:
+    file: Fetched = await ctx.fetch(output, max_bytes=MAX_BYTES)
+    if not file.content_type.startswith(TYPES) or file.size == 0:
+        raise Dead(f"output {number} is {file.size} bytes of {file.content_type}")
+    suffix = mimetypes.guess_extension(file.content_type) or ".bin"
+    target = FOLDER / f"{event.prediction.id}-{number}-{file.sha256[:12]}{suffix}"
+    write(file.path, target)
+    ctx.log.info("saved", path=str(target), bytes=file.size, sha256=file.sha256)
+    return str(target)
+
+
+def write(source: Path, target: Path) -> None:
+    """Copy under another name on the target's own disk, then rename: no one sees half a file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, part)
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    part.replace(target)

@@ -1,0 +1,43 @@
+"""Submit predictions, record every outcome exactly once, run your handlers on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from receiver.dispatch.registry import Dead, Retry, Skip, on
+from receiver.model import Event, Output, Prediction
+
+if TYPE_CHECKING:
+    from receiver.app import create_app
+    from receiver.dispatch.fetch import Fetched
+    from receiver.dispatch.runner import Context
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Context",
+    "Dead",
+    "Event",
+    "Fetched",
+    "Output",
+    "Prediction",
+    "Retry",
+    "Skip",
+    "create_app",
+    "on",
+]
+
+_LATE = {
+    "Context": "receiver.dispatch.runner",
+    "Fetched": "receiver.dispatch.fetch",
+    "create_app": "receiver.app",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the heavy names when they are first used: a client command needs none of them."""
+    if name not in _LATE:
+        raise AttributeError(f"module 'receiver' has no attribute {name!r}")
+    import importlib  # noqa: PLC0415 - see above
+
+    return getattr(importlib.import_module(_LATE[name]), name)

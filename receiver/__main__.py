@@ -1,0 +1,5 @@
+"""`python -m receiver` is `receiver`."""
+
+from receiver.cli import main
+
+main()

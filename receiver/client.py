@@ -1,0 +1,59 @@
+"""A client of /v1 for the command line: RECEIVER_URL and RECEIVER_API_KEY say where and who."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from receiver.errors import ReceiverError
+
+
+class ClientError(ReceiverError):
+    """The receiver refused, or could not be reached; the message is fit for a terminal."""
+
+
+class Client:
+    """Calls a running receiver; every method gives decoded JSON or raises ClientError."""
+
+    def __init__(self, env: Mapping[str, str], transport: httpx.BaseTransport | None = None) -> None:
+        self._url = env.get("RECEIVER_URL", "http://127.0.0.1:8000").rstrip("/")
+        key = env.get("RECEIVER_API_KEY", "")
+        self._http = httpx.Client(
+            base_url=self._url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=90.0,
+            transport=transport,
+        )
+
+    def get(self, path: str, **params: str | int | None) -> Any:
+        given = {name: value for name, value in params.items() if value is not None}
+        return self._call("GET", path, params=given)
+
+    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+        return self._call("POST", path, json=body, headers=headers)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _call(self, method: str, path: str, **content: Any) -> Any:
+        try:
+            answer = self._http.request(method, path, **content)
+            body = answer.json()
+        except httpx.HTTPError as error:
+            raise ClientError(
+                f"no receiver answers at {self._url} ({error}): start one with `receiver serve`, "
+                "or set RECEIVER_URL"
+            ) from error
+        except ValueError as error:
+            raise ClientError(f"what answers at {self._url} is no receiver") from error
+        if answer.is_error:
+            raise ClientError(_say(answer.status_code, body))
+        return body
+
+
+def _say(status: int, body: Any) -> str:
+    detail = body.get("detail", body) if isinstance(body, dict) else body
+    hint = " (set RECEIVER_API_KEY)" if status == httpx.codes.UNAUTHORIZED else ""
+    return f"{detail}{hint}"

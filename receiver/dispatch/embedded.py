@@ -1,0 +1,307 @@
+"""The queue on SQLite: one lane per handler, claiming what it has room for and settling each end.
+
+A lane shares nothing with another but the process, so a handler that fails, hangs or is slow fills
+its own lane only. Waking is a hint; the rows are the truth, and each lane also looks by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+import structlog
+
+from receiver.dispatch.registry import Handler, Registry
+from receiver.dispatch.runner import Attempt, Tools
+from receiver.errors import StoreUnavailable
+from receiver.model import DONE, Decision, Failure, Policy, decide
+from receiver.store.values import Claim, Claims, Settlement, Wanted
+
+LEASE: Final = 30.0
+"""Seconds a claim lasts without being renewed."""
+_BEAT: Final = 5.0
+"""Seconds between renewals, and after which a loop that does not turn is reported."""
+_LONGEST_NAP: Final = 5.0
+_DRAIN: Final = 5.0
+"""Seconds that running handlers get to end when we stop."""
+
+log = structlog.get_logger("receiver")
+
+
+class Queue(Protocol):
+    """What dispatch needs of the store."""
+
+    async def claim(self, wanted: Wanted) -> Claims: ...
+    async def settle(self, settlement: Settlement) -> bool: ...
+    async def release(self, owner: str, now: float) -> None: ...
+    def renew(self, owner: str, lease_until: float) -> None: ...
+    async def reclaim(self, owner: str, now: float) -> list[str]: ...
+    async def owed(self) -> dict[str, int]: ...
+
+
+def new_owner() -> str:
+    """Name this process so that no other, earlier or later, has the same name."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+class Dispatch:
+    """Runs what is owed to the registered handlers until it is stopped."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        registry: Registry,
+        tools: Tools,
+        *,
+        owner: str,
+        policy: Policy,
+        clock: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._queue = queue
+        self._owner = owner
+        self._clock = clock
+        self._lanes = {
+            name: _Lane(handler, queue, tools, owner, handler.retry.policy(policy), clock, chance)
+            for name, handler in registry.handlers.items()
+        }
+        self._tasks: list[asyncio.Task[None]] = []
+        self._heart = _Heart(queue, owner, clock, self._running)
+
+    async def start(self) -> None:
+        await self._warn_of_orphans()
+        self._heart.start(asyncio.get_running_loop())
+        self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes.values()]
+        self._tasks.append(asyncio.create_task(self._reclaim()))
+
+    def wake(self, handlers: tuple[str, ...]) -> None:
+        """Tell lanes that there may be something for them."""
+        for name in handlers:
+            lane = self._lanes.get(name)
+            if lane is not None:
+                lane.awake.set()
+
+    async def stop(self) -> None:
+        """Claim no more, let running handlers end for a while, give back the rest."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(lane.drain(_DRAIN) for lane in self._lanes.values()))
+        self._heart.stop()
+        with contextlib.suppress(StoreUnavailable):  # then the next start will find them
+            await self._queue.release(self._owner, self._clock())
+
+    def _running(self) -> list[str]:
+        return [name for name, lane in self._lanes.items() if lane.busy]
+
+    async def _reclaim(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE)
+            try:
+                self.wake(tuple(await self._queue.reclaim(self._owner, self._clock())))
+            except StoreUnavailable:
+                continue  # the store says so itself; the leases will still be over next time
+
+    async def _warn_of_orphans(self) -> None:
+        for name, count in (await self._queue.owed()).items():
+            if name not in self._lanes:
+                log.warning("handler.missing", handler=name, owed=count)
+
+
+class _Lane:
+    """Everything that happens for one handler."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        queue: Queue,
+        tools: Tools,
+        owner: str,
+        policy: Policy,
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        self._handler = handler
+        self._queue = queue
+        self._tools = tools
+        self._owner = owner
+        self._policy = policy
+        self._clock = clock
+        self._chance = chance
+        self._running: set[asyncio.Task[None]] = set()
+        self.awake = asyncio.Event()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running)
+
+    async def run(self) -> None:
+        while True:
+            self.awake.clear()
+            try:
+                await self._nap(await self._take())
+            except StoreUnavailable:
+                await self._nap(1.0)
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for what runs; what is still running then is cancelled."""
+        if not self._running:
+            return
+        await asyncio.wait(self._running, timeout=seconds)
+        left = list(self._running)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def _take(self) -> float:
+        """Start as many deliveries as there is room for; give the seconds until the next look."""
+        room = self._handler.concurrency - len(self._running)
+        if room <= 0:
+            return _LONGEST_NAP
+        now = self._clock()
+        found = await self._queue.claim(
+            Wanted(
+                handler=self._handler.name,
+                owner=self._owner,
+                most=room,
+                now=now,
+                lease_until=now + LEASE,
+            )
+        )
+        for claim in found.claims:
+            task = asyncio.create_task(self._deliver(claim))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+        if len(found.claims) == room:
+            return _LONGEST_NAP  # full: the end of an attempt wakes us
+        return _LONGEST_NAP if found.next_due is None else found.next_due - self._clock()
+
+    async def _nap(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(min(max(seconds, 0.0), _LONGEST_NAP)):
+                await self.awake.wait()
+        except TimeoutError:
+            return
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self.awake.set()
+        if not task.cancelled() and (error := task.exception()):
+            log.error("task.failed", handler=self._handler.name, exc_info=error)
+
+    async def _deliver(self, claim: Claim) -> None:
+        started = self._clock()
+        attempt = Attempt(self._handler, claim, self._tools)
+        failure = self._spent(claim) or await attempt.run()
+        ended = self._clock()
+        decision = decide(claim.attempt, failure, self._policy, self._chance()) if failure else DONE
+        result = failure.kind if failure else "done"
+        held = await self._settle(
+            Settlement(
+                id=claim.id,
+                owner=self._owner,
+                number=claim.number,
+                decision=decision,
+                result=result,
+                started_at=started,
+                ended_at=ended,
+            )
+        )
+        self._tell(claim, result, decision, ended - started, held, attempt.error)
+        if result == "timeout" and not attempt.ended.is_set():
+            log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)
+            await attempt.ended.wait()  # it still takes up its place in this lane
+
+    def _spent(self, claim: Claim) -> Failure | None:
+        """Refuse a claim beyond the policy: the process died over this delivery again and again."""
+        lost = Failure(kind="lost", reason="its process died during every attempt")
+        over = decide(claim.attempt - 1, lost, self._policy, 0.0).state == "dead"
+        return lost if over else None
+
+    async def _settle(self, settlement: Settlement) -> bool:
+        """Insist: the handler has run, so the settlement is owed whatever the disk says now."""
+        while True:
+            try:
+                return await self._queue.settle(settlement)
+            except StoreUnavailable:
+                await asyncio.sleep(0.5)
+
+    def _tell(
+        self,
+        claim: Claim,
+        result: str,
+        decision: Decision,
+        seconds: float,
+        held: bool,
+        error: BaseException | None,
+    ) -> None:
+        fields: Mapping[str, Any] = {
+            "handler": claim.handler,
+            "delivery": claim.id,
+            "event_id": claim.event.id,
+            "prediction": claim.event.prediction.id,
+            "attempt": claim.attempt,
+            "result": result,
+            "state": decision.state if held else "claim lost",
+            "seconds": round(seconds, 4),
+        }
+        if result == "done":
+            log.info("handler.attempt", **fields)
+            return
+        delay = round(decision.delay, 3) if decision.state == "pending" else None
+        log.warning(
+            "handler.attempt", **fields, reason=decision.reason, retry_in=delay, exc_info=error
+        )
+
+
+class _Heart:
+    """A thread that renews our claims, also while a handler blocks the loop, and reports that."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        owner: str,
+        clock: Callable[[], float],
+        running: Callable[[], list[str]],
+    ) -> None:
+        self._queue = queue
+        self._owner = owner
+        self._clock = clock
+        self._running = running
+        self._stopped = threading.Event()
+        self._turned = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._thread = threading.Thread(
+            target=self._beat, args=(loop,), name="receiver-heart", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        while not self._stopped.is_set():
+            running = self._running()
+            if running:
+                self._queue.renew(self._owner, self._clock() + LEASE)
+            self._turned.clear()
+            try:
+                loop.call_soon_threadsafe(self._turned.set)
+            except RuntimeError:
+                return
+            if self._stopped.wait(_BEAT):
+                return
+            if not self._turned.is_set():
+                log.warning("loop.blocked", seconds=_BEAT, running=running)

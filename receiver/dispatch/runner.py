@@ -1,0 +1,293 @@
+"""Run one delivery: call the handler, bounded in time, and say how the attempt ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import shutil
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+import httpx
+import msgspec
+import structlog
+
+from receiver.dispatch.fetch import MAX_BYTES, TIMEOUT, fetch
+from receiver.dispatch.registry import Dead, Handler, Retry, Skip, wants_context
+from receiver.model import Failure, FailureKind, Mode, Output, Prediction
+from receiver.store.values import Claim
+
+T = TypeVar("T")
+
+_LONGEST_REASON: Final = 500
+_GRACE: Final = 1.0
+"""Seconds a handler has to end after it was cancelled."""
+
+
+class Memory(Protocol):
+    """Where the results of sub-steps are kept (the store)."""
+
+    async def recall(self, delivery_id: str, key: str) -> str | None: ...
+    async def remember(self, delivery_id: str, key: str, result: str) -> None: ...
+
+
+class Submit(Protocol):
+    """How a handler submits the next prediction (outbound's, bound to its event)."""
+
+    async def __call__(
+        self,
+        provider: str,
+        model: str,
+        input: dict[str, Any],
+        *,
+        metadata: dict[str, Any],
+        mode: Mode,
+        parent_id: str,
+        idempotency_key: str,
+    ) -> Prediction: ...
+
+
+class Tools(msgspec.Struct, frozen=True):
+    """What every attempt of every handler may use."""
+
+    memory: Memory
+    submit: Submit
+    http: httpx.AsyncClient
+    results: httpx.AsyncClient
+    """The guarded client, for `ctx.fetch`."""
+
+
+class Context:
+    """What a handler gets beside the event; made anew for every attempt.
+
+    In a handler that is a plain function (run in a thread), `fetch`, `once` and `submit` are called
+    as they are and block; in an async handler they are awaited.
+    """
+
+    def __init__(self, claim: Claim, tools: Tools) -> None:
+        self.attempt = claim.attempt
+        """1 for the first."""
+        self.idempotency_key = claim.id if not claim.round else f"{claim.id}.{claim.round}"
+        """The same over all retries; another after a replay, which means to do it again."""
+        self.log = structlog.get_logger("handler").bind(
+            handler=claim.handler,
+            delivery=claim.id,
+            event_id=claim.event.id,
+            prediction=claim.event.prediction.id,
+        )
+        self.http = tools.http
+        """A shared httpx.AsyncClient, unguarded: for addresses that you chose yourself."""
+        self._claim = claim
+        self._tools = tools
+        self._loop = asyncio.get_running_loop()
+        self._folder: Path | None = None
+        self._submits = 0
+
+    def fetch(
+        self, output: Output | str, *, max_bytes: int = MAX_BYTES, seconds: float = TIMEOUT
+    ) -> Any:
+        """Download an output, guarded; gives a Fetched whose file lives as long as the attempt."""
+        return self._call(
+            lambda: fetch(
+                self._tools.results,
+                output,
+                self._own_folder(),
+                max_bytes=max_bytes,
+                seconds=seconds,
+            )
+        )
+
+    def once(self, key: str, step: Callable[[], T | Awaitable[T]]) -> Any:
+        """Run a sub-step and remember its JSON result, so that a retry does not run it again.
+
+        A crash after the step and before its result is stored repeats it: give the step
+        `idempotency_key` where the other side can tell a repeat.
+        """
+        return self._call(lambda: self._once(key, step))
+
+    def submit(
+        self,
+        provider: str,
+        model: str,
+        input: dict[str, Any],
+        *,
+        metadata: dict[str, Any] | None = None,
+        mode: Mode = "queue",
+    ) -> Any:
+        """Submit the next prediction; gives it as soon as the provider took it or it waits.
+
+        The n-th submit of a delivery is the same over retries: it is never submitted twice.
+        """
+        self._submits += 1
+        parent = self._claim.event.prediction
+        return self._call(
+            lambda key=f"{self.idempotency_key}/{self._submits}": self._tools.submit(  # type: ignore[misc]
+                provider,
+                model,
+                input,
+                metadata=dict(parent.metadata) if metadata is None else metadata,
+                mode=mode,
+                parent_id=parent.id,
+                idempotency_key=key,
+            )
+        )
+
+    def _call(self, make: Callable[[], Awaitable[T]]) -> Awaitable[T] | T:
+        """Give something to await on the loop, and the result itself in a thread."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run_coroutine_threadsafe(_await(make), self._loop).result()
+        return make()
+
+    async def _once(self, key: str, step: Callable[[], T | Awaitable[T]]) -> Any:
+        known = await self._tools.memory.recall(self._claim.id, key)
+        if known is not None:
+            return msgspec.json.decode(known)
+        result: Any = await _either(step)
+        text = msgspec.json.encode(result).decode()
+        await self._tools.memory.remember(self._claim.id, key, text)
+        return msgspec.json.decode(text)
+
+    def _own_folder(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="receiver-"))
+        return self._folder
+
+    def clean(self) -> None:
+        """Remove what was fetched."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+async def _await(make: Callable[[], Awaitable[T]]) -> T:
+    return await make()
+
+
+async def _either(step: Callable[[], T | Awaitable[T]]) -> T:
+    """Run a step that may be plain or async; a plain one in a thread, as it may block."""
+    if inspect.iscoroutinefunction(step):
+        result: T = await step()
+        return result
+    value = await in_thread(step)
+    if inspect.isawaitable(value):
+        return await value  # type: ignore[no-any-return]
+    return value
+
+
+async def in_thread(
+    function: Callable[..., T], *args: Any, ended: asyncio.Event | None = None
+) -> T:
+    """Run a function in a thread of its own, which nobody waits for when the process ends.
+
+    A pool would join its threads at exit, and one hanging handler would hold up every stop.
+    `ended` is set when the function has really returned, even if the wait for it was cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            result = context.run(function, *args)
+        except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the caller
+            tell(future.set_exception, _contained(error))
+        else:
+            tell(future.set_result, result)
+
+    def tell(settle: Callable[[Any], None], value: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            loop.call_soon_threadsafe(finish, settle, value)
+
+    def finish(settle: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            settle(value)
+        if ended is not None:
+            ended.set()
+
+    threading.Thread(target=run, name="receiver-handler", daemon=True).start()
+    return await future
+
+
+def _contained(error: BaseException) -> Exception:
+    """Keep what a handler throws inside its attempt: SystemExit would end the server."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+_ENDINGS: Final[dict[type[Exception], FailureKind]] = {Skip: "skip", Dead: "dead", Retry: "retry"}
+
+
+class Attempt:
+    """One run of one handler.
+
+    `ended` is set when the handler has really returned: that may be after `run`, as a thread
+    cannot be stopped and a coroutine may refuse to be.
+    """
+
+    def __init__(self, handler: Handler, claim: Claim, tools: Tools) -> None:
+        self._handler = handler
+        self._claim = claim
+        self._tools = tools
+        self.ended = asyncio.Event()
+        self.error: BaseException | None = None
+
+    async def run(self) -> Failure | None:
+        """Call the handler once; None means success. Raises only when cancelled itself."""
+        context = Context(self._claim, self._tools)
+        call = self._in_thread if not self._handler.is_async else self._on_loop
+        task = asyncio.create_task(call(context))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self._handler.timeout)
+            if not done:
+                task.cancel()
+                await asyncio.wait({task}, timeout=_GRACE)
+                return Failure(kind="timeout", reason=f"longer than {self._handler.timeout:g} s")
+            return self._judge(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        finally:
+            context.clean()
+
+    async def _on_loop(self, context: Context) -> None:
+        try:
+            await self._handler.function(*self._arguments(context))
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _contained(error) from error
+        finally:
+            self.ended.set()
+
+    async def _in_thread(self, context: Context) -> None:
+        result = await in_thread(
+            self._handler.function, *self._arguments(context), ended=self.ended
+        )
+        if inspect.isawaitable(result):  # a plain function that made a coroutine
+            await result
+
+    def _arguments(self, context: Context) -> tuple[Any, ...]:
+        event = self._claim.event
+        return (event, context) if wants_context(self._handler.function) else (event,)
+
+    def _judge(self, task: asyncio.Task[None]) -> Failure | None:
+        if task.cancelled():
+            return Failure(kind="error", reason="the handler cancelled itself")
+        error = task.exception()
+        for ending, kind in _ENDINGS.items():
+            if isinstance(error, ending):
+                after = error.after if isinstance(error, Retry) else None
+                return Failure(kind=kind, reason=_say(error), after=after)
+        self.error = error
+        if error is None:
+            return None
+        return Failure(kind="error", reason=f"{type(error).__name__}: {_say(error)}")
+
+
+def _say(error: BaseException) -> str:
+    return (str(error) or type(error).__name__)[:_LONGEST_REASON]

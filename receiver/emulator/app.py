@@ -1,0 +1,98 @@
+"""Puts the three providers, their pictures and the control routes on one port."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from receiver.emulator import faults, pictures, wire
+from receiver.emulator.eachlabs import Eachlabs
+from receiver.emulator.fal import Fal
+from receiver.emulator.options import Options
+from receiver.emulator.oxen import Oxen
+from receiver.emulator.world import World
+
+
+class _Emulator(Starlette):
+    """Notes how to hang up before anything wraps the connection."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wire.remember_connection(scope, send)
+        await super().__call__(scope, receive, send)
+
+
+def create_emulator(
+    options: Options | None = None, clock: Callable[[], float] = time.monotonic
+) -> Starlette:
+    """Build the ASGI app; its background work lives as long as its lifespan.
+
+    The clock is what limits per minute are counted by.
+    """
+    world = World(options or Options(), clock)
+    oxen = Oxen(world)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        oxen.start()
+        try:
+            yield
+        finally:
+            await world.close()
+
+    providers = [*Fal(world).routes(), *Eachlabs(world).routes(), *oxen.routes()]
+    app = _Emulator(routes=[*providers, *_control(world)], lifespan=lifespan)
+    app.router.redirect_slashes = False
+    return app
+
+
+def settings_for(base_url: str) -> dict[str, str]:
+    """Return the environment that points a receiver at an emulator."""
+    base = base_url.rstrip("/")
+    return {
+        "OXEN_BASE_URL": base + "/oxen",
+        "EACHLABS_BASE_URL": base + "/eachlabs",
+        "FAL_QUEUE_URL": base + "/fal/queue",
+        "FAL_RUN_URL": base + "/fal/run",
+        "FAL_JWKS_URL": base + "/fal/.well-known/jwks.json",
+    }
+
+
+def _control(world: World) -> list[Route]:
+    async def put_faults(request: Request) -> Response:
+        try:
+            world.faults.replace(faults.read_rules(await request.body()))
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            return wire.answer({"error": str(error)}, 400)
+        return wire.answer(world.faults.in_force())
+
+    async def get_faults(_request: Request) -> Response:
+        return wire.answer(world.faults.in_force())
+
+    async def delete_faults(_request: Request) -> Response:
+        world.faults.replace([])
+        return Response(status_code=204)
+
+    async def ledger(request: Request) -> Response:
+        limit = request.query_params.get("limit", "")
+        return wire.answer(world.ledger.report(int(limit) if limit.isdecimal() else None))
+
+    return [
+        Route("/files/{name}", _picture),
+        Route("/_emulator/faults", put_faults, methods=["PUT"]),
+        Route("/_emulator/faults", get_faults, methods=["GET"]),
+        Route("/_emulator/faults", delete_faults, methods=["DELETE"]),
+        Route("/_emulator/ledger", ledger, methods=["GET"]),
+    ]
+
+
+async def _picture(request: Request) -> Response:
+    picture = pictures.draw(request.path_params["name"])
+    if picture is None:
+        return Response(status_code=404)
+    return Response(picture, media_type="image/png")

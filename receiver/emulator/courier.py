@@ -1,0 +1,113 @@
+"""Delivers callbacks, again and again, as each provider's schedule says."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from receiver.emulator.ledger import Attempt, Prediction
+from receiver.emulator.options import Schedule
+from receiver.emulator.poster import Answer, Poster
+
+AT_ONCE = 256
+_LARGE = 10_000
+_DONE, _REDIRECT = 2, 3
+_RESPONSE_KEPT = 200
+
+
+class Timers:
+    """Things to do later, forgotten when the emulator stops."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def after(self, seconds: float, act: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_later(seconds, self._act, act)
+
+    def _act(self, act: Callable[[], None]) -> None:
+        if not self.closed:
+            act()
+
+
+@dataclass(slots=True)
+class Callback:
+    """A body owed to a URL."""
+
+    prediction: Prediction
+    body: bytes
+    headers: Callable[[], Mapping[str, str]]
+    """Made anew for each attempt, since a signature holds the time."""
+    schedule: Schedule
+    tries: int = 0
+    waited: float = 0
+
+    def wait_after(self, status_code: int | None) -> float | None:
+        """Return how long to wait for the next attempt; None when there is none."""
+        schedule = self.schedule
+        wait = schedule.waits[self.tries - 1] if self.tries <= len(schedule.waits) else None
+        lifetime = schedule.lifetime_large if len(self.body) >= _LARGE else schedule.lifetime
+        if wait is None or self.waited + wait > lifetime or self._settled(status_code):
+            return None
+        return wait
+
+    def _settled(self, status_code: int | None) -> bool:
+        if status_code is None:
+            return False
+        kind = status_code // 100
+        return kind == _DONE or (kind == _REDIRECT and self.schedule.redirect_is_final)
+
+
+class Courier:
+    """Makes attempts, a bounded number at once."""
+
+    def __init__(self, timers: Timers, time_scale: float) -> None:
+        self._timers = timers
+        self._scale = time_scale
+        self._poster = Poster()
+        self._backlog: deque[Callback] = deque()
+        self._workers: set[asyncio.Task[None]] = set()
+
+    def send(self, callback: Callback) -> None:
+        self._backlog.append(callback)
+        if len(self._workers) < AT_ONCE:
+            worker = asyncio.get_running_loop().create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+
+    async def close(self) -> None:
+        workers = list(self._workers)
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        await self._poster.close()
+
+    async def _work(self) -> None:
+        while self._backlog:
+            await self._try(self._backlog.popleft())
+
+    async def _try(self, callback: Callback) -> None:
+        callback.tries += 1
+        attempt = await self._attempt(callback)
+        callback.prediction.attempted(attempt)
+        wait = callback.wait_after(attempt.status_code)
+        if wait is not None:
+            callback.waited += wait
+            self._timers.after(wait * self._scale, lambda: self.send(callback))
+
+    async def _attempt(self, callback: Callback) -> Attempt:
+        at = time.time()
+        try:
+            answer = await self._post(callback)
+        except TimeoutError:
+            return Attempt(at, error="timeout")
+        except (OSError, ValueError, EOFError, asyncio.LimitOverrunError) as error:
+            return Attempt(at, error=f"{type(error).__name__}: {error}"[:_RESPONSE_KEPT])
+        return Attempt(at, answer.status_code, response=answer.text[:_RESPONSE_KEPT])
+
+    async def _post(self, callback: Callback) -> Answer:
+        schedule = callback.schedule
+        timeout = schedule.first_timeout if callback.tries == 1 else schedule.later_timeout
+        async with asyncio.timeout(timeout * self._scale):
+            url = callback.prediction.callback_url
+            return await self._poster.post(url, callback.headers(), callback.body)

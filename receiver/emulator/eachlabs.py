@@ -1,0 +1,350 @@
+"""Eachlabs: creates answer `success`, polls end in `success`, callbacks end in `succeeded`."""
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from receiver.emulator import wire
+from receiver.emulator.courier import Callback
+from receiver.emulator.ledger import Attempt, Prediction
+from receiver.emulator.prompts import Failure
+from receiver.emulator.wire import Refusal, answer, guarded
+from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, picture_urls
+
+REASONS: dict[Failure, str] = {
+    "model": "upstream model returned an error",
+    "moderated": "input was flagged by the content moderation system",
+    "timeout": "model timed out",
+    "prompt": "prompt is required",
+    "parameter": "unknown input field",
+}
+CATEGORIES: dict[Failure, str] = {
+    "model": "provider_error",
+    "moderated": "content_moderation",
+    "timeout": "execution_timeout",
+    "prompt": "invalid_user_input",
+    "parameter": "invalid_user_input",
+}
+_MINUTE = 60
+_MOST_LISTED = 100
+_LISTED = 50
+_OLDEST = 7
+"""The variant, of eight, that in `mixed` speaks the oldest callback shape of all."""
+
+
+class Eachlabs:
+    """Routes under `/eachlabs`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._requests: dict[str, deque[float]] = defaultdict(deque)
+        world.studio.on_finish["eachlabs"] = self._push
+
+    def routes(self) -> list[BaseRoute]:
+        predictions, webhooks = "/eachlabs/v1/prediction", "/eachlabs/v1/webhooks"
+        return [
+            self._route(predictions, self._submit, "POST"),
+            self._route(predictions + "/", self._submit, "POST"),
+            self._route(predictions + "/run", self._run, "POST"),
+            self._route(predictions + "/{id}", self._get, "GET"),
+            self._route(predictions + "/{id}/cancel", self._cancel, "POST"),
+            self._route(webhooks, self._webhooks, "GET"),
+            self._route(webhooks + "/{id}", self._webhook, "GET"),
+        ]
+
+    def _route(self, path: str, handler: wire.Handler, method: str) -> Route:
+        return Route(path, guarded(self._account, handler), methods=[method])
+
+    def _account(self, request: Request) -> str:
+        key = request.headers.get("x-api-key") or wire.credential(request, "Bearer")
+        if not self._world.knows(key):
+            raise Refusal(self._refused(401, "unauthorized", "a valid API key is required"))
+        self._pace(key)
+        return key
+
+    def _pace(self, account: str) -> None:
+        """Refuse more requests in a minute than the plan allows."""
+        limit, now = self._world.options.eachlabs_per_minute, self._world.clock()
+        if limit is None:
+            return
+        requests = self._requests[account]
+        while requests and requests[0] <= now - _MINUTE:
+            requests.popleft()
+        if len(requests) >= limit:
+            self._world.ledger.violation("eachlabs", "requests_per_minute", str(limit))
+            raise Refusal(self._refused(429, "too many requests", f"{limit} a minute"))
+        requests.append(now)
+
+    async def _submit(self, request: Request, account: str) -> Response:
+        prediction = await self._described(request, account)
+        created = {
+            "status": "success",
+            "message": "Prediction created successfully",
+            "predictionID": prediction.id,
+        }
+        return await self._world.accept([prediction], answer(created))
+
+    async def _run(self, request: Request, account: str) -> Response:
+        prediction = await self._world.run(await self._described(request, account))
+        failure = prediction.plan.failure
+        words = {"succeeded": "success", "failed": "failed", "cancelled": "cancelled"}
+        return answer(
+            {
+                "status": words[prediction.state],
+                "output": None if failure else self._output(prediction),
+                "error": REASONS[failure] if failure else "",
+            }
+        )
+
+    async def _described(self, request: Request, account: str) -> Prediction:
+        body = await wire.read_object(request) or {}
+        inputs = body.get("input")
+        asked: dict[str, Any] = inputs if isinstance(inputs, dict) else {}
+        problem = self._problem(body, wire.text_of(asked.get("prompt")))
+        if problem := problem or self._crowded(account):
+            self._world.ledger.count("eachlabs", "rejected")
+            raise Refusal(problem)
+        return self._world.prediction(
+            "eachlabs",
+            request,
+            account,
+            wire.text_of(body["model"]),
+            asked,
+            callback_url=wire.text_of(body.get("webhook_url")),
+            secret=wire.text_of(body.get("webhook_secret")),
+        )
+
+    def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
+        if rule := self._world.obstacle("eachlabs", prompt):
+            return self._refused(rule.status, "unavailable", "try later", rule.retry_after)
+        needed = ("model", "input", "version") if self._seed else ("model", "input")
+        if missing := [name for name in needed if not body.get(name) and body.get(name) != {}]:
+            return self._refused(400 if self._seed else 422, "invalid request", ", ".join(missing))
+        if not isinstance(body["model"], str) or not isinstance(body["input"], dict):
+            return self._refused(400, "invalid request", "model is text, input an object")
+        if body["model"] in {NO_SUCH_MODEL, TEXT_ONLY}:
+            return self._refused(404, "not found", f"model {body['model']} does not exist")
+        if "[refuse]" in prompt:
+            return self._refused(402, "payment required", "the balance is used up")
+        return None
+
+    def _crowded(self, account: str) -> Response | None:
+        limit = self._world.options.eachlabs_in_flight
+        if limit is None or self._world.studio.in_flight("eachlabs", account) < limit:
+            return None
+        self._world.ledger.violation("eachlabs", "in_flight", str(limit))
+        return self._refused(429, "too many requests", f"{limit} predictions are in flight")
+
+    @property
+    def _seed(self) -> bool:
+        return self._world.options.shape == "old"
+
+    def _refused(
+        self, status: int, error: str, details: str, retry_after: int | None = None
+    ) -> Response:
+        headers = None if retry_after is None else {"retry-after": str(retry_after)}
+        if self._world.old():
+            seed = {"status": "error", "message": error, "details": details}
+            return answer(seed, status, headers)
+        return answer({"status": status, "error": error, "details": details}, status, headers)
+
+    async def _get(self, request: Request, account: str) -> Response:
+        prediction = self._world.find_polled("eachlabs", request.path_params["id"], account)
+        return answer(self._state(self._present(prediction)))
+
+    async def _cancel(self, request: Request, account: str) -> Response:
+        self._world.ledger.count("eachlabs", "cancels")
+        found = self._world.ledger.find("eachlabs", request.path_params["id"], account)
+        prediction = self._present(found)
+        if not self._world.studio.cancel(prediction):
+            return self._refused(409, "conflict", "the prediction has finished")
+        return answer(
+            {
+                "status": "success" if prediction.old else "cancelled",
+                "message": "Prediction canceled",
+                "predictionID": prediction.id,
+            }
+        )
+
+    def _present(self, prediction: Prediction | None) -> Prediction:
+        if prediction is None:
+            raise Refusal(answer({"error": "Prediction not found"}, 404))
+        return prediction
+
+    def _state(self, prediction: Prediction) -> dict[str, Any]:
+        return self._seed_state(prediction) if prediction.old else self._new_state(prediction)
+
+    def _new_state(self, prediction: Prediction) -> dict[str, Any]:
+        url = f"{prediction.origin}/eachlabs/v1/prediction/{prediction.id}"
+        return {
+            "id": prediction.id,
+            "input": prediction.input,
+            "status": self._status(prediction),
+            "output": self._polled_output(prediction),
+            "logs": "",
+            "metrics": {"predict_time": _predict_time(prediction), "cost": 0.039},
+            "urls": {"cancel": url + "/cancel", "get": url},
+        }
+
+    def _seed_state(self, prediction: Prediction) -> dict[str, Any]:
+        state: dict[str, Any] = {"predictionID": prediction.id}
+        if not prediction.finished:
+            return state | {"status": "processing", "message": "Prediction is still processing"}
+        failure = prediction.plan.failure if prediction.state == "failed" else None
+        return state | {
+            "status": self._status(prediction),
+            "output": self._output(prediction) if prediction.state == "succeeded" else "",
+            "metrics": {"predict_time": _predict_time(prediction)},
+            **({"error": REASONS[failure]} if failure else {}),
+        }
+
+    def _status(self, prediction: Prediction) -> str:
+        """Spell a state as a poll does; in one text of theirs an `error` is `failed`."""
+        if prediction.state == "failed":
+            other = self._world.options.shape == "mixed" and prediction.variant % 2
+            return "failed" if other else "error"
+        first = "created" if prediction.polls <= 1 else "starting"
+        words = {"queued": first, "running": "processing", "succeeded": "success"}
+        return words.get(prediction.state, "cancelled")
+
+    def _polled_output(self, prediction: Prediction) -> Any:
+        if prediction.state == "failed" and prediction.plan.failure:
+            return _envelope(prediction, prediction.plan.failure)
+        return self._output(prediction) if prediction.state == "succeeded" else None
+
+    def _output(self, prediction: Prediction) -> Any:
+        """Return the pictures as text, list or object: the models differ."""
+        if "[text]" in prediction.prompt:
+            return "Output URL"
+        urls = picture_urls(self._world, prediction)
+        if len(urls) > 1:
+            return urls
+        forms: dict[str, Any] = {"text": urls[0], "list": urls, "object": {"url": urls[0]}}
+        return forms[self._form(prediction)]
+
+    def _form(self, prediction: Prediction) -> str:
+        if self._world.options.shape == "mixed":
+            return ("text", "list", "object")[prediction.variant % 3]
+        return "text" if prediction.old else "object"
+
+    def _push(self, prediction: Prediction) -> None:
+        if not prediction.callback_url:
+            return
+        body = msgspec.json.encode(self._callback(prediction))
+        schedule = self._world.options.eachlabs_callbacks
+        self._world.pushes.push(
+            prediction,
+            lambda: self._world.courier.send(
+                Callback(prediction, body, lambda: self._headers(prediction), schedule)
+            ),
+        )
+
+    def _headers(self, prediction: Prediction) -> dict[str, str]:
+        headers = {"content-type": "application/json", "user-agent": "eachlabs-emulator"}
+        if not prediction.secret:
+            return headers
+        wrong = self._world.faults.take("wrong_signature", "eachlabs", prediction.prompt)
+        return headers | {
+            "x-webhook-secret": prediction.secret[::-1] if wrong else prediction.secret
+        }
+
+    def _callback(self, prediction: Prediction) -> dict[str, Any]:
+        if self._world.options.shape == "mixed" and prediction.variant % 8 == _OLDEST:
+            return self._oldest_callback(prediction)
+        failure = prediction.plan.failure
+        body = {
+            "exec_id": prediction.id,
+            "flow_id": "" if prediction.old else None,
+            "status": prediction.state,
+        }
+        if failure is None:
+            return body | {"output": self._output(prediction), "error": ""}
+        if prediction.old:
+            return body | {"output": "", "error": REASONS[failure]}
+        entry = {"id": "", "status": "", "output": "", "error": REASONS[failure]}
+        return body | {"output": [entry], "error": ""}
+
+    def _oldest_callback(self, prediction: Prediction) -> dict[str, Any]:
+        failure = prediction.plan.failure
+        return {
+            "id": prediction.id,
+            "status": "failed" if failure else "success",
+            "output": {"error": REASONS[failure]} if failure else self._output(prediction),
+            "input": prediction.input,
+            "metrics": {"predict_time": _predict_time(prediction)},
+        }
+
+    async def _webhooks(self, request: Request, account: str) -> Response:
+        limit = min(_number(request, "limit", _LISTED), _MOST_LISTED)
+        offset = _number(request, "offset", 0)
+        called = (p for p in self._world.ledger.latest("eachlabs", account) if p.callback_url)
+        rows = [self._delivery(one) for one in islice(called, offset, offset + limit)]
+        return answer({"webhooks": rows, "limit": limit, "offset": offset})
+
+    async def _webhook(self, request: Request, account: str) -> Response:
+        found = self._world.ledger.find("eachlabs", request.path_params["id"], account)
+        prediction = self._present(found)
+        attempts = [_attempt(attempt) for attempt in prediction.callback_attempts]
+        pending = [] if attempts else [{"status": "PENDING", "created_at": _time(time.time())}]
+        return answer(self._delivery(prediction) | {"attempts": attempts or pending})
+
+    def _delivery(self, prediction: Prediction) -> dict[str, Any]:
+        ended = prediction.state in {"succeeded", "failed"}
+        return {
+            "execution_id": prediction.id,
+            "url": prediction.callback_url,
+            "request": self._callback(prediction) if ended else None,
+            "headers": {"content-type": "application/json"},
+            "source": "prediction",
+            "created_at": _time(prediction.submitted_at),
+        }
+
+
+def _envelope(prediction: Prediction, failure: Failure) -> dict[str, Any]:
+    return {
+        "status": "ERROR",
+        "success": False,
+        "execution_id": prediction.id,
+        "model_slug": prediction.model,
+        "provider": "emulator",
+        "error": REASONS[failure],
+        "error_code": CATEGORIES[failure].upper(),
+        "error_message": REASONS[failure],
+        "classification": {"category": CATEGORIES[failure]},
+        "retryable": failure in {"model", "timeout"},
+        "error_step": "predict",
+    }
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    code = attempt.status_code
+    delivered = code is not None and 200 <= code < 300  # noqa: PLR2004 - the 2xx range
+    return {
+        "status": "SUCCESS" if delivered else "FAILED",
+        "status_code": code,
+        "response": attempt.response,
+        "error_message": attempt.error,
+        "created_at": _time(attempt.at),
+    }
+
+
+def _predict_time(prediction: Prediction) -> float:
+    start = prediction.started_at or prediction.submitted_at
+    return round((prediction.completed_at or time.time()) - start, 3)
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat()
+
+
+def _number(request: Request, name: str, default: int) -> int:
+    text = request.query_params.get(name, "")
+    return int(text) if text.isdecimal() else default

@@ -1,0 +1,318 @@
+"""fal.ai: COMPLETED may be a failure, unfinished is 202, and every callback is signed."""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from receiver.emulator import wire
+from receiver.emulator.courier import Callback
+from receiver.emulator.keys import Keyring
+from receiver.emulator.ledger import Prediction
+from receiver.emulator.prompts import Failure
+from receiver.emulator.wire import Refusal, answer, guarded
+from receiver.emulator.world import (
+    NO_SUCH_MODEL,
+    TEXT_ONLY,
+    World,
+    broken,
+    picture_urls,
+)
+
+ERRORS: dict[Failure, tuple[int, str, str]] = {
+    "model": (500, "downstream_service_error", "the model could not make a picture"),
+    "moderated": (422, "content_policy_violation", "the prompt was flagged by the content checker"),
+    "timeout": (504, "generation_timeout", "the generation took too long"),
+    "prompt": (422, "value_error.missing", "field required"),
+    "parameter": (422, "value_error.extra", "extra field"),
+}
+_CANCELLED = (499, "client_cancelled", "Request was cancelled by the client")
+_NAMESPACES = {"workflows", "comfy"}
+_SHORT_ID = re.compile(r"(\d+)-([A-Za-z0-9-]+)")
+_STALE = 600
+_INTERNAL_RETRY = 7
+"""The variant, of eight, that in `mixed` was retried inside and has another gateway id."""
+
+
+class Fal:
+    """Routes under `/fal`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._keys = Keyring(world.rng)
+        world.studio.on_finish["fal"] = self._push
+        world.faults.at_once("rotate_keys", self._keys.rotate)
+
+    def routes(self) -> list[BaseRoute]:
+        one = "/fal/queue/{app:path}/requests/{id}"
+        return [
+            self._route("/fal/queue/{app:path}", self._submit, "POST"),
+            self._route(one + "/status/stream", self._stream, "GET"),
+            self._route(one + "/status", self._status, "GET"),
+            self._route(one + "/response", self._result, "GET"),
+            self._route(one, self._result, "GET"),
+            self._route(one + "/cancel", self._cancel, "PUT"),
+            self._route("/fal/run/{app:path}", self._run, "POST"),
+            Route("/fal/.well-known/jwks.json", self._jwks),
+        ]
+
+    def _route(self, path: str, handler: wire.Handler, method: str) -> Route:
+        return Route(path, guarded(self._account, handler), methods=[method])
+
+    def _account(self, request: Request) -> str:
+        key = wire.credential(request, "Key")
+        if wire.credential(request, "Bearer"):
+            self._world.ledger.violation("fal", "bearer", "the scheme is Key")
+        if not self._world.knows(key):
+            raise Refusal(_refused(401, "unauthorized", "Authentication is required"))
+        return key
+
+    async def _submit(self, request: Request, account: str) -> Response:
+        prediction = await self._described(request, account)
+        longest = request.query_params.get("fal_max_queue_length", "")
+        if longest.isdecimal() and self._world.studio.queued("fal") > int(longest):
+            raise self._rejected(_refused(429, "queue_full", "the queue is longer than asked for"))
+        body = {"status": "IN_QUEUE", "queue_position": self._world.studio.queued("fal")}
+        return await self._world.accept([prediction], answer(body | _handle(prediction)))
+
+    async def _run(self, request: Request, account: str) -> Response:
+        prediction = await self._described(request, account)
+        if self._world.studio.full("fal"):
+            refused = _refused(429, "concurrent_requests_limit", "too many at once")
+            refused.headers["x-fal-needs-retry"] = "1"
+            raise self._rejected(refused)
+        return self._outcome(await self._world.run(prediction))
+
+    async def _described(self, request: Request, account: str) -> Prediction:
+        inputs = await wire.read_object(request)
+        model = request.path_params["app"].strip("/")
+        prompt = wire.text_of((inputs or {}).get("prompt"))
+        if problem := self._problem(request, model, inputs, prompt):
+            raise self._rejected(problem)
+        return self._world.prediction(
+            "fal",
+            request,
+            account,
+            model,
+            inputs or {},
+            callback_url=request.query_params.get("fal_webhook", ""),
+        )
+
+    def _problem(
+        self, request: Request, model: str, inputs: dict[str, Any] | None, prompt: str
+    ) -> Response | None:
+        if rule := self._world.obstacle("fal", prompt):
+            return _refused(rule.status, "runner_scheduling_failure", "busy", rule.retry_after)
+        if not app_of(model) or {NO_SUCH_MODEL, TEXT_ONLY} & set(model.split("/")):
+            return _refused(404, "not_found", f"Application {model} not found")
+        if inputs is None:
+            return _refused(400, "bad_request", "the body is no JSON object")
+        if not request.query_params.get("fal_webhook", "http").startswith("http"):
+            return _refused(400, "bad_request", "fal_webhook is no URL")
+        if "[refuse]" in prompt:
+            return _refused(403, "forbidden", "the balance is used up")
+        return None
+
+    def _rejected(self, response: Response) -> Refusal:
+        self._world.ledger.count("fal", "rejected")
+        return Refusal(response)
+
+    async def _status(self, request: Request, account: str) -> Response:
+        prediction = self._find(request, account)
+        return self._status_answer(prediction, logs=_wants_logs(request))
+
+    def _status_answer(self, prediction: Prediction, *, logs: bool) -> Response:
+        status = 200 if prediction.finished else 202
+        headers = {"x-fal-request-id": prediction.id}
+        return answer(self._state(prediction, logs=logs), status, headers)
+
+    async def _stream(self, request: Request, account: str) -> Response:
+        prediction = self._find(request, account)
+        return wire.event_stream(self._states(prediction, logs=_wants_logs(request)))
+
+    async def _states(self, prediction: Prediction, *, logs: bool) -> AsyncIterator[bytes]:
+        """Tell every change of state, up to the last."""
+        while not prediction.finished:
+            told = prediction.state
+            yield wire.event(self._state(prediction, logs=logs))
+            await prediction.until(lambda p, told=told: p.state != told)  # type: ignore[misc]
+        yield wire.event(self._state(prediction, logs=logs))
+
+    def _state(self, prediction: Prediction, *, logs: bool) -> dict[str, Any]:
+        state = _handle(prediction)
+        if prediction.state == "queued":
+            return state | {"status": "IN_QUEUE", "queue_position": self._position(prediction)}
+        lines = _logs(prediction) if logs else None
+        if prediction.state == "running":
+            return state | {"status": "IN_PROGRESS", "logs": lines}
+        return state | _completed(prediction) | {"logs": lines}
+
+    def _position(self, prediction: Prediction) -> int:
+        waiting = self._world.studio.waiting("fal")
+        return waiting.index(prediction) if prediction in waiting else 0
+
+    async def _result(self, request: Request, account: str) -> Response:
+        prediction = self._find(request, account)
+        if prediction.finished:
+            return self._outcome(prediction)
+        return _refused(400, "bad_request", "Request is still in progress")
+
+    def _outcome(self, prediction: Prediction) -> Response:
+        headers = {"x-fal-request-id": prediction.id}
+        if prediction.state == "succeeded":
+            return answer(self._output(prediction), 200, headers | {"x-fal-billable-units": "1"})
+        code, kind, _ = _error(prediction)
+        retry = "x-fal-retryable" if prediction.old else "x-fal-needs-retry"
+        told = {"x-fal-error-type": kind, retry: "false" if prediction.old else "0"}
+        return answer(_detail(prediction), code, headers | told)
+
+    async def _cancel(self, request: Request, account: str) -> Response:
+        self._world.ledger.count("fal", "cancels")
+        prediction = self._present(request, self._world.ledger.find, account)
+        stopped = self._world.studio.cancel(prediction)
+        if prediction.old:
+            return answer({"success": stopped})
+        if stopped:
+            return answer({"status": "CANCELLATION_REQUESTED"}, 202)
+        return answer({"status": "ALREADY_COMPLETED"}, 400)
+
+    def _find(self, request: Request, account: str) -> Prediction:
+        return self._present(request, self._world.find_polled, account)
+
+    def _present(self, request: Request, find: Any, account: str) -> Prediction:
+        """Find a prediction by its id, under its own app and no other."""
+        prediction: Prediction | None = find("fal", request.path_params["id"], account)
+        if prediction and app_of(request.path_params["app"]) == app_of(prediction.model):
+            return prediction
+        raise Refusal(answer({"status": "NOT_FOUND"}, 404))
+
+    def _output(self, prediction: Prediction) -> dict[str, Any]:
+        if "[text]" in prediction.prompt:
+            return {"images": [], "description": "the model answered in words"}
+        urls = picture_urls(self._world, prediction)
+        return {"images": [_file(url) for url in urls], "description": ""}
+
+    async def _jwks(self, _request: Request) -> Response:
+        if rule := self._world.faults.take("break_jwks", "fal"):
+            return broken(rule)
+        return answer(self._keys.published(padded=self._world.old()))
+
+    def _push(self, prediction: Prediction) -> None:
+        if not prediction.callback_url:
+            return
+        body = self._callback(prediction)
+        schedule = self._world.options.fal_callbacks
+        self._world.pushes.push(
+            prediction,
+            lambda: self._world.courier.send(
+                Callback(prediction, body, lambda: self._headers(prediction, body), schedule)
+            ),
+        )
+
+    def _headers(self, prediction: Prediction, body: bytes) -> dict[str, str]:
+        faults, at = self._world.faults, int(time.time())
+        if rule := faults.take("stale_timestamp", "fal", prediction.prompt):
+            at -= int(_STALE if rule.seconds is None else rule.seconds)
+        forged = faults.take("wrong_signature", "fal", prediction.prompt) is not None
+        user = user_id(prediction.account)
+        signed = self._keys.headers(prediction.id, user, at, body, forged=forged)
+        return {"content-type": "application/json", "user-agent": "fal-emulator"} | signed
+
+    def _callback(self, prediction: Prediction) -> bytes:
+        """Return the bytes that are signed: keys sorted, a blank after every separator."""
+        retried = self._world.options.shape == "mixed" and prediction.variant % 8 == _INTERNAL_RETRY
+        gateway = self._world.new_id() if retried else prediction.id
+        body = {"request_id": prediction.id, "gateway_request_id": gateway}
+        return json.dumps(body | self._news(prediction), sort_keys=True).encode()
+
+    def _news(self, prediction: Prediction) -> dict[str, Any]:
+        if prediction.state != "succeeded":
+            code, _, _ = _error(prediction)
+            error = f"Invalid status code: {code}"
+            return {"status": "ERROR", "error": error, "payload": _detail(prediction)}
+        if self._world.faults.take("null_payload", "fal", prediction.prompt):
+            reason = "Response payload is not JSON serializable"
+            return {"status": "OK", "payload": None, "payload_error": reason}
+        no_error = {} if prediction.old else {"error": None}
+        return {"status": "OK", "payload": self._output(prediction)} | no_error
+
+
+def app_of(model: str) -> str:
+    """Return the part of an id that names the app, without a path; empty when there is none."""
+    parts = model.split("/")
+    if short := _SHORT_ID.fullmatch(model):
+        parts = [short[1], short[2]]
+    length = 3 if parts[0] in _NAMESPACES else 2
+    return "/".join(parts[:length]) if len(parts) >= length and all(parts[:length]) else ""
+
+
+def user_id(account: str) -> str:
+    return "user-" + hashlib.sha256(account.encode()).hexdigest()[:12]
+
+
+def _refused(status: int, kind: str, detail: str, retry_after: int | None = None) -> Response:
+    headers = {"x-fal-error-type": kind}
+    if retry_after is not None:
+        headers["retry-after"] = str(retry_after)
+    return answer({"detail": detail, "error_type": kind}, status, headers)
+
+
+def _handle(prediction: Prediction) -> dict[str, Any]:
+    """Return the ids and URLs that come with every state; the path of the model is left out."""
+    app = app_of(prediction.model)
+    url = f"{prediction.origin}/fal/queue/{app}/requests/{prediction.id}"
+    return {
+        "request_id": prediction.id,
+        "gateway_request_id": prediction.id,
+        "response_url": url + "/response" if prediction.old else url,
+        "status_url": url + "/status",
+        "cancel_url": url + "/cancel",
+    }
+
+
+def _error(prediction: Prediction) -> tuple[int, str, str]:
+    if prediction.state == "cancelled" or prediction.plan.failure is None:
+        return _CANCELLED
+    return ERRORS[prediction.plan.failure]
+
+
+def _detail(prediction: Prediction) -> dict[str, Any]:
+    """Return an error body: a list from the model, plain text from the infrastructure."""
+    _, kind, message = _error(prediction)
+    if prediction.state == "cancelled":
+        return {"detail": message, "error_type": kind}
+    return {"detail": [{"loc": ["body", "prompt"], "msg": message, "type": kind}]}
+
+
+def _completed(prediction: Prediction) -> dict[str, Any]:
+    started = prediction.started_at or prediction.submitted_at
+    took = round((prediction.completed_at or started) - started, 3)
+    completed = {"status": "COMPLETED", "metrics": {"inference_time": took}}
+    if prediction.state == "succeeded":
+        return completed
+    code, kind, message = _error(prediction)
+    plain = prediction.state == "cancelled"
+    error = message if plain else f"Invalid status code: {code}"
+    return completed | {"error": error, "error_type": kind}
+
+
+def _logs(prediction: Prediction) -> list[dict[str, str]]:
+    started = prediction.started_at or prediction.submitted_at
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(started))
+    line = {"level": "INFO", "source": "USER", "timestamp": stamp}
+    return [{"message": f"drawing with {prediction.model}", **line}]
+
+
+def _file(url: str) -> dict[str, Any]:
+    file = {"url": url, "content_type": "image/png"}
+    return file if url.startswith("data:") else file | {"file_name": url.rpartition("/")[2]}
+
+
+def _wants_logs(request: Request) -> bool:
+    return request.query_params.get("logs", "").lower() in {"1", "true"}

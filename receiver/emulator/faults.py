@@ -1,0 +1,103 @@
+"""Faults on request: rules that say what goes wrong, for whom and how often."""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from receiver.emulator.options import Provider
+
+Fault = Literal[
+    "lose_callback",
+    "repeat_callback",
+    "delay_callback",
+    "reorder_callbacks",
+    "early_callback",
+    "cut_stream",
+    "silence_stream",
+    "lose_event",
+    "refuse_submit",
+    "stall_submit",
+    "drop_submit",
+    "break_poll",
+    "rotate_keys",
+    "break_jwks",
+    "wrong_signature",
+    "stale_timestamp",
+    "null_payload",
+    "large_output",
+]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+
+
+class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One fault and the predictions it befalls."""
+
+    fault: Fault
+    provider: Provider | None = None
+    match: str = ""
+    """Part of the prompt."""
+    times: int | None = None
+    """How often it still applies; None: always."""
+    probability: float = 1
+    seconds: float | None = None
+    """How long, or how stale; each fault has its own default."""
+    copies: int = 3
+    """`repeat_callback`: how many are sent in all."""
+    status: int = 503
+    """`refuse_submit`: the answer's code."""
+    retry_after: int | None = None
+    """`refuse_submit`: sent as Retry-After."""
+    answer: Literal["error", "garbage", "missing"] = "error"
+    """`break_poll`, `break_jwks`: HTTP 500, no JSON, or HTTP 404."""
+    size: int = 300_000
+    """`large_output`: bytes added to the picture."""
+
+    def befalls(self, fault: Fault, provider: Provider, prompt: str) -> bool:
+        return (
+            self.fault == fault
+            and self.provider in {None, provider}
+            and self.match in prompt
+            and self.times != 0
+        )
+
+
+class Faults:
+    """The rules in force."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._rules: list[Rule] = []
+        self._at_once: dict[Fault, list[Callable[[], None]]] = defaultdict(list)
+
+    def at_once(self, fault: Fault, act: Callable[[], None]) -> None:
+        """Have a fault act in the moment it is asked for, and leave no rule behind."""
+        self._at_once[fault].append(act)
+
+    def replace(self, rules: Sequence[Rule]) -> None:
+        self._rules = [rule for rule in rules if rule.fault not in self._at_once]
+        for rule in rules:
+            for act in self._at_once.get(rule.fault, ()):
+                act()
+
+    def in_force(self) -> list[Rule]:
+        return self._rules
+
+    def take(self, fault: Fault, provider: Provider, prompt: str = "") -> Rule | None:
+        """Return the rule that applies now, having counted it as used."""
+        if "[" in prompt and f"[{fault}]" in prompt:
+            return Rule(fault=fault)
+        for rule in self._rules:
+            if rule.befalls(fault, provider, prompt) and self._rng.random() < rule.probability:
+                rule.times = rule.times and rule.times - 1
+                return rule
+        return None
+
+
+def read_rules(body: bytes) -> list[Rule]:
+    """Read a list of rules, or an object that holds one under `rules`."""
+    document: Any = msgspec.json.decode(body)
+    rules = document.get("rules", [document]) if isinstance(document, dict) else document
+    return msgspec.convert(rules, list[Rule])

@@ -1,0 +1,56 @@
+"""fal's signing keys: several are published, one signs, and no header says which."""
+
+import base64
+import hashlib
+import random
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+_PUBLISHED = 3
+
+
+class Keyring:
+    """Signs with the last key it publishes."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._keys = [self._fresh() for _ in range(_PUBLISHED)]
+        self._stranger = self._fresh()
+
+    def rotate(self) -> None:
+        """Withdraw the signing key and sign with a new one."""
+        self._keys = [*self._keys[: _PUBLISHED - 1], self._fresh()]
+
+    def published(self, *, padded: bool) -> dict[str, Any]:
+        keys = [_x(key, padded=padded) for key in self._keys]
+        return {
+            "keys": [
+                {"kty": "OKP", "crv": "Ed25519", "use": "sig", "kid": f"k{n}", "x": x}
+                for n, x in enumerate(keys)
+            ]
+        }
+
+    def headers(
+        self, request_id: str, user_id: str, at: int, body: bytes, *, forged: bool = False
+    ) -> dict[str, str]:
+        """Return the four headers that prove a body; a forged one is signed by a stranger's key."""
+        key = self._stranger if forged else self._keys[-1]
+        return {
+            "x-fal-webhook-request-id": request_id,
+            "x-fal-webhook-user-id": user_id,
+            "x-fal-webhook-timestamp": str(at),
+            "x-fal-webhook-signature": key.sign(signed_text(request_id, user_id, at, body)).hex(),
+        }
+
+    def _fresh(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(self._rng.randbytes(32))
+
+
+def signed_text(request_id: str, user_id: str, at: int, body: bytes) -> bytes:
+    return "\n".join([request_id, user_id, str(at), hashlib.sha256(body).hexdigest()]).encode()
+
+
+def _x(key: Ed25519PrivateKey, *, padded: bool) -> str:
+    text = base64.urlsafe_b64encode(key.public_key().public_bytes_raw()).decode()
+    return text if padded else text.rstrip("=")

@@ -1,0 +1,154 @@
+"""The books: every prediction, every attempt at a callback, every broken rule."""
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal
+
+from receiver.emulator.options import Provider
+from receiver.emulator.prompts import Plan
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Counted = Literal["submits", "polls", "cancels", "rejected"]
+
+PROVIDERS: tuple[Provider, ...] = ("oxen", "eachlabs", "fal")
+COUNTED: tuple[Counted, ...] = ("submits", "polls", "cancels", "rejected")
+_VIOLATIONS_KEPT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at telling somebody the outcome."""
+
+    at: float
+    status_code: int | None = None
+    error: str | None = None
+    response: str = ""
+    """The start of the answer's body."""
+
+    def row(self) -> dict[str, Any]:
+        ending = {"status_code": self.status_code} if self.error is None else {"error": self.error}
+        return {"at": self.at, **ending}
+
+
+@dataclass(slots=True, eq=False)
+class Prediction:
+    """One accepted generation and all that became of it."""
+
+    provider: Provider
+    id: str
+    model: str
+    account: str
+    """The key it was submitted with."""
+    input: dict[str, Any]
+    prompt: str
+    plan: Plan
+    origin: str
+    """Scheme and host the submit was addressed to; the base of every URL we give out."""
+    old: bool
+    """Speaks the older wire shapes."""
+    variant: int
+    """Eight random bits for what differs from one answer to the next."""
+    index: int = 0
+    """Which of several pictures asked for in one submit."""
+    callback_url: str = ""
+    secret: str = ""
+    blocking: bool = False
+    """Somebody is waiting on the connection for the outcome."""
+    retried_from: str | None = None
+    billed: int = 1
+    state: State = "queued"
+    submitted_at: float = field(default_factory=time.time)
+    started_at: float | None = None
+    completed_at: float | None = None
+    polls: int = 0
+    callback_attempts: list[Attempt] = field(default_factory=list)
+    _watchers: list[asyncio.Future[None]] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return self.state not in {"queued", "running"}
+
+    def move(self, state: State) -> None:
+        self.state = state
+        self._tell()
+
+    def attempted(self, attempt: Attempt) -> None:
+        self.callback_attempts.append(attempt)
+        self._tell()
+
+    async def until(self, condition: Callable[["Prediction"], bool]) -> None:
+        """Wait for a change after which the condition holds."""
+        while not condition(self):
+            watcher = asyncio.get_running_loop().create_future()
+            self._watchers.append(watcher)
+            await watcher
+
+    def row(self) -> dict[str, Any]:
+        return {
+            "provider": self.provider,
+            "id": self.id,
+            "model": self.model,
+            "prompt": self.prompt,
+            "billed": self.billed,
+            "status": self.state,
+            "submitted_at": self.submitted_at,
+            "completed_at": self.completed_at,
+            "callback_attempts": [attempt.row() for attempt in self.callback_attempts],
+            "polls": self.polls,
+        }
+
+    def _tell(self) -> None:
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+
+class Ledger:
+    """Remembers the latest predictions, up to a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._predictions: dict[tuple[Provider, str], Prediction] = {}
+        self._requests: Counter[tuple[Provider, Counted]] = Counter()
+        self._violations: deque[dict[str, Any]] = deque(maxlen=_VIOLATIONS_KEPT)
+
+    def add(self, prediction: Prediction) -> None:
+        self._predictions[prediction.provider, prediction.id] = prediction
+        if len(self._predictions) > self._limit:
+            del self._predictions[next(iter(self._predictions))]
+
+    def find(self, provider: Provider, prediction_id: str, account: str) -> Prediction | None:
+        """Find a prediction of this account; others' do not exist for it."""
+        found = self._predictions.get((provider, prediction_id))
+        return found if found and found.account == account else None
+
+    def latest(self, provider: Provider, account: str) -> Iterator[Prediction]:
+        for prediction in reversed(self._predictions.values()):
+            if prediction.provider == provider and prediction.account == account:
+                yield prediction
+
+    def count(self, provider: Provider, what: Counted) -> None:
+        self._requests[provider, what] += 1
+
+    def violation(self, provider: Provider, rule: str, detail: str = "") -> None:
+        entry = {"provider": provider, "rule": rule, "detail": detail, "at": time.time()}
+        self._violations.append(entry)
+
+    def report(self, limit: int | None = None) -> dict[str, Any]:
+        """Return all of it, or only the latest predictions."""
+        kept = len(self._predictions)
+        first = 0 if limit is None else max(0, kept - limit)
+        rows = islice(self._predictions.values(), first, None)
+        return {
+            "predictions": [prediction.row() for prediction in rows],
+            "requests": {
+                provider: {what: self._requests[provider, what] for what in COUNTED}
+                for provider in PROVIDERS
+            },
+            "violations": list(self._violations),
+        }

@@ -1,0 +1,63 @@
+"""What the emulator can be told before it starts."""
+
+from typing import Literal
+
+import msgspec
+
+Provider = Literal["oxen", "eachlabs", "fal"]
+Shape = Literal["new", "old", "mixed"]
+
+
+class Schedule(msgspec.Struct, frozen=True):
+    """When a provider tries a callback, and when it stops; all in seconds."""
+
+    waits: tuple[float, ...]
+    first_timeout: float
+    later_timeout: float
+    lifetime: float = float("inf")
+    """No attempt is made after this; fal stops when the stored result expires."""
+    lifetime_large: float = float("inf")
+    """The same for bodies of 10 KB and more."""
+    redirect_is_final: bool = False
+
+
+EACHLABS_CALLBACKS = Schedule(waits=(10, 10), first_timeout=30, later_timeout=30)
+FAL_CALLBACKS = Schedule(
+    waits=tuple(min(2.0 * 2**n, 139.0) for n in range(31)),
+    first_timeout=15,
+    later_timeout=120,
+    lifetime=3600,
+    lifetime_large=360,
+    redirect_is_final=True,
+)
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How the three providers behave when no prompt and no fault says otherwise."""
+
+    generation: float = 0.8
+    """Seconds a picture takes; a fifth of them are spent queued."""
+    jitter: float = 0.25
+    """Share by which each generation may be shorter or longer."""
+    shape: Shape = "new"
+    """Generation of the wire shapes; `mixed` draws one for each prediction."""
+    keep_alive: float = 15
+    """Seconds between comments on an event stream."""
+    stray_events: float = 0.05
+    """Chance that Oxen's stream carries an unrelated event before one of ours."""
+    time_scale: float = 1
+    """Multiplies every wait and timeout of the callback schedules."""
+    eachlabs_callbacks: Schedule = EACHLABS_CALLBACKS
+    fal_callbacks: Schedule = FAL_CALLBACKS
+    eachlabs_in_flight: int | None = 10
+    """Unfinished predictions per key; None lifts the limit."""
+    eachlabs_per_minute: int | None = 100
+    """Requests of every kind per key and minute; None lifts the limit."""
+    fal_concurrency: int | None = None
+    """Predictions in progress at once (a new account has 2); None lifts the limit."""
+    api_keys: frozenset[str] | None = None
+    """Keys that are let in; None lets any non-empty key in."""
+    ledger_size: int = 200_000
+    """Predictions remembered; the oldest are forgotten first."""
+    seed: int | None = None
+    """Makes ids, jitter, shapes and signing keys repeatable."""

@@ -1,0 +1,312 @@
+"""Oxen.ai: a queue that calls nobody, an event stream that waits for nobody, and its sync twin."""
+
+import base64
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from receiver.emulator import pictures, wire
+from receiver.emulator.ledger import Attempt, Prediction, State
+from receiver.emulator.prompts import Failure
+from receiver.emulator.wire import EventStream, Refusal, answer, guarded
+from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, picture_names
+
+STATUSES: dict[State, str] = {
+    "queued": "queued",
+    "running": "processing",
+    "succeeded": "succeeded",
+    "failed": "failed",
+    "cancelled": "cancelled",
+}
+REASONS: dict[Failure, str] = {
+    "model": "The model failed to generate an image",
+    "moderated": "Prompt was blocked by the content policy",
+    "timeout": "Generation timed out",
+    "prompt": "Prompt cannot be empty",
+    "parameter": "Unexpected parameter for this model",
+}
+_OWN_PARAMETERS = {"model", "num_generations", "target_namespace"}
+_MOST = 4
+_CALLS_BACK = ("webhook", "callback")
+_MODELS = ("nano-banana", "nano-banana-2", "google-nano-banana-pro")
+_URL_LIFE = 3600
+
+
+class Oxen:
+    """Routes under `/oxen`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._streams: set[EventStream] = set()
+        world.studio.on_finish["oxen"] = self._push
+        world.faults.at_once("cut_stream", self._cut)
+
+    def routes(self) -> list[BaseRoute]:
+        queue, ai = "/oxen/api/ai/queue", "/oxen/api/ai"
+        return [
+            self._route(queue, self._submit, "POST"),
+            self._route(queue, self._list, "GET"),
+            self._route(queue + "/{id}", self._get, "GET"),
+            self._route(queue + "/{id}", self._cancel, "DELETE"),
+            self._route(queue + "/{id}/retry", self._retry, "POST"),
+            self._route("/oxen/api/events", self._events, "GET"),
+            self._route(ai + "/images/generate", self._image, "POST"),
+            self._route(ai + "/images/edit", self._image, "POST"),
+            self._route(ai + "/models", self._models, "GET"),
+            self._route(ai + "/models/search", self._models, "GET"),
+            self._route(ai + "/models/{id:path}", self._model, "GET"),
+        ]
+
+    def start(self) -> None:
+        """Begin to comment on idle streams."""
+        self._world.timers.after(self._world.options.keep_alive, self._keep_alive)
+
+    def _route(self, path: str, handler: wire.Handler, method: str) -> Route:
+        return Route(path, guarded(self._account, handler), methods=[method])
+
+    def _account(self, request: Request) -> str:
+        key = wire.credential(request, "Bearer")
+        if not self._world.knows(key):
+            raise Refusal(_refused(401, "unauthenticated", "Unauthorized"))
+        return key
+
+    async def _submit(self, request: Request, account: str) -> Response:
+        body = await wire.read_object(request) or {}
+        prompt = wire.text_of(body.get("prompt"))
+        if problem := self._problem(body, prompt):
+            self._world.ledger.count("oxen", "rejected")
+            return problem
+        predictions = [
+            self._described(request, account, body, index)
+            for index in range(body.get("num_generations", 1))
+        ]
+        rows = [
+            {"generation_id": one.id, "status": "processing" if predictions[0].old else "queued"}
+            for one in predictions
+        ]
+        return await self._world.accept(predictions, answer({"generations": rows}))
+
+    def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
+        """Return the refusal for what is checked at enqueue; the rest fails later."""
+        if rule := self._world.obstacle("oxen", prompt):
+            return _refused(rule.status, "unknown_error", "Unavailable", rule.retry_after)
+        count = body.get("num_generations", 1)
+        if type(count) is not int or not 1 <= count <= _MOST:
+            detail = f"num_generations must be an integer between 1 and {_MOST}"
+            return _refused(400, "invalid_params", detail)
+        if "[refuse]" in prompt:
+            return _refused(402, "invalid_params", "Insufficient credits")
+        return _model_problem(body.get("model"))
+
+    def _described(
+        self, request: Request, account: str, body: Mapping[str, Any], index: int = 0
+    ) -> Prediction:
+        inputs = {name: value for name, value in body.items() if name not in _OWN_PARAMETERS}
+        model = wire.text_of(body.get("model"))
+        prediction = self._world.prediction("oxen", request, account, model, inputs, index=index)
+        for name in inputs:
+            if any(word in name.lower() for word in _CALLS_BACK):
+                self._world.ledger.violation("oxen", "webhook_parameter", name)
+                prediction.plan = prediction.plan.failing("parameter")
+        return prediction
+
+    async def _list(self, request: Request, account: str) -> Response:
+        self._world.ledger.count("oxen", "polls")
+        query = request.query_params
+        if query.get("media_type", "image") != "image":
+            return answer({"count": 0, "generations": []})
+        statuses = {query["status"]} if "status" in query else {"queued", "processing"}
+        rows = [
+            _row(prediction)
+            for prediction in self._world.ledger.latest("oxen", account)
+            if STATUSES[prediction.state] in statuses
+            and query.get("model", prediction.model) == prediction.model
+        ]
+        return answer({"count": len(rows), "generations": rows})
+
+    async def _get(self, request: Request, account: str) -> Response:
+        return answer(_row(self._find(request, account, polled=True)))
+
+    async def _cancel(self, request: Request, account: str) -> Response:
+        self._world.ledger.count("oxen", "cancels")
+        prediction = self._find(request, account)
+        self._world.studio.cancel(prediction)
+        return answer({"status": "success", "generation_id": prediction.id})
+
+    async def _retry(self, request: Request, account: str) -> Response:
+        original = self._find(request, account)
+        if original.state == "succeeded":
+            return _refused(400, "invalid_params", "A finished generation cannot be retried")
+        self._world.studio.cancel(original)
+        body = {**original.input, "model": original.model}
+        again = self._described(request, account, body, original.index)
+        again.retried_from = original.id
+        return await self._world.accept([again], answer(_row(again)))
+
+    async def _events(self, request: Request, account: str) -> Response:
+        return wire.event_stream(self._listen(request, account))
+
+    async def _listen(self, request: Request, account: str) -> Any:
+        stream = EventStream(account)
+        self._streams.add(stream)
+        try:
+            async for chunk in stream.chunks(request):
+                yield chunk
+        finally:
+            self._streams.discard(stream)
+
+    async def _image(self, request: Request, account: str) -> Response:
+        body = await wire.read_object(request) or {}
+        prompt = wire.text_of(body.get("prompt"))
+        problem = self._problem(body, prompt) if prompt else _refused_plainly(REASONS["prompt"])
+        if problem:
+            self._world.ledger.count("oxen", "rejected")
+            return problem
+        prediction = await self._world.run(self._described(request, account, body))
+        if prediction.plan.failure:
+            return _refused_plainly(REASONS[prediction.plan.failure], 500)
+        images = [_image(prediction, name) for name in picture_names(prediction)]
+        created = int(prediction.submitted_at)
+        return answer({"model": prediction.model, "created": created, "images": images})
+
+    async def _models(self, request: Request, _account: str) -> Response:
+        wanted = request.query_params.get("search", "")
+        found = [self._described_model(name) for name in _MODELS if wanted in name]
+        return answer({"object": "list", "data": found})
+
+    async def _model(self, request: Request, _account: str) -> Response:
+        name = request.path_params["id"]
+        return _model_problem(name) or answer(self._described_model(name))
+
+    def _described_model(self, name: str) -> dict[str, Any]:
+        schema = "json_request_schema" if self._world.old() else "request_schema"
+        return {
+            "id": name,
+            "object": "model",
+            "display_name": name.replace("-", " ").title(),
+            "owned_by": "emulator",
+            "endpoint": "/images/edit",
+            "capabilities": {"input": ["text", "image"], "output": ["image"]},
+            "pricing": {"method": "per_image"},
+            schema: _SCHEMA,
+        }
+
+    def _find(self, request: Request, account: str, *, polled: bool = False) -> Prediction:
+        find = self._world.find_polled if polled else self._world.ledger.find
+        prediction = find("oxen", request.path_params["id"], account)
+        if prediction is None:
+            raise Refusal(_refused(404, "resource_not_found", "Resource not found"))
+        return prediction
+
+    def _push(self, prediction: Prediction) -> None:
+        if prediction.blocking:
+            return
+        if self._world.faults.take("cut_stream", "oxen", prediction.prompt):
+            self._cut()
+        self._world.pushes.push(prediction, lambda: self._broadcast(prediction))
+
+    def _broadcast(self, prediction: Prediction) -> None:
+        """Tell the account's listeners of this moment; there is no second chance."""
+        world, at = self._world, time.time()
+        listeners = [stream for stream in self._streams if stream.account == prediction.account]
+        if not listeners or world.faults.take("silence_stream", "oxen", prediction.prompt):
+            prediction.attempted(Attempt(at, error="nobody was told"))
+            return
+        chunk = wire.event(_event(prediction), "media_generation_completed")
+        if world.rng.random() < world.options.stray_events:
+            chunk = wire.event({"deployment_id": world.new_id()}, "deployment_updated") + chunk
+        for stream in listeners:
+            stream.send(chunk)
+        prediction.attempted(Attempt(at, 200))
+
+    def _keep_alive(self) -> None:
+        if not self._world.faults.take("silence_stream", "oxen"):
+            for stream in self._streams:
+                stream.send(wire.KEEP_ALIVE)
+        self.start()
+
+    def _cut(self) -> None:
+        for stream in self._streams:
+            stream.cut()
+
+
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["prompt"],
+    "properties": {
+        "prompt": {"type": "string"},
+        "input_image": {"type": "array", "items": {"type": "string"}},
+        "aspect_ratio": {
+            "type": "string",
+            "default": "16:9",
+            "enum": ["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3"],
+        },
+    },
+}
+
+
+def _refused(status: int, kind: str, title: str, retry_after: int | None = None) -> Response:
+    body = {"error": {"type": kind, "title": title}, "status": "error", "status_message": kind}
+    headers = None if retry_after is None else {"retry-after": str(retry_after)}
+    return answer(body, status, headers)
+
+
+def _refused_plainly(message: str, status: int = 400) -> Response:
+    return answer({"error": {"message": message}}, status)
+
+
+def _model_problem(model: object) -> Response | None:
+    if not isinstance(model, str) or model in {"", NO_SUCH_MODEL}:
+        return _refused(404, "resource_not_found", f"Model not found: {model or ''}")
+    if model == TEXT_ONLY:
+        return _refused(400, "invalid_params", ":unsupported_media_type")
+    return None
+
+
+def _row(prediction: Prediction) -> dict[str, Any]:
+    """Return the queue row; what was submitted is echoed beside our own fields."""
+    succeeded, failure = prediction.state == "succeeded", prediction.plan.failure
+    failed = prediction.state == "failed" and failure is not None
+    row = prediction.input | {
+        "generation_id": prediction.id,
+        "model" if prediction.old else "model_name": prediction.model,
+        "prompt": prediction.prompt,
+        "media_type": "image",
+        "status": STATUSES[prediction.state],
+        "result_url": _url(prediction) if succeeded else None,
+        "error_message": REASONS[failure] if failed and failure else None,
+        "enqueued_at": int(prediction.submitted_at),
+        "started_at": _seconds(prediction.started_at),
+        "completed_at": _seconds(prediction.completed_at),
+    }
+    return row | ({"retried_from_id": prediction.retried_from} if prediction.retried_from else {})
+
+
+def _event(prediction: Prediction) -> dict[str, Any]:
+    event = {
+        "generation_id": prediction.id,
+        "status": STATUSES[prediction.state],
+        "media_type": "image",
+    }
+    if prediction.plan.failure:
+        return event | {"error": REASONS[prediction.plan.failure]}
+    expires = int(time.time()) + _URL_LIFE
+    return event | {"model": prediction.model, "url": f"{_url(prediction)}?expires={expires}"}
+
+
+def _url(prediction: Prediction) -> str:
+    return f"{prediction.origin}/files/{picture_names(prediction)[0]}"
+
+
+def _image(prediction: Prediction, name: str) -> dict[str, str]:
+    if prediction.input.get("response_format") == "b64_json":
+        return {"b64_json": base64.b64encode(pictures.draw(name) or b"").decode()}
+    return {"url": f"{prediction.origin}/files/{name}"}
+
+
+def _seconds(at: float | None) -> int | None:
+    return None if at is None else int(at)

@@ -1,0 +1,46 @@
+"""What a prompt asks for between square brackets."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from receiver.emulator.options import Options
+
+Failure = Literal["model", "moderated", "timeout", "prompt", "parameter"]
+
+QUEUED_SHARE = 0.2
+"""Part of a generation that is spent waiting for a machine."""
+_PACE = {"[fast]": 0.0, "[slow]": 10.0}
+_FAILURES: dict[str, Failure] = {
+    "[fail]": "model",
+    "[moderated]": "moderated",
+    "[timeout]": "timeout",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one prediction will go."""
+
+    queued: float
+    running: float | None
+    """None: it never ends."""
+    failure: Failure | None
+
+    def failing(self, failure: Failure) -> "Plan":
+        return replace(self, failure=failure)
+
+
+def read(prompt: str, inputs: Mapping[str, Any], options: Options, rng: random.Random) -> Plan:
+    """Plan a prediction from its input."""
+    seconds = options.generation * rng.uniform(1 - options.jitter, 1 + options.jitter)
+    seconds *= next((pace for word, pace in _PACE.items() if word in prompt), 1.0)
+    running = None if "[never]" in prompt else seconds * (1 - QUEUED_SHARE)
+    return Plan(seconds * QUEUED_SHARE, running, _failure(prompt, inputs))
+
+
+def _failure(prompt: str, inputs: Mapping[str, Any]) -> Failure | None:
+    if not prompt and not any("image" in name or "video" in name for name in inputs):
+        return "prompt"
+    return next((failure for word, failure in _FAILURES.items() if word in prompt), None)

@@ -1,0 +1,160 @@
+"""Everything the providers share, and the desk where a submit is taken in."""
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from receiver.emulator import pictures, prompts, wire
+from receiver.emulator.courier import Courier, Timers
+from receiver.emulator.faults import Faults, Rule
+from receiver.emulator.ledger import Ledger, Prediction
+from receiver.emulator.options import Options, Provider
+from receiver.emulator.pushes import Pushes
+from receiver.emulator.studio import Studio
+
+NO_SUCH_MODEL = "no-such-model"
+TEXT_ONLY = "text-only"
+_EARLY_PATIENCE = 1.0
+
+
+class World:
+    """One emulator's state."""
+
+    def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
+        self.options = options
+        self.clock = clock
+        self.rng = random.Random(options.seed)  # noqa: S311 - variety, not secrecy
+        self.ledger = Ledger(options.ledger_size)
+        self.faults = Faults(self.rng)
+        self.timers = Timers()
+        self.courier = Courier(self.timers, options.time_scale)
+        self.pushes = Pushes(self.faults, self.timers)
+        self.studio = Studio(self.timers, {"fal": options.fal_concurrency})
+
+    async def close(self) -> None:
+        self.timers.closed = True
+        await self.courier.close()
+
+    def knows(self, key: str) -> bool:
+        keys = self.options.api_keys
+        return bool(key) if keys is None else key in keys
+
+    def old(self) -> bool:
+        """Decide whether the next answer speaks the older shape."""
+        shape = self.options.shape
+        return shape == "old" or (shape == "mixed" and self.rng.random() < 0.5)  # noqa: PLR2004 - evens
+
+    def new_id(self) -> str:
+        return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
+
+    def prediction(
+        self,
+        provider: Provider,
+        request: Request,
+        account: str,
+        model: str,
+        inputs: Mapping[str, Any],
+        **more: Any,
+    ) -> Prediction:
+        """Describe a prediction that has not been accepted yet."""
+        prompt = wire.text_of(inputs.get("prompt"))
+        return Prediction(
+            provider=provider,
+            id=self.new_id(),
+            model=model,
+            account=account,
+            input=dict(inputs),
+            prompt=prompt,
+            plan=prompts.read(prompt, inputs, self.options, self.rng),
+            origin=wire.origin(request),
+            old=self.old(),
+            variant=self.rng.getrandbits(8),
+            **more,
+        )
+
+    def obstacle(self, provider: Provider, prompt: str) -> Rule | None:
+        """Return the rule that refuses this submit; hang up if one drops it before it is billed."""
+        if self.faults.take("drop_submit", provider, prompt):
+            raise wire.Refusal(wire.HangUp())
+        return self.faults.take("refuse_submit", provider, prompt)
+
+    def bill(self, predictions: Sequence[Prediction]) -> None:
+        """Enter them in the books and start the work: from here on they cost money."""
+        self.ledger.count(predictions[0].provider, "submits")
+        for prediction in predictions:
+            self.ledger.add(prediction)
+            self.studio.start(prediction)
+
+    async def accept(self, predictions: Sequence[Prediction], response: Response) -> Response:
+        """Bill, start and answer, unless a fault upsets the order or eats the answer."""
+        self.bill(predictions)
+        first = predictions[0]
+        if rule := self.faults.take("early_callback", first.provider, first.prompt):
+            await self._finish_early(predictions, rule.seconds)
+        if rule := self.faults.take("stall_submit", first.provider, first.prompt):
+            return wire.HangUp(rule.seconds or 0)
+        return response
+
+    async def run(self, prediction: Prediction) -> Prediction:
+        """Bill a prediction whose caller waits, and wait with it."""
+        prediction.blocking = True
+        self.bill([prediction])
+        if rule := self.faults.take("stall_submit", prediction.provider, prediction.prompt):
+            raise wire.Refusal(wire.HangUp(rule.seconds or 0))
+        await prediction.until(lambda p: p.finished)
+        return prediction
+
+    def find_polled(
+        self, provider: Provider, prediction_id: str, account: str
+    ) -> Prediction | None:
+        """Find what a poll asks for and count the poll; a fault may break the answer."""
+        self.ledger.count(provider, "polls")
+        prediction = self.ledger.find(provider, prediction_id, account)
+        rule = self.faults.take("break_poll", provider, prediction.prompt if prediction else "")
+        if rule:
+            raise wire.Refusal(broken(rule))
+        if prediction:
+            prediction.polls += 1
+        return prediction
+
+    async def _finish_early(self, predictions: Sequence[Prediction], seconds: float | None) -> None:
+        for prediction in predictions:
+            self.studio.finish(prediction)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_EARLY_PATIENCE if seconds is None else seconds):
+                for prediction in predictions:
+                    await prediction.until(lambda p: bool(p.callback_attempts))
+
+
+def broken(rule: Rule) -> Response:
+    """Return the useless answer a rule asks for."""
+    if rule.answer == "garbage":
+        return Response("<html>not what you wanted", media_type="text/html")
+    status = 404 if rule.answer == "missing" else 500
+    return wire.answer({"error": {"message": "broken on request"}}, status)
+
+
+def picture_names(prediction: Prediction) -> list[str]:
+    """Name the pictures a prediction makes: as many as it asked for, one to four."""
+    inputs = prediction.input
+    asked = str(inputs.get("num_images") or inputs.get("num_outputs") or 1)
+    count = min(max(int(asked), 1), 4) if asked.isdecimal() else 1
+    ratio = wire.text_of(inputs.get("aspect_ratio"))
+    first = prediction.index
+    return [pictures.name_for(prediction.prompt, first + n, ratio) for n in range(count)]
+
+
+def picture_urls(world: World, prediction: Prediction) -> list[str]:
+    """Return where the pictures are, or the pictures themselves as data URIs."""
+    names = picture_names(prediction)
+    rule = world.faults.take("large_output", prediction.provider, prediction.prompt)
+    if rule or prediction.input.get("sync_mode") is True:
+        return [pictures.data_uri(name, rule.size if rule else 0) for name in names]
+    return [f"{prediction.origin}/files/{name}" for name in names]

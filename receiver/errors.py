@@ -1,0 +1,72 @@
+"""Every error of ours, sorted by what the one who catches it must do.
+
+ReceiverError
+├── SettingsError         the operator mends the environment (all problems at once)
+├── HandlerError          the operator mends a handler file (with file and line)
+├── StoreUnusable         the operator mends the database (in use, too new, not a database)
+├── StoreUnavailable      come back later: nothing was written (503)
+├── KeysUnavailable       come back later: a provider's public keys cannot be had (503)
+├── Unproved              refuse: not shown to come from the provider (401)
+├── Unreadable            proved, but not understood: keep it and go and ask the provider
+└── Problem               the caller of /v1 mends the request (RFC 9457)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ReceiverError(Exception):
+    """Whatever the receiver raises on purpose."""
+
+
+class SettingsError(ReceiverError):
+    """Say every problem of the environment in one message."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(
+            "\n".join(["these settings need mending:", *(f"  - {p}" for p in problems)])
+        )
+        self.problems = tuple(problems)
+
+
+class HandlerError(ReceiverError):
+    """A handler was registered wrongly; the message starts with its file and line."""
+
+
+class StoreUnusable(ReceiverError):
+    """The database cannot be opened at all; the message says what to do."""
+
+
+class StoreUnavailable(ReceiverError):
+    """The database did not take the write (disk full, read-only, …); nothing was kept."""
+
+
+class KeysUnavailable(ReceiverError):
+    """A provider's public keys could not be fetched, so nothing can be proved yet."""
+
+
+class Unproved(ReceiverError):
+    """A callback was not shown to come from its provider.
+
+    `reason` is one of a few fixed words, fit for logs and counters; it never quotes the request.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Unreadable(ReceiverError):
+    """Bytes that are proved to come from a provider, but make no sense to its adapter."""
+
+
+class Problem(ReceiverError):
+    """An answer to a caller of /v1 as problem details; `type` is a stable slug."""
+
+    def __init__(self, status: int, type: str, detail: str, **extra: object) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.type = type
+        self.detail = detail
+        self.extra = extra

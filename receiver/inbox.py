@@ -1,0 +1,277 @@
+"""The one door: whatever is learnt of a prediction, pushed, streamed or polled, enters here.
+
+A callback is proved over its raw bytes before anything is parsed; a stream event or a poll answer
+is proved by our own connection and key. Then all take the same way: read, advance, and one
+transaction that holds the evidence, the new state, the event and what is owed to handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+
+from receiver.dispatch.registry import Registry
+from receiver.errors import Unproved, Unreadable
+from receiver.model import TERMINAL, Channel, Error, Outcome, OutcomeKind, Status, advance, new_id
+from receiver.providers.base import Callback, Provider
+from receiver.store.values import Arrival, Known, Ruling, Taken
+from receiver.tokens import Tokens
+
+log = structlog.get_logger("receiver")
+
+_SECRET_HEADERS: Final = frozenset({b"x-webhook-secret", b"authorization", b"cookie"})
+_MOST_PARKED: Final = 1000
+
+
+class Accepts(Protocol):
+    """What the inbox needs of the store."""
+
+    async def accept(self, arrival: Arrival) -> Taken: ...
+    async def find(self, provider: str, provider_id: str) -> str | None: ...
+
+
+Keys = Callable[[bool], Awaitable[Sequence[bytes]]]
+"""Gives a provider's public keys; True: fetch them anew if that is allowed again."""
+
+
+class Waiters:
+    """Those in this process who wait for news of a prediction."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, set[asyncio.Event]] = {}
+
+    @contextmanager
+    def watch(self, prediction_id: str) -> Iterator[asyncio.Event]:
+        """Give an event that is set at the next news; watch first, then look, then wait."""
+        event = asyncio.Event()
+        watchers = self._events.setdefault(prediction_id, set())
+        watchers.add(event)
+        try:
+            yield event
+        finally:
+            watchers.discard(event)
+            if not watchers:
+                self._events.pop(prediction_id, None)
+
+    def tell(self, prediction_id: str) -> None:
+        for event in self._events.get(prediction_id, ()):
+            event.set()
+
+    def tell_all(self) -> None:
+        for prediction_id in list(self._events):
+            self.tell(prediction_id)
+
+
+class Inbox:
+    """Proves, reads and records; whatever may run a handler or free a place goes on from here.
+
+    `on_event(handlers)` is called after a commit that owes deliveries, `on_change(provider, id,
+    verdict)` after every commit that may matter to outbound.
+    """
+
+    def __init__(
+        self,
+        store: Accepts,
+        providers: Mapping[str, Provider],
+        tokens: Tokens,
+        registry: Registry,
+        public_keys: Keys,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._providers = providers
+        self._tokens = tokens
+        self._registry = registry
+        self._public_keys = public_keys
+        self._clock = clock
+        self._parked: OrderedDict[tuple[str, str], tuple[Outcome, bytes]] = OrderedDict()
+        self.waiters = Waiters()
+        self.on_event: Callable[[tuple[str, ...]], None] = lambda _handlers: None
+        self.on_change: Callable[[str, str, str], None] = lambda _provider, _id, _verdict: None
+
+    async def callback(self, provider_name: str, token: str, callback: Callback) -> Taken:
+        """Take a pushed callback. Raises Unproved, KeysUnavailable or StoreUnavailable."""
+        provider = self._providers[provider_name]
+        prediction_id = self._tokens.open_callback(provider_name, token)
+        proved_id = await self._prove(provider, prediction_id, callback)
+        try:
+            outcome = provider.read(callback.body)
+        except Unreadable:
+            # It is the provider's, so it means something: keep it, and ask what.
+            outcome = Outcome(kind="ask", provider_id=proved_id)
+        return await self.take(
+            Arrival(
+                prediction_id=prediction_id,
+                provider=provider_name,
+                channel="webhook",
+                outcome=outcome,
+                at=callback.at,
+                judge=self._judge,
+                headers=_headers(callback),
+                body=callback.body,
+                proved_id=proved_id,
+            )
+        )
+
+    async def learned(
+        self,
+        provider_name: str,
+        prediction_id: str,
+        channel: Channel,
+        outcome: Outcome,
+        body: bytes,
+    ) -> Taken:
+        """Take what our own connection was told: a poll's answer, or a blocking call's."""
+        return await self.take(
+            Arrival(
+                prediction_id=prediction_id,
+                provider=provider_name,
+                channel=channel,
+                outcome=outcome,
+                at=self._clock(),
+                judge=self._judge,
+                body=body,
+            )
+        )
+
+    async def heard(self, provider_name: str, outcome: Outcome, body: bytes) -> Taken | None:
+        """Take a stream event; park it if its prediction is not known (yet)."""
+        if outcome.provider_id is None:
+            return None
+        # Parked before the look: whoever stores the id looks here after, so one of us sees both.
+        key = (provider_name, outcome.provider_id)
+        self._parked[key] = (outcome, body)
+        while len(self._parked) > _MOST_PARKED:
+            self._parked.popitem(last=False)
+        prediction_id = await self._store.find(provider_name, outcome.provider_id)
+        if prediction_id is None:
+            return None
+        return await self.unpark(provider_name, outcome.provider_id, prediction_id)
+
+    async def unpark(
+        self, provider_name: str, provider_id: str, prediction_id: str
+    ) -> Taken | None:
+        """Take the stream event that came before its prediction's id was stored, if one did."""
+        parked = self._parked.pop((provider_name, provider_id), None)
+        if parked is None:
+            return None
+        outcome, body = parked
+        return await self.learned(provider_name, prediction_id, "sse", outcome, body)
+
+    async def verdict(
+        self,
+        provider_name: str,
+        prediction_id: str,
+        error: Error,
+        *,
+        only_from: frozenset[Status],
+        channel: Channel | None = None,
+        body: bytes = b"",
+    ) -> Taken:
+        """End a prediction by our own verdict: refused, expired, canceled before it was sent."""
+        kind: OutcomeKind = "canceled" if error.code == "canceled" else "failed"
+        return await self.take(
+            Arrival(
+                prediction_id=prediction_id,
+                provider=provider_name,
+                channel=channel,
+                outcome=Outcome(kind=kind, error=error),
+                at=self._clock(),
+                judge=self._judge,
+                body=body,
+                only_from=only_from,
+            )
+        )
+
+    async def take(self, arrival: Arrival) -> Taken:
+        """Record one outcome, exactly once, and wake whoever it concerns."""
+        taken = await self._store.accept(arrival)
+        if taken.verdict == "mismatch":
+            raise Unproved("id_mismatch")
+        if taken.verdict != "noted":
+            log.info(
+                "outcome.taken",
+                provider=arrival.provider,
+                prediction=arrival.prediction_id,
+                channel=arrival.channel,
+                outcome=arrival.outcome.kind,
+                verdict=taken.verdict,
+                reason=taken.reason,
+                event_id=taken.event_id,
+            )
+        self.on_event(taken.handlers)
+        self.on_change(arrival.provider, arrival.prediction_id, taken.verdict)
+        if taken.verdict == "accepted":
+            self.waiters.tell(arrival.prediction_id)
+        return taken
+
+    def match(self, known: Known, event_type: str) -> list[str]:
+        """Name the handlers that want the event of a prediction."""
+        metadata: dict[str, Any] = (
+            msgspec.json.decode(known.metadata) if self._registry.wants_metadata else {}
+        )
+        return self._registry.match(event_type, known.provider, known.model, metadata)
+
+    async def _prove(
+        self, provider: Provider, prediction_id: str, callback: Callback
+    ) -> str | None:
+        now = self._clock()
+        if provider.proof != "public_keys":
+            secrets = self._tokens.webhook_secrets(prediction_id)
+            return provider.authenticate(callback, now=now, keys=secrets)
+        keys = await self._public_keys(False)
+        try:
+            return provider.authenticate(callback, now=now, keys=keys)
+        except Unproved as error:
+            if error.reason != "bad_signature":
+                raise
+        # The provider may have changed its keys: look once more, as often as that is allowed.
+        keys = await self._public_keys(True)
+        return provider.authenticate(callback, now=now, keys=keys)
+
+    def _judge(self, known: Known, arrival: Arrival) -> Ruling:
+        """Rule on an arrival; pure but for the ids it makes, and run inside the transaction."""
+        if arrival.provider != known.provider or not _agrees(known, arrival):
+            return Ruling(verdict="mismatch", status=known.status, reason="another's")
+        verdict, status, reason = advance(known.status, known.provider_id, arrival.outcome)
+        if verdict != "accepted" or status not in TERMINAL:
+            return Ruling(verdict=verdict, status=status, reason=reason)
+        event_type = f"prediction.{status}"
+        return Ruling(
+            verdict=verdict,
+            status=status,
+            reason=reason,
+            event_id=new_id("evt", arrival.at),
+            event_type=event_type,  # type: ignore[arg-type] # a terminal status names an event type
+            deliveries=tuple(
+                (new_id("dlv", arrival.at), name) for name in self.match(known, event_type)
+            ),
+        )
+
+
+def _agrees(known: Known, arrival: Arrival) -> bool:
+    """Hold the id that the proof covers against the body's and against our own submit's."""
+    if arrival.proved_id is None:
+        return True
+    outcome = arrival.outcome
+    named = {outcome.provider_id, outcome.also_known_as} - {None}
+    if named and arrival.proved_id not in named:
+        return False
+    return bool(named) or known.provider_id in {None, arrival.proved_id}
+
+
+def _headers(callback: Callback) -> str:
+    kept = [
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, value in callback.headers
+        if name not in _SECRET_HEADERS
+    ]
+    return msgspec.json.encode(kept).decode()

@@ -1,0 +1,101 @@
+"""structlog set-up, redaction, and the list of event names.
+
+One line says one thing: a dotted event name and the ids as fields. Callback bodies, signatures,
+inputs and keys are never fields; `redact` is the net below that rule.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final, TextIO
+
+import msgspec
+import structlog
+
+EVENTS: Final = frozenset(
+    {
+        "receiver.started",
+        "receiver.stopping",
+        "receiver.stopped",
+        "settings.warning",
+        "request.failed",
+        "callback.rejected",
+        "outcome.taken",
+        "submit.accepted",
+        "submit.postponed",
+        "submit.rejected",
+        "submit.unconfirmed",
+        "poll.failed",
+        "cancel.failed",
+        "prediction.expired",
+        "keys.fetched",
+        "keys.failed",
+        "stream.connected",
+        "stream.lost",
+        "stream.unknown",
+        "store.unavailable",
+        "store.recovered",
+        "handler.registered",
+        "handler.missing",
+        "handler.attempt",
+        "handler.stuck",
+        "loop.blocked",
+        "task.failed",
+    }
+)
+"""Every event name of ours; a test holds the code against it."""
+
+SECRET_WORDS: Final = ("secret", "token", "authorization", "api_key", "signature", "password")
+
+
+def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Hide the value of every field whose name sounds like a secret."""
+    for name in event:
+        if any(word in name.lower() for word in SECRET_WORDS):
+            event[name] = "**********"
+    return event
+
+
+def configure(fmt: str | None, level: str, stream: TextIO | None = None) -> None:
+    """Send structlog and the standard library's loggers to one stream, in one form."""
+    out = stream or sys.stderr
+    console = fmt == "console" or (fmt is None and out.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        redact,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+    ]
+    last: list[Any] = (
+        [structlog.dev.ConsoleRenderer(colors=out.isatty())]
+        if console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dumps)]
+    )
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(out),
+        cache_logger_on_first_use=True,
+    )
+    _adopt_standard_library(shared, last, level, out)
+
+
+def _adopt_standard_library(shared: list[Any], last: list[Any], level: str, out: TextIO) -> None:
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for name in ("httpx", "httpcore"):
+        # They log whole URLs at info, and a submit's URL carries the callback token.
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _dumps(event: Mapping[str, Any], **_: Any) -> str:
+    return msgspec.json.encode(event, enc_hook=repr).decode()

@@ -1,0 +1,346 @@
+"""What a provider adapter is, and the few checks that all adapters share.
+
+An adapter does no I/O. It turns values into unsent requests and bytes into values:
+
+    request(ticket, hook)      the submit            accepted(ticket, answer)  -> Receipt
+    authenticate(callback, …)  proof or Unproved     read(body)                -> Outcome
+    poll(ticket)               how to ask            polled(ticket, answer)    -> Outcome | Follow
+    cancel(ticket)             how to stop it
+
+To add a provider: write one file beside this one, one folder of samples in `tests/samples/`, and
+one line in `providers/__init__.py`. The contract suite does the rest.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, Literal, Protocol, runtime_checkable
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from receiver.errors import Problem, Unproved, Unreadable
+from receiver.model import Error, ErrorCode, Outcome, Output, Ticket
+
+LONGEST_MESSAGE: Final = 2000
+LONGEST_ID: Final = 200
+
+
+class Callback(msgspec.Struct, frozen=True):
+    """The raw request a provider sent us; nothing of it is believed yet."""
+
+    headers: Sequence[tuple[bytes, bytes]]
+    """Names in lower case, as ASGI gives them."""
+    body: bytes
+    at: float
+    """Unix seconds of its arrival."""
+
+    def header(self, name: bytes) -> bytes:
+        """Give the one value of a header; missing or repeated is Unproved."""
+        values = [value for key, value in self.headers if key == name]
+        if len(values) != 1:
+            raise Unproved("missing_header" if not values else "repeated_header")
+        return values[0]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A provider's HTTP answer, whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Any mapping that finds names in any case, as httpx's does."""
+    body: bytes
+    at: float = 0.0
+
+
+class Hook(msgspec.Struct, frozen=True):
+    """Where and with what secret a provider should call back."""
+
+    url: str
+    secret: str
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The provider took the submit and named it."""
+
+    provider_id: str
+    links: dict[str, str] = {}
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The provider will never take this submit; `message` is in its own words."""
+
+    message: str
+
+
+class Postponed(msgspec.Struct, frozen=True):
+    """The provider took nothing now; `after` is the wait it asked for, in seconds."""
+
+    message: str
+    after: float | None = None
+    whole_provider: bool = False
+    """True where it speaks of all our requests (429), so that the others should wait too."""
+
+
+class Ambiguous(msgspec.Struct, frozen=True):
+    """Nobody can say whether the provider took the submit."""
+
+    message: str
+
+
+Receipt = Accepted | Refused | Postponed | Ambiguous | Outcome
+
+
+class Follow(msgspec.Struct, frozen=True):
+    """The answer to a poll is not the whole truth: send this request, and `read` its answer."""
+
+    request: httpx.Request
+    read: Callable[[Ticket, Answer], Outcome]
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """One file per provider implements this."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def proof(self) -> Literal["public_keys", "shared_secret", "none"]:
+        """What `authenticate` wants as `keys`."""
+
+    @property
+    def stream_path(self) -> str | None:
+        """Where its event stream is, or None where it calls back instead."""
+
+    def check(self, model: str, input: dict[str, Any]) -> None:
+        """Refuse, with a Problem, what could never work."""
+
+    def request(self, ticket: Ticket, hook: Hook | None) -> httpx.Request: ...
+    def accepted(self, ticket: Ticket, answer: Answer) -> Receipt: ...
+    def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> str | None:
+        """Raise Unproved, or give the provider's id that the proof itself covers, if it does."""
+
+    def read(self, body: bytes) -> Outcome: ...
+    def poll(self, ticket: Ticket) -> httpx.Request: ...
+    def polled(self, ticket: Ticket, answer: Answer) -> Outcome | Follow: ...
+    def cancel(self, ticket: Ticket) -> httpx.Request: ...
+    def details(self, model: str) -> httpx.Request | None:
+        """Ask for the provider's own description of a model, where it has one."""
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """A provider that tells outcomes on an event stream instead of calling back."""
+
+    def stream(self) -> httpx.Request: ...
+    def heard(self, event: str, data: str) -> Outcome | None: ...
+    def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
+        """Ask, after an ambiguous submit, for what the provider may have taken."""
+
+    def found(self, ticket: Ticket, answer: Answer) -> list[str]:
+        """Name the provider ids that could be this prediction, oldest first."""
+
+
+def decode(body: bytes | str) -> Any:
+    """Decode JSON from a stranger, or raise Unreadable; deep nesting is a stranger's trick."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise Unreadable(f"not JSON: {type(error).__name__}") from error
+
+
+def decode_object(body: bytes | str) -> dict[str, Any]:
+    """Decode a JSON object, or raise Unreadable."""
+    value = decode(body)
+    if not isinstance(value, dict):
+        raise Unreadable("not a JSON object")
+    return value
+
+
+def decode_or_empty(body: bytes) -> dict[str, Any]:
+    """Decode a JSON object where any other body only means that there is nothing to read."""
+    try:
+        return decode_object(body)
+    except Unreadable:
+        return {}
+
+
+_UNFIT: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def words(*candidates: Any) -> str:
+    """Give the first candidate that says something, as clean text of bounded length; else ''."""
+    for candidate in candidates:
+        if isinstance(candidate, str) and candidate.strip():
+            return _UNFIT.sub(" ", candidate).strip()[:LONGEST_MESSAGE]
+    return ""
+
+
+def identifier(*candidates: Any) -> str | None:
+    """Give the first candidate that can be a provider's id."""
+    for candidate in candidates:
+        if isinstance(candidate, str) and 0 < len(candidate) <= LONGEST_ID and _sane(candidate):
+            return candidate
+    return None
+
+
+def _sane(text: str) -> bool:
+    return text.isprintable() and " " not in text
+
+
+# The first row whose pattern is found names the code. Providers reword their refusals freely, so
+# the machine-readable hint (an error type or category) is put in front of the text by adapters.
+_CODES: Final[tuple[tuple[re.Pattern[str], ErrorCode], ...]] = (
+    (
+        re.compile(
+            r"content[_ -]?(policy|moderation|filter)|moderat(ed|ion)|safety|nsfw|"
+            r"prohibited[_ ]content|flagged|sensitive[_ ](content|information)|violat\w+ .*polic",
+            re.IGNORECASE,
+        ),
+        "content_policy",
+    ),
+    (re.compile(r"time[d_ -]*out", re.IGNORECASE), "timeout"),
+)
+
+
+def failure(message: str, *hints: str) -> Error:
+    """Build the error of a failed prediction; `hints` only help to find its code."""
+    text = " ".join([*hints, message])
+    code: ErrorCode = next((code for row, code in _CODES if row.search(text)), "provider_error")
+    return Error(code=code, message=message or "unknown")
+
+
+_FILE_FIELDS: Final = {
+    "content_type": str,
+    "file_name": str,
+    "file_size": int,
+    "width": int,
+    "height": int,
+    "duration": float,
+}
+_DEEPEST_OUTPUT: Final = 12
+_MOST_OUTPUTS: Final = 1000
+
+
+def outputs(value: Any) -> list[Output]:
+    """Collect the results in any shape a provider uses: text, list, object, or nested files.
+
+    An object with a textual `url` is a file and any text that looks like a URL is one too; other
+    text counts only where it is the whole answer, as inside an object it is description. Depth and
+    number are bounded, as this reads what strangers wrote.
+    """
+    found: list[Output] = []
+    _collect(value, found, bare=True, depth=0)
+    return found
+
+
+def _collect(value: Any, found: list[Output], *, bare: bool, depth: int) -> None:
+    if depth > _DEEPEST_OUTPUT or len(found) >= _MOST_OUTPUTS:
+        return
+    if isinstance(value, str):
+        if _is_url(value):
+            found.append(Output(url=value))
+        elif bare and value.strip():
+            found.append(Output(text=value))
+    elif isinstance(value, list):
+        for item in value:
+            _collect(item, found, bare=bare, depth=depth + 1)
+    elif isinstance(value, dict):
+        if isinstance(value.get("url"), str):
+            found.append(_file(value))
+        else:
+            for item in value.values():
+                _collect(item, found, bare=False, depth=depth + 1)
+
+
+def _is_url(text: str) -> bool:
+    return text.startswith(("https://", "http://", "data:"))
+
+
+def _file(value: dict[str, Any]) -> Output:
+    fields: dict[str, Any] = {"url": value["url"]}
+    for name, kind in _FILE_FIELDS.items():
+        given = value.get(name)
+        if kind is float and isinstance(given, int) and not isinstance(given, bool):
+            given = float(given)
+        if isinstance(given, kind) and not isinstance(given, bool):
+            fields[name] = given
+    return Output(**fields)
+
+
+_MAGIC: Final = (
+    (b"\x89PNG", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF8", "image/gif"),
+    (b"RIFF", "image/webp"),
+)
+
+
+def data_uri(b64: str) -> Output:
+    """Wrap base64 text as a data URI, with the type its first bytes show."""
+    try:
+        head = base64.b64decode(b64[:16])
+    except ValueError:
+        head = b""
+    kind = next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+    return Output(url=f"data:{kind or 'application/octet-stream'};base64,{b64}", content_type=kind)
+
+
+def settle_submit(answer: Answer, message: str) -> Refused | Postponed | None:
+    """Sort a submit's answer by status alone; None: a 2xx, which the adapter reads on."""
+    if 200 <= answer.status < 300:  # noqa: PLR2004 - any 2xx is a yes
+        return None
+    said = message or f"HTTP {answer.status} without a reason"
+    if answer.status >= 500 or answer.status in _TRY_AGAIN:  # noqa: PLR2004 - the server errors
+        return Postponed(
+            said, retry_after(answer), whole_provider=answer.status == httpx.codes.TOO_MANY_REQUESTS
+        )
+    return Refused(said)
+
+
+_TRY_AGAIN: Final = {408, 425, 429}
+LONGEST_RETRY_AFTER: Final = 3600.0
+
+
+def retry_after(answer: Answer) -> float | None:
+    """Read Retry-After, seconds or a date, as seconds from now; None where it says nothing."""
+    text = answer.headers.get("retry-after", "").strip()
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - answer.at
+        except (ValueError, OverflowError):
+            return None
+    if seconds != seconds:  # noqa: PLR0124 - nan compares unequal to itself
+        return None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+
+
+def model_path(model: str) -> str:
+    """Quote a model name for a URL path; a name that could leave its place is refused."""
+    segments = model.split("/")
+    if any(segment in {"", ".", ".."} for segment in segments):
+        raise Problem(422, "invalid-model", "model must be a path like owner/name")
+    return "/".join(quote(segment, safe="@:+~") for segment in segments)
+
+
+def first(items: Any) -> dict[str, Any]:
+    """Give the first object of a list from a stranger, or an empty one."""
+    return items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
+
+
+def lookup(table: Mapping[str, Any], key: Any, default: Any) -> Any:
+    """Read a translation table with a key from a stranger, which may not even be text."""
+    return table.get(key.strip().lower(), default) if isinstance(key, str) else default
+
+
+def join(parts: Iterable[str]) -> str:
+    """Put sentences after one another, leaving out the empty ones."""
+    return "; ".join(part for part in parts if part)

@@ -1,0 +1,272 @@
+"""fal.ai: a queue with callbacks signed by Ed25519; a result may have to be fetched separately.
+
+Facts: docs.fal.ai (queue, webhooks, errors) and fal-ai/fal `fal_client` (2026-08).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import urlsafe_b64decode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Final, Literal
+from urllib.parse import urlsplit
+
+import httpx
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from receiver.errors import Unproved, Unreadable
+from receiver.model import Error, Outcome, Ticket
+from receiver.providers import base
+from receiver.providers.base import (
+    Accepted,
+    Ambiguous,
+    Answer,
+    Callback,
+    Follow,
+    Hook,
+    Receipt,
+)
+
+TOLERANCE: Final = 300
+"""Seconds by which a signature's time may differ from ours, in both directions."""
+_KEY_BYTES: Final = 32
+_SIGNATURE_DIGITS: Final = 128
+_LONGEST_TIMESTAMP: Final = 12
+
+_STATUS_CODES: Final = frozenset({httpx.codes.OK, httpx.codes.ACCEPTED})
+_LINKS: Final = ("status_url", "response_url", "cancel_url")
+_NAMESPACES: Final = frozenset({"workflows", "comfy"})
+
+
+@dataclass(frozen=True)
+class Fal:
+    """The adapter; the URLs have no trailing slash."""
+
+    key: str
+    queue_url: str
+    run_url: str
+    name: ClassVar[Literal["fal"]] = "fal"
+    proof: ClassVar[Literal["public_keys"]] = "public_keys"
+    stream_path: ClassVar[None] = None
+
+    def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
+        """Refuse only a model that could not be a path."""
+        base.model_path(model)
+
+    def request(self, ticket: Ticket, hook: Hook | None) -> httpx.Request:
+        path = base.model_path(ticket.model)
+        if ticket.mode == "sync":
+            return self._call("POST", f"{self.run_url}/{path}", json=ticket.input)
+        params = {"fal_webhook": hook.url} if hook else {}
+        return self._call("POST", f"{self.queue_url}/{path}", json=ticket.input, params=params)
+
+    def accepted(self, ticket: Ticket, answer: Answer) -> Receipt:
+        body = base.decode_or_empty(answer.body)
+        if ticket.mode == "sync":
+            return _blocking(answer, body)
+        if settled := base.settle_submit(answer, _detail(body)):
+            return settled
+        provider_id = base.identifier(body.get("request_id"))
+        if provider_id is None:
+            return Ambiguous("fal.ai accepted the submit without a request_id")
+        links = {name: body[name] for name in _LINKS if self._ours(body.get(name))}
+        return Accepted(provider_id, links)
+
+    def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> str:
+        """Verify the signature over the raw body, trying every key, as no header names one."""
+        stamp = callback.header(b"x-fal-webhook-timestamp")
+        # Digits only: int() would also take signs, blanks, underscores and other scripts' digits.
+        if not stamp.isdigit() or len(stamp) > _LONGEST_TIMESTAMP:
+            raise Unproved("bad_timestamp")
+        if abs(now - int(stamp)) > TOLERANCE:
+            raise Unproved("stale_timestamp")
+        signature = _hex(callback.header(b"x-fal-webhook-signature"))
+        message = b"\n".join(
+            (
+                callback.header(b"x-fal-webhook-request-id"),
+                callback.header(b"x-fal-webhook-user-id"),
+                stamp,
+                hashlib.sha256(callback.body).hexdigest().encode(),
+            )
+        )
+        if not any(_verifies(key, signature, message) for key in keys):
+            raise Unproved("bad_signature")
+        return callback.header(b"x-fal-webhook-request-id").decode("latin-1")
+
+    def read(self, body: bytes) -> Outcome:
+        payload = base.decode_object(body)
+        request_id = base.identifier(payload.get("request_id"))
+        gateway_id = base.identifier(payload.get("gateway_request_id"))
+        ids: dict[str, Any] = {
+            "provider_id": request_id or gateway_id,
+            "also_known_as": gateway_id,
+        }
+        content = payload.get("payload")
+        match payload.get("status"):
+            case "OK" if content is not None:
+                return Outcome(kind="succeeded", output=base.outputs(content), **ids)
+            case "ERROR":
+                return Outcome(**_failed(payload, content), **ids)
+        # OK without a payload (it could not be serialised), or a word nobody knows yet.
+        return Outcome(kind="ask", **ids)
+
+    def poll(self, ticket: Ticket) -> httpx.Request:
+        return self._call("GET", self._link(ticket, "status_url"))
+
+    def polled(self, ticket: Ticket, answer: Answer) -> Outcome | Follow:
+        """Read a status (202 while it runs, 200 at the end); the end sends us on to the result."""
+        body = base.decode_or_empty(answer.body)
+        status = body.get("status")
+        if answer.status == httpx.codes.NOT_FOUND:
+            return Outcome(kind="missing", provider_id=ticket.provider_id)
+        if answer.status not in _STATUS_CODES or not isinstance(status, str):
+            raise Unreadable(f"HTTP {answer.status}")
+        if status.upper() != "COMPLETED":
+            return Outcome(kind="processing", provider_id=ticket.provider_id)
+        if body.get("error") or body.get("error_type"):
+            return Outcome(provider_id=ticket.provider_id, **_failed(body, body))
+        return Follow(self._call("GET", self._link(ticket, "response_url")), _result)
+
+    def cancel(self, ticket: Ticket) -> httpx.Request:
+        return self._call("PUT", self._link(ticket, "cancel_url"))
+
+    def details(self, model: str) -> None:
+        """Give nothing: the queue and run hosts describe no models."""
+
+    def _call(self, method: str, url: str, **content: Any) -> httpx.Request:
+        headers = {"Authorization": f"Key {self.key}", "Accept": "application/json"}
+        return httpx.Request(method, url, headers=headers, **content)
+
+    def _ours(self, url: Any) -> bool:
+        """Hold a URL from an answer against the configured hosts: it will be sent our key."""
+        if not isinstance(url, str):
+            return False
+        try:
+            return _origin(url) in {_origin(self.queue_url), _origin(self.run_url)}
+        except ValueError:
+            return False
+
+    def _link(self, ticket: Ticket, name: str) -> str:
+        """Use the URL that fal returned; build it as its clients do only where there is none."""
+        if name in ticket.links:
+            return ticket.links[name]
+        segments = base.model_path(ticket.model).split("/")
+        app = "/".join(segments[: 3 if segments[0] in _NAMESPACES else 2])
+        tail = {"status_url": "/status", "response_url": "", "cancel_url": "/cancel"}[name]
+        request_id = base.model_path(ticket.provider_id or "")
+        return f"{self.queue_url}/{app}/requests/{request_id}{tail}"
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
+
+
+def _hex(text: bytes) -> bytes:
+    if len(text) != _SIGNATURE_DIGITS:
+        raise Unproved("bad_signature")
+    try:
+        return bytes.fromhex(text.decode("ascii"))
+    except ValueError:
+        raise Unproved("bad_signature") from None
+
+
+@lru_cache(maxsize=64)
+def _public_key(raw: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(raw)
+
+
+def _verifies(key: bytes, signature: bytes, message: bytes) -> bool:
+    try:
+        _public_key(key).verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def read_jwks(body: bytes) -> list[bytes]:
+    """Read the Ed25519 keys of a JWKS as raw bytes; `x` may be padded, odd keys are left out."""
+    keys = base.decode_object(body).get("keys")
+    texts = (
+        [key.get("x") for key in keys if isinstance(key, dict)] if isinstance(keys, list) else []
+    )
+    return [raw for raw in map(_raw_key, texts) if raw]
+
+
+def _raw_key(text: Any) -> bytes | None:
+    try:
+        raw = urlsafe_b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4))
+    except (AttributeError, ValueError):
+        return None
+    return raw if len(raw) == _KEY_BYTES else None
+
+
+def _result(ticket: Ticket, answer: Answer) -> Outcome:
+    """Read the result: the model's output, or its error with the model's own HTTP code."""
+    if answer.status == httpx.codes.OK:
+        results = base.outputs(base.decode(answer.body))
+        return Outcome(kind="succeeded", provider_id=ticket.provider_id, output=results)
+    body = base.decode_or_empty(answer.body)
+    if answer.status == httpx.codes.NOT_FOUND:
+        return Outcome(kind="missing", provider_id=ticket.provider_id)
+    if "still in progress" in _detail(body).lower():
+        return Outcome(kind="processing", provider_id=ticket.provider_id)
+    if not isinstance(body.get("detail"), list) and answer.status != _UNPROCESSABLE:
+        raise Unreadable(f"HTTP {answer.status}")  # the infrastructure's trouble, not the model's
+    return Outcome(provider_id=ticket.provider_id, **_failed(body, body))
+
+
+_UNPROCESSABLE: Final = 422
+
+
+def _blocking(answer: Answer, body: dict[str, Any]) -> Receipt:
+    """Read the answer of a blocking run, whose id is only in a header."""
+    request_id = base.identifier(answer.headers.get("x-fal-request-id"))
+    settled = base.settle_submit(answer, _detail(body))
+    if settled is None:
+        results = base.outputs(base.decode(answer.body))
+        return Outcome(kind="succeeded", provider_id=request_id, output=results)
+    if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR and _is_final(answer):
+        return Outcome(provider_id=request_id, **_failed(body, body))
+    return settled
+
+
+def _is_final(answer: Answer) -> bool:
+    """Read fal's hint that the same request would fail again (two names, by generation)."""
+    hints = (answer.headers.get(name, "") for name in ("x-fal-needs-retry", "x-fal-retryable"))
+    return any(hint.strip().lower() in {"0", "false"} for hint in hints)
+
+
+def _failed(body: dict[str, Any], content: Any) -> dict[str, Any]:
+    """Build the kind and error of a failed outcome from wherever the words are."""
+    details = content if isinstance(content, dict) else {}
+    kinds = [base.words(item.get("type")) for item in _items(details)]
+    hints = [base.words(body.get("error_type"), details.get("error_type")), *kinds]
+    message = base.join(dict.fromkeys([base.words(body.get("error")), _detail(details)]))
+    if any("client_cancelled" in text for text in (*hints, message)):
+        error = Error(code="canceled", message=message or "canceled at fal.ai")
+        return {"kind": "canceled", "error": error}
+    return {"kind": "failed", "error": base.failure(message, *hints)}
+
+
+def _items(body: dict[str, Any]) -> list[dict[str, Any]]:
+    detail = body.get("detail")
+    return [i for i in detail if isinstance(i, dict)] if isinstance(detail, list) else []
+
+
+def _detail(body: dict[str, Any]) -> str:
+    """Say `detail` in words, whether it is a text or a list of located messages."""
+    located = [
+        ": ".join(filter(None, (_place(item), base.words(item.get("msg")))))
+        for item in _items(body)
+    ]
+    said = base.words(body.get("detail"), body.get("error"), body.get("message"))
+    return base.words("; ".join(located), said)
+
+
+def _place(item: dict[str, Any]) -> str:
+    loc = item.get("loc")
+    return ".".join(str(part) for part in loc) if isinstance(loc, list) else ""

@@ -1,0 +1,190 @@
+"""Oxen.ai: a queue that calls nobody; outcomes come on our own event stream or by asking.
+
+Facts: docs.oxen.ai, inference-api reference (async queue, image generation, image editing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Literal, NoReturn
+
+import httpx
+
+from receiver.errors import Problem, Unproved, Unreadable
+from receiver.model import Error, Outcome, Output, Ticket
+from receiver.providers import base
+from receiver.providers.base import Accepted, Ambiguous, Answer, Callback, Hook, Receipt
+
+_KINDS: Final = {
+    "queued": "processing",
+    "processing": "processing",
+    "succeeded": "succeeded",
+    "failed": "failed",
+    "cancelled": "canceled",
+    "canceled": "canceled",
+}
+
+# An unknown parameter is handed to the model, which may fail on it: better refused for nothing
+# here than failed for money there.
+_HOOK_PARAMETERS: Final = frozenset({"webhook", "webhook_url", "webhook_secret", "fal_webhook"})
+
+_CLOCK_SKEW: Final = 120.0
+"""Seconds by which Oxen's clock and ours may differ when looking for a lost submit."""
+
+
+@dataclass(frozen=True)
+class Oxen:
+    """The adapter; `base_url` has no trailing slash."""
+
+    key: str
+    base_url: str
+    name: ClassVar[Literal["oxen"]] = "oxen"
+    proof: ClassVar[Literal["none"]] = "none"
+    stream_path: ClassVar[str] = "/api/events"
+
+    def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
+        """Refuse what cannot be one prediction, or would fail for a parameter of ours."""
+        number = input.get("num_generations", 1)
+        if number != 1 or isinstance(number, bool):
+            raise Problem(
+                422,
+                "unsupported-input",
+                "num_generations must be 1: one prediction is one generation; "
+                "submit several predictions instead",
+            )
+        unfit = sorted(_HOOK_PARAMETERS & input.keys())
+        if unfit:
+            raise Problem(
+                422, "unsupported-input", f"Oxen.ai has no webhooks: leave out {', '.join(unfit)}"
+            )
+
+    def request(self, ticket: Ticket, hook: Hook | None) -> httpx.Request:  # noqa: ARG002 - no webhooks
+        body = {**ticket.input, "model": ticket.model}
+        return self._call("POST", _submit_path(ticket), json=body)
+
+    def accepted(self, ticket: Ticket, answer: Answer) -> Receipt:
+        body = base.decode_or_empty(answer.body)
+        if settled := base.settle_submit(answer, _reason(body)):
+            return settled
+        if ticket.mode == "sync":
+            return _images(body)
+        row = base.first(body.get("generations"))
+        provider_id = base.identifier(row.get("generation_id"))
+        if provider_id is None:
+            return Ambiguous("Oxen.ai accepted the submit without a generation_id")
+        return Accepted(provider_id)
+
+    def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> NoReturn:  # noqa: ARG002 - the protocol's
+        raise Unproved("no_webhooks")
+
+    def read(self, body: bytes) -> Outcome:  # noqa: ARG002 - the protocol's
+        raise Unreadable("Oxen.ai sends no callbacks")
+
+    def stream(self) -> httpx.Request:
+        return self._call("GET", self.stream_path, accept="text/event-stream")
+
+    def heard(self, event: str, data: str) -> Outcome | None:
+        """Read one stream event; None for the types of other products on the same stream."""
+        if event != "media_generation_completed":
+            return None
+        return _outcome(base.decode_object(data), url="url", reason="error")
+
+    def poll(self, ticket: Ticket) -> httpx.Request:
+        return self._call("GET", f"/api/ai/queue/{base.model_path(ticket.provider_id or '')}")
+
+    def polled(self, ticket: Ticket, answer: Answer) -> Outcome:
+        if answer.status == httpx.codes.NOT_FOUND:
+            # Rows vanished at their end before May 2026, so a 404 is no failure by itself.
+            return Outcome(kind="missing", provider_id=ticket.provider_id)
+        if answer.status != httpx.codes.OK:
+            raise Unreadable(f"HTTP {answer.status}")
+        return _outcome(base.decode_object(answer.body), url="result_url", reason="error_message")
+
+    def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
+        """List the rows of this model: those in the queue, then those that have ended."""
+        return [
+            self._call("GET", "/api/ai/queue", params={"model": ticket.model, **status})
+            for status in ({}, {"status": "succeeded"}, {"status": "failed"})
+        ]
+
+    def found(self, ticket: Ticket, answer: Answer) -> list[str]:
+        """Name the rows with the same model and prompt, enqueued around our submit."""
+        rows = base.decode_or_empty(answer.body).get("generations")
+        matching = [row for row in rows if _same(ticket, row)] if isinstance(rows, list) else []
+        matching.sort(key=lambda row: float(row["enqueued_at"]))
+        ids = (base.identifier(row.get("generation_id")) for row in matching)
+        return [provider_id for provider_id in ids if provider_id]
+
+    def cancel(self, ticket: Ticket) -> httpx.Request:
+        return self._call("DELETE", f"/api/ai/queue/{base.model_path(ticket.provider_id or '')}")
+
+    def details(self, model: str) -> httpx.Request:
+        return self._call("GET", f"/api/ai/models/{base.model_path(model)}")
+
+    def _call(
+        self, method: str, path: str, *, accept: str = "application/json", **content: Any
+    ) -> httpx.Request:
+        headers = {"Authorization": f"Bearer {self.key}", "Accept": accept}
+        return httpx.Request(method, self.base_url + path, headers=headers, **content)
+
+
+def _submit_path(ticket: Ticket) -> str:
+    if ticket.mode == "queue":
+        return "/api/ai/queue"
+    return f"/api/ai/images/{'edit' if 'input_image' in ticket.input else 'generate'}"
+
+
+def _outcome(row: dict[str, Any], *, url: str, reason: str) -> Outcome:
+    """Read a row of the queue or an event: they differ only in what their fields are called."""
+    provider_id = base.identifier(row.get("generation_id"))
+    kind = base.lookup(_KINDS, row.get("status"), "processing")
+    if provider_id is None:
+        raise Unreadable("no generation_id")
+    if kind == "succeeded":
+        if not base.words(row.get(url)):
+            return Outcome(kind="ask", provider_id=provider_id)
+        return Outcome(kind=kind, provider_id=provider_id, output=[Output(url=row[url])])
+    error = {
+        "failed": base.failure(base.words(row.get(reason), _reason(row))),
+        "canceled": Error(code="canceled", message="canceled at Oxen.ai"),
+    }.get(kind)
+    return Outcome(kind=kind, provider_id=provider_id, error=error)
+
+
+def _images(body: dict[str, Any]) -> Outcome:
+    """Read the answer of a blocking call: URLs, or pictures as base64."""
+    images = body.get("images")
+    results = [
+        base.data_uri(image["b64_json"])
+        if isinstance(image.get("b64_json"), str)
+        else Output(url=image["url"])
+        for image in (images if isinstance(images, list) else [])
+        if isinstance(image, dict)
+        and (isinstance(image.get("b64_json"), str) or isinstance(image.get("url"), str))
+    ]
+    if not results:
+        return Outcome(kind="failed", error=base.failure("Oxen.ai answered without an image"))
+    return Outcome(kind="succeeded", output=results)
+
+
+def _reason(body: dict[str, Any]) -> str:
+    """Find the words of an error: form A (title, detail) or form B (message)."""
+    error = body.get("error")
+    if isinstance(error, dict):
+        detail = base.words(error.get("detail"), error.get("message"))
+        return base.join([base.words(error.get("title")), detail]) or base.words(error.get("type"))
+    return base.words(error, body.get("error_message"), body.get("status_message"))
+
+
+def _same(ticket: Ticket, row: Any) -> bool:
+    if not isinstance(row, dict) or ticket.submitted_at is None:
+        return False
+    enqueued = row.get("enqueued_at")
+    if not isinstance(enqueued, int | float) or isinstance(enqueued, bool):
+        return False
+    return (
+        row.get("model_name", row.get("model")) == ticket.model
+        and row.get("prompt") == ticket.input.get("prompt")
+        and abs(enqueued - ticket.submitted_at) <= _CLOCK_SKEW
+    )

@@ -1,0 +1,252 @@
+"""Settings, read once from a mapping; every problem is reported together; secrets hide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from receiver.errors import SettingsError
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+SHORTEST_SECRET = 32
+
+
+class Secret:
+    """A text that shows itself only when asked by name."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret('**********')"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderSettings:
+    """How to reach one provider, and how much of it we may use."""
+
+    key: Secret | None = None
+    """None: the provider is off for submitting; callbacks of old predictions are still taken."""
+    urls: Mapping[str, str] = field(default_factory=dict)
+    max_in_flight: int | None = None
+    """Predictions submitted and not yet ended; None: as many as come."""
+    requests_per_minute: int | None = None
+    confirm: bool = False
+    """Ask the provider before believing its callback."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The whole configuration; `Settings.read(os.environ)` makes one."""
+
+    secret_keys: tuple[Secret, ...] = ()
+    """Newest first. Empty only in development, where the app makes one up and keeps it."""
+    api_keys: tuple[Secret, ...] = ()
+    public_url: str | None = None
+    database_url: str = "sqlite:///receiver.db"
+    handlers: tuple[str, ...] = ()
+    max_body_bytes: int = 4 * 1024 * 1024
+    poll_after: float | None = None
+    """Seconds to the first poll; None: 30 where a push is expected, 3 where it is not."""
+    prediction_timeout: float = 3600.0
+    retry_attempts: int = 10
+    retry_base: float = 2.0
+    retry_cap: float = 3600.0
+    log_format: Literal["json", "console"] | None = None
+    """None: console on a terminal, JSON elsewhere."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    allow_private_fetch: bool = False
+    dev: bool = False
+    providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
+
+    @property
+    def sqlite_path(self) -> str:
+        """The file that `database_url` names."""
+        return self.database_url.removeprefix("sqlite:///")
+
+    @classmethod
+    def read(cls, env: Mapping[str, str]) -> Settings:
+        """Read every setting from `env`; raise one SettingsError that names all problems."""
+        reader = _Reader(env)
+        settings = _read(reader)
+        if not settings.secret_keys and not settings.dev:
+            reader.problems.append(
+                "RECEIVER_SECRET_KEY is missing: set it to 32 random characters or more, for "
+                "example the output of `openssl rand -hex 32` (or use --dev on your own machine)"
+            )
+        if reader.problems:
+            raise SettingsError(reader.problems)
+        return settings
+
+
+class _Reader:
+    """Take values out of a mapping and collect what is wrong with them."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+        self.problems: list[str] = []
+
+    def get(self, name: str, parse: Callable[[str], T], default: D) -> T | D:
+        text = self._env.get(name, "").strip()
+        if not text:
+            return default
+        try:
+            return parse(text)
+        except ValueError as error:
+            self.problems.append(f"{name}: {error}")
+            return default
+
+
+def _read(env: _Reader) -> Settings:
+    return Settings(
+        secret_keys=env.get("RECEIVER_SECRET_KEY", _strong_secrets, ()),
+        api_keys=env.get("RECEIVER_API_KEYS", _secrets, ()),
+        public_url=env.get("RECEIVER_PUBLIC_URL", _url, None),
+        database_url=env.get("RECEIVER_DATABASE_URL", _database_url, "sqlite:///receiver.db"),
+        handlers=env.get("RECEIVER_HANDLERS", _texts, ()),
+        max_body_bytes=env.get("RECEIVER_MAX_BODY_BYTES", _whole, 4 * 1024 * 1024),
+        poll_after=env.get("RECEIVER_POLL_AFTER", _seconds, None),
+        prediction_timeout=env.get("RECEIVER_PREDICTION_TIMEOUT", _seconds, 3600.0),
+        retry_attempts=env.get("RECEIVER_RETRY_ATTEMPTS", _whole, 10),
+        retry_base=env.get("RECEIVER_RETRY_BASE", _seconds, 2.0),
+        retry_cap=env.get("RECEIVER_RETRY_CAP", _seconds, 3600.0),
+        log_format=env.get("RECEIVER_LOG_FORMAT", _one_of("json", "console"), None),
+        log_level=env.get(
+            "RECEIVER_LOG_LEVEL", _one_of("debug", "info", "warning", "error"), "info"
+        ),
+        allow_private_fetch=env.get("RECEIVER_ALLOW_PRIVATE_FETCH", _switch, False),
+        dev=env.get("RECEIVER_DEV", _switch, False),
+        providers={
+            "oxen": _provider(env, "OXEN", "OXEN_API_KEY", base="https://hub.oxen.ai"),
+            "eachlabs": _provider(
+                env,
+                "EACHLABS",
+                "EACHLABS_API_KEY",
+                in_flight=10,
+                per_minute=100,
+                base="https://api.eachlabs.ai",
+            ),
+            "fal": _provider(
+                env,
+                "FAL",
+                "FAL_KEY",
+                queue="https://queue.fal.run",
+                run="https://fal.run",
+                jwks="https://rest.fal.ai/.well-known/jwks.json",
+            ),
+        },
+    )
+
+
+_URL_NAMES = {"base": "BASE_URL", "queue": "QUEUE_URL", "run": "RUN_URL", "jwks": "JWKS_URL"}
+
+
+def _provider(
+    env: _Reader,
+    prefix: str,
+    key_name: str,
+    *,
+    in_flight: int | None = None,
+    per_minute: int | None = None,
+    **urls: str,
+) -> ProviderSettings:
+    return ProviderSettings(
+        key=env.get(key_name, _header_safe, None),
+        urls={
+            name: env.get(f"{prefix}_{_URL_NAMES[name]}", _url, default)
+            for name, default in urls.items()
+        },
+        max_in_flight=env.get(f"{prefix}_MAX_IN_FLIGHT", _limit, in_flight),
+        requests_per_minute=env.get(f"{prefix}_REQUESTS_PER_MINUTE", _limit, per_minute),
+        confirm=env.get(f"{prefix}_CONFIRM", _switch, False),
+    )
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _secrets(text: str) -> tuple[Secret, ...]:
+    return tuple(Secret(part) for part in _texts(text))
+
+
+def _strong_secrets(text: str) -> tuple[Secret, ...]:
+    if any(len(part) < SHORTEST_SECRET for part in _texts(text)):
+        raise ValueError(f"every key must have {SHORTEST_SECRET} characters or more")
+    return _secrets(text)
+
+
+def _header_safe(text: str) -> Secret | None:
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("must be printable ASCII, as it travels in a header")
+    return Secret(text)
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be an http(s) URL without query or fragment")
+    return text.rstrip("/")
+
+
+def _database_url(text: str) -> str:
+    if not text.startswith("sqlite:///") or text == "sqlite:///":
+        raise ValueError("must be sqlite:///path (four slashes for an absolute path)")
+    return text
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("must be a whole number, 1 or more")
+    return int(text)
+
+
+def _limit(text: str) -> int | None:
+    return None if text.lower() == "none" else _whole(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0.0 < number < 1e9:  # noqa: PLR2004 - thirty years; also refuses nan and inf
+        raise ValueError("must be a number of seconds above 0")
+    return number
+
+
+_SWITCHES = {"1": True, "true": True, "yes": True, "on": True}
+_SWITCHES |= {"0": False, "false": False, "no": False, "off": False}
+
+
+def _switch(text: str) -> bool:
+    try:
+        return _SWITCHES[text.lower()]
+    except KeyError:
+        raise ValueError("must be 1 or 0") from None
+
+
+def _one_of(*words: str) -> Callable[[str], Any]:
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return text.lower()
+
+    return parse

@@ -1,0 +1,123 @@
+"""The schema, as numbered migrations: each is applied once, in one transaction, and never edited.
+
+The database forbids the bad state: one event per prediction, one delivery per (event, handler), one
+owner of a provider id, a due time on every row that is not at its end.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_0001_INITIAL: Final = """
+CREATE TABLE predictions (
+    id               TEXT PRIMARY KEY,
+    provider         TEXT NOT NULL,
+    model            TEXT NOT NULL,
+    mode             TEXT NOT NULL CHECK (mode IN ('queue', 'sync')),
+    status           TEXT NOT NULL CHECK (status IN ('queued', 'submitting', 'processing',
+                         'unconfirmed', 'succeeded', 'failed', 'canceled')),
+    input            TEXT NOT NULL,
+    metadata         TEXT NOT NULL,
+    provider_id      TEXT,
+    links            TEXT NOT NULL DEFAULT '{}',
+    output           TEXT,
+    error_code       TEXT,
+    error_message    TEXT,
+    channel          TEXT CHECK (channel IN ('webhook', 'sse', 'poll', 'sync')),
+    parent_id        TEXT,
+    idempotency_key  TEXT,
+    fingerprint      TEXT,
+    created_at       REAL NOT NULL,
+    submitted_at     REAL,
+    completed_at     REAL,
+    due_at           REAL,
+    deadline_at      REAL,
+    submits          INTEGER NOT NULL DEFAULT 0,
+    polls            INTEGER NOT NULL DEFAULT 0,
+    cancel_requested INTEGER NOT NULL DEFAULT 0,
+    CONSTRAINT a_living_row_is_due
+        CHECK ((status IN ('succeeded', 'failed', 'canceled')) = (due_at IS NULL)),
+    CONSTRAINT an_end_has_a_time
+        CHECK ((status IN ('succeeded', 'failed', 'canceled')) = (completed_at IS NOT NULL)),
+    CONSTRAINT success_has_an_output CHECK ((status = 'succeeded') = (output IS NOT NULL)),
+    CONSTRAINT other_ends_have_an_error
+        CHECK ((status IN ('failed', 'canceled')) = (error_code IS NOT NULL))
+);
+CREATE UNIQUE INDEX predictions_provider_id ON predictions (provider, provider_id)
+    WHERE provider_id IS NOT NULL;
+CREATE UNIQUE INDEX predictions_idempotency_key ON predictions (idempotency_key)
+    WHERE idempotency_key IS NOT NULL;
+CREATE INDEX predictions_due ON predictions (due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX predictions_living ON predictions (provider, status, id) WHERE due_at IS NOT NULL;
+CREATE INDEX predictions_unsuccessful ON predictions (status, id) WHERE error_code IS NOT NULL;
+
+CREATE TABLE callbacks (
+    prediction_id TEXT NOT NULL,
+    channel       TEXT NOT NULL,
+    digest        TEXT NOT NULL,
+    received_at   REAL NOT NULL,
+    headers       TEXT NOT NULL,
+    body          BLOB NOT NULL,
+    verdict       TEXT NOT NULL,
+    reason        TEXT NOT NULL,
+    repeats       INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (prediction_id, channel, digest)
+);
+CREATE UNIQUE INDEX callbacks_accepted ON callbacks (prediction_id) WHERE verdict = 'accepted';
+
+CREATE TABLE events (
+    id            TEXT PRIMARY KEY,
+    prediction_id TEXT NOT NULL UNIQUE REFERENCES predictions (id),
+    type          TEXT NOT NULL CHECK (type IN ('prediction.succeeded', 'prediction.failed',
+                      'prediction.canceled')),
+    time          REAL NOT NULL,
+    channel       TEXT
+);
+
+CREATE TABLE deliveries (
+    id          TEXT PRIMARY KEY,
+    event_id    TEXT NOT NULL REFERENCES events (id),
+    handler     TEXT NOT NULL,
+    state       TEXT NOT NULL CHECK (state IN ('pending', 'running', 'done', 'skipped', 'dead')),
+    attempts    INTEGER NOT NULL DEFAULT 0,
+    round       INTEGER NOT NULL DEFAULT 0,
+    claims      INTEGER NOT NULL DEFAULT 0,
+    due_at      REAL,
+    owner       TEXT,
+    lease_until REAL,
+    created_at  REAL NOT NULL,
+    ended_at    REAL,
+    reason      TEXT NOT NULL DEFAULT '',
+    UNIQUE (event_id, handler),
+    CONSTRAINT a_pending_delivery_is_due CHECK ((state = 'pending') = (due_at IS NOT NULL)),
+    CONSTRAINT a_running_delivery_is_claimed CHECK ((state = 'running') = (owner IS NOT NULL)),
+    CONSTRAINT a_claim_expires CHECK ((owner IS NULL) = (lease_until IS NULL)),
+    CONSTRAINT an_ended_delivery_has_a_time
+        CHECK ((state IN ('done', 'skipped', 'dead')) = (ended_at IS NOT NULL))
+);
+CREATE INDEX deliveries_pending ON deliveries (handler, due_at) WHERE state = 'pending';
+CREATE INDEX deliveries_running ON deliveries (lease_until) WHERE state = 'running';
+CREATE INDEX deliveries_open_or_dead ON deliveries (state, id) WHERE state <> 'done';
+
+CREATE TABLE attempts (
+    delivery_id TEXT NOT NULL REFERENCES deliveries (id),
+    number      INTEGER NOT NULL,
+    started_at  REAL NOT NULL,
+    ended_at    REAL NOT NULL,
+    result      TEXT NOT NULL,
+    reason      TEXT NOT NULL,
+    PRIMARY KEY (delivery_id, number)
+) WITHOUT ROWID;
+
+CREATE TABLE steps (
+    delivery_id TEXT NOT NULL REFERENCES deliveries (id),
+    key         TEXT NOT NULL,
+    result      TEXT NOT NULL,
+    PRIMARY KEY (delivery_id, key)
+) WITHOUT ROWID;
+
+CREATE TABLE probe (one INTEGER PRIMARY KEY CHECK (one = 1), at REAL NOT NULL);
+"""
+
+MIGRATIONS: Final = (_0001_INITIAL,)
+"""Migration n is at index n-1; a database says in its version how many it has had."""

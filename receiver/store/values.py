@@ -1,0 +1,241 @@
+"""The frozen values that cross the store's seam, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from receiver.model import (
+    Channel,
+    Decision,
+    Event,
+    EventType,
+    Mode,
+    Outcome,
+    Prediction,
+    Status,
+    Ticket,
+    Verdict,
+)
+
+
+class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
+    """A row to be made, in state `queued`."""
+
+    id: str
+    provider: str
+    model: str
+    mode: Mode
+    input: dict[str, Any]
+    metadata: dict[str, Any]
+    parent_id: str | None = None
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    """A digest of the request's meaning, to tell a repeat from another request with its key."""
+    created_at: float
+
+
+class Created(msgspec.Struct, frozen=True):
+    """What `create` did: `fingerprint` is that of the row which now holds the key."""
+
+    prediction_id: str
+    is_new: bool
+    fingerprint: str | None
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A living prediction as outbound works on it."""
+
+    ticket: Ticket
+    provider: str
+    status: Status
+    submits: int
+    """How often a submit was begun, this one included."""
+    polls: int
+    created_at: float
+    deadline_at: float | None
+    """None while it only waits for room at the provider."""
+
+
+class Slots(msgspec.Struct, frozen=True, kw_only=True):
+    """How many queued predictions of one provider may be submitted now."""
+
+    provider: str
+    now: float
+    most: int
+    max_in_flight: int | None
+    hold_until: float
+    """When somebody must look again if this process dies over the submit."""
+    timeout: float
+    """Seconds from the first submit to the deadline."""
+
+
+class Known(msgspec.Struct, frozen=True, array_like=True):
+    """What a ruling needs to know of a prediction; read inside the transaction."""
+
+    id: str
+    provider: str
+    model: str
+    status: Status
+    provider_id: str | None
+    metadata: str
+    """JSON text: decoded only if some handler matches on it."""
+
+
+class Ruling(msgspec.Struct, frozen=True, kw_only=True):
+    """What an arrival does, decided by a pure function inside the transaction."""
+
+    verdict: Verdict
+    status: Status
+    reason: str
+    event_id: str | None = None
+    event_type: EventType | None = None
+    deliveries: tuple[tuple[str, str], ...] = ()
+    """(delivery id, handler name) for every handler that matches."""
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """One outcome on its way in, from any channel, with its evidence."""
+
+    prediction_id: str
+    provider: str
+    channel: Channel | None
+    outcome: Outcome
+    at: float
+    judge: Callable[[Known, Arrival], Ruling]
+    headers: str = "[]"
+    """JSON of the callback's headers, without secrets."""
+    body: bytes = b""
+    proved_id: str | None = None
+    """The provider's id that the proof covers, where it covers one."""
+    only_from: frozenset[Status] | None = None
+    """Apply only if the prediction still stands there (our own verdicts)."""
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """What became of an arrival, after the commit."""
+
+    verdict: Verdict
+    status: Status | None
+    reason: str
+    event_id: str | None = None
+    handlers: tuple[str, ...] = ()
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of a living prediction that is no outcome: accepted, postponed, looked at."""
+
+    id: str
+    cause: Literal["accepted", "postponed", "ambiguous", "looked"]
+    due_at: float
+    provider_id: str | None = None
+    links: dict[str, str] = {}
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """A lane's wish for work."""
+
+    handler: str
+    owner: str
+    most: int
+    now: float
+    lease_until: float
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """One claimed delivery, with all that its handler needs."""
+
+    id: str
+    handler: str
+    attempt: int
+    """1-based, of this round."""
+    round: int
+    """How often the delivery was replayed."""
+    number: int
+    """Counts every claim of this delivery, ever; settles of older claims change nothing."""
+    event: Event
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """Claimed work, and when the next of this handler falls due (None: nothing waits)."""
+
+    claims: list[Claim]
+    next_due: float | None
+
+
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of one attempt."""
+
+    id: str
+    owner: str
+    number: int
+    decision: Decision
+    result: str
+    """The word for the attempt itself: `done`, or a Failure's kind."""
+    started_at: float
+    ended_at: float
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """A delivery as operators see it."""
+
+    id: str
+    event_id: str
+    prediction_id: str
+    handler: str
+    state: Literal["pending", "running", "done", "skipped", "dead"]
+    attempts: int
+    reason: str
+    created_at: str
+    due_at: str | None
+    ended_at: str | None
+    history: list[dict[str, Any]] = []
+    """Every attempt: number, started_at, ended_at, result, reason."""
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of a list, newest first."""
+
+    data: list[Any]
+    next_cursor: str | None
+
+
+class Replayed(msgspec.Struct, frozen=True):
+    """How many deliveries of an event are owed again; None: there is no event yet."""
+
+    owed: int | None
+    handlers: tuple[str, ...] = ()
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which predictions to list."""
+
+    status: str | None = None
+    provider: str | None = None
+    limit: int = 50
+    cursor: str | None = None
+
+
+__all__ = [
+    "Arrival",
+    "Claim",
+    "Claims",
+    "Created",
+    "Delivery",
+    "Filter",
+    "Found",
+    "Job",
+    "Known",
+    "NewPrediction",
+    "Prediction",
+    "Progress",
+    "Replayed",
+    "Ruling",
+    "Settlement",
+    "Slots",
+    "Taken",
+    "Ticket",
+    "Wanted",
+]

@@ -1,0 +1,326 @@
+import base64
+import json
+import time
+from typing import Any
+
+import httpx
+import httpx_sse
+import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from receiver.emulator.fal import app_of
+from receiver.emulator.keys import signed_text
+
+from .conftest import Start
+from .serving import KEYS, Emulated, Mail, Mailbox, eventually
+
+VECTOR_BODY = (
+    b'{"error": null, "gateway_request_id": "req-0001", "payload": {"images": '
+    b'[{"url": "https://cdn.example/a.png"}], "description": "ok"}, '
+    b'"request_id": "req-0001", "status": "OK"}'
+)
+VECTOR_SIGNATURE = (
+    "340f963d239c3631e4c17624f446ff32ded4d4f6f877866874da5e85f5460e85"
+    "80c55cd54b97bf99547542e50b47f75e8053a81b99e521bd0d51ff4bf1d7b009"
+)
+
+
+def published(emulated: Emulated) -> list[str]:
+    answer = emulated.http.get("/fal/.well-known/jwks.json").json()
+    return [key["x"] for key in answer["keys"]]
+
+
+def verified(mail: Mail, keys: list[str]) -> list[bool]:
+    """Say for each published key whether it made the signature."""
+    header = {name: mail.headers[f"x-fal-webhook-{name}"] for name in ("request-id", "user-id")}
+    at = int(mail.headers["x-fal-webhook-timestamp"])
+    text = signed_text(header["request-id"], header["user-id"], at, mail.body)
+    signature = bytes.fromhex(mail.headers["x-fal-webhook-signature"])
+    return [_matches(key, signature, text) for key in keys]
+
+
+def _matches(key: str, signature: bytes, text: bytes) -> bool:
+    raw = base64.urlsafe_b64decode(key.rstrip("=") + "=")
+    try:
+        Ed25519PublicKey.from_public_bytes(raw).verify(signature, text)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def get(emulated: Emulated, url: str) -> httpx.Response:
+    return emulated.http.get(url, headers=KEYS["fal"])
+
+
+def test_the_signed_text_makes_the_known_signature() -> None:
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    text = signed_text("req-0001", "user-42", 1767225600, VECTOR_BODY)
+    assert key.sign(text).hex() == VECTOR_SIGNATURE
+
+
+@pytest.mark.parametrize(
+    ("model", "app"),
+    [
+        ("fal-ai/flux/dev/image", "fal-ai/flux"),
+        ("workflows/me/flow/x", "workflows/me/flow"),
+        ("comfy/me/graph", "comfy/me/graph"),
+        ("12345-my-app", "12345/my-app"),
+        ("alone", ""),
+        ("workflows/me", ""),
+    ],
+)
+def test_an_app_is_told_from_its_path(model: str, app: str) -> None:
+    assert app_of(model) == app
+
+
+@pytest.mark.parametrize("app", ["fal-ai/flux/dev", "workflows/me/flow/x"])
+def test_a_submit_names_urls_without_the_path(emulated: Emulated, app: str) -> None:
+    handle = emulated.fal("x", app=app).json()
+    base = f"{emulated.url}/fal/queue/{app.rpartition('/')[0]}/requests/{handle['request_id']}"
+    assert handle["status"] == "IN_QUEUE"
+    assert handle["gateway_request_id"] == handle["request_id"]
+    assert handle["response_url"] == base
+    assert (handle["status_url"], handle["cancel_url"]) == (base + "/status", base + "/cancel")
+    assert get(emulated, handle["status_url"]).status_code in {200, 202}
+
+
+def test_the_older_response_url_has_a_tail(start: Start) -> None:
+    handle = start(shape="old").fal().json()
+    assert handle["response_url"].endswith("/response")
+
+
+def test_the_host_of_the_request_is_the_host_of_the_urls(emulated: Emulated) -> None:
+    headers = {"host": "fal.test:81"}
+    answer = emulated.call("fal", "POST", "/queue/a/b", json={"prompt": "x"}, headers=headers)
+    assert answer.json()["status_url"].startswith("http://fal.test:81/fal/queue/a/b/requests/")
+
+
+def test_unfinished_is_202_and_the_end_is_200(start: Start) -> None:
+    emulated = start(generation=0.5)
+    handle = emulated.fal().json()
+    first = get(emulated, handle["status_url"])
+    assert (first.status_code, first.json()["status"]) == (202, "IN_QUEUE")
+    assert first.json()["queue_position"] == 0
+    early = get(emulated, handle["response_url"])
+    assert (early.status_code, early.json()["detail"]) == (400, "Request is still in progress")
+    done = emulated.finished("fal", handle["request_id"])
+    assert done["logs"] is None
+    assert set(done["metrics"]) == {"inference_time"}
+    assert "error" not in done
+
+
+def test_logs_come_when_asked_for(emulated: Emulated) -> None:
+    handle = emulated.fal().json()
+    emulated.finished("fal", handle["request_id"])
+    for wish in ("1", "true"):
+        logs = get(emulated, handle["status_url"] + f"?logs={wish}").json()["logs"]
+        assert set(logs[0]) == {"message", "level", "source", "timestamp"}
+
+
+def test_the_result_is_there_under_both_paths(emulated: Emulated) -> None:
+    handle = emulated.fal().json()
+    emulated.finished("fal", handle["request_id"])
+    result = get(emulated, handle["response_url"])
+    assert get(emulated, handle["response_url"] + "/response").json() == result.json()
+    assert result.headers["x-fal-request-id"] == handle["request_id"]
+    (image,) = result.json()["images"]
+    assert emulated.http.get(image["url"]).headers["content-type"] == image["content_type"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code", "kind"),
+    [
+        ("[fail]", 500, "downstream_service_error"),
+        ("[moderated]", 422, "content_policy_violation"),
+        ("[timeout]", 504, "generation_timeout"),
+        ("", 422, "value_error.missing"),
+    ],
+)
+def test_completed_may_be_a_failure(emulated: Emulated, prompt: str, code: int, kind: str) -> None:
+    handle = emulated.fal(prompt).json()
+    status = emulated.finished("fal", handle["request_id"])
+    assert (status["status"], status["error_type"]) == ("COMPLETED", kind)
+    assert status["error"] == f"Invalid status code: {code}"
+    result = get(emulated, handle["response_url"])
+    assert (result.status_code, result.json()["detail"][0]["type"]) == (code, kind)
+    assert result.headers["x-fal-needs-retry"] == "0"
+
+
+def test_the_stream_tells_every_state_and_ends(emulated: Emulated) -> None:
+    handle = emulated.fal().json()
+    url = handle["status_url"] + "/stream?logs=1"
+    with httpx_sse.connect_sse(emulated.http, "GET", url, headers=KEYS["fal"]) as source:
+        states = [event.json()["status"] for event in source.iter_sse()]
+    assert states[-1] == "COMPLETED"
+    assert states == [one for one in ("IN_QUEUE", "IN_PROGRESS", "COMPLETED") if one in states]
+
+
+def test_cancel_ends_what_is_open_and_refuses_what_is_not(emulated: Emulated) -> None:
+    handle = emulated.fal("[never]").json()
+    answers = [emulated.http.put(handle["cancel_url"], headers=KEYS["fal"]) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 400]
+    words = [answer.json()["status"] for answer in answers]
+    assert words == ["CANCELLATION_REQUESTED", "ALREADY_COMPLETED"]
+    status = get(emulated, handle["status_url"]).json()
+    assert (status["status"], status["error_type"]) == ("COMPLETED", "client_cancelled")
+    result = get(emulated, handle["response_url"])
+    assert result.status_code == 499
+    assert isinstance(result.json()["detail"], str)
+
+
+def test_the_older_cancel_answers_a_boolean(start: Start) -> None:
+    emulated = start(shape="old")
+    handle = emulated.fal("[never]").json()
+    answers = [emulated.http.put(handle["cancel_url"], headers=KEYS["fal"]) for _ in range(2)]
+    assert [answer.json() for answer in answers] == [{"success": True}, {"success": False}]
+
+
+def test_an_id_is_known_under_its_own_app_only(emulated: Emulated) -> None:
+    handle = emulated.fal().json()
+    other = handle["status_url"].replace("nano-banana", "other")
+    answer = get(emulated, other)
+    assert (answer.status_code, answer.json()) == (404, {"status": "NOT_FOUND"})
+
+
+@pytest.mark.parametrize("given", ["", "Bearer key-1", "Key"])
+def test_only_the_key_scheme_is_let_in(emulated: Emulated, given: str) -> None:
+    headers = {"authorization": given}
+    answer = emulated.call("fal", "POST", "/queue/a/b", json={}, headers=headers)
+    assert answer.status_code == 401
+    rules = [entry["rule"] for entry in emulated.ledger()["violations"]]
+    assert rules == (["bearer"] if given.startswith("Bearer") else [])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code"),
+    [
+        ("/queue/alone", {}, 404),
+        ("/queue/fal-ai/no-such-model", {}, 404),
+        ("/queue/a/b", [], 400),
+        ("/queue/a/b?fal_webhook=ftp://x", {}, 400),
+        ("/queue/a/b", {"prompt": "[refuse]"}, 403),
+        ("/run/a/b", {"prompt": "[refuse]"}, 403),
+    ],
+)
+def test_a_refused_submit_is_not_billed(
+    emulated: Emulated, path: str, body: Any, code: int
+) -> None:
+    answer = emulated.call("fal", "POST", path, json=body)
+    assert answer.status_code == code
+    assert answer.headers["x-fal-error-type"] == answer.json()["error_type"]
+    assert emulated.ledger()["predictions"] == []
+
+
+def test_a_queue_longer_than_wished_is_429(start: Start) -> None:
+    emulated = start(generation=60)
+    path, body = "/queue/a/b?fal_max_queue_length=1", {"prompt": "x"}
+    codes = [emulated.call("fal", "POST", path, json=body).status_code for _ in range(3)]
+    assert codes == [200, 200, 429]
+
+
+def test_concurrency_makes_the_queue_wait_and_refuses_direct_calls(start: Start) -> None:
+    emulated = start(fal_concurrency=1)
+    busy = emulated.fal("[never][fast]").json()
+    body: dict[str, Any] = {}
+    while body.get("status") != "IN_PROGRESS":
+        body = get(emulated, busy["status_url"]).json()
+    direct = emulated.call("fal", "POST", "/run/a/b", json={"prompt": "x"})
+    assert (direct.status_code, direct.headers["x-fal-needs-retry"]) == (429, "1")
+    first, second, third = (emulated.fal("[fast]").json() for _ in range(3))
+    eventually(
+        lambda: get(emulated, third["status_url"]).json(),
+        lambda state: state["queue_position"] == 2,
+    )
+    emulated.http.put(second["cancel_url"], headers=KEYS["fal"])
+    emulated.http.put(busy["cancel_url"], headers=KEYS["fal"])
+    for handle in first, third:
+        assert "error" not in emulated.finished("fal", handle["request_id"])
+
+
+def test_what_was_cancelled_while_running_stays_so(start: Start, mailbox: Mailbox) -> None:
+    emulated = start(generation=0.1)
+    handle = emulated.fal("x", webhook=mailbox.url).json()
+    eventually(
+        lambda: get(emulated, handle["status_url"]).json(),
+        lambda state: state["status"] == "IN_PROGRESS",
+    )
+    emulated.http.put(handle["cancel_url"], headers=KEYS["fal"])
+    later = emulated.submit("fal", "x", mailbox.url)
+    assert mailbox.one().json["request_id"] == later
+    assert emulated.row(handle["request_id"])["status"] == "cancelled"
+
+
+def test_a_direct_call_waits(emulated: Emulated) -> None:
+    answer = emulated.call("fal", "POST", "/run/fal-ai/nano-banana", json={"prompt": "x"})
+    assert answer.json()["images"]
+    (row,) = emulated.ledger()["predictions"]
+    assert answer.headers["x-fal-request-id"] == row["id"]
+    failed = emulated.call("fal", "POST", "/run/a/b", json={"prompt": "[moderated]"})
+    assert failed.status_code == 422
+
+
+def test_sync_mode_answers_data_and_words_are_words(emulated: Emulated) -> None:
+    body = {"prompt": "x", "sync_mode": True, "num_images": 2}
+    images = emulated.call("fal", "POST", "/run/a/b", json=body).json()["images"]
+    assert [image["url"][:15] for image in images] == ["data:image/png;"] * 2
+    words = emulated.call("fal", "POST", "/run/a/b", json={"prompt": "[text]"}).json()
+    assert (words["images"], bool(words["description"])) == ([], True)
+
+
+@pytest.mark.parametrize("shape", ["new", "old"])
+def test_a_callback_of_success_is_signed_over_its_bytes(
+    start: Start, mailbox: Mailbox, shape: str
+) -> None:
+    emulated = start(shape=shape)
+    one = emulated.submit("fal", "x", mailbox.url)
+    mail = mailbox.one()
+    assert mail.body == json.dumps(mail.json, sort_keys=True).encode()
+    assert (mail.json["request_id"], mail.json["gateway_request_id"]) == (one, one)
+    assert (mail.json["status"], "error" in mail.json) == ("OK", shape == "new")
+    assert mail.json["payload"]["images"]
+    assert mail.headers["x-fal-webhook-request-id"] == one
+    assert abs(int(mail.headers["x-fal-webhook-timestamp"]) - time.time()) < 10
+    keys = published(emulated)
+    assert len(keys) == 3
+    assert all(key.endswith("=") == (shape == "old") for key in keys)
+    assert verified(mail, keys) == [False, False, True]
+
+
+def test_a_callback_of_failure_carries_the_detail(emulated: Emulated, mailbox: Mailbox) -> None:
+    emulated.submit("fal", "[moderated]", mailbox.url)
+    body = mailbox.one().json
+    assert (body["status"], body["error"]) == ("ERROR", "Invalid status code: 422")
+    assert body["payload"]["detail"][0]["type"] == "content_policy_violation"
+
+
+def test_mixed_shapes_have_gateway_ids_of_their_own(start: Start, mailbox: Mailbox) -> None:
+    emulated = start(shape="mixed", seed=1)
+    for _ in range(40):
+        emulated.submit("fal", "x", mailbox.url)
+    bodies = [mail.json for mail in mailbox.take(40)]
+    assert {body["request_id"] == body["gateway_request_id"] for body in bodies} == {True, False}
+    assert {"error" in body for body in bodies} == {True, False}
+
+
+def test_a_refused_callback_comes_again_with_a_fresh_proof(
+    emulated: Emulated, mailbox: Mailbox
+) -> None:
+    mailbox.statuses = [503, 500, 404, 429, 200]
+    one = emulated.submit("fal", "x", mailbox.url)
+    mails = mailbox.take(5)
+    assert len({mail.body for mail in mails}) == 1
+    keys = published(emulated)
+    assert all(verified(mail, keys)[-1] for mail in mails)
+    codes = [attempt["status_code"] for attempt in emulated.attempts(one, 5)]
+    assert codes == [503, 500, 404, 429, 200]
+
+
+def test_a_redirect_ends_it(emulated: Emulated, mailbox: Mailbox) -> None:
+    mailbox.statuses = [308]
+    first = emulated.submit("fal", "x", mailbox.url)
+    emulated.attempts(first, 1)
+    mailbox.one()
+    second = emulated.submit("fal", "x", mailbox.url)
+    assert mailbox.one().json["request_id"] == second
+    assert [one["status_code"] for one in emulated.row(first)["callback_attempts"]] == [308]

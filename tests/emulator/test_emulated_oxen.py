@@ -1,0 +1,248 @@
+import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import httpx_sse
+import pytest
+
+from .conftest import Start
+from .serving import KEYS, Emulated
+
+WEBHOOK_NAMES = ["webhook_url", "webhook", "fal_webhook", "callbackUrl"]
+
+
+@contextmanager
+def listening(emulated: Emulated) -> Iterator[Iterator[httpx_sse.ServerSentEvent]]:
+    with httpx_sse.connect_sse(
+        emulated.http, "GET", "/oxen/api/events", headers=KEYS["oxen"]
+    ) as source:
+        assert source.response.status_code == 200
+        yield source.iter_sse()
+
+
+def ids(answer: httpx.Response) -> list[str]:
+    return [row["generation_id"] for row in answer.json()["generations"]]
+
+
+def listed(emulated: Emulated, **query: str) -> list[str]:
+    return ids(emulated.call("oxen", "GET", "/api/ai/queue", params=query))
+
+
+@pytest.mark.parametrize(("shape", "status"), [("new", "queued"), ("old", "processing")])
+def test_a_submit_answers_one_row_for_each_generation(
+    start: Start, shape: str, status: str
+) -> None:
+    emulated = start(shape=shape)
+    answer = emulated.oxen(num_generations=3)
+    assert {row["status"] for row in answer.json()["generations"]} == {status}
+    assert len(set(ids(answer))) == 3
+    assert [row["billed"] for row in emulated.ledger()["predictions"]] == [1, 1, 1]
+    urls = {emulated.finished("oxen", one)["result_url"] for one in ids(answer)}
+    assert len(urls) == 3
+
+
+@pytest.mark.parametrize(
+    ("params", "status", "words"),
+    [
+        ({"num_generations": 5}, 400, "num_generations must be an integer between 1 and 4"),
+        ({"num_generations": "2"}, 400, "num_generations must be an integer between 1 and 4"),
+        ({"model": "no-such-model"}, 404, "Model not found: no-such-model"),
+        ({"model": "text-only"}, 400, ":unsupported_media_type"),
+        ({"model": None}, 404, "Model not found: "),
+        ({"prompt": "[refuse]"}, 402, "Insufficient credits"),
+    ],
+)
+def test_what_is_checked_at_enqueue_is_refused_and_not_billed(
+    emulated: Emulated, params: dict[str, Any], status: int, words: str
+) -> None:
+    answer = emulated.oxen(**params)
+    error = answer.json()
+    assert (answer.status_code, error["error"]["title"]) == (status, words)
+    assert (error["status"], error["status_message"]) == ("error", error["error"]["type"])
+    assert emulated.ledger()["predictions"] == []
+    assert emulated.ledger()["requests"]["oxen"]["rejected"] == 1
+
+
+def test_a_body_that_is_no_json_is_refused(emulated: Emulated) -> None:
+    assert emulated.call("oxen", "POST", "/api/ai/queue", content=b"{").status_code == 404
+
+
+@pytest.mark.parametrize("given", ["", "Key key-1", "Bearer", "Bearer stranger"])
+def test_only_bearer_keys_are_let_in(start: Start, given: str) -> None:
+    emulated = start(api_keys=frozenset({"key-1"}))
+    answer = emulated.http.get("/oxen/api/ai/queue", headers={"authorization": given})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (401, "unauthenticated")
+    assert emulated.oxen().status_code == 200
+
+
+def test_a_row_tells_the_whole_life_and_echoes_params(start: Start) -> None:
+    emulated = start(generation=0.3)
+    (one,) = ids(emulated.oxen(aspect_ratio="16:9", seed=7))
+    queued = emulated.poll("oxen", one).json()
+    assert queued["status"] == "queued"
+    assert [queued[name] for name in ("started_at", "completed_at", "result_url")] == [None] * 3
+    row = emulated.finished("oxen", one)
+    assert (row["model_name"], row["media_type"], row["error_message"]) == (
+        "nano-banana",
+        "image",
+        None,
+    )
+    assert (row["aspect_ratio"], row["seed"]) == ("16:9", 7)
+    assert row["enqueued_at"] <= row["started_at"] <= row["completed_at"]
+    assert emulated.http.get(row["result_url"]).headers["content-type"] == "image/png"
+    assert row["result_url"].startswith(emulated.url)
+
+
+def test_the_older_row_says_model(start: Start) -> None:
+    emulated = start(shape="old")
+    row = emulated.finished("oxen", emulated.submit("oxen", "x"))
+    assert row["model"] == "nano-banana"
+    assert "model_name" not in row
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [("[fail]", "failed to"), ("[moderated]", "policy"), ("[timeout]", "timed out"), ("", "empty")],
+)
+def test_a_failure_shows_in_the_row(emulated: Emulated, prompt: str, words: str) -> None:
+    row = emulated.finished("oxen", emulated.submit("oxen", prompt))
+    assert (row["status"], row["result_url"]) == ("failed", None)
+    assert words in row["error_message"]
+
+
+@pytest.mark.parametrize("name", WEBHOOK_NAMES)
+def test_a_webhook_parameter_makes_the_generation_fail(emulated: Emulated, name: str) -> None:
+    (one,) = ids(emulated.oxen(**{name: "https://example.org"}))
+    assert emulated.finished("oxen", one)["status"] == "failed"
+    (violation,) = emulated.ledger()["violations"]
+    assert (violation["rule"], violation["detail"]) == ("webhook_parameter", name)
+
+
+def test_the_list_shows_what_is_open_unless_asked(emulated: Emulated) -> None:
+    done = emulated.submit("oxen", "x")
+    emulated.finished("oxen", done)
+    never = emulated.submit("oxen", "[never]")
+    emulated.submit("fal", "[never]")
+    assert listed(emulated) == [never]
+    assert listed(emulated, status="succeeded") == [done]
+    assert listed(emulated, model="other") == []
+    assert listed(emulated, media_type="video") == []
+
+
+def test_another_account_sees_nothing(emulated: Emulated) -> None:
+    one = emulated.submit("oxen", "x")
+    headers = {"authorization": "Bearer key-2"}
+    answer = emulated.call("oxen", "GET", f"/api/ai/queue/{one}", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "resource_not_found")
+
+
+def test_a_cancelled_row_is_kept_and_no_event_tells(emulated: Emulated) -> None:
+    with listening(emulated) as events:
+        one = emulated.submit("oxen", "[never]")
+        answer = emulated.call("oxen", "DELETE", f"/api/ai/queue/{one}")
+        assert answer.json() == {"status": "success", "generation_id": one}
+        assert emulated.poll("oxen", one).json()["status"] == "cancelled"
+        later = emulated.submit("oxen", "x")
+        assert next(events).json()["generation_id"] == later
+
+
+def test_cancelling_what_has_ended_changes_nothing(emulated: Emulated) -> None:
+    one = emulated.submit("oxen", "x")
+    emulated.finished("oxen", one)
+    assert emulated.call("oxen", "DELETE", f"/api/ai/queue/{one}").status_code == 200
+    assert emulated.poll("oxen", one).json()["status"] == "succeeded"
+    assert emulated.call("oxen", "DELETE", "/api/ai/queue/other").status_code == 404
+
+
+def test_a_retry_is_a_new_row_and_ends_the_first(emulated: Emulated) -> None:
+    one = emulated.submit("oxen", "[never]")
+    again = emulated.call("oxen", "POST", f"/api/ai/queue/{one}/retry").json()
+    assert again["retried_from_id"] == one != again["generation_id"]
+    assert emulated.poll("oxen", one).json()["status"] == "cancelled"
+    assert len(emulated.ledger()["predictions"]) == 2
+
+
+def test_what_succeeded_is_not_retried(emulated: Emulated) -> None:
+    one = emulated.submit("oxen", "x")
+    emulated.finished("oxen", one)
+    assert emulated.call("oxen", "POST", f"/api/ai/queue/{one}/retry").status_code == 400
+
+
+def test_the_stream_tells_success_and_failure_apart(emulated: Emulated) -> None:
+    with listening(emulated) as events:
+        one = emulated.submit("oxen", "x")
+        good = next(events)
+        bad_id = emulated.submit("oxen", "[fail]")
+        bad = next(events)
+    assert {good.event, bad.event} == {"media_generation_completed"}
+    assert set(good.json()) == {"generation_id", "status", "media_type", "model", "url"}
+    assert (good.json()["generation_id"], good.json()["status"]) == (one, "succeeded")
+    assert "?expires=" in good.json()["url"]
+    assert set(bad.json()) == {"generation_id", "status", "media_type", "error"}
+    assert (bad.json()["generation_id"], bad.json()["status"]) == (bad_id, "failed")
+
+
+def test_nothing_is_kept_for_those_who_connect_late(emulated: Emulated) -> None:
+    missed = emulated.submit("oxen", "x")
+    (attempt,) = emulated.attempts(missed, 1)
+    assert attempt["error"] == "nobody was told"
+    with listening(emulated) as events:
+        seen = emulated.submit("oxen", "x")
+        assert next(events).json()["generation_id"] == seen
+
+
+def test_an_idle_stream_is_commented_on(start: Start) -> None:
+    emulated = start(keep_alive=0.01)
+    with emulated.http.stream("GET", "/oxen/api/events", headers=KEYS["oxen"]) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert next(answer.iter_text()).startswith(": keep-alive\n\n")
+
+
+def test_other_events_share_the_stream(start: Start) -> None:
+    emulated = start(stray_events=1)
+    with listening(emulated) as events:
+        emulated.submit("oxen", "x")
+        names = [next(events).event for _ in range(2)]
+    assert names == ["deployment_updated", "media_generation_completed"]
+
+
+@pytest.mark.parametrize("path", ["generate", "edit"])
+def test_the_sync_call_waits_for_a_url(emulated: Emulated, path: str) -> None:
+    body = {"model": "nano-banana", "prompt": "x"}
+    answer = emulated.call("oxen", "POST", f"/api/ai/images/{path}", json=body).json()
+    assert answer["model"] == "nano-banana"
+    assert emulated.http.get(answer["images"][0]["url"]).status_code == 200
+    assert [row["status"] for row in emulated.ledger()["predictions"]] == ["succeeded"]
+
+
+def test_the_sync_call_can_answer_with_the_picture(emulated: Emulated) -> None:
+    body = {"model": "nano-banana", "prompt": "x", "response_format": "b64_json"}
+    answer = emulated.call("oxen", "POST", "/api/ai/images/generate", json=body).json()
+    assert base64.b64decode(answer["images"][0]["b64_json"]).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "status", "words"), [("", 400, "Prompt cannot be empty"), ("[fail]", 500, "failed")]
+)
+def test_the_sync_call_refuses_in_the_shorter_form(
+    emulated: Emulated, prompt: str, status: int, words: str
+) -> None:
+    body = {"model": "nano-banana", "prompt": prompt}
+    answer = emulated.call("oxen", "POST", "/api/ai/images/generate", json=body)
+    assert answer.status_code == status
+    assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"), [("new", "request_schema"), ("old", "json_request_schema")]
+)
+def test_models_carry_their_schema(start: Start, shape: str, name: str) -> None:
+    emulated = start(shape=shape)
+    models = emulated.call("oxen", "GET", "/api/ai/models").json()["data"]
+    found = emulated.call("oxen", "GET", "/api/ai/models/search?search=pro").json()["data"]
+    one = emulated.call("oxen", "GET", "/api/ai/models/nano-banana").json()
+    assert all("prompt" in model[name]["properties"] for model in [*models, one])
+    assert [model["id"] for model in found] == ["google-nano-banana-pro"]
+    assert emulated.call("oxen", "GET", "/api/ai/models/no-such-model").status_code == 404

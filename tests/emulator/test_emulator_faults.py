@@ -1,0 +1,310 @@
+import asyncio
+import time
+from typing import Any
+
+import httpx
+import httpx_sse
+import pytest
+
+from receiver.emulator import FAULTS, create_emulator
+
+from .conftest import Start
+from .serving import FAST, KEYS, Emulated, Mailbox
+from .test_emulated_fal import published, verified
+from .test_emulated_oxen import listening
+
+PROVIDERS = ["oxen", "eachlabs", "fal"]
+CALLERS = ["eachlabs", "fal"]
+ID_NAMES = {"eachlabs": "exec_id", "fal": "request_id"}
+
+
+def told(mailbox: Mailbox, provider: str, count: int = 1) -> list[str]:
+    return [mail.json[ID_NAMES[provider]] for mail in mailbox.take(count)]
+
+
+def test_rules_are_kept_read_back_and_dropped(emulated: Emulated) -> None:
+    rule = {"fault": "break_poll", "provider": "fal", "match": "x", "times": 2, "answer": "garbage"}
+    assert emulated.break_with(rule).json() == [rule]
+    assert emulated.http.get("/_emulator/faults").json() == [rule]
+    assert emulated.http.delete("/_emulator/faults").status_code == 204
+    assert emulated.http.get("/_emulator/faults").json() == []
+
+
+def test_a_single_rule_needs_no_list(emulated: Emulated) -> None:
+    rule = {"fault": "lose_event"}
+    assert emulated.http.put("/_emulator/faults", json=rule).json() == [rule]
+    assert emulated.http.put("/_emulator/faults", json={"rules": [rule]}).json() == [rule]
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b'[{"fault": "other"}]', b'[{"fault": "lose_event", "x": 1}]']
+)
+def test_what_is_no_rule_is_refused(emulated: Emulated, body: bytes) -> None:
+    assert emulated.http.put("/_emulator/faults", content=body).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [{"provider": "fal"}, {"match": "windmill"}, {"probability": 0}, {"times": 0}],
+)
+def test_a_rule_befalls_only_whom_it_names(emulated: Emulated, rule: dict[str, Any]) -> None:
+    emulated.break_with({"fault": "refuse_submit", **rule})
+    assert emulated.eachlabs("a lighthouse").status_code == 200
+
+
+def test_a_rule_wears_off(emulated: Emulated) -> None:
+    emulated.break_with({"fault": "refuse_submit", "times": 2})
+    assert [emulated.fal().status_code for _ in range(3)] == [503, 503, 200]
+
+
+@pytest.mark.parametrize("provider", CALLERS)
+def test_a_lost_callback_never_comes(emulated: Emulated, mailbox: Mailbox, provider: str) -> None:
+    emulated.break_with({"fault": "lose_callback", "times": 1})
+    lost = emulated.submit(provider, "x", mailbox.url)
+    assert emulated.attempts(lost, 1)[0]["error"] == "lost"
+    kept = emulated.submit(provider, "x", mailbox.url)
+    assert told(mailbox, provider) == [kept]
+
+
+def test_a_prompt_can_name_its_fault(emulated: Emulated, mailbox: Mailbox) -> None:
+    lost = emulated.submit("fal", "[lose_callback]", mailbox.url)
+    assert emulated.attempts(lost, 1)[0]["error"] == "lost"
+
+
+@pytest.mark.parametrize("provider", CALLERS)
+def test_a_callback_comes_several_times(
+    emulated: Emulated, mailbox: Mailbox, provider: str
+) -> None:
+    emulated.break_with({"fault": "repeat_callback", "copies": 4})
+    one = emulated.submit(provider, "x", mailbox.url)
+    assert told(mailbox, provider, 4) == [one] * 4
+    assert len(emulated.attempts(one, 4)) == 4
+
+
+@pytest.mark.parametrize("provider", CALLERS)
+def test_a_callback_comes_late(emulated: Emulated, mailbox: Mailbox, provider: str) -> None:
+    emulated.break_with({"fault": "delay_callback", "seconds": 0.2})
+    one = emulated.submit(provider, "x", mailbox.url)
+    assert mailbox.one().at >= emulated.row(one)["completed_at"] + 0.2
+
+
+@pytest.mark.parametrize("provider", CALLERS)
+def test_two_callbacks_change_places(emulated: Emulated, mailbox: Mailbox, provider: str) -> None:
+    emulated.break_with({"fault": "reorder_callbacks", "times": 1, "seconds": 60})
+    first = emulated.submit(provider, "x", mailbox.url)
+    emulated.finished(provider, first)
+    second = emulated.submit(provider, "x", mailbox.url)
+    assert told(mailbox, provider, 2) == [second, first]
+
+
+def test_a_callback_held_back_for_nobody_comes_in_the_end(
+    emulated: Emulated, mailbox: Mailbox
+) -> None:
+    emulated.break_with({"fault": "reorder_callbacks", "seconds": 0.05})
+    one = emulated.submit("fal", "x", mailbox.url)
+    assert told(mailbox, "fal") == [one]
+
+
+@pytest.mark.parametrize("provider", CALLERS)
+def test_a_callback_overtakes_the_answer(start: Start, mailbox: Mailbox, provider: str) -> None:
+    emulated = start(generation=60)
+    emulated.break_with({"fault": "early_callback", "seconds": 10})
+    one = emulated.submit(provider, "x", mailbox.url)
+    assert mailbox.mails.qsize() == 1
+    assert told(mailbox, provider) == [one]
+
+
+def test_an_early_callback_is_not_waited_for_for_ever(emulated: Emulated) -> None:
+    emulated.break_with({"fault": "early_callback", "seconds": 0.05})
+    assert emulated.fal("x").status_code == 200
+
+
+def test_an_event_overtakes_the_answer(start: Start) -> None:
+    emulated = start(generation=60)
+    emulated.break_with({"fault": "early_callback"})
+    with listening(emulated) as events:
+        one = emulated.submit("oxen", "x")
+        assert next(events).json()["generation_id"] == one
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_submit_is_refused_and_not_billed(emulated: Emulated, provider: str) -> None:
+    emulated.break_with({"fault": "refuse_submit", "status": 429, "retry_after": 7})
+    call = {"oxen": emulated.oxen, "eachlabs": emulated.eachlabs, "fal": emulated.fal}[provider]
+    answer = call("x")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
+    assert emulated.ledger()["predictions"] == []
+    assert emulated.ledger()["requests"][provider] == {
+        "submits": 0,
+        "polls": 0,
+        "cancels": 0,
+        "rejected": 1,
+    }
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize(("fault", "billed"), [("drop_submit", 0), ("stall_submit", 1)])
+def test_a_connection_closes_without_an_answer(
+    emulated: Emulated, mailbox: Mailbox, provider: str, fault: str, billed: int
+) -> None:
+    emulated.break_with({"fault": fault, "times": 1})
+    with pytest.raises(httpx.RemoteProtocolError):
+        emulated.submit(provider, "x", mailbox.url)
+    assert sum(row["billed"] for row in emulated.ledger()["predictions"]) == billed
+    if billed and provider in CALLERS:
+        assert told(mailbox, provider) == [emulated.ledger()["predictions"][0]["id"]]
+
+
+def test_a_stalled_submit_outlasts_the_callers_patience(emulated: Emulated) -> None:
+    emulated.break_with({"fault": "stall_submit", "seconds": 60})
+    with pytest.raises(httpx.ReadTimeout):
+        emulated.call("fal", "POST", "/queue/a/b", json={"prompt": "x"}, timeout=0.2)
+    assert len(emulated.ledger()["predictions"]) == 1
+
+
+def test_a_stalled_sync_call_is_billed(emulated: Emulated) -> None:
+    emulated.break_with({"fault": "stall_submit"})
+    with pytest.raises(httpx.RemoteProtocolError):
+        emulated.call("fal", "POST", "/run/a/b", json={"prompt": "x"})
+    assert len(emulated.ledger()["predictions"]) == 1
+
+
+def test_without_a_real_connection_hanging_up_is_an_error() -> None:
+    async def dropped() -> None:
+        transport = httpx.ASGITransport(create_emulator(FAST))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = {"prompt": "[drop_submit]"}
+            await client.post("/fal/queue/a/b", json=body, headers=KEYS["fal"])
+
+    with pytest.raises(ConnectionResetError):
+        asyncio.run(dropped())
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize(("answer", "status"), [("error", 500), ("missing", 404), ("garbage", 200)])
+def test_a_poll_goes_wrong(emulated: Emulated, provider: str, answer: str, status: int) -> None:
+    emulated.break_with({"fault": "break_poll", "answer": answer, "times": 1})
+    one = emulated.submit(provider, "x")
+    broken = emulated.poll(provider, one)
+    assert broken.status_code == status
+    assert (answer == "garbage") == (b"{" not in broken.content)
+    assert emulated.poll(provider, one).json()["status"] in {
+        "queued",
+        "processing",
+        "succeeded",
+        "created",
+        "success",
+        "IN_QUEUE",
+        "IN_PROGRESS",
+        "COMPLETED",
+    }
+
+
+def test_a_rotated_key_signs_at_once(emulated: Emulated, mailbox: Mailbox) -> None:
+    before = published(emulated)
+    assert emulated.break_with({"fault": "rotate_keys"}).json() == []
+    after = published(emulated)
+    assert after[:2] == before[:2]
+    emulated.submit("fal", "x", mailbox.url)
+    mail = mailbox.one()
+    assert (any(verified(mail, before)), any(verified(mail, after))) == (False, True)
+
+
+def test_the_key_set_goes_wrong(emulated: Emulated) -> None:
+    emulated.break_with({"fault": "break_jwks", "times": 1})
+    assert emulated.http.get("/fal/.well-known/jwks.json").status_code == 500
+    assert published(emulated)
+
+
+def test_a_strangers_signature_matches_no_key(emulated: Emulated, mailbox: Mailbox) -> None:
+    emulated.break_with({"fault": "wrong_signature"})
+    emulated.submit("fal", "x", mailbox.url)
+    assert verified(mailbox.one(), published(emulated)) == [False] * 3
+
+
+def test_a_wrong_secret_is_sent(emulated: Emulated, mailbox: Mailbox) -> None:
+    emulated.break_with({"fault": "wrong_signature"})
+    emulated.eachlabs("x", webhook_url=mailbox.url, webhook_secret="abc")
+    assert mailbox.one().headers["x-webhook-secret"] == "cba"
+
+
+@pytest.mark.parametrize(("rule", "age"), [({}, 600), ({"seconds": 301}, 301)])
+def test_a_stale_timestamp_is_signed_truly(
+    emulated: Emulated, mailbox: Mailbox, rule: dict[str, Any], age: int
+) -> None:
+    emulated.break_with({"fault": "stale_timestamp", **rule})
+    emulated.submit("fal", "x", mailbox.url)
+    mail = mailbox.one()
+    assert 0 <= time.time() - int(mail.headers["x-fal-webhook-timestamp"]) - age < 20
+    assert any(verified(mail, published(emulated)))
+
+
+def test_a_payload_can_be_missing(emulated: Emulated, mailbox: Mailbox) -> None:
+    emulated.break_with({"fault": "null_payload"})
+    one = emulated.submit("fal", "x", mailbox.url)
+    body = mailbox.one().json
+    assert (body["status"], body["payload"], bool(body["payload_error"])) == ("OK", None, True)
+    url = f"/queue/fal-ai/nano-banana/requests/{one}"
+    assert emulated.call("fal", "GET", url).json()["images"]
+
+
+def test_an_output_can_be_large(emulated: Emulated, mailbox: Mailbox) -> None:
+    emulated.break_with({"fault": "large_output", "size": 1_000_000})
+    emulated.submit("fal", "x", mailbox.url)
+    (image,) = mailbox.one().json["payload"]["images"]
+    assert image["url"].startswith("data:image/png;base64,")
+    assert len(image["url"]) > 1_000_000
+
+
+@pytest.mark.parametrize("prompt", [None, "[cut_stream]"])
+def test_a_stream_is_cut_without_a_word(emulated: Emulated, prompt: str | None) -> None:
+    with listening(emulated) as events:
+        if prompt:
+            emulated.submit("oxen", prompt)
+        else:
+            emulated.break_with({"fault": "cut_stream"})
+        with pytest.raises(httpx.RemoteProtocolError):
+            next(events)
+    with listening(emulated) as events:
+        one = emulated.submit("oxen", "x")
+        assert next(events).json()["generation_id"] == one
+
+
+def test_a_lost_event_is_lost_though_somebody_listens(emulated: Emulated) -> None:
+    emulated.break_with({"fault": "lose_event", "times": 1})
+    with listening(emulated) as events:
+        lost = emulated.submit("oxen", "x")
+        emulated.attempts(lost, 1)
+        seen = emulated.submit("oxen", "x")
+        assert next(events).json()["generation_id"] == seen
+    assert emulated.poll("oxen", lost).json()["status"] == "succeeded"
+
+
+def test_a_silent_stream_stays_open(start: Start) -> None:
+    emulated = start(keep_alive=0.01)
+    emulated.break_with({"fault": "silence_stream"})
+    more: dict[str, Any] = {"headers": KEYS["oxen"], "timeout": httpx.Timeout(10, read=0.2)}
+    with emulated.http.stream("GET", "/oxen/api/events", **more) as answer:
+        one = emulated.submit("oxen", "x")
+        with pytest.raises(httpx.ReadTimeout):
+            next(answer.iter_bytes())
+    assert emulated.attempts(one, 1)[0]["error"] == "nobody was told"
+    emulated.http.delete("/_emulator/faults")
+    with emulated.http.stream("GET", "/oxen/api/events", headers=KEYS["oxen"]) as answer:
+        assert next(answer.iter_bytes()).startswith(b": keep-alive")
+
+
+def test_events_repeat_and_change_places_too(emulated: Emulated) -> None:
+    with httpx_sse.connect_sse(
+        emulated.http, "GET", "/oxen/api/events", headers=KEYS["oxen"]
+    ) as source:
+        events = source.iter_sse()
+        emulated.break_with({"fault": "repeat_callback", "copies": 2, "times": 1})
+        one = emulated.submit("oxen", "x")
+        assert [next(events).json()["generation_id"] for _ in range(2)] == [one, one]
+
+
+def test_every_fault_has_a_test() -> None:
+    with open(__file__, encoding="utf-8") as file:  # noqa: PTH123 - the shortest way to say it
+        text = file.read()
+    assert [fault for fault in FAULTS if f'"{fault}"' not in text] == []

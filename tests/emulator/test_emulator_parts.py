@@ -1,0 +1,159 @@
+import asyncio
+import random
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from starlette.types import Message
+
+from receiver.emulator import Options, Rule
+from receiver.emulator.courier import AT_ONCE, Callback, Courier, Timers
+from receiver.emulator.faults import Faults
+from receiver.emulator.poster import Poster
+from receiver.emulator.pushes import Pushes
+from receiver.emulator.wire import CLOSE, HangUp
+
+from .parts import prediction, write_certificate
+from .serving import Mailbox, PostOffice, serve
+
+
+class HandTimers(Timers):
+    """Timers that a test fires by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.acts: list[Callable[[], None]] = []
+
+    def after(self, seconds: float, act: Callable[[], None]) -> None:
+        assert seconds > 0
+        self.acts.append(act)
+
+
+def test_nothing_happens_after_the_end() -> None:
+    async def scenario() -> list[str]:
+        timers, done = Timers(), list[str]()
+        timers.after(0, lambda: done.append("before"))
+        await asyncio.sleep(0)
+        timers.closed = True
+        timers.after(0, lambda: done.append("after"))
+        await asyncio.sleep(0.001)
+        return done
+
+    assert "after" not in asyncio.run(scenario())
+
+
+def test_a_held_callback_goes_out_once() -> None:
+    timers, sent = HandTimers(), list[str]()
+    faults = Faults(random.Random(1))
+    faults.replace([Rule(fault="reorder_callbacks", times=1)])
+    pushes = Pushes(faults, timers)
+    pushes.push(prediction(), lambda: sent.append("first"))
+    pushes.push(prediction(), lambda: sent.append("second"))
+    timers.acts.pop()()
+    assert sent == ["second", "first"]
+
+
+def test_more_callbacks_than_workers_are_all_tried() -> None:
+    async def scenario() -> None:
+        courier = Courier(Timers(), 1)
+        owed = [prediction(callback_url="mailto:nobody") for _ in range(AT_ONCE + 10)]
+        for one in owed:
+            courier.send(Callback(one, b"", dict, Options().eachlabs_callbacks))
+        for one in owed:
+            await one.until(lambda p: bool(p.callback_attempts))
+        await courier.close()
+
+    asyncio.run(scenario())
+
+
+def test_closing_ends_an_attempt_under_way() -> None:
+    async def scenario(url: str) -> bool:
+        courier, one = Courier(Timers(), 1), prediction(callback_url=url)
+        courier.send(Callback(one, b"", dict, Options().fal_callbacks))
+        await asyncio.sleep(0)
+        await courier.close()
+        return bool(one.callback_attempts)
+
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}/"
+        assert asyncio.run(scenario(url)) is False
+
+
+def test_hanging_up_waits_for_the_end_of_the_connection() -> None:
+    messages = [{"type": "http.request"}, {"type": "http.disconnect"}, {"type": "http.disconnect"}]
+    closed = list[str]()
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(_message: Message) -> None:
+        raise AssertionError
+
+    hang_up = HangUp(after=1)
+    asyncio.run(hang_up({CLOSE: lambda: closed.append("closed")}, receive, send))
+    assert (closed, messages) == (["closed"], [])
+
+
+def test_whoever_stopped_waiting_is_not_told() -> None:
+    async def scenario() -> None:
+        one = prediction()
+        waiting = asyncio.ensure_future(one.until(lambda p: p.finished))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        one.move("succeeded")
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_is_kept_while_it_is_good(mailbox: Mailbox) -> None:
+    async def scenario() -> None:
+        poster = Poster()
+        first = await poster.post(mailbox.url, {"x-n": "1"}, b"{}")
+        second = await poster.post(mailbox.url, {"x-n": "2"}, b"{}")
+        await poster.close()
+        assert (first.keep, second.keep, second.text) == (True, True, "thanks")
+
+    asyncio.run(scenario())
+    assert [mail.headers["x-n"] for mail in mailbox.take(2)] == ["1", "2"]
+
+
+def test_a_connection_the_other_side_closed_is_not_used_again() -> None:
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        closed.set()
+
+    async def scenario() -> None:
+        async with await asyncio.start_server(once, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+            poster = Poster()
+            for _ in range(2):
+                closed.clear()
+                assert (await poster.post(url, {}, b"")).status_code == 204
+                await closed.wait()
+                for _ in range(5):  # turns of the loop, in which the end of the stream is read
+                    await asyncio.sleep(0)
+            await poster.close()
+
+    closed = asyncio.Event()
+    asyncio.run(scenario())
+
+
+def test_a_callback_may_go_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = write_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    office = PostOffice()
+
+    async def post(url: str) -> int:
+        poster = Poster()
+        answer = await poster.post(url, {}, b"{}")
+        await poster.close()
+        return answer.status_code
+
+    with serve(office, lifespan="off", ssl_certfile=certificate, ssl_keyfile=key) as office.port:
+        url = office.open().url.replace("http:", "https:")
+        assert asyncio.run(post(url)) == 200
