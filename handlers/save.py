@@ -1,13 +1,14 @@
 """Keep every result before its URL expires. Use: `SAVE_DIR=pictures receiver serve save`.
 
-Each file is written whole or not at all, and is named by its prediction, its place among the outputs
-and the start of its SHA-256. Set SAVE_TYPES to accept other content types than pictures, video and
-audio, SAVE_MAX_BYTES for another limit than 256 MiB.
+Each file is written whole or not at all, and is named by its prediction, its place among the
+outputs and the start of its SHA-256. SAVE_TYPES names the content types to accept, by their starts;
+SAVE_MAX_BYTES the largest size.
 """
 
 import mimetypes
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 from receiver import Context, Dead, Event, Fetched, Output, Skip, on
@@ -23,7 +24,7 @@ async def save(event: Event, ctx: Context) -> None:
     if not outputs:
         raise Skip("no output has a URL")
     for number, output in enumerate(outputs):
-        await ctx.once(f"save/{number}", lambda n=number, o=output: keep(event, ctx, n, o))
+        await ctx.once(f"save/{number}", partial(keep, event, ctx, number, output))
 
 
 async def keep(event: Event, ctx: Context, number: int, output: Output) -> str:

@@ -231,7 +231,7 @@ def _warnings(settings: Settings, on: Sequence[str], handlers: Mapping[str, obje
     found = []
     if settings.public_url is None:
         found.append(
-            "RECEIVER_PUBLIC_URL is not set: no callback URL is sent, outcomes come by stream and poll"
+            "RECEIVER_PUBLIC_URL is not set: outcomes come by stream and poll only, no callbacks"
         )
     if not on:
         found.append(

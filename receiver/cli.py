@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
@@ -98,7 +98,7 @@ def run(app: ASGIApp, host: str, port: int) -> None:
     ).run()
 
 
-def _fail(error: ReceiverError) -> None:
+def _fail(error: ReceiverError) -> NoReturn:
     typer.secho(f"receiver: {error}", err=True, fg=typer.colors.RED)
     raise typer.Exit(1)
 

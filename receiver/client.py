@@ -17,7 +17,9 @@ class ClientError(ReceiverError):
 class Client:
     """Calls a running receiver; every method gives decoded JSON or raises ClientError."""
 
-    def __init__(self, env: Mapping[str, str], transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self, env: Mapping[str, str], transport: httpx.BaseTransport | None = None
+    ) -> None:
         self._url = env.get("RECEIVER_URL", "http://127.0.0.1:8000").rstrip("/")
         key = env.get("RECEIVER_API_KEY", "")
         self._http = httpx.Client(

@@ -115,7 +115,7 @@ ErrorCode = Literal[
 
 
 class Error(Value, frozen=True, kw_only=True):
-    """Why a prediction did not succeed; `message` is in the provider's own words where it has any."""
+    """Why a prediction did not succeed; `message` is in the provider's own words if it has any."""
 
     code: ErrorCode
     message: str
@@ -136,7 +136,7 @@ class Prediction(Value, frozen=True, kw_only=True):
     output: list[Output] | None = None
     error: Error | None = None
     channel: Channel | None = None
-    """None before the end, and for an end that is our own verdict (a deadline, a cancel in time)."""
+    """None before the end, and where the end is our own verdict (a deadline, a cancel in time)."""
     parent_id: str | None = None
     """The prediction whose handler submitted this one."""
     created_at: datetime

@@ -32,7 +32,7 @@ _CHUNK: Final = 64 * 1024
 
 
 class Fetched(msgspec.Struct, frozen=True, kw_only=True):
-    """A downloaded output. The file is removed when the attempt ends: move or copy it to keep it."""
+    """A downloaded output; its file goes when the attempt ends: move or copy it to keep it."""
 
     path: Path
     size: int

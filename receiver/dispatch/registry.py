@@ -68,7 +68,7 @@ class Dead(Exception):
     """Raised by a handler: trying again cannot help; the delivery ends `dead`."""
 
 
-def _check_number(name: str, value: float | None, *, least: float) -> None:
+def _check_number(name: str, value: object, *, least: float) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -240,13 +240,13 @@ def _checked(function: Callable[..., Any], place: str, given: Mapping[str, Any])
     )
 
 
-def _types(types: Sequence[str]) -> frozenset[str]:
-    for word in types:
-        if not isinstance(word, str) or word.removeprefix(_PREFIX) not in (*TYPES, "*"):
+def _types(types: Sequence[object]) -> frozenset[str]:
+    words = [str(word).removeprefix(_PREFIX) for word in types]
+    for word in words:
+        if word not in (*TYPES, "*"):
             raise ValueError(f"unknown event type {word!r}: use succeeded, failed, canceled or *")
-    if not types or "*" in types:
-        return frozenset(_PREFIX + word for word in TYPES)
-    return frozenset(_PREFIX + word.removeprefix(_PREFIX) for word in types)
+    wanted = TYPES if not words or "*" in words else words
+    return frozenset(_PREFIX + word for word in wanted)
 
 
 def _glob(name: str, pattern: object) -> re.Pattern[str]:

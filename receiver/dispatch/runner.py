@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -102,7 +103,7 @@ class Context:
             )
         )
 
-    def once(self, key: str, step: Callable[[], T | Awaitable[T]]) -> Any:
+    def once(self, key: str, step: Callable[[], Any]) -> Any:
         """Run a sub-step and remember its JSON result, so that a retry does not run it again.
 
         A crash after the step and before its result is stored repeats it: give the step
@@ -125,17 +126,17 @@ class Context:
         """
         self._submits += 1
         parent = self._claim.event.prediction
-        return self._call(
-            lambda key=f"{self.idempotency_key}/{self._submits}": self._tools.submit(  # type: ignore[misc]
-                provider,
-                model,
-                input,
-                metadata=dict(parent.metadata) if metadata is None else metadata,
-                mode=mode,
-                parent_id=parent.id,
-                idempotency_key=key,
-            )
+        submit = partial(
+            self._tools.submit,
+            provider,
+            model,
+            input,
+            metadata=dict(parent.metadata) if metadata is None else metadata,
+            mode=mode,
+            parent_id=parent.id,
+            idempotency_key=f"{self.idempotency_key}/{self._submits}",
         )
+        return self._call(submit)
 
     def _call(self, make: Callable[[], Awaitable[T]]) -> Awaitable[T] | T:
         """Give something to await on the loop, and the result itself in a thread."""
@@ -145,12 +146,11 @@ class Context:
             return asyncio.run_coroutine_threadsafe(_await(make), self._loop).result()
         return make()
 
-    async def _once(self, key: str, step: Callable[[], T | Awaitable[T]]) -> Any:
+    async def _once(self, key: str, step: Callable[[], Any]) -> Any:
         known = await self._tools.memory.recall(self._claim.id, key)
         if known is not None:
             return msgspec.json.decode(known)
-        result: Any = await _either(step)
-        text = msgspec.json.encode(result).decode()
+        text = msgspec.json.encode(await _either(step)).decode()
         await self._tools.memory.remember(self._claim.id, key, text)
         return msgspec.json.decode(text)
 
@@ -169,15 +169,12 @@ async def _await(make: Callable[[], Awaitable[T]]) -> T:
     return await make()
 
 
-async def _either(step: Callable[[], T | Awaitable[T]]) -> T:
+async def _either(step: Callable[[], Any]) -> Any:
     """Run a step that may be plain or async; a plain one in a thread, as it may block."""
     if inspect.iscoroutinefunction(step):
-        result: T = await step()
-        return result
+        return await step()
     value = await in_thread(step)
-    if inspect.isawaitable(value):
-        return await value  # type: ignore[no-any-return]
-    return value
+    return await value if inspect.isawaitable(value) else value
 
 
 async def in_thread(

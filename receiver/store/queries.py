@@ -18,7 +18,7 @@ def _in(statuses: frozenset[Status]) -> str:
 
 _TERMINAL: Final = _in(TERMINAL)
 
-# --- predictions -------------------------------------------------------------------------------
+# --- predictions ---
 
 INSERT_PREDICTION: Final = """
 INSERT INTO predictions (id, provider, model, mode, status, input, metadata, parent_id,
@@ -142,7 +142,7 @@ PREDICTION_CLAUSES: Final = {
     "cursor": "id < :cursor",
 }
 
-# --- the inbox: one transaction per batch of arrivals ----------------------------------------------
+# --- the inbox: one transaction per batch of arrivals ---
 
 # One row that holds all rows, so that reading a batch is one step.
 SELECT_KNOWN: Final = """
@@ -198,7 +198,7 @@ SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(va
 FROM json_each(:rows)
 """
 
-# --- deliveries ------------------------------------------------------------------------------------
+# --- deliveries ---
 
 SELECT_WANTED: Final = """
 SELECT json_group_array(json_array(

@@ -124,11 +124,14 @@ class Taken(msgspec.Struct, frozen=True):
     handlers: tuple[str, ...] = ()
 
 
+ProgressCause = Literal["accepted", "postponed", "ambiguous", "looked"]
+
+
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """A step of a living prediction that is no outcome: accepted, postponed, looked at."""
 
     id: str
-    cause: Literal["accepted", "postponed", "ambiguous", "looked"]
+    cause: ProgressCause
     due_at: float
     provider_id: str | None = None
     links: dict[str, str] = {}
@@ -231,6 +234,7 @@ __all__ = [
     "NewPrediction",
     "Prediction",
     "Progress",
+    "ProgressCause",
     "Replayed",
     "Ruling",
     "Settlement",

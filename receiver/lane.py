@@ -1,0 +1,300 @@
+"""The submits of one provider: in order, as many at once as it allows, each sent once.
+
+The row comes before the money: a prediction is `submitting` in the store before the first byte, and
+what is unknown after a broken submit stays `unconfirmed` until somebody who knows says more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+import httpx
+import structlog
+
+from receiver.errors import ReceiverError, StoreUnavailable, Unreadable
+from receiver.inbox import Inbox
+from receiver.model import TERMINAL, Error, Outcome, Status, backoff
+from receiver.providers.base import (
+    Accepted,
+    Ambiguous,
+    Hook,
+    Postponed,
+    Provider,
+    Receipt,
+    Refused,
+)
+from receiver.settings import ProviderSettings, Settings
+from receiver.store.values import Job, Progress, Slots
+from receiver.tokens import Tokens
+from receiver.wire import ANSWER_TIMEOUT, AT_ONCE, WINDOW, Wire
+
+log = structlog.get_logger("receiver")
+
+MARGIN: Final = 30.0
+"""Seconds after a timeout before a row that is still `submitting` belongs to nobody."""
+LONGEST_NAP: Final = 5.0
+_SYNC_TIMEOUT: Final = 600.0
+_POLL_CAP: Final = 60.0
+_PUSHED_POLL: Final = 30.0
+_UNPUSHED_POLL: Final = 3.0
+_RETRY_BASE: Final = 1.0
+_RETRY_CAP: Final = 60.0
+_LAST_WORD: Final = 1.5
+"""Seconds that submits under way get to be answered when we stop."""
+
+# Errors of httpx after which surely nothing was sent; after all others something may have been.
+_UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+class Books(Protocol):
+    """What a lane needs of the store."""
+
+    async def begin_submits(self, slots: Slots) -> list[Job]: ...
+    async def progress(self, progress: Progress) -> None: ...
+    async def job(self, prediction_id: str) -> Job | None: ...
+    async def next_queued(self, provider: str) -> float | None: ...
+    async def submit_times(self, provider: str, since: float) -> list[float]: ...
+
+
+class Schedule:
+    """When to ask about a prediction that nobody told us about."""
+
+    def __init__(
+        self, settings: Settings, clock: Callable[[], float], chance: Callable[[], float]
+    ) -> None:
+        self._pushed = settings.poll_after or _PUSHED_POLL
+        self._unpushed = min(self._pushed, _UNPUSHED_POLL)
+        self._clock = clock
+        self._chance = chance
+
+    def first_poll(self, *, push_expected: bool) -> float:
+        return self._clock() + (self._pushed if push_expected else self._unpushed)
+
+    def next_poll(self, job: Job) -> float:
+        """Back off from the short interval to 60 s, a tenth more or less."""
+        seconds = min(_POLL_CAP, self._unpushed * 2.0 ** min(job.polls, 32))
+        return self._clock() + seconds * (0.9 + 0.2 * self._chance())
+
+    def next_submit(self, job: Job, wanted: float | None) -> float:
+        """Back off between submits; never earlier than the provider asked."""
+        seconds = backoff(job.submits, _RETRY_BASE, _RETRY_CAP, 0.5 + self._chance() / 2)
+        return self._clock() + (seconds if wanted is None else wanted)
+
+
+class Lane:
+    """The submits of one provider, in order, as many at once as it allows."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        limits: ProviderSettings,
+        wire: Wire,
+        store: Books,
+        inbox: Inbox,
+        tokens: Tokens,
+        settings: Settings,
+        schedule: Schedule,
+        clock: Callable[[], float],
+    ) -> None:
+        self.provider = provider
+        self.awake = asyncio.Event()
+        self.ready: Callable[[], Awaitable[bool]] | None = None
+        self._limits = limits
+        self._wire = wire
+        self._store = store
+        self._inbox = inbox
+        self._tokens = tokens
+        self._settings = settings
+        self._schedule = schedule
+        self._clock = clock
+        self._sending: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
+
+    async def recover(self) -> None:
+        """Count what an earlier process submitted within this minute."""
+        if self._limits.requests_per_minute is not None:
+            since = self._clock() - WINDOW
+            self._wire.pace.seed(await self._store.submit_times(self.provider.name, since))
+
+    async def run(self) -> None:
+        while True:
+            self.awake.clear()
+            try:
+                nap = await self.begin()
+            except StoreUnavailable:
+                nap = 1.0
+            try:
+                async with asyncio.timeout(min(max(nap, 0.01), LONGEST_NAP)):
+                    await self.awake.wait()
+            except TimeoutError:
+                continue
+
+    async def drain(self) -> None:
+        """Begin no more, and let the submits under way have a moment to be answered."""
+        self._stopping = True
+        if self._sending:
+            await asyncio.wait(self._sending.values(), timeout=_LAST_WORD)
+        for task in self._sending.values():
+            task.cancel()
+        await asyncio.gather(*self._sending.values(), return_exceptions=True)
+
+    async def send_now(self, prediction_id: str) -> None:
+        """Begin what there is room for; if this prediction is begun, see its submit through."""
+        await self.begin()
+        task = self._sending.get(prediction_id)
+        if task is not None:
+            await asyncio.wait({task})
+
+    async def begin(self) -> float:
+        """Begin as many submits as there is room for; give the seconds until there may be more."""
+        wait = self._wire.wait()
+        now = self._clock()
+        room = min(AT_ONCE - len(self._sending), self._wire.pace.room(now))
+        if wait > 0 or room <= 0 or self._stopping:
+            return wait or LONGEST_NAP
+        # Spent before the store answers, so that two who begin at once share one allowance.
+        self._wire.pace.spend(now, room)
+        jobs: list[Job] = []
+        try:
+            jobs = await self._store.begin_submits(
+                Slots(
+                    provider=self.provider.name,
+                    now=now,
+                    most=room,
+                    max_in_flight=self._limits.max_in_flight,
+                    hold_until=now + _SYNC_TIMEOUT + MARGIN,
+                    timeout=self._settings.prediction_timeout,
+                )
+            )
+        finally:
+            self._wire.pace.refund(room - len(jobs))
+        for job in jobs:
+            task = asyncio.create_task(self._submit_safely(job))
+            self._sending[job.ticket.id] = task
+            task.add_done_callback(lambda _, key=job.ticket.id: self._sent(key))  # type: ignore[misc]
+        next_queued = await self._store.next_queued(self.provider.name)
+        if next_queued is None or next_queued <= self._clock():
+            return LONGEST_NAP  # nothing waits, or it waits for a place: an end wakes us
+        return next_queued - self._clock()
+
+    def _sent(self, prediction_id: str) -> None:
+        self._sending.pop(prediction_id, None)
+        self.awake.set()
+
+    async def _submit_safely(self, job: Job) -> None:
+        try:
+            await self._submit(job)
+        except Exception:
+            log.exception("task.failed", prediction=job.ticket.id)
+
+    async def _submit(self, job: Job) -> None:
+        if job.deadline_at is not None and job.deadline_at <= self._clock():
+            await self._ended_unsent(job, Error(code="expired", message="every submit was put off"))
+            return
+        heard = await self.ready() if self.ready else False
+        receipt, body = await self._send(job)
+        log_fields = {"provider": self.provider.name, "prediction": job.ticket.id}
+        match receipt:
+            case Accepted():
+                await self._accepted(
+                    job, receipt, push_expected=heard or self._hook(job) is not None
+                )
+                log.info("submit.accepted", provider_id=receipt.provider_id, **log_fields)
+            case Outcome():
+                await _insist(
+                    lambda: self._inbox.learned(
+                        self.provider.name, job.ticket.id, "sync", receipt, body
+                    )
+                )
+            case Refused(message):
+                log.warning("submit.rejected", reason=message, **log_fields)
+                await self._ended_unsent(job, Error(code="rejected", message=message), body)
+            case Postponed(message, after):
+                log.warning("submit.postponed", reason=message, after=after, **log_fields)
+                if receipt.whole_provider:
+                    self._wire.pause(after)
+                due_at = self._schedule.next_submit(job, after)
+                await self._progress(job, "postponed", due_at)
+            case Ambiguous(message):
+                log.warning("submit.unconfirmed", reason=message, **log_fields)
+                await self._progress(job, "ambiguous", self._schedule.next_poll(job))
+
+    async def _send(self, job: Job) -> tuple[Receipt, bytes]:
+        seconds = _SYNC_TIMEOUT if job.ticket.mode == "sync" else ANSWER_TIMEOUT
+        try:
+            request = self.provider.request(job.ticket, self._hook(job))
+        except (ReceiverError, ValueError, httpx.InvalidURL) as error:
+            return Refused(str(error)), b""
+        try:
+            answer = await self._wire.send(request, seconds)
+        except _UNSENT as error:
+            return Postponed(f"{type(error).__name__}: {error}"), b""
+        except (httpx.HTTPError, TimeoutError, Unreadable) as error:
+            return Ambiguous(f"{type(error).__name__}: {error}"), b""
+        try:
+            return self.provider.accepted(job.ticket, answer), answer.body
+        except Unreadable as error:
+            return Ambiguous(f"HTTP {answer.status}, {error}"), answer.body
+
+    def _hook(self, job: Job) -> Hook | None:
+        if self._settings.public_url is None or self.provider.proof == "none":
+            return None
+        if job.ticket.mode == "sync":
+            return None
+        token = self._tokens.callback(self.provider.name, job.ticket.id)
+        url = f"{self._settings.public_url}/webhooks/{self.provider.name}/{token}"
+        return Hook(url, self._tokens.webhook_secrets(job.ticket.id)[0].decode())
+
+    async def _accepted(self, job: Job, receipt: Accepted, *, push_expected: bool) -> None:
+        due_at = self._schedule.first_poll(push_expected=push_expected)
+        await self._progress(job, "accepted", due_at, receipt)
+        await self._inbox.unpark(self.provider.name, receipt.provider_id, job.ticket.id)
+        now = await self._store.job(job.ticket.id)
+        if now is not None and now.ticket.cancel_requested and now.status not in TERMINAL:
+            try:
+                await self._wire.ask(self.provider.cancel(now.ticket))
+            except Unreadable as error:
+                log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
+            await self._progress(job, "looked", self._clock())
+
+    async def _progress(
+        self,
+        job: Job,
+        cause: Literal[accepted, postponed, ambiguous, looked],
+        due_at: float,
+        receipt: Accepted | None = None,
+    ) -> None:
+        progress = Progress(
+            id=job.ticket.id,
+            cause=cause,
+            due_at=due_at,
+            provider_id=receipt.provider_id if receipt else None,
+            links=receipt.links if receipt else {},
+        )
+        await _insist(lambda: self._store.progress(progress))
+
+    async def _ended_unsent(self, job: Job, error: Error, body: bytes = b"") -> None:
+        """End what the provider did not take; `body` is its answer, where there was one."""
+        await _insist(
+            lambda: self._inbox.verdict(
+                self.provider.name,
+                job.ticket.id,
+                error,
+                only_from=frozenset({Status.SUBMITTING}),
+                channel="sync" if body else None,
+                body=body,
+            )
+        )
+
+
+async def _insist(write: Callable[[], Awaitable[Any]]) -> None:
+    """Repeat a write until the store takes it: the provider has answered, and will not again."""
+    while True:
+        try:
+            await write()
+        except StoreUnavailable:
+            await asyncio.sleep(0.5)
+        else:
+            return

@@ -1,0 +1,203 @@
+"""Ask about what nobody told us: every living prediction is looked at when it falls due.
+
+A look ends in one of three ways: the answer went through the inbox and was the end; the deadline
+has passed and that is the end; or the prediction is due again, later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+
+from receiver.errors import StoreUnavailable, Unproved, Unreadable
+from receiver.inbox import Inbox
+from receiver.lane import LONGEST_NAP, MARGIN, Schedule
+from receiver.model import TERMINAL, Error, Outcome, Status
+from receiver.providers.base import Follow, Provider, Streamed
+from receiver.store.values import Job, Progress
+from receiver.wire import ANSWER_TIMEOUT, Wire
+
+log = structlog.get_logger("receiver")
+
+_MOST_LOOKS: Final = 32
+_MOST_FOLLOWS: Final = 3
+
+
+class Books(Protocol):
+    """What looking needs of the store."""
+
+    async def progress(self, progress: Progress) -> None: ...
+    async def claim_due(self, now: float, hold_until: float, most: int) -> list[Job]: ...
+    async def find(self, provider: str, provider_id: str) -> str | None: ...
+    async def next_due(self) -> float | None: ...
+    async def stale(self, provider: str, before: float, most: int) -> list[str]: ...
+
+
+class Overdue:
+    """Looks at what is due, under the providers' limits; `on` names those that have a key."""
+
+    def __init__(
+        self,
+        store: Books,
+        inbox: Inbox,
+        providers: Mapping[str, Provider],
+        on: Collection[str],
+        wires: Mapping[str, Wire],
+        schedule: Schedule,
+        *,
+        timeout: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._inbox = inbox
+        self._providers = providers
+        self._on = frozenset(on)
+        self._wires = wires
+        self._schedule = schedule
+        self._timeout = timeout
+        self._clock = clock
+        self._looks: set[asyncio.Task[None]] = set()
+        self.awake = asyncio.Event()
+
+    async def drain(self) -> None:
+        """Drop the looks under way: their rows are due again when their hold ends."""
+        for task in self._looks:
+            task.cancel()
+        await asyncio.gather(*self._looks, return_exceptions=True)
+
+    async def run(self) -> None:
+        while True:
+            self.awake.clear()
+            try:
+                nap = await self._look_around()
+            except StoreUnavailable:
+                nap = 1.0
+            try:
+                async with asyncio.timeout(min(max(nap, 0.0), LONGEST_NAP)):
+                    await self.awake.wait()
+            except TimeoutError:
+                continue
+
+    async def _look_around(self) -> float:
+        """Start a look at everything that is due; give the seconds until the next."""
+        now = self._clock()
+        for provider in self._providers.keys() - self._on:
+            before = now - self._timeout
+            for prediction_id in await self._store.stale(provider, before, _MOST_LOOKS):
+                await self._expire_unsent(provider, prediction_id)
+        room = _MOST_LOOKS - len(self._looks)
+        if room <= 0:
+            return LONGEST_NAP
+        for job in await self._store.claim_due(now, now + ANSWER_TIMEOUT + MARGIN, room):
+            task = asyncio.create_task(self._look_safely(job))
+            self._looks.add(task)
+            task.add_done_callback(self._looked)
+        next_due = await self._store.next_due()
+        return LONGEST_NAP if next_due is None else next_due - self._clock()
+
+    def _looked(self, task: asyncio.Task[None]) -> None:
+        self._looks.discard(task)
+        self.awake.set()
+
+    async def _look_safely(self, job: Job) -> None:
+        try:
+            await self.look(job)
+        except StoreUnavailable:
+            return  # the row is due again when its hold ends
+        except Exception:
+            log.exception("task.failed", prediction=job.ticket.id)
+
+    async def look(self, job: Job) -> None:
+        """See to one due prediction; whatever happens, it is due again or at its end."""
+        now = self._clock()
+        if job.status in TERMINAL or job.status is Status.QUEUED:
+            return
+        if job.status is Status.SUBMITTING:
+            # Held well beyond the submit's time: whoever was submitting is gone.
+            await self._store.progress(Progress(id=job.ticket.id, cause="ambiguous", due_at=now))
+            return
+        over = job.deadline_at is not None and job.deadline_at <= now
+        wait = 0.0 if job.provider not in self._on else self._wires[job.provider].wait()
+        if wait > 0 and not over:
+            await self._again(job, now + wait)
+        elif await self._ask(job):
+            return
+        elif over:
+            await self._expire(job)
+        else:
+            await self._again(job, self._schedule.next_poll(job))
+
+    async def _again(self, job: Job, due_at: float) -> None:
+        if job.deadline_at is not None:
+            due_at = min(due_at, max(job.deadline_at, self._clock()))
+        await self._store.progress(Progress(id=job.ticket.id, cause="looked", due_at=due_at))
+
+    async def _ask(self, job: Job) -> bool:
+        """Ask the provider; True if that ended the prediction."""
+        if job.provider not in self._on:
+            return False
+        try:
+            if job.ticket.provider_id is None:
+                return await self._search(job)
+            outcome, body = await self._poll(job)
+            if outcome.kind == "missing" and job.ticket.cancel_requested:
+                error = Error(code="canceled", message="canceled; the provider forgot it")
+                outcome = Outcome(kind="canceled", error=error)
+            taken = await self._inbox.learned(job.provider, job.ticket.id, "poll", outcome, body)
+        except (Unreadable, Unproved) as error:
+            log.warning(
+                "poll.failed", provider=job.provider, prediction=job.ticket.id, reason=str(error)
+            )
+            return False
+        return taken.status in TERMINAL
+
+    async def _poll(self, job: Job) -> tuple[Outcome, bytes]:
+        provider = self._providers[job.provider]
+        wire = self._wires[job.provider]
+        answer = await wire.ask(provider.poll(job.ticket))
+        outcome = provider.polled(job.ticket, answer)
+        for _ in range(_MOST_FOLLOWS):
+            if not isinstance(outcome, Follow):
+                return outcome, answer.body
+            answer = await wire.ask(outcome.request)
+            outcome = outcome.read(job.ticket, answer)
+        raise Unreadable("sent on too often")
+
+    async def _search(self, job: Job) -> bool:
+        """Look for what an ambiguous submit may have left at the provider."""
+        provider = self._providers[job.provider]
+        if not isinstance(provider, Streamed) or job.ticket.mode != "queue":
+            return False
+        for request in provider.search(job.ticket):
+            answer = await self._wires[job.provider].ask(request)
+            for provider_id in provider.found(job.ticket, answer):
+                if await self._store.find(job.provider, provider_id) is None:
+                    ticket = msgspec.structs.replace(job.ticket, provider_id=provider_id)
+                    return await self._ask(msgspec.structs.replace(job, ticket=ticket))
+        return False
+
+    async def _expire(self, job: Job) -> None:
+        seconds = self._timeout
+        if job.status is Status.UNCONFIRMED:
+            error = Error(
+                code="unconfirmed",
+                message=f"the submit got no answer, and nothing was heard for {seconds:g} s",
+            )
+        else:
+            error = Error(code="expired", message=f"no outcome within {seconds:g} s")
+        log.warning("prediction.expired", prediction=job.ticket.id, code=error.code)
+        await self._inbox.verdict(
+            job.provider, job.ticket.id, error, only_from=frozenset({job.status})
+        )
+
+    async def _expire_unsent(self, provider: str, prediction_id: str) -> None:
+        """End what waits for a provider that has been off for too long."""
+        error = Error(code="expired", message=f"{provider} has no API key here")
+        log.warning("prediction.expired", prediction=prediction_id, code=error.code)
+        await self._inbox.verdict(
+            provider, prediction_id, error, only_from=frozenset({Status.QUEUED})
+        )

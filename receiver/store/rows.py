@@ -1,0 +1,134 @@
+"""Rows to values: the order of columns here is that of the queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from receiver.model import Error, Event, Output, Prediction, Status, Ticket, utc
+from receiver.store.values import Claim, Delivery, Found, Job
+
+
+def job(row: Sequence[Any]) -> Job:
+    (
+        prediction_id,
+        provider,
+        model,
+        mode,
+        status,
+        input_text,
+        provider_id,
+        links,
+        submitted_at,
+        cancel_requested,
+        submits,
+        polls,
+        created_at,
+        deadline_at,
+    ) = row
+    return Job(
+        ticket=Ticket(
+            id=prediction_id,
+            model=model,
+            mode=mode,
+            input=msgspec.json.decode(input_text),
+            provider_id=provider_id,
+            links=msgspec.json.decode(links),
+            submitted_at=submitted_at,
+            cancel_requested=bool(cancel_requested),
+        ),
+        provider=provider,
+        status=Status(status),
+        submits=submits,
+        polls=polls,
+        created_at=created_at,
+        deadline_at=deadline_at,
+    )
+
+
+def prediction(row: Sequence[Any]) -> Prediction:
+    (
+        prediction_id,
+        provider,
+        model,
+        status,
+        mode,
+        input_text,
+        metadata,
+        provider_id,
+        output,
+        error_code,
+        error_message,
+        channel,
+        parent_id,
+        created_at,
+        submitted_at,
+        completed_at,
+    ) = row
+    return Prediction(
+        id=prediction_id,
+        provider=provider,
+        model=model,
+        status=Status(status),
+        mode=mode,
+        input=msgspec.json.decode(input_text),
+        metadata=msgspec.json.decode(metadata),
+        provider_id=provider_id,
+        output=None if output is None else msgspec.json.decode(output, type=list[Output]),
+        error=Error(code=error_code, message=error_message) if error_code else None,
+        channel=channel,
+        parent_id=parent_id,
+        created_at=utc(created_at),
+        submitted_at=None if submitted_at is None else utc(submitted_at),
+        completed_at=None if completed_at is None else utc(completed_at),
+    )
+
+
+def delivery(row: Sequence[Any]) -> Delivery:
+    *head, created_at, due_at, ended_at, history = row
+    names = ("id", "event_id", "prediction_id", "handler", "state", "attempts", "reason")
+    return Delivery(
+        **dict(zip(names, head, strict=True)),
+        created_at=_rfc3339(created_at),
+        due_at=None if due_at is None else _rfc3339(due_at),
+        ended_at=None if ended_at is None else _rfc3339(ended_at),
+        history=[
+            {
+                **attempt,
+                "started_at": _rfc3339(attempt["started_at"]),
+                "ended_at": _rfc3339(attempt["ended_at"]),
+            }
+            for attempt in msgspec.json.decode(history)
+        ],
+    )
+
+
+def _rfc3339(seconds: float) -> str:
+    return utc(seconds).isoformat().replace("+00:00", "Z")
+
+
+def page(rows: list[Any], limit: int) -> Found:
+    more = len(rows) > limit
+    data = rows[:limit]
+    return Found(data=data, next_cursor=data[-1].id if more else None)
+
+
+def claimed(row: list[Any], handler: str) -> Claim:
+    delivery_id, attempts, rounds, claims, event_id, kind, time, channel, *rest, raw = row
+    return Claim(
+        id=delivery_id,
+        handler=handler,
+        attempt=attempts + 1,
+        round=rounds,
+        number=claims + 1,
+        event=Event(
+            id=event_id,
+            type=kind,
+            time=utc(time),
+            channel=channel,
+            prediction=prediction(rest),
+            raw=None if raw is None else msgspec.json.decode(raw),
+        ),
+    )

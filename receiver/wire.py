@@ -1,0 +1,112 @@
+"""The wire to one provider: requests go out under its pace, answers come back whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import httpx
+
+from receiver.errors import Unreadable
+from receiver.providers.base import Answer, retry_after
+from receiver.settings import ProviderSettings
+
+WINDOW: Final = 60.0
+AT_ONCE: Final = 64
+"""Requests in flight to a provider that sets no limit."""
+ANSWER_TIMEOUT: Final = 60.0
+"""Seconds for a whole answer; past it a submit is ambiguous."""
+_LARGEST_ANSWER: Final = 64 * 1024 * 1024
+_DEFAULT_PAUSE: Final = 1.0
+
+
+class Pace:
+    """At most so many requests in any minute; the window slides."""
+
+    def __init__(self, per_minute: int | None) -> None:
+        self._per_minute = per_minute
+        self._times: deque[float] = deque()
+
+    def seed(self, times: list[float]) -> None:
+        """Remember requests of an earlier process, so that a restart is no way around the limit."""
+        self._times.extend(times)
+
+    def room(self, now: float) -> int:
+        """Say how many requests may be sent now."""
+        if self._per_minute is None:
+            return AT_ONCE
+        while self._times and self._times[0] <= now - WINDOW:
+            self._times.popleft()
+        return self._per_minute - len(self._times)
+
+    def spend(self, now: float, requests: int = 1) -> None:
+        if self._per_minute is not None:
+            self._times.extend([now] * requests)
+
+    def refund(self, requests: int) -> None:
+        """Take back what was spent for requests that were not sent after all."""
+        for _ in range(min(requests, len(self._times))):
+            self._times.pop()
+
+    def wait(self, now: float) -> float:
+        """Say how many seconds until there is room again."""
+        return 0.0 if self.room(now) > 0 else self._times[0] + WINDOW - now
+
+
+class Wire:
+    """Sends an adapter's requests under the provider's pace, and reads the answers whole."""
+
+    def __init__(
+        self, client: httpx.AsyncClient, limits: ProviderSettings, clock: Callable[[], float]
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self.pace = Pace(limits.requests_per_minute)
+        self.paused_until = 0.0
+        """Until then the provider wants no requests (its 429)."""
+
+    async def send(self, request: httpx.Request, seconds: float) -> Answer:
+        """Send without following redirects: they would carry the key elsewhere, or bill twice."""
+        timeout = httpx.Timeout(10.0, read=seconds).as_dict()
+        request.extensions = {**request.extensions, "timeout": timeout}
+        async with asyncio.timeout(seconds):
+            response = await self._client.send(request, follow_redirects=False, stream=True)
+            body = await _read_capped(response)
+        return Answer(response.status_code, response.headers, body, self._clock())
+
+    async def ask(self, request: httpx.Request) -> Answer:
+        """Send a request that can be repeated, or raise Unreadable when it is not the time."""
+        now = self._clock()
+        self.pace.spend(now)
+        try:
+            answer = await self.send(request, ANSWER_TIMEOUT)
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise Unreadable(f"{type(error).__name__}: {error}") from error
+        if answer.status == httpx.codes.TOO_MANY_REQUESTS:
+            self.pause(retry_after(answer))
+            raise Unreadable("HTTP 429")
+        return answer
+
+    def pause(self, seconds: float | None) -> None:
+        """Send nothing for so long, or for a moment where the provider named no time."""
+        seconds = _DEFAULT_PAUSE if seconds is None else seconds
+        self.paused_until = max(self.paused_until, self._clock() + seconds)
+
+    def wait(self) -> float:
+        """Say how many seconds until a request may be sent."""
+        now = self._clock()
+        return max(self.paused_until - now, self.pace.wait(now), 0.0)
+
+
+async def _read_capped(response: httpx.Response) -> bytes:
+    body = bytearray()
+    try:
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > _LARGEST_ANSWER:
+                raise Unreadable(f"an answer of more than {_LARGEST_ANSWER} bytes")
+    finally:
+        await response.aclose()
+    return bytes(body)
