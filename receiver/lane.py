@@ -262,7 +262,7 @@ class Lane:
     async def _progress(
         self,
         job: Job,
-        cause: Literal[accepted, postponed, ambiguous, looked],
+        cause: ProgressCause,
         due_at: float,
         receipt: Accepted | None = None,
     ) -> None:
