@@ -60,6 +60,16 @@ def create_app(
     return _Receiver(settings, registry, clock, transport).app
 
 
+def check_database(settings: Settings) -> None:
+    """Open and close the database, so that what is wrong with it is said before anything runs.
+
+    Raises StoreUnusable.
+    """
+    store = SQLiteStore(settings.sqlite_path, _report)
+    store.open()
+    store.close()
+
+
 def _registry(handlers: Sequence[str | Callable[..., Any]]) -> Registry:
     registry = load([name for name in handlers if isinstance(name, str)])
     for function in handlers:
@@ -144,6 +154,7 @@ class _Receiver:
         self.app = Starlette(
             routes=self._routes(), exception_handlers=ERROR_HANDLERS, lifespan=self._lifespan
         )
+        self.app.state.release = self.release_waiters
         # A slash too many is a 404: providers take the redirect of a framework for a refusal.
         self.app.router.redirect_slashes = False
 

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from receiver import client
 from receiver.errors import ReceiverError
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp
 
 main = typer.Typer(
     name="receiver",
@@ -23,17 +18,22 @@ main = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_STOP: Final = 2
-"""Seconds that open requests get to end when we stop; handlers get their own."""
 _SWITCH: Final = 0.0005
 """Seconds between offers of the interpreter lock: the writing thread needs it often and briefly,
 and at Python's 5 ms every one of its steps would wait that long behind a busy event loop."""
+_TERMINAL: Final = {"succeeded", "failed", "canceled"}
 
 Handlers = Annotated[
     list[str] | None, typer.Argument(help="Files, modules or installed names (log, save, forward).")
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.")]
+Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1, max=100)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Id = Annotated[str, typer.Argument(metavar="ID")]
+
+
+# --- what runs ---
 
 
 @main.command()
@@ -47,7 +47,8 @@ def serve(
 ) -> None:
     """Run the receiver: the API, the callbacks, and the handlers."""
     from receiver import logs
-    from receiver.app import create_app
+    from receiver.app import check_database, create_app
+    from receiver.serving import Server
     from receiver.settings import Settings
 
     env = dict(os.environ) | ({"RECEIVER_DEV": "1"} if dev else {})
@@ -56,11 +57,12 @@ def serve(
     try:
         settings = Settings.read(env)
         logs.configure(settings.log_format, settings.log_level)
+        check_database(settings)
         app = create_app(settings)
     except ReceiverError as error:
         _fail(error)
     sys.setswitchinterval(_SWITCH)
-    run(app, host, port)
+    Server(app, host, port).run()
 
 
 @main.command()
@@ -68,39 +70,199 @@ def emulate(
     host: Host = "127.0.0.1",
     port: Port = 8001,
     seconds: Annotated[float, typer.Option(help="How long a picture takes.")] = 0.8,
+    shape: Annotated[str, typer.Option(help="Wire shapes: new, old or mixed.")] = "mixed",
 ) -> None:
     """Serve Oxen.ai, Eachlabs and fal.ai on this machine, for tests and demos."""
+    import msgspec
+
     from receiver import logs
     from receiver.emulator import Options, create_emulator, settings_for
+    from receiver.serving import Server
 
+    try:
+        options = msgspec.convert({"generation": seconds, "shape": shape}, Options)
+    except msgspec.ValidationError as error:
+        _fail(ReceiverError(str(error)))
     logs.configure(None, "info")
     for name, value in settings_for(f"http://{host}:{port}").items():
         typer.echo(f"export {name}={value}")
-    run(create_emulator(Options(generation=seconds)), host, port)
+    Server(create_emulator(options), host, port).run()
 
 
-def run(app: ASGIApp, host: str, port: int) -> None:
-    """Serve an app until SIGTERM or SIGINT, and end within seconds whatever handlers do."""
-    import uvicorn
+@main.command()
+def demo(
+    folder: Annotated[str | None, typer.Option(help="Where to save the pictures.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long a picture takes.")] = 1.5,
+) -> None:
+    """Show it all on one screen: three emulated providers, their outcomes, handlers at work."""
+    from receiver.demo import run
 
-    uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=_STOP,
-            ws="none",
-            lifespan="on",
-        )
-    ).run()
+    raise typer.Exit(run(folder, seconds))
+
+
+# --- what looks at a running receiver ---
+
+
+@main.command()
+def submit(
+    provider: Annotated[str, typer.Argument(help="oxen, eachlabs or fal.")],
+    model: Annotated[str, typer.Argument(help="The provider's own name for it.")],
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME=VALUE…", help="The input; a value may be JSON."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome.")] = False,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="Use the provider's blocking endpoint.")
+    ] = False,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Kept with it.")
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Idempotency-Key.")] = None,
+) -> None:
+    """Submit a prediction; exits 1 if it is known to have failed."""
+    body = {
+        "provider": provider,
+        "model": model,
+        "input": _pairs(values),
+        "metadata": _pairs(metadata),
+        "mode": "sync" if sync else "queue",
+    }
+    prediction = _call("post", "/v1/predictions", body, {"Idempotency-Key": key} if key else None)
+    while wait and prediction["status"] not in _TERMINAL:
+        prediction = _call("get", f"/v1/predictions/{prediction['id']}", {"Prefer": "wait=60"})
+    _print(prediction)
+    raise typer.Exit(int(prediction["status"] in {"failed", "canceled"}))
+
+
+@main.command(name="list")
+def list_(
+    status: Annotated[str | None, typer.Option(help="Only in this status.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Only of this provider.")] = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List predictions, newest first."""
+    found = _call("get", _query("/v1/predictions", status=status, provider=provider, limit=limit))
+    columns = ("id", "provider", "model", "status", "channel", "created_at", "error")
+    _table(found, columns, as_json=as_json)
+
+
+@main.command()
+def show(prediction_id: Id) -> None:
+    """Show one prediction and what became of its event."""
+    prediction = _call("get", f"/v1/predictions/{prediction_id}")
+    found = _call("get", _query("/v1/deliveries", prediction=prediction_id, limit=100))
+    _print({**prediction, "deliveries": found["data"]})
+
+
+@main.command()
+def cancel(prediction_id: Id) -> None:
+    """Cancel a prediction at its provider."""
+    _print(_call("post", f"/v1/predictions/{prediction_id}/cancel"))
+
+
+@main.command()
+def replay(prediction_id: Id) -> None:
+    """Owe a prediction's event to its handlers again."""
+    _print(_call("post", f"/v1/predictions/{prediction_id}/replay"))
+
+
+@main.command()
+def deliveries(
+    state: Annotated[
+        str | None, typer.Option(help="pending, running, done, skipped or dead.")
+    ] = None,
+    handler: Annotated[str | None, typer.Option(help="Only of this handler.")] = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List deliveries, newest first: what is owed, done, dead."""
+    found = _call("get", _query("/v1/deliveries", state=state, handler=handler, limit=limit))
+    columns = ("id", "prediction_id", "handler", "state", "attempts", "due_at", "reason")
+    _table(found, columns, as_json=as_json)
+
+
+@main.command()
+def retry(delivery_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Try a dead or skipped delivery again, or a waiting one at once."""
+    _print(_call("post", f"/v1/deliveries/{delivery_id}/retry"))
+
+
+# --- helpers of the above ---
+
+
+def _call(method: str, path: str, *more: Any) -> Any:
+    from receiver.client import Client
+
+    client = Client(os.environ)
+    try:
+        return client.get(path, *more) if method == "get" else client.post(path, *more)
+    except ReceiverError as error:
+        _fail(error)
+    finally:
+        client.close()
+
+
+def _query(path: str, **params: str | int | None) -> str:
+    from urllib.parse import urlencode
+
+    return f"{path}?{urlencode({k: v for k, v in params.items() if v is not None})}"
+
+
+def _pairs(texts: list[str] | None) -> dict[str, Any]:
+    """Read NAME=VALUE; a value that is JSON is meant as JSON, any other as text."""
+    import msgspec
+
+    pairs: dict[str, Any] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            _fail(ReceiverError(f"{text!r} is not NAME=VALUE"))
+        try:
+            pairs[name] = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            pairs[name] = value
+    return pairs
+
+
+def _print(value: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal:
+        console.print_json(data=value)
+    else:
+        _print_plainly(value)
+
+
+def _print_plainly(value: Any) -> None:
+    import msgspec
+
+    typer.echo(msgspec.json.encode(value))
+
+
+def _table(found: Any, columns: tuple[str, ...], *, as_json: bool) -> None:
+    if as_json:
+        _print_plainly(found)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None, header_style="bold")
+    for row in found["data"]:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    console = Console()
+    # Ids are there to be copied: a pipe gets them whole, whatever width it pretends to have.
+    Console(width=console.width if console.is_terminal else 240).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):  # an error
+        return f"{value.get('code')}: {value.get('message')}"
+    return "" if value is None else str(value)
 
 
 def _fail(error: ReceiverError) -> NoReturn:
     typer.secho(f"receiver: {error}", err=True, fg=typer.colors.RED)
     raise typer.Exit(1)
-
-
-_ = threading, client

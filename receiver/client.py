@@ -29,9 +29,8 @@ class Client:
             transport=transport,
         )
 
-    def get(self, path: str, **params: str | int | None) -> Any:
-        given = {name: value for name, value in params.items() if value is not None}
-        return self._call("GET", path, params=given)
+    def get(self, path: str, headers: Mapping[str, str] | None = None) -> Any:
+        return self._call("GET", path, headers=headers)
 
     def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
         return self._call("POST", path, json=body, headers=headers)

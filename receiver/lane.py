@@ -26,7 +26,7 @@ from receiver.providers.base import (
     Refused,
 )
 from receiver.settings import ProviderSettings, Settings
-from receiver.store.values import Job, Progress, Slots
+from receiver.store.values import Job, Progress, ProgressCause, Slots
 from receiver.tokens import Tokens
 from receiver.wire import ANSWER_TIMEOUT, AT_ONCE, WINDOW, Wire
 

@@ -1,0 +1,48 @@
+"""Run an ASGI app under uvicorn, and end within seconds whatever its tasks do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import uvicorn
+from starlette.applications import Starlette
+
+_STOP: Final = 2
+"""Seconds that open requests get to end when we stop; handlers get their own time after that."""
+_LINGER: Final = 1.0
+"""Seconds after everything is stored in which stubborn tasks may still end by themselves."""
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that answers waiting callers before it stops, and then really stops."""
+
+    def __init__(self, app: Starlette, host: str, port: int, *, leave: bool = True) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=host,
+                port=port,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_STOP,
+                ws="none",
+                lifespan="on",
+            )
+        )
+        self._release: Callable[[], Any] = getattr(app.state, "release", lambda: None)
+        self._leave = leave
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._release()
+        await super().shutdown(sockets)
+        if self._leave:
+            # The store is closed. A handler that swallows its cancellation would keep the loop,
+            # and so the process, for ever.
+            timer = threading.Timer(_LINGER, os._exit, (0,))
+            timer.daemon = True
+            timer.start()
