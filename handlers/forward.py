@@ -57,10 +57,8 @@ def message(event: Event) -> dict[str, Any]:
 def wait(answer: httpx.Response) -> float | None:
     """Read Retry-After, in seconds or as a date; None where it says nothing."""
     text = answer.headers.get("retry-after", "")
-    try:
+    if text.isdecimal():
         return float(text)
-    except ValueError:
-        pass
     try:
         return max((parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds(), 0.0)
     except (TypeError, ValueError):

@@ -47,10 +47,11 @@ class PublicKeys:
 
     async def __call__(self, refresh: bool) -> Sequence[bytes]:
         now = self._clock()
-        if refresh and now - self._refreshed_at >= REFRESH:
+        due = now - self._refreshed_at >= REFRESH
+        if refresh and due:
             self._refreshed_at = now
-            await self._fetch(now)
-        elif not self._fresh(now):
+        # Whoever wants newer keys while they are being fetched waits for them, for no new request.
+        if (refresh and (due or self._fetching.locked())) or not self._fresh(now):
             await self._fetch(now)
         if not self._fresh(now):
             raise KeysUnavailable(f"the public keys at {self._url} cannot be fetched")

@@ -101,6 +101,8 @@ class Lane:
         self.provider = provider
         self.awake = asyncio.Event()
         self.ready: Callable[[], Awaitable[bool]] | None = None
+        self.on_due: Callable[[float], None] = lambda _at: None
+        """Called after a commit by which a prediction falls due for a look then."""
         self._limits = limits
         self._wire = wire
         self._store = store
@@ -125,6 +127,9 @@ class Lane:
                 nap = await self.begin()
             except StoreUnavailable:
                 nap = 1.0
+            except Exception:
+                log.exception("task.failed", provider=self.provider.name)
+                nap = 1.0
             try:
                 async with asyncio.timeout(min(max(nap, 0.01), LONGEST_NAP)):
                     await self.awake.wait()
@@ -141,11 +146,20 @@ class Lane:
         await asyncio.gather(*self._sending.values(), return_exceptions=True)
 
     async def send_now(self, prediction_id: str) -> None:
-        """Begin what there is room for; if this prediction is begun, see its submit through."""
+        """Begin what there is room for; if this prediction is begun, see its submit through.
+
+        An outcome that outruns the submit's answer ends the wait, and so does the end of the app.
+        """
         await self.begin()
         task = self._sending.get(prediction_id)
-        if task is not None:
-            await asyncio.wait({task})
+        if task is None:
+            return
+        with self._inbox.waiters.watch(prediction_id) as news:
+            told = asyncio.create_task(news.wait())
+            try:
+                await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                told.cancel()
 
     async def begin(self) -> float:
         """Begin as many submits as there is room for; give the seconds until there may be more."""
@@ -274,6 +288,7 @@ class Lane:
             links=receipt.links if receipt else {},
         )
         await _insist(lambda: self._store.progress(progress))
+        self.on_due(due_at)
 
     async def _ended_unsent(self, job: Job, error: Error, body: bytes = b"") -> None:
         """End what the provider did not take; `body` is its answer, where there was one."""

@@ -208,7 +208,7 @@ def advance(
 ) -> tuple[Verdict, Status, str]:
     """Decide what one outcome does to a prediction: the verdict, the new status and the reason.
 
-    Total: every status and outcome has an answer, and only `accepted` changes the status.
+    Total: every status and outcome has an answer, and only `accepted` ends a prediction.
     """
     names = {outcome.provider_id, outcome.also_known_as} - {None}
     if provider_id is not None and names and provider_id not in names:
@@ -286,7 +286,8 @@ def decide(attempt: int, failure: Failure, policy: Policy, chance: float) -> Dec
     if failure.after is None:
         delay = backoff(attempt, policy.base, policy.cap, chance)
     else:
-        delay = min(max(failure.after, 0.0), LONGEST_DELAY)
+        # In this order nan, which compares false with everything, ends as 0.
+        delay = min(LONGEST_DELAY, max(0.0, failure.after))
     return Decision(state="pending", delay=delay, reason=failure.reason)
 
 

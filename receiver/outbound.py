@@ -80,6 +80,8 @@ class Outbound:
             timeout=settings.prediction_timeout,
             clock=clock,
         )
+        for lane in self._lanes.values():
+            lane.on_due = self._overdue.due
         self._tasks: list[asyncio.Task[None]] = []
 
     def listen_first(self, name: str, ready: Callable[[], Awaitable[bool]]) -> None:

@@ -61,6 +61,7 @@ class Overdue:
         self._timeout = timeout
         self._clock = clock
         self._looks: set[asyncio.Task[None]] = set()
+        self._next_look = float("inf")
         self.awake = asyncio.Event()
 
     async def drain(self) -> None:
@@ -69,15 +70,26 @@ class Overdue:
             task.cancel()
         await asyncio.gather(*self._looks, return_exceptions=True)
 
+    def due(self, at: float) -> None:
+        """Hear that something falls due then: that may be before the end of our nap."""
+        if at < self._next_look:
+            self.awake.set()
+
     async def run(self) -> None:
         while True:
             self.awake.clear()
+            self._next_look = float("inf")
             try:
                 nap = await self._look_around()
             except StoreUnavailable:
                 nap = 1.0
+            except Exception:
+                log.exception("task.failed")
+                nap = 1.0
+            nap = min(max(nap, 0.0), LONGEST_NAP)
+            self._next_look = self._clock() + nap
             try:
-                async with asyncio.timeout(min(max(nap, 0.0), LONGEST_NAP)):
+                async with asyncio.timeout(nap):
                     await self.awake.wait()
             except TimeoutError:
                 continue

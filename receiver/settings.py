@@ -200,10 +200,19 @@ def _header_safe(text: str) -> Secret | None:
 
 
 def _url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("must be an http(s) URL without query or fragment")
+    if not _is_plain_url(text):
+        raise ValueError("must be an http(s) URL without user, query or fragment")
     return text.rstrip("/")
+
+
+def _is_plain_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        sendable = bool(parts.hostname) and parts.port != 0 and text.isprintable()
+    except ValueError:
+        return False
+    more = parts.username or parts.password or parts.query or parts.fragment or " " in text
+    return parts.scheme in {"http", "https"} and sendable and not more
 
 
 def _database_url(text: str) -> str:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
+import msgspec
 import structlog
 
 from receiver.dispatch.registry import Handler, Registry
@@ -25,15 +26,23 @@ from receiver.errors import StoreUnavailable
 from receiver.model import DONE, Decision, Failure, Policy, decide
 from receiver.store.values import Claim, Claims, Settlement, Wanted
 
-LEASE: Final = 30.0
-"""Seconds a claim lasts without being renewed."""
-_BEAT: Final = 5.0
-"""Seconds between renewals, and after which a loop that does not turn is reported."""
-_LONGEST_NAP: Final = 5.0
-_DRAIN: Final = 5.0
-"""Seconds that running handlers get to end when we stop."""
-
 log = structlog.get_logger("receiver")
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How long things take here, in seconds."""
+
+    lease: float = 30.0
+    """A claim lasts so long without being renewed; as often, the claims of others are looked at."""
+    beat: float = 5.0
+    """Between renewals; a loop that does not turn for so long is reported."""
+    nap: float = 5.0
+    """A lane that nobody wakes looks again."""
+    drain: float = 5.0
+    """Running handlers get this to end when we stop."""
+
+
+PACE: Final = Pace()
 
 
 class Queue(Protocol):
@@ -65,16 +74,20 @@ class Dispatch:
         policy: Policy,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
+        pace: Pace = PACE,
     ) -> None:
         self._queue = queue
         self._owner = owner
         self._clock = clock
+        self._pace = pace
         self._lanes = {
-            name: _Lane(handler, queue, tools, owner, handler.retry.policy(policy), clock, chance)
+            name: _Lane(
+                handler, queue, tools, owner, handler.retry.policy(policy), clock, chance, pace
+            )
             for name, handler in registry.handlers.items()
         }
         self._tasks: list[asyncio.Task[None]] = []
-        self._heart = _Heart(queue, owner, clock, self._running)
+        self._heart = _Heart(queue, owner, clock, self._running, pace)
 
     async def start(self) -> None:
         await self._warn_of_orphans()
@@ -94,7 +107,7 @@ class Dispatch:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(lane.drain(_DRAIN) for lane in self._lanes.values()))
+        await asyncio.gather(*(lane.drain(self._pace.drain) for lane in self._lanes.values()))
         self._heart.stop()
         with contextlib.suppress(StoreUnavailable):  # then the next start will find them
             await self._queue.release(self._owner, self._clock())
@@ -104,7 +117,7 @@ class Dispatch:
 
     async def _reclaim(self) -> None:
         while True:
-            await asyncio.sleep(LEASE)
+            await asyncio.sleep(self._pace.lease)
             try:
                 self.wake(tuple(await self._queue.reclaim(self._owner, self._clock())))
             except StoreUnavailable:
@@ -128,6 +141,7 @@ class _Lane:
         policy: Policy,
         clock: Callable[[], float],
         chance: Callable[[], float],
+        pace: Pace,
     ) -> None:
         self._handler = handler
         self._queue = queue
@@ -136,6 +150,7 @@ class _Lane:
         self._policy = policy
         self._clock = clock
         self._chance = chance
+        self._pace = pace
         self._running: set[asyncio.Task[None]] = set()
         self.awake = asyncio.Event()
 
@@ -147,9 +162,14 @@ class _Lane:
         while True:
             self.awake.clear()
             try:
-                await self._nap(await self._take())
+                nap = await self._take()
             except StoreUnavailable:
-                await self._nap(1.0)
+                nap = 1.0
+            except Exception:
+                # One row that cannot be read must not end the lane: others come behind it.
+                log.exception("task.failed", handler=self._handler.name)
+                nap = self._pace.nap
+            await self._nap(nap)
 
     async def drain(self, seconds: float) -> None:
         """Wait for what runs; what is still running then is cancelled."""
@@ -165,7 +185,7 @@ class _Lane:
         """Start as many deliveries as there is room for; give the seconds until the next look."""
         room = self._handler.concurrency - len(self._running)
         if room <= 0:
-            return _LONGEST_NAP
+            return self._pace.nap
         now = self._clock()
         found = await self._queue.claim(
             Wanted(
@@ -173,7 +193,7 @@ class _Lane:
                 owner=self._owner,
                 most=room,
                 now=now,
-                lease_until=now + LEASE,
+                lease_until=now + self._pace.lease,
             )
         )
         for claim in found.claims:
@@ -181,12 +201,12 @@ class _Lane:
             self._running.add(task)
             task.add_done_callback(self._ended)
         if len(found.claims) == room:
-            return _LONGEST_NAP  # full: the end of an attempt wakes us
-        return _LONGEST_NAP if found.next_due is None else found.next_due - self._clock()
+            return self._pace.nap  # full: the end of an attempt wakes us
+        return self._pace.nap if found.next_due is None else found.next_due - self._clock()
 
     async def _nap(self, seconds: float) -> None:
         try:
-            async with asyncio.timeout(min(max(seconds, 0.0), _LONGEST_NAP)):
+            async with asyncio.timeout(min(max(seconds, 0.0), self._pace.nap)):
                 await self.awake.wait()
         except TimeoutError:
             return
@@ -271,11 +291,13 @@ class _Heart:
         owner: str,
         clock: Callable[[], float],
         running: Callable[[], list[str]],
+        pace: Pace,
     ) -> None:
         self._queue = queue
         self._owner = owner
         self._clock = clock
         self._running = running
+        self._pace = pace
         self._stopped = threading.Event()
         self._turned = threading.Event()
         self._thread: threading.Thread | None = None
@@ -295,13 +317,13 @@ class _Heart:
         while not self._stopped.is_set():
             running = self._running()
             if running:
-                self._queue.renew(self._owner, self._clock() + LEASE)
+                self._queue.renew(self._owner, self._clock() + self._pace.lease)
             self._turned.clear()
             try:
                 loop.call_soon_threadsafe(self._turned.set)
             except RuntimeError:
                 return
-            if self._stopped.wait(_BEAT):
+            if self._stopped.wait(self._pace.beat):
                 return
             if not self._turned.is_set():
-                log.warning("loop.blocked", seconds=_BEAT, running=running)
+                log.warning("loop.blocked", seconds=self._pace.beat, running=running)

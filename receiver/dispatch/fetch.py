@@ -14,6 +14,7 @@ import hashlib
 import ipaddress
 import socket
 import tempfile
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -60,7 +61,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if self._allow_private:
             return await self._inner.handle_async_request(request)
-        host = request.url.host
+        host = request.url.raw_host.decode("ascii")
         address = await self._public_address(request, host)
         # The name stays in the Host header and in TLS; only the connection goes by address.
         pinned = httpx.Request(
@@ -92,17 +93,26 @@ class GuardedTransport(httpx.AsyncBaseTransport):
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address is one of the open internet's."""
+    """Tell whether an IP address is one of the open internet's.
+
+    An IPv6 address that only carries an IPv4 address is judged as that one.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
-    inner = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
-    if inner is not None:
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if inner is None and ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is None:
+            return ip in _UNICAST and ip.is_global
         ip = inner
-    elif isinstance(ip, ipaddress.IPv6Address) and ip in _NAT64:
-        ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and ip not in _SPECIAL
 
 
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+"""All of IPv6 that is given out; older Pythons call some of the rest global."""
+_SPECIAL: Final = ipaddress.IPv4Network("192.0.0.0/24")
+"""IETF protocol assignments, where one cloud keeps its metadata; older Pythons know a part."""
 
 
 def guarded_client(*, allow_private: bool) -> httpx.AsyncClient:
@@ -152,7 +162,32 @@ async def _download(client: httpx.AsyncClient, url: str, folder: Path, max_bytes
         if declared.isdecimal() and int(declared) > max_bytes:
             raise Dead(f"the result has {declared} bytes, more than {max_bytes}")
         kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-        return await _save(answer.aiter_bytes(_CHUNK), folder, kind, max_bytes)
+        return await _save(_decoded(answer), folder, kind, max_bytes)
+
+
+async def _decoded(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """Give the content in bounded pieces, though a server compress what we asked for as it is.
+
+    httpx would inflate a piece in one go, and a small piece can hold a thousand times its size.
+    """
+    encoding = answer.headers.get("content-encoding", "identity").strip().lower()
+    if encoding in {"", "identity"}:
+        async for chunk in answer.aiter_raw(_CHUNK):
+            yield chunk
+        return
+    if encoding not in {"gzip", "x-gzip", "deflate"}:
+        raise Dead(f"the result is encoded as {encoding!r}, and we asked for it as it is")
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        async for chunk in answer.aiter_raw(_CHUNK):
+            rest = chunk
+            while rest and not inflater.eof:
+                yield inflater.decompress(rest, _CHUNK)
+                rest = inflater.unconsumed_tail
+    except zlib.error as error:
+        raise httpx.DecodingError(str(error), request=answer.request) from error
+    if not inflater.eof:
+        raise httpx.DecodingError("the compressed result is cut short", request=answer.request)
 
 
 async def _save(
@@ -166,7 +201,7 @@ async def _save(
             size += len(chunk)
             if size > max_bytes:
                 raise Dead(f"the result is larger than {max_bytes} bytes")
-            head = head or chunk[:_HEAD]
+            head += chunk[: _HEAD - len(head)]
             digest.update(chunk)
             await _write(file, chunk)
     kind = sniff(head) or declared or "application/octet-stream"

@@ -6,6 +6,7 @@ import fnmatch
 import importlib
 import importlib.util
 import inspect
+import json
 import math
 import re
 import sys
@@ -115,10 +116,8 @@ class Handler:
 
 
 def _plain(value: Any) -> str:
-    """Say a JSON value as it would be typed in a pattern: true, not True."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value if isinstance(value, str) else str(value)
+    """Say a JSON value as it would be typed in a pattern: true, not True; null, not None."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 @dataclass
@@ -184,7 +183,7 @@ def on(
             types=types,
             provider=provider,
             model=model,
-            metadata=metadata or {},
+            metadata={} if metadata is None else metadata,
             name=name,
             retry=retry,
             timeout=timeout,
@@ -218,12 +217,14 @@ def _checked(function: Callable[..., Any], place: str, given: Mapping[str, Any])
         raise TypeError(f"on() has no parameter {', '.join(sorted(given['unknown']))}")
     _check_number("timeout", given["timeout"], least=0.001)
     _check_number("concurrency", given["concurrency"], least=1)
-    retry = given["retry"] or Retry()
+    retry = Retry() if given["retry"] is None else given["retry"]
     if not isinstance(retry, Retry):
         raise TypeError(f"retry must be a Retry(…), not {retry!r}")
     _check_signature(function)
-    name = given["name"] or f"{function.__module__}:{function.__qualname__}"
-    if not isinstance(name, str) or not name.isprintable():
+    if not isinstance(given["metadata"], Mapping):
+        raise TypeError(f"metadata must be a mapping of names to globs, not {given['metadata']!r}")
+    name = _name_of(function) if given["name"] is None else given["name"]
+    if not isinstance(name, str) or not name or not name.isprintable():
         raise TypeError(f"name must be a printable text, not {name!r}")
     return Handler(
         name=name,
@@ -238,6 +239,13 @@ def _checked(function: Callable[..., Any], place: str, given: Mapping[str, Any])
         place=place,
         is_async=inspect.iscoroutinefunction(function),
     )
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    try:
+        return f"{function.__module__}:{function.__qualname__}"
+    except AttributeError:
+        raise TypeError(f"{function!r} has no name of its own; give it one by name=…") from None
 
 
 def _types(types: Sequence[object]) -> frozenset[str]:
@@ -260,7 +268,7 @@ def _check_signature(function: Callable[..., Any]) -> None:
         raise TypeError(f"a handler must be a function, not {function!r}")
     takes = _takes(function)
     if takes not in (1, 2):
-        raise TypeError(f"{function.__qualname__} must take (event) or (event, ctx)")
+        raise TypeError(f"{function!r} must take (event) or (event, ctx)")
 
 
 def _takes(function: Callable[..., Any]) -> int:
@@ -328,7 +336,7 @@ def _where(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
-        if not filename.startswith("<") and filename != __file__:
+        if not filename.startswith("<") and filename not in {__file__, importlib.__file__}:
             place = f"{filename}:{trace.tb_lineno}: "
         trace = trace.tb_next
     return place

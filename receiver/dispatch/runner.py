@@ -166,7 +166,15 @@ class Context:
 
 
 async def _await(make: Callable[[], Awaitable[T]]) -> T:
-    return await make()
+    return await _contain(make())
+
+
+async def _contain(step: Awaitable[T]) -> T:
+    """Wait for what a handler made: SystemExit in a task would end the server."""
+    try:
+        return await step
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise _contained(error) from error
 
 
 async def _either(step: Callable[[], Any]) -> Any:
@@ -255,9 +263,7 @@ class Attempt:
 
     async def _on_loop(self, context: Context) -> None:
         try:
-            await self._handler.function(*self._arguments(context))
-        except (SystemExit, KeyboardInterrupt) as error:
-            raise _contained(error) from error
+            await _contain(self._handler.function(*self._arguments(context)))
         finally:
             self.ended.set()
 
@@ -266,7 +272,11 @@ class Attempt:
             self._handler.function, *self._arguments(context), ended=self.ended
         )
         if inspect.isawaitable(result):  # a plain function that made a coroutine
-            await result
+            self.ended.clear()
+            try:
+                await _contain(result)
+            finally:
+                self.ended.set()
 
     def _arguments(self, context: Context) -> tuple[Any, ...]:
         event = self._claim.event
@@ -287,4 +297,10 @@ class Attempt:
 
 
 def _say(error: BaseException) -> str:
-    return (str(error) or type(error).__name__)[:_LONGEST_REASON]
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an error that cannot say what it is has a type all the same
+        text = ""
+    # A file name that is no UTF-8 comes with halves of characters, which no database takes.
+    text = text.encode(errors="backslashreplace").decode()
+    return (text or type(error).__name__)[:_LONGEST_REASON]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 from urllib.parse import quote
@@ -189,7 +190,8 @@ def identifier(*candidates: Any) -> str | None:
 
 
 def _sane(text: str) -> bool:
-    return text.isprintable() and " " not in text
+    """Tell whether `text` can be one segment of a path, as every provider's ids become one."""
+    return text.isprintable() and not {" ", "/"} & set(text) and text not in {".", ".."}
 
 
 # The first row whose pattern is found names the code. Providers reword their refusals freely, so
@@ -209,19 +211,21 @@ _CODES: Final[tuple[tuple[re.Pattern[str], ErrorCode], ...]] = (
 
 def failure(message: str, *hints: str) -> Error:
     """Build the error of a failed prediction; `hints` only help to find its code."""
-    text = " ".join([*hints, message])
+    text = " ".join([*hints, message])[:LONGEST_MESSAGE]
     code: ErrorCode = next((code for row, code in _CODES if row.search(text)), "provider_error")
-    return Error(code=code, message=message or "unknown")
+    return Error(code=code, message=message[:LONGEST_MESSAGE] or "unknown")
 
 
-_FILE_FIELDS: Final = {
-    "content_type": str,
-    "file_name": str,
-    "file_size": int,
-    "width": int,
-    "height": int,
-    "duration": float,
+_FILE_FIELDS: Final[dict[str, tuple[type, ...]]] = {
+    "content_type": (str,),
+    "file_name": (str,),
+    "file_size": (int,),
+    "width": (int,),
+    "height": (int,),
+    "duration": (int, float),
 }
+_LARGEST_NUMBER: Final = 2**53
+"""Beyond it no size is meant, and not every reader of our JSON would get the same number."""
 _DEEPEST_OUTPUT: Final = 12
 _MOST_OUTPUTS: Final = 1000
 
@@ -263,12 +267,10 @@ def _is_url(text: str) -> bool:
 
 def _file(value: dict[str, Any]) -> Output:
     fields: dict[str, Any] = {"url": value["url"]}
-    for name, kind in _FILE_FIELDS.items():
+    for name, kinds in _FILE_FIELDS.items():
         given = value.get(name)
-        if kind is float and isinstance(given, int) and not isinstance(given, bool):
-            given = float(given)
-        if isinstance(given, kind) and not isinstance(given, bool):
-            fields[name] = given
+        if type(given) in kinds and (isinstance(given, str) or abs(given) < _LARGEST_NUMBER):
+            fields[name] = float(given) if float in kinds else given
     return Output(**fields)
 
 
@@ -315,7 +317,9 @@ def retry_after(answer: Answer) -> float | None:
         seconds = float(text)
     except ValueError:
         try:
-            seconds = parsedate_to_datetime(text).timestamp() - answer.at
+            moment = parsedate_to_datetime(text)
+            # HTTP's dates are all UTC; its oldest form does not say so.
+            seconds = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - answer.at
         except (ValueError, OverflowError):
             return None
     if seconds != seconds:  # noqa: PLR0124 - nan compares unequal to itself
@@ -342,5 +346,5 @@ def lookup(table: Mapping[str, Any], key: Any, default: Any) -> Any:
 
 
 def join(parts: Iterable[str]) -> str:
-    """Put sentences after one another, leaving out the empty ones."""
-    return "; ".join(part for part in parts if part)
+    """Put sentences after one another, leaving out the empty ones, within the longest message."""
+    return "; ".join(part for part in parts if part)[:LONGEST_MESSAGE]

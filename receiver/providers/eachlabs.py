@@ -74,9 +74,9 @@ class Eachlabs:
         reason = _reason(body)
         if settled := base.settle_submit(answer, reason):
             return settled
-        if ticket.mode == "sync":
-            return _outcome(body)
         provider_id = _id(body)
+        if ticket.mode == "sync" and (provider_id or body.get("status")):
+            return _outcome(body)
         if base.lookup(_KINDS, body.get("status"), "processing") in {"failed", "canceled"}:
             return Refused(reason or "not created")
         if provider_id is None:

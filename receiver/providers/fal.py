@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Final, Literal
-from urllib.parse import urlsplit
 
 import httpx
 from cryptography.exceptions import InvalidSignature
@@ -146,7 +145,7 @@ class Fal:
             return False
         try:
             return _origin(url) in {_origin(self.queue_url), _origin(self.run_url)}
-        except ValueError:
+        except httpx.InvalidURL:
             return False
 
     def _link(self, ticket: Ticket, name: str) -> str:
@@ -160,9 +159,10 @@ class Fal:
         return f"{self.queue_url}/{app}/requests/{request_id}{tail}"
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port
+def _origin(url: str) -> tuple[str, bytes, bytes]:
+    """Read a URL with the parser that will send it: two parsers may see two hosts in one text."""
+    parts = httpx.URL(url)
+    return parts.scheme, parts.userinfo, parts.netloc
 
 
 def _hex(text: bytes) -> bytes:
@@ -269,4 +269,5 @@ def _detail(body: dict[str, Any]) -> str:
 
 def _place(item: dict[str, Any]) -> str:
     loc = item.get("loc")
-    return ".".join(str(part) for part in loc) if isinstance(loc, list) else ""
+    parts = loc if isinstance(loc, list) else []
+    return ".".join(str(part) for part in parts if isinstance(part, str | int))

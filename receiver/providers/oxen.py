@@ -186,5 +186,5 @@ def _same(ticket: Ticket, row: Any) -> bool:
     return (
         row.get("model_name", row.get("model")) == ticket.model
         and row.get("prompt") == ticket.input.get("prompt")
-        and abs(enqueued - ticket.submitted_at) <= _CLOCK_SKEW
+        and ticket.submitted_at - _CLOCK_SKEW <= enqueued <= ticket.submitted_at + _CLOCK_SKEW
     )

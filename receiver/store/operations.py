@@ -130,7 +130,8 @@ def _known(cx: sqlite3.Connection, ids: Iterable[str]) -> dict[str, Known]:
 def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
     before = known.get(arrival.prediction_id)
     if before is None:
-        batch.keep(arrival, "unknown", "no such prediction")
+        if arrival.channel is not None:
+            batch.keep(arrival, "unknown", "no such prediction")
         return Taken("unknown", None, "no such prediction")
     if arrival.only_from is not None and before.status not in arrival.only_from:
         return Taken("late", before.status, f"already {before.status}")
@@ -163,12 +164,14 @@ class _Batch:
         if ruling.verdict == "accepted":
             self._end(arrival, ruling)
         elif ruling.verdict in {"ask", "noted"}:
+            # A look that ends in the wish to look again falls due as every other look does.
+            asked = ruling.verdict == "ask" and arrival.channel != "poll"
             self._notes.append(
                 {
                     "id": arrival.prediction_id,
                     "status": ruling.status,
                     "provider_id": arrival.outcome.provider_id,
-                    "due_at": arrival.at if ruling.verdict == "ask" else 1e12,
+                    "due_at": arrival.at if asked else 1e12,
                 }
             )
 
@@ -210,6 +213,10 @@ class _Batch:
         )
 
     def write(self, cx: sqlite3.Connection) -> None:
+        # The large first: their repeats in the same batch are small, having no body, and the first
+        # row of a digest is the one that is kept.
+        if self._large_callbacks:
+            cx.executemany(q.INSERT_CALLBACK, self._large_callbacks)
         for sql, rows in (
             (q.INSERT_CALLBACKS, self._callbacks),
             (q.END_PREDICTIONS, self._ends),
@@ -218,8 +225,6 @@ class _Batch:
         ):
             if rows:
                 cx.execute(sql, {"rows": _text(rows)})
-        if self._large_callbacks:
-            cx.executemany(q.INSERT_CALLBACK, self._large_callbacks)
         if self._notes:
             cx.executemany(q.NOTE_PREDICTION, self._notes)
 

@@ -72,12 +72,13 @@ WHERE id = :id AND status IN ({_in(sources(Cause.POSTPONED))})
 """  # noqa: S608
 
 DOUBT_SUBMIT: Final = f"""
-UPDATE predictions SET status = 'unconfirmed', due_at = min(:due_at, deadline_at)
+UPDATE predictions SET status = 'unconfirmed', due_at = min(due_at, :due_at, deadline_at)
 WHERE id = :id AND status IN ({_in(sources(Cause.AMBIGUOUS))})
 """  # noqa: S608
 
+# Whoever looks holds the row until later than `due_at`: an earlier time means a new wish to look.
 LOOKED: Final = f"""
-UPDATE predictions SET due_at = :due_at, polls = polls + 1
+UPDATE predictions SET due_at = min(due_at, :due_at), polls = polls + 1
 WHERE id = :id AND status NOT IN ({_TERMINAL})
 """  # noqa: S608
 
@@ -205,7 +206,7 @@ SELECT json_group_array(json_array(
     d.id, d.attempts, d.round, d.claims, e.id, e.type, e.time, e.channel,
     p.id, p.provider, p.model, p.status, p.mode, p.input, p.metadata, p.provider_id, p.output,
     p.error_code, p.error_message, p.channel, p.parent_id, p.created_at, p.submitted_at,
-    p.completed_at, CAST(c.body AS TEXT)))
+    p.completed_at, CASE typeof(c.body) WHEN 'text' THEN c.body END))
 FROM (SELECT id, event_id, attempts, round, claims FROM deliveries
       WHERE handler = :handler AND state = 'pending' AND due_at <= :now
       ORDER BY due_at LIMIT :most) d

@@ -129,6 +129,14 @@ def claimed(row: list[Any], handler: str) -> Claim:
             time=utc(time),
             channel=channel,
             prediction=prediction(rest),
-            raw=None if raw is None else msgspec.json.decode(raw),
+            raw=None if raw is None else _payload(raw),
         ),
     )
+
+
+def _payload(text: str) -> Any:
+    """Decode what a provider sent; a refusal may be a web page, and is given as it is."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return text

@@ -64,7 +64,11 @@ class SQLiteStore:
         try:
             self._lock.acquire()
             self._writer.start()
+        except StoreUnusable:
+            self._lock.release()
+            raise
         except (OSError, sqlite3.Error) as error:
+            self._lock.release()
             raise StoreUnusable(
                 f"cannot open the database {self._path}: {error}; "
                 "set RECEIVER_DATABASE_URL to a file in a folder that can be written"
@@ -223,7 +227,7 @@ class SQLiteStore:
                 self._reading.append(connection)
                 connection.execute("PRAGMA query_only = ON")
             return connection.execute(sql, params).fetchall()
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             self._local.connection = None
             raise StoreUnavailable(f"the database cannot be read: {error}") from error
 

@@ -136,10 +136,18 @@ class Writer:
                 results.extend(zip(works, answers, strict=True))
             self._connection.execute("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            self._roll_back(self._connection)
             raise
         return results
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
+        """End the transaction; a connection that cannot even do that takes no other."""
+        if not connection.in_transaction:
+            return
+        try:
+            connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._reopen_later()
 
     def _one_by_one(self, batch: list[_Work], error: Exception) -> list[tuple[_Work, Any]]:
         if len(batch) == 1:

@@ -1,0 +1,1 @@
+"""Measurements: printed, never judged. Run them by `make bench`."""

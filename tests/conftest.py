@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from tests.receiving import Network, Station, receiving
+
+Start = Callable[..., AbstractAsyncContextManager[Station]]
+Logged = Sequence[MutableMapping[str, Any]]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network()
+
+
+@pytest.fixture
+def start(tmp_path: Path, network: Network) -> Start:
+    """Run receivers, one after another, on one file and one network."""
+
+    def start(*handlers: Callable[..., Any], **env: Any) -> AbstractAsyncContextManager[Station]:
+        return receiving(tmp_path / "receiver.db", network, handlers, **env)
+
+    return start
+
+
+@pytest.fixture
+def logged() -> Iterator[Logged]:
+    """Collect what is logged, whatever an earlier test configured."""
+    structlog.reset_defaults()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("receiver."):
+            getattr(module, "log", object()).__dict__.pop("bind", None)
+    with capture_logs() as lines:
+        yield lines
+
+
+class Disk:
+    """What stands below the store: it can be slow, and it can be full."""
+
+    def __init__(self) -> None:
+        self.may_commit = threading.Event()
+        self.may_commit.set()
+        self.commits_waiting = threading.Event()
+        self.full = False
+
+    def before(self, sql: str) -> None:
+        if self.full and sql.startswith(("BEGIN", "COMMIT")):
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        if sql == "COMMIT" and not self.may_commit.is_set():
+            self.commits_waiting.set()
+            assert self.may_commit.wait(10)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    """Put a disk that obeys the test under every connection."""
+    disk = Disk()
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *params: Any) -> sqlite3.Cursor:
+            disk.before(sql)
+            return super().execute(sql, *params)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *args, **more: connect(*args, factory=Connection, **more)
+    )
+    yield disk
+    disk.may_commit.set()

@@ -1,0 +1,54 @@
+"""Handlers that write down what they see, one line each, so that a kill can lose none."""
+
+import asyncio
+import os
+import threading
+import time
+from pathlib import Path
+
+from receiver import Context, Event, on
+
+_FOLDER = Path(os.environ["JOURNEY_FOLDER"])
+
+
+def note(book: str, *words: object) -> None:
+    line = " ".join(str(word) for word in (*words, os.getpid())) + "\n"
+    descriptor = os.open(_FOLDER / book, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+@on(name="async-witness", metadata={"kind": "journey"})
+async def watch(event: Event, ctx: Context) -> None:
+    note("seen", event.id, "async-witness", event.prediction.id, event.type)
+    await ctx.once("first", lambda: note("steps", ctx.idempotency_key, "first"))
+    await asyncio.sleep(0.05)
+    await ctx.once("second", lambda: note("steps", ctx.idempotency_key, "second"))
+
+
+@on(name="sync-witness", metadata={"kind": "journey"})
+def look(event: Event, ctx: Context) -> None:
+    note("seen", event.id, "sync-witness", event.prediction.id, event.type)
+    time.sleep(0.05)
+    ctx.once("only", lambda: note("steps", ctx.idempotency_key, "only"))
+    if ctx.attempt == 1 and event.prediction.input["prompt"].endswith("again"):
+        raise RuntimeError("the first attempt fails")
+
+
+@on(name="async-hang", metadata={"kind": "hang"})
+async def hang(event: Event) -> None:
+    note("hung", event.id, "async-hang")
+    while "HANG" in os.environ:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            note("refused", event.id)  # the worst kind: it swallows its cancellation
+
+
+@on(name="sync-hang", metadata={"kind": "hang"})
+def block(event: Event) -> None:
+    note("hung", event.id, "sync-hang")
+    if "HANG" in os.environ:
+        threading.Event().wait()

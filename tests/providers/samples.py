@@ -1,0 +1,222 @@
+"""Recorded samples: what goes over the wire, and what an adapter must make of it.
+
+`tests/samples/<provider>/<case>.json` holds one case. `act` names the method it is for, `expect`
+says in plain JSON what must come out; `says` tells where the shape comes from, or why it matters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import msgspec
+
+from receiver.errors import Problem, ReceiverError
+from receiver.model import Mode, Outcome, Ticket
+from receiver.providers import NAMES, make_providers
+from receiver.providers.base import (
+    Accepted,
+    Ambiguous,
+    Answer,
+    Callback,
+    Follow,
+    Hook,
+    Postponed,
+    Provider,
+    Refused,
+    Streamed,
+)
+from receiver.providers.fal import read_jwks
+from receiver.settings import Secret, Settings
+
+FOLDER: Final = Path(__file__).parent.parent / "samples"
+_TOLD_HEADERS: Final = ("authorization", "x-api-key", "accept", "content-type")
+"""The headers of a request that are ours to choose."""
+
+
+class SampleTicket(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    model: str = "owner/model"
+    mode: Mode = "queue"
+    input: dict[str, Any] = {}
+    provider_id: str | None = None
+    links: dict[str, str] = {}
+    submitted_at: float | None = None
+
+    def ticket(self) -> Ticket:
+        return Ticket(id="pred_1", **msgspec.structs.asdict(self))
+
+
+class SampleAnswer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    status: int
+    headers: dict[str, str] = {}
+    text: str = ""
+    json: Any = msgspec.UNSET
+    at: float = 0.0
+
+    def answer(self) -> Answer:
+        text = self.text if self.json is msgspec.UNSET else json.dumps(self.json)
+        return Answer(self.status, httpx.Headers(self.headers), text.encode(), self.at)
+
+
+class SampleCallback(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    headers: list[tuple[str, str]]
+    body: str
+    at: float
+
+    def callback(self) -> Callback:
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in self.headers]
+        return Callback(headers, self.body.encode(), self.at)
+
+
+class Sample(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    says: str
+    act: str
+    expect: Any
+    ticket: SampleTicket = SampleTicket()
+    hook: Hook | None = None
+    answer: SampleAnswer | None = None
+    answers: list[SampleAnswer] = []
+    """The answer to a poll and, where it sends us on, the answer to that."""
+    callback: SampleCallback | None = None
+    keys: list[str] = []
+    jwks: str | None = None
+    event: str = ""
+    data: str = ""
+    confirm: bool = False
+
+    def proof_keys(self) -> list[bytes]:
+        if self.jwks is None:
+            return [key.encode() for key in self.keys]
+        return read_jwks(self.jwks.encode())
+
+    def called(self) -> Callback:
+        assert self.callback is not None, "this sample has no callback"
+        return self.callback.callback()
+
+    def answered(self) -> Answer:
+        assert self.answer is not None, "this sample has no answer"
+        return self.answer.answer()
+
+
+def load() -> dict[tuple[str, str], Sample]:
+    """Read every sample there is, by provider and case."""
+    return {
+        (path.parent.name, path.stem): msgspec.json.decode(path.read_bytes(), type=Sample)
+        for path in sorted(FOLDER.glob("*/*.json"))
+    }
+
+
+def providers(*, confirm: bool = False) -> dict[str, Provider]:
+    """Make every adapter as the default settings do, with a toy key each."""
+    given = Settings.read({"RECEIVER_DEV": "1"}).providers
+    return make_providers(
+        {n: replace(given[n], key=Secret(f"{n}-key"), confirm=confirm) for n in NAMES}
+    )
+
+
+def perform(provider: Provider, sample: Sample) -> Any:
+    """Do what the sample is for, and say in plain JSON what came of it."""
+    return _attempt(lambda: _ACTS[sample.act](provider, sample))
+
+
+def _attempt(act: Callable[[], Any]) -> Any:
+    try:
+        return _said(act())
+    except ReceiverError as error:
+        reason = error.type if isinstance(error, Problem) else str(error)
+        return {"raises": type(error).__name__, "reason": reason.partition(":")[0]}
+
+
+def _polled(provider: Provider, sample: Sample) -> Any:
+    ticket = sample.ticket.ticket()
+    first, *more = (answer.answer() for answer in sample.answers)
+    outcome = provider.polled(ticket, first)
+    if not isinstance(outcome, Follow):
+        return outcome
+    [second] = more
+    then = _attempt(lambda: outcome.read(ticket, second))
+    return {"follow": _said(outcome.request), "then": then}
+
+
+def _authenticate(provider: Provider, sample: Sample) -> Any:
+    callback = sample.called()
+    proved = provider.authenticate(callback, now=callback.at, keys=sample.proof_keys())
+    return {"proved": proved}
+
+
+def _streamed(provider: Provider) -> Streamed:
+    assert isinstance(provider, Streamed)
+    return provider
+
+
+_ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
+    "check": lambda p, s: p.check(s.ticket.model, s.ticket.input),  # type: ignore[func-returns-value] # None is the answer
+    "request": lambda p, s: p.request(s.ticket.ticket(), s.hook),
+    "accepted": lambda p, s: p.accepted(s.ticket.ticket(), s.answered()),
+    "authenticate": _authenticate,
+    "read": lambda p, s: p.read(s.called().body),
+    "poll": lambda p, s: p.poll(s.ticket.ticket()),
+    "polled": _polled,
+    "cancel": lambda p, s: p.cancel(s.ticket.ticket()),
+    "details": lambda p, s: p.details(s.ticket.model),
+    "stream": lambda p, _: _streamed(p).stream(),
+    "heard": lambda p, s: _streamed(p).heard(s.event, s.data),
+    "search": lambda p, s: {"requests": [_said(r) for r in _streamed(p).search(s.ticket.ticket())]},
+    "found": lambda p, s: {"ids": _streamed(p).found(s.ticket.ticket(), s.answered())},
+    "read_jwks": lambda _, s: {"keys": len(s.proof_keys())},
+}
+
+
+def _said(value: Any) -> Any:
+    match value:
+        case httpx.Request():
+            return _request(value)
+        case Outcome():
+            return _trim(
+                {
+                    "outcome": value.kind,
+                    "provider_id": value.provider_id,
+                    "also_known_as": value.also_known_as,
+                    "output": msgspec.to_builtins(value.output),
+                    "error": msgspec.to_builtins(value.error),
+                }
+            )
+        case Accepted(provider_id, links):
+            return _trim({"accepted": provider_id, "links": links})
+        case Refused(message):
+            return {"refused": message}
+        case Postponed(message, after, whole_provider):
+            return _trim({"postponed": message, "after": after, "whole_provider": whole_provider})
+        case Ambiguous(message):
+            return {"ambiguous": message}
+    return value
+
+
+def _request(request: httpx.Request) -> dict[str, Any]:
+    headers = {name: request.headers[name] for name in _TOLD_HEADERS if name in request.headers}
+    said = {"method": request.method, "url": str(request.url), "headers": headers}
+    content = request.read()
+    return {**said, "body": json.loads(content)} if content else said
+
+
+def _trim(said: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what says nothing, but a zero is something."""
+    return {name: value for name, value in said.items() if value not in (None, [], {}, False)}
+
+
+def ending(expect: Any) -> str:
+    """Name the kind of an expectation, to see which kinds have samples."""
+    if expect is None:
+        return "nothing"
+    if "follow" in expect:
+        return ending(expect["then"])
+    return str(expect.get("outcome") or ("request" if "method" in expect else next(iter(expect))))
+
+
+def swapped(headers: Sequence[tuple[bytes, bytes]], name: bytes, value: bytes) -> list[Any]:
+    """Give the same headers with another value for one of them."""
+    return [(key, value if key == name else old) for key, old in headers]

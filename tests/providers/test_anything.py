@@ -1,0 +1,195 @@
+"""Whatever is sent, a parser gives a bounded value or raises Unreadable or Unproved."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from receiver.errors import Unproved, Unreadable
+from receiver.model import Error, Outcome, Ticket
+from receiver.providers import NAMES
+from receiver.providers.base import (
+    Accepted,
+    Ambiguous,
+    Answer,
+    Callback,
+    Follow,
+    Postponed,
+    Refused,
+    Streamed,
+)
+from receiver.providers.fal import read_jwks
+
+from .samples import providers
+from .strategies import FEW, answers, bodies, texts, tickets
+
+PROVIDERS = providers()
+STREAMS = {name: p for name, p in PROVIDERS.items() if isinstance(p, Streamed)}
+HOSTS = {"hub.oxen.ai", "api.eachlabs.ai", "queue.fal.run", "fal.run"}
+
+of_all = pytest.mark.parametrize("name", NAMES)
+of_streams = pytest.mark.parametrize("name", STREAMS)
+
+
+def judge(outcome: Outcome) -> None:
+    """Hold an outcome against what every later part relies on."""
+    assert len(outcome.output) <= 1000
+    assert all(output.url or output.text or output.url == "" for output in outcome.output)
+    assert (outcome.error is None) == (outcome.kind not in {"failed", "canceled"})
+    assert outcome.kind == "succeeded" or outcome.output == []
+    for provider_id in (outcome.provider_id, outcome.also_known_as):
+        assert provider_id is None or 0 < len(provider_id) <= 200
+    if outcome.error is not None:
+        assert 0 < len(outcome.error.message) <= 2000
+        assert msgspec.convert(msgspec.to_builtins(outcome.error), Error) == outcome.error
+        assert (outcome.error.code == "canceled") == (outcome.kind == "canceled")
+    stored = msgspec.json.decode(msgspec.json.encode(outcome), type=Outcome)
+    assert stored == outcome
+
+
+@of_all
+@FEW
+@given(body=bodies, confirm=st.booleans())
+def test_reading_gives_a_bounded_outcome_or_unreadable(
+    name: str, body: bytes, *, confirm: bool
+) -> None:
+    with suppress(Unreadable):
+        judge(providers(confirm=confirm)[name].read(body))
+
+
+@of_all
+@FEW
+@given(ticket=tickets, answer=answers, second=answers)
+def test_polling_gives_a_bounded_outcome_or_unreadable(
+    name: str, ticket: Ticket, answer: Answer, second: Answer
+) -> None:
+    with suppress(Unreadable):
+        outcome = PROVIDERS[name].polled(ticket, answer)
+        if isinstance(outcome, Follow):
+            assert outcome.request.url.host in HOSTS
+            outcome = outcome.read(ticket, second)
+        judge(outcome)
+
+
+@of_all
+@FEW
+@given(ticket=tickets, answer=answers)
+def test_a_submit_gives_a_bounded_receipt_or_unreadable(
+    name: str, ticket: Ticket, answer: Answer
+) -> None:
+    with suppress(Unreadable):
+        match PROVIDERS[name].accepted(ticket, answer):
+            case Outcome() as outcome:
+                assert ticket.mode == "sync"
+                judge(outcome)
+            case Refused(message) | Ambiguous(message):
+                assert 0 < len(message) <= 2000
+            case Postponed(message, after):
+                assert 0 < len(message) <= 2000
+                assert after is None or 0 <= after <= 3600
+            case Accepted() as taken:
+                assert 200 <= answer.status < 300
+                can_be_asked_for(name, ticket, taken)
+
+
+def can_be_asked_for(name: str, ticket: Ticket, taken: Accepted) -> None:
+    """Hold that our key goes only where it belongs, whatever id and links were named."""
+    later = msgspec.structs.replace(ticket, provider_id=taken.provider_id, links=taken.links)
+    for request in (PROVIDERS[name].poll(later), PROVIDERS[name].cancel(later)):
+        assert request.url.host in HOSTS
+        assert request.url.scheme == "https"
+        assert not request.url.userinfo
+        assert urlsplit(str(request.url)).hostname in HOSTS
+        if not taken.links:
+            assert len(request.url.path.split("/")) >= 4
+
+
+@of_all
+@FEW
+@given(
+    names=st.lists(
+        st.sampled_from(
+            [
+                b"x-webhook-secret",
+                b"x-fal-webhook-request-id",
+                b"x-fal-webhook-user-id",
+                b"x-fal-webhook-timestamp",
+                b"x-fal-webhook-signature",
+            ]
+        ),
+        max_size=8,
+    ),
+    values=st.lists(
+        st.binary(max_size=20)
+        | st.sampled_from([b"1767225600", b"0" * 128, b"\xff" * 128, b"9" * 12]),
+        min_size=8,
+        max_size=8,
+    ),
+    body=bodies,
+    keys=st.lists(st.just(bytes(32)) | st.just(b"k" * 32), max_size=3),
+)
+def test_a_stranger_is_never_proved(
+    name: str, names: list[bytes], values: list[bytes], body: bytes, keys: list[bytes]
+) -> None:
+    callback = Callback(list(zip(names, values, strict=False)), body, 1767225600.0)
+    with pytest.raises(Unproved) as refusal:
+        PROVIDERS[name].authenticate(callback, now=1767225600.0, keys=keys)
+    assert refusal.value.reason.replace("_", "").isalpha()
+
+
+@of_streams
+@FEW
+@given(event=st.just("media_generation_completed") | texts, data=bodies | texts)
+def test_an_event_gives_a_bounded_outcome_or_nothing_or_unreadable(
+    name: str, event: str, data: bytes | str
+) -> None:
+    text = data if isinstance(data, str) else data.decode("utf-8", "surrogateescape")
+    with suppress(Unreadable):
+        outcome = STREAMS[name].heard(event, text)
+        if outcome is not None:
+            assert outcome.provider_id
+            judge(outcome)
+
+
+@of_streams
+@FEW
+@given(ticket=tickets, answer=answers)
+def test_a_search_finds_ids_or_nothing(name: str, ticket: Ticket, answer: Answer) -> None:
+    for provider_id in STREAMS[name].found(ticket, answer):
+        assert 0 < len(provider_id) <= 200
+
+
+@of_streams
+@FEW
+@given(
+    ticket=tickets,
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "generation_id": texts,
+                "model_name": st.sampled_from(["nano-banana", None, 7]),
+                "prompt": texts,
+                "enqueued_at": st.integers() | st.floats() | st.just(10**400) | st.none(),
+            },
+        ),
+        max_size=6,
+    ),
+)
+def test_a_search_survives_any_rows(name: str, ticket: Ticket, rows: list[Any]) -> None:
+    answer = Answer(200, {}, msgspec.json.encode({"generations": rows}))
+    ids = STREAMS[name].found(ticket, answer)
+    assert set(ids) <= {row.get("generation_id") for row in rows}
+
+
+@FEW
+@given(body=bodies)
+def test_a_key_set_gives_whole_keys_or_unreadable(body: bytes) -> None:
+    with suppress(Unreadable):
+        assert all(len(key) == 32 for key in read_jwks(body))

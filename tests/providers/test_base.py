@@ -1,0 +1,257 @@
+"""The checks that all adapters share, each as a table."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from receiver.errors import Problem, Unreadable
+from receiver.model import Output
+from receiver.providers import base
+from receiver.providers.base import Answer, Postponed, Refused
+
+NOW = 1767225600.0
+
+
+def answer(status: int = 200, **headers: str) -> Answer:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(status, httpx.Headers(named), b"", NOW)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("7", 7.0),
+        (" 7 ", 7.0),
+        ("0", 0.0),
+        ("1.5", 1.5),
+        ("-5", 0.0),
+        ("3600", 3600.0),
+        ("3601", 3600.0),
+        ("1e300", 3600.0),
+        ("inf", 3600.0),
+        ("-inf", 0.0),
+        ("nan", None),
+        ("", None),
+        ("   ", None),
+        ("soon", None),
+        ("Thu, 01 Jan 2026 00:00:42 GMT", 42.0),
+        ("Thu, 01 Jan 2026 00:00:42 +0000", 42.0),
+        ("Thu, 01 Jan 2026 02:00:42 +0200", 42.0),
+        ("Thursday, 01-Jan-26 00:00:42 GMT", 42.0),
+        ("Thu Jan  1 00:00:42 2026", 42.0),
+        ("Wed, 31 Dec 2025 23:59:59 GMT", 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600.0),
+        ("Thu, 99 Jan 2026 00:00:42 GMT", None),
+        ("Mon, 01 Jan 10000 00:00:00 GMT", None),
+        ("Thu, 01 Jan 2026 00:00:42 +9999999999", None),
+    ],
+)
+def test_retry_after_is_seconds_from_now_within_an_hour(text: str, seconds: float | None) -> None:
+    assert base.retry_after(answer(retry_after=text)) == seconds
+
+
+def test_retry_after_may_be_absent() -> None:
+    assert base.retry_after(answer()) is None
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 226, 299])
+def test_any_2xx_is_left_to_the_adapter(status: int) -> None:
+    assert base.settle_submit(answer(status), "") is None
+
+
+@pytest.mark.parametrize("status", [300, 301, 307, 400, 401, 402, 403, 404, 409, 410, 422, 451, 499])
+def test_a_refusal_is_for_good(status: int) -> None:
+    assert base.settle_submit(answer(status, retry_after="5"), "no") == Refused("no")
+    assert base.settle_submit(answer(status), "") == Refused(f"HTTP {status} without a reason")
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 501, 502, 503, 504, 520, 599])
+def test_what_may_pass_is_put_off(status: int) -> None:
+    expected = Postponed("later", 5.0, whole_provider=status == 429)
+    assert base.settle_submit(answer(status, retry_after="5"), "later") == expected
+
+
+@pytest.mark.parametrize(
+    ("candidates", "said"),
+    [
+        (("a", "b"), "a"),
+        (("", "  ", "b"), "b"),
+        ((None, 7, ["a"], {"a": 1}, True, "b"), "b"),
+        ((), ""),
+        (("\n",), ""),
+        (("a\x00b\x1bc\x7fd\re",), "a b c d e"),
+        (("a\tb\nc",), "a\tb\nc"),
+        ((" a ",), "a"),
+        (("é٣🌊",), "é٣🌊"),
+        (("x" * 5000,), "x" * 2000),
+    ],
+)
+def test_words_are_the_first_that_say_something(candidates: tuple[Any, ...], said: str) -> None:
+    assert base.words(*candidates) == said
+
+
+@pytest.mark.parametrize(
+    ("candidates", "chosen"),
+    [
+        (("a", "b"), "a"),
+        (("", None, 7, "b"), "b"),
+        (("x" * 200,), "x" * 200),
+        (("x" * 201, "b"), "b"),
+        (("a b", "a\nb", "a\x00b", "\ud800", "b"), "b"),
+        ((".", "..", "a/b", "../b", "/", "b"), "b"),
+        (("...",), "..."),
+        (("a:b_c-d.e",), "a:b_c-d.e"),
+        ((), None),
+    ],
+)
+def test_an_identifier_is_one_printable_segment(
+    candidates: tuple[Any, ...], chosen: str | None
+) -> None:
+    assert base.identifier(*candidates) == chosen
+
+
+@pytest.mark.parametrize(
+    ("message", "hints", "code"),
+    [
+        ("boom", (), "provider_error"),
+        ("", (), "provider_error"),
+        ("Content policy violation", (), "content_policy"),
+        ("x", ("content_policy_violation",), "content_policy"),
+        ("x", ("content_moderation",), "content_policy"),
+        ("The image was flagged", (), "content_policy"),
+        ("NSFW content detected", (), "content_policy"),
+        ("your prompt violates our usage policies", (), "content_policy"),
+        ("request timed out", (), "timeout"),
+        ("Timeout of 60 s", (), "timeout"),
+        ("x", ("generation_timeout",), "timeout"),
+        ("timed out", ("content_moderation",), "content_policy"),
+        ("time is money", (), "provider_error"),
+        ("out of memory", (), "provider_error"),
+    ],
+)
+def test_a_failure_finds_its_code_in_the_hints_and_the_words(
+    message: str, hints: tuple[str, ...], code: str
+) -> None:
+    error = base.failure(message, *hints)
+    assert (error.code, error.message) == (code, message or "unknown")
+
+
+def test_a_failure_is_bounded_however_much_is_said() -> None:
+    # Without a bound this text costs the square of its length in the search for a code.
+    error = base.failure("y" * 5000, *["violata " * 1000] * 1000)
+    assert error.message == "y" * 2000
+
+
+def test_joined_sentences_are_bounded_and_none_is_empty() -> None:
+    assert base.join(["a", "", "b"]) == "a; b"
+    assert len(base.join(["a" * 1500, "b" * 1500])) == 2000
+
+
+FILE = "https://files.example/1.png"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (FILE, [Output(url=FILE)]),
+        ("http://files.example/", [Output(url="http://files.example/")]),
+        ("data:image/png;base64,AA", [Output(url="data:image/png;base64,AA")]),
+        ("some words", [Output(text="some words")]),
+        (["some", FILE], [Output(text="some"), Output(url=FILE)]),
+        ([[["some"]]], [Output(text="some")]),
+        ({"text": "some words"}, []),
+        ({"images": [{"caption": "words"}]}, []),
+        ({"a": {"b": [FILE]}}, [Output(url=FILE)]),
+        ({"url": FILE, "thumbnail": {"url": "https://t.example/"}}, [Output(url=FILE)]),
+        ({"url": None, "image": {"url": FILE}}, [Output(url=FILE)]),
+        ({"url": FILE, "width": -1, "duration": 2}, [Output(url=FILE, width=-1, duration=2.0)]),
+        ({"url": FILE, "width": 2**53, "duration": 1e300}, [Output(url=FILE)]),
+        ({"url": FILE, "width": 2**53 - 1}, [Output(url=FILE, width=2**53 - 1)]),
+        ({"url": FILE, "duration": True, "width": False}, [Output(url=FILE)]),
+        ("", []),
+        ("  ", []),
+        (None, []),
+        (7, []),
+        (True, []),
+        ([], []),
+        ({}, []),
+    ],
+)
+def test_outputs_are_found_in_every_shape(value: Any, expected: list[Output]) -> None:
+    assert base.outputs(value) == expected
+
+
+def test_outputs_are_bounded_in_number_and_depth() -> None:
+    assert len(base.outputs([FILE] * 5000)) == 1000
+    nested: Any = FILE
+    for _ in range(12):
+        nested = [nested]
+    assert base.outputs(nested) == [Output(url=FILE)]
+    assert base.outputs([nested]) == []
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "image/png"),
+        (b"\xff\xd8\xff\xe0", "image/jpeg"),
+        (b"GIF89a", "image/gif"),
+        (b"RIFF\x00\x00\x00\x00WEBP", "image/webp"),
+        (b"????", None),
+    ],
+)
+def test_base64_becomes_a_data_uri_of_the_type_it_shows(head: bytes, kind: str | None) -> None:
+    text = base64.b64encode(head + bytes(20)).decode()
+    said = base.data_uri(text)
+    assert said.url == f"data:{kind or 'application/octet-stream'};base64,{text}"
+    assert said.content_type == kind
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        ("fal-ai/flux/dev", "fal-ai/flux/dev"),
+        ("nano-banana", "nano-banana"),
+        ("owner/name@v1:latest+x~y", "owner/name@v1:latest+x~y"),
+        ("a b/c?d#e", "a%20b/c%3Fd%23e"),
+        ("a/%2e%2e/b", "a/%252e%252e/b"),
+        ("a\\..\\b", "a%5C..%5Cb"),
+        ("é", "%C3%A9"),
+        (".../x", ".../x"),
+    ],
+)
+def test_a_model_name_is_quoted_so_that_it_stays_in_its_place(model: str, path: str) -> None:
+    assert base.model_path(model) == path
+    sent = httpx.Request("GET", f"https://api.example/models/{path}").url.raw_path
+    assert sent == f"/models/{path}".encode()
+
+
+@pytest.mark.parametrize("model", ["", "/", "a/", "/a", "a//b", ".", "..", "a/../b", "../a", "a/."])
+def test_a_model_name_that_could_leave_its_place_is_refused(model: str) -> None:
+    with pytest.raises(Problem, match="owner/name") as refusal:
+        base.model_path(model)
+    assert (refusal.value.status, refusal.value.type) == (422, "invalid-model")
+
+
+@pytest.mark.parametrize("items", [None, [], {}, "x", ["x", {}], 7])
+def test_the_first_object_of_anything_else_is_an_empty_one(items: Any) -> None:
+    assert base.first(items) == {}
+    assert base.first([{"a": 1}, {"b": 2}]) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "found"), [("a", 1), (" A ", 1), ("b", 0), ("", 0), (None, 0), (7, 0), ([], 0)]
+)
+def test_a_table_is_read_with_any_key(key: Any, found: int) -> None:
+    assert base.lookup({"a": 1}, key, 0) == found
+
+
+def test_undecodable_json_does_not_quote_the_stranger() -> None:
+    with pytest.raises(Unreadable) as refusal:
+        base.decode(b'{"secret-looking": ')
+    assert re.fullmatch(r"not JSON: \w+", str(refusal.value))

@@ -1,0 +1,255 @@
+"""The one suite for every adapter: recorded samples, the shapes each must know, the forgeries.
+
+A new provider joins by its line in `receiver.providers`; without samples of every shape it fails.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import httpx
+import msgspec
+import pytest
+
+from receiver.errors import Unproved, Unreadable
+from receiver.model import Mode, Outcome, Ticket
+from receiver.providers import NAMES
+from receiver.providers.base import Answer, Callback, Provider, Streamed
+from receiver.tokens import Tokens
+
+from .samples import FOLDER, Sample, ending, load, perform, providers, swapped
+
+SAMPLES: Final = load()
+PROVIDERS: Final = providers()
+MODES: Final[tuple[Mode, ...]] = ("queue", "sync")
+PUSHING: Final = [name for name, provider in PROVIDERS.items() if provider.proof != "none"]
+
+OF_EVERYONE: Final = {
+    *((act, "request") for act in ("request", "poll", "cancel")),
+    *(("accepted", end) for end in ("accepted", "refused", "postponed", "ambiguous", "succeeded")),
+    *(("polled", end) for end in ("processing", "succeeded", "failed", "canceled", "missing")),
+    ("polled", "raises"),
+    ("check", "nothing"),
+}
+OF_WHO_PUSHES: Final = {
+    *(("authenticate", end) for end in ("proved", "raises")),
+    *(("read", end) for end in ("succeeded", "failed", "ask", "raises")),
+}
+OF_WHO_STREAMS: Final = {
+    *(("heard", end) for end in ("succeeded", "failed", "ask", "nothing", "raises")),
+    ("stream", "request"),
+    ("search", "requests"),
+    ("found", "ids"),
+}
+OF_WHO_NEVER_CALLS: Final = {("authenticate", "raises"), ("read", "raises")}
+
+
+@pytest.mark.parametrize(("name", "case"), SAMPLES)
+def test_an_adapter_makes_of_a_sample_what_the_sample_expects(name: str, case: str) -> None:
+    sample = SAMPLES[name, case]
+    assert perform(providers(confirm=sample.confirm)[name], sample) == sample.expect, sample.says
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_provider_has_a_sample_of_every_shape_that_it_must_know(name: str) -> None:
+    provider = PROVIDERS[name]
+    wanted = set(OF_EVERYONE)
+    wanted |= OF_WHO_PUSHES if provider.proof != "none" else OF_WHO_NEVER_CALLS
+    if provider.stream_path is not None:
+        wanted |= OF_WHO_STREAMS
+    have = {(s.act, ending(s.expect)) for (owner, _), s in SAMPLES.items() if owner == name}
+    assert not wanted - have
+
+
+def test_every_folder_of_samples_belongs_to_a_provider() -> None:
+    assert sorted(path.name for path in FOLDER.iterdir()) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapter_is_what_the_protocol_says(name: str) -> None:
+    provider = PROVIDERS[name]
+    assert isinstance(provider, Provider)
+    assert provider.name == name
+    assert isinstance(provider, Streamed) == (provider.stream_path is not None)
+    assert (provider.proof == "none") == (provider.stream_path is not None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_parts_that_list_providers_know_every_one(name: str) -> None:
+    tokens = Tokens(["k" * 32])
+    assert tokens.open_callback(name, tokens.callback(name, "pred_1")) == "pred_1"
+
+
+@pytest.mark.parametrize(("name", "case"), [key for key, s in SAMPLES.items() if s.hook])
+def test_a_submit_tells_a_callback_only_where_the_provider_documents_one(
+    name: str, case: str
+) -> None:
+    sample = SAMPLES[name, case]
+    request = PROVIDERS[name].request(sample.ticket.ticket(), sample.hook)
+    told = "hooks.example.org" in str(request.url) or b"hooks.example.org" in request.read()
+    assert told == (PROVIDERS[name].proof != "none" and sample.ticket.mode == "queue")
+
+
+# --- Forgeries -----------------------------------------------------------------------------------
+
+
+def genuine(name: str) -> Sample:
+    return SAMPLES[name, "proved"]
+
+
+def prove(name: str, callback: Callback) -> str | None:
+    sample = genuine(name)
+    assert sample.callback is not None
+    return PROVIDERS[name].authenticate(callback, now=sample.callback.at, keys=sample.proof_keys())
+
+
+def with_headers(name: str, headers: list[tuple[bytes, bytes]]) -> Callback:
+    return msgspec.structs.replace(genuine(name).called(), headers=headers)
+
+
+PROOF_HEADERS: Final = [
+    (name, header)
+    for name in PUSHING
+    for header, _ in genuine(name).called().headers
+    if header != b"content-type"
+]
+
+SPOILT: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "empty": lambda _: b"",
+    "first byte": lambda v: bytes([v[0] ^ 1]) + v[1:],
+    "last byte": lambda v: v[:-1] + bytes([v[-1] ^ 1]),
+    "cut short": lambda v: v[:-1],
+    "cut in half": lambda v: v[: len(v) // 2],
+    "too long": lambda v: v + v[-1:],
+    "twice in one": lambda v: v + b", " + v,
+    "blank before": lambda v: b" " + v,
+    "blank after": lambda v: v + b" ",
+    "line end after": lambda v: v + b"\n",
+    "NUL after": lambda v: v + b"\x00",
+    "in quotes": lambda v: b'"' + v + b'"',
+    "not ASCII": lambda v: b"\xff" * len(v),
+    "not ASCII, as UTF-8": lambda v: "é".encode() * (len(v) // 2),
+    "other digits": lambda v: "".join(chr(0x660 + b % 10) for b in v).encode(),
+    "huge": lambda v: v * 20_000,
+}
+
+
+@pytest.mark.parametrize("name", PUSHING)
+def test_the_genuine_callback_is_proved(name: str) -> None:
+    prove(name, genuine(name).called())
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+@pytest.mark.parametrize(("name", "header"), PROOF_HEADERS)
+def test_a_spoilt_proof_header_is_refused(name: str, header: bytes, spoil: str) -> None:
+    headers = genuine(name).called().headers
+    value = SPOILT[spoil](dict(headers)[header])
+    with pytest.raises(Unproved) as refusal:
+        prove(name, with_headers(name, swapped(headers, header, value)))
+    assert re.fullmatch(r"bad_[a-z]+|stale_timestamp", refusal.value.reason)
+
+
+@pytest.mark.parametrize(("name", "header"), PROOF_HEADERS)
+def test_a_missing_proof_header_is_refused(name: str, header: bytes) -> None:
+    headers = [(key, value) for key, value in genuine(name).called().headers if key != header]
+    with pytest.raises(Unproved, match=r"^missing_header$"):
+        prove(name, with_headers(name, headers))
+
+
+@pytest.mark.parametrize("second", ["the same", "another"])
+@pytest.mark.parametrize(("name", "header"), PROOF_HEADERS)
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_repeated_proof_header_is_refused(
+    name: str, header: bytes, second: str, place: str
+) -> None:
+    headers = list(genuine(name).called().headers)
+    value = dict(headers)[header] if second == "the same" else b"x"
+    headers.insert(0 if place == "first" else len(headers), (header, value))
+    with pytest.raises(Unproved, match=r"^repeated_header$"):
+        prove(name, with_headers(name, headers))
+
+
+@pytest.mark.parametrize("name", PUSHING)
+def test_no_header_at_all_is_refused(name: str) -> None:
+    with pytest.raises(Unproved, match=r"^missing_header$"):
+        prove(name, with_headers(name, []))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_proved_without_a_key(name: str) -> None:
+    callback = genuine(name).called() if name in PUSHING else Callback([], b"{}", 0.0)
+    with pytest.raises(Unproved):
+        PROVIDERS[name].authenticate(callback, now=callback.at, keys=[])
+
+
+@pytest.mark.parametrize("name", PUSHING)
+def test_another_header_of_a_stranger_changes_nothing(name: str) -> None:
+    headers = [*genuine(name).called().headers, (b"x-other", b"\xff")]
+    assert prove(name, with_headers(name, headers)) == prove(name, genuine(name).called())
+
+
+HOSTILE: Final[dict[str, bytes]] = {
+    "empty": b"",
+    "blank": b" \n",
+    "half an object": b'{"status": "OK"',
+    "HTML": b"<html></html>",
+    "a list": b"[]",
+    "null": b"null",
+    "a number": b"7",
+    "text": b'"succeeded"',
+    "bytes": b"\xff\xfe\x00",
+    "half a character": b'{"status": "\xc3"}',
+    "half a surrogate": b'{"status": "\\ud800"}',
+    "a byte order mark": b'\xef\xbb\xbf{"status": "OK"}',
+    "two objects": b'{"status": "OK"}{"status": "OK"}',
+    "nan": b'{"status": "OK", "payload": NaN}',
+    "too large a number": b'{"status": "OK", "payload": 1e999}',
+    "too long a number": b'{"status": "OK", "payload": ' + b"9" * 5000 + b"}",
+    "deep lists": b"[" * 200_000 + b"]" * 200_000,
+    "deep lists without end": b"[" * 200_000,
+    "deep objects": b'{"payload":' * 100_000 + b"1" + b"}" * 100_000,
+}
+
+
+@pytest.mark.parametrize("body", HOSTILE)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_body_that_is_no_readable_object_is_unreadable(name: str, body: str) -> None:
+    for confirm in (False, True):
+        with pytest.raises(Unreadable):
+            providers(confirm=confirm)[name].read(HOSTILE[body])
+
+
+@pytest.mark.parametrize(
+    "place", ['{{"payload": {0}, {1}}}', '{{"payload": {{"detail": [{{"loc": {0}}}]}}, {1}}}']
+)
+@pytest.mark.parametrize("status", ["OK", "ERROR", "succeeded", "failed"])
+@pytest.mark.parametrize("depth", [20, 400, 800, 900, 960])
+@pytest.mark.parametrize("name", PUSHING)
+def test_a_deep_body_is_read_or_unreadable_but_breaks_nothing(
+    name: str, depth: int, status: str, place: str
+) -> None:
+    nested = "[" * depth + '"https://deep.example/"' + "]" * depth
+    body = place.format(nested, f'"status": "{status}", "output": {nested}')
+    try:
+        outcome = PROVIDERS[name].read(body.encode())
+    except Unreadable:
+        return
+    assert isinstance(outcome, Outcome)
+    assert outcome.output == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("body", HOSTILE)
+@pytest.mark.parametrize("status", [200, 202, 400, 401, 404, 422, 429, 500, 503])
+def test_a_hostile_answer_ends_in_words_or_in_an_error_of_ours(
+    name: str, body: str, status: int
+) -> None:
+    answer = Answer(status, httpx.Headers(), HOSTILE[body])
+    for mode in MODES:
+        ticket = Ticket(id="pred_1", model="owner/model", mode=mode, input={}, provider_id="1")
+        for act in (PROVIDERS[name].accepted, PROVIDERS[name].polled):
+            with suppress(Unreadable):
+                assert act(ticket, answer)

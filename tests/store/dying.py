@@ -1,0 +1,153 @@
+"""Do one thing in child after child, each killed one statement later than the one before.
+
+Use: dying.py {accept,begin_submits,settle} FOLDER. Leaves FOLDER/0.db and so on, the last of them
+by a child that lived, and prints how many died.
+"""
+
+import asyncio
+import os
+import sqlite3
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from receiver.model import DONE, Outcome, Output, Status
+from receiver.store.sqlite import SQLiteStore
+from receiver.store.values import (
+    Arrival,
+    Known,
+    NewPrediction,
+    Ruling,
+    Settlement,
+    Slots,
+    Wanted,
+)
+
+NOW = 1_750_000_000.0
+
+
+def rule(known: Known, _: Arrival) -> Ruling:
+    return Ruling(
+        verdict="accepted",
+        status=Status.SUCCEEDED,
+        reason="",
+        event_id=f"evt_{known.id}",
+        event_type="prediction.succeeded",
+        deliveries=((f"dlv_{known.id}", "greet"),),
+    )
+
+
+async def create(store: SQLiteStore) -> None:
+    new = NewPrediction(
+        id="pred_1",
+        provider="fal",
+        model="m",
+        mode="queue",
+        input={},
+        metadata={},
+        created_at=NOW,
+    )
+    await store.create(new)
+
+
+async def begin_submits(store: SQLiteStore) -> None:
+    wish = Slots(
+        provider="fal", now=NOW, most=1, max_in_flight=2, hold_until=NOW + 60, timeout=60
+    )
+    await store.begin_submits(wish)
+
+
+async def accept(store: SQLiteStore) -> None:
+    arrival = Arrival(
+        prediction_id="pred_1",
+        provider="fal",
+        channel="webhook",
+        outcome=Outcome(kind="succeeded", output=[Output(url="https://x.example/1")]),
+        at=NOW,
+        judge=rule,
+        body=b"\xff" * 50_000,
+    )
+    await store.accept(arrival)
+
+
+async def claim(store: SQLiteStore) -> None:
+    wish = Wanted(handler="greet", owner="me", most=1, now=NOW, lease_until=NOW + 30)
+    await store.claim(wish)
+
+
+async def settle(store: SQLiteStore) -> None:
+    settlement = Settlement(
+        id="dlv_pred_1",
+        owner="me",
+        number=1,
+        decision=DONE,
+        result="done",
+        started_at=NOW,
+        ended_at=NOW,
+    )
+    assert await store.settle(settlement)
+
+
+BEFORE = {"begin_submits": [create], "accept": [create], "settle": [create, accept, claim]}
+ACTS = {"begin_submits": begin_submits, "accept": accept, "settle": settle}
+
+
+class Counted(sqlite3.Connection):
+    """Dies by the statement that is one too many."""
+
+    before: Callable[[], None] = staticmethod(lambda: None)
+
+    def execute(self, sql: str, params: Any = (), /) -> sqlite3.Cursor:
+        self.before()
+        return super().execute(sql, params)
+
+    def executemany(self, sql: str, params: Any, /) -> sqlite3.Cursor:
+        self.before()
+        return super().executemany(sql, params)
+
+
+def live_or_die(name: str, path: Path, statements: int) -> None:
+    """Run in a child: prepare unharmed, then act until the count is spent."""
+    left = 10_000
+
+    def spend() -> None:
+        nonlocal left
+        if left == 0:
+            os._exit(9)
+        left -= 1
+
+    Counted.before = staticmethod(spend)
+    sqlite3.connect = partial(sqlite3.connect, factory=Counted)  # type: ignore[assignment]
+    store = SQLiteStore(str(path), lambda _: None)
+    store.open()
+
+    async def run() -> None:
+        nonlocal left
+        for step in BEFORE[name]:
+            await step(store)
+        left = statements
+        await ACTS[name](store)
+
+    asyncio.run(run())
+    store.close()
+    os._exit(0)
+
+
+def main(name: str, folder: Path) -> int:
+    deaths = 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            live_or_die(name, folder / f"{deaths}.db", deaths)
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code == 0:
+            return deaths
+        assert code == 9, code
+        deaths += 1
+
+
+if __name__ == "__main__":
+    sys.stdout.write(str(main(sys.argv[1], Path(sys.argv[2]))))

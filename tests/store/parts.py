@@ -1,0 +1,299 @@
+"""What the store's tests are written with: values, a judge, and a way to look at the rows."""
+
+import shutil
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from receiver.errors import StoreUnavailable
+from receiver.model import DONE, Decision, Error, Outcome, OutcomeKind, Output, Status, advance
+from receiver.store.sqlite import SQLiteStore
+from receiver.store.values import (
+    Arrival,
+    Claim,
+    Known,
+    NewPrediction,
+    Progress,
+    ProgressCause,
+    Ruling,
+    Settlement,
+    Slots,
+    Taken,
+    Wanted,
+)
+
+Store = SQLiteStore
+
+NOW: Final = 1_750_000_000.0
+TABLES: Final = ("predictions", "callbacks", "events", "deliveries", "attempts", "steps")
+PATIENCE: Final = 10.0
+
+
+class SQLite:
+    """An engine: its store and, beside it, the bare rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.reports: list[StoreUnavailable | None] = []
+        self.store = SQLiteStore(str(path), self.reports.append)
+
+    def rows(self, sql: str, *params: Any) -> list[Any]:
+        with closing(sqlite3.connect(self.path)) as connection:
+            return connection.execute(sql, params).fetchall()
+
+    def dump(self) -> dict[str, list[Any]]:
+        """Give all that is kept, to compare what was with what is."""
+        return dump(self.path)
+
+    def column(self, name: str, prediction_id: str) -> Any:
+        return self.rows(f"SELECT {name} FROM predictions WHERE id = ?", prediction_id)[0][0]
+
+
+def dump(path: Path) -> dict[str, list[Any]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return {
+            table: sorted(connection.execute(f"SELECT * FROM {table}").fetchall(), key=repr)
+            for table in TABLES
+        }
+
+
+def copy(path: Path, target: Path) -> None:
+    """Copy what a killed process would leave: the file and its log, as they are right now."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target)
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists():
+        shutil.copyfile(log, target.with_name(f"{target.name}-wal"))
+
+
+class Watched(sqlite3.Connection):
+    """A connection that tells of every statement before it runs."""
+
+    before: Callable[[str], None]
+
+    def execute(self, sql: str, params: Any = (), /) -> sqlite3.Cursor:
+        self.before(sql)
+        return super().execute(sql, params)
+
+    def executemany(self, sql: str, params: Any, /) -> sqlite3.Cursor:
+        self.before(sql)
+        return super().executemany(sql, params)
+
+
+class Watch:
+    """Stands between the writing thread and SQLite: counts, holds, copies or breaks."""
+
+    def __init__(self) -> None:
+        self.statements: list[str] = []
+        self.before: Callable[[str], None] = lambda _sql: None
+        self._may_begin = threading.Event()
+        self._may_begin.set()
+        self._held = threading.Event()
+
+    @property
+    def commits(self) -> int:
+        return self.statements.count("COMMIT")
+
+    def hear(self, sql: str) -> None:
+        if threading.current_thread().name != "receiver-writer":
+            return
+        self.statements.append(sql)
+        if sql == "BEGIN IMMEDIATE":
+            self._held.set()
+            assert self._may_begin.wait(PATIENCE)
+        self.before(sql)
+
+    @contextmanager
+    def busy(self, store: Store) -> Iterator[None]:
+        """Keep the writer in a transaction, so that all that is asked meanwhile is one batch."""
+        self._held.clear()
+        self._may_begin.clear()
+        store.renew("nobody", NOW)
+        assert self._held.wait(PATIENCE)
+        try:
+            yield
+        finally:
+            self._may_begin.set()
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """Watch the connections of every store that is opened from here on."""
+    watch = Watch()
+    connect = sqlite3.connect
+
+    def watched(path: str, **given: Any) -> Watched:
+        connection: Watched = connect(path, factory=Watched, **given)
+        connection.before = watch.hear
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", watched)
+    return watch
+
+
+def pred(number: int) -> str:
+    return f"pred_{number:04d}"
+
+
+def new(number: int, **given: Any) -> NewPrediction:
+    return NewPrediction(
+        **{
+            "id": pred(number),
+            "provider": "fal",
+            "model": "fal-ai/flux",
+            "mode": "queue",
+            "input": {"prompt": "a cat"},
+            "metadata": {},
+            "created_at": NOW,
+            **given,
+        }
+    )
+
+
+def slots(**given: Any) -> Slots:
+    return Slots(
+        **{
+            "provider": "fal",
+            "now": NOW,
+            "most": 100,
+            "max_in_flight": None,
+            "hold_until": NOW + 600,
+            "timeout": 3600.0,
+            **given,
+        }
+    )
+
+
+def judge(*handlers: str) -> Callable[[Known, Arrival], Ruling]:
+    """Rule as the inbox does, with deliveries for these handlers."""
+
+    def rule(known: Known, arrival: Arrival) -> Ruling:
+        verdict, status, reason = advance(known.status, known.provider_id, arrival.outcome)
+        if verdict != "accepted":
+            return Ruling(verdict=verdict, status=status, reason=reason)
+        return Ruling(
+            verdict=verdict,
+            status=status,
+            reason=reason,
+            event_id=f"evt_{known.id}",
+            event_type=f"prediction.{status}",  # type: ignore[arg-type]
+            deliveries=tuple((f"dlv_{known.id}_{name}", name) for name in handlers),
+        )
+
+    return rule
+
+
+def outcome(kind: OutcomeKind, **given: Any) -> Outcome:
+    more: dict[str, Any] = {}
+    if kind == "succeeded":
+        more["output"] = [Output(url="https://files.example/cat.png")]
+    if kind in {"failed", "canceled"}:
+        code = "canceled" if kind == "canceled" else "provider_error"
+        more["error"] = Error(code=code, message="no luck")  # type: ignore[arg-type]
+    return Outcome(**{"kind": kind, **more, **given})
+
+
+def arrival(number: int, kind: OutcomeKind = "succeeded", **given: Any) -> Arrival:
+    of_outcome = {
+        name: given.pop(name) for name in ("provider_id", "also_known_as") if name in given
+    }
+    handlers: Sequence[str] = given.pop("handlers", ())
+    return Arrival(
+        **{
+            "prediction_id": pred(number),
+            "provider": "fal",
+            "channel": "webhook",
+            "outcome": outcome(kind, **of_outcome),
+            "at": NOW + 10,
+            "judge": judge(*handlers),
+            "headers": '[["host","here"]]',
+            "body": b'{"status":"%s"}' % kind.encode(),
+            **given,
+        }
+    )
+
+
+def progress(number: int, cause: ProgressCause, due_at: float, **given: Any) -> Progress:
+    return Progress(id=pred(number), cause=cause, due_at=due_at, **given)
+
+
+def wanted(handler: str = "greet", **given: Any) -> Wanted:
+    return Wanted(
+        **{
+            "handler": handler,
+            "owner": "me",
+            "most": 10,
+            "now": NOW + 20,
+            "lease_until": NOW + 50,
+            **given,
+        }
+    )
+
+
+def settlement(claim: Claim, decision: Decision = DONE, **given: Any) -> Settlement:
+    return Settlement(
+        **{
+            "id": claim.id,
+            "owner": "me",
+            "number": claim.number,
+            "decision": decision,
+            "result": "done" if decision is DONE else "error",
+            "started_at": NOW + 20,
+            "ended_at": NOW + 21,
+            **given,
+        }
+    )
+
+
+AGAIN: Final = Decision(state="pending", delay=30.0, reason="no luck")
+GIVEN_UP: Final = Decision(state="dead", reason="no luck at all")
+
+
+async def submitting(store: Store, number: int, **given: Any) -> None:
+    await store.create(new(number, **given))
+    await store.begin_submits(slots(provider=given.get("provider", "fal")))
+
+
+async def processing(store: Store, number: int, provider_id: str | None = "req-1") -> None:
+    await submitting(store, number)
+    await store.progress(progress(number, "accepted", NOW + 30, provider_id=provider_id))
+
+
+async def unconfirmed(store: Store, number: int) -> None:
+    await submitting(store, number)
+    await store.progress(progress(number, "ambiguous", NOW + 30))
+
+
+async def ended(store: Store, number: int, *handlers: str, **given: Any) -> Taken:
+    await store.create(new(number))
+    return await store.accept(arrival(number, handlers=handlers, **given))
+
+
+async def claimed(store: Store, number: int = 1, handler: str = "greet") -> Claim:
+    await ended(store, number, handler)
+    [claim] = (await store.claim(wanted(handler))).claims
+    return claim
+
+
+async def stand(store: Store, number: int, status: Status) -> None:
+    """Bring a new prediction to a status by the ways that lead there."""
+    match status:
+        case Status.QUEUED:
+            await store.create(new(number))
+        case Status.SUBMITTING:
+            await submitting(store, number)
+        case Status.PROCESSING:
+            await processing(store, number, provider_id=f"req-{number}")
+        case Status.UNCONFIRMED:
+            await unconfirmed(store, number)
+        case Status.SUCCEEDED:
+            await ended(store, number)
+        case Status.FAILED:
+            await ended(store, number, kind="failed")
+        case Status.CANCELED:
+            await ended(store, number, kind="canceled")

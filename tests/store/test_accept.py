@@ -1,0 +1,418 @@
+"""Outcomes on their way in: every one is recorded, one of them is the end."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from receiver.model import TERMINAL, OutcomeKind, Status
+from receiver.store.values import Arrival, Known, Ruling
+
+from .parts import (
+    NOW,
+    SQLite,
+    Store,
+    Watch,
+    arrival,
+    ended,
+    judge,
+    new,
+    outcome,
+    pred,
+    processing,
+    progress,
+    stand,
+    wanted,
+)
+
+pytestmark = pytest.mark.anyio
+
+LIVING = sorted(set(Status) - TERMINAL)
+ENDS: list[OutcomeKind] = ["succeeded", "failed", "canceled"]
+
+
+@pytest.fixture
+def engine(watch: Watch, engine: SQLite) -> SQLite:  # noqa: ARG001 - watched from its opening on
+    return engine
+
+
+def verdicts(engine: SQLite) -> dict[str, int]:
+    sql = "SELECT verdict, sum(1 + repeats) FROM callbacks GROUP BY verdict"
+    return dict(engine.rows(sql))
+
+
+@pytest.mark.parametrize("status", LIVING)
+@pytest.mark.parametrize("kind", ENDS)
+async def test_an_outcome_ends_a_living_prediction_with_one_event(
+    engine: SQLite, status: Status, kind: OutcomeKind
+) -> None:
+    store = engine.store
+    await stand(store, 1, status)
+    taken = await store.accept(arrival(1, kind, provider_id="req-1", handlers=("a", "b")))
+
+    assert (taken.verdict, taken.status, taken.handlers) == ("accepted", kind, ("a", "b"))
+    read = await store.prediction(pred(1))
+    assert read is not None
+    assert (read.status, read.channel, read.provider_id) == (kind, "webhook", "req-1")
+    assert (read.output is None, read.error is None) == (kind != "succeeded", kind == "succeeded")
+    assert read.completed_at is not None
+    assert read.completed_at.timestamp() == NOW + 10
+    assert engine.rows("SELECT id, prediction_id, type FROM events") == [
+        (taken.event_id, pred(1), f"prediction.{kind}")
+    ]
+    assert engine.rows("SELECT handler, state, due_at FROM deliveries ORDER BY handler") == [
+        ("a", "pending", NOW + 10),
+        ("b", "pending", NOW + 10),
+    ]
+
+
+@pytest.mark.parametrize("first", ENDS)
+@pytest.mark.parametrize("second", [*ENDS, "ask", "processing", "missing"])
+async def test_an_ended_prediction_absorbs_whatever_comes_later(
+    engine: SQLite, first: OutcomeKind, second: OutcomeKind
+) -> None:
+    store = engine.store
+    await ended(store, 1, "a", kind=first)
+    before = engine.dump()
+    taken = await store.accept(arrival(1, second, at=NOW + 99, body=b"later", handlers=("a", "b")))
+
+    expected = "late" if second in ENDS and second != first else "duplicate"
+    assert (taken.verdict, taken.status, taken.event_id) == (expected, first, None)
+    after = engine.dump()
+    assert {table for table in before if before[table] != after[table]} == {"callbacks"}
+    [(verdict, body, reason)] = engine.rows(
+        "SELECT verdict, body, reason FROM callbacks WHERE received_at = ?", NOW + 99
+    )
+    assert verdict == expected
+    assert body == ("later" if expected == "late" else "")
+    assert first in reason
+
+
+async def test_the_same_callback_again_is_counted_and_makes_no_row(engine: SQLite) -> None:
+    await ended(engine.store, 1, "a")
+    before = engine.dump()
+    for _ in range(3):
+        taken = await engine.store.accept(arrival(1, handlers=("a",)))
+        assert taken.verdict == "duplicate"
+    assert engine.rows("SELECT verdict, repeats FROM callbacks") == [("accepted", 3)]
+    after = engine.dump()
+    del before["callbacks"], after["callbacks"]
+    assert after == before
+
+
+async def test_the_same_large_callback_again_is_counted_too(engine: SQLite) -> None:
+    body = b"x" * 100_000
+    await ended(engine.store, 1, body=body)
+    await engine.store.accept(arrival(1, body=body))
+    assert engine.rows("SELECT verdict, repeats, length(body) FROM callbacks") == [
+        ("accepted", 1, 100_000)
+    ]
+
+
+async def test_arrivals_of_one_prediction_in_one_batch_make_one_event(
+    engine: SQLite, watch: Watch
+) -> None:
+    store = engine.store
+    await processing(store, 1)
+    commits = watch.commits
+    with watch.busy(store):
+        waiting = asyncio.gather(
+            store.accept(arrival(1, provider_id="req-1", handlers=("a",))),
+            store.accept(arrival(1, provider_id="req-1", handlers=("a",))),
+            store.accept(arrival(1, "failed", provider_id="req-1", handlers=("a",))),
+            store.accept(arrival(1, "ask", provider_id="req-1", body=b"?")),
+            store.accept(arrival(1, channel="poll", provider_id="req-2")),
+        )
+        await asyncio.sleep(0)
+    taken = await waiting
+
+    assert [one.verdict for one in taken] == [
+        "accepted",
+        "duplicate",
+        "late",
+        "duplicate",
+        "mismatch",
+    ]
+    assert watch.commits == commits + 2  # the one that held the door, and one for all five
+    assert len(engine.rows("SELECT * FROM events")) == 1
+    assert len(engine.rows("SELECT * FROM deliveries")) == 1
+    assert verdicts(engine) == {"accepted": 2, "late": 1, "duplicate": 1}
+
+
+@pytest.mark.parametrize("body", [b"small", b"\xff", b"x" * 100_000], ids=len)
+async def test_a_body_and_its_repeats_in_one_batch_keep_the_body(
+    engine: SQLite, watch: Watch, body: bytes
+) -> None:
+    await engine.store.create(new(1))
+    with watch.busy(engine.store):
+        waiting = asyncio.gather(*(engine.store.accept(arrival(1, body=body)) for _ in range(3)))
+        await asyncio.sleep(0)
+    await waiting
+    sql = "SELECT verdict, repeats, CAST(body AS BLOB) FROM callbacks"
+    assert engine.rows(sql) == [("accepted", 2, body)]
+
+
+async def test_a_batch_learns_the_name_before_the_next_arrival_is_judged(
+    engine: SQLite, watch: Watch
+) -> None:
+    store = engine.store
+    await stand(store, 1, Status.SUBMITTING)
+    with watch.busy(store):
+        waiting = asyncio.gather(
+            store.accept(arrival(1, "processing", provider_id="req-1")),
+            store.accept(arrival(1, "succeeded", provider_id="req-2")),
+            store.accept(arrival(1, "failed", provider_id="req-1")),
+        )
+        await asyncio.sleep(0)
+    assert [one.verdict for one in await waiting] == ["noted", "mismatch", "accepted"]
+    assert await store.find("fal", "req-1") == pred(1)
+
+
+async def test_every_handler_is_owed_an_event_once(engine: SQLite) -> None:
+    await ended(engine.store, 1, "a", "b")
+    await engine.store.accept(arrival(1, handlers=("a", "b", "c")))
+    await engine.store.replay(pred(1), lambda _known, _type: ["a", "b", "c"], NOW + 30)
+    handlers = engine.rows("SELECT handler FROM deliveries ORDER BY handler")
+    assert handlers == [("a",), ("b",), ("c",)]
+
+
+async def test_an_outcome_of_an_unknown_prediction_is_kept(engine: SQLite) -> None:
+    taken = await engine.store.accept(arrival(404, body=b"strange"))
+    assert (taken.verdict, taken.status) == ("unknown", None)
+    [row] = engine.rows("SELECT prediction_id, verdict, body FROM callbacks")
+    assert row == (pred(404), "unknown", "strange")
+
+
+async def test_our_own_verdict_on_an_unknown_prediction_writes_nothing(engine: SQLite) -> None:
+    before = engine.dump()
+    taken = await engine.store.accept(arrival(404, "failed", channel=None, body=b""))
+    assert taken.verdict == "unknown"
+    assert engine.dump() == before
+
+
+@pytest.mark.parametrize("kind", [*ENDS, "ask", "processing"])
+async def test_a_mismatch_writes_nothing(engine: SQLite, kind: OutcomeKind) -> None:
+    await processing(engine.store, 1, provider_id="req-1")
+    before = engine.dump()
+    taken = await engine.store.accept(arrival(1, kind, provider_id="req-2"))
+    assert taken.verdict == "mismatch"
+    assert engine.dump() == before
+
+
+async def test_a_second_name_of_the_provider_is_no_mismatch(engine: SQLite) -> None:
+    await processing(engine.store, 1, provider_id="req-1")
+    taken = await engine.store.accept(arrival(1, provider_id="gw-1", also_known_as="req-1"))
+    assert taken.verdict == "accepted"
+    assert engine.column("provider_id", pred(1)) == "req-1"
+
+
+async def test_a_name_that_another_prediction_has_is_a_mismatch_that_harms_no_neighbour(
+    engine: SQLite, watch: Watch
+) -> None:
+    store = engine.store
+    await processing(store, 1, provider_id="req-1")
+    for number in (2, 3, 4):
+        await stand(store, number, Status.SUBMITTING)
+    with watch.busy(store):
+        waiting = asyncio.gather(
+            store.accept(arrival(2, provider_id="req-2")),
+            store.accept(arrival(3, provider_id="req-1")),
+            store.accept(arrival(4, "ask", provider_id="req-1")),
+            store.accept(arrival(1, provider_id="req-1")),
+            store.create(new(9)),
+        )
+        await asyncio.sleep(0)
+    two, three, four, one, nine = await waiting
+
+    assert [taken.verdict for taken in (two, three, four, one)] == [
+        "accepted",
+        "mismatch",
+        "mismatch",
+        "accepted",
+    ]
+    assert nine.is_new
+    statuses = dict(engine.rows("SELECT id, status FROM predictions"))
+    assert statuses == {
+        pred(1): "succeeded",
+        pred(2): "succeeded",
+        pred(3): "submitting",
+        pred(4): "submitting",
+        pred(9): "queued",
+    }
+    assert {row[0] for row in engine.rows("SELECT prediction_id FROM callbacks")} == {
+        pred(1),
+        pred(2),
+    }
+
+
+async def test_two_providers_may_use_the_same_name(store: Store) -> None:
+    await processing(store, 1, provider_id="req-1")
+    await store.create(new(2, provider="oxen"))
+    taken = await store.accept(arrival(2, provider="oxen", provider_id="req-1"))
+    assert taken.verdict == "accepted"
+
+
+@pytest.mark.parametrize("status", sorted(Status))
+async def test_a_verdict_of_ours_applies_only_where_it_was_meant(
+    engine: SQLite, status: Status
+) -> None:
+    await stand(engine.store, 1, status)
+    before = engine.dump()
+    ours = arrival(1, "failed", channel=None, only_from=frozenset({Status.UNCONFIRMED}), body=b"")
+    taken = await engine.store.accept(ours)
+    if status is Status.UNCONFIRMED:
+        read = await engine.store.prediction(pred(1))
+        assert taken.verdict == "accepted"
+        assert read is not None
+        assert (read.status, read.channel) == (Status.FAILED, None)
+        assert engine.rows("SELECT * FROM callbacks") == []
+    else:
+        assert (taken.verdict, taken.status) == ("late", status)
+        assert engine.dump() == before
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "name", "expected"),
+    [
+        (Status.SUBMITTING, "processing", "req-1", Status.PROCESSING),
+        (Status.UNCONFIRMED, "ask", "req-1", Status.PROCESSING),
+        (Status.UNCONFIRMED, "missing", "req-1", Status.UNCONFIRMED),
+        (Status.SUBMITTING, "ask", None, Status.SUBMITTING),
+        (Status.PROCESSING, "processing", "req-1", Status.PROCESSING),
+        (Status.QUEUED, "processing", "req-1", Status.QUEUED),
+    ],
+)
+async def test_news_that_end_nothing_confirm_the_submit(
+    engine: SQLite, status: Status, kind: OutcomeKind, name: str | None, expected: Status
+) -> None:
+    await stand(engine.store, 1, status)
+    due_before = engine.column("due_at", pred(1))
+    taken = await engine.store.accept(arrival(1, kind, provider_id=name, at=NOW + 10))
+    assert engine.column("status", pred(1)) == expected
+    assert taken.status == expected
+    due = min(due_before, NOW + 10) if kind == "ask" else due_before
+    assert engine.column("due_at", pred(1)) == due
+
+
+async def test_still_running_is_kept_as_a_callback_but_not_as_a_poll(engine: SQLite) -> None:
+    await processing(engine.store, 1)
+    for channel in ("poll", "sse", "webhook"):
+        headers = "[]" if channel != "webhook" else '[["host","x"]]'
+        await engine.store.accept(arrival(1, "processing", channel=channel, headers=headers))
+    assert engine.rows("SELECT channel, verdict FROM callbacks") == [("webhook", "noted")]
+
+
+async def test_a_name_that_came_with_the_acceptance_first_is_held_against_the_callback(
+    store: Store,
+) -> None:
+    await stand(store, 1, Status.SUBMITTING)
+    await store.progress(progress(1, "accepted", NOW + 30, provider_id="req-1"))
+    taken = await store.accept(arrival(1, provider_id="req-2"))
+    assert taken.verdict == "mismatch"
+
+
+BODIES = {
+    "json": b'{"a": [1, 2.5, "\xc3\xa9", null, true]}',
+    "empty": b"",
+    "text": b"<html>Bad gateway</html>",
+    "escaped NUL": b'{"a": "x\\u0000y"}',
+    "raw NUL": b'{"a":\x00}',
+    "lone surrogate, escaped": b'{"a": "\\ud800"}',
+    "lone surrogate, raw": b'{"a": "\xed\xa0\x80"}',
+    "invalid UTF-8": b'\xff\xfe{"a": 1}\x80',
+    "overlong UTF-8": b"\xc0\xaf",
+    "all bytes": bytes(range(256)),
+    "byte order mark": b'\xef\xbb\xbf{"a": 1}',
+    "line ends": b"a\r\nb\rc\n\xe2\x80\xa8",
+    "quotes": b"it's \"quoted\" \\ 'twice'",
+    "just inline": b"x" * (32 * 1024),
+    "just too large to inline": b"x" * (32 * 1024 + 1),
+    "4 MB": bytes(range(256)) * (4 * 4096),
+    "4 MB of text": "ü".encode() * (2 * 1024 * 1024),
+    "deep": b"[" * 5000 + b"]" * 5000,
+    "number too large": b"1e999",
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+async def test_evidence_is_kept_byte_for_byte_and_its_event_is_delivered(
+    engine: SQLite, name: str
+) -> None:
+    store = engine.store
+    body = BODIES[name]
+    await ended(store, 1, "greet", body=body)
+    await ended(store, 2, "greet")
+    [(kept,)] = engine.rows("SELECT CAST(body AS BLOB) FROM callbacks WHERE prediction_id = ?", pred(1))
+    assert kept == body
+
+    claims = (await store.claim(wanted())).claims
+    assert {claim.event.prediction.id for claim in claims} == {pred(1), pred(2)}
+
+
+@pytest.mark.parametrize(
+    ("body", "raw"),
+    [
+        (b'{"a": [1, "\xc3\xa9\\u0000"]}', {"a": [1, "é\0"]}),
+        (b"<html>Bad gateway</html>", "<html>Bad gateway</html>"),
+        (b"", ""),
+        (b"\xff", None),
+    ],
+)
+async def test_an_event_carries_the_payload_as_far_as_it_can_be_read(
+    store: Store, body: bytes, raw: Any
+) -> None:
+    await ended(store, 1, "greet", body=body)
+    [claim] = (await store.claim(wanted())).claims
+    assert claim.event.raw == raw
+
+
+async def test_an_end_of_our_own_has_no_payload(store: Store) -> None:
+    await ended(store, 1, "greet", kind="failed", channel=None)
+    [claim] = (await store.claim(wanted())).claims
+    assert (claim.event.raw, claim.event.channel) == (None, None)
+
+
+async def test_a_judge_that_breaks_fails_alone(engine: SQLite, watch: Watch) -> None:
+    store = engine.store
+
+    def broken(_known: Known, _arrival: Arrival) -> Ruling:
+        raise ZeroDivisionError
+
+    for number in (1, 2, 3):
+        await store.create(new(number))
+    with watch.busy(store):
+        waiting = asyncio.gather(
+            store.accept(arrival(1)),
+            store.accept(arrival(2, judge=broken)),
+            store.accept(arrival(3)),
+            return_exceptions=True,
+        )
+        await asyncio.sleep(0)
+    one, two, three = await waiting
+    assert isinstance(two, ZeroDivisionError)
+    assert not isinstance(one, BaseException)
+    assert not isinstance(three, BaseException)
+    assert (one.verdict, three.verdict) == ("accepted", "accepted")
+    assert engine.column("status", pred(2)) == "queued"
+
+
+async def test_a_judge_sees_the_row_as_it_is_inside_the_transaction(store: Store) -> None:
+    seen: list[Known] = []
+
+    def note(known: Known, arrival: Arrival) -> Ruling:
+        seen.append(known)
+        return judge()(known, arrival)
+
+    await store.create(new(1, metadata={"kind": "ä"}))
+    await asyncio.gather(*(store.accept(arrival(1, judge=note)) for _ in range(3)))
+    assert [known.status for known in seen] == ["queued", "succeeded", "succeeded"]
+    assert {known.metadata for known in seen} == {'{"kind":"ä"}'}
+
+
+async def test_the_error_of_a_failure_reads_back(store: Store) -> None:
+    await store.create(new(1))
+    await store.accept(arrival(1, outcome=outcome("failed")))
+    read = await store.prediction(pred(1))
+    assert read is not None
+    assert read.error is not None
+    assert (read.error.code, read.error.message) == ("provider_error", "no luck")

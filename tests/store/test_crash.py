@@ -1,0 +1,318 @@
+"""A kill or an error between any two statements leaves everything or nothing."""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.errors import StoreUnavailable
+from receiver.model import DONE
+from receiver.store.sqlite import SQLiteStore
+
+from .parts import (
+    AGAIN,
+    GIVEN_UP,
+    NOW,
+    SQLite,
+    Store,
+    Watch,
+    arrival,
+    claimed,
+    copy,
+    dump,
+    ended,
+    new,
+    pred,
+    processing,
+    progress,
+    settlement,
+    slots,
+    submitting,
+    wanted,
+)
+
+pytestmark = pytest.mark.anyio
+
+Act = Callable[[], Awaitable[Any]]
+
+
+async def creating(store: Store) -> Act:
+    await store.create(new(1, idempotency_key="k"))
+    return lambda: asyncio.gather(
+        store.create(new(2, idempotency_key="k")), store.create(new(3)), store.create(new(4))
+    )
+
+
+async def beginning(store: Store) -> Act:
+    for number in range(3):
+        await store.create(new(number))
+    return lambda: asyncio.gather(
+        store.begin_submits(slots(most=1)), store.begin_submits(slots(max_in_flight=2))
+    )
+
+
+async def progressing(store: Store) -> Act:
+    for number in range(4):
+        await submitting(store, number)
+    return lambda: asyncio.gather(
+        store.progress(progress(0, "accepted", NOW + 30, provider_id="req-0")),
+        store.progress(progress(1, "postponed", NOW + 30)),
+        store.progress(progress(2, "ambiguous", NOW + 30)),
+        store.progress(progress(3, "looked", NOW + 30)),
+    )
+
+
+async def accepting(store: Store) -> Act:
+    for number in range(4):
+        await submitting(store, number)
+    return lambda: asyncio.gather(
+        store.accept(arrival(0, handlers=("a", "b"), provider_id="req-0")),
+        store.accept(arrival(0, handlers=("a", "b"), provider_id="req-0")),
+        store.accept(arrival(1, "failed", handlers=("a",), body=b"\xff" * 40_000)),
+        store.accept(arrival(1, "succeeded")),
+        store.accept(arrival(2, "ask", provider_id="req-2")),
+        store.accept(arrival(404)),
+    )
+
+
+async def claiming(store: Store) -> Act:
+    for number in range(3):
+        await ended(store, number, "greet", "other")
+    return lambda: asyncio.gather(store.claim(wanted(most=2)), store.claim(wanted("other")))
+
+
+async def settling(store: Store) -> Act:
+    for number in range(3):
+        await ended(store, number, "greet")
+    claims = (await store.claim(wanted())).claims
+    return lambda: asyncio.gather(
+        *(
+            store.settle(settlement(claim, decision))
+            for claim, decision in zip(claims, (DONE, AGAIN, GIVEN_UP), strict=True)
+        )
+    )
+
+
+async def releasing(store: Store) -> Act:
+    await claimed(store)
+    return lambda: store.release("me", NOW + 30)
+
+
+async def reclaiming(store: Store) -> Act:
+    await claimed(store)
+    return lambda: store.reclaim("other", NOW + 50)
+
+
+async def renewing(store: Store) -> Act:
+    await claimed(store)
+
+    async def renew() -> None:
+        store.renew("me", NOW + 99)
+        await store.probe(NOW)
+
+    return renew
+
+
+async def replaying(store: Store) -> Act:
+    claim = await claimed(store)
+    await store.remember(claim.id, "post", "1")
+    await store.settle(settlement(claim))
+    return lambda: store.replay(pred(1), lambda _known, _type: ["greet", "fresh"], NOW + 30)
+
+
+async def retrying(store: Store) -> Act:
+    claim = await claimed(store)
+    await store.settle(settlement(claim, GIVEN_UP))
+    return lambda: store.retry(claim.id, NOW + 30)
+
+
+async def remembering(store: Store) -> Act:
+    claim = await claimed(store)
+    return lambda: asyncio.gather(
+        store.remember(claim.id, "a", "1"), store.remember(claim.id, "b", "2")
+    )
+
+
+async def looking(store: Store) -> Act:
+    await processing(store, 1)
+    return lambda: store.claim_due(NOW + 30, NOW + 90, 10)
+
+
+async def hastening(store: Store) -> Act:
+    await processing(store, 1)
+    return lambda: store.hasten("fal", NOW)
+
+
+async def canceling(store: Store) -> Act:
+    await processing(store, 1)
+    return lambda: store.mark_cancel(pred(1))
+
+
+async def recovering(store: Store) -> Act:
+    await claimed(store)
+    await submitting(store, 2)
+    return lambda: store.recover("next", NOW + 30)
+
+
+OPERATIONS = [
+    creating,
+    beginning,
+    progressing,
+    accepting,
+    claiming,
+    settling,
+    releasing,
+    reclaiming,
+    renewing,
+    replaying,
+    retrying,
+    remembering,
+    looking,
+    hastening,
+    canceling,
+    recovering,
+]
+each_operation = pytest.mark.parametrize("prepare", OPERATIONS, ids=lambda step: step.__name__)
+
+
+@pytest.fixture
+def engine(watch: Watch, engine: SQLite) -> SQLite:  # noqa: ARG001 - watched from its opening on
+    return engine
+
+
+async def in_one_batch(watch: Watch, store: Store, act: Act, before: Callable[[str], None]) -> Any:
+    """Run all that `act` asks for in one transaction; tell of its statements."""
+    with watch.busy(store):
+        waiting = asyncio.ensure_future(act())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        begun = 0
+
+        def hear(sql: str) -> None:
+            # The first COMMIT is that of the transaction which held the door.
+            nonlocal begun
+            begun += sql == "BEGIN IMMEDIATE"
+            if begun:
+                before(sql)
+
+        watch.before = hear
+    return await asyncio.gather(waiting, return_exceptions=True)
+
+
+@each_operation
+async def test_a_kill_between_any_two_statements_leaves_all_or_nothing(
+    engine: SQLite, watch: Watch, tmp_path: Path, prepare: Callable[[Store], Awaitable[Act]]
+) -> None:
+    store = engine.store
+    act = await prepare(store)
+    before = engine.dump()
+    copies: list[Path] = []
+
+    def keep(_: str) -> None:
+        copies.append(tmp_path / "killed" / f"{len(copies)}.db")
+        copy(engine.path, copies[-1])
+
+    [error] = await in_one_batch(watch, store, act, keep)
+    assert not isinstance(error, BaseException)
+    keep("the end")
+    after = engine.dump()
+
+    assert before != after
+    assert watch.statements[-1] == "COMMIT"
+    assert len(copies) >= 3
+    for killed in copies[:-1]:
+        assert dump(killed) == before, killed.name
+    assert dump(copies[-1]) == after
+
+
+@each_operation
+async def test_what_a_kill_left_opens_and_the_work_can_be_done_again(
+    engine: SQLite, watch: Watch, tmp_path: Path, prepare: Callable[[Store], Awaitable[Act]]
+) -> None:
+    act = await prepare(engine.store)
+    killed = tmp_path / "killed.db"
+
+    def keep(sql: str) -> None:
+        if sql == "COMMIT" and not killed.exists():
+            copy(engine.path, killed)
+
+    await in_one_batch(watch, engine.store, act, keep)
+    reports: list[StoreUnavailable | None] = []
+    reopened = SQLiteStore(str(killed), reports.append)
+    reopened.open()
+    try:
+        await reopened.recover("next", NOW + 500)
+        await reopened.accept(arrival(1, handlers=("greet",)))
+        await reopened.claim(wanted(now=NOW + 900))
+    finally:
+        reopened.close()
+    assert reports == []
+
+
+@each_operation
+@pytest.mark.parametrize("unavailable", [True, False])
+async def test_an_error_at_any_statement_leaves_nothing_and_is_told(
+    engine: SQLite,
+    watch: Watch,
+    prepare: Callable[[Store], Awaitable[Act]],
+    *,
+    unavailable: bool,
+) -> None:
+    store = engine.store
+    act = await prepare(store)
+    before = engine.dump()
+    error = sqlite3.OperationalError("no")
+    if unavailable:
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+    step = 0
+    while True:
+        left = step
+
+        def break_down(_: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:  # and from then on, so that even to roll back fails
+                raise error
+
+        [answer] = await in_one_batch(watch, store, act, break_down)
+        watch.before = lambda _sql: None
+        if not isinstance(answer, BaseException):
+            break
+        assert isinstance(answer, StoreUnavailable if unavailable else sqlite3.OperationalError)
+        await store.probe(NOW)  # it works again at once
+        assert engine.dump() == before
+        step += 1
+    assert step >= 3
+    assert engine.dump() != before
+    assert bool(engine.reports) == unavailable
+
+
+DYING = Path(__file__).with_name("dying.py")
+
+
+@pytest.mark.parametrize("name", ["accept", "begin_submits", "settle"])
+def test_a_process_that_dies_at_any_statement_leaves_all_or_nothing(
+    tmp_path: Path, name: str
+) -> None:
+    """Let real processes die, one at each statement, and look at what they leave."""
+    process = subprocess.run(
+        [sys.executable, DYING, name, tmp_path],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        cwd=Path.cwd(),
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+    )
+    deaths = int(process.stdout)
+    assert deaths >= 4
+    states = [dump(tmp_path / f"{number}.db") for number in range(deaths + 1)]
+    before, after = states[0], states[-1]
+    assert before != after
+    assert all(state == before for state in states[:-1])

@@ -1,0 +1,415 @@
+"""What is owed to handlers: claimed by one, settled once, fenced against whoever lost it."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from receiver.model import DONE, Decision
+from receiver.store.values import Known
+
+from .parts import (
+    AGAIN,
+    GIVEN_UP,
+    NOW,
+    SQLite,
+    Store,
+    arrival,
+    claimed,
+    ended,
+    new,
+    pred,
+    settlement,
+    wanted,
+)
+
+pytestmark = pytest.mark.anyio
+
+GREET = f"dlv_{pred(1)}_greet"
+
+
+def greet_only(_known: Known, _type: str) -> list[str]:
+    return ["greet"]
+
+
+async def state(store: Store, delivery_id: str = GREET) -> tuple[str, int, str]:
+    [delivery] = (await store.deliveries(1, id=delivery_id)).data
+    return delivery.state, delivery.attempts, delivery.reason
+
+
+async def test_a_claim_carries_the_whole_event(store: Store) -> None:
+    claim = await claimed(store)
+    prediction = await store.prediction(pred(1))
+    assert claim.event.prediction == prediction
+    assert (claim.id, claim.handler, claim.attempt, claim.round, claim.number) == (
+        GREET,
+        "greet",
+        1,
+        0,
+        1,
+    )
+    assert (claim.event.type, claim.event.channel, claim.event.raw) == (
+        "prediction.succeeded",
+        "webhook",
+        {"status": "succeeded"},
+    )
+
+
+async def test_what_is_claimed_is_claimed_by_one(store: Store) -> None:
+    for number in range(20):
+        await ended(store, number, "greet")
+    found = await asyncio.gather(
+        *(store.claim(wanted(owner=f"o{n}", most=7)) for n in range(6))
+    )
+    ids = [claim.id for claims in found for claim in claims.claims]
+    assert len(ids) == len(set(ids)) == 20
+
+
+async def test_a_lane_gets_its_own_work_when_it_is_due_and_hears_of_the_next(
+    store: Store,
+) -> None:
+    await ended(store, 1, "greet", "other")
+    await ended(store, 2, "greet", at=NOW + 100)
+
+    found = await store.claim(wanted())
+    assert [claim.event.prediction.id for claim in found.claims] == [pred(1)]
+    assert found.next_due == NOW + 100
+    assert (await store.claim(wanted("nobody"))).next_due is None
+    assert (await store.claim(wanted("other", most=1))).next_due is None
+    assert await store.owed() == {"greet": 1}
+
+
+async def test_the_longest_due_is_claimed_first(store: Store) -> None:
+    for number, at in ((1, NOW + 3), (2, NOW + 1), (3, NOW + 2)):
+        await ended(store, number, "greet", at=at)
+    order = [(await store.claim(wanted(most=1))).claims[0].id for _ in range(3)]
+    assert order == [f"dlv_{pred(number)}_greet" for number in (2, 3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("decision", "expected"),
+    [
+        (DONE, "done"),
+        (Decision(state="skipped", reason="not mine"), "skipped"),
+        (GIVEN_UP, "dead"),
+        (AGAIN, "pending"),
+    ],
+)
+async def test_a_settlement_ends_the_attempt_as_decided(
+    store: Store, decision: Decision, expected: str
+) -> None:
+    claim = await claimed(store)
+    assert await store.settle(settlement(claim, decision))
+
+    [delivery] = (await store.deliveries(10)).data
+    assert (delivery.state, delivery.attempts, delivery.reason) == (expected, 1, decision.reason)
+    assert (delivery.due_at is None) == (expected != "pending")
+    assert (delivery.ended_at is None) == (expected == "pending")
+    [attempt] = delivery.history
+    assert (attempt["number"], attempt["reason"]) == (1, decision.reason)
+    assert attempt["started_at"].endswith("Z")
+
+
+async def test_a_retry_is_claimed_after_its_delay_and_counts_on(store: Store) -> None:
+    claim = await claimed(store)
+    await store.settle(settlement(claim, AGAIN))  # due at +21+30
+    assert (await store.claim(wanted(now=NOW + 50))).claims == []
+    [again] = (await store.claim(wanted(now=NOW + 51))).claims
+    assert (again.attempt, again.number, again.id) == (2, 2, claim.id)
+    await store.settle(settlement(again, GIVEN_UP, ended_at=NOW + 60))
+    [delivery] = (await store.deliveries(10, state="dead")).data
+    assert [attempt["number"] for attempt in delivery.history] == [1, 2]
+
+
+async def lose_lease(store: Store) -> None:
+    assert await store.reclaim("other", NOW + 50) == ["greet"]
+
+
+async def lose_lease_to_another(store: Store) -> None:
+    await lose_lease(store)
+    await store.claim(wanted(owner="other", now=NOW + 60))
+
+
+async def lose_and_claim_again(store: Store) -> None:
+    await lose_lease(store)
+    await store.claim(wanted(now=NOW + 60))
+
+
+async def another_finishes(store: Store) -> None:
+    await lose_lease(store)
+    [claim] = (await store.claim(wanted(owner="other", now=NOW + 60))).claims
+    await store.settle(settlement(claim, GIVEN_UP, owner="other"))
+
+
+async def replayed_after_another_finished(store: Store) -> None:
+    await another_finishes(store)
+    await store.replay(pred(1), greet_only, NOW + 70)
+
+
+async def replayed_and_claimed_again(store: Store) -> None:
+    await replayed_after_another_finished(store)
+    await store.claim(wanted(now=NOW + 80))
+
+
+async def given_back(store: Store) -> None:
+    await store.release("me", NOW + 30)
+
+
+async def given_back_and_claimed_again(store: Store) -> None:
+    await given_back(store)
+    await store.claim(wanted(now=NOW + 80))
+
+
+async def recovered_by_the_next_process(store: Store) -> None:
+    await store.recover("next", NOW + 30)
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        lose_lease,
+        lose_lease_to_another,
+        lose_and_claim_again,
+        another_finishes,
+        replayed_after_another_finished,
+        replayed_and_claimed_again,
+        given_back,
+        given_back_and_claimed_again,
+        recovered_by_the_next_process,
+    ],
+    ids=lambda step: step.__name__,
+)
+@pytest.mark.parametrize("decision", [DONE, AGAIN, GIVEN_UP], ids=lambda d: d.state)
+async def test_a_settlement_whose_claim_was_lost_changes_nothing(
+    engine: SQLite, meanwhile: Any, decision: Decision
+) -> None:
+    claim = await claimed(engine.store)
+    await meanwhile(engine.store)
+    before = engine.dump()
+    assert not await engine.store.settle(settlement(claim, decision))
+    assert engine.dump() == before
+
+
+@pytest.mark.parametrize("decision", [DONE, AGAIN, GIVEN_UP], ids=lambda d: d.state)
+async def test_a_second_settlement_changes_nothing(engine: SQLite, decision: Decision) -> None:
+    claim = await claimed(engine.store)
+    assert await engine.store.settle(settlement(claim, AGAIN))
+    before = engine.dump()
+    assert not await engine.store.settle(settlement(claim, decision))
+    assert engine.dump() == before
+
+
+async def test_two_settlements_of_one_claim_at_once_settle_it_once(engine: SQLite) -> None:
+    claim = await claimed(engine.store)
+    held = await asyncio.gather(*(engine.store.settle(settlement(claim)) for _ in range(5)))
+    assert sorted(held) == [False, False, False, False, True]
+    assert len(engine.rows("SELECT * FROM attempts")) == 1
+
+
+@pytest.mark.parametrize(
+    "stranger", [{"owner": "other"}, {"number": 7}, {"id": "dlv_none"}], ids=repr
+)
+async def test_only_the_holder_settles(engine: SQLite, stranger: dict[str, Any]) -> None:
+    claim = await claimed(engine.store)
+    before = engine.dump()
+    assert not await engine.store.settle(settlement(claim, **stranger))
+    assert engine.dump() == before
+
+
+async def test_a_batch_settles_what_is_held_and_leaves_the_rest(store: Store) -> None:
+    for number in range(10):
+        await ended(store, number, "greet")
+    claims = (await store.claim(wanted())).claims
+    owners = ["me" if number % 2 else "other" for number in range(10)]
+    held = await asyncio.gather(
+        *(
+            store.settle(settlement(claim, owner=owner))
+            for claim, owner in zip(claims, owners, strict=True)
+        )
+    )
+    assert held == [owner == "me" for owner in owners]
+
+
+async def test_what_is_given_back_was_never_attempted(store: Store) -> None:
+    await claimed(store)
+    await store.release("other", NOW + 30)
+    assert (await state(store))[0] == "running"
+    await store.release("me", NOW + 30)
+    assert (await state(store))[:2] == ("pending", 0)
+    [claim] = (await store.claim(wanted(now=NOW + 30))).claims
+    assert claim.attempt == 1
+
+
+async def test_a_renewed_lease_does_not_run_out(store: Store) -> None:
+    await claimed(store)  # until +50
+    store.renew("me", NOW + 100)
+    store.renew("other", NOW + 1)
+    assert await store.reclaim("other", NOW + 99) == []
+    assert await store.reclaim("other", NOW + 100) == ["greet"]
+    assert (await state(store))[:2] == ("pending", 1)
+
+
+async def test_nobody_reclaims_from_himself(store: Store) -> None:
+    await claimed(store)
+    assert await store.reclaim("me", NOW + 9999) == []
+
+
+async def test_what_a_dead_process_ran_is_owed_again_and_the_attempt_counts(
+    store: Store,
+) -> None:
+    await claimed(store)
+    await store.recover("next", NOW + 21)
+    assert await state(store) == ("pending", 1, "its process died")
+    [claim] = (await store.claim(wanted(owner="next", now=NOW + 21))).claims
+    assert (claim.attempt, claim.number) == (2, 2)
+
+
+async def test_recovery_leaves_the_claims_of_its_own_process(store: Store) -> None:
+    await claimed(store)
+    await store.recover("me", NOW + 21)
+    assert (await state(store))[0] == "running"
+
+
+@pytest.mark.parametrize("decision", [DONE, Decision(state="skipped"), GIVEN_UP])
+async def test_a_replay_begins_a_new_round_and_forgets_the_steps(
+    store: Store, decision: Decision
+) -> None:
+    claim = await claimed(store)
+    await store.remember(claim.id, "post", '"done"')
+    await store.settle(settlement(claim, decision))
+    replayed = await store.replay(pred(1), greet_only, NOW + 30)
+
+    assert (replayed.owed, replayed.handlers) == (1, ("greet",))
+    assert await store.recall(claim.id, "post") is None
+    [again] = (await store.claim(wanted(now=NOW + 30))).claims
+    assert (again.id, again.attempt, again.round, again.number) == (claim.id, 1, 1, 2)
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_a_replay_leaves_what_is_still_owed(engine: SQLite, *, running: bool) -> None:
+    store = engine.store
+    await ended(store, 1, "greet")
+    if running:
+        await store.claim(wanted())
+    await store.remember(GREET, "post", '"done"')
+    before = engine.dump()
+    assert (await store.replay(pred(1), greet_only, NOW + 30)).owed == 0
+    assert engine.dump() == before
+
+
+async def test_a_replay_owes_the_event_to_handlers_that_are_new(store: Store) -> None:
+    claim = await claimed(store)
+    await store.settle(settlement(claim))
+    seen: list[tuple[str, str]] = []
+
+    def match(known: Known, event_type: str) -> list[str]:
+        seen.append((known.id, event_type))
+        return ["fresh"]
+
+    assert (await store.replay(pred(1), match, NOW + 30)).handlers == ("fresh",)
+    assert seen == [(pred(1), "prediction.succeeded")]
+    assert (await state(store))[0] == "done"
+
+
+async def test_there_is_nothing_to_replay_before_the_end(store: Store) -> None:
+    await store.create(new(1))
+    assert (await store.replay(pred(1), greet_only, NOW)).owed is None
+    assert (await store.replay("pred_none", greet_only, NOW)).owed is None
+
+
+@pytest.mark.parametrize("decision", [Decision(state="skipped"), GIVEN_UP])
+async def test_a_retry_by_hand_starts_counting_anew_and_keeps_the_steps(
+    store: Store, decision: Decision
+) -> None:
+    claim = await claimed(store)
+    await store.remember(claim.id, "post", '"done"')
+    await store.settle(settlement(claim, decision))
+    assert await store.retry(claim.id, NOW + 30) == "greet"
+    [again] = (await store.claim(wanted(now=NOW + 30))).claims
+    assert (again.attempt, again.round) == (1, 0)
+    assert await store.recall(claim.id, "post") == '"done"'
+
+
+async def test_a_retry_by_hand_hastens_what_waits(store: Store) -> None:
+    claim = await claimed(store)
+    await store.settle(settlement(claim, AGAIN))
+    assert await store.retry(claim.id, NOW + 30) == "greet"
+    [again] = (await store.claim(wanted(now=NOW + 30))).claims
+    assert again.attempt == 2
+
+
+async def test_there_is_no_retry_of_what_runs_or_is_done(engine: SQLite) -> None:
+    store = engine.store
+    claim = await claimed(store)
+    before = engine.dump()
+    assert await store.retry(claim.id, NOW + 30) is None
+    assert engine.dump() == before
+    await store.settle(settlement(claim))
+    assert await store.retry(claim.id, NOW + 30) is None
+    assert await store.retry("dlv_none", NOW + 30) is None
+
+
+async def test_a_step_keeps_its_first_result(store: Store) -> None:
+    claim = await claimed(store)
+    assert await store.recall(claim.id, "post") is None
+    await store.remember(claim.id, "post", "1")
+    await store.remember(claim.id, "post", "2")
+    await store.remember(claim.id, "", '"\\u0000"')
+    assert await store.recall(claim.id, "post") == "1"
+    assert await store.recall(claim.id, "") == '"\\u0000"'
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, 6),
+        ({"state": "pending"}, 5),
+        ({"state": "running"}, 1),
+        ({"handler": "b"}, 3),
+        ({"prediction": pred(1)}, 2),
+        ({"prediction": pred(1), "handler": "b", "state": None}, 1),
+        ({"id": f"dlv_{pred(2)}_a"}, 1),
+        ({"id": "dlv_none"}, 0),
+    ],
+)
+@pytest.mark.parametrize("limit", [1, 4, 50])
+async def test_pages_of_deliveries_hold_everything_once(
+    store: Store, given: dict[str, Any], found: int, limit: int
+) -> None:
+    for number in range(3):
+        await ended(store, number, "a", "b")
+    await store.claim(wanted("a", most=1))
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page = await store.deliveries(limit, **given, cursor=cursor)
+        seen += [delivery.id for delivery in page.data]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert len(seen) == found
+    assert seen == sorted(set(seen), reverse=True)
+
+
+async def test_a_probe_proves_that_writing_works_and_keeps_one_row(engine: SQLite) -> None:
+    await asyncio.gather(*(engine.store.probe(NOW + n) for n in range(3)))
+    await engine.store.probe(NOW + 9)
+    assert engine.rows("SELECT at FROM probe") == [(NOW + 9,)]
+
+
+async def test_words_that_json_and_sql_care_about_come_back_whole(store: Store) -> None:
+    reason = "it's \"quoted\" \\ $[0] {\u2028} \U0001f600"
+    claim = await claimed(store)
+    await store.settle(settlement(claim, Decision(state="dead", reason=reason)))
+    assert (await state(store))[2] == reason
+
+
+async def test_two_predictions_end_in_one_batch_with_their_own_deliveries(
+    store: Store,
+) -> None:
+    for number in (1, 2):
+        await store.create(new(number))
+    await asyncio.gather(
+        store.accept(arrival(1, handlers=("a",))), store.accept(arrival(2, handlers=("b",)))
+    )
+    assert await store.owed() == {"a": 1, "b": 1}

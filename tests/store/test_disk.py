@@ -1,0 +1,176 @@
+"""A disk that takes no writes: said once, kept nothing, and working again by itself."""
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.errors import StoreUnavailable
+
+from .parts import NOW, SQLite, arrival, new, pred
+
+pytestmark = pytest.mark.anyio
+
+FULL = "PRAGMA max_page_count = 1"  # SQLite makes it what there is: not one page more
+READ_ONLY = "PRAGMA query_only = ON"
+
+
+class Disk:
+    """Puts every connection, those that are open and those to come, under one pragma."""
+
+    def __init__(self) -> None:
+        self._pragma: str | None = None
+        self.connections: list[sqlite3.Connection] = []
+
+    def connect(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        self.connections.append(connection)
+        if self._pragma is not None:
+            connection.execute(self._pragma)
+        return connection
+
+    def breaks(self, pragma: str) -> None:
+        self._pragma = pragma
+        self.connections[0].execute(pragma)
+
+    def mends(self) -> None:
+        self._pragma = None
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: disk.connect(connect(*a, **k)))
+    return disk
+
+
+@pytest.fixture
+def engine(disk: Disk, tmp_path: Path) -> Iterator[SQLite]:  # noqa: ARG001 - put below the store
+    engine = SQLite(tmp_path / "receiver.db")
+    engine.store.open()
+    yield engine
+    engine.store.close()
+
+
+LARGE: dict[str, Any] = {"input": {"prompt": "x" * 200_000}}
+
+
+@pytest.mark.parametrize(
+    ("pragma", "words"), [(FULL, "disk is full"), (READ_ONLY, "readonly database")]
+)
+async def test_a_disk_that_takes_nothing_is_reported_once_and_recovers_by_itself(
+    engine: SQLite, disk: Disk, pragma: str, words: str
+) -> None:
+    store = engine.store
+    await store.create(new(1))
+    before = engine.dump()
+    disk.breaks(pragma)
+
+    for number in (2, 3, 4):
+        with pytest.raises(StoreUnavailable, match=words):
+            await store.create(new(number, **LARGE))
+    answers = await asyncio.gather(
+        *(store.accept(arrival(1, body=b"\xff" * 200_000)) for _ in range(5)),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers] == [StoreUnavailable] * 5
+    assert engine.dump() == before
+    assert (await store.prediction(pred(1))) is not None  # what was kept can be read
+    [report] = engine.reports
+    assert words in str(report)
+
+    disk.mends()
+    assert (await store.accept(arrival(1))).verdict == "accepted"
+    await store.create(new(5, **LARGE))
+    assert engine.reports[1:] == [None]
+
+
+async def test_a_disk_that_breaks_again_is_reported_again(engine: SQLite, disk: Disk) -> None:
+    for _ in range(2):
+        disk.connections[:] = disk.connections[-1:]
+        disk.breaks(READ_ONLY)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await engine.store.probe(NOW)
+        disk.mends()
+        await engine.store.probe(NOW)
+    assert [report is None for report in engine.reports] == [False, True, False, True]
+
+
+async def test_what_nobody_waits_for_may_fail_too(engine: SQLite, disk: Disk) -> None:
+    disk.breaks(READ_ONLY)
+    engine.store.renew("me", NOW)
+    with pytest.raises(StoreUnavailable):
+        await engine.store.probe(NOW)
+    assert len(engine.reports) == 1
+
+
+async def test_a_file_that_cannot_be_read_is_unavailable_and_comes_back(
+    engine: SQLite, tmp_path: Path
+) -> None:
+    path = tmp_path / "receiver.db"
+    await engine.store.create(new(1))
+    hidden = path.rename(tmp_path / "away.db")
+    path.mkdir()
+    with pytest.raises(StoreUnavailable, match="cannot be read"):
+        await asyncio.gather(*(engine.store.prediction(pred(1)) for _ in range(4)))
+    path.rmdir()
+    hidden.rename(path)
+    for _ in range(4):
+        assert await engine.store.prediction(pred(1)) is not None
+
+
+LIMITED = """
+import asyncio, resource, sys
+from receiver.errors import StoreUnavailable
+from receiver.store.sqlite import SQLiteStore
+from receiver.store.values import NewPrediction
+
+reports = []
+store = SQLiteStore(sys.argv[1], reports.append)
+store.open()
+
+def new(number):
+    return NewPrediction(id=f"pred_{number}", provider="fal", model="m", mode="queue",
+                         input={"prompt": "x" * 300_000}, metadata={}, created_at=1.0)
+
+async def main():
+    await store.create(new(0))
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    for number in (1, 2, 3):
+        try:
+            await store.create(new(number))
+        except StoreUnavailable:
+            continue
+        sys.exit("a file that may not grow has grown")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    await store.create(new(4))
+
+asyncio.run(main())
+store.close()
+print([report is None for report in reports])
+"""
+
+
+def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "receiver.db"
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stderr == ""
+    assert done.stdout == "[False, True]\n"
+    engine = SQLite(path)
+    engine.store.open()
+    engine.store.close()
+    assert engine.rows("SELECT id FROM predictions ORDER BY id") == [("pred_0",), ("pred_4",)]
+    assert engine.rows("PRAGMA integrity_check") == [("ok",)]

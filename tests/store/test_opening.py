@@ -1,0 +1,191 @@
+"""Opening: one process per file, a schema that is known, and a sentence where it cannot be."""
+
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from receiver.errors import StoreUnusable
+from receiver.store.schema import MIGRATIONS
+from receiver.store.sqlite import SQLiteStore
+
+from .parts import NOW, TABLES, SQLite, arrival, copy, dump, ended, new, pred
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "receiver.db"
+
+
+def opened(path: Path) -> SQLite:
+    engine = SQLite(path)
+    engine.store.open()
+    return engine
+
+
+def version(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as connection:
+        number: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        return number
+
+
+async def test_what_was_written_is_there_after_opening_again(path: Path) -> None:
+    first = opened(path)
+    await ended(first.store, 1, "greet")
+    before = first.dump()
+    first.store.close()
+
+    second = opened(path)
+    assert second.dump() == before
+    assert (await second.store.accept(arrival(1))).verdict == "duplicate"
+    second.store.close()
+
+
+async def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+    engine = opened(tmp_path / "a" / "b" / "receiver.db")
+    assert (await engine.store.create(new(1))).is_new
+    engine.store.close()
+
+
+def test_the_schema_is_made_from_scratch_and_once(path: Path) -> None:
+    opened(path).store.close()
+    assert version(path) == len(MIGRATIONS)
+    opened(path).store.close()
+    assert dump(path) == {table: [] for table in TABLES}
+
+
+def test_a_migration_that_dies_half_way_leaves_no_half(path: Path, tmp_path: Path) -> None:
+    copies: list[Path] = []
+
+    def keep(_: str) -> None:
+        copies.append(tmp_path / "killed" / f"{len(copies)}.db")
+        copy(path, copies[-1])
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.set_trace_callback(keep)
+        for number, script in enumerate(MIGRATIONS, 1):
+            connection.executescript(f"BEGIN;{script};PRAGMA user_version = {number};COMMIT;")
+        connection.set_trace_callback(None)
+
+    assert len(copies) > 10
+    for killed in copies:
+        assert version(killed) == 0
+        opened(killed).store.close()
+        assert version(killed) == len(MIGRATIONS)
+
+
+def test_a_database_of_a_newer_receiver_is_refused_and_left_alone(path: Path) -> None:
+    opened(path).store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 999")
+    before = path.read_bytes()
+    with pytest.raises(StoreUnusable, match=r"newer receiver \(schema 999, this one knows 1\)"):
+        SQLite(path).store.open()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"This is a diary, no database.\n" * 100, b"\0" * 4096])
+def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(StoreUnusable, match="RECEIVER_DATABASE_URL"):
+        SQLite(path).store.open()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("place", ["", "file/receiver.db"])
+def test_a_place_that_cannot_hold_a_database_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreUnusable, match="cannot open the database"):
+        SQLite(tmp_path / place).store.open()
+
+
+def test_a_refused_store_gives_the_file_free(path: Path) -> None:
+    path.write_bytes(b"no database" * 1000)
+    for _ in range(2):
+        with pytest.raises(StoreUnusable, match="not a database"):
+            SQLite(path).store.open()
+    path.unlink()
+    opened(path).store.close()
+
+
+def test_a_second_store_on_a_file_is_refused_until_the_first_is_closed(path: Path) -> None:
+    first = opened(path)
+    with pytest.raises(StoreUnusable, match="in use by another receiver"):
+        SQLite(path).store.open()
+    first.store.close()
+    opened(path).store.close()
+
+
+HOLD = """
+import sys
+from receiver.store.sqlite import SQLiteStore
+store = SQLiteStore(sys.argv[1], lambda _: None)
+store.open()
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_by_the_name_of_the_first_and_let_in_when_it_dies(
+    path: Path,
+) -> None:
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "open\n"
+        with pytest.raises(StoreUnusable) as refused:
+            SQLite(path).store.open()
+        assert f"(process {first.pid})" in str(refused.value)
+        assert str(path) in str(refused.value)
+        assert "RECEIVER_DATABASE_URL" in str(refused.value)
+        first.kill()
+        first.wait()
+    opened(path).store.close()
+
+
+def test_a_lock_that_names_nobody_is_still_a_lock(path: Path) -> None:
+    first = opened(path)
+    path.with_name("receiver.db.lock").write_bytes(b"")
+    with pytest.raises(StoreUnusable, match=r"\(process unknown\)"):
+        SQLite(path).store.open()
+    first.store.close()
+
+
+def test_a_store_keeps_what_it_says_it_keeps_on_disk(path: Path) -> None:
+    """The promise `200 means kept` rests on these two words to SQLite."""
+    seen: list[tuple[str, int, int]] = []
+    connect = sqlite3.connect
+
+    class Asked(sqlite3.Connection):
+        def close(self) -> None:
+            seen.append(
+                tuple(
+                    self.execute(f"PRAGMA {name}").fetchone()[0]
+                    for name in ("journal_mode", "synchronous", "foreign_keys")
+                )
+            )
+            super().close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Asked, **k))
+        store = SQLiteStore(str(path), lambda _: None)
+        store.open()
+        store.close()
+    assert seen == [("wal", 2, 1)]
+
+
+async def test_a_reader_cannot_write_and_comes_back_after_trouble(path: Path) -> None:
+    engine = opened(path)
+    await engine.store.create(new(1))
+    assert (await engine.store.prediction(pred(1))) is not None
+    assert await engine.store.next_due() is None
+    assert await engine.store.next_queued("fal") == NOW
+    engine.store.close()

@@ -1,0 +1,363 @@
+"""The life of a prediction's row, from its creation to the end of its submit."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from receiver.model import ARROWS, TERMINAL, Cause, Status
+from receiver.store.values import Filter, ProgressCause
+
+from .parts import (
+    NOW,
+    SQLite,
+    Store,
+    arrival,
+    ended,
+    new,
+    pred,
+    processing,
+    progress,
+    slots,
+    stand,
+    submitting,
+    unconfirmed,
+)
+
+pytestmark = pytest.mark.anyio
+
+# The queued last, as all that is queued goes when another is brought to its submit.
+EVERY = sorted(Status, key=lambda status: (status is Status.QUEUED, status))
+LIVING = [status for status in EVERY if status not in TERMINAL]
+
+
+async def test_a_created_prediction_reads_back_as_it_was_given(store: Store) -> None:
+    given = {"input": {"prompt": "ä\u0000\U0001f600", "n": 2**63}, "metadata": {"k": [1, None]}}
+    created = await store.create(new(1, parent_id="pred_0", **given))
+    read = await store.prediction(pred(1))
+
+    assert created.is_new
+    assert read is not None
+    assert (read.status, read.input, read.metadata) == (
+        Status.QUEUED,
+        given["input"],
+        given["metadata"],
+    )
+    assert (read.parent_id, read.output, read.error, read.completed_at) == (
+        "pred_0",
+        None,
+        None,
+        None,
+    )
+    assert await store.prediction("pred_none") is None
+    assert await store.job("pred_none") is None
+
+
+async def test_an_idempotency_key_gives_the_first_prediction_for_ever(store: Store) -> None:
+    await store.create(new(1, idempotency_key="k", fingerprint="f1"))
+    again = await store.create(new(2, idempotency_key="k", fingerprint="f2"))
+    await store.accept(arrival(1))
+    after_its_end = await store.create(new(3, idempotency_key="k", fingerprint="f1"))
+
+    assert (again.prediction_id, again.is_new, again.fingerprint) == (pred(1), False, "f1")
+    assert (after_its_end.prediction_id, after_its_end.is_new) == (pred(1), False)
+    assert await store.prediction(pred(2)) is None
+
+
+async def test_of_many_creations_at_once_with_one_key_one_is_new(store: Store) -> None:
+    created = await asyncio.gather(
+        *(store.create(new(n, idempotency_key="k", fingerprint="f")) for n in range(20))
+    )
+    assert sum(one.is_new for one in created) == 1
+    assert len({one.prediction_id for one in created}) == 1
+
+
+async def test_predictions_without_a_key_do_not_meet(store: Store) -> None:
+    created = await asyncio.gather(*(store.create(new(n)) for n in range(5)))
+    assert all(one.is_new for one in created)
+
+
+async def test_submits_begin_oldest_first_and_only_those_that_are_due(store: Store) -> None:
+    for number in (3, 1, 2, 4):
+        await store.create(new(number))
+    await store.create(new(5, created_at=NOW + 1))
+    await store.create(new(6, provider="oxen"))
+
+    first = await store.begin_submits(slots(most=2))
+    rest = await store.begin_submits(slots())
+
+    assert [job.ticket.id for job in first] == [pred(1), pred(2)]
+    assert [job.ticket.id for job in rest] == [pred(3), pred(4)]
+    assert await store.begin_submits(slots()) == []
+    assert await store.next_queued("fal") == NOW + 1
+    assert await store.next_queued("eachlabs") is None
+
+
+async def test_a_begun_job_says_all_that_outbound_needs(store: Store) -> None:
+    await store.create(new(1, mode="sync"))
+    [job] = await store.begin_submits(slots())
+
+    assert job == await store.job(pred(1))
+    assert (job.status, job.submits, job.polls, job.deadline_at) == (
+        Status.SUBMITTING,
+        1,
+        0,
+        NOW + 3600,
+    )
+    assert (job.ticket.mode, job.ticket.submitted_at, job.ticket.cancel_requested) == (
+        "sync",
+        NOW,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("most", "max_in_flight", "begun"),
+    [(10, None, 4), (10, 2, 0), (10, 3, 1), (10, 5, 3), (1, 5, 1), (0, None, 0), (10, 0, 0)],
+)
+async def test_no_more_begin_than_the_provider_lets_in_flight(
+    store: Store, most: int, max_in_flight: int | None, begun: int
+) -> None:
+    await processing(store, 1)
+    await unconfirmed(store, 2)
+    await ended(store, 3)  # what has ended takes no place
+    for number in range(4, 8):
+        await store.create(new(number))
+
+    jobs = await store.begin_submits(slots(most=most, max_in_flight=max_in_flight))
+
+    assert len(jobs) == begun
+
+
+async def test_wishes_to_begin_that_meet_in_one_batch_share_the_places(store: Store) -> None:
+    for number in range(10):
+        await store.create(new(number))
+    begun = await asyncio.gather(*(store.begin_submits(slots(max_in_flight=4)) for _ in range(5)))
+    ids = [job.ticket.id for jobs in begun for job in jobs]
+    assert sorted(ids) == [pred(number) for number in range(4)]
+
+
+CAUSES: dict[ProgressCause, Cause] = {
+    "accepted": Cause.ACCEPTED,
+    "postponed": Cause.POSTPONED,
+    "ambiguous": Cause.AMBIGUOUS,
+}
+
+
+@pytest.mark.parametrize(
+    ("cause", "status"),
+    [
+        (cause, status)
+        for cause in CAUSES
+        for status in EVERY
+        if (cause, status) != ("accepted", Status.QUEUED)  # what was never begun is not accepted
+    ],
+)
+async def test_progress_follows_the_arrows_and_nothing_else(
+    engine: SQLite, cause: ProgressCause, status: Status
+) -> None:
+    store = engine.store
+    await stand(store, 1, status)
+    due_before = engine.column("due_at", pred(1))
+
+    await store.progress(progress(1, cause, NOW + 40, provider_id=f"req-{1}"))
+
+    read = await store.prediction(pred(1))
+    assert read is not None
+    assert read.status == ARROWS[status].get(CAUSES[cause], status)
+    if status in TERMINAL:
+        assert engine.column("due_at", pred(1)) is None
+    elif read.status == status and cause != "accepted":
+        assert engine.column("due_at", pred(1)) == due_before
+
+
+async def test_acceptance_after_the_outcome_fills_in_the_names_only(engine: SQLite) -> None:
+    store = engine.store
+    await submitting(store, 1)
+    await store.accept(arrival(1))
+    links = {"status_url": "https://queue.fal.run/x"}
+    await store.progress(progress(1, "accepted", NOW + 30, provider_id="req-9", links=links))
+
+    job = await store.job(pred(1))
+    assert job is not None
+    assert (job.status, job.ticket.provider_id, job.ticket.links) == (
+        Status.SUCCEEDED,
+        "req-9",
+        links,
+    )
+    assert engine.column("due_at", pred(1)) is None
+    assert await store.find("fal", "req-9") == pred(1)
+    assert await store.find("oxen", "req-9") is None
+
+
+async def test_acceptance_does_not_take_a_name_away(store: Store) -> None:
+    await processing(store, 1, provider_id="req-1")
+    await store.progress(progress(1, "accepted", NOW + 30, provider_id="req-2"))
+    await store.progress(progress(1, "accepted", NOW + 30))
+    assert await store.find("fal", "req-1") == pred(1)
+    assert await store.find("fal", "req-2") is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "due_at", "expected"),
+    [
+        ("accepted", NOW + 30, NOW + 10),
+        ("accepted", NOW + 5, NOW + 5),
+        ("ambiguous", NOW + 30, NOW + 10),
+        ("looked", NOW + 30, NOW + 10),
+        ("looked", NOW + 5, NOW + 5),
+    ],
+)
+async def test_a_wish_to_look_is_not_lost_to_a_later_due_time(
+    engine: SQLite, cause: ProgressCause, due_at: float, expected: float
+) -> None:
+    store = engine.store
+    await submitting(store, 1)
+    if cause == "looked":
+        await store.progress(progress(1, "accepted", NOW))
+        [_] = await store.claim_due(NOW, NOW + 90, 10)
+    # A callback that makes no sense and names nothing: somebody must look, now.
+    await store.accept(arrival(1, "ask", at=NOW + 10))
+
+    await store.progress(progress(1, cause, due_at))
+
+    assert engine.column("due_at", pred(1)) == expected
+
+
+async def test_a_look_that_says_look_again_does_not_fall_due_at_once(engine: SQLite) -> None:
+    store = engine.store
+    await processing(store, 1)
+    [_] = await store.claim_due(NOW + 30, NOW + 120, 10)
+    await store.accept(arrival(1, "ask", channel="poll", at=NOW + 31))
+    await store.progress(progress(1, "looked", NOW + 60))
+    assert engine.column("due_at", pred(1)) == NOW + 60
+
+
+@pytest.mark.parametrize("cause", ["accepted", "postponed", "ambiguous"])
+async def test_no_due_time_is_beyond_the_deadline(engine: SQLite, cause: ProgressCause) -> None:
+    await engine.store.create(new(1))
+    await engine.store.begin_submits(slots(hold_until=NOW + 9e6))
+    await engine.store.progress(progress(1, cause, NOW + 8e6))
+    assert engine.column("due_at", pred(1)) == NOW + 3600
+
+
+async def test_a_postponed_submit_waits_and_keeps_its_first_deadline(store: Store) -> None:
+    await submitting(store, 1)
+    await store.progress(progress(1, "postponed", NOW + 30))
+
+    assert await store.begin_submits(slots(now=NOW + 29)) == []
+    [job] = await store.begin_submits(slots(now=NOW + 30))
+    assert (job.submits, job.deadline_at) == (2, NOW + 3600)
+
+
+async def test_due_predictions_are_taken_once_and_fall_due_again(store: Store) -> None:
+    await processing(store, 1, provider_id="req-1")  # due at +30
+    await unconfirmed(store, 2)  # due at +30
+    await submitting(store, 3)  # held until +600
+    await store.create(new(4))  # queued: not for looks
+    await ended(store, 5)
+
+    assert await store.next_due() == NOW + 30
+    assert await store.claim_due(NOW + 29, NOW + 90, 10) == []
+    taken = await store.claim_due(NOW + 30, NOW + 90, 10)
+    assert sorted(job.ticket.id for job in taken) == [pred(1), pred(2)]
+    assert await store.claim_due(NOW + 89, NOW + 150, 10) == []
+    assert len(await store.claim_due(NOW + 90, NOW + 150, 1)) == 1
+    assert await store.next_due() == NOW + 90
+
+
+async def test_looks_are_counted_and_change_nothing_after_the_end(store: Store) -> None:
+    await processing(store, 1)
+    await store.progress(progress(1, "looked", NOW + 40))
+    await store.accept(arrival(1, provider_id="req-1"))
+    await store.progress(progress(1, "looked", NOW + 50))
+    job = await store.job(pred(1))
+    assert job is not None
+    assert (job.polls, job.status) == (1, Status.SUCCEEDED)
+
+
+async def test_hastening_makes_due_what_is_at_the_provider(engine: SQLite) -> None:
+    for number, status in enumerate(EVERY):
+        await stand(engine.store, number, status)
+    await engine.store.hasten("fal", NOW + 1)
+    await engine.store.hasten("oxen", NOW)
+
+    due = {status: engine.column("due_at", pred(n)) for n, status in enumerate(EVERY)}
+    assert due == {
+        **dict.fromkeys(TERMINAL),
+        Status.QUEUED: NOW,
+        Status.SUBMITTING: NOW + 600,
+        Status.PROCESSING: NOW + 1,
+        Status.UNCONFIRMED: NOW + 1,
+    }
+
+
+@pytest.mark.parametrize("status", sorted(Status))
+async def test_a_cancel_is_remembered_while_the_prediction_lives(
+    store: Store, status: Status
+) -> None:
+    await stand(store, 1, status)
+    await store.mark_cancel(pred(1))
+    job = await store.job(pred(1))
+    assert job is not None
+    assert job.ticket.cancel_requested == (status not in TERMINAL)
+
+
+async def test_recovery_puts_in_doubt_what_was_being_submitted(engine: SQLite) -> None:
+    for number, status in enumerate(LIVING):
+        await stand(engine.store, number, status)
+    await engine.store.recover("me", NOW + 5)
+    statuses = dict(engine.rows("SELECT id, status FROM predictions"))
+    assert statuses == {
+        pred(number): Status.UNCONFIRMED if status is Status.SUBMITTING else status
+        for number, status in enumerate(LIVING)
+    }
+    assert engine.column("due_at", pred(LIVING.index(Status.SUBMITTING))) == NOW + 5
+
+
+async def test_what_waits_too_long_is_named(store: Store) -> None:
+    await store.create(new(1, created_at=NOW - 100))
+    await store.create(new(2, created_at=NOW))
+    await submitting(store, 3, created_at=NOW - 100, provider="oxen")
+    assert await store.stale("fal", NOW - 50, 10) == [pred(1)]
+    assert len(await store.stale("fal", NOW, 1)) == 1
+    assert await store.stale("oxen", NOW, 10) == []
+
+
+async def test_submit_times_outlive_a_restart(engine: SQLite) -> None:
+    for number, now in enumerate((NOW, NOW + 5, NOW + 9)):
+        prediction_id = f"pred_{int(now * 1000):012x}{number:020x}"
+        await engine.store.create(new(number, id=prediction_id))
+        await engine.store.begin_submits(slots(now=now))
+    assert await engine.store.submit_times("fal", NOW + 1) == [NOW + 5, NOW + 9]
+    assert await engine.store.submit_times("oxen", NOW) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ({}, [5, 4, 3, 2, 1, 0]),
+        ({"status": "queued"}, [4, 2, 0]),
+        ({"provider": "oxen"}, [5, 4]),
+        ({"provider": "oxen", "status": "queued"}, [4]),
+        ({"status": "failed"}, []),
+    ],
+)
+@pytest.mark.parametrize("limit", [1, 2, 6, 50])
+async def test_pages_of_a_list_hold_everything_once_newest_first(
+    store: Store, wanted: dict[str, Any], found: list[int], limit: int
+) -> None:
+    for number in range(6):
+        await store.create(new(number, provider="oxen" if number > 3 else "fal"))
+        if number % 2:
+            await store.accept(arrival(number))
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page = await store.predictions(Filter(**wanted, limit=limit, cursor=cursor))
+        seen += [prediction.id for prediction in page.data]
+        assert len(page.data) <= limit
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert seen == [pred(number) for number in found]

@@ -1,0 +1,216 @@
+"""The database itself forbids the bad state, whatever the code above it does."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.store.schema import MIGRATIONS
+
+from .parts import NOW, SQLite
+
+PREDICTION: dict[str, Any] = {
+    "id": "pred_1",
+    "provider": "fal",
+    "model": "m",
+    "mode": "queue",
+    "status": "queued",
+    "input": "{}",
+    "metadata": "{}",
+    "created_at": NOW,
+    "due_at": NOW,
+}
+END: dict[str, Any] = {"due_at": None, "completed_at": NOW}
+SUCCESS: dict[str, Any] = {**END, "status": "succeeded", "output": "[]"}
+DELIVERY: dict[str, Any] = {
+    "id": "dlv_1",
+    "event_id": "evt_1",
+    "handler": "greet",
+    "state": "pending",
+    "due_at": NOW,
+    "created_at": NOW,
+}
+EVENT: dict[str, Any] = {
+    "id": "evt_1",
+    "prediction_id": "pred_1",
+    "type": "prediction.succeeded",
+    "time": NOW,
+}
+CALLBACK: dict[str, Any] = {
+    "prediction_id": "pred_1",
+    "channel": "webhook",
+    "digest": "d1",
+    "received_at": NOW,
+    "headers": "[]",
+    "body": b"",
+    "verdict": "accepted",
+    "reason": "",
+}
+ATTEMPT: dict[str, Any] = {
+    "delivery_id": "dlv_1",
+    "number": 1,
+    "started_at": NOW,
+    "ended_at": NOW,
+    "result": "done",
+    "reason": "",
+}
+STEP: dict[str, Any] = {"delivery_id": "dlv_1", "key": "k", "result": "1"}
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """Give a bare connection to a database that holds one row of everything."""
+    path = tmp_path / "receiver.db"
+    engine = SQLite(path)
+    engine.store.open()
+    engine.store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA foreign_keys = ON")
+        names = {"idempotency_key": "k1", "provider_id": "r1"}
+        insert(connection, "predictions", {**PREDICTION, **SUCCESS, **names})
+        insert(connection, "events", EVENT)
+        insert(connection, "deliveries", DELIVERY)
+        insert(connection, "callbacks", CALLBACK)
+        insert(connection, "attempts", ATTEMPT)
+        insert(connection, "steps", STEP)
+        yield connection
+
+
+def insert(connection: sqlite3.Connection, table: str, row: dict[str, Any]) -> None:
+    names, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
+    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", row)
+
+
+def prediction(**given: Any) -> tuple[str, dict[str, Any]]:
+    return "predictions", {**PREDICTION, "id": "pred_2", **given}
+
+
+def delivery(**given: Any) -> tuple[str, dict[str, Any]]:
+    return "deliveries", {**DELIVERY, "id": "dlv_2", "handler": "other", **given}
+
+
+CLAIMED: dict[str, Any] = {"state": "running", "due_at": None, "owner": "me", "lease_until": NOW}
+
+FORBIDDEN = {
+    "a prediction twice": (prediction(id="pred_1"), "predictions.id"),
+    "an unknown status": (prediction(status="lost"), "status"),
+    "an unknown mode": (prediction(mode="fast"), "mode"),
+    "an unknown channel": (prediction(channel="pigeon"), "channel"),
+    "a living row that nobody will look at": (prediction(due_at=None), "a_living_row_is_due"),
+    "an end that is due": (prediction(**{**SUCCESS, "due_at": NOW}), "a_living_row_is_due"),
+    "an end without a time": (
+        prediction(**{**SUCCESS, "completed_at": None}),
+        "an_end_has_a_time",
+    ),
+    "a living row with an end's time": (prediction(completed_at=NOW), "an_end_has_a_time"),
+    "a success without output": (
+        prediction(**{**SUCCESS, "output": None}),
+        "success_has_an_output",
+    ),
+    "an output before the end": (prediction(output="[]"), "success_has_an_output"),
+    "a failure without an error": (
+        prediction(**END, status="failed"),
+        "other_ends_have_an_error",
+    ),
+    "a success with an error": (
+        prediction(**SUCCESS, error_code="timeout"),
+        "other_ends_have_an_error",
+    ),
+    "a provider's id with two owners": (
+        prediction(provider_id="r1"),
+        "predictions.provider_id",
+    ),
+    "an idempotency key with two rows": (
+        prediction(idempotency_key="k1"),
+        "predictions.idempotency_key",
+    ),
+    "a second event of a prediction": (
+        ("events", {**EVENT, "id": "evt_2"}),
+        "events.prediction_id",
+    ),
+    "an event of nothing": (
+        ("events", {**EVENT, "id": "evt_2", "prediction_id": "pred_x"}),
+        "FOREIGN KEY",
+    ),
+    "an event that is no end": (
+        ("events", {**EVENT, "id": "evt_2", "type": "prediction.processing"}),
+        "type",
+    ),
+    "a second delivery of an event to a handler": (
+        delivery(handler="greet"),
+        "deliveries.event_id, deliveries.handler",
+    ),
+    "a delivery of nothing": (delivery(event_id="evt_x"), "FOREIGN KEY"),
+    "an unknown state": (delivery(state="lost"), "state"),
+    "a pending delivery that is never due": (
+        delivery(due_at=None),
+        "a_pending_delivery_is_due",
+    ),
+    "a running delivery that is due": (
+        delivery(**{**CLAIMED, "due_at": NOW}),
+        "a_pending_delivery_is_due",
+    ),
+    "a running delivery of nobody": (
+        delivery(**{**CLAIMED, "owner": None, "lease_until": None}),
+        "a_running_delivery_is_claimed",
+    ),
+    "a pending delivery of somebody": (
+        delivery(owner="me", lease_until=NOW),
+        "a_running_delivery_is_claimed",
+    ),
+    "a claim for ever": (delivery(**{**CLAIMED, "lease_until": None}), "a_claim_expires"),
+    "a lease of nobody": (delivery(lease_until=NOW), "a_claim_expires"),
+    "an end of a delivery without a time": (
+        delivery(state="done", due_at=None),
+        "an_ended_delivery_has_a_time",
+    ),
+    "a pending delivery with an end's time": (
+        delivery(ended_at=NOW),
+        "an_ended_delivery_has_a_time",
+    ),
+    "the same callback twice": (
+        ("callbacks", {**CALLBACK, "verdict": "late"}),
+        "callbacks.digest",
+    ),
+    "two callbacks that were the end": (
+        ("callbacks", {**CALLBACK, "digest": "d2"}),
+        "callbacks.prediction_id",
+    ),
+    "the same attempt twice": (("attempts", ATTEMPT), "attempts.number"),
+    "an attempt of nothing": (("attempts", {**ATTEMPT, "delivery_id": "x"}), "FOREIGN KEY"),
+    "the same step twice": (("steps", STEP), "steps.key"),
+    "a step of nothing": (("steps", {**STEP, "delivery_id": "x"}), "FOREIGN KEY"),
+    "a second probe": (("probe", {"one": 2, "at": NOW}), "one"),
+}
+
+ALLOWED = {
+    "another prediction": prediction(),
+    "the same provider id elsewhere": prediction(provider="oxen", provider_id="r1"),
+    "a claimed delivery": delivery(**CLAIMED),
+    "a finished delivery": delivery(state="done", due_at=None, ended_at=NOW),
+    "the same bytes on another channel": (
+        "callbacks",
+        {**CALLBACK, "channel": "poll", "verdict": "duplicate"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_the_database_forbids(rows: sqlite3.Connection, name: str) -> None:
+    (table, row), words = FORBIDDEN[name]
+    with pytest.raises(sqlite3.IntegrityError, match=words):
+        insert(rows, table, row)
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_the_database_allows(rows: sqlite3.Connection, name: str) -> None:
+    insert(rows, *ALLOWED[name])
+
+
+def test_every_named_rule_is_tried() -> None:
+    words = " ".join(MIGRATIONS).split()
+    named = {rule for word, rule in zip(words, words[1:], strict=False) if word == "CONSTRAINT"}
+    assert named <= {words for _, words in FORBIDDEN.values()}

@@ -1,0 +1,176 @@
+"""One writing thread: what waits is committed together, and what is broken fails alone."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from receiver.errors import StoreUnavailable
+from receiver.store.writer import Writer
+
+from .parts import NOW, SQLite, Store, Watch, arrival, new, pred, slots
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def engine(watch: Watch, engine: SQLite) -> SQLite:  # noqa: ARG001 - watched from its opening on
+    return engine
+
+
+async def test_writes_that_wait_share_one_transaction(store: Store, watch: Watch) -> None:
+    for number in range(50):
+        await store.create(new(number))
+    before = watch.commits
+    with watch.busy(store):
+        waiting = asyncio.gather(
+            *(store.accept(arrival(number)) for number in range(50)),
+            *(store.create(new(number)) for number in range(50, 100)),
+            store.begin_submits(slots()),
+            store.probe(NOW),
+        )
+        await asyncio.sleep(0)
+    await waiting
+    assert watch.commits - before == 2
+
+
+async def test_a_batch_is_bounded(store: Store, watch: Watch) -> None:
+    with watch.busy(store):
+        waiting = asyncio.gather(*(store.probe(NOW) for _ in range(2500)))
+        await asyncio.sleep(0)
+    await waiting
+    assert watch.commits == 1 + 3
+
+
+async def test_nobody_is_told_before_the_commit(
+    engine: SQLite, store: Store, watch: Watch
+) -> None:
+    seen: list[bool] = []
+    created = asyncio.create_task(store.create(new(1)))
+
+    def look(sql: str) -> None:
+        if sql == "COMMIT":
+            seen.append(created.done())
+
+    watch.before = look
+    await created
+    assert seen == [False]
+    assert engine.rows("SELECT count(*) FROM predictions") == [(1,)]
+
+
+async def test_a_poisoned_item_fails_alone_in_a_batch_of_many_kinds(
+    engine: SQLite, store: Store, watch: Watch
+) -> None:
+    with watch.busy(store):
+        waiting = asyncio.gather(
+            store.create(new(1)),
+            store.create(new(2, mode="never")),
+            store.create(new(3, input={"a": object()})),
+            store.create(new(4)),
+            store.probe(NOW),
+            return_exceptions=True,
+        )
+        await asyncio.sleep(0)
+    one, two, three, four, probed = await waiting
+    assert isinstance(two, sqlite3.IntegrityError)
+    assert isinstance(three, TypeError)
+    assert not isinstance(one, BaseException)
+    assert not isinstance(four, BaseException)
+    assert probed is None
+    assert engine.rows("SELECT id FROM predictions ORDER BY id") == [(pred(1),), (pred(4),)]
+    assert engine.reports == []
+
+
+async def test_one_who_no_longer_waits_disturbs_nobody(engine: SQLite, watch: Watch) -> None:
+    with watch.busy(engine.store):
+        gone = asyncio.create_task(engine.store.create(new(1)))
+        stays = asyncio.create_task(engine.store.create(new(2)))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+    assert (await stays).is_new
+    assert gone.cancelled()
+    assert engine.rows("SELECT count(*) FROM predictions") == [(2,)]
+
+
+def test_a_loop_that_is_gone_does_not_end_the_writer(engine: SQLite, watch: Watch) -> None:
+    async def leave() -> None:
+        waiting = asyncio.ensure_future(engine.store.create(new(1)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+
+    with watch.busy(engine.store):
+        asyncio.run(leave())
+    assert asyncio.run(engine.store.create(new(2))).is_new
+
+
+def test_closing_commits_what_waits(tmp_path: Path, watch: Watch) -> None:
+    engine = SQLite(tmp_path / "receiver.db")
+    engine.store.open()
+
+    async def last_words() -> None:
+        with watch.busy(engine.store):
+            waiting = asyncio.gather(*(engine.store.create(new(n)) for n in range(3)))
+            await asyncio.sleep(0)
+            closing = asyncio.get_running_loop().run_in_executor(None, engine.store.close)
+        await closing
+        await waiting
+
+    asyncio.run(last_words())
+    assert engine.rows("SELECT count(*) FROM predictions") == [(3,)]
+
+
+Count = Callable[[sqlite3.Connection, Sequence[int]], Sequence[int]]
+
+
+def refusing(code: int, name: str) -> Count:
+    """Make an operation that fails as SQLite does, once for every item above zero."""
+
+    def operation(_: sqlite3.Connection, items: Sequence[int]) -> Sequence[int]:
+        if any(items):
+            error = sqlite3.OperationalError(name)
+            error.sqlite_errorcode = code
+            raise error
+        return items
+
+    return operation
+
+
+@pytest.mark.parametrize(
+    ("name", "unavailable"),
+    [
+        ("SQLITE_FULL", True),
+        ("SQLITE_READONLY_DBMOVED", True),
+        ("SQLITE_IOERR_FSYNC", True),
+        ("SQLITE_BUSY_SNAPSHOT", True),
+        ("SQLITE_CANTOPEN", True),
+        ("SQLITE_CORRUPT", True),
+        ("SQLITE_NOTADB", True),
+        ("SQLITE_ERROR", False),
+        ("SQLITE_CONSTRAINT", False),
+        ("SQLITE_MISMATCH", False),
+        ("SQLITE_TOOBIG", False),
+    ],
+)
+async def test_trouble_with_the_disk_is_told_from_trouble_with_a_statement(
+    tmp_path: Path, name: str, *, unavailable: bool
+) -> None:
+    reports: list[StoreUnavailable | None] = []
+    connect = partial(
+        sqlite3.connect, tmp_path / "w.db", isolation_level=None, check_same_thread=False
+    )
+    writer = Writer(connect, reports.append)
+    writer.start()
+    operation = refusing(getattr(sqlite3, name), name)
+    try:
+        expected = StoreUnavailable if unavailable else sqlite3.OperationalError
+        for _ in range(2):
+            with pytest.raises(expected, match=name):
+                await writer.write(operation, 1)
+        assert await writer.write(operation, 0) == 0
+    finally:
+        writer.close()
+    assert [report is None for report in reports] == ([False, True] if unavailable else [])

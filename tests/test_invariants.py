@@ -1,0 +1,483 @@
+"""The twelve invariants of the design, each by its name, through the real app and a real file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import httpx
+import pytest
+
+from receiver import Context, Event, Retry, Skip, on
+from receiver.model import Decision
+from receiver.store.sqlite import SQLiteStore
+from receiver.store.values import Settlement, Wanted
+from tests.conftest import Disk, Start
+from tests.receiving import ENDS, PICTURE, Network, Station, breaks, eventually, write
+
+pytestmark = pytest.mark.anyio
+
+PUSHING = ["eachlabs", "fal"]
+TABLES = ("predictions", "callbacks", "events", "deliveries", "attempts")
+
+
+def books(station: Station) -> list[list[Any]]:
+    """Copy everything that is remembered, but for the count of repeats."""
+    dumps = [station.rows(f"SELECT * FROM {table} ORDER BY 1, 2") for table in TABLES]
+    dumps[1] = [row[:-1] for row in dumps[1]]
+    return dumps
+
+
+@pytest.mark.parametrize("provider", PUSHING)
+async def test_1_no_2xx_before_the_commit(start: Start, disk: Disk, provider: str) -> None:
+    async with start() as station:
+        sent = await station.submitted(provider)
+        disk.may_commit.clear()
+        answering = asyncio.create_task(station.push(sent))
+        await anyio.to_thread.run_sync(disk.commits_waiting.wait)
+        done, _ = await asyncio.wait({answering}, timeout=0.1)
+        assert not done
+        assert station.count("events") == 0
+        disk.may_commit.set()
+        answer = await answering
+        assert (answer.status_code, answer.json()) == (200, {"status": "accepted"})
+        assert station.count("events") == 1
+
+
+async def test_1_a_commit_that_fails_is_no_2xx(start: Start, disk: Disk) -> None:
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        disk.full = True
+        assert (await station.push(sent)).status_code == 503
+        disk.full = False
+        assert (await station.push(sent)).json() == {"status": "accepted"}
+
+
+class Test2NoHandlerCodeInsideACallbackRequest:
+    async def test_handlers_that_hang_hold_up_no_answer(self, start: Start) -> None:
+        entered = [asyncio.Event(), threading.Event()]
+        leave = threading.Event()
+        leave_too = asyncio.Event()
+
+        @on(name="hangs-async")
+        async def hang(_: Event) -> None:
+            entered[0].set()
+            await leave_too.wait()
+
+        @on(name="hangs-sync")
+        def block(_: Event) -> None:
+            entered[1].set()
+            leave.wait(10)
+
+        async with start(hang, block) as station:
+            for prompt in ("one", "two"):
+                sent = await station.submitted("eachlabs", prompt)
+                async with asyncio.timeout(1):
+                    answer = await station.push(sent)
+                assert answer.json() == {"status": "accepted"}
+                await eventually(lambda: all(event.is_set() for event in entered))
+            leave.set()
+            leave_too.set()
+
+    async def test_a_callback_is_answered_before_its_handler_is_called(self, start: Start) -> None:
+        during: list[int] = []
+
+        @on()
+        async def count(_: Event) -> None:
+            during.append(requests)
+
+        requests = 0
+        async with start(count) as station:
+            sent = await station.submitted("fal")
+            requests = 1
+            answer = await station.push(sent)
+            requests = 0
+            assert answer.status_code == 200
+            await eventually(lambda: during)
+        assert during == [0]
+
+
+class Test3NothingParsedBeforeItIsProvedOverTheRawBytes:
+    @pytest.mark.parametrize("provider", PUSHING)
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"not json",
+            b"[" * 100_000,
+            b'{"a":' * 50_000,
+            b"\xff\xfe\x00",
+            b'{"exec_id": 1e400}',
+            b"\xef\xbb\xbf{}",
+        ],
+        ids=["empty", "words", "deep", "deep-objects", "no-text", "huge-number", "bom"],
+    )
+    async def test_what_is_not_proved_is_refused_unread(
+        self, start: Start, provider: str, body: bytes
+    ) -> None:
+        async with start() as station:
+            sent = await station.submitted(provider)
+            before = books(station)
+            letter = write(station.network, sent, body=body)
+            letter.headers = [("content-type", "application/json")]
+            assert (await station.post(letter)).status_code == 401
+            assert books(station) == before
+
+    @pytest.mark.parametrize("provider", PUSHING)
+    @pytest.mark.parametrize(
+        "spell",
+        [
+            lambda content: json.dumps(content, indent=7),
+            lambda content: json.dumps(dict(reversed(content.items())), separators=(" , ", " : ")),
+            lambda content: "\r\n\t " + json.dumps(content) + " \n",
+            lambda content: json.dumps({**content, "größe": "\u2028"}, ensure_ascii=False),
+            lambda content: json.dumps(content).replace("status", "\\u0073tatus"),
+        ],
+        ids=["indented", "reordered", "padded", "unicode", "escaped"],
+    )
+    async def test_the_proof_holds_for_bytes_however_they_are_spelt(
+        self, start: Start, provider: str, spell: Callable[[dict[str, Any]], str]
+    ) -> None:
+        async with start() as station:
+            sent = await station.submitted(provider)
+            proved = write(station.network, sent)
+            body = spell(json.loads(proved.body)).encode()
+            answer = await station.push(sent, body=body)
+            assert answer.json() == {"status": "accepted"}
+            assert (await station.read(sent.prediction_id))["output"] == [{"url": PICTURE}]
+            stored = station.one("SELECT CAST(body AS BLOB) FROM callbacks")
+            assert stored == body
+
+    async def test_the_same_meaning_in_other_bytes_is_not_what_was_signed(
+        self, start: Start
+    ) -> None:
+        async with start() as station:
+            sent = await station.submitted("fal")
+            letter = write(station.network, sent)
+            letter.body += b" "
+            assert (await station.post(letter)).status_code == 401
+
+
+@pytest.mark.parametrize("provider", PUSHING)
+async def test_4_a_duplicate_is_a_2xx_and_no_new_row(start: Start, provider: str) -> None:
+    @on()
+    async def done(_: Event) -> None: ...
+
+    async with start(done) as station:
+        sent = await station.submitted(provider)
+        letter = write(station.network, sent)
+        assert (await station.post(letter)).json() == {"status": "accepted"}
+        await eventually(lambda: station.rows("SELECT 1 FROM deliveries WHERE state = 'done'"))
+        before = books(station)
+        again = write(station.network, sent, at=station.clock() + 20)
+        for one in (letter, letter, again):
+            answer = await station.post(one)
+            assert (answer.status_code, answer.json()) == (200, {"status": "duplicate"})
+        assert books(station) == before
+        assert station.one("SELECT repeats FROM callbacks") == 3
+
+
+@pytest.mark.parametrize("provider", PUSHING)
+@pytest.mark.parametrize("first", [True, False], ids=["succeeded", "failed"])
+async def test_5_terminal_states_absorb(start: Start, provider: str, first: bool) -> None:
+    async with start() as station:
+        sent = await station.submitted(provider)
+        await station.push(sent, ok=first)
+        before = await station.read(sent.prediction_id)
+        assert (await station.push(sent, ok=not first)).json() == {"status": "duplicate"}
+        assert await station.read(sent.prediction_id) == before
+        assert station.count("events") == 1
+        verdicts = station.rows("SELECT verdict, reason FROM callbacks ORDER BY verdict")
+        other = "failed" if first else "succeeded"
+        assert verdicts[1] == ("late", f"already {before['status']}, then told {other}")
+
+
+async def test_6_one_handlers_failure_never_delays_repeats_or_hides_anothers(start: Start) -> None:
+    ran: list[str] = []
+    leave = threading.Event()
+
+    @on(name="fails", timeout=5)
+    async def fail(_: Event, ctx: Context) -> None:
+        ran.append("fails")
+        if ctx.attempt < 3:
+            raise RuntimeError("on purpose")
+
+    @on(name="exits")
+    def leave_the_process(_: Event) -> None:
+        raise SystemExit(3)
+
+    @on(name="hangs")
+    def hang(_: Event) -> None:
+        leave.wait(10)
+
+    @on(name="skips")
+    async def skip(_: Event) -> None:
+        raise Skip("not for me")
+
+    @on(name="works")
+    async def work(_: Event) -> None:
+        ran.append("works")
+
+    async with start(
+        fail, leave_the_process, hang, skip, work, RECEIVER_RETRY_ATTEMPTS="3"
+    ) as station:
+        await station.push(await station.submitted("eachlabs"))
+        sql = "SELECT handler, state FROM deliveries"
+        settled = {"fails": "done", "exits": "dead", "skips": "skipped", "works": "done"}
+        await eventually(
+            lambda: dict(station.rows(sql)), lambda found: settled.items() <= found.items()
+        )
+        leave.set()
+        await eventually(lambda: dict(station.rows(sql))["hangs"] == "done")
+    assert (ran.count("fails"), ran.count("works")) == (3, 1)
+
+
+class Test7EveryLivingRowHasADueTimeAndSomeoneWhoWillLook:
+    LIVING = "status NOT IN ('succeeded', 'failed', 'canceled')"
+
+    async def test_every_state_a_submit_can_reach_is_looked_at(
+        self, start: Start, network: Network
+    ) -> None:
+        network.script("eachlabs.submit", breaks(httpx.ReadError))
+        async with start(RECEIVER_POLL_AFTER="0.02") as station:
+            for provider in ("eachlabs", "oxen", "fal", "eachlabs"):
+                await station.submit(provider, f"of {provider}")
+            polls = f"SELECT polls FROM predictions WHERE {self.LIVING}"
+            await eventually(
+                lambda: station.rows(polls),
+                lambda rows: len(rows) == 4 and all(count >= 2 for (count,) in rows),
+            )
+            assert station.rows(
+                f"SELECT id FROM predictions WHERE {self.LIVING} AND due_at IS NULL"
+            ) == []
+
+    async def test_a_row_that_was_left_submitting_is_looked_at(
+        self, start: Start, network: Network
+    ) -> None:
+        async with start() as station:
+            sent = await station.submitted("fal")
+        self._edit(station.database, "UPDATE predictions SET status = 'submitting', due_at = 1e12")
+        network.always("fal.poll", ENDS["fal.poll"])
+        async with start() as station:
+            found = await station.until(sent.prediction_id, "succeeded")
+            assert found["channel"] == "poll"
+
+    async def test_the_database_refuses_a_living_row_without_a_due_time(self, start: Start) -> None:
+        async with start() as station:
+            await station.submit("fal")
+        for change in ("due_at = NULL", "status = 'succeeded'", "status = 'failed'"):
+            with pytest.raises(sqlite3.IntegrityError):
+                self._edit(station.database, f"UPDATE predictions SET {change}")
+
+    @staticmethod
+    def _edit(database: Path, sql: str) -> None:
+        with closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute(sql)
+
+
+@pytest.mark.parametrize("channel", ["webhook", "sse", "poll", "sync"])
+async def test_8_pushed_streamed_and_polled_outcomes_take_one_door(
+    start: Start, network: Network, channel: str
+) -> None:
+    events: list[Event] = []
+
+    @on("succeeded")
+    async def keep(event: Event) -> None:
+        events.append(event)
+
+    async with start(keep, RECEIVER_POLL_AFTER="0.02" if channel == "poll" else "30") as station:
+        provider = "oxen" if channel == "sse" else "eachlabs"
+        prediction = await station.submit(
+            provider, metadata={"k": "v"}, mode="sync" if channel == "sync" else "queue"
+        )
+        if channel == "webhook":
+            await station.push(network.sent[0])
+        elif channel == "sse":
+            network.say(generation_id=network.sent[0].id, status="succeeded", url=PICTURE)
+        elif channel == "poll":
+            network.always("eachlabs.poll", ENDS["eachlabs.poll"])
+        found = await station.until(prediction["id"], "succeeded")
+        await eventually(lambda: events)
+        assert (found["channel"], found["output"]) == (channel, [{"url": PICTURE}])
+        assert station.rows("SELECT channel, verdict FROM callbacks") == [(channel, "accepted")]
+        assert station.rows("SELECT type, channel FROM events") == [
+            ("prediction.succeeded", channel)
+        ]
+        assert station.count("deliveries") == 1
+    (event,) = events
+    assert (event.channel, event.prediction.id) == (channel, prediction["id"])
+    assert event.prediction.metadata == {"k": "v"}
+    assert isinstance(event.raw, dict)
+
+
+class Test9AnAmbiguousSubmitIsNeverResentByItself:
+    @pytest.mark.parametrize("provider", ["oxen", *PUSHING])
+    @pytest.mark.parametrize("error", [httpx.ReadError, httpx.ReadTimeout, httpx.WriteError])
+    async def test_not_by_this_process_nor_the_next(
+        self,
+        start: Start,
+        network: Network,
+        provider: str,
+        error: type[httpx.TransportError],
+    ) -> None:
+        network.script(f"{provider}.submit", breaks(error))
+        async with start(RECEIVER_POLL_AFTER="0.02") as station:
+            prediction = await station.submit(provider)
+            assert prediction["status"] == "unconfirmed"
+            assert prediction["provider_id"] is None
+            await eventually(lambda: station.one("SELECT polls FROM predictions") >= 2)
+        async with start(RECEIVER_POLL_AFTER="0.02") as station:
+            polls = station.one("SELECT polls FROM predictions")
+            await eventually(lambda: station.one("SELECT polls FROM predictions") > polls)
+            assert (await station.read(prediction["id"]))["status"] == "unconfirmed"
+        assert network.count(f"{provider}.submit") == 1
+
+    async def test_not_when_the_process_stopped_while_it_was_under_way(
+        self, start: Start, network: Network
+    ) -> None:
+        async def taken_in_silence(request: httpx.Request) -> httpx.Response:
+            network.take("eachlabs", request)
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        network.script("eachlabs.submit", taken_in_silence)
+        async with start() as station:
+            submitting = asyncio.create_task(station.submit())
+            await eventually(lambda: network.sent)
+        await asyncio.gather(submitting, return_exceptions=True)
+        async with start() as station:
+            (sent,) = network.sent
+            assert (await station.read(sent.prediction_id))["status"] == "unconfirmed"
+            assert (await station.push(sent)).json() == {"status": "accepted"}
+            assert (await station.read(sent.prediction_id))["provider_id"] == sent.id
+        assert network.count("eachlabs.submit") == 1
+
+
+async def test_10_storage_down_is_503_never_4xx(start: Start, disk: Disk) -> None:
+    async with start() as station:
+        sent = await station.submitted("eachlabs", "before")
+        signed = await station.submitted("fal", "before, too")
+        disk.full = True
+        for answer in (
+            await station.push(sent),
+            await station.push(signed),
+            await station.http.get("/readyz"),
+            await station.http.post(
+                "/v1/predictions", json={"provider": "fal", "model": "a/b", "input": {}}
+            ),
+            await station.http.post(f"/v1/predictions/{sent.prediction_id}/replay"),
+            await station.http.post("/v1/deliveries/dlv_1/retry"),
+        ):
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.json()["type"] == "urn:receiver:problem:unavailable"
+        forged = write(station.network, sent)
+        forged.headers = []
+        assert (await station.post(forged)).status_code == 401
+        assert (await station.http.get("/healthz")).status_code == 200
+        disk.full = False
+        assert (await station.http.get("/readyz")).status_code == 200
+        assert (await station.push(sent)).json() == {"status": "accepted"}
+        assert (await station.push(signed)).json() == {"status": "accepted"}
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda path: path + "/",
+        lambda path: path + "//",
+        lambda path: "/" + path,
+        lambda path: path.replace("/eachlabs/", "//eachlabs/"),
+        lambda path: path.replace("/eachlabs/", "/eachlabs//"),
+        lambda path: path.replace("webhooks", "Webhooks"),
+        lambda path: path.replace("eachlabs", "Eachlabs"),
+        lambda path: path.upper(),
+        lambda path: path + "/more",
+        lambda path: path + "%2F",
+        lambda path: path + "%0A",
+        lambda path: path.rpartition("/")[0],
+        lambda path: path.rpartition("/")[0] + "/",
+        lambda _: "/webhooks",
+        lambda _: "/webhooks/",
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "GET", "HEAD", "PUT"])
+async def test_11_no_redirect_on_the_hook_path(
+    start: Start, spell: Callable[[str], str], method: str
+) -> None:
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        letter = write(station.network, sent)
+        url = httpx.URL("https://hooks.test").copy_with(raw_path=spell(letter.path).encode())
+        answer = await station.world.request(
+            method,
+            url,
+            content=letter.body,
+            headers=letter.headers,  # type: ignore[arg-type]
+        )
+        assert answer.status_code in {401, 404, 405}
+        assert "location" not in answer.headers
+        assert station.count("callbacks") == 0
+
+
+async def test_12_settling_twice_or_after_the_lease_was_lost_changes_nothing(
+    start: Start, tmp_path: Path
+) -> None:
+    @on(name="owed")
+    async def owed(_: Event) -> None:
+        raise Retry(after=100)
+
+    async with start(owed) as station:
+        await station.push(await station.submitted("eachlabs"))
+        await eventually(lambda: station.count("attempts"))
+    store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
+    store.open()
+    try:
+        now = station.clock() + 200
+        (first,) = await _claim(store, "first", now, lease=1)
+        # The lease runs out; another takes over and ends it.
+        await store.reclaim("second", now + 2)
+        (second,) = await _claim(store, "second", now + 2, lease=30)
+        again = Decision(state="pending", delay=5)
+        assert not await store.settle(_settlement(first, "first", again))
+        assert await store.settle(_settlement(second, "second", Decision(state="done")))
+        before = books(station)
+        for late in (
+            _settlement(second, "second", Decision(state="done")),
+            _settlement(second, "second", again),
+            _settlement(first, "first", Decision(state="dead", reason="too late")),
+            _settlement(first, "second", again),
+            _settlement(second, "first", again),
+        ):
+            assert not await store.settle(late)
+        assert books(station) == before
+    finally:
+        store.close()
+    assert station.rows("SELECT state, reason FROM deliveries") == [("done", "")]
+    assert station.count("attempts") == 2
+
+
+async def _claim(store: SQLiteStore, owner: str, now: float, lease: float) -> list[Any]:
+    wanted = Wanted(handler="owed", owner=owner, most=1, now=now, lease_until=now + lease)
+    return (await store.claim(wanted)).claims
+
+
+def _settlement(claim: Any, owner: str, decision: Decision) -> Settlement:
+    return Settlement(
+        id=claim.id,
+        owner=owner,
+        number=claim.number,
+        decision=decision,
+        result="done",
+        started_at=1.0,
+        ended_at=2.0,
+    )
+
+
