@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Literal, Protocol
@@ -29,8 +30,12 @@ _LONGEST_WAIT: Final = 60.0
 _SYNC_WAIT: Final = 60.0
 _LONGEST_KEY: Final = 255
 _LONGEST_NAME: Final = 300
+_LONGEST_LIMIT: Final = 9
 _DEEPEST: Final = 64
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost", "testclient"})
+_LOCAL_HOST: Final = re.compile(
+    r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE
+)
 _STATES: Final = ("pending", "running", "done", "skipped", "dead")
 
 # --- callbacks: the hot path ---------------------------------------------------------------------
@@ -368,7 +373,7 @@ def _is_local(request: Request) -> bool:
         client in _LOOPBACK
         and not forwarded
         and "origin" not in request.headers
-        and request.url.hostname in _LOOPBACK
+        and _LOCAL_HOST.fullmatch(request.headers.get("host", "")) is not None
     )
 
 
@@ -421,7 +426,8 @@ def _params(request: Request, *names: str) -> dict[str, str | None]:
 def _limit(text: str | None) -> int:
     if text is None:
         return 50
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:9]) <= 100:  # noqa: PLR2004
+    digits = text.isascii() and text.isdecimal() and len(text) <= _LONGEST_LIMIT
+    if not digits or not 1 <= int(text) <= 100:  # noqa: PLR2004
         raise Problem(422, "invalid-request", "limit must be 1 to 100")
     return int(text)
 

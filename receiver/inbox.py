@@ -19,7 +19,7 @@ import structlog
 
 from receiver.dispatch.registry import Registry
 from receiver.errors import Unproved, Unreadable
-from receiver.model import TERMINAL, Channel, Error, Outcome, OutcomeKind, Status, advance, new_id
+from receiver.model import TERMINAL, Channel, Error, Outcome, OutcomeKind, Status, advance
 from receiver.providers.base import Callback, Provider
 from receiver.store.values import Arrival, Known, Ruling, Taken
 from receiver.tokens import Tokens
@@ -238,7 +238,7 @@ class Inbox:
         return provider.authenticate(callback, now=now, keys=keys)
 
     def _judge(self, known: Known, arrival: Arrival) -> Ruling:
-        """Rule on an arrival; pure but for the ids it makes, and run inside the transaction."""
+        """Rule on an arrival; pure, and run inside the transaction."""
         if arrival.provider != known.provider or not _agrees(known, arrival):
             return Ruling(verdict="mismatch", status=known.status, reason="another's")
         verdict, status, reason = advance(known.status, known.provider_id, arrival.outcome)
@@ -249,11 +249,8 @@ class Inbox:
             verdict=verdict,
             status=status,
             reason=reason,
-            event_id=new_id("evt", arrival.at),
             event_type=event_type,  # type: ignore[arg-type] # a terminal status names an event type
-            deliveries=tuple(
-                (new_id("dlv", arrival.at), name) for name in self.match(known, event_type)
-            ),
+            handlers=tuple(self.match(known, event_type)),
         )
 
 

@@ -150,11 +150,11 @@ class Lane:
 
         An outcome that outruns the submit's answer ends the wait, and so does the end of the app.
         """
-        await self.begin()
-        task = self._sending.get(prediction_id)
-        if task is None:
-            return
         with self._inbox.waiters.watch(prediction_id) as news:
+            await self.begin()
+            task = self._sending.get(prediction_id)
+            if task is None:
+                return
             told = asyncio.create_task(news.wait())
             try:
                 await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)

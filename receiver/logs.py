@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any, Final, TextIO
 
 import msgspec
@@ -41,6 +42,7 @@ EVENTS: Final = frozenset(
         "handler.missing",
         "handler.attempt",
         "handler.stuck",
+        "step.unkept",
         "loop.blocked",
         "task.failed",
     }
@@ -53,9 +55,14 @@ SECRET_WORDS: Final = ("secret", "token", "authorization", "api_key", "signature
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Hide the value of every field whose name sounds like a secret."""
     for name in event:
-        if any(word in name.lower() for word in SECRET_WORDS):
+        if _sounds_secret(name):
             event[name] = "**********"
     return event
+
+
+@lru_cache(maxsize=1024)
+def _sounds_secret(name: str) -> bool:
+    return any(word in name.lower() for word in SECRET_WORDS)
 
 
 def configure(fmt: str | None, level: str, stream: TextIO | None = None) -> None:

@@ -16,6 +16,8 @@ from __future__ import annotations
 import secrets
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
+from hashlib import blake2s
 from typing import Any, Final, Literal
 
 import msgspec
@@ -294,6 +296,22 @@ def decide(attempt: int, failure: Failure, policy: Policy, chance: float) -> Dec
 def new_id(prefix: str, now: float) -> str:
     """Make an unguessable id that sorts by time: 48 bits of milliseconds, 80 bits of chance."""
     return f"{prefix}_{int(now * 1000):012x}{secrets.token_hex(10)}"
+
+
+def event_id(prediction_id: str) -> str:
+    """Name the event of a prediction: there is only ever one."""
+    return f"evt_{prediction_id[5:]}"
+
+
+@lru_cache(maxsize=1024)
+def handler_digest(handler: str) -> str:
+    """Shorten a handler's name for ids: 8 hex digits."""
+    return blake2s(handler.encode(), digest_size=4).hexdigest()
+
+
+def delivery_id(prediction_id: str, handler: str) -> str:
+    """Name the delivery of a prediction's event to a handler: there is only ever one."""
+    return f"dlv_{prediction_id[5:]}{handler_digest(handler)}"
 
 
 def utc(seconds: float) -> datetime:

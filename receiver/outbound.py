@@ -37,6 +37,7 @@ class Books(lanes.Books, overdue.Books, Protocol):
     """What outbound and its parts need of the store."""
 
     async def create(self, new: NewPrediction) -> Created: ...
+    async def hasten(self, provider: str, now: float) -> None: ...
     async def mark_cancel(self, prediction_id: str) -> None: ...
     async def prediction(self, prediction_id: str) -> Prediction | None: ...
 
@@ -91,6 +92,9 @@ class Outbound:
     async def start(self) -> None:
         for lane in self._lanes.values():
             await lane.recover()
+        # An earlier process may have died over a look, and callbacks have found nobody at home.
+        for name in self._lanes:
+            await self._store.hasten(name, self._clock())
         self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes.values()]
         self._tasks.append(asyncio.create_task(self._overdue.run()))
 
@@ -152,8 +156,10 @@ class Outbound:
                 "this Idempotency-Key was used for another request",
                 prediction_id=created.prediction_id,
             )
-        if created.is_new:
+        if created.is_new and mode == "queue":
             await lane.send_now(created.prediction_id)
+        elif created.is_new:
+            await lane.begin()  # a blocking call may take minutes: how long to wait is the caller's
         return await self._read(created.prediction_id)
 
     async def cancel(self, prediction_id: str) -> Prediction:

@@ -3,19 +3,20 @@ from __future__ import annotations
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+from structlog._config import BoundLoggerLazyProxy
 from structlog.testing import capture_logs
 
 from tests.receiving import Network, Station, receiving
 
 Start = Callable[..., AbstractAsyncContextManager[Station]]
-Logged = Sequence[MutableMapping[str, Any]]
+Logged = list[MutableMapping[str, Any]]
 
 
 @pytest.fixture
@@ -42,9 +43,9 @@ def start(tmp_path: Path, network: Network) -> Start:
 def logged() -> Iterator[Logged]:
     """Collect what is logged, whatever an earlier test configured."""
     structlog.reset_defaults()
-    for name, module in list(sys.modules.items()):
-        if name.startswith("receiver."):
-            getattr(module, "log", object()).__dict__.pop("bind", None)
+    for module in list(sys.modules.values()):
+        if isinstance(log := vars(module).get("log"), BoundLoggerLazyProxy):
+            vars(log).pop("bind", None)  # where structlog keeps what it caches
     with capture_logs() as lines:
         yield lines
 

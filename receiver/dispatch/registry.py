@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from receiver.errors import HandlerError
-from receiver.model import Policy
+from receiver.model import Policy, handler_digest
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -133,6 +133,11 @@ class Registry:
                 f"{handler.place}: the name {handler.name!r} is taken by the handler at "
                 f"{known.place}; give one of them its own by on(…, name=…)"
             )
+        for name in self.handlers.keys() - {handler.name}:
+            if handler_digest(name) == handler_digest(handler.name):
+                raise HandlerError(
+                    f"{handler.place}: rename {handler.name!r}: it clashes with {name!r}"
+                )
         self.handlers[handler.name] = handler
 
     @property
@@ -198,7 +203,8 @@ def on(
 
 def handlers_of(function: Callable[..., Any]) -> list[Handler]:
     """Give what `on` registered for a function, for apps that name functions instead of files."""
-    listed = getattr(function, "__globals__", {}).get(_ATTRIBUTE, [])
+    # What another decorator wraps was written where the innermost function was.
+    listed = getattr(inspect.unwrap(function), "__globals__", {}).get(_ATTRIBUTE, [])
     found = [handler for handler in listed if handler.function is function]
     if not found:
         raise HandlerError(f"{function!r} is no handler; decorate it with @on(…)")

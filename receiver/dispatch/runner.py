@@ -106,6 +106,7 @@ class Context:
     def once(self, key: str, step: Callable[[], Any]) -> Any:
         """Run a sub-step and remember its JSON result, so that a retry does not run it again.
 
+        A result that is no JSON is remembered, and given, as None.
         A crash after the step and before its result is stored repeats it: give the step
         `idempotency_key` where the other side can tell a repeat.
         """
@@ -150,7 +151,13 @@ class Context:
         known = await self._tools.memory.recall(self._claim.id, key)
         if known is not None:
             return msgspec.json.decode(known)
-        text = msgspec.json.encode(await _either(step)).decode()
+        result = await _either(step)
+        try:
+            text = msgspec.json.encode(result).decode()
+        except TypeError:
+            # Failing now would run the step again, which is what must not be.
+            self.log.warning("step.unkept", step=key, kind=type(result).__name__)
+            text = "null"
         await self._tools.memory.remember(self._claim.id, key, text)
         return msgspec.json.decode(text)
 

@@ -268,7 +268,7 @@ def _is_url(text: str) -> bool:
 def _file(value: dict[str, Any]) -> Output:
     fields: dict[str, Any] = {"url": value["url"]}
     for name, kinds in _FILE_FIELDS.items():
-        given = value.get(name)
+        given: Any = value.get(name)
         if type(given) in kinds and (isinstance(given, str) or abs(given) < _LARGEST_NUMBER):
             fields[name] = float(given) if float in kinds else given
     return Output(**fields)

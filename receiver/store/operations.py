@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from receiver.model import Status, new_id
+from receiver.model import Status, delivery_id, event_id
 from receiver.store import queries as q
 from receiver.store import rows as to
 from receiver.store.values import (
@@ -142,8 +142,8 @@ def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
         known[before.id] = msgspec.structs.replace(
             before, status=ruling.status, provider_id=provider_id
         )
-    handlers = tuple(handler for _, handler in ruling.deliveries)
-    return Taken(ruling.verdict, ruling.status, ruling.reason, ruling.event_id, handlers)
+    made = None if ruling.event_type is None else event_id(before.id)
+    return Taken(ruling.verdict, ruling.status, ruling.reason, made, ruling.handlers)
 
 
 class _Batch:
@@ -204,12 +204,10 @@ class _Batch:
                 arrival.at,
             )
         )
-        self._events.append(
-            (ruling.event_id, arrival.prediction_id, ruling.event_type, arrival.at, arrival.channel)
-        )
+        self._events.append((arrival.prediction_id, ruling.event_type, arrival.at, arrival.channel))
         self._deliveries.extend(
-            (delivery_id, ruling.event_id, handler, arrival.at)
-            for delivery_id, handler in ruling.deliveries
+            (delivery_id(arrival.prediction_id, name), arrival.prediction_id, name, arrival.at)
+            for name in ruling.handlers
         )
 
     def write(self, cx: sqlite3.Connection) -> None:
@@ -304,14 +302,16 @@ def _replay_one(
     match: Callable[[Known, str], Sequence[str]],
     now: float,
 ) -> Replayed:
-    event = cx.execute(q.SELECT_EVENT, (prediction_id,)).fetchone()
+    event = cx.execute(q.SELECT_EVENT_TYPE, (prediction_id,)).fetchone()
     if event is None:
         return Replayed(None)
-    event_id, event_type = event
     known = _known(cx, [prediction_id])[prediction_id]
-    rows = [(new_id("dlv", now), event_id, name, now) for name in match(known, event_type)]
+    rows = [
+        (delivery_id(prediction_id, name), prediction_id, name, now)
+        for name in match(known, event[0])
+    ]
     owed = cx.execute(q.REPLAY_DELIVERIES, {"rows": _text(rows)}).fetchall()
-    cx.execute(q.FORGET_STEPS, {"rows": _text([delivery_id for delivery_id, _ in owed])})
+    cx.execute(q.FORGET_STEPS, {"rows": _text([row[0] for row in owed])})
     return Replayed(len(owed), tuple(handler for _, handler in owed))
 
 

@@ -186,18 +186,20 @@ WHERE id = :id AND status NOT IN ({_TERMINAL})
 """  # noqa: S608
 
 INSERT_EVENTS: Final = """
-INSERT INTO events (id, prediction_id, type, time, channel)
+INSERT INTO events (prediction_id, type, time, channel)
 SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-       json_extract(value, '$[3]'), json_extract(value, '$[4]')
+       json_extract(value, '$[3]')
 FROM json_each(:rows)
 """
 
-INSERT_DELIVERIES: Final = """
-INSERT INTO deliveries (id, event_id, handler, state, due_at, created_at)
+_DELIVERIES: Final = """
+INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at)
 SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
        'pending', json_extract(value, '$[3]'), json_extract(value, '$[3]')
-FROM json_each(:rows)
+FROM json_each(:rows) WHERE true
 """
+
+INSERT_DELIVERIES: Final = _DELIVERIES
 
 # --- deliveries ---
 
@@ -207,11 +209,11 @@ SELECT json_group_array(json_array(
     p.id, p.provider, p.model, p.status, p.mode, p.input, p.metadata, p.provider_id, p.output,
     p.error_code, p.error_message, p.channel, p.parent_id, p.created_at, p.submitted_at,
     p.completed_at, CASE typeof(c.body) WHEN 'text' THEN c.body END))
-FROM (SELECT id, event_id, attempts, round, claims FROM deliveries
+FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
       WHERE handler = :handler AND state = 'pending' AND due_at <= :now
       ORDER BY due_at LIMIT :most) d
-JOIN events e ON e.id = d.event_id
-JOIN predictions p ON p.id = e.prediction_id
+JOIN events e ON e.prediction_id = d.prediction_id
+JOIN predictions p ON p.id = d.prediction_id
 LEFT JOIN callbacks c ON c.prediction_id = p.id AND c.verdict = 'accepted'
 """
 
@@ -273,17 +275,10 @@ WHERE state = 'running' AND owner <> :owner AND (lease_until <= :now OR :everyon
 RETURNING handler
 """
 
-SELECT_EVENT: Final = """
-SELECT e.id, e.type
-FROM events e WHERE e.prediction_id = ?
-"""
+SELECT_EVENT_TYPE: Final = "SELECT type FROM events WHERE prediction_id = ?"
 
-REPLAY_DELIVERIES: Final = """
-INSERT INTO deliveries (id, event_id, handler, state, due_at, created_at)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-       'pending', json_extract(value, '$[3]'), json_extract(value, '$[3]')
-FROM json_each(:rows) WHERE true
-ON CONFLICT (event_id, handler) DO UPDATE
+REPLAY_DELIVERIES: Final = f"""{_DELIVERIES}
+ON CONFLICT (id) DO UPDATE
 SET state = 'pending', due_at = excluded.due_at, ended_at = NULL, attempts = 0, round = round + 1,
     reason = 'replayed'
 WHERE state IN ('done', 'skipped', 'dead')
@@ -304,19 +299,21 @@ UPDATE deliveries SET due_at = :now WHERE id = :id AND state = 'pending' RETURNI
 """
 
 LIST_DELIVERIES: Final = """
-SELECT d.id, d.event_id, e.prediction_id, d.handler, d.state, d.attempts, d.reason, d.created_at,
+SELECT d.id, d.event_id, d.prediction_id, d.handler, d.state, d.attempts, d.reason, d.created_at,
        d.due_at, d.ended_at,
        (SELECT json_group_array(json_object('number', a.number, 'started_at', a.started_at,
             'ended_at', a.ended_at, 'result', a.result, 'reason', a.reason))
         FROM attempts a WHERE a.delivery_id = d.id)
-FROM deliveries d JOIN events e ON e.id = d.event_id {where}
+FROM deliveries d {where}
 ORDER BY d.id DESC LIMIT :limit
 """
 
 DELIVERY_CLAUSES: Final = {
     "state": "d.state = :state",
     "handler": "d.handler = :handler",
-    "prediction": "e.prediction_id = :prediction",
+    # All ids of a prediction's deliveries start alike, which the primary key can find.
+    "prediction": "d.id > 'dlv_' || substr(:prediction, 6) "
+    "AND d.id < 'dlv_' || substr(:prediction, 6) || '~'",
     "id": "d.id = :id",
     "cursor": "d.id < :cursor",
 }

@@ -51,6 +51,7 @@ CREATE INDEX predictions_due ON predictions (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX predictions_living ON predictions (provider, status, id) WHERE due_at IS NOT NULL;
 CREATE INDEX predictions_unsuccessful ON predictions (status, id) WHERE error_code IS NOT NULL;
 
+-- The evidence; a prediction may be unknown here, as what is proved is kept whatever it is about.
 CREATE TABLE callbacks (
     prediction_id TEXT NOT NULL,
     channel       TEXT NOT NULL,
@@ -62,42 +63,45 @@ CREATE TABLE callbacks (
     reason        TEXT NOT NULL,
     repeats       INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (prediction_id, channel, digest)
-);
-CREATE UNIQUE INDEX callbacks_accepted ON callbacks (prediction_id) WHERE verdict = 'accepted';
+) WITHOUT ROWID;
 
+-- In the order of their commits. An event is named after its prediction: there is never another.
 CREATE TABLE events (
-    id            TEXT PRIMARY KEY,
+    seq           INTEGER PRIMARY KEY,
     prediction_id TEXT NOT NULL UNIQUE REFERENCES predictions (id),
+    id            TEXT GENERATED ALWAYS AS ('evt_' || substr(prediction_id, 6)) VIRTUAL,
     type          TEXT NOT NULL CHECK (type IN ('prediction.succeeded', 'prediction.failed',
                       'prediction.canceled')),
     time          REAL NOT NULL,
     channel       TEXT
 );
 
+-- A delivery is named after its event and its handler, so the primary key forbids a second one.
 CREATE TABLE deliveries (
-    id          TEXT PRIMARY KEY,
-    event_id    TEXT NOT NULL REFERENCES events (id),
-    handler     TEXT NOT NULL,
-    state       TEXT NOT NULL CHECK (state IN ('pending', 'running', 'done', 'skipped', 'dead')),
-    attempts    INTEGER NOT NULL DEFAULT 0,
-    round       INTEGER NOT NULL DEFAULT 0,
-    claims      INTEGER NOT NULL DEFAULT 0,
-    due_at      REAL,
-    owner       TEXT,
-    lease_until REAL,
-    created_at  REAL NOT NULL,
-    ended_at    REAL,
-    reason      TEXT NOT NULL DEFAULT '',
-    UNIQUE (event_id, handler),
+    id            TEXT PRIMARY KEY,
+    prediction_id TEXT NOT NULL REFERENCES events (prediction_id),
+    event_id      TEXT GENERATED ALWAYS AS ('evt_' || substr(prediction_id, 6)) VIRTUAL,
+    handler       TEXT NOT NULL,
+    state         TEXT NOT NULL CHECK (state IN ('pending', 'running', 'done', 'skipped', 'dead')),
+    attempts      INTEGER NOT NULL DEFAULT 0,
+    round         INTEGER NOT NULL DEFAULT 0,
+    claims        INTEGER NOT NULL DEFAULT 0,
+    due_at        REAL,
+    owner         TEXT,
+    lease_until   REAL,
+    created_at    REAL NOT NULL,
+    ended_at      REAL,
+    reason        TEXT NOT NULL DEFAULT '',
+    CONSTRAINT a_name_is_of_its_event CHECK (substr(id, 5, 32) = substr(prediction_id, 6)),
     CONSTRAINT a_pending_delivery_is_due CHECK ((state = 'pending') = (due_at IS NOT NULL)),
     CONSTRAINT a_running_delivery_is_claimed CHECK ((state = 'running') = (owner IS NOT NULL)),
     CONSTRAINT a_claim_expires CHECK ((owner IS NULL) = (lease_until IS NULL)),
     CONSTRAINT an_ended_delivery_has_a_time
         CHECK ((state IN ('done', 'skipped', 'dead')) = (ended_at IS NOT NULL))
-);
+) WITHOUT ROWID;
 CREATE INDEX deliveries_pending ON deliveries (handler, due_at) WHERE state = 'pending';
 CREATE INDEX deliveries_running ON deliveries (lease_until) WHERE state = 'running';
-CREATE INDEX deliveries_open_or_dead ON deliveries (state, id) WHERE state <> 'done';
+CREATE INDEX deliveries_failed ON deliveries (state, id) WHERE state IN ('skipped', 'dead');
 
 CREATE TABLE attempts (
     delivery_id TEXT NOT NULL REFERENCES deliveries (id),

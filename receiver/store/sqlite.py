@@ -21,6 +21,7 @@ from receiver.model import (
 from receiver.store import operations
 from receiver.store import queries as q
 from receiver.store import rows as to
+from receiver.store.checkpoint import LAST_RESORT, Checkpointer
 from receiver.store.schema import MIGRATIONS
 from receiver.store.values import (
     Arrival,
@@ -54,7 +55,8 @@ class SQLiteStore:
     def __init__(self, path: str, report: Callable[[StoreUnavailable | None], None]) -> None:
         self._path = path
         self._lock = _FileLock(path)
-        self._writer = Writer(partial(_connect, path), report)
+        self._checkpointer = Checkpointer(partial(_open, path))
+        self._writer = Writer(partial(_connect, path), report, self._checkpointer.dirty.set)
         self._local = threading.local()
         self._reading: list[sqlite3.Connection] = []
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="receiver-reader")
@@ -64,6 +66,7 @@ class SQLiteStore:
         try:
             self._lock.acquire()
             self._writer.start()
+            self._checkpointer.start()
         except StoreUnusable:
             self._lock.release()
             raise
@@ -76,6 +79,7 @@ class SQLiteStore:
 
     def close(self) -> None:
         """Commit what waits and give the file free."""
+        self._checkpointer.close()
         self._writer.close()
         self._readers.shutdown()
         for connection in self._reading:
@@ -272,6 +276,7 @@ def _connect(path: str) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {LAST_RESORT}")
         _migrate(connection, path)
     except BaseException:
         connection.close()

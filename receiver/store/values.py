@@ -90,10 +90,10 @@ class Ruling(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     status: Status
     reason: str
-    event_id: str | None = None
     event_type: EventType | None = None
-    deliveries: tuple[tuple[str, str], ...] = ()
-    """(delivery id, handler name) for every handler that matches."""
+    """Set if, and only if, the verdict is `accepted`."""
+    handlers: tuple[str, ...] = ()
+    """Those to whom the event is owed."""
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):

@@ -53,14 +53,19 @@ class _Work:
 
 
 class Writer:
-    """Owns the one writing connection; `report` hears when writing stops and starts to work."""
+    """Owns the one writing connection.
+
+    `report` hears when writing stops and starts to work, `committed` of every commit.
+    """
 
     def __init__(
         self,
         connect: Callable[[], sqlite3.Connection],
         report: Callable[[StoreUnavailable | None], None],
+        committed: Callable[[], None] = lambda: None,
     ) -> None:
         self._connect = connect
+        self._committed = committed
         self._report = report
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._connection: sqlite3.Connection | None = None
@@ -135,6 +140,7 @@ class Writer:
                 answers = operation(self._connection, [work.item for work in works])
                 results.extend(zip(works, answers, strict=True))
             self._connection.execute("COMMIT")
+            self._committed()
         except BaseException:
             self._roll_back(self._connection)
             raise

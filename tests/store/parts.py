@@ -137,7 +137,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 
 def pred(number: int) -> str:
-    return f"pred_{number:04d}"
+    return f"pred_{number:032d}"
 
 
 def new(number: int, **given: Any) -> NewPrediction:
@@ -180,9 +180,8 @@ def judge(*handlers: str) -> Callable[[Known, Arrival], Ruling]:
             verdict=verdict,
             status=status,
             reason=reason,
-            event_id=f"evt_{known.id}",
             event_type=f"prediction.{status}",  # type: ignore[arg-type]
-            deliveries=tuple((f"dlv_{known.id}_{name}", name) for name in handlers),
+            handlers=handlers,
         )
 
     return rule

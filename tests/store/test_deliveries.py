@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from receiver.model import DONE, Decision
+from receiver.model import DONE, Decision, delivery_id
 from receiver.store.values import Known
 
 from .parts import (
@@ -25,7 +25,7 @@ from .parts import (
 
 pytestmark = pytest.mark.anyio
 
-GREET = f"dlv_{pred(1)}_greet"
+GREET = delivery_id(pred(1), "greet")
 
 
 def greet_only(_known: Known, _type: str) -> list[str]:
@@ -83,7 +83,7 @@ async def test_the_longest_due_is_claimed_first(store: Store) -> None:
     for number, at in ((1, NOW + 3), (2, NOW + 1), (3, NOW + 2)):
         await ended(store, number, "greet", at=at)
     order = [(await store.claim(wanted(most=1))).claims[0].id for _ in range(3)]
-    assert order == [f"dlv_{pred(number)}_greet" for number in (2, 3, 1)]
+    assert order == [delivery_id(pred(number), "greet") for number in (2, 3, 1)]
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ async def test_a_step_keeps_its_first_result(store: Store) -> None:
         ({"handler": "b"}, 3),
         ({"prediction": pred(1)}, 2),
         ({"prediction": pred(1), "handler": "b", "state": None}, 1),
-        ({"id": f"dlv_{pred(2)}_a"}, 1),
+        ({"id": delivery_id(pred(2), "a")}, 1),
         ({"id": "dlv_none"}, 0),
     ],
 )

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from receiver.model import delivery_id
 from receiver.store.schema import MIGRATIONS
 
-from .parts import NOW, SQLite
+from .parts import NOW, SQLite, pred
 
 PREDICTION: dict[str, Any] = {
-    "id": "pred_1",
+    "id": pred(1),
     "provider": "fal",
     "model": "m",
     "mode": "queue",
@@ -26,21 +27,20 @@ PREDICTION: dict[str, Any] = {
 END: dict[str, Any] = {"due_at": None, "completed_at": NOW}
 SUCCESS: dict[str, Any] = {**END, "status": "succeeded", "output": "[]"}
 DELIVERY: dict[str, Any] = {
-    "id": "dlv_1",
-    "event_id": "evt_1",
+    "id": delivery_id(pred(1), "greet"),
+    "prediction_id": pred(1),
     "handler": "greet",
     "state": "pending",
     "due_at": NOW,
     "created_at": NOW,
 }
 EVENT: dict[str, Any] = {
-    "id": "evt_1",
-    "prediction_id": "pred_1",
+    "prediction_id": pred(1),
     "type": "prediction.succeeded",
     "time": NOW,
 }
 CALLBACK: dict[str, Any] = {
-    "prediction_id": "pred_1",
+    "prediction_id": pred(1),
     "channel": "webhook",
     "digest": "d1",
     "received_at": NOW,
@@ -50,14 +50,14 @@ CALLBACK: dict[str, Any] = {
     "reason": "",
 }
 ATTEMPT: dict[str, Any] = {
-    "delivery_id": "dlv_1",
+    "delivery_id": delivery_id(pred(1), "greet"),
     "number": 1,
     "started_at": NOW,
     "ended_at": NOW,
     "result": "done",
     "reason": "",
 }
-STEP: dict[str, Any] = {"delivery_id": "dlv_1", "key": "k", "result": "1"}
+STEP: dict[str, Any] = {"delivery_id": delivery_id(pred(1), "greet"), "key": "k", "result": "1"}
 
 
 @pytest.fixture
@@ -85,17 +85,18 @@ def insert(connection: sqlite3.Connection, table: str, row: dict[str, Any]) -> N
 
 
 def prediction(**given: Any) -> tuple[str, dict[str, Any]]:
-    return "predictions", {**PREDICTION, "id": "pred_2", **given}
+    return "predictions", {**PREDICTION, "id": pred(2), **given}
 
 
 def delivery(**given: Any) -> tuple[str, dict[str, Any]]:
-    return "deliveries", {**DELIVERY, "id": "dlv_2", "handler": "other", **given}
+    named = {"id": delivery_id(pred(1), "other"), "handler": "other"}
+    return "deliveries", {**DELIVERY, **named, **given}
 
 
 CLAIMED: dict[str, Any] = {"state": "running", "due_at": None, "owner": "me", "lease_until": NOW}
 
 FORBIDDEN = {
-    "a prediction twice": (prediction(id="pred_1"), "predictions.id"),
+    "a prediction twice": (prediction(id=pred(1)), "predictions.id"),
     "an unknown status": (prediction(status="lost"), "status"),
     "an unknown mode": (prediction(mode="fast"), "mode"),
     "an unknown channel": (prediction(channel="pigeon"), "channel"),
@@ -128,22 +129,29 @@ FORBIDDEN = {
         "predictions.idempotency_key",
     ),
     "a second event of a prediction": (
-        ("events", {**EVENT, "id": "evt_2"}),
+        ("events", EVENT),
         "events.prediction_id",
     ),
     "an event of nothing": (
-        ("events", {**EVENT, "id": "evt_2", "prediction_id": "pred_x"}),
+        ("events", {**EVENT, "prediction_id": pred(3)}),
         "FOREIGN KEY",
     ),
     "an event that is no end": (
-        ("events", {**EVENT, "id": "evt_2", "type": "prediction.processing"}),
+        ("events", {**EVENT, "type": "prediction.processing"}),
         "type",
     ),
     "a second delivery of an event to a handler": (
-        delivery(handler="greet"),
-        "deliveries.event_id, deliveries.handler",
+        ("deliveries", DELIVERY),
+        "deliveries.id",
     ),
-    "a delivery of nothing": (delivery(event_id="evt_x"), "FOREIGN KEY"),
+    "a delivery of nothing": (
+        delivery(id=delivery_id(pred(3), "greet"), prediction_id=pred(3)),
+        "FOREIGN KEY",
+    ),
+    "a delivery under another's name": (
+        delivery(id=delivery_id(pred(3), "greet")),
+        "a_name_is_of_its_event",
+    ),
     "an unknown state": (delivery(state="lost"), "state"),
     "a pending delivery that is never due": (
         delivery(due_at=None),
@@ -174,10 +182,6 @@ FORBIDDEN = {
     "the same callback twice": (
         ("callbacks", {**CALLBACK, "verdict": "late"}),
         "callbacks.digest",
-    ),
-    "two callbacks that were the end": (
-        ("callbacks", {**CALLBACK, "digest": "d2"}),
-        "callbacks.prediction_id",
     ),
     "the same attempt twice": (("attempts", ATTEMPT), "attempts.number"),
     "an attempt of nothing": (("attempts", {**ATTEMPT, "delivery_id": "x"}), "FOREIGN KEY"),

@@ -1,0 +1,185 @@
+"""Dispatch under test: real lanes on a real store, with a clock and a pace of the test's own."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import httpx
+
+from receiver.dispatch.embedded import Dispatch, Pace
+from receiver.dispatch.registry import Registry, handlers_of
+from receiver.dispatch.runner import Tools
+from receiver.model import Mode, Outcome, Output, Policy, Prediction, Status, utc
+from receiver.store.sqlite import SQLiteStore
+from receiver.store.values import Arrival, Delivery, NewPrediction, Ruling
+
+T = TypeVar("T")
+
+PATIENCE: Final = 10.0
+POLICY: Final = Policy(attempts=3, base=0.0, cap=0.0)
+BRISK: Final = Pace(lease=30.0, beat=0.05, nap=0.2, drain=2.0)
+
+
+class Clock:
+    """Tells the time, ahead of the real one by as much as a test says."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+@dataclass
+class Submits:
+    """Stands for outbound: the same key gives the same prediction."""
+
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    made: dict[str, Prediction] = field(default_factory=dict)
+
+    async def __call__(
+        self,
+        provider: str,
+        model: str,
+        input: dict[str, Any],  # noqa: A002 - the API's own word
+        *,
+        metadata: dict[str, Any],
+        mode: Mode,
+        parent_id: str,
+        idempotency_key: str,
+    ) -> Prediction:
+        self.asked.append({"metadata": metadata, "parent_id": parent_id, "key": idempotency_key})
+        prediction = Prediction(
+            id=f"pred_next_{len(self.made)}",
+            provider=provider,
+            model=model,
+            status=Status.QUEUED,
+            mode=mode,
+            input=input,
+            metadata=metadata,
+            parent_id=parent_id,
+            created_at=utc(0),
+        )
+        return self.made.setdefault(idempotency_key, prediction)
+
+
+class Dispatching:
+    """One receiver's store and handlers, and how to owe them something."""
+
+    def __init__(self, path: Path, functions: Sequence[Callable[..., Any]], pace: Pace) -> None:
+        self.reports: list[object] = []
+        self.store = SQLiteStore(str(path), self.reports.append)
+        self.registry = Registry()
+        for function in functions:
+            for handler in handlers_of(function):
+                self.registry.add(handler)
+        self.clock = Clock()
+        self.submits = Submits()
+        self.http = httpx.AsyncClient()
+        self.pace = pace
+        self.dispatch = self.another("me")
+        self._count = 0
+
+    def another(self, owner: str, pace: Pace | None = None, store: Any = None) -> Dispatch:
+        """Make a dispatch of another owner on the same rows."""
+        return Dispatch(
+            store or self.store,
+            self.registry,
+            Tools(self.store, self.submits, self.http, self.http),
+            owner=owner,
+            policy=POLICY,
+            clock=self.clock,
+            chance=lambda: 0.5,
+            pace=pace or self.pace,
+        )
+
+    async def owe(self, *handlers: str, metadata: dict[str, Any] | None = None) -> str:
+        """End a new prediction, and wake whoever is owed its event; give its id."""
+        self._count += 1
+        prediction_id = f"pred_{self._count:032d}"
+        names = handlers or tuple(self.registry.handlers)
+        await self.store.create(
+            NewPrediction(
+                id=prediction_id,
+                provider="fal",
+                model="fal-ai/flux",
+                mode="queue",
+                input={},
+                metadata=metadata or {},
+                created_at=self.clock(),
+            )
+        )
+        await self.store.accept(
+            Arrival(
+                prediction_id=prediction_id,
+                provider="fal",
+                channel="webhook",
+                outcome=Outcome(kind="succeeded", output=[Output(url="https://x.example/1.png")]),
+                at=self.clock(),
+                judge=lambda _known, _arrival: _succeeded(names),
+                body=b'{"status": "OK"}',
+            )
+        )
+        self.dispatch.wake(names)
+        return prediction_id
+
+    async def delivery(self, prediction_id: str, handler: str) -> Delivery:
+        found = await self.store.deliveries(10, prediction=prediction_id, handler=handler)
+        delivery: Delivery = found.data[0]
+        return delivery
+
+    async def ends(self, prediction_id: str, handler: str, *states: str) -> Delivery:
+        """Wait until a delivery is in one of `states`; by default, at its end."""
+        wanted = states or ("done", "skipped", "dead")
+        async with asyncio.timeout(PATIENCE):
+            while (delivery := await self.delivery(prediction_id, handler)).state not in wanted:
+                await asyncio.sleep(0.01)
+        return delivery
+
+    async def replay(self, prediction_id: str) -> None:
+        names = list(self.registry.handlers)
+        replayed = await self.store.replay(prediction_id, lambda *_: names, self.clock())
+        self.dispatch.wake(replayed.handlers)
+
+
+def _succeeded(handlers: Sequence[str]) -> Ruling:
+    return Ruling(
+        verdict="accepted",
+        status=Status.SUCCEEDED,
+        reason="",
+        event_type="prediction.succeeded",
+        handlers=tuple(handlers),
+    )
+
+
+@asynccontextmanager
+async def dispatching(
+    path: Path, *functions: Callable[..., Any], pace: Pace = BRISK, start: bool = True
+) -> AsyncIterator[Dispatching]:
+    """Run the handlers of `functions` until the block is left."""
+    running = Dispatching(path, functions, pace)
+    running.store.open()
+    try:
+        if start:
+            await running.dispatch.start()
+        yield running
+        if start:
+            await running.dispatch.stop()
+    finally:
+        await running.http.aclose()
+        running.store.close()
+
+
+async def eventually(condition: Callable[[], Any]) -> None:
+    """Wait until something holds; give it PATIENCE."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            found = condition()
+            if await found if inspect.isawaitable(found) else found:
+                return
+            await asyncio.sleep(0.01)

@@ -1,0 +1,733 @@
+"""Handlers run from what the store owes, each in a lane that shares nothing with another's."""
+
+import asyncio
+import threading
+from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver import Context, Dead, Event, Retry, Skip, on
+from receiver.dispatch.embedded import Dispatch, new_owner
+from receiver.errors import StoreUnavailable
+from receiver.model import delivery_id
+from receiver.store.values import Wanted
+
+from .parts import BRISK, PATIENCE, POLICY, dispatching, eventually
+
+pytestmark = pytest.mark.anyio
+
+Logged = Sequence[MutableMapping[str, Any]]
+
+
+def named(logged: Logged, event: str) -> list[MutableMapping[str, Any]]:
+    return [line for line in logged if line["event"] == event]
+
+
+async def test_an_owed_event_reaches_its_handlers_whether_async_or_plain(path: Path) -> None:
+    seen: list[tuple[str, str]] = []
+
+    async def on_the_loop(event: Event, ctx: Context) -> None:
+        seen.append((event.prediction.id, ctx.idempotency_key))
+
+    def in_a_thread(event: Event) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        seen.append((event.prediction.id, event.type))
+
+    def makes_a_coroutine(event: Event) -> Any:
+        async def later() -> None:
+            seen.append((event.prediction.id, "later"))
+
+        return later()
+
+    functions = [on(name=f.__name__)(f) for f in (on_the_loop, in_a_thread, makes_a_coroutine)]
+    async with dispatching(path, *functions) as running:
+        prediction = await running.owe()
+        for function in functions:
+            delivery = await running.ends(prediction, function.__name__)
+            assert (delivery.state, delivery.attempts, delivery.reason) == ("done", 1, "")
+            assert [attempt["result"] for attempt in delivery.history] == ["done"]
+    assert {prediction_id for prediction_id, _ in seen} == {prediction}
+    assert {what for _, what in seen} == {
+        delivery_id(prediction, "on_the_loop"),
+        "prediction.succeeded",
+        "later",
+    }
+
+
+class Unsayable(Exception):
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+class Strange(BaseException):
+    pass
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def fails(_: Event) -> None:
+        raise error
+
+    return fails
+
+
+def raising_async(error: BaseException) -> Callable[..., Any]:
+    async def fails(_: Event) -> None:
+        raise error
+
+    return fails
+
+
+def raising_later(error: BaseException) -> Callable[..., Any]:
+    async def later() -> None:
+        raise error
+
+    def fails(_: Event) -> Any:
+        return later()
+
+    return fails
+
+
+def raising_in_once(error: BaseException) -> Callable[..., Any]:
+    async def step() -> None:
+        raise error
+
+    def fails(_: Event, ctx: Context) -> None:
+        ctx.once("step", step)
+
+    return fails
+
+
+OTHER_ENDS: list[tuple[BaseException, str, str, str]] = [
+    (ValueError("no luck"), "dead", "error", "ValueError: no luck"),
+    (ValueError(), "dead", "error", "ValueError: ValueError"),
+    (ValueError("half a character: \udce9"), "dead", "error", "half a character: \\udce9"),
+    (ValueError("x" * 9000), "dead", "error", "x" * 500),
+    (Unsayable(), "dead", "error", "Unsayable: Unsayable"),
+    (Skip("not mine"), "skipped", "skip", "not mine"),
+    (Skip(), "skipped", "skip", "Skip"),
+    (Dead("never"), "dead", "dead", "never"),
+    (Retry(after=0), "dead", "retry", "the handler asked"),
+    (SystemExit(3), "dead", "error", "SystemExit: 3"),
+    (KeyboardInterrupt(), "dead", "error", "KeyboardInterrupt"),
+    (StopIteration(1), "dead", "error", "StopIteration"),
+    (GeneratorExit(), "dead", "error", "GeneratorExit"),
+    (asyncio.CancelledError(), "dead", "error", "ancel"),
+    (Strange("odd"), "dead", "error", "odd"),
+]
+
+
+@pytest.mark.parametrize("make", [raising, raising_async, raising_later, raising_in_once])
+@pytest.mark.parametrize(
+    ("error", "state", "result", "reason"),
+    OTHER_ENDS,
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+async def test_whatever_a_handler_raises_ends_its_attempt_and_nothing_else(
+    path: Path,
+    make: Callable[[BaseException], Callable[..., Any]],
+    error: BaseException,
+    state: str,
+    result: str,
+    reason: str,
+) -> None:
+    done = threading.Event()
+
+    def neighbour(_: Event) -> None:
+        done.set()
+
+    fails = on(name="fails", retry=Retry(attempts=2))(make(error))
+    async with dispatching(path, fails, on(name="neighbour")(neighbour)) as running:
+        prediction = await running.owe()
+        delivery = await running.ends(prediction, "fails")
+        assert (await running.ends(prediction, "neighbour")).state == "done"
+    assert delivery.state == state
+    assert reason in delivery.reason
+    attempts = 1 if result in {"skip", "dead"} else 2
+    assert [attempt["result"] for attempt in delivery.history] == [result] * attempts
+    assert done.is_set()
+
+
+async def test_a_handler_is_tried_again_until_it_succeeds(path: Path, logged: Logged) -> None:
+    attempts: list[int] = []
+
+    async def flaky(_: Event, ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+        if ctx.attempt < 3:
+            raise RuntimeError("not yet")
+
+    async with dispatching(path, on(name="flaky")(flaky)) as running:
+        delivery = await running.ends(await running.owe(), "flaky")
+    assert attempts == [1, 2, 3]
+    assert [attempt["result"] for attempt in delivery.history] == ["error", "error", "done"]
+    assert [attempt["number"] for attempt in delivery.history] == [1, 2, 3]
+    lines = named(logged, "handler.attempt")
+    assert [(line["attempt"], line["state"], line["log_level"]) for line in lines] == [
+        (1, "pending", "warning"),
+        (2, "pending", "warning"),
+        (3, "done", "info"),
+    ]
+    assert isinstance(lines[0]["exc_info"], RuntimeError)
+
+
+async def test_the_policy_of_the_app_bounds_what_a_handler_does_not(path: Path) -> None:
+    def hopeless(_: Event) -> None:
+        raise RuntimeError("never")
+
+    async with dispatching(path, on(name="hopeless")(hopeless)) as running:
+        delivery = await running.ends(await running.owe(), "hopeless")
+    assert (delivery.state, len(delivery.history)) == ("dead", POLICY.attempts)
+
+
+async def test_a_handler_says_when_to_come_again(path: Path) -> None:
+    calls: list[int] = []
+
+    def patient(_: Event, ctx: Context) -> None:
+        calls.append(ctx.attempt)
+        if ctx.attempt == 1:
+            raise Retry("rate limited", after=3600)
+
+    async with dispatching(path, on(name="patient")(patient)) as running:
+        prediction = await running.owe()
+        await eventually(lambda: calls == [1])
+        delivery = await running.ends(prediction, "patient", "pending")
+        assert delivery.reason == "rate limited"
+        await asyncio.sleep(BRISK.nap * 2)  # lanes look again by themselves; it is not due yet
+        assert calls == [1]
+        running.clock.ahead = 3601
+        assert (await running.ends(prediction, "patient")).state == "done"
+    assert calls == [1, 2]
+
+
+async def test_no_more_attempts_of_a_handler_run_at_once_than_it_allows(path: Path) -> None:
+    now: set[str] = set()
+    most: list[int] = []
+    enough = asyncio.Event()
+
+    async def narrow(event: Event) -> None:
+        now.add(event.id)
+        most.append(len(now))
+        if len(now) == 3:
+            enough.set()
+        await enough.wait()
+        await asyncio.sleep(0)
+        now.discard(event.id)
+
+    async with dispatching(path, on(name="narrow", concurrency=3)(narrow)) as running:
+        predictions = [await running.owe() for _ in range(12)]
+        for prediction in predictions:
+            await running.ends(prediction, "narrow")
+    assert max(most) == 3
+    assert len(most) == 12
+
+
+async def test_a_handler_that_hangs_or_fails_delays_nobody_else(path: Path) -> None:
+    may_end = threading.Event()
+    forever = asyncio.Event()
+
+    def blocks(_: Event) -> None:
+        may_end.wait(PATIENCE)
+
+    async def hangs(_: Event) -> None:
+        await forever.wait()
+
+    def fails(_: Event) -> None:
+        raise RuntimeError
+
+    seen: list[str] = []
+
+    async def quick(event: Event) -> None:
+        seen.append(event.id)
+
+    functions = [
+        on(name="blocks", concurrency=1)(blocks),
+        on(name="hangs", concurrency=1)(hangs),
+        on(name="fails", retry=Retry(attempts=5))(fails),
+        on(name="quick", concurrency=1)(quick),
+    ]
+    async with dispatching(path, *functions) as running:
+        predictions = [await running.owe() for _ in range(20)]
+        for prediction in predictions:
+            assert (await running.ends(prediction, "quick")).state == "done"
+        states = {(await running.delivery(predictions[-1], name)).state for name in ("blocks",)}
+        assert states == {"pending"}
+        may_end.set()
+        forever.set()
+        for prediction in predictions:
+            assert (await running.ends(prediction, "blocks")).state == "done"
+            assert (await running.ends(prediction, "hangs")).state == "done"
+    assert len(seen) == 20
+
+
+async def test_an_attempt_that_takes_too_long_is_cancelled_and_tried_again(path: Path) -> None:
+    canceled: list[int] = []
+
+    async def slow(_: Event, ctx: Context) -> None:
+        if ctx.attempt == 2:
+            return
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            canceled.append(ctx.attempt)
+            raise
+
+    async with dispatching(path, on(name="slow", timeout=0.02)(slow)) as running:
+        delivery = await running.ends(await running.owe(), "slow")
+    assert canceled == [1]
+    assert [a["result"] for a in delivery.history] == ["timeout", "done"]
+    assert delivery.history[0]["reason"] == "longer than 0.02 s"
+
+
+@pytest.mark.parametrize("plain", [True, False])
+async def test_a_handler_that_will_not_end_keeps_its_place_and_only_that(
+    path: Path, logged: Logged, *, plain: bool
+) -> None:
+    may_end = threading.Event()
+    calls: list[str] = []
+
+    def stubborn(event: Event) -> None:
+        calls.append(event.id)
+        if len(calls) == 1:
+            may_end.wait(PATIENCE)
+
+    async def deaf(event: Event) -> None:
+        calls.append(event.id)
+        while len(calls) == 1 and not may_end.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    def quick(_: Event) -> None:
+        return
+
+    function = on(name="stuck", timeout=0.02, concurrency=1, retry=Retry(attempts=1))(
+        stubborn if plain else deaf
+    )
+    async with dispatching(path, function, on(name="quick")(quick)) as running:
+        first = await running.owe()
+        delivery = await running.ends(first, "stuck")
+        assert (delivery.state, delivery.history[0]["result"]) == ("dead", "timeout")
+        await eventually(lambda: named(logged, "handler.stuck"))
+
+        second = await running.owe()
+        assert (await running.ends(second, "quick")).state == "done"
+        assert (await running.delivery(second, "stuck")).state == "pending"
+        assert len(calls) == 1
+
+        may_end.set()
+        assert (await running.ends(second, "stuck")).state == "done"
+    assert len(calls) == 2
+
+
+async def test_a_step_is_done_once_over_retries_and_again_after_a_replay(path: Path) -> None:
+    posts: list[str] = []
+    seen: list[tuple[int, Any, str]] = []
+
+    def post() -> dict[str, Any]:
+        posts.append("posted")
+        return {"message": len(posts), "text": "\u0000é"}
+
+    async def post_later() -> dict[str, Any]:
+        return post()
+
+    def plain(_: Event, ctx: Context) -> None:
+        seen.append((ctx.attempt, ctx.once("post", post), ctx.idempotency_key))
+        if ctx.attempt < 3:
+            raise RuntimeError
+
+    async def later(_: Event, ctx: Context) -> None:
+        seen.append((ctx.attempt, await ctx.once("post", post_later), ctx.idempotency_key))
+        if ctx.attempt < 3:
+            raise RuntimeError
+
+    for function in (plain, later):
+        posts.clear()
+        seen.clear()
+        where = path.with_name(function.__name__)
+        async with dispatching(where, on(name=function.__name__)(function)) as running:
+            prediction = await running.owe()
+            await running.ends(prediction, function.__name__)
+            assert [attempt for attempt, _, _ in seen] == [1, 2, 3]
+            assert {result["message"] for _, result, _ in seen} == {1}
+            [key] = {key for _, _, key in seen}
+
+            await running.replay(prediction)
+            await eventually(lambda: len(seen) == 6)
+            assert {result["message"] for _, result, _ in seen[3:]} == {2}
+            assert {name for _, _, name in seen[3:]} == {f"{key}.1"}
+            await running.ends(prediction, function.__name__)
+        assert posts == ["posted", "posted"]
+
+
+async def test_a_step_that_fails_is_not_remembered(path: Path) -> None:
+    tries: list[int] = []
+
+    def step() -> int:
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError
+        return len(tries)
+
+    async def careful(_: Event, ctx: Context) -> None:
+        await ctx.once("step", step)
+        await ctx.once("nothing", lambda: None)
+
+    async with dispatching(path, on(name="careful")(careful)) as running:
+        assert (await running.ends(await running.owe(), "careful")).state == "done"
+    assert len(tries) == 2
+
+
+async def test_the_next_prediction_is_submitted_once_over_retries(path: Path) -> None:
+    made: list[str] = []
+
+    async def chain(_: Event, ctx: Context) -> None:
+        first = await ctx.submit("fal", "fal-ai/upscale", {"n": 1})
+        second = await ctx.submit("fal", "fal-ai/upscale", {"n": 2}, metadata={"own": 1})
+        made.extend((first.id, second.id))
+        if ctx.attempt < 3:
+            raise RuntimeError
+
+    def chain_in_thread(_: Event, ctx: Context) -> None:
+        made.append(ctx.submit("fal", "fal-ai/upscale", {}).id)
+
+    async with dispatching(path, on(name="chain")(chain), on(name="chain_in_thread")(chain_in_thread)) as running:
+        prediction = await running.owe("chain", metadata={"kind": "avatar"})
+        await running.ends(prediction, "chain")
+        assert made == ["pred_next_0", "pred_next_1"] * 3
+        assert len(running.submits.made) == 2
+        assert [asked["metadata"] for asked in running.submits.asked[:2]] == [
+            {"kind": "avatar"},
+            {"own": 1},
+        ]
+        assert {asked["parent_id"] for asked in running.submits.asked} == {prediction}
+
+        await running.replay(prediction)
+        await eventually(lambda: len(made) == 13)  # three more tries, and the other handler's one
+        assert len(running.submits.made) == 5
+
+
+async def test_what_was_owed_before_the_start_is_run(path: Path) -> None:
+    seen: list[str] = []
+
+    def catch_up(event: Event) -> None:
+        seen.append(event.id)
+
+    async with dispatching(path, on(name="catch_up")(catch_up), start=False) as running:
+        predictions = [await running.owe() for _ in range(3)]
+        await running.dispatch.start()
+        for prediction in predictions:
+            await running.ends(prediction, "catch_up")
+        await running.dispatch.stop()
+    assert len(seen) == 3
+
+
+async def test_a_lane_that_nobody_woke_looks_by_itself(path: Path) -> None:
+    def alone(_: Event) -> None:
+        return
+
+    async with dispatching(path, on(name="alone")(alone)) as running:
+        running.dispatch.wake = lambda _names: None  # type: ignore[method-assign]
+        assert (await running.ends(await running.owe(), "alone")).state == "done"
+
+
+async def test_a_delivery_whose_handler_is_gone_stays_owed_and_is_reported(
+    path: Path, logged: Logged
+) -> None:
+    def known(_: Event) -> None:
+        return
+
+    async with dispatching(path, on(name="known")(known), start=False) as running:
+        prediction = await running.owe("known", "gone")
+        await running.dispatch.start()
+        running.dispatch.wake(("gone",))
+        await running.ends(prediction, "known")
+        await running.dispatch.stop()
+        assert (await running.delivery(prediction, "gone")).state == "pending"
+    assert [(line["handler"], line["owed"]) for line in named(logged, "handler.missing")] == [
+        ("gone", 1)
+    ]
+
+
+async def test_a_stop_lets_running_handlers_end(path: Path) -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def finishing(_: Event) -> None:
+        begun.set()
+        await may_end.wait()
+
+    async with dispatching(path, on(name="finishing")(finishing), start=False) as running:
+        await running.dispatch.start()
+        prediction = await running.owe()
+        async with asyncio.timeout(PATIENCE):
+            await begun.wait()
+        stopping = asyncio.create_task(running.dispatch.stop())
+        later = await running.owe()
+        may_end.set()
+        await stopping
+        assert (await running.delivery(prediction, "finishing")).state == "done"
+        assert (await running.delivery(later, "finishing")).attempts == 0
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+async def test_a_stop_gives_back_what_does_not_end_with_its_attempt(
+    path: Path, *, deaf: bool
+) -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def endless(_: Event) -> None:
+        begun.set()
+        while not may_end.is_set():
+            try:
+                await may_end.wait()
+            except asyncio.CancelledError:
+                if not deaf:
+                    raise
+
+    pace = type(BRISK)(beat=0.05, nap=0.2, drain=0.05)
+    async with dispatching(path, on(name="endless")(endless), pace=pace, start=False) as running:
+        await running.dispatch.start()
+        prediction = await running.owe()
+        async with asyncio.timeout(PATIENCE):
+            await begun.wait()
+        await running.dispatch.stop()
+        delivery = await running.delivery(prediction, "endless")
+        assert (delivery.state, delivery.attempts, delivery.history) == ("pending", 0, [])
+        may_end.set()
+
+        again = running.another("next")
+        await again.start()
+        ended = await running.ends(prediction, "endless")
+        await again.stop()
+    assert (ended.state, ended.attempts) == ("done", 1)
+
+
+async def test_a_thread_that_does_not_end_does_not_hold_up_the_stop(path: Path) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def endless(_: Event) -> None:
+        begun.set()
+        may_end.wait(PATIENCE)
+
+    pace = type(BRISK)(beat=0.05, nap=0.2, drain=0.05)
+    async with dispatching(path, on(name="endless")(endless), pace=pace) as running:
+        await running.owe()
+        await eventually(begun.is_set)
+    may_end.set()
+
+
+async def test_what_a_killed_owner_held_is_run_by_another(path: Path) -> None:
+    seen: list[int] = []
+
+    async def careful(_: Event, ctx: Context) -> None:
+        seen.append(ctx.attempt)
+
+    pace = type(BRISK)(lease=0.1, beat=0.05, nap=0.2)
+    async with dispatching(path, on(name="careful")(careful), pace=pace, start=False) as running:
+        prediction = await running.owe()
+        now = running.clock()
+        wish = Wanted(handler="careful", owner="dead", most=1, now=now, lease_until=now + 0.2)
+        assert len((await running.store.claim(wish)).claims) == 1
+        await running.dispatch.start()
+        delivery = await running.ends(prediction, "careful")
+        await running.dispatch.stop()
+    assert seen == [2]
+    assert (delivery.state, delivery.attempts) == ("done", 2)
+
+
+@pytest.mark.parametrize(("attempts", "losses"), [(1, 3), (3, 3), (5, 5)])
+async def test_a_delivery_that_kills_its_process_again_and_again_ends_dead(
+    path: Path, attempts: int, losses: int
+) -> None:
+    calls: list[int] = []
+
+    def deadly(_: Event, ctx: Context) -> None:
+        calls.append(ctx.attempt)
+
+    function = on(name="deadly", retry=Retry(attempts=attempts))(deadly)
+    async with dispatching(path, function, start=False) as running:
+        prediction = await running.owe()
+        for life in range(losses):
+            now = running.clock()
+            wish = Wanted(
+                handler="deadly", owner=f"life {life}", most=1, now=now, lease_until=now + 9
+            )
+            [claim] = (await running.store.claim(wish)).claims
+            assert claim.attempt == life + 1
+            await running.store.recover("next life", running.clock())
+        await running.dispatch.start()
+        delivery = await running.ends(prediction, "deadly")
+        await running.dispatch.stop()
+    assert calls == []
+    assert delivery.state == "dead"
+    assert [attempt["result"] for attempt in delivery.history] == ["lost"]
+
+
+class Unsteady:
+    """Stands before the real store and is unavailable, or worse, as often as it is told."""
+
+    def __init__(self, store: Any, **troubles: list[Exception]) -> None:
+        self._store = store
+        self._troubles = troubles
+
+    def __getattr__(self, name: str) -> Any:
+        troubles = self._troubles.get(name)
+        if troubles:
+            raise troubles.pop()
+        return getattr(self._store, name)
+
+
+@pytest.mark.parametrize("name", ["claim", "settle", "reclaim"])
+async def test_a_store_that_is_away_is_asked_again(path: Path, name: str) -> None:
+    calls: list[int] = []
+
+    def steady(_: Event, ctx: Context) -> None:
+        calls.append(ctx.attempt)
+
+    pace = type(BRISK)(lease=0.1, beat=0.05, nap=0.1)
+    async with dispatching(path, on(name="steady")(steady), pace=pace, start=False) as running:
+        troubles: list[Exception] = [StoreUnavailable("full"), StoreUnavailable("full")]
+        dispatch: Dispatch = running.another(
+            "me too", store=Unsteady(running.store, **{name: troubles})
+        )
+        await dispatch.start()
+        delivery = await running.ends(await running.owe(), "steady")
+        await eventually(lambda: not troubles)
+        await dispatch.stop()
+    assert calls == [1]
+    assert delivery.attempts == 1
+
+
+async def test_a_lane_outlives_what_it_cannot_read(path: Path, logged: Logged) -> None:
+    def steady(_: Event) -> None:
+        return
+
+    async with dispatching(path, on(name="steady")(steady), start=False) as running:
+        store = Unsteady(running.store, claim=[ValueError("a row that makes no sense")])
+        dispatch = running.another("me too", store=store)
+        await dispatch.start()
+        assert (await running.ends(await running.owe(), "steady")).state == "done"
+        await dispatch.stop()
+    assert [line["handler"] for line in named(logged, "task.failed")] == ["steady"]
+
+
+async def test_a_settlement_that_cannot_be_made_is_reported(path: Path, logged: Logged) -> None:
+    def steady(_: Event) -> None:
+        return
+
+    async with dispatching(path, on(name="steady")(steady), start=False) as running:
+        store = Unsteady(running.store, settle=[ValueError("odd")])
+        dispatch = running.another("me too", store=store)
+        await dispatch.start()
+        prediction = await running.owe()
+        await eventually(lambda: named(logged, "task.failed"))
+        await dispatch.stop()  # gives the claim back
+        assert (await running.delivery(prediction, "steady")).state == "pending"
+
+
+async def test_a_store_that_is_away_at_the_stop_does_not_hold_it_up(path: Path) -> None:
+    async with dispatching(path, start=False) as running:
+        store = Unsteady(running.store, release=[StoreUnavailable("full")])
+        dispatch = running.another("me too", store=store)
+        await dispatch.start()
+        await dispatch.stop()
+
+
+async def test_an_attempt_whose_claim_was_lost_says_so_and_settles_nothing(
+    path: Path, logged: Logged
+) -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: Event) -> None:
+        begun.set()
+        await may_end.wait()
+
+    async with dispatching(path, on(name="slow")(slow)) as running:
+        prediction = await running.owe()
+        async with asyncio.timeout(PATIENCE):
+            await begun.wait()
+        await running.store.recover("somebody else", running.clock() + 3600)
+        may_end.set()
+        await eventually(lambda: named(logged, "handler.attempt"))
+        delivery = await running.delivery(prediction, "slow")
+        assert (delivery.state, delivery.history) == ("pending", [])
+    assert named(logged, "handler.attempt")[0]["state"] == "claim lost"
+
+
+async def test_leases_are_renewed_and_a_blocked_loop_is_reported(
+    path: Path, logged: Logged
+) -> None:
+    renewed = threading.Semaphore(0)
+    beats: list[float] = []
+
+    class Counting(Unsteady):
+        def renew(self, owner: str, lease_until: float) -> None:
+            self._store.renew(owner, lease_until)
+            beats.append(lease_until)
+            renewed.release()
+
+    async def blocks_the_loop(_: Event) -> None:
+        while renewed.acquire(blocking=False):
+            pass
+        for _ in range(4):  # while nothing else of the loop can run
+            assert renewed.acquire(timeout=PATIENCE)
+
+    pace = type(BRISK)(lease=30, beat=0.02, nap=0.2)
+    async with dispatching(path, on(name="blocks_the_loop")(blocks_the_loop), pace=pace, start=False) as running:
+        dispatch = running.another("me too", store=Counting(running.store))
+        await dispatch.start()
+        delivery = await running.ends(await running.owe(), "blocks_the_loop")
+        await dispatch.stop()
+    assert delivery.state == "done"
+    assert len(beats) >= 4
+    assert beats == sorted(beats)
+    assert {tuple(line["running"]) for line in named(logged, "loop.blocked")} == {
+        ("blocks_the_loop",)
+    }
+
+
+def test_a_heart_stops_with_its_loop(path: Path) -> None:
+    async def leave_without_stopping() -> Dispatch:
+        async with dispatching(path, start=False) as running:
+            await running.dispatch.start()
+            return running.dispatch
+
+    dispatch = asyncio.run(leave_without_stopping())
+    heart = dispatch._heart._thread  # noqa: SLF001 - whether the thread ends cannot be asked
+    assert heart is not None
+    heart.join(PATIENCE)
+    assert not heart.is_alive()
+
+
+def test_no_two_owners_have_one_name() -> None:
+    assert len({new_owner() for _ in range(100)}) == 100
+
+
+async def test_what_was_never_started_can_be_stopped(path: Path) -> None:
+    async with dispatching(path, start=False) as running:
+        await running.dispatch.stop()
+
+
+async def test_a_handler_finishes_its_steps_though_its_thread_outlives_the_loop(
+    path: Path,
+) -> None:
+    """A thread that comes back after everything is gone troubles nobody."""
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def late(_: Event) -> None:
+        begun.set()
+        may_end.wait(PATIENCE)
+        ended.set()
+
+    def run() -> None:
+        async def main() -> None:
+            pace = type(BRISK)(beat=0.05, nap=0.2, drain=0.01)
+            async with dispatching(path, on(name="late")(late), pace=pace) as running:
+                await running.owe()
+                await eventually(begun.is_set)
+
+        asyncio.run(main())
+
+    await asyncio.to_thread(run)
+    may_end.set()
+    assert await asyncio.to_thread(ended.wait, PATIENCE)

@@ -1,0 +1,402 @@
+"""The decorator, what matches, and how files are loaded."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver import Context, Event, Retry, on
+from receiver.dispatch.registry import Registry, handlers_of, load, wants_context
+from receiver.errors import HandlerError
+from receiver.model import Policy
+
+HERE = Path(__file__).name
+
+
+def greet(event: Event) -> str:
+    return f"hello {event.id}"
+
+
+async def greet_later(event: Event, ctx: Context) -> str:
+    return f"{ctx.attempt}: hello {event.id}"
+
+
+def registry(**given: Any) -> Registry:
+    """Register one handler."""
+
+    def wanted(_: Event) -> None:
+        return
+
+    function = on(*given.pop("types", ()), **{"name": "wanted", **given})(wanted)
+    found = Registry()
+    found.add(handlers_of(function)[-1])
+    return found
+
+
+def test_a_decorated_function_stays_what_it_was() -> None:
+    def mine(event: str) -> str:
+        return f"hello {event}"
+
+    assert on("succeeded")(mine) is mine
+    assert mine("you") == "hello you"
+
+
+def test_a_handler_is_named_after_its_place_unless_it_is_named() -> None:
+    [handler] = handlers_of(on("failed")(greet))[-1:]
+    assert handler.name == f"{__name__}:greet"
+    assert Path(handler.place.rpartition(":")[0]).name == HERE
+    assert not handler.is_async
+    [later] = handlers_of(on(name="a nicer one", retry=Retry(attempts=2))(greet_later))[-1:]
+    assert (later.name, later.is_async, later.retry.attempts) == ("a nicer one", True, 2)
+
+
+@pytest.mark.parametrize(
+    ("types", "wanted"),
+    [
+        ((), {"succeeded", "failed", "canceled"}),
+        (("*",), {"succeeded", "failed", "canceled"}),
+        (("succeeded",), {"succeeded"}),
+        (("failed", "canceled"), {"failed", "canceled"}),
+        (("failed", "*"), {"succeeded", "failed", "canceled"}),
+        (("prediction.failed",), {"failed"}),
+    ],
+)
+def test_types_choose_events(types: tuple[str, ...], wanted: set[str]) -> None:
+    found = registry(types=types)
+    matching = {
+        kind
+        for kind in ("succeeded", "failed", "canceled")
+        if found.match(f"prediction.{kind}", "fal", "m", {})
+    }
+    assert matching == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "provider", "model", "matches"),
+    [
+        ({}, "fal", "fal-ai/flux/dev", True),
+        ({"provider": "fal"}, "fal", "m", True),
+        ({"provider": "fal"}, "oxen", "m", False),
+        ({"provider": "FAL"}, "fal", "m", False),
+        ({"provider": "[of]*"}, "oxen", "m", True),
+        ({"model": "fal-ai/*"}, "fal", "fal-ai/flux/dev", True),
+        ({"model": "fal-ai/*"}, "fal", "other/fal-ai/x", False),
+        ({"model": "flux"}, "fal", "flux-2", False),
+        ({"model": "flux.?"}, "fal", "flux-2", False),
+        ({"model": "flux*"}, "fal", "flux\nx", True),
+    ],
+)
+def test_globs_choose_providers_and_models(
+    given: dict[str, str], provider: str, model: str, *, matches: bool
+) -> None:
+    found = registry(**given).match("prediction.succeeded", provider, model, {})
+    assert found == (["wanted"] if matches else [])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "value", "matches"),
+    [
+        ("avatar", "avatar", True),
+        ("ava*", "avatar", True),
+        ("avatar", "Avatar", False),
+        ("true", True, True),
+        ("True", True, False),
+        ("false", False, True),
+        ("null", None, True),
+        ("None", None, False),
+        ("1", 1, True),
+        ("1", True, False),
+        ("1.5", 1.5, True),
+        ("-*", -3, True),
+        ("*", "", True),
+        ("", "", True),
+        ("é", "é", True),
+        ('["a", 1]', ["a", 1], False),  # brackets are a glob's
+        ("*a*", ["a", 1], True),
+        ("*", {"deep": None}, True),
+        ("1180591620717411303424", 2**70, True),
+    ],
+)
+def test_globs_choose_metadata_as_it_is_written_in_json(
+    pattern: str, value: Any, *, matches: bool
+) -> None:
+    found = registry(metadata={"key": pattern})
+    assert found.wants_metadata
+    assert bool(found.match("prediction.failed", "fal", "m", {"key": value})) == matches
+
+
+def test_metadata_that_is_not_there_does_not_match() -> None:
+    found = registry(metadata={"a": "*", "b": "*"})
+    assert found.match("prediction.failed", "fal", "m", {"a": 1}) == []
+    assert found.match("prediction.failed", "fal", "m", {"a": 1, "b": 2, "c": 3}) == ["wanted"]
+    assert not registry().wants_metadata
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (("prediction.failed", "fal", "m", {"k": "v"}), "type is prediction.failed"),
+        (("prediction.succeeded", "oxen", "m", {"k": "v"}), "provider is oxen"),
+        (("prediction.succeeded", "fal", "n", {"k": "v"}), "model is n"),
+        (("prediction.succeeded", "fal", "m", {"k": 1}), "metadata k is 1"),
+        (("prediction.succeeded", "fal", "m", {}), "metadata k is None"),
+        (("prediction.succeeded", "fal", "m", {"k": "v"}), None),
+    ],
+)
+def test_a_handler_says_why_it_does_not_want_an_event(
+    event: tuple[str, str, str, dict[str, Any]], reason: str | None
+) -> None:
+    found = registry(types=["succeeded"], provider="fal", model="m", metadata={"k": "v"})
+    assert found.handlers["wanted"].refuses(*event) == reason
+
+
+class Instance:
+    async def __call__(self, event: Event) -> None:
+        raise NotImplementedError
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a parameter that is not there": ({"modle": "x"}, "no parameter modle"),
+    "two of them": ({"b": 1, "a": 1}, "no parameter a, b"),
+    "an unknown type": ({"types": ["succeded"]}, "unknown event type 'succeded'"),
+    "a type that is no text": ({"types": [3]}, "unknown event type '3'"),
+    "a provider that is no text": ({"provider": 3}, "provider must be a text"),
+    "a model that is no text": ({"model": None}, "model must be a text"),
+    "a metadata value that is no text": ({"metadata": {"n": 3}}, "n must be a text"),
+    "metadata that is no mapping": ({"metadata": "kind=avatar"}, "metadata must be a mapping"),
+    "metadata that is nothing much": ({"metadata": []}, "metadata must be a mapping"),
+    "a retry that is a number": ({"retry": 3}, r"retry must be a Retry\(…\), not 3"),
+    "a retry that says no": ({"retry": False}, r"retry must be a Retry\(…\), not False"),
+    "a timeout that is text": ({"timeout": "20"}, "timeout must be a number, not '20'"),
+    "a timeout of nothing": ({"timeout": 0}, "timeout must be 0.001 or more"),
+    "a timeout without end": ({"timeout": float("inf")}, "timeout must be a number"),
+    "a timeout that is not": ({"timeout": float("nan")}, "timeout must be a number"),
+    "concurrency that is a yes": ({"concurrency": True}, "concurrency must be a number"),
+    "concurrency of nothing": ({"concurrency": 0}, "concurrency must be 1 or more"),
+    "a name that is no text": ({"name": 3}, "name must be a printable text"),
+    "a name of nothing": ({"name": ""}, "name must be a printable text"),
+    "a name of two lines": ({"name": "a\nb"}, "name must be a printable text"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said_with_file_and_line(name: str) -> None:
+    given, words = WRONG[name]
+    types = given.get("types", ())
+    rest = {key: value for key, value in given.items() if key != "types"}
+    with pytest.raises(HandlerError, match=words) as raised:
+        on(*types, **rest)(greet)
+    path, line, _ = str(raised.value).split(":", 2)
+    assert Path(path).name == HERE
+    assert line.isdecimal()
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda: None, "must take"),
+        (lambda _a, _b, _c: None, "must take"),
+        (lambda *, event: event, "must take"),
+        (lambda _event, *, needed: needed, "must take"),
+        (3, "must be a function"),
+        (Instance(), "has no name of its own"),
+    ],
+)
+def test_what_cannot_be_called_is_refused(function: Any, words: str) -> None:
+    with pytest.raises(HandlerError, match=words):
+        on()(function)
+
+
+@pytest.mark.parametrize(
+    ("function", "context"),
+    [
+        (lambda _event: None, False),
+        (lambda _event, _ctx: None, True),
+        (lambda _event, _ctx=None: None, True),
+        (lambda *_args: None, True),
+        (lambda _event, **_kwargs: None, False),
+    ],
+)
+def test_a_handler_gets_a_context_if_it_has_room(
+    function: Callable[..., Any], *, context: bool
+) -> None:
+    assert on(name="x")(function) is function
+    assert wants_context(function) == context
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"after": -1}, ValueError),
+        ({"after": "soon"}, TypeError),
+        ({"attempts": 0}, ValueError),
+        ({"attempts": True}, TypeError),
+        ({"base": -0.1}, ValueError),
+        ({"cap": float("nan")}, TypeError),
+    ],
+)
+def test_a_retry_that_makes_no_sense_is_refused(
+    given: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=next(iter(given))):
+        Retry(**given)
+
+
+def test_a_policy_is_filled_from_the_default() -> None:
+    default = Policy(attempts=10, base=2, cap=3600)
+    assert Retry().policy(default) == default
+    assert Retry(attempts=1, base=0, cap=5).policy(default) == Policy(attempts=1, base=0, cap=5)
+
+
+def test_one_name_is_one_handler() -> None:
+    found = Registry()
+    [first] = handlers_of(on(name="same")(lambda _event: None))
+    [second] = handlers_of(on(name="same")(lambda _event: None))
+    found.add(first)
+    found.add(first)
+    with pytest.raises(HandlerError, match="'same' is taken by the handler at .*name=…") as raised:
+        found.add(second)
+    assert str(raised.value).startswith(second.place)
+
+
+def test_a_function_that_was_not_decorated_is_no_handler() -> None:
+    def plain(_: Event) -> None:
+        raise NotImplementedError
+
+    with pytest.raises(HandlerError, match="is no handler"):
+        handlers_of(plain)
+    with pytest.raises(HandlerError, match="is no handler"):
+        handlers_of(len)
+
+
+def test_a_handler_that_another_decorator_wraps_is_found() -> None:
+    """Its globals are those of the module that has the other decorator."""
+    elsewhere: dict[str, Any] = {"functools": functools}
+    exec(  # a module of somebody else's
+        "def wrap(f):\n"
+        "    @functools.wraps(f)\n"
+        "    def inner(*args):\n"
+        "        return f(*args)\n"
+        "    return inner\n",
+        elsewhere,
+    )
+    wrapped = on(name="wrapped")(elsewhere["wrap"](lambda _event: None))
+    assert [handler.name for handler in handlers_of(wrapped)] == ["wrapped"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Give a folder that modules can be loaded from, and forget them afterwards."""
+    path, modules = list(sys.path), set(sys.modules)
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+TWO = """
+from receiver import on
+
+@on("succeeded")
+def first(event):
+    return "first"
+
+@on("failed", name="the second")
+async def second(event, ctx):
+    return neighbour.WORD
+
+import neighbour_of_two as neighbour
+"""
+
+
+def test_a_file_is_loaded_with_all_its_handlers_and_may_import_its_neighbours(
+    folder: Path,
+) -> None:
+    (folder / "two_handlers.py").write_text(TWO)
+    (folder / "neighbour_of_two.py").write_text("WORD = 'hi'")
+    found = load([str(folder / "two_handlers.py")])
+    assert list(found.handlers) == ["two_handlers:first", "the second"]
+    assert found.handlers["two_handlers:first"].place.startswith(str(folder / "two_handlers.py"))
+
+
+def test_a_module_is_loaded_by_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "by_name_handlers.py").write_text(TWO)
+    (folder / "neighbour_of_two.py").write_text("WORD = 'hi'")
+    monkeypatch.syspath_prepend(folder)
+    assert list(load(["by_name_handlers"]).handlers) == ["by_name_handlers:first", "the second"]
+    assert load([]).handlers == {}
+
+
+def test_an_installed_handler_is_loaded_by_its_entry_point(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "their_package.py").write_text("from receiver import on\non(name='t')(lambda e: e)")
+    info = folder / "their_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[receiver.handlers]\ntheirs = their_package\n")
+    monkeypatch.syspath_prepend(folder)
+    assert list(load(["theirs"]).handlers) == ["t"]
+
+
+def test_a_file_does_not_shadow_a_module_of_its_name(folder: Path) -> None:
+    import json  # noqa: PLC0415 - the point is that it stays what it was
+
+    (folder / "json.py").write_text("from receiver import on\n@on()\ndef f(event): ...\n")
+    assert list(load([str(folder / "json.py")]).handlers) == ["json:f"]
+    assert sys.modules["json"] is json
+
+
+UNLOADABLE = {
+    "nothing on it": ("x = 1\n", "has no handler"),
+    "a syntax error": ("def f(:\n", r"SyntaxError\('invalid syntax', \('.*broken_file\.py', 1,"),
+    "an error of its own": ("\n\n1 / 0\n", r"broken_file\.py:3: ZeroDivisionError"),
+    "an import that is missing": ("import nowhere_at_all\n", r"broken_file\.py:1: ModuleNotFound"),
+    "a bad parameter": ("from receiver import on\n\non(tiemout=1)(print)\n", r"broken_file\.py:3: "),
+    "two of one name": (
+        "from receiver import on\non(name='a')(lambda e: 1)\non(name='a')(lambda e: 2)\n",
+        r"broken_file\.py:3: the name 'a' is taken",
+    ),
+    "bytes that are no text": ("\udcff", "SyntaxError|UnicodeDecodeError"),
+}
+
+
+@pytest.mark.parametrize("name", UNLOADABLE)
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_file_that_cannot_be_loaded_is_named_with_its_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, by_name: bool
+) -> None:
+    source, words = UNLOADABLE[name]
+    path = folder / "broken_file.py"
+    path.write_bytes(source.encode(errors="surrogateescape"))
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(HandlerError, match=words) as raised:
+        load(["broken_file" if by_name else str(path)])
+    assert "importlib" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere/handlers.py", "nowhere/handlers.py: no such file"),
+        ("handlers_nowhere.py", "no such file"),
+        ("no_such_module", "^no_such_module: cannot be loaded: ModuleNotFoundError"),
+        ("", "cannot be loaded"),
+        ("..", "cannot be loaded"),
+    ],
+)
+def test_what_is_not_there_cannot_be_loaded(name: str, words: str) -> None:
+    with pytest.raises(HandlerError, match=words):
+        load([name])
+
+
+def test_a_folder_or_another_file_is_not_loaded(folder: Path) -> None:
+    (folder / "notes.txt").write_text("from receiver import on")
+    with pytest.raises(HandlerError, match="no such file"):
+        load([f"{folder}/"])
+    with pytest.raises(HandlerError, match="not a Python file"):
+        load([str(folder / "notes.txt")])

@@ -1,0 +1,704 @@
+"""The /v1 routes and health: shapes, errors, keys, lists, and that no secret is ever said."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import traceback
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from receiver import Dead, Event, on
+from receiver.settings import Settings
+from tests.conftest import Disk, Logged, Start
+from tests.receiving import (
+    API_KEY,
+    ENV,
+    MODELS,
+    OTHER_API_KEY,
+    PICTURE,
+    SECRETS,
+    Json,
+    Network,
+    Station,
+    breaks,
+    eventually,
+    reply,
+)
+
+pytestmark = pytest.mark.anyio
+
+PREDICTION = {
+    "id",
+    "provider",
+    "model",
+    "status",
+    "mode",
+    "input",
+    "metadata",
+    "provider_id",
+    "output",
+    "error",
+    "channel",
+    "created_at",
+    "submitted_at",
+    "completed_at",
+}
+ROUTES = [
+    ("POST", "/v1/predictions"),
+    ("GET", "/v1/predictions"),
+    ("GET", "/v1/predictions/pred_1"),
+    ("POST", "/v1/predictions/pred_1/cancel"),
+    ("POST", "/v1/predictions/pred_1/replay"),
+    ("GET", "/v1/deliveries"),
+    ("POST", "/v1/deliveries/dlv_1/retry"),
+    ("GET", "/v1/models/oxen/nano-banana"),
+]
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+GOOD: Json = {"provider": "eachlabs", "model": "nano-banana", "input": {"prompt": "a lighthouse"}}
+
+
+def problem(answer: httpx.Response, status: int, kind: str) -> Json:
+    """Check that an answer is a problem of this kind, and give it."""
+    assert (answer.status_code, answer.headers["content-type"]) == (
+        status,
+        "application/problem+json",
+    ), answer.text
+    said = dict(answer.json())
+    assert said["type"] == f"urn:receiver:problem:{kind}"
+    assert said["status"] == status
+    assert said.keys() >= {"type", "title", "status", "detail"}
+    return said
+
+
+# --- predictions ---
+
+
+@pytest.mark.parametrize("provider", ["oxen", "eachlabs", "fal"])
+async def test_a_prediction_has_the_shape_that_is_promised(start: Start, provider: str) -> None:
+    async with start() as station:
+        answer = await station.http.post(
+            "/v1/predictions",
+            json={
+                "provider": provider,
+                "model": MODELS[provider],
+                "input": {"prompt": "größe \u2028 🦊", "n": [1, {"deep": None}]},
+                "metadata": {"chat": "42"},
+            },
+        )
+        found = answer.json()
+        assert answer.status_code == 202
+        assert answer.headers["location"] == f"/v1/predictions/{found['id']}"
+        assert found.keys() - {"parent_id"} == PREDICTION
+        assert found == await station.read(found["id"])
+        assert re.fullmatch(r"pred_[0-9a-f]{32}", found["id"])
+        assert found["input"] == {"prompt": "größe \u2028 🦊", "n": [1, {"deep": None}]}
+        assert {name: found[name] for name in ("provider", "status", "mode", "metadata")} == {
+            "provider": provider,
+            "status": "processing",
+            "mode": "queue",
+            "metadata": {"chat": "42"},
+        }
+        assert found["provider_id"] == station.network.sent[0].id
+        assert TIME.fullmatch(found["created_at"])
+        assert TIME.fullmatch(found["submitted_at"])
+        ends = ("output", "error", "channel", "completed_at")
+        assert [found[name] for name in ends] == [None] * 4
+
+
+async def test_an_ended_prediction_has_its_output_or_its_error(start: Start) -> None:
+    async with start() as station:
+        for ok in (True, False):
+            sent = await station.submitted("eachlabs", str(ok))
+            await station.push(sent, ok=ok)
+            found = await station.read(sent.prediction_id)
+            assert TIME.fullmatch(found["completed_at"])
+            if ok:
+                assert (found["output"], found["error"]) == ([{"url": PICTURE}], None)
+            else:
+                error = {"code": "timeout", "message": "model timed out"}
+                assert (found["output"], found["error"]) == (None, error)
+
+
+async def test_what_does_not_exist_is_404(start: Start) -> None:
+    async with start() as station:
+        for path in ("pred_1", "%00", "é", "../x", "a" * 3000):
+            problem(await station.http.get(f"/v1/predictions/{path}"), 404, "not-found")
+        for path in ("/v1/predictions/pred_1/cancel", "/v1/predictions/pred_1/replay"):
+            problem(await station.http.post(path), 404, "not-found")
+        problem(await station.http.post("/v1/deliveries/dlv_1/retry"), 404, "not-found")
+        problem(await station.http.get("/v2"), 404, "not-found")
+        problem(await station.http.delete("/v1/predictions"), 405, "method-not-allowed")
+
+
+HUGE = b'{"provider": "fal", "model": "a/b", "input": {"x": "' + b"x" * 5000 + b'"}}'
+BAD_BODIES: list[tuple[bytes, int, str]] = [
+    (b"", 400, "invalid-json"),
+    (b"not json", 400, "invalid-json"),
+    (b"\xff\xfe", 400, "invalid-json"),
+    (b'{"provider": "fal", "model": "\xff", "input": {}}', 400, "invalid-json"),
+    (b"[" * 2000, 422, "invalid-request"),
+    (b'{"input":' * 400, 400, "invalid-json"),
+    (HUGE, 413, "too-large"),
+    (b"[]", 422, "invalid-request"),
+    (b"null", 422, "invalid-request"),
+    (b"{}", 422, "invalid-request"),
+]
+BAD_FIELDS: list[tuple[Json, int, str]] = [
+    ({"provider": "replicate"}, 422, "unknown-provider"),
+    ({"provider": 7}, 422, "invalid-request"),
+    ({"model": ""}, 422, "invalid-request"),
+    ({"model": "a\nb"}, 422, "invalid-request"),
+    ({"model": "a" * 301}, 422, "invalid-request"),
+    ({"provider": "fal", "model": "a/../b"}, 422, "invalid-model"),
+    ({"provider": "fal", "model": "/a"}, 422, "invalid-model"),
+    ({"input": []}, 422, "invalid-request"),
+    ({"input": "text"}, 422, "invalid-request"),
+    ({"metadata": []}, 422, "invalid-request"),
+    ({"mode": "fast"}, 422, "invalid-request"),
+    ({"webhook_url": "https://elsewhere.test"}, 422, "invalid-request"),
+    ({"provider": "oxen", "input": {"num_generations": 2}}, 422, "unsupported-input"),
+    ({"provider": "oxen", "input": {"webhook_url": "https://x.test"}}, 422, "unsupported-input"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "kind"), BAD_BODIES)
+async def test_a_body_that_cannot_be_read_is_a_4xx(
+    start: Start, body: bytes, status: int, kind: str
+) -> None:
+    async with start(RECEIVER_MAX_BODY_BYTES="4000") as station:
+        answer = await station.http.post(
+            "/v1/predictions", content=body, headers={"content-type": "application/json"}
+        )
+        problem(answer, status, kind)
+        assert station.count("predictions") == 0
+
+
+@pytest.mark.parametrize(("change", "status", "kind"), BAD_FIELDS)
+async def test_a_field_that_is_unfit_is_a_4xx(
+    start: Start, change: Json, status: int, kind: str
+) -> None:
+    async with start() as station:
+        problem(await station.http.post("/v1/predictions", json={**GOOD, **change}), status, kind)
+        assert station.count("predictions") == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "18446744073709551616",
+        "-9223372036854775809",
+        "1" + "0" * 300,
+        "1e999",
+        '"\\ud800"',
+        '"\\u0000"',
+        "[" * 70 + "]" * 70,
+        "[" * 900 + "]" * 900,
+    ],
+    ids=lambda value: value[:12],
+)
+async def test_odd_values_are_taken_as_they_are_or_refused(
+    start: Start, value: str, network: Network
+) -> None:
+    body = f'{{"provider": "eachlabs", "model": "m", "input": {{"odd": {value}}}}}'
+    async with start() as station:
+        answer = await station.http.post(
+            "/v1/predictions", content=body, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code in {202, 400, 422}, answer.text
+        if answer.status_code == 202:
+            (sent,) = network.sent
+            assert msgspec.json.decode(sent.request.content)["input"] == answer.json()["input"]
+            assert answer.json()["input"] == msgspec.json.decode(body)["input"]
+        else:
+            assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", ""])
+async def test_only_json_is_taken(start: Start, kind: str | None) -> None:
+    headers = {} if kind is None else {"content-type": kind}
+    async with start() as station:
+        answer = await station.http.post("/v1/predictions", content=b"{}", headers=headers)
+        problem(answer, 415, "unsupported-media-type")
+
+
+async def test_a_caller_who_leaves_midway_is_no_fault_of_ours(
+    start: Start, logged: Logged
+) -> None:
+    async with start() as station:
+        messages = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+        async def receive() -> dict[str, Any]:
+            return messages.pop() if messages else {"type": "http.disconnect"}
+
+        async def send(_: Any) -> None: ...
+
+        headers = [
+            (b"authorization", f"Bearer {API_KEY}".encode()),
+            (b"content-type", b"application/json"),
+        ]
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/predictions",
+            "raw_path": b"/v1/predictions",
+            "query_string": b"",
+            "headers": headers,
+            "scheme": "http",
+        }
+        await station.app(scope, receive, send)
+    assert not [line for line in logged if line["log_level"] == "error"]
+
+
+async def test_a_provider_without_a_key_is_off(start: Start) -> None:
+    async with start(EACHLABS_API_KEY=None) as station:
+        problem(await station.http.post("/v1/predictions", json=GOOD), 422, "provider-off")
+
+
+# --- idempotency ---
+
+
+async def test_the_same_key_gives_the_same_prediction(start: Start, network: Network) -> None:
+    headers = {"idempotency-key": "key-1"}
+    async with start() as station:
+        first = await station.http.post("/v1/predictions", json=GOOD, headers=headers)
+        spelt = dict(reversed(GOOD.items()))
+        again = await station.http.post("/v1/predictions", json=spelt, headers=headers)
+        assert (first.status_code, again.status_code) == (202, 202)
+        assert first.json() == again.json()
+        await station.push(network.sent[0])
+        later = await station.http.post("/v1/predictions", json=GOOD, headers=headers)
+        assert (later.status_code, later.json()["status"]) == (200, "succeeded")
+    async with start() as station:
+        restarted = await station.http.post("/v1/predictions", json=GOOD, headers=headers)
+        assert restarted.json() == later.json()
+    assert len(network.sent) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"provider": "oxen"},
+        {"model": "other"},
+        {"input": {}},
+        {"metadata": {"a": 1}},
+        {"mode": "sync"},
+    ],
+)
+async def test_the_same_key_with_another_body_is_409(start: Start, change: Json) -> None:
+    headers = {"idempotency-key": "key-1"}
+    async with start() as station:
+        first = await station.http.post("/v1/predictions", json=GOOD, headers=headers)
+        other = await station.http.post("/v1/predictions", json={**GOOD, **change}, headers=headers)
+        said = problem(other, 409, "idempotency-conflict")
+        assert said["prediction_id"] == first.json()["id"]
+        assert station.count("predictions") == 1
+
+
+async def test_concurrent_twins_are_one_submit(start: Start, network: Network) -> None:
+    headers = {"idempotency-key": "key-1"}
+    async with start() as station:
+        answers = await asyncio.gather(
+            *(station.http.post("/v1/predictions", json=GOOD, headers=headers) for _ in range(20))
+        )
+        assert {answer.status_code for answer in answers} == {202}
+        assert len({answer.json()["id"] for answer in answers}) == 1
+    assert len(network.sent) == 1
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256, "a\tb"])
+async def test_an_unfit_key_is_refused(start: Start, key: str) -> None:
+    async with start() as station:
+        answer = await station.http.post(
+            "/v1/predictions", json=GOOD, headers={"idempotency-key": key}
+        )
+        problem(answer, 422, "invalid-request")
+
+
+# --- waiting ---
+
+
+async def test_prefer_wait_waits_for_the_outcome(start: Start, network: Network) -> None:
+    async with start() as station:
+        waiting = asyncio.create_task(
+            station.http.post("/v1/predictions", json=GOOD, headers={"prefer": "wait=30"})
+        )
+        (sent,) = await eventually(lambda: network.sent)
+        reading = asyncio.create_task(
+            station.http.get(
+                f"/v1/predictions/{sent.prediction_id}", headers={"prefer": "foo, wait=30"}
+            )
+        )
+        assert not (await asyncio.wait({waiting, reading}, timeout=0.05))[0]
+        await station.push(sent)
+        answer = await waiting
+        assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
+        assert answer.headers["preference-applied"] == "wait=30"
+        assert (await reading).json() == answer.json()
+
+
+async def test_prefer_wait_gives_up_in_time(start: Start) -> None:
+    async with start() as station:
+        answer = await station.http.post(
+            "/v1/predictions", json=GOOD, headers={"prefer": "wait=1"}
+        )
+        assert (answer.status_code, answer.json()["status"]) == (202, "processing")
+        assert answer.headers["preference-applied"] == "wait=1"
+
+
+@pytest.mark.parametrize("prefer", ["wait=x", "wait=-1", "wait=1.5", "wait=٣", "respond-async", ","])
+async def test_a_preference_we_do_not_understand_is_ignored(start: Start, prefer: str) -> None:
+    async with start() as station:
+        answer = await station.http.post(
+            "/v1/predictions", json=GOOD, headers={"prefer": prefer.encode()}  # type: ignore[dict-item]
+        )
+        assert answer.status_code == 202
+        assert "preference-applied" not in answer.headers
+
+
+async def test_waiting_for_a_blocking_call_ends_in_time_too(
+    start: Start, network: Network
+) -> None:
+    leave = asyncio.Event()
+
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        await leave.wait()
+        return network.kindly(request)
+
+    network.script("eachlabs.run", slowly)
+    async with start() as station:
+        async with asyncio.timeout(3):
+            answer = await station.http.post(
+                "/v1/predictions", json={**GOOD, "mode": "sync"}, headers={"prefer": "wait=1"}
+            )
+        assert (answer.status_code, answer.json()["status"]) == (202, "submitting")
+        leave.set()
+        found = await station.until(answer.json()["id"], "succeeded")
+        assert found["channel"] == "sync"
+
+
+@pytest.mark.parametrize("mode", ["queue", "sync"])
+async def test_those_who_wait_are_answered_when_we_stop(
+    start: Start, network: Network, mode: str
+) -> None:
+    async def never(_: httpx.Request) -> httpx.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    network.always("eachlabs.run", never)
+    network.always("eachlabs.submit", never)
+    async with start() as station:
+        waiting = asyncio.create_task(
+            station.http.post(
+                "/v1/predictions", json={**GOOD, "mode": mode}, headers={"prefer": "wait=30"}
+            )
+        )
+        await eventually(lambda: network.count("eachlabs.submit") + network.count("eachlabs.run"))
+        station.app.state.release()
+        async with asyncio.timeout(2):
+            answer = await waiting
+        assert (answer.status_code, answer.json()["status"]) == (202, "submitting")
+
+
+# --- lists ---
+
+
+async def test_lists_are_newest_first_and_stable_under_inserts(start: Start) -> None:
+    async with start() as station:
+        made = [(await station.submit("fal", f"no {number}"))["id"] for number in range(7)]
+        seen: list[str] = []
+        cursor = ""
+        for _ in range(4):
+            path = f"/v1/predictions?limit=2{cursor}"
+            page = (await station.http.get(path)).json()
+            assert page.keys() == {"data", "next_cursor"}
+            assert all(one.keys() - {"parent_id"} == PREDICTION for one in page["data"])
+            seen += [one["id"] for one in page["data"]]
+            cursor = f"&cursor={page['next_cursor']}"
+            await station.submit("fal", "meanwhile")
+        assert page["next_cursor"] is None
+        assert seen == made[::-1]
+
+
+async def test_lists_filter(start: Start) -> None:
+    async with start() as station:
+        for provider in ("oxen", "fal", "eachlabs"):
+            await station.submit(provider, provider)
+        await station.push(station.network.of("fal"))
+
+        async def ids(query: str) -> list[str]:
+            answer = await station.http.get(f"/v1/predictions?{query}")
+            return [one["provider"] for one in answer.json()["data"]]
+
+        assert await ids("") == ["eachlabs", "fal", "oxen"]
+        assert await ids("status=succeeded") == ["fal"]
+        assert await ids("status=processing&provider=oxen") == ["oxen"]
+        assert await ids("provider=nobody") == []
+        assert await ids("cursor=nonsense%00%ff") in (["eachlabs", "fal", "oxen"], [])
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["status=done", "limit=0", "limit=101", "limit=x", "limit=-1", "limit=٣", "limit=1e1"]
+    + ["limit=0000000010000", "page=2", "limit=" + "9" * 5000],
+)
+async def test_an_unfit_query_is_refused(start: Start, query: str) -> None:
+    async with start() as station:
+        problem(await station.http.get(f"/v1/predictions?{query}"), 422, "invalid-request")
+        if not query.startswith("status"):
+            problem(await station.http.get(f"/v1/deliveries?{query}"), 422, "invalid-request")
+
+
+# --- deliveries, replay ---
+
+
+@on(name="tests.refuses")
+async def refuses(_: Event) -> None:
+    raise Dead("nothing to be done")
+
+
+@on("succeeded", name="tests.works")
+async def works(_: Event) -> None: ...
+
+
+async def test_deliveries_are_listed_retried_and_replayed(start: Start) -> None:
+    async with start(refuses, works) as station:
+        sent = await station.submitted("eachlabs")
+        path = f"/v1/predictions/{sent.prediction_id}/replay"
+        problem(await station.http.post(path), 409, "not-ended")
+        await station.push(sent)
+        await _settled(station)
+        page = (await station.http.get(f"/v1/deliveries?prediction={sent.prediction_id}")).json()
+        found = {one["handler"]: one for one in page["data"]}
+        dead = found["tests.refuses"]
+        assert dead.keys() == {
+            "id",
+            "event_id",
+            "prediction_id",
+            "handler",
+            "state",
+            "attempts",
+            "reason",
+            "created_at",
+            "due_at",
+            "ended_at",
+            "history",
+        }
+        assert (dead["state"], dead["reason"], dead["due_at"]) == ("dead", "nothing to be done", None)
+        assert [(one["number"], one["result"]) for one in dead["history"]] == [(1, "dead")]
+        for query, handlers in (
+            ("state=dead", ["tests.refuses"]),
+            ("state=done", ["tests.works"]),
+            ("handler=tests.works", ["tests.works"]),
+            ("state=pending", []),
+            ("limit=1", [page["data"][0]["handler"]]),
+        ):
+            some = (await station.http.get(f"/v1/deliveries?{query}")).json()
+            assert [one["handler"] for one in some["data"]] == handlers
+
+        answer = await station.http.post(f"/v1/deliveries/{dead['id']}/retry")
+        assert (answer.status_code, answer.json()["id"]) == (202, dead["id"])
+        await _settled(station, attempts=3)
+        done = found["tests.works"]["id"]
+        refused = await station.http.post(f"/v1/deliveries/{done}/retry")
+        problem(refused, 409, "not-retryable")
+
+        answer = await station.http.post(path)
+        assert answer.status_code == 202
+        assert answer.json()["owed"] == 2
+        assert set(answer.json()["handlers"]) == {"tests.refuses", "tests.works"}
+        await _settled(station, attempts=5)
+        assert station.count("events") == 1
+
+
+async def _settled(station: Station, attempts: int = 2) -> None:
+    await eventually(lambda: station.count("attempts"), lambda count: count == attempts)
+
+
+# --- models ---
+
+
+async def test_a_models_details_are_the_providers_own(start: Start, network: Network) -> None:
+    async with start() as station:
+        answer = await station.http.get("/v1/models/oxen/black-forest/flux")
+        assert answer.status_code == 200
+        assert answer.json() == {"id": "flux", "request_schema": {}}
+        for provider in ("eachlabs", "fal"):
+            problem(await station.http.get(f"/v1/models/{provider}/x"), 404, "no-model-details")
+        problem(await station.http.get("/v1/models/nobody/x"), 422, "unknown-provider")
+        problem(await station.http.get("/v1/models/oxen/a//b"), 422, "invalid-model")
+        network.script(
+            "oxen.model",
+            reply({}, 404),
+            reply({}, 500),
+            reply(text="<html>"),
+            breaks(httpx.ReadError),
+        )
+        for status, kind in (
+            (404, "no-model-details"),
+            (502, "no-model-details"),
+            (502, "provider-unavailable"),
+            (502, "provider-unavailable"),
+        ):
+            problem(await station.http.get("/v1/models/oxen/x"), status, kind)
+
+
+# --- health ---
+
+
+async def test_health_needs_no_key_and_readiness_needs_the_disk(start: Start, disk: Disk) -> None:
+    async with start() as station:
+        for path in ("/healthz", "/readyz"):
+            answer = await station.world.get(path)
+            assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+        disk.full = True
+        assert (await station.world.get("/healthz")).status_code == 200
+        answer = await station.world.get("/readyz")
+        assert problem(answer, 503, "unavailable")
+        assert answer.headers["retry-after"] == "5"
+
+
+# --- keys ---
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        b"",
+        b"Bearer",
+        b"Bearer ",
+        b"Bearer wrong",
+        b"Bearer " + API_KEY[:-1].encode(),
+        b"Basic " + API_KEY.encode(),
+        API_KEY.encode(),
+        "Bearer schlüssel".encode(),
+        b"Bearer \xff\xfe",
+    ],
+)
+async def test_without_a_good_key_every_route_is_401(
+    open_station: Station, method: str, path: str, authorization: bytes | None
+) -> None:
+    headers = {} if authorization is None else {b"authorization": authorization}
+    answer = await open_station.world.request(method, path, headers=headers)
+    problem(answer, 401, "unauthorized")
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.fixture
+async def open_station(start: Start) -> AsyncIterator[Station]:
+    async with start() as station:
+        yield station
+
+
+async def test_every_configured_key_opens(start: Start) -> None:
+    async with start() as station:
+        for spelt in (f"Bearer {API_KEY}", f"bearer  {OTHER_API_KEY} "):
+            headers = {"authorization": spelt}
+            assert (await station.world.get("/v1/predictions", headers=headers)).is_success
+
+
+async def test_without_any_configured_key_nothing_opens(start: Start) -> None:
+    async with start(RECEIVER_API_KEYS=None) as station:
+        for given in (f"Bearer {API_KEY}", "Bearer ", "Bearer None", ""):
+            answer = await station.world.get("/v1/predictions", headers={"authorization": given})
+            problem(answer, 401, "unauthorized")
+
+
+LOCAL = ("127.0.0.1", 4000)
+
+
+@asynccontextmanager
+async def nearby(station: Station, client: tuple[str, int]) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(station.app, client=client)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as http:
+        yield http
+
+
+@pytest.mark.parametrize(
+    ("client", "headers", "status"),
+    [
+        (LOCAL, {}, 200),
+        (LOCAL, {"host": "localhost:8000"}, 200),
+        (("::1", 4000), {"host": "[::1]:8000"}, 200),
+        (("203.0.113.9", 4000), {}, 401),
+        (("203.0.113.9", 4000), {"host": "localhost"}, 401),
+        (LOCAL, {"host": "evil.test"}, 401),
+        (LOCAL, {"host": "localhost.evil.test"}, 401),
+        (LOCAL, {"host": "127.0.0.1.evil.test"}, 401),
+        (LOCAL, {"host": "evil.test@127.0.0.1"}, 401),
+        (LOCAL, {"host": "[::1"}, 401),
+        (LOCAL, {"host": ""}, 401),
+        (LOCAL, {"origin": "https://evil.test"}, 401),
+        (LOCAL, {"origin": "null"}, 401),
+        (LOCAL, {"x-forwarded-for": "127.0.0.1"}, 401),
+        (LOCAL, {"x-forwarded-host": "x"}, 401),
+        (LOCAL, {"forwarded": "for=127.0.0.1"}, 401),
+        (LOCAL, {"authorization": "Bearer wrong"}, 401),
+        (LOCAL, {"authorization": f"Bearer {API_KEY}", "host": "evil.test"}, 200),
+    ],
+)
+async def test_development_lets_in_this_machine_and_nobody_else(
+    start: Start, client: tuple[str, int], headers: dict[str, str], status: int
+) -> None:
+    async with start(RECEIVER_DEV="1") as station, nearby(station, client) as http:
+        assert (await http.get("/v1/predictions", headers=headers)).status_code == status
+
+
+async def test_without_development_this_machine_needs_a_key_too(start: Start) -> None:
+    async with start() as station, nearby(station, LOCAL) as http:
+        assert (await http.get("/v1/predictions")).status_code == 401
+
+
+# --- secrets ---
+
+
+async def test_no_secret_is_in_any_answer_or_any_line_of_the_log(
+    start: Start, network: Network, logged: Logged
+) -> None:
+    network.script("fal.submit", reply({"detail": "no"}, 401), breaks(httpx.ReadError))
+    network.script("eachlabs.submit", network.kindly, breaks(httpx.ConnectError))
+    network.script("oxen.submit", network.kindly, reply({"error": {"title": "no"}}, 429))
+    network.script("oxen.model", breaks(httpx.ConnectTimeout))
+    network.script("eachlabs.cancel", breaks(httpx.ReadError))
+    answers: list[httpx.Response] = []
+
+    async def keep(answer: httpx.Response) -> None:
+        await answer.aread()
+        answers.append(answer)
+
+    async with start(refuses, RECEIVER_POLL_AFTER="0.02") as station:
+        for client in (station.http, station.world):
+            client.event_hooks["response"].append(keep)
+        for provider in ("eachlabs", "oxen", "fal"):
+            for prompt in ("one", "two", "three"):
+                await station.submit(provider, f"{provider} {prompt}")
+        sent = network.of("eachlabs one")
+        await station.http.post(f"/v1/predictions/{sent.prediction_id}/cancel")
+        await station.push(sent)
+        await station.push(sent, ok=False)
+        await station.world.post(sent.path, content=b"{}", headers={"x-webhook-secret": "wrong"})
+        for method, path in ROUTES:
+            await station.http.request(method, path)
+            await station.world.request(method, path)
+        await eventually(lambda: station.rows("SELECT 1 FROM deliveries WHERE state = 'dead'"))
+    secrets = [*SECRETS, sent.token, sent.secret, *ENV["RECEIVER_API_KEYS"].split(",")]
+    said = "".join(answer.text + repr(answer.headers) for answer in answers)
+    for line in logged:
+        error = line.get("exc_info")
+        said += repr(line)
+        if isinstance(error, BaseException):
+            said += "".join(traceback.format_exception(error))
+    assert len(answers) > 20
+    assert not [secret for secret in secrets if secret in said]
+
+
+def test_settings_do_not_show_their_secrets() -> None:
+    shown = repr(Settings.read(ENV))
+    assert not [secret for secret in SECRETS if secret in shown]

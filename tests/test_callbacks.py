@@ -1,0 +1,611 @@
+"""The hook route, at the level of ASGI and of a real socket: what is let in, and what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import uvicorn
+
+from receiver import Event, on
+from receiver.emulator.keys import Keyring
+from receiver.tokens import Tokens
+from tests.conftest import Logged, Start
+from tests.receiving import (
+    ENDS,
+    ENV,
+    PICTURE,
+    Clock,
+    Letter,
+    Network,
+    Sent,
+    Station,
+    content,
+    eventually,
+    reply,
+    write,
+)
+
+pytestmark = pytest.mark.anyio
+
+PUSHING = ["eachlabs", "fal"]
+LIMIT = "2000"
+
+
+def without(letter: Letter, *names: str) -> Letter:
+    kept = [pair for pair in letter.headers if pair[0] not in names]
+    return replace(letter, headers=kept)
+
+
+def having(letter: Letter, **headers: str | bytes) -> Letter:
+    """Replace headers of a letter."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return replace(letter, headers=[*without(letter, *named).headers, *named.items()])
+
+
+async def two(station: Station, provider: str) -> tuple[Sent, Sent]:
+    return (
+        await station.submitted(provider, "the first"),
+        await station.submitted(provider, "the second"),
+    )
+
+
+# --- what is let in ---
+
+
+@pytest.mark.parametrize("provider", PUSHING)
+@pytest.mark.parametrize("ok", [True, False])
+async def test_a_proved_callback_is_accepted_and_recorded(
+    start: Start, provider: str, ok: bool
+) -> None:
+    async with start() as station:
+        sent = await station.submitted(provider)
+        answer = await station.push(sent, ok=ok)
+        assert (answer.status_code, answer.json()) == (200, {"status": "accepted"})
+        assert answer.headers["content-type"] == "application/json"
+        found = await station.read(sent.prediction_id)
+        assert found["status"] == ("succeeded" if ok else "failed")
+        assert found["channel"] == "webhook"
+        assert found["provider_id"] == sent.id
+        assert (found["output"] is not None, found["error"] is not None) == (ok, not ok)
+
+
+@pytest.mark.parametrize("provider", PUSHING)
+async def test_it_may_come_before_the_submit_was_answered(
+    start: Start, network: Network, provider: str
+) -> None:
+    answering = asyncio.Event()
+
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        answer = network.kindly(request)
+        await answering.wait()
+        return answer
+
+    network.script(f"{provider}.submit", slowly)
+    async with start() as station:
+        submitting = asyncio.create_task(station.submit(provider))
+        (sent,) = await eventually(lambda: network.sent)
+        assert (await station.push(sent)).json() == {"status": "accepted"}
+        submitted = await submitting
+        assert submitted["status"] == "succeeded"
+        answering.set()
+        await eventually(
+            lambda: station.rows("SELECT 1 FROM predictions WHERE links <> '{}'")
+            if provider == "fal"
+            else [1]
+        )
+        assert (await station.push(sent)).json() == {"status": "duplicate"}
+        found = await station.read(sent.prediction_id)
+        assert (found["status"], found["provider_id"]) == ("succeeded", sent.id)
+        assert station.count("events") == 1
+
+
+@pytest.mark.parametrize("provider", PUSHING)
+async def test_two_hundred_at_once_are_one_event(start: Start, provider: str) -> None:
+    ran: list[str] = []
+
+    @on()
+    async def handle(event: Event) -> None:
+        ran.append(event.id)
+
+    async with start(handle) as station:
+        sent = await station.submitted(provider)
+        letter = write(station.network, sent)
+        answers = await asyncio.gather(*(station.post(letter) for _ in range(200)))
+        assert [answer.status_code for answer in answers] == [200] * 200
+        said = [answer.json()["status"] for answer in answers]
+        assert (said.count("accepted"), said.count("duplicate")) == (1, 199)
+        counts = [station.count(name) for name in ("callbacks", "events", "deliveries")]
+        assert counts == [1, 1, 1]
+        await eventually(lambda: station.rows("SELECT 1 FROM deliveries WHERE state = 'done'"))
+    assert len(ran) == 1
+
+
+@pytest.mark.parametrize("provider", PUSHING)
+async def test_one_for_a_prediction_we_do_not_have_is_kept(
+    start: Start, network: Network, provider: str
+) -> None:
+    tokens = Tokens([ENV["RECEIVER_SECRET_KEY"]])
+    lost = "pred_of_another_database"
+    hook = f"https://hooks.test/webhooks/{provider}/{tokens.callback(provider, lost)}"
+    secret = tokens.webhook_secrets(lost)[0].decode()
+    sent = Sent(provider, "id-1", "", hook, secret, httpx.Request("POST", hook))
+    async with start() as station:
+        assert (await station.push(sent)).status_code == 200
+        assert station.rows("SELECT prediction_id, verdict FROM callbacks") == [(lost, "unknown")]
+        assert station.count("events") == 0
+
+
+async def test_fals_ok_without_payload_is_fetched(start: Start, network: Network) -> None:
+    network.always("fal.poll", ENDS["fal.poll"])
+    async with start() as station:
+        sent = await station.submitted("fal")
+        body = {**content(sent), "payload": None, "payload_error": "not serializable"}
+        answer = await station.push(sent, body=json.dumps(body).encode())
+        assert answer.json() == {"status": "accepted"}
+        found = await station.until(sent.prediction_id, "succeeded")
+        assert (found["channel"], found["output"]) == ("poll", [{"url": PICTURE}])
+
+
+@pytest.mark.parametrize("provider", PUSHING)
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>not json", b"[" * 50_000, b"\x00\xff", b"", b'"OK"', b"[]", b'{"workflow_id": 1}'],
+    ids=["html", "deep", "binary", "empty", "text", "list", "workflow"],
+)
+async def test_one_that_is_proved_but_makes_no_sense_is_kept_and_asked_about(
+    start: Start, network: Network, provider: str, body: bytes
+) -> None:
+    network.always(f"{provider}.poll", ENDS[f"{provider}.poll"])
+    async with start() as station:
+        sent = await station.submitted(provider)
+        assert (await station.push(sent, body=body)).status_code == 200
+        found = await station.until(sent.prediction_id, "succeeded")
+        assert found["channel"] == "poll"
+        kept = "SELECT CAST(body AS BLOB) FROM callbacks WHERE channel = 'webhook'"
+        assert station.one(kept) == body
+
+
+async def test_a_rotated_secret_key_still_opens_what_it_signed(start: Start) -> None:
+    old = ENV["RECEIVER_SECRET_KEY"]
+    new = "a-key-that-is-newer-than-all-the-others"
+    async with start() as station:
+        kept, dropped = await two(station, "eachlabs")
+    async with start(RECEIVER_SECRET_KEY=f"{new},{old}") as station:
+        assert (await station.push(kept)).json() == {"status": "accepted"}
+    async with start(RECEIVER_SECRET_KEY=new) as station:
+        assert (await station.push(dropped)).status_code == 401
+
+
+async def test_callbacks_of_a_provider_that_is_off_are_still_taken(start: Start) -> None:
+    async with start() as station:
+        sents = [await station.submitted(provider, provider) for provider in PUSHING]
+    async with start(EACHLABS_API_KEY=None, FAL_KEY=None) as station:
+        for sent in sents:
+            assert (await station.push(sent)).json() == {"status": "accepted"}
+
+
+# --- what is not ---
+
+Forgery = Callable[[Network, Sent, Sent], Letter]
+FORGERIES: dict[str, tuple[str, Forgery]] = {
+    "no proof": ("*", lambda n, a, _: replace(write(n, a), headers=[])),
+    "another's token": ("*", lambda n, a, b: replace(write(n, a), path=b.path)),
+    "token of the other provider": (
+        "*",
+        lambda n, a, _: replace(
+            write(n, a),
+            path=a.path.replace(a.provider, "eachlabs" if a.provider == "fal" else "fal"),
+        ),
+    ),
+    "a provider without callbacks": (
+        "*",
+        lambda n, a, _: replace(write(n, a), path=a.path.replace(a.provider, "oxen")),
+    ),
+    "token cut short": ("*", lambda n, a, _: replace(write(n, a), path=a.path[:-1])),
+    "token made longer": ("*", lambda n, a, _: replace(write(n, a), path=a.path + "A")),
+    "token padded": ("*", lambda n, a, _: replace(write(n, a), path=a.path + "=")),
+    "token without a signature": (
+        "*",
+        lambda n, a, _: replace(write(n, a), path=a.path.rpartition(".")[0]),
+    ),
+    "endless token": ("*", lambda n, a, _: replace(write(n, a), path=a.path + "A" * 60_000)),
+    "token in other letters": (
+        "*",
+        lambda n, a, _: replace(write(n, a), path=a.path.replace("pred_", "prəd_")),
+    ),
+    "token with a null": ("*", lambda n, a, _: replace(write(n, a), path=a.path + "%00")),
+    "token that is no utf-8": ("*", lambda n, a, _: replace(write(n, a), path=a.path + "%ff%fe")),
+    "token of nothing": ("*", lambda n, a, _: replace(write(n, a), path=a.path[:-60] + ".")),
+    "another's id in the body": (
+        "fal",
+        lambda n, a, b: write(n, a, body=json.dumps(content(b)).encode()),
+    ),
+    "another's id, told with the secret": (
+        "eachlabs",
+        lambda n, a, b: write(n, a, body=json.dumps(content(b)).encode()),
+    ),
+    "another's signature": ("fal", lambda n, a, b: replace(write(n, b), path=a.path)),
+    "secret of another prediction": (
+        "eachlabs",
+        lambda n, a, b: having(write(n, a), x_webhook_secret=b.secret),
+    ),
+    "secret as an hmac": ("eachlabs", lambda n, a, _: having(write(n, a), x_webhook_secret="0" * 64)),
+    "no secret": ("eachlabs", lambda n, a, _: having(write(n, a), x_webhook_secret="")),
+    "secret that is not ascii": (
+        "eachlabs",
+        lambda n, a, _: having(write(n, a), x_webhook_secret=b"\xff\xfe\xc3\xa9"),
+    ),
+    "secret given twice": (
+        "eachlabs",
+        lambda n, a, _: replace(
+            write(n, a), headers=[("x-webhook-secret", a.secret), ("x-webhook-secret", a.secret)]
+        ),
+    ),
+    "a stranger's signature": (
+        "fal",
+        lambda n, a, _: replace(
+            write(n, a),
+            headers=list(
+                Keyring(random.Random(99))
+                .headers(a.id, "user-1", int(time.time()), write(n, a).body)
+                .items()
+            ),
+        ),
+    ),
+    "old signature": ("fal", lambda n, a, _: write(n, a, at=time.time() - 310)),
+    "signature of tomorrow": ("fal", lambda n, a, _: write(n, a, at=time.time() + 310)),
+    "another time than signed": (
+        "fal",
+        lambda n, a, _: having(write(n, a), x_fal_webhook_timestamp=str(int(time.time()) - 7)),
+    ),
+    "another body than signed": (
+        "fal",
+        lambda n, a, _: replace(write(n, a), body=write(n, a, ok=False).body),
+    ),
+    **{
+        f"timestamp {text!r}": (
+            "fal",
+            lambda n, a, _, text=text: having(write(n, a), x_fal_webhook_timestamp=text),  # type: ignore[misc]
+        )
+        for text in (b"", b"1e9", b"-1", b" 1", b"9" * 30, "١٢٣".encode(), b"\xff", b"1_0", b"nan")
+    },
+    **{
+        f"signature {text[:9]!r}": (
+            "fal",
+            lambda n, a, _, text=text: having(write(n, a), x_fal_webhook_signature=text),  # type: ignore[misc]
+        )
+        for text in (b"", b"0" * 128, b"zz" * 64, b"\xff" * 128, "é".encode() * 64, b"0" * 60_000)
+    },
+    **{
+        f"without {name}": ("fal", lambda n, a, _, name=name: without(write(n, a), name))  # type: ignore[misc]
+        for name in (
+            "x-fal-webhook-request-id",
+            "x-fal-webhook-user-id",
+            "x-fal-webhook-timestamp",
+            "x-fal-webhook-signature",
+        )
+    },
+}
+CASES = [
+    pytest.param(provider, forge, id=f"{provider}, {name}")
+    for name, (wanted, forge) in FORGERIES.items()
+    for provider in PUSHING
+    if wanted in {"*", provider}
+]
+
+
+@pytest.mark.parametrize(("provider", "forge"), CASES)
+async def test_a_forgery_is_401_and_leaves_no_trace_but_one_line(
+    start: Start, logged: Logged, provider: str, forge: Forgery
+) -> None:
+    async with start() as station:
+        mine, other = await two(station, provider)
+        before = [station.rows(f"SELECT * FROM {name}") for name in ("predictions", "callbacks")]
+        letter = forge(station.network, mine, other)
+        logged.clear()
+        answer = await station.post(letter)
+        assert answer.status_code == 401
+        assert answer.json() == {
+            "type": "urn:receiver:problem:unproved",
+            "title": "Unauthorized",
+            "status": 401,
+            "detail": "this callback could not be proved",
+        }
+        after = [station.rows(f"SELECT * FROM {name}") for name in ("predictions", "callbacks")]
+        assert after == before
+        told = [line["event"] for line in logged if line["event"] not in {"keys.fetched"}]
+        assert told == ["callback.rejected"]
+        text = repr(logged)
+        assert not [word for word in (mine.token, mine.secret, other.secret) if word and word in text]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "WHAT"])
+async def test_only_post_is_allowed(start: Start, method: str) -> None:
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        answer = await station.world.request(method, sent.path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("provider", ["replicate", "EACHLABS", "é", "%00", "..", "-" * 5000])
+async def test_an_unknown_provider_is_404(start: Start, provider: str) -> None:
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        path = sent.path.replace("eachlabs", provider)
+        answer = await station.world.post(path, content=b"{}")
+        assert answer.status_code == 404
+        assert answer.json()["type"] == "urn:receiver:problem:not-found"
+
+
+# --- fal's keys ---
+
+
+async def test_rotated_keys_are_fetched_once_and_at_most_once_a_minute(
+    start: Start, network: Network
+) -> None:
+    clock = Clock()
+    async with start(clock=clock) as station:
+        sents = [await station.submitted("fal", f"no {number}") for number in range(12)]
+        await eventually(lambda: network.count("fal.keys") == 1)
+        network.keyring.rotate()
+        answers = await asyncio.gather(*(station.push(sent) for sent in sents[:10]))
+        assert [answer.status_code for answer in answers] == [200] * 10
+        assert network.count("fal.keys") == 2
+        network.keyring.rotate()
+        assert (await station.push(sents[10])).status_code == 401
+        assert network.count("fal.keys") == 2
+        clock.ahead = 61
+        assert (await station.push(sents[10], at=clock())).status_code == 200
+        assert network.count("fal.keys") == 3
+
+
+async def test_forgeries_cause_one_fetch_a_minute_and_no_more(
+    start: Start, network: Network
+) -> None:
+    async with start() as station:
+        sent = await station.submitted("fal")
+        forged = having(write(network, sent), x_fal_webhook_signature="00" * 64)
+        answers = await asyncio.gather(*(station.post(forged) for _ in range(50)))
+        assert {answer.status_code for answer in answers} == {401}
+        assert network.count("fal.keys") == 2
+
+
+@pytest.mark.parametrize(
+    "answer", [reply(None, 500), reply(text="<html>"), reply({"keys": []}), reply({"keys": [{"x": 1}]})]
+)
+async def test_without_any_keys_it_is_503_and_then_recovers(
+    start: Start, network: Network, answer: Any
+) -> None:
+    clock = Clock()
+    network.always("fal.keys", answer)
+    async with start(clock=clock) as station:
+        sent = await station.submitted("fal")
+        refused = await station.push(sent)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert refused.json()["type"] == "urn:receiver:problem:keys-unavailable"
+        assert station.count("callbacks") == 0
+        network.always("fal.keys", network.kindly)
+        clock.ahead = 5
+        assert (await station.push(sent, at=clock())).json() == {"status": "accepted"}
+
+
+# --- the body, on ASGI ---
+
+
+async def call(
+    station: Station, letter: Letter, *messages: MutableMapping[str, Any]
+) -> list[MutableMapping[str, Any]]:
+    """Call the app with a body in given pieces."""
+    queue = list(messages)
+    answered: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        return queue.pop(0)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        answered.append(message)
+
+    headers = [(_bytes(name).lower(), _bytes(value)) for name, value in letter.headers]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": letter.path,
+        "raw_path": letter.path.encode(),
+        "query_string": b"",
+        "headers": headers,
+        "client": ("203.0.113.9", 1),
+        "scheme": "https",
+        "http_version": "1.1",
+    }
+    await station.app(scope, receive, send)
+    return answered
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode("latin-1") if isinstance(text, str) else text
+
+
+def pieces(body: bytes, size: int) -> list[dict[str, Any]]:
+    chunks = [body[at : at + size] for at in range(0, len(body), size)]
+    more = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    return [*more, {"type": "http.request"}]
+
+
+@pytest.mark.parametrize("provider", PUSHING)
+@pytest.mark.parametrize(("over", "status"), [(-1, 200), (0, 200), (1, 413), (5000, 413)])
+async def test_the_cap_is_counted_while_the_body_streams(
+    start: Start, provider: str, over: int, status: int
+) -> None:
+    async with start(RECEIVER_MAX_BODY_BYTES=LIMIT) as station:
+        sent = await station.submitted(provider)
+        body = json.dumps(content(sent)).encode()
+        body = body.ljust(int(LIMIT) + over)
+        letter = write(station.network, sent, body=body)
+        answered = await call(station, letter, *pieces(body, 100))
+        assert answered[0]["status"] == status
+        if status == 413:
+            assert (b"connection", b"close") in answered[0]["headers"]
+            assert station.count("callbacks") == 0
+
+
+async def test_it_stops_reading_at_the_first_byte_over(start: Start) -> None:
+    async with start(RECEIVER_MAX_BODY_BYTES=LIMIT) as station:
+        sent = await station.submitted("eachlabs")
+        endless = pieces(b"x" * (int(LIMIT) + 1), 500)[:-1]  # to read on would be an error
+        answered = await call(station, write(station.network, sent), *endless)
+        assert answered[0]["status"] == 413
+
+
+async def test_a_sender_who_leaves_midway_is_told_nothing(start: Start, logged: Logged) -> None:
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        letter = write(station.network, sent)
+        half = {"type": "http.request", "body": letter.body[:10], "more_body": True}
+        assert await call(station, letter, half, {"type": "http.disconnect"}) == []
+        assert station.count("callbacks") == 0
+        assert (await station.post(letter)).json() == {"status": "accepted"}
+    assert not [line for line in logged if line["log_level"] == "error"]
+
+
+# --- the same over a real socket ---
+
+
+@asynccontextmanager
+async def listening(station: Station) -> AsyncIterator[int]:
+    """Serve the app of a station, whose lifespan runs already."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(
+            station.app, lifespan="off", log_config=None, ws="none", timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server._serve([listener]))  # noqa: SLF001 - without its signals
+        await eventually(lambda: server.started)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await serving
+
+
+def raw(letter: Letter, *, length: int | None = None, more: bytes = b"") -> bytes:
+    """Spell a request's head and as much of the body as there is."""
+    lines = [b"POST " + letter.path.encode() + b" HTTP/1.1", b"host: hooks.test"]
+    lines += [_bytes(name) + b": " + _bytes(value) for name, value in letter.headers]
+    lines.append(b"content-length: %d" % (len(letter.body) if length is None else length))
+    return b"\r\n".join([*lines, *([more] if more else []), b"", b""])
+
+
+async def talk(port: int, *said: bytes, until_closed: bool = False) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for chunk in said:
+            writer.write(chunk)
+            await writer.drain()
+        async with asyncio.timeout(5):
+            if until_closed:
+                return await reader.read()
+            head = await reader.readuntil(b"\r\n\r\n")
+            return head
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("provider", PUSHING)
+async def test_a_slow_sender_is_heard_to_the_end(start: Start, provider: str) -> None:
+    async with start() as station, listening(station) as port:
+        sent = await station.submitted(provider)
+        letter = write(station.network, sent)
+        half = len(letter.body) // 2
+        head = raw(letter)
+        pause = asyncio.Event()
+
+        async def slow() -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head + letter.body[:half])
+            await writer.drain()
+            await pause.wait()
+            writer.write(letter.body[half:])
+            answer = await reader.readuntil(b"\r\n\r\n")
+            writer.close()
+            return answer
+
+        slowly = asyncio.create_task(slow())
+        other = await station.submitted("eachlabs", "another, meanwhile")
+        assert (await station.push(other)).json() == {"status": "accepted"}
+        assert station.count("events") == 1
+        pause.set()
+        assert (await slowly).startswith(b"HTTP/1.1 200")
+        assert station.count("events") == 2
+
+
+async def test_a_broken_connection_leaves_nothing(start: Start, logged: Logged) -> None:
+    async with start() as station, listening(station) as port:
+        sent = await station.submitted("eachlabs")
+        letter = write(station.network, sent)
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(raw(letter) + letter.body[:-1])
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        assert (await talk(port, raw(letter) + letter.body)).startswith(b"HTTP/1.1 200")
+        assert station.one("SELECT repeats FROM callbacks") == 0
+    assert not [line for line in logged if line["log_level"] == "error"]
+
+
+async def test_a_body_without_a_declared_length_is_counted_too(start: Start) -> None:
+    async with start(RECEIVER_MAX_BODY_BYTES=LIMIT) as station, listening(station) as port:
+        sent = await station.submitted("eachlabs")
+        letter = write(station.network, sent)
+        chunked = raw(letter).replace(
+            b"content-length: %d" % len(letter.body), b"transfer-encoding: chunked"
+        )
+        whole = b"%x\r\n%b\r\n0\r\n\r\n" % (len(letter.body), letter.body)
+        assert (await talk(port, chunked, whole)).startswith(b"HTTP/1.1 200")
+        chunk = b"400\r\n" + b"x" * 1024 + b"\r\n"
+        assert (await talk(port, chunked, chunk * 2)).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("path", ["//webhooks/eachlabs/x", "/webhooks/eachlabs/x/", "/./webhooks/eachlabs/x"])
+async def test_no_spelling_of_the_path_is_redirected(start: Start, path: str) -> None:
+    async with start() as station, listening(station) as port:
+        answer = await talk(port, raw(Letter(path, [], b"")))
+        assert answer.startswith((b"HTTP/1.1 404", b"HTTP/1.1 401"))
+
+
+async def test_garbage_headers_are_nobodys_5xx(start: Start, logged: Logged) -> None:
+    async with start() as station, listening(station) as port:
+        sent = await station.submitted("fal")
+        letter = replace(write(station.network, sent), body=b"")
+        for more in (
+            b"x-fal-webhook-signature: \xff\xfe\x80",
+            b"content-encoding: gzip",
+            b"expect: 100-continue",
+            b"host: [::1",
+            b"cookie: " + b"\xc3\xa9" * 3000,
+            b"x-forwarded-for: ';DROP TABLE predictions",
+        ):
+            answer = await talk(port, raw(without(letter, "x-fal-webhook-signature"), more=more))
+            assert answer.startswith((b"HTTP/1.1 401", b"HTTP/1.1 400", b"HTTP/1.1 100")), more
+        assert station.count("callbacks") == 0
+    assert not [line for line in logged if line["log_level"] == "error"]
+
+
+async def test_what_is_recorded_of_a_callback_holds_no_secret(start: Start) -> None:
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        letter = having(write(station.network, sent), authorization="Bearer x", cookie="a=b", x_note=b"\xe9")
+        await station.post(letter)
+        headers = dict(msgspec.json.decode(station.one("SELECT headers FROM callbacks")))
+        assert "x-note" in headers
+        assert not {"x-webhook-secret", "authorization", "cookie"} & headers.keys()

@@ -1,0 +1,273 @@
+"""A provider's public keys: kept for a day, refreshed when a proof fails, never asked for twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from receiver.errors import KeysUnavailable, Unreadable
+from receiver.keys import KEPT, REFRESH, PublicKeys
+from receiver.providers.fal import read_jwks
+
+URL: Final = "https://keys.example/jwks.json"
+START: Final = 1_767_225_600.0
+Reply = httpx.Response | Exception
+
+
+def read(body: bytes) -> list[bytes]:
+    """Read keys as one word each; a body that starts with `!` is no key set."""
+    if body.startswith(b"!"):
+        raise Unreadable("no key set")
+    return body.split()
+
+
+def ok(body: bytes) -> httpx.Response:
+    return httpx.Response(200, content=body)
+
+
+class Server:
+    """Answers as scripted, the last answer for ever, and counts who asks."""
+
+    def __init__(self, *replies: Reply) -> None:
+        self.replies = list(replies)
+        self.asked = 0
+        self.entered = asyncio.Event()
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        assert str(request.url) == URL
+        self.asked += 1
+        self.entered.set()
+        await self.open.wait()
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if isinstance(reply, Exception):
+            raise reply
+        return httpx.Response(reply.status_code, headers=reply.headers, content=reply.content)
+
+
+class Scene:
+    """One cache, its server and its clock."""
+
+    def __init__(self, *replies: Reply, reader: Callable[[bytes], list[bytes]] = read) -> None:
+        self.server = Server(*replies)
+        self.now = START
+        client = httpx.AsyncClient(transport=httpx.MockTransport(self.server))
+        self.keys = PublicKeys(client, URL, reader, clock=lambda: self.now)
+
+    async def get(self, *, refresh: bool = False) -> Sequence[bytes] | None:
+        """Ask for the keys; None where there are none to be had."""
+        try:
+            return await self.keys(refresh)
+        except KeysUnavailable:
+            return None
+
+
+def run(scene: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await scene()
+
+    asyncio.run(main())
+
+
+def test_keys_are_fetched_once_and_kept_for_a_day() -> None:
+    async def scene() -> None:
+        it = Scene(ok(b"a b"), ok(b"c"))
+        assert await it.get() == (b"a", b"b")
+        it.now += KEPT - 1
+        assert await it.get() == (b"a", b"b")
+        assert it.server.asked == 1
+        it.now += 1
+        assert await it.get() == (b"c",)
+        assert it.server.asked == 2
+
+    run(scene)
+
+
+def test_a_failed_proof_fetches_newer_keys_at_once() -> None:
+    async def scene() -> None:
+        it = Scene(ok(b"a"), ok(b"b"))
+        assert await it.get() == (b"a",)
+        it.now += 0.5
+        assert await it.get(refresh=True) == (b"b",)
+        assert await it.get() == (b"b",)
+        assert it.server.asked == 2
+
+    run(scene)
+
+
+def test_failed_proofs_fetch_at_most_once_a_minute() -> None:
+    async def scene() -> None:
+        it = Scene(ok(b"a"))
+        await it.get()
+        for _ in range(1 + 3 * int(REFRESH)):  # a stranger's forgeries, one a second
+            it.now += 1
+            assert await it.get(refresh=True) == (b"a",)
+        assert it.server.asked == 1 + 4
+
+    run(scene)
+
+
+def test_the_first_of_all_calls_may_be_a_refresh() -> None:
+    async def scene() -> None:
+        it = Scene(ok(b"a"))
+        assert await it.get(refresh=True) == (b"a",)
+        assert it.server.asked == 1
+
+    run(scene)
+
+
+def test_who_cannot_have_keys_is_told_where_they_should_be() -> None:
+    async def scene() -> None:
+        with pytest.raises(KeysUnavailable, match=URL):
+            await Scene(httpx.ConnectError("no route")).keys(False)
+
+    run(scene)
+
+
+UNFIT: Final[dict[str, Reply]] = {
+    "unreachable": httpx.ConnectError("no route"),
+    "too slow": httpx.ReadTimeout("slow"),
+    "cut off": httpx.RemoteProtocolError("cut"),
+    "an error": httpx.Response(500, content=b"a"),
+    "not found": httpx.Response(404, content=b"a"),
+    "a redirect": httpx.Response(302, headers={"location": "https://evil.example/"}, content=b"a"),
+    "unreadable": ok(b"!"),
+    "without a key": ok(b""),
+}
+
+
+@pytest.mark.parametrize("reply", UNFIT.values(), ids=UNFIT)
+def test_without_keys_nothing_can_be_proved_yet(reply: Reply) -> None:
+    async def scene() -> None:
+        it = Scene(reply, ok(b"a"))
+        assert await it.get() is None
+        it.now += 1
+        assert await it.get() is None
+        assert it.server.asked == 1, "a failure is not asked about again at once"
+        it.now += 1
+        assert await it.get() == (b"a",)
+
+    run(scene)
+
+
+@pytest.mark.parametrize("reply", UNFIT.values(), ids=UNFIT)
+def test_a_failed_refresh_leaves_the_keys_that_are_known(reply: Reply) -> None:
+    async def scene() -> None:
+        it = Scene(ok(b"a"), reply)
+        await it.get()
+        it.now += 1
+        assert await it.get(refresh=True) == (b"a",)
+        assert it.server.asked == 2
+        it.now += 1
+        assert await it.get() == (b"a",)
+
+    run(scene)
+
+
+@pytest.mark.parametrize("reply", UNFIT.values(), ids=UNFIT)
+def test_keys_older_than_a_day_are_not_believed_even_if_no_newer_can_be_had(reply: Reply) -> None:
+    async def scene() -> None:
+        it = Scene(ok(b"a"), reply)
+        await it.get()
+        it.now += KEPT
+        assert await it.get() is None
+        assert await it.get(refresh=True) is None
+
+    run(scene)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[]", b'{"keys": 1}', b'{"keys": [{"x": "AAAA"}]}', b"[" * 100_000]
+)
+def test_garbage_instead_of_a_jwks_is_no_key(body: bytes) -> None:
+    async def scene() -> None:
+        assert await Scene(ok(body), reader=read_jwks).get() is None
+
+    run(scene)
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+def test_however_many_wait_one_asks(refresh: bool) -> None:
+    async def scene() -> None:
+        it = Scene(ok(b"a"))
+        it.server.open.clear()
+        waiting = [asyncio.create_task(it.get(refresh=refresh)) for _ in range(20)]
+        await it.server.entered.wait()
+        it.server.open.set()
+        assert await asyncio.gather(*waiting) == [(b"a",)] * 20
+        assert it.server.asked == 1
+
+    run(scene)
+
+
+def test_however_many_wait_one_fails() -> None:
+    async def scene() -> None:
+        it = Scene(httpx.ConnectError("no route"))
+        assert await asyncio.gather(*(it.get() for _ in range(20))) == [None] * 20
+        assert it.server.asked == 1
+
+    run(scene)
+
+
+def test_all_whose_proof_failed_get_the_newer_keys_of_one_refresh() -> None:
+    async def scene() -> None:
+        it = Scene(ok(b"old"), ok(b"new"))
+        await it.get()
+        it.now += 1
+        it.server.open.clear()
+        it.server.entered.clear()
+        waiting = [asyncio.create_task(it.get(refresh=True)) for _ in range(20)]
+        await it.server.entered.wait()
+        assert await it.get() == (b"old",), "who needs no newer keys does not wait"
+        it.server.open.set()
+        assert await asyncio.gather(*waiting) == [(b"new",)] * 20
+        assert it.server.asked == 2
+
+    run(scene)
+
+
+def test_who_gives_up_waiting_does_not_block_the_next() -> None:
+    async def scene() -> None:
+        it = Scene(ok(b"a"))
+        it.server.open.clear()
+        impatient = asyncio.create_task(it.get())
+        await it.server.entered.wait()
+        impatient.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await impatient
+        it.server.open.set()
+        assert await it.get() == (b"a",)
+
+    run(scene)
+
+
+def test_a_fetch_is_one_line_in_the_log_without_the_keys() -> None:
+    async def scene() -> None:
+        it = Scene(ok(b"a b"), httpx.ConnectError("no route"), ok(b""))
+        for _ in range(3):
+            await it.get(refresh=True)
+            it.now += REFRESH
+
+    with capture_logs() as lines:
+        run(scene)
+    assert lines == [
+        {"event": "keys.fetched", "log_level": "info", "url": URL, "count": 2},
+        {
+            "event": "keys.failed",
+            "log_level": "warning",
+            "url": URL,
+            "reason": "ConnectError: no route",
+        },
+        {
+            "event": "keys.failed",
+            "log_level": "warning",
+            "url": URL,
+            "reason": "no Ed25519 key in it",
+        },
+    ]

@@ -1,0 +1,199 @@
+"""Oxen's event stream: connected before anything is submitted, made again whenever it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from receiver.listener import Listener
+from receiver.model import Outcome
+from receiver.providers.oxen import Oxen
+from receiver.store.values import Taken
+from tests.conftest import Logged, Start
+from tests.receiving import ENDS, PICTURE, Network, breaks, eventually, reply
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_stream_is_connected_before_the_first_submit(
+    start: Start, network: Network
+) -> None:
+    connecting = asyncio.Event()
+
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        await connecting.wait()
+        return network.kindly(request)
+
+    network.script("oxen.stream", slowly)
+    async with start() as station:
+        submitting = asyncio.create_task(station.submit("oxen"))
+        await eventually(lambda: network.count("oxen.stream"))
+        assert not (await asyncio.wait({submitting}, timeout=0.1))[0]
+        assert network.count("oxen.submit") == 0
+        connecting.set()
+        assert (await submitting)["status"] == "processing"
+    kinds = [kind for kind, _ in network.calls if kind in {"oxen.stream", "oxen.submit"}]
+    assert kinds == ["oxen.stream", "oxen.submit"]
+
+
+@pytest.mark.parametrize(
+    "answer", [breaks(httpx.ConnectError), reply({}, 401), reply(text="no stream"), reply({}, 302)]
+)
+async def test_a_stream_that_is_down_holds_up_no_submit_for_ever(
+    start: Start, network: Network, answer: object
+) -> None:
+    network.always("oxen.stream", answer)  # type: ignore[arg-type]
+    network.always("oxen.poll", ENDS["oxen.poll"])
+    async with start(RECEIVER_POLL_AFTER="0.05") as station:
+        await eventually(lambda: network.count("oxen.stream") >= 3)
+        prediction = await station.submit("oxen")
+        found = await station.until(prediction["id"], "succeeded")
+        assert found["channel"] == "poll"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        ({"status": "succeeded", "url": PICTURE, "model": "nano-banana"}, "succeeded"),
+        ({"status": "failed", "error": "Insufficient credits"}, "failed"),
+    ],
+)
+async def test_an_event_ends_its_prediction(
+    start: Start, network: Network, data: dict[str, str], status: str
+) -> None:
+    async with start() as station:
+        sent = await station.submitted("oxen")
+        network.say(generation_id=sent.id, media_type="image", **data)
+        found = await eventually(
+            lambda: station.rows("SELECT status, channel FROM predictions"),
+            lambda rows: rows[0][0] == status,
+        )
+        assert found == [(status, "sse")]
+    assert network.count("oxen.poll") == 0
+
+
+async def test_an_event_may_come_before_the_id_is_stored(start: Start, network: Network) -> None:
+    answering = asyncio.Event()
+
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        answer = network.kindly(request)
+        network.say(generation_id=network.sent[0].id, status="succeeded", url=PICTURE)
+        await answering.wait()
+        return answer
+
+    network.script("oxen.submit", slowly)
+    async with start() as station:
+        submitting = asyncio.create_task(station.submit("oxen"))
+        await eventually(lambda: network.streams and network.sent)
+        await eventually(lambda: network.streams[0].said.empty())
+        answering.set()
+        await submitting
+        found = await eventually(
+            lambda: station.rows("SELECT status, channel FROM predictions"),
+            lambda rows: rows[0][0] == "succeeded",
+        )
+        assert found == [("succeeded", "sse")]
+
+
+async def test_what_is_not_ours_is_ignored(start: Start, network: Network, logged: Logged) -> None:
+    async with start() as station:
+        sent = await station.submitted("oxen")
+        network.say_raw("deployment_updated", '{"deployment_id": "x"}')
+        network.say_raw("deployment_updated", json.dumps({"generation_id": sent.id}))
+        network.say(generation_id="another-users", status="succeeded", url=PICTURE)
+        for garbage in ("not json", "[]", "{}", "[" * 5000, '{"generation_id": 7}', "\ud7ff\x00"):
+            network.say_raw("media_generation_completed", garbage)
+        network.say(generation_id="x" * 500, status="succeeded")
+        network.say(generation_id=sent.id, status="a word nobody knows")
+        network.say(generation_id=sent.id, status="succeeded", url=PICTURE)
+        await eventually(lambda: station.rows("SELECT 1 FROM events"))
+        assert station.count("callbacks") == 1
+        assert network.count("oxen.stream") == 1
+    assert not [line for line in logged if line["log_level"] == "error"]
+
+
+async def test_an_event_without_its_url_is_asked_about(start: Start, network: Network) -> None:
+    network.always("oxen.poll", ENDS["oxen.poll"])
+    async with start() as station:
+        sent = await station.submitted("oxen")
+        network.say(generation_id=sent.id, status="succeeded")
+        await eventually(lambda: station.rows("SELECT 1 FROM events WHERE channel = 'poll'"))
+
+
+async def test_after_a_cut_it_listens_again_and_asks_what_it_missed(
+    start: Start, network: Network
+) -> None:
+    async with start() as station:
+        missed = await station.submitted("oxen", "missed")
+        later = await station.submitted("oxen", "later")
+        await eventually(lambda: network.streams)
+        network.cut()
+        network.script("oxen.poll", ENDS["oxen.poll"])
+        await eventually(lambda: network.streams)
+        await eventually(lambda: network.count("oxen.poll") >= 2)
+        await eventually(lambda: station.count("events") == 1)
+        polled = station.one("SELECT provider_id FROM predictions WHERE channel = 'poll'")
+        (other,) = {missed.id, later.id} - {polled}
+        network.say(generation_id=other, status="succeeded", url=PICTURE)
+        await eventually(lambda: station.count("events") == 2)
+    assert network.count("oxen.stream") == 2
+
+
+async def test_a_stream_that_ends_politely_is_made_again_too(
+    start: Start, network: Network
+) -> None:
+    async with start():
+        await eventually(lambda: network.streams)
+        network.streams.pop().said.put_nowait(None)
+        await eventually(lambda: network.streams)
+
+
+class _Desk:
+    """Counts what a listener does to its neighbours."""
+
+    def __init__(self) -> None:
+        self.reconciled = 0
+        self.connected = 0
+
+    async def heard(self, provider_name: str, outcome: Outcome, body: bytes) -> Taken | None:
+        raise AssertionError((provider_name, outcome, body))
+
+    async def hasten(self, provider: str, now: float) -> None:
+        assert provider == "oxen"
+        assert now
+        self.reconciled += 1
+
+    def connect(self) -> None:
+        self.connected += 1
+
+
+async def test_silence_is_death() -> None:
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n: hello\n\n")
+        await reader.read()
+        writer.close()
+
+    desk = _Desk()
+    server = await asyncio.start_server(swallow, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, httpx.AsyncClient() as client:
+        listener = Listener(
+            "oxen",
+            Oxen("key", f"http://127.0.0.1:{port}"),
+            client,
+            desk,
+            desk,
+            on_connect=desk.connect,
+            silence=0.05,
+            chance=lambda: 0.0,
+        )
+        listening = asyncio.create_task(listener.run())
+        await eventually(lambda: desk.connected >= 2)
+        assert await listener.ready()
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+    assert desk.reconciled == desk.connected

@@ -1,0 +1,229 @@
+"""Logs: one form for all, every event name on the list, and nothing secret in a line."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeGuard
+
+import httpx
+import pytest
+import structlog
+
+import receiver
+from receiver.logs import EVENTS, SECRET_WORDS, configure, redact
+
+PACKAGE: Final = Path(receiver.__file__).parent
+_OURS: Final = ("", "httpx", "httpcore")
+_LEVELS: Final = {"debug", "info", "warning", "error", "exception", "critical"}
+
+
+@pytest.fixture
+def out() -> Iterator[io.StringIO]:
+    """Give a stream to log to, and afterwards the logging that was there before."""
+    loggers = [logging.getLogger(name) for name in _OURS]
+    levels = [logger.level for logger in loggers]
+    handlers = logging.getLogger().handlers[:]
+    before = structlog.get_config().copy()
+    with io.StringIO() as stream:
+        yield stream
+        logging.getLogger().handlers[:] = handlers
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        structlog.configure(**before)
+
+
+def lines(out: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def logged() -> dict[str, list[str]]:
+    """Find every `log.<level>("…")` of the package and the files it is in."""
+    found: dict[str, list[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        if "emulator" in path.relative_to(PACKAGE).parts:
+            continue  # another program, with logs of its own
+        for node in ast.walk(ast.parse(path.read_text())):
+            if _is_log_call(node):
+                place = f"{path.relative_to(PACKAGE)}:{node.lineno}"
+                found.setdefault(_event(node, place), []).append(place)
+    return found
+
+
+def _is_log_call(node: ast.AST) -> TypeGuard[ast.Call]:
+    match node:
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=level)):
+            return level in _LEVELS
+        case ast.Call(func=ast.Attribute(value=ast.Attribute(attr="log" | "_log"), attr=level)):
+            return level in _LEVELS
+    return False
+
+
+def _event(node: ast.Call, place: str) -> str:
+    assert node.args, f"{place} logs no event name"
+    first = node.args[0]
+    assert isinstance(first, ast.Constant), f"{place} makes up its event name"
+    return str(first.value)
+
+
+def test_every_event_name_in_the_code_is_on_the_list() -> None:
+    unlisted = {name: places for name, places in logged().items() if name not in EVENTS}
+    assert not unlisted
+
+
+def test_every_event_name_on_the_list_is_in_the_code() -> None:
+    assert not EVENTS - set(logged())
+
+
+def test_event_names_are_dotted_words() -> None:
+    assert all(name.replace(".", "").replace("_", "").isalpha() for name in EVENTS)
+    assert all(name.count(".") == 1 for name in EVENTS)
+
+
+def test_no_line_carries_a_field_that_redaction_would_hide() -> None:
+    named = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {word.arg}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if _is_log_call(node)
+        for word in node.keywords
+        if word.arg and any(secret in word.arg.lower() for secret in SECRET_WORDS)
+    ]
+    assert not named
+
+
+@pytest.mark.parametrize("word", SECRET_WORDS)
+def test_a_field_that_sounds_like_a_secret_is_hidden(word: str) -> None:
+    fields = {word: "hush", f"X-{word.upper()}-Y": "hush", "event": "a.b", "other": "seen"}
+    hidden = redact(None, "info", dict(fields))
+    assert "hush" not in str(hidden)
+    assert hidden["other"] == "seen"
+    assert hidden.keys() == fields.keys()
+
+
+def test_a_line_is_json_with_its_fields(out: io.StringIO) -> None:
+    configure("json", "info", out)
+    structlog.get_logger().info("a.b", prediction="pred_1", number=7, text='a "line"\nend')
+    [line] = lines(out)
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "event": "a.b",
+        "level": "info",
+        "prediction": "pred_1",
+        "number": 7,
+        "text": 'a "line"\nend',
+    }
+
+
+def test_what_json_has_no_word_for_is_written_as_text(out: io.StringIO) -> None:
+    configure("json", "info", out)
+    structlog.get_logger().info("a.b", path=object, error=ValueError("no"), big=10**400)
+    [line] = lines(out)
+    assert (line["path"], line["error"]) == ("<class 'object'>", "ValueError('no')")
+
+
+def test_an_exception_is_one_line(out: io.StringIO) -> None:
+    configure("json", "info", out)
+    try:
+        raise ValueError("no")  # noqa: TRY301 - a traceback is wanted
+    except ValueError:
+        structlog.get_logger().exception("task.failed")
+    [line] = lines(out)
+    assert line["level"] == "error"
+    assert line["exception"].endswith("ValueError: no")
+
+
+def test_context_is_in_every_line(out: io.StringIO) -> None:
+    configure("json", "info", out)
+    with structlog.contextvars.bound_contextvars(delivery="dlv_1"):
+        structlog.get_logger().info("a.b")
+        logging.getLogger("other").warning("theirs")
+    assert [line["delivery"] for line in lines(out)] == ["dlv_1", "dlv_1"]
+
+
+@pytest.mark.parametrize("bound", [{"api_key": "hush"}, {"Authorization": "Bearer hush"}])
+def test_a_secret_is_hidden_in_every_form(out: io.StringIO, bound: Mapping[str, str]) -> None:
+    for form in ("json", "console"):
+        configure(form, "info", out)
+        structlog.get_logger().info("a.b", **bound)
+        with structlog.contextvars.bound_contextvars(**bound):
+            logging.getLogger("other").warning("theirs")
+    assert out.getvalue().count("**********") == 4
+    assert "hush" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("level", "heard"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+        ("error", ["error"]),
+    ],
+)
+def test_a_level_holds_for_us_and_for_the_standard_library(
+    out: io.StringIO, level: str, heard: list[str]
+) -> None:
+    configure("json", level, out)
+    ours, theirs = structlog.get_logger(), logging.getLogger("other.library")
+    for name in ("debug", "info", "warning", "error"):
+        getattr(ours, name)("a.b")
+        getattr(theirs, name)("theirs")
+    said = lines(out)
+    assert [line["level"] for line in said if line["event"] == "a.b"] == heard
+    assert [line["level"] for line in said if line["event"] == "theirs"] == heard
+
+
+def test_the_standard_library_is_told_apart_by_its_logger(out: io.StringIO) -> None:
+    configure("json", "info", out)
+    logging.getLogger("uvicorn.error").info("started on %s", "port 1")
+    [line] = lines(out)
+    assert (line["event"], line["logger"]) == ("started on port 1", "uvicorn.error")
+    assert "time" in line
+
+
+def test_configuring_again_does_not_say_things_twice(out: io.StringIO) -> None:
+    configure("json", "info", out)
+    configure("json", "info", out)
+    logging.getLogger("other").warning("once")
+    assert len(lines(out)) == 1
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_urls_that_are_asked_for_are_not_logged(out: io.StringIO, level: str) -> None:
+    configure("json", level, out)
+    transport = httpx.MockTransport(lambda _: httpx.Response(200))
+    with httpx.Client(transport=transport) as client:
+        client.post("https://queue.fal.example/m?fal_webhook=https%3A%2F%2Fh%2Fhush")
+    assert out.getvalue() == ""
+
+
+def test_the_form_follows_the_stream_unless_it_is_named(out: io.StringIO) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    configure(None, "info", out)
+    structlog.get_logger().info("a.b")
+    assert lines(out)[0]["event"] == "a.b"
+    for form, is_json in ((None, False), ("console", False), ("json", True)):
+        terminal = Terminal()
+        configure(form, "info", terminal)
+        structlog.get_logger().info("a.b", field="seen")
+        assert terminal.getvalue().startswith("{") == is_json
+        assert "seen" in terminal.getvalue()
+
+
+def test_without_a_stream_lines_go_to_standard_error(
+    out: io.StringIO, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert out.getvalue() == ""
+    configure("json", "info")
+    structlog.get_logger().info("a.b")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert json.loads(said.err)["event"] == "a.b"

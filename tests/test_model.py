@@ -1,0 +1,404 @@
+"""The state machine and the two pure decisions, as tables and as sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import pairwise, product
+from typing import Final, get_args
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from receiver.model import (
+    ARROWS,
+    DONE,
+    IN_FLIGHT,
+    LONGEST_DELAY,
+    LOSSES,
+    TERMINAL,
+    Cause,
+    Error,
+    Failure,
+    FailureKind,
+    Outcome,
+    OutcomeKind,
+    Output,
+    Policy,
+    Status,
+    Verdict,
+    advance,
+    backoff,
+    decide,
+    delivery_id,
+    event_id,
+    handler_digest,
+    new_id,
+    sources,
+    step,
+    utc,
+)
+
+MANY: Final = settings(max_examples=100, deadline=None, database=None)
+
+# Rows: from. Columns: begin, postponed, ambiguous, accepted, succeeded, failed, canceled.
+CAUSES: Final = ("begin", "postponed", "ambiguous", "accepted", "succeeded", "failed", "canceled")
+TABLE: Final = """
+queued      submitting -      -           -          succeeded failed canceled
+submitting  -          queued unconfirmed processing succeeded failed canceled
+unconfirmed -          -      -           processing succeeded failed canceled
+processing  -          -      -           -          succeeded failed canceled
+succeeded   -          -      -           -          -         -      -
+failed      -          -      -           -          -         -      -
+canceled    -          -      -           -          -         -      -
+"""
+
+
+def arrows() -> list[tuple[str, str, str]]:
+    rows = [line.split() for line in TABLE.strip().splitlines()]
+    return [(row[0], cause, to) for row in rows for cause, to in zip(CAUSES, row[1:], strict=True)]
+
+
+@pytest.mark.parametrize(("status", "cause", "to"), arrows())
+def test_a_prediction_moves_along_these_arrows_only(status: str, cause: str, to: str) -> None:
+    assert step(Status(status), Cause(cause)) == (None if to == "-" else to)
+
+
+def test_the_table_names_every_status_and_every_cause() -> None:
+    assert {(status, cause) for status, cause, _ in arrows()} == set(product(Status, Cause))
+    assert set(ARROWS) == set(Status)
+
+
+def test_terminal_states_are_those_without_an_arrow() -> None:
+    assert frozenset(status for status in Status if not ARROWS[status]) == TERMINAL
+
+
+def test_every_living_state_can_reach_every_end() -> None:
+    for status in set(Status) - TERMINAL:
+        assert {to for to in ARROWS[status].values() if to in TERMINAL} == TERMINAL
+
+
+def test_what_is_in_flight_is_all_that_may_be_at_the_provider() -> None:
+    assert frozenset(Status) - TERMINAL - {Status.QUEUED} == IN_FLIGHT
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_the_sources_of_a_cause_are_the_states_it_may_leave(cause: Cause) -> None:
+    assert sources(cause) == {status for status in Status if step(status, cause) is not None}
+
+
+# One row per status, one column per outcome; `+` marks an outcome that names the provider's id.
+KINDS: Final = ("processing", "ask", "missing", "succeeded", "failed", "canceled")
+ADVANCES: Final = """
+queued       noted:queued      ask:queued      noted:queued      !succeeded !failed !canceled
+queued+      noted:queued      ask:queued      noted:queued      !succeeded !failed !canceled
+submitting   noted:submitting  ask:submitting  noted:submitting  !succeeded !failed !canceled
+submitting+  noted:processing  ask:processing  noted:submitting  !succeeded !failed !canceled
+unconfirmed  noted:unconfirmed ask:unconfirmed noted:unconfirmed !succeeded !failed !canceled
+unconfirmed+ noted:processing  ask:processing  noted:unconfirmed !succeeded !failed !canceled
+processing   noted:processing  ask:processing  noted:processing  !succeeded !failed !canceled
+processing+  noted:processing  ask:processing  noted:processing  !succeeded !failed !canceled
+succeeded    duplicate         duplicate       duplicate         duplicate  late    late
+succeeded+   duplicate         duplicate       duplicate         duplicate  late    late
+failed       duplicate         duplicate       duplicate         late       duplicate late
+failed+      duplicate         duplicate       duplicate         late       duplicate late
+canceled     duplicate         duplicate       duplicate         late       late    duplicate
+canceled+    duplicate         duplicate       duplicate         late       late    duplicate
+"""
+
+
+def advances() -> list[tuple[str, bool, str, str, str]]:
+    found = []
+    for line in ADVANCES.strip().splitlines():
+        row, *cells = line.split()
+        status = row.rstrip("+")
+        for kind, cell in zip(KINDS, cells, strict=True):
+            verdict, _, to = cell.partition(":")
+            if verdict.startswith("!"):
+                verdict, to = "accepted", verdict[1:]
+            found.append((status, row.endswith("+"), kind, verdict, to or status))
+    return found
+
+
+@pytest.mark.parametrize("known", [None, "req-1"])
+@pytest.mark.parametrize(("status", "named", "kind", "verdict", "to"), advances())
+def test_an_outcome_advances_a_prediction_so(
+    status: str, named: bool, kind: OutcomeKind, verdict: str, to: str, known: str | None
+) -> None:
+    outcome = Outcome(kind=kind, provider_id="req-1" if named else None)
+    said, became, reason = advance(Status(status), known, outcome)
+    assert (said, became) == (verdict, to)
+    assert reason
+
+
+def test_the_table_of_advances_names_everything() -> None:
+    rows = {(status, named, kind) for status, named, kind, _, _ in advances()}
+    assert rows == set(product(Status, (False, True), get_args(OutcomeKind)))
+
+
+@pytest.mark.parametrize("kind", get_args(OutcomeKind))
+@pytest.mark.parametrize("status", Status)
+def test_an_outcome_of_another_prediction_changes_nothing(
+    status: Status, kind: OutcomeKind
+) -> None:
+    outcome = Outcome(kind=kind, provider_id="req-2", also_known_as="gw-2")
+    assert advance(status, "req-1", outcome)[:2] == ("mismatch", status)
+
+
+@pytest.mark.parametrize(
+    ("provider_id", "also_known_as"),
+    [("req-1", None), ("req-1", "gw-1"), ("other", "req-1"), (None, "req-1"), (None, None)],
+)
+def test_either_of_two_ids_is_enough_to_match(
+    provider_id: str | None, also_known_as: str | None
+) -> None:
+    outcome = Outcome(kind="succeeded", provider_id=provider_id, also_known_as=also_known_as)
+    assert advance(Status.PROCESSING, "req-1", outcome)[0] == "accepted"
+
+
+def test_the_reason_of_a_late_outcome_tells_both_ends() -> None:
+    reason = advance(Status.CANCELED, None, Outcome(kind="succeeded"))[2]
+    assert reason == "already canceled, then told succeeded"
+
+
+outcomes = st.builds(
+    Outcome,
+    kind=st.sampled_from(get_args(OutcomeKind)),
+    provider_id=st.sampled_from([None, "req-1", "req-2"]),
+    also_known_as=st.sampled_from([None, "req-1", "gw-1"]),
+)
+
+
+@MANY
+@given(
+    status=st.sampled_from(Status),
+    known=st.sampled_from([None, "req-1"]),
+    history=st.lists(outcomes, max_size=30),
+)
+def test_whatever_comes_at_most_one_outcome_is_accepted_and_the_end_stays(
+    status: Status, known: str | None, history: Sequence[Outcome]
+) -> None:
+    accepted = 0
+    for outcome in history:
+        before = status
+        verdict, status, reason = advance(status, known, outcome)
+        assert verdict in get_args(Verdict)
+        assert reason
+        if before in TERMINAL:
+            assert status is before
+            assert verdict in {"duplicate", "late", "mismatch"}
+        if verdict == "accepted":
+            accepted += 1
+            assert status in TERMINAL
+            assert status == outcome.kind
+        else:
+            assert status is before or (before, status) in {
+                (Status.SUBMITTING, Status.PROCESSING),
+                (Status.UNCONFIRMED, Status.PROCESSING),
+            }
+    assert accepted <= 1
+    ended = any(o.cause and advance(Status.PROCESSING, known, o)[0] == "accepted" for o in history)
+    assert (status in TERMINAL) >= ended
+
+
+@MANY
+@given(history=st.lists(outcomes, max_size=30))
+def test_an_outcome_told_again_is_a_duplicate(history: Sequence[Outcome]) -> None:
+    status = Status.PROCESSING
+    for outcome in history:
+        verdict, status, _ = advance(status, None, outcome)
+        if verdict == "accepted":
+            assert advance(status, None, outcome)[0] == "duplicate"
+
+
+# --- Attempts ------------------------------------------------------------------------------------
+
+POLICY: Final = Policy(attempts=4, base=2.0, cap=10.0)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "base", "cap", "longest"),
+    [
+        (1, 2.0, 3600.0, 2.0),
+        (2, 2.0, 3600.0, 4.0),
+        (5, 2.0, 3600.0, 32.0),
+        (11, 2.0, 3600.0, 2048.0),
+        (12, 2.0, 3600.0, 3600.0),
+        (1, 5.0, 3.0, 3.0),
+        (65, 1.0, 1e30, 2.0**64),
+        (66, 1.0, 1e30, 2.0**64),
+        (10**9, 2.0, 3600.0, 3600.0),
+    ],
+)
+def test_backoff_doubles_up_to_its_cap(
+    attempt: int, base: float, cap: float, longest: float
+) -> None:
+    assert backoff(attempt, base, cap, 1.0) == longest
+    assert backoff(attempt, base, cap, 0.5) == longest / 2
+    assert backoff(attempt, base, cap, 0.0) == 0.0
+
+
+def test_all_of_a_default_policy_takes_about_half_an_hour_at_most() -> None:
+    policy = Policy()
+    waits = [backoff(n, policy.base, policy.cap, 1.0) for n in range(1, policy.attempts)]
+    assert sum(waits) == 2 + 4 + 8 + 16 + 32 + 64 + 128 + 256 + 512
+
+
+# One row per kind of failure and attempt of four: the state, and the longest delay if pending.
+DECISIONS: Final = """
+error   1 pending 2
+error   2 pending 4
+error   3 pending 8
+error   4 dead    -
+error   9 dead    -
+timeout 1 pending 2
+timeout 3 pending 8
+timeout 4 dead    -
+retry   1 pending 2
+retry   3 pending 8
+retry   4 dead    -
+lost    1 pending 0
+lost    3 pending 0
+lost    4 dead    -
+lost    9 dead    -
+skip    1 skipped -
+skip    9 skipped -
+dead    1 dead    -
+dead    9 dead    -
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "attempt", "state", "longest"),
+    [line.split() for line in DECISIONS.strip().splitlines()],
+)
+def test_a_failure_is_decided_so(kind: FailureKind, attempt: str, state: str, longest: str) -> None:
+    decision = decide(int(attempt), Failure(kind=kind, reason="why"), POLICY, 1.0)
+    expected = 0.0 if longest == "-" else float(longest)
+    assert (decision.state, decision.delay, decision.reason) == (state, expected, "why")
+
+
+def test_the_decisions_name_every_kind_of_failure() -> None:
+    assert {line.split()[0] for line in DECISIONS.strip().splitlines()} == set(
+        get_args(FailureKind)
+    )
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+def test_a_lost_attempt_is_tried_thrice_even_if_the_policy_is_stricter(attempts: int) -> None:
+    policy = Policy(attempts=attempts)
+    states = [decide(n, Failure(kind="lost"), policy, 0.5).state for n in range(1, 5)]
+    assert LOSSES == 3
+    assert states == ["pending", "pending", "dead", "dead"]
+
+
+@pytest.mark.parametrize(
+    ("after", "delay"),
+    [
+        (0.0, 0.0),
+        (-5.0, 0.0),
+        (30.0, 30.0),
+        (LONGEST_DELAY + 1, 7 * 86400.0),
+        (math.inf, 7 * 86400.0),
+        (-math.inf, 0.0),
+        (math.nan, 0.0),
+    ],
+)
+@pytest.mark.parametrize("chance", [0.0, 0.9])
+def test_a_handler_that_asks_for_a_delay_gets_it_within_a_week(
+    after: float, delay: float, chance: float
+) -> None:
+    failure = Failure(kind="retry", after=after)
+    assert decide(1, failure, POLICY, chance).delay == delay
+
+
+def test_a_handler_that_asks_for_a_delay_still_runs_out_of_attempts() -> None:
+    assert decide(4, Failure(kind="retry", after=1.0), POLICY, 0.5).state == "dead"
+
+
+def test_done_waits_for_nothing() -> None:
+    assert (DONE.state, DONE.delay, DONE.reason) == ("done", 0.0, "")
+
+
+@MANY
+@given(
+    kind=st.sampled_from(get_args(FailureKind)),
+    attempt=st.integers(1, 10**6),
+    after=st.none() | st.floats(),
+    attempts=st.integers(1, 1000),
+    base=st.floats(0, 1e9),
+    cap=st.floats(0, 1e9),
+    chance=st.floats(0, 1, exclude_max=True),
+)
+def test_every_failure_has_a_decision_within_its_bounds(
+    kind: FailureKind,
+    attempt: int,
+    after: float | None,
+    attempts: int,
+    base: float,
+    cap: float,
+    chance: float,
+) -> None:
+    policy = Policy(attempts=attempts, base=base, cap=cap)
+    decision = decide(attempt, Failure(kind=kind, after=after), policy, chance)
+    assert decision.state in {"pending", "skipped", "dead"}
+    assert 0.0 <= decision.delay <= (LONGEST_DELAY if after is not None else cap)
+    if decision.state != "pending":
+        assert decision.delay == 0.0
+    if attempt >= max(attempts, LOSSES):
+        assert decision.state != "pending"
+
+
+# --- Values --------------------------------------------------------------------------------------
+
+
+def test_ids_sort_by_time_and_never_repeat() -> None:
+    moments = [0.0, 0.001, 1.0, 1767225600.0, 1767225600.001, 4e9, 2.0**48 / 1000 - 1]
+    ids = [new_id("pred", now) for now in moments]
+    assert ids == sorted(ids)
+    assert all(earlier[:17] < later[:17] for earlier, later in pairwise(ids))
+    assert len({new_id("evt", 1.0) for _ in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize("prefix", ["pred", "evt", "dlv"])
+def test_an_id_has_its_prefix_and_one_length(prefix: str) -> None:
+    made = new_id(prefix, 1767225600.5)
+    assert made.startswith(f"{prefix}_019b76d")
+    assert len(made) == len(prefix) + 1 + 12 + 20
+    assert made.isascii()
+    assert "." not in made  # the callback token puts its signature after a dot
+
+
+def test_a_prediction_has_one_event_and_one_delivery_per_handler() -> None:
+    mine, other = new_id("pred", 1.0), new_id("pred", 1.0)
+    assert event_id(mine) == f"evt_{mine.removeprefix('pred_')}"
+    ids = [delivery_id(p, name) for p in (mine, other) for name in ("a:run", "b:run")]
+    assert len(set(ids)) == 4
+    assert ids[0] == delivery_id(mine, "a:run")
+    assert ids[0].startswith("dlv_")
+    assert handler_digest("a:run") == "a0ab5c7a"  # stored: it must never change
+
+
+def test_times_are_utc() -> None:
+    assert utc(1767225600.0) == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_a_value_reads_by_attribute_or_by_name_and_nothing_else() -> None:
+    output = Output(url="https://files.example/1.png", width=3)
+    assert (output["url"], output["width"], output["text"]) == (output.url, 3, None)
+    for name in ("missing", "__class__", "__struct_fields__"):
+        with pytest.raises(KeyError, match=name):
+            output[name]
+
+
+def test_a_value_never_changes() -> None:
+    error = Error(code="timeout", message="late")
+    with pytest.raises(AttributeError):
+        error.message = "early"  # type: ignore[misc] # the point
+
+
+def test_an_output_says_only_what_it_knows() -> None:
+    assert msgspec.json.encode(Output(url="data:,")) == b'{"url":"data:,"}'

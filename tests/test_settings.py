@@ -1,0 +1,310 @@
+"""Settings: every name, its default, what it takes and refuses; and that secrets hide."""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, asdict
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from receiver.errors import SettingsError
+from receiver.providers import NAMES
+from receiver.settings import Secret, Settings
+
+STRONG: Final = "s" * 32
+NEEDED: Final = {"RECEIVER_SECRET_KEY": STRONG}
+
+
+def read(**env: str) -> Settings:
+    return Settings.read({**NEEDED, **env})
+
+
+def problems(env: Mapping[str, str]) -> tuple[str, ...]:
+    with pytest.raises(SettingsError) as refusal:
+        Settings.read(env)
+    return refusal.value.problems
+
+
+def at(given: Settings, path: str) -> Any:
+    """Follow a dotted path through attributes and mappings."""
+    value: Any = given
+    for name in path.split("."):
+        value = value[name] if isinstance(value, Mapping) else getattr(value, name)
+    return value
+
+
+S1, S2 = Secret("a" * 32), Secret("b" * 40)
+
+# Name, where it is found, its default, and texts with what they mean.
+TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
+    (
+        "RECEIVER_SECRET_KEY",
+        "secret_keys",
+        (Secret(STRONG),),
+        {"a" * 32: (S1,), f" {'a' * 32} , {'b' * 40} ,": (S1, S2)},
+    ),
+    (
+        "RECEIVER_API_KEYS",
+        "api_keys",
+        (),
+        {"one": (Secret("one"),), "one, two": (Secret("one"), Secret("two")), ",": ()},
+    ),
+    (
+        "RECEIVER_PUBLIC_URL",
+        "public_url",
+        None,
+        {
+            "https://hooks.example.org/": "https://hooks.example.org",
+            "http://127.0.0.1:8000/base//": "http://127.0.0.1:8000/base",
+            "https://[::1]:8000": "https://[::1]:8000",
+        },
+    ),
+    (
+        "RECEIVER_DATABASE_URL",
+        "database_url",
+        "sqlite:///receiver.db",
+        {"sqlite:////var/lib/r.db": "sqlite:////var/lib/r.db"},
+    ),
+    ("RECEIVER_HANDLERS", "handlers", (), {"a.b, ./c.py,,": ("a.b", "./c.py")}),
+    ("RECEIVER_MAX_BODY_BYTES", "max_body_bytes", 4194304, {"1": 1, " 1000 ": 1000}),
+    ("RECEIVER_POLL_AFTER", "poll_after", None, {"30": 30.0, "0.5": 0.5}),
+    ("RECEIVER_PREDICTION_TIMEOUT", "prediction_timeout", 3600.0, {"60": 60.0}),
+    ("RECEIVER_RETRY_ATTEMPTS", "retry_attempts", 10, {"1": 1}),
+    ("RECEIVER_RETRY_BASE", "retry_base", 2.0, {"0.1": 0.1}),
+    ("RECEIVER_RETRY_CAP", "retry_cap", 3600.0, {"1e3": 1000.0}),
+    ("RECEIVER_LOG_FORMAT", "log_format", None, {"JSON": "json", "console": "console"}),
+    (
+        "RECEIVER_LOG_LEVEL",
+        "log_level",
+        "info",
+        {"debug": "debug", "Info": "info", "WARNING": "warning", "error": "error"},
+    ),
+    (
+        "RECEIVER_ALLOW_PRIVATE_FETCH",
+        "allow_private_fetch",
+        False,
+        {"1": True, "true": True, "YES": True, "on": True, "0": False, "off": False, "No": False},
+    ),
+    ("RECEIVER_DEV", "dev", False, {"1": True, "false": False}),
+    ("OXEN_API_KEY", "providers.oxen.key", None, {"k1": Secret("k1")}),
+    ("EACHLABS_API_KEY", "providers.eachlabs.key", None, {"k2": Secret("k2")}),
+    ("FAL_KEY", "providers.fal.key", None, {"id:secret": Secret("id:secret")}),
+    *(
+        (name, f"providers.{path}", default, {"http://127.0.0.1:9/x/": "http://127.0.0.1:9/x"})
+        for name, path, default in [
+            ("OXEN_BASE_URL", "oxen.urls.base", "https://hub.oxen.ai"),
+            ("EACHLABS_BASE_URL", "eachlabs.urls.base", "https://api.eachlabs.ai"),
+            ("FAL_QUEUE_URL", "fal.urls.queue", "https://queue.fal.run"),
+            ("FAL_RUN_URL", "fal.urls.run", "https://fal.run"),
+            ("FAL_JWKS_URL", "fal.urls.jwks", "https://rest.fal.ai/.well-known/jwks.json"),
+        ]
+    ),
+    *(
+        (f"{name.upper()}_{setting}", f"providers.{name}.{field}", default, {"3": 3, "None": None})
+        for name, in_flight, per_minute in [
+            ("oxen", None, None),
+            ("eachlabs", 10, 100),
+            ("fal", None, None),
+        ]
+        for setting, field, default in [
+            ("MAX_IN_FLIGHT", "max_in_flight", in_flight),
+            ("REQUESTS_PER_MINUTE", "requests_per_minute", per_minute),
+        ]
+    ),
+    ("EACHLABS_CONFIRM", "providers.eachlabs.confirm", False, {"1": True, "0": False}),
+]
+
+
+@pytest.mark.parametrize(("path", "default"), [(row[1], row[2]) for row in TABLE])
+def test_a_setting_has_its_default(path: str, default: Any) -> None:
+    assert at(read(), path) == default
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "text", "meaning"),
+    [
+        (name, path, text, meaning)
+        for name, path, _, texts in TABLE
+        for text, meaning in texts.items()
+    ],
+)
+def test_a_setting_is_read_from_its_name(name: str, path: str, text: str, meaning: Any) -> None:
+    assert at(read(**{name: text}), path) == meaning
+
+
+@pytest.mark.parametrize("blank", ["", "  "])
+@pytest.mark.parametrize(("name", "path", "default"), [row[:3] for row in TABLE[1:]])
+def test_a_blank_setting_is_an_absent_one(name: str, path: str, default: Any, blank: str) -> None:
+    assert at(read(**{name: blank}), path) == default
+
+
+def test_other_variables_are_not_looked_at() -> None:
+    assert read(RECEIVER_OTHER="x", PATH="/bin", oxen_api_key="x") == read()
+
+
+def test_every_provider_has_settings() -> None:
+    assert set(read().providers) == set(NAMES)
+
+
+NO_URLS: Final = [
+    "hooks.example.org",
+    "ftp://hooks.example.org",
+    "https://",
+    "https:///path",
+    "https://h.example/?a=b",
+    "https://h.example/#a",
+    "https://user:hush@h.example",
+    "https://user@h.example",
+    "https://:hush@h.example",
+    "https://h.example:port",
+    "https://h.example:99999",
+    "https://h.example:0",
+    "https://[::1",
+    "https://h example",
+    "https://h.ex\nample",
+    "https://user:hush@h\u2100.example",
+]
+NO_WHOLES: Final = ["0", "-1", "1.5", "many", "1_000", "+1", "²", "9" * 5000]
+NO_SECONDS: Final = ["0", "-1", "nan", "inf", "-inf", "soon", "1e9", "30s"]
+NO_SWITCHES: Final = ["2", "maybe", "y", "truee"]
+REFUSED: Final[dict[str, list[str]]] = {
+    "RECEIVER_SECRET_KEY": ["hush", "s" * 31, f"{STRONG},hush"],
+    "RECEIVER_PUBLIC_URL": NO_URLS,
+    "RECEIVER_DATABASE_URL": ["receiver.db", "sqlite:///", "sqlite://x", "mysql://u:hush@h/d"],
+    "RECEIVER_MAX_BODY_BYTES": NO_WHOLES,
+    "RECEIVER_POLL_AFTER": NO_SECONDS,
+    "RECEIVER_PREDICTION_TIMEOUT": NO_SECONDS,
+    "RECEIVER_RETRY_ATTEMPTS": NO_WHOLES,
+    "RECEIVER_RETRY_BASE": NO_SECONDS,
+    "RECEIVER_RETRY_CAP": NO_SECONDS,
+    "RECEIVER_LOG_FORMAT": ["xml"],
+    "RECEIVER_LOG_LEVEL": ["loud", "critical"],
+    "RECEIVER_ALLOW_PRIVATE_FETCH": NO_SWITCHES,
+    "RECEIVER_DEV": NO_SWITCHES,
+    "OXEN_API_KEY": ["hushé", "hu\nsh", "hu\x00sh"],
+    "EACHLABS_API_KEY": ["hush٣"],
+    "FAL_KEY": ["hush\x7f"],
+    "OXEN_BASE_URL": NO_URLS,
+    "EACHLABS_BASE_URL": NO_URLS,
+    "FAL_QUEUE_URL": NO_URLS,
+    "FAL_RUN_URL": NO_URLS,
+    "FAL_JWKS_URL": NO_URLS,
+    "OXEN_MAX_IN_FLIGHT": NO_WHOLES,
+    "EACHLABS_MAX_IN_FLIGHT": NO_WHOLES,
+    "FAL_MAX_IN_FLIGHT": NO_WHOLES,
+    "OXEN_REQUESTS_PER_MINUTE": NO_WHOLES,
+    "EACHLABS_REQUESTS_PER_MINUTE": NO_WHOLES,
+    "FAL_REQUESTS_PER_MINUTE": NO_WHOLES,
+    "EACHLABS_CONFIRM": NO_SWITCHES,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(name, text) for name, texts in REFUSED.items() for text in texts]
+)
+def test_an_unfit_value_is_one_problem_that_names_the_setting(name: str, text: str) -> None:
+    [problem] = problems({"RECEIVER_DEV": "1", **NEEDED, name: text})
+    assert problem.startswith(f"{name}: ")
+    assert "must" in problem or "digits" in problem
+    assert "hush" not in problem
+
+
+def test_what_can_be_refused_is_refused_somewhere_here() -> None:
+    anything_goes = {"RECEIVER_API_KEYS", "RECEIVER_HANDLERS"}
+    assert set(REFUSED) | anything_goes == {row[0] for row in TABLE}
+
+
+def test_all_problems_are_told_at_once() -> None:
+    env = {name: texts[0] for name, texts in REFUSED.items()}
+    with pytest.raises(SettingsError) as refusal:
+        Settings.read(env)
+    told = refusal.value.problems
+    assert sorted(problem.partition(":")[0] for problem in told[:-1]) == sorted(REFUSED)
+    assert told[-1].startswith("RECEIVER_SECRET_KEY is missing")
+    assert all(f"  - {problem}" in str(refusal.value).splitlines() for problem in told)
+
+
+@pytest.mark.parametrize("text", ["", "  ", ",", " , "])
+def test_a_missing_secret_key_names_its_own_cure(text: str) -> None:
+    [problem] = problems({"RECEIVER_SECRET_KEY": text})
+    assert "openssl rand -hex 32" in problem
+    assert "--dev" in problem
+
+
+def test_development_needs_no_secret_key() -> None:
+    assert Settings.read({"RECEIVER_DEV": "1"}).secret_keys == ()
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [("sqlite:///receiver.db", "receiver.db"), ("sqlite:////var/r.db", "/var/r.db")],
+)
+def test_a_database_url_names_a_file(url: str, path: str) -> None:
+    assert Path(read(RECEIVER_DATABASE_URL=url).sqlite_path) == Path(path)
+
+
+def test_settings_never_change() -> None:
+    given = read()
+    with pytest.raises(FrozenInstanceError):
+        given.dev = True  # type: ignore[misc] # the point
+    with pytest.raises(FrozenInstanceError):
+        given.providers["fal"].confirm = True  # type: ignore[misc] # the point
+
+
+SECRETS: Final = {
+    "RECEIVER_SECRET_KEY": "hush-secret-key-0123456789-0123456789",
+    "RECEIVER_API_KEYS": "hush-api-1,hush-api-2",
+    "OXEN_API_KEY": "hush-oxen",
+    "EACHLABS_API_KEY": "hush-eachlabs",
+    "FAL_KEY": "hush-id:hush-fal",
+}
+
+
+def test_secrets_never_show_in_settings() -> None:
+    given = Settings.read(SECRETS)
+    shown = [given, asdict(given), given.providers, copy.deepcopy(given), given.secret_keys]
+    for thing in shown:
+        for text in (str(thing), repr(thing), f"{thing}", f"{thing!r}", "%s" % (thing,)):  # noqa: UP031
+            assert "hush" not in text
+            assert "Secret('**********')" in text
+    key = given.providers["fal"].key
+    assert key is not None
+    assert key.reveal() == "hush-id:hush-fal"
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_secrets_never_show_in_an_error(name: str) -> None:
+    env = {**SECRETS, name: "hush\u00e9", "RECEIVER_POLL_AFTER": "never"}
+    with pytest.raises(SettingsError) as refusal:
+        Settings.read(env)
+    error = refusal.value
+    for text in (str(error), repr(error), *traceback.format_exception(error)):
+        assert "hush" not in text
+
+
+def test_secrets_compare_and_hash_by_what_they_hide() -> None:
+    assert Secret("a") == Secret("a")
+    assert hash(Secret("a")) == hash(Secret("a"))
+    assert Secret("a") != Secret("b")
+    assert Secret("a") != "a"
+    assert not hasattr(Secret("a"), "__dict__")
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(env=st.dictionaries(st.sampled_from([row[0] for row in TABLE]), st.text(max_size=40)))
+def test_any_environment_is_read_or_refused_with_its_problems(env: dict[str, str]) -> None:
+    try:
+        given = Settings.read(env)
+    except SettingsError as error:
+        told = error.problems
+    else:
+        told = ()
+        assert given.secret_keys or given.dev
+    names = tuple(row[0] for row in TABLE)
+    assert all(problem.startswith(names) for problem in told)

@@ -1,0 +1,139 @@
+"""Callback tokens open only as they were made; secrets belong to one prediction."""
+
+from __future__ import annotations
+
+import string
+from typing import Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from receiver.errors import Unproved
+from receiver.providers import NAMES
+from receiver.tokens import Tokens
+
+OLD: Final = "o" * 32
+NEW: Final = "n" * 32
+ID: Final = "pred_019b76da880000112233445566778899"
+TOKEN: Final = Tokens([OLD]).callback("fal", ID)
+ALPHABET: Final = string.ascii_letters + string.digits + "-_.=+/~ "
+
+
+def refused(tokens: Tokens, token: str, provider: str = "fal") -> None:
+    with pytest.raises(Unproved, match=r"^bad_token$"):
+        tokens.open_callback(provider, token)
+
+
+@pytest.mark.parametrize("provider", NAMES)
+def test_a_token_opens_to_its_prediction(provider: str) -> None:
+    tokens = Tokens([OLD])
+    assert tokens.open_callback(provider, tokens.callback(provider, ID)) == ID
+
+
+def test_a_token_is_one_path_segment_that_needs_no_quoting() -> None:
+    assert set(TOKEN) <= set(string.ascii_letters + string.digits + "-_.")
+    assert len(TOKEN) <= 200
+
+
+def test_the_same_keys_make_the_same_token_in_another_process() -> None:
+    assert Tokens([OLD]).callback("fal", ID) == TOKEN
+
+
+def test_every_key_opens_but_only_the_newest_signs() -> None:
+    both = Tokens([NEW, OLD])
+    assert both.open_callback("fal", TOKEN) == ID
+    assert both.callback("fal", ID) == Tokens([NEW]).callback("fal", ID)
+    assert both.open_callback("fal", both.callback("fal", ID)) == ID
+
+
+def test_a_dropped_key_opens_no_more() -> None:
+    refused(Tokens([NEW]), TOKEN)
+
+
+@pytest.mark.parametrize("position", range(len(TOKEN)))
+def test_a_token_with_one_other_character_is_refused(position: int) -> None:
+    tokens = Tokens([NEW, OLD])
+    for other in ALPHABET:
+        if other != TOKEN[position]:
+            refused(tokens, TOKEN[:position] + other + TOKEN[position + 1 :])
+
+
+@pytest.mark.parametrize("position", range(len(TOKEN) + 1))
+def test_a_token_with_a_character_more_or_less_is_refused(position: int) -> None:
+    tokens = Tokens([OLD])
+    for more in "A.=_\n\x00":
+        refused(tokens, TOKEN[:position] + more + TOKEN[position:])
+    for less in (TOKEN[:position], TOKEN[position + 1 :], TOKEN[:position] + TOKEN[position + 1 :]):
+        if less != TOKEN:
+            refused(tokens, less)
+
+
+@pytest.mark.parametrize(("mine", "other"), [(a, b) for a in NAMES for b in NAMES if a != b])
+def test_a_token_of_another_provider_is_refused(mine: str, other: str) -> None:
+    tokens = Tokens([OLD])
+    refused(tokens, tokens.callback(mine, ID), other)
+
+
+def test_the_signature_of_another_prediction_is_refused() -> None:
+    tokens = Tokens([OLD])
+    other = tokens.callback("fal", ID[:-1] + "0")
+    refused(tokens, f"{ID}.{other.partition('.')[2]}")
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "",
+        ".",
+        "..",
+        ID,
+        f"{ID}.",
+        f".{TOKEN}",
+        "é.é",
+        f"{TOKEN}é",
+        TOKEN.replace("p", "\uff50"),
+        "\ud800.x",
+        "%00.x",
+        "a" * 201,
+        f"{ID}.{'a' * 200}",
+        "a." * 100_000,
+        TOKEN.swapcase(),
+    ],
+)
+def test_what_is_no_token_is_refused(token: str) -> None:
+    refused(Tokens([OLD]), token)
+
+
+def test_a_token_is_not_made_longer_than_one_that_opens() -> None:
+    tokens = Tokens([OLD])
+    longest = 200 - len(tokens.callback("fal", ""))
+    assert tokens.open_callback("fal", tokens.callback("fal", "x" * longest))
+    refused(tokens, tokens.callback("fal", "x" * (longest + 1)))
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(token=st.text(max_size=220))
+def test_no_text_opens_by_chance(token: str) -> None:
+    refused(Tokens([OLD]), token)
+
+
+def test_a_secret_belongs_to_one_prediction_and_one_key() -> None:
+    [old] = Tokens([OLD]).webhook_secrets(ID)
+    [new] = Tokens([NEW]).webhook_secrets(ID)
+    assert Tokens([NEW, OLD]).webhook_secrets(ID) == [new, old]
+    assert Tokens([OLD]).webhook_secrets(ID + "0") != [old]
+    assert len({old, new}) == 2
+
+
+def test_a_secret_is_not_the_signature_that_its_url_shows() -> None:
+    signatures = {Tokens([OLD]).callback(name, ID).partition(".")[2] for name in NAMES}
+    [secret] = Tokens([OLD]).webhook_secrets(ID)
+    assert secret.decode() not in signatures
+    assert len(signatures) == len(NAMES)
+
+
+def test_a_secret_is_long_and_fit_for_a_header() -> None:
+    [secret] = Tokens([OLD]).webhook_secrets(ID)
+    assert len(secret) >= 43  # 256 bits as base64
+    assert set(secret.decode()) <= set(string.ascii_letters + string.digits + "-_")
