@@ -26,7 +26,7 @@ from receiver.tokens import Tokens
 
 log = structlog.get_logger("receiver")
 
-_SECRET_HEADERS: Final = frozenset({b"x-webhook-secret", b"authorization", b"cookie"})
+_SECRET_HEADERS: Final = frozenset({b"x-webhook-secret", b"x-api-key"})
 _MOST_PARKED: Final = 1000
 
 
@@ -266,9 +266,10 @@ def _agrees(known: Known, arrival: Arrival) -> bool:
 
 
 def _headers(callback: Callback) -> str:
+    """Keep the provider's own headers as evidence, but no secret."""
     kept = [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in callback.headers
-        if name not in _SECRET_HEADERS
+        if name.startswith(b"x-") and name not in _SECRET_HEADERS
     ]
     return msgspec.json.encode(kept).decode()

@@ -86,7 +86,8 @@ class Settings:
         """Read every setting from `env`; raise one SettingsError that names all problems."""
         reader = _Reader(env)
         settings = _read(reader)
-        if not settings.secret_keys and not settings.dev:
+        told = any(problem.startswith("RECEIVER_SECRET_KEY") for problem in reader.problems)
+        if not settings.secret_keys and not settings.dev and not told:
             reader.problems.append(
                 "RECEIVER_SECRET_KEY is missing: set it to 32 random characters or more, for "
                 "example the output of `openssl rand -hex 32` (or use --dev on your own machine)"

@@ -55,7 +55,8 @@ def make_event(
     """Make the event of a prediction that has ended; texts in `output` are URLs."""
     prediction_id = new_id("pred", _NOW)
     succeeded = type == "succeeded"
-    code, message = ("canceled", "canceled") if type == "canceled" else error
+    code: ErrorCode = "canceled" if type == "canceled" else error[0]
+    message = "canceled" if type == "canceled" else error[1]
     return Event(
         id=event_id(prediction_id),
         type=f"prediction.{type}",  # type: ignore[arg-type] # the three words make the three types

@@ -45,7 +45,7 @@ ENV: Final = {
     "FAL_RUN_URL": "https://run.fal.test",
     "FAL_JWKS_URL": "https://rest.fal.test/jwks.json",
 }
-SECRETS: Final = tuple(ENV[name] for name in ENV if name.endswith("KEY")) + (API_KEY, OTHER_API_KEY)
+SECRETS: Final = (*(ENV[name] for name in ENV if name.endswith("KEY")), API_KEY, OTHER_API_KEY)
 MODELS: Final = {"oxen": "nano-banana", "eachlabs": "nano-banana", "fal": "fal-ai/nano-banana"}
 PICTURE: Final = "https://cdn.test/a.png"
 
@@ -156,7 +156,7 @@ class _Stream(httpx.AsyncByteStream):
     """One open event stream; None ends it, an error breaks it."""
 
     def __init__(self) -> None:
-        self.said: asyncio.Queue[bytes | None | Exception] = asyncio.Queue()
+        self.said: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while (chunk := await self.said.get()) is not None:

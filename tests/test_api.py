@@ -227,9 +227,7 @@ async def test_only_json_is_taken(start: Start, kind: str | None) -> None:
         problem(answer, 415, "unsupported-media-type")
 
 
-async def test_a_caller_who_leaves_midway_is_no_fault_of_ours(
-    start: Start, logged: Logged
-) -> None:
+async def test_a_caller_who_leaves_midway_is_no_fault_of_ours(start: Start, logged: Logged) -> None:
     async with start() as station:
         messages = [{"type": "http.request", "body": b"{", "more_body": True}]
 
@@ -344,26 +342,26 @@ async def test_prefer_wait_waits_for_the_outcome(start: Start, network: Network)
 
 async def test_prefer_wait_gives_up_in_time(start: Start) -> None:
     async with start() as station:
-        answer = await station.http.post(
-            "/v1/predictions", json=GOOD, headers={"prefer": "wait=1"}
-        )
+        answer = await station.http.post("/v1/predictions", json=GOOD, headers={"prefer": "wait=1"})
         assert (answer.status_code, answer.json()["status"]) == (202, "processing")
         assert answer.headers["preference-applied"] == "wait=1"
 
 
-@pytest.mark.parametrize("prefer", ["wait=x", "wait=-1", "wait=1.5", "wait=٣", "respond-async", ","])
+@pytest.mark.parametrize(
+    "prefer", ["wait=x", "wait=-1", "wait=1.5", "wait=٣", "respond-async", ","]
+)
 async def test_a_preference_we_do_not_understand_is_ignored(start: Start, prefer: str) -> None:
     async with start() as station:
         answer = await station.http.post(
-            "/v1/predictions", json=GOOD, headers={"prefer": prefer.encode()}  # type: ignore[dict-item]
+            "/v1/predictions",
+            json=GOOD,
+            headers=[(b"prefer", prefer.encode())],
         )
         assert answer.status_code == 202
         assert "preference-applied" not in answer.headers
 
 
-async def test_waiting_for_a_blocking_call_ends_in_time_too(
-    start: Start, network: Network
-) -> None:
+async def test_waiting_for_a_blocking_call_ends_in_time_too(start: Start, network: Network) -> None:
     leave = asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
@@ -412,16 +410,15 @@ async def test_lists_are_newest_first_and_stable_under_inserts(start: Start) -> 
     async with start() as station:
         made = [(await station.submit("fal", f"no {number}"))["id"] for number in range(7)]
         seen: list[str] = []
-        cursor = ""
-        for _ in range(4):
-            path = f"/v1/predictions?limit=2{cursor}"
+        cursor: str | None = ""
+        while cursor is not None:
+            path = f"/v1/predictions?limit=2{cursor and f'&cursor={cursor}'}"
             page = (await station.http.get(path)).json()
             assert page.keys() == {"data", "next_cursor"}
             assert all(one.keys() - {"parent_id"} == PREDICTION for one in page["data"])
             seen += [one["id"] for one in page["data"]]
-            cursor = f"&cursor={page['next_cursor']}"
+            cursor = page["next_cursor"]
             await station.submit("fal", "meanwhile")
-        assert page["next_cursor"] is None
         assert seen == made[::-1]
 
 
@@ -444,8 +441,11 @@ async def test_lists_filter(start: Start) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["status=done", "limit=0", "limit=101", "limit=x", "limit=-1", "limit=٣", "limit=1e1"]
-    + ["limit=0000000010000", "page=2", "limit=" + "9" * 5000],
+    [
+        "status=done",
+        "page=2",
+        *(f"limit={n}" for n in ("0", "101", "x", "-1", "٣", "1e1", "0000000010000", "9" * 99)),
+    ],
 )
 async def test_an_unfit_query_is_refused(start: Start, query: str) -> None:
     async with start() as station:
@@ -489,7 +489,11 @@ async def test_deliveries_are_listed_retried_and_replayed(start: Start) -> None:
             "ended_at",
             "history",
         }
-        assert (dead["state"], dead["reason"], dead["due_at"]) == ("dead", "nothing to be done", None)
+        assert (dead["state"], dead["reason"], dead["due_at"]) == (
+            "dead",
+            "nothing to be done",
+            None,
+        )
         assert [(one["number"], one["result"]) for one in dead["history"]] == [(1, "dead")]
         for query, handlers in (
             ("state=dead", ["tests.refuses"]),

@@ -100,9 +100,11 @@ async def test_it_may_come_before_the_submit_was_answered(
         assert submitted["status"] == "succeeded"
         answering.set()
         await eventually(
-            lambda: station.rows("SELECT 1 FROM predictions WHERE links <> '{}'")
-            if provider == "fal"
-            else [1]
+            lambda: (
+                station.rows("SELECT 1 FROM predictions WHERE links <> '{}'")
+                if provider == "fal"
+                else [1]
+            )
         )
         assert (await station.push(sent)).json() == {"status": "duplicate"}
         found = await station.read(sent.prediction_id)
@@ -132,9 +134,7 @@ async def test_two_hundred_at_once_are_one_event(start: Start, provider: str) ->
 
 
 @pytest.mark.parametrize("provider", PUSHING)
-async def test_one_for_a_prediction_we_do_not_have_is_kept(
-    start: Start, network: Network, provider: str
-) -> None:
+async def test_one_for_a_prediction_we_do_not_have_is_kept(start: Start, provider: str) -> None:
     tokens = Tokens([ENV["RECEIVER_SECRET_KEY"]])
     lost = "pred_of_another_database"
     hook = f"https://hooks.test/webhooks/{provider}/{tokens.callback(provider, lost)}"
@@ -240,7 +240,10 @@ FORGERIES: dict[str, tuple[str, Forgery]] = {
         "eachlabs",
         lambda n, a, b: having(write(n, a), x_webhook_secret=b.secret),
     ),
-    "secret as an hmac": ("eachlabs", lambda n, a, _: having(write(n, a), x_webhook_secret="0" * 64)),
+    "secret as an hmac": (
+        "eachlabs",
+        lambda n, a, _: having(write(n, a), x_webhook_secret="0" * 64),
+    ),
     "no secret": ("eachlabs", lambda n, a, _: having(write(n, a), x_webhook_secret="")),
     "secret that is not ascii": (
         "eachlabs",
@@ -324,10 +327,12 @@ async def test_a_forgery_is_401_and_leaves_no_trace_but_one_line(
         }
         after = [station.rows(f"SELECT * FROM {name}") for name in ("predictions", "callbacks")]
         assert after == before
-        told = [line["event"] for line in logged if line["event"] not in {"keys.fetched"}]
+        told = [line["event"] for line in logged if line["event"] != "keys.fetched"]
         assert told == ["callback.rejected"]
         text = repr(logged)
-        assert not [word for word in (mine.token, mine.secret, other.secret) if word and word in text]
+        assert not [
+            word for word in (mine.token, mine.secret, other.secret) if word and word in text
+        ]
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "WHAT"])
@@ -382,7 +387,8 @@ async def test_forgeries_cause_one_fetch_a_minute_and_no_more(
 
 
 @pytest.mark.parametrize(
-    "answer", [reply(None, 500), reply(text="<html>"), reply({"keys": []}), reply({"keys": [{"x": 1}]})]
+    "answer",
+    [reply(None, 500), reply(text="<html>"), reply({"keys": []}), reply({"keys": [{"x": 1}]})],
 )
 async def test_without_any_keys_it_is_503_and_then_recovers(
     start: Start, network: Network, answer: Any
@@ -515,8 +521,7 @@ async def talk(port: int, *said: bytes, until_closed: bool = False) -> bytes:
         async with asyncio.timeout(5):
             if until_closed:
                 return await reader.read()
-            head = await reader.readuntil(b"\r\n\r\n")
-            return head
+            return await reader.readuntil(b"\r\n\r\n")
     finally:
         writer.close()
 
@@ -576,7 +581,9 @@ async def test_a_body_without_a_declared_length_is_counted_too(start: Start) -> 
         assert (await talk(port, chunked, chunk * 2)).startswith(b"HTTP/1.1 413")
 
 
-@pytest.mark.parametrize("path", ["//webhooks/eachlabs/x", "/webhooks/eachlabs/x/", "/./webhooks/eachlabs/x"])
+@pytest.mark.parametrize(
+    "path", ["//webhooks/eachlabs/x", "/webhooks/eachlabs/x/", "/./webhooks/eachlabs/x"]
+)
 async def test_no_spelling_of_the_path_is_redirected(start: Start, path: str) -> None:
     async with start() as station, listening(station) as port:
         answer = await talk(port, raw(Letter(path, [], b"")))
@@ -604,7 +611,9 @@ async def test_garbage_headers_are_nobodys_5xx(start: Start, logged: Logged) -> 
 async def test_what_is_recorded_of_a_callback_holds_no_secret(start: Start) -> None:
     async with start() as station:
         sent = await station.submitted("eachlabs")
-        letter = having(write(station.network, sent), authorization="Bearer x", cookie="a=b", x_note=b"\xe9")
+        letter = having(
+            write(station.network, sent), authorization="Bearer x", cookie="a=b", x_note=b"\xe9"
+        )
         await station.post(letter)
         headers = dict(msgspec.json.decode(station.one("SELECT headers FROM callbacks")))
         assert "x-note" in headers

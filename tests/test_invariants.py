@@ -62,18 +62,19 @@ async def test_1_a_commit_that_fails_is_no_2xx(start: Start, disk: Disk) -> None
 
 class Test2NoHandlerCodeInsideACallbackRequest:
     async def test_handlers_that_hang_hold_up_no_answer(self, start: Start) -> None:
-        entered = [asyncio.Event(), threading.Event()]
+        entered = asyncio.Event()
+        entered_too = threading.Event()
         leave = threading.Event()
         leave_too = asyncio.Event()
 
         @on(name="hangs-async")
         async def hang(_: Event) -> None:
-            entered[0].set()
+            entered.set()
             await leave_too.wait()
 
         @on(name="hangs-sync")
         def block(_: Event) -> None:
-            entered[1].set()
+            entered_too.set()
             leave.wait(10)
 
         async with start(hang, block) as station:
@@ -82,7 +83,7 @@ class Test2NoHandlerCodeInsideACallbackRequest:
                 async with asyncio.timeout(1):
                     answer = await station.push(sent)
                 assert answer.json() == {"status": "accepted"}
-                await eventually(lambda: all(event.is_set() for event in entered))
+                await eventually(lambda: entered.is_set() and entered_too.is_set())
             leave.set()
             leave_too.set()
 
@@ -254,9 +255,10 @@ class Test7EveryLivingRowHasADueTimeAndSomeoneWhoWillLook:
                 lambda: station.rows(polls),
                 lambda rows: len(rows) == 4 and all(count >= 2 for (count,) in rows),
             )
-            assert station.rows(
-                f"SELECT id FROM predictions WHERE {self.LIVING} AND due_at IS NULL"
-            ) == []
+            assert (
+                station.rows(f"SELECT id FROM predictions WHERE {self.LIVING} AND due_at IS NULL")
+                == []
+            )
 
     async def test_a_row_that_was_left_submitting_is_looked_at(
         self, start: Start, network: Network
@@ -479,5 +481,3 @@ def _settlement(claim: Any, owner: str, decision: Decision) -> Settlement:
         started_at=1.0,
         ended_at=2.0,
     )
-
-

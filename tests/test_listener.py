@@ -88,7 +88,7 @@ async def test_an_event_may_come_before_the_id_is_stored(start: Start, network: 
     async with start() as station:
         submitting = asyncio.create_task(station.submit("oxen"))
         await eventually(lambda: network.streams and network.sent)
-        await eventually(lambda: network.streams[0].said.empty())
+        await eventually(network.streams[0].said.empty)
         answering.set()
         await submitting
         found = await eventually(

@@ -314,7 +314,7 @@ class _Heart:
             self._thread.join()
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        while not self._stopped.is_set():
+        while True:
             running = self._running()
             if running:
                 self._queue.renew(self._owner, self._clock() + self._pace.lease)

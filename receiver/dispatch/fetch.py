@@ -30,6 +30,7 @@ MAX_BYTES: Final = 256 * 1024 * 1024
 TIMEOUT: Final = 120.0
 _MAX_REDIRECTS: Final = 5
 _CHUNK: Final = 64 * 1024
+_LARGEST_PORT: Final = 65535
 
 
 class Fetched(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +60,8 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         self._inner = inner
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if (request.url.port or 0) > _LARGEST_PORT:
+            raise ForbiddenAddress(f"no port has the number {request.url.port}", request=request)
         if self._allow_private:
             return await self._inner.handle_async_request(request)
         host = request.url.raw_host.decode("ascii")
@@ -145,10 +148,12 @@ async def fetch(
             if url.startswith("data:"):
                 return await _save(_from_data_uri(url), folder, _data_type(url), max_bytes)
             return await _download(client, url, folder, max_bytes)
-    except (ForbiddenAddress, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+    except _UNFIT as error:
         raise Dead(f"will not fetch: {error}") from error
 
 
+# UnicodeError: a host name that no name system knows how to spell.
+_UNFIT: Final = (ForbiddenAddress, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError)
 _GONE: Final = frozenset({400, 401, 403, 404, 410})
 """A result that has expired, in the words of different stores."""
 
@@ -172,7 +177,7 @@ async def _decoded(answer: httpx.Response) -> AsyncIterator[bytes]:
     """
     encoding = answer.headers.get("content-encoding", "identity").strip().lower()
     if encoding in {"", "identity"}:
-        async for chunk in answer.aiter_raw(_CHUNK):
+        async for chunk in answer.aiter_bytes(_CHUNK):
             yield chunk
         return
     if encoding not in {"gzip", "x-gzip", "deflate"}:

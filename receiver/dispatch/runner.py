@@ -154,7 +154,7 @@ class Context:
         result = await _either(step)
         try:
             text = msgspec.json.encode(result).decode()
-        except TypeError:
+        except (TypeError, ValueError, RecursionError):
             # Failing now would run the step again, which is what must not be.
             self.log.warning("step.unkept", step=key, kind=type(result).__name__)
             text = "null"

@@ -1,8 +1,9 @@
 """Carry committed pages from the write-ahead log into the database, beside the writer.
 
-SQLite would do it inside some unlucky commit, which then waits for two more syncs and all the pages
-since the last time. From a thread of its own it holds up nobody. The writer's own connection keeps a
-far higher limit, so that the log stays bounded if this thread cannot keep up.
+SQLite would do it inside some unlucky commit, which then waits for two more syncs and for all pages
+since the last time. From a thread of its own it holds up nobody. Now and then a commit of the
+writer does it too, with the little that is left: only then can the log start again from its
+beginning.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-LAST_RESORT: Final = 16_000
-"""Pages in the log (64 MB) at which a commit does the work after all."""
-_PERIOD: Final = 0.5
+RESTART: Final = 4_000
+"""Pages in the log (16 MB) after which a commit carries the rest, and the log starts again."""
+_PERIOD: Final = 0.1
 """Seconds between two checkpoints, while there is something to carry."""
 
 
@@ -37,7 +38,10 @@ class Checkpointer:
             self._thread.join()
 
     def _run(self) -> None:
-        while self.dirty.wait() and not self._stopped.wait(_PERIOD):
+        while not self._stopped.is_set():  # asked after `clear`, which may have undone a `close`
+            self.dirty.wait()
+            if self._stopped.wait(_PERIOD):
+                return
             self.dirty.clear()
             try:
                 self._checkpoint()

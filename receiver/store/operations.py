@@ -159,7 +159,9 @@ class _Batch:
 
     def add(self, arrival: Arrival, ruling: Ruling) -> None:
         # "Still running", as a poll says it again and again, is not evidence of anything.
-        if arrival.channel is not None and (ruling.verdict != "noted" or arrival.headers != "[]"):
+        if arrival.channel is not None and (
+            ruling.verdict != "noted" or arrival.channel == "webhook"
+        ):
             self.keep(arrival, ruling.verdict, ruling.reason)
         if ruling.verdict == "accepted":
             self._end(arrival, ruling)

@@ -21,7 +21,7 @@ from receiver.model import (
 from receiver.store import operations
 from receiver.store import queries as q
 from receiver.store import rows as to
-from receiver.store.checkpoint import LAST_RESORT, Checkpointer
+from receiver.store.checkpoint import RESTART, Checkpointer
 from receiver.store.schema import MIGRATIONS
 from receiver.store.values import (
     Arrival,
@@ -276,7 +276,7 @@ def _connect(path: str) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {LAST_RESORT}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {RESTART}")
         _migrate(connection, path)
     except BaseException:
         connection.close()

@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
 import uvloop
@@ -29,7 +29,9 @@ SECONDS = 6
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else COUNT
-    print(f"{platform.machine()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}")
+    print(
+        f"{platform.machine()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
+    )
     with scene.jwks() as jwks_url:
         empty = _empty(count)
         for provider in ("eachlabs", "fal"):
@@ -123,16 +125,17 @@ def _cold_start(jwks_url: str) -> None:
                 report = asyncio.run(hammer(server.port, [request], 1))
                 times.append(time.perf_counter() - began)
                 assert report.statuses == {200: 1}
-    print(f"{'cold start to accepted callback':34}{sorted(times)[2]:>9.2f} s   (best {min(times):.2f})")
+    print(
+        f"{'cold start to accepted callback':34}{sorted(times)[2]:>9.2f} s   (best {min(times):.2f})"
+    )
 
 
 def _load(
-    run: Callable[..., object], port: int, requests: Sequence[bytes]
+    run: Callable[..., Coroutine[None, None, Report]], port: int, requests: Sequence[bytes]
 ) -> Report:
     """Run the load in this process, on uvloop, and insist that everything was answered 200."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        report = runner.run(run(port, requests))  # type: ignore[arg-type]
-    assert isinstance(report, Report)
+        report = runner.run(run(port, requests))
     assert report.statuses == {200: len(requests)}, report.statuses
     return report
 

@@ -31,12 +31,12 @@ SECRET = "bench-secret-key-of-more-than-32-characters"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 TOKENS = Tokens([SECRET])
 MODELS = {"eachlabs": "nano-banana", "fal": "fal-ai/nano-banana"}
-HANDLER = '''from receiver import Event, on
+HANDLER = """from receiver import Event, on
 
 
 @on("*", name="empty", concurrency=64)
 async def empty(event: Event) -> None: ...
-'''
+"""
 EMPTY = """import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request

@@ -46,7 +46,7 @@ class Submits:
         self,
         provider: str,
         model: str,
-        input: dict[str, Any],  # noqa: A002 - the API's own word
+        input: dict[str, Any],
         *,
         metadata: dict[str, Any],
         mode: Mode,
@@ -136,10 +136,12 @@ class Dispatching:
     async def ends(self, prediction_id: str, handler: str, *states: str) -> Delivery:
         """Wait until a delivery is in one of `states`; by default, at its end."""
         wanted = states or ("done", "skipped", "dead")
-        async with asyncio.timeout(PATIENCE):
-            while (delivery := await self.delivery(prediction_id, handler)).state not in wanted:
-                await asyncio.sleep(0.01)
-        return delivery
+
+        async def at_its_end() -> bool:
+            return (await self.delivery(prediction_id, handler)).state in wanted
+
+        await eventually(at_its_end)
+        return await self.delivery(prediction_id, handler)
 
     async def replay(self, prediction_id: str) -> None:
         names = list(self.registry.handlers)

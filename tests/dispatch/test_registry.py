@@ -257,7 +257,18 @@ def test_one_name_is_one_handler() -> None:
     [second] = handlers_of(on(name="same")(lambda _event: None))
     found.add(first)
     found.add(first)
-    with pytest.raises(HandlerError, match="'same' is taken by the handler at .*name=…") as raised:
+    with pytest.raises(HandlerError, match=r"'same' is taken by the handler at .*name=…") as raised:
+        found.add(second)
+    assert str(raised.value).startswith(second.place)
+
+
+def test_names_that_would_share_ids_do_not_go_together() -> None:
+    found = Registry()
+    for name in ("handler-13761", "handler-19680"):  # these two have one digest
+        on(name=name)(greet)
+    first, second = handlers_of(greet)[-2:]
+    found.add(first)
+    with pytest.raises(HandlerError, match="rename 'handler-19680': it clashes") as raised:
         found.add(second)
     assert str(raised.value).startswith(second.place)
 
@@ -356,7 +367,10 @@ UNLOADABLE = {
     "a syntax error": ("def f(:\n", r"SyntaxError\('invalid syntax', \('.*broken_file\.py', 1,"),
     "an error of its own": ("\n\n1 / 0\n", r"broken_file\.py:3: ZeroDivisionError"),
     "an import that is missing": ("import nowhere_at_all\n", r"broken_file\.py:1: ModuleNotFound"),
-    "a bad parameter": ("from receiver import on\n\non(tiemout=1)(print)\n", r"broken_file\.py:3: "),
+    "a bad parameter": (
+        "from receiver import on\n\non(tiemout=1)(print)\n",
+        r"broken_file\.py:3: ",
+    ),
     "two of one name": (
         "from receiver import on\non(name='a')(lambda e: 1)\non(name='a')(lambda e: 2)\n",
         r"broken_file\.py:3: the name 'a' is taken",

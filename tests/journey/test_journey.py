@@ -1,4 +1,4 @@
-"""Real processes on loopback, with every fault there is, killed again and again: the books balance."""
+"""Real processes on loopback, with every fault there is, killed again and again."""
 
 from __future__ import annotations
 
@@ -167,13 +167,14 @@ class World:
         }
         headers = {"idempotency-key": key}
 
-        def answer() -> httpx.Response | None:
-            with suppress(httpx.HTTPError):
+        def answer() -> httpx.Response | httpx.HTTPError:
+            try:
                 return self.http.post("/v1/predictions", json=body, headers=headers)
-            return None
+            except httpx.HTTPError as error:
+                return error
 
-        found = eventually(answer, lambda got: got is not None and got.status_code in {200, 202})
-        assert found is not None
+        found = eventually(answer, lambda got: getattr(got, "status_code", 0) in {200, 202})
+        assert isinstance(found, httpx.Response)
         return dict(found.json())
 
 
@@ -227,7 +228,7 @@ def prompts() -> list[tuple[str, str]]:
     words = ["", "[fail]", "[refuse]", "[fast]", "again", "[moderated]", "", "", "", ""]
     order = ["eachlabs", "fal", "oxen"]
     return [
-        (order[number // 10 % 3], f"picture {number} {words[number // 3 % 10]}")
+        (order[number // 10 % 3], f"picture {number} {words[number // 3 % 10]}".strip())
         for number in range(60)
     ]
 

@@ -342,7 +342,9 @@ async def test_evidence_is_kept_byte_for_byte_and_its_event_is_delivered(
     body = BODIES[name]
     await ended(store, 1, "greet", body=body)
     await ended(store, 2, "greet")
-    [(kept,)] = engine.rows("SELECT CAST(body AS BLOB) FROM callbacks WHERE prediction_id = ?", pred(1))
+    [(kept,)] = engine.rows(
+        "SELECT CAST(body AS BLOB) FROM callbacks WHERE prediction_id = ?", pred(1)
+    )
     assert kept == body
 
     claims = (await store.claim(wanted())).claims

@@ -58,9 +58,7 @@ async def test_a_claim_carries_the_whole_event(store: Store) -> None:
 async def test_what_is_claimed_is_claimed_by_one(store: Store) -> None:
     for number in range(20):
         await ended(store, number, "greet")
-    found = await asyncio.gather(
-        *(store.claim(wanted(owner=f"o{n}", most=7)) for n in range(6))
-    )
+    found = await asyncio.gather(*(store.claim(wanted(owner=f"o{n}", most=7)) for n in range(6)))
     ids = [claim.id for claims in found for claim in claims.claims]
     assert len(ids) == len(set(ids)) == 20
 
@@ -398,7 +396,7 @@ async def test_a_probe_proves_that_writing_works_and_keeps_one_row(engine: SQLit
 
 
 async def test_words_that_json_and_sql_care_about_come_back_whole(store: Store) -> None:
-    reason = "it's \"quoted\" \\ $[0] {\u2028} \U0001f600"
+    reason = 'it\'s "quoted" \\ $[0] {\u2028} \U0001f600'
     claim = await claimed(store)
     await store.settle(settlement(claim, Decision(state="dead", reason=reason)))
     assert (await state(store))[2] == reason

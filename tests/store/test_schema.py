@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -216,5 +217,5 @@ def test_the_database_allows(rows: sqlite3.Connection, name: str) -> None:
 
 def test_every_named_rule_is_tried() -> None:
     words = " ".join(MIGRATIONS).split()
-    named = {rule for word, rule in zip(words, words[1:], strict=False) if word == "CONSTRAINT"}
+    named = {rule for word, rule in pairwise(words) if word == "CONSTRAINT"}
     assert named <= {words for _, words in FORBIDDEN.values()}

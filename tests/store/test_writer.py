@@ -2,6 +2,8 @@
 
 import asyncio
 import sqlite3
+import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from receiver.errors import StoreUnavailable
 from receiver.store.writer import Writer
 
-from .parts import NOW, SQLite, Store, Watch, arrival, new, pred, slots
+from .parts import NOW, PATIENCE, SQLite, Store, Watch, arrival, new, pred, slots
 
 pytestmark = pytest.mark.anyio
 
@@ -45,9 +47,7 @@ async def test_a_batch_is_bounded(store: Store, watch: Watch) -> None:
     assert watch.commits == 1 + 3
 
 
-async def test_nobody_is_told_before_the_commit(
-    engine: SQLite, store: Store, watch: Watch
-) -> None:
+async def test_nobody_is_told_before_the_commit(engine: SQLite, store: Store, watch: Watch) -> None:
     seen: list[bool] = []
     created = asyncio.create_task(store.create(new(1)))
 
@@ -105,6 +105,38 @@ def test_a_loop_that_is_gone_does_not_end_the_writer(engine: SQLite, watch: Watc
     with watch.busy(engine.store):
         asyncio.run(leave())
     assert asyncio.run(engine.store.create(new(2))).is_new
+
+
+def test_closing_while_work_waits_takes_the_work_first(tmp_path: Path) -> None:
+    connect = partial(
+        sqlite3.connect, tmp_path / "w.db", isolation_level=None, check_same_thread=False
+    )
+    writer = Writer(connect, lambda _: None)
+    done: list[int] = []
+    busy, may_end = threading.Event(), threading.Event()
+
+    def hold(_: sqlite3.Connection, items: Sequence[int]) -> Sequence[int]:
+        busy.set()
+        assert may_end.wait(PATIENCE)
+        return items
+
+    def note(_: sqlite3.Connection, items: Sequence[int]) -> Sequence[int]:
+        done.extend(items)
+        return items
+
+    writer.start()
+    writer.post(hold, 0)
+    assert busy.wait(PATIENCE)
+    writer.post(note, 1)
+    closing = threading.Thread(target=writer.close)
+    closing.start()
+    until = time.monotonic() + PATIENCE
+    while writer._queue.qsize() < 2:  # noqa: SLF001 - that it was told to close shows nowhere else
+        assert time.monotonic() < until
+    may_end.set()
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+    assert done == [1]
 
 
 def test_closing_commits_what_waits(tmp_path: Path, watch: Watch) -> None:
@@ -174,3 +206,31 @@ async def test_trouble_with_the_disk_is_told_from_trouble_with_a_statement(
     finally:
         writer.close()
     assert [report is None for report in reports] == ([False, True] if unavailable else [])
+
+
+class Unclosable(sqlite3.Connection):
+    def close(self) -> None:
+        super().close()
+        raise sqlite3.OperationalError("unable to close due to unfinalized statements")
+
+
+async def test_a_connection_that_cannot_even_be_closed_is_left(tmp_path: Path) -> None:
+    factories = [Unclosable, sqlite3.Connection]
+    reports: list[StoreUnavailable | None] = []
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(
+            tmp_path / "w.db",
+            isolation_level=None,
+            check_same_thread=False,
+            factory=factories.pop(0),
+        )
+
+    writer = Writer(connect, reports.append)
+    writer.start()
+    operation = refusing(sqlite3.SQLITE_FULL, "SQLITE_FULL")
+    with pytest.raises(StoreUnavailable):
+        await writer.write(operation, 1)
+    assert await writer.write(operation, 0) == 0
+    writer.close()
+    assert [report is None for report in reports] == [False, True]

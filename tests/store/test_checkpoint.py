@@ -1,0 +1,92 @@
+"""The thread beside the writer carries pages, survives trouble and always ends."""
+
+import sqlite3
+import threading
+from pathlib import Path
+
+from receiver.store.checkpoint import Checkpointer
+
+from .parts import PATIENCE
+
+
+def ends(checkpointer: Checkpointer) -> bool:
+    closing = threading.Thread(target=checkpointer.close, daemon=True)
+    closing.start()
+    closing.join(PATIENCE)
+    return not closing.is_alive()
+
+
+def test_pages_are_carried_from_the_log_into_the_database(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    carried = threading.Event()
+
+    class Carrying(sqlite3.Connection):
+        def close(self) -> None:
+            super().close()
+            carried.set()
+
+    writing = sqlite3.connect(path, isolation_level=None)
+    writing.execute("PRAGMA journal_mode = WAL")
+    writing.execute("CREATE TABLE t (a)")
+    before = path.stat().st_size
+    checkpointer = Checkpointer(
+        lambda: sqlite3.connect(path, check_same_thread=False, factory=Carrying)
+    )
+    checkpointer.start()
+    writing.execute("INSERT INTO t VALUES (?)", (b"x" * 100_000,))
+    checkpointer.dirty.set()
+    assert carried.wait(PATIENCE)
+    assert path.stat().st_size > before + 100_000
+    writing.close()
+    assert ends(checkpointer)
+
+
+def test_trouble_with_the_disk_is_left_to_the_writer_to_report() -> None:
+    tries = threading.Semaphore(0)
+
+    def connect() -> sqlite3.Connection:
+        tries.release()
+        raise sqlite3.OperationalError("unable to open database file")
+
+    checkpointer = Checkpointer(connect)
+    checkpointer.start()
+    for _ in range(2):
+        checkpointer.dirty.set()
+        assert tries.acquire(timeout=PATIENCE)
+    assert ends(checkpointer)
+
+
+def test_a_close_that_comes_just_as_a_period_ends_is_not_missed(tmp_path: Path) -> None:
+    closed: list[bool] = []
+    called = threading.Event()
+
+    class Raced(threading.Event):
+        """Is set by `close` right before the thread clears it."""
+
+        def clear(self) -> None:
+            closing.start()
+            assert called.wait(PATIENCE)
+            super().clear()
+
+        def set(self) -> None:
+            super().set()
+            if threading.current_thread() is closing:
+                called.set()
+
+    checkpointer = Checkpointer(lambda: sqlite3.connect(tmp_path / "c.db"))
+    checkpointer.dirty = Raced()
+
+    def close() -> None:
+        checkpointer.close()
+        closed.append(True)
+
+    closing = threading.Thread(target=close, daemon=True)
+    checkpointer.start()
+    checkpointer.dirty.set()
+    assert called.wait(PATIENCE)
+    closing.join(PATIENCE)
+    assert closed == [True]
+
+
+def test_what_was_never_started_can_be_closed() -> None:
+    assert ends(Checkpointer(lambda: sqlite3.connect(":memory:")))

@@ -1,0 +1,716 @@
+"""What we ask of providers: submits, retries, doubts, polls, deadlines, cancels, limits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import httpx
+import msgspec
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+
+from receiver import create_app
+from receiver.emulator import Options, create_emulator, settings_for
+from receiver.settings import Settings
+from tests.conftest import Start
+from tests.receiving import (
+    API_KEY,
+    ENDS,
+    ENV,
+    MODELS,
+    PICTURE,
+    Clock,
+    Json,
+    Network,
+    Station,
+    breaks,
+    eventually,
+    hangs,
+    reply,
+)
+
+pytestmark = pytest.mark.anyio
+
+ALL = ["oxen", "eachlabs", "fal"]
+SOON = {"RECEIVER_POLL_AFTER": "0.02"}
+
+
+# --- the submit ---
+
+
+async def test_each_provider_gets_what_it_wants(start: Start, network: Network) -> None:
+    async with start() as station:
+        for provider in ALL:
+            await station.submit(provider, provider)
+    oxen, eachlabs, fal = (network.of(provider).request for provider in ALL)
+    assert oxen.headers["authorization"] == "Bearer the-oxen-key"
+    assert json.loads(oxen.content) == {"model": "nano-banana", "prompt": "oxen"}
+    assert eachlabs.headers["authorization"] == "Bearer the-eachlabs-key"
+    assert eachlabs.headers["x-api-key"] == "the-eachlabs-key"
+    body = json.loads(eachlabs.content)
+    assert body.pop("webhook_url").startswith("https://hooks.test/webhooks/eachlabs/pred_")
+    assert len(body.pop("webhook_secret")) >= 32
+    assert body == {"model": "nano-banana", "version": "0.0.1", "input": {"prompt": "eachlabs"}}
+    assert fal.headers["authorization"] == "Key the-fal-key"
+    assert fal.url.path == "/fal-ai/nano-banana"
+    assert fal.url.params["fal_webhook"].startswith("https://hooks.test/webhooks/fal/pred_")
+    assert json.loads(fal.content) == {"prompt": "fal"}
+
+
+async def test_the_row_exists_before_any_money_is_spent(start: Start, network: Network) -> None:
+    seen: list[Any] = []
+
+    def look(request: httpx.Request) -> httpx.Response:
+        seen.extend(station.rows("SELECT status, submits, due_at IS NOT NULL FROM predictions"))
+        return network.kindly(request)
+
+    network.script("eachlabs.submit", look)
+    async with start() as station:
+        await station.submit()
+    assert seen == [("submitting", 1, 1)]
+
+
+REFUSALS = [
+    (
+        "eachlabs",
+        {"status": 402, "error": "payment required", "details": "x"},
+        402,
+        "payment required",
+    ),
+    (
+        "eachlabs",
+        {"status": "error", "message": "no", "details": "such model"},
+        404,
+        "no; such model",
+    ),
+    (
+        "fal",
+        {"detail": [{"loc": ["body", "prompt"], "msg": "field required"}]},
+        422,
+        "field required",
+    ),
+    ("fal", {"detail": "the balance is used up"}, 403, "the balance is used up"),
+    (
+        "oxen",
+        {"error": {"type": "t", "title": "Insufficient credits"}},
+        402,
+        "Insufficient credits",
+    ),
+    ("oxen", {"error": {"message": "Prompt cannot be empty"}}, 400, "Prompt cannot be empty"),
+    ("fal", None, 307, "HTTP 307"),
+]
+
+
+@pytest.mark.parametrize(("provider", "body", "status", "words"), REFUSALS)
+@pytest.mark.parametrize("mode", ["queue", "sync"])
+async def test_a_refusal_comes_back_in_the_providers_own_words(
+    start: Start, network: Network, provider: str, body: Any, status: int, words: str, mode: str
+) -> None:
+    call = f"{provider}.{'submit' if mode == 'queue' else 'run'}"
+    network.script(call, reply(body, status, location="https://elsewhere.test"))
+    async with start() as station:
+        found = await station.submit(provider, mode=mode)
+        assert (found["status"], found["error"]["code"]) == ("failed", "rejected")
+        assert words in found["error"]["message"]
+        assert station.count("events") == 1
+    assert network.count(call) == 1
+
+
+async def test_a_refusal_that_is_no_json_still_reaches_its_handlers(
+    start: Start, network: Network
+) -> None:
+    network.script("eachlabs.submit", reply(None, 404, text="<html>\xff not here"))
+    async with start(*_watchers()) as station:
+        found = await station.submit()
+        assert found["error"]["code"] == "rejected"
+        await eventually(lambda: station.rows("SELECT 1 FROM deliveries WHERE state = 'done'"))
+        await station.push(await station.submitted("eachlabs", "the next"), ok=False)
+        await eventually(
+            lambda: station.rows("SELECT 1 FROM deliveries WHERE state = 'done'"),
+            lambda rows: len(rows) == 2,
+        )
+
+
+def _watchers() -> Sequence[Any]:
+    from receiver import Event, on  # noqa: PLC0415 - registered once per test
+
+    @on("failed", name="watcher")
+    async def watch(event: Event) -> None:
+        assert event.raw is not None
+
+    return [watch]
+
+
+POSTPONING = [
+    reply({}, 429, retry_after="0"),
+    reply({}, 503, retry_after="0"),
+    reply({"error": "busy"}, 500),
+    reply(text="<html>bad gateway", status=502),
+    breaks(httpx.ConnectError),
+    breaks(httpx.ConnectTimeout),
+    breaks(httpx.PoolTimeout),
+]
+
+
+@pytest.mark.parametrize("trouble", POSTPONING)
+async def test_what_the_provider_did_not_take_is_sent_again(
+    start: Start, network: Network, trouble: Any
+) -> None:
+    network.script("eachlabs.submit", trouble)
+    async with start() as station:
+        prediction = await station.submit()
+        assert prediction["status"] in {"queued", "submitting", "processing"}
+        found = await station.until(prediction["id"], "processing")
+        assert found["provider_id"] == "eachlabs-1"
+        assert station.one("SELECT submits FROM predictions") == 2
+
+
+async def test_retry_after_is_honoured_and_stops_the_others_too(
+    start: Start, network: Network
+) -> None:
+    clock = Clock()
+    network.script("fal.submit", reply({}, 429, retry_after="100"))
+    async with start(clock=clock) as station:
+        first = await station.submit("fal", "first")
+        assert first["status"] == "queued"
+        assert (await station.submit("fal", "second"))["status"] == "queued"
+        assert network.count("fal.submit") == 1
+        clock.ahead = 99
+        assert (await station.submit("fal", "third"))["status"] == "queued"
+        assert network.count("fal.submit") == 1
+        clock.ahead = 101
+        await station.submit("fal", "fourth")
+        await eventually(lambda: len(network.sent) == 4)
+    assert {sent.prompt for sent in network.sent} == {"first", "second", "third", "fourth"}
+
+
+async def test_a_submit_that_is_put_off_too_long_expires(start: Start, network: Network) -> None:
+    network.always("eachlabs.submit", reply({}, 503))
+    async with start(RECEIVER_PREDICTION_TIMEOUT="0.5") as station:
+        prediction = await station.submit()
+        found = await station.until(prediction["id"], "failed")
+        assert found["error"]["code"] == "expired"
+        assert station.count("events") == 1
+
+
+# --- doubt ---
+
+
+async def _doubtful(station: Station, provider: str, *, taken: bool = True) -> str:
+    """Submit so that nobody can know whether the provider took it."""
+
+    def silent(request: httpx.Request) -> httpx.Response:
+        if taken:
+            station.network.take(provider, request)
+        raise httpx.ReadError("gone", request=request)
+
+    station.network.script(f"{provider}.submit", silent)
+    found = await station.submit(provider)
+    assert found["status"] == "unconfirmed"
+    return str(found["id"])
+
+
+@pytest.mark.parametrize("provider", ["eachlabs", "fal"])
+async def test_a_callback_settles_a_doubt(start: Start, network: Network, provider: str) -> None:
+    async with start() as station:
+        prediction_id = await _doubtful(station, provider)
+        assert (await station.push(network.sent[0])).json() == {"status": "accepted"}
+        found = await station.read(prediction_id)
+        assert (found["status"], found["provider_id"]) == ("succeeded", network.sent[0].id)
+
+
+@pytest.mark.parametrize("provider", ALL)
+async def test_a_doubt_that_nothing_settles_fails_at_its_deadline(
+    start: Start, network: Network, provider: str
+) -> None:
+    async with start(**SOON, RECEIVER_PREDICTION_TIMEOUT="0.4") as station:
+        prediction_id = await _doubtful(station, provider, taken=False)
+        found = await station.until(prediction_id, "failed")
+        assert (found["error"]["code"], found["channel"]) == ("unconfirmed", None)
+        assert station.count("events") == 1
+    assert network.count(f"{provider}.submit") == 1
+
+
+@pytest.mark.parametrize("provider", ALL)
+@pytest.mark.parametrize(
+    "answer",
+    [reply({}), reply(text="<html>"), reply(text=""), reply([1]), reply({"status": "ok"}, 201)],
+)
+async def test_a_yes_without_an_id_is_a_doubt(
+    start: Start, network: Network, provider: str, answer: Any
+) -> None:
+    network.script(f"{provider}.submit", answer)
+    async with start() as station:
+        assert (await station.submit(provider))["status"] == "unconfirmed"
+
+
+async def test_oxens_lost_submit_is_found_in_its_list(start: Start, network: Network) -> None:
+    def row(number: int, **change: Any) -> Json:
+        base = {
+            "generation_id": f"gen-{number}",
+            "model_name": "nano-banana",
+            "prompt": "a lighthouse",
+            "status": "processing",
+            "enqueued_at": int(time.time()),
+        }
+        return {**base, **change}
+
+    rows = [
+        row(1, prompt="another"),
+        row(2, model_name="other"),
+        row(3, enqueued_at=int(time.time()) - 5000),
+        row(4, enqueued_at="x"),
+        {},
+        row(5),
+    ]
+    network.always("oxen.list", reply({"generations": [*rows, 7]}))
+    async with start(**SOON) as station:
+        prediction_id = await _doubtful(station, "oxen")
+        found = await station.until(prediction_id, "processing")
+        assert found["provider_id"] == "gen-5"
+        network.say(generation_id="gen-5", status="succeeded", url=PICTURE)
+        await station.until(prediction_id, "succeeded")
+    assert network.count("oxen.submit") == 1
+
+
+async def test_a_lost_submit_is_never_taken_for_anothers(start: Start, network: Network) -> None:
+    known = {
+        "generation_id": "oxen-1",
+        "model_name": "nano-banana",
+        "prompt": "a lighthouse",
+        "status": "processing",
+        "enqueued_at": int(time.time()),
+    }
+    network.always("oxen.list", reply({"generations": [known]}))
+    async with start(**SOON) as station:
+        first = await station.submit("oxen")
+        assert first["provider_id"] == "oxen-1"
+        prediction_id = await _doubtful(station, "oxen", taken=False)
+        await eventually(lambda: network.count("oxen.list") >= 4)
+        assert (await station.read(prediction_id))["status"] == "unconfirmed"
+
+
+# --- polls ---
+
+
+@pytest.mark.parametrize("provider", ALL)
+async def test_the_overdue_are_polled_with_backoff_until_they_end(
+    start: Start, network: Network, provider: str
+) -> None:
+    times: list[float] = []
+    kindly = network.kindly
+
+    def note(request: httpx.Request) -> httpx.Response:
+        times.append(time.monotonic())
+        return kindly(request) if len(times) < 6 else ENDS[f"{provider}.poll"](request)  # type: ignore[return-value]
+
+    network.always(f"{provider}.poll", note)
+    async with start(**SOON) as station:
+        prediction = await station.submit(provider)
+        found = await station.until(prediction["id"], "succeeded")
+        assert (found["channel"], found["output"]) == ("poll", [{"url": PICTURE}])
+    gaps = [after - before for before, after in pairwise(times)]
+    assert gaps[-1] > 0.02 * 2**3 * 0.9
+    assert len(times) == 6
+
+
+@pytest.mark.parametrize("provider", ALL)
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        reply({}, 500),
+        reply({}, 404),
+        reply({}, 302, location="https://elsewhere.test"),
+        reply(text="<html>"),
+        reply(text="[" * 5000),
+        reply({"status": 7}),
+        breaks(httpx.ReadError),
+        breaks(httpx.ConnectError),
+    ],
+)
+async def test_a_poll_without_an_answer_is_made_again(
+    start: Start, network: Network, provider: str, trouble: Any
+) -> None:
+    network.script(f"{provider}.poll", trouble, trouble, ENDS[f"{provider}.poll"])
+    async with start(**SOON) as station:
+        prediction = await station.submit(provider)
+        await station.until(prediction["id"], "succeeded")
+
+
+async def test_a_poll_refused_for_haste_waits_as_it_was_told(
+    start: Start, network: Network
+) -> None:
+    clock = Clock()
+    network.script("fal.poll", reply({}, 429, retry_after="50"), ENDS["fal.poll"])
+    async with start(**SOON, clock=clock) as station:
+        prediction = await station.submit("fal")
+        await eventually(lambda: network.count("fal.poll") == 1)
+        due = "SELECT due_at FROM predictions"
+        await eventually(lambda: station.one(due) > clock() + 40 or network.count("fal.poll") > 1)
+        assert network.count("fal.poll") == 1
+        assert (await station.read(prediction["id"]))["status"] == "processing"
+
+
+@pytest.mark.parametrize("provider", ALL)
+async def test_what_never_ends_expires_at_its_deadline(
+    start: Start, network: Network, provider: str
+) -> None:
+    async with start(**SOON, RECEIVER_PREDICTION_TIMEOUT="0.4") as station:
+        sent = (await station.submit(provider), network.sent[0])[1]
+        found = await eventually(
+            lambda: station.rows("SELECT status, error_code, channel FROM predictions"),
+            lambda rows: rows[0][0] == "failed",
+        )
+        assert found == [("failed", "expired", None)]
+        if sent.hook:
+            assert (await station.push(sent)).json() == {"status": "duplicate"}
+        assert station.rows("SELECT type FROM events") == [("prediction.failed",)]
+
+
+async def test_a_look_that_died_with_its_process_is_repeated_at_the_next_start(
+    start: Start, network: Network
+) -> None:
+    network.script("fal.poll", hangs)
+    async with start(**SOON) as station:
+        prediction = await station.submit("fal")
+        await eventually(lambda: network.count("fal.poll") == 1)
+    network.always("fal.poll", ENDS["fal.poll"])
+    async with start() as station:
+        found = await station.until(prediction["id"], "succeeded")
+        assert found["channel"] == "poll"
+
+
+async def test_a_look_is_in_time_however_long_nobody_had_to_look(
+    start: Start, network: Network
+) -> None:
+    network.always("fal.poll", ENDS["fal.poll"])
+    async with start(**SOON) as station:
+        await asyncio.sleep(0.1)  # let whoever looks go to sleep
+        began = time.monotonic()
+        prediction = await station.submit("fal")
+        await station.until(prediction["id"], "succeeded")
+        assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://evil.test/x",
+        "http://queue.fal.test/x",
+        "https://queue.fal.test:444/x",
+        "https://queue.fal.test.evil.test",
+        "file:///etc/passwd",
+        "https://[",
+        7,
+        None,
+    ],
+)
+async def test_fals_urls_on_strange_hosts_never_get_the_key(
+    start: Start, network: Network, url: object
+) -> None:
+    links = dict.fromkeys(("status_url", "response_url", "cancel_url"), url)
+    network.script(
+        "fal.submit",
+        lambda request: httpx.Response(
+            200, json={"request_id": network.take("fal", request).id, **links}
+        ),
+    )
+    network.always("fal.poll", ENDS["fal.poll"])
+    async with start(**SOON) as station:
+        prediction = await station.submit("fal", model="fal-ai/flux/dev")
+        await station.until(prediction["id"], "succeeded")
+    paths = [request.url.path for kind, request in network.calls if kind == "fal.poll"]
+    assert paths == ["/fal-ai/flux/requests/fal-1/status"]
+
+
+async def test_eachlabs_confirm_asks_before_it_believes(start: Start, network: Network) -> None:
+    network.always(
+        "eachlabs.poll", reply({"id": "eachlabs-1", "status": "error", "output": {"error": "no"}})
+    )
+    async with start(EACHLABS_CONFIRM="1") as station:
+        sent = await station.submitted("eachlabs")
+        assert (await station.push(sent, ok=True)).json() == {"status": "accepted"}
+        found = await station.until(sent.prediction_id, "failed")
+        assert (found["channel"], found["error"]["message"]) == ("poll", "no")
+
+
+# --- cancel ---
+
+
+async def _cancel(station: Station, prediction_id: str) -> httpx.Response:
+    return await station.http.post(f"/v1/predictions/{prediction_id}/cancel")
+
+
+CANCELED = {
+    "oxen.poll": reply({"generation_id": "oxen-1", "status": "cancelled"}),
+    "eachlabs.poll": reply({"id": "eachlabs-1", "status": "cancelled"}),
+    "fal.poll": reply(
+        {"status": "COMPLETED", "error": "cancelled", "error_type": "client_cancelled"}
+    ),
+}
+
+
+@pytest.mark.parametrize("provider", ALL)
+@pytest.mark.parametrize("forgotten", [False, True])
+async def test_what_runs_is_canceled_at_its_provider(
+    start: Start, network: Network, provider: str, forgotten: bool
+) -> None:
+    poll = f"{provider}.poll"
+    network.always(poll, reply({}, 404) if forgotten else CANCELED[poll])
+    async with start() as station:
+        prediction = await station.submit(provider)
+        answer = await _cancel(station, prediction["id"])
+        assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
+        assert answer.json()["error"]["code"] == "canceled"
+        assert (await _cancel(station, prediction["id"])).json() == answer.json()
+        assert station.rows("SELECT type FROM events") == [("prediction.canceled",)]
+    assert network.count(f"{provider}.cancel") == 1
+
+
+async def test_what_waits_is_canceled_without_a_word_to_the_provider(
+    start: Start, network: Network
+) -> None:
+    async with start(EACHLABS_MAX_IN_FLIGHT="1") as station:
+        await station.submit(prompt="first")
+        waiting = await station.submit(prompt="second")
+        assert waiting["status"] == "queued"
+        answer = await _cancel(station, waiting["id"])
+        assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
+        await station.push(network.of("first"))
+        assert len(network.sent) == 1
+
+
+async def test_what_is_being_submitted_is_canceled_once_it_has_a_name(
+    start: Start, network: Network
+) -> None:
+    answering = asyncio.Event()
+
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        await answering.wait()
+        return network.kindly(request)
+
+    network.script("eachlabs.submit", slowly)
+    network.always("eachlabs.poll", CANCELED["eachlabs.poll"])
+    async with start() as station:
+        submitting = asyncio.create_task(station.submit())
+        await eventually(lambda: network.count("eachlabs.submit"))
+        prediction_id = station.one("SELECT id FROM predictions")
+        answer = await _cancel(station, prediction_id)
+        assert (answer.status_code, answer.json()["status"]) == (202, "submitting")
+        answering.set()
+        await submitting
+        await station.until(prediction_id, "canceled")
+    assert network.count("eachlabs.cancel") == 1
+
+
+async def test_what_cannot_be_canceled_says_so(start: Start, network: Network) -> None:
+    async with start() as station:
+        doubtful = await _doubtful(station, "fal")
+        assert (await _cancel(station, doubtful)).json()["type"].endswith(":unconfirmed")
+        sent = await station.submitted("eachlabs", "ended")
+        await station.push(sent)
+        ended = await _cancel(station, sent.prediction_id)
+        assert (ended.status_code, ended.json()["type"]) == (
+            409,
+            "urn:receiver:problem:already-ended",
+        )
+        sent = await station.submitted("eachlabs", "silent")
+        network.script("eachlabs.cancel", breaks(httpx.ReadError))
+        silent = await _cancel(station, sent.prediction_id)
+        assert (silent.status_code, silent.json()["type"]) == (
+            502,
+            "urn:receiver:problem:provider-unavailable",
+        )
+        assert (await station.read(sent.prediction_id))["status"] == "processing"
+
+
+async def test_a_cancel_that_came_too_late_gives_the_outcome(
+    start: Start, network: Network
+) -> None:
+    network.script("eachlabs.cancel", reply({"error": "finished"}, 409))
+    network.always("eachlabs.poll", ENDS["eachlabs.poll"])
+    async with start() as station:
+        prediction = await station.submit()
+        answer = await _cancel(station, prediction["id"])
+        assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
+
+
+# --- the blocking endpoints ---
+
+
+@pytest.mark.parametrize("provider", ALL)
+async def test_sync_mode_uses_the_blocking_endpoint(
+    start: Start, network: Network, provider: str
+) -> None:
+    async with start() as station:
+        answer = await station.http.post(
+            "/v1/predictions",
+            json={
+                "provider": provider,
+                "model": MODELS[provider],
+                "input": {"prompt": "x"},
+                "mode": "sync",
+            },
+        )
+        found = answer.json()
+        assert (answer.status_code, found["status"]) == (200, "succeeded")
+        assert (found["mode"], found["channel"]) == ("sync", "sync")
+        assert found["output"] == [{"url": PICTURE}]
+    assert (network.count(f"{provider}.run"), network.count(f"{provider}.submit")) == (1, 0)
+
+
+@pytest.mark.parametrize("provider", ALL)
+async def test_a_blocking_call_that_breaks_is_a_doubt(
+    start: Start, network: Network, provider: str
+) -> None:
+    network.script(f"{provider}.run", breaks(httpx.ReadError))
+    async with start(**SOON, RECEIVER_PREDICTION_TIMEOUT="0.4") as station:
+        prediction = await station.submit(provider, mode="sync")
+        found = await station.until(prediction["id"], "failed")
+        assert found["error"]["code"] == "unconfirmed"
+    assert network.count(f"{provider}.run") == 1
+
+
+# --- limits ---
+
+
+async def test_in_flight_is_bounded_and_the_rest_waits_in_order(
+    start: Start, network: Network
+) -> None:
+    async with start(EACHLABS_MAX_IN_FLIGHT="2") as station:
+        for number in range(6):
+            await station.submit(prompt=f"{number}")
+        for ended in range(4):
+            await eventually(lambda: len(network.sent) == ended + 2)  # noqa: B023 - read at once
+            await station.push(network.sent[ended])
+        await eventually(lambda: len(network.sent) == 6)
+    assert [sent.prompt for sent in network.sent] == [f"{number}" for number in range(6)]
+
+
+async def test_a_minute_is_bounded_and_a_restart_is_no_way_around(
+    start: Start, network: Network
+) -> None:
+    clock = Clock()
+    env = {"EACHLABS_REQUESTS_PER_MINUTE": "3", "EACHLABS_MAX_IN_FLIGHT": "none"}
+    async with start(clock=clock, **env) as station:
+        for number in range(5):
+            await station.submit(prompt=f"{number}")
+        assert len(network.sent) == 3
+    async with start(clock=clock, **env) as station:
+        assert (await station.submit(prompt="5"))["status"] == "queued"
+        assert len(network.sent) == 3
+        clock.ahead = 61
+        await station.submit(prompt="6")
+        await eventually(lambda: len(network.sent) >= 6)
+        assert station.rows("SELECT count(*) FROM predictions WHERE status = 'queued'") == [(1,)]
+    assert [sent.prompt for sent in network.sent] == [f"{number}" for number in range(6)]
+
+
+# --- against the emulator, over real sockets ---
+
+
+@dataclass
+class Live:
+    """A receiver and the emulated providers, each on its own port."""
+
+    http: httpx.AsyncClient
+    emulator: str
+
+    async def submit(self, provider: str, prompt: str) -> Json:
+        body = {"provider": provider, "model": MODELS[provider], "input": {"prompt": prompt}}
+        return dict((await self.http.post("/v1/predictions", json=body)).json())
+
+    async def ended(self, prediction_id: str) -> Json:
+        path = f"/v1/predictions/{prediction_id}"
+        answer = await self.http.get(path, headers={"prefer": "wait=10"})
+        return dict(answer.json())
+
+    async def ledger(self) -> Json:
+        async with httpx.AsyncClient() as http:
+            return dict((await http.get(f"{self.emulator}/_emulator/ledger")).json())
+
+
+@asynccontextmanager
+async def served(listener: socket.socket, app: Starlette) -> AsyncIterator[None]:
+    config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server._serve([listener]))  # noqa: SLF001 - without its signals
+    await eventually(lambda: server.started)
+    try:
+        yield
+    finally:
+        getattr(app.state, "release", lambda: None)()
+        server.should_exit = True
+        await serving
+
+
+@asynccontextmanager
+async def living(folder: Path, options: Options, **env: str | None) -> AsyncIterator[Live]:
+    async with AsyncExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        emulator, url = (f"http://127.0.0.1:{one.getsockname()[1]}" for one in sockets)
+        given = {
+            **ENV,
+            **settings_for(emulator),
+            "RECEIVER_PUBLIC_URL": url,
+            "RECEIVER_DATABASE_URL": f"sqlite:///{folder}/receiver.db",
+            **env,
+        }
+        settings = Settings.read({name: text for name, text in given.items() if text is not None})
+        app = await anyio.to_thread.run_sync(create_app, settings, [])
+        await stack.enter_async_context(served(sockets[0], create_emulator(options)))
+        await stack.enter_async_context(served(sockets[1], app))
+        key = {"authorization": f"Bearer {API_KEY}"}
+        http = httpx.AsyncClient(base_url=url, headers=key, timeout=15)
+        yield Live(await stack.enter_async_context(http), emulator)
+
+
+FAST = Options(generation=0.05, stray_events=0.2, shape="mixed", time_scale=0.01)
+
+
+@pytest.mark.parametrize("url", ["with", "without"])
+async def test_all_three_end_with_and_without_a_public_url(tmp_path: Path, url: str) -> None:
+    env: dict[str, str | None] = {"RECEIVER_PUBLIC_URL": None} if url == "without" else {}
+    async with living(tmp_path, FAST, RECEIVER_POLL_AFTER="0.3", **env) as live:
+        prompts = [(provider, f"{provider} {n}") for provider in ALL for n in range(4)]
+        made = await asyncio.gather(*(live.submit(*one) for one in prompts))
+        ends = await asyncio.gather(*(live.ended(one["id"]) for one in made))
+        assert [end["status"] for end in ends] == ["succeeded"] * 12
+        channels = {(end["provider"], end["channel"]) for end in ends}
+        if url == "without":
+            assert channels <= {
+                ("oxen", "sse"),
+                ("oxen", "poll"),
+                ("eachlabs", "poll"),
+                ("fal", "poll"),
+            }
+        ledger = await live.ledger()
+        assert ledger["violations"] == []
+        assert len(ledger["predictions"]) == 12
+
+
+async def test_eachlabs_limits_are_kept_without_one_violation(tmp_path: Path) -> None:
+    options = msgspec.structs.replace(FAST, eachlabs_in_flight=3, eachlabs_per_minute=25)
+    async with living(
+        tmp_path,
+        options,
+        EACHLABS_MAX_IN_FLIGHT="3",
+        EACHLABS_REQUESTS_PER_MINUTE="25",
+    ) as live:
+        made = [await live.submit("eachlabs", f"no {number}") for number in range(20)]
+        ends = await asyncio.gather(*(live.ended(one["id"]) for one in made))
+        assert [end["status"] for end in ends] == ["succeeded"] * 20
+        ledger = await live.ledger()
+        assert ledger["violations"] == []
+        assert [row["prompt"] for row in ledger["predictions"]] == [f"no {n}" for n in range(20)]
