@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from typing import Any
 
 import httpx
@@ -53,6 +54,14 @@ def answer(status: int = 200, **headers: str) -> Answer:
 )
 def test_retry_after_is_seconds_from_now_within_an_hour(text: str, seconds: float | None) -> None:
     assert base.retry_after(answer(retry_after=text)) == seconds
+
+
+def test_a_date_without_a_zone_is_utc_wherever_we_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as here:
+        here.setenv("TZ", "XXX-5")
+        time.tzset()
+        assert base.retry_after(answer(retry_after="Thu Jan  1 00:00:42 2026")) == 42.0
+    time.tzset()
 
 
 def test_retry_after_may_be_absent() -> None:

@@ -10,11 +10,6 @@ __all__ = ["watch"]
 ENGINES = {"sqlite": SQLite}
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SQLite]:
     """Open a fresh store of every engine in turn."""
