@@ -44,6 +44,8 @@ pytestmark = pytest.mark.anyio
 
 ALL = ["oxen", "eachlabs", "fal"]
 SOON = {"RECEIVER_POLL_AFTER": "0.02"}
+TOO_LONG = 3601.0
+"""Seconds, just beyond the deadline of a prediction."""
 
 
 # --- the submit ---
@@ -197,8 +199,10 @@ async def test_retry_after_is_honoured_and_stops_the_others_too(
 
 async def test_a_submit_that_is_put_off_too_long_expires(start: Start, network: Network) -> None:
     network.always("eachlabs.submit", reply({}, 503))
-    async with start(RECEIVER_PREDICTION_TIMEOUT="0.5") as station:
+    async with start() as station:
         prediction = await station.submit()
+        await station.until(prediction["id"], "queued")
+        station.clock.ahead = TOO_LONG
         found = await station.until(prediction["id"], "failed")
         assert found["error"]["code"] == "expired"
         assert station.count("events") == 1
@@ -234,8 +238,9 @@ async def test_a_callback_settles_a_doubt(start: Start, network: Network, provid
 async def test_a_doubt_that_nothing_settles_fails_at_its_deadline(
     start: Start, network: Network, provider: str
 ) -> None:
-    async with start(**SOON, RECEIVER_PREDICTION_TIMEOUT="0.4") as station:
+    async with start(**SOON) as station:
         prediction_id = await _doubtful(station, provider, taken=False)
+        station.clock.ahead = TOO_LONG
         found = await station.until(prediction_id, "failed")
         assert (found["error"]["code"], found["channel"]) == ("unconfirmed", None)
         assert station.count("events") == 1
@@ -366,15 +371,18 @@ async def test_a_poll_refused_for_haste_waits_as_it_was_told(
 async def test_what_never_ends_expires_at_its_deadline(
     start: Start, network: Network, provider: str
 ) -> None:
-    async with start(**SOON, RECEIVER_PREDICTION_TIMEOUT="0.4") as station:
-        sent = (await station.submit(provider), network.sent[0])[1]
+    async with start(**SOON) as station:
+        sent = await station.submitted(provider)
+        await eventually(lambda: network.count(f"{provider}.poll"))
+        station.clock.ahead = TOO_LONG
         found = await eventually(
             lambda: station.rows("SELECT status, error_code, channel FROM predictions"),
             lambda rows: rows[0][0] == "failed",
         )
         assert found == [("failed", "expired", None)]
         if sent.hook:
-            assert (await station.push(sent)).json() == {"status": "duplicate"}
+            late = await station.push(sent, at=station.clock())
+            assert late.json() == {"status": "duplicate"}
         assert station.rows("SELECT type FROM events") == [("prediction.failed",)]
 
 
@@ -575,8 +583,10 @@ async def test_a_blocking_call_that_breaks_is_a_doubt(
     start: Start, network: Network, provider: str
 ) -> None:
     network.script(f"{provider}.run", breaks(httpx.ReadError))
-    async with start(**SOON, RECEIVER_PREDICTION_TIMEOUT="0.4") as station:
+    async with start(**SOON) as station:
         prediction = await station.submit(provider, mode="sync")
+        await station.until(prediction["id"], "unconfirmed")
+        station.clock.ahead = TOO_LONG
         found = await station.until(prediction["id"], "failed")
         assert found["error"]["code"] == "unconfirmed"
     assert network.count(f"{provider}.run") == 1
