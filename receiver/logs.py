@@ -6,9 +6,13 @@ inputs and keys are never fields; `redact` is the net below that rule.
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import contextlib
+import json
 import logging
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from functools import lru_cache
 from typing import Any, Final, TextIO
 
@@ -83,7 +87,7 @@ def configure(fmt: str | None, level: str, stream: TextIO | None = None) -> None
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(out),
+        logger_factory=_factory(out),
         cache_logger_on_first_use=True,
     )
     _adopt_standard_library(shared, last, level, out)
@@ -104,5 +108,48 @@ def _adopt_standard_library(shared: list[Any], last: list[Any], level: str, out:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+class _Lines:
+    """Writes lines to a stream; those of one turn of the event loop together.
+
+    A write gives up the interpreter lock, and getting it back from the writing thread costs more than
+    the line: on a busy server one write for each line would be the most expensive part of a callback.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._waiting: list[str] = []
+        atexit.register(self.flush)
+
+    def msg(self, line: str) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._write(line + "\n")
+            return
+        if not self._waiting:
+            loop.call_soon(self.flush)
+        self._waiting.append(line)
+
+    debug = info = warning = error = critical = exception = msg
+
+    def flush(self) -> None:
+        lines, self._waiting = self._waiting, []
+        if lines:
+            self._write("\n".join([*lines, ""]))
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(ValueError):  # the stream was closed under us: nowhere to say it
+            self._out.write(text)
+            self._out.flush()
+
+
+def _factory(out: TextIO) -> Callable[..., _Lines]:
+    lines = _Lines(out)
+    return lambda *_: lines
+
+
 def _dumps(event: Mapping[str, Any], **_: Any) -> str:
-    return msgspec.json.encode(event, enc_hook=repr).decode()
+    try:
+        return msgspec.json.encode(event, enc_hook=repr).decode()
+    except UnicodeEncodeError:  # half a character, from a name or a message that is no UTF-8
+        return json.dumps(event, default=repr)

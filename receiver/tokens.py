@@ -52,4 +52,10 @@ class Tokens:
 
 
 def _signers(keys: Sequence[str], salt: str) -> list[Signer]:
-    return [Signer(key, salt=f"receiver/{salt}", digest_method=hashlib.sha256) for key in keys]
+    return [_signer(key, f"receiver/{salt}") for key in keys]
+
+
+def _signer(key: str, salt: str) -> Signer:
+    """Derive the key for its one purpose now, as every signature would derive it again."""
+    derived = Signer(key, salt=salt, digest_method=hashlib.sha256).derive_key()
+    return Signer(derived, salt=salt, digest_method=hashlib.sha256, key_derivation="none")

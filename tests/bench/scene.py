@@ -62,7 +62,9 @@ async def _seed(path: Path, provider: str, count: int) -> list[tuple[str, str]]:
     store = SQLiteStore(str(path), lambda _: None)
     store.open()
     now = time.time()
-    ids = [(new_id("pred", now), f"req-{provider}-{number:07}") for number in range(count)]
+    # One a millisecond, as ids sort by their time: callbacks come roughly in that order too.
+    made = [now - (count - number) / 1000 for number in range(count)]
+    ids = [(new_id("pred", at), f"req-{provider}-{at:.3f}") for at in made]
     new = [
         NewPrediction(
             id=ours,
@@ -71,9 +73,9 @@ async def _seed(path: Path, provider: str, count: int) -> list[tuple[str, str]]:
             mode="queue",
             input={"prompt": "a lighthouse"},
             metadata={},
-            created_at=now,
+            created_at=at,
         )
-        for ours, _ in ids
+        for (ours, _), at in zip(ids, made, strict=True)
     ]
     await asyncio.gather(*(store.create(row) for row in new))
     slots = Slots(
