@@ -111,8 +111,8 @@ def _adopt_standard_library(shared: list[Any], last: list[Any], level: str, out:
 class _Lines:
     """Writes lines to a stream; those of one turn of the event loop together.
 
-    A write gives up the interpreter lock, and getting it back from the writing thread costs more than
-    the line: on a busy server one write for each line would be the most expensive part of a callback.
+    A write gives up the interpreter lock, and getting it back from the writing thread costs more
+    than the line: one write for each line would be the dearest part of taking a callback.
     """
 
     def __init__(self, out: TextIO) -> None:

@@ -215,7 +215,7 @@ def receiver(home: Path, jwks_url: str, *handlers: str) -> Server:
         "RECEIVER_API_KEYS": "bench",
         "RECEIVER_DATABASE_URL": f"sqlite:///{home / 'receiver.db'}",
         "FAL_JWKS_URL": jwks_url,
-        "PYTHONPATH": os.getcwd() + os.environ.get("XP", ""),
+        "PYTHONPATH": str(Path.cwd()),
     }
     command = [sys.executable, "-m", "receiver", "serve", *handlers, "--port", str(port)]
     return Server(command, port, home, env)
