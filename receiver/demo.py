@@ -164,6 +164,7 @@ def _play(stage: _Stage, screen: Live) -> bool:
 
 def _say_goodbye(console: Console, home: Path, stage: _Stage, *, done: bool) -> None:
     pictures = sorted((home / "pictures").glob("*.png"))
+    console.print()
     console.print(
         f"[bold]{len(stage.predictions)}[/] predictions, [bold]{len(pictures)}[/] pictures in "
         f"{home / 'pictures'}, [bold]{stage.sink.verified}[/] signed events forwarded and verified"
@@ -196,7 +197,7 @@ class _Feed(io.TextIOBase):
 
 
 _WORDS: Final = {
-    "submit.accepted": "[cyan]→ {provider:9}[/] took …{prediction:.22} as {provider_id:.13}…",
+    "submit.accepted": "[cyan]→ {provider:9}[/] took {prediction:.22}… as {provider_id:.13}…",
     "outcome.taken": "[magenta]← {provider:9}[/] said {outcome} by {channel}: {verdict}",
     "handler.attempt": "[green]✓ {handler:9}[/] {result}, {seconds} s, attempt {attempt}",
     "stream.connected": "[cyan]↔ {provider:9}[/] is listened to",

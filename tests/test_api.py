@@ -570,7 +570,6 @@ async def test_health_needs_no_key_and_readiness_needs_the_disk(start: Start, di
 # --- keys ---
 
 
-@pytest.mark.parametrize(("method", "path"), ROUTES)
 @pytest.mark.parametrize(
     "authorization",
     [
@@ -587,18 +586,14 @@ async def test_health_needs_no_key_and_readiness_needs_the_disk(start: Start, di
     ],
 )
 async def test_without_a_good_key_every_route_is_401(
-    open_station: Station, method: str, path: str, authorization: bytes | None
+    start: Start, authorization: bytes | None
 ) -> None:
     headers = {} if authorization is None else {b"authorization": authorization}
-    answer = await open_station.world.request(method, path, headers=headers)
-    problem(answer, 401, "unauthorized")
-    assert answer.headers["www-authenticate"] == "Bearer"
-
-
-@pytest.fixture
-async def open_station(start: Start) -> AsyncIterator[Station]:
     async with start() as station:
-        yield station
+        for method, path in ROUTES:
+            answer = await station.world.request(method, path, headers=headers)
+            problem(answer, 401, "unauthorized")
+            assert answer.headers["www-authenticate"] == "Bearer"
 
 
 async def test_every_configured_key_opens(start: Start) -> None:

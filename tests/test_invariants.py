@@ -410,22 +410,20 @@ async def test_10_storage_down_is_503_never_4xx(start: Start, disk: Disk) -> Non
         lambda _: "/webhooks/",
     ],
 )
-@pytest.mark.parametrize("method", ["POST", "GET", "HEAD", "PUT"])
-async def test_11_no_redirect_on_the_hook_path(
-    start: Start, spell: Callable[[str], str], method: str
-) -> None:
+async def test_11_no_redirect_on_the_hook_path(start: Start, spell: Callable[[str], str]) -> None:
     async with start() as station:
         sent = await station.submitted("eachlabs")
         letter = write(station.network, sent)
         url = httpx.URL("https://hooks.test").copy_with(raw_path=spell(letter.path).encode())
-        answer = await station.world.request(
-            method,
-            url,
-            content=letter.body,
-            headers=letter.headers,  # type: ignore[arg-type]
-        )
-        assert answer.status_code in {401, 404, 405}
-        assert "location" not in answer.headers
+        for method in ("POST", "GET", "HEAD", "PUT"):
+            answer = await station.world.request(
+                method,
+                url,
+                content=letter.body,
+                headers=letter.headers,  # type: ignore[arg-type]
+            )
+            assert answer.status_code in {401, 404, 405}
+            assert "location" not in answer.headers
         assert station.count("callbacks") == 0
 
 

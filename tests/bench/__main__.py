@@ -125,9 +125,8 @@ def _cold_start(jwks_url: str) -> None:
                 report = asyncio.run(hammer(server.port, [request], 1))
                 times.append(time.perf_counter() - began)
                 assert report.statuses == {200: 1}
-    print(
-        f"{'cold start to accepted callback':34}{sorted(times)[2]:>9.2f} s   (best {min(times):.2f})"
-    )
+    middle, best = sorted(times)[len(times) // 2], min(times)
+    print(f"{'cold start to accepted callback':34}{middle:>9.2f} s   (best {best:.2f})")
 
 
 def _load(

@@ -1,0 +1,195 @@
+"""The command line as a user meets it: real processes, real sockets, real exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from receiver.emulator import settings_for
+
+SECRET = "a-secret-key-of-more-than-thirty-two-characters"
+
+
+def receiver(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "receiver", *args],
+        cwd=cwd,
+        env=_env(env),
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+
+
+def _env(more: dict[str, str]) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RECEIVER_", "OXEN_", "EACHLABS_", "FAL_"))
+    }
+    return {**kept, "PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "200", **more}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(*args: str, port: int, cwd: Path, **env: str) -> subprocess.Popen[str]:
+    log = (cwd / f"{args[0]}.log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "receiver", *args, "--port", str(port)],
+        cwd=cwd,
+        env=_env(env),
+        stdout=log,
+        stderr=log,
+        text=True,
+    )
+    log.close()
+    ends = time.monotonic() + 20
+    while time.monotonic() < ends and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return process
+        time.sleep(0.02)
+    raise AssertionError((cwd / f"{args[0]}.log").read_text())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Run a receiver against an emulator; give its folder and a client's environment."""
+    home = tmp_path_factory.mktemp("world")
+    (home / "mine.py").write_text(
+        "from receiver import Dead, Event, on\n\n\n"
+        '@on("*", name="mine")\ndef mine(event: Event) -> None:\n'
+        '    if "dead" in event.prediction.metadata:\n        raise Dead("as told")\n'
+    )
+    emulator_port, port = free_port(), free_port()
+    emulator = start("emulate", "--seconds", "0.05", port=emulator_port, cwd=home)
+    settings = settings_for(f"http://127.0.0.1:{emulator_port}")
+    server = start(
+        "serve",
+        "mine.py",
+        port=port,
+        cwd=home,
+        RECEIVER_SECRET_KEY=SECRET,
+        RECEIVER_API_KEYS="key",
+        RECEIVER_PUBLIC_URL=f"http://127.0.0.1:{port}",
+        OXEN_API_KEY="o",
+        EACHLABS_API_KEY="e",
+        FAL_KEY="f",
+        **settings,
+    )
+    yield home, {"RECEIVER_URL": f"http://127.0.0.1:{port}", "RECEIVER_API_KEY": "key"}
+    for process in (server, emulator):
+        process.send_signal(signal.SIGTERM)
+        process.wait(15)
+
+
+def test_a_prediction_is_submitted_waited_for_listed_and_shown(
+    world: tuple[Path, dict[str, str]],
+) -> None:
+    home, env = world
+    done = receiver(
+        "submit", "fal", "fal-ai/nano-banana", "prompt=a lighthouse", "num_images=1", "--wait",
+        "--metadata", "channel=#art", cwd=home, **env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    prediction = json.loads(done.stdout)
+    assert prediction["status"] == "succeeded"
+    assert prediction["input"] == {"prompt": "a lighthouse", "num_images": 1}
+    assert prediction["metadata"] == {"channel": "#art"}
+    assert prediction["id"] in receiver("list", "--provider", "fal", cwd=home, **env).stdout
+    shown = json.loads(receiver("show", prediction["id"], cwd=home, **env).stdout)
+    assert [row["handler"] for row in shown["deliveries"]] == ["mine"]
+
+
+def test_a_refused_prediction_is_an_exit_code_and_the_providers_words(
+    world: tuple[Path, dict[str, str]],
+) -> None:
+    home, env = world
+    done = receiver("submit", "eachlabs", "nano-banana", "prompt=[refuse]", cwd=home, **env)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["code"] == "rejected"
+
+
+def test_a_dead_letter_is_found_retried_and_replayed(world: tuple[Path, dict[str, str]]) -> None:
+    home, env = world
+    done = receiver(
+        "submit", "oxen", "nano-banana", "prompt=a fox", "--metadata", "dead=true", "--wait",
+        cwd=home, **env,
+    )  # fmt: skip
+    prediction_id = json.loads(done.stdout)["id"]
+
+    def dead() -> dict[str, object]:
+        ends = time.monotonic() + 10
+        while time.monotonic() < ends:
+            listed = receiver("deliveries", "--state", "dead", "--json", cwd=home, **env)
+            for row in json.loads(listed.stdout)["data"]:
+                if row["prediction_id"] == prediction_id:
+                    return dict(row)
+        raise AssertionError("it is not dead")
+
+    first = dead()
+    assert first["reason"] == "as told"
+    assert receiver("retry", str(first["id"]), cwd=home, **env).returncode == 0
+    assert len(dead()["history"]) >= 1  # type: ignore[arg-type] # a list
+    replayed = json.loads(receiver("replay", prediction_id, cwd=home, **env).stdout)
+    assert replayed["handlers"] in (["mine"], [])
+    canceled = receiver("cancel", prediction_id, cwd=home, **env)
+    assert (canceled.returncode, "already" in canceled.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("list",), "no receiver answers at http://127.0.0.1:1"),
+        (("submit", "fal", "m", "prompt"), "'prompt' is not NAME=VALUE"),
+        (("serve",), "RECEIVER_SECRET_KEY is missing"),
+        (("serve", "--dev", "nowhere.py"), "nowhere.py: no such file"),
+        (("emulate", "--shape", "odd"), "shape"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(tmp_path: Path, args: tuple[str, ...], words: str) -> None:
+    done = receiver(*args, cwd=tmp_path, RECEIVER_URL="http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_receiver_on_the_same_file_is_told_what_to_do(tmp_path: Path) -> None:
+    first = start("serve", "--dev", port=free_port(), cwd=tmp_path)
+    try:
+        second = receiver("serve", "--dev", "--port", str(free_port()), cwd=tmp_path)
+    finally:
+        first.send_signal(signal.SIGTERM)
+        first.wait(15)
+    assert second.returncode == 1
+    assert f"in use by another receiver (process {first.pid})" in second.stderr
+    assert "RECEIVER_DATABASE_URL" in second.stderr
+
+
+def test_a_missing_key_is_named_by_the_client(world: tuple[Path, dict[str, str]]) -> None:
+    home, env = world
+    done = receiver("list", cwd=home, RECEIVER_URL=env["RECEIVER_URL"])
+    assert done.returncode == 1
+    assert "RECEIVER_API_KEY" in done.stderr
+
+
+def test_the_demo_plays_to_its_end(tmp_path: Path) -> None:
+    done = receiver("demo", "--folder", str(tmp_path), "--seconds", "0.1", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 7
+    assert "8 signed events forwarded and verified" in done.stdout
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,59 @@
+"""The README is held against the code."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from receiver import create_app
+from receiver.settings import Secret, Settings
+
+TOP = Path(__file__).parent.parent
+README = (TOP / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_every_setting_that_is_read_is_in_the_table() -> None:
+    source = (TOP / "receiver/settings.py").read_text()
+    for name in set(re.findall(r'"(RECEIVER_[A-Z_]+)"', source)):
+        group, _, last = name.rpartition("_")
+        assert name in README or (group in README and f"`_{last}`" in README), name
+
+
+def test_every_setting_of_the_table_is_read() -> None:
+    source = (TOP / "receiver/settings.py").read_text()
+    table = README.partition("## Settings")[2].partition("## Deploy")[0]
+    for name in re.findall(r"`(RECEIVER_[A-Z_]+)`", table):
+        assert f'"{name}"' in source, name
+
+
+def test_every_route_of_the_app_is_in_the_readme(tmp_path: Path) -> None:
+    settings = Settings.read(
+        {
+            "RECEIVER_SECRET_KEY": "x" * 32,
+            "RECEIVER_DATABASE_URL": f"sqlite:///{tmp_path / 'docs.db'}",
+        }
+    )
+    assert isinstance(settings.secret_keys[0], Secret)
+    section = README.partition("## HTTP")[2].partition("## Commands")[0]
+    for route in create_app(settings).routes:
+        path = getattr(route, "path", "").replace(":path", "")
+        tail = "/".join(path.split("/")[-1:])
+        assert path in section or f"…/{tail}" in section, path
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_every_python_block_runs(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_handlers.py").write_text(PYTHON[0])
+    script = tmp_path / f"block{number}.py"
+    script.write_text(PYTHON[number])
+    monkeypatch.syspath_prepend(tmp_path)
+    made = runpy.run_path(str(script))
+    for name, value in made.items():
+        if name.startswith("test_"):
+            value()

@@ -1,0 +1,91 @@
+"""The kit for handler authors tells the truth about how a delivery would end."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from receiver import Context, Dead, Event, Retry, Skip, on
+from receiver.errors import HandlerError
+from receiver.testing import make_event, run
+
+URL = "https://cdn.example/a.png"
+PNG = b"\x89PNG\r\n\x1a\n and more"
+
+
+@on("succeeded", name="kit/works")
+async def works(event: Event, ctx: Context) -> None:
+    assert event.prediction.output
+    file = await ctx.fetch(event.prediction.output[0])
+    assert (file.read(), file.content_type) == (PNG, "image/png")
+    await ctx.once("post", lambda: "posted")
+    await ctx.submit("fal", "fal-ai/upscaler", {"image_url": event.prediction.output[0].url})
+    answer = await ctx.http.get("https://chat.example/")
+    assert answer.status_code == 200
+
+
+@on("*", name="kit/ends", retry=Retry(attempts=2))
+def ends(event: Event) -> None:
+    reason = event.prediction.metadata["how"]
+    raise {"skip": Skip, "dead": Dead, "retry": Retry, "error": ValueError}[reason](reason)
+
+
+def test_a_run_reports_what_the_handler_did() -> None:
+    result = run(works, make_event(), files={URL: PNG}, http=lambda _: httpx.Response(200))
+    assert (result.state, result.error) == ("done", None)
+    assert result.steps == {"post": '"posted"'}
+    [chained] = result.submitted
+    assert (chained.model, chained.input) == ("fal-ai/upscaler", {"image_url": URL})
+
+
+def test_remembered_steps_are_not_run_again() -> None:
+    @on("*", name="kit/once")
+    async def once(_: Event, ctx: Context) -> None:
+        assert await ctx.once("post", _must_not_run) == 7
+
+    assert run(once, make_event(), attempt=2, steps={"post": "7"}).state == "done"
+
+
+def _must_not_run() -> None:
+    raise AssertionError("the step ran again")
+
+
+@pytest.mark.parametrize(
+    ("how", "attempt", "state"),
+    [
+        ("skip", 1, "skipped"),
+        ("dead", 1, "dead"),
+        ("retry", 1, "pending"),
+        ("retry", 2, "dead"),
+        ("error", 1, "pending"),
+        ("error", 2, "dead"),
+    ],
+)
+def test_a_run_ends_as_the_delivery_would(how: str, attempt: int, state: str) -> None:
+    result = run(ends, make_event("failed", metadata={"how": how}), attempt=attempt)
+    assert (result.state, how in result.reason) == (state, True)
+    assert isinstance(result.error, ValueError) == (how == "error")
+
+
+def test_a_network_that_was_not_given_is_an_error_of_the_handler() -> None:
+    result = run(works, make_event(), files={URL: PNG})
+    assert result.state == "pending"
+    assert "this test gave no answer" in result.reason
+
+
+def test_a_file_that_was_not_given_is_gone() -> None:
+    assert run(works, make_event()).state == "dead"
+
+
+@pytest.mark.parametrize("kind", ["succeeded", "failed", "canceled"])
+def test_an_event_is_made_as_they_come(kind: str) -> None:
+    event = make_event(kind)  # type: ignore[arg-type] # the parameter is one of the three
+    assert event.type == f"prediction.{kind}"
+    assert event.id.removeprefix("evt_") == event.prediction.id.removeprefix("pred_")
+    assert (event.prediction.output is None) == (kind != "succeeded")
+    assert (event.prediction.error is None) == (kind == "succeeded")
+
+
+def test_only_a_decorated_function_can_be_run() -> None:
+    with pytest.raises(HandlerError, match="decorate it with @on"):
+        run(_must_not_run, make_event())
