@@ -113,6 +113,7 @@ class Lane:
         self._clock = clock
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
+        self._beginning = asyncio.Lock()
 
     async def recover(self) -> None:
         """Count what an earlier process submitted within this minute."""
@@ -151,7 +152,9 @@ class Lane:
         An outcome that outruns the submit's answer ends the wait, and so does the end of the app.
         """
         with self._inbox.waiters.watch(prediction_id) as news:
-            await self.begin()
+            async with self._beginning:  # or another could hold it, begun and not yet told so
+                if prediction_id not in self._sending:
+                    await self._begin()
             task = self._sending.get(prediction_id)
             if task is None:
                 return
@@ -163,12 +166,16 @@ class Lane:
 
     async def begin(self) -> float:
         """Begin as many submits as there is room for; give the seconds until there may be more."""
+        async with self._beginning:
+            return await self._begin()
+
+    async def _begin(self) -> float:
         wait = self._wire.wait()
         now = self._clock()
         room = min(AT_ONCE - len(self._sending), self._wire.pace.room(now))
         if wait > 0 or room <= 0 or self._stopping:
             return wait or LONGEST_NAP
-        # Spent before the store answers, so that two who begin at once share one allowance.
+        # Spent before the store answers, so that polls meanwhile do not take it as well.
         self._wire.pace.spend(now, room)
         jobs: list[Job] = []
         try:

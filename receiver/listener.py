@@ -72,16 +72,17 @@ class Listener:
         self._silence = silence
         self._clock = clock
         self._chance = chance
-        self._connected = asyncio.Event()
+        self._connected = False
         self._failures = 0
+        self._known = asyncio.Event()
+        """Set while it is worth no submit's time to wait: connected, or down."""
 
     async def ready(self) -> bool:
         """Wait a moment for the stream, unless it is down; say whether it is connected."""
-        if self._failures < _DOWN:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_READY_TIMEOUT):
-                    await self._connected.wait()
-        return self._connected.is_set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_READY_TIMEOUT):
+                await self._known.wait()
+        return self._connected
 
     async def run(self) -> None:
         while True:
@@ -97,9 +98,13 @@ class Listener:
                 log.exception("task.failed", provider=self._name)
                 reason = "a fault of ours"
             finally:
-                self._connected.clear()
+                self._connected = False
             long_lived = self._clock() - began > self._silence
             self._failures = 1 if long_lived else self._failures + 1
+            if self._failures < _DOWN:
+                self._known.clear()
+            else:
+                self._known.set()
             wait = backoff(self._failures, _BASE, _CAP, 0.5 + self._chance() / 2)
             log.warning("stream.lost", provider=self._name, reason=reason, again_in=round(wait, 2))
             await asyncio.sleep(wait)
@@ -112,7 +117,8 @@ class Listener:
         try:
             if response.status_code != httpx.codes.OK:
                 raise Unreadable(f"HTTP {response.status_code}")
-            self._connected.set()
+            self._connected = True
+            self._known.set()
             log.info("stream.connected", provider=self._name)
             await self._store.hasten(self._name, self._clock())
             self._on_connect()

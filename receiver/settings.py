@@ -217,8 +217,9 @@ def _is_plain_url(text: str) -> bool:
 
 
 def _database_url(text: str) -> str:
-    if not text.startswith("sqlite:///") or text == "sqlite:///":
-        raise ValueError("must be sqlite:///path (four slashes for an absolute path)")
+    path = text.removeprefix("sqlite:///")
+    if path == text or not path or path.endswith("/") or path == ":memory:":
+        raise ValueError("must be sqlite:///path of a file (four slashes for an absolute path)")
     return text
 
 

@@ -618,7 +618,7 @@ async def test_a_minute_is_bounded_and_a_restart_is_no_way_around(
     async with start(clock=clock, **env) as station:
         for number in range(5):
             await station.submit(prompt=f"{number}")
-        assert len(network.sent) == 3
+        await eventually(lambda: len(network.sent) == 3)
         for sent in network.sent:
             await station.push(sent)  # so that no poll takes a place in the next minute
     async with start(clock=clock, **env) as station:
@@ -629,6 +629,14 @@ async def test_a_minute_is_bounded_and_a_restart_is_no_way_around(
         await eventually(lambda: len(network.sent) >= 6)
         assert station.rows("SELECT count(*) FROM predictions WHERE status = 'queued'") == [(1,)]
     assert [sent.prompt for sent in network.sent] == [f"{number}" for number in range(6)]
+
+
+async def test_a_submit_is_seen_through_whoever_began_it(start: Start, network: Network) -> None:
+    async with start(EACHLABS_REQUESTS_PER_MINUTE="50") as station:
+        for wave in range(3):
+            made = await asyncio.gather(*(station.submit(prompt=f"{wave} {n}") for n in range(3)))
+            assert [one["status"] for one in made] == ["processing"] * 3
+        assert len(network.sent) == 9
 
 
 # --- against the emulator, over real sockets ---
