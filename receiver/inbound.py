@@ -32,7 +32,7 @@ _LONGEST_KEY: Final = 255
 _LONGEST_NAME: Final = 300
 _LONGEST_LIMIT: Final = 9
 _DEEPEST: Final = 64
-_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost", "testclient"})
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _LOCAL_HOST: Final = re.compile(
     r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE
 )
@@ -222,23 +222,23 @@ class Api:
     def routes(self) -> list[Route]:
         one = "/v1/predictions/{id}"
         return [
-            self._route("/v1/predictions", self.submit, "POST"),
-            self._route("/v1/predictions", self.list_predictions, "GET"),
-            self._route(one, self.read, "GET"),
-            self._route(one + "/cancel", self.cancel, "POST"),
-            self._route(one + "/replay", self.replay, "POST"),
-            self._route("/v1/deliveries", self.list_deliveries, "GET"),
-            self._route("/v1/deliveries/{id}/retry", self.retry, "POST"),
-            self._route("/v1/models/{provider}/{model:path}", self.model, "GET"),
+            self._route("/v1/predictions", GET=self.list_predictions, POST=self.submit),
+            self._route(one, GET=self.read),
+            self._route(one + "/cancel", POST=self.cancel),
+            self._route(one + "/replay", POST=self.replay),
+            self._route("/v1/deliveries", GET=self.list_deliveries),
+            self._route("/v1/deliveries/{id}/retry", POST=self.retry),
+            self._route("/v1/models/{provider}/{model:path}", GET=self.model),
         ]
 
-    def _route(self, path: str, endpoint: Callable[[Request], Any], method: str) -> Route:
+    def _route(self, path: str, **endpoints: Callable[[Request], Any]) -> Route:
         async def guarded(request: Request) -> Response:
             self._authorize(request)
-            response: Response = await endpoint(request)
+            method = "GET" if request.method == "HEAD" else request.method
+            response: Response = await endpoints[method](request)
             return response
 
-        return Route(path, guarded, methods=[method])
+        return Route(path, guarded, methods=list(endpoints))
 
     async def submit(self, request: Request) -> Response:
         body = await self._json(request)
@@ -467,6 +467,7 @@ _TITLES: Final = {
     413: "Content Too Large",
     415: "Unsupported Media Type",
     422: "Unprocessable Content",
+    429: "Too Many Requests",
     500: "Internal Server Error",
     502: "Bad Gateway",
     503: "Service Unavailable",
@@ -499,8 +500,10 @@ def _problem(
 async def _on_problem(_: Request, error: Exception) -> Response:
     if not isinstance(error, Problem):
         raise error
-    challenge = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None  # noqa: PLR2004
-    return _problem(error.status, error.type, error.detail, challenge, **error.extra)
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}  # noqa: PLR2004
+    if "retry_after" in error.extra:
+        headers["Retry-After"] = str(error.extra["retry_after"])
+    return _problem(error.status, error.type, error.detail, headers, **error.extra)
 
 
 async def _on_unavailable(_: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's shape

@@ -7,7 +7,9 @@ answer goes through the inbox.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,7 +21,7 @@ import structlog
 
 from receiver import lane as lanes
 from receiver import overdue
-from receiver.errors import Problem, Unreadable
+from receiver.errors import Problem, StoreUnavailable, Unreadable
 from receiver.inbox import Inbox
 from receiver.lane import Lane, Schedule
 from receiver.model import TERMINAL, Error, Mode, Prediction, Status, new_id
@@ -156,11 +158,18 @@ class Outbound:
                 "this Idempotency-Key was used for another request",
                 prediction_id=created.prediction_id,
             )
-        if created.is_new and mode == "queue":
-            await lane.send_now(created.prediction_id)
-        elif created.is_new:
-            await lane.begin()  # a blocking call may take minutes: how long to wait is the caller's
+        if created.is_new:
+            # From here the row is stored and will be sent: a disk that fails now is no refusal.
+            with contextlib.suppress(StoreUnavailable):
+                await self._begin(lane, created.prediction_id, mode)
         return await self._read(created.prediction_id)
+
+    async def _begin(self, lane: Lane, prediction_id: str, mode: Mode) -> None:
+        """See a queue submit through; a blocking call may take minutes, so only begin it."""
+        if mode == "queue":
+            await lane.send_now(prediction_id)
+        else:
+            await lane.begin()
 
     async def cancel(self, prediction_id: str) -> Prediction:
         """Cancel at the provider, then ask what came of it: the answer to that is what counts."""
@@ -196,7 +205,7 @@ class Outbound:
         if request is None:
             raise Problem(404, "no-model-details", f"{provider} does not describe single models")
         try:
-            answer = await self._wires[provider].ask(request)
+            answer = await self._turn(provider).ask(request)
             body = msgspec.json.decode(answer.body)
         except (Unreadable, msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise Problem(502, "provider-unavailable", f"{provider} did not answer") from error
@@ -208,7 +217,7 @@ class Outbound:
     async def _cancel_at_provider(self, job: Job) -> None:
         lane = self._lane(job.provider)
         try:
-            answer = await self._wires[job.provider].ask(lane.provider.cancel(job.ticket))
+            answer = await self._turn(job.provider).ask(lane.provider.cancel(job.ticket))
         except Unreadable as error:
             log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
             raise Problem(
@@ -217,6 +226,15 @@ class Outbound:
         if answer.status < httpx.codes.BAD_REQUEST:
             await self._store.mark_cancel(job.ticket.id)
         await self._overdue.look(await self._job(job.ticket.id))
+
+    def _turn(self, provider: str) -> Wire:
+        """Give the wire to a provider, or refuse while its limits leave no room."""
+        wire = self._wires[provider]
+        wait = math.ceil(wire.wait())
+        if wait > 0:
+            detail = f"{provider} takes no more requests for {wait} s; try again then"
+            raise Problem(429, "provider-busy", detail, retry_after=wait)
+        return wire
 
     def _lane(self, provider: str) -> Lane:
         if provider not in self._providers:

@@ -77,7 +77,7 @@ class Wire:
         return Answer(response.status_code, response.headers, body, self._clock())
 
     async def ask(self, request: httpx.Request) -> Answer:
-        """Send a request that can be repeated, or raise Unreadable when it is not the time."""
+        """Send a request that can be repeated; raise Unreadable if that gave no answer to read."""
         now = self._clock()
         self.pace.spend(now)
         try:
