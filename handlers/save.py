@@ -5,6 +5,7 @@ outputs and the start of its SHA-256. SAVE_TYPES names the content types to acce
 SAVE_MAX_BYTES the largest size.
 """
 
+import asyncio
 import mimetypes
 import os
 import shutil
@@ -33,7 +34,7 @@ async def keep(event: Event, ctx: Context, number: int, output: Output) -> str:
         raise Dead(f"output {number} is {file.size} bytes of {file.content_type}")
     suffix = mimetypes.guess_extension(file.content_type) or ".bin"
     target = FOLDER / f"{event.prediction.id}-{number}-{file.sha256[:12]}{suffix}"
-    write(file.path, target)
+    await asyncio.to_thread(write, file.path, target)  # a large file takes the disk a while
     ctx.log.info("saved", path=str(target), bytes=file.size, sha256=file.sha256)
     return str(target)
 
@@ -46,3 +47,6 @@ def write(source: Path, target: Path) -> None:
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     part.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    os.fsync(folder)  # the new name is on the disk before the step is remembered as done
+    os.close(folder)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from receiver.dispatch.embedded import Dispatch, new_owner
 from receiver.dispatch.fetch import guarded_client
 from receiver.dispatch.registry import Registry, handlers_of, load
 from receiver.dispatch.runner import Tools
-from receiver.errors import KeysUnavailable, StoreUnavailable
+from receiver.errors import KeysUnavailable, StoreUnavailable, StoreUnusable
 from receiver.inbound import ERROR_HANDLERS, Api, Hook, health_routes
 from receiver.inbox import Inbox
 from receiver.keys import PublicKeys
@@ -32,7 +33,7 @@ from receiver.outbound import Outbound
 from receiver.providers import NAMES, make_providers
 from receiver.providers.base import Streamed
 from receiver.providers.fal import read_jwks
-from receiver.settings import Secret, Settings
+from receiver.settings import SHORTEST_SECRET, Secret, Settings
 from receiver.store.sqlite import SQLiteStore
 from receiver.tokens import Tokens
 
@@ -87,16 +88,23 @@ def _with_secrets(settings: Settings) -> Settings:
     if settings.secret_keys:
         return settings
     path = Path(f"{settings.sqlite_path}.dev-secret")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        text = path.read_text()
-    else:
-        text = secrets.token_hex(32)
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
+    if not path.exists():
+        _write_secret(path)
+    text = path.read_text()
+    if len(text) < SHORTEST_SECRET:
+        raise StoreUnusable(f"{path} holds no secret: remove it, and start again")
     return replace(settings, secret_keys=(Secret(text),))
+
+
+def _write_secret(path: Path) -> None:
+    """Write it whole or not at all; whoever comes second leaves the first one's in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, part = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(fd, "w") as file:
+        file.write(secrets.token_hex(32))
+    with contextlib.suppress(FileExistsError):
+        os.link(part, path)
+    Path(part).unlink()
 
 
 class _Receiver:
@@ -185,6 +193,7 @@ class _Receiver:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self._store.open()
+        listening: list[asyncio.Task[None]] = []
         try:
             await self._store.recover(self._owner, self._clock())
             listening = [asyncio.create_task(listener.run()) for listener in self._listeners]
@@ -192,11 +201,9 @@ class _Receiver:
             await self._dispatch.start()
             await self._outbound.start()
             self._announce()
-            try:
-                yield
-            finally:
-                await self._stop(listening)
+            yield
         finally:
+            await self._stop(listening)
             for client in (self._client, self._results, self._http):
                 await client.aclose()
             self._store.close()

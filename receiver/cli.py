@@ -8,6 +8,7 @@ import sys
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
+from rich.text import Text
 
 from receiver.errors import ReceiverError
 
@@ -268,10 +269,11 @@ def _table(found: Any, columns: tuple[str, ...], *, as_json: bool) -> None:
     Console(width=console.width if console.is_terminal else 240).print(table)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> Text:
+    """Show a value as it is: a provider's words may look like markup, and are none."""
     if isinstance(value, dict):  # an error
-        return f"{value.get('code')}: {value.get('message')}"
-    return "" if value is None else str(value)
+        value = f"{value.get('code')}: {value.get('message')}"
+    return Text("" if value is None else str(value))
 
 
 def _fail(error: ReceiverError) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Every error of ours, sorted by what the one who catches it must do.
+"""Every error that crosses a file, sorted by what the one who catches it must do.
 
 ReceiverError
 ├── SettingsError         the operator mends the environment (all problems at once)

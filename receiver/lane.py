@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import httpx
 import structlog
@@ -32,6 +32,8 @@ from receiver.wire import ANSWER_TIMEOUT, AT_ONCE, WINDOW, Wire
 
 log = structlog.get_logger("receiver")
 
+T = TypeVar("T")
+
 MARGIN: Final = 30.0
 """Seconds after a timeout before a row that is still `submitting` belongs to nobody."""
 LONGEST_NAP: Final = 5.0
@@ -52,7 +54,7 @@ class Books(Protocol):
     """What a lane needs of the store."""
 
     async def begin_submits(self, slots: Slots) -> list[Job]: ...
-    async def progress(self, progress: Progress) -> None: ...
+    async def progress(self, progress: Progress) -> bool: ...
     async def job(self, prediction_id: str) -> Job | None: ...
     async def next_queued(self, provider: str) -> float | None: ...
     async def submit_times(self, provider: str, since: float) -> list[float]: ...
@@ -80,7 +82,7 @@ class Schedule:
     def next_submit(self, job: Job, wanted: float | None) -> float:
         """Back off between submits; never earlier than the provider asked."""
         seconds = backoff(job.submits, _RETRY_BASE, _RETRY_CAP, 0.5 + self._chance() / 2)
-        return self._clock() + (seconds if wanted is None else wanted)
+        return self._clock() + max(seconds, wanted or 0.0)
 
 
 class Lane:
@@ -114,6 +116,7 @@ class Lane:
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
         self._beginning = asyncio.Lock()
+        self._begun: set[asyncio.Task[float]] = set()
 
     async def recover(self) -> None:
         """Count what an earlier process submitted within this minute."""
@@ -140,6 +143,7 @@ class Lane:
     async def drain(self) -> None:
         """Begin no more, and let the submits under way have a moment to be answered."""
         self._stopping = True
+        await asyncio.gather(*self._begun, return_exceptions=True)
         if self._sending:
             await asyncio.wait(self._sending.values(), timeout=_LAST_WORD)
         for task in self._sending.values():
@@ -152,9 +156,7 @@ class Lane:
         An outcome that outruns the submit's answer ends the wait, and so does the end of the app.
         """
         with self._inbox.waiters.watch(prediction_id) as news:
-            async with self._beginning:  # or another could hold it, begun and not yet told so
-                if prediction_id not in self._sending:
-                    await self._begin()
+            await self.begin()
             task = self._sending.get(prediction_id)
             if task is None:
                 return
@@ -165,7 +167,21 @@ class Lane:
                 told.cancel()
 
     async def begin(self) -> float:
-        """Begin as many submits as there is room for; give the seconds until there may be more."""
+        """Begin as many submits as there is room for; give the seconds until there may be more.
+
+        What is begun may be others' predictions, so a caller who goes away must not stop it.
+        """
+        task = asyncio.create_task(self._begin_alone())
+        self._begun.add(task)
+        task.add_done_callback(self._has_begun)
+        return await asyncio.shield(task)
+
+    def _has_begun(self, task: asyncio.Task[float]) -> None:
+        self._begun.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller has it, if there still is one
+
+    async def _begin_alone(self) -> float:
         async with self._beginning:
             return await self._begin()
 
@@ -175,8 +191,8 @@ class Lane:
         room = min(AT_ONCE - len(self._sending), self._wire.pace.room(now))
         if wait > 0 or room <= 0 or self._stopping:
             return wait or LONGEST_NAP
-        # Spent before the store answers, so that polls meanwhile do not take it as well.
-        self._wire.pace.spend(now, room)
+        # Reserved until the store answers, so that polls meanwhile do not take it as well.
+        self._wire.pace.reserve(room)
         jobs: list[Job] = []
         try:
             jobs = await self._store.begin_submits(
@@ -190,7 +206,7 @@ class Lane:
                 )
             )
         finally:
-            self._wire.pace.refund(room - len(jobs))
+            self._wire.pace.settle(room, now, len(jobs))
         for job in jobs:
             task = asyncio.create_task(self._submit_safely(job))
             self._sending[job.ticket.id] = task
@@ -214,7 +230,11 @@ class Lane:
         if job.deadline_at is not None and job.deadline_at <= self._clock():
             await self._ended_unsent(job, Error(code="expired", message="every submit was put off"))
             return
-        heard = await self.ready() if self.ready else False
+        if job.ticket.cancel_requested:
+            error = Error(code="canceled", message="canceled before the provider took it")
+            await self._ended_unsent(job, error)
+            return
+        heard = await self._listened(job)
         receipt, body = await self._send(job)
         log_fields = {"provider": self.provider.name, "prediction": job.ticket.id}
         match receipt:
@@ -224,11 +244,7 @@ class Lane:
                 )
                 log.info("submit.accepted", provider_id=receipt.provider_id, **log_fields)
             case Outcome():
-                await _insist(
-                    lambda: self._inbox.learned(
-                        self.provider.name, job.ticket.id, "sync", receipt, body
-                    )
-                )
+                await self._answered(job, receipt, body)
             case Refused(message):
                 log.warning("submit.rejected", reason=message, **log_fields)
                 await self._ended_unsent(job, Error(code="rejected", message=message), body)
@@ -241,6 +257,24 @@ class Lane:
             case Ambiguous(message):
                 log.warning("submit.unconfirmed", reason=message, **log_fields)
                 await self._progress(job, "ambiguous", self._schedule.next_poll(job))
+
+    async def _listened(self, job: Job) -> bool:
+        """Wait until somebody listens to the provider's stream, where it has one."""
+        if self.ready is None:
+            return False
+        try:
+            return await self.ready()
+        except asyncio.CancelledError:  # we stop, and nothing was sent: the next start may send it
+            await self._progress(job, "postponed", self._clock())
+            raise
+
+    async def _answered(self, job: Job, outcome: Outcome, body: bytes) -> None:
+        """Take a blocking call's answer; one that is not the end is asked about."""
+        taken = await _insist(
+            lambda: self._inbox.learned(self.provider.name, job.ticket.id, "sync", outcome, body)
+        )
+        if taken.status not in TERMINAL:
+            await self._progress(job, "looked", self._schedule.first_poll(push_expected=False))
 
     async def _send(self, job: Job) -> tuple[Receipt, bytes]:
         seconds = _SYNC_TIMEOUT if job.ticket.mode == "sync" else ANSWER_TIMEOUT
@@ -270,7 +304,10 @@ class Lane:
 
     async def _accepted(self, job: Job, receipt: Accepted, *, push_expected: bool) -> None:
         due_at = self._schedule.first_poll(push_expected=push_expected)
-        await self._progress(job, "accepted", due_at, receipt)
+        if not await self._progress(job, "accepted", due_at, receipt):
+            log.warning("submit.unconfirmed", prediction=job.ticket.id, reason="another's id")
+            await self._progress(job, "ambiguous", self._schedule.next_poll(job))
+            return
         await self._inbox.unpark(self.provider.name, receipt.provider_id, job.ticket.id)
         now = await self._store.job(job.ticket.id)
         if now is not None and now.ticket.cancel_requested and now.status not in TERMINAL:
@@ -286,7 +323,8 @@ class Lane:
         cause: ProgressCause,
         due_at: float,
         receipt: Accepted | None = None,
-    ) -> None:
+    ) -> bool:
+        """Record a step; False if the provider's id belongs to another prediction."""
         progress = Progress(
             id=job.ticket.id,
             cause=cause,
@@ -294,8 +332,9 @@ class Lane:
             provider_id=receipt.provider_id if receipt else None,
             links=receipt.links if receipt else {},
         )
-        await _insist(lambda: self._store.progress(progress))
+        done = await _insist(lambda: self._store.progress(progress))
         self.on_due(due_at)
+        return done
 
     async def _ended_unsent(self, job: Job, error: Error, body: bytes = b"") -> None:
         """End what the provider did not take; `body` is its answer, where there was one."""
@@ -311,12 +350,10 @@ class Lane:
         )
 
 
-async def _insist(write: Callable[[], Awaitable[Any]]) -> None:
+async def _insist(write: Callable[[], Awaitable[T]]) -> T:
     """Repeat a write until the store takes it: the provider has answered, and will not again."""
     while True:
         try:
-            await write()
+            return await write()
         except StoreUnavailable:
             await asyncio.sleep(0.5)
-        else:
-            return

@@ -60,7 +60,8 @@ _ENDS: Final = {
 }
 
 ARROWS: Final[dict[Status, dict[Cause, Status]]] = {
-    Status.QUEUED: {Cause.BEGIN: Status.SUBMITTING, **_ENDS},
+    # Put back after a refusal that was none: whoever names the provider's id knows better.
+    Status.QUEUED: {Cause.BEGIN: Status.SUBMITTING, Cause.ACCEPTED: Status.PROCESSING, **_ENDS},
     Status.SUBMITTING: {
         Cause.POSTPONED: Status.QUEUED,
         Cause.AMBIGUOUS: Status.UNCONFIRMED,

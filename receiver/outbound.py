@@ -102,8 +102,7 @@ class Outbound:
 
     async def stop(self) -> None:
         """Stop; a submit that is under way is left to the next start, as unconfirmed."""
-        for lane in self._lanes.values():
-            await lane.drain()
+        await asyncio.gather(*(lane.drain() for lane in self._lanes.values()))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -188,6 +187,9 @@ class Outbound:
             raise Problem(409, "already-ended", f"the prediction has already {job.status}")
         if job.status is Status.SUBMITTING:
             await self._store.mark_cancel(prediction_id)  # the lane cancels once it has the id
+            job = await self._job(prediction_id)
+            if job.status is Status.PROCESSING and job.ticket.provider_id is not None:
+                await self._cancel_at_provider(job)  # it had it before it could see the mark
         elif job.ticket.provider_id is None:
             raise Problem(
                 409,

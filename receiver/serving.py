@@ -13,6 +13,8 @@ from starlette.applications import Starlette
 
 _STOP: Final = 2
 """Seconds that open requests get to end when we stop; handlers get their own time after that."""
+_LONGEST_STOP: Final = 9.5
+"""Seconds after which we end whatever hangs: what is stored is owed to the next start."""
 _LINGER: Final = 1.0
 """Seconds after everything is stored in which stubborn tasks may still end by themselves."""
 
@@ -39,10 +41,16 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._release()
+        if self._leave:
+            _exit_after(_LONGEST_STOP, 1)
         await super().shutdown(sockets)
         if self._leave:
             # The store is closed. A handler that swallows its cancellation would keep the loop,
             # and so the process, for ever.
-            timer = threading.Timer(_LINGER, os._exit, (0,))
-            timer.daemon = True
-            timer.start()
+            _exit_after(_LINGER, 0)
+
+
+def _exit_after(seconds: float, code: int) -> None:
+    timer = threading.Timer(seconds, os._exit, (code,))
+    timer.daemon = True
+    timer.start()

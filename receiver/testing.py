@@ -1,11 +1,14 @@
 """What a handler author needs in tests: an event as they come, and a run as dispatch does it.
 
+```python
 from receiver.testing import make_event, run
 
+
 def test_announces_the_picture() -> None:
-event = make_event("succeeded", output=["https://cdn.example/a.png"])
-result = run(announce, event, files={"https://cdn.example/a.png": PNG})
-assert result.state == "done"
+    event = make_event("succeeded", output=["https://cdn.example/a.png"])
+    result = run(announce, event, files={"https://cdn.example/a.png": PNG})
+    assert result.state == "done"
+```
 """
 
 from __future__ import annotations

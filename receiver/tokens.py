@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 from itsdangerous import Signer
@@ -23,12 +24,12 @@ class Tokens:
     """Signs and opens; `keys` are the texts of RECEIVER_SECRET_KEY, newest first."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        self._callback = {p: _signers(keys, f"callback/{p}") for p in ("oxen", "eachlabs", "fal")}
+        self._callback = cache(lambda provider: _signers(keys, f"callback/{provider}"))
         self._webhook_secret = _signers(keys, "webhook-secret")
 
     def callback(self, provider: str, prediction_id: str) -> str:
         """Make the unguessable last part of a callback URL."""
-        return self._callback[provider][0].sign(prediction_id).decode()
+        return self._callback(provider)[0].sign(prediction_id).decode()
 
     def open_callback(self, provider: str, token: str) -> str:
         """Give back the prediction id that `token` names, or raise Unproved.
@@ -41,7 +42,7 @@ class Tokens:
         given = token.encode()
         if not any(
             hmac.compare_digest(signer.sign(prediction_id), given)
-            for signer in self._callback[provider]
+            for signer in self._callback(provider)
         ):
             raise Unproved("bad_token")
         return prediction_id

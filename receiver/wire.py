@@ -20,6 +20,8 @@ ANSWER_TIMEOUT: Final = 60.0
 """Seconds for a whole answer; past it a submit is ambiguous."""
 _LARGEST_ANSWER: Final = 64 * 1024 * 1024
 _DEFAULT_PAUSE: Final = 1.0
+_MOMENT: Final = 0.05
+"""Seconds a reservation lasts, more or less."""
 
 
 class Pace:
@@ -28,6 +30,7 @@ class Pace:
     def __init__(self, per_minute: int | None) -> None:
         self._per_minute = per_minute
         self._times: deque[float] = deque()
+        self._reserved = 0
 
     def seed(self, times: list[float]) -> None:
         """Remember requests of an earlier process, so that a restart is no way around the limit."""
@@ -39,20 +42,28 @@ class Pace:
             return AT_ONCE
         while self._times and self._times[0] <= now - WINDOW:
             self._times.popleft()
-        return self._per_minute - len(self._times)
+        return self._per_minute - len(self._times) - self._reserved
 
     def spend(self, now: float, requests: int = 1) -> None:
         if self._per_minute is not None:
             self._times.extend([now] * requests)
 
-    def refund(self, requests: int) -> None:
-        """Take back what was spent for requests that were not sent after all."""
-        for _ in range(min(requests, len(self._times))):
-            self._times.pop()
+    def reserve(self, requests: int) -> None:
+        """Keep room for requests while it is found out how many there will be."""
+        self._reserved += requests
+
+    def settle(self, reserved: int, now: float, requests: int) -> None:
+        """Give a reservation back, and spend what is sent of it."""
+        self._reserved -= reserved
+        self.spend(now, requests)
 
     def wait(self, now: float) -> float:
         """Say how many seconds until there is room again."""
-        return 0.0 if self.room(now) > 0 else self._times[0] + WINDOW - now
+        if self.room(now) > 0:
+            return 0.0
+        if self._per_minute is None or len(self._times) < self._per_minute:
+            return _MOMENT
+        return self._times[0] + WINDOW - now
 
 
 class Wire:
@@ -90,8 +101,8 @@ class Wire:
         return answer
 
     def pause(self, seconds: float | None) -> None:
-        """Send nothing for so long, or for a moment where the provider named no time."""
-        seconds = _DEFAULT_PAUSE if seconds is None else seconds
+        """Send nothing for so long, and for a moment at least."""
+        seconds = max(seconds or 0.0, _DEFAULT_PAUSE)
         self.paused_until = max(self.paused_until, self._clock() + seconds)
 
     def wait(self) -> float:

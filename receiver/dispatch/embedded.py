@@ -51,7 +51,7 @@ class Queue(Protocol):
     async def claim(self, wanted: Wanted) -> Claims: ...
     async def settle(self, settlement: Settlement) -> bool: ...
     async def release(self, owner: str, now: float) -> None: ...
-    def renew(self, owner: str, lease_until: float) -> None: ...
+    def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None: ...
     async def reclaim(self, owner: str, now: float) -> list[str]: ...
     async def owed(self) -> dict[str, int]: ...
 
@@ -112,12 +112,14 @@ class Dispatch:
         with contextlib.suppress(StoreUnavailable):  # then the next start will find them
             await self._queue.release(self._owner, self._clock())
 
-    def _running(self) -> list[str]:
-        return [name for name, lane in self._lanes.items() if lane.busy]
+    def _running(self) -> dict[str, list[str]]:
+        """Name the deliveries under way, by handler."""
+        return {name: ids for name, lane in self._lanes.items() if (ids := lane.held())}
 
     async def _reclaim(self) -> None:
         while True:
             await asyncio.sleep(self._pace.lease)
+            self._heart.renew()  # in case we were frozen: what still runs here is not lost
             try:
                 self.wake(tuple(await self._queue.reclaim(self._owner, self._clock())))
             except StoreUnavailable:
@@ -151,12 +153,12 @@ class _Lane:
         self._clock = clock
         self._chance = chance
         self._pace = pace
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], str] = {}
         self.awake = asyncio.Event()
 
-    @property
-    def busy(self) -> bool:
-        return bool(self._running)
+    def held(self) -> list[str]:
+        """Name the deliveries under way; callable from any thread."""
+        return list(self._running.values())
 
     async def run(self) -> None:
         while True:
@@ -166,7 +168,7 @@ class _Lane:
             except StoreUnavailable:
                 nap = 1.0
             except Exception:
-                # One row that cannot be read must not end the lane: others come behind it.
+                # Whatever it is, the lane must go on: nobody else would run this handler.
                 log.exception("task.failed", handler=self._handler.name)
                 nap = self._pace.nap
             await self._nap(nap)
@@ -198,7 +200,7 @@ class _Lane:
         )
         for claim in found.claims:
             task = asyncio.create_task(self._deliver(claim))
-            self._running.add(task)
+            self._running[task] = claim.id
             task.add_done_callback(self._ended)
         if len(found.claims) == room:
             return self._pace.nap  # full: the end of an attempt wakes us
@@ -212,7 +214,7 @@ class _Lane:
             return
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        self._running.pop(task, None)
         self.awake.set()
         if not task.cancelled() and (error := task.exception()):
             log.error("task.failed", handler=self._handler.name, exc_info=error)
@@ -290,7 +292,7 @@ class _Heart:
         queue: Queue,
         owner: str,
         clock: Callable[[], float],
-        running: Callable[[], list[str]],
+        running: Callable[[], dict[str, list[str]]],
         pace: Pace,
     ) -> None:
         self._queue = queue
@@ -313,11 +315,17 @@ class _Heart:
         if self._thread is not None:
             self._thread.join()
 
+    def renew(self) -> list[str]:
+        """Keep the claims of what runs; name its handlers."""
+        running = self._running()
+        ids = [delivery_id for held in running.values() for delivery_id in held]
+        if ids:
+            self._queue.renew(self._owner, ids, self._clock() + self._pace.lease)
+        return list(running)
+
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         while True:
-            running = self._running()
-            if running:
-                self._queue.renew(self._owner, self._clock() + self._pace.lease)
+            running = self.renew()
             self._turned.clear()
             try:
                 loop.call_soon_threadsafe(self._turned.set)

@@ -98,6 +98,8 @@ class Handler:
     place: str
     """File and line, for messages."""
     is_async: bool
+    takes_context: bool
+    """False: it is called with the event alone."""
 
     def refuses(
         self, event_type: str, provider: str, model: str, metadata: Mapping[str, Any]
@@ -226,7 +228,7 @@ def _checked(function: Callable[..., Any], place: str, given: Mapping[str, Any])
     retry = Retry() if given["retry"] is None else given["retry"]
     if not isinstance(retry, Retry):
         raise TypeError(f"retry must be a Retry(…), not {retry!r}")
-    _check_signature(function)
+    takes_context = _takes_context(function)
     if not isinstance(given["metadata"], Mapping):
         raise TypeError(f"metadata must be a mapping of names to globs, not {given['metadata']!r}")
     name = _name_of(function) if given["name"] is None else given["name"]
@@ -244,6 +246,7 @@ def _checked(function: Callable[..., Any], place: str, given: Mapping[str, Any])
         concurrency=int(given["concurrency"]),
         place=place,
         is_async=inspect.iscoroutinefunction(function),
+        takes_context=takes_context,
     )
 
 
@@ -269,12 +272,14 @@ def _glob(name: str, pattern: object) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(pattern))
 
 
-def _check_signature(function: Callable[..., Any]) -> None:
+def _takes_context(function: Callable[..., Any]) -> bool:
+    """Tell whether the function wants (event, ctx) or (event); TypeError: neither."""
     if not callable(function):
         raise TypeError(f"a handler must be a function, not {function!r}")
     takes = _takes(function)
-    if takes not in (1, 2):
+    if takes == 0:
         raise TypeError(f"{function!r} must take (event) or (event, ctx)")
+    return takes == 2  # noqa: PLR2004 - event and context
 
 
 def _takes(function: Callable[..., Any]) -> int:
@@ -288,10 +293,6 @@ def _takes(function: Callable[..., Any]) -> int:
             return 0
         return 1
     return 2
-
-
-def wants_context(function: Callable[..., Any]) -> bool:
-    return _takes(function) == 2  # noqa: PLR2004 - event and context
 
 
 def load(names: Sequence[str]) -> Registry:

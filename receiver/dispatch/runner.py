@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from receiver.dispatch.fetch import MAX_BYTES, TIMEOUT, fetch
-from receiver.dispatch.registry import Dead, Handler, Retry, Skip, wants_context
+from receiver.dispatch.registry import Dead, Handler, Retry, Skip
 from receiver.model import Failure, FailureKind, Mode, Output, Prediction
 from receiver.store.values import Claim
 
@@ -287,7 +287,7 @@ class Attempt:
 
     def _arguments(self, context: Context) -> tuple[Any, ...]:
         event = self._claim.event
-        return (event, context) if wants_context(self._handler.function) else (event,)
+        return (event, context) if self._handler.takes_context else (event,)
 
     def _judge(self, task: asyncio.Task[None]) -> Failure | None:
         if task.cancelled():

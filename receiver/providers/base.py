@@ -7,8 +7,8 @@ An adapter does no I/O. It turns values into unsent requests and bytes into valu
     poll(ticket)               how to ask            polled(ticket, answer)    -> Outcome | Follow
     cancel(ticket)             how to stop it
 
-To add a provider: write one file beside this one, one folder of samples in `tests/samples/`, and
-one line in `providers/__init__.py`. The contract suite does the rest.
+To add a provider: write one file beside this one, one folder of samples in `tests/samples/`, one
+line in `providers/__init__.py` and one row of `settings.py`. The contract suite does the rest.
 """
 
 from __future__ import annotations

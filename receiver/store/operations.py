@@ -173,7 +173,7 @@ class _Batch:
                     "id": arrival.prediction_id,
                     "status": ruling.status,
                     "provider_id": arrival.outcome.provider_id,
-                    "due_at": arrival.at if asked else 1e12,
+                    "due_at": arrival.at if asked else None,
                 }
             )
 
@@ -277,16 +277,17 @@ def release(cx: sqlite3.Connection, items: Sequence[tuple[str, float]]) -> list[
     return [None] * len(items)
 
 
-def renew(cx: sqlite3.Connection, items: Sequence[tuple[str, float]]) -> list[None]:
-    for owner, lease_until in items:
-        cx.execute(q.RENEW_LEASES, {"owner": owner, "lease_until": lease_until})
+def renew(cx: sqlite3.Connection, items: Sequence[tuple[str, list[str], float]]) -> list[None]:
+    for owner, ids, lease_until in items:
+        params = {"owner": owner, "lease_until": lease_until, "rows": _text(ids)}
+        cx.execute(q.RENEW_LEASES, params)
     return [None] * len(items)
 
 
-def reclaim(cx: sqlite3.Connection, items: Sequence[tuple[str, float, bool]]) -> list[list[str]]:
+def reclaim(cx: sqlite3.Connection, items: Sequence[tuple[str, float]]) -> list[list[str]]:
     found = []
-    for owner, now, everyone in items:
-        params = {"owner": owner, "now": now, "everyone": everyone, "reason": "its lease ran out"}
+    for owner, now in items:
+        params = {"owner": owner, "now": now, "everyone": False, "reason": "its lease ran out"}
         found.append([row[0] for row in cx.execute(q.RECLAIM, params).fetchall()])
     return found
 

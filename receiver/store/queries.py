@@ -151,21 +151,30 @@ SELECT json_group_array(json_array(id, provider, model, status, provider_id, met
 FROM predictions WHERE id IN (SELECT value FROM json_each(:rows))
 """
 
-# The same bytes again are counted, not kept.
-INSERT_CALLBACKS: Final = """
+# The same bytes again are counted, not kept; they may be understood only the second time.
+_REPEATED: Final = """
+ON CONFLICT (prediction_id, channel, digest) DO UPDATE SET repeats = repeats + 1,
+    verdict = CASE excluded.verdict WHEN 'accepted' THEN 'accepted' ELSE verdict END
+"""
+
+INSERT_CALLBACKS: Final = (
+    """
 INSERT INTO callbacks (prediction_id, channel, digest, received_at, headers, body, verdict, reason)
 SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
        json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
        json_extract(value, '$[6]'), json_extract(value, '$[7]')
 FROM json_each(:rows) WHERE true
-ON CONFLICT (prediction_id, channel, digest) DO UPDATE SET repeats = repeats + 1
 """
+    + _REPEATED
+)
 
-INSERT_CALLBACK: Final = """
+INSERT_CALLBACK: Final = (
+    """
 INSERT INTO callbacks (prediction_id, channel, digest, received_at, headers, body, verdict, reason)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (prediction_id, channel, digest) DO UPDATE SET repeats = repeats + 1
 """
+    + _REPEATED
+)
 
 END_PREDICTIONS: Final = f"""
 UPDATE predictions
@@ -181,7 +190,7 @@ WHERE predictions.id = json_extract(value, '$[0]') AND predictions.status NOT IN
 NOTE_PREDICTION: Final = f"""
 UPDATE predictions
 SET status = :status, provider_id = coalesce(provider_id, :provider_id),
-    due_at = min(due_at, :due_at)
+    due_at = min(due_at, coalesce(:due_at, due_at))
 WHERE id = :id AND status NOT IN ({_TERMINAL})
 """  # noqa: S608
 
@@ -264,14 +273,15 @@ WHERE state = 'running' AND owner = :owner
 """
 
 RENEW_LEASES: Final = """
-UPDATE deliveries SET lease_until = :lease_until WHERE state = 'running' AND owner = :owner
+UPDATE deliveries SET lease_until = :lease_until
+WHERE state = 'running' AND owner = :owner AND id IN (SELECT value FROM json_each(:rows))
 """
 
 # Leases that ran out, and claims of processes that cannot exist any more.
 RECLAIM: Final = """
 UPDATE deliveries
 SET state = 'pending', due_at = :now, owner = NULL, lease_until = NULL, reason = :reason
-WHERE state = 'running' AND owner <> :owner AND (lease_until <= :now OR :everyone)
+WHERE state = 'running' AND (lease_until <= :now OR (:everyone AND owner <> :owner))
 RETURNING handler
 """
 

@@ -95,8 +95,15 @@ class SQLiteStore:
         """Move queued predictions to `submitting`, oldest first, as many as there is room for."""
         return await self._writer.write(operations.begin_submits, slots)
 
-    async def progress(self, progress: Progress) -> None:
-        await self._writer.write(operations.progress, progress)
+    async def progress(self, progress: Progress) -> bool:
+        """Record a step; False if the provider's id belongs to another prediction."""
+        try:
+            await self._writer.write(operations.progress, progress)
+        except sqlite3.IntegrityError as error:
+            if not _is_taken(error):
+                raise
+            return False
+        return True
 
     async def claim_due(self, now: float, hold_until: float, most: int) -> list[Job]:
         """Take the living predictions that are due, and make them due again at `hold_until`."""
@@ -153,7 +160,9 @@ class SQLiteStore:
         """Take one outcome: evidence, new state, event and deliveries in one transaction."""
         try:
             return await self._writer.write(operations.accept, arrival)
-        except sqlite3.IntegrityError:
+        except sqlite3.IntegrityError as error:
+            if not _is_taken(error):
+                raise
             # The one rule a stranger's words can run into: a provider's id has one owner.
             return Taken("mismatch", None, "its id belongs to another prediction")
 
@@ -170,13 +179,13 @@ class SQLiteStore:
         """Give back every claim of `owner`, as if it had not been made."""
         await self._writer.write(operations.release, (owner, now))
 
-    def renew(self, owner: str, lease_until: float) -> None:
-        """Keep the claims of `owner`; from any thread, so that a blocked loop keeps them too."""
-        self._writer.post(operations.renew, (owner, lease_until))
+    def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
+        """Keep claims of `owner`; from any thread, so that a blocked loop keeps them too."""
+        self._writer.post(operations.renew, (owner, delivery_ids, lease_until))
 
     async def reclaim(self, owner: str, now: float) -> list[str]:
         """Owe again what was claimed by somebody whose lease ran out; name the handlers."""
-        return await self._writer.write(operations.reclaim, (owner, now, False))
+        return await self._writer.write(operations.reclaim, (owner, now))
 
     async def replay(
         self, prediction_id: str, match: Callable[[Known, str], Sequence[str]], now: float
@@ -225,15 +234,30 @@ class SQLiteStore:
 
     def _read_now(self, sql: str, params: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
         try:
-            connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-            if connection is None:
-                connection = self._local.connection = _open(self._path)
-                self._reading.append(connection)
-                connection.execute("PRAGMA query_only = ON")
-            return connection.execute(sql, params).fetchall()
+            return self._reader().execute(sql, params).fetchall()
         except sqlite3.DatabaseError as error:
-            self._local.connection = None
+            self._drop_reader()
             raise StoreUnavailable(f"the database cannot be read: {error}") from error
+
+    def _reader(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = _open(self._path)
+            self._reading.append(connection)
+            connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def _drop_reader(self) -> None:
+        """Let this thread's next read open anew: a connection may stay unusable."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is not None:
+            self._local.connection = None
+            self._reading.remove(connection)
+            connection.close()
+
+
+def _is_taken(error: sqlite3.IntegrityError) -> bool:
+    return error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_UNIQUE
 
 
 class _FileLock:

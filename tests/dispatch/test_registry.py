@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from receiver import Context, Event, Retry, on
-from receiver.dispatch.registry import Registry, handlers_of, load, wants_context
+from receiver.dispatch.registry import Registry, handlers_of, load
 from receiver.errors import HandlerError
 from receiver.model import Policy
 
@@ -224,7 +224,7 @@ def test_a_handler_gets_a_context_if_it_has_room(
     function: Callable[..., Any], *, context: bool
 ) -> None:
     assert on(name="x")(function) is function
-    assert wants_context(function) == context
+    assert handlers_of(function)[-1].takes_context == context
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ class Watch:
         """Keep the writer in a transaction, so that all that is asked meanwhile is one batch."""
         self._held.clear()
         self._may_begin.clear()
-        store.renew("nobody", NOW)
+        store.renew("nobody", [], NOW)
         assert self._held.wait(PATIENCE)
         try:
             yield

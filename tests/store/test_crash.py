@@ -110,10 +110,10 @@ async def reclaiming(store: Store) -> Act:
 
 
 async def renewing(store: Store) -> Act:
-    await claimed(store)
+    claim = await claimed(store)
 
     async def renew() -> None:
-        store.renew("me", NOW + 99)
+        store.renew("me", [claim.id], NOW + 99)
         await store.probe(NOW)
 
     return renew

@@ -239,17 +239,19 @@ async def test_what_is_given_back_was_never_attempted(store: Store) -> None:
 
 
 async def test_a_renewed_lease_does_not_run_out(store: Store) -> None:
-    await claimed(store)  # until +50
-    store.renew("me", NOW + 100)
-    store.renew("other", NOW + 1)
+    claim = await claimed(store)  # until +50
+    store.renew("me", [claim.id], NOW + 100)
+    store.renew("me", [], NOW + 1)
+    store.renew("other", [claim.id], NOW + 1)
     assert await store.reclaim("other", NOW + 99) == []
     assert await store.reclaim("other", NOW + 100) == ["greet"]
     assert (await state(store))[:2] == ("pending", 1)
 
 
-async def test_nobody_reclaims_from_himself(store: Store) -> None:
-    await claimed(store)
-    assert await store.reclaim("me", NOW + 9999) == []
+async def test_a_claim_of_ours_that_nobody_keeps_is_owed_again_too(store: Store) -> None:
+    await claimed(store)  # until +50
+    assert await store.reclaim("me", NOW + 49) == []
+    assert await store.reclaim("me", NOW + 50) == ["greet"]
 
 
 async def test_what_a_dead_process_ran_is_owed_again_and_the_attempt_counts(

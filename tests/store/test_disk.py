@@ -106,7 +106,7 @@ async def test_a_disk_that_breaks_again_is_reported_again(engine: SQLite, disk: 
 
 async def test_what_nobody_waits_for_may_fail_too(engine: SQLite, disk: Disk) -> None:
     disk.breaks(READ_ONLY)
-    engine.store.renew("me", NOW)
+    engine.store.renew("me", [], NOW)
     with pytest.raises(StoreUnavailable):
         await engine.store.probe(NOW)
     assert len(engine.reports) == 1
