@@ -208,6 +208,7 @@ class _Receiver:
                 await client.aclose()
             self._store.close()
             log.info("receiver.stopped")
+            getattr(self.app.state, "stopped", lambda: None)()
 
     async def _warm_keys(self) -> None:
         """Have fal's keys before its first callback needs them."""

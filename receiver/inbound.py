@@ -36,6 +36,7 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _LOCAL_HOST: Final = re.compile(
     r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE
 )
+_PROXY_HEADERS: Final = frozenset({"forwarded", "via", "x-real-ip", "cf-connecting-ip"})
 _STATES: Final = ("pending", "running", "done", "skipped", "dead")
 
 # --- callbacks: the hot path ---------------------------------------------------------------------
@@ -44,6 +45,7 @@ _STATES: Final = ("pending", "running", "done", "skipped", "dead")
 class Door(Protocol):
     """What the callback route needs of the inbox."""
 
+    def opens(self, provider_name: str, token: str) -> bool: ...
     async def callback(self, provider_name: str, token: str, callback: Callback) -> Taken: ...
 
 
@@ -55,8 +57,11 @@ class TooLarge(Exception):
     """More bytes came than we take."""
 
 
-async def read_body(receive: Receive, most: int) -> bytes:
-    """Read a request's body, counting while it streams; raise TooLarge at the first byte over."""
+async def read_body(receive: Receive, most: int, *, keep: bool = True) -> bytes:
+    """Read a request's body, counting while it streams; raise TooLarge at the first byte over.
+
+    Without `keep` it is only counted: a stranger's bytes need no memory.
+    """
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -67,7 +72,8 @@ async def read_body(receive: Receive, most: int) -> bytes:
         size += len(chunk)
         if size > most:
             raise TooLarge
-        chunks.append(chunk)
+        if keep or not chunks:
+            chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
@@ -96,6 +102,9 @@ _WORDS: Final = {"accepted": "accepted", "duplicate": "duplicate", "late": "dupl
 _TAKEN: Final = {
     word: _raw(200, msgspec.json.encode({"status": word})) for word in ("accepted", "duplicate")
 }
+_CLOSE: Final = (b"connection", b"close")
+_SLOWEST: Final = 60.0
+"""Seconds a callback's body may take; a provider's own patience is shorter."""
 _RETRY_SOON: Final = (b"retry-after", b"5")
 
 
@@ -119,14 +128,19 @@ class Hook:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        params = scope["path_params"]
+        known = self._door.opens(params["provider"], params["token"])
         try:
-            body = await read_body(receive, self._most)
+            async with asyncio.timeout(_SLOWEST):
+                body = await read_body(receive, self._most, keep=known)
         except Disconnected:
             return
-        except TooLarge:
+        except TimeoutError:
             start, content = _raw_problem(
-                413, "too-large", f"more than {self._most} bytes", (b"connection", b"close")
+                408, "too-slow", f"the body took longer than {_SLOWEST:g} s", _CLOSE
             )
+        except TooLarge:
+            start, content = _raw_problem(413, "too-large", f"more than {self._most} bytes", _CLOSE)
         else:
             start, content = await self._answer(scope, body)
         await send(start)
@@ -366,12 +380,15 @@ class Api:
 def _is_local(request: Request) -> bool:
     """Tell a caller on this machine from one who comes through a proxy, a tunnel or a web page."""
     client = request.client.host if request.client else ""
-    forwarded = any(
-        name == "forwarded" or name.startswith("x-forwarded-") for name in request.headers
+    # A bare proxy_pass adds no header, but speaks HTTP/1.0, which no client of today does.
+    forwarded = request.scope["http_version"] == "1.0" or any(
+        name in _PROXY_HEADERS or name.startswith("x-forwarded-") for name in request.headers
     )
+    crossed = request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}
     return (
         client in _LOOPBACK
         and not forwarded
+        and not crossed
         and "origin" not in request.headers
         and _LOCAL_HOST.fullmatch(request.headers.get("host", "")) is not None
     )
@@ -463,6 +480,7 @@ _TITLES: Final = {
     401: "Unauthorized",
     404: "Not Found",
     405: "Method Not Allowed",
+    408: "Request Timeout",
     409: "Conflict",
     413: "Content Too Large",
     415: "Unsupported Media Type",

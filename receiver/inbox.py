@@ -97,6 +97,14 @@ class Inbox:
         self.on_event: Callable[[tuple[str, ...]], None] = lambda _handlers: None
         self.on_change: Callable[[str, str, str], None] = lambda _provider, _id, _verdict: None
 
+    def opens(self, provider_name: str, token: str) -> bool:
+        """Tell whether a callback's path is one that we made; its body is not looked at."""
+        try:
+            self._tokens.open_callback(provider_name, token)
+        except Unproved:
+            return False
+        return True
+
     async def callback(self, provider_name: str, token: str, callback: Callback) -> Taken:
         """Take a pushed callback. Raises Unproved, KeysUnavailable or StoreUnavailable."""
         provider = self._providers[provider_name]

@@ -28,7 +28,7 @@ from receiver.providers.base import (
 from receiver.settings import ProviderSettings, Settings
 from receiver.store.values import Job, Progress, ProgressCause, Slots
 from receiver.tokens import Tokens
-from receiver.wire import ANSWER_TIMEOUT, AT_ONCE, WINDOW, Wire
+from receiver.wire import ANSWER_TIMEOUT, AT_ONCE, BROKEN, WINDOW, Wire
 
 log = structlog.get_logger("receiver")
 
@@ -224,7 +224,9 @@ class Lane:
         try:
             await self._submit(job)
         except Exception:
+            # A fault of ours, perhaps after the money was spent: that is a doubt like any other.
             log.exception("task.failed", prediction=job.ticket.id)
+            await self._progress(job, "ambiguous", self._schedule.next_poll(job))
 
     async def _submit(self, job: Job) -> None:
         if job.deadline_at is not None and job.deadline_at <= self._clock():
@@ -286,7 +288,7 @@ class Lane:
             answer = await self._wire.send(request, seconds)
         except _UNSENT as error:
             return Postponed(f"{type(error).__name__}: {error}"), b""
-        except (httpx.HTTPError, TimeoutError, Unreadable) as error:
+        except (*BROKEN, Unreadable) as error:
             return Ambiguous(f"{type(error).__name__}: {error}"), b""
         try:
             return self.provider.accepted(job.ticket, answer), answer.body

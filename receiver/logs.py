@@ -80,7 +80,13 @@ def configure(fmt: str | None, level: str, stream: TextIO | None = None) -> None
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
     ]
     last: list[Any] = (
-        [structlog.dev.ConsoleRenderer(colors=out.isatty())]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=out.isatty(),
+                # The richer ones show local variables, and so whatever secret is in them.
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dumps)]
     )
@@ -138,7 +144,8 @@ class _Lines:
             self._write("\n".join([*lines, ""]))
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(ValueError):  # the stream was closed under us: nowhere to say it
+        # Closed, full or read by nobody: there is nowhere to say it, and work must go on.
+        with contextlib.suppress(ValueError, OSError):
             self._out.write(text)
             self._out.flush()
 

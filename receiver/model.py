@@ -7,8 +7,8 @@ Times are `datetime` in UTC wherever a user sees them and unix seconds (float) i
       └───postponed─────┘    └──ambiguous──▶ unconfirmed ──accepted──▶ processing
                                                    └───────────────▶ succeeded | failed | canceled
 
-Every living state may also go straight to a terminal one: a callback can outrun the answer to our
-own submit. Terminal states absorb.
+Every living state may also go straight to a terminal one, and `queued` to `processing`: a callback
+can outrun the answer to our own submit, or show that a refusal was none. Terminal states absorb.
 """
 
 from __future__ import annotations

@@ -165,6 +165,12 @@ class Overdue:
                 "poll.failed", provider=job.provider, prediction=job.ticket.id, reason=str(error)
             )
             return False
+        except StoreUnavailable:
+            raise
+        except Exception:
+            # A fault of ours must not keep the deadline from being kept.
+            log.exception("task.failed", provider=job.provider, prediction=job.ticket.id)
+            return False
         return taken.status in TERMINAL
 
     async def _poll(self, job: Job) -> tuple[Outcome, bytes]:

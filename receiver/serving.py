@@ -38,16 +38,21 @@ class Server(uvicorn.Server):
         )
         self._release: Callable[[], Any] = getattr(app.state, "release", lambda: None)
         self._leave = leave
+        app.state.stopped = self._stopped
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._release()
         if self._leave:
             _exit_after(_LONGEST_STOP, 1)
         await super().shutdown(sockets)
+
+    def _stopped(self) -> None:
+        """Hear that the store is closed, whatever brought us there.
+
+        A handler that swallows its cancellation would keep the loop, and so the process, for ever.
+        """
         if self._leave:
-            # The store is closed. A handler that swallows its cancellation would keep the loop,
-            # and so the process, for ever.
-            _exit_after(_LINGER, 0)
+            _exit_after(_LINGER, 0 if self.should_exit else 1)
 
 
 def _exit_after(seconds: float, code: int) -> None:

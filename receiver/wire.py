@@ -24,6 +24,10 @@ _MOMENT: Final = 0.05
 """Seconds a reservation lasts, more or less."""
 
 
+BROKEN: Final = (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError)
+"""What a request can end in; httpx reads the target of a redirect even if it is not followed."""
+
+
 class Pace:
     """At most so many requests in any minute; the window slides."""
 
@@ -93,7 +97,7 @@ class Wire:
         self.pace.spend(now)
         try:
             answer = await self.send(request, ANSWER_TIMEOUT)
-        except (httpx.HTTPError, TimeoutError) as error:
+        except BROKEN as error:
             raise Unreadable(f"{type(error).__name__}: {error}") from error
         if answer.status == httpx.codes.TOO_MANY_REQUESTS:
             self.pause(retry_after(answer))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from receiver.cli import _cell
 from receiver.emulator import settings_for
 
 SECRET = "a-secret-key-of-more-than-thirty-two-characters"
@@ -193,3 +194,8 @@ def test_the_demo_plays_to_its_end(tmp_path: Path) -> None:
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 7
     assert "8 signed events forwarded and verified" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_providers_words_are_shown_as_they_are() -> None:
+    shown = _cell({"code": "rejected", "message": "bad [/input] [red]"})
+    assert shown.plain == "rejected: bad [/input] [red]"

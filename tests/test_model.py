@@ -47,7 +47,7 @@ MANY: Final = settings(max_examples=100, deadline=None, database=None)
 # Rows: from. Columns: begin, postponed, ambiguous, accepted, succeeded, failed, canceled.
 CAUSES: Final = ("begin", "postponed", "ambiguous", "accepted", "succeeded", "failed", "canceled")
 TABLE: Final = """
-queued      submitting -      -           -          succeeded failed canceled
+queued      submitting -      -           processing succeeded failed canceled
 submitting  -          queued unconfirmed processing succeeded failed canceled
 unconfirmed -          -      -           processing succeeded failed canceled
 processing  -          -      -           -          succeeded failed canceled
@@ -94,7 +94,7 @@ def test_the_sources_of_a_cause_are_the_states_it_may_leave(cause: Cause) -> Non
 KINDS: Final = ("processing", "ask", "missing", "succeeded", "failed", "canceled")
 ADVANCES: Final = """
 queued       noted:queued      ask:queued      noted:queued      !succeeded !failed !canceled
-queued+      noted:queued      ask:queued      noted:queued      !succeeded !failed !canceled
+queued+      noted:processing  ask:processing  noted:queued      !succeeded !failed !canceled
 submitting   noted:submitting  ask:submitting  noted:submitting  !succeeded !failed !canceled
 submitting+  noted:processing  ask:processing  noted:submitting  !succeeded !failed !canceled
 unconfirmed  noted:unconfirmed ask:unconfirmed noted:unconfirmed !succeeded !failed !canceled
@@ -198,6 +198,7 @@ def test_whatever_comes_at_most_one_outcome_is_accepted_and_the_end_stays(
             assert status is before or (before, status) in {
                 (Status.SUBMITTING, Status.PROCESSING),
                 (Status.UNCONFIRMED, Status.PROCESSING),
+                (Status.QUEUED, Status.PROCESSING),
             }
     assert accepted <= 1
     ended = any(o.cause and advance(Status.PROCESSING, known, o)[0] == "accepted" for o in history)

@@ -736,3 +736,90 @@ async def test_eachlabs_limits_are_kept_without_one_violation(tmp_path: Path) ->
         ledger = await live.ledger()
         assert ledger["violations"] == []
         assert [row["prompt"] for row in ledger["predictions"]] == [f"no {n}" for n in range(20)]
+
+
+# --- what a close reading found ---
+
+
+async def test_a_caller_who_goes_away_leaves_nobodys_prediction_unsent(
+    start: Start, network: Network
+) -> None:
+    async with start() as station:
+        for turns in range(40):
+            caller = asyncio.create_task(station.submit("fal", f"picture {turns}"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            caller.cancel()
+            await asyncio.gather(caller, return_exceptions=True)
+        await station.submit("fal", "the last")
+        await eventually(
+            lambda: not station.rows("SELECT 1 FROM predictions WHERE status <> 'processing'")
+        )
+        assert network.count("fal.submit") == station.count("predictions")
+
+
+async def test_retry_after_nothing_is_no_reason_to_hurry(start: Start, network: Network) -> None:
+    network.always("fal.submit", reply({"detail": "busy"}, 503, retry_after="0"))
+    async with start() as station:
+        before = station.clock()
+        await station.submit("fal")
+        assert station.one("SELECT due_at FROM predictions") >= before + 0.5
+
+
+async def test_a_refusal_that_was_none_is_not_submitted_again(
+    start: Start, network: Network
+) -> None:
+    def taken_all_the_same(request: httpx.Request) -> httpx.Response:
+        network.kindly(request)
+        return httpx.Response(502)
+
+    network.script("eachlabs.submit", taken_all_the_same)
+    network.always("eachlabs.poll", ENDS["eachlabs.poll"])
+    async with start(EACHLABS_CONFIRM="1") as station:
+        sent = await station.submitted("eachlabs")
+        assert (await station.push(sent)).status_code == 200
+        assert (await station.until(sent.prediction_id, "succeeded"))["channel"] == "poll"
+    assert network.count("eachlabs.submit") == 1
+
+
+async def test_what_was_canceled_while_it_was_put_off_is_not_submitted_again(
+    start: Start, network: Network
+) -> None:
+    answering = asyncio.Event()
+
+    async def refuses_in_the_end(_: httpx.Request) -> httpx.Response:
+        await answering.wait()
+        return httpx.Response(503)
+
+    network.script("fal.submit", refuses_in_the_end)
+    async with start() as station:
+        submitting = asyncio.create_task(station.submit("fal"))
+        await eventually(lambda: network.count("fal.submit"))
+        prediction_id = station.one("SELECT id FROM predictions")
+        assert (await _cancel(station, prediction_id)).status_code == 202
+        answering.set()
+        await submitting
+        found = await station.until(prediction_id, "canceled")
+        assert found["error"]["code"] == "canceled"
+    assert network.count("fal.submit") == 1
+
+
+async def test_a_blocking_call_that_is_still_running_is_asked_about_soon(
+    start: Start, network: Network
+) -> None:
+    network.script("eachlabs.run", reply({"predictionID": "each-7", "status": "processing"}))
+    network.always("eachlabs.poll", ENDS["eachlabs.poll"])
+    async with start(RECEIVER_POLL_AFTER="0.2") as station:
+        found = await station.submit("eachlabs", mode="sync", headers={"Prefer": "wait=1"})
+        ended = await station.until(found["id"], "succeeded")
+        assert (ended["provider_id"], ended["channel"]) == ("each-7", "poll")
+
+
+async def test_an_id_that_is_another_predictions_leaves_this_one_unconfirmed(
+    start: Start, network: Network
+) -> None:
+    network.always("fal.submit", reply({"request_id": "req-same"}))
+    async with start() as station:
+        first = await station.submit("fal", "one")
+        second = await station.submit("fal", "two")
+        assert (first["status"], second["status"]) == ("processing", "unconfirmed")

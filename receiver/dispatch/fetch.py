@@ -145,6 +145,8 @@ async def fetch(
         raise Dead("this output has no URL")
     try:
         async with asyncio.timeout(seconds):
+            if not url.startswith(("http://", "https://", "data:")):
+                raise httpx.UnsupportedProtocol(f"{url[:40]!r} is no http(s) URL")
             if url.startswith("data:"):
                 return await _save(_from_data_uri(url), folder, _data_type(url), max_bytes)
             return await _download(client, url, folder, max_bytes)

@@ -93,7 +93,10 @@ class Fal:
         )
         if not any(_verifies(key, signature, message) for key in keys):
             raise Unproved("bad_signature")
-        return callback.header(b"x-fal-webhook-request-id").decode("latin-1")
+        request_id = base.identifier(callback.header(b"x-fal-webhook-request-id").decode("latin-1"))
+        if request_id is None:
+            raise Unproved("bad_request_id")
+        return request_id
 
     def read(self, body: bytes) -> Outcome:
         payload = base.decode_object(body)

@@ -323,7 +323,7 @@ DELIVERY_CLAUSES: Final = {
     "handler": "d.handler = :handler",
     # All ids of a prediction's deliveries start alike, which the primary key can find.
     "prediction": "d.id > 'dlv_' || substr(:prediction, 6) "
-    "AND d.id < 'dlv_' || substr(:prediction, 6) || '~'",
+    "AND d.id < 'dlv_' || substr(:prediction, 6) || '~' AND d.prediction_id = :prediction",
     "id": "d.id = :id",
     "cursor": "d.id < :cursor",
 }

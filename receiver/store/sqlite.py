@@ -264,7 +264,8 @@ class _FileLock:
     """A lock on `<path>.lock` that dies with its process, however that ends."""
 
     def __init__(self, path: str) -> None:
-        self._path = f"{path}.lock"
+        # By its real name: a link is no second database.
+        self._path = f"{os.path.realpath(path)}.lock"
         self._fd: int | None = None
 
     def acquire(self) -> None:

@@ -9,6 +9,7 @@ it is rolled back and every item is tried again alone: the culprit fails, its ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -124,7 +125,7 @@ class Writer:
             return self._one_by_one(batch, error)
         if self._broken:
             self._broken = False
-            self._report(None)
+            self._tell_of(None)
         return results
 
     def _transact(self, batch: list[_Work]) -> list[tuple[_Work, Any]]:
@@ -164,9 +165,13 @@ class Writer:
         unavailable = StoreUnavailable(f"the database does not take writes: {error}")
         if not self._broken:
             self._broken = True
-            self._report(unavailable)
+            self._tell_of(unavailable)
         self._reopen_later()
         return [(work, unavailable) for work in batch]
+
+    def _tell_of(self, trouble: StoreUnavailable | None) -> None:
+        with contextlib.suppress(Exception):  # who reports must not end the thread that writes
+            self._report(trouble)
 
     def _reopen_later(self) -> None:
         """Let the next batch open anew: after an I/O error a connection may stay unusable."""

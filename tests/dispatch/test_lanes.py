@@ -696,8 +696,8 @@ async def test_leases_are_renewed_and_a_blocked_loop_is_reported(
     beats: list[float] = []
 
     class Counting(Unsteady):
-        def renew(self, owner: str, lease_until: float) -> None:
-            self._store.renew(owner, lease_until)
+        def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
+            self._store.renew(owner, delivery_ids, lease_until)
             beats.append(lease_until)
             renewed.release()
 

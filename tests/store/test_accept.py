@@ -279,7 +279,7 @@ async def test_a_verdict_of_ours_applies_only_where_it_was_meant(
         (Status.UNCONFIRMED, "missing", "req-1", Status.UNCONFIRMED),
         (Status.SUBMITTING, "ask", None, Status.SUBMITTING),
         (Status.PROCESSING, "processing", "req-1", Status.PROCESSING),
-        (Status.QUEUED, "processing", "req-1", Status.QUEUED),
+        (Status.QUEUED, "processing", "req-1", Status.PROCESSING),
     ],
 )
 async def test_news_that_end_nothing_confirm_the_submit(

@@ -1,0 +1,54 @@
+"""The composition root: what it makes up, and what it refuses."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from receiver import create_app
+from receiver.errors import HandlerError, StoreUnusable
+from receiver.settings import Settings
+from tests.conftest import Logged
+
+
+def development(folder: Path) -> Settings:
+    return Settings.read(
+        {"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": f"sqlite:///{folder / 'dev.db'}"}
+    )
+
+
+def test_a_made_up_secret_is_kept_for_the_next_start(tmp_path: Path) -> None:
+    create_app(development(tmp_path))
+    kept = tmp_path / "dev.db.dev-secret"
+    text = kept.read_text()
+    assert len(text) == 64
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    create_app(development(tmp_path))
+    assert kept.read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["dev.db.dev-secret"]
+
+
+@pytest.mark.parametrize("text", ["", "short"])
+def test_a_secret_that_was_cut_short_is_not_used(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dev.db.dev-secret").write_text(text)
+    with pytest.raises(StoreUnusable, match="remove it"):
+        create_app(development(tmp_path))
+
+
+def test_a_function_that_is_no_handler_is_refused(tmp_path: Path) -> None:
+    nothing: Callable[..., None] = lambda _: None  # noqa: E731
+    with pytest.raises(HandlerError, match="decorate it with @on"):
+        create_app(development(tmp_path), [nothing])
+
+
+@pytest.mark.anyio
+async def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path, logged: Logged) -> None:
+    (tmp_path / "dev.db").write_bytes(b"this is no database, but long enough to be taken for one")
+    app = create_app(development(tmp_path))
+    with pytest.raises(StoreUnusable, match="cannot open the database"):
+        async with app.router.lifespan_context(app):
+            raise AssertionError("it started")
+    assert [line["event"] for line in logged] == []
