@@ -129,7 +129,9 @@ class Hook:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         params = scope["path_params"]
-        known = self._door.opens(params["provider"], params["token"])
+        known = params["provider"] in self._providers and self._door.opens(
+            params["provider"], params["token"]
+        )
         try:
             async with asyncio.timeout(_SLOWEST):
                 body = await read_body(receive, self._most, keep=known)

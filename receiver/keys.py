@@ -11,12 +11,15 @@ import httpx
 import structlog
 
 from receiver.errors import KeysUnavailable, Unreadable
+from receiver.inflate import read_capped
 
 KEPT: Final = 86400.0
 """Seconds that fetched keys are believed."""
 REFRESH: Final = 60.0
 """Seconds between two refreshes that a failed proof may cause."""
 _AFTER_FAILURE: Final = 2.0
+_TIMEOUT: Final = 10.0
+_LARGEST: Final = 1024 * 1024
 
 log = structlog.get_logger("receiver")
 
@@ -66,10 +69,8 @@ class PublicKeys:
             if self._fetched_at >= now or now - self._failed_at < _AFTER_FAILURE:
                 return
             try:
-                answer = await self._client.get(self._url, timeout=10.0)
-                answer.raise_for_status()
-                keys = tuple(self._read(answer.content))
-            except (httpx.HTTPError, Unreadable) as error:
+                keys = tuple(self._read(await self._get()))
+            except (httpx.HTTPError, Unreadable, UnicodeError, TimeoutError) as error:
                 self._failed(f"{type(error).__name__}: {error}")
                 return
             if not keys:
@@ -78,6 +79,14 @@ class PublicKeys:
             self._keys = keys
             self._fetched_at = self._clock()
             log.info("keys.fetched", url=self._url, count=len(keys))
+
+    async def _get(self) -> bytes:
+        async with asyncio.timeout(_TIMEOUT):
+            request = self._client.build_request("GET", self._url)
+            answer = await self._client.send(request, stream=True)
+            body = await read_capped(answer, _LARGEST)
+        answer.raise_for_status()
+        return body
 
     def _failed(self, reason: str) -> None:
         self._failed_at = self._clock()

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Final, Protocol
 
 import httpx
@@ -27,6 +27,7 @@ log = structlog.get_logger("receiver")
 
 SILENCE: Final = 45.0
 """Seconds without a byte after which a stream is dead: keep-alives come about every 15."""
+_LARGEST_EVENT: Final = 1024 * 1024
 _BASE: Final = 0.5
 _CAP: Final = 30.0
 _DOWN: Final = 3
@@ -45,6 +46,25 @@ class Reconciles(Protocol):
     """What the listener needs of the store."""
 
     async def hasten(self, provider: str, now: float) -> None: ...
+
+
+class _Bounded(httpx.AsyncByteStream):
+    """A stream whose lines must end somewhere: an endless one would fill the memory."""
+
+    def __init__(self, stream: httpx.AsyncByteStream | httpx.SyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        waiting = 0
+        async for chunk in self._stream:  # type: ignore[union-attr] # an async client's is async
+            last = chunk.rfind(b"\n\n")
+            waiting = len(chunk) - last if last >= 0 else waiting + len(chunk)
+            if waiting > _LARGEST_EVENT:
+                raise Unreadable(f"an event of more than {_LARGEST_EVENT} bytes")
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()  # type: ignore[union-attr]
 
 
 class Listener:
@@ -122,6 +142,7 @@ class Listener:
             log.info("stream.connected", provider=self._name)
             await self._store.hasten(self._name, self._clock())
             self._on_connect()
+            response.stream = _Bounded(response.stream)
             async for message in EventSource(response).aiter_sse():
                 await self._heard(message.event, message.data)
         finally:

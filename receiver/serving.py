@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
@@ -10,13 +11,64 @@ from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _STOP: Final = 2
 """Seconds that open requests get to end when we stop; handlers get their own time after that."""
 _LONGEST_STOP: Final = 9.5
 """Seconds after which we end whatever hangs: what is stored is owed to the next start."""
+_LARGEST_HEAD: Final = 64 * 1024
+_SLOWEST_HEAD: Final = 20.0
+"""Seconds a request's line and headers may take, and a connection may be silent at first."""
 _LINGER: Final = 1.0
 """Seconds after everything is stored in which stubborn tasks may still end by themselves."""
+
+
+class Protocol(HttpToolsProtocol):
+    """HTTP with a bound on what comes before a request's body, in bytes and in time.
+
+    uvicorn's own has neither: one endless header would fill the memory, and a connection that says
+    nothing would hold its place for ever.
+    """
+
+    _head = 0
+    _in_head = True
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(_SLOWEST_HEAD, self._give_up)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head, self._in_head = 0, True
+        if self._patience is None:
+            self._patience = self.loop.call_later(_SLOWEST_HEAD, self._give_up)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._be_patient()
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head += len(data)
+            if self._head > _LARGEST_HEAD:
+                self._give_up()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._be_patient()
+        super().connection_lost(exc)
+
+    def _be_patient(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _give_up(self) -> None:
+        self._patience = None
+        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -28,6 +80,7 @@ class Server(uvicorn.Server):
                 app,
                 host=host,
                 port=port,
+                http=Protocol,
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -10,6 +10,7 @@ from typing import Final
 import httpx
 
 from receiver.errors import Unreadable
+from receiver.inflate import read_capped
 from receiver.providers.base import Answer, retry_after
 from receiver.settings import ProviderSettings
 
@@ -18,7 +19,7 @@ AT_ONCE: Final = 64
 """Requests in flight to a provider that sets no limit."""
 ANSWER_TIMEOUT: Final = 60.0
 """Seconds for a whole answer; past it a submit is ambiguous."""
-_LARGEST_ANSWER: Final = 64 * 1024 * 1024
+_LARGEST_ANSWER: Final = 32 * 1024 * 1024
 _DEFAULT_PAUSE: Final = 1.0
 _MOMENT: Final = 0.05
 """Seconds a reservation lasts, more or less."""
@@ -88,7 +89,7 @@ class Wire:
         request.extensions = {**request.extensions, "timeout": timeout}
         async with asyncio.timeout(seconds):
             response = await self._client.send(request, follow_redirects=False, stream=True)
-            body = await _read_capped(response)
+            body = await read_capped(response, _LARGEST_ANSWER)
         return Answer(response.status_code, response.headers, body, self._clock())
 
     async def ask(self, request: httpx.Request) -> Answer:
@@ -113,15 +114,3 @@ class Wire:
         """Say how many seconds until a request may be sent."""
         now = self._clock()
         return max(self.paused_until - now, self.pace.wait(now), 0.0)
-
-
-async def _read_capped(response: httpx.Response) -> bytes:
-    body = bytearray()
-    try:
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > _LARGEST_ANSWER:
-                raise Unreadable(f"an answer of more than {_LARGEST_ANSWER} bytes")
-    finally:
-        await response.aclose()
-    return bytes(body)

@@ -14,7 +14,6 @@ import hashlib
 import ipaddress
 import socket
 import tempfile
-import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -24,6 +23,7 @@ import httpx
 import msgspec
 
 from receiver.dispatch.registry import Dead
+from receiver.inflate import UnknownEncoding, pieces
 from receiver.model import Output
 
 MAX_BYTES: Final = 256 * 1024 * 1024
@@ -155,7 +155,13 @@ async def fetch(
 
 
 # UnicodeError: a host name that no name system knows how to spell.
-_UNFIT: Final = (ForbiddenAddress, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError)
+_UNFIT: Final = (
+    ForbiddenAddress,
+    UnknownEncoding,
+    httpx.UnsupportedProtocol,
+    httpx.InvalidURL,
+    UnicodeError,
+)
 _GONE: Final = frozenset({400, 401, 403, 404, 410})
 """A result that has expired, in the words of different stores."""
 
@@ -169,32 +175,7 @@ async def _download(client: httpx.AsyncClient, url: str, folder: Path, max_bytes
         if declared.isdecimal() and int(declared) > max_bytes:
             raise Dead(f"the result has {declared} bytes, more than {max_bytes}")
         kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-        return await _save(_decoded(answer), folder, kind, max_bytes)
-
-
-async def _decoded(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """Give the content in bounded pieces, though a server compress what we asked for as it is.
-
-    httpx would inflate a piece in one go, and a small piece can hold a thousand times its size.
-    """
-    encoding = answer.headers.get("content-encoding", "identity").strip().lower()
-    if encoding in {"", "identity"}:
-        async for chunk in answer.aiter_bytes(_CHUNK):
-            yield chunk
-        return
-    if encoding not in {"gzip", "x-gzip", "deflate"}:
-        raise Dead(f"the result is encoded as {encoding!r}, and we asked for it as it is")
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    try:
-        async for chunk in answer.aiter_raw(_CHUNK):
-            rest = chunk
-            while rest and not inflater.eof:
-                yield inflater.decompress(rest, _CHUNK)
-                rest = inflater.unconsumed_tail
-    except zlib.error as error:
-        raise httpx.DecodingError(str(error), request=answer.request) from error
-    if not inflater.eof:
-        raise httpx.DecodingError("the compressed result is cut short", request=answer.request)
+        return await _save(pieces(answer), folder, kind, max_bytes)
 
 
 async def _save(
