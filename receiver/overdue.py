@@ -31,9 +31,11 @@ class Books(Protocol):
     """What looking needs of the store."""
 
     async def progress(self, progress: Progress) -> bool: ...
-    async def claim_due(self, now: float, hold_until: float, most: int) -> list[Job]: ...
+    async def claim_due(
+        self, provider: str, now: float, hold_until: float, most: int
+    ) -> list[Job]: ...
     async def find(self, provider: str, provider_id: str) -> str | None: ...
-    async def next_due(self) -> float | None: ...
+    async def next_due(self, provider: str) -> float | None: ...
     async def stale(self, provider: str, before: float, most: int) -> list[str]: ...
 
 
@@ -60,7 +62,7 @@ class Overdue:
         self._schedule = schedule
         self._timeout = timeout
         self._clock = clock
-        self._looks: set[asyncio.Task[None]] = set()
+        self._looks: dict[asyncio.Task[None], str] = {}
         self._next_look = float("inf")
         self.awake = asyncio.Event()
 
@@ -101,18 +103,24 @@ class Overdue:
             before = now - self._timeout
             for prediction_id in await self._store.stale(provider, before, _MOST_LOOKS):
                 await self._expire_unsent(provider, prediction_id)
-        room = _MOST_LOOKS - len(self._looks)
+        naps = [await self._look_at(provider, now) for provider in self._providers]
+        return min(naps, default=LONGEST_NAP)
+
+    async def _look_at(self, provider: str, now: float) -> float:
+        """Start the looks at one provider; another that hangs takes none of its room."""
+        room = _MOST_LOOKS - sum(name == provider for name in self._looks.values())
         if room <= 0:
             return LONGEST_NAP
-        for job in await self._store.claim_due(now, now + ANSWER_TIMEOUT + MARGIN, room):
+        hold_until = now + ANSWER_TIMEOUT + MARGIN
+        for job in await self._store.claim_due(provider, now, hold_until, room):
             task = asyncio.create_task(self._look_safely(job))
-            self._looks.add(task)
+            self._looks[task] = provider
             task.add_done_callback(self._looked)
-        next_due = await self._store.next_due()
+        next_due = await self._store.next_due(provider)
         return LONGEST_NAP if next_due is None else next_due - self._clock()
 
     def _looked(self, task: asyncio.Task[None]) -> None:
-        self._looks.discard(task)
+        self._looks.pop(task, None)
         self.awake.set()
 
     async def _look_safely(self, job: Job) -> None:

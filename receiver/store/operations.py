@@ -82,16 +82,17 @@ def progress(cx: sqlite3.Connection, items: Sequence[Progress]) -> list[None]:
     return [None] * len(items)
 
 
-def claim_due(cx: sqlite3.Connection, items: Sequence[tuple[float, float, int]]) -> list[list[Job]]:
-    return [
-        [
-            to.job(row)
-            for row in cx.execute(
-                q.CLAIM_DUE, {"now": now, "hold_until": hold_until, "most": most}
-            ).fetchall()
-        ]
-        for now, hold_until, most in items
-    ]
+def claim_due(
+    cx: sqlite3.Connection, items: Sequence[tuple[str, float, float, int]]
+) -> list[list[Job]]:
+    return [_claim_some(cx, *item) for item in items]
+
+
+def _claim_some(
+    cx: sqlite3.Connection, provider: str, now: float, hold_until: float, most: int
+) -> list[Job]:
+    params = {"provider": provider, "now": now, "hold_until": hold_until, "most": most}
+    return [to.job(row) for row in cx.execute(q.CLAIM_DUE, params).fetchall()]
 
 
 def hasten(cx: sqlite3.Connection, items: Sequence[tuple[str, float]]) -> list[None]:

@@ -85,7 +85,8 @@ WHERE id = :id AND status NOT IN ({_TERMINAL})
 # Taking a due row pushes its due time: if we die over it, it is due again.
 CLAIM_DUE: Final = f"""
 UPDATE predictions SET due_at = :hold_until
-WHERE id IN (SELECT id FROM predictions WHERE due_at <= :now AND status <> 'queued'
+WHERE id IN (SELECT id FROM predictions
+             WHERE provider = :provider AND due_at <= :now AND status <> 'queued'
              ORDER BY due_at LIMIT :most)
 RETURNING {_JOB_COLUMNS}
 """  # noqa: S608
@@ -95,9 +96,10 @@ SELECT id FROM predictions
 WHERE provider = ? AND status = 'queued' AND due_at IS NOT NULL AND created_at <= ? LIMIT ?
 """
 
-NEXT_DUE: Final = (
-    "SELECT min(due_at) FROM predictions WHERE due_at IS NOT NULL AND status <> 'queued'"
-)
+NEXT_DUE: Final = """
+SELECT min(due_at) FROM predictions
+WHERE provider = ? AND due_at IS NOT NULL AND status <> 'queued'
+"""
 
 SELECT_JOB: Final = f"SELECT {_JOB_COLUMNS} FROM predictions WHERE id = ?"  # noqa: S608
 

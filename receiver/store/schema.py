@@ -47,7 +47,7 @@ CREATE UNIQUE INDEX predictions_provider_id ON predictions (provider, provider_i
     WHERE provider_id IS NOT NULL;
 CREATE UNIQUE INDEX predictions_idempotency_key ON predictions (idempotency_key)
     WHERE idempotency_key IS NOT NULL;
-CREATE INDEX predictions_due ON predictions (due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX predictions_due ON predictions (provider, due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX predictions_living ON predictions (provider, status, id) WHERE due_at IS NOT NULL;
 CREATE INDEX predictions_unsuccessful ON predictions (status, id) WHERE error_code IS NOT NULL;
 

@@ -105,9 +105,9 @@ class SQLiteStore:
             return False
         return True
 
-    async def claim_due(self, now: float, hold_until: float, most: int) -> list[Job]:
-        """Take the living predictions that are due, and make them due again at `hold_until`."""
-        return await self._writer.write(operations.claim_due, (now, hold_until, most))
+    async def claim_due(self, provider: str, now: float, hold_until: float, most: int) -> list[Job]:
+        """Take a provider's predictions that are due, and make them due again at `hold_until`."""
+        return await self._writer.write(operations.claim_due, (provider, now, hold_until, most))
 
     async def mark_cancel(self, prediction_id: str) -> None:
         await self._writer.write(operations.mark_cancel, prediction_id)
@@ -134,8 +134,8 @@ class SQLiteStore:
         rows = await self._read(q.SELECT_ID_BY_PROVIDER_ID, (provider, provider_id))
         return rows[0][0] if rows else None
 
-    async def next_due(self) -> float | None:
-        return (await self._read(q.NEXT_DUE))[0][0]  # type: ignore[no-any-return]
+    async def next_due(self, provider: str) -> float | None:
+        return (await self._read(q.NEXT_DUE, (provider,)))[0][0]  # type: ignore[no-any-return]
 
     async def stale(self, provider: str, before: float, most: int) -> list[str]:
         """Name predictions that have been queued since before then."""

@@ -141,7 +141,7 @@ async def remembering(store: Store) -> Act:
 
 async def looking(store: Store) -> Act:
     await processing(store, 1)
-    return lambda: store.claim_due(NOW + 30, NOW + 90, 10)
+    return lambda: store.claim_due("fal", NOW + 30, NOW + 90, 10)
 
 
 async def hastening(store: Store) -> Act:

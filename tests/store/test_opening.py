@@ -187,6 +187,6 @@ async def test_a_reader_cannot_write_and_comes_back_after_trouble(path: Path) ->
     engine = opened(path)
     await engine.store.create(new(1))
     assert (await engine.store.prediction(pred(1))) is not None
-    assert await engine.store.next_due() is None
+    assert await engine.store.next_due("fal") is None
     assert await engine.store.next_queued("fal") == NOW
     engine.store.close()

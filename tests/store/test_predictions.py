@@ -215,7 +215,7 @@ async def test_a_wish_to_look_is_not_lost_to_a_later_due_time(
     await submitting(store, 1)
     if cause == "looked":
         await store.progress(progress(1, "accepted", NOW))
-        [_] = await store.claim_due(NOW, NOW + 90, 10)
+        [_] = await store.claim_due("fal", NOW, NOW + 90, 10)
     # A callback that makes no sense and names nothing: somebody must look, now.
     await store.accept(arrival(1, "ask", at=NOW + 10))
 
@@ -227,7 +227,7 @@ async def test_a_wish_to_look_is_not_lost_to_a_later_due_time(
 async def test_a_look_that_says_look_again_does_not_fall_due_at_once(engine: SQLite) -> None:
     store = engine.store
     await processing(store, 1)
-    [_] = await store.claim_due(NOW + 30, NOW + 120, 10)
+    [_] = await store.claim_due("fal", NOW + 30, NOW + 120, 10)
     await store.accept(arrival(1, "ask", channel="poll", at=NOW + 31))
     await store.progress(progress(1, "looked", NOW + 60))
     assert engine.column("due_at", pred(1)) == NOW + 60
@@ -257,13 +257,13 @@ async def test_due_predictions_are_taken_once_and_fall_due_again(store: Store) -
     await store.create(new(4))  # queued: not for looks
     await ended(store, 5)
 
-    assert await store.next_due() == NOW + 30
-    assert await store.claim_due(NOW + 29, NOW + 90, 10) == []
-    taken = await store.claim_due(NOW + 30, NOW + 90, 10)
+    assert await store.next_due("fal") == NOW + 30
+    assert await store.claim_due("fal", NOW + 29, NOW + 90, 10) == []
+    taken = await store.claim_due("fal", NOW + 30, NOW + 90, 10)
     assert sorted(job.ticket.id for job in taken) == [pred(1), pred(2)]
-    assert await store.claim_due(NOW + 89, NOW + 150, 10) == []
-    assert len(await store.claim_due(NOW + 90, NOW + 150, 1)) == 1
-    assert await store.next_due() == NOW + 90
+    assert await store.claim_due("fal", NOW + 89, NOW + 150, 10) == []
+    assert len(await store.claim_due("fal", NOW + 90, NOW + 150, 1)) == 1
+    assert await store.next_due("fal") == NOW + 90
 
 
 async def test_looks_are_counted_and_change_nothing_after_the_end(store: Store) -> None:
