@@ -22,8 +22,13 @@ _PERIOD: Final = 0.1
 class Checkpointer:
     """Runs until it is closed; `dirty` tells it that there was a commit."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        check: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._connect = connect
+        self._check = check
         self._stopped = threading.Event()
         self.dirty = threading.Event()
         self._thread = threading.Thread(target=self._run, name="receiver-checkpoint", daemon=True)
@@ -43,6 +48,8 @@ class Checkpointer:
             if self._stopped.wait(_PERIOD):
                 return
             self.dirty.clear()
+            if not self._check():
+                continue  # the file is gone, and opening would make another
             try:
                 self._checkpoint()
             except sqlite3.Error:

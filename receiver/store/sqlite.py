@@ -55,8 +55,11 @@ class SQLiteStore:
     def __init__(self, path: str, report: Callable[[StoreUnavailable | None], None]) -> None:
         self._path = path
         self._lock = _FileLock(path)
-        self._checkpointer = Checkpointer(partial(_open, path))
-        self._writer = Writer(partial(_connect, path), report, self._checkpointer.dirty.set)
+        self._file = _SameFile(path)
+        self._checkpointer = Checkpointer(partial(_open, path), self._file.check)
+        self._writer = Writer(
+            partial(_connect, path), report, self._checkpointer.dirty.set, self._file.ensure
+        )
         self._local = threading.local()
         self._reading: list[sqlite3.Connection] = []
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="receiver-reader")
@@ -66,6 +69,7 @@ class SQLiteStore:
         try:
             self._lock.acquire()
             self._writer.start()
+            self._file.remember()
             self._checkpointer.start()
         except StoreUnusable:
             self._lock.release()
@@ -258,6 +262,41 @@ class SQLiteStore:
 
 def _is_taken(error: sqlite3.IntegrityError) -> bool:
     return error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_UNIQUE
+
+
+class _SameFile:
+    """Notices that the database was removed or replaced under us.
+
+    The open connection would go on, with a file that no restart will find.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._first: tuple[int, int] | None = None
+        self._is_same = True
+
+    def remember(self) -> None:
+        self._first = self._identity()
+
+    def check(self) -> bool:
+        """Look, ten times a second at most, as a commit has no time for it."""
+        self._is_same = self._identity() == self._first
+        return self._is_same
+
+    def ensure(self) -> None:
+        """Raise StoreUnavailable unless the last look found our file."""
+        if not self._is_same and not self.check():
+            raise StoreUnavailable(
+                f"the database {self._path} was removed or replaced while we ran: put it back, or "
+                "stop this receiver"
+            )
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)  # noqa: PTH116 - a name, as SQLite is given it
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 class _FileLock:

@@ -56,7 +56,8 @@ class _Work:
 class Writer:
     """Owns the one writing connection.
 
-    `report` hears when writing stops and starts to work, `committed` of every commit.
+    `report` hears when writing stops and starts to work, `committed` of every commit; `ensure`
+    raises StoreUnavailable where a commit would be in vain.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class Writer:
         connect: Callable[[], sqlite3.Connection],
         report: Callable[[StoreUnavailable | None], None],
         committed: Callable[[], None] = lambda: None,
+        ensure: Callable[[], None] = lambda: None,
     ) -> None:
+        self._ensure = ensure
         self._connect = connect
         self._committed = committed
         self._report = report
@@ -116,7 +119,10 @@ class Writer:
 
     def _attempt(self, batch: list[_Work]) -> list[tuple[_Work, Any]]:
         try:
+            self._ensure()
             results = self._transact(batch)
+        except StoreUnavailable as error:
+            return self._refuse(batch, error)
         except sqlite3.Error as error:
             if _is_unavailable(error):
                 return self._give_up(batch, error)
@@ -162,11 +168,13 @@ class Writer:
         return [result for work in batch for result in self._attempt([work])]
 
     def _give_up(self, batch: list[_Work], error: sqlite3.Error) -> list[tuple[_Work, Any]]:
-        unavailable = StoreUnavailable(f"the database does not take writes: {error}")
+        self._reopen_later()
+        return self._refuse(batch, StoreUnavailable(f"the database does not take writes: {error}"))
+
+    def _refuse(self, batch: list[_Work], unavailable: StoreUnavailable) -> list[tuple[_Work, Any]]:
         if not self._broken:
             self._broken = True
             self._tell_of(unavailable)
-        self._reopen_later()
         return [(work, unavailable) for work in batch]
 
     def _tell_of(self, trouble: StoreUnavailable | None) -> None:
