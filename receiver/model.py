@@ -173,7 +173,10 @@ class Event(Value, frozen=True, kw_only=True):
     channel: Channel | None
     prediction: Prediction
     raw: Any = None
-    """The provider's own payload, decoded; None where the end is our own verdict."""
+    """The provider's own payload, decoded, or its text where that is no JSON.
+
+    None where the end is our own verdict, and for payloads of more than 4 MiB.
+    """
 
 
 OutcomeKind = Literal["processing", "succeeded", "failed", "canceled", "ask", "missing"]

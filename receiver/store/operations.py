@@ -31,6 +31,8 @@ from receiver.store.values import (
     Wanted,
 )
 
+_LARGEST_RAW: Final = 4 * 1024 * 1024
+"""Characters of a provider's payload up to which a handler is given it."""
 _LARGEST_INLINE_BODY: Final = 32 * 1024
 """Bytes up to which a body travels inside the batch's JSON; larger ones are bound one by one."""
 
@@ -235,7 +237,7 @@ def claim(cx: sqlite3.Connection, items: Sequence[Wanted]) -> list[Claims]:
 
 
 def _claim_for(cx: sqlite3.Connection, wanted: Wanted) -> Claims:
-    params = msgspec.structs.asdict(wanted)
+    params = msgspec.structs.asdict(wanted) | {"largest": _LARGEST_RAW}
     text = cx.execute(q.SELECT_WANTED, params).fetchone()[0]
     claims = [to.claimed(row, wanted.handler) for row in msgspec.json.decode(text)]
     if claims:

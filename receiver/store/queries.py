@@ -214,12 +214,14 @@ INSERT_DELIVERIES: Final = _DELIVERIES
 
 # --- deliveries ---
 
+# The provider's own payload comes along, unless it is so large that a lane of them would not fit.
 SELECT_WANTED: Final = """
 SELECT json_group_array(json_array(
     d.id, d.attempts, d.round, d.claims, e.id, e.type, e.time, e.channel,
     p.id, p.provider, p.model, p.status, p.mode, p.input, p.metadata, p.provider_id, p.output,
     p.error_code, p.error_message, p.channel, p.parent_id, p.created_at, p.submitted_at,
-    p.completed_at, CASE typeof(c.body) WHEN 'text' THEN c.body END))
+    p.completed_at,
+    CASE WHEN typeof(c.body) = 'text' AND length(c.body) <= :largest THEN c.body END))
 FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
       WHERE handler = :handler AND state = 'pending' AND due_at <= :now
       ORDER BY due_at LIMIT :most) d
