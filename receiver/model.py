@@ -298,8 +298,11 @@ def decide(attempt: int, failure: Failure, policy: Policy, chance: float) -> Dec
 
 
 def new_id(prefix: str, now: float) -> str:
-    """Make an unguessable id that sorts by time: 48 bits of milliseconds, 80 bits of chance."""
-    return f"{prefix}_{int(now * 1000):012x}{secrets.token_hex(10)}"
+    """Make an unguessable id that sorts by time: 56 bits of microseconds, 72 bits of chance.
+
+    Predictions wait in the order of their ids, so two must not be made in one unit of their time.
+    """
+    return f"{prefix}_{int(now * 1_000_000):014x}{secrets.token_hex(9)}"
 
 
 def event_id(prediction_id: str) -> str:

@@ -357,18 +357,18 @@ def test_every_failure_has_a_decision_within_its_bounds(
 
 
 def test_ids_sort_by_time_and_never_repeat() -> None:
-    moments = [0.0, 0.001, 1.0, 1767225600.0, 1767225600.001, 4e9, 2.0**48 / 1000 - 1]
+    moments = [0.0, 0.000001, 1.0, 1767225600.0, 1767225600.00001, 4e9, 2.0**55 / 1e6]
     ids = [new_id("pred", now) for now in moments]
     assert ids == sorted(ids)
-    assert all(earlier[:17] < later[:17] for earlier, later in pairwise(ids))
+    assert all(earlier[:19] < later[:19] for earlier, later in pairwise(ids))
     assert len({new_id("evt", 1.0) for _ in range(1000)}) == 1000
 
 
 @pytest.mark.parametrize("prefix", ["pred", "evt", "dlv"])
 def test_an_id_has_its_prefix_and_one_length(prefix: str) -> None:
     made = new_id(prefix, 1767225600.5)
-    assert made.startswith(f"{prefix}_019b76d")
-    assert len(made) == len(prefix) + 1 + 12 + 20
+    assert made.startswith(f"{prefix}_06474846")
+    assert len(made) == len(prefix) + 1 + 14 + 18
     assert made.isascii()
     assert "." not in made  # the callback token puts its signature after a dot
 

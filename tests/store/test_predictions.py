@@ -326,7 +326,7 @@ async def test_what_waits_too_long_is_named(store: Store) -> None:
 
 async def test_submit_times_outlive_a_restart(engine: SQLite) -> None:
     for number, now in enumerate((NOW, NOW + 5, NOW + 9)):
-        prediction_id = f"pred_{int(now * 1000):012x}{number:020x}"
+        prediction_id = f"pred_{int(now * 1_000_000):014x}{number:018x}"
         await engine.store.create(new(number, id=prediction_id))
         await engine.store.begin_submits(slots(now=now))
     assert await engine.store.submit_times("fal", NOW + 1) == [NOW + 5, NOW + 9]
