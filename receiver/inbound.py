@@ -45,8 +45,10 @@ _STATES: Final = ("pending", "running", "done", "skipped", "dead")
 class Door(Protocol):
     """What the callback route needs of the inbox."""
 
-    def opens(self, provider_name: str, token: str) -> bool: ...
-    async def callback(self, provider_name: str, token: str, callback: Callback) -> Taken: ...
+    def opens(self, provider_name: str, token: str) -> str | None: ...
+    async def callback(
+        self, provider_name: str, prediction_id: str, callback: Callback
+    ) -> Taken: ...
 
 
 class Disconnected(Exception):
@@ -129,12 +131,11 @@ class Hook:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         params = scope["path_params"]
-        known = params["provider"] in self._providers and self._door.opens(
-            params["provider"], params["token"]
-        )
+        provider = params["provider"]
+        made = self._door.opens(provider, params["token"]) if provider in self._providers else None
         try:
             async with asyncio.timeout(_SLOWEST):
-                body = await read_body(receive, self._most, keep=known)
+                body = await read_body(receive, self._most, keep=made is not None)
         except Disconnected:
             return
         except TimeoutError:
@@ -144,31 +145,36 @@ class Hook:
         except TooLarge:
             start, content = _raw_problem(413, "too-large", f"more than {self._most} bytes", _CLOSE)
         else:
-            start, content = await self._answer(scope, body)
+            start, content = await self._answer(scope, provider, made, body)
         await send(start)
         await send(content)
 
-    async def _answer(self, scope: Scope, body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-        params = scope["path_params"]
-        if params["provider"] not in self._providers:
+    async def _answer(
+        self, scope: Scope, provider: str, prediction_id: str | None, body: bytes
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        if provider not in self._providers:
             return _raw_problem(404, "not-found", "no such provider")
         callback = Callback(scope["headers"], body, self._clock())
+        if prediction_id is None:
+            return _unproved(scope, provider, "bad_token", len(body))
         try:
-            taken = await self._door.callback(params["provider"], params["token"], callback)
+            taken = await self._door.callback(provider, prediction_id, callback)
         except Unproved as error:
-            log.warning(
-                "callback.rejected",
-                provider=params["provider"],
-                reason=error.reason,
-                client=(scope.get("client") or ("unknown",))[0],
-                bytes=len(body),
-            )
-            return _raw_problem(401, "unproved", "this callback could not be proved")
+            return _unproved(scope, provider, error.reason, len(body))
         except StoreUnavailable:
             return _raw_problem(503, "unavailable", "try again later", _RETRY_SOON)
         except KeysUnavailable:
             return _raw_problem(503, "keys-unavailable", "try again later", _RETRY_SOON)
         return _TAKEN[_WORDS.get(taken.verdict, "accepted")]
+
+
+def _unproved(
+    scope: Scope, provider: str, reason: str, size: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Refuse; the reason is for the log alone."""
+    client = (scope.get("client") or ("unknown",))[0]
+    log.warning("callback.rejected", provider=provider, reason=reason, client=client, bytes=size)
+    return _raw_problem(401, "unproved", "this callback could not be proved")
 
 
 # --- the API -------------------------------------------------------------------------------------

@@ -97,18 +97,19 @@ class Inbox:
         self.on_event: Callable[[tuple[str, ...]], None] = lambda _handlers: None
         self.on_change: Callable[[str, str, str], None] = lambda _provider, _id, _verdict: None
 
-    def opens(self, provider_name: str, token: str) -> bool:
-        """Tell whether a callback's path is one that we made; its body is not looked at."""
+    def opens(self, provider_name: str, token: str) -> str | None:
+        """Name the prediction of a callback's path; None: the path is none that we made."""
         try:
-            self._tokens.open_callback(provider_name, token)
+            return self._tokens.open_callback(provider_name, token)
         except Unproved:
-            return False
-        return True
+            return None
 
-    async def callback(self, provider_name: str, token: str, callback: Callback) -> Taken:
-        """Take a pushed callback. Raises Unproved, KeysUnavailable or StoreUnavailable."""
+    async def callback(self, provider_name: str, prediction_id: str, callback: Callback) -> Taken:
+        """Take a callback on a path that `opens`.
+
+        Raises Unproved, KeysUnavailable or StoreUnavailable.
+        """
         provider = self._providers[provider_name]
-        prediction_id = self._tokens.open_callback(provider_name, token)
         proved_id = await self._prove(provider, prediction_id, callback)
         try:
             outcome = provider.read(callback.body)

@@ -140,6 +140,11 @@ class Lane:
             except TimeoutError:
                 continue
 
+    def freed(self) -> None:
+        """Hear that a prediction has ended; nothing waits for that where there is no limit."""
+        if self._limits.max_in_flight is not None:
+            self.awake.set()
+
     async def drain(self) -> None:
         """Begin no more, and let the submits under way have a moment to be answered."""
         self._stopping = True

@@ -113,7 +113,7 @@ class Outbound:
         if verdict == "ask":
             self._overdue.awake.set()
         elif verdict == "accepted" and provider in self._lanes:
-            self._lanes[provider].awake.set()
+            self._lanes[provider].freed()
 
     def look_now(self) -> None:
         """Hear that something may have fallen due."""
