@@ -26,9 +26,9 @@ from receiver.providers.base import (
     Refused,
 )
 from receiver.settings import ProviderSettings, Settings
-from receiver.store.values import Job, Progress, ProgressCause, Slots
+from receiver.store.values import Begun, Job, Progress, ProgressCause, Slots
 from receiver.tokens import Tokens
-from receiver.wire import ANSWER_TIMEOUT, AT_ONCE, BROKEN, WINDOW, Wire
+from receiver.wire import ANSWER_TIMEOUT, AT_ONCE, BROKEN, Wire
 
 log = structlog.get_logger("receiver")
 
@@ -53,11 +53,10 @@ _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 class Books(Protocol):
     """What a lane needs of the store."""
 
-    async def begin_submits(self, slots: Slots) -> list[Job]: ...
+    async def begin_submits(self, slots: Slots) -> Begun: ...
     async def progress(self, progress: Progress) -> bool: ...
     async def job(self, prediction_id: str) -> Job | None: ...
     async def next_queued(self, provider: str) -> float | None: ...
-    async def submit_times(self, provider: str, since: float) -> list[float]: ...
 
 
 class Schedule:
@@ -117,12 +116,6 @@ class Lane:
         self._stopping = False
         self._beginning = asyncio.Lock()
         self._begun: set[asyncio.Task[float]] = set()
-
-    async def recover(self) -> None:
-        """Count what an earlier process submitted within this minute."""
-        if self._limits.requests_per_minute is not None:
-            since = self._clock() - WINDOW
-            self._wire.pace.seed(await self._store.submit_times(self.provider.name, since))
 
     async def run(self) -> None:
         while True:
@@ -191,31 +184,29 @@ class Lane:
             return await self._begin()
 
     async def _begin(self) -> float:
-        wait = self._wire.wait()
+        wait = self._wire.paused()
         now = self._clock()
-        room = min(AT_ONCE - len(self._sending), self._wire.pace.room(now))
+        room = AT_ONCE - len(self._sending)
         if wait > 0 or room <= 0 or self._stopping:
             return wait or LONGEST_NAP
-        # Reserved until the store answers, so that polls meanwhile do not take it as well.
-        self._wire.pace.reserve(room)
-        jobs: list[Job] = []
-        try:
-            jobs = await self._store.begin_submits(
-                Slots(
-                    provider=self.provider.name,
-                    now=now,
-                    most=room,
-                    max_in_flight=self._limits.max_in_flight,
-                    hold_until=now + _SYNC_TIMEOUT + MARGIN,
-                    timeout=self._settings.prediction_timeout,
-                )
+        begun = await self._store.begin_submits(
+            Slots(
+                provider=self.provider.name,
+                now=now,
+                most=room,
+                max_in_flight=self._limits.max_in_flight,
+                per_minute=self._limits.requests_per_minute,
+                hold_until=now + ANSWER_TIMEOUT + MARGIN,
+                hold_sync_until=now + _SYNC_TIMEOUT + MARGIN,
+                timeout=self._settings.prediction_timeout,
             )
-        finally:
-            self._wire.pace.settle(room, now, len(jobs))
-        for job in jobs:
+        )
+        for job in begun.jobs:
             task = asyncio.create_task(self._submit_safely(job))
             self._sending[job.ticket.id] = task
             task.add_done_callback(lambda _, key=job.ticket.id: self._sent(key))  # type: ignore[misc]
+        if begun.wait > 0:
+            return begun.wait
         next_queued = await self._store.next_queued(self.provider.name)
         if next_queued is None or next_queued <= self._clock():
             return LONGEST_NAP  # nothing waits, or it waits for a place: an end wakes us

@@ -26,16 +26,16 @@ from receiver.inbox import Inbox
 from receiver.lane import Lane, Schedule
 from receiver.model import TERMINAL, Error, Mode, Prediction, Status, new_id
 from receiver.overdue import Overdue
-from receiver.providers.base import Provider
+from receiver.providers.base import Answer, Provider
 from receiver.settings import Settings
 from receiver.store.values import Created, Job, NewPrediction
 from receiver.tokens import Tokens
-from receiver.wire import Wire
+from receiver.wire import Busy, Turns, Wire
 
 log = structlog.get_logger("receiver")
 
 
-class Books(lanes.Books, overdue.Books, Protocol):
+class Books(lanes.Books, overdue.Books, Turns, Protocol):
     """What outbound and its parts need of the store."""
 
     async def create(self, new: NewPrediction) -> Created: ...
@@ -68,7 +68,8 @@ class Outbound:
         self._wires: dict[str, Wire] = {}
         for name, provider in providers.items():
             limits = settings.providers[name]
-            wire = self._wires[name] = Wire(client, limits, clock)
+            wire = Wire(name, limits.requests_per_minute, client, store, clock)
+            self._wires[name] = wire
             if limits.key is not None:
                 self._lanes[name] = Lane(
                     provider, limits, wire, store, inbox, tokens, settings, schedule, clock
@@ -92,8 +93,6 @@ class Outbound:
         self._lanes[name].ready = ready
 
     async def start(self) -> None:
-        for lane in self._lanes.values():
-            await lane.recover()
         # An earlier process may have died over a look, and callbacks have found nobody at home.
         for name in self._lanes:
             await self._store.hasten(name, self._clock())
@@ -207,7 +206,7 @@ class Outbound:
         if request is None:
             raise Problem(404, "no-model-details", f"{provider} does not describe single models")
         try:
-            answer = await self._turn(provider).ask(request)
+            answer = await self._ask(provider, request)
             body = msgspec.json.decode(answer.body)
         except (Unreadable, msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise Problem(502, "provider-unavailable", f"{provider} did not answer") from error
@@ -219,7 +218,7 @@ class Outbound:
     async def _cancel_at_provider(self, job: Job) -> None:
         lane = self._lane(job.provider)
         try:
-            answer = await self._turn(job.provider).ask(lane.provider.cancel(job.ticket))
+            answer = await self._ask(job.provider, lane.provider.cancel(job.ticket))
         except Unreadable as error:
             log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
             raise Problem(
@@ -229,14 +228,14 @@ class Outbound:
             await self._store.mark_cancel(job.ticket.id)
         await self._overdue.look(await self._job(job.ticket.id))
 
-    def _turn(self, provider: str) -> Wire:
-        """Give the wire to a provider, or refuse while its limits leave no room."""
-        wire = self._wires[provider]
-        wait = math.ceil(wire.wait())
-        if wait > 0:
+    async def _ask(self, provider: str, request: httpx.Request) -> Answer:
+        """Ask now, for a caller who waits, or refuse while the provider's limits leave no room."""
+        try:
+            return await self._wires[provider].ask(request)
+        except Busy as busy:
+            wait = math.ceil(busy.seconds)
             detail = f"{provider} takes no more requests for {wait} s; try again then"
-            raise Problem(429, "provider-busy", detail, retry_after=wait)
-        return wire
+            raise Problem(429, "provider-busy", detail, retry_after=wait) from busy
 
     def _lane(self, provider: str) -> Lane:
         if provider not in self._providers:

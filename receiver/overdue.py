@@ -19,12 +19,14 @@ from receiver.lane import LONGEST_NAP, MARGIN, Schedule
 from receiver.model import TERMINAL, Error, Outcome, Status
 from receiver.providers.base import Follow, Provider, Streamed
 from receiver.store.values import Job, Progress
-from receiver.wire import ANSWER_TIMEOUT, Wire
+from receiver.wire import ANSWER_TIMEOUT, Busy, Wire
 
 log = structlog.get_logger("receiver")
 
 _MOST_LOOKS: Final = 32
 _MOST_FOLLOWS: Final = 3
+_LAST_WORD: Final = 60.0
+"""Seconds past its deadline that a prediction waits for a provider's limits, to be asked about."""
 
 
 class Books(Protocol):
@@ -140,21 +142,26 @@ class Overdue:
             # Held well beyond the submit's time: whoever was submitting is gone.
             await self._store.progress(Progress(id=job.ticket.id, cause="ambiguous", due_at=now))
             return
-        over = job.deadline_at is not None and job.deadline_at <= now
-        wait = 0.0 if job.provider not in self._on else self._wires[job.provider].wait()
-        if wait > 0 and not over:
-            await self._again(job, now + wait)
-        elif await self._ask(job):
+        deadline = float("inf") if job.deadline_at is None else job.deadline_at
+        try:
+            ended = await self._ask(job)
+        except Busy as busy:
+            # Past its deadline a prediction waits once more for the last word, but not for ever.
+            if now < deadline + _LAST_WORD:
+                due_at = now + busy.seconds
+                await self._again(job, due_at if now >= deadline else min(due_at, deadline))
+                return
+            ended = False
+        if ended:
             return
-        elif over:
+        if now >= deadline:
             await self._expire(job)
         else:
-            await self._again(job, self._schedule.next_poll(job))
+            await self._again(job, min(self._schedule.next_poll(job), deadline))
 
     async def _again(self, job: Job, due_at: float) -> None:
-        if job.deadline_at is not None:
-            due_at = min(due_at, max(job.deadline_at, self._clock()))
         await self._store.progress(Progress(id=job.ticket.id, cause="looked", due_at=due_at))
+        self.due(due_at)
 
     async def _ask(self, job: Job) -> bool:
         """Ask the provider; True if that ended the prediction."""
@@ -168,6 +175,8 @@ class Overdue:
                 error = Error(code="canceled", message="canceled; the provider forgot it")
                 outcome = Outcome(kind="canceled", error=error)
             taken = await self._inbox.learned(job.provider, job.ticket.id, "poll", outcome, body)
+        except Busy:
+            raise
         except (Unreadable, Unproved) as error:
             log.warning(
                 "poll.failed", provider=job.provider, prediction=job.ticket.id, reason=str(error)

@@ -1,87 +1,60 @@
-"""The wire to one provider: requests go out under its pace, answers come back whole."""
+"""The wire to one provider: requests go out under its limits, answers come back whole."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import httpx
 
 from receiver.errors import Unreadable
 from receiver.inflate import read_capped
 from receiver.providers.base import Answer, retry_after
-from receiver.settings import ProviderSettings
+from receiver.store.values import Turn
 
-WINDOW: Final = 60.0
 AT_ONCE: Final = 64
 """Requests in flight to a provider that sets no limit."""
 ANSWER_TIMEOUT: Final = 60.0
 """Seconds for a whole answer; past it a submit is ambiguous."""
 _LARGEST_ANSWER: Final = 32 * 1024 * 1024
 _DEFAULT_PAUSE: Final = 1.0
-_MOMENT: Final = 0.05
-"""Seconds a reservation lasts, more or less."""
-
 
 BROKEN: Final = (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError)
 """What a request can end in; httpx reads the target of a redirect even if it is not followed."""
 
 
-class Pace:
-    """At most so many requests in any minute; the window slides."""
+class Busy(Unreadable):
+    """The provider takes no more requests for so many seconds."""
 
-    def __init__(self, per_minute: int | None) -> None:
-        self._per_minute = per_minute
-        self._times: deque[float] = deque()
-        self._reserved = 0
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"no more requests for {seconds:.1f} s")
+        self.seconds = seconds
 
-    def seed(self, times: list[float]) -> None:
-        """Remember requests of an earlier process, so that a restart is no way around the limit."""
-        self._times.extend(times)
 
-    def room(self, now: float) -> int:
-        """Say how many requests may be sent now."""
-        if self._per_minute is None:
-            return AT_ONCE
-        while self._times and self._times[0] <= now - WINDOW:
-            self._times.popleft()
-        return self._per_minute - len(self._times) - self._reserved
+class Turns(Protocol):
+    """Where requests are counted, for all who send them (the store)."""
 
-    def spend(self, now: float, requests: int = 1) -> None:
-        if self._per_minute is not None:
-            self._times.extend([now] * requests)
-
-    def reserve(self, requests: int) -> None:
-        """Keep room for requests while it is found out how many there will be."""
-        self._reserved += requests
-
-    def settle(self, reserved: int, now: float, requests: int) -> None:
-        """Give a reservation back, and spend what is sent of it."""
-        self._reserved -= reserved
-        self.spend(now, requests)
-
-    def wait(self, now: float) -> float:
-        """Say how many seconds until there is room again."""
-        if self.room(now) > 0:
-            return 0.0
-        if self._per_minute is None or len(self._times) < self._per_minute:
-            return _MOMENT
-        return self._times[0] + WINDOW - now
+    async def take_turn(self, turn: Turn) -> float: ...
 
 
 class Wire:
-    """Sends an adapter's requests under the provider's pace, and reads the answers whole."""
+    """Sends an adapter's requests under the provider's limits, and reads the answers whole."""
 
     def __init__(
-        self, client: httpx.AsyncClient, limits: ProviderSettings, clock: Callable[[], float]
+        self,
+        provider: str,
+        per_minute: int | None,
+        client: httpx.AsyncClient,
+        turns: Turns,
+        clock: Callable[[], float],
     ) -> None:
+        self._provider = provider
+        self._per_minute = per_minute
         self._client = client
+        self._turns = turns
         self._clock = clock
-        self.pace = Pace(limits.requests_per_minute)
-        self.paused_until = 0.0
-        """Until then the provider wants no requests (its 429)."""
+        self._paused_until = 0.0
 
     async def send(self, request: httpx.Request, seconds: float) -> Answer:
         """Send without following redirects: they would carry the key elsewhere, or bill twice."""
@@ -93,9 +66,11 @@ class Wire:
         return Answer(response.status_code, response.headers, body, self._clock())
 
     async def ask(self, request: httpx.Request) -> Answer:
-        """Send a request that can be repeated; raise Unreadable if that gave no answer to read."""
-        now = self._clock()
-        self.pace.spend(now)
+        """Send a request that can be repeated; raise Unreadable if that gave no answer to read.
+
+        Raises Busy if the provider takes no request now; nothing was sent then.
+        """
+        await self._turn()
         try:
             answer = await self.send(request, ANSWER_TIMEOUT)
         except BROKEN as error:
@@ -106,11 +81,18 @@ class Wire:
         return answer
 
     def pause(self, seconds: float | None) -> None:
-        """Send nothing for so long, and for a moment at least."""
+        """Send nothing for so long, and for a moment at least: the provider's 429 means that."""
         seconds = max(seconds or 0.0, _DEFAULT_PAUSE)
-        self.paused_until = max(self.paused_until, self._clock() + seconds)
+        self._paused_until = max(self._paused_until, self._clock() + seconds)
 
-    def wait(self) -> float:
-        """Say how many seconds until a request may be sent."""
-        now = self._clock()
-        return max(self.paused_until - now, self.pace.wait(now), 0.0)
+    def paused(self) -> float:
+        """Say for how many seconds nothing may be sent."""
+        return max(self._paused_until - self._clock(), 0.0)
+
+    async def _turn(self) -> None:
+        wait = self.paused()
+        if wait == 0.0 and self._per_minute is not None:
+            turn = Turn(provider=self._provider, now=self._clock(), per_minute=self._per_minute)
+            wait = await self._turns.take_turn(turn)
+        if wait > 0.0:
+            raise Busy(wait)

@@ -1,13 +1,14 @@
-"""What is written: functions of a connection and all the items that wait for one operation.
+"""What is written: one function for each operation, given all the items that wait for it.
 
-Each runs inside the writer's transaction and gives one answer per item, in order.
+Each is a generator that yields the steps of one transaction and knows no database; each engine
+runs them in its own way. It returns one result an item, in order.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -15,8 +16,10 @@ import msgspec
 from receiver.model import Status, delivery_id, event_id
 from receiver.store import queries as q
 from receiver.store import rows as to
+from receiver.store.dialect import Owe, Run, Steps
 from receiver.store.values import (
     Arrival,
+    Begun,
     Claims,
     Created,
     Job,
@@ -24,49 +27,86 @@ from receiver.store.values import (
     NewPrediction,
     Progress,
     Replayed,
+    Role,
     Ruling,
     Settlement,
     Slots,
     Taken,
+    Turn,
     Wanted,
 )
 
-_LARGEST_RAW: Final = 4 * 1024 * 1024
+LARGEST_RAW: Final = 4 * 1024 * 1024
 """Characters of a provider's payload up to which a handler is given it."""
-_LARGEST_INLINE_BODY: Final = 32 * 1024
-"""Bytes up to which a body travels inside the batch's JSON; larger ones are bound one by one."""
+WINDOW: Final = 60.0
+"""Seconds over which a provider's requests are counted; the window slides."""
 
 
 def _text(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def create(cx: sqlite3.Connection, items: Sequence[NewPrediction]) -> list[Created]:
-    return [_create_one(cx, new) for new in items]
+def create(items: Sequence[NewPrediction]) -> Steps[list[Created]]:
+    results = []
+    for new in items:
+        row = msgspec.structs.asdict(new)
+        row |= {"input": _text(new.input), "metadata": _text(new.metadata)}
+        if (yield Run(q.INSERT_PREDICTION, row)):
+            results.append(Created(new.id, is_new=True, fingerprint=new.fingerprint))
+        else:
+            [first] = yield Run(q.SELECT_BY_IDEMPOTENCY_KEY, row)
+            results.append(Created(first[0], is_new=False, fingerprint=first[1]))
+    return results
 
 
-def _create_one(cx: sqlite3.Connection, new: NewPrediction) -> Created:
-    row = msgspec.structs.asdict(new) | {"input": _text(new.input), "metadata": _text(new.metadata)}
-    if cx.execute(q.INSERT_PREDICTION, row).rowcount:
-        return Created(new.id, is_new=True, fingerprint=new.fingerprint)
-    first = cx.execute(q.SELECT_BY_IDEMPOTENCY_KEY, (new.idempotency_key,)).fetchone()
-    return Created(first[0], is_new=False, fingerprint=first[1])
+def begin_submits(items: Sequence[Slots]) -> Steps[list[Begun]]:
+    results = []
+    for slots in items:
+        results.append((yield from _begin_some(slots)))  # noqa: PERF401 - a generator yields for it
+    return results
 
 
-def begin_submits(cx: sqlite3.Connection, items: Sequence[Slots]) -> list[list[Job]]:
-    return [_begin_some(cx, slots) for slots in items]
-
-
-def _begin_some(cx: sqlite3.Connection, slots: Slots) -> list[Job]:
+def _begin_some(slots: Slots) -> Steps[Begun]:
+    provider = {"provider": slots.provider}
     most = slots.most
+    wait = 0.0
+    if slots.max_in_flight is not None or slots.per_minute is not None:
+        yield Run(q.HOLD_LIMITS, provider)
     if slots.max_in_flight is not None:
-        in_flight = cx.execute(q.COUNT_IN_FLIGHT, (slots.provider,)).fetchone()[0]
+        [[in_flight]] = yield Run(q.COUNT_IN_FLIGHT, provider)
         most = min(most, slots.max_in_flight - in_flight)
+    if slots.per_minute is not None:
+        room, wait = yield from _room(slots.provider, slots.now, slots.per_minute)
+        most = min(most, room)
     if most <= 0:
-        return []
-    row = msgspec.structs.asdict(slots) | {"most": most}
-    rows = cx.execute(q.BEGIN_SUBMITS, row).fetchall()
-    return sorted((to.job(row) for row in rows), key=lambda job: job.ticket.id)
+        return Begun([], wait)
+    params = msgspec.structs.asdict(slots)
+    params |= {"most": most, "deadline": slots.now + slots.timeout}
+    jobs = [to.job(row) for row in (yield Run(q.BEGIN_SUBMITS, params))]
+    if jobs and slots.per_minute is not None:
+        yield Run(q.INSERT_REQUESTS, {**provider, "now": slots.now, "requests": len(jobs)})
+    return Begun(sorted(jobs, key=lambda job: job.ticket.id), wait)
+
+
+def _room(provider: str, now: float, per_minute: int) -> Steps[tuple[int, float]]:
+    """Say how many requests may be sent now, and in how many seconds there will be more."""
+    params = {"provider": provider, "since": now - WINDOW}
+    [[sent, first]] = yield Run(q.COUNT_REQUESTS, params)
+    room = per_minute - sent
+    return room, 0.0 if room > 0 else first + WINDOW - now
+
+
+def take_turns(items: Sequence[Turn]) -> Steps[list[float]]:
+    results = []
+    for turn in items:
+        params = {"provider": turn.provider, "now": turn.now, "requests": 1}
+        yield Run(q.HOLD_LIMITS, params)
+        yield Run(q.FORGET_REQUESTS, params | {"since": turn.now - WINDOW})
+        room, wait = yield from _room(turn.provider, turn.now, turn.per_minute)
+        if room > 0:
+            yield Run(q.INSERT_REQUESTS, params)
+        results.append(wait)
+    return results
 
 
 _PROGRESS: Final = {
@@ -77,57 +117,53 @@ _PROGRESS: Final = {
 }
 
 
-def progress(cx: sqlite3.Connection, items: Sequence[Progress]) -> list[None]:
-    for item in items:
+def progress(items: Sequence[Progress]) -> Steps[list[None]]:
+    for item in sorted(items, key=lambda item: item.id):
         row = msgspec.structs.asdict(item) | {"links": _text(item.links)}
-        cx.execute(_PROGRESS[item.cause], row)
+        yield Run(_PROGRESS[item.cause], row)
     return [None] * len(items)
 
 
-def claim_due(
-    cx: sqlite3.Connection, items: Sequence[tuple[str, float, float, int]]
-) -> list[list[Job]]:
-    return [_claim_some(cx, *item) for item in items]
+def claim_due(items: Sequence[tuple[str, float, float, int]]) -> Steps[list[list[Job]]]:
+    results = []
+    for provider, now, hold_until, most in items:
+        params = {"provider": provider, "now": now, "hold_until": hold_until, "most": most}
+        results.append([to.job(row) for row in (yield Run(q.CLAIM_DUE, params))])
+    return results
 
 
-def _claim_some(
-    cx: sqlite3.Connection, provider: str, now: float, hold_until: float, most: int
-) -> list[Job]:
-    params = {"provider": provider, "now": now, "hold_until": hold_until, "most": most}
-    return [to.job(row) for row in cx.execute(q.CLAIM_DUE, params).fetchall()]
-
-
-def hasten(cx: sqlite3.Connection, items: Sequence[tuple[str, float]]) -> list[None]:
+def hasten(items: Sequence[tuple[str, float]]) -> Steps[list[None]]:
     for provider, now in items:
-        cx.execute(q.HASTEN_LOOKS, {"provider": provider, "now": now})
+        yield Run(q.HASTEN_LOOKS, {"provider": provider, "now": now})
     return [None] * len(items)
 
 
-def mark_cancel(cx: sqlite3.Connection, items: Sequence[str]) -> list[None]:
-    cx.executemany(q.MARK_CANCEL, [(item,) for item in items])
+def mark_cancel(items: Sequence[str]) -> Steps[list[None]]:
+    for item in sorted(items):
+        yield Run(q.MARK_CANCEL, {"id": item})
     return [None] * len(items)
 
 
-def recover(cx: sqlite3.Connection, items: Sequence[tuple[str, float]]) -> list[None]:
+def recover(items: Sequence[tuple[str, float]]) -> Steps[list[None]]:
     for owner, now in items:
-        cx.execute(q.DOUBT_ABANDONED_SUBMITS, {"now": now})
+        yield Run(q.DOUBT_ABANDONED_SUBMITS, {"now": now})
         params = {"owner": owner, "now": now, "everyone": True, "reason": "its process died"}
-        cx.execute(q.RECLAIM, params).fetchall()
+        yield Run(q.RECLAIM, params)
     return [None] * len(items)
 
 
-def accept(cx: sqlite3.Connection, items: Sequence[Arrival]) -> list[Taken]:
-    """Rule on every arrival in order, then write all their consequences in four statements."""
-    known = _known(cx, (item.prediction_id for item in items))
+def accept(items: Sequence[Arrival]) -> Steps[list[Taken]]:
+    """Rule on every arrival in order, then write all their consequences in a few statements."""
+    known = yield from _known({item.prediction_id for item in items})
     batch = _Batch()
     taken = [_rule(known, item, batch) for item in items]
-    batch.write(cx)
+    yield from batch.write()
     return taken
 
 
-def _known(cx: sqlite3.Connection, ids: Iterable[str]) -> dict[str, Known]:
-    text = cx.execute(q.SELECT_KNOWN, {"rows": _text(list(ids))}).fetchone()[0]
-    return {row.id: row for row in msgspec.json.decode(text, type=list[Known])}
+def _known(ids: Iterable[str]) -> Steps[dict[str, Known]]:
+    found = yield Run(q.SELECT_KNOWN, rows=[(prediction_id,) for prediction_id in ids])
+    return {row[0]: Known(row[0], row[1], row[2], Status(row[3]), row[4], row[5]) for row in found}
 
 
 def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
@@ -149,12 +185,21 @@ def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
     return Taken(ruling.verdict, ruling.status, ruling.reason, made, ruling.handlers)
 
 
+class _Evidence:
+    """A row of callbacks to be; the same bytes again in the batch only count."""
+
+    def __init__(self, row: tuple[Any, ...], verdict: str, reason: str) -> None:
+        self.row = row
+        self.verdict = verdict
+        self.reason = reason
+        self.repeats = 0
+
+
 class _Batch:
     """Rows to be written together."""
 
     def __init__(self) -> None:
-        self._callbacks: list[tuple[Any, ...]] = []
-        self._large_callbacks: list[tuple[Any, ...]] = []
+        self._callbacks: dict[tuple[str, str, str], _Evidence] = {}
         self._ends: list[tuple[Any, ...]] = []
         self._events: list[tuple[Any, ...]] = []
         self._deliveries: list[tuple[Any, ...]] = []
@@ -183,16 +228,14 @@ class _Batch:
     def keep(self, arrival: Arrival, verdict: str, reason: str) -> None:
         body = arrival.body if verdict != "duplicate" else b""
         digest = blake2b(arrival.body, digest_size=16).hexdigest()
-        try:
-            text = body.decode() if b"\0" not in body else None
-        except UnicodeDecodeError:
-            text = None
-        head = (arrival.prediction_id, arrival.channel, digest, arrival.at, arrival.headers)
-        if text is None or len(body) > _LARGEST_INLINE_BODY:
-            value = body if text is None else text
-            self._large_callbacks.append((*head, value, verdict, reason))
+        key = (arrival.prediction_id, arrival.channel or "", digest)
+        evidence = self._callbacks.get(key)
+        if evidence is None:
+            row = (*key, arrival.at, arrival.headers, body)
+            self._callbacks[key] = _Evidence(row, verdict, reason)
         else:
-            self._callbacks.append((*head, text, verdict, reason))
+            evidence.repeats += 1
+            evidence.verdict = "accepted" if verdict == "accepted" else evidence.verdict
 
     def _end(self, arrival: Arrival, ruling: Ruling) -> None:
         outcome = arrival.outcome
@@ -215,47 +258,47 @@ class _Batch:
             for name in ruling.handlers
         )
 
-    def write(self, cx: sqlite3.Connection) -> None:
-        # The large first: their repeats in the same batch are small, having no body, and the first
-        # row of a digest is the one that is kept.
-        if self._large_callbacks:
-            cx.executemany(q.INSERT_CALLBACK, self._large_callbacks)
-        for sql, rows in (
-            (q.INSERT_CALLBACKS, self._callbacks),
+    def write(self) -> Steps[None]:
+        # In one order, so that two batches in two processes never wait for each other in a circle.
+        callbacks = [
+            (*evidence.row, evidence.verdict, evidence.reason, evidence.repeats)
+            for _, evidence in sorted(self._callbacks.items(), key=itemgetter(0))
+        ]
+        for query, rows in (
+            (q.INSERT_CALLBACKS, callbacks),
             (q.END_PREDICTIONS, self._ends),
             (q.INSERT_EVENTS, self._events),
             (q.INSERT_DELIVERIES, self._deliveries),
         ):
             if rows:
-                cx.execute(sql, {"rows": _text(rows)})
-        if self._notes:
-            cx.executemany(q.NOTE_PREDICTION, self._notes)
+                yield Run(query, rows=rows)
+        for note in self._notes:
+            yield Run(q.NOTE_PREDICTION, note)
+        if self._deliveries:
+            yield Owe([(row[0], row[2]) for row in self._deliveries])
 
 
-def claim(cx: sqlite3.Connection, items: Sequence[Wanted]) -> list[Claims]:
-    return [_claim_for(cx, wanted) for wanted in items]
+def claim(items: Sequence[Wanted]) -> Steps[list[Claims]]:
+    """Claim for lanes whose queue is the rows themselves."""
+    results = []
+    for wanted in items:
+        params = msgspec.structs.asdict(wanted) | {"largest": LARGEST_RAW}
+        claims = [to.claimed(row, wanted.handler) for row in (yield Run(q.SELECT_WANTED, params))]
+        if claims:
+            yield Run(q.CLAIM_DELIVERIES, params, [(claim.id,) for claim in claims])
+        next_due = None
+        if len(claims) < wanted.most:
+            [[next_due]] = yield Run(q.NEXT_PENDING, params)
+        results.append(Claims(claims, next_due))
+    return results
 
 
-def _claim_for(cx: sqlite3.Connection, wanted: Wanted) -> Claims:
-    params = msgspec.structs.asdict(wanted) | {"largest": _LARGEST_RAW}
-    text = cx.execute(q.SELECT_WANTED, params).fetchone()[0]
-    claims = [to.claimed(row, wanted.handler) for row in msgspec.json.decode(text)]
-    if claims:
-        params["rows"] = _text([claim.id for claim in claims])
-        cx.execute(q.CLAIM_DELIVERIES, params)
-    next_due = None
-    if len(claims) < wanted.most:
-        next_due = cx.execute(q.NEXT_PENDING, (wanted.handler,)).fetchone()[0]
-    return Claims(claims, next_due)
-
-
-def settle(cx: sqlite3.Connection, items: Sequence[Settlement]) -> list[bool]:
-    params = {"rows": _text([_settlement_row(item) for item in items])}
-    held = msgspec.json.decode(cx.execute(q.SELECT_HELD, params).fetchone()[0])
-    cx.execute(q.INSERT_ATTEMPTS, params)
-    cx.execute(q.SETTLE_DELIVERIES, params)
-    mine = {(delivery_id, number) for delivery_id, number in held}
-    return [(item.id, item.number) in mine for item in items]
+def settle(items: Sequence[Settlement]) -> Steps[list[bool]]:
+    rows = [_settlement_row(item) for item in items]
+    held = {(row[0], row[1]) for row in (yield Run(q.SELECT_HELD, rows=rows))}
+    yield Run(q.INSERT_ATTEMPTS, rows=rows)
+    yield Run(q.SETTLE_DELIVERIES, rows=rows)
+    return [(item.id, item.number) in held for item in items]
 
 
 def _settlement_row(item: Settlement) -> tuple[Any, ...]:
@@ -274,70 +317,100 @@ def _settlement_row(item: Settlement) -> tuple[Any, ...]:
     )
 
 
-def release(cx: sqlite3.Connection, items: Sequence[tuple[str, float]]) -> list[None]:
+def release(items: Sequence[tuple[str, float]]) -> Steps[list[list[str]]]:
+    results = []
     for owner, now in items:
-        cx.execute(q.RELEASE_DELIVERIES, {"owner": owner, "now": now})
-    return [None] * len(items)
+        given_back = yield Run(q.RELEASE_DELIVERIES, {"owner": owner, "now": now})
+        results.append([row[0] for row in given_back])
+    return results
 
 
-def renew(cx: sqlite3.Connection, items: Sequence[tuple[str, list[str], float]]) -> list[None]:
+def renew(items: Sequence[tuple[str, list[str], float]]) -> Steps[list[list[str]]]:
+    results = []
     for owner, ids, lease_until in items:
-        params = {"owner": owner, "lease_until": lease_until, "rows": _text(ids)}
-        cx.execute(q.RENEW_LEASES, params)
-    return [None] * len(items)
+        params = {"owner": owner, "lease_until": lease_until}
+        renewed = yield Run(q.RENEW_LEASES, params, [(delivery_id,) for delivery_id in ids])
+        results.append([row[0] for row in renewed])
+    return results
 
 
-def reclaim(cx: sqlite3.Connection, items: Sequence[tuple[str, float]]) -> list[list[str]]:
-    found = []
+def reclaim(items: Sequence[tuple[str, float]]) -> Steps[list[list[str]]]:
+    """Give back what has no owner any more; name its handlers."""
+    results = []
     for owner, now in items:
         params = {"owner": owner, "now": now, "everyone": False, "reason": "its lease ran out"}
-        found.append([row[0] for row in cx.execute(q.RECLAIM, params).fetchall()])
-    return found
+        found = yield Run(q.RECLAIM, params)
+        results.append([handler for _, handler in found])
+    return results
 
 
 _Replay = tuple[str, Callable[[Known, str], Sequence[str]], float]
 
 
-def replay(cx: sqlite3.Connection, items: Sequence[_Replay]) -> list[Replayed]:
-    return [_replay_one(cx, *item) for item in items]
+def replay(items: Sequence[_Replay]) -> Steps[list[Replayed]]:
+    results = []
+    for prediction_id, match, now in items:
+        results.append((yield from _replay_one(prediction_id, match, now)))
+    return results
 
 
 def _replay_one(
-    cx: sqlite3.Connection,
-    prediction_id: str,
-    match: Callable[[Known, str], Sequence[str]],
-    now: float,
-) -> Replayed:
-    event = cx.execute(q.SELECT_EVENT_TYPE, (prediction_id,)).fetchone()
-    if event is None:
+    prediction_id: str, match: Callable[[Known, str], Sequence[str]], now: float
+) -> Steps[Replayed]:
+    event = yield Run(q.SELECT_EVENT_TYPE, {"prediction_id": prediction_id})
+    if not event:
         return Replayed(None)
-    known = _known(cx, [prediction_id])[prediction_id]
+    known = yield from _known([prediction_id])
     rows = [
         (delivery_id(prediction_id, name), prediction_id, name, now)
-        for name in match(known, event[0])
+        for name in match(known[prediction_id], event[0][0])
     ]
-    owed = cx.execute(q.REPLAY_DELIVERIES, {"rows": _text(rows)}).fetchall()
-    cx.execute(q.FORGET_STEPS, {"rows": _text([row[0] for row in owed])})
-    return Replayed(len(owed), tuple(handler for _, handler in owed))
+    owed = (yield Run(q.REPLAY_DELIVERIES, rows=rows)) if rows else []
+    if owed:
+        yield Run(q.FORGET_STEPS, rows=[(row[0],) for row in owed])
+        yield Owe([(row[0], row[1]) for row in owed])
+    return Replayed(len(owed), tuple(row[1] for row in owed))
 
 
-def retry(cx: sqlite3.Connection, items: Sequence[tuple[str, float]]) -> list[str | None]:
-    return [_retry_one(cx, {"id": delivery_id, "now": now}) for delivery_id, now in items]
+def retry(items: Sequence[tuple[str, float]]) -> Steps[list[str | None]]:
+    results = []
+    for wanted, now in items:
+        params = {"id": wanted, "now": now}
+        owed = (yield Run(q.RETRY_DELIVERY, params)) or (yield Run(q.HASTEN_DELIVERY, params))
+        if owed:
+            yield Owe([(owed[0][0], owed[0][1])])
+        results.append(owed[0][1] if owed else None)
+    return results
 
 
-def _retry_one(cx: sqlite3.Connection, params: dict[str, Any]) -> str | None:
-    for sql in (q.RETRY_DELIVERY, q.HASTEN_DELIVERY):
-        rows = cx.execute(sql, params).fetchall()
-        if rows:
-            return str(rows[0][0])
-    return None
-
-
-def remember(cx: sqlite3.Connection, items: Sequence[tuple[str, str, str]]) -> list[None]:
-    cx.executemany(q.INSERT_STEP, items)
+def remember(items: Sequence[tuple[str, str, str]]) -> Steps[list[None]]:
+    for delivery, key, result in items:
+        params = {"delivery_id": delivery, "key": key, "result": result}
+        yield Run(q.INSERT_STEP, params)
     return [None] * len(items)
 
 
-def probe(cx: sqlite3.Connection, items: Sequence[float]) -> list[None]:
-    cx.execute(q.PROBE, (items[-1], items[-1]))
+def probe(items: Sequence[float]) -> Steps[list[None]]:
+    yield Run(q.PROBE, {"now": items[-1]})
+    return [None] * len(items)
+
+
+def hold_role(items: Sequence[Role]) -> Steps[list[bool]]:
+    results = []
+    for item in items:
+        held = yield Run(q.HOLD_ROLE, msgspec.structs.asdict(item))
+        results.append(bool(held))
+    return results
+
+
+def report_role(items: Sequence[tuple[str, str, bool]]) -> Steps[list[None]]:
+    for name, owner, at_work in items:
+        params = {"name": name, "owner": owner, "at_work": int(at_work)}
+        yield Run(q.REPORT_ROLE, params)
+    return [None] * len(items)
+
+
+def leave_role(items: Sequence[tuple[str, str]]) -> Steps[list[None]]:
+    for name, owner in items:
+        yield Run(q.LEAVE_ROLE, {"name": name, "owner": owner})
     return [None] * len(items)

@@ -1,15 +1,13 @@
-"""Every query, named and described.
-
-Those that run for many rows at once take one JSON array (`:rows`) and do the batch in a single
-step: Python's sqlite3 gives up the interpreter lock around every step, and getting it back while
-the event loop is busy costs far more than the step itself.
-"""
+"""Every query, named and described; what the marks in them mean is said in `dialect`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Final
 
 from receiver.model import IN_FLIGHT, TERMINAL, Cause, Status, sources
+from receiver.store.dialect import Query
 
 
 def _in(statuses: frozenset[Status]) -> str:
@@ -20,22 +18,40 @@ _TERMINAL: Final = _in(TERMINAL)
 
 # --- predictions ---
 
-INSERT_PREDICTION: Final = """
+INSERT_PREDICTION: Final = Query("""
 INSERT INTO predictions (id, provider, model, mode, status, input, metadata, parent_id,
                          idempotency_key, fingerprint, created_at, due_at)
 VALUES (:id, :provider, :model, :mode, 'queued', :input, :metadata, :parent_id,
         :idempotency_key, :fingerprint, :created_at, :created_at)
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-"""
+RETURNING id
+""")
 
-SELECT_BY_IDEMPOTENCY_KEY: Final = (
-    "SELECT id, fingerprint FROM predictions WHERE idempotency_key = ?"
+SELECT_BY_IDEMPOTENCY_KEY: Final = Query(
+    "SELECT id, fingerprint FROM predictions WHERE idempotency_key = :idempotency_key"
 )
 
-COUNT_IN_FLIGHT: Final = f"""
-SELECT count(*) FROM predictions WHERE provider = ? AND status IN ({_in(IN_FLIGHT)})
+# Whoever counts what a provider still takes holds its row, so that two never count at once.
+HOLD_LIMITS: Final = Query("""
+INSERT INTO limits (provider, turns) VALUES (:provider, 1)
+ON CONFLICT (provider) DO UPDATE SET turns = limits.turns + 1
+""")
+
+COUNT_IN_FLIGHT: Final = Query(f"""
+SELECT count(*) FROM predictions WHERE provider = :provider AND status IN ({_in(IN_FLIGHT)})
 AND due_at IS NOT NULL
-"""  # noqa: S608 - our own constants
+""")  # noqa: S608 - our own constants
+
+COUNT_REQUESTS: Final = Query("""
+SELECT CAST(coalesce(sum(requests), 0) AS bigint), min(at) FROM requests
+WHERE provider = :provider AND at > :since
+""")
+
+INSERT_REQUESTS: Final = Query(
+    "INSERT INTO requests (provider, at, requests) VALUES (:provider, :now, :requests)"
+)
+
+FORGET_REQUESTS: Final = Query("DELETE FROM requests WHERE provider = :provider AND at <= :since")
 
 _JOB_COLUMNS: Final = """
 id, provider, model, mode, status, input, provider_id, links, submitted_at, cancel_requested,
@@ -43,276 +59,312 @@ submits, polls, created_at, deadline_at
 """
 
 # The oldest first, so that predictions wait in order; one that was told to come later is passed.
-BEGIN_SUBMITS: Final = f"""
+BEGIN_SUBMITS: Final = Query(f"""
 UPDATE predictions
-SET status = 'submitting', submits = submits + 1, submitted_at = :now, due_at = :hold_until,
-    deadline_at = coalesce(deadline_at, :now + :timeout)
+SET status = 'submitting', submits = submits + 1, submitted_at = :now,
+    due_at = CASE mode WHEN 'sync' THEN :hold_sync_until ELSE :hold_until END,
+    deadline_at = coalesce(deadline_at, :deadline)
 WHERE id IN (SELECT id FROM predictions WHERE provider = :provider AND status = 'queued'
-             AND due_at <= :now ORDER BY id LIMIT :most)
+             AND due_at <= :now ORDER BY id LIMIT :most {{skip}})
 RETURNING {_JOB_COLUMNS}
-"""  # noqa: S608
+""")  # noqa: S608
 
-NEXT_QUEUED: Final = """
-SELECT min(due_at) FROM predictions WHERE provider = ? AND status = 'queued'
-"""
+NEXT_QUEUED: Final = Query("""
+SELECT min(due_at) FROM predictions WHERE provider = :provider AND status = 'queued'
+""")
 
 # A callback may have come first: then the state stays and only the names are filled in. An earlier
 # due time stays too, as it means that somebody asked for a look.
-ACCEPT_SUBMIT: Final = f"""
+ACCEPT_SUBMIT: Final = Query(f"""
 UPDATE predictions
 SET provider_id = coalesce(provider_id, :provider_id), links = :links,
-    due_at = CASE WHEN status IN ({_TERMINAL}) THEN NULL ELSE min(due_at, :due_at, deadline_at) END,
+    due_at = CASE WHEN status IN ({_TERMINAL}) THEN NULL
+                  ELSE least(due_at, :due_at, deadline_at) END,
     status = CASE WHEN status IN ({_in(sources(Cause.ACCEPTED))}) THEN 'processing' ELSE status END
 WHERE id = :id
-"""  # noqa: S608
+""")  # noqa: S608
 
-POSTPONE_SUBMIT: Final = f"""
-UPDATE predictions SET status = 'queued', due_at = min(:due_at, deadline_at), submitted_at = NULL
+POSTPONE_SUBMIT: Final = Query(f"""
+UPDATE predictions SET status = 'queued', due_at = least(:due_at, deadline_at), submitted_at = NULL
 WHERE id = :id AND status IN ({_in(sources(Cause.POSTPONED))})
-"""  # noqa: S608
+""")  # noqa: S608
 
-DOUBT_SUBMIT: Final = f"""
-UPDATE predictions SET status = 'unconfirmed', due_at = min(due_at, :due_at, deadline_at)
+DOUBT_SUBMIT: Final = Query(f"""
+UPDATE predictions SET status = 'unconfirmed', due_at = least(due_at, :due_at, deadline_at)
 WHERE id = :id AND status IN ({_in(sources(Cause.AMBIGUOUS))})
-"""  # noqa: S608
+""")  # noqa: S608
 
 # Whoever looks holds the row until later than `due_at`: an earlier time means a new wish to look.
-LOOKED: Final = f"""
-UPDATE predictions SET due_at = min(due_at, :due_at), polls = polls + 1
+LOOKED: Final = Query(f"""
+UPDATE predictions SET due_at = least(due_at, :due_at), polls = polls + 1
 WHERE id = :id AND status NOT IN ({_TERMINAL})
-"""  # noqa: S608
+""")  # noqa: S608
 
 # Taking a due row pushes its due time: if we die over it, it is due again.
-CLAIM_DUE: Final = f"""
+CLAIM_DUE: Final = Query(f"""
 UPDATE predictions SET due_at = :hold_until
 WHERE id IN (SELECT id FROM predictions
              WHERE provider = :provider AND due_at <= :now AND status <> 'queued'
-             ORDER BY due_at LIMIT :most)
+             ORDER BY due_at LIMIT :most {{skip}})
 RETURNING {_JOB_COLUMNS}
-"""  # noqa: S608
+""")  # noqa: S608
 
-SELECT_STALE: Final = """
+SELECT_STALE: Final = Query("""
 SELECT id FROM predictions
-WHERE provider = ? AND status = 'queued' AND due_at IS NOT NULL AND created_at <= ? LIMIT ?
-"""
+WHERE provider = :provider AND status = 'queued' AND due_at IS NOT NULL AND created_at <= :before
+LIMIT :most
+""")
 
-NEXT_DUE: Final = """
+NEXT_DUE: Final = Query("""
 SELECT min(due_at) FROM predictions
-WHERE provider = ? AND due_at IS NOT NULL AND status <> 'queued'
-"""
+WHERE provider = :provider AND due_at IS NOT NULL AND status <> 'queued'
+""")
 
-SELECT_JOB: Final = f"SELECT {_JOB_COLUMNS} FROM predictions WHERE id = ?"  # noqa: S608
+SELECT_JOB: Final = Query(f"SELECT {_JOB_COLUMNS} FROM predictions WHERE id = :id")  # noqa: S608
 
-MARK_CANCEL: Final = f"""
-UPDATE predictions SET cancel_requested = 1 WHERE id = ? AND status NOT IN ({_TERMINAL})
-"""  # noqa: S608
+MARK_CANCEL: Final = Query(f"""
+UPDATE predictions SET cancel_requested = 1 WHERE id = :id AND status NOT IN ({_TERMINAL})
+""")  # noqa: S608
 
 # Only this process can have been submitting, and it was not: the answer, if any, is lost.
-DOUBT_ABANDONED_SUBMITS: Final = """
+DOUBT_ABANDONED_SUBMITS: Final = Query("""
 UPDATE predictions SET status = 'unconfirmed', due_at = :now WHERE status = 'submitting'
-"""
+""")
 
-SELECT_ID_BY_PROVIDER_ID: Final = (
-    "SELECT id FROM predictions WHERE provider = ? AND provider_id = ?"
-)
-
-SELECT_SUBMIT_TIMES: Final = """
-SELECT submitted_at FROM predictions
-WHERE provider = ? AND id >= ? AND submitted_at >= ? ORDER BY submitted_at
-"""
+SELECT_ID_BY_PROVIDER_ID: Final = Query("""
+SELECT id FROM predictions WHERE provider = :provider AND provider_id = :provider_id
+""")
 
 # What may have been said while nobody listened is asked for.
-HASTEN_LOOKS: Final = """
-UPDATE predictions SET due_at = min(due_at, :now)
+HASTEN_LOOKS: Final = Query("""
+UPDATE predictions SET due_at = least(due_at, :now)
 WHERE provider = :provider AND status IN ('processing', 'unconfirmed') AND due_at IS NOT NULL
-"""
+""")
 
 _PREDICTION_COLUMNS: Final = """
 id, provider, model, status, mode, input, metadata, provider_id, output, error_code, error_message,
 channel, parent_id, created_at, submitted_at, completed_at
 """
 
-SELECT_PREDICTION: Final = f"SELECT {_PREDICTION_COLUMNS} FROM predictions WHERE id = ?"  # noqa: S608
+SELECT_PREDICTION: Final = Query(
+    f"SELECT {_PREDICTION_COLUMNS} FROM predictions WHERE id = :id"  # noqa: S608
+)
 
-LIST_PREDICTIONS: Final = f"""
-SELECT {_PREDICTION_COLUMNS} FROM predictions {{where}} ORDER BY id DESC LIMIT :limit
-"""  # noqa: S608
 
-# Each filter that is given adds its clause.
-PREDICTION_CLAUSES: Final = {
-    "status": "status = :status",
-    "provider": "provider = :provider",
-    "cursor": "id < :cursor",
-}
+class Listing:
+    """A list that is filtered by any of its clauses, newest first; one row more than asked for."""
+
+    def __init__(self, text: str, clauses: Mapping[str, str]) -> None:
+        self._text = text
+        self._clauses = clauses
+        self._by = cache(self._make)
+
+    def by(self, filters: Iterable[str]) -> Query:
+        """Give the query that uses just these of the filters."""
+        return self._by(tuple(sorted(filters)))
+
+    def _make(self, filters: tuple[str, ...]) -> Query:
+        terms = " AND ".join(self._clauses[name] for name in filters)
+        return Query(self._text.replace("{where}", f"WHERE {terms}" if terms else ""))
+
+
+LIST_PREDICTIONS: Final = Listing(
+    f"SELECT {_PREDICTION_COLUMNS} FROM predictions {{where}} ORDER BY id DESC LIMIT :limit",  # noqa: S608
+    {"status": "status = :status", "provider": "provider = :provider", "cursor": "id < :cursor"},
+)
 
 # --- the inbox: one transaction per batch of arrivals ---
 
-# One row that holds all rows, so that reading a batch is one step.
-SELECT_KNOWN: Final = """
-SELECT json_group_array(json_array(id, provider, model, status, provider_id, metadata))
-FROM predictions WHERE id IN (SELECT value FROM json_each(:rows))
-"""
+# In one order, so that two batches in two processes never wait for each other in a circle.
+SELECT_KNOWN: Final = Query("""
+SELECT {gather:id, provider, model, status, provider_id, metadata}
+FROM predictions WHERE id IN (SELECT r.id FROM {rows:id text}) ORDER BY id {lock}
+""")
 
 # The same bytes again are counted, not kept; they may be understood only the second time.
-_REPEATED: Final = """
-ON CONFLICT (prediction_id, channel, digest) DO UPDATE SET repeats = repeats + 1,
-    verdict = CASE excluded.verdict WHEN 'accepted' THEN 'accepted' ELSE verdict END
-"""
+INSERT_CALLBACKS: Final = Query("""
+INSERT INTO callbacks
+    (prediction_id, channel, digest, received_at, headers, body, verdict, reason, repeats)
+SELECT r.prediction_id, r.channel, r.digest, r.received_at, r.headers, r.body, r.verdict, r.reason,
+       r.repeats
+FROM {rows:prediction_id text, channel text, digest text, received_at float, headers text,
+           body bytes, verdict text, reason text, repeats int} WHERE true
+ON CONFLICT (prediction_id, channel, digest) DO UPDATE
+SET repeats = callbacks.repeats + 1 + excluded.repeats,
+    verdict = CASE excluded.verdict WHEN 'accepted' THEN 'accepted' ELSE callbacks.verdict END
+""")
 
-INSERT_CALLBACKS: Final = (
-    """
-INSERT INTO callbacks (prediction_id, channel, digest, received_at, headers, body, verdict, reason)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-       json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
-       json_extract(value, '$[6]'), json_extract(value, '$[7]')
-FROM json_each(:rows) WHERE true
-"""
-    + _REPEATED
-)
-
-INSERT_CALLBACK: Final = (
-    """
-INSERT INTO callbacks (prediction_id, channel, digest, received_at, headers, body, verdict, reason)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-"""
-    + _REPEATED
-)
-
-END_PREDICTIONS: Final = f"""
+END_PREDICTIONS: Final = Query(f"""
 UPDATE predictions
-SET status = json_extract(value, '$[1]'),
-    provider_id = coalesce(predictions.provider_id, json_extract(value, '$[2]')),
-    output = json_extract(value, '$[3]'), error_code = json_extract(value, '$[4]'),
-    error_message = json_extract(value, '$[5]'), channel = json_extract(value, '$[6]'),
-    completed_at = json_extract(value, '$[7]'), due_at = NULL
-FROM json_each(:rows)
-WHERE predictions.id = json_extract(value, '$[0]') AND predictions.status NOT IN ({_TERMINAL})
-"""  # noqa: S608
+SET status = r.status, provider_id = coalesce(predictions.provider_id, r.provider_id),
+    output = r.output, error_code = r.error_code, error_message = r.error_message,
+    channel = r.channel, completed_at = r.at, due_at = NULL
+FROM {{rows:id text, status text, provider_id text, output text, error_code text,
+           error_message text, channel text, at float}}
+WHERE predictions.id = r.id AND predictions.status NOT IN ({_TERMINAL})
+""")  # noqa: S608
 
-NOTE_PREDICTION: Final = f"""
+NOTE_PREDICTION: Final = Query(f"""
 UPDATE predictions
 SET status = :status, provider_id = coalesce(provider_id, :provider_id),
-    due_at = min(due_at, coalesce(:due_at, due_at))
+    due_at = least(due_at, coalesce(:due_at, due_at))
 WHERE id = :id AND status NOT IN ({_TERMINAL})
-"""  # noqa: S608
+""")  # noqa: S608
 
-INSERT_EVENTS: Final = """
+INSERT_EVENTS: Final = Query("""
 INSERT INTO events (prediction_id, type, time, channel)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-       json_extract(value, '$[3]')
-FROM json_each(:rows)
-"""
+SELECT r.prediction_id, r.type, r.time, r.channel
+FROM {rows:prediction_id text, type text, time float, channel text}
+""")
 
 _DELIVERIES: Final = """
 INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-       'pending', json_extract(value, '$[3]'), json_extract(value, '$[3]')
-FROM json_each(:rows) WHERE true
+SELECT r.id, r.prediction_id, r.handler, 'pending', r.at, r.at
+FROM {rows:id text, prediction_id text, handler text, at float} WHERE true
 """
 
-INSERT_DELIVERIES: Final = _DELIVERIES
+INSERT_DELIVERIES: Final = Query(_DELIVERIES)
 
 # --- deliveries ---
 
-# The provider's own payload comes along, unless it is so large that a lane of them would not fit.
-SELECT_WANTED: Final = """
-SELECT json_group_array(json_array(
-    d.id, d.attempts, d.round, d.claims, e.id, e.type, e.time, e.channel,
+_CLAIMED_COLUMNS: Final = """
+    e.id, e.type, e.time, e.channel,
     p.id, p.provider, p.model, p.status, p.mode, p.input, p.metadata, p.provider_id, p.output,
     p.error_code, p.error_message, p.channel, p.parent_id, p.created_at, p.submitted_at,
-    p.completed_at,
-    CASE WHEN typeof(c.body) = 'text' AND length(c.body) <= :largest THEN c.body END))
-FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
-      WHERE handler = :handler AND state = 'pending' AND due_at <= :now
-      ORDER BY due_at LIMIT :most) d
+    p.completed_at
+"""
+_OF_THE_EVENT: Final = """
 JOIN events e ON e.prediction_id = d.prediction_id
 JOIN predictions p ON p.id = d.prediction_id
 LEFT JOIN callbacks c ON c.prediction_id = p.id AND c.verdict = 'accepted'
 """
 
-CLAIM_DELIVERIES: Final = """
+# The provider's own payload comes along, unless it is so large that a lane of them would not fit.
+SELECT_WANTED: Final = Query(f"""
+SELECT {{gather:d.id, d.attempts + 1, d.round, d.claims + 1, {_CLAIMED_COLUMNS},
+    CASE WHEN typeof(c.body) = 'text' AND length(c.body) <= :largest THEN c.body END}}
+FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
+      WHERE handler = :handler AND state = 'pending' AND due_at <= :now
+      ORDER BY due_at LIMIT :most) d
+{_OF_THE_EVENT}
+""")  # noqa: S608
+
+CLAIM_DELIVERIES: Final = Query("""
 UPDATE deliveries
 SET state = 'running', owner = :owner, lease_until = :lease_until, due_at = NULL,
     attempts = attempts + 1, claims = claims + 1
-WHERE state = 'pending' AND id IN (SELECT value FROM json_each(:rows))
+WHERE state = 'pending' AND id IN (SELECT r.id FROM {rows:id text})
+""")
+
+# For a queue that has said what is due: all in one round trip. A lease that ran out is taken over.
+TAKE_DELIVERIES: Final = Query(f"""
+WITH d AS (
+    UPDATE deliveries
+    SET state = 'running', owner = :owner, lease_until = :lease_until, due_at = NULL,
+        attempts = deliveries.attempts + 1, claims = deliveries.claims + 1
+    FROM {{rows:id text}}
+    WHERE deliveries.id = r.id
+      AND (deliveries.state = 'pending'
+           OR deliveries.state = 'running' AND deliveries.lease_until <= :now)
+    RETURNING deliveries.id, deliveries.prediction_id, deliveries.attempts, deliveries.round,
+              deliveries.claims
+)
+SELECT d.id, d.attempts, d.round, d.claims, {_CLAIMED_COLUMNS},
+    CASE WHEN length(c.body) <= :largest THEN c.body END
+FROM d {_OF_THE_EVENT}
+""")  # noqa: S608
+
+SELECT_LEASES: Final = Query("""
+SELECT id, state, lease_until FROM deliveries WHERE id IN (SELECT r.id FROM {rows:id text})
+""")
+
+NEXT_PENDING: Final = Query("""
+SELECT min(due_at) FROM deliveries WHERE handler = :handler AND state = 'pending'
+""")
+
+_SETTLEMENTS: Final = """
+{rows:id text, owner text, number int, started_at float, ended_at float, result text, reason text,
+      state text, due_at float, closed_at float}
 """
 
-NEXT_PENDING: Final = """
-SELECT min(due_at) FROM deliveries WHERE handler = ? AND state = 'pending'
-"""
+# Who no longer holds the claim settles nothing: all three statements look for it first.
+SELECT_HELD: Final = Query(f"""
+SELECT {{gather:d.id, d.claims}}
+FROM {_SETTLEMENTS} JOIN deliveries d ON d.id = r.id
+WHERE d.state = 'running' AND d.owner = r.owner AND d.claims = r.number {{lock}}
+""")  # noqa: S608
 
-# Who no longer holds the claim settles nothing: both statements look for it first.
-INSERT_ATTEMPTS: Final = """
+INSERT_ATTEMPTS: Final = Query(f"""
 INSERT INTO attempts (delivery_id, number, started_at, ended_at, result, reason)
-SELECT d.id, d.claims, json_extract(value, '$[3]'), json_extract(value, '$[4]'),
-       json_extract(value, '$[5]'), json_extract(value, '$[6]')
-FROM json_each(:rows) JOIN deliveries d ON d.id = json_extract(value, '$[0]')
-WHERE d.state = 'running' AND d.owner = json_extract(value, '$[1]')
-  AND d.claims = json_extract(value, '$[2]')
-"""
+SELECT d.id, d.claims, r.started_at, r.ended_at, r.result, r.reason
+FROM {_SETTLEMENTS} JOIN deliveries d ON d.id = r.id
+WHERE d.state = 'running' AND d.owner = r.owner AND d.claims = r.number
+""")  # noqa: S608
 
-SELECT_HELD: Final = """
-SELECT json_group_array(json_array(d.id, d.claims))
-FROM json_each(:rows) JOIN deliveries d ON d.id = json_extract(value, '$[0]')
-WHERE d.state = 'running' AND d.owner = json_extract(value, '$[1]')
-  AND d.claims = json_extract(value, '$[2]')
-"""
-
-SETTLE_DELIVERIES: Final = """
+SETTLE_DELIVERIES: Final = Query(f"""
 UPDATE deliveries
-SET state = json_extract(value, '$[7]'), due_at = json_extract(value, '$[8]'),
-    ended_at = json_extract(value, '$[9]'), reason = json_extract(value, '$[6]'),
+SET state = r.state, due_at = r.due_at, ended_at = r.closed_at, reason = r.reason,
     owner = NULL, lease_until = NULL
-FROM json_each(:rows)
-WHERE deliveries.id = json_extract(value, '$[0]') AND deliveries.state = 'running'
-  AND deliveries.owner = json_extract(value, '$[1]')
-  AND deliveries.claims = json_extract(value, '$[2]')
-"""
+FROM {_SETTLEMENTS}
+WHERE deliveries.id = r.id AND deliveries.state = 'running'
+  AND deliveries.owner = r.owner AND deliveries.claims = r.number
+""")  # noqa: S608
 
 # Given back unharmed, when we stop: the attempt does not count.
-RELEASE_DELIVERIES: Final = """
+RELEASE_DELIVERIES: Final = Query("""
 UPDATE deliveries
 SET state = 'pending', due_at = :now, owner = NULL, lease_until = NULL, attempts = attempts - 1
 WHERE state = 'running' AND owner = :owner
-"""
+RETURNING id
+""")
 
-RENEW_LEASES: Final = """
+RENEW_LEASES: Final = Query("""
 UPDATE deliveries SET lease_until = :lease_until
-WHERE state = 'running' AND owner = :owner AND id IN (SELECT value FROM json_each(:rows))
-"""
+WHERE state = 'running' AND owner = :owner AND id IN (SELECT r.id FROM {rows:id text})
+RETURNING id
+""")
 
 # Leases that ran out, and claims of processes that cannot exist any more.
-RECLAIM: Final = """
+RECLAIM: Final = Query("""
 UPDATE deliveries
 SET state = 'pending', due_at = :now, owner = NULL, lease_until = NULL, reason = :reason
 WHERE state = 'running' AND (lease_until <= :now OR (:everyone AND owner <> :owner))
-RETURNING handler
-"""
-
-SELECT_EVENT_TYPE: Final = "SELECT type FROM events WHERE prediction_id = ?"
-
-REPLAY_DELIVERIES: Final = f"""{_DELIVERIES}
-ON CONFLICT (id) DO UPDATE
-SET state = 'pending', due_at = excluded.due_at, ended_at = NULL, attempts = 0, round = round + 1,
-    reason = 'replayed'
-WHERE state IN ('done', 'skipped', 'dead')
 RETURNING id, handler
-"""
+""")
 
-FORGET_STEPS: Final = "DELETE FROM steps WHERE delivery_id IN (SELECT value FROM json_each(:rows))"
+# The longest due, whose queue entry may have been lost with the queue.
+SELECT_OVERDUE: Final = Query("""
+SELECT id, handler FROM deliveries WHERE state = 'pending' AND due_at <= :before
+ORDER BY due_at LIMIT :most
+""")
 
-RETRY_DELIVERY: Final = """
+SELECT_EVENT_TYPE: Final = Query("SELECT type FROM events WHERE prediction_id = :prediction_id")
+
+REPLAY_DELIVERIES: Final = Query(f"""{_DELIVERIES}
+ON CONFLICT (id) DO UPDATE
+SET state = 'pending', due_at = excluded.due_at, ended_at = NULL, attempts = 0,
+    round = deliveries.round + 1, reason = 'replayed'
+WHERE deliveries.state IN ('done', 'skipped', 'dead')
+RETURNING id, handler
+""")
+
+FORGET_STEPS: Final = Query(
+    "DELETE FROM steps WHERE delivery_id IN (SELECT r.id FROM {rows:id text})"
+)
+
+RETRY_DELIVERY: Final = Query("""
 UPDATE deliveries
 SET state = 'pending', due_at = :now, ended_at = NULL, attempts = 0, reason = 'retried by hand'
 WHERE id = :id AND state IN ('skipped', 'dead')
-RETURNING handler
-"""
+RETURNING id, handler
+""")
 
-HASTEN_DELIVERY: Final = """
-UPDATE deliveries SET due_at = :now WHERE id = :id AND state = 'pending' RETURNING handler
-"""
+HASTEN_DELIVERY: Final = Query("""
+UPDATE deliveries SET due_at = :now WHERE id = :id AND state = 'pending' RETURNING id, handler
+""")
 
-LIST_DELIVERIES: Final = """
+LIST_DELIVERIES: Final = Listing(
+    """
 SELECT d.id, d.event_id, d.prediction_id, d.handler, d.state, d.attempts, d.reason, d.created_at,
        d.due_at, d.ended_at,
        (SELECT json_group_array(json_object('number', a.number, 'started_at', a.started_at,
@@ -320,26 +372,51 @@ SELECT d.id, d.event_id, d.prediction_id, d.handler, d.state, d.attempts, d.reas
         FROM attempts a WHERE a.delivery_id = d.id)
 FROM deliveries d {where}
 ORDER BY d.id DESC LIMIT :limit
-"""
+""",
+    {
+        "state": "d.state = :state",
+        "handler": "d.handler = :handler",
+        # All ids of a prediction's deliveries start alike, which the primary key can find.
+        "prediction": "d.id > 'dlv_' || substr(:prediction, 6) "
+        "AND d.id < 'dlv_' || substr(:prediction, 6) || '~' AND d.prediction_id = :prediction",
+        "id": "d.id = :id",
+        "cursor": "d.id < :cursor",
+    },
+)
 
-DELIVERY_CLAUSES: Final = {
-    "state": "d.state = :state",
-    "handler": "d.handler = :handler",
-    # All ids of a prediction's deliveries start alike, which the primary key can find.
-    "prediction": "d.id > 'dlv_' || substr(:prediction, 6) "
-    "AND d.id < 'dlv_' || substr(:prediction, 6) || '~' AND d.prediction_id = :prediction",
-    "id": "d.id = :id",
-    "cursor": "d.id < :cursor",
-}
-
-COUNT_OWED: Final = """
+COUNT_OWED: Final = Query("""
 SELECT handler, count(*) FROM deliveries WHERE state = 'pending' GROUP BY handler
-"""
+""")
 
-INSERT_STEP: Final = """
-INSERT INTO steps (delivery_id, key, result) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
-"""
+INSERT_STEP: Final = Query("""
+INSERT INTO steps (delivery_id, key, result) VALUES (:delivery_id, :key, :result)
+ON CONFLICT DO NOTHING
+""")
 
-SELECT_STEP: Final = "SELECT result FROM steps WHERE delivery_id = ? AND key = ?"
+SELECT_STEP: Final = Query(
+    "SELECT result FROM steps WHERE delivery_id = :delivery_id AND key = :key"
+)
 
-PROBE: Final = "INSERT INTO probe (one, at) VALUES (1, ?) ON CONFLICT (one) DO UPDATE SET at = ?"
+PROBE: Final = Query(
+    "INSERT INTO probe (one, at) VALUES (1, :now) ON CONFLICT (one) DO UPDATE SET at = excluded.at"
+)
+
+# --- what one process does for all ---
+
+# Whoever holds a role renews it in time; it passes to another once that has not happened.
+HOLD_ROLE: Final = Query("""
+INSERT INTO roles (name, owner, until, at_work) VALUES (:name, :owner, :until, 0)
+ON CONFLICT (name) DO UPDATE
+SET owner = excluded.owner, until = excluded.until,
+    at_work = CASE WHEN roles.owner = excluded.owner THEN roles.at_work ELSE 0 END
+WHERE roles.owner = excluded.owner OR roles.until <= :now
+RETURNING owner
+""")
+
+REPORT_ROLE: Final = Query(
+    "UPDATE roles SET at_work = :at_work WHERE name = :name AND owner = :owner"
+)
+
+LEAVE_ROLE: Final = Query("DELETE FROM roles WHERE name = :name AND owner = :owner")
+
+SELECT_ROLE: Final = Query("SELECT at_work FROM roles WHERE name = :name AND until > :now")

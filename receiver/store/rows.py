@@ -100,7 +100,7 @@ def delivery(row: Sequence[Any]) -> Delivery:
                 "started_at": _rfc3339(attempt["started_at"]),
                 "ended_at": _rfc3339(attempt["ended_at"]),
             }
-            for attempt in msgspec.json.decode(history)
+            for attempt in msgspec.json.decode(history or "[]")
         ],
     )
 
@@ -115,14 +115,14 @@ def page(rows: list[Any], limit: int) -> Found:
     return Found(data=data, next_cursor=data[-1].id if more else None)
 
 
-def claimed(row: list[Any], handler: str) -> Claim:
-    delivery_id, attempts, rounds, claims, event_id, kind, time, channel, *rest, raw = row
+def claimed(row: Sequence[Any], handler: str) -> Claim:
+    delivery_id, attempt, rounds, number, event_id, kind, time, channel, *rest, raw = row
     return Claim(
         id=delivery_id,
         handler=handler,
-        attempt=attempts + 1,
+        attempt=attempt,
         round=rounds,
-        number=claims + 1,
+        number=number,
         event=Event(
             id=event_id,
             type=kind,
@@ -134,9 +134,17 @@ def claimed(row: list[Any], handler: str) -> Claim:
     )
 
 
-def _payload(text: str) -> Any:
+def _payload(body: str | bytes) -> Any:
     """Decode what a provider sent; a refusal may be a web page, and is given as it is."""
     try:
-        return msgspec.json.decode(text)
+        return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return text
+        return body if isinstance(body, str) else _text(body)
+
+
+def _text(body: bytes) -> str | None:
+    """Give bytes that are text as text; others mean nothing to a handler."""
+    try:
+        return None if b"\0" in body else body.decode()
+    except UnicodeDecodeError:
+        return None

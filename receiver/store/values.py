@@ -66,10 +66,37 @@ class Slots(msgspec.Struct, frozen=True, kw_only=True):
     now: float
     most: int
     max_in_flight: int | None
+    per_minute: int | None
     hold_until: float
     """When somebody must look again if this process dies over the submit."""
+    hold_sync_until: float
+    """The same for a blocking call, which may take minutes."""
     timeout: float
     """Seconds from the first submit to the deadline."""
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """Submits that may be sent now, and the seconds until the provider's minute has more room."""
+
+    jobs: list[Job]
+    wait: float
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """A wish to send one request to a provider that counts them by the minute."""
+
+    provider: str
+    now: float
+    per_minute: int
+
+
+class Role(msgspec.Struct, frozen=True, kw_only=True):
+    """A wish to be the one process that does something for all, or to remain it."""
+
+    name: str
+    owner: str
+    now: float
+    until: float
 
 
 class Known(msgspec.Struct, frozen=True, array_like=True):
@@ -223,6 +250,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 __all__ = [
     "Arrival",
+    "Begun",
     "Claim",
     "Claims",
     "Created",
@@ -236,10 +264,12 @@ __all__ = [
     "Progress",
     "ProgressCause",
     "Replayed",
+    "Role",
     "Ruling",
     "Settlement",
     "Slots",
     "Taken",
     "Ticket",
+    "Turn",
     "Wanted",
 ]

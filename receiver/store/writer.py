@@ -1,9 +1,9 @@
 """One thread that writes: whatever waits is committed together (group commit).
 
-An operation is a function of a connection and a list of items; all the items that wait for one
-operation are handed to it at once. A batch is one transaction, so its cost is shared and each
-caller is told only after COMMIT has reached the disk. If a batch fails for a reason of one item,
-it is rolled back and every item is tried again alone: the culprit fails, its neighbours do not.
+All the items that wait for one operation are handed to it at once. A batch is one transaction, so
+its cost is shared and each caller is told only after COMMIT has reached the disk. If a batch fails
+for a reason of one item, it is rolled back and every item is tried again alone: the culprit fails,
+its neighbours do not.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from receiver.errors import StoreUnavailable
+from receiver.store.dialect import Operation, Owe, Query, Row, Run, Steps
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Operation = Callable[[sqlite3.Connection, Sequence[Item]], Sequence[Result]]
 
 _LARGEST_BATCH: Final = 1000
+_LARGEST_INLINE: Final = 32 * 1024
+"""Bytes up to which a body travels inside the batch's JSON; larger ones are bound one by one."""
 
 # What the disk or another process does to us, as opposed to what is wrong with a statement.
 _UNAVAILABLE: Final = frozenset(
@@ -144,8 +148,8 @@ class Writer:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             for operation, works in groups.items():
-                answers = operation(self._connection, [work.item for work in works])
-                results.extend(zip(works, answers, strict=True))
+                steps = operation([work.item for work in works])
+                results.extend(zip(works, _drive(self._connection, steps), strict=True))
             self._connection.execute("COMMIT")
             self._committed()
         except BaseException:
@@ -214,3 +218,56 @@ def _resolve(results: list[tuple[asyncio.Future[Any], Any]]) -> None:
 def _is_unavailable(error: sqlite3.Error) -> bool:
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and (code & 0xFF) in _UNAVAILABLE
+
+
+def _drive(connection: sqlite3.Connection, steps: Steps[Sequence[Result]]) -> Sequence[Result]:
+    """Run an operation's steps; here the rows are the queue, so to owe takes nothing more."""
+    try:
+        step = next(steps)
+        while True:
+            step = steps.send([] if isinstance(step, Owe) else _run(connection, step))
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+def _run(connection: sqlite3.Connection, step: Run) -> list[Row]:
+    query, params, rows = step
+    if rows is None:
+        return _fetch(connection, query, params)
+    single, together = _parted(query, rows)
+    for row in single:
+        connection.execute(query.sqlite_one, {f"c{i}": cell for i, cell in enumerate(row)})
+    if not together and single:
+        return []
+    return _fetch(connection, query, {**params, "rows": msgspec.json.encode(together).decode()})
+
+
+def _fetch(connection: sqlite3.Connection, query: Query, params: Any) -> list[Row]:
+    rows = connection.execute(query.sqlite, params).fetchall()
+    return msgspec.json.decode(rows[0][0]) if query.gathers else rows
+
+
+def _parted(query: Query, rows: Sequence[Row]) -> tuple[list[Row], Sequence[Row]]:
+    """Tell rows whose bytes JSON cannot hold, or would not hold well, from all others."""
+    if not query.blobs:
+        return [], rows
+    single: list[Row] = []
+    together: list[Row] = []
+    for row in rows:
+        cells = list(row)
+        for index in query.blobs:
+            cells[index] = _as_text(cells[index])
+        inline = all(
+            isinstance(cells[index], str) and len(cells[index]) <= _LARGEST_INLINE
+            for index in query.blobs
+        )
+        (together if inline else single).append(cells)
+    return single, together
+
+
+def _as_text(body: bytes) -> str | bytes:
+    """Give bytes that are text as text: a handler is given those back, decoded."""
+    try:
+        return body if b"\0" in body else body.decode()
+    except UnicodeDecodeError:
+        return body

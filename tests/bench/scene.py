@@ -83,7 +83,9 @@ async def _seed(path: Path, provider: str, count: int) -> list[tuple[str, str]]:
         now=now,
         most=count,
         max_in_flight=None,
+        per_minute=None,
         hold_until=now + 3600,
+        hold_sync_until=now + 3600,
         timeout=3600,
     )
     await store.begin_submits(slots)

@@ -53,7 +53,16 @@ async def create(store: SQLiteStore) -> None:
 
 
 async def begin_submits(store: SQLiteStore) -> None:
-    wish = Slots(provider="fal", now=NOW, most=1, max_in_flight=2, hold_until=NOW + 60, timeout=60)
+    wish = Slots(
+        provider="fal",
+        now=NOW,
+        most=1,
+        max_in_flight=2,
+        per_minute=None,
+        hold_until=NOW + 60,
+        hold_sync_until=NOW + 60,
+        timeout=60,
+    )
     await store.begin_submits(wish)
 
 

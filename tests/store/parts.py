@@ -162,7 +162,9 @@ def slots(**given: Any) -> Slots:
             "now": NOW,
             "most": 100,
             "max_in_flight": None,
-            "hold_until": NOW + 600,
+            "per_minute": None,
+            "hold_until": NOW + 90,
+            "hold_sync_until": NOW + 600,
             "timeout": 3600.0,
             **given,
         }

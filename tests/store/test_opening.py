@@ -75,7 +75,7 @@ def test_a_migration_that_dies_half_way_leaves_no_half(path: Path, tmp_path: Pat
 
     assert len(copies) > 10
     for killed in copies:
-        assert version(killed) == 0
+        assert version(killed) < len(MIGRATIONS)
         opened(killed).store.close()
         assert version(killed) == len(MIGRATIONS)
 
@@ -86,7 +86,9 @@ def test_a_database_of_a_newer_receiver_is_refused_and_left_alone(path: Path) ->
         connection.execute("PRAGMA user_version = 999")
     before = path.read_bytes()
     for _ in range(2):  # and gives the file free, so that it is not said to be in use
-        with pytest.raises(StoreUnusable, match=r"newer receiver \(schema 999, this one knows 1\)"):
+        with pytest.raises(
+            StoreUnusable, match=rf"newer receiver \(schema 999, this one knows {len(MIGRATIONS)}\)"
+        ):
             SQLite(path).store.open()
     assert path.read_bytes() == before
 

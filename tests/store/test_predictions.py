@@ -3,10 +3,11 @@
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from receiver.model import ARROWS, TERMINAL, Cause, Status
-from receiver.store.values import Filter, ProgressCause
+from receiver.store.values import Filter, ProgressCause, Role, Turn
 
 from .parts import (
     NOW,
@@ -86,16 +87,16 @@ async def test_submits_begin_oldest_first_and_only_those_that_are_due(store: Sto
     first = await store.begin_submits(slots(most=2))
     rest = await store.begin_submits(slots())
 
-    assert [job.ticket.id for job in first] == [pred(1), pred(2)]
-    assert [job.ticket.id for job in rest] == [pred(3), pred(4)]
-    assert await store.begin_submits(slots()) == []
+    assert [job.ticket.id for job in first.jobs] == [pred(1), pred(2)]
+    assert [job.ticket.id for job in rest.jobs] == [pred(3), pred(4)]
+    assert (await store.begin_submits(slots())).jobs == []
     assert await store.next_queued("fal") == NOW + 1
     assert await store.next_queued("eachlabs") is None
 
 
 async def test_a_begun_job_says_all_that_outbound_needs(store: Store) -> None:
     await store.create(new(1, mode="sync"))
-    [job] = await store.begin_submits(slots())
+    [job] = (await store.begin_submits(slots())).jobs
 
     assert job == await store.job(pred(1))
     assert (job.status, job.submits, job.polls, job.deadline_at) == (
@@ -124,16 +125,16 @@ async def test_no_more_begin_than_the_provider_lets_in_flight(
     for number in range(4, 8):
         await store.create(new(number))
 
-    jobs = await store.begin_submits(slots(most=most, max_in_flight=max_in_flight))
+    found = await store.begin_submits(slots(most=most, max_in_flight=max_in_flight))
 
-    assert len(jobs) == begun
+    assert len(found.jobs) == begun
 
 
 async def test_wishes_to_begin_that_meet_in_one_batch_share_the_places(store: Store) -> None:
     for number in range(10):
         await store.create(new(number))
     begun = await asyncio.gather(*(store.begin_submits(slots(max_in_flight=4)) for _ in range(5)))
-    ids = [job.ticket.id for jobs in begun for job in jobs]
+    ids = [job.ticket.id for found in begun for job in found.jobs]
     assert sorted(ids) == [pred(number) for number in range(4)]
 
 
@@ -245,15 +246,15 @@ async def test_a_postponed_submit_waits_and_keeps_its_first_deadline(store: Stor
     await submitting(store, 1)
     await store.progress(progress(1, "postponed", NOW + 30))
 
-    assert await store.begin_submits(slots(now=NOW + 29)) == []
-    [job] = await store.begin_submits(slots(now=NOW + 30))
+    assert (await store.begin_submits(slots(now=NOW + 29))).jobs == []
+    [job] = (await store.begin_submits(slots(now=NOW + 30))).jobs
     assert (job.submits, job.deadline_at) == (2, NOW + 3600)
 
 
 async def test_due_predictions_are_taken_once_and_fall_due_again(store: Store) -> None:
     await processing(store, 1, provider_id="req-1")  # due at +30
     await unconfirmed(store, 2)  # due at +30
-    await submitting(store, 3)  # held until +600
+    await submitting(store, 3)  # held until +90
     await store.create(new(4))  # queued: not for looks
     await ended(store, 5)
 
@@ -286,7 +287,7 @@ async def test_hastening_makes_due_what_is_at_the_provider(engine: SQLite) -> No
     assert due == {
         **dict.fromkeys(TERMINAL),
         Status.QUEUED: NOW,
-        Status.SUBMITTING: NOW + 600,
+        Status.SUBMITTING: NOW + 90,
         Status.PROCESSING: NOW + 1,
         Status.UNCONFIRMED: NOW + 1,
     }
@@ -324,13 +325,50 @@ async def test_what_waits_too_long_is_named(store: Store) -> None:
     assert await store.stale("oxen", NOW, 10) == []
 
 
-async def test_submit_times_outlive_a_restart(engine: SQLite) -> None:
-    for number, now in enumerate((NOW, NOW + 5, NOW + 9)):
-        prediction_id = f"pred_{int(now * 1_000_000):014x}{number:018x}"
-        await engine.store.create(new(number, id=prediction_id))
-        await engine.store.begin_submits(slots(now=now))
-    assert await engine.store.submit_times("fal", NOW + 1) == [NOW + 5, NOW + 9]
-    assert await engine.store.submit_times("oxen", NOW) == []
+async def test_a_minute_has_room_for_so_many_requests_of_any_kind(store: Store) -> None:
+    for number in range(5):
+        await store.create(new(number))
+    turn = Turn(provider="fal", now=NOW, per_minute=3)
+    assert await store.take_turn(turn) == 0.0
+    later = slots(now=NOW + 20, per_minute=3)
+    found = await store.begin_submits(later)
+    assert (len(found.jobs), found.wait) == (2, 0.0)
+
+    assert await store.take_turn(msgspec.structs.replace(turn, now=NOW + 21)) == 39.0
+    found = await store.begin_submits(slots(now=NOW + 50, per_minute=3))
+    assert (found.jobs, found.wait) == ([], 10.0)
+
+    assert await store.take_turn(msgspec.structs.replace(turn, now=NOW + 60)) == 0.0
+    assert await store.take_turn(msgspec.structs.replace(turn, now=NOW + 61)) == 19.0
+    other = msgspec.structs.replace(turn, provider="oxen")
+    assert await store.take_turn(other) == 0.0
+
+
+async def test_turns_taken_at_once_are_counted_one_by_one(store: Store) -> None:
+    turn = Turn(provider="fal", now=NOW, per_minute=4)
+    waits = await asyncio.gather(*(store.take_turn(turn) for _ in range(9)))
+    assert sorted(waits) == [0.0] * 4 + [60.0] * 5
+
+
+async def test_a_role_is_held_by_one_until_it_does_not_renew_it(store: Store) -> None:
+    role = Role(name="stream", owner="me", now=NOW, until=NOW + 6)
+    other = msgspec.structs.replace(role, owner="other")
+    assert await store.hold_role(role)
+    assert not await store.hold_role(msgspec.structs.replace(other, now=NOW + 5, until=NOW + 11))
+    assert not await store.role_at_work("stream", NOW)
+
+    await store.report_role("stream", "me", at_work=True)
+    assert await store.hold_role(msgspec.structs.replace(role, now=NOW + 5, until=NOW + 11))
+    assert await store.role_at_work("stream", NOW + 10)
+    assert not await store.role_at_work("stream", NOW + 11)
+
+    assert await store.hold_role(msgspec.structs.replace(other, now=NOW + 11, until=NOW + 17))
+    await store.report_role("stream", "me", at_work=True)  # too late, it is no longer mine
+    assert not await store.role_at_work("stream", NOW + 12)
+    await store.leave_role("stream", "me")
+    assert not await store.hold_role(msgspec.structs.replace(role, now=NOW + 12, until=NOW + 18))
+    await store.leave_role("stream", "other")
+    assert await store.hold_role(msgspec.structs.replace(role, now=NOW + 12, until=NOW + 18))
 
 
 @pytest.mark.parametrize(

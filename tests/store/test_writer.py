@@ -4,13 +4,14 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from receiver.errors import StoreUnavailable
+from receiver.store.dialect import Operation, Steps
 from receiver.store.writer import Writer
 
 from .parts import NOW, PATIENCE, SQLite, Store, Watch, arrival, new, pred, slots
@@ -115,12 +116,14 @@ def test_closing_while_work_waits_takes_the_work_first(tmp_path: Path) -> None:
     done: list[int] = []
     busy, may_end = threading.Event(), threading.Event()
 
-    def hold(_: sqlite3.Connection, items: Sequence[int]) -> Sequence[int]:
+    def hold(items: Sequence[int]) -> Steps[Sequence[int]]:
+        yield from ()
         busy.set()
         assert may_end.wait(PATIENCE)
         return items
 
-    def note(_: sqlite3.Connection, items: Sequence[int]) -> Sequence[int]:
+    def note(items: Sequence[int]) -> Steps[Sequence[int]]:
+        yield from ()
         done.extend(items)
         return items
 
@@ -155,13 +158,14 @@ def test_closing_commits_what_waits(tmp_path: Path, watch: Watch) -> None:
     assert engine.rows("SELECT count(*) FROM predictions") == [(3,)]
 
 
-Count = Callable[[sqlite3.Connection, Sequence[int]], Sequence[int]]
+Count = Operation[int, int]
 
 
 def refusing(code: int, name: str) -> Count:
     """Make an operation that fails as SQLite does, once for every item above zero."""
 
-    def operation(_: sqlite3.Connection, items: Sequence[int]) -> Sequence[int]:
+    def operation(items: Sequence[int]) -> Steps[Sequence[int]]:
+        yield from ()
         if any(items):
             error = sqlite3.OperationalError(name)
             error.sqlite_errorcode = code

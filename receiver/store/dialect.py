@@ -1,0 +1,112 @@
+"""One SQL text for two engines, and how an operation asks for it to be run.
+
+A text is written in the words both understand; what differs is a mark in it:
+
+- `:name` is a value that the statement is given.
+- `{rows:id text, at float}` is a table `r` made of the rows that the statement is given: the whole
+  batch in one step. Python's sqlite3 gives up the interpreter lock around every step, and getting
+  it back while the event loop is busy costs far more than the step itself; for PostgreSQL a step
+  is a round trip.
+- `{gather:a, b}` is the list of what is selected. SQLite packs all rows into one, for the reason
+  above.
+- `{lock}` and `{skip}` lock the selected rows where other processes write too: waiting for whoever
+  has them, or passing them over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+Row: TypeAlias = Sequence[Any]
+
+_ARRAYS: Final = {
+    "text": "text[]",
+    "float": "double precision[]",
+    "int": "bigint[]",
+    "bytes": "bytea[]",
+}
+_SQLITE_WORDS: Final = {"least(": "min(", "{lock}": "", "{skip}": ""}
+_POSTGRES_WORDS: Final = {
+    "json_group_array(": "json_agg(",
+    "json_object(": "json_build_object(",
+    "{lock}": "FOR UPDATE",
+    "{skip}": "FOR UPDATE SKIP LOCKED",
+}
+_ROWS: Final = re.compile(r"\{rows:([^}]*)\}")
+_GATHER: Final = re.compile(r"\{gather:([^}]*)\}")
+_VALUE: Final = re.compile(r"(?<!:):([a-z_]+)")
+
+
+class Query:
+    """One statement, as each engine wants to hear it."""
+
+    def __init__(self, text: str) -> None:
+        found = _ROWS.search(text)
+        columns = [column.split() for column in found[1].split(",")] if found else []
+        self.columns = tuple(name for name, _ in columns)
+        """Of the rows it is given."""
+        self.blobs = tuple(index for index, (_, kind) in enumerate(columns) if kind == "bytes")
+        """Which of them hold bytes."""
+        self.gathers = bool(_GATHER.search(text))
+        self.names = tuple(dict.fromkeys(_VALUE.findall(_ROWS.sub("", text))))
+        """The values of PostgreSQL's statement, in order; the columns follow them."""
+        self.sqlite = self._for_sqlite(text, "SELECT {} FROM json_each(:rows)", "json_extract")
+        self.sqlite_one = self._for_sqlite(text, "SELECT {}", "")
+        """The same for one row, whose columns are the values `c0`, `c1`, …"""
+        self.postgres = self._for_postgres(text, [kind for _, kind in columns])
+
+    def _for_sqlite(self, text: str, source: str, function: str) -> str:
+        cells = ", ".join(
+            f"json_extract(value, '$[{index}]') AS {name}" if function else f":c{index} AS {name}"
+            for index, name in enumerate(self.columns)
+        )
+        text = _ROWS.sub(lambda _: f"({source.format(cells)}) r", text)
+        text = _GATHER.sub(lambda found: f"json_group_array(json_array({found[1]}))", text)
+        return _replace(text, _SQLITE_WORDS)
+
+    def _for_postgres(self, text: str, kinds: Sequence[str]) -> str:
+        first = len(self.names) + 1
+        arrays = ", ".join(f"${first + i}::{_ARRAYS[kind]}" for i, kind in enumerate(kinds))
+        marks = {name: f"${number}" for number, name in enumerate(self.names, 1)}
+        text = _ROWS.sub("{rows}", text)
+        text = _VALUE.sub(lambda found: marks[found[1]], text)
+        text = text.replace("{rows}", f"unnest({arrays}) AS r({', '.join(self.columns)})")
+        text = _GATHER.sub(lambda found: found[1], text)
+        return _replace(text, _POSTGRES_WORDS)
+
+
+def _replace(text: str, words: Mapping[str, str]) -> str:
+    for word, other in words.items():
+        text = text.replace(word, other)
+    return text
+
+
+class Run(NamedTuple):
+    """Run a statement; what it selects or returns is the answer."""
+
+    query: Query
+    params: Mapping[str, Any] = {}
+    rows: Sequence[Row] | None = None
+
+
+class Owe(NamedTuple):
+    """Say which deliveries are owed from now on, to whom a queue beside the rows matters.
+
+    An item is a delivery's id and its handler.
+    """
+
+    deliveries: Sequence[tuple[str, str]]
+
+
+Step: TypeAlias = Run | Owe
+Steps: TypeAlias = Generator[Step, list[Any], T]
+"""An operation under way: it yields steps, is sent the rows of each, and returns its results."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Operation: TypeAlias = Callable[[Sequence[Item]], Steps[Sequence[Result]]]
+"""What is done for all the items that wait for it, in one transaction; one result an item."""
