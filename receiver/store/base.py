@@ -44,6 +44,13 @@ class Store(ABC):
     Raises StoreUnavailable when the database does not take writes; then nothing was kept.
     """
 
+    def __init__(self) -> None:
+        self.on_news: Callable[[Sequence[str] | None, Sequence[str] | None], None] = (
+            lambda _handlers, _predictions: None
+        )
+        """Called with what another process has committed: handlers to whom something is owed, and
+        predictions that have ended; None for both means that something may have been missed."""
+
     # --- what an engine does ---
 
     @abstractmethod

@@ -29,6 +29,26 @@ _ARRAYS: Final = {
     "int": "bigint[]",
     "bytes": "bytea[]",
 }
+# A value means the same wherever it is named. PostgreSQL would guess, and guess text.
+_VALUE_TYPES: Final = {
+    **dict.fromkeys(
+        (
+            "before",
+            "created_at",
+            "deadline",
+            "due_at",
+            "hold_sync_until",
+            "hold_until",
+            "lease_until",
+            "now",
+            "since",
+            "until",
+        ),
+        "double precision",
+    ),
+    **dict.fromkeys(("at_work", "largest", "limit", "most", "requests"), "bigint"),
+    "everyone": "boolean",
+}
 _SQLITE_WORDS: Final = {"least(": "min(", "{lock}": "", "{skip}": ""}
 _POSTGRES_WORDS: Final = {
     "json_group_array(": "json_agg(",
@@ -52,12 +72,13 @@ class Query:
         self.blobs = tuple(index for index, (_, kind) in enumerate(columns) if kind == "bytes")
         """Which of them hold bytes."""
         self.gathers = bool(_GATHER.search(text))
-        self.names = tuple(dict.fromkeys(_VALUE.findall(_ROWS.sub("", text))))
+        bare = _GATHER.sub(lambda found: found[1], _ROWS.sub("{rows}", text))
+        self.names = tuple(dict.fromkeys(_VALUE.findall(bare)))
         """The values of PostgreSQL's statement, in order; the columns follow them."""
         self.sqlite = self._for_sqlite(text, "SELECT {} FROM json_each(:rows)", "json_extract")
         self.sqlite_one = self._for_sqlite(text, "SELECT {}", "")
         """The same for one row, whose columns are the values `c0`, `c1`, …"""
-        self.postgres = self._for_postgres(text, [kind for _, kind in columns])
+        self.postgres = self._for_postgres(bare, [kind for _, kind in columns])
 
     def _for_sqlite(self, text: str, source: str, function: str) -> str:
         cells = ", ".join(
@@ -71,11 +92,12 @@ class Query:
     def _for_postgres(self, text: str, kinds: Sequence[str]) -> str:
         first = len(self.names) + 1
         arrays = ", ".join(f"${first + i}::{_ARRAYS[kind]}" for i, kind in enumerate(kinds))
-        marks = {name: f"${number}" for number, name in enumerate(self.names, 1)}
-        text = _ROWS.sub("{rows}", text)
+        marks = {
+            name: f"${number}::{_VALUE_TYPES.get(name, 'text')}"
+            for number, name in enumerate(self.names, 1)
+        }
         text = _VALUE.sub(lambda found: marks[found[1]], text)
         text = text.replace("{rows}", f"unnest({arrays}) AS r({', '.join(self.columns)})")
-        text = _GATHER.sub(lambda found: found[1], text)
         return _replace(text, _POSTGRES_WORDS)
 
 
@@ -93,16 +115,16 @@ class Run(NamedTuple):
     rows: Sequence[Row] | None = None
 
 
-class Owe(NamedTuple):
-    """Say which deliveries are owed from now on, to whom a queue beside the rows matters.
+class News(NamedTuple):
+    """Say what others wait for; it is told with the commit, if there is anybody to be told."""
 
-    An item is a delivery's id and its handler.
-    """
+    owed: Sequence[tuple[str, str]]
+    """Deliveries that are due from now on: id and handler."""
+    ended: Sequence[str] = ()
+    """Predictions that have come to their end."""
 
-    deliveries: Sequence[tuple[str, str]]
 
-
-Step: TypeAlias = Run | Owe
+Step: TypeAlias = Run | News
 Steps: TypeAlias = Generator[Step, list[Any], T]
 """An operation under way: it yields steps, is sent the rows of each, and returns its results."""
 

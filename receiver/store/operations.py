@@ -16,7 +16,7 @@ import msgspec
 from receiver.model import Status, delivery_id, event_id
 from receiver.store import queries as q
 from receiver.store import rows as to
-from receiver.store.dialect import Owe, Run, Steps
+from receiver.store.dialect import News, Run, Steps
 from receiver.store.values import (
     Arrival,
     Begun,
@@ -274,8 +274,9 @@ class _Batch:
                 yield Run(query, rows=rows)
         for note in self._notes:
             yield Run(q.NOTE_PREDICTION, note)
-        if self._deliveries:
-            yield Owe([(row[0], row[2]) for row in self._deliveries])
+        if self._ends:
+            owed = [(row[0], row[2]) for row in self._deliveries]
+            yield News(owed, [row[0] for row in self._ends])
 
 
 def claim(items: Sequence[Wanted]) -> Steps[list[Claims]]:
@@ -368,7 +369,7 @@ def _replay_one(
     owed = (yield Run(q.REPLAY_DELIVERIES, rows=rows)) if rows else []
     if owed:
         yield Run(q.FORGET_STEPS, rows=[(row[0],) for row in owed])
-        yield Owe([(row[0], row[1]) for row in owed])
+        yield News([(row[0], row[1]) for row in owed])
     return Replayed(len(owed), tuple(row[1] for row in owed))
 
 
@@ -378,7 +379,7 @@ def retry(items: Sequence[tuple[str, float]]) -> Steps[list[str | None]]:
         params = {"id": wanted, "now": now}
         owed = (yield Run(q.RETRY_DELIVERY, params)) or (yield Run(q.HASTEN_DELIVERY, params))
         if owed:
-            yield Owe([(owed[0][0], owed[0][1])])
+            yield News([(owed[0][0], owed[0][1])])
         results.append(owed[0][1] if owed else None)
     return results
 

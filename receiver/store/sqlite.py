@@ -32,6 +32,7 @@ class SQLiteStore(Store):
     """The store in one file, for one process; its queue is the rows themselves."""
 
     def __init__(self, path: str, report: Callable[[StoreUnavailable | None], None]) -> None:
+        super().__init__()
         self._path = path
         self._lock = _FileLock(path)
         self._file = _SameFile(path)

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from receiver.errors import StoreUnavailable
-from receiver.store.dialect import Operation, Owe, Query, Row, Run, Steps
+from receiver.store.dialect import News, Operation, Query, Row, Run, Steps
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -221,11 +221,11 @@ def _is_unavailable(error: sqlite3.Error) -> bool:
 
 
 def _drive(connection: sqlite3.Connection, steps: Steps[Sequence[Result]]) -> Sequence[Result]:
-    """Run an operation's steps; here the rows are the queue, so to owe takes nothing more."""
+    """Run an operation's steps; there is one process, and its queue is the rows: no news."""
     try:
         step = next(steps)
         while True:
-            step = steps.send([] if isinstance(step, Owe) else _run(connection, step))
+            step = steps.send([] if isinstance(step, News) else _run(connection, step))
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
 

@@ -1,24 +1,47 @@
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from .parts import SQLite, Store, watch
+from receiver.store.base import Store
+from tests.postgres import Database, database, server, template
 
-__all__ = ["watch"]
+from .parts import Engine, Postgres, SQLite, watch
 
-ENGINES = {"sqlite": SQLite}
+__all__ = ["database", "server", "template", "watch"]
+
+CONTRACT = {"test_accept", "test_predictions", "test_deliveries"}
+"""Modules that say what a store does, whatever it is made on."""
 
 
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SQLite]:
-    """Open a fresh store of every engine in turn."""
-    engine = ENGINES[request.param](tmp_path / "receiver.db")
-    engine.store.open()
-    yield engine
-    engine.store.close()
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Open a fresh store of every engine in turn, where the engine does not matter."""
+    names = set(metafunc.fixturenames)
+    if "engine" in names and not names & {"watch", "in_one_process"}:
+        contract = metafunc.module.__name__.rpartition(".")[2] in CONTRACT
+        metafunc.parametrize(
+            "engine", ["sqlite", "postgres"] if contract else ["sqlite"], indirect=True
+        )
 
 
 @pytest.fixture
-def store(engine: SQLite) -> Store:
+async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Engine]:
+    if "watch" in request.fixturenames:
+        request.getfixturevalue("watch")  # from its opening on
+    made: Engine = SQLite(tmp_path / "receiver.db")
+    if getattr(request, "param", "sqlite") == "postgres":
+        found: Database = request.getfixturevalue("database")
+        made = Postgres(found)
+    await made.store.start()
+    yield made
+    await made.store.stop()
+
+
+@pytest.fixture
+def in_one_process() -> None:
+    """Mark what holds only where no other process can be at work."""
+
+
+@pytest.fixture
+def store(engine: Engine) -> Store:
     return engine.store

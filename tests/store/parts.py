@@ -1,8 +1,11 @@
 """What the store's tests are written with: values, a judge, and a way to look at the rows."""
 
+import itertools
+import re
 import shutil
 import sqlite3
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -10,48 +13,154 @@ from typing import Any, Final
 
 import pytest
 
+from receiver.dispatch.postgres import PgQueuerJobs
 from receiver.errors import StoreUnavailable
 from receiver.model import DONE, Decision, Error, Outcome, OutcomeKind, Output, Status, advance
+from receiver.store.base import Store
+from receiver.store.postgres import SCHEMA, PostgresStore
 from receiver.store.sqlite import SQLiteStore
 from receiver.store.values import (
     Arrival,
     Claim,
+    Claims,
     Known,
     NewPrediction,
     Progress,
     ProgressCause,
+    Replayed,
     Ruling,
     Settlement,
     Slots,
     Taken,
     Wanted,
 )
-
-Store = SQLiteStore
+from tests.postgres import Database
 
 NOW: Final = 1_750_000_000.0
 TABLES: Final = ("predictions", "callbacks", "events", "deliveries", "attempts", "steps")
 PATIENCE: Final = 10.0
 
 
-class SQLite:
-    """An engine: its store and, beside it, the bare rows."""
+class Engine(ABC):
+    """A store and, beside it, the bare rows."""
+
+    store: Store
+
+    def __init__(self) -> None:
+        self.reports: list[StoreUnavailable | None] = []
+
+    @abstractmethod
+    def rows(self, sql: str, *params: Any) -> list[Any]: ...
+
+    def dump(self) -> dict[str, list[Any]]:
+        """Give all that is kept, to compare what was with what is."""
+        return {table: sorted(self.rows(f"SELECT * FROM {table}"), key=repr) for table in TABLES}
+
+    def column(self, name: str, prediction_id: str) -> Any:
+        return self.rows(f"SELECT {name} FROM predictions WHERE id = ?", prediction_id)[0][0]
+
+
+class SQLite(Engine):
+    """The engine in a file."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
-        self.reports: list[StoreUnavailable | None] = []
-        self.store = SQLiteStore(str(path), self.reports.append)
+        self.store: SQLiteStore = SQLiteStore(str(path), self.reports.append)
 
     def rows(self, sql: str, *params: Any) -> list[Any]:
         with closing(sqlite3.connect(self.path)) as connection:
             return connection.execute(sql, params).fetchall()
 
-    def dump(self) -> dict[str, list[Any]]:
-        """Give all that is kept, to compare what was with what is."""
-        return dump(self.path)
 
-    def column(self, name: str, prediction_id: str) -> Any:
-        return self.rows(f"SELECT {name} FROM predictions WHERE id = ?", prediction_id)[0][0]
+class Postgres(Engine):
+    """The engine on a server, whose clock obeys the test: PgQueuer asks it what is due."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__()
+        self.database = database
+        self.store: TimedStore = TimedStore(database, self.reports.append)
+
+    def rows(self, sql: str, *params: Any) -> list[Any]:
+        numbers = itertools.count(1)
+        sql = re.sub(r"\?", lambda _: f"${next(numbers)}", sql)
+        rows = self.database.rows(sql.replace("AS BLOB", "AS BYTEA"), *params)
+        return rows if "AS BLOB" in sql else [tuple(map(_as_sqlite_has_it, row)) for row in rows]
+
+
+def _as_sqlite_has_it(value: Any) -> Any:
+    """Give bytes that are text as text, as SQLite keeps them."""
+    if not isinstance(value, bytes) or b"\0" in value:
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+_CLOCK: Final = (
+    "CREATE SCHEMA clock",
+    "CREATE TABLE clock.hands (at DOUBLE PRECISION)",
+    f"INSERT INTO clock.hands VALUES ({NOW})",
+    """CREATE FUNCTION clock.now() RETURNS TIMESTAMPTZ STABLE LANGUAGE sql
+       AS 'SELECT to_timestamp(at) FROM clock.hands'""",
+)
+
+
+class TimedStore(PostgresStore):
+    """Set the server's clock to the time of every call that has one."""
+
+    def __init__(
+        self, database: Database, report: Callable[[StoreUnavailable | None], None]
+    ) -> None:
+        super().__init__(database.url, report, PgQueuerJobs(SCHEMA))
+        self._database = database
+
+    async def connect(self, **settings: str) -> Any:
+        return await super().connect(search_path="clock, receiver, pg_catalog", **settings)
+
+    async def start(self) -> None:
+        self._database.execute(*_CLOCK)
+        await super().start()
+
+    async def _at(self, now: float) -> None:
+        # A hair before it: for PgQueuer a job is due after its time, not at it.
+        await self._writer.write("clock", self._set, now - 0.0001)
+
+    @staticmethod
+    async def _set(connection: Any, items: Sequence[float]) -> Sequence[None]:
+        await connection.execute("UPDATE clock.hands SET at = $1", items[-1])
+        return [None] * len(items)
+
+    async def accept(self, arrival: Arrival) -> Taken:
+        await self._at(arrival.at)
+        return await super().accept(arrival)
+
+    async def claim(self, wanted: Wanted) -> Claims:
+        await self._at(wanted.now + 0.0001)
+        return await super().claim(wanted)
+
+    async def settle(self, settlement: Settlement) -> bool:
+        await self._at(settlement.ended_at)
+        return await super().settle(settlement)
+
+    async def release(self, owner: str, now: float) -> None:
+        await self._at(now)
+        await super().release(owner, now)
+
+    async def reclaim(self, owner: str, now: float) -> list[str]:
+        await self._at(now)
+        return await super().reclaim(owner, now)
+
+    async def retry(self, delivery_id: str, now: float) -> str | None:
+        await self._at(now)
+        return await super().retry(delivery_id, now)
+
+    async def replay(
+        self, prediction_id: str, match: Callable[[Known, str], Sequence[str]], now: float
+    ) -> Replayed:
+        await self._at(now)
+        return await super().replay(prediction_id, match, now)
 
 
 def dump(path: Path) -> dict[str, list[Any]]:

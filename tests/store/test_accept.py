@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from receiver.model import TERMINAL, OutcomeKind, Status
+from receiver.store.base import Store
 from receiver.store.values import Arrival, Known, Ruling
 
 from .parts import (
     NOW,
-    SQLite,
-    Store,
+    Engine,
     Watch,
     arrival,
     ended,
@@ -31,12 +31,7 @@ LIVING = sorted(set(Status) - TERMINAL)
 ENDS: list[OutcomeKind] = ["succeeded", "failed", "canceled"]
 
 
-@pytest.fixture
-def engine(watch: Watch, engine: SQLite) -> SQLite:  # noqa: ARG001 - watched from its opening on
-    return engine
-
-
-def verdicts(engine: SQLite) -> dict[str, int]:
+def verdicts(engine: Engine) -> dict[str, int]:
     sql = "SELECT verdict, sum(1 + repeats) FROM callbacks GROUP BY verdict"
     return dict(engine.rows(sql))
 
@@ -44,7 +39,7 @@ def verdicts(engine: SQLite) -> dict[str, int]:
 @pytest.mark.parametrize("status", LIVING)
 @pytest.mark.parametrize("kind", ENDS)
 async def test_an_outcome_ends_a_living_prediction_with_one_event(
-    engine: SQLite, status: Status, kind: OutcomeKind
+    engine: Engine, status: Status, kind: OutcomeKind
 ) -> None:
     store = engine.store
     await stand(store, 1, status)
@@ -69,7 +64,7 @@ async def test_an_outcome_ends_a_living_prediction_with_one_event(
 @pytest.mark.parametrize("first", ENDS)
 @pytest.mark.parametrize("second", [*ENDS, "ask", "processing", "missing"])
 async def test_an_ended_prediction_absorbs_whatever_comes_later(
-    engine: SQLite, first: OutcomeKind, second: OutcomeKind
+    engine: Engine, first: OutcomeKind, second: OutcomeKind
 ) -> None:
     store = engine.store
     await ended(store, 1, "a", kind=first)
@@ -88,7 +83,7 @@ async def test_an_ended_prediction_absorbs_whatever_comes_later(
     assert first in reason
 
 
-async def test_the_same_callback_again_is_counted_and_makes_no_row(engine: SQLite) -> None:
+async def test_the_same_callback_again_is_counted_and_makes_no_row(engine: Engine) -> None:
     await ended(engine.store, 1, "a")
     before = engine.dump()
     for _ in range(3):
@@ -100,7 +95,7 @@ async def test_the_same_callback_again_is_counted_and_makes_no_row(engine: SQLit
     assert after == before
 
 
-async def test_the_same_large_callback_again_is_counted_too(engine: SQLite) -> None:
+async def test_the_same_large_callback_again_is_counted_too(engine: Engine) -> None:
     body = b"x" * 100_000
     await ended(engine.store, 1, body=body)
     await engine.store.accept(arrival(1, body=body))
@@ -110,7 +105,7 @@ async def test_the_same_large_callback_again_is_counted_too(engine: SQLite) -> N
 
 
 async def test_arrivals_of_one_prediction_in_one_batch_make_one_event(
-    engine: SQLite, watch: Watch
+    engine: Engine, watch: Watch
 ) -> None:
     store = engine.store
     await processing(store, 1)
@@ -141,7 +136,7 @@ async def test_arrivals_of_one_prediction_in_one_batch_make_one_event(
 
 @pytest.mark.parametrize("body", [b"small", b"\xff", b"x" * 100_000], ids=len)
 async def test_a_body_and_its_repeats_in_one_batch_keep_the_body(
-    engine: SQLite, watch: Watch, body: bytes
+    engine: Engine, watch: Watch, body: bytes
 ) -> None:
     await engine.store.create(new(1))
     with watch.busy(engine.store):
@@ -153,7 +148,7 @@ async def test_a_body_and_its_repeats_in_one_batch_keep_the_body(
 
 
 async def test_a_batch_learns_the_name_before_the_next_arrival_is_judged(
-    engine: SQLite, watch: Watch
+    engine: Engine, watch: Watch
 ) -> None:
     store = engine.store
     await stand(store, 1, Status.SUBMITTING)
@@ -168,7 +163,7 @@ async def test_a_batch_learns_the_name_before_the_next_arrival_is_judged(
     assert await store.find("fal", "req-1") == pred(1)
 
 
-async def test_every_handler_is_owed_an_event_once(engine: SQLite) -> None:
+async def test_every_handler_is_owed_an_event_once(engine: Engine) -> None:
     await ended(engine.store, 1, "a", "b")
     await engine.store.accept(arrival(1, handlers=("a", "b", "c")))
     await engine.store.replay(pred(1), lambda _known, _type: ["a", "b", "c"], NOW + 30)
@@ -176,14 +171,14 @@ async def test_every_handler_is_owed_an_event_once(engine: SQLite) -> None:
     assert handlers == [("a",), ("b",), ("c",)]
 
 
-async def test_an_outcome_of_an_unknown_prediction_is_kept(engine: SQLite) -> None:
+async def test_an_outcome_of_an_unknown_prediction_is_kept(engine: Engine) -> None:
     taken = await engine.store.accept(arrival(404, body=b"strange"))
     assert (taken.verdict, taken.status) == ("unknown", None)
     [row] = engine.rows("SELECT prediction_id, verdict, body FROM callbacks")
     assert row == (pred(404), "unknown", "strange")
 
 
-async def test_our_own_verdict_on_an_unknown_prediction_writes_nothing(engine: SQLite) -> None:
+async def test_our_own_verdict_on_an_unknown_prediction_writes_nothing(engine: Engine) -> None:
     before = engine.dump()
     taken = await engine.store.accept(arrival(404, "failed", channel=None, body=b""))
     assert taken.verdict == "unknown"
@@ -191,7 +186,7 @@ async def test_our_own_verdict_on_an_unknown_prediction_writes_nothing(engine: S
 
 
 @pytest.mark.parametrize("kind", [*ENDS, "ask", "processing"])
-async def test_a_mismatch_writes_nothing(engine: SQLite, kind: OutcomeKind) -> None:
+async def test_a_mismatch_writes_nothing(engine: Engine, kind: OutcomeKind) -> None:
     await processing(engine.store, 1, provider_id="req-1")
     before = engine.dump()
     taken = await engine.store.accept(arrival(1, kind, provider_id="req-2"))
@@ -199,7 +194,7 @@ async def test_a_mismatch_writes_nothing(engine: SQLite, kind: OutcomeKind) -> N
     assert engine.dump() == before
 
 
-async def test_a_second_name_of_the_provider_is_no_mismatch(engine: SQLite) -> None:
+async def test_a_second_name_of_the_provider_is_no_mismatch(engine: Engine) -> None:
     await processing(engine.store, 1, provider_id="req-1")
     taken = await engine.store.accept(arrival(1, provider_id="gw-1", also_known_as="req-1"))
     assert taken.verdict == "accepted"
@@ -207,7 +202,7 @@ async def test_a_second_name_of_the_provider_is_no_mismatch(engine: SQLite) -> N
 
 
 async def test_a_name_that_another_prediction_has_is_a_mismatch_that_harms_no_neighbour(
-    engine: SQLite, watch: Watch
+    engine: Engine, watch: Watch
 ) -> None:
     store = engine.store
     await processing(store, 1, provider_id="req-1")
@@ -254,7 +249,7 @@ async def test_two_providers_may_use_the_same_name(store: Store) -> None:
 
 @pytest.mark.parametrize("status", sorted(Status))
 async def test_a_verdict_of_ours_applies_only_where_it_was_meant(
-    engine: SQLite, status: Status
+    engine: Engine, status: Status
 ) -> None:
     await stand(engine.store, 1, status)
     before = engine.dump()
@@ -283,7 +278,7 @@ async def test_a_verdict_of_ours_applies_only_where_it_was_meant(
     ],
 )
 async def test_news_that_end_nothing_confirm_the_submit(
-    engine: SQLite, status: Status, kind: OutcomeKind, name: str | None, expected: Status
+    engine: Engine, status: Status, kind: OutcomeKind, name: str | None, expected: Status
 ) -> None:
     await stand(engine.store, 1, status)
     due_before = engine.column("due_at", pred(1))
@@ -294,7 +289,7 @@ async def test_news_that_end_nothing_confirm_the_submit(
     assert engine.column("due_at", pred(1)) == due
 
 
-async def test_still_running_is_kept_as_a_callback_but_not_as_a_poll(engine: SQLite) -> None:
+async def test_still_running_is_kept_as_a_callback_but_not_as_a_poll(engine: Engine) -> None:
     await processing(engine.store, 1)
     for channel in ("poll", "sse", "webhook"):
         headers = "[]" if channel != "webhook" else '[["host","x"]]'
@@ -336,7 +331,7 @@ BODIES = {
 
 @pytest.mark.parametrize("name", BODIES)
 async def test_evidence_is_kept_byte_for_byte_and_its_event_is_delivered(
-    engine: SQLite, name: str
+    engine: Engine, name: str
 ) -> None:
     store = engine.store
     body = BODIES[name]
@@ -374,7 +369,7 @@ async def test_an_end_of_our_own_has_no_payload(store: Store) -> None:
     assert (claim.event.raw, claim.event.channel) == (None, None)
 
 
-async def test_a_judge_that_breaks_fails_alone(engine: SQLite, watch: Watch) -> None:
+async def test_a_judge_that_breaks_fails_alone(engine: Engine, watch: Watch) -> None:
     store = engine.store
 
     def broken(_known: Known, _arrival: Arrival) -> Ruling:

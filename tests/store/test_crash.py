@@ -13,6 +13,7 @@ import pytest
 
 from receiver.errors import StoreUnavailable
 from receiver.model import DONE
+from receiver.store.base import Store
 from receiver.store.sqlite import SQLiteStore
 
 from .parts import (
@@ -20,7 +21,6 @@ from .parts import (
     GIVEN_UP,
     NOW,
     SQLite,
-    Store,
     Watch,
     arrival,
     claimed,

@@ -7,12 +7,12 @@ import msgspec
 import pytest
 
 from receiver.model import ARROWS, TERMINAL, Cause, Status
+from receiver.store.base import Store
 from receiver.store.values import Filter, ProgressCause, Role, Turn
 
 from .parts import (
     NOW,
-    SQLite,
-    Store,
+    Engine,
     arrival,
     ended,
     new,
@@ -155,7 +155,7 @@ CAUSES: dict[ProgressCause, Cause] = {
     ],
 )
 async def test_progress_follows_the_arrows_and_nothing_else(
-    engine: SQLite, cause: ProgressCause, status: Status
+    engine: Engine, cause: ProgressCause, status: Status
 ) -> None:
     store = engine.store
     await stand(store, 1, status)
@@ -172,7 +172,7 @@ async def test_progress_follows_the_arrows_and_nothing_else(
         assert engine.column("due_at", pred(1)) == due_before
 
 
-async def test_acceptance_after_the_outcome_fills_in_the_names_only(engine: SQLite) -> None:
+async def test_acceptance_after_the_outcome_fills_in_the_names_only(engine: Engine) -> None:
     store = engine.store
     await submitting(store, 1)
     await store.accept(arrival(1))
@@ -210,7 +210,7 @@ async def test_acceptance_does_not_take_a_name_away(store: Store) -> None:
     ],
 )
 async def test_a_wish_to_look_is_not_lost_to_a_later_due_time(
-    engine: SQLite, cause: ProgressCause, due_at: float, expected: float
+    engine: Engine, cause: ProgressCause, due_at: float, expected: float
 ) -> None:
     store = engine.store
     await submitting(store, 1)
@@ -225,7 +225,7 @@ async def test_a_wish_to_look_is_not_lost_to_a_later_due_time(
     assert engine.column("due_at", pred(1)) == expected
 
 
-async def test_a_look_that_says_look_again_does_not_fall_due_at_once(engine: SQLite) -> None:
+async def test_a_look_that_says_look_again_does_not_fall_due_at_once(engine: Engine) -> None:
     store = engine.store
     await processing(store, 1)
     [_] = await store.claim_due("fal", NOW + 30, NOW + 120, 10)
@@ -235,7 +235,7 @@ async def test_a_look_that_says_look_again_does_not_fall_due_at_once(engine: SQL
 
 
 @pytest.mark.parametrize("cause", ["accepted", "postponed", "ambiguous"])
-async def test_no_due_time_is_beyond_the_deadline(engine: SQLite, cause: ProgressCause) -> None:
+async def test_no_due_time_is_beyond_the_deadline(engine: Engine, cause: ProgressCause) -> None:
     await engine.store.create(new(1))
     await engine.store.begin_submits(slots(hold_until=NOW + 9e6))
     await engine.store.progress(progress(1, cause, NOW + 8e6))
@@ -277,7 +277,7 @@ async def test_looks_are_counted_and_change_nothing_after_the_end(store: Store) 
     assert (job.polls, job.status) == (1, Status.SUCCEEDED)
 
 
-async def test_hastening_makes_due_what_is_at_the_provider(engine: SQLite) -> None:
+async def test_hastening_makes_due_what_is_at_the_provider(engine: Engine) -> None:
     for number, status in enumerate(EVERY):
         await stand(engine.store, number, status)
     await engine.store.hasten("fal", NOW + 1)
@@ -304,7 +304,8 @@ async def test_a_cancel_is_remembered_while_the_prediction_lives(
     assert job.ticket.cancel_requested == (status not in TERMINAL)
 
 
-async def test_recovery_puts_in_doubt_what_was_being_submitted(engine: SQLite) -> None:
+@pytest.mark.usefixtures("in_one_process")
+async def test_recovery_puts_in_doubt_what_was_being_submitted(engine: Engine) -> None:
     for number, status in enumerate(LIVING):
         await stand(engine.store, number, status)
     await engine.store.recover("me", NOW + 5)

