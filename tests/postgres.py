@@ -105,42 +105,52 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     yield start_server(run / "postgres")
 
 
-@pytest.fixture(scope="session")
-def template(server: Database, worker_id: str) -> Iterator[Database]:
-    """Keep one database that is set up, to copy."""
-    name = f"receiver_template_{worker_id}_{os.getpid()}"
-    server.execute(f"CREATE DATABASE {name}")
-    database = server.sibling(name)
-
-    async def migrate() -> None:
-        store = PostgresStore(database.url, print, PgQueuerJobs(SCHEMA))
-        await store.start()
-        await store.stop()
-
-    wait_for(migrate())
-    yield database
-    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
 @contextmanager
-def copied(server: Database, template: Database | None) -> Iterator[Database]:
+def _made(server: Database) -> Iterator[Database]:
     name = f"receiver_{os.getpid()}_{next(_NUMBERS)}"
-    more = f" TEMPLATE {urlsplit(template.url).path[1:]}" if template else ""
-    server.execute(f"CREATE DATABASE {name}{more}")
+    server.execute(f"CREATE DATABASE {name}")
     try:
         yield server.sibling(name)
     finally:
         server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture
-def database(server: Database, template: Database) -> Iterator[Database]:
-    """Give a fresh database that is set up."""
-    with copied(server, template) as database:
+@pytest.fixture(scope="session")
+def lasting_database(server: Database) -> Iterator[Database]:
+    """Set one database up for all tests of this process: to make one takes long."""
+
+    async def migrate(url: str) -> None:
+        store = PostgresStore(url, print, PgQueuerJobs(SCHEMA))
+        await store.start()
+        await store.stop()
+
+    with _made(server) as database:
+        wait_for(migrate(database.url))
         yield database
 
 
 @pytest.fixture
-def empty_database(server: Database) -> Iterator[Database]:
-    with copied(server, None) as database:
+def database(lasting_database: Database) -> Iterator[Database]:
+    """Give a database that is set up and empty."""
+    yield lasting_database
+    lasting_database.execute(
+        "SET lock_timeout = '5s'; DROP SCHEMA IF EXISTS clock CASCADE", *_EMPTY
+    )
+
+
+_EMPTY: Final = (
+    """
+    DO $$ DECLARE names TEXT; BEGIN
+        SELECT string_agg('receiver.' || tablename, ', ') INTO names FROM pg_tables
+        WHERE schemaname = 'receiver' AND tablename <> 'migrations';
+        EXECUTE 'TRUNCATE ' || names || ' RESTART IDENTITY CASCADE';
+    END $$
+    """,
+)
+
+
+@pytest.fixture
+def bare_database(server: Database) -> Iterator[Database]:
+    """Give a database with nothing in it."""
+    with _made(server) as database:
         yield database

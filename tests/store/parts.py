@@ -34,7 +34,7 @@ from receiver.store.values import (
     Taken,
     Wanted,
 )
-from tests.postgres import Database
+from tests.postgres import Database, wait_for
 
 NOW: Final = 1_750_000_000.0
 TABLES: Final = ("predictions", "callbacks", "events", "deliveries", "attempts", "steps")
@@ -147,6 +147,14 @@ class TimedStore(PostgresStore):
     async def release(self, owner: str, now: float) -> None:
         await self._at(now)
         await super().release(owner, now)
+
+    def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
+        async def renew() -> None:
+            connection = await self.connect()
+            await self._renew_now(connection, owner, delivery_ids, lease_until)
+            await connection.close()
+
+        wait_for(renew())  # at once, where the real one leaves it to a thread
 
     async def reclaim(self, owner: str, now: float) -> list[str]:
         await self._at(now)
