@@ -8,13 +8,14 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import msgspec
 import structlog
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -23,8 +24,9 @@ from receiver.dispatch.embedded import Dispatch, new_owner
 from receiver.dispatch.fetch import guarded_client
 from receiver.dispatch.registry import Registry, handlers_of, load
 from receiver.dispatch.runner import Tools
+from receiver.duty import Duty
 from receiver.errors import KeysUnavailable, StoreUnavailable, StoreUnusable
-from receiver.inbound import ERROR_HANDLERS, Api, Hook, health_routes
+from receiver.inbound import ERROR_HANDLERS, Api, Drained, Hook, health_routes
 from receiver.inbox import Inbox
 from receiver.keys import PublicKeys
 from receiver.listener import Listener
@@ -34,6 +36,7 @@ from receiver.providers import NAMES, make_providers
 from receiver.providers.base import Streamed
 from receiver.providers.fal import read_jwks
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
+from receiver.store.base import Store
 from receiver.store.sqlite import SQLiteStore
 from receiver.tokens import Tokens
 
@@ -46,29 +49,96 @@ def create_app(
     settings: Settings | None = None,
     handlers: Sequence[str | Callable[..., Any]] | None = None,
     *,
+    dispatch: bool = True,
     clock: Callable[[], float] = time.time,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> Starlette:
     """Build the receiver as an ASGI app with a lifespan.
 
     `settings` default to the environment; `handlers` are names as in RECEIVER_HANDLERS or decorated
-    functions, and default to the settings'. `transport` stands in for the network to providers.
+    functions, and default to the settings'. Without `dispatch` handlers run elsewhere, or when
+    `POST /v1/drain` says so. `transport` stands in for the network to providers.
     Raises SettingsError or HandlerError; the lifespan raises StoreUnusable.
     """
-    settings = settings or Settings.read(os.environ)
-    registry = _registry(settings.handlers if handlers is None else handlers)
-    settings = _with_secrets(settings)
-    return _Receiver(settings, registry, clock, transport).app
+    tasks = _SERVES if dispatch else _ACCEPTS
+    return _receiver(settings, handlers, tasks, clock, transport).app
 
 
-def check_database(settings: Settings) -> None:
-    """Open and close the database, so that what is wrong with it is said before anything runs.
+async def work(settings: Settings, stop: asyncio.Event) -> None:
+    """Run deliveries, and nothing else, until `stop` is set.
+
+    Raises HandlerError, or StoreUnusable: this is for PostgreSQL, where others accept.
+    """
+    if settings.sqlite_path is not None:
+        raise StoreUnusable(
+            "a worker needs PostgreSQL: with SQLite one process does everything, and `receiver "
+            "serve` is it; see RECEIVER_DATABASE_URL"
+        )
+    async with _receiver(settings, None, _WORKS).running():
+        await stop.wait()
+
+
+async def drain(settings: Settings, seconds: float) -> Drained:
+    """Run what is due, for so long at most, in a process of its own.
+
+    Raises HandlerError or StoreUnusable.
+    """
+    receiver = _receiver(settings, None, _DRAINS)
+    async with receiver.running():
+        return await receiver.drain(seconds)
+
+
+async def migrate(settings: Settings) -> None:
+    """Open and close the database, which brings its schema up to date.
 
     Raises StoreUnusable.
     """
-    store = SQLiteStore(settings.sqlite_path, _report)
-    store.open()
-    store.close()
+    store = _make_store(settings)
+    await store.start()
+    await store.stop()
+
+
+class _Tasks(msgspec.Struct, frozen=True):
+    """What a process does by itself."""
+
+    outbound: bool
+    """Submits what waits, asks about what is due, listens to streams."""
+    deliveries: bool
+    """Runs handlers."""
+    sweeps: bool = True
+    """Takes its turn at what is done once for all processes."""
+
+
+_SERVES: Final = _Tasks(outbound=True, deliveries=True)
+_ACCEPTS: Final = _Tasks(outbound=True, deliveries=False)
+_WORKS: Final = _Tasks(outbound=False, deliveries=True)
+_DRAINS: Final = _Tasks(outbound=False, deliveries=False, sweeps=False)
+
+
+def _receiver(
+    settings: Settings | None,
+    handlers: Sequence[str | Callable[..., Any]] | None,
+    tasks: _Tasks,
+    clock: Callable[[], float] = time.time,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> _Receiver:
+    settings = settings or Settings.read(os.environ)
+    registry = _registry(settings.handlers if handlers is None else handlers)
+    return _Receiver(_with_secrets(settings), registry, tasks, clock, transport)
+
+
+def _make_store(settings: Settings) -> Store:
+    if settings.sqlite_path is not None:
+        return SQLiteStore(settings.sqlite_path, _report)
+    try:
+        from receiver.dispatch.postgres import PgQueuerJobs  # noqa: PLC0415 - paid for when used
+        from receiver.store.postgres import SCHEMA, PostgresStore  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise StoreUnusable(
+            f"PostgreSQL needs more than is installed here ({error.name} is missing): "
+            "pip install 'prediction-receiver[postgres]'"
+        ) from error
+    return PostgresStore(settings.database_url, _report, PgQueuerJobs(SCHEMA))
 
 
 def _registry(handlers: Sequence[str | Callable[..., Any]]) -> Registry:
@@ -87,7 +157,7 @@ def _with_secrets(settings: Settings) -> Settings:
     """
     if settings.secret_keys:
         return settings
-    path = Path(f"{settings.sqlite_path}.dev-secret")
+    path = Path(f"{settings.sqlite_path or 'receiver'}.dev-secret")
     if not path.exists():
         _write_secret(path)
     text = path.read_text()
@@ -114,14 +184,18 @@ class _Receiver:
         self,
         settings: Settings,
         registry: Registry,
+        tasks: _Tasks,
         clock: Callable[[], float],
         transport: httpx.AsyncBaseTransport | None,
     ) -> None:
         self._settings = settings
         self._registry = registry
+        self._does = tasks
         self._clock = clock
         self._owner = new_owner()
-        self._store = SQLiteStore(settings.sqlite_path, _report)
+        self._store = _make_store(settings)
+        self._alone = settings.sqlite_path is not None
+        self._draining: asyncio.Task[Drained] | None = None
         # Whatever compresses all the same is inflated in bounded pieces.
         plain = {"Accept-Encoding": "identity"}
         self._client = httpx.AsyncClient(transport=transport, limits=_CONNECTIONS, headers=plain)
@@ -131,9 +205,24 @@ class _Receiver:
         tokens = Tokens([key.reveal() for key in settings.secret_keys])
         jwks = settings.providers["fal"].urls["jwks"]
         self._keys = PublicKeys(self._client, jwks, read_jwks, clock=clock)
-        self._inbox = Inbox(self._store, providers, tokens, registry, self._keys, clock=clock)
+        self._inbox = Inbox(
+            self._store,
+            providers,
+            tokens,
+            registry,
+            self._keys,
+            alone=self._alone,
+            clock=clock,
+        )
         self._outbound = Outbound(
-            self._store, self._inbox, providers, settings, tokens, self._client, clock=clock
+            self._store,
+            self._inbox,
+            providers,
+            settings,
+            tokens,
+            self._client,
+            alone=self._alone,
+            clock=clock,
         )
         self._dispatch = Dispatch(
             self._store,
@@ -144,6 +233,7 @@ class _Receiver:
                 attempts=settings.retry_attempts, base=settings.retry_base, cap=settings.retry_cap
             ),
             clock=clock,
+            sweeps=self._alone,
         )
         self._listeners = [
             self._listener(name, provider)
@@ -152,6 +242,7 @@ class _Receiver:
         ]
         self._inbox.on_event = self._dispatch.wake
         self._inbox.on_change = self._outbound.changed
+        self._store.on_news = self._heard
         self._api = Api(
             settings,
             self._store,
@@ -159,6 +250,7 @@ class _Receiver:
             self._inbox.waiters,
             replay=self._replay,
             wake=self._dispatch.wake,
+            drain=self.drain,
             clock=clock,
         )
         self.app = Starlette(
@@ -176,7 +268,7 @@ class _Receiver:
             *health_routes(self._store, self._clock),
         ]
 
-    def _listener(self, name: str, provider: Streamed) -> Listener:
+    def _listener(self, name: str, provider: Streamed) -> Listener | Duty:
         listener = Listener(
             name,
             provider,
@@ -186,31 +278,90 @@ class _Receiver:
             on_connect=self._outbound.look_now,
             clock=self._clock,
         )
-        self._outbound.listen_first(name, listener.ready)
-        return listener
+        # Where others listen too, one of us suffices.
+        duty = None
+        if not self._alone:
+            duty = Duty(f"stream {name}", self._owner, listener, self._store, self._clock)
+        self._outbound.listen_first(name, (duty or listener).ready)
+        return duty or listener
 
     async def _replay(self, prediction_id: str) -> Any:
         return await self._store.replay(prediction_id, self._inbox.match, self._clock())
 
+    def _heard(self, handlers: Sequence[str] | None, ended: Sequence[str] | None) -> None:
+        """Hear what another process committed; None: something may have been missed."""
+        self._dispatch.wake(handlers)
+        if ended is None:
+            self._inbox.waiters.tell_all()
+        else:
+            for prediction_id in ended:
+                self._inbox.waiters.tell(prediction_id)
+
+    async def drain(self, seconds: float) -> Drained:
+        """Run what is due, for so long at most; who asks meanwhile waits for the same end."""
+        if self._draining is None or self._draining.done():
+            self._draining = asyncio.create_task(self._drain(seconds))
+        return await asyncio.shield(self._draining)
+
+    async def _drain(self, seconds: float) -> Drained:
+        until = asyncio.get_running_loop().time() + seconds
+        before = self._done()
+        while True:
+            started = self._done()
+            await asyncio.gather(self._outbound.drain(until), self._dispatch.drain(until))
+            # What has run may have made more due.
+            if self._done() == started or asyncio.get_running_loop().time() >= until:
+                break
+        attempts, submits, looks = (
+            now - then for now, then in zip(self._done(), before, strict=True)
+        )
+        more = asyncio.get_running_loop().time() >= until
+        return Drained(deliveries=attempts, submits=submits, polls=looks, more=more)
+
+    def _done(self) -> tuple[int, int, int]:
+        return self._dispatch.attempts, self._outbound.submits, self._outbound.looks
+
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        self._store.open()
-        listening: list[asyncio.Task[None]] = []
+        async with self.running():
+            yield
+        getattr(self.app.state, "stopped", lambda: None)()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Be at work until the block is left. Raises StoreUnusable."""
+        await self._store.start()
+        tasks: list[asyncio.Task[None]] = []
         try:
             await self._store.recover(self._owner, self._clock())
-            listening = [asyncio.create_task(listener.run()) for listener in self._listeners]
-            listening.append(asyncio.create_task(self._warm_keys()))
-            await self._dispatch.start()
-            await self._outbound.start()
+            await self._dispatch.start(lanes=self._does.deliveries)
+            if self._does.outbound:
+                tasks += [asyncio.create_task(listener.run()) for listener in self._listeners]
+                tasks.append(asyncio.create_task(self._warm_keys()))
+                await self._outbound.start()
+            if self._does.sweeps and not self._alone:
+                tasks.append(asyncio.create_task(self._sweep()))
             self._announce()
             yield
         finally:
-            await self._stop(listening)
+            await self._stop(tasks)
             for client in (self._client, self._results, self._http):
                 await client.aclose()
-            self._store.close()
+            await self._store.stop()
             log.info("receiver.stopped")
-            getattr(self.app.state, "stopped", lambda: None)()
+
+    async def _sweep(self) -> None:
+        """Take turns with all other processes at what is done once for all."""
+        from receiver.dispatch.postgres import Sweeps  # noqa: PLC0415 - only PostgreSQL has others
+        from receiver.store.postgres import SCHEMA, PostgresStore  # noqa: PLC0415
+
+        if not isinstance(self._store, PostgresStore):
+            return
+        chores: dict[str, Callable[[], Awaitable[None]]] = {"deliveries": self._dispatch.reclaim}
+        if self._does.outbound:
+            chores["submits"] = self._outbound.sweep_submits
+            chores["looks"] = self._outbound.sweep_looks
+        await Sweeps(self._store.connect, SCHEMA, chores).run()
 
     async def _warm_keys(self) -> None:
         """Have fal's keys before its first callback needs them."""
@@ -236,12 +387,13 @@ class _Receiver:
         on = [name for name, given in settings.providers.items() if given.key is not None]
         for handler in self._registry.handlers.values():
             log.info("handler.registered", handler=handler.name, place=handler.place)
-        for problem in _warnings(settings, on, self._registry.handlers):
-            log.warning("settings.warning", problem=problem)
+        if self._does.outbound:
+            for problem in _warnings(settings, on, self._registry.handlers):
+                log.warning("settings.warning", problem=problem)
         log.info(
             "receiver.started",
             owner=self._owner,
-            database=settings.sqlite_path,
+            database=settings.database,
             providers=on,
             handlers=list(self._registry.handlers),
             public_url=settings.public_url,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from typing import Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 from rich.text import Text
 
 from receiver.errors import ReceiverError
+
+if TYPE_CHECKING:
+    from receiver.settings import Settings
 
 main = typer.Typer(
     name="receiver",
@@ -34,6 +37,9 @@ Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.")]
 Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1, max=100)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Dev = Annotated[
+    bool, typer.Option("--dev", help="Make up the secrets; let this machine in without a key.")
+]
 Id = Annotated[str, typer.Argument(metavar="ID")]
 
 
@@ -45,14 +51,88 @@ def serve(
     handlers: Handlers = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
-    dev: Annotated[
-        bool, typer.Option("--dev", help="Make up the secrets; let this machine in without a key.")
+    dev: Dev = False,
+    no_dispatch: Annotated[
+        bool, typer.Option("--no-dispatch", help="Accept only: handlers run elsewhere.")
     ] = False,
 ) -> None:
     """Run the receiver: the API, the callbacks, and the handlers."""
-    from receiver import logs
-    from receiver.app import check_database, create_app
+    import asyncio
+
+    from receiver.app import create_app, migrate
     from receiver.serving import Server
+
+    settings = _settings(handlers, dev=dev)
+    try:
+        asyncio.run(migrate(settings))
+        app = create_app(settings, dispatch=not no_dispatch)
+    except ReceiverError as error:
+        _fail(error)
+    sys.setswitchinterval(_SWITCH)
+    _spare_the_collector()
+    Server(app, host, port).run()
+
+
+@main.command()
+def worker(handlers: Handlers = None, dev: Dev = False) -> None:
+    """Run deliveries only, beside servers on the same PostgreSQL."""
+    import asyncio
+    import signal
+
+    import uvloop
+
+    from receiver.app import work
+
+    settings = _settings(handlers, dev=dev)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await work(settings, stop)
+
+    try:
+        uvloop.run(run())
+    except ReceiverError as error:
+        _fail(error)
+
+
+@main.command()
+def drain(
+    handlers: Handlers = None,
+    seconds: Annotated[float, typer.Option(help="For how long at most.", min=1)] = 25.0,
+    dev: Dev = False,
+) -> None:
+    """Run what is due (deliveries, submits, polls), then exit: for cron."""
+    import asyncio
+
+    from receiver.app import drain
+
+    settings = _settings(handlers, dev=dev)
+    try:
+        _print_plainly(asyncio.run(drain(settings, seconds)))
+    except ReceiverError as error:
+        _fail(error)
+
+
+@main.command()
+def migrate(dev: Dev = False) -> None:
+    """Bring the database's schema up to date; `serve` and `worker` do so by themselves."""
+    import asyncio
+
+    from receiver.app import migrate
+
+    settings = _settings(None, dev=dev)
+    try:
+        asyncio.run(migrate(settings))
+    except ReceiverError as error:
+        _fail(error)
+    typer.echo(f"{settings.database} is up to date")
+
+
+def _settings(handlers: list[str] | None, *, dev: bool) -> Settings:
+    """Read the settings and set the logs up, as every command that runs something does."""
+    from receiver import logs
     from receiver.settings import Settings
 
     env = dict(os.environ) | ({"RECEIVER_DEV": "1"} if dev else {})
@@ -60,14 +140,10 @@ def serve(
         env["RECEIVER_HANDLERS"] = ",".join(handlers)
     try:
         settings = Settings.read(env)
-        logs.configure(settings.log_format, settings.log_level)
-        check_database(settings)
-        app = create_app(settings)
     except ReceiverError as error:
         _fail(error)
-    sys.setswitchinterval(_SWITCH)
-    _spare_the_collector()
-    Server(app, host, port).run()
+    logs.configure(settings.log_format, settings.log_level)
+    return settings
 
 
 def _spare_the_collector() -> None:

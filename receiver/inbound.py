@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -27,6 +28,9 @@ from receiver.store.values import Filter, Found, Replayed, Taken
 log = structlog.get_logger("receiver")
 
 _LONGEST_WAIT: Final = 60.0
+_DRAIN: Final = 25.0
+_LONGEST_DRAIN: Final = 900
+"""Seconds; serverless platforms end a request after so many at the latest."""
 _SYNC_WAIT: Final = 60.0
 _LONGEST_KEY: Final = 255
 _LONGEST_NAME: Final = 300
@@ -217,6 +221,16 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mode: Literal["queue", "sync"] = "queue"
 
 
+class Drained(msgspec.Struct, frozen=True):
+    """What a drain has done: attempts ended, submits and looks at providers begun."""
+
+    deliveries: int
+    submits: int
+    polls: int
+    more: bool
+    """The time was over before there was nothing left to do."""
+
+
 class Api:
     """The /v1 routes; each wants a key, unless a developer's own machine asks."""
 
@@ -229,6 +243,7 @@ class Api:
         *,
         replay: Callable[[str], Any],
         wake: Callable[[tuple[str, ...]], None],
+        drain: Callable[[float], Awaitable[Drained]],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
@@ -238,6 +253,7 @@ class Api:
         self._waiters = waiters
         self._replay = replay
         self._wake = wake
+        self._drain = drain
         self._clock = clock
         self.stopping = False
 
@@ -250,6 +266,7 @@ class Api:
             self._route(one + "/replay", POST=self.replay),
             self._route("/v1/deliveries", GET=self.list_deliveries),
             self._route("/v1/deliveries/{id}/retry", POST=self.retry),
+            self._route("/v1/drain", POST=self.drain),
             self._route("/v1/models/{provider}/{model:path}", GET=self.model),
         ]
 
@@ -340,22 +357,29 @@ class Api:
         self._wake((handler,))
         return _json(found.data[0], 202)
 
+    async def drain(self, request: Request) -> Response:
+        """Run what is due and answer when that is done, or when the time is over."""
+        text = _params(request, "seconds")["seconds"]
+        seconds = _DRAIN if text is None else _drain_seconds(text)
+        return _json(await self._drain(seconds))
+
     async def model(self, request: Request) -> Response:
         params = request.path_params
         return _json(await self._outbound.details(params["provider"], params["model"]))
 
     async def _wait(self, prediction: Prediction, seconds: float) -> Prediction:
         """Wait for the end of a prediction, as long as the caller said, or until we stop."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
         with self._waiters.watch(prediction.id) as news:
-            found = await self._store.prediction(prediction.id)
-            if found is None or found.status in TERMINAL or self.stopping:
-                return found or prediction
-            try:
-                async with asyncio.timeout(seconds):
-                    await news.wait()
-            except TimeoutError:
-                pass
-        return await self._store.prediction(prediction.id) or prediction
+            while True:
+                news.clear()
+                found = await self._store.prediction(prediction.id) or prediction
+                if found.status in TERMINAL or self.stopping or loop.time() >= until:
+                    return found
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(until):
+                        await news.wait()
 
     def _authorize(self, request: Request) -> None:
         given = request.headers.get("authorization", "")
@@ -455,6 +479,13 @@ def _limit(text: str | None) -> int:
     if not digits or not 1 <= int(text) <= 100:  # noqa: PLR2004
         raise Problem(422, "invalid-request", "limit must be 1 to 100")
     return int(text)
+
+
+def _drain_seconds(text: str) -> float:
+    digits = text.isascii() and text.isdecimal() and len(text) <= _LONGEST_LIMIT
+    if not digits or not 1 <= int(text) <= _LONGEST_DRAIN:
+        raise Problem(422, "invalid-request", f"seconds must be 1 to {_LONGEST_DRAIN}")
+    return float(text)
 
 
 def _json(value: Any, status: int = 200) -> Response:

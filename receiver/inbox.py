@@ -8,6 +8,7 @@ transaction that holds the evidence, the new state, the event and what is owed t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ import msgspec
 import structlog
 
 from receiver.dispatch.registry import Registry
-from receiver.errors import Unproved, Unreadable
+from receiver.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model import TERMINAL, Channel, Error, Outcome, OutcomeKind, Status, advance
 from receiver.providers.base import Callback, Provider
 from receiver.store.values import Arrival, Known, Ruling, Taken
@@ -28,6 +29,8 @@ log = structlog.get_logger("receiver")
 
 _SECRET_HEADERS: Final = frozenset({b"x-webhook-secret", b"x-api-key"})
 _MOST_PARKED: Final = 1000
+_SEEK: Final = (0.2, 1.0, 4.0)
+"""Seconds between looks for the prediction of a stream event that came first."""
 
 
 class Accepts(Protocol):
@@ -84,8 +87,11 @@ class Inbox:
         registry: Registry,
         public_keys: Keys,
         *,
+        alone: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._alone = alone
+        self._seeking: set[asyncio.Task[None]] = set()
         self._store = store
         self._providers = providers
         self._tokens = tokens
@@ -162,8 +168,22 @@ class Inbox:
             self._parked.popitem(last=False)
         prediction_id = await self._store.find(provider_name, outcome.provider_id)
         if prediction_id is None:
+            if not self._alone:
+                task = asyncio.create_task(self._seek(provider_name, outcome.provider_id))
+                self._seeking.add(task)
+                task.add_done_callback(self._seeking.discard)
             return None
         return await self.unpark(provider_name, outcome.provider_id, prediction_id)
+
+    async def _seek(self, provider_name: str, provider_id: str) -> None:
+        """Look again for the prediction of a parked event: another process may be submitting it."""
+        for seconds in _SEEK:
+            await asyncio.sleep(seconds)
+            with contextlib.suppress(StoreUnavailable, Unproved):  # a poll will know
+                prediction_id = await self._store.find(provider_name, provider_id)
+                if prediction_id is not None:
+                    await self.unpark(provider_name, provider_id, prediction_id)
+                    return
 
     async def unpark(
         self, provider_name: str, provider_id: str, prediction_id: str

@@ -100,6 +100,8 @@ class Lane:
         clock: Callable[[], float],
     ) -> None:
         self.provider = provider
+        self.submits = 0
+        """How many were begun."""
         self.awake = asyncio.Event()
         self.ready: Callable[[], Awaitable[bool]] | None = None
         self.on_due: Callable[[float], None] = lambda _at: None
@@ -138,7 +140,10 @@ class Lane:
         if self._limits.max_in_flight is not None:
             self.awake.set()
 
-    async def drain(self) -> None:
+    def under_way(self) -> list[asyncio.Task[None]]:
+        return list(self._sending.values())
+
+    async def stop(self) -> None:
         """Begin no more, and let the submits under way have a moment to be answered."""
         self._stopping = True
         await asyncio.gather(*self._begun, return_exceptions=True)
@@ -204,6 +209,7 @@ class Lane:
         for job in begun.jobs:
             task = asyncio.create_task(self._submit_safely(job))
             self._sending[job.ticket.id] = task
+            self.submits += 1
             task.add_done_callback(lambda _, key=job.ticket.id: self._sent(key))  # type: ignore[misc]
         if begun.wait > 0:
             return begun.wait

@@ -94,6 +94,8 @@ class Listener:
         self._chance = chance
         self._connected = False
         self._failures = 0
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when the connection is made or lost."""
         self._known = asyncio.Event()
         """Set while it is worth no submit's time to wait: connected, or down."""
 
@@ -102,6 +104,10 @@ class Listener:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_READY_TIMEOUT):
                 await self._known.wait()
+        return self._connected
+
+    @property
+    def at_work(self) -> bool:
         return self._connected
 
     async def run(self) -> None:
@@ -119,6 +125,7 @@ class Listener:
                 reason = "a fault of ours"
             finally:
                 self._connected = False
+                self.on_change()
             long_lived = self._clock() - began > self._silence
             self._failures = 1 if long_lived else self._failures + 1
             if self._failures < _DOWN:
@@ -139,6 +146,7 @@ class Listener:
                 raise Unreadable(f"HTTP {response.status_code}")
             self._connected = True
             self._known.set()
+            self.on_change()
             log.info("stream.connected", provider=self._name)
             await self._store.hasten(self._name, self._clock())
             self._on_connect()

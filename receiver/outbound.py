@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import httpx
 import msgspec
@@ -28,11 +28,14 @@ from receiver.model import TERMINAL, Error, Mode, Prediction, Status, new_id
 from receiver.overdue import Overdue
 from receiver.providers.base import Answer, Provider
 from receiver.settings import Settings
-from receiver.store.values import Created, Job, NewPrediction
+from receiver.store.values import Created, Job, NewPrediction, Role
 from receiver.tokens import Tokens
 from receiver.wire import Busy, Turns, Wire
 
 log = structlog.get_logger("receiver")
+
+_CAUGHT_UP: Final = 60.0
+"""Seconds in which no other process that starts needs to ask about everything again."""
 
 
 class Books(lanes.Books, overdue.Books, Turns, Protocol):
@@ -41,6 +44,7 @@ class Books(lanes.Books, overdue.Books, Turns, Protocol):
     async def create(self, new: NewPrediction) -> Created: ...
     async def hasten(self, provider: str, now: float) -> None: ...
     async def mark_cancel(self, prediction_id: str) -> None: ...
+    async def hold_role(self, role: Role) -> bool: ...
     async def prediction(self, prediction_id: str) -> Prediction | None: ...
 
 
@@ -56,9 +60,11 @@ class Outbound:
         tokens: Tokens,
         client: httpx.AsyncClient,
         *,
+        alone: bool = True,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
+        self._alone = alone
         self._store = store
         self._inbox = inbox
         self._providers = providers
@@ -83,6 +89,7 @@ class Outbound:
             schedule,
             timeout=settings.prediction_timeout,
             clock=clock,
+            alone=alone,
         )
         for lane in self._lanes.values():
             lane.on_due = self._overdue.due
@@ -93,19 +100,60 @@ class Outbound:
         self._lanes[name].ready = ready
 
     async def start(self) -> None:
+        """Catch up with what happened meanwhile, then submit and look for as long as we run."""
         # An earlier process may have died over a look, and callbacks have found nobody at home.
-        for name in self._lanes:
-            await self._store.hasten(name, self._clock())
+        if self._alone or await self._is_first():
+            for name in self._lanes:
+                await self._store.hasten(name, self._clock())
         self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes.values()]
         self._tasks.append(asyncio.create_task(self._overdue.run()))
 
+    async def _is_first(self) -> bool:
+        """Say whether no other process has caught up within a minute: ten may start at once."""
+        now = self._clock()
+        role = Role(name="catch-up", owner=new_id("start", now), now=now, until=now + _CAUGHT_UP)
+        return await self._store.hold_role(role)
+
     async def stop(self) -> None:
         """Stop; a submit that is under way is left to the next start, as unconfirmed."""
-        await asyncio.gather(*(lane.drain() for lane in self._lanes.values()))
+        await asyncio.gather(*(lane.stop() for lane in self._lanes.values()))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._overdue.drain()
+        await self._overdue.drop()
+
+    async def sweep_submits(self) -> None:
+        """See to what waits for room at a provider, whoever was going to."""
+        for lane in self._lanes.values():
+            await lane.begin()
+
+    async def sweep_looks(self) -> None:
+        """See to what is due for a look, whoever was going to."""
+        await self._overdue.look_around()
+
+    async def drain(self, until: float) -> None:
+        """Submit and look at what is due, until nothing is, or until then by the loop's clock."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self.sweep_submits()
+            await self.sweep_looks()
+            tasks = self._overdue.under_way()
+            for lane in self._lanes.values():
+                tasks += lane.under_way()
+            left = until - clock()
+            if not tasks or left <= 0:
+                return
+            await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+
+    @property
+    def submits(self) -> int:
+        """How many submits were begun here."""
+        return sum(lane.submits for lane in self._lanes.values())
+
+    @property
+    def looks(self) -> int:
+        """How many looks were begun here."""
+        return self._overdue.looks
 
     def changed(self, provider: str, _prediction_id: str, verdict: str) -> None:
         """Hear from the inbox: an end frees a place, `ask` wants a look now."""

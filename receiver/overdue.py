@@ -7,6 +7,7 @@ has passed and that is the end; or the prediction is due again, later.
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Callable, Collection, Mapping
 from typing import Final, Protocol
 
@@ -25,6 +26,8 @@ log = structlog.get_logger("receiver")
 
 _MOST_LOOKS: Final = 32
 _MOST_FOLLOWS: Final = 3
+_BACKSTOP: Final = 60.0
+"""Seconds between two looks around of a process with nothing in hand, while others sweep."""
 _LAST_WORD: Final = 60.0
 """Seconds past its deadline that a prediction waits for a provider's limits, to be asked about."""
 
@@ -55,7 +58,12 @@ class Overdue:
         *,
         timeout: float,
         clock: Callable[[], float],
+        alone: bool = True,
     ) -> None:
+        self._alone = alone
+        self._hints: list[float] = []
+        self.looks = 0
+        """How many were begun."""
         self._store = store
         self._inbox = inbox
         self._providers = providers
@@ -68,29 +76,41 @@ class Overdue:
         self._next_look = float("inf")
         self.awake = asyncio.Event()
 
-    async def drain(self) -> None:
+    async def drop(self) -> None:
         """Drop the looks under way: their rows are due again when their hold ends."""
         for task in self._looks:
             task.cancel()
         await asyncio.gather(*self._looks, return_exceptions=True)
 
+    def under_way(self) -> list[asyncio.Task[None]]:
+        return list(self._looks)
+
     def due(self, at: float) -> None:
         """Hear that something falls due then: that may be before the end of our nap."""
+        if not self._alone:
+            heapq.heappush(self._hints, at)
         if at < self._next_look:
             self.awake.set()
 
     async def run(self) -> None:
+        """Look whenever something falls due, for as long as the app runs.
+
+        Where other processes do the same, each looks when what it has in hand itself falls due;
+        what a dead one had in hand is found by the sweeps.
+        """
         while True:
             self.awake.clear()
             self._next_look = float("inf")
             try:
-                nap = await self._look_around()
+                nap = await self.look_around()
             except StoreUnavailable:
                 nap = 1.0
             except Exception:
                 log.exception("task.failed")
                 nap = 1.0
-            nap = min(max(nap, 0.0), LONGEST_NAP)
+            if not self._alone:
+                nap = self._next_hint()
+            nap = min(max(nap, 0.0), LONGEST_NAP if self._alone else _BACKSTOP)
             self._next_look = self._clock() + nap
             try:
                 async with asyncio.timeout(nap):
@@ -98,7 +118,13 @@ class Overdue:
             except TimeoutError:
                 continue
 
-    async def _look_around(self) -> float:
+    def _next_hint(self) -> float:
+        now = self._clock()
+        while self._hints and self._hints[0] <= now:
+            heapq.heappop(self._hints)
+        return self._hints[0] - now if self._hints else _BACKSTOP
+
+    async def look_around(self) -> float:
         """Start a look at everything that is due; give the seconds until the next."""
         now = self._clock()
         for provider in self._providers.keys() - self._on:
@@ -117,6 +143,7 @@ class Overdue:
         for job in await self._store.claim_due(provider, now, hold_until, room):
             task = asyncio.create_task(self._look_safely(job))
             self._looks[task] = provider
+            self.looks += 1
             task.add_done_callback(self._looked)
         next_due = await self._store.next_due(provider)
         return LONGEST_NAP if next_due is None else next_due - self._clock()

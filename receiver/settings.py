@@ -60,7 +60,8 @@ class Settings:
     """Newest first. Empty only in development, where the app makes one up and keeps it."""
     api_keys: tuple[Secret, ...] = ()
     public_url: str | None = None
-    database_url: str = "sqlite:///receiver.db"
+    database_url: str = field(default="sqlite:///receiver.db", repr=False)
+    """`sqlite:///file`, or `postgresql://…`, which may hold a password: show `database`."""
     handlers: tuple[str, ...] = ()
     max_body_bytes: int = 4 * 1024 * 1024
     poll_after: float | None = None
@@ -77,9 +78,18 @@ class Settings:
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
 
     @property
-    def sqlite_path(self) -> str:
-        """The file that `database_url` names."""
-        return self.database_url.removeprefix("sqlite:///")
+    def sqlite_path(self) -> str | None:
+        """The file that `database_url` names; None where it names a PostgreSQL server."""
+        path = self.database_url.removeprefix("sqlite:///")
+        return None if path == self.database_url else path
+
+    @property
+    def database(self) -> str:
+        """The database without what is secret about it: the file, or the servers and the name."""
+        if self.sqlite_path is not None:
+            return self.sqlite_path
+        parts = urlsplit(self.database_url)
+        return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Settings:
@@ -217,9 +227,14 @@ def _is_plain_url(text: str) -> bool:
 
 
 def _database_url(text: str) -> str:
+    if text.startswith(("postgresql://", "postgres://")):
+        return text
     path = text.removeprefix("sqlite:///")
     if path == text or not path or path.endswith("/") or path == ":memory:":
-        raise ValueError("must be sqlite:///path of a file (four slashes for an absolute path)")
+        raise ValueError(
+            "must be sqlite:///path of a file (four slashes for an absolute path), or "
+            "postgresql://user@host/name"
+        )
     return text
 
 

@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -75,11 +75,13 @@ class Dispatch:
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
         pace: Pace = PACE,
+        sweeps: bool = True,
     ) -> None:
         self._queue = queue
         self._owner = owner
         self._clock = clock
         self._pace = pace
+        self._sweeps = sweeps
         self._lanes = {
             name: _Lane(
                 handler, queue, tools, owner, handler.retry.policy(policy), clock, chance, pace
@@ -89,18 +91,38 @@ class Dispatch:
         self._tasks: list[asyncio.Task[None]] = []
         self._heart = _Heart(queue, owner, clock, self._running, pace)
 
-    async def start(self) -> None:
+    async def start(self, *, lanes: bool = True) -> None:
+        """Begin to work; without `lanes` only what `drain` is asked for."""
         await self._warn_of_orphans()
         self._heart.start(asyncio.get_running_loop())
-        self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes.values()]
-        self._tasks.append(asyncio.create_task(self._reclaim()))
+        if lanes:
+            self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes.values()]
+        if lanes and self._sweeps:
+            self._tasks.append(asyncio.create_task(self._reclaim()))
 
-    def wake(self, handlers: tuple[str, ...]) -> None:
-        """Tell lanes that there may be something for them."""
-        for name in handlers:
+    @property
+    def attempts(self) -> int:
+        """How many attempts have ended here."""
+        return sum(lane.attempts for lane in self._lanes.values())
+
+    def wake(self, handlers: Iterable[str] | None) -> None:
+        """Tell lanes that there may be something for them; None tells all."""
+        for name in self._lanes if handlers is None else handlers:
             lane = self._lanes.get(name)
             if lane is not None:
                 lane.awake.set()
+
+    async def drain(self, until: float) -> None:
+        """Run what is due, until nothing is, or until then by the loop's clock.
+
+        An attempt that this begins gets no more time than that; the last fifth of the time begins
+        none, so that few are cut short.
+        """
+        await asyncio.gather(*(lane.exhaust(until) for lane in self._lanes.values()))
+
+    async def reclaim(self) -> None:
+        """Owe again what was claimed by somebody who is gone."""
+        self.wake(await self._queue.reclaim(self._owner, self._clock()))
 
     async def stop(self) -> None:
         """Claim no more, let running handlers end for a while, give back the rest."""
@@ -121,7 +143,7 @@ class Dispatch:
             await asyncio.sleep(self._pace.lease)
             self._heart.renew()  # in case we were frozen: what still runs here is not lost
             try:
-                self.wake(tuple(await self._queue.reclaim(self._owner, self._clock())))
+                await self.reclaim()
             except StoreUnavailable:
                 continue  # the store says so itself; the leases will still be over next time
 
@@ -154,6 +176,8 @@ class _Lane:
         self._chance = chance
         self._pace = pace
         self._running: dict[asyncio.Task[None], str] = {}
+        self._taking = asyncio.Lock()
+        self.attempts = 0
         self.awake = asyncio.Event()
 
     def held(self) -> list[str]:
@@ -183,8 +207,25 @@ class _Lane:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
-    async def _take(self) -> float:
+    async def exhaust(self, until: float) -> None:
+        """Start what is due, again and again, until nothing is or it is too late to begin."""
+        loop = asyncio.get_running_loop()
+        last_start = until - (until - loop.time()) / 5
+        while loop.time() < last_start:
+            await self._take(until)
+            if not self._running:
+                return
+            left = max(until - loop.time(), 0.0)
+            await asyncio.wait(self._running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if self._running:
+            await asyncio.wait(self._running, timeout=max(until - loop.time(), 0.0))
+
+    async def _take(self, until: float | None = None) -> float:
         """Start as many deliveries as there is room for; give the seconds until the next look."""
+        async with self._taking:
+            return await self._take_alone(until)
+
+    async def _take_alone(self, until: float | None) -> float:
         room = self._handler.concurrency - len(self._running)
         if room <= 0:
             return self._pace.nap
@@ -199,7 +240,7 @@ class _Lane:
             )
         )
         for claim in found.claims:
-            task = asyncio.create_task(self._deliver(claim))
+            task = asyncio.create_task(self._deliver(claim, until))
             self._running[task] = claim.id
             task.add_done_callback(self._ended)
         if len(found.claims) == room:
@@ -219,9 +260,10 @@ class _Lane:
         if not task.cancelled() and (error := task.exception()):
             log.error("task.failed", handler=self._handler.name, exc_info=error)
 
-    async def _deliver(self, claim: Claim) -> None:
+    async def _deliver(self, claim: Claim, until: float | None) -> None:
         started = self._clock()
-        attempt = Attempt(self._handler, claim, self._tools)
+        left = None if until is None else max(until - asyncio.get_running_loop().time(), 0.1)
+        attempt = Attempt(self._handler, claim, self._tools, left)
         failure = self._spent(claim) or await attempt.run()
         ended = self._clock()
         decision = decide(claim.attempt, failure, self._policy, self._chance()) if failure else DONE
@@ -237,6 +279,7 @@ class _Lane:
                 ended_at=ended,
             )
         )
+        self.attempts += 1
         self._tell(claim, result, decision, ended - started, held, attempt.error)
         if result == "timeout" and not attempt.ended.is_set():
             log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)

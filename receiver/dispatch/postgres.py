@@ -34,6 +34,8 @@ log = structlog.get_logger("receiver")
 _STALE: Final = timedelta(seconds=30)
 """A job whose taker has been silent for so long is given to another."""
 _UNLIMITED: Final = EntrypointExecutionParameter(concurrency_limit=0)
+_OFTEN: Final = "* * * * * */5"
+_HOURLY: Final = "17 * * * *"
 _AGAIN: Final = 2.0
 """Seconds after which schedules are taken up again when the server went away."""
 
@@ -170,14 +172,14 @@ class Sweeps:
 
     def __init__(
         self,
-        jobs: PgQueuerJobs,
         connect: Callable[[], Awaitable[Connection]],
-        chores: Mapping[str, tuple[str, Callable[[], Awaitable[Any]]]],
+        schema: str,
+        chores: Mapping[str, Callable[[], Awaitable[None]]],
     ) -> None:
-        self._jobs = jobs
         self._connect = connect
+        self._jobs = PgQueuerJobs(schema)
         self._chores = chores
-        # It reports each failed chore with its trace, and so do we.
+        # Its own words for a chore that failed would come on top of ours.
         logging.getLogger("pgqueuer").setLevel(logging.CRITICAL)
 
     async def run(self) -> None:
@@ -192,9 +194,17 @@ class Sweeps:
         connection = await self._connect()
         try:
             manager = SchedulerManager(self._jobs.queries(connection))
-            for name, (expression, chore) in self._chores.items():
-                manager.schedule(f"receiver.{name}", expression)(_chore(name, chore))
+            for name, chore in self._chores.items():
+                manager.schedule(f"receiver.{name}", _OFTEN)(_chore(name, chore))
+            manager.schedule("receiver.tidy", _HOURLY)(_chore("tidy", self._tidy))
             await manager.run()
+        finally:
+            connection.terminate()
+
+    async def _tidy(self) -> None:
+        connection = await self._connect()
+        try:
+            await self._jobs.tidy(connection)
         finally:
             connection.terminate()
 

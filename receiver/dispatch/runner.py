@@ -243,10 +243,13 @@ class Attempt:
     cannot be stopped and a coroutine may refuse to be.
     """
 
-    def __init__(self, handler: Handler, claim: Claim, tools: Tools) -> None:
+    def __init__(
+        self, handler: Handler, claim: Claim, tools: Tools, timeout: float | None = None
+    ) -> None:
         self._handler = handler
         self._claim = claim
         self._tools = tools
+        self._timeout = min(handler.timeout, timeout or handler.timeout)
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
 
@@ -256,11 +259,11 @@ class Attempt:
         call = self._in_thread if not self._handler.is_async else self._on_loop
         task = asyncio.create_task(call(context))
         try:
-            done, _ = await asyncio.wait({task}, timeout=self._handler.timeout)
+            done, _ = await asyncio.wait({task}, timeout=self._timeout)
             if not done:
                 task.cancel()
                 await asyncio.wait({task}, timeout=_GRACE)
-                return Failure(kind="timeout", reason=f"longer than {self._handler.timeout:g} s")
+                return Failure(kind="timeout", reason=f"longer than {self._timeout:.3g} s")
             return self._judge(task)
         except asyncio.CancelledError:
             task.cancel()
