@@ -13,7 +13,10 @@ import structlog
 from structlog._config import BoundLoggerLazyProxy
 from structlog.testing import capture_logs
 
+from tests.postgres import bare_database, database, lasting_database, server
 from tests.receiving import Network, Station, receiving
+
+__all__ = ["bare_database", "database", "lasting_database", "server"]
 
 Start = Callable[..., AbstractAsyncContextManager[Station]]
 Logged = list[MutableMapping[str, Any]]

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from receiver.store.base import Store
-from tests.postgres import Database, database, lasting_database, server
+from tests.postgres import Database
 
 from .parts import Engine, Postgres, SQLite, watch
 
-__all__ = ["database", "lasting_database", "server", "watch"]
+__all__ = ["watch"]
 
 CONTRACT = {"test_accept", "test_predictions", "test_deliveries"}
 """Modules that say what a store does, whatever it is made on."""
