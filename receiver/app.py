@@ -298,10 +298,12 @@ class _Receiver:
                 self._inbox.waiters.tell(prediction_id)
 
     async def drain(self, seconds: float) -> Drained:
-        """Run what is due, for so long at most; who asks meanwhile waits for the same end."""
+        """Run what is due, for so long at most; who asks meanwhile shares in the same run."""
         if self._draining is None or self._draining.done():
             self._draining = asyncio.create_task(self._drain(seconds))
-        return await asyncio.shield(self._draining)
+            return await asyncio.shield(self._draining)
+        done, _ = await asyncio.wait({self._draining}, timeout=seconds)
+        return self._draining.result() if done else Drained(0, 0, 0, more=True)
 
     async def _drain(self, seconds: float) -> Drained:
         until = asyncio.get_running_loop().time() + seconds

@@ -37,6 +37,8 @@ T = TypeVar("T")
 MARGIN: Final = 30.0
 """Seconds after a timeout before a row that is still `submitting` belongs to nobody."""
 LONGEST_NAP: Final = 5.0
+BACKSTOP: Final = 60.0
+"""Seconds that a process naps with nothing in hand, while others sweep too."""
 _SYNC_TIMEOUT: Final = 600.0
 _POLL_CAP: Final = 60.0
 _PUSHED_POLL: Final = 30.0
@@ -98,8 +100,10 @@ class Lane:
         settings: Settings,
         schedule: Schedule,
         clock: Callable[[], float],
+        longest_nap: float = LONGEST_NAP,
     ) -> None:
         self.provider = provider
+        self._longest_nap = longest_nap
         self.submits = 0
         """How many were begun."""
         self.awake = asyncio.Event()
@@ -130,7 +134,7 @@ class Lane:
                 log.exception("task.failed", provider=self.provider.name)
                 nap = 1.0
             try:
-                async with asyncio.timeout(min(max(nap, 0.01), LONGEST_NAP)):
+                async with asyncio.timeout(min(max(nap, 0.01), self._longest_nap)):
                     await self.awake.wait()
             except TimeoutError:
                 continue
@@ -193,7 +197,7 @@ class Lane:
         now = self._clock()
         room = AT_ONCE - len(self._sending)
         if wait > 0 or room <= 0 or self._stopping:
-            return wait or LONGEST_NAP
+            return wait or self._longest_nap
         begun = await self._store.begin_submits(
             Slots(
                 provider=self.provider.name,
@@ -215,7 +219,7 @@ class Lane:
             return begun.wait
         next_queued = await self._store.next_queued(self.provider.name)
         if next_queued is None or next_queued <= self._clock():
-            return LONGEST_NAP  # nothing waits, or it waits for a place: an end wakes us
+            return self._longest_nap  # nothing waits, or it waits for a place: an end wakes us
         return next_queued - self._clock()
 
     def _sent(self, prediction_id: str) -> None:

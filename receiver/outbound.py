@@ -23,7 +23,7 @@ from receiver import lane as lanes
 from receiver import overdue
 from receiver.errors import Problem, StoreUnavailable, Unreadable
 from receiver.inbox import Inbox
-from receiver.lane import Lane, Schedule
+from receiver.lane import BACKSTOP, LONGEST_NAP, Lane, Schedule
 from receiver.model import TERMINAL, Error, Mode, Prediction, Status, new_id
 from receiver.overdue import Overdue
 from receiver.providers.base import Answer, Provider
@@ -78,7 +78,16 @@ class Outbound:
             self._wires[name] = wire
             if limits.key is not None:
                 self._lanes[name] = Lane(
-                    provider, limits, wire, store, inbox, tokens, settings, schedule, clock
+                    provider,
+                    limits,
+                    wire,
+                    store,
+                    inbox,
+                    tokens,
+                    settings,
+                    schedule,
+                    clock,
+                    LONGEST_NAP if alone else BACKSTOP,
                 )
         self._overdue = Overdue(
             store,

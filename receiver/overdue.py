@@ -16,7 +16,7 @@ import structlog
 
 from receiver.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.inbox import Inbox
-from receiver.lane import LONGEST_NAP, MARGIN, Schedule
+from receiver.lane import BACKSTOP, LONGEST_NAP, MARGIN, Schedule
 from receiver.model import TERMINAL, Error, Outcome, Status
 from receiver.providers.base import Follow, Provider, Streamed
 from receiver.store.values import Job, Progress
@@ -26,8 +26,6 @@ log = structlog.get_logger("receiver")
 
 _MOST_LOOKS: Final = 32
 _MOST_FOLLOWS: Final = 3
-_BACKSTOP: Final = 60.0
-"""Seconds between two looks around of a process with nothing in hand, while others sweep."""
 _LAST_WORD: Final = 60.0
 """Seconds past its deadline that a prediction waits for a provider's limits, to be asked about."""
 
@@ -110,7 +108,7 @@ class Overdue:
                 nap = 1.0
             if not self._alone:
                 nap = self._next_hint()
-            nap = min(max(nap, 0.0), LONGEST_NAP if self._alone else _BACKSTOP)
+            nap = min(max(nap, 0.0), LONGEST_NAP if self._alone else BACKSTOP)
             self._next_look = self._clock() + nap
             try:
                 async with asyncio.timeout(nap):
@@ -122,7 +120,7 @@ class Overdue:
         now = self._clock()
         while self._hints and self._hints[0] <= now:
             heapq.heappop(self._hints)
-        return self._hints[0] - now if self._hints else _BACKSTOP
+        return self._hints[0] - now if self._hints else BACKSTOP
 
     async def look_around(self) -> float:
         """Start a look at everything that is due; give the seconds until the next."""

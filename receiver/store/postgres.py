@@ -168,7 +168,8 @@ class PostgresStore(Store):
         return held
 
     async def release(self, owner: str, now: float) -> None:
-        await self._writer.write("release", self._release_all, (owner, now))
+        for delivery in await self._writer.write("release", self._release_all, (owner, now)):
+            self._jobs.forget(delivery)
 
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
         self._pulse.put((owner, delivery_ids, lease_until))
@@ -186,6 +187,7 @@ class PostgresStore(Store):
             params = msgspec.structs.asdict(wanted) | {"largest": operations.LARGEST_RAW}
             rows = await _run(cx, Run(q.TAKE_DELIVERIES, params, [(name,) for name in picked]))
             claims = [to.claimed(row, wanted.handler) for row in rows]
+            claims.sort(key=lambda claim: picked.index(claim.id))
             await self._put_back(cx, set(picked) - {claim.id for claim in claims}, wanted.now)
         next_due = None
         if len(picked) < wanted.most:
@@ -198,12 +200,12 @@ class PostgresStore(Store):
         if not missed:
             return
         rows = await _run(cx, Run(q.SELECT_LEASES, rows=[(name,) for name in sorted(missed)]))
-        for delivery, state, lease_until in rows:
-            if state == "running":
-                await self._jobs.defer(cx, delivery, max(lease_until - now, 0.0))
-                missed.discard(delivery)
-        if missed:
-            await self._jobs.finish(cx, sorted(missed), "canceled")
+        owned = {row[0]: row[2] for row in rows if row[1] == "running"}
+        for delivery, lease_until in owned.items():
+            await self._jobs.defer(cx, delivery, max(lease_until - now, 0.0))
+        await self._jobs.finish(cx, sorted(missed - owned.keys()), "canceled")
+        for delivery in missed:
+            self._jobs.forget(delivery)
 
     async def _settle_all(self, cx: Connection, items: Sequence[Settlement]) -> Sequence[bool]:
         held = await self._drive(cx, operations.settle(items))
@@ -220,11 +222,11 @@ class PostgresStore(Store):
 
     async def _release_all(
         self, cx: Connection, items: Sequence[tuple[str, float]]
-    ) -> Sequence[None]:
-        for given_back in await self._drive(cx, operations.release(items)):
-            for delivery in given_back:
-                await self._jobs.defer(cx, delivery, 0.0)
-        return [None] * len(items)
+    ) -> Sequence[list[str]]:
+        released = await self._drive(cx, operations.release(items))
+        for delivery in (name for given_back in released for name in given_back):
+            await self._jobs.defer(cx, delivery, 0.0)
+        return released
 
     async def _reclaim_all(
         self, cx: Connection, items: Sequence[tuple[str, float]]
@@ -281,12 +283,16 @@ class PostgresStore(Store):
     async def _read(self, query: Query, **params: Any) -> list[Row]:
         if self._pool is None:
             raise StoreUnavailable("the database is not open")
-        try:
-            return await self._pool.fetch(query.postgres, *_arguments(query, params, None))  # type: ignore[return-value]
-        except Exception as error:
-            if is_trouble(error):
-                raise StoreUnavailable(f"the database cannot be read: {error}") from error
-            raise
+        arguments = _arguments(query, params, None)
+        last: Exception | None = None
+        for _ in range(2):  # an old connection may turn out to be dead
+            try:
+                return await self._pool.fetch(query.postgres, *arguments)  # type: ignore[return-value]
+            except Exception as error:
+                if not is_trouble(error):
+                    raise
+                last = error
+        raise StoreUnavailable(f"the database cannot be read: {last}") from last
 
     def _is_taken(self, error: Exception) -> bool:
         return isinstance(error, asyncpg.UniqueViolationError)
