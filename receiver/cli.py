@@ -82,14 +82,21 @@ def worker(handlers: Handlers = None, dev: Dev = False) -> None:
     import uvloop
 
     from receiver.app import work
+    from receiver.serving import LINGER, LONGEST_STOP, exit_after
 
     settings = _settings(handlers, dev=dev)
 
     async def run() -> None:
-        stop = asyncio.Event()
+        told = asyncio.Event()
+
+        def stop() -> None:
+            exit_after(LONGEST_STOP, 1)
+            told.set()
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await work(settings, stop)
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        await work(settings, told)
+        exit_after(LINGER, 0)
 
     try:
         uvloop.run(run())
@@ -107,10 +114,16 @@ def drain(
     import asyncio
 
     from receiver.app import drain
+    from receiver.serving import LINGER, exit_after
 
     settings = _settings(handlers, dev=dev)
+
+    async def run() -> None:
+        _print_plainly(await drain(settings, seconds))
+        exit_after(LINGER, 0)
+
     try:
-        _print_plainly(asyncio.run(drain(settings, seconds)))
+        asyncio.run(run())
     except ReceiverError as error:
         _fail(error)
 

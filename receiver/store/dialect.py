@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ _POSTGRES_WORDS: Final = {
 _ROWS: Final = re.compile(r"\{rows:([^}]*)\}")
 _GATHER: Final = re.compile(r"\{gather:([^}]*)\}")
 _VALUE: Final = re.compile(r"(?<!:):([a-z_]+)")
+_PLACE: Final = re.compile(r"\$(\d+)")
 
 
 class Query:
@@ -101,6 +103,21 @@ class Query:
         return _replace(text, _POSTGRES_WORDS)
 
 
+@cache
+def together(queries: tuple[Query, ...]) -> str:
+    """Make one statement of PostgreSQL's out of several that only write batches."""
+    parts = []
+    first = 0
+    for number, query in enumerate(queries):
+        parts.append(f"w{number} AS ({_PLACE.sub(partial(_moved, first), query.postgres)})")
+        first += len(query.columns)
+    return f"WITH {', '.join(parts)} SELECT 1"
+
+
+def _moved(by: int, place: re.Match[str]) -> str:
+    return f"${int(place[1]) + by}"
+
+
 def _replace(text: str, words: Mapping[str, str]) -> str:
     for word, other in words.items():
         text = text.replace(word, other)
@@ -115,6 +132,15 @@ class Run(NamedTuple):
     rows: Sequence[Row] | None = None
 
 
+class Write(NamedTuple):
+    """Write batches of rows, of which none looks at what another writes; there is no answer.
+
+    For PostgreSQL this is one statement, and so one round trip.
+    """
+
+    parts: Sequence[tuple[Query, Sequence[Row]]]
+
+
 class News(NamedTuple):
     """Say what others wait for; it is told with the commit, if there is anybody to be told."""
 
@@ -124,7 +150,7 @@ class News(NamedTuple):
     """Predictions that have come to their end."""
 
 
-Step: TypeAlias = Run | News
+Step: TypeAlias = Run | Write | News
 Steps: TypeAlias = Generator[Step, list[Any], T]
 """An operation under way: it yields steps, is sent the rows of each, and returns its results."""
 

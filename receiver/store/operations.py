@@ -16,7 +16,7 @@ import msgspec
 from receiver.model import Status, delivery_id, event_id
 from receiver.store import queries as q
 from receiver.store import rows as to
-from receiver.store.dialect import News, Run, Steps
+from receiver.store.dialect import News, Query, Row, Run, Steps, Write
 from receiver.store.values import (
     Arrival,
     Begun,
@@ -264,14 +264,13 @@ class _Batch:
             (*evidence.row, evidence.verdict, evidence.reason, evidence.repeats)
             for _, evidence in sorted(self._callbacks.items(), key=itemgetter(0))
         ]
-        for query, rows in (
+        batches: list[tuple[Query, Sequence[Row]]] = [
             (q.INSERT_CALLBACKS, callbacks),
             (q.END_PREDICTIONS, self._ends),
             (q.INSERT_EVENTS, self._events),
             (q.INSERT_DELIVERIES, self._deliveries),
-        ):
-            if rows:
-                yield Run(query, rows=rows)
+        ]
+        yield Write([(query, rows) for query, rows in batches if rows])
         for note in self._notes:
             yield Run(q.NOTE_PREDICTION, note)
         if self._ends:
@@ -297,8 +296,7 @@ def claim(items: Sequence[Wanted]) -> Steps[list[Claims]]:
 def settle(items: Sequence[Settlement]) -> Steps[list[bool]]:
     rows = [_settlement_row(item) for item in items]
     held = {(row[0], row[1]) for row in (yield Run(q.SELECT_HELD, rows=rows))}
-    yield Run(q.INSERT_ATTEMPTS, rows=rows)
-    yield Run(q.SETTLE_DELIVERIES, rows=rows)
+    yield Write([(q.INSERT_ATTEMPTS, rows), (q.SETTLE_DELIVERIES, rows)])
     return [(item.id, item.number) in held for item in items]
 
 

@@ -25,7 +25,7 @@ from receiver.store import queries as q
 from receiver.store import rows as to
 from receiver.store.base import Store
 from receiver.store.committer import Committer, Connection, is_trouble
-from receiver.store.dialect import News, Operation, Query, Row, Run, Steps
+from receiver.store.dialect import News, Operation, Query, Row, Run, Steps, Write, together
 from receiver.store.schema import MIGRATIONS, for_postgres
 from receiver.store.values import Claims, Settlement, Wanted
 
@@ -283,7 +283,7 @@ class PostgresStore(Store):
     async def _read(self, query: Query, **params: Any) -> list[Row]:
         if self._pool is None:
             raise StoreUnavailable("the database is not open")
-        arguments = _arguments(query, params, None)
+        arguments = _values(query, params)
         last: Exception | None = None
         for _ in range(2):  # an old connection may turn out to be dead
             try:
@@ -385,17 +385,25 @@ def _what_to_do(error: BaseException) -> str:
     )
 
 
-async def _run(cx: Connection, step: Run) -> list[Row]:
-    query, params, rows = step
-    return await cx.fetch(query.postgres, *_arguments(query, params, rows))  # type: ignore[return-value]
+async def _run(cx: Connection, step: Run | Write) -> list[Row]:
+    if isinstance(step, Run):
+        query, params, rows = step
+        arguments = _values(query, params) + _columns(query, rows)
+        return await cx.fetch(query.postgres, *arguments)  # type: ignore[return-value]
+    if step.parts:
+        arguments = [column for query, rows in step.parts for column in _columns(query, rows)]
+        await cx.execute(together(tuple(query for query, _ in step.parts)), *arguments)
+    return []
 
 
-def _arguments(query: Query, params: Mapping[str, Any], rows: Sequence[Row] | None) -> list[Any]:
-    values = [_storable(params[name]) for name in query.names]
-    if rows is not None:
-        columns = zip(*rows, strict=True) if rows else [()] * len(query.columns)
-        values += [[_storable(cell) for cell in column] for column in columns]
-    return values
+def _values(query: Query, params: Mapping[str, Any]) -> list[Any]:
+    return [_storable(params[name]) for name in query.names]
+
+
+def _columns(query: Query, rows: Sequence[Row] | None) -> list[Any]:
+    if not rows:
+        return [[] for _ in query.columns]
+    return [[_storable(cell) for cell in column] for column in zip(*rows, strict=True)]
 
 
 def _storable(value: Any) -> Any:

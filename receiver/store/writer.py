@@ -12,14 +12,14 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from receiver.errors import StoreUnavailable
-from receiver.store.dialect import News, Operation, Query, Row, Run, Steps
+from receiver.store.dialect import News, Operation, Query, Row, Run, Step, Steps, Write
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -225,15 +225,28 @@ def _drive(connection: sqlite3.Connection, steps: Steps[Sequence[Result]]) -> Se
     try:
         step = next(steps)
         while True:
-            step = steps.send([] if isinstance(step, News) else _run(connection, step))
+            step = steps.send(_run(connection, step))
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
 
 
-def _run(connection: sqlite3.Connection, step: Run) -> list[Row]:
-    query, params, rows = step
-    if rows is None:
-        return _fetch(connection, query, params)
+def _run(connection: sqlite3.Connection, step: Step) -> list[Row]:
+    match step:
+        case Run(query, params, rows):
+            if rows is None:
+                return _fetch(connection, query, params)
+            return _batch(connection, query, params, rows)
+        case Write(parts):
+            for query, rows in parts:
+                _batch(connection, query, {}, rows)
+        case News():
+            pass
+    return []
+
+
+def _batch(
+    connection: sqlite3.Connection, query: Query, params: Mapping[str, Any], rows: Sequence[Row]
+) -> list[Row]:
     single, together = _parted(query, rows)
     for row in single:
         connection.execute(query.sqlite_one, {f"c{i}": cell for i, cell in enumerate(row)})

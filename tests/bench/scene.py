@@ -10,22 +10,29 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from receiver.dispatch.postgres import PgQueuerJobs
 from receiver.model import new_id
+from receiver.store.base import Store
+from receiver.store.postgres import SCHEMA, PostgresStore
 from receiver.store.sqlite import SQLiteStore
 from receiver.store.values import NewPrediction, Progress, Slots
 from receiver.tokens import Tokens
 from tests.bench.load import post
+from tests.postgres import Database, made
 
 SECRET = "bench-secret-key-of-more-than-32-characters"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -53,14 +60,111 @@ uvicorn.run(app, port=PORT, access_log=False, log_level="warning", ws="none")
 """
 
 
-def seed(path: Path, provider: str, count: int) -> list[tuple[str, str]]:
-    """Make `count` predictions that are processing; give (our id, the provider's id) for each."""
-    return asyncio.run(_seed(path, provider, count))
+class Books(ABC):
+    """A database of one engine, for one measurement."""
+
+    engine: str
+    url: str
+
+    @abstractmethod
+    def store(self) -> Store: ...
+
+    @abstractmethod
+    def ask(self, sql: str) -> list[tuple[Any, ...]]:
+        """Read the database, also while a server runs."""
+
+    @abstractmethod
+    def fill(self, count: int) -> None:
+        """Put in `count` predictions that ended long ago, with all that they leave behind."""
+
+    def seed(self, provider: str, count: int) -> list[tuple[str, str]]:
+        """Make `count` predictions that are processing; give (our id, the provider's) for each."""
+        return asyncio.run(_seed(self.store(), provider, count))
 
 
-async def _seed(path: Path, provider: str, count: int) -> list[tuple[str, str]]:
-    store = SQLiteStore(str(path), lambda _: None)
-    store.open()
+class SQLiteBooks(Books):
+    engine = "SQLite"
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / "receiver.db"
+        self.url = f"sqlite:///{self._path}"
+
+    def store(self) -> Store:
+        return SQLiteStore(str(self._path), lambda _: None)
+
+    def ask(self, sql: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(self._path, timeout=10)) as connection:
+            return connection.execute(sql).fetchall()
+
+    def fill(self, count: int) -> None:
+        with closing(sqlite3.connect(self._path)) as connection, connection:
+            for statement in _FILL:
+                connection.execute(
+                    statement.replace(
+                        "{ids}",
+                        "(WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < "
+                        f"{count}) SELECT printf('%014x%018d', n, n) AS id FROM n)",
+                    )
+                )
+
+
+class PostgresBooks(Books):
+    engine = "PostgreSQL"
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.url = database.url
+
+    def store(self) -> Store:
+        return PostgresStore(self.url, lambda _: None, PgQueuerJobs(SCHEMA))
+
+    def ask(self, sql: str) -> list[tuple[Any, ...]]:
+        return self.database.rows(sql)
+
+    def fill(self, count: int) -> None:
+        ids = (
+            "(SELECT lpad(to_hex(n), 14, '0') || lpad(n::text, 18, '0') AS id "
+            f"FROM generate_series(1, {count}) n)"
+        )
+        self.database.execute(
+            "SET search_path = receiver",
+            *(statement.replace("{ids}", ids) for statement in _FILL),
+            "VACUUM ANALYZE",
+        )
+
+
+_FILL = (
+    """INSERT INTO predictions (id, provider, model, mode, status, input, metadata, provider_id,
+           output, channel, created_at, submitted_at, completed_at, deadline_at)
+       SELECT 'pred_' || id, 'eachlabs', 'nano-banana', 'queue', 'succeeded',
+           '{"prompt":"a lighthouse"}', '{}', 'old-' || id, '[]', 'webhook', 1, 1, 2, 3600
+       FROM {ids} x""",
+    """INSERT INTO callbacks
+           (prediction_id, channel, digest, received_at, headers, body, verdict, reason)
+       SELECT 'pred_' || id, 'webhook', id, 2, '[]', '{"status": "succeeded"}', 'accepted', ''
+       FROM {ids} x""",
+    """INSERT INTO events (prediction_id, type, time, channel)
+       SELECT 'pred_' || id, 'prediction.succeeded', 2, 'webhook' FROM {ids} x""",
+    """INSERT INTO deliveries
+           (id, prediction_id, handler, state, attempts, claims, created_at, ended_at)
+       SELECT 'dlv_' || id || '00000000', 'pred_' || id, 'empty', 'done', 1, 1, 2, 2
+       FROM {ids} x""",
+)
+
+
+@contextmanager
+def books(server: Database | None) -> Iterator[tuple[Path, Books]]:
+    """Give a folder and an empty database: a file, or one on the server."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        home = Path(folder)
+        if server is None:
+            yield home, SQLiteBooks(home)
+        else:
+            yield home, PostgresBooks(stack.enter_context(made(server)))
+
+
+async def _seed(store: Store, provider: str, count: int) -> list[tuple[str, str]]:
+    await store.start()
     now = time.time()
     # One a millisecond, as ids sort by their time: callbacks come roughly in that order too.
     made = [now - (count - number) / 1000 for number in range(count)]
@@ -94,7 +198,7 @@ async def _seed(path: Path, provider: str, count: int) -> list[tuple[str, str]]:
         for ours, theirs in ids
     ]
     await asyncio.gather(*(store.progress(step) for step in steps))
-    store.close()
+    await store.stop()
     return ids
 
 
@@ -170,7 +274,9 @@ class Server:
         self.pid = self._process.pid
 
     def wait(self) -> None:
-        """Wait until the port takes connections."""
+        """Wait until the port takes connections; a worker has none."""
+        if not self.port:
+            return
         ends = time.monotonic() + 20
         while time.monotonic() < ends and self._process.poll() is None:
             with socket.socket() as probe:
@@ -208,24 +314,24 @@ def empty_route(home: Path) -> Server:
     return Server([sys.executable, str(script)], port, home, {})
 
 
-def receiver(home: Path, jwks_url: str, *handlers: str) -> Server:
-    """Start the real server, as a user would, on the database in `home`."""
+def receiver(home: Path, books: Books, jwks_url: str, *arguments: str) -> Server:
+    """Start the real server, as a user would; `arguments` are handlers and options."""
     port = free_port()
+    command = [sys.executable, "-m", "receiver", "serve", *arguments, "--port", str(port)]
+    return Server(command, port, home, _env(home, books, jwks_url))
+
+
+def worker(home: Path, books: Books, jwks_url: str) -> Server:
+    command = [sys.executable, "-m", "receiver", "worker", "empty_handler.py"]
+    return Server(command, 0, home, _env(home, books, jwks_url))
+
+
+def _env(home: Path, books: Books, jwks_url: str) -> dict[str, str]:
     (home / "empty_handler.py").write_text(HANDLER)
-    env = {
+    return {
         "RECEIVER_SECRET_KEY": SECRET,
         "RECEIVER_API_KEYS": "bench",
-        "RECEIVER_DATABASE_URL": f"sqlite:///{home / 'receiver.db'}",
+        "RECEIVER_DATABASE_URL": books.url,
         "FAL_JWKS_URL": jwks_url,
         "PYTHONPATH": str(Path.cwd()),
     }
-    command = [sys.executable, "-m", "receiver", "serve", *handlers, "--port", str(port)]
-    return Server(command, port, home, env)
-
-
-def ask(home: Path, sql: str) -> list[tuple[float, ...]]:
-    """Read the database of a server, also while it runs."""
-    with sqlite3.connect(home / "receiver.db", timeout=10) as connection:
-        rows = connection.execute(sql).fetchall()
-    connection.close()
-    return rows
