@@ -1,4 +1,6 @@
-"""The queue on SQLite: one lane per handler, claiming what it has room for and settling each end.
+"""The lanes: one for each handler, claiming what it has room for and settling each end.
+
+Their queue is the store's: in the rows themselves on SQLite, beside them on PostgreSQL.
 
 A lane shares nothing with another but the process, so a handler that fails, hangs or is slow fills
 its own lane only. Waking is a hint; the rows are the truth, and each lane also looks by itself.

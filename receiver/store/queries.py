@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Final
 
@@ -151,6 +151,17 @@ SELECT_PREDICTION: Final = Query(
 )
 
 
+# Where the wanted are few among many, the clause says so in the words of a partial index.
+_ALSO: Final[dict[tuple[str, str], str]] = {
+    **{("status", status): "living" for status in Status if status not in TERMINAL},
+    ("status", Status.FAILED): "unsuccessful",
+    ("status", Status.CANCELED): "unsuccessful",
+    ("state", "dead"): "failed",
+    ("state", "skipped"): "failed",
+    ("state", "running"): "running",
+}
+
+
 class Listing:
     """A list that is filtered by any of its clauses, newest first; one row more than asked for."""
 
@@ -159,9 +170,10 @@ class Listing:
         self._clauses = clauses
         self._by = cache(self._make)
 
-    def by(self, filters: Iterable[str]) -> Query:
+    def by(self, filters: Mapping[str, str]) -> Query:
         """Give the query that uses just these of the filters."""
-        return self._by(tuple(sorted(filters)))
+        named = {_ALSO.get((name, value), name) for name, value in filters.items()}
+        return self._by(tuple(sorted(named)))
 
     def _make(self, filters: tuple[str, ...]) -> Query:
         terms = " AND ".join(self._clauses[name] for name in filters)
@@ -170,7 +182,13 @@ class Listing:
 
 LIST_PREDICTIONS: Final = Listing(
     f"SELECT {_PREDICTION_COLUMNS} FROM predictions {{where}} ORDER BY id DESC LIMIT :limit",  # noqa: S608
-    {"status": "status = :status", "provider": "provider = :provider", "cursor": "id < :cursor"},
+    {
+        "status": "status = :status",
+        "living": "status = :status AND due_at IS NOT NULL",
+        "unsuccessful": "status = :status AND error_code IS NOT NULL",
+        "provider": "provider = :provider",
+        "cursor": "id < :cursor",
+    },
 )
 
 # --- the inbox: one transaction per batch of arrivals ---
@@ -375,6 +393,8 @@ ORDER BY d.id DESC LIMIT :limit
 """,
     {
         "state": "d.state = :state",
+        "failed": "d.state = :state AND d.state IN ('skipped', 'dead')",
+        "running": "d.state = :state AND d.state = 'running'",
         "handler": "d.handler = :handler",
         # All ids of a prediction's deliveries start alike, which the primary key can find.
         "prediction": "d.id > 'dlv_' || substr(:prediction, 6) "

@@ -137,6 +137,7 @@ def _latency(place: Database | None, jwks_url: str) -> None:
 def _cold_start(place: Database | None, jwks_url: str) -> None:
     """Time a fresh process up to its first accepted callback, several times."""
     times = []
+    engine = "SQLite" if place is None else "PostgreSQL"
     for _ in range(5):
         with scene.books(place) as (home, books):
             ((ours, theirs),) = books.seed("eachlabs", 1)
@@ -147,7 +148,7 @@ def _cold_start(place: Database | None, jwks_url: str) -> None:
                 times.append(time.perf_counter() - began)
                 assert report.statuses == {200: 1}
     middle, best = sorted(times)[len(times) // 2], min(times)
-    name = f"{books.engine}: cold start to accepted callback"
+    name = f"{engine}: cold start to accepted callback"
     print(f"{name:44}{middle:>9.2f} s   (best {best:.2f})")
 
 
