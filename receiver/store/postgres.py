@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeVar
@@ -27,7 +27,7 @@ from receiver.store.base import Store
 from receiver.store.committer import Committer, Connection, is_trouble
 from receiver.store.dialect import News, Operation, Query, Row, Run, Steps, Write, together
 from receiver.store.schema import MIGRATIONS, for_postgres
-from receiver.store.values import Claims, Settlement, Wanted
+from receiver.store.values import Arrival, Claims, Settlement, Wanted
 
 log = structlog.get_logger("receiver")
 
@@ -46,6 +46,8 @@ _COMMAND_TIMEOUT: Final = 10.0
 _OVERDUE: Final = 60.0
 """Seconds after which a delivery that is still pending may have no job any more."""
 _MOST_RESCUED: Final = 1000
+_LARGEST_SHARED: Final = 64 * 1024
+"""Bytes of a callback that shares a transaction with others."""
 _SETTINGS: Final = {
     "search_path": SCHEMA,
     # A process that is frozen in a transaction must not hold its rows against all others.
@@ -54,6 +56,7 @@ _SETTINGS: Final = {
     # All that is run here is short, and must not depend on when the tables were last counted.
     "jit": "off",
     "enable_seqscan": "off",
+    "max_parallel_workers_per_gather": "0",
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
@@ -101,6 +104,7 @@ class PostgresStore(Store):
         self._url = url
         self._jobs = jobs
         self._me = secrets.token_hex(8)
+        self._rescued_at = 0.0
         self._writer = Committer(self.connect, report, _WRITERS)
         # A claim that is lost with the server is made again, so it need not wait for the disk.
         self._claimer = Committer(
@@ -232,13 +236,18 @@ class PostgresStore(Store):
         self, cx: Connection, items: Sequence[tuple[str, float]]
     ) -> Sequence[list[str]]:
         handlers = await self._drive(cx, operations.reclaim(items))
-        # What has been due for long has waited for its turn, or has lost its job.
-        for _, now in items:
-            params = {"before": now - _OVERDUE, "most": _MOST_RESCUED}
-            found = await _run(cx, Run(q.SELECT_OVERDUE, params))
-            if found:
-                await self._jobs.put(cx, [(row[0], row[1]) for row in found])
+        await self._rescue(cx, max(now for _, now in items))
         return handlers
+
+    async def _rescue(self, cx: Connection, now: float) -> None:
+        """Give a job to what has been due for long: it waits for its turn, or has lost its own."""
+        if now < self._rescued_at + _OVERDUE:
+            return
+        self._rescued_at = now
+        params = {"before": now - _OVERDUE, "most": _MOST_RESCUED}
+        found = await _run(cx, Run(q.SELECT_OVERDUE, params))
+        if found:
+            await self._jobs.put(cx, [(row[0], row[1]) for row in found])
 
     async def _renew_now(
         self, cx: Connection, owner: str, delivery_ids: list[str], lease_until: float
@@ -252,7 +261,10 @@ class PostgresStore(Store):
     # --- running steps ---
 
     async def _write(self, operation: Operation[Item, Result], item: Item) -> Result:
-        return await self._writer.write(operation, partial(self._operate, operation), item)
+        # What is large goes alone: a statement may not have a gigabyte.
+        large = isinstance(item, Arrival) and len(item.body) > _LARGEST_SHARED
+        key: Hashable = (operation, id(item)) if large else operation
+        return await self._writer.write(key, partial(self._operate, operation), item)
 
     async def _operate(
         self, operation: Operation[Item, Result], cx: Connection, items: Sequence[Item]
