@@ -179,6 +179,8 @@ class _Lane:
         self._pace = pace
         self._running: dict[asyncio.Task[None], str] = {}
         self._taking = asyncio.Lock()
+        self._full = False
+        """Whether more may be due than there was room for."""
         self.attempts = 0
         self.awake = asyncio.Event()
 
@@ -229,7 +231,8 @@ class _Lane:
 
     async def _take_alone(self, until: float | None) -> float:
         room = self._handler.concurrency - len(self._running)
-        if room <= 0:
+        self._full = room <= 0
+        if self._full:
             return self._pace.nap
         now = self._clock()
         found = await self._queue.claim(
@@ -245,8 +248,9 @@ class _Lane:
             task = asyncio.create_task(self._deliver(claim, until))
             self._running[task] = claim.id
             task.add_done_callback(self._ended)
-        if len(found.claims) == room:
-            return self._pace.nap  # full: the end of an attempt wakes us
+        self._full = len(found.claims) == room
+        if self._full:
+            return self._pace.nap  # the end of an attempt wakes us
         return self._pace.nap if found.next_due is None else found.next_due - self._clock()
 
     async def _nap(self, seconds: float) -> None:
@@ -258,7 +262,8 @@ class _Lane:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.pop(task, None)
-        self.awake.set()
+        if self._full:
+            self.awake.set()
         if not task.cancelled() and (error := task.exception()):
             log.error("task.failed", handler=self._handler.name, exc_info=error)
 
@@ -282,6 +287,8 @@ class _Lane:
             )
         )
         self.attempts += 1
+        if decision.state == "pending":
+            self.awake.set()  # it may be due before the next look
         self._tell(claim, result, decision, ended - started, held, attempt.error)
         if result == "timeout" and not attempt.ended.is_set():
             log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)
