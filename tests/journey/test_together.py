@@ -1,0 +1,137 @@
+"""Several processes on one PostgreSQL are one receiver to everybody else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.store.schema import MIGRATIONS
+from tests.journey.parts import ACCEPTS, Process, World, check_logs, eventually, living
+from tests.postgres import Database
+
+pytestmark = pytest.mark.timeout(150)
+
+# What both servers count is kept from them until both are about to count it, in the same moment.
+_UNTIL_BOTH_COUNT = (
+    "BEGIN",
+    "LOCK TABLE receiver.requests IN ACCESS EXCLUSIVE MODE",
+    """
+    DO $$ BEGIN
+        FOR turn IN 1..300 LOOP
+            PERFORM pg_stat_clear_snapshot();
+            IF (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                AND wait_event_type = 'Lock') >= 2 THEN RETURN; END IF;
+            PERFORM pg_sleep(0.02);
+        END LOOP;
+        RAISE EXCEPTION 'the two servers never met';
+    END $$
+    """,
+    "COMMIT",
+)
+_IS_HELD = """
+SELECT pid FROM pg_locks
+WHERE relation = 'receiver.requests'::regclass AND mode = 'AccessExclusiveLock' AND granted
+"""
+_CALM = {"RECEIVER_PREDICTION_TIMEOUT": "120", "RECEIVER_POLL_AFTER": "100"}
+
+
+def test_ten_processes_start_at_once_on_an_empty_database(
+    tmp_path: Path, bare_database: Database
+) -> None:
+    servers = [(), (), ACCEPTS, ACCEPTS, ACCEPTS]
+    with living(tmp_path, bare_database, servers=servers, workers=5, more=_CALM) as world:
+        for process in world.fleet:
+            eventually(lambda one=process: one.said("receiver.started"))  # type: ignore[misc]
+            assert not [line for line in process.lines() if line["level"] != "info"]
+        numbers = world.rows("SELECT number FROM migrations ORDER BY number")
+        assert numbers == [(number + 1,) for number in range(len(MIGRATIONS))]
+        assert world.ended(world.submit("fal", "the first", "first"))["status"] == "succeeded"
+        world.settle()
+        assert len(world.notes("seen")) == 2
+        check_logs(world)
+
+
+def test_the_limits_of_a_provider_hold_over_two_servers(
+    tmp_path: Path, bare_database: Database
+) -> None:
+    limits = {"EACHLABS_MAX_IN_FLIGHT": "2", "EACHLABS_REQUESTS_PER_MINUTE": "12"}
+    with living(
+        tmp_path,
+        bare_database,
+        servers=[ACCEPTS, ACCEPTS],
+        more={**_CALM, **limits},
+        emulated={"eachlabs_in_flight": 2, "generation": 0.2},
+    ) as world:
+        with ThreadPoolExecutor(17) as callers:
+            meeting = callers.submit(bare_database.execute, *_UNTIL_BOTH_COUNT)
+            eventually(lambda: world.rows(_IS_HELD))
+            list(callers.map(lambda n: submit_to(world, n), range(16)))
+            meeting.result()
+        eventually(lambda: ends(world) == 12)
+        # Both look once more for room that there is not.
+        late = [submit_to(world, number) for number in (16, 17)]
+        assert [one["status"] for one in late] == ["queued", "queued"]
+        assert requests(world) == 12
+
+        a_minute_passes(bare_database)
+        eventually(lambda: ends(world) == 18)
+        assert requests(world) == 18
+        ledger = world.ledger()
+        assert ledger["violations"] == []
+        assert ledger["requests"]["eachlabs"]["rejected"] == 0
+        assert len(ledger["predictions"]) == 18
+        check_logs(world)
+
+
+def submit_to(world: World, number: int) -> dict[str, Any]:
+    server = world.servers[number % 2]
+    return world.submit("eachlabs", f"picture {number}", f"key-{number}", server=server)
+
+
+def ends(world: World) -> int:
+    [[count]] = world.rows("SELECT count(*) FROM predictions WHERE status = 'succeeded'")
+    return int(count)
+
+
+def requests(world: World) -> int:
+    """Count all that the provider was asked."""
+    return sum(world.ledger()["requests"]["eachlabs"].values())
+
+
+def a_minute_passes(database: Database) -> None:
+    database.execute("UPDATE receiver.requests SET at = at - 60")
+
+
+def test_a_waiting_caller_hears_what_came_to_the_other_server(
+    tmp_path: Path, bare_database: Database
+) -> None:
+    with living(tmp_path, bare_database, servers=[ACCEPTS, ACCEPTS], more=_CALM) as world:
+        asked, called = world.servers
+        world.toll.servers = [called]
+        for number, provider in enumerate(("fal", "eachlabs", "fal")):
+            seconds, found = timed(lambda n=number, p=provider: wait_at(world, asked, n, p))  # type: ignore[misc]
+            assert (found["status"], found["channel"]) == ("succeeded", "webhook")
+            # It takes half a second; without news it would be forty.
+            assert seconds < 10
+            # The news may well be faster than the answer to the callback.
+            heard = eventually(lambda f=found: world.toll.statuses(f["id"]))  # type: ignore[misc]
+            assert heard == [200]
+        assert not asked.said("outcome.taken")
+        assert len(called.said("outcome.taken", verdict="accepted")) == 3
+        check_logs(world)
+
+
+def wait_at(world: World, server: Process, number: int, provider: str) -> dict[str, Any]:
+    key = f"wait-{number}"
+    return world.submit(provider, f"waited for {number}", key, server=server, prefer="wait=40")
+
+
+def timed(act: Callable[[], dict[str, Any]]) -> tuple[float, dict[str, Any]]:
+    began = time.monotonic()
+    found = act()
+    return time.monotonic() - began, found
