@@ -228,13 +228,25 @@ def _is_plain_url(text: str) -> bool:
 
 def _database_url(text: str) -> str:
     if text.startswith(("postgresql://", "postgres://")):
-        return text
+        return _postgres_url(text)
     path = text.removeprefix("sqlite:///")
     if path == text or not path or path.endswith("/") or path == ":memory:":
         raise ValueError(
             "must be sqlite:///path of a file (four slashes for an absolute path), or "
             "postgresql://user@host/name"
         )
+    return text
+
+
+def _postgres_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 - reading it is the check
+    except ValueError:
+        # What is wrong may be the password, so it is not said.
+        raise ValueError(
+            "is no URL: percent-encode what is odd in the password (an @ as %40, a / as %2F)"
+        ) from None
     return text
 
 

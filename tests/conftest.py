@@ -13,7 +13,7 @@ import structlog
 from structlog._config import BoundLoggerLazyProxy
 from structlog.testing import capture_logs
 
-from tests.postgres import bare_database, database, lasting_database, server
+from tests.postgres import Database, bare_database, database, lasting_database, server
 from tests.receiving import Network, Station, receiving
 
 __all__ = ["bare_database", "database", "lasting_database", "server"]
@@ -32,12 +32,32 @@ def network() -> Network:
     return Network()
 
 
-@pytest.fixture
-def start(tmp_path: Path, network: Network) -> Start:
-    """Run receivers, one after another, on one file and one network."""
+ON_BOTH = {"test_invariants", "test_callbacks", "test_drain", "test_wire"}
+"""Modules whose receivers run on either engine."""
 
-    def start(*handlers: Callable[..., Any], **env: Any) -> AbstractAsyncContextManager[Station]:
-        return receiving(tmp_path / "receiver.db", network, handlers, **env)
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run receivers on each engine in turn, where the engine does not matter."""
+    names = set(metafunc.fixturenames)
+    module = metafunc.module.__name__.rpartition(".")[2]
+    if "start" in names and module in ON_BOTH and not names & {"disk", "on_sqlite"}:
+        metafunc.parametrize("start", ["sqlite", "postgres"], indirect=True)
+
+
+@pytest.fixture
+def on_sqlite() -> None:
+    """Mark what is about SQLite, or moves the clock, which PgQueuer's on the server would not."""
+
+
+@pytest.fixture
+def start(request: pytest.FixtureRequest, tmp_path: Path, network: Network) -> Start:
+    """Run receivers, one after another, on one database and one network."""
+    database: Path | Database = tmp_path / "receiver.db"
+    if getattr(request, "param", "sqlite") == "postgres":
+        database = request.getfixturevalue("database")
+
+    def start(*handlers: Callable[..., Any], **given: Any) -> AbstractAsyncContextManager[Station]:
+        return receiving(database, network, handlers, **given)
 
     return start
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import json
 import random
 import re
 import sqlite3
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, overload
 from urllib.parse import urlsplit
 
 import httpx
@@ -23,6 +24,7 @@ from starlette.applications import Starlette
 from receiver import create_app
 from receiver.emulator.keys import Keyring
 from receiver.settings import Settings
+from tests.postgres import Database
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -50,14 +52,18 @@ MODELS: Final = {"oxen": "nano-banana", "eachlabs": "nano-banana", "fal": "fal-a
 PICTURE: Final = "https://cdn.test/a.png"
 
 
+@overload
 async def eventually(
-    read: Callable[[], T | Awaitable[T]], condition: Callable[[T], Any] = bool
-) -> T:
+    read: Callable[[], Coroutine[Any, Any, T]], condition: Callable[[T], Any] = bool
+) -> T: ...
+@overload
+async def eventually(read: Callable[[], T], condition: Callable[[T], Any] = bool) -> T: ...
+async def eventually(read: Callable[[], Any], condition: Callable[[Any], Any] = bool) -> Any:
     """Read until the condition holds; a race ends in a failure, not in a hang."""
     deadline = time.monotonic() + PATIENCE
     while True:
         got = read()
-        value: T = await got if inspect.isawaitable(got) else got
+        value = await got if inspect.isawaitable(got) else got
         if condition(value):
             return value
         assert time.monotonic() < deadline, value
@@ -364,7 +370,7 @@ class Station:
 
     app: Starlette
     network: Network
-    database: Path
+    database: Path | Database
     clock: Clock
     http: httpx.AsyncClient
     """A caller of /v1 with a good key."""
@@ -413,8 +419,20 @@ class Station:
         return await self.post(write(self.network, sent, **more))
 
     def rows(self, sql: str, *params: object) -> list[Any]:
+        if isinstance(self.database, Database):
+            numbers = itertools.count(1)
+            sql = re.sub(r"\?", lambda _: f"${next(numbers)}", sql.replace(" BLOB", " BYTEA"))
+            return self.database.rows(sql, *params)
         with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as connection:
             return connection.execute(sql, params).fetchall()
+
+    def edit(self, sql: str) -> None:
+        """Change the rows behind the receiver's back."""
+        if isinstance(self.database, Database):
+            self.database.execute(f"SET search_path = receiver; {sql}")
+            return
+        with closing(sqlite3.connect(self.database)) as connection, connection:
+            connection.execute(sql)
 
     def count(self, table: str) -> int:
         return int(self.rows(f"SELECT count(*) FROM {table}")[0][0])
@@ -427,17 +445,20 @@ class Station:
 
 @asynccontextmanager
 async def receiving(
-    database: Path,
+    database: Path | Database,
     network: Network,
     handlers: Sequence[Callable[..., Any]] = (),
     clock: Clock | None = None,
+    *,
+    dispatch: bool = True,
     **env: str | None,
 ) -> AsyncIterator[Station]:
     """Run a receiver; a setting that is None is left out."""
-    given = {**ENV, "RECEIVER_DATABASE_URL": f"sqlite:///{database}", **env}
+    url = database.url if isinstance(database, Database) else f"sqlite:///{database}"
+    given = {**ENV, "RECEIVER_DATABASE_URL": url, **env}
     settings = Settings.read({name: value for name, value in given.items() if value is not None})
     clock = clock or Clock()
-    app = create_app(settings, handlers, clock=clock, transport=network)
+    app = create_app(settings, handlers, dispatch=dispatch, clock=clock, transport=network)
     transport = httpx.ASGITransport(app, client=STRANGER)
     key = {"authorization": f"Bearer {API_KEY}"}
     base = "https://hooks.test"

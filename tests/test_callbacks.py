@@ -308,6 +308,7 @@ CASES = [
 ]
 
 
+@pytest.mark.usefixtures("on_sqlite")  # what is not proved reaches no store
 @pytest.mark.parametrize(("provider", "forge"), CASES)
 async def test_a_forgery_is_401_and_leaves_no_trace_but_one_line(
     start: Start, logged: Logged, provider: str, forge: Forgery
@@ -335,6 +336,7 @@ async def test_a_forgery_is_401_and_leaves_no_trace_but_one_line(
         ]
 
 
+@pytest.mark.usefixtures("on_sqlite")  # no store is asked
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "WHAT"])
 async def test_only_post_is_allowed(start: Start, method: str) -> None:
     async with start() as station:
@@ -343,6 +345,7 @@ async def test_only_post_is_allowed(start: Start, method: str) -> None:
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
+@pytest.mark.usefixtures("on_sqlite")  # no store is asked
 @pytest.mark.parametrize("provider", ["replicate", "EACHLABS", "é", "%00", "..", "-" * 5000])
 async def test_an_unknown_provider_is_404(start: Start, provider: str) -> None:
     async with start() as station:
@@ -448,6 +451,7 @@ def pieces(body: bytes, size: int) -> list[dict[str, Any]]:
     return [*more, {"type": "http.request"}]
 
 
+@pytest.mark.usefixtures("on_sqlite")  # what is too large reaches no store
 @pytest.mark.parametrize("provider", PUSHING)
 @pytest.mark.parametrize(("over", "status"), [(-1, 200), (0, 200), (1, 413), (5000, 413)])
 async def test_the_cap_is_counted_while_the_body_streams(

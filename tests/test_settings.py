@@ -6,7 +6,6 @@ import copy
 import traceback
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, asdict
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -245,7 +244,54 @@ def test_development_needs_no_secret_key() -> None:
     [("sqlite:///receiver.db", "receiver.db"), ("sqlite:////var/r.db", "/var/r.db")],
 )
 def test_a_database_url_names_a_file(url: str, path: str) -> None:
-    assert Path(read(RECEIVER_DATABASE_URL=url).sqlite_path) == Path(path)
+    given = read(RECEIVER_DATABASE_URL=url)
+    assert given.sqlite_path == given.database == path
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:hush@db.test:5433/books", "postgresql://db.test:5433/books"),
+        ("postgres://me:hush@db.test/books", "postgresql://db.test/books"),
+        ("postgresql://db.test/books?user=me&password=hush", "postgresql://db.test/books"),
+        ("postgresql://me:hush%40more@a.test,b.test/books", "postgresql://a.test,b.test/books"),
+        ("postgresql:///books?host=/run/postgresql", "postgresql:///books"),
+    ],
+)
+def test_a_database_url_names_a_server_and_hides_how_to_get_in(url: str, shown: str) -> None:
+    given = read(RECEIVER_DATABASE_URL=url)
+    assert given.sqlite_path is None
+    assert given.database_url == url
+    assert given.database == shown
+    for text in (str(given), repr(given), f"{given!r}"):
+        assert "hush" not in text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hu/sh@db.test/books",
+        "postgresql://me:hu?sh@db.test/books",
+        "postgresql://me:hu#sh@db.test/books",
+        "postgresql://me:hu[sh@db.test/books",
+        "postgresql://me:hush@db.test:port/books",
+        "postgresql://me:hush@db.test:99999/books",
+    ],
+)
+def test_a_server_that_makes_no_sense_is_refused_unshown(url: str) -> None:
+    """Whoever does not escape a password would else find a part of it in the log."""
+    [problem] = problems({"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": url})
+    assert problem.startswith("RECEIVER_DATABASE_URL: ")
+    assert "hu" not in problem
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://x/y", "receiver.db", "postgresql:x", "hush@postgresql://"]
+)
+def test_another_database_url_is_refused_unshown(url: str) -> None:
+    [problem] = problems({"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": url})
+    assert problem.startswith("RECEIVER_DATABASE_URL: must be sqlite:///path")
+    assert "hush" not in problem
 
 
 def test_settings_never_change() -> None:

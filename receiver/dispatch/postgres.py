@@ -57,6 +57,12 @@ _NAMES: Final[dict[str, Any]] = {
 _HASTEN: Final = """
 UPDATE {queue} SET execute_after = NOW() WHERE dedupe_key = ANY($1) AND status = 'queued'
 """
+_LOST: Final = """
+SELECT d.id, d.handler FROM {schema}.deliveries d WHERE d.state = 'pending' AND d.due_at <= $1
+AND NOT EXISTS (SELECT FROM {queue} j
+                WHERE j.dedupe_key = d.id AND j.status IN ('queued', 'picked'))
+ORDER BY d.due_at LIMIT $2
+"""
 _FORGET_LOG: Final = """
 DELETE FROM {log} WHERE id IN (SELECT id FROM {log} WHERE aggregated
     AND created < NOW() - interval '1 day' ORDER BY id LIMIT 20000)
@@ -76,6 +82,7 @@ class PgQueuerJobs:
         self._schedules = QuerySchedulerBuilder(self._settings)
         names = self._settings.qualified
         self._hasten = _HASTEN.format(queue=names.queue_table)
+        self._lost = _LOST.format(schema=schema, queue=names.queue_table)
         self._tidy = (
             _FORGET_LOG.format(log=names.queue_table_log),
             _FORGET_STATISTICS.format(statistics=names.statistics_table),
@@ -145,6 +152,12 @@ class PgQueuerJobs:
         job = self._picked.get(delivery)
         if job is not None:
             await self.queries(connection).retry_job(job, timedelta(seconds=seconds), None)
+
+    async def lost(
+        self, connection: Connection, before: float, most: int
+    ) -> list[tuple[str, str]]:
+        rows = await connection.fetch(self._lost, before, most)
+        return [(row["id"], row["handler"]) for row in rows]
 
     async def beat(self, connection: Connection, deliveries: Sequence[str]) -> None:
         ids = [self._picked[name].id for name in deliveries if name in self._picked]

@@ -80,34 +80,44 @@ class _Batch:
 
 
 class Committer:
-    """Owns `size` connections that write; `report` hears when writing stops and starts to work."""
+    """Owns `size` connections that write; `report` hears when writing stops and starts to work.
+
+    Without `transactions` every statement of a batch is committed by itself.
+    """
 
     def __init__(
         self,
         connect: Callable[[], Awaitable[Connection]],
         report: Callable[[StoreUnavailable | None], None],
         size: int,
+        *,
+        transactions: bool = True,
     ) -> None:
         self._connect = connect
         self._report = report
         self._size = size
+        self._transactions = transactions
         self._queue: asyncio.Queue[_Batch | None] = asyncio.Queue()
         self._open: dict[Hashable, _Batch] = {}
         """The batches that still take items, by key."""
         self._tasks: list[asyncio.Task[None]] = []
         self._broken = False
+        self._closed = False
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._run()) for _ in range(self._size)]
 
     async def stop(self) -> None:
         """Commit what waits, then stop."""
+        self._closed = True
         for _ in self._tasks:
             self._queue.put_nowait(None)
         await asyncio.gather(*self._tasks)
 
     async def write(self, key: Hashable, work: Work[Item, Result], item: Item) -> Result:
         """Do `work` for `item`, together with all items of that key; return after the commit."""
+        if self._closed:
+            raise StoreUnavailable("the database is closed")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         batch = self._open.get(key)
         if batch is None:
@@ -132,7 +142,7 @@ class Committer:
         """Commit a batch, on a new connection if need be; give the connection for the next."""
         last: Exception | None = None
         for number in range(_TRIES):
-            attempt = _Attempt(connection)
+            attempt = _Attempt(connection, transaction=self._transactions)
             try:
                 results = await attempt.run(self._connect, batch)
             except _COLLISIONS as error:
@@ -176,9 +186,10 @@ class Committer:
 class _Attempt:
     """One try of one transaction."""
 
-    def __init__(self, connection: Connection | None) -> None:
+    def __init__(self, connection: Connection | None, *, transaction: bool) -> None:
         self.connection = connection
         self._used = connection is not None
+        self._transaction = transaction
         self._committing = False
 
     @property
@@ -191,6 +202,8 @@ class _Attempt:
     ) -> Sequence[Any]:
         if self.connection is None:
             self.connection = await connect()
+        if not self._transaction:
+            return await batch.work(self.connection, batch.items)
         transaction = self.connection.transaction()
         await transaction.start()
         try:

@@ -104,14 +104,18 @@ class Query:
 
 
 @cache
-def together(queries: tuple[Query, ...]) -> str:
-    """Make one statement of PostgreSQL's out of several that only write batches."""
+def together(queries: tuple[Query, ...], *, notify: bool) -> str:
+    """Make one statement of PostgreSQL's out of several that only write batches.
+
+    With `notify` its first two values are a channel and what is to be said there.
+    """
     parts = []
-    first = 0
+    first = 2 if notify else 0
     for number, query in enumerate(queries):
         parts.append(f"w{number} AS ({_PLACE.sub(partial(_moved, first), query.postgres)})")
         first += len(query.columns)
-    return f"WITH {', '.join(parts)} SELECT 1"
+    told = "SELECT pg_notify($1::text, $2::text)" if notify else "SELECT 1"
+    return f"WITH {', '.join(parts)} {told}" if parts else told
 
 
 def _moved(by: int, place: re.Match[str]) -> str:
@@ -132,17 +136,8 @@ class Run(NamedTuple):
     rows: Sequence[Row] | None = None
 
 
-class Write(NamedTuple):
-    """Write batches of rows, of which none looks at what another writes; there is no answer.
-
-    For PostgreSQL this is one statement, and so one round trip.
-    """
-
-    parts: Sequence[tuple[Query, Sequence[Row]]]
-
-
 class News(NamedTuple):
-    """Say what others wait for; it is told with the commit, if there is anybody to be told."""
+    """What others wait for; it is told with the commit, if there is anybody to be told."""
 
     owed: Sequence[tuple[str, str]]
     """Deliveries that are due from now on: id and handler."""
@@ -150,7 +145,17 @@ class News(NamedTuple):
     """Predictions that have come to their end."""
 
 
-Step: TypeAlias = Run | Write | News
+class Write(NamedTuple):
+    """Write batches of rows, of which none looks at what another writes; there is no answer.
+
+    For PostgreSQL this is one statement, and so one round trip.
+    """
+
+    parts: Sequence[tuple[Query, Sequence[Row]]]
+    news: News | None = None
+
+
+Step: TypeAlias = Run | Write
 Steps: TypeAlias = Generator[Step, list[Any], T]
 """An operation under way: it yields steps, is sent the rows of each, and returns its results."""
 

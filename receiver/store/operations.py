@@ -270,12 +270,11 @@ class _Batch:
             (q.INSERT_EVENTS, self._events),
             (q.INSERT_DELIVERIES, self._deliveries),
         ]
-        yield Write([(query, rows) for query, rows in batches if rows])
+        owed = [(row[0], row[2]) for row in self._deliveries]
+        news = News(owed, [row[0] for row in self._ends]) if self._ends else None
+        yield Write([(query, rows) for query, rows in batches if rows], news)
         for note in self._notes:
             yield Run(q.NOTE_PREDICTION, note)
-        if self._ends:
-            owed = [(row[0], row[2]) for row in self._deliveries]
-            yield News(owed, [row[0] for row in self._ends])
 
 
 def claim(items: Sequence[Wanted]) -> Steps[list[Claims]]:
@@ -367,7 +366,7 @@ def _replay_one(
     owed = (yield Run(q.REPLAY_DELIVERIES, rows=rows)) if rows else []
     if owed:
         yield Run(q.FORGET_STEPS, rows=[(row[0],) for row in owed])
-        yield News([(row[0], row[1]) for row in owed])
+        yield Write([], News([(row[0], row[1]) for row in owed]))
     return Replayed(len(owed), tuple(row[1] for row in owed))
 
 
@@ -377,7 +376,7 @@ def retry(items: Sequence[tuple[str, float]]) -> Steps[list[str | None]]:
         params = {"id": wanted, "now": now}
         owed = (yield Run(q.RETRY_DELIVERY, params)) or (yield Run(q.HASTEN_DELIVERY, params))
         if owed:
-            yield News([(owed[0][0], owed[0][1])])
+            yield Write([], News([(owed[0][0], owed[0][1])]))
         results.append(owed[0][1] if owed else None)
     return results
 

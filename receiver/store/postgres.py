@@ -87,6 +87,11 @@ class Jobs(Protocol):
     async def defer(self, connection: Connection, delivery: str, seconds: float) -> None:
         """Put a picked job back, to fall due again then."""
 
+    async def lost(
+        self, connection: Connection, before: float, most: int
+    ) -> list[tuple[str, str]]:
+        """Name deliveries (id, handler) that have been due since before then and have no job."""
+
     async def beat(self, connection: Connection, deliveries: Sequence[str]) -> None:
         """Say that picked jobs are being worked on."""
 
@@ -104,11 +109,12 @@ class PostgresStore(Store):
         self._url = url
         self._jobs = jobs
         self._me = secrets.token_hex(8)
-        self._rescued_at = 0.0
+        self._rescue_at = 0.0
         self._writer = Committer(self.connect, report, _WRITERS)
-        # A claim that is lost with the server is made again, so it need not wait for the disk.
+        # A claim that is lost is made again when its lease is over: it waits for no disk, and what
+        # PgQueuer hands out and what we note of it need not be one transaction.
         self._claimer = Committer(
-            partial(self.connect, synchronous_commit="off"), lambda _: None, 1
+            partial(self.connect, synchronous_commit="off"), lambda _: None, 1, transactions=False
         )
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._pulse = _Pulse(self._renew_now, self.connect)
@@ -137,7 +143,7 @@ class PostgresStore(Store):
                 server_settings={"application_name": "receiver", **_SETTINGS},
             )
         except Exception as error:
-            if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | OSError):
+            if not isinstance(error, StoreUnusable):
                 raise StoreUnusable(_what_to_do(error)) from error
             raise
         self._writer.start()
@@ -179,7 +185,11 @@ class PostgresStore(Store):
         self._pulse.put((owner, delivery_ids, lease_until))
 
     async def reclaim(self, owner: str, now: float) -> list[str]:
-        return await self._writer.write("reclaim", self._reclaim_all, (owner, now))
+        handlers = await self._writer.write("reclaim", self._reclaim_all, (owner, now))
+        if now >= self._rescue_at:
+            await self._writer.write("rescue", self._rescue_all, now)
+            self._rescue_at = now + _OVERDUE
+        return handlers
 
     async def _claim_all(self, cx: Connection, items: Sequence[Wanted]) -> list[Claims]:
         return [await self._claim_for(cx, wanted) for wanted in items]
@@ -235,19 +245,14 @@ class PostgresStore(Store):
     async def _reclaim_all(
         self, cx: Connection, items: Sequence[tuple[str, float]]
     ) -> Sequence[list[str]]:
-        handlers = await self._drive(cx, operations.reclaim(items))
-        await self._rescue(cx, max(now for _, now in items))
-        return handlers
+        return await self._drive(cx, operations.reclaim(items))
 
-    async def _rescue(self, cx: Connection, now: float) -> None:
-        """Give a job to what has been due for long: it waits for its turn, or has lost its own."""
-        if now < self._rescued_at + _OVERDUE:
-            return
-        self._rescued_at = now
-        params = {"before": now - _OVERDUE, "most": _MOST_RESCUED}
-        found = await _run(cx, Run(q.SELECT_OVERDUE, params))
+    async def _rescue_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
+        """Give a job to what has been due for long and has none, as after a queue was cleared."""
+        found = await self._jobs.lost(cx, max(items) - _OVERDUE, _MOST_RESCUED)
         if found:
-            await self._jobs.put(cx, [(row[0], row[1]) for row in found])
+            await self._jobs.put(cx, found)
+        return [None] * len(items)
 
     async def _renew_now(
         self, cx: Connection, owner: str, delivery_ids: list[str], lease_until: float
@@ -275,22 +280,34 @@ class PostgresStore(Store):
         try:
             step = next(steps)
             while True:
-                if isinstance(step, News):
-                    await self._spread(cx, step)
-                    step = steps.send([])
-                else:
+                if isinstance(step, Run):
                     step = steps.send(await _run(cx, step))
+                else:
+                    await self._write_down(cx, step)
+                    step = steps.send([])
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
-    async def _spread(self, cx: Connection, news: News) -> None:
-        if news.owed:
-            await self._jobs.put(cx, news.owed)
+    async def _write_down(self, cx: Connection, step: Write) -> None:
+        queries = tuple(query for query, _ in step.parts)
+        values = [column for query, rows in step.parts for column in _columns(query, rows)]
+        told = self._told(step.news) if step.news else []
+        if told:
+            values = [_CHANNEL, told.pop(), *values]
+        if values:
+            notify = step.news is not None
+            await cx.execute(together(queries, notify=notify), *values)
+        for text in told:
+            await cx.execute(together((), notify=True), _CHANNEL, text)
+        if step.news and step.news.owed:
+            await self._jobs.put(cx, step.news.owed)
+
+    def _told(self, news: News) -> list[str]:
+        """Say news in as many notices as it takes."""
         handlers = sorted({handler for _, handler in news.owed})
-        for first in range(0, max(len(news.ended), 1), _MOST_NAMED):
-            told = [self._me, handlers, news.ended[first : first + _MOST_NAMED]]
-            text = msgspec.json.encode(told).decode()
-            await cx.fetchval("SELECT pg_notify($1, $2)", _CHANNEL, text)
+        parts = range(0, max(len(news.ended), 1), _MOST_NAMED)
+        notices = [[self._me, handlers, news.ended[at : at + _MOST_NAMED]] for at in parts]
+        return [msgspec.json.encode(notice).decode() for notice in notices]
 
     async def _read(self, query: Query, **params: Any) -> list[Row]:
         if self._pool is None:
@@ -385,6 +402,12 @@ async def _leave_as_it_is(_: Any) -> None:
 
 
 def _what_to_do(error: BaseException) -> str:
+    if isinstance(error, ValueError | asyncpg.exceptions.ClientConfigurationError):
+        # What it says may quote the URL, and with that the password.
+        return (
+            "cannot open the database: RECEIVER_DATABASE_URL is no URL of PostgreSQL's; write "
+            "postgresql://user:password@host:port/name, and percent-encode what is odd in a part"
+        )
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return (
@@ -397,15 +420,10 @@ def _what_to_do(error: BaseException) -> str:
     )
 
 
-async def _run(cx: Connection, step: Run | Write) -> list[Row]:
-    if isinstance(step, Run):
-        query, params, rows = step
-        arguments = _values(query, params) + _columns(query, rows)
-        return await cx.fetch(query.postgres, *arguments)  # type: ignore[return-value]
-    if step.parts:
-        arguments = [column for query, rows in step.parts for column in _columns(query, rows)]
-        await cx.execute(together(tuple(query for query, _ in step.parts)), *arguments)
-    return []
+async def _run(cx: Connection, step: Run) -> list[Row]:
+    query, params, rows = step
+    arguments = _values(query, params) + _columns(query, rows)
+    return await cx.fetch(query.postgres, *arguments)  # type: ignore[return-value]
 
 
 def _values(query: Query, params: Mapping[str, Any]) -> list[Any]:

@@ -350,12 +350,6 @@ WHERE state = 'running' AND (lease_until <= :now OR (:everyone AND owner <> :own
 RETURNING id, handler
 """)
 
-# The longest due, whose queue entry may have been lost with the queue.
-SELECT_OVERDUE: Final = Query("""
-SELECT id, handler FROM deliveries WHERE state = 'pending' AND due_at <= :before
-ORDER BY due_at LIMIT :most
-""")
-
 SELECT_EVENT_TYPE: Final = Query("SELECT type FROM events WHERE prediction_id = :prediction_id")
 
 REPLAY_DELIVERIES: Final = Query(f"""{_DELIVERIES}

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from receiver.errors import StoreUnavailable
-from receiver.store.dialect import News, Operation, Query, Row, Run, Step, Steps, Write
+from receiver.store.dialect import Operation, Query, Row, Run, Step, Steps, Write
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -239,8 +239,6 @@ def _run(connection: sqlite3.Connection, step: Step) -> list[Row]:
         case Write(parts):
             for query, rows in parts:
                 _batch(connection, query, {}, rows)
-        case News():
-            pass
     return []
 
 
@@ -261,9 +259,7 @@ def _fetch(connection: sqlite3.Connection, query: Query, params: Any) -> list[Ro
 
 
 def _parted(query: Query, rows: Sequence[Row]) -> tuple[list[Row], Sequence[Row]]:
-    """Tell rows whose bytes JSON cannot hold, or would not hold well, from all others."""
-    if not query.blobs:
-        return [], rows
+    """Tell rows that JSON cannot hold, or would not hold well, from all others."""
     single: list[Row] = []
     together: list[Row] = []
     for row in rows:
@@ -274,7 +270,9 @@ def _parted(query: Query, rows: Sequence[Row]) -> tuple[list[Row], Sequence[Row]
             isinstance(cells[index], str) and len(cells[index]) <= _LARGEST_INLINE
             for index in query.blobs
         )
-        (together if inline else single).append(cells)
+        # Of a text in JSON, SQLite's functions give what comes before a NUL.
+        whole = not any(isinstance(cell, str) and "\0" in cell for cell in cells)
+        (together if inline and whole else single).append(cells)
     return single, together
 
 

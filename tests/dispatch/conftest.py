@@ -2,9 +2,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.postgres import Database
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run dispatch on each engine in turn, where the engine matters and the clock does not."""
+    names = set(metafunc.fixturenames)
+    if "place" in names and "on_sqlite" not in names:
+        metafunc.parametrize("place", ["sqlite", "postgres"], indirect=True)
+
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | Database:
+    """Say where the rows are: in a file, or on a server."""
+    if getattr(request, "param", "sqlite") == "postgres":
+        database: Database = request.getfixturevalue("database")
+        return database
     return tmp_path / "receiver.db"
 
 

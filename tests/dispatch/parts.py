@@ -12,11 +12,15 @@ from typing import Any, Final, TypeVar
 import httpx
 
 from receiver.dispatch.embedded import Dispatch, Pace
+from receiver.dispatch.postgres import PgQueuerJobs
 from receiver.dispatch.registry import Registry, handlers_of
 from receiver.dispatch.runner import Tools
 from receiver.model import Mode, Outcome, Output, Policy, Prediction, Status, utc
+from receiver.store.base import Store
+from receiver.store.postgres import SCHEMA, PostgresStore
 from receiver.store.sqlite import SQLiteStore
 from receiver.store.values import Arrival, Delivery, NewPrediction, Ruling
+from tests.postgres import Database
 
 T = TypeVar("T")
 
@@ -71,9 +75,15 @@ class Submits:
 class Dispatching:
     """One receiver's store and handlers, and how to owe them something."""
 
-    def __init__(self, path: Path, functions: Sequence[Callable[..., Any]], pace: Pace) -> None:
+    def __init__(
+        self, place: Path | Database, functions: Sequence[Callable[..., Any]], pace: Pace
+    ) -> None:
         self.reports: list[object] = []
-        self.store = SQLiteStore(str(path), self.reports.append)
+        self.store: Store
+        if isinstance(place, Database):
+            self.store = PostgresStore(place.url, self.reports.append, PgQueuerJobs(SCHEMA))
+        else:
+            self.store = SQLiteStore(str(place), self.reports.append)
         self.registry = Registry()
         for function in functions:
             for handler in handlers_of(function):
@@ -161,11 +171,11 @@ def _succeeded(handlers: Sequence[str]) -> Ruling:
 
 @asynccontextmanager
 async def dispatching(
-    path: Path, *functions: Callable[..., Any], pace: Pace = BRISK, start: bool = True
+    place: Path | Database, *functions: Callable[..., Any], pace: Pace = BRISK, start: bool = True
 ) -> AsyncIterator[Dispatching]:
     """Run the handlers of `functions` until the block is left."""
-    running = Dispatching(path, functions, pace)
-    running.store.open()
+    running = Dispatching(place, functions, pace)
+    await running.store.start()
     try:
         if start:
             await running.dispatch.start()
@@ -174,7 +184,7 @@ async def dispatching(
             await running.dispatch.stop()
     finally:
         await running.http.aclose()
-        running.store.close()
+        await running.store.stop()
 
 
 async def eventually(condition: Callable[[], Any]) -> None:

@@ -15,11 +15,13 @@ from receiver.dispatch.embedded import Dispatch, Pace, new_owner
 from receiver.errors import StoreUnavailable
 from receiver.model import delivery_id
 from receiver.store.values import Wanted
+from tests.postgres import Database
 
 from .parts import PATIENCE, POLICY, dispatching, eventually
 
 pytestmark = pytest.mark.anyio
 
+Place = Path | Database
 Logged = Sequence[MutableMapping[str, Any]]
 
 
@@ -27,7 +29,7 @@ def named(logged: Logged, event: str) -> list[MutableMapping[str, Any]]:
     return [line for line in logged if line["event"] == event]
 
 
-async def test_an_owed_event_reaches_its_handlers_whether_async_or_plain(path: Path) -> None:
+async def test_an_owed_event_reaches_its_handlers_whether_async_or_plain(place: Place) -> None:
     seen: list[tuple[str, str]] = []
 
     async def on_the_loop(event: Event, ctx: Context) -> None:
@@ -44,7 +46,7 @@ async def test_an_owed_event_reaches_its_handlers_whether_async_or_plain(path: P
         return later()
 
     functions = [on(name=f.__name__)(f) for f in (on_the_loop, in_a_thread, makes_a_coroutine)]
-    async with dispatching(path, *functions) as running:
+    async with dispatching(place, *functions) as running:
         prediction = await running.owe()
         for function in functions:
             delivery = await running.ends(prediction, function.__name__)
@@ -120,6 +122,7 @@ OTHER_ENDS: list[tuple[BaseException, str, str, str]] = [
 ]
 
 
+@pytest.mark.usefixtures("on_sqlite")  # what is raised never reaches the store
 @pytest.mark.parametrize("make", [raising, raising_async, raising_later, raising_in_once])
 @pytest.mark.parametrize(
     ("error", "state", "result", "reason"),
@@ -127,7 +130,7 @@ OTHER_ENDS: list[tuple[BaseException, str, str, str]] = [
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 async def test_whatever_a_handler_raises_ends_its_attempt_and_nothing_else(
-    path: Path,
+    place: Place,
     make: Callable[[BaseException], Callable[..., Any]],
     error: BaseException,
     state: str,
@@ -140,7 +143,7 @@ async def test_whatever_a_handler_raises_ends_its_attempt_and_nothing_else(
         done.set()
 
     fails = on(name="fails", retry=Retry(attempts=2))(make(error))
-    async with dispatching(path, fails, on(name="neighbour")(neighbour)) as running:
+    async with dispatching(place, fails, on(name="neighbour")(neighbour)) as running:
         prediction = await running.owe()
         delivery = await running.ends(prediction, "fails")
         assert (await running.ends(prediction, "neighbour")).state == "done"
@@ -151,7 +154,7 @@ async def test_whatever_a_handler_raises_ends_its_attempt_and_nothing_else(
     assert done.is_set()
 
 
-async def test_a_handler_is_tried_again_until_it_succeeds(path: Path, logged: Logged) -> None:
+async def test_a_handler_is_tried_again_until_it_succeeds(place: Place, logged: Logged) -> None:
     attempts: list[int] = []
 
     async def flaky(_: Event, ctx: Context) -> None:
@@ -159,7 +162,7 @@ async def test_a_handler_is_tried_again_until_it_succeeds(path: Path, logged: Lo
         if ctx.attempt < 3:
             raise RuntimeError("not yet")
 
-    async with dispatching(path, on(name="flaky")(flaky)) as running:
+    async with dispatching(place, on(name="flaky")(flaky)) as running:
         delivery = await running.ends(await running.owe(), "flaky")
     assert attempts == [1, 2, 3]
     assert [attempt["result"] for attempt in delivery.history] == ["error", "error", "done"]
@@ -173,16 +176,17 @@ async def test_a_handler_is_tried_again_until_it_succeeds(path: Path, logged: Lo
     assert isinstance(lines[0]["exc_info"], RuntimeError)
 
 
-async def test_the_policy_of_the_app_bounds_what_a_handler_does_not(path: Path) -> None:
+async def test_the_policy_of_the_app_bounds_what_a_handler_does_not(place: Place) -> None:
     def hopeless(_: Event) -> None:
         raise RuntimeError("never")
 
-    async with dispatching(path, on(name="hopeless")(hopeless)) as running:
+    async with dispatching(place, on(name="hopeless")(hopeless)) as running:
         delivery = await running.ends(await running.owe(), "hopeless")
     assert (delivery.state, len(delivery.history)) == ("dead", POLICY.attempts)
 
 
-async def test_a_handler_says_when_to_come_again(path: Path) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # PgQueuer's clock is the server's
+async def test_a_handler_says_when_to_come_again(place: Place) -> None:
     calls: list[int] = []
 
     def patient(_: Event, ctx: Context) -> None:
@@ -190,7 +194,7 @@ async def test_a_handler_says_when_to_come_again(path: Path) -> None:
         if ctx.attempt == 1:
             raise Retry("rate limited", after=3600)
 
-    async with dispatching(path, on(name="patient")(patient)) as running:
+    async with dispatching(place, on(name="patient")(patient)) as running:
         prediction = await running.owe()
         await eventually(lambda: calls == [1])
         delivery = await running.ends(prediction, "patient", "pending")
@@ -203,7 +207,7 @@ async def test_a_handler_says_when_to_come_again(path: Path) -> None:
     assert calls == [1, 2]
 
 
-async def test_no_more_attempts_of_a_handler_run_at_once_than_it_allows(path: Path) -> None:
+async def test_no_more_attempts_of_a_handler_run_at_once_than_it_allows(place: Place) -> None:
     now: set[str] = set()
     most: list[int] = []
     enough = asyncio.Event()
@@ -217,7 +221,7 @@ async def test_no_more_attempts_of_a_handler_run_at_once_than_it_allows(path: Pa
         await asyncio.sleep(0)
         now.discard(event.id)
 
-    async with dispatching(path, on(name="narrow", concurrency=3)(narrow)) as running:
+    async with dispatching(place, on(name="narrow", concurrency=3)(narrow)) as running:
         predictions = [await running.owe() for _ in range(12)]
         for prediction in predictions:
             await running.ends(prediction, "narrow")
@@ -225,7 +229,7 @@ async def test_no_more_attempts_of_a_handler_run_at_once_than_it_allows(path: Pa
     assert len(most) == 12
 
 
-async def test_a_handler_that_hangs_or_fails_delays_nobody_else(path: Path) -> None:
+async def test_a_handler_that_hangs_or_fails_delays_nobody_else(place: Place) -> None:
     may_end = threading.Event()
     forever = asyncio.Event()
 
@@ -249,7 +253,7 @@ async def test_a_handler_that_hangs_or_fails_delays_nobody_else(path: Path) -> N
         on(name="fails", retry=Retry(attempts=5))(fails),
         on(name="quick", concurrency=1)(quick),
     ]
-    async with dispatching(path, *functions) as running:
+    async with dispatching(place, *functions) as running:
         predictions = [await running.owe() for _ in range(20)]
         for prediction in predictions:
             assert (await running.ends(prediction, "quick")).state == "done"
@@ -263,7 +267,7 @@ async def test_a_handler_that_hangs_or_fails_delays_nobody_else(path: Path) -> N
     assert len(seen) == 20
 
 
-async def test_an_attempt_that_takes_too_long_is_cancelled_and_tried_again(path: Path) -> None:
+async def test_an_attempt_that_takes_too_long_is_cancelled_and_tried_again(place: Place) -> None:
     canceled: list[int] = []
 
     async def slow(_: Event, ctx: Context) -> None:
@@ -275,7 +279,7 @@ async def test_an_attempt_that_takes_too_long_is_cancelled_and_tried_again(path:
             canceled.append(ctx.attempt)
             raise
 
-    async with dispatching(path, on(name="slow", timeout=0.02)(slow)) as running:
+    async with dispatching(place, on(name="slow", timeout=0.02)(slow)) as running:
         delivery = await running.ends(await running.owe(), "slow")
     assert canceled == [1]
     assert [a["result"] for a in delivery.history] == ["timeout", "done"]
@@ -284,7 +288,7 @@ async def test_an_attempt_that_takes_too_long_is_cancelled_and_tried_again(path:
 
 @pytest.mark.parametrize("plain", [True, False])
 async def test_a_handler_that_will_not_end_keeps_its_place_and_only_that(
-    path: Path, logged: Logged, *, plain: bool
+    place: Place, logged: Logged, *, plain: bool
 ) -> None:
     may_end = threading.Event()
     calls: list[str] = []
@@ -306,7 +310,7 @@ async def test_a_handler_that_will_not_end_keeps_its_place_and_only_that(
     function = on(name="stuck", timeout=0.02, concurrency=1, retry=Retry(attempts=1))(
         stubborn if plain else deaf
     )
-    async with dispatching(path, function, on(name="quick")(quick)) as running:
+    async with dispatching(place, function, on(name="quick")(quick)) as running:
         first = await running.owe()
         delivery = await running.ends(first, "stuck")
         assert (delivery.state, delivery.history[0]["result"]) == ("dead", "timeout")
@@ -322,7 +326,10 @@ async def test_a_handler_that_will_not_end_keeps_its_place_and_only_that(
     assert len(calls) == 2
 
 
-async def test_a_step_is_done_once_over_retries_and_again_after_a_replay(path: Path) -> None:
+@pytest.mark.parametrize("plain", [True, False])
+async def test_a_step_is_done_once_over_retries_and_again_after_a_replay(
+    place: Place, *, plain: bool
+) -> None:
     posts: list[str] = []
     seen: list[tuple[int, Any, str]] = []
 
@@ -333,7 +340,7 @@ async def test_a_step_is_done_once_over_retries_and_again_after_a_replay(path: P
     async def post_later() -> dict[str, Any]:
         return post()
 
-    def plain(_: Event, ctx: Context) -> None:
+    def at_once(_: Event, ctx: Context) -> None:
         seen.append((ctx.attempt, ctx.once("post", post), ctx.idempotency_key))
         if ctx.attempt < 3:
             raise RuntimeError
@@ -343,26 +350,22 @@ async def test_a_step_is_done_once_over_retries_and_again_after_a_replay(path: P
         if ctx.attempt < 3:
             raise RuntimeError
 
-    for function in (plain, later):
-        posts.clear()
-        seen.clear()
-        where = path.with_name(function.__name__)
-        async with dispatching(where, on(name=function.__name__)(function)) as running:
-            prediction = await running.owe()
-            await running.ends(prediction, function.__name__)
-            assert [attempt for attempt, _, _ in seen] == [1, 2, 3]
-            assert {result["message"] for _, result, _ in seen} == {1}
-            [key] = {key for _, _, key in seen}
+    async with dispatching(place, on(name="posts")(at_once if plain else later)) as running:
+        prediction = await running.owe()
+        await running.ends(prediction, "posts")
+        assert [attempt for attempt, _, _ in seen] == [1, 2, 3]
+        assert [result for _, result, _ in seen] == [{"message": 1, "text": "\u0000é"}] * 3
+        [key] = {key for _, _, key in seen}
 
-            await running.replay(prediction)
-            await eventually(lambda: len(seen) == 6)
-            assert {result["message"] for _, result, _ in seen[3:]} == {2}
-            assert {name for _, _, name in seen[3:]} == {f"{key}.1"}
-            await running.ends(prediction, function.__name__)
-        assert posts == ["posted", "posted"]
+        await running.replay(prediction)
+        await eventually(lambda: len(seen) == 6)
+        assert {result["message"] for _, result, _ in seen[3:]} == {2}
+        assert {name for _, _, name in seen[3:]} == {f"{key}.1"}
+        await running.ends(prediction, "posts")
+    assert posts == ["posted", "posted"]
 
 
-async def test_a_step_that_fails_is_not_remembered(path: Path) -> None:
+async def test_a_step_that_fails_is_not_remembered(place: Place) -> None:
     tries: list[int] = []
 
     def step() -> int:
@@ -375,7 +378,7 @@ async def test_a_step_that_fails_is_not_remembered(path: Path) -> None:
         await ctx.once("step", step)
         await ctx.once("nothing", lambda: None)
 
-    async with dispatching(path, on(name="careful")(careful)) as running:
+    async with dispatching(place, on(name="careful")(careful)) as running:
         assert (await running.ends(await running.owe(), "careful")).state == "done"
     assert len(tries) == 2
 
@@ -390,7 +393,7 @@ def circle() -> list[Any]:
     "result", [object(), "\ud800", circle()], ids=["no JSON", "half", "circle"]
 )
 async def test_a_step_whose_result_cannot_be_kept_is_not_done_again(
-    path: Path, logged: Logged, result: Any
+    place: Place, logged: Logged, result: Any
 ) -> None:
     posts: list[Any] = []
 
@@ -403,13 +406,13 @@ async def test_a_step_whose_result_cannot_be_kept_is_not_done_again(
         if ctx.attempt == 1:
             raise RuntimeError
 
-    async with dispatching(path, on(name="careless")(careless)) as running:
+    async with dispatching(place, on(name="careless")(careless)) as running:
         assert (await running.ends(await running.owe(), "careless")).attempts == 2
     assert len(posts) == 1
     assert [line["step"] for line in named(logged, "step.unkept")] == ["post"]
 
 
-async def test_the_next_prediction_is_submitted_once_over_retries(path: Path) -> None:
+async def test_the_next_prediction_is_submitted_once_over_retries(place: Place) -> None:
     made: list[str] = []
 
     async def chain(_: Event, ctx: Context) -> None:
@@ -423,7 +426,7 @@ async def test_the_next_prediction_is_submitted_once_over_retries(path: Path) ->
         made.append(ctx.submit("fal", "fal-ai/upscale", {}).id)
 
     async with dispatching(
-        path, on(name="chain")(chain), on(name="chain_in_thread")(chain_in_thread)
+        place, on(name="chain")(chain), on(name="chain_in_thread")(chain_in_thread)
     ) as running:
         prediction = await running.owe("chain", metadata={"kind": "avatar"})
         await running.ends(prediction, "chain")
@@ -440,13 +443,13 @@ async def test_the_next_prediction_is_submitted_once_over_retries(path: Path) ->
         assert len(running.submits.made) == 5
 
 
-async def test_what_was_owed_before_the_start_is_run(path: Path) -> None:
+async def test_what_was_owed_before_the_start_is_run(place: Place) -> None:
     seen: list[str] = []
 
     def catch_up(event: Event) -> None:
         seen.append(event.id)
 
-    async with dispatching(path, on(name="catch_up")(catch_up), start=False) as running:
+    async with dispatching(place, on(name="catch_up")(catch_up), start=False) as running:
         predictions = [await running.owe() for _ in range(3)]
         await running.dispatch.start()
         for prediction in predictions:
@@ -455,11 +458,11 @@ async def test_what_was_owed_before_the_start_is_run(path: Path) -> None:
     assert len(seen) == 3
 
 
-async def test_a_lane_that_nobody_woke_looks_by_itself(path: Path) -> None:
+async def test_a_lane_that_nobody_woke_looks_by_itself(place: Place) -> None:
     def alone(_: Event) -> None:
         return
 
-    async with dispatching(path, on(name="alone")(alone)) as running:
+    async with dispatching(place, on(name="alone")(alone)) as running:
         running.dispatch, ours = running.another("nobody"), running.dispatch
         prediction = await running.owe()  # and wakes the one that does not run
         assert (await running.ends(prediction, "alone")).state == "done"
@@ -467,12 +470,12 @@ async def test_a_lane_that_nobody_woke_looks_by_itself(path: Path) -> None:
 
 
 async def test_a_delivery_whose_handler_is_gone_stays_owed_and_is_reported(
-    path: Path, logged: Logged
+    place: Place, logged: Logged
 ) -> None:
     def known(_: Event) -> None:
         return
 
-    async with dispatching(path, on(name="known")(known), start=False) as running:
+    async with dispatching(place, on(name="known")(known), start=False) as running:
         prediction = await running.owe("known", "gone")
         await running.dispatch.start()
         running.dispatch.wake(("gone",))
@@ -484,14 +487,14 @@ async def test_a_delivery_whose_handler_is_gone_stays_owed_and_is_reported(
     ]
 
 
-async def test_a_stop_lets_running_handlers_end(path: Path) -> None:
+async def test_a_stop_lets_running_handlers_end(place: Place) -> None:
     begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def finishing(_: Event) -> None:
         begun.set()
         await may_end.wait()
 
-    async with dispatching(path, on(name="finishing")(finishing), start=False) as running:
+    async with dispatching(place, on(name="finishing")(finishing), start=False) as running:
         await running.dispatch.start()
         prediction = await running.owe()
         async with asyncio.timeout(PATIENCE):
@@ -506,7 +509,7 @@ async def test_a_stop_lets_running_handlers_end(path: Path) -> None:
 
 @pytest.mark.parametrize("deaf", [False, True])
 async def test_a_stop_gives_back_what_does_not_end_with_its_attempt(
-    path: Path, *, deaf: bool
+    place: Place, *, deaf: bool
 ) -> None:
     begun, may_end = asyncio.Event(), asyncio.Event()
 
@@ -520,7 +523,7 @@ async def test_a_stop_gives_back_what_does_not_end_with_its_attempt(
                     raise
 
     pace = Pace(beat=0.05, nap=0.2, drain=0.05)
-    async with dispatching(path, on(name="endless")(endless), pace=pace, start=False) as running:
+    async with dispatching(place, on(name="endless")(endless), pace=pace, start=False) as running:
         await running.dispatch.start()
         prediction = await running.owe()
         async with asyncio.timeout(PATIENCE):
@@ -537,7 +540,7 @@ async def test_a_stop_gives_back_what_does_not_end_with_its_attempt(
     assert (ended.state, ended.attempts) == ("done", 1)
 
 
-async def test_a_thread_that_does_not_end_does_not_hold_up_the_stop(path: Path) -> None:
+async def test_a_thread_that_does_not_end_does_not_hold_up_the_stop(place: Place) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
     def endless(_: Event) -> None:
@@ -545,20 +548,21 @@ async def test_a_thread_that_does_not_end_does_not_hold_up_the_stop(path: Path) 
         may_end.wait(PATIENCE)
 
     pace = Pace(beat=0.05, nap=0.2, drain=0.05)
-    async with dispatching(path, on(name="endless")(endless), pace=pace) as running:
+    async with dispatching(place, on(name="endless")(endless), pace=pace) as running:
         await running.owe()
         await eventually(begun.is_set)
     may_end.set()
 
 
-async def test_what_a_killed_owner_held_is_run_by_another(path: Path) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # PgQueuer waits for 30 s of silence
+async def test_what_a_killed_owner_held_is_run_by_another(place: Place) -> None:
     seen: list[int] = []
 
     async def careful(_: Event, ctx: Context) -> None:
         seen.append(ctx.attempt)
 
     pace = Pace(lease=0.1, beat=0.05, nap=0.2)
-    async with dispatching(path, on(name="careful")(careful), pace=pace, start=False) as running:
+    async with dispatching(place, on(name="careful")(careful), pace=pace, start=False) as running:
         prediction = await running.owe()
         now = running.clock()
         wish = Wanted(handler="careful", owner="dead", most=1, now=now, lease_until=now + 0.2)
@@ -570,9 +574,10 @@ async def test_what_a_killed_owner_held_is_run_by_another(path: Path) -> None:
     assert (delivery.state, delivery.attempts) == ("done", 2)
 
 
+@pytest.mark.usefixtures("on_sqlite")  # PgQueuer waits for 30 s of silence
 @pytest.mark.parametrize(("attempts", "losses"), [(1, 3), (3, 3), (5, 5)])
 async def test_a_delivery_that_kills_its_process_again_and_again_ends_dead(
-    path: Path, attempts: int, losses: int
+    place: Place, attempts: int, losses: int
 ) -> None:
     calls: list[int] = []
 
@@ -580,7 +585,7 @@ async def test_a_delivery_that_kills_its_process_again_and_again_ends_dead(
         calls.append(ctx.attempt)
 
     function = on(name="deadly", retry=Retry(attempts=attempts))(deadly)
-    async with dispatching(path, function, start=False) as running:
+    async with dispatching(place, function, start=False) as running:
         prediction = await running.owe()
         for life in range(losses):
             now = running.clock()
@@ -613,14 +618,14 @@ class Unsteady:
 
 
 @pytest.mark.parametrize("name", ["claim", "settle", "reclaim"])
-async def test_a_store_that_is_away_is_asked_again(path: Path, name: str) -> None:
+async def test_a_store_that_is_away_is_asked_again(place: Place, name: str) -> None:
     calls: list[int] = []
 
     def steady(_: Event, ctx: Context) -> None:
         calls.append(ctx.attempt)
 
     pace = Pace(lease=0.1, beat=0.05, nap=0.1)
-    async with dispatching(path, on(name="steady")(steady), pace=pace, start=False) as running:
+    async with dispatching(place, on(name="steady")(steady), pace=pace, start=False) as running:
         troubles: list[Exception] = [StoreUnavailable("full"), StoreUnavailable("full")]
         dispatch: Dispatch = running.another(
             "me too", store=Unsteady(running.store, **{name: troubles})
@@ -633,11 +638,11 @@ async def test_a_store_that_is_away_is_asked_again(path: Path, name: str) -> Non
     assert delivery.attempts == 1
 
 
-async def test_a_lane_outlives_what_it_cannot_read(path: Path, logged: Logged) -> None:
+async def test_a_lane_outlives_what_it_cannot_read(place: Place, logged: Logged) -> None:
     def steady(_: Event) -> None:
         return
 
-    async with dispatching(path, on(name="steady")(steady), start=False) as running:
+    async with dispatching(place, on(name="steady")(steady), start=False) as running:
         store = Unsteady(running.store, claim=[ValueError("a row that makes no sense")])
         dispatch = running.another("me too", store=store)
         await dispatch.start()
@@ -646,11 +651,11 @@ async def test_a_lane_outlives_what_it_cannot_read(path: Path, logged: Logged) -
     assert [line["handler"] for line in named(logged, "task.failed")] == ["steady"]
 
 
-async def test_a_settlement_that_cannot_be_made_is_reported(path: Path, logged: Logged) -> None:
+async def test_a_settlement_that_cannot_be_made_is_reported(place: Place, logged: Logged) -> None:
     def steady(_: Event) -> None:
         return
 
-    async with dispatching(path, on(name="steady")(steady), start=False) as running:
+    async with dispatching(place, on(name="steady")(steady), start=False) as running:
         store = Unsteady(running.store, settle=[ValueError("odd")])
         dispatch = running.another("me too", store=store)
         await dispatch.start()
@@ -660,8 +665,8 @@ async def test_a_settlement_that_cannot_be_made_is_reported(path: Path, logged: 
         assert (await running.delivery(prediction, "steady")).state == "pending"
 
 
-async def test_a_store_that_is_away_at_the_stop_does_not_hold_it_up(path: Path) -> None:
-    async with dispatching(path, start=False) as running:
+async def test_a_store_that_is_away_at_the_stop_does_not_hold_it_up(place: Place) -> None:
+    async with dispatching(place, start=False) as running:
         store = Unsteady(running.store, release=[StoreUnavailable("full")])
         dispatch = running.another("me too", store=store)
         await dispatch.start()
@@ -669,7 +674,7 @@ async def test_a_store_that_is_away_at_the_stop_does_not_hold_it_up(path: Path) 
 
 
 async def test_an_attempt_whose_claim_was_lost_says_so_and_settles_nothing(
-    path: Path, logged: Logged
+    place: Place, logged: Logged
 ) -> None:
     begun, may_end = asyncio.Event(), asyncio.Event()
 
@@ -677,7 +682,7 @@ async def test_an_attempt_whose_claim_was_lost_says_so_and_settles_nothing(
         begun.set()
         await may_end.wait()
 
-    async with dispatching(path, on(name="slow")(slow)) as running:
+    async with dispatching(place, on(name="slow")(slow)) as running:
         prediction = await running.owe()
         async with asyncio.timeout(PATIENCE):
             await begun.wait()
@@ -690,7 +695,7 @@ async def test_an_attempt_whose_claim_was_lost_says_so_and_settles_nothing(
 
 
 async def test_leases_are_renewed_and_a_blocked_loop_is_reported(
-    path: Path, logged: Logged
+    place: Place, logged: Logged
 ) -> None:
     renewed = threading.Semaphore(0)
     beats: list[float] = []
@@ -709,7 +714,7 @@ async def test_leases_are_renewed_and_a_blocked_loop_is_reported(
 
     pace = Pace(lease=30, beat=0.02, nap=0.2)
     async with dispatching(
-        path, on(name="blocks_the_loop")(blocks_the_loop), pace=pace, start=False
+        place, on(name="blocks_the_loop")(blocks_the_loop), pace=pace, start=False
     ) as running:
         dispatch = running.another("me too", store=Counting(running.store))
         await dispatch.start()
@@ -722,9 +727,9 @@ async def test_leases_are_renewed_and_a_blocked_loop_is_reported(
     assert ["blocks_the_loop"] in reported
 
 
-def test_a_heart_stops_with_its_loop(path: Path) -> None:
+def test_a_heart_stops_with_its_loop(place: Place) -> None:
     async def leave_without_stopping() -> Dispatch:
-        async with dispatching(path, start=False) as running:
+        async with dispatching(place, start=False) as running:
             await running.dispatch.start()
             return running.dispatch
 
@@ -739,13 +744,13 @@ def test_no_two_owners_have_one_name() -> None:
     assert len({new_owner() for _ in range(100)}) == 100
 
 
-async def test_what_was_never_started_can_be_stopped(path: Path) -> None:
-    async with dispatching(path, start=False) as running:
+async def test_what_was_never_started_can_be_stopped(place: Place) -> None:
+    async with dispatching(place, start=False) as running:
         await running.dispatch.stop()
 
 
 async def test_a_handler_finishes_its_steps_though_its_thread_outlives_the_loop(
-    path: Path,
+    place: Place,
 ) -> None:
     """A thread that comes back after everything is gone troubles nobody."""
     begun, may_end, ended = (threading.Event() for _ in range(3))
@@ -758,7 +763,7 @@ async def test_a_handler_finishes_its_steps_though_its_thread_outlives_the_loop(
     def run() -> None:
         async def main() -> None:
             pace = Pace(beat=0.05, nap=0.2, drain=0.01)
-            async with dispatching(path, on(name="late")(late), pace=pace) as running:
+            async with dispatching(place, on(name="late")(late), pace=pace) as running:
                 await running.owe()
                 await eventually(begun.is_set)
 

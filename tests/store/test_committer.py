@@ -1,0 +1,399 @@
+"""Group commit on a server: many writes, few transactions, and each caller hears of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final
+
+import asyncpg
+import pytest
+
+from receiver.errors import StoreUnavailable
+from receiver.store.committer import Committer, Connection, is_trouble
+from tests.postgres import Database
+
+from .parts import PATIENCE
+
+pytestmark = pytest.mark.anyio
+
+_TABLE: Final = "CREATE TABLE public.kept (n BIGINT PRIMARY KEY, told BIGINT NOT NULL DEFAULT 0)"
+_PUT: Final = "INSERT INTO public.kept (n) SELECT unnest($1::bigint[])"
+
+
+class Counted(asyncpg.Connection):
+    begun = 0
+
+    def transaction(self, **given: Any) -> Any:
+        Counted.begun += 1
+        return super().transaction(**given)
+
+
+class Line:
+    """A committer, and what is known of it."""
+
+    def __init__(self, database: Database, size: int, **settings: str) -> None:
+        self.database = database
+        self.reports: list[StoreUnavailable | None] = []
+        self.connected = 0
+        self._settings = {"application_name": "receiver", **settings}
+        self.committer = Committer(self._connect, self.reports.append, size)
+        Counted.begun = 0
+
+    async def _connect(self) -> Connection:
+        self.connected += 1
+        connection: Connection = await asyncpg.connect(
+            self.database.url, connection_class=Counted, server_settings=self._settings, timeout=5
+        )
+        return connection
+
+    async def put(self, number: Any) -> int:
+        return await self.committer.write("put", put, number)
+
+    def kept(self) -> list[int]:
+        return [n for (n,) in self.database.rows("SELECT n FROM public.kept ORDER BY n")]
+
+
+async def put(cx: Connection, items: Sequence[int]) -> Sequence[int]:
+    await cx.execute(_PUT, items)
+    return [item * 10 for item in items]
+
+
+@pytest.fixture
+async def scratch(database: Database) -> AsyncIterator[Database]:
+    database.execute(_TABLE)
+    yield database
+    database.execute("SET lock_timeout = '5s'", "DROP TABLE public.kept")
+
+
+@asynccontextmanager
+async def committing(database: Database, size: int = 1, **settings: str) -> AsyncIterator[Line]:
+    line = Line(database, size, **settings)
+    line.committer.start()
+    yield line
+    async with asyncio.timeout(PATIENCE):
+        await line.committer.stop()
+
+
+def connections(database: Database) -> int:
+    sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'receiver'"
+    [[count]] = database.rows(f"{sql} AND datname = $1", database.name)
+    return int(count)
+
+
+async def until(condition: Callable[[], Any]) -> Any:
+    """Look until it holds; the server needs a moment to see that a client is gone."""
+    ends = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < ends
+        await asyncio.sleep(0.01)
+    return found
+
+
+def work_then(
+    reached: asyncio.Event, may_go_on: asyncio.Event
+) -> Callable[[Connection, Sequence[int]], Awaitable[Sequence[int]]]:
+    """Write the first half, and the second when it may."""
+
+    async def work(cx: Connection, items: Sequence[int]) -> Sequence[int]:
+        half = len(items) // 2
+        await cx.execute(_PUT, items[:half])
+        reached.set()
+        await may_go_on.wait()
+        await cx.execute(_PUT, items[half:])
+        return items
+
+    return work
+
+
+async def test_what_is_asked_at_once_is_one_transaction(scratch: Database) -> None:
+    async with committing(scratch, 2) as line:
+        results = await asyncio.gather(*(line.put(number) for number in range(200)))
+        assert Counted.begun == 1
+    assert results == [number * 10 for number in range(200)]
+    assert line.kept() == list(range(200))
+    assert line.reports == []
+
+
+async def test_a_batch_is_never_larger_than_a_server_likes(scratch: Database) -> None:
+    sizes: list[int] = []
+
+    async def sized(cx: Connection, items: Sequence[int]) -> Sequence[int]:
+        sizes.append(len(items))
+        return await put(cx, items)
+
+    async with committing(scratch, 2) as line:
+        writes = (line.committer.write("put", sized, number) for number in range(1200))
+        assert await asyncio.gather(*writes) == [number * 10 for number in range(1200)]
+    assert sorted(sizes) == [200, 500, 500]
+    assert line.kept() == list(range(1200))
+
+
+async def test_what_comes_during_a_commit_is_the_next_transaction(scratch: Database) -> None:
+    reached, may_go_on = asyncio.Event(), asyncio.Event()
+    async with committing(scratch) as line:
+        work = work_then(reached, may_go_on)
+        first = asyncio.create_task(line.committer.write("slow", work, 1))
+        await reached.wait()
+        meanwhile = [asyncio.create_task(line.put(number)) for number in range(10, 60)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in meanwhile)
+        may_go_on.set()
+        await asyncio.gather(first, *meanwhile)
+        assert Counted.begun == 2
+
+
+async def test_different_works_do_not_share_a_transaction(scratch: Database) -> None:
+    async with committing(scratch) as line:
+        first = line.committer.write("one", put, 1)
+        second = line.committer.write("two", put, 2)
+        assert list(await asyncio.gather(first, second)) == [10, 20]
+        assert Counted.begun == 2
+
+
+async def test_connections_take_turns(scratch: Database) -> None:
+    reached, may_go_on = asyncio.Event(), asyncio.Event()
+    async with committing(scratch, 2) as line:
+        slow = asyncio.create_task(line.committer.write("slow", work_then(reached, may_go_on), 1))
+        await reached.wait()
+        assert await line.put(2) == 20  # while the other is under way
+        assert line.kept() == [2]
+        may_go_on.set()
+        await slow
+        assert line.connected == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [(0, asyncpg.UniqueViolationError), ("x", asyncpg.DataError), (2**70, asyncpg.DataError)],
+)
+async def test_a_bad_item_fails_alone(scratch: Database, bad: Any, error: type[Exception]) -> None:
+    async with committing(scratch) as line:
+        await line.put(0)
+        results = await asyncio.gather(
+            *(line.put(item) for item in [1, 2, bad, 3, 4]), return_exceptions=True
+        )
+        assert isinstance(results.pop(2), error)
+        assert results == [10, 20, 30, 40]
+        assert await line.put(5) == 50
+        assert line.connected == 1
+    assert line.kept() == [0, 1, 2, 3, 4, 5]
+    assert line.reports == []
+
+
+async def test_two_that_lock_each_other_out_both_succeed(scratch: Database) -> None:
+    scratch.execute("INSERT INTO public.kept (n) VALUES (1), (2)")
+    met = asyncio.Barrier(2)
+    tries = 0
+
+    async def tell(cx: Connection, items: Sequence[tuple[int, int]]) -> Sequence[int]:
+        nonlocal tries
+        tries += 1
+        is_first = tries <= 2
+        for row in items[0]:
+            await cx.execute("UPDATE public.kept SET told = told + 1 WHERE n = $1", row)
+            if is_first and row == items[0][0]:
+                await met.wait()
+        return [tries]
+
+    async with (
+        committing(scratch, deadlock_timeout="20ms") as here,
+        committing(scratch, deadlock_timeout="20ms") as there,
+    ):
+        await asyncio.gather(
+            here.committer.write("tell", tell, (1, 2)), there.committer.write("tell", tell, (2, 1))
+        )
+    assert tries >= 3
+    assert scratch.rows("SELECT told FROM public.kept") == [(2,), (2,)]
+    assert here.reports == there.reports == []
+
+
+async def test_what_collides_again_and_again_is_given_up(scratch: Database) -> None:
+    tries = 0
+
+    async def collide(cx: Connection, items: Sequence[int]) -> Sequence[int]:
+        nonlocal tries
+        tries += 1
+        await put(cx, items)
+        await cx.execute("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$")
+        raise AssertionError
+
+    async with committing(scratch) as line:
+        with pytest.raises(StoreUnavailable, match="SerializationError: again"):
+            await line.committer.write("collide", collide, 1)
+        assert 2 <= tries <= 10
+        assert await line.put(2) == 20
+    assert line.kept() == [2]
+    assert [report is None for report in line.reports] == [False, True]
+
+
+async def test_a_connection_that_was_cut_while_idle_goes_unnoticed(scratch: Database) -> None:
+    async with committing(scratch, 2) as line:
+        for number in range(3):
+            await line.put(number)
+        assert scratch.terminate() >= 1
+        await until(lambda: not connections(scratch))
+        results = await asyncio.gather(*(line.put(number) for number in range(3, 8)))
+        assert results == [30, 40, 50, 60, 70]
+    assert line.kept() == list(range(8))
+    assert line.reports == []
+
+
+async def test_a_used_connection_that_is_cut_in_a_transaction_is_replaced(
+    scratch: Database,
+) -> None:
+    reached, may_go_on = asyncio.Event(), asyncio.Event()
+    work = work_then(reached, may_go_on)
+    async with committing(scratch) as line:
+        await line.put(0)
+        writes = [
+            asyncio.create_task(line.committer.write("slow", work, number)) for number in (1, 2)
+        ]
+        await reached.wait()
+        assert scratch.terminate("state = 'idle in transaction'") == 1
+        may_go_on.set()
+        assert await asyncio.gather(*writes) == [1, 2]
+        assert line.connected == 2
+    assert line.kept() == [0, 1, 2]
+    assert line.reports == []
+
+
+async def test_a_new_connection_that_is_cut_in_a_transaction_leaves_no_half(
+    scratch: Database,
+) -> None:
+    reached, may_go_on = asyncio.Event(), asyncio.Event()
+    work = work_then(reached, may_go_on)
+    async with committing(scratch) as line:
+        writes = [
+            asyncio.create_task(line.committer.write("slow", work, number)) for number in (1, 2)
+        ]
+        await reached.wait()
+        assert scratch.terminate("state = 'idle in transaction'") == 1
+        may_go_on.set()
+        for result in await asyncio.gather(*writes, return_exceptions=True):
+            assert isinstance(result, StoreUnavailable)
+        assert line.kept() == []
+        assert list(await asyncio.gather(line.put(1), line.put(2))) == [10, 20]
+    assert line.kept() == [1, 2]
+    assert [report is None for report in line.reports] == [False, True]
+
+
+async def test_a_commit_that_was_not_answered_is_not_repeated(scratch: Database) -> None:
+    """It may have happened: only who asked can know whether to ask again."""
+    held = await asyncpg.connect(scratch.url)
+    await held.execute("SELECT pg_advisory_lock(7)")
+    works = 0
+
+    async def counted(cx: Connection, items: Sequence[int]) -> Sequence[int]:
+        nonlocal works
+        works += 1
+        return await put(cx, items)
+
+    async with committing(scratch) as line:
+        await line.put(0)
+        with scratch.at_commit("PERFORM pg_advisory_xact_lock_shared(7)", "public.kept"):
+            writing = asyncio.create_task(line.committer.write("once", counted, 1))
+            await until(lambda: scratch.terminate("wait_event = 'advisory'"))
+            with pytest.raises(StoreUnavailable):
+                await writing
+            await held.close()
+        assert works == 1
+        assert line.kept() == [0]
+        await line.put(1)
+    assert [report is None for report in line.reports] == [False, True]
+
+
+async def test_a_server_that_is_away_is_reported_once_and_so_is_its_return(
+    scratch: Database,
+) -> None:
+    async with committing(scratch, 2) as line:
+        await line.put(0)
+        with scratch.refusing():
+            for number in (1, 2, 3):
+                with pytest.raises(StoreUnavailable, match="the database does not take writes"):
+                    await line.put(number)
+        for number in (4, 5, 6):
+            await line.put(number)
+    assert line.kept() == [0, 4, 5, 6]
+    assert [report is None for report in line.reports] == [False, True]
+
+
+async def test_whoever_is_told_of_trouble_cannot_stop_the_writing(scratch: Database) -> None:
+    async with committing(scratch) as line:
+
+        def fail(_: object) -> None:
+            raise RuntimeError
+
+        line.committer._report = fail  # noqa: SLF001 - as it could be given
+        with scratch.refusing(), pytest.raises(StoreUnavailable):
+            await line.put(1)
+        assert await line.put(2) == 20
+
+
+async def test_closing_commits_what_waits(scratch: Database) -> None:
+    async with committing(scratch) as line:
+        writes = [asyncio.create_task(line.put(number)) for number in range(700)]
+        await asyncio.sleep(0)
+    assert line.kept() == list(range(700))
+    assert await asyncio.gather(*writes) == [number * 10 for number in range(700)]
+    await until(lambda: not connections(scratch))
+
+
+async def test_what_is_asked_after_closing_is_refused(scratch: Database) -> None:
+    async with committing(scratch) as line:
+        await line.put(1)
+    with pytest.raises(StoreUnavailable):
+        await asyncio.wait_for(line.put(2), 2)
+    assert line.kept() == [1]
+
+
+async def test_a_caller_who_goes_away_disturbs_nobody(scratch: Database) -> None:
+    reached, may_go_on = asyncio.Event(), asyncio.Event()
+    work = partial(work_then(reached, may_go_on))
+    async with committing(scratch) as line:
+        writes = [
+            asyncio.create_task(line.committer.write("slow", work, number)) for number in range(4)
+        ]
+        await reached.wait()
+        waiting = [asyncio.create_task(line.put(number)) for number in range(10, 13)]
+        await asyncio.sleep(0)
+        writes[1].cancel()
+        waiting[0].cancel()
+        may_go_on.set()
+        results = await asyncio.gather(*writes, *waiting, return_exceptions=True)
+        assert isinstance(results[1], asyncio.CancelledError)
+        assert isinstance(results[4], asyncio.CancelledError)
+        assert [results[index] for index in (0, 2, 3, 5, 6)] == [0, 2, 3, 110, 120]
+        assert await line.put(99) == 990
+    assert set(line.kept()) >= {0, 2, 3, 11, 12, 99}
+
+
+@pytest.mark.parametrize(
+    ("error", "trouble"),
+    [
+        (asyncpg.UniqueViolationError("x"), False),
+        (asyncpg.DataError("x"), False),
+        (TypeError("x"), False),
+        (ValueError("x"), False),
+        (asyncpg.exceptions.ClientConfigurationError("x"), False),
+        (asyncpg.DiskFullError("x"), True),
+        (asyncpg.ReadOnlySQLTransactionError("x"), True),
+        (asyncpg.TooManyConnectionsError("x"), True),
+        (asyncpg.AdminShutdownError("x"), True),
+        (asyncpg.InsufficientPrivilegeError("x"), True),
+        (asyncpg.UndefinedTableError("x"), True),
+        (asyncpg.ConnectionDoesNotExistError("x"), True),
+        (asyncpg.InterfaceError("x"), True),
+        (ConnectionResetError("x"), True),
+        (TimeoutError("x"), True),
+        (RuntimeError("x"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_befalls_the_server_is_told_from_a_fault_of_ours(
+    error: Exception, trouble: bool
+) -> None:
+    assert is_trouble(error) == trouble

@@ -1,0 +1,795 @@
+"""The store on a server: its set-up, its queue beside the rows, and others who share it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+from pgqueuer import Queries
+
+from receiver.dispatch.postgres import PgQueuerJobs
+from receiver.errors import StoreUnavailable, StoreUnusable
+from receiver.model import Decision, delivery_id
+from receiver.store import queries as q
+from receiver.store.committer import Connection
+from receiver.store.dialect import Query
+from receiver.store.postgres import SCHEMA, PostgresStore
+from receiver.store.schema import MIGRATIONS, for_postgres
+from tests.postgres import Database
+
+from .parts import (
+    PATIENCE,
+    TABLES,
+    arrival,
+    claimed,
+    ended,
+    new,
+    pred,
+    settlement,
+    wanted,
+)
+
+pytestmark = pytest.mark.anyio
+
+News = tuple[Sequence[str] | None, Sequence[str] | None]
+GAP: Final[News] = (None, None)
+
+
+class Process:
+    """A store of its own, as another process has it, and what it has heard."""
+
+    def __init__(self, url: str) -> None:
+        self.reports: list[StoreUnavailable | None] = []
+        self.heard: list[News] = []
+        self.jobs = PgQueuerJobs(SCHEMA)
+        self.store = PostgresStore(url, self.reports.append, self.jobs)
+        self.store.on_news = lambda handlers, ended: self.heard.append((handlers, ended))
+
+    async def listens(self) -> None:
+        """Wait until it hears what others say, and forget what it has heard."""
+        await until(lambda: GAP in self.heard)
+        self.heard.clear()
+
+    async def hears(self, count: int) -> None:
+        await until(lambda: len(self.heard) >= count)
+
+
+@asynccontextmanager
+async def processes(database: Database, count: int = 1) -> AsyncIterator[list[Process]]:
+    async with AsyncExitStack() as stack:
+        made = [Process(database.url) for _ in range(count)]
+        for process in made:
+            await process.store.start()
+            stack.push_async_callback(process.store.stop)
+        yield made
+
+
+async def until(condition: Callable[[], Any]) -> Any:
+    ends = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < ends
+        await asyncio.sleep(0.01)
+    return found
+
+
+async def refusal(url: str) -> str:
+    """Give the sentence with which a store does not start."""
+    store = PostgresStore(url, print, PgQueuerJobs(SCHEMA))
+    with pytest.raises(StoreUnusable) as error:
+        await store.start()
+    await store.stop()
+    return str(error.value)
+
+
+def tables(database: Database) -> set[str]:
+    found = database.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'receiver'")
+    return {name for (name,) in found}
+
+
+def jobs(database: Database) -> list[tuple[str, str, str]]:
+    """Give (delivery, handler, status) of every PgQueuer job."""
+    sql = "SELECT convert_from(payload, 'utf8'), entrypoint, status::text FROM pgqueuer ORDER BY 1"
+    return database.rows(sql)
+
+
+# --- the set-up ---
+
+
+class TestMigrations:
+    async def test_an_empty_database_is_set_up_by_ten_who_start_at_once(
+        self, bare_database: Database
+    ) -> None:
+        made = [Process(bare_database.url) for _ in range(10)]
+        await asyncio.gather(*(process.store.start() for process in made))
+        versions = bare_database.rows("SELECT number FROM migrations ORDER BY number")
+        assert versions == [(number,) for number in range(1, len(MIGRATIONS) + 1)]
+        created = await asyncio.gather(
+            *(process.store.create(new(number)) for number, process in enumerate(made))
+        )
+        assert all(one.is_new for one in created)
+        await asyncio.gather(*(process.store.stop() for process in made))
+        queue = {"pgqueuer", "pgqueuer_log", "pgqueuer_statistics", "pgqueuer_schedules"}
+        assert tables(bare_database) >= {*TABLES, "limits", "requests", "roles", *queue}
+        others = bare_database.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        assert others == []
+        # The queue must be as durable as the rows: it may be all that knows what is due.
+        [[durability]] = bare_database.rows(
+            "SELECT relpersistence::text FROM pg_class WHERE oid = 'pgqueuer'::regclass"
+        )
+        assert durability == "p"
+
+    async def test_a_newer_schema_is_refused(self, bare_database: Database) -> None:
+        async with processes(bare_database):
+            pass
+        bare_database.execute("INSERT INTO receiver.migrations VALUES (99)")
+        said = await refusal(bare_database.url)
+        assert said == (
+            "the database was written by a newer receiver (schema 99, this one knows "
+            f"{len(MIGRATIONS)}): upgrade this receiver, or use another database"
+        )
+
+    async def test_an_older_schema_is_upgraded_with_its_rows(self, bare_database: Database) -> None:
+        bare_database.execute(
+            "CREATE SCHEMA receiver",
+            "CREATE TABLE receiver.migrations "
+            "(number BIGINT PRIMARY KEY, at TIMESTAMPTZ NOT NULL DEFAULT now())",
+            f"SET search_path = receiver; {for_postgres(MIGRATIONS[0])}",
+            "INSERT INTO receiver.migrations VALUES (1)",
+            "INSERT INTO receiver.predictions (id, provider, model, mode, status, input, metadata,"
+            f" created_at, due_at) VALUES ('{pred(1)}', 'fal', 'm', 'queue', 'queued', '{{}}',"
+            " '{}', 1, 1)",
+        )
+        async with processes(bare_database) as [process]:
+            found = await process.store.prediction(pred(1))
+            assert found is not None
+            assert found.status == "queued"
+            assert (await process.store.accept(arrival(1, handlers=("greet",)))).handlers
+            assert len((await process.store.claim(wanted())).claims) == 1
+        versions = bare_database.rows("SELECT number FROM migrations ORDER BY number")
+        assert versions == [(number,) for number in range(1, len(MIGRATIONS) + 1)]
+
+    async def test_a_migration_that_fails_leaves_no_half(self, bare_database: Database) -> None:
+        bare_database.execute(
+            "CREATE SCHEMA receiver", "CREATE TABLE receiver.steps (in_the_way BOOLEAN)"
+        )
+        assert 'relation "steps" already exists' in await refusal(bare_database.url)
+        assert tables(bare_database) == {"steps"}
+        bare_database.execute("DROP TABLE receiver.steps")
+        async with processes(bare_database) as [process]:
+            assert (await process.store.create(new(1))).is_new
+
+    async def test_the_queues_own_tables_are_upgraded_when_its_version_is_another(
+        self, bare_database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        upgrades: list[str] = []
+        upgrade = Queries.apply_upgrade
+
+        async def watched(queries: Queries) -> None:
+            upgrades.append("upgraded")
+            await upgrade(queries)
+
+        monkeypatch.setattr(Queries, "apply_upgrade", watched)
+        note = "SELECT obj_description('receiver.pgqueuer'::regclass)"
+        async with processes(bare_database) as [process]:
+            await ended(process.store, 1, "greet")
+            [[current]] = bare_database.rows(note)
+        assert current.startswith("pgqueuer 1.")
+        async with processes(bare_database):
+            assert upgrades == []
+        bare_database.execute("COMMENT ON TABLE receiver.pgqueuer IS 'pgqueuer 0.1'")
+        async with processes(bare_database) as [process]:
+            assert upgrades == ["upgraded"]
+            assert bare_database.rows(note) == [(current,)]
+            [claim] = (await process.store.claim(wanted())).claims
+            assert await process.store.settle(settlement(claim))
+        async with processes(bare_database):
+            assert upgrades == ["upgraded"]
+
+
+class TestRefusals:
+    @pytest.fixture
+    def stranger(self, bare_database: Database) -> Iterator[str]:
+        """Make a role that may connect and nothing else; give its URL."""
+        role = f"stranger_of_{bare_database.name}"
+        bare_database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'hush-hush'")
+        parts = urlsplit(bare_database.url)
+        place = parts.netloc.rpartition("@")[2]
+        yield urlunsplit(parts._replace(netloc=f"{role}:hush-hush@{place}"))
+        bare_database.execute(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+    async def test_a_role_that_may_create_nothing_is_told_what_to_do(self, stranger: str) -> None:
+        said = await refusal(stranger)
+        assert said.startswith("the database cannot be set up: InsufficientPrivilegeError: ")
+        assert "run `receiver migrate` once as a role that may create the schema" in said
+        assert "hush" not in said
+
+    async def test_a_role_that_may_not_use_what_is_there_is_told_what_to_do(
+        self, bare_database: Database, stranger: str
+    ) -> None:
+        async with processes(bare_database):
+            pass
+        said = await refusal(stranger)
+        assert "InsufficientPrivilegeError" in said
+        assert "let the receiver's role use it" in said
+
+    async def test_a_role_that_may_only_use_it_works(
+        self, bare_database: Database, stranger: str
+    ) -> None:
+        async with processes(bare_database):
+            pass
+        role = urlsplit(stranger).username
+        bare_database.execute(
+            f"GRANT USAGE ON SCHEMA receiver TO {role}",
+            "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA receiver "
+            f"TO {role}",
+            f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA receiver TO {role}",
+        )
+        process = Process(stranger)
+        await process.store.start()
+        claim = await claimed(process.store)
+        assert await process.store.settle(settlement(claim))
+        await process.store.stop()
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"path": "/no_such_database"}, 'database "no_such_database" does not exist'),
+            ({"netloc": "nobody:hush-hush@"}, 'role "nobody" does not exist'),
+            ({"netloc": "me:hush-hush@127.0.0.1:1", "query": ""}, "ConnectionRefusedError"),
+            ({"netloc": "me:hush-hush@no.invalid:1", "query": ""}, "gaierror"),
+        ],
+    )
+    async def test_a_server_that_lets_nobody_in_is_one_sentence(
+        self, server: Database, change: dict[str, str], words: str
+    ) -> None:
+        said = await refusal(urlunsplit(urlsplit(server.url)._replace(**change)))
+        assert said.startswith("cannot open the database: ")
+        assert words in said
+        assert "set RECEIVER_DATABASE_URL to a PostgreSQL server that answers" in said
+        assert "hush" not in said
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql://me:hush@127.0.0.1:port/x",
+            "postgresql://me:hush@127.0.0.1:99999/x",
+            "postgresql://me:hush@127.0.0.1/x?sslmode=odd",
+            "postgresql://me:hu/sh@127.0.0.1/x",
+            "postgresql://me:hush@[::1/x",
+        ],
+    )
+    async def test_a_url_that_makes_no_sense_is_one_sentence(self, url: str) -> None:
+        said = await refusal(url)
+        assert said.startswith("cannot open the database: ")
+        assert "hu" not in said
+
+
+# --- the queue beside the rows ---
+
+
+async def test_an_outcome_its_deliveries_and_their_jobs_are_one_commit(database: Database) -> None:
+    async with processes(database) as [process]:
+        await process.store.create(new(1))
+        before = {name: database.rows(f"SELECT count(*) FROM {name}") for name in TABLES}
+        with (
+            database.at_commit("RAISE EXCEPTION 'the disk is full'"),
+            pytest.raises(StoreUnavailable, match="the disk is full"),
+        ):
+            await process.store.accept(arrival(1, handlers=("greet", "log")))
+        assert jobs(database) == []
+        assert before == {name: database.rows(f"SELECT count(*) FROM {name}") for name in TABLES}
+        assert (await process.store.accept(arrival(1, handlers=("greet", "log")))).handlers
+        names = sorted(delivery_id(pred(1), name) for name in ("greet", "log"))
+        assert [name for name, _, _ in jobs(database)] == names
+        assert {(handler, status) for _, handler, status in jobs(database)} == {
+            ("greet", "queued"),
+            ("log", "queued"),
+        }
+        assert [report is None for report in process.reports] == [False, True]
+
+
+async def test_a_settlement_and_the_end_of_its_job_are_one_commit(database: Database) -> None:
+    async with processes(database) as [process]:
+        claim = await claimed(process.store)
+        assert [status for _, _, status in jobs(database)] == ["picked"]
+        with (
+            database.at_commit("RAISE EXCEPTION 'no'", "receiver.attempts"),
+            pytest.raises(StoreUnavailable),
+        ):
+            await process.store.settle(settlement(claim))
+        assert [status for _, _, status in jobs(database)] == ["picked"]
+        assert database.rows("SELECT state FROM deliveries") == [("running",)]
+        # As dispatch does it: the handler has run, so it insists.
+        assert await process.store.settle(settlement(claim))
+        assert jobs(database) == []
+        assert database.rows("SELECT state FROM deliveries") == [("done",)]
+
+
+@pytest.mark.parametrize(
+    ("state", "result"), [("done", "successful"), ("skipped", "successful"), ("dead", "exception")]
+)
+async def test_the_queues_log_says_how_a_job_ended(
+    database: Database, state: Any, result: str
+) -> None:
+    async with processes(database) as [process]:
+        claim = await claimed(process.store)
+        decision = Decision(state=state, reason="as told")
+        assert await process.store.settle(settlement(claim, decision))
+    assert jobs(database) == []
+    logged = database.rows("SELECT entrypoint, status::text FROM pgqueuer_log ORDER BY id")
+    assert logged[-1] == ("greet", result)
+
+
+async def test_an_attempt_that_is_to_be_repeated_keeps_its_job(database: Database) -> None:
+    async with processes(database) as [process]:
+        claim = await claimed(process.store)
+        again = Decision(state="pending", delay=3600.0, reason="no luck")
+        assert await process.store.settle(settlement(claim, again))
+        assert [status for _, _, status in jobs(database)] == ["queued"]
+        found = await process.store.claim(wanted())
+        assert found.claims == []
+        assert found.next_due is not None
+        assert 3590 < found.next_due - wanted().now <= 3600
+        # By hand it is due at once.
+        assert await process.store.retry(claim.id, time.time()) == "greet"
+        [second] = (await process.store.claim(wanted())).claims
+        assert (second.id, second.attempt, second.number) == (claim.id, 2, 2)
+
+
+async def test_a_delivery_that_lost_its_job_gets_another_after_a_minute(database: Database) -> None:
+    async with processes(database) as [process]:
+        await ended(process.store, 1, "greet")  # due at NOW + 10
+        database.execute("DELETE FROM receiver.pgqueuer")
+        due_at = database.rows("SELECT due_at FROM deliveries")[0][0]
+        await process.store.reclaim("me", due_at + 59)
+        assert (await process.store.claim(wanted())).claims == []
+        await process.store.reclaim("me", due_at + 120)  # it looks for such once a minute
+        [claim] = (await process.store.claim(wanted())).claims
+        assert await process.store.settle(settlement(claim))
+        assert jobs(database) == []
+
+
+async def test_it_gets_another_though_many_wait_for_a_handler_that_is_gone(
+    database: Database,
+) -> None:
+    async with processes(database) as [process]:
+        await ended(process.store, 1, "greet")
+        database.execute(
+            "SET search_path = receiver",
+            """INSERT INTO predictions (id, provider, model, mode, status, input, metadata, output,
+                    created_at, completed_at)
+                SELECT 'pred_9' || lpad(n::text, 31, '0'), 'fal', 'm', 'queue', 'succeeded', '{}',
+                    '{}', '[]', 1, 1 FROM generate_series(1, 1200) n""",
+            """INSERT INTO events (prediction_id, type, time)
+                SELECT id, 'prediction.succeeded', 1 FROM predictions WHERE id LIKE 'pred_9%'""",
+            """INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at)
+                SELECT 'dlv_' || substr(id, 6) || '00000000', id, 'gone', 'pending', 1, 1
+                FROM predictions WHERE id LIKE 'pred_9%'""",
+            "DELETE FROM pgqueuer",
+        )
+        for minute in range(1, 5):
+            await process.store.reclaim("me", 2e9 + minute * 61)
+        assert len((await process.store.claim(wanted())).claims) == 1
+
+
+async def test_a_rescue_that_failed_is_tried_again(database: Database) -> None:
+    async with processes(database) as [process]:
+        await ended(process.store, 1, "greet")
+        database.execute("DELETE FROM receiver.pgqueuer")
+        with (
+            database.at_commit("RAISE EXCEPTION 'no'", "receiver.pgqueuer"),
+            pytest.raises(StoreUnavailable),
+        ):
+            await process.store.reclaim("me", 2e9)
+        await process.store.reclaim("me", 2e9 + 5)
+        assert len((await process.store.claim(wanted())).claims) == 1
+
+
+async def test_a_running_delivery_that_lost_its_job_is_settled_and_forgotten(
+    database: Database,
+) -> None:
+    async with processes(database) as [process]:
+        claim = await claimed(process.store)
+        database.execute("DELETE FROM receiver.pgqueuer")
+        assert await process.store.settle(settlement(claim))
+        assert database.rows("SELECT state FROM deliveries") == [("done",)]
+        assert jobs(database) == []
+
+
+async def test_a_retry_that_lost_its_job_gets_another(database: Database) -> None:
+    async with processes(database) as [process]:
+        claim = await claimed(process.store)
+        database.execute("DELETE FROM receiver.pgqueuer")
+        again = Decision(state="pending", delay=0.0, reason="no luck")
+        assert await process.store.settle(settlement(claim, again))
+        await process.store.reclaim("me", settlement(claim).ended_at + 61)
+        [second] = (await process.store.claim(wanted())).claims
+        assert second.attempt == 2
+
+
+@pytest.mark.parametrize("state", ["done", "dead", "missing"])
+async def test_a_job_without_a_delivery_to_run_is_ended(database: Database, state: str) -> None:
+    async with processes(database) as [process]:
+        await ended(process.store, 1, "greet")
+        if state == "missing":
+            database.execute("DELETE FROM receiver.deliveries")
+        else:
+            database.execute(
+                f"UPDATE receiver.deliveries SET state = '{state}', due_at = NULL, ended_at = 1"
+            )
+        assert (await process.store.claim(wanted())).claims == []
+        assert jobs(database) == []
+
+
+async def test_a_delivery_has_one_job_however_often_it_is_owed(database: Database) -> None:
+    async with processes(database) as [process]:
+        await ended(process.store, 1, "greet")
+        for _ in range(3):
+            assert await process.store.retry(delivery_id(pred(1), "greet"), 1.0) == "greet"
+        await process.store.reclaim("me", 1e12)
+        assert len(jobs(database)) == 1
+        [claim] = (await process.store.claim(wanted())).claims
+        await process.store.settle(settlement(claim))
+        await process.store.replay(pred(1), lambda *_: ["greet"], 1.0)
+        await process.store.reclaim("me", 1e12)
+        assert len(jobs(database)) == 1
+
+
+async def test_what_is_given_back_can_be_claimed_at_once(database: Database) -> None:
+    async with processes(database, 2) as [here, there]:
+        first = await claimed(here.store)
+        await here.store.release("me", 2e9)
+        [second] = (await there.store.claim(wanted(owner="another"))).claims
+        assert (second.id, second.attempt, second.number) == (first.id, 1, 2)
+
+
+# --- several processes ---
+
+
+async def test_what_one_has_claimed_another_does_not_get(database: Database) -> None:
+    async with processes(database, 2) as [here, there]:
+        for number in range(40):
+            await ended(here.store, number, "greet")
+        found = await asyncio.gather(
+            *(
+                process.store.claim(wanted(owner=str(index), most=5))
+                for _ in range(4)
+                for index, process in enumerate((here, there))
+            )
+        )
+        names = [claim.id for one in found for claim in one.claims]
+        assert len(names) == len(set(names)) == 40
+
+
+async def test_a_lost_claim_is_settled_by_nobody_but_its_new_owner(database: Database) -> None:
+    async with processes(database, 2) as [here, there]:
+        first = await claimed(here.store)
+        handlers = await there.store.reclaim("another", wanted().lease_until + 1)
+        assert handlers == ["greet"]
+        # PgQueuer gives a silent taker's job away by its own clock.
+        database.execute("UPDATE receiver.pgqueuer SET heartbeat = NOW() - interval '31 seconds'")
+        later = wanted(owner="another", now=first_lease() + 1, lease_until=first_lease() + 31)
+        [second] = (await there.store.claim(later)).claims
+        assert second.number == 2
+        assert not await here.store.settle(settlement(first))
+        assert [status for _, _, status in jobs(database)] == ["picked"]
+        assert await there.store.settle(settlement(second, owner="another"))
+        assert jobs(database) == []
+        history = database.rows("SELECT number, result FROM attempts")
+        assert history == [(2, "done")]
+
+
+def first_lease() -> float:
+    return wanted().lease_until
+
+
+async def test_a_job_that_was_taken_over_too_early_waits_for_the_lease(database: Database) -> None:
+    """The queue's clock is a hint; the lease in the row says who owns a delivery."""
+    async with processes(database, 2) as [here, there]:
+        first = await claimed(here.store)
+        database.execute("UPDATE receiver.pgqueuer SET heartbeat = NOW() - interval '31 seconds'")
+        assert (await there.store.claim(wanted(owner="another"))).claims == []
+        [[wait]] = database.rows("SELECT EXTRACT(EPOCH FROM execute_after - NOW()) FROM pgqueuer")
+        assert 25 < wait <= 30  # of the lease there is so much left
+        assert await here.store.settle(settlement(first))
+        assert database.rows("SELECT state FROM deliveries") == [("done",)]
+
+
+async def test_renewing_keeps_the_lease_and_the_job_from_a_thread_of_its_own(
+    database: Database,
+) -> None:
+    async with processes(database) as [process]:
+        claim = await claimed(process.store)
+        database.execute("UPDATE receiver.pgqueuer SET heartbeat = NOW() - interval '1 hour'")
+        read = (
+            "SELECT d.lease_until, j.heartbeat > NOW() - interval '10 seconds' "
+            "FROM deliveries d, pgqueuer j"
+        )
+        assert database.rows(read) == [(first_lease(), False)]
+        process.store.renew("me", [claim.id, "dlv_of_somebody"], 4e9)
+        ends = time.monotonic() + PATIENCE
+        while database.rows(read) != [(4e9, True)]:  # and the loop does not turn meanwhile
+            assert time.monotonic() < ends
+        process.store.renew("another", [claim.id], 5e9)
+        process.store.renew("me", [claim.id], 6e9)
+        await until(lambda: database.rows(read) == [(6e9, True)])
+
+
+async def test_renewing_survives_a_connection_that_was_cut(
+    database: Database, logged: list[dict[str, Any]]
+) -> None:
+    async with processes(database) as [process]:
+        claim = await claimed(process.store)
+        lease = "SELECT lease_until FROM deliveries"
+        process.store.renew("me", [claim.id], 3e9)
+        await until(lambda: database.rows(lease) == [(3e9,)])
+        database.terminate()
+        process.store.renew("me", [claim.id], 4e9)  # finds that out
+        await until(lambda: [line for line in logged if line["event"] == "lease.unrenewed"])
+        process.store.renew("me", [claim.id], 5e9)
+        await until(lambda: database.rows(lease) == [(5e9,)])
+
+
+class TestNews:
+    async def test_what_one_commits_the_others_hear_and_it_does_not_itself(
+        self, database: Database
+    ) -> None:
+        async with processes(database, 3) as [here, *others]:
+            for process in (here, *others):
+                await process.listens()
+            await ended(here.store, 1, "log", "greet")
+            for other in others:
+                await other.hears(1)
+                assert other.heard == [(["greet", "log"], [pred(1)])]
+            await here.store.retry(delivery_id(pred(1), "log"), 1.0)
+            for other in others:
+                await other.hears(2)
+                assert other.heard[1] == (["log"], [])
+            await others[0].store.create(new(2))
+            await others[0].store.accept(arrival(2))
+            await until(lambda: here.heard)
+            assert here.heard == [([], [pred(2)])]  # and never what it said itself
+
+    async def test_ends_of_a_large_batch_are_all_told(self, database: Database) -> None:
+        async with processes(database, 2) as [here, there]:
+            await there.listens()
+            await asyncio.gather(*(here.store.create(new(number)) for number in range(400)))
+            await asyncio.gather(
+                *(here.store.accept(arrival(number, handlers=("greet",))) for number in range(400))
+            )
+
+            def told() -> set[str]:
+                return {name for _, names in there.heard for name in names or ()}
+
+            await until(lambda: len(told()) == 400)
+            assert told() == {pred(number) for number in range(400)}
+
+    async def test_what_was_rolled_back_is_not_told(self, database: Database) -> None:
+        async with processes(database, 2) as [here, there]:
+            await there.listens()
+            await here.store.create(new(1))
+            await here.store.create(new(2))
+            with database.at_commit("RAISE EXCEPTION 'no'"), pytest.raises(StoreUnavailable):
+                await here.store.accept(arrival(1))
+            await here.store.accept(arrival(2))
+            await until(lambda: there.heard)
+            assert there.heard == [([], [pred(2)])]
+
+    async def test_a_listener_that_was_cut_comes_back_and_says_that_there_is_a_gap(
+        self, database: Database
+    ) -> None:
+        async with processes(database, 2) as [here, there]:
+            await here.listens()
+            await there.listens()
+            assert database.terminate("query LIKE '%LISTEN%' OR query = ''") >= 2
+            await until(lambda: there.heard.count(GAP) >= 2)  # it is gone; it is back
+            assert set(there.heard) == {GAP}
+            there.heard.clear()
+            await ended(here.store, 1, "greet")
+            await until(lambda: there.heard)
+            assert there.heard == [(["greet"], [pred(1)])]
+
+    async def test_nonsense_on_the_channel_troubles_nobody(self, database: Database) -> None:
+        async with processes(database, 2) as [here, there]:
+            await there.listens()
+            for text in ("", "{}", "[1, 2, 3]", '["x", null, null]', "\\", "[" * 4000):
+                database.rows("SELECT pg_notify('receiver_news', $1)", text)
+            await ended(here.store, 1, "greet")
+            await until(lambda: there.heard)
+            assert there.heard == [(["greet"], [pred(1)])]
+
+
+async def test_reads_survive_connections_that_were_cut(database: Database) -> None:
+    async with processes(database) as [process]:
+        await process.store.create(new(1))
+        for _ in range(2):
+            database.terminate()
+            found = await asyncio.gather(
+                *(process.store.prediction(pred(1)) for _ in range(5)), return_exceptions=True
+            )
+            for one in found:
+                # In the very moment of the cut it may be unavailable, and nothing else.
+                assert isinstance(one, StoreUnavailable) or getattr(one, "id", None) == pred(1)
+            await asyncio.sleep(0)
+        assert await readable(process.store)
+
+
+async def readable(store: PostgresStore) -> bool:
+    ends = time.monotonic() + PATIENCE
+    while time.monotonic() < ends:
+        try:
+            return await store.prediction(pred(1)) is not None
+        except StoreUnavailable:
+            await asyncio.sleep(0.01)
+    return False
+
+
+async def test_a_store_that_is_not_open_is_unavailable(database: Database) -> None:
+    store = PostgresStore(database.url, print, PgQueuerJobs(SCHEMA))
+    with pytest.raises(StoreUnavailable):
+        await store.prediction(pred(1))
+    await store.stop()
+
+
+# --- plans ---
+
+BIG: Final = {"predictions", "callbacks", "events", "deliveries", "attempts"}
+_IDS: Final = "lpad(n::text, 32, '0')"
+_FILL: Final = (
+    f"""INSERT INTO predictions (id, provider, model, mode, status, input, metadata, provider_id,
+            output, channel, created_at, submitted_at, completed_at, due_at, deadline_at)
+        SELECT 'pred_' || {_IDS}, CASE n % 3 WHEN 0 THEN 'fal' ELSE 'oxen' END, 'm', 'queue',
+            CASE WHEN n % 20 > 2 THEN 'succeeded' WHEN n % 20 = 1 THEN 'queued'
+                 ELSE 'processing' END, '{{}}', '{{}}', 'theirs-' || n,
+            CASE WHEN n % 20 > 2 THEN '[]' END, 'webhook', n, n,
+            CASE WHEN n % 20 > 2 THEN n END, CASE WHEN n % 20 <= 2 THEN n END, n
+        FROM generate_series(1, 6000) n""",
+    f"""INSERT INTO callbacks
+            (prediction_id, channel, digest, received_at, headers, body, verdict, reason)
+        SELECT 'pred_' || {_IDS}, 'webhook', n::text, n, '[]', '{{}}', 'accepted', ''
+        FROM generate_series(1, 6000) n WHERE n % 20 > 2""",
+    f"""INSERT INTO events (prediction_id, type, time, channel)
+        SELECT 'pred_' || {_IDS}, 'prediction.succeeded', n, 'webhook'
+        FROM generate_series(1, 6000) n WHERE n % 20 > 2""",
+    f"""INSERT INTO deliveries (id, prediction_id, handler, state, attempts, claims, due_at, owner,
+            lease_until, created_at, ended_at)
+        SELECT 'dlv_' || {_IDS} || '00000000', 'pred_' || {_IDS}, 'greet',
+            CASE n % 20 WHEN 3 THEN 'pending' WHEN 4 THEN 'running' ELSE 'done' END, 1, 1,
+            CASE WHEN n % 20 = 3 THEN n END, CASE WHEN n % 20 = 4 THEN 'me' END,
+            CASE WHEN n % 20 = 4 THEN n END, n, CASE WHEN n % 20 > 4 THEN n END
+        FROM generate_series(1, 6000) n WHERE n % 20 > 2""",
+    f"""INSERT INTO attempts (delivery_id, number, started_at, ended_at, result, reason)
+        SELECT 'dlv_' || {_IDS} || '00000000', 1, n, n, 'done', ''
+        FROM generate_series(1, 6000) n WHERE n % 20 > 4""",
+    """INSERT INTO requests (provider, at, requests)
+        SELECT 'fal', n, 1 FROM generate_series(1, 6000) n""",
+)
+
+_SOME: Final = [pred(number) for number in (4, 24, 44)]
+_OWED: Final = [f"dlv_{number:032d}00000000" for number in (4, 24, 44)]
+_PARAMS: Final[dict[str, Any]] = {
+    "provider": "fal",
+    "now": 3000.0,
+    "before": 3000.0,
+    "since": 5990.0,
+    "most": 10,
+    "limit": 21,
+    "largest": 1000,
+    "hold_until": 4000.0,
+    "hold_sync_until": 4000.0,
+    "lease_until": 4000.0,
+    "deadline": 9000.0,
+    "due_at": 5000.0,
+    "owner": "me",
+    "id": pred(4),
+    "prediction_id": pred(4),
+    "provider_id": "theirs-4",
+    "idempotency_key": "k",
+    "status": "failed",
+    "cursor": pred(3000),
+    "state": "dead",
+    "handler": "greet",
+    "prediction": pred(4),
+    "links": "{}",
+    "key": "k",
+    "delivery_id": _OWED[0],
+    "everyone": False,
+    "reason": "",
+}
+_SETTLED: Final = [(name, "me", 1, 1.0, 2.0, "done", "", "done", None, 2.0) for name in _OWED]
+_ENDS: Final = [(name, "succeeded", None, "[]", None, None, "webhook", 1.0) for name in _SOME]
+_HOT: Final[dict[str, tuple[Query, list[Any] | None]]] = {
+    "known": (q.SELECT_KNOWN, [(name,) for name in _SOME]),
+    "end": (q.END_PREDICTIONS, _ENDS),
+    "note": (q.NOTE_PREDICTION, None),
+    "take": (q.TAKE_DELIVERIES, [(name,) for name in _OWED]),
+    "leases": (q.SELECT_LEASES, [(name,) for name in _OWED]),
+    "held": (q.SELECT_HELD, _SETTLED),
+    "attempts": (q.INSERT_ATTEMPTS, _SETTLED),
+    "settle": (q.SETTLE_DELIVERIES, _SETTLED),
+    "release": (q.RELEASE_DELIVERIES, None),
+    "renew": (q.RENEW_LEASES, [(name,) for name in _OWED]),
+    "claim due": (q.CLAIM_DUE, None),
+    "begin": (q.BEGIN_SUBMITS, None),
+    "next queued": (q.NEXT_QUEUED, None),
+    "next due": (q.NEXT_DUE, None),
+    "in flight": (q.COUNT_IN_FLIGHT, None),
+    "requests": (q.COUNT_REQUESTS, None),
+    "stale": (q.SELECT_STALE, None),
+    "accepted": (q.ACCEPT_SUBMIT, None),
+    "looked": (q.LOOKED, None),
+    "hasten": (q.HASTEN_LOOKS, None),
+    "job": (q.SELECT_JOB, None),
+    "prediction": (q.SELECT_PREDICTION, None),
+    "find": (q.SELECT_ID_BY_PROVIDER_ID, None),
+    "idempotency": (q.SELECT_BY_IDEMPOTENCY_KEY, None),
+    "step": (q.SELECT_STEP, None),
+    **{
+        f"list by {', '.join(names)}": (
+            q.LIST_PREDICTIONS.by({name: _PARAMS[name] for name in names}),
+            None,
+        )
+        for names in ([], ["status"], ["provider"], ["cursor"], ["cursor", "status", "provider"])
+    },
+    **{
+        f"deliveries by {', '.join(names)}": (
+            q.LIST_DELIVERIES.by({name: _PARAMS[name] for name in names}),
+            None,
+        )
+        for names in ([], ["state"], ["prediction"], ["cursor"], ["cursor", "state"])
+    },
+}
+_WHOLE: Final = {"list by ", "list by provider", "deliveries by ", "release"}
+"""Those that walk an index: from its end until a page is full, or all that is running."""
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes(part)
+
+
+@pytest.mark.parametrize("counted", [True, False], ids=["analyzed", "never-analyzed"])
+@pytest.mark.parametrize("plan", ["custom", "generic"])
+async def test_hot_statements_find_their_rows_by_an_index(
+    database: Database, plan: str, *, counted: bool
+) -> None:
+    """Also by the generic plan, which a statement gets when it was run a few times."""
+    database.execute(
+        "SET search_path = receiver",
+        *(f"ALTER TABLE {name} SET (autovacuum_enabled = false)" for name in BIG),
+        *_FILL,
+        *(["ANALYZE"] if counted else []),
+    )
+    async with processes(database) as [process]:
+        connection = await process.store.connect()
+        try:
+            wrong = [name for name in _HOT if not await _is_indexed(connection, name, plan)]
+        finally:
+            await connection.close()
+    assert wrong == []
+
+
+async def _is_indexed(connection: Connection, name: str, plan: str) -> bool:
+    """Say whether a statement reads big tables by conditions on their indexes only."""
+    query, rows = _HOT[name]
+    arguments = [_PARAMS[value] for value in query.names]
+    arguments += [list(column) for column in zip(*(rows or ()), strict=True)]
+    how = "GENERIC_PLAN true, FORMAT JSON" if plan == "generic" else "FORMAT JSON"
+    text = await connection.fetchval(f"EXPLAIN ({how}) {query.postgres}", *arguments)
+    found = [
+        node
+        for node in nodes(json.loads(text)[0]["Plan"])
+        if node.get("Relation Name") in BIG and "Scan" in node["Node Type"]
+    ]
+    return all(
+        "Seq" not in node["Node Type"]
+        and (name in _WHOLE or "Index Cond" in node or "Recheck Cond" in node)
+        for node in found
+    )

@@ -1,0 +1,539 @@
+"""Running what is due when told to, on either engine: for cron, and where nothing runs for long."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+import pytest
+
+from receiver import Context, Event, Retry, on
+from receiver.app import create_app, migrate, work
+from receiver.app import drain as drain_once
+from receiver.errors import StoreUnusable
+from receiver.inbound import Drained
+from receiver.settings import Settings
+from tests.conftest import Logged, Start
+from tests.postgres import Database
+from tests.receiving import (
+    API_KEY,
+    ENDS,
+    ENV,
+    Clock,
+    Network,
+    Station,
+    breaks,
+    eventually,
+    receiving,
+)
+from tests.test_cli import free_port, receiver
+from tests.test_cli import start as start_process
+
+pytestmark = pytest.mark.anyio
+
+NOTHING: Final = {"deliveries": 0, "submits": 0, "polls": 0, "more": False}
+PASSWORD: Final = "hush-hush-password"
+
+
+async def drained(station: Station, seconds: int | None = None) -> dict[str, Any]:
+    query = "" if seconds is None else f"?seconds={seconds}"
+    answer = await station.http.post(f"/v1/drain{query}", timeout=60)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def states(station: Station) -> list[tuple[str, str]]:
+    return [tuple(row) for row in station.rows("SELECT handler, state FROM deliveries ORDER BY 1")]
+
+
+@on(name="fine")
+async def fine(_: Event) -> None: ...
+
+
+# --- POST /v1/drain ---
+
+
+@pytest.mark.parametrize("key", ["", "Bearer wrong", f"Basic {API_KEY}"])
+async def test_it_needs_a_key(start: Start, key: str) -> None:
+    async with start(dispatch=False) as station:
+        headers = {"authorization": key} if key else {}
+        answer = await station.world.post("/v1/drain", headers=headers)
+        assert answer.status_code == 401
+        assert (await station.http.get("/v1/drain")).status_code == 405
+
+
+@pytest.mark.parametrize(
+    "query", ["seconds=0", "seconds=901", "seconds=-1", "seconds=1.5", "seconds=x",
+              "minutes=1", "seconds=\u0661", "seconds=1e2"],
+)  # fmt: skip
+async def test_bad_seconds_are_refused_with_a_word(start: Start, query: str) -> None:
+    async with start(dispatch=False) as station:
+        answer = await station.http.post(f"/v1/drain?{query}")
+        assert answer.status_code == 422
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["type"] == "urn:receiver:problem:invalid-request"
+
+
+async def test_nothing_due_is_nothing_done(start: Start) -> None:
+    async with start(fine, dispatch=False) as station:
+        for _ in range(2):
+            assert await drained(station) == NOTHING
+
+
+async def test_deliveries_wait_for_it_where_nothing_is_dispatched(start: Start) -> None:
+    ran: list[str] = []
+
+    @on(name="async")
+    async def on_the_loop(event: Event) -> None:
+        ran.append(event.id)
+
+    @on(name="plain")
+    def in_a_thread(event: Event) -> None:
+        ran.append(event.id)
+
+    async with start(on_the_loop, in_a_thread, dispatch=False) as station:
+        for number in range(3):
+            await station.push(await station.submitted("eachlabs", f"prompt {number}"))
+        # Nobody runs them: neither the callback nor a word from elsewhere.
+        replayed = station.network.sent[0].prediction_id
+        await station.http.post(f"/v1/predictions/{replayed}/replay")
+        assert {state for _, state in states(station)} == {"pending"}
+        assert ran == []
+        assert await drained(station, 20) == {**NOTHING, "deliveries": 6}
+        assert {state for _, state in states(station)} == {"done"}
+        assert len(ran) == 6
+        assert await drained(station) == NOTHING
+
+
+async def test_a_retry_that_falls_due_in_it_is_run_and_a_later_one_is_not(start: Start) -> None:
+    attempts: list[int] = []
+
+    @on(name="soon", retry=Retry(attempts=3, base=0.0001, cap=0.0001))
+    async def soon(_: Event, ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+        raise Retry(after=0 if ctx.attempt < 3 else 500)
+
+    @on(name="late")
+    async def late(_: Event) -> None:
+        raise Retry(after=500)
+
+    async with start(soon, late, dispatch=False) as station:
+        await station.push(await station.submitted("eachlabs"))
+        done = 0
+        while (found := await drained(station, 20))["deliveries"]:
+            done += found["deliveries"]
+        assert done == 4
+        assert states(station) == [("late", "pending"), ("soon", "dead")]
+    assert attempts == [1, 2, 3]
+
+
+async def test_what_waits_to_be_submitted_is(start: Start, network: Network) -> None:
+    network.script("eachlabs.submit", breaks(httpx.ConnectError))
+    clock = Clock()
+    async with start(dispatch=False, clock=clock) as station:
+        prediction = await station.submit("eachlabs")
+        assert prediction["status"] == "queued"  # and is to be sent again in a moment
+        clock.ahead = 5
+        await eventually(lambda: _drained_until(station, prediction["id"]))
+        assert network.count("eachlabs.submit") == 2
+
+
+async def _drained_until(station: Station, prediction_id: str) -> bool:
+    await drained(station, 20)
+    return bool((await station.read(prediction_id))["status"] == "processing")
+
+
+async def test_what_is_due_for_a_look_is_asked_about(start: Start, network: Network) -> None:
+    async with start(fine, dispatch=False, RECEIVER_POLL_AFTER="1000") as station:
+        ids = [(await station.submit("fal", f"{number}"))["id"] for number in range(3)]
+        assert (await drained(station))["polls"] == 0
+        network.always("fal.poll", ENDS["fal.poll"])
+        station.edit("UPDATE predictions SET due_at = 1")
+        found = await drained(station, 20)
+        # The process looks too; whoever does, the outcomes and what they owe are seen to.
+        assert found["polls"] <= 3
+        for prediction_id in ids:
+            await station.until(prediction_id, "succeeded")
+        await drained(station, 20)
+        assert states(station) == [("fine", "done")] * 3
+        assert network.count("fal.poll") == 3
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_it_ends_at_its_time_and_counts_what_was_cut_short(
+    start: Start, *, plain: bool
+) -> None:
+    leave = threading.Event()
+
+    @on(name="slow", concurrency=1)
+    async def slow(_: Event) -> None:
+        await asyncio.Event().wait()
+
+    @on(name="slow", concurrency=1)
+    def blocking(_: Event) -> None:
+        leave.wait(20)
+
+    loop = asyncio.get_running_loop()
+    async with start(
+        blocking if plain else slow, dispatch=False, RECEIVER_RETRY_BASE="100"
+    ) as station:
+        for number in range(2):
+            await station.push(await station.submitted("eachlabs", f"prompt {number}"))
+        began = loop.time()
+        found = await drained(station, 1)
+        took = loop.time() - began
+        assert 0.7 < took < 4
+        assert found["more"]
+        [attempt] = await eventually(lambda: station.rows("SELECT result, reason FROM attempts"))
+        leave.set()
+        assert attempt[0] == "timeout"
+        assert attempt[1].startswith("longer than")
+        assert sorted(state for _, state in states(station)) == ["pending", "pending"]
+
+
+async def test_two_at_once_share_the_work_and_nothing_runs_twice(start: Start) -> None:
+    ran: list[str] = []
+    together = asyncio.Event()
+
+    @on(name="counts", concurrency=2)
+    async def count(event: Event) -> None:
+        ran.append(event.id)
+        await together.wait()
+
+    async with start(count, dispatch=False) as station:
+        for number in range(5):
+            await station.push(await station.submitted("eachlabs", f"prompt {number}"))
+        calls = [asyncio.create_task(drained(station, 20)) for _ in range(3)]
+        await eventually(lambda: len(ran) == 2)
+        together.set()
+        for found in await asyncio.gather(*calls):
+            assert found == {**NOTHING, "deliveries": 5}
+        assert sorted(set(ran)) == sorted(ran)
+        assert station.count("attempts") == 5
+
+
+async def test_who_has_less_time_is_told_that_there_is_more(start: Start) -> None:
+    may_end = asyncio.Event()
+
+    @on(name="slow")
+    async def slow(_: Event) -> None:
+        await may_end.wait()
+
+    async with start(slow, dispatch=False) as station:
+        await station.push(await station.submitted("eachlabs"))
+        long = asyncio.create_task(drained(station, 20))
+        await eventually(lambda: ("slow", "running") in states(station))
+        assert await drained(station, 1) == {**NOTHING, "more": True}
+        may_end.set()
+        assert (await long)["deliveries"] == 1
+
+
+async def test_a_caller_who_goes_away_stops_nothing(start: Start) -> None:
+    may_end = asyncio.Event()
+
+    @on(name="slow")
+    async def slow(_: Event) -> None:
+        await may_end.wait()
+
+    async with start(slow, dispatch=False) as station:
+        await station.push(await station.submitted("eachlabs"))
+        gone = asyncio.create_task(drained(station, 20))
+        await eventually(lambda: ("slow", "running") in states(station))
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        may_end.set()
+        await eventually(lambda: states(station) == [("slow", "done")])
+
+
+async def test_it_helps_where_deliveries_are_dispatched_too(start: Start) -> None:
+    ran: list[str] = []
+
+    @on(name="counts")
+    async def count(event: Event) -> None:
+        ran.append(event.id)
+
+    async with start(count) as station:
+        for number in range(5):
+            await station.push(await station.submitted("eachlabs", f"prompt {number}"))
+            await drained(station, 20)
+        await eventually(lambda: station.count("attempts") == 5)
+    assert len(ran) == len(set(ran)) == 5
+
+
+async def test_a_stop_in_the_middle_loses_nothing(start: Start) -> None:
+    entered = asyncio.Event()
+    may_end = asyncio.Event()
+
+    @on(name="slow")
+    async def slow(_: Event) -> None:
+        entered.set()
+        await may_end.wait()
+
+    async with start(slow, dispatch=False) as station:
+        await station.push(await station.submitted("eachlabs"))
+        draining = asyncio.create_task(station.http.post("/v1/drain?seconds=60"))
+        await entered.wait()
+        asyncio.get_running_loop().call_later(0.2, may_end.set)
+    # And nobody is left to wait for ever.
+    assert (await asyncio.wait({draining}, timeout=5))[0]
+    async with start(slow, dispatch=False) as station:
+        await drained(station, 20)
+        assert states(station) == [("slow", "done")]
+
+
+async def test_two_processes_share_what_is_due(database: Database, network: Network) -> None:
+    ran: list[str] = []
+
+    @on(name="counts", concurrency=2)
+    async def count(event: Event) -> None:
+        ran.append(event.id)
+        await asyncio.sleep(0)
+
+    async with (
+        receiving(database, network, [count], dispatch=False) as here,
+        receiving(database, network, [count], dispatch=False) as there,
+    ):
+        for number in range(12):
+            await here.push(await here.submitted("eachlabs", f"prompt {number}"))
+        found = await asyncio.gather(drained(here, 20), drained(there, 20))
+        assert sum(one["deliveries"] for one in found) == 12
+        assert len(set(ran)) == len(ran) == 12
+        assert here.rows("SELECT DISTINCT state FROM deliveries") == [("done",)]
+        assert here.count("attempts") == 12
+
+
+# --- the functions behind the commands ---
+
+
+def given(url: str, **env: str) -> Settings:
+    return Settings.read({**ENV, "RECEIVER_DATABASE_URL": url, **env})
+
+
+async def owe_one(start: Start) -> Station:
+    async with start(fine, dispatch=False) as station:
+        await station.push(await station.submitted("eachlabs"))
+    return station
+
+
+def url_of(station: Station) -> str:
+    if isinstance(station.database, Database):
+        return station.database.url
+    return f"sqlite:///{station.database}"
+
+
+HANDLER: Final = """
+from receiver import Event, on
+
+
+@on(name="fine")
+def fine(event: Event) -> None:
+    print("it ran", flush=True)
+"""
+
+
+async def test_draining_in_a_process_of_its_own(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(HANDLER)
+    station = await owe_one(start)
+    settings = given(url_of(station), RECEIVER_HANDLERS=str(tmp_path / "mine.py"))
+    assert await drain_once(settings, 20) == Drained(1, 0, 0, more=False)
+    assert states(station) == [("fine", "done")]
+    assert await drain_once(settings, 20) == Drained(0, 0, 0, more=False)
+
+
+async def test_migrating_twice_changes_nothing(start: Start) -> None:
+    station = await owe_one(start)
+    before = station.rows("SELECT * FROM deliveries")
+    for _ in range(2):
+        await migrate(given(url_of(station)))
+    assert station.rows("SELECT * FROM deliveries") == before
+
+
+async def test_a_worker_runs_what_others_accept(
+    database: Database, network: Network, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(HANDLER)
+    settings = given(database.url, RECEIVER_HANDLERS=str(tmp_path / "mine.py"))
+    stop = asyncio.Event()
+    async with receiving(database, network, [fine], dispatch=False) as station:
+        working = asyncio.create_task(work(settings, stop))
+        await station.push(await station.submitted("eachlabs", "one"))
+        await eventually(lambda: states(station) == [("fine", "done")])
+        await station.push(await station.submitted("eachlabs", "two"))
+        await eventually(lambda: states(station) == [("fine", "done")] * 2)
+        stop.set()
+        async with asyncio.timeout(5):
+            await working
+
+
+async def test_a_worker_needs_a_server(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnusable, match="a worker needs PostgreSQL: with SQLite one process"):
+        await work(given(f"sqlite:///{tmp_path}/receiver.db"), asyncio.Event())
+    assert not (tmp_path / "receiver.db").exists()
+
+
+async def test_draining_a_file_that_a_server_has_open_is_refused(
+    network: Network, tmp_path: Path
+) -> None:
+    path = tmp_path / "receiver.db"
+    async with receiving(path, network):
+        with pytest.raises(StoreUnusable, match="is in use by another receiver"):
+            await drain_once(given(f"sqlite:///{path}"), 5)
+
+
+@pytest.mark.parametrize("missing", ["asyncpg", "pgqueuer"])
+def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    hidden = ("asyncpg", "pgqueuer", "receiver.dispatch.postgres", "receiver.store.postgres")
+    for name in list(sys.modules):
+        if name.startswith((*hidden, "receiver.store.committer")):
+            monkeypatch.delitem(sys.modules, name)
+    really = builtins.__import__
+
+    def blocked(name: str, *args: Any, **more: Any) -> Any:
+        if name.partition(".")[0] == missing:
+            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+        return really(name, *args, **more)
+
+    monkeypatch.setattr(builtins, "__import__", blocked)
+    with pytest.raises(StoreUnusable) as error:
+        create_app(given(f"postgresql://me:{PASSWORD}@db.test/books"))
+    assert str(error.value) == (
+        f"PostgreSQL needs more than is installed here ({missing} is missing): "
+        "pip install 'prediction-receiver[postgres]'"
+    )
+
+
+async def test_the_password_is_in_no_log_and_no_error(
+    database: Database, network: Network, logged: Logged
+) -> None:
+    parts = urlsplit(database.url)
+    place = parts.netloc.rpartition("@")[2]
+    user = parts.username or "postgres"
+    # The server asks nobody of this machine for it.
+    known = Database(urlunsplit(parts._replace(netloc=f"{user}:{PASSWORD}@{place}")))
+    async with receiving(known, network, [fine]) as station:
+        await station.push(await station.submitted("eachlabs"))
+        await eventually(lambda: states(station) == [("fine", "done")])
+        with database.refusing():
+            answer = await station.http.get("/readyz")
+            assert answer.status_code == 503
+            assert PASSWORD not in answer.text
+            answer = await station.http.get("/v1/predictions")
+            assert PASSWORD not in answer.text
+        await eventually(lambda: _ready(station))
+    assert [line for line in logged if line["event"] == "store.unavailable"]
+    started = [line for line in logged if line["event"] == "receiver.started"]
+    assert started[0]["database"].endswith(f"/{database.name}")
+    assert all(PASSWORD not in repr(line) for line in logged)
+    with database.refusing(), pytest.raises(StoreUnusable) as error:
+        await migrate(given(known.url))
+    assert PASSWORD not in str(error.value)
+
+
+async def _ready(station: Station) -> bool:
+    return (await station.http.get("/readyz")).status_code == 200
+
+
+# --- the commands ---
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgres":
+        return str(request.getfixturevalue("database").url)
+    return f"sqlite:///{tmp_path}/receiver.db"
+
+
+def run(*args: str, cwd: Path, url: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return receiver(
+        *args,
+        cwd=cwd,
+        RECEIVER_SECRET_KEY=ENV["RECEIVER_SECRET_KEY"],
+        RECEIVER_DATABASE_URL=url,
+        **env,
+    )
+
+
+def test_the_commands_migrate_and_drain(tmp_path: Path, url: str) -> None:
+    (tmp_path / "mine.py").write_text(HANDLER)
+    migrated = run("migrate", cwd=tmp_path, url=url)
+    assert migrated.returncode == 0, migrated.stderr
+    assert migrated.stdout == f"{given(url).database} is up to date\n"
+    done = run("drain", "mine.py", "--seconds", "5", cwd=tmp_path, url=url)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("args", "url", "words"),
+    [
+        (("worker",), "sqlite:///receiver.db", "a worker needs PostgreSQL"),
+        (("worker", "nowhere.py"), "postgresql://127.0.0.1:1/x", "nowhere.py: no such file"),
+        (("drain",), f"postgresql://me:{PASSWORD}@127.0.0.1:1/x", "cannot open the database"),
+        (("migrate",), f"postgresql://me:{PASSWORD}@127.0.0.1:1/x", "cannot open the database"),
+        (("serve",), f"postgresql://me:{PASSWORD}@127.0.0.1:1/x", "cannot open the database"),
+        (("worker",), f"postgresql://me:{PASSWORD}@127.0.0.1:1/x", "cannot open the database"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(
+    tmp_path: Path, args: tuple[str, ...], url: str, words: str
+) -> None:
+    done = run(*args, cwd=tmp_path, url=url)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert PASSWORD not in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_draining_beside_a_server_on_one_file_says_what_to_do(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/receiver.db"
+    env = {"RECEIVER_SECRET_KEY": ENV["RECEIVER_SECRET_KEY"], "RECEIVER_DATABASE_URL": url}
+    server = start_process("serve", "--no-dispatch", port=free_port(), cwd=tmp_path, **env)
+    try:
+        done = run("drain", cwd=tmp_path, url=url)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(15)
+    assert done.returncode == 1
+    assert f"in use by another receiver (process {server.pid})" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_worker_and_a_server_share_a_database_and_stop_when_told(
+    tmp_path: Path, database: Database
+) -> None:
+    (tmp_path / "mine.py").write_text(HANDLER)
+    log = (tmp_path / "worker.log").open("w")
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "receiver", "worker", "mine.py"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "RECEIVER_SECRET_KEY": ENV["RECEIVER_SECRET_KEY"],
+            "RECEIVER_DATABASE_URL": database.url,
+        },
+        stdout=log,
+        stderr=log,
+    )
+    log.close()
+    said: Callable[[], str] = (tmp_path / "worker.log").read_text
+    asyncio.run(_until(lambda: "receiver.started" in said()))
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(15) == 0
+    assert "receiver.stopped" in said()
+    assert "Traceback" not in said()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    await eventually(condition)

@@ -1,0 +1,323 @@
+"""What one process does for all: who has a role, who takes it over, who finds that it lost it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver import duty as module
+from receiver.dispatch.postgres import PgQueuerJobs
+from receiver.duty import LEASE, Duty
+from receiver.errors import StoreUnavailable
+from receiver.store.base import Store
+from receiver.store.postgres import SCHEMA, PostgresStore
+from receiver.store.sqlite import SQLiteStore
+from receiver.store.values import Role
+from tests.receiving import Clock, eventually
+
+pytestmark = pytest.mark.anyio
+
+NAME = "stream oxen"
+
+
+@pytest.fixture(autouse=True)
+def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look often, so that the clock is all that a test waits for."""
+    monkeypatch.setattr(module, "BEAT", 0.02)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    made: Store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
+    if request.param == "postgres":
+        url = request.getfixturevalue("database").url
+        made = PostgresStore(url, lambda _: None, PgQueuerJobs(SCHEMA))
+    await made.start()
+    yield made
+    await made.stop()
+
+
+class Work:
+    """Something to do, which says whether it is being done."""
+
+    def __init__(self) -> None:
+        self.on_change: Callable[[], None] = lambda: None
+        self.able = True
+        self.begun = 0
+        self.running = 0
+
+    @property
+    def at_work(self) -> bool:
+        return bool(self.running) and self.able
+
+    async def run(self) -> None:
+        self.begun += 1
+        self.running += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.running -= 1
+            self.on_change()
+
+
+class Unsteady:
+    """Stands before the real store, and is away when told."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.away = False
+        self.hangs = False
+        self.deaf_to_leaving = False
+        self.asked = 0
+
+    def _check(self) -> None:
+        self.asked += 1
+        if self.away:
+            raise StoreUnavailable("away")
+
+    async def hold_role(self, role: Role) -> bool:
+        self._check()
+        if self.hangs:
+            await asyncio.Event().wait()
+        return await self._store.hold_role(role)
+
+    async def report_role(self, name: str, owner: str, *, at_work: bool) -> None:
+        self._check()
+        await self._store.report_role(name, owner, at_work=at_work)
+
+    async def leave_role(self, name: str, owner: str) -> None:
+        self._check()
+        if not self.deaf_to_leaving:
+            await self._store.leave_role(name, owner)
+
+    async def role_at_work(self, name: str, now: float) -> bool:
+        self._check()
+        return await self._store.role_at_work(name, now)
+
+
+class One:
+    """A process with a duty."""
+
+    def __init__(self, store: Store, owner: str) -> None:
+        self.roles = Unsteady(store)
+        self.work = Work()
+        self.clock = Clock()
+        self.duty = Duty(NAME, owner, self.work, self.roles, self.clock)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self.duty.run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def two(store: Store) -> AsyncIterator[tuple[One, One]]:
+    first, second = One(store, "first"), One(store, "second")
+    first.start()
+    await eventually(lambda: first.work.running)
+    second.start()
+    await eventually(lambda: second.roles.asked >= 3)
+    yield first, second
+    await first.stop()
+    await second.stop()
+
+
+async def test_one_of_two_works(store: Store) -> None:
+    async with two(store) as (first, second):
+        asked = second.roles.asked
+        await eventually(lambda: second.roles.asked > asked + 3)
+        assert (first.work.running, second.work.begun) == (1, 0)
+        assert first.work.begun == 1  # it is not begun anew with each renewal
+
+
+async def test_who_stops_leaves_the_role_at_once(store: Store) -> None:
+    async with two(store) as (first, second):
+        await first.stop()
+        assert first.work.running == 0
+        await eventually(lambda: second.work.running)  # no clock has moved
+
+
+async def test_another_takes_over_from_one_that_has_died(store: Store) -> None:
+    async with two(store) as (first, second):
+        first.roles.deaf_to_leaving = True
+        await first.stop()
+        asked = second.roles.asked
+        await eventually(lambda: second.roles.asked > asked + 3)
+        assert second.work.begun == 0
+        second.clock.ahead = LEASE + 1
+        await eventually(lambda: second.work.running)
+
+
+async def test_one_that_was_frozen_finds_that_it_lost_and_stops(store: Store) -> None:
+    async with two(store) as (first, second):
+        first.roles.away = True  # as in a freeze, it renews nothing
+        second.clock.ahead = LEASE + 1
+        await eventually(lambda: second.work.running)
+        assert first.work.running == 1
+        first.clock.ahead = LEASE + 1
+        first.roles.away = False
+        await eventually(lambda: first.work.running == 0)
+        assert second.work.running == 1
+        # And it is there when the other leaves.
+        await second.stop()
+        await eventually(lambda: first.work.running == 1)
+        assert first.work.begun == 2
+
+
+async def test_while_the_store_is_away_it_is_ours_until_the_lease_ends(store: Store) -> None:
+    async with two(store) as (first, _):
+        first.roles.away = True
+        asked = first.roles.asked
+        await eventually(lambda: first.roles.asked > asked + 3)
+        assert first.work.running == 1
+        first.clock.ahead = LEASE + 1  # by now another may have it
+        await eventually(lambda: first.work.running == 0)
+        first.roles.away = False
+        await eventually(lambda: first.work.running == 1)
+
+
+async def test_a_stop_while_the_store_is_away_ends_the_work(store: Store) -> None:
+    async with two(store) as (first, _):
+        first.roles.away = True
+        async with asyncio.timeout(5):
+            await first.stop()
+        assert first.work.running == 0
+
+
+async def test_who_is_not_able_says_so_and_keeps_the_role(store: Store) -> None:
+    async with two(store) as (first, second):
+        assert await second.duty.ready()
+        first.work.able = False
+        first.work.on_change()
+        await eventually(lambda: _at_work(store, first), lambda found: not found)
+        first.work.able = True
+        first.work.on_change()
+        await eventually(lambda: _at_work(store, first))
+        assert second.work.begun == 0
+
+
+async def _at_work(store: Store, one: One) -> bool:
+    return await store.role_at_work(NAME, one.clock())
+
+
+class TestReady:
+    @pytest.fixture(autouse=True)
+    def _impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_PATIENCE", 0.2)
+
+    async def test_the_one_at_work_need_not_ask(self, store: Store) -> None:
+        async with two(store) as (first, _):
+            first.roles.away = True
+            assert await first.duty.ready()
+
+    async def test_it_waits_until_somebody_is(self, store: Store) -> None:
+        one = One(store, "one")
+        waiting = asyncio.create_task(one.duty.ready())
+        await eventually(lambda: one.roles.asked >= 2)
+        assert not waiting.done()
+        other = One(store, "other")
+        other.start()
+        assert await waiting
+        await other.stop()
+
+    async def test_it_gives_up_and_nobody_waits_again_for_a_while(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        one = One(store, "one")
+        began = loop.time()
+        assert not await one.duty.ready()
+        assert loop.time() - began >= 0.2
+        asked = one.roles.asked
+        for _ in range(3):
+            assert not await one.duty.ready()
+        assert one.roles.asked == asked + 3  # asked, but not waited
+        other = One(store, "other")
+        other.start()
+        await eventually(one.duty.ready)
+        await other.stop()
+        # Once somebody was at work, it is worth waiting again.
+        monkeypatch.setattr(module, "_PATIENCE", 30.0)
+        waiting = asyncio.create_task(one.duty.ready())
+        asked = one.roles.asked
+        other = One(store, "other")
+        other.start()
+        assert await waiting
+        await other.stop()
+
+    async def test_after_a_while_it_is_worth_waiting_again(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "_RESIGNED", 0.1)
+        one = One(store, "one")
+        assert not await one.duty.ready()
+        asked = one.roles.asked
+
+        async def waits_again() -> bool:
+            before = one.roles.asked
+            assert not await one.duty.ready()
+            return one.roles.asked > before + 1
+
+        await eventually(waits_again)
+        assert one.roles.asked > asked + 1
+
+    async def test_a_store_that_is_away_is_nobody_at_work(self, store: Store) -> None:
+        one = One(store, "one")
+        one.roles.away = True
+        assert not await one.duty.ready()
+
+    async def test_one_whose_role_ran_out_is_not_at_work(self, store: Store) -> None:
+        async with two(store) as (first, second):
+            assert await second.duty.ready()
+            first.roles.away = True
+            second.clock.ahead = LEASE + 1
+            second.roles.deaf_to_leaving = True
+            await second.stop()
+            await store.leave_role(NAME, "second")
+            third = One(store, "third")
+            third.clock.ahead = LEASE + 1
+            assert not await third.duty.ready()
+
+
+async def test_one_whose_store_hangs_stops_when_its_lease_is_over(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then another may have the role; to be asked and not answered takes longer than that."""
+    monkeypatch.setattr(module, "LEASE", 0.3)
+    one = One(store, "one")
+    one.start()
+    await eventually(lambda: one.work.running)
+    one.roles.hangs = True
+    try:
+        await eventually(lambda: not one.work.running)
+    finally:
+        await one.stop()
+
+
+async def test_roles_of_different_names_are_independent(store: Store) -> None:
+    now = 1000.0
+
+    def role(name: str, owner: str, **more: Any) -> Role:
+        return Role(**{"name": name, "owner": owner, "now": now, "until": now + LEASE, **more})
+
+    assert await store.hold_role(role("a", "me"))
+    assert await store.hold_role(role("b", "you"))
+    assert not await store.hold_role(role("a", "you"))
+    await store.leave_role("a", "you")  # not one's own: nothing happens
+    assert not await store.hold_role(role("a", "you"))
+    await store.report_role("a", "you", at_work=True)
+    assert not await store.role_at_work("a", now)
+    await store.report_role("a", "me", at_work=True)
+    assert await store.role_at_work("a", now)
+    assert not await store.role_at_work("a", now + LEASE)
+    assert await store.hold_role(role("a", "you", now=now + LEASE, until=now + 2 * LEASE))
+    assert not await store.role_at_work("a", now + LEASE)  # the new one has not said so yet

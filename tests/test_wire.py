@@ -1,0 +1,199 @@
+"""The wire to a provider: whose turn it is, what a 429 means, and answers that come back whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from receiver.errors import StoreUnavailable, Unreadable
+from receiver.store.values import Turn
+from receiver.wire import Busy, Wire
+from tests.conftest import Start
+from tests.receiving import ENDS, Clock, Network, eventually, reply
+
+pytestmark = pytest.mark.anyio
+
+URL = "https://eachlabs.test/v1/prediction/1"
+
+
+class Hands:
+    """A clock that stands still until it is told."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Turns:
+    """Counts nothing: it says what it is told to say."""
+
+    def __init__(self) -> None:
+        self.taken: list[Turn] = []
+        self.wait = 0.0
+        self.away = False
+
+    async def take_turn(self, turn: Turn) -> float:
+        if self.away:
+            raise StoreUnavailable("away")
+        self.taken.append(turn)
+        return self.wait
+
+
+class End:
+    """A wire and both its ends."""
+
+    def __init__(self, per_minute: int | None = 60) -> None:
+        self.network = Network()
+        self.turns = Turns()
+        self.clock = Hands()
+        client = httpx.AsyncClient(transport=self.network)
+        self.wire = Wire("eachlabs", per_minute, client, self.turns, self.clock)
+
+    async def ask(self) -> Any:
+        return await self.wire.ask(httpx.Request("GET", URL))
+
+    @property
+    def calls(self) -> int:
+        return len(self.network.calls)
+
+
+async def test_each_request_that_can_wait_takes_a_turn() -> None:
+    end = End()
+    for number in (1, 2):
+        answer = await end.ask()
+        assert (answer.status, end.calls) == (200, number)
+        assert answer.at == end.clock.now
+    assert end.turns.taken == [Turn(provider="eachlabs", now=1000.0, per_minute=60)] * 2
+
+
+async def test_what_cannot_wait_has_had_its_turn_already() -> None:
+    end = End()
+    await end.wire.send(httpx.Request("GET", URL), 5.0)
+    assert (end.calls, end.turns.taken) == (1, [])
+
+
+async def test_where_nothing_is_counted_nobody_asks() -> None:
+    end = End(per_minute=None)
+    await end.ask()
+    assert (end.calls, end.turns.taken) == (1, [])
+
+
+async def test_who_has_no_turn_sends_nothing_and_hears_how_long() -> None:
+    end = End()
+    end.turns.wait = 12.3456
+    with pytest.raises(Busy) as busy:
+        await end.ask()
+    assert busy.value.seconds == 12.3456
+    assert str(busy.value) == "no more requests for 12.3 s"
+    assert isinstance(busy.value, Unreadable)
+    assert end.calls == 0
+
+
+async def test_where_turns_cannot_be_counted_nothing_is_sent() -> None:
+    end = End()
+    end.turns.away = True
+    with pytest.raises(StoreUnavailable):
+        await end.ask()
+    assert end.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"), [({"retry_after": "30"}, 30.0), ({}, 1.0), ({"retry_after": "0"}, 1.0)]
+)
+async def test_a_429_pauses_the_provider_for_as_long_as_it_says(
+    headers: dict[str, str], seconds: float
+) -> None:
+    end = End()
+    end.network.script("eachlabs.poll", reply({}, 429, **headers))
+    with pytest.raises(Unreadable, match="HTTP 429") as error:
+        await end.ask()
+    assert not isinstance(error.value, Busy)  # it was sent, and counts
+    assert end.wire.paused() == seconds
+    taken = len(end.turns.taken)
+    with pytest.raises(Busy) as busy:
+        await end.ask()
+    assert busy.value.seconds == seconds
+    assert (end.calls, len(end.turns.taken)) == (1, taken)  # nor is a turn taken for nothing
+    end.clock.now += seconds
+    assert end.wire.paused() == 0.0
+    await end.ask()
+    assert end.calls == 2
+
+
+async def test_a_shorter_pause_ends_no_longer_one() -> None:
+    end = End()
+    end.wire.pause(30.0)
+    end.clock.now += 10
+    end.wire.pause(5.0)
+    assert end.wire.paused() == 20.0
+    end.wire.pause(40.0)
+    assert end.wire.paused() == 40.0
+    end.wire.pause(None)
+    assert end.wire.paused() == 40.0
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError, httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.InvalidURL]
+)
+async def test_what_breaks_is_unreadable_and_no_pause(error: Any) -> None:
+    end = End()
+
+    def broken(_: httpx.Request) -> httpx.Response:
+        raise error("broken")
+
+    end.network.script("eachlabs.poll", broken)
+    with pytest.raises(Unreadable, match=f"{error.__name__}: broken"):
+        await end.ask()
+    assert end.wire.paused() == 0.0
+
+
+async def test_a_redirect_is_an_answer() -> None:
+    end = End()
+    end.network.script("eachlabs.poll", reply({}, 302, location="https://elsewhere.test/"))
+    assert (await end.ask()).status == 302
+    assert end.calls == 1
+
+
+# --- what callers make of it ---
+
+
+async def test_a_look_that_has_no_turn_comes_again_when_there_is_room(
+    start: Start, network: Network
+) -> None:
+    clock = Clock()
+    async with start(
+        clock=clock, RECEIVER_POLL_AFTER="0.05", EACHLABS_REQUESTS_PER_MINUTE="2"
+    ) as station:
+        prediction = await station.submit("eachlabs")
+        await eventually(lambda: network.count("eachlabs.poll") == 1)
+        network.always("eachlabs.poll", ENDS["eachlabs.poll"])
+        # Two are all that the minute has room for, and this is when it has more.
+        due = "SELECT due_at FROM predictions"
+        now = clock()
+        await eventually(lambda: station.one(due), lambda at: now + 50 < at <= now + 61)
+        assert network.count("eachlabs.poll") == 1
+        assert station.one("SELECT sum(requests) FROM requests") == 2
+        clock.ahead = 62
+        await station.http.post("/v1/drain")
+        found = await station.until(prediction["id"], "succeeded")
+        assert (found["channel"], network.count("eachlabs.poll")) == ("poll", 2)
+        # What is older than the window counts no more, and is forgotten.
+        assert station.one("SELECT sum(requests) FROM requests") == 1
+
+
+async def test_a_cancel_that_has_no_turn_is_an_error_to_the_caller(
+    start: Start, network: Network
+) -> None:
+    async with start(EACHLABS_REQUESTS_PER_MINUTE="1") as station:
+        prediction = await station.submit("eachlabs")
+        answer = await station.http.post(f"/v1/predictions/{prediction['id']}/cancel")
+        assert network.count("eachlabs.cancel") == 0
+        assert (answer.status_code, answer.json()["type"]) == (
+            429,
+            "urn:receiver:problem:provider-busy",
+        )
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        assert (await station.read(prediction["id"]))["status"] == "processing"
