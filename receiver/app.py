@@ -374,6 +374,9 @@ class _Receiver:
     async def _stop(self, listening: Sequence[asyncio.Task[None]]) -> None:
         log.info("receiver.stopping")
         self.release_waiters()
+        if self._draining is not None:
+            self._draining.cancel()
+            await asyncio.wait({self._draining})
         for task in listening:
             task.cancel()
         await asyncio.gather(*listening, self._outbound.stop(), return_exceptions=True)

@@ -65,13 +65,14 @@ class Duty:
                 self._news.clear()
                 now = self._clock()
                 try:
-                    if await self._hold(now):
-                        held_until = now + LEASE
-                        task = task or asyncio.create_task(self._work.run())
-                    else:
-                        held_until = 0.0
-                except StoreUnavailable:
+                    async with asyncio.timeout(BEAT):
+                        held = await self._hold(now)
+                except (StoreUnavailable, TimeoutError):
                     pass  # it is ours until then, whatever the database does
+                else:
+                    held_until = now + LEASE if held else 0.0
+                    if held and task is None:
+                        task = asyncio.create_task(self._work.run())
                 if task is not None and self._clock() >= held_until:
                     await _end(task)
                     task = None
@@ -81,8 +82,9 @@ class Duty:
         finally:
             if task is not None:
                 await _end(task)
-                with contextlib.suppress(StoreUnavailable):
-                    await self._roles.leave_role(self._name, self._owner)
+                with contextlib.suppress(StoreUnavailable, TimeoutError):
+                    async with asyncio.timeout(BEAT):
+                        await self._roles.leave_role(self._name, self._owner)
 
     async def _hold(self, now: float) -> bool:
         role = Role(name=self._name, owner=self._owner, now=now, until=now + LEASE)

@@ -99,6 +99,7 @@ class Overdue:
         while True:
             self.awake.clear()
             self._next_look = float("inf")
+            began = self._clock()
             try:
                 nap = await self.look_around()
             except StoreUnavailable:
@@ -107,7 +108,7 @@ class Overdue:
                 log.exception("task.failed")
                 nap = 1.0
             if not self._alone:
-                nap = self._next_hint()
+                nap = self._next_hint(began)
             nap = min(max(nap, 0.0), LONGEST_NAP if self._alone else BACKSTOP)
             self._next_look = self._clock() + nap
             try:
@@ -116,11 +117,11 @@ class Overdue:
             except TimeoutError:
                 continue
 
-    def _next_hint(self) -> float:
-        now = self._clock()
-        while self._hints and self._hints[0] <= now:
+    def _next_hint(self, began: float) -> float:
+        """Say in how many seconds to look again, after a look that began then."""
+        while self._hints and self._hints[0] <= began:
             heapq.heappop(self._hints)
-        return self._hints[0] - now if self._hints else BACKSTOP
+        return self._hints[0] - self._clock() if self._hints else BACKSTOP
 
     async def look_around(self) -> float:
         """Start a look at everything that is due; give the seconds until the next."""

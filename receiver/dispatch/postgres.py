@@ -153,9 +153,7 @@ class PgQueuerJobs:
         if job is not None:
             await self.queries(connection).retry_job(job, timedelta(seconds=seconds), None)
 
-    async def lost(
-        self, connection: Connection, before: float, most: int
-    ) -> list[tuple[str, str]]:
+    async def lost(self, connection: Connection, before: float, most: int) -> list[tuple[str, str]]:
         rows = await connection.fetch(self._lost, before, most)
         return [(row["id"], row["handler"]) for row in rows]
 

@@ -87,9 +87,7 @@ class Jobs(Protocol):
     async def defer(self, connection: Connection, delivery: str, seconds: float) -> None:
         """Put a picked job back, to fall due again then."""
 
-    async def lost(
-        self, connection: Connection, before: float, most: int
-    ) -> list[tuple[str, str]]:
+    async def lost(self, connection: Connection, before: float, most: int) -> list[tuple[str, str]]:
         """Name deliveries (id, handler) that have been due since before then and have no job."""
 
     async def beat(self, connection: Connection, deliveries: Sequence[str]) -> None:
