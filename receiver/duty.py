@@ -11,8 +11,12 @@ import contextlib
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import structlog
+
 from receiver.errors import StoreUnavailable
 from receiver.store.values import Role
+
+log = structlog.get_logger("receiver")
 
 LEASE: Final = 6.0
 """Seconds after which a role that was not renewed passes to another process."""
@@ -69,9 +73,11 @@ class Duty:
                         held = await self._hold(now)
                 except (StoreUnavailable, TimeoutError):
                     pass  # it is ours until then, whatever the database does
+                except Exception:
+                    log.exception("task.failed", role=self._name)
                 else:
                     held_until = now + LEASE if held else 0.0
-                    if held and task is None:
+                    if held and (task is None or task.done()):
                         task = asyncio.create_task(self._work.run())
                 if task is not None and self._clock() >= held_until:
                     await _end(task)

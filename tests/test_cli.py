@@ -41,12 +41,6 @@ def _env(more: dict[str, str]) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "200", **more}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def start(*args: str, port: int, cwd: Path, **env: str) -> subprocess.Popen[str]:
     log = (cwd / f"{args[0]}.log").open("w")
     process = subprocess.Popen(

@@ -68,6 +68,11 @@ class _Batch:
             batch.add(item, future)
         return batches
 
+    def check(self, results: Sequence[Any]) -> None:
+        """Insist on one result an item, before it is too late to take them back."""
+        if len(results) != len(self.items):
+            raise RuntimeError(f"{len(results)} results for {len(self.items)} items")
+
     def answer(self, results: Sequence[Any]) -> None:
         for future, result in zip(self._futures, results, strict=True):
             if not future.done():
@@ -208,6 +213,7 @@ class _Attempt:
         await transaction.start()
         try:
             results = await batch.work(self.connection, batch.items)
+            batch.check(results)
         except BaseException:
             with contextlib.suppress(*_TROUBLE):
                 await transaction.rollback()

@@ -200,7 +200,10 @@ class PostgresStore(Store):
             rows = await _run(cx, Run(q.TAKE_DELIVERIES, params, [(name,) for name in picked]))
             claims = [to.claimed(row, wanted.handler) for row in rows]
             claims.sort(key=lambda claim: picked.index(claim.id))
-            await self._put_back(cx, set(picked) - {claim.id for claim in claims}, wanted.now)
+            missed = set(picked) - {claim.id for claim in claims}
+            if missed:
+                async with cx.transaction():
+                    await self._put_back(cx, missed, wanted.now)
         next_due = None
         if len(picked) < wanted.most:
             seconds = await self._jobs.next_due(cx, wanted.handler)
@@ -209,13 +212,11 @@ class PostgresStore(Store):
 
     async def _put_back(self, cx: Connection, missed: set[str], now: float) -> None:
         """Deal with jobs whose delivery was not to be had: it has an owner, or it is over."""
-        if not missed:
-            return
         rows = await _run(cx, Run(q.SELECT_LEASES, rows=[(name,) for name in sorted(missed)]))
-        owned = {row[0]: row[2] for row in rows if row[1] == "running"}
-        for delivery, lease_until in owned.items():
+        owed = {row[0]: row[2] or now for row in rows if row[1] in {"running", "pending"}}
+        for delivery, lease_until in owed.items():
             await self._jobs.defer(cx, delivery, max(lease_until - now, 0.0))
-        await self._jobs.finish(cx, sorted(missed - owned.keys()), "canceled")
+        await self._jobs.finish(cx, sorted(missed - owed.keys()), "canceled")
         for delivery in missed:
             self._jobs.forget(delivery)
 

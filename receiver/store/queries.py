@@ -294,6 +294,7 @@ FROM d {_OF_THE_EVENT}
 
 SELECT_LEASES: Final = Query("""
 SELECT id, state, lease_until FROM deliveries WHERE id IN (SELECT r.id FROM {rows:id text})
+ORDER BY id {lock}
 """)
 
 NEXT_PENDING: Final = Query("""

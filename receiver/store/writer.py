@@ -78,6 +78,7 @@ class Writer:
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._connection: sqlite3.Connection | None = None
         self._broken = False
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="receiver-writer", daemon=True)
 
     def start(self) -> None:
@@ -87,11 +88,14 @@ class Writer:
 
     def close(self) -> None:
         """Commit what waits, then stop."""
+        self._closed = True
         self._queue.put(None)
         self._thread.join()
 
     async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
         """Run `operation` for `item`; return only after the commit."""
+        if self._closed:
+            raise StoreUnavailable("the database is closed")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queue.put(_Work(operation, item, future))
         return await future
