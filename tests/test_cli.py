@@ -16,6 +16,7 @@ import pytest
 
 from receiver.cli import _cell
 from receiver.emulator import settings_for
+from tests.journey.parts import free_port
 
 SECRET = "a-secret-key-of-more-than-thirty-two-characters"
 

@@ -25,6 +25,7 @@ from receiver.errors import StoreUnusable
 from receiver.inbound import Drained
 from receiver.settings import Settings
 from tests.conftest import Logged, Start
+from tests.journey.parts import free_port
 from tests.postgres import Database
 from tests.receiving import (
     API_KEY,
@@ -37,7 +38,7 @@ from tests.receiving import (
     eventually,
     receiving,
 )
-from tests.test_cli import free_port, receiver
+from tests.test_cli import receiver
 from tests.test_cli import start as start_process
 
 pytestmark = pytest.mark.anyio

@@ -188,7 +188,8 @@ class _FileLock:
             raise StoreUnusable(
                 f"the database {self._path.removesuffix('.lock')} is in use by another receiver "
                 f"(process {holder}): stop that one first, or give this one its own file by "
-                "RECEIVER_DATABASE_URL=sqlite:///other.db"
+                "RECEIVER_DATABASE_URL=sqlite:///other.db; to run what is due there, ask it by "
+                "POST /v1/drain"
             ) from None
         os.ftruncate(fd, 0)
         os.write(fd, str(os.getpid()).encode())
