@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 import threading
@@ -20,6 +21,11 @@ __all__ = ["bare_database", "database", "lasting_database", "server"]
 
 Start = Callable[..., AbstractAsyncContextManager[Station]]
 Logged = list[MutableMapping[str, Any]]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Run two at once for each core: many tests wait for processes."""
+    return 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture
