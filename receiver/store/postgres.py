@@ -46,6 +46,8 @@ _COMMAND_TIMEOUT: Final = 10.0
 _OVERDUE: Final = 60.0
 """Seconds after which a delivery that is still pending may have no job any more."""
 _MOST_RESCUED: Final = 1000
+_LAST_BEAT: Final = 2.0
+"""Seconds to wait for the thread of the leases; with the server away it may hang for longer."""
 _LARGEST_SHARED: Final = 64 * 1024
 """Bytes of a callback that shares a transaction with others."""
 _SETTINGS: Final = {
@@ -461,7 +463,7 @@ class _Pulse:
 
     def stop(self) -> None:
         self._wishes.put(None)
-        self._thread.join()
+        self._thread.join(_LAST_BEAT)
 
     def _run(self) -> None:
         with asyncio.Runner() as runner:
