@@ -151,13 +151,18 @@ def _registry(handlers: Sequence[str | Callable[..., Any]]) -> Registry:
 
 
 def _with_secrets(settings: Settings) -> Settings:
-    """In development, make up a secret key and keep it beside the database.
+    """In development, make up a secret key and keep it beside the database file.
 
     A new one at each start would make strangers of the callbacks that are under way.
     """
     if settings.secret_keys:
         return settings
-    path = Path(f"{settings.sqlite_path or 'receiver'}.dev-secret")
+    if settings.sqlite_path is None:
+        raise StoreUnusable(
+            "set RECEIVER_SECRET_KEY: processes that share PostgreSQL must share it too, and --dev "
+            "makes one up for one process only"
+        )
+    path = Path(f"{settings.sqlite_path}.dev-secret")
     if not path.exists():
         _write_secret(path)
     text = path.read_text()
@@ -306,18 +311,22 @@ class _Receiver:
         return self._draining.result() if done else Drained(0, 0, 0, more=True)
 
     async def _drain(self, seconds: float) -> Drained:
-        until = asyncio.get_running_loop().time() + seconds
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
+        last_start = until - seconds / 5
         before = self._done()
         while True:
             started = self._done()
-            await asyncio.gather(self._outbound.drain(until), self._dispatch.drain(until))
+            await asyncio.gather(
+                self._outbound.drain(until, last_start), self._dispatch.drain(until, last_start)
+            )
             # What has run may have made more due.
-            if self._done() == started or asyncio.get_running_loop().time() >= until:
+            if self._done() == started or clock() >= last_start:
                 break
         attempts, submits, looks = (
             now - then for now, then in zip(self._done(), before, strict=True)
         )
-        more = asyncio.get_running_loop().time() >= until
+        more = clock() >= last_start
         return Drained(deliveries=attempts, submits=submits, polls=looks, more=more)
 
     def _done(self) -> tuple[int, int, int]:
@@ -357,8 +366,7 @@ class _Receiver:
         from receiver.dispatch.postgres import Sweeps  # noqa: PLC0415 - only PostgreSQL has others
         from receiver.store.postgres import SCHEMA, PostgresStore  # noqa: PLC0415
 
-        if not isinstance(self._store, PostgresStore):
-            return
+        assert isinstance(self._store, PostgresStore)  # noqa: S101 - else we would be alone
         chores: dict[str, Callable[[], Awaitable[None]]] = {"deliveries": self._dispatch.reclaim}
         if self._does.outbound:
             chores["submits"] = self._outbound.sweep_submits

@@ -120,7 +120,6 @@ class Duty:
 
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.wait({task})
+    await asyncio.wait({task})
     if not task.cancelled():
         task.exception()

@@ -219,7 +219,7 @@ class Lane:
             return begun.wait
         next_queued = await self._store.next_queued(self.provider.name)
         if next_queued is None or next_queued <= now:
-            return self._longest_nap  # nothing waits, or it waits for a place: an end wakes us
+            return self._longest_nap  # nothing waits, or it waits for a place: an end or a sweep
         return next_queued - self._clock()
 
     def _sent(self, prediction_id: str) -> None:

@@ -47,6 +47,7 @@ EVENTS: Final = frozenset(
         "handler.attempt",
         "handler.stuck",
         "lease.unrenewed",
+        "news.interrupted",
         "sweep.failed",
         "sweep.interrupted",
         "step.unkept",

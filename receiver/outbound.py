@@ -140,12 +140,16 @@ class Outbound:
         """See to what is due for a look, whoever was going to."""
         await self._overdue.look_around()
 
-    async def drain(self, until: float) -> None:
-        """Submit and look at what is due, until nothing is, or until then by the loop's clock."""
+    async def drain(self, until: float, last_start: float) -> None:
+        """Submit and look at what is due, until nothing is, or until then by the loop's clock.
+
+        Nothing is begun after `last_start`.
+        """
         clock = asyncio.get_running_loop().time
         while True:
-            await self.sweep_submits()
-            await self.sweep_looks()
+            if clock() < last_start:
+                await self.sweep_submits()
+                await self.sweep_looks()
             tasks = self._overdue.under_way()
             for lane in self._lanes.values():
                 tasks += lane.under_way()

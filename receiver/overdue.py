@@ -102,13 +102,13 @@ class Overdue:
             began = self._clock()
             try:
                 nap = await self.look_around()
+                if not self._alone:
+                    nap = self._next_hint(began)
             except StoreUnavailable:
                 nap = 1.0
             except Exception:
                 log.exception("task.failed")
                 nap = 1.0
-            if not self._alone:
-                nap = self._next_hint(began)
             nap = min(max(nap, 0.0), LONGEST_NAP if self._alone else BACKSTOP)
             self._next_look = self._clock() + nap
             try:

@@ -114,13 +114,12 @@ class Dispatch:
             if lane is not None:
                 lane.awake.set()
 
-    async def drain(self, until: float) -> None:
+    async def drain(self, until: float, last_start: float) -> None:
         """Run what is due, until nothing is, or until then by the loop's clock.
 
-        An attempt that this begins gets no more time than that; the last fifth of the time begins
-        none, so that few are cut short.
+        An attempt that this begins gets no more time than that; none is begun after `last_start`.
         """
-        await asyncio.gather(*(lane.exhaust(until) for lane in self._lanes.values()))
+        await asyncio.gather(*(lane.exhaust(until, last_start) for lane in self._lanes.values()))
 
     async def reclaim(self) -> None:
         """Owe again what was claimed by somebody who is gone."""
@@ -148,6 +147,8 @@ class Dispatch:
                 await self.reclaim()
             except StoreUnavailable:
                 continue  # the store says so itself; the leases will still be over next time
+            except Exception:
+                log.exception("task.failed")
 
     async def _warn_of_orphans(self) -> None:
         for name, count in (await self._queue.owed()).items():
@@ -211,10 +212,9 @@ class _Lane:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
-    async def exhaust(self, until: float) -> None:
+    async def exhaust(self, until: float, last_start: float) -> None:
         """Start what is due, again and again, until nothing is or it is too late to begin."""
         loop = asyncio.get_running_loop()
-        last_start = until - (until - loop.time()) / 5
         while loop.time() < last_start:
             await self._take(until)
             if not self._running:

@@ -28,6 +28,7 @@ from pgqueuer.domain.types import JOB_STATUS, Channel, QueueEntrypoint, QueueMan
 from pgqueuer.ports.repository import EntrypointExecutionParameter
 
 from receiver.store.committer import Connection
+from receiver.store.postgres import JobResult
 
 log = structlog.get_logger("receiver")
 
@@ -35,7 +36,9 @@ _STALE: Final = timedelta(seconds=30)
 """A job whose taker has been silent for so long is given to another."""
 _UNLIMITED: Final = EntrypointExecutionParameter(concurrency_limit=0)
 _OFTEN: Final = "* * * * * */5"
-_HOURLY: Final = "17 * * * *"
+_EVERY_MINUTE: Final = "* * * * *"
+_MOST_FORGOTTEN: Final = 10_000
+"""Rows of PgQueuer's log that are dropped in one statement."""
 _AGAIN: Final = 2.0
 """Seconds after which schedules are taken up again when the server went away."""
 
@@ -65,7 +68,7 @@ ORDER BY d.due_at LIMIT $2
 """
 _FORGET_LOG: Final = """
 DELETE FROM {log} WHERE id IN (SELECT id FROM {log} WHERE aggregated
-    AND created < NOW() - interval '1 day' ORDER BY id LIMIT 20000)
+    AND created < NOW() - interval '1 day' ORDER BY id LIMIT {most})
 """
 _FORGET_STATISTICS: Final = """
 DELETE FROM {statistics} WHERE created < NOW() - interval '30 days'
@@ -83,10 +86,8 @@ class PgQueuerJobs:
         names = self._settings.qualified
         self._hasten = _HASTEN.format(queue=names.queue_table)
         self._lost = _LOST.format(schema=schema, queue=names.queue_table)
-        self._tidy = (
-            _FORGET_LOG.format(log=names.queue_table_log),
-            _FORGET_STATISTICS.format(statistics=names.statistics_table),
-        )
+        self._forget_log = _FORGET_LOG.format(log=names.queue_table_log, most=_MOST_FORGOTTEN)
+        self._forget_statistics = _FORGET_STATISTICS.format(statistics=names.statistics_table)
         self._taker = QueueManagerId(uuid.uuid4())
         self._picked: dict[str, Job] = {}
         """The jobs of this process, by delivery."""
@@ -140,10 +141,11 @@ class PgQueuerJobs:
         eta = await self.queries(connection).next_deferred_eta([QueueEntrypoint(handler)])
         return None if eta is None else eta.total_seconds()
 
-    async def finish(self, connection: Connection, deliveries: Sequence[str], result: str) -> None:
-        status: JOB_STATUS = result  # type: ignore[assignment] # one of PgQueuer's words
+    async def finish(
+        self, connection: Connection, deliveries: Sequence[str], result: JobResult
+    ) -> None:
         ends: list[tuple[Job, JOB_STATUS, TracebackRecord | None]] = [
-            (self._picked[name], status, None) for name in deliveries if name in self._picked
+            (self._picked[name], result, None) for name in deliveries if name in self._picked
         ]
         if ends:
             await self.queries(connection).log_jobs(ends)
@@ -168,8 +170,9 @@ class PgQueuerJobs:
     async def tidy(self, connection: Connection) -> None:
         """Fold PgQueuer's log into its statistics, and drop what is old of both."""
         await self.queries(connection).aggregate_logs()
-        for statement in self._tidy:
-            await connection.execute(statement)
+        while await connection.execute(self._forget_log) == f"DELETE {_MOST_FORGOTTEN}":
+            pass
+        await connection.execute(self._forget_statistics)
 
 
 _SELECT_NOTE: Final = "SELECT obj_description($1::text::regclass)"
@@ -207,7 +210,7 @@ class Sweeps:
             manager = SchedulerManager(self._jobs.queries(connection))
             for name, chore in self._chores.items():
                 manager.schedule(f"receiver.{name}", _OFTEN)(_chore(name, chore))
-            manager.schedule("receiver.tidy", _HOURLY)(_chore("tidy", self._tidy))
+            manager.schedule("receiver.tidy", _EVERY_MINUTE)(_chore("tidy", self._tidy))
             await manager.run()
         finally:
             connection.terminate()

@@ -32,7 +32,8 @@ _TRIES: Final = 6
 _PAUSE: Final = 0.01
 """Seconds before a transaction that met another one is tried again, the first time."""
 
-# What is wrong with a statement or its values, as opposed to what befalls the server.
+# What is wrong with values, as opposed to what befalls the server; missing tables and rights count
+# as the server's trouble too: whoever took them away can bring them back.
 _FAULTS: Final = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
@@ -199,7 +200,7 @@ class _Attempt:
 
     @property
     def may_repeat(self) -> bool:
-        """Nothing was committed, and all that is known is that an old connection is dead."""
+        """All that is known is that an old connection is dead, and no commit was under way."""
         return self._used and not self._committing
 
     async def run(
@@ -208,7 +209,9 @@ class _Attempt:
         if self.connection is None:
             self.connection = await connect()
         if not self._transaction:
-            return await batch.work(self.connection, batch.items)
+            results = await batch.work(self.connection, batch.items)
+            batch.check(results)
+            return results
         transaction = self.connection.transaction()
         await transaction.start()
         try:

@@ -60,18 +60,24 @@ def create(items: Sequence[NewPrediction]) -> Steps[list[Created]]:
 
 
 def begin_submits(items: Sequence[Slots]) -> Steps[list[Begun]]:
+    limited = (i.provider for i in items if (i.max_in_flight or i.per_minute) is not None)
+    yield from _hold_limits(limited)
     results = []
     for slots in items:
         results.append((yield from _begin_some(slots)))  # noqa: PERF401 - a generator yields for it
     return results
 
 
+def _hold_limits(providers: Iterable[str]) -> Steps[None]:
+    """Let nobody else count what these providers still take; in one order, against circles."""
+    for provider in sorted(set(providers)):
+        yield Run(q.HOLD_LIMITS, {"provider": provider})
+
+
 def _begin_some(slots: Slots) -> Steps[Begun]:
     provider = {"provider": slots.provider}
     most = slots.most
     wait = 0.0
-    if slots.max_in_flight is not None or slots.per_minute is not None:
-        yield Run(q.HOLD_LIMITS, provider)
     if slots.max_in_flight is not None:
         [[in_flight]] = yield Run(q.COUNT_IN_FLIGHT, provider)
         most = min(most, slots.max_in_flight - in_flight)
@@ -91,17 +97,17 @@ def _begin_some(slots: Slots) -> Steps[Begun]:
 def _room(provider: str, now: float, per_minute: int) -> Steps[tuple[int, float]]:
     """Say how many requests may be sent now, and in how many seconds there will be more."""
     params = {"provider": provider, "since": now - WINDOW}
+    yield Run(q.FORGET_REQUESTS, params)
     [[sent, first]] = yield Run(q.COUNT_REQUESTS, params)
     room = per_minute - sent
     return room, 0.0 if room > 0 else first + WINDOW - now
 
 
 def take_turns(items: Sequence[Turn]) -> Steps[list[float]]:
+    yield from _hold_limits(turn.provider for turn in items)
     results = []
     for turn in items:
         params = {"provider": turn.provider, "now": turn.now, "requests": 1}
-        yield Run(q.HOLD_LIMITS, params)
-        yield Run(q.FORGET_REQUESTS, params | {"since": turn.now - WINDOW})
         room, wait = yield from _room(turn.provider, turn.now, turn.per_minute)
         if room > 0:
             yield Run(q.INSERT_REQUESTS, params)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 import asyncpg
 import msgspec
@@ -65,6 +65,9 @@ _SETTINGS: Final = {
 }
 
 
+JobResult: TypeAlias = Literal["successful", "exception", "canceled"]
+
+
 class Jobs(Protocol):
     """The queue beside the rows: one job for each delivery that is owed.
 
@@ -83,7 +86,9 @@ class Jobs(Protocol):
     async def next_due(self, connection: Connection, handler: str) -> float | None:
         """Say in how many seconds the next job falls due."""
 
-    async def finish(self, connection: Connection, deliveries: Sequence[str], result: str) -> None:
+    async def finish(
+        self, connection: Connection, deliveries: Sequence[str], result: JobResult
+    ) -> None:
         """End picked jobs."""
 
     async def defer(self, connection: Connection, delivery: str, seconds: float) -> None:
@@ -185,6 +190,7 @@ class PostgresStore(Store):
         self._pulse.put((owner, delivery_ids, lease_until))
 
     async def reclaim(self, owner: str, now: float) -> list[str]:
+        """Do so, and once a minute see to deliveries that have lost their job."""
         handlers = await self._writer.write("reclaim", self._reclaim_all, (owner, now))
         if now >= self._rescue_at:
             await self._writer.write("rescue", self._rescue_all, now)
@@ -224,12 +230,12 @@ class PostgresStore(Store):
 
     async def _settle_all(self, cx: Connection, items: Sequence[Settlement]) -> Sequence[bool]:
         held = await self._drive(cx, operations.settle(items))
-        ended: dict[str, list[str]] = {}
+        ended: dict[JobResult, list[str]] = {}
         for item, is_held in zip(items, held, strict=True):
             if is_held and item.decision.state == "pending":
                 await self._jobs.defer(cx, item.id, item.decision.delay)
             elif is_held:
-                result = "exception" if item.decision.state == "dead" else "successful"
+                result: JobResult = "exception" if item.decision.state == "dead" else "successful"
                 ended.setdefault(result, []).append(item.id)
         for result, deliveries in ended.items():
             await self._jobs.finish(cx, deliveries, result)
@@ -332,9 +338,10 @@ class PostgresStore(Store):
     async def _listen(self) -> None:
         """Hear of other processes' commits for as long as we run; a gap wakes everybody."""
         while True:
-            with contextlib.suppress(Exception):
+            try:
                 await self._hear_until_it_ends()
-            self.on_news(None, None)
+            except Exception as error:  # noqa: BLE001 - whatever it is, we must listen again
+                log.warning("news.interrupted", reason=f"{type(error).__name__}: {error}")
             await asyncio.sleep(1.0)
 
     async def _hear_until_it_ends(self) -> None:
@@ -366,9 +373,7 @@ class PostgresStore(Store):
     async def _migrate(self) -> None:
         connection = await self.connect(enable_seqscan="on", lock_timeout="60000")
         try:
-            await connection.execute(
-                "SELECT pg_advisory_lock(hashtext('receiver schema'))", timeout=120.0
-            )
+            await connection.execute(_ONE_AT_A_TIME, timeout=70.0)
             await self._make_schema(connection)
         finally:
             await connection.close(timeout=1.0)
@@ -468,10 +473,17 @@ class _Pulse:
     def _run(self) -> None:
         with asyncio.Runner() as runner:
             connection: Connection | None = None
-            while (wish := self._wishes.get()) is not None:
+            while (wish := self._newest()) is not None:
                 connection = runner.run(self._beat(connection, wish))
             if connection is not None:
                 connection.terminate()
+
+    def _newest(self) -> tuple[str, list[str], float] | None:
+        """Wait for a wish, and pass over those that a later one makes pointless."""
+        wish = self._wishes.get()
+        while wish is not None and not self._wishes.empty():
+            wish = self._wishes.get()
+        return wish
 
     async def _beat(
         self, connection: Connection | None, wish: tuple[str, list[str], float]
