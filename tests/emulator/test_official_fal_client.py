@@ -20,7 +20,7 @@ SESSION = Path(__file__).with_name("fal_session.py")
 def session(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """Run the client against either generation of shapes."""
     certificate, key = write_certificate(tmp_path)
-    app = create_emulator(msgspec.structs.replace(FAST, shape=request.param, generation=0.05))
+    app = create_emulator(msgspec.structs.replace(FAST, shape=request.param, generation=0.3))
     with serve(app, ssl_certfile=certificate, ssl_keyfile=key) as port:
         environment = {
             "FAL_RUN_HOST": f"127.0.0.1:{port}/fal/run",
