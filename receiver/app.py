@@ -42,6 +42,8 @@ from receiver.tokens import Tokens
 
 log = structlog.get_logger("receiver")
 
+_OVERTIME: Final = 5.0
+"""Seconds beyond its time in which a drain's last attempts may be cancelled and settled."""
 _CONNECTIONS: Final = httpx.Limits(max_connections=200, max_keepalive_connections=50)
 
 
@@ -306,9 +308,12 @@ class _Receiver:
         """Run what is due, for so long at most; who asks meanwhile shares in the same run."""
         if self._draining is None or self._draining.done():
             self._draining = asyncio.create_task(self._drain(seconds))
-            return await asyncio.shield(self._draining)
-        done, _ = await asyncio.wait({self._draining}, timeout=seconds)
-        return self._draining.result() if done else Drained(0, 0, 0, more=True)
+            seconds += _OVERTIME
+        draining = self._draining
+        await asyncio.wait({draining}, timeout=seconds)
+        if not draining.done() or draining.cancelled():  # another's is longer, or we stop
+            return Drained(0, 0, 0, more=True)
+        return draining.result()
 
     async def _drain(self, seconds: float) -> Drained:
         clock = asyncio.get_running_loop().time
@@ -391,7 +396,9 @@ class _Receiver:
         await self._dispatch.stop()
 
     def release_waiters(self) -> None:
-        """Answer those who wait for outcomes now, as we are about to stop."""
+        """Answer those who wait for outcomes or a drain now, as we are about to stop."""
+        if self._draining is not None:
+            self._draining.cancel()
         self._api.stopping = True
         self._inbox.waiters.tell_all()
 

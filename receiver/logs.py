@@ -46,6 +46,7 @@ EVENTS: Final = frozenset(
         "handler.missing",
         "handler.attempt",
         "handler.stuck",
+        "clock.skewed",
         "lease.unrenewed",
         "news.interrupted",
         "sweep.failed",

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import threading
+import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
@@ -46,6 +47,8 @@ _COMMAND_TIMEOUT: Final = 10.0
 _OVERDUE: Final = 60.0
 """Seconds after which a delivery that is still pending may have no job any more."""
 _MOST_RESCUED: Final = 1000
+_SKEWED: Final = 2.0
+"""Seconds between our clock and the server's that are worth a warning."""
 _LAST_BEAT: Final = 2.0
 """Seconds to wait for the thread of the leases; with the server away it may hang for longer."""
 _LARGEST_SHARED: Final = 64 * 1024
@@ -115,6 +118,8 @@ class PostgresStore(Store):
         self._jobs = jobs
         self._me = secrets.token_hex(8)
         self._rescue_at = 0.0
+        self._skew = 0.0
+        """Seconds by which the server's clock is ahead: leases are kept by that one, for all."""
         self._writer = Committer(self.connect, report, _WRITERS)
         # A claim that is lost is made again when its lease is over: it waits for no disk, and what
         # PgQueuer hands out and what we note of it need not be one transaction.
@@ -187,11 +192,12 @@ class PostgresStore(Store):
             self._jobs.forget(delivery)
 
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
-        self._pulse.put((owner, delivery_ids, lease_until))
+        self._pulse.put((owner, delivery_ids, lease_until + self._skew))
 
     async def reclaim(self, owner: str, now: float) -> list[str]:
         """Do so, and once a minute see to deliveries that have lost their job."""
-        handlers = await self._writer.write("reclaim", self._reclaim_all, (owner, now))
+        by_server = now + self._skew
+        handlers = await self._writer.write("reclaim", self._reclaim_all, (owner, by_server))
         if now >= self._rescue_at:
             await self._writer.write("rescue", self._rescue_all, now)
             self._rescue_at = now + _OVERDUE
@@ -204,14 +210,18 @@ class PostgresStore(Store):
         picked = await self._jobs.pick(cx, wanted.handler, wanted.most)
         claims = []
         if picked:
-            params = msgspec.structs.asdict(wanted) | {"largest": operations.LARGEST_RAW}
+            params = msgspec.structs.asdict(wanted) | {
+                "largest": operations.LARGEST_RAW,
+                "now": wanted.now + self._skew,
+                "lease_until": wanted.lease_until + self._skew,
+            }
             rows = await _run(cx, Run(q.TAKE_DELIVERIES, params, [(name,) for name in picked]))
             claims = [to.claimed(row, wanted.handler) for row in rows]
             claims.sort(key=lambda claim: picked.index(claim.id))
             missed = set(picked) - {claim.id for claim in claims}
             if missed:
                 async with cx.transaction():
-                    await self._put_back(cx, missed, wanted.now)
+                    await self._put_back(cx, missed, wanted.now + self._skew)
         next_due = None
         if len(picked) < wanted.most:
             seconds = await self._jobs.next_due(cx, wanted.handler)
@@ -373,12 +383,26 @@ class PostgresStore(Store):
     async def _migrate(self) -> None:
         connection = await self.connect(enable_seqscan="on", lock_timeout="60000")
         try:
+            await self._compare_clocks(connection)
             await connection.execute(_ONE_AT_A_TIME, timeout=70.0)
             await self._make_schema(connection)
         finally:
             await connection.close(timeout=1.0)
 
+    async def _compare_clocks(self, connection: Connection) -> None:
+        there = await connection.fetchval(_SELECT_CLOCK)
+        skew = there - time.time()
+        if abs(skew) > _SKEWED:
+            self._skew = skew
+            log.warning("clock.skewed", seconds=round(skew, 1))
+
     async def _make_schema(self, connection: Connection) -> None:
+        encoding = await connection.fetchval("SHOW server_encoding")
+        if encoding != "UTF8":
+            raise StoreUnusable(
+                f"the database keeps its texts as {encoding}, and providers say more than that can "
+                "hold: make one with ENCODING 'UTF8'"
+            )
         version = 0
         if await connection.fetchval("SELECT to_regclass('receiver.migrations')") is not None:
             version = await connection.fetchval("SELECT max(number) FROM receiver.migrations")
@@ -396,6 +420,7 @@ class PostgresStore(Store):
         await self._jobs.install(connection)
 
 
+_SELECT_CLOCK: Final = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 _ONE_AT_A_TIME: Final = "SELECT pg_advisory_lock(hashtext('receiver schema'))"
 _FIRST: Final = """
 CREATE SCHEMA IF NOT EXISTS receiver;

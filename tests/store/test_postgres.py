@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,6 +25,7 @@ from receiver.store.schema import MIGRATIONS, for_postgres
 from tests.postgres import Database
 
 from .parts import (
+    NOW,
     PATIENCE,
     TABLES,
     arrival,
@@ -268,6 +270,37 @@ class TestRefusals:
         said = await refusal(url)
         assert said.startswith("cannot open the database: ")
         assert "hu" not in said
+
+    async def test_a_database_that_cannot_hold_every_text_is_one_sentence(
+        self, server: Database
+    ) -> None:
+        name = f"latin_{os.getpid()}"
+        server.execute(
+            f"CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0 "
+            "LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+        try:
+            said = await refusal(server.sibling(name).url)
+        finally:
+            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        assert "LATIN1" in said
+        assert "ENCODING 'UTF8'" in said
+
+
+async def test_leases_are_kept_by_the_servers_clock(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with processes(database) as [here]:
+        await claimed(here.store)
+        monkeypatch.setattr(time, "time", lambda now=time.time: now() + 3600)
+        store = PostgresStore(database.url, print, PgQueuerJobs(SCHEMA))
+        await store.start()  # on a machine whose clock is an hour ahead
+        monkeypatch.undo()
+        try:
+            assert await store.reclaim("other", NOW + 3600 + 25) == []
+            assert await store.reclaim("other", NOW + 3600 + 55) == ["greet"]
+        finally:
+            await store.stop()
 
 
 # --- the queue beside the rows ---
