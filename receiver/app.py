@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from receiver.providers import NAMES, make_providers
 from receiver.providers.base import Streamed
 from receiver.providers.fal import read_jwks
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
-from receiver.store.base import Store
+from receiver.store.base import Chore, Store
 from receiver.store.sqlite import SQLiteStore
 from receiver.tokens import Tokens
 
@@ -60,7 +60,8 @@ def create_app(
     `settings` default to the environment; `handlers` are names as in RECEIVER_HANDLERS or decorated
     functions, and default to the settings'. Without `dispatch` handlers run elsewhere, or when
     `POST /v1/drain` says so. `transport` stands in for the network to providers.
-    Raises SettingsError or HandlerError; the lifespan raises StoreUnusable.
+    Raises SettingsError, HandlerError, or StoreUnusable where PostgreSQL's extra is not installed;
+    the lifespan raises StoreUnusable and StoreUnavailable.
     """
     tasks = _SERVES if dispatch else _ACCEPTS
     return _receiver(settings, handlers, tasks, clock, transport).app
@@ -91,13 +92,11 @@ async def drain(settings: Settings, seconds: float) -> Drained:
 
 
 async def migrate(settings: Settings) -> None:
-    """Open and close the database, which brings its schema up to date.
+    """Bring the database's schema up to date, and so find what is wrong with it.
 
     Raises StoreUnusable.
     """
-    store = _make_store(settings)
-    await store.start()
-    await store.stop()
+    await _make_store(settings).migrate()
 
 
 class _Tasks(msgspec.Struct, frozen=True):
@@ -322,9 +321,13 @@ class _Receiver:
         before = self._done()
         while True:
             started = self._done()
-            await asyncio.gather(
-                self._outbound.drain(until, last_start), self._dispatch.drain(until, last_start)
+            ends = await asyncio.gather(
+                self._outbound.drain(until, last_start),
+                self._dispatch.drain(until, last_start),
+                return_exceptions=True,  # neither goes on alone while we are told of the other
             )
+            for error in filter(None, ends):
+                raise error
             # What has run may have made more due.
             if self._done() == started or clock() >= last_start:
                 break
@@ -339,9 +342,11 @@ class _Receiver:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        async with self.running():
-            yield
-        getattr(self.app.state, "stopped", lambda: None)()
+        try:
+            async with self.running():
+                yield
+        finally:
+            getattr(self.app.state, "stopped", lambda: None)()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -355,8 +360,8 @@ class _Receiver:
                 tasks += [asyncio.create_task(listener.run()) for listener in self._listeners]
                 tasks.append(asyncio.create_task(self._warm_keys()))
                 await self._outbound.start()
-            if self._does.sweeps and not self._alone:
-                tasks.append(asyncio.create_task(self._sweep()))
+            if self._does.sweeps:
+                tasks.append(asyncio.create_task(self._store.sweep(self._chores())))
             self._announce()
             yield
         finally:
@@ -366,17 +371,13 @@ class _Receiver:
             await self._store.stop()
             log.info("receiver.stopped")
 
-    async def _sweep(self) -> None:
-        """Take turns with all other processes at what is done once for all."""
-        from receiver.dispatch.postgres import Sweeps  # noqa: PLC0415 - only PostgreSQL has others
-        from receiver.store.postgres import SCHEMA, PostgresStore  # noqa: PLC0415
-
-        assert isinstance(self._store, PostgresStore)  # noqa: S101 - else we would be alone
-        chores: dict[str, Callable[[], Awaitable[None]]] = {"deliveries": self._dispatch.reclaim}
+    def _chores(self) -> dict[str, Chore]:
+        """Name what this process can do for all."""
+        chores: dict[str, Chore] = {"deliveries": self._dispatch.reclaim}
         if self._does.outbound:
             chores["submits"] = self._outbound.sweep_submits
             chores["looks"] = self._outbound.sweep_looks
-        await Sweeps(self._store.connect, SCHEMA, chores).run()
+        return chores
 
     async def _warm_keys(self) -> None:
         """Have fal's keys before its first callback needs them."""

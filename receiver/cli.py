@@ -98,6 +98,7 @@ def worker(handlers: Handlers = None, dev: Dev = False) -> None:
         await work(settings, told)
         exit_after(LINGER, 0)
 
+    _spare_the_collector()
     try:
         uvloop.run(run())
     except ReceiverError as error:

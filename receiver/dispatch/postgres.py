@@ -27,6 +27,7 @@ from pgqueuer.domain.settings import DBSettings, Durability
 from pgqueuer.domain.types import JOB_STATUS, Channel, QueueEntrypoint, QueueManagerId
 from pgqueuer.ports.repository import EntrypointExecutionParameter
 
+from receiver.store.base import Chore
 from receiver.store.committer import Connection
 from receiver.store.postgres import JobResult
 
@@ -57,6 +58,7 @@ _NAMES: Final[dict[str, Any]] = {
     "durability": Durability.balanced,
 }
 
+_SELECT_NOTE: Final = "SELECT obj_description($1::text::regclass)"
 _HASTEN: Final = """
 UPDATE {queue} SET execute_after = NOW() WHERE dedupe_key = ANY($1) AND status = 'queued'
 """
@@ -108,9 +110,7 @@ class PgQueuerJobs:
             await queries.apply_upgrade()
         else:
             return
-        await connection.execute(
-            f"COMMENT ON TABLE {self._settings.qualified.queue_table} IS '{note}'"
-        )
+        await connection.execute(f"COMMENT ON TABLE {table} IS '{note}'")
 
     async def put(self, connection: Connection, owed: Sequence[tuple[str, str]]) -> None:
         deliveries = [delivery for delivery, _ in owed]
@@ -174,11 +174,13 @@ class PgQueuerJobs:
             pass
         await connection.execute(self._forget_statistics)
 
+    async def sweep(
+        self, connect: Callable[[], Awaitable[Connection]], chores: Mapping[str, Chore]
+    ) -> None:
+        await _Sweeps(self, connect, chores).run()
 
-_SELECT_NOTE: Final = "SELECT obj_description($1::text::regclass)"
 
-
-class Sweeps:
+class _Sweeps:
     """Runs each of a few chores every few seconds, once in the whole cluster.
 
     They are PgQueuer's schedules: the chore of a process that died is another's half a minute on.
@@ -186,12 +188,12 @@ class Sweeps:
 
     def __init__(
         self,
+        jobs: PgQueuerJobs,
         connect: Callable[[], Awaitable[Connection]],
-        schema: str,
-        chores: Mapping[str, Callable[[], Awaitable[None]]],
+        chores: Mapping[str, Chore],
     ) -> None:
+        self._jobs = jobs
         self._connect = connect
-        self._jobs = PgQueuerJobs(schema)
         self._chores = chores
         # Its own words for a chore that failed would come on top of ours.
         logging.getLogger("pgqueuer").setLevel(logging.CRITICAL)
@@ -223,7 +225,7 @@ class Sweeps:
             connection.terminate()
 
 
-def _chore(name: str, chore: Callable[[], Awaitable[Any]]) -> Callable[[Any], Awaitable[None]]:
+def _chore(name: str, chore: Chore) -> Callable[[Any], Awaitable[None]]:
     async def run(_: Any) -> None:
         try:
             await chore()

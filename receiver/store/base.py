@@ -6,8 +6,8 @@ What an engine adds is how steps are run, and where the queue is: in the rows, o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from receiver.model import Prediction
 from receiver.store import operations
@@ -34,6 +34,8 @@ from receiver.store.values import (
     Wanted,
 )
 
+Chore: TypeAlias = Callable[[], Awaitable[None]]
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -56,6 +58,14 @@ class Store(ABC):
     @abstractmethod
     async def start(self) -> None:
         """Connect and migrate, or raise StoreUnusable with what to do."""
+
+    @abstractmethod
+    async def migrate(self) -> None:
+        """Bring the schema up to date and let go, or raise StoreUnusable with what to do."""
+
+    @abstractmethod
+    async def sweep(self, chores: Mapping[str, Chore]) -> None:
+        """Run chores every few seconds, in one of all processes, for as long as we run."""
 
     @abstractmethod
     async def stop(self) -> None:

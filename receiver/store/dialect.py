@@ -77,16 +77,14 @@ class Query:
         bare = _GATHER.sub(lambda found: found[1], _ROWS.sub("{rows}", text))
         self.names = tuple(dict.fromkeys(_VALUE.findall(bare)))
         """The values of PostgreSQL's statement, in order; the columns follow them."""
-        self.sqlite = self._for_sqlite(text, "SELECT {} FROM json_each(:rows)", "json_extract")
-        self.sqlite_one = self._for_sqlite(text, "SELECT {}", "")
+        cell = "json_extract(value, '$[{}]') AS {}"
+        self.sqlite = self._for_sqlite(text, "SELECT {} FROM json_each(:rows)", cell)
+        self.sqlite_one = self._for_sqlite(text, "SELECT {}", ":c{} AS {}")
         """The same for one row, whose columns are the values `c0`, `c1`, …"""
         self.postgres = self._for_postgres(bare, [kind for _, kind in columns])
 
-    def _for_sqlite(self, text: str, source: str, function: str) -> str:
-        cells = ", ".join(
-            f"json_extract(value, '$[{index}]') AS {name}" if function else f":c{index} AS {name}"
-            for index, name in enumerate(self.columns)
-        )
+    def _for_sqlite(self, text: str, source: str, cell: str) -> str:
+        cells = ", ".join(cell.format(index, name) for index, name in enumerate(self.columns))
         text = _ROWS.sub(lambda _: f"({source.format(cells)}) r", text)
         text = _GATHER.sub(lambda found: f"json_group_array(json_array({found[1]}))", text)
         return _replace(text, _SQLITE_WORDS)

@@ -24,7 +24,7 @@ from receiver.errors import StoreUnavailable, StoreUnusable
 from receiver.store import operations
 from receiver.store import queries as q
 from receiver.store import rows as to
-from receiver.store.base import Store
+from receiver.store.base import Chore, Store
 from receiver.store.committer import Committer, Connection, is_trouble
 from receiver.store.dialect import News, Operation, Query, Row, Run, Steps, Write, together
 from receiver.store.schema import MIGRATIONS, for_postgres
@@ -74,7 +74,7 @@ JobResult: TypeAlias = Literal["successful", "exception", "canceled"]
 class Jobs(Protocol):
     """The queue beside the rows: one job for each delivery that is owed.
 
-    All of it happens inside the transaction of the connection that is given.
+    All of it happens on the connection that is given, and so in its transaction if there is one.
     """
 
     async def install(self, connection: Connection) -> None:
@@ -105,6 +105,11 @@ class Jobs(Protocol):
 
     def forget(self, delivery: str) -> None:
         """Hear that a job is no longer this process's."""
+
+    async def sweep(
+        self, connect: Callable[[], Awaitable[Connection]], chores: Mapping[str, Chore]
+    ) -> None:
+        """Run chores every few seconds, and see to the queue's own; once for all processes."""
 
 
 class PostgresStore(Store):
@@ -140,22 +145,25 @@ class PostgresStore(Store):
         )
         return connection
 
-    async def start(self) -> None:
+    async def migrate(self) -> None:
         try:
             await self._migrate()
-            self._pool = await asyncpg.create_pool(
-                self._url,
-                min_size=0,  # else the pool itself goes on about a server that is away
-                max_size=_READERS,
-                timeout=_CONNECT_TIMEOUT,
-                command_timeout=_COMMAND_TIMEOUT,
-                reset=_leave_as_it_is,
-                server_settings={"application_name": "receiver", **_SETTINGS},
-            )
-        except Exception as error:
-            if not isinstance(error, StoreUnusable):
-                raise StoreUnusable(_what_to_do(error)) from error
+        except StoreUnusable:
             raise
+        except Exception as error:
+            raise StoreUnusable(_what_to_do(error)) from error
+
+    async def start(self) -> None:
+        await self.migrate()
+        self._pool = await asyncpg.create_pool(
+            self._url,
+            min_size=0,  # else the pool itself goes on about a server that is away
+            max_size=_READERS,
+            timeout=_CONNECT_TIMEOUT,
+            command_timeout=_COMMAND_TIMEOUT,
+            reset=_leave_as_it_is,
+            server_settings={"application_name": "receiver", **_SETTINGS},
+        )
         self._writer.start()
         self._claimer.start()
         self._pulse.start()
@@ -172,6 +180,9 @@ class PostgresStore(Store):
         if self._pool is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._pool.close(), 2.0)
+
+    async def sweep(self, chores: Mapping[str, Chore]) -> None:
+        await self._jobs.sweep(self.connect, chores)
 
     # --- what the queue has a part in ---
 
@@ -216,9 +227,9 @@ class PostgresStore(Store):
                 "lease_until": wanted.lease_until + self._skew,
             }
             rows = await _run(cx, Run(q.TAKE_DELIVERIES, params, [(name,) for name in picked]))
-            claims = [to.claimed(row, wanted.handler) for row in rows]
-            claims.sort(key=lambda claim: picked.index(claim.id))
-            missed = set(picked) - {claim.id for claim in claims}
+            taken = {row[0]: to.claimed(row, wanted.handler) for row in rows}
+            claims = [taken[name] for name in picked if name in taken]
+            missed = set(picked) - taken.keys()
             if missed:
                 async with cx.transaction():
                     await self._put_back(cx, missed, wanted.now + self._skew)
@@ -308,15 +319,15 @@ class PostgresStore(Store):
     async def _write_down(self, cx: Connection, step: Write) -> None:
         queries = tuple(query for query, _ in step.parts)
         values = [column for query, rows in step.parts for column in _columns(query, rows)]
-        told = self._told(step.news) if step.news else []
-        if told:
-            values = [_CHANNEL, told.pop(), *values]
-        if values:
-            notify = step.news is not None
-            await cx.execute(together(queries, notify=notify), *values)
-        for text in told:
+        if step.news is None:
+            if queries:
+                await cx.execute(together(queries, notify=False), *values)
+            return
+        first, *more = self._told(step.news)
+        await cx.execute(together(queries, notify=True), _CHANNEL, first, *values)
+        for text in more:
             await cx.execute(together((), notify=True), _CHANNEL, text)
-        if step.news and step.news.owed:
+        if step.news.owed:
             await self._jobs.put(cx, step.news.owed)
 
     def _told(self, news: News) -> list[str]:

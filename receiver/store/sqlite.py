@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from receiver.errors import StoreUnavailable, StoreUnusable
 from receiver.store import operations
-from receiver.store.base import Store
+from receiver.store.base import Chore, Store
 from receiver.store.checkpoint import RESTART, Checkpointer
 from receiver.store.dialect import Operation, Query, Row
 from receiver.store.schema import MIGRATIONS
@@ -69,6 +69,13 @@ class SQLiteStore(Store):
         for connection in self._reading:
             connection.close()
         self._lock.release()
+
+    async def migrate(self) -> None:
+        self.open()
+        self.close()
+
+    async def sweep(self, chores: Mapping[str, Chore]) -> None:
+        """Do nothing: there is one process, and it sees to its chores by itself."""
 
     async def start(self) -> None:
         self.open()

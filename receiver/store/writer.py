@@ -238,7 +238,7 @@ def _run(connection: sqlite3.Connection, step: Step) -> list[Row]:
     match step:
         case Run(query, params, rows):
             if rows is None:
-                return _fetch(connection, query, params)
+                return _fetch(connection, query, query.sqlite, params)
             return _batch(connection, query, params, rows)
         case Write(parts):
             for query, rows in parts:
@@ -249,21 +249,28 @@ def _run(connection: sqlite3.Connection, step: Step) -> list[Row]:
 def _batch(
     connection: sqlite3.Connection, query: Query, params: Mapping[str, Any], rows: Sequence[Row]
 ) -> list[Row]:
-    single, together = _parted(query, rows)
+    single, together = _parted(query, rows) if query.blobs else ([], rows)
+    text = msgspec.json.encode(together).decode()
+    if "\\u0000" in text:  # of a text in JSON, SQLite's functions give what comes before a NUL
+        single, together = [*single, *together], []
+    found: list[Row] = []
     for row in single:
-        connection.execute(query.sqlite_one, {f"c{i}": cell for i, cell in enumerate(row)})
-    if not together and single:
-        return []
-    return _fetch(connection, query, {**params, "rows": msgspec.json.encode(together).decode()})
+        cells = {f"c{index}": cell for index, cell in enumerate(row)}
+        found += _fetch(connection, query, query.sqlite_one, {**params, **cells})
+    if together or not single:
+        found += _fetch(connection, query, query.sqlite, {**params, "rows": text})
+    return found
 
 
-def _fetch(connection: sqlite3.Connection, query: Query, params: Any) -> list[Row]:
-    rows = connection.execute(query.sqlite, params).fetchall()
+def _fetch(
+    connection: sqlite3.Connection, query: Query, sql: str, params: Mapping[str, Any]
+) -> list[Row]:
+    rows = connection.execute(sql, params).fetchall()
     return msgspec.json.decode(rows[0][0]) if query.gathers else rows
 
 
-def _parted(query: Query, rows: Sequence[Row]) -> tuple[list[Row], Sequence[Row]]:
-    """Tell rows that JSON cannot hold, or would not hold well, from all others."""
+def _parted(query: Query, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Tell rows whose bytes JSON cannot hold, or would not hold well, from all others."""
     single: list[Row] = []
     together: list[Row] = []
     for row in rows:
@@ -274,9 +281,7 @@ def _parted(query: Query, rows: Sequence[Row]) -> tuple[list[Row], Sequence[Row]
             isinstance(cells[index], str) and len(cells[index]) <= _LARGEST_INLINE
             for index in query.blobs
         )
-        # Of a text in JSON, SQLite's functions give what comes before a NUL.
-        whole = not any(isinstance(cell, str) and "\0" in cell for cell in cells)
-        (together if inline and whole else single).append(cells)
+        (together if inline else single).append(cells)
     return single, together
 
 
