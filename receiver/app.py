@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -233,7 +233,13 @@ class _Receiver:
         self._dispatch = Dispatch(
             self._store,
             registry,
-            Tools(self._store, self._outbound.submit, self._http, self._results),
+            Tools(
+                self._store,
+                self._outbound.submit,
+                self._http,
+                self._results,
+                settings.max_chain,
+            ),
             owner=self._owner,
             policy=Policy(
                 attempts=settings.retry_attempts, base=settings.retry_base, cap=settings.retry_cap
@@ -409,7 +415,7 @@ class _Receiver:
         for handler in self._registry.handlers.values():
             log.info("handler.registered", handler=handler.name, place=handler.place)
         if self._does.outbound:
-            for problem in _warnings(settings, on, self._registry.handlers):
+            for problem in _warnings(settings, on, self._registry):
                 log.warning("settings.warning", problem=problem)
         log.info(
             "receiver.started",
@@ -421,8 +427,11 @@ class _Receiver:
         )
 
 
-def _warnings(settings: Settings, on: Sequence[str], handlers: Mapping[str, object]) -> list[str]:
-    found = []
+def _warnings(settings: Settings, on: Sequence[str], registry: Registry) -> list[str]:
+    found = [
+        f"handler {name} is to run after {other}, which is no handler here: it will not wait"
+        for name, other in registry.strangers()
+    ]
     if settings.public_url is None:
         found.append(
             "RECEIVER_PUBLIC_URL is not set: outcomes come by stream and poll only, no callbacks"
@@ -433,7 +442,7 @@ def _warnings(settings: Settings, on: Sequence[str], handlers: Mapping[str, obje
         )
     if not settings.api_keys and not settings.dev:
         found.append("RECEIVER_API_KEYS is not set: every /v1 route answers 401")
-    if not handlers:
+    if not registry.handlers:
         found.append("no handler is registered: outcomes are recorded and nothing else happens")
     return found
 

@@ -22,7 +22,7 @@ from receiver.dispatch.registry import Registry
 from receiver.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model import TERMINAL, Channel, Error, Outcome, OutcomeKind, Status, advance
 from receiver.providers.base import Callback, Provider
-from receiver.store.values import Arrival, Known, Ruling, Taken
+from receiver.store.values import Arrival, Known, Owed, Ruling, Taken
 from receiver.tokens import Tokens
 
 log = structlog.get_logger("receiver")
@@ -242,12 +242,13 @@ class Inbox:
             self.waiters.tell(arrival.prediction_id)
         return taken
 
-    def match(self, known: Known, event_type: str) -> list[str]:
-        """Name the handlers that want the event of a prediction."""
+    def match(self, known: Known, event_type: str) -> Owed:
+        """Name the handlers that want the event of a prediction, and what they wait for."""
         metadata: dict[str, Any] = (
             msgspec.json.decode(known.metadata) if self._registry.wants_metadata else {}
         )
-        return self._registry.match(event_type, known.provider, known.model, metadata)
+        names = self._registry.match(event_type, known.provider, known.model, metadata)
+        return Owed(tuple(names), self._registry.waiting(names))
 
     async def _prove(
         self, provider: Provider, prediction_id: str, callback: Callback
@@ -279,7 +280,7 @@ class Inbox:
             status=status,
             reason=reason,
             event_type=event_type,  # type: ignore[arg-type] # a terminal status names an event type
-            handlers=tuple(self.match(known, event_type)),
+            owed=self.match(known, event_type),
         )
 
 

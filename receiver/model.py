@@ -95,6 +95,19 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
         raise KeyError(name)
 
 
+class Stored(Value, frozen=True, omit_defaults=True, kw_only=True):
+    """Where a result is kept for good, and what it was when it was put there."""
+
+    url: str
+    sha256: str
+    """Hex digest of the content."""
+    size: int
+    """Bytes."""
+    content_type: str
+    flagged: str | None = None
+    """Why the result may be none: `all_black` is a content filter's usual answer."""
+
+
 class Output(Value, frozen=True, omit_defaults=True, kw_only=True):
     """One result: usually a file at a URL (possibly a data URI), sometimes only text."""
 
@@ -110,6 +123,8 @@ class Output(Value, frozen=True, omit_defaults=True, kw_only=True):
     """Seconds, as the provider says."""
     text: str | None = None
     """Set only where the provider answered words instead of a file."""
+    stored: Stored | None = None
+    """Set by a handler that keeps results, as `save` does."""
 
 
 ErrorCode = Literal[
@@ -142,6 +157,8 @@ class Prediction(Value, frozen=True, kw_only=True):
     """None before the end, and where the end is our own verdict (a deadline, a cancel in time)."""
     parent_id: str | None = None
     """The prediction whose handler submitted this one."""
+    depth: int = 0
+    """How many predictions led to this one: 0 where no handler submitted it."""
     created_at: datetime
     submitted_at: datetime | None = None
     completed_at: datetime | None = None

@@ -39,7 +39,7 @@ from receiver.model import (
     new_id,
     utc,
 )
-from receiver.store.values import Claim
+from receiver.store.values import Addition, Claim
 
 _NOW = 1_780_000_000.0
 
@@ -140,6 +140,7 @@ class _World:
         self._http = http
         self._steps = steps
         self._submitted: list[Prediction] = []
+        self._additions: list[Addition] = []
 
     async def run(self, handler: Handler, event: Event, attempt: int) -> Result:
         claim = Claim(
@@ -165,6 +166,9 @@ class _World:
 
     async def remember(self, delivery_id: str, key: str, result: str) -> None:  # noqa: ARG002
         self._steps[key] = result
+
+    async def add(self, addition: Addition) -> None:
+        self._additions.append(addition)
 
     async def submit(
         self,

@@ -90,6 +90,10 @@ class Dispatch:
             )
             for name, handler in registry.handlers.items()
         }
+        for name, lane in self._lanes.items():
+            for other in registry.handlers[name].after:
+                if other in self._lanes:
+                    self._lanes[other].followers.append(lane.awake)
         self._tasks: list[asyncio.Task[None]] = []
         self._heart = _Heart(queue, owner, clock, self._running, pace)
 
@@ -184,6 +188,8 @@ class _Lane:
         """Whether more may be due than there was room for."""
         self.attempts = 0
         self.awake = asyncio.Event()
+        self.followers: list[asyncio.Event] = []
+        """Of lanes whose handler waits for this one's deliveries to end."""
 
     def held(self) -> list[str]:
         """Name the deliveries under way; callable from any thread."""
@@ -282,13 +288,15 @@ class _Lane:
                 number=claim.number,
                 decision=decision,
                 result=result,
+                note=attempt.note,
                 started_at=started,
                 ended_at=ended,
             )
         )
         self.attempts += 1
-        if decision.state == "pending":
-            self.awake.set()  # it may be due before the next look
+        # It may be due before the next look; or its end makes others due.
+        for awake in (self.awake,) if decision.state == "pending" else self.followers:
+            awake.set()
         self._tell(claim, result, decision, ended - started, held, attempt.error)
         if result == "timeout" and not attempt.ended.is_set():
             log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)

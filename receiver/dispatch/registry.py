@@ -100,6 +100,8 @@ class Handler:
     is_async: bool
     takes_context: bool
     """False: it is called with the event alone."""
+    after: tuple[str, ...] = ()
+    """Handlers whose deliveries of the same event are to end first, however they end."""
 
     def refuses(
         self, event_type: str, provider: str, model: str, metadata: Mapping[str, Any]
@@ -135,12 +137,39 @@ class Registry:
                 f"{handler.place}: the name {handler.name!r} is taken by the handler at "
                 f"{known.place}; give one of them its own by on(…, name=…)"
             )
+        if self._leads_to(handler.after, handler.name):
+            raise HandlerError(
+                f"{handler.place}: {handler.name!r} would wait for itself by after={handler.after}"
+            )
         for name in self.handlers.keys() - {handler.name}:
             if handler_digest(name) == handler_digest(handler.name):
                 raise HandlerError(
                     f"{handler.place}: rename {handler.name!r}: it clashes with {name!r}"
                 )
         self.handlers[handler.name] = handler
+
+    def _leads_to(self, names: Sequence[str], goal: str) -> bool:
+        """Tell whether handlers wait for another, be it by way of further ones."""
+        known = [self.handlers[name] for name in names if name in self.handlers]
+        return goal in names or any(self._leads_to(found.after, goal) for found in known)
+
+    def waiting(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Of handlers that want one event, give those that wait, and for which others of them."""
+        found = {}
+        for name in names:
+            after = self.handlers[name].after
+            if after and (awaited := tuple(other for other in after if other in names)):
+                found[name] = awaited
+        return found
+
+    def strangers(self) -> list[tuple[str, str]]:
+        """Pair handlers with those they wait for and nobody registered."""
+        return [
+            (name, other)
+            for name, handler in self.handlers.items()
+            for other in handler.after
+            if other not in self.handlers
+        ]
 
     @property
     def wants_metadata(self) -> bool:
@@ -170,12 +199,15 @@ def on(
     retry: Retry | None = None,
     timeout: float = 60.0,
     concurrency: int = 16,
+    after: str | Sequence[str] = (),
     **unknown: object,
 ) -> Callable[[F], F]:
     """Register a function for the terminal events of predictions.
 
     `types` are succeeded, failed, canceled or * (none given: *); `provider`, `model` and the values
     of `metadata` are shell globs. `timeout` is seconds per attempt, `concurrency` attempts at once.
+    `after` names handlers that are to be through with the same event first, if they want it too;
+    however they end, and for a day at most.
     The function takes the event, or the event and a Context, and stays callable as it was.
     Raises HandlerError with file and line for anything unknown or unfit.
     """
@@ -195,6 +227,7 @@ def on(
             retry=retry,
             timeout=timeout,
             concurrency=concurrency,
+            after=after,
             unknown=unknown,
         )
         registered.append(handler)
@@ -247,7 +280,15 @@ def _checked(function: Callable[..., Any], place: str, given: Mapping[str, Any])
         place=place,
         is_async=inspect.iscoroutinefunction(function),
         takes_context=takes_context,
+        after=_after(given["after"]),
     )
+
+
+def _after(given: object) -> tuple[str, ...]:
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"after must be the name of a handler or several, not {given!r}")
+    return tuple(names)
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -20,21 +20,24 @@ import structlog
 
 from receiver.dispatch.fetch import MAX_BYTES, TIMEOUT, fetch
 from receiver.dispatch.registry import Dead, Handler, Retry, Skip
-from receiver.model import Failure, FailureKind, Mode, Output, Prediction
-from receiver.store.values import Claim
+from receiver.model import Failure, FailureKind, Mode, Output, Prediction, Stored
+from receiver.store.values import Addition, Claim
 
 T = TypeVar("T")
 
 _LONGEST_REASON: Final = 500
+_LONGEST_NOTE: Final = 4000
+DEEPEST_CHAIN: Final = 10
 _GRACE: Final = 1.0
 """Seconds a handler has to end after it was cancelled."""
 
 
 class Memory(Protocol):
-    """Where the results of sub-steps are kept (the store)."""
+    """Where the results of sub-steps, and what handlers find, are kept (the store)."""
 
     async def recall(self, delivery_id: str, key: str) -> str | None: ...
     async def remember(self, delivery_id: str, key: str, result: str) -> None: ...
+    async def add(self, addition: Addition) -> None: ...
 
 
 class Submit(Protocol):
@@ -61,13 +64,16 @@ class Tools(msgspec.Struct, frozen=True):
     http: httpx.AsyncClient
     results: httpx.AsyncClient
     """The guarded client, for `ctx.fetch`."""
+    deepest: int = DEEPEST_CHAIN
+    """Predictions that may lead to one that a handler submits."""
 
 
 class Context:
     """What a handler gets beside the event; made anew for every attempt.
 
-    In a handler that is a plain function (run in a thread), `fetch`, `once` and `submit` are called
-    as they are and block; in an async handler they are awaited.
+    In a handler that is a plain function (run in a thread), `fetch`, `once`, `submit`,
+    `record_stored` and `annotate` are called as they are and block; in an async one they are
+    awaited.
     """
 
     def __init__(self, claim: Claim, tools: Tools) -> None:
@@ -83,6 +89,7 @@ class Context:
         )
         self.http = tools.http
         """A shared httpx.AsyncClient, unguarded: for addresses that you chose yourself."""
+        self.noted = ""
         self._claim = claim
         self._tools = tools
         self._loop = asyncio.get_running_loop()
@@ -124,9 +131,13 @@ class Context:
         """Submit the next prediction; gives it as soon as the provider took it or it waits.
 
         The n-th submit of a delivery is the same over retries: it is never submitted twice.
+        Raises Dead where too many predictions have led to this one: a circle of handlers would cost
+        money for ever.
         """
         self._submits += 1
         parent = self._claim.event.prediction
+        if parent.depth >= self._tools.deepest:
+            raise Dead(f"{parent.depth} predictions have led to this one: no more are submitted")
         submit = partial(
             self._tools.submit,
             provider,
@@ -138,6 +149,28 @@ class Context:
             idempotency_key=f"{self.idempotency_key}/{self._submits}",
         )
         return self._call(submit)
+
+    def record_stored(self, place: int, stored: Stored) -> Any:
+        """Say where the output at this place (from 0) is kept: later handlers and the API see it.
+
+        It is on the prediction once this returns, as `output[place].stored`.
+        """
+        addition = Addition(prediction_id=self._prediction, stored={place: stored})
+        return self._call(lambda: self._tools.memory.add(addition))
+
+    def annotate(self, **metadata: Any) -> Any:
+        """Add JSON values to the prediction's metadata, in place of what has their names."""
+        given = msgspec.json.decode(msgspec.json.encode(metadata))
+        addition = Addition(prediction_id=self._prediction, metadata=given)
+        return self._call(lambda: self._tools.memory.add(addition))
+
+    def note(self, text: str) -> None:
+        """Keep a text (its last 4,000 characters) with this attempt, for whoever looks at it."""
+        self.noted = _clean(text)[-_LONGEST_NOTE:]
+
+    @property
+    def _prediction(self) -> str:
+        return self._claim.event.prediction.id
 
     def _call(self, make: Callable[[], Awaitable[T]]) -> Awaitable[T] | T:
         """Give something to await on the loop, and the result itself in a thread."""
@@ -252,6 +285,7 @@ class Attempt:
         self._timeout = min(handler.timeout, timeout or handler.timeout)
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
+        self.note = ""
 
     async def run(self) -> Failure | None:
         """Call the handler once; None means success. Raises only when cancelled itself."""
@@ -269,6 +303,7 @@ class Attempt:
             task.cancel()
             raise
         finally:
+            self.note = context.noted
             context.clean()
 
     async def _on_loop(self, context: Context) -> None:
@@ -311,6 +346,9 @@ def _say(error: BaseException) -> str:
         text = str(error)
     except Exception:  # noqa: BLE001 - an error that cannot say what it is has a type all the same
         text = ""
-    # A file name that is no UTF-8 comes with halves of characters, which no database takes.
-    text = text.encode(errors="backslashreplace").decode()
-    return (text or type(error).__name__)[:_LONGEST_REASON]
+    return (_clean(text) or type(error).__name__)[:_LONGEST_REASON]
+
+
+def _clean(text: str) -> str:
+    """Spell out what no database takes: NUL, and halves of characters, as in odd file names."""
+    return text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()

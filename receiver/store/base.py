@@ -15,6 +15,7 @@ from receiver.store import queries as q
 from receiver.store import rows as to
 from receiver.store.dialect import Operation, Query, Row
 from receiver.store.values import (
+    Addition,
     Arrival,
     Begun,
     Claims,
@@ -24,6 +25,7 @@ from receiver.store.values import (
     Job,
     Known,
     NewPrediction,
+    Owed,
     Progress,
     Replayed,
     Role,
@@ -188,7 +190,7 @@ class Store(ABC):
         """Owe again what was claimed by somebody whose lease ran out; name the handlers."""
 
     async def replay(
-        self, prediction_id: str, match: Callable[[Known, str], Sequence[str]], now: float
+        self, prediction_id: str, match: Callable[[Known, str], Owed], now: float
     ) -> Replayed:
         """Owe the event of a prediction to its matching handlers again."""
         return await self._write(operations.replay, (prediction_id, match, now))
@@ -210,6 +212,10 @@ class Store(ABC):
         """Give the remembered result of a handler's sub-step, as JSON."""
         rows = await self._read(q.SELECT_STEP, delivery_id=delivery_id, key=key)
         return rows[0][0] if rows else None
+
+    async def add(self, addition: Addition) -> None:
+        """Add to a prediction what a handler found or did; saying it twice changes nothing."""
+        await self._write(operations.add, addition)
 
     async def remember(self, delivery_id: str, key: str, result: str) -> None:
         await self._write(operations.remember, (delivery_id, key, result))

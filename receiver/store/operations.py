@@ -6,18 +6,19 @@ runs them in its own way. It returns one result an item, in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from receiver.model import Status, delivery_id, event_id
+from receiver.model import Output, Status, Stored, delivery_id, event_id
 from receiver.store import queries as q
 from receiver.store import rows as to
 from receiver.store.dialect import News, Query, Row, Run, Steps, Write
 from receiver.store.values import (
+    Addition,
     Arrival,
     Begun,
     Claims,
@@ -25,6 +26,7 @@ from receiver.store.values import (
     Job,
     Known,
     NewPrediction,
+    Owed,
     Progress,
     Replayed,
     Role,
@@ -38,6 +40,8 @@ from receiver.store.values import (
 
 LARGEST_RAW: Final = 4 * 1024 * 1024
 """Characters of a provider's payload up to which a handler is given it."""
+LONGEST_WAIT: Final = 86400.0
+"""Seconds after which a delivery waits no more for those of other handlers."""
 WINDOW: Final = 60.0
 """Seconds over which a provider's requests are counted; the window slides."""
 
@@ -188,7 +192,7 @@ def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
             before, status=ruling.status, provider_id=provider_id
         )
     made = None if ruling.event_type is None else event_id(before.id)
-    return Taken(ruling.verdict, ruling.status, ruling.reason, made, ruling.handlers)
+    return Taken(ruling.verdict, ruling.status, ruling.reason, made, ruling.owed.handlers)
 
 
 class _Evidence:
@@ -209,6 +213,7 @@ class _Batch:
         self._ends: list[tuple[Any, ...]] = []
         self._events: list[tuple[Any, ...]] = []
         self._deliveries: list[tuple[Any, ...]] = []
+        self._waiting: list[tuple[Any, ...]] = []
         self._notes: list[dict[str, Any]] = []
 
     def add(self, arrival: Arrival, ruling: Ruling) -> None:
@@ -259,10 +264,12 @@ class _Batch:
             )
         )
         self._events.append((arrival.prediction_id, ruling.event_type, arrival.at, arrival.channel))
-        self._deliveries.extend(
-            (delivery_id(arrival.prediction_id, name), arrival.prediction_id, name, arrival.at)
-            for name in ruling.handlers
-        )
+        for name in ruling.owed.handlers:
+            key = (delivery_id(arrival.prediction_id, name), arrival.prediction_id, name)
+            if after := ruling.owed.after.get(name):
+                self._waiting.append((*key, arrival.at, *_waits(after, arrival.at)))
+            else:
+                self._deliveries.append((*key, arrival.at))
 
     def write(self) -> Steps[None]:
         # In one order, so that two batches in two processes never wait for each other in a circle.
@@ -275,12 +282,18 @@ class _Batch:
             (q.END_PREDICTIONS, self._ends),
             (q.INSERT_EVENTS, self._events),
             (q.INSERT_DELIVERIES, self._deliveries),
+            (q.INSERT_WAITING, self._waiting),
         ]
         owed = [(row[0], row[2]) for row in self._deliveries]
         news = News(owed, [row[0] for row in self._ends]) if self._ends else None
         yield Write([(query, rows) for query, rows in batches if rows], news)
         for note in self._notes:
             yield Run(q.NOTE_PREDICTION, note)
+
+
+def _waits(after: Sequence[str], now: float) -> tuple[float, str, str]:
+    """Give the due time, the handlers and the reason of a delivery that waits for others."""
+    return now + LONGEST_WAIT, _text(after), f"waits for {', '.join(after)}"
 
 
 def claim(items: Sequence[Wanted]) -> Steps[list[Claims]]:
@@ -300,9 +313,27 @@ def claim(items: Sequence[Wanted]) -> Steps[list[Claims]]:
 
 def settle(items: Sequence[Settlement]) -> Steps[list[bool]]:
     rows = [_settlement_row(item) for item in items]
-    held = {(row[0], row[1]) for row in (yield Run(q.SELECT_HELD, rows=rows))}
+    found = yield Run(q.SELECT_HELD, rows=rows)
     yield Write([(q.INSERT_ATTEMPTS, rows), (q.SETTLE_DELIVERIES, rows)])
+    awaited = {prediction_id for _, _, prediction_id, is_awaited in found if is_awaited}
+    if awaited:
+        yield from _let_go(sorted(awaited), max(item.ended_at for item in items))
+    held = {(row[0], row[1]) for row in found}
     return [(item.id, item.number) in held for item in items]
+
+
+def _let_go(predictions: Sequence[str], now: float) -> Steps[None]:
+    """Make due what waited for deliveries that have all ended."""
+    found = yield Run(q.SELECT_WAITING, rows=[(prediction,) for prediction in predictions])
+    waiting = {
+        row[0]: {delivery_id(row[1], name) for name in msgspec.json.decode(row[2])} for row in found
+    }
+    wanted = sorted({name for names in waiting.values() for name in names})
+    unended = {row[0] for row in (yield Run(q.SELECT_UNENDED, rows=[(name,) for name in wanted]))}
+    free = [(name,) for name, others in waiting.items() if not others & unended]
+    if free:
+        owed = yield Run(q.STOP_WAITING, {"now": now}, free)
+        yield Write([], News([(row[0], row[1]) for row in owed]))
 
 
 def _settlement_row(item: Settlement) -> tuple[Any, ...]:
@@ -315,6 +346,7 @@ def _settlement_row(item: Settlement) -> tuple[Any, ...]:
         item.ended_at,
         item.result,
         item.decision.reason,
+        item.note,
         item.decision.state,
         item.ended_at + item.decision.delay if pending else None,
         None if pending else item.ended_at,
@@ -348,7 +380,8 @@ def reclaim(items: Sequence[tuple[str, float]]) -> Steps[list[list[str]]]:
     return results
 
 
-_Replay = tuple[str, Callable[[Known, str], Sequence[str]], float]
+_Match: TypeAlias = Callable[[Known, str], Owed]
+_Replay: TypeAlias = tuple[str, _Match, float]
 
 
 def replay(items: Sequence[_Replay]) -> Steps[list[Replayed]]:
@@ -358,21 +391,23 @@ def replay(items: Sequence[_Replay]) -> Steps[list[Replayed]]:
     return results
 
 
-def _replay_one(
-    prediction_id: str, match: Callable[[Known, str], Sequence[str]], now: float
-) -> Steps[Replayed]:
+def _replay_one(prediction_id: str, match: _Match, now: float) -> Steps[Replayed]:
     event = yield Run(q.SELECT_EVENT_TYPE, {"prediction_id": prediction_id})
     if not event:
         return Replayed(None)
     known = yield from _known([prediction_id])
-    rows = [
-        (delivery_id(prediction_id, name), prediction_id, name, now)
-        for name in match(known[prediction_id], event[0][0])
-    ]
+    wanted = match(known[prediction_id], event[0][0])
+    rows = []
+    # Those that wait come last: whoever ends what they wait for locks in this order too.
+    for name in sorted(wanted.handlers, key=wanted.after.__contains__):
+        after = wanted.after.get(name)
+        due = _waits(after, now) if after else (now, "[]", "replayed")
+        rows.append((delivery_id(prediction_id, name), prediction_id, name, now, *due))
     owed = (yield Run(q.REPLAY_DELIVERIES, rows=rows)) if rows else []
     if owed:
         yield Run(q.FORGET_STEPS, rows=[(row[0],) for row in owed])
-        yield Write([], News([(row[0], row[1]) for row in owed]))
+        free = [(row[0], row[1]) for row in owed if row[1] not in wanted.after]
+        yield Write([], News(free))
     return Replayed(len(owed), tuple(row[1] for row in owed))
 
 
@@ -385,6 +420,27 @@ def retry(items: Sequence[tuple[str, float]]) -> Steps[list[str | None]]:
             yield Write([], News([(owed[0][0], owed[0][1])]))
         results.append(owed[0][1] if owed else None)
     return results
+
+
+def add(items: Sequence[Addition]) -> Steps[list[None]]:
+    for item in sorted(items, key=lambda item: item.prediction_id):
+        prediction = {"id": item.prediction_id}
+        for output, metadata in (yield Run(q.SELECT_RESULT, prediction)):
+            outputs = None if output is None else _kept(output, item.stored)
+            merged = msgspec.json.decode(metadata) | dict(item.metadata)
+            row = {**prediction, "output": outputs, "metadata": _text(merged)}
+            yield Run(q.UPDATE_RESULT, row)
+    return [None] * len(items)
+
+
+def _kept(output: str, stored: Mapping[int, Stored]) -> str:
+    outputs = msgspec.json.decode(output, type=list[Output])
+    return _text(
+        [
+            msgspec.structs.replace(item, stored=stored.get(place, item.stored))
+            for place, item in enumerate(outputs)
+        ]
+    )
 
 
 def remember(items: Sequence[tuple[str, str, str]]) -> Steps[list[None]]:

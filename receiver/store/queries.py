@@ -19,9 +19,10 @@ _TERMINAL: Final = _in(TERMINAL)
 # --- predictions ---
 
 INSERT_PREDICTION: Final = Query("""
-INSERT INTO predictions (id, provider, model, mode, status, input, metadata, parent_id,
+INSERT INTO predictions (id, provider, model, mode, status, input, metadata, parent_id, depth,
                          idempotency_key, fingerprint, created_at, due_at)
 VALUES (:id, :provider, :model, :mode, 'queued', :input, :metadata, :parent_id,
+        coalesce((SELECT p.depth + 1 FROM predictions p WHERE p.id = :parent_id), 0),
         :idempotency_key, :fingerprint, :created_at, :created_at)
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id
@@ -143,13 +144,20 @@ WHERE provider = :provider AND status IN ('processing', 'unconfirmed') AND due_a
 
 _PREDICTION_COLUMNS: Final = """
 id, provider, model, status, mode, input, metadata, provider_id, output, error_code, error_message,
-channel, parent_id, created_at, submitted_at, completed_at
+channel, parent_id, depth, created_at, submitted_at, completed_at
 """
 
 SELECT_PREDICTION: Final = Query(
     f"SELECT {_PREDICTION_COLUMNS} FROM predictions WHERE id = :id"  # noqa: S608
 )
 
+
+# A handler adds to what a prediction is; two handlers may do so at once.
+SELECT_RESULT: Final = Query("SELECT output, metadata FROM predictions WHERE id = :id {lock}")
+
+UPDATE_RESULT: Final = Query(
+    "UPDATE predictions SET output = :output, metadata = :metadata WHERE id = :id"
+)
 
 # Where the wanted are few among many, the clause says so in the words of a partial index.
 _ALSO: Final[dict[tuple[str, str], str]] = {
@@ -235,21 +243,28 @@ SELECT r.prediction_id, r.type, r.time, r.channel
 FROM {rows:prediction_id text, type text, time float, channel text}
 """)
 
-_DELIVERIES: Final = """
+INSERT_DELIVERIES: Final = Query("""
 INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at)
 SELECT r.id, r.prediction_id, r.handler, 'pending', r.at, r.at
-FROM {rows:id text, prediction_id text, handler text, at float} WHERE true
+FROM {rows:id text, prediction_id text, handler text, at float}
+""")
+
+_WAITING_DELIVERIES: Final = """
+INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at, after, reason)
+SELECT r.id, r.prediction_id, r.handler, 'pending', r.due_at, r.at, r.after, r.reason
+FROM {rows:id text, prediction_id text, handler text, at float, due_at float, after text,
+           reason text} WHERE true
 """
 
-INSERT_DELIVERIES: Final = Query(_DELIVERIES)
+INSERT_WAITING: Final = Query(_WAITING_DELIVERIES)
 
 # --- deliveries ---
 
 _CLAIMED_COLUMNS: Final = """
     e.id, e.type, e.time, e.channel,
     p.id, p.provider, p.model, p.status, p.mode, p.input, p.metadata, p.provider_id, p.output,
-    p.error_code, p.error_message, p.channel, p.parent_id, p.created_at, p.submitted_at,
-    p.completed_at
+    p.error_code, p.error_message, p.channel, p.parent_id, p.depth, p.created_at,
+    p.submitted_at, p.completed_at
 """
 _OF_THE_EVENT: Final = """
 JOIN events e ON e.prediction_id = d.prediction_id
@@ -269,7 +284,7 @@ FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
 
 CLAIM_DELIVERIES: Final = Query("""
 UPDATE deliveries
-SET state = 'running', owner = :owner, lease_until = :lease_until, due_at = NULL,
+SET state = 'running', owner = :owner, lease_until = :lease_until, due_at = NULL, after = '[]',
     attempts = attempts + 1, claims = claims + 1
 WHERE state = 'pending' AND id IN (SELECT r.id FROM {rows:id text})
 """)
@@ -278,7 +293,7 @@ WHERE state = 'pending' AND id IN (SELECT r.id FROM {rows:id text})
 TAKE_DELIVERIES: Final = Query(f"""
 WITH d AS (
     UPDATE deliveries
-    SET state = 'running', owner = :owner, lease_until = :lease_until, due_at = NULL,
+    SET state = 'running', owner = :owner, lease_until = :lease_until, due_at = NULL, after = '[]',
         attempts = deliveries.attempts + 1, claims = deliveries.claims + 1
     FROM {{rows:id text}}
     WHERE deliveries.id = r.id
@@ -303,19 +318,21 @@ SELECT min(due_at) FROM deliveries WHERE handler = :handler AND state = 'pending
 
 _SETTLEMENTS: Final = """
 {rows:id text, owner text, number int, started_at float, ended_at float, result text, reason text,
-      state text, due_at float, closed_at float}
+      note text, state text, due_at float, closed_at float}
 """
 
 # Who no longer holds the claim settles nothing: all three statements look for it first.
 SELECT_HELD: Final = Query(f"""
-SELECT {{gather:d.id, d.claims}}
+SELECT {{gather:d.id, d.claims, d.prediction_id,
+    EXISTS (SELECT 1 FROM deliveries w
+            WHERE w.prediction_id = d.prediction_id AND w.state = 'pending' AND w.after <> '[]')}}
 FROM {_SETTLEMENTS} JOIN deliveries d ON d.id = r.id
 WHERE d.state = 'running' AND d.owner = r.owner AND d.claims = r.number {{lock}}
 """)  # noqa: S608
 
 INSERT_ATTEMPTS: Final = Query(f"""
-INSERT INTO attempts (delivery_id, number, started_at, ended_at, result, reason)
-SELECT d.id, d.claims, r.started_at, r.ended_at, r.result, r.reason
+INSERT INTO attempts (delivery_id, number, started_at, ended_at, result, reason, note)
+SELECT d.id, d.claims, r.started_at, r.ended_at, r.result, r.reason, r.note
 FROM {_SETTLEMENTS} JOIN deliveries d ON d.id = r.id
 WHERE d.state = 'running' AND d.owner = r.owner AND d.claims = r.number
 """)  # noqa: S608
@@ -328,6 +345,25 @@ FROM {_SETTLEMENTS}
 WHERE deliveries.id = r.id AND deliveries.state = 'running'
   AND deliveries.owner = r.owner AND deliveries.claims = r.number
 """)  # noqa: S608
+
+# Only those who wait are locked, and then looked at anew what they wait for: of two that end at
+# once, the later sees both at their end.
+SELECT_WAITING: Final = Query("""
+SELECT d.id, d.prediction_id, d.after
+FROM {rows:id text} JOIN deliveries d ON d.prediction_id = r.id
+WHERE d.state = 'pending' AND d.after <> '[]' ORDER BY d.id {lock}
+""")
+
+SELECT_UNENDED: Final = Query("""
+SELECT id FROM deliveries
+WHERE id IN (SELECT r.id FROM {rows:id text}) AND state IN ('pending', 'running')
+""")
+
+STOP_WAITING: Final = Query("""
+UPDATE deliveries SET due_at = :now, after = '[]', reason = ''
+WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'pending'
+RETURNING id, handler
+""")
 
 # Given back unharmed, when we stop: the attempt does not count.
 RELEASE_DELIVERIES: Final = Query("""
@@ -353,10 +389,10 @@ RETURNING id, handler
 
 SELECT_EVENT_TYPE: Final = Query("SELECT type FROM events WHERE prediction_id = :prediction_id")
 
-REPLAY_DELIVERIES: Final = Query(f"""{_DELIVERIES}
+REPLAY_DELIVERIES: Final = Query(f"""{_WAITING_DELIVERIES}
 ON CONFLICT (id) DO UPDATE
 SET state = 'pending', due_at = excluded.due_at, ended_at = NULL, attempts = 0,
-    round = deliveries.round + 1, reason = 'replayed'
+    round = deliveries.round + 1, after = excluded.after, reason = excluded.reason
 WHERE deliveries.state IN ('done', 'skipped', 'dead')
 RETURNING id, handler
 """)
@@ -373,7 +409,8 @@ RETURNING id, handler
 """)
 
 HASTEN_DELIVERY: Final = Query("""
-UPDATE deliveries SET due_at = :now WHERE id = :id AND state = 'pending' RETURNING id, handler
+UPDATE deliveries SET due_at = :now, after = '[]' WHERE id = :id AND state = 'pending'
+RETURNING id, handler
 """)
 
 LIST_DELIVERIES: Final = Listing(
@@ -381,7 +418,7 @@ LIST_DELIVERIES: Final = Listing(
 SELECT d.id, d.event_id, d.prediction_id, d.handler, d.state, d.attempts, d.reason, d.created_at,
        d.due_at, d.ended_at,
        (SELECT json_group_array(json_object('number', a.number, 'started_at', a.started_at,
-            'ended_at', a.ended_at, 'result', a.result, 'reason', a.reason))
+            'ended_at', a.ended_at, 'result', a.result, 'reason', a.reason, 'note', a.note))
         FROM attempts a WHERE a.delivery_id = d.id)
 FROM deliveries d {where}
 ORDER BY d.id DESC LIMIT :limit

@@ -147,7 +147,16 @@ CREATE TABLE roles (
 );
 """
 
-MIGRATIONS: Final = (_0001_INITIAL, _0002_SHARED)
+# How many predictions led to one, what a delivery waits for, what an attempt had to say.
+_0003_CHAINS: Final = """
+ALTER TABLE predictions ADD COLUMN depth INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE deliveries ADD COLUMN after TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE attempts ADD COLUMN note TEXT NOT NULL DEFAULT '';
+CREATE INDEX deliveries_waiting ON deliveries (prediction_id)
+    WHERE state = 'pending' AND after <> '[]';
+"""
+
+MIGRATIONS: Final = (_0001_INITIAL, _0002_SHARED, _0003_CHAINS)
 """Migration n is at index n-1; a database says in its version how many it has had."""
 
 # Ids are compared byte by byte, whatever language the server was set up for.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -16,6 +16,7 @@ from receiver.model import (
     Outcome,
     Prediction,
     Status,
+    Stored,
     Ticket,
     Verdict,
 )
@@ -111,6 +112,14 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
     """JSON text: decoded only if some handler matches on it."""
 
 
+class Owed(msgspec.Struct, frozen=True):
+    """To whom an event is owed."""
+
+    handlers: tuple[str, ...] = ()
+    after: Mapping[str, tuple[str, ...]] = {}
+    """Of these handlers, those that wait, and for which others of them."""
+
+
 class Ruling(msgspec.Struct, frozen=True, kw_only=True):
     """What an arrival does, decided by a pure function inside the transaction."""
 
@@ -119,8 +128,7 @@ class Ruling(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     event_type: EventType | None = None
     """Set if, and only if, the verdict is `accepted`."""
-    handlers: tuple[str, ...] = ()
-    """Those to whom the event is owed."""
+    owed: Owed = Owed()
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,6 +212,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision
     result: str
     """The word for the attempt itself: `done`, or a Failure's kind."""
+    note: str = ""
+    """What the handler wanted kept of the attempt."""
     started_at: float
     ended_at: float
 
@@ -222,7 +232,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     due_at: str | None
     ended_at: str | None
     history: list[dict[str, Any]] = []
-    """Every attempt: number, started_at, ended_at, result, reason."""
+    """Every attempt: number, started_at, ended_at, result, reason, note."""
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,6 +240,15 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
     data: list[Any]
     next_cursor: str | None
+
+
+class Addition(msgspec.Struct, frozen=True, kw_only=True):
+    """What a handler adds to a prediction that has ended."""
+
+    prediction_id: str
+    stored: Mapping[int, Stored] = {}
+    """Where outputs are kept, by their place."""
+    metadata: Mapping[str, Any] = {}
 
 
 class Replayed(msgspec.Struct, frozen=True):
@@ -249,6 +268,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 __all__ = [
+    "Addition",
     "Arrival",
     "Begun",
     "Claim",
@@ -260,6 +280,7 @@ __all__ = [
     "Job",
     "Known",
     "NewPrediction",
+    "Owed",
     "Prediction",
     "Progress",
     "ProgressCause",

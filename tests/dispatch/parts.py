@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,13 @@ from receiver.model import Mode, Outcome, Output, Policy, Prediction, Status, ut
 from receiver.store.base import Store
 from receiver.store.postgres import SCHEMA, PostgresStore
 from receiver.store.sqlite import SQLiteStore
-from receiver.store.values import Arrival, Delivery, NewPrediction, Ruling
+from receiver.store.values import (
+    Arrival,
+    Delivery,
+    NewPrediction,
+    Owed,
+    Ruling,
+)
 from tests.postgres import Database
 
 T = TypeVar("T")
@@ -113,6 +119,7 @@ class Dispatching:
         self._count += 1
         prediction_id = f"pred_{self._count:032d}"
         names = handlers or tuple(self.registry.handlers)
+        after = self.registry.waiting([name for name in names if name in self.registry.handlers])
         await self.store.create(
             NewPrediction(
                 id=prediction_id,
@@ -131,7 +138,7 @@ class Dispatching:
                 channel="webhook",
                 outcome=Outcome(kind="succeeded", output=[Output(url="https://x.example/1.png")]),
                 at=self.clock(),
-                judge=lambda _known, _arrival: _succeeded(names),
+                judge=lambda _known, _arrival: _succeeded(names, after),
                 body=b'{"status": "OK"}',
             )
         )
@@ -155,17 +162,18 @@ class Dispatching:
 
     async def replay(self, prediction_id: str) -> None:
         names = list(self.registry.handlers)
-        replayed = await self.store.replay(prediction_id, lambda *_: names, self.clock())
+        owed = Owed(tuple(names), self.registry.waiting(names))
+        replayed = await self.store.replay(prediction_id, lambda *_: owed, self.clock())
         self.dispatch.wake(replayed.handlers)
 
 
-def _succeeded(handlers: Sequence[str]) -> Ruling:
+def _succeeded(handlers: Sequence[str], after: Mapping[str, tuple[str, ...]]) -> Ruling:
     return Ruling(
         verdict="accepted",
         status=Status.SUCCEEDED,
         reason="",
         event_type="prediction.succeeded",
-        handlers=tuple(handlers),
+        owed=Owed(tuple(handlers), after),
     )
 
 

@@ -25,7 +25,7 @@ from receiver.dispatch.runner import Tools
 from receiver.errors import HandlerError
 from receiver.model import Error, Event, Outcome, Output, Policy, Prediction, Status
 from receiver.store.sqlite import SQLiteStore
-from receiver.store.values import Arrival, Delivery, NewPrediction, Ruling
+from receiver.store.values import Arrival, Delivery, NewPrediction, Owed, Ruling
 
 pytestmark = pytest.mark.anyio
 
@@ -111,7 +111,7 @@ class Running:
         return await self.ends(prediction_id, *states)
 
     async def replay(self, prediction_id: str) -> Delivery:
-        await self.store.replay(prediction_id, lambda *_: self.handlers, time.time())
+        await self.store.replay(prediction_id, lambda *_: Owed(self.handlers), time.time())
         self.dispatch.wake(self.handlers)
         return await self.ends(prediction_id)
 
@@ -144,7 +144,7 @@ class Running:
             status=status,
             reason="",
             event_type=f"prediction.{status}",  # type: ignore[arg-type]
-            handlers=self.handlers,
+            owed=Owed(self.handlers),
         )
         await self.store.accept(
             Arrival(

@@ -19,6 +19,7 @@ from receiver.store.values import (
     Arrival,
     Known,
     NewPrediction,
+    Owed,
     Ruling,
     Settlement,
     Slots,
@@ -35,7 +36,7 @@ def rule(_known: Known, _arrival: Arrival) -> Ruling:
         status=Status.SUCCEEDED,
         reason="",
         event_type="prediction.succeeded",
-        handlers=("greet",),
+        owed=Owed(("greet",)),
     )
 
 

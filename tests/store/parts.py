@@ -25,6 +25,7 @@ from receiver.store.values import (
     Claims,
     Known,
     NewPrediction,
+    Owed,
     Progress,
     ProgressCause,
     Replayed,
@@ -165,7 +166,7 @@ class TimedStore(PostgresStore):
         return await super().retry(delivery_id, now)
 
     async def replay(
-        self, prediction_id: str, match: Callable[[Known, str], Sequence[str]], now: float
+        self, prediction_id: str, match: Callable[[Known, str], Owed], now: float
     ) -> Replayed:
         await self._at(now)
         return await super().replay(prediction_id, match, now)
@@ -288,8 +289,8 @@ def slots(**given: Any) -> Slots:
     )
 
 
-def judge(*handlers: str) -> Callable[[Known, Arrival], Ruling]:
-    """Rule as the inbox does, with deliveries for these handlers."""
+def judge(owed: Owed) -> Callable[[Known, Arrival], Ruling]:
+    """Rule as the inbox does, with these deliveries."""
 
     def rule(known: Known, arrival: Arrival) -> Ruling:
         verdict, status, reason = advance(known.status, known.provider_id, arrival.outcome)
@@ -300,7 +301,7 @@ def judge(*handlers: str) -> Callable[[Known, Arrival], Ruling]:
             status=status,
             reason=reason,
             event_type=f"prediction.{status}",  # type: ignore[arg-type]
-            handlers=handlers,
+            owed=owed,
         )
 
     return rule
@@ -320,7 +321,7 @@ def arrival(number: int, kind: OutcomeKind = "succeeded", **given: Any) -> Arriv
     of_outcome = {
         name: given.pop(name) for name in ("provider_id", "also_known_as") if name in given
     }
-    handlers: Sequence[str] = given.pop("handlers", ())
+    owed = Owed(tuple(given.pop("handlers", ())), given.pop("after", {}))
     return Arrival(
         **{
             "prediction_id": pred(number),
@@ -328,7 +329,7 @@ def arrival(number: int, kind: OutcomeKind = "succeeded", **given: Any) -> Arriv
             "channel": "webhook",
             "outcome": outcome(kind, **of_outcome),
             "at": NOW + 10,
-            "judge": judge(*handlers),
+            "judge": judge(owed),
             "headers": '[["host","here"]]',
             "body": b'{"status":"%s"}' % kind.encode(),
             **given,

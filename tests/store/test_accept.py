@@ -7,7 +7,12 @@ import pytest
 
 from receiver.model import TERMINAL, OutcomeKind, Status
 from receiver.store.base import Store
-from receiver.store.values import Arrival, Known, Ruling
+from receiver.store.values import (
+    Arrival,
+    Known,
+    Owed,
+    Ruling,
+)
 
 from .parts import (
     NOW,
@@ -166,7 +171,7 @@ async def test_a_batch_learns_the_name_before_the_next_arrival_is_judged(
 async def test_every_handler_is_owed_an_event_once(engine: Engine) -> None:
     await ended(engine.store, 1, "a", "b")
     await engine.store.accept(arrival(1, handlers=("a", "b", "c")))
-    await engine.store.replay(pred(1), lambda _known, _type: ["a", "b", "c"], NOW + 30)
+    await engine.store.replay(pred(1), lambda _known, _type: Owed(("a", "b", "c")), NOW + 30)
     handlers = engine.rows("SELECT handler FROM deliveries ORDER BY handler")
     assert handlers == [("a",), ("b",), ("c",)]
 
@@ -398,7 +403,7 @@ async def test_a_judge_sees_the_row_as_it_is_inside_the_transaction(store: Store
 
     def note(known: Known, arrival: Arrival) -> Ruling:
         seen.append(known)
-        return judge()(known, arrival)
+        return judge(Owed())(known, arrival)
 
     await store.create(new(1, metadata={"kind": "ä"}))
     await asyncio.gather(*(store.accept(arrival(1, judge=note)) for _ in range(3)))

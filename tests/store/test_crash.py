@@ -15,6 +15,7 @@ from receiver.errors import StoreUnavailable
 from receiver.model import DONE
 from receiver.store.base import Store
 from receiver.store.sqlite import SQLiteStore
+from receiver.store.values import Owed
 
 from .parts import (
     AGAIN,
@@ -123,7 +124,7 @@ async def replaying(store: Store) -> Act:
     claim = await claimed(store)
     await store.remember(claim.id, "post", "1")
     await store.settle(settlement(claim))
-    return lambda: store.replay(pred(1), lambda _known, _type: ["greet", "fresh"], NOW + 30)
+    return lambda: store.replay(pred(1), lambda _known, _type: Owed(("greet", "fresh")), NOW + 30)
 
 
 async def retrying(store: Store) -> Act:

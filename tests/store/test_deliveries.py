@@ -7,7 +7,10 @@ import pytest
 
 from receiver.model import DONE, Decision, delivery_id
 from receiver.store.base import Store
-from receiver.store.values import Known
+from receiver.store.values import (
+    Known,
+    Owed,
+)
 
 from .parts import (
     AGAIN,
@@ -28,8 +31,8 @@ pytestmark = pytest.mark.anyio
 GREET = delivery_id(pred(1), "greet")
 
 
-def greet_only(_known: Known, _type: str) -> list[str]:
-    return ["greet"]
+def greet_only(_known: Known, _type: str) -> Owed:
+    return Owed(("greet",))
 
 
 async def state(store: Store, delivery_id: str = GREET) -> tuple[str, int, str]:
@@ -308,9 +311,9 @@ async def test_a_replay_owes_the_event_to_handlers_that_are_new(store: Store) ->
     await store.settle(settlement(claim))
     seen: list[tuple[str, str]] = []
 
-    def match(known: Known, event_type: str) -> list[str]:
+    def match(known: Known, event_type: str) -> Owed:
         seen.append((known.id, event_type))
-        return ["fresh"]
+        return Owed(("fresh",))
 
     assert (await store.replay(pred(1), match, NOW + 30)).handlers == ("fresh",)
     assert seen == [(pred(1), "prediction.succeeded")]

@@ -22,6 +22,7 @@ from receiver.store.committer import Connection
 from receiver.store.dialect import Query
 from receiver.store.postgres import SCHEMA, PostgresStore
 from receiver.store.schema import MIGRATIONS, for_postgres
+from receiver.store.values import Owed
 from tests.postgres import Database
 
 from .parts import (
@@ -469,7 +470,7 @@ async def test_a_delivery_has_one_job_however_often_it_is_owed(database: Databas
         assert len(jobs(database)) == 1
         [claim] = (await process.store.claim(wanted())).claims
         await process.store.settle(settlement(claim))
-        await process.store.replay(pred(1), lambda *_: ["greet"], 1.0)
+        await process.store.replay(pred(1), lambda *_: Owed(("greet",)), 1.0)
         await process.store.reclaim("me", 1e12)
         assert len(jobs(database)) == 1
 
@@ -701,6 +702,7 @@ _FILL: Final = (
     f"""INSERT INTO attempts (delivery_id, number, started_at, ended_at, result, reason)
         SELECT 'dlv_' || {_IDS} || '00000000', 1, n, n, 'done', ''
         FROM generate_series(1, 6000) n WHERE n % 20 > 4""",
+    """UPDATE deliveries SET after = '["save"]' WHERE state = 'pending' AND due_at < 3000""",
     """INSERT INTO requests (provider, at, requests)
         SELECT 'fal', n, 1 FROM generate_series(1, 6000) n""",
 )
@@ -736,7 +738,7 @@ _PARAMS: Final[dict[str, Any]] = {
     "everyone": False,
     "reason": "",
 }
-_SETTLED: Final = [(name, "me", 1, 1.0, 2.0, "done", "", "done", None, 2.0) for name in _OWED]
+_SETTLED: Final = [(name, "me", 1, 1.0, 2.0, "done", "", "", "done", None, 2.0) for name in _OWED]
 _ENDS: Final = [(name, "succeeded", None, "[]", None, None, "webhook", 1.0) for name in _SOME]
 _HOT: Final[dict[str, tuple[Query, list[Any] | None]]] = {
     "known": (q.SELECT_KNOWN, [(name,) for name in _SOME]),
@@ -747,6 +749,10 @@ _HOT: Final[dict[str, tuple[Query, list[Any] | None]]] = {
     "held": (q.SELECT_HELD, _SETTLED),
     "attempts": (q.INSERT_ATTEMPTS, _SETTLED),
     "settle": (q.SETTLE_DELIVERIES, _SETTLED),
+    "waiting": (q.SELECT_WAITING, [(name,) for name in _SOME]),
+    "unended": (q.SELECT_UNENDED, [(name,) for name in _OWED]),
+    "stop waiting": (q.STOP_WAITING, [(name,) for name in _OWED]),
+    "result": (q.SELECT_RESULT, None),
     "release": (q.RELEASE_DELIVERIES, None),
     "renew": (q.RENEW_LEASES, [(name,) for name in _OWED]),
     "claim due": (q.CLAIM_DUE, None),
@@ -779,8 +785,8 @@ _HOT: Final[dict[str, tuple[Query, list[Any] | None]]] = {
         for names in ([], ["state"], ["prediction"], ["cursor"], ["cursor", "state"])
     },
 }
-_WHOLE: Final = {"list by ", "list by provider", "deliveries by ", "release"}
-"""Those that walk an index: from its end until a page is full, or all that is running."""
+_WHOLE: Final = {"list by ", "list by provider", "deliveries by ", "release", "waiting"}
+"""Those that walk an index: from its end until a page is full, or all that is running or waits."""
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,180 @@
+"""Deliveries that wait for those of other handlers, and what handlers add to a prediction."""
+
+import asyncio
+from typing import Any, Final
+
+import pytest
+
+from receiver.model import DONE, Decision, Stored, delivery_id
+from receiver.store.base import Store
+from receiver.store.values import Addition, Delivery, Owed
+
+from .parts import AGAIN, GIVEN_UP, NOW, Engine, ended, new, pred, settlement, wanted
+
+pytestmark = pytest.mark.anyio
+
+DAY: Final = 86400.0
+POST_AFTER_SAVE: Final = {"post": ("save",)}
+KEPT: Final = Stored(url="s3://kept/a.png", sha256="ab" * 32, size=7, content_type="image/png")
+
+
+async def claims(store: Store, handler: str, at: float = NOW + 20) -> list[str]:
+    found = await store.claim(wanted(handler, now=at))
+    return [claim.id for claim in found.claims]
+
+
+async def ends(store: Store, handler: str, decision: Decision = DONE, at: float = NOW + 30) -> None:
+    [claim] = (await store.claim(wanted(handler, now=NOW + 20))).claims
+    assert await store.settle(settlement(claim, decision, ended_at=at))
+
+
+async def delivery(store: Store, handler: str) -> Delivery:
+    [found] = (await store.deliveries(1, id=delivery_id(pred(1), handler))).data
+    assert isinstance(found, Delivery)
+    return found
+
+
+@pytest.mark.parametrize("end", [DONE, GIVEN_UP, Decision(state="skipped", reason="not mine")])
+async def test_a_delivery_waits_until_another_has_ended_however_it_ends(
+    store: Store, end: Decision
+) -> None:
+    await ended(store, 1, "save", "post", "log", after=POST_AFTER_SAVE)
+
+    assert await claims(store, "post") == []
+    assert (await delivery(store, "post")).reason == "waits for save"
+    assert await claims(store, "log") == [delivery_id(pred(1), "log")]  # it waits for nobody
+    await ends(store, "save", end)
+    assert await claims(store, "post", NOW + 30) == [delivery_id(pred(1), "post")]
+
+
+async def test_another_attempt_is_no_end(store: Store) -> None:
+    await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
+    await ends(store, "save", AGAIN)
+    assert await claims(store, "post", NOW + 1000) == []
+
+
+async def test_another_event_of_the_same_handlers_changes_nothing(store: Store) -> None:
+    await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
+    await ended(store, 2, "save", "post", after=POST_AFTER_SAVE)
+    [first, _] = (await store.claim(wanted("save", now=NOW + 20))).claims
+    await store.settle(settlement(first, DONE, ended_at=NOW + 21))
+    assert await claims(store, "post", NOW + 30) == [delivery_id(first.event.prediction.id, "post")]
+
+
+async def test_who_waits_for_several_waits_for_the_last_of_them(store: Store) -> None:
+    await ended(store, 1, "a", "b", "post", after={"post": ("a", "b")})
+    await ends(store, "a")
+    assert await claims(store, "post", NOW + 40) == []
+    await ends(store, "b")
+    assert len(await claims(store, "post", NOW + 40)) == 1
+
+
+async def test_of_two_that_end_at_once_one_lets_go(store: Store) -> None:
+    for number in range(8):
+        await ended(store, number, "a", "b", "post", after={"post": ("a", "b")})
+    both = [await store.claim(wanted(name, now=NOW + 20)) for name in ("a", "b")]
+    await asyncio.gather(
+        *(
+            store.settle(settlement(claim, DONE, ended_at=NOW + 30))
+            for found in both
+            for claim in found.claims
+        )
+    )
+    assert len(await claims(store, "post", NOW + 40)) == 8
+
+
+async def test_a_chain_of_handlers_runs_in_its_order(store: Store) -> None:
+    after = {"caption": ("save",), "post": ("caption",)}
+    await ended(store, 1, "save", "caption", "post", after=after)
+    for handler, follower in (("save", "caption"), ("caption", "post")):
+        assert await claims(store, follower, NOW + 40) == []
+        [claim] = (await store.claim(wanted(handler, now=NOW + 40))).claims
+        await store.settle(settlement(claim, DONE, ended_at=NOW + 40))
+    assert len(await claims(store, "post", NOW + 50)) == 1
+
+
+async def test_nobody_waits_for_longer_than_a_day(store: Store, engine: Engine) -> None:
+    await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
+    [[due]] = engine.rows("SELECT due_at FROM deliveries WHERE handler = 'post'")
+    assert due == NOW + 10 + DAY
+    await store.reclaim("o", NOW + 10 + DAY + 120)  # where a job is missing, it is made
+    assert len(await claims(store, "post", NOW + 10 + DAY + 121)) == 1
+
+
+async def test_a_replay_waits_anew(store: Store) -> None:
+    await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
+    await ends(store, "save")
+    [claim] = (await store.claim(wanted("post", now=NOW + 40))).claims
+    await store.settle(settlement(claim, DONE, ended_at=NOW + 41))
+
+    both = Owed(("post", "save"), POST_AFTER_SAVE)
+    replayed = await store.replay(pred(1), lambda *_: both, NOW + 50)
+    assert (replayed.owed, sorted(replayed.handlers)) == (2, ["post", "save"])
+    assert await claims(store, "post", NOW + 60) == []
+    [claim] = (await store.claim(wanted("save", now=NOW + 60))).claims
+    await store.settle(settlement(claim, DONE, ended_at=NOW + 61))
+    assert len(await claims(store, "post", NOW + 70)) == 1
+
+
+async def test_an_operator_need_not_wait(store: Store) -> None:
+    await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
+    assert await store.retry(delivery_id(pred(1), "post"), NOW + 15) == "post"
+    [claim] = (await store.claim(wanted("post", now=NOW + 20))).claims
+    await store.settle(settlement(claim, AGAIN, ended_at=NOW + 21))
+    await ends(store, "save")  # is no reason to try again before its time
+    assert await claims(store, "post", NOW + 40) == []
+
+
+async def test_what_is_stored_is_on_the_prediction_and_in_later_claims(store: Store) -> None:
+    await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
+    await store.add(Addition(prediction_id=pred(1), stored={0: KEPT}))
+    await store.add(Addition(prediction_id=pred(1), stored={7: KEPT}, metadata={"flagged": "x"}))
+    await ends(store, "save")
+
+    [claim] = (await store.claim(wanted("post", now=NOW + 40))).claims
+    prediction = claim.event.prediction
+    assert prediction == await store.prediction(pred(1))
+    assert prediction.output is not None
+    assert [output.stored for output in prediction.output] == [KEPT]
+    assert prediction.metadata["flagged"] == "x"
+
+
+async def test_additions_at_once_are_all_kept(store: Store) -> None:
+    await ended(store, 1, "save")
+    await asyncio.gather(
+        *(
+            store.add(Addition(prediction_id=pred(1), metadata={f"n{number}": number}))
+            for number in range(20)
+        )
+    )
+    found = await store.prediction(pred(1))
+    assert found is not None
+    assert {f"n{number}" for number in range(20)} <= found.metadata.keys()
+
+
+async def test_an_addition_to_what_has_no_output_or_does_not_exist_changes_nothing_else(
+    store: Store,
+) -> None:
+    await store.create(new(1))
+    await store.add(Addition(prediction_id=pred(1), stored={0: KEPT}, metadata={"a": 1}))
+    await store.add(Addition(prediction_id="pred_none", stored={0: KEPT}))
+    found = await store.prediction(pred(1))
+    assert found is not None
+    assert (found.output, found.metadata["a"]) == (None, 1)
+
+
+async def test_depth_counts_the_predictions_that_led_to_one(store: Store) -> None:
+    parents: tuple[Any, ...] = (None, pred(1), pred(2), "pred_forgotten")
+    for number, parent in enumerate(parents, 1):
+        await store.create(new(number, parent_id=parent))
+    found = [await store.prediction(pred(number)) for number in range(1, 5)]
+    assert [prediction and prediction.depth for prediction in found] == [0, 1, 2, 0]
+
+
+async def test_a_note_is_kept_with_its_attempt(store: Store) -> None:
+    await ended(store, 1, "greet")
+    [claim] = (await store.claim(wanted())).claims
+    await store.settle(settlement(claim, DONE, note="exit 0: ünïcode"))
+    assert [attempt["note"] for attempt in (await delivery(store, "greet")).history] == [
+        "exit 0: ünïcode"
+    ]
