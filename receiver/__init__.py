@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from receiver.dispatch.registry import Dead, Retry, Skip, on
-from receiver.model import Event, Output, Prediction
+from receiver.model import Event, Output, Prediction, Stored
 
 if TYPE_CHECKING:
     from receiver.app import create_app
+    from receiver.dispatch.answers import expect
     from receiver.dispatch.fetch import Fetched
     from receiver.dispatch.runner import Context
+    from receiver.template import Template
 
 __version__ = "0.1.0"
 
@@ -23,14 +25,19 @@ __all__ = [
     "Prediction",
     "Retry",
     "Skip",
+    "Stored",
+    "Template",
     "create_app",
+    "expect",
     "on",
 ]
 
 _LATE = {
     "Context": "receiver.dispatch.runner",
     "Fetched": "receiver.dispatch.fetch",
+    "Template": "receiver.template",
     "create_app": "receiver.app",
+    "expect": "receiver.dispatch.answers",
 }
 
 

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from receiver.dispatch.embedded import Dispatch, new_owner
 from receiver.dispatch.fetch import guarded_client
-from receiver.dispatch.registry import Registry, handlers_of, load
+from receiver.dispatch.registry import Handler, Registry, handlers_of, load
 from receiver.dispatch.runner import Tools
 from receiver.duty import Duty
 from receiver.errors import KeysUnavailable, StoreUnavailable, StoreUnusable
@@ -49,22 +49,25 @@ _CONNECTIONS: Final = httpx.Limits(max_connections=200, max_keepalive_connection
 
 def create_app(
     settings: Settings | None = None,
-    handlers: Sequence[str | Callable[..., Any]] | None = None,
+    handlers: Sequence[str | Callable[..., Any] | Handler] | None = None,
     *,
     dispatch: bool = True,
     clock: Callable[[], float] = time.time,
     transport: httpx.AsyncBaseTransport | None = None,
+    http: httpx.AsyncBaseTransport | None = None,
+    results: httpx.AsyncBaseTransport | None = None,
 ) -> Starlette:
     """Build the receiver as an ASGI app with a lifespan.
 
     `settings` default to the environment; `handlers` are names as in RECEIVER_HANDLERS or decorated
     functions, and default to the settings'. Without `dispatch` handlers run elsewhere, or when
-    `POST /v1/drain` says so. `transport` stands in for the network to providers.
+    `POST /v1/drain` says so. `transport` stands in for the network to providers, `http` for that of
+    `ctx.http` and `results` for that of `ctx.fetch`, guard included.
     Raises SettingsError, HandlerError, or StoreUnusable where PostgreSQL's extra is not installed;
     the lifespan raises StoreUnusable and StoreUnavailable.
     """
     tasks = _SERVES if dispatch else _ACCEPTS
-    return _receiver(settings, handlers, tasks, clock, transport).app
+    return _receiver(settings, handlers, tasks, clock, _Network(transport, http, results)).app
 
 
 async def work(settings: Settings, stop: asyncio.Event) -> None:
@@ -110,6 +113,14 @@ class _Tasks(msgspec.Struct, frozen=True):
     """Takes its turn at what is done once for all processes."""
 
 
+class _Network(msgspec.Struct, frozen=True):
+    """What stands in for the networks, where that is not the world."""
+
+    providers: httpx.AsyncBaseTransport | None = None
+    http: httpx.AsyncBaseTransport | None = None
+    results: httpx.AsyncBaseTransport | None = None
+
+
 _SERVES: Final = _Tasks(outbound=True, deliveries=True)
 _ACCEPTS: Final = _Tasks(outbound=True, deliveries=False)
 _WORKS: Final = _Tasks(outbound=False, deliveries=True)
@@ -118,14 +129,14 @@ _DRAINS: Final = _Tasks(outbound=False, deliveries=False, sweeps=False)
 
 def _receiver(
     settings: Settings | None,
-    handlers: Sequence[str | Callable[..., Any]] | None,
+    handlers: Sequence[str | Callable[..., Any] | Handler] | None,
     tasks: _Tasks,
     clock: Callable[[], float] = time.time,
-    transport: httpx.AsyncBaseTransport | None = None,
+    network: _Network | None = None,
 ) -> _Receiver:
     settings = settings or Settings.read(os.environ)
     registry = _registry(settings.handlers if handlers is None else handlers)
-    return _Receiver(_with_secrets(settings), registry, tasks, clock, transport)
+    return _Receiver(_with_secrets(settings), registry, tasks, clock, network or _Network())
 
 
 def _make_store(settings: Settings) -> Store:
@@ -142,11 +153,11 @@ def _make_store(settings: Settings) -> Store:
     return PostgresStore(settings.database_url, _report, PgQueuerJobs(SCHEMA))
 
 
-def _registry(handlers: Sequence[str | Callable[..., Any]]) -> Registry:
+def _registry(handlers: Sequence[str | Callable[..., Any] | Handler]) -> Registry:
     registry = load([name for name in handlers if isinstance(name, str)])
-    for function in handlers:
-        if not isinstance(function, str):
-            for handler in handlers_of(function):
+    for given in handlers:
+        if not isinstance(given, str):
+            for handler in [given] if isinstance(given, Handler) else handlers_of(given):
                 registry.add(handler)
     return registry
 
@@ -192,7 +203,7 @@ class _Receiver:
         registry: Registry,
         tasks: _Tasks,
         clock: Callable[[], float],
-        transport: httpx.AsyncBaseTransport | None,
+        network: _Network,
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -204,9 +215,13 @@ class _Receiver:
         self._draining: asyncio.Task[Drained] | None = None
         # Whatever compresses all the same is inflated in bounded pieces.
         plain = {"Accept-Encoding": "identity"}
-        self._client = httpx.AsyncClient(transport=transport, limits=_CONNECTIONS, headers=plain)
-        self._results = guarded_client(allow_private=settings.allow_private_fetch)
-        self._http = httpx.AsyncClient(timeout=30.0)
+        self._client = httpx.AsyncClient(
+            transport=network.providers, limits=_CONNECTIONS, headers=plain
+        )
+        self._results = guarded_client(
+            allow_private=settings.allow_private_fetch, instead=network.results
+        )
+        self._http = httpx.AsyncClient(transport=network.http, timeout=30.0)
         providers = make_providers(settings.providers)
         tokens = Tokens([key.reveal() for key in settings.secret_keys])
         jwks = settings.providers["fal"].urls["jwks"]

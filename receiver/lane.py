@@ -253,9 +253,9 @@ class Lane:
                 log.info("submit.accepted", provider_id=receipt.provider_id, **log_fields)
             case Outcome():
                 await self._answered(job, receipt, body)
-            case Refused(message):
+            case Refused(message, code):
                 log.warning("submit.rejected", reason=message, **log_fields)
-                await self._ended_unsent(job, Error(code="rejected", message=message), body)
+                await self._ended_unsent(job, Error(code=code, message=message), body)
             case Postponed(message, after):
                 log.warning("submit.postponed", reason=message, after=after, **log_fields)
                 if receipt.whole_provider:

@@ -4,17 +4,22 @@ A result's URL is text from outside. It is fetched only from public addresses, c
 of connecting and again on every redirect, within a size and a time. The name is resolved once and
 the connection made to the address that was checked, so a name that answers differently the second
 time gains nothing.
+
+What comes must be what was promised. The provider and the server say what a result is, and its
+bytes show it: a picture that is an error page, or empty, is no picture, whatever the status was.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import codecs
 import hashlib
 import ipaddress
+import re
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 from urllib.parse import unquote_to_bytes
@@ -42,7 +47,7 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     """Hex digest of the content."""
     content_type: str
-    """As the first bytes show it; as the server says where they show nothing."""
+    """As the first bytes show it; as was promised where they show nothing."""
 
     def read(self) -> bytes:
         return self.path.read_bytes()
@@ -118,12 +123,18 @@ _SPECIAL: Final = ipaddress.IPv4Network("192.0.0.0/24")
 """IETF protocol assignments, where one cloud keeps its metadata; older Pythons know a part."""
 
 
-def guarded_client(*, allow_private: bool) -> httpx.AsyncClient:
-    """Make the client for results; it reads no proxy settings, as a proxy would connect for us."""
+def guarded_client(
+    *, allow_private: bool, instead: httpx.AsyncBaseTransport | None = None
+) -> httpx.AsyncClient:
+    """Make the client for results; it reads no proxy settings, as a proxy would connect for us.
+
+    `instead` stands in for the network and its guard, in tests.
+    """
+    guarded = GuardedTransport(
+        allow_private=allow_private, inner=httpx.AsyncHTTPTransport(retries=0)
+    )
     return httpx.AsyncClient(
-        transport=GuardedTransport(
-            allow_private=allow_private, inner=httpx.AsyncHTTPTransport(retries=0)
-        ),
+        transport=instead or guarded,
         follow_redirects=True,
         max_redirects=_MAX_REDIRECTS,
         timeout=httpx.Timeout(30.0),
@@ -137,10 +148,11 @@ async def fetch(
 ) -> Fetched:
     """Download one output into a new file below `folder`.
 
-    Raises Dead where trying again cannot help (a forbidden address, too large, gone, not a URL) and
-    httpx.HTTPError or TimeoutError where it may.
+    Raises Dead where trying again cannot help (a forbidden address, too large, gone, not a URL, not
+    what was promised) and httpx.HTTPError or TimeoutError where it may.
     """
-    url = output if isinstance(output, str) else output.url
+    output = Output(url=output) if isinstance(output, str) else output
+    url = output.url
     if not url:
         raise Dead("this output has no URL")
     try:
@@ -148,8 +160,9 @@ async def fetch(
             if not url.startswith(("http://", "https://", "data:")):
                 raise httpx.UnsupportedProtocol(f"{url[:40]!r} is no http(s) URL")
             if url.startswith("data:"):
-                return await _save(_from_data_uri(url), folder, _data_type(url), max_bytes)
-            return await _download(client, url, folder, max_bytes)
+                promises = [_data_type(url), output.content_type or ""]
+                return await _save(_from_data_uri(url), folder, promises, max_bytes)
+            return await _download(client, url, folder, output.content_type or "", max_bytes)
     except _UNFIT as error:
         raise Dead(f"will not fetch: {error}") from error
 
@@ -166,20 +179,34 @@ _GONE: Final = frozenset({400, 401, 403, 404, 410})
 """A result that has expired, in the words of different stores."""
 
 
-async def _download(client: httpx.AsyncClient, url: str, folder: Path, max_bytes: int) -> Fetched:
+async def _download(
+    client: httpx.AsyncClient, url: str, folder: Path, promised: str, max_bytes: int
+) -> Fetched:
     async with client.stream("GET", url) as answer:
         if answer.status_code in _GONE:
             raise Dead(f"the result is gone: HTTP {answer.status_code}")
         answer.raise_for_status()
-        declared = answer.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > max_bytes:
+        text = answer.headers.get("content-length", "")
+        declared = int(text) if text.isdecimal() else 0
+        if declared > max_bytes:
             raise Dead(f"the result has {declared} bytes, more than {max_bytes}")
-        kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-        return await _save(pieces(answer), folder, kind, max_bytes)
+        promises = [answer.headers.get("content-type", ""), promised]
+        return await _save(_whole(answer, declared), folder, promises, max_bytes)
+
+
+async def _whole(answer: httpx.Response, declared: int) -> AsyncIterator[bytes]:
+    """Give the content in pieces; not every transport notices that some of it never came."""
+    came = 0
+    async for piece in pieces(answer):
+        came += len(piece)
+        yield piece
+    # What is compressed has its own end, and `pieces` looks for it.
+    if came < declared and "content-encoding" not in answer.headers:
+        raise httpx.RemoteProtocolError(f"{came} bytes came of {declared}", request=answer.request)
 
 
 async def _save(
-    chunks: AsyncIterator[bytes], folder: Path, declared: str, max_bytes: int
+    chunks: AsyncIterator[bytes], folder: Path, promises: Sequence[str], max_bytes: int
 ) -> Fetched:
     digest = hashlib.sha256()
     head = b""
@@ -192,7 +219,7 @@ async def _save(
             head += chunk[: _HEAD - len(head)]
             digest.update(chunk)
             await _write(file, chunk)
-    kind = sniff(head) or declared or "application/octet-stream"
+    kind = _kind(head, [promise.partition(";")[0].strip().lower() for promise in promises])
     return Fetched(path=Path(file.name), size=size, sha256=digest.hexdigest(), content_type=kind)
 
 
@@ -214,29 +241,159 @@ async def _from_data_uri(url: str) -> AsyncIterator[bytes]:
 
 
 def _data_type(url: str) -> str:
-    return url[len("data:") :].partition(",")[0].partition(";")[0].lower()
+    return url[len("data:") :].partition(",")[0]
 
 
-_HEAD: Final = 16
-_SIGNATURES: Final = (
-    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
-    (0, b"\xff\xd8\xff", "image/jpeg"),
-    (0, b"GIF87a", "image/gif"),
-    (0, b"GIF89a", "image/gif"),
-    (8, b"WEBP", "image/webp"),
-    (4, b"ftypavif", "image/avif"),
-    (4, b"ftyp", "video/mp4"),
-    (0, b"\x1aE\xdf\xa3", "video/webm"),
-    (0, b"ID3", "audio/mpeg"),
-    (8, b"WAVE", "audio/wav"),
-    (0, b"OggS", "audio/ogg"),
-    (0, b"%PDF-", "application/pdf"),
+def _kind(head: bytes, promises: Sequence[str]) -> str:
+    """Name the type of what came, or raise Dead where a promise of a family is broken."""
+    families = [promise for promise in promises if promise.startswith(_FAMILIES)]
+    shown = sniff(head) or ("text/plain" if _is_plain(_text(head)) else None)
+    for promise in families:
+        if not head:
+            raise Dead(f"the result is empty: {promise} was promised")
+        if shown and not _keeps(shown, promise):
+            raise Dead(
+                f"the result is not what it says: {promise} was promised and the bytes are {shown}"
+            )
+    said = next((p for p in [*families, *promises] if p not in _NO_PROMISE), _UNKNOWN)
+    return _called(sniff(head), said)
+
+
+def _keeps(shown: str, promise: str) -> bool:
+    family = promise.partition("/")[0]
+    if promise in _WRITTEN and shown in {"text/plain", "application/xml"}:
+        return True
+    if shown in _CONTAINERS:
+        return family != "image"
+    return shown.startswith(f"{family}/") or (family == "video" and shown in _MOVING)
+
+
+def _called(shown: str | None, said: str) -> str:
+    """Say what the bytes show; where they leave something open, in the words of the promise."""
+    if shown is None or said.endswith(f"+{shown.partition('/')[2]}"):
+        return said
+    other = _EITHER.get(shown, "")
+    return other if other and said.startswith(f"{other.partition('/')[0]}/") else shown
+
+
+_UNKNOWN: Final = "application/octet-stream"
+_NO_PROMISE: Final = frozenset({"", _UNKNOWN, "binary/octet-stream"})
+_FAMILIES: Final = ("image/", "video/", "audio/")
+_EITHER: Final = {
+    "video/mp4": "audio/mp4",
+    "video/webm": "audio/webm",
+    "video/x-matroska": "audio/x-matroska",
+    "video/3gpp": "audio/3gpp",
+    "audio/ogg": "video/ogg",
+}
+"""Containers whose first bytes do not tell whether they hold sound only, by both their names."""
+_CONTAINERS: Final = frozenset({*_EITHER, *_EITHER.values(), "video/quicktime"})
+_MOVING: Final = frozenset({"image/gif", "image/apng", "image/webp"})
+"""Pictures that may move, and so are somebody's video."""
+_WRITTEN: Final = frozenset(
+    {
+        "image/svg+xml",
+        "image/x-xpixmap",
+        "image/x-xbitmap",
+        "image/x-portable-bitmap",
+        "image/x-portable-graymap",
+        "image/x-portable-pixmap",
+        "audio/mpegurl",
+        "audio/x-mpegurl",
+        "audio/x-scpls",
+    }
 )
+"""Pictures and lists of sounds that are written as text."""
+
+
+def _bytes_where(fits: Callable[[int], bool]) -> bytes:
+    """Write a class of a regular expression: the bytes that fit."""
+    return b"[" + b"".join(b"\\x%02x" % byte for byte in range(256) if fits(byte)) + b"]"
+
+
+# Frames of sound begin with eleven or twelve bits that are set, as other things do too: what comes
+# next must be a bit rate and a sampling rate that exist (ISO 11172-3 and 13818-7).
+_MPEG_RATES: Final = _bytes_where(lambda byte: 0 < byte >> 4 < 15 and byte >> 2 & 3 != 3)  # noqa: PLR2004 - bits
+_AAC_RATES: Final = _bytes_where(lambda byte: byte >> 2 & 15 < 13)  # noqa: PLR2004 - bits
+
+_HEAD: Final = 512
+_SIGNATURES: Final = tuple(
+    (re.compile(pattern, re.DOTALL), kind)
+    for pattern, kind in (
+        (rb"\x89PNG\r\n\x1a\n.{25}.{0,400}acTL", "image/apng"),
+        (rb"\x89PNG\r\n\x1a\n", "image/png"),
+        (rb"\xff\xd8\xff", "image/jpeg"),
+        (rb"GIF8[79]a", "image/gif"),
+        (rb"RIFF.{4}WEBP", "image/webp"),
+        (rb"RIFF.{4}WAVE", "audio/wav"),
+        (rb"RIFF.{4}AVI ", "video/x-msvideo"),
+        (rb"BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "image/bmp"),
+        (rb"II[*+]\0|MM\0[*+]", "image/tiff"),
+        (rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a", "image/jxl"),
+        (rb"\0.{3}ftyp(?:avi[fs]|(?:mif1|msf1|miaf).{4}(?:.{4}){0,15}avi[fs])", "image/avif"),
+        (rb"\0.{3}ftyphe(?:i[cxms]|v[cxms])", "image/heic"),
+        (rb"\0.{3}ftyp(?:mif1|msf1|miaf)", "image/heif"),
+        (rb"\0.{3}ftypM4[AB] ", "audio/mp4"),
+        (rb"\0.{3}ftypqt  |\0.{3}(?:moov|mdat|wide)", "video/quicktime"),
+        (rb"\0.{3}ftyp3g", "video/3gpp"),
+        (rb"\0.{3}[fs]typ", "video/mp4"),
+        (rb"\x1aE\xdf\xa3.{0,60}matroska", "video/x-matroska"),
+        (rb"\x1aE\xdf\xa3", "video/webm"),
+        (rb"OggS.{24}.{0,256}\x80theora", "video/ogg"),
+        (rb"OggS", "audio/ogg"),
+        (rb"fLaC", "audio/flac"),
+        (rb"FORM.{4}AIF[FC]", "audio/aiff"),
+        (rb"ID3[\x02-\x04]|\xff[\xe2-\xe5\xf2-\xf5\xfa-\xfd]" + _MPEG_RATES, "audio/mpeg"),
+        (rb"\xff[\xf0\xf1\xf8\xf9]" + _AAC_RATES, "audio/aac"),
+        (rb"glTF[\1\2]\0\0\0", "model/gltf-binary"),
+        (rb"PK(?:\x03\x04|\x05\x06|\x07\x08)", "application/zip"),
+        (rb"\x1f\x8b\x08", "application/gzip"),
+        (rb"%PDF-", "application/pdf"),
+    )
+)
+# Atomic, as comments after comments could be taken apart in more ways than there is time for.
+_COMMENTS: Final = r"(?>(?:<!--.*?-->\s*)*)"
+_BEFORE: Final = r"(?>(?:<\?xml.*?\?>\s*)?)" + _COMMENTS
+_MARKUP: Final = tuple(
+    (re.compile(pattern, re.DOTALL | re.IGNORECASE), kind)
+    for pattern, kind in (
+        (_BEFORE + r"(?:<!doctype svg[^>]*>\s*)?" + _COMMENTS + r"<svg[\s/>]", "image/svg+xml"),
+        (_BEFORE + r"<!doctype html\b", "text/html"),
+        (
+            _BEFORE + r"<(?:html|head|body|title|meta|link|script|style|iframe|table|center|font|"
+            r"div|span|h[1-6]|p|pre|br|b|a|img)[\s/>]",
+            "text/html",
+        ),
+        (r"<\?xml\s|<!--|<!doctype\s|<[a-z_][\w:.-]*[\s/>]", "application/xml"),
+        (r"\{\s*(?:\"|\}|$)|\[\s*(?:[\"{\[\]\d-]|true|false|null|$)", "application/json"),
+    )
+)
+_BOMS: Final = (
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_NOT_WRITTEN: Final = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 def sniff(head: bytes) -> str | None:
-    """Name the type that the first 16 bytes of a file show; None where they show none."""
-    for start, magic, kind in _SIGNATURES:
-        if head[start : start + len(magic)] == magic:
+    """Name the type that the first 512 bytes of a file show; None where they show none."""
+    for signature, kind in _SIGNATURES:
+        if signature.match(head):
             return kind
-    return None
+    text = _text(head)
+    return next((kind for markup, kind in _MARKUP if markup.match(text)), None)
+
+
+def _text(head: bytes) -> str:
+    """Read the head as text, without what may stand before it; '' where it is none.
+
+    A page in an old encoding has odd letters, and is a page all the same.
+    """
+    encoding = next((name for bom, name in _BOMS if head.startswith(bom)), "utf-8")
+    # The incremental decoder keeps back a letter that is cut in half at the end.
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
+    return "" if _NOT_WRITTEN.search(text) else text.lstrip("\ufeff \t\r\n\f\v")
+
+
+def _is_plain(text: str) -> bool:
+    return bool(text) and "\N{REPLACEMENT CHARACTER}" not in text

@@ -26,6 +26,7 @@ import msgspec
 
 from receiver.errors import Problem, Unproved, Unreadable
 from receiver.model import Error, ErrorCode, Outcome, Output, Ticket
+from receiver.providers.codes import code_of
 
 LONGEST_MESSAGE: Final = 2000
 LONGEST_ID: Final = 200
@@ -76,6 +77,8 @@ class Refused(msgspec.Struct, frozen=True):
     """The provider will never take this submit; `message` is in its own words."""
 
     message: str
+    code: ErrorCode = "rejected"
+    """`content_policy` where it refuses what was asked for, not how."""
 
 
 class Postponed(msgspec.Struct, frozen=True):
@@ -194,26 +197,16 @@ def _sane(text: str) -> bool:
     return text.isprintable() and not {" ", "/"} & set(text) and text not in {".", ".."}
 
 
-# The first row whose pattern is found names the code. Providers reword their refusals freely, so
-# the machine-readable hint (an error type or category) is put in front of the text by adapters.
-_CODES: Final[tuple[tuple[re.Pattern[str], ErrorCode], ...]] = (
-    (
-        re.compile(
-            r"content[_ -]?(policy|moderation|filter)|moderat(ed|ion)|safety|nsfw|"
-            r"prohibited[_ ]content|flagged|sensitive[_ ](content|information)|violat\w+ .*polic",
-            re.IGNORECASE,
-        ),
-        "content_policy",
-    ),
-    (re.compile(r"time[d_ -]*out", re.IGNORECASE), "timeout"),
-)
-
-
 def failure(message: str, *hints: str) -> Error:
-    """Build the error of a failed prediction; `hints` only help to find its code."""
-    text = " ".join([*hints, message])[:LONGEST_MESSAGE]
-    code: ErrorCode = next((code for row, code in _CODES if row.search(text)), "provider_error")
-    return Error(code=code, message=message[:LONGEST_MESSAGE] or "unknown")
+    """Build the error of a failed prediction; `hints`, for machines, only help to find its code."""
+    said = message[:LONGEST_MESSAGE]
+    return Error(code=code_of(said, [join(hints)]), message=said or "unknown")
+
+
+def refusal(message: str, *hints: str) -> Refused:
+    """Build the receipt of a refused submit, as `failure` builds an error."""
+    refused_content = failure(message, *hints).code == "content_policy"
+    return Refused(message, "content_policy" if refused_content else "rejected")
 
 
 _FILE_FIELDS: Final[dict[str, tuple[type, ...]]] = {
@@ -292,8 +285,11 @@ def data_uri(b64: str) -> Output:
     return Output(url=f"data:{kind or 'application/octet-stream'};base64,{b64}", content_type=kind)
 
 
-def settle_submit(answer: Answer, message: str) -> Refused | Postponed | None:
-    """Sort a submit's answer by status alone; None: a 2xx, which the adapter reads on."""
+def settle_submit(answer: Answer, message: str, *hints: str) -> Refused | Postponed | None:
+    """Sort a submit's answer by status alone; None: a 2xx, which the adapter reads on.
+
+    `hints` say only which refusal it is.
+    """
     if 200 <= answer.status < 300:  # noqa: PLR2004 - any 2xx is a yes
         return None
     said = message or f"HTTP {answer.status} without a reason"
@@ -301,7 +297,7 @@ def settle_submit(answer: Answer, message: str) -> Refused | Postponed | None:
         return Postponed(
             said, retry_after(answer), whole_provider=answer.status == httpx.codes.TOO_MANY_REQUESTS
         )
-    return Refused(said)
+    return refusal(said, *hints)
 
 
 _TRY_AGAIN: Final = {408, 425, 429}

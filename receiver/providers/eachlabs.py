@@ -22,7 +22,6 @@ from receiver.providers.base import (
     Callback,
     Hook,
     Receipt,
-    Refused,
 )
 
 # One table for both channels is safe here, as no word means one thing when pushed and another when
@@ -72,13 +71,14 @@ class Eachlabs:
     def accepted(self, ticket: Ticket, answer: Answer) -> Receipt:
         body = base.decode_or_empty(answer.body)
         reason = _reason(body)
-        if settled := base.settle_submit(answer, reason):
+        hints = _hints(body)
+        if settled := base.settle_submit(answer, reason, *hints):
             return settled
         provider_id = _id(body)
         if ticket.mode == "sync" and (provider_id or body.get("status")):
             return _outcome(body)
         if base.lookup(_KINDS, body.get("status"), "processing") in {"failed", "canceled"}:
-            return Refused(reason or "not created")
+            return base.refusal(reason or "not created", *hints)
         if provider_id is None:
             return Ambiguous("Eachlabs accepted the submit without a predictionID")
         return Accepted(provider_id)
@@ -133,7 +133,7 @@ def _outcome(payload: dict[str, Any]) -> Outcome:
         results = base.outputs(payload.get("output"))
         return Outcome(kind=kind, provider_id=provider_id, output=results)
     error = {
-        "failed": base.failure(_reason(payload), _category(payload.get("output"))),
+        "failed": base.failure(_reason(payload), *_hints(payload)),
         "canceled": Error(code="canceled", message="canceled at Eachlabs"),
     }.get(kind)
     return Outcome(kind=kind, provider_id=provider_id, error=error)
@@ -152,8 +152,14 @@ def _reason(payload: dict[str, Any]) -> str:
     )
 
 
-def _category(output: Any) -> str:
+def _hints(payload: dict[str, Any]) -> list[str]:
+    """Give the category and code of an error, in the envelope inside `output` or beside it."""
+    output = payload.get("output")
     envelope = output if isinstance(output, dict) else base.first(output)
-    classification = envelope.get("classification")
+    return [hint for place in (envelope, payload) for hint in _named(place)]
+
+
+def _named(place: dict[str, Any]) -> list[str]:
+    classification = place.get("classification")
     category = classification.get("category") if isinstance(classification, dict) else None
-    return base.words(category, envelope.get("error_code"))
+    return [base.words(category), base.words(place.get("error_code"))]

@@ -66,7 +66,7 @@ class Fal:
         body = base.decode_or_empty(answer.body)
         if ticket.mode == "sync":
             return _blocking(answer, body)
-        if settled := base.settle_submit(answer, _detail(body)):
+        if settled := base.settle_submit(answer, _detail(body), *_hints(body, answer)):
             return settled
         provider_id = base.identifier(body.get("request_id"))
         if provider_id is None:
@@ -219,7 +219,7 @@ def _result(ticket: Ticket, answer: Answer) -> Outcome:
         return Outcome(kind="processing", provider_id=ticket.provider_id)
     if not isinstance(body.get("detail"), list) and answer.status != _UNPROCESSABLE:
         raise Unreadable(f"HTTP {answer.status}")  # the infrastructure's trouble, not the model's
-    return Outcome(provider_id=ticket.provider_id, **_failed(body, body))
+    return Outcome(provider_id=ticket.provider_id, **_failed(body, body, answer))
 
 
 _UNPROCESSABLE: Final = 422
@@ -228,12 +228,12 @@ _UNPROCESSABLE: Final = 422
 def _blocking(answer: Answer, body: dict[str, Any]) -> Receipt:
     """Read the answer of a blocking run, whose id is only in a header."""
     request_id = base.identifier(answer.headers.get("x-fal-request-id"))
-    settled = base.settle_submit(answer, _detail(body))
+    settled = base.settle_submit(answer, _detail(body), *_hints(body, answer))
     if settled is None:
         results = base.outputs(base.decode(answer.body))
         return Outcome(kind="succeeded", provider_id=request_id, output=results)
     if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR and _is_final(answer):
-        return Outcome(provider_id=request_id, **_failed(body, body))
+        return Outcome(provider_id=request_id, **_failed(body, body, answer))
     return settled
 
 
@@ -243,16 +243,22 @@ def _is_final(answer: Answer) -> bool:
     return any(hint.strip().lower() in {"0", "false"} for hint in hints)
 
 
-def _failed(body: dict[str, Any], content: Any) -> dict[str, Any]:
+def _failed(body: dict[str, Any], content: Any, answer: Answer | None = None) -> dict[str, Any]:
     """Build the kind and error of a failed outcome from wherever the words are."""
     details = content if isinstance(content, dict) else {}
-    kinds = [base.words(item.get("type")) for item in _items(details)]
-    hints = [base.words(body.get("error_type"), details.get("error_type")), *kinds]
+    hints = [base.words(body.get("error_type")), *_hints(details, answer)]
     message = base.join(dict.fromkeys([base.words(body.get("error")), _detail(details)]))
     if any("client_cancelled" in text for text in (*hints, message)):
         error = Error(code="canceled", message=message or "canceled at fal.ai")
         return {"kind": "canceled", "error": error}
     return {"kind": "failed", "error": base.failure(message, *hints)}
+
+
+def _hints(body: dict[str, Any], answer: Answer | None) -> list[str]:
+    """Give what fal says to machines: the type of the error and of each of its details."""
+    header = answer.headers.get("x-fal-error-type") if answer else None
+    kinds = (item.get("type") for item in _items(body))
+    return [base.words(kind) for kind in (*kinds, body.get("error_type"), header)]
 
 
 def _items(body: dict[str, Any]) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ class Oxen:
 
     def accepted(self, ticket: Ticket, answer: Answer) -> Receipt:
         body = base.decode_or_empty(answer.body)
-        if settled := base.settle_submit(answer, _reason(body)):
+        if settled := base.settle_submit(answer, _reason(body), _type(body)):
             return settled
         if ticket.mode == "sync":
             return _images(body)
@@ -146,7 +146,7 @@ def _outcome(row: dict[str, Any], *, url: str, reason: str) -> Outcome:
             return Outcome(kind="ask", provider_id=provider_id)
         return Outcome(kind=kind, provider_id=provider_id, output=[Output(url=row[url])])
     error = {
-        "failed": base.failure(base.words(row.get(reason), _reason(row))),
+        "failed": base.failure(base.words(row.get(reason), _reason(row)), _type(row)),
         "canceled": Error(code="canceled", message="canceled at Oxen.ai"),
     }.get(kind)
     return Outcome(kind=kind, provider_id=provider_id, error=error)
@@ -164,7 +164,9 @@ def _images(body: dict[str, Any]) -> Outcome:
         and (isinstance(image.get("b64_json"), str) or isinstance(image.get("url"), str))
     ]
     if not results:
-        return Outcome(kind="failed", error=base.failure("Oxen.ai answered without an image"))
+        said = _reason(body) if body.get("error") else ""
+        error = base.failure(said or "Oxen.ai answered without an image", _type(body))
+        return Outcome(kind="failed", error=error)
     return Outcome(kind="succeeded", output=results)
 
 
@@ -175,6 +177,12 @@ def _reason(body: dict[str, Any]) -> str:
         detail = base.words(error.get("detail"), error.get("message"))
         return base.join([base.words(error.get("title")), detail]) or base.words(error.get("type"))
     return base.words(error, body.get("error_message"), body.get("status_message"))
+
+
+def _type(body: dict[str, Any]) -> str:
+    """Give what form A says to machines, and form B's upstream where it hands its own on."""
+    error = body.get("error")
+    return base.words(error.get("type"), error.get("code")) if isinstance(error, dict) else ""
 
 
 def _same(ticket: Ticket, row: Any) -> bool:

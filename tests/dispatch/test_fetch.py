@@ -4,7 +4,9 @@ import asyncio
 import base64
 import gzip
 import hashlib
+import re
 import socket
+import time
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -395,7 +397,9 @@ async def test_a_download_is_told_by_its_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("declared", "expected"),
     [
-        ((b"content-type: Image/SVG+xml; charset=utf-8",), "image/svg+xml"),
+        ((b"content-type: Image/X-Odd; charset=utf-8",), "image/x-odd"),
+        ((b"content-type: model/obj",), "model/obj"),
+        ((b"content-type: binary/octet-stream",), "application/octet-stream"),
         ((), "application/octet-stream"),
     ],
 )
@@ -403,7 +407,7 @@ async def test_where_the_bytes_say_nothing_the_server_does(
     tmp_path: Path, declared: tuple[bytes, ...], expected: str
 ) -> None:
     async with (
-        serving((*OK, *declared), b"<svg/>") as (url, _),
+        serving((*OK, *declared), b"\x01\x02") as (url, _),
         guarded_client(allow_private=True) as client,
     ):
         assert (await download(client, url, tmp_path)).content_type == expected
@@ -602,25 +606,324 @@ async def test_a_data_uri_that_is_no_good_is_dead(tmp_path: Path, url: str, word
             await download(client, url, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("head", "kind"),
-    [
-        (PNG, "image/png"),
-        (b"\xff\xd8\xff\xe0", "image/jpeg"),
-        (b"GIF89a", "image/gif"),
-        (b"RIFF\0\0\0\0WEBPVP8 ", "image/webp"),
-        (b"RIFF\0\0\0\0WAVEfmt ", "audio/wav"),
-        (b"\0\0\0\x18ftypisom", "video/mp4"),
-        (b"\0\0\0\x18ftypavif", "image/avif"),
-        (b"\x1aE\xdf\xa3", "video/webm"),
-        (b"%PDF-1.7", "application/pdf"),
-        (b"<html>", None),
-        (b"", None),
-        (b"\x89PN", None),
-    ],
-)
+SHOWN: dict[bytes, str | None] = {
+    PNG: "image/png",
+    PNG[:8] + b"\0\0\0\rIHDR" + bytes(17) + b"\0\0\0\x08acTL": "image/apng",
+    b"\xff\xd8\xff\xe0": "image/jpeg",
+    b"GIF87a": "image/gif",
+    b"GIF89a": "image/gif",
+    b"RIFF\0\0\0\0WEBPVP8 ": "image/webp",
+    b"RIFF\0\0\0\0WAVEfmt ": "audio/wav",
+    b"RIFF\0\0\0\0AVI LIST": "video/x-msvideo",
+    b"BM\x10\x20\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0": "image/bmp",
+    b"II*\0\x08\0\0\0": "image/tiff",
+    b"MM\0*\0\0\0\x08": "image/tiff",
+    b"\xff\x0a\xfa\x7f": "image/jxl",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "image/jxl",
+    b"\0\0\0\x18ftypisom": "video/mp4",
+    b"\0\0\0\x18ftypmp42": "video/mp4",
+    b"\0\0\0\x18ftypavif": "image/avif",
+    b"\0\0\0\x18ftypavis": "image/avif",
+    b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif": "image/avif",
+    b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic": "image/heif",
+    b"\0\0\0\x18ftypheic": "image/heic",
+    b"\0\0\0\x18ftyphevc": "image/heic",
+    b"\0\0\0\x14ftypqt  ": "video/quicktime",
+    b"\0\0\0\x08wide\0\0\0\0mdat": "video/quicktime",
+    b"\0\0\0\x1cftypM4A ": "audio/mp4",
+    b"\0\0\0\x1cftyp3gp5": "video/3gpp",
+    b"\x1aE\xdf\xa3": "video/webm",
+    b"\x1aE\xdf\xa3\x01\0\0\0\0\0\0\x1f\x42\x82\x84webm": "video/webm",
+    b"\x1aE\xdf\xa3\xa3\x42\x86\x81\x01\x42\x82\x88matroska": "video/x-matroska",
+    b"OggS" + bytes(24) + b"\x01vorbis": "audio/ogg",
+    b"OggS" + bytes(24) + b"\x80theora": "video/ogg",
+    b"fLaC\0\0\0\x22": "audio/flac",
+    b"FORM\0\0\0\0AIFF": "audio/aiff",
+    b"FORM\0\0\0\0AIFC": "audio/aiff",
+    b"ID3\x04\0": "audio/mpeg",
+    b"\xff\xfb\x90\x64": "audio/mpeg",
+    b"\xff\xf3\x84\xc4": "audio/mpeg",
+    b"\xff\xf1\x50\x80": "audio/aac",
+    b"\xff\xf9\x4c\x80": "audio/aac",
+    b"glTF\x02\0\0\0": "model/gltf-binary",
+    b"PK\x03\x04": "application/zip",
+    b"\x1f\x8b\x08": "application/gzip",
+    b"%PDF-1.7": "application/pdf",
+    # what only looks so
+    b"RIFF\0\0\0\0????": None,
+    b"????\0\0\0\0WEBP": None,
+    b"????\0\0\0\0WAVE": None,
+    b"BM, a German car, was here before me": None,
+    b"\xff\xfb\xf0\x64": None,
+    b"\xff\xfb\x0c\x64": None,
+    b"\xff\xf1\xfc\x80": None,
+    b"\xff\xfe\x41\0\x42\0": None,
+    b"its free of charge": None,
+    b"FORM\0\0\0\0ILBM": None,
+    b"\x89PN": None,
+    b"": None,
+    # text
+    b"<html>": "text/html",
+    b"\xef\xbb\xbf \r\n<!DOCTYPE html>": "text/html",
+    b"\xff\xfe<\0H\0T\0M\0L\0>\0": "text/html",
+    b"\xfe\xff\0<\0b\0r\0/\0>": "text/html",
+    b"<HTML><TITLE>Caf\xe9</TITLE>": "text/html",
+    b"<!-- a --> <!-- b --><head>": "text/html",
+    b'<?xml version="1.0"?><!DOCTYPE html><html/>': "text/html",
+    b"<svg/>": "image/svg+xml",
+    b'\n<?xml version="1.0"?>\n<!-- made by -->\n<svg xmlns="x">': "image/svg+xml",
+    b'<?xml version="1.0"?><!DOCTYPE svg PUBLIC "-//W3C//DTD"><svg>': "image/svg+xml",
+    b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>': "application/xml",
+    b"<Error><Code>NoSuchKey</Code></Error>": "application/xml",
+    b"<!-- " + b"x" * 600: "application/xml",
+    b'{"detail": "Not Found"}': "application/json",
+    b" [\n  {": "application/json",
+    b"{}": "application/json",
+    b"[1, 2]": "application/json",
+    b"{not json}": None,
+    b"<3 you": None,
+    b'{"a": "\0"}': None,
+    b"words": None,
+}
+
+
+@pytest.mark.parametrize(("head", "kind"), SHOWN.items())
 def test_the_first_bytes_name_the_type(head: bytes, kind: str | None) -> None:
     assert sniff(head) == kind
+
+
+@pytest.mark.parametrize(
+    "head", [b"<!---->" * 80, b"<!--" * 120, b"<?xml " * 80, b"<!DOCTYPE svg " * 40, b"[" * 512]
+)
+def test_a_hostile_head_is_read_quickly(head: bytes) -> None:
+    began = time.process_time()
+    sniff(head[:512])
+    assert time.process_time() - began < 0.2
+
+
+# --- What comes must be what was promised --------------------------------------------------------
+
+HTML = b"<!DOCTYPE html><title>Sorry</title>"
+JPEG = b"\xff\xd8\xff\xe0" + bytes(20)
+MP4 = b"\0\0\0\x18ftypisom" + bytes(20)
+WEBM = b"\x1aE\xdf\xa3" + bytes(20)
+OGG = b"OggS" + bytes(40)
+MP3 = b"ID3\x04" + bytes(20)
+ODD = b"\x01\x02\x03"
+
+
+async def promised(
+    folder: Path, content: bytes, *, header: str = "", provider: str | None = None
+) -> Fetched:
+    headers = {"content-type": header} if header else {}
+    async with guarded(
+        httpx.Response(200, content=content, headers=headers), allow_private=True
+    ) as (client, _):
+        output = Output(url="http://127.0.0.1/x", content_type=provider)
+        return await download(client, output, folder)
+
+
+@pytest.mark.parametrize(
+    ("promise", "content", "shown"),
+    [
+        ("image/png", HTML, "text/html"),
+        ("image/png", b'<?xml version="1.0"?><Error/>', "application/xml"),
+        ("image/jpeg", b'{"detail": "gone"}', "application/json"),
+        ("image/webp", b"Not Found", "text/plain"),
+        ("image/webp", "zu spät".encode(), "text/plain"),
+        ("image/webp", "spät".encode()[:-2], "text/plain"),
+        ("image/png", b"\xff\xfeN\0o\0", "text/plain"),
+        ("image/png", MP4, "video/mp4"),
+        ("image/png", MP3, "audio/mpeg"),
+        ("image/png", b"%PDF-1.7", "application/pdf"),
+        ("image/svg+xml", HTML, "text/html"),
+        ("image/svg+xml", b'{"error": 1}', "application/json"),
+        ("video/mp4", JPEG, "image/jpeg"),
+        ("video/mp4", MP3, "audio/mpeg"),
+        ("video/mp4", HTML, "text/html"),
+        ("video/webm", b"<svg/>", "image/svg+xml"),
+        ("audio/mpeg", PNG, "image/png"),
+        ("audio/mpeg", b"GIF89a", "image/gif"),
+        ("audio/wav", b"Too many requests", "text/plain"),
+        ("audio/mpegurl", HTML, "text/html"),
+    ],
+)
+async def test_a_broken_promise_is_dead_whoever_made_it(
+    tmp_path: Path, promise: str, content: bytes, shown: str
+) -> None:
+    says = re.escape(
+        f"the result is not what it says: {promise} was promised and the bytes are {shown}"
+    )
+    with pytest.raises(Dead, match=says):
+        await promised(tmp_path, content, header=f"{promise.upper()}; charset=utf-8")
+    with pytest.raises(Dead, match=says):
+        await promised(tmp_path, content, provider=f" {promise} ;a=b")
+    with pytest.raises(Dead, match=says):
+        await promised(tmp_path, content, provider=promise, header="application/octet-stream")
+    with pytest.raises(Dead, match=says):
+        await promised(tmp_path, content, provider=promise, header=shown)
+
+
+@pytest.mark.parametrize(
+    ("promise", "content", "kind"),
+    [
+        ("image/png", PNG, "image/png"),
+        ("image/png", JPEG, "image/jpeg"),
+        ("image/jpeg", b"RIFF\0\0\0\0WEBP", "image/webp"),
+        ("image/png", b"<svg/>", "image/svg+xml"),
+        ("image/svg+xml", b"<?xml version='1.0'?>\n" + b"<!--" + b"x" * 600, "image/svg+xml"),
+        ("image/svg+xml", b"<!ENTITY odd", "image/svg+xml"),
+        ("image/x-portable-pixmap", b"P3 1 1 255 0 0 0", "image/x-portable-pixmap"),
+        ("audio/mpegurl", b"#EXTM3U\n", "audio/mpegurl"),
+        ("video/mp4", MP4, "video/mp4"),
+        ("video/mp4", WEBM, "video/webm"),
+        ("video/mp4", b"\0\0\0\x14ftypqt  ", "video/quicktime"),
+        ("video/ogg", OGG, "video/ogg"),
+        ("video/mp4", b"GIF89a", "image/gif"),
+        ("video/mp4", b"RIFF\0\0\0\0WEBP", "image/webp"),
+        ("audio/mp4", MP4, "audio/mp4"),
+        ("audio/mpeg", MP4, "audio/mp4"),
+        ("audio/webm", WEBM, "audio/webm"),
+        ("audio/ogg", OGG, "audio/ogg"),
+        ("audio/mp4", b"\0\0\0\x1cftypM4A ", "audio/mp4"),
+        ("audio/wav", MP3, "audio/mpeg"),
+        ("image/x-odd", ODD, "image/x-odd"),
+        ("video/x-odd", b"\xe9\xe8\xe7", "video/x-odd"),
+        ("application/octet-stream", HTML, "text/html"),
+        ("binary/octet-stream", PNG, "image/png"),
+        ("model/gltf-binary", b"glTF\x02\0\0\0", "model/gltf-binary"),
+        ("model/gltf+json", b'{"asset": 1}', "model/gltf+json"),
+        ("application/zip", PNG, "image/png"),
+        ("text/html", PNG, "image/png"),
+        ("text/plain", b"words", "text/plain"),
+    ],
+)
+async def test_a_promise_that_is_kept_gives_the_type_that_the_bytes_show(
+    tmp_path: Path, promise: str, content: bytes, kind: str
+) -> None:
+    assert (await promised(tmp_path, content, header=promise)).content_type == kind
+    assert (await promised(tmp_path, content, provider=promise)).content_type == kind
+    fetched = await promised(tmp_path, content, header="binary/octet-stream", provider=promise)
+    assert fetched.content_type == kind
+
+
+async def test_both_promises_must_be_kept(tmp_path: Path) -> None:
+    assert (await promised(tmp_path, PNG, header="image/jpeg", provider="image/webp")).size
+    for header, provider in (("image/png", "video/mp4"), ("video/mp4", "image/png")):
+        with pytest.raises(Dead, match="video/mp4 was promised and the bytes are image/png"):
+            await promised(tmp_path, PNG, header=header, provider=provider)
+
+
+@pytest.mark.parametrize("promise", ["image/png", "video/mp4", "audio/mpeg", "image/svg+xml"])
+async def test_an_empty_file_keeps_no_promise(tmp_path: Path, promise: str) -> None:
+    with pytest.raises(Dead, match=f"the result is empty: {re.escape(promise)} was promised"):
+        await promised(tmp_path, b"", header=promise)
+    with pytest.raises(Dead, match="the result is empty"):
+        await promised(tmp_path, b"", provider=promise)
+
+
+@pytest.mark.parametrize("promise", ["", "application/octet-stream", "text/plain"])
+async def test_an_empty_file_that_nobody_promised_anything_of_is_a_file(
+    tmp_path: Path, promise: str
+) -> None:
+    assert (await promised(tmp_path, b"", header=promise)).size == 0
+
+
+async def test_a_page_over_the_wire_in_small_pieces_is_still_seen(tmp_path: Path) -> None:
+    async with (
+        serving((*OK, b"content-type: image/png"), *(bytes([byte]) for byte in HTML)) as (url, _),
+        guarded_client(allow_private=True) as client,
+    ):
+        with pytest.raises(Dead, match="the bytes are text/html"):
+            await download(client, url, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "promise", "words"),
+    [
+        ("data:image/png;base64," + base64.b64encode(HTML).decode(), None, "bytes are text/html"),
+        ("data:image/png,%3Chtml%3E", None, "bytes are text/html"),
+        ("data:;base64," + base64.b64encode(PNG).decode(), "video/mp4", "bytes are image/png"),
+        ("data:image/png;base64,", None, "is empty: image/png"),
+        ("data:image/png,", None, "is empty: image/png"),
+        ("data:,", "image/png", "is empty: image/png"),
+        ("data:image/png;base64," + "A" * 1400, None, "larger than 1000"),
+        ("data:image/png," + "%00" * 1001, None, "larger than 1000"),
+        ("data:image/png;base64,%3D%3D%3D", None, "not base64"),
+    ],
+)
+async def test_a_data_uri_must_keep_its_promise_too(
+    tmp_path: Path, url: str, promise: str | None, words: str
+) -> None:
+    async with guarded() as (client, _):
+        with pytest.raises(Dead, match=words):
+            await download(client, Output(url=url, content_type=promise), tmp_path)
+
+
+async def test_base64_in_a_data_uri_may_be_percent_encoded(tmp_path: Path) -> None:
+    encoded = base64.b64encode(PNG).decode().replace("+", "%2B").replace("=", "%3D")
+    async with guarded() as (client, _):
+        fetched = await download(client, f"data:image/jpeg;base64,{encoded}", tmp_path)
+    assert (fetched.read(), fetched.content_type) == (PNG, "image/png")
+
+
+# --- Redirects, sizes and times ------------------------------------------------------------------
+
+
+async def test_every_redirect_is_looked_at_anew(
+    resolver: dict[str, list[list[str]]], tmp_path: Path
+) -> None:
+    resolver["files.example"] = [[PUBLIC]]
+    resolver["cdn.example"] = [["1.1.1.1"], ["127.0.0.1"]]
+    hops = [
+        moved("https://cdn.example/1"),
+        moved("https://files.example/2"),
+        moved("//cdn.example/"),
+    ]
+    async with guarded(*hops) as (client, wire):
+        with pytest.raises(Dead, match=r"cdn\.example leads to 127\.0\.0\.1"):
+            await download(client, "https://files.example/", tmp_path)
+        assert [request.url.host for request in wire.requests] == [PUBLIC, "1.1.1.1", PUBLIC]
+
+
+class Dripping(httpx.AsyncByteStream):
+    """A body that comes in pieces, with a rest between them, as no real transport would check."""
+
+    def __init__(self, *parts: bytes, rest: float = 0.0) -> None:
+        self.parts = parts
+        self.rest = rest
+        self.given = 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self.parts:
+            await asyncio.sleep(self.rest)
+            self.given += 1
+            yield part
+
+
+async def test_a_file_that_is_shorter_than_was_said_may_be_tried_again(tmp_path: Path) -> None:
+    short = httpx.Response(200, headers={"content-length": "109"}, stream=Dripping(PNG))
+    whole = httpx.Response(200, headers={"content-length": "108"}, stream=Dripping(PNG))
+    async with guarded(short, whole, allow_private=True) as (client, _):
+        with pytest.raises(httpx.RemoteProtocolError, match="108 bytes came of 109"):
+            await download(client, "http://127.0.0.1/", tmp_path)
+        assert (await download(client, "http://127.0.0.1/", tmp_path)).read() == PNG
+
+
+async def test_an_answer_that_drips_is_cut_off_by_time(tmp_path: Path) -> None:
+    body = Dripping(*[b"x"] * 500, rest=0.01)
+    async with guarded(httpx.Response(200, stream=body), allow_private=True) as (client, _):
+        with pytest.raises(TimeoutError):
+            await download(client, "http://127.0.0.1/", tmp_path, seconds=0.05)
+    assert 0 < body.given < 50
+
+
+async def test_an_answer_is_not_read_beyond_its_size(tmp_path: Path) -> None:
+    body = Dripping(*[b"x" * 100_000] * 50)
+    async with guarded(httpx.Response(200, stream=body), allow_private=True) as (client, _):
+        with pytest.raises(Dead, match="larger than 1000 bytes"):
+            await download(client, "http://127.0.0.1/", tmp_path)
+    assert body.given == 1
 
 
 def test_a_forbidden_address_is_an_error_of_the_request() -> None:

@@ -1,0 +1,65 @@
+"""Events as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+from receiver.model import (
+    Error,
+    ErrorCode,
+    Event,
+    Output,
+    Prediction,
+    Status,
+    event_id,
+    new_id,
+    utc,
+)
+
+NOW: Final = 1_780_000_000.0
+
+
+def make_event(
+    type: Literal["succeeded", "failed", "canceled"] = "succeeded",
+    *,
+    provider: str = "fal",
+    model: str = "fal-ai/nano-banana",
+    input: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
+    output: Sequence[str | Output] = ("https://cdn.example/a.png",),
+    error: tuple[ErrorCode, str] = ("provider_error", "model timed out"),
+    raw: Any = None,
+) -> Event:
+    """Make the event of a prediction that has ended; texts in `output` are URLs."""
+    prediction_id = new_id("pred", NOW)
+    succeeded = type == "succeeded"
+    code: ErrorCode = "canceled" if type == "canceled" else error[0]
+    message = "canceled" if type == "canceled" else error[1]
+    return Event(
+        id=event_id(prediction_id),
+        type=f"prediction.{type}",  # type: ignore[arg-type] # the three words make the three types
+        time=utc(NOW),
+        channel="webhook",
+        raw=raw,
+        prediction=Prediction(
+            id=prediction_id,
+            provider=provider,
+            model=model,
+            status=Status(type),
+            mode="queue",
+            input=input or {"prompt": "a lighthouse"},
+            metadata=metadata or {},
+            provider_id="req-0001",
+            output=[_output(item) for item in output] if succeeded else None,
+            error=None if succeeded else Error(code=code, message=message),
+            channel="webhook",
+            created_at=utc(NOW - 10),
+            submitted_at=utc(NOW - 9),
+            completed_at=utc(NOW),
+        ),
+    )
+
+
+def _output(item: str | Output) -> Output:
+    return Output(url=item) if isinstance(item, str) else item

@@ -1,0 +1,25 @@
+"""The pytest plugin: the fixture `receiver_kit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from receiver.testing.kit import Kit
+
+
+@pytest.fixture
+def receiver_kit() -> Iterator[Callable[..., Kit]]:
+    """Make receivers for handlers, as `Kit` does; they are stopped when the test ends."""
+    from receiver.testing.kit import Kit  # noqa: PLC0415 - paid for by the tests that use it
+
+    with ExitStack() as kits:
+
+        def make(*handlers: Callable[..., Any] | str, **given: Any) -> Kit:
+            return kits.enter_context(Kit(*handlers, **given))
+
+        yield make

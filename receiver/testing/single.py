@@ -1,0 +1,142 @@
+"""One run of a handler, as dispatch would do it, without a database or a network."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import httpx
+
+from receiver.dispatch.registry import Handler, handlers_of
+from receiver.dispatch.runner import Attempt, Tools
+from receiver.model import (
+    DONE,
+    Decision,
+    Event,
+    Mode,
+    Policy,
+    Prediction,
+    Status,
+    Stored,
+    decide,
+    delivery_id,
+    new_id,
+    utc,
+)
+from receiver.store.values import Addition, Claim
+from receiver.testing.edge import Answer, answers, finds
+from receiver.testing.events import NOW
+
+
+@dataclass
+class Result:
+    """How a run ended, and what the handler did by its context."""
+
+    state: Literal["pending", "done", "skipped", "dead"]
+    """As the delivery's state would be; `pending` means it would be tried again."""
+    reason: str = ""
+    error: BaseException | None = None
+    """What the handler raised, if that was no decision of its."""
+    submitted: list[Prediction] = field(default_factory=list)
+    """The predictions it chained."""
+    stored: dict[int, Stored] = field(default_factory=dict)
+    """Where it said that outputs are kept, by their place."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What it added to the prediction's metadata."""
+    note: str = ""
+    """What it wanted kept of the attempt."""
+    steps: dict[str, str] = field(default_factory=dict)
+    """What `ctx.once` remembered, as JSON: give it to the next run to try a retry."""
+
+
+def run(
+    handler: Callable[..., Any],
+    event: Event,
+    *,
+    attempt: int = 1,
+    files: Mapping[str, bytes] | None = None,
+    http: Answer | None = None,
+    steps: Mapping[str, str] | None = None,
+) -> Result:
+    """Run a decorated handler once, as dispatch would, without a database or a network.
+
+    `files` is what `ctx.fetch` finds, by URL; `http` answers what `ctx.http` sends; `steps` are
+    the sub-steps that an earlier attempt has done.
+    """
+    found = next(h for h in handlers_of(handler))
+    world = _World(files or {}, http, dict(steps or {}))
+    return asyncio.run(world.run(found, event, attempt))
+
+
+class _World:
+    """The outer edge: a memory, a network and an outbound that only this run sees."""
+
+    def __init__(
+        self,
+        files: Mapping[str, bytes],
+        http: Answer | None,
+        steps: dict[str, str],
+    ) -> None:
+        self._files = files
+        self._http = http
+        self._result = Result("pending", steps=steps)
+
+    async def run(self, handler: Handler, event: Event, attempt: int) -> Result:
+        claim = Claim(
+            id=delivery_id(event.prediction.id, handler.name),
+            handler=handler.name,
+            attempt=attempt,
+            round=0,
+            number=attempt,
+            event=event,
+        )
+        async with (
+            httpx.AsyncClient(transport=answers(self._http)) as http,
+            httpx.AsyncClient(transport=finds(self._files)) as results,
+        ):
+            tried = Attempt(handler, claim, Tools(self, self.submit, http, results))
+            failure = await tried.run()
+        policy = handler.retry.policy(Policy())
+        decision: Decision = decide(attempt, failure, policy, 0.5) if failure else DONE
+        result = self._result
+        result.state, result.reason = decision.state, decision.reason
+        result.error, result.note = tried.error, tried.note
+        return result
+
+    async def recall(self, delivery_id: str, key: str) -> str | None:  # noqa: ARG002 - the protocol's
+        return self._result.steps.get(key)
+
+    async def remember(self, delivery_id: str, key: str, result: str) -> None:  # noqa: ARG002
+        self._result.steps[key] = result
+
+    async def add(self, addition: Addition) -> None:
+        self._result.stored |= addition.stored
+        self._result.metadata |= addition.metadata
+
+    async def submit(
+        self,
+        provider: str,
+        model: str,
+        input: dict[str, Any],
+        *,
+        metadata: dict[str, Any],
+        mode: Mode,
+        parent_id: str,
+        idempotency_key: str,  # noqa: ARG002 - the protocol's
+    ) -> Prediction:
+        prediction = Prediction(
+            id=new_id("pred", NOW),
+            provider=provider,
+            model=model,
+            status=Status.PROCESSING,
+            mode=mode,
+            input=input,
+            metadata=metadata,
+            parent_id=parent_id,
+            depth=1,
+            created_at=utc(NOW),
+        )
+        self._result.submitted.append(prediction)
+        return prediction
