@@ -10,6 +10,24 @@ from typing import Any, Final
 
 from receiver.model import Event, Output
 
+
+def _urls(event: Event) -> list[str]:
+    found = (_address(output) for output in event.prediction.output or [])
+    return [url for url in found if url]
+
+
+def _address(output: Output) -> str | None:
+    """Name where a browser gets a result; a data URI is no address for people."""
+    kept = output.stored.url if output.stored else None
+    theirs = output.url if output.url and output.url.startswith("http") else None
+    return kept if kept and kept.startswith("http") else theirs or kept
+
+
+def _seconds(event: Event) -> float | None:
+    begun = event.prediction.submitted_at
+    return None if begun is None else round((event.time - begun).total_seconds(), 1)
+
+
 _FIELDS: Final[dict[str, Callable[[Event], Any]]] = {
     "id": lambda event: event.prediction.id,
     "event": lambda event: event.id,
@@ -25,7 +43,7 @@ _FIELDS: Final[dict[str, Callable[[Event], Any]]] = {
     "urls": lambda event: "\n".join(_urls(event)),
     "text": lambda event: "\n".join(o.text for o in event.prediction.output or [] if o.text),
     "date": lambda event: event.time,
-    "seconds": lambda event: _seconds(event),
+    "seconds": _seconds,
 }
 _INSIDE: Final = frozenset({"input", "metadata"})
 _NAME: Final = re.compile(r"(\w+)(?:\[([^\[\]{}]+)\])?")
@@ -88,20 +106,3 @@ class _Filling(string.Formatter):
         if isinstance(value, dict | list | bool):
             return self._clean(json.dumps(value, ensure_ascii=False))
         return self._clean(format(value, format_spec))
-
-
-def _urls(event: Event) -> list[str]:
-    found = (_address(output) for output in event.prediction.output or [])
-    return [url for url in found if url]
-
-
-def _address(output: Output) -> str | None:
-    """Name where a browser gets a result; a data URI is no address for people."""
-    kept = output.stored.url if output.stored else None
-    theirs = output.url if output.url and output.url.startswith("http") else None
-    return kept if kept and kept.startswith("http") else theirs or kept
-
-
-def _seconds(event: Event) -> float | None:
-    begun = event.prediction.submitted_at
-    return None if begun is None else round((event.time - begun).total_seconds(), 1)
