@@ -64,7 +64,9 @@ class Template:
         for _, field, _, _ in string.Formatter().parse(text):
             found = None if field is None else _NAME.fullmatch(field)
             if field is not None and (not found or found[1] not in known or not _fits(found)):
-                raise ValueError(f"{{{field}}} in {text!r} is no field: use {', '.join(known)}")
+                raise ValueError(
+                    f"{{{field}}} in {text!r} is no field: use {', '.join(sorted(known))}"
+                )
 
     def fill(
         self, event: Event, clean: Callable[[str], str] = str, more: Mapping[str, Any] | None = None
@@ -101,8 +103,10 @@ class _Filling(string.Formatter):
         return (value if key is None else value.get(key)), name
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        if value is None or isinstance(value, str):
-            return self._clean(format(value or "", format_spec))
         if isinstance(value, dict | list | bool):
-            return self._clean(json.dumps(value, ensure_ascii=False))
-        return self._clean(format(value, format_spec))
+            value = json.dumps(value, ensure_ascii=False)
+        try:
+            text = format("" if value is None else value, format_spec)
+        except ValueError:  # a format for numbers, and this event has a text there
+            text = str(value)
+        return self._clean(text)
