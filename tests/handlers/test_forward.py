@@ -1,0 +1,234 @@
+"""`forward` hands events on: what it sends is read by the libraries that others read it with."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any, Final
+
+import pytest
+from cloudevents.core.base import BaseCloudEvent
+from cloudevents.core.bindings import http as cloudevents
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from receiver.errors import HandlerError
+from receiver.testing import Delivered, Kit, make_event
+
+from .parts import OK, Asked, Server, built_in, serving
+
+SECRET: Final = "whsec_" + base64.b64encode(b"a secret of some thirty-two bytes").decode()
+OTHER: Final = "whsec_" + base64.b64encode(b"its successor is as long as it is").decode()
+A: Final = "https://cdn.example/a.png"
+
+Forward = Callable[..., Kit]
+
+
+@pytest.fixture
+def forward(receiver_kit: Callable[..., Kit], monkeypatch: pytest.MonkeyPatch) -> Forward:
+    """Run the handler under settings, given by the ends of their names."""
+
+    def start(url: str, attempts: int = 10, **settings: str) -> Kit:
+        for name, value in {"URL": url, "SECRET": SECRET, **settings}.items():
+            monkeypatch.setenv(f"FORWARD_{name}", value)
+        policy = {"RECEIVER_RETRY_ATTEMPTS": str(attempts)}
+        return receiver_kit(built_in("forward"), online=True, settings=policy)
+
+    return start
+
+
+def verify(asked: Asked, secret: str = SECRET) -> Any:
+    """Check a signature as its receiver would."""
+    return Webhook(secret).verify(asked.body, asked.headers)
+
+
+def test_what_is_sent_is_signed(forward: Forward) -> None:
+    with serving(OK) as server:
+        delivered = forward(server.url).deliver(make_event(output=[A]), times=2)
+    assert delivered.delivery.state == "done"
+    [asked] = server.asked
+    assert (asked.method, asked.path) == ("POST", "/hook")
+    assert asked.headers["content-type"] == "application/json"
+    message = verify(asked)
+    assert message["type"] == "prediction.succeeded"
+    assert message["data"]["event_id"] == delivered.delivery.event_id
+    assert message["data"]["channel"] == "webhook"
+    assert message["data"]["prediction"]["id"] == delivered.prediction_id
+    assert message["data"]["prediction"]["output"] == [{"url": A}]
+    assert datetime.fromisoformat(message["timestamp"]).tzinfo is not None
+    assert b"gateway_request_id" not in asked.body  # the provider's own payload may be large
+    with pytest.raises(WebhookVerificationError):
+        verify(asked, OTHER)
+    with pytest.raises(WebhookVerificationError):
+        verify(Asked(asked.method, asked.path, asked.headers, asked.body + b" "))
+
+
+def test_failures_are_told_too(forward: Forward) -> None:
+    with serving(OK) as server:
+        forward(server.url).deliver(make_event("failed", error=("content_policy", "no")))
+    assert verify(server.asked[0])["data"]["prediction"]["error"]["code"] == "content_policy"
+
+
+def test_the_id_stays_over_retries_and_crashes_and_is_another_for_a_replay(
+    forward: Forward,
+) -> None:
+    with serving((500, {}, b"oh"), (302, {"location": "/elsewhere"}, b""), OK) as server:
+        kit = forward(server.url)
+        delivered = kit.deliver(make_event())
+        kit.exhaust(delivered)
+        reasons = [attempt["reason"] for attempt in delivered.delivery.history]
+        assert reasons == ["HTTP 500: oh", "HTTP 302", ""]
+        kit.replay(delivered)
+    ids = [asked.headers["webhook-id"] for asked in server.asked]
+    key = delivered.delivery.id
+    assert ids == [key] * 3 + [f"{key}.1"]
+    for asked in server.asked:
+        verify(asked)
+
+
+def test_after_a_crash_the_same_is_sent_again(forward: Forward) -> None:
+    with serving(OK) as server:
+        delivered = forward(server.url).crash_after_run(make_event())
+    assert [asked.headers["webhook-id"] for asked in server.asked] == [delivered.delivery.id] * 2
+
+
+def test_every_secret_signs_while_one_replaces_another(forward: Forward) -> None:
+    with serving(OK) as server:
+        forward(server.url, SECRET=f"{SECRET}  {OTHER}").deliver(make_event())
+    for secret in (SECRET, OTHER):
+        verify(server.asked[0], secret)
+
+
+# --- CloudEvents ---
+
+
+def read(server: Server) -> BaseCloudEvent:
+    """Read the one request as CloudEvents' own SDK does, in whatever mode it is."""
+    [asked] = server.asked
+    return cloudevents.from_http_event(cloudevents.HTTPMessage(asked.headers, asked.body))
+
+
+@pytest.mark.parametrize("mode", ["cloudevents", "cloudevents-binary"])
+@pytest.mark.parametrize("secret", [SECRET, ""])
+def test_cloudevents_are_read_by_their_own_sdk(forward: Forward, mode: str, secret: str) -> None:
+    source = "https://receiver.example/Käufer ü%22"
+    with serving(OK) as server:
+        kit = forward(server.url, FORMAT=mode, SOURCE=source, SECRET=secret)
+        delivered = kit.deliver(make_event(output=[A], metadata={"name": "Zoë"}))
+    event = read(server)
+    assert event.get_specversion() == "1.0"
+    assert event.get_id() == delivered.delivery.id
+    assert event.get_type() == "prediction.succeeded"
+    assert event.get_source() == source
+    assert event.get_subject() == delivered.prediction_id
+    assert event.get_time() is not None
+    assert event.get_datacontenttype() == "application/json"
+    data: Any = event.get_data()
+    assert data["prediction"]["output"] == [{"url": A}]
+    assert data["prediction"]["metadata"] == {"name": "Zoë"}
+    if secret:
+        verify(server.asked[0])
+    else:
+        assert "webhook-signature" not in server.asked[0].headers
+
+
+def test_the_two_modes_differ_in_where_the_attributes_are(forward: Forward) -> None:
+    with serving(OK) as server:
+        for mode in ("cloudevents", "cloudevents-binary"):
+            forward(server.url, FORMAT=mode).deliver(make_event())
+    structured, binary = server.asked
+    assert structured.headers["content-type"] == "application/cloudevents+json"
+    assert not [name for name in structured.headers if name.startswith("ce-")]
+    assert binary.headers["content-type"] == "application/json"
+    assert binary.headers["ce-source"] == "urn:prediction-receiver"
+    assert b"specversion" not in binary.body
+
+
+# --- answers ---
+
+
+def test_410_ends_it(forward: Forward) -> None:
+    with serving((410, {}, b"")) as server:
+        delivered = forward(server.url).deliver(make_event())
+    assert (delivered.delivery.state, delivered.delivery.reason) == ("dead", "HTTP 410")
+    assert len(server.asked) == 1
+
+
+def wait_of(kit: Kit, delivered: Delivered) -> float:
+    due = delivered.delivery.due_at
+    assert due is not None
+    return datetime.fromisoformat(due).timestamp() - kit.clock()
+
+
+def in_two_hours() -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("after", ["7200", in_two_hours])
+def test_it_comes_back_when_it_is_told(
+    forward: Forward, status: int, after: str | Callable[[], str]
+) -> None:
+    header = after if isinstance(after, str) else after()
+    with serving((status, {"retry-after": header}, b""), OK) as server:
+        kit = forward(server.url)
+        delivered = kit.deliver(make_event())
+        assert 7100 < wait_of(kit, delivered) <= 7201
+        kit.move(7000)
+        assert delivered.delivery.state == "pending"
+        kit.move(202)
+        assert (delivered.delivery.state, len(server.asked)) == ("done", 2)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "soon", "-5", "nan", "inf", "0", "Thu, 99 Foo 2020", "Thu, 01 Jan 2026 00:00:00 GMT"],
+)
+def test_it_falls_back_on_the_policy_where_it_is_told_nonsense(
+    forward: Forward, header: str
+) -> None:
+    with serving((503, {"retry-after": header}, b"")) as server:
+        kit = forward(server.url, attempts=3)
+        delivered = kit.deliver(make_event())
+        assert 0 < wait_of(kit, delivered) <= 2
+        kit.exhaust(delivered)
+    assert (delivered.delivery.state, delivered.delivery.attempts) == ("dead", 3)
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("status", [301, 400, 404, 500])
+def test_what_may_be_mended_is_tried_again(forward: Forward, status: int) -> None:
+    with serving((status, {}, b""), OK) as server:
+        kit = forward(server.url)
+        delivered = kit.deliver(make_event())
+        kit.exhaust(delivered)
+    assert (delivered.delivery.state, delivered.delivery.attempts) == ("done", 2)
+
+
+def test_nobody_at_home_is_tried_again(forward: Forward) -> None:
+    kit = forward("http://127.0.0.1:1/hook", attempts=2)
+    delivered = kit.deliver(make_event())
+    kit.exhaust(delivered)
+    assert (delivered.delivery.state, delivered.delivery.attempts) == ("dead", 2)
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"url": ""}, "FORWARD_URL and FORWARD_SECRET"),
+        ({"SECRET": ""}, "FORWARD_URL and FORWARD_SECRET"),
+        ({"SECRET": "  "}, "FORWARD_URL and FORWARD_SECRET"),
+        ({"SECRET": "whsec_not*base64"}, "forward.py"),
+        ({"FORMAT": "xml"}, "FORWARD_FORMAT must be one of standard, cloudevents, "),
+    ],
+)
+def test_half_of_its_settings_are_refused(
+    forward: Forward, settings: dict[str, str], words: str
+) -> None:
+    with pytest.raises(HandlerError, match=r"forward\.py:") as raised:
+        forward(**{"url": "https://x.example/hook", **settings})
+    assert words in str(raised.value)
