@@ -9,7 +9,7 @@ from typing import Final
 import httpx
 
 from receiver.dispatch.registry import Dead, Retry
-from receiver.providers.base import Answer, retry_after
+from receiver.providers.base import seconds_of
 
 _PASSING: Final = frozenset({408, 423, 425, 429})
 _FINAL: Final = frozenset(range(300, 500)) - _PASSING
@@ -31,6 +31,6 @@ def expect(
     if answer.status_code in final:
         raise Dead(reason)
     if after is None:
-        after = retry_after(Answer(answer.status_code, answer.headers, b"", time.time()))
+        after = seconds_of(answer.headers.get("retry-after", ""), time.time())
     # At once would be as often as the policy allows within a second: that is what backoff is for.
     raise Retry(reason, after=after or None)

@@ -14,6 +14,7 @@ line in `providers/__init__.py` and one row of `settings.py`. The contract suite
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC
@@ -305,22 +306,23 @@ LONGEST_RETRY_AFTER: Final = 3600.0
 
 
 def retry_after(answer: Answer) -> float | None:
-    """Read Retry-After, seconds or a date, as seconds from now; None where it says nothing."""
-    text = answer.headers.get("retry-after", "").strip()
-    if not text:
-        return None
+    """Give the seconds that Retry-After asks for, within reason; None where it says nothing."""
+    seconds = seconds_of(answer.headers.get("retry-after", ""), answer.at)
+    return None if seconds is None else min(seconds, LONGEST_RETRY_AFTER)
+
+
+def seconds_of(text: str, now: float) -> float | None:
+    """Read a Retry-After, seconds or a date, as seconds from now; None where it says nothing."""
     try:
         seconds = float(text)
     except ValueError:
         try:
             moment = parsedate_to_datetime(text)
             # HTTP's dates are all UTC; its oldest form does not say so.
-            seconds = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - answer.at
-        except (ValueError, OverflowError):
+            seconds = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - now
+        except (TypeError, ValueError, OverflowError):
             return None
-    if seconds != seconds:  # noqa: PLR0124 - nan compares unequal to itself
-        return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def model_path(model: str) -> str:

@@ -1,0 +1,441 @@
+"""`save` keeps results: in a folder, in a store that speaks S3, and says where."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import logging
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import obstore
+import pytest
+from moto.server import ThreadedMotoServer
+from obstore.store import from_url
+from PIL import Image
+
+from receiver import Context, Event, Output, on
+from receiver.emulator import pictures
+from receiver.errors import HandlerError
+from receiver.testing import Delivered, Kit, make_event
+
+from .parts import Answer, built_in, serving
+
+Kits = Callable[..., Kit]
+
+_DRAWN = pictures.draw(pictures.name_for("a lighthouse"))
+assert _DRAWN
+PNG: Final = _DRAWN
+JPEG: Final = b"\xff\xd8\xff" + bytes(10)
+
+
+def drawn(kind: str, colour: Any, size: tuple[int, int] = (512, 512), mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size, colour).save(file, kind)
+    return file.getvalue()
+
+
+def file(content: bytes = PNG, kind: str = "application/octet-stream") -> Answer:
+    return 200, {"content-type": kind}, content
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "results" / "deeper"
+    monkeypatch.setenv("SAVE_URL", str(folder))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def save(receiver_kit: Kits, event: Event, files: dict[str, bytes]) -> Delivered:
+    return receiver_kit(built_in("save"), files=files).deliver(event)
+
+
+A, B = "https://cdn.example/a", "https://cdn.example/b"
+
+
+def test_every_file_is_kept_under_a_name_that_says_what_it_is(
+    receiver_kit: Kits, folder: Path
+) -> None:
+    event = make_event(output=[A, B])
+    delivered = save(receiver_kit, event, {A: PNG, B: JPEG})
+    assert delivered.delivery.state == "done"
+    names = [
+        f"{delivered.prediction_id}-0-{sha(PNG)[:12]}.png",
+        f"{delivered.prediction_id}-1-{sha(JPEG)[:12]}.jpg",
+    ]
+    assert contents(folder) == dict(zip(names, (PNG, JPEG), strict=True))
+
+
+def test_where_a_result_is_kept_is_on_the_prediction(receiver_kit: Kits, folder: Path) -> None:
+    event = make_event(output=[Output(url=A, width=7), B])
+    delivered = save(receiver_kit, event, {A: PNG, B: JPEG})
+    outputs = delivered.prediction.output
+    assert outputs is not None
+    first, second = (output.stored for output in outputs)
+    assert first is not None
+    assert second is not None
+    assert (first.sha256, first.size, first.content_type) == (sha(PNG), len(PNG), "image/png")
+    assert first.url == next(folder.glob("*-0-*")).as_uri()
+    assert (second.content_type, second.flagged) == ("image/jpeg", None)
+    assert (outputs[0].url, outputs[0].width) == (A, 7)
+
+
+def test_handlers_that_come_after_it_see_the_durable_address(
+    receiver_kit: Kits, folder: Path
+) -> None:
+    seen: list[Any] = []
+
+    @on("succeeded", name="post", after="save")
+    async def post(event: Event, ctx: Context) -> None:
+        assert ctx.attempt == 1
+        seen.extend(output.stored for output in event.prediction.output or [])
+
+    kit = receiver_kit(post, built_in("save"), files={A: PNG})
+    delivered = kit.deliver(make_event(output=[A]))
+    assert {name: d.state for name, d in delivered.deliveries.items()} == {
+        "save": "done",
+        "post": "done",
+    }
+    [stored] = seen
+    assert stored.url.startswith(folder.as_uri())
+
+
+def test_whoever_comes_after_it_comes_even_if_it_is_dead(receiver_kit: Kits, folder: Path) -> None:
+    seen: list[Any] = []
+
+    @on("succeeded", name="post", after="save")
+    def post(event: Event) -> None:
+        seen.append(event.prediction.output and event.prediction.output[0].stored)
+
+    delivered = receiver_kit(built_in("save"), post).deliver(make_event(output=[A]))
+    assert {name: d.state for name, d in delivered.deliveries.items()} == {
+        "save": "dead",
+        "post": "done",
+    }
+    assert (seen, contents(folder)) == ([None], {})
+
+
+def test_only_what_is_missing_is_fetched_again(receiver_kit: Kits, folder: Path) -> None:
+    with serving(file(), (503, {}, b""), file(JPEG), file()) as server:
+        kit = receiver_kit(built_in("save"), online=True)
+        delivered = kit.deliver(make_event(output=[server.url, server.url]))
+        kit.exhaust(delivered)
+        assert [attempt["result"] for attempt in delivered.delivery.history] == ["error", "done"]
+        assert len(server.asked) == 3
+        assert len(contents(folder)) == 2
+        kit.replay(delivered)
+        assert len(server.asked) == 5  # a replay means to do it all again
+
+
+@pytest.mark.parametrize("crash", ["crash_after_ack", "crash_after_run"])
+def test_a_crash_loses_and_doubles_nothing(receiver_kit: Kits, folder: Path, crash: str) -> None:
+    with serving(file()) as server:
+        kit = receiver_kit(built_in("save"), online=True)
+        delivered = getattr(kit, crash)(make_event(output=[server.url]))
+        assert (delivered.delivery.state, len(contents(folder))) == ("done", 1)
+        assert len(server.asked) == 1
+        assert delivered.prediction.output[0].stored is not None
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (file(b"<html>", "text/html"), "6 bytes of text/html"),
+        (file(b"<html>not found", "image/png"), "not what it says"),
+        (file(b"", "image/png"), "empty"),
+        (file(b""), "0 bytes"),
+        (file(b"x" * 5000, "image/png"), "more than 1000"),
+        ((404, {}, b""), "gone"),
+        ((410, {}, b""), "gone"),
+    ],
+)
+def test_what_is_no_result_is_a_clear_dead_letter(
+    receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch, answer: Answer, words: str
+) -> None:
+    monkeypatch.setenv("SAVE_MAX_BYTES", "1000")
+    with serving(answer) as server:
+        delivered = receiver_kit(built_in("save"), online=True).deliver(
+            make_event(output=[server.url])
+        )
+    assert delivered.delivery.state == "dead"
+    assert delivered.delivery.reason.startswith("output 0: ")
+    assert words in delivered.delivery.reason
+    assert contents(folder) == {}
+
+
+def test_one_lost_result_does_not_cost_the_others(receiver_kit: Kits, folder: Path) -> None:
+    delivered = save(receiver_kit, make_event(output=[B, A]), {A: PNG})
+    assert delivered.delivery.state == "dead"
+    assert delivered.delivery.reason == "output 0: the result is gone: HTTP 404"
+    assert list(contents(folder).values()) == [PNG]
+    assert delivered.prediction.output
+    assert delivered.prediction.output[1].stored is not None
+
+
+def test_only_the_types_that_were_asked_for_are_kept(
+    receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAVE_TYPES", "text/,application/json")
+    with serving(file(b"words", "text/plain"), file(b"?", "application/json")) as server:
+        kit = receiver_kit(built_in("save"), online=True)
+        assert kit.deliver(make_event(output=[server.url] * 2)).delivery.state == "done"
+    assert sorted(Path(name).suffix for name in contents(folder)) == [".json", ".txt"]
+
+
+def test_half_of_a_file_is_never_seen(receiver_kit: Kits, folder: Path) -> None:
+    with serving((200, {"content-length": "1000"}, JPEG)) as server:
+        kit = receiver_kit(built_in("save"), online=True, settings={"RECEIVER_RETRY_ATTEMPTS": "3"})
+        delivered = kit.deliver(make_event(output=[server.url]))
+        kit.exhaust(delivered)
+    assert [attempt["result"] for attempt in delivered.delivery.history] == ["error"] * 3
+    assert contents(folder) == {}
+
+
+def test_what_is_not_surely_on_the_disk_is_written_again(
+    receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = receiver_kit(built_in("save"), files={A: PNG})
+    with monkeypatch.context() as disk:
+
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        disk.setattr("os.fsync", full)
+        delivered = kit.deliver(make_event(output=[A]))
+        assert "No space left" in delivered.delivery.reason
+        assert delivered.prediction.output
+        assert delivered.prediction.output[0].stored is None
+    kit.exhaust(delivered)
+    assert (delivered.delivery.state, len(contents(folder))) == ("done", 1)
+
+
+@pytest.mark.parametrize("output", [[], [Output(text="words")]])
+def test_what_has_no_file_is_skipped(
+    receiver_kit: Kits, folder: Path, output: list[Output]
+) -> None:
+    delivered = save(receiver_kit, make_event(output=output), {})
+    assert (delivered.delivery.state, contents(folder)) == ("skipped", {})
+
+
+# --- names ---
+
+
+def test_equal_results_are_kept_once_by_their_content(
+    receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAVE_NAME", "{sha256}.{extension}")
+    delivered = save(receiver_kit, make_event(output=[A, B]), {A: PNG, B: PNG})
+    assert contents(folder) == {f"{sha(PNG)}.png": PNG}
+    urls = {output.stored.url for output in delivered.prediction.output or [] if output.stored}
+    assert urls == {(folder / f"{sha(PNG)}.png").as_uri()}
+
+
+def test_a_template_sorts_results_into_folders(
+    receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "SAVE_NAME", "{provider}/{model}/{metadata[user]}/{date:%Y}/{number}.{extension}"
+    )
+    event = make_event(output=[A], metadata={"user": "Ann Ü"})
+    delivered = save(receiver_kit, event, {A: PNG})
+    year = f"{delivered.prediction.completed_at:%Y}"
+    assert list(contents(folder)) == [f"fal/fal-ai-nano-banana/Ann-/{year}/0.png"]
+
+
+@pytest.mark.parametrize(
+    "user", ["../../up", "/etc/passwd", "..", ".", "", "\0", "a" * 5000, "\\..\\x", 7, None, ["a"]]
+)
+def test_no_value_leads_out_of_the_folder(
+    receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch, user: Any
+) -> None:
+    monkeypatch.setenv("SAVE_NAME", "{metadata[user]}/{prompt}.{extension}")
+    event = make_event(output=[A], metadata={"user": user}, input={"prompt": user})
+    assert save(receiver_kit, event, {A: PNG}).delivery.state == "done"
+    [name] = contents(folder)
+    assert len(Path(name).parts) == 2
+    assert sorted(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SAVE_NAME", "{nothing}.png"), ("SAVE_NAME", "{id"), ("SAVE_URL", "ftp://somewhere/else")],
+)
+def test_what_cannot_be_meant_is_refused_at_load(
+    receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(HandlerError, match=r"save\.py"):
+        receiver_kit(built_in("save"))
+
+
+# --- flagged results ---
+
+BLACK: Final = {
+    "png": drawn("PNG", "black"),
+    "png with alpha": drawn("PNG", (0, 0, 0, 255), mode="RGBA"),
+    "png with a palette": drawn("PNG", 0, mode="P"),
+    "grey png": drawn("PNG", 0, mode="L"),
+    "nearly black jpeg": drawn("JPEG", (3, 2, 4)),
+    "large jpeg": drawn("JPEG", "black", (2048, 2048)),
+    "webp": drawn("WEBP", "black"),
+}
+
+
+@pytest.mark.parametrize("kind", BLACK)
+def test_an_all_black_picture_is_kept_and_flagged(
+    receiver_kit: Kits, folder: Path, kind: str
+) -> None:
+    event = make_event(output=[A], metadata={"order": 7})
+    delivered = save(receiver_kit, event, {A: BLACK[kind]})
+    assert list(contents(folder).values()) == [BLACK[kind]]
+    prediction = delivered.prediction
+    assert prediction.output
+    assert prediction.output[0].stored
+    assert prediction.output[0].stored.flagged == "all_black"
+    assert prediction.metadata == {"order": 7, "flagged": "all_black"}
+
+
+def dot() -> bytes:
+    image = Image.new("RGB", (512, 512))
+    image.putpixel((300, 200), (90, 90, 90))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def film() -> bytes:
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("black", "white")]
+    file = io.BytesIO()
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+def bomb() -> bytes:
+    return drawn("PNG", 0, (16_000, 16_000), mode="1")
+
+
+NOT_BLACK: Final[dict[str, Callable[[], bytes]]] = {
+    "white": lambda: drawn("PNG", "white"),
+    "dark grey": lambda: drawn("JPEG", (40, 40, 40)),
+    "a lighthouse": lambda: PNG,
+    "one bright dot": dot,
+    "an animation that begins in the dark": film,
+    "more pixels than anyone looks at": bomb,
+    "a broken file": lambda: BLACK["png"][:60],
+}
+
+
+@pytest.mark.parametrize("kind", NOT_BLACK)
+def test_no_other_picture_is_flagged(receiver_kit: Kits, folder: Path, kind: str) -> None:
+    content = NOT_BLACK[kind]()
+    delivered = save(receiver_kit, make_event(output=[A]), {A: content})
+    assert list(contents(folder).values()) == [content]
+    assert delivered.prediction.metadata == {}
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_flag_of_the_callers_own_is_left_alone(receiver_kit: Kits) -> None:
+    event = make_event(output=[A], metadata={"flagged": "by me"})
+    delivered = save(receiver_kit, event, {A: BLACK["png"]})
+    assert delivered.prediction.metadata == {"flagged": "by me"}
+
+
+# --- S3 ---
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+numbers: Final = itertools.count(1)
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make a bucket, point `save` at a folder in it, and give its name."""
+    bucket = f"art{next(numbers)}"
+    httpx.put(f"{s3}/{bucket}").raise_for_status()
+    for name, value in {
+        "SAVE_URL": f"s3://{bucket}/some/where",
+        "SAVE_NAME": "{metadata[who]}/{number}.{extension}",
+        "AWS_ENDPOINT_URL": s3,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "anyone",
+        "AWS_SECRET_ACCESS_KEY": "anything",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return bucket
+
+
+def found(bucket: str, name: str) -> tuple[bytes, Any]:
+    """Read an object, and its type, as anybody with a key would."""
+    answer = obstore.get(from_url(f"s3://{bucket}"), f"some/where/{name}")
+    return bytes(answer.bytes()), answer.attributes["Content-Type"]
+
+
+def test_results_are_kept_in_a_bucket_large_ones_too(receiver_kit: Kits, bucket: str) -> None:
+    large = JPEG + random.Random(1).randbytes(6_000_000)  # more than one part of an upload
+    event = make_event(output=[A, B], metadata={"who": "ann"})
+    delivered = save(receiver_kit, event, {A: PNG, B: large})
+    assert delivered.delivery.state == "done", delivered.delivery.reason
+    assert found(bucket, "ann/0.png") == (PNG, "image/png")
+    assert found(bucket, "ann/1.jpg") == (large, "image/jpeg")
+    urls = [output.stored and output.stored.url for output in delivered.prediction.output or []]
+    assert urls == [f"s3://{bucket}/some/where/ann/{name}" for name in ("0.png", "1.jpg")]
+
+
+def test_the_address_is_the_one_that_people_use(
+    receiver_kit: Kits, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAVE_PUBLIC_URL", "https://art.example/")
+    event = make_event(output=[A], metadata={"who": "ann"})
+    delivered = save(receiver_kit, event, {A: PNG})
+    assert delivered.prediction.output
+    assert delivered.prediction.output[0].stored
+    assert delivered.prediction.output[0].stored.url == "https://art.example/ann/0.png"
+    assert found(bucket, "ann/0.png") == (PNG, "image/png")
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_store_that_refuses_is_tried_again(
+    receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAVE_URL", "s3://nobody-made-this/")
+    kit = receiver_kit(built_in("save"), files={A: PNG}, settings={"RECEIVER_RETRY_ATTEMPTS": "2"})
+    delivered = kit.deliver(make_event(output=[A]))
+    assert delivered.delivery.state == "pending"
+    kit.exhaust(delivered)
+    assert (delivered.delivery.state, delivered.delivery.attempts) == ("dead", 2)
+    assert "NoSuchBucket" in delivered.delivery.reason
+
+
+def test_without_its_packages_it_says_what_to_install(
+    receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(HandlerError, match=r"prediction-receiver\[storage\]"):
+        receiver_kit(built_in("save"))
