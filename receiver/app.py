@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from receiver.dispatch.embedded import Dispatch, new_owner
 from receiver.dispatch.fetch import guarded_client
-from receiver.dispatch.registry import Handler, Registry, handlers_of, load
+from receiver.dispatch.registry import Explained, Handler, Registry, handlers_of, load
 from receiver.dispatch.runner import Tools
 from receiver.duty import Duty
 from receiver.errors import KeysUnavailable, StoreUnavailable, StoreUnusable
@@ -30,7 +30,7 @@ from receiver.inbound import ERROR_HANDLERS, Api, Drained, Hook, health_routes
 from receiver.inbox import Inbox
 from receiver.keys import PublicKeys
 from receiver.listener import Listener
-from receiver.model import Policy
+from receiver.model import Policy, Prediction
 from receiver.outbound import Outbound
 from receiver.providers import NAMES, make_providers
 from receiver.providers.base import Streamed
@@ -278,6 +278,7 @@ class _Receiver:
             replay=self._replay,
             wake=self._dispatch.wake,
             drain=self.drain,
+            explain=self._explain,
             clock=clock,
         )
         self.app = Starlette(
@@ -311,6 +312,11 @@ class _Receiver:
             duty = Duty(f"stream {name}", self._owner, listener, self._store, self._clock)
         self._outbound.listen_first(name, (duty or listener).ready)
         return duty or listener
+
+    def _explain(self, event_type: str, prediction: Prediction) -> list[Explained]:
+        return self._registry.explain(
+            event_type, prediction.provider, prediction.model, prediction.metadata
+        )
 
     async def _replay(self, prediction_id: str) -> Any:
         return await self._store.replay(prediction_id, self._inbox.match, self._clock())

@@ -274,6 +274,35 @@ def replay(prediction_id: Id) -> None:
 
 
 @main.command()
+def explain(
+    name: Annotated[str, typer.Argument(metavar="EVENT_OR_PREDICTION")],
+    kind: Annotated[
+        str | None, typer.Option("--type", help="If it were succeeded, failed or canceled.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which handlers run for an event, and why the others do not."""
+    found = _call("get", _query(f"/v1/predictions/{name}/explain", type=kind))
+    if as_json:
+        _print_plainly(found)
+        return
+    rows = [
+        {
+            "handler": row["handler"],
+            "runs": "yes" if row["runs"] else "no",
+            "because": row["reason"]
+            or (f"after {', '.join(row['after'])}" if row["after"] else ""),
+            **{name: (row["delivery"] or {}).get(name) for name in ("state", "attempts", "reason")},
+        }
+        for row in found["handlers"]
+    ]
+    assumed = " (if it ends so)" if found["assumed"] else ""
+    typer.echo(f"{found['prediction']}: {found['type']}{assumed}")
+    columns = ("handler", "runs", "because", "state", "attempts", "reason")
+    _table({"data": rows}, columns, as_json=False)
+
+
+@main.command()
 def deliveries(
     state: Annotated[
         str | None, typer.Option(help="pending, running, done, skipped or dead.")

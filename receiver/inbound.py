@@ -8,6 +8,7 @@ import hmac
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import asdict
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -18,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from receiver.dispatch.registry import TYPES, Explained
 from receiver.errors import KeysUnavailable, Problem, StoreUnavailable, Unproved
 from receiver.inbox import Waiters
 from receiver.model import TERMINAL, Mode, Prediction, Status
@@ -41,6 +43,7 @@ _LOCAL_HOST: Final = re.compile(
     r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE
 )
 _PROXY_HEADERS: Final = frozenset({"forwarded", "via", "x-real-ip", "cf-connecting-ip"})
+GONE: Final = "no such handler is registered here any more"
 _STATES: Final = ("pending", "running", "done", "skipped", "dead")
 
 # --- callbacks: the hot path ---------------------------------------------------------------------
@@ -244,6 +247,7 @@ class Api:
         replay: Callable[[str], Any],
         wake: Callable[[tuple[str, ...]], None],
         drain: Callable[[float], Awaitable[Drained]],
+        explain: Callable[[str, Prediction], list[Explained]],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
@@ -254,6 +258,7 @@ class Api:
         self._replay = replay
         self._wake = wake
         self._drain = drain
+        self._explain = explain
         self._clock = clock
         self.stopping = False
 
@@ -264,6 +269,7 @@ class Api:
             self._route(one, GET=self.read),
             self._route(one + "/cancel", POST=self.cancel),
             self._route(one + "/replay", POST=self.replay),
+            self._route(one + "/explain", GET=self.explain),
             self._route("/v1/deliveries", GET=self.list_deliveries),
             self._route("/v1/deliveries/{id}/retry", POST=self.retry),
             self._route("/v1/drain", POST=self.drain),
@@ -336,6 +342,38 @@ class Api:
             raise Problem(409, "not-ended", "the prediction has not ended: there is no event yet")
         self._wake(replayed.handlers)
         return _json({"owed": replayed.owed, "handlers": replayed.handlers}, 202)
+
+    async def explain(self, request: Request) -> Response:
+        """Say which handlers run for a prediction's event, or would for one of a given type."""
+        given = _params(request, "type")["type"]
+        if given is not None and given not in TYPES:
+            raise Problem(422, "invalid-request", f"type must be one of {', '.join(TYPES)}")
+        # An event is named after its prediction, and either name will do.
+        name = request.path_params["id"]
+        prediction_id = f"pred_{name[4:]}" if name.startswith("evt_") else name
+        prediction = await self._store.prediction(prediction_id)
+        if prediction is None:
+            raise Problem(404, "not-found", "no such prediction or event")
+        has_ended = prediction.status in TERMINAL
+        kind = given or (prediction.status if has_ended else "succeeded")
+        found = await self._store.deliveries(100, prediction=prediction_id)
+        deliveries = {delivery.handler: delivery for delivery in found.data}
+        handlers = [
+            {**asdict(explained), "delivery": deliveries.pop(explained.handler, None)}
+            for explained in self._explain(f"prediction.{kind}", prediction)
+        ]
+        gone = [
+            {"handler": name, "runs": False, "reason": GONE, "after": (), "delivery": delivery}
+            for name, delivery in deliveries.items()
+        ]
+        return _json(
+            {
+                "prediction": prediction_id,
+                "type": f"prediction.{kind}",
+                "assumed": given is not None or not has_ended,
+                "handlers": [*handlers, *gone],
+            }
+        )
 
     async def list_deliveries(self, request: Request) -> Response:
         params = _params(request, "state", "handler", "prediction", "limit", "cursor")

@@ -124,6 +124,18 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """What becomes of an event at one handler."""
+
+    handler: str
+    runs: bool
+    reason: str | None
+    """Why it does not run."""
+    after: tuple[str, ...]
+    """The handlers it waits for."""
+
+
 @dataclass
 class Registry:
     """The handlers of one app, by name."""
@@ -161,6 +173,22 @@ class Registry:
             if after and (awaited := tuple(other for other in after if other in names)):
                 found[name] = awaited
         return found
+
+    def explain(
+        self, event_type: str, provider: str, model: str, metadata: Mapping[str, Any]
+    ) -> list[Explained]:
+        """Say of every handler whether it wants such an event, and if not, why."""
+        refusals = {
+            name: handler.refuses(event_type, provider, model, metadata)
+            for name, handler in self.handlers.items()
+        }
+        waiting = self.waiting([name for name, refusal in refusals.items() if refusal is None])
+        return [
+            Explained(
+                handler=name, runs=refusal is None, reason=refusal, after=waiting.get(name, ())
+            )
+            for name, refusal in refusals.items()
+        ]
 
     def strangers(self) -> list[tuple[str, str]]:
         """Pair handlers with those they wait for and nobody registered."""

@@ -178,6 +178,12 @@ class Kit:
         """Owe the event to its handlers again, and run them."""
         self._do(self._post_and_drain(f"/v1/predictions/{delivered.prediction_id}/replay"))
 
+    def lapse(self, child: Prediction) -> Delivered:
+        """Let a prediction that a handler submitted come to its deadline, and fail by it."""
+        delivered = Delivered(self, child.id)
+        self._do(self._poll(child.id))
+        return delivered
+
     def move(self, seconds: float) -> None:
         """Let so much time pass, and run what is due then."""
         self.clock.move(seconds)

@@ -1,0 +1,83 @@
+"""Templates are filled whatever an event has, and refused for what it cannot have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from receiver import Output, Stored, Template
+from receiver.testing import make_event
+
+STORED = Stored(url="https://art.example/a.png", sha256="0" * 64, size=1, content_type="image/png")
+ELSEWHERE = Stored(url="s3://b/a.png", sha256="0" * 64, size=1, content_type="image/png")
+
+
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ("{model}: {prompt:.5}", "fal-ai/nano-banana: a lig"),
+        ("{metadata[order]} {metadata[none]}!", "7 !"),
+        ("{metadata[many]} {input[prompt]}", '["ü"] a lighthouse'),
+        ("{type} {provider} {date:%Y} {seconds}", "succeeded fal 2026 9.0"),
+        ("{code}{error}{text}", ""),
+        ("{{{id:.5}}}", "{pred_}"),
+        ("{model:d} {seconds:.0f}", "fal-ai/nano-banana 9"),
+        ("{url}", "https://cdn.example/a.png"),
+    ],
+)
+def test_fields_are_filled(text: str, filled: str) -> None:
+    event = make_event(metadata={"order": 7, "many": ["ü"]})
+    assert Template(text).fill(event) == filled
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{nothing}", "{}", "{0}", "{model.real}", "{metadata}", "{model[0]}", "{id", "{a b}", "}"],
+)
+def test_what_is_no_field_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        Template(text)
+
+
+def test_a_failure_says_why() -> None:
+    event = make_event("failed", error=("timeout", "too slow"))
+    assert Template("{code}: {error} {url}").fill(event) == "timeout: too slow "
+
+
+@pytest.mark.parametrize(
+    ("output", "url"),
+    [
+        (Output(url="https://x.example/a", stored=STORED), STORED.url),
+        (Output(url="https://x.example/a", stored=ELSEWHERE), "https://x.example/a"),
+        (Output(url="data:image/png;base64,AA=="), ""),
+        (Output(text="words"), ""),
+    ],
+)
+def test_the_address_is_the_one_that_lasts_and_that_a_browser_can_open(
+    output: Output, url: str
+) -> None:
+    assert Template("{url}").fill(make_event(output=[output])) == url
+
+
+def test_every_value_is_cleaned_and_no_text_around_it() -> None:
+    event = make_event(metadata={"a": "<b>"})
+    cleaned = Template("<i>{metadata[a]}{size}</i>", more=["size"]).fill(
+        event, lambda text: text.replace("<", "&lt;"), {"size": 3}
+    )
+    assert cleaned == "<i>&lt;b>3</i>"
+
+
+json: Any = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(json, st.sampled_from(["", ":.3", ":>9", ":d", ":%Y", ":,.2f"]))
+def test_no_value_keeps_a_template_from_being_filled(value: Any, how: str) -> None:
+    event = make_event(metadata={"a": value}, input={"prompt": value})
+    assert isinstance(Template(f"{{metadata[a]{how}}}{{prompt{how}}}").fill(event), str)
