@@ -29,7 +29,7 @@ $(VENV)/made:
 	@touch $@
 
 $(VENV)/run: $(VENV)/made pyproject.toml constraints.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[storage]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/made pyproject.toml constraints.txt

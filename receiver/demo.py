@@ -240,7 +240,7 @@ def _stage(home: Path, seconds: float) -> Iterator[_Stage]:
         sink_url = stack.enter_context(_server(sink.app))
         port = _free_port()
         os.environ |= {
-            "SAVE_DIR": str(home / "pictures"),
+            "SAVE_URL": str(home / "pictures"),
             "FORWARD_URL": f"{sink_url}/events",
             "FORWARD_SECRET": signing,
         }

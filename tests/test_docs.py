@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from receiver import create_app
+from receiver.dispatch.registry import load
 from receiver.settings import Secret, Settings
 
 TOP = Path(__file__).parent.parent
@@ -45,15 +50,46 @@ def test_every_route_of_the_app_is_in_the_readme(tmp_path: Path) -> None:
         assert path in section or f"…/{tail}" in section, path
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Write down the blocks that say what file they are."""
+    for block in PYTHON:
+        if named := re.match(r"# (\w+\.py)\n", block):
+            (tmp_path / named[1]).write_text(block)
+    return tmp_path
+
+
 @pytest.mark.parametrize("number", range(len(PYTHON)))
 def test_every_python_block_runs(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_handlers.py").write_text(PYTHON[0])
-    script = tmp_path / f"block{number}.py"
+    script = folder / f"block{number}.py"
     script.write_text(PYTHON[number])
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(folder)
     made = runpy.run_path(str(script))
     for name, value in made.items():
-        if name.startswith("test_"):
+        if name.startswith("test_") and not inspect.signature(value).parameters:
             value()
+
+
+def test_the_recipe_works_as_it_is_written(folder: Path) -> None:
+    recipe = README.partition("### Write your own in five minutes")[2].partition("\n### ")[0]
+    [commands] = re.findall(r"```sh\n(.*?)```", recipe, re.DOTALL)
+    here = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for name in [name for name in here if name.startswith(("PYTEST_", "COV_"))]:
+        del here[name]
+    ran = subprocess.run(
+        ["bash", "-e", "-c", commands],
+        cwd=folder,
+        env=here,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "4 passed" in ran.stdout
+
+
+def test_the_recipe_can_be_served(folder: Path) -> None:
+    assert list(load([str(folder / "thanks.py")]).handlers) == ["thanks"]

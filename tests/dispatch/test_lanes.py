@@ -772,3 +772,31 @@ async def test_a_handler_finishes_its_steps_though_its_thread_outlives_the_loop(
     await asyncio.to_thread(run)
     may_end.set()
     assert await asyncio.to_thread(ended.wait, PATIENCE)
+
+
+async def test_a_handler_comes_after_another_and_nobody_else_waits(place: Place) -> None:
+    order: list[str] = []
+    may_end = asyncio.Event()
+
+    @on("*", name="save")
+    async def save(_: Event) -> None:
+        await may_end.wait()
+        order.append("save")
+
+    @on("*", name="post", after="save")
+    async def post(_: Event) -> None:
+        order.append("post")
+
+    @on("*", name="log")
+    async def log(_: Event) -> None:
+        order.append("log")
+
+    async with dispatching(place, post, save, log) as running:
+        prediction = await running.owe()
+        await running.ends(prediction, "log")
+        assert order == ["log"]
+        waiting = await running.delivery(prediction, "post")
+        assert (waiting.state, waiting.reason) == ("pending", "waits for save")
+        may_end.set()
+        await running.ends(prediction, "post")
+    assert order == ["log", "save", "post"]

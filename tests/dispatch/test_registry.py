@@ -414,3 +414,42 @@ def test_a_folder_or_another_file_is_not_loaded(folder: Path) -> None:
         load([f"{folder}/"])
     with pytest.raises(HandlerError, match="not a Python file"):
         load([str(folder / "notes.txt")])
+
+
+# --- the order of handlers ---
+
+
+def ordered(**after: str | tuple[str, ...]) -> Registry:
+    """Register handlers by name, each after the others that it names."""
+    found = Registry()
+    for name, others in after.items():
+
+        @on("*", name=name, after=others)
+        def handler(_: Event) -> None: ...
+
+        for made in handlers_of(handler):
+            found.add(made)
+    return found
+
+
+def test_a_handler_waits_only_for_those_that_want_the_same_event() -> None:
+    found = ordered(post="save", save=(), log=(), all=("save", "post", "nobody"))
+    assert found.waiting(["post", "log"]) == {}
+    assert found.waiting(["save", "post"]) == {"post": ("save",)}
+    assert found.waiting(["save", "post", "all"]) == {"post": ("save",), "all": ("save", "post")}
+    assert found.strangers() == [("all", "nobody")]
+
+
+@pytest.mark.parametrize(
+    "after",
+    [{"a": "a"}, {"a": "b", "b": "a"}, {"a": ("x", "b"), "b": "c", "c": ("y", "a")}],
+)
+def test_handlers_that_would_wait_for_themselves_are_refused(after: dict[str, Any]) -> None:
+    with pytest.raises(HandlerError, match="would wait for itself"):
+        ordered(**after)
+
+
+@pytest.mark.parametrize("after", [7, None, ["a", 7], {"a"}])
+def test_after_is_a_name_or_several(after: Any) -> None:
+    with pytest.raises(HandlerError, match="after must be the name"):
+        on("*", name="x", after=after)(lambda _: None)
