@@ -182,7 +182,7 @@ def test_a_circle_of_handlers_comes_to_an_end(receiver_kit: Kits) -> None:
     for depth in (1, 2):
         [child] = delivered.children
         assert child.depth == depth
-        delivered = kit.lapse(child)
+        delivered = kit.finish(child, make_event(provider="eachlabs", model="m"))
     assert (delivered.delivery.state, delivered.children) == ("dead", [])
     assert "2 predictions have led to this one" in delivered.delivery.reason
 

@@ -178,11 +178,9 @@ class Kit:
         """Owe the event to its handlers again, and run them."""
         self._do(self._post_and_drain(f"/v1/predictions/{delivered.prediction_id}/replay"))
 
-    def lapse(self, child: Prediction) -> Delivered:
-        """Let a prediction that a handler submitted come to its deadline, and fail by it."""
-        delivered = Delivered(self, child.id)
-        self._do(self._poll(child.id))
-        return delivered
+    def finish(self, child: Prediction, event: Event) -> Delivered:
+        """Have a prediction that a handler submitted end as an event did."""
+        return self._do(self._finish(child, event))
 
     def move(self, seconds: float) -> None:
         """Let so much time pass, and run what is due then."""
@@ -217,6 +215,15 @@ class Kit:
             raise AssertionError("the provider took nothing, so there is no callback to lose")
         await self._poll(delivered.prediction_id)
         return delivered
+
+    async def _finish(self, child: Prediction, event: Event) -> Delivered:
+        if child.provider_id is None:
+            raise AssertionError("no provider has taken it")
+        taken = self._providers.taken(child.provider_id)
+        taken.event = event
+        await self._tell(taken, event, child.id, 1)
+        await self._drain()
+        return Delivered(self, child.id)
 
     async def _crash_after_ack(self, event: Event) -> Delivered:
         delivered, taken = await self._submitted(event)

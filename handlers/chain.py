@@ -1,0 +1,99 @@
+"""Submit the next prediction from a result. Use: `CHAIN_PROVIDER=fal … receiver serve chain`.
+
+CHAIN_PROVIDER  oxen, eachlabs or fal; CHAIN_MODEL  its model, as it calls it
+CHAIN_INPUT     a JSON object whose texts are Templates, at any depth:
+                {"prompt": "make it night", "image_urls": ["{urls}"], "strength": 0.4}.
+                "{urls}" alone in a list becomes an item for each result
+CHAIN_FROM      model, with shell wildcards, whose results are taken. Default: *
+CHAIN_DEPTH     how many predictions one may lead to, in a row. Default: 1, so that what comes of
+                this starts nothing. RECEIVER_MAX_CHAIN holds above it
+CHAIN_METADATA  a JSON object that is added to the parent's metadata, which the next one inherits
+
+The next one has the parent's id as its `parent_id` and is never submitted twice for one event. It
+gets results by address, which `save` makes last: those that `save` flagged are not passed on.
+"""
+
+import os
+from typing import Any
+
+import msgspec
+
+from receiver import Context, Dead, Event, Output, Skip, Template, on
+
+PROVIDER = os.environ.get("CHAIN_PROVIDER", "")
+MODEL = os.environ.get("CHAIN_MODEL", "")
+FROM = os.environ.get("CHAIN_FROM") or "*"
+EACH = "{urls}"
+
+
+def read(name: str, default: str = "") -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(os.environ.get(name) or default, type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise ValueError(
+            f'chain needs {name} as a JSON object, like {{"image_url": "{{url}}"}}'
+        ) from None
+
+
+def parse(value: Any) -> Any:
+    """Make a Template of every text but `EACH` in a list, which stays as it is."""
+    if isinstance(value, dict):
+        return {key: parse(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [item if item == EACH else parse(item) for item in value]
+    return Template(value) if isinstance(value, str) else value
+
+
+if not PROVIDER or not MODEL:
+    raise ValueError("chain needs CHAIN_PROVIDER and CHAIN_MODEL: what to submit next")
+if not (os.environ.get("CHAIN_DEPTH") or "1").isdecimal():
+    raise ValueError("CHAIN_DEPTH must be a number: how many predictions one may lead to")
+DEPTH = int(os.environ.get("CHAIN_DEPTH") or "1")
+INPUT = parse(read("CHAIN_INPUT"))
+METADATA = read("CHAIN_METADATA", "{}")
+
+
+@on("succeeded", model=FROM, name="chain", timeout=120, after="save")
+async def chain(event: Event, ctx: Context) -> None:
+    parent = event.prediction
+    if parent.depth >= DEPTH:
+        raise Skip(f"{parent.depth} predictions led to this one, and CHAIN_DEPTH is {DEPTH}")
+    good = usable(parent.output or [])
+    told = msgspec.structs.replace(event, prediction=msgspec.structs.replace(parent, output=good))
+    await ctx.submit(PROVIDER, MODEL, fill(INPUT, told), metadata={**parent.metadata, **METADATA})
+
+
+def usable(outputs: list[Output]) -> list[Output]:
+    """Give the results that a provider can get, or say why there is none."""
+    files = [output for output in outputs if output.url]
+    if not files:
+        raise Skip("no result has an address")
+    unflagged = [output for output in files if not (output.stored and output.stored.flagged)]
+    if not unflagged:
+        raise Skip(f"no result is one: {files[0].stored and files[0].stored.flagged}")
+    good = [output for output in unflagged if has_address(output)]
+    if not good:
+        raise Dead(
+            "no result has an address that a provider can open: they came inside a data: URI; "
+            "serve `save` with SAVE_PUBLIC_URL too"
+        )
+    return good
+
+
+def has_address(output: Output) -> bool:
+    kept = output.stored.url if output.stored else ""
+    return any(url.startswith(("http://", "https://")) for url in (output.url or "", kept))
+
+
+def fill(value: Any, event: Event) -> Any:
+    if isinstance(value, Template):
+        return value.fill(event)
+    if isinstance(value, dict):
+        return {key: fill(item, event) for key, item in value.items()}
+    if isinstance(value, list):
+        return [filled for item in value for filled in each(item, event)]
+    return value
+
+
+def each(item: Any, event: Event) -> list[Any]:
+    return Template(EACH).fill(event).split("\n") if item == EACH else [fill(item, event)]
