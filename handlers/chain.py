@@ -57,7 +57,7 @@ METADATA = read("CHAIN_METADATA", "{}")
 async def chain(event: Event, ctx: Context) -> None:
     parent = event.prediction
     if parent.depth >= DEPTH:
-        raise Skip(f"{parent.depth} predictions led to this one, and CHAIN_DEPTH is {DEPTH}")
+        raise Skip(f"this one is {parent.depth} deep, and CHAIN_DEPTH is {DEPTH}")
     good = usable(parent.output or [])
     told = msgspec.structs.replace(event, prediction=msgspec.structs.replace(parent, output=good))
     await ctx.submit(PROVIDER, MODEL, fill(INPUT, told), metadata={**parent.metadata, **METADATA})

@@ -94,7 +94,7 @@ async def test_a_prediction_has_the_shape_that_is_promised(start: Start, provide
         found = answer.json()
         assert answer.status_code == 202
         assert answer.headers["location"] == f"/v1/predictions/{found['id']}"
-        assert found.keys() - {"parent_id"} == PREDICTION
+        assert found.keys() - {"parent_id", "depth"} == PREDICTION
         assert found == await station.read(found["id"])
         assert re.fullmatch(r"pred_[0-9a-f]{32}", found["id"])
         assert found["input"] == {"prompt": "größe \u2028 🦊", "n": [1, {"deep": None}]}
@@ -415,7 +415,7 @@ async def test_lists_are_newest_first_and_stable_under_inserts(start: Start) -> 
             path = f"/v1/predictions?limit=2{cursor and f'&cursor={cursor}'}"
             page = (await station.http.get(path)).json()
             assert page.keys() == {"data", "next_cursor"}
-            assert all(one.keys() - {"parent_id"} == PREDICTION for one in page["data"])
+            assert all(one.keys() - {"parent_id", "depth"} == PREDICTION for one in page["data"])
             seen += [one["id"] for one in page["data"]]
             cursor = page["next_cursor"]
             await station.submit("fal", "meanwhile")

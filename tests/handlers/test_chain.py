@@ -1,159 +1,316 @@
-"""`chain` submits the next prediction from a result, once, and comes to an end."""
+"""`chain` submits the next prediction from a result, once, and ends somewhere."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
+import httpx
+import msgspec
 import pytest
 
-from receiver import Context, Event, Output, Stored, on
+from receiver import Event, Output, Prediction, Stored, on
+from receiver.dispatch.registry import load
 from receiver.errors import HandlerError
-from receiver.testing import Delivered, Kit, make_event
+from receiver.store.values import Delivery
+from receiver.testing import Kit, make_event, run
+from receiver.testing.providers import Providers
 
 from .parts import built_in
 
-A, B = "https://cdn.example/a.png", "https://cdn.example/b.png"
-DATA: Final = "data:image/png;base64,iVBORw0KGgo="
-INPUT: Final = {
-    "prompt": "{prompt}, at night",
-    "image_urls": ["{urls}"],
-    "first": {"url": "{url}", "strength": 0.4},
-}
+Kits = Callable[..., Kit]
 
-Chain = Callable[..., Kit]
+URL: Final = "https://cdn.example/a.png"
+DATA: Final = "data:image/png;base64,iVBORw0KGgo="
 
 
 @pytest.fixture
-def chain(receiver_kit: Callable[..., Kit], monkeypatch: pytest.MonkeyPatch) -> Chain:
-    """Run the handler under settings, given by the ends of their names."""
+def chain(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Give the handler's file, set as a test wants it."""
 
-    def start(
-        *handlers: Any, settings: dict[str, str] | None = None, input: Any = INPUT, **given: str
-    ) -> Kit:
-        wanted = {"PROVIDER": "eachlabs", "MODEL": "edit", "INPUT": json.dumps(input), **given}
-        for name, value in wanted.items():
+    def chain(input: Any = None, **more: str) -> str:
+        given = {
+            "PROVIDER": "eachlabs",
+            "MODEL": "upscale",
+            "INPUT": json.dumps(input or {"image_url": "{url}"}),
+            **{name.upper(): value for name, value in more.items()},
+        }
+        for name in ("FROM", "DEPTH", "METADATA"):
+            monkeypatch.delenv(f"CHAIN_{name}", raising=False)
+        for name, value in given.items():
             monkeypatch.setenv(f"CHAIN_{name}", value)
-        return receiver_kit(*handlers, built_in("chain"), settings=settings)
+        return built_in("chain")
 
-    return start
-
-
-def children(delivered: Delivered) -> int:
-    return len(delivered.children)
+    return chain
 
 
-def test_the_next_prediction_is_made_of_the_result(chain: Chain) -> None:
-    event = make_event(input={"prompt": "a fox"}, output=[A, B], metadata={"order": 7})
-    delivered = chain(METADATA='{"step": 2}').deliver(event, times=3)
-    assert delivered.delivery.state == "done"
+def kept(url: str, flagged: str | None = None) -> Stored:
+    return Stored(url=url, sha256=64 * "0", size=8, content_type="image/png", flagged=flagged)
+
+
+def told(file: str, event: Event) -> Any:
+    """Run the handler once, without a receiver."""
+    return run(load([file]).handlers["chain"].function, event)
+
+
+def providers(kit: Kit) -> Providers:
+    return kit._providers  # noqa: SLF001 - a child's own outcome is not for the kit to say yet
+
+
+def finish(kit: Kit, prediction: Prediction, event: Event) -> None:
+    """Let the provider end a prediction that a handler submitted, and let it be polled."""
+    assert prediction.provider_id is not None
+    providers(kit).taken(prediction.provider_id).event = event
+    kit.move(120)
+
+
+class Predictions(msgspec.Struct):
+    data: list[Prediction]
+
+
+def newest(kit: Kit) -> Prediction:
+    return kit.get("/v1/predictions?limit=1", Predictions).data[0]
+
+
+class Deliveries(msgspec.Struct):
+    data: list[Delivery]
+
+
+def ends(kit: Kit, prediction: Prediction) -> list[tuple[str, str]]:
+    """Give the states and reasons of a prediction's deliveries."""
+    found = kit.get(f"/v1/deliveries?prediction={prediction.id}", Deliveries).data
+    return [(delivery.state, str(delivery.reason)) for delivery in found]
+
+
+# --- what is submitted ---
+
+
+def test_a_result_leads_to_the_next_prediction(chain: Any, receiver_kit: Kits) -> None:
+    kit = receiver_kit(chain({"image_url": "{url}", "prompt": "{prompt}, at night", "scale": 2}))
+    delivered = kit.deliver(make_event(metadata={"order": 7}), times=2)
     [child] = delivered.children
-    assert (child.provider, child.model, child.depth) == ("eachlabs", "edit", 1)
-    assert child.parent_id == delivered.prediction_id
-    assert child.input == {
-        "prompt": "a fox, at night",
-        "image_urls": [A, B],
-        "first": {"url": A, "strength": 0.4},
+    assert delivered.delivery.state == "done"
+    assert (child.provider, child.model) == ("eachlabs", "upscale")
+    assert child.input == {"image_url": URL, "prompt": "a lighthouse, at night", "scale": 2}
+    assert (child.parent_id, child.depth) == (delivered.prediction_id, 1)
+    assert child.metadata == {"order": 7}
+
+
+def test_every_address_becomes_an_item_and_texts_are_filled_at_any_depth(chain: Any) -> None:
+    given = {
+        "image_urls": ["https://style.example/s.png", "{urls}"],
+        "nested": {"layers": [[{"source": "{url}"}], ["{urls}"]], "on": True, "none": None},
+        "lines": "{urls}",
+        "note": "{metadata[note]}{{}}",
     }
-    assert child.metadata == {"order": 7, "step": 2}
+    second = "https://cdn.example/b.mp4"
+    note = {"note": "{url} {{x}} {prompt.__class__}"}
+    [child] = told(chain(given), make_event(output=[URL, second], metadata=note)).submitted
+    assert child.input == {
+        "image_urls": ["https://style.example/s.png", URL, second],
+        "nested": {"layers": [[{"source": URL}], [URL, second]], "on": True, "none": None},
+        "lines": f"{URL}\n{second}",
+        "note": "{url} {{x}} {prompt.__class__}{}",
+    }
 
 
-@pytest.mark.parametrize("crash", ["crash_after_ack", "crash_after_run"])
-def test_it_is_submitted_once_whatever_dies(chain: Chain, crash: str) -> None:
-    delivered = getattr(chain(), crash)(make_event(output=[A]))
-    assert (delivered.delivery.state, children(delivered)) == ("done", 1)
+@pytest.mark.parametrize("note", [7, None, [1, {"a": 2}], {"b": True}, "\r\n\u202e"])
+def test_odd_metadata_does_no_harm(chain: Any, note: Any) -> None:
+    result = told(chain({"note": "{metadata[note]}"}), make_event(metadata={"note": note}))
+    assert result.state == "done"
+    assert result.submitted[0].metadata == {"note": note}
+    assert isinstance(result.submitted[0].input["note"], str)
+
+
+def test_metadata_is_added_to_the_parent_s(chain: Any, receiver_kit: Kits) -> None:
+    file = chain(metadata='{"step": "upscale", "order": 8}')
+    delivered = receiver_kit(file).deliver(make_event(metadata={"order": 7, "channel": "#art"}))
+    [child] = delivered.children
+    assert child.metadata == {"order": 8, "channel": "#art", "step": "upscale"}
+    assert delivered.prediction.metadata == {"order": 7, "channel": "#art"}
+
+
+def test_only_the_models_that_are_named_are_started_from(chain: Any, receiver_kit: Kits) -> None:
+    kit = receiver_kit(chain(**{"from": "fal-ai/*"}))
+    assert kit.deliver(make_event(model="fal-ai/flux")).delivery.state == "done"
+    assert kit.deliver(make_event(model="acme/flux")).deliveries == {}
+
+
+@pytest.mark.parametrize("kind", ["failed", "canceled"])
+def test_what_did_not_succeed_leads_to_nothing(chain: Any, receiver_kit: Kits, kind: Any) -> None:
+    delivered = receiver_kit(chain()).deliver(make_event(kind))
+    assert (delivered.deliveries, delivered.children) == ({}, [])
+
+
+# --- results ---
+
+
+def test_a_result_that_is_kept_goes_by_its_lasting_address(chain: Any) -> None:
+    lasting = "https://files.example/a.png"
+    event = make_event(output=[Output(url=URL, stored=kept(lasting))])
+    assert told(chain(), event).submitted[0].input == {"image_url": lasting}
+
+
+def test_a_data_uri_that_is_kept_in_public_goes_by_its_address(chain: Any) -> None:
+    lasting = "https://files.example/a.png"
+    event = make_event(output=[Output(url=DATA, stored=kept(lasting))])
+    assert told(chain(), event).submitted[0].input == {"image_url": lasting}
+
+
+def test_what_is_kept_where_no_provider_can_get_it_goes_by_the_provider_s_address(
+    chain: Any,
+) -> None:
+    event = make_event(output=[Output(url=URL, stored=kept("file:///results/a.png"))])
+    assert told(chain(), event).submitted[0].input == {"image_url": URL}
+
+
+@pytest.mark.parametrize("stored", [None, kept("file:///results/a.png"), kept("s3://b/a.png")])
+def test_a_result_that_no_provider_can_get_is_dead(chain: Any, stored: Stored | None) -> None:
+    result = told(chain(), make_event(output=[Output(url=DATA, stored=stored)]))
+    assert (result.state, result.submitted) == ("dead", [])
+    assert "data: URI" in result.reason
+    assert "SAVE_PUBLIC_URL" in result.reason
+
+
+def test_the_results_that_can_be_got_go_without_the_others(chain: Any) -> None:
+    output = [
+        Output(url=DATA, stored=kept("file:///results/a.png")),
+        Output(url="https://cdn.example/black.png", stored=kept(URL, flagged="all_black")),
+        Output(url=URL),
+    ]
+    [child] = told(chain({"one": "{url}", "all": ["{urls}"]}), make_event(output=output)).submitted
+    assert child.input == {"one": URL, "all": [URL]}
+
+
+def test_a_flagged_result_is_not_worth_money(chain: Any) -> None:
+    result = told(chain(), make_event(output=[Output(url=URL, stored=kept(URL, "all_black"))]))
+    assert (result.state, result.submitted) == ("skipped", [])
+    assert "all_black" in result.reason
+
+
+def test_words_alone_lead_to_nothing(chain: Any) -> None:
+    result = told(chain(), make_event(output=[Output(text="a lighthouse")]))
+    assert (result.state, result.reason) == ("skipped", "no result has an address")
+
+
+# --- where it ends ---
+
+
+def test_what_it_submitted_does_not_start_it_again(chain: Any, receiver_kit: Kits) -> None:
+    kit = receiver_kit(chain())
+    delivered = kit.deliver(make_event(provider="eachlabs", model="upscale"))
+    [child] = delivered.children
+    finish(kit, child, make_event())
+    assert newest(kit).id == child.id
+    reason = "this one is 1 deep, and CHAIN_DEPTH is 1"
+    assert ends(kit, child) == [("skipped", reason)]
+
+
+def circle(kit: Kit) -> list[Prediction]:
+    """Let the provider answer for ever; give all that was submitted, the first one first."""
+    chained = [kit.deliver(make_event()).prediction]
+    for _ in range(10):
+        new = newest(kit)
+        if new.id == chained[-1].id:
+            return chained
+        chained.append(new)
+        finish(kit, new, make_event())
+    raise AssertionError("it goes on for ever")
+
+
+def test_it_goes_as_deep_as_it_may(chain: Any, receiver_kit: Kits) -> None:
+    chained = circle(receiver_kit(chain(depth="3")))
+    assert [prediction.depth for prediction in chained] == [0, 1, 2, 3]
+    assert [prediction.parent_id for prediction in chained[1:]] == [p.id for p in chained[:-1]]
+
+
+def test_no_depth_is_deeper_than_the_receiver_s_own(chain: Any, receiver_kit: Kits) -> None:
+    kit = receiver_kit(chain(depth="1000"), settings={"RECEIVER_MAX_CHAIN": "2"})
+    chained = circle(kit)
+    assert [prediction.depth for prediction in chained] == [0, 1, 2]
+    reason = "2 predictions have led to this one: no more are submitted"
+    assert ends(kit, chained[-1]) == [("dead", reason)]
+
+
+# --- once, whatever happens ---
+
+
+def test_a_crash_before_it_runs_submits_once(chain: Any, receiver_kit: Kits) -> None:
+    assert len(receiver_kit(chain()).crash_after_ack(make_event()).children) == 1
+
+
+def test_a_crash_after_it_ran_does_not_submit_again(chain: Any, receiver_kit: Kits) -> None:
+    delivered = receiver_kit(chain()).crash_after_run(make_event())
+    assert (delivered.delivery.state, len(delivered.children)) == ("done", 1)
+
+
+def test_a_replay_means_to_do_it_again(chain: Any, receiver_kit: Kits) -> None:
+    kit = receiver_kit(chain())
+    delivered = kit.deliver(make_event())
+    kit.replay(delivered)
+    assert len(delivered.children) == 2
 
 
 @pytest.mark.parametrize(
-    ("event", "reason"),
+    ("answer", "status"),
     [
-        (make_event(output=[]), "no result has an address"),
-        (make_event(output=[Output(text="words")]), "no result has an address"),
+        (httpx.Response(400, json={"error": "no such model"}), "failed"),
+        (httpx.Response(429, json={"error": "slow down"}), "queued"),
+        (httpx.ReadTimeout("no answer came"), "unconfirmed"),
     ],
 )
-def test_where_there_is_no_file_there_is_no_next(chain: Chain, event: Event, reason: str) -> None:
-    delivered = chain().deliver(event)
-    assert (delivered.delivery.state, delivered.delivery.reason) == ("skipped", reason)
-    assert children(delivered) == 0
-
-
-def test_failures_start_nothing(chain: Chain) -> None:
-    assert chain().deliver(make_event("failed")).deliveries == {}
-
-
-def test_only_the_models_that_are_named_start_it(chain: Chain) -> None:
-    kit = chain(FROM="fal-ai/*")
-    assert kit.deliver(make_event(model="other/one")).deliveries == {}
-    assert children(kit.deliver(make_event(model="fal-ai/one"))) == 1
-
-
-def test_a_result_that_only_we_have_is_a_clear_dead_letter(chain: Chain) -> None:
-    delivered = chain().deliver(make_event(output=[DATA]))
-    assert delivered.delivery.state == "dead"
-    assert "data: URI" in delivered.delivery.reason
-    assert children(delivered) == 0
-
-
-def test_what_save_kept_is_passed_on_by_its_lasting_address(chain: Chain) -> None:
-    kept = Stored(url="https://art.example/a.png", sha256="0", size=1, content_type="image/png")
-
+def test_what_the_provider_makes_of_it_is_the_child_s_affair(
+    chain: Any, receiver_kit: Kits, answer: Any, status: str
+) -> None:
     @on("succeeded", name="save")
-    async def save(_: Event, ctx: Context) -> None:
-        await ctx.record_stored(0, kept)
+    def save(_: Event) -> None:
+        providers(kit).refusal = answer
 
-    [child] = chain(save).deliver(make_event(output=[DATA])).children
-    assert child.input["image_urls"] == [kept.url]
-
-
-def test_what_save_flagged_is_not_passed_on(chain: Chain, tmp_path: Path) -> None:
-    black = Stored(
-        url=tmp_path.as_uri(), sha256="0", size=1, content_type="image/png", flagged="all_black"
-    )
-
-    @on("succeeded", name="save")
-    async def save(_: Event, ctx: Context) -> None:
-        await ctx.record_stored(0, black)
-
-    kit = chain(save)
-    one = kit.deliver(make_event(output=[A]))
-    assert (one.deliveries["chain"].state, children(one)) == ("skipped", 0)
-    [child] = kit.deliver(make_event(output=[A, B])).children
-    assert child.input["image_urls"] == [B]
+    kit = receiver_kit(save, chain())
+    delivered = kit.deliver(make_event())
+    assert delivered.deliveries["chain"].state == "done"
+    [child] = delivered.children
+    assert (child.status, child.parent_id) == (status, delivered.prediction_id)
+    kit.exhaust(delivered)
+    assert len(delivered.children) == 1
 
 
-@pytest.mark.parametrize("depth", ["0", "1", "3"])
-def test_it_goes_as_deep_as_it_is_told(chain: Chain, depth: str) -> None:
-    kit = chain(DEPTH=depth)
-    delivered = kit.deliver(make_event(provider="eachlabs", model="edit"))
-    for _ in range(int(depth)):
-        [child] = delivered.children
-        delivered = kit.finish(child, make_event(provider="eachlabs", model="edit"))
-    assert (delivered.delivery.state, children(delivered)) == ("skipped", 0)
-    assert f"CHAIN_DEPTH is {depth}" in delivered.delivery.reason
+def test_what_could_never_be_submitted_ends_dead_and_costs_nothing(
+    chain: Any, receiver_kit: Kits
+) -> None:
+    kit = receiver_kit(chain(provider="nobody"), settings={"RECEIVER_RETRY_ATTEMPTS": "2"})
+    delivered = kit.deliver(make_event())
+    kit.exhaust(delivered)
+    assert (delivered.delivery.state, delivered.children) == ("dead", [])
+    assert "provider must be one of" in str(delivered.delivery.reason)
 
 
-def test_the_receivers_own_limit_holds_above_it(chain: Chain) -> None:
-    kit = chain(DEPTH="1000", settings={"RECEIVER_MAX_CHAIN": "1"})
-    [child] = kit.deliver(make_event(provider="eachlabs", model="edit")).children
-    delivered = kit.finish(child, make_event(provider="eachlabs", model="edit"))
-    assert (delivered.delivery.state, children(delivered)) == ("dead", 0)
+# --- settings ---
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("more", "said"),
     [
-        ("PROVIDER", "", "CHAIN_PROVIDER and CHAIN_MODEL"),
-        ("MODEL", "", "CHAIN_PROVIDER and CHAIN_MODEL"),
-        ("INPUT", "", "CHAIN_INPUT as a JSON object"),
-        ("INPUT", "[1]", "CHAIN_INPUT as a JSON object"),
-        ("INPUT", '{"prompt": "{nothing}"}', "is no field"),
-        ("METADATA", "x", "CHAIN_METADATA as a JSON object"),
-        ("DEPTH", "-1", "CHAIN_DEPTH must be a number"),
+        ({"provider": ""}, "CHAIN_PROVIDER and CHAIN_MODEL"),
+        ({"model": ""}, "CHAIN_PROVIDER and CHAIN_MODEL"),
+        ({"input": ["{url}"]}, "CHAIN_INPUT as a JSON object"),
+        ({"input": {"a": "{nothing}"}}, "is no field"),
+        ({"input": {"a": [{"b": "{prompt.__class__}"}]}}, "is no field"),
+        ({"input": {"a": "{"}}, "chain"),
+        ({"metadata": "[1]"}, "CHAIN_METADATA as a JSON object"),
+        ({"metadata": "{"}, "CHAIN_METADATA as a JSON object"),
+        ({"depth": "-1"}, "CHAIN_DEPTH must be a number"),
+        ({"depth": "deep"}, "CHAIN_DEPTH must be a number"),
     ],
 )
-def test_senseless_settings_are_refused(chain: Chain, name: str, value: str, words: str) -> None:
-    with pytest.raises(HandlerError, match=r"chain\.py") as raised:
-        chain(**{name: value})
-    assert words in str(raised.value)
+def test_senseless_settings_cannot_be_loaded(chain: Any, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(HandlerError, match=said):
+        load([chain(**more)])
+
+
+def test_an_input_there_must_be(chain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = chain()
+    monkeypatch.delenv("CHAIN_INPUT")
+    with pytest.raises(HandlerError, match="CHAIN_INPUT as a JSON object"):
+        load([file])
