@@ -109,16 +109,19 @@ async def test_what_cannot_be_explained_is_refused(start: Start, path: str, stat
 def test_the_command_shows_it_as_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"handler": "post", "runs": True, "reason": None, "after": ["save"], "delivery": None}
     other = {**row, "handler": "sorry", "runs": False, "reason": "type is x", "after": []}
-    answer = {
+    answer: Json = {
         "prediction": "pred_1",
         "type": "prediction.succeeded",
         "assumed": True,
         "handlers": [row, other],
     }
-    asked = []
-    monkeypatch.setattr(
-        "receiver.client.Client.get", lambda _, path, *__: asked.append(path) or answer
-    )
+    asked: list[str] = []
+
+    def get(_: object, path: str, *__: object) -> Json:
+        asked.append(path)
+        return answer
+
+    monkeypatch.setattr("receiver.client.Client.get", get)
     result = CliRunner().invoke(main, ["explain", "evt_1", "--type", "succeeded"])
     assert result.exit_code == 0, result.output
     assert asked == ["/v1/predictions/evt_1/explain?type=succeeded"]

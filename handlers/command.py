@@ -1,0 +1,202 @@
+"""Run a program on every event. Use: `COMMAND="python3 my_script.py" receiver serve command`.
+
+COMMAND          program and arguments, split as a shell does; no shell runs it. The event is the
+                 JSON on its standard input, and RECEIVER_EVENT_ID, RECEIVER_DELIVERY_KEY (the same
+                 over retries) and RECEIVER_ATTEMPT are in its environment
+COMMAND_ENV      names of other variables it gets, by comma; else only PATH, HOME, LANG, LC_ALL,
+                 TMPDIR and TZ, so none of the receiver's secrets
+COMMAND_DIR      folder to run it in, where a COMMAND like ./run is found. Default: the receiver's
+COMMAND_TIMEOUT  seconds it may take. Default: 60
+COMMAND_RAW      1: the event comes with the provider's own payload, `raw`
+
+Exit status 0 is done, 65 (EX_DATAERR) gives up, and 75 (EX_TEMPFAIL), like any other and like a
+signal, is tried again. The last 4,000 characters of what it prints are kept with the attempt.
+It runs in a process group of its own, which is ended by SIGTERM, and by SIGKILL 2 seconds later, if
+it takes too long, if the attempt is stopped, or if it leaves others behind who hold its output.
+"""
+
+import asyncio
+import math
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Awaitable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from receiver import Context, Dead, Event, Retry, on
+
+FOLDER = Path(os.environ.get("COMMAND_DIR") or ".").absolute()
+RAW = os.environ.get("COMMAND_RAW") == "1"
+NAMES = ["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ"]
+NAMES += [name.strip() for name in os.environ.get("COMMAND_ENV", "").split(",")]
+GRACE = 2.0  # seconds from SIGTERM to SIGKILL
+LINGER = 0.5  # seconds in which output may still come when the program itself has ended
+LONGEST_OUTPUT = 4_000
+MOST_BYTES = 4 * LONGEST_OUTPUT
+LONGEST_LINE = 300
+ENDINGS: dict[int, type[Dead | Retry] | None] = {
+    0: None,
+    os.EX_DATAERR: Dead,
+    os.EX_TEMPFAIL: Retry,  # as is whatever is not here
+}
+
+
+def arguments(text: str) -> list[str]:
+    """Split a command and find its program."""
+    try:
+        name, *others = shlex.split(text)
+    except ValueError:
+        raise ValueError(
+            "command needs COMMAND, a program and its arguments, with every quote closed"
+        ) from None
+    program = shutil.which(FOLDER / name if "/" in name else name)
+    if program is None:
+        raise ValueError(f"COMMAND: {name!r} is no program that can be run")
+    return [program, *others]
+
+
+def seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise ValueError(f"COMMAND_TIMEOUT must be a number of seconds, not {text!r}")
+
+
+if not FOLDER.is_dir():
+    raise ValueError(f"COMMAND_DIR: {FOLDER} is no folder")
+ARGUMENTS = arguments(os.environ.get("COMMAND", ""))
+TIMEOUT = seconds(os.environ.get("COMMAND_TIMEOUT") or "60")
+
+
+@on("*", name="command", timeout=TIMEOUT + GRACE + 5)
+async def command(event: Event, ctx: Context) -> None:
+    await ctx.once("command", partial(run, event, ctx))
+
+
+async def run(event: Event, ctx: Context) -> None:
+    tail = Tail()
+    ends = zip(os.pipe(), ("rb", "wb"), strict=True)
+    read, write = (os.fdopen(end, mode, 0) for end, mode in ends)
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: tail, read)
+    try:
+        with write:
+            program = Program(event, ctx, write)
+        try:
+            status = await program.wait()
+        finally:
+            ctx.note(tail.text())  # now, as a stopped attempt does not wait for what follows
+            await program.clear(tail)
+        judge(status, tail.text())
+    finally:
+        pipe.close()
+        ctx.note(tail.text())
+
+
+class Tail(asyncio.Protocol):
+    """Keeps the end of an output and reads on, so that who prints need not wait for us."""
+
+    def __init__(self) -> None:
+        self.kept = b""
+        self.ended = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self.kept = (self.kept + data)[-MOST_BYTES:]
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.ended.set()
+
+    def text(self) -> str:
+        return self.kept.decode(errors="replace")[-LONGEST_OUTPUT:]
+
+
+class Program:
+    """A process and its group.
+
+    A plain Popen closes our files in it, which those of uvloop's loop do not.
+    """
+
+    def __init__(self, event: Event, ctx: Context, output: Any) -> None:
+        with tempfile.TemporaryFile() as given:  # unlike a pipe, it minds no one who does not read
+            given.write(written(event))
+            given.seek(0)
+            self.process = subprocess.Popen(  # noqa: S603 - it is the operator's own
+                ARGUMENTS,
+                stdin=given,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=FOLDER,
+                env=environment(event, ctx),
+                start_new_session=True,
+            )
+        self.ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._reap, args=(loop,), daemon=True).start()
+
+    def _reap(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.process.wait()
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(self.ended.set)
+
+    async def wait(self) -> int | None:
+        """Give the exit status, or None if it takes too long."""
+        return self.process.returncode if await within(TIMEOUT, self.ended.wait()) else None
+
+    async def clear(self, tail: Tail) -> None:
+        """End what is left, first by a word and then by force."""
+        cleared = False
+        try:
+            cleared = self.ended.is_set() and await within(LINGER, tail.ended.wait())
+            if not cleared:
+                self._tell(signal.SIGTERM)
+                await within(GRACE, asyncio.gather(self.ended.wait(), tail.ended.wait()))
+        finally:  # also if even this wait is stopped: nobody else comes back to it
+            if not cleared:
+                self._tell(signal.SIGKILL)
+
+    def _tell(self, what: signal.Signals) -> None:
+        with suppress(ProcessLookupError, PermissionError):  # the latter is a Mac's word for it
+            os.killpg(self.process.pid, what)
+
+
+def written(event: Event) -> bytes:
+    fields = [name for name in event.__struct_fields__ if RAW or name != "raw"]
+    return msgspec.json.encode({name: event[name] for name in fields})
+
+
+def environment(event: Event, ctx: Context) -> dict[str, str]:
+    return {
+        **{name: os.environ[name] for name in NAMES if name in os.environ},
+        "RECEIVER_EVENT_ID": event.id,
+        "RECEIVER_DELIVERY_KEY": ctx.idempotency_key,
+        "RECEIVER_ATTEMPT": str(ctx.attempt),
+    }
+
+
+async def within(seconds: float, work: Awaitable[Any]) -> bool:
+    try:
+        await asyncio.wait_for(work, seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+def judge(status: int | None, output: str) -> None:
+    ending = ENDINGS.get(status, Retry) if status is not None else Retry
+    if ending is not None:
+        last = "".join(output.strip().splitlines()[-1:])[:LONGEST_LINE]
+        raise ending(f"{how(status)}: {last}" if last else how(status))
+
+
+def how(status: int | None) -> str:
+    if status is None:
+        return f"longer than {TIMEOUT:g} s"
+    return f"exit {status}" if status >= 0 else f"ended by {signal.Signals(-status).name}"

@@ -1,0 +1,131 @@
+"""Start a GitHub workflow with every event.
+
+Use: `GITHUB_TOKEN=… GITHUB_REPOSITORY=owner/name receiver serve github`.
+
+GITHUB_TOKEN       may write the repository's contents, or its actions where a workflow is named
+GITHUB_REPOSITORY  owner/name
+GITHUB_WORKFLOW    file name or id of a workflow to start; without it the event goes to all that
+                   have `on: repository_dispatch`, with its type as `event_type`
+GITHUB_REF         branch or tag to run the workflow on. Default: main
+GITHUB_INPUT       the workflow's input that gets the event as JSON. Default: event
+GITHUB_API_URL     default: https://api.github.com
+
+The event is {type, time, event_id, delivery, channel, prediction, left_out}. GitHub takes 64 KB, so
+the largest of the prediction's input, metadata and output go where there is more; `left_out` names
+them. `delivery` is the same over retries: if an answer was lost on its way, it tells a repeat.
+"""
+
+import os
+import re
+import time
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from receiver import Context, Dead, Event, Retry, expect, on
+
+TOKEN = os.environ.get("GITHUB_TOKEN", "").strip()
+REPOSITORY = os.environ.get("GITHUB_REPOSITORY", "").strip()
+WORKFLOW = os.environ.get("GITHUB_WORKFLOW", "").strip()
+REF = os.environ.get("GITHUB_REF") or "main"
+INPUT = os.environ.get("GITHUB_INPUT") or "event"
+API_URL = (os.environ.get("GITHUB_API_URL") or "https://api.github.com").rstrip("/")
+MOST_BYTES = 65_000  # of 65,535, as GitHub does not say how it counts
+LONGEST_TYPE = 100
+LONGEST_MESSAGE = 200
+LEAST_WAIT = 60.0  # what GitHub asks for where it names no time
+LIMITED = {403, 429}
+FINAL = frozenset(range(300, 500)) - {408, 409, 425, 429}
+MAY_GO = ("input", "metadata", "output")
+
+# What is no header value would be quoted, secret and all, by the error of the one who sends it.
+if not re.fullmatch(r"[\w.-]+", TOKEN, re.ASCII):
+    raise ValueError("github needs GITHUB_TOKEN: a token that may start workflows")
+if not re.fullmatch(r"[\w.-]+/[\w.-]+", REPOSITORY, re.ASCII):
+    raise ValueError(f"github needs GITHUB_REPOSITORY as owner/name, not {REPOSITORY!r}")
+if not API_URL.startswith(("https://", "http://")):
+    raise ValueError("GITHUB_API_URL must be an address that starts with https://")
+
+ROAD = f"actions/workflows/{quote(WORKFLOW, safe='')}/dispatches" if WORKFLOW else "dispatches"
+URL = f"{API_URL}/repos/{REPOSITORY}/{ROAD}"
+HEADERS = {
+    "accept": "application/vnd.github+json",
+    "authorization": f"Bearer {TOKEN}",
+    "content-type": "application/json",
+    "user-agent": "prediction-receiver",
+    "x-github-api-version": "2022-11-28",
+}
+
+
+@on("*", name="github", timeout=30, after="save")
+async def github(event: Event, ctx: Context) -> None:
+    async def dispatch() -> None:
+        body = fitting(event, ctx.idempotency_key)
+        judge(await ctx.http.post(URL, content=body, headers=HEADERS))
+
+    await ctx.once("dispatch", dispatch)
+
+
+def fitting(event: Event, delivery: str) -> bytes:
+    """Write the request; as long as it is too large, leave out what is largest."""
+    prediction = msgspec.to_builtins(event.prediction)
+    told: dict[str, Any] = {
+        "type": event.type,
+        "time": event.time,
+        "event_id": event.id,
+        "delivery": delivery,
+        "channel": event.channel,
+        "prediction": prediction,
+        "left_out": [],
+    }
+    body = written(event, told)
+    for name in sorted(MAY_GO, key=lambda name: size(prediction.get(name)), reverse=True):
+        if len(body) <= MOST_BYTES:
+            break
+        prediction.pop(name, None)
+        told["left_out"].append(name)
+        body = written(event, told)
+    return body
+
+
+def size(value: Any) -> int:
+    return len(msgspec.json.encode(value))
+
+
+def written(event: Event, told: dict[str, Any]) -> bytes:
+    if WORKFLOW:
+        told_as_text = msgspec.json.encode(told).decode()
+        return msgspec.json.encode({"ref": REF, "inputs": {INPUT: told_as_text}})
+    return msgspec.json.encode({"event_type": event.type[:LONGEST_TYPE], "client_payload": told})
+
+
+def judge(answer: httpx.Response) -> None:
+    said = f"HTTP {answer.status_code}: {message(answer)}"
+    if answer.status_code in LIMITED and (after := wait(answer)) is not None:
+        raise Retry(said, after=after)
+    if answer.status_code in FINAL:
+        raise Dead(said)
+    expect(answer)
+
+
+def message(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["message"])[:LONGEST_MESSAGE]
+    except (ValueError, LookupError, TypeError):
+        return answer.reason_phrase
+
+
+def wait(answer: httpx.Response) -> float | None:
+    """Give the seconds that a limit asks for; None where the refusal is no limit."""
+    asked, left, until = (
+        answer.headers.get(name, "")
+        for name in ("retry-after", "x-ratelimit-remaining", "x-ratelimit-reset")
+    )
+    if asked.isdecimal():
+        return max(float(asked), 1.0)
+    if left == "0" and until.isdecimal():
+        return max(float(until) - time.time(), 1.0)
+    is_limit = answer.status_code not in FINAL or "rate limit" in message(answer).lower()
+    return LEAST_WAIT if is_limit else None

@@ -1,0 +1,185 @@
+"""Tell people: Slack, Discord, Telegram, mail, Teams and a hundred more services, by apprise.
+
+Use: `NOTIFY_URLS="discord://… mailto://…" receiver serve notify` (needs the extra `notify`).
+
+NOTIFY_URLS       what to tell, as https://appriseit.com/services writes it, separated by blanks
+NOTIFY_TITLE      Template. Default: {model} {type}
+NOTIFY_TEXT       Template. Default: the prompt, and the text or the error that came of it
+NOTIFY_MAX_BYTES  the largest result to attach. Default: 8388608
+
+Results are attached where a service takes them; else, and if one is gone or too large, the text
+ends with their addresses. What is longer than a service takes comes in parts. Each service is a
+step of its own: if one fails, the others are told all the same, and only once.
+"""
+
+import asyncio
+import logging
+import mimetypes
+import os
+import re
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2s
+from pathlib import Path
+
+import httpx
+
+from receiver import Context, Dead, Event, Output, Retry, Template, on
+
+try:
+    from apprise import Apprise, AppriseAsset, NotifyFormat, NotifyType
+    from apprise.plugins.base import NotifyBase
+except ImportError:
+    raise ValueError("notify needs apprise: pip install 'prediction-receiver[notify]'") from None
+
+TITLE = Template(os.environ.get("NOTIFY_TITLE") or "{model} {type}")
+TEXT = Template(os.environ.get("NOTIFY_TEXT") or "{prompt:.500}\n{text:.1000}\n{error:.500}")
+MAX_BYTES = os.environ.get("NOTIFY_MAX_BYTES") or "8388608"
+if not MAX_BYTES.isdecimal():
+    raise ValueError(f"NOTIFY_MAX_BYTES must be a number of bytes, not {MAX_BYTES!r}")
+LONGEST_TITLE = 200
+LONGEST_TEXT = 8_000
+MOST_RESULTS = 10
+FETCHING = 60.0  # seconds
+ASSET = AppriseAsset(app_id="prediction-receiver", async_mode=False)
+KINDS = {
+    "prediction.succeeded": NotifyType.SUCCESS,
+    "prediction.failed": NotifyType.FAILURE,
+    "prediction.canceled": NotifyType.WARNING,
+}
+TOO_LARGE = 413
+FINAL = frozenset(range(400, 500)) - {408, 425, 429}
+STATUS = re.compile(r"error=(\d{3})\b")
+LINKS = re.compile(r"https?://[^\s<>]+(?:\nhttps?://[^\s<>]+)*")
+PINGS = re.compile(r"@|<(?=[!@#])")
+UNFIT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+HEARD: ContextVar[list[str] | None] = ContextVar("HEARD", default=None)
+
+
+class Ear(logging.Handler):
+    """Hears what apprise says, which may quote addresses and so tokens, and repeats none of it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        heard = HEARD.get()
+        if heard is not None:
+            heard.append(record.getMessage())
+
+
+SAYS = logging.getLogger("apprise")
+SAYS.handlers, SAYS.propagate = [Ear()], False
+SAYS.setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Service:
+    name: str
+    """Its place and kind: `url(privacy=True)` leaves headers, paths and parameters in."""
+    step: str
+    plugin: NotifyBase
+
+
+@dataclass(frozen=True)
+class Letter:
+    title: str
+    text: str
+    kind: NotifyType
+    results: list[tuple[Path | None, str]]
+    """A file, if there is one, and the line that stands for it where it is not attached."""
+
+
+def service(place: int, url: str) -> Service:
+    schema = re.sub(r"[^\w+-]", "", url.partition("://")[0])[:20] if "://" in url else "?"
+    name = f"{place} ({schema})"
+    whole = url if "overflow=" in url else f"{url}{'&' if '?' in url else '?'}overflow=split"
+    plugin = Apprise.instantiate(whole, asset=ASSET)
+    if plugin is None:
+        raise ValueError(f"NOTIFY_URLS: apprise cannot make sense of number {name}")
+    return Service(name, f"notify/{blake2s(url.encode(), digest_size=4).hexdigest()}", plugin)
+
+
+URLS = dict.fromkeys(os.environ.get("NOTIFY_URLS", "").split())
+SERVICES = [service(place, url) for place, url in enumerate(URLS, 1)]
+if not SERVICES:
+    raise ValueError("notify needs NOTIFY_URLS: at least one address as apprise writes it")
+
+
+@on("*", name="notify", timeout=240, concurrency=4, after="save")
+async def notify(event: Event, ctx: Context) -> None:
+    letter = await write(event, ctx)
+    steps = [ctx.once(service.step, partial(send, service, letter)) for service in SERVICES]
+    ended = await asyncio.gather(*steps, return_exceptions=True)
+    pairs = zip(SERVICES, ended, strict=True)
+    failed = {service.name: error for service, error in pairs if isinstance(error, BaseException)}
+    if failed:
+        hopeless = all(isinstance(error, Dead) for error in failed.values())
+        told = [f"{name}: {words(error)}" for name, error in failed.items()]
+        raise (Dead if hopeless else Retry)(f"not sent to {'; '.join(told)}")
+
+
+def words(error: BaseException) -> str:
+    """Say what went wrong if it is ours: what others say may quote an address."""
+    return str(error) if isinstance(error, Dead | Retry) else type(error).__name__
+
+
+async def write(event: Event, ctx: Context) -> Letter:
+    outputs = [output for output in event.prediction.output or [] if output.url]
+    found = [find(ctx, n, output) for n, output in enumerate(outputs[:MOST_RESULTS], 1)]
+    results = list(await asyncio.gather(*found))
+    if len(outputs) > MOST_RESULTS:
+        results.append((None, f"and {len(outputs) - MOST_RESULTS} more"))
+    text = re.sub(r"\n\s*\n", "\n", TEXT.fill(event, tame)).strip()[:LONGEST_TEXT]
+    title = " ".join(TITLE.fill(event, tame).split())[:LONGEST_TITLE]
+    return Letter(title, text, KINDS[event.type], results)
+
+
+async def find(ctx: Context, number: int, output: Output) -> tuple[Path | None, str]:
+    """Fetch a result to attach; whatever keeps it away must not keep the message."""
+    stored = output.stored
+    if stored and stored.flagged:
+        return None, f"result {number} is left out: {tame(stored.flagged)}"
+    addresses = [stored.url if stored else "", output.url or ""]
+    line = next((tame(url) for url in addresses if url.startswith("http")), "")
+    line = line or f"result {number} has no address"
+    if not any(service.plugin.attachment_support for service in SERVICES):
+        return None, line
+    try:
+        file = await ctx.fetch(output, max_bytes=int(MAX_BYTES), seconds=FETCHING)
+    except (Dead, httpx.HTTPError, TimeoutError):
+        return None, line
+    suffix = mimetypes.guess_extension(file.content_type, strict=False) or ".bin"
+    return file.path.rename(file.path.with_name(f"result-{number}{suffix}")), line
+
+
+def tame(text: str) -> str:
+    """Take from a field what would ping people: in a link by its escape, else by a thin blank."""
+    text = UNFIT.sub(" ", text)
+    if LINKS.fullmatch(text):
+        return text.replace("@", "%40")
+    return PINGS.sub("\\g<0>\N{ZERO WIDTH SPACE}", text)
+
+
+def send(service: Service, letter: Letter) -> None:
+    """Tell one service; this blocks, and so runs as a plain step, in a thread of its own."""
+    attach = service.plugin.attachment_support
+    failure = tell(service, letter, attach=attach)
+    if failure == TOO_LARGE and attach:
+        failure = tell(service, letter, attach=False)
+    if failure is not None:
+        reason = f"HTTP {failure}" if failure else "apprise could not send it"
+        raise (Dead if failure in FINAL else Retry)(reason)
+
+
+def tell(service: Service, letter: Letter, *, attach: bool) -> int | None:
+    """Give None if it was told; else the status it answered, or 0 where none is known."""
+    files = [str(path) for path, _ in letter.results if path and attach]
+    lines = [line for path, line in letter.results if not (path and attach)]
+    body = "\n".join([letter.text, *(line for line in lines if line not in letter.text)]).strip()
+    heard: list[str] = []
+    HEARD.set(heard)
+    to = Apprise(service.plugin, asset=ASSET)
+    kind, form = letter.kind, NotifyFormat.TEXT
+    if to.notify(body or letter.title, letter.title, kind, form, attach=files or None):
+        return None
+    statuses = STATUS.findall(" ".join(heard))
+    return int(statuses[-1]) if statuses else 0

@@ -1,0 +1,314 @@
+"""`github` dispatches events, as GitHub's REST API takes them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+import pytest
+
+from receiver import Output
+from receiver.errors import HandlerError
+from receiver.testing import Kit, make_event
+
+from .parts import Answer, Asked, built_in
+from .services import service
+
+Kits = Callable[..., Kit]
+
+TOKEN: Final = "github_pat_11AAAAAAA0abcdefghij_klmnop"
+LIMIT: Final = 65_535
+DONE: Final[Answer] = (204, {}, b"")
+
+
+def refusal(status: int, message: str, **headers: str) -> Answer:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    body = {"message": message, "documentation_url": "https://docs.github.com/rest", "status": ""}
+    return status, {"content-type": "application/json", **named}, json.dumps(body).encode()
+
+
+@dataclass
+class GitHub:
+    """Answers as https://docs.github.com/rest says."""
+
+    token: str = TOKEN
+    answers: list[Answer] = field(default_factory=list)
+    """What it says to the next requests instead."""
+    asked: int = 0
+    dispatched: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """What it took: the last part of the path before `dispatches`, and the body."""
+    url: str = ""
+
+    def __call__(self, asked: Asked) -> Answer:
+        self.asked += 1
+        assert asked.method == "POST"
+        assert asked.headers["accept"] == "application/vnd.github+json"
+        assert asked.headers["x-github-api-version"] == "2022-11-28"
+        assert asked.headers["user-agent"] == "prediction-receiver"
+        if asked.headers.get("authorization") != f"Bearer {self.token}":
+            return refusal(401, "Bad credentials")
+        if self.answers:
+            return self.answers.pop(0)
+        body = json.loads(asked.body)
+        repository, _, road = asked.path.removeprefix("/repos/ann/art/").rpartition("dispatches")
+        if asked.path == "/repos/ann/art/dispatches":
+            problem = self.repository_dispatch(body)
+        elif repository == "actions/workflows/publish.yml/" and not road:
+            problem = self.workflow_dispatch(body)
+        else:
+            return refusal(404, "Not Found")
+        if problem:
+            return refusal(422, problem)
+        self.dispatched.append((repository, body))
+        return DONE
+
+    def repository_dispatch(self, body: dict[str, Any]) -> str:
+        if set(body) != {"event_type", "client_payload"}:
+            return "Invalid request."
+        if not 0 < len(body["event_type"]) <= 100:
+            return "event_type is too long (maximum is 100 characters)"
+        if len(body["client_payload"]) > 10:
+            return "No more than 10 properties are allowed"
+        if len(json.dumps(body["client_payload"], ensure_ascii=False).encode()) > LIMIT:
+            return "client_payload is too large."
+        return ""
+
+    def workflow_dispatch(self, body: dict[str, Any]) -> str:
+        if set(body) != {"ref", "inputs"} or body["ref"] not in {"main", "v1"}:
+            return f"No ref found for: {body.get('ref')}"
+        if set(body["inputs"]) - {"event", "told"}:
+            return f"Unexpected inputs provided: {list(body['inputs'])}"
+        if not all(isinstance(value, str) for value in body["inputs"].values()):
+            return "Invalid value for input"
+        return "inputs are too large." if len(json.dumps(body["inputs"])) > LIMIT else ""
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Give the one event it got."""
+        [(_, body)] = self.dispatched
+        payload: dict[str, Any] = body["client_payload"]
+        return payload
+
+
+@pytest.fixture
+def github(monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHub]:
+    github = GitHub()
+    with service(github) as github.url:
+        monkeypatch.setenv("GITHUB_API_URL", f"{github.url}/")
+        monkeypatch.setenv("GITHUB_TOKEN", TOKEN)
+        monkeypatch.setenv("GITHUB_REPOSITORY", "ann/art")
+        for name in ("WORKFLOW", "REF", "INPUT"):
+            monkeypatch.delenv(f"GITHUB_{name}", raising=False)
+        yield github
+
+
+@pytest.fixture
+def kit(github: GitHub, receiver_kit: Kits) -> Kit:  # noqa: ARG001 - it sets the settings
+    return receiver_kit(built_in("github"), online=True)
+
+
+def wait(kit: Kit, due_at: str | None) -> float:
+    assert due_at is not None
+    return datetime.fromisoformat(due_at).timestamp() - kit.clock()
+
+
+def test_a_result_is_told_as_a_repository_dispatch(github: GitHub, kit: Kit) -> None:
+    event = make_event(output=["https://cdn.example/a.png", "https://cdn.example/b.mp4"])
+    delivered = kit.deliver(event, times=2)
+    assert delivered.delivery.state == "done"
+    [(_, body)] = github.dispatched
+    assert body["event_type"] == "prediction.succeeded"
+    told = body["client_payload"]
+    assert told["event_id"] == f"evt_{delivered.prediction_id[5:]}"
+    assert told["delivery"] == delivered.delivery.id
+    assert told["left_out"] == []
+    assert told["prediction"]["id"] == delivered.prediction_id
+    assert [output["url"] for output in told["prediction"]["output"]] == [
+        "https://cdn.example/a.png",
+        "https://cdn.example/b.mp4",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["failed", "canceled"])
+def test_other_ends_are_told_too(github: GitHub, kit: Kit, kind: Any) -> None:
+    assert kit.deliver(make_event(kind)).delivery.state == "done"
+    assert github.told["type"] == f"prediction.{kind}"
+    assert github.told["prediction"]["error"]["message"]
+
+
+def test_a_workflow_gets_the_event_as_one_input(
+    github: GitHub, receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_WORKFLOW", "publish.yml")
+    kit = receiver_kit(built_in("github"), online=True)
+    kit.deliver(make_event(input={"prompt": 'a "lighthouse"\n${{ secrets.KEY }}'}))
+    [(road, body)] = github.dispatched
+    assert (road, body["ref"]) == ("actions/workflows/publish.yml/", "main")
+    told = json.loads(body["inputs"]["event"])
+    assert told["prediction"]["input"]["prompt"] == 'a "lighthouse"\n${{ secrets.KEY }}'
+
+
+def test_the_ref_and_the_name_of_the_input_can_be_set(
+    github: GitHub, receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_WORKFLOW", "publish.yml")
+    monkeypatch.setenv("GITHUB_REF", "v1")
+    monkeypatch.setenv("GITHUB_INPUT", "told")
+    assert receiver_kit(built_in("github"), online=True).deliver(make_event()).delivery.state == (
+        "done"
+    )
+    assert github.dispatched[0][1]["ref"] == "v1"
+
+
+@pytest.mark.parametrize("workflow", ["", "publish.yml"])
+@pytest.mark.parametrize("character", ["x", '"', "𝄞"])
+def test_what_is_too_large_is_left_out(
+    github: GitHub,
+    receiver_kit: Kits,
+    monkeypatch: pytest.MonkeyPatch,
+    workflow: str,
+    character: str,
+) -> None:
+    monkeypatch.setenv("GITHUB_WORKFLOW", workflow)
+    kit = receiver_kit(built_in("github"), online=True)
+    event = make_event(
+        input={"prompt": "a lighthouse", "image_url": "data:image/png;base64," + 300_000 * "A"},
+        metadata={"note": 40_000 * character, "order": 7},
+        output=[Output(url="https://cdn.example/a.png")],
+    )
+    assert kit.deliver(event).delivery.state == "done"
+    [(_, body)] = github.dispatched
+    told = body.get("client_payload") or json.loads(body["inputs"]["event"])
+    assert told["left_out"][0] == "input"
+    assert ("metadata" in told["left_out"]) == ("metadata" not in told["prediction"])
+    assert "input" not in told["prediction"]
+    assert told["prediction"]["output"][0]["url"] == "https://cdn.example/a.png"
+
+
+def test_an_output_that_is_too_large_goes_alone(github: GitHub, kit: Kit) -> None:
+    kit.deliver(make_event(output=["data:image/png;base64," + 100_000 * "A"]))
+    assert github.told["left_out"] == ["output"]
+    assert github.told["prediction"]["input"] == {"prompt": "a lighthouse"}
+
+
+def test_odd_metadata_is_told_as_it_is(github: GitHub, kit: Kit) -> None:
+    metadata = {"a": [1, None], "b": {"c": True}, "d": "\u202e```\r\n@everyone"}
+    assert kit.deliver(make_event(metadata=metadata)).delivery.state == "done"
+    assert github.told["prediction"]["metadata"] == metadata
+
+
+@pytest.mark.parametrize("status", [403, 429])
+def test_the_primary_limit_is_waited_for(github: GitHub, kit: Kit, status: int) -> None:
+    reset = str(int(time.time()) + 1800)
+    said = "API rate limit exceeded for user ID 1."
+    github.answers = [
+        refusal(status, said, x_ratelimit_remaining="0", x_ratelimit_reset=reset),
+    ]
+    delivered = kit.deliver(make_event())
+    assert delivered.delivery.reason == f"HTTP {status}: {said}"
+    assert 1790 < wait(kit, delivered.delivery.due_at) <= 1801
+    kit.exhaust(delivered)
+    assert (delivered.delivery.state, github.asked) == ("done", 2)
+
+
+@pytest.mark.parametrize("status", [403, 429])
+@pytest.mark.parametrize(("headers", "least"), [({"retry_after": "90"}, 90), ({}, 60)])
+def test_the_secondary_limit_is_waited_for(
+    github: GitHub, kit: Kit, status: int, headers: dict[str, str], least: int
+) -> None:
+    said = "You have exceeded a secondary rate limit. Please wait a few minutes."
+    github.answers = [refusal(status, said, **headers)]
+    delivered = kit.deliver(make_event())
+    assert least - 5 < wait(kit, delivered.delivery.due_at) <= least
+    kit.exhaust(delivered)
+    assert (delivered.delivery.state, len(github.dispatched)) == ("done", 1)
+
+
+def test_a_reset_that_is_past_is_no_reason_to_ask_at_once(github: GitHub, kit: Kit) -> None:
+    past = {"x_ratelimit_remaining": "0", "x_ratelimit_reset": "1700000000"}
+    github.answers = [refusal(403, "API rate limit exceeded", **past)]
+    delivered = kit.deliver(make_event())
+    assert 0 < wait(kit, delivered.delivery.due_at) <= 1
+    kit.exhaust(delivered)
+    assert delivered.delivery.state == "done"
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (403, "Resource not accessible by personal access token"),
+        (404, "Not Found"),
+        (422, "Workflow does not have 'workflow_dispatch' trigger"),
+        (301, "Moved Permanently"),
+    ],
+)
+def test_what_cannot_get_better_is_dead(github: GitHub, kit: Kit, status: int, said: str) -> None:
+    github.answers = [refusal(status, said, x_ratelimit_remaining="4999", x_ratelimit_reset="1")]
+    delivered = kit.deliver(make_event())
+    assert (delivered.delivery.state, delivered.delivery.reason) == (
+        "dead",
+        f"HTTP {status}: {said}",
+    )
+
+
+def test_a_bad_token_is_dead_and_not_told(github: GitHub, kit: Kit) -> None:
+    github.token = "another"
+    delivered = kit.deliver(make_event())
+    assert (delivered.delivery.state, delivered.delivery.reason) == (
+        "dead",
+        "HTTP 401: Bad credentials",
+    )
+    assert TOKEN not in str(delivered.delivery.history)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>Unicorn!</html>", b"null"])
+def test_a_bad_day_of_github_is_tried_again(github: GitHub, kit: Kit, body: bytes) -> None:
+    github.answers = [(502, {}, body), (503, {}, body)]
+    delivered = kit.deliver(make_event())
+    assert delivered.delivery.state == "pending"
+    kit.exhaust(delivered)
+    assert (delivered.delivery.state, github.asked) == ("done", 3)
+
+
+def test_a_refusal_in_no_form_has_the_words_of_its_status(github: GitHub, kit: Kit) -> None:
+    github.answers = [(404, {}, b"[]")]
+    assert kit.deliver(make_event()).delivery.reason == "HTTP 404: Not Found"
+
+
+def test_a_crash_before_it_runs_dispatches_once(github: GitHub, kit: Kit) -> None:
+    assert kit.crash_after_ack(make_event()).delivery.state == "done"
+    assert len(github.dispatched) == 1
+
+
+def test_a_crash_after_it_ran_does_not_dispatch_again(github: GitHub, kit: Kit) -> None:
+    assert kit.crash_after_run(make_event()).delivery.state == "done"
+    assert len(github.dispatched) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("GITHUB_TOKEN", "", "GITHUB_TOKEN"),
+        ("GITHUB_TOKEN", "ghp_one\nghp_two", "GITHUB_TOKEN"),
+        ("GITHUB_REPOSITORY", "", "GITHUB_REPOSITORY as owner/name"),
+        ("GITHUB_REPOSITORY", "https://github.com/ann/art", "GITHUB_REPOSITORY as owner/name"),
+        ("GITHUB_API_URL", "api.github.com", "GITHUB_API_URL"),
+    ],
+)
+def test_senseless_settings_cannot_be_loaded(
+    github: GitHub,
+    receiver_kit: Kits,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    said: str,
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(HandlerError, match=said) as raised:
+        receiver_kit(built_in("github"))
+    assert "ghp_" not in str(raised.value)
+    assert not github.asked

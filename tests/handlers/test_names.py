@@ -1,0 +1,29 @@
+"""What holds for all built-in handlers."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Final
+
+from .parts import HANDLERS
+
+NAMES: Final = sorted(path.stem for path in HANDLERS.glob("*.py") if path.stem != "__init__")
+README: Final = (HANDLERS.parent / "README.md").read_text()
+
+
+def test_every_one_can_be_named_on_the_command_line() -> None:
+    project = tomllib.loads((HANDLERS.parent / "pyproject.toml").read_text())["project"]
+    offered = project["entry-points"]["receiver.handlers"]
+    assert offered == {name: f"handlers.{name}" for name in NAMES}
+
+
+def test_every_one_is_registered_by_the_name_of_its_file() -> None:
+    for name in NAMES:
+        assert f'name="{name}"' in (HANDLERS / f"{name}.py").read_text(), name
+
+
+def test_every_one_is_in_the_readme_with_its_settings() -> None:
+    table = README.partition("### Built-in handlers")[2].partition("\n## ")[0]
+    for name in NAMES:
+        assert f"| `{name}` |" in table, name
+        assert f"`{name.upper()}" in table or name == "log", name

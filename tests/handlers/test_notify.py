@@ -1,0 +1,481 @@
+"""`notify` tells people by apprise: over HTTP and by mail, each once, and without its secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import email.message
+import email.policy
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pytest
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+from receiver import Output, Stored
+from receiver.errors import HandlerError
+from receiver.testing import Kit, make_event
+
+from .parts import Answer, Asked, built_in
+from .services import service
+
+# apprise's plugins import it as soon as one of them is asked for.
+pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
+
+Kits = Callable[..., Kit]
+Notify = Callable[..., str]
+
+URL: Final = "https://cdn.example/a.png"
+VIDEO: Final = "https://cdn.example/b.mp4"
+PNG: Final = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
+MP4: Final = b"\0\0\0\x18ftypisom" + bytes(64)
+FILES: Final = {URL: PNG, VIDEO: MP4}
+SECRET: Final = "s3cr3t-of-a-hook"
+THIN: Final = "\N{ZERO WIDTH SPACE}"
+OK: Final[Answer] = (200, {}, b"")
+
+
+@dataclass
+class Hook:
+    """Takes what apprise's json://, form:// and gotify:// post, and looks at it closely."""
+
+    answers: list[Answer] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    most: int = 1_000_000
+    place: str = ""
+    """Host and port."""
+
+    def __call__(self, asked: Asked) -> Answer:
+        assert asked.method == "POST"
+        assert asked.headers["user-agent"] == "prediction-receiver"
+        assert self.kinds[asked.path.split("/")[1]] in asked.headers["content-type"]
+        if len(asked.body) > self.most:
+            return 413, {}, b""
+        self.asked.append(asked)
+        return self.answers.pop(0) if self.answers else OK
+
+    kinds = {"json": "application/json", "form": "form", "gotify": "application/json"}  # noqa: RUF012
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        return [json.loads(asked.body) for asked in self.asked]
+
+
+@dataclass
+class Post:
+    """A mail server that keeps what it takes."""
+
+    refuses: bool = False
+    mails: list[email.message.EmailMessage] = field(default_factory=list)
+
+    async def handle_DATA(self, _: SMTP, __: Session, envelope: Envelope) -> str:  # noqa: N802
+        if self.refuses:
+            return "451 4.7.1 greylisted, try later"
+        assert envelope.mail_from == "art@example.com"
+        assert envelope.rcpt_tos == ["ann@example.com"]
+        content = envelope.original_content or b""
+        self.mails.append(email.message_from_bytes(content, policy=email.policy.default))
+        return "250 OK"
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    hook = Hook()
+    with service(hook) as url:
+        hook.place = url.removeprefix("http://")
+        yield hook
+
+
+@pytest.fixture
+def post() -> Iterator[tuple[Post, str]]:
+    """Give a server, and the address by which apprise sends it a mail in plain text."""
+    post = Post()
+    loop = asyncio.new_event_loop()
+    listening = loop.create_server(lambda: SMTP(post, loop=loop), "127.0.0.1", 0)
+    server = loop.run_until_complete(listening)
+    assert isinstance(server, asyncio.Server)
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield post, f"mailto://127.0.0.1:{port}?from=art@example.com&to=ann@example.com"
+    finally:
+        asyncio.run_coroutine_threadsafe(over(server), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def over(server: asyncio.Server) -> None:
+    server.close()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+@pytest.fixture
+def notify(monkeypatch: pytest.MonkeyPatch) -> Notify:
+    """Give the handler's file, set as a test wants it."""
+
+    def notify(*urls: str, **more: str) -> str:
+        for name in ("TITLE", "TEXT", "MAX_BYTES"):
+            monkeypatch.delenv(f"NOTIFY_{name}", raising=False)
+        monkeypatch.setenv("NOTIFY_URLS", " \n".join(urls))
+        for name, value in more.items():
+            monkeypatch.setenv(f"NOTIFY_{name.upper()}", value)
+        return built_in("notify")
+
+    return notify
+
+
+def attached(told: dict[str, Any]) -> dict[str, bytes]:
+    return {
+        f"{item['filename']} {item['mimetype']}": base64.b64decode(item["base64"])
+        for item in told["attachments"]
+    }
+
+
+def kept(url: str, flagged: str | None = None) -> Stored:
+    return Stored(url=url, sha256=64 * "0", size=8, content_type="image/png", flagged=flagged)
+
+
+# --- what is told ---
+
+
+def test_a_picture_is_told_and_attached_once(
+    notify: Notify, receiver_kit: Kits, hook: Hook
+) -> None:
+    kit = receiver_kit(notify(f"json://{hook.place}/json/"), files=FILES)
+    assert kit.deliver(make_event(), times=2).delivery.state == "done"
+    [told] = hook.told
+    assert told["title"] == "fal-ai/nano-banana succeeded"
+    assert told["message"] == "a lighthouse"
+    assert told["type"] == "success"
+    assert attached(told) == {"result-1.png image/png": PNG}
+
+
+def test_pictures_and_videos_are_attached_together(
+    notify: Notify, receiver_kit: Kits, hook: Hook
+) -> None:
+    kit = receiver_kit(notify(f"json://{hook.place}/json/"), files=FILES)
+    kit.deliver(make_event(output=[URL, VIDEO]))
+    assert attached(hook.told[0]) == {
+        "result-1.png image/png": PNG,
+        "result-2.mp4 video/mp4": MP4,
+    }
+
+
+def test_a_form_has_the_picture_as_a_part(notify: Notify, receiver_kit: Kits, hook: Hook) -> None:
+    kit = receiver_kit(notify(f"form://{hook.place}/form/"), files=FILES)
+    assert kit.deliver(make_event()).delivery.state == "done"
+    [asked] = hook.asked
+    head = f"Content-Type: {asked.headers['content-type']}\r\n\r\n".encode()
+    form = email.message_from_bytes(head + asked.body, policy=email.policy.HTTP)
+    parts = {part.get_param("name", header="content-disposition"): part for part in form.walk()}
+    assert parts["message"].get_payload() == "a lighthouse"
+    assert parts["file01"].get_filename() == "result-1.png"
+    assert parts["file01"].get_payload(decode=True) == PNG
+
+
+@pytest.mark.parametrize("form", ["html", "text"])
+def test_a_mail_has_the_picture_attached(
+    notify: Notify, receiver_kit: Kits, post: tuple[Post, str], form: str
+) -> None:
+    server, url = post
+    kit = receiver_kit(notify(f"{url}&format={form}"), files=FILES)
+    prompt = "a <b>lighthouse</b>\r\nBcc: all@example.com"
+    delivered = kit.deliver(make_event(input={"prompt": prompt}, output=[URL, VIDEO]))
+    assert delivered.delivery.state == "done"
+    [mail] = server.mails
+    assert (mail["subject"], mail["bcc"]) == ("fal-ai/nano-banana succeeded", None)
+    assert mail["from"].addresses[0].addr_spec == "art@example.com"
+    found = {part.get_filename(): part for part in mail.walk() if part.get_filename()}
+    assert {name: part.get_content_type() for name, part in found.items()} == {
+        "result-1.png": "image/png",
+        "result-2.mp4": "video/mp4",
+    }
+    assert found["result-1.png"].get_payload(decode=True) == PNG
+    body = mail.get_body((form if form == "html" else "plain",))
+    assert body is not None
+    assert ("&lt;b&gt;" if form == "html" else "<b>") in body.get_content()
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "message"),
+    [
+        ("failed", "failure", "model timed out"),
+        ("canceled", "warning", "client_cancelled"),
+    ],
+)
+def test_other_ends_are_told_too(
+    notify: Notify, receiver_kit: Kits, hook: Hook, kind: Any, word: str, message: str
+) -> None:
+    kit = receiver_kit(notify(f"json://{hook.place}/json/"))
+    assert kit.deliver(make_event(kind)).delivery.state == "done"
+    [told] = hook.told
+    assert (told["type"], told["title"]) == (word, f"fal-ai/nano-banana {kind}")
+    assert told["message"].startswith("a lighthouse\n")
+    assert told["message"].endswith(message)
+    assert told["attachments"] == []
+
+
+def test_title_and_text_are_templates(notify: Notify, receiver_kit: Kits, hook: Hook) -> None:
+    title, text = "{metadata[order]}: {type}", "{provider}\n\n\n{code}\n{url}"
+    kit = receiver_kit(notify(f"json://{hook.place}/json/", title=title, text=text), files=FILES)
+    kit.deliver(make_event(metadata={"order": 7}))
+    [told] = hook.told
+    assert (told["title"], told["message"]) == ("7: succeeded", f"fal\n{URL}")
+
+
+def test_an_event_that_leaves_the_text_empty_is_told_by_its_title(
+    notify: Notify, receiver_kit: Kits, hook: Hook
+) -> None:
+    kit = receiver_kit(notify(f"json://{hook.place}/json/", text="{code}"))
+    kit.deliver(make_event(output=[Output(text="words")]))
+    assert hook.told[0]["message"] == "fal-ai/nano-banana succeeded"
+
+
+# --- results that cannot be attached ---
+
+
+def test_a_service_that_takes_no_files_gets_the_addresses(
+    notify: Notify, receiver_kit: Kits, hook: Hook
+) -> None:
+    kit = receiver_kit(notify(f"gotify://{hook.place}/gotify/token"))
+    assert kit.deliver(make_event(output=[URL, VIDEO])).delivery.state == "done"
+    assert hook.asked[0].headers["x-gotify-key"] == "token"
+    assert hook.told[0]["message"] == f"a lighthouse\n{URL}\n{VIDEO}"
+
+
+def test_a_result_that_is_gone_is_told_by_its_address(
+    notify: Notify, receiver_kit: Kits, hook: Hook
+) -> None:
+    kit = receiver_kit(notify(f"json://{hook.place}/json/"), files={VIDEO: MP4})
+    assert kit.deliver(make_event(output=[URL, VIDEO])).delivery.state == "done"
+    [told] = hook.told
+    assert told["message"] == f"a lighthouse\n{URL}"
+    assert attached(told) == {"result-2.mp4 video/mp4": MP4}
+
+
+def test_a_result_that_is_too_large_is_told_by_its_address(
+    notify: Notify, receiver_kit: Kits, hook: Hook
+) -> None:
+    kit = receiver_kit(notify(f"json://{hook.place}/json/", max_bytes="50"), files=FILES)
+    kit.deliver(make_event(output=[URL, "data:image/png;base64," + 100 * "AAAA"]))
+    [told] = hook.told
+    assert told["message"] == f"a lighthouse\n{URL}\nresult 2 has no address"
+    assert told["attachments"] == []
+
+
+def test_a_result_that_is_too_large_for_the_service_is_told_by_its_address(
+    notify: Notify, receiver_kit: Kits, hook: Hook
+) -> None:
+    hook.most = 5_000
+    kit = receiver_kit(notify(f"json://{hook.place}/json/"), files={URL: PNG + bytes(5_000)})
+    assert kit.deliver(make_event()).delivery.state == "done"
+    assert hook.told[0]["message"] == f"a lighthouse\n{URL}"
+
+
+def test_an_address_that_the_text_has_is_not_told_twice(
+    notify: Notify, receiver_kit: Kits, hook: Hook
+) -> None:
+    kit = receiver_kit(notify(f"json://{hook.place}/json/", text="{urls}"))
+    kit.deliver(make_event(output=[URL, VIDEO]))
+    assert hook.told[0]["message"] == f"{URL}\n{VIDEO}"
+
+
+def test_more_results_than_anyone_wants_are_counted(
+    notify: Notify, receiver_kit: Kits, hook: Hook
+) -> None:
+    kit = receiver_kit(notify(f"gotify://{hook.place}/gotify/token"))
+    kit.deliver(make_event(output=[f"{URL}?{n}" for n in range(12)]))
+    lines = hook.told[0]["message"].split("\n")
+    assert (len(lines), lines[-1]) == (12, "and 2 more")
+
+
+# --- hostile and odd fields ---
+
+
+def test_nothing_in_a_prompt_pings_anyone_or_takes_a_line(
+    notify: Notify, receiver_kit: Kits, hook: Hook
+) -> None:
+    prompt = "@everyone <@123> <!channel> <#C1> \x00\x1b[31m https://x.example/@here {url}"
+    file = notify(f"json://{hook.place}/json/", title="{prompt}", text="{prompt}\n{metadata[link]}")
+    kit = receiver_kit(file, files=FILES)
+    link = "https://x.example/@everyone"
+    kit.deliver(make_event(input={"prompt": prompt + "\nnew line"}, metadata={"link": link}))
+    [told] = hook.told
+    tamed = (
+        f"@{THIN}everyone <{THIN}@{THIN}123> <{THIN}!channel> <{THIN}#C1>   [31m "
+        f"https://x.example/@{THIN}here {{url}}"
+    )
+    assert told["message"] == f"{tamed}\nnew line\nhttps://x.example/%40everyone"
+    assert told["title"] == f"{' '.join(tamed.split())} new line"
+
+
+@pytest.mark.parametrize("note", [7, None, [1, {"a": 2}], {"b": True}, 10_000 * "x@"])
+def test_odd_metadata_does_no_harm(
+    notify: Notify, receiver_kit: Kits, hook: Hook, note: Any
+) -> None:
+    file = notify(f"json://{hook.place}/json/", title="{metadata[note]}", text="{metadata[note]}")
+    kit = receiver_kit(file, files=FILES)
+    assert kit.deliver(make_event(metadata={"note": note})).delivery.state == "done"
+    assert len(hook.told[0]["title"]) <= 200
+    assert len(hook.told[0]["message"]) <= 8_000
+
+
+def test_what_is_longer_than_a_service_takes_comes_in_parts(
+    notify: Notify, receiver_kit: Kits, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apprise.plugins.custom_json import NotifyJSON  # noqa: PLC0415 - the first to need it
+
+    monkeypatch.setattr(NotifyJSON, "body_maxlen", 1_000)
+    kit = receiver_kit(notify(f"json://{hook.place}/json/", text="{prompt}"), files=FILES)
+    kit.deliver(make_event(input={"prompt": 300 * "wide sea "}))
+    assert len(hook.told) == 3
+    assert sum(told["message"].count("wide") for told in hook.told) == 300
+    assert [len(told["attachments"]) for told in hook.told] == [1, 0, 0]
+
+
+# --- services that fail ---
+
+
+def test_one_that_fails_does_not_repeat_the_others(
+    notify: Notify, receiver_kit: Kits, hook: Hook, post: tuple[Post, str]
+) -> None:
+    server, url = post
+    hook.answers = [(503, {}, b""), (429, {}, b"")]
+    kit = receiver_kit(notify(f"json://{hook.place}/json/", url), files=FILES)
+    delivered = kit.deliver(make_event())
+    assert delivered.delivery.state == "pending"
+    assert delivered.delivery.reason == "not sent to 1 (json): HTTP 503"
+    kit.exhaust(delivered)
+    reasons = [attempt["reason"] for attempt in delivered.delivery.history]
+    assert reasons[1:] == ["not sent to 1 (json): HTTP 429", ""]
+    assert (delivered.delivery.state, len(hook.asked), len(server.mails)) == ("done", 3, 1)
+
+
+def test_a_mail_server_that_says_later_is_asked_again(
+    notify: Notify, receiver_kit: Kits, post: tuple[Post, str]
+) -> None:
+    server, url = post
+    server.refuses = True
+    kit = receiver_kit(notify(url), files=FILES)
+    delivered = kit.deliver(make_event())
+    assert delivered.delivery.reason == "not sent to 1 (mailto): apprise could not send it"
+    server.refuses = False
+    kit.exhaust(delivered)
+    assert (delivered.delivery.state, len(server.mails)) == ("done", 1)
+
+
+def test_a_service_that_does_not_know_us_is_dead_after_all_were_told(
+    notify: Notify, receiver_kit: Kits, hook: Hook, post: tuple[Post, str]
+) -> None:
+    server, url = post
+    hook.answers = [(401, {}, b""), (404, {}, b"")]
+    files = [f"json://{hook.place}/json/{n}" for n in (1, 2)]
+    delivered = receiver_kit(notify(*files, url), files=FILES).deliver(make_event())
+    reason = str(delivered.delivery.reason)
+    assert delivered.delivery.state == "dead"
+    assert min(reason.removeprefix("not sent to ").split("; ")).startswith("1 (json): HTTP 4")
+    assert {"HTTP 401", "HTTP 404"} == {part.partition(": ")[2] for part in reason.split("; ")}
+    assert len(server.mails) == 1
+
+
+def test_no_secret_is_told_of_a_service_that_fails(
+    notify: Notify,
+    receiver_kit: Kits,
+    hook: Hook,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    hook.answers = [(500, {}, SECRET.encode())]
+    urls = [
+        f"json://user:{SECRET}@{hook.place}/json/{SECRET}?+X-Key={SECRET}&-key={SECRET}&:a={SECRET}",
+        f"json://{SECRET}.invalid/json/",
+        f"mailto://user:{SECRET}@127.0.0.1:9?from=art@example.com&to={SECRET}@example.com",
+    ]
+    delivered = receiver_kit(notify(*urls), files=FILES).deliver(make_event())
+    assert delivered.delivery.reason == (
+        "not sent to 1 (json): HTTP 500; 2 (json): apprise could not send it; "
+        "3 (mailto): apprise could not send it"
+    )
+    assert SECRET in str(hook.asked[0].headers)
+    told = [str(delivered.delivery), *capfd.readouterr()]
+    told += [r.getMessage() for r in caplog.records if not r.name.startswith("urllib3")]
+    assert SECRET not in "\n".join(told)
+
+
+def test_a_slow_service_holds_up_nobody(notify: Notify, receiver_kit: Kits) -> None:
+    began: list[float] = []
+
+    def slow(asked: Asked) -> Answer:
+        began.append(time.monotonic())
+        if asked.path == "/slow":
+            time.sleep(0.3)
+        return OK
+
+    with service(slow) as url:
+        place = url.removeprefix("http://")
+        file = notify(f"json://{place}/slow", f"json://{place}/quick")
+        kit = receiver_kit(file, files=FILES)
+        assert kit.deliver(make_event()).delivery.state == "done"
+    assert began[1] - began[0] < 0.3
+
+
+def test_a_crash_before_it_runs_tells_once(notify: Notify, receiver_kit: Kits, hook: Hook) -> None:
+    kit = receiver_kit(notify(f"json://{hook.place}/json/"), files=FILES)
+    assert kit.crash_after_ack(make_event()).delivery.state == "done"
+    assert len(hook.asked) == 1
+
+
+def test_a_crash_after_it_ran_does_not_tell_again(
+    notify: Notify, receiver_kit: Kits, hook: Hook
+) -> None:
+    kit = receiver_kit(notify(f"json://{hook.place}/json/"), files=FILES)
+    assert kit.crash_after_run(make_event()).delivery.state == "done"
+    assert len(hook.asked) == 1
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("urls", "more", "said"),
+    [
+        ([], {}, "needs NOTIFY_URLS"),
+        (["json://127.0.0.1", f"nope://{SECRET}"], {}, r"number 2 \(nope\)"),
+        ([f"slack://{SECRET}"], {}, r"number 1 \(slack\)"),
+        ([SECRET], {}, r"number 1 \(\?\)"),
+        (["json://127.0.0.1"], {"title": "{nothing}"}, "is no field"),
+        (["json://127.0.0.1"], {"text": "{prompt.__class__}"}, "is no field"),
+        (["json://127.0.0.1"], {"max_bytes": "8 MB"}, "NOTIFY_MAX_BYTES must be a number"),
+    ],
+)
+def test_senseless_settings_cannot_be_loaded(
+    notify: Notify,
+    receiver_kit: Kits,
+    capfd: pytest.CaptureFixture[str],
+    urls: list[str],
+    more: dict[str, str],
+    said: str,
+) -> None:
+    with pytest.raises(HandlerError, match=said) as raised:
+        receiver_kit(notify(*urls, **more))
+    assert SECRET not in str(raised.value) + "".join(capfd.readouterr())
+
+
+def test_without_apprise_it_says_what_to_install(
+    notify: Notify, receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "apprise", None)
+    with pytest.raises(HandlerError, match=r"pip install 'prediction-receiver\[notify\]'"):
+        receiver_kit(notify("json://127.0.0.1"))
