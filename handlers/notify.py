@@ -69,6 +69,8 @@ class Ear(logging.Handler):
 SAYS = logging.getLogger("apprise")
 SAYS.handlers, SAYS.propagate = [Ear()], False
 SAYS.setLevel(logging.WARNING)
+for name in ("urllib3", "oauthlib", "requests_oauthlib"):
+    logging.getLogger(name).setLevel(logging.WARNING)  # what they say below it has whole addresses
 
 
 @dataclass(frozen=True)

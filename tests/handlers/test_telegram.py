@@ -194,8 +194,11 @@ def test_photos_and_films_are_albums_and_the_rest_goes_alone(
     assert telegram.posts[0]["kinds"] == ["video"] + ["photo"] * 9
 
 
-def test_an_album_that_is_too_large_is_two(receiver_kit: Kits, telegram: Telegram) -> None:
-    film = MP4 + bytes(20_000_000)
+def test_an_album_that_is_too_large_is_two(
+    receiver_kit: Kits, telegram: Telegram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TELEGRAM_MAX_BYTES", "1000")
+    film = MP4 + bytes(200)
     urls = [telegram.put(f"{n}", film) for n in range(3)]
     receiver_kit(TELEGRAM, online=True).deliver(make_event(output=urls))
     assert [post["method"] for post in telegram.posts] == ["sendMediaGroup", "sendVideo"]
