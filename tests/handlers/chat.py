@@ -45,6 +45,8 @@ class Service:
         self.url = url
         self.results: dict[str, bytes] = {}
         """Files by their paths."""
+        self.is_fleeting = False
+        """Whether a result can be fetched only once."""
         self.asked: list[Asked] = []
         self.refusals: list[Answer | None] = []
         """What the next requests get without being looked at; None: they are."""
@@ -57,7 +59,8 @@ class Service:
 
     def answer(self, asked: Asked) -> Answer:
         if asked.method == "GET":
-            found = self.results.get(asked.path)
+            take = self.results.pop if self.is_fleeting else self.results.get
+            found = take(asked.path, None)
             return (404, {}, b"gone") if found is None else (200, {}, found)
         self.asked.append(asked)
         if self.refusals and (refusal := self.refusals.pop(0)):

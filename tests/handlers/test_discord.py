@@ -217,19 +217,21 @@ def test_odd_metadata_is_as_none(receiver_kit: Kits, discord: Discord) -> None:
 def test_a_nasty_prompt_calls_nobody_and_fits(
     receiver_kit: Kits, discord: Discord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DISCORD_TEXT", "{prompt} {metadata[a]}")
+    monkeypatch.setenv("DISCORD_TEXT", "{prompt}")
     kit = receiver_kit(DISCORD, online=True)
-    metadata = {"flagged": NASTY, "a": "\\" * 5000}
-    event = make_event(
-        "failed", model="a" * 180 + "*_`" * 9, input={"prompt": NASTY}, metadata=metadata
-    )
-    assert kit.deliver(event).delivery.state == "done"
-    embed = discord.posts[0]["embeds"][0]
-    for text in (
-        embed["title"],
-        embed["description"].replace("(flagged: ", "").replace(")\n", "\n", 1),
-    ):
-        assert not re.search(r"[*_~`|<>\[\]()@#:\\]", re.sub(r"\\.", "", text))
+    for prompt in (NASTY, "*" * 5000, " " + "*" * 5000):
+        event = make_event("failed", model="a" * 180 + "*_`" * 9, input={"prompt": prompt})
+        assert kit.deliver(event).delivery.state == "done"
+        embed = discord.posts.pop()["embeds"][0]
+        for text in (embed["title"], embed["description"]):
+            assert not re.search(r"[*_~`|<>\[\]()@#:\\]", re.sub(r"\\[!-/:-@\[-`{-~]", "", text))
+
+
+def test_a_nasty_flag_is_harmless_too(receiver_kit: Kits, discord: Discord) -> None:
+    kit = receiver_kit(DISCORD, online=True)
+    kit.deliver(make_event("failed", metadata={"flagged": "a_b\\ @everyone"}))
+    text = discord.posts[0]["embeds"][0]["description"]
+    assert text.startswith("(flagged: a b\\\\ \\@everyone)\n")
 
 
 def test_what_is_gone_or_too_large_is_linked(receiver_kit: Kits, discord: Discord) -> None:

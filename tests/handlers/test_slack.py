@@ -213,9 +213,9 @@ def test_what_is_gone_too_large_or_one_too_many_is_linked(
 
 
 def test_nothing_to_show_is_a_message_with_links(receiver_kit: Kits, slack: Slack) -> None:
-    url = f"{slack.url}/gone"
-    receiver_kit(SLACK, online=True).deliver(make_event(output=[url]))
-    assert slack.posts[0]["texts"][1] == f"<{url}>"
+    urls = [f"{slack.url}/gone", slack.put("empty", b"")]
+    receiver_kit(SLACK, online=True).deliver(make_event(output=urls))
+    assert slack.posts[0]["texts"][1:-1] == [f"<{url}>" for url in urls]
 
 
 def test_black_is_said_and_what_is_kept_is_linked(receiver_kit: Kits, slack: Slack) -> None:

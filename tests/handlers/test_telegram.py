@@ -372,6 +372,14 @@ def test_repeats_and_crashes_post_once(receiver_kit: Kits, telegram: Telegram) -
     assert len(telegram.posts) == 6
 
 
+def test_what_is_posted_is_not_fetched_again(receiver_kit: Kits, telegram: Telegram) -> None:
+    telegram.is_fleeting = True
+    kit = receiver_kit(TELEGRAM, online=True)
+    delivered = kit.crash_after_run(make_event(output=[telegram.put("a", PNG)]))
+    kit.exhaust(delivered)
+    assert [post["method"] for post in telegram.posts] == ["sendPhoto"]
+
+
 def test_what_goes_between_attempts_is_linked(receiver_kit: Kits, telegram: Telegram) -> None:
     urls = [telegram.put("a", PNG), telegram.put("b", PDF)]
     telegram.refusals = [None, (502, {}, b"")]
