@@ -26,7 +26,15 @@ from receiver.dispatch.registry import Explained, Handler, Registry, handlers_of
 from receiver.dispatch.runner import Tools
 from receiver.duty import Duty
 from receiver.errors import KeysUnavailable, StoreUnavailable, StoreUnusable
-from receiver.inbound import ERROR_HANDLERS, Api, Drained, Hook, health_routes
+from receiver.inbound import (
+    ERROR_HANDLERS,
+    Deliveries,
+    Drained,
+    Guard,
+    Hook,
+    Predictions,
+    health_routes,
+)
 from receiver.inbox import Inbox
 from receiver.keys import PublicKeys
 from receiver.listener import Listener
@@ -270,16 +278,18 @@ class _Receiver:
         self._inbox.on_event = self._dispatch.wake
         self._inbox.on_change = self._outbound.changed
         self._store.on_news = self._heard
-        self._api = Api(
-            settings,
+        guard = Guard(settings)
+        self._predictions = Predictions(
+            guard,
             self._store,
             self._outbound,
             self._inbox.waiters,
             replay=self._replay,
             wake=self._dispatch.wake,
-            drain=self.drain,
             explain=self._explain,
-            clock=clock,
+        )
+        self._deliveries = Deliveries(
+            guard, self._store, wake=self._dispatch.wake, drain=self.drain, clock=clock
         )
         self.app = Starlette(
             routes=self._routes(), exception_handlers=ERROR_HANDLERS, lifespan=self._lifespan
@@ -292,7 +302,8 @@ class _Receiver:
         hook = Hook(self._inbox, NAMES, self._settings.max_body_bytes, self._clock)
         return [
             Route("/webhooks/{provider}/{token}", hook, methods=["POST"]),
-            *self._api.routes(),
+            *self._predictions.routes(),
+            *self._deliveries.routes(),
             *health_routes(self._store, self._clock),
         ]
 
@@ -427,7 +438,7 @@ class _Receiver:
         """Answer those who wait for outcomes or a drain now, as we are about to stop."""
         if self._draining is not None:
             self._draining.cancel()
-        self._api.stopping = True
+        self._predictions.stopping = True
         self._inbox.waiters.tell_all()
 
     def _announce(self) -> None:

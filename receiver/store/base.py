@@ -74,11 +74,14 @@ class Store(ABC):
         """Commit what waits, then let go."""
 
     @abstractmethod
-    async def _write(self, operation: Operation[Item, Result], item: Item) -> Result:
+    async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
         """Run an operation for `item`, together with all that wait for it."""
 
     @abstractmethod
-    async def _read(self, query: Query, **params: Any) -> list[Row]: ...
+    async def read(
+        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
+    ) -> list[Row]:
+        """Run a query that only reads, beside whatever is written meanwhile."""
 
     @abstractmethod
     def _is_taken(self, error: Exception) -> bool:
@@ -91,20 +94,20 @@ class Store(ABC):
     # --- predictions ---
 
     async def create(self, new: NewPrediction) -> Created:
-        return await self._write(operations.create, new)
+        return await self.write(operations.create, new)
 
     async def begin_submits(self, slots: Slots) -> Begun:
         """Move queued predictions to `submitting`, oldest first, as many as there is room for."""
-        return await self._write(operations.begin_submits, slots)
+        return await self.write(operations.begin_submits, slots)
 
     async def take_turn(self, turn: Turn) -> float:
         """Count one request to a provider, or give the seconds until there is room for it."""
-        return await self._write(operations.take_turns, turn)
+        return await self.write(operations.take_turns, turn)
 
     async def progress(self, progress: Progress) -> bool:
         """Record a step; False if the provider's id belongs to another prediction."""
         try:
-            await self._write(operations.progress, progress)
+            await self.write(operations.progress, progress)
         except Exception as error:
             if not self._is_taken(error):
                 raise
@@ -113,17 +116,17 @@ class Store(ABC):
 
     async def claim_due(self, provider: str, now: float, hold_until: float, most: int) -> list[Job]:
         """Take a provider's predictions that are due, and make them due again at `hold_until`."""
-        return await self._write(operations.claim_due, (provider, now, hold_until, most))
+        return await self.write(operations.claim_due, (provider, now, hold_until, most))
 
     async def mark_cancel(self, prediction_id: str) -> None:
-        await self._write(operations.mark_cancel, prediction_id)
+        await self.write(operations.mark_cancel, prediction_id)
 
     async def job(self, prediction_id: str) -> Job | None:
-        rows = await self._read(q.SELECT_JOB, id=prediction_id)
+        rows = await self.read(q.SELECT_JOB, id=prediction_id)
         return to.job(rows[0]) if rows else None
 
     async def prediction(self, prediction_id: str) -> Prediction | None:
-        rows = await self._read(q.SELECT_PREDICTION, id=prediction_id)
+        rows = await self.read(q.SELECT_PREDICTION, id=prediction_id)
         return to.prediction(rows[0]) if rows else None
 
     async def predictions(self, wanted: Filter) -> Found:
@@ -133,34 +136,34 @@ class Store(ABC):
 
     async def find(self, provider: str, provider_id: str) -> str | None:
         """Give our id for the provider's."""
-        rows = await self._read(
+        rows = await self.read(
             q.SELECT_ID_BY_PROVIDER_ID, provider=provider, provider_id=provider_id
         )
         return rows[0][0] if rows else None
 
     async def next_due(self, provider: str) -> float | None:
         """Say when the next prediction at a provider falls due for a look."""
-        return (await self._read(q.NEXT_DUE, provider=provider))[0][0]  # type: ignore[no-any-return]
+        return (await self.read(q.NEXT_DUE, provider=provider))[0][0]  # type: ignore[no-any-return]
 
     async def next_queued(self, provider: str) -> float | None:
         """Say when the next prediction may be submitted, as far as it depends on itself."""
-        return (await self._read(q.NEXT_QUEUED, provider=provider))[0][0]  # type: ignore[no-any-return]
+        return (await self.read(q.NEXT_QUEUED, provider=provider))[0][0]  # type: ignore[no-any-return]
 
     async def stale(self, provider: str, before: float, most: int) -> list[str]:
         """Name predictions that have been queued since before then."""
-        rows = await self._read(q.SELECT_STALE, provider=provider, before=before, most=most)
+        rows = await self.read(q.SELECT_STALE, provider=provider, before=before, most=most)
         return [row[0] for row in rows]
 
     async def hasten(self, provider: str, now: float) -> None:
         """Make every prediction that is at the provider due for a look."""
-        await self._write(operations.hasten, (provider, now))
+        await self.write(operations.hasten, (provider, now))
 
     # --- the inbox ---
 
     async def accept(self, arrival: Arrival) -> Taken:
         """Take one outcome: evidence, new state, event and deliveries in one transaction."""
         try:
-            return await self._write(operations.accept, arrival)
+            return await self.write(operations.accept, arrival)
         except Exception as error:
             if not self._is_taken(error):
                 raise
@@ -193,11 +196,11 @@ class Store(ABC):
         self, prediction_id: str, match: Callable[[Known, str], Owed], now: float
     ) -> Replayed:
         """Owe the event of a prediction to its matching handlers again."""
-        return await self._write(operations.replay, (prediction_id, match, now))
+        return await self.write(operations.replay, (prediction_id, match, now))
 
     async def retry(self, delivery_id: str, now: float) -> str | None:
         """Owe one dead or skipped delivery again (a pending one: at once); name its handler."""
-        return await self._write(operations.retry, (delivery_id, now))
+        return await self.write(operations.retry, (delivery_id, now))
 
     async def deliveries(self, limit: int, **given: str | None) -> Found:
         """List by any of: state, handler, prediction, id, cursor."""
@@ -206,44 +209,44 @@ class Store(ABC):
 
     async def owed(self) -> dict[str, int]:
         """Count pending deliveries by handler."""
-        return {row[0]: row[1] for row in await self._read(q.COUNT_OWED)}
+        return {row[0]: row[1] for row in await self.read(q.COUNT_OWED)}
 
     async def recall(self, delivery_id: str, key: str) -> str | None:
         """Give the remembered result of a handler's sub-step, as JSON."""
-        rows = await self._read(q.SELECT_STEP, delivery_id=delivery_id, key=key)
+        rows = await self.read(q.SELECT_STEP, delivery_id=delivery_id, key=key)
         return rows[0][0] if rows else None
 
     async def add(self, addition: Addition) -> None:
         """Add to a prediction what a handler found or did; saying it twice changes nothing."""
-        await self._write(operations.add, addition)
+        await self.write(operations.add, addition)
 
     async def remember(self, delivery_id: str, key: str, result: str) -> None:
-        await self._write(operations.remember, (delivery_id, key, result))
+        await self.write(operations.remember, (delivery_id, key, result))
 
     # --- what one process does for all ---
 
     async def hold_role(self, role: Role) -> bool:
         """Become, or remain, the one process that has a role; False while another has it."""
-        return await self._write(operations.hold_role, role)
+        return await self.write(operations.hold_role, role)
 
     async def report_role(self, name: str, owner: str, *, at_work: bool) -> None:
         """Say whether the holder of a role is able to do it."""
-        await self._write(operations.report_role, (name, owner, at_work))
+        await self.write(operations.report_role, (name, owner, at_work))
 
     async def leave_role(self, name: str, owner: str) -> None:
-        await self._write(operations.leave_role, (name, owner))
+        await self.write(operations.leave_role, (name, owner))
 
     async def role_at_work(self, name: str, now: float) -> bool:
         """Say whether some process has a role and is able to do it."""
-        rows = await self._read(q.SELECT_ROLE, name=name, now=now)
+        rows = await self.read(q.SELECT_ROLE, name=name, now=now)
         return bool(rows and rows[0][0])
 
     async def probe(self, now: float) -> None:
         """Write one row for nothing, to know that it can be done."""
-        await self._write(operations.probe, now)
+        await self.write(operations.probe, now)
 
     async def _list(
         self, listing: q.Listing, given: Mapping[str, str | None], limit: int
     ) -> list[Row]:
         params = {name: value for name, value in given.items() if value is not None}
-        return await self._read(listing.by(params), **params, limit=limit + 1)
+        return await self.read(listing.by(params), **params, limit=limit + 1)

@@ -293,7 +293,7 @@ class PostgresStore(Store):
 
     # --- running steps ---
 
-    async def _write(self, operation: Operation[Item, Result], item: Item) -> Result:
+    async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
         # What is large goes alone: a statement may not have a gigabyte.
         large = isinstance(item, Arrival) and len(item.body) > _LARGEST_SHARED
         key: Hashable = (operation, id(item)) if large else operation
@@ -337,10 +337,12 @@ class PostgresStore(Store):
         notices = [[self._me, handlers, news.ended[at : at + _MOST_NAMED]] for at in parts]
         return [msgspec.json.encode(notice).decode() for notice in notices]
 
-    async def _read(self, query: Query, **params: Any) -> list[Row]:
+    async def read(
+        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
+    ) -> list[Row]:
         if self._pool is None:
             raise StoreUnavailable("the database is not open")
-        arguments = _values(query, params)
+        arguments = _values(query, params) + _columns(query, rows)
         last: Exception | None = None
         for _ in range(2):  # an old connection may turn out to be dead
             try:

@@ -7,11 +7,13 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
+
+import msgspec
 
 from receiver.errors import StoreUnavailable, StoreUnusable
 from receiver.store import operations
@@ -85,24 +87,24 @@ class SQLiteStore(Store):
 
     async def recover(self, owner: str, now: float) -> None:
         # There is no other process, so whatever one was doing is over.
-        await self._write(operations.recover, (owner, now))
+        await self.write(operations.recover, (owner, now))
 
     async def claim(self, wanted: Wanted) -> Claims:
-        return await self._write(operations.claim, wanted)
+        return await self.write(operations.claim, wanted)
 
     async def settle(self, settlement: Settlement) -> bool:
-        return await self._write(operations.settle, settlement)
+        return await self.write(operations.settle, settlement)
 
     async def release(self, owner: str, now: float) -> None:
-        await self._write(operations.release, (owner, now))
+        await self.write(operations.release, (owner, now))
 
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
         self._writer.post(operations.renew, (owner, delivery_ids, lease_until))
 
     async def reclaim(self, owner: str, now: float) -> list[str]:
-        return await self._write(operations.reclaim, (owner, now))
+        return await self.write(operations.reclaim, (owner, now))
 
-    async def _write(self, operation: Operation[Item, Result], item: Item) -> Result:
+    async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
         return await self._writer.write(operation, item)
 
     def _is_taken(self, error: Exception) -> bool:
@@ -113,7 +115,11 @@ class SQLiteStore(Store):
 
     # --- reading ---
 
-    async def _read(self, query: Query, **params: Any) -> list[Row]:
+    async def read(
+        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
+    ) -> list[Row]:
+        if rows is not None:
+            params["rows"] = msgspec.json.encode(rows).decode()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, self._read_now, query.sqlite, params)
 

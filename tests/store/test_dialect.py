@@ -142,7 +142,7 @@ class Engine:
         return self._runner.run(what)
 
     def round_trip(self, rows: list[Row], *, is_one_write: bool) -> Any:
-        return self.run(self._store._write(write_and_read, (rows, is_one_write)))  # noqa: SLF001 - any operation
+        return self.run(self._store.write(write_and_read, (rows, is_one_write)))
 
     def text(self, text: str) -> str:
         return text.replace(self._without, "\ufffd") if self._without else text
