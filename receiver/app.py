@@ -26,10 +26,12 @@ from receiver.dispatch.registry import Explained, Handler, Registry, handlers_of
 from receiver.dispatch.runner import Tools
 from receiver.duty import Duty
 from receiver.errors import KeysUnavailable, StoreUnavailable, StoreUnusable
+from receiver.feed import Feed
 from receiver.inbound import (
     ERROR_HANDLERS,
     Deliveries,
     Drained,
+    Events,
     Guard,
     Hook,
     Predictions,
@@ -45,6 +47,7 @@ from receiver.providers.base import Streamed
 from receiver.providers.fal import read_jwks
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
 from receiver.store.base import Chore, Store
+from receiver.store.journal import Journal
 from receiver.store.sqlite import SQLiteStore
 from receiver.tokens import Tokens
 
@@ -275,7 +278,9 @@ class _Receiver:
             for name, provider in providers.items()
             if isinstance(provider, Streamed) and settings.providers[name].key is not None
         ]
-        self._inbox.on_event = self._dispatch.wake
+        journal = Journal(self._store)
+        self._feed = Feed(journal)
+        self._inbox.on_event = self._on_event
         self._inbox.on_change = self._outbound.changed
         self._store.on_news = self._heard
         guard = Guard(settings)
@@ -291,6 +296,7 @@ class _Receiver:
         self._deliveries = Deliveries(
             guard, self._store, wake=self._dispatch.wake, drain=self.drain, clock=clock
         )
+        self._events = Events(guard, journal, self._feed)
         self.app = Starlette(
             routes=self._routes(), exception_handlers=ERROR_HANDLERS, lifespan=self._lifespan
         )
@@ -304,6 +310,7 @@ class _Receiver:
             Route("/webhooks/{provider}/{token}", hook, methods=["POST"]),
             *self._predictions.routes(),
             *self._deliveries.routes(),
+            *self._events.routes(),
             *health_routes(self._store, self._clock),
         ]
 
@@ -332,9 +339,14 @@ class _Receiver:
     async def _replay(self, prediction_id: str) -> Any:
         return await self._store.replay(prediction_id, self._inbox.match, self._clock())
 
+    def _on_event(self, handlers: Sequence[str]) -> None:
+        self._dispatch.wake(handlers)
+        self._feed.wake()
+
     def _heard(self, handlers: Sequence[str] | None, ended: Sequence[str] | None) -> None:
         """Hear what another process committed; None: something may have been missed."""
         self._dispatch.wake(handlers)
+        self._feed.wake()
         if ended is None:
             self._inbox.waiters.tell_all()
         else:
@@ -397,6 +409,7 @@ class _Receiver:
             if self._does.outbound:
                 tasks += [asyncio.create_task(listener.run()) for listener in self._listeners]
                 tasks.append(asyncio.create_task(self._warm_keys()))
+                tasks.append(asyncio.create_task(self._feed.run()))
                 await self._outbound.start()
             if self._does.sweeps:
                 tasks.append(asyncio.create_task(self._store.sweep(self._chores())))
@@ -439,6 +452,7 @@ class _Receiver:
         if self._draining is not None:
             self._draining.cancel()
         self._predictions.stopping = True
+        self._feed.close()
         self._inbox.waiters.tell_all()
 
     def _announce(self) -> None:

@@ -196,6 +196,16 @@ class Event(Value, frozen=True, kw_only=True):
     """
 
 
+class Announcement(Value, frozen=True, kw_only=True):
+    """An event as the API tells it: without the provider's own payload."""
+
+    id: str
+    type: EventType
+    time: datetime
+    channel: Channel | None
+    prediction: Prediction
+
+
 OutcomeKind = Literal["processing", "succeeded", "failed", "canceled", "ask", "missing"]
 
 
@@ -341,3 +351,8 @@ def delivery_id(prediction_id: str, handler: str) -> str:
 def utc(seconds: float) -> datetime:
     """Turn unix seconds into the form users see."""
     return datetime.fromtimestamp(seconds, UTC)
+
+
+def plain(value: Any) -> str:
+    """Say a JSON value as it would be typed in a pattern: true, not True; null, not None."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

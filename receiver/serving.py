@@ -20,6 +20,8 @@ LONGEST_STOP: Final = 9.5
 _LARGEST_HEAD: Final = 64 * 1024
 _SLOWEST_HEAD: Final = 20.0
 """Seconds a request's line and headers may take, and a connection may be silent at first."""
+_SLOWEST_READ: Final = 20.0
+"""Seconds in which whoever reads an answer must take at least some of it (tens of KB)."""
 LINGER: Final = 1.0
 """Seconds after everything is stored in which stubborn tasks may still end by themselves."""
 
@@ -28,12 +30,13 @@ class Protocol(HttpToolsProtocol):
     """HTTP with a bound on what comes before a request's body, in bytes and in time.
 
     uvicorn's own has neither: one endless header would fill the memory, and a connection that says
-    nothing would hold its place for ever.
+    nothing would hold its place for ever. So would one that asks and does not read the answer.
     """
 
     _head = 0
     _in_head = True
     _patience: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -57,8 +60,24 @@ class Protocol(HttpToolsProtocol):
             if self._head > _LARGEST_HEAD:
                 self._give_up()
 
+    def pause_writing(self) -> None:
+        """Hear that more waits for the reader than it should: it gets a while to take some."""
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(_SLOWEST_READ, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_unread()
+
+    def _stop_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._be_patient()
+        self._stop_unread()
         super().connection_lost(exc)
 
     def _be_patient(self) -> None:

@@ -6,7 +6,6 @@ import fnmatch
 import importlib
 import importlib.util
 import inspect
-import json
 import math
 import re
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from receiver.errors import HandlerError
-from receiver.model import Policy, handler_digest
+from receiver.model import Policy, handler_digest, plain
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -114,14 +113,9 @@ class Handler:
         if not self.model.match(model):
             return f"model is {model}"
         for key, pattern in self.metadata.items():
-            if key not in metadata or not pattern.match(_plain(metadata[key])):
+            if key not in metadata or not pattern.match(plain(metadata[key])):
                 return f"metadata {key} is {metadata.get(key)!r}"
         return None
-
-
-def _plain(value: Any) -> str:
-    """Say a JSON value as it would be typed in a pattern: true, not True; null, not None."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from receiver.inbound.answers import ERROR_HANDLERS
 from receiver.inbound.deliveries import Deliveries, Drained
+from receiver.inbound.events import Events
 from receiver.inbound.guard import Guard
 from receiver.inbound.health import health_routes
 from receiver.inbound.hook import Hook
@@ -11,6 +12,7 @@ __all__ = [
     "ERROR_HANDLERS",
     "Deliveries",
     "Drained",
+    "Events",
     "Guard",
     "Hook",
     "Predictions",

@@ -12,7 +12,8 @@ from receiver.errors import Problem
 
 _LONGEST_WAIT: Final = 60.0
 _MOST_LISTED: Final = 100
-_LONGEST_NUMBER: Final = 9
+_LONGEST_NUMBER: Final = 18
+"""Digits; more would be more than any number of ours, or of the database's."""
 
 
 class Disconnected(Exception):
@@ -69,21 +70,37 @@ def prefer_wait(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def query(request: Request, *names: str) -> dict[str, str | None]:
-    unknown = sorted(set(request.query_params) - set(names))
+def query(request: Request, *names: str, prefix: str | None = None) -> dict[str, str | None]:
+    """Read the parameters of these names, and those whose names begin with `prefix`.
+
+    One that is empty is as good as not given.
+    """
+    given = request.query_params
+    more = [name for name in given if prefix and name.startswith(prefix)]
+    unknown = sorted(set(given) - {*names, *more})
     if unknown:
         raise Problem(422, "invalid-request", f"unknown parameter {', '.join(unknown)}")
-    return {name: request.query_params.get(name) or None for name in names}
+    return {name: given.get(name) or None for name in (*names, *more)}
 
 
 def number(name: str, text: str | None, default: int, most: int) -> int:
     """Read a parameter as a whole number from 1 to `most`."""
     if text is None:
         return default
-    digits = text.isascii() and text.isdecimal() and len(text) <= _LONGEST_NUMBER
-    if not digits or not 1 <= int(text) <= most:
+    if not _is_number(text) or not 1 <= int(text) <= most:
         raise Problem(422, "invalid-request", f"{name} must be 1 to {most}")
     return int(text)
+
+
+def place(name: str, text: str | None) -> int | None:
+    """Read a place in a sequence, as it was given out before."""
+    if text is not None and not _is_number(text):
+        raise Problem(422, "invalid-request", f"{name} must be one that was given here")
+    return None if text is None else int(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= _LONGEST_NUMBER
 
 
 def page_size(text: str | None) -> int:

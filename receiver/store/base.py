@@ -84,6 +84,10 @@ class Store(ABC):
         """Run a query that only reads, beside whatever is written meanwhile."""
 
     @abstractmethod
+    async def journal_end(self) -> int:
+        """Give the place up to which the journal is complete: nothing will be put in before it."""
+
+    @abstractmethod
     def _is_taken(self, error: Exception) -> bool:
         """Say whether a write failed because another row has a unique key."""
 

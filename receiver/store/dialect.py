@@ -47,7 +47,9 @@ _VALUE_TYPES: Final = {
         ),
         "double precision",
     ),
-    **dict.fromkeys(("at_work", "largest", "limit", "most", "requests"), "bigint"),
+    **dict.fromkeys(
+        ("after", "at_work", "below", "end", "largest", "limit", "most", "requests"), "bigint"
+    ),
     "everyone": "boolean",
 }
 _SQLITE_WORDS: Final = {"least(": "min(", "{lock}": "", "{skip}": ""}

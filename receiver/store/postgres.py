@@ -53,6 +53,18 @@ _LAST_BEAT: Final = 2.0
 """Seconds to wait for the thread of the leases; with the server away it may hang for longer."""
 _LARGEST_SHARED: Final = 64 * 1024
 """Bytes of a callback that shares a transaction with others."""
+_LAST_PLACE: Final = Query(
+    "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM receiver.journal_seq_seq"
+)
+_WRITING: Final = Query("""
+SELECT virtualtransaction FROM pg_locks
+WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
+  AND database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+  AND relation = to_regclass('receiver.journal')
+""")
+_SHORTEST_WAIT: Final = 0.002
+_LONGEST_WAIT: Final = 0.1
+"""Seconds between two looks for transactions that write the journal."""
 _SETTINGS: Final = {
     "search_path": SCHEMA,
     # A process that is frozen in a transaction must not hold its rows against all others.
@@ -352,6 +364,21 @@ class PostgresStore(Store):
                     raise
                 last = error
         raise StoreUnavailable(f"the database cannot be read: {last}") from last
+
+    async def journal_end(self) -> int:
+        """Give the last place that was handed out, once whoever was writing then has ended.
+
+        Places are handed out before their commits, and these may come in another order. Whoever
+        has one holds a lock on the journal until its transaction ends, and got that lock first.
+        """
+        last = int((await self.read(_LAST_PLACE))[0][0])
+        writing = {row[0] for row in await self.read(_WRITING)}
+        pause = _SHORTEST_WAIT
+        while writing:
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_WAIT)
+            writing &= {row[0] for row in await self.read(_WRITING)}
+        return last
 
     def _is_taken(self, error: Exception) -> bool:
         return isinstance(error, asyncpg.UniqueViolationError)

@@ -260,7 +260,7 @@ INSERT_WAITING: Final = Query(_WAITING_DELIVERIES)
 
 # --- deliveries ---
 
-_CLAIMED_COLUMNS: Final = """
+EVENT_COLUMNS: Final = """
     e.id, e.type, e.time, e.channel,
     p.id, p.provider, p.model, p.status, p.mode, p.input, p.metadata, p.provider_id, p.output,
     p.error_code, p.error_message, p.channel, p.parent_id, p.depth, p.created_at,
@@ -274,7 +274,7 @@ LEFT JOIN callbacks c ON c.prediction_id = p.id AND c.verdict = 'accepted'
 
 # The provider's own payload comes along, unless it is so large that a lane of them would not fit.
 SELECT_WANTED: Final = Query(f"""
-SELECT {{gather:d.id, d.attempts + 1, d.round, d.claims + 1, {_CLAIMED_COLUMNS},
+SELECT {{gather:d.id, d.attempts + 1, d.round, d.claims + 1, {EVENT_COLUMNS},
     CASE WHEN typeof(c.body) = 'text' AND length(c.body) <= :largest THEN c.body END}}
 FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
       WHERE handler = :handler AND state = 'pending' AND due_at <= :now
@@ -302,7 +302,7 @@ WITH d AS (
     RETURNING deliveries.id, deliveries.prediction_id, deliveries.attempts, deliveries.round,
               deliveries.claims
 )
-SELECT d.id, d.attempts, d.round, d.claims, {_CLAIMED_COLUMNS},
+SELECT d.id, d.attempts, d.round, d.claims, {EVENT_COLUMNS},
     CASE WHEN length(c.body) <= :largest THEN c.body END
 FROM d {_OF_THE_EVENT}
 """)  # noqa: S608

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from receiver.model import Error, Event, Output, Prediction, Status, Ticket, utc
+from receiver.model import Announcement, Error, Event, Output, Prediction, Status, Ticket, utc
 from receiver.store.values import Claim, Delivery, Found, Job
 
 
@@ -133,6 +133,13 @@ def claimed(row: Sequence[Any], handler: str) -> Claim:
             prediction=prediction(rest),
             raw=None if raw is None else _payload(raw),
         ),
+    )
+
+
+def announcement(row: Sequence[Any]) -> Announcement:
+    name, kind, time, channel, *rest = row
+    return Announcement(
+        id=name, type=kind, time=utc(time), channel=channel, prediction=prediction(rest)
     )
 
 

@@ -28,6 +28,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _READERS: Final = 2
+_JOURNAL_END: Final = Query("SELECT coalesce(max(seq), 0) FROM journal")
 
 
 class SQLiteStore(Store):
@@ -106,6 +107,10 @@ class SQLiteStore(Store):
 
     async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
         return await self._writer.write(operation, item)
+
+    async def journal_end(self) -> int:
+        # One connection writes: whatever is committed later comes later.
+        return int((await self.read(_JOURNAL_END))[0][0])
 
     def _is_taken(self, error: Exception) -> bool:
         return (

@@ -10,7 +10,13 @@ from .parts import Engine, Postgres, SQLite, watch
 
 __all__ = ["watch"]
 
-CONTRACT = {"test_accept", "test_predictions", "test_deliveries", "test_waiting"}
+CONTRACT = {
+    "test_accept",
+    "test_deliveries",
+    "test_journal",
+    "test_predictions",
+    "test_waiting",
+}
 """Modules that say what a store does, whatever it is made on."""
 
 

@@ -1,0 +1,115 @@
+"""The journal: every move once, in the order of the commits, and none put in later."""
+
+import asyncio
+from typing import Final
+
+import asyncpg
+import pytest
+
+from receiver.model import Status, event_id
+from receiver.store.base import Store
+from receiver.store.journal import Journal, Move
+from tests.receiving import eventually
+
+from .parts import NOW, Engine, Postgres, arrival, ended, new, pred, processing, stand, submitting
+
+pytestmark = pytest.mark.anyio
+
+WAYS: Final = {
+    Status.QUEUED: ["queued"],
+    Status.SUBMITTING: ["queued", "submitting"],
+    Status.PROCESSING: ["queued", "submitting", "processing"],
+    Status.UNCONFIRMED: ["queued", "submitting", "unconfirmed"],
+    Status.SUCCEEDED: ["queued", "succeeded"],
+}
+
+
+async def moves(store: Store, after: int = 0) -> list[Move]:
+    journal = Journal(store)
+    found, end = await journal.page(after, await journal.end())
+    assert end == await journal.end()
+    return found
+
+
+@pytest.mark.parametrize("status", WAYS)
+async def test_every_move_is_in_the_journal_once(store: Store, status: Status) -> None:
+    await stand(store, 1, status)
+    found = await moves(store)
+    assert [move.status for move in found] == WAYS[status]
+    assert {move.prediction_id for move in found} == {pred(1)}
+    assert [move.seq for move in found] == sorted({move.seq for move in found})
+
+
+async def test_what_moves_nothing_is_not_in_it(store: Store) -> None:
+    await ended(store, 1)
+    before = await moves(store)
+    await store.accept(arrival(1))
+    await store.hasten("fal", NOW)
+    assert await moves(store) == before
+
+
+async def test_pages_follow_each_other_without_a_gap_or_a_repeat(store: Store) -> None:
+    for number in range(250):
+        await store.create(new(number))
+    journal = Journal(store)
+    end = await journal.end()
+    first, place = await journal.page(0, end)
+    second, last = await journal.page(place, end)
+    assert [move.prediction_id for move in first + second] == [pred(n) for n in range(250)]
+    assert (len(first), last) == (200, end)
+
+
+async def test_the_end_of_a_move_tells_its_time_and_its_event(store: Store) -> None:
+    await ended(store, 1)
+    [*_, end] = await moves(store)
+    [(name, event)] = (await Journal(store).events([pred(1), pred(2)])).items()
+    assert (name, event.id, event.type) == (pred(1), event_id(pred(1)), f"prediction.{end.status}")
+    assert event.time.timestamp() == pytest.approx(end.time)
+    assert event.prediction == await store.prediction(pred(1))
+
+
+async def test_events_are_listed_newest_first(store: Store) -> None:
+    for number in (3, 1, 2):
+        await ended(store, number)
+    await processing(store, 4, "req-4")
+    journal = Journal(store)
+    found = await journal.events_below(None)
+    assert [move.prediction_id for move in found] == [pred(2), pred(1), pred(3)]
+    below = await journal.events_below(found[0].seq)
+    assert below == found[1:]
+
+
+async def test_the_end_waits_for_transactions_that_have_a_place_and_no_commit(
+    engine: Engine,
+) -> None:
+    if not isinstance(engine, Postgres):
+        return  # one connection writes there, so that places and commits have one order
+    store = engine.store
+    slow = await asyncpg.connect(
+        engine.database.url, server_settings={"search_path": "clock, receiver"}
+    )
+    try:
+        transaction = slow.transaction()
+        await transaction.start()
+        await slow.execute(
+            "INSERT INTO journal (prediction_id, status, time) VALUES ($1, 'queued', 0)", pred(9)
+        )
+        await submitting(store, 1)  # a later place, an earlier commit
+        end = asyncio.create_task(store.journal_end())
+        await eventually(lambda: engine.rows("SELECT count(*) FROM journal"), lambda n: n == [(2,)])
+        assert not (await asyncio.wait({end}, timeout=0.1))[0]
+        await transaction.commit()
+        assert await end == 3
+    finally:
+        await slow.close()
+    assert [move.status for move in await moves(store)] == ["queued", "submitting"]
+
+
+async def test_a_transaction_that_was_given_up_leaves_only_a_number(engine: Engine) -> None:
+    await submitting(engine.store, 1)
+    if isinstance(engine, Postgres):
+        engine.database.execute("SELECT nextval('receiver.journal_seq_seq')")
+    await submitting(engine.store, 2)
+    assert [move.prediction_id for move in await moves(engine.store)] == [pred(1)] * 2 + [
+        pred(2)
+    ] * 2

@@ -1,0 +1,456 @@
+"""The list of events, and the live stream: without a gap, without a repeat, bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+
+from receiver import feed, serving
+from receiver.errors import StoreUnavailable
+from receiver.feed import Feed, Wanted
+from receiver.store.journal import Journal, Move
+from tests.conftest import Start
+from tests.emulator.serving import serve
+from tests.receiving import API_KEY, Json, Station, eventually
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE: Final = 10.0
+
+
+class Ear:
+    """A reader of the stream, as near to the app as a server is; it reads when it is told to."""
+
+    def __init__(self, station: Station, query: str = "", after: object = None) -> None:
+        headers = [(b"authorization", f"Bearer {API_KEY}".encode())]
+        if after is not None:
+            headers.append((b"last-event-id", str(after).encode()))
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "GET",
+            "path": "/v1/events/stream",
+            "raw_path": b"/v1/events/stream",
+            "root_path": "",
+            "scheme": "http",
+            "query_string": query.encode(),
+            "headers": headers,
+            "client": ("203.0.113.9", 50000),
+            "server": ("hooks.test", 80),
+            "app": station.app,
+        }
+        self.status: int | None = None
+        self.ended = False
+        self.said: list[bytes] = []
+        self.may_take = asyncio.Event()
+        self.may_take.set()
+        self._gone = asyncio.Event()
+        self._asked = False
+        self._task = asyncio.create_task(station.app(scope, self._receive, self._send))
+
+    async def _receive(self) -> Json:
+        if not self._asked:
+            self._asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        await self.may_take.wait()
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            return
+        self.said.append(message.get("body", b""))
+        self.ended = not message.get("more_body", False)
+
+    @property
+    def text(self) -> str:
+        return b"".join(self.said).decode()
+
+    @property
+    def messages(self) -> list[Json]:
+        return list(parse(self.text))
+
+    async def until(self, count: int) -> list[Json]:
+        return await eventually(lambda: self.messages, lambda found: len(found) >= count)
+
+    async def live(self) -> Ear:
+        await eventually(lambda: ": live" in self.text or self.ended)
+        return self
+
+    async def leave(self) -> None:
+        self.may_take.set()
+        self._gone.set()
+        await self._task
+
+
+def parse(text: str) -> Iterator[Json]:
+    """Read what the stream said, as the standard says to."""
+    for block in text.split("\n\n"):
+        fields = dict(
+            line.split(": ", 1) for line in block.split("\n") if line[:1] not in {"", ":"}
+        )
+        if "data" in fields:
+            data = json.loads(fields["data"])
+            yield {"id": int(fields["id"]), "event": fields["event"], "data": data}
+
+
+@asynccontextmanager
+async def listening(station: Station, query: str = "", after: object = None) -> AsyncIterator[Ear]:
+    ear = await Ear(station, query, after).live()
+    try:
+        yield ear
+    finally:
+        await ear.leave()
+
+
+async def whole(station: Station, prompt: str, provider: str = "eachlabs", **more: Any) -> str:
+    """Submit a prediction and see it succeed; give its id."""
+    sent = await station.submitted(provider, prompt, **more)
+    assert (await station.push(sent)).status_code == 200
+    return sent.prediction_id
+
+
+def told(messages: list[Json]) -> list[tuple[str, str]]:
+    return [(m["data"]["prediction"]["id"], m["event"].rpartition(".")[2]) for m in messages]
+
+
+WHOLE: Final = ["queued", "submitting", "processing", "succeeded"]
+
+
+async def test_a_reader_hears_every_move_and_the_event(start: Start) -> None:
+    async with start() as station, listening(station) as ear:
+        prediction = await whole(station, "a lighthouse", metadata={"kind": "avatar"})
+        messages = await ear.until(4)
+        assert told(messages) == [(prediction, status) for status in WHOLE]
+        *changes, end = [message["data"] for message in messages]
+        assert changes[0]["prediction"] == {
+            "id": prediction,
+            "provider": "eachlabs",
+            "model": "nano-banana",
+            "status": "queued",
+            "metadata": {"kind": "avatar"},
+        }
+        assert [change["type"] for change in changes] == [f"prediction.{s}" for s in WHOLE[:3]]
+        assert end["id"] == f"evt_{prediction[5:]}"
+        assert end["type"] == "prediction.succeeded"
+        assert end["channel"] == "webhook"
+        assert end["prediction"] == await station.read(prediction)
+
+
+async def test_a_reader_that_comes_back_misses_nothing_and_hears_nothing_twice(
+    start: Start,
+) -> None:
+    heard: list[Json] = []
+    async with start() as station:
+        async with listening(station) as ear:
+            first = await whole(station, "before")
+            heard += await ear.until(4)
+        second = await whole(station, "meanwhile")
+        async with listening(station, after=heard[-1]["id"]) as ear:
+            third = await whole(station, "after")
+            heard += await ear.until(8)
+        assert told(heard) == [(p, status) for p in (first, second, third) for status in WHOLE]
+
+
+async def test_a_reader_comes_back_to_another_process(start: Start) -> None:
+    async with start() as station, listening(station) as ear:
+        first = await whole(station, "before")
+        last = (await ear.until(4))[-1]["id"]
+        second = await station.submitted("fal", "under way")
+    async with start() as station:
+        assert (await station.push(second)).status_code == 200
+        async with listening(station, after=last) as ear:
+            assert told(await ear.until(4)) == [(second.prediction_id, s) for s in WHOLE]
+        async with listening(station, after=0) as ear:
+            assert {name for name, _ in told(await ear.until(8))} == {first, second.prediction_id}
+
+
+@pytest.mark.usefixtures("on_sqlite")
+@pytest.mark.parametrize(
+    ("query", "heard"),
+    [
+        ("type=succeeded", [("fal", "succeeded"), ("eachlabs", "succeeded")]),
+        (
+            "type=prediction.queued,processing&provider=fal",
+            [("fal", "queued"), ("fal", "processing")],
+        ),
+        ("provider=eachlabs,oxen&type=succeeded", [("eachlabs", "succeeded")]),
+        ("metadata.kind=avatar&type=queued", [("fal", "queued")]),
+        ("metadata.big=true&metadata.kind=avatar&type=queued", [("fal", "queued")]),
+        ("metadata.big=false&type=queued", []),
+    ],
+)
+async def test_a_reader_says_what_it_wants(
+    start: Start, query: str, heard: list[tuple[str, str]]
+) -> None:
+    async with start() as station, listening(station, query) as ear, listening(station) as all_:
+        await whole(station, "one", "fal", metadata={"kind": "avatar", "big": True})
+        await whole(station, "two", "eachlabs", metadata={"kind": "banner"})
+        last = (await all_.until(8))[-1]["id"]
+        found = await ear.until(len(heard))
+        said = [(m["data"]["prediction"]["provider"], m["event"].rpartition(".")[2]) for m in found]
+        assert said == heard
+        async with listening(station, query, after=0) as again:  # from the store: the same
+            assert await again.until(len(heard)) == found
+        assert all(message["id"] <= last for message in found)
+
+
+@pytest.mark.usefixtures("on_sqlite")
+@pytest.mark.parametrize(
+    ("query", "after", "words"),
+    [
+        ("type=exploded", None, "unknown type exploded"),
+        ("kind=avatar", None, "unknown parameter kind"),
+        ("", "evt_what", "Last-Event-ID"),
+        ("", "-1", "Last-Event-ID"),
+        ("", "9" * 40, "Last-Event-ID"),
+    ],
+)
+async def test_nonsense_is_refused_before_the_stream_begins(
+    start: Start, query: str, after: str | None, words: str
+) -> None:
+    async with start() as station:
+        headers = {} if after is None else {"last-event-id": after}
+        answer = await station.http.get(f"/v1/events/stream?{query}", headers=headers)
+        assert (answer.status_code, answer.headers["content-type"]) == (
+            422,
+            "application/problem+json",
+        )
+        assert words in answer.json()["detail"]
+        assert (await station.world.get("/v1/events/stream")).status_code == 401
+        assert (await station.world.get("/v1/events")).status_code == 401
+        head = await station.http.head("/v1/events/stream")
+        assert (head.status_code, head.headers["content-type"][:17]) == (200, "text/event-stream")
+
+
+@pytest.mark.parametrize(("marked", "after"), [(2, 1), (0, 1000)])
+async def test_a_reader_of_what_is_gone_is_told_so(start: Start, marked: int, after: int) -> None:
+    async with start() as station:
+        await whole(station, "one")
+        station.edit(f"DELETE FROM journal WHERE seq <= {marked}")
+        station.edit(f"INSERT INTO marks (name, value) VALUES ('journal', {marked})")
+        async with listening(station, after=after) as ear:
+            [gap, *more] = await ear.until(1 if after > 4 else 3)
+            assert gap["event"] == "stream.gap"
+            assert gap["data"] == {"after": after, "until": gap["id"]}
+            assert gap["id"] == (marked or 4)
+            assert [m["id"] for m in more] == list(range(marked + 1, 5)) * (after < 4)
+
+
+async def test_a_reader_that_does_not_take_is_cut_and_others_hear_on(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "_MOST_WAITING", 10)
+    async with start() as station, listening(station) as slow, listening(station) as quick:
+        await whole(station, "one")
+        last = (await eventually(lambda: slow.messages, lambda m: len(m) == 4))[-1]["id"]
+        slow.may_take.clear()
+        for number in range(4):
+            await whole(station, f"more {number}")
+        assert len(await quick.until(20)) == 20
+        slow.may_take.set()
+        await eventually(lambda: slow.ended)
+        assert ": cut" in slow.text
+        seen = max(message["id"] for message in slow.messages)
+        async with listening(station, after=seen) as back:
+            found = slow.messages + await back.until(20 - len(slow.messages))
+        assert [message["id"] for message in found] == [m["id"] for m in quick.messages]
+        assert last in [message["id"] for message in found]
+
+
+@pytest.mark.usefixtures("on_sqlite")
+async def test_the_end_of_the_server_is_the_end_of_the_streams(start: Start) -> None:
+    async with start() as station:
+        ear = await Ear(station).live()
+        station.app.state.release()
+        await eventually(lambda: ear.ended)
+        await ear.leave()
+
+
+@pytest.mark.usefixtures("on_sqlite")
+async def test_silence_is_told_from_death(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "KEEP_ALIVE", 0.05)
+    async with start() as station, listening(station) as ear:
+        await eventually(lambda: ear.text.count(": still here") > 2)
+        assert ear.messages == []
+
+
+@pytest.mark.usefixtures("on_sqlite")
+async def test_there_are_so_many_readers_and_no_more(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "MOST_READERS", 1)
+    async with start() as station:
+        async with listening(station):
+            answer = await station.http.get("/v1/events/stream")
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+        async with listening(station) as ear:
+            assert ear.status == 200
+
+
+async def test_nobody_follows_where_nobody_reads() -> None:
+    class Quiet:
+        asked = 0
+
+        async def end(self) -> int:
+            self.asked += 1
+            return 0
+
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(name)
+
+    quiet = Quiet()
+    nobody = Feed(quiet)
+    task = asyncio.create_task(nobody.run())
+    for _ in range(50):
+        nobody.wake()
+        await asyncio.sleep(0)
+    task.cancel()
+    assert quiet.asked == 0
+
+
+async def test_a_disk_that_cannot_be_read_ends_nothing_for_good(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_: Journal, *__: Any) -> Any:
+        raise StoreUnavailable("the disk is on fire")
+
+    async with start() as station, listening(station) as ear:
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "events", broken)
+            await whole(station, "while it is broken")
+        assert len(await ear.until(4)) == 4
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "end", broken)
+            assert (await station.http.get("/v1/events/stream")).status_code == 503
+
+
+# --- the list ---
+
+
+async def test_events_are_listed_newest_first_page_by_page(start: Start) -> None:
+    async with start() as station:
+        names = [await whole(station, f"number {n}") for n in range(5)]
+        await station.submitted("fal", "not ended")
+        found: list[Json] = []
+        cursor = ""
+        for count in (2, 2, 1):
+            page = (await station.http.get(f"/v1/events?limit=2{cursor}")).json()
+            assert len(page["data"]) == count
+            found += page["data"]
+            cursor = f"&cursor={page['next_cursor']}"
+        assert cursor == "&cursor=None"
+        assert [event["prediction"]["id"] for event in found] == names[::-1]
+        assert found[0]["prediction"] == await station.read(names[-1])
+        assert set(found[0]) == {"id", "type", "time", "channel", "prediction"}
+
+
+@pytest.mark.usefixtures("on_sqlite")
+async def test_events_are_found_by_what_they_are_of(start: Start) -> None:
+    async with start() as station:
+        one = await whole(station, "one", "fal", metadata={"kind": "avatar", "n": 5})
+        two = await whole(station, "two", "eachlabs", metadata={"kind": "banner"})
+        for query, names in {
+            "provider=fal": [one],
+            "type=failed": [],
+            "type=succeeded": [two, one],
+            "type=prediction.failed,prediction.succeeded": [two, one],
+            "metadata.kind=banner": [two],
+            "metadata.n=5": [one],
+            "metadata.m=5": [],
+        }.items():
+            answer = await station.http.get(f"/v1/events?{query}")
+            found = answer.json()
+            assert [event["prediction"]["id"] for event in found["data"]] == names, query
+            assert found["next_cursor"] is None
+
+
+async def test_a_search_ends_somewhere_and_says_where_to_go_on(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.inbound.events._MOST_LOOKED_AT", 2)
+    monkeypatch.setattr("receiver.store.journal._PAGE", 2)
+    async with start() as station:
+        rare = await whole(station, "rare", metadata={"kind": "rare"})
+        for number in range(3):
+            await whole(station, f"common {number}")
+        first = (await station.http.get("/v1/events?metadata.kind=rare")).json()
+        assert first["data"] == []
+        path = f"/v1/events?metadata.kind=rare&cursor={first['next_cursor']}"
+        second = (await station.http.get(path)).json()
+        assert [event["prediction"]["id"] for event in second["data"]] == [rare]
+
+
+@pytest.mark.usefixtures("on_sqlite")
+@pytest.mark.parametrize(
+    "query", ["type=queued", "limit=0", "limit=101", "cursor=x", "cursor=-5", "what=ever"]
+)
+async def test_nonsense_is_refused(start: Start, query: str) -> None:
+    async with start() as station:
+        answer = await station.http.get(f"/v1/events?{query}")
+        assert (answer.status_code, answer.json()["type"]) == (
+            422,
+            "urn:receiver:problem:invalid-request",
+        )
+
+
+# --- on a real socket ---
+
+
+@contextmanager
+def connected(port: int, path: str) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
+        sock.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+        yield sock
+
+
+def test_who_asks_and_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_SLOWEST_READ", 0.2)
+    ended = asyncio.Event()
+
+    async def endless(_: object) -> StreamingResponse:
+        async def frames() -> AsyncIterator[bytes]:
+            try:
+                while True:
+                    yield b"x" * 100_000
+                    await asyncio.sleep(0)
+            finally:
+                ended.set()
+
+        return StreamingResponse(frames())
+
+    app = Starlette(routes=[Route("/endless", endless)])
+    with serve(app, http=serving.Protocol) as port, connected(port, "/endless") as sock:
+        deadline = time.monotonic() + PATIENCE
+        while not ended.is_set():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        sock.settimeout(PATIENCE)
+        with contextlib.suppress(ConnectionResetError):
+            while sock.recv(1_000_000):
+                pass
+
+
+def test_what_is_wanted_is_compared_as_it_is_written() -> None:
+    move = Move(1, "queued", 0.0, "pred_1", "fal", "m", {"a": None, "b": 1.5, "c": "x"})
+    for metadata, fits in (
+        ({"a": "null"}, True),
+        ({"b": "1.5"}, True),
+        ({"c": "x", "a": "null"}, True),
+        ({"c": "y"}, False),
+        ({"d": ""}, False),
+    ):
+        assert (move in Wanted(metadata=metadata)) is fits
