@@ -262,6 +262,54 @@ def show(prediction_id: Id) -> None:
 
 
 @main.command()
+def tail(
+    kind: Annotated[
+        str | None, typer.Option("--type", help="Only these: succeeded,failed,queued, …")
+    ] = None,
+    provider: Annotated[str | None, typer.Option(help="Only of these providers.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Only with this.")
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option(help="From this place on (`seq` in JSON); 0: all there is.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="End after so many lines.", min=1)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+) -> None:
+    """Show what happens, as it happens; goes on after a lost connection, without a gap."""
+    from itertools import islice
+
+    from rich.console import Console
+
+    from receiver.client import Client
+    from receiver.tail import follow, show
+
+    params = {name: value for name, value in (("type", kind), ("provider", provider)) if value}
+    for text in metadata or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            _fail(ReceiverError(f"{text!r} is not NAME=VALUE"))
+        params[f"metadata.{name}"] = value
+    client = Client(os.environ)
+    console = Console(highlight=False)
+    messages = follow(client, params, after, lambda text: typer.echo(f"-- {text}", err=True))
+    try:
+        for message in islice(messages, count):
+            if as_json:
+                _print_plainly(message)
+            else:
+                show(console, message)
+    except ReceiverError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        raise typer.Exit from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on
+    finally:
+        client.close()
+
+
+@main.command()
 def cancel(prediction_id: Id) -> None:
     """Cancel a prediction at its provider."""
     _print(_call("post", f"/v1/predictions/{prediction_id}/cancel"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -35,6 +36,24 @@ class Client:
     def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
         return self._call("POST", path, json=body, headers=headers)
 
+    @contextmanager
+    def stream(
+        self, path: str, params: Mapping[str, str], headers: Mapping[str, str], silence: float
+    ) -> Iterator[httpx.Response]:
+        """Open a stream that may be silent for so many seconds.
+
+        Raises ClientError if it is refused for good, httpx.HTTPError where trying again may help.
+        """
+        timeout = httpx.Timeout(10.0, read=silence)
+        with self._http.stream(
+            "GET", path, params=params, headers=headers, timeout=timeout
+        ) as answer:
+            if answer.is_client_error and answer.status_code != httpx.codes.TOO_MANY_REQUESTS:
+                answer.read()
+                raise ClientError(_say(answer.status_code, _json(answer)))
+            answer.raise_for_status()
+            yield answer
+
     def close(self) -> None:
         self._http.close()
 
@@ -52,6 +71,13 @@ class Client:
         if answer.is_error:
             raise ClientError(_say(answer.status_code, body))
         return body
+
+
+def _json(answer: httpx.Response) -> Any:
+    try:
+        return answer.json()
+    except ValueError:
+        return f"HTTP {answer.status_code}"
 
 
 def _say(status: int, body: Any) -> str:

@@ -25,7 +25,7 @@ def receiver(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [sys.executable, "-m", "receiver", *args],
         cwd=cwd,
-        env=_env(env),
+        env=environment(env),
         capture_output=True,
         text=True,
         timeout=40,
@@ -33,7 +33,7 @@ def receiver(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
     )
 
 
-def _env(more: dict[str, str]) -> dict[str, str]:
+def environment(more: dict[str, str]) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -47,7 +47,7 @@ def start(*args: str, port: int, cwd: Path, **env: str) -> subprocess.Popen[str]
     process = subprocess.Popen(
         [sys.executable, "-m", "receiver", *args, "--port", str(port)],
         cwd=cwd,
-        env=_env(env),
+        env=environment(env),
         stdout=log,
         stderr=log,
         text=True,
