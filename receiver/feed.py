@@ -234,16 +234,17 @@ class Feed:
             self._readers.discard(reader)
 
     async def _live(self, reader: _Reader) -> AsyncIterator[bytes]:
-        yield b": live\n\n"
+        # No empty line after a comment: some clients take it for the end of an event.
+        yield b": live\n"
         while not self._stopping.is_set():
             try:
                 async with asyncio.timeout(KEEP_ALIVE):
                     await reader.news.wait()
             except TimeoutError:
-                yield b": still here\n\n"
+                yield b": still here\n"
                 continue
             if reader.is_cut:
-                yield b": cut, being too slow; come back with Last-Event-ID\n\n"
+                yield b": cut, being too slow; come back with Last-Event-ID\n"
                 return
             if frames := reader.take():
                 yield frames

@@ -46,6 +46,8 @@ def follow(
             with client.stream("/v1/events/stream", params, headers, _PATIENCE) as response:
                 for event in EventSource(response).iter_sse():
                     wait = _FIRST_WAIT
+                    if not event.data:
+                        continue
                     after = event.id
                     yield {"seq": int(event.id), "event": event.event, **_content(event.data)}
             reason = "the receiver ended the stream"

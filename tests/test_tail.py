@@ -72,7 +72,7 @@ def test_a_lost_connection_is_made_again_from_where_it_was() -> None:
         stream(": live\n\n", said(1, 2), httpx.ReadError("cut")),
         httpx.ConnectError("nobody there"),
         httpx.Response(503),
-        stream(said(3)),
+        stream(said(3), ": still here\n\n"),
         stream(said(4), "id: 5\nevent: prediction.qu"),  # cut in the middle: it was not said
     )
     places, waits, notices = followed(script)
