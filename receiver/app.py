@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from receiver.dispatch.embedded import Dispatch, new_owner
 from receiver.dispatch.fetch import guarded_client
+from receiver.dispatch.gate import Breaker
 from receiver.dispatch.registry import Explained, Handler, Registry, handlers_of, load
 from receiver.dispatch.runner import Tools
 from receiver.duty import Duty
@@ -33,6 +34,7 @@ from receiver.inbound import (
     Drained,
     Events,
     Guard,
+    Handlers,
     Hook,
     Predictions,
     health_routes,
@@ -47,6 +49,7 @@ from receiver.providers.base import Streamed
 from receiver.providers.fal import read_jwks
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
 from receiver.store.base import Chore, Store
+from receiver.store.gates import Gates
 from receiver.store.journal import Journal
 from receiver.store.sqlite import SQLiteStore
 from receiver.tokens import Tokens
@@ -256,6 +259,7 @@ class _Receiver:
             alone=self._alone,
             clock=clock,
         )
+        gates = Gates(self._store)
         self._dispatch = Dispatch(
             self._store,
             registry,
@@ -266,10 +270,12 @@ class _Receiver:
                 self._results,
                 settings.max_chain,
             ),
+            gates,
             owner=self._owner,
             policy=Policy(
                 attempts=settings.retry_attempts, base=settings.retry_base, cap=settings.retry_cap
             ),
+            breaker=Breaker(failures=settings.breaker_failures),
             clock=clock,
             sweeps=self._alone,
         )
@@ -296,6 +302,14 @@ class _Receiver:
         self._deliveries = Deliveries(
             guard, self._store, wake=self._dispatch.wake, drain=self.drain, clock=clock
         )
+        self._handlers = Handlers(
+            guard,
+            gates,
+            self._store,
+            registry,
+            changed=self._dispatch.gates_changed,
+            clock=clock,
+        )
         self._events = Events(guard, journal, self._feed)
         self.app = Starlette(
             routes=self._routes(), exception_handlers=ERROR_HANDLERS, lifespan=self._lifespan
@@ -311,6 +325,7 @@ class _Receiver:
             *self._predictions.routes(),
             *self._deliveries.routes(),
             *self._events.routes(),
+            *self._handlers.routes(),
             *health_routes(self._store, self._clock),
         ]
 

@@ -371,6 +371,25 @@ def retry(delivery_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     _print(_call("post", f"/v1/deliveries/{delivery_id}/retry"))
 
 
+@main.command()
+def handlers(as_json: AsJson = False) -> None:
+    """List handlers: what each is owed, and whether it waits."""
+    columns = ("name", "state", "owed", "registered", "paused_at", "open_until")
+    _table(_call("get", "/v1/handlers"), columns, as_json=as_json)
+
+
+@main.command()
+def pause(name: Annotated[str, typer.Argument(metavar="HANDLER")]) -> None:
+    """Let no delivery of a handler begin; what is owed to it waits."""
+    _print(_call("post", f"/v1/handlers/{_quoted(name)}/pause"))
+
+
+@main.command()
+def resume(name: Annotated[str, typer.Argument(metavar="HANDLER")]) -> None:
+    """Let a handler's deliveries run again, whether it was paused or failed."""
+    _print(_call("post", f"/v1/handlers/{_quoted(name)}/resume"))
+
+
 # --- helpers of the above ---
 
 
@@ -390,6 +409,12 @@ def _query(path: str, **params: str | int | None) -> str:
     from urllib.parse import urlencode
 
     return f"{path}?{urlencode({k: v for k, v in params.items() if v is not None})}"
+
+
+def _quoted(name: str) -> str:
+    from urllib.parse import quote
+
+    return quote(name, safe="")
 
 
 def _pairs(texts: list[str] | None) -> dict[str, Any]:

@@ -70,6 +70,8 @@ class Settings:
     retry_attempts: int = 10
     retry_base: float = 2.0
     retry_cap: float = 3600.0
+    breaker_failures: int | None = 20
+    """Failures in a row after which a handler's deliveries wait; None: never."""
     max_chain: int = 10
     """Predictions that may lead, each by a handler, to one that a handler submits."""
     log_format: Literal["json", "console"] | None = None
@@ -140,6 +142,7 @@ def _read(env: _Reader) -> Settings:
         retry_attempts=env.get("RECEIVER_RETRY_ATTEMPTS", _whole, 10),
         retry_base=env.get("RECEIVER_RETRY_BASE", _seconds, 2.0),
         retry_cap=env.get("RECEIVER_RETRY_CAP", _seconds, 3600.0),
+        breaker_failures=env.get("RECEIVER_BREAKER_FAILURES", _limit, 20),
         max_chain=env.get("RECEIVER_MAX_CHAIN", _whole, 10),
         log_format=env.get("RECEIVER_LOG_FORMAT", _one_of("json", "console"), None),
         log_level=env.get(

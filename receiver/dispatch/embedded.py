@@ -22,10 +22,12 @@ from typing import Any, Final, Protocol
 import msgspec
 import structlog
 
+from receiver.dispatch.gate import Breaker, Known, LaneGate
 from receiver.dispatch.registry import Handler, Registry
 from receiver.dispatch.runner import Attempt, Tools
 from receiver.errors import StoreUnavailable
 from receiver.model import DONE, Decision, Failure, Policy, decide
+from receiver.store.gates import Gates
 from receiver.store.values import Claim, Claims, Settlement, Wanted
 
 log = structlog.get_logger("receiver")
@@ -45,6 +47,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 PACE: Final = Pace()
+BREAKER: Final = Breaker()
 
 
 class Queue(Protocol):
@@ -71,9 +74,11 @@ class Dispatch:
         queue: Queue,
         registry: Registry,
         tools: Tools,
+        gates: Gates,
         *,
         owner: str,
         policy: Policy,
+        breaker: Breaker = BREAKER,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
         pace: Pace = PACE,
@@ -84,9 +89,19 @@ class Dispatch:
         self._clock = clock
         self._pace = pace
         self._sweeps = sweeps
+        self._gates = gates
+        self._known = Known(gates, clock)
         self._lanes = {
             name: _Lane(
-                handler, queue, tools, owner, handler.retry.policy(policy), clock, chance, pace
+                handler,
+                queue,
+                tools,
+                LaneGate(name, handler.timeout, gates, self._known, breaker, clock),
+                owner,
+                handler.retry.policy(policy),
+                clock,
+                chance,
+                pace,
             )
             for name, handler in registry.handlers.items()
         }
@@ -99,7 +114,8 @@ class Dispatch:
 
     async def start(self, *, lanes: bool = True) -> None:
         """Begin to work; without `lanes` only what `drain` is asked for."""
-        await self._warn_of_orphans()
+        await self._gates.try_again(self._clock())
+        await self._warn_of_what_waits()
         self._heart.start(asyncio.get_running_loop())
         if lanes:
             self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes.values()]
@@ -154,10 +170,20 @@ class Dispatch:
             except Exception:
                 log.exception("task.failed")
 
-    async def _warn_of_orphans(self) -> None:
-        for name, count in (await self._queue.owed()).items():
+    def gates_changed(self) -> None:
+        """Hear that gates were set by hand."""
+        self._known.forget()
+        self.wake(None)
+
+    async def _warn_of_what_waits(self) -> None:
+        owed = await self._queue.owed()
+        for name, count in owed.items():
             if name not in self._lanes:
                 log.warning("handler.missing", handler=name, owed=count)
+        for name, gate in (await self._gates.all()).items():
+            state = gate.state(self._clock())
+            if state != "running" and name in self._lanes:
+                log.warning("handler.waiting", handler=name, state=state, owed=owed.get(name, 0))
 
 
 class _Lane:
@@ -168,6 +194,7 @@ class _Lane:
         handler: Handler,
         queue: Queue,
         tools: Tools,
+        gate: LaneGate,
         owner: str,
         policy: Policy,
         clock: Callable[[], float],
@@ -177,6 +204,7 @@ class _Lane:
         self._handler = handler
         self._queue = queue
         self._tools = tools
+        self._gate = gate
         self._owner = owner
         self._policy = policy
         self._clock = clock
@@ -240,12 +268,15 @@ class _Lane:
         self._full = room <= 0
         if self._full:
             return self._pace.nap
+        passage = await self._gate.ask(room, self._pace.nap)
+        if not passage.most:
+            return passage.wait
         now = self._clock()
         found = await self._queue.claim(
             Wanted(
                 handler=self._handler.name,
                 owner=self._owner,
-                most=room,
+                most=passage.most,
                 now=now,
                 lease_until=now + self._pace.lease,
             )
@@ -254,7 +285,9 @@ class _Lane:
             task = asyncio.create_task(self._deliver(claim, until))
             self._running[task] = claim.id
             task.add_done_callback(self._ended)
-        self._full = len(found.claims) == room
+        if passage.is_trial and not found.claims:
+            await self._gate.give_back()
+        self._full = len(found.claims) == passage.most
         if self._full:
             return self._pace.nap  # the end of an attempt wakes us
         return self._pace.nap if found.next_due is None else found.next_due - self._clock()
@@ -294,6 +327,7 @@ class _Lane:
             )
         )
         self.attempts += 1
+        await self._gate.tell(claim.id, failure)
         # It may be due before the next look; or its end makes others due.
         for awake in (self.awake,) if decision.state == "pending" else self.followers:
             awake.set()

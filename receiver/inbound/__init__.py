@@ -4,6 +4,7 @@ from receiver.inbound.answers import ERROR_HANDLERS
 from receiver.inbound.deliveries import Deliveries, Drained
 from receiver.inbound.events import Events
 from receiver.inbound.guard import Guard
+from receiver.inbound.handlers import Handlers
 from receiver.inbound.health import health_routes
 from receiver.inbound.hook import Hook
 from receiver.inbound.predictions import Predictions
@@ -14,6 +15,7 @@ __all__ = [
     "Drained",
     "Events",
     "Guard",
+    "Handlers",
     "Hook",
     "Predictions",
     "health_routes",

@@ -11,12 +11,14 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
-from receiver.dispatch.embedded import Dispatch, Pace
+from receiver.dispatch.embedded import BREAKER, Dispatch, Pace
+from receiver.dispatch.gate import Breaker
 from receiver.dispatch.postgres import PgQueuerJobs
 from receiver.dispatch.registry import Registry, handlers_of
 from receiver.dispatch.runner import Tools
 from receiver.model import Mode, Outcome, Output, Policy, Prediction, Status, utc
 from receiver.store.base import Store
+from receiver.store.gates import Gates
 from receiver.store.postgres import SCHEMA, PostgresStore
 from receiver.store.sqlite import SQLiteStore
 from receiver.store.values import (
@@ -82,7 +84,11 @@ class Dispatching:
     """One receiver's store and handlers, and how to owe them something."""
 
     def __init__(
-        self, place: Path | Database, functions: Sequence[Callable[..., Any]], pace: Pace
+        self,
+        place: Path | Database,
+        functions: Sequence[Callable[..., Any]],
+        pace: Pace,
+        breaker: Breaker | None = None,
     ) -> None:
         self.reports: list[object] = []
         self.store: Store
@@ -98,6 +104,8 @@ class Dispatching:
         self.submits = Submits()
         self.http = httpx.AsyncClient()
         self.pace = pace
+        self.gates = Gates(self.store)
+        self.breaker = BREAKER if breaker is None else breaker
         self.dispatch = self.another("me")
         self._count = 0
 
@@ -107,11 +115,13 @@ class Dispatching:
             store or self.store,
             self.registry,
             Tools(self.store, self.submits, self.http, self.http),
+            self.gates,
             owner=owner,
             policy=POLICY,
             clock=self.clock,
             chance=lambda: 0.5,
             pace=pace or self.pace,
+            breaker=self.breaker,
         )
 
     async def owe(self, *handlers: str, metadata: dict[str, Any] | None = None) -> str:
@@ -179,10 +189,14 @@ def _succeeded(handlers: Sequence[str], after: Mapping[str, tuple[str, ...]]) ->
 
 @asynccontextmanager
 async def dispatching(
-    place: Path | Database, *functions: Callable[..., Any], pace: Pace = BRISK, start: bool = True
+    place: Path | Database,
+    *functions: Callable[..., Any],
+    pace: Pace = BRISK,
+    breaker: Breaker | None = None,
+    start: bool = True,
 ) -> AsyncIterator[Dispatching]:
     """Run the handlers of `functions` until the block is left."""
-    running = Dispatching(place, functions, pace)
+    running = Dispatching(place, functions, pace, breaker)
     await running.store.start()
     try:
         if start:

@@ -1,0 +1,168 @@
+"""The gate before a lane: it is shut by hand, or by a run of failures (a circuit breaker).
+
+    closed ──a run of failures──▶ open ──after a while──▶ one delivery is tried
+      ▲                            ▲                        │        │
+      └────────it succeeds─────────┼────────────────────────┘        │
+                                   └─────it fails: twice as long─────┘
+
+What is owed waits in its rows, whole; attempts are not spent on a service that is down. The state
+is in the store, so that all processes obey it and one of them tries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+
+from receiver.errors import StoreUnavailable
+from receiver.model import Failure, backoff
+from receiver.store.gates import Gate
+
+log = structlog.get_logger("receiver")
+
+_FRESH: Final = 1.0
+"""Seconds that what was read of the gates is believed."""
+_FEWEST_DELIVERIES: Final = 3
+"""A run of failures must be of so many deliveries: one that is poison says nothing of others."""
+_MARGIN: Final = 10.0
+"""Seconds beyond a handler's time-out in which its trial may still be settled."""
+
+
+class Breaker(msgspec.Struct, frozen=True, kw_only=True):
+    """When a handler's gate opens, and for how long."""
+
+    failures: int | None = 20
+    """In a row; None: never."""
+    first_wait: float = 15.0
+    longest_wait: float = 300.0
+    """Seconds before a trial; each that fails doubles them."""
+
+
+class Store(Protocol):
+    """What gates need of the store (`store.gates.Gates`)."""
+
+    async def all(self) -> dict[str, Gate]: ...
+    async def open(self, name: str, now: float, until: float) -> bool: ...
+    async def probe(self, name: str, now: float, until: float) -> bool: ...
+    async def end_probe(self, name: str) -> None: ...
+    async def close(self, name: str) -> bool: ...
+    async def try_again(self, now: float) -> None: ...
+
+
+class Known:
+    """What this process knows of the gates; read anew when it is old, or when told to."""
+
+    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._clock = clock
+        self._gates: dict[str, Gate] = {}
+        self._read_at = float("-inf")
+
+    async def of(self, name: str) -> Gate:
+        now = self._clock()
+        if not 0 <= now - self._read_at < _FRESH:
+            self._gates = await self._store.all()
+            self._read_at = now
+        return self._gates.get(name) or Gate(name)
+
+    def forget(self) -> None:
+        self._read_at = float("-inf")
+
+
+class Passage(msgspec.Struct, frozen=True):
+    """How many deliveries may be claimed now; None are: look again in so many seconds."""
+
+    most: int
+    wait: float = 0.0
+    is_trial: bool = False
+
+
+class LaneGate:
+    """Lets one handler's deliveries through, or makes them wait."""
+
+    def __init__(
+        self,
+        name: str,
+        timeout: float,
+        store: Store,
+        known: Known,
+        breaker: Breaker,
+        clock: Callable[[], float],
+    ) -> None:
+        self._name = name
+        self._timeout = timeout
+        self._store = store
+        self._known = known
+        self._breaker = breaker
+        self._clock = clock
+        self._failed: list[str] = []
+        """The deliveries of the present run of failures, one for each."""
+
+    async def ask(self, room: int, nap: float) -> Passage:
+        """Say how many deliveries may be begun. Raises StoreUnavailable."""
+        gate = await self._known.of(self._name)
+        now = self._clock()
+        match gate.state(now):
+            case "running":
+                return Passage(room)
+            case "probing":
+                is_ours = await self._store.probe(self._name, now, now + self._timeout + _MARGIN)
+                return Passage(1, is_trial=True) if is_ours else Passage(0, nap)
+            case "open" if gate.open_until is not None:
+                return Passage(0, gate.open_until - now)
+        return Passage(0, nap)
+
+    async def give_back(self) -> None:
+        """Say that there was nothing to try."""
+        await self._store.end_probe(self._name)
+
+    async def tell(self, delivery: str, failure: Failure | None) -> None:
+        """Hear how an attempt ended; a gate that cannot be set stays as it is."""
+        try:
+            if failure is None or failure.kind == "skip":
+                await self._succeeded()
+            elif _is_trouble(failure):
+                await self._troubled(delivery, failure)
+        except StoreUnavailable:
+            return
+
+    async def _succeeded(self) -> None:
+        self._failed.clear()
+        gate = await self._known.of(self._name)
+        if gate.open_until is not None and await self._store.close(self._name):
+            self._known.forget()
+            log.info("handler.closed", handler=self._name)
+
+    async def _troubled(self, delivery: str, failure: Failure) -> None:
+        most = self._breaker.failures
+        if most is None:
+            return
+        gate = await self._known.of(self._name)
+        is_open = gate.open_until is not None
+        self._failed = [*self._failed, delivery][-most:]
+        is_run = len(self._failed) >= most and len(set(self._failed)) >= _FEWEST_DELIVERIES
+        if not is_open and not is_run:
+            return
+        breaker = self._breaker
+        wait = backoff(gate.failures + 1, breaker.first_wait, breaker.longest_wait, 1.0)
+        now = self._clock()
+        if await self._store.open(self._name, now, now + wait):
+            self._failed.clear()
+            self._known.forget()
+            log.warning(
+                "handler.opened",
+                handler=self._name,
+                trial=is_open,
+                reason=failure.reason,
+                trial_in=round(wait, 1),
+            )
+
+
+def _is_trouble(failure: Failure) -> bool:
+    """Tell what speaks against the handler from what it decided about its event."""
+    return failure.kind in {"error", "timeout", "lost"} or (
+        failure.kind == "retry" and failure.after is None
+    )

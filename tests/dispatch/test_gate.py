@@ -1,0 +1,233 @@
+"""The gate before a lane: shut by hand or by a run of failures, and nothing owed is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from receiver import Context, Dead, Event, Retry, Skip, on
+from receiver.dispatch.gate import Breaker
+from tests.conftest import Logged
+from tests.postgres import Database
+
+from .parts import Dispatching, dispatching, eventually
+
+pytestmark = pytest.mark.anyio
+
+RUN: Final = 5
+BREAKER: Final = Breaker(failures=RUN, first_wait=0.8, longest_wait=2.0)
+PATIENT: Final = Retry(attempts=1000, base=0.01, cap=0.01)
+
+
+class Service:
+    """What the handler of a test calls: it is down until it is mended."""
+
+    def __init__(self) -> None:
+        self.down: Exception | None = ConnectionError("nobody there")
+        self.calls = 0
+        self.served: list[str] = []
+        self.at_once = 0
+        self.most_at_once = 0
+
+    async def call(self, event: Event) -> None:
+        self.calls += 1
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0)
+        self.at_once -= 1
+        if self.down is not None:
+            raise self.down
+        self.served.append(event.prediction.id)
+
+
+def handler_of(service: Service, **options: Any) -> Callable[..., Any]:
+    @on("*", name="post", retry=PATIENT, **options)
+    async def post(event: Event, _: Context) -> None:
+        await service.call(event)
+
+    return post
+
+
+async def owed(station: Dispatching, count: int) -> list[str]:
+    return [await station.owe("post") for _ in range(count)]
+
+
+def said(logged: Logged, event: str) -> list[Any]:
+    return [line for line in logged if line["event"] == event]
+
+
+async def test_after_a_run_of_failures_deliveries_wait_and_one_is_tried(
+    place: Path | Database, logged: Logged
+) -> None:
+    service = Service()
+    async with dispatching(place, handler_of(service, concurrency=4), breaker=BREAKER) as station:
+        names = await owed(station, 12)
+        await eventually(lambda: said(logged, "handler.opened"))
+        [line] = said(logged, "handler.opened")
+        assert line["log_level"] == "warning"
+        assert (line["handler"], line["trial"], line["trial_in"]) == ("post", False, 0.8)
+        assert "nobody there" in line["reason"]
+        gate = (await station.gates.all())["post"]
+        assert gate.state(station.clock()) == "open"
+        await eventually(lambda: service.at_once == 0)
+        calls = service.calls
+        await eventually(lambda: len(said(logged, "handler.opened")) == 2)  # the trial failed
+        assert service.calls == calls + 1
+        assert said(logged, "handler.opened")[1]["trial_in"] == 1.6  # twice as long
+        service.down = None
+        for name in names:
+            await station.ends(name, "post", "done")
+        assert sorted(service.served) == sorted(names)
+        assert len(said(logged, "handler.closed")) == 1
+        assert (await station.gates.all())["post"].state(station.clock()) == "running"
+
+
+async def test_one_delivery_that_is_poison_shuts_out_no_other(place: Path | Database) -> None:
+    service = Service()
+
+    @on("*", name="post", retry=Retry(attempts=30, base=0.0, cap=0.0))
+    async def post(event: Event) -> None:
+        if event.prediction.metadata:
+            await service.call(event)
+
+    async with dispatching(place, post, breaker=BREAKER) as station:
+        poison = await station.owe("post", metadata={"poison": True})
+        assert (await station.ends(poison, "post")).state == "dead"
+        assert service.calls == 30
+        assert await station.gates.all() == {}
+
+
+@pytest.mark.parametrize("decision", [Skip("no"), Dead("never"), Retry("later", after=0)])
+async def test_what_a_handler_decides_is_no_trouble_of_its_own(
+    place: Path | Database, decision: Exception
+) -> None:
+    service = Service()
+    service.down = decision
+    async with dispatching(place, handler_of(service), breaker=BREAKER) as station:
+        await owed(station, 8)
+        await eventually(lambda: service.calls >= 8)
+        assert await station.gates.all() == {}
+
+
+async def test_without_a_breaker_all_is_tried(place: Path | Database) -> None:
+    service = Service()
+    never = Breaker(failures=None)
+    async with dispatching(place, handler_of(service), breaker=never) as station:
+        await owed(station, 10)
+        await eventually(lambda: service.calls > 50)
+        assert await station.gates.all() == {}
+
+
+async def test_a_success_ends_a_run(place: Path | Database) -> None:
+    calls = 0
+
+    @on("*", name="post", retry=PATIENT, concurrency=1)
+    async def post(_: Event) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % RUN:  # four in a row, and then a success
+            raise ConnectionError
+
+    async with dispatching(place, post, breaker=BREAKER) as station:
+        for name in await owed(station, 6):
+            await station.ends(name, "post", "done")
+        assert calls == 6 * RUN
+        assert await station.gates.all() == {}
+
+
+async def test_a_paused_handler_is_owed_all_and_runs_nothing(place: Path | Database) -> None:
+    service = Service()
+    service.down = None
+    async with dispatching(place, handler_of(service)) as station:
+        await station.gates.pause("post", station.clock())
+        station.dispatch.gates_changed()
+        names = await owed(station, 5)
+        station.dispatch.wake(None)
+        loop = asyncio.get_running_loop()
+        await station.dispatch.drain(loop.time() + 5, loop.time() + 4)
+        assert service.calls == 0
+        assert {(await station.delivery(name, "post")).state for name in names} == {"pending"}
+        await station.gates.resume("post")
+        station.dispatch.gates_changed()
+        for name in names:
+            await station.ends(name, "post", "done")
+        assert service.calls == 5
+
+
+async def test_a_pause_outlives_the_process(place: Path | Database, logged: Logged) -> None:
+    service = Service()
+    service.down = None
+    async with dispatching(place, handler_of(service)) as station:
+        await station.gates.pause("post", station.clock())
+        station.dispatch.gates_changed()
+        name = await station.owe("post")
+        other = station.another("other")
+        await other.start()
+        try:
+            [line] = said(logged, "handler.waiting")
+            assert (line["handler"], line["state"], line["owed"]) == ("post", "paused", 1)
+            assert (await station.delivery(name, "post")).state == "pending"
+            await station.gates.resume("post")  # told to nobody: they look again by themselves
+            await station.ends(name, "post", "done")
+        finally:
+            await other.stop()
+
+
+async def test_of_two_processes_one_tries(place: Path | Database) -> None:
+    service = Service()
+    slow = Breaker(failures=5, first_wait=0.2, longest_wait=0.2)
+    async with dispatching(place, handler_of(service), breaker=slow) as station:
+        other = station.another("other")
+        await other.start()
+        try:
+            names = await owed(station, 10)
+            await eventually(lambda: service.at_once == 0 and service.calls > 5)
+
+            async def is_open() -> bool:
+                gates = await station.gates.all()
+                return "post" in gates and gates["post"].failures >= 2
+
+            await eventually(is_open)
+            service.most_at_once = 0
+            calls = service.calls
+            await eventually(lambda: service.calls >= calls + 3)
+            assert service.most_at_once == 1
+            service.down = None
+            for name in names:
+                await station.ends(name, "post", "done")
+        finally:
+            await other.stop()
+        assert sorted(service.served) == sorted(names)
+
+
+async def test_a_trial_that_died_with_its_process_is_another_ones(place: Path | Database) -> None:
+    service = Service()
+    service.down = None
+    async with dispatching(place, handler_of(service), start=False) as station:
+        now = station.clock()
+        assert await station.gates.open("post", now, now + 1)
+        assert not await station.gates.open("post", now, now + 9)  # the second of many says nothing
+        assert not await station.gates.probe("post", now, now + 2)  # not yet
+        assert await station.gates.probe("post", now + 1, now + 2)
+        assert not await station.gates.probe("post", now + 1.5, now + 3)  # another is at it
+        assert await station.gates.probe("post", now + 2, now + 3)
+        assert await station.gates.close("post")
+        assert not await station.gates.close("post")
+
+
+async def test_a_start_tries_again_at_once(place: Path | Database) -> None:
+    service = Service()
+    service.down = None
+    async with dispatching(place, handler_of(service), start=False) as station:
+        now = station.clock()
+        await station.gates.open("post", now, now + 3600)
+        name = await station.owe("post")
+        await station.dispatch.start()
+        try:
+            await station.ends(name, "post", "done")
+        finally:
+            await station.dispatch.stop()

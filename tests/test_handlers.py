@@ -1,0 +1,78 @@
+"""`/v1/handlers`: who handles events, what each is owed; pause and resume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from receiver import Event, on
+from tests.conftest import Logged, Start
+from tests.receiving import Json, Station, eventually
+
+pytestmark = pytest.mark.anyio
+
+ran: list[str] = []
+
+
+@on("*", name="files.py:greet/all")
+def greet(event: Event) -> None:
+    ran.append(event.prediction.id)
+
+
+async def states(station: Station) -> dict[str, Json]:
+    answer = await station.http.get("/v1/handlers")
+    assert answer.status_code == 200
+    return {state["name"]: state for state in answer.json()["data"]}
+
+
+async def post(station: Station, name: str, command: str) -> Any:
+    return await station.http.post(f"/v1/handlers/{name}/{command}")
+
+
+async def test_a_handler_is_paused_owed_and_resumed(start: Start, logged: Logged) -> None:
+    name = "files.py%3Agreet%2Fall"
+    async with start(greet) as station:
+        assert await states(station) == {
+            "files.py:greet/all": {
+                "name": "files.py:greet/all",
+                "state": "running",
+                "registered": True,
+                "owed": 0,
+                "paused_at": None,
+                "open_until": None,
+            }
+        }
+        answer = await post(station, name, "pause")
+        assert (answer.status_code, answer.json()["state"]) == (200, "paused")
+        assert answer.json()["paused_at"].endswith("Z")
+        again = await post(station, name, "pause")
+        assert again.json()["paused_at"] == answer.json()["paused_at"]
+        sent = await station.submitted("eachlabs")
+        await station.push(sent)
+        [delivery] = (await station.http.get("/v1/deliveries")).json()["data"]
+        assert delivery["state"] == "pending"
+        await station.http.post("/v1/drain?seconds=1")
+        assert ran == []
+    async with start(greet) as station:
+        assert (await states(station))["files.py:greet/all"]["owed"] == 1
+        assert (await post(station, name, "resume")).json()["state"] == "running"
+        await eventually(lambda: ran == [sent.prediction_id])
+    said = [line["event"] for line in logged if str(line["event"]).startswith("handler.")]
+    assert said.count("handler.paused") == 2
+    assert {"handler.waiting", "handler.resumed"} <= set(said)
+
+
+async def test_what_is_owed_to_nobody_here_is_listed_and_nobody_is_made_up(start: Start) -> None:
+    async with start(greet, dispatch=False) as station:
+        await station.push(await station.submitted("eachlabs"))
+    async with start() as station:
+        found = (await states(station))["files.py:greet/all"]
+        assert (found["registered"], found["owed"]) == (False, 1)
+        for command in ("pause", "resume"):
+            answer = await post(station, "nobody", command)
+            assert (answer.status_code, answer.json()["type"]) == (
+                404,
+                "urn:receiver:problem:not-found",
+            )
+        assert (await station.world.post("/v1/handlers/x/pause")).status_code == 401
