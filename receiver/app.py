@@ -46,7 +46,9 @@ from receiver.providers.fal import read_jwks
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
 from receiver.store.base import Chore, Store
 from receiver.store.sqlite import SQLiteStore
+from receiver.store.traces import Traces
 from receiver.tokens import Tokens
+from receiver.tracing import Client, Tracing
 
 log = structlog.get_logger("receiver")
 
@@ -219,17 +221,22 @@ class _Receiver:
         self._clock = clock
         self._owner = new_owner()
         self._store = _make_store(settings)
+        self._tracing = Tracing(Traces(self._store).of)
         self._alone = settings.sqlite_path is not None
         self._draining: asyncio.Task[Drained] | None = None
         # Whatever compresses all the same is inflated in bounded pieces.
         plain = {"Accept-Encoding": "identity"}
-        self._client = httpx.AsyncClient(
-            transport=network.providers, limits=_CONNECTIONS, headers=plain
+        self._client = Client(
+            self._tracing,
+            tells=False,
+            transport=network.providers,
+            limits=_CONNECTIONS,
+            headers=plain,
         )
         self._results = guarded_client(
             allow_private=settings.allow_private_fetch, instead=network.results
         )
-        self._http = httpx.AsyncClient(transport=network.http, timeout=30.0)
+        self._http = Client(self._tracing, tells=True, transport=network.http, timeout=30.0)
         providers = make_providers(settings.providers)
         tokens = Tokens([key.reveal() for key in settings.secret_keys])
         jwks = settings.providers["fal"].urls["jwks"]
@@ -242,6 +249,7 @@ class _Receiver:
             self._keys,
             alone=self._alone,
             clock=clock,
+            tracing=self._tracing,
         )
         self._outbound = Outbound(
             self._store,
@@ -252,6 +260,7 @@ class _Receiver:
             self._client,
             alone=self._alone,
             clock=clock,
+            tracing=self._tracing,
         )
         self._dispatch = Dispatch(
             self._store,
@@ -269,6 +278,7 @@ class _Receiver:
             ),
             clock=clock,
             sweeps=self._alone,
+            tracing=self._tracing,
         )
         self._listeners = [
             self._listener(name, provider)
@@ -287,6 +297,7 @@ class _Receiver:
             replay=self._replay,
             wake=self._dispatch.wake,
             explain=self._explain,
+            tracing=self._tracing,
         )
         self._deliveries = Deliveries(
             guard, self._store, wake=self._dispatch.wake, drain=self.drain, clock=clock
@@ -392,6 +403,7 @@ class _Receiver:
         await self._store.start()
         tasks: list[asyncio.Task[None]] = []
         try:
+            self._tracing.start(self._settings.trace_exporters)
             await self._store.recover(self._owner, self._clock())
             await self._dispatch.start(lanes=self._does.deliveries)
             if self._does.outbound:
@@ -407,6 +419,7 @@ class _Receiver:
             for client in (self._client, self._results, self._http):
                 await client.aclose()
             await self._store.stop()
+            await self._tracing.stop()
             log.info("receiver.stopped")
 
     def _chores(self) -> dict[str, Chore]:
@@ -456,6 +469,7 @@ class _Receiver:
             providers=on,
             handlers=list(self._registry.handlers),
             public_url=settings.public_url,
+            tracing=self._tracing.on,
         )
 
 
