@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol, TypeVar
 
 import httpx
@@ -52,6 +52,14 @@ _LAST_WORD: Final = 1.5
 
 # Errors of httpx after which surely nothing was sent; after all others something may have been.
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+_RESULTS: Final[Mapping[type, str]] = {
+    Accepted: "accepted",
+    Outcome: "answered",
+    Refused: "rejected",
+    Postponed: "postponed",
+    Ambiguous: "unconfirmed",
+}
 
 
 class Books(Protocol):
@@ -250,7 +258,7 @@ class Lane:
             return
         heard = await self._listened(job)
         receipt, body = await self._send(job)
-        result = type(receipt).__name__.lower()
+        result = _RESULTS[type(receipt)]
         span.note(result=result)
         if isinstance(receipt, Refused | Postponed | Ambiguous):
             span.fail(result)

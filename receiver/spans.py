@@ -35,6 +35,12 @@ class Live:
 
     def __init__(self, span: trace.Span) -> None:
         self._span = span
+        ids = span.get_span_context()
+        self.ids = {
+            "trace_id": trace.format_trace_id(ids.trace_id),
+            "span_id": trace.format_span_id(ids.span_id),
+        }
+        """For log lines."""
 
     def note(self, **facts: str | float | None) -> None:
         """Add facts, named as they are in the log; those that are None are left out."""
@@ -103,15 +109,11 @@ class Spans:
             start_time=None if start is None else int(start * 1e9),
         )
         live = Live(span)
-        ids = span.get_span_context()
         with (
             trace.use_span(
                 span, end_on_exit=True, record_exception=False, set_status_on_exception=False
             ),
-            bound_contextvars(
-                trace_id=trace.format_trace_id(ids.trace_id),
-                span_id=trace.format_span_id(ids.span_id),
-            ),
+            bound_contextvars(**live.ids),
         ):
             try:
                 yield live

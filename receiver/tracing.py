@@ -49,6 +49,10 @@ _PORTS: Final = {"http": 80, "https": 443}
 class Span(Protocol):
     """What can be said of something that happens."""
 
+    @property
+    def ids(self) -> Mapping[str, str]:
+        """Give `trace_id` and `span_id`, for log lines; none where it is not traced."""
+
     def note(self, **facts: str | float | None) -> None: ...
     def answered(self, status: int, bad_from: int = ...) -> None: ...
     def fail(self, error: BaseException | str) -> None: ...
@@ -56,6 +60,8 @@ class Span(Protocol):
 
 class _Untraced:
     """Something that happens and is not traced."""
+
+    ids: Mapping[str, str] = {}
 
     def __enter__(self) -> Span:
         return self
