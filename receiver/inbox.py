@@ -228,6 +228,10 @@ class Inbox:
         taken = await self._store.accept(arrival)
         if taken.verdict == "mismatch":
             raise Unproved("id_mismatch")
+        self.on_event(taken.handlers)
+        self.on_change(arrival.provider, arrival.prediction_id, taken.verdict)
+        if taken.verdict == "accepted":
+            self.waiters.tell(arrival.prediction_id)
         with await self._tracing.outcome(arrival, taken):
             if taken.verdict != "noted":
                 log.info(
@@ -240,10 +244,6 @@ class Inbox:
                     reason=taken.reason,
                     event_id=taken.event_id,
                 )
-        self.on_event(taken.handlers)
-        self.on_change(arrival.provider, arrival.prediction_id, taken.verdict)
-        if taken.verdict == "accepted":
-            self.waiters.tell(arrival.prediction_id)
         return taken
 
     def match(self, known: Known, event_type: str) -> Owed:

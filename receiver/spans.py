@@ -10,7 +10,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -182,4 +182,5 @@ class Exporting:
         last.join(seconds)
         if last.is_alive():
             for exporter in self._exporters:
-                exporter.shutdown()
+                with suppress(Exception):
+                    exporter.shutdown()
