@@ -52,7 +52,9 @@ from receiver.store.base import Chore, Store
 from receiver.store.gates import Gates
 from receiver.store.journal import Journal
 from receiver.store.sqlite import SQLiteStore
+from receiver.store.traces import Traces
 from receiver.tokens import Tokens
+from receiver.tracing import Client, Tracing
 
 log = structlog.get_logger("receiver")
 
@@ -225,17 +227,22 @@ class _Receiver:
         self._clock = clock
         self._owner = new_owner()
         self._store = _make_store(settings)
+        self._tracing = Tracing(Traces(self._store).of)
         self._alone = settings.sqlite_path is not None
         self._draining: asyncio.Task[Drained] | None = None
         # Whatever compresses all the same is inflated in bounded pieces.
         plain = {"Accept-Encoding": "identity"}
-        self._client = httpx.AsyncClient(
-            transport=network.providers, limits=_CONNECTIONS, headers=plain
+        self._client = Client(
+            self._tracing,
+            tells=False,
+            transport=network.providers,
+            limits=_CONNECTIONS,
+            headers=plain,
         )
         self._results = guarded_client(
             allow_private=settings.allow_private_fetch, instead=network.results
         )
-        self._http = httpx.AsyncClient(transport=network.http, timeout=30.0)
+        self._http = Client(self._tracing, tells=True, transport=network.http, timeout=30.0)
         providers = make_providers(settings.providers)
         tokens = Tokens([key.reveal() for key in settings.secret_keys])
         jwks = settings.providers["fal"].urls["jwks"]
@@ -248,6 +255,7 @@ class _Receiver:
             self._keys,
             alone=self._alone,
             clock=clock,
+            tracing=self._tracing,
         )
         self._outbound = Outbound(
             self._store,
@@ -258,6 +266,7 @@ class _Receiver:
             self._client,
             alone=self._alone,
             clock=clock,
+            tracing=self._tracing,
         )
         gates = Gates(self._store)
         self._dispatch = Dispatch(
@@ -278,6 +287,7 @@ class _Receiver:
             breaker=Breaker(failures=settings.breaker_failures),
             clock=clock,
             sweeps=self._alone,
+            tracing=self._tracing,
         )
         self._listeners = [
             self._listener(name, provider)
@@ -298,6 +308,7 @@ class _Receiver:
             replay=self._replay,
             wake=self._dispatch.wake,
             explain=self._explain,
+            tracing=self._tracing,
         )
         self._deliveries = Deliveries(
             guard, self._store, wake=self._dispatch.wake, drain=self.drain, clock=clock
@@ -419,6 +430,7 @@ class _Receiver:
         await self._store.start()
         tasks: list[asyncio.Task[None]] = []
         try:
+            self._tracing.start(self._settings.trace_exporters)
             await self._store.recover(self._owner, self._clock())
             await self._dispatch.start(lanes=self._does.deliveries)
             if self._does.outbound:
@@ -435,6 +447,7 @@ class _Receiver:
             for client in (self._client, self._results, self._http):
                 await client.aclose()
             await self._store.stop()
+            await self._tracing.stop()
             log.info("receiver.stopped")
 
     def _chores(self) -> dict[str, Chore]:
@@ -485,6 +498,7 @@ class _Receiver:
             providers=on,
             handlers=list(self._registry.handlers),
             public_url=settings.public_url,
+            tracing=self._tracing.on,
         )
 
 

@@ -24,6 +24,7 @@ from receiver.model import TERMINAL, Channel, Error, Outcome, OutcomeKind, Statu
 from receiver.providers.base import Callback, Provider
 from receiver.store.values import Arrival, Known, Owed, Ruling, Taken
 from receiver.tokens import Tokens
+from receiver.tracing import OFF, Tracing
 
 log = structlog.get_logger("receiver")
 
@@ -89,8 +90,10 @@ class Inbox:
         *,
         alone: bool = True,
         clock: Callable[[], float] = time.time,
+        tracing: Tracing = OFF,
     ) -> None:
         self._alone = alone
+        self._tracing = tracing
         self._seeking: set[asyncio.Task[None]] = set()
         self._store = store
         self._providers = providers
@@ -225,21 +228,22 @@ class Inbox:
         taken = await self._store.accept(arrival)
         if taken.verdict == "mismatch":
             raise Unproved("id_mismatch")
-        if taken.verdict != "noted":
-            log.info(
-                "outcome.taken",
-                provider=arrival.provider,
-                prediction=arrival.prediction_id,
-                channel=arrival.channel,
-                outcome=arrival.outcome.kind,
-                verdict=taken.verdict,
-                reason=taken.reason,
-                event_id=taken.event_id,
-            )
         self.on_event(taken.handlers)
         self.on_change(arrival.provider, arrival.prediction_id, taken.verdict)
         if taken.verdict == "accepted":
             self.waiters.tell(arrival.prediction_id)
+        with await self._tracing.outcome(arrival, taken):
+            if taken.verdict != "noted":
+                log.info(
+                    "outcome.taken",
+                    provider=arrival.provider,
+                    prediction=arrival.prediction_id,
+                    channel=arrival.channel,
+                    outcome=arrival.outcome.kind,
+                    verdict=taken.verdict,
+                    reason=taken.reason,
+                    event_id=taken.event_id,
+                )
         return taken
 
     def match(self, known: Known, event_type: str) -> Owed:

@@ -7,7 +7,8 @@ what is unknown after a broken submit stays `unconfirmed` until somebody who kno
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextvars
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol, TypeVar
 
 import httpx
@@ -28,6 +29,7 @@ from receiver.providers.base import (
 from receiver.settings import ProviderSettings, Settings
 from receiver.store.values import Begun, Job, Progress, ProgressCause, Slots
 from receiver.tokens import Tokens
+from receiver.tracing import OFF, Span, Tracing
 from receiver.wire import ANSWER_TIMEOUT, AT_ONCE, BROKEN, Wire
 
 log = structlog.get_logger("receiver")
@@ -50,6 +52,14 @@ _LAST_WORD: Final = 1.5
 
 # Errors of httpx after which surely nothing was sent; after all others something may have been.
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+_RESULTS: Final[Mapping[type, str]] = {
+    Accepted: "accepted",
+    Outcome: "answered",
+    Refused: "rejected",
+    Postponed: "postponed",
+    Ambiguous: "unconfirmed",
+}
 
 
 class Books(Protocol):
@@ -101,8 +111,10 @@ class Lane:
         schedule: Schedule,
         clock: Callable[[], float],
         longest_nap: float = LONGEST_NAP,
+        tracing: Tracing = OFF,
     ) -> None:
         self.provider = provider
+        self._tracing = tracing
         self._longest_nap = longest_nap
         self.submits = 0
         """How many were begun."""
@@ -176,9 +188,10 @@ class Lane:
     async def begin(self) -> float:
         """Begin as many submits as there is room for; give the seconds until there may be more.
 
-        What is begun may be others' predictions, so a caller who goes away must not stop it.
+        What is begun may be others' predictions, so a caller who goes away must not stop it, and
+        nothing of the caller's context, as its trace, is theirs.
         """
-        task = asyncio.create_task(self._begin_alone())
+        task = asyncio.create_task(self._begin_alone(), context=contextvars.Context())
         self._begun.add(task)
         task.add_done_callback(self._has_begun)
         return await asyncio.shield(task)
@@ -228,13 +241,14 @@ class Lane:
 
     async def _submit_safely(self, job: Job) -> None:
         try:
-            await self._submit(job)
+            with await self._tracing.submit(job) as span:
+                await self._submit(job, span)
         except Exception:
             # A fault of ours, perhaps after the money was spent: that is a doubt like any other.
             log.exception("task.failed", prediction=job.ticket.id)
             await self._progress(job, "ambiguous", self._schedule.next_poll(job))
 
-    async def _submit(self, job: Job) -> None:
+    async def _submit(self, job: Job, span: Span) -> None:
         if job.deadline_at is not None and job.deadline_at <= self._clock():
             await self._ended_unsent(job, Error(code="expired", message="every submit was put off"))
             return
@@ -244,6 +258,10 @@ class Lane:
             return
         heard = await self._listened(job)
         receipt, body = await self._send(job)
+        result = _RESULTS[type(receipt)]
+        span.note(result=result)
+        if isinstance(receipt, Refused | Postponed | Ambiguous):
+            span.fail(result)
         log_fields = {"provider": self.provider.name, "prediction": job.ticket.id}
         match receipt:
             case Accepted():

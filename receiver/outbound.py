@@ -30,6 +30,7 @@ from receiver.providers.base import Answer, Provider
 from receiver.settings import Settings
 from receiver.store.values import Created, Job, NewPrediction, Role
 from receiver.tokens import Tokens
+from receiver.tracing import OFF, Tracing
 from receiver.wire import Busy, Turns, Wire
 
 log = structlog.get_logger("receiver")
@@ -63,8 +64,10 @@ class Outbound:
         alone: bool = True,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
+        tracing: Tracing = OFF,
     ) -> None:
         self._alone = alone
+        self._tracing = tracing
         self._store = store
         self._inbox = inbox
         self._providers = providers
@@ -88,6 +91,7 @@ class Outbound:
                     schedule,
                     clock,
                     LONGEST_NAP if alone else BACKSTOP,
+                    tracing,
                 )
         self._overdue = Overdue(
             store,
@@ -99,6 +103,7 @@ class Outbound:
             timeout=settings.prediction_timeout,
             clock=clock,
             alone=alone,
+            tracing=tracing,
         )
         for lane in self._lanes.values():
             lane.on_due = self._overdue.due
@@ -208,6 +213,7 @@ class Outbound:
             idempotency_key=idempotency_key,
             fingerprint=fingerprint(provider, model, input, metadata or {}, mode),
             created_at=now,
+            trace=self._tracing.current(),
         )
         created = await self._store.create(new)
         if created.fingerprint != new.fingerprint and parent_id is None:

@@ -20,6 +20,7 @@ from receiver.lane import BACKSTOP, LONGEST_NAP, MARGIN, Schedule
 from receiver.model import TERMINAL, Error, Outcome, Status
 from receiver.providers.base import Follow, Provider, Streamed
 from receiver.store.values import Job, Progress
+from receiver.tracing import OFF, Span, Tracing
 from receiver.wire import ANSWER_TIMEOUT, Busy, Wire
 
 log = structlog.get_logger("receiver")
@@ -57,8 +58,10 @@ class Overdue:
         timeout: float,
         clock: Callable[[], float],
         alone: bool = True,
+        tracing: Tracing = OFF,
     ) -> None:
         self._alone = alone
+        self._tracing = tracing
         self._hints: list[float] = []
         self.looks = 0
         """How many were begun."""
@@ -193,6 +196,10 @@ class Overdue:
         """Ask the provider; True if that ended the prediction."""
         if job.provider not in self._on:
             return False
+        with await self._tracing.poll(job) as span:
+            return await self._learn(job, span)
+
+    async def _learn(self, job: Job, span: Span) -> bool:
         try:
             if job.ticket.provider_id is None:
                 return await self._search(job)
@@ -204,14 +211,16 @@ class Overdue:
         except Busy:
             raise
         except (Unreadable, Unproved) as error:
+            span.fail(error)
             log.warning(
                 "poll.failed", provider=job.provider, prediction=job.ticket.id, reason=str(error)
             )
             return False
         except StoreUnavailable:
             raise
-        except Exception:
+        except Exception as error:
             # A fault of ours must not keep the deadline from being kept.
+            span.fail(error)
             log.exception("task.failed", provider=job.provider, prediction=job.ticket.id)
             return False
         return taken.status in TERMINAL

@@ -77,6 +77,11 @@ class Settings:
     log_format: Literal["json", "console"] | None = None
     """None: console on a terminal, JSON elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    trace_exporters: tuple[str, ...] | None = ()
+    """Where OpenTelemetry's settings want traces to go; the SDK reads the rest of them by itself.
+
+    Empty: nowhere, unless the embedding program has set a tracer provider; None: not even then.
+    """
     allow_private_fetch: bool = False
     dev: bool = False
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
@@ -148,6 +153,7 @@ def _read(env: _Reader) -> Settings:
         log_level=env.get(
             "RECEIVER_LOG_LEVEL", _one_of("debug", "info", "warning", "error"), "info"
         ),
+        trace_exporters=_trace_exporters(env),
         allow_private_fetch=env.get("RECEIVER_ALLOW_PRIVATE_FETCH", _switch, False),
         dev=env.get("RECEIVER_DEV", _switch, False),
         providers={
@@ -194,6 +200,22 @@ def _provider(
         requests_per_minute=env.get(f"{prefix}_REQUESTS_PER_MINUTE", _limit, per_minute),
         confirm=env.get(f"{prefix}_CONFIRM", _switch, False),
     )
+
+
+_OTLP = {"": "otlp_proto_http", "http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
+
+
+def _trace_exporters(env: _Reader) -> tuple[str, ...] | None:
+    """Read what OpenTelemetry has a standard for, but for its protocol where none is named."""
+    if env.get("OTEL_SDK_DISABLED", str.lower, "") == "true":
+        return None
+    places = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    asked = any(env.get(name, str, "") for name in places)
+    names = env.get("OTEL_TRACES_EXPORTER", _texts, ("otlp",) if asked else ())
+    spoken = env.get("OTEL_EXPORTER_OTLP_PROTOCOL", str, "")
+    spoken = env.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", str, spoken)
+    otlp = _OTLP.get(spoken, spoken)
+    return tuple(otlp if name == "otlp" else name for name in names if name != "none")
 
 
 def _texts(text: str) -> tuple[str, ...]:

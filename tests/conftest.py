@@ -38,7 +38,14 @@ def network() -> Network:
     return Network()
 
 
-ON_BOTH = {"test_invariants", "test_callbacks", "test_drain", "test_events", "test_wire"}
+ON_BOTH = {
+    "test_callbacks",
+    "test_drain",
+    "test_events",
+    "test_invariants",
+    "test_tracing",
+    "test_wire",
+}
 """Modules whose receivers run on either engine."""
 
 
@@ -75,7 +82,7 @@ def logged() -> Iterator[Logged]:
     for module in list(sys.modules.values()):
         if isinstance(log := vars(module).get("log"), BoundLoggerLazyProxy):
             vars(log).pop("bind", None)  # where structlog keeps what it caches
-    with capture_logs() as lines:
+    with capture_logs([structlog.contextvars.merge_contextvars]) as lines:
         yield lines
 
 

@@ -451,14 +451,17 @@ async def receiving(
     clock: Clock | None = None,
     *,
     dispatch: bool = True,
+    others: httpx.AsyncBaseTransport | None = None,
     **env: str | None,
 ) -> AsyncIterator[Station]:
-    """Run a receiver; a setting that is None is left out."""
+    """Run a receiver; a setting that is None is left out, `others` are whom handlers ask."""
     url = database.url if isinstance(database, Database) else f"sqlite:///{database}"
     given = {**ENV, "RECEIVER_DATABASE_URL": url, **env}
     settings = Settings.read({name: value for name, value in given.items() if value is not None})
     clock = clock or Clock()
-    app = create_app(settings, handlers, dispatch=dispatch, clock=clock, transport=network)
+    app = create_app(
+        settings, handlers, dispatch=dispatch, clock=clock, transport=network, http=others
+    )
     transport = httpx.ASGITransport(app, client=STRANGER)
     key = {"authorization": f"Bearer {API_KEY}"}
     base = "https://hooks.test"

@@ -29,6 +29,7 @@ from receiver.errors import StoreUnavailable
 from receiver.model import DONE, Decision, Failure, Policy, decide
 from receiver.store.gates import Gates
 from receiver.store.values import Claim, Claims, Settlement, Wanted
+from receiver.tracing import OFF, Tracing
 
 log = structlog.get_logger("receiver")
 
@@ -48,6 +49,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
 PACE: Final = Pace()
 BREAKER: Final = Breaker()
+_GOOD: Final = frozenset({"done", "skip"})
+"""Results of attempts that are no failures."""
 
 
 class Queue(Protocol):
@@ -83,6 +86,7 @@ class Dispatch:
         chance: Callable[[], float] = random.random,
         pace: Pace = PACE,
         sweeps: bool = True,
+        tracing: Tracing = OFF,
     ) -> None:
         self._queue = queue
         self._owner = owner
@@ -102,6 +106,7 @@ class Dispatch:
                 clock,
                 chance,
                 pace,
+                tracing,
             )
             for name, handler in registry.handlers.items()
         }
@@ -200,7 +205,9 @@ class _Lane:
         clock: Callable[[], float],
         chance: Callable[[], float],
         pace: Pace,
+        tracing: Tracing,
     ) -> None:
+        self._tracing = tracing
         self._handler = handler
         self._queue = queue
         self._tools = tools
@@ -310,28 +317,34 @@ class _Lane:
         started = self._clock()
         left = None if until is None else max(until - asyncio.get_running_loop().time(), 0.1)
         attempt = Attempt(self._handler, claim, self._tools, left)
-        failure = self._spent(claim) or await attempt.run()
-        ended = self._clock()
-        decision = decide(claim.attempt, failure, self._policy, self._chance()) if failure else DONE
-        result = failure.kind if failure else "done"
-        held = await self._settle(
-            Settlement(
-                id=claim.id,
-                owner=self._owner,
-                number=claim.number,
-                decision=decision,
-                result=result,
-                note=attempt.note,
-                started_at=started,
-                ended_at=ended,
+        with await self._tracing.attempt(claim) as span:
+            failure = self._spent(claim) or await attempt.run()
+            ended = self._clock()
+            decision = (
+                decide(claim.attempt, failure, self._policy, self._chance()) if failure else DONE
             )
-        )
-        self.attempts += 1
-        await self._gate.tell(claim.id, failure)
-        # It may be due before the next look; or its end makes others due.
-        for awake in (self.awake,) if decision.state == "pending" else self.followers:
-            awake.set()
-        self._tell(claim, result, decision, ended - started, held, attempt.error)
+            result = failure.kind if failure else "done"
+            held = await self._settle(
+                Settlement(
+                    id=claim.id,
+                    owner=self._owner,
+                    number=claim.number,
+                    decision=decision,
+                    result=result,
+                    note=attempt.note,
+                    started_at=started,
+                    ended_at=ended,
+                )
+            )
+            span.note(result=result, state=decision.state)
+            if result not in _GOOD:
+                span.fail(attempt.error or result)
+            self.attempts += 1
+            await self._gate.tell(claim.id, failure)
+            # It may be due before the next look; or its end makes others due.
+            for awake in (self.awake,) if decision.state == "pending" else self.followers:
+                awake.set()
+            self._tell(claim, result, decision, ended - started, held, attempt.error)
         if result == "timeout" and not attempt.ended.is_set():
             log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)
             await attempt.ended.wait()  # it still takes up its place in this lane

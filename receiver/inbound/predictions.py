@@ -21,6 +21,7 @@ from receiver.inbound.reading import depth_of, one_of, page_size, prefer_wait, q
 from receiver.inbox import Waiters
 from receiver.model import TERMINAL, Mode, Prediction, Status
 from receiver.store.values import Filter, Found, Replayed
+from receiver.tracing import OFF, Span, Tracing
 
 _SYNC_WAIT: Final = 60.0
 _LONGEST_KEY: Final = 255
@@ -77,7 +78,9 @@ class Predictions:
         replay: Callable[[str], Any],
         wake: Callable[[tuple[str, ...]], None],
         explain: Callable[[str, Prediction], list[Explained]],
+        tracing: Tracing = OFF,
     ) -> None:
+        self._tracing = tracing
         self._guard = guard
         self._store = store
         self._outbound = outbound
@@ -100,6 +103,12 @@ class Predictions:
         ]
 
     async def submit(self, request: Request) -> Response:
+        with self._tracing.request(request, "/v1/predictions") as span:
+            response = await self._submit(request, span)
+            span.answered(response.status_code)
+            return response
+
+    async def _submit(self, request: Request, span: Span) -> Response:
         body = await self._guard.body(request)
         key = request.headers.get("idempotency-key")
         if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isprintable()):
@@ -114,6 +123,7 @@ class Predictions:
             mode=given.mode,
             idempotency_key=key,
         )
+        span.note(prediction=prediction.id)
         if wait is None and given.mode == "sync":
             wait = _SYNC_WAIT
         if wait is not None and prediction.status not in TERMINAL:

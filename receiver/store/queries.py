@@ -20,10 +20,10 @@ _TERMINAL: Final = _in(TERMINAL)
 
 INSERT_PREDICTION: Final = Query("""
 INSERT INTO predictions (id, provider, model, mode, status, input, metadata, parent_id, depth,
-                         idempotency_key, fingerprint, created_at, due_at)
+                         idempotency_key, fingerprint, created_at, due_at, trace)
 VALUES (:id, :provider, :model, :mode, 'queued', :input, :metadata, :parent_id,
         coalesce((SELECT p.depth + 1 FROM predictions p WHERE p.id = :parent_id), 0),
-        :idempotency_key, :fingerprint, :created_at, :created_at)
+        :idempotency_key, :fingerprint, :created_at, :created_at, :trace)
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id
 """)

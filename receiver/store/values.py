@@ -36,6 +36,8 @@ class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str | None = None
     """A digest of the request's meaning, to tell a repeat from another request with its key."""
     created_at: float
+    trace: str | None = None
+    """The W3C traceparent of the span that submits it, where there is one."""
 
 
 class Created(msgspec.Struct, frozen=True):

@@ -1,0 +1,495 @@
+"""Traces: one for a prediction, whoever goes on with it; none where nobody asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry import trace
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import receiver
+from receiver import Context, Event, on
+from receiver.errors import StoreUnavailable
+from receiver.model import Status, Ticket
+from receiver.settings import Settings
+from receiver.spans import Spans
+from receiver.store.values import Job
+from receiver.tracing import Tracing
+from tests.conftest import Logged, Start
+from tests.receiving import ENDS, MODELS, SECRETS, Network, breaks, eventually, reply, write
+
+pytestmark = pytest.mark.anyio
+
+TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
+CALLER: Final = "00f067aa0ba902b7"
+TRACEPARENT: Final = f"00-{TRACE}-{CALLER}-01"
+UNSAMPLED: Final = f"00-{TRACE}-{CALLER}-00"
+ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
+
+
+class Memory:
+    """What was traced, in the order of its ends."""
+
+    def __init__(self) -> None:
+        self._exporter = InMemorySpanExporter()
+        self.provider = TracerProvider(shutdown_on_exit=False)
+        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+
+    @property
+    def spans(self) -> Sequence[ReadableSpan]:
+        return self._exporter.get_finished_spans()
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(span.name for span in self.spans)
+
+    def one(self, name: str, **attributes: object) -> ReadableSpan:
+        [found] = [
+            span
+            for span in self.spans
+            if span.name == name and attributes.items() <= dict(span.attributes or {}).items()
+        ]
+        return found
+
+    def text(self) -> str:
+        return "".join(span.to_json() for span in self.spans)
+
+
+def ids(span: ReadableSpan) -> tuple[str, str, str | None]:
+    """Give the ids of a span's trace, of itself, and of its parent."""
+    parent = span.parent and trace.format_span_id(span.parent.span_id)
+    return (
+        trace.format_trace_id(span.context.trace_id),
+        trace.format_span_id(span.context.span_id),
+        parent,
+    )
+
+
+def fails_with(span: ReadableSpan) -> object:
+    is_error = span.status.status_code is trace.StatusCode.ERROR
+    assert is_error == ("error.type" in (span.attributes or {}))
+    return (span.attributes or {}).get("error.type")
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
+    """Be in a program that has a tracer provider of its own."""
+    memory = Memory()
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: memory.provider)
+    return memory
+
+
+def told_to(requests: list[httpx.Request]) -> Callable[[httpx.Request], httpx.Response]:
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(200)
+
+    return answer
+
+
+@on("succeeded", name="announce", provider="eachlabs")
+async def announce(event: Event, ctx: Context) -> None:
+    await ctx.http.post("https://chat.test/post?token=a-chat-token", json={"id": event.id})
+
+
+@on("succeeded", name="again", provider="eachlabs")
+def again(event: Event, ctx: Context) -> None:
+    assert event.id
+    ctx.submit("fal", MODELS["fal"], {"prompt": "and another"})
+
+
+async def test_a_prediction_is_one_trace_across_a_restart(
+    start: Start, network: Network, memory: Memory
+) -> None:
+    told: list[httpx.Request] = []
+    others = httpx.MockTransport(told_to(told))
+    async with start(announce) as station:
+        made = await station.submit(headers={"traceparent": TRACEPARENT})
+        kept = station.one("SELECT trace FROM predictions WHERE id = ?", made["id"])
+    sent = network.sent[0]
+    async with start(announce, others=others) as station:
+        await station.push(sent)
+        await eventually(lambda: "handler announce" in memory.names)
+
+    root = memory.one("POST /v1/predictions")
+    assert ids(root)[::2] == (TRACE, CALLER)
+    assert kept == f"00-{TRACE}-{ids(root)[1]}-01"
+    for name in ("submit eachlabs", "outcome eachlabs", "handler announce"):
+        assert ids(memory.one(name))[::2] == (TRACE, ids(root)[1]), name
+        assert (memory.one(name).attributes or {})["receiver.prediction"] == made["id"]
+    asked = memory.one("POST", **{"server.address": "eachlabs.test"})
+    assert ids(asked)[::2] == (TRACE, ids(memory.one("submit eachlabs"))[1])
+    chat = memory.one("POST", **{"server.address": "chat.test"})
+    assert ids(chat)[::2] == (TRACE, ids(memory.one("handler announce"))[1])
+    assert told[0].headers["traceparent"] == f"00-{TRACE}-{ids(chat)[1]}-01"
+    assert not [call for _, call in network.calls if "traceparent" in call.headers]
+    kinds = {span.name: span.kind.name for span in memory.spans}
+    assert kinds["POST /v1/predictions"] == "SERVER"
+    assert (kinds["outcome eachlabs"], kinds["POST"]) == ("CONSUMER", "CLIENT")
+    assert not [fails_with(span) for span in memory.spans if fails_with(span)]
+    for secret in (*SECRETS, sent.token, sent.secret, "a-chat-token", "lighthouse"):
+        assert secret not in memory.text()
+
+
+async def test_a_chained_prediction_is_in_the_trace_of_its_parent(
+    start: Start, network: Network, memory: Memory
+) -> None:
+    async with start(again) as station:
+        await station.push(await station.submitted("eachlabs"))
+        await eventually(lambda: {"handler again", "submit fal"} <= set(memory.names))
+        trace_of_child = station.one("SELECT trace FROM predictions WHERE parent_id IS NOT NULL")
+    handler = ids(memory.one("handler again"))
+    assert trace_of_child.startswith(f"00-{handler[0]}-{handler[1]}-")
+    assert ids(memory.one("submit fal"))[::2] == handler[:2]
+    assert handler[0] == ids(memory.one("POST /v1/predictions"))[0]
+    assert network.sent[1].provider == "fal"
+
+
+@pytest.mark.usefixtures("on_sqlite")
+async def test_polls_are_traced_and_what_they_find_is_linked_to_them(
+    start: Start, network: Network, memory: Memory
+) -> None:
+    network.script("eachlabs.poll", reply(text="what?"))
+    network.always("eachlabs.poll", ENDS["eachlabs.poll"])
+    async with start(RECEIVER_POLL_AFTER="0.01") as station:
+        made = await station.submit()
+        await station.until(made["id"], "succeeded")
+    first, last = (span for span in memory.spans if span.name == "poll eachlabs")
+    assert (fails_with(first), fails_with(last)) == ("Unreadable", None)
+    outcome = memory.one("outcome eachlabs")
+    assert outcome.kind.name == "INTERNAL"
+    assert [link.context.span_id for link in outcome.links] == [last.context.span_id]
+
+
+async def test_the_ids_are_on_the_log_lines(start: Start, memory: Memory, logged: Logged) -> None:
+    async with start(announce, others=httpx.MockTransport(told_to([]))) as it:
+        await it.push(await it.submitted("eachlabs", headers={"traceparent": TRACEPARENT}))
+        await eventually(lambda: "handler announce" in memory.names)
+    for event, name in (
+        ("submit.accepted", "submit eachlabs"),
+        ("outcome.taken", "outcome eachlabs"),
+        ("handler.attempt", "handler announce"),
+    ):
+        [line] = [line for line in logged if line["event"] == event]
+        assert (line["trace_id"], line["span_id"]) == ids(memory.one(name))[:2]
+    assert "trace_id" not in logged[-1]
+
+
+async def test_strangers_make_no_spans_and_repeats_no_more(
+    start: Start, network: Network, memory: Memory
+) -> None:
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        fal = await station.submitted("fal", "another")
+        before = len(memory.spans)
+        forged = write(network, sent)
+        forged.headers[-1] = ("x-webhook-secret", "guessed")
+        other = write(network, fal, body=b'{"request_id": "fal-9", "status": "OK", "payload": {}}')
+        astray = write(network, sent)
+        astray.path += "x"
+        for letter in (forged, other, astray):
+            letter.headers.append(("traceparent", TRACEPARENT))
+            assert (await station.post(letter)).status_code == 401
+        stranger = await station.world.post("/v1/predictions", headers={"traceparent": TRACEPARENT})
+        assert stranger.status_code == 401
+        assert len(memory.spans) == before
+        for _ in range(3):
+            assert (await station.push(sent)).status_code == 200
+        assert memory.names.count("outcome eachlabs") == 1
+        assert len(memory.spans) == before + 1
+
+
+@on("*", name="odd")
+async def odd(event: Event, ctx: Context) -> None:
+    del ctx
+    raise ValueError(f"a secret of {event.prediction.input['prompt']}")
+
+
+@pytest.mark.usefixtures("on_sqlite")
+async def test_errors_are_on_spans_by_their_kind_and_not_in_their_words(
+    start: Start, network: Network, memory: Memory
+) -> None:
+    network.script("fal.submit", reply({"detail": "no such lighthouse"}, 422))
+    network.script("eachlabs.submit", breaks(httpx.ReadTimeout))
+    async with start(odd, RECEIVER_RETRY_ATTEMPTS="1") as station:
+        refused = await station.http.post(
+            "/v1/predictions", json={"provider": "nobody", "model": "m", "input": {}}
+        )
+        assert refused.status_code == 422
+        await station.submit("eachlabs")
+        await station.submit("fal")
+        await eventually(lambda: "handler odd" in memory.names)
+    bad, *good = (span for span in memory.spans if span.name == "POST /v1/predictions")
+    assert [fails_with(span) for span in (bad, *good)] == [None] * 3
+    assert (bad.attributes or {})["http.response.status_code"] == 422
+    assert fails_with(memory.one("POST", **{"server.address": "eachlabs.test"})) == "ReadTimeout"
+    assert fails_with(memory.one("submit eachlabs")) == "unconfirmed"
+    assert fails_with(memory.one("POST", **{"server.address": "queue.fal.test"})) == "422"
+    assert fails_with(memory.one("submit fal")) == "rejected"
+    attempt = memory.one("handler odd")
+    assert fails_with(attempt) == "ValueError"
+    [said] = attempt.events
+    assert "in odd" in str((said.attributes or {})["exception.stacktrace"])
+    assert "lighthouse" not in memory.text()
+
+
+async def test_a_submit_that_another_caller_began_is_not_in_that_callers_trace(
+    start: Start, memory: Memory
+) -> None:
+    async with start(EACHLABS_MAX_IN_FLIGHT="1") as station:
+        first = await station.submit(prompt="first")
+        second = await station.submit(prompt="second")
+        station.edit(f"UPDATE predictions SET trace = NULL WHERE id = '{second['id']}'")
+        station.edit(
+            "UPDATE predictions SET status = 'failed', due_at = NULL, completed_at = created_at,"
+            f" error_code = 'timeout', error_message = '' WHERE id = '{first['id']}'"
+        )
+        before = len(memory.spans)
+        await station.submit(prompt="third")
+        await station.until(second["id"], "processing")
+        assert [span.name for span in memory.spans[before:]] == ["POST /v1/predictions"]
+
+
+HOSTILE: Final = (
+    "", "00", TRACEPARENT[:-1], TRACEPARENT.upper(), f"ff{TRACEPARENT[2:]}", f"{TRACEPARENT}-more",
+    f"00-{'0' * 32}-{CALLER}-01", f"00-{TRACE}-{'0' * 16}-01", "00-" + "9" * 60_000, "é", "x" * 513,
+    f"{TRACEPARENT}, {TRACEPARENT}", "' OR 1=1 --",
+)  # fmt: skip
+
+
+@pytest.mark.usefixtures("on_sqlite")
+async def test_a_hostile_traceparent_is_none_and_harms_nothing(
+    start: Start, memory: Memory
+) -> None:
+    async with start(EACHLABS_MAX_IN_FLIGHT="none", EACHLABS_REQUESTS_PER_MINUTE="none") as it:
+        for given_ in HOSTILE:
+            headers: Any = [(b"traceparent", given_.encode()), (b"tracestate", b"," * 999)]
+            made = await it.submit(headers=headers)
+            [(kept,)] = it.rows("SELECT trace FROM predictions WHERE id = ?", made["id"])
+            assert TRACE not in kept
+        made = await it.submit(headers={"traceparent": UNSAMPLED})
+        kept = it.one("SELECT trace FROM predictions WHERE id = ?", made["id"])
+    roots = [span for span in memory.spans if span.name == "POST /v1/predictions"]
+    assert [span.parent for span in roots] == [None] * len(HOSTILE)
+    assert len({span.context.trace_id for span in roots}) == len(HOSTILE)
+    assert kept.startswith(f"00-{TRACE}-")
+    assert kept.endswith("-00")
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(st.none() | st.text() | st.from_regex(r"[0-9a-f]{2}-[0-9a-f]{32}-.*", fullmatch=True))
+def test_any_traceparent_is_sound_or_none(text: str | None) -> None:
+    context = Spans(trace.NoOpTracerProvider()).read(text)
+    assert context is None or trace.get_current_span(context).get_span_context().is_valid
+
+
+# --- on and off ---
+
+
+@pytest.mark.usefixtures("on_sqlite")
+async def test_a_program_with_a_span_of_its_own_around_a_request_has_ours_inside(
+    start: Start, memory: Memory
+) -> None:
+    tracer = memory.provider.get_tracer("program")
+    async with start() as station:
+        with tracer.start_as_current_span("outside"):
+            sent = await station.submitted("eachlabs", headers={"traceparent": TRACEPARENT})
+        with tracer.start_as_current_span("callback") as callback:
+            await station.push(sent)
+    root = memory.one("POST /v1/predictions")
+    assert ids(root)[::2] == ids(memory.one("outside"))[:2]
+    assert root.kind.name == "INTERNAL"
+    outcome = memory.one("outcome eachlabs")
+    assert ids(outcome)[0] == ids(root)[0]
+    assert [link.context for link in outcome.links] == [callback.get_span_context()]
+
+
+@pytest.mark.usefixtures("on_sqlite")
+async def test_opentelemetry_can_be_switched_off(
+    start: Start, memory: Memory, logged: Logged
+) -> None:
+    async with start(OTEL_SDK_DISABLED="true", **{ENDPOINT: "http://127.0.0.1:9"}) as station:
+        await station.push(await station.submitted("eachlabs"))
+        assert station.one("SELECT trace FROM predictions") is None
+    assert not memory.spans
+    assert [line["tracing"] for line in logged if line["event"] == "receiver.started"] == [False]
+
+
+def test_nothing_is_imported_unless_it_is_asked_for(tmp_path: Any) -> None:
+    script = """
+import asyncio, sys
+from receiver import create_app
+app = create_app()
+async def main():
+    async with app.router.lifespan_context(app):
+        assert not {"opentelemetry", "receiver.spans"} & set(sys.modules)
+asyncio.run(main())
+"""
+    env = {"RECEIVER_SECRET_KEY": "x" * 32, "RECEIVER_DATABASE_URL": f"sqlite:///{tmp_path}/a.db"}
+    subprocess.run([sys.executable, "-c", script], env=env, check=True, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("env", "exporters"),
+    [
+        ({}, ()),
+        ({ENDPOINT: "http://a"}, ("otlp_proto_http",)),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://a"}, ("otlp_proto_http",)),
+        ({"OTEL_TRACES_EXPORTER": "console, otlp"}, ("console", "otlp_proto_http")),
+        ({ENDPOINT: "http://a", "OTEL_TRACES_EXPORTER": "none"}, ()),
+        ({ENDPOINT: "http://a", "OTEL_SDK_DISABLED": "TRUE"}, None),
+        ({ENDPOINT: "http://a", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, ("otlp_proto_grpc",)),
+        ({ENDPOINT: "http://a", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "odd"}, ("odd",)),
+    ],
+)
+def test_opentelemetrys_own_settings_ask_for_traces(
+    env: dict[str, str], exporters: tuple[str, ...] | None
+) -> None:
+    assert Settings.read({"RECEIVER_SECRET_KEY": "x" * 32, **env}).trace_exporters == exporters
+
+
+@pytest.mark.usefixtures("on_sqlite")
+async def test_a_missing_extra_is_said_at_start_and_nothing_else_is_missing(
+    start: Start, monkeypatch: pytest.MonkeyPatch, logged: Logged
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    monkeypatch.delitem(sys.modules, "receiver.spans")
+    monkeypatch.delattr(receiver, "spans")
+    async with start(**{ENDPOINT: "http://127.0.0.1:9"}) as station:
+        assert (await station.push(await station.submitted("eachlabs"))).status_code == 200
+    [problem] = [line["problem"] for line in logged if "traces" in line.get("problem", "")]
+    assert "pip install 'prediction-receiver[otel]'" in problem
+
+
+@pytest.mark.usefixtures("on_sqlite")
+@pytest.mark.parametrize(
+    ("name", "room", "problem"),
+    [("zipkin", "9", "no exporter named zipkin"), ("otlp", "-1", "begin with OTEL_")],
+)
+async def test_an_exporter_that_cannot_be_had_is_said_at_start(
+    name: str,
+    room: str,
+    problem: str,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: Logged,
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", room)
+    async with start(OTEL_TRACES_EXPORTER=name) as station:
+        await station.submit()
+    [said] = [line["problem"] for line in logged if "traces" in line.get("problem", "")]
+    assert problem in said
+
+
+async def test_a_trace_that_cannot_be_read_is_no_obstacle(memory: Memory) -> None:
+    async def away(_: str) -> str | None:
+        raise StoreUnavailable("the disk is away")
+
+    tracing = Tracing(away)
+    tracing.start(())
+    assert tracing.on
+    job = Job(
+        ticket=Ticket(id="pred_1", model="m", mode="queue", input={}),
+        provider="fal",
+        status=Status.PROCESSING,
+        submits=1,
+        polls=0,
+        created_at=0.0,
+        deadline_at=None,
+    )
+    with await tracing.poll(job) as span:
+        span.note(result="ended")
+    assert not span.ids
+    assert not memory.spans
+
+
+# --- the collector ---
+
+
+@contextmanager
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    """Run a collector on loopback that keeps what it is sent."""
+    bodies: list[bytes] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/traces"
+            assert self.headers["content-type"] == "application/x-protobuf"
+            bodies.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", bodies
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.usefixtures("on_sqlite")
+@pytest.mark.parametrize(("service", "name"), [("", "receiver"), ("pictures", "pictures")])
+async def test_a_collector_gets_the_trace_over_otlp(
+    service: str, name: str, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with collector() as (url, bodies):
+        monkeypatch.setenv(ENDPOINT, url)
+        monkeypatch.setenv("OTEL_SERVICE_NAME", service)
+        others = httpx.MockTransport(told_to([]))
+        async with start(announce, others=others, **{ENDPOINT: url}) as station:
+            sent = await station.submitted("eachlabs", headers={"traceparent": TRACEPARENT})
+            await station.push(sent)
+            await eventually(
+                lambda: station.rows("SELECT state FROM deliveries"), lambda it: it == [("done",)]
+            )
+    spans = []
+    for body in bodies:
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            named = {a.key: a.value.string_value for a in resource.resource.attributes}
+            assert named["service.name"] == name
+            spans += [span for scope in resource.scope_spans for span in scope.spans]
+    assert {span.trace_id.hex() for span in spans} == {TRACE}
+    [root] = [span for span in spans if span.parent_span_id.hex() == CALLER]
+    assert sorted(span.name for span in spans if span.parent_span_id == root.span_id) == [
+        "handler announce",
+        "outcome eachlabs",
+        "submit eachlabs",
+    ]
+    assert not [secret for secret in SECRETS if secret.encode() in b"".join(bodies)]
+
+
+@pytest.mark.usefixtures("on_sqlite")
+async def test_a_collector_that_hangs_holds_up_nothing(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv(ENDPOINT, url)
+        monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
+        monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+        async with start(**{ENDPOINT: url}) as station:
+            for number in range(5):
+                sent = await station.submitted("eachlabs", f"prompt {number}")
+                async with asyncio.timeout(5):
+                    assert (await station.push(sent)).status_code == 200
+            began = time.monotonic()
+        assert time.monotonic() - began < 8
