@@ -2,6 +2,7 @@
 
 from receiver.inbound.answers import ERROR_HANDLERS
 from receiver.inbound.deliveries import Deliveries, Drained
+from receiver.inbound.echo import echo_route
 from receiver.inbound.guard import Guard
 from receiver.inbound.health import health_routes
 from receiver.inbound.hook import Hook
@@ -14,5 +15,6 @@ __all__ = [
     "Guard",
     "Hook",
     "Predictions",
+    "echo_route",
     "health_routes",
 ]
