@@ -14,7 +14,7 @@ import secrets
 import socket
 import ssl
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -285,9 +285,9 @@ def troubles_of(name: str, troubles: Sequence[Trouble | None], settings: Setting
 
 
 async def check_public_url(
-    settings: Settings, echoes: Echoes | None, is_absent: Callable[[], object]
+    settings: Settings, echoes: Echoes | None, is_absent: Callable[[], Awaitable[bool]]
 ) -> Findings:
-    """`is_absent` gives an awaitable: whether no receiver runs as far as we know."""
+    """Look at the way that callbacks take; `is_absent` tells whether nobody is at its end."""
     url = settings.public_url
     if url is None:
         return [
@@ -299,17 +299,16 @@ async def check_public_url(
             )
         ]
     found = [*_scheme(url, settings), *await _addresses(url, settings)]
-    if any(finding.level == "FAIL" for finding in found) or echoes is None:
-        return found or [warn("public url", "not tried without a secret key", "set one first")]
+    if echoes is None:
+        return [*found, warn("public url", "not tried without a secret key", "set one first")]
     troubles = await echoes.by_each_key(url)
-    if absent(troubles) and await is_absent():  # type: ignore[misc]
+    if absent(troubles) and await is_absent():
         trouble = next(filter(None, troubles))
-        said = f"{url}: cannot be told while no receiver runs: {trouble.says}"
+        said = f"{url} cannot be judged while no receiver runs: {trouble.says}"
         return [*found, warn("public url", said, "start it, then ask the doctor again")]
-    found += troubles_of("public url", troubles, settings)
-    if not any(troubles):
-        found += await _large(url, settings, echoes)
-    return found or [ok("public url", f"{url} leads here, and bodies arrive as they were sent")]
+    if any(troubles):
+        return found + troubles_of("public url", troubles, settings)
+    return [*found, await _large(url, settings, echoes)]
 
 
 def _scheme(url: str, settings: Settings) -> Iterator[Finding]:
@@ -326,8 +325,7 @@ async def _addresses(url: str, settings: Settings) -> Findings:
     try:
         entries = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        said = f"the name {host} cannot be resolved"
-        return [fail("public url", said, "mend RECEIVER_PUBLIC_URL, or the DNS record of the name")]
+        return []  # whoever asks there will be told, too
     private = sorted({str(entry[4][0]) for entry in entries if not is_public(str(entry[4][0]))})
     if not private:
         return []
@@ -349,13 +347,13 @@ def _is_literal(host: str) -> bool:
     return True
 
 
-async def _large(url: str, settings: Settings, echoes: Echoes) -> Findings:
+async def _large(url: str, settings: Settings, echoes: Echoes) -> Finding:
     size = min(settings.max_body_bytes, _LARGE)
     trouble = await echoes.with_much(url, size)
     if trouble is None:
-        return []
+        return ok("public url", f"{url} leads here, and bodies arrive as they were sent")
     said = f"a callback of {size / 1e6:.1f} MB does not get through: {trouble.says}"
-    return [warn("public url", said, trouble.mend)]
+    return warn("public url", said, trouble.mend)
 
 
 # --- providers ---
