@@ -37,7 +37,7 @@ _PATIENCE: Final = 5.0
 _LARGEST_ANSWER: Final = 1024 * 1024
 _RECEIVER: Final = "http://127.0.0.1:8000"
 _PROBLEM: Final = "urn:receiver:problem:"
-_SMALL: Final = '{"echo":  "é \\u00e9 \t",\r\n "a": 1.0, "a": 1e0}\n '.encode()
+_SMALL: Final = '{"echo":  "é \\u00e9 \\t",\r\n "a": 1.0, "a": 1e0}\n '.encode()
 """Whoever reads it and writes it again makes other bytes of it."""
 _LARGE: Final = 1536 * 1024
 """Bytes of a callback with pictures inside; some proxies take a million at most."""
