@@ -36,7 +36,7 @@ async def test_a_secret_key_is_replaced_over_two_restarts(
         late = await station.submitted(provider, "late")
         assert Tokens([NEW]).open_callback(provider, late.token) == late.prediction_id
         assert late.secret in {"", Tokens([NEW]).webhook_secrets(late.prediction_id)[0].decode()}
-        station.edit("UPDATE predictions SET due_at = 1 WHERE due_at IS NOT NULL")
+    station.edit("UPDATE predictions SET due_at = 1 WHERE due_at IS NOT NULL")
     network.always(f"{provider}.poll", ENDS[f"{provider}.poll"])
     async with start(RECEIVER_SECRET_KEY=NEW) as station:
         assert (await station.push(dropped)).status_code == 401
@@ -125,10 +125,10 @@ async def test_the_key_of_a_provider_is_replaced_while_its_predictions_go_on(
 ) -> None:
     async with start() as station:
         pushed, polled = [await station.submitted("fal", name) for name in ("pushed", "polled")]
-        station.edit(f"UPDATE predictions SET due_at = 1 WHERE id = '{polled.prediction_id}'")
+    station.edit(f"UPDATE predictions SET due_at = 1 WHERE id = '{polled.prediction_id}'")
     network.always("fal.poll", ENDS["fal.poll"])
     async with start(FAL_KEY="the-newer-fal-key") as station:
         assert (await station.push(pushed)).json() == {"status": "accepted"}
         assert (await station.until(polled.prediction_id, "succeeded"))["channel"] == "poll"
-    [*_, poll] = [request for kind, request in network.calls if kind == "fal.poll"]
+    [poll] = [request for kind, request in network.calls if kind == "fal.poll"]
     assert poll.headers["authorization"] == "Key the-newer-fal-key"
