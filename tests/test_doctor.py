@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from importlib.metadata import version as installed
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -28,9 +29,11 @@ from starlette.types import Receive, Scope, Send
 
 from receiver import create_app
 from receiver.doctor import Finding, examine, worst
+from receiver.doctor.database import check_backlog, check_database, check_server_clock
 from receiver.doctor.environment import weakness
 from receiver.emulator import create_emulator, settings_for
 from receiver.settings import Settings
+from receiver.store.checkup import LATEST, Backlog, File, Server, look_at_file
 from receiver.store.schema import MIGRATIONS
 from receiver.tokens import Tokens
 from tests.emulator.parts import write_certificate
@@ -345,6 +348,80 @@ async def test_a_server_that_is_away_is_told(env: Env) -> None:
     assert says(lines, "FAIL", "cannot open the database", "set RECEIVER_DATABASE_URL")
 
 
+WELL: Final = Server(
+    release="16.4",
+    number=160004,
+    encoding="UTF8",
+    replica=False,
+    skew=0.0,
+    free_connections=90,
+    version=LATEST,
+    may_create=True,
+    closed=[],
+    queue=f"pgqueuer {installed('pgqueuer')}",
+    backlog=Backlog(owed={}, dead=0, unattended=0, unasked=0, paused=[]),
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "said"),
+    [
+        ({"number": 120000, "release": "12.1"}, "FAIL", "older than the queue needs"),
+        ({"encoding": "LATIN1"}, "FAIL", "ENCODING 'UTF8'"),
+        ({"replica": True}, "FAIL", "set RECEIVER_DATABASE_URL to the primary"),
+        ({"free_connections": 3}, "warn", "raise max_connections"),
+        ({"version": None, "may_create": False}, "FAIL", "may not create a schema"),
+        ({"version": 1}, "warn", "brings it up to date"),
+        ({"queue": "pgqueuer 0.0.1"}, "warn", "upgrades them"),
+        ({"backlog": None}, "warn", "could not be counted in time"),
+        ({"skew": 90.0}, "FAIL", "90.0 s ahead of ours"),
+        ({"skew": -3.0}, "warn", "3.0 s behind ours"),
+    ],
+)
+def test_whatever_is_wrong_with_a_server_is_told(
+    change: dict[str, Any], level: str, said: str
+) -> None:
+    settings = Settings(database_url="postgresql://me@host/name")
+    seen = msgspec.structs.replace(WELL, **change)
+    judged = [
+        *check_database(seen, settings),
+        *check_backlog(seen),
+        *check_server_clock(seen),
+    ]
+    [line] = [line for line in judged if line.level != "ok"]
+    assert line.level == level
+    assert said in str(line)
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "said"),
+    [
+        ({"integrity": None}, "warn", "too large to check"),
+        ({"integrity": "row 3 missing from index"}, "FAIL", "is damaged: row 3"),
+        ({"wal": 2**30}, "warn", "has grown to"),
+        ({"free": 2**29}, "warn", "512 MB are left"),
+    ],
+)
+def test_whatever_is_wrong_with_a_file_is_told(
+    change: dict[str, Any], level: str, said: str
+) -> None:
+    well = File(exists=True, writable=True, free=2**40, version=LATEST, integrity="ok")
+    [line] = check_database(msgspec.structs.replace(well, **change), Settings())
+    assert line.level == level
+    assert said in str(line)
+
+
+def test_a_look_at_a_file_ends_in_time(env: Env) -> None:
+    path = make_database(env)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 60000) "
+            "INSERT INTO marks SELECT i, i FROM n"
+        )
+    seen = look_at_file(str(path), 0.0)
+    assert (seen.integrity, seen.version, seen.trouble) == (None, LATEST, None)
+
+
 # --- the receiver, and the way to it ---
 
 
@@ -378,6 +455,32 @@ async def test_a_receiver_that_runs_well_is_well(place: Place) -> None:
     assert says(lines, "ok", "public url:", "leads here, and bodies arrive as they were sent")
     assert says(lines, "ok", "database:", "schema 4")
     assert not says(lines, "FAIL")
+
+
+async def test_a_receiver_whose_database_takes_no_writes_is_told(
+    place: Place, proxy: Callable[[Passing], str]
+) -> None:
+    async def passing(scope: Scope, body: bytes) -> Response:
+        if scope["path"] == "/readyz":
+            return JSONResponse({}, 503)
+        if scope["path"].startswith("/v1"):
+            return Response("[]")
+        return await passed_on(place.url, scope["path"], body)
+
+    lines = await found({**place.env, "RECEIVER_URL": proxy(passing)}, "receiver")
+    assert says(lines, "FAIL", "its database takes no writes")
+
+
+async def test_in_development_it_is_known_by_the_secret_that_was_made_up(
+    place: Place, env: Env, tmp_path: Path
+) -> None:
+    del env["RECEIVER_SECRET_KEY"]
+    env |= {"RECEIVER_DEV": "1", "RECEIVER_URL": place.url}
+    lines = await found(env)
+    assert says(lines, "warn", "receiver: not asked")
+    assert says(lines, "ok", "secrets: made up by --dev")
+    (tmp_path / "receiver.db.dev-secret").write_text(KEY)
+    assert says(await found(env, "receiver"), "ok", "runs at")
 
 
 async def test_a_key_that_the_running_receiver_does_not_know_is_told(place: Place) -> None:

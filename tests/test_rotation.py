@@ -47,14 +47,6 @@ async def test_a_secret_key_is_replaced_over_two_restarts(
         assert station.count("events") == 3
 
 
-async def test_a_new_key_opens_while_the_old_one_still_ends_what_it_began(start: Start) -> None:
-    async with start(RECEIVER_SECRET_KEY=f"{OLD},{NEW}") as station:
-        sents = [await station.submitted(provider, provider) for provider in PUSHING]
-    async with start(RECEIVER_SECRET_KEY=f"{NEW},{OLD}") as station:
-        for sent in sents:
-            assert (await station.push(sent)).json() == {"status": "accepted"}
-
-
 def opens(signs: str, reads: str) -> bool:
     """Tell whether a process with one setting takes the callbacks of a process with another."""
     signing, reading = Tokens(signs.split(",")), Tokens(reads.split(","))

@@ -190,7 +190,7 @@ def _schema(version: int) -> Iterator[Finding]:
 def check_backlog(seen: Look | None) -> Findings:
     backlog = _backlog(seen)
     if backlog is None:
-        return []
+        return [*_uncounted(seen)]
     found = [
         warn("backlog", said.format(number), mend)
         for number, said, mend in (
@@ -204,6 +204,13 @@ def check_backlog(seen: Look | None) -> Findings:
         mend = "resume them when what they do can be done again"
         found.append(warn("backlog", f"{_some(backlog.paused)}: paused by hand", mend))
     return found or [ok("backlog", f"{sum(backlog.owed.values())} deliveries owed, none dead")]
+
+
+def _uncounted(seen: Look | None) -> Iterator[Finding]:
+    unreadable = isinstance(seen, Server) and seen.closed
+    if isinstance(seen, File | Server) and seen.version == LATEST and not unreadable:
+        mend = "ask again at a quieter time, or look with `receiver deliveries`"
+        yield warn("backlog", "it could not be counted in time", mend)
 
 
 _DEAD: Final = "see `receiver deliveries --state dead`, mend the handler, then `receiver retry ID`"

@@ -228,7 +228,11 @@ class Running:
             said = f"none that is ours answers at {self.url}: {found[0].says}"
             mend = "start it with `receiver serve`, or set RECEIVER_URL, to have it looked at, too"
             return [warn("receiver", said, mend)]
-        return found or await self._inside(settings)
+        try:
+            return found or await self._inside(settings)
+        except (*BROKEN, Unreadable) as error:
+            said = f"it answered an echo, and then no more: {_broken(error).says}"
+            return [fail("receiver", said, "see its log")]
 
     async def _inside(self, settings: Settings) -> Findings:
         """Look closer at what has shown that it is ours."""

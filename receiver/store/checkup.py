@@ -6,24 +6,30 @@ that SQLite would make for that. A server is told that we only read.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from receiver.store import queries as q
 from receiver.store.schema import MIGRATIONS
 
+T = TypeVar("T")
+
 LATEST: Final = len(MIGRATIONS)
 """The schema that this program makes and needs."""
 OVERDUE: Final = 300.0
 """Seconds past its time after which nobody seems to see to something."""
+_COUNT: Final = 3.0
+"""Seconds for counting on a server."""
 _STEPS: Final = 20_000
 """Steps of SQLite between two looks at the clock."""
 
@@ -56,6 +62,7 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     integrity: str | None = None
     """What is wrong with it, `ok`, or None where the time did not suffice to know."""
     backlog: Backlog | None = None
+    """None, too, where the time did not suffice to count it."""
     trouble: str | None = None
     """Why it cannot be read."""
 
@@ -121,12 +128,11 @@ def _read_once(path: str, until: float) -> dict[str, Any]:
     with closing(_open(path)) as connection:
         connection.set_progress_handler(lambda: time.monotonic() > until, _STEPS)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        backlog = _backlog_of(connection) if version == LATEST else None
         return {
             "wal": _size(f"{path}-wal"),
             "version": version,
-            "backlog": backlog,
-            "integrity": _integrity(connection),
+            "backlog": _in_time(connection, _backlog_of) if version == LATEST else None,
+            "integrity": _in_time(connection, _integrity),
         }
 
 
@@ -142,13 +148,18 @@ def _size(path: str) -> int:
         return 0
 
 
-def _integrity(connection: sqlite3.Connection) -> str | None:
+def _in_time(connection: sqlite3.Connection, look: Callable[[sqlite3.Connection], T]) -> T | None:
+    """Give what a look finds; None: it took too long."""
     try:
-        return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+        return look(connection)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
             return None
         raise
+
+
+def _integrity(connection: sqlite3.Connection) -> str:
+    return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
 
 
 def _backlog_of(connection: sqlite3.Connection) -> Backlog:
@@ -229,9 +240,15 @@ async def _ask(connection: Any) -> Server:
     if facts.pop("migrated") and "migrations" not in facts["closed"]:
         version = await connection.fetchval("SELECT max(number) FROM receiver.migrations")
     if version == LATEST and not facts["closed"]:
-        facts["backlog"] = _backlog(
+        with contextlib.suppress(TimeoutError):
+            facts["backlog"] = await _count(connection)
+    return Server(version=version, **facts)
+
+
+async def _count(connection: Any) -> Backlog:
+    async with asyncio.timeout(_COUNT):
+        return _backlog(
             await connection.fetch(q.COUNT_OWED.postgres),
             await connection.fetchrow(q.SELECT_BACKLOG.postgres, time.time() - OVERDUE),
             await connection.fetch(q.SELECT_HELD_BACK.postgres),
         )
-    return Server(version=version, **facts)
