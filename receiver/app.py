@@ -37,6 +37,7 @@ from receiver.inbound import (
     Handlers,
     Hook,
     Predictions,
+    echo_route,
     health_routes,
 )
 from receiver.inbox import Inbox
@@ -244,7 +245,7 @@ class _Receiver:
         )
         self._http = Client(self._tracing, tells=True, transport=network.http, timeout=30.0)
         providers = make_providers(settings.providers)
-        tokens = Tokens([key.reveal() for key in settings.secret_keys])
+        self._tokens = tokens = Tokens([key.reveal() for key in settings.secret_keys])
         jwks = settings.providers["fal"].urls["jwks"]
         self._keys = PublicKeys(self._client, jwks, read_jwks, clock=clock)
         self._inbox = Inbox(
@@ -332,6 +333,7 @@ class _Receiver:
     def _routes(self) -> list[Route]:
         hook = Hook(self._inbox, NAMES, self._settings.max_body_bytes, self._clock)
         return [
+            echo_route(self._tokens, self._settings.max_body_bytes, self._clock),
             Route("/webhooks/{provider}/{token}", hook, methods=["POST"]),
             *self._predictions.routes(),
             *self._deliveries.routes(),

@@ -149,15 +149,18 @@ def _settings(handlers: list[str] | None, *, dev: bool) -> Settings:
     from receiver import logs
     from receiver.settings import Settings
 
-    env = dict(os.environ) | ({"RECEIVER_DEV": "1"} if dev else {})
-    if handlers:
-        env["RECEIVER_HANDLERS"] = ",".join(handlers)
     try:
-        settings = Settings.read(env)
+        settings = Settings.read(_environment(handlers, dev=dev))
     except ReceiverError as error:
         _fail(error)
     logs.configure(settings.log_format, settings.log_level)
     return settings
+
+
+def _environment(handlers: list[str] | None, *, dev: bool) -> dict[str, str]:
+    """Give the environment as the arguments change it."""
+    env = dict(os.environ) | ({"RECEIVER_DEV": "1"} if dev else {})
+    return env | ({"RECEIVER_HANDLERS": ",".join(handlers)} if handlers else {})
 
 
 def _spare_the_collector() -> None:
@@ -388,6 +391,43 @@ def pause(name: Annotated[str, typer.Argument(metavar="HANDLER")]) -> None:
 def resume(name: Annotated[str, typer.Argument(metavar="HANDLER")]) -> None:
     """Let a handler's deliveries run again, whether it was paused or failed."""
     _print(_call("post", f"/v1/handlers/{_quoted(name)}/resume"))
+
+
+def doctor(
+    handlers: Handlers = None,
+    as_json: AsJson = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 2 where there are warnings.")
+    ] = False,
+    dev: Dev = False,
+) -> None:
+    """Say what is wrong here and how to mend it; exits 1 if anything would not work."""
+    import asyncio
+
+    from receiver.doctor import examine, worst
+    from receiver.serving import LINGER, exit_after
+
+    env = _environment(handlers, dev=dev)
+    codes = {"FAIL": 1, "warn": 2 if strict else 0, "ok": 0}
+
+    async def run() -> int:
+        found = await examine(env)
+        if as_json:
+            _print_plainly({"worst": worst(found), "data": found})
+        else:
+            for finding in found:
+                typer.echo(
+                    f"{typer.style(f'{finding.level:4}', fg=_COLOURS[finding.level])}  {finding}"
+                )
+        sys.stdout.flush()
+        # A name server that does not answer would keep a thread, and so the process.
+        exit_after(LINGER, codes[worst(found)])
+        return codes[worst(found)]
+
+    raise typer.Exit(asyncio.run(run()))
+
+
+_COLOURS: Final = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 
 
 # --- helpers of the above ---

@@ -103,6 +103,14 @@ class Settings:
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Settings:
         """Read every setting from `env`; raise one SettingsError that names all problems."""
+        settings, problems, _ = cls.look(env)
+        if problems:
+            raise SettingsError(problems)
+        return settings
+
+    @classmethod
+    def look(cls, env: Mapping[str, str]) -> tuple[Settings, list[str], set[str]]:
+        """Read what can be read; tell also all problems, and the names that there are."""
         reader = _Reader(env)
         settings = _read(reader)
         told = any(problem.startswith("RECEIVER_SECRET_KEY") for problem in reader.problems)
@@ -111,9 +119,7 @@ class Settings:
                 "RECEIVER_SECRET_KEY is missing: set it to 32 random characters or more, for "
                 "example the output of `openssl rand -hex 32` (or use --dev on your own machine)"
             )
-        if reader.problems:
-            raise SettingsError(reader.problems)
-        return settings
+        return settings, reader.problems, reader.names
 
 
 class _Reader:
@@ -122,8 +128,11 @@ class _Reader:
     def __init__(self, env: Mapping[str, str]) -> None:
         self._env = env
         self.problems: list[str] = []
+        self.names: set[str] = set()
+        """Every name that was asked for."""
 
     def get(self, name: str, parse: Callable[[str], T], default: D) -> T | D:
+        self.names.add(name)
         text = self._env.get(name, "").strip()
         if not text:
             return default

@@ -2,13 +2,16 @@
 
 Nothing here is stored: a restart, a lost answer or a second process changes nothing. Every key of
 the list opens what it once signed; only the newest signs, so a key is rotated by putting a new one
-in front and dropping the old one when its predictions have ended.
+in front and dropping the old one when its predictions have ended. Where several processes share the
+callbacks, the new one is first put at the end of all their lists, so that none signs what another
+would refuse.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 from collections.abc import Sequence
 from functools import cache
 from typing import Final
@@ -18,6 +21,8 @@ from itsdangerous import Signer
 from receiver.errors import Unproved
 
 _LONGEST_TOKEN: Final = 200
+_ECHO_LIFE: Final = 60
+"""Seconds, in both directions, in which the time of an echo must lie."""
 
 
 class Tokens:
@@ -26,6 +31,7 @@ class Tokens:
     def __init__(self, keys: Sequence[str]) -> None:
         self._callback = cache(lambda provider: _signers(keys, f"callback/{provider}"))
         self._webhook_secret = _signers(keys, "webhook-secret")
+        self._echo = list(zip(_signers(keys, "echo"), _signers(keys, "echo-answer"), strict=True))
 
     def callback(self, provider: str, prediction_id: str) -> str:
         """Make the unguessable last part of a callback URL."""
@@ -50,6 +56,28 @@ class Tokens:
     def webhook_secrets(self, prediction_id: str) -> list[bytes]:
         """Give every secret that a provider may present for this prediction, newest first."""
         return [signer.get_signature(prediction_id) for signer in self._webhook_secret]
+
+    def echoes(self, now: float) -> list[str]:
+        """Make a token for each key, newest first, for asking whoever answers if he has it."""
+        asked = f"{int(now)}-{secrets.token_hex(8)}"
+        return [signer.sign(asked).decode() for signer, _ in self._echo]
+
+    def answer_echo(self, token: str, digest: str, now: float) -> str:
+        """Sign, with the key that made `token`, the digest of what came with it.
+
+        Raises Unproved, also for what was made too long ago. Whoever sees a token may use it until
+        then, and learns nothing by it: an answer is good for nothing but this comparison.
+        """
+        asked, dot, _ = token.partition(".")
+        if not dot or len(token) > _LONGEST_TOKEN or not token.isascii():
+            raise Unproved("bad_token")
+        given = token.encode()
+        for signer, answers in self._echo:
+            if hmac.compare_digest(signer.sign(asked), given):
+                if abs(now - int(asked.partition("-")[0])) > _ECHO_LIFE:
+                    raise Unproved("stale_token")
+                return answers.get_signature(f"{token}/{digest}").decode()
+        raise Unproved("bad_token")
 
 
 def _signers(keys: Sequence[str], salt: str) -> list[Signer]:

@@ -2,6 +2,7 @@
 
 from receiver.inbound.answers import ERROR_HANDLERS
 from receiver.inbound.deliveries import Deliveries, Drained
+from receiver.inbound.echo import echo_route
 from receiver.inbound.events import Events
 from receiver.inbound.guard import Guard
 from receiver.inbound.handlers import Handlers
@@ -18,5 +19,6 @@ __all__ = [
     "Handlers",
     "Hook",
     "Predictions",
+    "echo_route",
     "health_routes",
 ]

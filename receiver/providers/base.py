@@ -6,6 +6,7 @@ An adapter does no I/O. It turns values into unsent requests and bytes into valu
     authenticate(callback, …)  proof or Unproved     read(body)                -> Outcome
     poll(ticket)               how to ask            polled(ticket, answer)    -> Outcome | Follow
     cancel(ticket)             how to stop it
+    try_key()                  a harmless question    key_works(answer)        -> bool | None
 
 To add a provider: write one file beside this one, one folder of samples in `tests/samples/`, one
 line in `providers/__init__.py` and one row of `settings.py`. The contract suite does the rest.
@@ -135,6 +136,12 @@ class Provider(Protocol):
     def cancel(self, ticket: Ticket) -> httpx.Request: ...
     def details(self, model: str) -> httpx.Request | None:
         """Ask for the provider's own description of a model, where it has one."""
+
+    def try_key(self) -> httpx.Request:
+        """Ask what costs nothing, changes nothing, and is answered only to a good key."""
+
+    def key_works(self, answer: Answer) -> bool | None:
+        """Say whether the key was let in; None: the answer does not tell."""
 
 
 @runtime_checkable
@@ -299,6 +306,13 @@ def settle_submit(answer: Answer, message: str, *hints: str) -> Refused | Postpo
             said, retry_after(answer), whole_provider=answer.status == httpx.codes.TOO_MANY_REQUESTS
         )
     return refusal(said, *hints)
+
+
+def let_in(answer: Answer, *, sign: bool) -> bool | None:
+    """Read the answer to a `try_key`; `sign`: it is what only a good key gets."""
+    if answer.status in {401, 403}:
+        return False
+    return True if sign else None
 
 
 _TRY_AGAIN: Final = {408, 425, 429}

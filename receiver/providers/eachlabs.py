@@ -116,6 +116,15 @@ class Eachlabs:
     def details(self, model: str) -> None:
         """Eachlabs documents no call for one model."""
 
+    def try_key(self) -> httpx.Request:
+        """List the last delivery of a webhook, as a 404 for a prediction tells two things."""
+        return self._call("GET", "/v1/webhooks", params={"limit": 1})
+
+    def key_works(self, answer: Answer) -> bool | None:
+        body = base.decode_or_empty(answer.body)
+        listed = answer.status == httpx.codes.OK and "webhooks" in body
+        return base.let_in(answer, sign=listed)
+
     def _call(self, method: str, path: str, **content: Any) -> httpx.Request:
         # The old pages want X-API-Key, the new ones Bearer: both with the same key suit both.
         headers = {"Authorization": f"Bearer {self.key}", "X-API-Key": self.key}

@@ -37,6 +37,7 @@ _LONGEST_TIMESTAMP: Final = 12
 
 _STATUS_CODES: Final = frozenset({httpx.codes.OK, httpx.codes.ACCEPTED})
 _LINKS: Final = ("status_url", "response_url", "cancel_url")
+_NO_REQUEST: Final = "fal-ai/nano-banana/requests/00000000-0000-0000-0000-000000000000"
 _NAMESPACES: Final = frozenset({"workflows", "comfy"})
 
 
@@ -137,6 +138,16 @@ class Fal:
 
     def details(self, model: str) -> None:
         """Give nothing: the queue and run hosts describe no models."""
+
+    def try_key(self) -> httpx.Request:
+        """Ask for the status of a request that nobody made."""
+        return self._call("GET", f"{self.queue_url}/{_NO_REQUEST}/status")
+
+    def key_works(self, answer: Answer) -> bool | None:
+        """Take fal's own 404 for a yes: a bad key gets a 401 before anything is looked up."""
+        status = base.decode_or_empty(answer.body).get("status")
+        looked_up = answer.status in {*_STATUS_CODES, httpx.codes.NOT_FOUND}
+        return base.let_in(answer, sign=looked_up and isinstance(status, str))
 
     def _call(self, method: str, url: str, **content: Any) -> httpx.Request:
         headers = {"Authorization": f"Key {self.key}", "Accept": "application/json"}

@@ -122,6 +122,17 @@ class Oxen:
     def details(self, model: str) -> httpx.Request:
         return self._call("GET", f"/api/ai/models/{base.model_path(model)}")
 
+    def try_key(self) -> httpx.Request:
+        """List what is in the queue."""
+        return self._call("GET", "/api/ai/queue")
+
+    def key_works(self, answer: Answer) -> bool | None:
+        body = base.decode_or_empty(answer.body)
+        if _type(body) == "unauthenticated":  # no page says with which status it comes
+            return False
+        listed = answer.status == httpx.codes.OK and isinstance(body.get("generations"), list)
+        return base.let_in(answer, sign=listed)
+
     def _call(
         self, method: str, path: str, *, accept: str = "application/json", **content: Any
     ) -> httpx.Request:

@@ -163,7 +163,7 @@ class PostgresStore(Store):
         except StoreUnusable:
             raise
         except Exception as error:
-            raise StoreUnusable(_what_to_do(error)) from error
+            raise StoreUnusable(what_to_do(error)) from error
 
     async def start(self) -> None:
         await self.migrate()
@@ -472,7 +472,8 @@ async def _leave_as_it_is(_: Any) -> None:
     """Spare the round trip by which a pool cleans a connection: nothing here leaves traces."""
 
 
-def _what_to_do(error: BaseException) -> str:
+def what_to_do(error: BaseException) -> str:
+    """Say why the server cannot be used, and what would help; never with its password."""
     if isinstance(error, ValueError | asyncpg.exceptions.ClientConfigurationError):
         # What it says may quote the URL, and with that the password.
         return (

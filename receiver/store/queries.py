@@ -440,6 +440,20 @@ COUNT_OWED: Final = Query("""
 SELECT handler, count(*) FROM deliveries WHERE state = 'pending' GROUP BY handler
 """)
 
+SELECT_BACKLOG: Final = Query("""
+SELECT
+    (SELECT count(*) FROM deliveries WHERE state = 'dead'),
+    (SELECT count(*) FROM deliveries d WHERE state = 'pending' AND due_at <= :before
+        AND NOT EXISTS (SELECT 1 FROM handlers h WHERE h.name = d.handler
+                        AND (h.paused_at IS NOT NULL OR h.open_until > :before))),
+    (SELECT count(*) FROM predictions
+        WHERE due_at <= :before AND status IN ('processing', 'unconfirmed'))
+""")
+
+SELECT_HELD_BACK: Final = Query(
+    "SELECT name FROM handlers WHERE paused_at IS NOT NULL ORDER BY name"
+)
+
 INSERT_STEP: Final = Query("""
 INSERT INTO steps (delivery_id, key, result) VALUES (:delivery_id, :key, :result)
 ON CONFLICT DO NOTHING

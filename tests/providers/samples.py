@@ -153,6 +153,8 @@ def _streamed(provider: Provider) -> Streamed:
     return provider
 
 
+_VERDICTS: Final = {True: "let in", False: "kept out", None: "untold"}
+
 _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
     "check": lambda p, s: p.check(s.ticket.model, s.ticket.input),
     "request": lambda p, s: p.request(s.ticket.ticket(), s.hook),
@@ -163,6 +165,8 @@ _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
     "polled": _polled,
     "cancel": lambda p, s: p.cancel(s.ticket.ticket()),
     "details": lambda p, s: p.details(s.ticket.model),
+    "try_key": lambda p, _: p.try_key(),
+    "key_works": lambda p, s: {_VERDICTS[p.key_works(s.answered())]: s.answered().status},
     "stream": lambda p, _: _streamed(p).stream(),
     "heard": lambda p, s: _streamed(p).heard(s.event, s.data),
     "search": lambda p, s: {"requests": [_said(r) for r in _streamed(p).search(s.ticket.ticket())]},

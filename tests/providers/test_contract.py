@@ -33,6 +33,8 @@ OF_EVERYONE: Final = {
     *(("polled", end) for end in ("processing", "succeeded", "failed", "canceled", "missing")),
     ("polled", "raises"),
     ("check", "nothing"),
+    ("try_key", "request"),
+    *(("key_works", end) for end in ("let in", "kept out", "untold")),
 }
 OF_WHO_PUSHES: Final = {
     *(("authenticate", end) for end in ("proved", "raises")),

@@ -1,0 +1,853 @@
+"""The doctor against real servers: it says what is wrong, shows no secret, writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import httpx
+import msgspec
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from receiver import create_app
+from receiver.doctor import Finding, examine, worst
+from receiver.doctor.database import check_backlog, check_database, check_server_clock
+from receiver.doctor.environment import weakness
+from receiver.emulator import create_emulator, settings_for
+from receiver.settings import Settings
+from receiver.store.checkup import LATEST, Backlog, File, Server, look_at_file
+from receiver.store.schema import MIGRATIONS
+from receiver.tokens import Tokens
+from tests.emulator.parts import write_certificate
+from tests.emulator.serving import FAST, serve
+from tests.postgres import Database
+
+pytestmark = pytest.mark.anyio
+
+KEY: Final = "5d1c0b7e41f84f3a9e26b07dd8134a6f"
+OTHER_KEY: Final = "e3a9c5f2870b4d61b8f2046a7c93d15e"
+PROVIDER_KEY: Final = "good-key-of-providers"
+API_KEY: Final = "k2Vd8sQx0ZrLw5Ty"
+Env = dict[str, str]
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> Env:
+    """Give an environment in which nothing is wrong, and nothing is on."""
+    return {
+        "RECEIVER_SECRET_KEY": KEY,
+        "RECEIVER_API_KEYS": API_KEY,
+        "RECEIVER_DATABASE_URL": f"sqlite:///{tmp_path / 'receiver.db'}",
+        "RECEIVER_URL": f"http://127.0.0.1:{dead_port()}",
+    }
+
+
+def dead_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+async def found(env: Mapping[str, str], name: str = "") -> list[tuple[str, str]]:
+    """Examine, and give the lines about one thing as (level, text)."""
+    lines = await examine(env)
+    return [(line.level, str(line)) for line in lines if line.name.startswith(name)]
+
+
+def says(lines: list[tuple[str, str]], level: str, *words: str) -> bool:
+    return any(at == level and all(word in text for word in words) for at, text in lines)
+
+
+# --- settings and secrets ---
+
+
+async def test_all_that_is_wrong_with_the_settings_is_said_at_once(env: Env) -> None:
+    env |= {"RECEIVER_POLL_AFTER": "soon", "RECEIVER_DEV": "perhaps", "FAL_MAX_IN_FLIGHT": "-1"}
+    lines = await found(env, "settings")
+    assert [level for level, _ in lines] == ["FAIL"] * 3
+    assert says(lines, "FAIL", "RECEIVER_POLL_AFTER; must be a number of seconds")
+    assert says(lines, "FAIL", "FAL_MAX_IN_FLIGHT")
+
+
+async def test_without_a_secret_key_the_rest_is_examined_all_the_same(env: Env) -> None:
+    lines = await found({**env, "RECEIVER_SECRET_KEY": "short"})
+    assert says(lines, "FAIL", "settings: RECEIVER_SECRET_KEY", "32 characters")
+    assert says(lines, "ok", "database:")
+    assert says(lines, "warn", "receiver: not asked")
+
+
+async def test_a_database_url_that_cannot_be_read_is_not_taken_for_another(env: Env) -> None:
+    lines = await found({**env, "RECEIVER_DATABASE_URL": "mysql://x"})
+    assert says(lines, "FAIL", "settings: RECEIVER_DATABASE_URL")
+    assert not [text for _, text in lines if text.startswith(("database", "backlog"))]
+
+
+async def test_names_that_nobody_reads_are_named_with_the_nearest_that_somebody_does(
+    env: Env,
+) -> None:
+    env |= {
+        "RECEIVER_PUBLC_URL": "x",
+        "OXEN_APIKEY": "x",
+        "EACHLABS_ZZZ": "x",
+        "FAL_KEY_ID": "x",
+        "RECEIVER_SERVICE_HOST": "10.0.0.1",
+        "RECEIVER_SERVICE_PORT_HTTP": "80",
+        "RECEIVER_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "RECEIVER_PORT": "tcp://10.0.0.1:8000",
+        "PATH": "x",
+    }
+    lines = await found(env, "settings")
+    assert len(lines) == 4
+    assert says(lines, "warn", "RECEIVER_PUBLC_URL", "did you mean RECEIVER_PUBLIC_URL?")
+    assert says(lines, "warn", "OXEN_APIKEY", "did you mean OXEN_API_KEY?")
+    assert says(lines, "warn", "EACHLABS_ZZZ", "remove it")
+    assert says(lines, "warn", "FAL_KEY_ID", "<id>:<secret>")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a" * 32, "repeats"),
+        ("abcd" * 8, "repeats"),
+        ("0123456789abcdef0123456789abcdef01", "repeats"),
+        ("changeme-9f8a7b6c5d4e3f2a1b0c9d8e", "placeholder"),
+        ("your-secret-key-of-32-characters!", "placeholder"),
+        ("abcdefghijklmnopqrstuvwxyzABCDEF", "run"),
+        ("9876543210zyxwvutsrqponmlkjihgfe", "run"),
+        ("aaaabaaaabbaaaaaabaaabbabaaaabaabb", "too few"),
+        ("correct horse battery staple and more", "words"),
+        ("The-newest-secret-key-of-this-receiver", "words"),
+        (KEY, None),
+        (API_KEY, None),
+        ("90817263549281736455019283746510", None),
+        ("pQ8-xV_2mZk7Lr0TgYw5Bd9HsNc3Fj6Ua1Ee", None),
+    ],
+)
+def test_a_secret_is_weak_for_a_reason(text: str, reason: str | None) -> None:
+    said = weakness(text)
+    assert (said is None) == (reason is None), said
+    assert reason is None or (said is not None and reason in said)
+
+
+def test_no_random_secret_is_weak() -> None:
+    for seed in range(500):
+        assert weakness(os.urandom(16).hex()) is None, seed
+
+
+async def test_secrets_are_judged_each_by_itself_and_held_against_each_other(env: Env) -> None:
+    env |= {
+        "RECEIVER_SECRET_KEY": f"{KEY},{'ab' * 20},{KEY}",
+        "RECEIVER_API_KEYS": f"short,{KEY}",
+        "RECEIVER_API_KEY": "none-of-them",
+    }
+    lines = await found(env, "secrets")
+    assert says(lines, "FAIL", "number 2 of RECEIVER_SECRET_KEY repeats itself")
+    assert says(lines, "FAIL", "number 1 of RECEIVER_API_KEYS has fewer than 16")
+    assert says(lines, "FAIL", "RECEIVER_SECRET_KEY and RECEIVER_API_KEYS are the same text")
+    assert says(lines, "warn", "a rotation is under way", "3 keys", "3600 s")
+    assert says(lines, "warn", "RECEIVER_API_KEY, which commands use, is none")
+
+
+async def test_one_key_twice_and_no_api_key_are_worth_a_word(env: Env) -> None:
+    env |= {"RECEIVER_SECRET_KEY": f"{KEY},{KEY}", "RECEIVER_API_KEYS": ""}
+    lines = await found(env, "secrets")
+    assert says(lines, "warn", "names one key twice")
+    assert says(lines, "warn", "RECEIVER_API_KEYS is not set")
+    assert not says(lines, "FAIL")
+
+
+async def test_no_secret_is_ever_shown(env: Env, tmp_path: Path) -> None:
+    secrets = [KEY, OTHER_KEY, "k" * 20, "p4ss word", "fal-key-of-mine", "api-key-of-mine"]
+    handlers = tmp_path / "loud.py"
+    handlers.write_text(f"raise ValueError({OTHER_KEY!r})")
+    password = quote(secrets[3])
+    lines = await found(
+        env
+        | {
+            "RECEIVER_SECRET_KEY": f"{KEY},{OTHER_KEY}",
+            "RECEIVER_API_KEYS": f"{secrets[2]},{KEY}",
+            "RECEIVER_API_KEY": secrets[5],
+            "RECEIVER_DATABASE_URL": f"postgresql://me:{password}@127.0.0.1:{dead_port()}/x",
+            "FAL_KEY": secrets[4],
+            "FAL_QUEUE_URL": f"http://127.0.0.1:{dead_port()}",
+            "FAL_JWKS_URL": f"http://127.0.0.1:{dead_port()}",
+            "RECEIVER_HANDLERS": str(handlers),
+        }
+    )
+    text = "\n".join(line for _, line in lines)
+    assert "loud.py:1" in text
+    assert not [secret for secret in (*secrets, password) if secret in text]
+
+
+# --- the database ---
+
+
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Describe the files of a folder."""
+    return {
+        path.name: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.iterdir()
+        if path.is_file()
+    }
+
+
+def make_database(env: Env, *statements: str) -> Path:
+    """Make the file as a receiver does, and change it."""
+    path = Path(env["RECEIVER_DATABASE_URL"].removeprefix("sqlite:///"))
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        for script in MIGRATIONS:
+            connection.executescript(script)
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        connection.execute("PRAGMA foreign_keys = OFF")
+        for statement in statements:
+            connection.execute(statement)
+    return path
+
+
+async def test_a_file_that_is_not_there_yet_is_no_fault(env: Env, tmp_path: Path) -> None:
+    env["RECEIVER_DATABASE_URL"] = f"sqlite:///{tmp_path}/a/b/receiver.db"
+    [(level, text)] = await found(env, "database")
+    assert level == "ok"
+    assert "not there yet" in text
+    assert state(tmp_path) == {}
+
+
+async def test_a_good_file_is_good_and_nothing_is_written_beside_it(
+    env: Env, tmp_path: Path
+) -> None:
+    make_database(env)
+    before = state(tmp_path)
+    lines = await found(env)
+    assert says(lines, "ok", "database:", "schema 4", "quick_check ok")
+    assert says(lines, "ok", "backlog: 0 deliveries owed, none dead")
+    assert state(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "level", "said"),
+    [
+        ("PRAGMA user_version = 99", "FAIL", "newer receiver (schema 99"),
+        ("PRAGMA user_version = 3", "warn", "this receiver needs 4"),
+    ],
+)
+async def test_another_schema_is_told(env: Env, statement: str, level: str, said: str) -> None:
+    make_database(env, statement)
+    assert says(await found(env, "database"), level, said)
+
+
+async def test_a_damaged_file_and_a_file_that_is_no_database_are_told(env: Env) -> None:
+    path = make_database(env)
+    content = bytearray(path.read_bytes())
+    content[5 * 4096 : 9 * 4096] = b"\xff" * (4 * 4096)
+    path.write_bytes(content)
+    assert says(await found(env, "database"), "FAIL", "backup")
+    path.write_text("not a database " * 1000)
+    assert says(await found(env, "database"), "FAIL", "cannot be read", "not a database")
+
+
+async def test_a_full_disk_and_a_folder_that_cannot_be_written_are_told(
+    env: Env, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_database(env)
+    full = SimpleNamespace(free=10 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    lines = await found(env, "database")
+    assert says(lines, "FAIL", "10 MB are left")
+    assert says(lines, "FAIL", "cannot be written")
+
+
+def owe(number: int, handler: str, state: str, due_at: float | None) -> str:
+    digits, ended = f"{number:032x}", "1.0" if state == "dead" else "NULL"
+    return (
+        "INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at, ended_at) "
+        f"VALUES ('dlv_{digits}', 'pred_{digits}', '{handler}', '{state}', "
+        f"{'NULL' if due_at is None else due_at}, 1.0, {ended})"
+    )
+
+
+async def test_what_is_owed_dead_or_held_back_is_told(env: Env, tmp_path: Path) -> None:
+    handlers = tmp_path / "mine.py"
+    handlers.write_text("from receiver import on\n@on('*', name='mine')\ndef f(event): ...\n")
+    make_database(
+        env,
+        owe(1, "mine", "pending", time.time() - 3600),
+        owe(2, "gone", "pending", time.time() + 60),
+        owe(3, "mine", "dead", None),
+        owe(4, "resting", "pending", time.time() - 3600),
+        "INSERT INTO handlers (name, paused_at) VALUES ('resting', 1.0)",
+    )
+    lines = await found({**env, "RECEIVER_HANDLERS": str(handlers)})
+    assert says(lines, "warn", "backlog: 1 deliveries are dead", "receiver retry")
+    assert says(lines, "warn", "backlog: 1 deliveries are overdue by 300 s")
+    assert says(lines, "warn", "backlog: resting: paused by hand")
+    assert says(lines, "warn", "handlers: 1 deliveries are owed to gone, which is no handler here")
+    assert not [text for _, text in lines if "owed to mine" in text]
+
+
+async def test_a_server_is_asked_and_not_changed(env: Env, database: Database) -> None:
+    lines = await found({**env, "RECEIVER_DATABASE_URL": database.url})
+    assert says(lines, "ok", "database:", "PostgreSQL", "schema 4")
+    assert says(lines, "ok", "backlog: 0 deliveries owed")
+    assert says(lines, "ok", "clock: the database server's clock agrees")
+
+
+async def test_an_empty_server_stays_empty(env: Env, bare_database: Database) -> None:
+    lines = await found({**env, "RECEIVER_DATABASE_URL": bare_database.url}, "database")
+    assert says(lines, "warn", "it is empty", "sets it up")
+    [(count,)] = bare_database.rows("SELECT count(*) FROM pg_namespace WHERE nspname = 'receiver'")
+    assert count == 0
+
+
+async def test_a_role_without_rights_is_told_which_it_lacks(env: Env, database: Database) -> None:
+    role = f"poor_{os.getpid()}"
+    database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'poor'")
+    try:
+        parts = urlsplit(database.url)
+        url = urlunsplit(parts._replace(netloc=f"{role}:poor@{parts.netloc.rpartition('@')[2]}"))
+        lines = await found({**env, "RECEIVER_DATABASE_URL": url}, "database")
+        assert says(lines, "FAIL", "our role may not read and write attempts", "more", "GRANT")
+    finally:
+        database.execute(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+async def test_a_queue_that_is_missing_and_a_newer_schema_are_told(
+    env: Env, bare_database: Database
+) -> None:
+    bare_database.execute(
+        "CREATE SCHEMA receiver",
+        "CREATE TABLE receiver.migrations (number BIGINT)",
+        "INSERT INTO receiver.migrations VALUES (99)",
+    )
+    lines = await found({**env, "RECEIVER_DATABASE_URL": bare_database.url}, "database")
+    assert says(lines, "FAIL", "schema 99")
+    assert says(lines, "FAIL", "PgQueuer's tables are not there")
+
+
+async def test_a_server_that_is_away_is_told(env: Env) -> None:
+    env["RECEIVER_DATABASE_URL"] = f"postgresql://me@127.0.0.1:{dead_port()}/x"
+    lines = await found(env, "database")
+    assert says(lines, "FAIL", "cannot open the database", "set RECEIVER_DATABASE_URL")
+
+
+WELL: Final = Server(
+    release="16.4",
+    number=160004,
+    encoding="UTF8",
+    replica=False,
+    skew=0.0,
+    free_connections=90,
+    version=LATEST,
+    may_create=True,
+    closed=[],
+    queue=f"pgqueuer {installed('pgqueuer')}",
+    backlog=Backlog(owed={}, dead=0, unattended=0, unasked=0, paused=[]),
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "said"),
+    [
+        ({"number": 120000, "release": "12.1"}, "FAIL", "older than the queue needs"),
+        ({"encoding": "LATIN1"}, "FAIL", "ENCODING 'UTF8'"),
+        ({"replica": True}, "FAIL", "set RECEIVER_DATABASE_URL to the primary"),
+        ({"free_connections": 3}, "warn", "raise max_connections"),
+        ({"version": None, "may_create": False}, "FAIL", "may not create a schema"),
+        ({"version": 1}, "warn", "brings it up to date"),
+        ({"queue": "pgqueuer 0.0.1"}, "warn", "upgrades them"),
+        ({"backlog": None}, "warn", "could not be counted in time"),
+        ({"skew": 90.0}, "FAIL", "90.0 s ahead of ours"),
+        ({"skew": -3.0}, "warn", "3.0 s behind ours"),
+    ],
+)
+def test_whatever_is_wrong_with_a_server_is_told(
+    change: dict[str, Any], level: str, said: str
+) -> None:
+    settings = Settings(database_url="postgresql://me@host/name")
+    seen = msgspec.structs.replace(WELL, **change)
+    judged = [
+        *check_database(seen, settings),
+        *check_backlog(seen),
+        *check_server_clock(seen),
+    ]
+    [line] = [line for line in judged if line.level != "ok"]
+    assert line.level == level
+    assert said in str(line)
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "said"),
+    [
+        ({"integrity": None}, "warn", "too large to check"),
+        ({"integrity": "row 3 missing from index"}, "FAIL", "is damaged: row 3"),
+        ({"wal": 2**30}, "warn", "has grown to"),
+        ({"free": 2**29}, "warn", "512 MB are left"),
+    ],
+)
+def test_whatever_is_wrong_with_a_file_is_told(
+    change: dict[str, Any], level: str, said: str
+) -> None:
+    well = File(exists=True, writable=True, free=2**40, version=LATEST, integrity="ok")
+    [line] = check_database(msgspec.structs.replace(well, **change), Settings())
+    assert line.level == level
+    assert said in str(line)
+
+
+def test_a_look_at_a_file_ends_in_time(env: Env) -> None:
+    path = make_database(env)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 60000) "
+            "INSERT INTO marks SELECT i, i FROM n"
+        )
+    seen = look_at_file(str(path), 0.0)
+    assert (seen.integrity, seen.version, seen.trouble) == (None, LATEST, None)
+
+
+# --- the receiver, and the way to it ---
+
+
+@dataclass
+class Place:
+    """A receiver that runs, and the environment of a doctor beside it."""
+
+    env: Env
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    env = {
+        "RECEIVER_SECRET_KEY": KEY,
+        "RECEIVER_API_KEYS": API_KEY,
+        "RECEIVER_DATABASE_URL": f"sqlite:///{tmp_path_factory.mktemp('place') / 'receiver.db'}",
+        "RECEIVER_DEV": "1",
+    }
+    with serve(create_app(Settings.read(env), [])) as port:
+        yield Place({**env, "RECEIVER_URL": f"http://127.0.0.1:{port}"}, port)
+
+
+async def test_a_receiver_that_runs_well_is_well(place: Place) -> None:
+    lines = await found({**place.env, "RECEIVER_PUBLIC_URL": place.url})
+    assert says(lines, "ok", "receiver: runs at", "knows every key")
+    assert says(lines, "ok", "public url:", "leads here, and bodies arrive as they were sent")
+    assert says(lines, "ok", "database:", "schema 4")
+    assert not says(lines, "FAIL")
+
+
+async def test_a_receiver_whose_database_takes_no_writes_is_told(
+    place: Place, proxy: Callable[[Passing], str]
+) -> None:
+    async def passing(scope: Scope, body: bytes) -> Response:
+        if scope["path"] == "/readyz":
+            return JSONResponse({}, 503)
+        if scope["path"].startswith("/v1"):
+            return Response("[]")
+        return await passed_on(place.url, scope["path"], body)
+
+    lines = await found({**place.env, "RECEIVER_URL": proxy(passing)}, "receiver")
+    assert says(lines, "FAIL", "its database takes no writes")
+
+
+async def test_in_development_it_is_known_by_the_secret_that_was_made_up(
+    place: Place, env: Env, tmp_path: Path
+) -> None:
+    del env["RECEIVER_SECRET_KEY"]
+    env |= {"RECEIVER_DEV": "1", "RECEIVER_URL": place.url}
+    lines = await found(env)
+    assert says(lines, "warn", "receiver: not asked")
+    assert says(lines, "ok", "secrets: made up by --dev")
+    (tmp_path / "receiver.db.dev-secret").write_text(KEY)
+    assert says(await found(env, "receiver"), "ok", "runs at")
+
+
+async def test_a_key_that_the_running_receiver_does_not_know_is_told(place: Place) -> None:
+    env = place.env | {
+        "RECEIVER_SECRET_KEY": f"{KEY},{OTHER_KEY}",
+        "RECEIVER_API_KEYS": f"{API_KEY},another-long-api-key",
+        "RECEIVER_PUBLIC_URL": place.url,
+    }
+    lines = await found(env)
+    for name in ("receiver", "public url"):
+        assert says(lines, "FAIL", name, "does not know number 2 of RECEIVER_SECRET_KEY")
+    lines = await found({**env, "RECEIVER_SECRET_KEY": KEY}, "receiver")
+    assert says(lines, "FAIL", "does not know number 2 of RECEIVER_API_KEYS", "restart")
+
+
+Passing = Callable[[Scope, bytes], Awaitable[Response]]
+
+
+@pytest.fixture
+def proxy() -> Iterator[Callable[[Passing], str]]:
+    """Put something between the doctor and the receiver; give its URL."""
+    with ExitStack() as stack:
+
+        def start(passing: Passing, **more: Any) -> str:
+            async def app(scope: Scope, receive: Receive, send: Send) -> None:
+                body = await Request(scope, receive).body()
+                await (await passing(scope, body))(scope, receive, send)
+
+            port = stack.enter_context(serve(app, lifespan="off", **more))
+            return f"http{'s' if more else ''}://127.0.0.1:{port}"
+
+        yield start
+
+
+async def passed_on(
+    url: str, path: str, body: bytes, method: str = "POST", headers: Any = None
+) -> Response:
+    async with httpx.AsyncClient() as client:
+        answer = await client.request(method, url + path, content=body, headers=headers)
+    kind = answer.headers["content-type"]
+    return Response(answer.content, answer.status_code, media_type=kind)
+
+
+async def test_a_receiver_with_other_secrets_is_told_and_gets_no_api_key(
+    place: Place, env: Env, proxy: Callable[[Passing], str]
+) -> None:
+    asked: list[str] = []
+
+    async def passing(scope: Scope, body: bytes) -> Response:
+        asked.append(f"{scope['path']} {scope['headers']}")
+        return await passed_on(place.url, scope["path"], body)
+
+    env |= {"RECEIVER_SECRET_KEY": OTHER_KEY, "RECEIVER_URL": proxy(passing)}
+    assert says(await found(env, "receiver"), "FAIL", "does not know this secret key")
+    assert asked
+    assert not [line for line in asked if API_KEY in line or "/v1" in line]
+
+
+async def test_whatever_else_listens_where_no_url_was_given_is_no_fault(
+    env: Env, monkeypatch: pytest.MonkeyPatch, proxy: Callable[[Passing], str]
+) -> None:
+    url = proxy(_says(Response("hello")))
+    monkeypatch.setattr("receiver.doctor.network._RECEIVER", url)
+    del env["RECEIVER_URL"]
+    assert says(await found(env, "receiver"), "warn", "none that is ours answers", "is no receiver")
+
+
+def _says(response: Response) -> Passing:
+    async def passing(_scope: Scope, _body: bytes) -> Response:
+        return response
+
+    return passing
+
+
+OBSTACLES: Final[dict[str, tuple[Passing, str]]] = {
+    "redirect": (
+        _says(Response(status_code=308, headers={"location": "https://www.test/"})),
+        "it redirects (HTTP 308) to https://www.test/; name the URL that answers by itself",
+    ),
+    "landing page": (_says(Response("<html>welcome")), "is no receiver, but some page"),
+    "JSON of others": (_says(JSONResponse({"answer": 1, "sha256": "x"})), "but some page"),
+    "not found": (_says(Response("404", 404)), "HTTP 404 from something that is no receiver"),
+    "login": (_says(Response("401", 401)), "HTTP 401 from something that is no receiver"),
+    "bad gateway": (_says(Response("502", 502)), "HTTP 502 from something that is no receiver"),
+    "takes little": (_says(Response("413", 413)), "the proxy takes no such body"),
+    "endless": (_says(Response(b"x" * 2_000_000)), "no answer came"),
+}
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+async def test_what_stands_in_the_way_of_callbacks_is_told(
+    place: Place, proxy: Callable[[Passing], str], obstacle: str
+) -> None:
+    passing, said = OBSTACLES[obstacle]
+    lines = await found({**place.env, "RECEIVER_PUBLIC_URL": proxy(passing)}, "public url")
+    assert says(lines, "FAIL", said), lines
+
+
+Spoiling = Callable[[str, str, bytes], tuple[str, str, bytes]]
+SPOILT: Final[dict[str, tuple[str, Spoiling, str]]] = {
+    "path stripped": (
+        "FAIL",
+        lambda m, p, b: (m, p.removeprefix("/webhooks"), b),
+        "sees another path",
+    ),
+    "path added": ("FAIL", lambda m, p, b: (m, f"/api{p}", b), "sees another path"),
+    "method": ("FAIL", lambda _, p, b: ("GET", p, b), "another method of POST"),
+    "body trimmed": (
+        "FAIL",
+        lambda m, p, b: (m, p, b.strip()),
+        "a callback is changed",
+    ),
+    "body made anew": (
+        "FAIL",
+        lambda m, p, b: (m, p, json.dumps(json.loads(b)).encode() if len(b) < 1000 else b),
+        "a callback is changed",
+    ),
+    "body lost": ("FAIL", lambda m, p, _: (m, p, b""), "a callback is changed"),
+    "other token": ("FAIL", lambda m, p, b: (m, p + "x", b), "does not know this secret key"),
+    "large body": ("warn", lambda m, p, b: (m, p, b[:1_000_000]), "of 1.6 MB does not get through"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+async def test_what_changes_callbacks_on_their_way_is_told(
+    place: Place, proxy: Callable[[Passing], str], kind: str
+) -> None:
+    level, spoil, said = SPOILT[kind]
+
+    async def passing(scope: Scope, body: bytes) -> Response:
+        method, path, content = spoil(scope["method"], scope["path"], body)
+        return await passed_on(place.url, path, content, method)
+
+    lines = await found({**place.env, "RECEIVER_PUBLIC_URL": proxy(passing)}, "public url")
+    assert says(lines, level, said), lines
+
+
+async def test_an_answer_kept_from_another_echo_proves_nothing(
+    place: Place, proxy: Callable[[Passing], str]
+) -> None:
+    """A cache before the receiver, or somebody who wrote an answer down, is no receiver."""
+    tokens, now = Tokens([KEY]), time.time()
+    async with httpx.AsyncClient(base_url=place.url) as client:
+        kept = await client.post(f"/webhooks/echo/{tokens.echoes(now)[0]}", content=b"x")
+    assert kept.status_code == 200
+    env = {**place.env, "RECEIVER_PUBLIC_URL": proxy(_says(JSONResponse(kept.json())))}
+    assert says(await found(env, "public url"), "FAIL", "is no receiver, but some page")
+
+
+async def test_a_certificate_that_nobody_trusts_is_told(
+    place: Place, proxy: Callable[..., str], tmp_path: Path
+) -> None:
+    public, private = write_certificate(tmp_path)
+    url = proxy(_says(Response("")), ssl_certfile=public, ssl_keyfile=private)
+    lines = await found({**place.env, "RECEIVER_PUBLIC_URL": url}, "public url")
+    assert says(lines, "FAIL", "its certificate is not trusted", "self-signed")
+    lines = await found({**place.env, "RECEIVER_PUBLIC_URL": f"https{place.url[4:]}"}, "public url")
+    assert says(lines, "FAIL", "TLS fails")
+
+
+async def test_a_name_without_an_address_and_a_port_without_a_server_are_told(
+    place: Place, env: Env
+) -> None:
+    nowhere = "https://receiver.invalid"
+    lines = await found({**env, "RECEIVER_PUBLIC_URL": nowhere}, "public url")
+    assert says(lines, "FAIL", "its name cannot be resolved")
+    closed = f"http://127.0.0.1:{dead_port()}"
+    lines = await found({**place.env, "RECEIVER_PUBLIC_URL": closed}, "public url")
+    assert says(lines, "FAIL", "connection refused")
+
+
+async def test_before_a_receiver_runs_its_public_url_is_not_blamed(env: Env) -> None:
+    env |= {"RECEIVER_PUBLIC_URL": f"http://127.0.0.1:{dead_port()}", "RECEIVER_DEV": "1"}
+    lines = await found(env)
+    assert says(lines, "warn", "receiver: none that is ours answers", "receiver serve")
+    assert says(lines, "warn", "public url:", "cannot be judged while no receiver runs")
+    assert not says(lines, "FAIL")
+
+
+async def test_a_private_address_and_plain_http_are_for_development_only(
+    place: Place, env: Env
+) -> None:
+    env["RECEIVER_PUBLIC_URL"] = place.url
+    lines = await found(env, "public url")
+    assert says(lines, "FAIL", "is not https")
+    assert says(lines, "FAIL", "127.0.0.1 is a private address")
+    lines = await found({**env, "RECEIVER_DEV": "1"}, "public url")
+    assert says(lines, "warn", "only providers on this machine")
+
+
+async def test_without_a_public_url_there_is_a_warning(env: Env) -> None:
+    assert says(await found(env, "public url"), "warn", "RECEIVER_PUBLIC_URL is not set")
+
+
+# --- the echo, as a stranger meets it ---
+
+
+async def test_an_echo_is_nothing_to_a_stranger_and_to_a_replay(place: Place) -> None:
+    tokens, now = Tokens([KEY]), time.time()
+    good = tokens.echoes(now)[0]
+    bad = {
+        "another's": Tokens([OTHER_KEY]).echoes(now)[0],
+        "a callback's": tokens.callback("fal", f"{int(now)}-0"),
+        "old": tokens.echoes(now - 90)[0],
+        "of the future": tokens.echoes(now + 90)[0],
+        "changed": good[:-1] + ("A" if good[-1] != "A" else "B"),
+        "long": "a" * 5000,
+        "no token": "x",
+        "not ASCII": "é.é",
+    }
+    async with httpx.AsyncClient(base_url=place.url) as client:
+        for name, token in bad.items():
+            answer = await client.post(f"/webhooks/echo/{token}", content=b"x")
+            assert answer.status_code == 401, name
+            assert answer.json()["type"] == "urn:receiver:problem:unproved"
+        assert (await client.get(f"/webhooks/echo/{good}")).status_code == 405
+        one, two = [
+            (await client.post(f"/webhooks/echo/{good}", content=b"x")).json() for _ in "ab"
+        ]
+        assert one == two
+        assert set(one) == {"sha256", "answer"}
+        much = await client.post(f"/webhooks/echo/{good}", content=b"x" * (4 * 2**20 + 1))
+        assert much.status_code == 413
+
+
+# --- providers ---
+
+
+@pytest.fixture(scope="module")
+def providers() -> Iterator[Env]:
+    options = msgspec.structs.replace(FAST, api_keys=frozenset({PROVIDER_KEY}))
+    with serve(create_emulator(options)) as port:
+        keys = dict.fromkeys(("OXEN_API_KEY", "EACHLABS_API_KEY", "FAL_KEY"), PROVIDER_KEY)
+        yield {**settings_for(f"http://127.0.0.1:{port}"), **keys}
+
+
+async def test_good_keys_are_told_from_bad_ones_at_no_cost(env: Env, providers: Env) -> None:
+    lines = await found(env | providers)
+    for name in ("oxen", "eachlabs", "fal"):
+        assert says(lines, "ok", f"provider {name}: the key is good")
+    assert says(lines, "ok", "stream oxen: can be opened")
+    assert says(lines, "ok", "clock: the clock of eachlabs, fal, oxen agrees")
+    bad = dict.fromkeys(("OXEN_API_KEY", "EACHLABS_API_KEY", "FAL_KEY"), "wrong")
+    lines = await found(env | providers | bad)
+    for name in ("oxen", "eachlabs", "fal"):
+        assert says(lines, "FAIL", f"provider {name}: the key is refused (HTTP 401)")
+    assert says(lines, "FAIL", "stream oxen: cannot be opened: HTTP 401")
+    base = providers["OXEN_BASE_URL"].removesuffix("/oxen")
+    async with httpx.AsyncClient(base_url=base) as client:
+        assert (await client.get("/_emulator/ledger")).json()["predictions"] == []
+
+
+async def test_a_provider_that_is_off_away_or_somebody_else_is_told(
+    env: Env, providers: Env, proxy: Callable[[Passing], str]
+) -> None:
+    wrong = {
+        "OXEN_API_KEY": "",
+        "EACHLABS_BASE_URL": f"http://127.0.0.1:{dead_port()}",
+        "FAL_JWKS_URL": proxy(_says(Response("<html>"))),
+        "FAL_QUEUE_URL": proxy(_says(Response(status_code=302, headers={"location": "/x"}))),
+    }
+    lines = await found(env | providers | wrong)
+    assert says(lines, "ok", "provider oxen: off")
+    assert says(lines, "FAIL", "provider eachlabs: cannot be asked", "connection refused")
+    assert says(lines, "FAIL", "provider fal: it redirects (HTTP 302)")
+    assert says(lines, "FAIL", "provider fal: no public key is to be had")
+    assert not [text for _, text in lines if text.startswith("stream")]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level", "said"),
+    [(0, "ok", "agrees with ours"), (30, "warn", "behind ours"), (-3600, "FAIL", "ahead of ours")],
+)
+async def test_our_clock_is_held_against_the_providers(
+    env: Env, providers: Env, ahead: float, level: str, said: str
+) -> None:
+    lines = await examine(env | providers, clock=lambda: time.time() + ahead)
+    [clock] = [line for line in lines if line.name == "clock"]
+    assert (clock.level, said in clock.says) == (level, True), clock
+
+
+# --- handlers ---
+
+
+async def test_every_handler_file_that_cannot_be_loaded_is_told(env: Env, tmp_path: Path) -> None:
+    for name, content in {
+        "broken.py": "from receiver import on\n1/0\n",
+        "leaves.py": "import sys\nsys.exit(3)\n",
+        "empty.py": "",
+        "good.py": "from receiver import on\n@on('*', name='good', after='x')\ndef f(e): ...\n",
+        "twin.py": "from receiver import on\n@on('*', name='good')\ndef f(e): ...\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+    names = ["broken.py", "leaves.py", "empty.py", "good.py", "twin.py", "absent.py"]
+    lines = await found(
+        {**env, "RECEIVER_HANDLERS": ",".join(str(tmp_path / name) for name in names)}, "handlers"
+    )
+    assert says(lines, "FAIL", "broken.py:2", "ZeroDivisionError", "would not start")
+    assert says(lines, "FAIL", "leaves.py", "ends the process")
+    assert says(lines, "FAIL", "empty.py", "has no handler")
+    assert says(lines, "FAIL", "twin.py:2", "'good' is taken")
+    assert says(lines, "FAIL", "absent.py", "no such file")
+    assert says(lines, "warn", "good is to run after x")
+
+
+async def test_without_handlers_there_is_a_warning(env: Env) -> None:
+    assert says(await found(env, "handlers"), "warn", "there is none")
+
+
+# --- the whole ---
+
+
+async def test_one_check_that_fails_or_hangs_does_not_stop_the_others(
+    env: Env, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr("receiver.doctor.check_secrets", breaks)
+    monkeypatch.setattr("receiver.doctor._LONGEST", 0.3)
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener:
+        port = listener.getsockname()[1]
+        lines = await found(
+            {**env, "FAL_KEY": "fal-key-of-mine", "FAL_QUEUE_URL": f"http://127.0.0.1:{port}"}
+        )
+    assert says(lines, "FAIL", "secrets: the check itself failed: RuntimeError: unforeseen")
+    assert says(lines, "FAIL", "provider fal: the check did not end within 0.3 s")
+    assert says(lines, "ok", "database:")
+
+
+def test_the_worst_of_nothing_is_ok() -> None:
+    assert worst([]) == "ok"
+    assert worst([Finding("ok", "a", ""), Finding("FAIL", "b", ""), Finding("warn", "c", "")]) == (
+        "FAIL"
+    )
+
+
+def doctor(env: Env, cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return subprocess.run(
+        [sys.executable, "-m", "receiver", "doctor", *args],
+        cwd=cwd,
+        env={**kept, "PYTHONPATH": str(Path(__file__).parent.parent), **env},
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+
+
+def test_the_command_is_for_people_and_for_scripts(env: Env, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from receiver import on\nprint('loud')\n@on('*', name='mine')\ndef f(event): ...\n"
+    )
+    weak = {**env, "RECEIVER_SECRET_KEY": "a" * 32}
+    with ThreadPoolExecutor() as threads:
+        plain = threads.submit(doctor, env, tmp_path, "mine.py")
+        strict = threads.submit(doctor, env, tmp_path, "mine.py", "--strict", "--json")
+        failed = threads.submit(doctor, weak, tmp_path, "--dev")
+    ran = plain.result()
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "ok    handlers: mine: loaded\n" in ran.stdout
+    assert "\x1b" not in ran.stdout
+    assert strict.result().returncode == 2
+    told = json.loads(strict.result().stdout)
+    assert told["worst"] == "warn"
+    assert {"level", "name", "says", "mend"} == set(told["data"][0])
+    assert failed.result().returncode == 1
+    assert "FAIL  secrets: RECEIVER_SECRET_KEY repeats itself" in failed.result().stdout
