@@ -393,6 +393,7 @@ def resume(name: Annotated[str, typer.Argument(metavar="HANDLER")]) -> None:
     _print(_call("post", f"/v1/handlers/{_quoted(name)}/resume"))
 
 
+@main.command()
 def doctor(
     handlers: Handlers = None,
     as_json: AsJson = False,
