@@ -28,7 +28,10 @@ from receiver.duty import Duty
 from receiver.errors import KeysUnavailable, StoreUnavailable, StoreUnusable
 from receiver.inbound import (
     ERROR_HANDLERS,
+    OPERATIONS,
+    WEBHOOKS,
     Deliveries,
+    Docs,
     Drained,
     Guard,
     Hook,
@@ -305,6 +308,7 @@ class _Receiver:
             *self._predictions.routes(),
             *self._deliveries.routes(),
             *health_routes(self._store, self._clock),
+            *Docs(OPERATIONS, WEBHOOKS).routes(),
         ]
 
     def _listener(self, name: str, provider: Streamed) -> Listener | Duty:

@@ -545,7 +545,7 @@ async def test_a_models_details_are_the_providers_own(start: Start, network: Net
         )
         for status, kind in (
             (404, "no-model-details"),
-            (502, "no-model-details"),
+            (502, "provider-unavailable"),
             (502, "provider-unavailable"),
             (502, "provider-unavailable"),
         ):

@@ -1,0 +1,74 @@
+"""How routes are described: one row for each method and path, kept beside the route itself.
+
+The same types read what comes in, encode what goes out, and make the document at /openapi.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from receiver.providers import NAMES
+
+_ID: Final = "0199f3a6d2c1e4" + "5b7f1c9d3e8a260f4b"
+PredictionId = Annotated[str, Meta(pattern="^pred_[0-9a-f]{32}$", examples=[f"pred_{_ID}"])]
+EventId = Annotated[str, Meta(pattern="^evt_[0-9a-f]{32}$", examples=[f"evt_{_ID}"])]
+DeliveryId = Annotated[str, Meta(pattern="^dlv_[0-9a-f]{40}$", examples=[f"dlv_{_ID}5c1d0e2f"])]
+EventName = Annotated[str, Meta(pattern="^(pred|evt)_[0-9a-f]{32}$", examples=[f"evt_{_ID}"])]
+"""A prediction's id or that of its event."""
+ModelName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[!-\-0-~][!-.0-~]*(/[!-\-0-~][!-.0-~]*)*$",
+        max_length=300,
+        examples=["fal-ai/nano-banana"],
+    ),
+]
+"""Segments of visible ASCII, none of which is empty or begins with a dot."""
+ProviderName = Annotated[str, Meta(extra_json_schema={"enum": list(NAMES)})]
+PageSize = Annotated[int, Meta(ge=1, le=100)]
+
+
+class Content(msgspec.Struct, frozen=True):
+    """A body: its type, and one that is of it."""
+
+    type: Any
+    example: Any = None
+    media_type: str = "application/json"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """One way a route answers when all is well; what is not well is named by `problems`."""
+
+    status: int
+    meaning: str
+    content: Content | None = None
+    headers: tuple[str, ...] = ()
+    """Of those that `openapi` describes."""
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """One row: a method of a path, what it takes and what it answers."""
+
+    method: str
+    path: str
+    summary: str
+    answers: tuple[Answer, ...]
+    problems: tuple[str, ...] = ()
+    """Of `answers.PROBLEMS`, beyond those that every route has."""
+    detail: str = ""
+    names: Mapping[str, Any] = {}
+    """The types of what stands in the path."""
+    query: type[msgspec.Struct] | None = None
+    headers: type[msgspec.Struct] | None = None
+    body: tuple[Content, ...] = ()
+    """More than one: in any of these forms."""
+    is_open: bool = False
+    """It wants no key."""
+
+
+UNREADABLE: Final = ("invalid-json", "too-large", "unsupported-media-type", "invalid-request")
+"""What may be wrong with any JSON body."""
