@@ -146,6 +146,7 @@ OPERATIONS: Final = (
                 200,
                 "a page of deliveries",
                 Content(Found[Delivery], Found(data=[_EXAMPLE], next_cursor=None)),
+                leads_to=("postDeliveriesIdRetry",),
             ),
         ),
         ("invalid-request",),

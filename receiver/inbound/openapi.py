@@ -17,6 +17,7 @@ import msgspec
 from receiver.inbound.answers import PREFIX, PROBLEMS, ProblemDetails
 from receiver.inbound.operation import Answer, Content, Operation
 from receiver.inbound.reading import schema_of
+from receiver.store.values import Found
 
 Json: TypeAlias = dict[str, Any]
 Groups: TypeAlias = Mapping[str, Sequence[Operation]]
@@ -155,7 +156,15 @@ def _answer(answer: Answer, types: _Types) -> Json:
         "description": answer.meaning,
         **_headers(answer.headers),
         **({"content": _content([answer.content], types)} if answer.content else {}),
+        **_links(answer),
     }
+
+
+def _links(answer: Answer) -> Json:
+    listed = answer.content is not None and get_origin(answer.content.type) is Found
+    found = "$response.body#/data/0/id" if listed else "$response.body#/id"
+    links = {name: {"operationId": name, "parameters": {"id": found}} for name in answer.leads_to}
+    return {"links": links} if links else {}
 
 
 def _headers(names: Iterable[str]) -> Json:

@@ -48,6 +48,8 @@ class Answer(msgspec.Struct, frozen=True):
     content: Content | None = None
     headers: tuple[str, ...] = ()
     """Of those that `openapi` describes."""
+    leads_to: tuple[str, ...] = ()
+    """Operations that take the `id` of this answer, or of the first of its list."""
 
 
 class Operation(msgspec.Struct, frozen=True):

@@ -327,11 +327,19 @@ EXAMPLE: Final = msgspec.structs.replace(
     completed_at=datetime(2026, 1, 31, 12, 0, 3, 500000, UTC),
 )
 _ONE: Final = {"id": PredictionId}
-_ENDED: Final = Answer(
-    200, "it has ended", Content(Prediction, EXAMPLE), ("Location", "Preference-Applied")
-)
 _LIVES: Final = Answer(
-    202, "it has not ended", Content(Prediction, _SUBMITTED), ("Location", "Preference-Applied")
+    202,
+    "it has not ended",
+    Content(Prediction, _SUBMITTED),
+    ("Location", "Preference-Applied"),
+    ("getPredictionsId", "postPredictionsIdCancel"),
+)
+_ENDED: Final = Answer(
+    200,
+    "it has ended",
+    Content(Prediction, EXAMPLE),
+    _LIVES.headers,
+    ("getPredictionsId", "postPredictionsIdReplay", "getPredictionsIdExplain"),
 )
 _ASKED: Final = ("unknown-provider", "provider-off", "provider-busy", "provider-unavailable")
 OPERATIONS: Final = (
