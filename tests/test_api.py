@@ -457,6 +457,22 @@ async def test_an_unfit_query_is_refused(start: Start, query: str) -> None:
             problem(await station.http.get(f"/v1/deliveries?{query}"), 422, "invalid-request")
 
 
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("state=lost", "state must be one of dead, done, pending, running, skipped"),
+        ("limit=0", "limit must be 1 to 100"),
+        ("handler=%00", "handler: Expected `str` matching regex '^[^\\\\x00-\\\\x1f\\\\x7f]+$'"),
+        ("prediction=pred_1", "prediction: Expected `str` matching regex '^pred_[0-9a-f]{32}$'"),
+        ("page=2", "Object contains unknown field `page`"),
+    ],
+)
+async def test_what_is_wrong_with_a_query_is_said(start: Start, query: str, detail: str) -> None:
+    async with start() as station:
+        answer = await station.http.get(f"/v1/deliveries?{query}")
+        assert problem(answer, 422, "invalid-request")["detail"] == detail
+
+
 # --- deliveries, replay ---
 
 

@@ -30,6 +30,7 @@ from tests.conftest import Start
 from tests.emulator.serving import FAST, serve
 from tests.receiving import API_KEY, ENV, Json, Station, write
 
+TOP = Path(__file__).parent.parent
 MADE: Json = msgspec.json.decode(msgspec.json.encode(document(OPERATIONS, WEBHOOKS)))
 ROWS = [
     (path, method, row)
@@ -112,8 +113,9 @@ _MAKERS = {"Problem", "_raw_problem", "problem_body"}
 def raised() -> set[tuple[int, str]]:
     """Read off the source which problems there are."""
     found = set()
-    for path in (Path(__file__).parent.parent / "receiver").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+    texts = [path.read_text() for path in (TOP / "receiver").rglob("*.py")]
+    for text in texts:
+        for node in ast.walk(ast.parse(text)) if "roblem" in text else ():
             match node:
                 case ast.Call(
                     func=ast.Name(id=name),
@@ -219,6 +221,7 @@ async def test_what_has_ended_is_as_described(start: Start) -> None:
         assert page["data"][0]["history"][0]["result"] == "done"
 
 
+@pytest.mark.timeout(120)  # 7 s where nothing else runs
 def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     """Let a program that has only read the document try everything it can think of.
 
@@ -240,12 +243,12 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
                     *("run", "openapi.json", "--url", f"http://127.0.0.1:{port}", "--no-color"),
                     *("--header", f"Authorization: Bearer {API_KEY}"),
                     *("--checks", "all", "--phases", "examples,coverage,fuzzing,stateful"),
-                    *("--max-examples", "8", "--generation-deterministic"),
+                    *("--max-examples", "5", "--generation-deterministic"),
                 ],
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,
-                timeout=50,
+                timeout=110,
                 check=False,
             )
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -18,6 +18,7 @@ from receiver.inbound.operation import (
     Answer,
     Content,
     DeliveryId,
+    HandlerName,
     Operation,
     PageSize,
     PredictionId,
@@ -40,8 +41,7 @@ class DeliveriesAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which deliveries to list."""
 
     state: Literal["pending", "running", "done", "skipped", "dead"] | None = None
-    handler: str | None = None
-    """Only those to the handler of this name."""
+    handler: HandlerName | None = None
     prediction: PredictionId | None = None
     limit: PageSize = 50
     cursor: DeliveryId | None = None

@@ -28,6 +28,9 @@ ModelName = Annotated[
     ),
 ]
 """Segments of visible ASCII, none of which is empty or begins with a dot."""
+HandlerName = Annotated[
+    str, Meta(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=300, examples=["save"])
+]
 ProviderName = Annotated[str, Meta(extra_json_schema={"enum": list(NAMES)})]
 PageSize = Annotated[int, Meta(ge=1, le=100)]
 
