@@ -55,7 +55,8 @@ def page(made: Json) -> str:
 <h1>{title}</h1>
 <p>{_prose(info["description"])}</p>
 <p>Routes under <code>/v1</code> want <code>Authorization: Bearer</code> and one of
-<code>RECEIVER_API_KEYS</code>. For programs: <a href="openapi.json">openapi.json</a>.</p>
+<code>RECEIVER_API_KEYS</code>. Answers of 4xx and 5xx are
+<a href="#ProblemDetails">problem details</a>. For programs: <a href="openapi.json">openapi.json</a>.</p>
 <nav>{"".join(_contents(name, rows) for name, rows in parts)}</nav>
 {"".join(_part(name, rows, made) for name, rows in parts)}
 <h2 id="types">Types</h2>
@@ -108,7 +109,7 @@ def _row(heading: str, row: Json, made: Json) -> str:
         for status, answer in row["responses"].items()
     ]
     method, _, path = heading.partition(" ")
-    call = "" if method == "on" else f"<pre>{escape(_curl(method, path, row))}</pre>"
+    call = "" if method == "on" else f"<pre>{escape(_curl(method, path, row), quote=False)}</pre>"
     body = row.get("requestBody", {}).get("content", {})
     return (
         f'<h3 id="{row["operationId"]}">{_heading(heading)}</h3>'
@@ -122,7 +123,11 @@ def _row(heading: str, row: Json, made: Json) -> str:
 def _said(answer: Json) -> str:
     names = ", ".join(f"<code>{escape(name)}</code>" for name in answer.get("headers", {}))
     headers = f" <small>with {names}</small>" if names else ""
-    return _prose(answer["description"]) + headers + _bodies(answer.get("content", {}))
+    # What a problem looks like is said once, at the head of the page.
+    contents = {
+        name: content for name, content in answer.get("content", {}).items() if name != _PROBLEM
+    }
+    return _prose(answer["description"]) + headers + _bodies(contents)
 
 
 def _bodies(contents: Json, *, shown: bool = True) -> str:
@@ -179,6 +184,7 @@ def _form(schema: Json) -> str:
     return " ".join([escape(str(schema.get("format", schema.get("type", "any JSON")))), *bounds])
 
 
+_PROBLEM: Final = "application/problem+json"
 _BOUNDS: Final = (
     ("minimum", "from"),
     ("maximum", "to"),
@@ -221,7 +227,7 @@ def _prose(text: str) -> str:
 
 
 def _pretty(value: Any) -> str:
-    return escape(json.dumps(value, indent=2, ensure_ascii=False))
+    return escape(json.dumps(value, indent=2, ensure_ascii=False), quote=False)
 
 
 def _resolved(answer: Json, made: Json) -> Json:
