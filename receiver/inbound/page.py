@@ -56,7 +56,8 @@ def page(made: Json) -> str:
 <p>{_prose(info["description"])}</p>
 <p>Routes under <code>/v1</code> want <code>Authorization: Bearer</code> and one of
 <code>RECEIVER_API_KEYS</code>. Answers of 4xx and 5xx are
-<a href="#ProblemDetails">problem details</a>. For programs: <a href="openapi.json">openapi.json</a>.</p>
+<a href="#ProblemDetails">problem details</a>. For programs:
+<a href="openapi.json">openapi.json</a>.</p>
 <nav>{"".join(_contents(name, rows) for name, rows in parts)}</nav>
 {"".join(_part(name, rows, made) for name, rows in parts)}
 <h2 id="types">Types</h2>
