@@ -30,7 +30,10 @@ from receiver.errors import KeysUnavailable, StoreUnavailable, StoreUnusable
 from receiver.feed import Feed
 from receiver.inbound import (
     ERROR_HANDLERS,
+    OPERATIONS,
+    WEBHOOKS,
     Deliveries,
+    Docs,
     Drained,
     Events,
     Guard,
@@ -340,6 +343,7 @@ class _Receiver:
             *self._events.routes(),
             *self._handlers.routes(),
             *health_routes(self._store, self._clock),
+            *Docs(OPERATIONS, WEBHOOKS).routes(),
         ]
 
     def _listener(self, name: str, provider: Streamed) -> Listener | Duty:

@@ -62,11 +62,21 @@ class Unreadable(ReceiverError):
 
 
 class Problem(ReceiverError):
-    """An answer to a caller of /v1 as problem details; `type` is a stable slug."""
+    """An answer to a caller of /v1 as problem details; `type` is one of a stable few."""
 
-    def __init__(self, status: int, type: str, detail: str, **extra: object) -> None:
+    def __init__(
+        self,
+        status: int,
+        type: str,
+        detail: str,
+        *,
+        retry_after: int | None = None,
+        prediction_id: str | None = None,
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.type = type
         self.detail = detail
-        self.extra = extra
+        self.retry_after = retry_after
+        """Seconds."""
+        self.prediction_id = prediction_id

@@ -109,10 +109,10 @@ class _Reader:
     def put(self, messages: Sequence[Message]) -> None:
         if self.is_cut:
             return
-        for move, frame in ((message.move, message.frame) for message in messages):
-            if move.seq > self._after and move in self.wanted:
-                self._waiting.append(frame)
-                self._size += len(frame)
+        for message in messages:
+            if message.move.seq > self._after and message.move in self.wanted:
+                self._waiting.append(message.frame)
+                self._size += len(message.frame)
         if self._size > _MOST_BYTES or len(self._waiting) > _MOST_WAITING:
             self.is_cut = True
             self._waiting.clear()
@@ -216,7 +216,7 @@ class Feed:
         if after < cut or after > end:
             # Too old, or of another database (one that was restored, perhaps).
             until = cut if after < cut else end
-            yield _frame("stream.gap", until, Gap(after=after, until=until))
+            yield frame("stream.gap", until, Gap(after=after, until=until))
             after = until
         await self._following.wait()
         while self._position is not None and after < self._position:
@@ -257,7 +257,7 @@ class Feed:
         for move in moves:
             content = events.get(move.prediction_id) if move.status in TERMINAL else _change(move)
             if content is not None:
-                messages.append(Message(move, _frame(content.type, move.seq, content)))
+                messages.append(Message(move, frame(content.type, move.seq, content)))
         return messages
 
 
@@ -275,6 +275,6 @@ def _change(move: Move) -> Change:
     )
 
 
-def _frame(kind: str, seq: int, content: Any) -> bytes:
+def frame(kind: str, seq: int, content: Any) -> bytes:
     """Write one server-sent event; JSON has no line breaks of its own."""
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (seq, kind.encode(), msgspec.json.encode(content))

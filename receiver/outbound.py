@@ -278,8 +278,9 @@ class Outbound:
         except (Unreadable, msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise Problem(502, "provider-unavailable", f"{provider} did not answer") from error
         if answer.status != httpx.codes.OK:
-            status = 404 if answer.status == httpx.codes.NOT_FOUND else 502
-            raise Problem(status, "no-model-details", f"{provider} answered {answer.status}")
+            if answer.status == httpx.codes.NOT_FOUND:
+                raise Problem(404, "no-model-details", f"{provider} knows no such model")
+            raise Problem(502, "provider-unavailable", f"{provider} answered {answer.status}")
         return body
 
     async def _cancel_at_provider(self, job: Job) -> None:

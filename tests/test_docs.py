@@ -78,6 +78,7 @@ def test_the_recipe_works_as_it_is_written(folder: Path) -> None:
     here = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for name in [name for name in here if name.startswith(("PYTEST_", "COV_"))]:
         del here[name]
+    here["PYTEST_ADDOPTS"] = "-p no:schemathesis"  # a plugin by itself, and slow to load
     ran = subprocess.run(
         ["bash", "-e", "-c", commands],
         cwd=folder,

@@ -212,8 +212,8 @@ async def test_a_reader_says_what_it_wants(
 @pytest.mark.parametrize(
     ("query", "after", "words"),
     [
-        ("type=exploded", None, "unknown type exploded"),
-        ("kind=avatar", None, "unknown parameter kind"),
+        ("type=exploded", None, "type: "),
+        ("kind=avatar", None, "`kind`"),
         ("", "evt_what", "Last-Event-ID"),
         ("", "-1", "Last-Event-ID"),
         ("", "9" * 40, "Last-Event-ID"),

@@ -425,7 +425,7 @@ async def test_10_storage_down_is_503_never_4xx(start: Start, disk: Disk) -> Non
                 "/v1/predictions", json={"provider": "fal", "model": "a/b", "input": {}}
             ),
             await station.http.post(f"/v1/predictions/{sent.prediction_id}/replay"),
-            await station.http.post("/v1/deliveries/dlv_1/retry"),
+            await station.http.post(f"/v1/deliveries/dlv_{'0' * 40}/retry"),
         ):
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
             assert answer.headers["content-type"] == "application/problem+json"
@@ -458,7 +458,7 @@ async def test_10_a_server_that_is_away_is_503_never_4xx(
                 ),
                 await station.http.post(f"/v1/predictions/{sent.prediction_id}/cancel"),
                 await station.http.post(f"/v1/predictions/{sent.prediction_id}/replay"),
-                await station.http.post("/v1/deliveries/dlv_1/retry"),
+                await station.http.post(f"/v1/deliveries/dlv_{'0' * 40}/retry"),
                 await station.http.get("/v1/deliveries"),
             ):
                 assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")

@@ -37,52 +37,102 @@ _TITLES: Final = {
 }
 
 
-def problem_body(status: int, kind: str, detail: str, **extra: object) -> bytes:
+PROBLEMS: Final = {
+    "invalid-json": (400, "the body is not JSON"),
+    "unauthorized": (401, "no key was sent, or none of RECEIVER_API_KEYS"),
+    "unproved": (401, "it was not shown that the provider sent this; why is in the log"),
+    "not-found": (404, "there is no such thing"),
+    "no-model-details": (404, "the provider does not describe this model"),
+    "method-not-allowed": (405, "the path has other methods; Allow names them"),
+    "too-slow": (408, "the body took too long to come in"),
+    "idempotency-conflict": (409, "the Idempotency-Key was used for another request"),
+    "already-ended": (409, "the prediction has ended in another way"),
+    "not-ended": (409, "the prediction has not ended, so there is no event yet"),
+    "not-retryable": (409, "the delivery is running or done"),
+    "unconfirmed": (409, "the submit got no answer, so there is no provider's id to cancel by"),
+    "too-large": (413, "the body is larger than RECEIVER_MAX_BODY_BYTES"),
+    "unsupported-media-type": (415, "the Content-Type is not application/json"),
+    "invalid-request": (422, "a parameter or a field is unfit; the detail says which"),
+    "unknown-provider": (422, "there is no such provider"),
+    "provider-off": (422, "the provider has no API key here"),
+    "invalid-model": (422, "the model's name is unfit"),
+    "unsupported-input": (422, "the input holds what the provider, or this receiver, cannot do"),
+    "provider-busy": (429, "the provider takes no more requests now"),
+    "internal-error": (500, "a fault of ours; it is in the log"),
+    "provider-unavailable": (502, "the provider did not answer, or not sensibly"),
+    "unavailable": (503, "the database does not take writes"),
+    "too-many-readers": (503, "as many streams are open as may be"),
+    "keys-unavailable": (503, "the provider's public keys cannot be had"),
+}
+"""Every `type` of a problem: its status and its meaning. They are stable."""
+PREFIX: Final = "urn:receiver:problem:"
+
+
+class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What went wrong, as RFC 9457 has it: `type` is for programs, `detail` for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    retry_after: int | msgspec.UnsetType = msgspec.UNSET
+    """Seconds, as in the header Retry-After."""
+    prediction_id: str | msgspec.UnsetType = msgspec.UNSET
+    """The prediction that holds the Idempotency-Key."""
+
+
+def problem_body(
+    status: int,
+    kind: str,
+    detail: str,
+    retry_after: int | None = None,
+    prediction_id: str | None = None,
+) -> bytes:
     return msgspec.json.encode(
-        {
-            "type": f"urn:receiver:problem:{kind}",
-            "title": _TITLES.get(status, "Error"),
-            "status": status,
-            "detail": detail,
-            **extra,
-        }
+        ProblemDetails(
+            type=PREFIX + kind,
+            title=_TITLES.get(status, "Error"),
+            status=status,
+            detail=detail,
+            retry_after=msgspec.UNSET if retry_after is None else retry_after,
+            prediction_id=msgspec.UNSET if prediction_id is None else prediction_id,
+        )
     )
 
 
-def _problem(
-    status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None, **extra: object
-) -> Response:
-    return Response(
-        problem_body(status, kind, detail, **extra),
-        status,
-        headers=headers,
-        media_type="application/problem+json",
-    )
+def _problem(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(body, status, headers=headers, media_type="application/problem+json")
 
 
 async def _on_problem(_: Request, error: Exception) -> Response:
     if not isinstance(error, Problem):
         raise error
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}  # noqa: PLR2004
-    if "retry_after" in error.extra:
-        headers["Retry-After"] = str(error.extra["retry_after"])
-    return _problem(error.status, error.type, error.detail, headers, **error.extra)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    body = problem_body(
+        error.status, error.type, error.detail, error.retry_after, error.prediction_id
+    )
+    return _problem(error.status, body, headers)
 
 
 async def _on_unavailable(_: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's shape
-    return _problem(503, "unavailable", "the database does not take writes", {"Retry-After": "5"})
+    body = problem_body(503, "unavailable", "the database does not take writes")
+    return _problem(503, body, {"Retry-After": "5"})
 
 
 async def _on_http(_: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http-error")
-    return _problem(error.status_code, kind, error.detail, error.headers)
+    return _problem(
+        error.status_code, problem_body(error.status_code, kind, error.detail), error.headers
+    )
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
     log.error("request.failed", path=request.url.path[:40], exc_info=error)
-    return _problem(500, "internal-error", "a fault of ours; it is in the log")
+    return _problem(500, problem_body(500, "internal-error", "a fault of ours; it is in the log"))
 
 
 ERROR_HANDLERS: Final[dict[Any, Any]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Annotated, Final, Literal, Protocol
 
 import msgspec
 from starlette.requests import Request
@@ -14,20 +14,45 @@ from starlette.routing import Route
 from receiver.errors import Problem
 from receiver.inbound.answers import as_json
 from receiver.inbound.guard import Guard
-from receiver.inbound.reading import number, one_of, page_size, query
-from receiver.store.values import Found
+from receiver.inbound.operation import (
+    Answer,
+    Content,
+    DeliveryId,
+    HandlerName,
+    Operation,
+    PageSize,
+    PredictionId,
+)
+from receiver.inbound.reading import named, parameters
+from receiver.store.values import Attempt, Delivery, Found
 
-_DRAIN: Final = 25
 _LONGEST_DRAIN: Final = 900
 """Seconds; serverless platforms end a request after so many at the latest."""
-_STATES: Final = ("pending", "running", "done", "skipped", "dead")
 
 
 class Reads(Protocol):
     """What these routes need of the store."""
 
-    async def deliveries(self, limit: int, **given: str | None) -> Found: ...
+    async def deliveries(self, limit: int, **given: str | None) -> Found[Delivery]: ...
     async def retry(self, delivery_id: str, now: float) -> str | None: ...
+
+
+class DeliveriesAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which deliveries to list."""
+
+    state: Literal["pending", "running", "done", "skipped", "dead"] | None = None
+    handler: HandlerName | None = None
+    prediction: PredictionId | None = None
+    limit: PageSize = 50
+    cursor: DeliveryId | None = None
+    """The `next_cursor` of the page before."""
+
+
+class DrainAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to drain."""
+
+    seconds: Annotated[int, msgspec.Meta(ge=1, le=_LONGEST_DRAIN)] = 25
+    """For how long at most."""
 
 
 class Drained(msgspec.Struct, frozen=True):
@@ -67,17 +92,16 @@ class Deliveries:
         ]
 
     async def list_deliveries(self, request: Request) -> Response:
-        params = query(request, "state", "handler", "prediction", "limit", "cursor")
-        limit = page_size(params.pop("limit"))
-        one_of("state", params["state"], _STATES)
-        return as_json(await self._store.deliveries(limit, **params))
+        asked = msgspec.structs.asdict(parameters(request, DeliveriesAsked))
+        return as_json(await self._store.deliveries(asked.pop("limit"), **asked))
 
     async def retry(self, request: Request) -> Response:
-        delivery_id = request.path_params["id"]
+        missing = Problem(404, "not-found", "no such delivery")
+        delivery_id = named(request, "id", DeliveryId, missing)
         handler = await self._store.retry(delivery_id, self._clock())
         found = await self._store.deliveries(1, id=delivery_id)
         if not found.data:
-            raise Problem(404, "not-found", "no such delivery")
+            raise missing
         if handler is None:
             raise Problem(
                 409, "not-retryable", f"the delivery is {found.data[0].state}: nothing to retry"
@@ -87,6 +111,74 @@ class Deliveries:
 
     async def drain(self, request: Request) -> Response:
         """Run what is due and answer when that is done, or when the time is over."""
-        text = query(request, "seconds")["seconds"]
-        seconds = number("seconds", text, _DRAIN, _LONGEST_DRAIN)
-        return as_json(await self._drain(seconds))
+        return as_json(await self._drain(parameters(request, DrainAsked).seconds))
+
+
+_EXAMPLE: Final = Delivery(
+    id="dlv_0199f3a6d2c1e45b7f1c9d3e8a260f4b5c1d0e2f",
+    event_id="evt_0199f3a6d2c1e45b7f1c9d3e8a260f4b",
+    prediction_id="pred_0199f3a6d2c1e45b7f1c9d3e8a260f4b",
+    handler="forward",
+    state="dead",
+    attempts=1,
+    reason="HTTP 410: gone",
+    created_at="2026-01-31T12:00:03.600000Z",
+    due_at=None,
+    ended_at="2026-01-31T12:00:03.900000Z",
+    history=[
+        Attempt(
+            number=1,
+            started_at="2026-01-31T12:00:03.610000Z",
+            ended_at="2026-01-31T12:00:03.900000Z",
+            result="dead",
+            reason="HTTP 410: gone",
+            note="",
+        )
+    ],
+)
+OPERATIONS: Final = (
+    Operation(
+        "GET",
+        "/v1/deliveries",
+        "List what is owed, done and dead, newest first",
+        (
+            Answer(
+                200,
+                "a page of deliveries",
+                Content(Found[Delivery], Found(data=[_EXAMPLE], next_cursor=None)),
+                leads_to=("postDeliveriesIdRetry",),
+            ),
+        ),
+        ("invalid-request",),
+        query=DeliveriesAsked,
+    ),
+    Operation(
+        "POST",
+        "/v1/deliveries/{id}/retry",
+        "Try a dead or skipped delivery again, or a waiting one at once",
+        (
+            Answer(
+                202,
+                "it is owed again",
+                Content(Delivery, msgspec.structs.replace(_EXAMPLE, state="pending", attempts=0)),
+            ),
+        ),
+        ("not-found", "not-retryable"),
+        names={"id": DeliveryId},
+    ),
+    Operation(
+        "POST",
+        "/v1/drain",
+        "Run what is due, and answer when that is done or the time is over",
+        (
+            Answer(
+                200,
+                "what was done",
+                Content(Drained, Drained(deliveries=3, submits=1, polls=2, more=False)),
+            ),
+        ),
+        ("invalid-request",),
+        "For where a process only lives while it answers: have a scheduler call this.",
+        query=DrainAsked,
+    ),
+)

@@ -11,8 +11,9 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+import msgspec
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,6 +22,7 @@ from starlette.routing import Route
 
 from receiver.errors import Problem, Unproved
 from receiver.inbound.answers import as_json
+from receiver.inbound.operation import Answer, Content, Operation
 from receiver.inbound.reading import Disconnected, TooLarge, read_body
 
 log = structlog.get_logger("receiver")
@@ -35,6 +37,15 @@ class Answers(Protocol):
     def answer_echo(self, token: str, digest: str, now: float) -> str: ...
 
 
+class Echo(msgspec.Struct, frozen=True):
+    """What came, and that we are who knows the secret."""
+
+    sha256: str
+    """Hex digest of the body."""
+    answer: str
+    """A signature of that and of the token."""
+
+
 def echo_route(tokens: Answers, most: int, clock: Callable[[], float] = time.time) -> Route:
     async def echo(request: Request) -> Response:
         token, now = request.path_params["token"], clock()
@@ -47,7 +58,7 @@ def echo_route(tokens: Answers, most: int, clock: Callable[[], float] = time.tim
             )
             raise Problem(401, "unproved", "this callback could not be proved") from None
         digest = hashlib.sha256(await _body(request, most)).hexdigest()
-        return as_json({"sha256": digest, "answer": tokens.answer_echo(token, digest, now)})
+        return as_json(Echo(digest, tokens.answer_echo(token, digest, now)))
 
     return Route("/webhooks/echo/{token}", echo, methods=["POST"])
 
@@ -62,3 +73,17 @@ async def _body(request: Request, most: int) -> bytes:
         raise Problem(408, "too-slow", f"the body took longer than {_SLOWEST:g} s") from None
     except TooLarge:
         raise Problem(413, "too-large", f"more than {most} bytes") from None
+
+
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/webhooks/echo/{token}",
+        "Echo the digest of what came, for `receiver doctor`",
+        (Answer(200, "the body arrived as this", Content(Echo)),),
+        ("unproved", "too-slow", "too-large"),
+        names={"token": str},
+        body=(Content(Any, media_type="application/octet-stream"),),
+        is_open=True,
+    ),
+)

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Final, Protocol
+from typing import Annotated, Final, Protocol
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from receiver.errors import Problem, StoreUnavailable
-from receiver.feed import PREFIX, Wanted
+from receiver.errors import StoreUnavailable
+from receiver.feed import PREFIX, Change, Moved, Wanted, frame
 from receiver.inbound.answers import as_json
 from receiver.inbound.guard import Guard
-from receiver.inbound.reading import page_size, place, query
-from receiver.model import TERMINAL, Announcement, Status
+from receiver.inbound.operation import Answer, Content, Operation, PageSize, Place
+from receiver.inbound.reading import free, parameters, wishes
+from receiver.model import TERMINAL, Announcement, Status, utc
+from receiver.providers import NAMES
 from receiver.store.journal import Move
 from receiver.store.values import Found
 
 _METADATA: Final = "metadata."
 _MOST_LOOKED_AT: Final = 2000
 """Events that one request looks through; a page may hold fewer than were asked for."""
+_STATUSES: Final = tuple(Status)
 _ENDS: Final = tuple(status for status in Status if status in TERMINAL)
 _MEDIA_TYPE: Final = "text/event-stream"
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def _list_of(words: Sequence[str], before: str = "") -> msgspec.Meta:
+    one = f"{before}({'|'.join(words)})"
+    return msgspec.Meta(pattern=f"^{one}(,{one})*$", examples=[words[-1]])
+
+
+def _types(statuses: Sequence[Status]) -> msgspec.Meta:
+    return _list_of(statuses, r"(prediction\.)?")
 
 
 class Reads(Protocol):
@@ -38,6 +51,32 @@ class Live(Protocol):
     """What the stream needs of the feed."""
 
     def read(self, after: int | None, wanted: Wanted) -> AsyncGenerator[bytes]: ...
+
+
+class StreamAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to hear of."""
+
+    type: Annotated[str, _types(_STATUSES)] | None = None
+    """One or several by comma, with or without `prediction.` before them."""
+    provider: Annotated[str, _list_of(NAMES)] | None = None
+    """One or several by comma."""
+
+
+class EventsAsked(StreamAsked, frozen=True, forbid_unknown_fields=True):
+    """Which events to list."""
+
+    type: Annotated[str, _types(_ENDS)] | None = None
+    """One or several by comma, with or without `prediction.` before them."""
+    limit: PageSize = 50
+    cursor: Place | None = None
+    """The `next_cursor` of the page before."""
+
+
+class Resuming(msgspec.Struct, frozen=True, rename={"last": "Last-Event-ID"}):
+    """Where to go on."""
+
+    last: Annotated[str, msgspec.Meta(pattern="^[0-9]{0,18}$", examples=["1207"])] | None = None
+    """The `id` of the last message that was read; 0: all there is. Without it: from now on."""
 
 
 class Events:
@@ -56,10 +95,10 @@ class Events:
         ]
 
     async def list_events(self, request: Request) -> Response:
-        params = query(request, "type", "provider", "limit", "cursor", prefix=_METADATA)
-        wanted = _wanted(params, _ENDS)
-        limit = page_size(params["limit"])
-        found, below = await self._look(wanted, limit, place("cursor", params["cursor"]))
+        asked = parameters(request, EventsAsked, apart=_METADATA)
+        wanted = _wanted(request, asked, _ENDS)
+        below = None if asked.cursor is None else int(asked.cursor)
+        found, below = await self._look(wanted, asked.limit, below)
         events = await self._journal.events([move.prediction_id for move in found])
         data = [events[move.prediction_id] for move in found if move.prediction_id in events]
         return as_json(Found(data=data, next_cursor=None if below is None else str(below)))
@@ -84,12 +123,11 @@ class Events:
         return found, below
 
     async def stream(self, request: Request) -> Response:
-        params = query(request, "type", "provider", prefix=_METADATA)
-        after = place("Last-Event-ID", request.headers.get("last-event-id") or None)
-        wanted = _wanted(params, tuple(Status))
+        wanted = _wanted(request, parameters(request, StreamAsked, apart=_METADATA), _STATUSES)
+        after = wishes(request, Resuming).last
         if request.method == "HEAD":
             return Response(media_type=_MEDIA_TYPE, headers=_HEADERS)
-        frames = self._feed.read(after, wanted)
+        frames = self._feed.read(int(after) if after else None, wanted)
         # What speaks against it is said before the stream has begun.
         first = await anext(frames, b"")
         return StreamingResponse(_frames(first, frames), media_type=_MEDIA_TYPE, headers=_HEADERS)
@@ -104,24 +142,65 @@ async def _frames(first: bytes, more: AsyncGenerator[bytes]) -> AsyncIterator[by
                 yield frame
 
 
-def _wanted(params: Mapping[str, str | None], statuses: Sequence[Status]) -> Wanted:
-    types = [kind.removeprefix(PREFIX) for kind in _texts(params["type"])]
-    if unknown := sorted(set(types) - set(statuses)):
-        raise Problem(
-            422,
-            "invalid-request",
-            f"unknown type {', '.join(unknown)}: use {', '.join(PREFIX + s for s in statuses)}",
-        )
+def _wanted(request: Request, asked: StreamAsked, statuses: Sequence[Status]) -> Wanted:
+    types = (asked.type or "").replace(PREFIX, "")
     return Wanted(
-        statuses=frozenset(types or statuses),
-        providers=frozenset(_texts(params["provider"])),
-        metadata={
-            name.removeprefix(_METADATA): value or ""
-            for name, value in params.items()
-            if name.startswith(_METADATA)
-        },
+        statuses=frozenset(types.split(",") if types else statuses),
+        providers=frozenset(asked.provider.split(",") if asked.provider else ()),
+        metadata=free(request, _METADATA),
     )
 
 
-def _texts(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
+_NO_END: Final = Change(
+    type="prediction.processing",
+    time=utc(1769860800),
+    prediction=Moved(
+        id="pred_0199f3a6d2c1e45b7f1c9d3e8a260f4b",
+        provider="fal",
+        model="fal-ai/nano-banana",
+        status=Status.PROCESSING,
+        metadata={"channel": "#art"},
+    ),
+)
+_FREE: Final = (
+    "`metadata.NAME=VALUE` wants predictions whose metadata has this; JSON as it is written."
+)
+OPERATIONS: Final = (
+    Operation(
+        "GET",
+        "/v1/events",
+        "List events, newest first",
+        (
+            Answer(
+                200,
+                "a page of events; it may hold fewer than `limit`: go on by `next_cursor`",
+                Content(Found[Announcement]),
+            ),
+        ),
+        ("invalid-request",),
+        detail=_FREE,
+        query=EventsAsked,
+        free=_METADATA,
+    ),
+    Operation(
+        "GET",
+        "/v1/events/stream",
+        "Follow what happens, live: every event, and every other change of a status",
+        (
+            Answer(
+                200,
+                "server-sent events, without an end; `id` is a place, `event` a type, `data` JSON",
+                Content(str, frame(_NO_END.type, 1207, _NO_END).decode(), _MEDIA_TYPE),
+            ),
+        ),
+        ("invalid-request", "too-many-readers"),
+        detail=(
+            "With `Last-Event-ID` it goes on after that place, without a gap or a repeat. Where "
+            "what came after it is not there any more, the first event is `stream.gap`. "
+        )
+        + _FREE,
+        query=StreamAsked,
+        headers=Resuming,
+        free=_METADATA,
+    ),
+)

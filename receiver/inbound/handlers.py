@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 import structlog
@@ -17,7 +17,8 @@ from receiver.dispatch.registry import Registry
 from receiver.errors import Problem
 from receiver.inbound.answers import as_json
 from receiver.inbound.guard import Guard
-from receiver.inbound.reading import query
+from receiver.inbound.operation import Answer, Content, HandlerName, Operation
+from receiver.inbound.reading import Nothing, named, parameters
 from receiver.model import utc
 from receiver.store.gates import Gate
 from receiver.store.values import Found
@@ -82,7 +83,7 @@ class Handlers:
         ]
 
     async def list_handlers(self, request: Request) -> Response:
-        query(request)
+        parameters(request, Nothing)
         return as_json(Found(data=list((await self._states()).values()), next_cursor=None))
 
     async def pause(self, request: Request) -> Response:
@@ -100,10 +101,10 @@ class Handlers:
         return await self._now(state.name)
 
     async def _known(self, request: Request) -> HandlerState:
-        name = request.path_params["name"]
-        state = (await self._states()).get(name)
+        missing = Problem(404, "not-found", "no such handler; GET /v1/handlers names them")
+        state = (await self._states()).get(named(request, "name", HandlerName, missing))
         if state is None:
-            raise Problem(404, "not-found", "no such handler; GET /v1/handlers names them")
+            raise missing
         return state
 
     async def _now(self, name: str) -> Response:
@@ -130,3 +131,45 @@ class Handlers:
 
 def _time(seconds: float | None) -> datetime | None:
     return None if seconds is None else utc(seconds)
+
+
+_EXAMPLE: Final = HandlerState(
+    name="save",
+    state="paused",
+    registered=True,
+    owed=12,
+    paused_at=utc(1769860800),
+    open_until=None,
+)
+OPERATIONS: Final = (
+    Operation(
+        "GET",
+        "/v1/handlers",
+        "List handlers: what each is owed, and whether it waits",
+        (
+            Answer(
+                200,
+                "all handlers there are",
+                Content(Found[HandlerState], Found(data=[_EXAMPLE], next_cursor=None)),
+            ),
+        ),
+        ("invalid-request",),
+        query=Nothing,
+    ),
+    Operation(
+        "POST",
+        "/v1/handlers/{name}/pause",
+        "Let no delivery of a handler begin; what is owed to it waits",
+        (Answer(200, "it is paused", Content(HandlerState, _EXAMPLE)),),
+        ("not-found",),
+        names={"name": HandlerName},
+    ),
+    Operation(
+        "POST",
+        "/v1/handlers/{name}/resume",
+        "Let a handler's deliveries run again, whether it was paused or failed",
+        (Answer(200, "it is running", Content(HandlerState)),),
+        ("not-found",),
+        names={"name": HandlerName},
+    ),
+)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.inbound.answers import as_json
+from receiver.inbound.operation import Answer, Content, Operation
 
 
 class Probed(Protocol):
@@ -19,12 +21,37 @@ class Probed(Protocol):
     async def probe(self, now: float) -> None: ...
 
 
+class Health(msgspec.Struct, frozen=True):
+    """A good answer; any other is a problem."""
+
+    status: Literal["ok"] = "ok"
+
+
 def health_routes(store: Probed, clock: Callable[[], float] = time.time) -> list[Route]:
     async def healthz(_: Request) -> Response:
-        return as_json({"status": "ok"})
+        return as_json(Health())
 
     async def readyz(_: Request) -> Response:
         await store.probe(clock())
-        return as_json({"status": "ok"})
+        return as_json(Health())
 
     return [Route("/healthz", healthz), Route("/readyz", readyz)]
+
+
+OPERATIONS: Final = (
+    Operation(
+        "GET",
+        "/healthz",
+        "Say whether the process is alive",
+        (Answer(200, "it is", Content(Health, Health())),),
+        is_open=True,
+    ),
+    Operation(
+        "GET",
+        "/readyz",
+        "Say whether the database takes writes",
+        (Answer(200, "it does", Content(Health, Health())),),
+        ("unavailable",),
+        is_open=True,
+    ),
+)

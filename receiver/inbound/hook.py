@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import msgspec
 import structlog
@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from receiver.errors import KeysUnavailable, StoreUnavailable, Unproved
 from receiver.inbound.answers import problem_body
+from receiver.inbound.operation import Answer, Content, Operation, ProviderName
 from receiver.inbound.reading import Disconnected, TooLarge, read_body
 from receiver.providers.base import Callback
 from receiver.store.values import Taken
@@ -49,11 +50,21 @@ def _raw_problem(
     return _raw(status, problem_body(status, kind, detail), *more)
 
 
-_WORDS: Final = {"accepted": "accepted", "duplicate": "duplicate", "late": "duplicate"}
-_TAKEN: Final = {
-    word: _raw(200, msgspec.json.encode({"status": word})) for word in ("accepted", "duplicate")
+class Receipt(msgspec.Struct, frozen=True):
+    """What became of a callback; one that comes too late is a duplicate too."""
+
+    status: Literal["accepted", "duplicate"]
+
+
+_WORDS: Final[dict[str, Literal["accepted", "duplicate"]]] = {
+    "accepted": "accepted",
+    "duplicate": "duplicate",
+    "late": "duplicate",
 }
+_TAKEN: Final = {word: _raw(200, msgspec.json.encode(Receipt(word))) for word in _WORDS.values()}
 _CLOSE: Final = (b"connection", b"close")
+_CHALLENGE: Final = (b"www-authenticate", b"Callback")
+"""A 401 must have one; no provider has a scheme to name."""
 _SLOWEST: Final = 60.0
 """Seconds a callback's body may take; a provider's own patience is shorter."""
 _RETRY_SOON: Final = (b"retry-after", b"5")
@@ -123,4 +134,41 @@ def _unproved(
     """Refuse; the reason is for the log alone."""
     client = (scope.get("client") or ("unknown",))[0]
     log.warning("callback.rejected", provider=provider, reason=reason, client=client, bytes=size)
-    return _raw_problem(401, "unproved", "this callback could not be proved")
+    return _raw_problem(401, "unproved", "this callback could not be proved", _CHALLENGE)
+
+
+class Proofs(msgspec.Struct, frozen=True, rename="kebab"):
+    """What providers prove a callback with, beside the token."""
+
+    x_webhook_secret: str | None = None
+    """Eachlabs: the secret that its submit was given."""
+    x_fal_webhook_request_id: str | None = None
+    """fal.ai: its id of the request."""
+    x_fal_webhook_user_id: str | None = None
+    """fal.ai: its id of the user."""
+    x_fal_webhook_timestamp: str | None = None
+    """fal.ai: unix seconds."""
+    x_fal_webhook_signature: str | None = None
+    """fal.ai: Ed25519 over the three above and the body's digest, in hex."""
+
+
+Token = Annotated[
+    str,
+    msgspec.Meta(description="Made by us for one prediction; it comes with the callback URL."),
+]
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/webhooks/{provider}/{token}",
+        "Take a provider's callback",
+        (Answer(200, "it is committed, or was before", Content(Receipt, Receipt("accepted"))),),
+        ("not-found", "unproved", "too-slow", "too-large", "unavailable", "keys-unavailable"),
+        "Not for callers: the URL is given to the provider with each submit. Nothing of the body "
+        "is parsed before it is proved, by the token in the path and, on top, by the provider's "
+        "signature or secret.",
+        names={"provider": ProviderName, "token": Token},
+        headers=Proofs,
+        body=(Content(Any, {"request_id": "…", "status": "OK", "payload": {"images": []}}),),
+        is_open=True,
+    ),
+)

@@ -6,26 +6,37 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Final, Literal, Protocol
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.dispatch.registry import TYPES, Explained
+from receiver.dispatch.registry import Explained
 from receiver.errors import Problem
 from receiver.inbound.answers import as_json
 from receiver.inbound.guard import Guard
-from receiver.inbound.reading import depth_of, one_of, page_size, prefer_wait, query
+from receiver.inbound.operation import (
+    UNREADABLE,
+    Answer,
+    Content,
+    EventName,
+    ModelName,
+    Operation,
+    PageSize,
+    PredictionId,
+    ProviderName,
+)
+from receiver.inbound.reading import depth_of, named, one_of, parameters, prefer_wait, wishes
 from receiver.inbox import Waiters
-from receiver.model import TERMINAL, Mode, Prediction, Status
-from receiver.store.values import Filter, Found, Replayed
+from receiver.model import TERMINAL, EventType, Mode, Output, Prediction, Status
+from receiver.providers import NAMES
+from receiver.store.values import Delivery, Filter, Found, Replayed
 from receiver.tracing import OFF, Span, Tracing
 
 _SYNC_WAIT: Final = 60.0
-_LONGEST_KEY: Final = 255
-_LONGEST_NAME: Final = 300
 _DEEPEST: Final = 64
 GONE: Final = "no such handler is registered here any more"
 
@@ -51,18 +62,89 @@ class Reads(Protocol):
     """What these routes need of the store."""
 
     async def prediction(self, prediction_id: str) -> Prediction | None: ...
-    async def predictions(self, wanted: Filter) -> Found: ...
-    async def deliveries(self, limit: int, **given: str | None) -> Found: ...
+    async def predictions(self, wanted: Filter) -> Found[Prediction]: ...
+    async def deliveries(self, limit: int, **given: str | None) -> Found[Delivery]: ...
 
 
 class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/predictions`."""
+    """What to submit. Model and input go to the provider as they are."""
 
-    provider: str
-    model: str
+    provider: ProviderName
+    model: ModelName
     input: dict[str, Any]
+    """As the provider describes it, at most 64 deep."""
     metadata: dict[str, Any] = {}
-    mode: Literal["queue", "sync"] = "queue"
+    """Yours: it is kept, handlers can match on it, and the provider never sees it."""
+    mode: Mode = "queue"
+    """`sync`: by the provider's blocking endpoint."""
+
+
+class Waiting(msgspec.Struct, frozen=True, rename="pascal"):
+    """What a caller may wish of an answer."""
+
+    prefer: Annotated[str, msgspec.Meta(examples=["wait=5"])] | None = None
+    """`wait=N`: wait for the outcome, for 1 to 60 seconds. Anything else is ignored (RFC 7240)."""
+
+
+class Submitting(Waiting, frozen=True, rename={"prefer": "Prefer", "key": "Idempotency-Key"}):
+    """What a caller may wish of a submit."""
+
+    key: (
+        Annotated[
+            str,
+            msgspec.Meta(pattern="^[!-~]([ -~]{0,253}[!-~])?$", examples=["order-42"]),
+        ]
+        | None
+    ) = None
+    """A repeat with the same key is answered with the same prediction, and sends nothing."""
+
+
+class PredictionsAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which predictions to list."""
+
+    status: Status | None = None
+    provider: ProviderName | None = None
+    limit: PageSize = 50
+    cursor: PredictionId | None = None
+    """The `next_cursor` of the page before."""
+
+
+class ExplanationAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to explain."""
+
+    type: Literal["succeeded", "failed", "canceled"] | None = None
+    """As if the prediction had ended so."""
+
+
+class ExplainedHandler(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of an event at one handler."""
+
+    handler: str
+    runs: bool
+    reason: str | None
+    """Why it does not run."""
+    after: tuple[str, ...]
+    """The handlers it waits for."""
+    delivery: Delivery | None
+    """What came of it, where the event is owed to it."""
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Which handlers run for an event, and why the others do not."""
+
+    prediction: str
+    type: EventType
+    assumed: bool
+    """The prediction has not ended so: this is what would be."""
+    handlers: list[ExplainedHandler]
+
+
+class OwedAgain(msgspec.Struct, frozen=True):
+    """What a replay owes."""
+
+    owed: int
+    """How many deliveries."""
+    handlers: tuple[str, ...]
 
 
 class Predictions:
@@ -110,9 +192,7 @@ class Predictions:
 
     async def _submit(self, request: Request, span: Span) -> Response:
         body = await self._guard.body(request)
-        key = request.headers.get("idempotency-key")
-        if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isprintable()):
-            raise Problem(422, "invalid-request", "Idempotency-Key must be 1 to 255 characters")
+        key = wishes(request, Submitting).key
         wait = prefer_wait(request.headers)
         given = _submission(body)
         prediction = await self._outbound.submit(
@@ -131,74 +211,72 @@ class Predictions:
         return _prediction(prediction, wait)
 
     async def list_predictions(self, request: Request) -> Response:
-        params = query(request, "status", "provider", "limit", "cursor")
-        one_of("status", params["status"], tuple(Status))
-        found = await self._store.predictions(
-            Filter(
-                status=params["status"],
-                provider=params["provider"],
-                limit=page_size(params["limit"]),
-                cursor=params["cursor"],
-            )
-        )
-        return as_json(found)
+        asked = parameters(request, PredictionsAsked)
+        one_of("provider", asked.provider, NAMES)
+        return as_json(await self._store.predictions(Filter(**msgspec.structs.asdict(asked))))
 
     async def read(self, request: Request) -> Response:
-        prediction = await self._store.prediction(request.path_params["id"])
-        if prediction is None:
-            raise Problem(404, "not-found", "no such prediction")
+        prediction = await self._prediction(_id(request))
         wait = prefer_wait(request.headers)
         if wait is not None and prediction.status not in TERMINAL:
             prediction = await self._wait(prediction, wait)
         return as_json(prediction)
 
     async def cancel(self, request: Request) -> Response:
-        prediction = await self._outbound.cancel(request.path_params["id"])
+        prediction = await self._outbound.cancel(_id(request))
         return _prediction(prediction, None)
 
     async def replay(self, request: Request) -> Response:
-        prediction_id = request.path_params["id"]
-        if await self._store.prediction(prediction_id) is None:
-            raise Problem(404, "not-found", "no such prediction")
+        prediction_id = _id(request)
+        await self._prediction(prediction_id)
         replayed: Replayed = await self._replay(prediction_id)
         if replayed.owed is None:
             raise Problem(409, "not-ended", "the prediction has not ended: there is no event yet")
         self._wake(replayed.handlers)
-        return as_json({"owed": replayed.owed, "handlers": replayed.handlers}, 202)
+        return as_json(OwedAgain(replayed.owed, replayed.handlers), 202)
 
     async def explain(self, request: Request) -> Response:
         """Say which handlers run for a prediction's event, or would for one of a given type."""
-        given = one_of("type", query(request, "type")["type"], TYPES)
+        given = parameters(request, ExplanationAsked).type
+        missing = Problem(404, "not-found", "no such prediction or event")
         # An event is named after its prediction, and either name will do.
-        name = request.path_params["id"]
-        prediction_id = f"pred_{name[4:]}" if name.startswith("evt_") else name
+        name = named(request, "id", EventName, missing)
+        prediction_id = f"pred_{name.partition('_')[2]}"
         prediction = await self._store.prediction(prediction_id)
         if prediction is None:
-            raise Problem(404, "not-found", "no such prediction or event")
+            raise missing
         has_ended = prediction.status in TERMINAL
         kind = given or (prediction.status if has_ended else "succeeded")
+        event_type = msgspec.convert(f"prediction.{kind}", EventType)
         found = await self._store.deliveries(100, prediction=prediction_id)
         deliveries = {delivery.handler: delivery for delivery in found.data}
         handlers = [
-            {**asdict(explained), "delivery": deliveries.pop(explained.handler, None)}
-            for explained in self._explain(f"prediction.{kind}", prediction)
+            ExplainedHandler(**asdict(explained), delivery=deliveries.pop(explained.handler, None))
+            for explained in self._explain(event_type, prediction)
         ]
         gone = [
-            {"handler": name, "runs": False, "reason": GONE, "after": (), "delivery": delivery}
+            ExplainedHandler(handler=name, runs=False, reason=GONE, after=(), delivery=delivery)
             for name, delivery in deliveries.items()
         ]
         return as_json(
-            {
-                "prediction": prediction_id,
-                "type": f"prediction.{kind}",
-                "assumed": given is not None or not has_ended,
-                "handlers": [*handlers, *gone],
-            }
+            Explanation(
+                prediction=prediction_id,
+                type=event_type,
+                assumed=given is not None or not has_ended,
+                handlers=[*handlers, *gone],
+            )
         )
 
     async def model(self, request: Request) -> Response:
-        path = request.path_params
-        return as_json(await self._outbound.details(path["provider"], path["model"]))
+        unfit = Problem(422, "invalid-model", "model must be a path like owner/name")
+        model = named(request, "model", ModelName, unfit)
+        return as_json(await self._outbound.details(request.path_params["provider"], model))
+
+    async def _prediction(self, prediction_id: str) -> Prediction:
+        prediction = await self._store.prediction(prediction_id)
+        if prediction is None:
+            raise Problem(404, "not-found", "no such prediction")
+        return prediction
 
     async def _wait(self, prediction: Prediction, seconds: float) -> Prediction:
         """Wait for the end of a prediction, as long as the caller said, or until we stop."""
@@ -215,6 +293,10 @@ class Predictions:
                         await news.wait()
 
 
+def _id(request: Request) -> str:
+    return named(request, "id", PredictionId, Problem(404, "not-found", "no such prediction"))
+
+
 def _submission(body: bytes) -> Submission:
     try:
         given = msgspec.json.decode(body, type=Submission)
@@ -222,8 +304,6 @@ def _submission(body: bytes) -> Submission:
         raise Problem(422, "invalid-request", str(error)) from error
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise Problem(400, "invalid-json", "the body is not JSON") from error
-    if not 0 < len(given.model) <= _LONGEST_NAME or not given.model.isprintable():
-        raise Problem(422, "invalid-request", "model must be 1 to 300 printable characters")
     if depth_of(given.input) > _DEEPEST or depth_of(given.metadata) > _DEEPEST:
         raise Problem(422, "invalid-request", f"input and metadata nest at most {_DEEPEST} deep")
     return given
@@ -235,3 +315,151 @@ def _prediction(prediction: Prediction, waited: float | None) -> Response:
     if waited is not None:
         response.headers["Preference-Applied"] = f"wait={waited:g}"
     return response
+
+
+_SUBMITTED: Final = Prediction(
+    id="pred_0199f3a6d2c1e45b7f1c9d3e8a260f4b",
+    provider="fal",
+    model="fal-ai/nano-banana",
+    status=Status.PROCESSING,
+    mode="queue",
+    input={"prompt": "a lighthouse"},
+    metadata={"channel": "#art"},
+    provider_id="3f6cbd1e-7a92-4a52-9d9b-1c1f7a8e2b90",
+    created_at=datetime(2026, 1, 31, 12, tzinfo=UTC),
+    submitted_at=datetime(2026, 1, 31, 12, 0, 0, 200000, UTC),
+)
+EXAMPLE: Final = msgspec.structs.replace(
+    _SUBMITTED,
+    status=Status.SUCCEEDED,
+    output=[Output(url="https://v3.fal.media/files/a.png", content_type="image/png")],
+    channel="webhook",
+    completed_at=datetime(2026, 1, 31, 12, 0, 3, 500000, UTC),
+)
+_ONE: Final = {"id": PredictionId}
+_LIVES: Final = Answer(
+    202,
+    "it has not ended",
+    Content(Prediction, _SUBMITTED),
+    ("Location", "Preference-Applied"),
+    ("getPredictionsId", "postPredictionsIdCancel"),
+)
+_ENDED: Final = Answer(
+    200,
+    "it has ended",
+    Content(Prediction, EXAMPLE),
+    _LIVES.headers,
+    ("getPredictionsId", "postPredictionsIdReplay", "getPredictionsIdExplain"),
+)
+_ASKED: Final = ("unknown-provider", "provider-off", "provider-busy", "provider-unavailable")
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/v1/predictions",
+        "Submit a prediction",
+        (_LIVES, _ENDED),
+        (
+            *UNREADABLE,
+            "unknown-provider",
+            "provider-off",
+            "invalid-model",
+            "unsupported-input",
+            "idempotency-conflict",
+        ),
+        "It is stored before anything is sent. Its outcome comes to your handlers, and to whoever "
+        "asks.",
+        headers=Submitting,
+        body=(
+            Content(
+                Submission,
+                Submission(
+                    provider="fal",
+                    model="fal-ai/nano-banana",
+                    input={"prompt": "a lighthouse"},
+                    metadata={"channel": "#art"},
+                ),
+            ),
+        ),
+    ),
+    Operation(
+        "GET",
+        "/v1/predictions",
+        "List predictions, newest first",
+        (
+            Answer(
+                200,
+                "a page of predictions",
+                Content(Found[Prediction], Found(data=[EXAMPLE], next_cursor=None)),
+            ),
+        ),
+        ("invalid-request",),
+        query=PredictionsAsked,
+    ),
+    Operation(
+        "GET",
+        "/v1/predictions/{id}",
+        "Read a prediction",
+        (Answer(200, "as it stands", Content(Prediction, EXAMPLE)),),
+        ("not-found",),
+        names=_ONE,
+        headers=Waiting,
+    ),
+    Operation(
+        "POST",
+        "/v1/predictions/{id}/cancel",
+        "Cancel a prediction at its provider",
+        (_LIVES, _ENDED),
+        ("not-found", "already-ended", "unconfirmed", *_ASKED),
+        "What the provider says then is what counts: it may have succeeded meanwhile.",
+        names=_ONE,
+    ),
+    Operation(
+        "POST",
+        "/v1/predictions/{id}/replay",
+        "Owe a prediction's event to its handlers again",
+        (Answer(202, "it is owed", Content(OwedAgain, OwedAgain(2, ("save", "slack")))),),
+        ("not-found", "not-ended"),
+        names=_ONE,
+    ),
+    Operation(
+        "GET",
+        "/v1/predictions/{id}/explain",
+        "Say which handlers run for an event, and why the others do not",
+        (
+            Answer(
+                200,
+                "every handler, and those that are gone",
+                Content(
+                    Explanation,
+                    Explanation(
+                        prediction=EXAMPLE.id,
+                        type="prediction.succeeded",
+                        assumed=True,
+                        handlers=[
+                            ExplainedHandler(
+                                handler="slack",
+                                runs=True,
+                                reason=None,
+                                after=("save",),
+                                delivery=None,
+                            )
+                        ],
+                    ),
+                ),
+            ),
+        ),
+        ("not-found", "invalid-request"),
+        "For a prediction that lives: as if it had succeeded, or ended as `type` says.",
+        names={"id": EventName},
+        query=ExplanationAsked,
+    ),
+    Operation(
+        "GET",
+        "/v1/models/{provider}/{model}",
+        "Fetch the provider's own description of a model",
+        (Answer(200, "in the provider's own shape", Content(Any, {"id": "nano-banana"})),),
+        ("no-model-details", "invalid-model", *_ASKED),
+        "Only Oxen.ai has one. Slashes in the model's name may be sent as they are, or as %2F.",
+        names={"provider": ProviderName, "model": ModelName},
+    ),
+)

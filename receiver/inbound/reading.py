@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
-from typing import Any, Final
+from functools import cache
+from typing import Any, Final, TypeVar
 
+import msgspec
 from starlette.requests import Request
 from starlette.types import Receive
 
 from receiver.errors import Problem
 
 _LONGEST_WAIT: Final = 60.0
-_MOST_LISTED: Final = 100
-_LONGEST_NUMBER: Final = 18
-"""Digits; more would be more than any number of ours, or of the database's."""
+_WHOLE: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
+
+Asked = TypeVar("Asked", bound=msgspec.Struct)
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The parameters of a route that has none."""
 
 
 class Disconnected(Exception):
@@ -70,46 +77,90 @@ def prefer_wait(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def query(request: Request, *names: str, prefix: str | None = None) -> dict[str, str | None]:
-    """Read the parameters of these names, and those whose names begin with `prefix`.
-
-    One that is empty is as good as not given.
-    """
-    given = request.query_params
-    more = [name for name in given if prefix and name.startswith(prefix)]
-    unknown = sorted(set(given) - {*names, *more})
-    if unknown:
-        raise Problem(422, "invalid-request", f"unknown parameter {', '.join(unknown)}")
-    return {name: given.get(name) or None for name in (*names, *more)}
-
-
-def number(name: str, text: str | None, default: int, most: int) -> int:
-    """Read a parameter as a whole number from 1 to `most`."""
-    if text is None:
-        return default
-    if not _is_number(text) or not 1 <= int(text) <= most:
-        raise Problem(422, "invalid-request", f"{name} must be 1 to {most}")
-    return int(text)
-
-
-def place(name: str, text: str | None) -> int | None:
-    """Read a place in a sequence, as it was given out before."""
-    if text is not None and not _is_number(text):
-        raise Problem(422, "invalid-request", f"{name} must be one that was given here")
-    return None if text is None else int(text)
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= _LONGEST_NUMBER
-
-
-def page_size(text: str | None) -> int:
-    """Read how many items of a list are wanted."""
-    return number("limit", text, 50, _MOST_LISTED)
-
-
 def one_of(name: str, text: str | None, words: Collection[str]) -> str | None:
     """Read a parameter that is one of a few words, or not given."""
     if text is not None and text not in words:
         raise Problem(422, "invalid-request", f"{name} must be one of {', '.join(words)}")
     return text
+
+
+def parameters(request: Request, kind: type[Asked], apart: str | None = None) -> Asked:
+    """Read the query as the struct that also describes it; what is unknown or twice is refused.
+
+    Parameters whose names begin with `apart` are left to `free`.
+    """
+    given = request.query_params.multi_items()
+    values = dict(given)
+    if len(values) < len(given):
+        raise Problem(422, "invalid-request", "a parameter is given twice")
+    kept = {name: text for name, text in values.items() if not (apart and name.startswith(apart))}
+    return _read(kept, kind)
+
+
+def free(request: Request, prefix: str) -> dict[str, str]:
+    """Read the parameters whose names begin so, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): text
+        for name, text in request.query_params.items()
+        if name.startswith(prefix)
+    }
+
+
+def wishes(request: Request, kind: type[Asked]) -> Asked:
+    """Read the headers that a struct describes; any others are none of its business."""
+    headers = request.headers
+    names = (field.encode_name for field in msgspec.structs.fields(kind))
+    return _read({name: headers[name] for name in names if name in headers}, kind)
+
+
+def named(request: Request, name: str, kind: Any, refusal: Problem) -> str:
+    """Read what stands in the path; what could never be there is refused without a look."""
+    text: str = request.path_params[name]
+    try:
+        return msgspec.convert(text, kind)  # type: ignore[no-any-return]
+    except msgspec.ValidationError:
+        raise refusal from None
+
+
+def _read(values: Mapping[str, str], kind: type[Asked]) -> Asked:
+    numbers = _numbers(kind)
+    given = {
+        name: int(text) if name in numbers and _WHOLE.fullmatch(text) else text
+        for name, text in values.items()
+    }
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise Problem(422, "invalid-request", _complaint(kind, str(error))) from None
+
+
+@cache
+def _numbers(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """Name the fields that are whole numbers."""
+    schemas = schema_of(kind)["properties"].items()
+    return frozenset(name for name, schema in schemas if schema.get("type") == "integer")
+
+
+def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Give the JSON Schema of a struct of plain fields; that one may be left out is no value."""
+    (_,), schemas = msgspec.json.schema_components([kind])
+    schema: dict[str, Any] = schemas[kind.__name__]
+    for name, field in schema["properties"].items():
+        [bare, *_] = field.get("anyOf", [field])
+        if "$ref" in bare:
+            bare = schemas[bare["$ref"].rpartition("/")[2]]
+        kept = {"default": field["default"]} if field.get("default") is not None else {}
+        schema["properties"][name] = {**bare, **kept}
+    return schema
+
+
+def _complaint(kind: type[msgspec.Struct], message: str) -> str:
+    """Say what a parameter must be, rather than what it is not."""
+    message, _, place = message.partition(" - at `$.")
+    name = place.rstrip("`")
+    schema = schema_of(kind)["properties"].get(name, {})
+    if "enum" in schema:
+        return f"{name} must be one of {', '.join(schema['enum'])}"
+    if "maximum" in schema:
+        return f"{name} must be {schema['minimum']} to {schema['maximum']}"
+    return f"{name}: {message}" if name else message

@@ -20,6 +20,7 @@ from receiver.store.values import (
     Begun,
     Claims,
     Created,
+    Delivery,
     Filter,
     Found,
     Job,
@@ -133,7 +134,7 @@ class Store(ABC):
         rows = await self.read(q.SELECT_PREDICTION, id=prediction_id)
         return to.prediction(rows[0]) if rows else None
 
-    async def predictions(self, wanted: Filter) -> Found:
+    async def predictions(self, wanted: Filter) -> Found[Prediction]:
         given = {"status": wanted.status, "provider": wanted.provider, "cursor": wanted.cursor}
         rows = await self._list(q.LIST_PREDICTIONS, given, wanted.limit)
         return to.page([to.prediction(row) for row in rows], wanted.limit)
@@ -206,7 +207,7 @@ class Store(ABC):
         """Owe one dead or skipped delivery again (a pending one: at once); name its handler."""
         return await self.write(operations.retry, (delivery_id, now))
 
-    async def deliveries(self, limit: int, **given: str | None) -> Found:
+    async def deliveries(self, limit: int, **given: str | None) -> Found[Delivery]:
         """List by any of: state, handler, prediction, id, cursor."""
         rows = await self._list(q.LIST_DELIVERIES, given, limit)
         return to.page([to.delivery(row) for row in rows], limit)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from receiver.model import Announcement, Error, Event, Output, Prediction, Status, Ticket, utc
-from receiver.store.values import Claim, Delivery, Found, Job
+from receiver.store.values import Attempt, Claim, Delivery, Found, Job
 
 
 def job(row: Sequence[Any]) -> Job:
@@ -97,11 +97,9 @@ def delivery(row: Sequence[Any]) -> Delivery:
         due_at=None if due_at is None else _rfc3339(due_at),
         ended_at=None if ended_at is None else _rfc3339(ended_at),
         history=[
-            {
-                **attempt,
-                "started_at": _rfc3339(attempt["started_at"]),
-                "ended_at": _rfc3339(attempt["ended_at"]),
-            }
+            Attempt(
+                **attempt | {name: _rfc3339(attempt[name]) for name in ("started_at", "ended_at")}
+            )
             for attempt in msgspec.json.decode(history or "[]")
         ],
     )
@@ -111,7 +109,7 @@ def _rfc3339(seconds: float) -> str:
     return utc(seconds).isoformat().replace("+00:00", "Z")
 
 
-def page(rows: list[Any], limit: int) -> Found:
+def page(rows: list[Any], limit: int) -> Found[Any]:
     more = len(rows) > limit
     data = rows[:limit]
     return Found(data=data, next_cursor=data[-1].id if more else None)

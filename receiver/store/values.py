@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -12,14 +12,20 @@ from receiver.model import (
     Decision,
     Event,
     EventType,
+    FailureKind,
     Mode,
     Outcome,
     Prediction,
     Status,
     Stored,
     Ticket,
+    Value,
     Verdict,
 )
+
+T = TypeVar("T")
+Moment = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+"""RFC 3339 in UTC."""
 
 
 class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,6 +226,19 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: float
 
 
+class Attempt(Value, frozen=True, kw_only=True):
+    """One run of a handler for a delivery."""
+
+    number: int
+    """Counts every attempt at this delivery, replays included."""
+    started_at: Moment
+    ended_at: Moment
+    result: FailureKind | Literal["done"]
+    reason: str
+    note: str
+    """What the handler wanted kept of the attempt."""
+
+
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """A delivery as operators see it."""
 
@@ -230,18 +249,19 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     state: Literal["pending", "running", "done", "skipped", "dead"]
     attempts: int
     reason: str
-    created_at: str
-    due_at: str | None
-    ended_at: str | None
-    history: list[dict[str, Any]] = []
-    """Every attempt: number, started_at, ended_at, result, reason, note."""
+    created_at: Moment
+    due_at: Moment | None
+    """When it falls due."""
+    ended_at: Moment | None
+    history: list[Attempt] = []
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class Found(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """A page of a list, newest first."""
 
-    data: list[Any]
+    data: list[T]
     next_cursor: str | None
+    """Give it as `cursor` for the next page; None: this was the last."""
 
 
 class Addition(msgspec.Struct, frozen=True, kw_only=True):
@@ -272,6 +292,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 __all__ = [
     "Addition",
     "Arrival",
+    "Attempt",
     "Begun",
     "Claim",
     "Claims",

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+import jsonschema_rs
+import msgspec
 import pytest
 from cloudevents.core.base import BaseCloudEvent
 from cloudevents.core.bindings import http as cloudevents
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from receiver.errors import HandlerError
+from receiver.inbound import OPERATIONS, WEBHOOKS
+from receiver.inbound.openapi import document
 from receiver.testing import Delivered, Kit, make_event
 
 from .parts import OK, Asked, Server, built_in, serving
 
 SECRET: Final = "whsec_" + base64.b64encode(b"a secret of some thirty-two bytes").decode()
 OTHER: Final = "whsec_" + base64.b64encode(b"its successor is as long as it is").decode()
+DOCUMENT: Final = msgspec.to_builtins(document(OPERATIONS, WEBHOOKS))
 A: Final = "https://cdn.example/a.png"
 
 Forward = Callable[..., Kit]
+Ends = Literal["succeeded", "failed", "canceled"]
 
 
 @pytest.fixture
@@ -98,6 +105,40 @@ def test_every_secret_signs_while_one_replaces_another(forward: Forward) -> None
         forward(server.url, SECRET=f"{SECRET}  {OTHER}").deliver(make_event())
     for secret in (SECRET, OTHER):
         verify(server.asked[0], secret)
+
+
+@pytest.mark.parametrize("mode", ["standard", "cloudevents", "cloudevents-binary"])
+@pytest.mark.parametrize("ends", ["succeeded", "failed", "canceled"])
+def test_what_is_sent_is_as_openapi_says(forward: Forward, mode: str, ends: Ends) -> None:
+    with serving(OK) as server:
+        forward(server.url, FORMAT=mode).deliver(make_event(ends))
+    [asked] = server.asked
+    said = DOCUMENT["webhooks"][f"prediction.{ends}"]["post"]
+    names = {name for name in asked.headers if name.startswith(("webhook-", "ce-"))}
+    given = {one["name"]: one for one in said["parameters"]}
+    assert names <= given.keys()
+    assert {name for name, one in given.items() if one["required"]} <= names
+    for name in names:
+        validate(given[name]["schema"], asked.headers[name])
+    # Each form has only its own fields, so that what fits one of them is that one.
+    form = said["requestBody"]["content"][asked.headers["content-type"]]["schema"]
+    forms = form.get("anyOf", [form])
+    body = json.loads(asked.body)
+    [fitting] = [one for one in forms if body.keys() == fields(one)]
+    validate(fitting, body)
+    assert body.get("data", body).keys() == fields({"$ref": "#/components/schemas/EventData"})
+
+
+def validate(schema: dict[str, Any], value: Any) -> None:
+    whole = {**schema, "components": DOCUMENT["components"]}
+    jsonschema_rs.Draft202012Validator(whole, validate_formats=True).validate(value)
+
+
+def fields(schema: dict[str, str]) -> set[str]:
+    """Name all fields of a type of the document, every one of which is required."""
+    found = DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    assert set(found["required"]) == set(found["properties"])
+    return set(found["properties"])
 
 
 # --- CloudEvents ---

@@ -1,0 +1,256 @@
+"""The document at /openapi.json is true: of routes, answers, errors, examples and what is sent."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import msgspec
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from starlette.routing import Route
+
+from receiver import Event, create_app, on
+from receiver.emulator import create_emulator, settings_for
+from receiver.inbound import OPERATIONS, WEBHOOKS
+from receiver.inbound.answers import PROBLEMS
+from receiver.inbound.openapi import document
+from receiver.serving import Protocol
+from receiver.settings import Settings
+from tests.conftest import Start
+from tests.emulator.serving import FAST, serve
+from tests.receiving import API_KEY, ENV, Json, Station, write
+
+TOP = Path(__file__).parent.parent
+MADE: Json = msgspec.json.decode(msgspec.json.encode(document(OPERATIONS, WEBHOOKS)))
+ROWS = [
+    (path, method, row)
+    for path, methods in MADE["paths"].items()
+    for method, row in methods.items()
+]
+
+
+def fits(value: Any, schema: Json) -> bool:
+    """Tell whether a value is what the document says."""
+    whole = {**schema, "components": MADE["components"]}
+    return jsonschema_rs.Draft202012Validator(whole, validate_formats=True).is_valid(value)
+
+
+def settings(folder: Path, **more: str) -> Settings:
+    return Settings.read({**ENV, "RECEIVER_DATABASE_URL": f"sqlite:///{folder / 'r.db'}", **more})
+
+
+# --- the document ---
+
+
+def test_it_is_openapi_3_1() -> None:
+    OpenAPIV31SpecValidator(MADE).validate()
+    names = [row["operationId"] for _, _, row in ROWS]
+    assert len(set(names)) == len(names)
+
+
+def test_its_links_lead_to_routes_by_what_these_want() -> None:
+    wanted = {row["operationId"]: {p["name"] for p in row["parameters"]} for _, _, row in ROWS}
+    answers = [answer for _, _, row in ROWS for answer in row["responses"].values()]
+    links = [link for answer in answers for link in answer.get("links", {}).values()]
+    assert links
+    for link in links:
+        assert link["parameters"].keys() <= wanted[link["operationId"]]
+
+
+def test_its_routes_are_those_of_the_app(tmp_path: Path) -> None:
+    routes = {
+        (method, route.path.replace(":path", ""))
+        for route in create_app(settings(tmp_path)).routes
+        if isinstance(route, Route)
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    assert {(method.upper(), path) for path, method, _ in ROWS} == routes
+
+
+def examples() -> Iterator[Any]:
+    """Find every example, with the schema it stands beside."""
+    rows = [row for _, _, row in ROWS] + [one["post"] for one in MADE["webhooks"].values()]
+    for row in rows:
+        for given in row["parameters"]:
+            if "example" in given:
+                yield pytest.param(given["example"], given["schema"], id=given["name"])
+        for part in (row.get("requestBody", {}), *row["responses"].values()):
+            for content in part.get("content", {}).values():
+                for name, example in content.get("examples", {}).items():
+                    identifier = f"{row['operationId']}-{name}"
+                    yield pytest.param(example["value"], content["schema"], id=identifier)
+
+
+@pytest.mark.parametrize(("example", "schema"), list(examples()))
+def test_every_example_is_of_its_type(example: Any, schema: Json) -> None:
+    assert fits(example, schema)
+
+
+def test_every_answer_of_ours_says_all_its_fields_and_what_they_mean() -> None:
+    delivery = MADE["components"]["schemas"]["Delivery"]
+    assert set(delivery["required"]) == set(delivery["properties"])
+    stored = MADE["components"]["schemas"]["Stored"]["properties"]
+    assert stored["sha256"]["description"] == "Hex digest of the content."
+    prediction = MADE["components"]["schemas"]["Prediction"]["properties"]
+    assert prediction["created_at"]["format"] == "date-time"
+
+
+# --- problems ---
+
+_MAKERS = {"Problem", "_raw_problem", "problem_body"}
+
+
+def raised() -> set[tuple[int, str]]:
+    """Read off the source which problems there are."""
+    found = set()
+    texts = [path.read_text() for path in (TOP / "receiver").rglob("*.py")]
+    for text in texts:
+        for node in ast.walk(ast.parse(text)) if "roblem" in text else ():
+            match node:
+                case ast.Call(
+                    func=ast.Name(id=name),
+                    args=[ast.Constant(value=int(status)), ast.Constant(value=str(kind)), *_],
+                ) if name in _MAKERS:
+                    found.add((status, kind))
+    return found
+
+
+def test_every_problem_has_one_status_and_is_described() -> None:
+    described = {(status, kind) for kind, (status, _) in PROBLEMS.items()}
+    assert described == raised() | {(405, "method-not-allowed")}  # that one is Starlette's
+
+
+def test_every_described_problem_is_one_that_a_route_can_answer() -> None:
+    answered = {kind for group in OPERATIONS.values() for row in group for kind in row.problems}
+    everywhere = {"internal-error", "unauthorized", "method-not-allowed"}
+    assert answered | everywhere == PROBLEMS.keys()
+
+
+# --- the two routes ---
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/openapi.json", "application/json"), ("/docs", "text/html; charset=utf-8")]
+)
+async def test_both_are_open_and_kept_by_their_tag(start: Start, path: str, kind: str) -> None:
+    async with start() as station:
+        answer = await station.world.get(path)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
+        assert "max-age" in answer.headers["cache-control"]
+        tag = answer.headers["etag"]
+        for known, status in (
+            (tag, 304),
+            (f'"other", W/{tag}', 304),
+            ("*", 304),
+            (f'"{tag}"', 200),
+            ('"other"', 200),
+            ("\x7f", 200),
+        ):
+            again = await station.world.get(path, headers={"if-none-match": known})
+            assert (again.status_code, bool(again.content)) == (status, status == 200), known
+            assert again.headers["etag"] == tag
+
+
+@pytest.mark.anyio
+async def test_the_page_shows_it_all_and_needs_nothing_else(start: Start) -> None:
+    async with start() as station:
+        answer = await station.world.get("/docs")
+        assert (await station.world.get("/openapi.json")).json() == MADE
+    text = answer.text
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    [style] = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    assert base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() in policy
+    assert not re.search(r"<script|<link|<img|style=|src=|url\(|@import| on\w+=", text)
+    places = set(re.findall(r' id="([^"]+)"', text))
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= places
+    assert {row["operationId"] for _, _, row in ROWS} <= places
+    assert {*MADE["components"]["schemas"]} <= places
+    assert set(re.findall(r'href="([^#][^"]*)"', text)) == {"openapi.json"}
+    assert len(answer.content) < 100_000
+
+
+# --- the app does as it says ---
+
+
+@pytest.mark.anyio
+async def test_a_callbacks_answer_is_as_described(start: Start) -> None:
+    said = MADE["paths"]["/webhooks/{provider}/{token}"]["post"]["responses"]["200"]
+    async with start() as station:
+        letter = write(station.network, await station.submitted("fal"))
+        for word in ("accepted", "duplicate"):
+            answer = await station.post(letter)
+            assert answer.json() == {"status": word}
+            assert fits(answer.json(), said["content"]["application/json"]["schema"])
+
+
+@on("*", name="tests.handles")
+def handles(_: Event) -> None: ...
+
+
+@pytest.mark.anyio
+async def test_what_has_ended_is_as_described(start: Start) -> None:
+    """Hold the answers that a run from outside seldom sees against the document."""
+
+    async def check(station: Station, method: str, path: str, described: str) -> Json:
+        answer = await station.http.request(method, path)
+        said = MADE["paths"][described][method.lower()]["responses"][str(answer.status_code)]
+        assert fits(answer.json(), said["content"]["application/json"]["schema"]), answer.text
+        return dict(answer.json())
+
+    one = "/v1/predictions/{id}"
+    async with start(handles) as station:
+        sent = await station.submitted("eachlabs")
+        await station.push(sent)
+        await check(station, "POST", "/v1/drain", "/v1/drain")
+        path = one.format(id=sent.prediction_id)
+        for method, tail in (("GET", ""), ("GET", "/explain"), ("POST", "/replay")):
+            await check(station, method, path + tail, one + tail)
+        page = await check(station, "GET", "/v1/deliveries", "/v1/deliveries")
+        assert page["data"][0]["history"][0]["result"] == "done"
+
+
+@pytest.mark.timeout(120)  # 7 s where nothing else runs
+def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
+    """Let a program that has only read the document try everything it can think of.
+
+    It reads a file, as it would leave out the route that it had the document from.
+    """
+    (tmp_path / "openapi.json").write_text(json.dumps(MADE))
+    env = {
+        "RECEIVER_PUBLIC_URL": "",
+        "RECEIVER_POLL_AFTER": "0.05",
+        "EACHLABS_REQUESTS_PER_MINUTE": "none",
+    }
+    with serve(create_emulator(FAST)) as emulated:
+        env |= settings_for(f"http://127.0.0.1:{emulated}")
+        app = create_app(settings(tmp_path, **env), [handles])
+        with serve(app, http=Protocol) as port:
+            ran = subprocess.run(
+                [
+                    Path(sys.executable).with_name("schemathesis"),
+                    *("run", "openapi.json", "--url", f"http://127.0.0.1:{port}", "--no-color"),
+                    *("--header", f"Authorization: Bearer {API_KEY}"),
+                    *("--checks", "all", "--phases", "examples,coverage,fuzzing,stateful"),
+                    *("--max-examples", "5", "--generation-deterministic"),
+                    *("--exclude-path", "/v1/events/stream"),  # it never ends
+                ],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=110,
+                check=False,
+            )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"Tested: {len(ROWS) - 1}" in ran.stdout, ran.stdout
