@@ -5,7 +5,10 @@ from receiver.inbound.deliveries import Deliveries, Drained
 from receiver.inbound.guard import Guard
 from receiver.inbound.health import health_routes
 from receiver.inbound.hook import Hook
+from receiver.inbound.limits import Limits
 from receiver.inbound.predictions import Predictions
+from receiver.inbound.proxies import Proxies
+from receiver.inbound.sources import PublishedRanges, Ranges, Sources, listed
 
 __all__ = [
     "ERROR_HANDLERS",
@@ -13,6 +16,12 @@ __all__ = [
     "Drained",
     "Guard",
     "Hook",
+    "Limits",
     "Predictions",
+    "Proxies",
+    "PublishedRanges",
+    "Ranges",
+    "Sources",
     "health_routes",
+    "listed",
 ]

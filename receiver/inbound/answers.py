@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.errors import Problem, StoreUnavailable
+from receiver.errors import Limited, Problem, StoreUnavailable
 
 log = structlog.get_logger("receiver")
 
@@ -28,9 +28,11 @@ _TITLES: Final = {
     408: "Request Timeout",
     409: "Conflict",
     413: "Content Too Large",
+    414: "URI Too Long",
     415: "Unsupported Media Type",
     422: "Unprocessable Content",
     429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     502: "Bad Gateway",
     503: "Service Unavailable",
@@ -64,6 +66,8 @@ async def _on_problem(_: Request, error: Exception) -> Response:
     if not isinstance(error, Problem):
         raise error
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}  # noqa: PLR2004
+    if error.status == 408:  # noqa: PLR2004 - what is left of the body is not waited for
+        headers["Connection"] = "close"
     if "retry_after" in error.extra:
         headers["Retry-After"] = str(error.extra["retry_after"])
     return _problem(error.status, error.type, error.detail, headers, **error.extra)
@@ -71,6 +75,12 @@ async def _on_problem(_: Request, error: Exception) -> Response:
 
 async def _on_unavailable(_: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's shape
     return _problem(503, "unavailable", "the database does not take writes", {"Retry-After": "5"})
+
+
+async def _on_limited(_: Request, error: Exception) -> Response:
+    if not isinstance(error, Limited):
+        raise error
+    return _problem(429, "rate-limited", str(error), {"Retry-After": str(error.seconds)})
 
 
 async def _on_http(_: Request, error: Exception) -> Response:
@@ -87,6 +97,7 @@ async def _on_fault(request: Request, error: Exception) -> Response:
 
 ERROR_HANDLERS: Final[dict[Any, Any]] = {
     Problem: _on_problem,
+    Limited: _on_limited,
     StoreUnavailable: _on_unavailable,
     HTTPException: _on_http,
     Exception: _on_fault,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
@@ -23,25 +24,43 @@ class TooLarge(Exception):
     """More bytes came than we take."""
 
 
+class TooSlow(Exception):
+    """Fewer bytes came than a body must bring in its time."""
+
+
+_GRACE: Final = 10.0
+_PACE: Final = 1024
+"""A body may take 10 seconds, and one more for each KiB that has come, …"""
+SLOWEST: Final = 60.0
+"""… and so many at the most; a provider's own patience is shorter."""
+
+
 async def read_body(receive: Receive, most: int, *, keep: bool = True) -> bytes:
     """Read a request's body, counting while it streams; raise TooLarge at the first byte over.
 
-    Without `keep` it is only counted: a stranger's bytes need no memory.
+    Raises TooSlow for a body that trickles, and Disconnected. Without `keep` it is only counted: a
+    stranger's bytes need no memory.
     """
     chunks: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > most:
-            raise TooLarge
-        if keep or not chunks:
-            chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    begun = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout_at(begun + _GRACE) as patience:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Disconnected
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > most:
+                    raise TooLarge
+                if keep or not chunks:
+                    chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                patience.reschedule(begun + min(_GRACE + size / _PACE, SLOWEST))
+    except TimeoutError:
+        raise TooSlow from None
 
 
 def depth_of(value: Any) -> int:
