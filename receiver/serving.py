@@ -157,6 +157,9 @@ class Protocol(HttpToolsProtocol):
         self.transport.write(head + body)
         self.give_up()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: strangers would write our log."""
+
     def give_up(self) -> None:
         """Close the connection; what was written is still sent."""
         self._end_patience()

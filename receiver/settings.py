@@ -292,16 +292,13 @@ def _limit(text: str) -> int | None:
 
 
 def _networks(text: str) -> tuple[Network, ...]:
-    return tuple(_network(part) for part in _texts(text))
-
-
-def _network(text: str) -> Network:
     try:
-        return ip_network(text)
-    except ValueError:
-        raise ValueError(
-            f"{text} is no address and no range like 203.0.113.0/24 or 2001:db8::/32"
-        ) from None
+        networks = tuple(map(ip_network, _texts(text)))
+    except ValueError as error:
+        raise ValueError(f"must be addresses and ranges like 203.0.113.0/24: {error}") from None
+    if not networks:
+        raise ValueError("must be an address or a range like 203.0.113.0/24")
+    return networks
 
 
 def _proxies(text: str) -> tuple[Network, ...]:
