@@ -286,6 +286,22 @@ async def test_a_leaked_callback_url_is_limited_alone(start: Start) -> None:
 
 
 @anyio
+async def test_who_leaves_midway_pays_too(start: Start) -> None:
+    async def leave() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def nobody(_: Any) -> None:
+        raise AssertionError
+
+    async with start(RECEIVER_LIMIT_UNPROVED_PER_MINUTE="2") as station:
+        sent = await station.submitted("eachlabs")
+        scope = {"type": "http", "method": "POST", "path": sent.path, "headers": []}
+        for _ in range(2):
+            await station.app({**scope, "client": STRANGER}, leave, nobody)
+        assert (await station.world.post(sent.path, content=b"{}")).status_code == 429
+
+
+@anyio
 async def test_proved_callbacks_have_a_limit_only_if_told(start: Start) -> None:
     async with start(
         RECEIVER_LIMIT_UNPROVED_PER_MINUTE="2", RECEIVER_LIMIT_CALLBACKS_PER_MINUTE="2"

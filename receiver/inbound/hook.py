@@ -102,6 +102,7 @@ class Hook:
             self._limits.callback(client, provider, made)
             start, content = await self._take(scope, receive, provider, made)
         except Disconnected:
+            self._limits.callback_failed(client, made)
             return
         except Limited as error:
             start, content = _limited(error)
