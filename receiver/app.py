@@ -18,6 +18,7 @@ import httpx
 import msgspec
 import structlog
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from receiver.dispatch.embedded import Dispatch, new_owner
@@ -39,9 +40,15 @@ from receiver.inbound import (
     Guard,
     Handlers,
     Hook,
+    Limits,
     Predictions,
+    Proxies,
+    PublishedRanges,
+    Ranges,
+    Sources,
     echo_route,
     health_routes,
+    listed,
 )
 from receiver.inbox import Inbox
 from receiver.keys import PublicKeys
@@ -50,7 +57,7 @@ from receiver.model import Policy, Prediction
 from receiver.outbound import Outbound
 from receiver.providers import NAMES, make_providers
 from receiver.providers.base import Streamed
-from receiver.providers.fal import read_jwks
+from receiver.providers.fal import read_jwks, read_meta
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
 from receiver.store.base import Chore, Store
 from receiver.store.gates import Gates
@@ -303,7 +310,11 @@ class _Receiver:
         self._inbox.on_event = self._on_event
         self._inbox.on_change = self._outbound.changed
         self._store.on_news = self._heard
-        guard = Guard(settings)
+        self._limits = Limits(settings)
+        self._published = PublishedRanges(
+            self._client, settings.providers["fal"].urls["meta"], read_meta, clock=clock
+        )
+        guard = Guard(settings, self._limits)
         self._predictions = Predictions(
             guard,
             self._store,
@@ -327,16 +338,26 @@ class _Receiver:
         )
         self._events = Events(guard, journal, self._feed)
         self.app = Starlette(
-            routes=self._routes(), exception_handlers=ERROR_HANDLERS, lifespan=self._lifespan
+            routes=self._routes(),
+            exception_handlers=ERROR_HANDLERS,
+            middleware=[Middleware(Proxies, trusted=settings.trusted_proxies)],
+            lifespan=self._lifespan,
         )
         self.app.state.release = self.release_waiters
         # A slash too many is a 404: providers take the redirect of a framework for a refusal.
         self.app.router.redirect_slashes = False
 
     def _routes(self) -> list[Route]:
-        hook = Hook(self._inbox, NAMES, self._settings.max_body_bytes, self._clock)
+        hook = Hook(
+            self._inbox,
+            NAMES,
+            self._settings.max_body_bytes,
+            self._limits,
+            Sources(self._ranges()),
+            self._clock,
+        )
         return [
-            echo_route(self._tokens, self._settings.max_body_bytes, self._clock),
+            echo_route(self._tokens, self._settings.max_body_bytes, self._limits, self._clock),
             Route("/webhooks/{provider}/{token}", hook, methods=["POST"]),
             *self._predictions.routes(),
             *self._deliveries.routes(),
@@ -345,6 +366,15 @@ class _Receiver:
             *health_routes(self._store, self._clock),
             *Docs(OPERATIONS, WEBHOOKS).routes(),
         ]
+
+    def _ranges(self) -> dict[str, Ranges]:
+        """Say where callbacks may come from, for the providers that are told."""
+        told = {name: given.allowed_sources for name, given in self._settings.providers.items()}
+        return {
+            name: self._published if allowed == "meta" else listed(allowed)
+            for name, allowed in told.items()
+            if allowed is not None
+        }
 
     def _listener(self, name: str, provider: Streamed) -> Listener | Duty:
         listener = Listener(
@@ -443,6 +473,8 @@ class _Receiver:
                 tasks += [asyncio.create_task(listener.run()) for listener in self._listeners]
                 tasks.append(asyncio.create_task(self._warm_keys()))
                 tasks.append(asyncio.create_task(self._feed.run()))
+                if "meta" in {given.allowed_sources for given in self._settings.providers.values()}:
+                    tasks.append(asyncio.create_task(self._published.keep()))
                 await self._outbound.start()
             if self._does.sweeps:
                 tasks.append(asyncio.create_task(self._store.sweep(self._chores())))

@@ -6,6 +6,8 @@ ReceiverError
 ├── StoreUnusable         the operator mends the database (in use, too new, not a database)
 ├── StoreUnavailable      come back later: nothing was written (503)
 ├── KeysUnavailable       come back later: a provider's public keys cannot be had (503)
+├── SourcesUnavailable    come back later: its address ranges cannot be had (503)
+├── Limited               come back later: too much was asked (429)
 ├── Unproved              refuse: not shown to come from the provider (401)
 ├── Unreadable            proved, but not understood: keep it and go and ask the provider
 └── Problem               the caller of /v1 mends the request (RFC 9457)
@@ -13,6 +15,7 @@ ReceiverError
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -44,6 +47,18 @@ class StoreUnavailable(ReceiverError):
 
 class KeysUnavailable(ReceiverError):
     """A provider's public keys could not be fetched, so nothing can be proved yet."""
+
+
+class SourcesUnavailable(ReceiverError):
+    """The addresses that a provider calls from could not be fetched, so none is let in yet."""
+
+
+class Limited(ReceiverError):
+    """Too much was asked: come again after so many whole seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = math.ceil(seconds)
+        super().__init__(f"too many requests; try again in {self.seconds} s")
 
 
 class Unproved(ReceiverError):

@@ -1,22 +1,22 @@
-"""A provider's public keys: fetched, kept for a day, and fetched again when a proof fails."""
+"""What a provider publishes, as its keys: fetched, kept, and fetched again when it fails us."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import ClassVar, Final, Generic, TypeVar
 
 import httpx
 import structlog
 
-from receiver.errors import KeysUnavailable, Unreadable
+from receiver.errors import KeysUnavailable, ReceiverError, Unreadable
 from receiver.inflate import read_capped
 
 KEPT: Final = 86400.0
 """Seconds that fetched keys are believed."""
 REFRESH: Final = 60.0
-"""Seconds between two refreshes that a failed proof may cause."""
+"""Seconds between two refreshes that a failure may cause."""
 _AFTER_FAILURE: Final = 2.0
 _TIMEOUT: Final = 10.0
 _LARGEST: Final = 1024 * 1024
@@ -24,17 +24,23 @@ _LARGEST: Final = 1024 * 1024
 log = structlog.get_logger("receiver")
 
 
-class PublicKeys:
-    """Call with False for the keys, with True after a failed proof for newer ones if it is time.
+T = TypeVar("T")
 
-    Raises KeysUnavailable when there are none to be had.
+
+class Published(Generic[T]):
+    """Call with False for what is known, with True after a failure for newer if it is time.
+
+    Raises what `_unavailable` gives when there is nothing to be had.
     """
+
+    kept: ClassVar[float]
+    """Seconds for which what was fetched is believed."""
 
     def __init__(
         self,
         client: httpx.AsyncClient,
         url: str,
-        read: Callable[[bytes], list[bytes]],
+        read: Callable[[bytes], list[T]],
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -42,13 +48,13 @@ class PublicKeys:
         self._url = url
         self._read = read
         self._clock = clock
-        self._keys: tuple[bytes, ...] = ()
+        self._known: tuple[T, ...] = ()
         self._fetched_at = float("-inf")
         self._refreshed_at = float("-inf")
         self._failed_at = float("-inf")
         self._fetching = asyncio.Lock()
 
-    async def __call__(self, refresh: bool) -> Sequence[bytes]:
+    async def __call__(self, refresh: bool) -> Sequence[T]:
         now = self._clock()
         due = now - self._refreshed_at >= REFRESH
         if refresh and due:
@@ -57,11 +63,11 @@ class PublicKeys:
         if (refresh and (due or self._fetching.locked())) or not self._fresh(now):
             await self._fetch(now)
         if not self._fresh(now):
-            raise KeysUnavailable(f"the public keys at {self._url} cannot be fetched")
-        return self._keys
+            raise self._unavailable()
+        return self._known
 
     def _fresh(self, now: float) -> bool:
-        return bool(self._keys) and now - self._fetched_at < KEPT
+        return bool(self._known) and now - self._fetched_at < self.kept
 
     async def _fetch(self, now: float) -> None:
         """Fetch once however many wait; a failure leaves what is known."""
@@ -69,16 +75,16 @@ class PublicKeys:
             if self._fetched_at >= now or now - self._failed_at < _AFTER_FAILURE:
                 return
             try:
-                keys = tuple(self._read(await self._get()))
+                known = tuple(self._read(await self._get()))
             except (httpx.HTTPError, Unreadable, UnicodeError, TimeoutError) as error:
                 self._failed(f"{type(error).__name__}: {error}")
                 return
-            if not keys:
-                self._failed("no Ed25519 key in it")
+            if not known:
+                self._failed("nothing of use in it")
                 return
-            self._keys = keys
+            self._known = known
             self._fetched_at = self._clock()
-            log.info("keys.fetched", url=self._url, count=len(keys))
+            self._fetched(len(known))
 
     async def _get(self) -> bytes:
         async with asyncio.timeout(_TIMEOUT):
@@ -90,4 +96,28 @@ class PublicKeys:
 
     def _failed(self, reason: str) -> None:
         self._failed_at = self._clock()
+        self._not_fetched(reason)
+
+    def _unavailable(self) -> ReceiverError:
+        raise NotImplementedError
+
+    def _fetched(self, count: int) -> None:
+        raise NotImplementedError
+
+    def _not_fetched(self, reason: str) -> None:
+        raise NotImplementedError
+
+
+class PublicKeys(Published[bytes]):
+    """A provider's public keys, believed for a day. Calling it may raise KeysUnavailable."""
+
+    kept = KEPT
+
+    def _unavailable(self) -> ReceiverError:
+        return KeysUnavailable(f"the public keys at {self._url} cannot be fetched")
+
+    def _fetched(self, count: int) -> None:
+        log.info("keys.fetched", url=self._url, count=count)
+
+    def _not_fetched(self, reason: str) -> None:
         log.warning("keys.failed", url=self._url, reason=reason)

@@ -4,61 +4,133 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from receiver.inbound.answers import problem_body
 
 _STOP: Final = 2
 """Seconds that open requests get to end when we stop; handlers get their own time after that."""
 LONGEST_STOP: Final = 9.5
 """Seconds after which we end whatever hangs: what is stored is owed to the next start."""
 _LARGEST_HEAD: Final = 64 * 1024
+_MOST_HEADERS: Final = 100
+_LONGEST_URL: Final = 8 * 1024
 _SLOWEST_HEAD: Final = 20.0
 """Seconds a request's line and headers may take, and a connection may be silent at first."""
+_UNHEARD: Final = 2.0
+"""Seconds for the rest of a request that was answered already: a reset would lose the answer."""
+_LEAST_PATIENCE: Final = 1.0
+"""Seconds that even a crowd leaves each connection."""
+_REFUSALS: Final = {
+    400: ("invalid-request", "this is no HTTP request"),
+    414: ("uri-too-long", f"the URL has more than {_LONGEST_URL} bytes"),
+    431: ("headers-too-large", f"there are more than {_MOST_HEADERS} headers"),
+}
 _SLOWEST_READ: Final = 20.0
 """Seconds in which whoever reads an answer must take at least some of it (tens of KB)."""
 LINGER: Final = 1.0
 """Seconds after everything is stored in which stubborn tasks may still end by themselves."""
 
 
-class Protocol(HttpToolsProtocol):
-    """HTTP with a bound on what comes before a request's body, in bytes and in time.
+class Waited:
+    """The connections from which bytes are awaited, longest first, and a bound on their number.
 
-    uvicorn's own has neither: one endless header would fill the memory, and a connection that says
-    nothing would hold its place for ever. So would one that asks and does not read the answer.
+    Where there are too many the one that takes longest is closed, but none in its first second
+    while that can be helped: providers deliver in bursts, and each of a burst needs only that long.
+    Addresses do not matter: all of a burst have the same, and all who come by one proxy.
     """
 
-    _head = 0
-    _in_head = True
-    _patience: asyncio.TimerHandle | None = None
-    _unread: asyncio.TimerHandle | None = None
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._clock = clock
+        self._since: OrderedDict[Protocol, float] = OrderedDict()
+
+    def add(self, connection: Protocol) -> None:
+        now = self._clock()
+        self._since[connection] = now
+        self._since.move_to_end(connection)
+        if len(self._since) > self._most:
+            slowest, since = next(iter(self._since.items()))
+            if now - since > _LEAST_PATIENCE or len(self._since) > 2 * self._most:
+                slowest.give_up()
+
+    def drop(self, connection: Protocol) -> None:
+        self._since.pop(connection, None)
+
+
+class _Refused(Exception):
+    """Ends a request whose head is too much."""
+
+
+class Protocol(HttpToolsProtocol):
+    """HTTP with bounds on what uvicorn lets be endless.
+
+    What comes with a request beside its body (line, headers, trailers, what frames its chunks) is
+    bounded in size and number; its head is bounded in time, and so is what follows an answer that
+    did not wait for the end of the request. Bodies are timed where they are read. Whoever asks and
+    does not read the answer is cut off.
+    """
+
+    def __init__(self, *given: Any, waited: Waited, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self._waited = waited
+        self._beside = 0
+        """Bytes of this request beside its body, which earns it as many more as it has itself."""
+        self._in_head = True
+        """Its line and headers are awaited, or under way."""
+        self._in_request = False
+        self._refusal = 400
+        self._patience: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._patience = self.loop.call_later(_SLOWEST_HEAD, self._give_up)
+        self._await_bytes(_SLOWEST_HEAD)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_patience()
+        self._stop_unread()
+        self._waited.drop(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._beside += len(data)
+        super().data_received(data)
+        if self._beside > _LARGEST_HEAD or len(self.headers or ()) > _MOST_HEADERS:
+            self.give_up()
+        elif self._in_head and self._patience is None:
+            self._await_bytes(_SLOWEST_HEAD)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head, self._in_head = 0, True
-        if self._patience is None:
-            self._patience = self.loop.call_later(_SLOWEST_HEAD, self._give_up)
+        self._in_head = self._in_request = True
+        self._waited.add(self)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._be_patient()
+        self._end_patience()
+        if len(self.url) > _LONGEST_URL:
+            self._refusal = 414
+            raise _Refused
+        if len(self.headers) > _MOST_HEADERS:
+            self._refusal = 431
+            raise _Refused
         super().on_headers_complete()
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._in_head:
-            self._head += len(data)
-            if self._head > _LARGEST_HEAD:
-                self._give_up()
+    def on_body(self, body: bytes) -> None:
+        self._beside -= 2 * len(body)
+        super().on_body(body)
 
     def pause_writing(self) -> None:
         """Hear that more waits for the reader than it should: it gets a while to take some."""
@@ -75,19 +147,65 @@ class Protocol(HttpToolsProtocol):
             self._unread.cancel()
             self._unread = None
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._be_patient()
-        self._stop_unread()
-        super().connection_lost(exc)
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_request = False
+        self._beside = 0
+        self._waited.drop(self)
+        if self.cycle.response_complete:  # and uvicorn's patience with the next one has ended
+            self._in_head = True
+            self._await_bytes(_SLOWEST_HEAD)
 
-    def _be_patient(self) -> None:
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing() or not self.cycle.response_complete:
+            return  # or the next request is under way already
+        if self._in_request:
+            self._await_bytes(_UNHEARD)
+        else:
+            self._in_head = True
+            self._waited.add(self)  # as long as uvicorn lets a connection be idle
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's shape
+        """Refuse what is no request, or too much of one."""
+        kind, why = _REFUSALS[self._refusal]
+        body = problem_body(self._refusal, kind, why)
+        head = (
+            STATUS_LINE[self._refusal] + b"content-type: application/problem+json\r\n"
+            b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        )
+        self.transport.write(head + body)
+        self.give_up()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: strangers would write our log."""
+
+    def give_up(self) -> None:
+        """Close the connection; what was written is still sent."""
+        self._end_patience()
+        self._waited.drop(self)
+        self.transport.close()
+
+    def _await_bytes(self, seconds: float) -> None:
+        self._end_patience()
+        self._patience = self.loop.call_later(seconds, self.give_up)
+        self._waited.add(self)
+
+    def _end_patience(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
 
-    def _give_up(self) -> None:
-        self._patience = None
-        self.transport.close()
+
+def _most_waited() -> int:
+    """Leave three quarters of the files that we may open for what is not waited for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(1000, soft // 4) if soft > 0 else 1000
+
+
+def protocol() -> Callable[..., Protocol]:
+    """Make what serves the connections of one server."""
+    return partial(Protocol, waited=Waited(_most_waited()))
 
 
 class Server(uvicorn.Server):
@@ -99,9 +217,10 @@ class Server(uvicorn.Server):
                 app,
                 host=host,
                 port=port,
-                http=Protocol,
+                http=protocol(),  # type: ignore[arg-type] # a class is only called
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,  # the app does it, by RECEIVER_TRUSTED_PROXIES
                 server_header=False,
                 timeout_graceful_shutdown=_STOP,
                 ws="none",

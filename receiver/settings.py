@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -12,7 +13,10 @@ from receiver.errors import SettingsError
 T = TypeVar("T")
 D = TypeVar("D")
 
+Network = IPv4Network | IPv6Network
+
 SHORTEST_SECRET = 32
+LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1"))
 
 
 class Secret:
@@ -50,6 +54,8 @@ class ProviderSettings:
     requests_per_minute: int | None = None
     confirm: bool = False
     """Ask the provider before believing its callback."""
+    allowed_sources: tuple[Network, ...] | Literal["meta"] | None = None
+    """Where its callbacks may come from; `meta`: from what it publishes; None: from anywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,14 @@ class Settings:
     """`sqlite:///file`, or `postgresql://…`, which may hold a password: show `database`."""
     handlers: tuple[str, ...] = ()
     max_body_bytes: int = 4 * 1024 * 1024
+    limit_unproved_per_minute: int | None = 600
+    """Requests that come to nothing, of one address (IPv6: /64) and of one callback URL."""
+    limit_callbacks_per_minute: int | None = None
+    """Proved callbacks of one provider, in this process."""
+    limit_api_per_minute: int | None = None
+    """/v1 requests with a good key, of one address."""
+    trusted_proxies: tuple[Network, ...] = LOOPBACK
+    """Whose word of the caller's address is believed."""
     poll_after: float | None = None
     """Seconds to the first poll; None: 30 where a push is expected, 3 where it is not."""
     prediction_timeout: float = 3600.0
@@ -151,6 +165,10 @@ def _read(env: _Reader) -> Settings:
         database_url=env.get("RECEIVER_DATABASE_URL", _database_url, "sqlite:///receiver.db"),
         handlers=env.get("RECEIVER_HANDLERS", _texts, ()),
         max_body_bytes=env.get("RECEIVER_MAX_BODY_BYTES", _whole, 4 * 1024 * 1024),
+        limit_unproved_per_minute=env.get("RECEIVER_LIMIT_UNPROVED_PER_MINUTE", _limit, 600),
+        limit_callbacks_per_minute=env.get("RECEIVER_LIMIT_CALLBACKS_PER_MINUTE", _limit, None),
+        limit_api_per_minute=env.get("RECEIVER_LIMIT_API_PER_MINUTE", _limit, None),
+        trusted_proxies=env.get("RECEIVER_TRUSTED_PROXIES", _proxies, LOOPBACK),
         poll_after=env.get("RECEIVER_POLL_AFTER", _seconds, None),
         prediction_timeout=env.get("RECEIVER_PREDICTION_TIMEOUT", _seconds, 3600.0),
         retry_attempts=env.get("RECEIVER_RETRY_ATTEMPTS", _whole, 10),
@@ -182,12 +200,19 @@ def _read(env: _Reader) -> Settings:
                 queue="https://queue.fal.run",
                 run="https://fal.run",
                 jwks="https://rest.fal.ai/.well-known/jwks.json",
+                meta="https://api.fal.ai/v1/meta",
             ),
         },
     )
 
 
-_URL_NAMES = {"base": "BASE_URL", "queue": "QUEUE_URL", "run": "RUN_URL", "jwks": "JWKS_URL"}
+_URL_NAMES = {
+    "base": "BASE_URL",
+    "queue": "QUEUE_URL",
+    "run": "RUN_URL",
+    "jwks": "JWKS_URL",
+    "meta": "META_URL",
+}
 
 
 def _provider(
@@ -208,6 +233,9 @@ def _provider(
         max_in_flight=env.get(f"{prefix}_MAX_IN_FLIGHT", _limit, in_flight),
         requests_per_minute=env.get(f"{prefix}_REQUESTS_PER_MINUTE", _limit, per_minute),
         confirm=env.get(f"{prefix}_CONFIRM", _switch, False),
+        allowed_sources=env.get(
+            f"{prefix}_ALLOWED_SOURCES", _sources if "meta" in urls else _networks, None
+        ),
     )
 
 
@@ -295,6 +323,24 @@ def _whole(text: str) -> int:
 
 def _limit(text: str) -> int | None:
     return None if text.lower() == "none" else _whole(text)
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        networks = tuple(map(ip_network, _texts(text)))
+    except ValueError as error:
+        raise ValueError(f"must be addresses and ranges like 203.0.113.0/24: {error}") from None
+    if not networks:
+        raise ValueError("must be an address or a range like 203.0.113.0/24")
+    return networks
+
+
+def _proxies(text: str) -> tuple[Network, ...]:
+    return () if text.lower() == "none" else _networks(text)
+
+
+def _sources(text: str) -> tuple[Network, ...] | Literal["meta"]:
+    return "meta" if text.lower() == "meta" else _networks(text)
 
 
 def _seconds(text: str) -> float:

@@ -46,6 +46,7 @@ ENV: Final = {
     "FAL_QUEUE_URL": "https://queue.fal.test",
     "FAL_RUN_URL": "https://run.fal.test",
     "FAL_JWKS_URL": "https://rest.fal.test/jwks.json",
+    "FAL_META_URL": "https://api.fal.test/v1/meta",
 }
 SECRETS: Final = (*(ENV[name] for name in ENV if name.endswith("KEY")), API_KEY, OTHER_API_KEY)
 MODELS: Final = {"oxen": "nano-banana", "eachlabs": "nano-banana", "fal": "fal-ai/nano-banana"}
@@ -99,6 +100,7 @@ _KINDS: Final = tuple(
         ("eachlabs.cancel", "POST", r"https://eachlabs\.test/v1/prediction/.+/cancel"),
         ("eachlabs.poll", "GET", r"https://eachlabs\.test/v1/prediction/.+"),
         ("fal.keys", "GET", r"https://rest\.fal\.test/jwks\.json"),
+        ("fal.meta", "GET", r"https://api\.fal\.test/v1/meta"),
         ("fal.run", "POST", r"https://run\.fal\.test/.+"),
         ("fal.submit", "POST", r"https://queue\.fal\.test/.+"),
         ("fal.poll", "GET", r"https://queue\.fal\.test/.+/status"),
@@ -259,6 +261,7 @@ class Network(httpx.AsyncBaseTransport):
             "fal.cancel": {"status": "CANCELLATION_REQUESTED"},
             "fal.run": {"images": [{"url": PICTURE}]},
             "fal.keys": self.keyring.published(padded=True),
+            "fal.meta": {"webhook_ip_ranges": ["198.51.100.0/24", "2001:db8:1::/48"]},
         }
         return answers[kind]
 

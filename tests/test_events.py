@@ -433,7 +433,7 @@ def test_who_asks_and_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) 
         return StreamingResponse(frames())
 
     app = Starlette(routes=[Route("/endless", endless)])
-    with serve(app, http=serving.Protocol) as port, connected(port, "/endless") as sock:
+    with serve(app, http=serving.protocol()) as port, connected(port, "/endless") as sock:
         deadline = time.monotonic() + PATIENCE
         while not ended.is_set():
             assert time.monotonic() < deadline

@@ -268,6 +268,6 @@ def test_a_fetch_is_one_line_in_the_log_without_the_keys() -> None:
             "event": "keys.failed",
             "log_level": "warning",
             "url": URL,
-            "reason": "no Ed25519 key in it",
+            "reason": "nothing of use in it",
         },
     ]

@@ -23,8 +23,9 @@ from receiver import Event, create_app, on
 from receiver.emulator import create_emulator, settings_for
 from receiver.inbound import OPERATIONS, WEBHOOKS
 from receiver.inbound.answers import PROBLEMS
+from receiver.inbound.hook import LATER
 from receiver.inbound.openapi import document
-from receiver.serving import Protocol
+from receiver.serving import protocol
 from receiver.settings import Settings
 from tests.conftest import Start
 from tests.emulator.serving import FAST, serve
@@ -127,7 +128,8 @@ def raised() -> set[tuple[int, str]]:
 
 def test_every_problem_has_one_status_and_is_described() -> None:
     described = {(status, kind) for kind, (status, _) in PROBLEMS.items()}
-    assert described == raised() | {(405, "method-not-allowed")}  # that one is Starlette's
+    others = {(405, "method-not-allowed"), *((503, kind) for kind in LATER.values())}
+    assert described == raised() | others
 
 
 def test_every_described_problem_is_one_that_a_route_can_answer() -> None:
@@ -236,7 +238,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     with serve(create_emulator(FAST)) as emulated:
         env |= settings_for(f"http://127.0.0.1:{emulated}")
         app = create_app(settings(tmp_path, **env), [handles])
-        with serve(app, http=Protocol) as port:
+        with serve(app, http=protocol()) as port:
             ran = subprocess.run(
                 [
                     Path(sys.executable).with_name("schemathesis"),

@@ -6,6 +6,7 @@ import copy
 import traceback
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, asdict
+from ipaddress import ip_network
 from typing import Any, Final
 
 import pytest
@@ -72,6 +73,22 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
     ),
     ("RECEIVER_HANDLERS", "handlers", (), {"a.b, ./c.py,,": ("a.b", "./c.py")}),
     ("RECEIVER_MAX_BODY_BYTES", "max_body_bytes", 4194304, {"1": 1, " 1000 ": 1000}),
+    (
+        "RECEIVER_LIMIT_UNPROVED_PER_MINUTE",
+        "limit_unproved_per_minute",
+        600,
+        {"5": 5, "none": None},
+    ),
+    *(
+        (f"RECEIVER_LIMIT_{name}_PER_MINUTE", f"limit_{name.lower()}_per_minute", None, {"9": 9})
+        for name in ("CALLBACKS", "API")
+    ),
+    (
+        "RECEIVER_TRUSTED_PROXIES",
+        "trusted_proxies",
+        (ip_network("127.0.0.0/8"), ip_network("::1")),
+        {"None": (), "10.0.0.0/8, ::1": (ip_network("10.0.0.0/8"), ip_network("::1"))},
+    ),
     ("RECEIVER_POLL_AFTER", "poll_after", None, {"30": 30.0, "0.5": 0.5}),
     ("RECEIVER_PREDICTION_TIMEOUT", "prediction_timeout", 3600.0, {"60": 60.0}),
     ("RECEIVER_RETRY_ATTEMPTS", "retry_attempts", 10, {"1": 1}),
@@ -102,6 +119,7 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
             ("FAL_QUEUE_URL", "fal.urls.queue", "https://queue.fal.run"),
             ("FAL_RUN_URL", "fal.urls.run", "https://fal.run"),
             ("FAL_JWKS_URL", "fal.urls.jwks", "https://rest.fal.ai/.well-known/jwks.json"),
+            ("FAL_META_URL", "fal.urls.meta", "https://api.fal.ai/v1/meta"),
         ]
     ),
     *(
@@ -115,6 +133,15 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
             ("MAX_IN_FLIGHT", "max_in_flight", in_flight),
             ("REQUESTS_PER_MINUTE", "requests_per_minute", per_minute),
         ]
+    ),
+    *(
+        (
+            f"{name.upper()}_ALLOWED_SOURCES",
+            f"providers.{name}.allowed_sources",
+            None,
+            {"192.0.2.1,": (ip_network("192.0.2.1"),), **more},
+        )
+        for name, more in [("oxen", {}), ("eachlabs", {}), ("fal", {"Meta": "meta"})]
     ),
     ("EACHLABS_CONFIRM", "providers.eachlabs.confirm", False, {"1": True, "0": False}),
 ]
@@ -172,6 +199,7 @@ NO_URLS: Final = [
 NO_WHOLES: Final = ["0", "-1", "1.5", "many", "1_000", "+1", "²", "9" * 5000]
 NO_SECONDS: Final = ["0", "-1", "nan", "inf", "-inf", "soon", "1e9", "30s"]
 NO_SWITCHES: Final = ["2", "maybe", "y", "truee"]
+NO_NETWORKS: Final = ["10.0.0.1/8", "example.org", "*", ",", "1.2.3.4:80", "::1/129", "٣.1.1.1"]
 REFUSED: Final[dict[str, list[str]]] = {
     "RECEIVER_SECRET_KEY": ["hush", "s" * 31, f"{STRONG},hush"],
     "RECEIVER_PUBLIC_URL": NO_URLS,
@@ -194,6 +222,7 @@ REFUSED: Final[dict[str, list[str]]] = {
     "FAL_QUEUE_URL": NO_URLS,
     "FAL_RUN_URL": NO_URLS,
     "FAL_JWKS_URL": NO_URLS,
+    "FAL_META_URL": NO_URLS,
     "OXEN_MAX_IN_FLIGHT": NO_WHOLES,
     "EACHLABS_MAX_IN_FLIGHT": NO_WHOLES,
     "FAL_MAX_IN_FLIGHT": NO_WHOLES,
@@ -201,6 +230,11 @@ REFUSED: Final[dict[str, list[str]]] = {
     "EACHLABS_REQUESTS_PER_MINUTE": NO_WHOLES,
     "FAL_REQUESTS_PER_MINUTE": NO_WHOLES,
     "EACHLABS_CONFIRM": NO_SWITCHES,
+    **{f"RECEIVER_LIMIT_{name}_PER_MINUTE": NO_WHOLES for name in ("UNPROVED", "CALLBACKS", "API")},
+    "RECEIVER_TRUSTED_PROXIES": NO_NETWORKS,
+    "OXEN_ALLOWED_SOURCES": [*NO_NETWORKS, "meta", "none"],
+    "EACHLABS_ALLOWED_SOURCES": [*NO_NETWORKS, "meta", "none"],
+    "FAL_ALLOWED_SOURCES": [*NO_NETWORKS, "meta, ::1", "none"],
 }
 
 

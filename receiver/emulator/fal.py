@@ -60,6 +60,7 @@ class Fal:
             self._route(one + "/cancel", self._cancel, "PUT"),
             self._route("/fal/run/{app:path}", self._run, "POST"),
             Route("/fal/.well-known/jwks.json", self._jwks),
+            Route("/fal/v1/meta", self._meta),
         ]
 
     def _route(self, path: str, handler: wire.Handler, method: str) -> Route:
@@ -202,6 +203,9 @@ class Fal:
         if rule := self._world.faults.take("break_jwks", "fal"):
             return broken(rule)
         return answer(self._keys.published(padded=self._world.old()))
+
+    async def _meta(self, _request: Request) -> Response:
+        return answer({"webhook_ip_ranges": list(self._world.options.fal_sources)})
 
     def _push(self, prediction: Prediction) -> None:
         if not prediction.callback_url:

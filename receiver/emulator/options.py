@@ -49,6 +49,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Multiplies every wait and timeout of the callback schedules."""
     eachlabs_callbacks: Schedule = EACHLABS_CALLBACKS
     fal_callbacks: Schedule = FAL_CALLBACKS
+    fal_sources: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    """Ranges that fal says its callbacks come from; ours do come from this machine."""
     eachlabs_in_flight: int | None = 10
     """Unfinished predictions per key; None lifts the limit."""
     eachlabs_per_minute: int | None = 100

@@ -12,8 +12,11 @@ from receiver.inbound.guard import Guard
 from receiver.inbound.handlers import Handlers
 from receiver.inbound.health import health_routes
 from receiver.inbound.hook import Hook
+from receiver.inbound.limits import Limits
 from receiver.inbound.outgoing import WEBHOOKS
 from receiver.inbound.predictions import Predictions
+from receiver.inbound.proxies import Proxies
+from receiver.inbound.sources import PublishedRanges, Ranges, Sources, listed
 
 OPERATIONS: Final = {
     "Predictions": predictions.OPERATIONS,
@@ -37,7 +40,13 @@ __all__ = [
     "Guard",
     "Handlers",
     "Hook",
+    "Limits",
     "Predictions",
+    "Proxies",
+    "PublishedRanges",
+    "Ranges",
+    "Sources",
     "echo_route",
     "health_routes",
+    "listed",
 ]

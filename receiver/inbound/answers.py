@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.errors import Problem, StoreUnavailable
+from receiver.errors import Limited, Problem, StoreUnavailable
 
 log = structlog.get_logger("receiver")
 
@@ -28,9 +28,11 @@ _TITLES: Final = {
     408: "Request Timeout",
     409: "Conflict",
     413: "Content Too Large",
+    414: "URI Too Long",
     415: "Unsupported Media Type",
     422: "Unprocessable Content",
     429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     502: "Bad Gateway",
     503: "Service Unavailable",
@@ -57,12 +59,14 @@ PROBLEMS: Final = {
     "provider-off": (422, "the provider has no API key here"),
     "invalid-model": (422, "the model's name is unfit"),
     "unsupported-input": (422, "the input holds what the provider, or this receiver, cannot do"),
+    "rate-limited": (429, "too much that came to nothing, or more than a limit that was set"),
     "provider-busy": (429, "the provider takes no more requests now"),
     "internal-error": (500, "a fault of ours; it is in the log"),
     "provider-unavailable": (502, "the provider did not answer, or not sensibly"),
     "unavailable": (503, "the database does not take writes"),
     "too-many-readers": (503, "as many streams are open as may be"),
     "keys-unavailable": (503, "the provider's public keys cannot be had"),
+    "sources-unavailable": (503, "where the provider's callbacks come from cannot be found out"),
 }
 """Every `type` of a problem: its status and its meaning. They are stable."""
 PREFIX: Final = "urn:receiver:problem:"
@@ -108,6 +112,8 @@ async def _on_problem(_: Request, error: Exception) -> Response:
     if not isinstance(error, Problem):
         raise error
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}  # noqa: PLR2004
+    if error.status == 408:  # noqa: PLR2004 - what is left of the body is not waited for
+        headers["Connection"] = "close"
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     body = problem_body(
@@ -119,6 +125,13 @@ async def _on_problem(_: Request, error: Exception) -> Response:
 async def _on_unavailable(_: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's shape
     body = problem_body(503, "unavailable", "the database does not take writes")
     return _problem(503, body, {"Retry-After": "5"})
+
+
+async def _on_limited(_: Request, error: Exception) -> Response:
+    if not isinstance(error, Limited):
+        raise error
+    body = problem_body(429, "rate-limited", str(error))
+    return _problem(429, body, {"Retry-After": str(error.seconds)})
 
 
 async def _on_http(_: Request, error: Exception) -> Response:
@@ -137,6 +150,7 @@ async def _on_fault(request: Request, error: Exception) -> Response:
 
 ERROR_HANDLERS: Final[dict[Any, Any]] = {
     Problem: _on_problem,
+    Limited: _on_limited,
     StoreUnavailable: _on_unavailable,
     HTTPException: _on_http,
     Exception: _on_fault,

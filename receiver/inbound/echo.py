@@ -7,7 +7,6 @@ but the digest of what came.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from collections.abc import Callable
@@ -15,20 +14,18 @@ from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.errors import Problem, Unproved
 from receiver.inbound.answers import as_json
+from receiver.inbound.limits import Limits
 from receiver.inbound.operation import Answer, Content, Operation
-from receiver.inbound.reading import Disconnected, TooLarge, read_body
+from receiver.inbound.proxies import client_of
+from receiver.inbound.reading import whole_body
 
 log = structlog.get_logger("receiver")
-
-_SLOWEST: Final = 20.0
-"""Seconds an echo's body may take."""
 
 
 class Answers(Protocol):
@@ -46,33 +43,24 @@ class Echo(msgspec.Struct, frozen=True):
     """A signature of that and of the token."""
 
 
-def echo_route(tokens: Answers, most: int, clock: Callable[[], float] = time.time) -> Route:
+def echo_route(
+    tokens: Answers, most: int, limits: Limits, clock: Callable[[], float] = time.time
+) -> Route:
     async def echo(request: Request) -> Response:
         token, now = request.path_params["token"], clock()
         try:
             tokens.answer_echo(token, "", now)
         except Unproved as error:
-            client = request.client.host if request.client else "unknown"
+            client = client_of(request.scope)
+            limits.unauthorized(client)
             log.warning(
                 "callback.rejected", provider="echo", reason=error.reason, client=client, bytes=0
             )
             raise Problem(401, "unproved", "this callback could not be proved") from None
-        digest = hashlib.sha256(await _body(request, most)).hexdigest()
+        digest = hashlib.sha256(await whole_body(request, most)).hexdigest()
         return as_json(Echo(digest, tokens.answer_echo(token, digest, now)))
 
     return Route("/webhooks/echo/{token}", echo, methods=["POST"])
-
-
-async def _body(request: Request, most: int) -> bytes:
-    try:
-        async with asyncio.timeout(_SLOWEST):
-            return await read_body(request.receive, most)
-    except Disconnected:
-        raise HTTPException(499) from None
-    except TimeoutError:
-        raise Problem(408, "too-slow", f"the body took longer than {_SLOWEST:g} s") from None
-    except TooLarge:
-        raise Problem(413, "too-large", f"more than {most} bytes") from None
 
 
 OPERATIONS: Final = (
@@ -81,7 +69,7 @@ OPERATIONS: Final = (
         "/webhooks/echo/{token}",
         "Echo the digest of what came, for `receiver doctor`",
         (Answer(200, "the body arrived as this", Content(Echo)),),
-        ("unproved", "too-slow", "too-large"),
+        ("unproved", "too-slow", "too-large", "rate-limited"),
         names={"token": str},
         body=(Content(Any, media_type="application/octet-stream"),),
         is_open=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, Final, Literal, Protocol
@@ -11,10 +10,19 @@ import msgspec
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from receiver.errors import KeysUnavailable, StoreUnavailable, Unproved
+from receiver.errors import (
+    KeysUnavailable,
+    Limited,
+    SourcesUnavailable,
+    StoreUnavailable,
+    Unproved,
+)
 from receiver.inbound.answers import problem_body
+from receiver.inbound.limits import Limits
 from receiver.inbound.operation import Answer, Content, Operation, ProviderName
-from receiver.inbound.reading import Disconnected, TooLarge, read_body
+from receiver.inbound.proxies import client_of
+from receiver.inbound.reading import Disconnected, TooLarge, TooSlow, read_body
+from receiver.inbound.sources import Sources
 from receiver.providers.base import Callback
 from receiver.store.values import Taken
 
@@ -30,9 +38,11 @@ class Door(Protocol):
     ) -> Taken: ...
 
 
-def _raw(
-    status: int, body: bytes, *more: tuple[bytes, bytes]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+Sent = tuple[dict[str, Any], dict[str, Any]]
+"""An answer's two ASGI messages."""
+
+
+def _raw(status: int, body: bytes, *more: tuple[bytes, bytes]) -> Sent:
     headers = [
         (b"content-type", b"application/json" if status < 400 else b"application/problem+json"),  # noqa: PLR2004
         (b"content-length", str(len(body)).encode()),
@@ -44,9 +54,7 @@ def _raw(
     )
 
 
-def _raw_problem(
-    status: int, kind: str, detail: str, *more: tuple[bytes, bytes]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _raw_problem(status: int, kind: str, detail: str, *more: tuple[bytes, bytes]) -> Sent:
     return _raw(status, problem_body(status, kind, detail), *more)
 
 
@@ -65,16 +73,20 @@ _TAKEN: Final = {word: _raw(200, msgspec.json.encode(Receipt(word))) for word in
 _CLOSE: Final = (b"connection", b"close")
 _CHALLENGE: Final = (b"www-authenticate", b"Callback")
 """A 401 must have one; no provider has a scheme to name."""
-_SLOWEST: Final = 60.0
-"""Seconds a callback's body may take; a provider's own patience is shorter."""
 _RETRY_SOON: Final = (b"retry-after", b"5")
+LATER: Final[dict[type[Exception], str]] = {
+    StoreUnavailable: "unavailable",
+    KeysUnavailable: "keys-unavailable",
+    SourcesUnavailable: "sources-unavailable",
+}
+"""What is no fault of the sender's, and the problem's type."""
 
 
 class Hook:
     """`POST /webhooks/{provider}/{token}` as a bare ASGI app: nothing stands before the proof.
 
-    Answers 200 only after the commit; 401 for whatever is not proved, with no word of why; 413 and
-    503 as their names say. It never redirects, as providers take a 3xx for a refusal.
+    Answers 200 only after the commit; 401 for whatever is not proved, with no word of why; 408,
+    413, 429 and 503 as their names say. It never redirects, as providers take a 3xx for a refusal.
     """
 
     def __init__(
@@ -82,58 +94,74 @@ class Hook:
         door: Door,
         providers: Collection[str],
         most: int,
+        limits: Limits,
+        sources: Sources,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._door = door
         self._providers = frozenset(providers)
         self._most = most
+        self._limits = limits
+        self._sources = sources
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         params = scope["path_params"]
-        provider = params["provider"]
+        provider, client = params["provider"], client_of(scope)
         made = self._door.opens(provider, params["token"]) if provider in self._providers else None
         try:
-            async with asyncio.timeout(_SLOWEST):
-                body = await read_body(receive, self._most, keep=made is not None)
+            self._limits.callback(client, provider, made)
+            start, content = await self._take(scope, receive, provider, made)
         except Disconnected:
+            self._limits.callback_failed(client, made)
             return
-        except TimeoutError:
-            start, content = _raw_problem(
-                408, "too-slow", f"the body took longer than {_SLOWEST:g} s", _CLOSE
-            )
-        except TooLarge:
-            start, content = _raw_problem(413, "too-large", f"more than {self._most} bytes", _CLOSE)
-        else:
-            start, content = await self._answer(scope, provider, made, body)
+        except Limited as error:
+            start, content = _limited(error)
         await send(start)
         await send(content)
 
-    async def _answer(
-        self, scope: Scope, provider: str, prediction_id: str | None, body: bytes
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    async def _take(self, scope: Scope, receive: Receive, provider: str, made: str | None) -> Sent:
+        """Prove and record, or say why not; what comes to nothing is charged to its sender."""
+        size = 0
+        try:
+            if made is not None:
+                await self._sources.check(provider, client_of(scope))
+            body = await read_body(receive, self._most, keep=made is not None)
+            size = len(body)
+            if made is None:
+                return self._unknown(scope, provider, size)
+            callback = Callback(scope["headers"], body, self._clock())
+            taken = await self._door.callback(provider, made, callback)
+        except Unproved as error:
+            refused = _unproved(scope, provider, error.reason, size)
+        except TooSlow:
+            refused = _raw_problem(408, "too-slow", "the body came too slowly", _CLOSE)
+        except TooLarge:
+            refused = _raw_problem(413, "too-large", f"more than {self._most} bytes", _CLOSE)
+        except tuple(LATER) as error:
+            return _raw_problem(503, LATER[type(error)], "try again later", _RETRY_SOON)
+        else:
+            self._limits.callback_proved(provider)
+            return _TAKEN[_WORDS.get(taken.verdict, "accepted")]
+        self._limits.callback_failed(client_of(scope), made)
+        return refused
+
+    def _unknown(self, scope: Scope, provider: str, size: int) -> Sent:
         if provider not in self._providers:
             return _raw_problem(404, "not-found", "no such provider")
-        callback = Callback(scope["headers"], body, self._clock())
-        if prediction_id is None:
-            return _unproved(scope, provider, "bad_token", len(body))
-        try:
-            taken = await self._door.callback(provider, prediction_id, callback)
-        except Unproved as error:
-            return _unproved(scope, provider, error.reason, len(body))
-        except StoreUnavailable:
-            return _raw_problem(503, "unavailable", "try again later", _RETRY_SOON)
-        except KeysUnavailable:
-            return _raw_problem(503, "keys-unavailable", "try again later", _RETRY_SOON)
-        return _TAKEN[_WORDS.get(taken.verdict, "accepted")]
+        return _unproved(scope, provider, "bad_token", size)
 
 
-def _unproved(
-    scope: Scope, provider: str, reason: str, size: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _limited(error: Limited) -> Sent:
+    retry = (b"retry-after", b"%d" % error.seconds)
+    return _raw_problem(429, "rate-limited", str(error), retry)
+
+
+def _unproved(scope: Scope, provider: str, reason: str, size: int) -> Sent:
     """Refuse; the reason is for the log alone."""
-    client = (scope.get("client") or ("unknown",))[0]
-    log.warning("callback.rejected", provider=provider, reason=reason, client=client, bytes=size)
+    log.warning(
+        "callback.rejected", provider=provider, reason=reason, client=client_of(scope), bytes=size
+    )
     return _raw_problem(401, "unproved", "this callback could not be proved", _CHALLENGE)
 
 
@@ -162,7 +190,16 @@ OPERATIONS: Final = (
         "/webhooks/{provider}/{token}",
         "Take a provider's callback",
         (Answer(200, "it is committed, or was before", Content(Receipt, Receipt("accepted"))),),
-        ("not-found", "unproved", "too-slow", "too-large", "unavailable", "keys-unavailable"),
+        (
+            "not-found",
+            "unproved",
+            "too-slow",
+            "too-large",
+            "rate-limited",
+            "unavailable",
+            "keys-unavailable",
+            "sources-unavailable",
+        ),
         "Not for callers: the URL is given to the provider with each submit. Nothing of the body "
         "is parsed before it is proved, by the token in the path and, on top, by the provider's "
         "signature or secret.",

@@ -24,7 +24,7 @@ Groups: TypeAlias = Mapping[str, Sequence[Operation]]
 
 _REF: Final = "#/components/{}/{}"
 _EVERYWHERE: Final = ("internal-error",)
-_GUARDED: Final = ("unauthorized", "unavailable")
+_GUARDED: Final = ("unauthorized", "rate-limited", "unavailable")
 _ABOUT: Final = """\
 Submit image and video predictions to Oxen.ai, Eachlabs and fal.ai; every outcome is recorded
 exactly once and given to your handlers. Errors are problem details (RFC 9457) with a stable `type`;

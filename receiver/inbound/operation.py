@@ -79,5 +79,11 @@ class Operation(msgspec.Struct, frozen=True):
     """It wants no key."""
 
 
-UNREADABLE: Final = ("invalid-json", "too-large", "unsupported-media-type", "invalid-request")
+UNREADABLE: Final = (
+    "invalid-json",
+    "too-slow",
+    "too-large",
+    "unsupported-media-type",
+    "invalid-request",
+)
 """What may be wrong with any JSON body."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any, Final, TypeVar
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Receive
 
@@ -31,25 +33,55 @@ class TooLarge(Exception):
     """More bytes came than we take."""
 
 
+class TooSlow(Exception):
+    """Fewer bytes came than a body must bring in its time."""
+
+
+_GRACE: Final = 10.0
+_PACE: Final = 1024
+"""A body may take 10 seconds, and one more for each KiB that has come, …"""
+SLOWEST: Final = 60.0
+"""… and so many at the most; a provider's own patience is shorter."""
+
+
 async def read_body(receive: Receive, most: int, *, keep: bool = True) -> bytes:
     """Read a request's body, counting while it streams; raise TooLarge at the first byte over.
 
-    Without `keep` it is only counted: a stranger's bytes need no memory.
+    Raises TooSlow for a body that trickles, and Disconnected. Without `keep` it is only counted: a
+    stranger's bytes need no memory.
     """
     chunks: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > most:
-            raise TooLarge
-        if keep or not chunks:
-            chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    begun = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout_at(begun + _GRACE) as patience:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Disconnected
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > most:
+                    raise TooLarge
+                if keep or not chunks:
+                    chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                patience.reschedule(begun + min(_GRACE + size / _PACE, SLOWEST))
+    except TimeoutError:
+        raise TooSlow from None
+
+
+async def whole_body(request: Request, most: int) -> bytes:
+    """Read a request's body; raise a Problem where that is not to be had."""
+    try:
+        return await read_body(request.receive, most)
+    except TooSlow:
+        raise Problem(408, "too-slow", "the body came too slowly") from None
+    except TooLarge:
+        raise Problem(413, "too-large", f"more than {most} bytes") from None
+    except Disconnected:
+        raise HTTPException(499) from None
 
 
 def depth_of(value: Any) -> int:

@@ -10,6 +10,7 @@ from base64 import urlsafe_b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, ClassVar, Final, Literal
 
 import httpx
@@ -29,6 +30,7 @@ from receiver.providers.base import (
     Receipt,
 )
 
+Network = IPv4Network | IPv6Network
 TOLERANCE: Final = 300
 """Seconds by which a signature's time may differ from ours, in both directions."""
 _KEY_BYTES: Final = 32
@@ -208,6 +210,20 @@ def read_jwks(body: bytes) -> list[bytes]:
         [key.get("x") for key in keys if isinstance(key, dict)] if isinstance(keys, list) else []
     )
     return [raw for raw in map(_raw_key, texts) if raw]
+
+
+def read_meta(body: bytes) -> list[Network]:
+    """Read the ranges that callbacks come from; one that is odd is left out, not guessed at."""
+    texts = base.decode_object(body).get("webhook_ip_ranges")
+    ranges = map(_range, texts if isinstance(texts, list) else [])
+    return [found for found in ranges if found is not None]
+
+
+def _range(text: Any) -> Network | None:
+    try:
+        return ip_network(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
 
 
 def _raw_key(text: Any) -> bytes | None:

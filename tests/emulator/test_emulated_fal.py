@@ -1,6 +1,7 @@
 import base64
 import json
 import time
+from ipaddress import ip_network
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from receiver.emulator.fal import app_of
 from receiver.emulator.keys import signed_text
+from receiver.providers.fal import read_meta
 
 from .conftest import Start
 from .serving import KEYS, Emulated, Mail, Mailbox, eventually
@@ -51,6 +53,11 @@ def _matches(key: str, signature: bytes, text: bytes) -> bool:
 
 def get(emulated: Emulated, url: str) -> httpx.Response:
     return emulated.http.get(url, headers=KEYS["fal"])
+
+
+def test_it_says_where_its_callbacks_come_from(emulated: Emulated) -> None:
+    answer = emulated.http.get("/fal/v1/meta").json()
+    assert read_meta(json.dumps(answer).encode()) == [ip_network("127.0.0.0/8"), ip_network("::1")]
 
 
 def test_the_signed_text_makes_the_known_signature() -> None:

@@ -1,0 +1,455 @@
+"""Limits on strangers: what they may ask, where they may come from, and whom they cannot hurt."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+from typing import Any, Final
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from receiver.errors import Limited
+from receiver.inbound.limits import Budgets, Limits, address
+from receiver.inbound.proxies import Proxies, within
+from receiver.providers.fal import read_meta
+from receiver.settings import LOOPBACK, Settings
+from tests.conftest import Logged, Start
+from tests.receiving import (
+    API_KEY,
+    ENV,
+    STRANGER,
+    Clock,
+    Letter,
+    Network,
+    Station,
+    breaks,
+    reply,
+    write,
+)
+
+anyio = pytest.mark.anyio
+LIMITED: Final = "urn:receiver:problem:rate-limited"
+
+
+class Hands:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# --- budgets ---
+
+
+def test_a_budget_is_spent_at_once_or_evenly() -> None:
+    clock = Hands()
+    budgets = Budgets(6, clock)
+    for _ in range(6):
+        assert budgets.wait(b"a") == 0
+        budgets.spend(b"a")
+    assert budgets.wait(b"a") == pytest.approx(10)
+    assert budgets.wait(b"b") == 0
+    clock.now += 9.99
+    assert budgets.wait(b"a") == pytest.approx(0.01)
+    clock.now += 0.01
+    assert budgets.wait(b"a") == 0
+    budgets.spend(b"a")
+    assert budgets.wait(b"a") == pytest.approx(10)
+
+
+def test_what_was_under_way_may_overdraw_a_budget_and_the_debt_is_bounded() -> None:
+    budgets = Budgets(60, Hands())
+    for _ in range(10_000):
+        budgets.spend(b"a")
+    assert budgets.wait(b"a") == pytest.approx(61)
+
+
+def test_without_a_limit_nothing_is_ever_spent() -> None:
+    budgets = Budgets(None, Hands())
+    for _ in range(1000):
+        budgets.spend(b"a")
+    assert budgets.wait(b"a") == 0
+
+
+@settings(max_examples=50, deadline=None, database=None)
+@given(
+    rate=st.integers(1, 50),
+    moves=st.lists(st.tuples(st.integers(0, 20), st.floats(0, 30)), max_size=80),
+)
+def test_no_name_gets_more_than_its_rate_whoever_shares_its_slots(
+    rate: int, moves: list[tuple[int, float]]
+) -> None:
+    clock = Hands()
+    budgets = Budgets(rate, clock, slots=4)
+    served: dict[int, list[float]] = {}
+    for name, seconds in moves:
+        clock.now += seconds
+        text = b"%d" % name
+        if not budgets.wait(text):
+            budgets.spend(text)
+            served.setdefault(name, []).append(clock.now)
+    for times in served.values():
+        for first, last in itertools.combinations(range(len(times)), 2):
+            assert last - first + 1 <= rate + (times[last] - times[first]) * rate / 60 + 1e-3
+
+
+def test_the_wait_it_names_is_the_one_it_keeps() -> None:
+    clock = Hands()
+    budgets = Budgets(7, clock)
+    while not (wait := budgets.wait(b"a")):
+        budgets.spend(b"a")
+    clock.now += Limited(wait).seconds
+    assert budgets.wait(b"a") == 0
+
+
+def test_a_flood_of_names_evicts_nobody_and_takes_no_memory() -> None:
+    budgets = Budgets(60, Hands())
+    for _ in range(60):
+        budgets.spend(b"the flooder")
+    rows = budgets._rows  # noqa: SLF001 - its size is the point
+    before = [len(row) for row in rows]
+    for number in range(30_000):
+        budgets.spend(b"%d" % number)
+    assert budgets.wait(b"the flooder") > 0
+    assert [len(row) for row in rows] == before
+    assert sum(budgets.wait(b"honest %d" % number) > 0 for number in range(1000)) == 0
+
+
+def test_the_slots_of_a_name_cannot_be_foreseen() -> None:
+    budgets = [Budgets(1, Hands())._places(b"a") for _ in range(8)]  # noqa: SLF001
+    assert len(set(budgets)) == 8
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("unknown", "unknown", True),
+        (":nonsense", "unknown", False),
+    ],
+)
+def test_an_address_is_one_sender(one: str, other: str, *, same: bool) -> None:
+    assert (address(one) == address(other)) is same
+
+
+def test_a_flood_writes_few_lines(logged: Logged) -> None:
+    clock = Hands()
+    limits = Limits(Settings.read({**ENV, "RECEIVER_LIMIT_UNPROVED_PER_MINUTE": "60"}), clock)
+    for _ in range(1060):
+        try:
+            limits.callback("192.0.2.1", "fal", None)
+        except Limited:
+            clock.now += 0.001
+    clock.now += 10
+    for _ in range(40):
+        try:
+            limits.callback("192.0.2.1", "fal", None)
+        except Limited:
+            clock.now += 0.001
+    said = [(line["event"], line["refused"]) for line in logged]
+    assert said[0] == ("request.limited", 1)
+    assert len(said) == 2
+    assert said[1][1] > 900
+
+
+# --- whose address it is ---
+
+TRUSTED: Final = (*LOOPBACK, ip_network("10.0.0.0/8"), ip_network("2001:db8:f::/48"))
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "caller"),
+    [
+        ("203.0.113.5", {}, "203.0.113.5"),
+        ("203.0.113.5", {"x-forwarded-for": "192.0.2.1"}, "203.0.113.5"),
+        ("127.0.0.1", {}, "127.0.0.1"),
+        ("127.0.0.1", {"x-forwarded-for": "192.0.2.1"}, "192.0.2.1"),
+        ("127.0.0.1", {"x-forwarded-for": "6.6.6.6, 192.0.2.1"}, "192.0.2.1"),
+        ("127.0.0.1", {"x-forwarded-for": "6.6.6.6,192.0.2.1, 10.1.2.3,10.0.0.9"}, "192.0.2.1"),
+        ("127.0.0.1", {"x-forwarded-for": "10.1.1.1, 10.2.2.2"}, "10.1.1.1"),
+        ("127.0.0.1", {"x-forwarded-for": "192.0.2.1:4711"}, "192.0.2.1"),
+        ("127.0.0.1", {"x-forwarded-for": "[2001:DB8::1]:4711"}, "2001:db8::1"),
+        ("127.0.0.1", {"x-forwarded-for": "2001:db8:0::1"}, "2001:db8::1"),
+        ("127.0.0.1", {"x-forwarded-for": "::ffff:192.0.2.1"}, "192.0.2.1"),
+        ("127.0.0.1", {"x-forwarded-for": "192.0.2.1, unknown"}, "127.0.0.1"),
+        ("127.0.0.1", {"x-forwarded-for": "192.0.2.1, '; DROP, 10.0.0.9"}, "10.0.0.9"),
+        ("127.0.0.1", {"x-forwarded-for": ""}, "127.0.0.1"),
+        ("::1", {"forwarded": "for=192.0.2.1"}, "192.0.2.1"),
+        ("::1", {"forwarded": 'For="[2001:db8::17]:4711";proto=https'}, "2001:db8::17"),
+        ("::1", {"forwarded": "for=6.6.6.6;by=1.1.1.1, proto=http;for=192.0.2.1"}, "192.0.2.1"),
+        ("::1", {"forwarded": 'for="_hidden", for=10.0.0.1'}, "10.0.0.1"),
+        ("::1", {"forwarded": 'for="6.6.6.6, for=192.0.2.1'}, "192.0.2.1"),
+        ("::1", {"forwarded": "proto=https"}, "::1"),
+        ("::1", {"forwarded": "for=192.0.2.1", "x-forwarded-for": "192.0.2.1"}, "192.0.2.1"),
+        ("::1", {"forwarded": "for=6.6.6.6", "x-forwarded-for": "192.0.2.1"}, "::1"),
+        ("::ffff:127.0.0.1", {"x-forwarded-for": "192.0.2.1"}, "192.0.2.1"),
+        ("::ffff:203.0.113.5", {}, "203.0.113.5"),
+        ("2001:db8:f::1", {"x-forwarded-for": "192.0.2.1"}, "192.0.2.1"),
+        ("testclient", {"x-forwarded-for": "192.0.2.1"}, "testclient"),
+    ],
+)
+def test_only_trusted_proxies_are_believed(peer: str, headers: dict[str, str], caller: str) -> None:
+    async def nowhere(*_: Any) -> None: ...
+
+    given = [(name.encode(), value.encode()) for name, value in headers.items()]
+    assert Proxies(nowhere, TRUSTED).caller(peer, given) == caller
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(st.lists(st.tuples(st.sampled_from([b"x-forwarded-for", b"forwarded"]), st.binary())))
+def test_no_header_can_break_it(headers: list[tuple[bytes, bytes]]) -> None:
+    async def nowhere(*_: Any) -> None: ...
+
+    assert Proxies(nowhere, TRUSTED).caller("127.0.0.1", headers)
+
+
+@asynccontextmanager
+async def behind(station: Station, peer: str, **headers: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Come from an address, or through a proxy that has it."""
+    transport = httpx.ASGITransport(station.app, client=(peer, 4000))
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with httpx.AsyncClient(
+        transport=transport, base_url="https://hooks.test", headers=named
+    ) as http:
+        yield http
+
+
+async def exhaust(http: httpx.AsyncClient, path: str = "/webhooks/fal/made-up") -> httpx.Response:
+    answer = await http.post(path, content=b"{}")
+    for _ in range(100):
+        if answer.status_code == 429:
+            break
+        answer = await http.post(path, content=b"{}")
+    return answer
+
+
+async def put(http: httpx.AsyncClient, letter: Letter) -> int:
+    answer = await http.post(letter.path, content=letter.body, headers=letter.headers)  # type: ignore[arg-type] # bytes and text may mix
+    return answer.status_code
+
+
+# --- callbacks ---
+
+
+@anyio
+async def test_who_proves_nothing_is_refused_before_any_work(start: Start, logged: Logged) -> None:
+    async with start(RECEIVER_LIMIT_UNPROVED_PER_MINUTE="5") as station:
+        for _ in range(5):
+            assert (await station.world.post("/webhooks/fal/x", content=b"{}")).status_code == 401
+        answer = await station.world.post("/webhooks/fal/x", content=b"{}" * 10_000_000)
+        assert (answer.status_code, answer.json()["type"]) == (429, LIMITED)
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert 1 <= int(answer.headers["retry-after"]) <= 12
+        assert (await station.world.post("/webhooks/nobody/x")).status_code == 429
+        async with behind(station, "203.0.113.10") as other:
+            assert (await other.post("/webhooks/fal/x", content=b"{}")).status_code == 401
+    assert [line["client"] for line in logged if line["event"] == "request.limited"] == [
+        STRANGER[0]
+    ]
+
+
+@anyio
+async def test_a_flood_from_the_same_address_shuts_no_callback_out(start: Start) -> None:
+    async with start(RECEIVER_LIMIT_UNPROVED_PER_MINUTE="3") as station:
+        for provider in ("fal", "eachlabs"):
+            sent = await station.submitted(provider, f"for {provider}")
+            await exhaust(station.world)
+            await exhaust(station.world, sent.path + "x")
+            assert (await station.push(sent)).json() == {"status": "accepted"}
+
+
+@anyio
+async def test_a_leaked_callback_url_is_limited_alone(start: Start) -> None:
+    async with start(RECEIVER_LIMIT_UNPROVED_PER_MINUTE="3") as station:
+        leaked = await station.submitted("eachlabs", "leaked")
+        other = await station.submitted("eachlabs", "other")
+        assert (await exhaust(station.world, leaked.path)).json()["type"] == LIMITED
+        # Where all share one address, as behind a proxy that is not named, the others go on.
+        assert (await station.push(other)).json() == {"status": "accepted"}
+        # And so does its own callback, where the flooder's address is not the provider's.
+        async with behind(station, "198.51.100.7") as provider:
+            assert await put(provider, write(station.network, leaked)) == 200
+
+
+@anyio
+async def test_who_leaves_midway_pays_too(start: Start) -> None:
+    async def leave() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def nobody(_: Any) -> None:
+        raise AssertionError
+
+    async with start(RECEIVER_LIMIT_UNPROVED_PER_MINUTE="2") as station:
+        sent = await station.submitted("eachlabs")
+        scope = {"type": "http", "method": "POST", "path": sent.path, "headers": []}
+        for _ in range(2):
+            await station.app({**scope, "client": STRANGER}, leave, nobody)
+        assert (await station.world.post(sent.path, content=b"{}")).status_code == 429
+
+
+@anyio
+async def test_proved_callbacks_have_a_limit_only_if_told(start: Start) -> None:
+    async with start(
+        RECEIVER_LIMIT_UNPROVED_PER_MINUTE="2", RECEIVER_LIMIT_CALLBACKS_PER_MINUTE="2"
+    ) as station:
+        await exhaust(station.world)  # spends nothing of the provider's
+        letters = [
+            write(station.network, await station.submitted("eachlabs", f"{number}"))
+            for number in range(3)
+        ]
+        other = await station.submitted("fal", "of another provider")
+        answers = [await station.post(letter) for letter in letters]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert 1 <= int(answers[2].headers["retry-after"]) <= 30
+        assert (await station.push(other)).status_code == 200
+    async with start(RECEIVER_LIMIT_UNPROVED_PER_MINUTE="2") as station:
+        assert {(await station.post(letters[0])).status_code for _ in range(80)} == {200}
+
+
+@anyio
+async def test_senders_behind_a_trusted_proxy_are_told_apart(start: Start, logged: Logged) -> None:
+    async with start(
+        RECEIVER_LIMIT_UNPROVED_PER_MINUTE="2", RECEIVER_TRUSTED_PROXIES="10.0.0.0/8"
+    ) as station:
+        async with behind(station, "10.0.0.2", x_forwarded_for="192.0.2.66") as flooder:
+            await exhaust(flooder)
+        async with behind(station, "10.0.0.2", x_forwarded_for="192.0.2.66, 192.0.2.7") as other:
+            assert (await other.post("/webhooks/fal/x")).status_code == 401
+        async with behind(station, "192.0.2.66") as flooder:
+            assert (await flooder.post("/webhooks/fal/x")).status_code == 429
+    clients = {line["client"] for line in logged if "client" in line}
+    assert clients == {"192.0.2.66", "192.0.2.7"}
+
+
+# --- /v1 ---
+
+
+@anyio
+async def test_guessing_keys_is_limited_and_a_good_key_is_not(start: Start) -> None:
+    async with start(
+        RECEIVER_LIMIT_UNPROVED_PER_MINUTE="4", RECEIVER_API_KEYS=f"{API_KEY},guess-me"
+    ) as station:
+        weak = {"authorization": "Bearer guess-me"}
+        assert (await station.world.get("/v1/predictions", headers=weak)).status_code == 200
+        answers = [
+            await station.world.get(
+                "/v1/predictions", headers={"authorization": f"Bearer guess-{number}"}
+            )
+            for number in range(6)
+        ]
+        assert [answer.status_code for answer in answers] == [401] * 4 + [429] * 2
+        assert answers[5].json()["type"] == LIMITED
+        assert 1 <= int(answers[5].headers["retry-after"]) <= 15
+        # A guess that would be right is not told from the others now.
+        assert (await station.world.get("/v1/predictions", headers=weak)).status_code == 429
+        # What nobody can guess is let in from the same address.
+        assert {(await station.http.get("/v1/predictions")).status_code for _ in range(9)} == {200}
+
+
+@anyio
+async def test_good_requests_have_a_limit_only_if_told(start: Start) -> None:
+    async with start(RECEIVER_LIMIT_API_PER_MINUTE="3") as station:
+        codes = [(await station.http.get("/v1/predictions")).status_code for _ in range(4)]
+        assert codes == [200, 200, 200, 429]
+        key = {"authorization": f"Bearer {API_KEY}"}
+        async with behind(station, "192.0.2.9") as other:
+            assert (await other.get("/v1/predictions", headers=key)).status_code == 200
+
+
+# --- where callbacks may come from ---
+
+
+@anyio
+async def test_a_list_of_sources_holds(start: Start, logged: Logged) -> None:
+    async with start(EACHLABS_ALLOWED_SOURCES="192.0.2.0/24, 2001:db8::/32") as station:
+        letter = write(station.network, await station.submitted("eachlabs"))
+        assert (await station.post(letter)).status_code == 401
+        assert station.count("callbacks") == 0
+        async with behind(station, "192.0.2.77") as provider:
+            assert await put(provider, letter) == 200
+        async with behind(station, "2001:db8::7") as provider:
+            assert await put(provider, letter) == 200
+        async with behind(station, "unix socket") as nobody:
+            assert await put(nobody, letter) == 401
+        other = await station.submitted("fal", "from anywhere")
+        assert (await station.push(other)).status_code == 200
+    refused = [line for line in logged if line["event"] == "callback.rejected"]
+    assert [(line["reason"], line["client"], line["bytes"]) for line in refused] == [
+        ("bad_source", STRANGER[0], 0),
+        ("bad_source", "unix socket", 0),
+    ]
+
+
+@anyio
+async def test_published_ranges_are_fetched_and_refreshed(
+    start: Start, network: Network, logged: Logged
+) -> None:
+    clock = Clock()
+    async with start(clock=clock, FAL_ALLOWED_SOURCES="meta") as station:
+        letter = write(network, await station.submitted("fal"))
+        async with behind(station, "198.51.100.20") as fal, behind(station, "192.0.2.20") as moved:
+            assert await put(fal, letter) == 200
+            assert await put(moved, letter) == 401
+            asked = network.count("fal.meta")
+            assert asked <= 2
+            assert await put(moved, letter) == 401
+            assert network.count("fal.meta") == asked  # at most once a minute
+            network.always("fal.meta", reply({"webhook_ip_ranges": ["192.0.2.0/24"]}))
+            clock.ahead = 61
+            assert await put(moved, letter) == 200
+            clock.ahead = 130
+            network.always("fal.meta", breaks(httpx.ConnectError))
+            assert await put(fal, letter) == 401  # what was known is kept, whatever happens
+            assert await put(moved, letter) == 200
+    assert {line["event"] for line in logged if line["event"].startswith("sources.")} == {
+        "sources.fetched",
+        "sources.failed",
+    }
+
+
+@anyio
+@pytest.mark.parametrize(
+    "answer",
+    [breaks(httpx.ConnectError), reply({"webhook_ip_ranges": []}), reply([]), reply({}, 500)],
+)
+async def test_while_no_range_is_known_fal_is_asked_to_come_again(
+    start: Start, network: Network, answer: Any
+) -> None:
+    network.always("fal.meta", answer)
+    async with start(FAL_ALLOWED_SOURCES="meta") as station:
+        sent = await station.submitted("fal")
+        refused = await station.push(sent)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert refused.json()["type"] == "urn:receiver:problem:sources-unavailable"
+        # Strangers cause no fetch.
+        asked = network.count("fal.meta")
+        assert (await station.world.post("/webhooks/fal/x")).status_code == 401
+        assert network.count("fal.meta") == asked
+
+
+@anyio
+async def test_without_the_setting_nothing_is_fetched(start: Start, network: Network) -> None:
+    async with start() as station:
+        assert (await station.push(await station.submitted("fal"))).status_code == 200
+        assert network.count("fal.meta") == 0
+
+
+def test_odd_ranges_are_left_out() -> None:
+    body = b'{"webhook_ip_ranges": ["192.0.2.0/24", "192.0.2.1/24", "x", 7, null, "::1"]}'
+    assert read_meta(body) == [ip_network("192.0.2.0/24"), ip_network("::1")]
+    assert read_meta(b'{"webhook_ip_ranges": "192.0.2.0/24"}') == []
+    assert not within(ip_network("::1")[0], [ip_network("192.0.2.0/24")])
