@@ -43,8 +43,11 @@ from receiver.outbound import Outbound
 from receiver.providers import NAMES, make_providers
 from receiver.providers.base import Streamed
 from receiver.providers.fal import read_jwks
+from receiver.retention import Retention
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
 from receiver.store.base import Chore, Store
+from receiver.store.disposal import Disposal
+from receiver.store.erasure import Erased, Erasure
 from receiver.store.sqlite import SQLiteStore
 from receiver.tokens import Tokens
 
@@ -270,6 +273,10 @@ class _Receiver:
             clock=clock,
             sweeps=self._alone,
         )
+        self._retention = Retention(
+            Disposal(self._store), settings.retention, scrub=self._store.scrub, clock=clock
+        )
+        self._erasure = Erasure(self._store)
         self._listeners = [
             self._listener(name, provider)
             for name, provider in providers.items()
@@ -287,6 +294,7 @@ class _Receiver:
             replay=self._replay,
             wake=self._dispatch.wake,
             explain=self._explain,
+            erase=self._erase,
         )
         self._deliveries = Deliveries(
             guard, self._store, wake=self._dispatch.wake, drain=self.drain, clock=clock
@@ -331,6 +339,12 @@ class _Receiver:
 
     async def _replay(self, prediction_id: str) -> Any:
         return await self._store.replay(prediction_id, self._inbox.match, self._clock())
+
+    async def _erase(self, prediction_id: str) -> Erased:
+        erased = await self._erasure.erase(prediction_id, self._clock())
+        if erased == "erased":
+            log.info("prediction.erased", prediction=prediction_id)
+        return erased
 
     def _heard(self, handlers: Sequence[str] | None, ended: Sequence[str] | None) -> None:
         """Hear what another process committed; None: something may have been missed."""
@@ -400,6 +414,8 @@ class _Receiver:
                 await self._outbound.start()
             if self._does.sweeps:
                 tasks.append(asyncio.create_task(self._store.sweep(self._chores())))
+            if self._does.sweeps and self._alone:
+                tasks.append(asyncio.create_task(self._retention.run()))
             self._announce()
             yield
         finally:
@@ -411,7 +427,10 @@ class _Receiver:
 
     def _chores(self) -> dict[str, Chore]:
         """Name what this process can do for all."""
-        chores: dict[str, Chore] = {"deliveries": self._dispatch.reclaim}
+        chores: dict[str, Chore] = {
+            "deliveries": self._dispatch.reclaim,
+            "retention": self._retention.sweep,
+        }
         if self._does.outbound:
             chores["submits"] = self._outbound.sweep_submits
             chores["looks"] = self._outbound.sweep_looks

@@ -35,6 +35,8 @@ EVENTS: Final = frozenset(
         "poll.failed",
         "cancel.failed",
         "prediction.expired",
+        "prediction.erased",
+        "predictions.deleted",
         "keys.fetched",
         "keys.failed",
         "stream.connected",

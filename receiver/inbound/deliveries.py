@@ -79,6 +79,8 @@ class Deliveries:
         if not found.data:
             raise Problem(404, "not-found", "no such delivery")
         if handler is None:
+            if found.data[0].state in {"skipped", "dead"}:
+                raise Problem(409, "erased", "its prediction was erased: there is nothing to run")
             raise Problem(
                 409, "not-retryable", f"the delivery is {found.data[0].state}: nothing to retry"
             )

@@ -1,10 +1,10 @@
-"""`/v1/predictions`: submit, read, cancel, replay, explain; and the providers' models."""
+"""`/v1/predictions`: submit, read, cancel, replay, erase, explain; and the providers' models."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any, Final, Literal, Protocol
 
@@ -20,12 +20,22 @@ from receiver.inbound.guard import Guard
 from receiver.inbound.reading import depth_of, one_of, page_size, prefer_wait, query
 from receiver.inbox import Waiters
 from receiver.model import TERMINAL, Mode, Prediction, Status
+from receiver.store.erasure import Erased
 from receiver.store.values import Filter, Found, Replayed
 
 _SYNC_WAIT: Final = 60.0
 _LONGEST_KEY: Final = 255
 _LONGEST_NAME: Final = 300
 _DEEPEST: Final = 64
+_REFUSALS: Final[dict[Erased, tuple[int, str, str]]] = {
+    "missing": (404, "not-found", "no such prediction"),
+    "living": (409, "not-ended", "the prediction has not ended: cancel it first, or wait"),
+    "running": (
+        409,
+        "delivery-running",
+        "a handler is at work on the prediction: erase it when that has ended",
+    ),
+}
 GONE: Final = "no such handler is registered here any more"
 
 
@@ -77,6 +87,7 @@ class Predictions:
         replay: Callable[[str], Any],
         wake: Callable[[tuple[str, ...]], None],
         explain: Callable[[str, Prediction], list[Explained]],
+        erase: Callable[[str], Awaitable[Erased]],
     ) -> None:
         self._guard = guard
         self._store = store
@@ -85,6 +96,7 @@ class Predictions:
         self._replay = replay
         self._wake = wake
         self._explain = explain
+        self._erase = erase
         self.stopping = False
 
     def routes(self) -> list[Route]:
@@ -95,6 +107,7 @@ class Predictions:
             route(one, GET=self.read),
             route(one + "/cancel", POST=self.cancel),
             route(one + "/replay", POST=self.replay),
+            route(one + "/erase", POST=self.erase),
             route(one + "/explain", GET=self.explain),
             route("/v1/models/{provider}/{model:path}", GET=self.model),
         ]
@@ -153,8 +166,21 @@ class Predictions:
         replayed: Replayed = await self._replay(prediction_id)
         if replayed.owed is None:
             raise Problem(409, "not-ended", "the prediction has not ended: there is no event yet")
+        if replayed.erased:
+            raise Problem(409, "erased", "the prediction was erased: there is nothing to replay")
         self._wake(replayed.handlers)
         return as_json({"owed": replayed.owed, "handlers": replayed.handlers}, 202)
+
+    async def erase(self, request: Request) -> Response:
+        """Erase a prediction's content; its names, status and times stay."""
+        prediction_id = request.path_params["id"]
+        refusal = _REFUSALS.get(await self._erase(prediction_id))
+        if refusal is not None:
+            raise Problem(*refusal)
+        prediction = await self._store.prediction(prediction_id)
+        if prediction is None:  # its time was over just now
+            raise Problem(*_REFUSALS["missing"])
+        return as_json(prediction)
 
     async def explain(self, request: Request) -> Response:
         """Say which handlers run for a prediction's event, or would for one of a given type."""

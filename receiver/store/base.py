@@ -83,6 +83,10 @@ class Store(ABC):
     ) -> list[Row]:
         """Run a query that only reads, beside whatever is written meanwhile."""
 
+    async def scrub(self) -> bool:
+        """Leave nothing of what was deleted in files beside the database; False: not yet."""
+        return True
+
     @abstractmethod
     def _is_taken(self, error: Exception) -> bool:
         """Say whether a write failed because another row has a unique key."""

@@ -35,19 +35,26 @@ _VALUE_TYPES: Final = {
     **dict.fromkeys(
         (
             "before",
+            "canceled_before",
             "created_at",
+            "dead_before",
             "deadline",
             "due_at",
+            "failed_before",
             "hold_sync_until",
             "hold_until",
             "lease_until",
             "now",
             "since",
+            "succeeded_before",
             "until",
+            "young",
         ),
         "double precision",
     ),
-    **dict.fromkeys(("at_work", "largest", "limit", "most", "requests"), "bigint"),
+    **dict.fromkeys(
+        ("at_work", "kept", "largest", "last", "limit", "most", "requests", "value"), "bigint"
+    ),
     "everyone": "boolean",
 }
 _SQLITE_WORDS: Final = {"least(": "min(", "{lock}": "", "{skip}": ""}
@@ -141,6 +148,8 @@ class News(NamedTuple):
     """Deliveries that are due from now on: id and handler."""
     ended: Sequence[str] = ()
     """Predictions that have come to their end."""
+    over: Sequence[str] = ()
+    """Deliveries that are owed no more, though nobody has run them."""
 
 
 class Write(NamedTuple):
