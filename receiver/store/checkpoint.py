@@ -80,7 +80,7 @@ class Checkpointer:
             connection.close()
 
     def _empty(self, connection: sqlite3.Connection) -> None:
-        """Try once to carry the rest and cut the log to nothing; whoever reads may be in the way."""
+        """Try once to carry the rest and cut the log to nothing; readers may be in the way."""
         connection.execute(f"PRAGMA busy_timeout = {_HELD_UP}")
         wishes = list(_all_of(self._wishes))
         [[is_busy, _, _]] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

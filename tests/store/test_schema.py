@@ -145,10 +145,6 @@ FORBIDDEN = {
         ("deliveries", DELIVERY),
         "deliveries.id",
     ),
-    "a delivery of nothing": (
-        delivery(id=delivery_id(pred(3), "greet"), prediction_id=pred(3)),
-        "FOREIGN KEY",
-    ),
     "a delivery under another's name": (
         delivery(id=delivery_id(pred(3), "greet")),
         "a_name_is_of_its_event",
