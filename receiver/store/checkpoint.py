@@ -49,11 +49,15 @@ class Checkpointer:
         self.dirty.set()
         if self._thread.is_alive():
             self._thread.join()
+        for wish in _all_of(self._wishes):
+            wish.set()  # whoever closes the database carries the rest, and the log is gone
 
     def empty(self, seconds: float) -> bool:
         """Have the log emptied, if need be later; say whether it was within so many seconds."""
         done = threading.Event()
         self._wishes.put(done)
+        if self._stopped.is_set():
+            return False
         self.dirty.set()
         return done.wait(seconds)
 

@@ -244,8 +244,10 @@ def _growing(piece: Piece) -> Iterator[Sequence[Row]]:
     """
     started = piece.clock()
     at, size = 0, 1
-    while at < len(piece.rows) and piece.clock() - started < piece.seconds / 2:
+    while at < len(piece.rows):
         yield piece.rows[at : at + size]
+        if piece.clock() - started >= piece.seconds / 2:  # the next may take as long again
+            return
         at, size = at + size, size * 2
 
 

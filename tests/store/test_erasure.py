@@ -73,7 +73,10 @@ async def filled(store: Store, *, ok: bool = True) -> None:
         output=[Output(url=f"https://x.example/{MARKER}")] if ok else [],
         error=None if ok else Error(code="provider_error", message=MARKER),
     )
-    raw = {"body": f'{{"prompt": "{MARKER}"}}'.encode() * 400, "headers": f'[["x-a", "{MARKER}"]]'}
+    raw: dict[str, Any] = {
+        "body": f'{{"prompt": "{MARKER}"}}'.encode() * 400,
+        "headers": f'[["x-a", "{MARKER}"]]',
+    }
     handlers = Owed(("good", "bad", "slow", "last"), {"last": ("slow",)})
     await store.accept(arrival(1, outcome=outcome, judge=judge(handlers), **raw))
     contrary = Outcome(kind="canceled", error=Error(code="canceled", message=MARKER))
@@ -171,7 +174,7 @@ async def test_nothing_comes_back(engine: Engine, store: Store) -> None:
     """Callbacks, old handlers, a late answer to the submit, retries and replays."""
     await filled(store)
     await Erasure(store).erase(pred(1), THEN)
-    said = {"headers": f'[["x-a", "{MARKER}"]]', "body": f'"{MARKER}"'.encode()}
+    said: dict[str, Any] = {"headers": f'[["x-a", "{MARKER}"]]', "body": f'"{MARKER}"'.encode()}
     assert (await store.accept(arrival(1, **said))).verdict == "duplicate"
     assert (await store.accept(arrival(1, "failed", **said))).verdict == "late"
     again = {**said, "body": f'"{MARKER} again"'.encode()}
