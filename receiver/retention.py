@@ -111,12 +111,13 @@ class Retention:
 
     async def sweep(self) -> None:
         """Do what there is to do, for one turn."""
-        until = asyncio.get_running_loop().time() + self._pace.turn
+        started = asyncio.get_running_loop().time()
+        until = started + self._pace.turn
         now = self._clock()
-        if now >= self._next_look:
+        if started >= self._next_look:
             if not await self._look(now, until):
                 return
-            self._next_look = now + self._pace.rest
+            self._next_look = started + self._pace.rest
         if self._walks and (self._cursor or await self._is_rested(now)):
             await self._walk(now, until)
 
