@@ -58,8 +58,11 @@ from receiver.outbound import Outbound
 from receiver.providers import NAMES, make_providers
 from receiver.providers.base import Streamed
 from receiver.providers.fal import read_jwks, read_meta
+from receiver.retention import Retention
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
 from receiver.store.base import Chore, Store
+from receiver.store.disposal import Disposal
+from receiver.store.erasure import Erased, Erasure
 from receiver.store.gates import Gates
 from receiver.store.journal import Journal
 from receiver.store.sqlite import SQLiteStore
@@ -300,6 +303,10 @@ class _Receiver:
             sweeps=self._alone,
             tracing=self._tracing,
         )
+        self._retention = Retention(
+            Disposal(self._store), settings.retention, scrub=self._store.scrub, clock=clock
+        )
+        self._erasure = Erasure(self._store)
         self._listeners = [
             self._listener(name, provider)
             for name, provider in providers.items()
@@ -324,6 +331,7 @@ class _Receiver:
             wake=self._dispatch.wake,
             explain=self._explain,
             tracing=self._tracing,
+            erase=self._erase,
         )
         self._deliveries = Deliveries(
             guard, self._store, wake=self._dispatch.wake, drain=self.drain, clock=clock
@@ -405,6 +413,12 @@ class _Receiver:
         self._dispatch.wake(handlers)
         self._feed.wake()
 
+    async def _erase(self, prediction_id: str) -> Erased:
+        erased = await self._erasure.erase(prediction_id, self._clock())
+        if erased == "erased":
+            log.info("prediction.erased", prediction=prediction_id)
+        return erased
+
     def _heard(self, handlers: Sequence[str] | None, ended: Sequence[str] | None) -> None:
         """Hear what another process committed; None: something may have been missed."""
         self._dispatch.wake(handlers)
@@ -478,6 +492,8 @@ class _Receiver:
                 await self._outbound.start()
             if self._does.sweeps:
                 tasks.append(asyncio.create_task(self._store.sweep(self._chores())))
+            if self._does.sweeps and self._alone:
+                tasks.append(asyncio.create_task(self._retention.run()))
             self._announce()
             yield
         finally:
@@ -490,7 +506,10 @@ class _Receiver:
 
     def _chores(self) -> dict[str, Chore]:
         """Name what this process can do for all."""
-        chores: dict[str, Chore] = {"deliveries": self._dispatch.reclaim}
+        chores: dict[str, Chore] = {
+            "deliveries": self._dispatch.reclaim,
+            "retention": self._retention.sweep,
+        }
         if self._does.outbound:
             chores["submits"] = self._outbound.sweep_submits
             chores["looks"] = self._outbound.sweep_looks

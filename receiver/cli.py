@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
@@ -142,6 +143,33 @@ def migrate(dev: Dev = False) -> None:
     except ReceiverError as error:
         _fail(error)
     typer.echo(f"{settings.database} is up to date")
+
+
+@main.command()
+def backup(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Copy the database of a receiver, which may go on running (SQLite)."""
+    from receiver.store.backup import back_up
+
+    settings = _settings(None, dev=True)  # no secret is needed for it
+    if settings.sqlite_path is None:
+        _fail(
+            ReceiverError(
+                f"{settings.database} is PostgreSQL's to back up: pg_dump --format=custom "
+                f'--schema=receiver --file={shlex.quote(file)} "$RECEIVER_DATABASE_URL"; '
+                "pg_restore brings it back"
+            )
+        )
+    try:
+        made = back_up(settings.sqlite_path, file, force=force)
+    except ReceiverError as error:
+        _fail(error)
+    typer.echo(
+        f"{made.path}: {made.size:,} bytes (of a database of {made.of:,}), "
+        f"{made.predictions:,} predictions, in {made.seconds:.1f} s"
+    )
 
 
 def _settings(handlers: list[str] | None, *, dev: bool) -> Settings:
@@ -322,6 +350,12 @@ def cancel(prediction_id: Id) -> None:
 def replay(prediction_id: Id) -> None:
     """Owe a prediction's event to its handlers again."""
     _print(_call("post", f"/v1/predictions/{prediction_id}/replay"))
+
+
+@main.command()
+def erase(prediction_id: Id) -> None:
+    """Erase what a prediction was about; its id, status and times stay."""
+    _print(_call("post", f"/v1/predictions/{prediction_id}/erase"))
 
 
 @main.command()

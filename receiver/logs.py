@@ -36,6 +36,8 @@ EVENTS: Final = frozenset(
         "poll.failed",
         "cancel.failed",
         "prediction.expired",
+        "prediction.erased",
+        "predictions.deleted",
         "keys.fetched",
         "keys.failed",
         "sources.fetched",

@@ -162,6 +162,8 @@ class Prediction(Value, frozen=True, kw_only=True):
     created_at: datetime
     submitted_at: datetime | None = None
     completed_at: datetime | None = None
+    erased_at: datetime | None = None
+    """When its content was erased: what is left are its names, its status and its times."""
 
 
 class Ticket(Value, frozen=True, kw_only=True):
@@ -329,7 +331,12 @@ def new_id(prefix: str, now: float) -> str:
 
     Predictions wait in the order of their ids, so two must not be made in one unit of their time.
     """
-    return f"{prefix}_{int(now * 1_000_000):014x}{secrets.token_hex(9)}"
+    return oldest_id(prefix, now) + secrets.token_hex(9)
+
+
+def oldest_id(prefix: str, now: float) -> str:
+    """Give what sorts before every id that is made from then on, and after all made before."""
+    return f"{prefix}_{max(int(now * 1_000_000), 0):014x}"
 
 
 def event_id(prediction_id: str) -> str:

@@ -216,6 +216,13 @@ class Outbound:
             trace=self._tracing.current(),
         )
         created = await self._store.create(new)
+        if created.fingerprint is None and parent_id is None:
+            raise Problem(
+                409,
+                "erased",
+                "the prediction of this Idempotency-Key was erased: to ask anew, use a new key",
+                prediction_id=created.prediction_id,
+            )
         if created.fingerprint != new.fingerprint and parent_id is None:
             raise Problem(
                 409,

@@ -88,6 +88,9 @@ class Settings:
     """Failures in a row after which a handler's deliveries wait; None: never."""
     max_chain: int = 10
     """Predictions that may lead, each by a handler, to one that a handler submits."""
+    retention: Mapping[str, float] = field(default_factory=dict)
+    """Days for which what ended `succeeded`, `failed` or `canceled` is kept, and deliveries that
+    are `dead`; what is not named is kept for good."""
     log_format: Literal["json", "console"] | None = None
     """None: console on a terminal, JSON elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -176,6 +179,7 @@ def _read(env: _Reader) -> Settings:
         retry_cap=env.get("RECEIVER_RETRY_CAP", _seconds, 3600.0),
         breaker_failures=env.get("RECEIVER_BREAKER_FAILURES", _limit, 20),
         max_chain=env.get("RECEIVER_MAX_CHAIN", _whole, 10),
+        retention=env.get("RECEIVER_RETENTION_DAYS", _days, {}),
         log_format=env.get("RECEIVER_LOG_FORMAT", _one_of("json", "console"), None),
         log_level=env.get(
             "RECEIVER_LOG_LEVEL", _one_of("debug", "info", "warning", "error"), "info"
@@ -350,6 +354,32 @@ def _seconds(text: str) -> float:
         number = -1.0
     if not 0.0 < number < 1e9:  # noqa: PLR2004 - thirty years; also refuses nan and inf
         raise ValueError("must be a number of seconds above 0")
+    return number
+
+
+_ENDS = ("succeeded", "failed", "canceled")
+_MOST_DAYS = 36525.0
+
+
+def _days(text: str) -> dict[str, float]:
+    """Read `30`, `failed=90,canceled=0.5`, or both: a number without a name is for every end."""
+    days: dict[str, float] = {}
+    for part in _texts(text):
+        name, equals, number = part.rpartition("=")
+        name = name.strip().lower()
+        if equals and name not in {*_ENDS, "dead"}:
+            raise ValueError(f"must name {', '.join(_ENDS)} or dead, as in 30,failed=90")
+        days |= dict.fromkeys([name] if equals else _ENDS, _day(number))
+    return days
+
+
+def _day(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0.0 < number <= _MOST_DAYS:  # also refuses nan
+        raise ValueError("must be days above 0, as in 30 or succeeded=30,failed=90,canceled=7")
     return number
 
 

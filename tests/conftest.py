@@ -43,6 +43,7 @@ ON_BOTH = {
     "test_drain",
     "test_events",
     "test_invariants",
+    "test_retention",
     "test_rotation",
     "test_tracing",
     "test_wire",

@@ -48,6 +48,7 @@ PREDICTION = {
     "created_at",
     "submitted_at",
     "completed_at",
+    "erased_at",
 }
 ROUTES = [
     ("POST", "/v1/predictions"),
@@ -55,6 +56,7 @@ ROUTES = [
     ("GET", "/v1/predictions/pred_1"),
     ("POST", "/v1/predictions/pred_1/cancel"),
     ("POST", "/v1/predictions/pred_1/replay"),
+    ("POST", "/v1/predictions/pred_1/erase"),
     ("GET", "/v1/deliveries"),
     ("POST", "/v1/deliveries/dlv_1/retry"),
     ("GET", "/v1/models/oxen/nano-banana"),

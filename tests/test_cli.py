@@ -111,6 +111,35 @@ def test_a_prediction_is_submitted_waited_for_listed_and_shown(
     assert [row["handler"] for row in shown["deliveries"]] == ["mine"]
 
 
+def test_a_backup_is_made_of_a_running_receiver_and_what_is_erased_stays_a_skeleton(
+    world: tuple[Path, dict[str, str]],
+) -> None:
+    home, env = world
+    done = receiver("submit", "fal", "fal-ai/nano-banana", "prompt=wax", "--wait", cwd=home, **env)
+    prediction_id = json.loads(done.stdout)["id"]
+    while "running" in (tried := receiver("show", prediction_id, cwd=home, **env).stdout):
+        assert tried
+    erased = receiver("erase", prediction_id, cwd=home, **env)
+    assert erased.returncode == 0, erased.stderr
+    prediction = json.loads(erased.stdout)
+    assert (prediction["id"], prediction["input"]) == (prediction_id, {})
+    assert prediction["erased_at"]
+    backup = receiver("backup", "copy.db", cwd=home)
+    assert backup.returncode == 0, backup.stderr
+    assert backup.stdout.startswith("copy.db: ")
+    assert "predictions, in" in backup.stdout
+    again = receiver("backup", "copy.db", cwd=home)
+    assert (again.returncode, "--force" in again.stderr) == (1, True)
+
+
+def test_postgres_is_backed_up_by_its_own_tool(tmp_path: Path) -> None:
+    url = "postgresql://me:hush@db.example/receiver"
+    told = receiver("backup", "my copy", cwd=tmp_path, RECEIVER_DATABASE_URL=url)
+    assert told.returncode == 1
+    assert "pg_dump --format=custom --schema=receiver --file='my copy'" in told.stderr
+    assert "hush" not in told.stderr
+
+
 def test_a_refused_prediction_is_an_exit_code_and_the_providers_words(
     world: tuple[Path, dict[str, str]],
 ) -> None:

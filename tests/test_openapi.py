@@ -25,6 +25,7 @@ from receiver.inbound import OPERATIONS, WEBHOOKS
 from receiver.inbound.answers import PROBLEMS
 from receiver.inbound.hook import LATER
 from receiver.inbound.openapi import document
+from receiver.inbound.predictions import REFUSALS
 from receiver.serving import protocol
 from receiver.settings import Settings
 from tests.conftest import Start
@@ -129,6 +130,7 @@ def raised() -> set[tuple[int, str]]:
 def test_every_problem_has_one_status_and_is_described() -> None:
     described = {(status, kind) for kind, (status, _) in PROBLEMS.items()}
     others = {(405, "method-not-allowed"), *((503, kind) for kind in LATER.values())}
+    others |= {refusal[:2] for refusal in REFUSALS.values()}
     assert described == raised() | others
 
 

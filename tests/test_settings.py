@@ -102,6 +102,16 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
         {"debug": "debug", "Info": "info", "WARNING": "warning", "error": "error"},
     ),
     (
+        "RECEIVER_RETENTION_DAYS",
+        "retention",
+        {},
+        {
+            "30": dict.fromkeys(("succeeded", "failed", "canceled"), 30.0),
+            " failed = 0.5 , dead=7": {"failed": 0.5, "dead": 7.0},
+            "30,Failed=90": {"succeeded": 30.0, "failed": 90.0, "canceled": 30.0},
+        },
+    ),
+    (
         "RECEIVER_ALLOW_PRIVATE_FETCH",
         "allow_private_fetch",
         False,
@@ -210,6 +220,10 @@ REFUSED: Final[dict[str, list[str]]] = {
     "RECEIVER_RETRY_ATTEMPTS": NO_WHOLES,
     "RECEIVER_RETRY_BASE": NO_SECONDS,
     "RECEIVER_RETRY_CAP": NO_SECONDS,
+    "RECEIVER_RETENTION_DAYS": [
+        *("0", "-1", "nan", "inf", "1e6", "a month", "failed", "failed=", "=30", "processing=1"),
+        "30,failed=0",
+    ],
     "RECEIVER_LOG_FORMAT": ["xml"],
     "RECEIVER_LOG_LEVEL": ["loud", "critical"],
     "RECEIVER_ALLOW_PRIVATE_FETCH": NO_SWITCHES,

@@ -68,6 +68,7 @@ AND NOT EXISTS (SELECT FROM {queue} j
                 WHERE j.dedupe_key = d.id AND j.status IN ('queued', 'picked'))
 ORDER BY d.due_at LIMIT $2
 """
+_JOBS_OF: Final = "SELECT id FROM {queue} WHERE dedupe_key = ANY($1) ORDER BY id"
 _FORGET_LOG: Final = """
 DELETE FROM {log} WHERE id IN (SELECT id FROM {log} WHERE aggregated
     AND created < NOW() - interval '1 day' ORDER BY id LIMIT {most})
@@ -88,6 +89,7 @@ class PgQueuerJobs:
         names = self._settings.qualified
         self._hasten = _HASTEN.format(queue=names.queue_table)
         self._lost = _LOST.format(schema=schema, queue=names.queue_table)
+        self._jobs_of = _JOBS_OF.format(queue=names.queue_table)
         self._forget_log = _FORGET_LOG.format(log=names.queue_table_log, most=_MOST_FORGOTTEN)
         self._forget_statistics = _FORGET_STATISTICS.format(statistics=names.statistics_table)
         self._taker = QueueManagerId(uuid.uuid4())
@@ -149,6 +151,13 @@ class PgQueuerJobs:
         ]
         if ends:
             await self.queries(connection).log_jobs(ends)
+
+    async def drop(self, connection: Connection, deliveries: Sequence[str]) -> None:
+        jobs = [row["id"] for row in await connection.fetch(self._jobs_of, list(deliveries))]
+        if jobs:
+            await self.queries(connection).mark_job_as_cancelled(jobs)
+        for delivery in deliveries:
+            self.forget(delivery)
 
     async def defer(self, connection: Connection, delivery: str, seconds: float) -> None:
         job = self._picked.get(delivery)

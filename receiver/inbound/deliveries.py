@@ -103,6 +103,8 @@ class Deliveries:
         if not found.data:
             raise missing
         if handler is None:
+            if found.data[0].state in {"skipped", "dead"}:
+                raise Problem(409, "erased", "its prediction was erased: there is nothing to run")
             raise Problem(
                 409, "not-retryable", f"the delivery is {found.data[0].state}: nothing to retry"
             )
@@ -163,7 +165,7 @@ OPERATIONS: Final = (
                 Content(Delivery, msgspec.structs.replace(_EXAMPLE, state="pending", attempts=0)),
             ),
         ),
-        ("not-found", "not-retryable"),
+        ("not-found", "not-retryable", "erased"),
         names={"id": DeliveryId},
     ),
     Operation(

@@ -1,10 +1,10 @@
-"""`/v1/predictions`: submit, read, cancel, replay, explain; and the providers' models."""
+"""`/v1/predictions`: submit, read, cancel, replay, erase, explain; and the providers' models."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Protocol
@@ -33,11 +33,21 @@ from receiver.inbound.reading import depth_of, named, one_of, parameters, prefer
 from receiver.inbox import Waiters
 from receiver.model import TERMINAL, EventType, Mode, Output, Prediction, Status
 from receiver.providers import NAMES
+from receiver.store.erasure import Erased
 from receiver.store.values import Delivery, Filter, Found, Replayed
 from receiver.tracing import OFF, Span, Tracing
 
 _SYNC_WAIT: Final = 60.0
 _DEEPEST: Final = 64
+REFUSALS: Final[dict[Erased, tuple[int, str, str]]] = {
+    "missing": (404, "not-found", "no such prediction"),
+    "living": (409, "not-ended", "the prediction has not ended: cancel it first, or wait"),
+    "running": (
+        409,
+        "delivery-running",
+        "a handler is at work on the prediction: erase it when that has ended",
+    ),
+}
 GONE: Final = "no such handler is registered here any more"
 
 
@@ -160,6 +170,7 @@ class Predictions:
         replay: Callable[[str], Any],
         wake: Callable[[tuple[str, ...]], None],
         explain: Callable[[str, Prediction], list[Explained]],
+        erase: Callable[[str], Awaitable[Erased]],
         tracing: Tracing = OFF,
     ) -> None:
         self._tracing = tracing
@@ -170,6 +181,7 @@ class Predictions:
         self._replay = replay
         self._wake = wake
         self._explain = explain
+        self._erase = erase
         self.stopping = False
 
     def routes(self) -> list[Route]:
@@ -180,6 +192,7 @@ class Predictions:
             route(one, GET=self.read),
             route(one + "/cancel", POST=self.cancel),
             route(one + "/replay", POST=self.replay),
+            route(one + "/erase", POST=self.erase),
             route(one + "/explain", GET=self.explain),
             route("/v1/models/{provider}/{model:path}", GET=self.model),
         ]
@@ -232,8 +245,22 @@ class Predictions:
         replayed: Replayed = await self._replay(prediction_id)
         if replayed.owed is None:
             raise Problem(409, "not-ended", "the prediction has not ended: there is no event yet")
+        if replayed.erased:
+            raise Problem(409, "erased", "the prediction was erased: there is nothing to replay")
         self._wake(replayed.handlers)
         return as_json(OwedAgain(replayed.owed, replayed.handlers), 202)
+
+    async def erase(self, request: Request) -> Response:
+        """Erase a prediction's content; its names, status and times stay."""
+        missing = Problem(*REFUSALS["missing"])
+        prediction_id = named(request, "id", PredictionId, missing)
+        refusal = REFUSALS.get(await self._erase(prediction_id))
+        if refusal is not None:
+            raise Problem(*refusal)
+        prediction = await self._store.prediction(prediction_id)
+        if prediction is None:  # its time was over just now
+            raise missing
+        return as_json(prediction)
 
     async def explain(self, request: Request) -> Response:
         """Say which handlers run for a prediction's event, or would for one of a given type."""
@@ -365,6 +392,7 @@ OPERATIONS: Final = (
             "invalid-model",
             "unsupported-input",
             "idempotency-conflict",
+            "erased",
         ),
         "It is stored before anything is sent. Its outcome comes to your handlers, and to whoever "
         "asks.",
@@ -418,8 +446,16 @@ OPERATIONS: Final = (
         "/v1/predictions/{id}/replay",
         "Owe a prediction's event to its handlers again",
         (Answer(202, "it is owed", Content(OwedAgain, OwedAgain(2, ("save", "slack")))),),
-        ("not-found", "not-ended"),
+        ("not-found", "not-ended", "erased"),
         names=_ONE,
+    ),
+    Operation(
+        "POST",
+        "/v1/predictions/{id}/erase",
+        "Erase what a prediction was about; its ids, status and times stay",
+        (Answer(200, "nothing of its content is left", Content(Prediction)),),
+        ("not-found", "not-ended", "delivery-running"),
+        names={"id": PredictionId},
     ),
     Operation(
         "GET",

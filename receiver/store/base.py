@@ -84,6 +84,10 @@ class Store(ABC):
     ) -> list[Row]:
         """Run a query that only reads, beside whatever is written meanwhile."""
 
+    async def scrub(self) -> bool:
+        """Leave nothing of what was deleted in files beside the database; False: not yet."""
+        return True
+
     @abstractmethod
     async def journal_end(self) -> int:
         """Give the place up to which the journal is complete: nothing will be put in before it."""

@@ -4,19 +4,25 @@ SQLite would do it inside some unlucky commit, which then waits for two more syn
 since the last time. From a thread of its own it holds up nobody. Now and then a commit of the
 writer does it too, with the little that is left: only then can the log start again from its
 beginning.
+
+What was deleted stays in the log until then. Whoever cannot wait for that has it emptied.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
 from typing import Final
 
 RESTART: Final = 4_000
 """Pages in the log (16 MB) after which a commit carries the rest, and the log starts again."""
 _PERIOD: Final = 0.1
 """Seconds between two checkpoints, while there is something to carry."""
+_HELD_UP: Final = 20
+"""Milliseconds for which the writer may have to wait while the log is emptied among readers."""
 
 
 class Checkpointer:
@@ -31,6 +37,8 @@ class Checkpointer:
         self._check = check
         self._stopped = threading.Event()
         self.dirty = threading.Event()
+        self._wishes: SimpleQueue[threading.Event] = SimpleQueue()
+        """Of those who want the log empty; each is set when it has been."""
         self._thread = threading.Thread(target=self._run, name="receiver-checkpoint", daemon=True)
 
     def start(self) -> None:
@@ -41,6 +49,17 @@ class Checkpointer:
         self.dirty.set()
         if self._thread.is_alive():
             self._thread.join()
+        for wish in _all_of(self._wishes):
+            wish.set()  # whoever closes the database carries the rest, and the log is gone
+
+    def empty(self, seconds: float) -> bool:
+        """Have the log emptied, if need be later; say whether it was within so many seconds."""
+        done = threading.Event()
+        self._wishes.put(done)
+        if self._stopped.is_set():
+            return False
+        self.dirty.set()
+        return done.wait(seconds)
 
     def _run(self) -> None:
         while not self._stopped.is_set():  # asked after `clear`, which may have undone a `close`
@@ -59,5 +78,25 @@ class Checkpointer:
         connection = self._connect()
         try:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            if not self._wishes.empty():
+                self._empty(connection)
         finally:
             connection.close()
+
+    def _empty(self, connection: sqlite3.Connection) -> None:
+        """Try once to carry the rest and cut the log to nothing; readers may be in the way."""
+        connection.execute(f"PRAGMA busy_timeout = {_HELD_UP}")
+        wishes = list(_all_of(self._wishes))
+        [[is_busy, _, _]] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        for wish in wishes:
+            if is_busy:
+                self._wishes.put(wish)
+                self.dirty.set()
+            else:
+                wish.set()
+
+
+def _all_of(wishes: SimpleQueue[threading.Event]) -> Iterator[threading.Event]:
+    with contextlib.suppress(Empty):
+        while True:
+            yield wishes.get_nowait()

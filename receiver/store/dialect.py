@@ -35,20 +35,38 @@ _VALUE_TYPES: Final = {
     **dict.fromkeys(
         (
             "before",
+            "canceled_before",
             "created_at",
+            "dead_before",
             "deadline",
             "due_at",
+            "failed_before",
             "hold_sync_until",
             "hold_until",
             "lease_until",
             "now",
             "since",
+            "succeeded_before",
             "until",
+            "young",
         ),
         "double precision",
     ),
     **dict.fromkeys(
-        ("after", "at_work", "below", "end", "largest", "limit", "most", "requests"), "bigint"
+        (
+            "after",
+            "at_work",
+            "below",
+            "end",
+            "kept",
+            "largest",
+            "last",
+            "limit",
+            "most",
+            "requests",
+            "value",
+        ),
+        "bigint",
     ),
     "everyone": "boolean",
 }
@@ -143,6 +161,8 @@ class News(NamedTuple):
     """Deliveries that are due from now on: id and handler."""
     ended: Sequence[str] = ()
     """Predictions that have come to their end."""
+    over: Sequence[str] = ()
+    """Deliveries that are owed no more, though nobody has run them."""
 
 
 class Write(NamedTuple):

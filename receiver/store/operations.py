@@ -55,12 +55,16 @@ def create(items: Sequence[NewPrediction]) -> Steps[list[Created]]:
     for new in items:
         row = msgspec.structs.asdict(new)
         row |= {"input": _text(new.input), "metadata": _text(new.metadata)}
-        if (yield Run(q.INSERT_PREDICTION, row)):
-            results.append(Created(new.id, is_new=True, fingerprint=new.fingerprint))
-        else:
-            [first] = yield Run(q.SELECT_BY_IDEMPOTENCY_KEY, row)
-            results.append(Created(first[0], is_new=False, fingerprint=first[1]))
+        results.append((yield from _create(new, row)))
     return results
+
+
+def _create(new: NewPrediction, row: Mapping[str, Any]) -> Steps[Created]:
+    while not (yield Run(q.INSERT_PREDICTION, row)):
+        # Whoever has the key may be deleted by another process between the two statements.
+        for first in (yield Run(q.SELECT_BY_IDEMPOTENCY_KEY, row)):
+            return Created(first[0], is_new=False, fingerprint=first[1])
+    return Created(new.id, is_new=True, fingerprint=new.fingerprint)
 
 
 def begin_submits(items: Sequence[Slots]) -> Steps[list[Begun]]:
@@ -173,7 +177,10 @@ def accept(items: Sequence[Arrival]) -> Steps[list[Taken]]:
 
 def _known(ids: Iterable[str]) -> Steps[dict[str, Known]]:
     found = yield Run(q.SELECT_KNOWN, rows=[(prediction_id,) for prediction_id in ids])
-    return {row[0]: Known(row[0], row[1], row[2], Status(row[3]), row[4], row[5]) for row in found}
+    return {
+        row[0]: Known(row[0], row[1], row[2], Status(row[3]), row[4], row[5], bool(row[6]))
+        for row in found
+    }
 
 
 def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
@@ -186,7 +193,7 @@ def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
         return Taken("late", before.status, f"already {before.status}")
     ruling = arrival.judge(before, arrival)
     if ruling.verdict != "mismatch":
-        batch.add(arrival, ruling)
+        batch.add(arrival, ruling, content=not before.erased)
         provider_id = before.provider_id or arrival.outcome.provider_id
         known[before.id] = msgspec.structs.replace(
             before, status=ruling.status, provider_id=provider_id
@@ -216,12 +223,13 @@ class _Batch:
         self._waiting: list[tuple[Any, ...]] = []
         self._notes: list[dict[str, Any]] = []
 
-    def add(self, arrival: Arrival, ruling: Ruling) -> None:
+    def add(self, arrival: Arrival, ruling: Ruling, *, content: bool) -> None:
+        """Add what an arrival does; without `content` nothing of what it says is kept."""
         # "Still running", as a poll says it again and again, is not evidence of anything.
         if arrival.channel is not None and (
             ruling.verdict != "noted" or arrival.channel == "webhook"
         ):
-            self.keep(arrival, ruling.verdict, ruling.reason)
+            self.keep(arrival, ruling.verdict, ruling.reason, content=content)
         if ruling.verdict == "accepted":
             self._end(arrival, ruling)
         elif ruling.verdict in {"ask", "noted"}:
@@ -236,13 +244,14 @@ class _Batch:
                 }
             )
 
-    def keep(self, arrival: Arrival, verdict: str, reason: str) -> None:
-        body = arrival.body if verdict != "duplicate" else b""
+    def keep(self, arrival: Arrival, verdict: str, reason: str, *, content: bool = True) -> None:
+        body = arrival.body if content and verdict != "duplicate" else b""
+        headers = arrival.headers if content else "[]"
         digest = blake2b(arrival.body, digest_size=16).hexdigest()
         key = (arrival.prediction_id, arrival.channel or "", digest)
         evidence = self._callbacks.get(key)
         if evidence is None:
-            row = (*key, arrival.at, arrival.headers, body)
+            row = (*key, arrival.at, headers, body)
             self._callbacks[key] = _Evidence(row, verdict, reason)
         else:
             evidence.repeats += 1
@@ -392,11 +401,13 @@ def replay(items: Sequence[_Replay]) -> Steps[list[Replayed]]:
 
 
 def _replay_one(prediction_id: str, match: _Match, now: float) -> Steps[Replayed]:
+    known = (yield from _known([prediction_id])).get(prediction_id)
     event = yield Run(q.SELECT_EVENT_TYPE, {"prediction_id": prediction_id})
-    if not event:
+    if known is None or not event:
         return Replayed(None)
-    known = yield from _known([prediction_id])
-    wanted = match(known[prediction_id], event[0][0])
+    if known.erased:
+        return Replayed(0, erased=True)
+    wanted = match(known, event[0][0])
     rows = []
     # Those that wait come last: whoever ends what they wait for locks in this order too.
     for name in sorted(wanted.handlers, key=wanted.after.__contains__):
@@ -415,7 +426,10 @@ def retry(items: Sequence[tuple[str, float]]) -> Steps[list[str | None]]:
     results = []
     for wanted, now in items:
         params = {"id": wanted, "now": now}
-        owed = (yield Run(q.RETRY_DELIVERY, params)) or (yield Run(q.HASTEN_DELIVERY, params))
+        owed: list[Row] = []
+        erased = yield Run(q.SELECT_ERASED, params)
+        if erased and not erased[0][0]:
+            owed = (yield Run(q.RETRY_DELIVERY, params)) or (yield Run(q.HASTEN_DELIVERY, params))
         if owed:
             yield Write([], News([(owed[0][0], owed[0][1])]))
         results.append(owed[0][1] if owed else None)
@@ -444,7 +458,7 @@ def _kept(output: str, stored: Mapping[int, Stored]) -> str:
 
 
 def remember(items: Sequence[tuple[str, str, str]]) -> Steps[list[None]]:
-    for delivery, key, result in items:
+    for delivery, key, result in sorted(items):
         params = {"delivery_id": delivery, "key": key, "result": result}
         yield Run(q.INSERT_STEP, params)
     return [None] * len(items)

@@ -106,6 +106,9 @@ class Jobs(Protocol):
     ) -> None:
         """End picked jobs."""
 
+    async def drop(self, connection: Connection, deliveries: Sequence[str]) -> None:
+        """Take back the jobs of deliveries, whoever may have picked them."""
+
     async def defer(self, connection: Connection, delivery: str, seconds: float) -> None:
         """Put a picked job back, to fall due again then."""
 
@@ -341,6 +344,8 @@ class PostgresStore(Store):
             await cx.execute(together((), notify=True), _CHANNEL, text)
         if step.news.owed:
             await self._jobs.put(cx, step.news.owed)
+        if step.news.over:
+            await self._jobs.drop(cx, step.news.over)
 
     def _told(self, news: News) -> list[str]:
         """Say news in as many notices as it takes."""

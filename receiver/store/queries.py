@@ -78,7 +78,8 @@ SELECT min(due_at) FROM predictions WHERE provider = :provider AND status = 'que
 # due time stays too, as it means that somebody asked for a look.
 ACCEPT_SUBMIT: Final = Query(f"""
 UPDATE predictions
-SET provider_id = coalesce(provider_id, :provider_id), links = :links,
+SET provider_id = coalesce(provider_id, :provider_id),
+    links = CASE WHEN erased_at IS NULL THEN :links ELSE links END,
     due_at = CASE WHEN status IN ({_TERMINAL}) THEN NULL
                   ELSE least(due_at, :due_at, deadline_at) END,
     status = CASE WHEN status IN ({_in(sources(Cause.ACCEPTED))}) THEN 'processing' ELSE status END
@@ -144,7 +145,7 @@ WHERE provider = :provider AND status IN ('processing', 'unconfirmed') AND due_a
 
 _PREDICTION_COLUMNS: Final = """
 id, provider, model, status, mode, input, metadata, provider_id, output, error_code, error_message,
-channel, parent_id, depth, created_at, submitted_at, completed_at
+channel, parent_id, depth, created_at, submitted_at, completed_at, erased_at
 """
 
 SELECT_PREDICTION: Final = Query(
@@ -152,8 +153,11 @@ SELECT_PREDICTION: Final = Query(
 )
 
 
-# A handler adds to what a prediction is; two handlers may do so at once.
-SELECT_RESULT: Final = Query("SELECT output, metadata FROM predictions WHERE id = :id {lock}")
+# A handler adds to what a prediction is; two handlers may do so at once. One that would not end may
+# do so when all is erased.
+SELECT_RESULT: Final = Query("""
+SELECT output, metadata FROM predictions WHERE id = :id AND erased_at IS NULL {lock}
+""")
 
 UPDATE_RESULT: Final = Query(
     "UPDATE predictions SET output = :output, metadata = :metadata WHERE id = :id"
@@ -203,7 +207,7 @@ LIST_PREDICTIONS: Final = Listing(
 
 # In one order, so that two batches in two processes never wait for each other in a circle.
 SELECT_KNOWN: Final = Query("""
-SELECT {gather:id, provider, model, status, provider_id, metadata}
+SELECT {gather:id, provider, model, status, provider_id, metadata, erased_at IS NOT NULL}
 FROM predictions WHERE id IN (SELECT r.id FROM {rows:id text}) ORDER BY id {lock}
 """)
 
@@ -264,7 +268,7 @@ EVENT_COLUMNS: Final = """
     e.id, e.type, e.time, e.channel,
     p.id, p.provider, p.model, p.status, p.mode, p.input, p.metadata, p.provider_id, p.output,
     p.error_code, p.error_message, p.channel, p.parent_id, p.depth, p.created_at,
-    p.submitted_at, p.completed_at
+    p.submitted_at, p.completed_at, p.erased_at
 """
 _OF_THE_EVENT: Final = """
 JOIN events e ON e.prediction_id = d.prediction_id
@@ -401,6 +405,11 @@ FORGET_STEPS: Final = Query(
     "DELETE FROM steps WHERE delivery_id IN (SELECT r.id FROM {rows:id text})"
 )
 
+# Held until the commit, so that nothing is owed again of what is being erased.
+SELECT_ERASED: Final = Query("""
+SELECT erased_at IS NOT NULL FROM predictions WHERE id = 'pred_' || substr(:id, 5, 32) {lock}
+""")
+
 RETRY_DELIVERY: Final = Query("""
 UPDATE deliveries
 SET state = 'pending', due_at = :now, ended_at = NULL, attempts = 0, reason = 'retried by hand'
@@ -455,7 +464,9 @@ SELECT_HELD_BACK: Final = Query(
 )
 
 INSERT_STEP: Final = Query("""
-INSERT INTO steps (delivery_id, key, result) VALUES (:delivery_id, :key, :result)
+INSERT INTO steps (delivery_id, key, result)
+SELECT :delivery_id, :key, :result FROM predictions
+WHERE id = 'pred_' || substr(:delivery_id, 5, 32) AND erased_at IS NULL {lock}
 ON CONFLICT DO NOTHING
 """)
 

@@ -67,6 +67,7 @@ def prediction(row: Sequence[Any]) -> Prediction:
         created_at,
         submitted_at,
         completed_at,
+        erased_at,
     ) = row
     return Prediction(
         id=prediction_id,
@@ -85,6 +86,7 @@ def prediction(row: Sequence[Any]) -> Prediction:
         created_at=utc(created_at),
         submitted_at=None if submitted_at is None else utc(submitted_at),
         completed_at=None if completed_at is None else utc(completed_at),
+        erased_at=None if erased_at is None else utc(erased_at),
     )
 
 

@@ -29,6 +29,8 @@ Result = TypeVar("Result")
 
 _READERS: Final = 2
 _JOURNAL_END: Final = Query("SELECT coalesce(max(seq), 0) FROM journal")
+_SCRUBBED_WITHIN: Final = 5.0
+"""Seconds for which it is worth waiting that the log is emptied; it will be, even so."""
 
 
 class SQLiteStore(Store):
@@ -54,6 +56,7 @@ class SQLiteStore(Store):
             self._writer.start()
             self._file.remember()
             self._checkpointer.start()
+            self._checkpointer.empty(0.0)  # whoever died may have erased something just before
         except StoreUnusable:
             self._lock.release()
             raise
@@ -89,6 +92,9 @@ class SQLiteStore(Store):
     async def recover(self, owner: str, now: float) -> None:
         # There is no other process, so whatever one was doing is over.
         await self.write(operations.recover, (owner, now))
+
+    async def scrub(self) -> bool:
+        return await asyncio.to_thread(self._checkpointer.empty, _SCRUBBED_WITHIN)
 
     async def claim(self, wanted: Wanted) -> Claims:
         return await self.write(operations.claim, wanted)
@@ -228,9 +234,11 @@ def _connect(path: str) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
+        # What is deleted is overwritten with zeros, whatever this SQLite was built to do.
+        connection.execute("PRAGMA secure_delete = ON")
         connection.execute(f"PRAGMA wal_autocheckpoint = {RESTART}")
         _migrate(connection, path)
+        connection.execute("PRAGMA foreign_keys = ON")  # a migration may have to make a table anew
     except BaseException:
         connection.close()
         raise

@@ -118,6 +118,8 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
     provider_id: str | None
     metadata: str
     """JSON text: decoded only if some handler matches on it."""
+    erased: bool = False
+    """Nothing that anybody says of it is kept any more."""
 
 
 class Owed(msgspec.Struct, frozen=True):
@@ -278,6 +280,8 @@ class Replayed(msgspec.Struct, frozen=True):
 
     owed: int | None
     handlers: tuple[str, ...] = ()
+    erased: bool = False
+    """There is nothing left of the event to hand to a handler."""
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):

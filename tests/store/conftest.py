@@ -13,6 +13,8 @@ __all__ = ["watch"]
 CONTRACT = {
     "test_accept",
     "test_deliveries",
+    "test_disposal",
+    "test_erasure",
     "test_journal",
     "test_predictions",
     "test_waiting",

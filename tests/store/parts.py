@@ -53,6 +53,10 @@ class Engine(ABC):
     @abstractmethod
     def rows(self, sql: str, *params: Any) -> list[Any]: ...
 
+    @abstractmethod
+    def write(self, sql: str) -> None:
+        """Change the rows behind the store's back."""
+
     def dump(self) -> dict[str, list[Any]]:
         """Give all that is kept, to compare what was with what is."""
         return {table: sorted(self.rows(f"SELECT * FROM {table}"), key=repr) for table in TABLES}
@@ -73,6 +77,18 @@ class SQLite(Engine):
         with closing(sqlite3.connect(self.path)) as connection:
             return connection.execute(sql, params).fetchall()
 
+    def write(self, sql: str) -> None:
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute(sql)
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Hold on to the database of this moment."""
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            connection.execute("BEGIN")
+            connection.execute("SELECT * FROM predictions").fetchall()
+            yield connection
+
 
 class Postgres(Engine):
     """The engine on a server, whose clock obeys the test: PgQueuer asks it what is due."""
@@ -87,6 +103,9 @@ class Postgres(Engine):
         sql = re.sub(r"\?", lambda _: f"${next(numbers)}", sql)
         rows = self.database.rows(sql.replace("AS BLOB", "AS BYTEA"), *params)
         return rows if "AS BLOB" in sql else [tuple(map(_as_sqlite_has_it, row)) for row in rows]
+
+    def write(self, sql: str) -> None:
+        self.database.execute(f"SET search_path = receiver; {sql}")
 
 
 def _as_sqlite_has_it(value: Any) -> Any:

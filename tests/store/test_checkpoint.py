@@ -90,3 +90,19 @@ def test_a_close_that_comes_just_as_a_period_ends_is_not_missed(tmp_path: Path) 
 
 def test_what_was_never_started_can_be_closed() -> None:
     assert ends(Checkpointer(lambda: sqlite3.connect(":memory:")))
+
+
+def test_whoever_wants_the_log_empty_does_not_wait_for_one_that_is_closed() -> None:
+    def connect() -> sqlite3.Connection:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    checkpointer = Checkpointer(connect)
+    checkpointer.start()
+    assert not checkpointer.empty(0.0)
+    answered: list[bool] = []
+    waiting = threading.Thread(target=lambda: answered.append(checkpointer.empty(PATIENCE)))
+    waiting.start()
+    assert ends(checkpointer)
+    waiting.join(PATIENCE / 2)
+    assert len(answered) == 1
+    assert not checkpointer.empty(PATIENCE)

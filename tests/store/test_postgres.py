@@ -17,6 +17,7 @@ from pgqueuer import Queries
 from receiver.dispatch.postgres import PgQueuerJobs
 from receiver.errors import StoreUnavailable, StoreUnusable
 from receiver.model import Decision, delivery_id
+from receiver.store import disposal, erasure
 from receiver.store import queries as q
 from receiver.store.committer import Connection
 from receiver.store.dialect import Query
@@ -737,6 +738,13 @@ _PARAMS: Final[dict[str, Any]] = {
     "delivery_id": _OWED[0],
     "everyone": False,
     "reason": "",
+    "succeeded_before": 3000.0,
+    "failed_before": 3000.0,
+    "canceled_before": 3000.0,
+    "dead_before": 3000.0,
+    "horizon": pred(4000),
+    "young": 3000.0,
+    "kept": 10,
 }
 _SETTLED: Final = [(name, "me", 1, 1.0, 2.0, "done", "", "", "done", None, 2.0) for name in _OWED]
 _ENDS: Final = [(name, "succeeded", None, "[]", None, None, "webhook", 1.0) for name in _SOME]
@@ -770,6 +778,17 @@ _HOT: Final[dict[str, tuple[Query, list[Any] | None]]] = {
     "find": (q.SELECT_ID_BY_PROVIDER_ID, None),
     "idempotency": (q.SELECT_BY_IDEMPOTENCY_KEY, None),
     "step": (q.SELECT_STEP, None),
+    "erased": (q.SELECT_ERASED, None),
+    "old": (disposal.SELECT_OLD, None),
+    "hold": (disposal.HOLD_PREDICTIONS, [(name,) for name in _SOME]),
+    "hold deliveries": (disposal.HOLD_DELIVERIES, [(name,) for name in _SOME]),
+    "free": (disposal.SELECT_FREE, [(name,) for name in _SOME]),
+    "cut": (disposal.SELECT_CUT, None),
+    "unneeded": (disposal.SELECT_UNNEEDED, None),
+    "strays": (disposal.SELECT_STRAYS, None),
+    "unneeded go": (disposal.DELETE_CALLBACKS, [(name, "webhook", "4") for name in _SOME]),
+    "blank callbacks": (erasure.BLANK_CALLBACKS, None),
+    "blank attempts": (erasure.BLANK_ATTEMPTS, [(name,) for name in _OWED]),
     **{
         f"list by {', '.join(names)}": (
             q.LIST_PREDICTIONS.by({name: _PARAMS[name] for name in names}),
@@ -785,8 +804,12 @@ _HOT: Final[dict[str, tuple[Query, list[Any] | None]]] = {
         for names in ([], ["state"], ["prediction"], ["cursor"], ["cursor", "state"])
     },
 }
-_WHOLE: Final = {"list by ", "list by provider", "deliveries by ", "release", "waiting"}
-"""Those that walk an index: from its end until a page is full, or all that is running or waits."""
+_WHOLE: Final = {
+    *("list by ", "list by provider", "deliveries by ", "release", "waiting"),
+    *("old", "free", "cut", "unneeded go"),
+}
+"""Those that walk an index: from its end, until a page is full or just for the newest, or all that
+is running, waits, or was not needed."""
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

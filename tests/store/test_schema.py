@@ -145,10 +145,6 @@ FORBIDDEN = {
         ("deliveries", DELIVERY),
         "deliveries.id",
     ),
-    "a delivery of nothing": (
-        delivery(id=delivery_id(pred(3), "greet"), prediction_id=pred(3)),
-        "FOREIGN KEY",
-    ),
     "a delivery under another's name": (
         delivery(id=delivery_id(pred(3), "greet")),
         "a_name_is_of_its_event",
@@ -219,3 +215,29 @@ def test_every_named_rule_is_tried() -> None:
     words = " ".join(MIGRATIONS).split()
     named = {rule for word, rule in pairwise(words) if word == "CONSTRAINT"}
     assert named <= {words for _, words in FORBIDDEN.values()}
+
+
+def test_what_an_older_receiver_left_is_kept(tmp_path: Path) -> None:
+    """A table that is made anew has its rows, and those that point at them still do."""
+    path = tmp_path / "receiver.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for script in MIGRATIONS[:3]:
+            connection.executescript(script)
+        connection.execute("PRAGMA user_version = 3")
+        insert(connection, "predictions", {**PREDICTION, **SUCCESS})
+        insert(connection, "events", EVENT)
+        insert(connection, "deliveries", {**DELIVERY, "after": '["save"]', "reason": "waits"})
+        insert(connection, "attempts", ATTEMPT)
+        insert(connection, "steps", STEP)
+    engine = SQLite(path)
+    engine.store.open()
+    engine.store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA foreign_keys = ON")
+        [row] = connection.execute("SELECT * FROM deliveries").fetchall()
+        assert {**DELIVERY, "after": '["save"]', "reason": "waits"}.items() <= dict(row).items()
+        assert row["replay_id"] is None
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+        with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+            connection.execute("DELETE FROM deliveries")

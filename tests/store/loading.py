@@ -1,0 +1,87 @@
+"""Write into a database until killed: `loading.py FILE` prints each id once it is committed.
+
+Every third prediction has ended and is owed to `greet`; the others are at the provider.
+"""
+
+import asyncio
+import itertools
+import sys
+
+from receiver.model import Outcome, Output, Status
+from receiver.store.sqlite import SQLiteStore
+from receiver.store.values import Arrival, Known, NewPrediction, Owed, Progress, Ruling, Slots
+
+NOW = 1_750_000_000.0
+
+
+def rule(_known: Known, _arrival: Arrival) -> Ruling:
+    return Ruling(
+        verdict="accepted",
+        status=Status.SUCCEEDED,
+        reason="",
+        event_type="prediction.succeeded",
+        owed=Owed(("greet",)),
+    )
+
+
+async def one(store: SQLiteStore, number: int) -> None:
+    name = f"pred_{number:032d}"
+    ends = number % 3 == 0
+    await store.create(
+        NewPrediction(
+            id=name,
+            provider="eachlabs",
+            model="m",
+            mode="queue",
+            input={"prompt": "a lighthouse" * 100},
+            metadata={},
+            created_at=NOW,
+        )
+    )
+    if ends:
+        output = [Output(url="https://cdn.test/a.png")]
+        await store.accept(
+            Arrival(
+                prediction_id=name,
+                provider="eachlabs",
+                channel="webhook",
+                outcome=Outcome(kind="succeeded", output=output),
+                at=NOW,
+                judge=rule,
+                body=b'{"status": "succeeded"}' * 50,
+            )
+        )
+    else:
+        wish = Slots(
+            provider="eachlabs",
+            now=NOW,
+            most=9,
+            max_in_flight=None,
+            per_minute=None,
+            hold_until=NOW + 60,
+            hold_sync_until=NOW + 60,
+            timeout=1e9,
+        )
+        await store.begin_submits(wish)
+        await store.progress(
+            Progress(id=name, cause="accepted", due_at=NOW + 60, provider_id=f"theirs-{number}")
+        )
+    sys.stdout.write(f"{name}\n")
+    sys.stdout.flush()
+
+
+async def main(path: str) -> None:
+    store = SQLiteStore(path, lambda _: None)
+    store.open()
+    numbers = itertools.count(1)
+
+    async def line() -> None:
+        while True:
+            await one(store, next(numbers))
+            await asyncio.sleep(0.02)  # a load, and not a flood: all of it is to be looked at
+
+    await asyncio.gather(*(line() for _ in range(4)))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

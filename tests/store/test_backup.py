@@ -1,0 +1,215 @@
+"""A backup is the database of one moment, whole or not there at all; and it can be restored."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver import Event, on
+from receiver.errors import StoreUnusable
+from receiver.store.backup import back_up
+from tests.receiving import ENDS, Network, eventually, receiving
+
+from .parts import SQLite, ended, new
+
+pytestmark = pytest.mark.anyio
+
+TOP = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> SQLite:
+    """Give a database with one prediction; nobody has it open."""
+    engine = SQLite(tmp_path / "receiver.db")
+    await engine.store.start()
+    await ended(engine.store, 1, "greet")
+    await engine.store.stop()
+    return engine
+
+
+def files(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+async def test_a_backup_has_everything_and_only_its_owner_can_read_it(
+    engine: SQLite, tmp_path: Path
+) -> None:
+    before = files(tmp_path)
+    target = tmp_path / "copy of it.db"
+    made = back_up(str(engine.path), str(target))
+    assert (made.path, made.predictions) == (target, 1)
+    assert made.size == made.of == target.stat().st_size
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert SQLite(target).dump() == engine.dump()
+    assert files(tmp_path) - before <= {target.name, f"{target.name}-wal", f"{target.name}-shm"}
+
+
+async def test_what_is_only_in_the_log_is_in_the_backup(engine: SQLite, tmp_path: Path) -> None:
+    again = SQLite(engine.path)
+    await again.store.start()
+    await again.store.create(new(2))
+    assert back_up(str(engine.path), str(tmp_path / "copy.db")).predictions == 2
+    await again.store.stop()
+
+
+async def test_it_is_the_database_of_one_moment_and_holds_up_nobody(
+    engine: SQLite, tmp_path: Path
+) -> None:
+    """Between every two of its steps somebody writes, and it comes to an end."""
+    again = SQLite(engine.path)
+    await again.store.start()
+    with closing(sqlite3.connect(engine.path, timeout=0)) as writer:
+        numbers = iter(range(2, 10_000))
+
+        def write(_seconds: float) -> None:
+            with writer:  # at once, or it fails
+                number = next(numbers)
+                writer.execute(
+                    "INSERT INTO predictions (id, provider, model, mode, status, input, metadata, "
+                    "created_at, due_at) VALUES (?, 'fal', 'm', 'queue', 'queued', ?, '{}', 1, 1)",
+                    (f"pred_{number:032d}", "x" * 100_000),
+                )
+
+        for _ in range(30):
+            write(0)
+        made = back_up(str(engine.path), str(tmp_path / "copy.db"), pause=write)
+        assert next(numbers) > 33  # it took several steps
+    assert made.predictions == 31
+    await again.store.stop()
+
+
+async def test_nothing_is_replaced_unless_it_is_said(engine: SQLite, tmp_path: Path) -> None:
+    target = tmp_path / "copy.db"
+    target.write_text("mine")
+    with pytest.raises(StoreUnusable, match="exists"):
+        back_up(str(engine.path), str(target))
+    assert target.read_text() == "mine"
+    assert back_up(str(engine.path), str(target), force=True).predictions == 1
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_file_that_comes_meanwhile_is_not_replaced(engine: SQLite, tmp_path: Path) -> None:
+    target = tmp_path / "copy.db"
+    with pytest.raises(StoreUnusable, match="File exists"):
+        back_up(str(engine.path), str(target), pause=lambda _: target.touch())
+    assert target.read_bytes() == b""
+    assert [name for name in files(tmp_path) if name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", ["receiver.db", "link.db", "receiver.db-wal", "hard.db"])
+async def test_the_database_itself_is_never_replaced(
+    engine: SQLite, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "link.db").symlink_to(engine.path)
+    (tmp_path / "hard.db").hardlink_to(engine.path)
+    before = engine.dump()
+    with pytest.raises(StoreUnusable, match="itself"):
+        back_up(str(engine.path), str(tmp_path / name), force=True)
+    assert engine.dump() == before
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "says"),
+    [
+        ("none.db", "copy.db", "RECEIVER_DATABASE_URL"),
+        ("other.db", "copy.db", "no database of a receiver"),
+        ("text.db", "copy.db", "not a database"),
+        ("receiver.db", "no/folder/copy.db", "No such file"),
+        ("receiver.db", "folder", "is no file"),
+    ],
+)
+async def test_what_cannot_be_is_said(
+    engine: SQLite, tmp_path: Path, source: str, target: str, says: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.db").write_text("no database at all, but long enough to be taken for one" * 9)
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE mine (a)")
+    before = files(tmp_path)
+    with pytest.raises(StoreUnusable, match=says):
+        back_up(str(tmp_path / source), str(tmp_path / target), force=True)
+    assert files(tmp_path) == before
+    assert engine.path.exists()
+
+
+async def test_a_damaged_database_makes_no_backup(engine: SQLite, tmp_path: Path) -> None:
+    with engine.path.open("r+b") as file:
+        size = engine.path.stat().st_size
+        file.seek(4096 * 2)
+        file.write(b"\xff" * (size - 4096 * 2))
+    with pytest.raises(StoreUnusable, match=r"damaged|malformed|cannot back up"):
+        back_up(str(engine.path), str(tmp_path / "copy.db"))
+    assert not (tmp_path / "copy.db").exists()
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(Path(__file__).with_name("loading.py")),
+            str(tmp_path / "receiver.db"),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(TOP)},
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def acknowledged(process: subprocess.Popen[str], count: int) -> list[str]:
+    assert process.stdout is not None
+    return [process.stdout.readline().strip() for _ in range(count)]
+
+
+async def test_a_restored_backup_goes_on_where_it_was(
+    tmp_path: Path, network: Network, load: subprocess.Popen[str]
+) -> None:
+    """Backed up under load, killed, restored as the README says, and started."""
+    database, copy = tmp_path / "receiver.db", tmp_path / "copy.db"
+    before = acknowledged(load, 20)
+    reading = threading.Thread(target=lambda: acknowledged(load, 10**6))
+    reading.start()  # it goes on writing all the while
+    made = back_up(str(database), str(copy))
+    load.send_signal(signal.SIGKILL)
+    load.wait()
+    reading.join()
+    restore(copy, database)
+    rows = SQLite(copy).rows("SELECT id, status FROM predictions")
+    assert made.predictions == len(rows)
+    assert set(before) <= {row[0] for row in rows}
+    # Whose submit was under way is another matter: that nobody knows.
+    known = {row[0] for row in rows if row[1] in {"succeeded", "processing"}}
+    assert set(before) <= known
+
+    greeted: list[str] = []
+
+    @on("succeeded", name="greet")
+    async def greet(event: Event) -> None:
+        greeted.append(event.prediction.id)
+
+    network.always("eachlabs.poll", ENDS["eachlabs.poll"])
+    free: dict[str, Any] = {
+        "EACHLABS_MAX_IN_FLIGHT": "none",
+        "EACHLABS_REQUESTS_PER_MINUTE": "none",
+    }
+    async with receiving(database, network, (greet,), **free) as station:
+        await eventually(lambda: set(greeted), known.issubset)
+        assert len(greeted) == len(set(greeted)) == station.count("events")
+
+
+def restore(copy: Path, database: Path) -> None:
+    for end in ("", "-wal", "-shm"):
+        Path(f"{database}{end}").unlink(missing_ok=True)
+    shutil.copy(copy, database)

@@ -1,0 +1,312 @@
+"""What is old goes with all that hangs on it; what is owed, living or wanted again stays."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from receiver.model import Outcome, Output, delivery_id, oldest_id
+from receiver.store.base import Store
+from receiver.store.disposal import Before, Disposal, Gone, Piece
+from receiver.store.values import Owed
+
+from .parts import (
+    AGAIN,
+    GIVEN_UP,
+    NOW,
+    Engine,
+    arrival,
+    claimed,
+    ended,
+    judge,
+    new,
+    pred,
+    processing,
+    settlement,
+    wanted,
+)
+
+pytestmark = pytest.mark.anyio
+
+OLD = Before(succeeded_before=NOW + 100, failed_before=NOW + 100, canceled_before=NOW + 100)
+HORIZON = oldest_id("pred", NOW + 100)
+
+
+async def sweep(store: Store, before: Before = OLD, most: int = 100) -> int:
+    """Delete what may go as retention does; say how much that was."""
+    disposal = Disposal(store)
+    cursor: str | None = ""
+    deleted = 0
+    while cursor is not None:
+        rows, cursor = await disposal.old(cursor, HORIZON, before, most)
+        while rows:
+            gone = await disposal.delete(Piece(rows=rows, before=before, seconds=60.0))
+            deleted += gone.deleted
+            rows = rows[gone.handled :]
+    return deleted
+
+
+def left(engine: Engine) -> list[str]:
+    return [row[0] for row in engine.rows("SELECT id FROM predictions ORDER BY id")]
+
+
+async def newer(store: Store) -> None:
+    """End one more: the newest event always stays."""
+    await ended(store, 999_999, at=NOW + 1000)
+
+
+async def test_it_goes_with_all_that_hangs_on_it(engine: Engine, store: Store) -> None:
+    claim = await claimed(store)
+    await store.remember(claim.id, "post", '"told"')
+    await store.settle(settlement(claim))
+    await store.accept(arrival(1, kind="failed"))
+    await newer(store)
+    assert await sweep(store) == 1
+    assert left(engine) == [pred(999_999)]
+    for table in ("events", "callbacks"):
+        assert engine.rows(f"SELECT prediction_id FROM {table}") == [(pred(999_999),)]
+    for table in ("deliveries", "attempts", "steps"):
+        assert engine.rows(f"SELECT * FROM {table}") == []
+
+
+async def test_only_what_ended_long_enough_ago_goes(engine: Engine, store: Store) -> None:
+    await ended(store, 1)
+    await ended(store, 2, kind="failed")
+    await ended(store, 3, kind="canceled")
+    await ended(store, 4, at=NOW + 200)
+    await processing(store, 5)
+    await newer(store)
+    assert await sweep(store, Before(failed_before=NOW + 9)) == 0
+    assert await sweep(store, Before(failed_before=NOW + 10)) == 1
+    assert await sweep(store, Before(canceled_before=NOW + 100)) == 1
+    assert await sweep(store, OLD) == 1
+    assert left(engine) == [pred(4), pred(5), pred(999_999)]
+
+
+async def test_what_is_owed_stays(engine: Engine, store: Store) -> None:
+    """Pending, running, waiting for another, tried again: somebody still has to have it."""
+    await ended(store, 1, "pending")
+    await claimed(store, 2, "running")
+    claim = await claimed(store, 3, "again")
+    await store.settle(settlement(claim, AGAIN))
+    await ended(store, 4, "first", "then", after={"then": ("first",)})
+    [first] = (await store.claim(wanted("first"))).claims
+    await store.settle(settlement(first))
+    await newer(store)
+    assert await sweep(store) == 0
+    [then] = (await store.claim(wanted("then", now=NOW + 30))).claims
+    await store.settle(settlement(then))
+    assert await sweep(store) == 1
+    assert pred(4) not in left(engine)
+
+
+async def test_a_dead_delivery_keeps_its_prediction_as_long_as_it_is_told(
+    engine: Engine, store: Store
+) -> None:
+    await store.settle(settlement(await claimed(store), GIVEN_UP))
+    await newer(store)
+    assert await sweep(store) == 0
+    before = {"succeeded_before": NOW + 100}
+    assert await sweep(store, Before(**before, dead_before=NOW + 20)) == 0
+    assert await sweep(store, Before(**before, dead_before=NOW + 21)) == 1
+    assert pred(1) not in left(engine)
+
+
+async def test_what_a_handler_submitted_stays_while_it_may_submit_it_again(
+    engine: Engine, store: Store
+) -> None:
+    """The key, by which a second submit is found to be one, goes with the prediction."""
+    claim = await claimed(store)
+    child = new(2, parent_id=pred(1), idempotency_key=f"{claim.id}/1", fingerprint="f")
+    await store.create(child)
+    await store.accept(arrival(2))
+    await store.settle(settlement(claim, AGAIN))
+    await newer(store)
+    assert await sweep(store) == 0
+    assert not (await store.create(child)).is_new
+    [claim] = (await store.claim(wanted(now=NOW + 60, lease_until=NOW + 90))).claims
+    await store.settle(settlement(claim))
+    assert await sweep(store) == 2
+    assert left(engine) == [pred(999_999)]
+
+
+async def test_what_is_owed_again_meanwhile_stays(engine: Engine, store: Store) -> None:
+    """Between the look and the deletion somebody may replay it: it is asked again."""
+    await store.settle(settlement(await claimed(store)))
+    await newer(store)
+    disposal = Disposal(store)
+    rows, _ = await disposal.old("", HORIZON, OLD, 100)
+    assert rows == [(pred(1),)]
+    replayed = await store.replay(pred(1), lambda _known, _kind: Owed(("greet",)), NOW + 50)
+    assert replayed.owed == 1
+    piece = Piece(rows=rows, before=OLD, seconds=60.0)
+    assert await disposal.delete(piece) == Gone(1, 0)
+    assert pred(1) in left(engine)
+
+
+async def test_the_newest_event_stays_so_that_its_number_never_comes_again(
+    engine: Engine, store: Store
+) -> None:
+    await ended(store, 1)
+    await ended(store, 2)
+    assert await sweep(store) == 1
+    await ended(store, 3)
+    numbers = engine.rows("SELECT prediction_id, seq FROM events ORDER BY seq")
+    assert numbers == [(pred(2), 2), (pred(3), 3)]
+
+
+async def test_a_walk_goes_page_by_page_and_passes_over_what_stays(
+    engine: Engine, store: Store
+) -> None:
+    for number in range(1, 8):
+        await ended(store, number, **({"kind": "failed"} if number % 2 else {}))
+    await newer(store)
+    assert await sweep(store, Before(succeeded_before=NOW + 100), most=2) == 3
+    assert left(engine) == [pred(1), pred(3), pred(5), pred(7), pred(999_999)]
+
+
+async def test_nothing_younger_than_the_horizon_is_looked_at(store: Store) -> None:
+    await ended(store, 1)
+    await newer(store)
+    assert await Disposal(store).old("", pred(1), OLD, 10) == ([], None)
+    assert await Disposal(store).old(pred(1), HORIZON, OLD, 10) == ([], None)
+
+
+async def test_a_piece_ends_when_its_time_is_over(store: Store) -> None:
+    for number in range(1, 9):
+        await ended(store, number)
+    await newer(store)
+    ticks: Iterator[float] = iter([0.0, 0.4, 0.6])
+    rows = [(pred(number),) for number in range(1, 9)]
+    piece = Piece(rows=rows, before=OLD, seconds=1.0, clock=lambda: next(ticks))
+    assert await Disposal(store).delete(piece) == Gone(3, 3)  # one, then two, and time is over
+
+
+async def test_the_key_of_what_is_deleted_is_free_again(store: Store) -> None:
+    keyed = new(1, idempotency_key="order-1", fingerprint="f")
+    await store.create(keyed)
+    await store.accept(arrival(1))
+    await newer(store)
+    await sweep(store)
+    assert (await store.create(new(2, idempotency_key="order-1", fingerprint="f"))).is_new
+
+
+async def test_what_comes_late_for_what_is_deleted_is_unknown_and_kept(
+    engine: Engine, store: Store
+) -> None:
+    await ended(store, 1)
+    await newer(store)
+    await sweep(store)
+    taken = await store.accept(arrival(1, kind="failed"))
+    assert (taken.verdict, taken.status) == ("unknown", None)
+    rows = engine.rows("SELECT verdict FROM callbacks WHERE prediction_id = ?", pred(1))
+    assert rows == [("unknown",)]
+
+
+async def test_sweeps_and_accepts_at_once_hurt_nobody(engine: Engine, store: Store) -> None:
+    for number in range(1, 31):
+        await ended(store, number)
+    await newer(store)
+    for number in range(101, 131):
+        await store.create(new(number))
+    late = [arrival(number, kind="failed") for number in range(1, 31)]
+    fresh = [arrival(number, at=NOW + 500) for number in range(101, 131)]
+    both = [one for pair in zip(late, fresh, strict=True) for one in pair]
+    accepting = asyncio.gather(*map(store.accept, both))
+    deleted, taken = await asyncio.gather(sweep(store), accepting)
+    assert deleted == 30
+    assert {one.verdict for one in taken[::2]} <= {"late", "unknown"}
+    assert {one.verdict for one in taken[1::2]} == {"accepted"}
+    assert len(left(engine)) == 31
+    assert engine.reports == []
+
+
+# --- what grows in any case ---
+
+
+def times(engine: Engine, *given: float) -> None:
+    """Write the times into the journal's rows, in their order."""
+    for number, at in enumerate(given, 1):
+        engine.write(f"UPDATE journal SET time = {at} WHERE seq = {number}")
+
+
+async def test_the_journal_is_cut_off_and_the_place_remembered(
+    engine: Engine, store: Store
+) -> None:
+    for number in range(1, 5):
+        await store.create(new(number))
+    times(engine, 1.0, 2.0, 30.0, 4.0)
+    disposal = Disposal(store)
+    assert await disposal.trim_journal(3.0, 1) == 1
+    assert await disposal.mark("journal") == 1
+    assert await disposal.trim_journal(3.0, 100) == 1
+    assert await disposal.trim_journal(3.0, 100) == 0
+    assert await disposal.mark("journal") == 2
+    assert engine.rows("SELECT seq FROM journal ORDER BY seq") == [(3,), (4,)]
+
+
+async def test_the_newest_row_of_the_journal_stays(engine: Engine, store: Store) -> None:
+    await store.create(new(1))
+    await store.create(new(2))
+    await Disposal(store).trim_journal(NOW + 1, 100)
+    await store.create(new(3))
+    assert engine.rows("SELECT seq FROM journal ORDER BY seq") == [(2,), (3,)]
+    assert await Disposal(store).mark("journal") == 1
+
+
+async def unneeded(store: Store, number: int, count: int, at: float = NOW) -> None:
+    for turn in range(count):
+        await store.accept(arrival(number, kind="processing", body=b"%d" % turn, at=at + turn))
+
+
+async def test_of_callbacks_that_decided_nothing_the_newest_stay(
+    engine: Engine, store: Store
+) -> None:
+    await ended(store, 1)
+    await unneeded(store, 1, 4)
+    disposal = Disposal(store)
+    assert await disposal.unneeded(4, NOW, 10) == []
+    rows = await disposal.unneeded(1, NOW, 2)
+    assert len(rows) == 2
+    await disposal.delete_callbacks(Piece(rows=rows, seconds=60.0))
+    await disposal.delete_callbacks(Piece(rows=await disposal.unneeded(1, NOW, 9), seconds=60.0))
+    kept = engine.rows("SELECT received_at, verdict FROM callbacks ORDER BY received_at")
+    assert kept == [(NOW + 3, "duplicate"), (NOW + 10, "accepted")]
+
+
+@pytest.mark.parametrize(("young", "there"), [(NOW - 1, 0), (NOW, 3)])
+async def test_of_what_lives_and_is_young_all_stay(store: Store, young: float, there: int) -> None:
+    await processing(store, 1, provider_id=None)
+    await unneeded(store, 1, 3)
+    assert len(await Disposal(store).unneeded(0, young, 10)) == there
+
+
+async def test_strays_are_those_of_what_is_gone(store: Store) -> None:
+    await ended(store, 1)
+    await store.accept(arrival(1, body=b"again"))
+    await store.accept(arrival(2, at=NOW))
+    await store.accept(arrival(3, at=NOW + 5))
+    rows = await Disposal(store).strays(NOW, 10)
+    assert [row[0] for row in rows] == [pred(2)]
+
+
+async def test_an_accepted_callback_is_never_deleted_as_unneeded(
+    engine: Engine, store: Store
+) -> None:
+    await ended(store, 1)
+    rows = engine.rows("SELECT prediction_id, channel, digest FROM callbacks")
+    await Disposal(store).delete_callbacks(Piece(rows=rows, seconds=60.0))
+    assert len(engine.rows("SELECT * FROM callbacks")) == 1
+
+
+async def test_deliveries_of_two_handlers_go_too(engine: Engine, store: Store) -> None:
+    outcome = Outcome(kind="succeeded", output=[Output(url="https://x.example/1")])
+    await store.create(new(1))
+    await store.accept(arrival(1, outcome=outcome, judge=judge(Owed(("a", "b")))))
+    for handler in ("a", "b"):
+        [claim] = (await store.claim(wanted(handler))).claims
+        assert claim.id == delivery_id(pred(1), handler)
+        await store.settle(settlement(claim))
+    await newer(store)
+    assert await sweep(store) == 1
+    assert engine.rows("SELECT * FROM attempts") == []

@@ -1,0 +1,227 @@
+"""After erasing nothing of what a prediction was about is anywhere in the database."""
+
+import asyncio
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pytest
+
+from receiver.model import TERMINAL, Error, Outcome, Output, Status, Stored, delivery_id
+from receiver.store.base import Store
+from receiver.store.erasure import Erasure
+from receiver.store.values import Addition, Owed, Replayed
+
+from .parts import (
+    AGAIN,
+    GIVEN_UP,
+    NOW,
+    Engine,
+    SQLite,
+    arrival,
+    claimed,
+    ended,
+    judge,
+    new,
+    pred,
+    progress,
+    settlement,
+    slots,
+    stand,
+    wanted,
+)
+
+pytestmark = pytest.mark.anyio
+
+MARKER: Final = "sealing-wax"
+THEN: Final = NOW + 1000
+
+
+def everything(engine: Engine) -> str:
+    """Give all that is in the database: every row of every table, and the bytes of the files."""
+    if isinstance(engine, SQLite):
+        files = sorted(engine.path.parent.glob(f"{engine.path.name}*"))
+        tables = [row[0] for row in engine.rows("SELECT name FROM sqlite_master")]
+        assert {"callbacks", "steps"} <= set(tables)
+        return "".join(file.read_bytes().decode("latin-1") for file in files)
+    tables = [
+        row[0]
+        for row in engine.rows(
+            "SELECT table_name::text FROM information_schema.tables WHERE table_schema = 'receiver'"
+        )
+    ]
+    return "".join(
+        repr(engine.rows(f"SELECT convert_to(t::text, 'UTF8') FROM {table} t")) for table in tables
+    ) + repr(engine.rows("SELECT convert_from(body, 'UTF8') FROM callbacks"))
+
+
+async def filled(store: Store, *, ok: bool = True) -> None:
+    """Leave the marker wherever content can be."""
+    given: dict[str, Any] = {
+        "input": {"prompt": MARKER * 500},
+        "metadata": {"for": MARKER},
+        "idempotency_key": "order-1",
+        "fingerprint": f"digest of {MARKER}",
+    }
+    await store.create(new(1, **given))
+    await store.begin_submits(slots())
+    await store.progress(
+        progress(1, "accepted", NOW + 30, links={"status": MARKER}, provider_id="req-1")
+    )
+    outcome = Outcome(
+        kind="succeeded" if ok else "failed",
+        output=[Output(url=f"https://x.example/{MARKER}")] if ok else [],
+        error=None if ok else Error(code="provider_error", message=MARKER),
+    )
+    raw: dict[str, Any] = {
+        "body": f'{{"prompt": "{MARKER}"}}'.encode() * 400,
+        "headers": f'[["x-a", "{MARKER}"]]',
+    }
+    handlers = Owed(("good", "bad", "slow", "last"), {"last": ("slow",)})
+    await store.accept(arrival(1, outcome=outcome, judge=judge(handlers), **raw))
+    contrary = Outcome(kind="canceled", error=Error(code="canceled", message=MARKER))
+    await store.accept(arrival(1, outcome=contrary, **(raw | {"body": MARKER.encode()})))
+    for handler, decision in (("good", None), ("bad", GIVEN_UP), ("slow", AGAIN)):
+        [claim] = (await store.claim(wanted(handler))).claims
+        await store.remember(claim.id, MARKER, f'"{MARKER}"')
+        said = (
+            {}
+            if decision is None
+            else {"decision": msgspec.structs.replace(decision, reason=MARKER)}
+        )
+        await store.settle(settlement(claim, note=MARKER, **said))
+    kept = Stored(url=f"https://kept.example/{MARKER}", sha256=MARKER, size=1, content_type="a/b")
+    await store.add(Addition(prediction_id=pred(1), stored={0: kept}, metadata={MARKER: MARKER}))
+
+
+@pytest.mark.parametrize("ok", [True, False], ids=["succeeded", "failed"])
+async def test_nothing_of_the_content_is_left_and_the_skeleton_is(
+    engine: Engine, store: Store, *, ok: bool
+) -> None:
+    await filled(store, ok=ok)
+    before = await store.prediction(pred(1))
+    assert before is not None
+    assert MARKER in everything(engine)
+    assert await Erasure(store).erase(pred(1), THEN) == "erased"
+    assert MARKER not in everything(engine)
+    after = await store.prediction(pred(1))
+    assert after is not None
+    assert after.erased_at is not None
+    assert after.erased_at.timestamp() == THEN
+    error = None if ok else Error(code="provider_error", message="")
+    assert after == msgspec.structs.replace(
+        before,
+        input={},
+        metadata={},
+        output=[] if ok else None,
+        error=error,
+        erased_at=after.erased_at,
+    )
+    found = await store.deliveries(10, prediction=pred(1))
+    states = {one.handler: (one.state, one.reason) for one in found.data}
+    assert states == {
+        "good": ("done", ""),
+        "bad": ("dead", ""),
+        "slow": ("skipped", "erased"),
+        "last": ("skipped", "erased"),
+    }
+    verdicts = engine.rows("SELECT verdict, repeats FROM callbacks ORDER BY verdict")
+    assert verdicts == [("accepted", 0), ("late", 0)]
+
+
+async def test_nothing_is_owed_of_it_any_more(engine: Engine, store: Store) -> None:
+    await filled(store)
+    await Erasure(store).erase(pred(1), THEN)
+    for handler in ("slow", "last"):
+        found = await store.claim(wanted(handler, now=THEN + 1e6, lease_until=THEN + 1e6 + 30))
+        assert found.claims == []
+        assert found.next_due is None
+    if not isinstance(engine, SQLite):
+        assert engine.rows("SELECT status::text FROM pgqueuer") == []
+
+
+async def test_twice_is_as_good_as_once(engine: Engine, store: Store) -> None:
+    await filled(store)
+    assert await Erasure(store).erase(pred(1), THEN) == "erased"
+    before = engine.dump()
+    assert await Erasure(store).erase(pred(1), THEN + 5) == "already"
+    assert engine.dump() == before
+    wishes = (Erasure(store).erase(pred(1), THEN) for _ in range(2))
+    assert await asyncio.gather(*wishes) == ["already", "already"]
+
+
+async def test_what_lives_is_left_alone(engine: Engine, store: Store) -> None:
+    living = [status for status in Status if status not in TERMINAL]
+    # From the last on, as whoever begins submits begins all that are queued.
+    for number, status in reversed(list(enumerate(living))):
+        await stand(store, number, status)
+    before = engine.dump()
+    ends = [await Erasure(store).erase(pred(number), THEN) for number in range(len(living) + 1)]
+    assert ends == [*(["living"] * len(living)), "missing"]
+    assert engine.dump() == before
+
+
+async def test_a_running_handler_is_waited_for(engine: Engine, store: Store) -> None:
+    claim = await claimed(store)
+    before = engine.dump()
+    assert await Erasure(store).erase(pred(1), THEN) == "running"
+    assert engine.dump() == before
+    await store.settle(settlement(claim))
+    assert await Erasure(store).erase(pred(1), THEN) == "erased"
+
+
+async def test_nothing_comes_back(engine: Engine, store: Store) -> None:
+    """Callbacks, old handlers, a late answer to the submit, retries and replays."""
+    await filled(store)
+    await Erasure(store).erase(pred(1), THEN)
+    said: dict[str, Any] = {"headers": f'[["x-a", "{MARKER}"]]', "body": f'"{MARKER}"'.encode()}
+    assert (await store.accept(arrival(1, **said))).verdict == "duplicate"
+    assert (await store.accept(arrival(1, "failed", **said))).verdict == "late"
+    again = {**said, "body": f'"{MARKER} again"'.encode()}
+    assert (await store.accept(arrival(1, "failed", **again))).verdict == "late"
+    await store.add(Addition(prediction_id=pred(1), metadata={"for": MARKER}))
+    await store.remember(delivery_id(pred(1), "good"), MARKER, f'"{MARKER}"')
+    await store.progress(progress(1, "accepted", NOW, links={"status": MARKER}))
+    assert await store.retry(delivery_id(pred(1), "bad"), THEN) is None
+    assert await store.retry(delivery_id(pred(1), "slow"), THEN) is None
+    replayed = await store.replay(pred(1), lambda _known, _kind: Owed(("good",)), THEN)
+    assert replayed == Replayed(0, erased=True)
+    await store.scrub()
+    assert MARKER not in everything(engine)
+
+
+async def test_its_key_is_known_but_not_what_was_asked(store: Store) -> None:
+    await filled(store)
+    await Erasure(store).erase(pred(1), THEN)
+    created = await store.create(new(2, idempotency_key="order-1", fingerprint="f"))
+    assert (created.prediction_id, created.is_new, created.fingerprint) == (pred(1), False, None)
+
+
+async def test_its_neighbours_keep_theirs(engine: Engine, store: Store) -> None:
+    await ended(store, 2, "greet")
+    before = engine.rows("SELECT * FROM callbacks WHERE prediction_id = ?", pred(2))
+    await filled(store)
+    await Erasure(store).erase(pred(1), THEN)
+    assert engine.rows("SELECT * FROM callbacks WHERE prediction_id = ?", pred(2)) == before
+    [claim] = (await store.claim(wanted())).claims
+    assert claim.event.raw == {"status": "succeeded"}
+
+
+async def test_the_log_is_emptied_also_while_somebody_reads(tmp_path: Path) -> None:
+    """A reader of an old moment holds it up for as long as it reads, and nobody else."""
+    engine = SQLite(tmp_path / "receiver.db")
+    log = tmp_path / "receiver.db-wal"
+    store = engine.store
+    await store.start()
+    try:
+        await store.create(new(1))
+        with engine.reading() as reader:
+            await store.create(new(2))
+            done = asyncio.create_task(store.scrub())
+            await store.create(new(3))
+            assert not done.done()
+            assert reader.execute("SELECT count(*) FROM predictions").fetchone() == (1,)
+        assert await done
+        assert log.stat().st_size == 0
+    finally:
+        await store.stop()
