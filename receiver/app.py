@@ -33,7 +33,9 @@ from receiver.inbound import (
     Guard,
     Hook,
     Predictions,
+    ReplayRoutes,
     health_routes,
+    undelivered_routes,
 )
 from receiver.inbox import Inbox
 from receiver.keys import PublicKeys
@@ -43,9 +45,13 @@ from receiver.outbound import Outbound
 from receiver.providers import NAMES, make_providers
 from receiver.providers.base import Streamed
 from receiver.providers.fal import read_jwks
+from receiver.rejections import Rejections
+from receiver.replayer import Replayer
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
 from receiver.store.base import Chore, Store
+from receiver.store.replays import Replays
 from receiver.store.sqlite import SQLiteStore
+from receiver.store.undelivered import NonDeliveries
 from receiver.tokens import Tokens
 
 log = structlog.get_logger("receiver")
@@ -270,6 +276,12 @@ class _Receiver:
             clock=clock,
             sweeps=self._alone,
         )
+        self._undelivered = NonDeliveries(self._store)
+        self._rejections = Rejections(self._undelivered.count, clock)
+        self._replays = Replays(self._store)
+        self._replayer = Replayer(
+            self._replays, registry, self._inbox.match, wake=self._dispatch.wake, clock=clock
+        )
         self._listeners = [
             self._listener(name, provider)
             for name, provider in providers.items()
@@ -291,6 +303,8 @@ class _Receiver:
         self._deliveries = Deliveries(
             guard, self._store, wake=self._dispatch.wake, drain=self.drain, clock=clock
         )
+        self._replay_routes = ReplayRoutes(guard, self._replays, self._replayer)
+        self._undelivered_routes = undelivered_routes(guard, self._undelivered)
         self.app = Starlette(
             routes=self._routes(), exception_handlers=ERROR_HANDLERS, lifespan=self._lifespan
         )
@@ -299,11 +313,19 @@ class _Receiver:
         self.app.router.redirect_slashes = False
 
     def _routes(self) -> list[Route]:
-        hook = Hook(self._inbox, NAMES, self._settings.max_body_bytes, self._clock)
+        hook = Hook(
+            self._inbox,
+            NAMES,
+            self._settings.max_body_bytes,
+            self._clock,
+            self._rejections.count,
+        )
         return [
             Route("/webhooks/{provider}/{token}", hook, methods=["POST"]),
             *self._predictions.routes(),
             *self._deliveries.routes(),
+            *self._replay_routes.routes(),
+            *self._undelivered_routes,
             *health_routes(self._store, self._clock),
         ]
 
@@ -323,6 +345,12 @@ class _Receiver:
             duty = Duty(f"stream {name}", self._owner, listener, self._store, self._clock)
         self._outbound.listen_first(name, (duty or listener).ready)
         return duty or listener
+
+    def _replaying(self) -> Replayer | Duty:
+        """Give what works on replays: where there are others, one of us does."""
+        if self._alone:
+            return self._replayer
+        return Duty("replays", self._owner, self._replayer, self._store, self._clock)
 
     def _explain(self, event_type: str, prediction: Prediction) -> list[Explained]:
         return self._registry.explain(
@@ -397,9 +425,11 @@ class _Receiver:
             if self._does.outbound:
                 tasks += [asyncio.create_task(listener.run()) for listener in self._listeners]
                 tasks.append(asyncio.create_task(self._warm_keys()))
+                tasks.append(asyncio.create_task(self._rejections.run()))
                 await self._outbound.start()
             if self._does.sweeps:
                 tasks.append(asyncio.create_task(self._store.sweep(self._chores())))
+                tasks.append(asyncio.create_task(self._replaying().run()))
             self._announce()
             yield
         finally:
@@ -433,6 +463,7 @@ class _Receiver:
             task.cancel()
         await asyncio.gather(*listening, self._outbound.stop(), return_exceptions=True)
         await self._dispatch.stop()
+        await self._rejections.stop()
 
     def release_waiters(self) -> None:
         """Answer those who wait for outcomes or a drain now, as we are about to stop."""

@@ -114,12 +114,12 @@ class Handler:
         if not self.model.match(model):
             return f"model is {model}"
         for key, pattern in self.metadata.items():
-            if key not in metadata or not pattern.match(_plain(metadata[key])):
+            if key not in metadata or not pattern.match(plain(metadata[key])):
                 return f"metadata {key} is {metadata.get(key)!r}"
         return None
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """Say a JSON value as it would be typed in a pattern: true, not True; null, not None."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

@@ -6,6 +6,8 @@ from receiver.inbound.guard import Guard
 from receiver.inbound.health import health_routes
 from receiver.inbound.hook import Hook
 from receiver.inbound.predictions import Predictions
+from receiver.inbound.replays import ReplayRoutes
+from receiver.inbound.undelivered import undelivered_routes
 
 __all__ = [
     "ERROR_HANDLERS",
@@ -14,5 +16,7 @@ __all__ = [
     "Guard",
     "Hook",
     "Predictions",
+    "ReplayRoutes",
     "health_routes",
+    "undelivered_routes",
 ]

@@ -16,8 +16,8 @@ from receiver.errors import Problem, StoreUnavailable
 log = structlog.get_logger("receiver")
 
 
-def as_json(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
+def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
 _TITLES: Final = {

@@ -72,7 +72,9 @@ class Hook:
         providers: Collection[str],
         most: int,
         clock: Callable[[], float] = time.time,
+        on_rejected: Callable[[str, str, str], None] = lambda _provider, _reason, _source: None,
     ) -> None:
+        self._on_rejected = on_rejected
         self._door = door
         self._providers = frozenset(providers)
         self._most = most
@@ -105,22 +107,24 @@ class Hook:
             return _raw_problem(404, "not-found", "no such provider")
         callback = Callback(scope["headers"], body, self._clock())
         if prediction_id is None:
-            return _unproved(scope, provider, "bad_token", len(body))
+            return self._unproved(scope, provider, "bad_token", len(body))
         try:
             taken = await self._door.callback(provider, prediction_id, callback)
         except Unproved as error:
-            return _unproved(scope, provider, error.reason, len(body))
+            return self._unproved(scope, provider, error.reason, len(body))
         except StoreUnavailable:
             return _raw_problem(503, "unavailable", "try again later", _RETRY_SOON)
         except KeysUnavailable:
             return _raw_problem(503, "keys-unavailable", "try again later", _RETRY_SOON)
         return _TAKEN[_WORDS.get(taken.verdict, "accepted")]
 
-
-def _unproved(
-    scope: Scope, provider: str, reason: str, size: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Refuse; the reason is for the log alone."""
-    client = (scope.get("client") or ("unknown",))[0]
-    log.warning("callback.rejected", provider=provider, reason=reason, client=client, bytes=size)
-    return _raw_problem(401, "unproved", "this callback could not be proved")
+    def _unproved(
+        self, scope: Scope, provider: str, reason: str, size: int
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Refuse; the reason is for us alone."""
+        client = (scope.get("client") or ("unknown",))[0]
+        log.warning(
+            "callback.rejected", provider=provider, reason=reason, client=client, bytes=size
+        )
+        self._on_rejected(provider, reason, client)
+        return _raw_problem(401, "unproved", "this callback could not be proved")

@@ -47,7 +47,21 @@ _VALUE_TYPES: Final = {
         ),
         "double precision",
     ),
-    **dict.fromkeys(("at_work", "largest", "limit", "most", "requests"), "bigint"),
+    **dict.fromkeys(
+        (
+            "at_work",
+            "events",
+            "largest",
+            "last",
+            "limit",
+            "matched",
+            "most",
+            "next",
+            "owed",
+            "requests",
+        ),
+        "bigint",
+    ),
     "everyone": "boolean",
 }
 _SQLITE_WORDS: Final = {"least(": "min(", "{lock}": "", "{skip}": ""}
