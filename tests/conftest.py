@@ -38,7 +38,14 @@ def network() -> Network:
     return Network()
 
 
-ON_BOTH = {"test_invariants", "test_callbacks", "test_drain", "test_wire"}
+ON_BOTH = {
+    "test_invariants",
+    "test_callbacks",
+    "test_drain",
+    "test_wire",
+    "test_replays",
+    "test_undelivered",
+}
 """Modules whose receivers run on either engine."""
 
 

@@ -155,6 +155,10 @@ _SELECT_BOUNDS: Final = Query("""
 SELECT coalesce((SELECT min(seq) FROM events), 1) - 1, coalesce((SELECT max(seq) FROM events), 0)
 """)
 
+_IN_STATE: Final = (
+    f"EXISTS (SELECT 1 FROM deliveries d WHERE {OF_ONE_EVENT} AND d.state = :in_state)"  # noqa: S608
+)
+
 # One look passes over so many events, or finds so many: either way it is short.
 _SELECT_CANDIDATES: Final = Listing(
     f"""
@@ -170,8 +174,7 @@ LEFT JOIN deliveries d ON {OF_ONE_EVENT}
         "since": "e.time >= :since",
         "until": "e.time < :until",
         "provider": "p.provider = :provider",
-        "in_state": "EXISTS (SELECT 1 FROM deliveries d "
-        f"WHERE {OF_ONE_EVENT} AND d.state = :in_state)",
+        "in_state": _IN_STATE,
     },
 )
 
