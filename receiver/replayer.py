@@ -32,7 +32,7 @@ from receiver.store.values import Known, Owed
 
 log = structlog.get_logger("receiver")
 
-_PAGE: Final = 500
+_PAGE: Final = 200
 """Events that are counted in one turn of the event loop."""
 _STEP: Final = 100
 """Events that are owed in one transaction."""
