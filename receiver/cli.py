@@ -462,9 +462,11 @@ class _Terminal:
     def __init__(self, *, agreed: bool) -> None:
         self._agreed = agreed
         self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self._counting = False
 
     def say(self, text: str) -> None:
-        typer.echo(text)
+        typer.echo(f"\n{text}" if self._counting else text)
+        self._counting = False
 
     def ask(self, question: str) -> bool:
         if self._agreed:
@@ -475,7 +477,8 @@ class _Terminal:
 
     def progress(self, done: int, total: int) -> None:
         if self._interactive:
-            typer.echo(f"\r{done} of {total} ", nl=done >= total)
+            typer.echo(f"\r{done} of {total} ", nl=False)
+            self._counting = True
 
 
 def _print(value: Any) -> None:
