@@ -45,10 +45,12 @@ from receiver.inbound import (
     Proxies,
     PublishedRanges,
     Ranges,
+    ReplayRoutes,
     Sources,
     echo_route,
     health_routes,
     listed,
+    undelivered_routes,
 )
 from receiver.inbox import Inbox
 from receiver.keys import PublicKeys
@@ -58,6 +60,8 @@ from receiver.outbound import Outbound
 from receiver.providers import NAMES, make_providers
 from receiver.providers.base import Streamed
 from receiver.providers.fal import read_jwks, read_meta
+from receiver.rejections import Rejections
+from receiver.replayer import Replayer
 from receiver.retention import Retention
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
 from receiver.store.base import Chore, Store
@@ -65,8 +69,10 @@ from receiver.store.disposal import Disposal
 from receiver.store.erasure import Erased, Erasure
 from receiver.store.gates import Gates
 from receiver.store.journal import Journal
+from receiver.store.replays import Replays
 from receiver.store.sqlite import SQLiteStore
 from receiver.store.traces import Traces
+from receiver.store.undelivered import NonDeliveries
 from receiver.tokens import Tokens
 from receiver.tracing import Client, Tracing
 
@@ -307,6 +313,12 @@ class _Receiver:
             Disposal(self._store), settings.retention, scrub=self._store.scrub, clock=clock
         )
         self._erasure = Erasure(self._store)
+        self._undelivered = NonDeliveries(self._store)
+        self._rejections = Rejections(self._undelivered.count, clock)
+        self._replays = Replays(self._store)
+        self._replayer = Replayer(
+            self._replays, registry, self._inbox.match, wake=self._dispatch.wake, clock=clock
+        )
         self._listeners = [
             self._listener(name, provider)
             for name, provider in providers.items()
@@ -345,6 +357,8 @@ class _Receiver:
             clock=clock,
         )
         self._events = Events(guard, journal, self._feed)
+        self._replay_routes = ReplayRoutes(guard, self._replays, self._replayer)
+        self._undelivered_routes = undelivered_routes(guard, self._undelivered)
         self.app = Starlette(
             routes=self._routes(),
             exception_handlers=ERROR_HANDLERS,
@@ -363,6 +377,7 @@ class _Receiver:
             self._limits,
             Sources(self._ranges()),
             self._clock,
+            self._rejections.count,
         )
         return [
             echo_route(self._tokens, self._settings.max_body_bytes, self._limits, self._clock),
@@ -371,6 +386,8 @@ class _Receiver:
             *self._deliveries.routes(),
             *self._events.routes(),
             *self._handlers.routes(),
+            *self._replay_routes.routes(),
+            *self._undelivered_routes,
             *health_routes(self._store, self._clock),
             *Docs(OPERATIONS, WEBHOOKS).routes(),
         ]
@@ -400,6 +417,12 @@ class _Receiver:
             duty = Duty(f"stream {name}", self._owner, listener, self._store, self._clock)
         self._outbound.listen_first(name, (duty or listener).ready)
         return duty or listener
+
+    def _replaying(self) -> Replayer | Duty:
+        """Give what works on replays: where there are others, one of us does."""
+        if self._alone:
+            return self._replayer
+        return Duty("replays", self._owner, self._replayer, self._store, self._clock)
 
     def _explain(self, event_type: str, prediction: Prediction) -> list[Explained]:
         return self._registry.explain(
@@ -487,11 +510,13 @@ class _Receiver:
                 tasks += [asyncio.create_task(listener.run()) for listener in self._listeners]
                 tasks.append(asyncio.create_task(self._warm_keys()))
                 tasks.append(asyncio.create_task(self._feed.run()))
+                tasks.append(asyncio.create_task(self._rejections.run()))
                 if "meta" in {given.allowed_sources for given in self._settings.providers.values()}:
                     tasks.append(asyncio.create_task(self._published.keep()))
                 await self._outbound.start()
             if self._does.sweeps:
                 tasks.append(asyncio.create_task(self._store.sweep(self._chores())))
+                tasks.append(asyncio.create_task(self._replaying().run()))
             if self._does.sweeps and self._alone:
                 tasks.append(asyncio.create_task(self._retention.run()))
             self._announce()
@@ -531,6 +556,7 @@ class _Receiver:
             task.cancel()
         await asyncio.gather(*listening, self._outbound.stop(), return_exceptions=True)
         await self._dispatch.stop()
+        await self._rejections.stop()
 
     def release_waiters(self) -> None:
         """Answer those who wait for outcomes or a drain now, as we are about to stop."""

@@ -347,9 +347,97 @@ def cancel(prediction_id: Id) -> None:
 
 
 @main.command()
-def replay(prediction_id: Id) -> None:
-    """Owe a prediction's event to its handlers again."""
-    _print(_call("post", f"/v1/predictions/{prediction_id}/replay"))
+def replay(
+    prediction_id: Annotated[
+        str | None, typer.Argument(metavar="ID", help="One prediction; or else say which:")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Events from then on: 24h, 7d, or RFC 3339.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Events before then.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Only of this provider.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only of models like this (a glob).")] = None,
+    handler: Annotated[str | None, typer.Option(help="Only to this handler.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Only deliveries that are done, skipped or dead.")
+    ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option("--metadata", metavar="NAME=GLOB", help="Only with such metadata."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Owe events to their handlers again: one prediction's, or all that are like this."""
+    import time
+
+    from receiver.bulk import moment, replay
+    from receiver.client import Client
+
+    now = time.time()
+    try:
+        since, until = (text and moment(text, now) for text in (since, until))
+    except ReceiverError as error:
+        _fail(error)
+    given = {
+        "since": since,
+        "until": until,
+        "provider": provider,
+        "model": model,
+        "handler": handler,
+        "state": state,
+        "metadata": _texts(metadata),
+    }
+    wanted = {name: value for name, value in given.items() if value}
+    if prediction_id is not None:
+        if wanted:
+            _fail(ReceiverError("name one prediction, or say which, but not both"))
+        _print(_call("post", f"/v1/predictions/{prediction_id}/replay"))
+        return
+    client = Client(os.environ)
+    try:
+        replay(client, _Terminal(agreed=yes), wanted)
+    except ReceiverError as error:
+        _fail(error)
+    finally:
+        client.close()
+
+
+@main.command()
+def replays(
+    cancel: Annotated[
+        str | None, typer.Option(metavar="ID", help="Let this one owe nothing further.")
+    ] = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the replays in bulk, newest first, or cancel one."""
+    if cancel is not None:
+        _print(_call("post", f"/v1/replays/{cancel}/cancel"))
+        return
+    found = _call("get", _query("/v1/replays", limit=limit))
+    columns = ("id", "state", "events", "matched", "replayed", "wanted", "created_at", "ended_at")
+    _table(found, columns, as_json=as_json)
+
+
+@main.command()
+def undelivered(
+    kind: Annotated[
+        str | None, typer.Option(help="duplicate, late, unknown, rejected or unrouted.")
+    ] = None,
+    provider: Annotated[str | None, typer.Option(help="Only of this provider.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="Only of this prediction.")] = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List what came and was delivered to nobody, the latest first."""
+    params = {"kind": kind, "provider": provider, "prediction": prediction, "limit": limit}
+    found = _call("get", _query("/v1/undelivered", **params))
+    if as_json:
+        _print_plainly(found)
+        return
+    rows = [{**row, "from": row["channel"] or row["source"]} for row in found["data"]]
+    columns = ("kind", "reason", "provider", "from", "prediction_id", "times", "last_at")
+    _table({"data": rows}, columns, as_json=False)
 
 
 @main.command()
@@ -492,20 +580,53 @@ def _quoted(name: str) -> str:
     return quote(name, safe="")
 
 
+def _texts(texts: list[str] | None) -> dict[str, str]:
+    """Read NAME=VALUE."""
+    pairs = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            _fail(ReceiverError(f"{text!r} is not NAME=VALUE"))
+        pairs[name] = value
+    return pairs
+
+
 def _pairs(texts: list[str] | None) -> dict[str, Any]:
     """Read NAME=VALUE; a value that is JSON is meant as JSON, any other as text."""
     import msgspec
 
     pairs: dict[str, Any] = {}
-    for text in texts or []:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            _fail(ReceiverError(f"{text!r} is not NAME=VALUE"))
+    for name, value in _texts(texts).items():
         try:
             pairs[name] = msgspec.json.decode(value)
         except msgspec.DecodeError:
             pairs[name] = value
     return pairs
+
+
+class _Terminal:
+    """Whoever sits before it; where nobody does, there is nobody to ask."""
+
+    def __init__(self, *, agreed: bool) -> None:
+        self._agreed = agreed
+        self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self._counting = False
+
+    def say(self, text: str) -> None:
+        typer.echo(f"\n{text}" if self._counting else text)
+        self._counting = False
+
+    def ask(self, question: str) -> bool:
+        if self._agreed:
+            return True
+        if not self._interactive:
+            _fail(ReceiverError("there is nobody to ask: say --yes"))
+        return typer.confirm(question)
+
+    def progress(self, done: int, total: int) -> None:
+        if self._interactive:
+            typer.echo(f"\r{done} of {total} ", nl=False)
+            self._counting = True
 
 
 def _print(value: Any) -> None:
@@ -541,8 +662,10 @@ def _table(found: Any, columns: tuple[str, ...], *, as_json: bool) -> None:
 
 def _cell(value: Any) -> Text:
     """Show a value as it is: a provider's words may look like markup, and are none."""
-    if isinstance(value, dict):  # an error
+    if isinstance(value, dict) and "code" in value:  # an error
         value = f"{value.get('code')}: {value.get('message')}"
+    elif isinstance(value, dict):
+        value = ", ".join(f"{name}={inner}" for name, inner in value.items())
     return Text("" if value is None else str(value))
 
 

@@ -30,6 +30,7 @@ log = structlog.get_logger("receiver")
 
 _SECRET_HEADERS: Final = frozenset({b"x-webhook-secret", b"x-api-key"})
 _MOST_PARKED: Final = 1000
+_MOST_WARNED: Final = 1000
 _SEEK: Final = (0.2, 1.0, 4.0)
 """Seconds between looks for the prediction of a stream event that came first."""
 
@@ -103,6 +104,8 @@ class Inbox:
         self._clock = clock
         self._parked: OrderedDict[tuple[str, str], tuple[Outcome, bytes]] = OrderedDict()
         self.waiters = Waiters()
+        self._unrouted: set[tuple[str, str | None, OutcomeKind]] = set()
+        """What was warned of already: provider, model and kind."""
         self.on_event: Callable[[tuple[str, ...]], None] = lambda _handlers: None
         self.on_change: Callable[[str, str, str], None] = lambda _provider, _id, _verdict: None
 
@@ -244,7 +247,24 @@ class Inbox:
                     reason=taken.reason,
                     event_id=taken.event_id,
                 )
+            if not taken.handlers:
+                self._warn_of_unrouted(arrival, taken)
         return taken
+
+    def _warn_of_unrouted(self, arrival: Arrival, taken: Taken) -> None:
+        """Say that no handler wants such events: of the first of its sort, not of each."""
+        sort = (arrival.provider, taken.model, arrival.outcome.kind)
+        if sort in self._unrouted or len(self._unrouted) >= _MOST_WARNED:
+            return
+        self._unrouted.add(sort)
+        log.warning(
+            "event.unrouted",
+            event_id=taken.event_id,
+            prediction=arrival.prediction_id,
+            provider=arrival.provider,
+            model=taken.model,
+            type=f"prediction.{taken.status}",
+        )
 
     def match(self, known: Known, event_type: str) -> Owed:
         """Name the handlers that want the event of a prediction, and what they wait for."""

@@ -43,9 +43,11 @@ ON_BOTH = {
     "test_drain",
     "test_events",
     "test_invariants",
+    "test_replays",
     "test_retention",
     "test_rotation",
     "test_tracing",
+    "test_undelivered",
     "test_wire",
 }
 """Modules whose receivers run on either engine."""

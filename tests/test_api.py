@@ -59,6 +59,12 @@ ROUTES = [
     ("POST", "/v1/predictions/pred_1/erase"),
     ("GET", "/v1/deliveries"),
     ("POST", "/v1/deliveries/dlv_1/retry"),
+    ("GET", "/v1/undelivered"),
+    ("GET", "/v1/replays"),
+    ("POST", "/v1/replays"),
+    ("GET", "/v1/replays/rep_1"),
+    ("POST", "/v1/replays/rep_1/start"),
+    ("POST", "/v1/replays/rep_1/cancel"),
     ("GET", "/v1/models/oxen/nano-banana"),
 ]
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
@@ -504,6 +510,8 @@ async def test_deliveries_are_listed_retried_and_replayed(start: Start) -> None:
             "handler",
             "state",
             "attempts",
+            "round",
+            "replay_id",
             "reason",
             "created_at",
             "due_at",

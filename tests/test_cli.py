@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from receiver.cli import _cell
@@ -191,6 +192,44 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path, args: tuple[str, ...], wo
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) -> None:
+    home, env = world
+    done = receiver(
+        "submit", "fal", "fal-ai/nano-banana", "prompt=x", "--wait",
+        "--metadata", "dead=1", "--metadata", "bulk=1", cwd=home, **env,
+    )  # fmt: skip
+    prediction_id = json.loads(done.stdout)["id"]
+    which = ("--state", "dead", "--since", "1h", "--model", "fal-ai/*", "--metadata", "bulk=*")
+    asked = receiver("replay", *which, cwd=home, **env)
+    assert (asked.returncode, asked.stderr) == (1, "receiver: there is nobody to ask: say --yes\n")
+    done = receiver("replay", *which, "--yes", cwd=home, **env)
+    assert done.returncode == 0, done.stderr
+    assert "1 deliveries of 1 events would be owed again" in done.stdout
+    assert done.stdout.endswith("done: 1 deliveries are owed again\n")
+    replays = json.loads(receiver("replays", "--json", cwd=home, **env).stdout)["data"]
+    assert [one["state"] for one in replays[:2]] == ["done", "counted"]
+    dropped = receiver("replays", "--cancel", replays[1]["id"], cwd=home, **env)
+    assert json.loads(dropped.stdout)["state"] == "canceled"
+    assert _cell(replays[1]["wanted"]).plain.startswith("since=")
+    shown = json.loads(receiver("show", prediction_id, cwd=home, **env).stdout)
+    assert shown["deliveries"][0]["replay_id"] == replays[0]["id"]
+
+
+def test_what_nobody_got_is_listed(world: tuple[Path, dict[str, str]]) -> None:
+    home, env = world
+    httpx.post(f"{env['RECEIVER_URL']}/webhooks/fal/guessed", content=b"{}")
+
+    def listed() -> str:
+        return receiver("undelivered", "--kind", "rejected", cwd=home, **env).stdout
+
+    ends = time.monotonic() + 10
+    while "bad_token" not in (shown := listed()):
+        assert time.monotonic() < ends, shown
+    assert "127.0.0.1" in shown
+    refused = receiver("undelivered", "--kind", "strange", "--json", cwd=home, **env)
+    assert (refused.returncode, "kind must be one of" in refused.stderr) == (1, True)
 
 
 def test_a_second_receiver_on_the_same_file_is_told_what_to_do(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ TABLES = ("predictions", "callbacks", "events", "deliveries", "attempts")
 def books(station: Station) -> list[list[Any]]:
     """Copy everything that is remembered, but for the count of repeats."""
     dumps = [station.rows(f"SELECT * FROM {table} ORDER BY 1, 2") for table in TABLES]
-    dumps[1] = [row[:-1] for row in dumps[1]]
+    dumps[1] = [row[:-3] for row in dumps[1]]  # and whose and when they were
     return dumps
 
 

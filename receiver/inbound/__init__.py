@@ -2,7 +2,18 @@
 
 from typing import Final
 
-from receiver.inbound import deliveries, docs, echo, events, handlers, health, hook, predictions
+from receiver.inbound import (
+    deliveries,
+    docs,
+    echo,
+    events,
+    handlers,
+    health,
+    hook,
+    predictions,
+    replays,
+    undelivered,
+)
 from receiver.inbound.answers import ERROR_HANDLERS
 from receiver.inbound.deliveries import Deliveries, Drained
 from receiver.inbound.docs import Docs
@@ -16,13 +27,17 @@ from receiver.inbound.limits import Limits
 from receiver.inbound.outgoing import WEBHOOKS
 from receiver.inbound.predictions import Predictions
 from receiver.inbound.proxies import Proxies
+from receiver.inbound.replays import ReplayRoutes
 from receiver.inbound.sources import PublishedRanges, Ranges, Sources, listed
+from receiver.inbound.undelivered import undelivered_routes
 
 OPERATIONS: Final = {
     "Predictions": predictions.OPERATIONS,
     "Deliveries": deliveries.OPERATIONS,
     "Events": events.OPERATIONS,
     "Handlers": handlers.OPERATIONS,
+    "Replays": replays.OPERATIONS,
+    "Undelivered": undelivered.OPERATIONS,
     "Callbacks": hook.OPERATIONS + echo.OPERATIONS,
     "Health": health.OPERATIONS,
     "About": docs.OPERATIONS,
@@ -45,8 +60,10 @@ __all__ = [
     "Proxies",
     "PublishedRanges",
     "Ranges",
+    "ReplayRoutes",
     "Sources",
     "echo_route",
     "health_routes",
     "listed",
+    "undelivered_routes",
 ]

@@ -16,8 +16,8 @@ from receiver.errors import Limited, Problem, StoreUnavailable
 log = structlog.get_logger("receiver")
 
 
-def as_json(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
+def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
 _TITLES: Final = {
@@ -52,6 +52,8 @@ PROBLEMS: Final = {
     "not-ended": (409, "the prediction has not ended yet"),
     "erased": (409, "the prediction, or the one with this Idempotency-Key, was erased"),
     "delivery-running": (409, "a handler is at work on the prediction just now"),
+    "replay-canceled": (409, "the replay was canceled"),
+    "replay-ended": (409, "the replay has ended"),
     "not-retryable": (409, "the delivery is running or done"),
     "unconfirmed": (409, "the submit got no answer, so there is no provider's id to cancel by"),
     "too-large": (413, "the body is larger than RECEIVER_MAX_BODY_BYTES"),

@@ -97,7 +97,9 @@ class Hook:
         limits: Limits,
         sources: Sources,
         clock: Callable[[], float] = time.time,
+        on_rejected: Callable[[str, str, str], None] = lambda _provider, _reason, _source: None,
     ) -> None:
+        self._on_rejected = on_rejected
         self._door = door
         self._providers = frozenset(providers)
         self._most = most
@@ -133,7 +135,7 @@ class Hook:
             callback = Callback(scope["headers"], body, self._clock())
             taken = await self._door.callback(provider, made, callback)
         except Unproved as error:
-            refused = _unproved(scope, provider, error.reason, size)
+            refused = self._unproved(scope, provider, error.reason, size)
         except TooSlow:
             refused = _raw_problem(408, "too-slow", "the body came too slowly", _CLOSE)
         except TooLarge:
@@ -149,20 +151,21 @@ class Hook:
     def _unknown(self, scope: Scope, provider: str, size: int) -> Sent:
         if provider not in self._providers:
             return _raw_problem(404, "not-found", "no such provider")
-        return _unproved(scope, provider, "bad_token", size)
+        return self._unproved(scope, provider, "bad_token", size)
+
+    def _unproved(self, scope: Scope, provider: str, reason: str, size: int) -> Sent:
+        """Refuse; the reason is for us alone."""
+        client = client_of(scope)
+        log.warning(
+            "callback.rejected", provider=provider, reason=reason, client=client, bytes=size
+        )
+        self._on_rejected(provider, reason, client)
+        return _raw_problem(401, "unproved", "this callback could not be proved", _CHALLENGE)
 
 
 def _limited(error: Limited) -> Sent:
     retry = (b"retry-after", b"%d" % error.seconds)
     return _raw_problem(429, "rate-limited", str(error), retry)
-
-
-def _unproved(scope: Scope, provider: str, reason: str, size: int) -> Sent:
-    """Refuse; the reason is for the log alone."""
-    log.warning(
-        "callback.rejected", provider=provider, reason=reason, client=client_of(scope), bytes=size
-    )
-    return _raw_problem(401, "unproved", "this callback could not be proved", _CHALLENGE)
 
 
 class Proofs(msgspec.Struct, frozen=True, rename="kebab"):

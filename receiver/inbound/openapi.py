@@ -152,7 +152,7 @@ def _content(contents: Sequence[Content], types: _Types) -> Json:
     return {
         media_type: {
             "schema": (
-                types[several[0].type]
+                {**types[several[0].type], **several[0].also}
                 if len(several) == 1
                 else {"anyOf": [types[content.type] for content in several]}
             ),

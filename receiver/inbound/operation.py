@@ -28,6 +28,7 @@ ModelName = Annotated[
     ),
 ]
 """Segments of visible ASCII, none of which is empty or begins with a dot."""
+ReplayId = Annotated[str, Meta(pattern="^rep_[0-9a-f]{32}$", examples=[f"rep_{_ID}"])]
 HandlerName = Annotated[
     str, Meta(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=300, examples=["save"])
 ]
@@ -43,6 +44,8 @@ class Content(msgspec.Struct, frozen=True):
     type: Any
     example: Any = None
     media_type: str = "application/json"
+    also: Mapping[str, Any] = {}
+    """What fits it beyond its type, as JSON Schema."""
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -199,14 +199,17 @@ def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
             before, status=ruling.status, provider_id=provider_id
         )
     made = None if ruling.event_type is None else event_id(before.id)
-    return Taken(ruling.verdict, ruling.status, ruling.reason, made, ruling.owed.handlers)
+    return Taken(
+        ruling.verdict, ruling.status, ruling.reason, made, ruling.owed.handlers, before.model
+    )
 
 
 class _Evidence:
     """A row of callbacks to be; the same bytes again in the batch only count."""
 
-    def __init__(self, row: tuple[Any, ...], verdict: str, reason: str) -> None:
+    def __init__(self, row: tuple[Any, ...], verdict: str, reason: str, provider: str) -> None:
         self.row = row
+        self.provider = provider
         self.verdict = verdict
         self.reason = reason
         self.repeats = 0
@@ -219,6 +222,7 @@ class _Batch:
         self._callbacks: dict[tuple[str, str, str], _Evidence] = {}
         self._ends: list[tuple[Any, ...]] = []
         self._events: list[tuple[Any, ...]] = []
+        self._unrouted: list[tuple[Any, ...]] = []
         self._deliveries: list[tuple[Any, ...]] = []
         self._waiting: list[tuple[Any, ...]] = []
         self._notes: list[dict[str, Any]] = []
@@ -252,7 +256,7 @@ class _Batch:
         evidence = self._callbacks.get(key)
         if evidence is None:
             row = (*key, arrival.at, headers, body)
-            self._callbacks[key] = _Evidence(row, verdict, reason)
+            self._callbacks[key] = _Evidence(row, verdict, reason, arrival.provider)
         else:
             evidence.repeats += 1
             evidence.verdict = "accepted" if verdict == "accepted" else evidence.verdict
@@ -272,7 +276,8 @@ class _Batch:
                 arrival.at,
             )
         )
-        self._events.append((arrival.prediction_id, ruling.event_type, arrival.at, arrival.channel))
+        events = self._events if ruling.owed.handlers else self._unrouted
+        events.append((arrival.prediction_id, ruling.event_type, arrival.at, arrival.channel))
         for name in ruling.owed.handlers:
             key = (delivery_id(arrival.prediction_id, name), arrival.prediction_id, name)
             if after := ruling.owed.after.get(name):
@@ -282,14 +287,20 @@ class _Batch:
 
     def write(self) -> Steps[None]:
         # In one order, so that two batches in two processes never wait for each other in a circle.
-        callbacks = [
-            (*evidence.row, evidence.verdict, evidence.reason, evidence.repeats)
-            for _, evidence in sorted(self._callbacks.items(), key=itemgetter(0))
-        ]
+        callbacks: list[Row] = []
+        unknown: list[Row] = []
+        for _, evidence in sorted(self._callbacks.items(), key=itemgetter(0)):
+            row = (*evidence.row, evidence.verdict, evidence.reason, evidence.repeats)
+            if evidence.verdict == "unknown":
+                unknown.append((*row, evidence.provider))
+            else:
+                callbacks.append(row)
         batches: list[tuple[Query, Sequence[Row]]] = [
             (q.INSERT_CALLBACKS, callbacks),
+            (q.INSERT_UNKNOWN, unknown),
             (q.END_PREDICTIONS, self._ends),
             (q.INSERT_EVENTS, self._events),
+            (q.INSERT_UNROUTED, self._unrouted),
             (q.INSERT_DELIVERIES, self._deliveries),
             (q.INSERT_WAITING, self._waiting),
         ]
@@ -402,24 +413,58 @@ def replay(items: Sequence[_Replay]) -> Steps[list[Replayed]]:
 
 def _replay_one(prediction_id: str, match: _Match, now: float) -> Steps[Replayed]:
     known = (yield from _known([prediction_id])).get(prediction_id)
-    event = yield Run(q.SELECT_EVENT_TYPE, {"prediction_id": prediction_id})
-    if known is None or not event:
+    if known is None or not (yield Run(q.SELECT_EVENT_TYPE, {"prediction_id": prediction_id})):
         return Replayed(None)
     if known.erased:
         return Replayed(0, erased=True)
-    wanted = match(known, event[0][0])
-    rows = []
+    owed = yield from owe_again(
+        [prediction_id], lambda known, event_type, _: match(known, event_type), now, None
+    )
+    return Replayed(len(owed), tuple(handler for _, handler in owed))
+
+
+Choose: TypeAlias = Callable[[Known, str, Mapping[str, str]], Owed]
+"""Says to whom an event is owed again, given its type and the states of its deliveries by handler.
+
+Whatever it says, a delivery that is pending or running stays as it is.
+"""
+
+
+def owe_again(
+    predictions: Sequence[str], choose: Choose, now: float, replay_id: str | None
+) -> Steps[list[tuple[str, str]]]:
+    """Owe the events of predictions again; give the deliveries (id, handler) that are owed now."""
+    known = yield from _known(predictions)
+    found = yield Run(q.SELECT_REPLAYABLE, rows=[(name,) for name in predictions])
+    events: dict[str, tuple[str, dict[str, str]]] = {}
+    for prediction_id, event_type, handler, state in found:
+        _, states = events.setdefault(prediction_id, (event_type, {}))
+        if handler is not None:
+            states[handler] = state
+    free: list[tuple[Any, ...]] = []
+    waiting: list[tuple[Any, ...]] = []
+    for prediction_id, (event_type, states) in events.items():
+        wanted = choose(known[prediction_id], event_type, states)
+        for name in wanted.handlers:
+            key = (delivery_id(prediction_id, name), prediction_id, name, now)
+            if after := wanted.after.get(name):
+                waiting.append((*key, *_waits(after, now)))
+            else:
+                free.append((*key, now, "[]", "replayed"))
     # Those that wait come last: whoever ends what they wait for locks in this order too.
-    for name in sorted(wanted.handlers, key=wanted.after.__contains__):
-        after = wanted.after.get(name)
-        due = _waits(after, now) if after else (now, "[]", "replayed")
-        rows.append((delivery_id(prediction_id, name), prediction_id, name, now, *due))
-    owed = (yield Run(q.REPLAY_DELIVERIES, rows=rows)) if rows else []
+    rows = [*sorted(free), *sorted(waiting)]
+    if not rows:
+        return []
+    made = yield Run(q.REPLAY_DELIVERIES, {"replay_id": replay_id}, rows)
+    owed = [(row[0], row[1]) for row in made]
     if owed:
-        yield Run(q.FORGET_STEPS, rows=[(row[0],) for row in owed])
-        free = [(row[0], row[1]) for row in owed if row[1] not in wanted.after]
-        yield Write([], News(free))
-    return Replayed(len(owed), tuple(row[1] for row in owed))
+        yield Run(q.FORGET_STEPS, rows=[(delivery,) for delivery, _ in owed])
+        of_prediction = {row[0]: row[1] for row in rows}
+        routed = sorted({of_prediction[delivery] for delivery, _ in owed})
+        yield Run(q.ROUTE_EVENTS, rows=[(name,) for name in routed])
+        held = {row[0] for row in waiting}
+        yield Write([], News([one for one in owed if one[0] not in held]))
+    return owed
 
 
 def retry(items: Sequence[tuple[str, float]]) -> Steps[list[str | None]]:

@@ -180,6 +180,8 @@ class Listing:
     def __init__(self, text: str, clauses: Mapping[str, str]) -> None:
         self._text = text
         self._clauses = clauses
+        self.names = clauses.keys()
+        """What it can be filtered by."""
         self._by = cache(self._make)
 
     def by(self, filters: Mapping[str, str]) -> Query:
@@ -212,17 +214,30 @@ FROM predictions WHERE id IN (SELECT r.id FROM {rows:id text}) ORDER BY id {lock
 """)
 
 # The same bytes again are counted, not kept; they may be understood only the second time.
-INSERT_CALLBACKS: Final = Query("""
+_INSERT_CALLBACKS: Final = """
 INSERT INTO callbacks
-    (prediction_id, channel, digest, received_at, headers, body, verdict, reason, repeats)
+    (prediction_id, channel, digest, received_at, headers, body, verdict, reason, repeats{more})
 SELECT r.prediction_id, r.channel, r.digest, r.received_at, r.headers, r.body, r.verdict, r.reason,
-       r.repeats
+       r.repeats{r.more}
 FROM {rows:prediction_id text, channel text, digest text, received_at float, headers text,
-           body bytes, verdict text, reason text, repeats int} WHERE true
+           body bytes, verdict text, reason text, repeats int{more text}} WHERE true
 ON CONFLICT (prediction_id, channel, digest) DO UPDATE
-SET repeats = callbacks.repeats + 1 + excluded.repeats,
+SET repeats = callbacks.repeats + 1 + excluded.repeats, repeated_at = excluded.received_at,
     verdict = CASE excluded.verdict WHEN 'accepted' THEN 'accepted' ELSE callbacks.verdict END
-""")
+"""
+
+
+def _with(text: str, more: str) -> Query:
+    """Give the query that writes one more column, or none."""
+    for mark, words in (("{more}", "{}"), ("{r.more}", "r.{}"), ("{more text}", "{} text")):
+        text = text.replace(mark, f", {words.format(more)}" if more else "")
+    return Query(text)
+
+
+INSERT_CALLBACKS: Final = _with(_INSERT_CALLBACKS, "")
+
+# Of predictions that are not here, so that nothing else says whose it was.
+INSERT_UNKNOWN: Final = _with(_INSERT_CALLBACKS, "provider")
 
 END_PREDICTIONS: Final = Query(f"""
 UPDATE predictions
@@ -241,10 +256,21 @@ SET status = :status, provider_id = coalesce(provider_id, :provider_id),
 WHERE id = :id AND status NOT IN ({_TERMINAL})
 """)  # noqa: S608
 
-INSERT_EVENTS: Final = Query("""
-INSERT INTO events (prediction_id, type, time, channel)
-SELECT r.prediction_id, r.type, r.time, r.channel
+_INSERT_EVENTS: Final = """
+INSERT INTO events (prediction_id, type, time, channel{more})
+SELECT r.prediction_id, r.type, r.time, r.channel{r.more}
 FROM {rows:prediction_id text, type text, time float, channel text}
+"""
+INSERT_EVENTS: Final = Query(_INSERT_EVENTS.replace("{more}", "").replace("{r.more}", ""))
+
+# Those that no handler wanted.
+INSERT_UNROUTED: Final = Query(
+    _INSERT_EVENTS.replace("{more}", ", unrouted").replace("{r.more}", ", 1")
+)
+
+ROUTE_EVENTS: Final = Query("""
+UPDATE events SET unrouted = 0
+WHERE prediction_id IN (SELECT r.id FROM {rows:id text}) AND unrouted = 1
 """)
 
 INSERT_DELIVERIES: Final = Query("""
@@ -253,16 +279,19 @@ SELECT r.id, r.prediction_id, r.handler, 'pending', r.at, r.at
 FROM {rows:id text, prediction_id text, handler text, at float}
 """)
 
-_WAITING_DELIVERIES: Final = """
+INSERT_WAITING: Final = Query("""
 INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at, after, reason)
 SELECT r.id, r.prediction_id, r.handler, 'pending', r.due_at, r.at, r.after, r.reason
 FROM {rows:id text, prediction_id text, handler text, at float, due_at float, after text,
-           reason text} WHERE true
-"""
-
-INSERT_WAITING: Final = Query(_WAITING_DELIVERIES)
+           reason text}
+""")
 
 # --- deliveries ---
+
+# All ids of a prediction's deliveries start alike, which the primary key can find.
+OF_ONE_EVENT: Final = """
+d.id > 'dlv_' || substr(e.prediction_id, 6) AND d.id < 'dlv_' || substr(e.prediction_id, 6) || '~'
+"""
 
 EVENT_COLUMNS: Final = """
     e.id, e.type, e.time, e.channel,
@@ -393,10 +422,25 @@ RETURNING id, handler
 
 SELECT_EVENT_TYPE: Final = Query("SELECT type FROM events WHERE prediction_id = :prediction_id")
 
-REPLAY_DELIVERIES: Final = Query(f"""{_WAITING_DELIVERIES}
+# What was erased has an event, but nothing that a handler could be given.
+SELECT_REPLAYABLE: Final = Query(f"""
+SELECT {{gather:e.prediction_id, e.type, d.handler, d.state}}
+FROM {{rows:id text}}
+JOIN predictions p ON p.id = r.id AND p.erased_at IS NULL
+JOIN events e ON e.prediction_id = r.id
+LEFT JOIN deliveries d ON {OF_ONE_EVENT}
+""")  # noqa: S608
+
+REPLAY_DELIVERIES: Final = Query("""
+INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at, after, reason,
+                        replay_id)
+SELECT r.id, r.prediction_id, r.handler, 'pending', r.due_at, r.at, r.after, r.reason, :replay_id
+FROM {rows:id text, prediction_id text, handler text, at float, due_at float, after text,
+           reason text} WHERE true
 ON CONFLICT (id) DO UPDATE
 SET state = 'pending', due_at = excluded.due_at, ended_at = NULL, attempts = 0,
-    round = deliveries.round + 1, after = excluded.after, reason = excluded.reason
+    round = deliveries.round + 1, after = excluded.after, reason = excluded.reason,
+    replay_id = excluded.replay_id
 WHERE deliveries.state IN ('done', 'skipped', 'dead')
 RETURNING id, handler
 """)
@@ -424,8 +468,8 @@ RETURNING id, handler
 
 LIST_DELIVERIES: Final = Listing(
     """
-SELECT d.id, d.event_id, d.prediction_id, d.handler, d.state, d.attempts, d.reason, d.created_at,
-       d.due_at, d.ended_at,
+SELECT d.id, d.event_id, d.prediction_id, d.handler, d.state, d.attempts, d.round, d.replay_id,
+       d.reason, d.created_at, d.due_at, d.ended_at,
        (SELECT json_group_array(json_object('number', a.number, 'started_at', a.started_at,
             'ended_at', a.ended_at, 'result', a.result, 'reason', a.reason, 'note', a.note))
         FROM attempts a WHERE a.delivery_id = d.id)
@@ -437,7 +481,6 @@ ORDER BY d.id DESC LIMIT :limit
         "failed": "d.state = :state AND d.state IN ('skipped', 'dead')",
         "running": "d.state = :state AND d.state = 'running'",
         "handler": "d.handler = :handler",
-        # All ids of a prediction's deliveries start alike, which the primary key can find.
         "prediction": "d.id > 'dlv_' || substr(:prediction, 6) "
         "AND d.id < 'dlv_' || substr(:prediction, 6) || '~' AND d.prediction_id = :prediction",
         "id": "d.id = :id",

@@ -92,22 +92,32 @@ def prediction(row: Sequence[Any]) -> Prediction:
 
 def delivery(row: Sequence[Any]) -> Delivery:
     *head, created_at, due_at, ended_at, history = row
-    names = ("id", "event_id", "prediction_id", "handler", "state", "attempts", "reason")
+    names = (
+        "id",
+        "event_id",
+        "prediction_id",
+        "handler",
+        "state",
+        "attempts",
+        "round",
+        "replay_id",
+        "reason",
+    )
     return Delivery(
         **dict(zip(names, head, strict=True)),
-        created_at=_rfc3339(created_at),
-        due_at=None if due_at is None else _rfc3339(due_at),
-        ended_at=None if ended_at is None else _rfc3339(ended_at),
+        created_at=rfc3339(created_at),
+        due_at=None if due_at is None else rfc3339(due_at),
+        ended_at=None if ended_at is None else rfc3339(ended_at),
         history=[
             Attempt(
-                **attempt | {name: _rfc3339(attempt[name]) for name in ("started_at", "ended_at")}
+                **attempt | {name: rfc3339(attempt[name]) for name in ("started_at", "ended_at")}
             )
             for attempt in msgspec.json.decode(history or "[]")
         ],
     )
 
 
-def _rfc3339(seconds: float) -> str:
+def rfc3339(seconds: float) -> str:
     return utc(seconds).isoformat().replace("+00:00", "Z")
 
 

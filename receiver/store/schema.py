@@ -250,8 +250,14 @@ ALTER TABLE predictions ADD COLUMN trace TEXT;
 ALTER TABLE predictions ADD COLUMN erased_at REAL;
 
 ALTER TABLE events ADD COLUMN unrouted INTEGER NOT NULL DEFAULT 0;
-CREATE INDEX events_unrouted ON events (seq) WHERE unrouted = 1;
+CREATE INDEX events_unrouted ON events (time) WHERE unrouted = 1;
 CREATE INDEX callbacks_unneeded ON callbacks (received_at) WHERE verdict <> 'accepted';
+
+-- Where no prediction says it: whose callback it was. And when the same bytes came last.
+ALTER TABLE callbacks ADD COLUMN provider TEXT;
+ALTER TABLE callbacks ADD COLUMN repeated_at REAL;
+CREATE INDEX callbacks_undelivered ON callbacks (coalesce(repeated_at, received_at))
+    WHERE verdict IN ('duplicate', 'late', 'unknown') OR verdict = 'accepted' AND repeats > 0;
 
 -- Callbacks that were not proved, counted; nothing of them is kept.
 CREATE TABLE rejections (
@@ -277,6 +283,7 @@ CREATE TABLE replays (
     id         TEXT PRIMARY KEY,
     wanted     TEXT NOT NULL,
     state      TEXT NOT NULL CHECK (state IN ('counted', 'running', 'done', 'canceled')),
+    events     INTEGER NOT NULL,
     matched    INTEGER NOT NULL,
     replayed   INTEGER NOT NULL DEFAULT 0,
     next       INTEGER NOT NULL,
@@ -285,6 +292,8 @@ CREATE TABLE replays (
     ended_at   REAL
 );
 {_DETACHING}
+CREATE INDEX deliveries_replayed ON deliveries (replay_id, due_at)
+    WHERE state = 'pending' AND replay_id IS NOT NULL;
 """  # noqa: S608 - our own constants
 
 MIGRATIONS: Final = (_0001_INITIAL, _0002_SHARED, _0003_CHAINS, _0004_OPERATING)

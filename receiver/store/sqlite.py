@@ -22,7 +22,7 @@ from receiver.store.checkpoint import RESTART, Checkpointer
 from receiver.store.dialect import Operation, Query, Row
 from receiver.store.schema import MIGRATIONS
 from receiver.store.values import Claims, Settlement, Wanted
-from receiver.store.writer import Writer
+from receiver.store.writer import Writer, fetch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -132,11 +132,11 @@ class SQLiteStore(Store):
         if rows is not None:
             params["rows"] = msgspec.json.encode(rows).decode()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, self._read_now, query.sqlite, params)
+        return await loop.run_in_executor(self._readers, self._read_now, query, params)
 
-    def _read_now(self, sql: str, params: Mapping[str, Any]) -> list[Row]:
+    def _read_now(self, query: Query, params: Mapping[str, Any]) -> list[Row]:
         try:
-            return self._reader().execute(sql, params).fetchall()
+            return fetch(self._reader(), query, query.sqlite, params)
         except sqlite3.DatabaseError as error:
             self._drop_reader()
             raise StoreUnavailable(f"the database cannot be read: {error}") from error

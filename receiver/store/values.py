@@ -167,6 +167,8 @@ class Taken(msgspec.Struct, frozen=True):
     reason: str
     event_id: str | None = None
     handlers: tuple[str, ...] = ()
+    model: str | None = None
+    """Of the prediction, if there is one."""
 
 
 ProgressCause = Literal["accepted", "postponed", "ambiguous", "looked"]
@@ -250,6 +252,11 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     handler: str
     state: Literal["pending", "running", "done", "skipped", "dead"]
     attempts: int
+    """Of this round."""
+    round: int
+    """How often it was replayed."""
+    replay_id: str | None
+    """The replay in bulk that owed it last; None: none did, or a replay of one."""
     reason: str
     created_at: Moment
     due_at: Moment | None

@@ -238,7 +238,7 @@ def _run(connection: sqlite3.Connection, step: Step) -> list[Row]:
     match step:
         case Run(query, params, rows):
             if rows is None:
-                return _fetch(connection, query, query.sqlite, params)
+                return fetch(connection, query, query.sqlite, params)
             return _batch(connection, query, params, rows)
         case Write(parts):
             for query, rows in parts:
@@ -256,13 +256,13 @@ def _batch(
     found: list[Row] = []
     for row in single:
         cells = {f"c{index}": cell for index, cell in enumerate(row)}
-        found += _fetch(connection, query, query.sqlite_one, {**params, **cells})
+        found += fetch(connection, query, query.sqlite_one, {**params, **cells})
     if together or not single:
-        found += _fetch(connection, query, query.sqlite, {**params, "rows": text})
+        found += fetch(connection, query, query.sqlite, {**params, "rows": text})
     return found
 
 
-def _fetch(
+def fetch(
     connection: sqlite3.Connection, query: Query, sql: str, params: Mapping[str, Any]
 ) -> list[Row]:
     rows = connection.execute(sql, params).fetchall()

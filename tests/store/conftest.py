@@ -17,6 +17,8 @@ CONTRACT = {
     "test_erasure",
     "test_journal",
     "test_predictions",
+    "test_replays",
+    "test_undelivered",
     "test_waiting",
 }
 """Modules that say what a store does, whatever it is made on."""

@@ -38,7 +38,15 @@ from receiver.store.values import (
 from tests.postgres import Database, wait_for
 
 NOW: Final = 1_750_000_000.0
-TABLES: Final = ("predictions", "callbacks", "events", "deliveries", "attempts", "steps")
+TABLES: Final = (
+    "predictions",
+    "callbacks",
+    "events",
+    "deliveries",
+    "attempts",
+    "steps",
+    "replays",
+)
 PATIENCE: Final = 10.0
 
 

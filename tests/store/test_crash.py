@@ -14,6 +14,7 @@ import pytest
 from receiver.errors import StoreUnavailable
 from receiver.model import DONE
 from receiver.store.base import Store
+from receiver.store.replays import Counted, Replays, Selection, Step
 from receiver.store.sqlite import SQLiteStore
 from receiver.store.values import Owed
 
@@ -127,6 +128,26 @@ async def replaying(store: Store) -> Act:
     return lambda: store.replay(pred(1), lambda _known, _type: Owed(("greet", "fresh")), NOW + 30)
 
 
+async def replaying_in_bulk(store: Store) -> Act:
+    for number in (1, 2):
+        await ended(store, number)
+    replays = Replays(store)
+    nothing = Selection()
+    await replays.create(
+        Counted(id="rep_1", wanted=nothing, events=2, matched=2, next=0, last=9, now=NOW)
+    )
+    await replays.start("rep_1")
+    step = Step(
+        replay_id="rep_1",
+        begin=0,
+        end=9,
+        predictions=[pred(1), pred(2)],
+        choose=lambda _known, _type, _states: Owed(("greet",)),
+        now=NOW + 30,
+    )
+    return lambda: replays.take_step(step)
+
+
 async def retrying(store: Store) -> Act:
     claim = await claimed(store)
     await store.settle(settlement(claim, GIVEN_UP))
@@ -172,6 +193,7 @@ OPERATIONS = [
     reclaiming,
     renewing,
     replaying,
+    replaying_in_bulk,
     retrying,
     remembering,
     looking,

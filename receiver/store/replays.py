@@ -1,0 +1,346 @@
+"""Replays in bulk: what was asked for, how many that was, and every step of doing it.
+
+A replay walks the events of a stretch of `seq`, and each step of the walk is one transaction: it
+owes some deliveries, counts them and says where the next step begins. A step that begins elsewhere
+than the last one ended changes nothing, so a replay goes on after any death, by whatever process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from receiver.store import rows as to
+from receiver.store.dialect import Operation, Query, Row, Run, Steps
+from receiver.store.operations import Choose, owe_again
+from receiver.store.queries import OF_ONE_EVENT, Listing
+from receiver.store.values import Found, Known
+
+MOST_KEPT: Final = 1000
+"""Replays that are remembered, besides those under way."""
+_WINDOW: Final = 20_000
+"""Events that one look passes over at most: it must not take long where few are wanted."""
+
+Time: TypeAlias = Annotated[datetime, Meta(tz=True)]
+_Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=300)]
+_Glob: TypeAlias = Annotated[str, Meta(max_length=300)]
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which deliveries are wanted; what is not given does not matter."""
+
+    since: Time | None = None
+    until: Time | None = None
+    """The time of the event, from the first up to before the second."""
+    provider: _Text | None = None
+    model: _Text | None = None
+    """A shell glob."""
+    handler: _Text | None = None
+    """Only its deliveries; without a state also those of events it has never had."""
+    state: Literal["done", "skipped", "dead"] | None = None
+    """Only deliveries that there are, and that ended so."""
+    metadata: Annotated[dict[_Text, _Glob], Meta(min_length=1, max_length=20)] | None = None
+    """Shell globs, by the name of the value."""
+
+
+class Replay(msgspec.Struct, frozen=True, kw_only=True):
+    """One replay, as operators see it."""
+
+    id: str
+    state: Literal["counted", "running", "done", "canceled"]
+    events: int
+    matched: int
+    """Deliveries that would have been owed again when it was counted, and their events."""
+    replayed: int
+    """Deliveries that it has owed again so far."""
+    wanted: dict[str, Any]
+    created_at: str
+    ended_at: str | None
+
+
+class Counted(msgspec.Struct, frozen=True, kw_only=True):
+    """A replay to be kept: how many it found, and the stretch of `seq` they are in."""
+
+    id: str
+    wanted: Selection
+    events: int
+    matched: int
+    next: int
+    """The walk begins after this one."""
+    last: int
+    now: float
+
+
+class Underway(msgspec.Struct, frozen=True):
+    """A replay that somebody is to work on."""
+
+    id: str
+    wanted: Selection
+    next: int
+    last: int
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """An event that may be wanted, with the states of its deliveries by handler."""
+
+    seq: int
+    type: str
+    known: Known
+    states: dict[str, str]
+
+
+class Look(msgspec.Struct, frozen=True):
+    """Candidates in order, and up to where there are no others."""
+
+    candidates: list[Candidate]
+    end: int
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a replay's walk."""
+
+    replay_id: str
+    begin: int
+    end: int
+    predictions: Sequence[str]
+    choose: Choose
+    now: float
+
+
+class Stepped(msgspec.Struct, frozen=True):
+    """What a step did: handlers to whom something is owed, and the replay's state since."""
+
+    handlers: tuple[str, ...]
+    state: str
+
+
+# --- queries ---
+
+_INSERT: Final = Query("""
+INSERT INTO replays (id, wanted, state, events, matched, next, last, created_at)
+VALUES (:id, :wanted, 'counted', :events, :matched, :next, :last, :now)
+""")
+
+_FORGET: Final = Query("""
+DELETE FROM replays WHERE state <> 'running'
+AND id <= (SELECT id FROM replays ORDER BY id DESC LIMIT 1 OFFSET :most)
+""")
+
+_START: Final = Query("""
+UPDATE replays SET state = 'running' WHERE id = :id AND state = 'counted' RETURNING id
+""")
+
+_CANCEL: Final = Query("""
+UPDATE replays SET state = 'canceled', ended_at = :now
+WHERE id = :id AND state IN ('counted', 'running') RETURNING id
+""")
+
+_LIST: Final = Listing(
+    """
+SELECT id, state, events, matched, replayed, wanted, created_at, ended_at FROM replays {where}
+ORDER BY id DESC LIMIT :limit
+""",
+    {"id": "id = :id", "cursor": "id < :cursor"},
+)
+
+_SELECT_RUNNING: Final = Query("""
+SELECT id, wanted, next, last FROM replays WHERE state = 'running' ORDER BY id
+""")
+
+_SELECT_BOUNDS: Final = Query("""
+SELECT coalesce((SELECT min(seq) FROM events), 1) - 1, coalesce((SELECT max(seq) FROM events), 0)
+""")
+
+_IN_STATE: Final = (
+    f"EXISTS (SELECT 1 FROM deliveries d WHERE {OF_ONE_EVENT} AND d.state = :in_state)"  # noqa: S608
+)
+
+# One look passes over so many events, or finds so many: either way it is short.
+_SELECT_CANDIDATES: Final = Listing(
+    f"""
+SELECT {{gather:e.seq, e.type, e.prediction_id, e.provider, e.model, e.status, e.metadata,
+                d.handler, d.state}}
+FROM (SELECT e.seq, e.type, e.prediction_id, p.provider, p.model, p.status, p.metadata
+      FROM events e JOIN predictions p ON p.id = e.prediction_id
+      {{where}} ORDER BY e.seq LIMIT :most) e
+LEFT JOIN deliveries d ON {OF_ONE_EVENT}
+""",  # noqa: S608 - our own words
+    {
+        "stretch": "e.seq > :next AND e.seq <= :last AND p.erased_at IS NULL",
+        "since": "e.time >= :since",
+        "until": "e.time < :until",
+        "provider": "p.provider = :provider",
+        "in_state": _IN_STATE,
+    },
+)
+
+_HOLD: Final = Query("SELECT state, next FROM replays WHERE id = :id {lock}")
+
+_MOVE: Final = Query("""
+UPDATE replays
+SET next = :next, replayed = replayed + :owed,
+    state = CASE WHEN :next >= last THEN 'done' ELSE state END,
+    ended_at = CASE WHEN :next >= last THEN :now END
+WHERE id = :id RETURNING state
+""")
+
+_COUNT_DUE: Final = Query("""
+SELECT count(*) FROM (SELECT 1 FROM deliveries
+    WHERE state = 'pending' AND replay_id IS NOT NULL AND replay_id = :id AND due_at <= :now
+    LIMIT :most) d
+""")
+
+
+# --- operations ---
+
+
+def create(items: Sequence[Counted]) -> Steps[list[None]]:
+    for item in items:
+        row = {name: getattr(item, name) for name in item.__struct_fields__}
+        yield Run(_INSERT, row | {"wanted": msgspec.json.encode(_given(item.wanted)).decode()})
+        yield Run(_FORGET, {"most": MOST_KEPT})
+    return [None] * len(items)
+
+
+def start(items: Sequence[str]) -> Steps[list[bool]]:
+    results = []
+    for replay_id in items:
+        started = yield Run(_START, {"id": replay_id})
+        results.append(bool(started))
+    return results
+
+
+def cancel(items: Sequence[tuple[str, float]]) -> Steps[list[bool]]:
+    results = []
+    for replay_id, now in items:
+        canceled = yield Run(_CANCEL, {"id": replay_id, "now": now})
+        results.append(bool(canceled))
+    return results
+
+
+def take_step(items: Sequence[Step]) -> Steps[list[Stepped]]:
+    results = []
+    for step in items:
+        results.append((yield from _take_step(step)))  # noqa: PERF401 - a generator yields for it
+    return results
+
+
+def _take_step(step: Step) -> Steps[Stepped]:
+    found = yield Run(_HOLD, {"id": step.replay_id})
+    if not found or tuple(found[0]) != ("running", step.begin):
+        return Stepped((), found[0][0] if found else "canceled")
+    owed: list[tuple[str, str]] = []
+    if step.predictions:
+        owed = yield from owe_again(step.predictions, step.choose, step.now, step.replay_id)
+    move = {"id": step.replay_id, "next": step.end, "owed": len(owed), "now": step.now}
+    [[state]] = yield Run(_MOVE, move)
+    return Stepped(tuple({handler for _, handler in owed}), state)
+
+
+# --- the noun itself ---
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Tables(Protocol):
+    """What this needs of the store."""
+
+    async def write(self, operation: Operation[Item, Result], item: Item) -> Result: ...
+    async def read(
+        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
+    ) -> list[Row]: ...
+
+
+class Replays:
+    """The replays of one store."""
+
+    def __init__(self, store: Tables) -> None:
+        self._store = store
+
+    async def create(self, counted: Counted) -> None:
+        await self._store.write(create, counted)
+
+    async def start(self, replay_id: str) -> bool:
+        """Let it begin; False unless it was counted and nothing else."""
+        return await self._store.write(start, replay_id)
+
+    async def cancel(self, replay_id: str, now: float) -> bool:
+        """Let it take no further step; False if it has ended, or is none."""
+        return await self._store.write(cancel, (replay_id, now))
+
+    async def take_step(self, step: Step) -> Stepped:
+        return await self._store.write(take_step, step)
+
+    async def find(self, replay_id: str) -> Replay | None:
+        rows = await self._store.read(_LIST.by({"id": replay_id}), id=replay_id, limit=1)
+        return _replay(rows[0]) if rows else None
+
+    async def page(self, limit: int, cursor: str | None) -> Found[Replay]:
+        """List them, newest first."""
+        given = {} if cursor is None else {"cursor": cursor}
+        rows = await self._store.read(_LIST.by(given), **given, limit=limit + 1)
+        return to.page([_replay(row) for row in rows], limit)
+
+    async def running(self) -> list[Underway]:
+        """Give those that are under way, oldest first."""
+        return [
+            Underway(row[0], msgspec.json.decode(row[1], type=Selection), row[2], row[3])
+            for row in await self._store.read(_SELECT_RUNNING)
+        ]
+
+    async def bounds(self) -> tuple[int, int]:
+        """Give the `seq` before the first event, and that of the last."""
+        [(first, last)] = await self._store.read(_SELECT_BOUNDS)
+        return first, last
+
+    async def look(self, wanted: Selection, begin: int, last: int, most: int) -> Look:
+        """Give the next `most` events that may be wanted, beside whatever is written meanwhile."""
+        end = min(begin + _WINDOW, last)
+        filters = {
+            "since": wanted.since and wanted.since.timestamp(),
+            "until": wanted.until and wanted.until.timestamp(),
+            "provider": wanted.provider,
+            "in_state": wanted.state,
+        }
+        given: dict[str, Any] = {k: v for k, v in filters.items() if v is not None}
+        query = _SELECT_CANDIDATES.by({"stretch": "", **given})
+        found: dict[int, Candidate] = {}
+        for row in await self._store.read(query, **given, next=begin, last=end, most=most):
+            seq, event_type, *known, handler, state = row
+            if seq not in found:
+                prediction_id, provider, model, status, metadata = known
+                named = Known(prediction_id, provider, model, status, None, metadata)
+                found[seq] = Candidate(seq, event_type, named, {})
+            if handler is not None:
+                found[seq].states[handler] = state
+        candidates = [found[seq] for seq in sorted(found)]
+        return Look(candidates, end if len(found) < most else candidates[-1].seq)
+
+    async def due(self, replay_id: str, now: float, most: int) -> int:
+        """Count, up to `most`, what it has owed that is due and that nobody has begun."""
+        return (await self._store.read(_COUNT_DUE, id=replay_id, now=now, most=most))[0][0]  # type: ignore[no-any-return]
+
+
+def _given(wanted: Selection) -> dict[str, Any]:
+    """Say what was asked for, and nothing else."""
+    named = {name: getattr(wanted, name) for name in wanted.__struct_fields__}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _replay(row: Row) -> Replay:
+    replay_id, state, events, matched, replayed, wanted, created_at, ended_at = row
+    return Replay(
+        id=replay_id,
+        state=state,
+        events=events,
+        matched=matched,
+        replayed=replayed,
+        wanted=msgspec.json.decode(wanted),
+        created_at=to.rfc3339(created_at),
+        ended_at=None if ended_at is None else to.rfc3339(ended_at),
+    )

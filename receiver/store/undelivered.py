@@ -1,0 +1,256 @@
+"""What came and was delivered to nobody, and why.
+
+Duplicates, late outcomes and callbacks of predictions that are not here are rows of `callbacks`; an
+event that no handler wanted says so itself. Callbacks that were not proved are only counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from heapq import merge
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
+
+import msgspec
+
+from receiver.store import rows as to
+from receiver.store.dialect import Operation, Query, Row, Run, Steps
+from receiver.store.queries import Listing
+from receiver.store.values import Found
+
+Kind: TypeAlias = Literal["duplicate", "late", "unknown", "rejected", "unrouted"]
+KINDS: Final[tuple[Kind, ...]] = ("duplicate", "late", "unknown", "rejected", "unrouted")
+OTHER: Final = "other"
+"""The source that stands for all for which there is no room."""
+MOST_REJECTIONS: Final = 1000
+"""Counts that are kept by their source; beyond them it is `other`."""
+_MEMORY: Final = 30 * 86400.0
+"""Seconds after which a count that has not moved is forgotten."""
+
+
+class Undelivered(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was delivered to nobody, as operators see it."""
+
+    kind: Kind
+    reason: str
+    provider: str | None
+    channel: str | None
+    """None for rejected callbacks, and for ends by our own verdict."""
+    source: str | None
+    """Only of rejected callbacks: the address they came from."""
+    prediction_id: str | None
+    event_id: str | None
+    times: int
+    first_at: str
+    """Of repeats: when those bytes came for the first time."""
+    last_at: str
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    """So many callbacks that were not proved."""
+
+    provider: str
+    reason: str
+    source: str
+    times: int
+    first_at: float
+    last_at: float
+
+
+CURSOR: Final = re.compile(r"^[0-9]{1,12}(\.[0-9]{1,9})?_([0-9a-f]{2}){0,500}$", re.ASCII)
+"""What a cursor looks like; whatever looks so is one."""
+
+
+class BadCursor(ValueError):
+    """A cursor that is none of ours."""
+
+
+# --- queries: their columns are `_COLUMNS`, in that order ---
+
+_COLUMNS: Final = (
+    "kind",
+    "reason",
+    "provider",
+    "channel",
+    "source",
+    "prediction_id",
+    "event_id",
+    "times",
+)
+
+
+def _listing(select: str, base: str, last: str, key: str, clauses: Mapping[str, str]) -> Listing:
+    """List one kind of rows, the latest first, and by their key where that is the same."""
+    text = f"{select} {{where}} ORDER BY {last} DESC, {key} DESC LIMIT :limit"
+    before = f"{last} <= :before AND ({last} < :before OR {key} < :key)"
+    return Listing(text, {"base": base, "cursor": before, **clauses})
+
+
+_AT: Final = "coalesce(c.repeated_at, c.received_at)"
+_KIND: Final = "CASE c.verdict WHEN 'accepted' THEN 'duplicate' ELSE c.verdict END"
+_CALLBACK_KEY: Final = "c.prediction_id || '/' || c.channel || '/' || c.digest"
+_LIST_CALLBACKS: Final = _listing(
+    f"""
+SELECT {_CALLBACK_KEY}, {_KIND},
+       CASE c.verdict WHEN 'accepted' THEN 'the same bytes again' ELSE c.reason END,
+       coalesce(p.provider, c.provider), c.channel, NULL, c.prediction_id, e.id,
+       c.repeats + CASE c.verdict WHEN 'accepted' THEN 0 ELSE 1 END, c.received_at, {_AT}
+FROM callbacks c LEFT JOIN predictions p ON p.id = c.prediction_id
+LEFT JOIN events e ON e.prediction_id = c.prediction_id
+""",  # noqa: S608 - our own words
+    # As the index says it, word for word.
+    "(c.verdict IN ('duplicate', 'late', 'unknown') OR c.verdict = 'accepted' AND c.repeats > 0)",
+    _AT,
+    _CALLBACK_KEY,
+    {
+        "kind": f"{_KIND} = :kind",
+        "provider": "coalesce(p.provider, c.provider) = :provider",
+        "prediction": "c.prediction_id = :prediction",
+    },
+)
+
+_REJECTION_KEY: Final = "r.provider || '/' || r.reason || '/' || r.source"
+_LIST_REJECTIONS: Final = _listing(
+    f"""
+SELECT {_REJECTION_KEY}, 'rejected', r.reason, r.provider, NULL, r.source, NULL, NULL, r.times,
+       r.first_at, r.last_at
+FROM rejections r
+""",  # noqa: S608
+    "r.times > 0",
+    "r.last_at",
+    _REJECTION_KEY,
+    {"provider": "r.provider = :provider"},
+)
+
+_LIST_UNROUTED: Final = _listing(
+    """
+SELECT e.prediction_id, 'unrouted', 'no handler wants ' || e.type || ' of ' || p.model, p.provider,
+       e.channel, NULL, e.prediction_id, e.id, 1, e.time, e.time
+FROM events e JOIN predictions p ON p.id = e.prediction_id
+""",
+    "e.unrouted = 1",
+    "e.time",
+    "e.prediction_id",
+    {"provider": "p.provider = :provider", "prediction": "e.prediction_id = :prediction"},
+)
+
+# Which lists have which kinds.
+_LISTS: Final[Mapping[Listing, tuple[Kind, ...]]] = {
+    _LIST_CALLBACKS: ("duplicate", "late", "unknown"),
+    _LIST_REJECTIONS: ("rejected",),
+    _LIST_UNROUTED: ("unrouted",),
+}
+
+_FORGET: Final = Query("DELETE FROM rejections WHERE last_at < :before")
+
+_SELECT_COUNTED: Final = Query("SELECT {gather:provider, reason, source} FROM rejections")
+
+_COUNT: Final = Query("""
+INSERT INTO rejections (provider, reason, source, times, first_at, last_at)
+SELECT r.provider, r.reason, r.source, r.times, r.first_at, r.last_at
+FROM {rows:provider text, reason text, source text, times int, first_at float, last_at float}
+WHERE true
+ON CONFLICT (provider, reason, source) DO UPDATE
+SET times = rejections.times + excluded.times, last_at = excluded.last_at
+""")
+
+
+def count(items: Sequence[Sequence[Rejection]]) -> Steps[list[None]]:
+    """Add counts to those there are; who comes when there is no more room is one of the others."""
+    found = [rejection for item in items for rejection in item]
+    yield Run(_FORGET, {"before": max(one.last_at for one in found) - _MEMORY})
+    counted = {tuple(row) for row in (yield Run(_SELECT_COUNTED))}
+    sums: dict[tuple[str, str, str], Rejection] = {}
+    for one in found:
+        key = (one.provider, one.reason, one.source)
+        if key not in counted and len(counted) >= MOST_REJECTIONS:
+            key = (one.provider, one.reason, OTHER)
+        counted.add(key)
+        first = sums.get(key)
+        times = one.times + (first.times if first else 0)
+        first_at = first.first_at if first else one.first_at
+        sums[key] = Rejection(*key, times, first_at, one.last_at)
+    # In one order, so that two processes never wait for each other in a circle.
+    yield Run(_COUNT, rows=[msgspec.structs.astuple(sums[key]) for key in sorted(sums)])
+    return [None] * len(items)
+
+
+# --- the noun itself ---
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Tables(Protocol):
+    """What this needs of the store."""
+
+    async def write(self, operation: Operation[Item, Result], item: Item) -> Result: ...
+    async def read(
+        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
+    ) -> list[Row]: ...
+
+
+class NonDeliveries:
+    """What one store knows of things that were delivered to nobody."""
+
+    def __init__(self, store: Tables) -> None:
+        self._store = store
+
+    async def count(self, rejections: Sequence[Rejection]) -> None:
+        """Add counts, in one small write; the order of each source's is that of their times."""
+        await self._store.write(count, rejections)
+
+    async def page(
+        self,
+        limit: int,
+        *,
+        kind: Kind | None = None,
+        provider: str | None = None,
+        prediction: str | None = None,
+        cursor: str | None = None,
+    ) -> Found[Undelivered]:
+        """List them, the latest first. Raises BadCursor."""
+        given: dict[str, Any] = {"provider": provider, "prediction": prediction}
+        given = {name: value for name, value in given.items() if value is not None}
+        before = _opened(cursor) if cursor is not None else {}
+        found: list[list[Row]] = []
+        for listing, kinds in _LISTS.items():
+            if kind in (None, *kinds) and given.keys() <= listing.names:
+                also = {"kind": kind} if kind is not None and len(kinds) > 1 else {}
+                filters = {"base": "", **({"cursor": ""} if before else {}), **given, **also}
+                params = {**before, **given, **also}
+                query = listing.by(filters)
+                found.append(await self._store.read(query, **params, limit=limit + 1))
+        rows = list(merge(*found, key=_order, reverse=True))
+        more = len(rows) > limit
+        rows = rows[:limit]
+        return Found(
+            data=[_undelivered(row) for row in rows],
+            next_cursor=_place(rows[-1]) if more else None,
+        )
+
+
+def _order(row: Row) -> tuple[float, str]:
+    return row[-1], row[0]
+
+
+def _undelivered(row: Row) -> Undelivered:
+    _, *columns, first_at, last_at = row
+    return Undelivered(
+        **dict(zip(_COLUMNS, columns, strict=True)),
+        first_at=to.rfc3339(first_at),
+        last_at=to.rfc3339(last_at),
+    )
+
+
+def _place(row: Row) -> str:
+    """Write down where a page ends: a time, and the key of one row at it, in hex."""
+    at, key = _order(row)
+    return f"{at!r}_{key.encode().hex()}"
+
+
+def _opened(cursor: str) -> dict[str, Any]:
+    if not CURSOR.fullmatch(cursor):
+        raise BadCursor(cursor)
+    at, _, key = cursor.partition("_")
+    return {"before": float(at), "key": bytes.fromhex(key).decode(errors="replace")}

@@ -1,0 +1,103 @@
+"""A replay of many, whose process is killed in the middle of it, owes each of them once."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.model import delivery_id
+from tests.journey.parts import ACCEPTS, PATIENCE, Process, World, check_logs, eventually, living
+from tests.postgres import Database
+
+pytestmark = pytest.mark.timeout(90)
+
+_MANY = 900
+
+
+def test_a_replay_goes_on_where_its_killed_process_was(tmp_path: Path) -> None:
+    with living(tmp_path) as world:
+        fill(world)
+        replay_over_a_death(world, world.servers[0])
+        check_logs(world)
+
+
+def test_a_replay_is_taken_over_by_another_process(tmp_path: Path, bare_database: Database) -> None:
+    with living(tmp_path, bare_database, servers=[(), ACCEPTS]) as world:
+        fill(world)
+        replay_over_a_death(world, None)
+        check_logs(world)
+
+
+def fill(world: World) -> None:
+    """Write events with a dead delivery each, as if they had come long ago."""
+    tables: dict[str, list[str]] = {"predictions": [], "events": [], "deliveries": []}
+    for number in range(_MANY):
+        name = f"pred_{number:032x}"
+        tables["predictions"].append(
+            f"('{name}', 'fal', 'm', 'queue', 'succeeded', '{{\"prompt\": \"x\"}}', "
+            f"'{{\"kind\": \"journey\"}}', '[]', 1, 1)"
+        )
+        tables["events"].append(f"('{name}', 'prediction.succeeded', 1)")
+        delivery = delivery_id(name, "async-witness")
+        tables["deliveries"].append(f"('{delivery}', '{name}', 'async-witness', 'dead', 1, 1)")
+    columns = {
+        "predictions": "id, provider, model, mode, status, input, metadata, output, created_at, "
+        "completed_at",
+        "events": "prediction_id, type, time",
+        "deliveries": "id, prediction_id, handler, state, created_at, ended_at",
+    }
+    for table, rows in tables.items():
+        write(world, f"INSERT INTO {table} ({columns[table]}) VALUES {', '.join(rows)}")
+
+
+def write(world: World, sql: str) -> None:
+    if world.database is not None:
+        world.database.execute(f"SET search_path = receiver; {sql}")
+        return
+    with closing(sqlite3.connect(world.folder / "receiver.db")) as connection, connection:
+        connection.execute(sql)
+
+
+def replay_over_a_death(world: World, victim: Process | None) -> None:
+    replay = call(world, "POST", "", {"state": "dead", "provider": "fal", "model": "m*"})
+    assert (replay["matched"], replay["events"], replay["replayed"]) == (_MANY, _MANY, 0)
+    call(world, "POST", f"/{replay['id']}/start")
+    steps = "SELECT replayed FROM replays"
+    eventually(lambda: world.rows(steps)[0][0], lambda owed: owed >= 200)
+    victim = victim or holder(world)
+    victim.kill()
+    [(owed,)] = world.rows(steps)
+    assert owed < _MANY
+    # What the database says was owed is owed, and nothing else.
+    assert world.rows("SELECT count(*) FROM deliveries WHERE round = 1") == [(owed,)]
+
+    world.revive()
+    found = eventually(
+        lambda: call(world, "GET", f"/{replay['id']}"),
+        lambda found: found["state"] == "done",
+        3 * PATIENCE,
+    )
+    assert found["replayed"] == _MANY
+    assert world.rows("SELECT min(round), max(round), count(*) FROM deliveries") == [(1, 1, _MANY)]
+    assert world.rows("SELECT DISTINCT replay_id FROM deliveries") == [(replay["id"],)]
+    ended = [line for one in world.everyone for line in one.said("replay.ended")]
+    assert [line["state"] for line in ended] == ["done"]
+
+
+def holder(world: World) -> Process:
+    """Name the process that works on replays."""
+    [(owner,)] = world.rows("SELECT owner FROM roles WHERE name = 'replays'")
+    [found] = [one for one in world.servers if one.pid == owner.split(":")[-2]]
+    return found
+
+
+def call(world: World, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    """Ask the last server: on PostgreSQL it may well be another than the one that works."""
+    url = f"{world.servers[-1].url}/v1/replays{path}"
+    answer = world.http.request(method, url, json=body)
+    assert answer.is_success, answer.text
+    return dict(answer.json())

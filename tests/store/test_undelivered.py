@@ -1,0 +1,168 @@
+"""What was delivered to nobody is found again, counted and bounded, on either engine."""
+
+from typing import Any
+
+import pytest
+
+from receiver.model import event_id
+from receiver.store.base import Store
+from receiver.store.undelivered import (
+    MOST_REJECTIONS,
+    OTHER,
+    BadCursor,
+    NonDeliveries,
+    Rejection,
+    Undelivered,
+)
+from receiver.store.values import Owed
+
+from .parts import NOW, Engine, arrival, ended, new, pred
+
+pytestmark = pytest.mark.anyio
+
+
+async def listed(store: Store, **given: Any) -> list[Undelivered]:
+    return (await NonDeliveries(store).page(100, **given)).data
+
+
+async def everything(store: Store) -> None:
+    """Let one of each kind happen, the later ones first in this list."""
+    await ended(store, 1)  # unrouted, at NOW + 10
+    await ended(store, 2, "greet", at=NOW + 20)
+    for seconds in (30, 40):
+        await store.accept(arrival(2, at=NOW + seconds))  # the same bytes
+    await store.accept(arrival(2, at=NOW + 50, body=b"the same in other words"))
+    await store.accept(arrival(2, "failed", at=NOW + 60, body=b"late"))
+    await store.accept(arrival(9, at=NOW + 70, provider="eachlabs", body=b"whose?"))
+    await NonDeliveries(store).count([Rejection("fal", "bad_token", "9.9.9.9", 3, NOW, NOW + 80)])
+
+
+async def test_each_kind_says_what_it_was_how_often_and_when(store: Store) -> None:
+    await everything(store)
+    rejected, unknown, late, same_end, same_bytes, unrouted = await listed(store)
+    seen = [
+        (one.kind, one.provider, one.channel, one.source, one.prediction_id, one.event_id)
+        for one in (rejected, unknown, late, same_end, same_bytes, unrouted)
+    ]
+    second = (pred(2), event_id(pred(2)))
+    assert seen == [
+        ("rejected", "fal", None, "9.9.9.9", None, None),
+        ("unknown", "eachlabs", "webhook", None, pred(9), None),
+        ("late", "fal", "webhook", None, *second),
+        ("duplicate", "fal", "webhook", None, *second),
+        ("duplicate", "fal", "webhook", None, *second),
+        ("unrouted", "fal", "webhook", None, pred(1), event_id(pred(1))),
+    ]
+    assert [one.times for one in (rejected, unknown, late, same_end, same_bytes, unrouted)] == [
+        3, 1, 1, 1, 2, 1,
+    ]  # fmt: skip
+    assert rejected.reason == "bad_token"
+    assert unknown.reason == "no such prediction"
+    assert late.reason == "already succeeded, then told failed"
+    assert unrouted.reason == "no handler wants prediction.succeeded of fal-ai/flux"
+    times = (same_bytes.first_at, same_bytes.last_at)
+    assert times == ("2025-06-15T15:07:00Z", "2025-06-15T15:07:20Z")
+    assert same_end.first_at == same_end.last_at == "2025-06-15T15:07:30Z"
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"),
+    [
+        ({"kind": "duplicate"}, ["duplicate", "duplicate"]),
+        ({"kind": "late"}, ["late"]),
+        ({"kind": "unknown"}, ["unknown"]),
+        ({"kind": "rejected"}, ["rejected"]),
+        ({"kind": "unrouted"}, ["unrouted"]),
+        ({"provider": "eachlabs"}, ["unknown"]),
+        ({"provider": "fal"}, ["rejected", "late", "duplicate", "duplicate", "unrouted"]),
+        ({"prediction": pred(2)}, ["late", "duplicate", "duplicate"]),
+        ({"prediction": pred(1)}, ["unrouted"]),
+        ({"prediction": pred(9), "kind": "unknown"}, ["unknown"]),
+        ({"prediction": pred(2), "kind": "rejected"}, []),
+        ({"provider": "oxen"}, []),
+    ],
+)
+async def test_filters_narrow_it_down(
+    store: Store, given: dict[str, Any], kinds: list[str]
+) -> None:
+    await everything(store)
+    assert [one.kind for one in await listed(store, **given)] == kinds
+
+
+async def test_pages_follow_each_other_without_a_gap_or_a_repeat(store: Store) -> None:
+    for number in range(7):
+        await ended(store, number)  # all at one time
+        await store.accept(arrival(number, "failed", at=NOW + 10, body=b"late"))
+    rejections = [Rejection("fal", "bad_token", f"1.1.1.{n}", 1, NOW, NOW + 10) for n in range(7)]
+    await NonDeliveries(store).count(rejections)
+    whole = await listed(store)
+    assert len(whole) == 21
+    found: list[Undelivered] = []
+    cursor = None
+    while True:
+        page = await NonDeliveries(store).page(4, cursor=cursor)
+        found += page.data
+        if (cursor := page.next_cursor) is None:
+            break
+    assert found == whole
+
+
+STRANGE = ("?", "=", "é", "1", "_61", "1e9_61", "-1_61", "1_6", "1_" + "61" * 501)
+
+
+@pytest.mark.parametrize("cursor", STRANGE)
+async def test_a_cursor_of_somebody_elses_is_refused(store: Store, cursor: str) -> None:
+    with pytest.raises(BadCursor):
+        await NonDeliveries(store).page(1, cursor=cursor)
+
+
+@pytest.mark.parametrize("cursor", ["0_61", "999999999999.999999999_", "99999999999_00ff61"])
+async def test_a_cursor_may_hold_anything_that_has_its_shape(store: Store, cursor: str) -> None:
+    await everything(store)
+    assert len((await NonDeliveries(store).page(10, cursor=cursor)).data) in {0, 6}
+
+
+async def test_rejections_add_up(engine: Engine) -> None:
+    undelivered = NonDeliveries(engine.store)
+    first = Rejection("fal", "bad_token", "1.1.1.1", 2, NOW, NOW + 1)
+    other = Rejection("fal", "stale", "1.1.1.1", 1, NOW + 2, NOW + 2)
+    again = Rejection("fal", "bad_token", "1.1.1.1", 5, NOW + 3, NOW + 4)
+    await undelivered.count([first, other, again])
+    await undelivered.count([again])
+    rows = engine.rows("SELECT * FROM rejections ORDER BY reason")
+    assert rows == [
+        ("fal", "bad_token", "1.1.1.1", 12, NOW, NOW + 4),
+        ("fal", "stale", "1.1.1.1", 1, NOW + 2, NOW + 2),
+    ]
+
+
+async def test_rejections_are_bounded_and_the_old_make_room(engine: Engine) -> None:
+    undelivered = NonDeliveries(engine.store)
+    crowd = [
+        Rejection("fal", "bad_token", f"1.1.{n // 256}.{n % 256}", 1, NOW, NOW)
+        for n in range(MOST_REJECTIONS + 20)
+    ]
+    await undelivered.count(crowd)
+    await undelivered.count(crowd)
+    assert engine.rows("SELECT count(*), sum(times) FROM rejections") == [
+        (MOST_REJECTIONS + 1, 2 * len(crowd))
+    ]
+    [(others,)] = engine.rows("SELECT times FROM rejections WHERE source = ?", OTHER)
+    assert others == 2 * 20
+    month = NOW + 31 * 86400
+    await undelivered.count([Rejection("fal", "bad_token", "9.9.9.9", 1, month, month)])
+    assert engine.rows("SELECT source FROM rejections") == [("9.9.9.9",)]
+
+
+async def test_an_event_is_unrouted_until_somebody_is_owed_it(engine: Engine) -> None:
+    store = engine.store
+    await ended(store, 1)
+    await ended(store, 2, "greet")
+    await store.create(new(3))
+    marks = "SELECT prediction_id FROM events WHERE unrouted = 1"
+    assert engine.rows(marks) == [(pred(1),)]
+    await store.replay(pred(1), lambda *_: Owed(()), NOW + 30)
+    assert engine.rows(marks) == [(pred(1),)]
+    await store.replay(pred(1), lambda *_: Owed(("greet",)), NOW + 30)
+    assert engine.rows(marks) == []
+    assert await listed(store) == []
