@@ -18,6 +18,7 @@ import httpx
 import msgspec
 import structlog
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from receiver.dispatch.embedded import Dispatch, new_owner
@@ -32,7 +33,9 @@ from receiver.inbound import (
     Drained,
     Guard,
     Hook,
+    Page,
     Predictions,
+    Requests,
     health_routes,
 )
 from receiver.inbox import Inbox
@@ -44,8 +47,10 @@ from receiver.providers import NAMES, make_providers
 from receiver.providers.base import Streamed
 from receiver.providers.fal import read_jwks
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
+from receiver.store.backlog import Backlog
 from receiver.store.base import Chore, Store
 from receiver.store.sqlite import SQLiteStore
+from receiver.telemetry import Telemetry
 from receiver.tokens import Tokens
 
 log = structlog.get_logger("receiver")
@@ -107,7 +112,7 @@ async def migrate(settings: Settings) -> None:
 
     Raises StoreUnusable.
     """
-    await _make_store(settings).migrate()
+    await _make_store(settings, lambda _: None).migrate()
 
 
 class _Tasks(msgspec.Struct, frozen=True):
@@ -147,9 +152,9 @@ def _receiver(
     return _Receiver(_with_secrets(settings), registry, tasks, clock, network or _Network())
 
 
-def _make_store(settings: Settings) -> Store:
+def _make_store(settings: Settings, report: Callable[[StoreUnavailable | None], None]) -> Store:
     if settings.sqlite_path is not None:
-        return SQLiteStore(settings.sqlite_path, _report)
+        return SQLiteStore(settings.sqlite_path, report)
     try:
         from receiver.dispatch.postgres import PgQueuerJobs  # noqa: PLC0415 - paid for when used
         from receiver.store.postgres import SCHEMA, PostgresStore  # noqa: PLC0415
@@ -158,7 +163,7 @@ def _make_store(settings: Settings) -> Store:
             f"PostgreSQL needs more than is installed here ({error.name} is missing): "
             "pip install 'prediction-receiver[postgres]'"
         ) from error
-    return PostgresStore(settings.database_url, _report, PgQueuerJobs(SCHEMA))
+    return PostgresStore(settings.database_url, report, PgQueuerJobs(SCHEMA))
 
 
 def _registry(handlers: Sequence[str | Callable[..., Any] | Handler]) -> Registry:
@@ -218,7 +223,10 @@ class _Receiver:
         self._does = tasks
         self._clock = clock
         self._owner = new_owner()
-        self._store = _make_store(settings)
+        self._telemetry = Telemetry()
+        self._telemetry.expect(NAMES, registry.handlers)
+        self._store = _make_store(settings, self._telemetry.store)
+        self._store.on_commit = self._telemetry.batch
         self._alone = settings.sqlite_path is not None
         self._draining: asyncio.Task[Drained] | None = None
         # Whatever compresses all the same is inflated in bounded pieces.
@@ -240,6 +248,7 @@ class _Receiver:
             tokens,
             registry,
             self._keys,
+            telemetry=self._telemetry,
             alone=self._alone,
             clock=clock,
         )
@@ -250,6 +259,7 @@ class _Receiver:
             settings,
             tokens,
             self._client,
+            telemetry=self._telemetry,
             alone=self._alone,
             clock=clock,
         )
@@ -269,12 +279,13 @@ class _Receiver:
             ),
             clock=clock,
             sweeps=self._alone,
+            telemetry=self._telemetry,
         )
-        self._listeners = [
-            self._listener(name, provider)
+        self._listeners = {
+            name: self._listener(name, provider)
             for name, provider in providers.items()
             if isinstance(provider, Streamed) and settings.providers[name].key is not None
-        ]
+        }
         self._inbox.on_event = self._dispatch.wake
         self._inbox.on_change = self._outbound.changed
         self._store.on_news = self._heard
@@ -291,20 +302,33 @@ class _Receiver:
         self._deliveries = Deliveries(
             guard, self._store, wake=self._dispatch.wake, drain=self.drain, clock=clock
         )
+        routes = self._routes()
         self.app = Starlette(
-            routes=self._routes(), exception_handlers=ERROR_HANDLERS, lifespan=self._lifespan
+            routes=routes,
+            middleware=[Middleware(Requests, self._telemetry, routes)],
+            exception_handlers=ERROR_HANDLERS,
+            lifespan=self._lifespan,
         )
         self.app.state.release = self.release_waiters
         # A slash too many is a 404: providers take the redirect of a framework for a refusal.
         self.app.router.redirect_slashes = False
 
     def _routes(self) -> list[Route]:
-        hook = Hook(self._inbox, NAMES, self._settings.max_body_bytes, self._clock)
+        hook = Hook(self._inbox, NAMES, self._settings.max_body_bytes, self._telemetry, self._clock)
+        page = Page(
+            self._telemetry,
+            Backlog(self._store),
+            providers=NAMES,
+            handlers=list(self._registry.handlers),
+            streams={name: each.somebody_is for name, each in self._listeners.items()},
+            clock=self._clock,
+        )
         return [
             Route("/webhooks/{provider}/{token}", hook, methods=["POST"]),
             *self._predictions.routes(),
             *self._deliveries.routes(),
             *health_routes(self._store, self._clock),
+            *page.routes(),
         ]
 
     def _listener(self, name: str, provider: Streamed) -> Listener | Duty:
@@ -395,7 +419,9 @@ class _Receiver:
             await self._store.recover(self._owner, self._clock())
             await self._dispatch.start(lanes=self._does.deliveries)
             if self._does.outbound:
-                tasks += [asyncio.create_task(listener.run()) for listener in self._listeners]
+                tasks += [
+                    asyncio.create_task(listener.run()) for listener in self._listeners.values()
+                ]
                 tasks.append(asyncio.create_task(self._warm_keys()))
                 await self._outbound.start()
             if self._does.sweeps:
@@ -477,10 +503,3 @@ def _warnings(settings: Settings, on: Sequence[str], registry: Registry) -> list
     if not registry.handlers:
         found.append("no handler is registered: outcomes are recorded and nothing else happens")
     return found
-
-
-def _report(trouble: StoreUnavailable | None) -> None:
-    if trouble is None:
-        log.info("store.recovered")
-    else:
-        log.error("store.unavailable", reason=str(trouble))

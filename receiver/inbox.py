@@ -16,16 +16,14 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import msgspec
-import structlog
 
 from receiver.dispatch.registry import Registry
 from receiver.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model import TERMINAL, Channel, Error, Outcome, OutcomeKind, Status, advance
 from receiver.providers.base import Callback, Provider
 from receiver.store.values import Arrival, Known, Owed, Ruling, Taken
+from receiver.telemetry import Telemetry
 from receiver.tokens import Tokens
-
-log = structlog.get_logger("receiver")
 
 _SECRET_HEADERS: Final = frozenset({b"x-webhook-secret", b"x-api-key"})
 _MOST_PARKED: Final = 1000
@@ -87,9 +85,11 @@ class Inbox:
         registry: Registry,
         public_keys: Keys,
         *,
+        telemetry: Telemetry | None = None,
         alone: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._telemetry = telemetry or Telemetry()
         self._alone = alone
         self._seeking: set[asyncio.Task[None]] = set()
         self._store = store
@@ -225,17 +225,7 @@ class Inbox:
         taken = await self._store.accept(arrival)
         if taken.verdict == "mismatch":
             raise Unproved("id_mismatch")
-        if taken.verdict != "noted":
-            log.info(
-                "outcome.taken",
-                provider=arrival.provider,
-                prediction=arrival.prediction_id,
-                channel=arrival.channel,
-                outcome=arrival.outcome.kind,
-                verdict=taken.verdict,
-                reason=taken.reason,
-                event_id=taken.event_id,
-            )
+        self._telemetry.outcome(arrival, taken)
         self.on_event(taken.handlers)
         self.on_change(arrival.provider, arrival.prediction_id, taken.verdict)
         if taken.verdict == "accepted":

@@ -7,7 +7,7 @@ what is unknown after a broken submit stays `unconfirmed` until somebody who kno
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol, TypeVar
 
 import httpx
@@ -27,6 +27,7 @@ from receiver.providers.base import (
 )
 from receiver.settings import ProviderSettings, Settings
 from receiver.store.values import Begun, Job, Progress, ProgressCause, Slots
+from receiver.telemetry import SubmitResult, Telemetry
 from receiver.tokens import Tokens
 from receiver.wire import ANSWER_TIMEOUT, AT_ONCE, BROKEN, Wire
 
@@ -50,6 +51,15 @@ _LAST_WORD: Final = 1.5
 
 # Errors of httpx after which surely nothing was sent; after all others something may have been.
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+_RESULTS: Final[Mapping[type, SubmitResult]] = {
+    Accepted: "accepted",
+    Outcome: "answered",
+    Refused: "rejected",
+    Postponed: "postponed",
+    Ambiguous: "unconfirmed",
+}
 
 
 class Books(Protocol):
@@ -100,9 +110,11 @@ class Lane:
         settings: Settings,
         schedule: Schedule,
         clock: Callable[[], float],
+        telemetry: Telemetry,
         longest_nap: float = LONGEST_NAP,
     ) -> None:
         self.provider = provider
+        self._telemetry = telemetry
         self._longest_nap = longest_nap
         self.submits = 0
         """How many were begun."""
@@ -232,6 +244,7 @@ class Lane:
         except Exception:
             # A fault of ours, perhaps after the money was spent: that is a doubt like any other.
             log.exception("task.failed", prediction=job.ticket.id)
+            self._telemetry.submit(self.provider.name, "unconfirmed")
             await self._progress(job, "ambiguous", self._schedule.next_poll(job))
 
     async def _submit(self, job: Job) -> None:
@@ -244,6 +257,7 @@ class Lane:
             return
         heard = await self._listened(job)
         receipt, body = await self._send(job)
+        self._telemetry.submit(self.provider.name, _RESULTS[type(receipt)])
         log_fields = {"provider": self.provider.name, "prediction": job.ticket.id}
         match receipt:
             case Accepted():

@@ -29,6 +29,7 @@ from receiver.overdue import Overdue
 from receiver.providers.base import Answer, Provider
 from receiver.settings import Settings
 from receiver.store.values import Created, Job, NewPrediction, Role
+from receiver.telemetry import Telemetry
 from receiver.tokens import Tokens
 from receiver.wire import Busy, Turns, Wire
 
@@ -60,6 +61,7 @@ class Outbound:
         tokens: Tokens,
         client: httpx.AsyncClient,
         *,
+        telemetry: Telemetry,
         alone: bool = True,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
@@ -87,6 +89,7 @@ class Outbound:
                     settings,
                     schedule,
                     clock,
+                    telemetry,
                     LONGEST_NAP if alone else BACKSTOP,
                 )
         self._overdue = Overdue(
@@ -98,6 +101,7 @@ class Outbound:
             schedule,
             timeout=settings.prediction_timeout,
             clock=clock,
+            telemetry=telemetry,
             alone=alone,
         )
         for lane in self._lanes.values():

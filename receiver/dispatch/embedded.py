@@ -16,8 +16,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -25,8 +25,9 @@ import structlog
 from receiver.dispatch.registry import Handler, Registry
 from receiver.dispatch.runner import Attempt, Tools
 from receiver.errors import StoreUnavailable
-from receiver.model import DONE, Decision, Failure, Policy, decide
+from receiver.model import DONE, Failure, Policy, decide
 from receiver.store.values import Claim, Claims, Settlement, Wanted
+from receiver.telemetry import Telemetry
 
 log = structlog.get_logger("receiver")
 
@@ -78,7 +79,9 @@ class Dispatch:
         chance: Callable[[], float] = random.random,
         pace: Pace = PACE,
         sweeps: bool = True,
+        telemetry: Telemetry | None = None,
     ) -> None:
+        telemetry = telemetry or Telemetry()
         self._queue = queue
         self._owner = owner
         self._clock = clock
@@ -86,7 +89,15 @@ class Dispatch:
         self._sweeps = sweeps
         self._lanes = {
             name: _Lane(
-                handler, queue, tools, owner, handler.retry.policy(policy), clock, chance, pace
+                handler,
+                queue,
+                tools,
+                telemetry,
+                owner,
+                handler.retry.policy(policy),
+                clock,
+                chance,
+                pace,
             )
             for name, handler in registry.handlers.items()
         }
@@ -168,6 +179,7 @@ class _Lane:
         handler: Handler,
         queue: Queue,
         tools: Tools,
+        telemetry: Telemetry,
         owner: str,
         policy: Policy,
         clock: Callable[[], float],
@@ -177,6 +189,7 @@ class _Lane:
         self._handler = handler
         self._queue = queue
         self._tools = tools
+        self._telemetry = telemetry
         self._owner = owner
         self._policy = policy
         self._clock = clock
@@ -281,23 +294,22 @@ class _Lane:
         ended = self._clock()
         decision = decide(claim.attempt, failure, self._policy, self._chance()) if failure else DONE
         result = failure.kind if failure else "done"
-        held = await self._settle(
-            Settlement(
-                id=claim.id,
-                owner=self._owner,
-                number=claim.number,
-                decision=decision,
-                result=result,
-                note=attempt.note,
-                started_at=started,
-                ended_at=ended,
-            )
+        settlement = Settlement(
+            id=claim.id,
+            owner=self._owner,
+            number=claim.number,
+            decision=decision,
+            result=result,
+            note=attempt.note,
+            started_at=started,
+            ended_at=ended,
         )
+        held = await self._settle(settlement)
         self.attempts += 1
         # It may be due before the next look; or its end makes others due.
         for awake in (self.awake,) if decision.state == "pending" else self.followers:
             awake.set()
-        self._tell(claim, result, decision, ended - started, held, attempt.error)
+        self._telemetry.attempt(claim, settlement, held=held, error=attempt.error)
         if result == "timeout" and not attempt.ended.is_set():
             log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)
             await attempt.ended.wait()  # it still takes up its place in this lane
@@ -315,33 +327,6 @@ class _Lane:
                 return await self._queue.settle(settlement)
             except StoreUnavailable:
                 await asyncio.sleep(0.5)
-
-    def _tell(
-        self,
-        claim: Claim,
-        result: str,
-        decision: Decision,
-        seconds: float,
-        held: bool,
-        error: BaseException | None,
-    ) -> None:
-        fields: Mapping[str, Any] = {
-            "handler": claim.handler,
-            "delivery": claim.id,
-            "event_id": claim.event.id,
-            "prediction": claim.event.prediction.id,
-            "attempt": claim.attempt,
-            "result": result,
-            "state": decision.state if held else "claim lost",
-            "seconds": round(seconds, 4),
-        }
-        if result == "done":
-            log.info("handler.attempt", **fields)
-            return
-        delay = round(decision.delay, 3) if decision.state == "pending" else None
-        log.warning(
-            "handler.attempt", **fields, reason=decision.reason, retry_in=delay, exc_info=error
-        )
 
 
 class _Heart:

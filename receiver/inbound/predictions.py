@@ -18,6 +18,7 @@ from receiver.errors import Problem
 from receiver.inbound.answers import as_json
 from receiver.inbound.guard import Guard
 from receiver.inbound.reading import depth_of, one_of, page_size, prefer_wait, query
+from receiver.inbound.requests import about
 from receiver.inbox import Waiters
 from receiver.model import TERMINAL, Mode, Prediction, Status
 from receiver.store.values import Filter, Found, Replayed
@@ -114,6 +115,7 @@ class Predictions:
             mode=given.mode,
             idempotency_key=key,
         )
+        about(request.scope, prediction=prediction.id, provider=prediction.provider)
         if wait is None and given.mode == "sync":
             wait = _SYNC_WAIT
         if wait is not None and prediction.status not in TERMINAL:

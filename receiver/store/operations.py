@@ -173,7 +173,7 @@ def accept(items: Sequence[Arrival]) -> Steps[list[Taken]]:
 
 def _known(ids: Iterable[str]) -> Steps[dict[str, Known]]:
     found = yield Run(q.SELECT_KNOWN, rows=[(prediction_id,) for prediction_id in ids])
-    return {row[0]: Known(row[0], row[1], row[2], Status(row[3]), row[4], row[5]) for row in found}
+    return {row[0]: Known(row[0], row[1], row[2], Status(row[3]), *row[4:]) for row in found}
 
 
 def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
@@ -192,7 +192,10 @@ def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
             before, status=ruling.status, provider_id=provider_id
         )
     made = None if ruling.event_type is None else event_id(before.id)
-    return Taken(ruling.verdict, ruling.status, ruling.reason, made, ruling.owed.handlers)
+    seconds = None
+    if made is not None and before.submitted_at is not None:
+        seconds = max(arrival.at - before.submitted_at, 0.0)
+    return Taken(ruling.verdict, ruling.status, ruling.reason, made, ruling.owed.handlers, seconds)
 
 
 class _Evidence:

@@ -110,6 +110,7 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
     provider_id: str | None
     metadata: str
     """JSON text: decoded only if some handler matches on it."""
+    submitted_at: float | None = None
 
 
 class Owed(msgspec.Struct, frozen=True):
@@ -157,6 +158,8 @@ class Taken(msgspec.Struct, frozen=True):
     reason: str
     event_id: str | None = None
     handlers: tuple[str, ...] = ()
+    seconds: float | None = None
+    """From the submit to this outcome, if it was accepted and there was a submit."""
 
 
 ProgressCause = Literal["accepted", "postponed", "ambiguous", "looked"]
