@@ -38,7 +38,7 @@ def network() -> Network:
     return Network()
 
 
-ON_BOTH = {"test_invariants", "test_callbacks", "test_drain", "test_wire"}
+ON_BOTH = {"test_invariants", "test_callbacks", "test_drain", "test_metrics", "test_wire"}
 """Modules whose receivers run on either engine."""
 
 

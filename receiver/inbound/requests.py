@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import count
 from typing import Any, Final
 
@@ -62,15 +62,14 @@ class Requests:
             self._tell(scope, exchange, time.perf_counter() - began)
 
     def _tell(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
-        fields = {
-            "method": scope["method"][:_LONGEST_METHOD],
-            "seconds": round(seconds, 4),
-            "client": (scope.get("client") or ("unknown",))[0],
-            "bytes": exchange.received,
-            "sent": exchange.sent,
-            **_ids(scope.get("path_params") or {}),
-            **scope[_ABOUT],
-        }
+        fields = scope[_ABOUT]
+        fields["method"] = scope["method"][:_LONGEST_METHOD]
+        fields["seconds"] = round(seconds, 4)
+        fields["client"] = (scope.get("client") or ("unknown",))[0]
+        fields["bytes"] = exchange.received
+        fields["sent"] = exchange.sent
+        if "id" in (params := scope.get("path_params") or {}):
+            fields.update(_id(params["id"]))
         if exchange.status and not exchange.complete:
             fields["ended"] = "early"
         route = self._templates.get(scope.get("endpoint"), "unmatched")
@@ -109,7 +108,7 @@ class _Exchange:
         self.complete = not message.get("more_body", False)
 
 
-def _ids(params: Mapping[str, Any]) -> dict[str, str]:
+def _id(text: str) -> dict[str, str]:
     """Name what a path is about, if what it has there is an id at all."""
-    found = _ID.fullmatch(str(params.get("id", "")))
+    found = _ID.fullmatch(text)
     return {_KINDS[found[1]]: found[0]} if found else {}
