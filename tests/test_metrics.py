@@ -38,7 +38,8 @@ ALERTS: Final = TOP / "deploy/prometheus/alerts.yml"
 
 @pytest.fixture(autouse=True)
 def pages_are_made_for_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("receiver.inbound.metrics._FRESH", 0.0)
+    for name in ("_FRESH", "_SHARE"):
+        monkeypatch.setattr(f"receiver.inbound.metrics.{name}", 0.0)
 
 
 def read(text: str) -> Samples:

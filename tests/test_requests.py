@@ -221,7 +221,7 @@ async def converse(app: Starlette, query: bytes, *, leaves: bool) -> list[Json]:
     """Ask for the stream as a server does; the sender may leave after the first piece."""
     said: list[Json] = []
     first = asyncio.Event()
-    scope = {
+    scope: Json = {
         "type": "http",
         "http_version": "1.1",
         "method": "GET",

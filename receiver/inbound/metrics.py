@@ -19,6 +19,8 @@ from receiver.telemetry import Telemetry
 
 _FRESH: Final = 1.0
 """Seconds for which a page is given to whoever asks: the route is open to all."""
+_SHARE: Final = 10
+"""A page is given for so many times as long as it took to make, if that is longer."""
 _PATIENCE: Final = 3.0
 """Seconds that the database has; Prometheus gives up after ten."""
 
@@ -60,15 +62,13 @@ class Page:
     async def _page(self) -> bytes:
         now = asyncio.get_running_loop().time()
         if self._made is None or (self._made.done() and now >= self._stale_at):
+            self._stale_at = 0.0
             self._made = asyncio.create_task(self._make())
-            self._made.add_done_callback(self._is_made)
         return await asyncio.shield(self._made)
 
-    def _is_made(self, task: asyncio.Task[bytes]) -> None:
-        good = not task.cancelled() and task.exception() is None
-        self._stale_at = asyncio.get_running_loop().time() + _FRESH if good else 0.0
-
     async def _make(self) -> bytes:
+        clock = asyncio.get_running_loop().time
+        began = clock()
         depth, connected = None, None
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -78,7 +78,10 @@ class Page:
             pass  # the page says so, and has what we know ourselves
         gauges = list(self._gauges(depth, connected))
         # Many processes have many files; reading them is no work for the loop.
-        return await asyncio.to_thread(self._telemetry.metrics.expose, gauges)
+        page = await asyncio.to_thread(self._telemetry.metrics.expose, gauges)
+        ended = clock()
+        self._stale_at = ended + max(_FRESH, _SHARE * (ended - began))
+        return page
 
     def _gauges(
         self, depth: Depth | None, connected: Mapping[str, bool] | None

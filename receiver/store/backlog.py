@@ -11,10 +11,8 @@ import msgspec
 from receiver.model import TERMINAL, Status
 from receiver.store.dialect import Query, Row
 
-COUNTED: Final = 100_000
-"""A count ends there: more is as bad."""
-_AGED: Final = 10_000
-"""So many of a handler's deliveries, those that were due first, are asked for their age."""
+COUNTED: Final = 10_000
+"""A count ends there: more is as bad. So many, those that were due first, are asked for their age."""
 _HANDLERS: Final = 200
 
 # From handler to handler by the index, however many deliveries each has. A delivery that is owed
@@ -32,7 +30,7 @@ SELECT h.name,
                            WHERE d.handler = h.name AND d.state = 'pending' LIMIT {COUNTED}) n),
     (SELECT min(CASE o.round WHEN 0 THEN o.created_at ELSE o.due_at END)
      FROM (SELECT d.round, d.created_at, d.due_at FROM deliveries d
-           WHERE d.handler = h.name AND d.state = 'pending' ORDER BY d.due_at LIMIT {_AGED}) o)
+           WHERE d.handler = h.name AND d.state = 'pending' ORDER BY d.due_at LIMIT {COUNTED}) o)
 FROM h WHERE h.name IS NOT NULL LIMIT {_HANDLERS}
 """)  # noqa: S608 - our own constants
 
@@ -45,7 +43,8 @@ _LIVING: Final = Query(f"""
 SELECT r.provider, r.status,
     (SELECT count(*) FROM (SELECT 1 FROM predictions p
                            WHERE p.provider = r.provider AND p.status = r.status
-                             AND p.due_at IS NOT NULL LIMIT {COUNTED}) n)
+                             AND p.due_at IS NOT NULL
+                           ORDER BY p.id LIMIT {COUNTED}) n)
 FROM {{rows:provider text, status text}}
 """)  # noqa: S608
 

@@ -10,7 +10,7 @@ from .parts import Engine, Postgres, SQLite, watch
 
 __all__ = ["watch"]
 
-CONTRACT = {"test_accept", "test_predictions", "test_deliveries", "test_waiting"}
+CONTRACT = {"test_accept", "test_backlog", "test_predictions", "test_deliveries", "test_waiting"}
 """Modules that say what a store does, whatever it is made on."""
 
 
