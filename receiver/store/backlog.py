@@ -12,7 +12,7 @@ from receiver.model import TERMINAL, Status
 from receiver.store.dialect import Query, Row
 
 COUNTED: Final = 10_000
-"""A count ends there: more is as bad. So many, those that were due first, are asked for their age."""
+"""A count ends there: more is as bad. The age of so many is looked at, those due first."""
 _HANDLERS: Final = 200
 
 # From handler to handler by the index, however many deliveries each has. A delivery that is owed
