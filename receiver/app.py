@@ -41,11 +41,13 @@ from receiver.inbound import (
     Handlers,
     Hook,
     Limits,
+    Page,
     Predictions,
     Proxies,
     PublishedRanges,
     Ranges,
     ReplayRoutes,
+    Requests,
     Sources,
     echo_route,
     health_routes,
@@ -64,6 +66,7 @@ from receiver.rejections import Rejections
 from receiver.replayer import Replayer
 from receiver.retention import Retention
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
+from receiver.store.backlog import Backlog
 from receiver.store.base import Chore, Store
 from receiver.store.disposal import Disposal
 from receiver.store.erasure import Erased, Erasure
@@ -73,6 +76,7 @@ from receiver.store.replays import Replays
 from receiver.store.sqlite import SQLiteStore
 from receiver.store.traces import Traces
 from receiver.store.undelivered import NonDeliveries
+from receiver.telemetry import Telemetry
 from receiver.tokens import Tokens
 from receiver.tracing import Client, Tracing
 
@@ -135,7 +139,7 @@ async def migrate(settings: Settings) -> None:
 
     Raises StoreUnusable.
     """
-    await _make_store(settings).migrate()
+    await _make_store(settings, lambda _: None).migrate()
 
 
 class _Tasks(msgspec.Struct, frozen=True):
@@ -175,9 +179,9 @@ def _receiver(
     return _Receiver(_with_secrets(settings), registry, tasks, clock, network or _Network())
 
 
-def _make_store(settings: Settings) -> Store:
+def _make_store(settings: Settings, report: Callable[[StoreUnavailable | None], None]) -> Store:
     if settings.sqlite_path is not None:
-        return SQLiteStore(settings.sqlite_path, _report)
+        return SQLiteStore(settings.sqlite_path, report)
     try:
         from receiver.dispatch.postgres import PgQueuerJobs  # noqa: PLC0415 - paid for when used
         from receiver.store.postgres import SCHEMA, PostgresStore  # noqa: PLC0415
@@ -186,7 +190,7 @@ def _make_store(settings: Settings) -> Store:
             f"PostgreSQL needs more than is installed here ({error.name} is missing): "
             "pip install 'prediction-receiver[postgres]'"
         ) from error
-    return PostgresStore(settings.database_url, _report, PgQueuerJobs(SCHEMA))
+    return PostgresStore(settings.database_url, report, PgQueuerJobs(SCHEMA))
 
 
 def _registry(handlers: Sequence[str | Callable[..., Any] | Handler]) -> Registry:
@@ -246,7 +250,10 @@ class _Receiver:
         self._does = tasks
         self._clock = clock
         self._owner = new_owner()
-        self._store = _make_store(settings)
+        self._telemetry = Telemetry()
+        self._telemetry.expect(NAMES, registry.handlers)
+        self._store = _make_store(settings, self._telemetry.store)
+        self._store.on_commit = self._telemetry.batch
         self._tracing = Tracing(Traces(self._store).of)
         self._alone = settings.sqlite_path is not None
         self._draining: asyncio.Task[Drained] | None = None
@@ -273,6 +280,7 @@ class _Receiver:
             tokens,
             registry,
             self._keys,
+            telemetry=self._telemetry,
             alone=self._alone,
             clock=clock,
             tracing=self._tracing,
@@ -284,6 +292,7 @@ class _Receiver:
             settings,
             tokens,
             self._client,
+            telemetry=self._telemetry,
             alone=self._alone,
             clock=clock,
             tracing=self._tracing,
@@ -307,6 +316,7 @@ class _Receiver:
             breaker=Breaker(failures=settings.breaker_failures),
             clock=clock,
             sweeps=self._alone,
+            telemetry=self._telemetry,
             tracing=self._tracing,
         )
         self._retention = Retention(
@@ -319,11 +329,11 @@ class _Receiver:
         self._replayer = Replayer(
             self._replays, registry, self._inbox.match, wake=self._dispatch.wake, clock=clock
         )
-        self._listeners = [
-            self._listener(name, provider)
+        self._listeners = {
+            name: self._listener(name, provider)
             for name, provider in providers.items()
             if isinstance(provider, Streamed) and settings.providers[name].key is not None
-        ]
+        }
         journal = Journal(self._store)
         self._feed = Feed(journal)
         self._inbox.on_event = self._on_event
@@ -359,10 +369,14 @@ class _Receiver:
         self._events = Events(guard, journal, self._feed)
         self._replay_routes = ReplayRoutes(guard, self._replays, self._replayer)
         self._undelivered_routes = undelivered_routes(guard, self._undelivered)
+        routes = self._routes()
         self.app = Starlette(
-            routes=self._routes(),
+            routes=routes,
+            middleware=[
+                Middleware(Proxies, trusted=settings.trusted_proxies),
+                Middleware(Requests, self._telemetry, routes),
+            ],
             exception_handlers=ERROR_HANDLERS,
-            middleware=[Middleware(Proxies, trusted=settings.trusted_proxies)],
             lifespan=self._lifespan,
         )
         self.app.state.release = self.release_waiters
@@ -376,8 +390,17 @@ class _Receiver:
             self._settings.max_body_bytes,
             self._limits,
             Sources(self._ranges()),
+            self._telemetry,
             self._clock,
             self._rejections.count,
+        )
+        page = Page(
+            self._telemetry,
+            Backlog(self._store),
+            providers=NAMES,
+            handlers=list(self._registry.handlers),
+            streams={name: each.somebody_is for name, each in self._listeners.items()},
+            clock=self._clock,
         )
         return [
             echo_route(self._tokens, self._settings.max_body_bytes, self._limits, self._clock),
@@ -389,6 +412,7 @@ class _Receiver:
             *self._replay_routes.routes(),
             *self._undelivered_routes,
             *health_routes(self._store, self._clock),
+            *page.routes(),
             *Docs(OPERATIONS, WEBHOOKS).routes(),
         ]
 
@@ -507,7 +531,9 @@ class _Receiver:
             await self._store.recover(self._owner, self._clock())
             await self._dispatch.start(lanes=self._does.deliveries)
             if self._does.outbound:
-                tasks += [asyncio.create_task(listener.run()) for listener in self._listeners]
+                tasks += [
+                    asyncio.create_task(listener.run()) for listener in self._listeners.values()
+                ]
                 tasks.append(asyncio.create_task(self._warm_keys()))
                 tasks.append(asyncio.create_task(self._feed.run()))
                 tasks.append(asyncio.create_task(self._rejections.run()))
@@ -603,10 +629,3 @@ def _warnings(settings: Settings, on: Sequence[str], registry: Registry) -> list
     if not registry.handlers:
         found.append("no handler is registered: outcomes are recorded and nothing else happens")
     return found
-
-
-def _report(trouble: StoreUnavailable | None) -> None:
-    if trouble is None:
-        log.info("store.recovered")
-    else:
-        log.error("store.unavailable", reason=str(trouble))

@@ -104,7 +104,7 @@ class Duty:
         loop = asyncio.get_running_loop()
         until = loop.time() + _PATIENCE
         with contextlib.suppress(StoreUnavailable):
-            while not await self._somebody_is():
+            while not await self.somebody_is():
                 if loop.time() >= max(until, self._hopeless_until):
                     self._hopeless_until = loop.time() + _RESIGNED
                 if loop.time() < self._hopeless_until:
@@ -114,7 +114,8 @@ class Duty:
             return True
         return False
 
-    async def _somebody_is(self) -> bool:
+    async def somebody_is(self) -> bool:
+        """Say whether any process is at work. Raises StoreUnavailable."""
         return self._work.at_work or await self._roles.role_at_work(self._name, self._clock())
 
 

@@ -23,6 +23,7 @@ from receiver.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model import TERMINAL, Channel, Error, Outcome, OutcomeKind, Status, advance
 from receiver.providers.base import Callback, Provider
 from receiver.store.values import Arrival, Known, Owed, Ruling, Taken
+from receiver.telemetry import Telemetry
 from receiver.tokens import Tokens
 from receiver.tracing import OFF, Tracing
 
@@ -89,10 +90,12 @@ class Inbox:
         registry: Registry,
         public_keys: Keys,
         *,
+        telemetry: Telemetry | None = None,
         alone: bool = True,
         clock: Callable[[], float] = time.time,
         tracing: Tracing = OFF,
     ) -> None:
+        self._telemetry = telemetry or Telemetry()
         self._alone = alone
         self._tracing = tracing
         self._seeking: set[asyncio.Task[None]] = set()
@@ -235,20 +238,10 @@ class Inbox:
         self.on_change(arrival.provider, arrival.prediction_id, taken.verdict)
         if taken.verdict == "accepted":
             self.waiters.tell(arrival.prediction_id)
-        with await self._tracing.outcome(arrival, taken):
-            if taken.verdict != "noted":
-                log.info(
-                    "outcome.taken",
-                    provider=arrival.provider,
-                    prediction=arrival.prediction_id,
-                    channel=arrival.channel,
-                    outcome=arrival.outcome.kind,
-                    verdict=taken.verdict,
-                    reason=taken.reason,
-                    event_id=taken.event_id,
-                )
             if not taken.handlers:
                 self._warn_of_unrouted(arrival, taken)
+        with await self._tracing.outcome(arrival, taken):
+            self._telemetry.outcome(arrival, taken)
         return taken
 
     def _warn_of_unrouted(self, arrival: Arrival, taken: Taken) -> None:

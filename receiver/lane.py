@@ -28,6 +28,7 @@ from receiver.providers.base import (
 )
 from receiver.settings import ProviderSettings, Settings
 from receiver.store.values import Begun, Job, Progress, ProgressCause, Slots
+from receiver.telemetry import SubmitResult, Telemetry
 from receiver.tokens import Tokens
 from receiver.tracing import OFF, Span, Tracing
 from receiver.wire import ANSWER_TIMEOUT, AT_ONCE, BROKEN, Wire
@@ -53,7 +54,8 @@ _LAST_WORD: Final = 1.5
 # Errors of httpx after which surely nothing was sent; after all others something may have been.
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
-_RESULTS: Final[Mapping[type, str]] = {
+
+_RESULTS: Final[Mapping[type, SubmitResult]] = {
     Accepted: "accepted",
     Outcome: "answered",
     Refused: "rejected",
@@ -110,11 +112,13 @@ class Lane:
         settings: Settings,
         schedule: Schedule,
         clock: Callable[[], float],
+        telemetry: Telemetry,
         longest_nap: float = LONGEST_NAP,
         tracing: Tracing = OFF,
     ) -> None:
         self.provider = provider
         self._tracing = tracing
+        self._telemetry = telemetry
         self._longest_nap = longest_nap
         self.submits = 0
         """How many were begun."""
@@ -246,6 +250,7 @@ class Lane:
         except Exception:
             # A fault of ours, perhaps after the money was spent: that is a doubt like any other.
             log.exception("task.failed", prediction=job.ticket.id)
+            self._telemetry.submit(self.provider.name, "unconfirmed")
             await self._progress(job, "ambiguous", self._schedule.next_poll(job))
 
     async def _submit(self, job: Job, span: Span) -> None:
@@ -259,6 +264,7 @@ class Lane:
         heard = await self._listened(job)
         receipt, body = await self._send(job)
         result = _RESULTS[type(receipt)]
+        self._telemetry.submit(self.provider.name, result)
         span.note(result=result)
         if isinstance(receipt, Refused | Postponed | Ambiguous):
             span.fail(result)

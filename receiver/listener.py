@@ -110,6 +110,10 @@ class Listener:
     def at_work(self) -> bool:
         return self._connected
 
+    async def somebody_is(self) -> bool:
+        """Say whether any process is at work; here there is no other."""
+        return self._connected
+
     async def run(self) -> None:
         while True:
             began = self._clock()

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Mapping, MutableMapping
 from functools import lru_cache
 from typing import Any, Final, TextIO
@@ -27,7 +28,7 @@ EVENTS: Final = frozenset(
         "settings.warning",
         "request.failed",
         "request.limited",
-        "callback.rejected",
+        "request.handled",
         "outcome.taken",
         "event.unrouted",
         "submit.accepted",
@@ -95,7 +96,7 @@ def configure(fmt: str | None, level: str, stream: TextIO | None = None) -> None
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         redact,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        _stamp,
     ]
     last: list[Any] = (
         [
@@ -130,6 +131,18 @@ def _adopt_standard_library(shared: list[Any], last: list[Any], level: str, out:
     for name in ("httpx", "httpcore"):
         # They log whole URLs at info, and a submit's URL carries the callback token.
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _stamp(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Say when, in UTC, to the microsecond."""
+    seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
+    event["time"] = f"{_to_the_second(seconds)}.{micros:06d}Z"
+    return event
+
+
+@lru_cache(maxsize=2)
+def _to_the_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 class _Lines:

@@ -29,6 +29,7 @@ from receiver.overdue import Overdue
 from receiver.providers.base import Answer, Provider
 from receiver.settings import Settings
 from receiver.store.values import Created, Job, NewPrediction, Role
+from receiver.telemetry import Telemetry
 from receiver.tokens import Tokens
 from receiver.tracing import OFF, Tracing
 from receiver.wire import Busy, Turns, Wire
@@ -61,6 +62,7 @@ class Outbound:
         tokens: Tokens,
         client: httpx.AsyncClient,
         *,
+        telemetry: Telemetry,
         alone: bool = True,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
@@ -90,6 +92,7 @@ class Outbound:
                     settings,
                     schedule,
                     clock,
+                    telemetry,
                     LONGEST_NAP if alone else BACKSTOP,
                     tracing,
                 )
@@ -102,6 +105,7 @@ class Outbound:
             schedule,
             timeout=settings.prediction_timeout,
             clock=clock,
+            telemetry=telemetry,
             alone=alone,
             tracing=tracing,
         )

@@ -20,6 +20,7 @@ from receiver.lane import BACKSTOP, LONGEST_NAP, MARGIN, Schedule
 from receiver.model import TERMINAL, Error, Outcome, Status
 from receiver.providers.base import Follow, Provider, Streamed
 from receiver.store.values import Job, Progress
+from receiver.telemetry import Telemetry
 from receiver.tracing import OFF, Span, Tracing
 from receiver.wire import ANSWER_TIMEOUT, Busy, Wire
 
@@ -57,9 +58,11 @@ class Overdue:
         *,
         timeout: float,
         clock: Callable[[], float],
+        telemetry: Telemetry | None = None,
         alone: bool = True,
         tracing: Tracing = OFF,
     ) -> None:
+        self._telemetry = telemetry or Telemetry()
         self._alone = alone
         self._tracing = tracing
         self._hints: list[float] = []
@@ -215,6 +218,7 @@ class Overdue:
             log.warning(
                 "poll.failed", provider=job.provider, prediction=job.ticket.id, reason=str(error)
             )
+            self._telemetry.poll(job.provider, "failed")
             return False
         except StoreUnavailable:
             raise
@@ -222,8 +226,11 @@ class Overdue:
             # A fault of ours must not keep the deadline from being kept.
             span.fail(error)
             log.exception("task.failed", provider=job.provider, prediction=job.ticket.id)
+            self._telemetry.poll(job.provider, "failed")
             return False
-        return taken.status in TERMINAL
+        ended = taken.status in TERMINAL
+        self._telemetry.poll(job.provider, "ended" if ended else "pending")
+        return ended
 
     async def _poll(self, job: Job) -> tuple[Outcome, bytes]:
         provider = self._providers[job.provider]

@@ -43,6 +43,7 @@ ON_BOTH = {
     "test_drain",
     "test_events",
     "test_invariants",
+    "test_metrics",
     "test_replays",
     "test_retention",
     "test_rotation",

@@ -16,8 +16,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -26,9 +26,10 @@ from receiver.dispatch.gate import Breaker, Known, LaneGate
 from receiver.dispatch.registry import Handler, Registry
 from receiver.dispatch.runner import Attempt, Tools
 from receiver.errors import StoreUnavailable
-from receiver.model import DONE, Decision, Failure, Policy, decide
+from receiver.model import DONE, Failure, Policy, decide
 from receiver.store.gates import Gates
 from receiver.store.values import Claim, Claims, Settlement, Wanted
+from receiver.telemetry import Telemetry
 from receiver.tracing import OFF, Tracing
 
 log = structlog.get_logger("receiver")
@@ -87,7 +88,9 @@ class Dispatch:
         pace: Pace = PACE,
         sweeps: bool = True,
         tracing: Tracing = OFF,
+        telemetry: Telemetry | None = None,
     ) -> None:
+        telemetry = telemetry or Telemetry()
         self._queue = queue
         self._owner = owner
         self._clock = clock
@@ -101,6 +104,7 @@ class Dispatch:
                 queue,
                 tools,
                 LaneGate(name, handler.timeout, gates, self._known, breaker, clock),
+                telemetry,
                 owner,
                 handler.retry.policy(policy),
                 clock,
@@ -200,6 +204,7 @@ class _Lane:
         queue: Queue,
         tools: Tools,
         gate: LaneGate,
+        telemetry: Telemetry,
         owner: str,
         policy: Policy,
         clock: Callable[[], float],
@@ -212,6 +217,7 @@ class _Lane:
         self._queue = queue
         self._tools = tools
         self._gate = gate
+        self._telemetry = telemetry
         self._owner = owner
         self._policy = policy
         self._clock = clock
@@ -324,18 +330,17 @@ class _Lane:
                 decide(claim.attempt, failure, self._policy, self._chance()) if failure else DONE
             )
             result = failure.kind if failure else "done"
-            held = await self._settle(
-                Settlement(
-                    id=claim.id,
-                    owner=self._owner,
-                    number=claim.number,
-                    decision=decision,
-                    result=result,
-                    note=attempt.note,
-                    started_at=started,
-                    ended_at=ended,
-                )
+            settlement = Settlement(
+                id=claim.id,
+                owner=self._owner,
+                number=claim.number,
+                decision=decision,
+                result=result,
+                note=attempt.note,
+                started_at=started,
+                ended_at=ended,
             )
+            held = await self._settle(settlement)
             span.note(result=result, state=decision.state)
             if result not in _GOOD:
                 span.fail(attempt.error or result)
@@ -344,7 +349,7 @@ class _Lane:
             # It may be due before the next look; or its end makes others due.
             for awake in (self.awake,) if decision.state == "pending" else self.followers:
                 awake.set()
-            self._tell(claim, result, decision, ended - started, held, attempt.error)
+            self._telemetry.attempt(claim, settlement, held=held, error=attempt.error)
         if result == "timeout" and not attempt.ended.is_set():
             log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)
             await attempt.ended.wait()  # it still takes up its place in this lane
@@ -362,33 +367,6 @@ class _Lane:
                 return await self._queue.settle(settlement)
             except StoreUnavailable:
                 await asyncio.sleep(0.5)
-
-    def _tell(
-        self,
-        claim: Claim,
-        result: str,
-        decision: Decision,
-        seconds: float,
-        held: bool,
-        error: BaseException | None,
-    ) -> None:
-        fields: Mapping[str, Any] = {
-            "handler": claim.handler,
-            "delivery": claim.id,
-            "event_id": claim.event.id,
-            "prediction": claim.event.prediction.id,
-            "attempt": claim.attempt,
-            "result": result,
-            "state": decision.state if held else "claim lost",
-            "seconds": round(seconds, 4),
-        }
-        if result == "done":
-            log.info("handler.attempt", **fields)
-            return
-        delay = round(decision.delay, 3) if decision.state == "pending" else None
-        log.warning(
-            "handler.attempt", **fields, reason=decision.reason, retry_in=delay, exc_info=error
-        )
 
 
 class _Heart:

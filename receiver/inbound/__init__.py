@@ -1,4 +1,4 @@
-"""What the world may send us: callbacks, the /v1 API, and two questions about health."""
+"""What the world may send us: callbacks, the /v1 API, and questions about health."""
 
 from typing import Final
 
@@ -10,6 +10,7 @@ from receiver.inbound import (
     handlers,
     health,
     hook,
+    metrics,
     predictions,
     replays,
     undelivered,
@@ -24,10 +25,12 @@ from receiver.inbound.handlers import Handlers
 from receiver.inbound.health import health_routes
 from receiver.inbound.hook import Hook
 from receiver.inbound.limits import Limits
+from receiver.inbound.metrics import Page
 from receiver.inbound.outgoing import WEBHOOKS
 from receiver.inbound.predictions import Predictions
 from receiver.inbound.proxies import Proxies
 from receiver.inbound.replays import ReplayRoutes
+from receiver.inbound.requests import Requests
 from receiver.inbound.sources import PublishedRanges, Ranges, Sources, listed
 from receiver.inbound.undelivered import undelivered_routes
 
@@ -39,7 +42,7 @@ OPERATIONS: Final = {
     "Replays": replays.OPERATIONS,
     "Undelivered": undelivered.OPERATIONS,
     "Callbacks": hook.OPERATIONS + echo.OPERATIONS,
-    "Health": health.OPERATIONS,
+    "Health": health.OPERATIONS + metrics.OPERATIONS,
     "About": docs.OPERATIONS,
 }
 """Every route of the app, by the headings of its description; a test sees that none is missing."""
@@ -56,11 +59,13 @@ __all__ = [
     "Handlers",
     "Hook",
     "Limits",
+    "Page",
     "Predictions",
     "Proxies",
     "PublishedRanges",
     "Ranges",
     "ReplayRoutes",
+    "Requests",
     "Sources",
     "echo_route",
     "health_routes",

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.errors import Limited, Problem, StoreUnavailable
+from receiver.inbound.requests import request_id
 
 log = structlog.get_logger("receiver")
 
@@ -148,8 +149,11 @@ async def _on_http(_: Request, error: Exception) -> Response:
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
-    log.error("request.failed", path=request.url.path[:40], exc_info=error)
-    return _problem(500, problem_body(500, "internal-error", "a fault of ours; it is in the log"))
+    name = request_id(request.scope)
+    log.error("request.failed", request=name, exc_info=error)
+    body = problem_body(500, "internal-error", "a fault of ours; it is in the log")
+    # The one answer that is given above all that names answers.
+    return _problem(500, body, {"X-Request-Id": name})
 
 
 ERROR_HANDLERS: Final[dict[Any, Any]] = {

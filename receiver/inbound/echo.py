@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import msgspec
-import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -24,8 +23,7 @@ from receiver.inbound.limits import Limits
 from receiver.inbound.operation import Answer, Content, Operation
 from receiver.inbound.proxies import client_of
 from receiver.inbound.reading import whole_body
-
-log = structlog.get_logger("receiver")
+from receiver.inbound.requests import about
 
 
 class Answers(Protocol):
@@ -51,11 +49,8 @@ def echo_route(
         try:
             tokens.answer_echo(token, "", now)
         except Unproved as error:
-            client = client_of(request.scope)
-            limits.unauthorized(client)
-            log.warning(
-                "callback.rejected", provider="echo", reason=error.reason, client=client, bytes=0
-            )
+            about(request.scope, provider="echo", verdict="rejected", reason=error.reason)
+            limits.unauthorized(client_of(request.scope))
             raise Problem(401, "unproved", "this callback could not be proved") from None
         digest = hashlib.sha256(await whole_body(request, most)).hexdigest()
         return as_json(Echo(digest, tokens.answer_echo(token, digest, now)))

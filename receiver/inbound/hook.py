@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection
 from typing import Annotated, Any, Final, Literal, Protocol
 
 import msgspec
-import structlog
 from starlette.types import Receive, Scope, Send
 
 from receiver.errors import (
@@ -22,11 +21,11 @@ from receiver.inbound.limits import Limits
 from receiver.inbound.operation import Answer, Content, Operation, ProviderName
 from receiver.inbound.proxies import client_of
 from receiver.inbound.reading import Disconnected, TooLarge, TooSlow, read_body
+from receiver.inbound.requests import about
 from receiver.inbound.sources import Sources
 from receiver.providers.base import Callback
 from receiver.store.values import Taken
-
-log = structlog.get_logger("receiver")
+from receiver.telemetry import Telemetry
 
 
 class Door(Protocol):
@@ -80,6 +79,10 @@ LATER: Final[dict[type[Exception], str]] = {
     SourcesUnavailable: "sources-unavailable",
 }
 """What is no fault of the sender's, and the problem's type."""
+_UNKNOWN: Final = "unknown"
+"""Whatever provider a stranger makes up."""
+_UNPROVED: Final = _raw_problem(401, "unproved", "this callback could not be proved", _CHALLENGE)
+_NOBODY: Final = _raw_problem(404, "not-found", "no such provider")
 
 
 class Hook:
@@ -96,76 +99,83 @@ class Hook:
         most: int,
         limits: Limits,
         sources: Sources,
+        telemetry: Telemetry,
         clock: Callable[[], float] = time.time,
         on_rejected: Callable[[str, str, str], None] = lambda _provider, _reason, _source: None,
     ) -> None:
-        self._on_rejected = on_rejected
         self._door = door
         self._providers = frozenset(providers)
         self._most = most
         self._limits = limits
         self._sources = sources
+        self._telemetry = telemetry
         self._clock = clock
+        self._on_rejected = on_rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         params = scope["path_params"]
-        provider, client = params["provider"], client_of(scope)
-        made = self._door.opens(provider, params["token"]) if provider in self._providers else None
+        provider = params["provider"] if params["provider"] in self._providers else _UNKNOWN
+        made = None if provider == _UNKNOWN else self._door.opens(provider, params["token"])
+        about(scope, provider=provider, prediction=made)
         try:
-            self._limits.callback(client, provider, made)
-            start, content = await self._take(scope, receive, provider, made)
-        except Disconnected:
-            self._limits.callback_failed(client, made)
-            return
+            self._limits.callback(client_of(scope), provider, made)
+            answer = await self._take(scope, receive, provider, made)
         except Limited as error:
-            start, content = _limited(error)
-        await send(start)
-        await send(content)
+            self._reject(scope, provider, "limited")
+            retry = (b"retry-after", b"%d" % error.seconds)
+            answer = _raw_problem(429, "rate-limited", str(error), retry)
+        if answer is not None:
+            start, content = answer
+            await send(start)
+            await send(content)
 
-    async def _take(self, scope: Scope, receive: Receive, provider: str, made: str | None) -> Sent:
+    async def _take(
+        self, scope: Scope, receive: Receive, provider: str, made: str | None
+    ) -> Sent | None:
         """Prove and record, or say why not; what comes to nothing is charged to its sender."""
-        size = 0
+        answer: Sent | None = None  # whoever went away is not answered
         try:
             if made is not None:
                 await self._sources.check(provider, client_of(scope))
             body = await read_body(receive, self._most, keep=made is not None)
-            size = len(body)
-            if made is None:
-                return self._unknown(scope, provider, size)
-            callback = Callback(scope["headers"], body, self._clock())
-            taken = await self._door.callback(provider, made, callback)
+            taken = await self._prove(scope, provider, made, body)
         except Unproved as error:
-            refused = self._unproved(scope, provider, error.reason, size)
+            reason = error.reason
+            answer = _UNPROVED if provider != _UNKNOWN else _NOBODY
         except TooSlow:
-            refused = _raw_problem(408, "too-slow", "the body came too slowly", _CLOSE)
+            reason = "too_slow"
+            answer = _raw_problem(408, "too-slow", "the body came too slowly", _CLOSE)
         except TooLarge:
-            refused = _raw_problem(413, "too-large", f"more than {self._most} bytes", _CLOSE)
+            reason = "too_large"
+            answer = _raw_problem(413, "too-large", f"more than {self._most} bytes", _CLOSE)
+        except Disconnected:
+            reason = "disconnected"
         except tuple(LATER) as error:
-            return _raw_problem(503, LATER[type(error)], "try again later", _RETRY_SOON)
+            kind = LATER[type(error)]
+            self._count(scope, provider, kind.replace("-", "_"))
+            return _raw_problem(503, kind, "try again later", _RETRY_SOON)
         else:
             self._limits.callback_proved(provider)
+            about(scope, verdict=taken.verdict, event_id=taken.event_id)
             return _TAKEN[_WORDS.get(taken.verdict, "accepted")]
         self._limits.callback_failed(client_of(scope), made)
-        return refused
+        self._reject(scope, provider, reason)
+        return answer
 
-    def _unknown(self, scope: Scope, provider: str, size: int) -> Sent:
-        if provider not in self._providers:
-            return _raw_problem(404, "not-found", "no such provider")
-        return self._unproved(scope, provider, "bad_token", size)
+    async def _prove(self, scope: Scope, provider: str, made: str | None, body: bytes) -> Taken:
+        if made is None:
+            raise Unproved("bad_token" if provider != _UNKNOWN else "unknown_provider")
+        callback = Callback(scope["headers"], body, self._clock())
+        return await self._door.callback(provider, made, callback)
 
-    def _unproved(self, scope: Scope, provider: str, reason: str, size: int) -> Sent:
-        """Refuse; the reason is for us alone."""
-        client = client_of(scope)
-        log.warning(
-            "callback.rejected", provider=provider, reason=reason, client=client, bytes=size
-        )
-        self._on_rejected(provider, reason, client)
-        return _raw_problem(401, "unproved", "this callback could not be proved", _CHALLENGE)
+    def _reject(self, scope: Scope, provider: str, reason: str) -> None:
+        """Note what was the sender's fault; the reason is for us alone."""
+        self._count(scope, provider, reason)
+        self._on_rejected(provider, reason, client_of(scope))
 
-
-def _limited(error: Limited) -> Sent:
-    retry = (b"retry-after", b"%d" % error.seconds)
-    return _raw_problem(429, "rate-limited", str(error), retry)
+    def _count(self, scope: Scope, provider: str, reason: str) -> None:
+        about(scope, verdict="rejected", reason=reason)
+        self._telemetry.refused(provider, reason)
 
 
 class Proofs(msgspec.Struct, frozen=True, rename="kebab"):

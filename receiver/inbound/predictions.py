@@ -30,6 +30,7 @@ from receiver.inbound.operation import (
     ProviderName,
 )
 from receiver.inbound.reading import depth_of, named, one_of, parameters, prefer_wait, wishes
+from receiver.inbound.requests import about
 from receiver.inbox import Waiters
 from receiver.model import TERMINAL, EventType, Mode, Output, Prediction, Status
 from receiver.providers import NAMES
@@ -217,6 +218,7 @@ class Predictions:
             idempotency_key=key,
         )
         span.note(prediction=prediction.id)
+        about(request.scope, prediction=prediction.id, provider=prediction.provider, **span.ids)
         if wait is None and given.mode == "sync":
             wait = _SYNC_WAIT
         if wait is not None and prediction.status not in TERMINAL:

@@ -55,6 +55,8 @@ class Store(ABC):
         )
         """Called with what another process has committed: handlers to whom something is owed, and
         predictions that have ended; None for both means that something may have been missed."""
+        self.on_commit: Callable[[int], None] = lambda _size: None
+        """Called with the number of writes that a transaction has committed, from any thread."""
 
     # --- what an engine does ---
 

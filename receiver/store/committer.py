@@ -88,6 +88,7 @@ class _Batch:
 class Committer:
     """Owns `size` connections that write; `report` hears when writing stops and starts to work.
 
+    `committed` hears of every commit, and how many writes it had.
     Without `transactions` every statement of a batch is committed by itself.
     """
 
@@ -97,11 +98,13 @@ class Committer:
         report: Callable[[StoreUnavailable | None], None],
         size: int,
         *,
+        committed: Callable[[int], None] = lambda _size: None,
         transactions: bool = True,
     ) -> None:
         self._connect = connect
         self._report = report
         self._size = size
+        self._committed = committed
         self._transactions = transactions
         self._queue: asyncio.Queue[_Batch | None] = asyncio.Queue()
         self._open: dict[Hashable, _Batch] = {}
@@ -164,6 +167,7 @@ class Committer:
                     continue
                 break
             self._tell(None)
+            self._committed(len(batch.items))
             batch.answer(results)
             return attempt.connection
         unavailable = StoreUnavailable(f"the database does not take writes: {_say(last)}")

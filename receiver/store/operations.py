@@ -178,7 +178,7 @@ def accept(items: Sequence[Arrival]) -> Steps[list[Taken]]:
 def _known(ids: Iterable[str]) -> Steps[dict[str, Known]]:
     found = yield Run(q.SELECT_KNOWN, rows=[(prediction_id,) for prediction_id in ids])
     return {
-        row[0]: Known(row[0], row[1], row[2], Status(row[3]), row[4], row[5], bool(row[6]))
+        row[0]: Known(row[0], row[1], row[2], Status(row[3]), row[4], row[5], bool(row[6]), row[7])
         for row in found
     }
 
@@ -199,8 +199,17 @@ def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
             before, status=ruling.status, provider_id=provider_id
         )
     made = None if ruling.event_type is None else event_id(before.id)
+    seconds = None
+    if made is not None and before.submitted_at is not None:
+        seconds = max(arrival.at - before.submitted_at, 0.0)
     return Taken(
-        ruling.verdict, ruling.status, ruling.reason, made, ruling.owed.handlers, before.model
+        verdict=ruling.verdict,
+        status=ruling.status,
+        reason=ruling.reason,
+        event_id=made,
+        handlers=ruling.owed.handlers,
+        model=before.model,
+        seconds=seconds,
     )
 
 

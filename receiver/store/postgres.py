@@ -140,7 +140,7 @@ class PostgresStore(Store):
         self._rescue_at = 0.0
         self._skew = 0.0
         """Seconds by which the server's clock is ahead: leases are kept by that one, for all."""
-        self._writer = Committer(self.connect, report, _WRITERS)
+        self._writer = Committer(self.connect, report, _WRITERS, committed=self._committed)
         # A claim that is lost is made again when its lease is over: it waits for no disk, and what
         # PgQueuer hands out and what we note of it need not be one transaction.
         self._claimer = Committer(
@@ -149,6 +149,9 @@ class PostgresStore(Store):
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._pulse = _Pulse(self._renew_now, self.connect)
         self._listening: asyncio.Task[None] | None = None
+
+    def _committed(self, size: int) -> None:
+        self.on_commit(size)
 
     async def connect(self, **settings: str) -> Connection:
         """Open a connection as all of ours are."""

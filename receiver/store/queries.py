@@ -209,7 +209,8 @@ LIST_PREDICTIONS: Final = Listing(
 
 # In one order, so that two batches in two processes never wait for each other in a circle.
 SELECT_KNOWN: Final = Query("""
-SELECT {gather:id, provider, model, status, provider_id, metadata, erased_at IS NOT NULL}
+SELECT {gather:id, provider, model, status, provider_id, metadata, erased_at IS NOT NULL,
+    submitted_at}
 FROM predictions WHERE id IN (SELECT r.id FROM {rows:id text}) ORDER BY id {lock}
 """)
 

@@ -42,9 +42,7 @@ class SQLiteStore(Store):
         self._lock = _FileLock(path)
         self._file = _SameFile(path)
         self._checkpointer = Checkpointer(partial(_open, path), self._file.check)
-        self._writer = Writer(
-            partial(_connect, path), report, self._checkpointer.dirty.set, self._file.ensure
-        )
+        self._writer = Writer(partial(_connect, path), report, self._committed, self._file.ensure)
         self._local = threading.local()
         self._reading: list[sqlite3.Connection] = []
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="receiver-reader")
@@ -75,6 +73,10 @@ class SQLiteStore(Store):
         for connection in self._reading:
             connection.close()
         self._lock.release()
+
+    def _committed(self, size: int) -> None:
+        self._checkpointer.dirty.set()
+        self.on_commit(size)
 
     async def migrate(self) -> None:
         self.open()

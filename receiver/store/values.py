@@ -120,6 +120,7 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
     """JSON text: decoded only if some handler matches on it."""
     erased: bool = False
     """Nothing that anybody says of it is kept any more."""
+    submitted_at: float | None = None
 
 
 class Owed(msgspec.Struct, frozen=True):
@@ -169,6 +170,8 @@ class Taken(msgspec.Struct, frozen=True):
     handlers: tuple[str, ...] = ()
     model: str | None = None
     """Of the prediction, if there is one."""
+    seconds: float | None = None
+    """From the submit to this outcome, if it was accepted and there was a submit."""
 
 
 ProgressCause = Literal["accepted", "postponed", "ambiguous", "looked"]

@@ -60,15 +60,15 @@ class _Work:
 class Writer:
     """Owns the one writing connection.
 
-    `report` hears when writing stops and starts to work, `committed` of every commit; `ensure`
-    raises StoreUnavailable where a commit would be in vain.
+    `report` hears when writing stops and starts to work, `committed` of every commit and how many
+    writes it had; `ensure` raises StoreUnavailable where a commit would be in vain.
     """
 
     def __init__(
         self,
         connect: Callable[[], sqlite3.Connection],
         report: Callable[[StoreUnavailable | None], None],
-        committed: Callable[[], None] = lambda: None,
+        committed: Callable[[int], None] = lambda _size: None,
         ensure: Callable[[], None] = lambda: None,
     ) -> None:
         self._ensure = ensure
@@ -155,7 +155,7 @@ class Writer:
                 steps = operation([work.item for work in works])
                 results.extend(zip(works, _drive(self._connection, steps), strict=True))
             self._connection.execute("COMMIT")
-            self._committed()
+            self._committed(len(batch))
         except BaseException:
             self._roll_back(self._connection)
             raise

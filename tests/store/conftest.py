@@ -12,6 +12,7 @@ __all__ = ["watch"]
 
 CONTRACT = {
     "test_accept",
+    "test_backlog",
     "test_deliveries",
     "test_disposal",
     "test_erasure",

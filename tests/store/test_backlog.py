@@ -1,0 +1,82 @@
+"""What is owed and under way, counted: right on both engines, and cheap however much it is."""
+
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from receiver.model import Status
+from receiver.store import backlog
+from receiver.store.backlog import LIVING, Backlog
+from receiver.store.base import Store
+from receiver.store.sqlite import SQLiteStore
+
+from .parts import AGAIN, NOW, ended, settlement, stand, wanted
+from .test_deliveries import greet_only
+
+pytestmark = pytest.mark.anyio
+
+PROVIDERS = ("fal", "oxen")
+
+
+async def test_nothing_is_owed_at_first(store: Store) -> None:
+    depth = await Backlog(store).depth(PROVIDERS)
+    assert (depth.owed, depth.oldest) == ({}, {})
+    assert depth.living == {(name, status): 0 for name in PROVIDERS for status in LIVING}
+
+
+async def test_what_is_owed_is_counted_by_handler_and_state(store: Store) -> None:
+    for number in (1, 2, 3):
+        await ended(store, number, "greet", "save", at=NOW + number)
+    [first] = (await store.claim(wanted("greet", most=1))).claims
+    depth = await Backlog(store).depth(PROVIDERS)
+    assert depth.owed == {("greet", "pending"): 2, ("greet", "running"): 1, ("save", "pending"): 3}
+    assert depth.oldest == {"greet": NOW + 1, "save": NOW + 1}
+    await store.settle(settlement(first))
+    for claim in (await store.claim(wanted("save"))).claims:
+        await store.settle(settlement(claim))
+    depth = await Backlog(store).depth(PROVIDERS)
+    assert depth.owed == {("greet", "pending"): 2}
+    assert depth.oldest == {"greet": NOW + 2}
+
+
+async def test_a_delivery_that_fails_again_and_again_grows_old(store: Store) -> None:
+    await ended(store, 1, "greet", at=NOW + 1)
+    [claim] = (await store.claim(wanted("greet"))).claims
+    await store.settle(settlement(claim, AGAIN))
+    assert (await Backlog(store).depth(PROVIDERS)).oldest == {"greet": NOW + 1}
+
+
+async def test_a_replayed_delivery_is_as_old_as_its_replay(store: Store) -> None:
+    taken = await ended(store, 1, "greet", at=NOW + 1)
+    [claim] = (await store.claim(wanted("greet"))).claims
+    await store.settle(settlement(claim))
+    assert taken.event_id is not None
+    await store.replay(claim.event.prediction.id, greet_only, NOW + 5000)
+    depth = await Backlog(store).depth(PROVIDERS)
+    assert (depth.owed, depth.oldest) == ({("greet", "pending"): 1}, {"greet": NOW + 5000})
+
+
+async def test_the_living_are_counted_by_provider_and_status(store: Store) -> None:
+    # What is processing or unconfirmed was submitted: one that is queued comes last.
+    statuses = [status for status in Status if status is not Status.QUEUED]
+    for number, status in enumerate([*statuses, Status.QUEUED], 1):
+        await stand(store, number, status)
+    living = (await Backlog(store).depth(PROVIDERS)).living
+    assert {status: living["fal", status] for status in LIVING} == dict.fromkeys(LIVING, 1)
+    assert not any(living["oxen", status] for status in LIVING)
+
+
+def test_every_count_has_an_index(tmp_path: Path) -> None:
+    path = tmp_path / "receiver.db"
+    store = SQLiteStore(str(path), print)
+    store.open()
+    store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        for query in (backlog._PENDING, backlog._RUNNING, backlog._LIVING):  # noqa: SLF001
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {query.sqlite}", {"rows": "[]"})
+            tables = [row[3] for row in plan if re.search(r" (d|p|deliveries)\b", row[3])]
+            assert tables
+            assert all(re.search(r"INDEX (deliveries|predictions)_\w+", step) for step in tables)

@@ -1,0 +1,296 @@
+"""Every request is told of in one line, with its ids and without its secrets, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from receiver import Dead, Event, on
+from receiver.inbound.answers import ERROR_HANDLERS
+from receiver.inbound.requests import Requests
+from receiver.telemetry import Telemetry
+from tests.conftest import Logged, Start
+from tests.receiving import (
+    SECRETS,
+    STRANGER,
+    Json,
+    Network,
+    Sent,
+    Station,
+    eventually,
+    reply,
+    write,
+)
+
+pytestmark = pytest.mark.anyio
+
+HOOK: Final = "/webhooks/{provider}/{token}"
+
+
+def told(logged: Logged, event: str = "request.handled") -> list[dict[str, Any]]:
+    return [dict(line) for line in logged if line["event"] == event]
+
+
+def only(logged: Logged, answer: httpx.Response) -> dict[str, Any]:
+    """Give the one line of an answer, without what differs each time."""
+    [line] = [line for line in told(logged) if line["request"] == answer.headers["x-request-id"]]
+    assert line.pop("status") == answer.status_code
+    assert line.pop("sent") == len(answer.content)
+    assert line.pop("bytes") == len(answer.request.content)
+    assert 0 <= line.pop("seconds") < 10
+    assert line.pop("client") == STRANGER[0]
+    assert line.pop("method") == answer.request.method
+    assert line.pop("request").startswith("req_")
+    assert line.pop("event") == "request.handled"
+    return line
+
+
+async def test_a_callback_is_one_line_with_what_became_of_it(start: Start, logged: Logged) -> None:
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        prediction = sent.prediction_id
+        answer = await station.push(sent)
+        again = await station.push(sent)
+        forged = write(station.network, sent)
+        forged.headers = [("x-webhook-secret", "not-the-secret")]
+        refused = await station.post(forged)
+        made_up = await station.world.post("/webhooks/fal/made-up-by-me", content=b"{}")
+        unknown = await station.world.post("/webhooks/made-up-by-me/x", content=b"{}")
+        large = await station.world.post(sent.path, content=b"x" * 5_000_000)
+    about = {"route": HOOK, "provider": "eachlabs", "prediction": prediction}
+    event = f"evt_{prediction[5:]}"
+    accepted = {**about, "verdict": "accepted", "event_id": event, "log_level": "info"}
+    assert only(logged, answer) == accepted
+    assert only(logged, again) == {**accepted, "verdict": "duplicate", "event_id": None}
+    rejected = {"route": HOOK, "verdict": "rejected", "log_level": "warning"}
+    assert only(logged, refused) == {**about, **rejected, "reason": "bad_secret"}
+    stranger = {**rejected, "prediction": None}
+    assert only(logged, made_up) == {**stranger, "provider": "fal", "reason": "bad_token"}
+    assert only(logged, unknown) == {
+        **stranger,
+        "provider": "unknown",
+        "reason": "unknown_provider",
+    }
+    [line] = [line for line in told(logged) if line["status"] == large.status_code == 413]
+    assert (line["reason"], line["prediction"]) == ("too_large", prediction)
+    assert sent.token not in repr(logged)
+    assert "made-up-by-me" not in repr(logged)
+    assert not [secret for secret in (*SECRETS, sent.secret) if secret in repr(logged)]
+
+
+async def test_a_prediction_can_be_followed_by_its_id(start: Start, logged: Logged) -> None:
+    @on("succeeded", name="tries")
+    async def tries(_: Event) -> None:
+        raise Dead("no")
+
+    async with start(tries) as station:
+        sent = await station.submitted("eachlabs")
+        await station.push(sent)
+        await eventually(lambda: told(logged, "handler.attempt"))
+    prediction, provider_id = sent.prediction_id, sent.id
+    event = f"evt_{prediction[5:]}"
+    [outcome] = told(logged, "outcome.taken")
+    assert 0 <= outcome.pop("seconds") < 10
+    assert outcome == {
+        "event": "outcome.taken",
+        "log_level": "info",
+        "provider": "eachlabs",
+        "provider_id": provider_id,
+        "prediction": prediction,
+        "channel": "webhook",
+        "outcome": "succeeded",
+        "verdict": "accepted",
+        "reason": "succeeded",
+        "status": "succeeded",
+        "event_id": event,
+    }
+    [attempt] = told(logged, "handler.attempt")
+    assert 0 <= attempt.pop("seconds") < 10
+    assert attempt.pop("delivery").startswith(f"dlv_{prediction[5:]}")
+    assert attempt == {
+        "event": "handler.attempt",
+        "log_level": "warning",
+        "handler": "tries",
+        "event_id": event,
+        "prediction": prediction,
+        "provider": "eachlabs",
+        "provider_id": provider_id,
+        "channel": "webhook",
+        "attempt": 1,
+        "result": "dead",
+        "state": "dead",
+        "reason": "no",
+        "retry_in": None,
+        "exc_info": None,
+    }
+    submit, callback = told(logged)
+    assert (submit["route"], submit["status"]) == ("/v1/predictions", 202)
+    assert submit["prediction"] == callback["prediction"] == prediction
+
+
+async def test_calls_of_the_api_are_told_of_by_route_and_id(
+    start: Start, network: Network, logged: Logged
+) -> None:
+    network.script("oxen.model", reply({}, 429, retry_after="7"))
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        one = f"/v1/predictions/{sent.prediction_id}"
+        about = {"route": "/v1/predictions/{id}", "log_level": "info"}
+        known = {**about, "prediction": sent.prediction_id}
+        assert only(logged, await station.http.get(one)) == known
+        refused = await station.world.get(one)
+        assert (refused.status_code, only(logged, refused)) == (401, known)
+        missing = await station.http.get("/v1/predictions/pred_0")
+        assert missing.status_code == 404
+        assert only(logged, missing) == {**about, "prediction": "pred_0"}
+        odd = await station.http.get("/v1/predictions/%0Aevent=x")
+        assert only(logged, odd) == about
+        replay = await station.http.post(f"/v1/predictions/{sent.prediction_id}/replay")
+        assert only(logged, replay)["route"] == "/v1/predictions/{id}/replay"
+        delivery = await station.http.post("/v1/deliveries/dlv_12/retry")
+        assert only(logged, delivery)["delivery"] == "dlv_12"
+        nowhere = await station.http.get("/no/such/place")
+        assert only(logged, nowhere) == {"route": "unmatched", "log_level": "info"}
+        wrong = await station.http.delete("/v1/predictions")
+        assert wrong.status_code == 405
+        assert only(logged, wrong)["route"] == "/v1/predictions"
+        await station.http.get("/v1/models/oxen/nano-banana")
+        busy = await station.http.get("/v1/models/oxen/nano-banana")
+        assert busy.status_code == 429
+        assert only(logged, busy)["route"] == "/v1/models/{provider}/{model:path}"
+    assert not [secret for secret in SECRETS if secret in repr(logged)]
+
+
+async def test_the_questions_of_machines_are_told_of_quietly(start: Start, logged: Logged) -> None:
+    async with start() as station:
+        for path in ("/healthz", "/readyz", "/metrics"):
+            line = only(logged, await station.world.get(path))
+            assert line == {"route": path, "log_level": "debug"}
+        wrong = await station.world.post("/metrics")
+        assert only(logged, wrong) == {"route": "/metrics", "log_level": "info"}
+
+
+async def faulty(_: Request) -> Response:
+    raise ValueError("a fault of ours")
+
+
+async def stream(request: Request) -> Response:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"one"
+        if request.query_params:
+            raise ConnectionError("the store went away")
+        await asyncio.Event().wait()
+
+    return StreamingResponse(pieces())
+
+
+@pytest.fixture
+def app() -> Starlette:
+    routes = [Route("/faulty/{id}", faulty), Route("/stream", stream)]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Requests, Telemetry(), routes)],
+        exception_handlers=ERROR_HANDLERS,
+    )
+
+
+async def test_a_fault_of_ours_is_told_of_and_named(app: Starlette, logged: Logged) -> None:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=STRANGER)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        answer = await client.get("/faulty/evt_1")
+    assert answer.status_code == 500
+    [line] = told(logged)
+    assert line["request"] == answer.headers["x-request-id"]
+    assert (line["status"], line["route"], line["event_id"]) == (500, "/faulty/{id}", "evt_1")
+    assert line["log_level"] == "warning"
+    [fault] = told(logged, "request.failed")
+    assert fault["request"] == line["request"]
+    assert isinstance(fault["exc_info"], ValueError)
+
+
+async def converse(app: Starlette, query: bytes, *, leaves: bool) -> list[Json]:
+    """Ask for the stream as a server does; the sender may leave after the first piece."""
+    said: list[Json] = []
+    first = asyncio.Event()
+    scope: Json = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "GET",
+        "path": "/stream",
+        "query_string": query,
+        "headers": [],
+        "client": None,
+    }
+
+    async def receive() -> Json:
+        await first.wait()
+        if not leaves:
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        said.append(message)
+        if message.get("body"):
+            first.set()
+
+    await app(scope, receive, send)
+    return said
+
+
+async def test_a_stream_that_ends_early_is_told_of(app: Starlette, logged: Logged) -> None:
+    said = await converse(app, b"", leaves=True)
+    assert said[0]["status"] == 200
+    [line] = told(logged)
+    assert (line["status"], line["ended"], line["sent"]) == (200, "early", 3)
+    assert line["client"] == "unknown"
+
+
+async def test_a_stream_that_breaks_is_told_of(app: Starlette, logged: Logged) -> None:
+    with pytest.raises((ConnectionError, ExceptionGroup)):
+        await converse(app, b"breaks", leaves=False)
+    [line] = told(logged)
+    assert (line["status"], line["ended"], line["sent"]) == (200, "early", 3)
+
+
+async def test_a_sender_who_goes_away_is_told_of(start: Start, logged: Logged) -> None:
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        logged.clear()
+        await leave(station, sent)
+    [line] = told(logged)
+    assert (line["status"], line["reason"], line["bytes"]) == (499, "disconnected", 4)
+    assert line["prediction"] == sent.prediction_id
+
+
+async def leave(station: Station, sent: Sent) -> None:
+    """Send half a callback, and hang up."""
+    messages: list[Json] = [
+        {"type": "http.request", "body": b"half", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    scope: Json = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": sent.path,
+        "query_string": b"",
+        "headers": [],
+        "client": STRANGER,
+    }
+
+    async def receive() -> Json:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    await station.app(scope, receive, send)
