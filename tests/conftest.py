@@ -28,6 +28,16 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * (os.cpu_count() or 1)
 
 
+LONG = ("tests/journey/", "tests/test_openapi.py", "tests/test_cli.py", "tests/test_tail.py")
+"""Where tests take many seconds, most of which they wait."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long ones, in whatever order they are: they must not come last of all."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

@@ -387,7 +387,7 @@ async def test_a_list_of_sources_holds(start: Start, logged: Logged) -> None:
             assert await put(nobody, letter) == 401
         other = await station.submitted("fal", "from anywhere")
         assert (await station.push(other)).status_code == 200
-    refused = [line for line in logged if line["event"] == "callback.rejected"]
+    refused = [line for line in logged if line.get("verdict") == "rejected"]
     assert [(line["reason"], line["client"], line["bytes"]) for line in refused] == [
         ("bad_source", STRANGER[0], 0),
         ("bad_source", "unix socket", 0),

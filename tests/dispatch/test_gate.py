@@ -177,7 +177,10 @@ async def test_a_pause_outlives_the_process(place: Path | Database, logged: Logg
             await other.stop()
 
 
-async def test_of_two_processes_one_tries(place: Path | Database) -> None:
+async def test_of_two_processes_one_tries(
+    place: Path | Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.dispatch.gate._FRESH", 0.01)
     service = Service()
     slow = Breaker(failures=5, first_wait=0.2, longest_wait=0.2)
     async with dispatching(place, handler_of(service), breaker=slow) as station:
