@@ -35,12 +35,22 @@ def moment(text: str, now: float) -> str:
     """Read a time: RFC 3339, or how long ago, as 24h or 7d."""
     found = _DURATION.fullmatch(text)
     if found is None:
-        return text
+        return _rfc3339(text)
     try:
         ago = timedelta(**{_UNITS[found[2]]: int(found[1])})
         return (datetime.fromtimestamp(now, UTC) - ago).isoformat()
     except OverflowError:
         raise ReceiverError(f"{text} ago is before there were any years") from None
+
+
+def _rfc3339(text: str) -> str:
+    try:
+        given = datetime.fromisoformat(text)
+    except ValueError:
+        given = None
+    if given is None or given.tzinfo is None:
+        raise ReceiverError(f"{text!r} is no time: write 24h, 7d, or 2026-01-31T12:00:00Z")
+    return given.isoformat()
 
 
 def replay(
@@ -54,7 +64,12 @@ def replay(
     path = f"/v1/replays/{counted['id']}"
     matched, events = counted["matched"], counted["events"]
     terminal.say(f"{counted['id']}: {matched} deliveries of {events} events would be owed again")
-    if not matched or not terminal.ask("Owe them again?"):
+    try:
+        agreed = bool(matched) and terminal.ask("Owe them again?")
+    except BaseException:
+        api.post(f"{path}/cancel")  # nobody would ever start it
+        raise
+    if not agreed:
         return api.post(f"{path}/cancel")
     found = api.post(f"{path}/start")
     while found["state"] == "running":

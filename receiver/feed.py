@@ -115,6 +115,7 @@ class _Reader:
                 self._size += len(message.frame)
         if self._size > _MOST_BYTES or len(self._waiting) > _MOST_WAITING:
             self.is_cut = True
+            log.warning("reader.cut", messages=len(self._waiting), bytes=self._size)
             self._waiting.clear()
         if self._waiting or self.is_cut:
             self.news.set()
@@ -193,8 +194,12 @@ class Feed:
         for reader in readers:
             reader.put(messages)
 
-    async def read(self, after: int | None, wanted: Wanted) -> AsyncGenerator[bytes]:
-        """Give frames of server-sent events after a place of the journal; None: from now on.
+    async def now(self) -> int:
+        """Give the place to begin at for whoever wants what happens from now on."""
+        return await self._journal.end()
+
+    async def read(self, after: int, wanted: Wanted) -> AsyncGenerator[bytes]:
+        """Give frames of server-sent events after a place of the journal.
 
         Raises Problem at once if there are too many readers, StoreUnavailable while it catches up.
         """
@@ -208,10 +213,8 @@ class Feed:
         finally:
             self._count -= 1
 
-    async def _read(self, after: int | None, wanted: Wanted) -> AsyncIterator[bytes]:
+    async def _read(self, after: int, wanted: Wanted) -> AsyncIterator[bytes]:
         end = await self._journal.end()
-        if after is None:
-            after = end
         cut = await self._journal.cut()
         if after < cut or after > end:
             # Too old, or of another database (one that was restored, perhaps).

@@ -58,6 +58,7 @@ EVENTS: Final = frozenset(
         "handler.paused",
         "handler.resumed",
         "handler.waiting",
+        "reader.cut",
         "replay.started",
         "replay.ended",
         "clock.skewed",

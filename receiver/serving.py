@@ -35,7 +35,10 @@ _LEAST_PATIENCE: Final = 1.0
 _REFUSALS: Final = {
     400: ("invalid-request", "this is no HTTP request"),
     414: ("uri-too-long", f"the URL has more than {_LONGEST_URL} bytes"),
-    431: ("headers-too-large", f"there are more than {_MOST_HEADERS} headers"),
+    431: (
+        "headers-too-large",
+        f"there are more than {_MOST_HEADERS} headers, or more than {_LARGEST_HEAD} bytes of them",
+    ),
 }
 _SLOWEST_READ: Final = 20.0
 """Seconds in which whoever reads an answer must take at least some of it (tens of KB)."""
@@ -108,7 +111,7 @@ class Protocol(HttpToolsProtocol):
         self._beside += len(data)
         super().data_received(data)
         if self._beside > _LARGEST_HEAD or len(self.headers or ()) > _MOST_HEADERS:
-            self.give_up()
+            self._have_enough()
         elif self._in_head and self._patience is None:
             self._await_bytes(_SLOWEST_HEAD)
 
@@ -123,7 +126,8 @@ class Protocol(HttpToolsProtocol):
         if len(self.url) > _LONGEST_URL:
             self._refusal = 414
             raise _Refused
-        if len(self.headers) > _MOST_HEADERS:
+        size = sum(len(name) + len(value) for name, value in self.headers)
+        if len(self.headers) > _MOST_HEADERS or size > _LARGEST_HEAD:
             self._refusal = 431
             raise _Refused
         super().on_headers_complete()
@@ -176,6 +180,14 @@ class Protocol(HttpToolsProtocol):
         )
         self.transport.write(head + body)
         self.give_up()
+
+    def _have_enough(self) -> None:
+        """End a request that goes on and on beside its body; in its head that can still be said."""
+        if self._in_head and self._in_request:
+            self._refusal = 431
+            self.send_400_response("")
+        else:
+            self.give_up()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: strangers would write our log."""

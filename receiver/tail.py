@@ -44,6 +44,7 @@ def follow(
         headers = {} if after is None else {"Last-Event-ID": after}
         try:
             with client.stream("/v1/events/stream", params, headers, _PATIENCE) as response:
+                after = after or response.headers.get("last-event-id")
                 for event in EventSource(response).iter_sse():
                     wait = _FIRST_WAIT
                     if not event.data:

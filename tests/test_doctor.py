@@ -31,6 +31,7 @@ from receiver import create_app
 from receiver.doctor import Finding, examine, worst
 from receiver.doctor.database import check_backlog, check_database, check_server_clock
 from receiver.doctor.environment import weakness
+from receiver.doctor.network import check_clock
 from receiver.emulator import create_emulator, settings_for
 from receiver.settings import Settings
 from receiver.store.checkup import LATEST, Backlog, File, Server, look_at_file
@@ -851,3 +852,8 @@ def test_the_command_is_for_people_and_for_scripts(env: Env, tmp_path: Path) -> 
     assert {"level", "name", "says", "mend"} == set(told["data"][0])
     assert failed.result().returncode == 1
     assert "FAIL  secrets: RECEIVER_SECRET_KEY repeats itself" in failed.result().stdout
+
+
+def test_providers_that_disagree_about_the_time_are_told_apart() -> None:
+    [wrong] = check_clock({"oxen": -17649.4, "eachlabs": 0.0})
+    assert (wrong.level, "oxen" in wrong.says, "eachlabs" in wrong.says) == ("FAIL", True, False)

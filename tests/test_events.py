@@ -212,7 +212,7 @@ async def test_a_reader_says_what_it_wants(
 @pytest.mark.parametrize(
     ("query", "after", "words"),
     [
-        ("type=exploded", None, "type: "),
+        ("type=exploded", None, "type must be like"),
         ("kind=avatar", None, "`kind`"),
         ("", "evt_what", "Last-Event-ID"),
         ("", "-1", "Last-Event-ID"),

@@ -82,6 +82,14 @@ def test_a_lost_connection_is_made_again_from_where_it_was() -> None:
     assert "cut" in notices[0]
 
 
+def test_what_happens_before_the_first_message_is_not_missed() -> None:
+    begun = stream(": live\n", httpx.ReadError("cut"))
+    begun.headers["last-event-id"] = "41"
+    script = Script(begun, stream(said(42)))
+    assert followed(script)[0] == [42]
+    assert script.asked == [None, "41", "42"]
+
+
 def test_it_begins_where_it_is_told_to() -> None:
     script = Script(stream())
     followed(script, "7")

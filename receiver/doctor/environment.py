@@ -84,6 +84,7 @@ def check_secrets(env: Mapping[str, str], settings: Settings) -> Findings:
         *_rotation(settings),
         *_short("RECEIVER_API_KEYS", api_keys, dev=settings.dev),
         *_weak("RECEIVER_API_KEYS", [key for key in api_keys if len(key) >= SHORTEST_API_KEY]),
+        *_placeholders(settings),
         *_shared(_named(settings)),
         *_closed(env, settings),
     ]
@@ -97,6 +98,14 @@ def _weak(name: str, texts: list[str]) -> Iterator[Finding]:
     for place, text in _placed(name, texts):
         if reason := weakness(text):
             yield fail("secrets", f"{place} {reason}", _MAKE_ONE)
+
+
+def _placeholders(settings: Settings) -> Iterator[Finding]:
+    """Look at providers' keys, which are made by others: only for what is no key at all."""
+    for name, given in settings.providers.items():
+        if given.key is not None and any(w in given.key.reveal().lower() for w in _PLACEHOLDERS):
+            said = f"the key of {name} reads like a placeholder"
+            yield fail("secrets", said, "set the one that it gave you, or none")
 
 
 def _short(name: str, texts: list[str], *, dev: bool) -> Iterator[Finding]:
@@ -162,8 +171,10 @@ def _shared(named: list[tuple[str, Secret]]) -> Iterator[Finding]:
         places.setdefault(secret, []).append(name)
     for names in places.values():
         if len(set(names)) > 1:
+            ours = any(name.startswith("RECEIVER_") for name in names)
             said = f"{' and '.join(dict.fromkeys(names))} are the same text"
-            yield fail("secrets", said, f"give each its own, as one leak opens both: {_MAKE_ONE}")
+            mend = f"give each its own, as one leak opens all: {_MAKE_ONE}"
+            yield fail("secrets", said, mend) if ours else warn("secrets", said, "is that right?")
         elif len(names) > 1:
             yield warn("secrets", f"{names[0]} names one key twice", "remove one of them")
 

@@ -13,7 +13,6 @@ import ipaddress
 import secrets
 import socket
 import ssl
-import statistics
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Final, NamedTuple
@@ -417,8 +416,9 @@ async def check_stream(name: str, provider: Streamed, asker: Asker) -> Findings:
 
 
 def check_clock(skews: Mapping[str, float]) -> Findings:
-    """Hold our clock against the middle of all providers': one of them may be wrong itself."""
-    if not skews:
-        return []
-    whose = f"the clock of {', '.join(sorted(skews))}"
-    return [compare(statistics.median(skews.values()), whose)]
+    """Hold our clock against the providers'; of those that disagree one may be wrong itself."""
+    each = {name: compare(skew, f"the clock of {name}") for name, skew in sorted(skews.items())}
+    wrong = [finding for finding in each.values() if finding.level != "ok"]
+    if each and (not wrong or len({(f.level, skews[n] > 0) for n, f in each.items()}) == 1):
+        return [compare(min(skews.values(), key=abs), f"the clock of {', '.join(each)}")]
+    return wrong

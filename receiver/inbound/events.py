@@ -50,7 +50,8 @@ class Reads(Protocol):
 class Live(Protocol):
     """What the stream needs of the feed."""
 
-    def read(self, after: int | None, wanted: Wanted) -> AsyncGenerator[bytes]: ...
+    async def now(self) -> int: ...
+    def read(self, after: int, wanted: Wanted) -> AsyncGenerator[bytes]: ...
 
 
 class StreamAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,10 +128,13 @@ class Events:
         after = wishes(request, Resuming).last
         if request.method == "HEAD":
             return Response(media_type=_MEDIA_TYPE, headers=_HEADERS)
-        frames = self._feed.read(int(after) if after else None, wanted)
+        begins = int(after) if after else await self._feed.now()
+        frames = self._feed.read(begins, wanted)
         # What speaks against it is said before the stream has begun.
         first = await anext(frames, b"")
-        return StreamingResponse(_frames(first, frames), media_type=_MEDIA_TYPE, headers=_HEADERS)
+        # Whoever loses the connection before the first message knows where that would have been.
+        headers = {**_HEADERS, "Last-Event-ID": str(begins)}
+        return StreamingResponse(_frames(first, frames), media_type=_MEDIA_TYPE, headers=headers)
 
 
 async def _frames(first: bytes, more: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
@@ -191,6 +195,7 @@ OPERATIONS: Final = (
                 200,
                 "server-sent events, without an end; `id` is a place, `event` a type, `data` JSON",
                 Content(str, frame(_NO_END.type, 1207, _NO_END).decode(), _MEDIA_TYPE),
+                headers=("Last-Event-ID",),
             ),
         ),
         ("invalid-request", "too-many-readers"),

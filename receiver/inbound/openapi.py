@@ -36,6 +36,7 @@ _HEADERS: Final[dict[str, tuple[str, bool, Json]]] = {
     "Preference-Applied": ("The `wait` that was granted.", False, {"type": "string"}),
     "Retry-After": ("Seconds.", True, {"type": "string", "pattern": "^[0-9]+$"}),
     "WWW-Authenticate": ("What proof is wanted.", True, {"type": "string"}),
+    "Last-Event-ID": ("The place at which the stream begins.", True, {"type": "string"}),
     "ETag": ("Give it as If-None-Match.", True, {"type": "string"}),
 }
 """Headers of answers: what they say, whether they are always there, and their form."""

@@ -87,7 +87,7 @@ WEBHOOKS: Final = tuple(
     Operation(
         "POST",
         kind,
-        f"A prediction has {kind.partition('.')[2]}",
+        f"A prediction is {kind.partition('.')[2]}",
         (
             Answer(200, "taken; any other 2xx says so too"),
             Answer(410, "never send this again: the delivery ends dead"),

@@ -195,4 +195,6 @@ def _complaint(kind: type[msgspec.Struct], message: str) -> str:
         return f"{name} must be one of {', '.join(schema['enum'])}"
     if "maximum" in schema:
         return f"{name} must be {schema['minimum']} to {schema['maximum']}"
+    if "pattern" in schema:
+        return f"{name} must be like {', '.join(schema.get('examples', [schema['pattern']]))}"
     return f"{name}: {message}" if name else message
