@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from heapq import merge
-from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from receiver.store import rows as to
-from receiver.store.dialect import Operation, Query, Row, Run, Steps
+from receiver.store.dialect import Query, Row, Run, Steps, Tables
 from receiver.store.queries import Listing
 from receiver.store.values import Found
 
@@ -176,18 +176,6 @@ def count(items: Sequence[Sequence[Rejection]]) -> Steps[list[None]]:
 
 
 # --- the noun itself ---
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-class Tables(Protocol):
-    """What this needs of the store."""
-
-    async def write(self, operation: Operation[Item, Result], item: Item) -> Result: ...
-    async def read(
-        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
-    ) -> list[Row]: ...
 
 
 class NonDeliveries:
