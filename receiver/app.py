@@ -41,7 +41,7 @@ from receiver.inbound import (
     Handlers,
     Hook,
     Limits,
-    Page,
+    MetricsPage,
     Predictions,
     Proxies,
     PublishedRanges,
@@ -394,7 +394,7 @@ class _Receiver:
             self._clock,
             self._rejections.count,
         )
-        page = Page(
+        page = MetricsPage(
             self._telemetry,
             Backlog(self._store),
             providers=NAMES,

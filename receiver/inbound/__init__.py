@@ -25,7 +25,7 @@ from receiver.inbound.handlers import Handlers
 from receiver.inbound.health import health_routes
 from receiver.inbound.hook import Hook
 from receiver.inbound.limits import Limits
-from receiver.inbound.metrics import Page
+from receiver.inbound.metrics import MetricsPage
 from receiver.inbound.outgoing import WEBHOOKS
 from receiver.inbound.predictions import Predictions
 from receiver.inbound.proxies import Proxies
@@ -59,7 +59,7 @@ __all__ = [
     "Handlers",
     "Hook",
     "Limits",
-    "Page",
+    "MetricsPage",
     "Predictions",
     "Proxies",
     "PublishedRanges",
