@@ -16,7 +16,7 @@ from receiver.inbound import (
     undelivered,
 )
 from receiver.inbound.answers import ERROR_HANDLERS
-from receiver.inbound.deliveries import Deliveries, Drained
+from receiver.inbound.deliveries import Deliveries
 from receiver.inbound.docs import Docs
 from receiver.inbound.echo import echo_route
 from receiver.inbound.events import Events
@@ -53,7 +53,6 @@ __all__ = [
     "WEBHOOKS",
     "Deliveries",
     "Docs",
-    "Drained",
     "Events",
     "Guard",
     "Handlers",
