@@ -71,18 +71,13 @@ def usable(outputs: list[Output]) -> list[Output]:
     unflagged = [output for output in files if not (output.stored and output.stored.flagged)]
     if not unflagged:
         raise Skip(f"no result is one: {files[0].stored and files[0].stored.flagged}")
-    good = [output for output in unflagged if has_address(output)]
+    good = [output for output in unflagged if output.address]
     if not good:
         raise Dead(
             "no result has an address that a provider can open: they came inside a data: URI; "
             "serve `save` with SAVE_PUBLIC_URL too"
         )
     return good
-
-
-def has_address(output: Output) -> bool:
-    kept = output.stored.url if output.stored else ""
-    return any(url.startswith(("http://", "https://")) for url in (output.url or "", kept))
 
 
 def fill(value: Any, event: Event) -> Any:

@@ -16,7 +16,6 @@ for some minutes; a webhook's message whose answer was lost on its way may come 
 """
 
 import logging
-import mimetypes
 import os
 import re
 from contextlib import ExitStack
@@ -121,7 +120,7 @@ async def fetched(
             links.append(link(output))
             lost.append(f"output {number}: {error}")
         else:
-            files[f"{event.prediction.id}-{number}.{extension(file.content_type)}"] = file
+            files[f"{event.prediction.id}-{number}.{file.extension}"] = file
             room -= file.size
     return files, links, lost
 
@@ -160,12 +159,6 @@ def place(event: Event) -> tuple[str, dict[str, str]]:
     return WEBHOOK, {"wait": "true"} | ({"thread_id": thread} if thread else {})
 
 
-def extension(kind: str) -> str:
-    """Give the usual one; Python does not know them all, nor is what it does not know harmless."""
-    known = mimetypes.guess_extension(kind) or re.sub(r"\W", "", kind.partition("/")[2])[:10]
-    return known.removeprefix(".")
-
-
 def judge(answer: httpx.Response) -> None:
     if not answer.is_success and SECRET in answer.text:  # a proxy's page that quotes the address
         raise Retry(f"HTTP {answer.status_code} from something before Discord")
@@ -178,9 +171,7 @@ def judge(answer: httpx.Response) -> None:
 
 def link(output: Output) -> str:
     """Link a result where it is kept, or else where it was made."""
-    kept = output.stored.url if output.stored else ""
-    url = next((url for url in (kept, output.url or "") if url.startswith("http")), "")
-    linked = quote(url, safe=AS_THEY_ARE)
+    linked = quote(output.address, safe=AS_THEY_ARE)
     return linked if 0 < len(linked) < LONGEST_CONTENT else "(a result that has no address)"
 
 
@@ -193,10 +184,8 @@ def joined(links: list[str]) -> str:
 
 
 def flag(event: Event) -> str:
-    stored = [output.stored for output in event.prediction.output or [] if output.stored]
-    reasons = [kept.flagged for kept in stored] + [event.prediction.metadata.get("flagged")]
-    reason = next((str(reason) for reason in reasons if reason), "")
-    return f"(flagged: {escape(reason[:100].replace('_', ' '))})\n" if reason else ""
+    reason = event.prediction.flagged[:100].replace("_", " ")
+    return f"(flagged: {escape(reason)})\n" if reason else ""
 
 
 def named(event: Event, key: str) -> str:

@@ -137,12 +137,9 @@ async def write(event: Event, ctx: Context) -> Letter:
 
 async def find(ctx: Context, number: int, output: Output) -> tuple[Path | None, str]:
     """Fetch a result to attach; whatever keeps it away must not keep the message."""
-    stored = output.stored
-    if stored and stored.flagged:
-        return None, f"result {number} is left out: {tame(stored.flagged)}"
-    addresses = [stored.url if stored else "", output.url or ""]
-    line = next((tame(url) for url in addresses if url.startswith("http")), "")
-    line = line or f"result {number} has no address"
+    if output.stored and output.stored.flagged:
+        return None, f"result {number} is left out: {tame(output.stored.flagged)}"
+    line = tame(output.address) or f"result {number} has no address"
     if not any(service.plugin.attachment_support for service in SERVICES):
         return None, line
     try:

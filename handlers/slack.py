@@ -14,7 +14,6 @@ come twice.
 """
 
 import html
-import mimetypes
 import os
 import re
 from functools import partial
@@ -93,7 +92,7 @@ async def upload(event: Event, ctx: Context, number: int, output: Output) -> dic
         return {"lost": str(error)}
     if not file.size:
         return {"lost": "it is empty"}
-    name = f"{event.prediction.id}-{number}.{extension(file.content_type)}"
+    name = f"{event.prediction.id}-{number}.{file.extension}"
     place = await call(ctx, "files.getUploadURLExternal", filename=name, length=str(file.size))
     if not place.upload_url.startswith(SAFE):
         raise Dead("Slack wants the file at an address that is not https")
@@ -124,12 +123,6 @@ def blocks(event: Event, text: str, links: list[str]) -> list[dict[str, Any]]:
     return [*texts, {"type": "context", "elements": [words(about)]}]
 
 
-def extension(kind: str) -> str:
-    """Give the usual one; Python does not know them all, nor is what it does not know harmless."""
-    known = mimetypes.guess_extension(kind) or re.sub(r"\W", "", kind.partition("/")[2])[:10]
-    return known.removeprefix(".")
-
-
 def words(text: str) -> dict[str, Any]:
     # Verbatim: Slack makes no links and mentions of what only looks like them.
     return {"type": "mrkdwn", "text": text, "verbatim": True}
@@ -137,17 +130,13 @@ def words(text: str) -> dict[str, Any]:
 
 def link(output: Output) -> str:
     """Link a result where it is kept, or else where it was made."""
-    kept = output.stored.url if output.stored else ""
-    url = next((url for url in (kept, output.url or "") if url.startswith("http")), "")
-    linked = f"<{escape(quote(url, safe=AS_THEY_ARE))}>"
-    return linked if url and len(linked) <= LONGEST else "(a result that has no address)"
+    linked = f"<{escape(quote(output.address, safe=AS_THEY_ARE))}>"
+    return linked if output.address and len(linked) <= LONGEST else "(a result that has no address)"
 
 
 def flag(event: Event) -> str:
-    stored = [output.stored for output in event.prediction.output or [] if output.stored]
-    reasons = [kept.flagged for kept in stored] + [event.prediction.metadata.get("flagged")]
-    reason = next((str(reason) for reason in reasons if reason), "")
-    return f"(flagged: {escape(reason[:100].replace('_', ' '))})\n" if reason else ""
+    reason = event.prediction.flagged[:100].replace("_", " ")
+    return f"(flagged: {escape(reason)})\n" if reason else ""
 
 
 def named(event: Event, key: str, pattern: str) -> str:

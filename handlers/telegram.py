@@ -14,7 +14,6 @@ message whose answer was lost on its way may come twice.
 """
 
 import logging
-import mimetypes
 import os
 import re
 from contextlib import ExitStack
@@ -119,7 +118,7 @@ async def fetched(event: Event, ctx: Context, number: int, output: Output) -> Pa
     kind = KINDS.get(file.content_type, "document")
     if kind == "photo" and (file.size > MOST_PHOTO_BYTES or is_misshapen(output)):
         kind = "document"
-    return Part(kind, f"{event.prediction.id}-{number}.{extension(file.content_type)}", file)
+    return Part(kind, f"{event.prediction.id}-{number}.{file.extension}", file)
 
 
 def is_misshapen(output: Output) -> bool:
@@ -224,25 +223,15 @@ def cut(text: str, most: int) -> str:
     return text if len(raw) <= 2 * most else raw[: 2 * most - 2].decode("utf-16-le", "ignore") + "…"
 
 
-def extension(kind: str) -> str:
-    """Give the usual one; Python does not know them all, nor is what it does not know harmless."""
-    known = mimetypes.guess_extension(kind) or re.sub(r"\W", "", kind.partition("/")[2])[:10]
-    return known.removeprefix(".")
-
-
 def link(output: Output) -> str:
     """Link a result where it is kept, or else where it was made."""
-    kept = output.stored.url if output.stored else ""
-    url = next((url for url in (kept, output.url or "") if url.startswith("http")), "")
-    linked = quote(url, safe=AS_THEY_ARE)
+    linked = quote(output.address, safe=AS_THEY_ARE)
     return linked if 0 < len(linked) < LONGEST_LINK else "(a result that has no address)"
 
 
 def flag(event: Event) -> str:
-    stored = [output.stored for output in event.prediction.output or [] if output.stored]
-    reasons = [kept.flagged for kept in stored] + [event.prediction.metadata.get("flagged")]
-    reason = next((str(reason) for reason in reasons if reason), "")
-    return f"(flagged: {clean(reason[:100].replace('_', ' '))})\n" if reason else ""
+    reason = event.prediction.flagged[:100].replace("_", " ")
+    return f"(flagged: {clean(reason)})\n" if reason else ""
 
 
 def named(event: Event, key: str, pattern: str) -> str:

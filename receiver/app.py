@@ -8,11 +8,12 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import httpx
 import msgspec
@@ -26,7 +27,8 @@ from receiver.dispatch.fetch import guarded_client
 from receiver.dispatch.gate import Breaker
 from receiver.dispatch.registry import Explained, Handler, Registry, handlers_of, load
 from receiver.dispatch.runner import Tools
-from receiver.duty import Duty
+from receiver.draining import Drain, Drained
+from receiver.duty import Duty, Work
 from receiver.errors import KeysUnavailable, StoreUnavailable, StoreUnusable
 from receiver.feed import Feed
 from receiver.inbound import (
@@ -35,13 +37,12 @@ from receiver.inbound import (
     WEBHOOKS,
     Deliveries,
     Docs,
-    Drained,
     Events,
     Guard,
     Handlers,
     Hook,
     Limits,
-    Page,
+    MetricsPage,
     Predictions,
     Proxies,
     PublishedRanges,
@@ -60,7 +61,7 @@ from receiver.listener import Listener
 from receiver.model import Policy, Prediction
 from receiver.outbound import Outbound
 from receiver.providers import NAMES, make_providers
-from receiver.providers.base import Streamed
+from receiver.providers.base import Provider, Streamed
 from receiver.providers.fal import read_jwks, read_meta
 from receiver.rejections import Rejections
 from receiver.replayer import Replayer
@@ -76,15 +77,16 @@ from receiver.store.replays import Replays
 from receiver.store.sqlite import SQLiteStore
 from receiver.store.traces import Traces
 from receiver.store.undelivered import NonDeliveries
+from receiver.store.values import Replayed
 from receiver.telemetry import Telemetry
 from receiver.tokens import Tokens
 from receiver.tracing import Client, Tracing
 
 log = structlog.get_logger("receiver")
 
-_OVERTIME: Final = 5.0
-"""Seconds beyond its time in which a drain's last attempts may be cancelled and settled."""
 _CONNECTIONS: Final = httpx.Limits(max_connections=200, max_keepalive_connections=50)
+
+_Run: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
 def create_app(
@@ -176,7 +178,8 @@ def _receiver(
 ) -> _Receiver:
     settings = settings or Settings.read(os.environ)
     registry = _registry(settings.handlers if handlers is None else handlers)
-    return _Receiver(_with_secrets(settings), registry, tasks, clock, network or _Network())
+    parts = _Parts(_with_secrets(settings), registry, clock, network or _Network())
+    return _Receiver(parts, tasks)
 
 
 def _make_store(settings: Settings, report: Callable[[StoreUnavailable | None], None]) -> Store:
@@ -234,284 +237,284 @@ def _write_secret(path: Path) -> None:
     Path(part).unlink()
 
 
-class _Receiver:
-    """Holds the parts together for the life of one app."""
+class _Parts:
+    """What a receiver is made of, put together but not at work yet; HTTP is not in it."""
 
     def __init__(
         self,
         settings: Settings,
         registry: Registry,
-        tasks: _Tasks,
         clock: Callable[[], float],
         network: _Network,
     ) -> None:
-        self._settings = settings
-        self._registry = registry
-        self._does = tasks
-        self._clock = clock
-        self._owner = new_owner()
-        self._telemetry = Telemetry()
-        self._telemetry.expect(NAMES, registry.handlers)
-        self._store = _make_store(settings, self._telemetry.store)
-        self._store.on_commit = self._telemetry.batch
-        self._tracing = Tracing(Traces(self._store).of)
-        self._alone = settings.sqlite_path is not None
-        self._draining: asyncio.Task[Drained] | None = None
+        self.settings = settings
+        self.registry = registry
+        self.clock = clock
+        self.owner = new_owner()
+        self.alone = settings.sqlite_path is not None
+        self.telemetry = Telemetry()
+        self.telemetry.expect(NAMES, registry.handlers)
+        self.store = _make_store(settings, self.telemetry.store)
+        self.tracing = Tracing(Traces(self.store).of)
+        self.tokens = Tokens([key.reveal() for key in settings.secret_keys])
         # Whatever compresses all the same is inflated in bounded pieces.
-        plain = {"Accept-Encoding": "identity"}
-        self._client = Client(
-            self._tracing,
+        self.client = Client(
+            self.tracing,
             tells=False,
             transport=network.providers,
             limits=_CONNECTIONS,
-            headers=plain,
+            headers={"Accept-Encoding": "identity"},
         )
-        self._results = guarded_client(
+        self.http = Client(self.tracing, tells=True, transport=network.http, timeout=30.0)
+        self.results = guarded_client(
             allow_private=settings.allow_private_fetch, instead=network.results
         )
-        self._http = Client(self._tracing, tells=True, transport=network.http, timeout=30.0)
+        fal = settings.providers["fal"].urls
+        self.keys = PublicKeys(self.client, fal["jwks"], read_jwks, clock=clock)
+        self.published = PublishedRanges(self.client, fal["meta"], read_meta, clock=clock)
         providers = make_providers(settings.providers)
-        self._tokens = tokens = Tokens([key.reveal() for key in settings.secret_keys])
-        jwks = settings.providers["fal"].urls["jwks"]
-        self._keys = PublicKeys(self._client, jwks, read_jwks, clock=clock)
-        self._inbox = Inbox(
-            self._store,
-            providers,
-            tokens,
-            registry,
-            self._keys,
-            telemetry=self._telemetry,
-            alone=self._alone,
-            clock=clock,
-            tracing=self._tracing,
-        )
-        self._outbound = Outbound(
-            self._store,
-            self._inbox,
-            providers,
-            settings,
-            tokens,
-            self._client,
-            telemetry=self._telemetry,
-            alone=self._alone,
-            clock=clock,
-            tracing=self._tracing,
-        )
-        gates = Gates(self._store)
-        self._dispatch = Dispatch(
-            self._store,
-            registry,
-            Tools(
-                self._store,
-                self._outbound.submit,
-                self._http,
-                self._results,
-                settings.max_chain,
-            ),
-            gates,
-            owner=self._owner,
-            policy=Policy(
-                attempts=settings.retry_attempts, base=settings.retry_base, cap=settings.retry_cap
-            ),
-            breaker=Breaker(failures=settings.breaker_failures),
-            clock=clock,
-            sweeps=self._alone,
-            telemetry=self._telemetry,
-            tracing=self._tracing,
-        )
-        self._retention = Retention(
-            Disposal(self._store), settings.retention, scrub=self._store.scrub, clock=clock
-        )
-        self._erasure = Erasure(self._store)
-        self._undelivered = NonDeliveries(self._store)
-        self._rejections = Rejections(self._undelivered.count, clock)
-        self._replays = Replays(self._store)
-        self._replayer = Replayer(
-            self._replays, registry, self._inbox.match, wake=self._dispatch.wake, clock=clock
-        )
-        self._listeners = {
-            name: self._listener(name, provider)
+        self.inbox = self._make_inbox(providers)
+        self.outbound = self._make_outbound(providers)
+        self.listeners = {
+            name: self._make_listener(name, provider)
             for name, provider in providers.items()
             if isinstance(provider, Streamed) and settings.providers[name].key is not None
         }
-        journal = Journal(self._store)
-        self._feed = Feed(journal)
-        self._inbox.on_event = self._on_event
-        self._inbox.on_change = self._outbound.changed
-        self._store.on_news = self._heard
-        self._limits = Limits(settings)
-        self._published = PublishedRanges(
-            self._client, settings.providers["fal"].urls["meta"], read_meta, clock=clock
+        self.gates = Gates(self.store)
+        self.dispatch = self._make_dispatch()
+        self.replays = Replays(self.store)
+        self.replayer = Replayer(
+            self.replays, registry, self.inbox.match, wake=self.dispatch.wake, clock=clock
         )
-        guard = Guard(settings, self._limits)
-        self._predictions = Predictions(
-            guard,
-            self._store,
-            self._outbound,
-            self._inbox.waiters,
-            replay=self._replay,
-            wake=self._dispatch.wake,
-            explain=self._explain,
-            tracing=self._tracing,
-            erase=self._erase,
+        self.retention = Retention(
+            Disposal(self.store), settings.retention, scrub=self.store.scrub, clock=clock
         )
-        self._deliveries = Deliveries(
-            guard, self._store, wake=self._dispatch.wake, drain=self.drain, clock=clock
+        self.undelivered = NonDeliveries(self.store)
+        self.rejections = Rejections(self.undelivered.count, clock)
+        self.journal = Journal(self.store)
+        self.feed = Feed(self.journal)
+        self.store.on_commit = self.telemetry.batch
+        self.store.on_news = self._heard
+        self.inbox.on_event = self._on_event
+        self.inbox.on_change = self.outbound.changed
+
+    def _make_inbox(self, providers: Mapping[str, Provider]) -> Inbox:
+        return Inbox(
+            self.store,
+            providers,
+            self.tokens,
+            self.registry,
+            self.keys,
+            telemetry=self.telemetry,
+            alone=self.alone,
+            clock=self.clock,
+            tracing=self.tracing,
         )
-        self._handlers = Handlers(
-            guard,
-            gates,
-            self._store,
-            registry,
-            changed=self._dispatch.gates_changed,
-            clock=clock,
+
+    def _make_outbound(self, providers: Mapping[str, Provider]) -> Outbound:
+        return Outbound(
+            self.store,
+            self.inbox,
+            providers,
+            self.settings,
+            self.tokens,
+            self.client,
+            telemetry=self.telemetry,
+            alone=self.alone,
+            clock=self.clock,
+            tracing=self.tracing,
         )
-        self._events = Events(guard, journal, self._feed)
-        self._replay_routes = ReplayRoutes(guard, self._replays, self._replayer)
-        self._undelivered_routes = undelivered_routes(guard, self._undelivered)
-        routes = self._routes()
+
+    def _make_dispatch(self) -> Dispatch:
+        settings = self.settings
+        policy = Policy(
+            attempts=settings.retry_attempts, base=settings.retry_base, cap=settings.retry_cap
+        )
+        return Dispatch(
+            self.store,
+            self.registry,
+            Tools(self.store, self.outbound.submit, self.http, self.results, settings.max_chain),
+            self.gates,
+            owner=self.owner,
+            policy=policy,
+            breaker=Breaker(failures=settings.breaker_failures),
+            clock=self.clock,
+            sweeps=self.alone,
+            telemetry=self.telemetry,
+            tracing=self.tracing,
+        )
+
+    def _make_listener(self, name: str, provider: Streamed) -> Listener | Duty:
+        listener = Listener(
+            name,
+            provider,
+            self.client,
+            self.inbox,
+            self.store,
+            on_connect=self.outbound.look_now,
+            clock=self.clock,
+        )
+        # Where others listen too, one of us suffices.
+        duty = None if self.alone else self._duty(f"stream {name}", listener)
+        self.outbound.listen_first(name, (duty or listener).ready)
+        return duty or listener
+
+    def replaying(self) -> Replayer | Duty:
+        """Give what works on replays: where there are others, one of us does."""
+        return self.replayer if self.alone else self._duty("replays", self.replayer)
+
+    def _duty(self, name: str, work: Work) -> Duty:
+        return Duty(name, self.owner, work, self.store, self.clock)
+
+    def _on_event(self, handlers: Sequence[str]) -> None:
+        self.dispatch.wake(handlers)
+        self.feed.wake()
+
+    def _heard(self, handlers: Sequence[str] | None, ended: Sequence[str] | None) -> None:
+        """Hear what another process committed; None: something may have been missed."""
+        self.dispatch.wake(handlers)
+        self.feed.wake()
+        if ended is None:
+            self.inbox.waiters.tell_all()
+        else:
+            for prediction_id in ended:
+                self.inbox.waiters.tell(prediction_id)
+
+
+class _Surface:
+    """What the world sees of the parts: the routes, and what stands before them all."""
+
+    def __init__(
+        self,
+        parts: _Parts,
+        drain: Callable[[float], Awaitable[Drained]],
+        lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]],
+    ) -> None:
+        self._parts = parts
+        self._erasure = Erasure(parts.store)
+        self._limits = Limits(parts.settings)
+        guard = Guard(parts.settings, self._limits)
+        self._predictions = self._make_predictions(guard)
+        routes = [
+            *self._callback_routes(),
+            *self._predictions.routes(),
+            *self._operating_routes(guard, drain),
+            *health_routes(parts.store, parts.clock),
+            *self._make_metrics_page().routes(),
+            *Docs(OPERATIONS, WEBHOOKS).routes(),
+        ]
         self.app = Starlette(
             routes=routes,
             middleware=[
-                Middleware(Proxies, trusted=settings.trusted_proxies),
-                Middleware(Requests, self._telemetry, routes),
+                Middleware(Proxies, trusted=parts.settings.trusted_proxies),
+                Middleware(Requests, parts.telemetry, routes),
             ],
             exception_handlers=ERROR_HANDLERS,
-            lifespan=self._lifespan,
+            lifespan=lifespan,
         )
-        self.app.state.release = self.release_waiters
         # A slash too many is a 404: providers take the redirect of a framework for a refusal.
         self.app.router.redirect_slashes = False
 
-    def _routes(self) -> list[Route]:
+    def release(self) -> None:
+        """Answer those who wait for outcomes now, and end the streams."""
+        self._predictions.stopping = True
+        self._parts.feed.close()
+        self._parts.inbox.waiters.tell_all()
+
+    def _callback_routes(self) -> list[Route]:
+        parts, most = self._parts, self._parts.settings.max_body_bytes
         hook = Hook(
-            self._inbox,
+            parts.inbox,
             NAMES,
-            self._settings.max_body_bytes,
+            most,
             self._limits,
             Sources(self._ranges()),
-            self._telemetry,
-            self._clock,
-            self._rejections.count,
-        )
-        page = Page(
-            self._telemetry,
-            Backlog(self._store),
-            providers=NAMES,
-            handlers=list(self._registry.handlers),
-            streams={name: each.somebody_is for name, each in self._listeners.items()},
-            clock=self._clock,
+            parts.telemetry,
+            parts.clock,
+            parts.rejections.count,
         )
         return [
-            echo_route(self._tokens, self._settings.max_body_bytes, self._limits, self._clock),
+            echo_route(parts.tokens, most, self._limits, parts.clock),
             Route("/webhooks/{provider}/{token}", hook, methods=["POST"]),
-            *self._predictions.routes(),
-            *self._deliveries.routes(),
-            *self._events.routes(),
-            *self._handlers.routes(),
-            *self._replay_routes.routes(),
-            *self._undelivered_routes,
-            *health_routes(self._store, self._clock),
-            *page.routes(),
-            *Docs(OPERATIONS, WEBHOOKS).routes(),
         ]
 
     def _ranges(self) -> dict[str, Ranges]:
         """Say where callbacks may come from, for the providers that are told."""
-        told = {name: given.allowed_sources for name, given in self._settings.providers.items()}
+        parts = self._parts
+        told = {name: given.allowed_sources for name, given in parts.settings.providers.items()}
         return {
-            name: self._published if allowed == "meta" else listed(allowed)
+            name: parts.published if allowed == "meta" else listed(allowed)
             for name, allowed in told.items()
             if allowed is not None
         }
 
-    def _listener(self, name: str, provider: Streamed) -> Listener | Duty:
-        listener = Listener(
-            name,
-            provider,
-            self._client,
-            self._inbox,
-            self._store,
-            on_connect=self._outbound.look_now,
-            clock=self._clock,
+    def _make_predictions(self, guard: Guard) -> Predictions:
+        parts = self._parts
+        return Predictions(
+            guard,
+            parts.store,
+            parts.outbound,
+            parts.inbox.waiters,
+            replay=self._replay,
+            wake=parts.dispatch.wake,
+            explain=self._explain,
+            tracing=parts.tracing,
+            erase=self._erase,
         )
-        # Where others listen too, one of us suffices.
-        duty = None
-        if not self._alone:
-            duty = Duty(f"stream {name}", self._owner, listener, self._store, self._clock)
-        self._outbound.listen_first(name, (duty or listener).ready)
-        return duty or listener
 
-    def _replaying(self) -> Replayer | Duty:
-        """Give what works on replays: where there are others, one of us does."""
-        if self._alone:
-            return self._replayer
-        return Duty("replays", self._owner, self._replayer, self._store, self._clock)
+    def _operating_routes(
+        self, guard: Guard, drain: Callable[[float], Awaitable[Drained]]
+    ) -> list[Route]:
+        parts, clock = self._parts, self._parts.clock
+        wake, changed = parts.dispatch.wake, parts.dispatch.gates_changed
+        groups = (
+            Deliveries(guard, parts.store, wake=wake, drain=drain, clock=clock),
+            Events(guard, parts.journal, parts.feed),
+            Handlers(guard, parts.gates, parts.store, parts.registry, changed=changed, clock=clock),
+            ReplayRoutes(guard, parts.replays, parts.replayer),
+        )
+        return [
+            *(route for group in groups for route in group.routes()),
+            *undelivered_routes(guard, parts.undelivered),
+        ]
+
+    def _make_metrics_page(self) -> MetricsPage:
+        parts = self._parts
+        return MetricsPage(
+            parts.telemetry,
+            Backlog(parts.store),
+            providers=NAMES,
+            handlers=list(parts.registry.handlers),
+            streams={name: each.somebody_is for name, each in parts.listeners.items()},
+            clock=parts.clock,
+        )
 
     def _explain(self, event_type: str, prediction: Prediction) -> list[Explained]:
-        return self._registry.explain(
+        return self._parts.registry.explain(
             event_type, prediction.provider, prediction.model, prediction.metadata
         )
 
-    async def _replay(self, prediction_id: str) -> Any:
-        return await self._store.replay(prediction_id, self._inbox.match, self._clock())
-
-    def _on_event(self, handlers: Sequence[str]) -> None:
-        self._dispatch.wake(handlers)
-        self._feed.wake()
+    async def _replay(self, prediction_id: str) -> Replayed:
+        parts = self._parts
+        return await parts.store.replay(prediction_id, parts.inbox.match, parts.clock())
 
     async def _erase(self, prediction_id: str) -> Erased:
-        erased = await self._erasure.erase(prediction_id, self._clock())
+        erased = await self._erasure.erase(prediction_id, self._parts.clock())
         if erased == "erased":
             log.info("prediction.erased", prediction=prediction_id)
         return erased
 
-    def _heard(self, handlers: Sequence[str] | None, ended: Sequence[str] | None) -> None:
-        """Hear what another process committed; None: something may have been missed."""
-        self._dispatch.wake(handlers)
-        self._feed.wake()
-        if ended is None:
-            self._inbox.waiters.tell_all()
-        else:
-            for prediction_id in ended:
-                self._inbox.waiters.tell(prediction_id)
 
-    async def drain(self, seconds: float) -> Drained:
-        """Run what is due, for so long at most; who asks meanwhile shares in the same run."""
-        if self._draining is None or self._draining.done():
-            self._draining = asyncio.create_task(self._drain(seconds))
-            seconds += _OVERTIME
-        draining = self._draining
-        await asyncio.wait({draining}, timeout=seconds)
-        if not draining.done() or draining.cancelled():  # another's is longer, or we stop
-            return Drained(0, 0, 0, more=True)
-        return draining.result()
+class _Receiver:
+    """The life of one app: what starts, what runs, and what stops in which order."""
 
-    async def _drain(self, seconds: float) -> Drained:
-        clock = asyncio.get_running_loop().time
-        until = clock() + seconds
-        last_start = until - seconds / 5
-        before = self._done()
-        while True:
-            started = self._done()
-            ends = await asyncio.gather(
-                self._outbound.drain(until, last_start),
-                self._dispatch.drain(until, last_start),
-                return_exceptions=True,  # neither goes on alone while we are told of the other
-            )
-            for error in filter(None, ends):
-                raise error
-            # What has run may have made more due.
-            if self._done() == started or clock() >= last_start:
-                break
-        attempts, submits, looks = (
-            now - then for now, then in zip(self._done(), before, strict=True)
-        )
-        more = clock() >= last_start
-        return Drained(deliveries=attempts, submits=submits, polls=looks, more=more)
-
-    def _done(self) -> tuple[int, int, int]:
-        return self._dispatch.attempts, self._outbound.submits, self._outbound.looks
+    def __init__(self, parts: _Parts, does: _Tasks) -> None:
+        self._parts = parts
+        self._does = does
+        self.drain = Drain(parts.outbound, parts.dispatch)
+        self._surface = _Surface(parts, self.drain, self._lifespan)
+        self.app = self._surface.app
+        self.app.state.release = self._release
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -524,90 +527,91 @@ class _Receiver:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Be at work until the block is left. Raises StoreUnusable."""
-        await self._store.start()
+        parts = self._parts
+        await parts.store.start()
         tasks: list[asyncio.Task[None]] = []
         try:
-            self._tracing.start(self._settings.trace_exporters)
-            await self._store.recover(self._owner, self._clock())
-            await self._dispatch.start(lanes=self._does.deliveries)
+            parts.tracing.start(parts.settings.trace_exporters)
+            await parts.store.recover(parts.owner, parts.clock())
+            await parts.dispatch.start(lanes=self._does.deliveries)
+            tasks += [asyncio.create_task(run()) for run in self._background()]
             if self._does.outbound:
-                tasks += [
-                    asyncio.create_task(listener.run()) for listener in self._listeners.values()
-                ]
-                tasks.append(asyncio.create_task(self._warm_keys()))
-                tasks.append(asyncio.create_task(self._feed.run()))
-                tasks.append(asyncio.create_task(self._rejections.run()))
-                if "meta" in {given.allowed_sources for given in self._settings.providers.values()}:
-                    tasks.append(asyncio.create_task(self._published.keep()))
-                await self._outbound.start()
-            if self._does.sweeps:
-                tasks.append(asyncio.create_task(self._store.sweep(self._chores())))
-                tasks.append(asyncio.create_task(self._replaying().run()))
-            if self._does.sweeps and self._alone:
-                tasks.append(asyncio.create_task(self._retention.run()))
+                await parts.outbound.start()
             self._announce()
             yield
         finally:
             await self._stop(tasks)
-            for client in (self._client, self._results, self._http):
+            for client in (parts.client, parts.results, parts.http):
                 await client.aclose()
-            await self._store.stop()
-            await self._tracing.stop()
+            await parts.store.stop()
+            await parts.tracing.stop()
             log.info("receiver.stopped")
+
+    def _background(self) -> list[_Run]:
+        """Name what runs here until we stop, beside lanes and submits."""
+        parts, does = self._parts, self._does
+        sources = {given.allowed_sources for given in parts.settings.providers.values()}
+        wanted: list[tuple[bool, _Run]] = [
+            *((does.outbound, listener.run) for listener in parts.listeners.values()),
+            (does.outbound, self._warm_keys),
+            (does.outbound, parts.feed.run),
+            (does.outbound, parts.rejections.run),
+            (does.outbound and "meta" in sources, parts.published.keep),
+            (does.sweeps, partial(parts.store.sweep, self._chores())),
+            (does.sweeps, parts.replaying().run),
+            (does.sweeps and parts.alone, parts.retention.run),
+        ]
+        return [run for is_wanted, run in wanted if is_wanted]
 
     def _chores(self) -> dict[str, Chore]:
         """Name what this process can do for all."""
+        parts = self._parts
         chores: dict[str, Chore] = {
-            "deliveries": self._dispatch.reclaim,
-            "retention": self._retention.sweep,
+            "deliveries": parts.dispatch.reclaim,
+            "retention": parts.retention.sweep,
         }
         if self._does.outbound:
-            chores["submits"] = self._outbound.sweep_submits
-            chores["looks"] = self._outbound.sweep_looks
+            chores["submits"] = parts.outbound.sweep_submits
+            chores["looks"] = parts.outbound.sweep_looks
         return chores
 
     async def _warm_keys(self) -> None:
         """Have fal's keys before its first callback needs them."""
-        if self._settings.providers["fal"].key is not None:
+        if self._parts.settings.providers["fal"].key is not None:
             with contextlib.suppress(KeysUnavailable):
-                await self._keys(False)
+                await self._parts.keys(False)
 
-    async def _stop(self, listening: Sequence[asyncio.Task[None]]) -> None:
+    async def _stop(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         log.info("receiver.stopping")
-        self.release_waiters()
-        if self._draining is not None:
-            self._draining.cancel()
-            await asyncio.wait({self._draining})
-        for task in listening:
+        self._release()
+        await self.drain.stop()
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*listening, self._outbound.stop(), return_exceptions=True)
-        await self._dispatch.stop()
-        await self._rejections.stop()
+        await asyncio.gather(*tasks, self._parts.outbound.stop(), return_exceptions=True)
+        await self._parts.dispatch.stop()
+        await self._parts.rejections.stop()
 
-    def release_waiters(self) -> None:
+    def _release(self) -> None:
         """Answer those who wait for outcomes or a drain now, as we are about to stop."""
-        if self._draining is not None:
-            self._draining.cancel()
-        self._predictions.stopping = True
-        self._feed.close()
-        self._inbox.waiters.tell_all()
+        self.drain.cancel()
+        self._surface.release()
 
     def _announce(self) -> None:
-        settings = self._settings
+        settings, registry = self._parts.settings, self._parts.registry
         on = [name for name, given in settings.providers.items() if given.key is not None]
-        for handler in self._registry.handlers.values():
+        for handler in registry.handlers.values():
             log.info("handler.registered", handler=handler.name, place=handler.place)
         if self._does.outbound:
-            for problem in _warnings(settings, on, self._registry):
+            for problem in _warnings(settings, on, registry):
                 log.warning("settings.warning", problem=problem)
         log.info(
             "receiver.started",
-            owner=self._owner,
+            owner=self._parts.owner,
             database=settings.database,
             providers=on,
-            handlers=list(self._registry.handlers),
+            handlers=list(registry.handlers),
             public_url=settings.public_url,
-            tracing=self._tracing.on,
+            tracing=self._parts.tracing.on,
         )
 
 

@@ -6,14 +6,17 @@ import gc
 import os
 import shlex
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.text import Text
 
 from receiver.errors import ReceiverError
+from receiver.terminal import Terminal, print_plainly, print_table, print_value
 
 if TYPE_CHECKING:
+    from receiver.client import Client
     from receiver.settings import Settings
 
 main = typer.Typer(
@@ -30,6 +33,7 @@ and at Python's 5 ms every one of its steps would wait that long behind a busy e
 _COLLECT: Final = 10_000
 """New objects between two collections of the youngest; Python's 700 suits small programs."""
 _TERMINAL: Final = {"succeeded", "failed", "canceled"}
+_COLOURS: Final = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 
 Handlers = Annotated[
     list[str] | None, typer.Argument(help="Files, modules or installed names (log, save, forward).")
@@ -42,6 +46,8 @@ Dev = Annotated[
     bool, typer.Option("--dev", help="Make up the secrets; let this machine in without a key.")
 ]
 Id = Annotated[str, typer.Argument(metavar="ID")]
+HandlerName = Annotated[str, typer.Argument(metavar="HANDLER")]
+OfProvider = Annotated[str | None, typer.Option("--provider", help="Only of this provider.")]
 
 
 # --- what runs ---
@@ -64,11 +70,9 @@ def serve(
     from receiver.serving import Server
 
     settings = _settings(handlers, dev=dev)
-    try:
+    with _failing():
         asyncio.run(migrate(settings))
         app = create_app(settings, dispatch=not no_dispatch)
-    except ReceiverError as error:
-        _fail(error)
     sys.setswitchinterval(_SWITCH)
     _spare_the_collector()
     Server(app, host, port).run()
@@ -100,10 +104,8 @@ def worker(handlers: Handlers = None, dev: Dev = False) -> None:
         exit_after(LINGER, 0)
 
     _spare_the_collector()
-    try:
+    with _failing():
         uvloop.run(run())
-    except ReceiverError as error:
-        _fail(error)
 
 
 @main.command()
@@ -121,13 +123,11 @@ def drain(
     settings = _settings(handlers, dev=dev)
 
     async def run() -> None:
-        _print_plainly(await drain(settings, seconds))
+        print_plainly(await drain(settings, seconds))
         exit_after(LINGER, 0)
 
-    try:
+    with _failing():
         asyncio.run(run())
-    except ReceiverError as error:
-        _fail(error)
 
 
 @main.command()
@@ -138,10 +138,8 @@ def migrate(dev: Dev = False) -> None:
     from receiver.app import migrate
 
     settings = _settings(None, dev=dev)
-    try:
+    with _failing():
         asyncio.run(migrate(settings))
-    except ReceiverError as error:
-        _fail(error)
     typer.echo(f"{settings.database} is up to date")
 
 
@@ -154,18 +152,14 @@ def backup(
     from receiver.store.backup import back_up
 
     settings = _settings(None, dev=True)  # no secret is needed for it
-    if settings.sqlite_path is None:
-        _fail(
-            ReceiverError(
+    with _failing():
+        if settings.sqlite_path is None:
+            raise ReceiverError(
                 f"{settings.database} is PostgreSQL's to back up: pg_dump --format=custom "
                 f'--schema=receiver --file={shlex.quote(file)} "$RECEIVER_DATABASE_URL"; '
                 "pg_restore brings it back"
             )
-        )
-    try:
         made = back_up(settings.sqlite_path, file, force=force)
-    except ReceiverError as error:
-        _fail(error)
     typer.echo(
         f"{made.path}: {made.size:,} bytes (of a database of {made.of:,}), "
         f"{made.predictions:,} predictions, in {made.seconds:.1f} s"
@@ -177,10 +171,8 @@ def _settings(handlers: list[str] | None, *, dev: bool) -> Settings:
     from receiver import logs
     from receiver.settings import Settings
 
-    try:
+    with _failing():
         settings = Settings.read(_environment(handlers, dev=dev))
-    except ReceiverError as error:
-        _fail(error)
     logs.configure(settings.log_format, settings.log_level)
     return settings
 
@@ -212,10 +204,8 @@ def emulate(
     from receiver.emulator import Options, create_emulator, settings_for
     from receiver.serving import Server
 
-    try:
+    with _failing(msgspec.ValidationError):
         options = msgspec.convert({"generation": seconds, "shape": shape}, Options)
-    except msgspec.ValidationError as error:
-        _fail(ReceiverError(str(error)))
     logs.configure(None, "info")
     # Any key will do there, and its pictures are on this machine.
     wanted = dict.fromkeys(("OXEN_API_KEY", "EACHLABS_API_KEY", "FAL_KEY"), "emulated")
@@ -267,21 +257,21 @@ def submit(
     prediction = _call("post", "/v1/predictions", body, {"Idempotency-Key": key} if key else None)
     while wait and prediction["status"] not in _TERMINAL:
         prediction = _call("get", f"/v1/predictions/{prediction['id']}", {"Prefer": "wait=60"})
-    _print(prediction)
+    print_value(prediction)
     raise typer.Exit(int(prediction["status"] in {"failed", "canceled"}))
 
 
 @main.command(name="list")
 def list_(
     status: Annotated[str | None, typer.Option(help="Only in this status.")] = None,
-    provider: Annotated[str | None, typer.Option(help="Only of this provider.")] = None,
+    provider: OfProvider = None,
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
     """List predictions, newest first."""
     found = _call("get", _query("/v1/predictions", status=status, provider=provider, limit=limit))
     columns = ("id", "provider", "model", "status", "channel", "created_at", "error")
-    _table(found, columns, as_json=as_json)
+    _show(found, columns, as_json=as_json)
 
 
 @main.command()
@@ -289,7 +279,7 @@ def show(prediction_id: Id) -> None:
     """Show one prediction and what became of its event."""
     prediction = _call("get", f"/v1/predictions/{prediction_id}")
     found = _call("get", _query("/v1/deliveries", prediction=prediction_id, limit=100))
-    _print({**prediction, "deliveries": found["data"]})
+    print_value({**prediction, "deliveries": found["data"]})
 
 
 @main.command()
@@ -312,38 +302,29 @@ def tail(
 
     from rich.console import Console
 
-    from receiver.client import Client
     from receiver.tail import follow, show
 
     params = {name: value for name, value in (("type", kind), ("provider", provider)) if value}
-    for text in metadata or []:
-        name, equals, value = text.partition("=")
-        if not equals:
-            _fail(ReceiverError(f"{text!r} is not NAME=VALUE"))
-        params[f"metadata.{name}"] = value
-    client = Client(os.environ)
+    params |= {f"metadata.{name}": value for name, value in _texts(metadata).items()}
     console = Console(highlight=False)
-    messages = follow(client, params, after, lambda text: typer.echo(f"-- {text}", err=True))
     try:
-        for message in islice(messages, count):
-            if as_json:
-                _print_plainly(message)
-            else:
-                show(console, message)
-    except ReceiverError as error:
-        _fail(error)
+        with _client() as client:
+            found = follow(client, params, after, lambda text: typer.echo(f"-- {text}", err=True))
+            for message in islice(found, count):
+                if as_json:
+                    print_plainly(message)
+                else:
+                    show(console, message)
     except KeyboardInterrupt:
         raise typer.Exit from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on
-    finally:
-        client.close()
 
 
 @main.command()
 def cancel(prediction_id: Id) -> None:
     """Cancel a prediction at its provider."""
-    _print(_call("post", f"/v1/predictions/{prediction_id}/cancel"))
+    print_value(_call("post", f"/v1/predictions/{prediction_id}/cancel"))
 
 
 @main.command()
@@ -355,7 +336,7 @@ def replay(
         str | None, typer.Option(help="Events from then on: 24h, 7d, or RFC 3339.")
     ] = None,
     until: Annotated[str | None, typer.Option(help="Events before then.")] = None,
-    provider: Annotated[str | None, typer.Option(help="Only of this provider.")] = None,
+    provider: OfProvider = None,
     model: Annotated[str | None, typer.Option(help="Only of models like this (a glob).")] = None,
     handler: Annotated[str | None, typer.Option(help="Only to this handler.")] = None,
     state: Annotated[
@@ -371,13 +352,10 @@ def replay(
     import time
 
     from receiver.bulk import moment, replay
-    from receiver.client import Client
 
     now = time.time()
-    try:
+    with _failing():
         since, until = (text and moment(text, now) for text in (since, until))
-    except ReceiverError as error:
-        _fail(error)
     given = {
         "since": since,
         "until": until,
@@ -388,18 +366,13 @@ def replay(
         "metadata": _texts(metadata),
     }
     wanted = {name: value for name, value in given.items() if value}
-    if prediction_id is not None:
-        if wanted:
-            _fail(ReceiverError("name one prediction, or say which, but not both"))
-        _print(_call("post", f"/v1/predictions/{prediction_id}/replay"))
-        return
-    client = Client(os.environ)
-    try:
-        replay(client, _Terminal(agreed=yes), wanted)
-    except ReceiverError as error:
-        _fail(error)
-    finally:
-        client.close()
+    with _client() as client:
+        if prediction_id is None:
+            replay(client, Terminal(agreed=yes), wanted)
+        elif wanted:
+            raise ReceiverError("name one prediction, or say which, but not both")
+        else:
+            print_value(client.post(f"/v1/predictions/{prediction_id}/replay"))
 
 
 @main.command()
@@ -412,11 +385,11 @@ def replays(
 ) -> None:
     """List the replays in bulk, newest first, or cancel one."""
     if cancel is not None:
-        _print(_call("post", f"/v1/replays/{cancel}/cancel"))
+        print_value(_call("post", f"/v1/replays/{cancel}/cancel"))
         return
     found = _call("get", _query("/v1/replays", limit=limit))
     columns = ("id", "state", "events", "matched", "replayed", "wanted", "created_at", "ended_at")
-    _table(found, columns, as_json=as_json)
+    _show(found, columns, as_json=as_json)
 
 
 @main.command()
@@ -424,7 +397,7 @@ def undelivered(
     kind: Annotated[
         str | None, typer.Option(help="duplicate, late, unknown, rejected or unrouted.")
     ] = None,
-    provider: Annotated[str | None, typer.Option(help="Only of this provider.")] = None,
+    provider: OfProvider = None,
     prediction: Annotated[str | None, typer.Option(help="Only of this prediction.")] = None,
     limit: Limit = 20,
     as_json: AsJson = False,
@@ -432,18 +405,15 @@ def undelivered(
     """List what came and was delivered to nobody, the latest first."""
     params = {"kind": kind, "provider": provider, "prediction": prediction, "limit": limit}
     found = _call("get", _query("/v1/undelivered", **params))
-    if as_json:
-        _print_plainly(found)
-        return
     rows = [{**row, "from": row["channel"] or row["source"]} for row in found["data"]]
     columns = ("kind", "reason", "provider", "from", "prediction_id", "times", "last_at")
-    _table({"data": rows}, columns, as_json=False)
+    _show(found, columns, rows, as_json=as_json)
 
 
 @main.command()
 def erase(prediction_id: Id) -> None:
     """Erase what a prediction was about; its id, status and times stay."""
-    _print(_call("post", f"/v1/predictions/{prediction_id}/erase"))
+    print_value(_call("post", f"/v1/predictions/{prediction_id}/erase"))
 
 
 @main.command()
@@ -457,7 +427,7 @@ def explain(
     """Say which handlers run for an event, and why the others do not."""
     found = _call("get", _query(f"/v1/predictions/{name}/explain", type=kind))
     if as_json:
-        _print_plainly(found)
+        print_plainly(found)
         return
     rows = [
         {
@@ -472,7 +442,7 @@ def explain(
     assumed = " (if it ends so)" if found["assumed"] else ""
     typer.echo(f"{found['prediction']}: {found['type']}{assumed}")
     columns = ("handler", "runs", "because", "state", "attempts", "reason")
-    _table({"data": rows}, columns, as_json=False)
+    print_table(rows, columns)
 
 
 @main.command()
@@ -487,32 +457,32 @@ def deliveries(
     """List deliveries, newest first: what is owed, done, dead."""
     found = _call("get", _query("/v1/deliveries", state=state, handler=handler, limit=limit))
     columns = ("id", "prediction_id", "handler", "state", "attempts", "due_at", "reason")
-    _table(found, columns, as_json=as_json)
+    _show(found, columns, as_json=as_json)
 
 
 @main.command()
-def retry(delivery_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+def retry(delivery_id: Id) -> None:
     """Try a dead or skipped delivery again, or a waiting one at once."""
-    _print(_call("post", f"/v1/deliveries/{delivery_id}/retry"))
+    print_value(_call("post", f"/v1/deliveries/{delivery_id}/retry"))
 
 
 @main.command()
 def handlers(as_json: AsJson = False) -> None:
     """List handlers: what each is owed, and whether it waits."""
     columns = ("name", "state", "owed", "registered", "paused_at", "open_until")
-    _table(_call("get", "/v1/handlers"), columns, as_json=as_json)
+    _show(_call("get", "/v1/handlers"), columns, as_json=as_json)
 
 
 @main.command()
-def pause(name: Annotated[str, typer.Argument(metavar="HANDLER")]) -> None:
+def pause(name: HandlerName) -> None:
     """Let no delivery of a handler begin; what is owed to it waits."""
-    _print(_call("post", f"/v1/handlers/{_quoted(name)}/pause"))
+    print_value(_call("post", f"/v1/handlers/{_quoted(name)}/pause"))
 
 
 @main.command()
-def resume(name: Annotated[str, typer.Argument(metavar="HANDLER")]) -> None:
+def resume(name: HandlerName) -> None:
     """Let a handler's deliveries run again, whether it was paused or failed."""
-    _print(_call("post", f"/v1/handlers/{_quoted(name)}/resume"))
+    print_value(_call("post", f"/v1/handlers/{_quoted(name)}/resume"))
 
 
 @main.command()
@@ -536,7 +506,7 @@ def doctor(
     async def run() -> int:
         found = await examine(env)
         if as_json:
-            _print_plainly({"worst": worst(found), "data": found})
+            print_plainly({"worst": worst(found), "data": found})
         else:
             for finding in found:
                 typer.echo(
@@ -550,22 +520,35 @@ def doctor(
     raise typer.Exit(asyncio.run(run()))
 
 
-_COLOURS: Final = {"ok": "green", "warn": "yellow", "FAIL": "red"}
-
-
 # --- helpers of the above ---
 
 
-def _call(method: str, path: str, *more: Any) -> Any:
+@contextmanager
+def _failing(kind: type[Exception] = ReceiverError) -> Iterator[None]:
+    """End the command with one line, and with 1, where something refuses."""
+    try:
+        yield
+    except kind as error:
+        typer.secho(f"receiver: {error}", err=True, fg=typer.colors.RED)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _client() -> Iterator[Client]:
+    """Give a client of the receiver that runs; what it refuses ends the command."""
     from receiver.client import Client
 
     client = Client(os.environ)
     try:
-        return client.get(path, *more) if method == "get" else client.post(path, *more)
-    except ReceiverError as error:
-        _fail(error)
+        with _failing():
+            yield client
     finally:
         client.close()
+
+
+def _call(method: str, path: str, *more: Any) -> Any:
+    with _client() as client:
+        return client.get(path, *more) if method == "get" else client.post(path, *more)
 
 
 def _query(path: str, **params: str | int | None) -> str:
@@ -583,11 +566,12 @@ def _quoted(name: str) -> str:
 def _texts(texts: list[str] | None) -> dict[str, str]:
     """Read NAME=VALUE."""
     pairs = {}
-    for text in texts or []:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            _fail(ReceiverError(f"{text!r} is not NAME=VALUE"))
-        pairs[name] = value
+    with _failing():
+        for text in texts or []:
+            name, equals, value = text.partition("=")
+            if not equals or not name:
+                raise ReceiverError(f"{text!r} is not NAME=VALUE")
+            pairs[name] = value
     return pairs
 
 
@@ -604,71 +588,11 @@ def _pairs(texts: list[str] | None) -> dict[str, Any]:
     return pairs
 
 
-class _Terminal:
-    """Whoever sits before it; where nobody does, there is nobody to ask."""
-
-    def __init__(self, *, agreed: bool) -> None:
-        self._agreed = agreed
-        self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
-        self._counting = False
-
-    def say(self, text: str) -> None:
-        typer.echo(f"\n{text}" if self._counting else text)
-        self._counting = False
-
-    def ask(self, question: str) -> bool:
-        if self._agreed:
-            return True
-        if not self._interactive:
-            _fail(ReceiverError("there is nobody to ask: say --yes"))
-        return typer.confirm(question)
-
-    def progress(self, done: int, total: int) -> None:
-        if self._interactive:
-            typer.echo(f"\r{done} of {total} ", nl=False)
-            self._counting = True
-
-
-def _print(value: Any) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if console.is_terminal:
-        console.print_json(data=value)
-    else:
-        _print_plainly(value)
-
-
-def _print_plainly(value: Any) -> None:
-    import msgspec
-
-    typer.echo(msgspec.json.encode(value))
-
-
-def _table(found: Any, columns: tuple[str, ...], *, as_json: bool) -> None:
+def _show(
+    found: Any, columns: tuple[str, ...], rows: list[Any] | None = None, *, as_json: bool
+) -> None:
+    """Print an answer as it came, or as a table: of its list, or of rows made of that."""
     if as_json:
-        _print_plainly(found)
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, box=None, header_style="bold")
-    for row in found["data"]:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    console = Console()
-    # Ids are there to be copied: a pipe gets them whole, whatever width it pretends to have.
-    Console(width=console.width if console.is_terminal else 240).print(table)
-
-
-def _cell(value: Any) -> Text:
-    """Show a value as it is: a provider's words may look like markup, and are none."""
-    if isinstance(value, dict) and "code" in value:  # an error
-        value = f"{value.get('code')}: {value.get('message')}"
-    elif isinstance(value, dict):
-        value = ", ".join(f"{name}={inner}" for name, inner in value.items())
-    return Text("" if value is None else str(value))
-
-
-def _fail(error: ReceiverError) -> NoReturn:
-    typer.secho(f"receiver: {error}", err=True, fg=typer.colors.RED)
-    raise typer.Exit(1)
+        print_plainly(found)
+    else:
+        print_table(found["data"] if rows is None else rows, columns)

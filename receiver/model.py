@@ -126,6 +126,16 @@ class Output(Value, frozen=True, omit_defaults=True, kw_only=True):
     stored: Stored | None = None
     """Set by a handler that keeps results, as `save` does."""
 
+    @property
+    def address(self) -> str:
+        """Where people and programs elsewhere get it: as it is kept, or else as it was made.
+
+        Empty for what is only here, or came inside a data URI.
+        """
+        kept = self.stored.url if self.stored else ""
+        both = (kept, self.url or "")
+        return next((url for url in both if url.startswith(("http://", "https://"))), "")
+
 
 ErrorCode = Literal[
     "rejected", "provider_error", "content_policy", "timeout", "expired", "unconfirmed", "canceled"
@@ -164,6 +174,13 @@ class Prediction(Value, frozen=True, kw_only=True):
     completed_at: datetime | None = None
     erased_at: datetime | None = None
     """When its content was erased: what is left are its names, its status and its times."""
+
+    @property
+    def flagged(self) -> str:
+        """Why a result of it may be none, as `save` found or its metadata say; empty: nothing."""
+        stored = [output.stored for output in self.output or [] if output.stored]
+        reasons = [*(kept.flagged for kept in stored), self.metadata.get("flagged")]
+        return next((str(reason) for reason in reasons if reason), "")
 
 
 class Ticket(Value, frozen=True, kw_only=True):

@@ -13,13 +13,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from receiver.errors import StoreUnavailable
-from receiver.store.undelivered import OTHER, Rejection
+from receiver.store.undelivered import OTHER, Rejection, Sort, add_up
 
 _REST: Final = 2.0
 """Seconds between two writes."""
 _PATIENCE: Final = 2.0
 """Seconds that the last write may take, when we stop."""
-_MOST: Final = 1000
 _LONGEST: Final = 64
 """Characters of an address; a proxy may hand on any text as one."""
 
@@ -34,24 +33,15 @@ class Rejections:
     ) -> None:
         self._keep = keep
         self._clock = clock
-        self._counts: dict[tuple[str, str, str], Rejection] = {}
+        self._counts: dict[Sort, Rejection] = {}
         self._news = asyncio.Event()
 
     def count(self, provider: str, reason: str, source: str) -> None:
         """Count one; beyond a thousand addresses the next ones are `other`."""
         now = self._clock()
         source = source[:_LONGEST] if source.isprintable() else OTHER
-        self._add(Rejection(provider, reason, source, 1, now, now))
+        add_up(self._counts, Rejection(provider, reason, source, 1, now, now), self._counts)
         self._news.set()
-
-    def _add(self, one: Rejection) -> None:
-        key = (one.provider, one.reason, one.source)
-        if key not in self._counts and len(self._counts) >= _MOST:
-            key = (one.provider, one.reason, OTHER)
-        before = self._counts.get(key)
-        times = one.times + (before.times if before else 0)
-        first_at = before.first_at if before else one.first_at
-        self._counts[key] = Rejection(*key, times, first_at, one.last_at)
 
     async def run(self) -> None:
         """Write what is counted, every few seconds in which there is something."""
@@ -77,6 +67,6 @@ class Rejections:
         except StoreUnavailable:
             newer, self._counts = self._counts, taken
             for one in newer.values():
-                self._add(one)
+                add_up(self._counts, one, self._counts)
             self._news.set()
             raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import structlog
@@ -17,7 +17,7 @@ import structlog
 from receiver.errors import StoreUnavailable
 from receiver.model import TERMINAL, oldest_id
 from receiver.store.dialect import Row
-from receiver.store.disposal import Before, Gone, Piece
+from receiver.store.disposal import Before, Disposal, Piece
 
 log = structlog.get_logger("receiver")
 
@@ -51,21 +51,6 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 PACE: Final = Pace()
 
 
-class Books(Protocol):
-    """What retention needs of the store's disposal."""
-
-    async def old(
-        self, cursor: str, horizon: str, before: Before, most: int
-    ) -> tuple[list[Row], str | None]: ...
-    async def delete(self, piece: Piece) -> Gone: ...
-    async def trim_journal(self, before: float, most: int) -> int: ...
-    async def unneeded(self, kept: int, young: float, most: int) -> list[Row]: ...
-    async def strays(self, before: float, most: int) -> list[Row]: ...
-    async def delete_callbacks(self, piece: Piece) -> Gone: ...
-    async def mark(self, name: str) -> int: ...
-    async def set_mark(self, name: str, value: int) -> None: ...
-
-
 class Retention:
     """Deletes what is old.
 
@@ -76,14 +61,14 @@ class Retention:
 
     def __init__(
         self,
-        books: Books,
+        disposal: Disposal,
         days: Mapping[str, float],
         *,
         scrub: Callable[[], Awaitable[bool]],
         clock: Callable[[], float] = time.time,
         pace: Pace = PACE,
     ) -> None:
-        self._books = books
+        self._disposal = disposal
         self._days = days
         self._scrub = scrub
         self._clock = clock
@@ -124,22 +109,22 @@ class Retention:
     async def _look(self, now: float, until: float) -> bool:
         """Cut what grows in any case; False: there is more than there was time for."""
         page = self._pace.page
-        while await self._books.trim_journal(now - JOURNAL_KEPT, page) == page:
+        while await self._disposal.trim_journal(now - JOURNAL_KEPT, page) == page:
             if not await self._pause(until):
                 return False
         if not await self._trim(
-            lambda: self._books.unneeded(UNNEEDED_KEPT, now - _YOUNG, page), until
+            lambda: self._disposal.unneeded(UNNEEDED_KEPT, now - _YOUNG, page), until
         ):
             return False
         if not self._keeps_none:
             return True
         # What came for predictions that are gone is not kept longer than they would have been.
-        return await self._trim(lambda: self._books.strays(now - self._longest, page), until)
+        return await self._trim(lambda: self._disposal.strays(now - self._longest, page), until)
 
     async def _trim(self, find: Callable[[], Awaitable[Sequence[Row]]], until: float) -> bool:
         while rows := await find():
             while rows:
-                gone = await self._books.delete_callbacks(self._piece(rows))
+                gone = await self._disposal.delete_callbacks(self._piece(rows))
                 rows = rows[gone.handled :]
                 if not await self._pause(until):
                     return False
@@ -149,7 +134,7 @@ class Retention:
         """Say whether the last whole walk, whoever made it, is long enough ago."""
         rest = min(_LONGEST_REST, self._shortest / 24)
         # One in the future was made by a clock that went wrong.
-        return not 0.0 <= now - await self._books.mark("retention") < rest
+        return not 0.0 <= now - await self._disposal.mark("retention") < rest
 
     async def _walk(self, now: float, until: float) -> None:
         """Go on from where the last turn ended, to the youngest that can be old enough."""
@@ -157,9 +142,9 @@ class Retention:
         horizon = oldest_id("pred", now - self._shortest)
         cursor: str | None = self._cursor
         while cursor is not None:
-            rows, cursor = await self._books.old(cursor, horizon, before, self._pace.page)
+            rows, cursor = await self._disposal.old(cursor, horizon, before, self._pace.page)
             while rows:
-                gone = await self._books.delete(self._piece(rows, before))
+                gone = await self._disposal.delete(self._piece(rows, before))
                 self._deleted += gone.deleted
                 rows = rows[gone.handled :]
                 if not await self._pause(until):
@@ -167,7 +152,7 @@ class Retention:
             self._cursor = cursor or ""
             if cursor is not None and not await self._pause(until):
                 return
-        await self._books.set_mark("retention", int(now))
+        await self._disposal.set_mark("retention", int(now))
         if self._deleted:
             log.info("predictions.deleted", count=self._deleted)
             self._deleted = 0

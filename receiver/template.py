@@ -18,9 +18,7 @@ def _urls(event: Event) -> list[str]:
 
 def _address(output: Output) -> str | None:
     """Name where a browser gets a result; a data URI is no address for people."""
-    kept = output.stored.url if output.stored else None
-    theirs = output.url if output.url and output.url.startswith("http") else None
-    return kept if kept and kept.startswith("http") else theirs or kept
+    return output.address or (output.stored.url if output.stored else None)
 
 
 def _seconds(event: Event) -> float | None:

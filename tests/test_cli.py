@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from receiver.cli import _cell
 from receiver.emulator import settings_for
+from receiver.terminal import cell
 from tests.journey.parts import free_port
 
 SECRET = "a-secret-key-of-more-than-thirty-two-characters"
@@ -212,7 +212,7 @@ def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) ->
     assert [one["state"] for one in replays[:2]] == ["done", "counted"]
     dropped = receiver("replays", "--cancel", replays[1]["id"], cwd=home, **env)
     assert json.loads(dropped.stdout)["state"] == "canceled"
-    assert _cell(replays[1]["wanted"]).plain.startswith("since=")
+    assert cell(replays[1]["wanted"]).plain.startswith("since=")
     shown = json.loads(receiver("show", prediction_id, cwd=home, **env).stdout)
     assert shown["deliveries"][0]["replay_id"] == replays[0]["id"]
 
@@ -260,5 +260,5 @@ def test_the_demo_plays_to_its_end(tmp_path: Path) -> None:
 
 
 def test_a_providers_words_are_shown_as_they_are() -> None:
-    shown = _cell({"code": "rejected", "message": "bad [/input] [red]"})
+    shown = cell({"code": "rejected", "message": "bad [/input] [red]"})
     assert shown.plain == "rejected: bad [/input] [red]"

@@ -21,8 +21,8 @@ import pytest
 from receiver import Context, Event, Retry, on
 from receiver.app import create_app, migrate, work
 from receiver.app import drain as drain_once
+from receiver.draining import Drained
 from receiver.errors import StoreUnusable
-from receiver.inbound import Drained
 from receiver.settings import Settings
 from tests.conftest import Logged, Start
 from tests.journey.parts import free_port

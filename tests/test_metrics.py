@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from receiver import Dead, Event, on
 from receiver.errors import StoreUnavailable
-from receiver.inbound.metrics import Page
+from receiver.inbound.metrics import MetricsPage
 from receiver.store.backlog import Depth
 from receiver.telemetry import Telemetry
 from tests.conftest import Disk, Start
@@ -277,12 +277,12 @@ class Away:
         raise StoreUnavailable("away")
 
 
-def make_page(backlog: Away) -> Page:
+def make_page(backlog: Away) -> MetricsPage:
     async def connected() -> bool:
         return True
 
     streams = {"oxen": connected}
-    return Page(Telemetry(), backlog, providers=["oxen"], handlers=[], streams=streams)
+    return MetricsPage(Telemetry(), backlog, providers=["oxen"], handlers=[], streams=streams)
 
 
 @pytest.mark.parametrize("hangs", [False, True])

@@ -170,6 +170,7 @@ async def test_polls_are_traced_and_what_they_find_is_linked_to_them(
     async with start(RECEIVER_POLL_AFTER="0.01") as station:
         made = await station.submit()
         await station.until(made["id"], "succeeded")
+        await eventually(lambda: memory.names.count("poll eachlabs") > 1)  # the commit comes first
     first, last = (span for span in memory.spans if span.name == "poll eachlabs")
     assert (fails_with(first), fails_with(last)) == ("Unreadable", None)
     outcome = memory.one("outcome eachlabs")

@@ -22,7 +22,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from receiver.dispatch.gate import Breaker, Known, LaneGate
+from receiver.dispatch.gate import Breaker, KnownGates, LaneGate
 from receiver.dispatch.registry import Handler, Registry
 from receiver.dispatch.runner import Attempt, Tools
 from receiver.errors import StoreUnavailable
@@ -97,7 +97,7 @@ class Dispatch:
         self._pace = pace
         self._sweeps = sweeps
         self._gates = gates
-        self._known = Known(gates, clock)
+        self._known = KnownGates(gates, clock)
         self._lanes = {
             name: _Lane(
                 handler,

@@ -16,6 +16,7 @@ import base64
 import codecs
 import hashlib
 import ipaddress
+import mimetypes
 import re
 import socket
 import tempfile
@@ -48,6 +49,16 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     """Hex digest of the content."""
     content_type: str
     """As the first bytes show it; as was promised where they show nothing."""
+
+    @property
+    def extension(self) -> str:
+        """The usual end of such a file's name, without a dot.
+
+        Python does not know them all, nor is what it does not know harmless.
+        """
+        known = mimetypes.guess_extension(self.content_type)
+        made_up = re.sub(r"\W", "", self.content_type.partition("/")[2])[:10]
+        return (known or made_up).removeprefix(".")
 
     def read(self) -> bytes:
         return self.path.read_bytes()

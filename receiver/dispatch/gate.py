@@ -41,8 +41,8 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds before a trial; each that fails doubles them."""
 
 
-class Store(Protocol):
-    """What gates need of the store (`store.gates.Gates`)."""
+class Gates(Protocol):
+    """What a lane's gate needs of what is stored of all gates (`store.gates.Gates`)."""
 
     async def all(self) -> dict[str, Gate]: ...
     async def open(self, name: str, now: float, until: float) -> bool: ...
@@ -52,21 +52,21 @@ class Store(Protocol):
     async def try_again(self, now: float) -> None: ...
 
 
-class Known:
+class KnownGates:
     """What this process knows of the gates; read anew when it is old, or when told to."""
 
-    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
-        self._store = store
+    def __init__(self, gates: Gates, clock: Callable[[], float]) -> None:
+        self._gates = gates
         self._clock = clock
-        self._gates: dict[str, Gate] = {}
+        self._found: dict[str, Gate] = {}
         self._read_at = float("-inf")
 
     async def of(self, name: str) -> Gate:
         now = self._clock()
         if not 0 <= now - self._read_at < _FRESH:
-            self._gates = await self._store.all()
+            self._found = await self._gates.all()
             self._read_at = now
-        return self._gates.get(name) or Gate(name)
+        return self._found.get(name) or Gate(name)
 
     def forget(self) -> None:
         self._read_at = float("-inf")
@@ -87,14 +87,14 @@ class LaneGate:
         self,
         name: str,
         timeout: float,
-        store: Store,
-        known: Known,
+        gates: Gates,
+        known: KnownGates,
         breaker: Breaker,
         clock: Callable[[], float],
     ) -> None:
         self._name = name
         self._timeout = timeout
-        self._store = store
+        self._gates = gates
         self._known = known
         self._breaker = breaker
         self._clock = clock
@@ -109,7 +109,7 @@ class LaneGate:
             case "running":
                 return Passage(room)
             case "probing":
-                is_ours = await self._store.probe(self._name, now, now + self._timeout + _MARGIN)
+                is_ours = await self._gates.probe(self._name, now, now + self._timeout + _MARGIN)
                 return Passage(1, is_trial=True) if is_ours else Passage(0, nap)
             case "open" if gate.open_until is not None:
                 return Passage(0, gate.open_until - now)
@@ -117,7 +117,7 @@ class LaneGate:
 
     async def give_back(self) -> None:
         """Say that there was nothing to try."""
-        await self._store.end_probe(self._name)
+        await self._gates.end_probe(self._name)
 
     async def tell(self, delivery: str, failure: Failure | None) -> None:
         """Hear how an attempt ended; a gate that cannot be set stays as it is."""
@@ -132,7 +132,7 @@ class LaneGate:
     async def _succeeded(self) -> None:
         self._failed.clear()
         gate = await self._known.of(self._name)
-        if gate.open_until is not None and await self._store.close(self._name):
+        if gate.open_until is not None and await self._gates.close(self._name):
             self._known.forget()
             log.info("handler.closed", handler=self._name)
 
@@ -149,7 +149,7 @@ class LaneGate:
         breaker = self._breaker
         wait = backoff(gate.failures + 1, breaker.first_wait, breaker.longest_wait, 1.0)
         now = self._clock()
-        if await self._store.open(self._name, now, now + wait):
+        if await self._gates.open(self._name, now, now + wait):
             self._failed.clear()
             self._known.forget()
             log.warning(

@@ -41,6 +41,8 @@ _LEAST_BITS: Final = 2.5
 """For each character, by how often each comes."""
 _LONGEST_RUN: Final = 8
 SHORTEST_API_KEY: Final = 16
+_SHORTEST_HIDDEN: Final = 6
+"""Shorter ones are parts of words; no check says one, hiding them is only the net below."""
 
 
 def check_settings(
@@ -202,10 +204,6 @@ def hide(text: str, settings: Settings, env: Mapping[str, str]) -> str:
     password = urlsplit(settings.database_url).password or ""
     secrets |= {password, unquote(password)}
     for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= _SHOWN:
+        if len(secret) >= _SHORTEST_HIDDEN:
             text = text.replace(secret, "…")
     return "".join(char if char.isprintable() else " " for char in text)
-
-
-_SHOWN: Final = 6
-"""Shorter ones are parts of words; no check says one, this is only the net below."""

@@ -16,7 +16,7 @@ from receiver.inbound import (
     undelivered,
 )
 from receiver.inbound.answers import ERROR_HANDLERS
-from receiver.inbound.deliveries import Deliveries, Drained
+from receiver.inbound.deliveries import Deliveries
 from receiver.inbound.docs import Docs
 from receiver.inbound.echo import echo_route
 from receiver.inbound.events import Events
@@ -25,7 +25,7 @@ from receiver.inbound.handlers import Handlers
 from receiver.inbound.health import health_routes
 from receiver.inbound.hook import Hook
 from receiver.inbound.limits import Limits
-from receiver.inbound.metrics import Page
+from receiver.inbound.metrics import MetricsPage
 from receiver.inbound.outgoing import WEBHOOKS
 from receiver.inbound.predictions import Predictions
 from receiver.inbound.proxies import Proxies
@@ -53,13 +53,12 @@ __all__ = [
     "WEBHOOKS",
     "Deliveries",
     "Docs",
-    "Drained",
     "Events",
     "Guard",
     "Handlers",
     "Hook",
     "Limits",
-    "Page",
+    "MetricsPage",
     "Predictions",
     "Proxies",
     "PublishedRanges",

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from receiver.draining import Drained
 from receiver.errors import Problem
 from receiver.inbound.answers import as_json
 from receiver.inbound.guard import Guard
@@ -53,16 +54,6 @@ class DrainAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     seconds: Annotated[int, msgspec.Meta(ge=1, le=_LONGEST_DRAIN)] = 25
     """For how long at most."""
-
-
-class Drained(msgspec.Struct, frozen=True):
-    """What a drain has done: attempts ended, submits and looks at providers begun."""
-
-    deliveries: int
-    submits: int
-    polls: int
-    more: bool
-    """The time was over before there was nothing left to do."""
 
 
 class Deliveries:

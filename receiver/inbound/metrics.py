@@ -32,7 +32,7 @@ class Counts(Protocol):
     async def depth(self, providers: Sequence[str]) -> Depth: ...
 
 
-class Page:
+class MetricsPage:
     """The page of metrics, made once a second at most, whoever asks."""
 
     def __init__(

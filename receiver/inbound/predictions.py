@@ -168,7 +168,7 @@ class Predictions:
         outbound: Outbound,
         waiters: Waiters,
         *,
-        replay: Callable[[str], Any],
+        replay: Callable[[str], Awaitable[Replayed]],
         wake: Callable[[tuple[str, ...]], None],
         explain: Callable[[str, Prediction], list[Explained]],
         erase: Callable[[str], Awaitable[Erased]],
@@ -244,7 +244,7 @@ class Predictions:
     async def replay(self, request: Request) -> Response:
         prediction_id = _id(request)
         await self._prediction(prediction_id)
-        replayed: Replayed = await self._replay(prediction_id)
+        replayed = await self._replay(prediction_id)
         if replayed.owed is None:
             raise Problem(409, "not-ended", "the prediction has not ended: there is no event yet")
         if replayed.erased:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, Final, Protocol
+from typing import Final
 
 import msgspec
 
 from receiver.model import TERMINAL, Status
-from receiver.store.dialect import Query, Row
+from receiver.store.dialect import Query, Reads
 
 COUNTED: Final = 10_000
 """A count ends there: more is as bad. The age of so many is looked at, those due first."""
@@ -49,14 +49,6 @@ FROM {{rows:provider text, status text}}
 """)  # noqa: S608
 
 LIVING: Final = tuple(status for status in Status if status not in TERMINAL)
-
-
-class Reads(Protocol):
-    """What the backlog needs of the store."""
-
-    async def read(
-        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
-    ) -> list[Row]: ...
 
 
 class Depth(msgspec.Struct, frozen=True):

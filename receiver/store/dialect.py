@@ -1,4 +1,4 @@
-"""One SQL text for two engines, and how an operation asks for it to be run.
+"""One SQL text for two engines, how an operation asks for it to be run, and by whom.
 
 A text is written in the words both understand; what differs is a mark in it:
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
@@ -58,15 +58,8 @@ _VALUE_TYPES: Final = {
             "at_work",
             "below",
             "end",
-            "kept",
-            "largest",
-            "last",
-            "limit",
-            "most",
-            "requests",
-            "value",
-            "at_work",
             "events",
+            "kept",
             "largest",
             "last",
             "limit",
@@ -75,6 +68,7 @@ _VALUE_TYPES: Final = {
             "next",
             "owed",
             "requests",
+            "value",
         ),
         "bigint",
     ),
@@ -193,3 +187,29 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Operation: TypeAlias = Callable[[Sequence[Item]], Steps[Sequence[Result]]]
 """What is done for all the items that wait for it, in one transaction; one result an item."""
+
+
+def run_each(items: Sequence[Run]) -> Steps[list[list[Row]]]:
+    """Run one statement for each item: the operation of whoever needs no more; its rows result."""
+    results = []
+    for item in items:
+        results.append((yield item))  # noqa: PERF401 - a generator yields for it
+    return results
+
+
+class Reads(Protocol):
+    """A store, as whatever only reads it needs it."""
+
+    async def read(
+        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
+    ) -> list[Row]: ...
+
+
+class Writes(Protocol):
+    """A store, as whatever only writes to it needs it."""
+
+    async def write(self, operation: Operation[Item, Result], item: Item) -> Result: ...
+
+
+class Tables(Reads, Writes, Protocol):
+    """A store, as whatever keeps rows of its own there needs it."""

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final
 
 import msgspec
 
-from receiver.store.dialect import Operation, Query, Row, Run, Steps, Write
-
-T = TypeVar("T")
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from receiver.store.dialect import Query, Row, Run, Steps, Tables, Write
+from receiver.store.journal import SELECT_MARK
 
 NEVER: Final = -1.0
 """A time before which nothing has ended."""
@@ -81,8 +78,6 @@ SELECT seq, time FROM journal WHERE seq < (SELECT max(seq) FROM journal) ORDER B
 
 DELETE_JOURNAL: Final = Query("DELETE FROM journal WHERE seq <= :last")
 
-SELECT_MARK: Final = Query("SELECT value FROM marks WHERE name = :name")
-
 SET_MARK: Final = Query("""
 INSERT INTO marks (name, value) VALUES (:name, :value)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE marks.value < excluded.value
@@ -139,27 +134,18 @@ class Gone(msgspec.Struct, frozen=True):
     deleted: int
 
 
-class Books(Protocol):
-    """What disposal needs of the store."""
-
-    async def write(self, operation: Operation[Item, Result], item: Item) -> Result: ...
-    async def read(
-        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
-    ) -> list[Row]: ...
-
-
 class Disposal:
     """Finds what is old, and deletes it piece by piece."""
 
-    def __init__(self, books: Books) -> None:
-        self._books = books
+    def __init__(self, store: Tables) -> None:
+        self._store = store
 
     async def old(
         self, cursor: str, horizon: str, before: Before, most: int
     ) -> tuple[list[Row], str | None]:
         """Walk on from `cursor`; give the predictions that may go, and the next cursor, if any."""
         params = msgspec.structs.asdict(before)
-        found = await self._books.read(
+        found = await self._store.read(
             SELECT_OLD, cursor=cursor, horizon=horizon, most=most, **params
         )
         more = found[-1][0] if len(found) == most else None
@@ -167,37 +153,37 @@ class Disposal:
 
     async def delete(self, piece: Piece) -> Gone:
         """Delete predictions with all that hangs on them, but for what may no longer go."""
-        return await self._books.write(delete_predictions, piece)
+        return await self._store.write(delete_predictions, piece)
 
     async def trim_journal(self, before: float, most: int) -> int:
         """Cut off what is older, so many rows at most, and remember where; say how many went."""
-        rows = await self._books.read(SELECT_JOURNAL, most=most)
+        rows = await self._store.read(SELECT_JOURNAL, most=most)
         old = [seq for seq, at in rows if at < before]
         if old:
-            await self._books.write(cut_journal, old[-1])
+            await self._store.write(cut_journal, old[-1])
         return len(old)
 
     async def unneeded(self, kept: int, young: float, most: int) -> list[Row]:
         """Name callbacks that decided nothing, but for the newest and those of living and young."""
-        cut = await self._books.read(SELECT_CUT, kept=kept)
+        cut = await self._store.read(SELECT_CUT, kept=kept)
         if not cut:
             return []
-        return await self._books.read(SELECT_UNNEEDED, before=cut[0][0], young=young, most=most)
+        return await self._store.read(SELECT_UNNEEDED, before=cut[0][0], young=young, most=most)
 
     async def strays(self, before: float, most: int) -> list[Row]:
         """Name callbacks from before then whose predictions are gone."""
-        return await self._books.read(SELECT_STRAYS, before=before, most=most)
+        return await self._store.read(SELECT_STRAYS, before=before, most=most)
 
     async def delete_callbacks(self, piece: Piece) -> Gone:
-        return await self._books.write(delete_callbacks, piece)
+        return await self._store.write(delete_callbacks, piece)
 
     async def mark(self, name: str) -> int:
         """Give what was last remembered under a name, or 0."""
-        rows = await self._books.read(SELECT_MARK, name=name)
+        rows = await self._store.read(SELECT_MARK, name=name)
         return rows[0][0] if rows else 0
 
     async def set_mark(self, name: str, value: int) -> None:
-        await self._books.write(set_marks, (name, value))
+        await self._store.write(set_marks, (name, value))
 
 
 def delete_predictions(items: Sequence[Piece]) -> Steps[list[Gone]]:

@@ -9,14 +9,11 @@ was asked: whoever guesses the words could tell by it that they are right.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal, Protocol, TypeAlias, TypeVar
+from typing import Final, Literal, Protocol, TypeAlias
 
 from receiver.model import TERMINAL, Status
-from receiver.store.dialect import News, Operation, Query, Run, Steps, Write
+from receiver.store.dialect import News, Query, Run, Steps, Write, Writes
 from receiver.store.disposal import HOLD_DELIVERIES
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 Erased: TypeAlias = Literal["erased", "already", "missing", "living", "running"]
 """What became of the wish; `running`: a handler is at work on it."""
@@ -62,24 +59,23 @@ FORGET_STEPS: Final = Query(
 )
 
 
-class Books(Protocol):
+class Tables(Writes, Protocol):
     """What erasing needs of the store."""
 
-    async def write(self, operation: Operation[Item, Result], item: Item) -> Result: ...
     async def scrub(self) -> bool: ...
 
 
 class Erasure:
     """Erases, and sees to it that nothing is left in the files beside the database."""
 
-    def __init__(self, books: Books) -> None:
-        self._books = books
+    def __init__(self, store: Tables) -> None:
+        self._store = store
 
     async def erase(self, prediction_id: str, now: float) -> Erased:
         """Erase a prediction's content, all of it or nothing; to do it twice changes nothing."""
-        erased = await self._books.write(erase, (prediction_id, now))
+        erased = await self._store.write(erase, (prediction_id, now))
         if erased in {"erased", "already"}:
-            await self._books.scrub()
+            await self._store.scrub()
         return erased
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal
 
 import msgspec
 
-from receiver.store.dialect import Operation, Query, Row, Run, Steps
+from receiver.store.dialect import Query, Row, Run, Tables, run_each
 
 SELECT_GATES: Final = Query(
     "SELECT name, paused_at, failures, open_until, probe_until FROM handlers"
@@ -72,22 +71,10 @@ class Gate(msgspec.Struct, frozen=True):
         return "open" if now < self.open_until else "probing"
 
 
-_Change: TypeAlias = tuple[Query, dict[str, Any]]
-
-
-class Books(Protocol):
-    """What gates need of the store."""
-
-    async def read(
-        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
-    ) -> list[Row]: ...
-    async def write(self, operation: Operation[_Change, list[Row]], item: _Change) -> list[Row]: ...
-
-
 class Gates:
     """Reads and sets the gates of all handlers."""
 
-    def __init__(self, store: Books) -> None:
+    def __init__(self, store: Tables) -> None:
         self._store = store
 
     async def all(self) -> dict[str, Gate]:
@@ -122,11 +109,4 @@ class Gates:
         await self._change(TRY_AGAIN, now=now)
 
     async def _change(self, query: Query, **params: Any) -> list[Row]:
-        return await self._store.write(_apply, (query, params))
-
-
-def _apply(items: Sequence[_Change]) -> Steps[list[list[Row]]]:
-    results = []
-    for query, params in items:
-        results.append((yield Run(query, params)))
-    return results
+        return await self._store.write(run_each, Run(query, params))

@@ -12,7 +12,7 @@ import msgspec
 
 from receiver.model import Announcement
 from receiver.store import rows as to
-from receiver.store.dialect import Query, Row
+from receiver.store.dialect import Query, Reads, Row
 from receiver.store.queries import EVENT_COLUMNS
 
 _PAGE: Final = 200
@@ -54,19 +54,16 @@ class Move(msgspec.Struct, frozen=True):
     metadata: dict[str, Any]
 
 
-class Reads(Protocol):
+class Tables(Reads, Protocol):
     """What the journal needs of the store."""
 
-    async def read(
-        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
-    ) -> list[Row]: ...
     async def journal_end(self) -> int: ...
 
 
 class Journal:
     """Reads moves and events."""
 
-    def __init__(self, store: Reads) -> None:
+    def __init__(self, store: Tables) -> None:
         self._store = store
 
     async def end(self) -> int:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from receiver.store import rows as to
-from receiver.store.dialect import Operation, Query, Row, Run, Steps
+from receiver.store.dialect import Query, Row, Run, Steps, Tables, run_each
 from receiver.store.operations import Choose, owe_again
 from receiver.store.queries import OF_ONE_EVENT, Listing
 from receiver.store.values import Found, Known
@@ -206,22 +206,6 @@ def create(items: Sequence[Counted]) -> Steps[list[None]]:
     return [None] * len(items)
 
 
-def start(items: Sequence[str]) -> Steps[list[bool]]:
-    results = []
-    for replay_id in items:
-        started = yield Run(_START, {"id": replay_id})
-        results.append(bool(started))
-    return results
-
-
-def cancel(items: Sequence[tuple[str, float]]) -> Steps[list[bool]]:
-    results = []
-    for replay_id, now in items:
-        canceled = yield Run(_CANCEL, {"id": replay_id, "now": now})
-        results.append(bool(canceled))
-    return results
-
-
 def take_step(items: Sequence[Step]) -> Steps[list[Stepped]]:
     results = []
     for step in items:
@@ -243,18 +227,6 @@ def _take_step(step: Step) -> Steps[Stepped]:
 
 # --- the noun itself ---
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-class Tables(Protocol):
-    """What this needs of the store."""
-
-    async def write(self, operation: Operation[Item, Result], item: Item) -> Result: ...
-    async def read(
-        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
-    ) -> list[Row]: ...
-
 
 class Replays:
     """The replays of one store."""
@@ -267,11 +239,12 @@ class Replays:
 
     async def start(self, replay_id: str) -> bool:
         """Let it begin; False unless it was counted and nothing else."""
-        return await self._store.write(start, replay_id)
+        return bool(await self._store.write(run_each, Run(_START, {"id": replay_id})))
 
     async def cancel(self, replay_id: str, now: float) -> bool:
         """Let it take no further step; False if it has ended, or is none."""
-        return await self._store.write(cancel, (replay_id, now))
+        cancel = Run(_CANCEL, {"id": replay_id, "now": now})
+        return bool(await self._store.write(run_each, cancel))
 
     async def take_step(self, step: Step) -> Stepped:
         return await self._store.write(take_step, step)

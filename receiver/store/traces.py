@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Final
 
-from receiver.store.dialect import Query, Row
+from receiver.store.dialect import Query, Reads
 
 _SELECT_TRACE: Final = Query("SELECT trace FROM predictions WHERE id = :id")
-
-
-class Reads(Protocol):
-    """What is needed of the store."""
-
-    async def read(
-        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
-    ) -> list[Row]: ...
 
 
 class Traces:

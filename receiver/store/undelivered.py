@@ -7,14 +7,14 @@ event that no handler wanted says so itself. Callbacks that were not proved are 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from heapq import merge
-from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from receiver.store import rows as to
-from receiver.store.dialect import Operation, Query, Row, Run, Steps
+from receiver.store.dialect import Query, Row, Run, Steps, Tables
 from receiver.store.queries import Listing
 from receiver.store.values import Found
 
@@ -55,6 +55,25 @@ class Rejection(msgspec.Struct, frozen=True):
     times: int
     first_at: float
     last_at: float
+
+
+Sort: TypeAlias = tuple[str, str, str]
+"""Provider, reason and source."""
+
+
+def add_up(sums: dict[Sort, Rejection], one: Rejection, counted: Collection[Sort]) -> Sort:
+    """Add one to the sum of its sort, and give that; where there is no more room, of all others.
+
+    `counted` are those for which there is room already.
+    """
+    key = (one.provider, one.reason, one.source)
+    if key not in counted and len(counted) >= MOST_REJECTIONS:
+        key = (one.provider, one.reason, OTHER)
+    before = sums.get(key)
+    times = one.times + (before.times if before else 0)
+    first_at = before.first_at if before else one.first_at
+    sums[key] = Rejection(*key, times, first_at, one.last_at)
+    return key
 
 
 CURSOR: Final = re.compile(r"^[0-9]{1,12}(\.[0-9]{1,9})?_([0-9a-f]{2}){0,500}$", re.ASCII)
@@ -156,38 +175,19 @@ SET times = rejections.times + excluded.times, last_at = excluded.last_at
 
 
 def count(items: Sequence[Sequence[Rejection]]) -> Steps[list[None]]:
-    """Add counts to those there are; who comes when there is no more room is one of the others."""
+    """Add counts to those there are."""
     found = [rejection for item in items for rejection in item]
     yield Run(_FORGET, {"before": max(one.last_at for one in found) - _MEMORY})
     counted = {tuple(row) for row in (yield Run(_SELECT_COUNTED))}
-    sums: dict[tuple[str, str, str], Rejection] = {}
+    sums: dict[Sort, Rejection] = {}
     for one in found:
-        key = (one.provider, one.reason, one.source)
-        if key not in counted and len(counted) >= MOST_REJECTIONS:
-            key = (one.provider, one.reason, OTHER)
-        counted.add(key)
-        first = sums.get(key)
-        times = one.times + (first.times if first else 0)
-        first_at = first.first_at if first else one.first_at
-        sums[key] = Rejection(*key, times, first_at, one.last_at)
+        counted.add(add_up(sums, one, counted))
     # In one order, so that two processes never wait for each other in a circle.
     yield Run(_COUNT, rows=[msgspec.structs.astuple(sums[key]) for key in sorted(sums)])
     return [None] * len(items)
 
 
 # --- the noun itself ---
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-class Tables(Protocol):
-    """What this needs of the store."""
-
-    async def write(self, operation: Operation[Item, Result], item: Item) -> Result: ...
-    async def read(
-        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
-    ) -> list[Row]: ...
 
 
 class NonDeliveries:

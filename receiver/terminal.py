@@ -1,0 +1,75 @@
+"""What commands show, and whom they ask."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import typer
+from rich.text import Text
+
+from receiver.errors import ReceiverError
+
+
+class Terminal:
+    """Whoever sits before it; where nobody does, there is nobody to ask."""
+
+    def __init__(self, *, agreed: bool) -> None:
+        self._agreed = agreed
+        self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self._counting = False
+
+    def say(self, text: str) -> None:
+        typer.echo(f"\n{text}" if self._counting else text)
+        self._counting = False
+
+    def ask(self, question: str) -> bool:
+        if self._agreed:
+            return True
+        if not self._interactive:
+            raise ReceiverError("there is nobody to ask: say --yes")
+        return typer.confirm(question)
+
+    def progress(self, done: int, total: int) -> None:
+        if self._interactive:
+            typer.echo(f"\r{done} of {total} ", nl=False)
+            self._counting = True
+
+
+def print_value(value: Any) -> None:
+    """Print JSON, in colour for whoever sits there, on one line for whoever reads a pipe."""
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal:
+        console.print_json(data=value)
+    else:
+        print_plainly(value)
+
+
+def print_plainly(value: Any) -> None:
+    import msgspec
+
+    typer.echo(msgspec.json.encode(value))
+
+
+def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(cell(row.get(column)) for column in columns))
+    console = Console()
+    # Ids are there to be copied: a pipe gets them whole, whatever width it pretends to have.
+    Console(width=console.width if console.is_terminal else 240).print(table)
+
+
+def cell(value: Any) -> Text:
+    """Show a value as it is: a provider's words may look like markup, and are none."""
+    if isinstance(value, dict) and "code" in value:  # an error
+        value = f"{value.get('code')}: {value.get('message')}"
+    elif isinstance(value, dict):
+        value = ", ".join(f"{name}={inner}" for name, inner in value.items())
+    return Text("" if value is None else str(value))
