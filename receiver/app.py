@@ -460,6 +460,7 @@ class _Surface:
             explain=self._explain,
             tracing=parts.tracing,
             erase=self._erase,
+            gates=parts.gates.all,
         )
 
     def _operating_routes(

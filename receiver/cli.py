@@ -434,6 +434,7 @@ def explain(
             "handler": row["handler"],
             "runs": "yes" if row["runs"] else "no",
             "because": row["reason"]
+            or row["held"]
             or (f"after {', '.join(row['after'])}" if row["after"] else ""),
             **{name: (row["delivery"] or {}).get(name) for name in ("state", "attempts", "reason")},
         }
@@ -469,7 +470,7 @@ def retry(delivery_id: Id) -> None:
 @main.command()
 def handlers(as_json: AsJson = False) -> None:
     """List handlers: what each is owed, and whether it waits."""
-    columns = ("name", "state", "owed", "registered", "paused_at", "open_until")
+    columns = ("name", "state", "owed", "registered", "paused_at", "open_until", "reason")
     _show(_call("get", "/v1/handlers"), columns, as_json=as_json)
 
 

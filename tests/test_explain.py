@@ -107,7 +107,14 @@ async def test_what_cannot_be_explained_is_refused(start: Start, path: str, stat
 
 
 def test_the_command_shows_it_as_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {"handler": "post", "runs": True, "reason": None, "after": ["save"], "delivery": None}
+    row = {
+        "handler": "post",
+        "runs": True,
+        "reason": None,
+        "after": ["save"],
+        "held": None,
+        "delivery": None,
+    }
     other = {**row, "handler": "sorry", "runs": False, "reason": "type is x", "after": []}
     answer: Json = {
         "prediction": "pred_1",

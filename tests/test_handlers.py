@@ -41,6 +41,7 @@ async def test_a_handler_is_paused_owed_and_resumed(start: Start, logged: Logged
                 "owed": 0,
                 "paused_at": None,
                 "open_until": None,
+                "reason": "",
             }
         }
         answer = await post(station, name, "pause")
@@ -53,6 +54,8 @@ async def test_a_handler_is_paused_owed_and_resumed(start: Start, logged: Logged
         [delivery] = (await station.http.get("/v1/deliveries")).json()["data"]
         assert delivery["state"] == "pending"
         await station.http.post("/v1/drain?seconds=1")
+        explained = await station.http.get(f"/v1/predictions/{sent.prediction_id}/explain")
+        assert [row["held"] for row in explained.json()["handlers"]] == ["paused"]
         assert ran == []
     async with start(greet) as station:
         assert (await states(station))["files.py:greet/all"]["owed"] == 1

@@ -45,7 +45,7 @@ class Gates(Protocol):
     """What a lane's gate needs of what is stored of all gates (`store.gates.Gates`)."""
 
     async def all(self) -> dict[str, Gate]: ...
-    async def open(self, name: str, now: float, until: float) -> bool: ...
+    async def open(self, name: str, now: float, until: float, reason: str) -> bool: ...
     async def probe(self, name: str, now: float, until: float) -> bool: ...
     async def end_probe(self, name: str) -> None: ...
     async def close(self, name: str) -> bool: ...
@@ -110,13 +110,13 @@ class LaneGate:
                 return Passage(room)
             case "probing":
                 is_ours = await self._gates.probe(self._name, now, now + self._timeout + _MARGIN)
-                return Passage(1, is_trial=True) if is_ours else Passage(0, nap)
-            case "open" if gate.open_until is not None:
-                return Passage(0, gate.open_until - now)
-        return Passage(0, nap)
+                if is_ours:
+                    return Passage(1, is_trial=True)
+        # Another process may let them go, or the time for a trial may come.
+        return Passage(0, min(nap, _FRESH))
 
     async def give_back(self) -> None:
-        """Say that there was nothing to try."""
+        """Say that there was nothing to try, or that it told nothing."""
         await self._gates.end_probe(self._name)
 
     async def tell(self, delivery: str, failure: Failure | None) -> None:
@@ -126,6 +126,8 @@ class LaneGate:
                 await self._succeeded()
             elif _is_trouble(failure):
                 await self._troubled(delivery, failure)
+            elif (await self._known.of(self._name)).open_until is not None:
+                await self.give_back()  # it says nothing of the others
         except StoreUnavailable:
             return
 
@@ -134,7 +136,7 @@ class LaneGate:
         gate = await self._known.of(self._name)
         if gate.open_until is not None and await self._gates.close(self._name):
             self._known.forget()
-            log.info("handler.closed", handler=self._name)
+            log.info("handler.released", handler=self._name)
 
     async def _troubled(self, delivery: str, failure: Failure) -> None:
         most = self._breaker.failures
@@ -143,22 +145,23 @@ class LaneGate:
         gate = await self._known.of(self._name)
         is_open = gate.open_until is not None
         self._failed = [*self._failed, delivery][-most:]
-        is_run = len(self._failed) >= most and len(set(self._failed)) >= _FEWEST_DELIVERIES
+        fewest = min(_FEWEST_DELIVERIES, most)
+        is_run = len(self._failed) >= most and len(set(self._failed)) >= fewest
         if not is_open and not is_run:
             return
         breaker = self._breaker
         wait = backoff(gate.failures + 1, breaker.first_wait, breaker.longest_wait, 1.0)
         now = self._clock()
-        if await self._gates.open(self._name, now, now + wait):
-            self._failed.clear()
-            self._known.forget()
+        if await self._gates.open(self._name, now, now + wait, failure.reason):
             log.warning(
-                "handler.opened",
+                "handler.held",
                 handler=self._name,
-                trial=is_open,
+                cause="a trial failed" if is_open else f"{len(self._failed)} failures in a row",
                 reason=failure.reason,
                 trial_in=round(wait, 1),
             )
+            self._failed.clear()
+            self._known.forget()
 
 
 def _is_trouble(failure: Failure) -> bool:

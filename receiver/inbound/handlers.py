@@ -52,6 +52,8 @@ class HandlerState(msgspec.Struct, frozen=True, kw_only=True):
     """Deliveries that are pending."""
     paused_at: datetime | None
     open_until: datetime | None
+    reason: str
+    """Of the last failure, where it is `open` or `probing`."""
 
 
 class Handlers:
@@ -125,6 +127,7 @@ class Handlers:
                 owed=owed.get(name, 0),
                 paused_at=_time(gate.paused_at),
                 open_until=_time(gate.open_until),
+                reason=gate.reason,
             )
         return states
 
@@ -140,6 +143,7 @@ _EXAMPLE: Final = HandlerState(
     owed=12,
     paused_at=utc(1769860800),
     open_until=None,
+    reason="",
 )
 OPERATIONS: Final = (
     Operation(

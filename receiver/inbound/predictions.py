@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Protocol
@@ -35,6 +35,7 @@ from receiver.inbox import Waiters
 from receiver.model import TERMINAL, EventType, Mode, Output, Prediction, Status
 from receiver.providers import NAMES
 from receiver.store.erasure import Erased
+from receiver.store.gates import Gate
 from receiver.store.values import Delivery, Filter, Found, Replayed
 from receiver.tracing import OFF, Span, Tracing
 
@@ -136,6 +137,8 @@ class ExplainedHandler(msgspec.Struct, frozen=True, kw_only=True):
     """Why it does not run."""
     after: tuple[str, ...]
     """The handlers it waits for."""
+    held: Literal["paused", "open"] | None = None
+    """Why its deliveries wait now: by hand, or after a run of failures."""
     delivery: Delivery | None
     """What came of it, where the event is owed to it."""
 
@@ -172,6 +175,7 @@ class Predictions:
         wake: Callable[[tuple[str, ...]], None],
         explain: Callable[[str, Prediction], list[Explained]],
         erase: Callable[[str], Awaitable[Erased]],
+        gates: Callable[[], Awaitable[Mapping[str, Gate]]],
         tracing: Tracing = OFF,
     ) -> None:
         self._tracing = tracing
@@ -182,6 +186,7 @@ class Predictions:
         self._replay = replay
         self._wake = wake
         self._explain = explain
+        self._gates = gates
         self._erase = erase
         self.stopping = False
 
@@ -279,8 +284,13 @@ class Predictions:
         event_type = msgspec.convert(f"prediction.{kind}", EventType)
         found = await self._store.deliveries(100, prediction=prediction_id)
         deliveries = {delivery.handler: delivery for delivery in found.data}
+        gates = await self._gates()
         handlers = [
-            ExplainedHandler(**asdict(explained), delivery=deliveries.pop(explained.handler, None))
+            ExplainedHandler(
+                **asdict(explained),
+                held=gates.get(explained.handler, Gate(explained.handler)).held,
+                delivery=deliveries.pop(explained.handler, None),
+            )
             for explained in self._explain(event_type, prediction)
         ]
         gone = [

@@ -9,7 +9,7 @@ import msgspec
 from receiver.store.dialect import Query, Row, Run, Tables, run_each
 
 SELECT_GATES: Final = Query(
-    "SELECT name, paused_at, failures, open_until, probe_until FROM handlers"
+    "SELECT name, paused_at, failures, open_until, probe_until, reason FROM handlers"
 )
 
 PAUSE: Final = Query("""
@@ -18,15 +18,17 @@ ON CONFLICT (name) DO UPDATE SET paused_at = coalesce(handlers.paused_at, exclud
 """)
 
 RESUME: Final = Query("""
-UPDATE handlers SET paused_at = NULL, failures = 0, open_until = NULL, probe_until = NULL
+UPDATE handlers
+SET paused_at = NULL, failures = 0, open_until = NULL, probe_until = NULL, reason = ''
 WHERE name = :name
 """)
 
 # Of many that fail at once the first opens it; a failed trial opens it again, for longer.
 OPEN: Final = Query("""
-INSERT INTO handlers (name, failures, open_until) VALUES (:name, 1, :until)
+INSERT INTO handlers (name, failures, open_until, reason) VALUES (:name, 1, :until, :reason)
 ON CONFLICT (name) DO UPDATE
-SET failures = handlers.failures + 1, open_until = excluded.open_until, probe_until = NULL
+SET failures = handlers.failures + 1, open_until = excluded.open_until, probe_until = NULL,
+    reason = excluded.reason
 WHERE handlers.open_until IS NULL OR handlers.open_until <= :now
 RETURNING failures
 """)
@@ -40,7 +42,7 @@ RETURNING name
 END_PROBE: Final = Query("UPDATE handlers SET probe_until = NULL WHERE name = :name")
 
 CLOSE: Final = Query("""
-UPDATE handlers SET failures = 0, open_until = NULL, probe_until = NULL
+UPDATE handlers SET failures = 0, open_until = NULL, probe_until = NULL, reason = ''
 WHERE name = :name AND open_until IS NOT NULL
 RETURNING name
 """)
@@ -62,6 +64,14 @@ class Gate(msgspec.Struct, frozen=True):
     """After that one delivery is tried; None: it was not opened."""
     probe_until: float | None = None
     """When the trial is given up, if its process dies over it."""
+    reason: str = ""
+    """Of the last failure, where it was opened."""
+
+    @property
+    def held(self) -> Literal["paused", "open"] | None:
+        if self.paused_at is not None:
+            return "paused"
+        return None if self.open_until is None else "open"
 
     def state(self, now: float) -> Literal["paused", "open", "probing", "running"]:
         if self.paused_at is not None:
@@ -88,9 +98,9 @@ class Gates:
         """Let a handler's deliveries run again, whatever they waited for."""
         await self._change(RESUME, name=name)
 
-    async def open(self, name: str, now: float, until: float) -> bool:
+    async def open(self, name: str, now: float, until: float, reason: str) -> bool:
         """Make deliveries wait; False if somebody else just did."""
-        return bool(await self._change(OPEN, name=name, now=now, until=until))
+        return bool(await self._change(OPEN, name=name, now=now, until=until, reason=reason))
 
     async def probe(self, name: str, now: float, until: float) -> bool:
         """Ask to try one delivery of an open handler; only one may at a time."""

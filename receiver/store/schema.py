@@ -276,7 +276,8 @@ CREATE TABLE handlers (
     paused_at   REAL,
     failures    INTEGER NOT NULL DEFAULT 0,
     open_until  REAL,
-    probe_until REAL
+    probe_until REAL,
+    reason      TEXT NOT NULL DEFAULT ''
 );
 
 CREATE TABLE replays (

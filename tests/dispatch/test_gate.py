@@ -66,23 +66,27 @@ async def test_after_a_run_of_failures_deliveries_wait_and_one_is_tried(
     service = Service()
     async with dispatching(place, handler_of(service, concurrency=4), breaker=BREAKER) as station:
         names = await owed(station, 12)
-        await eventually(lambda: said(logged, "handler.opened"))
-        [line] = said(logged, "handler.opened")
+        await eventually(lambda: said(logged, "handler.held"))
+        [line] = said(logged, "handler.held")
         assert line["log_level"] == "warning"
-        assert (line["handler"], line["trial"], line["trial_in"]) == ("post", False, 0.8)
+        assert (line["handler"], line["cause"], line["trial_in"]) == (
+            "post",
+            "5 failures in a row",
+            0.8,
+        )
         assert "nobody there" in line["reason"]
         gate = (await station.gates.all())["post"]
         assert gate.state(station.clock()) == "open"
         await eventually(lambda: service.at_once == 0)
         calls = service.calls
-        await eventually(lambda: len(said(logged, "handler.opened")) == 2)  # the trial failed
+        await eventually(lambda: len(said(logged, "handler.held")) == 2)  # the trial failed
         assert service.calls == calls + 1
-        assert said(logged, "handler.opened")[1]["trial_in"] == 1.6  # twice as long
+        assert said(logged, "handler.held")[1]["trial_in"] == 1.6  # twice as long
         service.down = None
         for name in names:
             await station.ends(name, "post", "done")
         assert sorted(service.served) == sorted(names)
-        assert len(said(logged, "handler.closed")) == 1
+        assert len(said(logged, "handler.released")) == 1
         assert (await station.gates.all())["post"].state(station.clock()) == "running"
 
 
@@ -212,8 +216,8 @@ async def test_a_trial_that_died_with_its_process_is_another_ones(place: Path | 
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
         now = station.clock()
-        assert await station.gates.open("post", now, now + 1)
-        assert not await station.gates.open("post", now, now + 9)  # the second of many says nothing
+        assert await station.gates.open("post", now, now + 1, "")
+        assert not await station.gates.open("post", now, now + 9, "")  # the second
         assert not await station.gates.probe("post", now, now + 2)  # not yet
         assert await station.gates.probe("post", now + 1, now + 2)
         assert not await station.gates.probe("post", now + 1.5, now + 3)  # another is at it
@@ -227,10 +231,60 @@ async def test_a_start_tries_again_at_once(place: Path | Database) -> None:
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
         now = station.clock()
-        await station.gates.open("post", now, now + 3600)
+        await station.gates.open("post", now, now + 3600, "")
         name = await station.owe("post")
         await station.dispatch.start()
         try:
             await station.ends(name, "post", "done")
         finally:
             await station.dispatch.stop()
+
+
+@pytest.mark.parametrize("decision", [Dead("never"), Retry("later", after=60)])
+async def test_a_trial_that_tells_nothing_is_followed_by_another(
+    place: Path | Database, decision: Exception
+) -> None:
+    calls = 0
+
+    @on("*", name="post")
+    async def post(_: Event) -> None:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise decision
+
+    async with dispatching(place, post, start=False) as station:
+        now = station.clock()
+        await station.gates.open("post", now, now + 3600, "it was down")
+        names = await owed(station, 3)
+        await station.dispatch.start()
+        try:
+
+            async def one_is_done() -> bool:
+                states = [(await station.delivery(name, "post")).state for name in names]
+                return states.count("done") == 1
+
+            await eventually(one_is_done)
+            assert calls == 3
+
+            async def is_released() -> bool:
+                return (await station.gates.all())["post"].held is None
+
+            await eventually(is_released)
+        finally:
+            await station.dispatch.stop()
+
+
+@pytest.mark.parametrize("most", [1, 2])
+async def test_a_short_run_may_be_enough(place: Path | Database, most: int) -> None:
+    service = Service()
+    short = Breaker(failures=most, first_wait=3600)
+    async with dispatching(place, handler_of(service), breaker=short) as station:
+        await owed(station, most)
+
+        async def is_open() -> bool:
+            return (await station.gates.all())["post"].reason == "ConnectionError: nobody there"
+
+        await eventually(lambda: service.calls >= most)
+        await eventually(station.gates.all)
+        assert await is_open()
