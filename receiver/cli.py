@@ -277,7 +277,7 @@ def list_(
 @main.command()
 def show(prediction_id: Id) -> None:
     """Show one prediction and what became of its event."""
-    prediction = _call("get", f"/v1/predictions/{prediction_id}")
+    prediction = _call("get", f"/v1/predictions/{_quoted(prediction_id)}")
     found = _call("get", _query("/v1/deliveries", prediction=prediction_id, limit=100))
     print_value({**prediction, "deliveries": found["data"]})
 
@@ -324,7 +324,7 @@ def tail(
 @main.command()
 def cancel(prediction_id: Id) -> None:
     """Cancel a prediction at its provider."""
-    print_value(_call("post", f"/v1/predictions/{prediction_id}/cancel"))
+    print_value(_call("post", f"/v1/predictions/{_quoted(prediction_id)}/cancel"))
 
 
 @main.command()
@@ -372,7 +372,7 @@ def replay(
         elif wanted:
             raise ReceiverError("name one prediction, or say which, but not both")
         else:
-            print_value(client.post(f"/v1/predictions/{prediction_id}/replay"))
+            print_value(client.post(f"/v1/predictions/{_quoted(prediction_id)}/replay"))
 
 
 @main.command()
@@ -385,7 +385,7 @@ def replays(
 ) -> None:
     """List the replays in bulk, newest first, or cancel one."""
     if cancel is not None:
-        print_value(_call("post", f"/v1/replays/{cancel}/cancel"))
+        print_value(_call("post", f"/v1/replays/{_quoted(cancel)}/cancel"))
         return
     found = _call("get", _query("/v1/replays", limit=limit))
     columns = ("id", "state", "events", "matched", "replayed", "wanted", "created_at", "ended_at")
@@ -413,7 +413,7 @@ def undelivered(
 @main.command()
 def erase(prediction_id: Id) -> None:
     """Erase what a prediction was about; its id, status and times stay."""
-    print_value(_call("post", f"/v1/predictions/{prediction_id}/erase"))
+    print_value(_call("post", f"/v1/predictions/{_quoted(prediction_id)}/erase"))
 
 
 @main.command()
@@ -425,7 +425,7 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Say which handlers run for an event, and why the others do not."""
-    found = _call("get", _query(f"/v1/predictions/{name}/explain", type=kind))
+    found = _call("get", _query(f"/v1/predictions/{_quoted(name)}/explain", type=kind))
     if as_json:
         print_plainly(found)
         return
@@ -452,11 +452,13 @@ def deliveries(
         str | None, typer.Option(help="pending, running, done, skipped or dead.")
     ] = None,
     handler: Annotated[str | None, typer.Option(help="Only of this handler.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="Only of this prediction.")] = None,
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, newest first: what is owed, done, dead."""
-    found = _call("get", _query("/v1/deliveries", state=state, handler=handler, limit=limit))
+    params = {"state": state, "handler": handler, "prediction": prediction, "limit": limit}
+    found = _call("get", _query("/v1/deliveries", **params))
     columns = ("id", "prediction_id", "handler", "state", "attempts", "due_at", "reason")
     _show(found, columns, as_json=as_json)
 
@@ -464,7 +466,7 @@ def deliveries(
 @main.command()
 def retry(delivery_id: Id) -> None:
     """Try a dead or skipped delivery again, or a waiting one at once."""
-    print_value(_call("post", f"/v1/deliveries/{delivery_id}/retry"))
+    print_value(_call("post", f"/v1/deliveries/{_quoted(delivery_id)}/retry"))
 
 
 @main.command()

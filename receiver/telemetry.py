@@ -59,7 +59,7 @@ class Telemetry:
         log.info(
             "outcome.taken",
             provider=arrival.provider,
-            provider_id=arrival.outcome.provider_id,
+            provider_id=taken.provider_id or arrival.outcome.provider_id,
             prediction=arrival.prediction_id,
             channel=arrival.channel,
             outcome=arrival.outcome.kind,

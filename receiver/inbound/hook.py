@@ -156,7 +156,13 @@ class Hook:
             return _raw_problem(503, kind, "try again later", _RETRY_SOON)
         else:
             self._limits.callback_proved(provider)
-            about(scope, verdict=taken.verdict, event_id=taken.event_id)
+            about(
+                scope,
+                channel="webhook",
+                provider_id=taken.provider_id,
+                event_id=taken.event_id,
+                verdict=taken.verdict,
+            )
             return _TAKEN[_WORDS.get(taken.verdict, "accepted")]
         self._limits.callback_failed(client_of(scope), made)
         self._reject(scope, provider, reason)

@@ -192,9 +192,9 @@ def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
     if arrival.only_from is not None and before.status not in arrival.only_from:
         return Taken("late", before.status, f"already {before.status}")
     ruling = arrival.judge(before, arrival)
+    provider_id = before.provider_id or arrival.outcome.provider_id
     if ruling.verdict != "mismatch":
         batch.add(arrival, ruling, content=not before.erased)
-        provider_id = before.provider_id or arrival.outcome.provider_id
         known[before.id] = msgspec.structs.replace(
             before, status=ruling.status, provider_id=provider_id
         )
@@ -209,6 +209,7 @@ def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
         event_id=made,
         handlers=ruling.owed.handlers,
         model=before.model,
+        provider_id=provider_id,
         seconds=seconds,
     )
 

@@ -169,6 +169,7 @@ class Taken(msgspec.Struct, frozen=True):
     event_id: str | None = None
     handlers: tuple[str, ...] = ()
     model: str | None = None
+    provider_id: str | None = None
     """Of the prediction, if there is one."""
     seconds: float | None = None
     """From the submit to this outcome, if it was accepted and there was a submit."""
