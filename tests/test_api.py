@@ -162,6 +162,7 @@ BAD_FIELDS: list[tuple[Json, int, str]] = [
     ({"provider": 7}, 422, "invalid-request"),
     ({"model": ""}, 422, "invalid-request"),
     ({"model": "a\nb"}, 422, "invalid-request"),
+    ({"model": "a/b\n"}, 422, "invalid-request"),
     ({"model": "a" * 301}, 422, "invalid-request"),
     ({"provider": "fal", "model": "a/../b"}, 422, "invalid-request"),
     ({"provider": "fal", "model": "/a"}, 422, "invalid-request"),

@@ -213,6 +213,7 @@ async def test_a_reader_says_what_it_wants(
     ("query", "after", "words"),
     [
         ("type=exploded", None, "type: "),
+        ("type=failed%0A", None, "type: "),
         ("kind=avatar", None, "`kind`"),
         ("", "evt_what", "Last-Event-ID"),
         ("", "-1", "Last-Event-ID"),

@@ -335,6 +335,8 @@ def _submission(body: bytes) -> Submission:
         raise Problem(400, "invalid-json", "the body is not JSON") from error
     if depth_of(given.input) > _DEEPEST or depth_of(given.metadata) > _DEEPEST:
         raise Problem(422, "invalid-request", f"input and metadata nest at most {_DEEPEST} deep")
+    if given.model.endswith("\n"):
+        raise Problem(422, "invalid-request", "model: it ends with a line break")
     return given
 
 
