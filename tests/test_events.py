@@ -302,6 +302,31 @@ async def test_there_are_so_many_readers_and_no_more(
             assert ear.status == 200
 
 
+async def test_who_catches_up_and_takes_nothing_holds_few_whole_events(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "_MOST_WRITTEN", 2)
+    asked: list[int] = []
+    real = Journal.events
+
+    async def counted(journal: Journal, names: Any) -> Any:
+        asked.append(len(names))
+        return await real(journal, names)
+
+    async with start() as station:
+        for number in range(5):
+            await whole(station, f"one of {number}")
+        monkeypatch.setattr(Journal, "events", counted)
+        ear = Ear(station, "type=succeeded", after=0)
+        ear.may_take.clear()
+        await eventually(lambda: asked)
+        assert asked == [2]
+        ear.may_take.set()
+        assert len(await ear.until(5)) == 5
+        assert asked == [2, 2, 1]
+        await ear.leave()
+
+
 async def test_nobody_follows_where_nobody_reads() -> None:
     class Quiet:
         asked = 0
