@@ -30,6 +30,8 @@ MOST_READERS: Final = 1000
 _MOST_WAITING: Final = 2000
 _MOST_BYTES: Final = 8 * 1024 * 1024
 """What may wait for one reader before it is cut."""
+_MOST_WRITTEN: Final = 16
+"""Messages that are written down at once for a reader that catches up."""
 _NAP: Final = 0.25
 """Seconds between two looks that nobody asked for: other processes move predictions too."""
 _AFTER_TROUBLE: Final = 1.0
@@ -224,8 +226,11 @@ class Feed:
         await self._following.wait()
         while self._position is not None and after < self._position:
             moves, after = await self._journal.page(after, self._position)
-            for message in await self._written([move for move in moves if move in wanted]):
-                yield message.frame
+            moves = [move for move in moves if move in wanted]
+            # A whole event may be megabytes: few of them wait for a reader that takes none.
+            for at in range(0, len(moves), _MOST_WRITTEN):
+                for message in await self._written(moves[at : at + _MOST_WRITTEN]):
+                    yield message.frame
             if self._stopping.is_set():
                 return
         reader = _Reader(wanted, after)

@@ -140,6 +140,17 @@ class _Page(Collector):
             yield family
 
 
+class _Shared(MultiProcessCollector):
+    """The files of all processes, but for those that are empty, which cannot be read.
+
+    Each is so for a moment when it is made, and for ever if its process dies in that moment.
+    """
+
+    def collect(self) -> Iterator[Metric]:
+        files = [str(file) for file in Path(self._path).glob("*.db") if file.stat().st_size]
+        yield from self.merge(files)  # type: ignore[no-untyped-call]
+
+
 def gauge(
     name: str, text: str, labels: Sequence[str], values: Mapping[Any, float]
 ) -> GaugeMetricFamily:
@@ -159,5 +170,5 @@ def _shared_folder() -> Collector | None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError([f"{_SHARED}: cannot make the folder: {error}"]) from error
-    made: Collector = MultiProcessCollector(None, folder)  # type: ignore[no-untyped-call]
+    made: Collector = _Shared(None, folder)  # type: ignore[no-untyped-call]
     return made

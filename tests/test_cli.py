@@ -209,9 +209,7 @@ def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) ->
     assert "1 deliveries of 1 events would be owed again" in done.stdout
     assert done.stdout.endswith("done: 1 deliveries are owed again\n")
     replays = json.loads(receiver("replays", "--json", cwd=home, **env).stdout)["data"]
-    assert [one["state"] for one in replays[:2]] == ["done", "counted"]
-    dropped = receiver("replays", "--cancel", replays[1]["id"], cwd=home, **env)
-    assert json.loads(dropped.stdout)["state"] == "canceled"
+    assert [one["state"] for one in replays[:2]] == ["done", "canceled"]
     assert cell(replays[1]["wanted"]).plain.startswith("since=")
     shown = json.loads(receiver("show", prediction_id, cwd=home, **env).stdout)
     assert shown["deliveries"][0]["replay_id"] == replays[0]["id"]

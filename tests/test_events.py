@@ -213,6 +213,7 @@ async def test_a_reader_says_what_it_wants(
     ("query", "after", "words"),
     [
         ("type=exploded", None, "type must be like"),
+        ("type=failed%0A", None, "type"),
         ("kind=avatar", None, "`kind`"),
         ("", "evt_what", "Last-Event-ID"),
         ("", "-1", "Last-Event-ID"),
@@ -299,6 +300,31 @@ async def test_there_are_so_many_readers_and_no_more(
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
         async with listening(station) as ear:
             assert ear.status == 200
+
+
+async def test_who_catches_up_and_takes_nothing_holds_few_whole_events(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "_MOST_WRITTEN", 2)
+    asked: list[int] = []
+    real = Journal.events
+
+    async def counted(journal: Journal, names: Any) -> Any:
+        asked.append(len(names))
+        return await real(journal, names)
+
+    async with start() as station:
+        for number in range(5):
+            await whole(station, f"one of {number}")
+        monkeypatch.setattr(Journal, "events", counted)
+        ear = Ear(station, "type=succeeded", after=0)
+        ear.may_take.clear()
+        await eventually(lambda: asked)
+        assert asked == [2]
+        ear.may_take.set()
+        assert len(await ear.until(5)) == 5
+        assert asked == [2, 2, 1]
+        await ear.leave()
 
 
 async def test_nobody_follows_where_nobody_reads() -> None:

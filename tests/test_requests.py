@@ -69,6 +69,7 @@ async def test_a_callback_is_one_line_with_what_became_of_it(start: Start, logge
     about = {"route": HOOK, "provider": "eachlabs", "prediction": prediction}
     event = f"evt_{prediction[5:]}"
     accepted = {**about, "verdict": "accepted", "event_id": event, "log_level": "info"}
+    accepted |= {"channel": "webhook", "provider_id": sent.id}
     assert only(logged, answer) == accepted
     assert only(logged, again) == {**accepted, "verdict": "duplicate", "event_id": None}
     rejected = {"route": HOOK, "verdict": "rejected", "log_level": "warning"}

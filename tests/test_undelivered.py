@@ -63,7 +63,16 @@ async def test_all_that_nobody_got_is_there_with_its_reason(start: Start) -> Non
 
 
 @pytest.mark.parametrize(
-    "query", ["kind=strange", "limit=0", "limit=101", "cursor=%00", "cursor=WzEsMl0=", "color=red"]
+    "query",
+    [
+        "kind=strange",
+        "limit=0",
+        "limit=101",
+        "cursor=%00",
+        "cursor=WzEsMl0=",
+        "cursor=1_00%0A",
+        "color=red",
+    ],
 )
 async def test_what_makes_no_sense_is_refused(start: Start, query: str, on_sqlite: None) -> None:  # noqa: ARG001
     async with start() as station:

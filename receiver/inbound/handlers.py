@@ -93,14 +93,14 @@ class Handlers:
         state = await self._known(request)
         await self._gates.pause(state.name, self._clock())
         log.warning("handler.paused", handler=state.name, owed=state.owed)
-        return await self._now(state.name)
+        return await self._now(state)
 
     async def resume(self, request: Request) -> Response:
         """Let a handler's deliveries run again, whether paused by hand or after failures."""
         state = await self._known(request)
         await self._gates.resume(state.name)
         log.info("handler.resumed", handler=state.name, owed=state.owed)
-        return await self._now(state.name)
+        return await self._now(state)
 
     async def _known(self, request: Request) -> HandlerState:
         missing = Problem(404, "not-found", "no such handler; GET /v1/handlers names them")
@@ -109,9 +109,10 @@ class Handlers:
             raise missing
         return state
 
-    async def _now(self, name: str) -> Response:
+    async def _now(self, before: HandlerState) -> Response:
         self._changed()
-        return as_json((await self._states())[name])
+        # One that is no handler here is forgotten once nothing is owed to it.
+        return as_json((await self._states()).get(before.name, before))
 
     async def _states(self) -> dict[str, HandlerState]:
         gates = await self._gates.all()

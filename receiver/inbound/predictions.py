@@ -41,6 +41,8 @@ from receiver.tracing import OFF, Span, Tracing
 
 _SYNC_WAIT: Final = 60.0
 _DEEPEST: Final = 64
+_LARGEST_METADATA: Final = 64 * 1024
+"""Bytes of JSON: lists and streams read it of many predictions at once."""
 REFUSALS: Final[dict[Erased, tuple[int, str, str]]] = {
     "missing": (404, "not-found", "no such prediction"),
     "living": (409, "not-ended", "the prediction has not ended: cancel it first, or wait"),
@@ -86,7 +88,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     input: dict[str, Any]
     """As the provider describes it, at most 64 deep."""
     metadata: dict[str, Any] = {}
-    """Yours: it is kept, handlers can match on it, and the provider never sees it."""
+    """Yours, up to 64 KiB: it is kept, handlers can match on it, the provider never sees it."""
     mode: Mode = "queue"
     """`sync`: by the provider's blocking endpoint."""
 
@@ -345,6 +347,10 @@ def _submission(body: bytes) -> Submission:
         raise Problem(400, "invalid-json", "the body is not JSON") from error
     if depth_of(given.input) > _DEEPEST or depth_of(given.metadata) > _DEEPEST:
         raise Problem(422, "invalid-request", f"input and metadata nest at most {_DEEPEST} deep")
+    if len(msgspec.json.encode(given.metadata)) > _LARGEST_METADATA:
+        raise Problem(422, "invalid-request", f"metadata has at most {_LARGEST_METADATA} bytes")
+    if given.model.endswith("\n"):
+        raise Problem(422, "invalid-request", "model: it ends with a line break")
     return given
 
 

@@ -148,6 +148,8 @@ def wishes(request: Request, kind: type[Asked]) -> Asked:
 def named(request: Request, name: str, kind: Any, refusal: Problem) -> str:
     """Read what stands in the path; what could never be there is refused without a look."""
     text: str = request.path_params[name]
+    if text.endswith("\n"):
+        raise refusal
     try:
         return msgspec.convert(text, kind)  # type: ignore[no-any-return]
     except msgspec.ValidationError:
@@ -155,6 +157,9 @@ def named(request: Request, name: str, kind: Any, refusal: Problem) -> str:
 
 
 def _read(values: Mapping[str, str], kind: type[Asked]) -> Asked:
+    for name, text in values.items():
+        if text.endswith("\n"):  # a pattern's `$` lets it pass, in Python's words alone
+            raise Problem(422, "invalid-request", f"{name}: it ends with a line break")
     numbers = _numbers(kind)
     given = {
         name: int(text) if name in numbers and _WHOLE.fullmatch(text) else text

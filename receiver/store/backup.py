@@ -52,8 +52,8 @@ def back_up(
     """
     started = time.monotonic()
     database, path = Path(source), Path(target)
-    _check(database, path, force=force)
     try:
+        _check(database, path, force=force)
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
         part = Path(name)
         try:
@@ -83,10 +83,10 @@ def _check(database: Path, path: Path, *, force: bool) -> None:
     own = {Path(f"{database.resolve()}{end}") for end in ("", "-wal", "-shm", "-journal", ".lock")}
     if path.resolve() in own or (path.exists() and path.samefile(database)):
         raise StoreUnusable(f"{path} is the database itself: name another file")
-    if path.exists() and not force:
-        raise StoreUnusable(f"{path} exists: name another file, or use --force to replace it")
     if path.exists() and not path.is_file():
         raise StoreUnusable(f"{path} is no file")
+    if path.exists() and not force:
+        raise StoreUnusable(f"{path} exists: name another file, or use --force to replace it")
 
 
 def _copy(database: Path, part: Path, fd: int, pause: Callable[[float], None]) -> int:

@@ -47,9 +47,12 @@ WHERE name = :name AND open_until IS NOT NULL
 RETURNING name
 """)
 
-# Whoever starts may have mended what failed: the next delivery is tried at once.
+# Whoever starts may have mended what failed: the next delivery is tried at once, even if another
+# was being tried, as its process may be the one that died before this one.
 TRY_AGAIN: Final = Query("""
-UPDATE handlers SET open_until = :now, probe_until = NULL WHERE open_until > :now
+UPDATE handlers SET probe_until = NULL,
+    open_until = CASE WHEN open_until > :now THEN :now ELSE open_until END
+WHERE open_until IS NOT NULL
 """)
 
 

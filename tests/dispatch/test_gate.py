@@ -226,12 +226,15 @@ async def test_a_trial_that_died_with_its_process_is_another_ones(place: Path | 
         assert not await station.gates.close("post")
 
 
-async def test_a_start_tries_again_at_once(place: Path | Database) -> None:
+@pytest.mark.parametrize("in_a_trial", [False, True])
+async def test_a_start_tries_again_at_once(place: Path | Database, in_a_trial: bool) -> None:
     service = Service()
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
         now = station.clock()
-        await station.gates.open("post", now, now + 3600, "")
+        await station.gates.open("post", now, now if in_a_trial else now + 3600, "")
+        if in_a_trial:  # of a process that was killed over it
+            assert await station.gates.probe("post", now, now + 3600)
         name = await station.owe("post")
         await station.dispatch.start()
         try:
