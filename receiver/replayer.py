@@ -106,7 +106,7 @@ class Replayer:
         """Let a counted replay begin; False: it is none."""
         if not await self._replays.start(replay_id):
             return False
-        await self._say("replay.started", replay_id)
+        log.info("replay.started", **await self._counts(replay_id))
         self._awake.set()
         return True
 
@@ -114,7 +114,7 @@ class Replayer:
         """Let a replay owe nothing further; False: it has ended, or is none."""
         if not await self._replays.cancel(replay_id, self._clock()):
             return False
-        await self._say("replay.ended", replay_id)
+        log.info("replay.ended", **await self._counts(replay_id))
         return True
 
     async def run(self) -> None:
@@ -156,17 +156,16 @@ class Replayer:
         )
         self._wake(stepped.handlers)
         if stepped.state == "done":
-            await self._say("replay.ended", replay.id)
+            log.info("replay.ended", **await self._counts(replay.id))
         if stepped.state != "running":
             return
         await asyncio.sleep(time.monotonic() - began)
         await self._let_others_begin(replay.id)
 
-    async def _say(self, event: str, replay_id: str) -> None:
+    async def _counts(self, replay_id: str) -> dict[str, Any]:
         found = await self._replays.find(replay_id)
-        if found is not None:
-            counts = {"matched": found.matched, "replayed": found.replayed}
-            log.info(event, replay=replay_id, state=found.state, **counts)
+        counts = ("state", "matched", "replayed")
+        return {"replay": replay_id, **{name: getattr(found, name, None) for name in counts}}
 
     async def _let_others_begin(self, replay_id: str) -> None:
         until = time.monotonic() + _LONGEST_WAIT

@@ -736,8 +736,8 @@ def test_settings_do_not_show_their_secrets() -> None:
 async def test_metadata_is_bounded(start: Start) -> None:
     async with start() as station:
         body = {"provider": "fal", "model": "fal-ai/x", "input": {}}
-        large = {**body, "metadata": {"a": "x" * 65_600}}
+        large = {**body, "metadata": {"a": "x" * 262_200}}
         answer = await station.http.post("/v1/predictions", json=large)
         assert (answer.status_code, "metadata" in answer.json()["detail"]) == (422, True)
-        small = {**body, "metadata": {"a": "x" * 65_400}}
+        small = {**body, "metadata": {"a": "x" * 262_000}}
         assert (await station.http.post("/v1/predictions", json=small)).is_success

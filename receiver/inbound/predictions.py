@@ -41,7 +41,7 @@ from receiver.tracing import OFF, Span, Tracing
 
 _SYNC_WAIT: Final = 60.0
 _DEEPEST: Final = 64
-_LARGEST_METADATA: Final = 64 * 1024
+_LARGEST_METADATA: Final = 256 * 1024
 """Bytes of JSON: lists and streams read it of many predictions at once."""
 REFUSALS: Final[dict[Erased, tuple[int, str, str]]] = {
     "missing": (404, "not-found", "no such prediction"),
@@ -88,7 +88,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     input: dict[str, Any]
     """As the provider describes it, at most 64 deep."""
     metadata: dict[str, Any] = {}
-    """Yours, up to 64 KiB: it is kept, handlers can match on it, the provider never sees it."""
+    """Yours, up to 256 KiB: it is kept, handlers can match on it, the provider never sees it."""
     mode: Mode = "queue"
     """`sync`: by the provider's blocking endpoint."""
 

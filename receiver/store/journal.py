@@ -15,7 +15,7 @@ from receiver.store import rows as to
 from receiver.store.dialect import Query, Reads, Row
 from receiver.store.queries import EVENT_COLUMNS
 
-_PAGE: Final = 200
+_PAGE: Final = 50
 """Moves that are read at once; they are small, but for their metadata."""
 _TOP: Final = 2**62
 _MOST_WHOLE: Final = 16

@@ -49,14 +49,14 @@ async def test_what_moves_nothing_is_not_in_it(store: Store) -> None:
 
 
 async def test_pages_follow_each_other_without_a_gap_or_a_repeat(store: Store) -> None:
-    for number in range(250):
+    for number in range(80):
         await store.create(new(number))
     journal = Journal(store)
     end = await journal.end()
     first, place = await journal.page(0, end)
     second, last = await journal.page(place, end)
-    assert [move.prediction_id for move in first + second] == [pred(n) for n in range(250)]
-    assert (len(first), last) == (200, end)
+    assert [move.prediction_id for move in first + second] == [pred(n) for n in range(80)]
+    assert (len(first), last) == (50, end)
 
 
 async def test_the_end_of_a_move_tells_its_time_and_its_event(store: Store) -> None:
