@@ -24,8 +24,8 @@ Logged = list[MutableMapping[str, Any]]
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Run three at once for each core: many tests wait for processes."""
-    return 3 * (os.cpu_count() or 1)
+    """Run two at once for each core: many tests wait for processes."""
+    return 2 * (os.cpu_count() or 1)
 
 
 LONG = ("tests/journey/", "tests/test_openapi.py", "tests/test_cli.py", "tests/test_tail.py")

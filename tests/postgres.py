@@ -210,20 +210,27 @@ def lasting_database(server: Database) -> Iterator[Database]:
 def database(lasting_database: Database) -> Iterator[Database]:
     """Give a database that is set up and empty."""
     yield lasting_database
-    lasting_database.execute(
-        "SET lock_timeout = '5s'; DROP SCHEMA IF EXISTS clock CASCADE", *_EMPTY
-    )
+    lasting_database.execute("SET lock_timeout = '5s'; DROP SCHEMA IF EXISTS clock CASCADE", _EMPTY)
 
 
-_EMPTY: Final = (
-    """
-    DO $$ DECLARE names TEXT; BEGIN
-        SELECT string_agg('receiver.' || tablename, ', ') INTO names FROM pg_tables
-        WHERE schemaname = 'receiver' AND tablename <> 'migrations';
-        EXECUTE 'TRUNCATE ' || names || ' RESTART IDENTITY CASCADE';
-    END $$
-    """,
-)
+# To truncate so many tables takes a hundred times as long as to delete the few rows of a test; but
+# what was deleted leaves its room behind, and now and then that is given back.
+_EMPTY: Final = f"""
+DO $$ DECLARE name TEXT; names TEXT[]; BEGIN
+    SELECT array_agg('receiver.' || tablename ORDER BY array_position(
+               ARRAY['attempts', 'steps', 'deliveries', 'events'], tablename::text) NULLS LAST)
+        INTO names FROM pg_tables WHERE schemaname = 'receiver' AND tablename <> 'migrations';
+    IF (SELECT sum(pg_table_size(one::regclass)) FROM unnest(names) one) > {2_000_000} THEN
+        EXECUTE 'TRUNCATE ' || array_to_string(names, ', ') || ' RESTART IDENTITY CASCADE';
+    ELSE
+        FOREACH name IN ARRAY names LOOP
+            EXECUTE 'DELETE FROM ' || name;
+        END LOOP;
+        PERFORM setval(c.oid::regclass, 1, false) FROM pg_class c
+            WHERE c.relkind = 'S' AND c.relnamespace = 'receiver'::regnamespace;
+    END IF;
+END $$
+"""
 
 
 @pytest.fixture

@@ -821,16 +821,16 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("counted", [True, False], ids=["analyzed", "never-analyzed"])
 @pytest.mark.parametrize("plan", ["custom", "generic"])
 async def test_hot_statements_find_their_rows_by_an_index(
-    database: Database, plan: str, *, counted: bool
+    bare_database: Database, plan: str, *, counted: bool
 ) -> None:
     """Also by the generic plan, which a statement gets when it was run a few times."""
-    database.execute(
-        "SET search_path = receiver",
-        *(f"ALTER TABLE {name} SET (autovacuum_enabled = false)" for name in BIG),
-        *_FILL,
-        *(["ANALYZE"] if counted else []),
-    )
-    async with processes(database) as [process]:
+    async with processes(bare_database) as [process]:
+        bare_database.execute(
+            "SET search_path = receiver",
+            *(f"ALTER TABLE {name} SET (autovacuum_enabled = false)" for name in BIG),
+            *_FILL,
+            *(["ANALYZE"] if counted else []),
+        )
         connection = await process.store.connect()
         try:
             wrong = [name for name in _HOT if not await _is_indexed(connection, name, plan)]
