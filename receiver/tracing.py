@@ -31,6 +31,7 @@ from starlette.requests import Request
 
 from receiver.errors import SettingsError
 from receiver.store.values import Arrival, Claim, Job, Taken
+from receiver.tls import trusted
 
 if TYPE_CHECKING:
     from receiver.spans import Exporting, Spans
@@ -234,7 +235,7 @@ class Client(httpx.AsyncClient):
     """An HTTP client whose requests are spans of the trace that they belong to."""
 
     def __init__(self, tracing: Tracing, *, tells: bool, **given: Any) -> None:
-        super().__init__(**given)
+        super().__init__(verify=trusted(), **given)
         self._tracing = tracing
         self._tells = tells
 

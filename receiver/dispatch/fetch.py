@@ -31,6 +31,7 @@ import msgspec
 from receiver.dispatch.registry import Dead
 from receiver.inflate import UnknownEncoding, pieces
 from receiver.model import Output
+from receiver.tls import trusted
 
 MAX_BYTES: Final = 256 * 1024 * 1024
 TIMEOUT: Final = 120.0
@@ -142,7 +143,7 @@ def guarded_client(
     `instead` stands in for the network and its guard, in tests.
     """
     guarded = GuardedTransport(
-        allow_private=allow_private, inner=httpx.AsyncHTTPTransport(retries=0)
+        allow_private=allow_private, inner=httpx.AsyncHTTPTransport(retries=0, verify=trusted())
     )
     return httpx.AsyncClient(
         transport=instead or guarded,
