@@ -416,7 +416,9 @@ def test_no_secret_is_told_of_a_service_that_fails(
     )
     assert SECRET in str(hook.asked[0].headers)
     assert SECRET not in str([delivered.delivery, capfd.readouterr(), caplog.text])
-    assert "apprise" not in {record.name for record in caplog.records}
+    # Whoever imports apprise first hears of its language.
+    said = [record for record in caplog.records if record.module != "locale"]
+    assert "apprise" not in {record.name for record in said}
 
 
 def test_a_slow_service_holds_up_nobody(notify: Notify, receiver_kit: Kits) -> None:
