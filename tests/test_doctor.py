@@ -295,11 +295,13 @@ async def test_what_is_owed_dead_or_held_back_is_told(env: Env, tmp_path: Path) 
         owe(3, "mine", "dead", None),
         owe(4, "resting", "pending", time.time() - 3600),
         "INSERT INTO handlers (name, paused_at) VALUES ('resting', 1.0)",
+        "INSERT INTO handlers (name, open_until, reason) VALUES ('failing', 1.0, 'nobody there')",
     )
     lines = await found({**env, "RECEIVER_HANDLERS": str(handlers)})
     assert says(lines, "warn", "backlog: 1 deliveries are dead", "receiver retry")
     assert says(lines, "warn", "backlog: 1 deliveries are overdue by 300 s")
     assert says(lines, "warn", "backlog: resting: paused by hand")
+    assert says(lines, "warn", "backlog: failing is held back", "nobody there")
     assert says(lines, "warn", "handlers: 1 deliveries are owed to gone, which is no handler here")
     assert not [text for _, text in lines if "owed to mine" in text]
 
@@ -360,7 +362,7 @@ WELL: Final = Server(
     may_create=True,
     closed=[],
     queue=f"pgqueuer {installed('pgqueuer')}",
-    backlog=Backlog(owed={}, dead=0, unattended=0, unasked=0, paused=[]),
+    backlog=Backlog(owed={}, dead=0, unattended=0, unasked=0, paused=[], failing={}),
 )
 
 

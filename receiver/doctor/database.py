@@ -203,6 +203,9 @@ def check_backlog(seen: Look | None) -> Findings:
     if backlog.paused:
         mend = "resume them when what they do can be done again"
         found.append(warn("backlog", f"{_some(backlog.paused)}: paused by hand", mend))
+    for name, reason in backlog.failing.items():
+        said = f"{name} is held back after a run of failures: {reason}"
+        found.append(warn("backlog", said, "mend what it calls; it is tried again by itself"))
     return found or [ok("backlog", f"{sum(backlog.owed.values())} deliveries owed, none dead")]
 
 

@@ -46,6 +46,8 @@ class Backlog(msgspec.Struct, frozen=True, kw_only=True):
     """Predictions nobody has asked their provider about long after it was time."""
     paused: list[str]
     """Handlers that somebody has paused."""
+    failing: dict[str, str]
+    """Handlers held back after a run of failures, with the reason of the last."""
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,14 +173,15 @@ def _backlog_of(connection: sqlite3.Connection) -> Backlog:
     )
 
 
-def _backlog(owed: Any, counts: Any, paused: Any) -> Backlog:
+def _backlog(owed: Any, counts: Any, held: Any) -> Backlog:
     dead, unattended, unasked = counts
     return Backlog(
         owed={row[0]: row[1] for row in owed},
         dead=dead,
         unattended=unattended,
         unasked=unasked,
-        paused=[row[0] for row in paused],
+        paused=[row[0] for row in held if row[1]],
+        failing={row[0]: row[2] for row in held if not row[1]},
     )
 
 

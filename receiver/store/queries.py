@@ -504,7 +504,10 @@ SELECT
 """)
 
 SELECT_HELD_BACK: Final = Query(
-    "SELECT name FROM handlers WHERE paused_at IS NOT NULL ORDER BY name"
+    """
+SELECT name, paused_at IS NOT NULL, reason FROM handlers
+WHERE paused_at IS NOT NULL OR open_until IS NOT NULL ORDER BY name
+"""
 )
 
 INSERT_STEP: Final = Query("""
