@@ -60,13 +60,16 @@ submits, polls, created_at, deadline_at
 """
 
 # The oldest first, so that predictions wait in order; one that was told to come later is passed.
+# The choice is made once, whatever the plan: a subquery may be run again for each row.
 BEGIN_SUBMITS: Final = Query(f"""
+WITH chosen AS MATERIALIZED (
+    SELECT id FROM predictions WHERE provider = :provider AND status = 'queued'
+    AND due_at <= :now ORDER BY id LIMIT :most {{skip}})
 UPDATE predictions
 SET status = 'submitting', submits = submits + 1, submitted_at = :now,
     due_at = CASE mode WHEN 'sync' THEN :hold_sync_until ELSE :hold_until END,
     deadline_at = coalesce(deadline_at, :deadline)
-WHERE id IN (SELECT id FROM predictions WHERE provider = :provider AND status = 'queued'
-             AND due_at <= :now ORDER BY id LIMIT :most {{skip}})
+WHERE id IN (SELECT id FROM chosen)
 RETURNING {_JOB_COLUMNS}
 """)  # noqa: S608
 
@@ -104,10 +107,12 @@ WHERE id = :id AND status NOT IN ({_TERMINAL})
 
 # Taking a due row pushes its due time: if we die over it, it is due again.
 CLAIM_DUE: Final = Query(f"""
+WITH chosen AS MATERIALIZED (
+    SELECT id FROM predictions
+    WHERE provider = :provider AND due_at <= :now AND status <> 'queued'
+    ORDER BY due_at LIMIT :most {{skip}})
 UPDATE predictions SET due_at = :hold_until
-WHERE id IN (SELECT id FROM predictions
-             WHERE provider = :provider AND due_at <= :now AND status <> 'queued'
-             ORDER BY due_at LIMIT :most {{skip}})
+WHERE id IN (SELECT id FROM chosen)
 RETURNING {_JOB_COLUMNS}
 """)  # noqa: S608
 
