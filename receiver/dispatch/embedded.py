@@ -345,11 +345,11 @@ class _Lane:
             if result not in _GOOD:
                 span.fail(attempt.error or result)
             self.attempts += 1
-            await self._gate.tell(claim.id, failure)
             # It may be due before the next look; or its end makes others due.
             for awake in (self.awake,) if decision.state == "pending" else self.followers:
                 awake.set()
             self._telemetry.attempt(claim, settlement, held=held, error=attempt.error)
+            await self._gate.tell(claim.id, failure)  # last: it may have to wait for the disk
         if result == "timeout" and not attempt.ended.is_set():
             log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)
             await attempt.ended.wait()  # it still takes up its place in this lane

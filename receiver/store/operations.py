@@ -366,6 +366,18 @@ def _let_go(predictions: Sequence[str], now: float) -> Steps[None]:
         yield Write([], News([(row[0], row[1]) for row in owed]))
 
 
+def let_go(items: Sequence[tuple[float, int]]) -> Steps[list[None]]:
+    """Make due what waits for what has ended already, as a replay may that met that very end.
+
+    The items are now, and of how many predictions at most.
+    """
+    for now, most in items:
+        found = yield Run(q.SELECT_WITH_WAITING, {"most": most})
+        if found:
+            yield from _let_go(sorted(row[0] for row in found), now)
+    return [None] * len(items)
+
+
 def _settlement_row(item: Settlement) -> tuple[Any, ...]:
     pending = item.decision.state == "pending"
     return (

@@ -224,7 +224,7 @@ class PostgresStore(Store):
         self._pulse.put((owner, delivery_ids, lease_until + self._skew))
 
     async def reclaim(self, owner: str, now: float) -> list[str]:
-        """Do so, and once a minute see to deliveries that have lost their job."""
+        """Do so, and once a minute see to deliveries that nobody else would."""
         by_server = now + self._skew
         handlers = await self._writer.write("reclaim", self._reclaim_all, (owner, by_server))
         if now >= self._rescue_at:
@@ -294,7 +294,8 @@ class PostgresStore(Store):
         return await self._drive(cx, operations.reclaim(items))
 
     async def _rescue_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
-        """Give a job to what has been due for long and has none, as after a queue was cleared."""
+        """See to what nobody else will: what lost its job, and what waits for what has ended."""
+        await self._drive(cx, operations.let_go([(max(items), _MOST_RESCUED)]))
         found = await self._jobs.lost(cx, max(items) - _OVERDUE, _MOST_RESCUED)
         if found:
             await self._jobs.put(cx, found)

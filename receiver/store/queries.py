@@ -393,6 +393,12 @@ FROM {rows:id text} JOIN deliveries d ON d.prediction_id = r.id
 WHERE d.state = 'pending' AND d.after <> '[]' ORDER BY d.id {lock}
 """)
 
+# For whoever looks whether something waits that nobody will let go.
+SELECT_WITH_WAITING: Final = Query("""
+SELECT DISTINCT prediction_id FROM deliveries
+WHERE state = 'pending' AND after <> '[]' LIMIT :most
+""")
+
 SELECT_UNENDED: Final = Query("""
 SELECT id FROM deliveries
 WHERE id IN (SELECT r.id FROM {rows:id text}) AND state IN ('pending', 'running')

@@ -6,9 +6,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from receiver.dispatch.postgres import PgQueuerJobs
 from receiver.model import ARROWS, TERMINAL, Cause, Status
 from receiver.store.base import Store
+from receiver.store.postgres import _SETTINGS, SCHEMA, PostgresStore
 from receiver.store.values import Filter, ProgressCause, Role, Turn
+from tests.postgres import Database
 
 from .parts import (
     NOW,
@@ -400,3 +403,26 @@ async def test_pages_of_a_list_hold_everything_once_newest_first(
         if cursor is None:
             break
     assert seen == [pred(number) for number in found]
+
+
+async def test_a_limit_holds_whatever_the_plan(
+    bare_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL may run a subquery again for each row, and with it whatever it chose before."""
+    nested = ("hashjoin", "mergejoin", "hashagg", "sort", "material", "memoize", "bitmapscan")
+    plans = {f"enable_{name}": "off" for name in nested}
+    monkeypatch.setattr(
+        "receiver.store.postgres._SETTINGS", {**_SETTINGS, **plans, "enable_indexscan": "off"}
+    )
+    store = PostgresStore(bare_database.url, lambda _: None, PgQueuerJobs(SCHEMA))
+    await store.start()
+    try:
+        for number in range(8):
+            await store.create(new(number))
+        begun = await store.begin_submits(slots(most=3))
+        assert len(begun.jobs) == 3
+        for number in range(3):
+            await store.progress(progress(number, "accepted", NOW, provider_id=f"r{number}"))
+        assert len(await store.claim_due("fal", NOW + 10, NOW + 99, 2)) == 2
+    finally:
+        await store.stop()

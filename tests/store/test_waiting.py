@@ -9,7 +9,7 @@ from receiver.model import DONE, Decision, Stored, delivery_id
 from receiver.store.base import Store
 from receiver.store.values import Addition, Delivery, Owed
 
-from .parts import AGAIN, GIVEN_UP, NOW, Engine, ended, new, pred, settlement, wanted
+from .parts import AGAIN, GIVEN_UP, NOW, Engine, Postgres, ended, new, pred, settlement, wanted
 
 pytestmark = pytest.mark.anyio
 
@@ -178,3 +178,18 @@ async def test_a_note_is_kept_with_its_attempt(store: Store) -> None:
     assert [attempt["note"] for attempt in (await delivery(store, "greet")).history] == [
         "exit 0: ünïcode"
     ]
+
+
+async def test_what_waits_for_what_has_ended_is_found_on_postgres(engine: Engine) -> None:
+    """A replay may make a delivery wait while the one it waits for is being settled."""
+    if not isinstance(engine, Postgres):
+        return  # one connection writes there: nothing can happen meanwhile
+    store = engine.store
+    await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
+    engine.database.execute(
+        "UPDATE receiver.deliveries SET state = 'done', due_at = NULL, ended_at = 1"
+        " WHERE handler = 'save'"
+    )
+    assert await claims(store, "post") == []
+    await store.reclaim("me", NOW + 20)
+    assert await claims(store, "post", NOW + 30) == [delivery_id(pred(1), "post")]
