@@ -1,5 +1,6 @@
 """A backup is the database of one moment, whole or not there at all; and it can be restored."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -9,10 +10,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio import from_thread, to_thread
 
 from receiver import Event, on
 from receiver.errors import StoreUnusable
@@ -64,25 +67,25 @@ async def test_what_is_only_in_the_log_is_in_the_backup(engine: SQLite, tmp_path
 async def test_it_is_the_database_of_one_moment_and_holds_up_nobody(
     engine: SQLite, tmp_path: Path
 ) -> None:
-    """Between every two of its steps somebody writes, and it comes to an end."""
+    """Between every two of its steps the receiver writes, and it comes to an end."""
     again = SQLite(engine.path)
     await again.store.start()
-    with closing(sqlite3.connect(engine.path, timeout=0)) as writer:
-        numbers = iter(range(2, 10_000))
+    numbers = itertools.count(2)
 
-        def write(_seconds: float) -> None:
-            with writer:  # at once, or it fails
-                number = next(numbers)
-                writer.execute(
-                    "INSERT INTO predictions (id, provider, model, mode, status, input, metadata, "
-                    "created_at, due_at) VALUES (?, 'fal', 'm', 'queue', 'queued', ?, '{}', 1, 1)",
-                    (f"pred_{number:032d}", "x" * 100_000),
-                )
+    async def write() -> None:
+        await again.store.create(new(next(numbers), input={"prompt": "x" * 100_000}))
 
-        for _ in range(30):
-            write(0)
-        made = back_up(str(engine.path), str(tmp_path / "copy.db"), pause=write)
-        assert next(numbers) > 33  # it took several steps
+    for _ in range(30):
+        await write()
+    made = await to_thread.run_sync(
+        partial(
+            back_up,
+            str(engine.path),
+            str(tmp_path / "copy.db"),
+            pause=lambda _seconds: from_thread.run(write),  # fails if a step holds a lock
+        )
+    )
+    assert next(numbers) > 33  # it took several steps
     assert made.predictions == 31
     await again.store.stop()
 
