@@ -93,8 +93,6 @@ class PgQueuerJobs:
         self._forget_log = _FORGET_LOG.format(log=names.queue_table_log, most=_MOST_FORGOTTEN)
         self._forget_statistics = _FORGET_STATISTICS.format(statistics=names.statistics_table)
         self._taker = QueueManagerId(uuid.uuid4())
-        self._picked: dict[str, Job] = {}
-        """The jobs of this process, by delivery."""
 
     def queries(self, connection: Connection) -> Queries:
         """Give PgQueuer's own queries, for our names of its tables."""
@@ -127,7 +125,7 @@ class PgQueuerJobs:
         if there:
             await connection.execute(self._hasten, there)
 
-    async def pick(self, connection: Connection, handler: str, most: int) -> list[str]:
+    async def pick(self, connection: Connection, handler: str, most: int) -> dict[str, Job]:
         jobs = await self.queries(connection).dequeue(
             batch_size=most,
             entrypoints={QueueEntrypoint(handler): _UNLIMITED},
@@ -135,19 +133,15 @@ class PgQueuerJobs:
             global_concurrency_limit=None,
             heartbeat_timeout=_STALE,
         )
-        picked = {(job.payload or b"").decode(): job for job in jobs}
-        self._picked |= picked
-        return list(picked)
+        return {(job.payload or b"").decode(): job for job in jobs}
 
     async def next_due(self, connection: Connection, handler: str) -> float | None:
         eta = await self.queries(connection).next_deferred_eta([QueueEntrypoint(handler)])
         return None if eta is None else eta.total_seconds()
 
-    async def finish(
-        self, connection: Connection, deliveries: Sequence[str], result: JobResult
-    ) -> None:
+    async def finish(self, connection: Connection, jobs: Sequence[Job], result: JobResult) -> None:
         ends: list[tuple[Job, JOB_STATUS, TracebackRecord | None]] = [
-            (self._picked[name], result, None) for name in deliveries if name in self._picked
+            (job, result, None) for job in jobs
         ]
         if ends:
             await self.queries(connection).log_jobs(ends)
@@ -156,25 +150,17 @@ class PgQueuerJobs:
         jobs = [row["id"] for row in await connection.fetch(self._jobs_of, list(deliveries))]
         if jobs:
             await self.queries(connection).mark_job_as_cancelled(jobs)
-        for delivery in deliveries:
-            self.forget(delivery)
 
-    async def defer(self, connection: Connection, delivery: str, seconds: float) -> None:
-        job = self._picked.get(delivery)
-        if job is not None:
-            await self.queries(connection).retry_job(job, timedelta(seconds=seconds), None)
+    async def defer(self, connection: Connection, job: Job, seconds: float) -> None:
+        await self.queries(connection).retry_job(job, timedelta(seconds=seconds), None)
 
     async def lost(self, connection: Connection, before: float, most: int) -> list[tuple[str, str]]:
         rows = await connection.fetch(self._lost, before, most)
         return [(row["id"], row["handler"]) for row in rows]
 
-    async def beat(self, connection: Connection, deliveries: Sequence[str]) -> None:
-        ids = [self._picked[name].id for name in deliveries if name in self._picked]
-        if ids:
-            await self.queries(connection).update_heartbeat(ids)
-
-    def forget(self, delivery: str) -> None:
-        self._picked.pop(delivery, None)
+    async def beat(self, connection: Connection, jobs: Sequence[Job]) -> None:
+        if jobs:
+            await self.queries(connection).update_heartbeat([job.id for job in jobs])
 
     async def tidy(self, connection: Connection) -> None:
         """Fold PgQueuer's log into its statistics, and drop what is old of both."""

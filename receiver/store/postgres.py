@@ -11,7 +11,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
@@ -80,6 +80,8 @@ _SETTINGS: Final = {
 }
 
 
+Job: TypeAlias = Any
+"""A job as the queue knows it."""
 JobResult: TypeAlias = Literal["successful", "exception", "canceled"]
 
 
@@ -95,31 +97,26 @@ class Jobs(Protocol):
     async def put(self, connection: Connection, owed: Sequence[tuple[str, str]]) -> None:
         """Make deliveries (id, handler) due now; one that has a job keeps it."""
 
-    async def pick(self, connection: Connection, handler: str, most: int) -> list[str]:
-        """Take jobs that are due, also those whose taker has not renewed them; name deliveries."""
+    async def pick(self, connection: Connection, handler: str, most: int) -> dict[str, Job]:
+        """Take jobs that are due, or whose taker has not renewed them; give them by delivery."""
 
     async def next_due(self, connection: Connection, handler: str) -> float | None:
         """Say in how many seconds the next job falls due."""
 
-    async def finish(
-        self, connection: Connection, deliveries: Sequence[str], result: JobResult
-    ) -> None:
+    async def finish(self, connection: Connection, jobs: Sequence[Job], result: JobResult) -> None:
         """End picked jobs."""
 
     async def drop(self, connection: Connection, deliveries: Sequence[str]) -> None:
         """Take back the jobs of deliveries, whoever may have picked them."""
 
-    async def defer(self, connection: Connection, delivery: str, seconds: float) -> None:
+    async def defer(self, connection: Connection, job: Job, seconds: float) -> None:
         """Put a picked job back, to fall due again then."""
 
     async def lost(self, connection: Connection, before: float, most: int) -> list[tuple[str, str]]:
         """Name deliveries (id, handler) that have been due since before then and have no job."""
 
-    async def beat(self, connection: Connection, deliveries: Sequence[str]) -> None:
+    async def beat(self, connection: Connection, jobs: Sequence[Job]) -> None:
         """Say that picked jobs are being worked on."""
-
-    def forget(self, delivery: str) -> None:
-        """Hear that a job is no longer this process's."""
 
     async def sweep(
         self, connect: Callable[[], Awaitable[Connection]], chores: Mapping[str, Chore]
@@ -136,6 +133,9 @@ class PostgresStore(Store):
         super().__init__()
         self._url = url
         self._jobs = jobs
+        self._claimed: dict[tuple[str, int], Job] = {}
+        """The jobs of this process's claims, by delivery and claim: it may be claimed again before
+        we hear that its settlement is committed."""
         self._me = secrets.token_hex(8)
         self._rescue_at = 0.0
         self._skew = 0.0
@@ -213,12 +213,14 @@ class PostgresStore(Store):
 
     async def settle(self, settlement: Settlement) -> bool:
         held = await self._writer.write("settle", self._settle_all, settlement)
-        self._jobs.forget(settlement.id)
+        self._claimed.pop((settlement.id, settlement.number), None)
         return held
 
     async def release(self, owner: str, now: float) -> None:
-        for delivery in await self._writer.write("release", self._release_all, (owner, now)):
-            self._jobs.forget(delivery)
+        released = await self._writer.write("release", self._release_all, (owner, now))
+        self._claimed = {
+            claim: job for claim, job in self._claimed.items() if claim[0] not in released
+        }
 
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
         self._pulse.put((owner, delivery_ids, lease_until + self._skew))
@@ -247,7 +249,8 @@ class PostgresStore(Store):
             rows = await _run(cx, Run(q.TAKE_DELIVERIES, params, [(name,) for name in picked]))
             taken = {row[0]: to.claimed(row, wanted.handler) for row in rows}
             claims = [taken[name] for name in picked if name in taken]
-            missed = set(picked) - taken.keys()
+            self._claimed |= {(claim.id, claim.number): picked[claim.id] for claim in claims}
+            missed = {name: job for name, job in picked.items() if name not in taken}
             if missed:
                 async with cx.transaction():
                     await self._put_back(cx, missed, wanted.now + self._skew)
@@ -257,35 +260,37 @@ class PostgresStore(Store):
             next_due = None if seconds is None else wanted.now + seconds
         return Claims(claims, next_due)
 
-    async def _put_back(self, cx: Connection, missed: set[str], now: float) -> None:
+    async def _put_back(self, cx: Connection, missed: Mapping[str, Job], now: float) -> None:
         """Deal with jobs whose delivery was not to be had: it has an owner, or it is over."""
         rows = await _run(cx, Run(q.SELECT_LEASES, rows=[(name,) for name in sorted(missed)]))
         owed = {row[0]: row[2] or now for row in rows if row[1] in {"running", "pending"}}
         for delivery, lease_until in owed.items():
-            await self._jobs.defer(cx, delivery, max(lease_until - now, 0.0))
-        await self._jobs.finish(cx, sorted(missed - owed.keys()), "canceled")
-        for delivery in missed:
-            self._jobs.forget(delivery)
+            await self._jobs.defer(cx, missed[delivery], max(lease_until - now, 0.0))
+        over = [job for name, job in missed.items() if name not in owed]
+        await self._jobs.finish(cx, over, "canceled")
 
     async def _settle_all(self, cx: Connection, items: Sequence[Settlement]) -> Sequence[bool]:
         held = await self._drive(cx, operations.settle(items))
-        ended: dict[JobResult, list[str]] = {}
+        ended: dict[JobResult, list[Job]] = {}
         for item, is_held in zip(items, held, strict=True):
-            if is_held and item.decision.state == "pending":
-                await self._jobs.defer(cx, item.id, item.decision.delay)
-            elif is_held:
+            job = self._claimed.get((item.id, item.number))
+            if job is None or not is_held:
+                continue
+            if item.decision.state == "pending":
+                await self._jobs.defer(cx, job, item.decision.delay)
+            else:
                 result: JobResult = "exception" if item.decision.state == "dead" else "successful"
-                ended.setdefault(result, []).append(item.id)
-        for result, deliveries in ended.items():
-            await self._jobs.finish(cx, deliveries, result)
+                ended.setdefault(result, []).append(job)
+        for result, jobs in ended.items():
+            await self._jobs.finish(cx, jobs, result)
         return held
 
     async def _release_all(
         self, cx: Connection, items: Sequence[tuple[str, float]]
     ) -> Sequence[list[str]]:
         released = await self._drive(cx, operations.release(items))
-        for delivery in (name for given_back in released for name in given_back):
-            await self._jobs.defer(cx, delivery, 0.0)
+        for job in self._jobs_of({name for names in released for name in names}):
+            await self._jobs.defer(cx, job, 0.0)
         return released
 
     async def _reclaim_all(
@@ -307,8 +312,11 @@ class PostgresStore(Store):
         async with cx.transaction():
             steps = operations.renew([(owner, delivery_ids, lease_until)])
             [renewed] = await self._drive(cx, steps)
-            if renewed:
-                await self._jobs.beat(cx, renewed)
+            await self._jobs.beat(cx, self._jobs_of(renewed))
+
+    def _jobs_of(self, deliveries: Collection[str]) -> list[Job]:
+        """Give this process's jobs for `deliveries`; callable from any thread."""
+        return [job for claim, job in self._claimed.copy().items() if claim[0] in deliveries]
 
     # --- running steps ---
 

@@ -187,6 +187,19 @@ async def test_a_settlement_whose_claim_was_lost_changes_nothing(
     assert engine.dump() == before
 
 
+async def test_a_late_settlement_takes_nothing_from_a_later_claim_of_the_same_process(
+    store: Store,
+) -> None:
+    late = await claimed(store)
+    await lose_lease(store)
+    [claim] = (await store.claim(wanted(now=NOW + 60, lease_until=NOW + 90))).claims
+    assert not await store.settle(settlement(late))
+    soon = Decision(state="pending", delay=5.0, reason="no luck")
+    assert await store.settle(settlement(claim, soon, ended_at=NOW + 61))
+    [again] = (await store.claim(wanted(now=NOW + 67))).claims
+    assert again.number == 3
+
+
 @pytest.mark.usefixtures("in_one_process")
 async def test_a_settlement_of_a_process_before_this_one_changes_nothing(engine: Engine) -> None:
     claim = await claimed(engine.store)
