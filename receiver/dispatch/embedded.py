@@ -22,7 +22,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from receiver.dispatch.gate import Breaker, KnownGates, LaneGate
+from receiver.dispatch.gate import Breaker, KnownGates, LaneGate, Passage
 from receiver.dispatch.registry import Handler, Registry
 from receiver.dispatch.runner import Attempt, Tools
 from receiver.errors import StoreUnavailable
@@ -284,26 +284,34 @@ class _Lane:
         passage = await self._gate.ask(room, self._pace.nap)
         if not passage.most:
             return passage.wait
-        now = self._clock()
-        found = await self._queue.claim(
-            Wanted(
-                handler=self._handler.name,
-                owner=self._owner,
-                most=passage.most,
-                now=now,
-                lease_until=now + self._pace.lease,
-            )
-        )
+        found = await self._claim(passage)
         for claim in found.claims:
             task = asyncio.create_task(self._deliver(claim, until))
             self._running[task] = claim.id
             task.add_done_callback(self._ended)
-        if passage.is_trial and not found.claims:
-            await self._gate.give_back()
         self._full = len(found.claims) == passage.most
         if self._full:
             return self._pace.nap  # the end of an attempt wakes us
         return self._pace.nap if found.next_due is None else found.next_due - self._clock()
+
+    async def _claim(self, passage: Passage) -> Claims:
+        now = self._clock()
+        wanted = Wanted(
+            handler=self._handler.name,
+            owner=self._owner,
+            most=passage.most,
+            now=now,
+            lease_until=now + self._pace.lease,
+        )
+        try:
+            found = await self._queue.claim(wanted)
+        except Exception:
+            if passage.is_trial:
+                await self._gate.give_back()
+            raise
+        if passage.is_trial and not found.claims:
+            await self._gate.give_back()
+        return found
 
     async def _nap(self, seconds: float) -> None:
         try:

@@ -60,15 +60,19 @@ class KnownGates:
         self._clock = clock
         self._found: dict[str, Gate] = {}
         self._read_at = float("-inf")
+        self._forgotten = 0
 
     async def of(self, name: str) -> Gate:
         now = self._clock()
         if not 0 <= now - self._read_at < _FRESH:
+            forgotten = self._forgotten
             self._found = await self._gates.all()
-            self._read_at = now
+            if forgotten == self._forgotten:  # else it may be older than what we were told
+                self._read_at = now
         return self._found.get(name) or Gate(name)
 
     def forget(self) -> None:
+        self._forgotten += 1
         self._read_at = float("-inf")
 
 
@@ -100,9 +104,13 @@ class LaneGate:
         self._clock = clock
         self._failed: list[str] = []
         """The deliveries of the present run of failures, one for each."""
+        self._keeps_trial = False
+        """Whether a trial of ours is over and the store could not be told."""
 
     async def ask(self, room: int, nap: float) -> Passage:
         """Say how many deliveries may be begun. Raises StoreUnavailable."""
+        if self._keeps_trial:
+            await self.give_back()
         gate = await self._known.of(self._name)
         now = self._clock()
         match gate.state(now):
@@ -116,8 +124,10 @@ class LaneGate:
         return Passage(0, min(nap, _FRESH))
 
     async def give_back(self) -> None:
-        """Say that there was nothing to try, or that it told nothing."""
+        """Say that there was nothing to try, or that it told nothing; insist, if need be later."""
+        self._keeps_trial = True
         await self._gates.end_probe(self._name)
+        self._keeps_trial = False
 
     async def tell(self, delivery: str, failure: Failure | None) -> None:
         """Hear how an attempt ended; a gate that cannot be set stays as it is."""
@@ -129,7 +139,7 @@ class LaneGate:
             elif (await self._known.of(self._name)).open_until is not None:
                 await self.give_back()  # it says nothing of the others
         except StoreUnavailable:
-            return
+            self._keeps_trial = True
 
     async def _succeeded(self) -> None:
         self._failed.clear()

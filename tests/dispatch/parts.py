@@ -209,6 +209,20 @@ async def dispatching(
         await running.store.stop()
 
 
+class Unsteady:
+    """Stands before the real store and is unavailable, or worse, as often as it is told."""
+
+    def __init__(self, store: Any, **troubles: list[Exception]) -> None:
+        self._store = store
+        self._troubles = troubles
+
+    def __getattr__(self, name: str) -> Any:
+        troubles = self._troubles.get(name)
+        if troubles:
+            raise troubles.pop()
+        return getattr(self._store, name)
+
+
 async def eventually(condition: Callable[[], Any]) -> None:
     """Wait until something holds; give it PATIENCE."""
     async with asyncio.timeout(PATIENCE):

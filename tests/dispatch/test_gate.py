@@ -10,11 +10,13 @@ from typing import Any, Final
 import pytest
 
 from receiver import Context, Dead, Event, Retry, Skip, on
-from receiver.dispatch.gate import Breaker
+from receiver.dispatch.gate import Breaker, KnownGates
+from receiver.errors import StoreUnavailable
+from receiver.store.gates import Gate, Gates
 from tests.conftest import Logged
 from tests.postgres import Database
 
-from .parts import Dispatching, dispatching, eventually
+from .parts import Dispatching, Unsteady, dispatching, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -276,6 +278,53 @@ async def test_a_trial_that_tells_nothing_is_followed_by_another(
             await eventually(is_released)
         finally:
             await station.dispatch.stop()
+
+
+@pytest.mark.parametrize("away", [["claim"], ["claim", "end_probe"], ["close"]], ids="+".join)
+async def test_a_trial_that_the_disk_cut_short_is_followed_by_another(
+    place: Path | Database, away: list[str]
+) -> None:
+    service = Service()
+    service.down = None
+    async with dispatching(place, handler_of(service), start=False) as station:
+        await station.gates.open("post", station.clock(), station.clock() + 3600, "it was down")
+        names = await owed(station, 2)
+        troubles: dict[str, list[Exception]] = {name: [StoreUnavailable("full")] for name in away}
+        gates: Any = Unsteady(station.gates, **troubles)
+        station.gates = gates
+        dispatch = station.another("me too", store=Unsteady(station.store, **troubles))
+        await dispatch.start()
+        try:
+            for name in names:
+                await station.ends(name, "post", "done")
+        finally:
+            await dispatch.stop()
+        assert not any(troubles.values())
+        assert (await station.gates.all())["post"].held is None
+
+
+async def test_what_was_read_of_a_gate_before_it_was_set_is_not_believed(
+    place: Path | Database,
+) -> None:
+    async with dispatching(place, handler_of(Service()), start=False) as station:
+
+        class Slow(Gates):
+            """Gives what was true a moment ago."""
+
+            async def all(self) -> dict[str, Gate]:
+                found = await super().all()
+                await read.wait()
+                return found
+
+        read = asyncio.Event()
+        known = KnownGates(Slow(station.store), station.clock)
+        asking = asyncio.create_task(known.of("post"))
+        await asyncio.wait({asking}, timeout=0.05)
+        await station.gates.pause("post", station.clock())
+        known.forget()
+        read.set()
+        await asking
+        assert (await known.of("post")).held == "paused"
 
 
 @pytest.mark.parametrize("most", [1, 2])

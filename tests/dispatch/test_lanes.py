@@ -17,7 +17,7 @@ from receiver.model import delivery_id
 from receiver.store.values import Wanted
 from tests.postgres import Database
 
-from .parts import PATIENCE, POLICY, dispatching, eventually
+from .parts import PATIENCE, POLICY, Unsteady, dispatching, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -601,20 +601,6 @@ async def test_a_delivery_that_kills_its_process_again_and_again_ends_dead(
     assert calls == []
     assert delivery.state == "dead"
     assert [attempt["result"] for attempt in delivery.history] == ["lost"]
-
-
-class Unsteady:
-    """Stands before the real store and is unavailable, or worse, as often as it is told."""
-
-    def __init__(self, store: Any, **troubles: list[Exception]) -> None:
-        self._store = store
-        self._troubles = troubles
-
-    def __getattr__(self, name: str) -> Any:
-        troubles = self._troubles.get(name)
-        if troubles:
-            raise troubles.pop()
-        return getattr(self._store, name)
 
 
 @pytest.mark.parametrize("name", ["claim", "settle", "reclaim"])
