@@ -306,10 +306,10 @@ class _Lane:
         try:
             found = await self._queue.claim(wanted)
         except Exception:
-            if passage.is_trial:
+            if passage.is_probe:
                 await self._gate.give_back()
             raise
-        if passage.is_trial and not found.claims:
+        if passage.is_probe and not found.claims:
             await self._gate.give_back()
         return found
 

@@ -1,6 +1,6 @@
 """The gate before a lane: it is shut by hand, or by a run of failures (a circuit breaker).
 
-    closed ──a run of failures──▶ open ──after a while──▶ one delivery is tried
+    closed ──a run of failures──▶ open ──after a while──▶ one delivery is probed
       ▲                            ▲                        │        │
       └────────it succeeds─────────┼────────────────────────┘        │
                                    └─────it fails: twice as long─────┘
@@ -28,7 +28,7 @@ _FRESH: Final = 1.0
 _FEWEST_DELIVERIES: Final = 3
 """A run of failures must be of so many deliveries: one that is poison says nothing of others."""
 _MARGIN: Final = 10.0
-"""Seconds beyond a handler's time-out in which its trial may still be settled."""
+"""Seconds beyond a handler's time-out in which its probe may still be settled."""
 
 
 class Breaker(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +38,7 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     """In a row; None: never."""
     first_wait: float = 15.0
     longest_wait: float = 300.0
-    """Seconds before a trial; each that fails doubles them."""
+    """Seconds before a probe; each that fails doubles them."""
 
 
 class Gates(Protocol):
@@ -81,7 +81,7 @@ class Passage(msgspec.Struct, frozen=True):
 
     most: int
     wait: float = 0.0
-    is_trial: bool = False
+    is_probe: bool = False
 
 
 class LaneGate:
@@ -104,12 +104,12 @@ class LaneGate:
         self._clock = clock
         self._failed: list[str] = []
         """The deliveries of the present run of failures, one for each."""
-        self._keeps_trial = False
-        """Whether a trial of ours is over and the store could not be told."""
+        self._keeps_probe = False
+        """Whether a probe of ours is over and the store could not be told."""
 
     async def ask(self, room: int, nap: float) -> Passage:
         """Say how many deliveries may be begun. Raises StoreUnavailable."""
-        if self._keeps_trial:
+        if self._keeps_probe:
             await self.give_back()
         gate = await self._known.of(self._name)
         now = self._clock()
@@ -119,15 +119,15 @@ class LaneGate:
             case "probing":
                 is_ours = await self._gates.probe(self._name, now, now + self._timeout + _MARGIN)
                 if is_ours:
-                    return Passage(1, is_trial=True)
-        # Another process may let them go, or the time for a trial may come.
+                    return Passage(1, is_probe=True)
+        # Another process may let them go, or the time for a probe may come.
         return Passage(0, min(nap, _FRESH))
 
     async def give_back(self) -> None:
         """Say that there was nothing to try, or that it told nothing; insist, if need be later."""
-        self._keeps_trial = True
+        self._keeps_probe = True
         await self._gates.end_probe(self._name)
-        self._keeps_trial = False
+        self._keeps_probe = False
 
     async def tell(self, delivery: str, failure: Failure | None) -> None:
         """Hear how an attempt ended; a gate that cannot be set stays as it is."""
@@ -139,7 +139,7 @@ class LaneGate:
             elif (await self._known.of(self._name)).open_until is not None:
                 await self.give_back()  # it says nothing of the others
         except StoreUnavailable:
-            self._keeps_trial = True
+            self._keeps_probe = True
 
     async def _succeeded(self) -> None:
         self._failed.clear()
@@ -166,9 +166,9 @@ class LaneGate:
             log.warning(
                 "handler.held",
                 handler=self._name,
-                cause="a trial failed" if is_open else f"{len(self._failed)} failures in a row",
+                cause="a probe failed" if is_open else f"{len(self._failed)} failures in a row",
                 reason=failure.reason,
-                trial_in=round(wait, 1),
+                probe_in=round(wait, 1),
             )
             self._failed.clear()
             self._known.forget()

@@ -45,7 +45,7 @@ class HandlerState(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     state: Literal["running", "paused", "open", "probing"]
-    """`open`: its deliveries wait after a run of failures; `probing`: the next one is a trial."""
+    """`open`: its deliveries wait after a run of failures; `probing`: the next one is a probe."""
     registered: bool
     """False: something is owed to it, or it is paused, and it is no handler here any more."""
     owed: int

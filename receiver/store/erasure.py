@@ -50,6 +50,13 @@ BLANK_DELIVERIES: Final = Query("""
 UPDATE deliveries SET reason = '' WHERE id IN (SELECT r.id FROM {rows:id text}) AND reason <> ''
 """)
 
+# Where a handler is held back, the reason of its last failure stands there too.
+BLANK_GATES: Final = Query("""
+UPDATE handlers SET reason = '' WHERE reason <> '' AND reason IN (
+    SELECT a.reason FROM attempts a
+    WHERE a.delivery_id IN (SELECT r.id FROM {rows:id text}))
+""")
+
 BLANK_ATTEMPTS: Final = Query("""
 UPDATE attempts SET reason = '', note = '' WHERE delivery_id IN (SELECT r.id FROM {rows:id text})
 """)
@@ -57,6 +64,9 @@ UPDATE attempts SET reason = '', note = '' WHERE delivery_id IN (SELECT r.id FRO
 FORGET_STEPS: Final = Query(
     "DELETE FROM steps WHERE delivery_id IN (SELECT r.id FROM {rows:id text})"
 )
+
+BLANKS: Final = (BLANK_GATES, BLANK_DELIVERIES, BLANK_ATTEMPTS, FORGET_STEPS)
+"""What is done for deliveries, in this order: a gate's reason is known by the attempt's."""
 
 
 class Tables(Writes, Protocol):
@@ -100,7 +110,7 @@ def _erase_one(prediction_id: str, now: float) -> Steps[Erased]:
     deliveries = [(row[0],) for row in held]
     if (yield Run(SELECT_RUNNING, rows=deliveries)):
         return "running"
-    yield Write([(query, deliveries) for query in (BLANK_DELIVERIES, BLANK_ATTEMPTS, FORGET_STEPS)])
+    yield Write([(query, deliveries) for query in BLANKS])
     skipped = yield Run(SKIP_DELIVERIES, params, deliveries)
     yield Write([], News([], over=[row[0] for row in skipped]))
     yield Run(BLANK_CALLBACKS, params)

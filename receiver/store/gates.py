@@ -23,7 +23,7 @@ SET paused_at = NULL, failures = 0, open_until = NULL, probe_until = NULL, reaso
 WHERE name = :name
 """)
 
-# Of many that fail at once the first opens it; a failed trial opens it again, for longer.
+# Of many that fail at once the first opens it; a failed probe opens it again, for longer.
 OPEN: Final = Query("""
 INSERT INTO handlers (name, failures, open_until, reason) VALUES (:name, 1, :until, :reason)
 ON CONFLICT (name) DO UPDATE
@@ -62,11 +62,11 @@ class Gate(msgspec.Struct, frozen=True):
     name: str
     paused_at: float | None = None
     failures: int = 0
-    """How often it was opened or a trial failed, in a row."""
+    """How often it was opened or a probe failed, in a row."""
     open_until: float | None = None
     """After that one delivery is tried; None: it was not opened."""
     probe_until: float | None = None
-    """When the trial is given up, if its process dies over it."""
+    """When the probe is given up, if its process dies over it."""
     reason: str = ""
     """Of the last failure, where it was opened."""
 
@@ -110,7 +110,7 @@ class Gates:
         return bool(await self._change(PROBE, name=name, now=now, until=until))
 
     async def end_probe(self, name: str) -> None:
-        """Give a trial back that found nothing to try."""
+        """Give a probe back that found nothing to try."""
         await self._change(END_PROBE, name=name)
 
     async def close(self, name: str) -> bool:

@@ -71,7 +71,7 @@ async def test_after_a_run_of_failures_deliveries_wait_and_one_is_tried(
         await eventually(lambda: said(logged, "handler.held"))
         [line] = said(logged, "handler.held")
         assert line["log_level"] == "warning"
-        assert (line["handler"], line["cause"], line["trial_in"]) == (
+        assert (line["handler"], line["cause"], line["probe_in"]) == (
             "post",
             "5 failures in a row",
             0.8,
@@ -81,9 +81,9 @@ async def test_after_a_run_of_failures_deliveries_wait_and_one_is_tried(
         assert gate.state(station.clock()) == "open"
         await eventually(lambda: service.at_once == 0)
         calls = service.calls
-        await eventually(lambda: len(said(logged, "handler.held")) == 2)  # the trial failed
+        await eventually(lambda: len(said(logged, "handler.held")) == 2)  # the probe failed
         assert service.calls == calls + 1
-        assert said(logged, "handler.held")[1]["trial_in"] == 1.6  # twice as long
+        assert said(logged, "handler.held")[1]["probe_in"] == 1.6  # twice as long
         service.down = None
         for name in names:
             await station.ends(name, "post", "done")
@@ -213,7 +213,7 @@ async def test_of_two_processes_one_tries(
         assert sorted(service.served) == sorted(names)
 
 
-async def test_a_trial_that_died_with_its_process_is_another_ones(place: Path | Database) -> None:
+async def test_a_probe_that_died_with_its_process_is_another_ones(place: Path | Database) -> None:
     service = Service()
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
@@ -228,14 +228,14 @@ async def test_a_trial_that_died_with_its_process_is_another_ones(place: Path | 
         assert not await station.gates.close("post")
 
 
-@pytest.mark.parametrize("in_a_trial", [False, True])
-async def test_a_start_tries_again_at_once(place: Path | Database, in_a_trial: bool) -> None:
+@pytest.mark.parametrize("in_a_probe", [False, True])
+async def test_a_start_tries_again_at_once(place: Path | Database, in_a_probe: bool) -> None:
     service = Service()
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
         now = station.clock()
-        await station.gates.open("post", now, now if in_a_trial else now + 3600, "")
-        if in_a_trial:  # of a process that was killed over it
+        await station.gates.open("post", now, now if in_a_probe else now + 3600, "")
+        if in_a_probe:  # of a process that was killed over it
             assert await station.gates.probe("post", now, now + 3600)
         name = await station.owe("post")
         await station.dispatch.start()
@@ -246,7 +246,7 @@ async def test_a_start_tries_again_at_once(place: Path | Database, in_a_trial: b
 
 
 @pytest.mark.parametrize("decision", [Dead("never"), Retry("later", after=60)])
-async def test_a_trial_that_tells_nothing_is_followed_by_another(
+async def test_a_probe_that_tells_nothing_is_followed_by_another(
     place: Path | Database, decision: Exception
 ) -> None:
     calls = 0
@@ -281,7 +281,7 @@ async def test_a_trial_that_tells_nothing_is_followed_by_another(
 
 
 @pytest.mark.parametrize("away", [["claim"], ["claim", "end_probe"], ["close"]], ids="+".join)
-async def test_a_trial_that_the_disk_cut_short_is_followed_by_another(
+async def test_a_probe_that_the_disk_cut_short_is_followed_by_another(
     place: Path | Database, away: list[str]
 ) -> None:
     service = Service()

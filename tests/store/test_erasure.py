@@ -10,6 +10,7 @@ import pytest
 from receiver.model import TERMINAL, Error, Outcome, Output, Status, Stored, delivery_id
 from receiver.store.base import Store
 from receiver.store.erasure import Erasure
+from receiver.store.gates import Gates
 from receiver.store.values import Addition, Owed, Replayed
 
 from .parts import (
@@ -90,6 +91,7 @@ async def filled(store: Store, *, ok: bool = True) -> None:
             else {"decision": msgspec.structs.replace(decision, reason=MARKER)}
         )
         await store.settle(settlement(claim, note=MARKER, **said))
+    await Gates(store).open("bad", NOW, NOW + 60, MARKER)
     kept = Stored(url=f"https://kept.example/{MARKER}", sha256=MARKER, size=1, content_type="a/b")
     await store.add(Addition(prediction_id=pred(1), stored={0: kept}, metadata={MARKER: MARKER}))
 
