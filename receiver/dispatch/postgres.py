@@ -62,6 +62,11 @@ _SELECT_NOTE: Final = "SELECT obj_description($1::text::regclass)"
 _HASTEN: Final = """
 UPDATE {queue} SET execute_after = NOW() WHERE dedupe_key = ANY($1) AND status = 'queued'
 """
+# PgQueuer's own has none for what has just fallen due: whoever woke a moment early would sleep on.
+_NEXT_DUE: Final = """
+SELECT greatest(extract(epoch FROM execute_after - NOW()), 0)::double precision FROM {queue}
+WHERE status = 'queued' AND entrypoint = $1 ORDER BY execute_after LIMIT 1
+"""
 _LOST: Final = """
 SELECT d.id, d.handler FROM {schema}.deliveries d WHERE d.state = 'pending' AND d.due_at <= $1
 AND NOT EXISTS (SELECT FROM {queue} j
@@ -88,6 +93,7 @@ class PgQueuerJobs:
         self._schedules = QuerySchedulerBuilder(self._settings)
         names = self._settings.qualified
         self._hasten = _HASTEN.format(queue=names.queue_table)
+        self._next_due = _NEXT_DUE.format(queue=names.queue_table)
         self._lost = _LOST.format(schema=schema, queue=names.queue_table)
         self._jobs_of = _JOBS_OF.format(queue=names.queue_table)
         self._forget_log = _FORGET_LOG.format(log=names.queue_table_log, most=_MOST_FORGOTTEN)
@@ -136,8 +142,8 @@ class PgQueuerJobs:
         return {(job.payload or b"").decode(): job for job in jobs}
 
     async def next_due(self, connection: Connection, handler: str) -> float | None:
-        eta = await self.queries(connection).next_deferred_eta([QueueEntrypoint(handler)])
-        return None if eta is None else eta.total_seconds()
+        seconds: float | None = await connection.fetchval(self._next_due, handler)
+        return seconds
 
     async def finish(self, connection: Connection, jobs: Sequence[Job], result: JobResult) -> None:
         ends: list[tuple[Job, JOB_STATUS, TracebackRecord | None]] = [

@@ -49,6 +49,8 @@ _OVERDUE: Final = 60.0
 _MOST_RESCUED: Final = 1000
 _SKEWED: Final = 2.0
 """Seconds between our clock and the server's that are worth a warning."""
+_SOON: Final = 0.01
+"""Seconds until the next look for what has just fallen due, or is in another's hands."""
 _LAST_BEAT: Final = 2.0
 """Seconds to wait for the thread of the leases; with the server away it may hang for longer."""
 _LARGEST_SHARED: Final = 64 * 1024
@@ -257,7 +259,7 @@ class PostgresStore(Store):
         next_due = None
         if len(picked) < wanted.most:
             seconds = await self._jobs.next_due(cx, wanted.handler)
-            next_due = None if seconds is None else wanted.now + seconds
+            next_due = None if seconds is None else wanted.now + max(seconds, _SOON)
         return Claims(claims, next_due)
 
     async def _put_back(self, cx: Connection, missed: Mapping[str, Job], now: float) -> None:

@@ -123,6 +123,14 @@ async def test_a_retry_is_claimed_after_its_delay_and_counts_on(store: Store) ->
     assert [attempt["number"] for attempt in delivery.history] == [1, 2]
 
 
+async def test_whoever_looks_a_moment_early_hears_to_look_again_soon(store: Store) -> None:
+    claim = await claimed(store)
+    await store.settle(settlement(claim, AGAIN))  # due at +21+30
+    early = await store.claim(wanted(now=NOW + 51 - 0.0001))
+    assert early.claims == []
+    assert early.next_due == pytest.approx(NOW + 51, abs=0.1)
+
+
 async def lose_lease(store: Store) -> None:
     assert await store.reclaim("other", NOW + 50) == ["greet"]
 
