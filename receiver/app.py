@@ -294,6 +294,7 @@ class _Parts:
         self.journal = Journal(self.store)
         self.feed = Feed(self.journal)
         self.store.on_commit = self.telemetry.batch
+        self.store.on_lost = self.telemetry.lost
         self.store.on_news = self._heard
         self.inbox.on_event = self._on_event
         self.inbox.on_change = self.outbound.changed

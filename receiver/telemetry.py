@@ -6,7 +6,7 @@ argument, an input or a body.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
 from typing import Any, Final, Literal, get_args
@@ -15,7 +15,8 @@ import structlog
 
 from receiver.errors import StoreUnavailable
 from receiver.metrics import Metrics
-from receiver.store.values import Arrival, Claim, Settlement, Taken
+from receiver.model import event_id
+from receiver.store.values import Arrival, Claim, Lost, Settlement, Taken
 
 log = structlog.get_logger("receiver")
 
@@ -101,6 +102,26 @@ class Telemetry:
         log.warning(
             "handler.attempt", **fields, reason=decision.reason, retry_in=delay, exc_info=error
         )
+
+    def lost(self, attempts: Sequence[Lost]) -> None:
+        """Tell of attempts whose process could not: it is gone, or was frozen for too long."""
+        for one in attempts:
+            self.metrics.attempts[one.handler, "lost"].inc()
+            log.warning(
+                "handler.attempt",
+                handler=one.handler,
+                delivery=one.delivery,
+                event_id=event_id(one.prediction_id),
+                prediction=one.prediction_id,
+                provider=one.provider,
+                provider_id=one.provider_id,
+                channel=one.channel,
+                attempt=one.attempt,
+                result="lost",
+                state="pending",
+                seconds=round(max(one.seconds, 0.0), 4),
+                reason=one.reason,
+            )
 
     def request(self, route: str, status: int, fields: Mapping[str, Any]) -> None:
         """Tell of a request that is over; `fields` are the rest of its line."""

@@ -88,6 +88,43 @@ async def test_a_callback_is_one_line_with_what_became_of_it(start: Start, logge
     assert not [secret for secret in (*SECRETS, sent.secret) if secret in repr(logged)]
 
 
+async def test_an_attempt_of_a_dead_process_is_told_of_by_the_next(
+    start: Start, logged: Logged
+) -> None:
+    @on("succeeded", name="tries")
+    async def tries(_: Event) -> None: ...
+
+    async with start(tries, dispatch=False) as station:
+        sent = await station.submitted("eachlabs")
+        await station.push(sent)
+        station.edit(
+            "UPDATE deliveries SET state = 'running', owner = 'the dead', lease_until = 1, "
+            f"due_at = NULL, attempts = 1, claims = 1, claimed_at = {station.clock() - 7}"
+        )
+    async with start(tries) as station:
+        await eventually(lambda: len(told(logged, "handler.attempt")) == 2)
+        page = (await station.http.get("/metrics")).text
+    lost, done = told(logged, "handler.attempt")
+    assert 7 <= lost.pop("seconds") < 17
+    assert lost.pop("delivery") == done["delivery"]
+    assert lost == {
+        "event": "handler.attempt",
+        "log_level": "warning",
+        "handler": "tries",
+        "event_id": done["event_id"],
+        "prediction": sent.prediction_id,
+        "provider": "eachlabs",
+        "provider_id": sent.id,
+        "channel": "webhook",
+        "attempt": 1,
+        "result": "lost",
+        "state": "pending",
+        "reason": "its process died",
+    }
+    assert (done["attempt"], done["result"]) == (2, "done")
+    assert 'receiver_handler_attempts_total{handler="tries",result="lost"} 1.0' in page
+
+
 async def test_a_prediction_can_be_followed_by_its_id(start: Start, logged: Logged) -> None:
     @on("succeeded", name="tries")
     async def tries(_: Event) -> None:

@@ -25,6 +25,7 @@ from receiver.store.values import (
     Found,
     Job,
     Known,
+    Lost,
     NewPrediction,
     Owed,
     Progress,
@@ -57,6 +58,8 @@ class Store(ABC):
         predictions that have ended; None for both means that something may have been missed."""
         self.on_commit: Callable[[int], None] = lambda _size: None
         """Called with the number of writes that a transaction has committed, from any thread."""
+        self.on_lost: Callable[[Sequence[Lost]], None] = lambda _lost: None
+        """Called with attempts whose process is gone, when they are recorded."""
 
     # --- what an engine does ---
 

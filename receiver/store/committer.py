@@ -42,7 +42,14 @@ _FAULTS: Final = (
     ValueError,
 )
 _COLLISIONS: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
-_TROUBLE: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+# InternalClientError: asyncpg, too, where the server ends a connection just as it is used.
+_TROUBLE: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
 
 
 def is_trouble(error: BaseException) -> bool:

@@ -25,6 +25,7 @@ from receiver.store.values import (
     Created,
     Job,
     Known,
+    Lost,
     NewPrediction,
     Owed,
     Progress,
@@ -42,6 +43,7 @@ LARGEST_RAW: Final = 4 * 1024 * 1024
 """Characters of a provider's payload up to which a handler is given it."""
 LONGEST_WAIT: Final = 86400.0
 """Seconds after which a delivery waits no more for those of other handlers."""
+_RAN_OUT: Final = "its lease ran out"
 WINDOW: Final = 60.0
 """Seconds over which a provider's requests are counted; the window slides."""
 
@@ -158,12 +160,13 @@ def mark_cancel(items: Sequence[str]) -> Steps[list[None]]:
     return [None] * len(items)
 
 
-def recover(items: Sequence[tuple[str, float]]) -> Steps[list[None]]:
+def recover(items: Sequence[tuple[str, float]]) -> Steps[list[list[Lost]]]:
+    results = []
     for owner, now in items:
         yield Run(q.DOUBT_ABANDONED_SUBMITS, {"now": now})
         params = {"owner": owner, "now": now, "everyone": True, "reason": "its process died"}
-        yield Run(q.RECLAIM, params)
-    return [None] * len(items)
+        results.append((yield from _lost((yield Run(q.RECLAIM, params)), now)))
+    return results
 
 
 def accept(items: Sequence[Arrival]) -> Steps[list[Taken]]:
@@ -412,14 +415,31 @@ def renew(items: Sequence[tuple[str, list[str], float]]) -> Steps[list[list[str]
     return results
 
 
-def reclaim(items: Sequence[tuple[str, float]]) -> Steps[list[list[str]]]:
-    """Give back what has no owner any more; name its handlers."""
+def reclaim(items: Sequence[tuple[str, float]]) -> Steps[list[list[Lost]]]:
+    """Owe again what has no owner any more."""
     results = []
     for owner, now in items:
-        params = {"owner": owner, "now": now, "everyone": False, "reason": "its lease ran out"}
-        found = yield Run(q.RECLAIM, params)
-        results.append([handler for _, handler in found])
+        params = {"owner": owner, "now": now, "everyone": False, "reason": _RAN_OUT}
+        results.append((yield from _lost((yield Run(q.RECLAIM, params)), now)))
     return results
+
+
+def reclaim_these(items: Sequence[tuple[Sequence[str], float]]) -> Steps[list[list[Lost]]]:
+    """Owe again those of some deliveries that have no owner any more."""
+    results = []
+    for ids, now in items:
+        params = {"now": now, "reason": _RAN_OUT}
+        found = yield Run(q.RECLAIM_THESE, params, [(delivery_id,) for delivery_id in ids])
+        results.append((yield from _lost(found, now)))
+    return results
+
+
+def _lost(found: Sequence[Row], now: float) -> Steps[list[Lost]]:
+    """Record the attempts of claims that were just taken back."""
+    if not found:
+        return []
+    yield Run(q.INSERT_LOST, {"now": now}, found)
+    return [Lost(*row) for row in (yield Run(q.SELECT_LOST, {"now": now}, found))]
 
 
 _Match: TypeAlias = Callable[[Known, str], Owed]

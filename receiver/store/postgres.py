@@ -28,7 +28,7 @@ from receiver.store.base import Chore, Store
 from receiver.store.committer import Committer, Connection, is_trouble
 from receiver.store.dialect import News, Operation, Query, Row, Run, Steps, Write, together
 from receiver.store.schema import MIGRATIONS, for_postgres
-from receiver.store.values import Arrival, Claims, Settlement, Wanted
+from receiver.store.values import Arrival, Claims, Lost, Settlement, Wanted
 
 log = structlog.get_logger("receiver")
 
@@ -230,11 +230,12 @@ class PostgresStore(Store):
     async def reclaim(self, owner: str, now: float) -> list[str]:
         """Do so, and once a minute see to deliveries that nobody else would."""
         by_server = now + self._skew
-        handlers = await self._writer.write("reclaim", self._reclaim_all, (owner, by_server))
+        lost = await self.write(operations.reclaim, (owner, by_server))
+        self.on_lost(lost)
         if now >= self._rescue_at:
             await self._writer.write("rescue", self._rescue_all, now)
             self._rescue_at = now + _OVERDUE
-        return handlers
+        return [one.handler for one in lost]
 
     async def _claim_all(self, cx: Connection, items: Sequence[Wanted]) -> list[Claims]:
         return [await self._claim_for(cx, wanted) for wanted in items]
@@ -255,21 +256,29 @@ class PostgresStore(Store):
             missed = {name: job for name, job in picked.items() if name not in taken}
             if missed:
                 async with cx.transaction():
-                    await self._put_back(cx, missed, wanted.now + self._skew)
+                    lost = await self._put_back(cx, missed, wanted.now + self._skew)
+                self.on_lost(lost)
         next_due = None
-        if len(picked) < wanted.most:
+        if len(claims) < wanted.most:
             seconds = await self._jobs.next_due(cx, wanted.handler)
             next_due = None if seconds is None else wanted.now + max(seconds, _SOON)
         return Claims(claims, next_due)
 
-    async def _put_back(self, cx: Connection, missed: Mapping[str, Job], now: float) -> None:
-        """Deal with jobs whose delivery was not to be had: it has an owner, or it is over."""
+    async def _put_back(
+        self, cx: Connection, missed: Mapping[str, Job], now: float
+    ) -> Sequence[Lost]:
+        """Deal with jobs whose delivery was not to be had: it has or had an owner, or it is over.
+
+        What has an owner no more is owed again at once; give it.
+        """
+        [lost] = await self._drive(cx, operations.reclaim_these([(sorted(missed), now)]))
         rows = await _run(cx, Run(q.SELECT_LEASES, rows=[(name,) for name in sorted(missed)]))
         owed = {row[0]: row[2] or now for row in rows if row[1] in {"running", "pending"}}
         for delivery, lease_until in owed.items():
             await self._jobs.defer(cx, missed[delivery], max(lease_until - now, 0.0))
         over = [job for name, job in missed.items() if name not in owed]
         await self._jobs.finish(cx, over, "canceled")
+        return lost
 
     async def _settle_all(self, cx: Connection, items: Sequence[Settlement]) -> Sequence[bool]:
         held = await self._drive(cx, operations.settle(items))
@@ -294,11 +303,6 @@ class PostgresStore(Store):
         for job in self._jobs_of({name for names in released for name in names}):
             await self._jobs.defer(cx, job, 0.0)
         return released
-
-    async def _reclaim_all(
-        self, cx: Connection, items: Sequence[tuple[str, float]]
-    ) -> Sequence[list[str]]:
-        return await self._drive(cx, operations.reclaim(items))
 
     async def _rescue_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
         """See to what nobody else will: what lost its job, and what waits for what has ended."""

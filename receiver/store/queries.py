@@ -324,20 +324,18 @@ FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
 CLAIM_DELIVERIES: Final = Query("""
 UPDATE deliveries
 SET state = 'running', owner = :owner, lease_until = :lease_until, due_at = NULL, after = '[]',
-    attempts = attempts + 1, claims = claims + 1
+    attempts = attempts + 1, claims = claims + 1, claimed_at = :now
 WHERE state = 'pending' AND id IN (SELECT r.id FROM {rows:id text})
 """)
 
-# For a queue that has said what is due: all in one round trip. A lease that ran out is taken over.
+# For a queue that has said what is due: all in one round trip.
 TAKE_DELIVERIES: Final = Query(f"""
 WITH d AS (
     UPDATE deliveries
     SET state = 'running', owner = :owner, lease_until = :lease_until, due_at = NULL, after = '[]',
-        attempts = deliveries.attempts + 1, claims = deliveries.claims + 1
+        attempts = deliveries.attempts + 1, claims = deliveries.claims + 1, claimed_at = :now
     FROM {{rows:id text}}
-    WHERE deliveries.id = r.id
-      AND (deliveries.state = 'pending'
-           OR deliveries.state = 'running' AND deliveries.lease_until <= :now)
+    WHERE deliveries.id = r.id AND deliveries.state = 'pending'
     RETURNING deliveries.id, deliveries.prediction_id, deliveries.attempts, deliveries.round,
               deliveries.claims
 )
@@ -429,7 +427,30 @@ RECLAIM: Final = Query("""
 UPDATE deliveries
 SET state = 'pending', due_at = :now, owner = NULL, lease_until = NULL, reason = :reason
 WHERE state = 'running' AND (lease_until <= :now OR (:everyone AND owner <> :owner))
-RETURNING id, handler
+RETURNING id
+""")
+
+RECLAIM_THESE: Final = Query("""
+UPDATE deliveries
+SET state = 'pending', due_at = :now, owner = NULL, lease_until = NULL, reason = :reason
+WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'running' AND lease_until <= :now
+RETURNING id
+""")
+
+# Its process cannot tell of it any more: all that is known is when it began, and that it is over.
+INSERT_LOST: Final = Query("""
+INSERT INTO attempts (delivery_id, number, started_at, ended_at, result, reason, note)
+SELECT d.id, d.claims, coalesce(d.claimed_at, :now), :now, 'lost', d.reason, ''
+FROM {rows:id text} JOIN deliveries d ON d.id = r.id
+""")
+
+SELECT_LOST: Final = Query("""
+SELECT d.id, d.handler, d.prediction_id, p.provider, p.provider_id, e.channel, d.attempts, d.reason,
+    :now - coalesce(d.claimed_at, :now)
+FROM {rows:id text}
+JOIN deliveries d ON d.id = r.id
+JOIN events e ON e.prediction_id = d.prediction_id
+JOIN predictions p ON p.id = d.prediction_id
 """)
 
 SELECT_EVENT_TYPE: Final = Query("SELECT type FROM events WHERE prediction_id = :prediction_id")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -112,7 +113,7 @@ def delivery(row: Sequence[Any]) -> Delivery:
             Attempt(
                 **attempt | {name: rfc3339(attempt[name]) for name in ("started_at", "ended_at")}
             )
-            for attempt in msgspec.json.decode(history or "[]")
+            for attempt in sorted(msgspec.json.decode(history or "[]"), key=itemgetter("number"))
         ],
     )
 

@@ -293,6 +293,7 @@ CREATE TABLE replays (
     ended_at   REAL
 );
 {_DETACHING}
+ALTER TABLE deliveries ADD COLUMN claimed_at REAL;
 CREATE INDEX deliveries_replayed ON deliveries (replay_id, due_at)
     WHERE state = 'pending' AND replay_id IS NOT NULL;
 """  # noqa: S608 - our own constants

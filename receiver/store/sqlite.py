@@ -93,7 +93,7 @@ class SQLiteStore(Store):
 
     async def recover(self, owner: str, now: float) -> None:
         # There is no other process, so whatever one was doing is over.
-        await self.write(operations.recover, (owner, now))
+        self.on_lost(await self.write(operations.recover, (owner, now)))
 
     async def scrub(self) -> bool:
         return await asyncio.to_thread(self._checkpointer.empty, _SCRUBBED_WITHIN)
@@ -111,7 +111,9 @@ class SQLiteStore(Store):
         self._writer.post(operations.renew, (owner, delivery_ids, lease_until))
 
     async def reclaim(self, owner: str, now: float) -> list[str]:
-        return await self.write(operations.reclaim, (owner, now))
+        lost = await self.write(operations.reclaim, (owner, now))
+        self.on_lost(lost)
+        return [one.handler for one in lost]
 
     async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
         return await self._writer.write(operation, item)

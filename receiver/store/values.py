@@ -234,6 +234,21 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: float
 
 
+class Lost(msgspec.Struct, frozen=True):
+    """An attempt whose process is gone: its claim was taken back, its delivery is owed again."""
+
+    delivery: str
+    handler: str
+    prediction_id: str
+    provider: str
+    provider_id: str | None
+    channel: str | None
+    attempt: int
+    reason: str
+    seconds: float
+    """From its claim to its being taken back."""
+
+
 class Attempt(Value, frozen=True, kw_only=True):
     """One run of a handler for a delivery."""
 

@@ -387,6 +387,7 @@ async def test_a_caller_who_goes_away_disturbs_nobody(scratch: Database) -> None
         (asyncpg.UndefinedTableError("x"), True),
         (asyncpg.ConnectionDoesNotExistError("x"), True),
         (asyncpg.InterfaceError("x"), True),
+        (asyncpg.InternalClientError("x"), True),
         (ConnectionResetError("x"), True),
         (TimeoutError("x"), True),
         (RuntimeError("x"), False),

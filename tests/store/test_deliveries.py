@@ -3,12 +3,15 @@
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from receiver.model import DONE, Decision, delivery_id
 from receiver.store.base import Store
+from receiver.store.rows import rfc3339
 from receiver.store.values import (
     Known,
+    Lost,
     Owed,
 )
 
@@ -292,6 +295,41 @@ async def test_what_a_dead_process_ran_is_owed_again_and_the_attempt_counts(
     assert await state(store) == ("pending", 1, "its process died")
     [claim] = (await store.claim(wanted(owner="next", now=NOW + 21))).claims
     assert (claim.attempt, claim.number) == (2, 2)
+
+
+@pytest.mark.parametrize("by", ["reclaim", "recover"])
+async def test_an_attempt_whose_process_is_gone_is_recorded_and_told_of(
+    store: Store, by: str
+) -> None:
+    told: list[Lost] = []
+    store.on_lost = told.extend
+    await claimed(store)  # at +20, until +50
+    await getattr(store, by)("next", NOW + 50)
+    await getattr(store, by)("next", NOW + 50)
+    reasons = {"its lease ran out", "its process died"}
+    [lost] = told
+    assert lost.reason in reasons
+    assert msgspec.structs.replace(lost, reason="") == Lost(
+        delivery=GREET,
+        handler="greet",
+        prediction_id=pred(1),
+        provider="fal",
+        provider_id=None,
+        channel="webhook",
+        attempt=1,
+        reason="",
+        seconds=30.0,
+    )
+    [delivery] = (await store.deliveries(1, id=GREET)).data
+    [attempt] = delivery.history
+    assert (attempt["number"], attempt["result"], attempt["reason"]) == (1, "lost", lost.reason)
+    assert attempt["ended_at"] == rfc3339(NOW + 50)
+    assert attempt["started_at"] == rfc3339(NOW + 20)
+
+    [claim] = (await store.claim(wanted(owner="next", now=NOW + 51, lease_until=NOW + 90))).claims
+    await store.settle(settlement(claim, owner="next", ended_at=NOW + 52))
+    [delivery] = (await store.deliveries(1, id=GREET)).data
+    assert [attempt["result"] for attempt in delivery.history] == ["lost", "done"]
 
 
 async def test_recovery_leaves_the_claims_of_its_own_process(store: Store) -> None:

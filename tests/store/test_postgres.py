@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
+import msgspec
 import pytest
 from pgqueuer import Queries
 
@@ -23,7 +24,7 @@ from receiver.store.committer import Connection
 from receiver.store.dialect import Query
 from receiver.store.postgres import SCHEMA, PostgresStore
 from receiver.store.schema import MIGRATIONS, for_postgres
-from receiver.store.values import Owed
+from receiver.store.values import Lost, Owed
 from tests.postgres import Database
 
 from .parts import (
@@ -517,7 +518,27 @@ async def test_a_lost_claim_is_settled_by_nobody_but_its_new_owner(database: Dat
         assert await there.store.settle(settlement(second, owner="another"))
         assert jobs(database) == []
         history = database.rows("SELECT number, result FROM attempts")
-        assert history == [(2, "done")]
+        assert history == [(1, "lost"), (2, "done")]
+
+
+async def test_a_lane_takes_over_what_nobody_has_reclaimed_yet(database: Database) -> None:
+    async with processes(database, 2) as [here, there]:
+        first = await claimed(here.store)
+        lost: list[Lost] = []
+        there.store.on_lost = lost.extend
+        database.execute("UPDATE receiver.pgqueuer SET heartbeat = NOW() - interval '31 seconds'")
+        later = wanted(owner="another", now=first_lease() + 1, lease_until=first_lease() + 31)
+        none = await there.store.claim(msgspec.structs.replace(later, most=1))
+        assert none.claims == []
+        assert none.next_due == pytest.approx(later.now, abs=0.1)  # full or not, it looks again
+        assert [(one.delivery, one.attempt, one.reason) for one in lost] == [
+            (first.id, 1, "its lease ran out")
+        ]
+        [second] = (await there.store.claim(later)).claims
+        assert (second.number, second.attempt) == (2, 2)
+        assert not await here.store.settle(settlement(first))
+        assert await there.store.settle(settlement(second, owner="another"))
+        assert jobs(database) == []
 
 
 def first_lease() -> float:
