@@ -72,6 +72,7 @@ def replay(
     if not agreed:
         return api.post(f"{path}/cancel")
     found = api.post(f"{path}/start")
+    is_unwanted = False
     while found["state"] == "running":
         try:
             terminal.progress(found["replayed"], matched)
@@ -79,12 +80,14 @@ def replay(
             found = api.get(path)
         except KeyboardInterrupt:
             if terminal.ask("Cancel the replay? What is owed by now stays owed."):
+                is_unwanted = True
                 found = _cancel(api, path)
                 break
             terminal.say(f"it goes on; `receiver replays --cancel {counted['id']}` ends it")
             return found
     terminal.progress(found["replayed"], matched)
-    terminal.say(f"{found['state']}: {found['replayed']} deliveries are owed again")
+    late = ", before it could be canceled" if is_unwanted and found["state"] == "done" else ""
+    terminal.say(f"{found['state']}: {found['replayed']} deliveries are owed again{late}")
     return found
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 main = typer.Typer(
     name="receiver",
-    help="Submit predictions, record every outcome exactly once, run your handlers on it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,7 +38,7 @@ Handlers = Annotated[
     list[str] | None, typer.Argument(help="Files, modules or installed names (log, save, forward).")
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
-Port = Annotated[int, typer.Option(help="Port to listen on.")]
+Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
 Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1, max=100)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Dev = Annotated[
@@ -48,6 +47,24 @@ Dev = Annotated[
 Id = Annotated[str, typer.Argument(metavar="ID")]
 HandlerName = Annotated[str, typer.Argument(metavar="HANDLER")]
 OfProvider = Annotated[str | None, typer.Option("--provider", help="Only of this provider.")]
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("prediction-receiver"))
+        raise typer.Exit
+
+
+@main.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say the version.", callback=_tell_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Submit predictions, record every outcome exactly once, run your handlers on it."""
 
 
 # --- what runs ---
@@ -197,7 +214,10 @@ def emulate(
     seconds: Annotated[float, typer.Option(help="How long a picture takes.")] = 0.8,
     shape: Annotated[str, typer.Option(help="Wire shapes: new, old or mixed.")] = "mixed",
 ) -> None:
-    """Serve Oxen.ai, Eachlabs and fal.ai on this machine, for tests and demos."""
+    """Serve Oxen.ai, Eachlabs and fal.ai on this machine, for tests and demos.
+
+    A word in a prompt says what befalls it: [fail], [moderated], [timeout], [never], [slow] …
+    """
     import msgspec
 
     from receiver import logs
@@ -276,7 +296,9 @@ def list_(
 
 @main.command()
 def show(prediction_id: Id) -> None:
-    """Show one prediction and what became of its event."""
+    """Show one prediction and what became of its event, by the id of any of them."""
+    if prediction_id.startswith(("evt_", "dlv_")):
+        prediction_id = f"pred_{prediction_id[4:36]}"
     prediction = _call("get", f"/v1/predictions/{_quoted(prediction_id)}")
     found = _call("get", _query("/v1/deliveries", prediction=prediction_id, limit=100))
     print_value({**prediction, "deliveries": found["data"]})
@@ -292,7 +314,7 @@ def tail(
         list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Only with this.")
     ] = None,
     after: Annotated[
-        str | None, typer.Option(help="From this place on (`seq` in JSON); 0: all there is.")
+        int | None, typer.Option(help="From this place on (`seq` in JSON); 0: all there is.", min=0)
     ] = None,
     count: Annotated[int | None, typer.Option(help="End after so many lines.", min=1)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
@@ -309,7 +331,8 @@ def tail(
     console = Console(highlight=False)
     try:
         with _client() as client:
-            found = follow(client, params, after, lambda text: typer.echo(f"-- {text}", err=True))
+            place = None if after is None else str(after)
+            found = follow(client, params, place, lambda text: typer.echo(f"-- {text}", err=True))
             for message in islice(found, count):
                 if as_json:
                     print_plainly(message)
@@ -459,7 +482,7 @@ def deliveries(
     """List deliveries, newest first: what is owed, done, dead."""
     params = {"state": state, "handler": handler, "prediction": prediction, "limit": limit}
     found = _call("get", _query("/v1/deliveries", **params))
-    columns = ("id", "prediction_id", "handler", "state", "attempts", "due_at", "reason")
+    columns = ("id", "handler", "state", "attempts", "due_at", "reason")  # `show` takes the ids
     _show(found, columns, as_json=as_json)
 
 

@@ -53,6 +53,7 @@ EVENTS: Final = frozenset(
         "handler.missing",
         "handler.attempt",
         "handler.stuck",
+        "handler.interrupted",
         "handler.held",
         "handler.released",
         "handler.paused",

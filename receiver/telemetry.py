@@ -81,15 +81,8 @@ class Telemetry:
         self.metrics.runs[(claim.handler,)].observe(seconds)
         if held and decision.state != "pending":
             self.metrics.ends[claim.handler, decision.state].inc()
-        prediction = claim.event.prediction
         fields: Mapping[str, Any] = {
-            "handler": claim.handler,
-            "delivery": claim.id,
-            "event_id": claim.event.id,
-            "prediction": prediction.id,
-            "provider": prediction.provider,
-            "provider_id": prediction.provider_id,
-            "channel": claim.event.channel,
+            **_ids(claim),
             "attempt": claim.attempt,
             "result": result,
             "state": decision.state if held else "claim lost",
@@ -98,10 +91,17 @@ class Telemetry:
         if result == "done":
             log.info("handler.attempt", **fields)
             return
+        if result == "skip":  # its handler's own wish, and no trouble
+            log.info("handler.attempt", **fields, reason=decision.reason)
+            return
         delay = round(decision.delay, 3) if decision.state == "pending" else None
         log.warning(
             "handler.attempt", **fields, reason=decision.reason, retry_in=delay, exc_info=error
         )
+
+    def interrupted(self, claim: Claim) -> None:
+        """Tell of an attempt that is cut short because we stop; it counts as never begun."""
+        log.warning("handler.interrupted", **_ids(claim))
 
     def lost(self, attempts: Sequence[Lost]) -> None:
         """Tell of attempts whose process could not: it is gone, or was frozen for too long."""
@@ -155,3 +155,16 @@ class Telemetry:
             log.info("store.recovered")
         else:
             log.error("store.unavailable", reason=str(trouble))
+
+
+def _ids(claim: Claim) -> Mapping[str, Any]:
+    prediction = claim.event.prediction
+    return {
+        "handler": claim.handler,
+        "delivery": claim.id,
+        "event_id": claim.event.id,
+        "prediction": prediction.id,
+        "provider": prediction.provider,
+        "provider_id": prediction.provider_id,
+        "channel": claim.event.channel,
+    }

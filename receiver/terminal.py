@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import typer
 from rich.text import Text
 
 from receiver.errors import ReceiverError
+
+_TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z")
+_WHOLE: Final = re.compile(f"(pred|evt|dlv|rep)_|{_TIME.pattern}")
+"""What is never broken: ids are there to be copied."""
+_NARROWEST: Final = 8
+"""Characters to which a column may be squeezed for the sake of those."""
 
 
 class Terminal:
@@ -55,15 +62,26 @@ def print_plainly(value: Any) -> None:
 
 
 def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Print a table; its ids and times stay whole, in however narrow a terminal."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(*columns, box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*(cell(row.get(column)) for column in columns))
+    cells = [[cell(row.get(column)) for column in columns] for row in rows]
+    widths = [
+        max((len(line[place]) for line in cells if _WHOLE.match(line[place].plain)), default=0)
+        for place in range(len(columns))
+    ]
+    heads = [
+        Column(name, min_width=width or None, no_wrap=bool(width), overflow="fold")
+        for name, width in zip(columns, widths, strict=True)
+    ]
+    needed = sum((width or _NARROWEST) + 2 for width in widths)
+    table = Table(*heads, box=None, header_style="bold")
+    for line in cells:
+        table.add_row(*line)
     console = Console()
-    # Ids are there to be copied: a pipe gets them whole, whatever width it pretends to have.
-    Console(width=console.width if console.is_terminal else 240).print(table)
+    # A pipe has no width, whatever it pretends.
+    Console(width=max(console.width, needed) if console.is_terminal else 240).print(table)
 
 
 def cell(value: Any) -> Text:
@@ -72,4 +90,4 @@ def cell(value: Any) -> Text:
         value = f"{value.get('code')}: {value.get('message')}"
     elif isinstance(value, dict):
         value = ", ".join(f"{name}={inner}" for name, inner in value.items())
-    return Text("" if value is None else str(value))
+    return Text("" if value is None else _TIME.sub(r"\1Z", str(value)))

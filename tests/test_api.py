@@ -474,6 +474,7 @@ async def test_an_unfit_query_is_refused(start: Start, query: str) -> None:
         ("handler=%00", "handler must be like save"),
         ("prediction=pred_1", "prediction must be like pred_0199f3a6d2c1e45b7f1c9d3e8a260f4b"),
         ("page=2", "Object contains unknown field `page`"),
+        ("state=dead&limit=1&limit=2", "limit is given twice"),
     ],
 )
 async def test_what_is_wrong_with_a_query_is_said(start: Start, query: str, detail: str) -> None:

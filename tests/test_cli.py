@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
 import pytest
 
 from receiver.emulator import settings_for
-from receiver.terminal import cell
+from receiver.terminal import cell, print_table
 from tests.journey.parts import free_port
 
 SECRET = "a-secret-key-of-more-than-thirty-two-characters"
@@ -169,6 +170,9 @@ def test_a_dead_letter_is_found_retried_and_replayed(world: tuple[Path, dict[str
 
     first = dead()
     assert first["reason"] == "as told"
+    for one in (str(first["id"]), str(first["event_id"])):
+        shown = json.loads(receiver("show", one, cwd=home, **env).stdout)
+        assert shown["id"] == prediction_id
     assert receiver("retry", str(first["id"]), cwd=home, **env).returncode == 0
     assert len(dead()["history"]) >= 1  # type: ignore[arg-type] # a list
     replayed = json.loads(receiver("replay", prediction_id, cwd=home, **env).stdout)
@@ -184,6 +188,7 @@ def test_a_dead_letter_is_found_retried_and_replayed(world: tuple[Path, dict[str
         (("submit", "fal", "m", "prompt"), "'prompt' is not NAME=VALUE"),
         (("serve",), "RECEIVER_SECRET_KEY is missing"),
         (("serve", "--dev", "nowhere.py"), "nowhere.py: no such file"),
+        (("serve", "--dev", "nowhere.py", "no_such_module"), "no_such_module: cannot be loaded"),
         (("emulate", "--shape", "odd"), "shape"),
     ],
 )
@@ -192,6 +197,16 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path, args: tuple[str, ...], wo
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("args", [("serve", "--port", "65536"), ("tail", "--after", "some")])
+def test_an_unfit_option_is_refused(tmp_path: Path, args: tuple[str, ...]) -> None:
+    done = receiver(*args, cwd=tmp_path)
+    assert (done.returncode, args[1] in done.stderr) == (2, True)
+
+
+def test_the_version_is_said(tmp_path: Path) -> None:
+    assert receiver("--version", cwd=tmp_path).stdout == f"{version('prediction-receiver')}\n"
 
 
 def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) -> None:
@@ -255,6 +270,21 @@ def test_the_demo_plays_to_its_end(tmp_path: Path) -> None:
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 7
     assert "8 signed events forwarded and verified" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("width", [20, 80, 200])
+def test_ids_and_times_stay_whole_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    ids = [f"{kind}_{'0199f3a6' * 4}" for kind in ("pred", "evt", "dlv", "rep")]
+    row = {kind: kind for kind in ids} | {"at": "2026-01-31T12:00:00.123456Z", "why": "no " * 40}
+    print_table([row], (*ids, "at", "why"))
+    shown = capsys.readouterr().out
+    assert [kind for kind in ids if kind not in shown] == []
+    assert "2026-01-31T12:00:00Z" in shown
+    assert shown.count("no") == 40
 
 
 def test_a_providers_words_are_shown_as_they_are() -> None:

@@ -332,7 +332,11 @@ class _Lane:
         left = None if until is None else max(until - asyncio.get_running_loop().time(), 0.1)
         attempt = Attempt(self._handler, claim, self._tools, left)
         with await self._tracing.attempt(claim) as span:
-            failure = self._spent(claim) or await attempt.run()
+            try:
+                failure = self._spent(claim) or await attempt.run()
+            except asyncio.CancelledError:
+                self._telemetry.interrupted(claim)  # it is given back when all have ended
+                raise
             ended = self._clock()
             decision = (
                 decide(claim.attempt, failure, self._policy, self._chance()) if failure else DONE

@@ -361,16 +361,26 @@ def _takes(function: Callable[..., Any]) -> int:
 def load(names: Sequence[str]) -> Registry:
     """Import every named file, module or installed entry point, and collect its handlers.
 
-    Raises HandlerError for whatever cannot be found, read or registered.
+    Raises HandlerError for all that cannot be found, read or registered.
     """
     registry = Registry()
+    problems = []
     for name in names:
-        found: list[Handler] = getattr(_import(name), _ATTRIBUTE, [])
-        if not found:
-            raise HandlerError(f"{name}: has no handler; decorate a function with @on(…)")
-        for handler in found:
-            registry.add(handler)
+        try:
+            for handler in _found_in(name):
+                registry.add(handler)
+        except HandlerError as error:
+            problems.append(str(error))
+    if problems:
+        raise HandlerError("\n".join(problems))
     return registry
+
+
+def _found_in(name: str) -> list[Handler]:
+    found: list[Handler] = getattr(_import(name), _ATTRIBUTE, [])
+    if not found:
+        raise HandlerError(f"{name}: has no handler; decorate a function with @on(…)")
+    return found
 
 
 def _import(name: str) -> object:

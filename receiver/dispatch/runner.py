@@ -165,8 +165,9 @@ class Context:
         return self._call(lambda: self._tools.memory.add(addition))
 
     def note(self, text: str) -> None:
-        """Keep a text (its last 4,000 characters) with this attempt, for whoever looks at it."""
-        self.noted = _clean(text)[-_LONGEST_NOTE:]
+        """Keep a text with this attempt, a line for each call: their last 4,000 characters."""
+        lines = [self.noted, _clean(text)] if self.noted else [_clean(text)]
+        self.noted = "\n".join(lines)[-_LONGEST_NOTE:]
 
     @property
     def _prediction(self) -> str:

@@ -216,7 +216,10 @@ def _uncounted(seen: Look | None) -> Iterator[Finding]:
         yield warn("backlog", "it could not be counted in time", mend)
 
 
-_DEAD: Final = "see `receiver deliveries --state dead`, mend the handler, then `receiver retry ID`"
+_DEAD: Final = (
+    "see `receiver deliveries --state dead`, mend the handler, then `receiver retry ID`, or "
+    "`receiver replay --state dead` for all"
+)
 _UNATTENDED: Final = "see that `receiver serve` or `receiver worker` runs and is not out of breath"
 _UNASKED: Final = "see that `receiver serve` runs and reaches the providers"
 

@@ -33,7 +33,7 @@ _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 def _list_of(words: Sequence[str], before: str = "") -> msgspec.Meta:
     one = f"{before}({'|'.join(words)})"
-    return msgspec.Meta(pattern=f"^{one}(,{one})*$", examples=[words[-1]])
+    return msgspec.Meta(pattern=f"^{one}(,{one})*$", examples=list(words))
 
 
 def _types(statuses: Sequence[Status]) -> msgspec.Meta:

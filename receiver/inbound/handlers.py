@@ -103,7 +103,7 @@ class Handlers:
         return await self._now(state)
 
     async def _known(self, request: Request) -> HandlerState:
-        missing = Problem(404, "not-found", "no such handler; GET /v1/handlers names them")
+        missing = Problem(404, "not-found", "no such handler; `receiver handlers` names them")
         state = (await self._states()).get(named(request, "name", HandlerName, missing))
         if state is None:
             raise missing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Final, Protocol
 
 from prometheus_client.metrics_core import GaugeMetricFamily
@@ -106,7 +107,7 @@ class MetricsPage:
             yield from self._depths(depth)
 
     def _depths(self, depth: Depth) -> Iterator[GaugeMetricFamily]:
-        handlers = sorted({*self._handlers, *(name for name, _ in depth.owed)})
+        handlers = sorted({*self._handlers, *(name for name, _ in depth.owed), *depth.held})
         owed = {(name, state): 0 for name in handlers for state in ("pending", "running")}
         yield gauge(
             "receiver_deliveries_owed",
@@ -120,6 +121,15 @@ class MetricsPage:
             "Since when the oldest delivery of a handler is owed; 0 where none is.",
             ("handler",),
             {(name,): max(now - depth.oldest.get(name, now), 0.0) for name in handlers},
+        )
+        yield gauge(
+            "receiver_handler_held",
+            "Whether a handler's deliveries wait: paused by hand, or open after a run of failures.",
+            ("handler", "state"),
+            {
+                (name, state): depth.held.get(name) == state
+                for name, state in product(handlers, ("paused", "open"))
+            },
         )
         yield gauge(
             "receiver_predictions_living",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any, Final, TypeVar
@@ -124,7 +125,8 @@ def parameters(request: Request, kind: type[Asked], apart: str | None = None) ->
     given = request.query_params.multi_items()
     values = dict(given)
     if len(values) < len(given):
-        raise Problem(422, "invalid-request", "a parameter is given twice")
+        [(twice, _), *_] = Counter(name for name, _ in given).most_common(1)
+        raise Problem(422, "invalid-request", f"{twice} is given twice")
     kept = {name: text for name, text in values.items() if not (apart and name.startswith(apart))}
     return _read(kept, kind)
 
@@ -168,7 +170,7 @@ def _read(values: Mapping[str, str], kind: type[Asked]) -> Asked:
     try:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        raise Problem(422, "invalid-request", _complaint(kind, str(error))) from None
+        raise Problem(422, "invalid-request", complaint(kind, str(error))) from None
 
 
 @cache
@@ -191,8 +193,8 @@ def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
     return schema
 
 
-def _complaint(kind: type[msgspec.Struct], message: str) -> str:
-    """Say what a parameter must be, rather than what it is not."""
+def complaint(kind: type[msgspec.Struct], message: str) -> str:
+    """Say what a field of a struct must be, rather than what it is not."""
     message, _, place = message.partition(" - at `$.")
     name = place.rstrip("`")
     schema = schema_of(kind)["properties"].get(name, {})

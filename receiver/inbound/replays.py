@@ -20,7 +20,7 @@ from receiver.inbound.operation import (
     PageSize,
     ReplayId,
 )
-from receiver.inbound.reading import named, one_of, parameters
+from receiver.inbound.reading import complaint, named, one_of, parameters
 from receiver.providers import NAMES
 from receiver.store.replays import Replay, Selection
 from receiver.store.values import Found
@@ -114,7 +114,7 @@ def _selection(body: bytes) -> Selection:
     try:
         wanted = msgspec.json.decode(body, type=Selection)
     except msgspec.ValidationError as error:
-        raise Problem(422, "invalid-request", str(error)) from error
+        raise Problem(422, "invalid-request", complaint(Selection, str(error))) from error
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise Problem(400, "invalid-json", "the body is not JSON") from error
     if not any(getattr(wanted, name) for name in wanted.__struct_fields__):

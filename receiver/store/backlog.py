@@ -48,6 +48,11 @@ SELECT r.provider, r.status,
 FROM {{rows:provider text, status text}}
 """)  # noqa: S608
 
+_HELD: Final = Query("""
+SELECT name, CASE WHEN paused_at IS NOT NULL THEN 'paused' ELSE 'open' END FROM handlers
+WHERE paused_at IS NOT NULL OR open_until IS NOT NULL
+""")
+
 LIVING: Final = tuple(status for status in Status if status not in TERMINAL)
 
 
@@ -60,6 +65,8 @@ class Depth(msgspec.Struct, frozen=True):
     """Since when the oldest of a handler's is owed, in unix seconds."""
     living: dict[tuple[str, str], int]
     """Predictions by provider and status."""
+    held: dict[str, str]
+    """Handlers whose deliveries wait: `paused` by hand, or `open` after a run of failures."""
 
 
 class Backlog:
@@ -78,4 +85,6 @@ class Backlog:
                 if since is not None:
                     oldest[handler] = min(since, oldest.get(handler, since))
         rows = await self._store.read(_LIVING, list(product(providers, LIVING)))
-        return Depth(owed, oldest, {(row[0], row[1]): row[2] for row in rows})
+        held = {row[0]: row[1] for row in await self._store.read(_HELD)}
+        living = {(row[0], row[1]): row[2] for row in rows}
+        return Depth(owed, oldest, living, held)

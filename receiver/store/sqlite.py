@@ -234,6 +234,9 @@ def _open(path: str) -> sqlite3.Connection:
 
 
 def _connect(path: str) -> sqlite3.Connection:
+    # A new file is for its owner alone, as are those that SQLite puts beside it: people's prompts
+    # and pictures are in there. One that exists keeps its mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = _open(path)
     try:
         connection.execute("PRAGMA journal_mode = WAL")

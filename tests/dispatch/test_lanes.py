@@ -154,6 +154,17 @@ async def test_whatever_a_handler_raises_ends_its_attempt_and_nothing_else(
     assert done.is_set()
 
 
+async def test_what_a_handler_skips_is_no_trouble(place: Place, logged: Logged) -> None:
+    def picky(_: Event) -> None:
+        raise Skip("not mine")
+
+    async with dispatching(place, on(name="picky")(picky)) as running:
+        await running.ends(await running.owe(), "picky")
+        await eventually(lambda: named(logged, "handler.attempt"))
+    [line] = named(logged, "handler.attempt")
+    assert (line["log_level"], line["result"], line["reason"]) == ("info", "skip", "not mine")
+
+
 async def test_a_handler_is_tried_again_until_it_succeeds(place: Place, logged: Logged) -> None:
     attempts: list[int] = []
 
@@ -509,7 +520,7 @@ async def test_a_stop_lets_running_handlers_end(place: Place) -> None:
 
 @pytest.mark.parametrize("deaf", [False, True])
 async def test_a_stop_gives_back_what_does_not_end_with_its_attempt(
-    place: Place, *, deaf: bool
+    place: Place, logged: Logged, *, deaf: bool
 ) -> None:
     begun, may_end = asyncio.Event(), asyncio.Event()
 
@@ -531,6 +542,8 @@ async def test_a_stop_gives_back_what_does_not_end_with_its_attempt(
         await running.dispatch.stop()
         delivery = await running.delivery(prediction, "endless")
         assert (delivery.state, delivery.attempts, delivery.history) == ("pending", 0, [])
+        [line] = named(logged, "handler.interrupted")
+        assert (line["delivery"], line["prediction"]) == (delivery.id, prediction)
         may_end.set()
 
         again = running.another("next")

@@ -408,6 +408,15 @@ def test_what_is_not_there_cannot_be_loaded(name: str, words: str) -> None:
         load([name])
 
 
+def test_all_that_cannot_be_loaded_is_said_at_once(folder: Path) -> None:
+    (folder / "empty.py").write_text("")
+    names = ["no_such_module", str(folder / "empty.py"), "nowhere.py"]
+    with pytest.raises(HandlerError) as raised:
+        load(names)
+    problems = str(raised.value).split("\n")
+    assert [line.startswith(name) for line, name in zip(problems, names, strict=True)] == [True] * 3
+
+
 def test_a_folder_or_another_file_is_not_loaded(folder: Path) -> None:
     (folder / "notes.txt").write_text("from receiver import on")
     with pytest.raises(HandlerError, match="no such file"):

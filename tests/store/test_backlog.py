@@ -11,6 +11,7 @@ from receiver.model import Status
 from receiver.store import backlog
 from receiver.store.backlog import LIVING, Backlog
 from receiver.store.base import Store
+from receiver.store.gates import Gates
 from receiver.store.sqlite import SQLiteStore
 
 from .parts import AGAIN, NOW, ended, settlement, stand, wanted
@@ -25,6 +26,22 @@ async def test_nothing_is_owed_at_first(store: Store) -> None:
     depth = await Backlog(store).depth(PROVIDERS)
     assert (depth.owed, depth.oldest) == ({}, {})
     assert depth.living == {(name, status): 0 for name in PROVIDERS for status in LIVING}
+
+
+async def test_who_is_held_back_is_named_and_why(store: Store) -> None:
+    gates = Gates(store)
+    await gates.pause("greet", NOW)
+    await gates.open("save", NOW, NOW + 60, "down")
+    await gates.open("both", NOW, NOW + 60, "down")
+    await gates.pause("both", NOW)
+    assert (await Backlog(store).depth(PROVIDERS)).held == {
+        "greet": "paused",
+        "save": "open",
+        "both": "paused",
+    }
+    for name in ("greet", "save", "both"):
+        await gates.resume(name)
+    assert (await Backlog(store).depth(PROVIDERS)).held == {}
 
 
 async def test_what_is_owed_is_counted_by_handler_and_state(store: Store) -> None:

@@ -46,6 +46,18 @@ async def test_what_was_written_is_there_after_opening_again(path: Path) -> None
     second.store.close()
 
 
+@pytest.mark.parametrize("mode", [None, 0o640])
+def test_a_new_file_is_for_its_owner_alone(path: Path, mode: int | None) -> None:
+    """People's prompts and pictures are in it; whoever made one beforehand has decided."""
+    if mode is not None:
+        path.touch(mode)
+        path.chmod(mode)
+    engine = opened(path)
+    modes = {file.stat().st_mode & 0o777 for file in path.parent.glob(f"{path.name}-*")}
+    assert {path.stat().st_mode & 0o777, *modes} == {mode or 0o600}
+    engine.store.close()
+
+
 async def test_a_missing_folder_is_made(tmp_path: Path) -> None:
     engine = opened(tmp_path / "a" / "b" / "receiver.db")
     assert (await engine.store.create(new(1))).is_new
