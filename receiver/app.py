@@ -65,7 +65,7 @@ from receiver.providers.base import Provider, Streamed
 from receiver.providers.fal import read_jwks, read_meta
 from receiver.rejections import Rejections
 from receiver.replayer import Replayer
-from receiver.retention import Retention
+from receiver.retention import PACE, PACE_ON_A_SERVER, Retention
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
 from receiver.store.backlog import Backlog
 from receiver.store.base import Chore, Store
@@ -287,7 +287,11 @@ class _Parts:
             self.replays, registry, self.inbox.match, wake=self.dispatch.wake, clock=clock
         )
         self.retention = Retention(
-            Disposal(self.store), settings.retention, scrub=self.store.scrub, clock=clock
+            Disposal(self.store),
+            settings.retention,
+            scrub=self.store.scrub,
+            clock=clock,
+            pace=PACE if settings.sqlite_path else PACE_ON_A_SERVER,
         )
         self.undelivered = NonDeliveries(self.store)
         self.rejections = Rejections(self.undelivered.count, clock)

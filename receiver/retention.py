@@ -49,6 +49,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 PACE: Final = Pace()
+PACE_ON_A_SERVER: Final = Pace(piece=0.05)
+"""There a transaction takes one of several connections, and mostly waits for the wire."""
 
 
 class Retention:

@@ -251,13 +251,14 @@ class _Lane:
 
     async def drain(self, seconds: float) -> None:
         """Wait for what runs; what is still running then is cancelled."""
-        if not self._running:
-            return
-        await asyncio.wait(self._running, timeout=seconds)
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
         left = list(self._running)
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        with contextlib.suppress(StoreUnavailable):
+            await self._gate.give_back()
 
     async def exhaust(self, until: float, last_start: float) -> None:
         """Start what is due, again and again, until nothing is or it is too late to begin."""
@@ -291,7 +292,9 @@ class _Lane:
             task.add_done_callback(self._ended)
         self._full = len(found.claims) == passage.most
         if self._full:
-            return self._pace.nap  # the end of an attempt wakes us
+            # The end of an attempt wakes us, but for one that has ended while we claimed.
+            is_free = len(self._running) < self._handler.concurrency and not passage.is_probe
+            return 0.0 if is_free else self._pace.nap
         return self._pace.nap if found.next_due is None else found.next_due - self._clock()
 
     async def _claim(self, passage: Passage) -> Claims:

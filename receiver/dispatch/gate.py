@@ -64,11 +64,11 @@ class KnownGates:
 
     async def of(self, name: str) -> Gate:
         now = self._clock()
-        if not 0 <= now - self._read_at < _FRESH:
+        while not 0 <= now - self._read_at < _FRESH:
             forgotten = self._forgotten
-            self._found = await self._gates.all()
+            found = await self._gates.all()
             if forgotten == self._forgotten:  # else it may be older than what we were told
-                self._read_at = now
+                self._found, self._read_at = found, now
         return self._found.get(name) or Gate(name)
 
     def forget(self) -> None:
@@ -104,8 +104,10 @@ class LaneGate:
         self._clock = clock
         self._failed: list[str] = []
         """The deliveries of the present run of failures, one for each."""
+        self._has_probe = False
+        """Whether a probe is ours, as far as the store knows."""
         self._keeps_probe = False
-        """Whether a probe of ours is over and the store could not be told."""
+        """Whether that is over, and the store could not be told."""
 
     async def ask(self, room: int, nap: float) -> Passage:
         """Say how many deliveries may be begun. Raises StoreUnavailable."""
@@ -119,15 +121,17 @@ class LaneGate:
             case "probing":
                 is_ours = await self._gates.probe(self._name, now, now + self._timeout + _MARGIN)
                 if is_ours:
+                    self._has_probe = True
                     return Passage(1, is_probe=True)
         # Another process may let them go, or the time for a probe may come.
         return Passage(0, min(nap, _FRESH))
 
     async def give_back(self) -> None:
         """Say that there was nothing to try, or that it told nothing; insist, if need be later."""
-        self._keeps_probe = True
-        await self._gates.end_probe(self._name)
-        self._keeps_probe = False
+        if self._has_probe:
+            self._keeps_probe = True
+            await self._gates.end_probe(self._name)
+            self._has_probe = self._keeps_probe = False
 
     async def tell(self, delivery: str, failure: Failure | None) -> None:
         """Hear how an attempt ended; a gate that cannot be set stays as it is."""
@@ -138,8 +142,9 @@ class LaneGate:
                 await self._troubled(delivery, failure)
             elif (await self._known.of(self._name)).open_until is not None:
                 await self.give_back()  # it says nothing of the others
+            self._has_probe = False
         except StoreUnavailable:
-            self._keeps_probe = True
+            self._keeps_probe = self._has_probe
 
     async def _succeeded(self) -> None:
         self._failed.clear()

@@ -16,7 +16,7 @@ import msgspec
 from receiver.model import Output, Status, Stored, delivery_id, event_id
 from receiver.store import queries as q
 from receiver.store import rows as to
-from receiver.store.dialect import News, Query, Row, Run, Steps, Write
+from receiver.store.dialect import Item, News, Query, Result, Row, Run, Steps, Write
 from receiver.store.values import (
     Addition,
     Arrival,
@@ -53,15 +53,22 @@ def _text(value: Any) -> str:
 
 
 def create(items: Sequence[NewPrediction]) -> Steps[list[Created]]:
-    results = []
-    for new in items:
-        row = msgspec.structs.asdict(new)
-        row |= {"input": _text(new.input), "metadata": _text(new.metadata)}
-        results.append((yield from _create(new, row)))
-    return results
+    return (yield from _in_order(items, lambda new: (new.idempotency_key or "", new.id), _create))
 
 
-def _create(new: NewPrediction, row: Mapping[str, Any]) -> Steps[Created]:
+def _in_order(
+    items: Sequence[Item], key: Callable[[Item], Any], do: Callable[[Item], Steps[Result]]
+) -> Steps[list[Result]]:
+    """Do something for each item in the order of their keys, against circles of transactions."""
+    results: dict[int, Result] = {}
+    for place in sorted(range(len(items)), key=lambda place: key(items[place])):
+        results[place] = yield from do(items[place])
+    return [results[place] for place in range(len(items))]
+
+
+def _create(new: NewPrediction) -> Steps[Created]:
+    row = msgspec.structs.asdict(new)
+    row |= {"input": _text(new.input), "metadata": _text(new.metadata)}
     while not (yield Run(q.INSERT_PREDICTION, row)):
         # Whoever has the key may be deleted by another process between the two statements.
         for first in (yield Run(q.SELECT_BY_IDEMPOTENCY_KEY, row)):
@@ -369,16 +376,20 @@ def _let_go(predictions: Sequence[str], now: float) -> Steps[None]:
         yield Write([], News([(row[0], row[1]) for row in owed]))
 
 
-def let_go(items: Sequence[tuple[float, int]]) -> Steps[list[None]]:
+def let_go(items: Sequence[tuple[float, str, int]]) -> Steps[list[str]]:
     """Make due what waits for what has ended already, as a replay may that met that very end.
 
-    The items are now, and of how many predictions at most.
+    The items are now, the prediction after which to look, and at how many at most; the results are
+    where to go on.
     """
-    for now, most in items:
-        found = yield Run(q.SELECT_WITH_WAITING, {"most": most})
-        if found:
-            yield from _let_go(sorted(row[0] for row in found), now)
-    return [None] * len(items)
+    results = []
+    for now, cursor, most in items:
+        found = yield Run(q.SELECT_WITH_WAITING, {"cursor": cursor, "most": most})
+        predictions = [row[0] for row in found]
+        if predictions:
+            yield from _let_go(predictions, now)
+        results.append(predictions[-1] if len(predictions) == most else "")
+    return results
 
 
 def _settlement_row(item: Settlement) -> tuple[Any, ...]:
@@ -439,6 +450,7 @@ def _lost(found: Sequence[Row], now: float) -> Steps[list[Lost]]:
     if not found:
         return []
     yield Run(q.INSERT_LOST, {"now": now}, found)
+    yield Run(q.END_LOST_PROBES, rows=found)
     return [Lost(*row) for row in (yield Run(q.SELECT_LOST, {"now": now}, found))]
 
 
@@ -447,13 +459,11 @@ _Replay: TypeAlias = tuple[str, _Match, float]
 
 
 def replay(items: Sequence[_Replay]) -> Steps[list[Replayed]]:
-    results = []
-    for prediction_id, match, now in items:
-        results.append((yield from _replay_one(prediction_id, match, now)))
-    return results
+    return (yield from _in_order(items, itemgetter(0), _replay_one))
 
 
-def _replay_one(prediction_id: str, match: _Match, now: float) -> Steps[Replayed]:
+def _replay_one(item: _Replay) -> Steps[Replayed]:
+    prediction_id, match, now = item
     known = (yield from _known([prediction_id])).get(prediction_id)
     if known is None or not (yield Run(q.SELECT_EVENT_TYPE, {"prediction_id": prediction_id})):
         return Replayed(None)
@@ -510,17 +520,21 @@ def owe_again(
 
 
 def retry(items: Sequence[tuple[str, float]]) -> Steps[list[str | None]]:
-    results = []
-    for wanted, now in items:
-        params = {"id": wanted, "now": now}
-        owed: list[Row] = []
-        erased = yield Run(q.SELECT_ERASED, params)
-        if erased and not erased[0][0]:
-            owed = (yield Run(q.RETRY_DELIVERY, params)) or (yield Run(q.HASTEN_DELIVERY, params))
-        if owed:
-            yield Write([], News([(owed[0][0], owed[0][1])]))
-        results.append(owed[0][1] if owed else None)
-    return results
+    return (yield from _in_order(items, itemgetter(0), _retry_one))
+
+
+def _retry_one(item: tuple[str, float]) -> Steps[str | None]:
+    wanted, now = item
+    params = {"id": wanted, "now": now}
+    owed: list[Row] = []
+    erased = yield Run(q.SELECT_ERASED, params)
+    if erased and not erased[0][0]:
+        owed = (yield Run(q.RETRY_DELIVERY, params)) or (yield Run(q.HASTEN_DELIVERY, params))
+    if not owed:
+        return None
+    [[delivery, handler]] = owed
+    yield Write([], News([(delivery, handler)]))
+    return str(handler)
 
 
 def add(items: Sequence[Addition]) -> Steps[list[None]]:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from queue import SimpleQueue
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
@@ -28,7 +29,7 @@ from receiver.store.base import Chore, Store
 from receiver.store.committer import Committer, Connection, is_trouble
 from receiver.store.dialect import News, Operation, Query, Row, Run, Steps, Write, together
 from receiver.store.schema import MIGRATIONS, for_postgres
-from receiver.store.values import Arrival, Claims, Lost, Settlement, Wanted
+from receiver.store.values import Arrival, Claim, Claims, Settlement, Wanted
 
 log = structlog.get_logger("receiver")
 
@@ -64,6 +65,7 @@ WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
   AND database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
   AND relation = to_regclass('receiver.journal')
 """)
+_CLOCK: Final = Query("SELECT extract(epoch FROM clock_timestamp())::double precision")
 _SHORTEST_WAIT: Final = 0.002
 _LONGEST_WAIT: Final = 0.1
 """Seconds between two looks for transactions that write the journal."""
@@ -138,8 +140,11 @@ class PostgresStore(Store):
         self._claimed: dict[tuple[str, int], Job] = {}
         """The jobs of this process's claims, by delivery and claim: it may be claimed again before
         we hear that its settlement is committed."""
+        self._untaken: dict[str, dict[str, Job]] = {}
+        """Jobs that were picked, by handler and delivery, until we know what became of those."""
         self._me = secrets.token_hex(8)
         self._rescue_at = 0.0
+        self._rescued_to = ""
         self._skew = 0.0
         """Seconds by which the server's clock is ahead: leases are kept by that one, for all."""
         self._writer = Committer(self.connect, report, _WRITERS, committed=self._committed)
@@ -219,16 +224,19 @@ class PostgresStore(Store):
         return held
 
     async def release(self, owner: str, now: float) -> None:
+        # After all claims that are still under way: nobody waits for them any more.
+        await self._claimer.write("give back", self._give_back_all, None)
         released = await self._writer.write("release", self._release_all, (owner, now))
         self._claimed = {
             claim: job for claim, job in self._claimed.items() if claim[0] not in released
         }
 
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
-        self._pulse.put((owner, delivery_ids, lease_until + self._skew))
+        self._pulse.put((owner, delivery_ids, lease_until))
 
     async def reclaim(self, owner: str, now: float) -> list[str]:
         """Do so, and once a minute see to deliveries that nobody else would."""
+        self._compare_clocks(float((await self.read(_CLOCK))[0][0]))
         by_server = now + self._skew
         lost = await self.write(operations.reclaim, (owner, by_server))
         self.on_lost(lost)
@@ -241,44 +249,59 @@ class PostgresStore(Store):
         return [await self._claim_for(cx, wanted) for wanted in items]
 
     async def _claim_for(self, cx: Connection, wanted: Wanted) -> Claims:
-        picked = await self._jobs.pick(cx, wanted.handler, wanted.most)
-        claims = []
-        if picked:
-            params = msgspec.structs.asdict(wanted) | {
-                "largest": operations.LARGEST_RAW,
-                "now": wanted.now + self._skew,
-                "lease_until": wanted.lease_until + self._skew,
-            }
-            rows = await _run(cx, Run(q.TAKE_DELIVERIES, params, [(name,) for name in picked]))
-            taken = {row[0]: to.claimed(row, wanted.handler) for row in rows}
-            claims = [taken[name] for name in picked if name in taken]
-            self._claimed |= {(claim.id, claim.number): picked[claim.id] for claim in claims}
-            missed = {name: job for name, job in picked.items() if name not in taken}
-            if missed:
-                async with cx.transaction():
-                    lost = await self._put_back(cx, missed, wanted.now + self._skew)
-                self.on_lost(lost)
-        next_due = None
-        if len(claims) < wanted.most:
-            seconds = await self._jobs.next_due(cx, wanted.handler)
-            next_due = None if seconds is None else wanted.now + max(seconds, _SOON)
+        untaken = self._untaken.setdefault(wanted.handler, {})
+        if not untaken:  # else an earlier claim failed half way
+            untaken |= await self._jobs.pick(cx, wanted.handler, wanted.most)
+        claims = await self._take(cx, wanted, untaken) if untaken else []
+        try:
+            if untaken:
+                await self._put_back(cx, untaken, wanted.now + self._skew)
+            next_due = None
+            if len(claims) < wanted.most:
+                seconds = await self._jobs.next_due(cx, wanted.handler)
+                next_due = None if seconds is None else wanted.now + max(seconds, _SOON)
+        except Exception as error:
+            if not claims or not is_trouble(error):
+                raise
+            next_due = wanted.now + _SOON  # what was claimed must run; the rest is seen to then
         return Claims(claims, next_due)
 
-    async def _put_back(
-        self, cx: Connection, missed: Mapping[str, Job], now: float
-    ) -> Sequence[Lost]:
+    async def _take(self, cx: Connection, wanted: Wanted, untaken: dict[str, Job]) -> list[Claim]:
+        """Claim deliveries whose jobs were picked, as many as are wanted; their jobs are known."""
+        names = list(islice(untaken, wanted.most))
+        params = msgspec.structs.asdict(wanted) | {
+            "largest": operations.LARGEST_RAW,
+            "now": wanted.now + self._skew,
+            "lease_until": wanted.lease_until + self._skew,
+        }
+        rows = await _run(cx, Run(q.TAKE_DELIVERIES, params, [(name,) for name in names]))
+        taken = {row[0]: to.claimed(row, wanted.handler) for row in rows}
+        claims = [taken[name] for name in names if name in taken]
+        self._claimed |= {(claim.id, claim.number): untaken.pop(claim.id) for claim in claims}
+        return claims
+
+    async def _put_back(self, cx: Connection, untaken: dict[str, Job], now: float) -> None:
         """Deal with jobs whose delivery was not to be had: it has or had an owner, or it is over.
 
-        What has an owner no more is owed again at once; give it.
+        What has an owner no more is owed again at once.
         """
-        [lost] = await self._drive(cx, operations.reclaim_these([(sorted(missed), now)]))
-        rows = await _run(cx, Run(q.SELECT_LEASES, rows=[(name,) for name in sorted(missed)]))
-        owed = {row[0]: row[2] or now for row in rows if row[1] in {"running", "pending"}}
-        for delivery, lease_until in owed.items():
-            await self._jobs.defer(cx, missed[delivery], max(lease_until - now, 0.0))
-        over = [job for name, job in missed.items() if name not in owed]
-        await self._jobs.finish(cx, over, "canceled")
-        return lost
+        async with cx.transaction():
+            [lost] = await self._drive(cx, operations.reclaim_these([(sorted(untaken), now)]))
+            rows = await _run(cx, Run(q.SELECT_LEASES, rows=[(name,) for name in sorted(untaken)]))
+            owed = {row[0]: row[2] for row in rows if row[1] in {"running", "pending"}}
+            for delivery, free_at in owed.items():
+                await self._jobs.defer(cx, untaken[delivery], max(free_at - now, 0.0))
+            over = [job for name, job in untaken.items() if name not in owed]
+            await self._jobs.finish(cx, over, "canceled")
+        untaken.clear()
+        self.on_lost(lost)
+
+    async def _give_back_all(self, cx: Connection, items: Sequence[None]) -> Sequence[None]:
+        """Put back whatever was picked by claims that failed half way."""
+        for untaken in self._untaken.values():
+            if untaken:
+                await self._put_back(cx, untaken, time.time() + self._skew)
+        return items
 
     async def _settle_all(self, cx: Connection, items: Sequence[Settlement]) -> Sequence[bool]:
         held = await self._drive(cx, operations.settle(items))
@@ -306,7 +329,8 @@ class PostgresStore(Store):
 
     async def _rescue_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
         """See to what nobody else will: what lost its job, and what waits for what has ended."""
-        await self._drive(cx, operations.let_go([(max(items), _MOST_RESCUED)]))
+        look = (max(items), self._rescued_to, _MOST_RESCUED)
+        [self._rescued_to] = await self._drive(cx, operations.let_go([look]))
         found = await self._jobs.lost(cx, max(items) - _OVERDUE, _MOST_RESCUED)
         if found:
             await self._jobs.put(cx, found)
@@ -315,8 +339,9 @@ class PostgresStore(Store):
     async def _renew_now(
         self, cx: Connection, owner: str, delivery_ids: list[str], lease_until: float
     ) -> None:
+        self._compare_clocks(await cx.fetchval(_CLOCK.postgres))
         async with cx.transaction():
-            steps = operations.renew([(owner, delivery_ids, lease_until)])
+            steps = operations.renew([(owner, delivery_ids, lease_until + self._skew)])
             [renewed] = await self._drive(cx, steps)
             await self._jobs.beat(cx, self._jobs_of(renewed))
 
@@ -446,18 +471,19 @@ class PostgresStore(Store):
     async def _migrate(self) -> None:
         connection = await self.connect(enable_seqscan="on", lock_timeout="60000")
         try:
-            await self._compare_clocks(connection)
+            self._compare_clocks(await connection.fetchval(_CLOCK.postgres))
             await connection.execute(_ONE_AT_A_TIME, timeout=70.0)
             await self._make_schema(connection)
         finally:
             await connection.close(timeout=1.0)
 
-    async def _compare_clocks(self, connection: Connection) -> None:
-        there = await connection.fetchval(_SELECT_CLOCK)
+    def _compare_clocks(self, there: float) -> None:
+        """Learn how far apart the clocks are, again and again, as either may be set meanwhile."""
         skew = there - time.time()
-        if abs(skew) > _SKEWED:
-            self._skew = skew
-            log.warning("clock.skewed", seconds=round(skew, 1))
+        if abs(skew - self._skew) <= _SKEWED:
+            return
+        self._skew = skew if abs(skew) > _SKEWED else 0.0
+        log.warning("clock.skewed", seconds=round(self._skew, 1))
 
     async def _make_schema(self, connection: Connection) -> None:
         encoding = await connection.fetchval("SHOW server_encoding")
@@ -483,7 +509,6 @@ class PostgresStore(Store):
         await self._jobs.install(connection)
 
 
-_SELECT_CLOCK: Final = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 _ONE_AT_A_TIME: Final = "SELECT pg_advisory_lock(hashtext('receiver schema'))"
 _FIRST: Final = """
 CREATE SCHEMA IF NOT EXISTS receiver;

@@ -144,8 +144,12 @@ SELECT id FROM predictions WHERE provider = :provider AND provider_id = :provide
 
 # What may have been said while nobody listened is asked for.
 HASTEN_LOOKS: Final = Query("""
-UPDATE predictions SET due_at = least(due_at, :now)
-WHERE provider = :provider AND status IN ('processing', 'unconfirmed') AND due_at IS NOT NULL
+WITH held AS MATERIALIZED (
+    SELECT id FROM predictions
+    WHERE provider = :provider AND status IN ('processing', 'unconfirmed') AND due_at > :now
+    ORDER BY id {lock}
+)
+UPDATE predictions SET due_at = :now WHERE id IN (SELECT id FROM held)
 """)
 
 _PREDICTION_COLUMNS: Final = """
@@ -330,14 +334,15 @@ WHERE state = 'pending' AND id IN (SELECT r.id FROM {rows:id text})
 
 # For a queue that has said what is due: all in one round trip.
 TAKE_DELIVERIES: Final = Query(f"""
-WITH d AS (
+WITH held AS MATERIALIZED (
+    SELECT id FROM deliveries WHERE id IN (SELECT r.id FROM {{rows:id text}}) AND state = 'pending'
+    ORDER BY id {{lock}}
+), d AS (
     UPDATE deliveries
     SET state = 'running', owner = :owner, lease_until = :lease_until, due_at = NULL, after = '[]',
-        attempts = deliveries.attempts + 1, claims = deliveries.claims + 1, claimed_at = :now
-    FROM {{rows:id text}}
-    WHERE deliveries.id = r.id AND deliveries.state = 'pending'
-    RETURNING deliveries.id, deliveries.prediction_id, deliveries.attempts, deliveries.round,
-              deliveries.claims
+        attempts = attempts + 1, claims = claims + 1, claimed_at = :now
+    WHERE id IN (SELECT id FROM held)
+    RETURNING id, prediction_id, attempts, round, claims
 )
 SELECT d.id, d.attempts, d.round, d.claims, {EVENT_COLUMNS},
     CASE WHEN length(c.body) <= :largest THEN c.body END
@@ -345,8 +350,8 @@ FROM d {_OF_THE_EVENT}
 """)  # noqa: S608
 
 SELECT_LEASES: Final = Query("""
-SELECT id, state, lease_until FROM deliveries WHERE id IN (SELECT r.id FROM {rows:id text})
-ORDER BY id {lock}
+SELECT id, state, coalesce(lease_until, due_at) FROM deliveries
+WHERE id IN (SELECT r.id FROM {rows:id text}) ORDER BY id {lock}
 """)
 
 NEXT_PENDING: Final = Query("""
@@ -364,7 +369,7 @@ SELECT {{gather:d.id, d.claims, d.prediction_id,
     EXISTS (SELECT 1 FROM deliveries w
             WHERE w.prediction_id = d.prediction_id AND w.state = 'pending' AND w.after <> '[]')}}
 FROM {_SETTLEMENTS} JOIN deliveries d ON d.id = r.id
-WHERE d.state = 'running' AND d.owner = r.owner AND d.claims = r.number {{lock}}
+WHERE d.state = 'running' AND d.owner = r.owner AND d.claims = r.number ORDER BY d.id {{lock}}
 """)  # noqa: S608
 
 INSERT_ATTEMPTS: Final = Query(f"""
@@ -391,10 +396,11 @@ FROM {rows:id text} JOIN deliveries d ON d.prediction_id = r.id
 WHERE d.state = 'pending' AND d.after <> '[]' ORDER BY d.id {lock}
 """)
 
-# For whoever looks whether something waits that nobody will let go.
+# For whoever looks whether something waits that nobody will let go, page by page.
 SELECT_WITH_WAITING: Final = Query("""
 SELECT DISTINCT prediction_id FROM deliveries
-WHERE state = 'pending' AND after <> '[]' LIMIT :most
+WHERE state = 'pending' AND after <> '[]' AND prediction_id > :cursor
+ORDER BY prediction_id LIMIT :most
 """)
 
 SELECT_UNENDED: Final = Query("""
@@ -410,31 +416,55 @@ RETURNING id, handler
 
 # Given back unharmed, when we stop: the attempt does not count.
 RELEASE_DELIVERIES: Final = Query("""
+WITH held AS MATERIALIZED (
+    SELECT id FROM deliveries WHERE state = 'running' AND owner = :owner ORDER BY id {lock}
+)
 UPDATE deliveries
 SET state = 'pending', due_at = :now, owner = NULL, lease_until = NULL, attempts = attempts - 1
-WHERE state = 'running' AND owner = :owner
+WHERE id IN (SELECT id FROM held)
 RETURNING id
 """)
 
 RENEW_LEASES: Final = Query("""
-UPDATE deliveries SET lease_until = :lease_until
-WHERE state = 'running' AND owner = :owner AND id IN (SELECT r.id FROM {rows:id text})
+WITH held AS MATERIALIZED (
+    SELECT id FROM deliveries
+    WHERE state = 'running' AND owner = :owner AND id IN (SELECT r.id FROM {rows:id text})
+    ORDER BY id {lock}
+)
+UPDATE deliveries SET lease_until = :lease_until WHERE id IN (SELECT id FROM held)
 RETURNING id
 """)
 
 # Leases that ran out, and claims of processes that cannot exist any more.
 RECLAIM: Final = Query("""
+WITH held AS MATERIALIZED (
+    SELECT id FROM deliveries
+    WHERE state = 'running' AND (lease_until <= :now OR (:everyone AND owner <> :owner))
+    ORDER BY id {lock}
+)
 UPDATE deliveries
 SET state = 'pending', due_at = :now, owner = NULL, lease_until = NULL, reason = :reason
-WHERE state = 'running' AND (lease_until <= :now OR (:everyone AND owner <> :owner))
+WHERE id IN (SELECT id FROM held)
 RETURNING id
 """)
 
 RECLAIM_THESE: Final = Query("""
+WITH held AS MATERIALIZED (
+    SELECT id FROM deliveries
+    WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'running' AND lease_until <= :now
+    ORDER BY id {lock}
+)
 UPDATE deliveries
 SET state = 'pending', due_at = :now, owner = NULL, lease_until = NULL, reason = :reason
-WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'running' AND lease_until <= :now
+WHERE id IN (SELECT id FROM held)
 RETURNING id
+""")
+
+# Whoever tried one of them to see whether its handler works again is gone: another may.
+END_LOST_PROBES: Final = Query("""
+UPDATE handlers SET probe_until = NULL
+WHERE probe_until IS NOT NULL AND name IN (SELECT d.handler FROM {rows:id text}
+                                           JOIN deliveries d ON d.id = r.id)
 """)
 
 # Its process cannot tell of it any more: all that is known is when it began, and that it is over.

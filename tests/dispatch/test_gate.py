@@ -148,11 +148,10 @@ async def test_a_success_ends_a_run(place: Path | Database) -> None:
 async def test_a_paused_handler_is_owed_all_and_runs_nothing(place: Path | Database) -> None:
     service = Service()
     service.down = None
-    async with dispatching(place, handler_of(service)) as station:
+    async with dispatching(place, handler_of(service), start=False) as station:
         await station.gates.pause("post", station.clock())
-        station.dispatch.gates_changed()
+        await station.dispatch.start()
         names = await owed(station, 5)
-        station.dispatch.wake(None)
         loop = asyncio.get_running_loop()
         await station.dispatch.drain(loop.time() + 5, loop.time() + 4)
         assert service.calls == 0
@@ -162,6 +161,7 @@ async def test_a_paused_handler_is_owed_all_and_runs_nothing(place: Path | Datab
         for name in names:
             await station.ends(name, "post", "done")
         assert service.calls == 5
+        await station.dispatch.stop()
 
 
 async def test_a_pause_outlives_the_process(place: Path | Database, logged: Logged) -> None:
