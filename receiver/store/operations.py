@@ -571,21 +571,21 @@ def probe(items: Sequence[float]) -> Steps[list[None]]:
 
 
 def hold_role(items: Sequence[Role]) -> Steps[list[bool]]:
-    results = []
-    for item in items:
-        held = yield Run(q.HOLD_ROLE, msgspec.structs.asdict(item))
-        results.append(bool(held))
-    return results
+    return (yield from _in_order(items, lambda item: item.name, _hold_role_one))
+
+
+def _hold_role_one(item: Role) -> Steps[bool]:
+    return bool((yield Run(q.HOLD_ROLE, msgspec.structs.asdict(item))))
 
 
 def report_role(items: Sequence[tuple[str, str, bool]]) -> Steps[list[None]]:
-    for name, owner, at_work in items:
+    for name, owner, at_work in sorted(items):
         params = {"name": name, "owner": owner, "at_work": int(at_work)}
         yield Run(q.REPORT_ROLE, params)
     return [None] * len(items)
 
 
 def leave_role(items: Sequence[tuple[str, str]]) -> Steps[list[None]]:
-    for name, owner in items:
+    for name, owner in sorted(items):
         yield Run(q.LEAVE_ROLE, {"name": name, "owner": owner})
     return [None] * len(items)

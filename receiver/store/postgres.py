@@ -216,7 +216,8 @@ class PostgresStore(Store):
         await self.reclaim(owner, now)
 
     async def claim(self, wanted: Wanted) -> Claims:
-        return await self._claimer.write("claim", self._claim_all, wanted)
+        # Each by itself: what one has claimed must not be lost because the next one fails.
+        return await self._claimer.write(("claim", wanted), self._claim_all, wanted)
 
     async def settle(self, settlement: Settlement) -> bool:
         held = await self._writer.write("settle", self._settle_all, settlement)
