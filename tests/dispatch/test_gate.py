@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 from receiver import Context, Dead, Event, Retry, Skip, on
+from receiver.dispatch.embedded import Pace
 from receiver.dispatch.gate import Breaker, KnownGates
 from receiver.errors import StoreUnavailable
 from receiver.store.gates import Gate, Gates
@@ -301,6 +302,26 @@ async def test_a_probe_that_the_disk_cut_short_is_followed_by_another(
             await dispatch.stop()
         assert not any(troubles.values())
         assert (await station.gates.all())["post"].held is None
+
+
+async def test_a_stop_gives_its_probe_back(place: Path | Database) -> None:
+    begun = asyncio.Event()
+
+    @on("*", name="post", timeout=3600)
+    async def post(_: Event) -> None:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    pace = Pace(beat=0.05, nap=0.2, drain=0.05)
+    async with dispatching(place, post, pace=pace, start=False) as station:
+        await station.gates.open("post", station.clock(), station.clock() + 3600, "it was down")
+        await station.owe("post")
+        await station.dispatch.start()
+        async with asyncio.timeout(10):
+            await begun.wait()
+        assert (await station.gates.all())["post"].probe_until is not None
+        await station.dispatch.stop()
+        assert (await station.gates.all())["post"].probe_until is None
 
 
 async def test_what_was_read_of_a_gate_before_it_was_set_is_not_believed(

@@ -14,7 +14,7 @@ from receiver import Context, Dead, Event, Retry, Skip, on
 from receiver.dispatch.embedded import Dispatch, Pace, new_owner
 from receiver.errors import StoreUnavailable
 from receiver.model import delivery_id
-from receiver.store.values import Wanted
+from receiver.store.values import Claims, Wanted
 from tests.postgres import Database
 
 from .parts import PATIENCE, POLICY, Unsteady, dispatching, eventually
@@ -636,6 +636,42 @@ async def test_a_store_that_is_away_is_asked_again(place: Place, name: str) -> N
         await dispatch.stop()
     assert calls == [1]
     assert delivery.attempts == 1
+
+
+async def test_a_place_that_is_freed_during_a_claim_is_taken_at_once(place: Place) -> None:
+    """Of four, the first two end while the third is claimed; the third waits for the fourth."""
+    begun = [asyncio.Event() for _ in range(4)]
+    may_end = [asyncio.Event() for _ in range(4)]
+    order = iter(range(4))
+
+    async def steps(_: Event) -> None:
+        number = next(order)
+        begun[number].set()
+        await may_end[number].wait()
+
+    class Slow(Unsteady):
+        async def claim(self, wanted: Wanted) -> Claims:
+            found: Claims = await self._store.claim(wanted)
+            if begun[1].is_set() and not begun[2].is_set():
+                may_end[1].set()
+                await eventually(lambda: dispatch.attempts == 2)
+                await asyncio.sleep(0)
+            return found
+
+    pace = Pace(beat=0.05, nap=3600)
+    function = on(name="steps", concurrency=2)(steps)
+    async with dispatching(place, function, pace=pace, start=False) as running:
+        for _ in range(4):
+            await running.owe()
+        dispatch = running.another("me too", store=Slow(running.store))
+        await dispatch.start()
+        async with asyncio.timeout(PATIENCE):
+            await begun[1].wait()
+            may_end[0].set()
+            await begun[3].wait()
+        for event in may_end:
+            event.set()
+        await dispatch.stop()
 
 
 async def test_a_lane_outlives_what_it_cannot_read(place: Place, logged: Logged) -> None:

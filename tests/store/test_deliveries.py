@@ -8,6 +8,7 @@ import pytest
 
 from receiver.model import DONE, Decision, delivery_id
 from receiver.store.base import Store
+from receiver.store.gates import Gates
 from receiver.store.rows import rfc3339
 from receiver.store.values import (
     Known,
@@ -330,6 +331,35 @@ async def test_an_attempt_whose_process_is_gone_is_recorded_and_told_of(
     await store.settle(settlement(claim, owner="next", ended_at=NOW + 52))
     [delivery] = (await store.deliveries(1, id=GREET)).data
     assert [attempt["result"] for attempt in delivery.history] == ["lost", "done"]
+
+
+async def test_a_probe_ends_with_its_process(store: Store) -> None:
+    gates = Gates(store)
+    for name in ("greet", "other"):
+        await gates.open(name, NOW, NOW + 10, "down")
+        assert await gates.probe(name, NOW + 20, NOW + 9000)
+    await claimed(store)
+    await store.reclaim("next", NOW + 50)
+    found = await gates.all()
+    assert (found["greet"].probe_until, found["other"].probe_until) == (None, NOW + 9000)
+
+
+async def test_answers_of_a_batch_are_each_ones_own(store: Store) -> None:
+    for number in (1, 2, 3):
+        await ended(store, number, "greet")
+    dead = {delivery_id(pred(number), "greet") for number in (1, 2)}
+    for claim in (await store.claim(wanted())).claims:
+        if claim.id in dead:
+            await store.settle(settlement(claim, GIVEN_UP))
+    numbers = (3, 9, 2, 1)
+    retried = await asyncio.gather(
+        *(store.retry(delivery_id(pred(number), "greet"), NOW + 60) for number in numbers)
+    )
+    assert retried == [None, None, "greet", "greet"]
+    replayed = await asyncio.gather(
+        *(store.replay(pred(number), greet_only, NOW + 60) for number in numbers)
+    )
+    assert [one.owed for one in replayed] == [0, None, 0, 0]
 
 
 async def test_recovery_leaves_the_claims_of_its_own_process(store: Store) -> None:

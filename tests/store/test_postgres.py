@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -524,6 +524,59 @@ async def test_a_lost_claim_is_settled_by_nobody_but_its_new_owner(database: Dat
         assert jobs(database) == []
         history = database.rows("SELECT number, result FROM attempts")
         assert history == [(1, "lost"), (2, "done")]
+
+
+@contextmanager
+def without(database: Database, table: str) -> Iterator[None]:
+    database.execute(f"ALTER TABLE receiver.{table} RENAME TO gone")
+    try:
+        yield
+    finally:
+        database.execute(f"ALTER TABLE receiver.gone RENAME TO {table}")
+
+
+async def test_a_job_whose_claim_failed_half_way_is_claimed_by_the_next(database: Database) -> None:
+    async with processes(database) as [process]:
+        for number in (1, 2, 3):
+            await ended(process.store, number, "greet")
+        with without(database, "deliveries"), pytest.raises(StoreUnavailable):
+            await process.store.claim(wanted())
+        assert {status for _, _, status in jobs(database)} == {"picked"}
+        first = (await process.store.claim(wanted(most=1))).claims
+        rest = (await process.store.claim(wanted())).claims
+        assert len({claim.id for claim in (*first, *rest)}) == 3
+        for claim in (*first, *rest):
+            assert await process.store.settle(settlement(claim))
+        assert jobs(database) == []
+
+
+async def test_a_stop_gives_back_jobs_whose_claim_failed_half_way(database: Database) -> None:
+    async with processes(database, 2) as [here, there]:
+        await ended(here.store, 1, "greet")
+        with without(database, "deliveries"), pytest.raises(StoreUnavailable):
+            await here.store.claim(wanted())
+        await here.store.release("me", time.time())
+        assert len((await there.store.claim(wanted(owner="another"))).claims) == 1
+
+
+async def test_claims_that_only_a_part_of_fails_run(database: Database) -> None:
+    """What was claimed is claimed, though its answer had more to say."""
+    async with processes(database) as [process]:
+        await ended(process.store, 1, "greet")
+
+        class Silent(PgQueuerJobs):
+            async def next_due(self, *_: Any) -> float | None:
+                raise ConnectionResetError
+
+        silent = PostgresStore(database.url, print, Silent(SCHEMA))
+        await silent.start()
+        try:
+            found = await silent.claim(wanted())
+            assert len(found.claims) == 1
+            with pytest.raises(StoreUnavailable):
+                await silent.claim(wanted())
+        finally:
+            await silent.stop()
 
 
 async def test_a_lane_takes_over_what_nobody_has_reclaimed_yet(database: Database) -> None:
