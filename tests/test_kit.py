@@ -160,14 +160,14 @@ def test_a_replay_is_a_new_round(receiver_kit: Kits, handler: Any, witness: Witn
 def test_notes_annotations_and_chains_are_there_to_be_looked_at(receiver_kit: Kits) -> None:
     @on("succeeded", name="kit/busy", model="first")
     async def busy(_: Event, ctx: Context) -> None:
-        ctx.note("x" * 5000)
-        ctx.note("the end\0")
+        ctx.note("an earlier one")
+        ctx.note("x" * 5000 + " the end\0")
         await ctx.annotate(seen=True)
         await ctx.submit("eachlabs", "second", {"prompt": "more"})
 
     delivered = receiver_kit(busy).deliver(make_event(model="first", provider="eachlabs"))
     [attempt] = delivered.delivery.history
-    assert (len(attempt["note"]), attempt["note"][-12:]) == (4000, "\nthe end\\x00")
+    assert (len(attempt["note"]), attempt["note"][-12:]) == (4000, " the end\\x00")
     assert delivered.prediction.metadata == {"seen": True}
     [child] = delivered.children
     assert (child.model, child.depth, child.status) == ("second", 1, "processing")

@@ -165,9 +165,8 @@ class Context:
         return self._call(lambda: self._tools.memory.add(addition))
 
     def note(self, text: str) -> None:
-        """Keep a text with this attempt, a line for each call: their last 4,000 characters."""
-        lines = [self.noted, _clean(text)] if self.noted else [_clean(text)]
-        self.noted = "\n".join(lines)[-_LONGEST_NOTE:]
+        """Keep a text (its last 4,000 characters) with this attempt, in place of an earlier one."""
+        self.noted = _clean(text)[-_LONGEST_NOTE:]
 
     @property
     def _prediction(self) -> str:
