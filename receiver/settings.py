@@ -250,11 +250,12 @@ def _trace_exporters(env: _Reader) -> tuple[str, ...] | None:
     """Read what OpenTelemetry has a standard for, but for its protocol where none is named."""
     if env.get("OTEL_SDK_DISABLED", str.lower, "") == "true":
         return None
-    places = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    asked = any(env.get(name, str, "") for name in places)
-    names = env.get("OTEL_TRACES_EXPORTER", _texts, ("otlp",) if asked else ())
     spoken = env.get("OTEL_EXPORTER_OTLP_PROTOCOL", str, "")
     spoken = env.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", str, spoken)
+    places = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    # gRPC may do with a host and a port.
+    asked = [env.get(name, str if spoken == "grpc" else _collector, "") for name in places]
+    names = env.get("OTEL_TRACES_EXPORTER", _texts, ("otlp",) if any(asked) else ())
     otlp = _OTLP.get(spoken, spoken)
     return tuple(otlp if name == "otlp" else name for name in names if name != "none")
 
@@ -277,6 +278,12 @@ def _header_safe(text: str) -> Secret | None:
     if not text.isascii() or not text.isprintable():
         raise ValueError("must be printable ASCII, as it travels in a header")
     return Secret(text)
+
+
+def _collector(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise ValueError("must be an http(s) URL, as http://collector:4318")
+    return text
 
 
 def _url(text: str) -> str:

@@ -356,6 +356,7 @@ asyncio.run(main())
         ({ENDPOINT: "http://a", "OTEL_TRACES_EXPORTER": "none"}, ()),
         ({ENDPOINT: "http://a", "OTEL_SDK_DISABLED": "TRUE"}, None),
         ({ENDPOINT: "http://a", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, ("otlp_proto_grpc",)),
+        ({ENDPOINT: "a:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, ("otlp_proto_grpc",)),
         ({ENDPOINT: "http://a", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "odd"}, ("odd",)),
     ],
 )
