@@ -622,3 +622,5 @@ def _show(
         print_plainly(found)
     else:
         print_table(found["data"] if rows is None else rows, columns)
+        if found.get("next_cursor"):
+            typer.echo("-- there are more: --limit shows up to 100, the API all", err=True)

@@ -230,6 +230,15 @@ def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) ->
     assert shown["deliveries"][0]["replay_id"] == replays[0]["id"]
 
 
+def test_a_list_says_that_there_is_more(world: tuple[Path, dict[str, str]]) -> None:
+    home, env = world
+    for prompt in ("one", "two"):
+        receiver("submit", "fal", "fal-ai/nano-banana", f"prompt={prompt}", cwd=home, **env)
+    some = receiver("list", "--limit", "1", cwd=home, **env)
+    assert "there are more" in some.stderr
+    assert some.stdout.count("pred_") == 1
+
+
 def test_what_nobody_got_is_listed(world: tuple[Path, dict[str, str]]) -> None:
     home, env = world
     httpx.post(f"{env['RECEIVER_URL']}/webhooks/fal/guessed", content=b"{}")
