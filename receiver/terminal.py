@@ -12,8 +12,8 @@ from rich.text import Text
 
 from receiver.errors import ReceiverError
 
-_TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z")
-_WHOLE: Final = re.compile(f"(pred|evt|dlv|rep)_|{_TIME.pattern}")
+_TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z", re.ASCII)
+_WHOLE: Final = re.compile(f"(pred|evt|dlv|rep)_[0-9a-z]+|{_TIME.pattern}", re.ASCII)
 """What is never broken: ids are there to be copied."""
 _NARROWEST: Final = 8
 """Characters to which a column may be squeezed for the sake of those."""
@@ -68,7 +68,7 @@ def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> No
 
     cells = [[cell(row.get(column)) for column in columns] for row in rows]
     widths = [
-        max((len(line[place]) for line in cells if _WHOLE.match(line[place].plain)), default=0)
+        max((len(line[place]) for line in cells if _WHOLE.fullmatch(line[place].plain)), default=0)
         for place in range(len(columns))
     ]
     heads = [
@@ -90,4 +90,6 @@ def cell(value: Any) -> Text:
         value = f"{value.get('code')}: {value.get('message')}"
     elif isinstance(value, dict):
         value = ", ".join(f"{name}={inner}" for name, inner in value.items())
-    return Text("" if value is None else _TIME.sub(r"\1Z", str(value)))
+    text = "" if value is None else str(value)
+    time = _TIME.fullmatch(text)
+    return Text(f"{time[1]}Z" if time else text)

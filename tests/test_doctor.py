@@ -237,7 +237,7 @@ async def test_a_good_file_is_good_and_nothing_is_written_beside_it(
     make_database(env)
     before = state(tmp_path)
     lines = await found(env)
-    assert says(lines, "ok", "database:", "schema 4", "quick_check ok")
+    assert says(lines, "ok", "database:", f"schema {LATEST}", "quick_check ok")
     assert says(lines, "ok", "backlog: 0 deliveries owed, none dead")
     assert state(tmp_path) == before
 
@@ -246,7 +246,7 @@ async def test_a_good_file_is_good_and_nothing_is_written_beside_it(
     ("statement", "level", "said"),
     [
         ("PRAGMA user_version = 99", "FAIL", "newer receiver (schema 99"),
-        ("PRAGMA user_version = 3", "warn", "this receiver needs 4"),
+        ("PRAGMA user_version = 3", "warn", f"this receiver needs {LATEST}"),
     ],
 )
 async def test_another_schema_is_told(env: Env, statement: str, level: str, said: str) -> None:
@@ -308,7 +308,7 @@ async def test_what_is_owed_dead_or_held_back_is_told(env: Env, tmp_path: Path) 
 
 async def test_a_server_is_asked_and_not_changed(env: Env, database: Database) -> None:
     lines = await found({**env, "RECEIVER_DATABASE_URL": database.url})
-    assert says(lines, "ok", "database:", "PostgreSQL", "schema 4")
+    assert says(lines, "ok", "database:", "PostgreSQL", f"schema {LATEST}")
     assert says(lines, "ok", "backlog: 0 deliveries owed")
     assert says(lines, "ok", "clock: the database server's clock agrees")
 
@@ -456,7 +456,7 @@ async def test_a_receiver_that_runs_well_is_well(place: Place) -> None:
     lines = await found({**place.env, "RECEIVER_PUBLIC_URL": place.url})
     assert says(lines, "ok", "receiver: runs at", "knows every key")
     assert says(lines, "ok", "public url:", "leads here, and bodies arrive as they were sent")
-    assert says(lines, "ok", "database:", "schema 4")
+    assert says(lines, "ok", "database:", f"schema {LATEST}")
     assert not says(lines, "FAIL")
 
 

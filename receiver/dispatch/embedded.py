@@ -312,7 +312,9 @@ class _Lane:
             if passage.is_probe:
                 await self._gate.give_back()
             raise
-        if passage.is_probe and not found.claims:
+        if passage.is_probe and found.claims:
+            self._gate.began(found.claims[0].id)
+        elif passage.is_probe:
             await self._gate.give_back()
         return found
 

@@ -105,23 +105,29 @@ class LaneGate:
         self._failed: list[str] = []
         """The deliveries of the present run of failures, one for each."""
         self._has_probe = False
-        """Whether a probe is ours, as far as the store knows."""
-        self._keeps_probe = False
-        """Whether that is over, and the store could not be told."""
+        """Whether a probe is ours, as far as the store may know."""
+        self._owes_probe = False
+        """Whether that is over, and the store has not heard it."""
+        self._probed = ""
+        """The delivery that is our probe."""
 
     async def ask(self, room: int, nap: float) -> Passage:
         """Say how many deliveries may be begun. Raises StoreUnavailable."""
-        if self._keeps_probe:
+        if self._owes_probe:
             await self.give_back()
         gate = await self._known.of(self._name)
         now = self._clock()
-        match gate.state(now):
+        state = gate.state(now)
+        if state != "paused" and self._breaker.failures is None:
+            state = "running"  # though another process, or an earlier one, has a breaker
+        match state:
             case "running":
                 return Passage(room)
             case "probing":
+                self._has_probe = self._owes_probe = True  # until the answer is known
                 is_ours = await self._gates.probe(self._name, now, now + self._timeout + _MARGIN)
+                self._has_probe, self._owes_probe = is_ours, False
                 if is_ours:
-                    self._has_probe = True
                     return Passage(1, is_probe=True)
         # Another process may let them go, or the time for a probe may come.
         return Passage(0, min(nap, _FRESH))
@@ -129,9 +135,17 @@ class LaneGate:
     async def give_back(self) -> None:
         """Say that there was nothing to try, or that it told nothing; insist, if need be later."""
         if self._has_probe:
-            self._keeps_probe = True
+            self._owes_probe = True
             await self._gates.end_probe(self._name)
-            self._has_probe = self._keeps_probe = False
+            self._has_no_probe()
+
+    def began(self, delivery: str) -> None:
+        """Hear which delivery the probe is."""
+        self._probed = delivery
+
+    def _has_no_probe(self) -> None:
+        self._has_probe = self._owes_probe = False
+        self._probed = ""
 
     async def tell(self, delivery: str, failure: Failure | None) -> None:
         """Hear how an attempt ended; a gate that cannot be set stays as it is."""
@@ -140,11 +154,12 @@ class LaneGate:
                 await self._succeeded()
             elif _is_trouble(failure):
                 await self._troubled(delivery, failure)
-            elif (await self._known.of(self._name)).open_until is not None:
+            elif delivery == self._probed:
                 await self.give_back()  # it says nothing of the others
-            self._has_probe = False
+            if delivery == self._probed:
+                self._has_no_probe()
         except StoreUnavailable:
-            self._keeps_probe = self._has_probe
+            self._owes_probe |= delivery == self._probed
 
     async def _succeeded(self) -> None:
         self._failed.clear()

@@ -367,10 +367,15 @@ def load(names: Sequence[str]) -> Registry:
     problems = []
     for name in names:
         try:
-            for handler in _found_in(name):
-                registry.add(handler)
+            found = _found_in(name)
         except HandlerError as error:
             problems.append(str(error))
+            continue
+        for handler in found:
+            try:
+                registry.add(handler)
+            except HandlerError as error:
+                problems.append(str(error))
     if problems:
         raise HandlerError("\n".join(problems))
     return registry

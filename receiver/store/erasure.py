@@ -65,9 +65,6 @@ FORGET_STEPS: Final = Query(
     "DELETE FROM steps WHERE delivery_id IN (SELECT r.id FROM {rows:id text})"
 )
 
-BLANKS: Final = (BLANK_GATES, BLANK_DELIVERIES, BLANK_ATTEMPTS, FORGET_STEPS)
-"""What is done for deliveries, in this order: a gate's reason is known by the attempt's."""
-
 
 class Tables(Writes, Protocol):
     """What erasing needs of the store."""
@@ -110,7 +107,8 @@ def _erase_one(prediction_id: str, now: float) -> Steps[Erased]:
     deliveries = [(row[0],) for row in held]
     if (yield Run(SELECT_RUNNING, rows=deliveries)):
         return "running"
-    yield Write([(query, deliveries) for query in BLANKS])
+    yield Run(BLANK_GATES, rows=deliveries)  # knows a gate's reason by the attempt's
+    yield Write([(query, deliveries) for query in (BLANK_DELIVERIES, BLANK_ATTEMPTS, FORGET_STEPS)])
     skipped = yield Run(SKIP_DELIVERIES, params, deliveries)
     yield Write([], News([], over=[row[0] for row in skipped]))
     yield Run(BLANK_CALLBACKS, params)

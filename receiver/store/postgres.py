@@ -216,8 +216,10 @@ class PostgresStore(Store):
         await self.reclaim(owner, now)
 
     async def claim(self, wanted: Wanted) -> Claims:
-        # Each by itself: what one has claimed must not be lost because the next one fails.
-        return await self._claimer.write(("claim", wanted), self._claim_all, wanted)
+        found = await self._claimer.write("claim", self._claim_all, wanted)
+        if isinstance(found, Exception):
+            raise StoreUnavailable(f"nothing can be claimed: {found}") from found
+        return found
 
     async def settle(self, settlement: Settlement) -> bool:
         held = await self._writer.write("settle", self._settle_all, settlement)
@@ -225,8 +227,10 @@ class PostgresStore(Store):
         return held
 
     async def release(self, owner: str, now: float) -> None:
-        # After all claims that are still under way: nobody waits for them any more.
-        await self._claimer.write("give back", self._give_back_all, None)
+        # After all claims that are still under way: nobody waits for them any more. What cannot be
+        # given back PgQueuer hands out half a minute later.
+        with contextlib.suppress(StoreUnavailable):
+            await self._claimer.write("give back", self._give_back_all, now)
         released = await self._writer.write("release", self._release_all, (owner, now))
         self._claimed = {
             claim: job for claim, job in self._claimed.items() if claim[0] not in released
@@ -237,7 +241,8 @@ class PostgresStore(Store):
 
     async def reclaim(self, owner: str, now: float) -> list[str]:
         """Do so, and once a minute see to deliveries that nobody else would."""
-        self._compare_clocks(float((await self.read(_CLOCK))[0][0]))
+        asked = time.time()
+        self._compare_clocks(float((await self.read(_CLOCK))[0][0]), asked)
         by_server = now + self._skew
         lost = await self.write(operations.reclaim, (owner, by_server))
         self.on_lost(lost)
@@ -246,10 +251,21 @@ class PostgresStore(Store):
             self._rescue_at = now + _OVERDUE
         return [one.handler for one in lost]
 
-    async def _claim_all(self, cx: Connection, items: Sequence[Wanted]) -> list[Claims]:
-        return [await self._claim_for(cx, wanted) for wanted in items]
+    async def _claim_all(
+        self, cx: Connection, items: Sequence[Wanted]
+    ) -> Sequence[Claims | Exception]:
+        results: list[Claims | Exception] = []
+        for wanted in items:
+            try:
+                results.append(await self._claim_for(cx, wanted))
+            except Exception as error:
+                if not results or not is_trouble(error):
+                    raise
+                results.append(error)  # what the others have claimed must run
+        return results
 
     async def _claim_for(self, cx: Connection, wanted: Wanted) -> Claims:
+        began = time.monotonic()
         untaken = self._untaken.setdefault(wanted.handler, {})
         if not untaken:  # else an earlier claim failed half way
             untaken |= await self._jobs.pick(cx, wanted.handler, wanted.most)
@@ -260,7 +276,9 @@ class PostgresStore(Store):
             next_due = None
             if len(claims) < wanted.most:
                 seconds = await self._jobs.next_due(cx, wanted.handler)
-                next_due = None if seconds is None else wanted.now + max(seconds, _SOON)
+                if seconds is not None and seconds < _SOON:
+                    seconds = _SOON + time.monotonic() - began
+                next_due = None if seconds is None else wanted.now + seconds
         except Exception as error:
             if not claims or not is_trouble(error):
                 raise
@@ -282,27 +300,27 @@ class PostgresStore(Store):
         return claims
 
     async def _put_back(self, cx: Connection, untaken: dict[str, Job], now: float) -> None:
-        """Deal with jobs whose delivery was not to be had: it has or had an owner, or it is over.
+        """Deal with jobs whose delivery was not taken: it has or had an owner, or it is over.
 
-        What has an owner no more is owed again at once.
+        One that is pending is due, as the queue had it.
         """
         async with cx.transaction():
             [lost] = await self._drive(cx, operations.reclaim_these([(sorted(untaken), now)]))
             rows = await _run(cx, Run(q.SELECT_LEASES, rows=[(name,) for name in sorted(untaken)]))
-            owed = {row[0]: row[2] for row in rows if row[1] in {"running", "pending"}}
-            for delivery, free_at in owed.items():
-                await self._jobs.defer(cx, untaken[delivery], max(free_at - now, 0.0))
+            owed = {row[0]: row[2] or now for row in rows if row[1] in {"running", "pending"}}
+            for delivery, lease_until in owed.items():
+                await self._jobs.defer(cx, untaken[delivery], max(lease_until - now, 0.0))
             over = [job for name, job in untaken.items() if name not in owed]
             await self._jobs.finish(cx, over, "canceled")
         untaken.clear()
         self.on_lost(lost)
 
-    async def _give_back_all(self, cx: Connection, items: Sequence[None]) -> Sequence[None]:
+    async def _give_back_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
         """Put back whatever was picked by claims that failed half way."""
         for untaken in self._untaken.values():
             if untaken:
-                await self._put_back(cx, untaken, time.time() + self._skew)
-        return items
+                await self._put_back(cx, untaken, max(items) + self._skew)
+        return [None] * len(items)
 
     async def _settle_all(self, cx: Connection, items: Sequence[Settlement]) -> Sequence[bool]:
         held = await self._drive(cx, operations.settle(items))
@@ -340,7 +358,8 @@ class PostgresStore(Store):
     async def _renew_now(
         self, cx: Connection, owner: str, delivery_ids: list[str], lease_until: float
     ) -> None:
-        self._compare_clocks(await cx.fetchval(_CLOCK.postgres))
+        asked = time.time()
+        self._compare_clocks(await cx.fetchval(_CLOCK.postgres), asked)
         async with cx.transaction():
             steps = operations.renew([(owner, delivery_ids, lease_until + self._skew)])
             [renewed] = await self._drive(cx, steps)
@@ -472,19 +491,23 @@ class PostgresStore(Store):
     async def _migrate(self) -> None:
         connection = await self.connect(enable_seqscan="on", lock_timeout="60000")
         try:
-            self._compare_clocks(await connection.fetchval(_CLOCK.postgres))
+            asked = time.time()
+            self._compare_clocks(await connection.fetchval(_CLOCK.postgres), asked)
             await connection.execute(_ONE_AT_A_TIME, timeout=70.0)
             await self._make_schema(connection)
         finally:
             await connection.close(timeout=1.0)
 
-    def _compare_clocks(self, there: float) -> None:
-        """Learn how far apart the clocks are, again and again, as either may be set meanwhile."""
-        skew = there - time.time()
-        if abs(skew - self._skew) <= _SKEWED:
+    def _compare_clocks(self, there: float, asked: float) -> None:
+        """Learn how far apart the clocks are, now and then, as either may be set meanwhile."""
+        here = time.time()
+        skew = there - here
+        # An answer that waited for us tells nothing.
+        if not 0.0 <= here - asked < _SKEWED / 2 or abs(skew - self._skew) <= _SKEWED:
             return
         self._skew = skew if abs(skew) > _SKEWED else 0.0
-        log.warning("clock.skewed", seconds=round(self._skew, 1))
+        tell = log.warning if self._skew else log.info
+        tell("clock.skewed", seconds=round(self._skew, 1))
 
     async def _make_schema(self, connection: Connection) -> None:
         encoding = await connection.fetchval("SHOW server_encoding")

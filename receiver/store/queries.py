@@ -350,8 +350,8 @@ FROM d {_OF_THE_EVENT}
 """)  # noqa: S608
 
 SELECT_LEASES: Final = Query("""
-SELECT id, state, coalesce(lease_until, due_at) FROM deliveries
-WHERE id IN (SELECT r.id FROM {rows:id text}) ORDER BY id {lock}
+SELECT id, state, lease_until FROM deliveries WHERE id IN (SELECT r.id FROM {rows:id text})
+ORDER BY id {lock}
 """)
 
 NEXT_PENDING: Final = Query("""
@@ -460,11 +460,15 @@ WHERE id IN (SELECT id FROM held)
 RETURNING id
 """)
 
-# Whoever tried one of them to see whether its handler works again is gone: another may.
+# One of them may have been a handler's probe: another process may make the next.
 END_LOST_PROBES: Final = Query("""
-UPDATE handlers SET probe_until = NULL
-WHERE probe_until IS NOT NULL AND name IN (SELECT d.handler FROM {rows:id text}
-                                           JOIN deliveries d ON d.id = r.id)
+WITH held AS MATERIALIZED (
+    SELECT name FROM handlers
+    WHERE probe_until IS NOT NULL AND name IN (SELECT d.handler FROM {rows:id text}
+                                               JOIN deliveries d ON d.id = r.id)
+    ORDER BY name {lock}
+)
+UPDATE handlers SET probe_until = NULL WHERE name IN (SELECT name FROM held)
 """)
 
 # Its process cannot tell of it any more: all that is known is when it began, and that it is over.

@@ -293,12 +293,14 @@ CREATE TABLE replays (
     ended_at   REAL
 );
 {_DETACHING}
-ALTER TABLE deliveries ADD COLUMN claimed_at REAL;
 CREATE INDEX deliveries_replayed ON deliveries (replay_id, due_at)
     WHERE state = 'pending' AND replay_id IS NOT NULL;
 """  # noqa: S608 - our own constants
 
-MIGRATIONS: Final = (_0001_INITIAL, _0002_SHARED, _0003_CHAINS, _0004_OPERATING)
+# When an attempt began, for whoever finds that its process is gone.
+_0005_CLAIMS: Final = "ALTER TABLE deliveries ADD COLUMN claimed_at REAL;"
+
+MIGRATIONS: Final = (_0001_INITIAL, _0002_SHARED, _0003_CHAINS, _0004_OPERATING, _0005_CLAIMS)
 """Migration n is at index n-1; a database says in its version how many it has had."""
 
 # Ids are compared byte by byte, whatever language the server was set up for.

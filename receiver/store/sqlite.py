@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -236,7 +237,8 @@ def _open(path: str) -> sqlite3.Connection:
 def _connect(path: str) -> sqlite3.Connection:
     # A new file is for its owner alone, as are those that SQLite puts beside it: people's prompts
     # and pictures are in there. One that exists keeps its mode.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    with contextlib.suppress(OSError):  # of what is wrong SQLite tells, in words that we know
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = _open(path)
     try:
         connection.execute("PRAGMA journal_mode = WAL")

@@ -129,6 +129,22 @@ async def test_without_a_breaker_all_is_tried(place: Path | Database) -> None:
         assert await station.gates.all() == {}
 
 
+async def test_without_a_breaker_an_open_gate_is_none(place: Path | Database) -> None:
+    """It was opened by a process that had one, perhaps by the one before this."""
+    service = Service()
+    function, never = handler_of(service, concurrency=4), Breaker(failures=None)
+    async with dispatching(place, function, breaker=never, start=False) as station:
+        await station.gates.open("post", station.clock(), station.clock() + 3600, "it was down")
+        names = await owed(station, 4)
+        await station.dispatch.start()
+        await eventually(lambda: service.calls > 20)
+        service.down = None
+        for name in names:
+            await station.ends(name, "post", "done")
+        await station.dispatch.stop()
+        assert (await station.gates.all())["post"].held is None
+
+
 async def test_a_success_ends_a_run(place: Path | Database) -> None:
     calls = 0
 
@@ -334,13 +350,14 @@ async def test_what_was_read_of_a_gate_before_it_was_set_is_not_believed(
 
             async def all(self) -> dict[str, Gate]:
                 found = await super().all()
+                asked.set()
                 await read.wait()
                 return found
 
-        read = asyncio.Event()
+        asked, read = asyncio.Event(), asyncio.Event()
         known = KnownGates(Slow(station.store), station.clock)
         asking = asyncio.create_task(known.of("post"))
-        await asyncio.wait({asking}, timeout=0.05)
+        await asked.wait()
         await station.gates.pause("post", station.clock())
         known.forget()
         read.set()

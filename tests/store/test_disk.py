@@ -1,6 +1,8 @@
 """A disk that takes no writes: said once, kept nothing, and working again by itself."""
 
 import asyncio
+import errno
+import os
 import sqlite3
 import subprocess
 import sys
@@ -59,6 +61,10 @@ def engine(disk: Disk, tmp_path: Path) -> Iterator[SQLite]:  # noqa: ARG001 - pu
     engine.store.close()
 
 
+def _read_only(path: str, *_: object) -> int:
+    raise OSError(errno.EROFS, "Read-only file system", path)
+
+
 LARGE: dict[str, Any] = {"input": {"prompt": "x" * 200_000}}
 
 
@@ -66,12 +72,13 @@ LARGE: dict[str, Any] = {"input": {"prompt": "x" * 200_000}}
     ("pragma", "words"), [(FULL, "disk is full"), (READ_ONLY, "readonly database")]
 )
 async def test_a_disk_that_takes_nothing_is_reported_once_and_recovers_by_itself(
-    engine: SQLite, disk: Disk, pragma: str, words: str
+    engine: SQLite, disk: Disk, monkeypatch: pytest.MonkeyPatch, pragma: str, words: str
 ) -> None:
     store = engine.store
     await store.create(new(1))
     before = engine.dump()
     disk.breaks(pragma)
+    monkeypatch.setattr(os, "open", _read_only)  # nor can a file be opened to be written
 
     for number in (2, 3, 4):
         with pytest.raises(StoreUnavailable, match=words):
@@ -87,7 +94,7 @@ async def test_a_disk_that_takes_nothing_is_reported_once_and_recovers_by_itself
     assert words in str(report)
 
     disk.mends()
-    assert (await store.accept(arrival(1))).verdict == "accepted"
+    assert (await store.accept(arrival(1))).verdict == "accepted"  # and the file is there already
     await store.create(new(5, **LARGE))
     assert engine.reports[1:] == [None]
 

@@ -555,7 +555,7 @@ async def test_a_stop_gives_back_jobs_whose_claim_failed_half_way(database: Data
         await ended(here.store, 1, "greet")
         with without(database, "deliveries"), pytest.raises(StoreUnavailable):
             await here.store.claim(wanted())
-        await here.store.release("me", time.time())
+        await here.store.release("me", wanted().now)
         assert len((await there.store.claim(wanted(owner="another"))).claims) == 1
 
 
