@@ -67,7 +67,7 @@ from receiver.rejections import Rejections
 from receiver.replayer import Replayer
 from receiver.retention import PACE, PACE_ON_A_SERVER, Retention
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
-from receiver.store.backlog import Backlog
+from receiver.store.backlog import Depths
 from receiver.store.base import Chore, Store
 from receiver.store.disposal import Disposal
 from receiver.store.erasure import Erased, Erasure
@@ -488,7 +488,7 @@ class _Surface:
         parts = self._parts
         return MetricsPage(
             parts.telemetry,
-            Backlog(parts.store),
+            Depths(parts.store),
             providers=NAMES,
             handlers=list(parts.registry.handlers),
             streams={name: each.somebody_is for name, each in parts.listeners.items()},

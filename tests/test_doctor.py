@@ -34,7 +34,7 @@ from receiver.doctor.environment import weakness
 from receiver.doctor.network import check_clock
 from receiver.emulator import create_emulator, settings_for
 from receiver.settings import Settings
-from receiver.store.checkup import LATEST, File, Owing, Server, look_at_file
+from receiver.store.checkup import LATEST, Backlog, File, Server, look_at_file
 from receiver.store.schema import MIGRATIONS
 from receiver.tokens import Tokens
 from tests.emulator.parts import write_certificate
@@ -362,7 +362,7 @@ WELL: Final = Server(
     may_create=True,
     closed=[],
     queue=f"pgqueuer {installed('pgqueuer')}",
-    backlog=Owing(owed={}, dead=0, unattended=0, unasked=0, paused=[], failing={}),
+    backlog=Backlog(owed={}, dead=0, unattended=0, unasked=0, paused=[], failing={}),
 )
 
 

@@ -13,8 +13,8 @@ from receiver.settings import Settings
 from receiver.store.checkup import (
     LATEST,
     OVERDUE,
+    Backlog,
     File,
-    Owing,
     Server,
     look_at_file,
     look_at_server,
@@ -251,7 +251,7 @@ def compare(skew: float, whose: str) -> Finding:
     return ok("clock", f"{whose} agrees with ours")
 
 
-def _backlog(seen: Look | None) -> Owing | None:
+def _backlog(seen: Look | None) -> Backlog | None:
     return seen.backlog if isinstance(seen, File | Server) else None
 
 

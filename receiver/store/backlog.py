@@ -69,7 +69,7 @@ class Depth(msgspec.Struct, frozen=True):
     """Handlers whose deliveries wait: `paused` by hand, or `open` after a run of failures."""
 
 
-class Backlog:
+class Depths:
     """Counts in the database, and so the same in whatever process."""
 
     def __init__(self, store: Reads) -> None:

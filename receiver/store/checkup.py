@@ -34,7 +34,7 @@ _STEPS: Final = 20_000
 """Steps of SQLite between two looks at the clock."""
 
 
-class Owing(msgspec.Struct, frozen=True, kw_only=True):
+class Backlog(msgspec.Struct, frozen=True, kw_only=True):
     """What is owed."""
 
     owed: dict[str, int]
@@ -63,7 +63,7 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 0
     integrity: str | None = None
     """What is wrong with it, `ok`, or None where the time did not suffice to know."""
-    backlog: Owing | None = None
+    backlog: Backlog | None = None
     """None, too, where the time did not suffice to count it."""
     trouble: str | None = None
     """Why it cannot be read."""
@@ -88,7 +88,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """Tables of ours that our role may not fully use."""
     queue: str | None
     """The note of whose release the queue's tables are; None: there are none."""
-    backlog: Owing | None = None
+    backlog: Backlog | None = None
 
 
 # --- SQLite ---
@@ -164,7 +164,7 @@ def _integrity(connection: sqlite3.Connection) -> str:
     return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
 
 
-def _backlog_of(connection: sqlite3.Connection) -> Owing:
+def _backlog_of(connection: sqlite3.Connection) -> Backlog:
     before = {"before": time.time() - OVERDUE}
     return _backlog(
         connection.execute(q.COUNT_OWED.sqlite).fetchall(),
@@ -173,9 +173,9 @@ def _backlog_of(connection: sqlite3.Connection) -> Owing:
     )
 
 
-def _backlog(owed: Any, counts: Any, held: Any) -> Owing:
+def _backlog(owed: Any, counts: Any, held: Any) -> Backlog:
     dead, unattended, unasked = counts
-    return Owing(
+    return Backlog(
         owed={row[0]: row[1] for row in owed},
         dead=dead,
         unattended=unattended,
@@ -248,7 +248,7 @@ async def _ask(connection: Any) -> Server:
     return Server(version=version, **facts)
 
 
-async def _count(connection: Any) -> Owing:
+async def _count(connection: Any) -> Backlog:
     async with asyncio.timeout(_COUNT):
         return _backlog(
             await connection.fetch(q.COUNT_OWED.postgres),
