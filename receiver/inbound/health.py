@@ -18,7 +18,7 @@ from receiver.inbound.operation import Answer, Content, Operation
 class Probed(Protocol):
     """What the question about readiness needs of the store."""
 
-    async def probe(self, now: float) -> None: ...
+    async def try_write(self, now: float) -> None: ...
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ def health_routes(store: Probed, clock: Callable[[], float] = time.time) -> list
         return as_json(Health())
 
     async def readyz(_: Request) -> Response:
-        await store.probe(clock())
+        await store.try_write(clock())
         return as_json(Health())
 
     return [Route("/healthz", healthz), Route("/readyz", readyz)]

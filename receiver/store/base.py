@@ -255,9 +255,9 @@ class Store(ABC):
         rows = await self.read(q.SELECT_ROLE, name=name, now=now)
         return bool(rows and rows[0][0])
 
-    async def probe(self, now: float) -> None:
+    async def try_write(self, now: float) -> None:
         """Write one row for nothing, to know that it can be done."""
-        await self.write(operations.probe, now)
+        await self.write(operations.try_write, now)
 
     async def _list(
         self, listing: q.Listing, given: Mapping[str, str | None], limit: int

@@ -565,8 +565,8 @@ def remember(items: Sequence[tuple[str, str, str]]) -> Steps[list[None]]:
     return [None] * len(items)
 
 
-def probe(items: Sequence[float]) -> Steps[list[None]]:
-    yield Run(q.PROBE, {"now": items[-1]})
+def try_write(items: Sequence[float]) -> Steps[list[None]]:
+    yield Run(q.TRY_WRITE, {"now": items[-1]})
     return [None] * len(items)
 
 

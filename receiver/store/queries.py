@@ -587,7 +587,7 @@ SELECT_STEP: Final = Query(
     "SELECT result FROM steps WHERE delivery_id = :delivery_id AND key = :key"
 )
 
-PROBE: Final = Query(
+TRY_WRITE: Final = Query(
     "INSERT INTO probe (one, at) VALUES (1, :now) ON CONFLICT (one) DO UPDATE SET at = excluded.at"
 )
 

@@ -116,7 +116,7 @@ async def renewing(store: Store) -> Act:
 
     async def renew() -> None:
         store.renew("me", [claim.id], NOW + 99)
-        await store.probe(NOW)
+        await store.try_write(NOW)
 
     return renew
 
@@ -308,7 +308,7 @@ async def test_an_error_at_any_statement_leaves_nothing_and_is_told(
         if not isinstance(answer, BaseException):
             break
         assert isinstance(answer, StoreUnavailable if unavailable else sqlite3.OperationalError)
-        await store.probe(NOW)  # it works again at once
+        await store.try_write(NOW)  # it works again at once
         assert engine.dump() == before
         step += 1
     assert step >= 3

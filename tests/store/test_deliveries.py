@@ -490,8 +490,8 @@ async def test_pages_of_deliveries_hold_everything_once(
 
 
 async def test_a_probe_proves_that_writing_works_and_keeps_one_row(engine: Engine) -> None:
-    await asyncio.gather(*(engine.store.probe(NOW + n) for n in range(3)))
-    await engine.store.probe(NOW + 9)
+    await asyncio.gather(*(engine.store.try_write(NOW + n) for n in range(3)))
+    await engine.store.try_write(NOW + 9)
     assert engine.rows("SELECT at FROM probe") == [(NOW + 9,)]
 
 

@@ -105,9 +105,9 @@ async def test_a_disk_that_breaks_again_is_reported_again(engine: SQLite, disk: 
         disk.breaks(READ_ONLY)
         for _ in range(2):
             with pytest.raises(StoreUnavailable):
-                await engine.store.probe(NOW)
+                await engine.store.try_write(NOW)
         disk.mends()
-        await engine.store.probe(NOW)
+        await engine.store.try_write(NOW)
     assert [report is None for report in engine.reports] == [False, True, False, True]
 
 
@@ -115,7 +115,7 @@ async def test_what_nobody_waits_for_may_fail_too(engine: SQLite, disk: Disk) ->
     disk.breaks(READ_ONLY)
     engine.store.renew("me", [], NOW)
     with pytest.raises(StoreUnavailable):
-        await engine.store.probe(NOW)
+        await engine.store.try_write(NOW)
     assert len(engine.reports) == 1
 
 

@@ -19,13 +19,13 @@ async def test_writes_are_refused_until_the_file_is_back(tmp_path: Path) -> None
     store = SQLiteStore(str(path), reports.append)
     store.open()
     try:
-        await store.probe(1.0)
+        await store.try_write(1.0)
         away = path.rename(tmp_path / "away.db")
         with pytest.raises(StoreUnavailable, match="removed or replaced"):
             await _probe_until_refused(store)
         assert not path.exists()  # nobody made a new one
         away.rename(path)
-        await store.probe(3.0)
+        await store.try_write(3.0)
         assert [report is None for report in reports] == [False, True]
     finally:
         store.close()
@@ -35,5 +35,5 @@ async def _probe_until_refused(store: SQLiteStore) -> None:
     """Write on: the checkpointer looks after a commit, ten times a second."""
     async with asyncio.timeout(10):
         while True:
-            await store.probe(2.0)
+            await store.try_write(2.0)
             await asyncio.sleep(0.01)

@@ -29,7 +29,7 @@ async def test_writes_that_wait_share_one_transaction(store: Store, watch: Watch
             *(store.accept(arrival(number)) for number in range(50)),
             *(store.create(new(number)) for number in range(50, 100)),
             store.begin_submits(slots()),
-            store.probe(NOW),
+            store.try_write(NOW),
         )
         await asyncio.sleep(0)
     await waiting
@@ -38,7 +38,7 @@ async def test_writes_that_wait_share_one_transaction(store: Store, watch: Watch
 
 async def test_a_batch_is_bounded(store: Store, watch: Watch) -> None:
     with watch.busy(store):
-        waiting = asyncio.gather(*(store.probe(NOW) for _ in range(2500)))
+        waiting = asyncio.gather(*(store.try_write(NOW) for _ in range(2500)))
         await asyncio.sleep(0)
     await waiting
     assert watch.commits == 1 + 3
@@ -67,7 +67,7 @@ async def test_a_poisoned_item_fails_alone_in_a_batch_of_many_kinds(
             store.create(new(2, mode="never")),
             store.create(new(3, input={"a": object()})),
             store.create(new(4)),
-            store.probe(NOW),
+            store.try_write(NOW),
             return_exceptions=True,
         )
         await asyncio.sleep(0)
