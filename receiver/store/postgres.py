@@ -506,8 +506,10 @@ class PostgresStore(Store):
         if not 0.0 <= here - asked < _SKEWED / 2 or abs(skew - self._skew) <= _SKEWED:
             return
         self._skew = skew if abs(skew) > _SKEWED else 0.0
-        tell = log.warning if self._skew else log.info
-        tell("clock.skewed", seconds=round(self._skew, 1))
+        if self._skew:
+            log.warning("clock.skewed", seconds=round(self._skew, 1))
+        else:
+            log.info("clock.skewed", seconds=0.0)  # no more
 
     async def _make_schema(self, connection: Connection) -> None:
         encoding = await connection.fetchval("SHOW server_encoding")
