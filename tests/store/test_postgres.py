@@ -6,28 +6,30 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
+import asyncpg
 import msgspec
 import pytest
 from pgqueuer import Queries
 
 from receiver.dispatch.postgres import PgQueuerJobs
 from receiver.errors import StoreUnavailable, StoreUnusable
-from receiver.model import Decision, delivery_id
+from receiver.model import DONE, Decision, delivery_id
 from receiver.store import disposal, erasure
 from receiver.store import queries as q
 from receiver.store.committer import Connection
 from receiver.store.dialect import Query
 from receiver.store.postgres import SCHEMA, PostgresStore
 from receiver.store.schema import MIGRATIONS, for_postgres
-from receiver.store.values import Lost, Owed
+from receiver.store.values import Claim, Lost, Owed
 from tests.postgres import Database
 
 from .parts import (
+    GIVEN_UP,
     NOW,
     PATIENCE,
     TABLES,
@@ -524,6 +526,59 @@ async def test_a_lost_claim_is_settled_by_nobody_but_its_new_owner(database: Dat
         assert jobs(database) == []
         history = database.rows("SELECT number, result FROM attempts")
         assert history == [(1, "lost"), (2, "done")]
+
+
+Acts = Callable[[PostgresStore, Sequence[Claim]], Awaitable[object]]
+AT_ONCE = Decision(state="pending", reason="no luck")
+
+
+async def _renew(store: PostgresStore, claims: Sequence[Claim]) -> None:
+    store.renew("me", [claim.id for claim in claims], NOW + 90)
+
+
+def _replay(store: PostgresStore, claims: Sequence[Claim]) -> Awaitable[object]:
+    names = [claim.event.prediction.id for claim in claims]
+    return asyncio.gather(*(store.replay(n, lambda *_: Owed(("greet",)), NOW + 30) for n in names))
+
+
+TAKES: dict[str, tuple[Decision | None, Acts]] = {
+    "settle": (None, lambda st, all_: asyncio.gather(*(st.settle(settlement(c)) for c in all_))),
+    "renew": (None, _renew),
+    "release": (None, lambda store, _: store.release("me", NOW + 30)),
+    "reclaim": (None, lambda store, _: store.reclaim("another", NOW + 3600)),
+    "claim": (AT_ONCE, lambda store, _: store.claim(wanted(now=NOW + 30))),
+    "retry": (
+        GIVEN_UP,
+        lambda store, all_: asyncio.gather(*(store.retry(c.id, NOW + 30) for c in all_)),
+    ),
+    "replay": (DONE, _replay),
+}
+"""How the claims end before, if they do, and what takes both deliveries then."""
+
+
+@pytest.mark.parametrize("name", TAKES)
+async def test_whoever_takes_two_deliveries_begins_with_the_first(
+    database: Database, name: str
+) -> None:
+    """Else two who begin at different ends wait for each other, until the server ends one."""
+    before, acts = TAKES[name]
+    async with processes(database) as [process]:
+        for number in (2, 1):
+            await ended(process.store, number, "greet")
+        claims = (await process.store.claim(wanted())).claims
+        claims.sort(key=lambda claim: claim.id, reverse=True)
+        if before is not None:
+            for claim in claims:
+                await process.store.settle(settlement(claim, before))
+        last, first = (claim.id for claim in claims)
+        take = "SELECT id FROM receiver.deliveries WHERE id = $1 FOR UPDATE"
+        held = await asyncpg.connect(database.url)
+        async with held.transaction():
+            await held.execute(take, last)
+            acting = asyncio.ensure_future(acts(process.store, claims))
+            await until(lambda: not database.rows(f"{take} SKIP LOCKED", first))
+        await held.close()
+        await acting
 
 
 @contextmanager
