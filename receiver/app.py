@@ -291,7 +291,7 @@ class _Parts:
             settings.retention,
             scrub=self.store.scrub,
             clock=clock,
-            pace=PACE if settings.sqlite_path else PACE_ON_A_SERVER,
+            pace=PACE if self.alone else PACE_ON_A_SERVER,
         )
         self.undelivered = NonDeliveries(self.store)
         self.rejections = Rejections(self.undelivered.count, clock)

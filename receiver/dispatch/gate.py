@@ -104,12 +104,11 @@ class LaneGate:
         self._clock = clock
         self._failed: list[str] = []
         """The deliveries of the present run of failures, one for each."""
-        self._has_probe = False
-        """Whether a probe is ours, as far as the store may know."""
+        self._probe: str | None = None
+        """The delivery that is our probe, empty before there is one; None: the probe is not ours,
+        as far as the store may know."""
         self._owes_probe = False
         """Whether that is over, and the store has not heard it."""
-        self._probed = ""
-        """The delivery that is our probe."""
 
     async def ask(self, room: int, nap: float) -> Passage:
         """Say how many deliveries may be begun. Raises StoreUnavailable."""
@@ -124,42 +123,40 @@ class LaneGate:
             case "running":
                 return Passage(room)
             case "probing":
-                self._has_probe = self._owes_probe = True  # until the answer is known
+                self._probe, self._owes_probe = "", True  # until the answer is known
                 is_ours = await self._gates.probe(self._name, now, now + self._timeout + _MARGIN)
-                self._has_probe, self._owes_probe = is_ours, False
+                self._owes_probe = False
                 if is_ours:
                     return Passage(1, is_probe=True)
+                self._probe = None
         # Another process may let them go, or the time for a probe may come.
         return Passage(0, min(nap, _FRESH))
 
     async def give_back(self) -> None:
         """Say that there was nothing to try, or that it told nothing; insist, if need be later."""
-        if self._has_probe:
+        if self._probe is not None:
             self._owes_probe = True
             await self._gates.end_probe(self._name)
-            self._has_no_probe()
+            self._probe, self._owes_probe = None, False
 
     def began(self, delivery: str) -> None:
         """Hear which delivery the probe is."""
-        self._probed = delivery
-
-    def _has_no_probe(self) -> None:
-        self._has_probe = self._owes_probe = False
-        self._probed = ""
+        self._probe = delivery
 
     async def tell(self, delivery: str, failure: Failure | None) -> None:
         """Hear how an attempt ended; a gate that cannot be set stays as it is."""
+        is_probe = delivery == self._probe
         try:
             if failure is None or failure.kind == "skip":
                 await self._succeeded()
             elif _is_trouble(failure):
                 await self._troubled(delivery, failure)
-            elif delivery == self._probed:
+            elif is_probe:
                 await self.give_back()  # it says nothing of the others
-            if delivery == self._probed:
-                self._has_no_probe()
+            if is_probe:
+                self._probe = None
         except StoreUnavailable:
-            self._owes_probe |= delivery == self._probed
+            self._owes_probe |= is_probe
 
     async def _succeeded(self) -> None:
         self._failed.clear()

@@ -435,30 +435,24 @@ UPDATE deliveries SET lease_until = :lease_until WHERE id IN (SELECT id FROM hel
 RETURNING id
 """)
 
-# Leases that ran out, and claims of processes that cannot exist any more.
-RECLAIM: Final = Query("""
+_RECLAIM: Final = """
 WITH held AS MATERIALIZED (
-    SELECT id FROM deliveries
-    WHERE state = 'running' AND (lease_until <= :now OR (:everyone AND owner <> :owner))
-    ORDER BY id {lock}
+    SELECT id FROM deliveries WHERE state = 'running' AND (<lost>) ORDER BY id {lock}
 )
 UPDATE deliveries
 SET state = 'pending', due_at = :now, owner = NULL, lease_until = NULL, reason = :reason
 WHERE id IN (SELECT id FROM held)
 RETURNING id
-""")
+"""
 
-RECLAIM_THESE: Final = Query("""
-WITH held AS MATERIALIZED (
-    SELECT id FROM deliveries
-    WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'running' AND lease_until <= :now
-    ORDER BY id {lock}
+# Leases that ran out, and claims of processes that cannot exist any more.
+RECLAIM: Final = Query(
+    _RECLAIM.replace("<lost>", "lease_until <= :now OR (:everyone AND owner <> :owner)")
 )
-UPDATE deliveries
-SET state = 'pending', due_at = :now, owner = NULL, lease_until = NULL, reason = :reason
-WHERE id IN (SELECT id FROM held)
-RETURNING id
-""")
+
+RECLAIM_THESE: Final = Query(
+    _RECLAIM.replace("<lost>", "lease_until <= :now AND id IN (SELECT r.id FROM {rows:id text})")
+)
 
 # One of them may have been a handler's probe: another process may make the next.
 END_LOST_PROBES: Final = Query("""

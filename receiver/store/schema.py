@@ -276,8 +276,7 @@ CREATE TABLE handlers (
     paused_at   REAL,
     failures    INTEGER NOT NULL DEFAULT 0,
     open_until  REAL,
-    probe_until REAL,
-    reason      TEXT NOT NULL DEFAULT ''
+    probe_until REAL
 );
 
 CREATE TABLE replays (
@@ -297,10 +296,13 @@ CREATE INDEX deliveries_replayed ON deliveries (replay_id, due_at)
     WHERE state = 'pending' AND replay_id IS NOT NULL;
 """  # noqa: S608 - our own constants
 
-# When an attempt began, for whoever finds that its process is gone.
-_0005_CLAIMS: Final = "ALTER TABLE deliveries ADD COLUMN claimed_at REAL;"
+# Why a handler is held back; and when an attempt began, for whoever finds its process gone.
+_0005_REASONS: Final = """
+ALTER TABLE handlers ADD COLUMN reason TEXT NOT NULL DEFAULT '';
+ALTER TABLE deliveries ADD COLUMN claimed_at REAL;
+"""
 
-MIGRATIONS: Final = (_0001_INITIAL, _0002_SHARED, _0003_CHAINS, _0004_OPERATING, _0005_CLAIMS)
+MIGRATIONS: Final = (_0001_INITIAL, _0002_SHARED, _0003_CHAINS, _0004_OPERATING, _0005_REASONS)
 """Migration n is at index n-1; a database says in its version how many it has had."""
 
 # Ids are compared byte by byte, whatever language the server was set up for.

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from receiver.model import delivery_id
-from receiver.store.schema import MIGRATIONS
+from receiver.store.schema import MIGRATIONS, for_postgres
 
 from .parts import NOW, SQLite, pred
 
@@ -215,6 +216,25 @@ def test_every_named_rule_is_tried() -> None:
     words = " ".join(MIGRATIONS).split()
     named = {rule for word, rule in pairwise(words) if word == "CONSTRAINT"}
     assert named <= {words for _, words in FORBIDDEN.values()}
+
+
+PUBLISHED = (
+    ("a909e0dcb8a6b7e9", "72788cc6d8a32085"),
+    ("582b0c7f5948cd84", "aff86241ed2605fb"),
+    ("0226bea7884701de", "7cb6ab3603de62bf"),
+    ("865844b73e3a110a", "b6230e35d7dedada"),
+    ("201fe4fb5711fbc0", "4786a297038bd60d"),
+)
+"""The beginnings of each migration's SHA-256, on SQLite and on PostgreSQL."""
+
+
+def test_what_was_published_is_never_edited() -> None:
+    """A database that has had a migration does not have it again: what is new is one more."""
+    found = tuple(
+        tuple(sha256(script.encode()).hexdigest()[:16] for script in (text, for_postgres(text)))
+        for text in MIGRATIONS
+    )
+    assert found == PUBLISHED
 
 
 def test_what_an_older_receiver_left_is_kept(tmp_path: Path) -> None:
