@@ -128,7 +128,7 @@ async def _on_problem(_: Request, error: Exception) -> Response:
 
 
 async def _on_unavailable(_: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's shape
-    body = problem_body(503, "unavailable", "the database does not answer, or takes no writes")
+    body = problem_body(503, "unavailable", PROBLEMS["unavailable"][1])
     return _problem(503, body, {"Retry-After": "5"})
 
 

@@ -217,9 +217,11 @@ class PostgresStore(Store):
 
     async def claim(self, wanted: Wanted) -> Claims:
         found = await self._claimer.write("claim", self._claim_all, wanted)
-        if isinstance(found, Exception):
-            raise StoreUnavailable(f"nothing can be claimed: {found}") from found
-        return found
+        if not isinstance(found, Exception):
+            return found
+        if not is_trouble(found):
+            raise found
+        raise StoreUnavailable(f"nothing can be claimed: {found}") from found
 
     async def settle(self, settlement: Settlement) -> bool:
         held = await self._writer.write("settle", self._settle_all, settlement)
@@ -259,7 +261,7 @@ class PostgresStore(Store):
             try:
                 results.append(await self._claim_for(cx, wanted))
             except Exception as error:
-                if not results or not is_trouble(error):
+                if not results:
                     raise
                 results.append(error)  # what the others have claimed must run
         return results
@@ -280,8 +282,10 @@ class PostgresStore(Store):
                     seconds = _SOON + time.monotonic() - began
                 next_due = None if seconds is None else wanted.now + seconds
         except Exception as error:
-            if not claims or not is_trouble(error):
+            if not claims:
                 raise
+            if not is_trouble(error):
+                log.exception("task.failed", handler=wanted.handler)
             next_due = wanted.now + _SOON  # what was claimed must run; the rest is seen to then
         return Claims(claims, next_due)
 

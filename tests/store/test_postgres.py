@@ -25,7 +25,7 @@ from receiver.store.committer import Connection
 from receiver.store.dialect import Query
 from receiver.store.postgres import SCHEMA, PostgresStore
 from receiver.store.schema import MIGRATIONS, for_postgres
-from receiver.store.values import Claim, Lost, Owed
+from receiver.store.values import Claim, Claims, Lost, Owed
 from tests.postgres import Database
 
 from .parts import (
@@ -632,6 +632,34 @@ async def test_claims_that_only_a_part_of_fails_run(database: Database) -> None:
                 await silent.claim(wanted())
         finally:
             await silent.stop()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(ValueError("odd"), ValueError), (OSError("away"), StoreUnavailable)]
+)
+async def test_a_claim_that_fails_takes_nothing_from_those_beside_it(
+    database: Database, error: Exception, told: type[Exception]
+) -> None:
+    async with processes(database) as [process]:
+        await ended(process.store, 1, "greet")
+
+        class Unfit(PgQueuerJobs):
+            async def pick(self, connection: Connection, handler: str, most: int) -> dict[str, Any]:
+                if handler == "unfit":
+                    raise error
+                return await super().pick(connection, handler, most)
+
+        store = PostgresStore(database.url, print, Unfit(SCHEMA))
+        await store.start()
+        try:
+            found, refused = await asyncio.gather(
+                store.claim(wanted()), store.claim(wanted("unfit")), return_exceptions=True
+            )
+            assert isinstance(found, Claims)
+            assert len(found.claims) == 1
+            assert isinstance(refused, told)
+        finally:
+            await store.stop()
 
 
 async def test_a_lane_takes_over_what_nobody_has_reclaimed_yet(database: Database) -> None:
