@@ -84,8 +84,11 @@ def replay_over_a_death(world: World, victim: Process | None) -> None:
     assert found["replayed"] == _MANY
     assert world.rows("SELECT min(round), max(round), count(*) FROM deliveries") == [(1, 1, _MANY)]
     assert world.rows("SELECT DISTINCT replay_id FROM deliveries") == [(replay["id"],)]
-    ended = [line for one in world.everyone for line in one.said("replay.ended")]
-    assert [line["state"] for line in ended] == ["done"]
+    # It is told of after its commit, which we may have seen first.
+    ended = eventually(
+        lambda: [line["state"] for one in world.everyone for line in one.said("replay.ended")]
+    )
+    assert ended == ["done"]
 
 
 def holder(world: World) -> Process:
