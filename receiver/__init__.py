@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from receiver.dispatch.registry import Dead, Retry, Skip, on
-from receiver.model import Event, Output, Prediction, Stored
+from receiver.deliveries.registry import Dead, Retry, Skip, on
+from receiver.model.values import Event, Output, Prediction, Stored
 
 if TYPE_CHECKING:
     from receiver.app import create_app
-    from receiver.dispatch.answers import expect
-    from receiver.dispatch.fetch import Fetched
-    from receiver.dispatch.runner import Context
-    from receiver.template import Template
+    from receiver.deliveries.attempt import Context
+    from receiver.deliveries.fetch import Fetched
+    from receiver.deliveries.responses import expect
+    from receiver.deliveries.template import Template
 
 __version__ = "0.1.0"
 
@@ -33,11 +33,11 @@ __all__ = [
 ]
 
 _LATE = {
-    "Context": "receiver.dispatch.runner",
-    "Fetched": "receiver.dispatch.fetch",
-    "Template": "receiver.template",
+    "Context": "receiver.deliveries.attempt",
+    "Fetched": "receiver.deliveries.fetch",
+    "Template": "receiver.deliveries.template",
     "create_app": "receiver.app",
-    "expect": "receiver.dispatch.answers",
+    "expect": "receiver.deliveries.responses",
 }
 
 

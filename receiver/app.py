@@ -22,65 +22,61 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from receiver.dispatch.embedded import Dispatch, new_owner
-from receiver.dispatch.fetch import guarded_client
-from receiver.dispatch.gate import Breaker
-from receiver.dispatch.registry import Explained, Handler, Registry, handlers_of, load
-from receiver.dispatch.runner import Tools
-from receiver.draining import Drain, Drained
-from receiver.duty import Duty, Work
-from receiver.errors import KeysUnavailable, StoreUnavailable, StoreUnusable
-from receiver.feed import Feed
-from receiver.inbound import (
-    ERROR_HANDLERS,
-    OPERATIONS,
-    WEBHOOKS,
-    Deliveries,
-    Docs,
-    Events,
-    Guard,
-    Handlers,
-    Hook,
-    Limits,
-    MetricsPage,
-    Predictions,
-    Proxies,
-    PublishedRanges,
-    Ranges,
-    ReplayRoutes,
-    Requests,
-    Sources,
-    echo_route,
-    health_routes,
-    listed,
-    undelivered_routes,
-)
-from receiver.inbox import Inbox
-from receiver.keys import PublicKeys
-from receiver.listener import Listener
-from receiver.model import Policy, Prediction
-from receiver.outbound import Outbound
+from receiver.deliveries.attempt import Tools
+from receiver.deliveries.breaker import Breaker
+from receiver.deliveries.fetch import guarded_client
+from receiver.deliveries.registry import Explained, Handler, Registry, handlers_of, load
+from receiver.deliveries.replay import Replayer
+from receiver.deliveries.worker import Dispatch, new_owner
+from receiver.http.auth import Guard
+from receiver.http.drain import Drain, Drained
+from receiver.http.limits import Limits
+from receiver.http.live import Feed
+from receiver.http.operations import OPERATIONS
+from receiver.http.outgoing import WEBHOOKS
+from receiver.http.problems import ERROR_HANDLERS
+from receiver.http.proxies import Proxies
+from receiver.http.rejections import Rejections
+from receiver.http.request_log import Requests
+from receiver.http.routes.deliveries import Deliveries
+from receiver.http.routes.discarded import undelivered_routes
+from receiver.http.routes.docs import Docs
+from receiver.http.routes.echo import echo_route
+from receiver.http.routes.events import Events
+from receiver.http.routes.handlers import Handlers
+from receiver.http.routes.health import health_routes
+from receiver.http.routes.metrics import MetricsPage
+from receiver.http.routes.predictions import Predictions
+from receiver.http.routes.replays import ReplayRoutes
+from receiver.http.sources import PublishedRanges, Ranges, Sources, listed
+from receiver.http.webhooks import Hook
+from receiver.model.errors import KeysUnavailable, StoreUnavailable, StoreUnusable
+from receiver.model.retry import Policy
+from receiver.model.values import Prediction
+from receiver.observability.events import Telemetry
+from receiver.observability.tracing import Client, Tracing
+from receiver.predictions.inbox import Inbox
+from receiver.predictions.service import Outbound
+from receiver.predictions.stream import Listener
+from receiver.predictions.tokens import Tokens
 from receiver.providers import NAMES, make_providers
-from receiver.providers.base import Provider, Streamed
+from receiver.providers.adapter import Provider, Streamed
 from receiver.providers.fal import read_jwks, read_meta
-from receiver.rejections import Rejections
-from receiver.replayer import Replayer
-from receiver.retention import PACE, PACE_ON_A_SERVER, Retention
+from receiver.providers.published import PublicKeys
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
 from receiver.store.backlog import Depths
-from receiver.store.base import Chore, Store
+from receiver.store.changes import Journal
+from receiver.store.discarded import NonDeliveries
 from receiver.store.disposal import Disposal
+from receiver.store.engine import Chore, Store
 from receiver.store.erasure import Erased, Erasure
-from receiver.store.gates import Gates
-from receiver.store.journal import Journal
+from receiver.store.handlers import Gates
+from receiver.store.leases import Duty, Work
 from receiver.store.replays import Replays
-from receiver.store.sqlite import SQLiteStore
+from receiver.store.retention import PACE, PACE_ON_A_SERVER, Retention
+from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.traces import Traces
-from receiver.store.undelivered import NonDeliveries
 from receiver.store.values import Replayed
-from receiver.telemetry import Telemetry
-from receiver.tokens import Tokens
-from receiver.tracing import Client, Tracing
 
 log = structlog.get_logger("receiver")
 
@@ -186,8 +182,8 @@ def _make_store(settings: Settings, report: Callable[[StoreUnavailable | None], 
     if settings.sqlite_path is not None:
         return SQLiteStore(settings.sqlite_path, report)
     try:
-        from receiver.dispatch.postgres import PgQueuerJobs  # noqa: PLC0415 - paid for when used
-        from receiver.store.postgres import SCHEMA, PostgresStore  # noqa: PLC0415
+        from receiver.store.postgres.engine import SCHEMA, PostgresStore  # noqa: PLC0415
+        from receiver.store.postgres.queue import PgQueuerJobs  # noqa: PLC0415 - paid for when used
     except ModuleNotFoundError as error:
         raise StoreUnusable(
             f"PostgreSQL needs more than is installed here ({error.name} is missing): "

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from receiver.errors import ReceiverError
+from receiver.model.errors import ReceiverError
 
 
 class ClientError(ReceiverError):

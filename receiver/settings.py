@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from receiver.errors import SettingsError
+from receiver.model.errors import SettingsError
 
 T = TypeVar("T")
 D = TypeVar("D")

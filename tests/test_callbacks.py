@@ -19,7 +19,7 @@ import uvicorn
 
 from receiver import Event, on
 from receiver.emulator.keys import Keyring
-from receiver.tokens import Tokens
+from receiver.predictions.tokens import Tokens
 from tests.conftest import Logged, Start
 from tests.receiving import (
     ENDS,

@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from receiver.cli.output import cell, print_table
 from receiver.emulator import settings_for
-from receiver.terminal import cell, print_table
 from tests.journey.parts import free_port
 
 SECRET = "a-secret-key-of-more-than-thirty-two-characters"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from receiver import create_app
-from receiver.dispatch.registry import load
+from receiver.deliveries.registry import load
 from receiver.settings import Secret, Settings
 
 TOP = Path(__file__).parent.parent

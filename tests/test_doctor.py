@@ -28,15 +28,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from receiver import create_app
-from receiver.doctor import Finding, examine, worst
-from receiver.doctor.database import check_backlog, check_database, check_server_clock
-from receiver.doctor.environment import weakness
-from receiver.doctor.network import check_clock
+from receiver.cli.doctor import Finding, examine, worst
+from receiver.cli.doctor.checkup import LATEST, Backlog, File, Server, look_at_file
+from receiver.cli.doctor.database import check_backlog, check_database, check_server_clock
+from receiver.cli.doctor.environment import weakness
+from receiver.cli.doctor.network import check_clock
 from receiver.emulator import create_emulator, settings_for
+from receiver.predictions.tokens import Tokens
 from receiver.settings import Settings
-from receiver.store.checkup import LATEST, Backlog, File, Server, look_at_file
 from receiver.store.schema import MIGRATIONS
-from receiver.tokens import Tokens
 from tests.emulator.parts import write_certificate
 from tests.emulator.serving import FAST, serve
 from tests.postgres import Database
@@ -546,7 +546,7 @@ async def test_whatever_else_listens_where_no_url_was_given_is_no_fault(
     env: Env, monkeypatch: pytest.MonkeyPatch, proxy: Callable[[Passing], str]
 ) -> None:
     url = proxy(_says(Response("hello")))
-    monkeypatch.setattr("receiver.doctor.network._RECEIVER", url)
+    monkeypatch.setattr("receiver.cli.main.doctor.network._RECEIVER", url)
     del env["RECEIVER_URL"]
     assert says(await found(env, "receiver"), "warn", "none that is ours answers", "is no receiver")
 
@@ -802,8 +802,8 @@ async def test_one_check_that_fails_or_hangs_does_not_stop_the_others(
     def breaks(*_: object) -> None:
         raise RuntimeError("unforeseen")
 
-    monkeypatch.setattr("receiver.doctor.check_secrets", breaks)
-    monkeypatch.setattr("receiver.doctor._LONGEST", 0.3)
+    monkeypatch.setattr("receiver.cli.main.doctor.check_secrets", breaks)
+    monkeypatch.setattr("receiver.cli.main.doctor._LONGEST", 0.3)
     listener = socket.create_server(("127.0.0.1", 0))
     with listener:
         port = listener.getsockname()[1]

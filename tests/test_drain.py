@@ -21,8 +21,8 @@ import pytest
 from receiver import Context, Event, Retry, on
 from receiver.app import create_app, migrate, work
 from receiver.app import drain as drain_once
-from receiver.draining import Drained
-from receiver.errors import StoreUnusable
+from receiver.http.drain import Drained
+from receiver.model.errors import StoreUnusable
 from receiver.settings import Settings
 from tests.conftest import Logged, Start
 from tests.journey.parts import free_port
@@ -394,9 +394,14 @@ async def test_draining_a_file_that_a_server_has_open_is_refused(
 
 @pytest.mark.parametrize("missing", ["asyncpg", "pgqueuer"])
 def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    hidden = ("asyncpg", "pgqueuer", "receiver.dispatch.postgres", "receiver.store.postgres")
+    hidden = (
+        "asyncpg",
+        "pgqueuer",
+        "receiver.store.postgres.engine.queue",
+        "receiver.store.postgres.engine.engine",
+    )
     for name in list(sys.modules):
-        if name.startswith((*hidden, "receiver.store.committer")):
+        if name.startswith((*hidden, "receiver.store.postgres.engine.group_commit")):
             monkeypatch.delitem(sys.modules, name)
     really = builtins.__import__
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from receiver import duty as module
-from receiver.dispatch.postgres import PgQueuerJobs
-from receiver.duty import LEASE, Duty
-from receiver.errors import StoreUnavailable
-from receiver.store.base import Store
-from receiver.store.postgres import SCHEMA, PostgresStore
-from receiver.store.sqlite import SQLiteStore
+from receiver.model.errors import StoreUnavailable
+from receiver.store import leases as module
+from receiver.store.engine import Store
+from receiver.store.leases import LEASE, Duty
+from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.values import Role
 from tests.receiving import Clock, eventually
 

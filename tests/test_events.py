@@ -16,10 +16,11 @@ from starlette.applications import Starlette
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from receiver import feed, serving
-from receiver.errors import StoreUnavailable
-from receiver.feed import Feed, Wanted
-from receiver.store.journal import Journal, Move
+from receiver.http import live as feed
+from receiver.http import server as serving
+from receiver.http.live import Feed, Wanted
+from receiver.model.errors import StoreUnavailable
+from receiver.store.changes import Journal, Move
 from tests.conftest import Start
 from tests.emulator.serving import serve
 from tests.receiving import API_KEY, Json, Station, eventually
@@ -407,8 +408,8 @@ async def test_events_are_found_by_what_they_are_of(start: Start) -> None:
 async def test_a_search_ends_somewhere_and_says_where_to_go_on(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiver.inbound.events._MOST_LOOKED_AT", 2)
-    monkeypatch.setattr("receiver.store.journal._PAGE", 2)
+    monkeypatch.setattr("receiver.http.routes.events._MOST_LOOKED_AT", 2)
+    monkeypatch.setattr("receiver.store.changes._PAGE", 2)
     async with start() as station:
         rare = await whole(station, "rare", metadata={"kind": "rare"})
         for number in range(3):

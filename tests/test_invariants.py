@@ -20,8 +20,8 @@ import httpx
 import pytest
 
 from receiver import Context, Event, Retry, Skip, on
-from receiver.model import Decision
-from receiver.store.sqlite import SQLiteStore
+from receiver.model.retry import Decision
+from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.values import Settlement, Wanted
 from tests.conftest import Disk, Start
 from tests.postgres import Database

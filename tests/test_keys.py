@@ -10,9 +10,9 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from receiver.errors import KeysUnavailable, Unreadable
-from receiver.keys import KEPT, REFRESH, PublicKeys
+from receiver.model.errors import KeysUnavailable, Unreadable
 from receiver.providers.fal import read_jwks
+from receiver.providers.published import KEPT, REFRESH, PublicKeys
 
 URL: Final = "https://keys.example/jwks.json"
 START: Final = 1_767_225_600.0

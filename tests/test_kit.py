@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from receiver import Context, Dead, Event, Output, Retry, on
-from receiver.errors import HandlerError
-from receiver.model import ErrorCode
+from receiver.model.errors import HandlerError
+from receiver.model.values import ErrorCode
 from receiver.testing import Kit, make_event
 
 Kits = Callable[..., Kit]

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from receiver.errors import Limited
-from receiver.inbound.limits import Budgets, Limits, address
-from receiver.inbound.proxies import Proxies, within
+from receiver.http.limits import Budgets, Limits, address
+from receiver.http.proxies import Proxies, within
+from receiver.model.errors import Limited
 from receiver.providers.fal import read_meta
 from receiver.settings import LOOPBACK, Settings
 from tests.conftest import Logged, Start

@@ -8,8 +8,8 @@ import json
 import httpx
 import pytest
 
-from receiver.listener import Listener
-from receiver.model import Outcome
+from receiver.model.values import Outcome
+from receiver.predictions.stream import Listener
 from receiver.providers.oxen import Oxen
 from receiver.store.values import Taken
 from tests.conftest import Logged, Start

@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 import receiver
-from receiver.logs import EVENTS, SECRET_WORDS, configure, redact
+from receiver.observability.logging import EVENTS, SECRET_WORDS, configure, redact
 
 PACKAGE: Final = Path(receiver.__file__).parent
 _OURS: Final = ("", "httpx", "httpcore")

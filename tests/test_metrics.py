@@ -19,10 +19,10 @@ import yaml  # type: ignore[import-untyped]
 from prometheus_client.parser import text_string_to_metric_families
 
 from receiver import Dead, Event, on
-from receiver.errors import StoreUnavailable
-from receiver.inbound.metrics import MetricsPage
+from receiver.http.routes.metrics import MetricsPage
+from receiver.model.errors import StoreUnavailable
+from receiver.observability.events import Telemetry
 from receiver.store.backlog import Depth
-from receiver.telemetry import Telemetry
 from tests.conftest import Disk, Start
 from tests.receiving import ENDS, Station, breaks, eventually, write
 
@@ -39,7 +39,7 @@ ALERTS: Final = TOP / "deploy/prometheus/alerts.yml"
 @pytest.fixture(autouse=True)
 def pages_are_made_for_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_FRESH", "_SHARE"):
-        monkeypatch.setattr(f"receiver.inbound.metrics.{name}", 0.0)
+        monkeypatch.setattr(f"receiver.http.routes.metrics.{name}", 0.0)
 
 
 def read(text: str) -> Samples:
@@ -289,7 +289,7 @@ def make_page(backlog: Away) -> MetricsPage:
 async def test_a_database_that_is_away_fails_no_page(
     monkeypatch: pytest.MonkeyPatch, *, hangs: bool
 ) -> None:
-    monkeypatch.setattr("receiver.inbound.metrics._PATIENCE", 0.05)
+    monkeypatch.setattr("receiver.http.routes.metrics._PATIENCE", 0.05)
     request: Any = None
     found = read(bytes((await make_page(Away(hangs=hangs)).answer(request)).body).decode())
     assert of(found, "receiver_database_available") == 0
@@ -301,7 +301,7 @@ async def test_a_database_that_is_away_fails_no_page(
 async def test_who_asks_within_a_second_is_given_the_same_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("receiver.inbound.metrics._FRESH", 60.0)
+    monkeypatch.setattr("receiver.http.routes.metrics._FRESH", 60.0)
     away = Away()
     page = make_page(away)
     request: Any = None
@@ -313,8 +313,8 @@ async def test_who_asks_within_a_second_is_given_the_same_page(
 
 COUNTS: Final = """
 import sys
-from receiver.metrics import Metrics
-from receiver.telemetry import Telemetry
+from receiver.observability.metrics import Metrics
+from receiver.observability.events import Telemetry
 telemetry = Telemetry()
 telemetry.refused("fal", "bad_token")
 telemetry.batch(7)
@@ -366,5 +366,5 @@ async def test_no_instrument_grows_without_end() -> None:
 
 
 def test_a_plain_import_does_not_pay_for_it() -> None:
-    script = "import sys, receiver, receiver.cli; assert 'prometheus_client' not in sys.modules"
+    script = "import sys, receiver, receiver.cli.main.main; assert 'prometheus_client' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], cwd=TOP, check=True)

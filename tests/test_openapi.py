@@ -21,12 +21,13 @@ from starlette.routing import Route
 
 from receiver import Event, create_app, on
 from receiver.emulator import create_emulator, settings_for
-from receiver.inbound import OPERATIONS, WEBHOOKS
-from receiver.inbound.answers import PROBLEMS
-from receiver.inbound.hook import LATER
-from receiver.inbound.openapi import document
-from receiver.inbound.predictions import REFUSALS
-from receiver.serving import protocol
+from receiver.http.openapi import document
+from receiver.http.operations import OPERATIONS
+from receiver.http.outgoing import WEBHOOKS
+from receiver.http.problems import PROBLEMS
+from receiver.http.routes.predictions import REFUSALS
+from receiver.http.server import protocol
+from receiver.http.webhooks import LATER
 from receiver.settings import Settings
 from tests.conftest import Start
 from tests.emulator.serving import FAST, serve

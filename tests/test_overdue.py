@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from receiver.lane import Schedule
-from receiver.overdue import Overdue
+from receiver.predictions.poller import Overdue
+from receiver.predictions.submitter import Schedule
 from receiver.settings import Settings
 from receiver.store.values import Job, Progress
 from tests.receiving import ENV, eventually

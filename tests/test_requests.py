@@ -15,9 +15,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from receiver import Dead, Event, on
-from receiver.inbound.answers import ERROR_HANDLERS
-from receiver.inbound.requests import Requests
-from receiver.telemetry import Telemetry
+from receiver.http.problems import ERROR_HANDLERS
+from receiver.http.request_log import Requests
+from receiver.observability.events import Telemetry
 from tests.conftest import Logged, Start
 from tests.receiving import (
     SECRETS,

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from receiver import Context, Dead, Event, on
-from receiver.errors import StoreUnavailable
-from receiver.retention import UNNEEDED_KEPT, Pace, Retention
+from receiver.model.errors import StoreUnavailable
 from receiver.store.disposal import Disposal
-from receiver.store.sqlite import SQLiteStore
+from receiver.store.retention import UNNEEDED_KEPT, Pace, Retention
+from receiver.store.sqlite.engine import SQLiteStore
 from tests.conftest import Logged, Start
 from tests.receiving import Clock, Network, Station, eventually, write
 from tests.store.parts import NOW, SQLite, arrival, ended
@@ -144,7 +144,7 @@ async def test_a_clock_that_was_wrong_stops_nothing(engine: SQLite) -> None:
 async def test_what_grows_in_any_case_is_cut(
     engine: SQLite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiver.retention.UNNEEDED_KEPT", 2)
+    monkeypatch.setattr("receiver.store.retention.UNNEEDED_KEPT", 2)
     assert UNNEEDED_KEPT == 10_000
     await fill(engine, 5)
     for number in range(7):
@@ -159,7 +159,7 @@ async def test_what_grows_in_any_case_is_cut(
 async def test_what_is_cut_takes_as_many_turns_as_it_needs(
     engine: SQLite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiver.retention.UNNEEDED_KEPT", 0)
+    monkeypatch.setattr("receiver.store.retention.UNNEEDED_KEPT", 0)
     await fill(engine, 5)
     for number in range(7):
         await engine.store.accept(arrival(1, "failed", body=b"%d" % number))

@@ -10,8 +10,8 @@ from typing import Final
 
 import pytest
 
-from receiver.errors import Unproved
-from receiver.tokens import Tokens
+from receiver.model.errors import Unproved
+from receiver.predictions.tokens import Tokens
 from tests.conftest import Start
 from tests.postgres import Database
 from tests.receiving import API_KEY, ENDS, ENV, Network, Station, receiving

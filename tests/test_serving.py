@@ -11,9 +11,9 @@ from typing import Final
 
 import pytest
 
-from receiver import serving
-from receiver.inbound import reading
-from receiver.serving import Server, Waited
+from receiver.http import body as reading
+from receiver.http import server as serving
+from receiver.http.server import Server, Waited
 from tests.conftest import Logged, Start
 from tests.receiving import API_KEY, Station, eventually, write
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from receiver.errors import SettingsError
+from receiver.model.errors import SettingsError
 from receiver.providers import NAMES
 from receiver.settings import Secret, Settings
 

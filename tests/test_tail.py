@@ -16,9 +16,9 @@ import httpx
 import pytest
 from rich.console import Console
 
+from receiver.cli.tail import follow, show
 from receiver.client import Client, ClientError
 from receiver.emulator import settings_for
-from receiver.tail import follow, show
 from tests.journey.parts import free_port
 from tests.test_cli import SECRET, environment, receiver, start
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from receiver import Context, Dead, Event, Retry, Skip, on
-from receiver.errors import HandlerError
+from receiver.model.errors import HandlerError
 from receiver.testing import make_event, run
 
 URL = "https://cdn.example/a.png"

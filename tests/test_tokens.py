@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from receiver.errors import Unproved
+from receiver.model.errors import Unproved
+from receiver.predictions.tokens import Tokens
 from receiver.providers import NAMES
-from receiver.tokens import Tokens
 
 OLD: Final = "o" * 32
 NEW: Final = "n" * 32

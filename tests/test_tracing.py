@@ -25,12 +25,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import receiver
 from receiver import Context, Event, on
-from receiver.errors import StoreUnavailable
-from receiver.model import Status, Ticket
+from receiver.model.errors import StoreUnavailable
+from receiver.model.values import Status, Ticket
+from receiver.observability.spans import Spans
+from receiver.observability.tracing import Tracing
 from receiver.settings import Settings
-from receiver.spans import Spans
 from receiver.store.values import Job
-from receiver.tracing import Tracing
 from tests.conftest import Logged, Start
 from tests.receiving import ENDS, MODELS, SECRETS, Network, breaks, eventually, reply, write
 
@@ -339,7 +339,7 @@ from receiver import create_app
 app = create_app()
 async def main():
     async with app.router.lifespan_context(app):
-        assert not {"opentelemetry", "receiver.spans"} & set(sys.modules)
+        assert not {"opentelemetry", "receiver.observability.spans"} & set(sys.modules)
 asyncio.run(main())
 """
     env = {"RECEIVER_SECRET_KEY": "x" * 32, "RECEIVER_DATABASE_URL": f"sqlite:///{tmp_path}/a.db"}
@@ -371,7 +371,7 @@ async def test_a_missing_extra_is_said_at_start_and_nothing_else_is_missing(
     start: Start, monkeypatch: pytest.MonkeyPatch, logged: Logged
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    monkeypatch.delitem(sys.modules, "receiver.spans")
+    monkeypatch.delitem(sys.modules, "receiver.observability.spans")
     monkeypatch.delattr(receiver, "spans")
     async with start(**{ENDPOINT: "http://127.0.0.1:9"}) as station:
         assert (await station.push(await station.submitted("eachlabs"))).status_code == 200

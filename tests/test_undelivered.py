@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from receiver import Event, on
-from receiver.errors import StoreUnavailable
-from receiver.rejections import Rejections
-from receiver.store.undelivered import OTHER, Rejection
+from receiver.http.rejections import Rejections
+from receiver.model.errors import StoreUnavailable
+from receiver.store.discarded import OTHER, Rejection
 from tests.conftest import Logged, Start
 from tests.receiving import API_KEY, STRANGER, Station, eventually, write
 

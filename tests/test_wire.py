@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from receiver.errors import StoreUnavailable, Unreadable
+from receiver.model.errors import StoreUnavailable, Unreadable
+from receiver.predictions.provider_client import Busy, Wire
 from receiver.store.values import Turn
-from receiver.wire import Busy, Wire
 from tests.conftest import Start
 from tests.receiving import ENDS, Clock, Network, eventually, reply
 

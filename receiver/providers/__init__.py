@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from receiver.providers.base import Provider
+from receiver.providers.adapter import Provider
 from receiver.providers.eachlabs import Eachlabs
 from receiver.providers.fal import Fal
 from receiver.providers.oxen import Oxen

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from receiver.model import ErrorCode
+from receiver.model.values import ErrorCode
 
 _HUMP: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WORD_OR_END: Final = re.compile(r"[^\W_]+(?:'[^\W_]+)?|[.;!?](?=\s|$)")

@@ -12,17 +12,11 @@ from typing import Any, ClassVar, Final, Literal
 
 import httpx
 
-from receiver.errors import Unproved, Unreadable
-from receiver.model import Error, Outcome, Ticket
-from receiver.providers import base
-from receiver.providers.base import (
-    Accepted,
-    Ambiguous,
-    Answer,
-    Callback,
-    Hook,
-    Receipt,
-)
+from receiver.model.errors import Unproved, Unreadable
+from receiver.model.states import cause_of
+from receiver.model.values import Error, Outcome, Ticket
+from receiver.providers import adapter as base
+from receiver.providers.adapter import Accepted, Ambiguous, Answer, Callback, Hook, Receipt
 
 # One table for both channels is safe here, as no word means one thing when pushed and another when
 # polled. "success" in the answer to a create means only "created"; that is read by `accepted`.
@@ -95,7 +89,7 @@ class Eachlabs:
         if "workflow_id" in payload and "exec_id" not in payload:
             raise Unreadable("a workflow's callback, not a prediction's")
         outcome = _outcome(payload)
-        if self.confirm or outcome.cause is None:
+        if self.confirm or cause_of(outcome) is None:
             return Outcome(kind="ask", provider_id=outcome.provider_id)
         return outcome
 

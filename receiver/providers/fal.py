@@ -17,18 +17,10 @@ import httpx
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from receiver.errors import Unproved, Unreadable
-from receiver.model import Error, Outcome, Ticket
-from receiver.providers import base
-from receiver.providers.base import (
-    Accepted,
-    Ambiguous,
-    Answer,
-    Callback,
-    Follow,
-    Hook,
-    Receipt,
-)
+from receiver.model.errors import Unproved, Unreadable
+from receiver.model.values import Error, Outcome, Ticket
+from receiver.providers import adapter as base
+from receiver.providers.adapter import Accepted, Ambiguous, Answer, Callback, Follow, Hook, Receipt
 
 Network = IPv4Network | IPv6Network
 TOLERANCE: Final = 300

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Final, Literal, NoReturn
 
 import httpx
 
-from receiver.errors import Problem, Unproved, Unreadable
-from receiver.model import Error, Outcome, Output, Ticket
-from receiver.providers import base
-from receiver.providers.base import Accepted, Ambiguous, Answer, Callback, Hook, Receipt
+from receiver.model.errors import Problem, Unproved, Unreadable
+from receiver.model.values import Error, Outcome, Output, Ticket
+from receiver.providers import adapter as base
+from receiver.providers.adapter import Accepted, Ambiguous, Answer, Callback, Hook, Receipt
 
 _KINDS: Final = {
     "queued": "processing",

@@ -8,7 +8,8 @@ from typing import Final
 
 import msgspec
 
-from receiver.model import TERMINAL, Status
+from receiver.model.states import TERMINAL
+from receiver.model.values import Status
 from receiver.store.dialect import Query, Reads
 
 COUNTED: Final = 10_000

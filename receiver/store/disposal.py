@@ -15,8 +15,8 @@ from typing import Final
 
 import msgspec
 
+from receiver.store.changes import SELECT_MARK
 from receiver.store.dialect import Query, Row, Run, Steps, Tables, Write
-from receiver.store.journal import SELECT_MARK
 
 NEVER: Final = -1.0
 """A time before which nothing has ended."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal, Protocol, TypeAlias
 
-from receiver.model import TERMINAL, Status
+from receiver.model.states import TERMINAL
+from receiver.model.values import Status
 from receiver.store.dialect import News, Query, Run, Steps, Write, Writes
 from receiver.store.disposal import HOLD_DELIVERIES
 

@@ -13,7 +13,8 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from receiver.model import Output, Status, Stored, delivery_id, event_id
+from receiver.model.ids import delivery_id, event_id
+from receiver.model.values import Output, Status, Stored
 from receiver.store import queries as q
 from receiver.store import rows as to
 from receiver.store.dialect import Item, News, Query, Result, Row, Run, Steps, Write

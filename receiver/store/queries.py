@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Final
 
-from receiver.model import IN_FLIGHT, TERMINAL, Cause, Status, sources
+from receiver.model.states import IN_FLIGHT, TERMINAL, Cause, sources
+from receiver.model.values import Status
 from receiver.store.dialect import Query
 
 

@@ -8,7 +8,16 @@ from typing import Any
 
 import msgspec
 
-from receiver.model import Announcement, Error, Event, Output, Prediction, Status, Ticket, utc
+from receiver.model.values import (
+    Announcement,
+    Error,
+    Event,
+    Output,
+    Prediction,
+    Status,
+    Ticket,
+    utc,
+)
 from receiver.store.values import Attempt, Claim, Delivery, Found, Job
 
 

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from receiver.model import (
+from receiver.model.retry import Decision, FailureKind
+from receiver.model.states import Verdict
+from receiver.model.values import (
     Channel,
-    Decision,
     Event,
     EventType,
-    FailureKind,
     Mode,
     Outcome,
     Prediction,
@@ -20,7 +20,6 @@ from receiver.model import (
     Stored,
     Ticket,
     Value,
-    Verdict,
 )
 
 T = TypeVar("T")

@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
-from receiver.model import (
-    Error,
-    ErrorCode,
-    Event,
-    Output,
-    Prediction,
-    Status,
-    event_id,
-    new_id,
-    utc,
-)
+from receiver.model.ids import event_id, new_id
+from receiver.model.values import Error, ErrorCode, Event, Output, Prediction, Status, utc
 
 NOW: Final = 1_780_000_000.0
 

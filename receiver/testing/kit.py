@@ -21,8 +21,9 @@ import msgspec
 from starlette.applications import Starlette
 
 from receiver.app import create_app
-from receiver.dispatch.registry import Handler, handlers_of, load
-from receiver.model import TERMINAL, Event, Prediction
+from receiver.deliveries.registry import Handler, handlers_of, load
+from receiver.model.states import TERMINAL
+from receiver.model.values import Event, Prediction
 from receiver.settings import Settings
 from receiver.store.values import Delivery
 from receiver.testing.edge import Answer, answers, finds

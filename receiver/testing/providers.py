@@ -17,7 +17,7 @@ import httpx
 import msgspec
 
 from receiver.emulator.keys import Keyring
-from receiver.model import Event, Output
+from receiver.model.values import Event, Output
 
 SETTINGS: Final = {
     "OXEN_API_KEY": "oxen-key-of-a-test",

@@ -9,22 +9,11 @@ from typing import Any, Literal
 
 import httpx
 
-from receiver.dispatch.registry import Handler, handlers_of
-from receiver.dispatch.runner import Attempt, Tools
-from receiver.model import (
-    DONE,
-    Decision,
-    Event,
-    Mode,
-    Policy,
-    Prediction,
-    Status,
-    Stored,
-    decide,
-    delivery_id,
-    new_id,
-    utc,
-)
+from receiver.deliveries.attempt import Attempt, Tools
+from receiver.deliveries.registry import Handler, handlers_of
+from receiver.model.ids import delivery_id, new_id
+from receiver.model.retry import DONE, Decision, Policy, decide
+from receiver.model.values import Event, Mode, Prediction, Status, Stored, utc
 from receiver.store.values import Addition, Claim
 from receiver.testing.edge import Answer, answers, finds
 from receiver.testing.events import NOW

@@ -25,13 +25,13 @@ from typing import Any
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from receiver.dispatch.postgres import PgQueuerJobs
-from receiver.model import new_id
-from receiver.store.base import Store
-from receiver.store.postgres import SCHEMA, PostgresStore
-from receiver.store.sqlite import SQLiteStore
+from receiver.model.ids import new_id
+from receiver.predictions.tokens import Tokens
+from receiver.store.engine import Store
+from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.values import NewPrediction, Progress, Slots
-from receiver.tokens import Tokens
 from tests.bench.load import post
 from tests.postgres import Database, made
 

@@ -11,16 +11,17 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
-from receiver.dispatch.embedded import BREAKER, Dispatch, Pace
-from receiver.dispatch.gate import Breaker
-from receiver.dispatch.postgres import PgQueuerJobs
-from receiver.dispatch.registry import Registry, handlers_of
-from receiver.dispatch.runner import Tools
-from receiver.model import Mode, Outcome, Output, Policy, Prediction, Status, utc
-from receiver.store.base import Store
-from receiver.store.gates import Gates
-from receiver.store.postgres import SCHEMA, PostgresStore
-from receiver.store.sqlite import SQLiteStore
+from receiver.deliveries.attempt import Tools
+from receiver.deliveries.breaker import Breaker
+from receiver.deliveries.registry import Registry, handlers_of
+from receiver.deliveries.worker import BREAKER, Dispatch, Pace
+from receiver.model.retry import Policy
+from receiver.model.values import Mode, Outcome, Output, Prediction, Status, utc
+from receiver.store.engine import Store
+from receiver.store.handlers import Gates
+from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.values import (
     Arrival,
     Delivery,

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from receiver import Dead, Output
-from receiver.dispatch.fetch import (
+from receiver.deliveries.fetch import (
     Fetched,
     ForbiddenAddress,
     GuardedTransport,

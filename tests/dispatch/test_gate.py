@@ -10,10 +10,10 @@ from typing import Any, Final
 import pytest
 
 from receiver import Context, Dead, Event, Retry, Skip, on
-from receiver.dispatch.embedded import Pace
-from receiver.dispatch.gate import Breaker, KnownGates
-from receiver.errors import StoreUnavailable
-from receiver.store.gates import Gate, Gates
+from receiver.deliveries.breaker import Breaker, KnownGates
+from receiver.deliveries.worker import Pace
+from receiver.model.errors import StoreUnavailable
+from receiver.store.handlers import Gate, Gates
 from tests.conftest import Logged
 from tests.postgres import Database
 
@@ -203,7 +203,7 @@ async def test_a_pause_outlives_the_process(place: Path | Database, logged: Logg
 async def test_of_two_processes_one_tries(
     place: Path | Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiver.dispatch.gate._FRESH", 0.01)
+    monkeypatch.setattr("receiver.deliveries.breaker._FRESH", 0.01)
     service = Service()
     slow = Breaker(failures=5, first_wait=0.2, longest_wait=0.2)
     async with dispatching(place, handler_of(service), breaker=slow) as station:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from receiver import Context, Dead, Event, Retry, Skip, on
-from receiver.dispatch.embedded import Dispatch, Pace, new_owner
-from receiver.errors import StoreUnavailable
-from receiver.model import delivery_id
+from receiver.deliveries.worker import Dispatch, Pace, new_owner
+from receiver.model.errors import StoreUnavailable
+from receiver.model.ids import delivery_id
 from receiver.store.values import Claims, Wanted
 from tests.postgres import Database
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from receiver import Context, Event, Retry, on
-from receiver.dispatch.registry import Registry, handlers_of, load
-from receiver.errors import HandlerError
-from receiver.model import Policy
+from receiver.deliveries.registry import Registry, handlers_of, load
+from receiver.model.errors import HandlerError
+from receiver.model.retry import Policy
 
 HERE = Path(__file__).name
 

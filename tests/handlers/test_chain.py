@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from receiver import Event, Output, Prediction, Stored, on
-from receiver.dispatch.registry import load
-from receiver.errors import HandlerError
+from receiver.deliveries.registry import load
+from receiver.model.errors import HandlerError
 from receiver.store.values import Delivery
 from receiver.testing import Kit, make_event, run
 from receiver.testing.providers import Providers

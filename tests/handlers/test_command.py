@@ -18,10 +18,10 @@ import pytest
 import uvloop
 
 from receiver import Output
-from receiver.dispatch.registry import load
-from receiver.dispatch.runner import Attempt, Tools
-from receiver.errors import HandlerError
-from receiver.model import Failure
+from receiver.deliveries.attempt import Attempt, Tools
+from receiver.deliveries.registry import load
+from receiver.model.errors import HandlerError
+from receiver.model.retry import Failure
 from receiver.store.values import Claim
 from receiver.testing import Kit, make_event, run
 

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from receiver import Output
-from receiver.errors import HandlerError
+from receiver.model.errors import HandlerError
 from receiver.testing import make_event
 
 from .chat import (

@@ -16,9 +16,10 @@ from cloudevents.core.base import BaseCloudEvent
 from cloudevents.core.bindings import http as cloudevents
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from receiver.errors import HandlerError
-from receiver.inbound import OPERATIONS, WEBHOOKS
-from receiver.inbound.openapi import document
+from receiver.http.openapi import document
+from receiver.http.operations import OPERATIONS
+from receiver.http.outgoing import WEBHOOKS
+from receiver.model.errors import HandlerError
 from receiver.testing import Delivered, Kit, make_event
 
 from .parts import OK, Asked, Server, built_in, serving

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from receiver import Output
-from receiver.errors import HandlerError
+from receiver.model.errors import HandlerError
 from receiver.testing import Kit, make_event
 
 from .parts import Answer, Asked, built_in

@@ -19,7 +19,7 @@ import pytest
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from receiver import Output, Stored
-from receiver.errors import HandlerError
+from receiver.model.errors import HandlerError
 from receiver.testing import Kit, make_event
 
 from .parts import Answer, Asked, built_in

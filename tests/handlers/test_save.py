@@ -21,7 +21,7 @@ from PIL import Image
 
 from receiver import Context, Event, Output, on
 from receiver.emulator import pictures
-from receiver.errors import HandlerError
+from receiver.model.errors import HandlerError
 from receiver.testing import Delivered, Kit, make_event
 
 from .parts import Answer, built_in, serving

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from receiver import Output
-from receiver.errors import HandlerError
+from receiver.model.errors import HandlerError
 from receiver.testing import make_event
 
 from .chat import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from receiver.model import delivery_id
+from receiver.model.ids import delivery_id
 from tests.journey.parts import ACCEPTS, PATIENCE, Process, World, check_logs, eventually, living
 from tests.postgres import Database
 

@@ -15,10 +15,10 @@ from typing import Any, Final
 import httpx
 import msgspec
 
-from receiver.errors import Problem, ReceiverError
-from receiver.model import Mode, Outcome, Ticket
+from receiver.model.errors import Problem, ReceiverError
+from receiver.model.values import Mode, Outcome, Ticket
 from receiver.providers import NAMES, make_providers
-from receiver.providers.base import (
+from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
     Answer,

@@ -10,8 +10,8 @@ import httpx
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from receiver.model import Mode, Ticket
-from receiver.providers.base import Answer
+from receiver.model.values import Mode, Ticket
+from receiver.providers.adapter import Answer
 
 FEW: Final = settings(
     max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.errors import Unproved, Unreadable
-from receiver.model import Error, Outcome, Ticket
+from receiver.model.errors import Unproved, Unreadable
+from receiver.model.values import Error, Outcome, Ticket
 from receiver.providers import NAMES
-from receiver.providers.base import (
+from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
     Answer,

@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from receiver.errors import Problem, Unreadable
-from receiver.model import Output
-from receiver.providers import base
-from receiver.providers.base import Answer, Postponed, Refused
+from receiver.model.errors import Problem, Unreadable
+from receiver.model.values import Output
+from receiver.providers import adapter as base
+from receiver.providers.adapter import Answer, Postponed, Refused
 
 NOW = 1767225600.0
 

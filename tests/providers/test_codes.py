@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.model import Mode, Outcome, Ticket
-from receiver.providers import base
-from receiver.providers.base import Accepted, Ambiguous, Answer, Follow, Postponed, Refused
+from receiver.model.values import Mode, Outcome, Ticket
+from receiver.providers import adapter as base
+from receiver.providers.adapter import Accepted, Ambiguous, Answer, Follow, Postponed, Refused
 from receiver.providers.codes import code_of, plain
 from tests.conftest import Start
 from tests.receiving import Network, reply

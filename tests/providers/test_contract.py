@@ -14,11 +14,11 @@ import httpx
 import msgspec
 import pytest
 
-from receiver.errors import Unproved, Unreadable
-from receiver.model import Mode, Outcome, Ticket
+from receiver.model.errors import Unproved, Unreadable
+from receiver.model.values import Mode, Outcome, Ticket
+from receiver.predictions.tokens import Tokens
 from receiver.providers import NAMES
-from receiver.providers.base import Answer, Callback, Provider, Streamed
-from receiver.tokens import Tokens
+from receiver.providers.adapter import Answer, Callback, Provider, Streamed
 
 from .samples import FOLDER, Sample, ending, load, perform, providers, swapped
 

@@ -9,8 +9,8 @@ from typing import Final
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from receiver.errors import Unproved, Unreadable
-from receiver.providers.base import Callback
+from receiver.model.errors import Unproved, Unreadable
+from receiver.providers.adapter import Callback
 from receiver.providers.fal import TOLERANCE, Fal
 
 from .samples import load, swapped

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.store.base import Store
+from receiver.store.engine import Store
 from tests.postgres import Database
 
 from .parts import Engine, Postgres, SQLite, watch

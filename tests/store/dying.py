@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from receiver.model import DONE, Outcome, Output, Status, delivery_id
-from receiver.store.sqlite import SQLiteStore
+from receiver.model.ids import delivery_id
+from receiver.model.retry import DONE
+from receiver.model.values import Outcome, Output, Status
+from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.values import (
     Arrival,
     Known,

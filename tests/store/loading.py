@@ -7,8 +7,8 @@ import asyncio
 import itertools
 import sys
 
-from receiver.model import Outcome, Output, Status
-from receiver.store.sqlite import SQLiteStore
+from receiver.model.values import Outcome, Output, Status
+from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.values import Arrival, Known, NewPrediction, Owed, Progress, Ruling, Slots
 
 NOW = 1_750_000_000.0

@@ -13,12 +13,14 @@ from typing import Any, Final
 
 import pytest
 
-from receiver.dispatch.postgres import PgQueuerJobs
-from receiver.errors import StoreUnavailable
-from receiver.model import DONE, Decision, Error, Outcome, OutcomeKind, Output, Status, advance
-from receiver.store.base import Store
-from receiver.store.postgres import SCHEMA, PostgresStore
-from receiver.store.sqlite import SQLiteStore
+from receiver.model.errors import StoreUnavailable
+from receiver.model.retry import DONE, Decision
+from receiver.model.states import advance
+from receiver.model.values import Error, Outcome, OutcomeKind, Output, Status
+from receiver.store.engine import Store
+from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.values import (
     Arrival,
     Claim,

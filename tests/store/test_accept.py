@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from receiver.model import TERMINAL, OutcomeKind, Status
-from receiver.store.base import Store
+from receiver.model.states import TERMINAL
+from receiver.model.values import OutcomeKind, Status
+from receiver.store.engine import Store
 from receiver.store.values import (
     Arrival,
     Known,

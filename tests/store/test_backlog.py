@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from receiver.model import Status
+from receiver.model.values import Status
 from receiver.store import backlog
 from receiver.store.backlog import LIVING, Depths
-from receiver.store.base import Store
-from receiver.store.gates import Gates
-from receiver.store.sqlite import SQLiteStore
+from receiver.store.engine import Store
+from receiver.store.handlers import Gates
+from receiver.store.sqlite.engine import SQLiteStore
 
 from .parts import AGAIN, NOW, ended, settlement, stand, wanted
 from .test_deliveries import greet_only

@@ -18,8 +18,8 @@ import pytest
 from anyio import from_thread, to_thread
 
 from receiver import Event, on
-from receiver.errors import StoreUnusable
-from receiver.store.backup import back_up
+from receiver.model.errors import StoreUnusable
+from receiver.store.sqlite.backup import back_up
 from tests.receiving import ENDS, Network, eventually, receiving
 
 from .parts import SQLite, ended, new

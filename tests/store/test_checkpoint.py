@@ -4,7 +4,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
-from receiver.store.checkpoint import Checkpointer
+from receiver.store.sqlite.checkpoint import Checkpointer
 
 from .parts import PATIENCE
 

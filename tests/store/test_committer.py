@@ -12,8 +12,8 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
-from receiver.errors import StoreUnavailable
-from receiver.store.committer import Committer, Connection, is_trouble
+from receiver.model.errors import StoreUnavailable
+from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
 from tests.postgres import Database
 
 from .parts import PATIENCE

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from receiver.errors import StoreUnavailable
-from receiver.model import DONE
-from receiver.store.base import Store
+from receiver.model.errors import StoreUnavailable
+from receiver.model.retry import DONE
+from receiver.store.engine import Store
 from receiver.store.replays import Counted, Replays, Selection, Step
-from receiver.store.sqlite import SQLiteStore
+from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.values import Owed
 
 from .parts import (

@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from receiver.model import DONE, Decision, delivery_id
-from receiver.store.base import Store
-from receiver.store.gates import Gates
+from receiver.model.ids import delivery_id
+from receiver.model.retry import DONE, Decision
+from receiver.store.engine import Store
+from receiver.store.handlers import Gates
 from receiver.store.rows import rfc3339
 from receiver.store.values import (
     Known,

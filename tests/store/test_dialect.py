@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from receiver.dispatch.postgres import PgQueuerJobs
 from receiver.store import queries
-from receiver.store.base import Store
 from receiver.store.dialect import Query, Row, Run, Steps, Write, together
-from receiver.store.postgres import SCHEMA, PostgresStore
-from receiver.store.sqlite import SQLiteStore
+from receiver.store.engine import Store
+from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.sqlite.engine import SQLiteStore
 from tests.postgres import Database
 
 ALL: Final = [value for value in vars(queries).values() if isinstance(value, Query)]

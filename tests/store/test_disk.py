@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from receiver.errors import StoreUnavailable
+from receiver.model.errors import StoreUnavailable
 
 from .parts import NOW, SQLite, arrival, new, pred
 
@@ -145,8 +145,8 @@ async def test_a_file_that_cannot_be_read_is_unavailable_and_comes_back(
 
 LIMITED = """
 import asyncio, resource, sys
-from receiver.errors import StoreUnavailable
-from receiver.store.sqlite import SQLiteStore
+from receiver.model.values.errors import StoreUnavailable
+from receiver.store.sqlite.engine.engine import SQLiteStore
 from receiver.store.values import NewPrediction
 
 reports = []

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from receiver.model import Outcome, Output, delivery_id, oldest_id
-from receiver.store.base import Store
+from receiver.model.ids import delivery_id, oldest_id
+from receiver.model.values import Outcome, Output
 from receiver.store.disposal import Before, Disposal, Gone, Piece
+from receiver.store.engine import Store
 from receiver.store.values import Owed
 
 from .parts import (

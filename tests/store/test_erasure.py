@@ -7,10 +7,12 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from receiver.model import TERMINAL, Error, Outcome, Output, Status, Stored, delivery_id
-from receiver.store.base import Store
+from receiver.model.ids import delivery_id
+from receiver.model.states import TERMINAL
+from receiver.model.values import Error, Outcome, Output, Status, Stored
+from receiver.store.engine import Store
 from receiver.store.erasure import Erasure
-from receiver.store.gates import Gates
+from receiver.store.handlers import Gates
 from receiver.store.values import Addition, Owed, Replayed
 
 from .parts import (

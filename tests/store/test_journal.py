@@ -6,9 +6,10 @@ from typing import Final
 import asyncpg
 import pytest
 
-from receiver.model import Status, event_id
-from receiver.store.base import Store
-from receiver.store.journal import Journal, Move
+from receiver.model.ids import event_id
+from receiver.model.values import Status
+from receiver.store.changes import Journal, Move
+from receiver.store.engine import Store
 from tests.receiving import eventually
 
 from .parts import NOW, Engine, Postgres, arrival, ended, new, pred, processing, stand, submitting

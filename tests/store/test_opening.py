@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from receiver.errors import StoreUnusable
+from receiver.model.errors import StoreUnusable
 from receiver.store.schema import MIGRATIONS
-from receiver.store.sqlite import SQLiteStore
+from receiver.store.sqlite.engine import SQLiteStore
 
 from .parts import NOW, TABLES, SQLite, arrival, copy, dump, ended, new, pred
 
@@ -139,7 +139,7 @@ def test_a_second_store_on_a_file_is_refused_until_the_first_is_closed(path: Pat
 
 HOLD = """
 import sys
-from receiver.store.sqlite import SQLiteStore
+from receiver.store.sqlite.engine.engine import SQLiteStore
 store = SQLiteStore(sys.argv[1], lambda _: None)
 store.open()
 print("open", flush=True)

@@ -16,14 +16,15 @@ import msgspec
 import pytest
 from pgqueuer import Queries
 
-from receiver.dispatch.postgres import PgQueuerJobs
-from receiver.errors import StoreUnavailable, StoreUnusable
-from receiver.model import DONE, Decision, delivery_id
+from receiver.model.errors import StoreUnavailable, StoreUnusable
+from receiver.model.ids import delivery_id
+from receiver.model.retry import DONE, Decision
 from receiver.store import disposal, erasure
 from receiver.store import queries as q
-from receiver.store.committer import Connection
 from receiver.store.dialect import Query
-from receiver.store.postgres import SCHEMA, PostgresStore
+from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.group_commit import Connection
+from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.schema import MIGRATIONS, for_postgres
 from receiver.store.values import Claim, Claims, Lost, Owed
 from tests.postgres import Database

@@ -6,10 +6,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from receiver.dispatch.postgres import PgQueuerJobs
-from receiver.model import ARROWS, TERMINAL, Cause, Status
-from receiver.store.base import Store
-from receiver.store.postgres import _SETTINGS, SCHEMA, PostgresStore
+from receiver.model.states import ARROWS, TERMINAL, Cause
+from receiver.model.values import Status
+from receiver.store.engine import Store
+from receiver.store.postgres.engine import _SETTINGS, SCHEMA, PostgresStore
+from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.values import Filter, ProgressCause, Role, Turn
 from tests.postgres import Database
 
@@ -412,7 +413,8 @@ async def test_a_limit_holds_whatever_the_plan(
     nested = ("hashjoin", "mergejoin", "hashagg", "sort", "material", "memoize", "bitmapscan")
     plans = {f"enable_{name}": "off" for name in nested}
     monkeypatch.setattr(
-        "receiver.store.postgres._SETTINGS", {**_SETTINGS, **plans, "enable_indexscan": "off"}
+        "receiver.store.postgres.engine.engine._SETTINGS",
+        {**_SETTINGS, **plans, "enable_indexscan": "off"},
     )
     store = PostgresStore(bare_database.url, lambda _: None, PgQueuerJobs(SCHEMA))
     await store.start()

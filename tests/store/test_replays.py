@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from receiver.model import DONE, delivery_id
+from receiver.model.ids import delivery_id
+from receiver.model.retry import DONE
 from receiver.store import replays as module
-from receiver.store.base import Store
 from receiver.store.dialect import Query, Run
+from receiver.store.engine import Store
 from receiver.store.replays import Counted, Replays, Selection, Step, Stepped
 from receiver.store.values import Known, Owed
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from receiver.errors import StoreUnavailable
-from receiver.store.sqlite import SQLiteStore
+from receiver.model.errors import StoreUnavailable
+from receiver.store.sqlite.engine import SQLiteStore
 
 pytestmark = pytest.mark.anyio
 

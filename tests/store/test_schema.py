@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from receiver.model import delivery_id
+from receiver.model.ids import delivery_id
 from receiver.store.schema import MIGRATIONS, for_postgres
 
 from .parts import NOW, SQLite, pred

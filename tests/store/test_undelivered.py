@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from receiver.model import event_id
-from receiver.store.base import Store
-from receiver.store.undelivered import (
+from receiver.model.ids import event_id
+from receiver.store.discarded import (
     MOST_REJECTIONS,
     OTHER,
     BadCursor,
@@ -14,6 +13,7 @@ from receiver.store.undelivered import (
     Rejection,
     Undelivered,
 )
+from receiver.store.engine import Store
 from receiver.store.values import Owed
 
 from .parts import NOW, Engine, arrival, ended, new, pred

@@ -5,8 +5,10 @@ from typing import Any, Final
 
 import pytest
 
-from receiver.model import DONE, Decision, Stored, delivery_id
-from receiver.store.base import Store
+from receiver.model.ids import delivery_id
+from receiver.model.retry import DONE, Decision
+from receiver.model.values import Stored
+from receiver.store.engine import Store
 from receiver.store.values import Addition, Delivery, Owed
 
 from .parts import AGAIN, GIVEN_UP, NOW, Engine, Postgres, ended, new, pred, settlement, wanted

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from receiver.errors import StoreUnavailable
-from receiver.store.base import Store
+from receiver.model.errors import StoreUnavailable
 from receiver.store.dialect import Operation, Steps
-from receiver.store.writer import Writer
+from receiver.store.engine import Store
+from receiver.store.sqlite.group_commit import Writer
 
 from .parts import NOW, PATIENCE, SQLite, Watch, arrival, new, pred, slots
 

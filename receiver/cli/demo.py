@@ -1,0 +1,288 @@
+"""The demo: emulated providers, a receiver and a listener for what it forwards, on one screen.
+
+Everything that moves is real: three servers on loopback sockets, the built-in handlers, a database.
+Only the providers are emulated, and only the screen is for show.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import secrets
+import socket
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from standardwebhooks import Webhook, WebhookVerificationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from receiver.app import create_app
+from receiver.client import Client, ClientError
+from receiver.emulator import Options, create_emulator, settings_for
+from receiver.http.server import Server
+from receiver.observability import logging as logs
+from receiver.settings import Settings
+
+_OXEN_IMAGE: Final = {"aspect_ratio": "16:9"}
+_SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
+    ("oxen", "nano-banana", {"prompt": "a lighthouse in a storm", **_OXEN_IMAGE}, ""),
+    (
+        "oxen",
+        "google-nano-banana-pro",
+        {"prompt": "the same lighthouse, at dawn", "resolution": "2K", **_OXEN_IMAGE},
+        "",
+    ),
+    ("oxen", "nano-banana-2", {"prompt": "a harbour from above", "resolution": "1K"}, ""),
+    (
+        "eachlabs",
+        "nano-banana",
+        {"prompt": "a fox in the snow", "num_images": 1, "output_format": "png"},
+        "",
+    ),
+    ("fal", "fal-ai/nano-banana", {"prompt": "a paper boat on a lake", "num_images": 1}, ""),
+    ("fal", "fal-ai/nano-banana", {"prompt": "a kite [repeat_callback]"}, "told three times"),
+    ("eachlabs", "nano-banana", {"prompt": "an owl [lose_callback]"}, "callback lost, so asked"),
+    ("fal", "fal-ai/nano-banana", {"prompt": "a ship in a bottle [fail]"}, "the model fails"),
+)
+_PATIENCE: Final = 45.0
+_FEED: Final = 12
+_STYLES: Final = {"succeeded": "green", "failed": "red", "done": "green", "dead": "red"}
+_MARKS: Final = {"done": "✓", "skipped": "-", "dead": "✗"}
+
+
+def run(folder: str | None, seconds: float) -> int:
+    """Run the demo to its end; give the exit code: 0 if all came out as it should."""
+    console = Console()
+    home = Path(folder or tempfile.mkdtemp(prefix="receiver-demo-"))
+    with ExitStack() as stack:
+        stage = stack.enter_context(_stage(home, seconds))
+        with Live(console=console, refresh_per_second=10, transient=False) as screen:
+            done = _play(stage, screen)
+    _say_goodbye(console, home, stage, done=done)
+    return 0 if done else 1
+
+
+class _Stage:
+    """What the screen shows: rows by prediction id, the feed, and what was forwarded."""
+
+    def __init__(self, client: Client, feed: _Feed, sink: _Sink) -> None:
+        self.client = client
+        self.feed = feed
+        self.sink = sink
+        self.notes: dict[str, str] = {}
+        self.predictions: list[Any] = []
+        self.deliveries: dict[str, list[Any]] = {}
+
+    def submit(self) -> None:
+        for provider, model, given, note in _SEEDS:
+            body = {"provider": provider, "model": model, "input": given}
+            self.notes[self.client.post("/v1/predictions", body)["id"]] = note
+
+    def look(self) -> bool:
+        """Read everything through the API; True when nothing is left to happen."""
+        self.predictions = self.client.get("/v1/predictions?limit=50")["data"][::-1]
+        rows = self.client.get("/v1/deliveries?limit=100")["data"]
+        self.deliveries = {}
+        for row in rows:
+            self.deliveries.setdefault(row["prediction_id"], []).append(row)
+        ended = [p for p in self.predictions if p["completed_at"] is not None]
+        return len(ended) == len(_SEEDS) and all(row["ended_at"] for row in rows)
+
+    def draw(self) -> Group:
+        table = Table(expand=True, box=None, header_style="dim")
+        for column in ("provider", "prompt", "status", "came by", "handlers"):
+            table.add_column(column, no_wrap=column != "prompt")
+        for prediction in self.predictions:
+            table.add_row(*self._row(prediction))
+        feed = Panel("\n".join(self.feed.lines), title="what happens", border_style="dim")
+        return Group(table, feed)
+
+    def _row(self, prediction: Mapping[str, Any]) -> list[Text]:
+        note = self.notes.get(prediction["id"], "")
+        prompt = Text(str(prediction["input"]["prompt"]).partition(" [")[0])
+        if note:
+            prompt.append(f"  ({note})", style="dim")
+        status = prediction["status"]
+        deliveries = sorted(
+            self.deliveries.get(prediction["id"], []), key=lambda row: str(row["handler"])
+        )
+        handlers = Text(" ").join(
+            Text(f"{_MARKS.get(row['state'], '…')} {row['handler']}", _style(row["state"]))
+            for row in deliveries
+        )
+        came_by = f"{prediction['channel'] or ''} {_after(prediction)}"
+        return [
+            Text(prediction["provider"], style="bold"),
+            prompt,
+            Text(status, style=_style(status)),
+            Text(came_by),
+            handlers,
+        ]
+
+
+def _style(word: str) -> str:
+    return _STYLES.get(word, "yellow")
+
+
+def _after(prediction: Mapping[str, Any]) -> str:
+    if prediction["completed_at"] is None or prediction["submitted_at"] is None:
+        return ""
+    first, last = (
+        datetime.fromisoformat(prediction[name]) for name in ("submitted_at", "completed_at")
+    )
+    return f"{(last - first).total_seconds():.1f} s"
+
+
+def _play(stage: _Stage, screen: Live) -> bool:
+    stage.submit()
+    ends = time.monotonic() + _PATIENCE
+    while time.monotonic() < ends:
+        done = stage.look()
+        screen.update(stage.draw())
+        if done:
+            return True
+        threading.Event().wait(0.1)
+    return False
+
+
+def _say_goodbye(console: Console, home: Path, stage: _Stage, *, done: bool) -> None:
+    pictures = sorted((home / "pictures").glob("*.png"))
+    console.print()
+    console.print(
+        f"[bold]{len(stage.predictions)}[/] predictions, [bold]{len(pictures)}[/] pictures in "
+        f"{home / 'pictures'}, [bold]{stage.sink.verified}[/] signed events forwarded and verified"
+        + (f", [red]{stage.sink.refused} refused[/]" if stage.sink.refused else "")
+    )
+    if done:
+        console.print(
+            "Next: write a handler and run [bold]receiver serve --dev my_handlers.py[/] "
+            "(the README shows how)"
+        )
+    else:
+        console.print(f"[red]It did not all end within {_PATIENCE:g} s; the log is above.[/]")
+
+
+class _Feed(io.TextIOBase):
+    """Takes the receiver's JSON log lines and keeps the last few, in words."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=_FEED)
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            try:
+                said = _in_words(msgspec.json.decode(line))
+            except (msgspec.DecodeError, KeyError):
+                continue
+            if said:
+                self.lines.append(said)
+        return len(text)
+
+
+_WORDS: Final = {
+    "submit.accepted": "[cyan]→ {provider:9}[/] took {prediction:.22}… as {provider_id:.13}…",
+    "outcome.taken": "[magenta]← {provider:9}[/] said {outcome} by {channel}: {verdict}",
+    "handler.attempt": "[green]✓ {handler:9}[/] {result}, {seconds} s, attempt {attempt}",
+    "stream.connected": "[cyan]↔ {provider:9}[/] is listened to",
+}
+
+
+def _in_words(line: Mapping[str, Any]) -> str | None:
+    template = _WORDS.get(line["event"])
+    return template.format_map(line) if template else None
+
+
+class _Sink:
+    """Receives what `forward` sends, and verifies it as any stranger would."""
+
+    def __init__(self, secret: str) -> None:
+        self._webhook = Webhook(secret)
+        self.verified = 0
+        self.refused = 0
+        self.app = Starlette(routes=[Route("/events", self._take, methods=["POST"])])
+
+    async def _take(self, request: Request) -> Response:
+        try:
+            self._webhook.verify(await request.body(), dict(request.headers))
+        except WebhookVerificationError:
+            self.refused += 1
+            return Response(status_code=401)
+        self.verified += 1
+        return Response(status_code=204)
+
+
+@contextmanager
+def _stage(home: Path, seconds: float) -> Iterator[_Stage]:
+    home.mkdir(parents=True, exist_ok=True)
+    signing = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
+    sink = _Sink(signing)
+    feed = _Feed()
+    logs.configure("json", "info", feed)  # type: ignore[arg-type] # all that logging needs of a stream
+    with ExitStack() as stack:
+        emulator = stack.enter_context(_server(create_emulator(Options(generation=seconds))))
+        sink_url = stack.enter_context(_server(sink.app))
+        port = _free_port()
+        os.environ |= {
+            "SAVE_URL": str(home / "pictures"),
+            "FORWARD_URL": f"{sink_url}/events",
+            "FORWARD_SECRET": signing,
+        }
+        settings = Settings.read(
+            {
+                **settings_for(emulator),
+                "RECEIVER_DEV": "1",
+                "RECEIVER_PUBLIC_URL": f"http://127.0.0.1:{port}",
+                "RECEIVER_DATABASE_URL": f"sqlite:///{home / 'receiver.db'}",
+                "RECEIVER_POLL_AFTER": "4",
+                "RECEIVER_ALLOW_PRIVATE_FETCH": "1",
+                "OXEN_API_KEY": "demo",
+                "EACHLABS_API_KEY": "demo",
+                "FAL_KEY": "demo",
+            }
+        )
+        url = stack.enter_context(_server(create_app(settings, ["save", "forward"]), port))
+        client = Client({"RECEIVER_URL": url})
+        stack.callback(client.close)
+        yield _Stage(client, feed, sink)
+
+
+@contextmanager
+def _server(app: Starlette, port: int | None = None) -> Iterator[str]:
+    """Serve an app from a thread of its own; give its address once it answers."""
+    port = port or _free_port()
+    server = Server(app, "127.0.0.1", port, leave=False)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    ends = time.monotonic() + 10
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > ends:
+            raise ClientError("a server of the demo did not start")
+        threading.Event().wait(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

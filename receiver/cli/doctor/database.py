@@ -1,0 +1,264 @@
+"""Judges what a look at the database found, on either engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from importlib.metadata import version as installed
+from typing import Final, TypeAlias
+
+from receiver.cli.doctor.checkup import (
+    LATEST,
+    OVERDUE,
+    Backlog,
+    File,
+    Server,
+    look_at_file,
+    look_at_server,
+)
+from receiver.cli.doctor.findings import Finding, Findings, fail, in_thread, ok, warn
+from receiver.deliveries.registry import Registry
+from receiver.settings import Settings
+
+_LOOK: Final = 6.0
+"""Seconds for a look at the database."""
+_MEGABYTE: Final = 1024 * 1024
+_FULL: Final = 64 * _MEGABYTE
+_LOW: Final = 1024 * _MEGABYTE
+_LARGE_WAL: Final = 256 * _MEGABYTE
+"""It is begun anew from 16 MB on, unless somebody reads from it all the time."""
+_OLDEST: Final = 130000
+_SPARE: Final = 12
+"""Connections that one more process opens."""
+SKEWED: Final = 2.0
+WRONG: Final = 60.0
+"""Seconds by which two clocks may differ before it is worth a warning, and before it does harm."""
+
+Look: TypeAlias = File | Server | Finding
+"""A finding where there was nothing to look at."""
+
+
+async def look(settings: Settings) -> Look:
+    if settings.sqlite_path is not None:
+        return await in_thread(partial(look_at_file, settings.sqlite_path, _LOOK))
+    try:
+        return await look_at_server(settings.database_url, _LOOK)
+    except ModuleNotFoundError as error:
+        return fail(
+            "database",
+            f"PostgreSQL needs more than is installed here ({error.name} is missing)",
+            "pip install 'prediction-receiver[postgres]'",
+        )
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is about the server
+        from receiver.store.postgres.engine import what_to_do  # noqa: PLC0415 - paid for when used
+
+        return fail("database", *what_to_do(error).split("; ", 1))
+
+
+def check_database(seen: Look, settings: Settings) -> Findings:
+    if isinstance(seen, Finding):
+        return [seen]
+    found = list(_file(seen, settings) if isinstance(seen, File) else _server(seen))
+    if found:
+        return found
+    if isinstance(seen, Server):
+        said = f"PostgreSQL {seen.release.split()[0]}, schema {seen.version}"
+    elif seen.exists:
+        said = f"schema {seen.version}, {_size(seen.free)} free, quick_check ok"
+    else:
+        said = f"not there yet: `receiver serve` makes it; {_size(seen.free)} free"
+    return [ok("database", f"{settings.database}: {said}")]
+
+
+def _file(seen: File, settings: Settings) -> Iterator[Finding]:
+    path = settings.database
+    if seen.trouble is not None:
+        yield fail(
+            "database",
+            f"{path} cannot be read: {seen.trouble}",
+            "restore a backup, or set RECEIVER_DATABASE_URL to another file",
+        )
+    if not seen.writable:
+        yield fail(
+            "database",
+            f"{path} or its folder cannot be written by this user",
+            "give it to the user that runs the receiver; SQLite writes files beside it, too",
+        )
+    if seen.free < _LOW:
+        level = fail if seen.free < _FULL else warn
+        yield level(
+            "database",
+            f"{_size(seen.free)} are left on the disk of {path}",
+            "make room: without any, callbacks are answered 503",
+        )
+    if seen.wal > _LARGE_WAL:
+        yield warn(
+            "database",
+            f"{path}-wal has grown to {_size(seen.wal)}",
+            "end what reads the file for hours (a backup, a shell): it shrinks by itself then",
+        )
+    if seen.exists and seen.trouble is None:
+        yield from _read(seen, path)
+
+
+def _read(seen: File, path: str) -> Iterator[Finding]:
+    yield from _schema(seen.version)
+    if seen.integrity is None:
+        yield warn(
+            "database",
+            f"{path} is too large to check in {_LOOK:g} s",
+            f"run `sqlite3 {path} 'PRAGMA quick_check'` at a quiet time",
+        )
+    elif seen.integrity != "ok":
+        yield fail(
+            "database",
+            f"{path} is damaged: {seen.integrity}",
+            "stop the receiver, keep the file, and restore a backup",
+        )
+
+
+def _server(seen: Server) -> Iterator[Finding]:
+    if seen.number < _OLDEST:
+        said = f"PostgreSQL {seen.release} is older than the queue needs"
+        yield fail("database", said, f"use {_OLDEST // 10000} or later")
+    if seen.encoding != "UTF8":
+        yield fail(
+            "database",
+            f"it keeps its texts as {seen.encoding}, which cannot hold all that providers say",
+            "make a database with ENCODING 'UTF8'",
+        )
+    if seen.replica:
+        said = "the server is a replica and takes no writes"
+        yield fail("database", said, "set RECEIVER_DATABASE_URL to the primary")
+    if seen.free_connections < _SPARE:
+        yield warn(
+            "database",
+            f"the server has {seen.free_connections} connections left, and each process of ours "
+            f"opens up to {_SPARE}",
+            "raise max_connections",
+        )
+    yield from _tables(seen)
+
+
+def _tables(seen: Server) -> Iterator[Finding]:
+    if seen.closed:
+        yield fail(
+            "database",
+            f"our role may not read and write {_some(seen.closed)}",
+            "GRANT USAGE ON SCHEMA receiver, and SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN "
+            "SCHEMA receiver, to it",
+        )
+    elif seen.version is None:
+        if seen.may_create:
+            yield warn("database", "it is empty", "`receiver serve` or `migrate` sets it up")
+        else:
+            yield fail(
+                "database",
+                "it is not set up, and our role may not create a schema in it",
+                "run `receiver migrate` once as a role that may",
+            )
+    else:
+        yield from _schema(seen.version)
+        yield from _queue(seen.queue)
+
+
+def _queue(note: str | None) -> Iterator[Finding]:
+    mine = f"pgqueuer {installed('pgqueuer')}"
+    if note is None:
+        said = "PgQueuer's tables are not there, so that no delivery would be run"
+        yield fail("database", said, "run `receiver migrate`")
+    elif note != mine:
+        said = f"the queue's tables are of {note}, and {mine} is installed"
+        yield warn("database", said, "`receiver serve` or `migrate` upgrades them")
+
+
+def _schema(version: int) -> Iterator[Finding]:
+    if version > LATEST:
+        yield fail(
+            "database",
+            f"it was written by a newer receiver (schema {version}, this one knows {LATEST})",
+            "upgrade this receiver",
+        )
+    elif version < LATEST:
+        yield warn(
+            "database",
+            f"it has schema {version}, and this receiver needs {LATEST}",
+            "`receiver serve` or `migrate` brings it up to date; make a backup first",
+        )
+
+
+def check_backlog(seen: Look | None) -> Findings:
+    backlog = _backlog(seen)
+    if backlog is None:
+        return [*_uncounted(seen)]
+    found = [
+        warn("backlog", said.format(number), mend)
+        for number, said, mend in (
+            (backlog.dead, "{} deliveries are dead", _DEAD),
+            (backlog.unattended, f"{{}} deliveries are overdue by {OVERDUE:g} s", _UNATTENDED),
+            (backlog.unasked, f"{{}} predictions are overdue by {OVERDUE:g} s", _UNASKED),
+        )
+        if number
+    ]
+    if backlog.paused:
+        mend = "resume them when what they do can be done again"
+        found.append(warn("backlog", f"{_some(backlog.paused)}: paused by hand", mend))
+    for name, reason in backlog.failing.items():
+        said = f"{name} is held back after a run of failures: {reason}"
+        found.append(warn("backlog", said, "mend what it calls; it is tried again by itself"))
+    return found or [ok("backlog", f"{sum(backlog.owed.values())} deliveries owed, none dead")]
+
+
+def _uncounted(seen: Look | None) -> Iterator[Finding]:
+    unreadable = isinstance(seen, Server) and seen.closed
+    if isinstance(seen, File | Server) and seen.version == LATEST and not unreadable:
+        mend = "ask again at a quieter time, or look with `receiver deliveries`"
+        yield warn("backlog", "it could not be counted in time", mend)
+
+
+_DEAD: Final = (
+    "see `receiver deliveries --state dead`, mend the handler, then `receiver retry ID`, or "
+    "`receiver replay --state dead` for all"
+)
+_UNATTENDED: Final = "see that `receiver serve` or `receiver worker` runs and is not out of breath"
+_UNASKED: Final = "see that `receiver serve` runs and reaches the providers"
+
+
+def check_owed(seen: Look | None, registry: Registry) -> Iterator[Finding]:
+    """Find deliveries that no handler of ours will ever run."""
+    backlog = _backlog(seen)
+    owed: Mapping[str, int] = backlog.owed if backlog else {}
+    for name in sorted(owed.keys() - registry.handlers.keys()):
+        yield warn(
+            "handlers",
+            f"{owed[name]} deliveries are owed to {name}, which is no handler here",
+            "name its file in RECEIVER_HANDLERS again, or give a handler that name",
+        )
+
+
+def check_server_clock(seen: Look | None) -> Findings:
+    if not isinstance(seen, Server):
+        return []
+    return [compare(seen.skew, "the database server's clock")]
+
+
+def compare(skew: float, whose: str) -> Finding:
+    """Judge a clock by the seconds that it is ahead of ours."""
+    said = f"{whose} is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} ours"
+    if abs(skew) > SKEWED:
+        level = fail if abs(skew) > WRONG else warn
+        return level("clock", said, "set both by NTP (timedatectl set-ntp true)")
+    return ok("clock", f"{whose} agrees with ours")
+
+
+def _backlog(seen: Look | None) -> Backlog | None:
+    return seen.backlog if isinstance(seen, File | Server) else None
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
+
+
+def _size(count: int) -> str:
+    return f"{count / _MEGABYTE / 1024:.1f} GB" if count > _LOW else f"{count // _MEGABYTE} MB"

@@ -1,0 +1,209 @@
+"""Looks at the environment: names that nobody reads, values that do not fit, secrets that are weak.
+
+A secret is never shown, not in part.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from itertools import pairwise
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
+from receiver.settings import Secret, Settings
+
+_OURS: Final = ("RECEIVER_", "OXEN_", "EACHLABS_", "FAL_")
+_OF_CLIENTS: Final = {"RECEIVER_URL", "RECEIVER_API_KEY"}
+_OF_KUBERNETES: Final = re.compile(
+    r"RECEIVER_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""What it tells every pod of a service called `receiver`."""
+_KNOWN_STRANGERS: Final = {
+    "FAL_KEY_ID": "fal's own client joins it with FAL_KEY_SECRET: set FAL_KEY to <id>:<secret>",
+    "FAL_KEY_SECRET": "fal's own client joins it with FAL_KEY_ID: set FAL_KEY to <id>:<secret>",
+}
+
+_MAKE_ONE: Final = "make one by `openssl rand -hex 32`"
+_PLACEHOLDERS: Final = (
+    "changeme", "change-me", "change_me", "replace", "your-", "your_", "yoursecret", "example",
+    "insert", "placeholder", "dummy", "password", "passw0rd", "letmein", "qwerty",
+    "supersecret", "super-secret", "mysecret", "my-secret", "not-so-secret", "unsafe", "insecure",
+)  # fmt: skip
+_WORDS: Final = re.compile(r"[A-Z]?[a-z]+([-_. /+][A-Z]?[a-z]+)+")
+_FEWEST_CHARACTERS: Final = 8
+"""Of a long secret; 32 random digits have fewer once in a thousand times."""
+_LEAST_BITS: Final = 2.5
+"""For each character, by how often each comes."""
+_LONGEST_RUN: Final = 8
+SHORTEST_API_KEY: Final = 16
+_SHORTEST_HIDDEN: Final = 6
+"""Shorter ones are parts of words; no check says one, hiding them is only the net below."""
+
+
+def check_settings(
+    env: Mapping[str, str], settings: Settings, problems: list[str], names: Collection[str]
+) -> Findings:
+    found = [_problem(problem) for problem in problems]
+    found += _strangers(env, {*names, *_OF_CLIENTS})
+    if settings.dev:
+        found.append(
+            warn(
+                "settings",
+                "RECEIVER_DEV is on: this machine is let in without a key",
+                "leave it out where others can reach the receiver",
+            )
+        )
+    return found or [ok("settings", f"all {sum(name in env for name in names)} can be read")]
+
+
+def _problem(problem: str) -> Finding:
+    what, colon, mend = problem.partition(": ")
+    return fail("settings", what, mend) if colon else fail("settings", problem)
+
+
+def _strangers(env: Mapping[str, str], known: Collection[str]) -> Iterator[Finding]:
+    for name in sorted(env):
+        if not name.startswith(_OURS) or name in known or _OF_KUBERNETES.fullmatch(name):
+            continue
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        mend = f"did you mean {near[0]}?" if near else "remove it, or look it up in the README"
+        yield warn("settings", f"nobody reads {name}", _KNOWN_STRANGERS.get(name, mend))
+
+
+# --- secrets ---
+
+
+def check_secrets(env: Mapping[str, str], settings: Settings) -> Findings:
+    keys = [key.reveal() for key in settings.secret_keys]
+    api_keys = [key.reveal() for key in settings.api_keys]
+    found = [
+        *_weak("RECEIVER_SECRET_KEY", keys),
+        *_rotation(settings),
+        *_short("RECEIVER_API_KEYS", api_keys, dev=settings.dev),
+        *_weak("RECEIVER_API_KEYS", [key for key in api_keys if len(key) >= SHORTEST_API_KEY]),
+        *_placeholders(settings),
+        *_shared(_named(settings)),
+        *_closed(env, settings),
+    ]
+    if found:
+        return found
+    said = f"{len(keys)} secret key, {len(api_keys)} API key(s)" if keys else "made up by --dev"
+    return [ok("secrets", f"{said}: long, random, each for one purpose")]
+
+
+def _weak(name: str, texts: list[str]) -> Iterator[Finding]:
+    for place, text in _placed(name, texts):
+        if reason := weakness(text):
+            yield fail("secrets", f"{place} {reason}", _MAKE_ONE)
+
+
+def _placeholders(settings: Settings) -> Iterator[Finding]:
+    """Look at providers' keys, which are made by others: only for what is no key at all."""
+    for name, given in settings.providers.items():
+        if given.key is not None and any(w in given.key.reveal().lower() for w in _PLACEHOLDERS):
+            said = f"the key of {name} reads like a placeholder"
+            yield fail("secrets", said, "set the one that it gave you, or none")
+
+
+def _short(name: str, texts: list[str], *, dev: bool) -> Iterator[Finding]:
+    for place, text in _placed(name, texts):
+        if len(text) < SHORTEST_API_KEY:
+            said = f"{place} has fewer than {SHORTEST_API_KEY} characters and can be guessed"
+            yield (warn if dev else fail)("secrets", said, _MAKE_ONE)
+
+
+def _placed(name: str, texts: list[str]) -> Iterator[tuple[str, str]]:
+    for number, text in enumerate(texts, 1):
+        yield (f"number {number} of {name}" if len(texts) > 1 else name), text
+
+
+def weakness(text: str) -> str | None:
+    """Say why a secret could be guessed; None where nothing speaks for it."""
+    plain = text.lower()
+    counts = Counter(text)
+    bits = -sum(n / len(text) * math.log2(n / len(text)) for n in counts.values())
+    steps = [ord(after) - ord(before) for before, after in pairwise(plain)]
+    if any(word in plain for word in _PLACEHOLDERS):
+        return "reads like a placeholder"
+    if any(text[period:] == text[:-period] for period in range(1, len(text) // 2 + 1)):
+        return "repeats itself"
+    if len(counts) < min(_FEWEST_CHARACTERS, len(text) // 3) or bits < _LEAST_BITS:
+        return "has too few different characters"
+    runs = (steps[at : at + _LONGEST_RUN] for at in range(len(steps) - _LONGEST_RUN + 1))
+    if any(len(set(run)) == 1 for run in runs):
+        return "has a run like abcdefghi in it"
+    if _WORDS.fullmatch(text):
+        return "is made of words, which are guessed first"
+    return None
+
+
+def _rotation(settings: Settings) -> Iterator[Finding]:
+    number = len(settings.secret_keys)
+    if number > 1:
+        yield warn(
+            "secrets",
+            f"a rotation is under way: RECEIVER_SECRET_KEY has {number} keys, the first signs and "
+            "all open",
+            "remove the old one RECEIVER_PREDICTION_TIMEOUT "
+            f"({settings.prediction_timeout:g} s) after the last process stopped signing with it",
+        )
+
+
+def _named(settings: Settings) -> list[tuple[str, Secret]]:
+    """Give every secret with the name of its setting."""
+    return [
+        *(("RECEIVER_SECRET_KEY", key) for key in settings.secret_keys),
+        *(("RECEIVER_API_KEYS", key) for key in settings.api_keys),
+        *(
+            (f"the key of {name}", given.key)
+            for name, given in settings.providers.items()
+            if given.key is not None
+        ),
+    ]
+
+
+def _shared(named: list[tuple[str, Secret]]) -> Iterator[Finding]:
+    places: dict[Secret, list[str]] = {}
+    for name, secret in named:
+        places.setdefault(secret, []).append(name)
+    for names in places.values():
+        if len(set(names)) > 1:
+            ours = any(name.startswith("RECEIVER_") for name in names)
+            said = f"{' and '.join(dict.fromkeys(names))} are the same text"
+            mend = f"give each its own, as one leak opens all: {_MAKE_ONE}"
+            yield fail("secrets", said, mend) if ours else warn("secrets", said, "is that right?")
+        elif len(names) > 1:
+            yield warn("secrets", f"{names[0]} names one key twice", "remove one of them")
+
+
+def _closed(env: Mapping[str, str], settings: Settings) -> Iterator[Finding]:
+    mine = env.get("RECEIVER_API_KEY", "").strip()
+    if not settings.api_keys and not settings.dev:
+        yield warn(
+            "secrets",
+            "RECEIVER_API_KEYS is not set, and every /v1 route answers 401",
+            f"set it to a key for your callers: {_MAKE_ONE}",
+        )
+    elif mine and settings.api_keys and Secret(mine) not in settings.api_keys:
+        yield warn(
+            "secrets",
+            "RECEIVER_API_KEY, which commands use, is none of RECEIVER_API_KEYS",
+            "set it to one of them",
+        )
+
+
+def hide(text: str, settings: Settings, env: Mapping[str, str]) -> str:
+    """Take every secret out of a text, should an error have quoted one; and what is unprintable."""
+    secrets = {secret.reveal() for _, secret in _named(settings)}
+    secrets.add(env.get("RECEIVER_API_KEY", "").strip())
+    password = urlsplit(settings.database_url).password or ""
+    secrets |= {password, unquote(password)}
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _SHORTEST_HIDDEN:
+            text = text.replace(secret, "…")
+    return "".join(char if char.isprintable() else " " for char in text)

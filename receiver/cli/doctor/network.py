@@ -1,0 +1,424 @@
+"""Asks over the network: the receiver that runs, by two ways, and the providers.
+
+Nothing is submitted and nothing costs money. What answers is believed to be our receiver only if it
+can sign with our secret key; before that it is told no API key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+
+from receiver.cli.doctor.database import compare
+from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
+from receiver.deliveries.fetch import is_public
+from receiver.model.errors import Unreadable
+from receiver.predictions.provider_client import BROKEN
+from receiver.predictions.tokens import Tokens
+from receiver.providers.adapter import Answer, Provider, Streamed, decode_or_empty
+from receiver.providers.fal import read_jwks
+from receiver.providers.transport import read_capped
+from receiver.settings import Settings
+
+_PATIENCE: Final = 5.0
+"""Seconds for one request."""
+_LARGEST_ANSWER: Final = 1024 * 1024
+_RECEIVER: Final = "http://127.0.0.1:8000"
+_PROBLEM: Final = "urn:receiver:problem:"
+_SMALL: Final = '{"echo":  "é \\u00e9 \\t",\r\n "a": 1.0, "a": 1e0}\n '.encode()
+"""Whoever reads it and writes it again makes other bytes of it."""
+_LARGE: Final = 1536 * 1024
+"""Bytes of a callback with pictures inside; some proxies take a million at most."""
+
+
+class Trouble(NamedTuple):
+    """What came instead of what was asked for."""
+
+    says: str
+    mend: str
+    absent: bool = False
+    """Nothing that could be a receiver is there."""
+
+
+class Asker:
+    """Sends requests, and reads their answers within bounds of time and size."""
+
+    def __init__(self, client: httpx.AsyncClient, clock: Callable[[], float]) -> None:
+        self._client = client
+        self._clock = clock
+        self.skews: dict[str, float] = {}
+        """Seconds by which the clocks of those who answered are ahead of ours."""
+
+    async def ask(self, request: httpx.Request, who: str | None = None) -> Answer:
+        """Give the answer, or raise what is in BROKEN, or Unreadable.
+
+        `who` names somebody whose clock is to be compared with ours.
+        """
+        request.extensions = {"timeout": httpx.Timeout(_PATIENCE).as_dict()}
+        began = self._clock()
+        async with asyncio.timeout(_PATIENCE):
+            response = await self._client.send(request, stream=True)
+            ended = self._clock()
+            body = await read_capped(response, _LARGEST_ANSWER)
+        if who is not None and "age" not in response.headers:
+            self._compare(who, response.headers.get("date", ""), (began + ended) / 2)
+        return Answer(response.status_code, response.headers, body, ended)
+
+    def _compare(self, who: str, date: str, now: float) -> None:
+        try:
+            # The date has whole seconds: on average it is half of one behind.
+            self.skews[who] = parsedate_to_datetime(date).timestamp() + 0.5 - now
+        except (TypeError, ValueError, OverflowError):
+            return
+
+    async def open(self, request: httpx.Request) -> tuple[int, str]:
+        """Open a stream and close it again; give its status and its type."""
+        request.extensions = {"timeout": httpx.Timeout(_PATIENCE).as_dict()}
+        async with asyncio.timeout(_PATIENCE):
+            response = await self._client.send(request, stream=True)
+            await response.aclose()
+        return response.status_code, response.headers.get("content-type", "")
+
+
+# --- the receiver ---
+
+
+class Echoes:
+    """Finds out whether our receiver answers at a URL, and what becomes of bodies on the way."""
+
+    def __init__(self, asker: Asker, tokens: Tokens, clock: Callable[[], float]) -> None:
+        self._asker = asker
+        self._tokens = tokens
+        self._clock = clock
+
+    async def by_each_key(self, base: str) -> list[Trouble | None]:
+        """Ask with every secret key in turn, newest first; None: all is well."""
+        now = self._clock()
+        tokens = self._tokens.echoes(now)
+        return await asyncio.gather(*(self._ask(base, t, _SMALL, now) for t in tokens))
+
+    async def with_much(self, base: str, size: int) -> Trouble | None:
+        now = self._clock()
+        return await self._ask(base, self._tokens.echoes(now)[0], secrets.token_bytes(size), now)
+
+    async def _ask(self, base: str, token: str, body: bytes, now: float) -> Trouble | None:
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        try:
+            request = httpx.Request(
+                "POST", f"{base}/webhooks/echo/{token}", content=body, headers=headers
+            )
+            answer = await self._asker.ask(request)
+        except (*BROKEN, Unreadable) as error:
+            return _broken(error)
+        if answer.status != httpx.codes.OK:
+            return _refused(answer)
+        said = decode_or_empty(answer.body)
+        digest, signed = str(said.get("sha256")), str(said.get("answer"))
+        expected = self._tokens.answer_echo(token, digest, now)
+        if not hmac.compare_digest(expected.encode(), signed.encode("utf-8", "replace")):
+            return Trouble(
+                "what answers there is no receiver, but some page",
+                "let the proxy pass /webhooks/ to the receiver, or mend the URL",
+            )
+        if digest != hashlib.sha256(body).hexdigest():
+            return Trouble(
+                "the body of a callback is changed on its way",
+                "have the proxy pass bodies as they are: providers sign their bytes",
+            )
+        return None
+
+
+def _broken(error: BaseException) -> Trouble:
+    """Say what kept an answer from coming."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return Trouble(
+                f"its certificate is not trusted ({cause.verify_message})",
+                "use one that is valid for this name, with all intermediate ones",
+            )
+        if isinstance(cause, ssl.SSLError):
+            said = f"TLS fails ({cause.reason or type(cause).__name__})"
+            return Trouble(said, "see that HTTPS is spoken on that port")
+        if isinstance(cause, socket.gaierror):
+            return Trouble("its name cannot be resolved", "mend the name, or its DNS record")
+        if isinstance(cause, TimeoutError | httpx.TimeoutException):
+            said = f"nothing answers within {_PATIENCE:g} s"
+            return Trouble(said, "see firewalls, and where the proxy leads", absent=True)
+        if isinstance(cause, ConnectionRefusedError):
+            said = "nothing listens there (connection refused)"
+            return Trouble(said, "start what should, or mend the port", absent=True)
+    said = f"no answer came ({type(error).__name__}: {error})"
+    return Trouble(said, "see what listens there", absent=True)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Walk through an error and all that led to it."""
+    left = [error]
+    seen: set[int] = set()
+    while left:
+        cause = left.pop(0)
+        if cause is None or id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        left += [cause.__cause__, cause.__context__, *getattr(cause, "exceptions", ())]
+
+
+def _refused(answer: Answer) -> Trouble:
+    """Say what an answer that is no echo means."""
+    kind = decode_or_empty(answer.body).get("type")
+    ours = isinstance(kind, str) and kind.startswith(_PROBLEM)
+    said = f"HTTP {answer.status}"
+    if 300 <= answer.status < 400:  # noqa: PLR2004 - the redirects
+        where = answer.headers.get("location", "nowhere")[:200]
+        return Trouble(
+            f"it redirects ({said}) to {where}",
+            "name the URL that answers by itself: providers take a redirect for a refusal",
+        )
+    if ours and answer.status == httpx.codes.UNAUTHORIZED:
+        return Trouble(
+            "a receiver answers that does not know this secret key, or whose clock is a minute off",
+            "see that it is the right one, and restart it after a change of RECEIVER_SECRET_KEY",
+        )
+    if ours and answer.status == httpx.codes.METHOD_NOT_ALLOWED:
+        said = "the proxy makes another method of POST"
+        return Trouble(said, "have it pass requests as they are")
+    if ours and answer.status == httpx.codes.NOT_FOUND:
+        return Trouble(
+            "a receiver answers, but it sees another path (or is of an older release)",
+            "have the proxy pass the whole path, without stripping or adding a part",
+        )
+    if answer.status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+        said = f"the {'receiver' if ours else 'proxy'} takes no such body (HTTP 413)"
+        return Trouble(said, "raise its limit (nginx: client_max_body_size)")
+    absent = answer.status in {502, 503, 504}
+    mend = "start the receiver, or mend where the proxy leads" if absent else _OPEN_IT
+    return Trouble(f"{said} from something that is no receiver", mend, absent=absent)
+
+
+_OPEN_IT: Final = "let the proxy pass POST /webhooks/ to the receiver, without a login"
+
+
+class Running:
+    """The receiver at RECEIVER_URL, if there is one."""
+
+    def __init__(self, asker: Asker, env: Mapping[str, str]) -> None:
+        self._asker = asker
+        given = env.get("RECEIVER_URL", "").strip()
+        self.url = (given or _RECEIVER).rstrip("/")
+        self._told = bool(given)
+        self._own_key = env.get("RECEIVER_API_KEY", "").strip()
+
+    async def check(self, troubles: Sequence[Trouble | None], settings: Settings) -> Findings:
+        """Judge it; `troubles`: what came of asking it by each secret key."""
+        found = troubles_of("receiver", troubles, settings)
+        if all(troubles) and (absent(troubles) or not self._told):
+            said = f"none that is ours answers at {self.url}: {found[0].says}"
+            mend = "start it with `receiver serve`, or set RECEIVER_URL, to have it looked at, too"
+            return [warn("receiver", said, mend)]
+        try:
+            return found or await self._inside(settings)
+        except (*BROKEN, Unreadable) as error:
+            said = f"it answered an echo, and then no more: {_broken(error).says}"
+            return [fail("receiver", said, "see its log")]
+
+    async def _inside(self, settings: Settings) -> Findings:
+        """Look closer at what has shown that it is ours."""
+        keys = {f"number {n} of RECEIVER_API_KEYS": key for n, key in _keys(settings)}
+        if self._own_key:
+            keys["RECEIVER_API_KEY"] = self._own_key
+        ready, *answers = await asyncio.gather(
+            self._get("/readyz"),
+            *(self._get("/v1/deliveries?limit=1", key) for key in keys.values()),
+        )
+        found = []
+        if ready.status != httpx.codes.OK:
+            said = f"it runs at {self.url}, but its database takes no writes"
+            found.append(fail("receiver", said, "see its log for store.unavailable"))
+        for place, answer in zip(keys, answers, strict=True):
+            if answer.status == httpx.codes.UNAUTHORIZED:
+                said = f"the receiver that runs does not know {place}"
+                mend = "restart it after a change of RECEIVER_API_KEYS"
+                found.append(fail("receiver", said, mend))
+        return found or [ok("receiver", f"runs at {self.url}, ready, knows every key")]
+
+    async def _get(self, path: str, key: str = "") -> Answer:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return await self._asker.ask(httpx.Request("GET", self.url + path, headers=headers))
+
+
+def _keys(settings: Settings) -> Iterator[tuple[int, str]]:
+    for number, key in enumerate(settings.api_keys, 1):
+        text = key.reveal()
+        if text.isascii() and text.isprintable():
+            yield number, text
+
+
+def absent(troubles: Sequence[Trouble | None]) -> bool:
+    return any(trouble is not None and trouble.absent for trouble in troubles)
+
+
+def troubles_of(name: str, troubles: Sequence[Trouble | None], settings: Settings) -> Findings:
+    """Say what came of asking by each key; nothing where all is well."""
+    bad = [(number, trouble) for number, trouble in enumerate(troubles, 1) if trouble is not None]
+    if len(bad) == len(troubles):
+        return [fail(name, trouble.says, trouble.mend) for _, trouble in bad[:1]]
+    return [
+        fail(
+            name,
+            f"the receiver that answers does not know number {number} of RECEIVER_SECRET_KEY",
+            f"give all processes the same {len(settings.secret_keys)} keys and restart them",
+        )
+        for number, _ in bad
+    ]
+
+
+# --- the public URL ---
+
+
+async def check_public_url(
+    settings: Settings, echoes: Echoes | None, is_absent: Callable[[], Awaitable[bool]]
+) -> Findings:
+    """Look at the way that callbacks take; `is_absent` tells whether nobody is at its end."""
+    url = settings.public_url
+    if url is None:
+        return [
+            warn(
+                "public url",
+                "RECEIVER_PUBLIC_URL is not set, and no provider can call back",
+                "set it to the https:// URL by which the world reaches this receiver; until then "
+                "outcomes come by stream and poll, later",
+            )
+        ]
+    found = [*_scheme(url, settings), *await _addresses(url, settings)]
+    if echoes is None:
+        return [*found, warn("public url", "not tried without a secret key", "set one first")]
+    troubles = await echoes.by_each_key(url)
+    if absent(troubles) and await is_absent():
+        trouble = next(filter(None, troubles))
+        said = f"{url} cannot be judged while no receiver runs: {trouble.says}"
+        return [*found, warn("public url", said, "start it, then ask the doctor again")]
+    if any(troubles):
+        return found + troubles_of("public url", troubles, settings)
+    return [*found, await _large(url, settings, echoes)]
+
+
+def _scheme(url: str, settings: Settings) -> Iterator[Finding]:
+    if urlsplit(url).scheme != "https":
+        yield (warn if settings.dev else fail)(
+            "public url",
+            f"{url} is not https, and callbacks with their secrets can be read on their way",
+            "put a proxy with a certificate before the receiver, and name its https:// URL",
+        )
+
+
+async def _addresses(url: str, settings: Settings) -> Findings:
+    host = urlsplit(url).hostname or ""
+    try:
+        entries = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []  # whoever asks there will be told, too
+    private = sorted({str(entry[4][0]) for entry in entries if not is_public(str(entry[4][0]))})
+    if not private:
+        return []
+    if settings.dev:
+        said = f"{host} leads to {private[0]}: only providers on this machine can call back"
+        return [warn("public url", said, "use a tunnel for real ones")]
+    if _is_literal(host) or host == "localhost":
+        said = f"{host} is a private address, which no provider can reach"
+        return [fail("public url", said, "name a public host in RECEIVER_PUBLIC_URL")]
+    said = f"{host} leads to {private[0]} as seen from here, which no provider can reach"
+    return [warn("public url", said, "see that it leads to a public address as seen from outside")]
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+async def _large(url: str, settings: Settings, echoes: Echoes) -> Finding:
+    size = min(settings.max_body_bytes, _LARGE)
+    trouble = await echoes.with_much(url, size)
+    if trouble is None:
+        return ok("public url", f"{url} leads here, and bodies arrive as they were sent")
+    said = f"a callback of {size / 1e6:.1f} MB does not get through: {trouble.says}"
+    return warn("public url", said, trouble.mend)
+
+
+# --- providers ---
+
+
+async def check_provider(provider: Provider, settings: Settings, asker: Asker) -> Findings:
+    name, given = f"provider {provider.name}", settings.providers[provider.name]
+    if given.key is None:
+        return [ok(name, "off, as it has no key")]
+    try:
+        answer = await asker.ask(provider.try_key(), provider.name)
+    except (*BROKEN, Unreadable) as error:
+        trouble = _broken(error)
+        return [fail(name, f"cannot be asked: {trouble.says}", _REACH)]
+    finding = _judge(name, answer, provider.key_works(answer))
+    if provider.proof != "public_keys":
+        return [finding]
+    return [finding, *await _public_keys(name, given.urls["jwks"], asker)]
+
+
+_REACH: Final = "see that this machine may call it, and that its URL is the right one"
+
+
+def _judge(name: str, answer: Answer, works: bool | None) -> Finding:
+    said = f"HTTP {answer.status}"
+    if works:
+        return ok(name, f"the key is good ({said})")
+    if works is False:
+        return fail(name, f"the key is refused ({said})", "set it to one of your account there")
+    if 300 <= answer.status < 400:  # noqa: PLR2004 - the redirects
+        return fail(name, f"it redirects ({said})", "mend its URL, or leave it to the default")
+    return warn(name, f"cannot tell whether the key is good ({said})", "try again later")
+
+
+async def _public_keys(name: str, url: str, asker: Asker) -> Findings:
+    try:
+        answer = await asker.ask(httpx.Request("GET", url))
+        keys = read_jwks(answer.body) if answer.status == httpx.codes.OK else []
+        said = f"no public key is to be had from {url} (HTTP {answer.status})"
+    except (*BROKEN, Unreadable) as error:
+        keys, said = [], f"no public key is to be had from {url}: {_broken(error).says}"
+    mend = "without one no callback can be proved: see FAL_JWKS_URL, and that it can be reached"
+    return [] if keys else [fail(name, said, mend)]
+
+
+async def check_stream(name: str, provider: Streamed, asker: Asker) -> Findings:
+    line = f"stream {name}"
+    try:
+        status, kind = await asker.open(provider.stream())
+    except (*BROKEN, Unreadable) as error:
+        return [fail(line, f"cannot be opened: {_broken(error).says}", _REACH)]
+    if status == httpx.codes.OK and kind.startswith("text/event-stream"):
+        return [ok(line, "can be opened")]
+    refused = status in {401, 403}
+    mend = "see the provider's key" if refused else "see its URL; outcomes come by poll until then"
+    return [fail(line, f"cannot be opened: HTTP {status} {kind}".rstrip(), mend)]
+
+
+def check_clock(skews: Mapping[str, float]) -> Findings:
+    """Hold our clock against the providers'; of those that disagree one may be wrong itself."""
+    each = {name: compare(skew, f"the clock of {name}") for name, skew in sorted(skews.items())}
+    wrong = [finding for finding in each.values() if finding.level != "ok"]
+    if each and (not wrong or len({(f.level, skews[n] > 0) for n, f in each.items()}) == 1):
+        return [compare(min(skews.values(), key=abs), f"the clock of {', '.join(each)}")]
+    return wrong

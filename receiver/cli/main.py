@@ -1,0 +1,626 @@
+"""The command line: run a receiver, or look at one that runs."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from receiver.cli.output import Terminal, print_plainly, print_table, print_value
+from receiver.model.errors import ReceiverError
+
+if TYPE_CHECKING:
+    from receiver.client import Client
+    from receiver.settings import Settings
+
+main = typer.Typer(
+    name="receiver",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_SWITCH: Final = 0.0005
+"""Seconds between offers of the interpreter lock: the writing thread needs it often and briefly,
+and at Python's 5 ms every one of its steps would wait that long behind a busy event loop."""
+_COLLECT: Final = 10_000
+"""New objects between two collections of the youngest; Python's 700 suits small programs."""
+_TERMINAL: Final = {"succeeded", "failed", "canceled"}
+_COLOURS: Final = {"ok": "green", "warn": "yellow", "FAIL": "red"}
+
+Handlers = Annotated[
+    list[str] | None, typer.Argument(help="Files, modules or installed names (log, save, forward).")
+]
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
+Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1, max=100)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Dev = Annotated[
+    bool, typer.Option("--dev", help="Make up the secrets; let this machine in without a key.")
+]
+Id = Annotated[str, typer.Argument(metavar="ID")]
+HandlerName = Annotated[str, typer.Argument(metavar="HANDLER")]
+OfProvider = Annotated[str | None, typer.Option("--provider", help="Only of this provider.")]
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("prediction-receiver"))
+        raise typer.Exit
+
+
+@main.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say the version.", callback=_tell_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Submit predictions, record every outcome exactly once, run your handlers on it."""
+
+
+# --- what runs ---
+
+
+@main.command()
+def serve(
+    handlers: Handlers = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    dev: Dev = False,
+    no_dispatch: Annotated[
+        bool, typer.Option("--no-dispatch", help="Accept only: handlers run elsewhere.")
+    ] = False,
+) -> None:
+    """Run the receiver: the API, the callbacks, and the handlers."""
+    import asyncio
+
+    from receiver.app import create_app, migrate
+    from receiver.http.server import Server
+
+    settings = _settings(handlers, dev=dev)
+    with _failing():
+        asyncio.run(migrate(settings))
+        app = create_app(settings, dispatch=not no_dispatch)
+    sys.setswitchinterval(_SWITCH)
+    _spare_the_collector()
+    Server(app, host, port).run()
+
+
+@main.command()
+def worker(handlers: Handlers = None, dev: Dev = False) -> None:
+    """Run deliveries only, beside servers on the same PostgreSQL."""
+    import asyncio
+    import signal
+
+    import uvloop
+
+    from receiver.app import work
+    from receiver.http.server import LINGER, LONGEST_STOP, exit_after
+
+    settings = _settings(handlers, dev=dev)
+
+    async def run() -> None:
+        told = asyncio.Event()
+
+        def stop() -> None:
+            exit_after(LONGEST_STOP, 1)
+            told.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        await work(settings, told)
+        exit_after(LINGER, 0)
+
+    _spare_the_collector()
+    with _failing():
+        uvloop.run(run())
+
+
+@main.command()
+def drain(
+    handlers: Handlers = None,
+    seconds: Annotated[float, typer.Option(help="For how long at most.", min=1)] = 25.0,
+    dev: Dev = False,
+) -> None:
+    """Run what is due (deliveries, submits, polls), then exit: for cron."""
+    import asyncio
+
+    from receiver.app import drain
+    from receiver.http.server import LINGER, exit_after
+
+    settings = _settings(handlers, dev=dev)
+
+    async def run() -> None:
+        print_plainly(await drain(settings, seconds))
+        exit_after(LINGER, 0)
+
+    with _failing():
+        asyncio.run(run())
+
+
+@main.command()
+def migrate(dev: Dev = False) -> None:
+    """Bring the database's schema up to date; `serve` and `worker` do so by themselves."""
+    import asyncio
+
+    from receiver.app import migrate
+
+    settings = _settings(None, dev=dev)
+    with _failing():
+        asyncio.run(migrate(settings))
+    typer.echo(f"{settings.database} is up to date")
+
+
+@main.command()
+def backup(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Copy the database of a receiver, which may go on running (SQLite)."""
+    from receiver.store.sqlite.backup import back_up
+
+    settings = _settings(None, dev=True)  # no secret is needed for it
+    with _failing():
+        if settings.sqlite_path is None:
+            raise ReceiverError(
+                f"{settings.database} is PostgreSQL's to back up: pg_dump --format=custom "
+                f'--schema=receiver --file={shlex.quote(file)} "$RECEIVER_DATABASE_URL"; '
+                "pg_restore brings it back"
+            )
+        made = back_up(settings.sqlite_path, file, force=force)
+    typer.echo(
+        f"{made.path}: {made.size:,} bytes (of a database of {made.of:,}), "
+        f"{made.predictions:,} predictions, in {made.seconds:.1f} s"
+    )
+
+
+def _settings(handlers: list[str] | None, *, dev: bool) -> Settings:
+    """Read the settings and set the logs up, as every command that runs something does."""
+    from receiver.observability import logging as logs
+    from receiver.settings import Settings
+
+    with _failing():
+        settings = Settings.read(_environment(handlers, dev=dev))
+    logs.configure(settings.log_format, settings.log_level)
+    return settings
+
+
+def _environment(handlers: list[str] | None, *, dev: bool) -> dict[str, str]:
+    """Give the environment as the arguments change it."""
+    env = dict(os.environ) | ({"RECEIVER_DEV": "1"} if dev else {})
+    return env | ({"RECEIVER_HANDLERS": ",".join(handlers)} if handlers else {})
+
+
+def _spare_the_collector() -> None:
+    """Keep what start-up made out of every collection, and collect less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT, 20, 20)
+
+
+@main.command()
+def emulate(
+    host: Host = "127.0.0.1",
+    port: Port = 8001,
+    seconds: Annotated[float, typer.Option(help="How long a picture takes.")] = 0.8,
+    shape: Annotated[str, typer.Option(help="Wire shapes: new, old or mixed.")] = "mixed",
+) -> None:
+    """Serve Oxen.ai, Eachlabs and fal.ai on this machine, for tests and demos.
+
+    A word in a prompt says what befalls it: [fail], [moderated], [timeout], [never], [slow] …
+    """
+    import msgspec
+
+    from receiver.emulator import Options, create_emulator, settings_for
+    from receiver.http.server import Server
+    from receiver.observability import logging as logs
+
+    with _failing(msgspec.ValidationError):
+        options = msgspec.convert({"generation": seconds, "shape": shape}, Options)
+    logs.configure(None, "info")
+    # Any key will do there, and its pictures are on this machine.
+    wanted = dict.fromkeys(("OXEN_API_KEY", "EACHLABS_API_KEY", "FAL_KEY"), "emulated")
+    wanted |= {"RECEIVER_ALLOW_PRIVATE_FETCH": "1", **settings_for(f"http://{host}:{port}")}
+    for name, value in wanted.items():
+        typer.echo(f"export {name}={value}")
+    Server(create_emulator(options), host, port).run()
+
+
+@main.command()
+def demo(
+    folder: Annotated[str | None, typer.Option(help="Where to save the pictures.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long a picture takes.")] = 1.5,
+) -> None:
+    """Show it all on one screen: three emulated providers, their outcomes, handlers at work."""
+    from receiver.cli.demo import run
+
+    raise typer.Exit(run(folder, seconds))
+
+
+# --- what looks at a running receiver ---
+
+
+@main.command()
+def submit(
+    provider: Annotated[str, typer.Argument(help="oxen, eachlabs or fal.")],
+    model: Annotated[str, typer.Argument(help="The provider's own name for it.")],
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME=VALUE…", help="The input; a value may be JSON."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome.")] = False,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="Use the provider's blocking endpoint.")
+    ] = False,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Kept with it.")
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Idempotency-Key.")] = None,
+) -> None:
+    """Submit a prediction; exits 1 if it is known to have failed."""
+    body = {
+        "provider": provider,
+        "model": model,
+        "input": _pairs(values),
+        "metadata": _pairs(metadata),
+        "mode": "sync" if sync else "queue",
+    }
+    prediction = _call("post", "/v1/predictions", body, {"Idempotency-Key": key} if key else None)
+    while wait and prediction["status"] not in _TERMINAL:
+        prediction = _call("get", f"/v1/predictions/{prediction['id']}", {"Prefer": "wait=60"})
+    print_value(prediction)
+    raise typer.Exit(int(prediction["status"] in {"failed", "canceled"}))
+
+
+@main.command(name="list")
+def list_(
+    status: Annotated[str | None, typer.Option(help="Only in this status.")] = None,
+    provider: OfProvider = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List predictions, newest first."""
+    found = _call("get", _query("/v1/predictions", status=status, provider=provider, limit=limit))
+    columns = ("id", "provider", "model", "status", "channel", "created_at", "error")
+    _show(found, columns, as_json=as_json)
+
+
+@main.command()
+def show(prediction_id: Id) -> None:
+    """Show one prediction and what became of its event, by the id of any of them."""
+    if prediction_id.startswith(("evt_", "dlv_")):
+        prediction_id = f"pred_{prediction_id[4:36]}"
+    prediction = _call("get", f"/v1/predictions/{_quoted(prediction_id)}")
+    found = _call("get", _query("/v1/deliveries", prediction=prediction_id, limit=100))
+    print_value({**prediction, "deliveries": found["data"]})
+
+
+@main.command()
+def tail(
+    kind: Annotated[
+        str | None, typer.Option("--type", help="Only these: succeeded,failed,queued, …")
+    ] = None,
+    provider: Annotated[str | None, typer.Option(help="Only of these providers.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Only with this.")
+    ] = None,
+    after: Annotated[
+        int | None, typer.Option(help="From this place on (`seq` in JSON); 0: all there is.", min=0)
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="End after so many lines.", min=1)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+) -> None:
+    """Show what happens, as it happens; goes on after a lost connection, without a gap."""
+    from itertools import islice
+
+    from rich.console import Console
+
+    from receiver.cli.tail import follow, show
+
+    params = {name: value for name, value in (("type", kind), ("provider", provider)) if value}
+    params |= {f"metadata.{name}": value for name, value in _texts(metadata).items()}
+    console = Console(highlight=False)
+    try:
+        with _client() as client:
+            place = None if after is None else str(after)
+            found = follow(client, params, place, lambda text: typer.echo(f"-- {text}", err=True))
+            for message in islice(found, count):
+                if as_json:
+                    print_plainly(message)
+                else:
+                    show(console, message)
+    except KeyboardInterrupt:
+        raise typer.Exit from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on
+
+
+@main.command()
+def cancel(prediction_id: Id) -> None:
+    """Cancel a prediction at its provider."""
+    print_value(_call("post", f"/v1/predictions/{_quoted(prediction_id)}/cancel"))
+
+
+@main.command()
+def replay(
+    prediction_id: Annotated[
+        str | None, typer.Argument(metavar="ID", help="One prediction; or else say which:")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Events from then on: 24h, 7d, or RFC 3339.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Events before then.")] = None,
+    provider: OfProvider = None,
+    model: Annotated[str | None, typer.Option(help="Only of models like this (a glob).")] = None,
+    handler: Annotated[str | None, typer.Option(help="Only to this handler.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Only deliveries that are done, skipped or dead.")
+    ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option("--metadata", metavar="NAME=GLOB", help="Only with such metadata."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Owe events to their handlers again: one prediction's, or all that are like this."""
+    import time
+
+    from receiver.cli.replay import moment, replay
+
+    now = time.time()
+    with _failing():
+        since, until = (text and moment(text, now) for text in (since, until))
+    given = {
+        "since": since,
+        "until": until,
+        "provider": provider,
+        "model": model,
+        "handler": handler,
+        "state": state,
+        "metadata": _texts(metadata),
+    }
+    wanted = {name: value for name, value in given.items() if value}
+    with _client() as client:
+        if prediction_id is None:
+            replay(client, Terminal(agreed=yes), wanted)
+        elif wanted:
+            raise ReceiverError("name one prediction, or say which, but not both")
+        else:
+            print_value(client.post(f"/v1/predictions/{_quoted(prediction_id)}/replay"))
+
+
+@main.command()
+def replays(
+    cancel: Annotated[
+        str | None, typer.Option(metavar="ID", help="Let this one owe nothing further.")
+    ] = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the replays in bulk, newest first, or cancel one."""
+    if cancel is not None:
+        print_value(_call("post", f"/v1/replays/{_quoted(cancel)}/cancel"))
+        return
+    found = _call("get", _query("/v1/replays", limit=limit))
+    columns = ("id", "state", "events", "matched", "replayed", "wanted", "created_at", "ended_at")
+    _show(found, columns, as_json=as_json)
+
+
+@main.command()
+def undelivered(
+    kind: Annotated[
+        str | None, typer.Option(help="duplicate, late, unknown, rejected or unrouted.")
+    ] = None,
+    provider: OfProvider = None,
+    prediction: Annotated[str | None, typer.Option(help="Only of this prediction.")] = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List what came and was delivered to nobody, the latest first."""
+    params = {"kind": kind, "provider": provider, "prediction": prediction, "limit": limit}
+    found = _call("get", _query("/v1/undelivered", **params))
+    rows = [{**row, "from": row["channel"] or row["source"]} for row in found["data"]]
+    columns = ("kind", "reason", "provider", "from", "prediction_id", "times", "last_at")
+    _show(found, columns, rows, as_json=as_json)
+
+
+@main.command()
+def erase(prediction_id: Id) -> None:
+    """Erase what a prediction was about; its id, status and times stay."""
+    print_value(_call("post", f"/v1/predictions/{_quoted(prediction_id)}/erase"))
+
+
+@main.command()
+def explain(
+    name: Annotated[str, typer.Argument(metavar="EVENT_OR_PREDICTION")],
+    kind: Annotated[
+        str | None, typer.Option("--type", help="If it were succeeded, failed or canceled.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which handlers run for an event, and why the others do not."""
+    found = _call("get", _query(f"/v1/predictions/{_quoted(name)}/explain", type=kind))
+    if as_json:
+        print_plainly(found)
+        return
+    rows = [
+        {
+            "handler": row["handler"],
+            "runs": "yes" if row["runs"] else "no",
+            "because": row["reason"]
+            or row["held"]
+            or (f"after {', '.join(row['after'])}" if row["after"] else ""),
+            **{name: (row["delivery"] or {}).get(name) for name in ("state", "attempts", "reason")},
+        }
+        for row in found["handlers"]
+    ]
+    assumed = " (if it ends so)" if found["assumed"] else ""
+    typer.echo(f"{found['prediction']}: {found['type']}{assumed}")
+    columns = ("handler", "runs", "because", "state", "attempts", "reason")
+    print_table(rows, columns)
+
+
+@main.command()
+def deliveries(
+    state: Annotated[
+        str | None, typer.Option(help="pending, running, done, skipped or dead.")
+    ] = None,
+    handler: Annotated[str | None, typer.Option(help="Only of this handler.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="Only of this prediction.")] = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List deliveries, newest first: what is owed, done, dead."""
+    params = {"state": state, "handler": handler, "prediction": prediction, "limit": limit}
+    found = _call("get", _query("/v1/deliveries", **params))
+    columns = ("id", "handler", "state", "attempts", "due_at", "reason")  # `show` takes the ids
+    _show(found, columns, as_json=as_json)
+
+
+@main.command()
+def retry(delivery_id: Id) -> None:
+    """Try a dead or skipped delivery again, or a waiting one at once."""
+    print_value(_call("post", f"/v1/deliveries/{_quoted(delivery_id)}/retry"))
+
+
+@main.command()
+def handlers(as_json: AsJson = False) -> None:
+    """List handlers: what each is owed, and whether it waits."""
+    columns = ("name", "state", "owed", "registered", "paused_at", "open_until", "reason")
+    _show(_call("get", "/v1/handlers"), columns, as_json=as_json)
+
+
+@main.command()
+def pause(name: HandlerName) -> None:
+    """Let no delivery of a handler begin; what is owed to it waits."""
+    print_value(_call("post", f"/v1/handlers/{_quoted(name)}/pause"))
+
+
+@main.command()
+def resume(name: HandlerName) -> None:
+    """Let a handler's deliveries run again, whether it was paused or failed."""
+    print_value(_call("post", f"/v1/handlers/{_quoted(name)}/resume"))
+
+
+@main.command()
+def doctor(
+    handlers: Handlers = None,
+    as_json: AsJson = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 2 where there are warnings.")
+    ] = False,
+    dev: Dev = False,
+) -> None:
+    """Say what is wrong here and how to mend it; exits 1 if anything would not work."""
+    import asyncio
+
+    from receiver.cli.doctor import examine, worst
+    from receiver.http.server import LINGER, exit_after
+
+    env = _environment(handlers, dev=dev)
+    codes = {"FAIL": 1, "warn": 2 if strict else 0, "ok": 0}
+
+    async def run() -> int:
+        found = await examine(env)
+        if as_json:
+            print_plainly({"worst": worst(found), "data": found})
+        else:
+            for finding in found:
+                typer.echo(
+                    f"{typer.style(f'{finding.level:4}', fg=_COLOURS[finding.level])}  {finding}"
+                )
+        sys.stdout.flush()
+        # A name server that does not answer would keep a thread, and so the process.
+        exit_after(LINGER, codes[worst(found)])
+        return codes[worst(found)]
+
+    raise typer.Exit(asyncio.run(run()))
+
+
+# --- helpers of the above ---
+
+
+@contextmanager
+def _failing(kind: type[Exception] = ReceiverError) -> Iterator[None]:
+    """End the command with one line, and with 1, where something refuses."""
+    try:
+        yield
+    except kind as error:
+        typer.secho(f"receiver: {error}", err=True, fg=typer.colors.RED)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _client() -> Iterator[Client]:
+    """Give a client of the receiver that runs; what it refuses ends the command."""
+    from receiver.client import Client
+
+    client = Client(os.environ)
+    try:
+        with _failing():
+            yield client
+    finally:
+        client.close()
+
+
+def _call(method: str, path: str, *more: Any) -> Any:
+    with _client() as client:
+        return client.get(path, *more) if method == "get" else client.post(path, *more)
+
+
+def _query(path: str, **params: str | int | None) -> str:
+    from urllib.parse import urlencode
+
+    return f"{path}?{urlencode({k: v for k, v in params.items() if v is not None})}"
+
+
+def _quoted(name: str) -> str:
+    from urllib.parse import quote
+
+    return quote(name, safe="")
+
+
+def _texts(texts: list[str] | None) -> dict[str, str]:
+    """Read NAME=VALUE."""
+    pairs = {}
+    with _failing():
+        for text in texts or []:
+            name, equals, value = text.partition("=")
+            if not equals or not name:
+                raise ReceiverError(f"{text!r} is not NAME=VALUE")
+            pairs[name] = value
+    return pairs
+
+
+def _pairs(texts: list[str] | None) -> dict[str, Any]:
+    """Read NAME=VALUE; a value that is JSON is meant as JSON, any other as text."""
+    import msgspec
+
+    pairs: dict[str, Any] = {}
+    for name, value in _texts(texts).items():
+        try:
+            pairs[name] = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            pairs[name] = value
+    return pairs
+
+
+def _show(
+    found: Any, columns: tuple[str, ...], rows: list[Any] | None = None, *, as_json: bool
+) -> None:
+    """Print an answer as it came, or as a table: of its list, or of rows made of that."""
+    if as_json:
+        print_plainly(found)
+    else:
+        print_table(found["data"] if rows is None else rows, columns)
+        if found.get("next_cursor"):
+            typer.echo("-- there are more: --limit shows up to 100, the API all", err=True)

@@ -1,0 +1,95 @@
+"""What commands show, and whom they ask."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import typer
+from rich.text import Text
+
+from receiver.model.errors import ReceiverError
+
+_TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z", re.ASCII)
+_WHOLE: Final = re.compile(f"(pred|evt|dlv|rep)_[0-9a-z]+|{_TIME.pattern}", re.ASCII)
+"""What is never broken: ids are there to be copied."""
+_NARROWEST: Final = 8
+"""Characters to which a column may be squeezed for the sake of those."""
+
+
+class Terminal:
+    """Whoever sits before it; where nobody does, there is nobody to ask."""
+
+    def __init__(self, *, agreed: bool) -> None:
+        self._agreed = agreed
+        self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self._counting = False
+
+    def say(self, text: str) -> None:
+        typer.echo(f"\n{text}" if self._counting else text)
+        self._counting = False
+
+    def ask(self, question: str) -> bool:
+        if self._agreed:
+            return True
+        if not self._interactive:
+            raise ReceiverError("there is nobody to ask: say --yes")
+        return typer.confirm(question)
+
+    def progress(self, done: int, total: int) -> None:
+        if self._interactive:
+            typer.echo(f"\r{done} of {total} ", nl=False)
+            self._counting = True
+
+
+def print_value(value: Any) -> None:
+    """Print JSON, in colour for whoever sits there, on one line for whoever reads a pipe."""
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal:
+        console.print_json(data=value)
+    else:
+        print_plainly(value)
+
+
+def print_plainly(value: Any) -> None:
+    import msgspec
+
+    typer.echo(msgspec.json.encode(value))
+
+
+def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Print a table; its ids and times stay whole, in however narrow a terminal."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    cells = [[cell(row.get(column)) for column in columns] for row in rows]
+    widths = [
+        max((len(line[place]) for line in cells if _WHOLE.fullmatch(line[place].plain)), default=0)
+        for place in range(len(columns))
+    ]
+    heads = [
+        Column(name, min_width=width or None, no_wrap=bool(width), overflow="fold")
+        for name, width in zip(columns, widths, strict=True)
+    ]
+    needed = sum((width or _NARROWEST) + 2 for width in widths)
+    table = Table(*heads, box=None, header_style="bold")
+    for line in cells:
+        table.add_row(*line)
+    console = Console()
+    # A pipe has no width, whatever it pretends.
+    Console(width=max(console.width, needed) if console.is_terminal else 240).print(table)
+
+
+def cell(value: Any) -> Text:
+    """Show a value as it is: a provider's words may look like markup, and are none."""
+    if isinstance(value, dict) and "code" in value:  # an error
+        value = f"{value.get('code')}: {value.get('message')}"
+    elif isinstance(value, dict):
+        value = ", ".join(f"{name}={inner}" for name, inner in value.items())
+    text = "" if value is None else str(value)
+    time = _TIME.fullmatch(text)
+    return Text(f"{time[1]}Z" if time else text)

@@ -1,0 +1,355 @@
+"""Run one delivery: call the handler, bounded in time, and say how the attempt ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import shutil
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+import httpx
+import msgspec
+import structlog
+
+from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, fetch
+from receiver.deliveries.registry import Dead, Handler, Retry, Skip
+from receiver.model.retry import Failure, FailureKind
+from receiver.model.values import Mode, Output, Prediction, Stored
+from receiver.store.values import Addition, Claim
+
+T = TypeVar("T")
+
+_LONGEST_REASON: Final = 500
+_LONGEST_NOTE: Final = 4000
+DEEPEST_CHAIN: Final = 10
+_GRACE: Final = 1.0
+"""Seconds a handler has to end after it was cancelled."""
+
+
+class Memory(Protocol):
+    """Where the results of sub-steps, and what handlers find, are kept (the store)."""
+
+    async def recall(self, delivery_id: str, key: str) -> str | None: ...
+    async def remember(self, delivery_id: str, key: str, result: str) -> None: ...
+    async def add(self, addition: Addition) -> None: ...
+
+
+class Submit(Protocol):
+    """How a handler submits the next prediction (outbound's, bound to its event)."""
+
+    async def __call__(
+        self,
+        provider: str,
+        model: str,
+        input: dict[str, Any],
+        *,
+        metadata: dict[str, Any],
+        mode: Mode,
+        parent_id: str,
+        idempotency_key: str,
+    ) -> Prediction: ...
+
+
+class Tools(msgspec.Struct, frozen=True):
+    """What every attempt of every handler may use."""
+
+    memory: Memory
+    submit: Submit
+    http: httpx.AsyncClient
+    results: httpx.AsyncClient
+    """The guarded client, for `ctx.fetch`."""
+    deepest: int = DEEPEST_CHAIN
+    """Predictions that may lead to one that a handler submits."""
+
+
+class Context:
+    """What a handler gets beside the event; made anew for every attempt.
+
+    In a handler that is a plain function (run in a thread), `fetch`, `once`, `submit`,
+    `record_stored` and `annotate` are called as they are and block; in an async one they are
+    awaited.
+    """
+
+    def __init__(self, claim: Claim, tools: Tools) -> None:
+        self.attempt = claim.attempt
+        """1 for the first."""
+        self.idempotency_key = claim.id if not claim.round else f"{claim.id}.{claim.round}"
+        """The same over all retries; another after a replay, which means to do it again."""
+        self.log = structlog.get_logger("handler").bind(
+            handler=claim.handler,
+            delivery=claim.id,
+            event_id=claim.event.id,
+            prediction=claim.event.prediction.id,
+        )
+        self.http = tools.http
+        """A shared httpx.AsyncClient, unguarded: for addresses that you chose yourself."""
+        self.noted = ""
+        self._claim = claim
+        self._tools = tools
+        self._loop = asyncio.get_running_loop()
+        self._folder: Path | None = None
+        self._submits = 0
+
+    def fetch(
+        self, output: Output | str, *, max_bytes: int = MAX_BYTES, seconds: float = TIMEOUT
+    ) -> Any:
+        """Download an output, guarded; gives a Fetched whose file lives as long as the attempt."""
+        return self._call(
+            lambda: fetch(
+                self._tools.results,
+                output,
+                self._own_folder(),
+                max_bytes=max_bytes,
+                seconds=seconds,
+            )
+        )
+
+    def once(self, key: str, step: Callable[[], Any]) -> Any:
+        """Run a sub-step and remember its JSON result, so that a retry does not run it again.
+
+        A result that is no JSON is remembered, and given, as None.
+        A crash after the step and before its result is stored repeats it: give the step
+        `idempotency_key` where the other side can tell a repeat.
+        """
+        return self._call(lambda: self._once(key, step))
+
+    def submit(
+        self,
+        provider: str,
+        model: str,
+        input: dict[str, Any],
+        *,
+        metadata: dict[str, Any] | None = None,
+        mode: Mode = "queue",
+    ) -> Any:
+        """Submit the next prediction; gives it as soon as the provider took it or it waits.
+
+        The n-th submit of a delivery is the same over retries: it is never submitted twice.
+        Raises Dead where too many predictions have led to this one: a circle of handlers would cost
+        money for ever.
+        """
+        self._submits += 1
+        parent = self._claim.event.prediction
+        if parent.depth >= self._tools.deepest:
+            raise Dead(f"{parent.depth} predictions have led to this one: no more are submitted")
+        submit = partial(
+            self._tools.submit,
+            provider,
+            model,
+            input,
+            metadata=dict(parent.metadata) if metadata is None else metadata,
+            mode=mode,
+            parent_id=parent.id,
+            idempotency_key=f"{self.idempotency_key}/{self._submits}",
+        )
+        return self._call(submit)
+
+    def record_stored(self, place: int, stored: Stored) -> Any:
+        """Say where the output at this place (from 0) is kept: later handlers and the API see it.
+
+        It is on the prediction once this returns, as `output[place].stored`.
+        """
+        addition = Addition(prediction_id=self._prediction, stored={place: stored})
+        return self._call(lambda: self._tools.memory.add(addition))
+
+    def annotate(self, **metadata: Any) -> Any:
+        """Add JSON values to the prediction's metadata, in place of what has their names."""
+        given = msgspec.json.decode(msgspec.json.encode(metadata))
+        addition = Addition(prediction_id=self._prediction, metadata=given)
+        return self._call(lambda: self._tools.memory.add(addition))
+
+    def note(self, text: str) -> None:
+        """Keep a text (its last 4,000 characters) with this attempt, in place of an earlier one."""
+        self.noted = _clean(text)[-_LONGEST_NOTE:]
+
+    @property
+    def _prediction(self) -> str:
+        return self._claim.event.prediction.id
+
+    def _call(self, make: Callable[[], Awaitable[T]]) -> Awaitable[T] | T:
+        """Give something to await on the loop, and the result itself in a thread."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run_coroutine_threadsafe(_await(make), self._loop).result()
+        return make()
+
+    async def _once(self, key: str, step: Callable[[], Any]) -> Any:
+        known = await self._tools.memory.recall(self._claim.id, key)
+        if known is not None:
+            return msgspec.json.decode(known)
+        result = await _either(step)
+        try:
+            text = msgspec.json.encode(result).decode()
+        except (TypeError, ValueError, RecursionError):
+            # Failing now would run the step again, which is what must not be.
+            self.log.warning("step.unkept", step=key, kind=type(result).__name__)
+            text = "null"
+        await self._tools.memory.remember(self._claim.id, key, text)
+        return msgspec.json.decode(text)
+
+    def _own_folder(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="receiver-"))
+        return self._folder
+
+    def clean(self) -> None:
+        """Remove what was fetched."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+async def _await(make: Callable[[], Awaitable[T]]) -> T:
+    return await _contain(make())
+
+
+async def _contain(step: Awaitable[T]) -> T:
+    """Wait for what a handler made: SystemExit in a task would end the server."""
+    try:
+        return await step
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise _contained(error) from error
+
+
+async def _either(step: Callable[[], Any]) -> Any:
+    """Run a step that may be plain or async; a plain one in a thread, as it may block."""
+    if inspect.iscoroutinefunction(step):
+        return await step()
+    value = await in_thread(step)
+    return await value if inspect.isawaitable(value) else value
+
+
+async def in_thread(
+    function: Callable[..., T], *args: Any, ended: asyncio.Event | None = None
+) -> T:
+    """Run a function in a thread of its own, which nobody waits for when the process ends.
+
+    A pool would join its threads at exit, and one hanging handler would hold up every stop.
+    `ended` is set when the function has really returned, even if the wait for it was cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            result = context.run(function, *args)
+        except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the caller
+            tell(future.set_exception, _contained(error))
+        else:
+            tell(future.set_result, result)
+
+    def tell(settle: Callable[[Any], None], value: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            loop.call_soon_threadsafe(finish, settle, value)
+
+    def finish(settle: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            settle(value)
+        if ended is not None:
+            ended.set()
+
+    threading.Thread(target=run, name="receiver-handler", daemon=True).start()
+    return await future
+
+
+def _contained(error: BaseException) -> Exception:
+    """Keep what a handler throws inside its attempt: SystemExit would end the server."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+_ENDINGS: Final[dict[type[Exception], FailureKind]] = {Skip: "skip", Dead: "dead", Retry: "retry"}
+
+
+class Attempt:
+    """One run of one handler.
+
+    `ended` is set when the handler has really returned: that may be after `run`, as a thread
+    cannot be stopped and a coroutine may refuse to be.
+    """
+
+    def __init__(
+        self, handler: Handler, claim: Claim, tools: Tools, timeout: float | None = None
+    ) -> None:
+        self._handler = handler
+        self._claim = claim
+        self._tools = tools
+        self._timeout = min(handler.timeout, timeout or handler.timeout)
+        self.ended = asyncio.Event()
+        self.error: BaseException | None = None
+        self.note = ""
+
+    async def run(self) -> Failure | None:
+        """Call the handler once; None means success. Raises only when cancelled itself."""
+        context = Context(self._claim, self._tools)
+        call = self._in_thread if not self._handler.is_async else self._on_loop
+        task = asyncio.create_task(call(context))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self._timeout)
+            if not done:
+                task.cancel()
+                await asyncio.wait({task}, timeout=_GRACE)
+                return Failure(kind="timeout", reason=f"longer than {self._timeout:.3g} s")
+            return self._judge(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        finally:
+            self.note = context.noted
+            context.clean()
+
+    async def _on_loop(self, context: Context) -> None:
+        try:
+            await _contain(self._handler.function(*self._arguments(context)))
+        finally:
+            self.ended.set()
+
+    async def _in_thread(self, context: Context) -> None:
+        result = await in_thread(
+            self._handler.function, *self._arguments(context), ended=self.ended
+        )
+        if inspect.isawaitable(result):  # a plain function that made a coroutine
+            self.ended.clear()
+            try:
+                await _contain(result)
+            finally:
+                self.ended.set()
+
+    def _arguments(self, context: Context) -> tuple[Any, ...]:
+        event = self._claim.event
+        return (event, context) if self._handler.takes_context else (event,)
+
+    def _judge(self, task: asyncio.Task[None]) -> Failure | None:
+        if task.cancelled():
+            return Failure(kind="error", reason="the handler cancelled itself")
+        error = task.exception()
+        for ending, kind in _ENDINGS.items():
+            if isinstance(error, ending):
+                after = error.after if isinstance(error, Retry) else None
+                return Failure(kind=kind, reason=_say(error), after=after)
+        self.error = error
+        if error is None:
+            return None
+        return Failure(kind="error", reason=f"{type(error).__name__}: {_say(error)}")
+
+
+def _say(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an error that cannot say what it is has a type all the same
+        text = ""
+    return (_clean(text) or type(error).__name__)[:_LONGEST_REASON]
+
+
+def _clean(text: str) -> str:
+    """Spell out what no database takes: NUL, and halves of characters, as in odd file names."""
+    return text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()

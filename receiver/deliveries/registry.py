@@ -1,0 +1,429 @@
+"""Handlers: the decorator that registers them, how they match, and how their files are loaded."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import importlib.util
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+from receiver.model.errors import HandlerError
+from receiver.model.ids import handler_digest
+from receiver.model.retry import Policy
+from receiver.model.values import plain
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TYPES: Final = ("succeeded", "failed", "canceled")
+ENTRY_POINTS: Final = "receiver.handlers"
+_PREFIX: Final = "prediction."
+
+
+class Retry(Exception):
+    """A policy for `on(retry=…)`, or, raised by a handler, the wish to be tried again.
+
+    Shapes: `retry=Retry(attempts=8, base=1, cap=600)`; `raise Retry(after=30)`,
+    `raise Retry("rate limited", after=30)`. Times are seconds. What is not given is the default.
+    """
+
+    def __init__(
+        self,
+        reason: str = "",
+        *,
+        after: float | None = None,
+        attempts: int | None = None,
+        base: float | None = None,
+        cap: float | None = None,
+    ) -> None:
+        super().__init__(reason or "the handler asked to be tried again")
+        _check_number("after", after, least=0)
+        _check_number("attempts", attempts, least=1)
+        _check_number("base", base, least=0)
+        _check_number("cap", cap, least=0)
+        self.after = after
+        self.attempts = attempts
+        self.base = base
+        self.cap = cap
+
+    def policy(self, default: Policy) -> Policy:
+        """Fill what is not given from `default`."""
+        return Policy(
+            attempts=default.attempts if self.attempts is None else self.attempts,
+            base=default.base if self.base is None else self.base,
+            cap=default.cap if self.cap is None else self.cap,
+        )
+
+
+class Skip(Exception):
+    """Raised by a handler: there is nothing to do for this event; the delivery ends `skipped`."""
+
+
+class Dead(Exception):
+    """Raised by a handler: trying again cannot help; the delivery ends `dead`."""
+
+
+def _check_number(name: str, value: object, *, least: float) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handler:
+    """One registered function with the events it wants and the way it is run."""
+
+    name: str
+    """Stored with deliveries: it must stay the same over releases."""
+    function: Callable[..., Any]
+    types: frozenset[str]
+    """Full event types."""
+    provider: re.Pattern[str]
+    model: re.Pattern[str]
+    metadata: Mapping[str, re.Pattern[str]]
+    retry: Retry
+    timeout: float
+    """Seconds for one attempt."""
+    concurrency: int
+    """Attempts that may run at once."""
+    place: str
+    """File and line, for messages."""
+    is_async: bool
+    takes_context: bool
+    """False: it is called with the event alone."""
+    after: tuple[str, ...] = ()
+    """Handlers whose deliveries of the same event are to end first, however they end."""
+
+    def refuses(
+        self, event_type: str, provider: str, model: str, metadata: Mapping[str, Any]
+    ) -> str | None:
+        """Say why this handler does not want an event; None: it does."""
+        if event_type not in self.types:
+            return f"type is {event_type}"
+        if not self.provider.match(provider):
+            return f"provider is {provider}"
+        if not self.model.match(model):
+            return f"model is {model}"
+        for key, pattern in self.metadata.items():
+            if key not in metadata or not pattern.match(plain(metadata[key])):
+                return f"metadata {key} is {metadata.get(key)!r}"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """What becomes of an event at one handler."""
+
+    handler: str
+    runs: bool
+    reason: str | None
+    """Why it does not run."""
+    after: tuple[str, ...]
+    """The handlers it waits for."""
+
+
+@dataclass
+class Registry:
+    """The handlers of one app, by name."""
+
+    handlers: dict[str, Handler] = field(default_factory=dict)
+
+    def add(self, handler: Handler) -> None:
+        known = self.handlers.get(handler.name)
+        if known is not None and known.function is not handler.function:
+            raise HandlerError(
+                f"{handler.place}: the name {handler.name!r} is taken by the handler at "
+                f"{known.place}; give one of them its own by on(…, name=…)"
+            )
+        if self._leads_to(handler.after, handler.name):
+            raise HandlerError(
+                f"{handler.place}: {handler.name!r} would wait for itself by after={handler.after}"
+            )
+        for name in self.handlers.keys() - {handler.name}:
+            if handler_digest(name) == handler_digest(handler.name):
+                raise HandlerError(
+                    f"{handler.place}: rename {handler.name!r}: it clashes with {name!r}"
+                )
+        self.handlers[handler.name] = handler
+
+    def _leads_to(self, names: Sequence[str], goal: str) -> bool:
+        """Tell whether handlers wait for another, be it by way of further ones."""
+        known = [self.handlers[name] for name in names if name in self.handlers]
+        return goal in names or any(self._leads_to(found.after, goal) for found in known)
+
+    def waiting(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Of handlers that want one event, give those that wait, and for which others of them."""
+        found = {}
+        for name in names:
+            after = self.handlers[name].after
+            if after and (awaited := tuple(other for other in after if other in names)):
+                found[name] = awaited
+        return found
+
+    def explain(
+        self, event_type: str, provider: str, model: str, metadata: Mapping[str, Any]
+    ) -> list[Explained]:
+        """Say of every handler whether it wants such an event, and if not, why."""
+        refusals = {
+            name: handler.refuses(event_type, provider, model, metadata)
+            for name, handler in self.handlers.items()
+        }
+        waiting = self.waiting([name for name, refusal in refusals.items() if refusal is None])
+        return [
+            Explained(
+                handler=name, runs=refusal is None, reason=refusal, after=waiting.get(name, ())
+            )
+            for name, refusal in refusals.items()
+        ]
+
+    def strangers(self) -> list[tuple[str, str]]:
+        """Pair handlers with those they wait for and nobody registered."""
+        return [
+            (name, other)
+            for name, handler in self.handlers.items()
+            for other in handler.after
+            if other not in self.handlers
+        ]
+
+    @property
+    def wants_metadata(self) -> bool:
+        return any(handler.metadata for handler in self.handlers.values())
+
+    def match(
+        self, event_type: str, provider: str, model: str, metadata: Mapping[str, Any]
+    ) -> list[str]:
+        """Name the handlers that want such an event, in the order of their registration."""
+        return [
+            name
+            for name, handler in self.handlers.items()
+            if handler.refuses(event_type, provider, model, metadata) is None
+        ]
+
+
+_ATTRIBUTE: Final = "__receiver_handlers__"
+"""The global of a module that lists what `on` registered in it."""
+
+
+def on(
+    *types: Literal["succeeded", "failed", "canceled", "*"],
+    provider: str = "*",
+    model: str = "*",
+    metadata: Mapping[str, str] | None = None,
+    name: str | None = None,
+    retry: Retry | None = None,
+    timeout: float = 60.0,
+    concurrency: int = 16,
+    after: str | Sequence[str] = (),
+    **unknown: object,
+) -> Callable[[F], F]:
+    """Register a function for the terminal events of predictions.
+
+    `types` are succeeded, failed, canceled or * (none given: *); `provider`, `model` and the values
+    of `metadata` are shell globs. `timeout` is seconds per attempt, `concurrency` attempts at once.
+    `after` names handlers that are to be through with the same event first, if they want it too;
+    however they end, and for a day at most.
+    The function takes the event, or the event and a Context, and stays callable as it was.
+    Raises HandlerError with file and line for anything unknown or unfit.
+    """
+    frame = sys._getframe(1)  # noqa: SLF001 - the one cheap way to name the caller
+    place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    registered: list[Handler] = frame.f_globals.setdefault(_ATTRIBUTE, [])
+
+    def register(function: F) -> F:
+        handler = _make(
+            function,
+            place=place,
+            types=types,
+            provider=provider,
+            model=model,
+            metadata={} if metadata is None else metadata,
+            name=name,
+            retry=retry,
+            timeout=timeout,
+            concurrency=concurrency,
+            after=after,
+            unknown=unknown,
+        )
+        registered.append(handler)
+        return function
+
+    return register
+
+
+def handlers_of(function: Callable[..., Any]) -> list[Handler]:
+    """Give what `on` registered for a function, for apps that name functions instead of files."""
+    # What another decorator wraps was written where the innermost function was.
+    listed = getattr(inspect.unwrap(function), "__globals__", {}).get(_ATTRIBUTE, [])
+    found = [handler for handler in listed if handler.function is function]
+    if not found:
+        raise HandlerError(f"{function!r} is no handler; decorate it with @on(…)")
+    return found
+
+
+def _make(function: Callable[..., Any], *, place: str, **given: Any) -> Handler:
+    try:
+        return _checked(function, place, given)
+    except (TypeError, ValueError) as error:
+        raise HandlerError(f"{place}: {error}") from error
+
+
+def _checked(function: Callable[..., Any], place: str, given: Mapping[str, Any]) -> Handler:
+    if given["unknown"]:
+        raise TypeError(f"on() has no parameter {', '.join(sorted(given['unknown']))}")
+    _check_number("timeout", given["timeout"], least=0.001)
+    _check_number("concurrency", given["concurrency"], least=1)
+    retry = Retry() if given["retry"] is None else given["retry"]
+    if not isinstance(retry, Retry):
+        raise TypeError(f"retry must be a Retry(…), not {retry!r}")
+    takes_context = _takes_context(function)
+    if not isinstance(given["metadata"], Mapping):
+        raise TypeError(f"metadata must be a mapping of names to globs, not {given['metadata']!r}")
+    name = _name_of(function) if given["name"] is None else given["name"]
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise TypeError(f"name must be a printable text, not {name!r}")
+    return Handler(
+        name=name,
+        function=function,
+        types=_types(given["types"]),
+        provider=_glob("provider", given["provider"]),
+        model=_glob("model", given["model"]),
+        metadata={str(key): _glob(key, value) for key, value in given["metadata"].items()},
+        retry=retry,
+        timeout=float(given["timeout"]),
+        concurrency=int(given["concurrency"]),
+        place=place,
+        is_async=inspect.iscoroutinefunction(function),
+        takes_context=takes_context,
+        after=_after(given["after"]),
+    )
+
+
+def _after(given: object) -> tuple[str, ...]:
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"after must be the name of a handler or several, not {given!r}")
+    return tuple(names)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    try:
+        return f"{function.__module__}:{function.__qualname__}"
+    except AttributeError:
+        raise TypeError(f"{function!r} has no name of its own; give it one by name=…") from None
+
+
+def _types(types: Sequence[object]) -> frozenset[str]:
+    words = [str(word).removeprefix(_PREFIX) for word in types]
+    for word in words:
+        if word not in (*TYPES, "*"):
+            raise ValueError(f"unknown event type {word!r}: use succeeded, failed, canceled or *")
+    wanted = TYPES if not words or "*" in words else words
+    return frozenset(_PREFIX + word for word in wanted)
+
+
+def _glob(name: str, pattern: object) -> re.Pattern[str]:
+    if not isinstance(pattern, str):
+        raise TypeError(f"{name} must be a text with shell wildcards, not {pattern!r}")
+    return re.compile(fnmatch.translate(pattern))
+
+
+def _takes_context(function: Callable[..., Any]) -> bool:
+    """Tell whether the function wants (event, ctx) or (event); TypeError: neither."""
+    if not callable(function):
+        raise TypeError(f"a handler must be a function, not {function!r}")
+    takes = _takes(function)
+    if takes == 0:
+        raise TypeError(f"{function!r} must take (event) or (event, ctx)")
+    return takes == 2  # noqa: PLR2004 - event and context
+
+
+def _takes(function: Callable[..., Any]) -> int:
+    """Count the positional parameters we would pass; 0 where the function needs others."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        try:
+            inspect.signature(function).bind(None)
+        except TypeError:
+            return 0
+        return 1
+    return 2
+
+
+def load(names: Sequence[str]) -> Registry:
+    """Import every named file, module or installed entry point, and collect its handlers.
+
+    Raises HandlerError for all that cannot be found, read or registered.
+    """
+    registry = Registry()
+    problems = []
+    for name in names:
+        try:
+            found = _found_in(name)
+        except HandlerError as error:
+            problems.append(str(error))
+            continue
+        for handler in found:
+            try:
+                registry.add(handler)
+            except HandlerError as error:
+                problems.append(str(error))
+    if problems:
+        raise HandlerError("\n".join(problems))
+    return registry
+
+
+def _found_in(name: str) -> list[Handler]:
+    found: list[Handler] = getattr(_import(name), _ATTRIBUTE, [])
+    if not found:
+        raise HandlerError(f"{name}: has no handler; decorate a function with @on(…)")
+    return found
+
+
+def _import(name: str) -> object:
+    try:
+        if name.endswith(".py") or "/" in name:
+            return _import_file(Path(name))
+        named = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+        return importlib.import_module(named[0].value if named else name)
+    except HandlerError:
+        raise
+    except Exception as error:
+        raise HandlerError(f"{name}: cannot be loaded: {_where(error)}{error!r}") from error
+
+
+def _import_file(path: Path) -> object:
+    if not path.is_file():
+        raise HandlerError(f"{path}: no such file")
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.append(folder)  # so that it can import its neighbours, and shadow nobody
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise HandlerError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _where(error: BaseException) -> str:
+    """Name the innermost file and line of an error outside this program."""
+    place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        filename = trace.tb_frame.f_code.co_filename
+        if not filename.startswith("<") and filename not in {__file__, importlib.__file__}:
+            place = f"{filename}:{trace.tb_lineno}: "
+        trace = trace.tb_next
+    return place

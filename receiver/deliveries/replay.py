@@ -1,0 +1,225 @@
+"""Replays in bulk: count what is wanted, then owe it again, a little at a time.
+
+Fresh events come first: a step is small, the walk rests as long as it worked, and it waits while
+much of what it owed has not been begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import translate
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from receiver.deliveries.registry import Registry
+from receiver.model.errors import StoreUnavailable
+from receiver.model.ids import new_id
+from receiver.model.values import plain
+from receiver.store.replays import (
+    Candidate,
+    Counted,
+    Replay,
+    Replays,
+    Selection,
+    Step,
+    Underway,
+)
+from receiver.store.values import Known, Owed
+
+log = structlog.get_logger("receiver")
+
+_PAGE: Final = 200
+"""Events that are counted in one turn of the event loop."""
+_STEP: Final = 100
+"""Events that are owed in one transaction."""
+_MOST_DUE: Final = 500
+"""Deliveries of one replay that are due and not begun, beyond which it waits."""
+_LONGEST_WAIT: Final = 5.0
+"""Seconds after which it goes on all the same: one slow handler must not hold up all others."""
+_LOOK: Final = 0.05
+_NAP: Final = 2.0
+"""Seconds after which somebody looks for replays that another process was told to start."""
+
+
+class Replayer:
+    """Counts replays, and works on those that were started, in one process of all."""
+
+    def __init__(
+        self,
+        replays: Replays,
+        registry: Registry,
+        match: Callable[[Known, str], Owed],
+        *,
+        wake: Callable[[Iterable[str]], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._replays = replays
+        self._registry = registry
+        self._match = match
+        self._wake = wake
+        self._clock = clock
+        self._counting = asyncio.Lock()
+        self._awake = asyncio.Event()
+        self.on_change: Callable[[], None] = lambda: None
+        self.at_work = True
+
+    async def count(self, wanted: Selection) -> Replay:
+        """Count what is wanted as it is now, and keep that as a replay that may be started."""
+        # One at a time: a count may read all there is, and others want to read too.
+        async with self._counting:
+            counted = await self._count(wanted)
+        await self._replays.create(counted)
+        found = await self._replays.find(counted.id)
+        if found is None:
+            raise StoreUnavailable("the replay was forgotten at once")
+        return found
+
+    async def _count(self, wanted: Selection) -> Counted:
+        sieve = _Sieve(wanted, self._registry, self._match)
+        now = self._clock()
+        at, last = await self._replays.bounds()
+        events = matched = 0
+        stretch = (last, last)
+        while at < last:
+            look = await self._replays.look(wanted, at, last, _PAGE)
+            for found in look.candidates:
+                if owed := sieve.count(found):
+                    stretch = (stretch[0] if events else found.seq - 1, found.seq)
+                    events += 1
+                    matched += owed
+            at = look.end
+        return Counted(
+            id=new_id("rep", now),
+            wanted=wanted,
+            events=events,
+            matched=matched,
+            next=stretch[0],
+            last=stretch[1],
+            now=now,
+        )
+
+    async def start(self, replay_id: str) -> bool:
+        """Let a counted replay begin; False: it is none."""
+        if not await self._replays.start(replay_id):
+            return False
+        log.info("replay.started", **await self._counts(replay_id))
+        self._awake.set()
+        return True
+
+    async def cancel(self, replay_id: str) -> bool:
+        """Let a replay owe nothing further; False: it has ended, or is none."""
+        if not await self._replays.cancel(replay_id, self._clock()):
+            return False
+        log.info("replay.ended", **await self._counts(replay_id))
+        return True
+
+    async def run(self) -> None:
+        """Work on what was started, for as long as the app runs."""
+        while True:
+            self._awake.clear()
+            try:
+                running = await self._replays.running()
+                for replay in running:
+                    await self._step(replay)
+            except StoreUnavailable:
+                running = []
+            except Exception:
+                log.exception("task.failed")
+                running = []
+            if not running:
+                await self._nap()
+
+    async def _nap(self) -> None:
+        try:
+            async with asyncio.timeout(_NAP):
+                await self._awake.wait()
+        except TimeoutError:
+            return
+
+    async def _step(self, replay: Underway) -> None:
+        began = time.monotonic()
+        sieve = _Sieve(replay.wanted, self._registry, self._match)
+        look = await self._replays.look(replay.wanted, replay.next, replay.last, _STEP)
+        stepped = await self._replays.take_step(
+            Step(
+                replay_id=replay.id,
+                begin=replay.next,
+                end=look.end,
+                predictions=[found.known.id for found in look.candidates if sieve.count(found)],
+                choose=sieve.owed,
+                now=self._clock(),
+            )
+        )
+        self._wake(stepped.handlers)
+        if stepped.state == "done":
+            log.info("replay.ended", **await self._counts(replay.id))
+        if stepped.state != "running":
+            return
+        await asyncio.sleep(time.monotonic() - began)
+        await self._let_others_begin(replay.id)
+
+    async def _counts(self, replay_id: str) -> dict[str, Any]:
+        found = await self._replays.find(replay_id)
+        counts = ("state", "matched", "replayed")
+        return {"replay": replay_id, **{name: getattr(found, name, None) for name in counts}}
+
+    async def _let_others_begin(self, replay_id: str) -> None:
+        until = time.monotonic() + _LONGEST_WAIT
+        while await self._replays.due(replay_id, self._clock(), _MOST_DUE) >= _MOST_DUE:
+            if time.monotonic() >= until:
+                return
+            await asyncio.sleep(_LOOK)
+
+
+class _Sieve:
+    """Says what of an event's deliveries is wanted."""
+
+    def __init__(
+        self, wanted: Selection, registry: Registry, match: Callable[[Known, str], Owed]
+    ) -> None:
+        self._wanted = wanted
+        self._registry = registry
+        self._match = match
+        self._model = re.compile(translate("*" if wanted.model is None else wanted.model))
+        self._metadata = {
+            name: re.compile(translate(glob)) for name, glob in (wanted.metadata or {}).items()
+        }
+
+    def count(self, found: Candidate) -> int:
+        """Say how many deliveries of an event would be owed again."""
+        return len(self.owed(found.known, found.type, found.states).handlers)
+
+    def owed(self, known: Known, event_type: str, states: Mapping[str, str]) -> Owed:
+        """Name the handlers to whom an event would be owed again, and what they wait for."""
+        if not self._takes(known):
+            return Owed()
+        wanted = self._wanted
+        if wanted.state is not None:
+            # Deliveries that there are, in the order of registration; of strangers there is nobody
+            # to make any of them.
+            names = [name for name in self._registry.handlers if states.get(name) == wanted.state]
+        else:
+            busy = {"pending", "running"}
+            matching = self._match(known, event_type).handlers
+            names = [name for name in matching if states.get(name) not in busy]
+        if wanted.handler is not None:
+            names = [name for name in names if name == wanted.handler]
+        # They wait for each other only: whoever else wanted the event is through with it, or
+        # ends without looking for those who came later.
+        return Owed(tuple(names), self._registry.waiting(names))
+
+    def _takes(self, known: Known) -> bool:
+        if not self._model.match(known.model):
+            return False
+        if not self._metadata:
+            return True
+        metadata: dict[str, Any] = msgspec.json.decode(known.metadata)
+        return all(
+            name in metadata and glob.match(plain(metadata[name]))
+            for name, glob in self._metadata.items()
+        )

@@ -1,0 +1,36 @@
+"""What another service's answer means for a delivery."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container
+from typing import Final
+
+import httpx
+
+from receiver.deliveries.registry import Dead, Retry
+from receiver.providers.adapter import seconds_of
+
+_PASSING: Final = frozenset({408, 423, 425, 429})
+_FINAL: Final = frozenset(range(300, 500)) - _PASSING
+_LONGEST: Final = 200
+
+
+def expect(
+    answer: httpx.Response, *, final: Container[int] = _FINAL, after: float | None = None
+) -> httpx.Response:
+    """Give a 2xx back; raise Dead for a status in `final` and Retry for any other.
+
+    By default every 3xx and 4xx is final but 408, 423, 425 and 429. The next attempt comes when
+    `after` (seconds) or else the answer's Retry-After says, or by the handler's policy.
+    """
+    if answer.is_success:
+        return answer
+    said = " ".join(answer.text.split())[:_LONGEST]
+    reason = f"HTTP {answer.status_code}: {said}" if said else f"HTTP {answer.status_code}"
+    if answer.status_code in final:
+        raise Dead(reason)
+    if after is None:
+        after = seconds_of(answer.headers.get("retry-after", ""), time.time())
+    # At once would be as often as the policy allows within a second: that is what backoff is for.
+    raise Retry(reason, after=after or None)

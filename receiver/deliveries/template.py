@@ -1,0 +1,110 @@
+"""Texts with an event's fields in braces, for those who configure handlers."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from receiver.model.values import Event, Output
+
+
+def _urls(event: Event) -> list[str]:
+    found = (_address(output) for output in event.prediction.output or [])
+    return [url for url in found if url]
+
+
+def _address(output: Output) -> str | None:
+    """Name where a browser gets a result; a data URI is no address for people."""
+    return output.address or (output.stored.url if output.stored else None)
+
+
+def _seconds(event: Event) -> float | None:
+    begun = event.prediction.submitted_at
+    return None if begun is None else round((event.time - begun).total_seconds(), 1)
+
+
+_FIELDS: Final[dict[str, Callable[[Event], Any]]] = {
+    "id": lambda event: event.prediction.id,
+    "event": lambda event: event.id,
+    "type": lambda event: event.type.removeprefix("prediction."),
+    "provider": lambda event: event.prediction.provider,
+    "model": lambda event: event.prediction.model,
+    "prompt": lambda event: event.prediction.input.get("prompt"),
+    "input": lambda event: event.prediction.input,
+    "metadata": lambda event: event.prediction.metadata,
+    "code": lambda event: event.prediction.error and event.prediction.error.code,
+    "error": lambda event: event.prediction.error and event.prediction.error.message,
+    "url": lambda event: next(iter(_urls(event)), None),
+    "urls": lambda event: "\n".join(_urls(event)),
+    "text": lambda event: "\n".join(o.text for o in event.prediction.output or [] if o.text),
+    "date": lambda event: event.time,
+    "seconds": _seconds,
+}
+_INSIDE: Final = frozenset({"input", "metadata"})
+_NAME: Final = re.compile(r"(\w+)(?:\[([^\[\]{}]+)\])?")
+
+
+class Template:
+    """A text like `{model}: {prompt:.80} {metadata[order]} {date:%Y-%m-%d}`.
+
+    Fields: id, event, type, provider, model, prompt, input[…], metadata[…], code, error, url, urls,
+    text, date (UTC), seconds (from submit to end), and whatever `more` names. What an event does
+    not have is empty. `url` is where the first result is kept, if it is kept where a browser can
+    get it, and the provider's own otherwise. Raises ValueError for a field that there is not.
+    """
+
+    def __init__(self, text: str, more: Sequence[str] = ()) -> None:
+        self._text = text
+        known = {*_FIELDS, *more}
+        for _, field, _, _ in string.Formatter().parse(text):
+            found = None if field is None else _NAME.fullmatch(field)
+            if field is not None and (not found or found[1] not in known or not _fits(found)):
+                raise ValueError(
+                    f"{{{field}}} in {text!r} is no field: use {', '.join(sorted(known))}"
+                )
+
+    def fill(
+        self, event: Event, clean: Callable[[str], str] = str, more: Mapping[str, Any] | None = None
+    ) -> str:
+        """Fill the fields in; `clean` is applied to what each of them brings."""
+        values = {**{name: _Late(read, event) for name, read in _FIELDS.items()}, **(more or {})}
+        return _Filling(clean).vformat(self._text, (), values)
+
+
+def _fits(found: re.Match[str]) -> bool:
+    return (found[1] in _INSIDE) == (found[2] is not None)
+
+
+class _Late:
+    """A field that is read only if the text has it."""
+
+    def __init__(self, read: Callable[[Event], Any], event: Event) -> None:
+        self._read = read
+        self._event = event
+
+    def get(self) -> Any:
+        return self._read(self._event)
+
+
+class _Filling(string.Formatter):
+    def __init__(self, clean: Callable[[str], str]) -> None:
+        self._clean = clean
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:  # noqa: ARG002
+        found = _NAME.fullmatch(field_name)
+        name, key = found.groups() if found else (field_name, None)
+        value = kwargs[name]
+        value = value.get() if isinstance(value, _Late) else value
+        return (value if key is None else value.get(key)), name
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, dict | list | bool):
+            value = json.dumps(value, ensure_ascii=False)
+        try:
+            text = format("" if value is None else value, format_spec)
+        except ValueError:  # a format for numbers, and this event has a text there
+            text = str(value)
+        return self._clean(text)

@@ -1,0 +1,1 @@
+"""The HTTP side: callbacks, the /v1 API, health and metrics."""

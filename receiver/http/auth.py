@@ -1,0 +1,92 @@
+"""What stands before every /v1 route: a key, or a developer's own machine."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from receiver.http.body import whole_body
+from receiver.http.limits import Limits
+from receiver.http.proxies import client_of
+from receiver.model.errors import Problem
+from receiver.settings import Settings
+
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+_LOCAL_HOST: Final = re.compile(
+    r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE
+)
+_UNGUESSABLE: Final = 20
+"""Characters from which on a key cannot be guessed, however often one may try."""
+_PROXY_HEADERS: Final = frozenset({"forwarded", "via", "x-real-ip", "cf-connecting-ip"})
+
+
+class Guard:
+    """Makes routes that want a key, and reads their bodies within bounds."""
+
+    def __init__(self, settings: Settings, limits: Limits) -> None:
+        self._settings = settings
+        self._limits = limits
+        self._keys = [key.reveal().encode() for key in settings.api_keys]
+
+    def route(self, path: str, **endpoints: Callable[[Request], Any]) -> Route:
+        async def guarded(request: Request) -> Response:
+            self.authorize(request)
+            method = "GET" if request.method == "HEAD" else request.method
+            response: Response = await endpoints[method](request)
+            return response
+
+        return Route(path, guarded, methods=list(endpoints))
+
+    def authorize(self, request: Request) -> None:
+        """Let in whoever has a key; raise Problem, or Limited where too many have not.
+
+        While an address has no more failures left a key that could be guessed is as good as none.
+        """
+        client = client_of(request.scope)
+        shortest = _UNGUESSABLE if self._limits.strangers_wait(client) else 1
+        if self._is_known(request, shortest):
+            self._limits.authorized(client)
+            return
+        self._limits.unauthorized(client)
+        raise Problem(
+            401, "unauthorized", "send Authorization: Bearer with one of RECEIVER_API_KEYS"
+        )
+
+    def _is_known(self, request: Request, shortest: int) -> bool:
+        given = request.headers.get("authorization", "")
+        scheme, _, text = given.partition(" ")
+        key = text.strip().encode("utf-8", "surrogateescape")
+        # Every key is compared, so that the time taken does not tell which one was nearly right.
+        known = any([hmac.compare_digest(key, mine) for mine in self._keys])  # noqa: C419
+        if scheme.lower() == "bearer" and known:
+            return len(key) >= shortest
+        return self._settings.dev and not given and _is_local(request)
+
+    async def body(self, request: Request) -> bytes:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Problem(415, "unsupported-media-type", "send Content-Type: application/json")
+        return await whole_body(request, self._settings.max_body_bytes)
+
+
+def _is_local(request: Request) -> bool:
+    """Tell a caller on this machine from one who comes through a proxy, a tunnel or a web page."""
+    client = request.client.host if request.client else ""
+    # A bare proxy_pass adds no header, but speaks HTTP/1.0, which no client of today does.
+    forwarded = request.scope["http_version"] == "1.0" or any(
+        name in _PROXY_HEADERS or name.startswith("x-forwarded-") for name in request.headers
+    )
+    crossed = request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}
+    return (
+        client in _LOOPBACK
+        and not forwarded
+        and not crossed
+        and "origin" not in request.headers
+        and _LOCAL_HOST.fullmatch(request.headers.get("host", "")) is not None
+    )

@@ -1,0 +1,207 @@
+"""What comes with a request, read and bounded: its body, its parameters, its wishes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from functools import cache
+from typing import Any, Final, TypeVar
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Receive
+
+from receiver.model.errors import Problem
+
+_LONGEST_WAIT: Final = 60.0
+_WHOLE: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
+
+Asked = TypeVar("Asked", bound=msgspec.Struct)
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The parameters of a route that has none."""
+
+
+class Disconnected(Exception):
+    """The sender went away in the middle of its request."""
+
+
+class TooLarge(Exception):
+    """More bytes came than we take."""
+
+
+class TooSlow(Exception):
+    """Fewer bytes came than a body must bring in its time."""
+
+
+_GRACE: Final = 10.0
+_PACE: Final = 1024
+"""A body may take 10 seconds, and one more for each KiB that has come, …"""
+SLOWEST: Final = 60.0
+"""… and so many at the most; a provider's own patience is shorter."""
+
+
+async def read_body(receive: Receive, most: int, *, keep: bool = True) -> bytes:
+    """Read a request's body, counting while it streams; raise TooLarge at the first byte over.
+
+    Raises TooSlow for a body that trickles, and Disconnected. Without `keep` it is only counted: a
+    stranger's bytes need no memory.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    begun = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout_at(begun + _GRACE) as patience:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Disconnected
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > most:
+                    raise TooLarge
+                if keep or not chunks:
+                    chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                patience.reschedule(begun + min(_GRACE + size / _PACE, SLOWEST))
+    except TimeoutError:
+        raise TooSlow from None
+
+
+async def whole_body(request: Request, most: int) -> bytes:
+    """Read a request's body; raise a Problem where that is not to be had."""
+    try:
+        return await read_body(request.receive, most)
+    except TooSlow:
+        raise Problem(408, "too-slow", "the body came too slowly") from None
+    except TooLarge:
+        raise Problem(413, "too-large", f"more than {most} bytes") from None
+    except Disconnected:
+        raise HTTPException(499) from None
+
+
+def depth_of(value: Any) -> int:
+    """Measure how deep a JSON value nests, without recursion."""
+    deepest = 0
+    left = [(value, 1)]
+    while left:
+        item, depth = left.pop()
+        deepest = max(deepest, depth)
+        if isinstance(item, dict):
+            left.extend((inner, depth + 1) for inner in item.values())
+        elif isinstance(item, list):
+            left.extend((inner, depth + 1) for inner in item)
+    return deepest
+
+
+def prefer_wait(headers: Mapping[str, str]) -> float | None:
+    """Read `Prefer: wait=N` (RFC 7240) in seconds; what we do not understand is ignored."""
+    for preference in headers.get("prefer", "").lower().split(","):
+        name, _, value = preference.partition(";")[0].strip().partition("=")
+        if name.strip() == "wait":
+            digits = value.strip().strip('"') or "60"
+            if digits.isdecimal() and digits.isascii():
+                return min(max(float(digits), 1.0), _LONGEST_WAIT)
+    return None
+
+
+def one_of(name: str, text: str | None, words: Collection[str]) -> str | None:
+    """Read a parameter that is one of a few words, or not given."""
+    if text is not None and text not in words:
+        raise Problem(422, "invalid-request", f"{name} must be one of {', '.join(words)}")
+    return text
+
+
+def parameters(request: Request, kind: type[Asked], apart: str | None = None) -> Asked:
+    """Read the query as the struct that also describes it; what is unknown or twice is refused.
+
+    Parameters whose names begin with `apart` are left to `free`.
+    """
+    given = request.query_params.multi_items()
+    values = dict(given)
+    if len(values) < len(given):
+        [(twice, _), *_] = Counter(name for name, _ in given).most_common(1)
+        raise Problem(422, "invalid-request", f"{twice} is given twice")
+    kept = {name: text for name, text in values.items() if not (apart and name.startswith(apart))}
+    return _read(kept, kind)
+
+
+def free(request: Request, prefix: str) -> dict[str, str]:
+    """Read the parameters whose names begin so, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): text
+        for name, text in request.query_params.items()
+        if name.startswith(prefix)
+    }
+
+
+def wishes(request: Request, kind: type[Asked]) -> Asked:
+    """Read the headers that a struct describes; any others are none of its business."""
+    headers = request.headers
+    names = (field.encode_name for field in msgspec.structs.fields(kind))
+    return _read({name: headers[name] for name in names if name in headers}, kind)
+
+
+def named(request: Request, name: str, kind: Any, refusal: Problem) -> str:
+    """Read what stands in the path; what could never be there is refused without a look."""
+    text: str = request.path_params[name]
+    if text.endswith("\n"):
+        raise refusal
+    try:
+        return msgspec.convert(text, kind)  # type: ignore[no-any-return]
+    except msgspec.ValidationError:
+        raise refusal from None
+
+
+def _read(values: Mapping[str, str], kind: type[Asked]) -> Asked:
+    for name, text in values.items():
+        if text.endswith("\n"):  # a pattern's `$` lets it pass, in Python's words alone
+            raise Problem(422, "invalid-request", f"{name}: it ends with a line break")
+    numbers = _numbers(kind)
+    given = {
+        name: int(text) if name in numbers and _WHOLE.fullmatch(text) else text
+        for name, text in values.items()
+    }
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise Problem(422, "invalid-request", complaint(kind, str(error))) from None
+
+
+@cache
+def _numbers(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """Name the fields that are whole numbers."""
+    schemas = schema_of(kind)["properties"].items()
+    return frozenset(name for name, schema in schemas if schema.get("type") == "integer")
+
+
+def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Give the JSON Schema of a struct of plain fields; that one may be left out is no value."""
+    (_,), schemas = msgspec.json.schema_components([kind])
+    schema: dict[str, Any] = schemas[kind.__name__]
+    for name, field in schema["properties"].items():
+        [bare, *_] = field.get("anyOf", [field])
+        if "$ref" in bare:
+            bare = schemas[bare["$ref"].rpartition("/")[2]]
+        kept = {"default": field["default"]} if field.get("default") is not None else {}
+        schema["properties"][name] = {**bare, **kept}
+    return schema
+
+
+def complaint(kind: type[msgspec.Struct], message: str) -> str:
+    """Say what a field of a struct must be, rather than what it is not."""
+    message, _, place = message.partition(" - at `$.")
+    name = place.rstrip("`")
+    schema = schema_of(kind)["properties"].get(name, {})
+    if "enum" in schema:
+        return f"{name} must be one of {', '.join(schema['enum'])}"
+    if "maximum" in schema:
+        return f"{name} must be {schema['minimum']} to {schema['maximum']}"
+    if "pattern" in schema:
+        return f"{name} must be like {', '.join(schema.get('examples', [schema['pattern']]))}"
+    return f"{name}: {message}" if name else message

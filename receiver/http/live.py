@@ -1,0 +1,289 @@
+"""What happens, as it happens: the moves and events of all predictions, for any number of readers.
+
+One task follows the journal for all readers of this process and writes each message down once. A
+reader that comes back names the last message it has seen, and goes on from the store until it has
+caught up: without a gap, and without a repeat. A reader that is too slow is cut; it can come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+
+from receiver.model.errors import Problem, StoreUnavailable
+from receiver.model.states import TERMINAL
+from receiver.model.values import Announcement, Status, plain, utc
+from receiver.store.changes import Move
+
+log = structlog.get_logger("receiver")
+
+PREFIX: Final = "prediction."
+KEEP_ALIVE: Final = 15.0
+"""Seconds of silence after which a reader is told that we are still there."""
+MOST_READERS: Final = 1000
+_MOST_WAITING: Final = 2000
+_MOST_BYTES: Final = 8 * 1024 * 1024
+"""What may wait for one reader before it is cut."""
+_MOST_WRITTEN: Final = 16
+"""Messages that are written down at once for a reader that catches up."""
+_NAP: Final = 0.25
+"""Seconds between two looks that nobody asked for: other processes move predictions too."""
+_AFTER_TROUBLE: Final = 1.0
+
+
+class Moved(msgspec.Struct, frozen=True, kw_only=True):
+    """What a move says of its prediction."""
+
+    id: str
+    provider: str
+    model: str
+    status: Status
+    metadata: dict[str, Any]
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A move that is not the end, as readers are told of it."""
+
+    type: str
+    time: datetime
+    prediction: Moved
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """Between these places the journal is not there any more, or is another: ask the lists."""
+
+    after: int
+    until: int
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reader wants to hear of; what is not given is everything."""
+
+    statuses: frozenset[str] = frozenset()
+    providers: frozenset[str] = frozenset()
+    metadata: Mapping[str, str] = {}
+    """As `@on` compares it: text as it is, other JSON as it is written."""
+
+    def __contains__(self, move: Move) -> bool:
+        return (
+            (not self.statuses or move.status in self.statuses)
+            and (not self.providers or move.provider in self.providers)
+            and all(
+                name in move.metadata and plain(move.metadata[name]) == value
+                for name, value in self.metadata.items()
+            )
+        )
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One move, and the text of it that goes to every reader who wants it."""
+
+    move: Move
+    frame: bytes
+
+
+class Source(Protocol):
+    """What the feed needs of the journal."""
+
+    async def end(self) -> int: ...
+    async def cut(self) -> int: ...
+    async def page(self, after: int, end: int) -> tuple[list[Move], int]: ...
+    async def events(self, prediction_ids: Sequence[str]) -> Mapping[str, Announcement]: ...
+
+
+class _Reader:
+    """What waits for one reader."""
+
+    def __init__(self, wanted: Wanted, after: int) -> None:
+        self.wanted = wanted
+        self._after = after
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        self.news = asyncio.Event()
+        self.is_cut = False
+
+    def put(self, messages: Sequence[Message]) -> None:
+        if self.is_cut:
+            return
+        for message in messages:
+            if message.move.seq > self._after and message.move in self.wanted:
+                self._waiting.append(message.frame)
+                self._size += len(message.frame)
+        if self._size > _MOST_BYTES or len(self._waiting) > _MOST_WAITING:
+            self.is_cut = True
+            log.warning("reader.cut", messages=len(self._waiting), bytes=self._size)
+            self._waiting.clear()
+        if self._waiting or self.is_cut:
+            self.news.set()
+
+    def take(self) -> bytes:
+        frames = b"".join(self._waiting)
+        self._waiting.clear()
+        self._size = 0
+        self.news.clear()
+        return frames
+
+
+class Feed:
+    """Follows the journal while there are readers."""
+
+    def __init__(self, journal: Source) -> None:
+        self._journal = journal
+        self._readers: set[_Reader] = set()
+        self._count = 0
+        self._position: int | None = None
+        """Up to where the readers have been told; None: there are none, and nobody follows."""
+        self._awake = asyncio.Event()
+        self._following = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    def wake(self) -> None:
+        """Hear that something may have happened."""
+        if self._count:
+            self._awake.set()
+
+    def close(self) -> None:
+        """End every reader's stream, as we are about to stop."""
+        self._stopping.set()
+        self._following.set()
+        for reader in self._readers:
+            reader.news.set()
+
+    async def run(self) -> None:
+        """Follow for as long as we run."""
+        while True:
+            self._awake.clear()
+            nap: float | None = _NAP
+            try:
+                if self._count:
+                    await self._follow()
+                else:
+                    self._position, nap = None, None
+                    self._following.clear()
+            except StoreUnavailable:
+                nap = _AFTER_TROUBLE
+            except Exception:
+                log.exception("task.failed")
+                nap = _AFTER_TROUBLE
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(nap):
+                    await self._awake.wait()
+
+    async def _follow(self) -> None:
+        end = await self._journal.end()
+        if self._position is None:
+            self._position = end
+            self._following.set()
+        while self._position < end:
+            await self._tell(*await self._journal.page(self._position, end))
+
+    async def _tell(self, moves: Sequence[Move], position: int) -> None:
+        """Tell the readers there are; whoever joins meanwhile has caught up to `position`."""
+        readers = list(self._readers)
+        before, self._position = self._position, position
+        wanted = [move for move in moves if any(move in reader.wanted for reader in readers)]
+        try:
+            messages = await self._written(wanted)
+        except BaseException:
+            self._position = before
+            raise
+        for reader in readers:
+            reader.put(messages)
+
+    async def now(self) -> int:
+        """Give the place to begin at for whoever wants what happens from now on."""
+        return await self._journal.end()
+
+    async def read(self, after: int, wanted: Wanted) -> AsyncGenerator[bytes]:
+        """Give frames of server-sent events after a place of the journal.
+
+        Raises Problem at once if there are too many readers, StoreUnavailable while it catches up.
+        """
+        if self._count >= MOST_READERS:
+            raise Problem(503, "too-many-readers", "too many streams are open", retry_after=10)
+        self._count += 1
+        try:
+            self._awake.set()
+            async for frames in self._read(after, wanted):
+                yield frames
+        finally:
+            self._count -= 1
+
+    async def _read(self, after: int, wanted: Wanted) -> AsyncIterator[bytes]:
+        end = await self._journal.end()
+        cut = await self._journal.cut()
+        if after < cut or after > end:
+            # Too old, or of another database (one that was restored, perhaps).
+            until = cut if after < cut else end
+            yield frame("stream.gap", until, Gap(after=after, until=until))
+            after = until
+        await self._following.wait()
+        while self._position is not None and after < self._position:
+            moves, after = await self._journal.page(after, self._position)
+            moves = [move for move in moves if move in wanted]
+            # A whole event may be megabytes: few of them wait for a reader that takes none.
+            for at in range(0, len(moves), _MOST_WRITTEN):
+                for message in await self._written(moves[at : at + _MOST_WRITTEN]):
+                    yield message.frame
+            if self._stopping.is_set():
+                return
+        reader = _Reader(wanted, after)
+        self._readers.add(reader)
+        try:
+            async for frames in self._live(reader):
+                yield frames
+        finally:
+            self._readers.discard(reader)
+
+    async def _live(self, reader: _Reader) -> AsyncIterator[bytes]:
+        # No empty line after a comment: some clients take it for the end of an event.
+        yield b": live\n"
+        while not self._stopping.is_set():
+            try:
+                async with asyncio.timeout(KEEP_ALIVE):
+                    await reader.news.wait()
+            except TimeoutError:
+                yield b": still here\n"
+                continue
+            if reader.is_cut:
+                yield b": cut, being too slow; come back with Last-Event-ID\n"
+                return
+            if frames := reader.take():
+                yield frames
+
+    async def _written(self, moves: Sequence[Move]) -> list[Message]:
+        """Write moves down as readers get them; what was deleted meanwhile is passed over."""
+        ended = [move.prediction_id for move in moves if move.status in TERMINAL]
+        events = await self._journal.events(ended) if ended else {}
+        messages = []
+        for move in moves:
+            content = events.get(move.prediction_id) if move.status in TERMINAL else _change(move)
+            if content is not None:
+                messages.append(Message(move, frame(content.type, move.seq, content)))
+        return messages
+
+
+def _change(move: Move) -> Change:
+    return Change(
+        type=PREFIX + move.status,
+        time=utc(move.time),
+        prediction=Moved(
+            id=move.prediction_id,
+            provider=move.provider,
+            model=move.model,
+            status=Status(move.status),
+            metadata=move.metadata,
+        ),
+    )
+
+
+def frame(kind: str, seq: int, content: Any) -> bytes:
+    """Write one server-sent event; JSON has no line breaks of its own."""
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (seq, kind.encode(), msgspec.json.encode(content))

@@ -1,0 +1,165 @@
+"""Answers: JSON, problem details (RFC 9457), and what becomes of every error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from receiver.http.request_log import request_id
+from receiver.model.errors import Limited, Problem, StoreUnavailable
+
+log = structlog.get_logger("receiver")
+
+
+def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, "application/json")
+
+
+_TITLES: Final = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    414: "URI Too Long",
+    415: "Unsupported Media Type",
+    422: "Unprocessable Content",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+}
+
+
+PROBLEMS: Final = {
+    "invalid-json": (400, "the body is not JSON"),
+    "unauthorized": (401, "no key was sent, or none of RECEIVER_API_KEYS"),
+    "unproved": (401, "it was not shown that the provider sent this; why is in the log"),
+    "not-found": (404, "there is no such thing"),
+    "no-model-details": (404, "the provider does not describe this model"),
+    "method-not-allowed": (405, "the path has other methods; Allow names them"),
+    "too-slow": (408, "the body took too long to come in"),
+    "idempotency-conflict": (409, "the Idempotency-Key was used for another request"),
+    "already-ended": (409, "the prediction has ended in another way"),
+    "not-ended": (409, "the prediction has not ended yet"),
+    "erased": (409, "the prediction, or the one with this Idempotency-Key, was erased"),
+    "delivery-running": (409, "a handler is at work on the prediction just now"),
+    "replay-canceled": (409, "the replay was canceled"),
+    "replay-ended": (409, "the replay has ended"),
+    "not-retryable": (409, "the delivery is running or done"),
+    "unconfirmed": (409, "the submit got no answer, so there is no provider's id to cancel by"),
+    "too-large": (413, "the body is larger than RECEIVER_MAX_BODY_BYTES"),
+    "unsupported-media-type": (415, "the Content-Type is not application/json"),
+    "invalid-request": (422, "a parameter or a field is unfit; the detail says which"),
+    "unknown-provider": (422, "there is no such provider"),
+    "provider-off": (422, "the provider has no API key here"),
+    "invalid-model": (422, "the model's name is unfit"),
+    "unsupported-input": (422, "the input holds what the provider, or this receiver, cannot do"),
+    "rate-limited": (429, "too much that came to nothing, or more than a limit that was set"),
+    "provider-busy": (429, "the provider takes no more requests now"),
+    "internal-error": (500, "a fault of ours; it is in the log"),
+    "provider-unavailable": (502, "the provider did not answer, or not sensibly"),
+    "unavailable": (503, "the database does not answer, or takes no writes"),
+    "too-many-readers": (503, "as many streams are open as may be"),
+    "keys-unavailable": (503, "the provider's public keys cannot be had"),
+    "sources-unavailable": (503, "where the provider's callbacks come from cannot be found out"),
+}
+"""Every `type` of a problem: its status and its meaning. They are stable."""
+PREFIX: Final = "urn:receiver:problem:"
+
+
+class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What went wrong, as RFC 9457 has it: `type` is for programs, `detail` for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    retry_after: int | msgspec.UnsetType = msgspec.UNSET
+    """Seconds, as in the header Retry-After."""
+    prediction_id: str | msgspec.UnsetType = msgspec.UNSET
+    """The prediction that holds the Idempotency-Key."""
+
+
+def problem_body(
+    status: int,
+    kind: str,
+    detail: str,
+    retry_after: int | None = None,
+    prediction_id: str | None = None,
+) -> bytes:
+    return msgspec.json.encode(
+        ProblemDetails(
+            type=PREFIX + kind,
+            title=_TITLES.get(status, "Error"),
+            status=status,
+            detail=detail,
+            retry_after=msgspec.UNSET if retry_after is None else retry_after,
+            prediction_id=msgspec.UNSET if prediction_id is None else prediction_id,
+        )
+    )
+
+
+def _problem(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(body, status, headers=headers, media_type="application/problem+json")
+
+
+async def _on_problem(_: Request, error: Exception) -> Response:
+    if not isinstance(error, Problem):
+        raise error
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}  # noqa: PLR2004
+    if error.status == 408:  # noqa: PLR2004 - what is left of the body is not waited for
+        headers["Connection"] = "close"
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    body = problem_body(
+        error.status, error.type, error.detail, error.retry_after, error.prediction_id
+    )
+    return _problem(error.status, body, headers)
+
+
+async def _on_unavailable(_: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's shape
+    body = problem_body(503, "unavailable", PROBLEMS["unavailable"][1])
+    return _problem(503, body, {"Retry-After": "5"})
+
+
+async def _on_limited(_: Request, error: Exception) -> Response:
+    if not isinstance(error, Limited):
+        raise error
+    body = problem_body(429, "rate-limited", str(error))
+    return _problem(429, body, {"Retry-After": str(error.seconds)})
+
+
+async def _on_http(_: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http-error")
+    return _problem(
+        error.status_code, problem_body(error.status_code, kind, error.detail), error.headers
+    )
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    name = request_id(request.scope)
+    log.error("request.failed", request=name, exc_info=error)
+    body = problem_body(500, "internal-error", "a fault of ours; it is in the log")
+    # The one answer that is given above all that names answers.
+    return _problem(500, body, {"X-Request-Id": name})
+
+
+ERROR_HANDLERS: Final[dict[Any, Any]] = {
+    Problem: _on_problem,
+    Limited: _on_limited,
+    StoreUnavailable: _on_unavailable,
+    HTTPException: _on_http,
+    Exception: _on_fault,
+}

@@ -1,0 +1,72 @@
+"""Callbacks that were not proved, counted by provider, reason and address.
+
+A flood of strangers must cost no write per request and wait for no disk: the counts are kept in
+memory and written every few seconds, all at once. A process that is killed loses the last of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from receiver.model.errors import StoreUnavailable
+from receiver.store.discarded import OTHER, Rejection, Sort, add_up
+
+_REST: Final = 2.0
+"""Seconds between two writes."""
+_PATIENCE: Final = 2.0
+"""Seconds that the last write may take, when we stop."""
+_LONGEST: Final = 64
+"""Characters of an address; a proxy may hand on any text as one."""
+
+
+class Rejections:
+    """Counts in memory; `keep` adds what was counted to what is stored."""
+
+    def __init__(
+        self,
+        keep: Callable[[Sequence[Rejection]], Awaitable[None]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._keep = keep
+        self._clock = clock
+        self._counts: dict[Sort, Rejection] = {}
+        self._news = asyncio.Event()
+
+    def count(self, provider: str, reason: str, source: str) -> None:
+        """Count one; beyond a thousand addresses the next ones are `other`."""
+        now = self._clock()
+        source = source[:_LONGEST] if source.isprintable() else OTHER
+        add_up(self._counts, Rejection(provider, reason, source, 1, now, now), self._counts)
+        self._news.set()
+
+    async def run(self) -> None:
+        """Write what is counted, every few seconds in which there is something."""
+        while True:
+            await self._news.wait()
+            await asyncio.sleep(_REST)
+            with contextlib.suppress(StoreUnavailable):  # then it is written with the next ones
+                await self._flush()
+
+    async def stop(self) -> None:
+        """Write what is left, if the database takes it now."""
+        with contextlib.suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await self._flush()
+
+    async def _flush(self) -> None:
+        taken, self._counts = self._counts, {}
+        self._news.clear()
+        if not taken:
+            return
+        try:
+            await self._keep(list(taken.values()))
+        except StoreUnavailable:
+            newer, self._counts = self._counts, taken
+            for one in newer.values():
+                add_up(self._counts, one, self._counts)
+            self._news.set()
+            raise

@@ -1,0 +1,114 @@
+"""Every request is told of when it is over, however it ends: one line, with all that it concerned.
+
+Its path is not on the line, as a callback's holds a token; the route and the ids are.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from itertools import count
+from typing import Any, Final
+
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from receiver.observability.events import Telemetry
+
+_ABOUT: Final = "receiver.about"
+_UNANSWERED: Final = 499
+"""nginx's word for a sender who went away before there was an answer."""
+_ID: Final = re.compile(r"(pred|evt|dlv)_[0-9a-z]{1,64}", re.ASCII)
+_KINDS: Final = {"pred": "prediction", "evt": "event_id", "dlv": "delivery"}
+_LONGEST_METHOD: Final = 16
+
+
+def about(scope: Scope, **fields: Any) -> None:
+    """Say what a request concerns: ids and words of ours, for its line."""
+    scope.setdefault(_ABOUT, {}).update(fields)
+
+
+def request_id(scope: Scope) -> str:
+    """Give the name under which a request is told of."""
+    return str(scope.get(_ABOUT, {}).get("request", ""))
+
+
+class Requests:
+    """Stands before all routes; gives every request a name, and its answer too."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, routes: Iterable[Route]) -> None:
+        self._app = app
+        self._telemetry = telemetry
+        self._templates: dict[Any, str] = {route.endpoint: route.path for route in routes}
+        self._process = secrets.token_hex(4)
+        self._count = count(1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        name = f"req_{self._process}{next(self._count):08x}"
+        scope[_ABOUT] = {"request": name}
+        exchange = _Exchange(receive, send, name.encode())
+        began = time.perf_counter()
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception:
+            exchange.status = exchange.status or 500  # as it will be answered
+            raise
+        finally:
+            self._tell(scope, exchange, time.perf_counter() - began)
+
+    def _tell(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
+        fields = scope[_ABOUT]
+        fields["method"] = scope["method"][:_LONGEST_METHOD]
+        fields["seconds"] = round(seconds, 4)
+        fields["client"] = (scope.get("client") or ("unknown",))[0]
+        fields["bytes"] = exchange.received
+        fields["sent"] = exchange.sent
+        if "id" in (params := scope.get("path_params") or {}):
+            fields.update(_id(params["id"]))
+        if exchange.status and not exchange.complete:
+            fields["ended"] = "early"
+        route = self._templates.get(scope.get("endpoint"), "unmatched")
+        self._telemetry.request(route, exchange.status or _UNANSWERED, fields)
+
+
+class _Exchange:
+    """What goes to and fro in one request, measured."""
+
+    __slots__ = ("_name", "_receive", "_send", "complete", "received", "sent", "status")
+
+    def __init__(self, receive: Receive, send: Send, name: bytes) -> None:
+        self._receive = receive
+        self._send = send
+        self._name = name
+        self.status = 0
+        self.received = 0
+        self.sent = 0
+        self.complete = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.received += len(message.get("body", b""))
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            # Made anew, as some answers are made once for all requests.
+            headers = [*message.get("headers", ()), (b"x-request-id", self._name)]
+            message = {**message, "headers": headers}
+            await self._send(message)
+            return
+        await self._send(message)
+        self.sent += len(message.get("body", b""))
+        self.complete = not message.get("more_body", False)
+
+
+def _id(text: str) -> dict[str, str]:
+    """Name what a path is about, if what it has there is an id at all."""
+    found = _ID.fullmatch(text)
+    return {_KINDS[found[1]]: found[0]} if found else {}

@@ -1,0 +1,150 @@
+"""`GET /metrics`: what was counted, and what the database says of what is owed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Final, Protocol
+
+from prometheus_client.metrics_core import GaugeMetricFamily
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from receiver.http.declare import Answer, Content, Operation
+from receiver.model.errors import StoreUnavailable
+from receiver.observability.events import Telemetry
+from receiver.observability.metrics import CONTENT_TYPE, gauge
+from receiver.store.backlog import Depth
+
+_FRESH: Final = 1.0
+"""Seconds for which a page is given to whoever asks: the route is open to all."""
+_SHARE: Final = 10
+"""A page is given for so many times as long as it took to make, if that is longer."""
+_PATIENCE: Final = 3.0
+"""Seconds that the database has; Prometheus gives up after ten."""
+
+
+class Counts(Protocol):
+    """What the page needs of the backlog."""
+
+    async def depth(self, providers: Sequence[str]) -> Depth: ...
+
+
+class MetricsPage:
+    """The page of metrics, made once a second at most, whoever asks."""
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        backlog: Counts,
+        *,
+        providers: Sequence[str],
+        handlers: Sequence[str],
+        streams: Mapping[str, Callable[[], Awaitable[bool]]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._telemetry = telemetry
+        self._backlog = backlog
+        self._providers = providers
+        self._handlers = handlers
+        self._streams = streams
+        self._clock = clock
+        self._made: asyncio.Task[bytes] | None = None
+        self._stale_at = 0.0
+
+    def routes(self) -> list[Route]:
+        return [Route("/metrics", self.answer)]
+
+    async def answer(self, _: Request) -> Response:
+        return Response(await self._page(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _page(self) -> bytes:
+        now = asyncio.get_running_loop().time()
+        if self._made is None or (self._made.done() and now >= self._stale_at):
+            self._stale_at = 0.0
+            self._made = asyncio.create_task(self._make())
+        return await asyncio.shield(self._made)
+
+    async def _make(self) -> bytes:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        depth, connected = None, None
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                depth = await self._backlog.depth(self._providers)
+                connected = {name: await look() for name, look in self._streams.items()}
+        except (StoreUnavailable, TimeoutError):
+            pass  # the page says so, and has what we know ourselves
+        gauges = list(self._gauges(depth, connected))
+        # Many processes have many files; reading them is no work for the loop.
+        page = await asyncio.to_thread(self._telemetry.metrics.expose, gauges)
+        ended = clock()
+        self._stale_at = ended + max(_FRESH, _SHARE * (ended - began))
+        return page
+
+    def _gauges(
+        self, depth: Depth | None, connected: Mapping[str, bool] | None
+    ) -> Iterator[GaugeMetricFamily]:
+        """Leave out what the database did not say: a nought would be worse than nothing."""
+        available = connected is not None and self._telemetry.writable
+        yield gauge(
+            "receiver_database_available",
+            "Whether the database answers and takes writes.",
+            (),
+            {(): available},
+        )
+        if connected is not None:
+            yield gauge(
+                "receiver_stream_connected",
+                "Whether some process listens to the provider's stream.",
+                ("provider",),
+                {(name,): up for name, up in connected.items()},
+            )
+        if depth is not None:
+            yield from self._depths(depth)
+
+    def _depths(self, depth: Depth) -> Iterator[GaugeMetricFamily]:
+        handlers = sorted({*self._handlers, *(name for name, _ in depth.owed), *depth.held})
+        owed = {(name, state): 0 for name in handlers for state in ("pending", "running")}
+        yield gauge(
+            "receiver_deliveries_owed",
+            "Deliveries that have not come to their end.",
+            ("handler", "state"),
+            {**owed, **depth.owed},
+        )
+        now = self._clock()
+        yield gauge(
+            "receiver_oldest_owed_delivery_age_seconds",
+            "Since when the oldest delivery of a handler is owed; 0 where none is.",
+            ("handler",),
+            {(name,): max(now - depth.oldest.get(name, now), 0.0) for name in handlers},
+        )
+        yield gauge(
+            "receiver_handler_held",
+            "Whether a handler's deliveries wait: paused by hand, or open after a run of failures.",
+            ("handler", "state"),
+            {
+                (name, state): depth.held.get(name) == state
+                for name, state in product(handlers, ("paused", "open"))
+            },
+        )
+        yield gauge(
+            "receiver_predictions_living",
+            "Predictions that have not come to their end.",
+            ("provider", "status"),
+            depth.living,
+        )
+
+
+OPERATIONS: Final = (
+    Operation(
+        "GET",
+        "/metrics",
+        "What was counted and what is owed, for Prometheus",
+        (Answer(200, "as Prometheus reads it", Content(str, media_type="text/plain")),),
+        is_open=True,
+    ),
+)

@@ -1,0 +1,230 @@
+"""`POST /webhooks/{provider}/{token}`: the callbacks, which take the hot path."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import Annotated, Any, Final, Literal, Protocol
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from receiver.http.body import Disconnected, TooLarge, TooSlow, read_body
+from receiver.http.declare import Answer, Content, Operation, ProviderName
+from receiver.http.limits import Limits
+from receiver.http.problems import problem_body
+from receiver.http.proxies import client_of
+from receiver.http.request_log import about
+from receiver.http.sources import Sources
+from receiver.model.errors import (
+    KeysUnavailable,
+    Limited,
+    SourcesUnavailable,
+    StoreUnavailable,
+    Unproved,
+)
+from receiver.observability.events import Telemetry
+from receiver.providers.adapter import Callback
+from receiver.store.values import Taken
+
+
+class Door(Protocol):
+    """What the callback route needs of the inbox."""
+
+    def opens(self, provider_name: str, token: str) -> str | None: ...
+    async def callback(
+        self, provider_name: str, prediction_id: str, callback: Callback
+    ) -> Taken: ...
+
+
+Sent = tuple[dict[str, Any], dict[str, Any]]
+"""An answer's two ASGI messages."""
+
+
+def _raw(status: int, body: bytes, *more: tuple[bytes, bytes]) -> Sent:
+    headers = [
+        (b"content-type", b"application/json" if status < 400 else b"application/problem+json"),  # noqa: PLR2004
+        (b"content-length", str(len(body)).encode()),
+        *more,
+    ]
+    return (
+        {"type": "http.response.start", "status": status, "headers": headers},
+        {"type": "http.response.body", "body": body},
+    )
+
+
+def _raw_problem(status: int, kind: str, detail: str, *more: tuple[bytes, bytes]) -> Sent:
+    return _raw(status, problem_body(status, kind, detail), *more)
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What became of a callback; one that comes too late is a duplicate too."""
+
+    status: Literal["accepted", "duplicate"]
+
+
+_WORDS: Final[dict[str, Literal["accepted", "duplicate"]]] = {
+    "accepted": "accepted",
+    "duplicate": "duplicate",
+    "late": "duplicate",
+}
+_TAKEN: Final = {word: _raw(200, msgspec.json.encode(Receipt(word))) for word in _WORDS.values()}
+_CLOSE: Final = (b"connection", b"close")
+_CHALLENGE: Final = (b"www-authenticate", b"Callback")
+"""A 401 must have one; no provider has a scheme to name."""
+_RETRY_SOON: Final = (b"retry-after", b"5")
+LATER: Final[dict[type[Exception], str]] = {
+    StoreUnavailable: "unavailable",
+    KeysUnavailable: "keys-unavailable",
+    SourcesUnavailable: "sources-unavailable",
+}
+"""What is no fault of the sender's, and the problem's type."""
+_UNKNOWN: Final = "unknown"
+"""Whatever provider a stranger makes up."""
+_UNPROVED: Final = _raw_problem(401, "unproved", "this callback could not be proved", _CHALLENGE)
+_NOBODY: Final = _raw_problem(404, "not-found", "no such provider")
+
+
+class Hook:
+    """`POST /webhooks/{provider}/{token}` as a bare ASGI app: nothing stands before the proof.
+
+    Answers 200 only after the commit; 401 for whatever is not proved, with no word of why; 408,
+    413, 429 and 503 as their names say. It never redirects, as providers take a 3xx for a refusal.
+    """
+
+    def __init__(
+        self,
+        door: Door,
+        providers: Collection[str],
+        most: int,
+        limits: Limits,
+        sources: Sources,
+        telemetry: Telemetry,
+        clock: Callable[[], float] = time.time,
+        on_rejected: Callable[[str, str, str], None] = lambda _provider, _reason, _source: None,
+    ) -> None:
+        self._door = door
+        self._providers = frozenset(providers)
+        self._most = most
+        self._limits = limits
+        self._sources = sources
+        self._telemetry = telemetry
+        self._clock = clock
+        self._on_rejected = on_rejected
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        params = scope["path_params"]
+        provider = params["provider"] if params["provider"] in self._providers else _UNKNOWN
+        made = None if provider == _UNKNOWN else self._door.opens(provider, params["token"])
+        about(scope, provider=provider, prediction=made)
+        try:
+            self._limits.callback(client_of(scope), provider, made)
+            answer = await self._take(scope, receive, provider, made)
+        except Limited as error:
+            self._reject(scope, provider, "limited")
+            retry = (b"retry-after", b"%d" % error.seconds)
+            answer = _raw_problem(429, "rate-limited", str(error), retry)
+        if answer is not None:
+            start, content = answer
+            await send(start)
+            await send(content)
+
+    async def _take(
+        self, scope: Scope, receive: Receive, provider: str, made: str | None
+    ) -> Sent | None:
+        """Prove and record, or say why not; what comes to nothing is charged to its sender."""
+        answer: Sent | None = None  # whoever went away is not answered
+        try:
+            if made is not None:
+                await self._sources.check(provider, client_of(scope))
+            body = await read_body(receive, self._most, keep=made is not None)
+            taken = await self._prove(scope, provider, made, body)
+        except Unproved as error:
+            reason = error.reason
+            answer = _UNPROVED if provider != _UNKNOWN else _NOBODY
+        except TooSlow:
+            reason = "too_slow"
+            answer = _raw_problem(408, "too-slow", "the body came too slowly", _CLOSE)
+        except TooLarge:
+            reason = "too_large"
+            answer = _raw_problem(413, "too-large", f"more than {self._most} bytes", _CLOSE)
+        except Disconnected:
+            reason = "disconnected"
+        except tuple(LATER) as error:
+            kind = LATER[type(error)]
+            self._count(scope, provider, kind.replace("-", "_"))
+            return _raw_problem(503, kind, "try again later", _RETRY_SOON)
+        else:
+            self._limits.callback_proved(provider)
+            about(
+                scope,
+                channel="webhook",
+                provider_id=taken.provider_id,
+                event_id=taken.event_id,
+                verdict=taken.verdict,
+            )
+            return _TAKEN[_WORDS.get(taken.verdict, "accepted")]
+        self._limits.callback_failed(client_of(scope), made)
+        self._reject(scope, provider, reason)
+        return answer
+
+    async def _prove(self, scope: Scope, provider: str, made: str | None, body: bytes) -> Taken:
+        if made is None:
+            raise Unproved("bad_token" if provider != _UNKNOWN else "unknown_provider")
+        callback = Callback(scope["headers"], body, self._clock())
+        return await self._door.callback(provider, made, callback)
+
+    def _reject(self, scope: Scope, provider: str, reason: str) -> None:
+        """Note what was the sender's fault; the reason is for us alone."""
+        self._count(scope, provider, reason)
+        self._on_rejected(provider, reason, client_of(scope))
+
+    def _count(self, scope: Scope, provider: str, reason: str) -> None:
+        about(scope, verdict="rejected", reason=reason)
+        self._telemetry.refused(provider, reason)
+
+
+class Proofs(msgspec.Struct, frozen=True, rename="kebab"):
+    """What providers prove a callback with, beside the token."""
+
+    x_webhook_secret: str | None = None
+    """Eachlabs: the secret that its submit was given."""
+    x_fal_webhook_request_id: str | None = None
+    """fal.ai: its id of the request."""
+    x_fal_webhook_user_id: str | None = None
+    """fal.ai: its id of the user."""
+    x_fal_webhook_timestamp: str | None = None
+    """fal.ai: unix seconds."""
+    x_fal_webhook_signature: str | None = None
+    """fal.ai: Ed25519 over the three above and the body's digest, in hex."""
+
+
+Token = Annotated[
+    str,
+    msgspec.Meta(description="Made by us for one prediction; it comes with the callback URL."),
+]
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/webhooks/{provider}/{token}",
+        "Take a provider's callback",
+        (Answer(200, "it is committed, or was before", Content(Receipt, Receipt("accepted"))),),
+        (
+            "not-found",
+            "unproved",
+            "too-slow",
+            "too-large",
+            "rate-limited",
+            "unavailable",
+            "keys-unavailable",
+            "sources-unavailable",
+        ),
+        "Not for callers: the URL is given to the provider with each submit. Nothing of the body "
+        "is parsed before it is proved, by the token in the path and, on top, by the provider's "
+        "signature or secret.",
+        names={"provider": ProviderName, "token": Token},
+        headers=Proofs,
+        body=(Content(Any, {"request_id": "…", "status": "OK", "payload": {"images": []}}),),
+        is_open=True,
+    ),
+)

@@ -1,0 +1,106 @@
+"""The state machine of a prediction: one table of arrows, and what one outcome does to a status.
+
+    queued ──begin──▶ submitting ──accepted──▶ processing ──▶ succeeded | failed | canceled
+      ▲                 │    │
+      └───postponed─────┘    └──ambiguous──▶ unconfirmed ──accepted──▶ processing
+                                                   └───────────────▶ succeeded | failed | canceled
+
+Every living state may also go straight to a terminal one, and `queued` to `processing`: a callback
+can outrun the answer to our own submit, or show that a refusal was none. Terminal states absorb.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, Literal
+
+from receiver.model.values import Outcome, Status
+
+
+class Cause(StrEnum):
+    """Why a prediction moves."""
+
+    BEGIN = "begin"  # there is room at the provider: the submit is about to be sent
+    POSTPONED = "postponed"  # the provider took nothing (429, 5xx, refused connection)
+    AMBIGUOUS = "ambiguous"  # bytes were sent and no answer came: money may be spent
+    ACCEPTED = "accepted"  # the provider named its own id
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+TERMINAL: Final = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED})
+
+
+IN_FLIGHT: Final = frozenset({Status.SUBMITTING, Status.PROCESSING, Status.UNCONFIRMED})
+
+
+_ENDS: Final = {
+    Cause.SUCCEEDED: Status.SUCCEEDED,
+    Cause.FAILED: Status.FAILED,
+    Cause.CANCELED: Status.CANCELED,
+}
+
+
+ARROWS: Final[dict[Status, dict[Cause, Status]]] = {
+    # Put back after a refusal that was none: whoever names the provider's id knows better.
+    Status.QUEUED: {Cause.BEGIN: Status.SUBMITTING, Cause.ACCEPTED: Status.PROCESSING, **_ENDS},
+    Status.SUBMITTING: {
+        Cause.POSTPONED: Status.QUEUED,
+        Cause.AMBIGUOUS: Status.UNCONFIRMED,
+        Cause.ACCEPTED: Status.PROCESSING,
+        **_ENDS,
+    },
+    Status.UNCONFIRMED: {Cause.ACCEPTED: Status.PROCESSING, **_ENDS},
+    Status.PROCESSING: dict(_ENDS),
+    Status.SUCCEEDED: {},
+    Status.FAILED: {},
+    Status.CANCELED: {},
+}
+
+
+def step(status: Status, cause: Cause) -> Status | None:
+    """Follow one arrow; None where there is none, which every caller treats as nothing to do."""
+    return ARROWS[status].get(cause)
+
+
+def sources(cause: Cause) -> frozenset[Status]:
+    """Name the states that `cause` may leave, for the WHERE of an UPDATE."""
+    return frozenset(status for status, arrows in ARROWS.items() if cause in arrows)
+
+
+_CAUSES: Final = {
+    "succeeded": Cause.SUCCEEDED,
+    "failed": Cause.FAILED,
+    "canceled": Cause.CANCELED,
+}
+
+
+Verdict = Literal["accepted", "duplicate", "late", "noted", "ask", "mismatch", "unknown"]
+
+
+def cause_of(outcome: Outcome) -> Cause | None:
+    """Return the arrow that an outcome follows; None where it ends nothing."""
+    return _CAUSES.get(outcome.kind)
+
+
+def advance(
+    status: Status, provider_id: str | None, outcome: Outcome
+) -> tuple[Verdict, Status, str]:
+    """Decide what one outcome does to a prediction: the verdict, the new status and the reason.
+
+    Total: every status and outcome has an answer, and only `accepted` ends a prediction.
+    """
+    cause = cause_of(outcome)
+    names = {outcome.provider_id, outcome.also_known_as} - {None}
+    if provider_id is not None and names and provider_id not in names:
+        return "mismatch", status, "another prediction's id"
+    if status in TERMINAL:
+        if cause is None or step(Status.PROCESSING, cause) is status:
+            return "duplicate", status, f"already {status}"
+        return "late", status, f"already {status}, then told {outcome.kind}"
+    if cause is None:
+        # Whoever names the provider's id proves that the submit was taken.
+        taken = names and outcome.kind != "missing" and step(status, Cause.ACCEPTED)
+        return ("ask" if outcome.kind == "ask" else "noted"), taken or status, outcome.kind
+    return "accepted", ARROWS[status][cause], outcome.kind

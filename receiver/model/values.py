@@ -1,0 +1,192 @@
+"""Frozen values: predictions, outputs, errors, events, and what adapters read.
+
+Times are `datetime` in UTC wherever a user sees them and unix seconds (float) inside.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+Channel = Literal["webhook", "sse", "poll", "sync"]
+Mode = Literal["queue", "sync"]
+
+
+class Status(StrEnum):
+    """Where a prediction stands."""
+
+    QUEUED = "queued"
+    SUBMITTING = "submitting"
+    PROCESSING = "processing"
+    UNCONFIRMED = "unconfirmed"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True):
+    """A frozen value whose fields read as attributes or, as in its JSON, by name."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.__struct_fields__:
+            return getattr(self, name)
+        raise KeyError(name)
+
+
+class Stored(Value, frozen=True, omit_defaults=True, kw_only=True):
+    """Where a result is kept for good, and what it was when it was put there."""
+
+    url: str
+    sha256: str
+    """Hex digest of the content."""
+    size: int
+    """Bytes."""
+    content_type: str
+    flagged: str | None = None
+    """Why the result may be none: `all_black` is a content filter's usual answer."""
+
+
+class Output(Value, frozen=True, omit_defaults=True, kw_only=True):
+    """One result: usually a file at a URL (possibly a data URI), sometimes only text."""
+
+    url: str | None = None
+    content_type: str | None = None
+    file_name: str | None = None
+    file_size: int | None = None
+    """Bytes, as the provider says."""
+    width: int | None = None
+    height: int | None = None
+    """Pixels, as the provider says."""
+    duration: float | None = None
+    """Seconds, as the provider says."""
+    text: str | None = None
+    """Set only where the provider answered words instead of a file."""
+    stored: Stored | None = None
+    """Set by a handler that keeps results, as `save` does."""
+
+    @property
+    def address(self) -> str:
+        """Where people and programs elsewhere get it: as it is kept, or else as it was made.
+
+        Empty for what is only here, or came inside a data URI.
+        """
+        kept = self.stored.url if self.stored else ""
+        both = (kept, self.url or "")
+        return next((url for url in both if url.startswith(("http://", "https://"))), "")
+
+
+ErrorCode = Literal[
+    "rejected", "provider_error", "content_policy", "timeout", "expired", "unconfirmed", "canceled"
+]
+
+
+class Error(Value, frozen=True, kw_only=True):
+    """Why a prediction did not succeed; `message` is in the provider's own words if it has any."""
+
+    code: ErrorCode
+    message: str
+
+
+class Prediction(Value, frozen=True, kw_only=True):
+    """One submitted generation, as users see it in handlers and over HTTP."""
+
+    id: str
+    provider: str
+    model: str
+    status: Status
+    mode: Mode
+    input: dict[str, Any]
+    metadata: dict[str, Any]
+    provider_id: str | None = None
+    """None until the provider has answered the submit, and for blocking calls that name none."""
+    output: list[Output] | None = None
+    error: Error | None = None
+    channel: Channel | None = None
+    """None before the end, and where the end is our own verdict (a deadline, a cancel in time)."""
+    parent_id: str | None = None
+    """The prediction whose handler submitted this one."""
+    depth: int = 0
+    """How many predictions led to this one: 0 where no handler submitted it."""
+    created_at: datetime
+    submitted_at: datetime | None = None
+    completed_at: datetime | None = None
+    erased_at: datetime | None = None
+    """When its content was erased: what is left are its names, its status and its times."""
+
+    @property
+    def flagged(self) -> str:
+        """Why a result of it may be none, as `save` found or its metadata say; empty: nothing."""
+        stored = [output.stored for output in self.output or [] if output.stored]
+        reasons = [*(kept.flagged for kept in stored), self.metadata.get("flagged")]
+        return next((str(reason) for reason in reasons if reason), "")
+
+
+class Ticket(Value, frozen=True, kw_only=True):
+    """What an adapter needs to know of a prediction."""
+
+    id: str
+    model: str
+    mode: Mode
+    input: dict[str, Any]
+    provider_id: str | None = None
+    links: dict[str, str] = {}
+    """URLs the provider named for this prediction, already checked."""
+    submitted_at: float | None = None
+    cancel_requested: bool = False
+
+
+EventType = Literal["prediction.succeeded", "prediction.failed", "prediction.canceled"]
+
+
+class Event(Value, frozen=True, kw_only=True):
+    """The one terminal fact of a prediction."""
+
+    id: str
+    type: EventType
+    time: datetime
+    channel: Channel | None
+    prediction: Prediction
+    raw: Any = None
+    """The provider's own payload, decoded, or its text where that is no JSON.
+
+    None where the end is our own verdict, and for payloads of more than 4 MiB.
+    """
+
+
+class Announcement(Value, frozen=True, kw_only=True):
+    """An event as the API tells it: without the provider's own payload."""
+
+    id: str
+    type: EventType
+    time: datetime
+    channel: Channel | None
+    prediction: Prediction
+
+
+OutcomeKind = Literal["processing", "succeeded", "failed", "canceled", "ask", "missing"]
+
+
+class Outcome(Value, frozen=True, kw_only=True):
+    """What an adapter reads out of a callback, a stream event or the answer to a poll."""
+
+    kind: OutcomeKind
+    """`ask`: the truth is at the provider, fetch it now. `missing`: it does not know the id."""
+    provider_id: str | None = None
+    """The provider's id as the payload names it; None where it names none."""
+    also_known_as: str | None = None
+    """A second id the provider may use for the same prediction (fal's gateway id)."""
+    output: list[Output] = []
+    error: Error | None = None
+
+
+def utc(seconds: float) -> datetime:
+    """Turn unix seconds into the form users see."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def plain(value: Any) -> str:
+    """Say a JSON value as it would be typed in a pattern: true, not True; null, not None."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

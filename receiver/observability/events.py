@@ -1,0 +1,170 @@
+"""What happens is told here, each thing once: a line for who reads, a count for who watches.
+
+A line has all the ids that it concerns, so that each can be followed by any of them, and never an
+argument, an input or a body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import product
+from typing import Any, Final, Literal, get_args
+
+import structlog
+
+from receiver.model.errors import StoreUnavailable
+from receiver.model.ids import event_id
+from receiver.observability.metrics import Metrics
+from receiver.store.values import Arrival, Claim, Lost, Settlement, Taken
+
+log = structlog.get_logger("receiver")
+
+SubmitResult = Literal["accepted", "answered", "rejected", "postponed", "unconfirmed"]
+PollResult = Literal["ended", "pending", "failed"]
+
+QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Routes that machines ask for all day: told of at debug level, while all is well."""
+_FAULT: Final = 500
+_CLIENTS_FAULT: Final = 400
+
+
+class Telemetry:
+    """Tells of outcomes, attempts, requests, and what leads to them."""
+
+    def __init__(self, metrics: Metrics | None = None) -> None:
+        self.metrics = metrics or Metrics()
+        self.writable = True
+        """Whether the last write to the database was taken."""
+
+    def expect(self, providers: Iterable[str], handlers: Iterable[str]) -> None:
+        """Count nothing yet of what will be counted: of a count's first step nobody sees the rise.
+
+        Whoever is to be woken by a first dead delivery must have seen that there was none.
+        """
+        metrics = self.metrics
+        for provider, result in product(providers, get_args(SubmitResult)):
+            metrics.submits[provider, result]
+        for provider, result in product(providers, get_args(PollResult)):
+            metrics.polls[provider, result]
+        for handler, state in product(handlers, ("done", "skipped", "dead")):
+            metrics.ends[handler, state]
+
+    def outcome(self, arrival: Arrival, taken: Taken) -> None:
+        channel = arrival.channel or "none"
+        self.metrics.outcomes[arrival.provider, channel, taken.verdict].inc()
+        if taken.verdict == "noted":
+            return
+        if taken.seconds is not None and arrival.channel is not None:
+            self.metrics.waits[(channel,)].observe(taken.seconds)
+        log.info(
+            "outcome.taken",
+            provider=arrival.provider,
+            provider_id=taken.provider_id or arrival.outcome.provider_id,
+            prediction=arrival.prediction_id,
+            channel=arrival.channel,
+            outcome=arrival.outcome.kind,
+            verdict=taken.verdict,
+            reason=taken.reason,
+            status=taken.status,
+            event_id=taken.event_id,
+            seconds=None if taken.seconds is None else round(taken.seconds, 3),
+        )
+
+    def attempt(
+        self, claim: Claim, settlement: Settlement, *, held: bool, error: BaseException | None
+    ) -> None:
+        """Tell of an attempt; `held` says whether its claim still was, so that its end counted."""
+        result, decision = settlement.result, settlement.decision
+        seconds = max(settlement.ended_at - settlement.started_at, 0.0)
+        self.metrics.attempts[claim.handler, result].inc()
+        self.metrics.runs[(claim.handler,)].observe(seconds)
+        if held and decision.state != "pending":
+            self.metrics.ends[claim.handler, decision.state].inc()
+        fields: Mapping[str, Any] = {
+            **_ids(claim),
+            "attempt": claim.attempt,
+            "result": result,
+            "state": decision.state if held else "claim lost",
+            "seconds": round(seconds, 4),
+        }
+        if result == "done":
+            log.info("handler.attempt", **fields)
+            return
+        if result == "skip":  # its handler's own wish, and no trouble
+            log.info("handler.attempt", **fields, reason=decision.reason)
+            return
+        delay = round(decision.delay, 3) if decision.state == "pending" else None
+        log.warning(
+            "handler.attempt", **fields, reason=decision.reason, retry_in=delay, exc_info=error
+        )
+
+    def interrupted(self, claim: Claim) -> None:
+        """Tell of an attempt that is cut short because we stop; it counts as never begun."""
+        log.warning("handler.interrupted", **_ids(claim))
+
+    def lost(self, attempts: Sequence[Lost]) -> None:
+        """Tell of attempts whose process could not: it is gone, or was frozen for too long."""
+        for one in attempts:
+            self.metrics.attempts[one.handler, "lost"].inc()
+            log.warning(
+                "handler.attempt",
+                handler=one.handler,
+                delivery=one.delivery,
+                event_id=event_id(one.prediction_id),
+                prediction=one.prediction_id,
+                provider=one.provider,
+                provider_id=one.provider_id,
+                channel=one.channel,
+                attempt=one.attempt,
+                result="lost",
+                state="pending",
+                seconds=round(max(one.seconds, 0.0), 4),
+                reason=one.reason,
+            )
+
+    def request(self, route: str, status: int, fields: Mapping[str, Any]) -> None:
+        """Tell of a request that is over; `fields` are the rest of its line."""
+        self.metrics.requests[route, str(status)].inc()
+        if status >= _FAULT or "reason" in fields:
+            log.warning("request.handled", route=route, status=status, **fields)
+        elif route in QUIET and status < _CLIENTS_FAULT:
+            log.debug("request.handled", route=route, status=status, **fields)
+        else:
+            log.info("request.handled", route=route, status=status, **fields)
+
+    def refused(self, provider: str, reason: str) -> None:
+        """Count a callback that was not taken; its request's line says the rest."""
+        self.metrics.refusals[provider, reason].inc()
+
+    def submit(self, provider: str, result: SubmitResult) -> None:
+        self.metrics.submits[provider, result].inc()
+
+    def poll(self, provider: str, result: PollResult) -> None:
+        self.metrics.polls[provider, result].inc()
+
+    def batch(self, size: int) -> None:
+        """Count a commit; it has happened, whatever becomes of the count."""
+        with suppress(Exception):
+            self.metrics.batches.observe(size)
+
+    def store(self, trouble: StoreUnavailable | None) -> None:
+        """Hear that the database takes no writes, or does again."""
+        self.writable = trouble is None
+        if trouble is None:
+            log.info("store.recovered")
+        else:
+            log.error("store.unavailable", reason=str(trouble))
+
+
+def _ids(claim: Claim) -> Mapping[str, Any]:
+    prediction = claim.event.prediction
+    return {
+        "handler": claim.handler,
+        "delivery": claim.id,
+        "event_id": claim.event.id,
+        "prediction": prediction.id,
+        "provider": prediction.provider,
+        "provider_id": prediction.provider_id,
+        "channel": claim.event.channel,
+    }

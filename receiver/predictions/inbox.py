@@ -1,0 +1,323 @@
+"""The one door: whatever is learnt of a prediction, pushed, streamed or polled, enters here.
+
+A callback is proved over its raw bytes before anything is parsed; a stream event or a poll answer
+is proved by our own connection and key. Then all take the same way: read, advance, and one
+transaction that holds the evidence, the new state, the event and what is owed to handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+
+from receiver.deliveries.registry import Registry
+from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
+from receiver.model.states import TERMINAL, advance
+from receiver.model.values import Channel, Error, Outcome, OutcomeKind, Status
+from receiver.observability.events import Telemetry
+from receiver.observability.tracing import OFF, Tracing
+from receiver.predictions.tokens import Tokens
+from receiver.providers.adapter import Callback, Provider
+from receiver.store.values import Arrival, Known, Owed, Ruling, Taken
+
+log = structlog.get_logger("receiver")
+
+_SECRET_HEADERS: Final = frozenset({b"x-webhook-secret", b"x-api-key"})
+_MOST_PARKED: Final = 1000
+_MOST_WARNED: Final = 1000
+_SEEK: Final = (0.2, 1.0, 4.0)
+"""Seconds between looks for the prediction of a stream event that came first."""
+
+
+class Accepts(Protocol):
+    """What the inbox needs of the store."""
+
+    async def accept(self, arrival: Arrival) -> Taken: ...
+    async def find(self, provider: str, provider_id: str) -> str | None: ...
+
+
+Keys = Callable[[bool], Awaitable[Sequence[bytes]]]
+"""Gives a provider's public keys; True: fetch them anew if that is allowed again."""
+
+
+class Waiters:
+    """Those in this process who wait for news of a prediction."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, set[asyncio.Event]] = {}
+
+    @contextmanager
+    def watch(self, prediction_id: str) -> Iterator[asyncio.Event]:
+        """Give an event that is set at the next news; watch first, then look, then wait."""
+        event = asyncio.Event()
+        watchers = self._events.setdefault(prediction_id, set())
+        watchers.add(event)
+        try:
+            yield event
+        finally:
+            watchers.discard(event)
+            if not watchers:
+                self._events.pop(prediction_id, None)
+
+    def tell(self, prediction_id: str) -> None:
+        for event in self._events.get(prediction_id, ()):
+            event.set()
+
+    def tell_all(self) -> None:
+        for prediction_id in list(self._events):
+            self.tell(prediction_id)
+
+
+class Inbox:
+    """Proves, reads and records; whatever may run a handler or free a place goes on from here.
+
+    `on_event(handlers)` is called after a commit that owes deliveries, `on_change(provider, id,
+    verdict)` after every commit that may matter to outbound.
+    """
+
+    def __init__(
+        self,
+        store: Accepts,
+        providers: Mapping[str, Provider],
+        tokens: Tokens,
+        registry: Registry,
+        public_keys: Keys,
+        *,
+        telemetry: Telemetry | None = None,
+        alone: bool = True,
+        clock: Callable[[], float] = time.time,
+        tracing: Tracing = OFF,
+    ) -> None:
+        self._telemetry = telemetry or Telemetry()
+        self._alone = alone
+        self._tracing = tracing
+        self._seeking: set[asyncio.Task[None]] = set()
+        self._store = store
+        self._providers = providers
+        self._tokens = tokens
+        self._registry = registry
+        self._public_keys = public_keys
+        self._clock = clock
+        self._parked: OrderedDict[tuple[str, str], tuple[Outcome, bytes]] = OrderedDict()
+        self.waiters = Waiters()
+        self._unrouted: set[tuple[str, str | None, OutcomeKind]] = set()
+        """What was warned of already: provider, model and kind."""
+        self.on_event: Callable[[tuple[str, ...]], None] = lambda _handlers: None
+        self.on_change: Callable[[str, str, str], None] = lambda _provider, _id, _verdict: None
+
+    def opens(self, provider_name: str, token: str) -> str | None:
+        """Name the prediction of a callback's path; None: the path is none that we made."""
+        try:
+            return self._tokens.open_callback(provider_name, token)
+        except Unproved:
+            return None
+
+    async def callback(self, provider_name: str, prediction_id: str, callback: Callback) -> Taken:
+        """Take a callback on a path that `opens`.
+
+        Raises Unproved, KeysUnavailable or StoreUnavailable.
+        """
+        provider = self._providers[provider_name]
+        proved_id = await self._prove(provider, prediction_id, callback)
+        try:
+            outcome = provider.read(callback.body)
+        except Unreadable:
+            # It is the provider's, so it means something: keep it, and ask what.
+            outcome = Outcome(kind="ask", provider_id=proved_id)
+        return await self.take(
+            Arrival(
+                prediction_id=prediction_id,
+                provider=provider_name,
+                channel="webhook",
+                outcome=outcome,
+                at=callback.at,
+                judge=self._judge,
+                headers=_headers(callback),
+                body=callback.body,
+                proved_id=proved_id,
+            )
+        )
+
+    async def learned(
+        self,
+        provider_name: str,
+        prediction_id: str,
+        channel: Channel,
+        outcome: Outcome,
+        body: bytes,
+    ) -> Taken:
+        """Take what our own connection was told: a poll's answer, or a blocking call's."""
+        return await self.take(
+            Arrival(
+                prediction_id=prediction_id,
+                provider=provider_name,
+                channel=channel,
+                outcome=outcome,
+                at=self._clock(),
+                judge=self._judge,
+                body=body,
+            )
+        )
+
+    async def heard(self, provider_name: str, outcome: Outcome, body: bytes) -> Taken | None:
+        """Take a stream event; park it if its prediction is not known (yet)."""
+        if outcome.provider_id is None:
+            return None
+        # Parked before the look: whoever stores the id looks here after, so one of us sees both.
+        key = (provider_name, outcome.provider_id)
+        self._parked[key] = (outcome, body)
+        while len(self._parked) > _MOST_PARKED:
+            self._parked.popitem(last=False)
+        prediction_id = await self._store.find(provider_name, outcome.provider_id)
+        if prediction_id is None:
+            if not self._alone:
+                task = asyncio.create_task(self._seek(provider_name, outcome.provider_id))
+                self._seeking.add(task)
+                task.add_done_callback(self._seeking.discard)
+            return None
+        return await self.unpark(provider_name, outcome.provider_id, prediction_id)
+
+    async def _seek(self, provider_name: str, provider_id: str) -> None:
+        """Look again for the prediction of a parked event: another process may be submitting it."""
+        for seconds in _SEEK:
+            await asyncio.sleep(seconds)
+            with contextlib.suppress(StoreUnavailable, Unproved):  # a poll will know
+                prediction_id = await self._store.find(provider_name, provider_id)
+                if prediction_id is not None:
+                    await self.unpark(provider_name, provider_id, prediction_id)
+                    return
+
+    async def unpark(
+        self, provider_name: str, provider_id: str, prediction_id: str
+    ) -> Taken | None:
+        """Take the stream event that came before its prediction's id was stored, if one did."""
+        parked = self._parked.pop((provider_name, provider_id), None)
+        if parked is None:
+            return None
+        outcome, body = parked
+        return await self.learned(provider_name, prediction_id, "sse", outcome, body)
+
+    async def verdict(
+        self,
+        provider_name: str,
+        prediction_id: str,
+        error: Error,
+        *,
+        only_from: frozenset[Status],
+        channel: Channel | None = None,
+        body: bytes = b"",
+    ) -> Taken:
+        """End a prediction by our own verdict: refused, expired, canceled before it was sent."""
+        kind: OutcomeKind = "canceled" if error.code == "canceled" else "failed"
+        return await self.take(
+            Arrival(
+                prediction_id=prediction_id,
+                provider=provider_name,
+                channel=channel,
+                outcome=Outcome(kind=kind, error=error),
+                at=self._clock(),
+                judge=self._judge,
+                body=body,
+                only_from=only_from,
+            )
+        )
+
+    async def take(self, arrival: Arrival) -> Taken:
+        """Record one outcome, exactly once, and wake whoever it concerns."""
+        taken = await self._store.accept(arrival)
+        if taken.verdict == "mismatch":
+            raise Unproved("id_mismatch")
+        self.on_event(taken.handlers)
+        self.on_change(arrival.provider, arrival.prediction_id, taken.verdict)
+        if taken.verdict == "accepted":
+            self.waiters.tell(arrival.prediction_id)
+            if not taken.handlers:
+                self._warn_of_unrouted(arrival, taken)
+        with await self._tracing.outcome(arrival, taken):
+            self._telemetry.outcome(arrival, taken)
+        return taken
+
+    def _warn_of_unrouted(self, arrival: Arrival, taken: Taken) -> None:
+        """Say that no handler wants such events: of the first of its sort, not of each."""
+        sort = (arrival.provider, taken.model, arrival.outcome.kind)
+        if sort in self._unrouted or len(self._unrouted) >= _MOST_WARNED:
+            return
+        self._unrouted.add(sort)
+        log.warning(
+            "event.unrouted",
+            event_id=taken.event_id,
+            prediction=arrival.prediction_id,
+            provider=arrival.provider,
+            model=taken.model,
+            type=f"prediction.{taken.status}",
+        )
+
+    def match(self, known: Known, event_type: str) -> Owed:
+        """Name the handlers that want the event of a prediction, and what they wait for."""
+        metadata: dict[str, Any] = (
+            msgspec.json.decode(known.metadata) if self._registry.wants_metadata else {}
+        )
+        names = self._registry.match(event_type, known.provider, known.model, metadata)
+        return Owed(tuple(names), self._registry.waiting(names))
+
+    async def _prove(
+        self, provider: Provider, prediction_id: str, callback: Callback
+    ) -> str | None:
+        now = self._clock()
+        if provider.proof != "public_keys":
+            secrets = self._tokens.webhook_secrets(prediction_id)
+            return provider.authenticate(callback, now=now, keys=secrets)
+        keys = await self._public_keys(False)
+        try:
+            return provider.authenticate(callback, now=now, keys=keys)
+        except Unproved as error:
+            if error.reason != "bad_signature":
+                raise
+        # The provider may have changed its keys: look once more, as often as that is allowed.
+        keys = await self._public_keys(True)
+        return provider.authenticate(callback, now=now, keys=keys)
+
+    def _judge(self, known: Known, arrival: Arrival) -> Ruling:
+        """Rule on an arrival; pure, and run inside the transaction."""
+        if arrival.provider != known.provider or not _agrees(known, arrival):
+            return Ruling(verdict="mismatch", status=known.status, reason="another's")
+        verdict, status, reason = advance(known.status, known.provider_id, arrival.outcome)
+        if verdict != "accepted" or status not in TERMINAL:
+            return Ruling(verdict=verdict, status=status, reason=reason)
+        event_type = f"prediction.{status}"
+        return Ruling(
+            verdict=verdict,
+            status=status,
+            reason=reason,
+            event_type=event_type,  # type: ignore[arg-type] # a terminal status names an event type
+            owed=self.match(known, event_type),
+        )
+
+
+def _agrees(known: Known, arrival: Arrival) -> bool:
+    """Hold the id that the proof covers against the body's and against our own submit's."""
+    if arrival.proved_id is None:
+        return True
+    outcome = arrival.outcome
+    named = {outcome.provider_id, outcome.also_known_as} - {None}
+    if named and arrival.proved_id not in named:
+        return False
+    return bool(named) or known.provider_id in {None, arrival.proved_id}
+
+
+def _headers(callback: Callback) -> str:
+    """Keep the provider's own headers as evidence, but no secret."""
+    kept = [
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, value in callback.headers
+        if name.startswith(b"x-") and name not in _SECRET_HEADERS
+    ]
+    return msgspec.json.encode(kept).decode()

@@ -1,0 +1,281 @@
+"""Ask about what nobody told us: every living prediction is looked at when it falls due.
+
+A look ends in one of three ways: the answer went through the inbox and was the end; the deadline
+has passed and that is the end; or the prediction is due again, later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+
+from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
+from receiver.model.states import TERMINAL
+from receiver.model.values import Error, Outcome, Status
+from receiver.observability.events import Telemetry
+from receiver.observability.tracing import OFF, Span, Tracing
+from receiver.predictions.inbox import Inbox
+from receiver.predictions.provider_client import ANSWER_TIMEOUT, Busy, Wire
+from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, MARGIN, Schedule
+from receiver.providers.adapter import Follow, Provider, Streamed
+from receiver.store.values import Job, Progress
+
+log = structlog.get_logger("receiver")
+
+_MOST_LOOKS: Final = 32
+_MOST_FOLLOWS: Final = 3
+_LAST_WORD: Final = 60.0
+"""Seconds past its deadline that a prediction waits for a provider's limits, to be asked about."""
+
+
+class Books(Protocol):
+    """What looking needs of the store."""
+
+    async def progress(self, progress: Progress) -> bool: ...
+    async def claim_due(
+        self, provider: str, now: float, hold_until: float, most: int
+    ) -> list[Job]: ...
+    async def find(self, provider: str, provider_id: str) -> str | None: ...
+    async def next_due(self, provider: str) -> float | None: ...
+    async def stale(self, provider: str, before: float, most: int) -> list[str]: ...
+
+
+class Overdue:
+    """Looks at what is due, under the providers' limits; `on` names those that have a key."""
+
+    def __init__(
+        self,
+        store: Books,
+        inbox: Inbox,
+        providers: Mapping[str, Provider],
+        on: Collection[str],
+        wires: Mapping[str, Wire],
+        schedule: Schedule,
+        *,
+        timeout: float,
+        clock: Callable[[], float],
+        telemetry: Telemetry | None = None,
+        alone: bool = True,
+        tracing: Tracing = OFF,
+    ) -> None:
+        self._telemetry = telemetry or Telemetry()
+        self._alone = alone
+        self._tracing = tracing
+        self._hints: list[float] = []
+        self.looks = 0
+        """How many were begun."""
+        self._store = store
+        self._inbox = inbox
+        self._providers = providers
+        self._on = frozenset(on)
+        self._wires = wires
+        self._schedule = schedule
+        self._timeout = timeout
+        self._clock = clock
+        self._looks: dict[asyncio.Task[None], str] = {}
+        self._next_look = float("inf")
+        self.awake = asyncio.Event()
+
+    async def drop(self) -> None:
+        """Drop the looks under way: their rows are due again when their hold ends."""
+        for task in self._looks:
+            task.cancel()
+        await asyncio.gather(*self._looks, return_exceptions=True)
+
+    def under_way(self) -> list[asyncio.Task[None]]:
+        return list(self._looks)
+
+    def due(self, at: float) -> None:
+        """Hear that something falls due then: that may be before the end of our nap."""
+        if not self._alone:
+            heapq.heappush(self._hints, at)
+        if at < self._next_look:
+            self.awake.set()
+
+    async def run(self) -> None:
+        """Look whenever something falls due, for as long as the app runs.
+
+        Where other processes do the same, each looks when what it has in hand itself falls due;
+        what a dead one had in hand is found by the sweeps.
+        """
+        while True:
+            self.awake.clear()
+            self._next_look = float("inf")
+            began = self._clock()
+            try:
+                nap = await self.look_around()
+                if not self._alone:
+                    nap = self._next_hint(began)
+            except StoreUnavailable:
+                nap = 1.0
+            except Exception:
+                log.exception("task.failed")
+                nap = 1.0
+            nap = min(max(nap, 0.0), LONGEST_NAP if self._alone else BACKSTOP)
+            self._next_look = self._clock() + nap
+            try:
+                async with asyncio.timeout(nap):
+                    await self.awake.wait()
+            except TimeoutError:
+                continue
+
+    def _next_hint(self, began: float) -> float:
+        """Say in how many seconds to look again, after a look that began then."""
+        while self._hints and self._hints[0] <= began:
+            heapq.heappop(self._hints)
+        return self._hints[0] - self._clock() if self._hints else BACKSTOP
+
+    async def look_around(self) -> float:
+        """Start a look at everything that is due; give the seconds until the next."""
+        now = self._clock()
+        for provider in self._providers.keys() - self._on:
+            before = now - self._timeout
+            for prediction_id in await self._store.stale(provider, before, _MOST_LOOKS):
+                await self._expire_unsent(provider, prediction_id)
+        naps = [await self._look_at(provider, now) for provider in self._providers]
+        return min(naps, default=LONGEST_NAP)
+
+    async def _look_at(self, provider: str, now: float) -> float:
+        """Start the looks at one provider; another that hangs takes none of its room."""
+        room = _MOST_LOOKS - sum(name == provider for name in self._looks.values())
+        if room <= 0:
+            return LONGEST_NAP
+        hold_until = now + ANSWER_TIMEOUT + MARGIN
+        for job in await self._store.claim_due(provider, now, hold_until, room):
+            task = asyncio.create_task(self._look_safely(job))
+            self._looks[task] = provider
+            self.looks += 1
+            task.add_done_callback(self._looked)
+        next_due = await self._store.next_due(provider)
+        return LONGEST_NAP if next_due is None else next_due - self._clock()
+
+    def _looked(self, task: asyncio.Task[None]) -> None:
+        self._looks.pop(task, None)
+        self.awake.set()
+
+    async def _look_safely(self, job: Job) -> None:
+        try:
+            await self.look(job)
+        except StoreUnavailable:
+            return  # the row is due again when its hold ends
+        except Exception:
+            log.exception("task.failed", prediction=job.ticket.id)
+
+    async def look(self, job: Job) -> None:
+        """See to one due prediction; whatever happens, it is due again or at its end."""
+        now = self._clock()
+        if job.status in TERMINAL or job.status is Status.QUEUED:
+            return
+        if job.status is Status.SUBMITTING:
+            # Held well beyond the submit's time: whoever was submitting is gone.
+            await self._store.progress(Progress(id=job.ticket.id, cause="ambiguous", due_at=now))
+            return
+        deadline = float("inf") if job.deadline_at is None else job.deadline_at
+        try:
+            ended = await self._ask(job)
+        except Busy as busy:
+            # Past its deadline a prediction waits once more for the last word, but not for ever.
+            if now < deadline + _LAST_WORD:
+                due_at = now + busy.seconds
+                await self._again(job, due_at if now >= deadline else min(due_at, deadline))
+                return
+            ended = False
+        if ended:
+            return
+        if now >= deadline:
+            await self._expire(job)
+        else:
+            await self._again(job, min(self._schedule.next_poll(job), deadline))
+
+    async def _again(self, job: Job, due_at: float) -> None:
+        await self._store.progress(Progress(id=job.ticket.id, cause="looked", due_at=due_at))
+        self.due(due_at)
+
+    async def _ask(self, job: Job) -> bool:
+        """Ask the provider; True if that ended the prediction."""
+        if job.provider not in self._on:
+            return False
+        with await self._tracing.poll(job) as span:
+            return await self._learn(job, span)
+
+    async def _learn(self, job: Job, span: Span) -> bool:
+        try:
+            if job.ticket.provider_id is None:
+                return await self._search(job)
+            outcome, body = await self._poll(job)
+            if outcome.kind == "missing" and job.ticket.cancel_requested:
+                error = Error(code="canceled", message="canceled; the provider forgot it")
+                outcome = Outcome(kind="canceled", error=error)
+            taken = await self._inbox.learned(job.provider, job.ticket.id, "poll", outcome, body)
+        except Busy:
+            raise
+        except (Unreadable, Unproved) as error:
+            span.fail(error)
+            log.warning(
+                "poll.failed", provider=job.provider, prediction=job.ticket.id, reason=str(error)
+            )
+            self._telemetry.poll(job.provider, "failed")
+            return False
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            # A fault of ours must not keep the deadline from being kept.
+            span.fail(error)
+            log.exception("task.failed", provider=job.provider, prediction=job.ticket.id)
+            self._telemetry.poll(job.provider, "failed")
+            return False
+        ended = taken.status in TERMINAL
+        self._telemetry.poll(job.provider, "ended" if ended else "pending")
+        return ended
+
+    async def _poll(self, job: Job) -> tuple[Outcome, bytes]:
+        provider = self._providers[job.provider]
+        wire = self._wires[job.provider]
+        answer = await wire.ask(provider.poll(job.ticket))
+        outcome = provider.polled(job.ticket, answer)
+        for _ in range(_MOST_FOLLOWS):
+            if not isinstance(outcome, Follow):
+                return outcome, answer.body
+            answer = await wire.ask(outcome.request)
+            outcome = outcome.read(job.ticket, answer)
+        raise Unreadable("sent on too often")
+
+    async def _search(self, job: Job) -> bool:
+        """Look for what an ambiguous submit may have left at the provider."""
+        provider = self._providers[job.provider]
+        if not isinstance(provider, Streamed) or job.ticket.mode != "queue":
+            return False
+        for request in provider.search(job.ticket):
+            answer = await self._wires[job.provider].ask(request)
+            for provider_id in provider.found(job.ticket, answer):
+                if await self._store.find(job.provider, provider_id) is None:
+                    ticket = msgspec.structs.replace(job.ticket, provider_id=provider_id)
+                    return await self._ask(msgspec.structs.replace(job, ticket=ticket))
+        return False
+
+    async def _expire(self, job: Job) -> None:
+        seconds = self._timeout
+        if job.status is Status.UNCONFIRMED:
+            error = Error(
+                code="unconfirmed",
+                message=f"the submit got no answer, and nothing was heard for {seconds:g} s",
+            )
+        else:
+            error = Error(code="expired", message=f"no outcome within {seconds:g} s")
+        log.warning("prediction.expired", prediction=job.ticket.id, code=error.code)
+        await self._inbox.verdict(
+            job.provider, job.ticket.id, error, only_from=frozenset({job.status})
+        )
+
+    async def _expire_unsent(self, provider: str, prediction_id: str) -> None:
+        """End what waits for a provider that has been off for too long."""
+        error = Error(code="expired", message=f"{provider} has no API key here")
+        log.warning("prediction.expired", prediction=prediction_id, code=error.code)
+        await self._inbox.verdict(
+            provider, prediction_id, error, only_from=frozenset({Status.QUEUED})
+        )

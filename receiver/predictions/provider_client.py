@@ -1,0 +1,98 @@
+"""The wire to one provider: requests go out under its limits, answers come back whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import httpx
+
+from receiver.model.errors import Unreadable
+from receiver.providers.adapter import Answer, retry_after
+from receiver.providers.transport import read_capped
+from receiver.store.values import Turn
+
+AT_ONCE: Final = 64
+"""Requests in flight to a provider that sets no limit."""
+ANSWER_TIMEOUT: Final = 60.0
+"""Seconds for a whole answer; past it a submit is ambiguous."""
+_LARGEST_ANSWER: Final = 32 * 1024 * 1024
+_DEFAULT_PAUSE: Final = 1.0
+
+BROKEN: Final = (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError)
+"""What a request can end in; httpx reads the target of a redirect even if it is not followed."""
+
+
+class Busy(Unreadable):
+    """The provider takes no more requests for so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"no more requests for {seconds:.1f} s")
+        self.seconds = seconds
+
+
+class Turns(Protocol):
+    """Where requests are counted, for all who send them (the store)."""
+
+    async def take_turn(self, turn: Turn) -> float: ...
+
+
+class Wire:
+    """Sends an adapter's requests under the provider's limits, and reads the answers whole."""
+
+    def __init__(
+        self,
+        provider: str,
+        per_minute: int | None,
+        client: httpx.AsyncClient,
+        turns: Turns,
+        clock: Callable[[], float],
+    ) -> None:
+        self._provider = provider
+        self._per_minute = per_minute
+        self._client = client
+        self._turns = turns
+        self._clock = clock
+        self._paused_until = 0.0
+
+    async def send(self, request: httpx.Request, seconds: float) -> Answer:
+        """Send without following redirects: they would carry the key elsewhere, or bill twice."""
+        timeout = httpx.Timeout(10.0, read=seconds).as_dict()
+        request.extensions = {**request.extensions, "timeout": timeout}
+        async with asyncio.timeout(seconds):
+            response = await self._client.send(request, follow_redirects=False, stream=True)
+            body = await read_capped(response, _LARGEST_ANSWER)
+        return Answer(response.status_code, response.headers, body, self._clock())
+
+    async def ask(self, request: httpx.Request) -> Answer:
+        """Send a request that can be repeated; raise Unreadable if that gave no answer to read.
+
+        Raises Busy if the provider takes no request now; nothing was sent then.
+        """
+        await self._turn()
+        try:
+            answer = await self.send(request, ANSWER_TIMEOUT)
+        except BROKEN as error:
+            raise Unreadable(f"{type(error).__name__}: {error}") from error
+        if answer.status == httpx.codes.TOO_MANY_REQUESTS:
+            self.pause(retry_after(answer))
+            raise Unreadable("HTTP 429")
+        return answer
+
+    def pause(self, seconds: float | None) -> None:
+        """Send nothing for so long, and for a moment at least: the provider's 429 means that."""
+        seconds = max(seconds or 0.0, _DEFAULT_PAUSE)
+        self._paused_until = max(self._paused_until, self._clock() + seconds)
+
+    def paused(self) -> float:
+        """Say for how many seconds nothing may be sent."""
+        return max(self._paused_until - self._clock(), 0.0)
+
+    async def _turn(self) -> None:
+        wait = self.paused()
+        if wait == 0.0 and self._per_minute is not None:
+            turn = Turn(provider=self._provider, now=self._clock(), per_minute=self._per_minute)
+            wait = await self._turns.take_turn(turn)
+        if wait > 0.0:
+            raise Busy(wait)

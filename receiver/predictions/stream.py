@@ -1,0 +1,170 @@
+"""Listens to a provider's event stream, for as long as the app runs.
+
+The stream buffers nothing: what is said while nobody listens is lost. So every connection, the
+first too, is followed by asking about all that is at the provider; and submits wait, for a moment,
+until somebody listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Final, Protocol
+
+import httpx
+import structlog
+from httpx_sse import EventSource, SSEError
+
+from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
+from receiver.model.retry import backoff
+from receiver.model.values import Outcome
+from receiver.providers.adapter import Streamed
+from receiver.store.values import Taken
+
+log = structlog.get_logger("receiver")
+
+SILENCE: Final = 45.0
+"""Seconds without a byte after which a stream is dead: keep-alives come about every 15."""
+_LARGEST_EVENT: Final = 1024 * 1024
+_BASE: Final = 0.5
+_CAP: Final = 30.0
+_DOWN: Final = 3
+"""After so many failures in a row no submit waits for the stream any more."""
+_READY_TIMEOUT: Final = 5.0
+"""Seconds a submit waits for the stream; past it, polling has to do."""
+
+
+class Door(Protocol):
+    """What the listener needs of the inbox."""
+
+    async def heard(self, provider_name: str, outcome: Outcome, body: bytes) -> Taken | None: ...
+
+
+class Reconciles(Protocol):
+    """What the listener needs of the store."""
+
+    async def hasten(self, provider: str, now: float) -> None: ...
+
+
+class _Bounded(httpx.AsyncByteStream):
+    """A stream whose lines must end somewhere: an endless one would fill the memory."""
+
+    def __init__(self, stream: httpx.AsyncByteStream | httpx.SyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        waiting = 0
+        async for chunk in self._stream:  # type: ignore[union-attr] # an async client's is async
+            last = chunk.rfind(b"\n\n")
+            waiting = len(chunk) - last if last >= 0 else waiting + len(chunk)
+            if waiting > _LARGEST_EVENT:
+                raise Unreadable(f"an event of more than {_LARGEST_EVENT} bytes")
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()  # type: ignore[union-attr]
+
+
+class Listener:
+    """One connection to one provider's stream, made again whenever it ends."""
+
+    def __init__(
+        self,
+        name: str,
+        provider: Streamed,
+        client: httpx.AsyncClient,
+        door: Door,
+        store: Reconciles,
+        *,
+        on_connect: Callable[[], None],
+        silence: float = SILENCE,
+        clock: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._name = name
+        self._provider = provider
+        self._client = client
+        self._door = door
+        self._store = store
+        self._on_connect = on_connect
+        self._silence = silence
+        self._clock = clock
+        self._chance = chance
+        self._connected = False
+        self._failures = 0
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when the connection is made or lost."""
+        self._known = asyncio.Event()
+        """Set while it is worth no submit's time to wait: connected, or down."""
+
+    async def ready(self) -> bool:
+        """Wait a moment for the stream, unless it is down; say whether it is connected."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_READY_TIMEOUT):
+                await self._known.wait()
+        return self._connected
+
+    @property
+    def at_work(self) -> bool:
+        return self._connected
+
+    async def somebody_is(self) -> bool:
+        """Say whether any process is at work; here there is no other."""
+        return self._connected
+
+    async def run(self) -> None:
+        while True:
+            began = self._clock()
+            try:
+                await self._listen()
+                reason = "the provider ended it"
+            except (httpx.HTTPError, SSEError, Unreadable) as error:
+                reason = f"{type(error).__name__}: {error}"
+            except StoreUnavailable:
+                reason = "the database is unavailable"
+            except Exception:
+                log.exception("task.failed", provider=self._name)
+                reason = "a fault of ours"
+            finally:
+                self._connected = False
+                self.on_change()
+            long_lived = self._clock() - began > self._silence
+            self._failures = 1 if long_lived else self._failures + 1
+            if self._failures < _DOWN:
+                self._known.clear()
+            else:
+                self._known.set()
+            wait = backoff(self._failures, _BASE, _CAP, 0.5 + self._chance() / 2)
+            log.warning("stream.lost", provider=self._name, reason=reason, again_in=round(wait, 2))
+            await asyncio.sleep(wait)
+
+    async def _listen(self) -> None:
+        request = self._provider.stream()
+        timeout = httpx.Timeout(10.0, read=self._silence)
+        request.extensions = {**request.extensions, "timeout": timeout.as_dict()}
+        response = await self._client.send(request, stream=True, follow_redirects=False)
+        try:
+            if response.status_code != httpx.codes.OK:
+                raise Unreadable(f"HTTP {response.status_code}")
+            self._connected = True
+            self._known.set()
+            self.on_change()
+            log.info("stream.connected", provider=self._name)
+            await self._store.hasten(self._name, self._clock())
+            self._on_connect()
+            response.stream = _Bounded(response.stream)
+            async for message in EventSource(response).aiter_sse():
+                await self._heard(message.event, message.data)
+        finally:
+            await response.aclose()
+
+    async def _heard(self, event: str, data: str) -> None:
+        try:
+            outcome = self._provider.heard(event, data)
+            if outcome is not None:
+                await self._door.heard(self._name, outcome, data.encode())
+        except (Unreadable, Unproved) as error:
+            log.warning("stream.unknown", provider=self._name, reason=str(error))

@@ -1,0 +1,393 @@
+"""The submits of one provider: in order, as many at once as it allows, each sent once.
+
+The row comes before the money: a prediction is `submitting` in the store before the first byte, and
+what is unknown after a broken submit stays `unconfirmed` until somebody who knows says more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, Protocol, TypeVar
+
+import httpx
+import structlog
+
+from receiver.model.errors import ReceiverError, StoreUnavailable, Unreadable
+from receiver.model.retry import backoff
+from receiver.model.states import TERMINAL
+from receiver.model.values import Error, Outcome, Status
+from receiver.observability.events import SubmitResult, Telemetry
+from receiver.observability.tracing import OFF, Span, Tracing
+from receiver.predictions.inbox import Inbox
+from receiver.predictions.provider_client import ANSWER_TIMEOUT, AT_ONCE, BROKEN, Wire
+from receiver.predictions.tokens import Tokens
+from receiver.providers.adapter import (
+    Accepted,
+    Ambiguous,
+    Hook,
+    Postponed,
+    Provider,
+    Receipt,
+    Refused,
+)
+from receiver.settings import ProviderSettings, Settings
+from receiver.store.values import Begun, Job, Progress, ProgressCause, Slots
+
+log = structlog.get_logger("receiver")
+
+T = TypeVar("T")
+
+MARGIN: Final = 30.0
+"""Seconds after a timeout before a row that is still `submitting` belongs to nobody."""
+LONGEST_NAP: Final = 5.0
+BACKSTOP: Final = 60.0
+"""Seconds that a process naps with nothing in hand, while others sweep too."""
+_SYNC_TIMEOUT: Final = 600.0
+_POLL_CAP: Final = 60.0
+_PUSHED_POLL: Final = 30.0
+_UNPUSHED_POLL: Final = 3.0
+_RETRY_BASE: Final = 1.0
+_RETRY_CAP: Final = 60.0
+_LAST_WORD: Final = 1.5
+"""Seconds that submits under way get to be answered when we stop."""
+
+# Errors of httpx after which surely nothing was sent; after all others something may have been.
+_UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+_RESULTS: Final[Mapping[type, SubmitResult]] = {
+    Accepted: "accepted",
+    Outcome: "answered",
+    Refused: "rejected",
+    Postponed: "postponed",
+    Ambiguous: "unconfirmed",
+}
+
+
+class Books(Protocol):
+    """What a lane needs of the store."""
+
+    async def begin_submits(self, slots: Slots) -> Begun: ...
+    async def progress(self, progress: Progress) -> bool: ...
+    async def job(self, prediction_id: str) -> Job | None: ...
+    async def next_queued(self, provider: str) -> float | None: ...
+
+
+class Schedule:
+    """When to ask about a prediction that nobody told us about."""
+
+    def __init__(
+        self, settings: Settings, clock: Callable[[], float], chance: Callable[[], float]
+    ) -> None:
+        self._pushed = settings.poll_after or _PUSHED_POLL
+        self._unpushed = min(self._pushed, _UNPUSHED_POLL)
+        self._clock = clock
+        self._chance = chance
+
+    def first_poll(self, *, push_expected: bool) -> float:
+        return self._clock() + (self._pushed if push_expected else self._unpushed)
+
+    def next_poll(self, job: Job) -> float:
+        """Back off from the short interval to 60 s, a tenth more or less."""
+        seconds = min(_POLL_CAP, self._unpushed * 2.0 ** min(job.polls, 32))
+        return self._clock() + seconds * (0.9 + 0.2 * self._chance())
+
+    def next_submit(self, job: Job, wanted: float | None) -> float:
+        """Back off between submits; never earlier than the provider asked."""
+        seconds = backoff(job.submits, _RETRY_BASE, _RETRY_CAP, 0.5 + self._chance() / 2)
+        return self._clock() + max(seconds, wanted or 0.0)
+
+
+class Lane:
+    """The submits of one provider, in order, as many at once as it allows."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        limits: ProviderSettings,
+        wire: Wire,
+        store: Books,
+        inbox: Inbox,
+        tokens: Tokens,
+        settings: Settings,
+        schedule: Schedule,
+        clock: Callable[[], float],
+        telemetry: Telemetry,
+        longest_nap: float = LONGEST_NAP,
+        tracing: Tracing = OFF,
+    ) -> None:
+        self.provider = provider
+        self._tracing = tracing
+        self._telemetry = telemetry
+        self._longest_nap = longest_nap
+        self.submits = 0
+        """How many were begun."""
+        self.awake = asyncio.Event()
+        self.ready: Callable[[], Awaitable[bool]] | None = None
+        self.on_due: Callable[[float], None] = lambda _at: None
+        """Called after a commit by which a prediction falls due for a look then."""
+        self._limits = limits
+        self._wire = wire
+        self._store = store
+        self._inbox = inbox
+        self._tokens = tokens
+        self._settings = settings
+        self._schedule = schedule
+        self._clock = clock
+        self._sending: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
+        self._beginning = asyncio.Lock()
+        self._begun: set[asyncio.Task[float]] = set()
+
+    async def run(self) -> None:
+        while True:
+            self.awake.clear()
+            try:
+                nap = await self.begin()
+            except StoreUnavailable:
+                nap = 1.0
+            except Exception:
+                log.exception("task.failed", provider=self.provider.name)
+                nap = 1.0
+            try:
+                async with asyncio.timeout(min(max(nap, 0.01), self._longest_nap)):
+                    await self.awake.wait()
+            except TimeoutError:
+                continue
+
+    def freed(self) -> None:
+        """Hear that a prediction has ended; nothing waits for that where there is no limit."""
+        if self._limits.max_in_flight is not None:
+            self.awake.set()
+
+    def under_way(self) -> list[asyncio.Task[None]]:
+        return list(self._sending.values())
+
+    async def stop(self) -> None:
+        """Begin no more, and let the submits under way have a moment to be answered."""
+        self._stopping = True
+        await asyncio.gather(*self._begun, return_exceptions=True)
+        if self._sending:
+            await asyncio.wait(self._sending.values(), timeout=_LAST_WORD)
+        for task in self._sending.values():
+            task.cancel()
+        await asyncio.gather(*self._sending.values(), return_exceptions=True)
+
+    async def send_now(self, prediction_id: str) -> None:
+        """Begin what there is room for; if this prediction is begun, see its submit through.
+
+        An outcome that outruns the submit's answer ends the wait, and so does the end of the app.
+        """
+        with self._inbox.waiters.watch(prediction_id) as news:
+            await self.begin()
+            task = self._sending.get(prediction_id)
+            if task is None:
+                return
+            told = asyncio.create_task(news.wait())
+            try:
+                await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                told.cancel()
+
+    async def begin(self) -> float:
+        """Begin as many submits as there is room for; give the seconds until there may be more.
+
+        What is begun may be others' predictions, so a caller who goes away must not stop it, and
+        nothing of the caller's context, as its trace, is theirs.
+        """
+        task = asyncio.create_task(self._begin_alone(), context=contextvars.Context())
+        self._begun.add(task)
+        task.add_done_callback(self._has_begun)
+        return await asyncio.shield(task)
+
+    def _has_begun(self, task: asyncio.Task[float]) -> None:
+        self._begun.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller has it, if there still is one
+
+    async def _begin_alone(self) -> float:
+        async with self._beginning:
+            return await self._begin()
+
+    async def _begin(self) -> float:
+        wait = self._wire.paused()
+        now = self._clock()
+        room = AT_ONCE - len(self._sending)
+        if wait > 0 or room <= 0 or self._stopping:
+            return wait or self._longest_nap
+        begun = await self._store.begin_submits(
+            Slots(
+                provider=self.provider.name,
+                now=now,
+                most=room,
+                max_in_flight=self._limits.max_in_flight,
+                per_minute=self._limits.requests_per_minute,
+                hold_until=now + ANSWER_TIMEOUT + MARGIN,
+                hold_sync_until=now + _SYNC_TIMEOUT + MARGIN,
+                timeout=self._settings.prediction_timeout,
+            )
+        )
+        for job in begun.jobs:
+            task = asyncio.create_task(self._submit_safely(job))
+            self._sending[job.ticket.id] = task
+            self.submits += 1
+            task.add_done_callback(lambda _, key=job.ticket.id: self._sent(key))  # type: ignore[misc]
+        if begun.wait > 0:
+            return begun.wait
+        next_queued = await self._store.next_queued(self.provider.name)
+        if next_queued is None or next_queued <= now:
+            return self._longest_nap  # nothing waits, or it waits for a place: an end or a sweep
+        return next_queued - self._clock()
+
+    def _sent(self, prediction_id: str) -> None:
+        self._sending.pop(prediction_id, None)
+        self.awake.set()
+
+    async def _submit_safely(self, job: Job) -> None:
+        try:
+            with await self._tracing.submit(job) as span:
+                await self._submit(job, span)
+        except Exception:
+            # A fault of ours, perhaps after the money was spent: that is a doubt like any other.
+            log.exception("task.failed", prediction=job.ticket.id)
+            self._telemetry.submit(self.provider.name, "unconfirmed")
+            await self._progress(job, "ambiguous", self._schedule.next_poll(job))
+
+    async def _submit(self, job: Job, span: Span) -> None:
+        if job.deadline_at is not None and job.deadline_at <= self._clock():
+            await self._ended_unsent(job, Error(code="expired", message="every submit was put off"))
+            return
+        if job.ticket.cancel_requested:
+            error = Error(code="canceled", message="canceled before the provider took it")
+            await self._ended_unsent(job, error)
+            return
+        heard = await self._listened(job)
+        receipt, body = await self._send(job)
+        result = _RESULTS[type(receipt)]
+        self._telemetry.submit(self.provider.name, result)
+        span.note(result=result)
+        if isinstance(receipt, Refused | Postponed | Ambiguous):
+            span.fail(result)
+        log_fields = {"provider": self.provider.name, "prediction": job.ticket.id}
+        match receipt:
+            case Accepted():
+                await self._accepted(
+                    job, receipt, push_expected=heard or self._hook(job) is not None
+                )
+                log.info("submit.accepted", provider_id=receipt.provider_id, **log_fields)
+            case Outcome():
+                await self._answered(job, receipt, body)
+            case Refused(message, code):
+                log.warning("submit.rejected", reason=message, **log_fields)
+                await self._ended_unsent(job, Error(code=code, message=message), body)
+            case Postponed(message, after):
+                log.warning("submit.postponed", reason=message, after=after, **log_fields)
+                if receipt.whole_provider:
+                    self._wire.pause(after)
+                due_at = self._schedule.next_submit(job, after)
+                await self._progress(job, "postponed", due_at)
+            case Ambiguous(message):
+                log.warning("submit.unconfirmed", reason=message, **log_fields)
+                await self._progress(job, "ambiguous", self._schedule.next_poll(job))
+
+    async def _listened(self, job: Job) -> bool:
+        """Wait until somebody listens to the provider's stream, where it has one."""
+        if self.ready is None:
+            return False
+        try:
+            return await self.ready()
+        except asyncio.CancelledError:  # we stop, and nothing was sent: the next start may send it
+            await self._progress(job, "postponed", self._clock())
+            raise
+
+    async def _answered(self, job: Job, outcome: Outcome, body: bytes) -> None:
+        """Take a blocking call's answer; one that is not the end is asked about."""
+        taken = await _insist(
+            lambda: self._inbox.learned(self.provider.name, job.ticket.id, "sync", outcome, body)
+        )
+        if taken.status not in TERMINAL:
+            await self._progress(job, "looked", self._schedule.first_poll(push_expected=False))
+
+    async def _send(self, job: Job) -> tuple[Receipt, bytes]:
+        seconds = _SYNC_TIMEOUT if job.ticket.mode == "sync" else ANSWER_TIMEOUT
+        try:
+            request = self.provider.request(job.ticket, self._hook(job))
+        except (ReceiverError, ValueError, httpx.InvalidURL) as error:
+            return Refused(str(error)), b""
+        try:
+            answer = await self._wire.send(request, seconds)
+        except _UNSENT as error:
+            return Postponed(f"{type(error).__name__}: {error}"), b""
+        except (*BROKEN, Unreadable) as error:
+            return Ambiguous(f"{type(error).__name__}: {error}"), b""
+        try:
+            return self.provider.accepted(job.ticket, answer), answer.body
+        except Unreadable as error:
+            return Ambiguous(f"HTTP {answer.status}, {error}"), answer.body
+
+    def _hook(self, job: Job) -> Hook | None:
+        if self._settings.public_url is None or self.provider.proof == "none":
+            return None
+        if job.ticket.mode == "sync":
+            return None
+        token = self._tokens.callback(self.provider.name, job.ticket.id)
+        url = f"{self._settings.public_url}/webhooks/{self.provider.name}/{token}"
+        return Hook(url, self._tokens.webhook_secrets(job.ticket.id)[0].decode())
+
+    async def _accepted(self, job: Job, receipt: Accepted, *, push_expected: bool) -> None:
+        due_at = self._schedule.first_poll(push_expected=push_expected)
+        if not await self._progress(job, "accepted", due_at, receipt):
+            log.warning("submit.unconfirmed", prediction=job.ticket.id, reason="another's id")
+            await self._progress(job, "ambiguous", self._schedule.next_poll(job))
+            return
+        await self._inbox.unpark(self.provider.name, receipt.provider_id, job.ticket.id)
+        now = await self._store.job(job.ticket.id)
+        if now is not None and now.ticket.cancel_requested and now.status not in TERMINAL:
+            try:
+                await self._wire.ask(self.provider.cancel(now.ticket))
+            except Unreadable as error:
+                log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
+            await self._progress(job, "looked", self._clock())
+
+    async def _progress(
+        self,
+        job: Job,
+        cause: ProgressCause,
+        due_at: float,
+        receipt: Accepted | None = None,
+    ) -> bool:
+        """Record a step; False if the provider's id belongs to another prediction."""
+        progress = Progress(
+            id=job.ticket.id,
+            cause=cause,
+            due_at=due_at,
+            provider_id=receipt.provider_id if receipt else None,
+            links=receipt.links if receipt else {},
+        )
+        done = await _insist(lambda: self._store.progress(progress))
+        self.on_due(due_at)
+        return done
+
+    async def _ended_unsent(self, job: Job, error: Error, body: bytes = b"") -> None:
+        """End what the provider did not take; `body` is its answer, where there was one."""
+        await _insist(
+            lambda: self._inbox.verdict(
+                self.provider.name,
+                job.ticket.id,
+                error,
+                only_from=frozenset({Status.SUBMITTING}),
+                channel="sync" if body else None,
+                body=body,
+            )
+        )
+
+
+async def _insist(write: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a write until the store takes it: the provider has answered, and will not again."""
+    while True:
+        try:
+            return await write()
+        except StoreUnavailable:
+            await asyncio.sleep(0.5)

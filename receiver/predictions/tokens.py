@@ -1,0 +1,90 @@
+"""Callback tokens and per-prediction secrets, both derived from the secret keys (itsdangerous).
+
+Nothing here is stored: a restart, a lost answer or a second process changes nothing. Every key of
+the list opens what it once signed; only the newest signs, so a key is rotated by putting a new one
+in front and dropping the old one when its predictions have ended. Where several processes share the
+callbacks, the new one is first put at the end of all their lists, so that none signs what another
+would refuse.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from functools import cache
+from typing import Final
+
+from itsdangerous import Signer
+
+from receiver.model.errors import Unproved
+
+_LONGEST_TOKEN: Final = 200
+_ECHO_LIFE: Final = 60
+"""Seconds, in both directions, in which the time of an echo must lie."""
+
+
+class Tokens:
+    """Signs and opens; `keys` are the texts of RECEIVER_SECRET_KEY, newest first."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._callback = cache(lambda provider: _signers(keys, f"callback/{provider}"))
+        self._webhook_secret = _signers(keys, "webhook-secret")
+        self._echo = list(zip(_signers(keys, "echo"), _signers(keys, "echo-answer"), strict=True))
+
+    def callback(self, provider: str, prediction_id: str) -> str:
+        """Make the unguessable last part of a callback URL."""
+        return self._callback(provider)[0].sign(prediction_id).decode()
+
+    def open_callback(self, provider: str, token: str) -> str:
+        """Give back the prediction id that `token` names, or raise Unproved.
+
+        The whole text is compared, so that no second spelling of a signature is ever good.
+        """
+        prediction_id, dot, _ = token.partition(".")
+        if not dot or len(token) > _LONGEST_TOKEN or not token.isascii():
+            raise Unproved("bad_token")
+        given = token.encode()
+        if not any(
+            hmac.compare_digest(signer.sign(prediction_id), given)
+            for signer in self._callback(provider)
+        ):
+            raise Unproved("bad_token")
+        return prediction_id
+
+    def webhook_secrets(self, prediction_id: str) -> list[bytes]:
+        """Give every secret that a provider may present for this prediction, newest first."""
+        return [signer.get_signature(prediction_id) for signer in self._webhook_secret]
+
+    def echoes(self, now: float) -> list[str]:
+        """Make a token for each key, newest first, for asking whoever answers if he has it."""
+        asked = f"{int(now)}-{secrets.token_hex(8)}"
+        return [signer.sign(asked).decode() for signer, _ in self._echo]
+
+    def answer_echo(self, token: str, digest: str, now: float) -> str:
+        """Sign, with the key that made `token`, the digest of what came with it.
+
+        Raises Unproved, also for what was made too long ago. Whoever sees a token may use it until
+        then, and learns nothing by it: an answer is good for nothing but this comparison.
+        """
+        asked, dot, _ = token.partition(".")
+        if not dot or len(token) > _LONGEST_TOKEN or not token.isascii():
+            raise Unproved("bad_token")
+        given = token.encode()
+        for signer, answers in self._echo:
+            if hmac.compare_digest(signer.sign(asked), given):
+                if abs(now - int(asked.partition("-")[0])) > _ECHO_LIFE:
+                    raise Unproved("stale_token")
+                return answers.get_signature(f"{token}/{digest}").decode()
+        raise Unproved("bad_token")
+
+
+def _signers(keys: Sequence[str], salt: str) -> list[Signer]:
+    return [_signer(key, f"receiver/{salt}") for key in keys]
+
+
+def _signer(key: str, salt: str) -> Signer:
+    """Derive the key for its one purpose now, as every signature would derive it again."""
+    derived = Signer(key, salt=salt, digest_method=hashlib.sha256).derive_key()
+    return Signer(derived, salt=salt, digest_method=hashlib.sha256, key_derivation="none")

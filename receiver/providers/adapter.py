@@ -1,0 +1,362 @@
+"""What a provider adapter is, and the few checks that all adapters share.
+
+An adapter does no I/O. It turns values into unsent requests and bytes into values:
+
+    request(ticket, hook)      the submit            accepted(ticket, answer)  -> Receipt
+    authenticate(callback, …)  proof or Unproved     read(body)                -> Outcome
+    poll(ticket)               how to ask            polled(ticket, answer)    -> Outcome | Follow
+    cancel(ticket)             how to stop it
+    try_key()                  a harmless question    key_works(answer)        -> bool | None
+
+To add a provider: write one file beside this one, one folder of samples in `tests/samples/`, one
+line in `providers/__init__.py` and one row of `settings.py`. The contract suite does the rest.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, Literal, Protocol, runtime_checkable
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from receiver.model.errors import Problem, Unproved, Unreadable
+from receiver.model.values import Error, ErrorCode, Outcome, Output, Ticket
+from receiver.providers.codes import code_of
+
+LONGEST_MESSAGE: Final = 2000
+LONGEST_ID: Final = 200
+
+
+class Callback(msgspec.Struct, frozen=True):
+    """The raw request a provider sent us; nothing of it is believed yet."""
+
+    headers: Sequence[tuple[bytes, bytes]]
+    """Names in lower case, as ASGI gives them."""
+    body: bytes
+    at: float
+    """Unix seconds of its arrival."""
+
+    def header(self, name: bytes) -> bytes:
+        """Give the one value of a header; missing or repeated is Unproved."""
+        values = [value for key, value in self.headers if key == name]
+        if len(values) != 1:
+            raise Unproved("missing_header" if not values else "repeated_header")
+        return values[0]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A provider's HTTP answer, whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Any mapping that finds names in any case, as httpx's does."""
+    body: bytes
+    at: float = 0.0
+
+
+class Hook(msgspec.Struct, frozen=True):
+    """Where and with what secret a provider should call back."""
+
+    url: str
+    secret: str
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The provider took the submit and named it."""
+
+    provider_id: str
+    links: dict[str, str] = {}
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The provider will never take this submit; `message` is in its own words."""
+
+    message: str
+    code: ErrorCode = "rejected"
+    """`content_policy` where it refuses what was asked for, not how."""
+
+
+class Postponed(msgspec.Struct, frozen=True):
+    """The provider took nothing now; `after` is the wait it asked for, in seconds."""
+
+    message: str
+    after: float | None = None
+    whole_provider: bool = False
+    """True where it speaks of all our requests (429), so that the others should wait too."""
+
+
+class Ambiguous(msgspec.Struct, frozen=True):
+    """Nobody can say whether the provider took the submit."""
+
+    message: str
+
+
+Receipt = Accepted | Refused | Postponed | Ambiguous | Outcome
+
+
+class Follow(msgspec.Struct, frozen=True):
+    """The answer to a poll is not the whole truth: send this request, and `read` its answer."""
+
+    request: httpx.Request
+    read: Callable[[Ticket, Answer], Outcome]
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """One file per provider implements this."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def proof(self) -> Literal["public_keys", "shared_secret", "none"]:
+        """What `authenticate` wants as `keys`."""
+
+    @property
+    def stream_path(self) -> str | None:
+        """Where its event stream is, or None where it calls back instead."""
+
+    def check(self, model: str, input: dict[str, Any]) -> None:
+        """Refuse, with a Problem, what could never work."""
+
+    def request(self, ticket: Ticket, hook: Hook | None) -> httpx.Request: ...
+    def accepted(self, ticket: Ticket, answer: Answer) -> Receipt: ...
+    def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> str | None:
+        """Raise Unproved, or give the provider's id that the proof itself covers, if it does."""
+
+    def read(self, body: bytes) -> Outcome: ...
+    def poll(self, ticket: Ticket) -> httpx.Request: ...
+    def polled(self, ticket: Ticket, answer: Answer) -> Outcome | Follow: ...
+    def cancel(self, ticket: Ticket) -> httpx.Request: ...
+    def details(self, model: str) -> httpx.Request | None:
+        """Ask for the provider's own description of a model, where it has one."""
+
+    def try_key(self) -> httpx.Request:
+        """Ask what costs nothing, changes nothing, and is answered only to a good key."""
+
+    def key_works(self, answer: Answer) -> bool | None:
+        """Say whether the key was let in; None: the answer does not tell."""
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """A provider that tells outcomes on an event stream instead of calling back."""
+
+    def stream(self) -> httpx.Request: ...
+    def heard(self, event: str, data: str) -> Outcome | None: ...
+    def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
+        """Ask, after an ambiguous submit, for what the provider may have taken."""
+
+    def found(self, ticket: Ticket, answer: Answer) -> list[str]:
+        """Name the provider ids that could be this prediction, oldest first."""
+
+
+def decode(body: bytes | str) -> Any:
+    """Decode JSON from a stranger, or raise Unreadable; deep nesting is a stranger's trick."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise Unreadable(f"not JSON: {type(error).__name__}") from error
+
+
+def decode_object(body: bytes | str) -> dict[str, Any]:
+    """Decode a JSON object, or raise Unreadable."""
+    value = decode(body)
+    if not isinstance(value, dict):
+        raise Unreadable("not a JSON object")
+    return value
+
+
+def decode_or_empty(body: bytes) -> dict[str, Any]:
+    """Decode a JSON object where any other body only means that there is nothing to read."""
+    try:
+        return decode_object(body)
+    except Unreadable:
+        return {}
+
+
+_UNFIT: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def words(*candidates: Any) -> str:
+    """Give the first candidate that says something, as clean text of bounded length; else ''."""
+    for candidate in candidates:
+        if isinstance(candidate, str) and candidate.strip():
+            return _UNFIT.sub(" ", candidate).strip()[:LONGEST_MESSAGE]
+    return ""
+
+
+def identifier(*candidates: Any) -> str | None:
+    """Give the first candidate that can be a provider's id."""
+    for candidate in candidates:
+        if isinstance(candidate, str) and 0 < len(candidate) <= LONGEST_ID and _sane(candidate):
+            return candidate
+    return None
+
+
+def _sane(text: str) -> bool:
+    """Tell whether `text` can be one segment of a path, as every provider's ids become one."""
+    return text.isprintable() and not {" ", "/"} & set(text) and text not in {".", ".."}
+
+
+def failure(message: str, *hints: str) -> Error:
+    """Build the error of a failed prediction; `hints`, for machines, only help to find its code."""
+    said = message[:LONGEST_MESSAGE]
+    return Error(code=code_of(said, [join(hints)]), message=said or "unknown")
+
+
+def refusal(message: str, *hints: str) -> Refused:
+    """Build the receipt of a refused submit, as `failure` builds an error."""
+    refused_content = failure(message, *hints).code == "content_policy"
+    return Refused(message, "content_policy" if refused_content else "rejected")
+
+
+_FILE_FIELDS: Final[dict[str, tuple[type, ...]]] = {
+    "content_type": (str,),
+    "file_name": (str,),
+    "file_size": (int,),
+    "width": (int,),
+    "height": (int,),
+    "duration": (int, float),
+}
+_LARGEST_NUMBER: Final = 2**53
+"""Beyond it no size is meant, and not every reader of our JSON would get the same number."""
+_DEEPEST_OUTPUT: Final = 12
+_MOST_OUTPUTS: Final = 1000
+
+
+def outputs(value: Any) -> list[Output]:
+    """Collect the results in any shape a provider uses: text, list, object, or nested files.
+
+    An object with a textual `url` is a file and any text that looks like a URL is one too; other
+    text counts only where it is the whole answer, as inside an object it is description. Depth and
+    number are bounded, as this reads what strangers wrote.
+    """
+    found: list[Output] = []
+    _collect(value, found, bare=True, depth=0)
+    return found
+
+
+def _collect(value: Any, found: list[Output], *, bare: bool, depth: int) -> None:
+    if depth > _DEEPEST_OUTPUT or len(found) >= _MOST_OUTPUTS:
+        return
+    if isinstance(value, str):
+        if _is_url(value):
+            found.append(Output(url=value))
+        elif bare and value.strip():
+            found.append(Output(text=value))
+    elif isinstance(value, list):
+        for item in value:
+            _collect(item, found, bare=bare, depth=depth + 1)
+    elif isinstance(value, dict):
+        if isinstance(value.get("url"), str):
+            found.append(_file(value))
+        else:
+            for item in value.values():
+                _collect(item, found, bare=False, depth=depth + 1)
+
+
+def _is_url(text: str) -> bool:
+    return text.startswith(("https://", "http://", "data:"))
+
+
+def _file(value: dict[str, Any]) -> Output:
+    fields: dict[str, Any] = {"url": value["url"]}
+    for name, kinds in _FILE_FIELDS.items():
+        given: Any = value.get(name)
+        if type(given) in kinds and (isinstance(given, str) or abs(given) < _LARGEST_NUMBER):
+            fields[name] = float(given) if float in kinds else given
+    return Output(**fields)
+
+
+_MAGIC: Final = (
+    (b"\x89PNG", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF8", "image/gif"),
+    (b"RIFF", "image/webp"),
+)
+
+
+def data_uri(b64: str) -> Output:
+    """Wrap base64 text as a data URI, with the type its first bytes show."""
+    try:
+        head = base64.b64decode(b64[:16])
+    except ValueError:
+        head = b""
+    kind = next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+    return Output(url=f"data:{kind or 'application/octet-stream'};base64,{b64}", content_type=kind)
+
+
+def settle_submit(answer: Answer, message: str, *hints: str) -> Refused | Postponed | None:
+    """Sort a submit's answer by status alone; None: a 2xx, which the adapter reads on.
+
+    `hints` say only which refusal it is.
+    """
+    if 200 <= answer.status < 300:  # noqa: PLR2004 - any 2xx is a yes
+        return None
+    said = message or f"HTTP {answer.status} without a reason"
+    if answer.status >= 500 or answer.status in _TRY_AGAIN:  # noqa: PLR2004 - the server errors
+        return Postponed(
+            said, retry_after(answer), whole_provider=answer.status == httpx.codes.TOO_MANY_REQUESTS
+        )
+    return refusal(said, *hints)
+
+
+def let_in(answer: Answer, *, sign: bool) -> bool | None:
+    """Read the answer to a `try_key`; `sign`: it is what only a good key gets."""
+    if answer.status in {401, 403}:
+        return False
+    return True if sign else None
+
+
+_TRY_AGAIN: Final = {408, 425, 429}
+LONGEST_RETRY_AFTER: Final = 3600.0
+
+
+def retry_after(answer: Answer) -> float | None:
+    """Give the seconds that Retry-After asks for, within reason; None where it says nothing."""
+    seconds = seconds_of(answer.headers.get("retry-after", ""), answer.at)
+    return None if seconds is None else min(seconds, LONGEST_RETRY_AFTER)
+
+
+def seconds_of(text: str, now: float) -> float | None:
+    """Read a Retry-After, seconds or a date, as seconds from now; None where it says nothing."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(text)
+            # HTTP's dates are all UTC; its oldest form does not say so.
+            seconds = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - now
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+def model_path(model: str) -> str:
+    """Quote a model name for a URL path; a name that could leave its place is refused."""
+    segments = model.split("/")
+    if any(segment in {"", ".", ".."} for segment in segments):
+        raise Problem(422, "invalid-model", "model must be a path like owner/name")
+    return "/".join(quote(segment, safe="@:+~") for segment in segments)
+
+
+def first(items: Any) -> dict[str, Any]:
+    """Give the first object of a list from a stranger, or an empty one."""
+    return items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
+
+
+def lookup(table: Mapping[str, Any], key: Any, default: Any) -> Any:
+    """Read a translation table with a key from a stranger, which may not even be text."""
+    return table.get(key.strip().lower(), default) if isinstance(key, str) else default
+
+
+def join(parts: Iterable[str]) -> str:
+    """Put sentences after one another, leaving out the empty ones, within the longest message."""
+    return "; ".join(part for part in parts if part)[:LONGEST_MESSAGE]

@@ -1,0 +1,123 @@
+"""What a provider publishes, as its keys: fetched, kept, and fetched again when it fails us."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Final, Generic, TypeVar
+
+import httpx
+import structlog
+
+from receiver.model.errors import KeysUnavailable, ReceiverError, Unreadable
+from receiver.providers.transport import read_capped
+
+KEPT: Final = 86400.0
+"""Seconds that fetched keys are believed."""
+REFRESH: Final = 60.0
+"""Seconds between two refreshes that a failure may cause."""
+_AFTER_FAILURE: Final = 2.0
+_TIMEOUT: Final = 10.0
+_LARGEST: Final = 1024 * 1024
+
+log = structlog.get_logger("receiver")
+
+
+T = TypeVar("T")
+
+
+class Published(Generic[T]):
+    """Call with False for what is known, with True after a failure for newer if it is time.
+
+    Raises what `_unavailable` gives when there is nothing to be had.
+    """
+
+    kept: ClassVar[float]
+    """Seconds for which what was fetched is believed."""
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        url: str,
+        read: Callable[[bytes], list[T]],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._client = client
+        self._url = url
+        self._read = read
+        self._clock = clock
+        self._known: tuple[T, ...] = ()
+        self._fetched_at = float("-inf")
+        self._refreshed_at = float("-inf")
+        self._failed_at = float("-inf")
+        self._fetching = asyncio.Lock()
+
+    async def __call__(self, refresh: bool) -> Sequence[T]:
+        now = self._clock()
+        due = now - self._refreshed_at >= REFRESH
+        if refresh and due:
+            self._refreshed_at = now
+        # Whoever wants newer keys while they are being fetched waits for them, for no new request.
+        if (refresh and (due or self._fetching.locked())) or not self._fresh(now):
+            await self._fetch(now)
+        if not self._fresh(now):
+            raise self._unavailable()
+        return self._known
+
+    def _fresh(self, now: float) -> bool:
+        return bool(self._known) and now - self._fetched_at < self.kept
+
+    async def _fetch(self, now: float) -> None:
+        """Fetch once however many wait; a failure leaves what is known."""
+        async with self._fetching:
+            if self._fetched_at >= now or now - self._failed_at < _AFTER_FAILURE:
+                return
+            try:
+                known = tuple(self._read(await self._get()))
+            except (httpx.HTTPError, Unreadable, UnicodeError, TimeoutError) as error:
+                self._failed(f"{type(error).__name__}: {error}")
+                return
+            if not known:
+                self._failed("nothing of use in it")
+                return
+            self._known = known
+            self._fetched_at = self._clock()
+            self._fetched(len(known))
+
+    async def _get(self) -> bytes:
+        async with asyncio.timeout(_TIMEOUT):
+            request = self._client.build_request("GET", self._url)
+            answer = await self._client.send(request, stream=True)
+            body = await read_capped(answer, _LARGEST)
+        answer.raise_for_status()
+        return body
+
+    def _failed(self, reason: str) -> None:
+        self._failed_at = self._clock()
+        self._not_fetched(reason)
+
+    def _unavailable(self) -> ReceiverError:
+        raise NotImplementedError
+
+    def _fetched(self, count: int) -> None:
+        raise NotImplementedError
+
+    def _not_fetched(self, reason: str) -> None:
+        raise NotImplementedError
+
+
+class PublicKeys(Published[bytes]):
+    """A provider's public keys, believed for a day. Calling it may raise KeysUnavailable."""
+
+    kept = KEPT
+
+    def _unavailable(self) -> ReceiverError:
+        return KeysUnavailable(f"the public keys at {self._url} cannot be fetched")
+
+    def _fetched(self, count: int) -> None:
+        log.info("keys.fetched", url=self._url, count=count)
+
+    def _not_fetched(self, reason: str) -> None:
+        log.warning("keys.failed", url=self._url, reason=reason)

@@ -1,0 +1,644 @@
+"""The store on PostgreSQL: any number of processes on any number of machines.
+
+The queue stands beside the rows (`Jobs`) and is written in the same transactions; it says what is
+due, and the delivery rows stay the truth. What one process commits, the others hear by NOTIFY.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from queue import SimpleQueue
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
+
+import asyncpg
+import msgspec
+import structlog
+
+from receiver.model.errors import StoreUnavailable, StoreUnusable
+from receiver.store import operations
+from receiver.store import queries as q
+from receiver.store import rows as to
+from receiver.store.dialect import News, Operation, Query, Row, Run, Steps, Write, together
+from receiver.store.engine import Chore, Store
+from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
+from receiver.store.schema import MIGRATIONS, for_postgres
+from receiver.store.values import Arrival, Claim, Claims, Settlement, Wanted
+
+log = structlog.get_logger("receiver")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+SCHEMA: Final = "receiver"
+"""The PostgreSQL schema that holds everything of ours, the queue's tables too."""
+_CHANNEL: Final = "receiver_news"
+_MOST_NAMED: Final = 150
+"""Predictions named in one notice: its text may have 8,000 bytes."""
+_WRITERS: Final = 2
+_READERS: Final = 3
+_CONNECT_TIMEOUT: Final = 5.0
+_COMMAND_TIMEOUT: Final = 10.0
+_OVERDUE: Final = 60.0
+"""Seconds after which a delivery that is still pending may have no job any more."""
+_MOST_RESCUED: Final = 1000
+_SKEWED: Final = 2.0
+"""Seconds between our clock and the server's that are worth a warning."""
+_SOON: Final = 0.01
+"""Seconds until the next look for what has just fallen due, or is in another's hands."""
+_LAST_BEAT: Final = 2.0
+"""Seconds to wait for the thread of the leases; with the server away it may hang for longer."""
+_LARGEST_SHARED: Final = 64 * 1024
+"""Bytes of a callback that shares a transaction with others."""
+_LAST_PLACE: Final = Query(
+    "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM receiver.journal_seq_seq"
+)
+_WRITING: Final = Query("""
+SELECT virtualtransaction FROM pg_locks
+WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
+  AND database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+  AND relation = to_regclass('receiver.journal')
+""")
+_CLOCK: Final = Query("SELECT extract(epoch FROM clock_timestamp())::double precision")
+_SHORTEST_WAIT: Final = 0.002
+_LONGEST_WAIT: Final = 0.1
+"""Seconds between two looks for transactions that write the journal."""
+_SETTINGS: Final = {
+    "search_path": SCHEMA,
+    # A process that is frozen in a transaction must not hold its rows against all others.
+    "idle_in_transaction_session_timeout": "10000",
+    "lock_timeout": "8000",
+    # All that is run here is short, and must not depend on when the tables were last counted.
+    "jit": "off",
+    "enable_seqscan": "off",
+    "max_parallel_workers_per_gather": "0",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+
+
+Job: TypeAlias = Any
+"""A job as the queue knows it."""
+JobResult: TypeAlias = Literal["successful", "exception", "canceled"]
+
+
+class Jobs(Protocol):
+    """The queue beside the rows: one job for each delivery that is owed.
+
+    All of it happens on the connection that is given, and so in its transaction if there is one.
+    """
+
+    async def install(self, connection: Connection) -> None:
+        """Make or upgrade the queue's own tables."""
+
+    async def put(self, connection: Connection, owed: Sequence[tuple[str, str]]) -> None:
+        """Make deliveries (id, handler) due now; one that has a job keeps it."""
+
+    async def pick(self, connection: Connection, handler: str, most: int) -> dict[str, Job]:
+        """Take jobs that are due, or whose taker has not renewed them; give them by delivery."""
+
+    async def next_due(self, connection: Connection, handler: str) -> float | None:
+        """Say in how many seconds the next job falls due."""
+
+    async def finish(self, connection: Connection, jobs: Sequence[Job], result: JobResult) -> None:
+        """End picked jobs."""
+
+    async def drop(self, connection: Connection, deliveries: Sequence[str]) -> None:
+        """Take back the jobs of deliveries, whoever may have picked them."""
+
+    async def defer(self, connection: Connection, job: Job, seconds: float) -> None:
+        """Put a picked job back, to fall due again then."""
+
+    async def lost(self, connection: Connection, before: float, most: int) -> list[tuple[str, str]]:
+        """Name deliveries (id, handler) that have been due since before then and have no job."""
+
+    async def beat(self, connection: Connection, jobs: Sequence[Job]) -> None:
+        """Say that picked jobs are being worked on."""
+
+    async def sweep(
+        self, connect: Callable[[], Awaitable[Connection]], chores: Mapping[str, Chore]
+    ) -> None:
+        """Run chores every few seconds, and see to the queue's own; once for all processes."""
+
+
+class PostgresStore(Store):
+    """The store for many processes, its queue in `jobs`."""
+
+    def __init__(
+        self, url: str, report: Callable[[StoreUnavailable | None], None], jobs: Jobs
+    ) -> None:
+        super().__init__()
+        self._url = url
+        self._jobs = jobs
+        self._claimed: dict[tuple[str, int], Job] = {}
+        """The jobs of this process's claims, by delivery and claim: it may be claimed again before
+        we hear that its settlement is committed."""
+        self._untaken: dict[str, dict[str, Job]] = {}
+        """Jobs that were picked, by handler and delivery, until we know what became of those."""
+        self._me = secrets.token_hex(8)
+        self._rescue_at = 0.0
+        self._rescued_to = ""
+        self._skew = 0.0
+        """Seconds by which the server's clock is ahead: leases are kept by that one, for all."""
+        self._writer = Committer(self.connect, report, _WRITERS, committed=self._committed)
+        # A claim that is lost is made again when its lease is over: it waits for no disk, and what
+        # PgQueuer hands out and what we note of it need not be one transaction.
+        self._claimer = Committer(
+            partial(self.connect, synchronous_commit="off"), lambda _: None, 1, transactions=False
+        )
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._pulse = _Pulse(self._renew_now, self.connect)
+        self._listening: asyncio.Task[None] | None = None
+
+    def _committed(self, size: int) -> None:
+        self.on_commit(size)
+
+    async def connect(self, **settings: str) -> Connection:
+        """Open a connection as all of ours are."""
+        connection: Connection = await asyncpg.connect(
+            self._url,
+            timeout=_CONNECT_TIMEOUT,
+            command_timeout=_COMMAND_TIMEOUT,
+            server_settings={"application_name": "receiver", **_SETTINGS, **settings},
+        )
+        return connection
+
+    async def migrate(self) -> None:
+        try:
+            await self._migrate()
+        except StoreUnusable:
+            raise
+        except Exception as error:
+            raise StoreUnusable(what_to_do(error)) from error
+
+    async def start(self) -> None:
+        await self.migrate()
+        self._pool = await asyncpg.create_pool(
+            self._url,
+            min_size=0,  # else the pool itself goes on about a server that is away
+            max_size=_READERS,
+            timeout=_CONNECT_TIMEOUT,
+            command_timeout=_COMMAND_TIMEOUT,
+            reset=_leave_as_it_is,
+            server_settings={"application_name": "receiver", **_SETTINGS},
+        )
+        self._writer.start()
+        self._claimer.start()
+        self._pulse.start()
+        self._listening = asyncio.create_task(self._listen())
+
+    async def stop(self) -> None:
+        if self._listening is None:
+            return
+        self._listening.cancel()
+        await asyncio.gather(self._listening, return_exceptions=True)
+        self._pulse.stop()
+        await self._claimer.stop()
+        await self._writer.stop()
+        if self._pool is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._pool.close(), 2.0)
+
+    async def sweep(self, chores: Mapping[str, Chore]) -> None:
+        await self._jobs.sweep(self.connect, chores)
+
+    # --- what the queue has a part in ---
+
+    async def recover(self, owner: str, now: float) -> None:
+        """Others may be at work: only what has no owner any more is owed again."""
+        await self.reclaim(owner, now)
+
+    async def claim(self, wanted: Wanted) -> Claims:
+        found = await self._claimer.write("claim", self._claim_all, wanted)
+        if not isinstance(found, Exception):
+            return found
+        if not is_trouble(found):
+            raise found
+        raise StoreUnavailable(f"nothing can be claimed: {found}") from found
+
+    async def settle(self, settlement: Settlement) -> bool:
+        held = await self._writer.write("settle", self._settle_all, settlement)
+        self._claimed.pop((settlement.id, settlement.number), None)
+        return held
+
+    async def release(self, owner: str, now: float) -> None:
+        # After all claims that are still under way: nobody waits for them any more. What cannot be
+        # given back PgQueuer hands out half a minute later.
+        with contextlib.suppress(StoreUnavailable):
+            await self._claimer.write("give back", self._give_back_all, now)
+        released = await self._writer.write("release", self._release_all, (owner, now))
+        self._claimed = {
+            claim: job for claim, job in self._claimed.items() if claim[0] not in released
+        }
+
+    def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
+        self._pulse.put((owner, delivery_ids, lease_until))
+
+    async def reclaim(self, owner: str, now: float) -> list[str]:
+        """Do so, and once a minute see to deliveries that nobody else would."""
+        asked = time.time()
+        self._compare_clocks(float((await self.read(_CLOCK))[0][0]), asked)
+        by_server = now + self._skew
+        lost = await self.write(operations.reclaim, (owner, by_server))
+        self.on_lost(lost)
+        if now >= self._rescue_at:
+            await self._writer.write("rescue", self._rescue_all, now)
+            self._rescue_at = now + _OVERDUE
+        return [one.handler for one in lost]
+
+    async def _claim_all(
+        self, cx: Connection, items: Sequence[Wanted]
+    ) -> Sequence[Claims | Exception]:
+        results: list[Claims | Exception] = []
+        for wanted in items:
+            try:
+                results.append(await self._claim_for(cx, wanted))
+            except Exception as error:
+                if not results:
+                    raise
+                results.append(error)  # what the others have claimed must run
+        return results
+
+    async def _claim_for(self, cx: Connection, wanted: Wanted) -> Claims:
+        began = time.monotonic()
+        untaken = self._untaken.setdefault(wanted.handler, {})
+        if not untaken:  # else an earlier claim failed half way
+            untaken |= await self._jobs.pick(cx, wanted.handler, wanted.most)
+        claims = await self._take(cx, wanted, untaken) if untaken else []
+        try:
+            if untaken:
+                await self._put_back(cx, untaken, wanted.now + self._skew)
+            next_due = None
+            if len(claims) < wanted.most:
+                seconds = await self._jobs.next_due(cx, wanted.handler)
+                if seconds is not None and seconds < _SOON:
+                    seconds = _SOON + time.monotonic() - began
+                next_due = None if seconds is None else wanted.now + seconds
+        except Exception as error:
+            if not claims:
+                raise
+            if not is_trouble(error):
+                log.exception("task.failed", handler=wanted.handler)
+            next_due = wanted.now + _SOON  # what was claimed must run; the rest is seen to then
+        return Claims(claims, next_due)
+
+    async def _take(self, cx: Connection, wanted: Wanted, untaken: dict[str, Job]) -> list[Claim]:
+        """Claim deliveries whose jobs were picked, as many as are wanted; their jobs are known."""
+        names = list(islice(untaken, wanted.most))
+        params = msgspec.structs.asdict(wanted) | {
+            "largest": operations.LARGEST_RAW,
+            "now": wanted.now + self._skew,
+            "lease_until": wanted.lease_until + self._skew,
+        }
+        rows = await _run(cx, Run(q.TAKE_DELIVERIES, params, [(name,) for name in names]))
+        taken = {row[0]: to.claimed(row, wanted.handler) for row in rows}
+        claims = [taken[name] for name in names if name in taken]
+        self._claimed |= {(claim.id, claim.number): untaken.pop(claim.id) for claim in claims}
+        return claims
+
+    async def _put_back(self, cx: Connection, untaken: dict[str, Job], now: float) -> None:
+        """Deal with jobs whose delivery was not taken: it has or had an owner, or it is over.
+
+        One that is pending is due, as the queue had it.
+        """
+        async with cx.transaction():
+            [lost] = await self._drive(cx, operations.reclaim_these([(sorted(untaken), now)]))
+            rows = await _run(cx, Run(q.SELECT_LEASES, rows=[(name,) for name in sorted(untaken)]))
+            owed = {row[0]: row[2] or now for row in rows if row[1] in {"running", "pending"}}
+            for delivery, lease_until in owed.items():
+                await self._jobs.defer(cx, untaken[delivery], max(lease_until - now, 0.0))
+            over = [job for name, job in untaken.items() if name not in owed]
+            await self._jobs.finish(cx, over, "canceled")
+        untaken.clear()
+        self.on_lost(lost)
+
+    async def _give_back_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
+        """Put back whatever was picked by claims that failed half way."""
+        for untaken in self._untaken.values():
+            if untaken:
+                await self._put_back(cx, untaken, max(items) + self._skew)
+        return [None] * len(items)
+
+    async def _settle_all(self, cx: Connection, items: Sequence[Settlement]) -> Sequence[bool]:
+        held = await self._drive(cx, operations.settle(items))
+        ended: dict[JobResult, list[Job]] = {}
+        for item, is_held in zip(items, held, strict=True):
+            job = self._claimed.get((item.id, item.number))
+            if job is None or not is_held:
+                continue
+            if item.decision.state == "pending":
+                await self._jobs.defer(cx, job, item.decision.delay)
+            else:
+                result: JobResult = "exception" if item.decision.state == "dead" else "successful"
+                ended.setdefault(result, []).append(job)
+        for result, jobs in ended.items():
+            await self._jobs.finish(cx, jobs, result)
+        return held
+
+    async def _release_all(
+        self, cx: Connection, items: Sequence[tuple[str, float]]
+    ) -> Sequence[list[str]]:
+        released = await self._drive(cx, operations.release(items))
+        for job in self._jobs_of({name for names in released for name in names}):
+            await self._jobs.defer(cx, job, 0.0)
+        return released
+
+    async def _rescue_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
+        """See to what nobody else will: what lost its job, and what waits for what has ended."""
+        look = (max(items), self._rescued_to, _MOST_RESCUED)
+        [self._rescued_to] = await self._drive(cx, operations.let_go([look]))
+        found = await self._jobs.lost(cx, max(items) - _OVERDUE, _MOST_RESCUED)
+        if found:
+            await self._jobs.put(cx, found)
+        return [None] * len(items)
+
+    async def _renew_now(
+        self, cx: Connection, owner: str, delivery_ids: list[str], lease_until: float
+    ) -> None:
+        asked = time.time()
+        self._compare_clocks(await cx.fetchval(_CLOCK.postgres), asked)
+        async with cx.transaction():
+            steps = operations.renew([(owner, delivery_ids, lease_until + self._skew)])
+            [renewed] = await self._drive(cx, steps)
+            await self._jobs.beat(cx, self._jobs_of(renewed))
+
+    def _jobs_of(self, deliveries: Collection[str]) -> list[Job]:
+        """Give this process's jobs for `deliveries`; callable from any thread."""
+        return [job for claim, job in self._claimed.copy().items() if claim[0] in deliveries]
+
+    # --- running steps ---
+
+    async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
+        # What is large goes alone: a statement may not have a gigabyte.
+        large = isinstance(item, Arrival) and len(item.body) > _LARGEST_SHARED
+        key: Hashable = (operation, id(item)) if large else operation
+        return await self._writer.write(key, partial(self._operate, operation), item)
+
+    async def _operate(
+        self, operation: Operation[Item, Result], cx: Connection, items: Sequence[Item]
+    ) -> Sequence[Result]:
+        return await self._drive(cx, operation(items))
+
+    async def _drive(self, cx: Connection, steps: Steps[Sequence[Result]]) -> Sequence[Result]:
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, Run):
+                    step = steps.send(await _run(cx, step))
+                else:
+                    await self._write_down(cx, step)
+                    step = steps.send([])
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    async def _write_down(self, cx: Connection, step: Write) -> None:
+        queries = tuple(query for query, _ in step.parts)
+        values = [column for query, rows in step.parts for column in _columns(query, rows)]
+        if step.news is None:
+            if queries:
+                await cx.execute(together(queries, notify=False), *values)
+            return
+        first, *more = self._told(step.news)
+        await cx.execute(together(queries, notify=True), _CHANNEL, first, *values)
+        for text in more:
+            await cx.execute(together((), notify=True), _CHANNEL, text)
+        if step.news.owed:
+            await self._jobs.put(cx, step.news.owed)
+        if step.news.over:
+            await self._jobs.drop(cx, step.news.over)
+
+    def _told(self, news: News) -> list[str]:
+        """Say news in as many notices as it takes."""
+        handlers = sorted({handler for _, handler in news.owed})
+        parts = range(0, max(len(news.ended), 1), _MOST_NAMED)
+        notices = [[self._me, handlers, news.ended[at : at + _MOST_NAMED]] for at in parts]
+        return [msgspec.json.encode(notice).decode() for notice in notices]
+
+    async def read(
+        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
+    ) -> list[Row]:
+        if self._pool is None:
+            raise StoreUnavailable("the database is not open")
+        arguments = _values(query, params) + _columns(query, rows)
+        last: Exception | None = None
+        for _ in range(2):  # an old connection may turn out to be dead
+            try:
+                return await self._pool.fetch(query.postgres, *arguments)  # type: ignore[return-value]
+            except Exception as error:
+                if not is_trouble(error):
+                    raise
+                last = error
+        raise StoreUnavailable(f"the database cannot be read: {last}") from last
+
+    async def journal_end(self) -> int:
+        """Give the last place that was handed out, once whoever was writing then has ended.
+
+        Places are handed out before their commits, and these may come in another order. Whoever
+        has one holds a lock on the journal until its transaction ends, and got that lock first.
+        """
+        last = int((await self.read(_LAST_PLACE))[0][0])
+        writing = {row[0] for row in await self.read(_WRITING)}
+        pause = _SHORTEST_WAIT
+        while writing:
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_WAIT)
+            writing &= {row[0] for row in await self.read(_WRITING)}
+        return last
+
+    def _is_taken(self, error: Exception) -> bool:
+        return isinstance(error, asyncpg.UniqueViolationError)
+
+    # --- what others commit ---
+
+    async def _listen(self) -> None:
+        """Hear of other processes' commits for as long as we run; a gap wakes everybody."""
+        while True:
+            try:
+                await self._hear_until_it_ends()
+            except Exception as error:  # noqa: BLE001 - whatever it is, we must listen again
+                log.warning("news.interrupted", reason=f"{type(error).__name__}: {error}")
+            await asyncio.sleep(1.0)
+
+    async def _hear_until_it_ends(self) -> None:
+        connection = await self.connect()
+        ended = asyncio.Event()
+        try:
+            connection.add_termination_listener(lambda _: ended.set())
+            await connection.add_listener(_CHANNEL, self._hear)
+            self.on_news(None, None)
+            while not ended.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), _COMMAND_TIMEOUT)
+                await connection.fetchval("SELECT 1")  # else a cut wire would never be noticed
+        finally:
+            connection.terminate()
+
+    def _hear(self, _connection: object, _pid: int, _channel: str, text: object) -> None:
+        try:
+            sender, handlers, predictions = msgspec.json.decode(
+                str(text), type=tuple[str, list[str], list[str]]
+            )
+        except msgspec.DecodeError:
+            return  # whoever may write to this database may also say nonsense in it
+        if sender != self._me:
+            self.on_news(handlers, predictions)
+
+    # --- the schema ---
+
+    async def _migrate(self) -> None:
+        connection = await self.connect(enable_seqscan="on", lock_timeout="60000")
+        try:
+            asked = time.time()
+            self._compare_clocks(await connection.fetchval(_CLOCK.postgres), asked)
+            await connection.execute(_ONE_AT_A_TIME, timeout=70.0)
+            await self._make_schema(connection)
+        finally:
+            await connection.close(timeout=1.0)
+
+    def _compare_clocks(self, there: float, asked: float) -> None:
+        """Learn how far apart the clocks are, now and then, as either may be set meanwhile."""
+        here = time.time()
+        skew = there - here
+        # An answer that waited for us tells nothing.
+        if not 0.0 <= here - asked < _SKEWED / 2 or abs(skew - self._skew) <= _SKEWED:
+            return
+        self._skew = skew if abs(skew) > _SKEWED else 0.0
+        if self._skew:
+            log.warning("clock.skewed", seconds=round(self._skew, 1))
+        else:
+            log.info("clock.skewed", seconds=0.0)  # no more
+
+    async def _make_schema(self, connection: Connection) -> None:
+        encoding = await connection.fetchval("SHOW server_encoding")
+        if encoding != "UTF8":
+            raise StoreUnusable(
+                f"the database keeps its texts as {encoding}, and providers say more than that can "
+                "hold: make one with ENCODING 'UTF8'"
+            )
+        version = 0
+        if await connection.fetchval("SELECT to_regclass('receiver.migrations')") is not None:
+            version = await connection.fetchval("SELECT max(number) FROM receiver.migrations")
+        if version > len(MIGRATIONS):
+            raise StoreUnusable(
+                f"the database was written by a newer receiver (schema {version}, this one knows "
+                f"{len(MIGRATIONS)}): upgrade this receiver, or use another database"
+            )
+        for number in range(version + 1, len(MIGRATIONS) + 1):
+            async with connection.transaction():
+                if number == 1:
+                    await connection.execute(_FIRST)
+                await connection.execute(for_postgres(MIGRATIONS[number - 1]))
+                await connection.execute("INSERT INTO receiver.migrations VALUES ($1)", number)
+        await self._jobs.install(connection)
+
+
+_ONE_AT_A_TIME: Final = "SELECT pg_advisory_lock(hashtext('receiver schema'))"
+_FIRST: Final = """
+CREATE SCHEMA IF NOT EXISTS receiver;
+CREATE TABLE receiver.migrations (number BIGINT PRIMARY KEY, at TIMESTAMPTZ NOT NULL DEFAULT now());
+"""
+
+
+async def _leave_as_it_is(_: Any) -> None:
+    """Spare the round trip by which a pool cleans a connection: nothing here leaves traces."""
+
+
+def what_to_do(error: BaseException) -> str:
+    """Say why the server cannot be used, and what would help; never with its password."""
+    if isinstance(error, ValueError | asyncpg.exceptions.ClientConfigurationError):
+        # What it says may quote the URL, and with that the password.
+        return (
+            "cannot open the database: RECEIVER_DATABASE_URL is no URL of PostgreSQL's; write "
+            "postgresql://user:password@host:port/name, and percent-encode what is odd in a part"
+        )
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return (
+            f"the database cannot be set up: {reason}; run `receiver migrate` once as a role that "
+            "may create the schema `receiver`, and let the receiver's role use it"
+        )
+    return (
+        f"cannot open the database: {reason}; set RECEIVER_DATABASE_URL to a PostgreSQL server "
+        "that answers and to a role that may use it"
+    )
+
+
+async def _run(cx: Connection, step: Run) -> list[Row]:
+    query, params, rows = step
+    arguments = _values(query, params) + _columns(query, rows)
+    return await cx.fetch(query.postgres, *arguments)  # type: ignore[return-value]
+
+
+def _values(query: Query, params: Mapping[str, Any]) -> list[Any]:
+    return [_storable(params[name]) for name in query.names]
+
+
+def _columns(query: Query, rows: Sequence[Row] | None) -> list[Any]:
+    if not rows:
+        return [[] for _ in query.columns]
+    return [[_storable(cell) for cell in column] for column in zip(*rows, strict=True)]
+
+
+def _storable(value: Any) -> Any:
+    """Give a text that PostgreSQL can hold: it knows no NUL, which strangers may well send."""
+    return value.replace("\0", "\ufffd") if isinstance(value, str) and "\0" in value else value
+
+
+class _Pulse:
+    """A thread with a connection of its own, which renews leases while the loop is blocked."""
+
+    def __init__(
+        self,
+        renew: Callable[[Connection, str, list[str], float], Awaitable[None]],
+        connect: Callable[[], Awaitable[Connection]],
+    ) -> None:
+        self._renew = renew
+        self._connect = connect
+        self._wishes: SimpleQueue[tuple[str, list[str], float] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="receiver-pulse", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, wish: tuple[str, list[str], float]) -> None:
+        self._wishes.put(wish)
+
+    def stop(self) -> None:
+        self._wishes.put(None)
+        self._thread.join(_LAST_BEAT)
+
+    def _run(self) -> None:
+        with asyncio.Runner() as runner:
+            connection: Connection | None = None
+            while (wish := self._newest()) is not None:
+                connection = runner.run(self._beat(connection, wish))
+            if connection is not None:
+                connection.terminate()
+
+    def _newest(self) -> tuple[str, list[str], float] | None:
+        """Wait for a wish, and pass over those that a later one makes pointless."""
+        wish = self._wishes.get()
+        while wish is not None and not self._wishes.empty():
+            wish = self._wishes.get()
+        return wish
+
+    async def _beat(
+        self, connection: Connection | None, wish: tuple[str, list[str], float]
+    ) -> Connection | None:
+        """Renew once; a lease that cannot be renewed runs out, and its work is done again."""
+        try:
+            connection = connection or await self._connect()
+            await self._renew(connection, *wish)
+        except Exception as error:  # noqa: BLE001 - the thread must go on to the next beat
+            log.warning("lease.unrenewed", reason=f"{type(error).__name__}: {error}")
+            if connection is not None:
+                connection.terminate()
+            return None
+        return connection

@@ -1,0 +1,246 @@
+"""What a Writer is to a file, for a server: whatever waits is committed together (group commit).
+
+All the items that wait for one operation make one transaction, and each caller is told after its
+commit. A few connections take turns, so that one batch is prepared while another reaches the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+import asyncpg
+
+from receiver.model.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
+else:
+    Connection: TypeAlias = asyncpg.Connection
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+Work: TypeAlias = Callable[[Connection, Sequence[Item]], Awaitable[Sequence[Result]]]
+"""What is done for all the items that wait for it, inside a transaction; one result an item."""
+
+_LARGEST_BATCH: Final = 500
+_TRIES: Final = 6
+_PAUSE: Final = 0.01
+"""Seconds before a transaction that met another one is tried again, the first time."""
+
+# What is wrong with values, as opposed to what befalls the server; missing tables and rights count
+# as the server's trouble too: whoever took them away can bring them back.
+_FAULTS: Final = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.exceptions.ClientConfigurationError,
+    TypeError,
+    ValueError,
+)
+_COLLISIONS: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+# InternalClientError: asyncpg, too, where the server ends a connection just as it is used.
+_TROUBLE: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+
+
+def is_trouble(error: BaseException) -> bool:
+    """Tell a server that is away, or takes no writes, from a fault of ours."""
+    return isinstance(error, _TROUBLE) and not isinstance(error, _FAULTS)
+
+
+class _Batch:
+    """All that waits for one piece of work."""
+
+    def __init__(self, key: Hashable, work: Work[Any, Any]) -> None:
+        self.key = key
+        self.work = work
+        self.items: list[Any] = []
+        self._futures: list[asyncio.Future[Any]] = []
+
+    def add(self, item: Any, future: asyncio.Future[Any]) -> None:
+        self.items.append(item)
+        self._futures.append(future)
+
+    def one_by_one(self) -> list[_Batch]:
+        batches = [_Batch(self.key, self.work) for _ in self.items]
+        for batch, item, future in zip(batches, self.items, self._futures, strict=True):
+            batch.add(item, future)
+        return batches
+
+    def check(self, results: Sequence[Any]) -> None:
+        """Insist on one result an item, before it is too late to take them back."""
+        if len(results) != len(self.items):
+            raise RuntimeError(f"{len(results)} results for {len(self.items)} items")
+
+    def answer(self, results: Sequence[Any]) -> None:
+        for future, result in zip(self._futures, results, strict=True):
+            if not future.done():
+                future.set_result(result)
+
+    def refuse(self, error: Exception) -> None:
+        for future in self._futures:
+            if not future.done():
+                future.set_exception(error)
+
+
+class Committer:
+    """Owns `size` connections that write; `report` hears when writing stops and starts to work.
+
+    `committed` hears of every commit, and how many writes it had.
+    Without `transactions` every statement of a batch is committed by itself.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        report: Callable[[StoreUnavailable | None], None],
+        size: int,
+        *,
+        committed: Callable[[int], None] = lambda _size: None,
+        transactions: bool = True,
+    ) -> None:
+        self._connect = connect
+        self._report = report
+        self._size = size
+        self._committed = committed
+        self._transactions = transactions
+        self._queue: asyncio.Queue[_Batch | None] = asyncio.Queue()
+        self._open: dict[Hashable, _Batch] = {}
+        """The batches that still take items, by key."""
+        self._tasks: list[asyncio.Task[None]] = []
+        self._broken = False
+        self._closed = False
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._run()) for _ in range(self._size)]
+
+    async def stop(self) -> None:
+        """Commit what waits, then stop."""
+        self._closed = True
+        for _ in self._tasks:
+            self._queue.put_nowait(None)
+        await asyncio.gather(*self._tasks)
+
+    async def write(self, key: Hashable, work: Work[Item, Result], item: Item) -> Result:
+        """Do `work` for `item`, together with all items of that key; return after the commit."""
+        if self._closed:
+            raise StoreUnavailable("the database is closed")
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        batch = self._open.get(key)
+        if batch is None:
+            batch = self._open[key] = _Batch(key, work)
+            self._queue.put_nowait(batch)
+        batch.add(item, future)
+        if len(batch.items) == _LARGEST_BATCH:
+            del self._open[key]
+        return await future
+
+    async def _run(self) -> None:
+        connection: Connection | None = None
+        while (batch := await self._queue.get()) is not None:
+            if self._open.get(batch.key) is batch:
+                del self._open[batch.key]
+            connection = await self._commit(connection, batch)
+        if connection is not None:
+            with contextlib.suppress(*_TROUBLE):
+                await connection.close(timeout=1.0)
+
+    async def _commit(self, connection: Connection | None, batch: _Batch) -> Connection | None:
+        """Commit a batch, on a new connection if need be; give the connection for the next."""
+        last: Exception | None = None
+        for number in range(_TRIES):
+            attempt = _Attempt(connection, transaction=self._transactions)
+            try:
+                results = await attempt.run(self._connect, batch)
+            except _COLLISIONS as error:
+                connection, last = attempt.connection, error
+                await asyncio.sleep(_PAUSE * 2**number * random.random())  # noqa: S311
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+                if not is_trouble(error):
+                    return await self._blame(attempt.connection, batch, error)
+                attempt.drop()
+                connection, last = None, error
+                if attempt.may_repeat:
+                    continue
+                break
+            self._tell(None)
+            self._committed(len(batch.items))
+            batch.answer(results)
+            return attempt.connection
+        unavailable = StoreUnavailable(f"the database does not take writes: {_say(last)}")
+        self._tell(unavailable)
+        batch.refuse(unavailable)
+        return connection
+
+    async def _blame(
+        self, connection: Connection | None, batch: _Batch, error: Exception
+    ) -> Connection | None:
+        """Find whose fault it was: the culprit fails, its neighbours do not."""
+        if len(batch.items) == 1:
+            batch.refuse(error)
+            return connection
+        for single in batch.one_by_one():
+            connection = await self._commit(connection, single)
+        return connection
+
+    def _tell(self, trouble: StoreUnavailable | None) -> None:
+        if self._broken == (trouble is None):
+            self._broken = trouble is not None
+            with contextlib.suppress(Exception):  # who reports must not end the task that writes
+                self._report(trouble)
+
+
+class _Attempt:
+    """One try of one transaction."""
+
+    def __init__(self, connection: Connection | None, *, transaction: bool) -> None:
+        self.connection = connection
+        self._used = connection is not None
+        self._transaction = transaction
+        self._committing = False
+
+    @property
+    def may_repeat(self) -> bool:
+        """All that is known is that an old connection is dead, and no commit was under way."""
+        return self._used and not self._committing
+
+    async def run(
+        self, connect: Callable[[], Awaitable[Connection]], batch: _Batch
+    ) -> Sequence[Any]:
+        if self.connection is None:
+            self.connection = await connect()
+        if not self._transaction:
+            results = await batch.work(self.connection, batch.items)
+            batch.check(results)
+            return results
+        transaction = self.connection.transaction()
+        await transaction.start()
+        try:
+            results = await batch.work(self.connection, batch.items)
+            batch.check(results)
+        except BaseException:
+            with contextlib.suppress(*_TROUBLE):
+                await transaction.rollback()
+            raise
+        self._committing = True
+        await transaction.commit()
+        return results
+
+    def drop(self) -> None:
+        """Let go of a connection that may be in any state."""
+        if self.connection is not None:
+            self.connection.terminate()
+
+
+def _say(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,236 @@
+"""The queue on PostgreSQL: PgQueuer's jobs, one for each delivery that is owed.
+
+PgQueuer claims, keeps heartbeats, defers, and runs what is periodic once in the whole cluster. All
+of it is its own SQL; what belongs to a delivery runs inside the store's transactions. A job's
+payload names its delivery, its entrypoint the handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+import structlog
+from pgqueuer import AsyncpgDriver, Job, Queries, SchedulerManager
+from pgqueuer.adapters.persistence.qb import (
+    QueryBuilderEnvironment,
+    QueryQueueBuilder,
+    QuerySchedulerBuilder,
+)
+from pgqueuer.domain.models import TracebackRecord
+from pgqueuer.domain.settings import DBSettings, Durability
+from pgqueuer.domain.types import JOB_STATUS, Channel, QueueEntrypoint, QueueManagerId
+from pgqueuer.ports.repository import EntrypointExecutionParameter
+
+from receiver.store.engine import Chore
+from receiver.store.postgres.engine import JobResult
+from receiver.store.postgres.group_commit import Connection
+
+log = structlog.get_logger("receiver")
+
+_STALE: Final = timedelta(seconds=30)
+"""A job whose taker has been silent for so long is given to another."""
+_UNLIMITED: Final = EntrypointExecutionParameter(concurrency_limit=0)
+_OFTEN: Final = "* * * * * */5"
+_EVERY_MINUTE: Final = "* * * * *"
+_MOST_FORGOTTEN: Final = 10_000
+"""Rows of PgQueuer's log that are dropped in one statement."""
+_AGAIN: Final = 2.0
+"""Seconds after which schedules are taken up again when the server went away."""
+
+# All of its names are given, as it would else read them from the environment. The log and the
+# statistics may be lost with the server: they are for watching.
+_NAMES: Final[dict[str, Any]] = {
+    "prefix": "",
+    "channel": Channel("receiver_jobs"),
+    "function": "fn_pgqueuer_changed",
+    "statistics_table": "pgqueuer_statistics",
+    "queue_status_type": "pgqueuer_status",
+    "queue_table": "pgqueuer",
+    "queue_table_log": "pgqueuer_log",
+    "trigger": "tg_pgqueuer_changed",
+    "schedules_table": "pgqueuer_schedules",
+    "durability": Durability.balanced,
+}
+
+_SELECT_NOTE: Final = "SELECT obj_description($1::text::regclass)"
+_HASTEN: Final = """
+UPDATE {queue} SET execute_after = NOW() WHERE dedupe_key = ANY($1) AND status = 'queued'
+"""
+# PgQueuer's own has none for what has just fallen due: whoever woke a moment early would sleep on.
+_NEXT_DUE: Final = """
+SELECT greatest(extract(epoch FROM execute_after - NOW()), 0)::double precision FROM {queue}
+WHERE status = 'queued' AND entrypoint = $1 ORDER BY execute_after LIMIT 1
+"""
+_LOST: Final = """
+SELECT d.id, d.handler FROM {schema}.deliveries d WHERE d.state = 'pending' AND d.due_at <= $1
+AND NOT EXISTS (SELECT FROM {queue} j
+                WHERE j.dedupe_key = d.id AND j.status IN ('queued', 'picked'))
+ORDER BY d.due_at LIMIT $2
+"""
+_JOBS_OF: Final = "SELECT id FROM {queue} WHERE dedupe_key = ANY($1) ORDER BY id"
+_FORGET_LOG: Final = """
+DELETE FROM {log} WHERE id IN (SELECT id FROM {log} WHERE aggregated
+    AND created < NOW() - interval '1 day' ORDER BY id LIMIT {most})
+"""
+_FORGET_STATISTICS: Final = """
+DELETE FROM {statistics} WHERE created < NOW() - interval '30 days'
+"""
+
+
+class PgQueuerJobs:
+    """PgQueuer as the queue beside a PostgresStore's rows, in the same PostgreSQL schema."""
+
+    def __init__(self, schema: str) -> None:
+        self._settings = DBSettings(db_schema=schema, **_NAMES)
+        self._environment = QueryBuilderEnvironment(self._settings)
+        self._builder = QueryQueueBuilder(self._settings)
+        self._schedules = QuerySchedulerBuilder(self._settings)
+        names = self._settings.qualified
+        self._hasten = _HASTEN.format(queue=names.queue_table)
+        self._next_due = _NEXT_DUE.format(queue=names.queue_table)
+        self._lost = _LOST.format(schema=schema, queue=names.queue_table)
+        self._jobs_of = _JOBS_OF.format(queue=names.queue_table)
+        self._forget_log = _FORGET_LOG.format(log=names.queue_table_log, most=_MOST_FORGOTTEN)
+        self._forget_statistics = _FORGET_STATISTICS.format(statistics=names.statistics_table)
+        self._taker = QueueManagerId(uuid.uuid4())
+
+    def queries(self, connection: Connection) -> Queries:
+        """Give PgQueuer's own queries, for our names of its tables."""
+        driver = AsyncpgDriver(connection)
+        return Queries(driver, self._environment, self._builder, self._schedules)
+
+    async def install(self, connection: Connection) -> None:
+        queries = self.queries(connection)
+        table = self._settings.qualified.queue_table
+        note = f"pgqueuer {importlib.metadata.version('pgqueuer')}"
+        if not await queries.schema_is_installed():
+            await queries.install()
+            await queries.optimize_autovacuum()
+        elif await connection.fetchval(_SELECT_NOTE, table) != note:
+            await queries.apply_upgrade()
+        else:
+            return
+        await connection.execute(f"COMMENT ON TABLE {table} IS '{note}'")
+
+    async def put(self, connection: Connection, owed: Sequence[tuple[str, str]]) -> None:
+        deliveries = [delivery for delivery, _ in owed]
+        made = await self.queries(connection).enqueue(
+            [handler for _, handler in owed],
+            [delivery.encode() for delivery in deliveries],
+            [0] * len(owed),
+            dedupe_key=[*deliveries],
+            on_conflict="skip",
+        )
+        there = [name for name, job in zip(deliveries, made, strict=True) if job is None]
+        if there:
+            await connection.execute(self._hasten, there)
+
+    async def pick(self, connection: Connection, handler: str, most: int) -> dict[str, Job]:
+        jobs = await self.queries(connection).dequeue(
+            batch_size=most,
+            entrypoints={QueueEntrypoint(handler): _UNLIMITED},
+            queue_manager_id=self._taker,
+            global_concurrency_limit=None,
+            heartbeat_timeout=_STALE,
+        )
+        return {(job.payload or b"").decode(): job for job in jobs}
+
+    async def next_due(self, connection: Connection, handler: str) -> float | None:
+        seconds: float | None = await connection.fetchval(self._next_due, handler)
+        return seconds
+
+    async def finish(self, connection: Connection, jobs: Sequence[Job], result: JobResult) -> None:
+        ends: list[tuple[Job, JOB_STATUS, TracebackRecord | None]] = [
+            (job, result, None) for job in jobs
+        ]
+        if ends:
+            await self.queries(connection).log_jobs(ends)
+
+    async def drop(self, connection: Connection, deliveries: Sequence[str]) -> None:
+        jobs = [row["id"] for row in await connection.fetch(self._jobs_of, list(deliveries))]
+        if jobs:
+            await self.queries(connection).mark_job_as_cancelled(jobs)
+
+    async def defer(self, connection: Connection, job: Job, seconds: float) -> None:
+        await self.queries(connection).retry_job(job, timedelta(seconds=seconds), None)
+
+    async def lost(self, connection: Connection, before: float, most: int) -> list[tuple[str, str]]:
+        rows = await connection.fetch(self._lost, before, most)
+        return [(row["id"], row["handler"]) for row in rows]
+
+    async def beat(self, connection: Connection, jobs: Sequence[Job]) -> None:
+        if jobs:
+            await self.queries(connection).update_heartbeat([job.id for job in jobs])
+
+    async def tidy(self, connection: Connection) -> None:
+        """Fold PgQueuer's log into its statistics, and drop what is old of both."""
+        await self.queries(connection).aggregate_logs()
+        while await connection.execute(self._forget_log) == f"DELETE {_MOST_FORGOTTEN}":
+            pass
+        await connection.execute(self._forget_statistics)
+
+    async def sweep(
+        self, connect: Callable[[], Awaitable[Connection]], chores: Mapping[str, Chore]
+    ) -> None:
+        await _Sweeps(self, connect, chores).run()
+
+
+class _Sweeps:
+    """Runs each of a few chores every few seconds, once in the whole cluster.
+
+    They are PgQueuer's schedules: the chore of a process that died is another's half a minute on.
+    """
+
+    def __init__(
+        self,
+        jobs: PgQueuerJobs,
+        connect: Callable[[], Awaitable[Connection]],
+        chores: Mapping[str, Chore],
+    ) -> None:
+        self._jobs = jobs
+        self._connect = connect
+        self._chores = chores
+        # Its own words for a chore that failed would come on top of ours.
+        logging.getLogger("pgqueuer").setLevel(logging.CRITICAL)
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self._run()
+            except Exception as error:  # noqa: BLE001 - whatever it is, sweeping must go on
+                log.warning("sweep.interrupted", reason=f"{type(error).__name__}: {error}")
+            await asyncio.sleep(_AGAIN)
+
+    async def _run(self) -> None:
+        connection = await self._connect()
+        try:
+            manager = SchedulerManager(self._jobs.queries(connection))
+            for name, chore in self._chores.items():
+                manager.schedule(f"receiver.{name}", _OFTEN)(_chore(name, chore))
+            manager.schedule("receiver.tidy", _EVERY_MINUTE)(_chore("tidy", self._tidy))
+            await manager.run()
+        finally:
+            connection.terminate()
+
+    async def _tidy(self) -> None:
+        connection = await self._connect()
+        try:
+            await self._jobs.tidy(connection)
+        finally:
+            connection.terminate()
+
+
+def _chore(name: str, chore: Chore) -> Callable[[Any], Awaitable[None]]:
+    async def run(_: Any) -> None:
+        try:
+            await chore()
+        except Exception as error:  # noqa: BLE001 - the next turn comes in seconds
+            log.warning("sweep.failed", sweep=name, reason=f"{type(error).__name__}: {error}")
+
+    return run

@@ -1,0 +1,174 @@
+"""What is kept for how long: old predictions if the operator says so, and what grows in any case.
+
+A sweep is a turn of a few seconds. It deletes in transactions of a few milliseconds and pauses
+after each, so that accepts, which share the writer, hardly notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+import structlog
+
+from receiver.model.errors import StoreUnavailable
+from receiver.model.ids import oldest_id
+from receiver.model.states import TERMINAL
+from receiver.store.dialect import Row
+from receiver.store.disposal import Before, Disposal, Piece
+
+log = structlog.get_logger("receiver")
+
+_DAY: Final = 86400.0
+JOURNAL_KEPT: Final = 7 * _DAY
+UNNEEDED_KEPT: Final = 10_000
+"""Callbacks that decided nothing: repeated, late, or about what is not known."""
+_YOUNG: Final = _DAY
+"""Seconds for which nothing is taken from a prediction that still lives."""
+_LONGEST_REST: Final = 3600.0
+"""Seconds between two walks over what has ended; with a short retention they come more often."""
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How long things take here, in seconds, and how much is done at once."""
+
+    turn: float = 2.0
+    """A sweep ends after so long, and the next goes on: a process must be able to stop."""
+    nap: float = 5.0
+    """Between sweeps, where nobody else sees to that."""
+    rest: float = 60.0
+    """Between two looks at what grows in any case."""
+    piece: float = 0.004
+    """What a transaction of ours may hold up others."""
+    pause: float = 0.02
+    """After each, for those others."""
+    page: int = 500
+    """Rows looked at at once."""
+
+
+PACE: Final = Pace()
+PACE_ON_A_SERVER: Final = Pace(piece=0.05)
+"""There a transaction takes one of several connections, and mostly waits for the wire."""
+
+
+class Retention:
+    """Deletes what is old.
+
+    `days` says for how many days a prediction is kept that ended `succeeded`, `failed` or
+    `canceled`, and a delivery that is `dead`; what it does not name is kept for good. `scrub` is
+    called when predictions were deleted.
+    """
+
+    def __init__(
+        self,
+        disposal: Disposal,
+        days: Mapping[str, float],
+        *,
+        scrub: Callable[[], Awaitable[bool]],
+        clock: Callable[[], float] = time.time,
+        pace: Pace = PACE,
+    ) -> None:
+        self._disposal = disposal
+        self._days = days
+        self._scrub = scrub
+        self._clock = clock
+        self._pace = pace
+        ends = [days[status] for status in TERMINAL if status in days]
+        self._shortest = min(ends, default=0.0) * _DAY
+        self._longest = max(ends, default=0.0) * _DAY
+        self._walks = bool(ends)
+        self._keeps_none = len(ends) == len(TERMINAL)
+        self._next_look = 0.0
+        self._cursor = ""
+        """How far this process has walked; empty before the first step."""
+        self._deleted = 0
+
+    async def run(self) -> None:
+        """Sweep for as long as we run, where one process does everything."""
+        while True:
+            try:
+                await self.sweep()
+            except StoreUnavailable:
+                pass  # the store says so itself
+            except Exception:
+                log.exception("task.failed")
+            await asyncio.sleep(self._pace.nap)
+
+    async def sweep(self) -> None:
+        """Do what there is to do, for one turn."""
+        started = asyncio.get_running_loop().time()
+        until = started + self._pace.turn
+        now = self._clock()
+        if started >= self._next_look:
+            if not await self._look(now, until):
+                return
+            self._next_look = started + self._pace.rest
+        if self._walks and (self._cursor or await self._is_rested(now)):
+            await self._walk(now, until)
+
+    async def _look(self, now: float, until: float) -> bool:
+        """Cut what grows in any case; False: there is more than there was time for."""
+        page = self._pace.page
+        while await self._disposal.trim_journal(now - JOURNAL_KEPT, page) == page:
+            if not await self._pause(until):
+                return False
+        if not await self._trim(
+            lambda: self._disposal.unneeded(UNNEEDED_KEPT, now - _YOUNG, page), until
+        ):
+            return False
+        if not self._keeps_none:
+            return True
+        # What came for predictions that are gone is not kept longer than they would have been.
+        return await self._trim(lambda: self._disposal.strays(now - self._longest, page), until)
+
+    async def _trim(self, find: Callable[[], Awaitable[Sequence[Row]]], until: float) -> bool:
+        while rows := await find():
+            while rows:
+                gone = await self._disposal.delete_callbacks(self._piece(rows))
+                rows = rows[gone.handled :]
+                if not await self._pause(until):
+                    return False
+        return True
+
+    async def _is_rested(self, now: float) -> bool:
+        """Say whether the last whole walk, whoever made it, is long enough ago."""
+        rest = min(_LONGEST_REST, self._shortest / 24)
+        # One in the future was made by a clock that went wrong.
+        return not 0.0 <= now - await self._disposal.mark("retention") < rest
+
+    async def _walk(self, now: float, until: float) -> None:
+        """Go on from where the last turn ended, to the youngest that can be old enough."""
+        before = self._before(now)
+        horizon = oldest_id("pred", now - self._shortest)
+        cursor: str | None = self._cursor
+        while cursor is not None:
+            rows, cursor = await self._disposal.old(cursor, horizon, before, self._pace.page)
+            while rows:
+                gone = await self._disposal.delete(self._piece(rows, before))
+                self._deleted += gone.deleted
+                rows = rows[gone.handled :]
+                if not await self._pause(until):
+                    return  # what is left of this page is found again
+            self._cursor = cursor or ""
+            if cursor is not None and not await self._pause(until):
+                return
+        await self._disposal.set_mark("retention", int(now))
+        if self._deleted:
+            log.info("predictions.deleted", count=self._deleted)
+            self._deleted = 0
+            await self._scrub()
+
+    def _before(self, now: float) -> Before:
+        times = {f"{state}_before": now - days * _DAY for state, days in self._days.items()}
+        return Before(**times)
+
+    def _piece(self, rows: Sequence[Row], before: Before | None = None) -> Piece:
+        return Piece(rows=rows, before=before or Before(), seconds=self._pace.piece)
+
+    async def _pause(self, until: float) -> bool:
+        """Let others write; False: this turn is over."""
+        await asyncio.sleep(self._pace.pause)
+        return asyncio.get_running_loop().time() < until

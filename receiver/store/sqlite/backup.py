@@ -1,0 +1,134 @@
+"""Copy a SQLite database that is in use, whole and consistent, beside whoever writes to it.
+
+One read transaction covers the copy, so it is the database of one moment, however long it takes.
+Readers never hold up the writer of a write-ahead log; the log grows meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from receiver.model.errors import StoreUnusable
+
+_PAGES: Final = 256
+"""Copied in one step: 1 MB."""
+_SYNC_EVERY: Final = 16
+"""Steps after which the copy is synced: one sync of it all could hold up the writer's own."""
+_PAUSE: Final = 0.002
+"""Seconds after each step, in which the disk is the writer's."""
+
+
+class Backup(msgspec.Struct, frozen=True):
+    """What was made: sizes in bytes, the rows that are in it, and how long it took."""
+
+    path: Path
+    size: int
+    of: int
+    """Of the database it was made of, without its log."""
+    predictions: int
+    seconds: float
+
+
+def back_up(
+    source: str,
+    target: str,
+    *,
+    force: bool = False,
+    pause: Callable[[float], None] = time.sleep,
+) -> Backup:
+    """Copy the database `source` into a new file, which appears whole or not at all.
+
+    Raises StoreUnusable: there is no database, the file exists already (unless `force`), or it
+    cannot be written.
+    """
+    started = time.monotonic()
+    database, path = Path(source), Path(target)
+    try:
+        _check(database, path, force=force)
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+        part = Path(name)
+        try:
+            with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor
+                predictions = _copy(database, part, file.fileno(), pause)
+                os.fsync(file.fileno())
+            _place(part, path, force=force)
+        finally:
+            for left in ("", "-journal", "-wal", "-shm"):
+                Path(name + left).unlink(missing_ok=True)
+    except (OSError, sqlite3.Error) as error:
+        raise StoreUnusable(f"cannot back up {database} to {path}: {error}") from error
+    return Backup(
+        path,
+        path.stat().st_size,
+        database.stat().st_size,
+        predictions,
+        time.monotonic() - started,
+    )
+
+
+def _check(database: Path, path: Path, *, force: bool) -> None:
+    if not database.is_file():
+        raise StoreUnusable(
+            f"there is no database {database}: set RECEIVER_DATABASE_URL as for `receiver serve`"
+        )
+    own = {Path(f"{database.resolve()}{end}") for end in ("", "-wal", "-shm", "-journal", ".lock")}
+    if path.resolve() in own or (path.exists() and path.samefile(database)):
+        raise StoreUnusable(f"{path} is the database itself: name another file")
+    if path.exists() and not path.is_file():
+        raise StoreUnusable(f"{path} is no file")
+    if path.exists() and not force:
+        raise StoreUnusable(f"{path} exists: name another file, or use --force to replace it")
+
+
+def _copy(database: Path, part: Path, fd: int, pause: Callable[[float], None]) -> int:
+    """Copy it and check the copy; count the predictions in it."""
+    steps = 0
+
+    def between(_status: int, _remaining: int, _total: int) -> None:
+        nonlocal steps
+        steps += 1
+        if steps % _SYNC_EVERY == 0:
+            os.fsync(fd)
+        pause(_PAUSE)
+
+    # Not read-only: whoever opens the log of a receiver that has died must be able to recover it.
+    with closing(_open(database, "mode=rw")) as source:
+        source.execute("BEGIN")
+        [version] = source.execute("PRAGMA user_version").fetchone()
+        if not version:
+            raise StoreUnusable(f"{database} is no database of a receiver")
+        with closing(_open(part, "mode=rw")) as copy:
+            copy.execute("PRAGMA synchronous = OFF")  # it is synced below, and only then has a name
+            source.backup(copy, pages=_PAGES, progress=between)
+    with closing(_open(part, "mode=ro&immutable=1")) as copy:
+        found = copy.execute("PRAGMA integrity_check(1)").fetchall()
+        if found != [("ok",)]:
+            raise StoreUnusable(f"the copy of {database} is damaged: {found[0][0]}")
+        return int(copy.execute("SELECT count(*) FROM predictions").fetchone()[0])
+
+
+def _open(path: Path, how: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
+
+
+def _place(part: Path, path: Path, *, force: bool) -> None:
+    """Give the copy its name; without `force` never that of a file which came meanwhile."""
+    if force:
+        part.replace(path)
+    else:
+        os.link(part, path)
+    with suppress(OSError):  # some file systems cannot sync a folder
+        fd = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,266 @@
+"""The store on SQLite: WAL, synchronous=FULL, one writing thread, a few reading ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from receiver.model.errors import StoreUnavailable, StoreUnusable
+from receiver.store import operations
+from receiver.store.dialect import Operation, Query, Row
+from receiver.store.engine import Chore, Store
+from receiver.store.schema import MIGRATIONS
+from receiver.store.sqlite.checkpoint import RESTART, Checkpointer
+from receiver.store.sqlite.group_commit import Writer, fetch
+from receiver.store.values import Claims, Settlement, Wanted
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_READERS: Final = 2
+_JOURNAL_END: Final = Query("SELECT coalesce(max(seq), 0) FROM journal")
+_SCRUBBED_WITHIN: Final = 5.0
+"""Seconds for which it is worth waiting that the log is emptied; it will be, even so."""
+
+
+class SQLiteStore(Store):
+    """The store in one file, for one process; its queue is the rows themselves."""
+
+    def __init__(self, path: str, report: Callable[[StoreUnavailable | None], None]) -> None:
+        super().__init__()
+        self._path = path
+        self._lock = _FileLock(path)
+        self._file = _SameFile(path)
+        self._checkpointer = Checkpointer(partial(_open, path), self._file.check)
+        self._writer = Writer(partial(_connect, path), report, self._committed, self._file.ensure)
+        self._local = threading.local()
+        self._reading: list[sqlite3.Connection] = []
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="receiver-reader")
+
+    def open(self) -> None:
+        """Lock, open and migrate the file, or raise StoreUnusable with what to do."""
+        try:
+            self._lock.acquire()
+            self._writer.start()
+            self._file.remember()
+            self._checkpointer.start()
+            self._checkpointer.empty(0.0)  # whoever died may have erased something just before
+        except StoreUnusable:
+            self._lock.release()
+            raise
+        except (OSError, sqlite3.Error) as error:
+            self._lock.release()
+            raise StoreUnusable(
+                f"cannot open the database {self._path}: {error}; "
+                "set RECEIVER_DATABASE_URL to a file in a folder that can be written"
+            ) from error
+
+    def close(self) -> None:
+        """Commit what waits and give the file free."""
+        self._checkpointer.close()
+        self._writer.close()
+        self._readers.shutdown()
+        for connection in self._reading:
+            connection.close()
+        self._lock.release()
+
+    def _committed(self, size: int) -> None:
+        self._checkpointer.dirty.set()
+        self.on_commit(size)
+
+    async def migrate(self) -> None:
+        self.open()
+        self.close()
+
+    async def sweep(self, chores: Mapping[str, Chore]) -> None:
+        """Do nothing: there is one process, and it sees to its chores by itself."""
+
+    async def start(self) -> None:
+        self.open()
+
+    async def stop(self) -> None:
+        self.close()
+
+    async def recover(self, owner: str, now: float) -> None:
+        # There is no other process, so whatever one was doing is over.
+        self.on_lost(await self.write(operations.recover, (owner, now)))
+
+    async def scrub(self) -> bool:
+        return await asyncio.to_thread(self._checkpointer.empty, _SCRUBBED_WITHIN)
+
+    async def claim(self, wanted: Wanted) -> Claims:
+        return await self.write(operations.claim, wanted)
+
+    async def settle(self, settlement: Settlement) -> bool:
+        return await self.write(operations.settle, settlement)
+
+    async def release(self, owner: str, now: float) -> None:
+        await self.write(operations.release, (owner, now))
+
+    def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
+        self._writer.post(operations.renew, (owner, delivery_ids, lease_until))
+
+    async def reclaim(self, owner: str, now: float) -> list[str]:
+        lost = await self.write(operations.reclaim, (owner, now))
+        self.on_lost(lost)
+        return [one.handler for one in lost]
+
+    async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
+        return await self._writer.write(operation, item)
+
+    async def journal_end(self) -> int:
+        # One connection writes: whatever is committed later comes later.
+        return int((await self.read(_JOURNAL_END))[0][0])
+
+    def _is_taken(self, error: Exception) -> bool:
+        return (
+            isinstance(error, sqlite3.IntegrityError)
+            and error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_UNIQUE
+        )
+
+    # --- reading ---
+
+    async def read(
+        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
+    ) -> list[Row]:
+        if rows is not None:
+            params["rows"] = msgspec.json.encode(rows).decode()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self._read_now, query, params)
+
+    def _read_now(self, query: Query, params: Mapping[str, Any]) -> list[Row]:
+        try:
+            return fetch(self._reader(), query, query.sqlite, params)
+        except sqlite3.DatabaseError as error:
+            self._drop_reader()
+            raise StoreUnavailable(f"the database cannot be read: {error}") from error
+
+    def _reader(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = _open(self._path)
+            self._reading.append(connection)
+            connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def _drop_reader(self) -> None:
+        """Let this thread's next read open anew: a connection may stay unusable."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is not None:
+            self._local.connection = None
+            self._reading.remove(connection)
+            connection.close()
+
+
+class _SameFile:
+    """Notices that the database was removed or replaced under us.
+
+    The open connection would go on, with a file that no restart will find.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._first: tuple[int, int] | None = None
+        self._is_same = True
+
+    def remember(self) -> None:
+        self._first = self._identity()
+
+    def check(self) -> bool:
+        """Look, ten times a second at most, as a commit has no time for it."""
+        self._is_same = self._identity() == self._first
+        return self._is_same
+
+    def ensure(self) -> None:
+        """Raise StoreUnavailable unless the last look found our file."""
+        if not self._is_same and not self.check():
+            raise StoreUnavailable(
+                f"the database {self._path} was removed or replaced while we ran: put it back, or "
+                "stop this receiver"
+            )
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)  # noqa: PTH116 - a name, as SQLite is given it
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
+class _FileLock:
+    """A lock on `<path>.lock` that dies with its process, however that ends."""
+
+    def __init__(self, path: str) -> None:
+        # By its real name: a link is no second database.
+        self._path = f"{os.path.realpath(path)}.lock"
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(fd, 20).decode(errors="replace").strip() or "unknown"
+            os.close(fd)
+            raise StoreUnusable(
+                f"the database {self._path.removesuffix('.lock')} is in use by another receiver "
+                f"(process {holder}): stop that one first, or give this one its own file by "
+                "RECEIVER_DATABASE_URL=sqlite:///other.db; to run what is due there, ask it by "
+                "POST /v1/drain"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.write(fd, str(os.getpid()).encode())
+        self._fd = fd
+
+    def release(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _open(path: str) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    # A new file is for its owner alone, as are those that SQLite puts beside it: people's prompts
+    # and pictures are in there. One that exists keeps its mode.
+    with contextlib.suppress(OSError):  # of what is wrong SQLite tells, in words that we know
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    connection = _open(path)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        # What is deleted is overwritten with zeros, whatever this SQLite was built to do.
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {RESTART}")
+        _migrate(connection, path)
+        connection.execute("PRAGMA foreign_keys = ON")  # a migration may have to make a table anew
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: str) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise StoreUnusable(
+            f"the database {path} was written by a newer receiver (schema {version}, this one "
+            f"knows {len(MIGRATIONS)}): upgrade this receiver, or use another file"
+        )
+    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+        # executescript commits what is open, so the transaction is in the script itself.
+        connection.executescript(f"BEGIN;{script};PRAGMA user_version = {number};COMMIT;")
