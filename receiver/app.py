@@ -23,15 +23,15 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from receiver.deliveries.attempt import Tools
-from receiver.deliveries.breaker import Breaker
+from receiver.deliveries.breaker import BreakerPolicy
 from receiver.deliveries.fetch import guarded_client
 from receiver.deliveries.registry import Explained, Handler, Registry, handlers_of, load
 from receiver.deliveries.replay import Replayer
-from receiver.deliveries.worker import Dispatch, new_owner
+from receiver.deliveries.worker import Worker, new_owner
 from receiver.http.auth import Guard
 from receiver.http.drain import Drain, Drained
 from receiver.http.limits import Limits
-from receiver.http.live import Feed
+from receiver.http.live import LiveStream
 from receiver.http.operations import OPERATIONS
 from receiver.http.outgoing import WEBHOOKS
 from receiver.http.problems import ERROR_HANDLERS
@@ -49,14 +49,14 @@ from receiver.http.routes.metrics import MetricsPage
 from receiver.http.routes.predictions import Predictions
 from receiver.http.routes.replays import ReplayRoutes
 from receiver.http.sources import PublishedRanges, Ranges, Sources, listed
-from receiver.http.webhooks import Hook
+from receiver.http.webhooks import WebhookRoute
 from receiver.model.errors import KeysUnavailable, StoreUnavailable, StoreUnusable
 from receiver.model.retry import Policy
 from receiver.model.values import Prediction
 from receiver.observability.events import Telemetry
 from receiver.observability.tracing import Client, Tracing
 from receiver.predictions.inbox import Inbox
-from receiver.predictions.service import Outbound
+from receiver.predictions.service import PredictionService
 from receiver.predictions.stream import Listener
 from receiver.predictions.tokens import Tokens
 from receiver.providers import NAMES, make_providers
@@ -64,19 +64,19 @@ from receiver.providers.adapter import Provider, Streamed
 from receiver.providers.fal import read_jwks, read_meta
 from receiver.providers.published import PublicKeys
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
-from receiver.store.backlog import Depths
-from receiver.store.changes import Journal
-from receiver.store.discarded import NonDeliveries
+from receiver.store.backlog import BacklogReader
+from receiver.store.changes import ChangeLog
+from receiver.store.discarded import DiscardedItems
 from receiver.store.disposal import Disposal
 from receiver.store.engine import Chore, Store
 from receiver.store.erasure import Erased, Erasure
-from receiver.store.handlers import Gates
-from receiver.store.leases import Duty, Work
+from receiver.store.handlers import Breakers
+from receiver.store.leases import Leader, LeaderTask
 from receiver.store.replays import Replays
 from receiver.store.retention import PACE, PACE_ON_A_SERVER, Retention
 from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.traces import Traces
-from receiver.store.values import Replayed
+from receiver.store.values import ReplayResult
 
 log = structlog.get_logger("receiver")
 
@@ -276,7 +276,7 @@ class _Parts:
             for name, provider in providers.items()
             if isinstance(provider, Streamed) and settings.providers[name].key is not None
         }
-        self.gates = Gates(self.store)
+        self.gates = Breakers(self.store)
         self.dispatch = self._make_dispatch()
         self.replays = Replays(self.store)
         self.replayer = Replayer(
@@ -289,10 +289,10 @@ class _Parts:
             clock=clock,
             pace=PACE if self.alone else PACE_ON_A_SERVER,
         )
-        self.undelivered = NonDeliveries(self.store)
+        self.undelivered = DiscardedItems(self.store)
         self.rejections = Rejections(self.undelivered.count, clock)
-        self.journal = Journal(self.store)
-        self.feed = Feed(self.journal)
+        self.journal = ChangeLog(self.store)
+        self.feed = LiveStream(self.journal)
         self.store.on_commit = self.telemetry.batch
         self.store.on_lost = self.telemetry.lost
         self.store.on_news = self._heard
@@ -312,8 +312,8 @@ class _Parts:
             tracing=self.tracing,
         )
 
-    def _make_outbound(self, providers: Mapping[str, Provider]) -> Outbound:
-        return Outbound(
+    def _make_outbound(self, providers: Mapping[str, Provider]) -> PredictionService:
+        return PredictionService(
             self.store,
             self.inbox,
             providers,
@@ -326,26 +326,26 @@ class _Parts:
             tracing=self.tracing,
         )
 
-    def _make_dispatch(self) -> Dispatch:
+    def _make_dispatch(self) -> Worker:
         settings = self.settings
         policy = Policy(
             attempts=settings.retry_attempts, base=settings.retry_base, cap=settings.retry_cap
         )
-        return Dispatch(
+        return Worker(
             self.store,
             self.registry,
             Tools(self.store, self.outbound.submit, self.http, self.results, settings.max_chain),
             self.gates,
             owner=self.owner,
             policy=policy,
-            breaker=Breaker(failures=settings.breaker_failures),
+            breaker=BreakerPolicy(failures=settings.breaker_failures),
             clock=self.clock,
             sweeps=self.alone,
             telemetry=self.telemetry,
             tracing=self.tracing,
         )
 
-    def _make_listener(self, name: str, provider: Streamed) -> Listener | Duty:
+    def _make_listener(self, name: str, provider: Streamed) -> Listener | Leader:
         listener = Listener(
             name,
             provider,
@@ -360,12 +360,12 @@ class _Parts:
         self.outbound.listen_first(name, (duty or listener).ready)
         return duty or listener
 
-    def replaying(self) -> Replayer | Duty:
+    def replaying(self) -> Replayer | Leader:
         """Give what works on replays: where there are others, one of us does."""
         return self.replayer if self.alone else self._duty("replays", self.replayer)
 
-    def _duty(self, name: str, work: Work) -> Duty:
-        return Duty(name, self.owner, work, self.store, self.clock)
+    def _duty(self, name: str, work: LeaderTask) -> Leader:
+        return Leader(name, self.owner, work, self.store, self.clock)
 
     def _on_event(self, handlers: Sequence[str]) -> None:
         self.dispatch.wake(handlers)
@@ -424,7 +424,7 @@ class _Surface:
 
     def _callback_routes(self) -> list[Route]:
         parts, most = self._parts, self._parts.settings.max_body_bytes
-        hook = Hook(
+        hook = WebhookRoute(
             parts.inbox,
             NAMES,
             most,
@@ -484,7 +484,7 @@ class _Surface:
         parts = self._parts
         return MetricsPage(
             parts.telemetry,
-            Depths(parts.store),
+            BacklogReader(parts.store),
             providers=NAMES,
             handlers=list(parts.registry.handlers),
             streams={name: each.somebody_is for name, each in parts.listeners.items()},
@@ -496,7 +496,7 @@ class _Surface:
             event_type, prediction.provider, prediction.model, prediction.metadata
         )
 
-    async def _replay(self, prediction_id: str) -> Replayed:
+    async def _replay(self, prediction_id: str) -> ReplayResult:
         parts = self._parts
         return await parts.store.replay(prediction_id, parts.inbox.match, parts.clock())
 

@@ -13,11 +13,11 @@ import pytest
 from receiver.model.errors import StoreUnavailable
 from receiver.store import leases as module
 from receiver.store.engine import Store
-from receiver.store.leases import LEASE, Duty
+from receiver.store.leases import LEASE, Leader
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.values import Role
+from receiver.store.values import LeaseRequest
 from tests.receiving import Clock, eventually
 
 pytestmark = pytest.mark.anyio
@@ -80,7 +80,7 @@ class Unsteady:
         if self.away:
             raise StoreUnavailable("away")
 
-    async def hold_role(self, role: Role) -> bool:
+    async def hold_role(self, role: LeaseRequest) -> bool:
         self._check()
         if self.hangs:
             await asyncio.Event().wait()
@@ -107,7 +107,7 @@ class One:
         self.roles = Unsteady(store)
         self.work = Work()
         self.clock = Clock()
-        self.duty = Duty(NAME, owner, self.work, self.roles, self.clock)
+        self.duty = Leader(NAME, owner, self.work, self.roles, self.clock)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -306,8 +306,10 @@ async def test_one_whose_store_hangs_stops_when_its_lease_is_over(
 async def test_roles_of_different_names_are_independent(store: Store) -> None:
     now = 1000.0
 
-    def role(name: str, owner: str, **more: Any) -> Role:
-        return Role(**{"name": name, "owner": owner, "now": now, "until": now + LEASE, **more})
+    def role(name: str, owner: str, **more: Any) -> LeaseRequest:
+        return LeaseRequest(
+            **{"name": name, "owner": owner, "now": now, "until": now + LEASE, **more}
+        )
 
     assert await store.hold_role(role("a", "me"))
     assert await store.hold_role(role("b", "you"))

@@ -18,9 +18,9 @@ from starlette.routing import Route
 
 from receiver.http import live as feed
 from receiver.http import server as serving
-from receiver.http.live import Feed, Wanted
+from receiver.http.live import LiveStream, StreamFilter
 from receiver.model.errors import StoreUnavailable
-from receiver.store.changes import Journal, Move
+from receiver.store.changes import ChangeLog, StatusChange
 from tests.conftest import Start
 from tests.emulator.serving import serve
 from tests.receiving import API_KEY, Json, Station, eventually
@@ -308,16 +308,16 @@ async def test_who_catches_up_and_takes_nothing_holds_few_whole_events(
 ) -> None:
     monkeypatch.setattr(feed, "_MOST_WRITTEN", 2)
     asked: list[int] = []
-    real = Journal.events
+    real = ChangeLog.events
 
-    async def counted(journal: Journal, names: Any) -> Any:
+    async def counted(journal: ChangeLog, names: Any) -> Any:
         asked.append(len(names))
         return await real(journal, names)
 
     async with start() as station:
         for number in range(5):
             await whole(station, f"one of {number}")
-        monkeypatch.setattr(Journal, "events", counted)
+        monkeypatch.setattr(ChangeLog, "events", counted)
         ear = Ear(station, "type=succeeded", after=0)
         ear.may_take.clear()
         await eventually(lambda: asked)
@@ -340,7 +340,7 @@ async def test_nobody_follows_where_nobody_reads() -> None:
             raise AssertionError(name)
 
     quiet = Quiet()
-    nobody = Feed(quiet)
+    nobody = LiveStream(quiet)
     task = asyncio.create_task(nobody.run())
     for _ in range(50):
         nobody.wake()
@@ -352,16 +352,16 @@ async def test_nobody_follows_where_nobody_reads() -> None:
 async def test_a_disk_that_cannot_be_read_ends_nothing_for_good(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(_: Journal, *__: Any) -> Any:
+    async def broken(_: ChangeLog, *__: Any) -> Any:
         raise StoreUnavailable("the disk is on fire")
 
     async with start() as station, listening(station) as ear:
         with monkeypatch.context() as patch:
-            patch.setattr(Journal, "events", broken)
+            patch.setattr(ChangeLog, "events", broken)
             await whole(station, "while it is broken")
         assert len(await ear.until(4)) == 4
         with monkeypatch.context() as patch:
-            patch.setattr(Journal, "end", broken)
+            patch.setattr(ChangeLog, "end", broken)
             assert (await station.http.get("/v1/events/stream")).status_code == 503
 
 
@@ -472,7 +472,7 @@ def test_who_asks_and_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_is_wanted_is_compared_as_it_is_written() -> None:
-    move = Move(1, "queued", 0.0, "pred_1", "fal", "m", {"a": None, "b": 1.5, "c": "x"})
+    move = StatusChange(1, "queued", 0.0, "pred_1", "fal", "m", {"a": None, "b": 1.5, "c": "x"})
     for metadata, fits in (
         ({"a": "null"}, True),
         ({"b": "1.5"}, True),
@@ -480,4 +480,4 @@ def test_what_is_wanted_is_compared_as_it_is_written() -> None:
         ({"c": "y"}, False),
         ({"d": ""}, False),
     ):
-        assert (move in Wanted(metadata=metadata)) is fits
+        assert (move in StreamFilter(metadata=metadata)) is fits

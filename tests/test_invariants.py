@@ -22,7 +22,7 @@ import pytest
 from receiver import Context, Event, Retry, Skip, on
 from receiver.model.retry import Decision
 from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.values import Settlement, Wanted
+from receiver.store.values import ClaimRequest, Settlement
 from tests.conftest import Disk, Start
 from tests.postgres import Database
 from tests.receiving import (
@@ -550,7 +550,7 @@ async def test_12_settling_twice_or_after_the_lease_was_lost_changes_nothing(
 
 
 async def _claim(store: SQLiteStore, owner: str, now: float, lease: float) -> list[Any]:
-    wanted = Wanted(handler="owed", owner=owner, most=1, now=now, lease_until=now + lease)
+    wanted = ClaimRequest(handler="owed", owner=owner, most=1, now=now, lease_until=now + lease)
     return (await store.claim(wanted)).claims
 
 

@@ -11,7 +11,7 @@ import pytest
 from receiver.model.values import Outcome
 from receiver.predictions.stream import Listener
 from receiver.providers.oxen import Oxen
-from receiver.store.values import Taken
+from receiver.store.values import AcceptResult
 from tests.conftest import Logged, Start
 from tests.receiving import ENDS, PICTURE, Network, breaks, eventually, reply
 
@@ -158,7 +158,7 @@ class _Desk:
         self.reconciled = 0
         self.connected = 0
 
-    async def heard(self, provider_name: str, outcome: Outcome, body: bytes) -> Taken | None:
+    async def heard(self, provider_name: str, outcome: Outcome, body: bytes) -> AcceptResult | None:
         raise AssertionError((provider_name, outcome, body))
 
     async def hasten(self, provider: str, now: float) -> None:

@@ -22,7 +22,7 @@ from receiver import Dead, Event, on
 from receiver.http.routes.metrics import MetricsPage
 from receiver.model.errors import StoreUnavailable
 from receiver.observability.events import Telemetry
-from receiver.store.backlog import Depth
+from receiver.store.backlog import Backlog
 from tests.conftest import Disk, Start
 from tests.receiving import ENDS, Station, breaks, eventually, write
 
@@ -270,7 +270,7 @@ class Away:
         self.asked = 0
         self._hangs = hangs
 
-    async def depth(self, _: Sequence[str]) -> Depth:
+    async def depth(self, _: Sequence[str]) -> Backlog:
         self.asked += 1
         if self._hangs:
             await asyncio.Event().wait()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from receiver.predictions.poller import Overdue
+from receiver.predictions.poller import Poller
 from receiver.predictions.submitter import Schedule
 from receiver.settings import Settings
 from receiver.store.values import Job, Progress
@@ -52,11 +52,11 @@ class Books:
         raise AssertionError(progress)
 
 
-def overdue(clock: Hands, books: Books, *, alone: bool) -> Overdue:
+def overdue(clock: Hands, books: Books, *, alone: bool) -> Poller:
     provider: Any = object()
     inbox: Any = object()
     schedule = Schedule(Settings.read(ENV), clock, lambda: 0.5)
-    return Overdue(
+    return Poller(
         books,
         inbox,
         {"fal": provider},

@@ -11,7 +11,7 @@ import pytest
 from receiver import Context, Dead, Event, on
 from receiver.model.errors import StoreUnavailable
 from receiver.store.disposal import Disposal
-from receiver.store.retention import UNNEEDED_KEPT, Pace, Retention
+from receiver.store.retention import UNNEEDED_KEPT, Retention, RetentionPace
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.conftest import Logged, Start
 from tests.receiving import Clock, Network, Station, eventually, write
@@ -81,7 +81,11 @@ def retention(
 ) -> Retention:
     pace = {"pause": 0.0, "nap": 0.0, **pace}
     return Retention(
-        Disposal(engine.store), days, scrub=engine.store.scrub, clock=clock, pace=Pace(**pace)
+        Disposal(engine.store),
+        days,
+        scrub=engine.store.scrub,
+        clock=clock,
+        pace=RetentionPace(**pace),
     )
 
 

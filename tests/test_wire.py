@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from receiver.model.errors import StoreUnavailable, Unreadable
-from receiver.predictions.provider_client import Busy, Wire
-from receiver.store.values import Turn
+from receiver.predictions.provider_client import Busy, ProviderClient
+from receiver.store.values import RequestPermit
 from tests.conftest import Start
 from tests.receiving import ENDS, Clock, Network, eventually, reply
 
@@ -31,11 +31,11 @@ class Turns:
     """Counts nothing: it says what it is told to say."""
 
     def __init__(self) -> None:
-        self.taken: list[Turn] = []
+        self.taken: list[RequestPermit] = []
         self.wait = 0.0
         self.away = False
 
-    async def take_turn(self, turn: Turn) -> float:
+    async def take_turn(self, turn: RequestPermit) -> float:
         if self.away:
             raise StoreUnavailable("away")
         self.taken.append(turn)
@@ -50,7 +50,7 @@ class End:
         self.turns = Turns()
         self.clock = Hands()
         client = httpx.AsyncClient(transport=self.network)
-        self.wire = Wire("eachlabs", per_minute, client, self.turns, self.clock)
+        self.wire = ProviderClient("eachlabs", per_minute, client, self.turns, self.clock)
 
     async def ask(self) -> Any:
         return await self.wire.ask(httpx.Request("GET", URL))
@@ -66,7 +66,7 @@ async def test_each_request_that_can_wait_takes_a_turn() -> None:
         answer = await end.ask()
         assert (answer.status, end.calls) == (200, number)
         assert answer.at == end.clock.now
-    assert end.turns.taken == [Turn(provider="eachlabs", now=1000.0, per_minute=60)] * 2
+    assert end.turns.taken == [RequestPermit(provider="eachlabs", now=1000.0, per_minute=60)] * 2
 
 
 async def test_what_cannot_wait_has_had_its_turn_already() -> None:

@@ -22,7 +22,7 @@ from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, fetch
 from receiver.deliveries.registry import Dead, Handler, Retry, Skip
 from receiver.model.retry import Failure, FailureKind
 from receiver.model.values import Mode, Output, Prediction, Stored
-from receiver.store.values import Addition, Claim
+from receiver.store.values import Annotation, Claim
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Memory(Protocol):
 
     async def recall(self, delivery_id: str, key: str) -> str | None: ...
     async def remember(self, delivery_id: str, key: str, result: str) -> None: ...
-    async def add(self, addition: Addition) -> None: ...
+    async def add(self, addition: Annotation) -> None: ...
 
 
 class Submit(Protocol):
@@ -156,13 +156,13 @@ class Context:
 
         It is on the prediction once this returns, as `output[place].stored`.
         """
-        addition = Addition(prediction_id=self._prediction, stored={place: stored})
+        addition = Annotation(prediction_id=self._prediction, stored={place: stored})
         return self._call(lambda: self._tools.memory.add(addition))
 
     def annotate(self, **metadata: Any) -> Any:
         """Add JSON values to the prediction's metadata, in place of what has their names."""
         given = msgspec.json.decode(msgspec.json.encode(metadata))
-        addition = Addition(prediction_id=self._prediction, metadata=given)
+        addition = Annotation(prediction_id=self._prediction, metadata=given)
         return self._call(lambda: self._tools.memory.add(addition))
 
     def note(self, text: str) -> None:

@@ -19,7 +19,7 @@ import structlog
 
 from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import Failure, backoff
-from receiver.store.handlers import Gate
+from receiver.store.handlers import BreakerState
 
 log = structlog.get_logger("receiver")
 
@@ -31,7 +31,7 @@ _MARGIN: Final = 10.0
 """Seconds beyond a handler's time-out in which its probe may still be settled."""
 
 
-class Breaker(msgspec.Struct, frozen=True, kw_only=True):
+class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """When a handler's gate opens, and for how long."""
 
     failures: int | None = 20
@@ -44,7 +44,7 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
 class Gates(Protocol):
     """What a lane's gate needs of what is stored of all gates (`store.gates.Gates`)."""
 
-    async def all(self) -> dict[str, Gate]: ...
+    async def all(self) -> dict[str, BreakerState]: ...
     async def open(self, name: str, now: float, until: float, reason: str) -> bool: ...
     async def probe(self, name: str, now: float, until: float) -> bool: ...
     async def end_probe(self, name: str) -> None: ...
@@ -52,31 +52,31 @@ class Gates(Protocol):
     async def try_again(self, now: float) -> None: ...
 
 
-class KnownGates:
+class BreakerCache:
     """What this process knows of the gates; read anew when it is old, or when told to."""
 
     def __init__(self, gates: Gates, clock: Callable[[], float]) -> None:
         self._gates = gates
         self._clock = clock
-        self._found: dict[str, Gate] = {}
+        self._found: dict[str, BreakerState] = {}
         self._read_at = float("-inf")
         self._forgotten = 0
 
-    async def of(self, name: str) -> Gate:
+    async def of(self, name: str) -> BreakerState:
         now = self._clock()
         while not 0 <= now - self._read_at < _FRESH:
             forgotten = self._forgotten
             found = await self._gates.all()
             if forgotten == self._forgotten:  # else it may be older than what we were told
                 self._found, self._read_at = found, now
-        return self._found.get(name) or Gate(name)
+        return self._found.get(name) or BreakerState(name)
 
     def forget(self) -> None:
         self._forgotten += 1
         self._read_at = float("-inf")
 
 
-class Passage(msgspec.Struct, frozen=True):
+class BreakerPermit(msgspec.Struct, frozen=True):
     """How many deliveries may be claimed now; None are: look again in so many seconds."""
 
     most: int
@@ -84,7 +84,7 @@ class Passage(msgspec.Struct, frozen=True):
     is_probe: bool = False
 
 
-class LaneGate:
+class HandlerBreaker:
     """Lets one handler's deliveries through, or makes them wait."""
 
     def __init__(
@@ -92,8 +92,8 @@ class LaneGate:
         name: str,
         timeout: float,
         gates: Gates,
-        known: KnownGates,
-        breaker: Breaker,
+        known: BreakerCache,
+        breaker: BreakerPolicy,
         clock: Callable[[], float],
     ) -> None:
         self._name = name
@@ -110,7 +110,7 @@ class LaneGate:
         self._owes_probe = False
         """Whether that is over, and the store has not heard it."""
 
-    async def ask(self, room: int, nap: float) -> Passage:
+    async def ask(self, room: int, nap: float) -> BreakerPermit:
         """Say how many deliveries may be begun. Raises StoreUnavailable."""
         if self._owes_probe:
             await self.give_back()
@@ -121,16 +121,16 @@ class LaneGate:
             state = "running"  # though another process, or an earlier one, has a breaker
         match state:
             case "running":
-                return Passage(room)
+                return BreakerPermit(room)
             case "probing":
                 self._probe, self._owes_probe = "", True  # until the answer is known
                 is_ours = await self._gates.probe(self._name, now, now + self._timeout + _MARGIN)
                 self._owes_probe = False
                 if is_ours:
-                    return Passage(1, is_probe=True)
+                    return BreakerPermit(1, is_probe=True)
                 self._probe = None
         # Another process may let them go, or the time for a probe may come.
-        return Passage(0, min(nap, _FRESH))
+        return BreakerPermit(0, min(nap, _FRESH))
 
     async def give_back(self) -> None:
         """Say that there was nothing to try, or that it told nothing; insist, if need be later."""

@@ -22,14 +22,14 @@ from receiver.model.ids import new_id
 from receiver.model.values import plain
 from receiver.store.replays import (
     Candidate,
-    Counted,
+    CountedReplay,
     Replay,
     Replays,
+    ReplayStep,
+    RunningReplay,
     Selection,
-    Step,
-    Underway,
 )
-from receiver.store.values import Known, Owed
+from receiver.store.values import CurrentState, Recipients
 
 log = structlog.get_logger("receiver")
 
@@ -53,7 +53,7 @@ class Replayer:
         self,
         replays: Replays,
         registry: Registry,
-        match: Callable[[Known, str], Owed],
+        match: Callable[[CurrentState, str], Recipients],
         *,
         wake: Callable[[Iterable[str]], None],
         clock: Callable[[], float] = time.time,
@@ -79,8 +79,8 @@ class Replayer:
             raise StoreUnavailable("the replay was forgotten at once")
         return found
 
-    async def _count(self, wanted: Selection) -> Counted:
-        sieve = _Sieve(wanted, self._registry, self._match)
+    async def _count(self, wanted: Selection) -> CountedReplay:
+        sieve = _Selector(wanted, self._registry, self._match)
         now = self._clock()
         at, last = await self._replays.bounds()
         events = matched = 0
@@ -93,7 +93,7 @@ class Replayer:
                     events += 1
                     matched += owed
             at = look.end
-        return Counted(
+        return CountedReplay(
             id=new_id("rep", now),
             wanted=wanted,
             events=events,
@@ -141,12 +141,12 @@ class Replayer:
         except TimeoutError:
             return
 
-    async def _step(self, replay: Underway) -> None:
+    async def _step(self, replay: RunningReplay) -> None:
         began = time.monotonic()
-        sieve = _Sieve(replay.wanted, self._registry, self._match)
+        sieve = _Selector(replay.wanted, self._registry, self._match)
         look = await self._replays.look(replay.wanted, replay.next, replay.last, _STEP)
         stepped = await self._replays.take_step(
-            Step(
+            ReplayStep(
                 replay_id=replay.id,
                 begin=replay.next,
                 end=look.end,
@@ -176,11 +176,14 @@ class Replayer:
             await asyncio.sleep(_LOOK)
 
 
-class _Sieve:
+class _Selector:
     """Says what of an event's deliveries is wanted."""
 
     def __init__(
-        self, wanted: Selection, registry: Registry, match: Callable[[Known, str], Owed]
+        self,
+        wanted: Selection,
+        registry: Registry,
+        match: Callable[[CurrentState, str], Recipients],
     ) -> None:
         self._wanted = wanted
         self._registry = registry
@@ -194,10 +197,10 @@ class _Sieve:
         """Say how many deliveries of an event would be owed again."""
         return len(self.owed(found.known, found.type, found.states).handlers)
 
-    def owed(self, known: Known, event_type: str, states: Mapping[str, str]) -> Owed:
+    def owed(self, known: CurrentState, event_type: str, states: Mapping[str, str]) -> Recipients:
         """Name the handlers to whom an event would be owed again, and what they wait for."""
         if not self._takes(known):
-            return Owed()
+            return Recipients()
         wanted = self._wanted
         if wanted.state is not None:
             # Deliveries that there are, in the order of registration; of strangers there is nobody
@@ -211,9 +214,9 @@ class _Sieve:
             names = [name for name in names if name == wanted.handler]
         # They wait for each other only: whoever else wanted the event is through with it, or
         # ends without looking for those who came later.
-        return Owed(tuple(names), self._registry.waiting(names))
+        return Recipients(tuple(names), self._registry.waiting(names))
 
-    def _takes(self, known: Known) -> bool:
+    def _takes(self, known: CurrentState) -> bool:
         if not self._model.match(known.model):
             return False
         if not self._metadata:

@@ -23,19 +23,19 @@ import msgspec
 import structlog
 
 from receiver.deliveries.attempt import Attempt, Tools
-from receiver.deliveries.breaker import Breaker, KnownGates, LaneGate, Passage
+from receiver.deliveries.breaker import BreakerCache, BreakerPermit, BreakerPolicy, HandlerBreaker
 from receiver.deliveries.registry import Handler, Registry
 from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import DONE, Failure, Policy, decide
 from receiver.observability.events import Telemetry
 from receiver.observability.tracing import OFF, Tracing
-from receiver.store.handlers import Gates
-from receiver.store.values import Claim, Claims, Settlement, Wanted
+from receiver.store.handlers import Breakers
+from receiver.store.values import Claim, ClaimRequest, Claims, Settlement
 
 log = structlog.get_logger("receiver")
 
 
-class Pace(msgspec.Struct, frozen=True, kw_only=True):
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """How long things take here, in seconds."""
 
     lease: float = 30.0
@@ -48,8 +48,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Running handlers get this to end when we stop."""
 
 
-PACE: Final = Pace()
-BREAKER: Final = Breaker()
+TIMING: Final = Timing()
+BREAKER: Final = BreakerPolicy()
 _GOOD: Final = frozenset({"done", "skip"})
 """Results of attempts that are no failures."""
 
@@ -57,7 +57,7 @@ _GOOD: Final = frozenset({"done", "skip"})
 class Queue(Protocol):
     """What dispatch needs of the store."""
 
-    async def claim(self, wanted: Wanted) -> Claims: ...
+    async def claim(self, wanted: ClaimRequest) -> Claims: ...
     async def settle(self, settlement: Settlement) -> bool: ...
     async def release(self, owner: str, now: float) -> None: ...
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None: ...
@@ -70,7 +70,7 @@ def new_owner() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
-class Dispatch:
+class Worker:
     """Runs what is owed to the registered handlers until it is stopped."""
 
     def __init__(
@@ -78,14 +78,14 @@ class Dispatch:
         queue: Queue,
         registry: Registry,
         tools: Tools,
-        gates: Gates,
+        gates: Breakers,
         *,
         owner: str,
         policy: Policy,
-        breaker: Breaker = BREAKER,
+        breaker: BreakerPolicy = BREAKER,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
-        pace: Pace = PACE,
+        pace: Timing = TIMING,
         sweeps: bool = True,
         tracing: Tracing = OFF,
         telemetry: Telemetry | None = None,
@@ -97,13 +97,13 @@ class Dispatch:
         self._pace = pace
         self._sweeps = sweeps
         self._gates = gates
-        self._known = KnownGates(gates, clock)
+        self._known = BreakerCache(gates, clock)
         self._lanes = {
-            name: _Lane(
+            name: _HandlerWorker(
                 handler,
                 queue,
                 tools,
-                LaneGate(name, handler.timeout, gates, self._known, breaker, clock),
+                HandlerBreaker(name, handler.timeout, gates, self._known, breaker, clock),
                 telemetry,
                 owner,
                 handler.retry.policy(policy),
@@ -119,7 +119,7 @@ class Dispatch:
                 if other in self._lanes:
                     self._lanes[other].followers.append(lane.awake)
         self._tasks: list[asyncio.Task[None]] = []
-        self._heart = _Heart(queue, owner, clock, self._running, pace)
+        self._heart = _Heartbeat(queue, owner, clock, self._running, pace)
 
     async def start(self, *, lanes: bool = True) -> None:
         """Begin to work; without `lanes` only what `drain` is asked for."""
@@ -195,7 +195,7 @@ class Dispatch:
                 log.warning("handler.waiting", handler=name, state=state, owed=owed.get(name, 0))
 
 
-class _Lane:
+class _HandlerWorker:
     """Everything that happens for one handler."""
 
     def __init__(
@@ -203,13 +203,13 @@ class _Lane:
         handler: Handler,
         queue: Queue,
         tools: Tools,
-        gate: LaneGate,
+        gate: HandlerBreaker,
         telemetry: Telemetry,
         owner: str,
         policy: Policy,
         clock: Callable[[], float],
         chance: Callable[[], float],
-        pace: Pace,
+        pace: Timing,
         tracing: Tracing,
     ) -> None:
         self._tracing = tracing
@@ -297,9 +297,9 @@ class _Lane:
             return 0.0 if is_free else self._pace.nap
         return self._pace.nap if found.next_due is None else found.next_due - self._clock()
 
-    async def _claim(self, passage: Passage) -> Claims:
+    async def _claim(self, passage: BreakerPermit) -> Claims:
         now = self._clock()
-        wanted = Wanted(
+        wanted = ClaimRequest(
             handler=self._handler.name,
             owner=self._owner,
             most=passage.most,
@@ -386,7 +386,7 @@ class _Lane:
                 await asyncio.sleep(0.5)
 
 
-class _Heart:
+class _Heartbeat:
     """A thread that renews our claims, also while a handler blocks the loop, and reports that."""
 
     def __init__(
@@ -395,7 +395,7 @@ class _Heart:
         owner: str,
         clock: Callable[[], float],
         running: Callable[[], dict[str, list[str]]],
-        pace: Pace,
+        pace: Timing,
     ) -> None:
         self._queue = queue
         self._owner = owner

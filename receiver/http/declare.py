@@ -60,7 +60,7 @@ class Answer(msgspec.Struct, frozen=True):
     """Operations that take the `id` of this answer, or of the first of its list."""
 
 
-class Operation(msgspec.Struct, frozen=True):
+class Endpoint(msgspec.Struct, frozen=True):
     """One row: a method of a path, what it takes and what it answers."""
 
     method: str

@@ -7,8 +7,8 @@ from typing import Final
 
 import msgspec
 
-from receiver.deliveries.worker import Dispatch
-from receiver.predictions.service import Outbound
+from receiver.deliveries.worker import Worker
+from receiver.predictions.service import PredictionService
 
 _OVERTIME: Final = 5.0
 """Seconds beyond its time in which a drain's last attempts may be cancelled and settled."""
@@ -27,7 +27,7 @@ class Drained(msgspec.Struct, frozen=True):
 class Drain:
     """Runs what is due, for so long at most."""
 
-    def __init__(self, outbound: Outbound, dispatch: Dispatch) -> None:
+    def __init__(self, outbound: PredictionService, dispatch: Worker) -> None:
         self._outbound = outbound
         self._dispatch = dispatch
         self._underway: asyncio.Task[Drained] | None = None

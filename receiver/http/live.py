@@ -20,7 +20,7 @@ import structlog
 from receiver.model.errors import Problem, StoreUnavailable
 from receiver.model.states import TERMINAL
 from receiver.model.values import Announcement, Status, plain, utc
-from receiver.store.changes import Move
+from receiver.store.changes import StatusChange
 
 log = structlog.get_logger("receiver")
 
@@ -63,7 +63,7 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
     until: int
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class StreamFilter(msgspec.Struct, frozen=True, kw_only=True):
     """What a reader wants to hear of; what is not given is everything."""
 
     statuses: frozenset[str] = frozenset()
@@ -71,7 +71,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, str] = {}
     """As `@on` compares it: text as it is, other JSON as it is written."""
 
-    def __contains__(self, move: Move) -> bool:
+    def __contains__(self, move: StatusChange) -> bool:
         return (
             (not self.statuses or move.status in self.statuses)
             and (not self.providers or move.provider in self.providers)
@@ -85,7 +85,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 class Message(msgspec.Struct, frozen=True):
     """One move, and the text of it that goes to every reader who wants it."""
 
-    move: Move
+    move: StatusChange
     frame: bytes
 
 
@@ -94,14 +94,14 @@ class Source(Protocol):
 
     async def end(self) -> int: ...
     async def cut(self) -> int: ...
-    async def page(self, after: int, end: int) -> tuple[list[Move], int]: ...
+    async def page(self, after: int, end: int) -> tuple[list[StatusChange], int]: ...
     async def events(self, prediction_ids: Sequence[str]) -> Mapping[str, Announcement]: ...
 
 
 class _Reader:
     """What waits for one reader."""
 
-    def __init__(self, wanted: Wanted, after: int) -> None:
+    def __init__(self, wanted: StreamFilter, after: int) -> None:
         self.wanted = wanted
         self._after = after
         self._waiting: deque[bytes] = deque()
@@ -131,7 +131,7 @@ class _Reader:
         return frames
 
 
-class Feed:
+class LiveStream:
     """Follows the journal while there are readers."""
 
     def __init__(self, journal: Source) -> None:
@@ -184,7 +184,7 @@ class Feed:
         while self._position < end:
             await self._tell(*await self._journal.page(self._position, end))
 
-    async def _tell(self, moves: Sequence[Move], position: int) -> None:
+    async def _tell(self, moves: Sequence[StatusChange], position: int) -> None:
         """Tell the readers there are; whoever joins meanwhile has caught up to `position`."""
         readers = list(self._readers)
         before, self._position = self._position, position
@@ -201,7 +201,7 @@ class Feed:
         """Give the place to begin at for whoever wants what happens from now on."""
         return await self._journal.end()
 
-    async def read(self, after: int, wanted: Wanted) -> AsyncGenerator[bytes]:
+    async def read(self, after: int, wanted: StreamFilter) -> AsyncGenerator[bytes]:
         """Give frames of server-sent events after a place of the journal.
 
         Raises Problem at once if there are too many readers, StoreUnavailable while it catches up.
@@ -216,7 +216,7 @@ class Feed:
         finally:
             self._count -= 1
 
-    async def _read(self, after: int, wanted: Wanted) -> AsyncIterator[bytes]:
+    async def _read(self, after: int, wanted: StreamFilter) -> AsyncIterator[bytes]:
         end = await self._journal.end()
         cut = await self._journal.cut()
         if after < cut or after > end:
@@ -258,7 +258,7 @@ class Feed:
             if frames := reader.take():
                 yield frames
 
-    async def _written(self, moves: Sequence[Move]) -> list[Message]:
+    async def _written(self, moves: Sequence[StatusChange]) -> list[Message]:
         """Write moves down as readers get them; what was deleted meanwhile is passed over."""
         ended = [move.prediction_id for move in moves if move.status in TERMINAL]
         events = await self._journal.events(ended) if ended else {}
@@ -270,7 +270,7 @@ class Feed:
         return messages
 
 
-def _change(move: Move) -> Change:
+def _change(move: StatusChange) -> Change:
     return Change(
         type=PREFIX + move.status,
         time=utc(move.time),

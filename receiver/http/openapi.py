@@ -15,12 +15,12 @@ from typing import Any, Final, TypeAlias, get_args, get_origin
 import msgspec
 
 from receiver.http.body import schema_of
-from receiver.http.declare import Answer, Content, Operation
+from receiver.http.declare import Answer, Content, Endpoint
 from receiver.http.problems import PREFIX, PROBLEMS, ProblemDetails
-from receiver.store.values import Found
+from receiver.store.values import Page
 
 Json: TypeAlias = dict[str, Any]
-Groups: TypeAlias = Mapping[str, Sequence[Operation]]
+Groups: TypeAlias = Mapping[str, Sequence[Endpoint]]
 
 _REF: Final = "#/components/{}/{}"
 _EVERYWHERE: Final = ("internal-error",)
@@ -43,7 +43,7 @@ _HEADERS: Final[dict[str, tuple[str, bool, Json]]] = {
 _STATUS_HEADERS: Final = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 
 
-def document(groups: Groups, webhooks: Sequence[Operation]) -> Json:
+def document(groups: Groups, webhooks: Sequence[Endpoint]) -> Json:
     """Describe every route of every group, and what is sent to others."""
     rows = [row for group in groups.values() for row in group]
     types = _Types([*rows, *webhooks])
@@ -82,7 +82,7 @@ def document(groups: Groups, webhooks: Sequence[Operation]) -> Json:
     }
 
 
-def _operation(row: Operation, types: _Types) -> Json:
+def _operation(row: Endpoint, types: _Types) -> Json:
     answers = {str(answer.status): _answer(answer, types) for answer in row.answers}
     refusals = {str(status): _ref("responses", _joined(kinds)) for status, kinds in _by_status(row)}
     return {
@@ -96,7 +96,7 @@ def _operation(row: Operation, types: _Types) -> Json:
     }
 
 
-def _webhook(row: Operation, types: _Types) -> Json:
+def _webhook(row: Endpoint, types: _Types) -> Json:
     """Describe one event; only its own name can be its type."""
     described = _operation(row, types)
     described["operationId"] = _name("on", row.path)
@@ -104,7 +104,7 @@ def _webhook(row: Operation, types: _Types) -> Json:
     return described
 
 
-def _parameters(row: Operation) -> Iterator[Json]:
+def _parameters(row: Endpoint) -> Iterator[Json]:
     for name, kind in row.names.items():
         schema = msgspec.json.schema(kind)
         yield {"name": name, "in": "path", "required": True, **_described(schema)}
@@ -177,7 +177,7 @@ def _answer(answer: Answer, types: _Types) -> Json:
 
 
 def _links(answer: Answer) -> Json:
-    listed = answer.content is not None and get_origin(answer.content.type) is Found
+    listed = answer.content is not None and get_origin(answer.content.type) is Page
     found = "$response.body#/data/0/id" if listed else "$response.body#/id"
     links = {name: {"operationId": name, "parameters": {"id": found}} for name in answer.leads_to}
     return {"links": links} if links else {}
@@ -191,7 +191,7 @@ def _headers(names: Iterable[str]) -> Json:
 # --- problems ---
 
 
-def _by_status(row: Operation) -> list[tuple[int, tuple[str, ...]]]:
+def _by_status(row: Endpoint) -> list[tuple[int, tuple[str, ...]]]:
     """Sort what may go wrong with a route by the status that says so."""
     statuses: defaultdict[int, set[str]] = defaultdict(set)
     for kind in (*row.problems, *_EVERYWHERE, *(() if row.is_open else _GUARDED)):
@@ -199,7 +199,7 @@ def _by_status(row: Operation) -> list[tuple[int, tuple[str, ...]]]:
     return [(status, tuple(sorted(kinds))) for status, kinds in sorted(statuses.items())]
 
 
-def _refusals(rows: Iterable[Operation]) -> list[tuple[str, ...]]:
+def _refusals(rows: Iterable[Endpoint]) -> list[tuple[str, ...]]:
     return sorted({kinds for row in rows for _, kinds in _by_status(row)})
 
 
@@ -225,7 +225,7 @@ def _refusal(kinds: Sequence[str]) -> Json:
 class _Types:
     """The schemas of all types that rows name, by type."""
 
-    def __init__(self, rows: Sequence[Operation]) -> None:
+    def __init__(self, rows: Sequence[Endpoint]) -> None:
         said = [answer.content.type for row in rows for answer in row.answers if answer.content]
         taken = [content.type for row in rows for content in row.body]
         self._kinds = list(dict.fromkeys([ProblemDetails, *said, *taken]))

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from receiver.http.declare import Answer, Content, Operation
+from receiver.http.declare import Answer, Content, Endpoint
 from receiver.http.routes.predictions import EXAMPLE
 from receiver.model.values import Channel, EventType, Prediction
 
@@ -84,7 +84,7 @@ _EVENT: Final = CloudEvent(
     data=_DATA,
 )
 WEBHOOKS: Final = tuple(
-    Operation(
+    Endpoint(
         "POST",
         kind,
         f"A prediction is {kind.partition('.')[2]}",

@@ -10,7 +10,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from receiver.http.body import Disconnected, TooLarge, TooSlow, read_body
-from receiver.http.declare import Answer, Content, Operation, ProviderName
+from receiver.http.declare import Answer, Content, Endpoint, ProviderName
 from receiver.http.limits import Limits
 from receiver.http.problems import problem_body
 from receiver.http.proxies import client_of
@@ -25,7 +25,7 @@ from receiver.model.errors import (
 )
 from receiver.observability.events import Telemetry
 from receiver.providers.adapter import Callback
-from receiver.store.values import Taken
+from receiver.store.values import AcceptResult
 
 
 class Door(Protocol):
@@ -34,7 +34,7 @@ class Door(Protocol):
     def opens(self, provider_name: str, token: str) -> str | None: ...
     async def callback(
         self, provider_name: str, prediction_id: str, callback: Callback
-    ) -> Taken: ...
+    ) -> AcceptResult: ...
 
 
 Sent = tuple[dict[str, Any], dict[str, Any]]
@@ -85,7 +85,7 @@ _UNPROVED: Final = _raw_problem(401, "unproved", "this callback could not be pro
 _NOBODY: Final = _raw_problem(404, "not-found", "no such provider")
 
 
-class Hook:
+class WebhookRoute:
     """`POST /webhooks/{provider}/{token}` as a bare ASGI app: nothing stands before the proof.
 
     Answers 200 only after the commit; 401 for whatever is not proved, with no word of why; 408,
@@ -168,7 +168,9 @@ class Hook:
         self._reject(scope, provider, reason)
         return answer
 
-    async def _prove(self, scope: Scope, provider: str, made: str | None, body: bytes) -> Taken:
+    async def _prove(
+        self, scope: Scope, provider: str, made: str | None, body: bytes
+    ) -> AcceptResult:
         if made is None:
             raise Unproved("bad_token" if provider != _UNKNOWN else "unknown_provider")
         callback = Callback(scope["headers"], body, self._clock())
@@ -204,7 +206,7 @@ Token = Annotated[
     msgspec.Meta(description="Made by us for one prediction; it comes with the callback URL."),
 ]
 OPERATIONS: Final = (
-    Operation(
+    Endpoint(
         "POST",
         "/webhooks/{provider}/{token}",
         "Take a provider's callback",

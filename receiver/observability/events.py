@@ -16,7 +16,7 @@ import structlog
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import event_id
 from receiver.observability.metrics import Metrics
-from receiver.store.values import Arrival, Claim, Lost, Settlement, Taken
+from receiver.store.values import AcceptResult, Claim, IncomingOutcome, LostAttempt, Settlement
 
 log = structlog.get_logger("receiver")
 
@@ -50,7 +50,7 @@ class Telemetry:
         for handler, state in product(handlers, ("done", "skipped", "dead")):
             metrics.ends[handler, state]
 
-    def outcome(self, arrival: Arrival, taken: Taken) -> None:
+    def outcome(self, arrival: IncomingOutcome, taken: AcceptResult) -> None:
         channel = arrival.channel or "none"
         self.metrics.outcomes[arrival.provider, channel, taken.verdict].inc()
         if taken.verdict == "noted":
@@ -103,7 +103,7 @@ class Telemetry:
         """Tell of an attempt that is cut short because we stop; it counts as never begun."""
         log.warning("handler.interrupted", **_ids(claim))
 
-    def lost(self, attempts: Sequence[Lost]) -> None:
+    def lost(self, attempts: Sequence[LostAttempt]) -> None:
         """Tell of attempts whose process could not: it is gone, or was frozen for too long."""
         for one in attempts:
             self.metrics.attempts[one.handler, "lost"].inc()

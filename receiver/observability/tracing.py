@@ -31,7 +31,7 @@ from starlette.requests import Request
 
 from receiver.model.errors import SettingsError
 from receiver.providers.tls import trusted
-from receiver.store.values import Arrival, Claim, Job, Taken
+from receiver.store.values import AcceptResult, Claim, IncomingOutcome, Job
 
 if TYPE_CHECKING:
     from receiver.observability.spans import Exporting, Spans
@@ -161,7 +161,7 @@ class Tracing:
         subject = _subject(job.ticket.id, job.provider, job.ticket.model)
         return await self._open(self._spans, name, job.ticket.id, {**subject, **more})
 
-    async def outcome(self, arrival: Arrival, taken: Taken) -> Opened:
+    async def outcome(self, arrival: IncomingOutcome, taken: AcceptResult) -> Opened:
         """Tell what came of a proved arrival, from when it came."""
         if self._spans is None or taken.verdict not in _TOLD:
             return _UNTRACED

@@ -26,7 +26,13 @@ from receiver.observability.events import Telemetry
 from receiver.observability.tracing import OFF, Tracing
 from receiver.predictions.tokens import Tokens
 from receiver.providers.adapter import Callback, Provider
-from receiver.store.values import Arrival, Known, Owed, Ruling, Taken
+from receiver.store.values import (
+    AcceptResult,
+    CurrentState,
+    IncomingOutcome,
+    Recipients,
+    Transition,
+)
 
 log = structlog.get_logger("receiver")
 
@@ -40,7 +46,7 @@ _SEEK: Final = (0.2, 1.0, 4.0)
 class Accepts(Protocol):
     """What the inbox needs of the store."""
 
-    async def accept(self, arrival: Arrival) -> Taken: ...
+    async def accept(self, arrival: IncomingOutcome) -> AcceptResult: ...
     async def find(self, provider: str, provider_id: str) -> str | None: ...
 
 
@@ -120,7 +126,9 @@ class Inbox:
         except Unproved:
             return None
 
-    async def callback(self, provider_name: str, prediction_id: str, callback: Callback) -> Taken:
+    async def callback(
+        self, provider_name: str, prediction_id: str, callback: Callback
+    ) -> AcceptResult:
         """Take a callback on a path that `opens`.
 
         Raises Unproved, KeysUnavailable or StoreUnavailable.
@@ -133,7 +141,7 @@ class Inbox:
             # It is the provider's, so it means something: keep it, and ask what.
             outcome = Outcome(kind="ask", provider_id=proved_id)
         return await self.take(
-            Arrival(
+            IncomingOutcome(
                 prediction_id=prediction_id,
                 provider=provider_name,
                 channel="webhook",
@@ -153,10 +161,10 @@ class Inbox:
         channel: Channel,
         outcome: Outcome,
         body: bytes,
-    ) -> Taken:
+    ) -> AcceptResult:
         """Take what our own connection was told: a poll's answer, or a blocking call's."""
         return await self.take(
-            Arrival(
+            IncomingOutcome(
                 prediction_id=prediction_id,
                 provider=provider_name,
                 channel=channel,
@@ -167,7 +175,7 @@ class Inbox:
             )
         )
 
-    async def heard(self, provider_name: str, outcome: Outcome, body: bytes) -> Taken | None:
+    async def heard(self, provider_name: str, outcome: Outcome, body: bytes) -> AcceptResult | None:
         """Take a stream event; park it if its prediction is not known (yet)."""
         if outcome.provider_id is None:
             return None
@@ -197,7 +205,7 @@ class Inbox:
 
     async def unpark(
         self, provider_name: str, provider_id: str, prediction_id: str
-    ) -> Taken | None:
+    ) -> AcceptResult | None:
         """Take the stream event that came before its prediction's id was stored, if one did."""
         parked = self._parked.pop((provider_name, provider_id), None)
         if parked is None:
@@ -214,11 +222,11 @@ class Inbox:
         only_from: frozenset[Status],
         channel: Channel | None = None,
         body: bytes = b"",
-    ) -> Taken:
+    ) -> AcceptResult:
         """End a prediction by our own verdict: refused, expired, canceled before it was sent."""
         kind: OutcomeKind = "canceled" if error.code == "canceled" else "failed"
         return await self.take(
-            Arrival(
+            IncomingOutcome(
                 prediction_id=prediction_id,
                 provider=provider_name,
                 channel=channel,
@@ -230,7 +238,7 @@ class Inbox:
             )
         )
 
-    async def take(self, arrival: Arrival) -> Taken:
+    async def take(self, arrival: IncomingOutcome) -> AcceptResult:
         """Record one outcome, exactly once, and wake whoever it concerns."""
         taken = await self._store.accept(arrival)
         if taken.verdict == "mismatch":
@@ -245,7 +253,7 @@ class Inbox:
             self._telemetry.outcome(arrival, taken)
         return taken
 
-    def _warn_of_unrouted(self, arrival: Arrival, taken: Taken) -> None:
+    def _warn_of_unrouted(self, arrival: IncomingOutcome, taken: AcceptResult) -> None:
         """Say that no handler wants such events: of the first of its sort, not of each."""
         sort = (arrival.provider, taken.model, arrival.outcome.kind)
         if sort in self._unrouted or len(self._unrouted) >= _MOST_WARNED:
@@ -260,13 +268,13 @@ class Inbox:
             type=f"prediction.{taken.status}",
         )
 
-    def match(self, known: Known, event_type: str) -> Owed:
+    def match(self, known: CurrentState, event_type: str) -> Recipients:
         """Name the handlers that want the event of a prediction, and what they wait for."""
         metadata: dict[str, Any] = (
             msgspec.json.decode(known.metadata) if self._registry.wants_metadata else {}
         )
         names = self._registry.match(event_type, known.provider, known.model, metadata)
-        return Owed(tuple(names), self._registry.waiting(names))
+        return Recipients(tuple(names), self._registry.waiting(names))
 
     async def _prove(
         self, provider: Provider, prediction_id: str, callback: Callback
@@ -285,15 +293,15 @@ class Inbox:
         keys = await self._public_keys(True)
         return provider.authenticate(callback, now=now, keys=keys)
 
-    def _judge(self, known: Known, arrival: Arrival) -> Ruling:
+    def _judge(self, known: CurrentState, arrival: IncomingOutcome) -> Transition:
         """Rule on an arrival; pure, and run inside the transaction."""
         if arrival.provider != known.provider or not _agrees(known, arrival):
-            return Ruling(verdict="mismatch", status=known.status, reason="another's")
+            return Transition(verdict="mismatch", status=known.status, reason="another's")
         verdict, status, reason = advance(known.status, known.provider_id, arrival.outcome)
         if verdict != "accepted" or status not in TERMINAL:
-            return Ruling(verdict=verdict, status=status, reason=reason)
+            return Transition(verdict=verdict, status=status, reason=reason)
         event_type = f"prediction.{status}"
-        return Ruling(
+        return Transition(
             verdict=verdict,
             status=status,
             reason=reason,
@@ -302,7 +310,7 @@ class Inbox:
         )
 
 
-def _agrees(known: Known, arrival: Arrival) -> bool:
+def _agrees(known: CurrentState, arrival: IncomingOutcome) -> bool:
     """Hold the id that the proof covers against the body's and against our own submit's."""
     if arrival.proved_id is None:
         return True

@@ -20,7 +20,7 @@ from receiver.model.values import Error, Outcome, Status
 from receiver.observability.events import Telemetry
 from receiver.observability.tracing import OFF, Span, Tracing
 from receiver.predictions.inbox import Inbox
-from receiver.predictions.provider_client import ANSWER_TIMEOUT, Busy, Wire
+from receiver.predictions.provider_client import ANSWER_TIMEOUT, Busy, ProviderClient
 from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, MARGIN, Schedule
 from receiver.providers.adapter import Follow, Provider, Streamed
 from receiver.store.values import Job, Progress
@@ -45,7 +45,7 @@ class Books(Protocol):
     async def stale(self, provider: str, before: float, most: int) -> list[str]: ...
 
 
-class Overdue:
+class Poller:
     """Looks at what is due, under the providers' limits; `on` names those that have a key."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Overdue:
         inbox: Inbox,
         providers: Mapping[str, Provider],
         on: Collection[str],
-        wires: Mapping[str, Wire],
+        wires: Mapping[str, ProviderClient],
         schedule: Schedule,
         *,
         timeout: float,

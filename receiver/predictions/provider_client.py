@@ -9,9 +9,9 @@ from typing import Final, Protocol
 import httpx
 
 from receiver.model.errors import Unreadable
-from receiver.providers.adapter import Answer, retry_after
+from receiver.providers.adapter import ProviderResponse, retry_after
 from receiver.providers.transport import read_capped
-from receiver.store.values import Turn
+from receiver.store.values import RequestPermit
 
 AT_ONCE: Final = 64
 """Requests in flight to a provider that sets no limit."""
@@ -32,13 +32,13 @@ class Busy(Unreadable):
         self.seconds = seconds
 
 
-class Turns(Protocol):
+class RateLimits(Protocol):
     """Where requests are counted, for all who send them (the store)."""
 
-    async def take_turn(self, turn: Turn) -> float: ...
+    async def take_turn(self, turn: RequestPermit) -> float: ...
 
 
-class Wire:
+class ProviderClient:
     """Sends an adapter's requests under the provider's limits, and reads the answers whole."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Wire:
         provider: str,
         per_minute: int | None,
         client: httpx.AsyncClient,
-        turns: Turns,
+        turns: RateLimits,
         clock: Callable[[], float],
     ) -> None:
         self._provider = provider
@@ -56,16 +56,16 @@ class Wire:
         self._clock = clock
         self._paused_until = 0.0
 
-    async def send(self, request: httpx.Request, seconds: float) -> Answer:
+    async def send(self, request: httpx.Request, seconds: float) -> ProviderResponse:
         """Send without following redirects: they would carry the key elsewhere, or bill twice."""
         timeout = httpx.Timeout(10.0, read=seconds).as_dict()
         request.extensions = {**request.extensions, "timeout": timeout}
         async with asyncio.timeout(seconds):
             response = await self._client.send(request, follow_redirects=False, stream=True)
             body = await read_capped(response, _LARGEST_ANSWER)
-        return Answer(response.status_code, response.headers, body, self._clock())
+        return ProviderResponse(response.status_code, response.headers, body, self._clock())
 
-    async def ask(self, request: httpx.Request) -> Answer:
+    async def ask(self, request: httpx.Request) -> ProviderResponse:
         """Send a request that can be repeated; raise Unreadable if that gave no answer to read.
 
         Raises Busy if the provider takes no request now; nothing was sent then.
@@ -92,7 +92,9 @@ class Wire:
     async def _turn(self) -> None:
         wait = self.paused()
         if wait == 0.0 and self._per_minute is not None:
-            turn = Turn(provider=self._provider, now=self._clock(), per_minute=self._per_minute)
+            turn = RequestPermit(
+                provider=self._provider, now=self._clock(), per_minute=self._per_minute
+            )
             wait = await self._turns.take_turn(turn)
         if wait > 0.0:
             raise Busy(wait)

@@ -28,13 +28,13 @@ from receiver.observability.tracing import OFF, Tracing
 from receiver.predictions import poller as overdue
 from receiver.predictions import submitter as lanes
 from receiver.predictions.inbox import Inbox
-from receiver.predictions.poller import Overdue
-from receiver.predictions.provider_client import Busy, Turns, Wire
-from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, Lane, Schedule
+from receiver.predictions.poller import Poller
+from receiver.predictions.provider_client import Busy, ProviderClient, RateLimits
+from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, Schedule, Submitter
 from receiver.predictions.tokens import Tokens
-from receiver.providers.adapter import Answer, Provider
+from receiver.providers.adapter import Provider, ProviderResponse
 from receiver.settings import Settings
-from receiver.store.values import Created, Job, NewPrediction, Role
+from receiver.store.values import CreateResult, Job, LeaseRequest, NewPrediction
 
 log = structlog.get_logger("receiver")
 
@@ -42,17 +42,17 @@ _CAUGHT_UP: Final = 60.0
 """Seconds in which no other process that starts needs to ask about everything again."""
 
 
-class Books(lanes.Books, overdue.Books, Turns, Protocol):
+class Books(lanes.Books, overdue.Books, RateLimits, Protocol):
     """What outbound and its parts need of the store."""
 
-    async def create(self, new: NewPrediction) -> Created: ...
+    async def create(self, new: NewPrediction) -> CreateResult: ...
     async def hasten(self, provider: str, now: float) -> None: ...
     async def mark_cancel(self, prediction_id: str) -> None: ...
-    async def hold_role(self, role: Role) -> bool: ...
+    async def hold_role(self, role: LeaseRequest) -> bool: ...
     async def prediction(self, prediction_id: str) -> Prediction | None: ...
 
 
-class Outbound:
+class PredictionService:
     """Everything we ask of providers."""
 
     def __init__(
@@ -77,14 +77,14 @@ class Outbound:
         self._providers = providers
         self._clock = clock
         schedule = Schedule(settings, clock, chance)
-        self._lanes: dict[str, Lane] = {}
-        self._wires: dict[str, Wire] = {}
+        self._lanes: dict[str, Submitter] = {}
+        self._wires: dict[str, ProviderClient] = {}
         for name, provider in providers.items():
             limits = settings.providers[name]
-            wire = Wire(name, limits.requests_per_minute, client, store, clock)
+            wire = ProviderClient(name, limits.requests_per_minute, client, store, clock)
             self._wires[name] = wire
             if limits.key is not None:
-                self._lanes[name] = Lane(
+                self._lanes[name] = Submitter(
                     provider,
                     limits,
                     wire,
@@ -98,7 +98,7 @@ class Outbound:
                     LONGEST_NAP if alone else BACKSTOP,
                     tracing,
                 )
-        self._overdue = Overdue(
+        self._overdue = Poller(
             store,
             inbox,
             providers,
@@ -131,7 +131,9 @@ class Outbound:
     async def _is_first(self) -> bool:
         """Say whether no other process has caught up within a minute: ten may start at once."""
         now = self._clock()
-        role = Role(name="catch-up", owner=new_id("start", now), now=now, until=now + _CAUGHT_UP)
+        role = LeaseRequest(
+            name="catch-up", owner=new_id("start", now), now=now, until=now + _CAUGHT_UP
+        )
         return await self._store.hold_role(role)
 
     async def stop(self) -> None:
@@ -242,7 +244,7 @@ class Outbound:
                 await self._begin(lane, created.prediction_id, mode)
         return await self._read(created.prediction_id)
 
-    async def _begin(self, lane: Lane, prediction_id: str, mode: Mode) -> None:
+    async def _begin(self, lane: Submitter, prediction_id: str, mode: Mode) -> None:
         """See a queue submit through; a blocking call may take minutes, so only begin it."""
         if mode == "queue":
             await lane.send_now(prediction_id)
@@ -309,7 +311,7 @@ class Outbound:
             await self._store.mark_cancel(job.ticket.id)
         await self._overdue.look(await self._job(job.ticket.id))
 
-    async def _ask(self, provider: str, request: httpx.Request) -> Answer:
+    async def _ask(self, provider: str, request: httpx.Request) -> ProviderResponse:
         """Ask now, for a caller who waits, or refuse while the provider's limits leave no room."""
         try:
             return await self._wires[provider].ask(request)
@@ -318,7 +320,7 @@ class Outbound:
             detail = f"{provider} takes no more requests for {wait} s; try again then"
             raise Problem(429, "provider-busy", detail, retry_after=wait) from busy
 
-    def _lane(self, provider: str) -> Lane:
+    def _lane(self, provider: str) -> Submitter:
         if provider not in self._providers:
             raise Problem(
                 422, "unknown-provider", f"provider must be one of {_list(self._providers)}"

@@ -22,7 +22,7 @@ from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model.retry import backoff
 from receiver.model.values import Outcome
 from receiver.providers.adapter import Streamed
-from receiver.store.values import Taken
+from receiver.store.values import AcceptResult
 
 log = structlog.get_logger("receiver")
 
@@ -40,7 +40,9 @@ _READY_TIMEOUT: Final = 5.0
 class Door(Protocol):
     """What the listener needs of the inbox."""
 
-    async def heard(self, provider_name: str, outcome: Outcome, body: bytes) -> Taken | None: ...
+    async def heard(
+        self, provider_name: str, outcome: Outcome, body: bytes
+    ) -> AcceptResult | None: ...
 
 
 class Reconciles(Protocol):

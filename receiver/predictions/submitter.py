@@ -21,19 +21,19 @@ from receiver.model.values import Error, Outcome, Status
 from receiver.observability.events import SubmitResult, Telemetry
 from receiver.observability.tracing import OFF, Span, Tracing
 from receiver.predictions.inbox import Inbox
-from receiver.predictions.provider_client import ANSWER_TIMEOUT, AT_ONCE, BROKEN, Wire
+from receiver.predictions.provider_client import ANSWER_TIMEOUT, AT_ONCE, BROKEN, ProviderClient
 from receiver.predictions.tokens import Tokens
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
-    Hook,
+    CallbackTarget,
     Postponed,
     Provider,
     Receipt,
     Refused,
 )
 from receiver.settings import ProviderSettings, Settings
-from receiver.store.values import Begun, Job, Progress, ProgressCause, Slots
+from receiver.store.values import Job, Progress, ProgressCause, SubmitBatch, SubmitBudget
 
 log = structlog.get_logger("receiver")
 
@@ -69,7 +69,7 @@ _RESULTS: Final[Mapping[type, SubmitResult]] = {
 class Books(Protocol):
     """What a lane needs of the store."""
 
-    async def begin_submits(self, slots: Slots) -> Begun: ...
+    async def begin_submits(self, slots: SubmitBudget) -> SubmitBatch: ...
     async def progress(self, progress: Progress) -> bool: ...
     async def job(self, prediction_id: str) -> Job | None: ...
     async def next_queued(self, provider: str) -> float | None: ...
@@ -100,14 +100,14 @@ class Schedule:
         return self._clock() + max(seconds, wanted or 0.0)
 
 
-class Lane:
+class Submitter:
     """The submits of one provider, in order, as many at once as it allows."""
 
     def __init__(
         self,
         provider: Provider,
         limits: ProviderSettings,
-        wire: Wire,
+        wire: ProviderClient,
         store: Books,
         inbox: Inbox,
         tokens: Tokens,
@@ -218,7 +218,7 @@ class Lane:
         if wait > 0 or room <= 0 or self._stopping:
             return wait or self._longest_nap
         begun = await self._store.begin_submits(
-            Slots(
+            SubmitBudget(
                 provider=self.provider.name,
                 now=now,
                 most=room,
@@ -327,14 +327,14 @@ class Lane:
         except Unreadable as error:
             return Ambiguous(f"HTTP {answer.status}, {error}"), answer.body
 
-    def _hook(self, job: Job) -> Hook | None:
+    def _hook(self, job: Job) -> CallbackTarget | None:
         if self._settings.public_url is None or self.provider.proof == "none":
             return None
         if job.ticket.mode == "sync":
             return None
         token = self._tokens.callback(self.provider.name, job.ticket.id)
         url = f"{self._settings.public_url}/webhooks/{self.provider.name}/{token}"
-        return Hook(url, self._tokens.webhook_secrets(job.ticket.id)[0].decode())
+        return CallbackTarget(url, self._tokens.webhook_secrets(job.ticket.id)[0].decode())
 
     async def _accepted(self, job: Job, receipt: Accepted, *, push_expected: bool) -> None:
         due_at = self._schedule.first_poll(push_expected=push_expected)

@@ -51,7 +51,7 @@ class Callback(msgspec.Struct, frozen=True):
         return values[0]
 
 
-class Answer(msgspec.Struct, frozen=True):
+class ProviderResponse(msgspec.Struct, frozen=True):
     """A provider's HTTP answer, whole."""
 
     status: int
@@ -61,7 +61,7 @@ class Answer(msgspec.Struct, frozen=True):
     at: float = 0.0
 
 
-class Hook(msgspec.Struct, frozen=True):
+class CallbackTarget(msgspec.Struct, frozen=True):
     """Where and with what secret a provider should call back."""
 
     url: str
@@ -105,7 +105,7 @@ class Follow(msgspec.Struct, frozen=True):
     """The answer to a poll is not the whole truth: send this request, and `read` its answer."""
 
     request: httpx.Request
-    read: Callable[[Ticket, Answer], Outcome]
+    read: Callable[[Ticket, ProviderResponse], Outcome]
 
 
 @runtime_checkable
@@ -125,14 +125,14 @@ class Provider(Protocol):
     def check(self, model: str, input: dict[str, Any]) -> None:
         """Refuse, with a Problem, what could never work."""
 
-    def request(self, ticket: Ticket, hook: Hook | None) -> httpx.Request: ...
-    def accepted(self, ticket: Ticket, answer: Answer) -> Receipt: ...
+    def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request: ...
+    def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt: ...
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> str | None:
         """Raise Unproved, or give the provider's id that the proof itself covers, if it does."""
 
     def read(self, body: bytes) -> Outcome: ...
     def poll(self, ticket: Ticket) -> httpx.Request: ...
-    def polled(self, ticket: Ticket, answer: Answer) -> Outcome | Follow: ...
+    def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome | Follow: ...
     def cancel(self, ticket: Ticket) -> httpx.Request: ...
     def details(self, model: str) -> httpx.Request | None:
         """Ask for the provider's own description of a model, where it has one."""
@@ -140,7 +140,7 @@ class Provider(Protocol):
     def try_key(self) -> httpx.Request:
         """Ask what costs nothing, changes nothing, and is answered only to a good key."""
 
-    def key_works(self, answer: Answer) -> bool | None:
+    def key_works(self, answer: ProviderResponse) -> bool | None:
         """Say whether the key was let in; None: the answer does not tell."""
 
 
@@ -153,7 +153,7 @@ class Streamed(Protocol):
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
         """Ask, after an ambiguous submit, for what the provider may have taken."""
 
-    def found(self, ticket: Ticket, answer: Answer) -> list[str]:
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
         """Name the provider ids that could be this prediction, oldest first."""
 
 
@@ -293,7 +293,9 @@ def data_uri(b64: str) -> Output:
     return Output(url=f"data:{kind or 'application/octet-stream'};base64,{b64}", content_type=kind)
 
 
-def settle_submit(answer: Answer, message: str, *hints: str) -> Refused | Postponed | None:
+def settle_submit(
+    answer: ProviderResponse, message: str, *hints: str
+) -> Refused | Postponed | None:
     """Sort a submit's answer by status alone; None: a 2xx, which the adapter reads on.
 
     `hints` say only which refusal it is.
@@ -308,7 +310,7 @@ def settle_submit(answer: Answer, message: str, *hints: str) -> Refused | Postpo
     return refusal(said, *hints)
 
 
-def let_in(answer: Answer, *, sign: bool) -> bool | None:
+def let_in(answer: ProviderResponse, *, sign: bool) -> bool | None:
     """Read the answer to a `try_key`; `sign`: it is what only a good key gets."""
     if answer.status in {401, 403}:
         return False
@@ -319,7 +321,7 @@ _TRY_AGAIN: Final = {408, 425, 429}
 LONGEST_RETRY_AFTER: Final = 3600.0
 
 
-def retry_after(answer: Answer) -> float | None:
+def retry_after(answer: ProviderResponse) -> float | None:
     """Give the seconds that Retry-After asks for, within reason; None where it says nothing."""
     seconds = seconds_of(answer.headers.get("retry-after", ""), answer.at)
     return None if seconds is None else min(seconds, LONGEST_RETRY_AFTER)

@@ -16,7 +16,14 @@ from receiver.model.errors import Unproved, Unreadable
 from receiver.model.states import cause_of
 from receiver.model.values import Error, Outcome, Ticket
 from receiver.providers import adapter as base
-from receiver.providers.adapter import Accepted, Ambiguous, Answer, Callback, Hook, Receipt
+from receiver.providers.adapter import (
+    Accepted,
+    Ambiguous,
+    Callback,
+    CallbackTarget,
+    ProviderResponse,
+    Receipt,
+)
 
 # One table for both channels is safe here, as no word means one thing when pushed and another when
 # polled. "success" in the answer to a create means only "created"; that is read by `accepted`.
@@ -54,7 +61,7 @@ class Eachlabs:
     def check(self, model: str, input: dict[str, Any]) -> None:
         """Refuse nothing: models and their parameters change without us."""
 
-    def request(self, ticket: Ticket, hook: Hook | None) -> httpx.Request:
+    def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:
         body: dict[str, Any] = {"model": ticket.model, "version": _VERSION, "input": ticket.input}
         if ticket.mode == "sync":
             return self._call("POST", "/v1/prediction/run", json=body)
@@ -62,7 +69,7 @@ class Eachlabs:
             body |= {"webhook_url": hook.url, "webhook_secret": hook.secret}
         return self._call("POST", "/v1/prediction", json=body)
 
-    def accepted(self, ticket: Ticket, answer: Answer) -> Receipt:
+    def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = base.decode_or_empty(answer.body)
         reason = _reason(body)
         hints = _hints(body)
@@ -96,7 +103,7 @@ class Eachlabs:
     def poll(self, ticket: Ticket) -> httpx.Request:
         return self._call("GET", f"/v1/prediction/{base.model_path(ticket.provider_id or '')}")
 
-    def polled(self, ticket: Ticket, answer: Answer) -> Outcome:
+    def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
         if answer.status == httpx.codes.NOT_FOUND:
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status != httpx.codes.OK:
@@ -114,7 +121,7 @@ class Eachlabs:
         """List the last delivery of a webhook, as a 404 for a prediction tells two things."""
         return self._call("GET", "/v1/webhooks", params={"limit": 1})
 
-    def key_works(self, answer: Answer) -> bool | None:
+    def key_works(self, answer: ProviderResponse) -> bool | None:
         body = base.decode_or_empty(answer.body)
         listed = answer.status == httpx.codes.OK and "webhooks" in body
         return base.let_in(answer, sign=listed)

@@ -20,7 +20,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from receiver.model.errors import Unproved, Unreadable
 from receiver.model.values import Error, Outcome, Ticket
 from receiver.providers import adapter as base
-from receiver.providers.adapter import Accepted, Ambiguous, Answer, Callback, Follow, Hook, Receipt
+from receiver.providers.adapter import (
+    Accepted,
+    Ambiguous,
+    Callback,
+    CallbackTarget,
+    Follow,
+    ProviderResponse,
+    Receipt,
+)
 
 Network = IPv4Network | IPv6Network
 TOLERANCE: Final = 300
@@ -50,14 +58,14 @@ class Fal:
         """Refuse only a model that could not be a path."""
         base.model_path(model)
 
-    def request(self, ticket: Ticket, hook: Hook | None) -> httpx.Request:
+    def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:
         path = base.model_path(ticket.model)
         if ticket.mode == "sync":
             return self._call("POST", f"{self.run_url}/{path}", json=ticket.input)
         params = {"fal_webhook": hook.url} if hook else {}
         return self._call("POST", f"{self.queue_url}/{path}", json=ticket.input, params=params)
 
-    def accepted(self, ticket: Ticket, answer: Answer) -> Receipt:
+    def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = base.decode_or_empty(answer.body)
         if ticket.mode == "sync":
             return _blocking(answer, body)
@@ -113,7 +121,7 @@ class Fal:
     def poll(self, ticket: Ticket) -> httpx.Request:
         return self._call("GET", self._link(ticket, "status_url"))
 
-    def polled(self, ticket: Ticket, answer: Answer) -> Outcome | Follow:
+    def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome | Follow:
         """Read a status (202 while it runs, 200 at the end); the end sends us on to the result."""
         body = base.decode_or_empty(answer.body)
         status = body.get("status")
@@ -137,7 +145,7 @@ class Fal:
         """Ask for the status of a request that nobody made."""
         return self._call("GET", f"{self.queue_url}/{_NO_REQUEST}/status")
 
-    def key_works(self, answer: Answer) -> bool | None:
+    def key_works(self, answer: ProviderResponse) -> bool | None:
         """Take fal's own 404 for a yes: a bad key gets a 401 before anything is looked up."""
         status = base.decode_or_empty(answer.body).get("status")
         looked_up = answer.status in {*_STATUS_CODES, httpx.codes.NOT_FOUND}
@@ -226,7 +234,7 @@ def _raw_key(text: Any) -> bytes | None:
     return raw if len(raw) == _KEY_BYTES else None
 
 
-def _result(ticket: Ticket, answer: Answer) -> Outcome:
+def _result(ticket: Ticket, answer: ProviderResponse) -> Outcome:
     """Read the result: the model's output, or its error with the model's own HTTP code."""
     if answer.status == httpx.codes.OK:
         results = base.outputs(base.decode(answer.body))
@@ -244,7 +252,7 @@ def _result(ticket: Ticket, answer: Answer) -> Outcome:
 _UNPROCESSABLE: Final = 422
 
 
-def _blocking(answer: Answer, body: dict[str, Any]) -> Receipt:
+def _blocking(answer: ProviderResponse, body: dict[str, Any]) -> Receipt:
     """Read the answer of a blocking run, whose id is only in a header."""
     request_id = base.identifier(answer.headers.get("x-fal-request-id"))
     settled = base.settle_submit(answer, _detail(body), *_hints(body, answer))
@@ -256,13 +264,15 @@ def _blocking(answer: Answer, body: dict[str, Any]) -> Receipt:
     return settled
 
 
-def _is_final(answer: Answer) -> bool:
+def _is_final(answer: ProviderResponse) -> bool:
     """Read fal's hint that the same request would fail again (two names, by generation)."""
     hints = (answer.headers.get(name, "") for name in ("x-fal-needs-retry", "x-fal-retryable"))
     return any(hint.strip().lower() in {"0", "false"} for hint in hints)
 
 
-def _failed(body: dict[str, Any], content: Any, answer: Answer | None = None) -> dict[str, Any]:
+def _failed(
+    body: dict[str, Any], content: Any, answer: ProviderResponse | None = None
+) -> dict[str, Any]:
     """Build the kind and error of a failed outcome from wherever the words are."""
     details = content if isinstance(content, dict) else {}
     hints = [base.words(body.get("error_type")), *_hints(details, answer)]
@@ -273,7 +283,7 @@ def _failed(body: dict[str, Any], content: Any, answer: Answer | None = None) ->
     return {"kind": "failed", "error": base.failure(message, *hints)}
 
 
-def _hints(body: dict[str, Any], answer: Answer | None) -> list[str]:
+def _hints(body: dict[str, Any], answer: ProviderResponse | None) -> list[str]:
     """Give what fal says to machines: the type of the error and of each of its details."""
     header = answer.headers.get("x-fal-error-type") if answer else None
     kinds = (item.get("type") for item in _items(body))

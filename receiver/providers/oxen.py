@@ -14,7 +14,14 @@ import httpx
 from receiver.model.errors import Problem, Unproved, Unreadable
 from receiver.model.values import Error, Outcome, Output, Ticket
 from receiver.providers import adapter as base
-from receiver.providers.adapter import Accepted, Ambiguous, Answer, Callback, Hook, Receipt
+from receiver.providers.adapter import (
+    Accepted,
+    Ambiguous,
+    Callback,
+    CallbackTarget,
+    ProviderResponse,
+    Receipt,
+)
 
 _KINDS: Final = {
     "queued": "processing",
@@ -59,11 +66,11 @@ class Oxen:
                 422, "unsupported-input", f"Oxen.ai has no webhooks: leave out {', '.join(unfit)}"
             )
 
-    def request(self, ticket: Ticket, hook: Hook | None) -> httpx.Request:  # noqa: ARG002 - no webhooks
+    def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:  # noqa: ARG002 - no webhooks
         body = {**ticket.input, "model": ticket.model}
         return self._call("POST", _submit_path(ticket), json=body)
 
-    def accepted(self, ticket: Ticket, answer: Answer) -> Receipt:
+    def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = base.decode_or_empty(answer.body)
         if settled := base.settle_submit(answer, _reason(body), _type(body)):
             return settled
@@ -93,7 +100,7 @@ class Oxen:
     def poll(self, ticket: Ticket) -> httpx.Request:
         return self._call("GET", f"/api/ai/queue/{base.model_path(ticket.provider_id or '')}")
 
-    def polled(self, ticket: Ticket, answer: Answer) -> Outcome:
+    def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
         if answer.status == httpx.codes.NOT_FOUND:
             # Rows vanished at their end before May 2026, so a 404 is no failure by itself.
             return Outcome(kind="missing", provider_id=ticket.provider_id)
@@ -108,7 +115,7 @@ class Oxen:
             for status in ({}, {"status": "succeeded"}, {"status": "failed"})
         ]
 
-    def found(self, ticket: Ticket, answer: Answer) -> list[str]:
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
         """Name the rows with the same model and prompt, enqueued around our submit."""
         rows = base.decode_or_empty(answer.body).get("generations")
         matching = [row for row in rows if _same(ticket, row)] if isinstance(rows, list) else []
@@ -126,7 +133,7 @@ class Oxen:
         """List what is in the queue."""
         return self._call("GET", "/api/ai/queue")
 
-    def key_works(self, answer: Answer) -> bool | None:
+    def key_works(self, answer: ProviderResponse) -> bool | None:
         body = base.decode_or_empty(answer.body)
         if _type(body) == "unauthenticated":  # no page says with which status it comes
             return False

@@ -57,7 +57,7 @@ WHERE paused_at IS NOT NULL OR open_until IS NOT NULL
 LIVING: Final = tuple(status for status in Status if status not in TERMINAL)
 
 
-class Depth(msgspec.Struct, frozen=True):
+class Backlog(msgspec.Struct, frozen=True):
     """How much there is to do."""
 
     owed: dict[tuple[str, str], int]
@@ -70,13 +70,13 @@ class Depth(msgspec.Struct, frozen=True):
     """Handlers whose deliveries wait: `paused` by hand, or `open` after a run of failures."""
 
 
-class Depths:
+class BacklogReader:
     """Counts in the database, and so the same in whatever process."""
 
     def __init__(self, store: Reads) -> None:
         self._store = store
 
-    async def depth(self, providers: Sequence[str]) -> Depth:
+    async def depth(self, providers: Sequence[str]) -> Backlog:
         """Count all of it. Raises StoreUnavailable."""
         owed: dict[tuple[str, str], int] = {}
         oldest: dict[str, float] = {}
@@ -88,4 +88,4 @@ class Depths:
         rows = await self._store.read(_LIVING, list(product(providers, LIVING)))
         held = {row[0]: row[1] for row in await self._store.read(_HELD)}
         living = {(row[0], row[1]): row[2] for row in rows}
-        return Depth(owed, oldest, living, held)
+        return Backlog(owed, oldest, living, held)

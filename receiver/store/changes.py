@@ -42,7 +42,7 @@ JOIN predictions p ON p.id = e.prediction_id
 SELECT_MARK: Final = Query("SELECT value FROM marks WHERE name = :name")
 
 
-class Move(msgspec.Struct, frozen=True):
+class StatusChange(msgspec.Struct, frozen=True):
     """A prediction came to a status; what is needed to know who wants to hear of it."""
 
     seq: int
@@ -60,7 +60,7 @@ class Tables(Reads, Protocol):
     async def journal_end(self) -> int: ...
 
 
-class Journal:
+class ChangeLog:
     """Reads moves and events."""
 
     def __init__(self, store: Tables) -> None:
@@ -75,13 +75,13 @@ class Journal:
         rows = await self._store.read(SELECT_MARK, name="journal")
         return int(rows[0][0]) if rows else 0
 
-    async def page(self, after: int, end: int) -> tuple[list[Move], int]:
+    async def page(self, after: int, end: int) -> tuple[list[StatusChange], int]:
         """Read moves after a place, and say up to where that was, `end` at the latest."""
         rows = await self._store.read(SELECT_MOVES, after=after, end=end, most=_PAGE)
         moves = [_move(row) for row in rows]
         return moves, moves[-1].seq if len(moves) == _PAGE else end
 
-    async def events_below(self, place: int | None) -> list[Move]:
+    async def events_below(self, place: int | None) -> list[StatusChange]:
         """Read the ends below a place among the events, newest first; None: from the top."""
         below = _TOP if place is None else place
         rows = await self._store.read(SELECT_EVENTS_BELOW, below=below, most=_PAGE)
@@ -98,6 +98,6 @@ class Journal:
         return found
 
 
-def _move(row: Row) -> Move:
+def _move(row: Row) -> StatusChange:
     seq, status, time, name, provider, model, metadata = row
-    return Move(seq, status, time, name, provider, model, msgspec.json.decode(metadata))
+    return StatusChange(seq, status, time, name, provider, model, msgspec.json.decode(metadata))

@@ -16,7 +16,7 @@ import msgspec
 from receiver.store import rows as to
 from receiver.store.dialect import Query, Row, Run, Steps, Tables
 from receiver.store.queries import Listing
-from receiver.store.values import Found
+from receiver.store.values import Page
 
 Kind: TypeAlias = Literal["duplicate", "late", "unknown", "rejected", "unrouted"]
 KINDS: Final[tuple[Kind, ...]] = ("duplicate", "late", "unknown", "rejected", "unrouted")
@@ -28,7 +28,7 @@ _MEMORY: Final = 30 * 86400.0
 """Seconds after which a count that has not moved is forgotten."""
 
 
-class Undelivered(msgspec.Struct, frozen=True, kw_only=True):
+class DiscardedItem(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was delivered to nobody, as operators see it."""
 
     kind: Kind
@@ -190,7 +190,7 @@ def count(items: Sequence[Sequence[Rejection]]) -> Steps[list[None]]:
 # --- the noun itself ---
 
 
-class NonDeliveries:
+class DiscardedItems:
     """What one store knows of things that were delivered to nobody."""
 
     def __init__(self, store: Tables) -> None:
@@ -208,7 +208,7 @@ class NonDeliveries:
         provider: str | None = None,
         prediction: str | None = None,
         cursor: str | None = None,
-    ) -> Found[Undelivered]:
+    ) -> Page[DiscardedItem]:
         """List them, the latest first. Raises BadCursor."""
         given: dict[str, Any] = {"provider": provider, "prediction": prediction}
         given = {name: value for name, value in given.items() if value is not None}
@@ -224,7 +224,7 @@ class NonDeliveries:
         rows = list(merge(*found, key=_order, reverse=True))
         more = len(rows) > limit
         rows = rows[:limit]
-        return Found(
+        return Page(
             data=[_undelivered(row) for row in rows],
             next_cursor=_place(rows[-1]) if more else None,
         )
@@ -234,9 +234,9 @@ def _order(row: Row) -> tuple[float, str]:
     return row[-1], row[0]
 
 
-def _undelivered(row: Row) -> Undelivered:
+def _undelivered(row: Row) -> DiscardedItem:
     _, *columns, first_at, last_at = row
-    return Undelivered(
+    return DiscardedItem(
         **dict(zip(_COLUMNS, columns, strict=True)),
         first_at=to.rfc3339(first_at),
         last_at=to.rfc3339(last_at),

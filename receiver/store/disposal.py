@@ -108,7 +108,7 @@ DELETE FROM callbacks WHERE verdict <> 'accepted' AND (prediction_id, channel, d
 """)
 
 
-class Before(msgspec.Struct, frozen=True, kw_only=True):
+class Cutoffs(msgspec.Struct, frozen=True, kw_only=True):
     """Until when a prediction must have ended to go, by how it did: unix seconds, or NEVER."""
 
     succeeded_before: float = NEVER
@@ -118,16 +118,16 @@ class Before(msgspec.Struct, frozen=True, kw_only=True):
     """The same for its deliveries that are dead: somebody may still want to try them again."""
 
 
-class Piece(msgspec.Struct, frozen=True, kw_only=True):
+class DeleteBatch(msgspec.Struct, frozen=True, kw_only=True):
     """Rows to be deleted in one transaction, as many as there is time for."""
 
     rows: Sequence[Row]
-    before: Before = Before()
+    before: Cutoffs = Cutoffs()
     seconds: float
     clock: Callable[[], float] = time.monotonic
 
 
-class Gone(msgspec.Struct, frozen=True):
+class DeleteResult(msgspec.Struct, frozen=True):
     """How many rows of a piece were looked at, and how many of them were deleted."""
 
     handled: int
@@ -141,7 +141,7 @@ class Disposal:
         self._store = store
 
     async def old(
-        self, cursor: str, horizon: str, before: Before, most: int
+        self, cursor: str, horizon: str, before: Cutoffs, most: int
     ) -> tuple[list[Row], str | None]:
         """Walk on from `cursor`; give the predictions that may go, and the next cursor, if any."""
         params = msgspec.structs.asdict(before)
@@ -151,7 +151,7 @@ class Disposal:
         more = found[-1][0] if len(found) == most else None
         return [(row[0],) for row in found if row[1]], more
 
-    async def delete(self, piece: Piece) -> Gone:
+    async def delete(self, piece: DeleteBatch) -> DeleteResult:
         """Delete predictions with all that hangs on them, but for what may no longer go."""
         return await self._store.write(delete_predictions, piece)
 
@@ -174,7 +174,7 @@ class Disposal:
         """Name callbacks from before then whose predictions are gone."""
         return await self._store.read(SELECT_STRAYS, before=before, most=most)
 
-    async def delete_callbacks(self, piece: Piece) -> Gone:
+    async def delete_callbacks(self, piece: DeleteBatch) -> DeleteResult:
         return await self._store.write(delete_callbacks, piece)
 
     async def mark(self, name: str) -> int:
@@ -186,14 +186,14 @@ class Disposal:
         await self._store.write(set_marks, (name, value))
 
 
-def delete_predictions(items: Sequence[Piece]) -> Steps[list[Gone]]:
+def delete_predictions(items: Sequence[DeleteBatch]) -> Steps[list[DeleteResult]]:
     results = []
     for item in items:
         handled = deleted = 0
         for rows in _growing(item):
             handled += len(rows)
             deleted += yield from _delete_some(rows, msgspec.structs.asdict(item.before))
-        results.append(Gone(handled, deleted))
+        results.append(DeleteResult(handled, deleted))
     return results
 
 
@@ -212,18 +212,18 @@ def _delete_some(rows: Sequence[Row], before: dict[str, float]) -> Steps[int]:
     return len(free)
 
 
-def delete_callbacks(items: Sequence[Piece]) -> Steps[list[Gone]]:
+def delete_callbacks(items: Sequence[DeleteBatch]) -> Steps[list[DeleteResult]]:
     results = []
     for item in items:
         handled = 0
         for rows in _growing(item):
             handled += len(rows)
             yield Write([(DELETE_CALLBACKS, rows)])
-        results.append(Gone(handled, handled))
+        results.append(DeleteResult(handled, handled))
     return results
 
 
-def _growing(piece: Piece) -> Iterator[Sequence[Row]]:
+def _growing(piece: DeleteBatch) -> Iterator[Sequence[Row]]:
     """Cut a piece into parts, each twice as large as the one before, until its time is over.
 
     One row may hold megabytes, which are all overwritten: how long it takes is known afterwards.

@@ -15,27 +15,27 @@ from receiver.store import queries as q
 from receiver.store import rows as to
 from receiver.store.dialect import Operation, Query, Row
 from receiver.store.values import (
-    Addition,
-    Arrival,
-    Begun,
+    AcceptResult,
+    Annotation,
+    ClaimRequest,
     Claims,
-    Created,
+    CreateResult,
+    CurrentState,
     Delivery,
-    Filter,
-    Found,
+    IncomingOutcome,
     Job,
-    Known,
-    Lost,
+    LeaseRequest,
+    LostAttempt,
     NewPrediction,
-    Owed,
+    Page,
+    PredictionFilter,
     Progress,
-    Replayed,
-    Role,
+    Recipients,
+    ReplayResult,
+    RequestPermit,
     Settlement,
-    Slots,
-    Taken,
-    Turn,
-    Wanted,
+    SubmitBatch,
+    SubmitBudget,
 )
 
 Chore: TypeAlias = Callable[[], Awaitable[None]]
@@ -58,7 +58,7 @@ class Store(ABC):
         predictions that have ended; None for both means that something may have been missed."""
         self.on_commit: Callable[[int], None] = lambda _size: None
         """Called with the number of writes that a transaction has committed, from any thread."""
-        self.on_lost: Callable[[Sequence[Lost]], None] = lambda _lost: None
+        self.on_lost: Callable[[Sequence[LostAttempt]], None] = lambda _lost: None
         """Called with attempts whose process is gone, when they are recorded."""
 
     # --- what an engine does ---
@@ -107,14 +107,14 @@ class Store(ABC):
 
     # --- predictions ---
 
-    async def create(self, new: NewPrediction) -> Created:
+    async def create(self, new: NewPrediction) -> CreateResult:
         return await self.write(operations.create, new)
 
-    async def begin_submits(self, slots: Slots) -> Begun:
+    async def begin_submits(self, slots: SubmitBudget) -> SubmitBatch:
         """Move queued predictions to `submitting`, oldest first, as many as there is room for."""
         return await self.write(operations.begin_submits, slots)
 
-    async def take_turn(self, turn: Turn) -> float:
+    async def take_turn(self, turn: RequestPermit) -> float:
         """Count one request to a provider, or give the seconds until there is room for it."""
         return await self.write(operations.take_turns, turn)
 
@@ -143,7 +143,7 @@ class Store(ABC):
         rows = await self.read(q.SELECT_PREDICTION, id=prediction_id)
         return to.prediction(rows[0]) if rows else None
 
-    async def predictions(self, wanted: Filter) -> Found[Prediction]:
+    async def predictions(self, wanted: PredictionFilter) -> Page[Prediction]:
         given = {"status": wanted.status, "provider": wanted.provider, "cursor": wanted.cursor}
         rows = await self._list(q.LIST_PREDICTIONS, given, wanted.limit)
         return to.page([to.prediction(row) for row in rows], wanted.limit)
@@ -174,7 +174,7 @@ class Store(ABC):
 
     # --- the inbox ---
 
-    async def accept(self, arrival: Arrival) -> Taken:
+    async def accept(self, arrival: IncomingOutcome) -> AcceptResult:
         """Take one outcome: evidence, new state, event and deliveries in one transaction."""
         try:
             return await self.write(operations.accept, arrival)
@@ -182,12 +182,12 @@ class Store(ABC):
             if not self._is_taken(error):
                 raise
             # The one rule a stranger's words can run into: a provider's id has one owner.
-            return Taken("mismatch", None, "its id belongs to another prediction")
+            return AcceptResult("mismatch", None, "its id belongs to another prediction")
 
     # --- deliveries ---
 
     @abstractmethod
-    async def claim(self, wanted: Wanted) -> Claims:
+    async def claim(self, wanted: ClaimRequest) -> Claims:
         """Take what a lane has room for of what is due to its handler."""
 
     @abstractmethod
@@ -207,8 +207,8 @@ class Store(ABC):
         """Owe again what was claimed by somebody whose lease ran out; name the handlers."""
 
     async def replay(
-        self, prediction_id: str, match: Callable[[Known, str], Owed], now: float
-    ) -> Replayed:
+        self, prediction_id: str, match: Callable[[CurrentState, str], Recipients], now: float
+    ) -> ReplayResult:
         """Owe the event of a prediction to its matching handlers again."""
         return await self.write(operations.replay, (prediction_id, match, now))
 
@@ -216,7 +216,7 @@ class Store(ABC):
         """Owe one dead or skipped delivery again (a pending one: at once); name its handler."""
         return await self.write(operations.retry, (delivery_id, now))
 
-    async def deliveries(self, limit: int, **given: str | None) -> Found[Delivery]:
+    async def deliveries(self, limit: int, **given: str | None) -> Page[Delivery]:
         """List by any of: state, handler, prediction, id, cursor."""
         rows = await self._list(q.LIST_DELIVERIES, given, limit)
         return to.page([to.delivery(row) for row in rows], limit)
@@ -230,7 +230,7 @@ class Store(ABC):
         rows = await self.read(q.SELECT_STEP, delivery_id=delivery_id, key=key)
         return rows[0][0] if rows else None
 
-    async def add(self, addition: Addition) -> None:
+    async def add(self, addition: Annotation) -> None:
         """Add to a prediction what a handler found or did; saying it twice changes nothing."""
         await self.write(operations.add, addition)
 
@@ -239,7 +239,7 @@ class Store(ABC):
 
     # --- what one process does for all ---
 
-    async def hold_role(self, role: Role) -> bool:
+    async def hold_role(self, role: LeaseRequest) -> bool:
         """Become, or remain, the one process that has a role; False while another has it."""
         return await self.write(operations.hold_role, role)
 

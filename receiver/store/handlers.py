@@ -56,7 +56,7 @@ WHERE open_until IS NOT NULL
 """)
 
 
-class Gate(msgspec.Struct, frozen=True):
+class BreakerState(msgspec.Struct, frozen=True):
     """Why the deliveries of a handler wait, and until when."""
 
     name: str
@@ -84,15 +84,15 @@ class Gate(msgspec.Struct, frozen=True):
         return "open" if now < self.open_until else "probing"
 
 
-class Gates:
+class Breakers:
     """Reads and sets the gates of all handlers."""
 
     def __init__(self, store: Tables) -> None:
         self._store = store
 
-    async def all(self) -> dict[str, Gate]:
+    async def all(self) -> dict[str, BreakerState]:
         """Give the gates that there are, by handler; one that has none is running."""
-        return {row[0]: Gate(*row) for row in await self._store.read(SELECT_GATES)}
+        return {row[0]: BreakerState(*row) for row in await self._store.read(SELECT_GATES)}
 
     async def pause(self, name: str, now: float) -> None:
         await self._change(PAUSE, name=name, now=now)

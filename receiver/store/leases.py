@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import structlog
 
 from receiver.model.errors import StoreUnavailable
-from receiver.store.values import Role
+from receiver.store.values import LeaseRequest
 
 log = structlog.get_logger("receiver")
 
@@ -30,13 +30,13 @@ _RESIGNED: Final = 30.0
 class Roles(Protocol):
     """What a duty needs of the store."""
 
-    async def hold_role(self, role: Role) -> bool: ...
+    async def hold_role(self, role: LeaseRequest) -> bool: ...
     async def report_role(self, name: str, owner: str, *, at_work: bool) -> None: ...
     async def leave_role(self, name: str, owner: str) -> None: ...
     async def role_at_work(self, name: str, now: float) -> bool: ...
 
 
-class Work(Protocol):
+class LeaderTask(Protocol):
     """Something that runs until it is cancelled, and is at times unable to do its work."""
 
     on_change: Callable[[], None]
@@ -46,11 +46,11 @@ class Work(Protocol):
     async def run(self) -> None: ...
 
 
-class Duty:
+class Leader:
     """Does `work` in this process while it has the role of that name."""
 
     def __init__(
-        self, name: str, owner: str, work: Work, roles: Roles, clock: Callable[[], float]
+        self, name: str, owner: str, work: LeaderTask, roles: Roles, clock: Callable[[], float]
     ) -> None:
         self._name = name
         self._owner = owner
@@ -93,7 +93,7 @@ class Duty:
                         await self._roles.leave_role(self._name, self._owner)
 
     async def _hold(self, now: float) -> bool:
-        role = Role(name=self._name, owner=self._owner, now=now, until=now + LEASE)
+        role = LeaseRequest(name=self._name, owner=self._owner, now=now, until=now + LEASE)
         if not await self._roles.hold_role(role):
             return False
         await self._roles.report_role(self._name, self._owner, at_work=self._work.at_work)

@@ -19,25 +19,25 @@ from receiver.store import queries as q
 from receiver.store import rows as to
 from receiver.store.dialect import Item, News, Query, Result, Row, Run, Steps, Write
 from receiver.store.values import (
-    Addition,
-    Arrival,
-    Begun,
+    AcceptResult,
+    Annotation,
+    ClaimRequest,
     Claims,
-    Created,
+    CreateResult,
+    CurrentState,
+    IncomingOutcome,
     Job,
-    Known,
-    Lost,
+    LeaseRequest,
+    LostAttempt,
     NewPrediction,
-    Owed,
     Progress,
-    Replayed,
-    Role,
-    Ruling,
+    Recipients,
+    ReplayResult,
+    RequestPermit,
     Settlement,
-    Slots,
-    Taken,
-    Turn,
-    Wanted,
+    SubmitBatch,
+    SubmitBudget,
+    Transition,
 )
 
 LARGEST_RAW: Final = 4 * 1024 * 1024
@@ -53,7 +53,7 @@ def _text(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def create(items: Sequence[NewPrediction]) -> Steps[list[Created]]:
+def create(items: Sequence[NewPrediction]) -> Steps[list[CreateResult]]:
     return (yield from _in_order(items, lambda new: (new.idempotency_key or "", new.id), _create))
 
 
@@ -67,17 +67,17 @@ def _in_order(
     return [results[place] for place in range(len(items))]
 
 
-def _create(new: NewPrediction) -> Steps[Created]:
+def _create(new: NewPrediction) -> Steps[CreateResult]:
     row = msgspec.structs.asdict(new)
     row |= {"input": _text(new.input), "metadata": _text(new.metadata)}
     while not (yield Run(q.INSERT_PREDICTION, row)):
         # Whoever has the key may be deleted by another process between the two statements.
         for first in (yield Run(q.SELECT_BY_IDEMPOTENCY_KEY, row)):
-            return Created(first[0], is_new=False, fingerprint=first[1])
-    return Created(new.id, is_new=True, fingerprint=new.fingerprint)
+            return CreateResult(first[0], is_new=False, fingerprint=first[1])
+    return CreateResult(new.id, is_new=True, fingerprint=new.fingerprint)
 
 
-def begin_submits(items: Sequence[Slots]) -> Steps[list[Begun]]:
+def begin_submits(items: Sequence[SubmitBudget]) -> Steps[list[SubmitBatch]]:
     limited = (i.provider for i in items if (i.max_in_flight or i.per_minute) is not None)
     yield from _hold_limits(limited)
     results = []
@@ -92,7 +92,7 @@ def _hold_limits(providers: Iterable[str]) -> Steps[None]:
         yield Run(q.HOLD_LIMITS, {"provider": provider})
 
 
-def _begin_some(slots: Slots) -> Steps[Begun]:
+def _begin_some(slots: SubmitBudget) -> Steps[SubmitBatch]:
     provider = {"provider": slots.provider}
     most = slots.most
     wait = 0.0
@@ -103,13 +103,13 @@ def _begin_some(slots: Slots) -> Steps[Begun]:
         room, wait = yield from _room(slots.provider, slots.now, slots.per_minute)
         most = min(most, room)
     if most <= 0:
-        return Begun([], wait)
+        return SubmitBatch([], wait)
     params = msgspec.structs.asdict(slots)
     params |= {"most": most, "deadline": slots.now + slots.timeout}
     jobs = [to.job(row) for row in (yield Run(q.BEGIN_SUBMITS, params))]
     if jobs and slots.per_minute is not None:
         yield Run(q.INSERT_REQUESTS, {**provider, "now": slots.now, "requests": len(jobs)})
-    return Begun(sorted(jobs, key=lambda job: job.ticket.id), wait)
+    return SubmitBatch(sorted(jobs, key=lambda job: job.ticket.id), wait)
 
 
 def _room(provider: str, now: float, per_minute: int) -> Steps[tuple[int, float]]:
@@ -121,7 +121,7 @@ def _room(provider: str, now: float, per_minute: int) -> Steps[tuple[int, float]
     return room, 0.0 if room > 0 else first + WINDOW - now
 
 
-def take_turns(items: Sequence[Turn]) -> Steps[list[float]]:
+def take_turns(items: Sequence[RequestPermit]) -> Steps[list[float]]:
     yield from _hold_limits(turn.provider for turn in items)
     results = []
     for turn in items:
@@ -168,7 +168,7 @@ def mark_cancel(items: Sequence[str]) -> Steps[list[None]]:
     return [None] * len(items)
 
 
-def recover(items: Sequence[tuple[str, float]]) -> Steps[list[list[Lost]]]:
+def recover(items: Sequence[tuple[str, float]]) -> Steps[list[list[LostAttempt]]]:
     results = []
     for owner, now in items:
         yield Run(q.DOUBT_ABANDONED_SUBMITS, {"now": now})
@@ -177,7 +177,7 @@ def recover(items: Sequence[tuple[str, float]]) -> Steps[list[list[Lost]]]:
     return results
 
 
-def accept(items: Sequence[Arrival]) -> Steps[list[Taken]]:
+def accept(items: Sequence[IncomingOutcome]) -> Steps[list[AcceptResult]]:
     """Rule on every arrival in order, then write all their consequences in a few statements."""
     known = yield from _known({item.prediction_id for item in items})
     batch = _Batch()
@@ -186,22 +186,24 @@ def accept(items: Sequence[Arrival]) -> Steps[list[Taken]]:
     return taken
 
 
-def _known(ids: Iterable[str]) -> Steps[dict[str, Known]]:
+def _known(ids: Iterable[str]) -> Steps[dict[str, CurrentState]]:
     found = yield Run(q.SELECT_KNOWN, rows=[(prediction_id,) for prediction_id in ids])
     return {
-        row[0]: Known(row[0], row[1], row[2], Status(row[3]), row[4], row[5], bool(row[6]), row[7])
+        row[0]: CurrentState(
+            row[0], row[1], row[2], Status(row[3]), row[4], row[5], bool(row[6]), row[7]
+        )
         for row in found
     }
 
 
-def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
+def _rule(known: dict[str, CurrentState], arrival: IncomingOutcome, batch: _Batch) -> AcceptResult:
     before = known.get(arrival.prediction_id)
     if before is None:
         if arrival.channel is not None:
             batch.keep(arrival, "unknown", "no such prediction")
-        return Taken("unknown", None, "no such prediction")
+        return AcceptResult("unknown", None, "no such prediction")
     if arrival.only_from is not None and before.status not in arrival.only_from:
-        return Taken("late", before.status, f"already {before.status}")
+        return AcceptResult("late", before.status, f"already {before.status}")
     ruling = arrival.judge(before, arrival)
     provider_id = before.provider_id or arrival.outcome.provider_id
     if ruling.verdict != "mismatch":
@@ -213,7 +215,7 @@ def _rule(known: dict[str, Known], arrival: Arrival, batch: _Batch) -> Taken:
     seconds = None
     if made is not None and before.submitted_at is not None:
         seconds = max(arrival.at - before.submitted_at, 0.0)
-    return Taken(
+    return AcceptResult(
         verdict=ruling.verdict,
         status=ruling.status,
         reason=ruling.reason,
@@ -248,7 +250,7 @@ class _Batch:
         self._waiting: list[tuple[Any, ...]] = []
         self._notes: list[dict[str, Any]] = []
 
-    def add(self, arrival: Arrival, ruling: Ruling, *, content: bool) -> None:
+    def add(self, arrival: IncomingOutcome, ruling: Transition, *, content: bool) -> None:
         """Add what an arrival does; without `content` nothing of what it says is kept."""
         # "Still running", as a poll says it again and again, is not evidence of anything.
         if arrival.channel is not None and (
@@ -269,7 +271,9 @@ class _Batch:
                 }
             )
 
-    def keep(self, arrival: Arrival, verdict: str, reason: str, *, content: bool = True) -> None:
+    def keep(
+        self, arrival: IncomingOutcome, verdict: str, reason: str, *, content: bool = True
+    ) -> None:
         body = arrival.body if content and verdict != "duplicate" else b""
         headers = arrival.headers if content else "[]"
         digest = blake2b(arrival.body, digest_size=16).hexdigest()
@@ -282,7 +286,7 @@ class _Batch:
             evidence.repeats += 1
             evidence.verdict = "accepted" if verdict == "accepted" else evidence.verdict
 
-    def _end(self, arrival: Arrival, ruling: Ruling) -> None:
+    def _end(self, arrival: IncomingOutcome, ruling: Transition) -> None:
         outcome = arrival.outcome
         error = outcome.error
         self._ends.append(
@@ -337,7 +341,7 @@ def _waits(after: Sequence[str], now: float) -> tuple[float, str, str]:
     return now + LONGEST_WAIT, _text(after), f"waits for {', '.join(after)}"
 
 
-def claim(items: Sequence[Wanted]) -> Steps[list[Claims]]:
+def claim(items: Sequence[ClaimRequest]) -> Steps[list[Claims]]:
     """Claim for lanes whose queue is the rows themselves."""
     results = []
     for wanted in items:
@@ -427,7 +431,7 @@ def renew(items: Sequence[tuple[str, list[str], float]]) -> Steps[list[list[str]
     return results
 
 
-def reclaim(items: Sequence[tuple[str, float]]) -> Steps[list[list[Lost]]]:
+def reclaim(items: Sequence[tuple[str, float]]) -> Steps[list[list[LostAttempt]]]:
     """Owe again what has no owner any more."""
     results = []
     for owner, now in items:
@@ -436,7 +440,7 @@ def reclaim(items: Sequence[tuple[str, float]]) -> Steps[list[list[Lost]]]:
     return results
 
 
-def reclaim_these(items: Sequence[tuple[Sequence[str], float]]) -> Steps[list[list[Lost]]]:
+def reclaim_these(items: Sequence[tuple[Sequence[str], float]]) -> Steps[list[list[LostAttempt]]]:
     """Owe again those of some deliveries that have no owner any more."""
     results = []
     for ids, now in items:
@@ -446,37 +450,37 @@ def reclaim_these(items: Sequence[tuple[Sequence[str], float]]) -> Steps[list[li
     return results
 
 
-def _lost(found: Sequence[Row], now: float) -> Steps[list[Lost]]:
+def _lost(found: Sequence[Row], now: float) -> Steps[list[LostAttempt]]:
     """Record the attempts of claims that were just taken back."""
     if not found:
         return []
     yield Run(q.INSERT_LOST, {"now": now}, found)
     yield Run(q.END_LOST_PROBES, rows=found)
-    return [Lost(*row) for row in (yield Run(q.SELECT_LOST, {"now": now}, found))]
+    return [LostAttempt(*row) for row in (yield Run(q.SELECT_LOST, {"now": now}, found))]
 
 
-_Match: TypeAlias = Callable[[Known, str], Owed]
+_Match: TypeAlias = Callable[[CurrentState, str], Recipients]
 _Replay: TypeAlias = tuple[str, _Match, float]
 
 
-def replay(items: Sequence[_Replay]) -> Steps[list[Replayed]]:
+def replay(items: Sequence[_Replay]) -> Steps[list[ReplayResult]]:
     return (yield from _in_order(items, itemgetter(0), _replay_one))
 
 
-def _replay_one(item: _Replay) -> Steps[Replayed]:
+def _replay_one(item: _Replay) -> Steps[ReplayResult]:
     prediction_id, match, now = item
     known = (yield from _known([prediction_id])).get(prediction_id)
     if known is None or not (yield Run(q.SELECT_EVENT_TYPE, {"prediction_id": prediction_id})):
-        return Replayed(None)
+        return ReplayResult(None)
     if known.erased:
-        return Replayed(0, erased=True)
+        return ReplayResult(0, erased=True)
     owed = yield from owe_again(
         [prediction_id], lambda known, event_type, _: match(known, event_type), now, None
     )
-    return Replayed(len(owed), tuple(handler for _, handler in owed))
+    return ReplayResult(len(owed), tuple(handler for _, handler in owed))
 
 
-Choose: TypeAlias = Callable[[Known, str, Mapping[str, str]], Owed]
+Choose: TypeAlias = Callable[[CurrentState, str, Mapping[str, str]], Recipients]
 """Says to whom an event is owed again, given its type and the states of its deliveries by handler.
 
 Whatever it says, a delivery that is pending or running stays as it is.
@@ -538,7 +542,7 @@ def _retry_one(item: tuple[str, float]) -> Steps[str | None]:
     return str(handler)
 
 
-def add(items: Sequence[Addition]) -> Steps[list[None]]:
+def add(items: Sequence[Annotation]) -> Steps[list[None]]:
     for item in sorted(items, key=lambda item: item.prediction_id):
         prediction = {"id": item.prediction_id}
         for output, metadata in (yield Run(q.SELECT_RESULT, prediction)):
@@ -571,11 +575,11 @@ def try_write(items: Sequence[float]) -> Steps[list[None]]:
     return [None] * len(items)
 
 
-def hold_role(items: Sequence[Role]) -> Steps[list[bool]]:
+def hold_role(items: Sequence[LeaseRequest]) -> Steps[list[bool]]:
     return (yield from _in_order(items, lambda item: item.name, _hold_role_one))
 
 
-def _hold_role_one(item: Role) -> Steps[bool]:
+def _hold_role_one(item: LeaseRequest) -> Steps[bool]:
     return bool((yield Run(q.HOLD_ROLE, msgspec.structs.asdict(item))))
 
 

@@ -18,7 +18,7 @@ from receiver.store import rows as to
 from receiver.store.dialect import Query, Row, Run, Steps, Tables, run_each
 from receiver.store.operations import Choose, owe_again
 from receiver.store.queries import OF_ONE_EVENT, Listing
-from receiver.store.values import Found, Known
+from receiver.store.values import CurrentState, Page
 
 MOST_KEPT: Final = 1000
 """Replays that are remembered, besides those under way."""
@@ -62,7 +62,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: str | None
 
 
-class Counted(msgspec.Struct, frozen=True, kw_only=True):
+class CountedReplay(msgspec.Struct, frozen=True, kw_only=True):
     """A replay to be kept: how many it found, and the stretch of `seq` they are in."""
 
     id: str
@@ -75,7 +75,7 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
     now: float
 
 
-class Underway(msgspec.Struct, frozen=True):
+class RunningReplay(msgspec.Struct, frozen=True):
     """A replay that somebody is to work on."""
 
     id: str
@@ -89,18 +89,18 @@ class Candidate(msgspec.Struct, frozen=True):
 
     seq: int
     type: str
-    known: Known
+    known: CurrentState
     states: dict[str, str]
 
 
-class Look(msgspec.Struct, frozen=True):
+class CandidatePage(msgspec.Struct, frozen=True):
     """Candidates in order, and up to where there are no others."""
 
     candidates: list[Candidate]
     end: int
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
+class ReplayStep(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a replay's walk."""
 
     replay_id: str
@@ -111,7 +111,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     now: float
 
 
-class Stepped(msgspec.Struct, frozen=True):
+class ReplayStepResult(msgspec.Struct, frozen=True):
     """What a step did: handlers to whom something is owed, and the replay's state since."""
 
     handlers: tuple[str, ...]
@@ -198,7 +198,7 @@ SELECT count(*) FROM (SELECT 1 FROM deliveries
 # --- operations ---
 
 
-def create(items: Sequence[Counted]) -> Steps[list[None]]:
+def create(items: Sequence[CountedReplay]) -> Steps[list[None]]:
     for item in items:
         row = {name: getattr(item, name) for name in item.__struct_fields__}
         yield Run(_INSERT, row | {"wanted": msgspec.json.encode(_given(item.wanted)).decode()})
@@ -206,23 +206,23 @@ def create(items: Sequence[Counted]) -> Steps[list[None]]:
     return [None] * len(items)
 
 
-def take_step(items: Sequence[Step]) -> Steps[list[Stepped]]:
+def take_step(items: Sequence[ReplayStep]) -> Steps[list[ReplayStepResult]]:
     results = []
     for step in items:
         results.append((yield from _take_step(step)))  # noqa: PERF401 - a generator yields for it
     return results
 
 
-def _take_step(step: Step) -> Steps[Stepped]:
+def _take_step(step: ReplayStep) -> Steps[ReplayStepResult]:
     found = yield Run(_HOLD, {"id": step.replay_id})
     if not found or tuple(found[0]) != ("running", step.begin):
-        return Stepped((), found[0][0] if found else "canceled")
+        return ReplayStepResult((), found[0][0] if found else "canceled")
     owed: list[tuple[str, str]] = []
     if step.predictions:
         owed = yield from owe_again(step.predictions, step.choose, step.now, step.replay_id)
     move = {"id": step.replay_id, "next": step.end, "owed": len(owed), "now": step.now}
     [[state]] = yield Run(_MOVE, move)
-    return Stepped(tuple({handler for _, handler in owed}), state)
+    return ReplayStepResult(tuple({handler for _, handler in owed}), state)
 
 
 # --- the noun itself ---
@@ -234,7 +234,7 @@ class Replays:
     def __init__(self, store: Tables) -> None:
         self._store = store
 
-    async def create(self, counted: Counted) -> None:
+    async def create(self, counted: CountedReplay) -> None:
         await self._store.write(create, counted)
 
     async def start(self, replay_id: str) -> bool:
@@ -246,23 +246,23 @@ class Replays:
         cancel = Run(_CANCEL, {"id": replay_id, "now": now})
         return bool(await self._store.write(run_each, cancel))
 
-    async def take_step(self, step: Step) -> Stepped:
+    async def take_step(self, step: ReplayStep) -> ReplayStepResult:
         return await self._store.write(take_step, step)
 
     async def find(self, replay_id: str) -> Replay | None:
         rows = await self._store.read(_LIST.by({"id": replay_id}), id=replay_id, limit=1)
         return _replay(rows[0]) if rows else None
 
-    async def page(self, limit: int, cursor: str | None) -> Found[Replay]:
+    async def page(self, limit: int, cursor: str | None) -> Page[Replay]:
         """List them, newest first."""
         given = {} if cursor is None else {"cursor": cursor}
         rows = await self._store.read(_LIST.by(given), **given, limit=limit + 1)
         return to.page([_replay(row) for row in rows], limit)
 
-    async def running(self) -> list[Underway]:
+    async def running(self) -> list[RunningReplay]:
         """Give those that are under way, oldest first."""
         return [
-            Underway(row[0], msgspec.json.decode(row[1], type=Selection), row[2], row[3])
+            RunningReplay(row[0], msgspec.json.decode(row[1], type=Selection), row[2], row[3])
             for row in await self._store.read(_SELECT_RUNNING)
         ]
 
@@ -271,7 +271,7 @@ class Replays:
         [(first, last)] = await self._store.read(_SELECT_BOUNDS)
         return first, last
 
-    async def look(self, wanted: Selection, begin: int, last: int, most: int) -> Look:
+    async def look(self, wanted: Selection, begin: int, last: int, most: int) -> CandidatePage:
         """Give the next `most` events that may be wanted, beside whatever is written meanwhile."""
         end = min(begin + _WINDOW, last)
         filters = {
@@ -287,12 +287,12 @@ class Replays:
             seq, event_type, *known, handler, state = row
             if seq not in found:
                 prediction_id, provider, model, status, metadata = known
-                named = Known(prediction_id, provider, model, status, None, metadata)
+                named = CurrentState(prediction_id, provider, model, status, None, metadata)
                 found[seq] = Candidate(seq, event_type, named, {})
             if handler is not None:
                 found[seq].states[handler] = state
         candidates = [found[seq] for seq in sorted(found)]
-        return Look(candidates, end if len(found) < most else candidates[-1].seq)
+        return CandidatePage(candidates, end if len(found) < most else candidates[-1].seq)
 
     async def due(self, replay_id: str, now: float, most: int) -> int:
         """Count, up to `most`, what it has owed that is due and that nobody has begun."""

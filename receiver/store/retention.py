@@ -18,7 +18,7 @@ from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import oldest_id
 from receiver.model.states import TERMINAL
 from receiver.store.dialect import Row
-from receiver.store.disposal import Before, Disposal, Piece
+from receiver.store.disposal import Cutoffs, DeleteBatch, Disposal
 
 log = structlog.get_logger("receiver")
 
@@ -32,7 +32,7 @@ _LONGEST_REST: Final = 3600.0
 """Seconds between two walks over what has ended; with a short retention they come more often."""
 
 
-class Pace(msgspec.Struct, frozen=True, kw_only=True):
+class RetentionPace(msgspec.Struct, frozen=True, kw_only=True):
     """How long things take here, in seconds, and how much is done at once."""
 
     turn: float = 2.0
@@ -49,8 +49,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Rows looked at at once."""
 
 
-PACE: Final = Pace()
-PACE_ON_A_SERVER: Final = Pace(piece=0.05)
+PACE: Final = RetentionPace()
+PACE_ON_A_SERVER: Final = RetentionPace(piece=0.05)
 """There a transaction takes one of several connections, and mostly waits for the wire."""
 
 
@@ -69,7 +69,7 @@ class Retention:
         *,
         scrub: Callable[[], Awaitable[bool]],
         clock: Callable[[], float] = time.time,
-        pace: Pace = PACE,
+        pace: RetentionPace = PACE,
     ) -> None:
         self._disposal = disposal
         self._days = days
@@ -161,12 +161,12 @@ class Retention:
             self._deleted = 0
             await self._scrub()
 
-    def _before(self, now: float) -> Before:
+    def _before(self, now: float) -> Cutoffs:
         times = {f"{state}_before": now - days * _DAY for state, days in self._days.items()}
-        return Before(**times)
+        return Cutoffs(**times)
 
-    def _piece(self, rows: Sequence[Row], before: Before | None = None) -> Piece:
-        return Piece(rows=rows, before=before or Before(), seconds=self._pace.piece)
+    def _piece(self, rows: Sequence[Row], before: Cutoffs | None = None) -> DeleteBatch:
+        return DeleteBatch(rows=rows, before=before or Cutoffs(), seconds=self._pace.piece)
 
     async def _pause(self, until: float) -> bool:
         """Let others write; False: this turn is over."""

@@ -18,7 +18,7 @@ from receiver.model.values import (
     Ticket,
     utc,
 )
-from receiver.store.values import Attempt, Claim, Delivery, Found, Job
+from receiver.store.values import AttemptRecord, Claim, Delivery, Job, Page
 
 
 def job(row: Sequence[Any]) -> Job:
@@ -119,7 +119,7 @@ def delivery(row: Sequence[Any]) -> Delivery:
         due_at=None if due_at is None else rfc3339(due_at),
         ended_at=None if ended_at is None else rfc3339(ended_at),
         history=[
-            Attempt(
+            AttemptRecord(
                 **attempt | {name: rfc3339(attempt[name]) for name in ("started_at", "ended_at")}
             )
             for attempt in sorted(msgspec.json.decode(history or "[]"), key=itemgetter("number"))
@@ -131,10 +131,10 @@ def rfc3339(seconds: float) -> str:
     return utc(seconds).isoformat().replace("+00:00", "Z")
 
 
-def page(rows: list[Any], limit: int) -> Found[Any]:
+def page(rows: list[Any], limit: int) -> Page[Any]:
     more = len(rows) > limit
     data = rows[:limit]
-    return Found(data=data, next_cursor=data[-1].id if more else None)
+    return Page(data=data, next_cursor=data[-1].id if more else None)
 
 
 def claimed(row: Sequence[Any], handler: str) -> Claim:

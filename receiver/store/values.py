@@ -45,7 +45,7 @@ class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
     """The W3C traceparent of the span that submits it, where there is one."""
 
 
-class Created(msgspec.Struct, frozen=True):
+class CreateResult(msgspec.Struct, frozen=True):
     """What `create` did: `fingerprint` is that of the row which now holds the key."""
 
     prediction_id: str
@@ -67,7 +67,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """None while it only waits for room at the provider."""
 
 
-class Slots(msgspec.Struct, frozen=True, kw_only=True):
+class SubmitBudget(msgspec.Struct, frozen=True, kw_only=True):
     """How many queued predictions of one provider may be submitted now."""
 
     provider: str
@@ -83,14 +83,14 @@ class Slots(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds from the first submit to the deadline."""
 
 
-class Begun(msgspec.Struct, frozen=True):
+class SubmitBatch(msgspec.Struct, frozen=True):
     """Submits that may be sent now, and the seconds until the provider's minute has more room."""
 
     jobs: list[Job]
     wait: float
 
 
-class Turn(msgspec.Struct, frozen=True, kw_only=True):
+class RequestPermit(msgspec.Struct, frozen=True, kw_only=True):
     """A wish to send one request to a provider that counts them by the minute."""
 
     provider: str
@@ -98,7 +98,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     per_minute: int
 
 
-class Role(msgspec.Struct, frozen=True, kw_only=True):
+class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A wish to be the one process that does something for all, or to remain it."""
 
     name: str
@@ -107,7 +107,7 @@ class Role(msgspec.Struct, frozen=True, kw_only=True):
     until: float
 
 
-class Known(msgspec.Struct, frozen=True, array_like=True):
+class CurrentState(msgspec.Struct, frozen=True, array_like=True):
     """What a ruling needs to know of a prediction; read inside the transaction."""
 
     id: str
@@ -122,7 +122,7 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
     submitted_at: float | None = None
 
 
-class Owed(msgspec.Struct, frozen=True):
+class Recipients(msgspec.Struct, frozen=True):
     """To whom an event is owed."""
 
     handlers: tuple[str, ...] = ()
@@ -130,7 +130,7 @@ class Owed(msgspec.Struct, frozen=True):
     """Of these handlers, those that wait, and for which others of them."""
 
 
-class Ruling(msgspec.Struct, frozen=True, kw_only=True):
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
     """What an arrival does, decided by a pure function inside the transaction."""
 
     verdict: Verdict
@@ -138,10 +138,10 @@ class Ruling(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     event_type: EventType | None = None
     """Set if, and only if, the verdict is `accepted`."""
-    owed: Owed = Owed()
+    owed: Recipients = Recipients()
 
 
-class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+class IncomingOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """One outcome on its way in, from any channel, with its evidence."""
 
     prediction_id: str
@@ -149,7 +149,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     channel: Channel | None
     outcome: Outcome
     at: float
-    judge: Callable[[Known, Arrival], Ruling]
+    judge: Callable[[CurrentState, IncomingOutcome], Transition]
     headers: str = "[]"
     """JSON of the callback's headers, without secrets."""
     body: bytes = b""
@@ -159,7 +159,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     """Apply only if the prediction still stands there (our own verdicts)."""
 
 
-class Taken(msgspec.Struct, frozen=True):
+class AcceptResult(msgspec.Struct, frozen=True):
     """What became of an arrival, after the commit."""
 
     verdict: Verdict
@@ -187,7 +187,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     links: dict[str, str] = {}
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A lane's wish for work."""
 
     handler: str
@@ -233,7 +233,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: float
 
 
-class Lost(msgspec.Struct, frozen=True):
+class LostAttempt(msgspec.Struct, frozen=True):
     """An attempt whose process is gone: its claim was taken back, its delivery is owed again."""
 
     delivery: str
@@ -248,7 +248,7 @@ class Lost(msgspec.Struct, frozen=True):
     """From its claim to its being taken back."""
 
 
-class Attempt(Value, frozen=True, kw_only=True):
+class AttemptRecord(Value, frozen=True, kw_only=True):
     """One run of a handler for a delivery."""
 
     number: int
@@ -280,10 +280,10 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     due_at: Moment | None
     """When it falls due."""
     ended_at: Moment | None
-    history: list[Attempt] = []
+    history: list[AttemptRecord] = []
 
 
-class Found(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """A page of a list, newest first."""
 
     data: list[T]
@@ -291,7 +291,7 @@ class Found(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """Give it as `cursor` for the next page; None: this was the last."""
 
 
-class Addition(msgspec.Struct, frozen=True, kw_only=True):
+class Annotation(msgspec.Struct, frozen=True, kw_only=True):
     """What a handler adds to a prediction that has ended."""
 
     prediction_id: str
@@ -300,7 +300,7 @@ class Addition(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, Any] = {}
 
 
-class Replayed(msgspec.Struct, frozen=True):
+class ReplayResult(msgspec.Struct, frozen=True):
     """How many deliveries of an event are owed again; None: there is no event yet."""
 
     owed: int | None
@@ -309,7 +309,7 @@ class Replayed(msgspec.Struct, frozen=True):
     """There is nothing left of the event to hand to a handler."""
 
 
-class Filter(msgspec.Struct, frozen=True, kw_only=True):
+class PredictionFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which predictions to list."""
 
     status: str | None = None

@@ -31,7 +31,7 @@ from receiver.store.engine import Store
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.values import NewPrediction, Progress, Slots
+from receiver.store.values import NewPrediction, Progress, SubmitBudget
 from tests.bench.load import post
 from tests.postgres import Database, made
 
@@ -183,7 +183,7 @@ async def _seed(store: Store, provider: str, count: int) -> list[tuple[str, str]
         for (ours, _), at in zip(ids, made, strict=True)
     ]
     await asyncio.gather(*(store.create(row) for row in new))
-    slots = Slots(
+    slots = SubmitBudget(
         provider=provider,
         now=now,
         most=count,

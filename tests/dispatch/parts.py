@@ -12,22 +12,22 @@ from typing import Any, Final, TypeVar
 import httpx
 
 from receiver.deliveries.attempt import Tools
-from receiver.deliveries.breaker import Breaker
+from receiver.deliveries.breaker import BreakerPolicy
 from receiver.deliveries.registry import Registry, handlers_of
-from receiver.deliveries.worker import BREAKER, Dispatch, Pace
+from receiver.deliveries.worker import BREAKER, Timing, Worker
 from receiver.model.retry import Policy
 from receiver.model.values import Mode, Outcome, Output, Prediction, Status, utc
 from receiver.store.engine import Store
-from receiver.store.handlers import Gates
+from receiver.store.handlers import Breakers
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.values import (
-    Arrival,
     Delivery,
+    IncomingOutcome,
     NewPrediction,
-    Owed,
-    Ruling,
+    Recipients,
+    Transition,
 )
 from tests.postgres import Database
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 PATIENCE: Final = 10.0
 POLICY: Final = Policy(attempts=3, base=0.0, cap=0.0)
-BRISK: Final = Pace(lease=30.0, beat=0.05, nap=0.2, drain=2.0)
+BRISK: Final = Timing(lease=30.0, beat=0.05, nap=0.2, drain=2.0)
 
 
 class Clock:
@@ -88,8 +88,8 @@ class Dispatching:
         self,
         place: Path | Database,
         functions: Sequence[Callable[..., Any]],
-        pace: Pace,
-        breaker: Breaker | None = None,
+        pace: Timing,
+        breaker: BreakerPolicy | None = None,
     ) -> None:
         self.reports: list[object] = []
         self.store: Store
@@ -105,14 +105,14 @@ class Dispatching:
         self.submits = Submits()
         self.http = httpx.AsyncClient()
         self.pace = pace
-        self.gates = Gates(self.store)
+        self.gates = Breakers(self.store)
         self.breaker = BREAKER if breaker is None else breaker
         self.dispatch = self.another("me")
         self._count = 0
 
-    def another(self, owner: str, pace: Pace | None = None, store: Any = None) -> Dispatch:
+    def another(self, owner: str, pace: Timing | None = None, store: Any = None) -> Worker:
         """Make a dispatch of another owner on the same rows."""
-        return Dispatch(
+        return Worker(
             store or self.store,
             self.registry,
             Tools(self.store, self.submits, self.http, self.http),
@@ -143,7 +143,7 @@ class Dispatching:
             )
         )
         await self.store.accept(
-            Arrival(
+            IncomingOutcome(
                 prediction_id=prediction_id,
                 provider="fal",
                 channel="webhook",
@@ -173,18 +173,18 @@ class Dispatching:
 
     async def replay(self, prediction_id: str) -> None:
         names = list(self.registry.handlers)
-        owed = Owed(tuple(names), self.registry.waiting(names))
+        owed = Recipients(tuple(names), self.registry.waiting(names))
         replayed = await self.store.replay(prediction_id, lambda *_: owed, self.clock())
         self.dispatch.wake(replayed.handlers)
 
 
-def _succeeded(handlers: Sequence[str], after: Mapping[str, tuple[str, ...]]) -> Ruling:
-    return Ruling(
+def _succeeded(handlers: Sequence[str], after: Mapping[str, tuple[str, ...]]) -> Transition:
+    return Transition(
         verdict="accepted",
         status=Status.SUCCEEDED,
         reason="",
         event_type="prediction.succeeded",
-        owed=Owed(tuple(handlers), after),
+        owed=Recipients(tuple(handlers), after),
     )
 
 
@@ -192,8 +192,8 @@ def _succeeded(handlers: Sequence[str], after: Mapping[str, tuple[str, ...]]) ->
 async def dispatching(
     place: Path | Database,
     *functions: Callable[..., Any],
-    pace: Pace = BRISK,
-    breaker: Breaker | None = None,
+    pace: Timing = BRISK,
+    breaker: BreakerPolicy | None = None,
     start: bool = True,
 ) -> AsyncIterator[Dispatching]:
     """Run the handlers of `functions` until the block is left."""

@@ -10,10 +10,10 @@ from typing import Any, Final
 import pytest
 
 from receiver import Context, Dead, Event, Retry, Skip, on
-from receiver.deliveries.breaker import Breaker, KnownGates
-from receiver.deliveries.worker import Pace
+from receiver.deliveries.breaker import BreakerCache, BreakerPolicy
+from receiver.deliveries.worker import Timing
 from receiver.model.errors import StoreUnavailable
-from receiver.store.handlers import Gate, Gates
+from receiver.store.handlers import Breakers, BreakerState
 from tests.conftest import Logged
 from tests.postgres import Database
 
@@ -22,7 +22,7 @@ from .parts import Dispatching, Unsteady, dispatching, eventually
 pytestmark = pytest.mark.anyio
 
 RUN: Final = 5
-BREAKER: Final = Breaker(failures=RUN, first_wait=0.8, longest_wait=2.0)
+BREAKER: Final = BreakerPolicy(failures=RUN, first_wait=0.8, longest_wait=2.0)
 PATIENT: Final = Retry(attempts=1000, base=0.01, cap=0.01)
 
 
@@ -122,7 +122,7 @@ async def test_what_a_handler_decides_is_no_trouble_of_its_own(
 
 async def test_without_a_breaker_all_is_tried(place: Path | Database) -> None:
     service = Service()
-    never = Breaker(failures=None)
+    never = BreakerPolicy(failures=None)
     async with dispatching(place, handler_of(service), breaker=never) as station:
         await owed(station, 10)
         await eventually(lambda: service.calls > 50)
@@ -132,7 +132,7 @@ async def test_without_a_breaker_all_is_tried(place: Path | Database) -> None:
 async def test_without_a_breaker_an_open_gate_is_none(place: Path | Database) -> None:
     """It was opened by a process that had one, perhaps by the one before this."""
     service = Service()
-    function, never = handler_of(service, concurrency=4), Breaker(failures=None)
+    function, never = handler_of(service, concurrency=4), BreakerPolicy(failures=None)
     async with dispatching(place, function, breaker=never, start=False) as station:
         await station.gates.open("post", station.clock(), station.clock() + 3600, "it was down")
         names = await owed(station, 4)
@@ -205,7 +205,7 @@ async def test_of_two_processes_one_tries(
 ) -> None:
     monkeypatch.setattr("receiver.deliveries.breaker._FRESH", 0.01)
     service = Service()
-    slow = Breaker(failures=5, first_wait=0.2, longest_wait=0.2)
+    slow = BreakerPolicy(failures=5, first_wait=0.2, longest_wait=0.2)
     async with dispatching(place, handler_of(service), breaker=slow) as station:
         other = station.another("other")
         await other.start()
@@ -328,7 +328,7 @@ async def test_a_stop_gives_its_probe_back(place: Path | Database) -> None:
         begun.set()
         await asyncio.sleep(3600)
 
-    pace = Pace(beat=0.05, nap=0.2, drain=0.05)
+    pace = Timing(beat=0.05, nap=0.2, drain=0.05)
     async with dispatching(place, post, pace=pace, start=False) as station:
         await station.gates.open("post", station.clock(), station.clock() + 3600, "it was down")
         await station.owe("post")
@@ -345,17 +345,17 @@ async def test_what_was_read_of_a_gate_before_it_was_set_is_not_believed(
 ) -> None:
     async with dispatching(place, handler_of(Service()), start=False) as station:
 
-        class Slow(Gates):
+        class Slow(Breakers):
             """Gives what was true a moment ago."""
 
-            async def all(self) -> dict[str, Gate]:
+            async def all(self) -> dict[str, BreakerState]:
                 found = await super().all()
                 asked.set()
                 await read.wait()
                 return found
 
         asked, read = asyncio.Event(), asyncio.Event()
-        known = KnownGates(Slow(station.store), station.clock)
+        known = BreakerCache(Slow(station.store), station.clock)
         asking = asyncio.create_task(known.of("post"))
         await asked.wait()
         await station.gates.pause("post", station.clock())
@@ -368,7 +368,7 @@ async def test_what_was_read_of_a_gate_before_it_was_set_is_not_believed(
 @pytest.mark.parametrize("most", [1, 2])
 async def test_a_short_run_may_be_enough(place: Path | Database, most: int) -> None:
     service = Service()
-    short = Breaker(failures=most, first_wait=3600)
+    short = BreakerPolicy(failures=most, first_wait=3600)
     async with dispatching(place, handler_of(service), breaker=short) as station:
         await owed(station, most)
 

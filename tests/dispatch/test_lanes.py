@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from receiver import Context, Dead, Event, Retry, Skip, on
-from receiver.deliveries.worker import Dispatch, Pace, new_owner
+from receiver.deliveries.worker import Timing, Worker, new_owner
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import delivery_id
-from receiver.store.values import Claims, Wanted
+from receiver.store.values import ClaimRequest, Claims
 from tests.postgres import Database
 
 from .parts import PATIENCE, POLICY, Unsteady, dispatching, eventually
@@ -533,7 +533,7 @@ async def test_a_stop_gives_back_what_does_not_end_with_its_attempt(
                 if not deaf:
                     raise
 
-    pace = Pace(beat=0.05, nap=0.2, drain=0.05)
+    pace = Timing(beat=0.05, nap=0.2, drain=0.05)
     async with dispatching(place, on(name="endless")(endless), pace=pace, start=False) as running:
         await running.dispatch.start()
         prediction = await running.owe()
@@ -560,7 +560,7 @@ async def test_a_thread_that_does_not_end_does_not_hold_up_the_stop(place: Place
         begun.set()
         may_end.wait(PATIENCE)
 
-    pace = Pace(beat=0.05, nap=0.2, drain=0.05)
+    pace = Timing(beat=0.05, nap=0.2, drain=0.05)
     async with dispatching(place, on(name="endless")(endless), pace=pace) as running:
         await running.owe()
         await eventually(begun.is_set)
@@ -574,11 +574,11 @@ async def test_what_a_killed_owner_held_is_run_by_another(place: Place) -> None:
     async def careful(_: Event, ctx: Context) -> None:
         seen.append(ctx.attempt)
 
-    pace = Pace(lease=0.1, beat=0.05, nap=0.2)
+    pace = Timing(lease=0.1, beat=0.05, nap=0.2)
     async with dispatching(place, on(name="careful")(careful), pace=pace, start=False) as running:
         prediction = await running.owe()
         now = running.clock()
-        wish = Wanted(handler="careful", owner="dead", most=1, now=now, lease_until=now + 0.2)
+        wish = ClaimRequest(handler="careful", owner="dead", most=1, now=now, lease_until=now + 0.2)
         assert len((await running.store.claim(wish)).claims) == 1
         await running.dispatch.start()
         delivery = await running.ends(prediction, "careful")
@@ -602,7 +602,7 @@ async def test_a_delivery_that_kills_its_process_again_and_again_ends_dead(
         prediction = await running.owe()
         for life in range(losses):
             now = running.clock()
-            wish = Wanted(
+            wish = ClaimRequest(
                 handler="deadly", owner=f"life {life}", most=1, now=now, lease_until=now + 9
             )
             [claim] = (await running.store.claim(wish)).claims
@@ -624,10 +624,10 @@ async def test_a_store_that_is_away_is_asked_again(place: Place, name: str) -> N
     def steady(_: Event, ctx: Context) -> None:
         calls.append(ctx.attempt)
 
-    pace = Pace(lease=0.1, beat=0.05, nap=0.1)
+    pace = Timing(lease=0.1, beat=0.05, nap=0.1)
     async with dispatching(place, on(name="steady")(steady), pace=pace, start=False) as running:
         troubles: list[Exception] = [StoreUnavailable("full"), StoreUnavailable("full")]
-        dispatch: Dispatch = running.another(
+        dispatch: Worker = running.another(
             "me too", store=Unsteady(running.store, **{name: troubles})
         )
         await dispatch.start()
@@ -650,7 +650,7 @@ async def test_a_place_that_is_freed_during_a_claim_is_taken_at_once(place: Plac
         await may_end[number].wait()
 
     class Slow(Unsteady):
-        async def claim(self, wanted: Wanted) -> Claims:
+        async def claim(self, wanted: ClaimRequest) -> Claims:
             found: Claims = await self._store.claim(wanted)
             if begun[1].is_set() and not begun[2].is_set():
                 may_end[1].set()
@@ -658,7 +658,7 @@ async def test_a_place_that_is_freed_during_a_claim_is_taken_at_once(place: Plac
                 await asyncio.sleep(0)
             return found
 
-    pace = Pace(beat=0.05, nap=3600)
+    pace = Timing(beat=0.05, nap=3600)
     function = on(name="steps", concurrency=2)(steps)
     async with dispatching(place, function, pace=pace, start=False) as running:
         for _ in range(4):
@@ -749,7 +749,7 @@ async def test_leases_are_renewed_and_a_blocked_loop_is_reported(
         for _ in range(4):  # while nothing else of the loop can run
             assert renewed.acquire(timeout=PATIENCE)
 
-    pace = Pace(lease=30, beat=0.02, nap=0.2)
+    pace = Timing(lease=30, beat=0.02, nap=0.2)
     async with dispatching(
         place, on(name="blocks_the_loop")(blocks_the_loop), pace=pace, start=False
     ) as running:
@@ -765,7 +765,7 @@ async def test_leases_are_renewed_and_a_blocked_loop_is_reported(
 
 
 def test_a_heart_stops_with_its_loop(place: Place) -> None:
-    async def leave_without_stopping() -> Dispatch:
+    async def leave_without_stopping() -> Worker:
         async with dispatching(place, start=False) as running:
             await running.dispatch.start()
             return running.dispatch
@@ -799,7 +799,7 @@ async def test_a_handler_finishes_its_steps_though_its_thread_outlives_the_loop(
 
     def run() -> None:
         async def main() -> None:
-            pace = Pace(beat=0.05, nap=0.2, drain=0.01)
+            pace = Timing(beat=0.05, nap=0.2, drain=0.01)
             async with dispatching(place, on(name="late")(late), pace=pace) as running:
                 await running.owe()
                 await eventually(begun.is_set)

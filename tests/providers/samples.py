@@ -21,12 +21,12 @@ from receiver.providers import NAMES, make_providers
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
-    Answer,
     Callback,
+    CallbackTarget,
     Follow,
-    Hook,
     Postponed,
     Provider,
+    ProviderResponse,
     Refused,
     Streamed,
 )
@@ -57,9 +57,9 @@ class SampleAnswer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     json: Any = msgspec.UNSET
     at: float = 0.0
 
-    def answer(self) -> Answer:
+    def answer(self) -> ProviderResponse:
         text = self.text if self.json is msgspec.UNSET else json.dumps(self.json)
-        return Answer(self.status, httpx.Headers(self.headers), text.encode(), self.at)
+        return ProviderResponse(self.status, httpx.Headers(self.headers), text.encode(), self.at)
 
 
 class SampleCallback(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -77,7 +77,7 @@ class Sample(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     act: str
     expect: Any
     ticket: SampleTicket = SampleTicket()
-    hook: Hook | None = None
+    hook: CallbackTarget | None = None
     answer: SampleAnswer | None = None
     answers: list[SampleAnswer] = []
     """The answer to a poll and, where it sends us on, the answer to that."""
@@ -97,7 +97,7 @@ class Sample(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         assert self.callback is not None, "this sample has no callback"
         return self.callback.callback()
 
-    def answered(self) -> Answer:
+    def answered(self) -> ProviderResponse:
         assert self.answer is not None, "this sample has no answer"
         return self.answer.answer()
 

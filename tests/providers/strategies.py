@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from receiver.model.values import Mode, Ticket
-from receiver.providers.adapter import Answer
+from receiver.providers.adapter import ProviderResponse
 
 FEW: Final = settings(
     max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -53,7 +53,7 @@ headers: Final = st.dictionaries(
     | st.sampled_from(["0", "nan", "Thu, 01 Jan 2026 00:00:42 GMT", "req-1"]),
 ).map(lambda given: httpx.Headers([(k.encode(), v.encode("latin-1")) for k, v in given.items()]))
 answers: Final = st.builds(
-    Answer,
+    ProviderResponse,
     st.sampled_from([200, 201, 202, 204, 301, 400, 401, 402, 404, 408, 422, 429, 500, 503, 504])
     | st.integers(100, 599),
     headers,

@@ -17,10 +17,10 @@ from receiver.providers import NAMES
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
-    Answer,
     Callback,
     Follow,
     Postponed,
+    ProviderResponse,
     Refused,
     Streamed,
 )
@@ -67,7 +67,7 @@ def test_reading_gives_a_bounded_outcome_or_unreadable(
 @FEW
 @given(ticket=tickets, answer=answers, second=answers)
 def test_polling_gives_a_bounded_outcome_or_unreadable(
-    name: str, ticket: Ticket, answer: Answer, second: Answer
+    name: str, ticket: Ticket, answer: ProviderResponse, second: ProviderResponse
 ) -> None:
     with suppress(Unreadable):
         outcome = PROVIDERS[name].polled(ticket, answer)
@@ -81,7 +81,7 @@ def test_polling_gives_a_bounded_outcome_or_unreadable(
 @FEW
 @given(ticket=tickets, answer=answers)
 def test_a_submit_gives_a_bounded_receipt_or_unreadable(
-    name: str, ticket: Ticket, answer: Answer
+    name: str, ticket: Ticket, answer: ProviderResponse
 ) -> None:
     with suppress(Unreadable):
         match PROVIDERS[name].accepted(ticket, answer):
@@ -160,7 +160,7 @@ def test_an_event_gives_a_bounded_outcome_or_nothing_or_unreadable(
 @of_streams
 @FEW
 @given(ticket=tickets, answer=answers)
-def test_a_search_finds_ids_or_nothing(name: str, ticket: Ticket, answer: Answer) -> None:
+def test_a_search_finds_ids_or_nothing(name: str, ticket: Ticket, answer: ProviderResponse) -> None:
     for provider_id in STREAMS[name].found(ticket, answer):
         assert 0 < len(provider_id) <= 200
 
@@ -183,7 +183,7 @@ def test_a_search_finds_ids_or_nothing(name: str, ticket: Ticket, answer: Answer
     ),
 )
 def test_a_search_survives_any_rows(name: str, ticket: Ticket, rows: list[Any]) -> None:
-    answer = Answer(200, {}, msgspec.json.encode({"generations": rows}))
+    answer = ProviderResponse(200, {}, msgspec.json.encode({"generations": rows}))
     ids = STREAMS[name].found(ticket, answer)
     assert set(ids) <= {row.get("generation_id") for row in rows}
 

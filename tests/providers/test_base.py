@@ -13,14 +13,14 @@ import pytest
 from receiver.model.errors import Problem, Unreadable
 from receiver.model.values import Output
 from receiver.providers import adapter as base
-from receiver.providers.adapter import Answer, Postponed, Refused
+from receiver.providers.adapter import Postponed, ProviderResponse, Refused
 
 NOW = 1767225600.0
 
 
-def answer(status: int = 200, **headers: str) -> Answer:
+def answer(status: int = 200, **headers: str) -> ProviderResponse:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(status, httpx.Headers(named), b"", NOW)
+    return ProviderResponse(status, httpx.Headers(named), b"", NOW)
 
 
 @pytest.mark.parametrize(

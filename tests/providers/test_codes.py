@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from receiver.model.values import Mode, Outcome, Ticket
 from receiver.providers import adapter as base
-from receiver.providers.adapter import Accepted, Ambiguous, Answer, Follow, Postponed, Refused
+from receiver.providers.adapter import (
+    Accepted,
+    Ambiguous,
+    Follow,
+    Postponed,
+    ProviderResponse,
+    Refused,
+)
 from receiver.providers.codes import code_of, plain
 from tests.conftest import Start
 from tests.receiving import Network, reply
@@ -146,7 +153,7 @@ def test_words_name_the_code(text: str, code: str) -> None:
 def test_a_refused_submit_is_rejected_unless_it_is_for_its_content(text: str, code: str) -> None:
     expected = Refused(text, "content_policy" if code == "content_policy" else "rejected")
     assert base.refusal(text) == expected
-    assert base.settle_submit(Answer(422, {}, b""), text) == expected
+    assert base.settle_submit(ProviderResponse(422, {}, b""), text) == expected
 
 
 @pytest.mark.parametrize(
@@ -209,7 +216,7 @@ def _fal(text: str) -> dict[str, Any]:
 def _told(name: str, act: str, *bodies: tuple[int, Any], mode: Mode = "queue") -> Any:
     """Hand an adapter the answers, and give what it makes of the last."""
     ticket = Ticket(id="pred_1", model="a/b", mode=mode, input={}, provider_id="req-1")
-    first, *more = (Answer(status, {}, _body(body)) for status, body in bodies)
+    first, *more = (ProviderResponse(status, {}, _body(body)) for status, body in bodies)
     made = getattr(PROVIDERS[name], act)(ticket, first)
     return made.read(ticket, *more) if isinstance(made, Follow) else made
 
@@ -296,7 +303,7 @@ def test_a_submit_that_is_refused_by_a_code_for_machines_is_refused_content(
 
 @pytest.mark.parametrize("mode", ["queue", "sync"])
 def test_fal_may_name_the_type_of_an_error_in_a_header_only(mode: Mode) -> None:
-    answer = Answer(422, {"x-fal-error-type": "content_policy_violation"}, b"{}")
+    answer = ProviderResponse(422, {"x-fal-error-type": "content_policy_violation"}, b"{}")
     ticket = Ticket(id="pred_1", model="a/b", mode=mode, input={})
     made = PROVIDERS["fal"].accepted(ticket, answer)
     assert isinstance(made, Refused)
@@ -354,8 +361,8 @@ def test_a_failure_never_raises_and_is_never_without_words(message: str, hints: 
 def test_only_the_status_decides_whether_a_submit_is_refused(
     status: int, message: str, hint: str
 ) -> None:
-    plainly = base.settle_submit(Answer(status, {}, b""), "no")
-    settled = base.settle_submit(Answer(status, {}, b""), message, hint)
+    plainly = base.settle_submit(ProviderResponse(status, {}, b""), "no")
+    settled = base.settle_submit(ProviderResponse(status, {}, b""), message, hint)
     assert type(settled) is type(plainly)
     assert not isinstance(settled, Accepted | Ambiguous | Outcome)
     assert settled is None or isinstance(settled, Refused | Postponed)

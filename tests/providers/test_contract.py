@@ -18,7 +18,7 @@ from receiver.model.errors import Unproved, Unreadable
 from receiver.model.values import Mode, Outcome, Ticket
 from receiver.predictions.tokens import Tokens
 from receiver.providers import NAMES
-from receiver.providers.adapter import Answer, Callback, Provider, Streamed
+from receiver.providers.adapter import Callback, Provider, ProviderResponse, Streamed
 
 from .samples import FOLDER, Sample, ending, load, perform, providers, swapped
 
@@ -249,7 +249,7 @@ def test_a_deep_body_is_read_or_unreadable_but_breaks_nothing(
 def test_a_hostile_answer_ends_in_words_or_in_an_error_of_ours(
     name: str, body: str, status: int
 ) -> None:
-    answer = Answer(status, httpx.Headers(), HOSTILE[body])
+    answer = ProviderResponse(status, httpx.Headers(), HOSTILE[body])
     for mode in MODES:
         ticket = Ticket(id="pred_1", model="owner/model", mode=mode, input={}, provider_id="1")
         for act in (PROVIDERS[name].accepted, PROVIDERS[name].polled):

@@ -18,27 +18,27 @@ from receiver.model.retry import DONE
 from receiver.model.values import Outcome, Output, Status
 from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.values import (
-    Arrival,
-    Known,
+    ClaimRequest,
+    CurrentState,
+    IncomingOutcome,
     NewPrediction,
-    Owed,
-    Ruling,
+    Recipients,
     Settlement,
-    Slots,
-    Wanted,
+    SubmitBudget,
+    Transition,
 )
 
 NOW = 1_750_000_000.0
 ID = f"pred_{1:032d}"
 
 
-def rule(_known: Known, _arrival: Arrival) -> Ruling:
-    return Ruling(
+def rule(_known: CurrentState, _arrival: IncomingOutcome) -> Transition:
+    return Transition(
         verdict="accepted",
         status=Status.SUCCEEDED,
         reason="",
         event_type="prediction.succeeded",
-        owed=Owed(("greet",)),
+        owed=Recipients(("greet",)),
     )
 
 
@@ -56,7 +56,7 @@ async def create(store: SQLiteStore) -> None:
 
 
 async def begin_submits(store: SQLiteStore) -> None:
-    wish = Slots(
+    wish = SubmitBudget(
         provider="fal",
         now=NOW,
         most=1,
@@ -70,7 +70,7 @@ async def begin_submits(store: SQLiteStore) -> None:
 
 
 async def accept(store: SQLiteStore) -> None:
-    arrival = Arrival(
+    arrival = IncomingOutcome(
         prediction_id=ID,
         provider="fal",
         channel="webhook",
@@ -83,7 +83,7 @@ async def accept(store: SQLiteStore) -> None:
 
 
 async def claim(store: SQLiteStore) -> None:
-    wish = Wanted(handler="greet", owner="me", most=1, now=NOW, lease_until=NOW + 30)
+    wish = ClaimRequest(handler="greet", owner="me", most=1, now=NOW, lease_until=NOW + 30)
     await store.claim(wish)
 
 

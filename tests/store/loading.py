@@ -9,18 +9,26 @@ import sys
 
 from receiver.model.values import Outcome, Output, Status
 from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.values import Arrival, Known, NewPrediction, Owed, Progress, Ruling, Slots
+from receiver.store.values import (
+    CurrentState,
+    IncomingOutcome,
+    NewPrediction,
+    Progress,
+    Recipients,
+    SubmitBudget,
+    Transition,
+)
 
 NOW = 1_750_000_000.0
 
 
-def rule(_known: Known, _arrival: Arrival) -> Ruling:
-    return Ruling(
+def rule(_known: CurrentState, _arrival: IncomingOutcome) -> Transition:
+    return Transition(
         verdict="accepted",
         status=Status.SUCCEEDED,
         reason="",
         event_type="prediction.succeeded",
-        owed=Owed(("greet",)),
+        owed=Recipients(("greet",)),
     )
 
 
@@ -41,7 +49,7 @@ async def one(store: SQLiteStore, number: int) -> None:
     if ends:
         output = [Output(url="https://cdn.test/a.png")]
         await store.accept(
-            Arrival(
+            IncomingOutcome(
                 prediction_id=name,
                 provider="eachlabs",
                 channel="webhook",
@@ -52,7 +60,7 @@ async def one(store: SQLiteStore, number: int) -> None:
             )
         )
     else:
-        wish = Slots(
+        wish = SubmitBudget(
             provider="eachlabs",
             now=NOW,
             most=9,

@@ -22,20 +22,20 @@ from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.values import (
-    Arrival,
+    AcceptResult,
     Claim,
+    ClaimRequest,
     Claims,
-    Known,
+    CurrentState,
+    IncomingOutcome,
     NewPrediction,
-    Owed,
     Progress,
     ProgressCause,
-    Replayed,
-    Ruling,
+    Recipients,
+    ReplayResult,
     Settlement,
-    Slots,
-    Taken,
-    Wanted,
+    SubmitBudget,
+    Transition,
 )
 from tests.postgres import Database, wait_for
 
@@ -162,11 +162,11 @@ class TimedStore(PostgresStore):
         await connection.execute("UPDATE clock.hands SET at = $1", items[-1])
         return [None] * len(items)
 
-    async def accept(self, arrival: Arrival) -> Taken:
+    async def accept(self, arrival: IncomingOutcome) -> AcceptResult:
         await self._at(arrival.at)
         return await super().accept(arrival)
 
-    async def claim(self, wanted: Wanted) -> Claims:
+    async def claim(self, wanted: ClaimRequest) -> Claims:
         await self._at(wanted.now + 0.0001)
         return await super().claim(wanted)
 
@@ -195,8 +195,8 @@ class TimedStore(PostgresStore):
         return await super().retry(delivery_id, now)
 
     async def replay(
-        self, prediction_id: str, match: Callable[[Known, str], Owed], now: float
-    ) -> Replayed:
+        self, prediction_id: str, match: Callable[[CurrentState, str], Recipients], now: float
+    ) -> ReplayResult:
         await self._at(now)
         return await super().replay(prediction_id, match, now)
 
@@ -302,8 +302,8 @@ def new(number: int, **given: Any) -> NewPrediction:
     )
 
 
-def slots(**given: Any) -> Slots:
-    return Slots(
+def slots(**given: Any) -> SubmitBudget:
+    return SubmitBudget(
         **{
             "provider": "fal",
             "now": NOW,
@@ -318,14 +318,14 @@ def slots(**given: Any) -> Slots:
     )
 
 
-def judge(owed: Owed) -> Callable[[Known, Arrival], Ruling]:
+def judge(owed: Recipients) -> Callable[[CurrentState, IncomingOutcome], Transition]:
     """Rule as the inbox does, with these deliveries."""
 
-    def rule(known: Known, arrival: Arrival) -> Ruling:
+    def rule(known: CurrentState, arrival: IncomingOutcome) -> Transition:
         verdict, status, reason = advance(known.status, known.provider_id, arrival.outcome)
         if verdict != "accepted":
-            return Ruling(verdict=verdict, status=status, reason=reason)
-        return Ruling(
+            return Transition(verdict=verdict, status=status, reason=reason)
+        return Transition(
             verdict=verdict,
             status=status,
             reason=reason,
@@ -346,12 +346,12 @@ def outcome(kind: OutcomeKind, **given: Any) -> Outcome:
     return Outcome(**{"kind": kind, **more, **given})
 
 
-def arrival(number: int, kind: OutcomeKind = "succeeded", **given: Any) -> Arrival:
+def arrival(number: int, kind: OutcomeKind = "succeeded", **given: Any) -> IncomingOutcome:
     of_outcome = {
         name: given.pop(name) for name in ("provider_id", "also_known_as") if name in given
     }
-    owed = Owed(tuple(given.pop("handlers", ())), given.pop("after", {}))
-    return Arrival(
+    owed = Recipients(tuple(given.pop("handlers", ())), given.pop("after", {}))
+    return IncomingOutcome(
         **{
             "prediction_id": pred(number),
             "provider": "fal",
@@ -370,8 +370,8 @@ def progress(number: int, cause: ProgressCause, due_at: float, **given: Any) -> 
     return Progress(id=pred(number), cause=cause, due_at=due_at, **given)
 
 
-def wanted(handler: str = "greet", **given: Any) -> Wanted:
-    return Wanted(
+def wanted(handler: str = "greet", **given: Any) -> ClaimRequest:
+    return ClaimRequest(
         **{
             "handler": handler,
             "owner": "me",
@@ -417,7 +417,7 @@ async def unconfirmed(store: Store, number: int) -> None:
     await store.progress(progress(number, "ambiguous", NOW + 30))
 
 
-async def ended(store: Store, number: int, *handlers: str, **given: Any) -> Taken:
+async def ended(store: Store, number: int, *handlers: str, **given: Any) -> AcceptResult:
     await store.create(new(number))
     return await store.accept(arrival(number, handlers=handlers, **given))
 

@@ -9,10 +9,10 @@ from receiver.model.states import TERMINAL
 from receiver.model.values import OutcomeKind, Status
 from receiver.store.engine import Store
 from receiver.store.values import (
-    Arrival,
-    Known,
-    Owed,
-    Ruling,
+    CurrentState,
+    IncomingOutcome,
+    Recipients,
+    Transition,
 )
 
 from .parts import (
@@ -172,7 +172,7 @@ async def test_a_batch_learns_the_name_before_the_next_arrival_is_judged(
 async def test_every_handler_is_owed_an_event_once(engine: Engine) -> None:
     await ended(engine.store, 1, "a", "b")
     await engine.store.accept(arrival(1, handlers=("a", "b", "c")))
-    await engine.store.replay(pred(1), lambda _known, _type: Owed(("a", "b", "c")), NOW + 30)
+    await engine.store.replay(pred(1), lambda _known, _type: Recipients(("a", "b", "c")), NOW + 30)
     handlers = engine.rows("SELECT handler FROM deliveries ORDER BY handler")
     assert handlers == [("a",), ("b",), ("c",)]
 
@@ -378,7 +378,7 @@ async def test_an_end_of_our_own_has_no_payload(store: Store) -> None:
 async def test_a_judge_that_breaks_fails_alone(engine: Engine, watch: Watch) -> None:
     store = engine.store
 
-    def broken(_known: Known, _arrival: Arrival) -> Ruling:
+    def broken(_known: CurrentState, _arrival: IncomingOutcome) -> Transition:
         raise ZeroDivisionError
 
     for number in (1, 2, 3):
@@ -400,11 +400,11 @@ async def test_a_judge_that_breaks_fails_alone(engine: Engine, watch: Watch) -> 
 
 
 async def test_a_judge_sees_the_row_as_it_is_inside_the_transaction(store: Store) -> None:
-    seen: list[Known] = []
+    seen: list[CurrentState] = []
 
-    def note(known: Known, arrival: Arrival) -> Ruling:
+    def note(known: CurrentState, arrival: IncomingOutcome) -> Transition:
         seen.append(known)
-        return judge(Owed())(known, arrival)
+        return judge(Recipients())(known, arrival)
 
     await store.create(new(1, metadata={"kind": "ä"}))
     await asyncio.gather(*(store.accept(arrival(1, judge=note)) for _ in range(3)))

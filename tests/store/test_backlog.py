@@ -9,9 +9,9 @@ import pytest
 
 from receiver.model.values import Status
 from receiver.store import backlog
-from receiver.store.backlog import LIVING, Depths
+from receiver.store.backlog import LIVING, BacklogReader
 from receiver.store.engine import Store
-from receiver.store.handlers import Gates
+from receiver.store.handlers import Breakers
 from receiver.store.sqlite.engine import SQLiteStore
 
 from .parts import AGAIN, NOW, ended, settlement, stand, wanted
@@ -23,38 +23,38 @@ PROVIDERS = ("fal", "oxen")
 
 
 async def test_nothing_is_owed_at_first(store: Store) -> None:
-    depth = await Depths(store).depth(PROVIDERS)
+    depth = await BacklogReader(store).depth(PROVIDERS)
     assert (depth.owed, depth.oldest) == ({}, {})
     assert depth.living == {(name, status): 0 for name in PROVIDERS for status in LIVING}
 
 
 async def test_who_is_held_back_is_named_and_why(store: Store) -> None:
-    gates = Gates(store)
+    gates = Breakers(store)
     await gates.pause("greet", NOW)
     await gates.open("save", NOW, NOW + 60, "down")
     await gates.open("both", NOW, NOW + 60, "down")
     await gates.pause("both", NOW)
-    assert (await Depths(store).depth(PROVIDERS)).held == {
+    assert (await BacklogReader(store).depth(PROVIDERS)).held == {
         "greet": "paused",
         "save": "open",
         "both": "paused",
     }
     for name in ("greet", "save", "both"):
         await gates.resume(name)
-    assert (await Depths(store).depth(PROVIDERS)).held == {}
+    assert (await BacklogReader(store).depth(PROVIDERS)).held == {}
 
 
 async def test_what_is_owed_is_counted_by_handler_and_state(store: Store) -> None:
     for number in (1, 2, 3):
         await ended(store, number, "greet", "save", at=NOW + number)
     [first] = (await store.claim(wanted("greet", most=1))).claims
-    depth = await Depths(store).depth(PROVIDERS)
+    depth = await BacklogReader(store).depth(PROVIDERS)
     assert depth.owed == {("greet", "pending"): 2, ("greet", "running"): 1, ("save", "pending"): 3}
     assert depth.oldest == {"greet": NOW + 1, "save": NOW + 1}
     await store.settle(settlement(first))
     for claim in (await store.claim(wanted("save"))).claims:
         await store.settle(settlement(claim))
-    depth = await Depths(store).depth(PROVIDERS)
+    depth = await BacklogReader(store).depth(PROVIDERS)
     assert depth.owed == {("greet", "pending"): 2}
     assert depth.oldest == {"greet": NOW + 2}
 
@@ -63,7 +63,7 @@ async def test_a_delivery_that_fails_again_and_again_grows_old(store: Store) -> 
     await ended(store, 1, "greet", at=NOW + 1)
     [claim] = (await store.claim(wanted("greet"))).claims
     await store.settle(settlement(claim, AGAIN))
-    assert (await Depths(store).depth(PROVIDERS)).oldest == {"greet": NOW + 1}
+    assert (await BacklogReader(store).depth(PROVIDERS)).oldest == {"greet": NOW + 1}
 
 
 async def test_a_replayed_delivery_is_as_old_as_its_replay(store: Store) -> None:
@@ -72,7 +72,7 @@ async def test_a_replayed_delivery_is_as_old_as_its_replay(store: Store) -> None
     await store.settle(settlement(claim))
     assert taken.event_id is not None
     await store.replay(claim.event.prediction.id, greet_only, NOW + 5000)
-    depth = await Depths(store).depth(PROVIDERS)
+    depth = await BacklogReader(store).depth(PROVIDERS)
     assert (depth.owed, depth.oldest) == ({("greet", "pending"): 1}, {"greet": NOW + 5000})
 
 
@@ -81,7 +81,7 @@ async def test_the_living_are_counted_by_provider_and_status(store: Store) -> No
     statuses = [status for status in Status if status is not Status.QUEUED]
     for number, status in enumerate([*statuses, Status.QUEUED], 1):
         await stand(store, number, status)
-    living = (await Depths(store).depth(PROVIDERS)).living
+    living = (await BacklogReader(store).depth(PROVIDERS)).living
     assert {status: living["fal", status] for status in LIVING} == dict.fromkeys(LIVING, 1)
     assert not any(living["oxen", status] for status in LIVING)
 

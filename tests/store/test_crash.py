@@ -14,9 +14,9 @@ import pytest
 from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import DONE
 from receiver.store.engine import Store
-from receiver.store.replays import Counted, Replays, Selection, Step
+from receiver.store.replays import CountedReplay, Replays, ReplayStep, Selection
 from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.values import Owed
+from receiver.store.values import Recipients
 
 from .parts import (
     AGAIN,
@@ -125,7 +125,9 @@ async def replaying(store: Store) -> Act:
     claim = await claimed(store)
     await store.remember(claim.id, "post", "1")
     await store.settle(settlement(claim))
-    return lambda: store.replay(pred(1), lambda _known, _type: Owed(("greet", "fresh")), NOW + 30)
+    return lambda: store.replay(
+        pred(1), lambda _known, _type: Recipients(("greet", "fresh")), NOW + 30
+    )
 
 
 async def replaying_in_bulk(store: Store) -> Act:
@@ -134,15 +136,15 @@ async def replaying_in_bulk(store: Store) -> Act:
     replays = Replays(store)
     nothing = Selection()
     await replays.create(
-        Counted(id="rep_1", wanted=nothing, events=2, matched=2, next=0, last=9, now=NOW)
+        CountedReplay(id="rep_1", wanted=nothing, events=2, matched=2, next=0, last=9, now=NOW)
     )
     await replays.start("rep_1")
-    step = Step(
+    step = ReplayStep(
         replay_id="rep_1",
         begin=0,
         end=9,
         predictions=[pred(1), pred(2)],
-        choose=lambda _known, _type, _states: Owed(("greet",)),
+        choose=lambda _known, _type, _states: Recipients(("greet",)),
         now=NOW + 30,
     )
     return lambda: replays.take_step(step)

@@ -9,12 +9,12 @@ import pytest
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Decision
 from receiver.store.engine import Store
-from receiver.store.handlers import Gates
+from receiver.store.handlers import Breakers
 from receiver.store.rows import rfc3339
 from receiver.store.values import (
-    Known,
-    Lost,
-    Owed,
+    CurrentState,
+    LostAttempt,
+    Recipients,
 )
 
 from .parts import (
@@ -36,8 +36,8 @@ pytestmark = pytest.mark.anyio
 GREET = delivery_id(pred(1), "greet")
 
 
-def greet_only(_known: Known, _type: str) -> Owed:
-    return Owed(("greet",))
+def greet_only(_known: CurrentState, _type: str) -> Recipients:
+    return Recipients(("greet",))
 
 
 async def state(store: Store, delivery_id: str = GREET) -> tuple[str, int, str]:
@@ -303,7 +303,7 @@ async def test_what_a_dead_process_ran_is_owed_again_and_the_attempt_counts(
 async def test_an_attempt_whose_process_is_gone_is_recorded_and_told_of(
     store: Store, by: str
 ) -> None:
-    told: list[Lost] = []
+    told: list[LostAttempt] = []
     store.on_lost = told.extend
     await claimed(store)  # at +20, until +50
     await getattr(store, by)("next", NOW + 50)
@@ -311,7 +311,7 @@ async def test_an_attempt_whose_process_is_gone_is_recorded_and_told_of(
     reasons = {"its lease ran out", "its process died"}
     [lost] = told
     assert lost.reason in reasons
-    assert msgspec.structs.replace(lost, reason="") == Lost(
+    assert msgspec.structs.replace(lost, reason="") == LostAttempt(
         delivery=GREET,
         handler="greet",
         prediction_id=pred(1),
@@ -335,7 +335,7 @@ async def test_an_attempt_whose_process_is_gone_is_recorded_and_told_of(
 
 
 async def test_a_probe_ends_with_its_process(store: Store) -> None:
-    gates = Gates(store)
+    gates = Breakers(store)
     for name in ("greet", "other"):
         await gates.open(name, NOW, NOW + 10, "down")
         assert await gates.probe(name, NOW + 20, NOW + 9000)
@@ -401,9 +401,9 @@ async def test_a_replay_owes_the_event_to_handlers_that_are_new(store: Store) ->
     await store.settle(settlement(claim))
     seen: list[tuple[str, str]] = []
 
-    def match(known: Known, event_type: str) -> Owed:
+    def match(known: CurrentState, event_type: str) -> Recipients:
         seen.append((known.id, event_type))
-        return Owed(("fresh",))
+        return Recipients(("fresh",))
 
     assert (await store.replay(pred(1), match, NOW + 30)).handlers == ("fresh",)
     assert seen == [(pred(1), "prediction.succeeded")]

@@ -7,9 +7,9 @@ import pytest
 
 from receiver.model.ids import delivery_id, oldest_id
 from receiver.model.values import Outcome, Output
-from receiver.store.disposal import Before, Disposal, Gone, Piece
+from receiver.store.disposal import Cutoffs, DeleteBatch, DeleteResult, Disposal
 from receiver.store.engine import Store
-from receiver.store.values import Owed
+from receiver.store.values import Recipients
 
 from .parts import (
     AGAIN,
@@ -29,11 +29,11 @@ from .parts import (
 
 pytestmark = pytest.mark.anyio
 
-OLD = Before(succeeded_before=NOW + 100, failed_before=NOW + 100, canceled_before=NOW + 100)
+OLD = Cutoffs(succeeded_before=NOW + 100, failed_before=NOW + 100, canceled_before=NOW + 100)
 HORIZON = oldest_id("pred", NOW + 100)
 
 
-async def sweep(store: Store, before: Before = OLD, most: int = 100) -> int:
+async def sweep(store: Store, before: Cutoffs = OLD, most: int = 100) -> int:
     """Delete what may go as retention does; say how much that was."""
     disposal = Disposal(store)
     cursor: str | None = ""
@@ -41,7 +41,7 @@ async def sweep(store: Store, before: Before = OLD, most: int = 100) -> int:
     while cursor is not None:
         rows, cursor = await disposal.old(cursor, HORIZON, before, most)
         while rows:
-            gone = await disposal.delete(Piece(rows=rows, before=before, seconds=60.0))
+            gone = await disposal.delete(DeleteBatch(rows=rows, before=before, seconds=60.0))
             deleted += gone.deleted
             rows = rows[gone.handled :]
     return deleted
@@ -77,9 +77,9 @@ async def test_only_what_ended_long_enough_ago_goes(engine: Engine, store: Store
     await ended(store, 4, at=NOW + 200)
     await processing(store, 5)
     await newer(store)
-    assert await sweep(store, Before(failed_before=NOW + 9)) == 0
-    assert await sweep(store, Before(failed_before=NOW + 10)) == 1
-    assert await sweep(store, Before(canceled_before=NOW + 100)) == 1
+    assert await sweep(store, Cutoffs(failed_before=NOW + 9)) == 0
+    assert await sweep(store, Cutoffs(failed_before=NOW + 10)) == 1
+    assert await sweep(store, Cutoffs(canceled_before=NOW + 100)) == 1
     assert await sweep(store, OLD) == 1
     assert left(engine) == [pred(4), pred(5), pred(999_999)]
 
@@ -108,8 +108,8 @@ async def test_a_dead_delivery_keeps_its_prediction_as_long_as_it_is_told(
     await newer(store)
     assert await sweep(store) == 0
     before = {"succeeded_before": NOW + 100}
-    assert await sweep(store, Before(**before, dead_before=NOW + 20)) == 0
-    assert await sweep(store, Before(**before, dead_before=NOW + 21)) == 1
+    assert await sweep(store, Cutoffs(**before, dead_before=NOW + 20)) == 0
+    assert await sweep(store, Cutoffs(**before, dead_before=NOW + 21)) == 1
     assert pred(1) not in left(engine)
 
 
@@ -138,10 +138,10 @@ async def test_what_is_owed_again_meanwhile_stays(engine: Engine, store: Store) 
     disposal = Disposal(store)
     rows, _ = await disposal.old("", HORIZON, OLD, 100)
     assert rows == [(pred(1),)]
-    replayed = await store.replay(pred(1), lambda _known, _kind: Owed(("greet",)), NOW + 50)
+    replayed = await store.replay(pred(1), lambda _known, _kind: Recipients(("greet",)), NOW + 50)
     assert replayed.owed == 1
-    piece = Piece(rows=rows, before=OLD, seconds=60.0)
-    assert await disposal.delete(piece) == Gone(1, 0)
+    piece = DeleteBatch(rows=rows, before=OLD, seconds=60.0)
+    assert await disposal.delete(piece) == DeleteResult(1, 0)
     assert pred(1) in left(engine)
 
 
@@ -162,7 +162,7 @@ async def test_a_walk_goes_page_by_page_and_passes_over_what_stays(
     for number in range(1, 8):
         await ended(store, number, **({"kind": "failed"} if number % 2 else {}))
     await newer(store)
-    assert await sweep(store, Before(succeeded_before=NOW + 100), most=2) == 3
+    assert await sweep(store, Cutoffs(succeeded_before=NOW + 100), most=2) == 3
     assert left(engine) == [pred(1), pred(3), pred(5), pred(7), pred(999_999)]
 
 
@@ -179,8 +179,10 @@ async def test_a_piece_ends_when_its_time_is_over(store: Store) -> None:
     await newer(store)
     ticks: Iterator[float] = iter([0.0, 0.4, 0.6])
     rows = [(pred(number),) for number in range(1, 9)]
-    piece = Piece(rows=rows, before=OLD, seconds=1.0, clock=lambda: next(ticks))
-    assert await Disposal(store).delete(piece) == Gone(3, 3)  # one, then two, and time is over
+    piece = DeleteBatch(rows=rows, before=OLD, seconds=1.0, clock=lambda: next(ticks))
+    assert await Disposal(store).delete(piece) == DeleteResult(
+        3, 3
+    )  # one, then two, and time is over
 
 
 async def test_the_key_of_what_is_deleted_is_free_again(store: Store) -> None:
@@ -269,8 +271,10 @@ async def test_of_callbacks_that_decided_nothing_the_newest_stay(
     assert await disposal.unneeded(4, NOW, 10) == []
     rows = await disposal.unneeded(1, NOW, 2)
     assert len(rows) == 2
-    await disposal.delete_callbacks(Piece(rows=rows, seconds=60.0))
-    await disposal.delete_callbacks(Piece(rows=await disposal.unneeded(1, NOW, 9), seconds=60.0))
+    await disposal.delete_callbacks(DeleteBatch(rows=rows, seconds=60.0))
+    await disposal.delete_callbacks(
+        DeleteBatch(rows=await disposal.unneeded(1, NOW, 9), seconds=60.0)
+    )
     kept = engine.rows("SELECT received_at, verdict FROM callbacks ORDER BY received_at")
     assert kept == [(NOW + 3, "duplicate"), (NOW + 10, "accepted")]
 
@@ -296,14 +300,14 @@ async def test_an_accepted_callback_is_never_deleted_as_unneeded(
 ) -> None:
     await ended(store, 1)
     rows = engine.rows("SELECT prediction_id, channel, digest FROM callbacks")
-    await Disposal(store).delete_callbacks(Piece(rows=rows, seconds=60.0))
+    await Disposal(store).delete_callbacks(DeleteBatch(rows=rows, seconds=60.0))
     assert len(engine.rows("SELECT * FROM callbacks")) == 1
 
 
 async def test_deliveries_of_two_handlers_go_too(engine: Engine, store: Store) -> None:
     outcome = Outcome(kind="succeeded", output=[Output(url="https://x.example/1")])
     await store.create(new(1))
-    await store.accept(arrival(1, outcome=outcome, judge=judge(Owed(("a", "b")))))
+    await store.accept(arrival(1, outcome=outcome, judge=judge(Recipients(("a", "b")))))
     for handler in ("a", "b"):
         [claim] = (await store.claim(wanted(handler))).claims
         assert claim.id == delivery_id(pred(1), handler)

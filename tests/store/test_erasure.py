@@ -12,8 +12,8 @@ from receiver.model.states import TERMINAL
 from receiver.model.values import Error, Outcome, Output, Status, Stored
 from receiver.store.engine import Store
 from receiver.store.erasure import Erasure
-from receiver.store.handlers import Gates
-from receiver.store.values import Addition, Owed, Replayed
+from receiver.store.handlers import Breakers
+from receiver.store.values import Annotation, Recipients, ReplayResult
 
 from .parts import (
     AGAIN,
@@ -80,7 +80,7 @@ async def filled(store: Store, *, ok: bool = True) -> None:
         "body": f'{{"prompt": "{MARKER}"}}'.encode() * 400,
         "headers": f'[["x-a", "{MARKER}"]]',
     }
-    handlers = Owed(("good", "bad", "slow", "last"), {"last": ("slow",)})
+    handlers = Recipients(("good", "bad", "slow", "last"), {"last": ("slow",)})
     await store.accept(arrival(1, outcome=outcome, judge=judge(handlers), **raw))
     contrary = Outcome(kind="canceled", error=Error(code="canceled", message=MARKER))
     await store.accept(arrival(1, outcome=contrary, **(raw | {"body": MARKER.encode()})))
@@ -93,9 +93,9 @@ async def filled(store: Store, *, ok: bool = True) -> None:
             else {"decision": msgspec.structs.replace(decision, reason=MARKER)}
         )
         await store.settle(settlement(claim, note=MARKER, **said))
-    await Gates(store).open("bad", NOW, NOW + 60, MARKER)
+    await Breakers(store).open("bad", NOW, NOW + 60, MARKER)
     kept = Stored(url=f"https://kept.example/{MARKER}", sha256=MARKER, size=1, content_type="a/b")
-    await store.add(Addition(prediction_id=pred(1), stored={0: kept}, metadata={MARKER: MARKER}))
+    await store.add(Annotation(prediction_id=pred(1), stored={0: kept}, metadata={MARKER: MARKER}))
 
 
 @pytest.mark.parametrize("ok", [True, False], ids=["succeeded", "failed"])
@@ -183,13 +183,13 @@ async def test_nothing_comes_back(engine: Engine, store: Store) -> None:
     assert (await store.accept(arrival(1, "failed", **said))).verdict == "late"
     again = {**said, "body": f'"{MARKER} again"'.encode()}
     assert (await store.accept(arrival(1, "failed", **again))).verdict == "late"
-    await store.add(Addition(prediction_id=pred(1), metadata={"for": MARKER}))
+    await store.add(Annotation(prediction_id=pred(1), metadata={"for": MARKER}))
     await store.remember(delivery_id(pred(1), "good"), MARKER, f'"{MARKER}"')
     await store.progress(progress(1, "accepted", NOW, links={"status": MARKER}))
     assert await store.retry(delivery_id(pred(1), "bad"), THEN) is None
     assert await store.retry(delivery_id(pred(1), "slow"), THEN) is None
-    replayed = await store.replay(pred(1), lambda _known, _kind: Owed(("good",)), THEN)
-    assert replayed == Replayed(0, erased=True)
+    replayed = await store.replay(pred(1), lambda _known, _kind: Recipients(("good",)), THEN)
+    assert replayed == ReplayResult(0, erased=True)
     await store.scrub()
     assert MARKER not in everything(engine)
 

@@ -8,7 +8,7 @@ import pytest
 
 from receiver.model.ids import event_id
 from receiver.model.values import Status
-from receiver.store.changes import Journal, Move
+from receiver.store.changes import ChangeLog, StatusChange
 from receiver.store.engine import Store
 from tests.receiving import eventually
 
@@ -25,8 +25,8 @@ WAYS: Final = {
 }
 
 
-async def moves(store: Store, after: int = 0) -> list[Move]:
-    journal = Journal(store)
+async def moves(store: Store, after: int = 0) -> list[StatusChange]:
+    journal = ChangeLog(store)
     found, end = await journal.page(after, await journal.end())
     assert end == await journal.end()
     return found
@@ -52,7 +52,7 @@ async def test_what_moves_nothing_is_not_in_it(store: Store) -> None:
 async def test_pages_follow_each_other_without_a_gap_or_a_repeat(store: Store) -> None:
     for number in range(80):
         await store.create(new(number))
-    journal = Journal(store)
+    journal = ChangeLog(store)
     end = await journal.end()
     first, place = await journal.page(0, end)
     second, last = await journal.page(place, end)
@@ -63,7 +63,7 @@ async def test_pages_follow_each_other_without_a_gap_or_a_repeat(store: Store) -
 async def test_the_end_of_a_move_tells_its_time_and_its_event(store: Store) -> None:
     await ended(store, 1)
     [*_, end] = await moves(store)
-    [(name, event)] = (await Journal(store).events([pred(1), pred(2)])).items()
+    [(name, event)] = (await ChangeLog(store).events([pred(1), pred(2)])).items()
     assert (name, event.id, event.type) == (pred(1), event_id(pred(1)), f"prediction.{end.status}")
     assert event.time.timestamp() == pytest.approx(end.time)
     assert event.prediction == await store.prediction(pred(1))
@@ -73,7 +73,7 @@ async def test_events_are_listed_newest_first(store: Store) -> None:
     for number in (3, 1, 2):
         await ended(store, number)
     await processing(store, 4, "req-4")
-    journal = Journal(store)
+    journal = ChangeLog(store)
     found = await journal.events_below(None)
     assert [move.prediction_id for move in found] == [pred(2), pred(1), pred(3)]
     below = await journal.events_below(found[0].seq)

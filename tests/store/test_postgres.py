@@ -26,7 +26,7 @@ from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.schema import MIGRATIONS, for_postgres
-from receiver.store.values import Claim, Claims, Lost, Owed
+from receiver.store.values import Claim, Claims, LostAttempt, Recipients
 from tests.postgres import Database
 
 from .parts import (
@@ -480,7 +480,7 @@ async def test_a_delivery_has_one_job_however_often_it_is_owed(database: Databas
         assert len(jobs(database)) == 1
         [claim] = (await process.store.claim(wanted())).claims
         await process.store.settle(settlement(claim))
-        await process.store.replay(pred(1), lambda *_: Owed(("greet",)), 1.0)
+        await process.store.replay(pred(1), lambda *_: Recipients(("greet",)), 1.0)
         await process.store.reclaim("me", 1e12)
         assert len(jobs(database)) == 1
 
@@ -539,7 +539,9 @@ async def _renew(store: PostgresStore, claims: Sequence[Claim]) -> None:
 
 def _replay(store: PostgresStore, claims: Sequence[Claim]) -> Awaitable[object]:
     names = [claim.event.prediction.id for claim in claims]
-    return asyncio.gather(*(store.replay(n, lambda *_: Owed(("greet",)), NOW + 30) for n in names))
+    return asyncio.gather(
+        *(store.replay(n, lambda *_: Recipients(("greet",)), NOW + 30) for n in names)
+    )
 
 
 TAKES: dict[str, tuple[Decision | None, Acts]] = {
@@ -666,7 +668,7 @@ async def test_a_claim_that_fails_takes_nothing_from_those_beside_it(
 async def test_a_lane_takes_over_what_nobody_has_reclaimed_yet(database: Database) -> None:
     async with processes(database, 2) as [here, there]:
         first = await claimed(here.store)
-        lost: list[Lost] = []
+        lost: list[LostAttempt] = []
         there.store.on_lost = lost.extend
         database.execute("UPDATE receiver.pgqueuer SET heartbeat = NOW() - interval '31 seconds'")
         later = wanted(owner="another", now=first_lease() + 1, lease_until=first_lease() + 31)

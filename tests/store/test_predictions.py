@@ -11,7 +11,7 @@ from receiver.model.values import Status
 from receiver.store.engine import Store
 from receiver.store.postgres.engine import _SETTINGS, SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
-from receiver.store.values import Filter, ProgressCause, Role, Turn
+from receiver.store.values import LeaseRequest, PredictionFilter, ProgressCause, RequestPermit
 from tests.postgres import Database
 
 from .parts import (
@@ -333,7 +333,7 @@ async def test_what_waits_too_long_is_named(store: Store) -> None:
 async def test_a_minute_has_room_for_so_many_requests_of_any_kind(store: Store) -> None:
     for number in range(5):
         await store.create(new(number))
-    turn = Turn(provider="fal", now=NOW, per_minute=3)
+    turn = RequestPermit(provider="fal", now=NOW, per_minute=3)
     assert await store.take_turn(turn) == 0.0
     later = slots(now=NOW + 20, per_minute=3)
     found = await store.begin_submits(later)
@@ -350,13 +350,13 @@ async def test_a_minute_has_room_for_so_many_requests_of_any_kind(store: Store) 
 
 
 async def test_turns_taken_at_once_are_counted_one_by_one(store: Store) -> None:
-    turn = Turn(provider="fal", now=NOW, per_minute=4)
+    turn = RequestPermit(provider="fal", now=NOW, per_minute=4)
     waits = await asyncio.gather(*(store.take_turn(turn) for _ in range(9)))
     assert sorted(waits) == [0.0] * 4 + [60.0] * 5
 
 
 async def test_a_role_is_held_by_one_until_it_does_not_renew_it(store: Store) -> None:
-    role = Role(name="stream", owner="me", now=NOW, until=NOW + 6)
+    role = LeaseRequest(name="stream", owner="me", now=NOW, until=NOW + 6)
     other = msgspec.structs.replace(role, owner="other")
     assert await store.hold_role(role)
     assert not await store.hold_role(msgspec.structs.replace(other, now=NOW + 5, until=NOW + 11))
@@ -397,7 +397,7 @@ async def test_pages_of_a_list_hold_everything_once_newest_first(
     seen: list[str] = []
     cursor = None
     while True:
-        page = await store.predictions(Filter(**wanted, limit=limit, cursor=cursor))
+        page = await store.predictions(PredictionFilter(**wanted, limit=limit, cursor=cursor))
         seen += [prediction.id for prediction in page.data]
         assert len(page.data) <= limit
         cursor = page.next_cursor

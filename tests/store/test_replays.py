@@ -11,8 +11,8 @@ from receiver.model.retry import DONE
 from receiver.store import replays as module
 from receiver.store.dialect import Query, Run
 from receiver.store.engine import Store
-from receiver.store.replays import Counted, Replays, Selection, Step, Stepped
-from receiver.store.values import Known, Owed
+from receiver.store.replays import CountedReplay, Replays, ReplayStep, ReplayStepResult, Selection
+from receiver.store.values import CurrentState, Recipients
 
 from .parts import (
     GIVEN_UP,
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.anyio
 
 
 def all_to(*handlers: str) -> Any:
-    def choose(_known: Known, _type: str, states: Mapping[str, str]) -> Owed:
-        return Owed(tuple(name for name in handlers if states.get(name) != "pending"))
+    def choose(_known: CurrentState, _type: str, states: Mapping[str, str]) -> Recipients:
+        return Recipients(tuple(name for name in handlers if states.get(name) != "pending"))
 
     return choose
 
@@ -42,13 +42,13 @@ async def counted(store: Store, replay_id: str = "rep_1", **given: Any) -> Repla
     replays = Replays(store)
     first, last = await replays.bounds()
     given = {"events": 2, "matched": 2, "next": first, "last": last, "now": NOW, **given}
-    await replays.create(Counted(id=replay_id, wanted=Selection(state="dead"), **given))
+    await replays.create(CountedReplay(id=replay_id, wanted=Selection(state="dead"), **given))
     return replays
 
 
-def step(begin: int, end: int, predictions: Sequence[str], **given: Any) -> Step:
+def step(begin: int, end: int, predictions: Sequence[str], **given: Any) -> ReplayStep:
     given = {"choose": all_to("greet"), "now": NOW + 100, **given}
-    return Step(replay_id="rep_1", begin=begin, end=end, predictions=predictions, **given)
+    return ReplayStep(replay_id="rep_1", begin=begin, end=end, predictions=predictions, **given)
 
 
 async def test_each_step_owes_counts_and_moves_in_one(engine: Engine) -> None:
@@ -63,12 +63,14 @@ async def test_each_step_owes_counts_and_moves_in_one(engine: Engine) -> None:
     assert (running.id, running.wanted, running.next) == ("rep_1", Selection(state="dead"), 0)
 
     middle = running.last - 1
-    assert await replays.take_step(step(0, middle, [pred(1)])) == Stepped(("greet",), "running")
+    assert await replays.take_step(step(0, middle, [pred(1)])) == ReplayStepResult(
+        ("greet",), "running"
+    )
     found = await replays.find("rep_1")
     assert found is not None
     assert (found.state, found.replayed, found.ended_at) == ("running", 1, None)
     last = step(middle, running.last, [pred(2)])
-    assert await replays.take_step(last) == Stepped(("greet",), "done")
+    assert await replays.take_step(last) == ReplayStepResult(("greet",), "done")
     found = await replays.find("rep_1")
     assert found is not None
     assert (found.state, found.replayed, found.matched, found.events) == ("done", 2, 2, 2)
@@ -87,7 +89,7 @@ async def test_each_step_owes_counts_and_moves_in_one(engine: Engine) -> None:
     # Whoever replays one of them by hand owes it last.
     for claim in claims:
         await store.settle(settlement(claim, DONE, ended_at=NOW + 110))
-    await store.replay(pred(1), lambda *_: Owed(("greet",)), NOW + 120)
+    await store.replay(pred(1), lambda *_: Recipients(("greet",)), NOW + 120)
     lineage = engine.rows("SELECT round, replay_id FROM deliveries ORDER BY id")
     assert lineage == [(2, None), (1, "rep_1")]
 
@@ -103,7 +105,7 @@ async def test_a_step_that_begins_elsewhere_changes_nothing(engine: Engine) -> N
     await replays.take_step(before)
     everything = engine.dump()
     for other in (before, step(1, 9, [pred(1)]), step(9, 9, [pred(1)])):
-        assert await replays.take_step(other) == Stepped((), "running")
+        assert await replays.take_step(other) == ReplayStepResult((), "running")
     assert engine.dump() == everything
     assert engine.rows("SELECT next, replayed FROM replays") == [(5, 1)]
 
@@ -117,7 +119,7 @@ async def test_what_was_canceled_owes_nothing_further(engine: Engine) -> None:
     await replays.take_step(step(0, 5, [pred(1)]))
     assert await replays.cancel("rep_1", NOW + 200)
     assert not await replays.cancel("rep_1", NOW + 300)
-    assert await replays.take_step(step(5, 9, [pred(2)])) == Stepped((), "canceled")
+    assert await replays.take_step(step(5, 9, [pred(2)])) == ReplayStepResult((), "canceled")
     assert [row[0] for row in engine.rows("SELECT prediction_id FROM deliveries")] == [pred(1)]
     found = await replays.find("rep_1")
     assert found is not None
@@ -137,7 +139,7 @@ async def test_what_is_owed_or_erased_is_left_as_it_is(engine: Engine) -> None:
     replays = await counted(store)
     await replays.start("rep_1")
     before = engine.dump()
-    everyone: Any = lambda *_: Owed(("greet",))  # noqa: E731
+    everyone: Any = lambda *_: Recipients(("greet",))  # noqa: E731
     every = [pred(number) for number in range(1, 6)]
     assert (await replays.take_step(step(0, 9, every, choose=everyone))).handlers == ()
     assert (await store.replay(pred(3), everyone, NOW + 50)).owed == 0
@@ -163,7 +165,7 @@ async def test_in_one_event_who_waits_waits_again(store: Store) -> None:
         await store.settle(settlement(claim))
     replays = await counted(store)
     await replays.start("rep_1")
-    both = Owed(("post", "save"), {"post": ("save",)})
+    both = Recipients(("post", "save"), {"post": ("save",)})
     stepped = await replays.take_step(step(0, 9, [pred(1)], choose=lambda *_: both))
     assert sorted(stepped.handlers) == ["post", "save"]
     later: dict[str, Any] = {"now": NOW + 101, "lease_until": NOW + 130}

@@ -9,20 +9,20 @@ from receiver.store.discarded import (
     MOST_REJECTIONS,
     OTHER,
     BadCursor,
-    NonDeliveries,
+    DiscardedItem,
+    DiscardedItems,
     Rejection,
-    Undelivered,
 )
 from receiver.store.engine import Store
-from receiver.store.values import Owed
+from receiver.store.values import Recipients
 
 from .parts import NOW, Engine, arrival, ended, new, pred
 
 pytestmark = pytest.mark.anyio
 
 
-async def listed(store: Store, **given: Any) -> list[Undelivered]:
-    return (await NonDeliveries(store).page(100, **given)).data
+async def listed(store: Store, **given: Any) -> list[DiscardedItem]:
+    return (await DiscardedItems(store).page(100, **given)).data
 
 
 async def everything(store: Store) -> None:
@@ -34,7 +34,7 @@ async def everything(store: Store) -> None:
     await store.accept(arrival(2, at=NOW + 50, body=b"the same in other words"))
     await store.accept(arrival(2, "failed", at=NOW + 60, body=b"late"))
     await store.accept(arrival(9, at=NOW + 70, provider="eachlabs", body=b"whose?"))
-    await NonDeliveries(store).count([Rejection("fal", "bad_token", "9.9.9.9", 3, NOW, NOW + 80)])
+    await DiscardedItems(store).count([Rejection("fal", "bad_token", "9.9.9.9", 3, NOW, NOW + 80)])
 
 
 async def test_each_kind_says_what_it_was_how_often_and_when(store: Store) -> None:
@@ -94,13 +94,13 @@ async def test_pages_follow_each_other_without_a_gap_or_a_repeat(store: Store) -
         await ended(store, number)  # all at one time
         await store.accept(arrival(number, "failed", at=NOW + 10, body=b"late"))
     rejections = [Rejection("fal", "bad_token", f"1.1.1.{n}", 1, NOW, NOW + 10) for n in range(7)]
-    await NonDeliveries(store).count(rejections)
+    await DiscardedItems(store).count(rejections)
     whole = await listed(store)
     assert len(whole) == 21
-    found: list[Undelivered] = []
+    found: list[DiscardedItem] = []
     cursor = None
     while True:
-        page = await NonDeliveries(store).page(4, cursor=cursor)
+        page = await DiscardedItems(store).page(4, cursor=cursor)
         found += page.data
         if (cursor := page.next_cursor) is None:
             break
@@ -113,17 +113,17 @@ STRANGE = ("?", "=", "é", "1", "_61", "1e9_61", "-1_61", "1_6", "1_" + "61" * 5
 @pytest.mark.parametrize("cursor", STRANGE)
 async def test_a_cursor_of_somebody_elses_is_refused(store: Store, cursor: str) -> None:
     with pytest.raises(BadCursor):
-        await NonDeliveries(store).page(1, cursor=cursor)
+        await DiscardedItems(store).page(1, cursor=cursor)
 
 
 @pytest.mark.parametrize("cursor", ["0_61", "999999999999.999999999_", "99999999999_00ff61"])
 async def test_a_cursor_may_hold_anything_that_has_its_shape(store: Store, cursor: str) -> None:
     await everything(store)
-    assert len((await NonDeliveries(store).page(10, cursor=cursor)).data) in {0, 6}
+    assert len((await DiscardedItems(store).page(10, cursor=cursor)).data) in {0, 6}
 
 
 async def test_rejections_add_up(engine: Engine) -> None:
-    undelivered = NonDeliveries(engine.store)
+    undelivered = DiscardedItems(engine.store)
     first = Rejection("fal", "bad_token", "1.1.1.1", 2, NOW, NOW + 1)
     other = Rejection("fal", "stale", "1.1.1.1", 1, NOW + 2, NOW + 2)
     again = Rejection("fal", "bad_token", "1.1.1.1", 5, NOW + 3, NOW + 4)
@@ -137,7 +137,7 @@ async def test_rejections_add_up(engine: Engine) -> None:
 
 
 async def test_rejections_are_bounded_and_the_old_make_room(engine: Engine) -> None:
-    undelivered = NonDeliveries(engine.store)
+    undelivered = DiscardedItems(engine.store)
     crowd = [
         Rejection("fal", "bad_token", f"1.1.{n // 256}.{n % 256}", 1, NOW, NOW)
         for n in range(MOST_REJECTIONS + 20)
@@ -161,8 +161,8 @@ async def test_an_event_is_unrouted_until_somebody_is_owed_it(engine: Engine) ->
     await store.create(new(3))
     marks = "SELECT prediction_id FROM events WHERE unrouted = 1"
     assert engine.rows(marks) == [(pred(1),)]
-    await store.replay(pred(1), lambda *_: Owed(()), NOW + 30)
+    await store.replay(pred(1), lambda *_: Recipients(()), NOW + 30)
     assert engine.rows(marks) == [(pred(1),)]
-    await store.replay(pred(1), lambda *_: Owed(("greet",)), NOW + 30)
+    await store.replay(pred(1), lambda *_: Recipients(("greet",)), NOW + 30)
     assert engine.rows(marks) == []
     assert await listed(store) == []

@@ -9,7 +9,7 @@ from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Decision
 from receiver.model.values import Stored
 from receiver.store.engine import Store
-from receiver.store.values import Addition, Delivery, Owed
+from receiver.store.values import Annotation, Delivery, Recipients
 
 from .parts import AGAIN, GIVEN_UP, NOW, Engine, Postgres, ended, new, pred, settlement, wanted
 
@@ -109,7 +109,7 @@ async def test_a_replay_waits_anew(store: Store) -> None:
     [claim] = (await store.claim(wanted("post", now=NOW + 40))).claims
     await store.settle(settlement(claim, DONE, ended_at=NOW + 41))
 
-    both = Owed(("post", "save"), POST_AFTER_SAVE)
+    both = Recipients(("post", "save"), POST_AFTER_SAVE)
     replayed = await store.replay(pred(1), lambda *_: both, NOW + 50)
     assert (replayed.owed, sorted(replayed.handlers)) == (2, ["post", "save"])
     assert await claims(store, "post", NOW + 60) == []
@@ -129,8 +129,8 @@ async def test_an_operator_need_not_wait(store: Store) -> None:
 
 async def test_what_is_stored_is_on_the_prediction_and_in_later_claims(store: Store) -> None:
     await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
-    await store.add(Addition(prediction_id=pred(1), stored={0: KEPT}))
-    await store.add(Addition(prediction_id=pred(1), stored={7: KEPT}, metadata={"flagged": "x"}))
+    await store.add(Annotation(prediction_id=pred(1), stored={0: KEPT}))
+    await store.add(Annotation(prediction_id=pred(1), stored={7: KEPT}, metadata={"flagged": "x"}))
     await ends(store, "save")
 
     [claim] = (await store.claim(wanted("post", now=NOW + 40))).claims
@@ -145,7 +145,7 @@ async def test_additions_at_once_are_all_kept(store: Store) -> None:
     await ended(store, 1, "save")
     await asyncio.gather(
         *(
-            store.add(Addition(prediction_id=pred(1), metadata={f"n{number}": number}))
+            store.add(Annotation(prediction_id=pred(1), metadata={f"n{number}": number}))
             for number in range(20)
         )
     )
@@ -158,8 +158,8 @@ async def test_an_addition_to_what_has_no_output_or_does_not_exist_changes_nothi
     store: Store,
 ) -> None:
     await store.create(new(1))
-    await store.add(Addition(prediction_id=pred(1), stored={0: KEPT}, metadata={"a": 1}))
-    await store.add(Addition(prediction_id="pred_none", stored={0: KEPT}))
+    await store.add(Annotation(prediction_id=pred(1), stored={0: KEPT}, metadata={"a": 1}))
+    await store.add(Annotation(prediction_id="pred_none", stored={0: KEPT}))
     found = await store.prediction(pred(1))
     assert found is not None
     assert (found.output, found.metadata["a"]) == (None, 1)

@@ -26,7 +26,7 @@ from receiver.deliveries.fetch import is_public
 from receiver.model.errors import Unreadable
 from receiver.predictions.provider_client import BROKEN
 from receiver.predictions.tokens import Tokens
-from receiver.providers.adapter import Answer, Provider, Streamed, decode_or_empty
+from receiver.providers.adapter import Provider, ProviderResponse, Streamed, decode_or_empty
 from receiver.providers.fal import read_jwks
 from receiver.providers.transport import read_capped
 from receiver.settings import Settings
@@ -60,7 +60,7 @@ class Asker:
         self.skews: dict[str, float] = {}
         """Seconds by which the clocks of those who answered are ahead of ours."""
 
-    async def ask(self, request: httpx.Request, who: str | None = None) -> Answer:
+    async def ask(self, request: httpx.Request, who: str | None = None) -> ProviderResponse:
         """Give the answer, or raise what is in BROKEN, or Unreadable.
 
         `who` names somebody whose clock is to be compared with ours.
@@ -73,7 +73,7 @@ class Asker:
             body = await read_capped(response, _LARGEST_ANSWER)
         if who is not None and "age" not in response.headers:
             self._compare(who, response.headers.get("date", ""), (began + ended) / 2)
-        return Answer(response.status_code, response.headers, body, ended)
+        return ProviderResponse(response.status_code, response.headers, body, ended)
 
     def _compare(self, who: str, date: str, now: float) -> None:
         try:
@@ -175,7 +175,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         left += [cause.__cause__, cause.__context__, *getattr(cause, "exceptions", ())]
 
 
-def _refused(answer: Answer) -> Trouble:
+def _refused(answer: ProviderResponse) -> Trouble:
     """Say what an answer that is no echo means."""
     kind = decode_or_empty(answer.body).get("type")
     ours = isinstance(kind, str) and kind.startswith(_PROBLEM)
@@ -253,7 +253,7 @@ class Running:
                 found.append(fail("receiver", said, mend))
         return found or [ok("receiver", f"runs at {self.url}, ready, knows every key")]
 
-    async def _get(self, path: str, key: str = "") -> Answer:
+    async def _get(self, path: str, key: str = "") -> ProviderResponse:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return await self._asker.ask(httpx.Request("GET", self.url + path, headers=headers))
 
@@ -380,7 +380,7 @@ async def check_provider(provider: Provider, settings: Settings, asker: Asker) -
 _REACH: Final = "see that this machine may call it, and that its URL is the right one"
 
 
-def _judge(name: str, answer: Answer, works: bool | None) -> Finding:
+def _judge(name: str, answer: ProviderResponse, works: bool | None) -> Finding:
     said = f"HTTP {answer.status}"
     if works:
         return ok(name, f"the key is good ({said})")

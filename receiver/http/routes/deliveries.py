@@ -17,15 +17,15 @@ from receiver.http.declare import (
     Answer,
     Content,
     DeliveryId,
+    Endpoint,
     HandlerName,
-    Operation,
     PageSize,
     PredictionId,
 )
 from receiver.http.drain import Drained
 from receiver.http.problems import as_json
 from receiver.model.errors import Problem
-from receiver.store.values import Attempt, Delivery, Found
+from receiver.store.values import AttemptRecord, Delivery, Page
 
 _LONGEST_DRAIN: Final = 900
 """Seconds; serverless platforms end a request after so many at the latest."""
@@ -34,7 +34,7 @@ _LONGEST_DRAIN: Final = 900
 class Reads(Protocol):
     """What these routes need of the store."""
 
-    async def deliveries(self, limit: int, **given: str | None) -> Found[Delivery]: ...
+    async def deliveries(self, limit: int, **given: str | None) -> Page[Delivery]: ...
     async def retry(self, delivery_id: str, now: float) -> str | None: ...
 
 
@@ -121,7 +121,7 @@ _EXAMPLE: Final = Delivery(
     due_at=None,
     ended_at="2026-01-31T12:00:03.900000Z",
     history=[
-        Attempt(
+        AttemptRecord(
             number=1,
             started_at="2026-01-31T12:00:03.610000Z",
             ended_at="2026-01-31T12:00:03.900000Z",
@@ -132,7 +132,7 @@ _EXAMPLE: Final = Delivery(
     ],
 )
 OPERATIONS: Final = (
-    Operation(
+    Endpoint(
         "GET",
         "/v1/deliveries",
         "List what is owed, done and dead, newest first",
@@ -140,14 +140,14 @@ OPERATIONS: Final = (
             Answer(
                 200,
                 "a page of deliveries",
-                Content(Found[Delivery], Found(data=[_EXAMPLE], next_cursor=None)),
+                Content(Page[Delivery], Page(data=[_EXAMPLE], next_cursor=None)),
                 leads_to=("postDeliveriesIdRetry",),
             ),
         ),
         ("invalid-request",),
         query=DeliveriesAsked,
     ),
-    Operation(
+    Endpoint(
         "POST",
         "/v1/deliveries/{id}/retry",
         "Try a dead or skipped delivery again, or a waiting one at once",
@@ -161,7 +161,7 @@ OPERATIONS: Final = (
         ("not-found", "not-retryable", "erased"),
         names={"id": DeliveryId},
     ),
-    Operation(
+    Endpoint(
         "POST",
         "/v1/drain",
         "Run what is due, and answer when that is done or the time is over",

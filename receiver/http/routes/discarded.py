@@ -11,11 +11,11 @@ from starlette.routing import Route
 
 from receiver.http.auth import Guard
 from receiver.http.body import one_of, parameters
-from receiver.http.declare import Answer, Content, Operation, PageSize, PredictionId, ProviderName
+from receiver.http.declare import Answer, Content, Endpoint, PageSize, PredictionId, ProviderName
 from receiver.http.problems import as_json
 from receiver.providers import NAMES
-from receiver.store.discarded import CURSOR, Kind, Undelivered
-from receiver.store.values import Found
+from receiver.store.discarded import CURSOR, DiscardedItem, Kind
+from receiver.store.values import Page
 
 
 class Reads(Protocol):
@@ -29,7 +29,7 @@ class Reads(Protocol):
         provider: str | None = None,
         prediction: str | None = None,
         cursor: str | None = None,
-    ) -> Found[Undelivered]: ...
+    ) -> Page[DiscardedItem]: ...
 
 
 class UndeliveredAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,7 +52,7 @@ def undelivered_routes(guard: Guard, store: Reads) -> list[Route]:
     return [guard.route("/v1/undelivered", GET=list_undelivered)]
 
 
-_EXAMPLE: Final = Undelivered(
+_EXAMPLE: Final = DiscardedItem(
     kind="rejected",
     reason="bad_signature",
     provider="fal",
@@ -65,7 +65,7 @@ _EXAMPLE: Final = Undelivered(
     last_at="2026-01-31T12:20:00.000000Z",
 )
 OPERATIONS: Final = (
-    Operation(
+    Endpoint(
         "GET",
         "/v1/undelivered",
         "List what came and was delivered to nobody, the latest first",
@@ -73,7 +73,7 @@ OPERATIONS: Final = (
             Answer(
                 200,
                 "a page of them",
-                Content(Found[Undelivered], Found(data=[_EXAMPLE], next_cursor=None)),
+                Content(Page[DiscardedItem], Page(data=[_EXAMPLE], next_cursor=None)),
             ),
         ),
         ("invalid-request",),

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.http.body import wishes
-from receiver.http.declare import Answer, Content, Operation
+from receiver.http.declare import Answer, Content, Endpoint
 from receiver.http.openapi import Groups, Json, document
 from receiver.http.page import HEADERS, page
 
@@ -31,7 +31,7 @@ class IfNoneMatch(msgspec.Struct, frozen=True, rename={"tags": "If-None-Match"})
 class Docs:
     """The two routes, which are open; what they answer is made when somebody first asks."""
 
-    def __init__(self, groups: Groups, webhooks: Sequence[Operation]) -> None:
+    def __init__(self, groups: Groups, webhooks: Sequence[Endpoint]) -> None:
         self._groups = groups
         self._webhooks = webhooks
 
@@ -67,7 +67,7 @@ def _cached(request: Request, body: bytes, media_type: str, headers: dict[str, s
 
 
 OPERATIONS: Final = tuple(
-    Operation(
+    Endpoint(
         "GET",
         path,
         summary,

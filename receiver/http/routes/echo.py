@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.http.body import whole_body
-from receiver.http.declare import Answer, Content, Operation
+from receiver.http.declare import Answer, Content, Endpoint
 from receiver.http.limits import Limits
 from receiver.http.problems import as_json
 from receiver.http.proxies import client_of
@@ -59,7 +59,7 @@ def echo_route(
 
 
 OPERATIONS: Final = (
-    Operation(
+    Endpoint(
         "POST",
         "/webhooks/echo/{token}",
         "Echo the digest of what came, for `receiver doctor`",

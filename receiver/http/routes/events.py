@@ -13,15 +13,15 @@ from starlette.routing import Route
 
 from receiver.http.auth import Guard
 from receiver.http.body import free, parameters, wishes
-from receiver.http.declare import Answer, Content, Operation, PageSize, Place
-from receiver.http.live import PREFIX, Change, Moved, Wanted, frame
+from receiver.http.declare import Answer, Content, Endpoint, PageSize, Place
+from receiver.http.live import PREFIX, Change, Moved, StreamFilter, frame
 from receiver.http.problems import as_json
 from receiver.model.errors import StoreUnavailable
 from receiver.model.states import TERMINAL
 from receiver.model.values import Announcement, Status, utc
 from receiver.providers import NAMES
-from receiver.store.changes import Move
-from receiver.store.values import Found
+from receiver.store.changes import StatusChange
+from receiver.store.values import Page
 
 _METADATA: Final = "metadata."
 _MOST_LOOKED_AT: Final = 2000
@@ -44,7 +44,7 @@ def _types(statuses: Sequence[Status]) -> msgspec.Meta:
 class Reads(Protocol):
     """What the list needs of the journal."""
 
-    async def events_below(self, place: int | None) -> list[Move]: ...
+    async def events_below(self, place: int | None) -> list[StatusChange]: ...
     async def events(self, prediction_ids: Sequence[str]) -> Mapping[str, Announcement]: ...
 
 
@@ -52,7 +52,7 @@ class Live(Protocol):
     """What the stream needs of the feed."""
 
     async def now(self) -> int: ...
-    def read(self, after: int, wanted: Wanted) -> AsyncGenerator[bytes]: ...
+    def read(self, after: int, wanted: StreamFilter) -> AsyncGenerator[bytes]: ...
 
 
 class StreamAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,13 +103,13 @@ class Events:
         found, below = await self._look(wanted, asked.limit, below)
         events = await self._journal.events([move.prediction_id for move in found])
         data = [events[move.prediction_id] for move in found if move.prediction_id in events]
-        return as_json(Found(data=data, next_cursor=None if below is None else str(below)))
+        return as_json(Page(data=data, next_cursor=None if below is None else str(below)))
 
     async def _look(
-        self, wanted: Wanted, limit: int, below: int | None
-    ) -> tuple[list[Move], int | None]:
+        self, wanted: StreamFilter, limit: int, below: int | None
+    ) -> tuple[list[StatusChange], int | None]:
         """Look for events, for so long; give where to go on, or None where there are no more."""
-        found: list[Move] = []
+        found: list[StatusChange] = []
         looked_at = 0
         while looked_at < _MOST_LOOKED_AT:
             page = await self._journal.events_below(below)
@@ -147,9 +147,9 @@ async def _frames(first: bytes, more: AsyncGenerator[bytes]) -> AsyncIterator[by
                 yield frame
 
 
-def _wanted(request: Request, asked: StreamAsked, statuses: Sequence[Status]) -> Wanted:
+def _wanted(request: Request, asked: StreamAsked, statuses: Sequence[Status]) -> StreamFilter:
     types = (asked.type or "").replace(PREFIX, "")
-    return Wanted(
+    return StreamFilter(
         statuses=frozenset(types.split(",") if types else statuses),
         providers=frozenset(asked.provider.split(",") if asked.provider else ()),
         metadata=free(request, _METADATA),
@@ -171,7 +171,7 @@ _FREE: Final = (
     "`metadata.NAME=VALUE` wants predictions whose metadata has this; JSON as it is written."
 )
 OPERATIONS: Final = (
-    Operation(
+    Endpoint(
         "GET",
         "/v1/events",
         "List events, newest first",
@@ -179,7 +179,7 @@ OPERATIONS: Final = (
             Answer(
                 200,
                 "a page of events; it may hold fewer than `limit`: go on by `next_cursor`",
-                Content(Found[Announcement]),
+                Content(Page[Announcement]),
             ),
         ),
         ("invalid-request",),
@@ -187,7 +187,7 @@ OPERATIONS: Final = (
         query=EventsAsked,
         free=_METADATA,
     ),
-    Operation(
+    Endpoint(
         "GET",
         "/v1/events/stream",
         "Follow what happens, live: every event, and every other change of a status",

@@ -16,12 +16,12 @@ from starlette.routing import Route
 from receiver.deliveries.registry import Registry
 from receiver.http.auth import Guard
 from receiver.http.body import Nothing, named, parameters
-from receiver.http.declare import Answer, Content, HandlerName, Operation
+from receiver.http.declare import Answer, Content, Endpoint, HandlerName
 from receiver.http.problems import as_json
 from receiver.model.errors import Problem
 from receiver.model.values import utc
-from receiver.store.handlers import Gate
-from receiver.store.values import Found
+from receiver.store.handlers import BreakerState
+from receiver.store.values import Page
 
 log = structlog.get_logger("receiver")
 
@@ -29,7 +29,7 @@ log = structlog.get_logger("receiver")
 class Gates(Protocol):
     """What these routes need of the gates."""
 
-    async def all(self) -> dict[str, Gate]: ...
+    async def all(self) -> dict[str, BreakerState]: ...
     async def pause(self, name: str, now: float) -> None: ...
     async def resume(self, name: str) -> None: ...
 
@@ -86,7 +86,7 @@ class Handlers:
 
     async def list_handlers(self, request: Request) -> Response:
         parameters(request, Nothing)
-        return as_json(Found(data=list((await self._states()).values()), next_cursor=None))
+        return as_json(Page(data=list((await self._states()).values()), next_cursor=None))
 
     async def pause(self, request: Request) -> Response:
         """Let no delivery of a handler begin; what is owed to it waits, and what runs may end."""
@@ -120,7 +120,7 @@ class Handlers:
         now = self._clock()
         states = {}
         for name in dict.fromkeys([*self._registry.handlers, *sorted({*owed, *gates})]):
-            gate = gates.get(name, Gate(name))
+            gate = gates.get(name, BreakerState(name))
             states[name] = HandlerState(
                 name=name,
                 state=gate.state(now),
@@ -147,7 +147,7 @@ _EXAMPLE: Final = HandlerState(
     reason="",
 )
 OPERATIONS: Final = (
-    Operation(
+    Endpoint(
         "GET",
         "/v1/handlers",
         "List handlers: what each is owed, and whether it waits",
@@ -155,13 +155,13 @@ OPERATIONS: Final = (
             Answer(
                 200,
                 "all handlers there are",
-                Content(Found[HandlerState], Found(data=[_EXAMPLE], next_cursor=None)),
+                Content(Page[HandlerState], Page(data=[_EXAMPLE], next_cursor=None)),
             ),
         ),
         ("invalid-request",),
         query=Nothing,
     ),
-    Operation(
+    Endpoint(
         "POST",
         "/v1/handlers/{name}/pause",
         "Let no delivery of a handler begin; what is owed to it waits",
@@ -169,7 +169,7 @@ OPERATIONS: Final = (
         ("not-found",),
         names={"name": HandlerName},
     ),
-    Operation(
+    Endpoint(
         "POST",
         "/v1/handlers/{name}/resume",
         "Let a handler's deliveries run again, whether it was paused or failed",

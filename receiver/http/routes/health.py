@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.http.declare import Answer, Content, Operation
+from receiver.http.declare import Answer, Content, Endpoint
 from receiver.http.problems import as_json
 
 
@@ -39,14 +39,14 @@ def health_routes(store: Probed, clock: Callable[[], float] = time.time) -> list
 
 
 OPERATIONS: Final = (
-    Operation(
+    Endpoint(
         "GET",
         "/healthz",
         "Say whether the process is alive",
         (Answer(200, "it is", Content(Health, Health())),),
         is_open=True,
     ),
-    Operation(
+    Endpoint(
         "GET",
         "/readyz",
         "Say whether the database takes writes",

@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.http.declare import Answer, Content, Operation
+from receiver.http.declare import Answer, Content, Endpoint
 from receiver.model.errors import StoreUnavailable
 from receiver.observability.events import Telemetry
 from receiver.observability.metrics import CONTENT_TYPE, gauge
-from receiver.store.backlog import Depth
+from receiver.store.backlog import Backlog
 
 _FRESH: Final = 1.0
 """Seconds for which a page is given to whoever asks: the route is open to all."""
@@ -30,7 +30,7 @@ _PATIENCE: Final = 3.0
 class Counts(Protocol):
     """What the page needs of the backlog."""
 
-    async def depth(self, providers: Sequence[str]) -> Depth: ...
+    async def depth(self, providers: Sequence[str]) -> Backlog: ...
 
 
 class MetricsPage:
@@ -86,7 +86,7 @@ class MetricsPage:
         return page
 
     def _gauges(
-        self, depth: Depth | None, connected: Mapping[str, bool] | None
+        self, depth: Backlog | None, connected: Mapping[str, bool] | None
     ) -> Iterator[GaugeMetricFamily]:
         """Leave out what the database did not say: a nought would be worse than nothing."""
         available = connected is not None and self._telemetry.writable
@@ -106,7 +106,7 @@ class MetricsPage:
         if depth is not None:
             yield from self._depths(depth)
 
-    def _depths(self, depth: Depth) -> Iterator[GaugeMetricFamily]:
+    def _depths(self, depth: Backlog) -> Iterator[GaugeMetricFamily]:
         handlers = sorted({*self._handlers, *(name for name, _ in depth.owed), *depth.held})
         owed = {(name, state): 0 for name in handlers for state in ("pending", "running")}
         yield gauge(
@@ -140,7 +140,7 @@ class MetricsPage:
 
 
 OPERATIONS: Final = (
-    Operation(
+    Endpoint(
         "GET",
         "/metrics",
         "What was counted and what is owed, for Prometheus",

@@ -21,9 +21,9 @@ from receiver.http.declare import (
     UNREADABLE,
     Answer,
     Content,
+    Endpoint,
     EventName,
     ModelName,
-    Operation,
     PageSize,
     PredictionId,
     ProviderName,
@@ -37,8 +37,8 @@ from receiver.observability.tracing import OFF, Span, Tracing
 from receiver.predictions.inbox import Waiters
 from receiver.providers import NAMES
 from receiver.store.erasure import Erased
-from receiver.store.handlers import Gate
-from receiver.store.values import Delivery, Filter, Found, Replayed
+from receiver.store.handlers import BreakerState
+from receiver.store.values import Delivery, Page, PredictionFilter, ReplayResult
 
 _SYNC_WAIT: Final = 60.0
 _DEEPEST: Final = 64
@@ -77,8 +77,8 @@ class Reads(Protocol):
     """What these routes need of the store."""
 
     async def prediction(self, prediction_id: str) -> Prediction | None: ...
-    async def predictions(self, wanted: Filter) -> Found[Prediction]: ...
-    async def deliveries(self, limit: int, **given: str | None) -> Found[Delivery]: ...
+    async def predictions(self, wanted: PredictionFilter) -> Page[Prediction]: ...
+    async def deliveries(self, limit: int, **given: str | None) -> Page[Delivery]: ...
 
 
 class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -174,11 +174,11 @@ class Predictions:
         outbound: Outbound,
         waiters: Waiters,
         *,
-        replay: Callable[[str], Awaitable[Replayed]],
+        replay: Callable[[str], Awaitable[ReplayResult]],
         wake: Callable[[tuple[str, ...]], None],
         explain: Callable[[str, Prediction], list[Explained]],
         erase: Callable[[str], Awaitable[Erased]],
-        gates: Callable[[], Awaitable[Mapping[str, Gate]]],
+        gates: Callable[[], Awaitable[Mapping[str, BreakerState]]],
         tracing: Tracing = OFF,
     ) -> None:
         self._tracing = tracing
@@ -236,7 +236,9 @@ class Predictions:
     async def list_predictions(self, request: Request) -> Response:
         asked = parameters(request, PredictionsAsked)
         one_of("provider", asked.provider, NAMES)
-        return as_json(await self._store.predictions(Filter(**msgspec.structs.asdict(asked))))
+        return as_json(
+            await self._store.predictions(PredictionFilter(**msgspec.structs.asdict(asked)))
+        )
 
     async def read(self, request: Request) -> Response:
         prediction = await self._prediction(_id(request))
@@ -291,7 +293,7 @@ class Predictions:
         handlers = [
             ExplainedHandler(
                 **asdict(explained),
-                held=gates.get(explained.handler, Gate(explained.handler)).held,
+                held=gates.get(explained.handler, BreakerState(explained.handler)).held,
                 delivery=deliveries.pop(explained.handler, None),
             )
             for explained in self._explain(event_type, prediction)
@@ -399,7 +401,7 @@ _ENDED: Final = Answer(
 )
 _ASKED: Final = ("unknown-provider", "provider-off", "provider-busy", "provider-unavailable")
 OPERATIONS: Final = (
-    Operation(
+    Endpoint(
         "POST",
         "/v1/predictions",
         "Submit a prediction",
@@ -428,7 +430,7 @@ OPERATIONS: Final = (
             ),
         ),
     ),
-    Operation(
+    Endpoint(
         "GET",
         "/v1/predictions",
         "List predictions, newest first",
@@ -436,13 +438,13 @@ OPERATIONS: Final = (
             Answer(
                 200,
                 "a page of predictions",
-                Content(Found[Prediction], Found(data=[EXAMPLE], next_cursor=None)),
+                Content(Page[Prediction], Page(data=[EXAMPLE], next_cursor=None)),
             ),
         ),
         ("invalid-request",),
         query=PredictionsAsked,
     ),
-    Operation(
+    Endpoint(
         "GET",
         "/v1/predictions/{id}",
         "Read a prediction",
@@ -451,7 +453,7 @@ OPERATIONS: Final = (
         names=_ONE,
         headers=Waiting,
     ),
-    Operation(
+    Endpoint(
         "POST",
         "/v1/predictions/{id}/cancel",
         "Cancel a prediction at its provider",
@@ -460,7 +462,7 @@ OPERATIONS: Final = (
         "What the provider says then is what counts: it may have succeeded meanwhile.",
         names=_ONE,
     ),
-    Operation(
+    Endpoint(
         "POST",
         "/v1/predictions/{id}/replay",
         "Owe a prediction's event to its handlers again",
@@ -468,7 +470,7 @@ OPERATIONS: Final = (
         ("not-found", "not-ended", "erased"),
         names=_ONE,
     ),
-    Operation(
+    Endpoint(
         "POST",
         "/v1/predictions/{id}/erase",
         "Erase what a prediction was about; its ids, status and times stay",
@@ -476,7 +478,7 @@ OPERATIONS: Final = (
         ("not-found", "not-ended", "delivery-running"),
         names={"id": PredictionId},
     ),
-    Operation(
+    Endpoint(
         "GET",
         "/v1/predictions/{id}/explain",
         "Say which handlers run for an event, and why the others do not",
@@ -508,7 +510,7 @@ OPERATIONS: Final = (
         names={"id": EventName},
         query=ExplanationAsked,
     ),
-    Operation(
+    Endpoint(
         "GET",
         "/v1/models/{provider}/{model}",
         "Fetch the provider's own description of a model",

@@ -11,19 +11,19 @@ from starlette.routing import Route
 
 from receiver.http.auth import Guard
 from receiver.http.body import complaint, named, one_of, parameters
-from receiver.http.declare import UNREADABLE, Answer, Content, Operation, PageSize, ReplayId
+from receiver.http.declare import UNREADABLE, Answer, Content, Endpoint, PageSize, ReplayId
 from receiver.http.problems import as_json
 from receiver.model.errors import Problem
 from receiver.providers import NAMES
 from receiver.store.replays import Replay, Selection
-from receiver.store.values import Found
+from receiver.store.values import Page
 
 
 class Reads(Protocol):
     """What these routes need of the store."""
 
     async def find(self, replay_id: str) -> Replay | None: ...
-    async def page(self, limit: int, cursor: str | None) -> Found[Replay]: ...
+    async def page(self, limit: int, cursor: str | None) -> Page[Replay]: ...
 
 
 class Works(Protocol):
@@ -136,7 +136,7 @@ _SOME: Final = {
 }
 _COUNTED: Final = ("postReplaysIdStart", "postReplaysIdCancel", "getReplaysId")
 OPERATIONS: Final = (
-    Operation(
+    Endpoint(
         "POST",
         "/v1/replays",
         "Count the deliveries that are like this, to owe them again",
@@ -153,7 +153,7 @@ OPERATIONS: Final = (
         "At least one of these must be given.",
         body=(Content(Selection, Selection(handler="save", state="dead"), also=_SOME),),
     ),
-    Operation(
+    Endpoint(
         "GET",
         "/v1/replays",
         "List replays, newest first",
@@ -161,14 +161,14 @@ OPERATIONS: Final = (
             Answer(
                 200,
                 "a page of replays",
-                Content(Found[Replay], Found(data=[_EXAMPLE], next_cursor=None)),
+                Content(Page[Replay], Page(data=[_EXAMPLE], next_cursor=None)),
                 leads_to=_COUNTED,
             ),
         ),
         ("invalid-request",),
         query=ReplaysAsked,
     ),
-    Operation(
+    Endpoint(
         "GET",
         "/v1/replays/{id}",
         "Read how far a replay is",
@@ -176,7 +176,7 @@ OPERATIONS: Final = (
         ("not-found",),
         names={"id": ReplayId},
     ),
-    Operation(
+    Endpoint(
         "POST",
         "/v1/replays/{id}/start",
         "Begin a replay that was counted",
@@ -184,7 +184,7 @@ OPERATIONS: Final = (
         ("not-found", "replay-canceled"),
         names={"id": ReplayId},
     ),
-    Operation(
+    Endpoint(
         "POST",
         "/v1/replays/{id}/cancel",
         "Let a replay owe nothing further; what is owed by now stays owed",

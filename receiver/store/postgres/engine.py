@@ -29,7 +29,7 @@ from receiver.store.dialect import News, Operation, Query, Row, Run, Steps, Writ
 from receiver.store.engine import Chore, Store
 from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
 from receiver.store.schema import MIGRATIONS, for_postgres
-from receiver.store.values import Arrival, Claim, Claims, Settlement, Wanted
+from receiver.store.values import Claim, ClaimRequest, Claims, IncomingOutcome, Settlement
 
 log = structlog.get_logger("receiver")
 
@@ -154,7 +154,7 @@ class PostgresStore(Store):
             partial(self.connect, synchronous_commit="off"), lambda _: None, 1, transactions=False
         )
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self._pulse = _Pulse(self._renew_now, self.connect)
+        self._pulse = _Heartbeat(self._renew_now, self.connect)
         self._listening: asyncio.Task[None] | None = None
 
     def _committed(self, size: int) -> None:
@@ -215,7 +215,7 @@ class PostgresStore(Store):
         """Others may be at work: only what has no owner any more is owed again."""
         await self.reclaim(owner, now)
 
-    async def claim(self, wanted: Wanted) -> Claims:
+    async def claim(self, wanted: ClaimRequest) -> Claims:
         found = await self._claimer.write("claim", self._claim_all, wanted)
         if not isinstance(found, Exception):
             return found
@@ -254,7 +254,7 @@ class PostgresStore(Store):
         return [one.handler for one in lost]
 
     async def _claim_all(
-        self, cx: Connection, items: Sequence[Wanted]
+        self, cx: Connection, items: Sequence[ClaimRequest]
     ) -> Sequence[Claims | Exception]:
         results: list[Claims | Exception] = []
         for wanted in items:
@@ -266,7 +266,7 @@ class PostgresStore(Store):
                 results.append(error)  # what the others have claimed must run
         return results
 
-    async def _claim_for(self, cx: Connection, wanted: Wanted) -> Claims:
+    async def _claim_for(self, cx: Connection, wanted: ClaimRequest) -> Claims:
         began = time.monotonic()
         untaken = self._untaken.setdefault(wanted.handler, {})
         if not untaken:  # else an earlier claim failed half way
@@ -289,7 +289,9 @@ class PostgresStore(Store):
             next_due = wanted.now + _SOON  # what was claimed must run; the rest is seen to then
         return Claims(claims, next_due)
 
-    async def _take(self, cx: Connection, wanted: Wanted, untaken: dict[str, Job]) -> list[Claim]:
+    async def _take(
+        self, cx: Connection, wanted: ClaimRequest, untaken: dict[str, Job]
+    ) -> list[Claim]:
         """Claim deliveries whose jobs were picked, as many as are wanted; their jobs are known."""
         names = list(islice(untaken, wanted.most))
         params = msgspec.structs.asdict(wanted) | {
@@ -377,7 +379,7 @@ class PostgresStore(Store):
 
     async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
         # What is large goes alone: a statement may not have a gigabyte.
-        large = isinstance(item, Arrival) and len(item.body) > _LARGEST_SHARED
+        large = isinstance(item, IncomingOutcome) and len(item.body) > _LARGEST_SHARED
         key: Hashable = (operation, id(item)) if large else operation
         return await self._writer.write(key, partial(self._operate, operation), item)
 
@@ -591,7 +593,7 @@ def _storable(value: Any) -> Any:
     return value.replace("\0", "\ufffd") if isinstance(value, str) and "\0" in value else value
 
 
-class _Pulse:
+class _Heartbeat:
     """A thread with a connection of its own, which renews leases while the loop is blocked."""
 
     def __init__(

@@ -23,7 +23,7 @@ from receiver.store.engine import Chore, Store
 from receiver.store.schema import MIGRATIONS
 from receiver.store.sqlite.checkpoint import RESTART, Checkpointer
 from receiver.store.sqlite.group_commit import Writer, fetch
-from receiver.store.values import Claims, Settlement, Wanted
+from receiver.store.values import ClaimRequest, Claims, Settlement
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -99,7 +99,7 @@ class SQLiteStore(Store):
     async def scrub(self) -> bool:
         return await asyncio.to_thread(self._checkpointer.empty, _SCRUBBED_WITHIN)
 
-    async def claim(self, wanted: Wanted) -> Claims:
+    async def claim(self, wanted: ClaimRequest) -> Claims:
         return await self.write(operations.claim, wanted)
 
     async def settle(self, settlement: Settlement) -> bool:
