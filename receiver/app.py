@@ -29,24 +29,23 @@ from receiver.deliveries.registry import Explained, Handler, Registry, handlers_
 from receiver.deliveries.replay import Replayer
 from receiver.deliveries.worker import Worker, new_owner
 from receiver.http.auth import Guard
+from receiver.http.declare import routes
 from receiver.http.drain import Drain, Drained
 from receiver.http.limits import Limits
 from receiver.http.live import LiveStream
-from receiver.http.operations import OPERATIONS
-from receiver.http.outgoing import WEBHOOKS
 from receiver.http.problems import ERROR_HANDLERS
 from receiver.http.proxies import Proxies
 from receiver.http.rejections import Rejections
 from receiver.http.request_log import Requests
-from receiver.http.routes.deliveries import Deliveries
-from receiver.http.routes.discarded import undelivered_routes
-from receiver.http.routes.docs import Docs
-from receiver.http.routes.echo import echo_route
-from receiver.http.routes.events import Events
-from receiver.http.routes.handlers import Handlers
-from receiver.http.routes.health import health_routes
+from receiver.http.routes.deliveries import DeliveryRoutes
+from receiver.http.routes.discarded import DiscardedRoutes
+from receiver.http.routes.docs import DocsRoutes
+from receiver.http.routes.echo import EchoRoutes
+from receiver.http.routes.events import EventRoutes
+from receiver.http.routes.handlers import HandlerRoutes
+from receiver.http.routes.health import HealthRoutes
 from receiver.http.routes.metrics import MetricsPage
-from receiver.http.routes.predictions import Predictions
+from receiver.http.routes.predictions import PredictionRoutes
 from receiver.http.routes.replays import ReplayRoutes
 from receiver.http.sources import PublishedRanges, Ranges, Sources, listed
 from receiver.http.webhooks import WebhookRoute
@@ -394,21 +393,16 @@ class _Surface:
         self._parts = parts
         self._erasure = Erasure(parts.store)
         self._limits = Limits(parts.settings)
-        guard = Guard(parts.settings, self._limits)
-        self._predictions = self._make_predictions(guard)
-        routes = [
-            *self._callback_routes(),
-            *self._predictions.routes(),
-            *self._operating_routes(guard, drain),
-            *health_routes(parts.store, parts.clock),
-            *self._make_metrics_page().routes(),
-            *Docs(OPERATIONS, WEBHOOKS).routes(),
+        self._predictions = self._make_predictions()
+        made = [
+            *routes(Guard(parts.settings, self._limits), self._groups(drain)),
+            Route("/webhooks/{provider}/{token}", self._webhooks(), methods=["POST"]),
         ]
         self.app = Starlette(
-            routes=routes,
+            routes=made,
             middleware=[
                 Middleware(Proxies, trusted=parts.settings.trusted_proxies),
-                Middleware(Requests, parts.telemetry, routes),
+                Middleware(Requests, parts.telemetry, made),
             ],
             exception_handlers=ERROR_HANDLERS,
             lifespan=lifespan,
@@ -422,22 +416,18 @@ class _Surface:
         self._parts.feed.close()
         self._parts.inbox.waiters.tell_all()
 
-    def _callback_routes(self) -> list[Route]:
-        parts, most = self._parts, self._parts.settings.max_body_bytes
-        hook = WebhookRoute(
+    def _webhooks(self) -> WebhookRoute:
+        parts = self._parts
+        return WebhookRoute(
             parts.inbox,
             NAMES,
-            most,
+            parts.settings.max_body_bytes,
             self._limits,
             Sources(self._ranges()),
             parts.telemetry,
             parts.clock,
             parts.rejections.count,
         )
-        return [
-            echo_route(parts.tokens, most, self._limits, parts.clock),
-            Route("/webhooks/{provider}/{token}", hook, methods=["POST"]),
-        ]
 
     def _ranges(self) -> dict[str, Ranges]:
         """Say where callbacks may come from, for the providers that are told."""
@@ -449,10 +439,9 @@ class _Surface:
             if allowed is not None
         }
 
-    def _make_predictions(self, guard: Guard) -> Predictions:
+    def _make_predictions(self) -> PredictionRoutes:
         parts = self._parts
-        return Predictions(
-            guard,
+        return PredictionRoutes(
             parts.store,
             parts.outbound,
             parts.inbox.waiters,
@@ -464,20 +453,20 @@ class _Surface:
             gates=parts.gates.all,
         )
 
-    def _operating_routes(
-        self, guard: Guard, drain: Callable[[float], Awaitable[Drained]]
-    ) -> list[Route]:
+    def _groups(self, drain: Callable[[float], Awaitable[Drained]]) -> list[object]:
         parts, clock = self._parts, self._parts.clock
         wake, changed = parts.dispatch.wake, parts.dispatch.gates_changed
-        groups = (
-            Deliveries(guard, parts.store, wake=wake, drain=drain, clock=clock),
-            Events(guard, parts.journal, parts.feed),
-            Handlers(guard, parts.gates, parts.store, parts.registry, changed=changed, clock=clock),
-            ReplayRoutes(guard, parts.replays, parts.replayer),
-        )
         return [
-            *(route for group in groups for route in group.routes()),
-            *undelivered_routes(guard, parts.undelivered),
+            self._predictions,
+            DeliveryRoutes(parts.store, wake=wake, drain=drain, clock=clock),
+            EventRoutes(parts.journal, parts.feed),
+            HandlerRoutes(parts.gates, parts.store, parts.registry, changed=changed, clock=clock),
+            ReplayRoutes(parts.replays, parts.replayer),
+            DiscardedRoutes(parts.undelivered),
+            EchoRoutes(parts.tokens, parts.settings.max_body_bytes, self._limits, clock),
+            HealthRoutes(parts.store, clock),
+            self._make_metrics_page(),
+            DocsRoutes(),
         ]
 
     def _make_metrics_page(self) -> MetricsPage:

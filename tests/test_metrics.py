@@ -290,8 +290,7 @@ async def test_a_database_that_is_away_fails_no_page(
     monkeypatch: pytest.MonkeyPatch, *, hangs: bool
 ) -> None:
     monkeypatch.setattr("receiver.http.routes.metrics._PATIENCE", 0.05)
-    request: Any = None
-    found = read(bytes((await make_page(Away(hangs=hangs)).answer(request)).body).decode())
+    found = read(bytes((await make_page(Away(hangs=hangs)).answer()).body).decode())
     assert of(found, "receiver_database_available") == 0
     assert of(found, "receiver_writer_batch_size_count") == 0
     names = {name for name, _ in found}
@@ -304,10 +303,9 @@ async def test_who_asks_within_a_second_is_given_the_same_page(
     monkeypatch.setattr("receiver.http.routes.metrics._FRESH", 60.0)
     away = Away()
     page = make_page(away)
-    request: Any = None
-    bodies = await asyncio.gather(*(page.answer(request) for _ in range(20)))
+    bodies = await asyncio.gather(*(page.answer() for _ in range(20)))
     assert len({answer.body for answer in bodies}) == 1
-    await page.answer(request)
+    await page.answer()
     assert away.asked == 1
 
 
@@ -366,5 +364,5 @@ async def test_no_instrument_grows_without_end() -> None:
 
 
 def test_a_plain_import_does_not_pay_for_it() -> None:
-    script = "import sys, receiver, receiver.cli.main.main; assert 'prometheus_client' not in sys.modules"
+    script = "import sys, receiver, receiver.cli.main; assert 'prometheus_client' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], cwd=TOP, check=True)

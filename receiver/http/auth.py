@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -34,14 +34,21 @@ class Guard:
         self._limits = limits
         self._keys = [key.reveal().encode() for key in settings.api_keys]
 
-    def route(self, path: str, **endpoints: Callable[[Request], Any]) -> Route:
-        async def guarded(request: Request) -> Response:
-            self.authorize(request)
-            method = "GET" if request.method == "HEAD" else request.method
-            response: Response = await endpoints[method](request)
-            return response
+    def route(
+        self,
+        path: str,
+        methods: Mapping[str, Callable[[Request], Awaitable[Response]]],
+        *,
+        is_open: bool = False,
+    ) -> Route:
+        """Make the route of a path; one that `is_open` needs no key."""
 
-        return Route(path, guarded, methods=list(endpoints))
+        async def answer(request: Request) -> Response:
+            if not is_open:
+                self.authorize(request)
+            return await methods["GET" if request.method == "HEAD" else request.method](request)
+
+        return Route(path, answer, methods=list(methods))
 
     def authorize(self, request: Request) -> None:
         """Let in whoever has a key; raise Problem, or Limited where too many have not.

@@ -99,9 +99,9 @@ def depth_of(value: Any) -> int:
     return deepest
 
 
-def prefer_wait(headers: Mapping[str, str]) -> float | None:
+def prefer_wait(preferences: str) -> float | None:
     """Read `Prefer: wait=N` (RFC 7240) in seconds; what we do not understand is ignored."""
-    for preference in headers.get("prefer", "").lower().split(","):
+    for preference in preferences.lower().split(","):
         name, _, value = preference.partition(";")[0].strip().partition("=")
         if name.strip() == "wait":
             digits = value.strip().strip('"') or "60"
@@ -110,11 +110,14 @@ def prefer_wait(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def one_of(name: str, text: str | None, words: Collection[str]) -> str | None:
-    """Read a parameter that is one of a few words, or not given."""
-    if text is not None and text not in words:
-        raise Problem(422, "invalid-request", f"{name} must be one of {', '.join(words)}")
-    return text
+def decoded(body: bytes, kind: type[Asked]) -> Asked:
+    """Decode a JSON body; raise a Problem where it is no JSON, or does not fit."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise Problem(422, "invalid-request", complaint(kind, str(error))) from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise Problem(400, "invalid-json", "the body is not JSON") from error
 
 
 def parameters(request: Request, kind: type[Asked], apart: str | None = None) -> Asked:
@@ -162,6 +165,8 @@ def _read(values: Mapping[str, str], kind: type[Asked]) -> Asked:
     for name, text in values.items():
         if text.endswith("\n"):  # a pattern's `$` lets it pass, in Python's words alone
             raise Problem(422, "invalid-request", f"{name}: it ends with a line break")
+        if text not in _words(kind).get(name, (text,)):
+            raise Problem(422, "invalid-request", complaint(kind, f" - at `$.{name}`"))
     numbers = _numbers(kind)
     given = {
         name: int(text) if name in numbers and _WHOLE.fullmatch(text) else text
@@ -178,6 +183,13 @@ def _numbers(kind: type[msgspec.Struct]) -> frozenset[str]:
     """Name the fields that are whole numbers."""
     schemas = schema_of(kind)["properties"].items()
     return frozenset(name for name, schema in schemas if schema.get("type") == "integer")
+
+
+@cache
+def _words(kind: type[msgspec.Struct]) -> dict[str, Collection[str]]:
+    """Return the words that a field may be, for those whose type alone would let others pass."""
+    schemas = schema_of(kind)["properties"].items()
+    return {name: schema["enum"] for name, schema in schemas if "enum" in schema}
 
 
 def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:

@@ -1,16 +1,37 @@
-"""How routes are described: one row for each method and path, kept beside the route itself.
+"""Routes as declarations: one decorated method is parsed for, called and described.
 
-The same types read what comes in, encode what goes out, and make the document at /openapi.json.
+    @get("/v1/deliveries", "a page of deliveries", problems=["invalid-request"])
+    async def list_deliveries(self, query: DeliveriesAsked) -> Page[Delivery]: ...
+
+The names of a method's parameters say where each value is read from:
+
+- `query` and `headers` are structs whose fields are the query's parameters, or headers;
+- `metadata` is what the query says of `metadata.NAME=VALUE`, by NAME;
+- `body` is a struct that the JSON body is decoded into;
+- `request` is Starlette's request, for what is read in no other way;
+- any other name stands in the path, and its type says what may stand there.
+
+The value that it returns is the answer's JSON; a `Reply` adds a status or headers, and a Response
+is sent as it is. The OpenAPI document is made of the same declarations and of the methods'
+docstrings, before the package is built (`make docs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Final
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Final, Generic, TypeAlias, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
+from receiver.http.auth import Guard
+from receiver.http.body import decoded, free, named, parameters, wishes
+from receiver.http.problems import as_json
+from receiver.model.errors import Problem
 from receiver.providers import NAMES
 
 _ID: Final = "0199f3a6d2c1e4" + "5b7f1c9d3e8a260f4b"
@@ -34,55 +55,10 @@ HandlerName = Annotated[
 ]
 ProviderName = Annotated[str, Meta(extra_json_schema={"enum": list(NAMES)})]
 PageSize = Annotated[int, Meta(ge=1, le=100)]
-Place = Annotated[str, Meta(pattern="^[0-9]{1,18}$", examples=["1207"])]
-"""A place in a sequence, as it was given out before."""
+Position = Annotated[str, Meta(pattern="^[0-9]{1,18}$", examples=["1207"])]
+"""A position in a sequence, as it was given out before."""
 
-
-class Content(msgspec.Struct, frozen=True):
-    """A body: its type, and one that is of it."""
-
-    type: Any
-    example: Any = None
-    media_type: str = "application/json"
-    also: Mapping[str, Any] = {}
-    """What fits it beyond its type, as JSON Schema."""
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """One way a route answers when all is well; what is not well is named by `problems`."""
-
-    status: int
-    meaning: str
-    content: Content | None = None
-    headers: tuple[str, ...] = ()
-    """Of those that `openapi` describes."""
-    leads_to: tuple[str, ...] = ()
-    """Operations that take the `id` of this answer, or of the first of its list."""
-
-
-class Endpoint(msgspec.Struct, frozen=True):
-    """One row: a method of a path, what it takes and what it answers."""
-
-    method: str
-    path: str
-    summary: str
-    answers: tuple[Answer, ...]
-    problems: tuple[str, ...] = ()
-    """Of `answers.PROBLEMS`, beyond those that every route has."""
-    detail: str = ""
-    names: Mapping[str, Any] = {}
-    """The types of what stands in the path."""
-    query: type[msgspec.Struct] | None = None
-    free: str = ""
-    """How further parameters of the query begin, whatever comes after that."""
-    headers: type[msgspec.Struct] | None = None
-    body: tuple[Content, ...] = ()
-    """More than one: in any of these forms."""
-    is_open: bool = False
-    """It wants no key."""
-
-
-UNREADABLE: Final = (
+BODY_PROBLEMS: Final = (
     "invalid-json",
     "too-slow",
     "too-large",
@@ -90,3 +66,134 @@ UNREADABLE: Final = (
     "invalid-request",
 )
 """What may be wrong with any JSON body."""
+METADATA: Final = "metadata."
+"""How parameters of the query begin that filter by metadata."""
+
+Value = TypeVar("Value")
+Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
+Parse: TypeAlias = Callable[[Request], Any]
+
+
+class Reply(msgspec.Struct, Generic[Value], frozen=True):
+    """An answer with a status or headers of its own."""
+
+    value: Value
+    status: int
+    headers: Mapping[str, str] = {}
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One method of one path, beside the function that answers it."""
+
+    method: str
+    path: str
+    answers: Mapping[int, str]
+    """Statuses where all is well, and what each means; the first is that of a plain value."""
+    problems: Sequence[str] = ()
+    """Types of `problems.PROBLEMS`, beyond those that every route can answer with."""
+    missing: tuple[int, str, str] = (404, "not-found", "there is no such thing")
+    """The problem (status, type, detail) where something in the path cannot be right."""
+    sends: Sequence[str] = ()
+    """Headers of its answers, of those that the document describes."""
+    media_type: str = "application/json"
+    is_open: bool = False
+    """It needs no API key."""
+
+
+def endpoint(
+    method: str,
+    path: str,
+    answers: str | Mapping[int, str],
+    *,
+    missing: str | tuple[int, str, str] = "there is no such thing",
+    **more: Any,
+) -> Callable[[Method], Method]:
+    """Declare that a method answers a route; further fields are those of `Endpoint`."""
+
+    def declare(function: Method) -> Method:
+        function.endpoint = Endpoint(  # type: ignore[attr-defined] # read by `endpoints`
+            method=method,
+            path=path,
+            answers={200: answers} if isinstance(answers, str) else answers,
+            missing=(404, "not-found", missing) if isinstance(missing, str) else missing,
+            **more,
+        )
+        return function
+
+    return declare
+
+
+def get(path: str, answers: str | Mapping[int, str], **more: Any) -> Callable[[Method], Method]:
+    return endpoint("GET", path, answers, **more)
+
+
+def post(path: str, answers: str | Mapping[int, str], **more: Any) -> Callable[[Method], Method]:
+    return endpoint("POST", path, answers, **more)
+
+
+def endpoints(group: type) -> list[tuple[Endpoint, Callable[..., Awaitable[Any]]]]:
+    """Return what a class declares, in the order in which it is written."""
+    return [
+        (function.endpoint, function)
+        for function in vars(group).values()
+        if hasattr(function, "endpoint")
+    ]
+
+
+def routes(guard: Guard, groups: Iterable[object]) -> list[Route]:
+    """Make the routes of all that objects declare; one route for each path."""
+    by_path: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {}
+    is_open: dict[str, bool] = {}
+    for group in groups:
+        for declared, function in endpoints(type(group)):
+            method = getattr(group, function.__name__)
+            by_path.setdefault(declared.path, {})[declared.method] = _answering(
+                declared, method, guard
+            )
+            is_open[declared.path] = declared.is_open
+    return [guard.route(path, methods, is_open=is_open[path]) for path, methods in by_path.items()]
+
+
+def _answering(
+    declared: Endpoint, method: Callable[..., Awaitable[Any]], guard: Guard
+) -> Callable[[Request], Awaitable[Response]]:
+    kinds = parameters_of(method)
+    body = kinds.pop("body", None)
+    parsers = {name: _parser(name, kind, declared, kinds) for name, kind in kinds.items()}
+    status = next(iter(declared.answers))
+
+    async def answer(request: Request) -> Response:
+        given = {name: parse(request) for name, parse in parsers.items()}
+        if body is not None:
+            given["body"] = decoded(await guard.body(request), body)
+        found = await method(**given)
+        if isinstance(found, Response):
+            return found
+        if isinstance(found, Reply):
+            return as_json(found.value, found.status, found.headers)
+        return as_json(found, status)
+
+    return answer
+
+
+def parameters_of(method: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of a method's parameters, by name."""
+    hints = get_type_hints(method, include_extras=True)
+    names = inspect.signature(method).parameters.keys() - {"self"}
+    return {name: kind for name, kind in hints.items() if name in names}
+
+
+def _parser(name: str, kind: Any, declared: Endpoint, beside: Mapping[str, Any]) -> Parse:
+    match name:
+        case "request":
+            return lambda request: request
+        case "query":
+            apart = METADATA if "metadata" in beside else None
+            return lambda request: parameters(request, kind, apart)
+        case "metadata":
+            return lambda request: free(request, METADATA)
+        case "headers":
+            return lambda request: wishes(request, kind)
+    if f"{{{name}" not in declared.path:
+        raise TypeError(f"{declared.path} has no {name} that could be read")
+    return lambda request: named(request, name, kind, Problem(*declared.missing))

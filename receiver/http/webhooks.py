@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from receiver.http.body import Disconnected, TooLarge, TooSlow, read_body
-from receiver.http.declare import Answer, Content, Endpoint, ProviderName
 from receiver.http.limits import Limits
 from receiver.http.problems import problem_body
 from receiver.http.proxies import client_of
@@ -184,49 +183,3 @@ class WebhookRoute:
     def _count(self, scope: Scope, provider: str, reason: str) -> None:
         about(scope, verdict="rejected", reason=reason)
         self._telemetry.refused(provider, reason)
-
-
-class Proofs(msgspec.Struct, frozen=True, rename="kebab"):
-    """What providers prove a callback with, beside the token."""
-
-    x_webhook_secret: str | None = None
-    """Eachlabs: the secret that its submit was given."""
-    x_fal_webhook_request_id: str | None = None
-    """fal.ai: its id of the request."""
-    x_fal_webhook_user_id: str | None = None
-    """fal.ai: its id of the user."""
-    x_fal_webhook_timestamp: str | None = None
-    """fal.ai: unix seconds."""
-    x_fal_webhook_signature: str | None = None
-    """fal.ai: Ed25519 over the three above and the body's digest, in hex."""
-
-
-Token = Annotated[
-    str,
-    msgspec.Meta(description="Made by us for one prediction; it comes with the callback URL."),
-]
-OPERATIONS: Final = (
-    Endpoint(
-        "POST",
-        "/webhooks/{provider}/{token}",
-        "Take a provider's callback",
-        (Answer(200, "it is committed, or was before", Content(Receipt, Receipt("accepted"))),),
-        (
-            "not-found",
-            "unproved",
-            "too-slow",
-            "too-large",
-            "rate-limited",
-            "unavailable",
-            "keys-unavailable",
-            "sources-unavailable",
-        ),
-        "Not for callers: the URL is given to the provider with each submit. Nothing of the body "
-        "is parsed before it is proved, by the token in the path and, on top, by the provider's "
-        "signature or secret.",
-        names={"provider": ProviderName, "token": Token},
-        headers=Proofs,
-        body=(Content(Any, {"request_id": "…", "status": "OK", "payload": {"images": []}}),),
-        is_open=True,
-    ),
-)

@@ -15,7 +15,6 @@ from receiver.model.values import (
     EventType,
     Mode,
     Outcome,
-    Prediction,
     Status,
     Stored,
     Ticket,
@@ -316,33 +315,3 @@ class PredictionFilter(msgspec.Struct, frozen=True, kw_only=True):
     provider: str | None = None
     limit: int = 50
     cursor: str | None = None
-
-
-__all__ = [
-    "Addition",
-    "Arrival",
-    "Attempt",
-    "Begun",
-    "Claim",
-    "Claims",
-    "Created",
-    "Delivery",
-    "Filter",
-    "Found",
-    "Job",
-    "Known",
-    "NewPrediction",
-    "Owed",
-    "Prediction",
-    "Progress",
-    "ProgressCause",
-    "Replayed",
-    "Role",
-    "Ruling",
-    "Settlement",
-    "Slots",
-    "Taken",
-    "Ticket",
-    "Turn",
-    "Wanted",
-]

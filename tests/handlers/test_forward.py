@@ -16,17 +16,15 @@ from cloudevents.core.base import BaseCloudEvent
 from cloudevents.core.bindings import http as cloudevents
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from receiver.http.openapi import document
-from receiver.http.operations import OPERATIONS
-from receiver.http.outgoing import WEBHOOKS
 from receiver.model.errors import HandlerError
 from receiver.testing import Delivered, Kit, make_event
+from tests.openapi import made
 
 from .parts import OK, Asked, Server, built_in, serving
 
 SECRET: Final = "whsec_" + base64.b64encode(b"a secret of some thirty-two bytes").decode()
 OTHER: Final = "whsec_" + base64.b64encode(b"its successor is as long as it is").decode()
-DOCUMENT: Final = msgspec.to_builtins(document(OPERATIONS, WEBHOOKS))
+DOCUMENT: Final = msgspec.to_builtins(made())
 A: Final = "https://cdn.example/a.png"
 
 Forward = Callable[..., Kit]

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Protocol
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
-from receiver.http.auth import Guard
-from receiver.http.body import one_of, parameters
-from receiver.http.declare import Answer, Content, Endpoint, PageSize, PredictionId, ProviderName
-from receiver.http.problems import as_json
-from receiver.providers import NAMES
+from receiver.http.declare import PageSize, PredictionId, ProviderName, get
 from receiver.store.discarded import CURSOR, DiscardedItem, Kind
 from receiver.store.values import Page
 
@@ -43,40 +36,14 @@ class UndeliveredAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `next_cursor` of the page before."""
 
 
-def undelivered_routes(guard: Guard, store: Reads) -> list[Route]:
-    async def list_undelivered(request: Request) -> Response:
-        asked = msgspec.structs.asdict(parameters(request, UndeliveredAsked))
-        one_of("provider", asked["provider"], NAMES)
-        return as_json(await store.page(asked.pop("limit"), **asked))
+class DiscardedRoutes:
+    """The route about what reached no handler."""
 
-    return [guard.route("/v1/undelivered", GET=list_undelivered)]
+    def __init__(self, store: Reads) -> None:
+        self._store = store
 
-
-_EXAMPLE: Final = DiscardedItem(
-    kind="rejected",
-    reason="bad_signature",
-    provider="fal",
-    channel=None,
-    source="203.0.113.9",
-    prediction_id=None,
-    event_id=None,
-    times=17,
-    first_at="2026-01-31T12:00:00.000000Z",
-    last_at="2026-01-31T12:20:00.000000Z",
-)
-OPERATIONS: Final = (
-    Endpoint(
-        "GET",
-        "/v1/undelivered",
-        "List what came and was delivered to nobody, the latest first",
-        (
-            Answer(
-                200,
-                "a page of them",
-                Content(Page[DiscardedItem], Page(data=[_EXAMPLE], next_cursor=None)),
-            ),
-        ),
-        ("invalid-request",),
-        query=UndeliveredAsked,
-    ),
-)
+    @get("/v1/undelivered", "a page of them", problems=["invalid-request"])
+    async def list_undelivered(self, query: UndeliveredAsked) -> Page[DiscardedItem]:
+        """List what came and was delivered to nobody, the latest first."""
+        asked = msgspec.structs.asdict(query)
+        return await self._store.page(asked.pop("limit"), **asked)

@@ -1,24 +1,23 @@
-"""`/openapi.json` and `/docs`: what a receiver takes and answers, for programs and for people."""
+"""`/openapi.json` and `/docs`: what a receiver takes and answers, for programs and for people.
+
+Both files are made when the package is built (`make docs`); a test compares them with the routes.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
-from collections.abc import Sequence
-from functools import cached_property
+from functools import cache
+from importlib.resources import files
 from typing import Final
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from receiver.http.body import wishes
-from receiver.http.declare import Answer, Content, Endpoint
-from receiver.http.openapi import Groups, Json, document
-from receiver.http.page import HEADERS, page
+from receiver.http.declare import get
 
-_FRESH: Final = {"Cache-Control": "public, max-age=300", "X-Content-Type-Options": "nosniff"}
+_CACHED: Final = {"Cache-Control": "public, max-age=300", "X-Content-Type-Options": "nosniff"}
 
 
 class IfNoneMatch(msgspec.Struct, frozen=True, rename={"tags": "If-None-Match"}):
@@ -28,58 +27,50 @@ class IfNoneMatch(msgspec.Struct, frozen=True, rename={"tags": "If-None-Match"})
     """The ETag of an earlier answer."""
 
 
-class Docs:
-    """The two routes, which are open; what they answer is made when somebody first asks."""
+class DocsRoutes:
+    """The two routes, which are open."""
 
-    def __init__(self, groups: Groups, webhooks: Sequence[Endpoint]) -> None:
-        self._groups = groups
-        self._webhooks = webhooks
+    @get("/openapi.json", {200: "OpenAPI 3.1", 304: "as it was"}, sends=["ETag"], is_open=True)
+    async def openapi(self, headers: IfNoneMatch) -> Response:
+        """Describe it for programs."""
+        return _answer(headers, "openapi.json", "application/json")
 
-    def routes(self) -> list[Route]:
-        return [Route("/openapi.json", self.openapi), Route("/docs", self.docs)]
-
-    @cached_property
-    def _document(self) -> Json:
-        return document(self._groups, self._webhooks)
-
-    @cached_property
-    def _json(self) -> bytes:
-        return msgspec.json.encode(self._document)
-
-    @cached_property
-    def _html(self) -> bytes:
-        return page(self._document).encode()
-
-    async def openapi(self, request: Request) -> Response:
-        return _cached(request, self._json, "application/json", {})
-
-    async def docs(self, request: Request) -> Response:
-        return _cached(request, self._html, "text/html", HEADERS)
+    @get(
+        "/docs",
+        {200: "a page", 304: "as it was"},
+        sends=["ETag"],
+        media_type="text/html",
+        is_open=True,
+    )
+    async def docs(self, headers: IfNoneMatch) -> Response:
+        """Describe it for people."""
+        return _answer(headers, "docs.html", "text/html")
 
 
-def _cached(request: Request, body: bytes, media_type: str, headers: dict[str, str]) -> Response:
-    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    headers = {**_FRESH, **headers, "ETag": tag}
-    known = re.findall(r'"[^"]*"|\*', wishes(request, IfNoneMatch).tags or "")
-    if tag in known or "*" in known:
+def _answer(known: IfNoneMatch, name: str, media_type: str) -> Response:
+    body, headers = _file(name)
+    tags = re.findall(r'"[^"]*"|\*', known.tags or "")
+    if headers["ETag"] in tags or "*" in tags:
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type=media_type)
 
 
-OPERATIONS: Final = tuple(
-    Endpoint(
-        "GET",
-        path,
-        summary,
-        (
-            Answer(200, meaning, Content(kind, media_type=media_type), ("ETag",)),
-            Answer(304, "as it was", headers=("ETag",)),
-        ),
-        headers=IfNoneMatch,
-        is_open=True,
-    )
-    for path, summary, meaning, kind, media_type in (
-        ("/openapi.json", "Describe it for programs", "OpenAPI 3.1", Json, "application/json"),
-        ("/docs", "Describe it for people", "a page", str, "text/html"),
-    )
-)
+@cache
+def _file(name: str) -> tuple[bytes, dict[str, str]]:
+    """Read a file of this package when it is first asked for; return it with its headers."""
+    body = files("receiver.http").joinpath(name).read_bytes()
+    headers = {**_CACHED, "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"'}
+    if name.endswith(".html"):
+        headers |= _policy(body)
+    return body, headers
+
+
+def _policy(page: bytes) -> dict[str, str]:
+    """Return the headers that let a page use its own style, and nothing else at all."""
+    found = re.search(rb"<style>(.*?)</style>", page, re.DOTALL)
+    style = base64.b64encode(hashlib.sha256(found[1] if found else b"").digest()).decode()
+    return {
+        "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{style}'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "Referrer-Policy": "no-referrer",
+    }

@@ -10,17 +10,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Protocol
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from receiver.http.body import whole_body
-from receiver.http.declare import Answer, Content, Endpoint
+from receiver.http.declare import post
 from receiver.http.limits import Limits
-from receiver.http.problems import as_json
 from receiver.http.proxies import client_of
 from receiver.http.request_log import about
 from receiver.model.errors import Problem, Unproved
@@ -41,32 +38,31 @@ class Echo(msgspec.Struct, frozen=True):
     """A signature of that and of the token."""
 
 
-def echo_route(
-    tokens: Answers, most: int, limits: Limits, clock: Callable[[], float] = time.time
-) -> Route:
-    async def echo(request: Request) -> Response:
-        token, now = request.path_params["token"], clock()
+class EchoRoutes:
+    """The route that echoes."""
+
+    def __init__(
+        self, tokens: Answers, most: int, limits: Limits, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._tokens = tokens
+        self._most = most
+        self._limits = limits
+        self._clock = clock
+
+    @post(
+        "/webhooks/echo/{token}",
+        "the body arrived as this",
+        problems=["unproved", "too-slow", "too-large", "rate-limited"],
+        is_open=True,
+    )
+    async def echo(self, request: Request, token: str) -> Echo:
+        """Echo the digest of what came, for `receiver doctor`."""
+        now = self._clock()
         try:
-            tokens.answer_echo(token, "", now)
+            self._tokens.answer_echo(token, "", now)
         except Unproved as error:
             about(request.scope, provider="echo", verdict="rejected", reason=error.reason)
-            limits.unauthorized(client_of(request.scope))
+            self._limits.unauthorized(client_of(request.scope))
             raise Problem(401, "unproved", "this callback could not be proved") from None
-        digest = hashlib.sha256(await whole_body(request, most)).hexdigest()
-        return as_json(Echo(digest, tokens.answer_echo(token, digest, now)))
-
-    return Route("/webhooks/echo/{token}", echo, methods=["POST"])
-
-
-OPERATIONS: Final = (
-    Endpoint(
-        "POST",
-        "/webhooks/echo/{token}",
-        "Echo the digest of what came, for `receiver doctor`",
-        (Answer(200, "the body arrived as this", Content(Echo)),),
-        ("unproved", "too-slow", "too-large", "rate-limited"),
-        names={"token": str},
-        body=(Content(Any, media_type="application/octet-stream"),),
-        is_open=True,
-    ),
-)
+        digest = hashlib.sha256(await whole_body(request, self._most)).hexdigest()
+        return Echo(digest, self._tokens.answer_echo(token, digest, now))

@@ -9,26 +9,21 @@ from typing import Annotated, Final, Protocol
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
-from receiver.http.auth import Guard
-from receiver.http.body import free, parameters, wishes
-from receiver.http.declare import Answer, Content, Endpoint, PageSize, Place
-from receiver.http.live import PREFIX, Change, Moved, StreamFilter, frame
-from receiver.http.problems import as_json
+from receiver.http.declare import PageSize, Position, get
+from receiver.http.live import PREFIX, StreamFilter
 from receiver.model.errors import StoreUnavailable
 from receiver.model.states import TERMINAL
-from receiver.model.values import Announcement, Status, utc
+from receiver.model.values import Announcement, Status
 from receiver.providers import NAMES
 from receiver.store.changes import StatusChange
 from receiver.store.values import Page
 
-_METADATA: Final = "metadata."
 _MOST_LOOKED_AT: Final = 2000
 """Events that one request looks through; a page may hold fewer than were asked for."""
 _STATUSES: Final = tuple(Status)
 _ENDS: Final = tuple(status for status in Status if status in TERMINAL)
-_MEDIA_TYPE: Final = "text/event-stream"
+MEDIA_TYPE: Final = "text/event-stream"
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -70,7 +65,7 @@ class EventsAsked(StreamAsked, frozen=True, forbid_unknown_fields=True):
     type: Annotated[str, _types(_ENDS)] | None = None
     """One or several by comma, with or without `prediction.` before them."""
     limit: PageSize = 50
-    cursor: Place | None = None
+    cursor: Position | None = None
     """The `next_cursor` of the page before."""
 
 
@@ -81,29 +76,55 @@ class Resuming(msgspec.Struct, frozen=True, rename={"last": "Last-Event-ID"}):
     """The `id` of the last message that was read; 0: all there is. Without it: from now on."""
 
 
-class Events:
-    """The routes about events."""
+class EventRoutes:
+    """The routes about events.
 
-    def __init__(self, guard: Guard, journal: Reads, feed: Live) -> None:
-        self._guard = guard
+    `metadata.NAME=VALUE` selects predictions whose metadata has this; JSON as it is written.
+    """
+
+    def __init__(self, journal: Reads, feed: Live) -> None:
         self._journal = journal
         self._feed = feed
 
-    def routes(self) -> list[Route]:
-        route = self._guard.route
-        return [
-            route("/v1/events", GET=self.list_events),
-            route("/v1/events/stream", GET=self.stream),
-        ]
-
-    async def list_events(self, request: Request) -> Response:
-        asked = parameters(request, EventsAsked, apart=_METADATA)
-        wanted = _wanted(request, asked, _ENDS)
-        below = None if asked.cursor is None else int(asked.cursor)
-        found, below = await self._look(wanted, asked.limit, below)
+    @get(
+        "/v1/events",
+        "a page of events; it may hold fewer than `limit`: go on by `next_cursor`",
+        problems=["invalid-request"],
+    )
+    async def list_events(self, query: EventsAsked, metadata: dict[str, str]) -> Page[Announcement]:
+        """List events, newest first."""
+        wanted = _wanted(query, metadata, _ENDS)
+        below = None if query.cursor is None else int(query.cursor)
+        found, below = await self._look(wanted, query.limit, below)
         events = await self._journal.events([move.prediction_id for move in found])
         data = [events[move.prediction_id] for move in found if move.prediction_id in events]
-        return as_json(Page(data=data, next_cursor=None if below is None else str(below)))
+        return Page(data=data, next_cursor=None if below is None else str(below))
+
+    @get(
+        "/v1/events/stream",
+        "server-sent events, without an end; `id` is a place, `event` a type, `data` JSON",
+        problems=["invalid-request", "too-many-readers"],
+        sends=["Last-Event-ID"],
+        media_type=MEDIA_TYPE,
+    )
+    async def stream(
+        self, request: Request, query: StreamAsked, metadata: dict[str, str], headers: Resuming
+    ) -> Response:
+        """Follow what happens, live: every event, and every other change of a status.
+
+        With `Last-Event-ID` it goes on after that place, without a gap or a repeat. Where what came
+        after it is not there any more, the first event is `stream.gap`.
+        """
+        wanted = _wanted(query, metadata, _STATUSES)
+        if request.method == "HEAD":
+            return Response(media_type=MEDIA_TYPE, headers=_HEADERS)
+        begins = int(headers.last) if headers.last else await self._feed.now()
+        frames = self._feed.read(begins, wanted)
+        # What speaks against it is said before the stream has begun.
+        first = await anext(frames, b"")
+        # Whoever loses the connection before the first message knows where that would have been.
+        sent = {**_HEADERS, "Last-Event-ID": str(begins)}
+        return StreamingResponse(_frames(first, frames), media_type=MEDIA_TYPE, headers=sent)
 
     async def _look(
         self, wanted: StreamFilter, limit: int, below: int | None
@@ -124,19 +145,6 @@ class Events:
                 return found, None
         return found, below
 
-    async def stream(self, request: Request) -> Response:
-        wanted = _wanted(request, parameters(request, StreamAsked, apart=_METADATA), _STATUSES)
-        after = wishes(request, Resuming).last
-        if request.method == "HEAD":
-            return Response(media_type=_MEDIA_TYPE, headers=_HEADERS)
-        begins = int(after) if after else await self._feed.now()
-        frames = self._feed.read(begins, wanted)
-        # What speaks against it is said before the stream has begun.
-        first = await anext(frames, b"")
-        # Whoever loses the connection before the first message knows where that would have been.
-        headers = {**_HEADERS, "Last-Event-ID": str(begins)}
-        return StreamingResponse(_frames(first, frames), media_type=_MEDIA_TYPE, headers=headers)
-
 
 async def _frames(first: bytes, more: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
     """Give frames until there are no more, or none to be had: the reader comes back."""
@@ -147,66 +155,12 @@ async def _frames(first: bytes, more: AsyncGenerator[bytes]) -> AsyncIterator[by
                 yield frame
 
 
-def _wanted(request: Request, asked: StreamAsked, statuses: Sequence[Status]) -> StreamFilter:
+def _wanted(
+    asked: StreamAsked, metadata: Mapping[str, str], statuses: Sequence[Status]
+) -> StreamFilter:
     types = (asked.type or "").replace(PREFIX, "")
     return StreamFilter(
         statuses=frozenset(types.split(",") if types else statuses),
         providers=frozenset(asked.provider.split(",") if asked.provider else ()),
-        metadata=free(request, _METADATA),
+        metadata=metadata,
     )
-
-
-_NO_END: Final = Change(
-    type="prediction.processing",
-    time=utc(1769860800),
-    prediction=Moved(
-        id="pred_0199f3a6d2c1e45b7f1c9d3e8a260f4b",
-        provider="fal",
-        model="fal-ai/nano-banana",
-        status=Status.PROCESSING,
-        metadata={"channel": "#art"},
-    ),
-)
-_FREE: Final = (
-    "`metadata.NAME=VALUE` wants predictions whose metadata has this; JSON as it is written."
-)
-OPERATIONS: Final = (
-    Endpoint(
-        "GET",
-        "/v1/events",
-        "List events, newest first",
-        (
-            Answer(
-                200,
-                "a page of events; it may hold fewer than `limit`: go on by `next_cursor`",
-                Content(Page[Announcement]),
-            ),
-        ),
-        ("invalid-request",),
-        detail=_FREE,
-        query=EventsAsked,
-        free=_METADATA,
-    ),
-    Endpoint(
-        "GET",
-        "/v1/events/stream",
-        "Follow what happens, live: every event, and every other change of a status",
-        (
-            Answer(
-                200,
-                "server-sent events, without an end; `id` is a place, `event` a type, `data` JSON",
-                Content(str, frame(_NO_END.type, 1207, _NO_END).decode(), _MEDIA_TYPE),
-                headers=("Last-Event-ID",),
-            ),
-        ),
-        ("invalid-request", "too-many-readers"),
-        detail=(
-            "With `Last-Event-ID` it goes on after that place, without a gap or a repeat. Where "
-            "what came after it is not there any more, the first event is `stream.gap`. "
-        )
-        + _FREE,
-        query=StreamAsked,
-        headers=Resuming,
-        free=_METADATA,
-    ),
-)

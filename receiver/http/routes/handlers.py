@@ -9,21 +9,18 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 import structlog
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from receiver.deliveries.registry import Registry
-from receiver.http.auth import Guard
-from receiver.http.body import Nothing, named, parameters
-from receiver.http.declare import Answer, Content, Endpoint, HandlerName
-from receiver.http.problems import as_json
+from receiver.http.body import Nothing
+from receiver.http.declare import HandlerName, get, post
 from receiver.model.errors import Problem
 from receiver.model.values import utc
 from receiver.store.handlers import BreakerState
 from receiver.store.values import Page
 
 log = structlog.get_logger("receiver")
+
+_MISSING: Final = "no such handler; `receiver handlers` names them"
 
 
 class Gates(Protocol):
@@ -56,12 +53,11 @@ class HandlerState(msgspec.Struct, frozen=True, kw_only=True):
     """Of the last failure, where it is `open` or `probing`."""
 
 
-class Handlers:
+class HandlerRoutes:
     """The routes about handlers."""
 
     def __init__(
         self,
-        guard: Guard,
         gates: Gates,
         store: Owes,
         registry: Registry,
@@ -69,50 +65,50 @@ class Handlers:
         changed: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._guard = guard
         self._gates = gates
         self._store = store
         self._registry = registry
         self._changed = changed
         self._clock = clock
 
-    def routes(self) -> list[Route]:
-        route = self._guard.route
-        return [
-            route("/v1/handlers", GET=self.list_handlers),
-            route("/v1/handlers/{name:path}/pause", POST=self.pause),
-            route("/v1/handlers/{name:path}/resume", POST=self.resume),
-        ]
+    @get("/v1/handlers", "all handlers there are", problems=["invalid-request"])
+    async def list_handlers(self, query: Nothing) -> Page[HandlerState]:  # noqa: ARG002 - that there are none is checked
+        """List handlers: what each is owed, and whether it waits."""
+        return Page(data=list((await self._states()).values()), next_cursor=None)
 
-    async def list_handlers(self, request: Request) -> Response:
-        parameters(request, Nothing)
-        return as_json(Page(data=list((await self._states()).values()), next_cursor=None))
+    @post(
+        "/v1/handlers/{name:path}/pause", "it is paused", problems=["not-found"], missing=_MISSING
+    )
+    async def pause(self, name: HandlerName) -> HandlerState:
+        """Let no delivery of a handler begin; what is owed to it waits.
 
-    async def pause(self, request: Request) -> Response:
-        """Let no delivery of a handler begin; what is owed to it waits, and what runs may end."""
-        state = await self._known(request)
+        What runs may end.
+        """
+        state = await self._known(name)
         await self._gates.pause(state.name, self._clock())
         log.warning("handler.paused", handler=state.name, owed=state.owed)
         return await self._now(state)
 
-    async def resume(self, request: Request) -> Response:
-        """Let a handler's deliveries run again, whether paused by hand or after failures."""
-        state = await self._known(request)
+    @post(
+        "/v1/handlers/{name:path}/resume", "it is running", problems=["not-found"], missing=_MISSING
+    )
+    async def resume(self, name: HandlerName) -> HandlerState:
+        """Let a handler's deliveries run again, whether it was paused or failed."""
+        state = await self._known(name)
         await self._gates.resume(state.name)
         log.info("handler.resumed", handler=state.name, owed=state.owed)
         return await self._now(state)
 
-    async def _known(self, request: Request) -> HandlerState:
-        missing = Problem(404, "not-found", "no such handler; `receiver handlers` names them")
-        state = (await self._states()).get(named(request, "name", HandlerName, missing))
+    async def _known(self, name: str) -> HandlerState:
+        state = (await self._states()).get(name)
         if state is None:
-            raise missing
+            raise Problem(404, "not-found", _MISSING)
         return state
 
-    async def _now(self, before: HandlerState) -> Response:
+    async def _now(self, before: HandlerState) -> HandlerState:
         self._changed()
         # One that is no handler here is forgotten once nothing is owed to it.
-        return as_json((await self._states()).get(before.name, before))
+        return (await self._states()).get(before.name, before)
 
     async def _states(self) -> dict[str, HandlerState]:
         gates = await self._gates.all()
@@ -135,46 +131,3 @@ class Handlers:
 
 def _time(seconds: float | None) -> datetime | None:
     return None if seconds is None else utc(seconds)
-
-
-_EXAMPLE: Final = HandlerState(
-    name="save",
-    state="paused",
-    registered=True,
-    owed=12,
-    paused_at=utc(1769860800),
-    open_until=None,
-    reason="",
-)
-OPERATIONS: Final = (
-    Endpoint(
-        "GET",
-        "/v1/handlers",
-        "List handlers: what each is owed, and whether it waits",
-        (
-            Answer(
-                200,
-                "all handlers there are",
-                Content(Page[HandlerState], Page(data=[_EXAMPLE], next_cursor=None)),
-            ),
-        ),
-        ("invalid-request",),
-        query=Nothing,
-    ),
-    Endpoint(
-        "POST",
-        "/v1/handlers/{name}/pause",
-        "Let no delivery of a handler begin; what is owed to it waits",
-        (Answer(200, "it is paused", Content(HandlerState, _EXAMPLE)),),
-        ("not-found",),
-        names={"name": HandlerName},
-    ),
-    Endpoint(
-        "POST",
-        "/v1/handlers/{name}/resume",
-        "Let a handler's deliveries run again, whether it was paused or failed",
-        (Answer(200, "it is running", Content(HandlerState)),),
-        ("not-found",),
-        names={"name": HandlerName},
-    ),
-)

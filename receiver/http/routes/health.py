@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final, Literal, Protocol
+from typing import Literal, Protocol
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
-from receiver.http.declare import Answer, Content, Endpoint
-from receiver.http.problems import as_json
+from receiver.http.declare import get
 
 
 class Probed(Protocol):
@@ -27,31 +23,20 @@ class Health(msgspec.Struct, frozen=True):
     status: Literal["ok"] = "ok"
 
 
-def health_routes(store: Probed, clock: Callable[[], float] = time.time) -> list[Route]:
-    async def healthz(_: Request) -> Response:
-        return as_json(Health())
+class HealthRoutes:
+    """The routes that ask how the receiver is."""
 
-    async def readyz(_: Request) -> Response:
-        await store.try_write(clock())
-        return as_json(Health())
+    def __init__(self, store: Probed, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
 
-    return [Route("/healthz", healthz), Route("/readyz", readyz)]
+    @get("/healthz", "it is", is_open=True)
+    async def alive(self) -> Health:
+        """Say whether the process is alive."""
+        return Health()
 
-
-OPERATIONS: Final = (
-    Endpoint(
-        "GET",
-        "/healthz",
-        "Say whether the process is alive",
-        (Answer(200, "it is", Content(Health, Health())),),
-        is_open=True,
-    ),
-    Endpoint(
-        "GET",
-        "/readyz",
-        "Say whether the database takes writes",
-        (Answer(200, "it does", Content(Health, Health())),),
-        ("unavailable",),
-        is_open=True,
-    ),
-)
+    @get("/readyz", "it does", problems=["unavailable"], is_open=True)
+    async def ready(self) -> Health:
+        """Say whether the database takes writes."""
+        await self._store.try_write(self._clock())
+        return Health()

@@ -9,11 +9,9 @@ from itertools import product
 from typing import Final, Protocol
 
 from prometheus_client.metrics_core import GaugeMetricFamily
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from receiver.http.declare import Answer, Content, Endpoint
+from receiver.http.declare import get
 from receiver.model.errors import StoreUnavailable
 from receiver.observability.events import Telemetry
 from receiver.observability.metrics import CONTENT_TYPE, gauge
@@ -55,10 +53,9 @@ class MetricsPage:
         self._made: asyncio.Task[bytes] | None = None
         self._stale_at = 0.0
 
-    def routes(self) -> list[Route]:
-        return [Route("/metrics", self.answer)]
-
-    async def answer(self, _: Request) -> Response:
+    @get("/metrics", "as Prometheus reads it", media_type="text/plain", is_open=True)
+    async def answer(self) -> Response:
+        """Say what was counted and what is owed, for Prometheus."""
         return Response(await self._page(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _page(self) -> bytes:
@@ -137,14 +134,3 @@ class MetricsPage:
             ("provider", "status"),
             depth.living,
         )
-
-
-OPERATIONS: Final = (
-    Endpoint(
-        "GET",
-        "/metrics",
-        "What was counted and what is owed, for Prometheus",
-        (Answer(200, "as Prometheus reads it", Content(str, media_type="text/plain")),),
-        is_open=True,
-    ),
-)

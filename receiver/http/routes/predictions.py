@@ -6,36 +6,30 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Protocol
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from receiver.deliveries.registry import Explained
-from receiver.http.auth import Guard
-from receiver.http.body import depth_of, named, one_of, parameters, prefer_wait, wishes
+from receiver.http.body import depth_of, prefer_wait
 from receiver.http.declare import (
-    UNREADABLE,
-    Answer,
-    Content,
-    Endpoint,
+    BODY_PROBLEMS,
     EventName,
     ModelName,
     PageSize,
     PredictionId,
     ProviderName,
+    Reply,
+    get,
+    post,
 )
-from receiver.http.problems import as_json
 from receiver.http.request_log import about
 from receiver.model.errors import Problem
 from receiver.model.states import TERMINAL
-from receiver.model.values import EventType, Mode, Output, Prediction, Status
+from receiver.model.values import EventType, Mode, Prediction, Status
 from receiver.observability.tracing import OFF, Span, Tracing
 from receiver.predictions.inbox import Waiters
-from receiver.providers import NAMES
 from receiver.store.erasure import Erased
 from receiver.store.handlers import BreakerState
 from receiver.store.values import Delivery, Page, PredictionFilter, ReplayResult
@@ -53,6 +47,14 @@ REFUSALS: Final[dict[Erased, tuple[int, str, str]]] = {
         "a handler is at work on the prediction: erase it when that has ended",
     ),
 }
+_MISSING: Final = "no such prediction"
+_SENT: Final = ("Location", "Preference-Applied")
+_FROM_PROVIDER: Final = (
+    "unknown-provider",
+    "provider-off",
+    "provider-busy",
+    "provider-unavailable",
+)
 GONE: Final = "no such handler is registered here any more"
 
 
@@ -164,12 +166,11 @@ class OwedAgain(msgspec.Struct, frozen=True):
     handlers: tuple[str, ...]
 
 
-class Predictions:
+class PredictionRoutes:
     """The routes about predictions."""
 
     def __init__(
         self,
-        guard: Guard,
         store: Reads,
         outbound: Outbound,
         waiters: Waiters,
@@ -182,7 +183,6 @@ class Predictions:
         tracing: Tracing = OFF,
     ) -> None:
         self._tracing = tracing
-        self._guard = guard
         self._store = store
         self._outbound = outbound
         self._waiters = waiters
@@ -193,99 +193,130 @@ class Predictions:
         self._erase = erase
         self.stopping = False
 
-    def routes(self) -> list[Route]:
-        one = "/v1/predictions/{id}"
-        route = self._guard.route
-        return [
-            route("/v1/predictions", GET=self.list_predictions, POST=self.submit),
-            route(one, GET=self.read),
-            route(one + "/cancel", POST=self.cancel),
-            route(one + "/replay", POST=self.replay),
-            route(one + "/erase", POST=self.erase),
-            route(one + "/explain", GET=self.explain),
-            route("/v1/models/{provider}/{model:path}", GET=self.model),
-        ]
+    @post(
+        "/v1/predictions",
+        {202: "it has not ended", 200: "it has ended"},
+        problems=[
+            *BODY_PROBLEMS,
+            "unknown-provider",
+            "provider-off",
+            "invalid-model",
+            "unsupported-input",
+            "idempotency-conflict",
+            "erased",
+        ],
+        sends=_SENT,
+    )
+    async def submit(
+        self, request: Request, body: Submission, headers: Submitting
+    ) -> Reply[Prediction]:
+        """Submit a prediction.
 
-    async def submit(self, request: Request) -> Response:
+        It is stored before anything is sent. Its outcome comes to your handlers, and to whoever
+        asks.
+        """
         with self._tracing.request(request, "/v1/predictions") as span:
-            response = await self._submit(request, span)
-            span.answered(response.status_code)
-            return response
+            reply = await self._submit(request, body, headers, span)
+            span.answered(reply.status)
+            return reply
 
-    async def _submit(self, request: Request, span: Span) -> Response:
-        body = await self._guard.body(request)
-        key = wishes(request, Submitting).key
-        wait = prefer_wait(request.headers)
-        given = _submission(body)
+    async def _submit(
+        self, request: Request, body: Submission, headers: Submitting, span: Span
+    ) -> Reply[Prediction]:
+        _check(body)
+        wait = prefer_wait(headers.prefer or "")
         prediction = await self._outbound.submit(
-            given.provider,
-            given.model,
-            given.input,
-            metadata=given.metadata,
-            mode=given.mode,
-            idempotency_key=key,
+            body.provider,
+            body.model,
+            body.input,
+            metadata=body.metadata,
+            mode=body.mode,
+            idempotency_key=headers.key,
         )
         span.note(prediction=prediction.id)
         about(request.scope, prediction=prediction.id, provider=prediction.provider, **span.ids)
-        if wait is None and given.mode == "sync":
+        if wait is None and body.mode == "sync":
             wait = _SYNC_WAIT
         if wait is not None and prediction.status not in TERMINAL:
             prediction = await self._wait(prediction, wait)
-        return _prediction(prediction, wait)
+        return _reply(prediction, wait)
 
-    async def list_predictions(self, request: Request) -> Response:
-        asked = parameters(request, PredictionsAsked)
-        one_of("provider", asked.provider, NAMES)
-        return as_json(
-            await self._store.predictions(PredictionFilter(**msgspec.structs.asdict(asked)))
-        )
+    @get("/v1/predictions", "a page of predictions", problems=["invalid-request"])
+    async def list_predictions(self, query: PredictionsAsked) -> Page[Prediction]:
+        """List predictions, newest first."""
+        return await self._store.predictions(PredictionFilter(**msgspec.structs.asdict(query)))
 
-    async def read(self, request: Request) -> Response:
-        prediction = await self._prediction(_id(request))
-        wait = prefer_wait(request.headers)
+    @get("/v1/predictions/{id}", "as it stands", problems=["not-found"], missing=_MISSING)
+    async def read(self, id: PredictionId, headers: Waiting) -> Prediction:
+        """Read a prediction."""
+        prediction = await self._prediction(id)
+        wait = prefer_wait(headers.prefer or "")
         if wait is not None and prediction.status not in TERMINAL:
             prediction = await self._wait(prediction, wait)
-        return as_json(prediction)
+        return prediction
 
-    async def cancel(self, request: Request) -> Response:
-        prediction = await self._outbound.cancel(_id(request))
-        return _prediction(prediction, None)
+    @post(
+        "/v1/predictions/{id}/cancel",
+        {202: "it has not ended", 200: "it has ended"},
+        problems=["not-found", "already-ended", "unconfirmed", *_FROM_PROVIDER],
+        missing=_MISSING,
+        sends=_SENT,
+    )
+    async def cancel(self, id: PredictionId) -> Reply[Prediction]:
+        """Cancel a prediction at its provider.
 
-    async def replay(self, request: Request) -> Response:
-        prediction_id = _id(request)
-        await self._prediction(prediction_id)
-        replayed = await self._replay(prediction_id)
+        What the provider says then is what counts: it may have succeeded meanwhile.
+        """
+        return _reply(await self._outbound.cancel(id), None)
+
+    @post(
+        "/v1/predictions/{id}/replay",
+        {202: "it is owed"},
+        problems=["not-found", "not-ended", "erased"],
+        missing=_MISSING,
+    )
+    async def replay(self, id: PredictionId) -> OwedAgain:
+        """Owe a prediction's event to its handlers again."""
+        await self._prediction(id)
+        replayed = await self._replay(id)
         if replayed.owed is None:
             raise Problem(409, "not-ended", "the prediction has not ended: there is no event yet")
         if replayed.erased:
             raise Problem(409, "erased", "the prediction was erased: there is nothing to replay")
         self._wake(replayed.handlers)
-        return as_json(OwedAgain(replayed.owed, replayed.handlers), 202)
+        return OwedAgain(replayed.owed, replayed.handlers)
 
-    async def erase(self, request: Request) -> Response:
-        """Erase a prediction's content; its names, status and times stay."""
-        missing = Problem(*REFUSALS["missing"])
-        prediction_id = named(request, "id", PredictionId, missing)
-        refusal = REFUSALS.get(await self._erase(prediction_id))
+    @post(
+        "/v1/predictions/{id}/erase",
+        "nothing of its content is left",
+        problems=["not-found", "not-ended", "delivery-running"],
+        missing=_MISSING,
+    )
+    async def erase(self, id: PredictionId) -> Prediction:
+        """Erase what a prediction was about; its ids, status and times stay."""
+        refusal = REFUSALS.get(await self._erase(id))
         if refusal is not None:
             raise Problem(*refusal)
-        prediction = await self._store.prediction(prediction_id)
-        if prediction is None:  # its time was over just now
-            raise missing
-        return as_json(prediction)
+        return await self._prediction(id)
 
-    async def explain(self, request: Request) -> Response:
-        """Say which handlers run for a prediction's event, or would for one of a given type."""
-        given = parameters(request, ExplanationAsked).type
-        missing = Problem(404, "not-found", "no such prediction or event")
+    @get(
+        "/v1/predictions/{id}/explain",
+        "every handler, and those that are gone",
+        problems=["not-found", "invalid-request"],
+        missing="no such prediction or event",
+    )
+    async def explain(self, id: EventName, query: ExplanationAsked) -> Explanation:
+        """Say which handlers run for an event, and why the others do not.
+
+        For a prediction that lives: as if it had succeeded, or ended as `type` says.
+        """
         # An event is named after its prediction, and either name will do.
-        name = named(request, "id", EventName, missing)
-        prediction_id = f"pred_{name.partition('_')[2]}"
+        prediction_id = f"pred_{id.partition('_')[2]}"
         prediction = await self._store.prediction(prediction_id)
         if prediction is None:
-            raise missing
+            raise Problem(404, "not-found", "no such prediction or event")
         has_ended = prediction.status in TERMINAL
-        kind = given or (prediction.status if has_ended else "succeeded")
+        kind = query.type or (prediction.status if has_ended else "succeeded")
         event_type = msgspec.convert(f"prediction.{kind}", EventType)
         found = await self._store.deliveries(100, prediction=prediction_id)
         deliveries = {delivery.handler: delivery for delivery in found.data}
@@ -302,24 +333,30 @@ class Predictions:
             ExplainedHandler(handler=name, runs=False, reason=GONE, after=(), delivery=delivery)
             for name, delivery in deliveries.items()
         ]
-        return as_json(
-            Explanation(
-                prediction=prediction_id,
-                type=event_type,
-                assumed=given is not None or not has_ended,
-                handlers=[*handlers, *gone],
-            )
+        return Explanation(
+            prediction=prediction_id,
+            type=event_type,
+            assumed=query.type is not None or not has_ended,
+            handlers=[*handlers, *gone],
         )
 
-    async def model(self, request: Request) -> Response:
-        unfit = Problem(422, "invalid-model", "model must be a path like owner/name")
-        model = named(request, "model", ModelName, unfit)
-        return as_json(await self._outbound.details(request.path_params["provider"], model))
+    @get(
+        "/v1/models/{provider}/{model:path}",
+        "in the provider's own shape",
+        problems=["no-model-details", "invalid-model", *_FROM_PROVIDER],
+        missing=(422, "invalid-model", "model must be a path like owner/name"),
+    )
+    async def model(self, provider: ProviderName, model: ModelName) -> Any:
+        """Fetch the provider's own description of a model.
+
+        Only Oxen.ai has one. Slashes in the model's name may be sent as they are, or as %2F.
+        """
+        return await self._outbound.details(provider, model)
 
     async def _prediction(self, prediction_id: str) -> Prediction:
         prediction = await self._store.prediction(prediction_id)
         if prediction is None:
-            raise Problem(404, "not-found", "no such prediction")
+            raise Problem(404, "not-found", _MISSING)
         return prediction
 
     async def _wait(self, prediction: Prediction, seconds: float) -> Prediction:
@@ -337,186 +374,20 @@ class Predictions:
                         await news.wait()
 
 
-def _id(request: Request) -> str:
-    return named(request, "id", PredictionId, Problem(404, "not-found", "no such prediction"))
-
-
-def _submission(body: bytes) -> Submission:
-    try:
-        given = msgspec.json.decode(body, type=Submission)
-    except msgspec.ValidationError as error:
-        raise Problem(422, "invalid-request", str(error)) from error
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise Problem(400, "invalid-json", "the body is not JSON") from error
-    if depth_of(given.input) > _DEEPEST or depth_of(given.metadata) > _DEEPEST:
+def _check(body: Submission) -> None:
+    """Raise a Problem for what its type alone lets pass."""
+    if depth_of(body.input) > _DEEPEST or depth_of(body.metadata) > _DEEPEST:
         raise Problem(422, "invalid-request", f"input and metadata nest at most {_DEEPEST} deep")
-    if len(msgspec.json.encode(given.metadata)) > _LARGEST_METADATA:
+    if len(msgspec.json.encode(body.metadata)) > _LARGEST_METADATA:
         raise Problem(422, "invalid-request", f"metadata has at most {_LARGEST_METADATA} bytes")
-    if given.model.endswith("\n"):
+    if body.model.endswith("\n"):
         raise Problem(422, "invalid-request", "model: it ends with a line break")
-    return given
 
 
-def _prediction(prediction: Prediction, waited: float | None) -> Response:
-    response = as_json(prediction, 200 if prediction.status in TERMINAL else 202)
-    response.headers["Location"] = f"/v1/predictions/{prediction.id}"
-    if waited is not None:
-        response.headers["Preference-Applied"] = f"wait={waited:g}"
-    return response
-
-
-_SUBMITTED: Final = Prediction(
-    id="pred_0199f3a6d2c1e45b7f1c9d3e8a260f4b",
-    provider="fal",
-    model="fal-ai/nano-banana",
-    status=Status.PROCESSING,
-    mode="queue",
-    input={"prompt": "a lighthouse"},
-    metadata={"channel": "#art"},
-    provider_id="3f6cbd1e-7a92-4a52-9d9b-1c1f7a8e2b90",
-    created_at=datetime(2026, 1, 31, 12, tzinfo=UTC),
-    submitted_at=datetime(2026, 1, 31, 12, 0, 0, 200000, UTC),
-)
-EXAMPLE: Final = msgspec.structs.replace(
-    _SUBMITTED,
-    status=Status.SUCCEEDED,
-    output=[Output(url="https://v3.fal.media/files/a.png", content_type="image/png")],
-    channel="webhook",
-    completed_at=datetime(2026, 1, 31, 12, 0, 3, 500000, UTC),
-)
-_ONE: Final = {"id": PredictionId}
-_LIVES: Final = Answer(
-    202,
-    "it has not ended",
-    Content(Prediction, _SUBMITTED),
-    ("Location", "Preference-Applied"),
-    ("getPredictionsId", "postPredictionsIdCancel"),
-)
-_ENDED: Final = Answer(
-    200,
-    "it has ended",
-    Content(Prediction, EXAMPLE),
-    _LIVES.headers,
-    ("getPredictionsId", "postPredictionsIdReplay", "getPredictionsIdExplain"),
-)
-_ASKED: Final = ("unknown-provider", "provider-off", "provider-busy", "provider-unavailable")
-OPERATIONS: Final = (
-    Endpoint(
-        "POST",
-        "/v1/predictions",
-        "Submit a prediction",
-        (_LIVES, _ENDED),
-        (
-            *UNREADABLE,
-            "unknown-provider",
-            "provider-off",
-            "invalid-model",
-            "unsupported-input",
-            "idempotency-conflict",
-            "erased",
-        ),
-        "It is stored before anything is sent. Its outcome comes to your handlers, and to whoever "
-        "asks.",
-        headers=Submitting,
-        body=(
-            Content(
-                Submission,
-                Submission(
-                    provider="fal",
-                    model="fal-ai/nano-banana",
-                    input={"prompt": "a lighthouse"},
-                    metadata={"channel": "#art"},
-                ),
-            ),
-        ),
-    ),
-    Endpoint(
-        "GET",
-        "/v1/predictions",
-        "List predictions, newest first",
-        (
-            Answer(
-                200,
-                "a page of predictions",
-                Content(Page[Prediction], Page(data=[EXAMPLE], next_cursor=None)),
-            ),
-        ),
-        ("invalid-request",),
-        query=PredictionsAsked,
-    ),
-    Endpoint(
-        "GET",
-        "/v1/predictions/{id}",
-        "Read a prediction",
-        (Answer(200, "as it stands", Content(Prediction, EXAMPLE)),),
-        ("not-found",),
-        names=_ONE,
-        headers=Waiting,
-    ),
-    Endpoint(
-        "POST",
-        "/v1/predictions/{id}/cancel",
-        "Cancel a prediction at its provider",
-        (_LIVES, _ENDED),
-        ("not-found", "already-ended", "unconfirmed", *_ASKED),
-        "What the provider says then is what counts: it may have succeeded meanwhile.",
-        names=_ONE,
-    ),
-    Endpoint(
-        "POST",
-        "/v1/predictions/{id}/replay",
-        "Owe a prediction's event to its handlers again",
-        (Answer(202, "it is owed", Content(OwedAgain, OwedAgain(2, ("save", "slack")))),),
-        ("not-found", "not-ended", "erased"),
-        names=_ONE,
-    ),
-    Endpoint(
-        "POST",
-        "/v1/predictions/{id}/erase",
-        "Erase what a prediction was about; its ids, status and times stay",
-        (Answer(200, "nothing of its content is left", Content(Prediction)),),
-        ("not-found", "not-ended", "delivery-running"),
-        names={"id": PredictionId},
-    ),
-    Endpoint(
-        "GET",
-        "/v1/predictions/{id}/explain",
-        "Say which handlers run for an event, and why the others do not",
-        (
-            Answer(
-                200,
-                "every handler, and those that are gone",
-                Content(
-                    Explanation,
-                    Explanation(
-                        prediction=EXAMPLE.id,
-                        type="prediction.succeeded",
-                        assumed=True,
-                        handlers=[
-                            ExplainedHandler(
-                                handler="slack",
-                                runs=True,
-                                reason=None,
-                                after=("save",),
-                                delivery=None,
-                            )
-                        ],
-                    ),
-                ),
-            ),
-        ),
-        ("not-found", "invalid-request"),
-        "For a prediction that lives: as if it had succeeded, or ended as `type` says.",
-        names={"id": EventName},
-        query=ExplanationAsked,
-    ),
-    Endpoint(
-        "GET",
-        "/v1/models/{provider}/{model}",
-        "Fetch the provider's own description of a model",
-        (Answer(200, "in the provider's own shape", Content(Any, {"id": "nano-banana"})),),
-        ("no-model-details", "invalid-model", *_ASKED),
-        "Only Oxen.ai has one. Slashes in the model's name may be sent as they are, or as %2F.",
-        names={"provider": ProviderName, "model": ModelName},
-    ),
-)
+def _reply(prediction: Prediction, waited: float | None) -> Reply[Prediction]:
+    applied = {} if waited is None else {"Preference-Applied": f"wait={waited:g}"}
+    return Reply(
+        prediction,
+        200 if prediction.status in TERMINAL else 202,
+        {"Location": f"/v1/predictions/{prediction.id}", **applied},
+    )

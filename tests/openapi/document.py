@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the rows that describe the routes and from their types."""
+"""The OpenAPI 3.1 document, made of what the routes declare and of their types."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ import inspect
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
-from typing import Any, Final, TypeAlias, get_args, get_origin
+from typing import Any, Final, TypeAlias, get_args, get_origin, get_type_hints
 
 import msgspec
+from starlette.responses import Response
 
 from receiver.http.body import schema_of
-from receiver.http.declare import Answer, Content, Endpoint
+from receiver.http.declare import (
+    METADATA,
+    Endpoint,
+    Reply,
+    endpoints,
+    parameters_of,
+)
 from receiver.http.problems import PREFIX, PROBLEMS, ProblemDetails
 from receiver.store.values import Page
 
 Json: TypeAlias = dict[str, Any]
-Groups: TypeAlias = Mapping[str, Sequence[Endpoint]]
+Groups: TypeAlias = Mapping[str, Sequence["Row"]]
 
 _REF: Final = "#/components/{}/{}"
 _EVERYWHERE: Final = ("internal-error",)
@@ -40,10 +47,134 @@ _HEADERS: Final[dict[str, tuple[str, bool, Json]]] = {
     "ETag": ("Give it as If-None-Match.", True, {"type": "string"}),
 }
 """Headers of answers: what they say, whether they are always there, and their form."""
+_ELSEWHERE: Final = {"request", "query", "metadata", "headers", "body"}
+"""Parameters of methods that do not stand in the path."""
+_FREE: Final = (
+    "`metadata.NAME=VALUE` wants predictions whose metadata has this; JSON as it is written."
+)
+NOT_MODIFIED: Final = 304
 _STATUS_HEADERS: Final = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 
 
-def document(groups: Groups, webhooks: Sequence[Endpoint]) -> Json:
+class Content(msgspec.Struct, frozen=True):
+    """A body: its type, and one that is of it."""
+
+    type: Any
+    example: Any = None
+    media_type: str = "application/json"
+    also: Mapping[str, Any] = {}
+    """What fits it beyond its type, as JSON Schema."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """One way a route answers when all is well; what is not well is named by `problems`."""
+
+    status: int
+    meaning: str
+    content: Content | None = None
+    headers: Sequence[str] = ()
+    """Of those that this module describes."""
+    leads_to: Sequence[str] = ()
+    """Rows that take the `id` of this answer, or of the first of its list."""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A method of a path, what it takes and what it answers."""
+
+    method: str
+    path: str
+    summary: str
+    answers: Sequence[Answer]
+    problems: Sequence[str] = ()
+    detail: str = ""
+    names: Mapping[str, Any] = {}
+    """The types of what stands in the path."""
+    query: type[msgspec.Struct] | None = None
+    free: str = ""
+    """How further parameters of the query begin, whatever comes after that."""
+    headers: type[msgspec.Struct] | None = None
+    body: tuple[Content, ...] = ()
+    """More than one: in any of these forms."""
+    is_open: bool = False
+    """It wants no key."""
+
+
+def rows_of(
+    group: Iterable[type], examples: Mapping[Any, Any], also: Mapping[Any, Json]
+) -> list[Row]:
+    """Describe what classes declare."""
+    declared = [each for kind in group for each in endpoints(kind)]
+    by_id = {
+        path: _name(given.method, path)
+        for given, _ in declared
+        if (path := _bare(given.path)).count("{") == 1 and "/{id}" in path
+    }
+    return [_row(*each, examples, also, by_id) for each in declared]
+
+
+def _row(
+    given: Endpoint,
+    method: Callable[..., Any],
+    examples: Mapping[Any, Any],
+    also: Mapping[Any, Json],
+    by_id: Mapping[str, str],
+) -> Row:
+    kinds = parameters_of(method)
+    body = kinds.get("body")
+    summary, _, detail = inspect.cleandoc(method.__doc__ or "").partition("\n")
+    details = [" ".join(detail.split()), _FREE if "metadata" in kinds else ""]
+    return Row(
+        method=given.method,
+        path=_bare(given.path),
+        summary=summary.removesuffix("."),
+        answers=[
+            _declared(given, status, meaning, get_type_hints(method)["return"], examples, by_id)
+            for status, meaning in given.answers.items()
+        ],
+        problems=given.problems,
+        detail=" ".join(filter(None, details)),
+        names={name: kind for name, kind in kinds.items() if name not in _ELSEWHERE},
+        query=kinds.get("query"),
+        free=METADATA if "metadata" in kinds else "",
+        headers=kinds.get("headers"),
+        body=() if body is None else (Content(body, examples[body], also=also.get(body, {})),),
+        is_open=given.is_open,
+    )
+
+
+def _declared(
+    given: Endpoint,
+    status: int,
+    meaning: str,
+    kind: Any,
+    examples: Mapping[Any, Any],
+    by_id: Mapping[str, str],
+) -> Answer:
+    if status == NOT_MODIFIED:
+        return Answer(status, meaning, headers=given.sends)
+    if get_origin(kind) is Reply:
+        [kind] = get_args(kind)
+    if kind is Response:
+        kind = Json if given.media_type == "application/json" else str
+    item = get_args(kind)[0] if get_origin(kind) is Page else kind
+    example = examples.get((item, status), examples.get(item, examples.get(given.media_type)))
+    if item is not kind and example is not None:
+        example = Page(data=[example], next_cursor=None)
+    has_id = "id" in getattr(item, "__struct_fields__", ())
+    return Answer(
+        status,
+        meaning,
+        Content(kind, example, given.media_type),
+        given.sends,
+        [name for name in by_id.values() if has_id],
+    )
+
+
+def _bare(path: str) -> str:
+    return path.replace(":path", "")
+
+
+def document(groups: Groups, webhooks: Sequence[Row]) -> Json:
     """Describe every route of every group, and what is sent to others."""
     rows = [row for group in groups.values() for row in group]
     types = _Types([*rows, *webhooks])
@@ -82,7 +213,7 @@ def document(groups: Groups, webhooks: Sequence[Endpoint]) -> Json:
     }
 
 
-def _operation(row: Endpoint, types: _Types) -> Json:
+def _operation(row: Row, types: _Types) -> Json:
     answers = {str(answer.status): _answer(answer, types) for answer in row.answers}
     refusals = {str(status): _ref("responses", _joined(kinds)) for status, kinds in _by_status(row)}
     return {
@@ -96,7 +227,7 @@ def _operation(row: Endpoint, types: _Types) -> Json:
     }
 
 
-def _webhook(row: Endpoint, types: _Types) -> Json:
+def _webhook(row: Row, types: _Types) -> Json:
     """Describe one event; only its own name can be its type."""
     described = _operation(row, types)
     described["operationId"] = _name("on", row.path)
@@ -104,7 +235,7 @@ def _webhook(row: Endpoint, types: _Types) -> Json:
     return described
 
 
-def _parameters(row: Endpoint) -> Iterator[Json]:
+def _parameters(row: Row) -> Iterator[Json]:
     for name, kind in row.names.items():
         schema = msgspec.json.schema(kind)
         yield {"name": name, "in": "path", "required": True, **_described(schema)}
@@ -191,7 +322,7 @@ def _headers(names: Iterable[str]) -> Json:
 # --- problems ---
 
 
-def _by_status(row: Endpoint) -> list[tuple[int, tuple[str, ...]]]:
+def _by_status(row: Row) -> list[tuple[int, tuple[str, ...]]]:
     """Sort what may go wrong with a route by the status that says so."""
     statuses: defaultdict[int, set[str]] = defaultdict(set)
     for kind in (*row.problems, *_EVERYWHERE, *(() if row.is_open else _GUARDED)):
@@ -199,7 +330,7 @@ def _by_status(row: Endpoint) -> list[tuple[int, tuple[str, ...]]]:
     return [(status, tuple(sorted(kinds))) for status, kinds in sorted(statuses.items())]
 
 
-def _refusals(rows: Iterable[Endpoint]) -> list[tuple[str, ...]]:
+def _refusals(rows: Iterable[Row]) -> list[tuple[str, ...]]:
     return sorted({kinds for row in rows for _, kinds in _by_status(row)})
 
 
@@ -225,7 +356,7 @@ def _refusal(kinds: Sequence[str]) -> Json:
 class _Types:
     """The schemas of all types that rows name, by type."""
 
-    def __init__(self, rows: Sequence[Endpoint]) -> None:
+    def __init__(self, rows: Sequence[Row]) -> None:
         said = [answer.content.type for row in rows for answer in row.answers if answer.content]
         taken = [content.type for row in rows for content in row.body]
         self._kinds = list(dict.fromkeys([ProblemDetails, *said, *taken]))

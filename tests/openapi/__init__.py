@@ -1,0 +1,33 @@
+"""The OpenAPI document and the page at `/docs`, which the package ships as files.
+
+They are made here, of what the routes declare, so that a running receiver has only to send them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tests.openapi.described import ALSO_FITS, CALLBACK, EXAMPLES, GROUPS, SENT
+from tests.openapi.document import Json, document, rows_of
+from tests.openapi.page import page
+
+FOLDER: Final = Path(__file__).parent.parent.parent / "receiver" / "http"
+
+
+def made() -> Json:
+    """Return the document."""
+    groups = {heading: rows_of(classes, EXAMPLES, ALSO_FITS) for heading, classes in GROUPS.items()}
+    groups["Callbacks"].insert(0, CALLBACK)
+    text = msgspec.json.encode(document(groups, SENT))
+    return msgspec.json.decode(text)  # type: ignore[no-any-return]
+
+
+FILES: Final[dict[str, Callable[[], bytes]]] = {
+    "openapi.json": lambda: msgspec.json.format(msgspec.json.encode(made()), indent=1) + b"\n",
+    "docs.html": lambda: page(made()).encode(),
+}
+"""What is made, by name."""

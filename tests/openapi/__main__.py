@@ -1,0 +1,8 @@
+"""Write the OpenAPI document and the page of it into the package: `make docs`."""
+
+from __future__ import annotations
+
+from tests.openapi import FILES, FOLDER
+
+for name, make in FILES.items():
+    (FOLDER / name).write_bytes(make())

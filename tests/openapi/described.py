@@ -1,0 +1,321 @@
+"""What the document cannot read off the routes: examples, the callback, and what `forward` sends.
+
+The handler `forward` stands alone, as an example to copy; a test compares what it sends with these
+types.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal, get_args
+
+import msgspec
+from msgspec import Meta
+
+from receiver.http.declare import ProviderName
+from receiver.http.drain import Drained
+from receiver.http.live import Change, Moved, frame
+from receiver.http.routes.deliveries import DeliveryRoutes
+from receiver.http.routes.discarded import DiscardedRoutes
+from receiver.http.routes.docs import DocsRoutes
+from receiver.http.routes.echo import EchoRoutes
+from receiver.http.routes.events import MEDIA_TYPE, EventRoutes
+from receiver.http.routes.handlers import HandlerRoutes, HandlerState
+from receiver.http.routes.health import Health, HealthRoutes
+from receiver.http.routes.metrics import MetricsPage
+from receiver.http.routes.predictions import (
+    ExplainedHandler,
+    Explanation,
+    OwedAgain,
+    PredictionRoutes,
+    Submission,
+)
+from receiver.http.routes.replays import ReplayRoutes
+from receiver.http.webhooks import Receipt
+from receiver.model.values import Channel, EventType, Output, Prediction, Status, utc
+from receiver.providers import NAMES
+from receiver.store.discarded import DiscardedItem
+from receiver.store.replays import Replay, Selection
+from receiver.store.values import AttemptRecord, Delivery
+from tests.openapi.document import Answer, Content, Row
+
+# --- examples, by type ---
+
+_SUBMITTED: Final = Prediction(
+    id="pred_0199f3a6d2c1e45b7f1c9d3e8a260f4b",
+    provider="fal",
+    model="fal-ai/nano-banana",
+    status=Status.PROCESSING,
+    mode="queue",
+    input={"prompt": "a lighthouse"},
+    metadata={"channel": "#art"},
+    provider_id="3f6cbd1e-7a92-4a52-9d9b-1c1f7a8e2b90",
+    created_at=datetime(2026, 1, 31, 12, tzinfo=UTC),
+    submitted_at=datetime(2026, 1, 31, 12, 0, 0, 200000, UTC),
+)
+_ENDED: Final = msgspec.structs.replace(
+    _SUBMITTED,
+    status=Status.SUCCEEDED,
+    output=[Output(url="https://v3.fal.media/files/a.png", content_type="image/png")],
+    channel="webhook",
+    completed_at=datetime(2026, 1, 31, 12, 0, 3, 500000, UTC),
+)
+_DELIVERY: Final = Delivery(
+    id="dlv_0199f3a6d2c1e45b7f1c9d3e8a260f4b5c1d0e2f",
+    event_id="evt_0199f3a6d2c1e45b7f1c9d3e8a260f4b",
+    prediction_id="pred_0199f3a6d2c1e45b7f1c9d3e8a260f4b",
+    handler="forward",
+    state="dead",
+    attempts=1,
+    round=0,
+    replay_id=None,
+    reason="HTTP 410: gone",
+    created_at="2026-01-31T12:00:03.600000Z",
+    due_at=None,
+    ended_at="2026-01-31T12:00:03.900000Z",
+    history=[
+        AttemptRecord(
+            number=1,
+            started_at="2026-01-31T12:00:03.610000Z",
+            ended_at="2026-01-31T12:00:03.900000Z",
+            result="dead",
+            reason="HTTP 410: gone",
+            note="",
+        )
+    ],
+)
+_HANDLER: Final = HandlerState(
+    name="save",
+    state="paused",
+    registered=True,
+    owed=12,
+    paused_at=utc(1769860800),
+    open_until=None,
+    reason="",
+)
+_REPLAY: Final = Replay(
+    id="rep_0199f3a6d2c1e45b7f1c9d3e8a260f4b",
+    state="counted",
+    events=1200,
+    matched=1200,
+    replayed=0,
+    wanted={"handler": "save", "state": "dead"},
+    created_at="2026-01-31T12:00:00.000000Z",
+    ended_at=None,
+)
+_SELECTION_FITS: Final = {
+    "properties": {"provider": {"enum": [*NAMES, None]}},
+    "anyOf": [
+        {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+        for name in Selection.__struct_fields__
+    ],
+}
+_DISCARDED: Final = DiscardedItem(
+    kind="rejected",
+    reason="bad_signature",
+    provider="fal",
+    channel=None,
+    source="203.0.113.9",
+    prediction_id=None,
+    event_id=None,
+    times=17,
+    first_at="2026-01-31T12:00:00.000000Z",
+    last_at="2026-01-31T12:20:00.000000Z",
+)
+_CHANGE: Final = Change(
+    type="prediction.processing",
+    time=utc(1769860800),
+    prediction=Moved(
+        id="pred_0199f3a6d2c1e45b7f1c9d3e8a260f4b",
+        provider="fal",
+        model="fal-ai/nano-banana",
+        status=Status.PROCESSING,
+        metadata={"channel": "#art"},
+    ),
+)
+
+
+EXAMPLES: Final[dict[Any, Any]] = {
+    (Prediction, 202): _SUBMITTED,
+    Prediction: _ENDED,
+    Submission: Submission(
+        provider="fal",
+        model="fal-ai/nano-banana",
+        input={"prompt": "a lighthouse"},
+        metadata={"channel": "#art"},
+    ),
+    OwedAgain: OwedAgain(2, ("save", "slack")),
+    Explanation: Explanation(
+        prediction=_ENDED.id,
+        type="prediction.succeeded",
+        assumed=True,
+        handlers=[
+            ExplainedHandler(
+                handler="slack", runs=True, reason=None, after=("save",), delivery=None
+            )
+        ],
+    ),
+    Delivery: _DELIVERY,
+    (Delivery, 202): msgspec.structs.replace(_DELIVERY, state="pending", attempts=0),
+    Drained: Drained(deliveries=3, submits=1, polls=2, more=False),
+    HandlerState: _HANDLER,
+    Replay: _REPLAY,
+    Selection: Selection(handler="save", state="dead"),
+    DiscardedItem: _DISCARDED,
+    Health: Health(),
+    MEDIA_TYPE: frame(_CHANGE.type, 1207, _CHANGE).decode(),
+}
+"""By type, by type and status, or by media type."""
+ALSO_FITS: Final = {Selection: _SELECTION_FITS}
+"""What a body must fit beyond its type, as JSON Schema."""
+
+GROUPS: Final[dict[str, tuple[type, ...]]] = {
+    "Predictions": (PredictionRoutes,),
+    "Deliveries": (DeliveryRoutes,),
+    "Events": (EventRoutes,),
+    "Handlers": (HandlerRoutes,),
+    "Replays": (ReplayRoutes,),
+    "Undelivered": (DiscardedRoutes,),
+    "Callbacks": (EchoRoutes,),
+    "Health": (HealthRoutes, MetricsPage),
+    "About": (DocsRoutes,),
+}
+"""The headings of the document; a test sees that no route of the app is missing."""
+
+# --- callbacks ---
+
+
+class Proofs(msgspec.Struct, frozen=True, rename="kebab"):
+    """What providers prove a callback with, beside the token."""
+
+    x_webhook_secret: str | None = None
+    """Eachlabs: the secret that its submit was given."""
+    x_fal_webhook_request_id: str | None = None
+    """fal.ai: its id of the request."""
+    x_fal_webhook_user_id: str | None = None
+    """fal.ai: its id of the user."""
+    x_fal_webhook_timestamp: str | None = None
+    """fal.ai: unix seconds."""
+    x_fal_webhook_signature: str | None = None
+    """fal.ai: Ed25519 over the three above and the body's digest, in hex."""
+
+
+Token = Annotated[
+    str,
+    msgspec.Meta(description="Made by us for one prediction; it comes with the callback URL."),
+]
+
+
+# --- what forward sends ---
+
+
+class EventData(msgspec.Struct, frozen=True, kw_only=True):
+    """A prediction that has ended. This alone is the body of a CloudEvent in binary mode."""
+
+    event_id: str
+    """There is one for each prediction, ever."""
+    channel: Channel | None
+    """How the outcome reached us; None where the end is our own verdict."""
+    prediction: Prediction
+
+
+class StandardWebhook(msgspec.Struct, frozen=True, kw_only=True):
+    """An event in the form of Standard Webhooks."""
+
+    type: EventType
+    timestamp: datetime
+    data: EventData
+
+
+class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as a CloudEvent 1.0 in structured mode."""
+
+    specversion: Literal["1.0"]
+    id: str
+    """The same over retries: take an event once by it."""
+    source: str
+    """FORWARD_SOURCE, or our public URL."""
+    type: EventType
+    subject: str
+    """The prediction's id."""
+    time: datetime
+    datacontenttype: Literal["application/json"]
+    data: EventData
+
+
+class OutgoingHeaders(msgspec.Struct, frozen=True, rename="kebab"):
+    """What comes with an event."""
+
+    webhook_id: str
+    """The same over retries: take an event once by it."""
+    webhook_timestamp: Annotated[str, Meta(pattern="^[0-9]+$")]
+    """Unix seconds; refuse what is older than some minutes."""
+    webhook_signature: str | None = None
+    """`v1,…`: HMAC-SHA256 in base64 over id, timestamp and body, each followed by a dot but the
+    last; one for each secret, separated by blanks. Missing only where FORWARD_SECRET is not set."""
+    ce_specversion: Literal["1.0"] | None = None
+    """This and the other `ce-` headers: the attributes of a CloudEvent in binary mode."""
+    ce_id: str | None = None
+    ce_source: str | None = None
+    ce_type: EventType | None = None
+    ce_subject: str | None = None
+    ce_time: str | None = None
+
+
+_DATA: Final = EventData(event_id=f"evt_{_ENDED.id[5:]}", channel=_ENDED.channel, prediction=_ENDED)
+_AT: Final = datetime.fromisoformat("2026-01-31T12:00:03.500000+00:00")
+_EVENT: Final = CloudEvent(
+    specversion="1.0",
+    id=f"dlv_{_ENDED.id[5:]}5c1d0e2f",
+    source="https://hooks.example.org",
+    type="prediction.succeeded",
+    subject=_ENDED.id,
+    time=_AT,
+    datacontenttype="application/json",
+    data=_DATA,
+)
+CALLBACK: Final = Row(
+    method="POST",
+    path="/webhooks/{provider}/{token}",
+    summary="Take a provider's callback",
+    answers=(Answer(200, "it is committed, or was before", Content(Receipt, Receipt("accepted"))),),
+    problems=(
+        "not-found",
+        "unproved",
+        "too-slow",
+        "too-large",
+        "rate-limited",
+        "unavailable",
+        "keys-unavailable",
+        "sources-unavailable",
+    ),
+    detail="Not for callers: the URL is given to the provider with each submit. Nothing of the "
+    "body is parsed before it is proved, by the token in the path and, on top, by the provider's "
+    "signature or secret.",
+    names={"provider": ProviderName, "token": Token},
+    headers=Proofs,
+    body=(Content(Any, {"request_id": "…", "status": "OK", "payload": {"images": []}}),),
+    is_open=True,
+)
+SENT: Final = tuple(
+    Row(
+        method="POST",
+        path=kind,
+        summary=f"A prediction is {kind.partition('.')[2]}",
+        answers=(
+            Answer(200, "taken; any other 2xx says so too"),
+            Answer(410, "never send this again: the delivery ends dead"),
+            Answer(503, "try again later, when Retry-After says so; any other answer does too"),
+        ),
+        detail="Sent by the built-in handler `forward` to FORWARD_URL, in the form that "
+        "FORWARD_FORMAT names, at least once, in no certain order.",
+        headers=OutgoingHeaders,
+        body=(
+            Content(StandardWebhook, StandardWebhook(type=_EVENT.type, timestamp=_AT, data=_DATA)),
+            Content(EventData, _DATA),
+            Content(CloudEvent, _EVENT, "application/cloudevents+json"),
+        ),
+        is_open=True,
+    )
+    for kind in get_args(EventType)
+)
