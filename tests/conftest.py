@@ -28,7 +28,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * (os.cpu_count() or 1)
 
 
-LONG = ("tests/journey/", "tests/test_openapi.py", "tests/test_cli.py", "tests/test_tail.py")
+LONG = (
+    "tests/journey/",
+    "tests/http/test_openapi.py",
+    "tests/cli/test_cli.py",
+    "tests/cli/test_tail.py",
+)
 """Where tests take many seconds, most of which they wait."""
 
 
@@ -48,27 +53,11 @@ def network() -> Network:
     return Network()
 
 
-ON_BOTH = {
-    "test_callbacks",
-    "test_drain",
-    "test_events",
-    "test_invariants",
-    "test_metrics",
-    "test_replays",
-    "test_retention",
-    "test_rotation",
-    "test_tracing",
-    "test_undelivered",
-    "test_wire",
-}
-"""Modules whose receivers run on either engine."""
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run receivers on each engine in turn, where the engine does not matter."""
     names = set(metafunc.fixturenames)
-    module = metafunc.module.__name__.rpartition(".")[2]
-    if "start" in names and module in ON_BOTH and not names & {"disk", "on_sqlite"}:
+    on_both = any(mark.name == "both_engines" for mark in metafunc.definition.iter_markers())
+    if "start" in names and on_both and not names & {"disk", "on_sqlite"}:
         metafunc.parametrize("start", ["sqlite", "postgres"], indirect=True)
 
 

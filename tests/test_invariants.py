@@ -37,7 +37,7 @@ from tests.receiving import (
     write,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 PUSHING = ["eachlabs", "fal"]
 TABLES = ("predictions", "callbacks", "events", "deliveries", "attempts")

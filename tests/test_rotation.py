@@ -16,7 +16,7 @@ from tests.conftest import Start
 from tests.postgres import Database
 from tests.receiving import API_KEY, ENDS, ENV, Network, Station, receiving
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 PUSHING: Final = ("eachlabs", "fal")
 OLD: Final = ENV["RECEIVER_SECRET_KEY"]

@@ -7,8 +7,7 @@ import msgspec
 import pytest
 
 from receiver.emulator import create_emulator
-
-from .serving import FAST, Emulated, Mailbox, PostOffice, Server, serve
+from tests.emulator.serving import FAST, Emulated, Mailbox, PostOffice, Server, serve
 
 Start = Callable[..., Emulated]
 

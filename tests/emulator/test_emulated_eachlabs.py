@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import Start
-from .serving import KEYS, Emulated, Mailbox, eventually
+from tests.emulator.conftest import Start
+from tests.emulator.serving import KEYS, Emulated, Mailbox, eventually
 
 PATHS = ["/v1/prediction", "/v1/prediction/"]
 BODY = {"model": "nano-banana", "input": {"prompt": "x"}}

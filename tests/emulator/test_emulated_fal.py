@@ -13,9 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from receiver.emulator.fal import app_of
 from receiver.emulator.keys import signed_text
 from receiver.providers.fal import read_meta
-
-from .conftest import Start
-from .serving import KEYS, Emulated, Mail, Mailbox, eventually
+from tests.emulator.conftest import Start
+from tests.emulator.serving import KEYS, Emulated, Mail, Mailbox, eventually
 
 VECTOR_BODY = (
     b'{"error": null, "gateway_request_id": "req-0001", "payload": {"images": '

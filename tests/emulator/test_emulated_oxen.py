@@ -7,8 +7,8 @@ import httpx
 import httpx_sse
 import pytest
 
-from .conftest import Start
-from .serving import KEYS, Emulated
+from tests.emulator.conftest import Start
+from tests.emulator.serving import KEYS, Emulated
 
 WEBHOOK_NAMES = ["webhook_url", "webhook", "fal_webhook", "callbackUrl"]
 

@@ -9,10 +9,9 @@ from starlette.types import Receive, Scope, Send
 
 from receiver.emulator import Options, settings_for
 from receiver.emulator.courier import Callback
-
-from .conftest import Start
-from .parts import prediction
-from .serving import Emulated, Mailbox, serve
+from tests.emulator.conftest import Start
+from tests.emulator.parts import prediction
+from tests.emulator.serving import Emulated, Mailbox, serve
 
 
 def waits(provider: str, body: bytes, status: int = 500) -> list[float]:

@@ -7,11 +7,10 @@ import httpx_sse
 import pytest
 
 from receiver.emulator import FAULTS, create_emulator
-
-from .conftest import Start
-from .serving import FAST, KEYS, Emulated, Mailbox
-from .test_emulated_fal import published, verified
-from .test_emulated_oxen import listening
+from tests.emulator.conftest import Start
+from tests.emulator.serving import FAST, KEYS, Emulated, Mailbox
+from tests.emulator.test_emulated_fal import published, verified
+from tests.emulator.test_emulated_oxen import listening
 
 PROVIDERS = ["oxen", "eachlabs", "fal"]
 CALLERS = ["eachlabs", "fal"]

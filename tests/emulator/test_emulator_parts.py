@@ -13,9 +13,8 @@ from receiver.emulator.faults import Faults
 from receiver.emulator.poster import Poster
 from receiver.emulator.pushes import Pushes
 from receiver.emulator.wire import CLOSE, HangUp
-
-from .parts import prediction, write_certificate
-from .serving import Mailbox, PostOffice, serve
+from tests.emulator.parts import prediction, write_certificate
+from tests.emulator.serving import Mailbox, PostOffice, serve
 
 
 class HandTimers(Timers):

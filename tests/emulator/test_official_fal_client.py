@@ -9,9 +9,8 @@ import msgspec
 import pytest
 
 from receiver.emulator import create_emulator
-
-from .parts import write_certificate
-from .serving import FAST, serve
+from tests.emulator.parts import write_certificate
+from tests.emulator.serving import FAST, serve
 
 SESSION = Path(__file__).with_name("fal_session.py")
 

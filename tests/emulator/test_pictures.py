@@ -5,8 +5,7 @@ import zlib
 import pytest
 
 from receiver.emulator import pictures
-
-from .serving import Emulated
+from tests.emulator.serving import Emulated
 
 
 def chunks(png: bytes) -> dict[bytes, bytes]:

@@ -12,9 +12,8 @@ from urllib.parse import parse_qsl
 
 from receiver import Context, Event, Output, Stored, on
 from receiver.testing import Delivered, Kit
-
-from .parts import Answer, Asked
-from .services import service
+from tests.handlers.parts import Answer, Asked
+from tests.handlers.services import service
 
 S = TypeVar("S", bound="Service")
 Kits = Callable[..., Kit]

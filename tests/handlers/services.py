@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from .parts import Answer, Asked
+from tests.handlers.parts import Answer, Asked
 
 
 @contextmanager

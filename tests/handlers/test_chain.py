@@ -16,8 +16,7 @@ from receiver.model.errors import HandlerError
 from receiver.store.values import Delivery
 from receiver.testing import Kit, make_event, run
 from receiver.testing.providers import Providers
-
-from .parts import built_in
+from tests.handlers.parts import built_in
 
 Kits = Callable[..., Kit]
 

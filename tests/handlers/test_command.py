@@ -24,8 +24,7 @@ from receiver.model.errors import HandlerError
 from receiver.model.retry import Failure
 from receiver.store.values import Claim
 from receiver.testing import Kit, make_event, run
-
-from .parts import built_in
+from tests.handlers.parts import built_in
 
 Kits = Callable[..., Kit]
 Program = Callable[..., str]

@@ -13,8 +13,7 @@ import pytest
 from receiver import Output
 from receiver.model.errors import HandlerError
 from receiver.testing import make_event
-
-from .chat import (
+from tests.handlers.chat import (
     KEPT,
     MP4,
     NASTY,
@@ -27,7 +26,7 @@ from .chat import (
     speaking,
     waits,
 )
-from .parts import Answer, Asked, built_in
+from tests.handlers.parts import Answer, Asked, built_in
 
 TOKEN: Final = "MTIz.secret.token-1"
 CHANNEL, OTHER, THREAD, MESSAGE = (

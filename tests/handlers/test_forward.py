@@ -18,9 +18,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from receiver.model.errors import HandlerError
 from receiver.testing import Delivered, Kit, make_event
+from tests.handlers.parts import OK, Asked, Server, built_in, serving
 from tests.openapi import made
-
-from .parts import OK, Asked, Server, built_in, serving
 
 SECRET: Final = "whsec_" + base64.b64encode(b"a secret of some thirty-two bytes").decode()
 OTHER: Final = "whsec_" + base64.b64encode(b"its successor is as long as it is").decode()

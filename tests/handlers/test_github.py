@@ -14,9 +14,8 @@ import pytest
 from receiver import Output
 from receiver.model.errors import HandlerError
 from receiver.testing import Kit, make_event
-
-from .parts import Answer, Asked, built_in
-from .services import service
+from tests.handlers.parts import Answer, Asked, built_in
+from tests.handlers.services import service
 
 Kits = Callable[..., Kit]
 

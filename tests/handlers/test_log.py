@@ -10,8 +10,7 @@ from structlog.testing import capture_logs
 
 from receiver import Event
 from receiver.testing import Kit, make_event
-
-from .parts import built_in
+from tests.handlers.parts import built_in
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from typing import Final
 
-from .parts import HANDLERS
+from tests.handlers.parts import HANDLERS
 
 NAMES: Final = sorted(path.stem for path in HANDLERS.glob("*.py") if path.stem != "__init__")
 README: Final = (HANDLERS.parent / "README.md").read_text()

@@ -21,9 +21,8 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from receiver import Output, Stored
 from receiver.model.errors import HandlerError
 from receiver.testing import Kit, make_event
-
-from .parts import Answer, Asked, built_in
-from .services import service
+from tests.handlers.parts import Answer, Asked, built_in
+from tests.handlers.services import service
 
 # apprise's plugins import it as soon as one of them is asked for.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")

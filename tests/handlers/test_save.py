@@ -23,8 +23,7 @@ from receiver import Context, Event, Output, on
 from receiver.emulator import pictures
 from receiver.model.errors import HandlerError
 from receiver.testing import Delivered, Kit, make_event
-
-from .parts import Answer, built_in, serving
+from tests.handlers.parts import Answer, built_in, serving
 
 Kits = Callable[..., Kit]
 

@@ -12,8 +12,7 @@ import pytest
 from receiver import Output
 from receiver.model.errors import HandlerError
 from receiver.testing import make_event
-
-from .chat import (
+from tests.handlers.chat import (
     KEPT,
     MP4,
     NASTY,
@@ -27,7 +26,7 @@ from .chat import (
     speaking,
     waits,
 )
-from .parts import Answer, Asked, built_in
+from tests.handlers.parts import Answer, Asked, built_in
 
 TOKEN: Final = "xoxb-1234-secret"
 CHANNELS: Final = {"C0123456789", "C0OTHER"}

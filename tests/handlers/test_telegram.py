@@ -12,8 +12,7 @@ import pytest
 from receiver import Output
 from receiver.model.errors import HandlerError
 from receiver.testing import make_event
-
-from .chat import (
+from tests.handlers.chat import (
     GIF,
     KEPT,
     MP3,
@@ -31,7 +30,7 @@ from .chat import (
     speaking,
     waits,
 )
-from .parts import Answer, Asked, built_in
+from tests.handlers.parts import Answer, Asked, built_in
 
 TOKEN: Final = "123456:AAF-secret_token"
 CHAT, OTHER, MOVED = "-1001", "@others", "-1009"

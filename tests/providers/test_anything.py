@@ -25,9 +25,8 @@ from receiver.providers.adapter import (
     Streamed,
 )
 from receiver.providers.fal import read_jwks
-
-from .samples import providers
-from .strategies import FEW, answers, bodies, texts, tickets
+from tests.providers.samples import providers
+from tests.providers.strategies import FEW, answers, bodies, texts, tickets
 
 PROVIDERS = providers()
 STREAMS = {name: p for name, p in PROVIDERS.items() if isinstance(p, Streamed)}

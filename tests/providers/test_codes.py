@@ -23,10 +23,9 @@ from receiver.providers.adapter import (
 )
 from receiver.providers.codes import code_of, plain
 from tests.conftest import Start
+from tests.providers.samples import providers
+from tests.providers.strategies import FEW
 from tests.receiving import Network, reply
-
-from .samples import providers
-from .strategies import FEW
 
 PROVIDERS: Final = providers()
 

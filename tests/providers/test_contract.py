@@ -19,8 +19,7 @@ from receiver.model.values import Mode, Outcome, Ticket
 from receiver.predictions.tokens import Tokens
 from receiver.providers import NAMES
 from receiver.providers.adapter import Callback, Provider, ProviderResponse, Streamed
-
-from .samples import FOLDER, Sample, ending, load, perform, providers, swapped
+from tests.providers.samples import FOLDER, Sample, ending, load, perform, providers, swapped
 
 SAMPLES: Final = load()
 PROVIDERS: Final = providers()

@@ -12,8 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from receiver.model.errors import Unproved, Unreadable
 from receiver.providers.adapter import Callback
 from receiver.providers.fal import TOLERANCE, Fal
-
-from .samples import load, swapped
+from tests.providers.samples import load, swapped
 
 KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC: Final = KEY.public_key().public_bytes_raw()

@@ -5,31 +5,16 @@ import pytest
 
 from receiver.store.engine import Store
 from tests.postgres import Database
-
-from .parts import Engine, Postgres, SQLite, watch
+from tests.store.parts import Engine, Postgres, SQLite, watch
 
 __all__ = ["watch"]
-
-CONTRACT = {
-    "test_accept",
-    "test_backlog",
-    "test_deliveries",
-    "test_disposal",
-    "test_erasure",
-    "test_journal",
-    "test_predictions",
-    "test_replays",
-    "test_undelivered",
-    "test_waiting",
-}
-"""Modules that say what a store does, whatever it is made on."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Open a fresh store of every engine in turn, where the engine does not matter."""
     names = set(metafunc.fixturenames)
     if "engine" in names and not names & {"watch", "in_one_process"}:
-        contract = metafunc.module.__name__.rpartition(".")[2] in CONTRACT
+        contract = any(mark.name == "both_engines" for mark in metafunc.definition.iter_markers())
         metafunc.parametrize(
             "engine", ["sqlite", "postgres"] if contract else ["sqlite"], indirect=True
         )

@@ -14,8 +14,7 @@ from receiver.store.values import (
     Recipients,
     Transition,
 )
-
-from .parts import (
+from tests.store.parts import (
     NOW,
     Engine,
     Watch,
@@ -31,7 +30,7 @@ from .parts import (
     wanted,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 LIVING = sorted(set(Status) - TERMINAL)
 ENDS: list[OutcomeKind] = ["succeeded", "failed", "canceled"]

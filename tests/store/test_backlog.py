@@ -13,11 +13,10 @@ from receiver.store.backlog import LIVING, BacklogReader
 from receiver.store.engine import Store
 from receiver.store.handlers import Breakers
 from receiver.store.sqlite.engine import SQLiteStore
+from tests.store.parts import AGAIN, NOW, ended, settlement, stand, wanted
+from tests.store.test_deliveries import greet_only
 
-from .parts import AGAIN, NOW, ended, settlement, stand, wanted
-from .test_deliveries import greet_only
-
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 PROVIDERS = ("fal", "oxen")
 

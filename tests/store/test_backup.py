@@ -21,8 +21,7 @@ from receiver import Event, on
 from receiver.model.errors import StoreUnusable
 from receiver.store.sqlite.backup import back_up
 from tests.receiving import ENDS, Network, eventually, receiving
-
-from .parts import SQLite, ended, new
+from tests.store.parts import SQLite, ended, new
 
 pytestmark = pytest.mark.anyio
 

@@ -5,8 +5,7 @@ import threading
 from pathlib import Path
 
 from receiver.store.sqlite.checkpoint import Checkpointer
-
-from .parts import PATIENCE
+from tests.store.parts import PATIENCE
 
 
 def ends(checkpointer: Checkpointer) -> bool:

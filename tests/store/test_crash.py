@@ -17,8 +17,7 @@ from receiver.store.engine import Store
 from receiver.store.replays import CountedReplay, Replays, ReplayStep, Selection
 from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.values import Recipients
-
-from .parts import (
+from tests.store.parts import (
     AGAIN,
     GIVEN_UP,
     NOW,

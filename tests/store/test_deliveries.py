@@ -16,8 +16,7 @@ from receiver.store.values import (
     LostAttempt,
     Recipients,
 )
-
-from .parts import (
+from tests.store.parts import (
     AGAIN,
     GIVEN_UP,
     NOW,
@@ -31,7 +30,7 @@ from .parts import (
     wanted,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 GREET = delivery_id(pred(1), "greet")
 

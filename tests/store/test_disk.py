@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from receiver.model.errors import StoreUnavailable
-
-from .parts import NOW, SQLite, arrival, new, pred
+from tests.store.parts import NOW, SQLite, arrival, new, pred
 
 pytestmark = pytest.mark.anyio
 

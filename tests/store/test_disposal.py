@@ -10,8 +10,7 @@ from receiver.model.values import Outcome, Output
 from receiver.store.disposal import Cutoffs, DeleteBatch, DeleteResult, Disposal
 from receiver.store.engine import Store
 from receiver.store.values import Recipients
-
-from .parts import (
+from tests.store.parts import (
     AGAIN,
     GIVEN_UP,
     NOW,
@@ -27,7 +26,7 @@ from .parts import (
     wanted,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 OLD = Cutoffs(succeeded_before=NOW + 100, failed_before=NOW + 100, canceled_before=NOW + 100)
 HORIZON = oldest_id("pred", NOW + 100)

@@ -14,8 +14,7 @@ from receiver.store.engine import Store
 from receiver.store.erasure import Erasure
 from receiver.store.handlers import Breakers
 from receiver.store.values import Annotation, Recipients, ReplayResult
-
-from .parts import (
+from tests.store.parts import (
     AGAIN,
     GIVEN_UP,
     NOW,
@@ -34,7 +33,7 @@ from .parts import (
     wanted,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 MARKER: Final = "sealing-wax"
 THEN: Final = NOW + 1000

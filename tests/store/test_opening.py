@@ -11,8 +11,7 @@ import pytest
 from receiver.model.errors import StoreUnusable
 from receiver.store.schema import MIGRATIONS
 from receiver.store.sqlite.engine import SQLiteStore
-
-from .parts import NOW, TABLES, SQLite, arrival, copy, dump, ended, new, pred
+from tests.store.parts import NOW, TABLES, SQLite, arrival, copy, dump, ended, new, pred
 
 pytestmark = pytest.mark.anyio
 

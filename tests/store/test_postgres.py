@@ -28,8 +28,7 @@ from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.schema import MIGRATIONS, for_postgres
 from receiver.store.values import Claim, Claims, LostAttempt, Recipients
 from tests.postgres import Database
-
-from .parts import (
+from tests.store.parts import (
     GIVEN_UP,
     NOW,
     PATIENCE,

@@ -13,8 +13,7 @@ from receiver.store.postgres.engine import _SETTINGS, SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.values import LeaseRequest, PredictionFilter, ProgressCause, RequestPermit
 from tests.postgres import Database
-
-from .parts import (
+from tests.store.parts import (
     NOW,
     Engine,
     arrival,
@@ -29,7 +28,7 @@ from .parts import (
     unconfirmed,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 # The queued last, as all that is queued goes when another is brought to its submit.
 EVERY = sorted(Status, key=lambda status: (status is Status.QUEUED, status))

@@ -13,8 +13,7 @@ from receiver.store.dialect import Query, Run
 from receiver.store.engine import Store
 from receiver.store.replays import CountedReplay, Replays, ReplayStep, ReplayStepResult, Selection
 from receiver.store.values import CurrentState, Recipients
-
-from .parts import (
+from tests.store.parts import (
     GIVEN_UP,
     NOW,
     Engine,
@@ -28,7 +27,7 @@ from .parts import (
     wanted,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 
 def all_to(*handlers: str) -> Any:

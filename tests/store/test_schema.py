@@ -12,8 +12,7 @@ import pytest
 
 from receiver.model.ids import delivery_id
 from receiver.store.schema import MIGRATIONS, for_postgres
-
-from .parts import NOW, SQLite, pred
+from tests.store.parts import NOW, SQLite, pred
 
 PREDICTION: dict[str, Any] = {
     "id": pred(1),

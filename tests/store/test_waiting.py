@@ -10,10 +10,20 @@ from receiver.model.retry import DONE, Decision
 from receiver.model.values import Stored
 from receiver.store.engine import Store
 from receiver.store.values import Annotation, Delivery, Recipients
+from tests.store.parts import (
+    AGAIN,
+    GIVEN_UP,
+    NOW,
+    Engine,
+    Postgres,
+    ended,
+    new,
+    pred,
+    settlement,
+    wanted,
+)
 
-from .parts import AGAIN, GIVEN_UP, NOW, Engine, Postgres, ended, new, pred, settlement, wanted
-
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 DAY: Final = 86400.0
 POST_AFTER_SAVE: Final = {"post": ("save",)}

@@ -15,9 +15,8 @@ from receiver.deliveries.worker import Timing
 from receiver.model.errors import StoreUnavailable
 from receiver.store.handlers import Breakers, BreakerState
 from tests.conftest import Logged
+from tests.deliveries.parts import Dispatching, Unsteady, dispatching, eventually
 from tests.postgres import Database
-
-from .parts import Dispatching, Unsteady, dispatching, eventually
 
 pytestmark = pytest.mark.anyio
 

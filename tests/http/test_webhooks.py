@@ -36,7 +36,7 @@ from tests.receiving import (
     write,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 PUSHING = ["eachlabs", "fal"]
 LIMIT = "2000"

@@ -26,12 +26,12 @@ from receiver.store.backlog import Backlog
 from tests.conftest import Disk, Start
 from tests.receiving import ENDS, Station, breaks, eventually, write
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 Labels = frozenset[tuple[str, str]]
 Samples = dict[tuple[str, Labels], float]
 
-TOP: Final = Path(__file__).parent.parent
+TOP: Final = Path(__file__).parent.parent.parent
 DASHBOARD: Final = TOP / "deploy/grafana/receiver.json"
 ALERTS: Final = TOP / "deploy/prometheus/alerts.yml"
 
@@ -364,5 +364,7 @@ async def test_no_instrument_grows_without_end() -> None:
 
 
 def test_a_plain_import_does_not_pay_for_it() -> None:
-    script = "import sys, receiver, receiver.cli.main; assert 'prometheus_client' not in sys.modules"
+    script = (
+        "import sys, receiver, receiver.cli.main; assert 'prometheus_client' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", script], cwd=TOP, check=True)

@@ -827,7 +827,7 @@ def doctor(env: Env, cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "receiver", "doctor", *args],
         cwd=cwd,
-        env={**kept, "PYTHONPATH": str(Path(__file__).parent.parent), **env},
+        env={**kept, "PYTHONPATH": str(Path(__file__).parent.parent.parent), **env},
         capture_output=True,
         text=True,
         timeout=40,

@@ -13,7 +13,7 @@ from receiver import Context, Dead, Event, on
 from tests.conftest import Start
 from tests.receiving import Json, Station, eventually
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 KEYS: list[str] = []
 

@@ -41,7 +41,12 @@ def environment(more: dict[str, str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("RECEIVER_", "OXEN_", "EACHLABS_", "FAL_"))
     }
-    return {**kept, "PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "200", **more}
+    return {
+        **kept,
+        "PYTHONPATH": str(Path(__file__).parent.parent.parent),
+        "COLUMNS": "200",
+        **more,
+    }
 
 
 def start(*args: str, port: int, cwd: Path, **env: str) -> subprocess.Popen[str]:

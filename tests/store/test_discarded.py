@@ -15,10 +15,9 @@ from receiver.store.discarded import (
 )
 from receiver.store.engine import Store
 from receiver.store.values import Recipients
+from tests.store.parts import NOW, Engine, arrival, ended, new, pred
 
-from .parts import NOW, Engine, arrival, ended, new, pred
-
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 
 async def listed(store: Store, **given: Any) -> list[DiscardedItem]:

@@ -25,7 +25,7 @@ from tests.conftest import Start
 from tests.emulator.serving import serve
 from tests.receiving import API_KEY, Json, Station, eventually
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 PATIENCE: Final = 10.0
 

@@ -11,10 +11,20 @@ from receiver.model.values import Status
 from receiver.store.changes import ChangeLog, StatusChange
 from receiver.store.engine import Store
 from tests.receiving import eventually
+from tests.store.parts import (
+    NOW,
+    Engine,
+    Postgres,
+    arrival,
+    ended,
+    new,
+    pred,
+    processing,
+    stand,
+    submitting,
+)
 
-from .parts import NOW, Engine, Postgres, arrival, ended, new, pred, processing, stand, submitting
-
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 WAYS: Final = {
     Status.QUEUED: ["queued"],

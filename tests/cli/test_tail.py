@@ -19,8 +19,8 @@ from rich.console import Console
 from receiver.cli.tail import follow, show
 from receiver.client import Client, ClientError
 from receiver.emulator import settings_for
+from tests.cli.test_cli import SECRET, environment, receiver, start
 from tests.journey.parts import free_port
-from tests.test_cli import SECRET, environment, receiver, start
 
 KEY: Final = {"RECEIVER_API_KEY": "key"}
 

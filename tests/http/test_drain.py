@@ -24,6 +24,8 @@ from receiver.app import drain as drain_once
 from receiver.http.drain import Drained
 from receiver.model.errors import StoreUnusable
 from receiver.settings import Settings
+from tests.cli.test_cli import receiver
+from tests.cli.test_cli import start as start_process
 from tests.conftest import Logged, Start
 from tests.journey.parts import free_port
 from tests.postgres import Database
@@ -38,10 +40,8 @@ from tests.receiving import (
     eventually,
     receiving,
 )
-from tests.test_cli import receiver
-from tests.test_cli import start as start_process
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 NOTHING: Final = {"deliveries": 0, "submits": 0, "polls": 0, "more": False}
 PASSWORD: Final = "hush-hush-password"
@@ -525,7 +525,7 @@ def test_a_worker_and_a_server_share_a_database_and_stop_when_told(
         cwd=tmp_path,
         env={
             **os.environ,
-            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "PYTHONPATH": str(Path(__file__).parent.parent.parent),
             "RECEIVER_SECRET_KEY": ENV["RECEIVER_SECRET_KEY"],
             "RECEIVER_DATABASE_URL": database.url,
         },

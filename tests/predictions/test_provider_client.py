@@ -13,7 +13,7 @@ from receiver.store.values import RequestPermit
 from tests.conftest import Start
 from tests.receiving import ENDS, Clock, Network, eventually, reply
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 URL = "https://eachlabs.test/v1/prediction/1"
 

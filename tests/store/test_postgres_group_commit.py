@@ -15,8 +15,7 @@ import pytest
 from receiver.model.errors import StoreUnavailable
 from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
 from tests.postgres import Database
-
-from .parts import PATIENCE
+from tests.store.parts import PATIENCE
 
 pytestmark = pytest.mark.anyio
 

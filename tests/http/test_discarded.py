@@ -14,7 +14,7 @@ from receiver.store.discarded import OTHER, Rejection
 from tests.conftest import Logged, Start
 from tests.receiving import API_KEY, STRANGER, Station, eventually, write
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 
 async def listed(station: Station, query: str = "") -> list[dict[str, Any]]:

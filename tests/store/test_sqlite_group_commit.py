@@ -14,8 +14,7 @@ from receiver.model.errors import StoreUnavailable
 from receiver.store.dialect import Operation, Steps
 from receiver.store.engine import Store
 from receiver.store.sqlite.group_commit import Writer
-
-from .parts import NOW, PATIENCE, SQLite, Watch, arrival, new, pred, slots
+from tests.store.parts import NOW, PATIENCE, SQLite, Watch, arrival, new, pred, slots
 
 pytestmark = pytest.mark.anyio
 

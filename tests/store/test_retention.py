@@ -17,7 +17,7 @@ from tests.conftest import Logged, Start
 from tests.receiving import Clock, Network, Station, eventually, write
 from tests.store.parts import NOW, SQLite, arrival, ended
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 DAY = 86400.0
 MONTH = {"succeeded": 30.0, "failed": 30.0, "canceled": 30.0}

@@ -31,7 +31,7 @@ from tests.emulator.serving import FAST, serve
 from tests.openapi import FILES, FOLDER
 from tests.receiving import API_KEY, ENV, Json, Station, write
 
-TOP = Path(__file__).parent.parent
+TOP = Path(__file__).parent.parent.parent
 MADE: Json = msgspec.json.decode((FOLDER / "openapi.json").read_bytes())
 ROWS = [
     (path, method, row)

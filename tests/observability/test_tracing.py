@@ -34,7 +34,7 @@ from receiver.store.values import Job
 from tests.conftest import Logged, Start
 from tests.receiving import ENDS, MODELS, SECRETS, Network, breaks, eventually, reply, write
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER: Final = "00f067aa0ba902b7"
