@@ -21,6 +21,7 @@ import structlog
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from receiver.deliveries.attempt import Tools
 from receiver.deliveries.breaker import BreakerPolicy
@@ -34,7 +35,7 @@ from receiver.http.drain import Drain, Drained
 from receiver.http.limits import Limits
 from receiver.http.live import LiveStream
 from receiver.http.problems import ERROR_HANDLERS
-from receiver.http.proxies import Proxies
+from receiver.http.proxies import trusted_hosts
 from receiver.http.rejections import Rejections
 from receiver.http.request_log import Requests
 from receiver.http.routes.deliveries import DeliveryRoutes
@@ -47,7 +48,7 @@ from receiver.http.routes.health import HealthRoutes
 from receiver.http.routes.metrics import MetricsPage
 from receiver.http.routes.predictions import PredictionRoutes
 from receiver.http.routes.replays import ReplayRoutes
-from receiver.http.sources import PublishedRanges, Ranges, Sources, listed
+from receiver.http.sources import Ranges, Sources, keep_fresh, listed, published_ranges
 from receiver.http.webhooks import WebhookRoute
 from receiver.model.errors import KeysUnavailable, StoreUnavailable, StoreUnusable
 from receiver.model.retry import Policy
@@ -61,7 +62,7 @@ from receiver.predictions.tokens import Tokens
 from receiver.providers import NAMES, make_providers
 from receiver.providers.adapter import Provider, Streamed
 from receiver.providers.fal import read_jwks, read_meta
-from receiver.providers.published import PublicKeys
+from receiver.providers.published import published_keys
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
 from receiver.store.backlog import BacklogReader
 from receiver.store.changes import ChangeLog
@@ -265,8 +266,8 @@ class _Parts:
             allow_private=settings.allow_private_fetch, instead=network.results
         )
         fal = settings.providers["fal"].urls
-        self.keys = PublicKeys(self.client, fal["jwks"], read_jwks, clock=clock)
-        self.published = PublishedRanges(self.client, fal["meta"], read_meta, clock=clock)
+        self.keys = published_keys(self.client, fal["jwks"], read_jwks, clock)
+        self.published = published_ranges(self.client, fal["meta"], read_meta, clock)
         providers = make_providers(settings.providers)
         self.inbox = self._make_inbox(providers)
         self.outbound = self._make_outbound(providers)
@@ -401,7 +402,10 @@ class _Surface:
         self.app = Starlette(
             routes=made,
             middleware=[
-                Middleware(Proxies, trusted=parts.settings.trusted_proxies),
+                Middleware(
+                    ProxyHeadersMiddleware,
+                    trusted_hosts=trusted_hosts(parts.settings.trusted_proxies),
+                ),
                 Middleware(Requests, parts.telemetry, made),
             ],
             exception_handlers=ERROR_HANDLERS,
@@ -547,7 +551,7 @@ class _Receiver:
             (does.outbound, self._warm_keys),
             (does.outbound, parts.feed.run),
             (does.outbound, parts.rejections.run),
-            (does.outbound and "meta" in sources, parts.published.keep),
+            (does.outbound and "meta" in sources, partial(keep_fresh, parts.published)),
             (does.sweeps, partial(parts.store.sweep, self._chores())),
             (does.sweeps, parts.replaying().run),
             (does.sweeps and parts.alone, parts.retention.run),

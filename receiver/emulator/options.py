@@ -46,7 +46,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     stray_events: float = 0.05
     """Chance that Oxen's stream carries an unrelated event before one of ours."""
     time_scale: float = 1
-    """Multiplies every wait and timeout of the callback schedules."""
+    """Multiplies every wait of the callback schedules; their timeouts stay as they are."""
     eachlabs_callbacks: Schedule = EACHLABS_CALLBACKS
     fal_callbacks: Schedule = FAL_CALLBACKS
     fal_sources: tuple[str, ...] = ("127.0.0.0/8", "::1/128")

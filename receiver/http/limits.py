@@ -1,4 +1,4 @@
-"""How much may be asked: budgets that take the same memory however many spend them.
+"""Rate limits: token buckets by client address, in bounded memory.
 
 Whoever can prove itself is never refused for what others at its address do: a callback on a path
 that we made, and a key too long to guess, pass an address's empty budget.
@@ -6,10 +6,9 @@ that we made, and a key too long to guess, pass an address's empty budget.
 
 from __future__ import annotations
 
-import os
 import socket
 import time
-from array import array
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
@@ -26,39 +25,36 @@ _WINDOW: Final = 60.0
 _DEBT: Final = 2 * _WINDOW
 """Seconds to a full budget at the most: what was under way when it ran out may overdraw it."""
 _ROUNDING: Final = 1e-6
-_SLOTS: Final = 1 << 16
+_MOST_NAMES: Final = 50_000
+"""Buckets that are kept of one kind, about 8 MB."""
 _SAY_AGAIN: Final = 10.0
 """Seconds between two lines about refusals."""
 
 
 class Budgets:
-    """A token bucket for every name, in two rows of slots whose number is fixed.
+    """A token bucket for every name, of which the least recently used is forgotten.
 
-    A slot holds the moment at which its bucket is full again. A name has one slot in each row, by a
-    secret hash, and the fuller one counts (a count-min sketch). So a flood of names takes no memory
-    and pushes nobody out; names that share both slots are held to be poorer, never richer, than
-    they are. With `per_minute` None nothing is ever spent.
+    A bucket is the moment at which it is full again. A name that is forgotten has a full bucket,
+    which is a gain only for a client with more addresses than there are buckets, and each of those
+    has a budget anyway. With `per_minute` None nothing is ever spent.
     """
 
     def __init__(
         self,
         per_minute: int | None,
         clock: Callable[[], float] = time.monotonic,
-        slots: int = _SLOTS,
+        most: int = _MOST_NAMES,
     ) -> None:
         self._price = _WINDOW / per_minute if per_minute else 0.0
         self._clock = clock
-        self._salt = os.urandom(16)
-        self._slots = slots
-        size = slots if per_minute else 1
-        self._rows = (array("d", [0.0]) * size, array("d", [0.0]) * size)
+        self._most = most
+        self._full_at: OrderedDict[bytes, float] = OrderedDict()
 
     def wait(self, name: bytes) -> float:
-        """Give the seconds until `name` can pay for one request; 0: now."""
-        if not self._price:
+        """Return the seconds until `name` can pay for one request; 0: now."""
+        full_at = self._full_at.get(name)
+        if full_at is None:
             return 0.0
-        one, other = self._places(name)
-        full_at = min(self._rows[0][one], self._rows[1][other])
         left = full_at - self._clock() - (_WINDOW - self._price)
         return left if left > _ROUNDING else 0.0
 
@@ -67,16 +63,11 @@ class Budgets:
         if not self._price:
             return
         now = self._clock()
-        first, second = self._rows
-        one, other = self._places(name)
-        full_at = max(min(first[one], second[other]), now) + self._price
-        full_at = min(full_at, now + _DEBT)
-        first[one] = max(first[one], full_at)
-        second[other] = max(second[other], full_at)
-
-    def _places(self, name: bytes) -> tuple[int, int]:
-        mixed = hash(self._salt + name)
-        return mixed % self._slots, (mixed >> 32) % self._slots
+        full_at = max(self._full_at.get(name, now), now) + self._price
+        self._full_at[name] = min(full_at, now + _DEBT)
+        self._full_at.move_to_end(name)
+        if len(self._full_at) > self._most:
+            self._full_at.popitem(last=False)
 
 
 class Limits:

@@ -1,98 +1,48 @@
-"""Who asks: the peer of the connection, or whom the proxies that we trust name."""
+"""Who asks: the peer of the connection, or the caller that a trusted proxy names.
+
+uvicorn's own middleware reads X-Forwarded-For; what is here tells it whom to trust.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from typing import Final
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from receiver.settings import Network
 
-_FOR: Final = re.compile(r'(?:^|[;,\s])for\s*=\s*("[^"]*"|[^;,\s]+)', re.IGNORECASE)
+_LONGEST: Final = 64
+"""Characters of a name that is no address: a proxy may have written anything."""
 
 
-class Proxies:
-    """ASGI middleware: makes `scope["client"]` the caller's own address, for limits and logs alike.
+def trusted_hosts(networks: Sequence[Network]) -> list[str]:
+    """Write networks as uvicorn's ProxyHeadersMiddleware takes them.
 
-    The headers are left as they are: that there are any is what tells a proxied caller from a local
-    one.
+    An IPv4 peer on an IPv6 socket has a mapped address, which is trusted as its own is.
     """
-
-    def __init__(self, app: ASGIApp, trusted: Sequence[Network]) -> None:
-        self._app = app
-        self._trusts: Callable[[str], bool] = lru_cache(maxsize=4096)(
-            lambda host: (found := read_address(host)) is not None and within(found, trusted)
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if client := scope.get("client"):
-            host = self.caller(client[0], scope.get("headers", ()))
-            if host != client[0]:
-                scope["client"] = (host, 0)
-        await self._app(scope, receive, send)
-
-    def caller(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """Walk from the right to the first address that is no proxy of ours.
-
-        A proxy that writes one of the two headers passes the other on as a stranger wrote it: where
-        they differ neither is believed.
-        """
-        peer = plain(peer)
-        if not self._trusts(peer):
-            return peer
-        headers = list(headers)
-        told = {
-            self._walk(peer, chain)
-            for name, hops in _HOPS.items()
-            if (chain := hops(_joined(headers, name)))
-        }
-        return told.pop() if len(told) == 1 else peer
-
-    def _walk(self, peer: str, chain: Sequence[str]) -> str:
-        for hop in reversed(chain):
-            found = read_address(hop)
-            if found is None:  # "unknown", or nonsense: whoever said so is the last we know
-                return peer
-            peer = str(found)
-            if not self._trusts(peer):
-                return peer
-        return peer
+    mapped = [
+        f"::ffff:{network.network_address}/{96 + network.prefixlen}"
+        for network in networks
+        if isinstance(network, IPv4Network)
+    ]
+    return [*map(str, networks), *mapped]
 
 
 def client_of(scope: Scope) -> str:
-    """Name the caller's address, as limits and logs know it."""
-    return str((scope.get("client") or ("unknown",))[0])
+    """Return the caller's address, written in one way, as limits and logs know it."""
+    return _written(str((scope.get("client") or ("unknown",))[0]))
 
 
-def _joined(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> str:
-    return ",".join(value.decode("latin-1") for name, value in headers if name == wanted)
-
-
-_HOPS: Final[dict[bytes, Callable[[str], list[str]]]] = {
-    b"x-forwarded-for": lambda text: text.split(",") if text else [],
-    b"forwarded": _FOR.findall,
-}
-
-
-def plain(host: str) -> str:
-    """Write an IPv4 address as such, though it came in on an IPv6 socket."""
-    if not host.startswith("::ffff:"):
-        return host
-    found = read_address(host)
-    return host if found is None else str(found)
+@lru_cache(maxsize=4096)
+def _written(host: str) -> str:
+    return str(read_address(host) or host[:_LONGEST])
 
 
 def read_address(text: str) -> IPv4Address | IPv6Address | None:
-    """Read an address as a proxy writes it: with a port, brackets or quotes, or with none."""
-    text = text.strip().strip('"')
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
+    """Read an address; None where it is none. A mapped IPv4 address is read as that."""
     try:
         found = ip_address(text.partition("%")[0])
     except ValueError:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from receiver.http.proxies import client_of
 from receiver.observability.events import Telemetry
 
 _ABOUT: Final = "receiver.about"
@@ -65,7 +66,7 @@ class Requests:
         fields = scope[_ABOUT]
         fields["method"] = scope["method"][:_LONGEST_METHOD]
         fields["seconds"] = round(seconds, 4)
-        fields["client"] = (scope.get("client") or ("unknown",))[0]
+        fields["client"] = client_of(scope)
         fields["bytes"] = exchange.received
         fields["sent"] = exchange.sent
         if "id" in (params := scope.get("path_params") or {}):

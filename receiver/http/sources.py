@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
-import structlog
+import httpx
 
 from receiver.http.proxies import read_address, within
-from receiver.model.errors import ReceiverError, SourcesUnavailable, Unproved
+from receiver.model.errors import SourcesUnavailable, Unproved
 from receiver.providers.published import REFRESH, Published
 from receiver.settings import Network
-
-log = structlog.get_logger("receiver")
 
 _REFRESHED: Final = 3600.0
 """Seconds between two looks at what a provider publishes."""
@@ -23,30 +22,34 @@ Ranges = Callable[[bool], Awaitable[Sequence[Network]]]
 """Gives a provider's addresses; True: fetch them anew if that is allowed again."""
 
 
-class PublishedRanges(Published[Network]):
-    """The address ranges that a provider publishes; those once known are believed until newer come.
+async def keep_fresh(ranges: Ranges) -> None:
+    """Fetch published ranges again from time to time, for ever."""
+    while True:
+        known = False
+        with contextlib.suppress(SourcesUnavailable):
+            known = bool(await ranges(True))
+        await asyncio.sleep(_REFRESHED if known else REFRESH)
 
-    Calling it raises SourcesUnavailable while none are known.
+
+def published_ranges(
+    client: httpx.AsyncClient,
+    url: str,
+    read: Callable[[bytes], list[Network]],
+    clock: Callable[[], float] = time.time,
+) -> Published[Network]:
+    """Return a provider's address ranges; those once known are believed until newer come.
+
+    Calling them raises SourcesUnavailable while none are known.
     """
-
-    kept = float("inf")
-
-    async def keep(self) -> None:
-        """Look again from time to time, for ever."""
-        while True:
-            known = False
-            with contextlib.suppress(SourcesUnavailable):
-                known = bool(await self(True))
-            await asyncio.sleep(_REFRESHED if known else REFRESH)
-
-    def _unavailable(self) -> ReceiverError:
-        return SourcesUnavailable(f"the address ranges at {self._url} cannot be fetched")
-
-    def _fetched(self, count: int) -> None:
-        log.info("sources.fetched", url=self._url, count=count)
-
-    def _not_fetched(self, reason: str) -> None:
-        log.warning("sources.failed", url=self._url, reason=reason)
+    return Published(
+        client,
+        url,
+        read,
+        name="sources",
+        unavailable=SourcesUnavailable,
+        kept=float("inf"),
+        clock=clock,
+    )
 
 
 class Sources:

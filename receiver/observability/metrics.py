@@ -129,7 +129,10 @@ class Metrics:
 
 
 class _Page(Collector):
-    """What is to be written down, without the times at which counters were made: half as long."""
+    """What is to be written down, without the times at which counters were made: half as long.
+
+    prometheus_client can leave them out by itself, but then for the whole process, ours or not.
+    """
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families

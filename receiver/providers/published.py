@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Final, Generic, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 import httpx
 import structlog
@@ -13,7 +13,7 @@ import structlog
 from receiver.model.errors import KeysUnavailable, ReceiverError, Unreadable
 from receiver.providers.transport import read_capped
 
-KEPT: Final = 86400.0
+KEYS_KEPT: Final = 86400.0
 """Seconds that fetched keys are believed."""
 REFRESH: Final = 60.0
 """Seconds between two refreshes that a failure may cause."""
@@ -30,11 +30,9 @@ T = TypeVar("T")
 class Published(Generic[T]):
     """Call with False for what is known, with True after a failure for newer if it is time.
 
-    Raises what `_unavailable` gives when there is nothing to be had.
+    `name` says what it is in logs; `kept` are the seconds for which what was fetched is believed.
+    Raises `unavailable` when there is nothing to be had.
     """
-
-    kept: ClassVar[float]
-    """Seconds for which what was fetched is believed."""
 
     def __init__(
         self,
@@ -42,11 +40,17 @@ class Published(Generic[T]):
         url: str,
         read: Callable[[bytes], list[T]],
         *,
+        name: Literal["keys", "sources"],
+        unavailable: type[ReceiverError],
+        kept: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
         self._url = url
         self._read = read
+        self._name = name
+        self._unavailable = unavailable
+        self._kept = kept
         self._clock = clock
         self._known: tuple[T, ...] = ()
         self._fetched_at = float("-inf")
@@ -63,11 +67,11 @@ class Published(Generic[T]):
         if (refresh and (due or self._fetching.locked())) or not self._fresh(now):
             await self._fetch(now)
         if not self._fresh(now):
-            raise self._unavailable()
+            raise self._unavailable(f"the {self._name} at {self._url} cannot be fetched")
         return self._known
 
     def _fresh(self, now: float) -> bool:
-        return bool(self._known) and now - self._fetched_at < self.kept
+        return bool(self._known) and now - self._fetched_at < self._kept
 
     async def _fetch(self, now: float) -> None:
         """Fetch once however many wait; a failure leaves what is known."""
@@ -84,7 +88,7 @@ class Published(Generic[T]):
                 return
             self._known = known
             self._fetched_at = self._clock()
-            self._fetched(len(known))
+            log.info("published.fetched", what=self._name, url=self._url, count=len(known))
 
     async def _get(self) -> bytes:
         async with asyncio.timeout(_TIMEOUT):
@@ -96,28 +100,16 @@ class Published(Generic[T]):
 
     def _failed(self, reason: str) -> None:
         self._failed_at = self._clock()
-        self._not_fetched(reason)
-
-    def _unavailable(self) -> ReceiverError:
-        raise NotImplementedError
-
-    def _fetched(self, count: int) -> None:
-        raise NotImplementedError
-
-    def _not_fetched(self, reason: str) -> None:
-        raise NotImplementedError
+        log.warning("published.failed", what=self._name, url=self._url, reason=reason)
 
 
-class PublicKeys(Published[bytes]):
-    """A provider's public keys, believed for a day. Calling it may raise KeysUnavailable."""
-
-    kept = KEPT
-
-    def _unavailable(self) -> ReceiverError:
-        return KeysUnavailable(f"the public keys at {self._url} cannot be fetched")
-
-    def _fetched(self, count: int) -> None:
-        log.info("keys.fetched", url=self._url, count=count)
-
-    def _not_fetched(self, reason: str) -> None:
-        log.warning("keys.failed", url=self._url, reason=reason)
+def published_keys(
+    client: httpx.AsyncClient,
+    url: str,
+    read: Callable[[bytes], list[bytes]],
+    clock: Callable[[], float] = time.time,
+) -> Published[bytes]:
+    """Return a provider's public keys, believed for a day; a call may raise KeysUnavailable."""
+    return Published(
+        client, url, read, name="keys", unavailable=KeysUnavailable, kept=KEYS_KEPT, clock=clock
+    )

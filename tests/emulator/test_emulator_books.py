@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from receiver.emulator import Options, settings_for
 from receiver.emulator.courier import Callback
+from receiver.emulator.options import EACHLABS_CALLBACKS
 from tests.emulator.conftest import Start
 from tests.emulator.parts import prediction
 from tests.emulator.serving import Emulated, Mailbox, serve
@@ -99,7 +100,9 @@ def test_a_redirect_of_a_slash_is_never_offered(emulated: Emulated) -> None:
     assert emulated.call("oxen", "GET", "/api/events/").status_code == 404
 
 
-def test_silence_is_a_timeout(emulated: Emulated) -> None:
+def test_silence_is_a_timeout(start: Start) -> None:
+    impatient = msgspec.structs.replace(EACHLABS_CALLBACKS, first_timeout=0.05, later_timeout=0.05)
+    emulated = start(eachlabs_callbacks=impatient)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}/"
         one = emulated.submit("eachlabs", "x", url)

@@ -2,19 +2,15 @@ import asyncio
 import random
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
-import pytest
 from starlette.types import Message
 
 from receiver.emulator import Options, Rule
 from receiver.emulator.courier import AT_ONCE, Callback, Courier, Timers
 from receiver.emulator.faults import Faults
-from receiver.emulator.poster import Poster
 from receiver.emulator.pushes import Pushes
 from receiver.emulator.wire import CLOSE, HangUp
-from tests.emulator.parts import prediction, write_certificate
-from tests.emulator.serving import Mailbox, PostOffice, serve
+from tests.emulator.parts import prediction
 
 
 class HandTimers(Timers):
@@ -104,55 +100,3 @@ def test_whoever_stopped_waiting_is_not_told() -> None:
         one.move("succeeded")
 
     asyncio.run(scenario())
-
-
-def test_a_connection_is_kept_while_it_is_good(mailbox: Mailbox) -> None:
-    async def scenario() -> None:
-        poster = Poster()
-        first = await poster.post(mailbox.url, {"x-n": "1"}, b"{}")
-        second = await poster.post(mailbox.url, {"x-n": "2"}, b"{}")
-        await poster.close()
-        assert (first.keep, second.keep, second.text) == (True, True, "thanks")
-
-    asyncio.run(scenario())
-    assert [mail.headers["x-n"] for mail in mailbox.take(2)] == ["1", "2"]
-
-
-def test_a_connection_the_other_side_closed_is_not_used_again() -> None:
-    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
-        writer.close()
-        await writer.wait_closed()
-        closed.set()
-
-    async def scenario() -> None:
-        async with await asyncio.start_server(once, "127.0.0.1", 0) as server:
-            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-            poster = Poster()
-            for _ in range(2):
-                closed.clear()
-                assert (await poster.post(url, {}, b"")).status_code == 204
-                await closed.wait()
-                for _ in range(5):  # turns of the loop, in which the end of the stream is read
-                    await asyncio.sleep(0)
-            await poster.close()
-
-    closed = asyncio.Event()
-    asyncio.run(scenario())
-
-
-def test_a_callback_may_go_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    certificate, key = write_certificate(tmp_path)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    office = PostOffice()
-
-    async def post(url: str) -> int:
-        poster = Poster()
-        answer = await poster.post(url, {}, b"{}")
-        await poster.close()
-        return answer.status_code
-
-    with serve(office, lifespan="off", ssl_certfile=certificate, ssl_keyfile=key) as office.port:
-        url = office.open().url.replace("http:", "https:")
-        assert asyncio.run(post(url)) == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,9 +13,10 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from receiver.http.limits import Budgets, Limits, address
-from receiver.http.proxies import Proxies, within
+from receiver.http.proxies import client_of, trusted_hosts, within
 from receiver.model.errors import Limited
 from receiver.providers.fal import read_meta
 from receiver.settings import LOOPBACK, Settings
@@ -84,11 +86,9 @@ def test_without_a_limit_nothing_is_ever_spent() -> None:
     rate=st.integers(1, 50),
     moves=st.lists(st.tuples(st.integers(0, 20), st.floats(0, 30)), max_size=80),
 )
-def test_no_name_gets_more_than_its_rate_whoever_shares_its_slots(
-    rate: int, moves: list[tuple[int, float]]
-) -> None:
+def test_no_name_gets_more_than_its_rate(rate: int, moves: list[tuple[int, float]]) -> None:
     clock = Hands()
-    budgets = Budgets(rate, clock, slots=4)
+    budgets = Budgets(rate, clock)
     served: dict[int, list[float]] = {}
     for name, seconds in moves:
         clock.now += seconds
@@ -110,22 +110,17 @@ def test_the_wait_it_names_is_the_one_it_keeps() -> None:
     assert budgets.wait(b"a") == 0
 
 
-def test_a_flood_of_names_evicts_nobody_and_takes_no_memory() -> None:
-    budgets = Budgets(60, Hands())
+def test_a_flood_of_names_takes_bounded_memory_and_frees_nobody_who_goes_on() -> None:
+    budgets = Budgets(60, Hands(), most=1000)
     for _ in range(60):
         budgets.spend(b"the flooder")
-    rows = budgets._rows  # noqa: SLF001 - its size is the point
-    before = [len(row) for row in rows]
-    for number in range(30_000):
+    for number in range(3000):
         budgets.spend(b"%d" % number)
+        if number % 500 == 0:
+            budgets.spend(b"the flooder")
     assert budgets.wait(b"the flooder") > 0
-    assert [len(row) for row in rows] == before
-    assert sum(budgets.wait(b"honest %d" % number) > 0 for number in range(1000)) == 0
-
-
-def test_the_slots_of_a_name_cannot_be_foreseen() -> None:
-    budgets = [Budgets(1, Hands())._places(b"a") for _ in range(8)]  # noqa: SLF001
-    assert len(set(budgets)) == 8
+    assert len(budgets._full_at) == 1000  # noqa: SLF001 - its size is the point
+    assert not budgets.wait(b"honest")
 
 
 @pytest.mark.parametrize(
@@ -185,17 +180,9 @@ TRUSTED: Final = (*LOOPBACK, ip_network("10.0.0.0/8"), ip_network("2001:db8:f::/
         ("127.0.0.1", {"x-forwarded-for": "[2001:DB8::1]:4711"}, "2001:db8::1"),
         ("127.0.0.1", {"x-forwarded-for": "2001:db8:0::1"}, "2001:db8::1"),
         ("127.0.0.1", {"x-forwarded-for": "::ffff:192.0.2.1"}, "192.0.2.1"),
-        ("127.0.0.1", {"x-forwarded-for": "192.0.2.1, unknown"}, "127.0.0.1"),
-        ("127.0.0.1", {"x-forwarded-for": "192.0.2.1, '; DROP, 10.0.0.9"}, "10.0.0.9"),
+        ("127.0.0.1", {"x-forwarded-for": "192.0.2.1, unknown"}, "unknown"),
+        ("127.0.0.1", {"x-forwarded-for": "192.0.2.1, '; DROP, 10.0.0.9"}, "'; DROP"),
         ("127.0.0.1", {"x-forwarded-for": ""}, "127.0.0.1"),
-        ("::1", {"forwarded": "for=192.0.2.1"}, "192.0.2.1"),
-        ("::1", {"forwarded": 'For="[2001:db8::17]:4711";proto=https'}, "2001:db8::17"),
-        ("::1", {"forwarded": "for=6.6.6.6;by=1.1.1.1, proto=http;for=192.0.2.1"}, "192.0.2.1"),
-        ("::1", {"forwarded": 'for="_hidden", for=10.0.0.1'}, "10.0.0.1"),
-        ("::1", {"forwarded": 'for="6.6.6.6, for=192.0.2.1'}, "192.0.2.1"),
-        ("::1", {"forwarded": "proto=https"}, "::1"),
-        ("::1", {"forwarded": "for=192.0.2.1", "x-forwarded-for": "192.0.2.1"}, "192.0.2.1"),
-        ("::1", {"forwarded": "for=6.6.6.6", "x-forwarded-for": "192.0.2.1"}, "::1"),
         ("::ffff:127.0.0.1", {"x-forwarded-for": "192.0.2.1"}, "192.0.2.1"),
         ("::ffff:203.0.113.5", {}, "203.0.113.5"),
         ("2001:db8:f::1", {"x-forwarded-for": "192.0.2.1"}, "192.0.2.1"),
@@ -203,18 +190,29 @@ TRUSTED: Final = (*LOOPBACK, ip_network("10.0.0.0/8"), ip_network("2001:db8:f::/
     ],
 )
 def test_only_trusted_proxies_are_believed(peer: str, headers: dict[str, str], caller: str) -> None:
-    async def nowhere(*_: Any) -> None: ...
-
     given = [(name.encode(), value.encode()) for name, value in headers.items()]
-    assert Proxies(nowhere, TRUSTED).caller(peer, given) == caller
+    assert seen(peer, given) == caller
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=100, deadline=None, database=None)
 @given(st.lists(st.tuples(st.sampled_from([b"x-forwarded-for", b"forwarded"]), st.binary())))
 def test_no_header_can_break_it(headers: list[tuple[bytes, bytes]]) -> None:
-    async def nowhere(*_: Any) -> None: ...
+    assert seen("127.0.0.1", headers)
 
-    assert Proxies(nowhere, TRUSTED).caller("127.0.0.1", headers)
+
+def seen(peer: str, headers: list[tuple[bytes, bytes]]) -> str:
+    """Return who a request comes from, in the eyes of what stands behind the middleware."""
+    callers: list[str] = []
+
+    async def app(scope: Any, _receive: Any, _send: Any) -> None:
+        callers.append(client_of(scope))
+
+    async def nowhere(*_: Any) -> Any: ...
+
+    scope: Any = {"type": "http", "client": (peer, 4711), "headers": headers}
+    middleware = ProxyHeadersMiddleware(app, trusted_hosts(TRUSTED))
+    asyncio.run(middleware(scope, nowhere, nowhere))
+    return callers[0]
 
 
 @asynccontextmanager
@@ -415,9 +413,9 @@ async def test_published_ranges_are_fetched_and_refreshed(
             network.always("fal.meta", breaks(httpx.ConnectError))
             assert await put(fal, letter) == 401  # what was known is kept, whatever happens
             assert await put(moved, letter) == 200
-    assert {line["event"] for line in logged if line["event"].startswith("sources.")} == {
-        "sources.fetched",
-        "sources.failed",
+    assert {line["event"] for line in logged if line.get("what") == "sources"} == {
+        "published.fetched",
+        "published.failed",
     }
 
 

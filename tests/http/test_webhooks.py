@@ -317,7 +317,7 @@ async def test_a_forgery_is_401_and_leaves_no_trace_but_one_line(
         }
         after = [station.rows(f"SELECT * FROM {name}") for name in ("predictions", "callbacks")]
         assert after == before
-        told = [line["event"] for line in logged if line["event"] != "keys.fetched"]
+        told = [line["event"] for line in logged if line["event"] != "published.fetched"]
         assert told == ["request.handled"]
         text = repr(logged)
         assert not [

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-import receiver
+import receiver.observability
 from receiver import Context, Event, on
 from receiver.model.errors import StoreUnavailable
 from receiver.model.values import Status, Ticket
@@ -372,7 +372,7 @@ async def test_a_missing_extra_is_said_at_start_and_nothing_else_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     monkeypatch.delitem(sys.modules, "receiver.observability.spans")
-    monkeypatch.delattr(receiver, "spans")
+    monkeypatch.delattr(receiver.observability, "spans")
     async with start(**{ENDPOINT: "http://127.0.0.1:9"}) as station:
         assert (await station.push(await station.submitted("eachlabs"))).status_code == 200
     [problem] = [line["problem"] for line in logged if "traces" in line.get("problem", "")]

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from receiver.model.errors import KeysUnavailable, Unreadable
 from receiver.providers.fal import read_jwks
-from receiver.providers.published import KEPT, REFRESH, PublicKeys
+from receiver.providers.published import KEYS_KEPT, REFRESH, published_keys
 
 URL: Final = "https://keys.example/jwks.json"
 START: Final = 1_767_225_600.0
@@ -58,7 +58,7 @@ class Scene:
         self.server = Server(*replies)
         self.now = START
         client = httpx.AsyncClient(transport=httpx.MockTransport(self.server))
-        self.keys = PublicKeys(client, URL, reader, clock=lambda: self.now)
+        self.keys = published_keys(client, URL, reader, lambda: self.now)
 
     async def get(self, *, refresh: bool = False) -> Sequence[bytes] | None:
         """Ask for the keys; None where there are none to be had."""
@@ -79,7 +79,7 @@ def test_keys_are_fetched_once_and_kept_for_a_day() -> None:
     async def scene() -> None:
         it = Scene(ok(b"a b"), ok(b"c"))
         assert await it.get() == (b"a", b"b")
-        it.now += KEPT - 1
+        it.now += KEYS_KEPT - 1
         assert await it.get() == (b"a", b"b")
         assert it.server.asked == 1
         it.now += 1
@@ -175,7 +175,7 @@ def test_keys_older_than_a_day_are_not_believed_even_if_no_newer_can_be_had(repl
     async def scene() -> None:
         it = Scene(ok(b"a"), reply)
         await it.get()
-        it.now += KEPT
+        it.now += KEYS_KEPT
         assert await it.get() is None
         assert await it.get(refresh=True) is None
 
@@ -257,15 +257,17 @@ def test_a_fetch_is_one_line_in_the_log_without_the_keys() -> None:
     with capture_logs() as lines:
         run(scene)
     assert lines == [
-        {"event": "keys.fetched", "log_level": "info", "url": URL, "count": 2},
+        {"event": "published.fetched", "what": "keys", "log_level": "info", "url": URL, "count": 2},
         {
-            "event": "keys.failed",
+            "event": "published.failed",
+            "what": "keys",
             "log_level": "warning",
             "url": URL,
             "reason": "ConnectError: no route",
         },
         {
-            "event": "keys.failed",
+            "event": "published.failed",
+            "what": "keys",
             "log_level": "warning",
             "url": URL,
             "reason": "nothing of use in it",
