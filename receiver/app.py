@@ -64,19 +64,12 @@ from receiver.providers.adapter import Provider, Streamed
 from receiver.providers.fal import read_jwks, read_meta
 from receiver.providers.published import published_keys
 from receiver.settings import SHORTEST_SECRET, Secret, Settings
-from receiver.store.backlog import BacklogReader
-from receiver.store.changes import ChangeLog
-from receiver.store.discarded import DiscardedItems
-from receiver.store.disposal import Disposal
-from receiver.store.engine import Chore, Store
-from receiver.store.erasure import Erased, Erasure
-from receiver.store.handlers import Breakers
+from receiver.store.deliveries import ReplayResult
+from receiver.store.erasure import Erased
+from receiver.store.facade import Chore, Store
 from receiver.store.leases import Leader, LeaderTask
-from receiver.store.replays import Replays
 from receiver.store.retention import PACE, PACE_ON_A_SERVER, Retention
 from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.traces import Traces
-from receiver.store.values import ReplayResult
 
 log = structlog.get_logger("receiver")
 
@@ -251,7 +244,7 @@ class _Parts:
         self.telemetry = Telemetry()
         self.telemetry.expect(NAMES, registry.handlers)
         self.store = _make_store(settings, self.telemetry.store)
-        self.tracing = Tracing(Traces(self.store).of)
+        self.tracing = Tracing(self.store.predictions.trace)
         self.tokens = Tokens([key.reveal() for key in settings.secret_keys])
         # Whatever compresses all the same is inflated in bounded pieces.
         self.client = Client(
@@ -276,22 +269,22 @@ class _Parts:
             for name, provider in providers.items()
             if isinstance(provider, Streamed) and settings.providers[name].key is not None
         }
-        self.gates = Breakers(self.store)
+        self.gates = self.store.breakers
         self.dispatch = self._make_dispatch()
-        self.replays = Replays(self.store)
+        self.replays = self.store.replays
         self.replayer = Replayer(
             self.replays, registry, self.inbox.match, wake=self.dispatch.wake, clock=clock
         )
         self.retention = Retention(
-            Disposal(self.store),
+            self.store.disposal,
             settings.retention,
             scrub=self.store.scrub,
             clock=clock,
             pace=PACE if self.alone else PACE_ON_A_SERVER,
         )
-        self.undelivered = DiscardedItems(self.store)
+        self.undelivered = self.store.discarded
         self.rejections = Rejections(self.undelivered.count, clock)
-        self.journal = ChangeLog(self.store)
+        self.journal = self.store.changes
         self.feed = LiveStream(self.journal)
         self.store.on_commit = self.telemetry.batch
         self.store.on_lost = self.telemetry.lost
@@ -334,7 +327,7 @@ class _Parts:
         return Worker(
             self.store,
             self.registry,
-            Tools(self.store, self.outbound.submit, self.http, self.results, settings.max_chain),
+            Tools(self.store.deliveries, self.outbound.submit, self.http, self.results, settings.max_chain),
             self.gates,
             owner=self.owner,
             policy=policy,
@@ -365,7 +358,7 @@ class _Parts:
         return self.replayer if self.alone else self._duty("replays", self.replayer)
 
     def _duty(self, name: str, work: LeaderTask) -> Leader:
-        return Leader(name, self.owner, work, self.store, self.clock)
+        return Leader(name, self.owner, work, self.store.leases, self.clock)
 
     def _on_event(self, handlers: Sequence[str]) -> None:
         self.dispatch.wake(handlers)
@@ -392,7 +385,6 @@ class _Surface:
         lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]],
     ) -> None:
         self._parts = parts
-        self._erasure = Erasure(parts.store)
         self._limits = Limits(parts.settings)
         self._predictions = self._make_predictions()
         made = [
@@ -462,9 +454,11 @@ class _Surface:
         wake, changed = parts.dispatch.wake, parts.dispatch.gates_changed
         return [
             self._predictions,
-            DeliveryRoutes(parts.store, wake=wake, drain=drain, clock=clock),
+            DeliveryRoutes(parts.store.deliveries, wake=wake, drain=drain, clock=clock),
             EventRoutes(parts.journal, parts.feed),
-            HandlerRoutes(parts.gates, parts.store, parts.registry, changed=changed, clock=clock),
+            HandlerRoutes(
+                parts.gates, parts.store.deliveries, parts.registry, changed=changed, clock=clock
+            ),
             ReplayRoutes(parts.replays, parts.replayer),
             DiscardedRoutes(parts.undelivered),
             EchoRoutes(parts.tokens, parts.settings.max_body_bytes, self._limits, clock),
@@ -477,7 +471,7 @@ class _Surface:
         parts = self._parts
         return MetricsPage(
             parts.telemetry,
-            BacklogReader(parts.store),
+            parts.store.backlog,
             providers=NAMES,
             handlers=list(parts.registry.handlers),
             streams={name: each.somebody_is for name, each in parts.listeners.items()},
@@ -491,10 +485,10 @@ class _Surface:
 
     async def _replay(self, prediction_id: str) -> ReplayResult:
         parts = self._parts
-        return await parts.store.replay(prediction_id, parts.inbox.match, parts.clock())
+        return await parts.store.deliveries.replay(prediction_id, parts.inbox.match, parts.clock())
 
     async def _erase(self, prediction_id: str) -> Erased:
-        erased = await self._erasure.erase(prediction_id, self._parts.clock())
+        erased = await self._parts.store.erasure.erase(prediction_id, self._parts.clock())
         if erased == "erased":
             log.info("prediction.erased", prediction=prediction_id)
         return erased

@@ -21,8 +21,8 @@ import pytest
 
 from receiver import Context, Event, Retry, Skip, on
 from receiver.model.retry import Decision
+from receiver.store.deliveries import ClaimRequest, Settlement
 from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.values import ClaimRequest, Settlement
 from tests.conftest import Disk, Start
 from tests.postgres import Database
 from tests.receiving import (

@@ -22,7 +22,8 @@ from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, fetch
 from receiver.deliveries.registry import Dead, Handler, Retry, Skip
 from receiver.model.retry import Failure, FailureKind
 from receiver.model.values import Mode, Output, Prediction, Stored
-from receiver.store.values import Annotation, Claim
+from receiver.store.deliveries import Claim
+from receiver.store.predictions import Annotation
 
 T = TypeVar("T")
 
@@ -34,11 +35,11 @@ _GRACE: Final = 1.0
 
 
 class Memory(Protocol):
-    """Where the results of sub-steps, and what handlers find, are kept (the store)."""
+    """Where the results of sub-steps, and what handlers find, are kept: the store, or a test."""
 
     async def recall(self, delivery_id: str, key: str) -> str | None: ...
     async def remember(self, delivery_id: str, key: str, result: str) -> None: ...
-    async def add(self, addition: Annotation) -> None: ...
+    async def annotate(self, annotation: Annotation) -> None: ...
 
 
 class Submit(Protocol):
@@ -157,13 +158,13 @@ class Context:
         It is on the prediction once this returns, as `output[place].stored`.
         """
         addition = Annotation(prediction_id=self._prediction, stored={place: stored})
-        return self._call(lambda: self._tools.memory.add(addition))
+        return self._call(lambda: self._tools.memory.annotate(addition))
 
     def annotate(self, **metadata: Any) -> Any:
         """Add JSON values to the prediction's metadata, in place of what has their names."""
         given = msgspec.json.decode(msgspec.json.encode(metadata))
         addition = Annotation(prediction_id=self._prediction, metadata=given)
-        return self._call(lambda: self._tools.memory.add(addition))
+        return self._call(lambda: self._tools.memory.annotate(addition))
 
     def note(self, text: str) -> None:
         """Keep a text (its last 4,000 characters) with this attempt, in place of an earlier one."""

@@ -12,14 +12,14 @@ is in the store, so that all processes obey it and one of them tries.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import structlog
 
 from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import Failure, backoff
-from receiver.store.handlers import BreakerState
+from receiver.store.breakers import Breakers, BreakerState
 
 log = structlog.get_logger("receiver")
 
@@ -41,21 +41,10 @@ class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds before a probe; each that fails doubles them."""
 
 
-class Gates(Protocol):
-    """What a lane's gate needs of what is stored of all gates (`store.gates.Gates`)."""
-
-    async def all(self) -> dict[str, BreakerState]: ...
-    async def open(self, name: str, now: float, until: float, reason: str) -> bool: ...
-    async def probe(self, name: str, now: float, until: float) -> bool: ...
-    async def end_probe(self, name: str) -> None: ...
-    async def close(self, name: str) -> bool: ...
-    async def try_again(self, now: float) -> None: ...
-
-
 class BreakerCache:
     """What this process knows of the gates; read anew when it is old, or when told to."""
 
-    def __init__(self, gates: Gates, clock: Callable[[], float]) -> None:
+    def __init__(self, gates: Breakers, clock: Callable[[], float]) -> None:
         self._gates = gates
         self._clock = clock
         self._found: dict[str, BreakerState] = {}
@@ -91,7 +80,7 @@ class HandlerBreaker:
         self,
         name: str,
         timeout: float,
-        gates: Gates,
+        gates: Breakers,
         known: BreakerCache,
         breaker: BreakerPolicy,
         clock: Callable[[], float],

@@ -20,6 +20,7 @@ from receiver.deliveries.registry import Registry
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import new_id
 from receiver.model.values import plain
+from receiver.store.inbox import CurrentState, Recipients
 from receiver.store.replays import (
     Candidate,
     CountedReplay,
@@ -29,7 +30,6 @@ from receiver.store.replays import (
     RunningReplay,
     Selection,
 )
-from receiver.store.values import CurrentState, Recipients
 
 log = structlog.get_logger("receiver")
 

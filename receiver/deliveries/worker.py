@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import structlog
@@ -29,8 +29,9 @@ from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import DONE, Failure, Policy, decide
 from receiver.observability.events import Telemetry
 from receiver.observability.tracing import OFF, Tracing
-from receiver.store.handlers import Breakers
-from receiver.store.values import Claim, ClaimRequest, Claims, Settlement
+from receiver.store.breakers import Breakers
+from receiver.store.deliveries import Claim, ClaimRequest, Claims, Settlement
+from receiver.store.facade import Store
 
 log = structlog.get_logger("receiver")
 
@@ -54,17 +55,6 @@ _GOOD: Final = frozenset({"done", "skip"})
 """Results of attempts that are no failures."""
 
 
-class Queue(Protocol):
-    """What dispatch needs of the store."""
-
-    async def claim(self, wanted: ClaimRequest) -> Claims: ...
-    async def settle(self, settlement: Settlement) -> bool: ...
-    async def release(self, owner: str, now: float) -> None: ...
-    def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None: ...
-    async def reclaim(self, owner: str, now: float) -> list[str]: ...
-    async def owed(self) -> dict[str, int]: ...
-
-
 def new_owner() -> str:
     """Name this process so that no other, earlier or later, has the same name."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -75,7 +65,7 @@ class Worker:
 
     def __init__(
         self,
-        queue: Queue,
+        store: Store,
         registry: Registry,
         tools: Tools,
         gates: Breakers,
@@ -91,7 +81,7 @@ class Worker:
         telemetry: Telemetry | None = None,
     ) -> None:
         telemetry = telemetry or Telemetry()
-        self._queue = queue
+        self._store = store
         self._owner = owner
         self._clock = clock
         self._pace = pace
@@ -101,7 +91,7 @@ class Worker:
         self._lanes = {
             name: _HandlerWorker(
                 handler,
-                queue,
+                store,
                 tools,
                 HandlerBreaker(name, handler.timeout, gates, self._known, breaker, clock),
                 telemetry,
@@ -119,7 +109,7 @@ class Worker:
                 if other in self._lanes:
                     self._lanes[other].followers.append(lane.awake)
         self._tasks: list[asyncio.Task[None]] = []
-        self._heart = _Heartbeat(queue, owner, clock, self._running, pace)
+        self._heart = _Heartbeat(store, owner, clock, self._running, pace)
 
     async def start(self, *, lanes: bool = True) -> None:
         """Begin to work; without `lanes` only what `drain` is asked for."""
@@ -152,7 +142,7 @@ class Worker:
 
     async def reclaim(self) -> None:
         """Owe again what was claimed by somebody who is gone."""
-        self.wake(await self._queue.reclaim(self._owner, self._clock()))
+        self.wake(await self._store.reclaim(self._owner, self._clock()))
 
     async def stop(self) -> None:
         """Claim no more, let running handlers end for a while, give back the rest."""
@@ -162,7 +152,7 @@ class Worker:
         await asyncio.gather(*(lane.drain(self._pace.drain) for lane in self._lanes.values()))
         self._heart.stop()
         with contextlib.suppress(StoreUnavailable):  # then the next start will find them
-            await self._queue.release(self._owner, self._clock())
+            await self._store.release(self._owner, self._clock())
 
     def _running(self) -> dict[str, list[str]]:
         """Name the deliveries under way, by handler."""
@@ -185,7 +175,7 @@ class Worker:
         self.wake(None)
 
     async def _warn_of_what_waits(self) -> None:
-        owed = await self._queue.owed()
+        owed = await self._store.deliveries.pending()
         for name, count in owed.items():
             if name not in self._lanes:
                 log.warning("handler.missing", handler=name, owed=count)
@@ -201,7 +191,7 @@ class _HandlerWorker:
     def __init__(
         self,
         handler: Handler,
-        queue: Queue,
+        store: Store,
         tools: Tools,
         gate: HandlerBreaker,
         telemetry: Telemetry,
@@ -214,7 +204,7 @@ class _HandlerWorker:
     ) -> None:
         self._tracing = tracing
         self._handler = handler
-        self._queue = queue
+        self._store = store
         self._tools = tools
         self._gate = gate
         self._telemetry = telemetry
@@ -307,7 +297,7 @@ class _HandlerWorker:
             lease_until=now + self._pace.lease,
         )
         try:
-            found = await self._queue.claim(wanted)
+            found = await self._store.claim(wanted)
         except Exception:
             if passage.is_probe:
                 await self._gate.give_back()
@@ -381,7 +371,7 @@ class _HandlerWorker:
         """Insist: the handler has run, so the settlement is owed whatever the disk says now."""
         while True:
             try:
-                return await self._queue.settle(settlement)
+                return await self._store.settle(settlement)
             except StoreUnavailable:
                 await asyncio.sleep(0.5)
 
@@ -391,13 +381,13 @@ class _Heartbeat:
 
     def __init__(
         self,
-        queue: Queue,
+        store: Store,
         owner: str,
         clock: Callable[[], float],
         running: Callable[[], dict[str, list[str]]],
         pace: Timing,
     ) -> None:
-        self._queue = queue
+        self._store = store
         self._owner = owner
         self._clock = clock
         self._running = running
@@ -422,7 +412,7 @@ class _Heartbeat:
         running = self._running()
         ids = [delivery_id for held in running.values() for delivery_id in held]
         if ids:
-            self._queue.renew(self._owner, ids, self._clock() + self._pace.lease)
+            self._store.renew(self._owner, ids, self._clock() + self._pace.lease)
         return list(running)
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:

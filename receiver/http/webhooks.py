@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -23,18 +23,9 @@ from receiver.model.errors import (
     Unproved,
 )
 from receiver.observability.events import Telemetry
+from receiver.predictions.inbox import Inbox
 from receiver.providers.adapter import Callback
-from receiver.store.values import AcceptResult
-
-
-class Door(Protocol):
-    """What the callback route needs of the inbox."""
-
-    def opens(self, provider_name: str, token: str) -> str | None: ...
-    async def callback(
-        self, provider_name: str, prediction_id: str, callback: Callback
-    ) -> AcceptResult: ...
-
+from receiver.store.inbox import AcceptResult
 
 Sent = tuple[dict[str, Any], dict[str, Any]]
 """An answer's two ASGI messages."""
@@ -93,7 +84,7 @@ class WebhookRoute:
 
     def __init__(
         self,
-        door: Door,
+        inbox: Inbox,
         providers: Collection[str],
         most: int,
         limits: Limits,
@@ -102,7 +93,7 @@ class WebhookRoute:
         clock: Callable[[], float] = time.time,
         on_rejected: Callable[[str, str, str], None] = lambda _provider, _reason, _source: None,
     ) -> None:
-        self._door = door
+        self._inbox = inbox
         self._providers = frozenset(providers)
         self._most = most
         self._limits = limits
@@ -114,7 +105,7 @@ class WebhookRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         params = scope["path_params"]
         provider = params["provider"] if params["provider"] in self._providers else _UNKNOWN
-        made = None if provider == _UNKNOWN else self._door.opens(provider, params["token"])
+        made = None if provider == _UNKNOWN else self._inbox.opens(provider, params["token"])
         about(scope, provider=provider, prediction=made)
         try:
             self._limits.callback(client_of(scope), provider, made)
@@ -173,7 +164,7 @@ class WebhookRoute:
         if made is None:
             raise Unproved("bad_token" if provider != _UNKNOWN else "unknown_provider")
         callback = Callback(scope["headers"], body, self._clock())
-        return await self._door.callback(provider, made, callback)
+        return await self._inbox.callback(provider, made, callback)
 
     def _reject(self, scope: Scope, provider: str, reason: str) -> None:
         """Note what was the sender's fault; the reason is for us alone."""

@@ -16,7 +16,8 @@ import structlog
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import event_id
 from receiver.observability.metrics import Metrics
-from receiver.store.values import AcceptResult, Claim, IncomingOutcome, LostAttempt, Settlement
+from receiver.store.deliveries import Claim, LostAttempt, Settlement
+from receiver.store.inbox import AcceptResult, IncomingOutcome
 
 log = structlog.get_logger("receiver")
 

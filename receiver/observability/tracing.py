@@ -31,7 +31,9 @@ from starlette.requests import Request
 
 from receiver.model.errors import SettingsError
 from receiver.providers.tls import trusted
-from receiver.store.values import AcceptResult, Claim, IncomingOutcome, Job
+from receiver.store.deliveries import Claim
+from receiver.store.inbox import AcceptResult, IncomingOutcome
+from receiver.store.predictions import Job
 
 if TYPE_CHECKING:
     from receiver.observability.spans import Exporting, Spans

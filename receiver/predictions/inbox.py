@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -26,12 +26,14 @@ from receiver.observability.events import Telemetry
 from receiver.observability.tracing import OFF, Tracing
 from receiver.predictions.tokens import Tokens
 from receiver.providers.adapter import Callback, Provider
-from receiver.store.values import (
+from receiver.store.facade import Store
+from receiver.store.inbox import (
     AcceptResult,
     CurrentState,
     IncomingOutcome,
     Recipients,
     Transition,
+    accept_outcome,
 )
 
 log = structlog.get_logger("receiver")
@@ -41,13 +43,6 @@ _MOST_PARKED: Final = 1000
 _MOST_WARNED: Final = 1000
 _SEEK: Final = (0.2, 1.0, 4.0)
 """Seconds between looks for the prediction of a stream event that came first."""
-
-
-class Accepts(Protocol):
-    """What the inbox needs of the store."""
-
-    async def accept(self, arrival: IncomingOutcome) -> AcceptResult: ...
-    async def find(self, provider: str, provider_id: str) -> str | None: ...
 
 
 Keys = Callable[[bool], Awaitable[Sequence[bytes]]]
@@ -91,7 +86,7 @@ class Inbox:
 
     def __init__(
         self,
-        store: Accepts,
+        store: Store,
         providers: Mapping[str, Provider],
         tokens: Tokens,
         registry: Registry,
@@ -184,7 +179,7 @@ class Inbox:
         self._parked[key] = (outcome, body)
         while len(self._parked) > _MOST_PARKED:
             self._parked.popitem(last=False)
-        prediction_id = await self._store.find(provider_name, outcome.provider_id)
+        prediction_id = await self._store.predictions.find(provider_name, outcome.provider_id)
         if prediction_id is None:
             if not self._alone:
                 task = asyncio.create_task(self._seek(provider_name, outcome.provider_id))
@@ -198,7 +193,7 @@ class Inbox:
         for seconds in _SEEK:
             await asyncio.sleep(seconds)
             with contextlib.suppress(StoreUnavailable, Unproved):  # a poll will know
-                prediction_id = await self._store.find(provider_name, provider_id)
+                prediction_id = await self._store.predictions.find(provider_name, provider_id)
                 if prediction_id is not None:
                     await self.unpark(provider_name, provider_id, prediction_id)
                     return
@@ -240,7 +235,7 @@ class Inbox:
 
     async def take(self, arrival: IncomingOutcome) -> AcceptResult:
         """Record one outcome, exactly once, and wake whoever it concerns."""
-        taken = await self._store.accept(arrival)
+        taken = await accept_outcome(self._store, arrival)
         if taken.verdict == "mismatch":
             raise Unproved("id_mismatch")
         self.on_event(taken.handlers)

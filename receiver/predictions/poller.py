@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Collection, Mapping
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import structlog
@@ -23,7 +23,8 @@ from receiver.predictions.inbox import Inbox
 from receiver.predictions.provider_client import ANSWER_TIMEOUT, Busy, ProviderClient
 from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, MARGIN, Schedule
 from receiver.providers.adapter import Follow, Provider, Streamed
-from receiver.store.values import Job, Progress
+from receiver.store.facade import Store
+from receiver.store.predictions import Job, Progress
 
 log = structlog.get_logger("receiver")
 
@@ -33,24 +34,12 @@ _LAST_WORD: Final = 60.0
 """Seconds past its deadline that a prediction waits for a provider's limits, to be asked about."""
 
 
-class Books(Protocol):
-    """What looking needs of the store."""
-
-    async def progress(self, progress: Progress) -> bool: ...
-    async def claim_due(
-        self, provider: str, now: float, hold_until: float, most: int
-    ) -> list[Job]: ...
-    async def find(self, provider: str, provider_id: str) -> str | None: ...
-    async def next_due(self, provider: str) -> float | None: ...
-    async def stale(self, provider: str, before: float, most: int) -> list[str]: ...
-
-
 class Poller:
     """Looks at what is due, under the providers' limits; `on` names those that have a key."""
 
     def __init__(
         self,
-        store: Books,
+        store: Store,
         inbox: Inbox,
         providers: Mapping[str, Provider],
         on: Collection[str],
@@ -135,7 +124,7 @@ class Poller:
         now = self._clock()
         for provider in self._providers.keys() - self._on:
             before = now - self._timeout
-            for prediction_id in await self._store.stale(provider, before, _MOST_LOOKS):
+            for prediction_id in await self._store.predictions.stale(provider, before, _MOST_LOOKS):
                 await self._expire_unsent(provider, prediction_id)
         naps = [await self._look_at(provider, now) for provider in self._providers]
         return min(naps, default=LONGEST_NAP)
@@ -146,12 +135,12 @@ class Poller:
         if room <= 0:
             return LONGEST_NAP
         hold_until = now + ANSWER_TIMEOUT + MARGIN
-        for job in await self._store.claim_due(provider, now, hold_until, room):
+        for job in await self._store.predictions.claim_due(provider, now, hold_until, room):
             task = asyncio.create_task(self._look_safely(job))
             self._looks[task] = provider
             self.looks += 1
             task.add_done_callback(self._looked)
-        next_due = await self._store.next_due(provider)
+        next_due = await self._store.predictions.next_due(provider)
         return LONGEST_NAP if next_due is None else next_due - self._clock()
 
     def _looked(self, task: asyncio.Task[None]) -> None:
@@ -173,7 +162,9 @@ class Poller:
             return
         if job.status is Status.SUBMITTING:
             # Held well beyond the submit's time: whoever was submitting is gone.
-            await self._store.progress(Progress(id=job.ticket.id, cause="ambiguous", due_at=now))
+            await self._store.predictions.progress(
+                Progress(id=job.ticket.id, cause="ambiguous", due_at=now)
+            )
             return
         deadline = float("inf") if job.deadline_at is None else job.deadline_at
         try:
@@ -193,7 +184,9 @@ class Poller:
             await self._again(job, min(self._schedule.next_poll(job), deadline))
 
     async def _again(self, job: Job, due_at: float) -> None:
-        await self._store.progress(Progress(id=job.ticket.id, cause="looked", due_at=due_at))
+        await self._store.predictions.progress(
+            Progress(id=job.ticket.id, cause="polled", due_at=due_at)
+        )
         self.due(due_at)
 
     async def _ask(self, job: Job) -> bool:
@@ -253,7 +246,7 @@ class Poller:
         for request in provider.search(job.ticket):
             answer = await self._wires[job.provider].ask(request)
             for provider_id in provider.found(job.ticket, answer):
-                if await self._store.find(job.provider, provider_id) is None:
+                if await self._store.predictions.find(job.provider, provider_id) is None:
                     ticket = msgspec.structs.replace(job.ticket, provider_id=provider_id)
                     return await self._ask(msgspec.structs.replace(job, ticket=ticket))
         return False

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 import httpx
 
 from receiver.model.errors import Unreadable
 from receiver.providers.adapter import ProviderResponse, retry_after
 from receiver.providers.transport import read_capped
-from receiver.store.values import RequestPermit
+from receiver.store.limits import LimitStore, RequestPermit
 
 AT_ONCE: Final = 64
 """Requests in flight to a provider that sets no limit."""
@@ -32,12 +32,6 @@ class Busy(Unreadable):
         self.seconds = seconds
 
 
-class RateLimits(Protocol):
-    """Where requests are counted, for all who send them (the store)."""
-
-    async def take_turn(self, turn: RequestPermit) -> float: ...
-
-
 class ProviderClient:
     """Sends an adapter's requests under the provider's limits, and reads the answers whole."""
 
@@ -46,13 +40,13 @@ class ProviderClient:
         provider: str,
         per_minute: int | None,
         client: httpx.AsyncClient,
-        turns: RateLimits,
+        limits: LimitStore,
         clock: Callable[[], float],
     ) -> None:
         self._provider = provider
         self._per_minute = per_minute
         self._client = client
-        self._turns = turns
+        self._limits = limits
         self._clock = clock
         self._paused_until = 0.0
 
@@ -95,6 +89,6 @@ class ProviderClient:
             turn = RequestPermit(
                 provider=self._provider, now=self._clock(), per_minute=self._per_minute
             )
-            wait = await self._turns.take_turn(turn)
+            wait = await self._limits.take(turn)
         if wait > 0.0:
             raise Busy(wait)

@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import httpx
 import msgspec
@@ -25,16 +25,16 @@ from receiver.model.states import TERMINAL
 from receiver.model.values import Error, Mode, Prediction, Status
 from receiver.observability.events import Telemetry
 from receiver.observability.tracing import OFF, Tracing
-from receiver.predictions import poller as overdue
-from receiver.predictions import submitter as lanes
 from receiver.predictions.inbox import Inbox
 from receiver.predictions.poller import Poller
-from receiver.predictions.provider_client import Busy, ProviderClient, RateLimits
+from receiver.predictions.provider_client import Busy, ProviderClient
 from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, Schedule, Submitter
 from receiver.predictions.tokens import Tokens
 from receiver.providers.adapter import Provider, ProviderResponse
 from receiver.settings import Settings
-from receiver.store.values import CreateResult, Job, LeaseRequest, NewPrediction
+from receiver.store.facade import Store
+from receiver.store.leases import LeaseRequest
+from receiver.store.predictions import Job, NewPrediction
 
 log = structlog.get_logger("receiver")
 
@@ -42,22 +42,12 @@ _CAUGHT_UP: Final = 60.0
 """Seconds in which no other process that starts needs to ask about everything again."""
 
 
-class Books(lanes.Books, overdue.Books, RateLimits, Protocol):
-    """What outbound and its parts need of the store."""
-
-    async def create(self, new: NewPrediction) -> CreateResult: ...
-    async def hasten(self, provider: str, now: float) -> None: ...
-    async def mark_cancel(self, prediction_id: str) -> None: ...
-    async def hold_role(self, role: LeaseRequest) -> bool: ...
-    async def prediction(self, prediction_id: str) -> Prediction | None: ...
-
-
 class PredictionService:
     """Everything we ask of providers."""
 
     def __init__(
         self,
-        store: Books,
+        store: Store,
         inbox: Inbox,
         providers: Mapping[str, Provider],
         settings: Settings,
@@ -81,7 +71,7 @@ class PredictionService:
         self._wires: dict[str, ProviderClient] = {}
         for name, provider in providers.items():
             limits = settings.providers[name]
-            wire = ProviderClient(name, limits.requests_per_minute, client, store, clock)
+            wire = ProviderClient(name, limits.requests_per_minute, client, store.limits, clock)
             self._wires[name] = wire
             if limits.key is not None:
                 self._lanes[name] = Submitter(
@@ -124,7 +114,7 @@ class PredictionService:
         # An earlier process may have died over a look, and callbacks have found nobody at home.
         if self._alone or await self._is_first():
             for name in self._lanes:
-                await self._store.hasten(name, self._clock())
+                await self._store.predictions.hasten(name, self._clock())
         self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes.values()]
         self._tasks.append(asyncio.create_task(self._overdue.run()))
 
@@ -134,7 +124,7 @@ class PredictionService:
         role = LeaseRequest(
             name="catch-up", owner=new_id("start", now), now=now, until=now + _CAUGHT_UP
         )
-        return await self._store.hold_role(role)
+        return await self._store.leases.hold(role)
 
     async def stop(self) -> None:
         """Stop; a submit that is under way is left to the next start, as unconfirmed."""
@@ -223,7 +213,7 @@ class PredictionService:
             created_at=now,
             trace=self._tracing.current(),
         )
-        created = await self._store.create(new)
+        created = await self._store.predictions.create(new)
         if created.fingerprint is None and parent_id is None:
             raise Problem(
                 409,
@@ -267,7 +257,9 @@ class PredictionService:
         if job.status in TERMINAL:
             raise Problem(409, "already-ended", f"the prediction has already {job.status}")
         if job.status is Status.SUBMITTING:
-            await self._store.mark_cancel(prediction_id)  # the lane cancels once it has the id
+            await self._store.predictions.mark_cancel(
+                prediction_id
+            )  # the lane cancels once it has the id
             job = await self._job(prediction_id)
             if job.status is Status.PROCESSING and job.ticket.provider_id is not None:
                 await self._cancel_at_provider(job)  # it had it before it could see the mark
@@ -308,7 +300,7 @@ class PredictionService:
                 502, "provider-unavailable", f"{job.provider} did not answer; try again"
             ) from error
         if answer.status < httpx.codes.BAD_REQUEST:
-            await self._store.mark_cancel(job.ticket.id)
+            await self._store.predictions.mark_cancel(job.ticket.id)
         await self._overdue.look(await self._job(job.ticket.id))
 
     async def _ask(self, provider: str, request: httpx.Request) -> ProviderResponse:
@@ -332,13 +324,13 @@ class PredictionService:
         return self._lanes[provider]
 
     async def _job(self, prediction_id: str) -> Job:
-        job = await self._store.job(prediction_id)
+        job = await self._store.predictions.job(prediction_id)
         if job is None:
             raise Problem(404, "not-found", "no such prediction")
         return job
 
     async def _read(self, prediction_id: str) -> Prediction:
-        prediction = await self._store.prediction(prediction_id)
+        prediction = await self._store.predictions.get(prediction_id)
         if prediction is None:
             raise Problem(404, "not-found", "no such prediction")
         return prediction

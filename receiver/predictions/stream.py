@@ -12,7 +12,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Final, Protocol
+from typing import Final
 
 import httpx
 import structlog
@@ -20,9 +20,9 @@ from httpx_sse import EventSource, SSEError
 
 from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model.retry import backoff
-from receiver.model.values import Outcome
+from receiver.predictions.inbox import Inbox
 from receiver.providers.adapter import Streamed
-from receiver.store.values import AcceptResult
+from receiver.store.facade import Store
 
 log = structlog.get_logger("receiver")
 
@@ -35,20 +35,6 @@ _DOWN: Final = 3
 """After so many failures in a row no submit waits for the stream any more."""
 _READY_TIMEOUT: Final = 5.0
 """Seconds a submit waits for the stream; past it, polling has to do."""
-
-
-class Door(Protocol):
-    """What the listener needs of the inbox."""
-
-    async def heard(
-        self, provider_name: str, outcome: Outcome, body: bytes
-    ) -> AcceptResult | None: ...
-
-
-class Reconciles(Protocol):
-    """What the listener needs of the store."""
-
-    async def hasten(self, provider: str, now: float) -> None: ...
 
 
 class _Bounded(httpx.AsyncByteStream):
@@ -78,8 +64,8 @@ class Listener:
         name: str,
         provider: Streamed,
         client: httpx.AsyncClient,
-        door: Door,
-        store: Reconciles,
+        inbox: Inbox,
+        store: Store,
         *,
         on_connect: Callable[[], None],
         silence: float = SILENCE,
@@ -89,7 +75,7 @@ class Listener:
         self._name = name
         self._provider = provider
         self._client = client
-        self._door = door
+        self._inbox = inbox
         self._store = store
         self._on_connect = on_connect
         self._silence = silence
@@ -155,7 +141,7 @@ class Listener:
             self._known.set()
             self.on_change()
             log.info("stream.connected", provider=self._name)
-            await self._store.hasten(self._name, self._clock())
+            await self._store.predictions.hasten(self._name, self._clock())
             self._on_connect()
             response.stream = _Bounded(response.stream)
             async for message in EventSource(response).aiter_sse():
@@ -167,6 +153,6 @@ class Listener:
         try:
             outcome = self._provider.heard(event, data)
             if outcome is not None:
-                await self._door.heard(self._name, outcome, data.encode())
+                await self._inbox.heard(self._name, outcome, data.encode())
         except (Unreadable, Unproved) as error:
             log.warning("stream.unknown", provider=self._name, reason=str(error))

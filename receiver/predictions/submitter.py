@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import httpx
 import structlog
@@ -33,7 +33,8 @@ from receiver.providers.adapter import (
     Refused,
 )
 from receiver.settings import ProviderSettings, Settings
-from receiver.store.values import Job, Progress, ProgressCause, SubmitBatch, SubmitBudget
+from receiver.store.facade import Store
+from receiver.store.predictions import Job, Progress, ProgressCause, SubmitBudget
 
 log = structlog.get_logger("receiver")
 
@@ -64,15 +65,6 @@ _RESULTS: Final[Mapping[type, SubmitResult]] = {
     Postponed: "postponed",
     Ambiguous: "unconfirmed",
 }
-
-
-class Books(Protocol):
-    """What a lane needs of the store."""
-
-    async def begin_submits(self, slots: SubmitBudget) -> SubmitBatch: ...
-    async def progress(self, progress: Progress) -> bool: ...
-    async def job(self, prediction_id: str) -> Job | None: ...
-    async def next_queued(self, provider: str) -> float | None: ...
 
 
 class Schedule:
@@ -108,7 +100,7 @@ class Submitter:
         provider: Provider,
         limits: ProviderSettings,
         wire: ProviderClient,
-        store: Books,
+        store: Store,
         inbox: Inbox,
         tokens: Tokens,
         settings: Settings,
@@ -217,7 +209,7 @@ class Submitter:
         room = AT_ONCE - len(self._sending)
         if wait > 0 or room <= 0 or self._stopping:
             return wait or self._longest_nap
-        begun = await self._store.begin_submits(
+        begun = await self._store.predictions.begin_submits(
             SubmitBudget(
                 provider=self.provider.name,
                 now=now,
@@ -236,7 +228,7 @@ class Submitter:
             task.add_done_callback(lambda _, key=job.ticket.id: self._sent(key))  # type: ignore[misc]
         if begun.wait > 0:
             return begun.wait
-        next_queued = await self._store.next_queued(self.provider.name)
+        next_queued = await self._store.predictions.next_queued(self.provider.name)
         if next_queued is None or next_queued <= now:
             return self._longest_nap  # nothing waits, or it waits for a place: an end or a sweep
         return next_queued - self._clock()
@@ -308,7 +300,7 @@ class Submitter:
             lambda: self._inbox.learned(self.provider.name, job.ticket.id, "sync", outcome, body)
         )
         if taken.status not in TERMINAL:
-            await self._progress(job, "looked", self._schedule.first_poll(push_expected=False))
+            await self._progress(job, "polled", self._schedule.first_poll(push_expected=False))
 
     async def _send(self, job: Job) -> tuple[Receipt, bytes]:
         seconds = _SYNC_TIMEOUT if job.ticket.mode == "sync" else ANSWER_TIMEOUT
@@ -343,13 +335,13 @@ class Submitter:
             await self._progress(job, "ambiguous", self._schedule.next_poll(job))
             return
         await self._inbox.unpark(self.provider.name, receipt.provider_id, job.ticket.id)
-        now = await self._store.job(job.ticket.id)
+        now = await self._store.predictions.job(job.ticket.id)
         if now is not None and now.ticket.cancel_requested and now.status not in TERMINAL:
             try:
                 await self._wire.ask(self.provider.cancel(now.ticket))
             except Unreadable as error:
                 log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
-            await self._progress(job, "looked", self._clock())
+            await self._progress(job, "polled", self._clock())
 
     async def _progress(
         self,
@@ -366,7 +358,7 @@ class Submitter:
             provider_id=receipt.provider_id if receipt else None,
             links=receipt.links if receipt else {},
         )
-        done = await _insist(lambda: self._store.progress(progress))
+        done = await _insist(lambda: self._store.predictions.progress(progress))
         self.on_due(due_at)
         return done
 

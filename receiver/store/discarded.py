@@ -13,13 +13,14 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from receiver.store import rows as to
-from receiver.store.dialect import Query, Row, Run, Steps, Tables
-from receiver.store.queries import Listing
-from receiver.store.values import Page
+from receiver.store.engine import Engine
+from receiver.store.paging import Page, rfc3339
+from receiver.store.statement import Listing, Row, Run, Statements, Steps
 
-Kind: TypeAlias = Literal["duplicate", "late", "unknown", "rejected", "unrouted"]
-KINDS: Final[tuple[Kind, ...]] = ("duplicate", "late", "unknown", "rejected", "unrouted")
+sql: Final = Statements("discarded")
+
+Kind: TypeAlias = Literal["duplicate", "late", "unknown", "rejected", "unmatched"]
+KINDS: Final[tuple[Kind, ...]] = ("duplicate", "late", "unknown", "rejected", "unmatched")
 OTHER: Final = "other"
 """The source that stands for all for which there is no room."""
 MOST_REJECTIONS: Final = 1000
@@ -98,92 +99,24 @@ _COLUMNS: Final = (
 )
 
 
-def _listing(select: str, base: str, last: str, key: str, clauses: Mapping[str, str]) -> Listing:
-    """List one kind of rows, the latest first, and by their key where that is the same."""
-    text = f"{select} {{where}} ORDER BY {last} DESC, {key} DESC LIMIT :limit"
-    before = f"{last} <= :before AND ({last} < :before OR {key} < :key)"
-    return Listing(text, {"base": base, "cursor": before, **clauses})
-
-
-_AT: Final = "coalesce(c.repeated_at, c.received_at)"
-_KIND: Final = "CASE c.verdict WHEN 'accepted' THEN 'duplicate' ELSE c.verdict END"
-_CALLBACK_KEY: Final = "c.prediction_id || '/' || c.channel || '/' || c.digest"
-_LIST_CALLBACKS: Final = _listing(
-    f"""
-SELECT {_CALLBACK_KEY}, {_KIND},
-       CASE c.verdict WHEN 'accepted' THEN 'the same bytes again' ELSE c.reason END,
-       coalesce(p.provider, c.provider), c.channel, NULL, c.prediction_id, e.id,
-       c.repeats + CASE c.verdict WHEN 'accepted' THEN 0 ELSE 1 END, c.received_at, {_AT}
-FROM callbacks c LEFT JOIN predictions p ON p.id = c.prediction_id
-LEFT JOIN events e ON e.prediction_id = c.prediction_id
-""",  # noqa: S608 - our own words
-    # As the index says it, word for word.
-    "(c.verdict IN ('duplicate', 'late', 'unknown') OR c.verdict = 'accepted' AND c.repeats > 0)",
-    _AT,
-    _CALLBACK_KEY,
-    {
-        "kind": f"{_KIND} = :kind",
-        "provider": "coalesce(p.provider, c.provider) = :provider",
-        "prediction": "c.prediction_id = :prediction",
-    },
-)
-
-_REJECTION_KEY: Final = "r.provider || '/' || r.reason || '/' || r.source"
-_LIST_REJECTIONS: Final = _listing(
-    f"""
-SELECT {_REJECTION_KEY}, 'rejected', r.reason, r.provider, NULL, r.source, NULL, NULL, r.times,
-       r.first_at, r.last_at
-FROM rejections r
-""",  # noqa: S608
-    "r.times > 0",
-    "r.last_at",
-    _REJECTION_KEY,
-    {"provider": "r.provider = :provider"},
-)
-
-_LIST_UNROUTED: Final = _listing(
-    """
-SELECT e.prediction_id, 'unrouted', 'no handler wants ' || e.type || ' of ' || p.model, p.provider,
-       e.channel, NULL, e.prediction_id, e.id, 1, e.time, e.time
-FROM events e JOIN predictions p ON p.id = e.prediction_id
-""",
-    "e.unrouted = 1",
-    "e.time",
-    "e.prediction_id",
-    {"provider": "p.provider = :provider", "prediction": "e.prediction_id = :prediction"},
-)
-
 # Which lists have which kinds.
 _LISTS: Final[Mapping[Listing, tuple[Kind, ...]]] = {
-    _LIST_CALLBACKS: ("duplicate", "late", "unknown"),
-    _LIST_REJECTIONS: ("rejected",),
-    _LIST_UNROUTED: ("unrouted",),
+    sql.lists["list_callbacks"]: ("duplicate", "late", "unknown"),
+    sql.lists["list_rejections"]: ("rejected",),
+    sql.lists["list_unmatched"]: ("unmatched",),
 }
-
-_FORGET: Final = Query("DELETE FROM rejections WHERE last_at < :before")
-
-_SELECT_COUNTED: Final = Query("SELECT {gather:provider, reason, source} FROM rejections")
-
-_COUNT: Final = Query("""
-INSERT INTO rejections (provider, reason, source, times, first_at, last_at)
-SELECT r.provider, r.reason, r.source, r.times, r.first_at, r.last_at
-FROM {rows:provider text, reason text, source text, times int, first_at float, last_at float}
-WHERE true
-ON CONFLICT (provider, reason, source) DO UPDATE
-SET times = rejections.times + excluded.times, last_at = excluded.last_at
-""")
 
 
 def count(items: Sequence[Sequence[Rejection]]) -> Steps[list[None]]:
     """Add counts to those there are."""
     found = [rejection for item in items for rejection in item]
-    yield Run(_FORGET, {"before": max(one.last_at for one in found) - _MEMORY})
-    counted = {tuple(row) for row in (yield Run(_SELECT_COUNTED))}
+    yield Run(sql.forget, {"before": max(one.last_at for one in found) - _MEMORY})
+    counted = {tuple(row) for row in (yield Run(sql.select_counted))}
     sums: dict[Sort, Rejection] = {}
     for one in found:
         counted.add(add_up(sums, one, counted))
     # In one order, so that two processes never wait for each other in a circle.
-    yield Run(_COUNT, rows=[msgspec.structs.astuple(sums[key]) for key in sorted(sums)])
+    yield Run(sql.count, rows=[msgspec.structs.astuple(sums[key]) for key in sorted(sums)])
     return [None] * len(items)
 
 
@@ -193,7 +126,7 @@ def count(items: Sequence[Sequence[Rejection]]) -> Steps[list[None]]:
 class DiscardedItems:
     """What one store knows of things that were delivered to nobody."""
 
-    def __init__(self, store: Tables) -> None:
+    def __init__(self, store: Engine) -> None:
         self._store = store
 
     async def count(self, rejections: Sequence[Rejection]) -> None:
@@ -219,8 +152,8 @@ class DiscardedItems:
                 also = {"kind": kind} if kind is not None and len(kinds) > 1 else {}
                 filters = {"base": "", **({"cursor": ""} if before else {}), **given, **also}
                 params = {**before, **given, **also}
-                query = listing.by(filters)
-                found.append(await self._store.read(query, **params, limit=limit + 1))
+                statement = listing.by(filters)
+                found.append(await self._store.read(statement, **params, limit=limit + 1))
         rows = list(merge(*found, key=_order, reverse=True))
         more = len(rows) > limit
         rows = rows[:limit]
@@ -238,8 +171,8 @@ def _undelivered(row: Row) -> DiscardedItem:
     _, *columns, first_at, last_at = row
     return DiscardedItem(
         **dict(zip(_COLUMNS, columns, strict=True)),
-        first_at=to.rfc3339(first_at),
-        last_at=to.rfc3339(last_at),
+        first_at=rfc3339(first_at),
+        last_at=rfc3339(last_at),
     )
 
 

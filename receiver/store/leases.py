@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+import msgspec
 import structlog
 
 from receiver.model.errors import StoreUnavailable
-from receiver.store.values import LeaseRequest
+from receiver.store.engine import Engine
+from receiver.store.statement import Run, Statements, Steps, in_order, run_each
 
 log = structlog.get_logger("receiver")
 
@@ -27,13 +29,48 @@ _RESIGNED: Final = 30.0
 """Seconds after waiting in vain in which nobody waits again."""
 
 
-class Roles(Protocol):
-    """What a duty needs of the store."""
+sql: Final = Statements("leases")
 
-    async def hold_role(self, role: LeaseRequest) -> bool: ...
-    async def report_role(self, name: str, owner: str, *, at_work: bool) -> None: ...
-    async def leave_role(self, name: str, owner: str) -> None: ...
-    async def role_at_work(self, name: str, now: float) -> bool: ...
+
+class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A wish to be the one process that does something for all, or to remain it."""
+
+    name: str
+    owner: str
+    now: float
+    until: float
+
+
+class LeaseStore:
+    """The leases of one store: each has one owner, until it is not renewed in time."""
+
+    def __init__(self, store: Engine) -> None:
+        self._store = store
+
+    async def hold(self, request: LeaseRequest) -> bool:
+        """Take a lease, or renew it; False while another process has it."""
+        return await self._store.write(hold, request)
+
+    async def report(self, name: str, owner: str, *, at_work: bool) -> None:
+        """Record whether the holder of a lease is able to do its task."""
+        params = {"name": name, "owner": owner, "at_work": int(at_work)}
+        await self._store.write(run_each, Run(sql.report, params))
+
+    async def release(self, name: str, owner: str) -> None:
+        await self._store.write(run_each, Run(sql.release, {"name": name, "owner": owner}))
+
+    async def is_at_work(self, name: str, now: float) -> bool:
+        """Return whether some process holds a lease and is able to do its task."""
+        rows = await self._store.read(sql.select_lease, name=name, now=now)
+        return bool(rows and rows[0][0])
+
+
+def hold(items: Sequence[LeaseRequest]) -> Steps[list[bool]]:
+    return (yield from in_order(items, lambda item: item.name, _hold_one))
+
+
+def _hold_one(item: LeaseRequest) -> Steps[bool]:
+    return bool((yield Run(sql.hold, msgspec.structs.asdict(item))))
 
 
 class LeaderTask(Protocol):
@@ -50,12 +87,17 @@ class Leader:
     """Does `work` in this process while it has the role of that name."""
 
     def __init__(
-        self, name: str, owner: str, work: LeaderTask, roles: Roles, clock: Callable[[], float]
+        self,
+        name: str,
+        owner: str,
+        work: LeaderTask,
+        leases: LeaseStore,
+        clock: Callable[[], float],
     ) -> None:
         self._name = name
         self._owner = owner
         self._work = work
-        self._roles = roles
+        self._leases = leases
         self._clock = clock
         self._news = asyncio.Event()
         self._hopeless_until = 0.0
@@ -90,13 +132,13 @@ class Leader:
                 await _end(task)
                 with contextlib.suppress(StoreUnavailable, TimeoutError):
                     async with asyncio.timeout(BEAT):
-                        await self._roles.leave_role(self._name, self._owner)
+                        await self._leases.release(self._name, self._owner)
 
     async def _hold(self, now: float) -> bool:
         role = LeaseRequest(name=self._name, owner=self._owner, now=now, until=now + LEASE)
-        if not await self._roles.hold_role(role):
+        if not await self._leases.hold(role):
             return False
-        await self._roles.report_role(self._name, self._owner, at_work=self._work.at_work)
+        await self._leases.report(self._name, self._owner, at_work=self._work.at_work)
         return True
 
     async def ready(self) -> bool:
@@ -116,7 +158,7 @@ class Leader:
 
     async def somebody_is(self) -> bool:
         """Say whether any process is at work. Raises StoreUnavailable."""
-        return self._work.at_work or await self._roles.role_at_work(self._name, self._clock())
+        return self._work.at_work or await self._leases.is_at_work(self._name, self._clock())
 
 
 async def _end(task: asyncio.Task[None]) -> None:

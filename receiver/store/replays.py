@@ -14,11 +14,13 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from receiver.store import rows as to
-from receiver.store.dialect import Query, Row, Run, Steps, Tables, run_each
-from receiver.store.operations import Choose, owe_again
-from receiver.store.queries import OF_ONE_EVENT, Listing
-from receiver.store.values import CurrentState, Page
+from receiver.store.deliveries import Choose, owe_again
+from receiver.store.engine import Engine
+from receiver.store.inbox import CurrentState
+from receiver.store.paging import Page, page_of, rfc3339
+from receiver.store.statement import Row, Run, Statements, Steps, run_each
+
+sql: Final = Statements("replays")
 
 MOST_KEPT: Final = 1000
 """Replays that are remembered, besides those under way."""
@@ -120,80 +122,6 @@ class ReplayStepResult(msgspec.Struct, frozen=True):
 
 # --- queries ---
 
-_INSERT: Final = Query("""
-INSERT INTO replays (id, wanted, state, events, matched, next, last, created_at)
-VALUES (:id, :wanted, 'counted', :events, :matched, :next, :last, :now)
-""")
-
-_FORGET: Final = Query("""
-DELETE FROM replays WHERE state <> 'running'
-AND id <= (SELECT id FROM replays ORDER BY id DESC LIMIT 1 OFFSET :most)
-""")
-
-_START: Final = Query("""
-UPDATE replays SET state = 'running' WHERE id = :id AND state = 'counted' RETURNING id
-""")
-
-_CANCEL: Final = Query("""
-UPDATE replays SET state = 'canceled', ended_at = :now
-WHERE id = :id AND state IN ('counted', 'running') RETURNING id
-""")
-
-_LIST: Final = Listing(
-    """
-SELECT id, state, events, matched, replayed, wanted, created_at, ended_at FROM replays {where}
-ORDER BY id DESC LIMIT :limit
-""",
-    {"id": "id = :id", "cursor": "id < :cursor"},
-)
-
-_SELECT_RUNNING: Final = Query("""
-SELECT id, wanted, next, last FROM replays WHERE state = 'running' ORDER BY id
-""")
-
-_SELECT_BOUNDS: Final = Query("""
-SELECT coalesce((SELECT min(seq) FROM events), 1) - 1, coalesce((SELECT max(seq) FROM events), 0)
-""")
-
-_IN_STATE: Final = (
-    f"EXISTS (SELECT 1 FROM deliveries d WHERE {OF_ONE_EVENT} AND d.state = :in_state)"  # noqa: S608
-)
-
-# One look passes over so many events, or finds so many: either way it is short.
-_SELECT_CANDIDATES: Final = Listing(
-    f"""
-SELECT {{gather:e.seq, e.type, e.prediction_id, e.provider, e.model, e.status, e.metadata,
-                d.handler, d.state}}
-FROM (SELECT e.seq, e.type, e.prediction_id, p.provider, p.model, p.status, p.metadata
-      FROM events e JOIN predictions p ON p.id = e.prediction_id
-      {{where}} ORDER BY e.seq LIMIT :most) e
-LEFT JOIN deliveries d ON {OF_ONE_EVENT}
-""",  # noqa: S608 - our own words
-    {
-        "stretch": "e.seq > :next AND e.seq <= :last AND p.erased_at IS NULL",
-        "since": "e.time >= :since",
-        "until": "e.time < :until",
-        "provider": "p.provider = :provider",
-        "in_state": _IN_STATE,
-    },
-)
-
-_HOLD: Final = Query("SELECT state, next FROM replays WHERE id = :id {lock}")
-
-_MOVE: Final = Query("""
-UPDATE replays
-SET next = :next, replayed = replayed + :owed,
-    state = CASE WHEN :next >= last THEN 'done' ELSE state END,
-    ended_at = CASE WHEN :next >= last THEN :now END
-WHERE id = :id RETURNING state
-""")
-
-_COUNT_DUE: Final = Query("""
-SELECT count(*) FROM (SELECT 1 FROM deliveries
-    WHERE state = 'pending' AND replay_id IS NOT NULL AND replay_id = :id AND due_at <= :now
-    LIMIT :most) d
-""")
-
 
 # --- operations ---
 
@@ -201,8 +129,8 @@ SELECT count(*) FROM (SELECT 1 FROM deliveries
 def create(items: Sequence[CountedReplay]) -> Steps[list[None]]:
     for item in items:
         row = {name: getattr(item, name) for name in item.__struct_fields__}
-        yield Run(_INSERT, row | {"wanted": msgspec.json.encode(_given(item.wanted)).decode()})
-        yield Run(_FORGET, {"most": MOST_KEPT})
+        yield Run(sql.insert, row | {"wanted": msgspec.json.encode(_given(item.wanted)).decode()})
+        yield Run(sql.forget, {"most": MOST_KEPT})
     return [None] * len(items)
 
 
@@ -214,14 +142,14 @@ def take_step(items: Sequence[ReplayStep]) -> Steps[list[ReplayStepResult]]:
 
 
 def _take_step(step: ReplayStep) -> Steps[ReplayStepResult]:
-    found = yield Run(_HOLD, {"id": step.replay_id})
+    found = yield Run(sql.hold, {"id": step.replay_id})
     if not found or tuple(found[0]) != ("running", step.begin):
         return ReplayStepResult((), found[0][0] if found else "canceled")
     owed: list[tuple[str, str]] = []
     if step.predictions:
         owed = yield from owe_again(step.predictions, step.choose, step.now, step.replay_id)
     move = {"id": step.replay_id, "next": step.end, "owed": len(owed), "now": step.now}
-    [[state]] = yield Run(_MOVE, move)
+    [[state]] = yield Run(sql.move, move)
     return ReplayStepResult(tuple({handler for _, handler in owed}), state)
 
 
@@ -231,7 +159,7 @@ def _take_step(step: ReplayStep) -> Steps[ReplayStepResult]:
 class Replays:
     """The replays of one store."""
 
-    def __init__(self, store: Tables) -> None:
+    def __init__(self, store: Engine) -> None:
         self._store = store
 
     async def create(self, counted: CountedReplay) -> None:
@@ -239,36 +167,38 @@ class Replays:
 
     async def start(self, replay_id: str) -> bool:
         """Let it begin; False unless it was counted and nothing else."""
-        return bool(await self._store.write(run_each, Run(_START, {"id": replay_id})))
+        return bool(await self._store.write(run_each, Run(sql.start, {"id": replay_id})))
 
     async def cancel(self, replay_id: str, now: float) -> bool:
         """Let it take no further step; False if it has ended, or is none."""
-        cancel = Run(_CANCEL, {"id": replay_id, "now": now})
+        cancel = Run(sql.cancel, {"id": replay_id, "now": now})
         return bool(await self._store.write(run_each, cancel))
 
     async def take_step(self, step: ReplayStep) -> ReplayStepResult:
         return await self._store.write(take_step, step)
 
     async def find(self, replay_id: str) -> Replay | None:
-        rows = await self._store.read(_LIST.by({"id": replay_id}), id=replay_id, limit=1)
+        rows = await self._store.read(
+            sql.lists["list"].by({"id": replay_id}), id=replay_id, limit=1
+        )
         return _replay(rows[0]) if rows else None
 
     async def page(self, limit: int, cursor: str | None) -> Page[Replay]:
         """List them, newest first."""
         given = {} if cursor is None else {"cursor": cursor}
-        rows = await self._store.read(_LIST.by(given), **given, limit=limit + 1)
-        return to.page([_replay(row) for row in rows], limit)
+        rows = await self._store.read(sql.lists["list"].by(given), **given, limit=limit + 1)
+        return page_of([_replay(row) for row in rows], limit)
 
     async def running(self) -> list[RunningReplay]:
         """Give those that are under way, oldest first."""
         return [
             RunningReplay(row[0], msgspec.json.decode(row[1], type=Selection), row[2], row[3])
-            for row in await self._store.read(_SELECT_RUNNING)
+            for row in await self._store.read(sql.select_running)
         ]
 
     async def bounds(self) -> tuple[int, int]:
         """Give the `seq` before the first event, and that of the last."""
-        [(first, last)] = await self._store.read(_SELECT_BOUNDS)
+        [(first, last)] = await self._store.read(sql.select_bounds)
         return first, last
 
     async def look(self, wanted: Selection, begin: int, last: int, most: int) -> CandidatePage:
@@ -281,9 +211,9 @@ class Replays:
             "in_state": wanted.state,
         }
         given: dict[str, Any] = {k: v for k, v in filters.items() if v is not None}
-        query = _SELECT_CANDIDATES.by({"stretch": "", **given})
+        statement = sql.lists["select_candidates"].by({"stretch": "", **given})
         found: dict[int, Candidate] = {}
-        for row in await self._store.read(query, **given, next=begin, last=end, most=most):
+        for row in await self._store.read(statement, **given, next=begin, last=end, most=most):
             seq, event_type, *known, handler, state = row
             if seq not in found:
                 prediction_id, provider, model, status, metadata = known
@@ -296,7 +226,7 @@ class Replays:
 
     async def due(self, replay_id: str, now: float, most: int) -> int:
         """Count, up to `most`, what it has owed that is due and that nobody has begun."""
-        return (await self._store.read(_COUNT_DUE, id=replay_id, now=now, most=most))[0][0]  # type: ignore[no-any-return]
+        return (await self._store.read(sql.count_due, id=replay_id, now=now, most=most))[0][0]  # type: ignore[no-any-return]
 
 
 def _given(wanted: Selection) -> dict[str, Any]:
@@ -314,6 +244,6 @@ def _replay(row: Row) -> Replay:
         matched=matched,
         replayed=replayed,
         wanted=msgspec.json.decode(wanted),
-        created_at=to.rfc3339(created_at),
-        ended_at=None if ended_at is None else to.rfc3339(ended_at),
+        created_at=rfc3339(created_at),
+        ended_at=None if ended_at is None else rfc3339(ended_at),
     )

@@ -17,8 +17,8 @@ import structlog
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import oldest_id
 from receiver.model.states import TERMINAL
-from receiver.store.dialect import Row
 from receiver.store.disposal import Cutoffs, DeleteBatch, Disposal
+from receiver.store.statement import Row
 
 log = structlog.get_logger("receiver")
 

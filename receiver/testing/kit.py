@@ -25,7 +25,7 @@ from receiver.deliveries.registry import Handler, handlers_of, load
 from receiver.model.states import TERMINAL
 from receiver.model.values import Event, Prediction
 from receiver.settings import Settings
-from receiver.store.values import Delivery
+from receiver.store.deliveries import Delivery
 from receiver.testing.edge import Answer, answers, finds
 from receiver.testing.providers import SETTINGS, Providers, Taken
 

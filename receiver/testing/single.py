@@ -14,7 +14,8 @@ from receiver.deliveries.registry import Handler, handlers_of
 from receiver.model.ids import delivery_id, new_id
 from receiver.model.retry import DONE, Decision, Policy, decide
 from receiver.model.values import Event, Mode, Prediction, Status, Stored, utc
-from receiver.store.values import Annotation, Claim
+from receiver.store.deliveries import Claim
+from receiver.store.predictions import Annotation
 from receiver.testing.edge import Answer, answers, finds
 from receiver.testing.events import NOW
 
@@ -100,7 +101,7 @@ class _World:
     async def remember(self, delivery_id: str, key: str, result: str) -> None:  # noqa: ARG002
         self._result.steps[key] = result
 
-    async def add(self, addition: Annotation) -> None:
+    async def annotate(self, addition: Annotation) -> None:
         self._result.stored |= addition.stored
         self._result.metadata |= addition.metadata
 

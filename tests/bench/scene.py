@@ -27,11 +27,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from receiver.model.ids import new_id
 from receiver.predictions.tokens import Tokens
-from receiver.store.engine import Store
+from receiver.store.facade import Store
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.predictions import NewPrediction, Progress, SubmitBudget
 from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.values import NewPrediction, Progress, SubmitBudget
 from tests.bench.load import post
 from tests.postgres import Database, made
 
@@ -182,7 +182,7 @@ async def _seed(store: Store, provider: str, count: int) -> list[tuple[str, str]
         )
         for (ours, _), at in zip(ids, made, strict=True)
     ]
-    await asyncio.gather(*(store.create(row) for row in new))
+    await asyncio.gather(*(store.predictions.create(row) for row in new))
     slots = SubmitBudget(
         provider=provider,
         now=now,
@@ -193,12 +193,12 @@ async def _seed(store: Store, provider: str, count: int) -> list[tuple[str, str]
         hold_sync_until=now + 3600,
         timeout=3600,
     )
-    await store.begin_submits(slots)
+    await store.predictions.begin_submits(slots)
     steps = [
         Progress(id=ours, cause="accepted", due_at=now + 3600, provider_id=theirs)
         for ours, theirs in ids
     ]
-    await asyncio.gather(*(store.progress(step) for step in steps))
+    await asyncio.gather(*(store.predictions.progress(step) for step in steps))
     await store.stop()
     return ids
 

@@ -36,7 +36,6 @@ from receiver.cli.doctor.network import check_clock
 from receiver.emulator import create_emulator, settings_for
 from receiver.predictions.tokens import Tokens
 from receiver.settings import Settings
-from receiver.store.schema import MIGRATIONS
 from tests.emulator.parts import write_certificate
 from tests.emulator.serving import FAST, serve
 from tests.postgres import Database

@@ -17,18 +17,14 @@ from receiver.deliveries.registry import Registry, handlers_of
 from receiver.deliveries.worker import BREAKER, Timing, Worker
 from receiver.model.retry import Policy
 from receiver.model.values import Mode, Outcome, Output, Prediction, Status, utc
-from receiver.store.engine import Store
-from receiver.store.handlers import Breakers
+from receiver.store.breakers import Breakers
+from receiver.store.deliveries import Delivery
+from receiver.store.facade import Store
+from receiver.store.inbox import IncomingOutcome, Recipients, Transition, accept_outcome
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.predictions import NewPrediction
 from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.values import (
-    Delivery,
-    IncomingOutcome,
-    NewPrediction,
-    Recipients,
-    Transition,
-)
 from tests.postgres import Database
 
 T = TypeVar("T")
@@ -131,7 +127,7 @@ class Dispatching:
         prediction_id = f"pred_{self._count:032d}"
         names = handlers or tuple(self.registry.handlers)
         after = self.registry.waiting([name for name in names if name in self.registry.handlers])
-        await self.store.create(
+        await self.store.predictions.create(
             NewPrediction(
                 id=prediction_id,
                 provider="fal",
@@ -142,7 +138,8 @@ class Dispatching:
                 created_at=self.clock(),
             )
         )
-        await self.store.accept(
+        await accept_outcome(
+            self.store,
             IncomingOutcome(
                 prediction_id=prediction_id,
                 provider="fal",
@@ -151,13 +148,13 @@ class Dispatching:
                 at=self.clock(),
                 judge=lambda _known, _arrival: _succeeded(names, after),
                 body=b'{"status": "OK"}',
-            )
+            ),
         )
         self.dispatch.wake(names)
         return prediction_id
 
     async def delivery(self, prediction_id: str, handler: str) -> Delivery:
-        found = await self.store.deliveries(10, prediction=prediction_id, handler=handler)
+        found = await self.store.deliveries.page(10, prediction=prediction_id, handler=handler)
         delivery: Delivery = found.data[0]
         return delivery
 
@@ -174,7 +171,7 @@ class Dispatching:
     async def replay(self, prediction_id: str) -> None:
         names = list(self.registry.handlers)
         owed = Recipients(tuple(names), self.registry.waiting(names))
-        replayed = await self.store.replay(prediction_id, lambda *_: owed, self.clock())
+        replayed = await self.store.deliveries.replay(prediction_id, lambda *_: owed, self.clock())
         self.dispatch.wake(replayed.handlers)
 
 

@@ -13,7 +13,7 @@ from receiver import Context, Dead, Event, Retry, Skip, on
 from receiver.deliveries.breaker import BreakerCache, BreakerPolicy
 from receiver.deliveries.worker import Timing
 from receiver.model.errors import StoreUnavailable
-from receiver.store.handlers import Breakers, BreakerState
+from receiver.store.breakers import Breakers, BreakerState
 from tests.conftest import Logged
 from tests.deliveries.parts import Dispatching, Unsteady, dispatching, eventually
 from tests.postgres import Database

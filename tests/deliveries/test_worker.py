@@ -14,7 +14,7 @@ from receiver import Context, Dead, Event, Retry, Skip, on
 from receiver.deliveries.worker import Timing, Worker, new_owner
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import delivery_id
-from receiver.store.values import ClaimRequest, Claims
+from receiver.store.deliveries import ClaimRequest, Claims
 from tests.deliveries.parts import PATIENCE, POLICY, Unsteady, dispatching, eventually
 from tests.postgres import Database
 

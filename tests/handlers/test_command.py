@@ -22,7 +22,7 @@ from receiver.deliveries.attempt import Attempt, Tools
 from receiver.deliveries.registry import load
 from receiver.model.errors import HandlerError
 from receiver.model.retry import Failure
-from receiver.store.values import Claim
+from receiver.store.deliveries import Claim
 from receiver.testing import Kit, make_event, run
 from tests.handlers.parts import built_in
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from receiver.store.schema import MIGRATIONS
 from tests.journey.parts import ACCEPTS, Process, World, check_logs, eventually, living
 from tests.postgres import Database
 

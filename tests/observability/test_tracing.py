@@ -30,7 +30,7 @@ from receiver.model.values import Status, Ticket
 from receiver.observability.spans import Spans
 from receiver.observability.tracing import Tracing
 from receiver.settings import Settings
-from receiver.store.values import Job
+from receiver.store.predictions import Job
 from tests.conftest import Logged, Start
 from tests.receiving import ENDS, MODELS, SECRETS, Network, breaks, eventually, reply, write
 

@@ -34,9 +34,9 @@ from receiver.http.routes.replays import ReplayRoutes
 from receiver.http.webhooks import Receipt
 from receiver.model.values import Channel, EventType, Output, Prediction, Status, utc
 from receiver.providers import NAMES
+from receiver.store.deliveries import AttemptRecord, Delivery
 from receiver.store.discarded import DiscardedItem
 from receiver.store.replays import Replay, Selection
-from receiver.store.values import AttemptRecord, Delivery
 from tests.openapi.document import Answer, Content, Row
 
 # --- examples, by type ---

@@ -10,7 +10,7 @@ import pytest
 from receiver.predictions.poller import Poller
 from receiver.predictions.submitter import Schedule
 from receiver.settings import Settings
-from receiver.store.values import Job, Progress
+from receiver.store.predictions import Job, Progress
 from tests.receiving import ENV, eventually
 
 pytestmark = pytest.mark.anyio

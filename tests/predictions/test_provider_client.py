@@ -9,7 +9,7 @@ import pytest
 
 from receiver.model.errors import StoreUnavailable, Unreadable
 from receiver.predictions.provider_client import Busy, ProviderClient
-from receiver.store.values import RequestPermit
+from receiver.store.limits import RequestPermit
 from tests.conftest import Start
 from tests.receiving import ENDS, Clock, Network, eventually, reply
 

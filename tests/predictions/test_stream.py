@@ -11,7 +11,7 @@ import pytest
 from receiver.model.values import Outcome
 from receiver.predictions.stream import Listener
 from receiver.providers.oxen import Oxen
-from receiver.store.values import AcceptResult
+from receiver.store.inbox import AcceptResult
 from tests.conftest import Logged, Start
 from tests.receiving import ENDS, PICTURE, Network, breaks, eventually, reply
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.store.engine import Store
+from receiver.store.facade import Store
 from tests.postgres import Database
 from tests.store.parts import Engine, Postgres, SQLite, watch
 

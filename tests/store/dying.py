@@ -16,17 +16,16 @@ from typing import Any
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE
 from receiver.model.values import Outcome, Output, Status
-from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.values import (
-    ClaimRequest,
+from receiver.store.deliveries import ClaimRequest, Settlement
+from receiver.store.inbox import (
     CurrentState,
     IncomingOutcome,
-    NewPrediction,
     Recipients,
-    Settlement,
-    SubmitBudget,
     Transition,
+    accept_outcome,
 )
+from receiver.store.predictions import NewPrediction, SubmitBudget
+from receiver.store.sqlite.engine import SQLiteStore
 
 NOW = 1_750_000_000.0
 ID = f"pred_{1:032d}"
@@ -52,7 +51,7 @@ async def create(store: SQLiteStore) -> None:
         metadata={},
         created_at=NOW,
     )
-    await store.create(new)
+    await store.predictions.create(new)
 
 
 async def begin_submits(store: SQLiteStore) -> None:
@@ -66,7 +65,7 @@ async def begin_submits(store: SQLiteStore) -> None:
         hold_sync_until=NOW + 60,
         timeout=60,
     )
-    await store.begin_submits(wish)
+    await store.predictions.begin_submits(wish)
 
 
 async def accept(store: SQLiteStore) -> None:
@@ -79,7 +78,7 @@ async def accept(store: SQLiteStore) -> None:
         judge=rule,
         body=b"\xff" * 50_000,
     )
-    await store.accept(arrival)
+    await accept_outcome(store, arrival)
 
 
 async def claim(store: SQLiteStore) -> None:

@@ -8,16 +8,15 @@ import itertools
 import sys
 
 from receiver.model.values import Outcome, Output, Status
-from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.values import (
+from receiver.store.inbox import (
     CurrentState,
     IncomingOutcome,
-    NewPrediction,
-    Progress,
     Recipients,
-    SubmitBudget,
     Transition,
+    accept_outcome,
 )
+from receiver.store.predictions import NewPrediction, Progress, SubmitBudget
+from receiver.store.sqlite.engine import SQLiteStore
 
 NOW = 1_750_000_000.0
 
@@ -35,7 +34,7 @@ def rule(_known: CurrentState, _arrival: IncomingOutcome) -> Transition:
 async def one(store: SQLiteStore, number: int) -> None:
     name = f"pred_{number:032d}"
     ends = number % 3 == 0
-    await store.create(
+    await store.predictions.create(
         NewPrediction(
             id=name,
             provider="eachlabs",
@@ -48,7 +47,8 @@ async def one(store: SQLiteStore, number: int) -> None:
     )
     if ends:
         output = [Output(url="https://cdn.test/a.png")]
-        await store.accept(
+        await accept_outcome(
+            store,
             IncomingOutcome(
                 prediction_id=name,
                 provider="eachlabs",
@@ -57,7 +57,7 @@ async def one(store: SQLiteStore, number: int) -> None:
                 at=NOW,
                 judge=rule,
                 body=b'{"status": "succeeded"}' * 50,
-            )
+            ),
         )
     else:
         wish = SubmitBudget(
@@ -70,8 +70,8 @@ async def one(store: SQLiteStore, number: int) -> None:
             hold_sync_until=NOW + 60,
             timeout=1e9,
         )
-        await store.begin_submits(wish)
-        await store.progress(
+        await store.predictions.begin_submits(wish)
+        await store.predictions.progress(
             Progress(id=name, cause="accepted", due_at=NOW + 60, provider_id=f"theirs-{number}")
         )
     sys.stdout.write(f"{name}\n")

@@ -17,26 +17,20 @@ from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import DONE, Decision
 from receiver.model.states import advance
 from receiver.model.values import Error, Outcome, OutcomeKind, Output, Status
-from receiver.store.engine import Store
-from receiver.store.postgres.engine import SCHEMA, PostgresStore
-from receiver.store.postgres.queue import PgQueuerJobs
-from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.values import (
+from receiver.store.deliveries import Claim, ClaimRequest, Claims, ReplayResult, Settlement
+from receiver.store.facade import Store
+from receiver.store.inbox import (
     AcceptResult,
-    Claim,
-    ClaimRequest,
-    Claims,
     CurrentState,
     IncomingOutcome,
-    NewPrediction,
-    Progress,
-    ProgressCause,
     Recipients,
-    ReplayResult,
-    Settlement,
-    SubmitBudget,
     Transition,
+    accept_outcome,
 )
+from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.predictions import NewPrediction, Progress, ProgressCause, SubmitBudget
+from receiver.store.sqlite.engine import SQLiteStore
 from tests.postgres import Database, wait_for
 
 NOW: Final = 1_750_000_000.0
@@ -403,23 +397,25 @@ GIVEN_UP: Final = Decision(state="dead", reason="no luck at all")
 
 
 async def submitting(store: Store, number: int, **given: Any) -> None:
-    await store.create(new(number, **given))
-    await store.begin_submits(slots(provider=given.get("provider", "fal")))
+    await store.predictions.create(new(number, **given))
+    await store.predictions.begin_submits(slots(provider=given.get("provider", "fal")))
 
 
 async def processing(store: Store, number: int, provider_id: str | None = "req-1") -> None:
     await submitting(store, number)
-    await store.progress(progress(number, "accepted", NOW + 30, provider_id=provider_id))
+    await store.predictions.progress(
+        progress(number, "accepted", NOW + 30, provider_id=provider_id)
+    )
 
 
 async def unconfirmed(store: Store, number: int) -> None:
     await submitting(store, number)
-    await store.progress(progress(number, "ambiguous", NOW + 30))
+    await store.predictions.progress(progress(number, "ambiguous", NOW + 30))
 
 
 async def ended(store: Store, number: int, *handlers: str, **given: Any) -> AcceptResult:
-    await store.create(new(number))
-    return await store.accept(arrival(number, handlers=handlers, **given))
+    await store.predictions.create(new(number))
+    return await accept_outcome(store, arrival(number, handlers=handlers, **given))
 
 
 async def claimed(store: Store, number: int = 1, handler: str = "greet") -> Claim:
@@ -432,7 +428,7 @@ async def stand(store: Store, number: int, status: Status) -> None:
     """Bring a new prediction to a status by the ways that lead there."""
     match status:
         case Status.QUEUED:
-            await store.create(new(number))
+            await store.predictions.create(new(number))
         case Status.SUBMITTING:
             await submitting(store, number)
         case Status.PROCESSING:

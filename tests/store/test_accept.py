@@ -7,12 +7,13 @@ import pytest
 
 from receiver.model.states import TERMINAL
 from receiver.model.values import OutcomeKind, Status
-from receiver.store.engine import Store
-from receiver.store.values import (
+from receiver.store.facade import Store
+from receiver.store.inbox import (
     CurrentState,
     IncomingOutcome,
     Recipients,
     Transition,
+    accept_outcome,
 )
 from tests.store.parts import (
     NOW,
@@ -48,10 +49,10 @@ async def test_an_outcome_ends_a_living_prediction_with_one_event(
 ) -> None:
     store = engine.store
     await stand(store, 1, status)
-    taken = await store.accept(arrival(1, kind, provider_id="req-1", handlers=("a", "b")))
+    taken = await accept_outcome(store, arrival(1, kind, provider_id="req-1", handlers=("a", "b")))
 
     assert (taken.verdict, taken.status, taken.handlers) == ("accepted", kind, ("a", "b"))
-    read = await store.prediction(pred(1))
+    read = await store.predictions.get(pred(1))
     assert read is not None
     assert (read.status, read.channel, read.provider_id) == (kind, "webhook", "req-1")
     assert (read.output is None, read.error is None) == (kind != "succeeded", kind == "succeeded")
@@ -74,7 +75,9 @@ async def test_an_ended_prediction_absorbs_whatever_comes_later(
     store = engine.store
     await ended(store, 1, "a", kind=first)
     before = engine.dump()
-    taken = await store.accept(arrival(1, second, at=NOW + 99, body=b"later", handlers=("a", "b")))
+    taken = await accept_outcome(
+        store, arrival(1, second, at=NOW + 99, body=b"later", handlers=("a", "b"))
+    )
 
     expected = "late" if second in ENDS and second != first else "duplicate"
     assert (taken.verdict, taken.status, taken.event_id) == (expected, first, None)
@@ -92,7 +95,7 @@ async def test_the_same_callback_again_is_counted_and_makes_no_row(engine: Engin
     await ended(engine.store, 1, "a")
     before = engine.dump()
     for _ in range(3):
-        taken = await engine.store.accept(arrival(1, handlers=("a",)))
+        taken = await accept_outcome(engine.store, arrival(1, handlers=("a",)))
         assert taken.verdict == "duplicate"
     assert engine.rows("SELECT verdict, repeats FROM callbacks") == [("accepted", 3)]
     after = engine.dump()
@@ -103,7 +106,7 @@ async def test_the_same_callback_again_is_counted_and_makes_no_row(engine: Engin
 async def test_the_same_large_callback_again_is_counted_too(engine: Engine) -> None:
     body = b"x" * 100_000
     await ended(engine.store, 1, body=body)
-    await engine.store.accept(arrival(1, body=body))
+    await accept_outcome(engine.store, arrival(1, body=body))
     assert engine.rows("SELECT verdict, repeats, length(body) FROM callbacks") == [
         ("accepted", 1, 100_000)
     ]
@@ -117,11 +120,11 @@ async def test_arrivals_of_one_prediction_in_one_batch_make_one_event(
     commits = watch.commits
     with watch.busy(store):
         waiting = asyncio.gather(
-            store.accept(arrival(1, provider_id="req-1", handlers=("a",))),
-            store.accept(arrival(1, provider_id="req-1", handlers=("a",))),
-            store.accept(arrival(1, "failed", provider_id="req-1", handlers=("a",))),
-            store.accept(arrival(1, "ask", provider_id="req-1", body=b"?")),
-            store.accept(arrival(1, channel="poll", provider_id="req-2")),
+            accept_outcome(store, arrival(1, provider_id="req-1", handlers=("a",))),
+            accept_outcome(store, arrival(1, provider_id="req-1", handlers=("a",))),
+            accept_outcome(store, arrival(1, "failed", provider_id="req-1", handlers=("a",))),
+            accept_outcome(store, arrival(1, "ask", provider_id="req-1", body=b"?")),
+            accept_outcome(store, arrival(1, channel="poll", provider_id="req-2")),
         )
         await asyncio.sleep(0)
     taken = await waiting
@@ -143,9 +146,11 @@ async def test_arrivals_of_one_prediction_in_one_batch_make_one_event(
 async def test_a_body_and_its_repeats_in_one_batch_keep_the_body(
     engine: Engine, watch: Watch, body: bytes
 ) -> None:
-    await engine.store.create(new(1))
+    await engine.store.predictions.create(new(1))
     with watch.busy(engine.store):
-        waiting = asyncio.gather(*(engine.store.accept(arrival(1, body=body)) for _ in range(3)))
+        waiting = asyncio.gather(
+            *(accept_outcome(engine.store, arrival(1, body=body)) for _ in range(3))
+        )
         await asyncio.sleep(0)
     await waiting
     sql = "SELECT verdict, repeats, CAST(body AS BLOB) FROM callbacks"
@@ -159,25 +164,27 @@ async def test_a_batch_learns_the_name_before_the_next_arrival_is_judged(
     await stand(store, 1, Status.SUBMITTING)
     with watch.busy(store):
         waiting = asyncio.gather(
-            store.accept(arrival(1, "processing", provider_id="req-1")),
-            store.accept(arrival(1, "succeeded", provider_id="req-2")),
-            store.accept(arrival(1, "failed", provider_id="req-1")),
+            accept_outcome(store, arrival(1, "processing", provider_id="req-1")),
+            accept_outcome(store, arrival(1, "succeeded", provider_id="req-2")),
+            accept_outcome(store, arrival(1, "failed", provider_id="req-1")),
         )
         await asyncio.sleep(0)
     assert [one.verdict for one in await waiting] == ["noted", "mismatch", "accepted"]
-    assert await store.find("fal", "req-1") == pred(1)
+    assert await store.predictions.find("fal", "req-1") == pred(1)
 
 
 async def test_every_handler_is_owed_an_event_once(engine: Engine) -> None:
     await ended(engine.store, 1, "a", "b")
-    await engine.store.accept(arrival(1, handlers=("a", "b", "c")))
-    await engine.store.replay(pred(1), lambda _known, _type: Recipients(("a", "b", "c")), NOW + 30)
+    await accept_outcome(engine.store, arrival(1, handlers=("a", "b", "c")))
+    await engine.store.deliveries.replay(
+        pred(1), lambda _known, _type: Recipients(("a", "b", "c")), NOW + 30
+    )
     handlers = engine.rows("SELECT handler FROM deliveries ORDER BY handler")
     assert handlers == [("a",), ("b",), ("c",)]
 
 
 async def test_an_outcome_of_an_unknown_prediction_is_kept(engine: Engine) -> None:
-    taken = await engine.store.accept(arrival(404, body=b"strange"))
+    taken = await accept_outcome(engine.store, arrival(404, body=b"strange"))
     assert (taken.verdict, taken.status) == ("unknown", None)
     [row] = engine.rows("SELECT prediction_id, verdict, body FROM callbacks")
     assert row == (pred(404), "unknown", "strange")
@@ -185,7 +192,7 @@ async def test_an_outcome_of_an_unknown_prediction_is_kept(engine: Engine) -> No
 
 async def test_our_own_verdict_on_an_unknown_prediction_writes_nothing(engine: Engine) -> None:
     before = engine.dump()
-    taken = await engine.store.accept(arrival(404, "failed", channel=None, body=b""))
+    taken = await accept_outcome(engine.store, arrival(404, "failed", channel=None, body=b""))
     assert taken.verdict == "unknown"
     assert engine.dump() == before
 
@@ -194,14 +201,16 @@ async def test_our_own_verdict_on_an_unknown_prediction_writes_nothing(engine: E
 async def test_a_mismatch_writes_nothing(engine: Engine, kind: OutcomeKind) -> None:
     await processing(engine.store, 1, provider_id="req-1")
     before = engine.dump()
-    taken = await engine.store.accept(arrival(1, kind, provider_id="req-2"))
+    taken = await accept_outcome(engine.store, arrival(1, kind, provider_id="req-2"))
     assert taken.verdict == "mismatch"
     assert engine.dump() == before
 
 
 async def test_a_second_name_of_the_provider_is_no_mismatch(engine: Engine) -> None:
     await processing(engine.store, 1, provider_id="req-1")
-    taken = await engine.store.accept(arrival(1, provider_id="gw-1", also_known_as="req-1"))
+    taken = await accept_outcome(
+        engine.store, arrival(1, provider_id="gw-1", also_known_as="req-1")
+    )
     assert taken.verdict == "accepted"
     assert engine.column("provider_id", pred(1)) == "req-1"
 
@@ -215,11 +224,11 @@ async def test_a_name_that_another_prediction_has_is_a_mismatch_that_harms_no_ne
         await stand(store, number, Status.SUBMITTING)
     with watch.busy(store):
         waiting = asyncio.gather(
-            store.accept(arrival(2, provider_id="req-2")),
-            store.accept(arrival(3, provider_id="req-1")),
-            store.accept(arrival(4, "ask", provider_id="req-1")),
-            store.accept(arrival(1, provider_id="req-1")),
-            store.create(new(9)),
+            accept_outcome(store, arrival(2, provider_id="req-2")),
+            accept_outcome(store, arrival(3, provider_id="req-1")),
+            accept_outcome(store, arrival(4, "ask", provider_id="req-1")),
+            accept_outcome(store, arrival(1, provider_id="req-1")),
+            store.predictions.create(new(9)),
         )
         await asyncio.sleep(0)
     two, three, four, one, nine = await waiting
@@ -247,8 +256,8 @@ async def test_a_name_that_another_prediction_has_is_a_mismatch_that_harms_no_ne
 
 async def test_two_providers_may_use_the_same_name(store: Store) -> None:
     await processing(store, 1, provider_id="req-1")
-    await store.create(new(2, provider="oxen"))
-    taken = await store.accept(arrival(2, provider="oxen", provider_id="req-1"))
+    await store.predictions.create(new(2, provider="oxen"))
+    taken = await accept_outcome(store, arrival(2, provider="oxen", provider_id="req-1"))
     assert taken.verdict == "accepted"
 
 
@@ -259,9 +268,9 @@ async def test_a_verdict_of_ours_applies_only_where_it_was_meant(
     await stand(engine.store, 1, status)
     before = engine.dump()
     ours = arrival(1, "failed", channel=None, only_from=frozenset({Status.UNCONFIRMED}), body=b"")
-    taken = await engine.store.accept(ours)
+    taken = await accept_outcome(engine.store, ours)
     if status is Status.UNCONFIRMED:
-        read = await engine.store.prediction(pred(1))
+        read = await engine.store.predictions.get(pred(1))
         assert taken.verdict == "accepted"
         assert read is not None
         assert (read.status, read.channel) == (Status.FAILED, None)
@@ -287,7 +296,7 @@ async def test_news_that_end_nothing_confirm_the_submit(
 ) -> None:
     await stand(engine.store, 1, status)
     due_before = engine.column("due_at", pred(1))
-    taken = await engine.store.accept(arrival(1, kind, provider_id=name, at=NOW + 10))
+    taken = await accept_outcome(engine.store, arrival(1, kind, provider_id=name, at=NOW + 10))
     assert engine.column("status", pred(1)) == expected
     assert taken.status == expected
     due = min(due_before, NOW + 10) if kind == "ask" else due_before
@@ -298,7 +307,9 @@ async def test_still_running_is_kept_as_a_callback_but_not_as_a_poll(engine: Eng
     await processing(engine.store, 1)
     for channel in ("poll", "sse", "webhook"):
         headers = "[]" if channel != "webhook" else '[["host","x"]]'
-        await engine.store.accept(arrival(1, "processing", channel=channel, headers=headers))
+        await accept_outcome(
+            engine.store, arrival(1, "processing", channel=channel, headers=headers)
+        )
     assert engine.rows("SELECT channel, verdict FROM callbacks") == [("webhook", "noted")]
 
 
@@ -306,8 +317,8 @@ async def test_a_name_that_came_with_the_acceptance_first_is_held_against_the_ca
     store: Store,
 ) -> None:
     await stand(store, 1, Status.SUBMITTING)
-    await store.progress(progress(1, "accepted", NOW + 30, provider_id="req-1"))
-    taken = await store.accept(arrival(1, provider_id="req-2"))
+    await store.predictions.progress(progress(1, "accepted", NOW + 30, provider_id="req-1"))
+    taken = await accept_outcome(store, arrival(1, provider_id="req-2"))
     assert taken.verdict == "mismatch"
 
 
@@ -381,12 +392,12 @@ async def test_a_judge_that_breaks_fails_alone(engine: Engine, watch: Watch) -> 
         raise ZeroDivisionError
 
     for number in (1, 2, 3):
-        await store.create(new(number))
+        await store.predictions.create(new(number))
     with watch.busy(store):
         waiting = asyncio.gather(
-            store.accept(arrival(1)),
-            store.accept(arrival(2, judge=broken)),
-            store.accept(arrival(3)),
+            accept_outcome(store, arrival(1)),
+            accept_outcome(store, arrival(2, judge=broken)),
+            accept_outcome(store, arrival(3)),
             return_exceptions=True,
         )
         await asyncio.sleep(0)
@@ -405,16 +416,16 @@ async def test_a_judge_sees_the_row_as_it_is_inside_the_transaction(store: Store
         seen.append(known)
         return judge(Recipients())(known, arrival)
 
-    await store.create(new(1, metadata={"kind": "ä"}))
-    await asyncio.gather(*(store.accept(arrival(1, judge=note)) for _ in range(3)))
+    await store.predictions.create(new(1, metadata={"kind": "ä"}))
+    await asyncio.gather(*(accept_outcome(store, arrival(1, judge=note)) for _ in range(3)))
     assert [known.status for known in seen] == ["queued", "succeeded", "succeeded"]
     assert {known.metadata for known in seen} == {'{"kind":"ä"}'}
 
 
 async def test_the_error_of_a_failure_reads_back(store: Store) -> None:
-    await store.create(new(1))
-    await store.accept(arrival(1, outcome=outcome("failed")))
-    read = await store.prediction(pred(1))
+    await store.predictions.create(new(1))
+    await accept_outcome(store, arrival(1, outcome=outcome("failed")))
+    read = await store.predictions.get(pred(1))
     assert read is not None
     assert read.error is not None
     assert (read.error.code, read.error.message) == ("provider_error", "no luck")

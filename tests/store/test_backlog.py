@@ -10,8 +10,8 @@ import pytest
 from receiver.model.values import Status
 from receiver.store import backlog
 from receiver.store.backlog import LIVING, BacklogReader
-from receiver.store.engine import Store
-from receiver.store.handlers import Breakers
+from receiver.store.breakers import Breakers
+from receiver.store.facade import Store
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.store.parts import AGAIN, NOW, ended, settlement, stand, wanted
 from tests.store.test_deliveries import greet_only
@@ -70,7 +70,7 @@ async def test_a_replayed_delivery_is_as_old_as_its_replay(store: Store) -> None
     [claim] = (await store.claim(wanted("greet"))).claims
     await store.settle(settlement(claim))
     assert taken.event_id is not None
-    await store.replay(claim.event.prediction.id, greet_only, NOW + 5000)
+    await store.deliveries.replay(claim.event.prediction.id, greet_only, NOW + 5000)
     depth = await BacklogReader(store).depth(PROVIDERS)
     assert (depth.owed, depth.oldest) == ({("greet", "pending"): 1}, {"greet": NOW + 5000})
 

@@ -58,7 +58,7 @@ async def test_a_backup_has_everything_and_only_its_owner_can_read_it(
 async def test_what_is_only_in_the_log_is_in_the_backup(engine: SQLite, tmp_path: Path) -> None:
     again = SQLite(engine.path)
     await again.store.start()
-    await again.store.create(new(2))
+    await again.store.predictions.create(new(2))
     assert back_up(str(engine.path), str(tmp_path / "copy.db")).predictions == 2
     await again.store.stop()
 
@@ -72,7 +72,7 @@ async def test_it_is_the_database_of_one_moment_and_holds_up_nobody(
     numbers = itertools.count(2)
 
     async def write() -> None:
-        await again.store.create(new(next(numbers), input={"prompt": "x" * 100_000}))
+        await again.store.predictions.create(new(next(numbers), input={"prompt": "x" * 100_000}))
 
     for _ in range(30):
         await write()

@@ -9,7 +9,8 @@ import pytest
 from receiver.model.ids import event_id
 from receiver.model.values import Status
 from receiver.store.changes import ChangeLog, StatusChange
-from receiver.store.engine import Store
+from receiver.store.facade import Store
+from receiver.store.inbox import accept_outcome
 from tests.receiving import eventually
 from tests.store.parts import (
     NOW,
@@ -54,14 +55,14 @@ async def test_every_move_is_in_the_journal_once(store: Store, status: Status) -
 async def test_what_moves_nothing_is_not_in_it(store: Store) -> None:
     await ended(store, 1)
     before = await moves(store)
-    await store.accept(arrival(1))
-    await store.hasten("fal", NOW)
+    await accept_outcome(store, arrival(1))
+    await store.predictions.hasten("fal", NOW)
     assert await moves(store) == before
 
 
 async def test_pages_follow_each_other_without_a_gap_or_a_repeat(store: Store) -> None:
     for number in range(80):
-        await store.create(new(number))
+        await store.predictions.create(new(number))
     journal = ChangeLog(store)
     end = await journal.end()
     first, place = await journal.page(0, end)
@@ -76,7 +77,7 @@ async def test_the_end_of_a_move_tells_its_time_and_its_event(store: Store) -> N
     [(name, event)] = (await ChangeLog(store).events([pred(1), pred(2)])).items()
     assert (name, event.id, event.type) == (pred(1), event_id(pred(1)), f"prediction.{end.status}")
     assert event.time.timestamp() == pytest.approx(end.time)
-    assert event.prediction == await store.prediction(pred(1))
+    assert event.predictions.get == await store.predictions.get(pred(1))
 
 
 async def test_events_are_listed_newest_first(store: Store) -> None:

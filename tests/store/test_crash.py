@@ -13,10 +13,10 @@ import pytest
 
 from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import DONE
-from receiver.store.engine import Store
+from receiver.store.facade import Store
+from receiver.store.inbox import Recipients, accept_outcome
 from receiver.store.replays import CountedReplay, Replays, ReplayStep, Selection
 from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.values import Recipients
 from tests.store.parts import (
     AGAIN,
     GIVEN_UP,
@@ -44,17 +44,20 @@ Act = Callable[[], Awaitable[Any]]
 
 
 async def creating(store: Store) -> Act:
-    await store.create(new(1, idempotency_key="k"))
+    await store.predictions.create(new(1, idempotency_key="k"))
     return lambda: asyncio.gather(
-        store.create(new(2, idempotency_key="k")), store.create(new(3)), store.create(new(4))
+        store.predictions.create(new(2, idempotency_key="k")),
+        store.predictions.create(new(3)),
+        store.predictions.create(new(4)),
     )
 
 
 async def beginning(store: Store) -> Act:
     for number in range(3):
-        await store.create(new(number))
+        await store.predictions.create(new(number))
     return lambda: asyncio.gather(
-        store.begin_submits(slots(most=1)), store.begin_submits(slots(max_in_flight=2))
+        store.predictions.begin_submits(slots(most=1)),
+        store.predictions.begin_submits(slots(max_in_flight=2)),
     )
 
 
@@ -62,10 +65,10 @@ async def progressing(store: Store) -> Act:
     for number in range(4):
         await submitting(store, number)
     return lambda: asyncio.gather(
-        store.progress(progress(0, "accepted", NOW + 30, provider_id="req-0")),
-        store.progress(progress(1, "postponed", NOW + 30)),
-        store.progress(progress(2, "ambiguous", NOW + 30)),
-        store.progress(progress(3, "looked", NOW + 30)),
+        store.predictions.progress(progress(0, "accepted", NOW + 30, provider_id="req-0")),
+        store.predictions.progress(progress(1, "postponed", NOW + 30)),
+        store.predictions.progress(progress(2, "ambiguous", NOW + 30)),
+        store.predictions.progress(progress(3, "polled", NOW + 30)),
     )
 
 
@@ -73,12 +76,12 @@ async def accepting(store: Store) -> Act:
     for number in range(4):
         await submitting(store, number)
     return lambda: asyncio.gather(
-        store.accept(arrival(0, handlers=("a", "b"), provider_id="req-0")),
-        store.accept(arrival(0, handlers=("a", "b"), provider_id="req-0")),
-        store.accept(arrival(1, "failed", handlers=("a",), body=b"\xff" * 40_000)),
-        store.accept(arrival(1, "succeeded")),
-        store.accept(arrival(2, "ask", provider_id="req-2")),
-        store.accept(arrival(404)),
+        accept_outcome(store, arrival(0, handlers=("a", "b"), provider_id="req-0")),
+        accept_outcome(store, arrival(0, handlers=("a", "b"), provider_id="req-0")),
+        accept_outcome(store, arrival(1, "failed", handlers=("a",), body=b"\xff" * 40_000)),
+        accept_outcome(store, arrival(1, "succeeded")),
+        accept_outcome(store, arrival(2, "ask", provider_id="req-2")),
+        accept_outcome(store, arrival(404)),
     )
 
 
@@ -122,9 +125,9 @@ async def renewing(store: Store) -> Act:
 
 async def replaying(store: Store) -> Act:
     claim = await claimed(store)
-    await store.remember(claim.id, "post", "1")
+    await store.deliveries.remember(claim.id, "post", "1")
     await store.settle(settlement(claim))
-    return lambda: store.replay(
+    return lambda: store.deliveries.replay(
         pred(1), lambda _known, _type: Recipients(("greet", "fresh")), NOW + 30
     )
 
@@ -152,29 +155,29 @@ async def replaying_in_bulk(store: Store) -> Act:
 async def retrying(store: Store) -> Act:
     claim = await claimed(store)
     await store.settle(settlement(claim, GIVEN_UP))
-    return lambda: store.retry(claim.id, NOW + 30)
+    return lambda: store.deliveries.retry(claim.id, NOW + 30)
 
 
 async def remembering(store: Store) -> Act:
     claim = await claimed(store)
     return lambda: asyncio.gather(
-        store.remember(claim.id, "a", "1"), store.remember(claim.id, "b", "2")
+        store.deliveries.remember(claim.id, "a", "1"), store.deliveries.remember(claim.id, "b", "2")
     )
 
 
 async def looking(store: Store) -> Act:
     await processing(store, 1)
-    return lambda: store.claim_due("fal", NOW + 30, NOW + 90, 10)
+    return lambda: store.predictions.claim_due("fal", NOW + 30, NOW + 90, 10)
 
 
 async def hastening(store: Store) -> Act:
     await processing(store, 1)
-    return lambda: store.hasten("fal", NOW)
+    return lambda: store.predictions.hasten("fal", NOW)
 
 
 async def canceling(store: Store) -> Act:
     await processing(store, 1)
-    return lambda: store.mark_cancel(pred(1))
+    return lambda: store.predictions.mark_cancel(pred(1))
 
 
 async def recovering(store: Store) -> Act:
@@ -272,7 +275,7 @@ async def test_what_a_kill_left_opens_and_the_work_can_be_done_again(
     reopened.open()
     try:
         await reopened.recover("next", NOW + 500)
-        await reopened.accept(arrival(1, handlers=("greet",)))
+        await accept_outcome(reopened, arrival(1, handlers=("greet",)))
         await reopened.claim(wanted(now=NOW + 900))
     finally:
         reopened.close()

@@ -8,14 +8,11 @@ import pytest
 
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Decision
-from receiver.store.engine import Store
-from receiver.store.handlers import Breakers
-from receiver.store.rows import rfc3339
-from receiver.store.values import (
-    CurrentState,
-    LostAttempt,
-    Recipients,
-)
+from receiver.store.breakers import Breakers
+from receiver.store.deliveries import LostAttempt
+from receiver.store.facade import Store
+from receiver.store.inbox import CurrentState, Recipients, accept_outcome
+from receiver.store.paging import rfc3339
 from tests.store.parts import (
     AGAIN,
     GIVEN_UP,
@@ -40,13 +37,13 @@ def greet_only(_known: CurrentState, _type: str) -> Recipients:
 
 
 async def state(store: Store, delivery_id: str = GREET) -> tuple[str, int, str]:
-    [delivery] = (await store.deliveries(1, id=delivery_id)).data
+    [delivery] = (await store.deliveries.page(1, id=delivery_id)).data
     return delivery.state, delivery.attempts, delivery.reason
 
 
 async def test_a_claim_carries_the_whole_event(store: Store) -> None:
     claim = await claimed(store)
-    prediction = await store.prediction(pred(1))
+    prediction = await store.predictions.get(pred(1))
     assert claim.event.prediction == prediction
     assert (claim.id, claim.handler, claim.attempt, claim.round, claim.number) == (
         GREET,
@@ -81,7 +78,7 @@ async def test_a_lane_gets_its_own_work_when_it_is_due_and_hears_of_the_next(
     assert found.next_due == pytest.approx(NOW + 100, abs=0.001)
     assert (await store.claim(wanted("nobody"))).next_due is None
     assert (await store.claim(wanted("other", most=1))).next_due is None
-    assert await store.owed() == {"greet": 1}
+    assert await store.deliveries.pending() == {"greet": 1}
 
 
 @pytest.mark.usefixtures("in_one_process")
@@ -107,7 +104,7 @@ async def test_a_settlement_ends_the_attempt_as_decided(
     claim = await claimed(store)
     assert await store.settle(settlement(claim, decision))
 
-    [delivery] = (await store.deliveries(10)).data
+    [delivery] = (await store.deliveries.page(10)).data
     assert (delivery.state, delivery.attempts, delivery.reason) == (expected, 1, decision.reason)
     assert (delivery.due_at is None) == (expected != "pending")
     assert (delivery.ended_at is None) == (expected == "pending")
@@ -123,7 +120,7 @@ async def test_a_retry_is_claimed_after_its_delay_and_counts_on(store: Store) ->
     [again] = (await store.claim(wanted(now=NOW + 51))).claims
     assert (again.attempt, again.number, again.id) == (2, 2, claim.id)
     await store.settle(settlement(again, GIVEN_UP, ended_at=NOW + 60))
-    [delivery] = (await store.deliveries(10, state="dead")).data
+    [delivery] = (await store.deliveries.page(10, state="dead")).data
     assert [attempt["number"] for attempt in delivery.history] == [1, 2]
 
 
@@ -157,7 +154,7 @@ async def another_finishes(store: Store) -> None:
 
 async def replayed_after_another_finished(store: Store) -> None:
     await another_finishes(store)
-    await store.replay(pred(1), greet_only, NOW + 70)
+    await store.deliveries.replay(pred(1), greet_only, NOW + 70)
 
 
 async def replayed_and_claimed_again(store: Store) -> None:
@@ -321,7 +318,7 @@ async def test_an_attempt_whose_process_is_gone_is_recorded_and_told_of(
         reason="",
         seconds=30.0,
     )
-    [delivery] = (await store.deliveries(1, id=GREET)).data
+    [delivery] = (await store.deliveries.page(1, id=GREET)).data
     [attempt] = delivery.history
     assert (attempt["number"], attempt["result"], attempt["reason"]) == (1, "lost", lost.reason)
     assert attempt["ended_at"] == rfc3339(NOW + 50)
@@ -329,7 +326,7 @@ async def test_an_attempt_whose_process_is_gone_is_recorded_and_told_of(
 
     [claim] = (await store.claim(wanted(owner="next", now=NOW + 51, lease_until=NOW + 90))).claims
     await store.settle(settlement(claim, owner="next", ended_at=NOW + 52))
-    [delivery] = (await store.deliveries(1, id=GREET)).data
+    [delivery] = (await store.deliveries.page(1, id=GREET)).data
     assert [attempt["result"] for attempt in delivery.history] == ["lost", "done"]
 
 
@@ -353,11 +350,14 @@ async def test_answers_of_a_batch_are_each_ones_own(store: Store) -> None:
             await store.settle(settlement(claim, GIVEN_UP))
     numbers = (3, 9, 2, 1)
     retried = await asyncio.gather(
-        *(store.retry(delivery_id(pred(number), "greet"), NOW + 60) for number in numbers)
+        *(
+            store.deliveries.retry(delivery_id(pred(number), "greet"), NOW + 60)
+            for number in numbers
+        )
     )
     assert retried == [None, None, "greet", "greet"]
     replayed = await asyncio.gather(
-        *(store.replay(pred(number), greet_only, NOW + 60) for number in numbers)
+        *(store.deliveries.replay(pred(number), greet_only, NOW + 60) for number in numbers)
     )
     assert [one.owed for one in replayed] == [0, None, 0, 0]
 
@@ -373,12 +373,12 @@ async def test_a_replay_begins_a_new_round_and_forgets_the_steps(
     store: Store, decision: Decision
 ) -> None:
     claim = await claimed(store)
-    await store.remember(claim.id, "post", '"done"')
+    await store.deliveries.remember(claim.id, "post", '"done"')
     await store.settle(settlement(claim, decision))
-    replayed = await store.replay(pred(1), greet_only, NOW + 30)
+    replayed = await store.deliveries.replay(pred(1), greet_only, NOW + 30)
 
     assert (replayed.owed, replayed.handlers) == (1, ("greet",))
-    assert await store.recall(claim.id, "post") is None
+    assert await store.deliveries.recall(claim.id, "post") is None
     [again] = (await store.claim(wanted(now=NOW + 30))).claims
     assert (again.id, again.attempt, again.round, again.number) == (claim.id, 1, 1, 2)
 
@@ -389,9 +389,9 @@ async def test_a_replay_leaves_what_is_still_owed(engine: Engine, *, running: bo
     await ended(store, 1, "greet")
     if running:
         await store.claim(wanted())
-    await store.remember(GREET, "post", '"done"')
+    await store.deliveries.remember(GREET, "post", '"done"')
     before = engine.dump()
-    assert (await store.replay(pred(1), greet_only, NOW + 30)).owed == 0
+    assert (await store.deliveries.replay(pred(1), greet_only, NOW + 30)).owed == 0
     assert engine.dump() == before
 
 
@@ -404,15 +404,15 @@ async def test_a_replay_owes_the_event_to_handlers_that_are_new(store: Store) ->
         seen.append((known.id, event_type))
         return Recipients(("fresh",))
 
-    assert (await store.replay(pred(1), match, NOW + 30)).handlers == ("fresh",)
+    assert (await store.deliveries.replay(pred(1), match, NOW + 30)).handlers == ("fresh",)
     assert seen == [(pred(1), "prediction.succeeded")]
     assert (await state(store))[0] == "done"
 
 
 async def test_there_is_nothing_to_replay_before_the_end(store: Store) -> None:
-    await store.create(new(1))
-    assert (await store.replay(pred(1), greet_only, NOW)).owed is None
-    assert (await store.replay("pred_none", greet_only, NOW)).owed is None
+    await store.predictions.create(new(1))
+    assert (await store.deliveries.replay(pred(1), greet_only, NOW)).owed is None
+    assert (await store.deliveries.replay("pred_none", greet_only, NOW)).owed is None
 
 
 @pytest.mark.parametrize("decision", [Decision(state="skipped"), GIVEN_UP])
@@ -420,18 +420,18 @@ async def test_a_retry_by_hand_starts_counting_anew_and_keeps_the_steps(
     store: Store, decision: Decision
 ) -> None:
     claim = await claimed(store)
-    await store.remember(claim.id, "post", '"done"')
+    await store.deliveries.remember(claim.id, "post", '"done"')
     await store.settle(settlement(claim, decision))
-    assert await store.retry(claim.id, NOW + 30) == "greet"
+    assert await store.deliveries.retry(claim.id, NOW + 30) == "greet"
     [again] = (await store.claim(wanted(now=NOW + 30))).claims
     assert (again.attempt, again.round) == (1, 0)
-    assert await store.recall(claim.id, "post") == '"done"'
+    assert await store.deliveries.recall(claim.id, "post") == '"done"'
 
 
 async def test_a_retry_by_hand_hastens_what_waits(store: Store) -> None:
     claim = await claimed(store)
     await store.settle(settlement(claim, AGAIN))
-    assert await store.retry(claim.id, NOW + 30) == "greet"
+    assert await store.deliveries.retry(claim.id, NOW + 30) == "greet"
     [again] = (await store.claim(wanted(now=NOW + 30))).claims
     assert again.attempt == 2
 
@@ -440,21 +440,21 @@ async def test_there_is_no_retry_of_what_runs_or_is_done(engine: Engine) -> None
     store = engine.store
     claim = await claimed(store)
     before = engine.dump()
-    assert await store.retry(claim.id, NOW + 30) is None
+    assert await store.deliveries.retry(claim.id, NOW + 30) is None
     assert engine.dump() == before
     await store.settle(settlement(claim))
-    assert await store.retry(claim.id, NOW + 30) is None
-    assert await store.retry("dlv_none", NOW + 30) is None
+    assert await store.deliveries.retry(claim.id, NOW + 30) is None
+    assert await store.deliveries.retry("dlv_none", NOW + 30) is None
 
 
 async def test_a_step_keeps_its_first_result(store: Store) -> None:
     claim = await claimed(store)
-    assert await store.recall(claim.id, "post") is None
-    await store.remember(claim.id, "post", "1")
-    await store.remember(claim.id, "post", "2")
-    await store.remember(claim.id, "", '"\\u0000"')
-    assert await store.recall(claim.id, "post") == "1"
-    assert await store.recall(claim.id, "") == '"\\u0000"'
+    assert await store.deliveries.recall(claim.id, "post") is None
+    await store.deliveries.remember(claim.id, "post", "1")
+    await store.deliveries.remember(claim.id, "post", "2")
+    await store.deliveries.remember(claim.id, "", '"\\u0000"')
+    assert await store.deliveries.recall(claim.id, "post") == "1"
+    assert await store.deliveries.recall(claim.id, "") == '"\\u0000"'
 
 
 @pytest.mark.parametrize(
@@ -480,7 +480,7 @@ async def test_pages_of_deliveries_hold_everything_once(
     seen: list[str] = []
     cursor = None
     while True:
-        page = await store.deliveries(limit, **given, cursor=cursor)
+        page = await store.deliveries.page(limit, **given, cursor=cursor)
         seen += [delivery.id for delivery in page.data]
         cursor = page.next_cursor
         if cursor is None:
@@ -506,8 +506,9 @@ async def test_two_predictions_end_in_one_batch_with_their_own_deliveries(
     store: Store,
 ) -> None:
     for number in (1, 2):
-        await store.create(new(number))
+        await store.predictions.create(new(number))
     await asyncio.gather(
-        store.accept(arrival(1, handlers=("a",))), store.accept(arrival(2, handlers=("b",)))
+        accept_outcome(store, arrival(1, handlers=("a",))),
+        accept_outcome(store, arrival(2, handlers=("b",))),
     )
-    assert await store.owed() == {"a": 1, "b": 1}
+    assert await store.deliveries.pending() == {"a": 1, "b": 1}

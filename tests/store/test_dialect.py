@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from receiver.store import queries
-from receiver.store.dialect import Query, Row, Run, Steps, Write, together
-from receiver.store.engine import Store
+from receiver.store.facade import Store
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.sqlite.engine import SQLiteStore
+from receiver.store.statement import Row, Run, Steps, Write, together
 from tests.postgres import Database
 
 ALL: Final = [value for value in vars(queries).values() if isinstance(value, Query)]

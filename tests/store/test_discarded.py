@@ -13,8 +13,8 @@ from receiver.store.discarded import (
     DiscardedItems,
     Rejection,
 )
-from receiver.store.engine import Store
-from receiver.store.values import Recipients
+from receiver.store.facade import Store
+from receiver.store.inbox import Recipients, accept_outcome
 from tests.store.parts import NOW, Engine, arrival, ended, new, pred
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
@@ -29,10 +29,10 @@ async def everything(store: Store) -> None:
     await ended(store, 1)  # unrouted, at NOW + 10
     await ended(store, 2, "greet", at=NOW + 20)
     for seconds in (30, 40):
-        await store.accept(arrival(2, at=NOW + seconds))  # the same bytes
-    await store.accept(arrival(2, at=NOW + 50, body=b"the same in other words"))
-    await store.accept(arrival(2, "failed", at=NOW + 60, body=b"late"))
-    await store.accept(arrival(9, at=NOW + 70, provider="eachlabs", body=b"whose?"))
+        await accept_outcome(store, arrival(2, at=NOW + seconds))  # the same bytes
+    await accept_outcome(store, arrival(2, at=NOW + 50, body=b"the same in other words"))
+    await accept_outcome(store, arrival(2, "failed", at=NOW + 60, body=b"late"))
+    await accept_outcome(store, arrival(9, at=NOW + 70, provider="eachlabs", body=b"whose?"))
     await DiscardedItems(store).count([Rejection("fal", "bad_token", "9.9.9.9", 3, NOW, NOW + 80)])
 
 
@@ -91,7 +91,7 @@ async def test_filters_narrow_it_down(
 async def test_pages_follow_each_other_without_a_gap_or_a_repeat(store: Store) -> None:
     for number in range(7):
         await ended(store, number)  # all at one time
-        await store.accept(arrival(number, "failed", at=NOW + 10, body=b"late"))
+        await accept_outcome(store, arrival(number, "failed", at=NOW + 10, body=b"late"))
     rejections = [Rejection("fal", "bad_token", f"1.1.1.{n}", 1, NOW, NOW + 10) for n in range(7)]
     await DiscardedItems(store).count(rejections)
     whole = await listed(store)
@@ -157,11 +157,11 @@ async def test_an_event_is_unrouted_until_somebody_is_owed_it(engine: Engine) ->
     store = engine.store
     await ended(store, 1)
     await ended(store, 2, "greet")
-    await store.create(new(3))
+    await store.predictions.create(new(3))
     marks = "SELECT prediction_id FROM events WHERE unrouted = 1"
     assert engine.rows(marks) == [(pred(1),)]
-    await store.replay(pred(1), lambda *_: Recipients(()), NOW + 30)
+    await store.deliveries.replay(pred(1), lambda *_: Recipients(()), NOW + 30)
     assert engine.rows(marks) == [(pred(1),)]
-    await store.replay(pred(1), lambda *_: Recipients(("greet",)), NOW + 30)
+    await store.deliveries.replay(pred(1), lambda *_: Recipients(("greet",)), NOW + 30)
     assert engine.rows(marks) == []
     assert await listed(store) == []

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from receiver.model.errors import StoreUnavailable
+from receiver.store.inbox import accept_outcome
 from tests.store.parts import NOW, SQLite, arrival, new, pred
 
 pytestmark = pytest.mark.anyio
@@ -74,27 +75,29 @@ async def test_a_disk_that_takes_nothing_is_reported_once_and_recovers_by_itself
     engine: SQLite, disk: Disk, monkeypatch: pytest.MonkeyPatch, pragma: str, words: str
 ) -> None:
     store = engine.store
-    await store.create(new(1))
+    await store.predictions.create(new(1))
     before = engine.dump()
     disk.breaks(pragma)
     monkeypatch.setattr(os, "open", _read_only)  # nor can a file be opened to be written
 
     for number in (2, 3, 4):
         with pytest.raises(StoreUnavailable, match=words):
-            await store.create(new(number, **LARGE))
+            await store.predictions.create(new(number, **LARGE))
     answers = await asyncio.gather(
-        *(store.accept(arrival(1, body=b"\xff" * 200_000)) for _ in range(5)),
+        *(accept_outcome(store, arrival(1, body=b"\xff" * 200_000)) for _ in range(5)),
         return_exceptions=True,
     )
     assert [type(answer) for answer in answers] == [StoreUnavailable] * 5
     assert engine.dump() == before
-    assert (await store.prediction(pred(1))) is not None  # what was kept can be read
+    assert (await store.predictions.get(pred(1))) is not None  # what was kept can be read
     [report] = engine.reports
     assert words in str(report)
 
     disk.mends()
-    assert (await store.accept(arrival(1))).verdict == "accepted"  # and the file is there already
-    await store.create(new(5, **LARGE))
+    assert (
+        await accept_outcome(store, arrival(1))
+    ).verdict == "accepted"  # and the file is there already
+    await store.predictions.create(new(5, **LARGE))
     assert engine.reports[1:] == [None]
 
 
@@ -132,14 +135,14 @@ async def test_a_file_that_cannot_be_read_is_unavailable_and_comes_back(
 
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Reading, **k))
-    await engine.store.create(new(1))
+    await engine.store.predictions.create(new(1))
     for broken in (True, False, True, False):
         for _ in range(4):
             if broken:
                 with pytest.raises(StoreUnavailable, match="cannot be read"):
-                    await engine.store.prediction(pred(1))
+                    await engine.store.predictions.get(pred(1))
             else:
-                assert await engine.store.prediction(pred(1)) is not None
+                assert await engine.store.predictions.get(pred(1)) is not None
 
 
 LIMITED = """

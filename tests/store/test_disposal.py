@@ -8,8 +8,8 @@ import pytest
 from receiver.model.ids import delivery_id, oldest_id
 from receiver.model.values import Outcome, Output
 from receiver.store.disposal import Cutoffs, DeleteBatch, DeleteResult, Disposal
-from receiver.store.engine import Store
-from receiver.store.values import Recipients
+from receiver.store.facade import Store
+from receiver.store.inbox import Recipients, accept_outcome
 from tests.store.parts import (
     AGAIN,
     GIVEN_UP,
@@ -57,9 +57,9 @@ async def newer(store: Store) -> None:
 
 async def test_it_goes_with_all_that_hangs_on_it(engine: Engine, store: Store) -> None:
     claim = await claimed(store)
-    await store.remember(claim.id, "post", '"told"')
+    await store.deliveries.remember(claim.id, "post", '"told"')
     await store.settle(settlement(claim))
-    await store.accept(arrival(1, kind="failed"))
+    await accept_outcome(store, arrival(1, kind="failed"))
     await newer(store)
     assert await sweep(store) == 1
     assert left(engine) == [pred(999_999)]
@@ -118,12 +118,12 @@ async def test_what_a_handler_submitted_stays_while_it_may_submit_it_again(
     """The key, by which a second submit is found to be one, goes with the prediction."""
     claim = await claimed(store)
     child = new(2, parent_id=pred(1), idempotency_key=f"{claim.id}/1", fingerprint="f")
-    await store.create(child)
-    await store.accept(arrival(2))
+    await store.predictions.create(child)
+    await accept_outcome(store, arrival(2))
     await store.settle(settlement(claim, AGAIN))
     await newer(store)
     assert await sweep(store) == 0
-    assert not (await store.create(child)).is_new
+    assert not (await store.predictions.create(child)).is_new
     [claim] = (await store.claim(wanted(now=NOW + 60, lease_until=NOW + 90))).claims
     await store.settle(settlement(claim))
     assert await sweep(store) == 2
@@ -137,7 +137,9 @@ async def test_what_is_owed_again_meanwhile_stays(engine: Engine, store: Store) 
     disposal = Disposal(store)
     rows, _ = await disposal.old("", HORIZON, OLD, 100)
     assert rows == [(pred(1),)]
-    replayed = await store.replay(pred(1), lambda _known, _kind: Recipients(("greet",)), NOW + 50)
+    replayed = await store.deliveries.replay(
+        pred(1), lambda _known, _kind: Recipients(("greet",)), NOW + 50
+    )
     assert replayed.owed == 1
     piece = DeleteBatch(rows=rows, before=OLD, seconds=60.0)
     assert await disposal.delete(piece) == DeleteResult(1, 0)
@@ -186,11 +188,13 @@ async def test_a_piece_ends_when_its_time_is_over(store: Store) -> None:
 
 async def test_the_key_of_what_is_deleted_is_free_again(store: Store) -> None:
     keyed = new(1, idempotency_key="order-1", fingerprint="f")
-    await store.create(keyed)
-    await store.accept(arrival(1))
+    await store.predictions.create(keyed)
+    await accept_outcome(store, arrival(1))
     await newer(store)
     await sweep(store)
-    assert (await store.create(new(2, idempotency_key="order-1", fingerprint="f"))).is_new
+    assert (
+        await store.predictions.create(new(2, idempotency_key="order-1", fingerprint="f"))
+    ).is_new
 
 
 async def test_what_comes_late_for_what_is_deleted_is_unknown_and_kept(
@@ -199,7 +203,7 @@ async def test_what_comes_late_for_what_is_deleted_is_unknown_and_kept(
     await ended(store, 1)
     await newer(store)
     await sweep(store)
-    taken = await store.accept(arrival(1, kind="failed"))
+    taken = await accept_outcome(store, arrival(1, kind="failed"))
     assert (taken.verdict, taken.status) == ("unknown", None)
     rows = engine.rows("SELECT verdict FROM callbacks WHERE prediction_id = ?", pred(1))
     assert rows == [("unknown",)]
@@ -210,7 +214,7 @@ async def test_sweeps_and_accepts_at_once_hurt_nobody(engine: Engine, store: Sto
         await ended(store, number)
     await newer(store)
     for number in range(101, 131):
-        await store.create(new(number))
+        await store.predictions.create(new(number))
     late = [arrival(number, kind="failed") for number in range(1, 31)]
     fresh = [arrival(number, at=NOW + 500) for number in range(101, 131)]
     both = [one for pair in zip(late, fresh, strict=True) for one in pair]
@@ -236,7 +240,7 @@ async def test_the_journal_is_cut_off_and_the_place_remembered(
     engine: Engine, store: Store
 ) -> None:
     for number in range(1, 5):
-        await store.create(new(number))
+        await store.predictions.create(new(number))
     times(engine, 1.0, 2.0, 30.0, 4.0)
     disposal = Disposal(store)
     assert await disposal.trim_journal(3.0, 1) == 1
@@ -248,17 +252,19 @@ async def test_the_journal_is_cut_off_and_the_place_remembered(
 
 
 async def test_the_newest_row_of_the_journal_stays(engine: Engine, store: Store) -> None:
-    await store.create(new(1))
-    await store.create(new(2))
+    await store.predictions.create(new(1))
+    await store.predictions.create(new(2))
     await Disposal(store).trim_journal(NOW + 1, 100)
-    await store.create(new(3))
+    await store.predictions.create(new(3))
     assert engine.rows("SELECT seq FROM journal ORDER BY seq") == [(2,), (3,)]
     assert await Disposal(store).mark("journal") == 1
 
 
 async def unneeded(store: Store, number: int, count: int, at: float = NOW) -> None:
     for turn in range(count):
-        await store.accept(arrival(number, kind="processing", body=b"%d" % turn, at=at + turn))
+        await accept_outcome(
+            store, arrival(number, kind="processing", body=b"%d" % turn, at=at + turn)
+        )
 
 
 async def test_of_callbacks_that_decided_nothing_the_newest_stay(
@@ -287,9 +293,9 @@ async def test_of_what_lives_and_is_young_all_stay(store: Store, young: float, t
 
 async def test_strays_are_those_of_what_is_gone(store: Store) -> None:
     await ended(store, 1)
-    await store.accept(arrival(1, body=b"again"))
-    await store.accept(arrival(2, at=NOW))
-    await store.accept(arrival(3, at=NOW + 5))
+    await accept_outcome(store, arrival(1, body=b"again"))
+    await accept_outcome(store, arrival(2, at=NOW))
+    await accept_outcome(store, arrival(3, at=NOW + 5))
     rows = await Disposal(store).strays(NOW, 10)
     assert [row[0] for row in rows] == [pred(2)]
 
@@ -305,8 +311,8 @@ async def test_an_accepted_callback_is_never_deleted_as_unneeded(
 
 async def test_deliveries_of_two_handlers_go_too(engine: Engine, store: Store) -> None:
     outcome = Outcome(kind="succeeded", output=[Output(url="https://x.example/1")])
-    await store.create(new(1))
-    await store.accept(arrival(1, outcome=outcome, judge=judge(Recipients(("a", "b")))))
+    await store.predictions.create(new(1))
+    await accept_outcome(store, arrival(1, outcome=outcome, judge=judge(Recipients(("a", "b")))))
     for handler in ("a", "b"):
         [claim] = (await store.claim(wanted(handler))).claims
         assert claim.id == delivery_id(pred(1), handler)

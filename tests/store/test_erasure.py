@@ -10,10 +10,12 @@ import pytest
 from receiver.model.ids import delivery_id
 from receiver.model.states import TERMINAL
 from receiver.model.values import Error, Outcome, Output, Status, Stored
-from receiver.store.engine import Store
+from receiver.store.breakers import Breakers
+from receiver.store.deliveries import ReplayResult
 from receiver.store.erasure import Erasure
-from receiver.store.handlers import Breakers
-from receiver.store.values import Annotation, Recipients, ReplayResult
+from receiver.store.facade import Store
+from receiver.store.inbox import Recipients, accept_outcome
+from receiver.store.predictions import Annotation
 from tests.store.parts import (
     AGAIN,
     GIVEN_UP,
@@ -65,9 +67,9 @@ async def filled(store: Store, *, ok: bool = True) -> None:
         "idempotency_key": "order-1",
         "fingerprint": f"digest of {MARKER}",
     }
-    await store.create(new(1, **given))
-    await store.begin_submits(slots())
-    await store.progress(
+    await store.predictions.create(new(1, **given))
+    await store.predictions.begin_submits(slots())
+    await store.predictions.progress(
         progress(1, "accepted", NOW + 30, links={"status": MARKER}, provider_id="req-1")
     )
     outcome = Outcome(
@@ -80,12 +82,12 @@ async def filled(store: Store, *, ok: bool = True) -> None:
         "headers": f'[["x-a", "{MARKER}"]]',
     }
     handlers = Recipients(("good", "bad", "slow", "last"), {"last": ("slow",)})
-    await store.accept(arrival(1, outcome=outcome, judge=judge(handlers), **raw))
+    await accept_outcome(store, arrival(1, outcome=outcome, judge=judge(handlers), **raw))
     contrary = Outcome(kind="canceled", error=Error(code="canceled", message=MARKER))
-    await store.accept(arrival(1, outcome=contrary, **(raw | {"body": MARKER.encode()})))
+    await accept_outcome(store, arrival(1, outcome=contrary, **(raw | {"body": MARKER.encode()})))
     for handler, decision in (("good", None), ("bad", GIVEN_UP), ("slow", AGAIN)):
         [claim] = (await store.claim(wanted(handler))).claims
-        await store.remember(claim.id, MARKER, f'"{MARKER}"')
+        await store.deliveries.remember(claim.id, MARKER, f'"{MARKER}"')
         said = (
             {}
             if decision is None
@@ -94,7 +96,9 @@ async def filled(store: Store, *, ok: bool = True) -> None:
         await store.settle(settlement(claim, note=MARKER, **said))
     await Breakers(store).open("bad", NOW, NOW + 60, MARKER)
     kept = Stored(url=f"https://kept.example/{MARKER}", sha256=MARKER, size=1, content_type="a/b")
-    await store.add(Annotation(prediction_id=pred(1), stored={0: kept}, metadata={MARKER: MARKER}))
+    await store.deliveries.annotate(
+        Annotation(prediction_id=pred(1), stored={0: kept}, metadata={MARKER: MARKER})
+    )
 
 
 @pytest.mark.parametrize("ok", [True, False], ids=["succeeded", "failed"])
@@ -102,12 +106,12 @@ async def test_nothing_of_the_content_is_left_and_the_skeleton_is(
     engine: Engine, store: Store, *, ok: bool
 ) -> None:
     await filled(store, ok=ok)
-    before = await store.prediction(pred(1))
+    before = await store.predictions.get(pred(1))
     assert before is not None
     assert MARKER in everything(engine)
     assert await Erasure(store).erase(pred(1), THEN) == "erased"
     assert MARKER not in everything(engine)
-    after = await store.prediction(pred(1))
+    after = await store.predictions.get(pred(1))
     assert after is not None
     assert after.erased_at is not None
     assert after.erased_at.timestamp() == THEN
@@ -120,7 +124,7 @@ async def test_nothing_of_the_content_is_left_and_the_skeleton_is(
         error=error,
         erased_at=after.erased_at,
     )
-    found = await store.deliveries(10, prediction=pred(1))
+    found = await store.deliveries.page(10, prediction=pred(1))
     states = {one.handler: (one.state, one.reason) for one in found.data}
     assert states == {
         "good": ("done", ""),
@@ -178,16 +182,18 @@ async def test_nothing_comes_back(engine: Engine, store: Store) -> None:
     await filled(store)
     await Erasure(store).erase(pred(1), THEN)
     said: dict[str, Any] = {"headers": f'[["x-a", "{MARKER}"]]', "body": f'"{MARKER}"'.encode()}
-    assert (await store.accept(arrival(1, **said))).verdict == "duplicate"
-    assert (await store.accept(arrival(1, "failed", **said))).verdict == "late"
+    assert (await accept_outcome(store, arrival(1, **said))).verdict == "duplicate"
+    assert (await accept_outcome(store, arrival(1, "failed", **said))).verdict == "late"
     again = {**said, "body": f'"{MARKER} again"'.encode()}
-    assert (await store.accept(arrival(1, "failed", **again))).verdict == "late"
-    await store.add(Annotation(prediction_id=pred(1), metadata={"for": MARKER}))
-    await store.remember(delivery_id(pred(1), "good"), MARKER, f'"{MARKER}"')
-    await store.progress(progress(1, "accepted", NOW, links={"status": MARKER}))
-    assert await store.retry(delivery_id(pred(1), "bad"), THEN) is None
-    assert await store.retry(delivery_id(pred(1), "slow"), THEN) is None
-    replayed = await store.replay(pred(1), lambda _known, _kind: Recipients(("good",)), THEN)
+    assert (await accept_outcome(store, arrival(1, "failed", **again))).verdict == "late"
+    await store.deliveries.annotate(Annotation(prediction_id=pred(1), metadata={"for": MARKER}))
+    await store.deliveries.remember(delivery_id(pred(1), "good"), MARKER, f'"{MARKER}"')
+    await store.predictions.progress(progress(1, "accepted", NOW, links={"status": MARKER}))
+    assert await store.deliveries.retry(delivery_id(pred(1), "bad"), THEN) is None
+    assert await store.deliveries.retry(delivery_id(pred(1), "slow"), THEN) is None
+    replayed = await store.deliveries.replay(
+        pred(1), lambda _known, _kind: Recipients(("good",)), THEN
+    )
     assert replayed == ReplayResult(0, erased=True)
     await store.scrub()
     assert MARKER not in everything(engine)
@@ -196,7 +202,7 @@ async def test_nothing_comes_back(engine: Engine, store: Store) -> None:
 async def test_its_key_is_known_but_not_what_was_asked(store: Store) -> None:
     await filled(store)
     await Erasure(store).erase(pred(1), THEN)
-    created = await store.create(new(2, idempotency_key="order-1", fingerprint="f"))
+    created = await store.predictions.create(new(2, idempotency_key="order-1", fingerprint="f"))
     assert (created.prediction_id, created.is_new, created.fingerprint) == (pred(1), False, None)
 
 
@@ -217,11 +223,11 @@ async def test_the_log_is_emptied_also_while_somebody_reads(tmp_path: Path) -> N
     store = engine.store
     await store.start()
     try:
-        await store.create(new(1))
+        await store.predictions.create(new(1))
         with engine.reading() as reader:
-            await store.create(new(2))
+            await store.predictions.create(new(2))
             done = asyncio.create_task(store.scrub())
-            await store.create(new(3))
+            await store.predictions.create(new(3))
             assert not done.done()
             assert reader.execute("SELECT count(*) FROM predictions").fetchone() == (1,)
         assert await done

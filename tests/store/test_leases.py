@@ -12,12 +12,11 @@ import pytest
 
 from receiver.model.errors import StoreUnavailable
 from receiver.store import leases as module
-from receiver.store.engine import Store
-from receiver.store.leases import LEASE, Leader
+from receiver.store.facade import Store
+from receiver.store.leases import LEASE, Leader, LeaseRequest
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.values import LeaseRequest
 from tests.receiving import Clock, eventually
 
 pytestmark = pytest.mark.anyio
@@ -84,20 +83,20 @@ class Unsteady:
         self._check()
         if self.hangs:
             await asyncio.Event().wait()
-        return await self._store.hold_role(role)
+        return await self._store.leases.hold(role)
 
     async def report_role(self, name: str, owner: str, *, at_work: bool) -> None:
         self._check()
-        await self._store.report_role(name, owner, at_work=at_work)
+        await self._store.leases.report(name, owner, at_work=at_work)
 
     async def leave_role(self, name: str, owner: str) -> None:
         self._check()
         if not self.deaf_to_leaving:
-            await self._store.leave_role(name, owner)
+            await self._store.leases.release(name, owner)
 
     async def role_at_work(self, name: str, now: float) -> bool:
         self._check()
-        return await self._store.role_at_work(name, now)
+        return await self._store.leases.is_at_work(name, now)
 
 
 class One:
@@ -206,7 +205,7 @@ async def test_who_is_not_able_says_so_and_keeps_the_role(store: Store) -> None:
 
 
 async def _at_work(store: Store, one: One) -> bool:
-    return await store.role_at_work(NAME, one.clock())
+    return await store.leases.is_at_work(NAME, one.clock())
 
 
 class TestReady:
@@ -282,7 +281,7 @@ class TestReady:
             second.clock.ahead = LEASE + 1
             second.roles.deaf_to_leaving = True
             await second.stop()
-            await store.leave_role(NAME, "second")
+            await store.leases.release(NAME, "second")
             third = One(store, "third")
             third.clock.ahead = LEASE + 1
             assert not await third.duty.ready()
@@ -311,15 +310,15 @@ async def test_roles_of_different_names_are_independent(store: Store) -> None:
             **{"name": name, "owner": owner, "now": now, "until": now + LEASE, **more}
         )
 
-    assert await store.hold_role(role("a", "me"))
-    assert await store.hold_role(role("b", "you"))
-    assert not await store.hold_role(role("a", "you"))
-    await store.leave_role("a", "you")  # not one's own: nothing happens
-    assert not await store.hold_role(role("a", "you"))
-    await store.report_role("a", "you", at_work=True)
-    assert not await store.role_at_work("a", now)
-    await store.report_role("a", "me", at_work=True)
-    assert await store.role_at_work("a", now)
-    assert not await store.role_at_work("a", now + LEASE)
-    assert await store.hold_role(role("a", "you", now=now + LEASE, until=now + 2 * LEASE))
-    assert not await store.role_at_work("a", now + LEASE)  # the new one has not said so yet
+    assert await store.leases.hold(role("a", "me"))
+    assert await store.leases.hold(role("b", "you"))
+    assert not await store.leases.hold(role("a", "you"))
+    await store.leases.release("a", "you")  # not one's own: nothing happens
+    assert not await store.leases.hold(role("a", "you"))
+    await store.leases.report("a", "you", at_work=True)
+    assert not await store.leases.is_at_work("a", now)
+    await store.leases.report("a", "me", at_work=True)
+    assert await store.leases.is_at_work("a", now)
+    assert not await store.leases.is_at_work("a", now + LEASE)
+    assert await store.leases.hold(role("a", "you", now=now + LEASE, until=now + 2 * LEASE))
+    assert not await store.leases.is_at_work("a", now + LEASE)  # the new one has not said so yet

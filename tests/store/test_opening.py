@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from receiver.model.errors import StoreUnusable
-from receiver.store.schema import MIGRATIONS
+from receiver.store.inbox import accept_outcome
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.store.parts import NOW, TABLES, SQLite, arrival, copy, dump, ended, new, pred
 
@@ -41,7 +41,7 @@ async def test_what_was_written_is_there_after_opening_again(path: Path) -> None
 
     second = opened(path)
     assert second.dump() == before
-    assert (await second.store.accept(arrival(1))).verdict == "duplicate"
+    assert (await accept_outcome(second.store, arrival(1))).verdict == "duplicate"
     second.store.close()
 
 
@@ -59,7 +59,7 @@ def test_a_new_file_is_for_its_owner_alone(path: Path, mode: int | None) -> None
 
 async def test_a_missing_folder_is_made(tmp_path: Path) -> None:
     engine = opened(tmp_path / "a" / "b" / "receiver.db")
-    assert (await engine.store.create(new(1))).is_new
+    assert (await engine.store.predictions.create(new(1))).is_new
     engine.store.close()
 
 
@@ -198,8 +198,8 @@ def test_a_store_keeps_what_it_says_it_keeps_on_disk(path: Path) -> None:
 
 async def test_a_reader_cannot_write_and_comes_back_after_trouble(path: Path) -> None:
     engine = opened(path)
-    await engine.store.create(new(1))
-    assert (await engine.store.prediction(pred(1))) is not None
-    assert await engine.store.next_due("fal") is None
-    assert await engine.store.next_queued("fal") == NOW
+    await engine.store.predictions.create(new(1))
+    assert (await engine.store.predictions.get(pred(1))) is not None
+    assert await engine.store.predictions.next_due("fal") is None
+    assert await engine.store.predictions.next_queued("fal") == NOW
     engine.store.close()

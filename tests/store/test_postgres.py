@@ -21,12 +21,11 @@ from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Decision
 from receiver.store import disposal, erasure
 from receiver.store import queries as q
-from receiver.store.dialect import Query
+from receiver.store.deliveries import Claim, Claims, LostAttempt
+from receiver.store.inbox import Recipients, accept_outcome
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
-from receiver.store.schema import MIGRATIONS, for_postgres
-from receiver.store.values import Claim, Claims, LostAttempt, Recipients
 from tests.postgres import Database
 from tests.store.parts import (
     GIVEN_UP,
@@ -117,7 +116,7 @@ class TestMigrations:
         versions = bare_database.rows("SELECT number FROM migrations ORDER BY number")
         assert versions == [(number,) for number in range(1, len(MIGRATIONS) + 1)]
         created = await asyncio.gather(
-            *(process.store.create(new(number)) for number, process in enumerate(made))
+            *(process.store.predictions.create(new(number)) for number, process in enumerate(made))
         )
         assert all(one.is_new for one in created)
         await asyncio.gather(*(process.store.stop() for process in made))
@@ -153,10 +152,10 @@ class TestMigrations:
             " '{}', 1, 1)",
         )
         async with processes(bare_database) as [process]:
-            found = await process.store.prediction(pred(1))
+            found = await process.store.predictions.get(pred(1))
             assert found is not None
             assert found.status == "queued"
-            assert (await process.store.accept(arrival(1, handlers=("greet",)))).handlers
+            assert (await accept_outcome(process.store, arrival(1, handlers=("greet",)))).handlers
             assert len((await process.store.claim(wanted())).claims) == 1
         versions = bare_database.rows("SELECT number FROM migrations ORDER BY number")
         assert versions == [(number,) for number in range(1, len(MIGRATIONS) + 1)]
@@ -169,7 +168,7 @@ class TestMigrations:
         assert tables(bare_database) == {"steps"}
         bare_database.execute("DROP TABLE receiver.steps")
         async with processes(bare_database) as [process]:
-            assert (await process.store.create(new(1))).is_new
+            assert (await process.store.predictions.create(new(1))).is_new
 
     async def test_the_queues_own_tables_are_upgraded_when_its_version_is_another(
         self, bare_database: Database, monkeypatch: pytest.MonkeyPatch
@@ -318,16 +317,16 @@ async def test_leases_are_kept_by_the_servers_clock(
 
 async def test_an_outcome_its_deliveries_and_their_jobs_are_one_commit(database: Database) -> None:
     async with processes(database) as [process]:
-        await process.store.create(new(1))
+        await process.store.predictions.create(new(1))
         before = {name: database.rows(f"SELECT count(*) FROM {name}") for name in TABLES}
         with (
             database.at_commit("RAISE EXCEPTION 'the disk is full'"),
             pytest.raises(StoreUnavailable, match="the disk is full"),
         ):
-            await process.store.accept(arrival(1, handlers=("greet", "log")))
+            await accept_outcome(process.store, arrival(1, handlers=("greet", "log")))
         assert jobs(database) == []
         assert before == {name: database.rows(f"SELECT count(*) FROM {name}") for name in TABLES}
-        assert (await process.store.accept(arrival(1, handlers=("greet", "log")))).handlers
+        assert (await accept_outcome(process.store, arrival(1, handlers=("greet", "log")))).handlers
         names = sorted(delivery_id(pred(1), name) for name in ("greet", "log"))
         assert [name for name, _, _ in jobs(database)] == names
         assert {(handler, status) for _, handler, status in jobs(database)} == {
@@ -380,7 +379,7 @@ async def test_an_attempt_that_is_to_be_repeated_keeps_its_job(database: Databas
         assert found.next_due is not None
         assert 3590 < found.next_due - wanted().now <= 3600
         # By hand it is due at once.
-        assert await process.store.retry(claim.id, time.time()) == "greet"
+        assert await process.store.deliveries.retry(claim.id, time.time()) == "greet"
         [second] = (await process.store.claim(wanted())).claims
         assert (second.id, second.attempt, second.number) == (claim.id, 2, 2)
 
@@ -474,12 +473,14 @@ async def test_a_delivery_has_one_job_however_often_it_is_owed(database: Databas
     async with processes(database) as [process]:
         await ended(process.store, 1, "greet")
         for _ in range(3):
-            assert await process.store.retry(delivery_id(pred(1), "greet"), 1.0) == "greet"
+            assert (
+                await process.store.deliveries.retry(delivery_id(pred(1), "greet"), 1.0) == "greet"
+            )
         await process.store.reclaim("me", 1e12)
         assert len(jobs(database)) == 1
         [claim] = (await process.store.claim(wanted())).claims
         await process.store.settle(settlement(claim))
-        await process.store.replay(pred(1), lambda *_: Recipients(("greet",)), 1.0)
+        await process.store.deliveries.replay(pred(1), lambda *_: Recipients(("greet",)), 1.0)
         await process.store.reclaim("me", 1e12)
         assert len(jobs(database)) == 1
 
@@ -539,7 +540,7 @@ async def _renew(store: PostgresStore, claims: Sequence[Claim]) -> None:
 def _replay(store: PostgresStore, claims: Sequence[Claim]) -> Awaitable[object]:
     names = [claim.event.prediction.id for claim in claims]
     return asyncio.gather(
-        *(store.replay(n, lambda *_: Recipients(("greet",)), NOW + 30) for n in names)
+        *(store.deliveries.replay(n, lambda *_: Recipients(("greet",)), NOW + 30) for n in names)
     )
 
 
@@ -551,7 +552,7 @@ TAKES: dict[str, tuple[Decision | None, Acts]] = {
     "claim": (AT_ONCE, lambda store, _: store.claim(wanted(now=NOW + 30))),
     "retry": (
         GIVEN_UP,
-        lambda store, all_: asyncio.gather(*(store.retry(c.id, NOW + 30) for c in all_)),
+        lambda store, all_: asyncio.gather(*(store.deliveries.retry(c.id, NOW + 30) for c in all_)),
     ),
     "replay": (DONE, _replay),
 }
@@ -746,21 +747,26 @@ class TestNews:
             for other in others:
                 await other.hears(1)
                 assert other.heard == [(["greet", "log"], [pred(1)])]
-            await here.store.retry(delivery_id(pred(1), "log"), 1.0)
+            await here.store.deliveries.retry(delivery_id(pred(1), "log"), 1.0)
             for other in others:
                 await other.hears(2)
                 assert other.heard[1] == (["log"], [])
-            await others[0].store.create(new(2))
-            await others[0].store.accept(arrival(2))
+            await others[0].store.predictions.create(new(2))
+            await accept_outcome(others[0].store, arrival(2))
             await until(lambda: here.heard)
             assert here.heard == [([], [pred(2)])]  # and never what it said itself
 
     async def test_ends_of_a_large_batch_are_all_told(self, database: Database) -> None:
         async with processes(database, 2) as [here, there]:
             await there.listens()
-            await asyncio.gather(*(here.store.create(new(number)) for number in range(400)))
             await asyncio.gather(
-                *(here.store.accept(arrival(number, handlers=("greet",))) for number in range(400))
+                *(here.store.predictions.create(new(number)) for number in range(400))
+            )
+            await asyncio.gather(
+                *(
+                    accept_outcome(here.store, arrival(number, handlers=("greet",)))
+                    for number in range(400)
+                )
             )
 
             def told() -> set[str]:
@@ -772,11 +778,11 @@ class TestNews:
     async def test_what_was_rolled_back_is_not_told(self, database: Database) -> None:
         async with processes(database, 2) as [here, there]:
             await there.listens()
-            await here.store.create(new(1))
-            await here.store.create(new(2))
+            await here.store.predictions.create(new(1))
+            await here.store.predictions.create(new(2))
             with database.at_commit("RAISE EXCEPTION 'no'"), pytest.raises(StoreUnavailable):
-                await here.store.accept(arrival(1))
-            await here.store.accept(arrival(2))
+                await accept_outcome(here.store, arrival(1))
+            await accept_outcome(here.store, arrival(2))
             await until(lambda: there.heard)
             assert there.heard == [([], [pred(2)])]
 
@@ -807,11 +813,11 @@ class TestNews:
 
 async def test_reads_survive_connections_that_were_cut(database: Database) -> None:
     async with processes(database) as [process]:
-        await process.store.create(new(1))
+        await process.store.predictions.create(new(1))
         for _ in range(2):
             database.terminate()
             found = await asyncio.gather(
-                *(process.store.prediction(pred(1)) for _ in range(5)), return_exceptions=True
+                *(process.store.predictions.get(pred(1)) for _ in range(5)), return_exceptions=True
             )
             for one in found:
                 # In the very moment of the cut it may be unavailable, and nothing else.
@@ -824,7 +830,7 @@ async def readable(store: PostgresStore) -> bool:
     ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends:
         try:
-            return await store.prediction(pred(1)) is not None
+            return await store.predictions.get(pred(1)) is not None
         except StoreUnavailable:
             await asyncio.sleep(0.01)
     return False
@@ -833,7 +839,7 @@ async def readable(store: PostgresStore) -> bool:
 async def test_a_store_that_is_not_open_is_unavailable(database: Database) -> None:
     store = PostgresStore(database.url, print, PgQueuerJobs(SCHEMA))
     with pytest.raises(StoreUnavailable):
-        await store.prediction(pred(1))
+        await store.predictions.get(pred(1))
     await store.stop()
 
 
@@ -935,7 +941,7 @@ _HOT: Final[dict[str, tuple[Query, list[Any] | None]]] = {
     "requests": (q.COUNT_REQUESTS, None),
     "stale": (q.SELECT_STALE, None),
     "accepted": (q.ACCEPT_SUBMIT, None),
-    "looked": (q.LOOKED, None),
+    "polled": (q.LOOKED, None),
     "hasten": (q.HASTEN_LOOKS, None),
     "job": (q.SELECT_JOB, None),
     "prediction": (q.SELECT_PREDICTION, None),

@@ -8,10 +8,13 @@ import pytest
 
 from receiver.model.states import ARROWS, TERMINAL, Cause
 from receiver.model.values import Status
-from receiver.store.engine import Store
+from receiver.store.facade import Store
+from receiver.store.inbox import accept_outcome
+from receiver.store.leases import LeaseRequest
+from receiver.store.limits import RequestPermit
 from receiver.store.postgres.engine import _SETTINGS, SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
-from receiver.store.values import LeaseRequest, PredictionFilter, ProgressCause, RequestPermit
+from receiver.store.predictions import PredictionFilter, ProgressCause
 from tests.postgres import Database
 from tests.store.parts import (
     NOW,
@@ -37,8 +40,8 @@ LIVING = [status for status in EVERY if status not in TERMINAL]
 
 async def test_a_created_prediction_reads_back_as_it_was_given(store: Store) -> None:
     given = {"input": {"prompt": "ä\u0000\U0001f600", "n": 2**63}, "metadata": {"k": [1, None]}}
-    created = await store.create(new(1, parent_id="pred_0", **given))
-    read = await store.prediction(pred(1))
+    created = await store.predictions.create(new(1, parent_id="pred_0", **given))
+    read = await store.predictions.get(pred(1))
 
     assert created.is_new
     assert read is not None
@@ -53,55 +56,55 @@ async def test_a_created_prediction_reads_back_as_it_was_given(store: Store) -> 
         None,
         None,
     )
-    assert await store.prediction("pred_none") is None
-    assert await store.job("pred_none") is None
+    assert await store.predictions.get("pred_none") is None
+    assert await store.predictions.job("pred_none") is None
 
 
 async def test_an_idempotency_key_gives_the_first_prediction_for_ever(store: Store) -> None:
-    await store.create(new(1, idempotency_key="k", fingerprint="f1"))
-    again = await store.create(new(2, idempotency_key="k", fingerprint="f2"))
-    await store.accept(arrival(1))
-    after_its_end = await store.create(new(3, idempotency_key="k", fingerprint="f1"))
+    await store.predictions.create(new(1, idempotency_key="k", fingerprint="f1"))
+    again = await store.predictions.create(new(2, idempotency_key="k", fingerprint="f2"))
+    await accept_outcome(store, arrival(1))
+    after_its_end = await store.predictions.create(new(3, idempotency_key="k", fingerprint="f1"))
 
     assert (again.prediction_id, again.is_new, again.fingerprint) == (pred(1), False, "f1")
     assert (after_its_end.prediction_id, after_its_end.is_new) == (pred(1), False)
-    assert await store.prediction(pred(2)) is None
+    assert await store.predictions.get(pred(2)) is None
 
 
 async def test_of_many_creations_at_once_with_one_key_one_is_new(store: Store) -> None:
     created = await asyncio.gather(
-        *(store.create(new(n, idempotency_key="k", fingerprint="f")) for n in range(20))
+        *(store.predictions.create(new(n, idempotency_key="k", fingerprint="f")) for n in range(20))
     )
     assert sum(one.is_new for one in created) == 1
     assert len({one.prediction_id for one in created}) == 1
 
 
 async def test_predictions_without_a_key_do_not_meet(store: Store) -> None:
-    created = await asyncio.gather(*(store.create(new(n)) for n in range(5)))
+    created = await asyncio.gather(*(store.predictions.create(new(n)) for n in range(5)))
     assert all(one.is_new for one in created)
 
 
 async def test_submits_begin_oldest_first_and_only_those_that_are_due(store: Store) -> None:
     for number in (3, 1, 2, 4):
-        await store.create(new(number))
-    await store.create(new(5, created_at=NOW + 1))
-    await store.create(new(6, provider="oxen"))
+        await store.predictions.create(new(number))
+    await store.predictions.create(new(5, created_at=NOW + 1))
+    await store.predictions.create(new(6, provider="oxen"))
 
-    first = await store.begin_submits(slots(most=2))
-    rest = await store.begin_submits(slots())
+    first = await store.predictions.begin_submits(slots(most=2))
+    rest = await store.predictions.begin_submits(slots())
 
     assert [job.ticket.id for job in first.jobs] == [pred(1), pred(2)]
     assert [job.ticket.id for job in rest.jobs] == [pred(3), pred(4)]
-    assert (await store.begin_submits(slots())).jobs == []
-    assert await store.next_queued("fal") == NOW + 1
-    assert await store.next_queued("eachlabs") is None
+    assert (await store.predictions.begin_submits(slots())).jobs == []
+    assert await store.predictions.next_queued("fal") == NOW + 1
+    assert await store.predictions.next_queued("eachlabs") is None
 
 
 async def test_a_begun_job_says_all_that_outbound_needs(store: Store) -> None:
-    await store.create(new(1, mode="sync"))
-    [job] = (await store.begin_submits(slots())).jobs
+    await store.predictions.create(new(1, mode="sync"))
+    [job] = (await store.predictions.begin_submits(slots())).jobs
 
-    assert job == await store.job(pred(1))
+    assert job == await store.predictions.job(pred(1))
     assert (job.status, job.submits, job.polls, job.deadline_at) == (
         Status.SUBMITTING,
         1,
@@ -126,17 +129,19 @@ async def test_no_more_begin_than_the_provider_lets_in_flight(
     await unconfirmed(store, 2)
     await ended(store, 3)  # what has ended takes no place
     for number in range(4, 8):
-        await store.create(new(number))
+        await store.predictions.create(new(number))
 
-    found = await store.begin_submits(slots(most=most, max_in_flight=max_in_flight))
+    found = await store.predictions.begin_submits(slots(most=most, max_in_flight=max_in_flight))
 
     assert len(found.jobs) == begun
 
 
 async def test_wishes_to_begin_that_meet_in_one_batch_share_the_places(store: Store) -> None:
     for number in range(10):
-        await store.create(new(number))
-    begun = await asyncio.gather(*(store.begin_submits(slots(max_in_flight=4)) for _ in range(5)))
+        await store.predictions.create(new(number))
+    begun = await asyncio.gather(
+        *(store.predictions.begin_submits(slots(max_in_flight=4)) for _ in range(5))
+    )
     ids = [job.ticket.id for found in begun for job in found.jobs]
     assert sorted(ids) == [pred(number) for number in range(4)]
 
@@ -164,9 +169,9 @@ async def test_progress_follows_the_arrows_and_nothing_else(
     await stand(store, 1, status)
     due_before = engine.column("due_at", pred(1))
 
-    await store.progress(progress(1, cause, NOW + 40, provider_id=f"req-{1}"))
+    await store.predictions.progress(progress(1, cause, NOW + 40, provider_id=f"req-{1}"))
 
-    read = await store.prediction(pred(1))
+    read = await store.predictions.get(pred(1))
     assert read is not None
     assert read.status == ARROWS[status].get(CAUSES[cause], status)
     if status in TERMINAL:
@@ -178,11 +183,13 @@ async def test_progress_follows_the_arrows_and_nothing_else(
 async def test_acceptance_after_the_outcome_fills_in_the_names_only(engine: Engine) -> None:
     store = engine.store
     await submitting(store, 1)
-    await store.accept(arrival(1))
+    await accept_outcome(store, arrival(1))
     links = {"status_url": "https://queue.fal.run/x"}
-    await store.progress(progress(1, "accepted", NOW + 30, provider_id="req-9", links=links))
+    await store.predictions.progress(
+        progress(1, "accepted", NOW + 30, provider_id="req-9", links=links)
+    )
 
-    job = await store.job(pred(1))
+    job = await store.predictions.job(pred(1))
     assert job is not None
     assert (job.status, job.ticket.provider_id, job.ticket.links) == (
         Status.SUCCEEDED,
@@ -190,16 +197,16 @@ async def test_acceptance_after_the_outcome_fills_in_the_names_only(engine: Engi
         links,
     )
     assert engine.column("due_at", pred(1)) is None
-    assert await store.find("fal", "req-9") == pred(1)
-    assert await store.find("oxen", "req-9") is None
+    assert await store.predictions.find("fal", "req-9") == pred(1)
+    assert await store.predictions.find("oxen", "req-9") is None
 
 
 async def test_acceptance_does_not_take_a_name_away(store: Store) -> None:
     await processing(store, 1, provider_id="req-1")
-    await store.progress(progress(1, "accepted", NOW + 30, provider_id="req-2"))
-    await store.progress(progress(1, "accepted", NOW + 30))
-    assert await store.find("fal", "req-1") == pred(1)
-    assert await store.find("fal", "req-2") is None
+    await store.predictions.progress(progress(1, "accepted", NOW + 30, provider_id="req-2"))
+    await store.predictions.progress(progress(1, "accepted", NOW + 30))
+    assert await store.predictions.find("fal", "req-1") == pred(1)
+    assert await store.predictions.find("fal", "req-2") is None
 
 
 @pytest.mark.parametrize(
@@ -208,8 +215,8 @@ async def test_acceptance_does_not_take_a_name_away(store: Store) -> None:
         ("accepted", NOW + 30, NOW + 10),
         ("accepted", NOW + 5, NOW + 5),
         ("ambiguous", NOW + 30, NOW + 10),
-        ("looked", NOW + 30, NOW + 10),
-        ("looked", NOW + 5, NOW + 5),
+        ("polled", NOW + 30, NOW + 10),
+        ("polled", NOW + 5, NOW + 5),
     ],
 )
 async def test_a_wish_to_look_is_not_lost_to_a_later_due_time(
@@ -217,13 +224,13 @@ async def test_a_wish_to_look_is_not_lost_to_a_later_due_time(
 ) -> None:
     store = engine.store
     await submitting(store, 1)
-    if cause == "looked":
+    if cause == "polled":
         await store.progress(progress(1, "accepted", NOW))
         [_] = await store.claim_due("fal", NOW, NOW + 90, 10)
     # A callback that makes no sense and names nothing: somebody must look, now.
-    await store.accept(arrival(1, "ask", at=NOW + 10))
+    await accept_outcome(store, arrival(1, "ask", at=NOW + 10))
 
-    await store.progress(progress(1, cause, due_at))
+    await store.predictions.progress(progress(1, cause, due_at))
 
     assert engine.column("due_at", pred(1)) == expected
 
@@ -231,26 +238,26 @@ async def test_a_wish_to_look_is_not_lost_to_a_later_due_time(
 async def test_a_look_that_says_look_again_does_not_fall_due_at_once(engine: Engine) -> None:
     store = engine.store
     await processing(store, 1)
-    [_] = await store.claim_due("fal", NOW + 30, NOW + 120, 10)
-    await store.accept(arrival(1, "ask", channel="poll", at=NOW + 31))
-    await store.progress(progress(1, "looked", NOW + 60))
+    [_] = await store.predictions.claim_due("fal", NOW + 30, NOW + 120, 10)
+    await accept_outcome(store, arrival(1, "ask", channel="poll", at=NOW + 31))
+    await store.predictions.progress(progress(1, "polled", NOW + 60))
     assert engine.column("due_at", pred(1)) == NOW + 60
 
 
 @pytest.mark.parametrize("cause", ["accepted", "postponed", "ambiguous"])
 async def test_no_due_time_is_beyond_the_deadline(engine: Engine, cause: ProgressCause) -> None:
-    await engine.store.create(new(1))
-    await engine.store.begin_submits(slots(hold_until=NOW + 9e6))
-    await engine.store.progress(progress(1, cause, NOW + 8e6))
+    await engine.store.predictions.create(new(1))
+    await engine.store.predictions.begin_submits(slots(hold_until=NOW + 9e6))
+    await engine.store.predictions.progress(progress(1, cause, NOW + 8e6))
     assert engine.column("due_at", pred(1)) == NOW + 3600
 
 
 async def test_a_postponed_submit_waits_and_keeps_its_first_deadline(store: Store) -> None:
     await submitting(store, 1)
-    await store.progress(progress(1, "postponed", NOW + 30))
+    await store.predictions.progress(progress(1, "postponed", NOW + 30))
 
-    assert (await store.begin_submits(slots(now=NOW + 29))).jobs == []
-    [job] = (await store.begin_submits(slots(now=NOW + 30))).jobs
+    assert (await store.predictions.begin_submits(slots(now=NOW + 29))).jobs == []
+    [job] = (await store.predictions.begin_submits(slots(now=NOW + 30))).jobs
     assert (job.submits, job.deadline_at) == (2, NOW + 3600)
 
 
@@ -258,24 +265,24 @@ async def test_due_predictions_are_taken_once_and_fall_due_again(store: Store) -
     await processing(store, 1, provider_id="req-1")  # due at +30
     await unconfirmed(store, 2)  # due at +30
     await submitting(store, 3)  # held until +90
-    await store.create(new(4))  # queued: not for looks
+    await store.predictions.create(new(4))  # queued: not for looks
     await ended(store, 5)
 
-    assert await store.next_due("fal") == NOW + 30
-    assert await store.claim_due("fal", NOW + 29, NOW + 90, 10) == []
-    taken = await store.claim_due("fal", NOW + 30, NOW + 90, 10)
+    assert await store.predictions.next_due("fal") == NOW + 30
+    assert await store.predictions.claim_due("fal", NOW + 29, NOW + 90, 10) == []
+    taken = await store.predictions.claim_due("fal", NOW + 30, NOW + 90, 10)
     assert sorted(job.ticket.id for job in taken) == [pred(1), pred(2)]
-    assert await store.claim_due("fal", NOW + 89, NOW + 150, 10) == []
-    assert len(await store.claim_due("fal", NOW + 90, NOW + 150, 1)) == 1
-    assert await store.next_due("fal") == NOW + 90
+    assert await store.predictions.claim_due("fal", NOW + 89, NOW + 150, 10) == []
+    assert len(await store.predictions.claim_due("fal", NOW + 90, NOW + 150, 1)) == 1
+    assert await store.predictions.next_due("fal") == NOW + 90
 
 
 async def test_looks_are_counted_and_change_nothing_after_the_end(store: Store) -> None:
     await processing(store, 1)
-    await store.progress(progress(1, "looked", NOW + 40))
-    await store.accept(arrival(1, provider_id="req-1"))
-    await store.progress(progress(1, "looked", NOW + 50))
-    job = await store.job(pred(1))
+    await store.predictions.progress(progress(1, "polled", NOW + 40))
+    await accept_outcome(store, arrival(1, provider_id="req-1"))
+    await store.predictions.progress(progress(1, "polled", NOW + 50))
+    job = await store.predictions.job(pred(1))
     assert job is not None
     assert (job.polls, job.status) == (1, Status.SUCCEEDED)
 
@@ -283,8 +290,8 @@ async def test_looks_are_counted_and_change_nothing_after_the_end(store: Store) 
 async def test_hastening_makes_due_what_is_at_the_provider(engine: Engine) -> None:
     for number, status in enumerate(EVERY):
         await stand(engine.store, number, status)
-    await engine.store.hasten("fal", NOW + 1)
-    await engine.store.hasten("oxen", NOW)
+    await engine.store.predictions.hasten("fal", NOW + 1)
+    await engine.store.predictions.hasten("oxen", NOW)
 
     due = {status: engine.column("due_at", pred(n)) for n, status in enumerate(EVERY)}
     assert due == {
@@ -301,8 +308,8 @@ async def test_a_cancel_is_remembered_while_the_prediction_lives(
     store: Store, status: Status
 ) -> None:
     await stand(store, 1, status)
-    await store.mark_cancel(pred(1))
-    job = await store.job(pred(1))
+    await store.predictions.mark_cancel(pred(1))
+    job = await store.predictions.job(pred(1))
     assert job is not None
     assert job.ticket.cancel_requested == (status not in TERMINAL)
 
@@ -321,58 +328,58 @@ async def test_recovery_puts_in_doubt_what_was_being_submitted(engine: Engine) -
 
 
 async def test_what_waits_too_long_is_named(store: Store) -> None:
-    await store.create(new(1, created_at=NOW - 100))
-    await store.create(new(2, created_at=NOW))
+    await store.predictions.create(new(1, created_at=NOW - 100))
+    await store.predictions.create(new(2, created_at=NOW))
     await submitting(store, 3, created_at=NOW - 100, provider="oxen")
-    assert await store.stale("fal", NOW - 50, 10) == [pred(1)]
-    assert len(await store.stale("fal", NOW, 1)) == 1
-    assert await store.stale("oxen", NOW, 10) == []
+    assert await store.predictions.stale("fal", NOW - 50, 10) == [pred(1)]
+    assert len(await store.predictions.stale("fal", NOW, 1)) == 1
+    assert await store.predictions.stale("oxen", NOW, 10) == []
 
 
 async def test_a_minute_has_room_for_so_many_requests_of_any_kind(store: Store) -> None:
     for number in range(5):
-        await store.create(new(number))
+        await store.predictions.create(new(number))
     turn = RequestPermit(provider="fal", now=NOW, per_minute=3)
-    assert await store.take_turn(turn) == 0.0
+    assert await store.limits.take(turn) == 0.0
     later = slots(now=NOW + 20, per_minute=3)
-    found = await store.begin_submits(later)
+    found = await store.predictions.begin_submits(later)
     assert (len(found.jobs), found.wait) == (2, 0.0)
 
-    assert await store.take_turn(msgspec.structs.replace(turn, now=NOW + 21)) == 39.0
-    found = await store.begin_submits(slots(now=NOW + 50, per_minute=3))
+    assert await store.limits.take(msgspec.structs.replace(turn, now=NOW + 21)) == 39.0
+    found = await store.predictions.begin_submits(slots(now=NOW + 50, per_minute=3))
     assert (found.jobs, found.wait) == ([], 10.0)
 
-    assert await store.take_turn(msgspec.structs.replace(turn, now=NOW + 60)) == 0.0
-    assert await store.take_turn(msgspec.structs.replace(turn, now=NOW + 61)) == 19.0
+    assert await store.limits.take(msgspec.structs.replace(turn, now=NOW + 60)) == 0.0
+    assert await store.limits.take(msgspec.structs.replace(turn, now=NOW + 61)) == 19.0
     other = msgspec.structs.replace(turn, provider="oxen")
-    assert await store.take_turn(other) == 0.0
+    assert await store.limits.take(other) == 0.0
 
 
 async def test_turns_taken_at_once_are_counted_one_by_one(store: Store) -> None:
     turn = RequestPermit(provider="fal", now=NOW, per_minute=4)
-    waits = await asyncio.gather(*(store.take_turn(turn) for _ in range(9)))
+    waits = await asyncio.gather(*(store.limits.take(turn) for _ in range(9)))
     assert sorted(waits) == [0.0] * 4 + [60.0] * 5
 
 
 async def test_a_role_is_held_by_one_until_it_does_not_renew_it(store: Store) -> None:
     role = LeaseRequest(name="stream", owner="me", now=NOW, until=NOW + 6)
     other = msgspec.structs.replace(role, owner="other")
-    assert await store.hold_role(role)
-    assert not await store.hold_role(msgspec.structs.replace(other, now=NOW + 5, until=NOW + 11))
-    assert not await store.role_at_work("stream", NOW)
+    assert await store.leases.hold(role)
+    assert not await store.leases.hold(msgspec.structs.replace(other, now=NOW + 5, until=NOW + 11))
+    assert not await store.leases.is_at_work("stream", NOW)
 
-    await store.report_role("stream", "me", at_work=True)
-    assert await store.hold_role(msgspec.structs.replace(role, now=NOW + 5, until=NOW + 11))
-    assert await store.role_at_work("stream", NOW + 10)
-    assert not await store.role_at_work("stream", NOW + 11)
+    await store.leases.report("stream", "me", at_work=True)
+    assert await store.leases.hold(msgspec.structs.replace(role, now=NOW + 5, until=NOW + 11))
+    assert await store.leases.is_at_work("stream", NOW + 10)
+    assert not await store.leases.is_at_work("stream", NOW + 11)
 
-    assert await store.hold_role(msgspec.structs.replace(other, now=NOW + 11, until=NOW + 17))
-    await store.report_role("stream", "me", at_work=True)  # too late, it is no longer mine
-    assert not await store.role_at_work("stream", NOW + 12)
-    await store.leave_role("stream", "me")
-    assert not await store.hold_role(msgspec.structs.replace(role, now=NOW + 12, until=NOW + 18))
-    await store.leave_role("stream", "other")
-    assert await store.hold_role(msgspec.structs.replace(role, now=NOW + 12, until=NOW + 18))
+    assert await store.leases.hold(msgspec.structs.replace(other, now=NOW + 11, until=NOW + 17))
+    await store.leases.report("stream", "me", at_work=True)  # too late, it is no longer mine
+    assert not await store.leases.is_at_work("stream", NOW + 12)
+    await store.leases.release("stream", "me")
+    assert not await store.leases.hold(msgspec.structs.replace(role, now=NOW + 12, until=NOW + 18))
+    await store.leases.release("stream", "other")
+    assert await store.leases.hold(msgspec.structs.replace(role, now=NOW + 12, until=NOW + 18))
 
 
 @pytest.mark.parametrize(
@@ -390,13 +397,13 @@ async def test_pages_of_a_list_hold_everything_once_newest_first(
     store: Store, wanted: dict[str, Any], found: list[int], limit: int
 ) -> None:
     for number in range(6):
-        await store.create(new(number, provider="oxen" if number > 3 else "fal"))
+        await store.predictions.create(new(number, provider="oxen" if number > 3 else "fal"))
         if number % 2:
-            await store.accept(arrival(number))
+            await accept_outcome(store, arrival(number))
     seen: list[str] = []
     cursor = None
     while True:
-        page = await store.predictions(PredictionFilter(**wanted, limit=limit, cursor=cursor))
+        page = await store.predictions.page(PredictionFilter(**wanted, limit=limit, cursor=cursor))
         seen += [prediction.id for prediction in page.data]
         assert len(page.data) <= limit
         cursor = page.next_cursor
@@ -419,11 +426,13 @@ async def test_a_limit_holds_whatever_the_plan(
     await store.start()
     try:
         for number in range(8):
-            await store.create(new(number))
-        begun = await store.begin_submits(slots(most=3))
+            await store.predictions.create(new(number))
+        begun = await store.predictions.begin_submits(slots(most=3))
         assert len(begun.jobs) == 3
         for number in range(3):
-            await store.progress(progress(number, "accepted", NOW, provider_id=f"r{number}"))
-        assert len(await store.claim_due("fal", NOW + 10, NOW + 99, 2)) == 2
+            await store.predictions.progress(
+                progress(number, "accepted", NOW, provider_id=f"r{number}")
+            )
+        assert len(await store.predictions.claim_due("fal", NOW + 10, NOW + 99, 2)) == 2
     finally:
         await store.stop()

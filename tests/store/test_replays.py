@@ -9,10 +9,10 @@ import pytest
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE
 from receiver.store import replays as module
-from receiver.store.dialect import Query, Run
-from receiver.store.engine import Store
+from receiver.store.facade import Store
+from receiver.store.inbox import CurrentState, Recipients, accept_outcome
 from receiver.store.replays import CountedReplay, Replays, ReplayStep, ReplayStepResult, Selection
-from receiver.store.values import CurrentState, Recipients
+from receiver.store.statement import Run
 from tests.store.parts import (
     GIVEN_UP,
     NOW,
@@ -54,7 +54,7 @@ async def test_each_step_owes_counts_and_moves_in_one(engine: Engine) -> None:
     store = engine.store
     for number in (1, 2):
         claim = await claimed(store, number)
-        await store.remember(claim.id, "posted", "1")
+        await store.deliveries.remember(claim.id, "posted", "1")
         await store.settle(settlement(claim, GIVEN_UP))
     replays = await counted(store)
     assert await replays.start("rep_1")
@@ -88,7 +88,7 @@ async def test_each_step_owes_counts_and_moves_in_one(engine: Engine) -> None:
     # Whoever replays one of them by hand owes it last.
     for claim in claims:
         await store.settle(settlement(claim, DONE, ended_at=NOW + 110))
-    await store.replay(pred(1), lambda *_: Recipients(("greet",)), NOW + 120)
+    await store.deliveries.replay(pred(1), lambda *_: Recipients(("greet",)), NOW + 120)
     lineage = engine.rows("SELECT round, replay_id FROM deliveries ORDER BY id")
     assert lineage == [(2, None), (1, "rep_1")]
 
@@ -141,7 +141,7 @@ async def test_what_is_owed_or_erased_is_left_as_it_is(engine: Engine) -> None:
     everyone: Any = lambda *_: Recipients(("greet",))  # noqa: E731
     every = [pred(number) for number in range(1, 6)]
     assert (await replays.take_step(step(0, 9, every, choose=everyone))).handlers == ()
-    assert (await store.replay(pred(3), everyone, NOW + 50)).owed == 0
+    assert (await store.deliveries.replay(pred(3), everyone, NOW + 50)).owed == 0
     assert engine.dump() == {**before, "replays": engine.dump()["replays"]}
     assert engine.rows("SELECT replayed, next FROM replays") == [(0, 9)]
 
@@ -208,8 +208,8 @@ async def looked_at(store: Store) -> None:
     await ended(store, 2, "other", at=NOW + 20)
     [claim] = (await store.claim(wanted("other"))).claims
     await store.settle(settlement(claim, GIVEN_UP))
-    await store.create(new(3, provider="eachlabs", metadata={"kind": "x\0y"}))
-    await store.accept(arrival(3, "failed", provider="eachlabs", at=NOW + 30))
+    await store.predictions.create(new(3, provider="eachlabs", metadata={"kind": "x\0y"}))
+    await accept_outcome(store, arrival(3, "failed", provider="eachlabs", at=NOW + 30))
     await ended(store, 4, at=NOW + 40)
     await ended(store, 5, at=NOW + 50)
     await erase(store, 5)

@@ -11,6 +11,7 @@ import pytest
 from receiver import Context, Dead, Event, on
 from receiver.model.errors import StoreUnavailable
 from receiver.store.disposal import Disposal
+from receiver.store.inbox import accept_outcome
 from receiver.store.retention import UNNEEDED_KEPT, Retention, RetentionPace
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.conftest import Logged, Start
@@ -152,7 +153,9 @@ async def test_what_grows_in_any_case_is_cut(
     assert UNNEEDED_KEPT == 10_000
     await fill(engine, 5)
     for number in range(7):
-        await engine.store.accept(arrival(1, "failed", body=b"%d" % number, at=NOW + number))
+        await accept_outcome(
+            engine.store, arrival(1, "failed", body=b"%d" % number, at=NOW + number)
+        )
     await retention(engine, Clock(), {}, page=3).sweep()
     assert count(engine) == 5
     assert count(engine, "callbacks WHERE verdict <> 'accepted'") == 2
@@ -166,7 +169,7 @@ async def test_what_is_cut_takes_as_many_turns_as_it_needs(
     monkeypatch.setattr("receiver.store.retention.UNNEEDED_KEPT", 0)
     await fill(engine, 5)
     for number in range(7):
-        await engine.store.accept(arrival(1, "failed", body=b"%d" % number))
+        await accept_outcome(engine.store, arrival(1, "failed", body=b"%d" % number))
     keeper = retention(engine, Clock(), {}, page=2, turn=0.0, piece=0.0)
     for _ in range(30):
         await keeper.sweep()
@@ -175,7 +178,7 @@ async def test_what_is_cut_takes_as_many_turns_as_it_needs(
 
 
 async def test_what_came_for_what_is_gone_goes_as_it_would_have(engine: SQLite) -> None:
-    await engine.store.accept(arrival(1, at=NOW))
+    await accept_outcome(engine.store, arrival(1, at=NOW))
     clock = Clock()
     clock.ahead = NOW - clock() + 29 * DAY
     for days, left in ((29.0, 1), (31.0, 0)):

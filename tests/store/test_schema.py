@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from receiver.model.ids import delivery_id
-from receiver.store.schema import MIGRATIONS, for_postgres
 from tests.store.parts import NOW, SQLite, pred
 
 PREDICTION: dict[str, Any] = {

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from receiver.model.errors import StoreUnavailable
-from receiver.store.dialect import Operation, Steps
-from receiver.store.engine import Store
+from receiver.store.facade import Store
+from receiver.store.inbox import accept_outcome
 from receiver.store.sqlite.group_commit import Writer
+from receiver.store.statement import Steps
 from tests.store.parts import NOW, PATIENCE, SQLite, Watch, arrival, new, pred, slots
 
 pytestmark = pytest.mark.anyio
@@ -21,13 +22,13 @@ pytestmark = pytest.mark.anyio
 
 async def test_writes_that_wait_share_one_transaction(store: Store, watch: Watch) -> None:
     for number in range(50):
-        await store.create(new(number))
+        await store.predictions.create(new(number))
     before = watch.commits
     with watch.busy(store):
         waiting = asyncio.gather(
-            *(store.accept(arrival(number)) for number in range(50)),
-            *(store.create(new(number)) for number in range(50, 100)),
-            store.begin_submits(slots()),
+            *(accept_outcome(store, arrival(number)) for number in range(50)),
+            *(store.predictions.create(new(number)) for number in range(50, 100)),
+            store.predictions.begin_submits(slots()),
             store.try_write(NOW),
         )
         await asyncio.sleep(0)
@@ -45,7 +46,7 @@ async def test_a_batch_is_bounded(store: Store, watch: Watch) -> None:
 
 async def test_nobody_is_told_before_the_commit(engine: SQLite, store: Store, watch: Watch) -> None:
     seen: list[bool] = []
-    created = asyncio.create_task(store.create(new(1)))
+    created = asyncio.create_task(store.predictions.create(new(1)))
 
     def look(sql: str) -> None:
         if sql == "COMMIT":
@@ -62,10 +63,10 @@ async def test_a_poisoned_item_fails_alone_in_a_batch_of_many_kinds(
 ) -> None:
     with watch.busy(store):
         waiting = asyncio.gather(
-            store.create(new(1)),
-            store.create(new(2, mode="never")),
-            store.create(new(3, input={"a": object()})),
-            store.create(new(4)),
+            store.predictions.create(new(1)),
+            store.predictions.create(new(2, mode="never")),
+            store.predictions.create(new(3, input={"a": object()})),
+            store.predictions.create(new(4)),
             store.try_write(NOW),
             return_exceptions=True,
         )
@@ -82,8 +83,8 @@ async def test_a_poisoned_item_fails_alone_in_a_batch_of_many_kinds(
 
 async def test_one_who_no_longer_waits_disturbs_nobody(engine: SQLite, watch: Watch) -> None:
     with watch.busy(engine.store):
-        gone = asyncio.create_task(engine.store.create(new(1)))
-        stays = asyncio.create_task(engine.store.create(new(2)))
+        gone = asyncio.create_task(engine.store.predictions.create(new(1)))
+        stays = asyncio.create_task(engine.store.predictions.create(new(2)))
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.sleep(0)
@@ -97,13 +98,13 @@ def test_a_loop_that_is_gone_does_not_end_the_writer(tmp_path: Path, watch: Watc
     engine.store.open()
 
     async def leave() -> None:
-        waiting = asyncio.ensure_future(engine.store.create(new(1)))
+        waiting = asyncio.ensure_future(engine.store.predictions.create(new(1)))
         await asyncio.sleep(0)
         waiting.cancel()
 
     with watch.busy(engine.store):
         asyncio.run(leave())
-    assert asyncio.run(engine.store.create(new(2))).is_new
+    assert asyncio.run(engine.store.predictions.create(new(2))).is_new
     engine.store.close()
 
 
@@ -147,7 +148,7 @@ def test_closing_commits_what_waits(tmp_path: Path, watch: Watch) -> None:
 
     async def last_words() -> None:
         with watch.busy(engine.store):
-            waiting = asyncio.gather(*(engine.store.create(new(n)) for n in range(3)))
+            waiting = asyncio.gather(*(engine.store.predictions.create(new(n)) for n in range(3)))
             await asyncio.sleep(0)
             closing = asyncio.get_running_loop().run_in_executor(None, engine.store.close)
         await closing

@@ -8,8 +8,10 @@ import pytest
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Decision
 from receiver.model.values import Stored
-from receiver.store.engine import Store
-from receiver.store.values import Annotation, Delivery, Recipients
+from receiver.store.deliveries import Delivery
+from receiver.store.facade import Store
+from receiver.store.inbox import Recipients
+from receiver.store.predictions import Annotation
 from tests.store.parts import (
     AGAIN,
     GIVEN_UP,
@@ -41,7 +43,7 @@ async def ends(store: Store, handler: str, decision: Decision = DONE, at: float 
 
 
 async def delivery(store: Store, handler: str) -> Delivery:
-    [found] = (await store.deliveries(1, id=delivery_id(pred(1), handler))).data
+    [found] = (await store.deliveries.page(1, id=delivery_id(pred(1), handler))).data
     assert isinstance(found, Delivery)
     return found
 
@@ -120,7 +122,7 @@ async def test_a_replay_waits_anew(store: Store) -> None:
     await store.settle(settlement(claim, DONE, ended_at=NOW + 41))
 
     both = Recipients(("post", "save"), POST_AFTER_SAVE)
-    replayed = await store.replay(pred(1), lambda *_: both, NOW + 50)
+    replayed = await store.deliveries.replay(pred(1), lambda *_: both, NOW + 50)
     assert (replayed.owed, sorted(replayed.handlers)) == (2, ["post", "save"])
     assert await claims(store, "post", NOW + 60) == []
     [claim] = (await store.claim(wanted("save", now=NOW + 60))).claims
@@ -130,7 +132,7 @@ async def test_a_replay_waits_anew(store: Store) -> None:
 
 async def test_an_operator_need_not_wait(store: Store) -> None:
     await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
-    assert await store.retry(delivery_id(pred(1), "post"), NOW + 15) == "post"
+    assert await store.deliveries.retry(delivery_id(pred(1), "post"), NOW + 15) == "post"
     [claim] = (await store.claim(wanted("post", now=NOW + 20))).claims
     await store.settle(settlement(claim, AGAIN, ended_at=NOW + 21))
     await ends(store, "save")  # is no reason to try again before its time
@@ -139,13 +141,15 @@ async def test_an_operator_need_not_wait(store: Store) -> None:
 
 async def test_what_is_stored_is_on_the_prediction_and_in_later_claims(store: Store) -> None:
     await ended(store, 1, "save", "post", after=POST_AFTER_SAVE)
-    await store.add(Annotation(prediction_id=pred(1), stored={0: KEPT}))
-    await store.add(Annotation(prediction_id=pred(1), stored={7: KEPT}, metadata={"flagged": "x"}))
+    await store.deliveries.annotate(Annotation(prediction_id=pred(1), stored={0: KEPT}))
+    await store.deliveries.annotate(
+        Annotation(prediction_id=pred(1), stored={7: KEPT}, metadata={"flagged": "x"})
+    )
     await ends(store, "save")
 
     [claim] = (await store.claim(wanted("post", now=NOW + 40))).claims
     prediction = claim.event.prediction
-    assert prediction == await store.prediction(pred(1))
+    assert prediction == await store.predictions.get(pred(1))
     assert prediction.output is not None
     assert [output.stored for output in prediction.output] == [KEPT]
     assert prediction.metadata["flagged"] == "x"
@@ -155,11 +159,13 @@ async def test_additions_at_once_are_all_kept(store: Store) -> None:
     await ended(store, 1, "save")
     await asyncio.gather(
         *(
-            store.add(Annotation(prediction_id=pred(1), metadata={f"n{number}": number}))
+            store.deliveries.annotate(
+                Annotation(prediction_id=pred(1), metadata={f"n{number}": number})
+            )
             for number in range(20)
         )
     )
-    found = await store.prediction(pred(1))
+    found = await store.predictions.get(pred(1))
     assert found is not None
     assert {f"n{number}" for number in range(20)} <= found.metadata.keys()
 
@@ -167,10 +173,12 @@ async def test_additions_at_once_are_all_kept(store: Store) -> None:
 async def test_an_addition_to_what_has_no_output_or_does_not_exist_changes_nothing_else(
     store: Store,
 ) -> None:
-    await store.create(new(1))
-    await store.add(Annotation(prediction_id=pred(1), stored={0: KEPT}, metadata={"a": 1}))
-    await store.add(Annotation(prediction_id="pred_none", stored={0: KEPT}))
-    found = await store.prediction(pred(1))
+    await store.predictions.create(new(1))
+    await store.deliveries.annotate(
+        Annotation(prediction_id=pred(1), stored={0: KEPT}, metadata={"a": 1})
+    )
+    await store.deliveries.annotate(Annotation(prediction_id="pred_none", stored={0: KEPT}))
+    found = await store.predictions.get(pred(1))
     assert found is not None
     assert (found.output, found.metadata["a"]) == (None, 1)
 
@@ -178,8 +186,8 @@ async def test_an_addition_to_what_has_no_output_or_does_not_exist_changes_nothi
 async def test_depth_counts_the_predictions_that_led_to_one(store: Store) -> None:
     parents: tuple[Any, ...] = (None, pred(1), pred(2), "pred_forgotten")
     for number, parent in enumerate(parents, 1):
-        await store.create(new(number, parent_id=parent))
-    found = [await store.prediction(pred(number)) for number in range(1, 5)]
+        await store.predictions.create(new(number, parent_id=parent))
+    found = [await store.predictions.get(pred(number)) for number in range(1, 5)]
     assert [prediction and prediction.depth for prediction in found] == [0, 1, 2, 0]
 
 

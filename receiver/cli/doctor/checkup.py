@@ -19,12 +19,13 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from receiver.store import queries as q
-from receiver.store.schema import MIGRATIONS
+from receiver.store.backlog import sql
+from receiver.store.deliveries import sql as delivery_sql
+from receiver.store.schema import migrations
 
 T = TypeVar("T")
 
-LATEST: Final = len(MIGRATIONS)
+LATEST: Final = len(migrations("sqlite"))
 """The schema that this program makes and needs."""
 OVERDUE: Final = 300.0
 """Seconds past its time after which nobody seems to see to something."""
@@ -167,9 +168,9 @@ def _integrity(connection: sqlite3.Connection) -> str:
 def _backlog_of(connection: sqlite3.Connection) -> Backlog:
     before = {"before": time.time() - OVERDUE}
     return _backlog(
-        connection.execute(q.COUNT_OWED.sqlite).fetchall(),
-        connection.execute(q.SELECT_BACKLOG.sqlite, before).fetchone(),
-        connection.execute(q.SELECT_HELD_BACK.sqlite).fetchall(),
+        connection.execute(delivery_sql.count_pending.sqlite).fetchall(),
+        connection.execute(sql.select_backlog.sqlite, before).fetchone(),
+        connection.execute(sql.select_held_back.sqlite).fetchall(),
     )
 
 
@@ -251,7 +252,7 @@ async def _ask(connection: Any) -> Server:
 async def _count(connection: Any) -> Backlog:
     async with asyncio.timeout(_COUNT):
         return _backlog(
-            await connection.fetch(q.COUNT_OWED.postgres),
-            await connection.fetchrow(q.SELECT_BACKLOG.postgres, time.time() - OVERDUE),
-            await connection.fetch(q.SELECT_HELD_BACK.postgres),
+            await connection.fetch(delivery_sql.count_pending.postgres),
+            await connection.fetchrow(sql.select_backlog.postgres, time.time() - OVERDUE),
+            await connection.fetch(sql.select_held_back.postgres),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Final, Literal, Protocol
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -18,17 +18,11 @@ from receiver.http.declare import (
 )
 from receiver.http.drain import Drained
 from receiver.model.errors import Problem
-from receiver.store.values import Delivery, Page
+from receiver.store.deliveries import Delivery, DeliveryStore
+from receiver.store.paging import Page
 
 _LONGEST_DRAIN: Final = 900
 """Seconds; serverless platforms end a request after so many at the latest."""
-
-
-class Reads(Protocol):
-    """What these routes need of the store."""
-
-    async def deliveries(self, limit: int, **given: str | None) -> Page[Delivery]: ...
-    async def retry(self, delivery_id: str, now: float) -> str | None: ...
 
 
 class DeliveriesAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,7 +48,7 @@ class DeliveryRoutes:
 
     def __init__(
         self,
-        store: Reads,
+        store: DeliveryStore,
         *,
         wake: Callable[[tuple[str, ...]], None],
         drain: Callable[[float], Awaitable[Drained]],
@@ -69,7 +63,7 @@ class DeliveryRoutes:
     async def list_deliveries(self, query: DeliveriesAsked) -> Page[Delivery]:
         """List what is owed, done and dead, newest first."""
         asked = msgspec.structs.asdict(query)
-        return await self._store.deliveries(asked.pop("limit"), **asked)
+        return await self._store.page(asked.pop("limit"), **asked)
 
     @post(
         "/v1/deliveries/{id}/retry",
@@ -80,7 +74,7 @@ class DeliveryRoutes:
     async def retry(self, id: DeliveryId) -> Delivery:
         """Try a dead or skipped delivery again, or a waiting one at once."""
         handler = await self._store.retry(id, self._clock())
-        found = await self._store.deliveries(1, id=id)
+        found = await self._store.page(1, id=id)
         if not found.data:
             raise Problem(404, "not-found", "no such delivery")
         if handler is None:

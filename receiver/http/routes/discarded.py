@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import msgspec
 
 from receiver.http.declare import PageSize, PredictionId, ProviderName, get
-from receiver.store.discarded import CURSOR, DiscardedItem, Kind
-from receiver.store.values import Page
-
-
-class Reads(Protocol):
-    """What this route needs of the store."""
-
-    async def page(
-        self,
-        limit: int,
-        *,
-        kind: Kind | None = None,
-        provider: str | None = None,
-        prediction: str | None = None,
-        cursor: str | None = None,
-    ) -> Page[DiscardedItem]: ...
+from receiver.store.discarded import CURSOR, DiscardedItem, DiscardedItems, Kind
+from receiver.store.paging import Page
 
 
 class UndeliveredAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,7 +25,7 @@ class UndeliveredAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DiscardedRoutes:
     """The route about what reached no handler."""
 
-    def __init__(self, store: Reads) -> None:
+    def __init__(self, store: DiscardedItems) -> None:
         self._store = store
 
     @get("/v1/undelivered", "a page of them", problems=["invalid-request"])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import msgspec
 from starlette.requests import Request
@@ -21,12 +20,7 @@ from receiver.http.limits import Limits
 from receiver.http.proxies import client_of
 from receiver.http.request_log import about
 from receiver.model.errors import Problem, Unproved
-
-
-class Answers(Protocol):
-    """What the echo needs of the tokens."""
-
-    def answer_echo(self, token: str, digest: str, now: float) -> str: ...
+from receiver.predictions.tokens import Tokens
 
 
 class Echo(msgspec.Struct, frozen=True):
@@ -42,7 +36,7 @@ class EchoRoutes:
     """The route that echoes."""
 
     def __init__(
-        self, tokens: Answers, most: int, limits: Limits, clock: Callable[[], float] = time.time
+        self, tokens: Tokens, most: int, limits: Limits, clock: Callable[[], float] = time.time
     ) -> None:
         self._tokens = tokens
         self._most = most

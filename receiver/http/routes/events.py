@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from receiver.http.declare import PageSize, Position, get
-from receiver.http.live import PREFIX, StreamFilter
+from receiver.http.live import PREFIX, LiveStream, StreamFilter
 from receiver.model.errors import StoreUnavailable
 from receiver.model.states import TERMINAL
 from receiver.model.values import Announcement, Status
 from receiver.providers import NAMES
-from receiver.store.changes import StatusChange
-from receiver.store.values import Page
+from receiver.store.changes import ChangeLog, StatusChange
+from receiver.store.paging import Page
 
 _MOST_LOOKED_AT: Final = 2000
 """Events that one request looks through; a page may hold fewer than were asked for."""
@@ -34,20 +34,6 @@ def _list_of(words: Sequence[str], before: str = "") -> msgspec.Meta:
 
 def _types(statuses: Sequence[Status]) -> msgspec.Meta:
     return _list_of(statuses, r"(prediction\.)?")
-
-
-class Reads(Protocol):
-    """What the list needs of the journal."""
-
-    async def events_below(self, place: int | None) -> list[StatusChange]: ...
-    async def events(self, prediction_ids: Sequence[str]) -> Mapping[str, Announcement]: ...
-
-
-class Live(Protocol):
-    """What the stream needs of the feed."""
-
-    async def now(self) -> int: ...
-    def read(self, after: int, wanted: StreamFilter) -> AsyncGenerator[bytes]: ...
 
 
 class StreamAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,7 +68,7 @@ class EventRoutes:
     `metadata.NAME=VALUE` selects predictions whose metadata has this; JSON as it is written.
     """
 
-    def __init__(self, journal: Reads, feed: Live) -> None:
+    def __init__(self, journal: ChangeLog, feed: LiveStream) -> None:
         self._journal = journal
         self._feed = feed
 

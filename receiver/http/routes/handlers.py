@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import msgspec
 import structlog
@@ -15,26 +15,13 @@ from receiver.http.body import Nothing
 from receiver.http.declare import HandlerName, get, post
 from receiver.model.errors import Problem
 from receiver.model.values import utc
-from receiver.store.handlers import BreakerState
-from receiver.store.values import Page
+from receiver.store.breakers import Breakers, BreakerState
+from receiver.store.deliveries import DeliveryStore
+from receiver.store.paging import Page
 
 log = structlog.get_logger("receiver")
 
 _MISSING: Final = "no such handler; `receiver handlers` names them"
-
-
-class Gates(Protocol):
-    """What these routes need of the gates."""
-
-    async def all(self) -> dict[str, BreakerState]: ...
-    async def pause(self, name: str, now: float) -> None: ...
-    async def resume(self, name: str) -> None: ...
-
-
-class Owes(Protocol):
-    """What these routes need of the store."""
-
-    async def owed(self) -> dict[str, int]: ...
 
 
 class HandlerState(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,8 +45,8 @@ class HandlerRoutes:
 
     def __init__(
         self,
-        gates: Gates,
-        store: Owes,
+        gates: Breakers,
+        store: DeliveryStore,
         registry: Registry,
         *,
         changed: Callable[[], None],
@@ -112,7 +99,7 @@ class HandlerRoutes:
 
     async def _states(self) -> dict[str, HandlerState]:
         gates = await self._gates.all()
-        owed = await self._store.owed()
+        owed = await self._store.pending()
         now = self._clock()
         states = {}
         for name in dict.fromkeys([*self._registry.handlers, *sorted({*owed, *gates})]):

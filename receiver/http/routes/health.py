@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
 from receiver.http.declare import get
-
-
-class Probed(Protocol):
-    """What the question about readiness needs of the store."""
-
-    async def try_write(self, now: float) -> None: ...
+from receiver.store.facade import Store
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -26,7 +21,7 @@ class Health(msgspec.Struct, frozen=True):
 class HealthRoutes:
     """The routes that ask how the receiver is."""
 
-    def __init__(self, store: Probed, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import Final, Protocol
+from typing import Final
 
 from prometheus_client.metrics_core import GaugeMetricFamily
 from starlette.responses import Response
@@ -15,7 +15,7 @@ from receiver.http.declare import get
 from receiver.model.errors import StoreUnavailable
 from receiver.observability.events import Telemetry
 from receiver.observability.metrics import CONTENT_TYPE, gauge
-from receiver.store.backlog import Backlog
+from receiver.store.backlog import Backlog, BacklogReader
 
 _FRESH: Final = 1.0
 """Seconds for which a page is given to whoever asks: the route is open to all."""
@@ -25,19 +25,13 @@ _PATIENCE: Final = 3.0
 """Seconds that the database has; Prometheus gives up after ten."""
 
 
-class Counts(Protocol):
-    """What the page needs of the backlog."""
-
-    async def depth(self, providers: Sequence[str]) -> Backlog: ...
-
-
 class MetricsPage:
     """The page of metrics, made once a second at most, whoever asks."""
 
     def __init__(
         self,
         telemetry: Telemetry,
-        backlog: Counts,
+        backlog: BacklogReader,
         *,
         providers: Sequence[str],
         handlers: Sequence[str],

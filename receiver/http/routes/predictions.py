@@ -30,9 +30,12 @@ from receiver.model.states import TERMINAL
 from receiver.model.values import EventType, Mode, Prediction, Status
 from receiver.observability.tracing import OFF, Span, Tracing
 from receiver.predictions.inbox import Waiters
+from receiver.store.breakers import BreakerState
+from receiver.store.deliveries import Delivery, ReplayResult
 from receiver.store.erasure import Erased
-from receiver.store.handlers import BreakerState
-from receiver.store.values import Delivery, Page, PredictionFilter, ReplayResult
+from receiver.store.facade import Store
+from receiver.store.paging import Page
+from receiver.store.predictions import PredictionFilter
 
 _SYNC_WAIT: Final = 60.0
 _DEEPEST: Final = 64
@@ -73,14 +76,6 @@ class Outbound(Protocol):
     ) -> Prediction: ...
     async def cancel(self, prediction_id: str) -> Prediction: ...
     async def details(self, provider: str, model: str) -> Any: ...
-
-
-class Reads(Protocol):
-    """What these routes need of the store."""
-
-    async def prediction(self, prediction_id: str) -> Prediction | None: ...
-    async def predictions(self, wanted: PredictionFilter) -> Page[Prediction]: ...
-    async def deliveries(self, limit: int, **given: str | None) -> Page[Delivery]: ...
 
 
 class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -171,7 +166,7 @@ class PredictionRoutes:
 
     def __init__(
         self,
-        store: Reads,
+        store: Store,
         outbound: Outbound,
         waiters: Waiters,
         *,
@@ -244,7 +239,7 @@ class PredictionRoutes:
     @get("/v1/predictions", "a page of predictions", problems=["invalid-request"])
     async def list_predictions(self, query: PredictionsAsked) -> Page[Prediction]:
         """List predictions, newest first."""
-        return await self._store.predictions(PredictionFilter(**msgspec.structs.asdict(query)))
+        return await self._store.predictions.page(PredictionFilter(**msgspec.structs.asdict(query)))
 
     @get("/v1/predictions/{id}", "as it stands", problems=["not-found"], missing=_MISSING)
     async def read(self, id: PredictionId, headers: Waiting) -> Prediction:
@@ -312,13 +307,13 @@ class PredictionRoutes:
         """
         # An event is named after its prediction, and either name will do.
         prediction_id = f"pred_{id.partition('_')[2]}"
-        prediction = await self._store.prediction(prediction_id)
+        prediction = await self._store.predictions.get(prediction_id)
         if prediction is None:
             raise Problem(404, "not-found", "no such prediction or event")
         has_ended = prediction.status in TERMINAL
         kind = query.type or (prediction.status if has_ended else "succeeded")
         event_type = msgspec.convert(f"prediction.{kind}", EventType)
-        found = await self._store.deliveries(100, prediction=prediction_id)
+        found = await self._store.deliveries.page(100, prediction=prediction_id)
         deliveries = {delivery.handler: delivery for delivery in found.data}
         gates = await self._gates()
         handlers = [
@@ -354,7 +349,7 @@ class PredictionRoutes:
         return await self._outbound.details(provider, model)
 
     async def _prediction(self, prediction_id: str) -> Prediction:
-        prediction = await self._store.prediction(prediction_id)
+        prediction = await self._store.predictions.get(prediction_id)
         if prediction is None:
             raise Problem(404, "not-found", _MISSING)
         return prediction
@@ -366,7 +361,7 @@ class PredictionRoutes:
         with self._waiters.watch(prediction.id) as news:
             while True:
                 news.clear()
-                found = await self._store.prediction(prediction.id) or prediction
+                found = await self._store.predictions.get(prediction.id) or prediction
                 if found.status in TERMINAL or self.stopping or loop.time() >= until:
                     return found
                 with contextlib.suppress(TimeoutError):

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
+from receiver.deliveries.replay import Replayer
 from receiver.http.declare import BODY_PROBLEMS, PageSize, ReplayId, Reply, get, post
 from receiver.model.errors import Problem
 from receiver.providers import NAMES
-from receiver.store.replays import Replay, Selection
-from receiver.store.values import Page
+from receiver.store.paging import Page
+from receiver.store.replays import Replay, Replays, Selection
 
 _MISSING: Final = "no such replay"
-
-
-class Reads(Protocol):
-    """What these routes need of the store."""
-
-    async def find(self, replay_id: str) -> Replay | None: ...
-    async def page(self, limit: int, cursor: str | None) -> Page[Replay]: ...
-
-
-class Works(Protocol):
-    """What they need of whoever does it."""
-
-    async def count(self, wanted: Selection) -> Replay: ...
-    async def start(self, replay_id: str) -> bool: ...
-    async def cancel(self, replay_id: str) -> bool: ...
 
 
 class ReplaysAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +27,7 @@ class ReplaysAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ReplayRoutes:
     """The routes about replays in bulk."""
 
-    def __init__(self, store: Reads, replayer: Works) -> None:
+    def __init__(self, store: Replays, replayer: Replayer) -> None:
         self._store = store
         self._replayer = replayer
 

@@ -22,14 +22,13 @@ import msgspec
 import structlog
 
 from receiver.model.errors import StoreUnavailable, StoreUnusable
-from receiver.store import operations
-from receiver.store import queries as q
-from receiver.store import rows as to
-from receiver.store.dialect import News, Operation, Query, Row, Run, Steps, Write, together
-from receiver.store.engine import Chore, Store
+from receiver.store import deliveries
+from receiver.store.deliveries import Claim, ClaimRequest, Claims, Settlement
+from receiver.store.facade import Chore, Store
+from receiver.store.inbox import IncomingOutcome
 from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
-from receiver.store.schema import MIGRATIONS, for_postgres
-from receiver.store.values import Claim, ClaimRequest, Claims, IncomingOutcome, Settlement
+from receiver.store.schema import migrations
+from receiver.store.statement import News, Row, Run, Statement, Steps, Transaction, Write, together
 
 log = structlog.get_logger("receiver")
 
@@ -56,16 +55,16 @@ _LAST_BEAT: Final = 2.0
 """Seconds to wait for the thread of the leases; with the server away it may hang for longer."""
 _LARGEST_SHARED: Final = 64 * 1024
 """Bytes of a callback that shares a transaction with others."""
-_LAST_PLACE: Final = Query(
-    "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM receiver.journal_seq_seq"
+_LAST_PLACE: Final = Statement(
+    "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM receiver.changes_seq_seq"
 )
-_WRITING: Final = Query("""
+_WRITING: Final = Statement("""
 SELECT virtualtransaction FROM pg_locks
 WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
   AND database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-  AND relation = to_regclass('receiver.journal')
+  AND relation = to_regclass('receiver.changes')
 """)
-_CLOCK: Final = Query("SELECT extract(epoch FROM clock_timestamp())::double precision")
+_CLOCK: Final = Statement("SELECT extract(epoch FROM clock_timestamp())::double precision")
 _SHORTEST_WAIT: Final = 0.002
 _LONGEST_WAIT: Final = 0.1
 """Seconds between two looks for transactions that write the journal."""
@@ -246,7 +245,7 @@ class PostgresStore(Store):
         asked = time.time()
         self._compare_clocks(float((await self.read(_CLOCK))[0][0]), asked)
         by_server = now + self._skew
-        lost = await self.write(operations.reclaim, (owner, by_server))
+        lost = await self.write(deliveries.reclaim, (owner, by_server))
         self.on_lost(lost)
         if now >= self._rescue_at:
             await self._writer.write("rescue", self._rescue_all, now)
@@ -295,12 +294,14 @@ class PostgresStore(Store):
         """Claim deliveries whose jobs were picked, as many as are wanted; their jobs are known."""
         names = list(islice(untaken, wanted.most))
         params = msgspec.structs.asdict(wanted) | {
-            "largest": operations.LARGEST_RAW,
+            "largest": deliveries.LARGEST_RAW,
             "now": wanted.now + self._skew,
             "lease_until": wanted.lease_until + self._skew,
         }
-        rows = await _run(cx, Run(q.TAKE_DELIVERIES, params, [(name,) for name in names]))
-        taken = {row[0]: to.claimed(row, wanted.handler) for row in rows}
+        rows = await _run(
+            cx, Run(deliveries.sql.take_deliveries, params, [(name,) for name in names])
+        )
+        taken = {row[0]: deliveries.claim_of(row, wanted.handler) for row in rows}
         claims = [taken[name] for name in names if name in taken]
         self._claimed |= {(claim.id, claim.number): untaken.pop(claim.id) for claim in claims}
         return claims
@@ -311,8 +312,10 @@ class PostgresStore(Store):
         One that is pending is due, as the queue had it.
         """
         async with cx.transaction():
-            [lost] = await self._drive(cx, operations.reclaim_these([(sorted(untaken), now)]))
-            rows = await _run(cx, Run(q.SELECT_LEASES, rows=[(name,) for name in sorted(untaken)]))
+            [lost] = await self._drive(cx, deliveries.reclaim_these([(sorted(untaken), now)]))
+            rows = await _run(
+                cx, Run(deliveries.sql.select_leases, rows=[(name,) for name in sorted(untaken)])
+            )
             owed = {row[0]: row[2] or now for row in rows if row[1] in {"running", "pending"}}
             for delivery, lease_until in owed.items():
                 await self._jobs.defer(cx, untaken[delivery], max(lease_until - now, 0.0))
@@ -329,7 +332,7 @@ class PostgresStore(Store):
         return [None] * len(items)
 
     async def _settle_all(self, cx: Connection, items: Sequence[Settlement]) -> Sequence[bool]:
-        held = await self._drive(cx, operations.settle(items))
+        held = await self._drive(cx, deliveries.settle(items))
         ended: dict[JobResult, list[Job]] = {}
         for item, is_held in zip(items, held, strict=True):
             job = self._claimed.get((item.id, item.number))
@@ -347,7 +350,7 @@ class PostgresStore(Store):
     async def _release_all(
         self, cx: Connection, items: Sequence[tuple[str, float]]
     ) -> Sequence[list[str]]:
-        released = await self._drive(cx, operations.release(items))
+        released = await self._drive(cx, deliveries.release(items))
         for job in self._jobs_of({name for names in released for name in names}):
             await self._jobs.defer(cx, job, 0.0)
         return released
@@ -355,7 +358,7 @@ class PostgresStore(Store):
     async def _rescue_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
         """See to what nobody else will: what lost its job, and what waits for what has ended."""
         look = (max(items), self._rescued_to, _MOST_RESCUED)
-        [self._rescued_to] = await self._drive(cx, operations.let_go([look]))
+        [self._rescued_to] = await self._drive(cx, deliveries.let_go([look]))
         found = await self._jobs.lost(cx, max(items) - _OVERDUE, _MOST_RESCUED)
         if found:
             await self._jobs.put(cx, found)
@@ -367,7 +370,7 @@ class PostgresStore(Store):
         asked = time.time()
         self._compare_clocks(await cx.fetchval(_CLOCK.postgres), asked)
         async with cx.transaction():
-            steps = operations.renew([(owner, delivery_ids, lease_until + self._skew)])
+            steps = deliveries.renew([(owner, delivery_ids, lease_until + self._skew)])
             [renewed] = await self._drive(cx, steps)
             await self._jobs.beat(cx, self._jobs_of(renewed))
 
@@ -377,14 +380,14 @@ class PostgresStore(Store):
 
     # --- running steps ---
 
-    async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
+    async def write(self, operation: Transaction[Item, Result], item: Item) -> Result:
         # What is large goes alone: a statement may not have a gigabyte.
         large = isinstance(item, IncomingOutcome) and len(item.body) > _LARGEST_SHARED
         key: Hashable = (operation, id(item)) if large else operation
         return await self._writer.write(key, partial(self._operate, operation), item)
 
     async def _operate(
-        self, operation: Operation[Item, Result], cx: Connection, items: Sequence[Item]
+        self, operation: Transaction[Item, Result], cx: Connection, items: Sequence[Item]
     ) -> Sequence[Result]:
         return await self._drive(cx, operation(items))
 
@@ -401,8 +404,8 @@ class PostgresStore(Store):
             return end.value  # type: ignore[no-any-return]
 
     async def _write_down(self, cx: Connection, step: Write) -> None:
-        queries = tuple(query for query, _ in step.parts)
-        values = [column for query, rows in step.parts for column in _columns(query, rows)]
+        queries = tuple(statement for statement, _ in step.parts)
+        values = [column for statement, rows in step.parts for column in _columns(statement, rows)]
         if step.news is None:
             if queries:
                 await cx.execute(together(queries, notify=False), *values)
@@ -424,15 +427,15 @@ class PostgresStore(Store):
         return [msgspec.json.encode(notice).decode() for notice in notices]
 
     async def read(
-        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
+        self, statement: Statement, rows: Sequence[Row] | None = None, **params: Any
     ) -> list[Row]:
         if self._pool is None:
             raise StoreUnavailable("the database is not open")
-        arguments = _values(query, params) + _columns(query, rows)
+        arguments = _values(statement, params) + _columns(statement, rows)
         last: Exception | None = None
         for _ in range(2):  # an old connection may turn out to be dead
             try:
-                return await self._pool.fetch(query.postgres, *arguments)  # type: ignore[return-value]
+                return await self._pool.fetch(statement.postgres, *arguments)  # type: ignore[return-value]
             except Exception as error:
                 if not is_trouble(error):
                     raise
@@ -454,7 +457,7 @@ class PostgresStore(Store):
             writing &= {row[0] for row in await self.read(_WRITING)}
         return last
 
-    def _is_taken(self, error: Exception) -> bool:
+    def is_taken(self, error: Exception) -> bool:
         return isinstance(error, asyncpg.UniqueViolationError)
 
     # --- what others commit ---
@@ -527,16 +530,16 @@ class PostgresStore(Store):
         version = 0
         if await connection.fetchval("SELECT to_regclass('receiver.migrations')") is not None:
             version = await connection.fetchval("SELECT max(number) FROM receiver.migrations")
-        if version > len(MIGRATIONS):
+        if version > len(migrations("postgres")):
             raise StoreUnusable(
                 f"the database was written by a newer receiver (schema {version}, this one knows "
-                f"{len(MIGRATIONS)}): upgrade this receiver, or use another database"
+                f"{len(migrations('postgres'))}): upgrade this receiver, or use another database"
             )
-        for number in range(version + 1, len(MIGRATIONS) + 1):
+        for number in range(version + 1, len(migrations("postgres")) + 1):
             async with connection.transaction():
                 if number == 1:
                     await connection.execute(_FIRST)
-                await connection.execute(for_postgres(MIGRATIONS[number - 1]))
+                await connection.execute(migrations("postgres")[number - 1])
                 await connection.execute("INSERT INTO receiver.migrations VALUES ($1)", number)
         await self._jobs.install(connection)
 
@@ -573,18 +576,18 @@ def what_to_do(error: BaseException) -> str:
 
 
 async def _run(cx: Connection, step: Run) -> list[Row]:
-    query, params, rows = step
-    arguments = _values(query, params) + _columns(query, rows)
-    return await cx.fetch(query.postgres, *arguments)  # type: ignore[return-value]
+    statement, params, rows = step
+    arguments = _values(statement, params) + _columns(statement, rows)
+    return await cx.fetch(statement.postgres, *arguments)  # type: ignore[return-value]
 
 
-def _values(query: Query, params: Mapping[str, Any]) -> list[Any]:
-    return [_storable(params[name]) for name in query.names]
+def _values(statement: Statement, params: Mapping[str, Any]) -> list[Any]:
+    return [_storable(params[name]) for name in statement.names]
 
 
-def _columns(query: Query, rows: Sequence[Row] | None) -> list[Any]:
+def _columns(statement: Statement, rows: Sequence[Row] | None) -> list[Any]:
     if not rows:
-        return [[] for _ in query.columns]
+        return [[] for _ in statement.columns]
     return [[_storable(cell) for cell in column] for column in zip(*rows, strict=True)]
 
 

@@ -27,7 +27,7 @@ from pgqueuer.domain.settings import DBSettings, Durability
 from pgqueuer.domain.types import JOB_STATUS, Channel, QueueEntrypoint, QueueManagerId
 from pgqueuer.ports.repository import EntrypointExecutionParameter
 
-from receiver.store.engine import Chore
+from receiver.store.facade import Chore
 from receiver.store.postgres.engine import JobResult
 from receiver.store.postgres.group_commit import Connection
 

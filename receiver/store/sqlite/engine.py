@@ -17,19 +17,20 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from receiver.model.errors import StoreUnavailable, StoreUnusable
-from receiver.store import operations
-from receiver.store.dialect import Operation, Query, Row
-from receiver.store.engine import Chore, Store
-from receiver.store.schema import MIGRATIONS
+from receiver.store import deliveries
+from receiver.store.deliveries import ClaimRequest, Claims, LostAttempt, Settlement
+from receiver.store.facade import Chore, Store
+from receiver.store.facade import sql as engine_sql
+from receiver.store.predictions import sql as predictions_sql
+from receiver.store.schema import migrations
 from receiver.store.sqlite.checkpoint import RESTART, Checkpointer
 from receiver.store.sqlite.group_commit import Writer, fetch
-from receiver.store.values import ClaimRequest, Claims, Settlement
+from receiver.store.statement import Row, Run, Statement, Steps, Transaction
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _READERS: Final = 2
-_JOURNAL_END: Final = Query("SELECT coalesce(max(seq), 0) FROM journal")
 _SCRUBBED_WITHIN: Final = 5.0
 """Seconds for which it is worth waiting that the log is emptied; it will be, even so."""
 
@@ -94,36 +95,36 @@ class SQLiteStore(Store):
 
     async def recover(self, owner: str, now: float) -> None:
         # There is no other process, so whatever one was doing is over.
-        self.on_lost(await self.write(operations.recover, (owner, now)))
+        self.on_lost(await self.write(recover, (owner, now)))
 
     async def scrub(self) -> bool:
         return await asyncio.to_thread(self._checkpointer.empty, _SCRUBBED_WITHIN)
 
     async def claim(self, wanted: ClaimRequest) -> Claims:
-        return await self.write(operations.claim, wanted)
+        return await self.write(deliveries.claim, wanted)
 
     async def settle(self, settlement: Settlement) -> bool:
-        return await self.write(operations.settle, settlement)
+        return await self.write(deliveries.settle, settlement)
 
     async def release(self, owner: str, now: float) -> None:
-        await self.write(operations.release, (owner, now))
+        await self.write(deliveries.release, (owner, now))
 
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
-        self._writer.post(operations.renew, (owner, delivery_ids, lease_until))
+        self._writer.post(deliveries.renew, (owner, delivery_ids, lease_until))
 
     async def reclaim(self, owner: str, now: float) -> list[str]:
-        lost = await self.write(operations.reclaim, (owner, now))
+        lost = await self.write(deliveries.reclaim, (owner, now))
         self.on_lost(lost)
         return [one.handler for one in lost]
 
-    async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
-        return await self._writer.write(operation, item)
+    async def write(self, transaction: Transaction[Item, Result], item: Item) -> Result:
+        return await self._writer.write(transaction, item)
 
     async def journal_end(self) -> int:
         # One connection writes: whatever is committed later comes later.
-        return int((await self.read(_JOURNAL_END))[0][0])
+        return int((await self.read(engine_sql.last_change))[0][0])
 
-    def _is_taken(self, error: Exception) -> bool:
+    def is_taken(self, error: Exception) -> bool:
         return (
             isinstance(error, sqlite3.IntegrityError)
             and error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_UNIQUE
@@ -132,16 +133,16 @@ class SQLiteStore(Store):
     # --- reading ---
 
     async def read(
-        self, query: Query, rows: Sequence[Row] | None = None, **params: Any
+        self, statement: Statement, rows: Sequence[Row] | None = None, **params: Any
     ) -> list[Row]:
         if rows is not None:
             params["rows"] = msgspec.json.encode(rows).decode()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, self._read_now, query, params)
+        return await loop.run_in_executor(self._readers, self._read_now, statement, params)
 
-    def _read_now(self, query: Query, params: Mapping[str, Any]) -> list[Row]:
+    def _read_now(self, statement: Statement, params: Mapping[str, Any]) -> list[Row]:
         try:
-            return fetch(self._reader(), query, query.sqlite, params)
+            return fetch(self._reader(), statement, statement.sqlite, params)
         except sqlite3.DatabaseError as error:
             self._drop_reader()
             raise StoreUnavailable(f"the database cannot be read: {error}") from error
@@ -256,11 +257,20 @@ def _connect(path: str) -> sqlite3.Connection:
 
 def _migrate(connection: sqlite3.Connection, path: str) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(MIGRATIONS):
+    if version > len(migrations("sqlite")):
         raise StoreUnusable(
             f"the database {path} was written by a newer receiver (schema {version}, this one "
-            f"knows {len(MIGRATIONS)}): upgrade this receiver, or use another file"
+            f"knows {len(migrations('sqlite'))}): upgrade this receiver, or use another file"
         )
-    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+    for number, script in enumerate(migrations("sqlite")[version:], version + 1):
         # executescript commits what is open, so the transaction is in the script itself.
         connection.executescript(f"BEGIN;{script};PRAGMA user_version = {number};COMMIT;")
+
+
+def recover(items: Sequence[tuple[str, float]]) -> Steps[list[list[LostAttempt]]]:
+    """Take back what another process was doing: there is none any more."""
+    results = []
+    for owner, now in items:
+        yield Run(predictions_sql.mark_abandoned_submits, {"now": now})
+        results.append((yield from deliveries.reclaim_all(owner, now)))
+    return results

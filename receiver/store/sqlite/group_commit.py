@@ -1,6 +1,6 @@
 """One thread that writes: whatever waits is committed together (group commit).
 
-All the items that wait for one operation are handed to it at once. A batch is one transaction, so
+All the items that wait for one transaction are handed to it at once. A batch is one transaction, so
 its cost is shared and each caller is told only after COMMIT has reached the disk. If a batch fails
 for a reason of one item, it is rolled back and every item is tried again alone: the culprit fails,
 its neighbours do not.
@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from receiver.model.errors import StoreUnavailable
-from receiver.store.dialect import Operation, Query, Row, Run, Step, Steps, Write
+from receiver.store.statement import Row, Run, Statement, Step, Steps, Transaction, Write
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,12 +47,12 @@ _UNAVAILABLE: Final = frozenset(
 
 
 class _Work:
-    __slots__ = ("future", "item", "operation")
+    __slots__ = ("future", "item", "transaction")
 
     def __init__(
-        self, operation: Operation[Any, Any], item: Any, future: asyncio.Future[Any] | None
+        self, transaction: Transaction[Any, Any], item: Any, future: asyncio.Future[Any] | None
     ) -> None:
-        self.operation = operation
+        self.transaction = transaction
         self.item = item
         self.future = future
 
@@ -92,17 +92,17 @@ class Writer:
         self._queue.put(None)
         self._thread.join()
 
-    async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
-        """Run `operation` for `item`; return only after the commit."""
+    async def write(self, transaction: Transaction[Item, Result], item: Item) -> Result:
+        """Run `transaction` for `item`; return only after the commit."""
         if self._closed:
             raise StoreUnavailable("the database is closed")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Work(operation, item, future))
+        self._queue.put(_Work(transaction, item, future))
         return await future
 
-    def post(self, operation: Operation[Item, Any], item: Item) -> None:
-        """Run `operation` for `item` some time, from any thread; nobody waits for it."""
-        self._queue.put(_Work(operation, item, None))
+    def post(self, transaction: Transaction[Item, Any], item: Item) -> None:
+        """Run `transaction` for `item` some time, from any thread; nobody waits for it."""
+        self._queue.put(_Work(transaction, item, None))
 
     def _run(self) -> None:
         while batch := self._next_batch():
@@ -135,7 +135,7 @@ class Writer:
             if _is_unavailable(error):
                 return self._give_up(batch, error)
             return self._one_by_one(batch, error)
-        except Exception as error:  # noqa: BLE001 - a fault in one operation must not end the thread
+        except Exception as error:  # noqa: BLE001 - a fault in one transaction must not end the thread
             return self._one_by_one(batch, error)
         if self._broken:
             self._broken = False
@@ -145,14 +145,14 @@ class Writer:
     def _transact(self, batch: list[_Work]) -> list[tuple[_Work, Any]]:
         if self._connection is None:
             self._connection = self._connect()
-        groups: dict[Operation[Any, Any], list[_Work]] = {}
+        groups: dict[Transaction[Any, Any], list[_Work]] = {}
         for work in batch:
-            groups.setdefault(work.operation, []).append(work)
+            groups.setdefault(work.transaction, []).append(work)
         results: list[tuple[_Work, Any]] = []
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            for operation, works in groups.items():
-                steps = operation([work.item for work in works])
+            for transaction, works in groups.items():
+                steps = transaction([work.item for work in works])
                 results.extend(zip(works, _drive(self._connection, steps), strict=True))
             self._connection.execute("COMMIT")
             self._committed(len(batch))
@@ -225,7 +225,7 @@ def _is_unavailable(error: sqlite3.Error) -> bool:
 
 
 def _drive(connection: sqlite3.Connection, steps: Steps[Sequence[Result]]) -> Sequence[Result]:
-    """Run an operation's steps; there is one process, and its queue is the rows: no news."""
+    """Run an transaction's steps; there is one process, and its queue is the rows: no news."""
     try:
         step = next(steps)
         while True:
@@ -236,50 +236,53 @@ def _drive(connection: sqlite3.Connection, steps: Steps[Sequence[Result]]) -> Se
 
 def _run(connection: sqlite3.Connection, step: Step) -> list[Row]:
     match step:
-        case Run(query, params, rows):
+        case Run(statement, params, rows):
             if rows is None:
-                return fetch(connection, query, query.sqlite, params)
-            return _batch(connection, query, params, rows)
+                return fetch(connection, statement, statement.sqlite, params)
+            return _batch(connection, statement, params, rows)
         case Write(parts):
-            for query, rows in parts:
-                _batch(connection, query, {}, rows)
+            for statement, rows in parts:
+                _batch(connection, statement, {}, rows)
     return []
 
 
 def _batch(
-    connection: sqlite3.Connection, query: Query, params: Mapping[str, Any], rows: Sequence[Row]
+    connection: sqlite3.Connection,
+    statement: Statement,
+    params: Mapping[str, Any],
+    rows: Sequence[Row],
 ) -> list[Row]:
-    single, together = _parted(query, rows) if query.blobs else ([], rows)
+    single, together = _parted(statement, rows) if statement.blobs else ([], rows)
     text = msgspec.json.encode(together).decode()
     if "\\u0000" in text:  # of a text in JSON, SQLite's functions give what comes before a NUL
         single, together = [*single, *together], []
     found: list[Row] = []
     for row in single:
         cells = {f"c{index}": cell for index, cell in enumerate(row)}
-        found += fetch(connection, query, query.sqlite_one, {**params, **cells})
+        found += fetch(connection, statement, statement.sqlite_one, {**params, **cells})
     if together or not single:
-        found += fetch(connection, query, query.sqlite, {**params, "rows": text})
+        found += fetch(connection, statement, statement.sqlite, {**params, "rows": text})
     return found
 
 
 def fetch(
-    connection: sqlite3.Connection, query: Query, sql: str, params: Mapping[str, Any]
+    connection: sqlite3.Connection, statement: Statement, sql: str, params: Mapping[str, Any]
 ) -> list[Row]:
     rows = connection.execute(sql, params).fetchall()
-    return msgspec.json.decode(rows[0][0]) if query.gathers else rows
+    return msgspec.json.decode(rows[0][0]) if statement.gathers else rows
 
 
-def _parted(query: Query, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+def _parted(statement: Statement, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Tell rows whose bytes JSON cannot hold, or would not hold well, from all others."""
     single: list[Row] = []
     together: list[Row] = []
     for row in rows:
         cells = list(row)
-        for index in query.blobs:
+        for index in statement.blobs:
             cells[index] = _as_text(cells[index])
         inline = all(
             isinstance(cells[index], str) and len(cells[index]) <= _LARGEST_INLINE
-            for index in query.blobs
+            for index in statement.blobs
         )
         (together if inline else single).append(cells)
     return single, together

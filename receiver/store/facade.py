@@ -1,0 +1,106 @@
+"""The store: all that is remembered, by noun, on either engine."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, TypeAlias
+
+from receiver.store.backlog import BacklogReader
+from receiver.store.breakers import Breakers
+from receiver.store.changes import ChangeLog
+from receiver.store.deliveries import (
+    ClaimRequest,
+    Claims,
+    DeliveryStore,
+    LostAttempt,
+    Settlement,
+)
+from receiver.store.discarded import DiscardedItems
+from receiver.store.disposal import Disposal
+from receiver.store.engine import Engine
+from receiver.store.erasure import Erasure
+from receiver.store.leases import LeaseStore
+from receiver.store.limits import LimitStore
+from receiver.store.predictions import PredictionStore
+from receiver.store.replays import Replays
+from receiver.store.statement import Run, Statements, run_each
+
+Chore: TypeAlias = Callable[[], Awaitable[None]]
+
+sql: Final = Statements("engine")
+
+
+class Store(Engine):
+    """The nouns of one database, and how its deliveries are handed out.
+
+    That is from the rows themselves, or from a queue beside them.
+    """
+
+    def __init__(self) -> None:
+        self.on_news: Callable[[Sequence[str] | None, Sequence[str] | None], None] = (
+            lambda _handlers, _predictions: None
+        )
+        """Called with what another process has committed: handlers that have pending deliveries,
+        and predictions that have ended; None for both: something may have been missed."""
+        self.on_commit: Callable[[int], None] = lambda _size: None
+        """Called with the number of writes that a transaction has committed, from any thread."""
+        self.on_lost: Callable[[Sequence[LostAttempt]], None] = lambda _lost: None
+        """Called with attempts whose process is gone, when they are recorded."""
+        self.predictions = PredictionStore(self)
+        self.deliveries = DeliveryStore(self)
+        self.limits = LimitStore(self)
+        self.leases = LeaseStore(self)
+        self.breakers = Breakers(self)
+        self.replays = Replays(self)
+        self.changes = ChangeLog(self)
+        self.discarded = DiscardedItems(self)
+        self.disposal = Disposal(self)
+        self.erasure = Erasure(self)
+        self.backlog = BacklogReader(self)
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Connect and migrate, or raise StoreUnusable with what to do."""
+
+    @abstractmethod
+    async def migrate(self) -> None:
+        """Bring the schema up to date and let go, or raise StoreUnusable with what to do."""
+
+    @abstractmethod
+    async def sweep(self, chores: Mapping[str, Chore]) -> None:
+        """Run chores every few seconds, in one of all processes, for as long as we run."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Commit what waits, then let go."""
+
+    @abstractmethod
+    async def recover(self, owner: str, now: float) -> None:
+        """At start: what dead processes were doing is pending again, or unconfirmed."""
+
+    async def try_write(self, now: float) -> None:
+        """Write one row for nothing, to know that it can be done."""
+        await self.write(run_each, Run(sql.try_write, {"now": now}))
+
+    # --- deliveries, as the engine hands them out ---
+
+    @abstractmethod
+    async def claim(self, wanted: ClaimRequest) -> Claims:
+        """Claim what a handler has room for of what is due to it."""
+
+    @abstractmethod
+    async def settle(self, settlement: Settlement) -> bool:
+        """End an attempt; False if the claim was lost meanwhile, and then nothing changed."""
+
+    @abstractmethod
+    async def release(self, owner: str, now: float) -> None:
+        """Give back every claim of `owner`, as if it had not been made."""
+
+    @abstractmethod
+    def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
+        """Renew claims of `owner`; from any thread, so that a blocked loop keeps them too."""
+
+    @abstractmethod
+    async def reclaim(self, owner: str, now: float) -> list[str]:
+        """Make claims pending again whose lease ran out; return their handlers."""

@@ -1,0 +1,264 @@
+"""THE transaction: evidence, the new status, the event and its deliveries, all or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
+from operator import itemgetter
+from typing import Any, Final
+
+import msgspec
+
+from receiver.model.ids import delivery_id, event_id
+from receiver.model.states import Verdict
+from receiver.model.values import Channel, EventType, Outcome, Status
+from receiver.store.engine import Engine
+from receiver.store.statement import News, Row, Run, Statement, Statements, Steps, Write, text
+
+sql: Final = Statements("inbox")
+
+
+class CurrentState(msgspec.Struct, frozen=True, array_like=True):
+    """What a ruling needs to know of a prediction; read inside the transaction."""
+
+    id: str
+    provider: str
+    model: str
+    status: Status
+    provider_id: str | None
+    metadata: str
+    """JSON text: decoded only if some handler matches on it."""
+    erased: bool = False
+    """Nothing that anybody says of it is kept any more."""
+    submitted_at: float | None = None
+
+
+class Recipients(msgspec.Struct, frozen=True):
+    """To whom an event is owed."""
+
+    handlers: tuple[str, ...] = ()
+    after: Mapping[str, tuple[str, ...]] = {}
+    """Of these handlers, those that wait, and for which others of them."""
+
+
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """What an arrival does, decided by a pure function inside the transaction."""
+
+    verdict: Verdict
+    status: Status
+    reason: str
+    event_type: EventType | None = None
+    """Set if, and only if, the verdict is `accepted`."""
+    owed: Recipients = Recipients()
+
+
+class IncomingOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """One outcome on its way in, from any channel, with its evidence."""
+
+    prediction_id: str
+    provider: str
+    channel: Channel | None
+    outcome: Outcome
+    at: float
+    judge: Callable[[CurrentState, IncomingOutcome], Transition]
+    headers: str = "[]"
+    """JSON of the callback's headers, without secrets."""
+    body: bytes = b""
+    proved_id: str | None = None
+    """The provider's id that the proof covers, where it covers one."""
+    only_from: frozenset[Status] | None = None
+    """Apply only if the prediction still stands there (our own verdicts)."""
+
+
+class AcceptResult(msgspec.Struct, frozen=True):
+    """What became of an arrival, after the commit."""
+
+    verdict: Verdict
+    status: Status | None
+    reason: str
+    event_id: str | None = None
+    handlers: tuple[str, ...] = ()
+    model: str | None = None
+    provider_id: str | None = None
+    """Of the prediction, if there is one."""
+    seconds: float | None = None
+    """From the submit to this outcome, if it was accepted and there was a submit."""
+
+
+LONGEST_WAIT: Final = 86400.0
+"""Seconds after which a delivery waits no more for those of other handlers."""
+
+
+def accept(items: Sequence[IncomingOutcome]) -> Steps[list[AcceptResult]]:
+    """Rule on every arrival in order, then write all their consequences in a few statements."""
+    known = yield from current_states({item.prediction_id for item in items})
+    batch = _Batch()
+    taken = [_rule(known, item, batch) for item in items]
+    yield from batch.write()
+    return taken
+
+
+def current_states(ids: Iterable[str]) -> Steps[dict[str, CurrentState]]:
+    found = yield Run(sql.select_known, rows=[(prediction_id,) for prediction_id in ids])
+    return {
+        row[0]: CurrentState(
+            row[0], row[1], row[2], Status(row[3]), row[4], row[5], bool(row[6]), row[7]
+        )
+        for row in found
+    }
+
+
+def _rule(known: dict[str, CurrentState], arrival: IncomingOutcome, batch: _Batch) -> AcceptResult:
+    before = known.get(arrival.prediction_id)
+    if before is None:
+        if arrival.channel is not None:
+            batch.keep(arrival, "unknown", "no such prediction")
+        return AcceptResult("unknown", None, "no such prediction")
+    if arrival.only_from is not None and before.status not in arrival.only_from:
+        return AcceptResult("late", before.status, f"already {before.status}")
+    ruling = arrival.judge(before, arrival)
+    provider_id = before.provider_id or arrival.outcome.provider_id
+    if ruling.verdict != "mismatch":
+        batch.add(arrival, ruling, content=not before.erased)
+        known[before.id] = msgspec.structs.replace(
+            before, status=ruling.status, provider_id=provider_id
+        )
+    made = None if ruling.event_type is None else event_id(before.id)
+    seconds = None
+    if made is not None and before.submitted_at is not None:
+        seconds = max(arrival.at - before.submitted_at, 0.0)
+    return AcceptResult(
+        verdict=ruling.verdict,
+        status=ruling.status,
+        reason=ruling.reason,
+        event_id=made,
+        handlers=ruling.owed.handlers,
+        model=before.model,
+        provider_id=provider_id,
+        seconds=seconds,
+    )
+
+
+class _Evidence:
+    """A row of callbacks to be; the same bytes again in the batch only count."""
+
+    def __init__(self, row: tuple[Any, ...], verdict: str, reason: str, provider: str) -> None:
+        self.row = row
+        self.provider = provider
+        self.verdict = verdict
+        self.reason = reason
+        self.repeats = 0
+
+
+class _Batch:
+    """Rows to be written together."""
+
+    def __init__(self) -> None:
+        self._callbacks: dict[tuple[str, str, str], _Evidence] = {}
+        self._ends: list[tuple[Any, ...]] = []
+        self._events: list[tuple[Any, ...]] = []
+        self._unmatched: list[tuple[Any, ...]] = []
+        self._deliveries: list[tuple[Any, ...]] = []
+        self._waiting: list[tuple[Any, ...]] = []
+        self._notes: list[dict[str, Any]] = []
+
+    def add(self, arrival: IncomingOutcome, ruling: Transition, *, content: bool) -> None:
+        """Add what an arrival does; without `content` nothing of what it says is kept."""
+        # "Still running", as a poll says it again and again, is not evidence of anything.
+        if arrival.channel is not None and (
+            ruling.verdict != "noted" or arrival.channel == "webhook"
+        ):
+            self.keep(arrival, ruling.verdict, ruling.reason, content=content)
+        if ruling.verdict == "accepted":
+            self._end(arrival, ruling)
+        elif ruling.verdict in {"ask", "noted"}:
+            # A look that ends in the wish to look again falls due as every other look does.
+            asked = ruling.verdict == "ask" and arrival.channel != "poll"
+            self._notes.append(
+                {
+                    "id": arrival.prediction_id,
+                    "status": ruling.status,
+                    "provider_id": arrival.outcome.provider_id,
+                    "due_at": arrival.at if asked else None,
+                }
+            )
+
+    def keep(
+        self, arrival: IncomingOutcome, verdict: str, reason: str, *, content: bool = True
+    ) -> None:
+        body = arrival.body if content and verdict != "duplicate" else b""
+        headers = arrival.headers if content else "[]"
+        digest = blake2b(arrival.body, digest_size=16).hexdigest()
+        key = (arrival.prediction_id, arrival.channel or "", digest)
+        evidence = self._callbacks.get(key)
+        if evidence is None:
+            row = (*key, arrival.at, headers, body)
+            self._callbacks[key] = _Evidence(row, verdict, reason, arrival.provider)
+        else:
+            evidence.repeats += 1
+            evidence.verdict = "accepted" if verdict == "accepted" else evidence.verdict
+
+    def _end(self, arrival: IncomingOutcome, ruling: Transition) -> None:
+        outcome = arrival.outcome
+        error = outcome.error
+        self._ends.append(
+            (
+                arrival.prediction_id,
+                ruling.status,
+                outcome.provider_id,
+                text(outcome.output) if ruling.status is Status.SUCCEEDED else None,
+                error.code if error else None,
+                error.message if error else None,
+                arrival.channel,
+                arrival.at,
+            )
+        )
+        events = self._events if ruling.owed.handlers else self._unmatched
+        events.append((arrival.prediction_id, ruling.event_type, arrival.at, arrival.channel))
+        for name in ruling.owed.handlers:
+            key = (delivery_id(arrival.prediction_id, name), arrival.prediction_id, name)
+            if after := ruling.owed.after.get(name):
+                self._waiting.append((*key, arrival.at, *waiting_row(after, arrival.at)))
+            else:
+                self._deliveries.append((*key, arrival.at))
+
+    def write(self) -> Steps[None]:
+        # In one order, so that two batches in two processes never wait for each other in a circle.
+        callbacks: list[Row] = []
+        unknown: list[Row] = []
+        for _, evidence in sorted(self._callbacks.items(), key=itemgetter(0)):
+            row = (*evidence.row, evidence.verdict, evidence.reason, evidence.repeats)
+            if evidence.verdict == "unknown":
+                unknown.append((*row, evidence.provider))
+            else:
+                callbacks.append(row)
+        batches: list[tuple[Statement, Sequence[Row]]] = [
+            (sql.insert_callbacks, callbacks),
+            (sql.insert_unknown, unknown),
+            (sql.end_predictions, self._ends),
+            (sql.insert_events, self._events),
+            (sql.insert_unmatched, self._unmatched),
+            (sql.insert_deliveries, self._deliveries),
+            (sql.insert_waiting, self._waiting),
+        ]
+        owed = [(row[0], row[2]) for row in self._deliveries]
+        news = News(owed, [row[0] for row in self._ends]) if self._ends else None
+        yield Write([(statement, rows) for statement, rows in batches if rows], news)
+        for note in self._notes:
+            yield Run(sql.note_prediction, note)
+
+
+def waiting_row(after: Sequence[str], now: float) -> tuple[float, str, str]:
+    """Give the due time, the handlers and the reason of a delivery that waits for others."""
+    return now + LONGEST_WAIT, text(after), f"waits for {', '.join(after)}"
+
+
+async def accept_outcome(store: Engine, incoming: IncomingOutcome) -> AcceptResult:
+    """Take one outcome: evidence, new state, event and deliveries in one transaction."""
+    try:
+        return await store.write(accept, incoming)
+    except Exception as error:
+        if not store.is_taken(error):
+            raise
+        # The one rule a stranger's words can run into: a provider's id has one owner.
+        return AcceptResult("mismatch", None, "its id belongs to another prediction")

@@ -1,0 +1,67 @@
+"""Rate limits of providers: requests are counted in the database, for all processes together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from receiver.store.engine import Engine
+from receiver.store.statement import Run, Statements, Steps
+
+sql: Final = Statements("limits")
+
+
+class RequestPermit(msgspec.Struct, frozen=True, kw_only=True):
+    """A wish to send one request to a provider that counts them by the minute."""
+
+    provider: str
+    now: float
+    per_minute: int
+
+
+WINDOW: Final = 60.0
+"""Seconds over which a provider's requests are counted; the window slides."""
+
+
+def hold_limits(providers: Iterable[str]) -> Steps[None]:
+    """Let nobody else count what these providers still take; in one order, against circles."""
+    for provider in sorted(set(providers)):
+        yield Run(sql.hold_limits, {"provider": provider})
+
+
+def room_for(provider: str, now: float, per_minute: int) -> Steps[tuple[int, float]]:
+    """Say how many requests may be sent now, and in how many seconds there will be more."""
+    params = {"provider": provider, "since": now - WINDOW}
+    yield Run(sql.forget_requests, params)
+    [[sent, first]] = yield Run(sql.count_requests, params)
+    room = per_minute - sent
+    return room, 0.0 if room > 0 else first + WINDOW - now
+
+
+def take_permits(items: Sequence[RequestPermit]) -> Steps[list[float]]:
+    yield from hold_limits(turn.provider for turn in items)
+    results = []
+    for turn in items:
+        room, wait = yield from room_for(turn.provider, turn.now, turn.per_minute)
+        if room > 0:
+            yield from count_requests(turn.provider, turn.now, 1)
+        results.append(wait)
+    return results
+
+
+def count_requests(provider: str, now: float, requests: int) -> Steps[None]:
+    """Count requests that are about to be sent."""
+    yield Run(sql.insert_requests, {"provider": provider, "now": now, "requests": requests})
+
+
+class LimitStore:
+    """The rate limits of one store."""
+
+    def __init__(self, store: Engine) -> None:
+        self._store = store
+
+    async def take(self, permit: RequestPermit) -> float:
+        """Count one request to a provider, or return the seconds until there is room for it."""
+        return await self._store.write(take_permits, permit)

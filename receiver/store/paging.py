@@ -1,0 +1,57 @@
+"""Lists by page, newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Final, Generic, TypeVar
+
+import msgspec
+
+from receiver.model.states import TERMINAL
+from receiver.model.values import Status, utc
+from receiver.store.engine import Engine
+from receiver.store.statement import Listing, Row
+
+T = TypeVar("T")
+
+
+Moment = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+"""RFC 3339 in UTC."""
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """A page of a list, newest first."""
+
+    data: list[T]
+    next_cursor: str | None
+    """Give it as `cursor` for the next page; None: this was the last."""
+
+
+# Where the wanted are few among many, the clause says so in the words of a partial index.
+_NARROWER: Final[dict[tuple[str, str], str]] = {
+    **{("status", status): "living" for status in Status if status not in TERMINAL},
+    ("status", Status.FAILED): "unsuccessful",
+    ("status", Status.CANCELED): "unsuccessful",
+    ("state", "dead"): "failed",
+    ("state", "skipped"): "failed",
+    ("state", "running"): "running",
+}
+
+
+def page_of(rows: list[T], limit: int) -> Page[T]:
+    """Make a page of rows, of which there is one more than asked for if there is another page."""
+    data = rows[:limit]
+    return Page(data=data, next_cursor=data[-1].id if len(rows) > limit else None)  # type: ignore[attr-defined] # what is listed has an id
+
+
+async def listed(
+    store: Engine, listing: Listing, given: Mapping[str, str | None], limit: int
+) -> list[Row]:
+    """Read one row more than `limit` of what fits the filters that are given."""
+    params = {name: value for name, value in given.items() if value is not None}
+    filters = [_NARROWER.get((name, value), name) for name, value in params.items()]
+    return await store.read(listing.by(filters), **params, limit=limit + 1)
+
+
+def rfc3339(seconds: float) -> str:
+    return utc(seconds).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,367 @@
+"""Predictions: created, submitted, polled, listed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+
+from receiver.model.ids import oldest_id
+from receiver.model.values import Error, Mode, Output, Prediction, Status, Stored, Ticket, utc
+from receiver.store.engine import Engine
+from receiver.store.limits import count_requests, hold_limits, room_for
+from receiver.store.paging import Page, listed, page_of
+from receiver.store.statement import Run, Statements, Steps, in_order, text
+
+sql: Final = Statements("predictions")
+
+
+class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
+    """A row to be made, in state `queued`."""
+
+    id: str
+    provider: str
+    model: str
+    mode: Mode
+    input: dict[str, Any]
+    metadata: dict[str, Any]
+    parent_id: str | None = None
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    """A digest of the request's meaning, to tell a repeat from another request with its key."""
+    created_at: float
+    trace: str | None = None
+    """The W3C traceparent of the span that submits it, where there is one."""
+
+
+class CreateResult(msgspec.Struct, frozen=True):
+    """What `create` did: `fingerprint` is that of the row which now holds the key."""
+
+    prediction_id: str
+    is_new: bool
+    fingerprint: str | None
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A living prediction as outbound works on it."""
+
+    ticket: Ticket
+    provider: str
+    status: Status
+    submits: int
+    """How often a submit was begun, this one included."""
+    polls: int
+    created_at: float
+    deadline_at: float | None
+    """None while it only waits for room at the provider."""
+
+
+class SubmitBudget(msgspec.Struct, frozen=True, kw_only=True):
+    """How many queued predictions of one provider may be submitted now."""
+
+    provider: str
+    now: float
+    most: int
+    max_in_flight: int | None
+    per_minute: int | None
+    hold_until: float
+    """When somebody must look again if this process dies over the submit."""
+    hold_sync_until: float
+    """The same for a blocking call, which may take minutes."""
+    timeout: float
+    """Seconds from the first submit to the deadline."""
+
+
+class SubmitBatch(msgspec.Struct, frozen=True):
+    """Submits that may be sent now, and the seconds until the provider's minute has more room."""
+
+    jobs: list[Job]
+    wait: float
+
+
+ProgressCause = Literal["accepted", "postponed", "ambiguous", "polled"]
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of a living prediction that is no outcome: accepted, postponed, looked at."""
+
+    id: str
+    cause: ProgressCause
+    due_at: float
+    provider_id: str | None = None
+    links: dict[str, str] = {}
+
+
+class Annotation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a handler adds to a prediction that has ended."""
+
+    prediction_id: str
+    stored: Mapping[int, Stored] = {}
+    """Where outputs are kept, by their place."""
+    metadata: Mapping[str, Any] = {}
+
+
+class PredictionFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which predictions to list."""
+
+    status: str | None = None
+    provider: str | None = None
+    limit: int = 50
+    cursor: str | None = None
+
+
+def create(items: Sequence[NewPrediction]) -> Steps[list[CreateResult]]:
+    return (yield from in_order(items, lambda new: (new.idempotency_key or "", new.id), _create))
+
+
+def _create(new: NewPrediction) -> Steps[CreateResult]:
+    row = msgspec.structs.asdict(new)
+    row |= {"input": text(new.input), "metadata": text(new.metadata)}
+    while not (yield Run(sql.insert_prediction, row)):
+        # Whoever has the key may be deleted by another process between the two statements.
+        for first in (yield Run(sql.select_by_idempotency_key, row)):
+            return CreateResult(first[0], is_new=False, fingerprint=first[1])
+    return CreateResult(new.id, is_new=True, fingerprint=new.fingerprint)
+
+
+def begin_submits(items: Sequence[SubmitBudget]) -> Steps[list[SubmitBatch]]:
+    limited = (i.provider for i in items if (i.max_in_flight or i.per_minute) is not None)
+    yield from hold_limits(limited)
+    results = []
+    for slots in items:
+        results.append((yield from _begin_some(slots)))  # noqa: PERF401 - a generator yields for it
+    return results
+
+
+def _begin_some(slots: SubmitBudget) -> Steps[SubmitBatch]:
+    provider = {"provider": slots.provider}
+    most = slots.most
+    wait = 0.0
+    if slots.max_in_flight is not None:
+        bounded = {**provider, "max_in_flight": slots.max_in_flight}
+        [[in_flight]] = yield Run(sql.count_in_flight, bounded)
+        most = min(most, slots.max_in_flight - in_flight)
+    if slots.per_minute is not None:
+        room, wait = yield from room_for(slots.provider, slots.now, slots.per_minute)
+        most = min(most, room)
+    if most <= 0:
+        return SubmitBatch([], wait)
+    params = msgspec.structs.asdict(slots)
+    params |= {"most": most, "deadline": slots.now + slots.timeout}
+    jobs = [job_of(row) for row in (yield Run(sql.begin_submits, params))]
+    if jobs and slots.per_minute is not None:
+        yield from count_requests(slots.provider, slots.now, len(jobs))
+    return SubmitBatch(sorted(jobs, key=lambda job: job.ticket.id), wait)
+
+
+_PROGRESS: Final = {
+    "accepted": sql.accept_submit,
+    "postponed": sql.postpone_submit,
+    "ambiguous": sql.mark_unconfirmed,
+    "polled": sql.record_poll,
+}
+
+
+def record_progress(items: Sequence[Progress]) -> Steps[list[None]]:
+    for item in sorted(items, key=lambda item: item.id):
+        row = msgspec.structs.asdict(item) | {"links": text(item.links)}
+        yield Run(_PROGRESS[item.cause], row)
+    return [None] * len(items)
+
+
+def claim_due(items: Sequence[tuple[str, float, float, int]]) -> Steps[list[list[Job]]]:
+    results = []
+    for provider, now, hold_until, most in items:
+        params = {"provider": provider, "now": now, "hold_until": hold_until, "most": most}
+        results.append([job_of(row) for row in (yield Run(sql.claim_due, params))])
+    return results
+
+
+def hasten(items: Sequence[tuple[str, float]]) -> Steps[list[None]]:
+    for provider, now in items:
+        yield Run(sql.expedite_polls, {"provider": provider, "now": now})
+    return [None] * len(items)
+
+
+def mark_cancel(items: Sequence[str]) -> Steps[list[None]]:
+    for item in sorted(items):
+        yield Run(sql.mark_cancel, {"id": item})
+    return [None] * len(items)
+
+
+def add(items: Sequence[Annotation]) -> Steps[list[None]]:
+    for item in sorted(items, key=lambda item: item.prediction_id):
+        prediction = {"id": item.prediction_id}
+        for output, metadata in (yield Run(sql.select_result, prediction)):
+            outputs = None if output is None else _kept(output, item.stored)
+            merged = msgspec.json.decode(metadata) | dict(item.metadata)
+            row = {**prediction, "output": outputs, "metadata": text(merged)}
+            yield Run(sql.update_result, row)
+    return [None] * len(items)
+
+
+def _kept(output: str, stored: Mapping[int, Stored]) -> str:
+    outputs = msgspec.json.decode(output, type=list[Output])
+    return text(
+        [
+            msgspec.structs.replace(item, stored=stored.get(place, item.stored))
+            for place, item in enumerate(outputs)
+        ]
+    )
+
+
+def job_of(row: Sequence[Any]) -> Job:
+    (
+        prediction_id,
+        provider,
+        model,
+        mode,
+        status,
+        input_text,
+        provider_id,
+        links,
+        submitted_at,
+        cancel_requested,
+        submits,
+        polls,
+        created_at,
+        deadline_at,
+    ) = row
+    return Job(
+        ticket=Ticket(
+            id=prediction_id,
+            model=model,
+            mode=mode,
+            input=msgspec.json.decode(input_text),
+            provider_id=provider_id,
+            links=msgspec.json.decode(links),
+            submitted_at=submitted_at,
+            cancel_requested=bool(cancel_requested),
+        ),
+        provider=provider,
+        status=Status(status),
+        submits=submits,
+        polls=polls,
+        created_at=created_at,
+        deadline_at=deadline_at,
+    )
+
+
+def prediction_of(row: Sequence[Any]) -> Prediction:
+    (
+        prediction_id,
+        provider,
+        model,
+        status,
+        mode,
+        input_text,
+        metadata,
+        provider_id,
+        output,
+        error_code,
+        error_message,
+        channel,
+        parent_id,
+        depth,
+        created_at,
+        submitted_at,
+        completed_at,
+        erased_at,
+    ) = row
+    return Prediction(
+        id=prediction_id,
+        provider=provider,
+        model=model,
+        status=Status(status),
+        mode=mode,
+        input=msgspec.json.decode(input_text),
+        metadata=msgspec.json.decode(metadata),
+        provider_id=provider_id,
+        output=None if output is None else msgspec.json.decode(output, type=list[Output]),
+        error=Error(code=error_code, message=error_message) if error_code else None,
+        channel=channel,
+        parent_id=parent_id,
+        depth=depth,
+        created_at=utc(created_at),
+        submitted_at=None if submitted_at is None else utc(submitted_at),
+        completed_at=None if completed_at is None else utc(completed_at),
+        erased_at=None if erased_at is None else utc(erased_at),
+    )
+
+
+class PredictionStore:
+    """The predictions of one store."""
+
+    def __init__(self, store: Engine) -> None:
+        self._store = store
+
+    async def create(self, new: NewPrediction) -> CreateResult:
+        return await self._store.write(create, new)
+
+    async def begin_submits(self, budget: SubmitBudget) -> SubmitBatch:
+        """Move queued predictions to `submitting`, oldest first, as many as there is room for."""
+        return await self._store.write(begin_submits, budget)
+
+    async def progress(self, progress: Progress) -> bool:
+        """Record a step; False if the provider's id belongs to another prediction."""
+        try:
+            await self._store.write(record_progress, progress)
+        except Exception as error:
+            if not self._store.is_taken(error):
+                raise
+            return False
+        return True
+
+    async def claim_due(self, provider: str, now: float, hold_until: float, most: int) -> list[Job]:
+        """Take a provider's predictions that are due, and make them due again at `hold_until`."""
+        return await self._store.write(claim_due, (provider, now, hold_until, most))
+
+    async def mark_cancel(self, prediction_id: str) -> None:
+        await self._store.write(mark_cancel, prediction_id)
+
+    async def job(self, prediction_id: str) -> Job | None:
+        rows = await self._store.read(sql.select_job, id=prediction_id)
+        return job_of(rows[0]) if rows else None
+
+    async def get(self, prediction_id: str) -> Prediction | None:
+        rows = await self._store.read(sql.select_prediction, id=prediction_id)
+        return prediction_of(rows[0]) if rows else None
+
+    async def page(self, wanted: PredictionFilter) -> Page[Prediction]:
+        """List predictions, newest first."""
+        given = {"status": wanted.status, "provider": wanted.provider, "cursor": wanted.cursor}
+        rows = await listed(self._store, sql.lists["list_predictions"], given, wanted.limit)
+        return page_of([prediction_of(row) for row in rows], wanted.limit)
+
+    async def find(self, provider: str, provider_id: str) -> str | None:
+        """Return our id for the provider's."""
+        rows = await self._store.read(
+            sql.select_id_by_provider_id, provider=provider, provider_id=provider_id
+        )
+        return rows[0][0] if rows else None
+
+    async def next_due(self, provider: str) -> float | None:
+        """Return when the next prediction at a provider falls due for a poll."""
+        return (await self._store.read(sql.next_due, provider=provider))[0][0]  # type: ignore[no-any-return]
+
+    async def next_queued(self, provider: str) -> float | None:
+        """Return when the next prediction may be submitted, as far as it depends on itself."""
+        return (await self._store.read(sql.next_queued, provider=provider))[0][0]  # type: ignore[no-any-return]
+
+    async def stale(self, provider: str, before: float, most: int) -> list[str]:
+        """Return predictions that have been queued since before then."""
+        horizon = oldest_id("pred", before)
+        rows = await self._store.read(
+            sql.select_stale, provider=provider, horizon=horizon, most=most
+        )
+        return [row[0] for row in rows]
+
+    async def hasten(self, provider: str, now: float) -> None:
+        """Make every prediction that is at the provider due for a poll."""
+        await self._store.write(hasten, (provider, now))
+
+    async def trace(self, prediction_id: str) -> str | None:
+        """Return the W3C traceparent that a prediction was created with, if it has one."""
+        rows = await self._store.read(sql.select_trace, id=prediction_id)
+        return rows[0][0] if rows else None

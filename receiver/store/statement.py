@@ -1,0 +1,262 @@
+"""SQL statements: loaded by name from the files in `sql/`, one text for both engines.
+
+A file holds the statements of one noun. `-- name: x` begins one, further comments describe it, and
+`-- filter y: …` are clauses of a list, of which a caller chooses. `-- fragment: z` is a text that
+others include as `{z}`. Beside plain SQL that both engines understand there are marks:
+
+- `:name` is a value, a text; `:name::float`, `::int` and `::bool` are values of other types.
+- `{rows:id text, at float}` is a table `r` made of the rows that the statement is given: the whole
+  batch in one step. Python's sqlite3 gives up the interpreter lock around every step, and getting
+  it back while the event loop is busy costs far more than the step itself; for PostgreSQL a step
+  is a round trip.
+- `{gather:a, b}` is the list of what is selected. SQLite packs all rows into one, for the reason
+  above.
+- `{lock}` and `{skip}` lock the selected rows where other processes write too: waiting for those
+  who hold them, or skipping them.
+- `{terminal}`, `{in_flight}` and `{from_…}` are statuses, as the state machine has them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from importlib.resources import files
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+import msgspec
+
+from receiver.model.states import IN_FLIGHT, TERMINAL, Cause, sources
+
+T = TypeVar("T")
+
+Row: TypeAlias = Sequence[Any]
+
+_ARRAYS: Final = {
+    "text": "text[]",
+    "float": "double precision[]",
+    "int": "bigint[]",
+    "bytes": "bytea[]",
+}
+_VALUES: Final = {"float": "double precision", "int": "bigint", "bool": "boolean", None: "text"}
+_SQLITE_WORDS: Final = {"least(": "min(", "{lock}": "", "{skip}": ""}
+_POSTGRES_WORDS: Final = {
+    "json_group_array(": "json_agg(",
+    "json_object(": "json_build_object(",
+    "{lock}": "FOR UPDATE",
+    "{skip}": "FOR UPDATE SKIP LOCKED",
+}
+_ROWS: Final = re.compile(r"\{rows:([^}]*)\}")
+_GATHER: Final = re.compile(r"\{gather:([^}]*)\}")
+_VALUE: Final = re.compile(r"(?<!:):([a-z_]+)(?:::(float|int|bool)\b)?")
+_PLACE: Final = re.compile(r"\$(\d+)")
+
+
+class Statement:
+    """One statement, in the words of each engine."""
+
+    def __init__(self, text: str) -> None:
+        found = _ROWS.search(text)
+        columns = [column.split() for column in found[1].split(",")] if found else []
+        self.columns = tuple(name for name, _ in columns)
+        """Of the rows it is given."""
+        self.blobs = tuple(index for index, (_, kind) in enumerate(columns) if kind == "bytes")
+        """Which of them hold bytes."""
+        self.gathers = bool(_GATHER.search(text))
+        bare = _GATHER.sub(lambda found: found[1], _ROWS.sub("{rows}", text))
+        kinds = {name: kind or None for name, kind in _VALUE.findall(bare)}
+        self.names = tuple(kinds)
+        """The values of PostgreSQL's statement, in order; the columns follow them."""
+        cell = "json_extract(value, '$[{}]') AS {}"
+        self.sqlite = self._for_sqlite(text, "SELECT {} FROM json_each(:rows)", cell)
+        self.sqlite_one = self._for_sqlite(text, "SELECT {}", ":c{} AS {}")
+        """The same for one row, whose columns are the values `c0`, `c1`, …"""
+        self.postgres = self._for_postgres(bare, kinds, [kind for _, kind in columns])
+
+    def _for_sqlite(self, text: str, source: str, cell: str) -> str:
+        cells = ", ".join(cell.format(index, name) for index, name in enumerate(self.columns))
+        text = _ROWS.sub(lambda _: f"({source.format(cells)}) r", text)
+        text = _GATHER.sub(lambda found: f"json_group_array(json_array({found[1]}))", text)
+        text = _VALUE.sub(r":\1", text)
+        return _replace(text, _SQLITE_WORDS)
+
+    def _for_postgres(
+        self, text: str, values: Mapping[str, str | None], kinds: Sequence[str]
+    ) -> str:
+        first = len(self.names) + 1
+        arrays = ", ".join(f"${first + i}::{_ARRAYS[kind]}" for i, kind in enumerate(kinds))
+        marks = {
+            name: f"${number}::{_VALUES[kind]}"
+            for number, (name, kind) in enumerate(values.items(), 1)
+        }
+        text = _VALUE.sub(lambda found: marks[found[1]], text)
+        text = text.replace("{rows}", f"unnest({arrays}) AS r({', '.join(self.columns)})")
+        return _replace(text, _POSTGRES_WORDS)
+
+
+@cache
+def together(statements: tuple[Statement, ...], *, notify: bool) -> str:
+    """Make one statement of PostgreSQL's out of several that only write batches.
+
+    With `notify` its first two values are a channel and what is to be said there.
+    """
+    parts = []
+    first = 2 if notify else 0
+    for number, statement in enumerate(statements):
+        parts.append(f"w{number} AS ({_PLACE.sub(partial(_moved, first), statement.postgres)})")
+        first += len(statement.columns)
+    told = "SELECT pg_notify($1::text, $2::text)" if notify else "SELECT 1"
+    return f"WITH {', '.join(parts)} {told}" if parts else told
+
+
+def _moved(by: int, place: re.Match[str]) -> str:
+    return f"${int(place[1]) + by}"
+
+
+def _replace(text: str, words: Mapping[str, str]) -> str:
+    for word, other in words.items():
+        text = text.replace(word, other)
+    return text
+
+
+class Listing:
+    """A list that is filtered by any of its clauses, newest first; one row more than asked for."""
+
+    def __init__(self, text: str, clauses: Mapping[str, str]) -> None:
+        self._text = text
+        self._clauses = clauses
+        self.names = clauses.keys()
+        """What it can be filtered by."""
+        self._by = cache(self._make)
+
+    def by(self, filters: Iterable[str]) -> Statement:
+        """Return the statement that uses just these of the filters."""
+        return self._by(tuple(sorted(filters)))
+
+    def _make(self, filters: tuple[str, ...]) -> Statement:
+        terms = " AND ".join(self._clauses[name] for name in filters)
+        return Statement(self._text.replace("{where}", f"WHERE {terms}" if terms else ""))
+
+
+class Statements:
+    """The statements of one file, by name: `sql.insert` or, for lists, `sql.lists["x"]`."""
+
+    def __init__(self, noun: str) -> None:
+        fragments = _words() | dict(_FRAGMENT.findall(_read("shared")))
+        text = _read(noun)
+        fragments |= dict(_FRAGMENT.findall(text))
+        self.lists: dict[str, Listing] = {}
+        self._plain: dict[str, Statement] = {}
+        for name, body in _NAMED.findall(text):
+            filters = {key: _filled(clause, fragments) for key, clause in _FILTER.findall(body)}
+            bare = _filled(_COMMENT.sub("", body).strip(), fragments)
+            if "{where}" in bare:
+                self.lists[name] = Listing(bare, filters)
+            else:
+                self._plain[name] = Statement(bare)
+
+    def __getattr__(self, name: str) -> Statement:
+        try:
+            return self._plain[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._plain)
+
+
+_BLOCK: Final = r"\n(.*?)(?=\n-- (?:name|fragment): |\Z)"
+_NAMED: Final = re.compile(r"^-- name: (\w+)" + _BLOCK, re.MULTILINE | re.DOTALL)
+_FRAGMENT: Final = re.compile(r"^-- fragment: (\w+)" + _BLOCK, re.MULTILINE | re.DOTALL)
+_FILTER: Final = re.compile(r"^-- filter (\w+): (.*)$", re.MULTILINE)
+_COMMENT: Final = re.compile(r"^--.*\n?", re.MULTILINE)
+
+
+def _read(noun: str) -> str:
+    return files("receiver.store.sql").joinpath(f"{noun}.sql").read_text("utf-8")
+
+
+def _filled(text: str, fragments: Mapping[str, str]) -> str:
+    """Put fragments in the place of their marks; a fragment may hold others."""
+    for _ in range(2):
+        text = _MARK.sub(lambda found: fragments.get(found[1], found[0]).strip(), text)
+    return text
+
+
+_MARK: Final = re.compile(r"\{(\w+)\}")
+
+
+@cache
+def _words() -> dict[str, str]:
+    """Return the statuses that statements name, as lists for `IN`."""
+    statuses = {
+        "terminal": TERMINAL,
+        "in_flight": IN_FLIGHT,
+        **{f"from_{cause}": sources(cause) for cause in Cause},
+    }
+    return {
+        name: ", ".join(f"'{status}'" for status in sorted(found))
+        for name, found in statuses.items()
+    }
+
+
+class Run(NamedTuple):
+    """Run a statement; what it selects or returns is the answer."""
+
+    statement: Statement
+    params: Mapping[str, Any] = {}
+    rows: Sequence[Row] | None = None
+
+
+class News(NamedTuple):
+    """What others wait for; it is told with the commit, if there is anybody to be told."""
+
+    owed: Sequence[tuple[str, str]]
+    """Deliveries that are due from now on: id and handler."""
+    ended: Sequence[str] = ()
+    """Predictions that have come to their end."""
+    over: Sequence[str] = ()
+    """Deliveries that are owed no more, though nobody has run them."""
+
+
+class Write(NamedTuple):
+    """Write batches of rows, of which none looks at what another writes; there is no answer.
+
+    For PostgreSQL this is one statement, and so one round trip.
+    """
+
+    parts: Sequence[tuple[Statement, Sequence[Row]]]
+    news: News | None = None
+
+
+Step: TypeAlias = Run | Write
+Steps: TypeAlias = Generator[Step, list[Any], T]
+"""An operation under way: it yields steps, is sent the rows of each, and returns its results."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Transaction: TypeAlias = Callable[[Sequence[Item]], Steps[Sequence[Result]]]
+"""What is done for all the items that wait for it, in one transaction; one result an item."""
+
+
+def run_each(items: Sequence[Run]) -> Steps[list[list[Row]]]:
+    """Run one statement for each item: a transaction that needs no more; return its rows."""
+    results = []
+    for item in items:
+        results.append((yield item))  # noqa: PERF401 - a generator yields for it
+    return results
+
+
+def in_order(
+    items: Sequence[Item], key: Callable[[Item], Any], do: Callable[[Item], Steps[Result]]
+) -> Steps[list[Result]]:
+    """Do something for each item in the order of their keys: transactions cannot deadlock then."""
+    results: dict[int, Result] = {}
+    for place in sorted(range(len(items)), key=lambda place: key(items[place])):
+        results[place] = yield from do(items[place])
+    return [results[place] for place in range(len(items))]
+
+
+def text(value: Any) -> str:
+    """Write a value as JSON, as it is kept in a column."""
+    return msgspec.json.encode(value).decode()
