@@ -1,38 +1,27 @@
 """Submit the next prediction from a result. Use: `CHAIN_PROVIDER=fal … receiver serve chain`.
 
-CHAIN_PROVIDER  oxen, eachlabs or fal; CHAIN_MODEL  its model, as it calls it
-CHAIN_INPUT     a JSON object whose texts are Templates, at any depth:
-                {"prompt": "make it night", "image_urls": ["{urls}"], "strength": 0.4}.
-                "{urls}" alone in a list becomes an item for each result
-CHAIN_FROM      model, with shell wildcards, whose results are taken. Default: *
-CHAIN_DEPTH     how many predictions one may lead to, in a row. Default: 1, so that what comes of
-                this starts nothing. RECEIVER_MAX_CHAIN holds above it
-CHAIN_METADATA  a JSON object that is added to the parent's metadata, which the next one inherits
+The texts in CHAIN_INPUT are Templates, at any depth:
+{"prompt": "make it night", "image_urls": ["{urls}"], "strength": 0.4}. "{urls}" alone in a list
+becomes an item for each result. RECEIVER_MAX_CHAIN holds above CHAIN_DEPTH.
 
 The next one has the parent's id as its `parent_id` and is never submitted twice for one event. It
 gets results by address, which `save` makes last: those that `save` flagged are not passed on.
 """
 
-import os
 from typing import Any
 
 import msgspec
 
-from receiver import Context, Dead, Event, Output, Skip, Template, on
+from receiver import Context, Dead, Event, Output, Skip, Template, on, read_settings
 
-PROVIDER = os.environ.get("CHAIN_PROVIDER", "")
-MODEL = os.environ.get("CHAIN_MODEL", "")
-FROM = os.environ.get("CHAIN_FROM") or "*"
 EACH = "{urls}"
 
 
-def read(name: str, default: str = "") -> dict[str, Any]:
+def decode(text: str) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(os.environ.get(name) or default, type=dict[str, Any])
+        return msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.DecodeError:
-        raise ValueError(
-            f'chain needs {name} as a JSON object, like {{"image_url": "{{url}}"}}'
-        ) from None
+        raise ValueError('as a JSON object is needed, like {"image_url": "{url}"}') from None
 
 
 def parse(value: Any) -> Any:
@@ -44,13 +33,35 @@ def parse(value: Any) -> Any:
     return Template(value) if isinstance(value, str) else value
 
 
-if not PROVIDER or not MODEL:
-    raise ValueError("chain needs CHAIN_PROVIDER and CHAIN_MODEL: what to submit next")
-if not (os.environ.get("CHAIN_DEPTH") or "1").isdecimal():
-    raise ValueError("CHAIN_DEPTH must be a number: how many predictions one may lead to")
-DEPTH = int(os.environ.get("CHAIN_DEPTH") or "1")
-INPUT = parse(read("CHAIN_INPUT"))
-METADATA = read("CHAIN_METADATA", "{}")
+with read_settings() as read:
+    PROVIDER = read.matching(
+        "CHAIN_PROVIDER", "the name of a provider, as fal", r"[\w-]+", default=""
+    )
+    MODEL = read.matching("CHAIN_MODEL", "its model, as it calls it", r"[^\s\"']+", default="")
+    if "" in (PROVIDER, MODEL):
+        read.refuse("chain needs CHAIN_PROVIDER and CHAIN_MODEL: what to submit next")
+    INPUT = read.parsed(
+        "CHAIN_INPUT",
+        'a JSON object, like {"image_url": "{url}"}',
+        lambda text: parse(decode(text)),
+    )
+    FROM = read.matching(
+        "CHAIN_FROM",
+        "the models, with shell wildcards, whose results are taken",
+        r"[^\s\"']+",
+        default="*",
+    )
+    DEPTH = read.whole(
+        "CHAIN_DEPTH",
+        "how many predictions one may lead to in a row. 1: what comes of this starts nothing",
+        default="1",
+    )
+    METADATA = read.parsed(
+        "CHAIN_METADATA",
+        "a JSON object that is added to the parent's metadata, which the next one inherits",
+        decode,
+        default="{}",
+    )
 
 
 @on("succeeded", model=FROM, name="chain", timeout=120, after="save")

@@ -1,13 +1,9 @@
 """Run a program on every event. Use: `COMMAND="python3 my_script.py" receiver serve command`.
 
-COMMAND          program and arguments, split as a shell does; no shell runs it. The event is the
-                 JSON on its standard input, and RECEIVER_EVENT_ID, RECEIVER_DELIVERY_KEY (the same
-                 over retries) and RECEIVER_ATTEMPT are in its environment
-COMMAND_ENV      names of other variables it gets, by comma; else only PATH, HOME, LANG, LC_ALL,
-                 TMPDIR and TZ, so none of the receiver's secrets
-COMMAND_DIR      folder to run it in, where a COMMAND like ./run is found. Default: the receiver's
-COMMAND_TIMEOUT  seconds it may take. Default: 60
-COMMAND_RAW      1: the event comes with the provider's own payload, `raw`
+COMMAND is split as a shell does; no shell runs it. The event is the JSON on its standard input, and
+RECEIVER_EVENT_ID, RECEIVER_DELIVERY_KEY (the same over retries) and RECEIVER_ATTEMPT are in its
+environment; beside them only PATH, HOME, LANG, LC_ALL, TMPDIR, TZ and what COMMAND_ENV names, so
+none of the receiver's secrets.
 
 Exit status 0 is done, 65 (EX_DATAERR) gives up, and 75 (EX_TEMPFAIL), like any other and like a
 signal, is tried again. The last 4,000 characters of what it prints are kept with the attempt.
@@ -16,7 +12,6 @@ it takes too long, if the attempt is stopped, or if it leaves others behind who 
 """
 
 import asyncio
-import math
 import os
 import shlex
 import shutil
@@ -32,12 +27,9 @@ from typing import Any
 
 import msgspec
 
-from receiver import Context, Dead, Event, Retry, on
+from receiver import Context, Dead, Event, Retry, on, read_settings
 
-FOLDER = Path(os.environ.get("COMMAND_DIR") or ".").absolute()
-RAW = os.environ.get("COMMAND_RAW") == "1"
 NAMES = ["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ"]
-NAMES += [name.strip() for name in os.environ.get("COMMAND_ENV", "").split(",")]
 GRACE = 2.0  # seconds from SIGTERM to SIGKILL
 LINGER = 0.5  # seconds in which output may still come when the program itself has ended
 LONGEST_OUTPUT = 4_000
@@ -50,31 +42,40 @@ ENDINGS: dict[int, type[Dead | Retry] | None] = {
 }
 
 
+def folder(text: str) -> Path:
+    path = Path(text).expanduser().absolute()
+    if not path.is_dir():
+        raise ValueError(f"is no folder: {path}")
+    return path
+
+
 def arguments(text: str) -> list[str]:
     """Split a command and find its program."""
     try:
         name, *others = shlex.split(text)
     except ValueError:
-        raise ValueError(
-            "command needs COMMAND, a program and its arguments, with every quote closed"
-        ) from None
-    program = shutil.which(FOLDER / name if "/" in name else name)
+        raise ValueError("must be a program and its arguments, with every quote closed") from None
+    # As a text, since there is no folder where COMMAND_DIR is wrong itself.
+    program = shutil.which(Path(str(FOLDER), name) if "/" in name else name)
     if program is None:
-        raise ValueError(f"COMMAND: {name!r} is no program that can be run")
+        raise ValueError(f"is nothing to run: {name!r} is no program that can be run")
     return [program, *others]
 
 
-def seconds(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < (value := float(text)) < math.inf:
-            return value
-    raise ValueError(f"COMMAND_TIMEOUT must be a number of seconds, not {text!r}")
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
-if not FOLDER.is_dir():
-    raise ValueError(f"COMMAND_DIR: {FOLDER} is no folder")
-ARGUMENTS = arguments(os.environ.get("COMMAND", ""))
-TIMEOUT = seconds(os.environ.get("COMMAND_TIMEOUT") or "60")
+with read_settings() as read:
+    FOLDER = read.parsed(
+        "COMMAND_DIR", "a folder to run it in, where a COMMAND like ./run is", folder, default="."
+    )
+    ARGUMENTS = read.parsed("COMMAND", "a program and its arguments", arguments)
+    TIMEOUT = read.seconds("COMMAND_TIMEOUT", "how long it may take", default="60")
+    MORE = read.parsed(
+        "COMMAND_ENV", "names of other variables that it gets, by comma", names, default=""
+    )
+    RAW = read.switch("COMMAND_RAW", "whether the event has the provider's own payload, `raw`")
 
 
 @on("*", name="command", timeout=TIMEOUT + GRACE + 5)
@@ -174,7 +175,7 @@ def written(event: Event) -> bytes:
 
 def environment(event: Event, ctx: Context) -> dict[str, str]:
     return {
-        **{name: os.environ[name] for name in NAMES if name in os.environ},
+        **{name: os.environ[name] for name in NAMES + MORE if name in os.environ},
         "RECEIVER_EVENT_ID": event.id,
         "RECEIVER_DELIVERY_KEY": ctx.idempotency_key,
         "RECEIVER_ATTEMPT": str(ctx.attempt),

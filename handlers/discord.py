@@ -3,13 +3,6 @@
 Use: `DISCORD_TOKEN=… DISCORD_CHANNEL=123… receiver serve save discord`, or
 `DISCORD_WEBHOOK=https://discord.com/api/webhooks/… receiver serve save discord`.
 
-DISCORD_TOKEN      a bot's token; it may send messages, embed links and attach files
-DISCORD_CHANNEL    the id of the bot's channel
-DISCORD_WEBHOOK    a webhook's address, instead of both
-DISCORD_TEXT       what to say: a Template in Discord's markdown
-DISCORD_MAX_BYTES  larger results are linked. Default: 10485760
-DISCORD_URL        default: https://discord.com/api/v10
-
 A prediction's metadata may name another channel as `discord_channel` and the message to answer as
 `discord_message` (both for bots), and a thread as `discord_thread`. Discord knows a bot's repeats
 for some minutes; a webhook's message whose answer was lost on its way may come twice.
@@ -22,22 +15,29 @@ from contextlib import ExitStack
 from functools import partial
 from hashlib import sha256
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import httpx
 import msgspec
 
-from receiver import Context, Dead, Event, Fetched, Output, Retry, Template, expect, on
+from receiver import (
+    Context,
+    Dead,
+    Event,
+    Fetched,
+    Output,
+    Retry,
+    Secret,
+    Template,
+    cut,
+    expect,
+    on,
+    read_settings,
+)
 
-TOKEN = os.environ.get("DISCORD_TOKEN", "").strip()
-CHANNEL = os.environ.get("DISCORD_CHANNEL", "").strip()
-WEBHOOK = os.environ.get("DISCORD_WEBHOOK", "").strip()
-TEMPLATE = Template(os.environ.get("DISCORD_TEXT") or "{prompt:.1000}\n{error:.500}{text:.1500}")
 SECONDS = Template("{seconds}")
-MOST_BYTES = os.environ.get("DISCORD_MAX_BYTES") or "10485760"
-URL = (os.environ.get("DISCORD_URL") or "https://discord.com/api/v10").rstrip("/")
-SECURE = r"(https://[^/?#@]+|http://(127\.0\.0\.1|localhost)(:\d+)?)/"
 ID = r"\d{5,20}"
+WAYS = ("TOKEN", "CHANNEL", "WEBHOOK")
+HOOK = r"(https://[^/?#@]+|http://(127\.0\.0\.1|localhost)(:\d+)?)/[\w./-]*webhooks/\d+/[\w-]+"
 MOST_FILES = 10
 MOST_IN_ALL = 24_000_000  # of a request's 25 MB
 LONGEST = 4096
@@ -47,24 +47,46 @@ PATIENCE = 120.0
 COLOURS = {"succeeded": 0x2E9E5B, "failed": 0xC93C37, "canceled": 0x8A8F98}
 SHOWN = {"image/png", "image/jpeg", "image/gif", "image/webp"}
 JSON = "application/json"
-AS_THEY_ARE = ":/?#[]@!$&'()*+,;=%~"
 
-# What is no header value would be quoted, secret and all, by the error of the one who sends it.
-IS_BOT = bool(re.fullmatch(r"[\w.-]+", TOKEN, re.ASCII) and re.fullmatch(ID, CHANNEL, re.ASCII))
-IS_WEBHOOK = bool(re.fullmatch(SECURE + r"[\w./-]*webhooks/\d+/[\w-]+", WEBHOOK, re.ASCII))
-if bool(TOKEN or CHANNEL) == bool(WEBHOOK) or not (IS_BOT or IS_WEBHOOK):
-    raise ValueError(
-        "discord needs either DISCORD_TOKEN and DISCORD_CHANNEL (an id of digits), "
-        "or DISCORD_WEBHOOK (an address like https://discord.com/api/webhooks/…/…)"
+
+def webhook(text: str) -> Secret:
+    if text and not re.fullmatch(HOOK, text, re.ASCII):
+        raise ValueError("must be an address like https://discord.com/api/webhooks/…/…")
+    return Secret(text)
+
+
+with read_settings() as read:
+    TOKEN = read.secret(
+        "DISCORD_TOKEN",
+        "a bot's token; it may send messages, embed links and attach files",
+        r"[\w.-]+",
+        default="",
     )
-if not re.fullmatch(r"[1-9]\d{0,14}", MOST_BYTES, re.ASCII):
-    raise ValueError(f"DISCORD_MAX_BYTES must be a number of bytes, not {MOST_BYTES!r}")
-if not re.match(SECURE, f"{URL}/"):
-    raise ValueError("DISCORD_URL must be an address that starts with https://")
-SECRET = TOKEN or WEBHOOK.rpartition("/")[2]
+    CHANNEL = read.matching("DISCORD_CHANNEL", "the id of the bot's channel", ID, default="")
+    WEBHOOK = read.parsed("DISCORD_WEBHOOK", "a webhook's address", webhook, default="")
+    TEMPLATE = read.template(
+        "DISCORD_TEXT",
+        "what to say: a Template in Discord's markdown",
+        default="{prompt:.1000}\n{error:.500}{text:.1500}",
+    )
+    MOST_BYTES = read.size(
+        "DISCORD_MAX_BYTES", "the largest result to post; larger ones are linked", default="10MiB"
+    )
+    URL = read.url(
+        "DISCORD_URL", "where the API is", default="https://discord.com/api/v10", secure=True
+    )
+    given = {name for name in WAYS if os.environ.get(f"DISCORD_{name}", "").strip()}
+    if given not in ({"TOKEN", "CHANNEL"}, {"WEBHOOK"}):
+        read.refuse(
+            "discord needs either DISCORD_TOKEN and DISCORD_CHANNEL (an id of digits), "
+            "or DISCORD_WEBHOOK (an address like https://discord.com/api/webhooks/…/…)"
+        )
+
+IS_BOT = bool(CHANNEL)
+SECRET = TOKEN.reveal() or WEBHOOK.reveal().rpartition("/")[2]
 HEADERS = {"user-agent": "DiscordBot (prediction-receiver, 1)"}
 if IS_BOT:
-    HEADERS["authorization"] = f"Bot {TOKEN}"
+    HEADERS["authorization"] = f"Bot {TOKEN.reveal()}"
 logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs the webhook, secret and all
 
 
@@ -115,7 +137,9 @@ async def fetched(
     room = MOST_IN_ALL
     for number, output in enumerate(outputs, first):
         try:
-            file = await ctx.fetch(output, max_bytes=min(room, int(MOST_BYTES)))
+            file = await ctx.fetch(output, max_bytes=min(room, MOST_BYTES))
+            if not file.size:
+                raise Dead("it is empty")  # noqa: TRY301 - it is linked, as what is too large
         except Dead as error:
             links.append(link(output))
             lost.append(f"output {number}: {error}")
@@ -133,10 +157,10 @@ def embeds(event: Event, first: int, pictures: list[str]) -> list[dict[str, Any]
 
 def about(event: Event) -> dict[str, Any]:
     fields = {"provider": event.prediction.provider, "seconds": SECONDS.fill(event)}
-    text = flag(event) + TEMPLATE.fill(event, escape).strip()
+    text = event.prediction.warning(escape) + TEMPLATE.fill(event, escape).strip()
     return {
-        "title": cut(escape(event.prediction.model), LONGEST_TITLE),
-        "description": cut(text, LONGEST),
+        "title": shortened(escape(event.prediction.model), LONGEST_TITLE),
+        "description": shortened(text, LONGEST),
         "color": COLOURS[event.prediction.status],
         "fields": [{"name": n, "value": v, "inline": True} for n, v in fields.items() if v],
     }
@@ -145,18 +169,18 @@ def about(event: Event) -> dict[str, Any]:
 def of_a_bot(event: Event, ctx: Context, first: int) -> dict[str, Any]:
     """Add what only bots may: tell a repeat, and answer a message."""
     nonce = sha256(f"{ctx.idempotency_key}/{first}".encode()).hexdigest()[:25]
-    message = named(event, "discord_message")
+    message = event.prediction.named("discord_message", ID)
     answers = {"message_id": message, "fail_if_not_exists": False}
     more = {"message_reference": answers} if message else {}
     return {"nonce": nonce, "enforce_nonce": True, **more}
 
 
 def place(event: Event) -> tuple[str, dict[str, str]]:
-    thread = named(event, "discord_thread")
+    thread = event.prediction.named("discord_thread", ID)
     if IS_BOT:  # for whom a thread is a channel
-        channel = thread or named(event, "discord_channel") or CHANNEL
+        channel = thread or event.prediction.named("discord_channel", ID) or CHANNEL
         return f"{URL}/channels/{channel}/messages", {}
-    return WEBHOOK, {"wait": "true"} | ({"thread_id": thread} if thread else {})
+    return WEBHOOK.reveal(), {"wait": "true"} | ({"thread_id": thread} if thread else {})
 
 
 def judge(answer: httpx.Response) -> None:
@@ -171,8 +195,7 @@ def judge(answer: httpx.Response) -> None:
 
 def link(output: Output) -> str:
     """Link a result where it is kept, or else where it was made."""
-    linked = quote(output.address, safe=AS_THEY_ARE)
-    return linked if 0 < len(linked) < LONGEST_CONTENT else "(a result that has no address)"
+    return output.link(LONGEST_CONTENT - 1) or "(a result that has no address)"
 
 
 def joined(links: list[str]) -> str:
@@ -183,21 +206,9 @@ def joined(links: list[str]) -> str:
     return text
 
 
-def flag(event: Event) -> str:
-    reason = event.prediction.flagged[:100].replace("_", " ")
-    return f"(flagged: {escape(reason)})\n" if reason else ""
-
-
-def named(event: Event, key: str) -> str:
-    """Read an id from the metadata, where there may be anything."""
-    found = re.fullmatch(ID, str(event.prediction.metadata.get(key)), re.ASCII)
-    return found[0] if found else ""
-
-
 def escape(text: str) -> str:
     return re.sub(r"([\\*_~`|<>\[\]()@#:])", r"\\\1", text)
 
 
-def cut(text: str, most: int) -> str:
-    """Cut what is too long, though not after a backslash."""
-    return text if len(text) <= most else text[: most - 1].rstrip("\\") + "…"
+def shortened(text: str, longest: int) -> str:
+    return cut(text, longest, partial=r"\\+")

@@ -1,16 +1,14 @@
 """POST every event to a URL. Use: `FORWARD_URL=… FORWARD_SECRET=whsec_… receiver serve forward`.
 
-FORWARD_URL     where to
-FORWARD_SECRET  signs as Standard Webhooks do; several, separated by blanks, sign side by side while
-                one replaces another
-FORWARD_FORMAT  standard (default), or CloudEvents 1.0: cloudevents (all in the body), or
-                cloudevents-binary (all but the data in headers); these also go unsigned
-FORWARD_SOURCE  the `source` of CloudEvents: who speaks. Default: RECEIVER_PUBLIC_URL
+FORWARD_FORMAT is standard (Standard Webhooks), or CloudEvents 1.0: cloudevents (all in the body) or
+cloudevents-binary (all but the data in headers); these also go unsigned. Several secrets, separated
+by blanks, sign side by side while one replaces another.
 
 The id is the same over retries, so the other side can tell a repeat. 410 ends a delivery; any other
 answer that is no 2xx is tried again, when Retry-After says so.
 """
 
+import base64
 import os
 from datetime import UTC, datetime
 from typing import Any
@@ -19,17 +17,49 @@ from urllib.parse import quote
 import msgspec
 from standardwebhooks import Webhook
 
-from receiver import Context, Event, expect, on
+from receiver import Context, Event, expect, on, read_settings
 
-URL = os.environ.get("FORWARD_URL", "")
-SIGNERS = [Webhook(secret) for secret in os.environ.get("FORWARD_SECRET", "").split()]
-FORMAT = os.environ.get("FORWARD_FORMAT") or "standard"
-SOURCE = (
-    os.environ.get("FORWARD_SOURCE")
-    or os.environ.get("RECEIVER_PUBLIC_URL")
-    or "urn:prediction-receiver"
-)
 GONE = 410
+KEY_BYTES = range(24, 65)
+
+
+def signers(text: str) -> list[Webhook]:
+    return [signer(secret) for secret in text.split()]
+
+
+def signer(secret: str) -> Webhook:
+    """Take a secret that every library of Standard Webhooks reads as the same key."""
+    # Some services write the version of the signature before it.
+    encoded = secret.removeprefix("v1,").removeprefix("whsec_")
+    try:
+        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except ValueError:
+        key = b""
+    if len(key) not in KEY_BYTES:
+        raise ValueError(
+            "must be whsec_ and base64 (with + and /, not - and _) of 24 to 64 bytes; "
+            "make one: echo whsec_$(openssl rand -base64 32)"
+        )
+    return Webhook(encoded + "=" * (-len(encoded) % 4))
+
+
+with read_settings() as read:
+    URL = read.url("FORWARD_URL", "where to", default="")
+    FORMAT = read.choice(
+        "FORWARD_FORMAT",
+        "how events are written",
+        *("standard", "cloudevents", "cloudevents-binary"),
+        default="standard",
+    )
+    SIGNERS = read.parsed("FORWARD_SECRET", "what signs: whsec_…", signers, default="")
+    SOURCE = read.text(
+        "FORWARD_SOURCE",
+        "the `source` of CloudEvents: who speaks",
+        default=os.environ.get("RECEIVER_PUBLIC_URL", "").strip() or "urn:prediction-receiver",
+    )
+    needed = ("FORWARD_URL", "FORWARD_SECRET") if FORMAT == "standard" else ("FORWARD_URL",)
+    if not all(os.environ.get(name, "").strip() for name in needed):
+        read.refuse("forward needs FORWARD_URL and FORWARD_SECRET (whsec_… of 24 to 64 bytes)")
 
 
 @on("*", name="forward", timeout=30)
@@ -90,8 +120,3 @@ def binary(event: Event, key: str) -> tuple[dict[str, str], Any]:
 
 PRINTABLE = "".join(map(chr, range(0x21, 0x7F))).translate({ord('"'): None, ord("%"): None})
 FORMATS = {"standard": standard, "cloudevents": structured, "cloudevents-binary": binary}
-
-if not URL or not (SIGNERS or FORMAT != "standard"):
-    raise ValueError("forward needs FORWARD_URL and FORWARD_SECRET (whsec_… of 24 to 64 bytes)")
-if FORMAT not in FORMATS:
-    raise ValueError(f"FORWARD_FORMAT must be one of {', '.join(FORMATS)}, not {FORMAT!r}")

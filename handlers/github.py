@@ -2,20 +2,11 @@
 
 Use: `GITHUB_TOKEN=… GITHUB_REPOSITORY=owner/name receiver serve github`.
 
-GITHUB_TOKEN       may write the repository's contents, or its actions where a workflow is named
-GITHUB_REPOSITORY  owner/name
-GITHUB_WORKFLOW    file name or id of a workflow to start; without it the event goes to all that
-                   have `on: repository_dispatch`, with its type as `event_type`
-GITHUB_REF         branch or tag to run the workflow on. Default: main
-GITHUB_INPUT       the workflow's input that gets the event as JSON. Default: event
-GITHUB_API_URL     default: https://api.github.com
-
 The event is {type, time, event_id, delivery, channel, prediction, left_out}. GitHub takes 64 KB, so
 the largest of the prediction's input, metadata and output go where there is more; `left_out` names
 them. `delivery` is the same over retries: if an answer was lost on its way, it tells a repeat.
 """
 
-import os
 import re
 import time
 from typing import Any
@@ -24,14 +15,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from receiver import Context, Dead, Event, Retry, expect, on
+from receiver import Context, Dead, Event, Retry, expect, on, read_settings
 
-TOKEN = os.environ.get("GITHUB_TOKEN", "").strip()
-REPOSITORY = os.environ.get("GITHUB_REPOSITORY", "").strip()
-WORKFLOW = os.environ.get("GITHUB_WORKFLOW", "").strip()
-REF = os.environ.get("GITHUB_REF") or "main"
-INPUT = os.environ.get("GITHUB_INPUT") or "event"
-API_URL = (os.environ.get("GITHUB_API_URL") or "https://api.github.com").rstrip("/")
 MOST_BYTES = 65_000  # of 65,535, as GitHub does not say how it counts
 LONGEST_TYPE = 100
 LONGEST_MESSAGE = 200
@@ -40,19 +25,40 @@ LIMITED = {403, 429}
 FINAL = frozenset(range(300, 500)) - {408, 409, 425, 429}
 MAY_GO = ("input", "metadata", "output")
 
-# What is no header value would be quoted, secret and all, by the error of the one who sends it.
-if not re.fullmatch(r"[\w.-]+", TOKEN, re.ASCII):
-    raise ValueError("github needs GITHUB_TOKEN: a token that may start workflows")
-if not re.fullmatch(r"[\w.-]+/[\w.-]+", REPOSITORY, re.ASCII):
-    raise ValueError(f"github needs GITHUB_REPOSITORY as owner/name, not {REPOSITORY!r}")
-if not API_URL.startswith(("https://", "http://")):
-    raise ValueError("GITHUB_API_URL must be an address that starts with https://")
+
+def repository(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text, re.ASCII):
+        raise ValueError(f"{text[:80]!r} is none: set GITHUB_REPOSITORY as owner/name")
+    return text
+
+
+with read_settings() as read:
+    TOKEN = read.secret(
+        "GITHUB_TOKEN",
+        "a token that may write the repository's contents, or its actions for GITHUB_WORKFLOW",
+        r"[\w.-]+",
+    )
+    REPOSITORY = read.parsed("GITHUB_REPOSITORY", "owner/name", repository)
+    WORKFLOW = read.matching(
+        "GITHUB_WORKFLOW",
+        "the file name or id of a workflow to start. Without it the event goes to all that have "
+        "`on: repository_dispatch`, with its type as `event_type`",
+        r"[^\s\"']+",
+        default="",
+    )
+    REF = read.text("GITHUB_REF", "the branch or tag to run the workflow on", default="main")
+    INPUT = read.text(
+        "GITHUB_INPUT", "the workflow's input that gets the event as JSON", default="event"
+    )
+    API_URL = read.url(
+        "GITHUB_API_URL", "where the API is", default="https://api.github.com", secure=True
+    )
 
 ROAD = f"actions/workflows/{quote(WORKFLOW, safe='')}/dispatches" if WORKFLOW else "dispatches"
 URL = f"{API_URL}/repos/{REPOSITORY}/{ROAD}"
 HEADERS = {
     "accept": "application/vnd.github+json",
-    "authorization": f"Bearer {TOKEN}",
+    "authorization": f"Bearer {TOKEN.reveal()}",
     "content-type": "application/json",
     "user-agent": "prediction-receiver",
     "x-github-api-version": "2022-11-28",

@@ -2,10 +2,7 @@
 
 Use: `NOTIFY_URLS="discord://… mailto://…" receiver serve notify` (needs the extra `notify`).
 
-NOTIFY_URLS       what to tell, as https://appriseit.com/services writes it, separated by blanks
-NOTIFY_TITLE      Template. Default: {model} {type}
-NOTIFY_TEXT       Template. Default: the prompt, and the text or the error that came of it
-NOTIFY_MAX_BYTES  the largest result to attach. Default: 8388608
+NOTIFY_URLS holds what to tell, as https://appriseit.com/services writes it, separated by blanks.
 
 Results are attached where a service takes them; else, and if one is gone or too large, the text
 ends with their addresses. What is longer than a service takes comes in parts. Each service is a
@@ -14,8 +11,6 @@ step of its own: if one fails, the others are told all the same, and only once.
 
 import asyncio
 import logging
-import mimetypes
-import os
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,7 +20,7 @@ from pathlib import Path
 
 import httpx
 
-from receiver import Context, Dead, Event, Output, Retry, Template, on
+from receiver import Context, Dead, Event, Output, Retry, on, read_settings
 
 try:
     from apprise import Apprise, AppriseAsset, NotifyFormat, NotifyType
@@ -33,11 +28,6 @@ try:
 except ImportError:
     raise ValueError("notify needs apprise: pip install 'prediction-receiver[notify]'") from None
 
-TITLE = Template(os.environ.get("NOTIFY_TITLE") or "{model} {type}")
-TEXT = Template(os.environ.get("NOTIFY_TEXT") or "{prompt:.500}\n{text:.1000}\n{error:.500}")
-MAX_BYTES = os.environ.get("NOTIFY_MAX_BYTES") or "8388608"
-if not MAX_BYTES.isdecimal():
-    raise ValueError(f"NOTIFY_MAX_BYTES must be a number of bytes, not {MAX_BYTES!r}")
 LONGEST_TITLE = 200
 LONGEST_TEXT = 8_000
 MOST_RESULTS = 10
@@ -96,14 +86,25 @@ def service(place: int, url: str) -> Service:
     whole = url if "overflow=" in url else f"{url}{'&' if '?' in url else '?'}overflow=split"
     plugin = Apprise.instantiate(whole, asset=ASSET)
     if plugin is None:
-        raise ValueError(f"NOTIFY_URLS: apprise cannot make sense of number {name}")
+        raise ValueError(f"has a number {name} that apprise cannot make sense of")
     return Service(name, f"notify/{blake2s(url.encode(), digest_size=4).hexdigest()}", plugin)
 
 
-URLS = dict.fromkeys(os.environ.get("NOTIFY_URLS", "").split())
-SERVICES = [service(place, url) for place, url in enumerate(URLS, 1)]
-if not SERVICES:
-    raise ValueError("notify needs NOTIFY_URLS: at least one address as apprise writes it")
+def services(text: str) -> list[Service]:
+    if text[0] == text[-1] and text[0] in "\"'":
+        raise ValueError("must come without quotes")
+    return [service(place, url) for place, url in enumerate(dict.fromkeys(text.split()), 1)]
+
+
+with read_settings() as read:
+    SERVICES = read.parsed("NOTIFY_URLS", "at least one address as apprise writes it", services)
+    TITLE = read.template("NOTIFY_TITLE", "a Template", default="{model} {type}")
+    TEXT = read.template(
+        "NOTIFY_TEXT",
+        "a Template",
+        default="{prompt:.500}\n{text:.1000}\n{error:.500}",
+    )
+    MAX_BYTES = read.size("NOTIFY_MAX_BYTES", "the largest result to attach", default="8MiB")
 
 
 @on("*", name="notify", timeout=240, concurrency=4, after="save")
@@ -143,11 +144,10 @@ async def find(ctx: Context, number: int, output: Output) -> tuple[Path | None, 
     if not any(service.plugin.attachment_support for service in SERVICES):
         return None, line
     try:
-        file = await ctx.fetch(output, max_bytes=int(MAX_BYTES), seconds=FETCHING)
+        file = await ctx.fetch(output, max_bytes=MAX_BYTES, seconds=FETCHING)
     except (Dead, httpx.HTTPError, TimeoutError):
         return None, line
-    suffix = mimetypes.guess_extension(file.content_type, strict=False) or ".bin"
-    return file.path.rename(file.path.with_name(f"result-{number}{suffix}")), line
+    return file.path.rename(file.path.with_name(f"result-{number}.{file.extension}")), line
 
 
 def tame(text: str) -> str:

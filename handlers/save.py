@@ -1,32 +1,49 @@
 """Keep every result before its URL expires. Use: `SAVE_URL=s3://bucket/art receiver serve save`.
 
-SAVE_URL     a folder, or the address of a store: s3://bucket/path, gs://bucket/path,
-             az://container/path, with the credentials that each finds in the environment (AWS_…,
-             GOOGLE_…, AZURE_…; AWS_ENDPOINT_URL for what speaks S3 elsewhere). Default: results
-SAVE_NAME    how files are named: `{sha256}.{extension}` keeps equal results once,
-             `{provider}/{date:%Y-%m}/{id}-{number}.{extension}` sorts them into folders. All fields
-             of a Template, and number, sha256, extension
-SAVE_PUBLIC_URL  where people find what is in the store, if they do
-SAVE_TYPES   content types to accept, by their starts; SAVE_MAX_BYTES the largest size
+A store finds its credentials in the environment (AWS_…, GOOGLE_…, AZURE_…; AWS_ENDPOINT_URL for
+what speaks S3 elsewhere). SAVE_NAME has all fields of a Template, and number, sha256, extension:
+`{sha256}.{extension}` keeps equal results once, and
+`{provider}/{date:%Y-%m}/{id}-{number}.{extension}` sorts them into folders.
+
+A file never replaces another: if its name is taken by one with other content, it gets the start of
+its digest into its name. The same file again, by a retry or a replay, is not written again.
 
 Where a result is kept, and what it was, is recorded as `output[…].stored`. A picture that is all
-black, as content filters leave it, is kept and reported: `flagged` there, and in the metadata.
+black, as content filters leave it, is kept and reported: `flagged` there, and in the metadata. What
+SAVE_TYPES does not name is left out, and noted with the attempt.
 """
 
 import asyncio
-import mimetypes
+import hashlib
 import os
 import re
+import secrets
+import unicodedata
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from shutil import copyfile
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
+from weakref import WeakValueDictionary
 
-from receiver import Context, Dead, Event, Fetched, Output, Skip, Stored, Template, on
+from receiver import (
+    Context,
+    Dead,
+    Event,
+    Fetched,
+    Output,
+    Skip,
+    Stored,
+    Template,
+    on,
+    read_settings,
+)
 
 try:
     import obstore
-    from obstore.store import LocalStore, ObjectStore, from_url
+    from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, NotSupportedError
+    from obstore.store import ObjectStore, from_url
     from PIL import Image
 except ModuleNotFoundError as error:
     raise ValueError(
@@ -34,24 +51,91 @@ except ModuleNotFoundError as error:
         "pip install 'prediction-receiver[storage]'"
     ) from error
 
-URL = os.environ.get("SAVE_URL") or os.environ.get("SAVE_DIR") or "results"
-PUBLIC_URL = os.environ.get("SAVE_PUBLIC_URL", "").rstrip("/")
-NAME = Template(
-    os.environ.get("SAVE_NAME", "{id}-{number}-{sha256:.12}.{extension}"),
-    more=("number", "sha256", "extension"),
-)
-TYPES = tuple(os.environ.get("SAVE_TYPES", "image/,video/,audio/").split(","))
-MAX_BYTES = int(os.environ.get("SAVE_MAX_BYTES", str(256 * 1024 * 1024)))
+FAMILIES = {"application", "audio", "font", "image", "model", "text", "video"}
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
+SOON = {"max_retries": 2, "retry_timeout": timedelta(seconds=30)}  # the delivery is retried anyway
 
+
+def place(text: str) -> tuple[Path | ObjectStore, str]:
+    """Open a folder or a store, and say how its address begins; no network is asked for it."""
+    if text[0] == text[-1] and text[0] in "\"'":
+        raise ValueError("must come without quotes")
+    if "://" in text and not text.startswith("file:"):
+        return store(text), text
+    folder = Path(unquote(urlsplit(text).path) if text.startswith("file:") else text)
+    try:
+        folder = folder.expanduser().absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"is no folder that can be made: {error}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"is a folder that may not be written to: {folder}")
+    return folder, folder.as_uri()
+
+
+def store(url: str) -> ObjectStore:
+    options = None
+    for variable in ENDPOINTS:
+        server = os.environ.get(variable, "")
+        if server and not re.fullmatch(r"https?://[^\s\"']+", server):
+            raise ValueError(f"needs {variable} to be an address, as http://minio:9000")
+        # The operator has written http: there is no need to allow it once more.
+        if server.startswith("http://") and "AWS_ALLOW_HTTP" not in os.environ:
+            options = {"allow_http": True}
+    try:
+        opened: ObjectStore = from_url(url, retry_config=SOON, client_options=options)  # type: ignore[call-overload]
+    except (BaseError, ValueError) as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"must be a folder or a store, as s3://bucket/path: {said}") from None
+    return opened
+
+
+def name(text: str) -> Template:
+    literal = re.sub(r"\{[^{}]*\}", "x", text)
+    if ".." in literal.split("/") or literal.endswith("/"):
+        raise ValueError("must name a file below SAVE_URL, without ..")
+    return Template(text, more=("number", "sha256", "extension"))
+
+
+def types(text: str) -> tuple[str, ...]:
+    given = [part.strip().lower().removesuffix("*") for part in text.split(",") if part.strip()]
+    for part in given:
+        if part and part.partition("/")[0] not in FAMILIES:
+            raise ValueError(f"must be content types or how they begin, as image/, not {part!r}")
+    return tuple(part if "/" in part or not part else f"{part}/" for part in given)
+
+
+with read_settings() as read:
+    PLACE = read.parsed(
+        "SAVE_URL",
+        "a folder, or the address of a store: s3://bucket/path, gs://…, az://container/path",
+        place,
+        default=os.environ.get("SAVE_DIR") or "results",
+    )
+    NAME = read.parsed(
+        "SAVE_NAME",
+        "a Template for how files are named",
+        name,
+        default="{id}-{number}-{sha256:.12}.{extension}",
+    )
+    PUBLIC_URL = read.url("SAVE_PUBLIC_URL", "where people find what is in the store", default="")
+    TYPES = read.parsed(
+        "SAVE_TYPES",
+        "content types to keep, or how they begin, by comma",
+        types,
+        default="image/,video/,audio/",
+    )
+    MAX_BYTES = read.size("SAVE_MAX_BYTES", "the largest result to keep", default="256MiB")
+
+STORE, ADDRESS = PLACE
+BASE = (PUBLIC_URL or ADDRESS).rstrip("/")
 MOST_PIXELS = 64_000_000
 DARKEST_LIGHT = 9  # of 255: JPEG does not keep black quite black
-
-FOLDER = Path(unquote(urlsplit(URL).path) if URL.startswith("file:") else URL).absolute()
-IS_LOCAL = "://" not in URL or URL.startswith("file:")
-SOON = {"max_retries": 2, "retry_timeout": timedelta(seconds=30)}  # the delivery is retried anyway
-STORE: ObjectStore = (
-    LocalStore(FOLDER, mkdir=True) if IS_LOCAL else from_url(URL, retry_config=SOON)  # type: ignore[call-overload]
-)
+LONGEST_FIELD = 100  # bytes
+LONGEST_PART = 240  # bytes, of the 255 that file systems take
+MOST_AT_ONCE = 8 * 1024 * 1024  # bytes that one request may carry, from memory
+LOOKING: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names in Windows
 
 
 @on("succeeded", name="save", timeout=600)
@@ -60,29 +144,38 @@ async def save(event: Event, ctx: Context) -> None:
     wanted = [number for number, output in enumerate(outputs) if output.url]
     if not wanted:
         raise Skip("no output has a URL")
-    lost = []
+    lost, unwanted, kept = [], [], 0
     for number in wanted:
         try:
-            kept = await ctx.once(f"save/{number}", partial(keep, event, ctx, number))
+            found = await ctx.once(f"save/{number}", partial(keep, event, ctx, number))
+        except Unwanted as error:
+            unwanted.append(f"output {number}: {error}")
         except Dead as error:  # the others are wanted all the same
             lost.append(f"output {number}: {error}")
         else:
-            await ctx.record_stored(number, Stored(**kept))
-            if kept.get("flagged") and "flagged" not in event.prediction.metadata:
-                await ctx.annotate(flagged=kept["flagged"])
-    if lost:
-        raise Dead("; ".join(lost))
+            kept += 1
+            await ctx.record_stored(number, Stored(**found))
+            if found.get("flagged") and "flagged" not in event.prediction.metadata:
+                await ctx.annotate(flagged=found["flagged"])
+    ctx.note("\n".join(unwanted))
+    if lost or not kept:
+        raise Dead("; ".join(lost + unwanted))
+
+
+class Unwanted(Dead):
+    """A result of a type that nobody asked for."""
 
 
 async def keep(event: Event, ctx: Context, number: int) -> dict[str, object]:
     output: Output = (event.prediction.output or [])[number]
     file: Fetched = await ctx.fetch(output, max_bytes=MAX_BYTES)
-    if not file.content_type.startswith(TYPES) or file.size == 0:
-        raise Dead(f"{file.size} bytes of {file.content_type}")
-    name = name_of(event, number, file)
-    await put(name, file)
+    said = f"{file.size} bytes of {file.content_type}"
+    if not file.content_type.startswith(TYPES):
+        raise Unwanted(f"{said}, which SAVE_TYPES does not name")
+    if file.size == 0:
+        raise Dead(said)
     kept = {
-        "url": f"{PUBLIC_URL or (FOLDER.as_uri() if IS_LOCAL else URL.rstrip('/'))}/{quote(name)}",
+        "url": f"{BASE}/{quote(await put(name_of(event, number, file), file))}",
         "sha256": file.sha256,
         "size": file.size,
         "content_type": file.content_type,
@@ -94,33 +187,133 @@ async def keep(event: Event, ctx: Context, number: int) -> dict[str, object]:
 
 
 def name_of(event: Event, number: int, file: Fetched) -> str:
-    extension = (mimetypes.guess_extension(file.content_type) or ".bin").removeprefix(".")
-    more = {"number": number, "sha256": file.sha256, "extension": extension}
-    return NAME.fill(event, clean, more).strip("/")
+    more = {"number": number, "sha256": file.sha256, "extension": file.extension}
+    parts = NAME.fill(event, clean, more).split("/")
+    return "/".join(fitting(part) for part in parts if part not in {"", "."}) or "_"
 
 
 def clean(text: str) -> str:
-    """Make a field a harmless part of a name: no folders of its own, nothing hidden or endless."""
-    return re.sub(r"[^\w.@+-]+", "-", text, flags=re.ASCII).strip(".")[:100] or "_"
+    """Make a field a harmless part of a name, in any script: no folders, nothing hidden."""
+    text = unicodedata.normalize("NFC", text)
+    said = re.sub("\0+", "-", "".join(char if is_plain(char) else "\0" for char in text))
+    return shorten(said.strip("."), LONGEST_FIELD) or "_"
 
 
-async def put(name: str, file: Fetched) -> None:
-    """Store a file, whole or not at all; a second time changes nothing."""
-    if not IS_LOCAL:
-        attributes = {"Content-Type": file.content_type}
-        await obstore.put_async(STORE, name, file.path, attributes=attributes)
-        return
-    await obstore.put_async(STORE, name, file.path)
-    await asyncio.to_thread(sync, FOLDER / name)
+def is_plain(char: str) -> bool:
+    """Tell letters, digits, marks and pictures such as emoji from all else."""
+    kind = unicodedata.category(char)
+    return char in "_.@+-" or kind[0] in "LNM" or (kind == "So" and not char.isascii())
+
+
+def fitting(part: str, more: str = "") -> str:
+    """Make a part of a name one that every file system takes; `more` goes before its ending."""
+    part = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\]+', "-", part).rstrip(". ") or "_"
+    path = PurePosixPath(f"_{part}" if RESERVED.match(part) else part)
+    ending = shorten(path.suffix, 20)
+    return shorten(path.stem, LONGEST_PART - len(ending.encode())) + more + ending
+
+
+def shorten(text: str, most_bytes: int) -> str:
+    return text.encode(errors="replace")[:most_bytes].decode(errors="ignore")
+
+
+async def put(name: str, file: Fetched) -> str:
+    """Store a file, whole or not at all, and return its name; no other file is replaced."""
+    folder, slash, last = name.rpartition("/")
+    by_content = f"{folder}{slash}{fitting(last, f'-{file.sha256[:12]}')}"
+    for candidate in (name, by_content):
+        if isinstance(STORE, Path):
+            is_kept = await asyncio.to_thread(write, STORE, STORE / candidate, file)
+        else:
+            is_kept = await send(STORE, candidate, file)
+        if is_kept:
+            return candidate
+    raise Dead(f"{by_content!r} holds another file")
+
+
+def write(folder: Path, path: Path, file: Fetched) -> bool:
+    """Write into the folder; False: another file has the name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    copy = path.with_name(f".saving-{secrets.token_hex(8)}")
+    try:
+        copyfile(file.path, copy)
+        sync(copy)
+        link(copy, path)
+    except FileExistsError:
+        if not path.is_file() or digest(path) != file.sha256:
+            return False
+    finally:
+        copy.unlink(missing_ok=True)
+    # Have file and folders on the disk before the step is remembered as done.
+    for made in (path, *path.parents):
+        sync(made)
+        if made == folder.parent:
+            break
+    return True
+
+
+def link(copy: Path, path: Path) -> None:
+    """Give a file its name; FileExistsError where that is taken."""
+    try:
+        os.link(copy, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: what looks and renames at once is not there
+        if path.exists():
+            raise FileExistsError(path) from None
+        copy.rename(path)
 
 
 def sync(path: Path) -> None:
-    """Have file and folders on the disk before the step is remembered as done."""
-    while path != FOLDER.parent:
-        handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
+    try:
         os.fsync(handle)
+    finally:
         os.close(handle)
-        path = path.parent
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+async def send(store: ObjectStore, name: str, file: Fetched) -> bool:
+    """Upload into the store; False: another file has the name."""
+
+    async def upload(mode: Any) -> None:
+        kind = {"Content-Type": file.content_type}
+        await obstore.put_async(store, name, file.path, attributes=kind, mode=mode)
+
+    # No store uploads in parts only what is not there: for what is large we have to look first.
+    if file.size <= MOST_AT_ONCE:
+        try:
+            await upload("create")
+        except AlreadyExistsError:
+            pass
+        except BaseError as error:  # not all that speak S3 know how to create
+            if not isinstance(error, NotSupportedError) and "NotImplemented" not in str(error):
+                raise
+        else:
+            return True
+    async with LOOKING.setdefault(name, asyncio.Lock()):
+        known = await digest_in(store, name, file.size)
+        if known is None:
+            await upload("overwrite")
+    return known in {None, file.sha256}
+
+
+async def digest_in(store: ObjectStore, name: str, size: int) -> str | None:
+    """Return the digest of what has a name, or what tells it from a file; None: nothing has it."""
+    try:
+        found = await obstore.get_async(store, name)
+    except (FileNotFoundError, NotFoundError):
+        return None
+    if found.meta["size"] != size:
+        return "another size"
+    sha256 = hashlib.sha256()
+    async for piece in found.stream():
+        sha256.update(piece)
+    return sha256.hexdigest()
 
 
 def is_black(file: Fetched) -> bool:

@@ -2,56 +2,51 @@
 
 Use: `SLACK_TOKEN=xoxb-… SLACK_CHANNEL=C0123456789 receiver serve save slack`.
 
-SLACK_TOKEN      a bot's token with the scopes chat:write and files:write; the bot is in the channel
-SLACK_CHANNEL    the channel's id, not its name
-SLACK_TEXT       what to say: a Template in Slack's mrkdwn
-SLACK_MAX_BYTES  larger results are linked. Default: 100000000
-SLACK_URL        default: https://slack.com/api
-
 A prediction's metadata may name another channel as `slack_channel`, and as `slack_thread` the `ts`
 of the message to answer. Slack cannot tell a repeat: a message whose answer was lost on its way may
 come twice.
 """
 
 import html
-import os
 import re
 from functools import partial
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 import msgspec
 
-from receiver import Context, Dead, Event, Output, Retry, Template, expect, on
+from receiver import Context, Dead, Event, Output, Retry, Template, cut, expect, on, read_settings
 
-TOKEN = os.environ.get("SLACK_TOKEN", "").strip()
-CHANNEL = os.environ.get("SLACK_CHANNEL", "").strip()
-TEXT = os.environ.get("SLACK_TEXT") or "*{type}*: {prompt:.1000}\n{error:.500}{text:.1200}"
-MOST_BYTES = os.environ.get("SLACK_MAX_BYTES") or "100000000"
-URL = (os.environ.get("SLACK_URL") or "https://slack.com/api").rstrip("/")
 CHANNELS, THREADS = r"[A-Z][A-Z0-9]+", r"\d+\.\d{6}"
 LONGEST = 3000
 MOST_FILES = 10
 MOST_LINKS = 40
 PATIENCE = 120.0
-AS_THEY_ARE = ":/?#[]@!$&'()*+,;=%~"
 FINAL = re.compile(
     r"invalid_\w+|missing_\w+|not_\w+|no_\w+|\w+_not_\w+|\w+_denied|restricted_\w+|\w+_restricted"
     r"|\w+_disabled|(channel_)?is_archived|\w+_too_long|token_\w+|\w+_inactive|\w+_required"
     r"|malformed_file"
 )
 
-# What is no header value would be quoted, secret and all, by the error of the one who sends it.
-if not re.fullmatch(r"xox[\w.-]+", TOKEN, re.ASCII):
-    raise ValueError("slack needs SLACK_TOKEN: a bot's token, which starts with xoxb-")
-if not re.fullmatch(CHANNELS, CHANNEL):
-    raise ValueError(f"slack needs SLACK_CHANNEL: an id like C0123456789, not {CHANNEL!r}")
-if not re.fullmatch(r"[1-9]\d{0,14}", MOST_BYTES, re.ASCII):
-    raise ValueError(f"SLACK_MAX_BYTES must be a number of bytes, not {MOST_BYTES!r}")
-if not re.match(r"(https://[^/?#@]+|http://(127\.0\.0\.1|localhost)(:\d+)?)/", f"{URL}/"):
-    raise ValueError("SLACK_URL must be an address that starts with https://")
-TEMPLATE = Template(TEXT)
+with read_settings() as read:
+    TOKEN = read.secret(
+        "SLACK_TOKEN",
+        "a bot's token (xoxb-…) with the scopes chat:write and files:write",
+        r"xox[\w.-]+",
+    )
+    CHANNEL = read.matching("SLACK_CHANNEL", "an id like C0123456789 (not a name)", CHANNELS)
+    TEMPLATE = read.template(
+        "SLACK_TEXT",
+        "what to say: a Template in Slack's mrkdwn",
+        default="*{type}*: {prompt:.1000}\n{error:.500}{text:.1200}",
+    )
+    MOST_BYTES = read.size(
+        "SLACK_MAX_BYTES", "the largest result to post; larger ones are linked", default="100MB"
+    )
+    URL = read.url(
+        "SLACK_URL", "where Slack's API is", default="https://slack.com/api", secure=True
+    )
+
 ABOUT, NO_TIME = Template("{provider} · {model} · {seconds} s"), " ·  s"
 SAFE = ("https://", str(httpx.URL(URL).join("/")))
 """How an address begins that files may go to: Slack names them, and files are not for everybody."""
@@ -87,7 +82,7 @@ async def upload(event: Event, ctx: Context, number: int, output: Output) -> dic
     if number >= MOST_FILES:
         return {"lost": f"{MOST_FILES} files go into a message"}
     try:
-        file = await ctx.fetch(output, max_bytes=int(MOST_BYTES))
+        file = await ctx.fetch(output, max_bytes=MOST_BYTES)
     except Dead as error:
         return {"lost": str(error)}
     if not file.size:
@@ -103,9 +98,10 @@ async def upload(event: Event, ctx: Context, number: int, output: Output) -> dic
 
 
 async def post(event: Event, ctx: Context, files: list[Any], links: list[str]) -> None:
-    text = cut(flag(event) + TEMPLATE.fill(event, escape).strip() or event.type)
-    channel = named(event, "slack_channel", CHANNELS) or CHANNEL
-    thread = named(event, "slack_thread", THREADS)
+    said = event.prediction.warning(escape) + TEMPLATE.fill(event, escape).strip()
+    text = shortened(said or event.type)
+    channel = event.prediction.named("slack_channel", CHANNELS) or CHANNEL
+    thread = event.prediction.named("slack_thread", THREADS)
     form = {"blocks": written(blocks(event, text, links))}
     if thread:
         form["thread_ts"] = thread
@@ -118,7 +114,7 @@ async def post(event: Event, ctx: Context, files: list[Any], links: list[str]) -
 
 
 def blocks(event: Event, text: str, links: list[str]) -> list[dict[str, Any]]:
-    about = cut(ABOUT.fill(event, escape).removesuffix(NO_TIME))
+    about = shortened(ABOUT.fill(event, escape).removesuffix(NO_TIME))
     texts = [{"type": "section", "text": words(said)} for said in [text, *links[:MOST_LINKS]]]
     return [*texts, {"type": "context", "elements": [words(about)]}]
 
@@ -130,28 +126,16 @@ def words(text: str) -> dict[str, Any]:
 
 def link(output: Output) -> str:
     """Link a result where it is kept, or else where it was made."""
-    linked = f"<{escape(quote(output.address, safe=AS_THEY_ARE))}>"
-    return linked if output.address and len(linked) <= LONGEST else "(a result that has no address)"
-
-
-def flag(event: Event) -> str:
-    reason = event.prediction.flagged[:100].replace("_", " ")
-    return f"(flagged: {escape(reason)})\n" if reason else ""
-
-
-def named(event: Event, key: str, pattern: str) -> str:
-    """Read an id from the metadata, where there may be anything."""
-    found = re.fullmatch(pattern, str(event.prediction.metadata.get(key)), re.ASCII)
-    return found[0] if found else ""
+    linked = escape(output.link(LONGEST))
+    return f"<{linked}>" if 0 < len(linked) <= LONGEST - 2 else "(a result that has no address)"
 
 
 def escape(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def cut(text: str) -> str:
-    """Cut what is too long, though not within `&amp;`."""
-    return text if len(text) <= LONGEST else re.sub(r"&\w*$", "", text[: LONGEST - 1]) + "…"
+def shortened(text: str) -> str:
+    return cut(text, LONGEST, partial=r"&\w*")
 
 
 def written(value: Any) -> str:
@@ -159,7 +143,7 @@ def written(value: Any) -> str:
 
 
 async def call(ctx: Context, method: str, **form: str) -> Said:
-    headers = {"authorization": f"Bearer {TOKEN}"}
+    headers = {"authorization": f"Bearer {TOKEN.reveal()}"}
     answer = expect(await ctx.http.post(f"{URL}/{method}", data=form, headers=headers))
     try:
         said = msgspec.json.decode(answer.content, type=Said)

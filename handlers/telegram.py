@@ -2,38 +2,22 @@
 
 Use: `TELEGRAM_TOKEN=123:… TELEGRAM_CHAT=-100123… receiver serve save telegram`.
 
-TELEGRAM_TOKEN      the bot's token, as BotFather gave it
-TELEGRAM_CHAT       the chat's id, or the @name of a public channel
-TELEGRAM_TEXT       what to say: a Template, sent as plain text
-TELEGRAM_MAX_BYTES  larger results are linked. Default: 50000000
-TELEGRAM_URL        default: https://api.telegram.org
-
 A prediction's metadata may name another chat as `telegram_chat`, the message to answer as
 `telegram_message` and a forum's topic as `telegram_thread`. Telegram cannot tell a repeat: a
 message whose answer was lost on its way may come twice.
 """
 
 import logging
-import os
 import re
 from contextlib import ExitStack
 from functools import partial
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import httpx
 import msgspec
 
-from receiver import Context, Dead, Event, Fetched, Output, Retry, Template, expect, on
+from receiver import Context, Dead, Event, Fetched, Output, Retry, cut, expect, on, read_settings
 
-TOKEN = os.environ.get("TELEGRAM_TOKEN", "").strip()
-CHAT = os.environ.get("TELEGRAM_CHAT", "").strip()
-TEMPLATE = Template(
-    os.environ.get("TELEGRAM_TEXT")
-    or "{type}: {prompt:.500}\n{provider} · {model:.200}\n{error:.300}{text:.3000}"
-)
-MOST_BYTES = os.environ.get("TELEGRAM_MAX_BYTES") or "50000000"
-URL = (os.environ.get("TELEGRAM_URL") or "https://api.telegram.org").rstrip("/")
 CHATS, ID = r"-?\d{1,20}|@\w{4,64}", r"[1-9]\d{0,17}"
 KINDS = {
     "image/jpeg": "photo",
@@ -54,17 +38,27 @@ LONGEST_MESSAGE, LONGEST_CAPTION, LONGEST_LINK = 4096, 1024, 4000
 UNFIT = re.compile("PHOTO_|IMAGE_PROCESS_FAILED|group send failed")
 """What Telegram says of pictures that it takes as documents only."""
 PATIENCE = 180.0
-AS_THEY_ARE = ":/?#[]@!$&'()*+,;=%~"
 
-if not re.fullmatch(r"\d+:[\w-]+", TOKEN, re.ASCII):
-    raise ValueError("telegram needs TELEGRAM_TOKEN: a bot's token like 123456:ABC…")
-if not re.fullmatch(CHATS, CHAT, re.ASCII):
-    raise ValueError(f"telegram needs TELEGRAM_CHAT: an id like -100123 or @name, not {CHAT!r}")
-if not re.fullmatch(r"[1-9]\d{0,14}", MOST_BYTES, re.ASCII):
-    raise ValueError(f"TELEGRAM_MAX_BYTES must be a number of bytes, not {MOST_BYTES!r}")
-if not re.match(r"(https://[^/?#@]+|http://(127\.0\.0\.1|localhost)(:\d+)?)/", f"{URL}/"):
-    raise ValueError("TELEGRAM_URL must be an address that starts with https://")
-SECRET = TOKEN.partition(":")[2]
+with read_settings() as read:
+    TOKEN = read.secret(
+        "TELEGRAM_TOKEN", "a bot's token like 123456:ABC…, from BotFather", r"\d+:[\w-]+"
+    )
+    CHAT = read.matching(
+        "TELEGRAM_CHAT", "an id like -100123, or the @name of a public channel", CHATS
+    )
+    TEMPLATE = read.template(
+        "TELEGRAM_TEXT",
+        "what to say: a Template, sent as plain text",
+        default="{type}: {prompt:.500}\n{provider} · {model:.200}\n{error:.300}{text:.3000}",
+    )
+    MOST_BYTES = read.size(
+        "TELEGRAM_MAX_BYTES", "the largest result to post; larger ones are linked", default="50MB"
+    )
+    URL = read.url(
+        "TELEGRAM_URL", "where the Bot API is", default="https://api.telegram.org", secure=True
+    )
+
+SECRET = TOKEN.reveal().partition(":")[2]
 logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs addresses, with the token
 
 
@@ -112,7 +106,7 @@ async def post(event: Event, ctx: Context) -> str:
 
 
 async def fetched(event: Event, ctx: Context, number: int, output: Output) -> Part:
-    file = await ctx.fetch(output, max_bytes=int(MOST_BYTES))
+    file = await ctx.fetch(output, max_bytes=MOST_BYTES)
     if not file.size:
         raise Dead("it is empty")
     kind = KINDS.get(file.content_type, "document")
@@ -142,7 +136,7 @@ def groups(album: list[Part]) -> list[list[Part]]:
     for part in album:
         if not found or len(found[-1]) == MOST_IN_GROUP or part.file.size > room:
             found.append([])
-            room = int(MOST_BYTES)
+            room = MOST_BYTES
         found[-1].append(part)
         room -= part.file.size
     return found
@@ -163,10 +157,10 @@ async def insist(event: Event, ctx: Context, parts: list[Part], text: str) -> No
 
 def address(event: Event) -> dict[str, str]:
     """Say where to, and what is answered."""
-    form = {"chat_id": named(event, "telegram_chat", CHATS) or CHAT}
-    if thread := named(event, "telegram_thread", ID):
+    form = {"chat_id": event.prediction.named("telegram_chat", CHATS) or CHAT}
+    if thread := event.prediction.named("telegram_thread", ID):
         form["message_thread_id"] = thread
-    if message := named(event, "telegram_message", ID):
+    if message := event.prediction.named("telegram_message", ID):
         answers = {"message_id": int(message), "allow_sending_without_reply": True}
         form["reply_parameters"] = written(answers)
     return form
@@ -181,7 +175,7 @@ async def call(
         for n, part in enumerate(parts):
             field = f"file{n}" if "media" in more else part.kind
             files[field] = (part.name, stack.enter_context(part.file.path.open("rb")))
-        url = f"{URL}/bot{TOKEN}/{method}"
+        url = f"{URL}/bot{TOKEN.reveal()}/{method}"
         answer = await ctx.http.post(url, data=form | more, files=files, timeout=PATIENCE)
     if not answer.is_success and SECRET in answer.text:  # a proxy's page that quotes the address
         raise Retry(f"HTTP {answer.status_code} from something before Telegram")
@@ -195,7 +189,7 @@ def request(parts: list[Part], text: str) -> tuple[str, dict[str, str]]:
     """Choose the method, and what it takes beside address and files."""
     if not parts:
         return "sendMessage", {"text": text, "link_preview_options": '{"is_disabled":true}'}
-    caption = {"caption": cut(text, LONGEST_CAPTION)} if text else {}
+    caption = {"caption": cut(text, LONGEST_CAPTION, utf16=True)} if text else {}
     if len(parts) == 1:
         return f"send{parts[0].kind.capitalize()}", caption
     media = [{"type": part.kind, "media": f"attach://file{n}"} for n, part in enumerate(parts)]
@@ -208,8 +202,8 @@ def told(event: Event, links: list[str]) -> str:
     tail = ""
     for one in links:
         tail += f"\n{one}" if len(tail) + len(one) < LONGEST_MESSAGE - len(event.type) else ""
-    text = flag(event) + TEMPLATE.fill(event, clean).strip() or event.type
-    return cut(text, LONGEST_MESSAGE - len(tail)) + tail
+    text = event.prediction.warning(clean) + TEMPLATE.fill(event, clean).strip() or event.type
+    return cut(text, LONGEST_MESSAGE - len(tail), utf16=True) + tail
 
 
 def clean(text: str) -> str:
@@ -217,27 +211,9 @@ def clean(text: str) -> str:
     return text.replace("@", "@\N{WORD JOINER}")
 
 
-def cut(text: str, most: int) -> str:
-    """Cut what is too long, counted as Telegram does: by halves of what UTF-16 writes in two."""
-    raw = text.encode("utf-16-le")
-    return text if len(raw) <= 2 * most else raw[: 2 * most - 2].decode("utf-16-le", "ignore") + "…"
-
-
 def link(output: Output) -> str:
     """Link a result where it is kept, or else where it was made."""
-    linked = quote(output.address, safe=AS_THEY_ARE)
-    return linked if 0 < len(linked) < LONGEST_LINK else "(a result that has no address)"
-
-
-def flag(event: Event) -> str:
-    reason = event.prediction.flagged[:100].replace("_", " ")
-    return f"(flagged: {clean(reason)})\n" if reason else ""
-
-
-def named(event: Event, key: str, pattern: str) -> str:
-    """Read an id from the metadata, where there may be anything."""
-    found = re.fullmatch(pattern, str(event.prediction.metadata.get(key)), re.ASCII)
-    return found[0] if found else ""
+    return output.link(LONGEST_LINK) or "(a result that has no address)"
 
 
 def written(value: Any) -> str:

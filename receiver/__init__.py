@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from receiver.app import create_app
     from receiver.deliveries.attempt import Context
     from receiver.deliveries.fetch import Fetched
+    from receiver.deliveries.handler_settings import read_settings
     from receiver.deliveries.responses import expect
-    from receiver.deliveries.template import Template
+    from receiver.deliveries.template import Template, cut
+    from receiver.settings import Secret
 
 __version__ = "0.1.0"
 
@@ -24,20 +26,26 @@ __all__ = [
     "Output",
     "Prediction",
     "Retry",
+    "Secret",
     "Skip",
     "Stored",
     "Template",
     "create_app",
+    "cut",
     "expect",
     "on",
+    "read_settings",
 ]
 
 _LATE = {
     "Context": "receiver.deliveries.attempt",
     "Fetched": "receiver.deliveries.fetch",
+    "Secret": "receiver.settings",
     "Template": "receiver.deliveries.template",
     "create_app": "receiver.app",
+    "cut": "receiver.deliveries.template",
     "expect": "receiver.deliveries.responses",
+    "read_settings": "receiver.deliveries.handler_settings",
 }
 
 

@@ -63,7 +63,7 @@ from receiver.providers import NAMES, make_providers
 from receiver.providers.adapter import Provider, Streamed
 from receiver.providers.fal import read_jwks, read_meta
 from receiver.providers.published import published_keys
-from receiver.settings import SHORTEST_SECRET, Secret, Settings
+from receiver.settings import SHORTEST_SECRET, Secret, Settings, development
 from receiver.store.deliveries import ReplayResult
 from receiver.store.erasure import Erased
 from receiver.store.facade import Chore, Store
@@ -195,24 +195,31 @@ def _registry(handlers: Sequence[str | Callable[..., Any] | Handler]) -> Registr
 
 
 def _with_secrets(settings: Settings) -> Settings:
-    """In development, make up a secret key and keep it beside the database file.
-
-    A new one at each start would make strangers of the callbacks that are under way.
-    """
-    if settings.secret_keys:
+    """In development, make up the secrets that are missing."""
+    if not settings.dev:
         return settings
+    secret_keys = settings.secret_keys or (_made_up(settings),)
+    key = Secret(development.api_key(secret_keys[0].reveal()))
+    return replace(settings, secret_keys=secret_keys, api_keys=(*settings.api_keys, key))
+
+
+def _made_up(settings: Settings) -> Secret:
+    """Read the secret key beside the database file; make it up at the first start.
+
+    A new one at each start would refuse the callbacks that are under way.
+    """
     if settings.sqlite_path is None:
         raise StoreUnusable(
             "set RECEIVER_SECRET_KEY: processes that share PostgreSQL must share it too, and --dev "
             "makes one up for one process only"
         )
-    path = Path(f"{settings.sqlite_path}.dev-secret")
+    path = development.secret_file(settings)
     if not path.exists():
         _write_secret(path)
     text = path.read_text()
     if len(text) < SHORTEST_SECRET:
         raise StoreUnusable(f"{path} holds no secret: remove it, and start again")
-    return replace(settings, secret_keys=(Secret(text),))
+    return Secret(text)
 
 
 def _write_secret(path: Path) -> None:
@@ -327,7 +334,13 @@ class _Parts:
         return Worker(
             self.store,
             self.registry,
-            Tools(self.store.deliveries, self.outbound.submit, self.http, self.results, settings.max_chain),
+            Tools(
+                self.store.deliveries,
+                self.outbound.submit,
+                self.http,
+                self.results,
+                settings.max_chain,
+            ),
             self.gates,
             owner=self.owner,
             policy=policy,

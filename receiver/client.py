@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 
 from receiver.model.errors import ReceiverError
+from receiver.settings.development import find_api_key
+
+_HERE: Final = {"127.0.0.1", "::1", "localhost"}
 
 
 class ClientError(ReceiverError):
@@ -23,6 +27,8 @@ class Client:
     ) -> None:
         self._url = env.get("RECEIVER_URL", "http://127.0.0.1:8000").rstrip("/")
         key = env.get("RECEIVER_API_KEY", "")
+        if not key and urlsplit(self._url).hostname in _HERE:
+            key = find_api_key(env) or ""
         self._http = httpx.Client(
             base_url=self._url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -82,5 +88,9 @@ def _json(answer: httpx.Response) -> Any:
 
 def _say(status: int, body: Any) -> str:
     detail = body.get("detail", body) if isinstance(body, dict) else body
-    hint = " (set RECEIVER_API_KEY)" if status == httpx.codes.UNAUTHORIZED else ""
+    hint = (
+        " (set RECEIVER_API_KEY; for one that runs with --dev, be in its folder and environment)"
+        if status == httpx.codes.UNAUTHORIZED
+        else ""
+    )
     return f"{detail}{hint}"

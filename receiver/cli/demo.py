@@ -258,7 +258,7 @@ def _stage(home: Path, seconds: float) -> Iterator[_Stage]:
             }
         )
         url = stack.enter_context(_server(create_app(settings, ["save", "forward"]), port))
-        client = Client({"RECEIVER_URL": url})
+        client = Client({"RECEIVER_URL": url, "RECEIVER_DATABASE_URL": settings.database_url})
         stack.callback(client.close)
         yield _Stage(client, feed, sink)
 

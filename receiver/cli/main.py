@@ -41,9 +41,7 @@ Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
 Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1, max=100)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Dev = Annotated[
-    bool, typer.Option("--dev", help="Make up the secrets; let this machine in without a key.")
-]
+Dev = Annotated[bool, typer.Option("--dev", help="Make up the secrets, for your own machine.")]
 Id = Annotated[str, typer.Argument(metavar="ID")]
 HandlerName = Annotated[str, typer.Argument(metavar="HANDLER")]
 OfProvider = Annotated[str | None, typer.Option("--provider", help="Only of this provider.")]

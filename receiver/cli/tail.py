@@ -50,6 +50,8 @@ def follow(
                     if not event.data:
                         continue
                     after = event.id
+                    if event.event == "stream.open":
+                        continue
                     yield {"seq": int(event.id), "event": event.event, **_content(event.data)}
             reason = "the receiver ended the stream"
         except (httpx.HTTPError, SSEError) as error:

@@ -18,7 +18,7 @@ import httpx
 import msgspec
 import structlog
 
-from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, fetch
+from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, fetch_soon
 from receiver.deliveries.registry import Dead, Handler, Retry, Skip
 from receiver.model.retry import Failure, FailureKind
 from receiver.model.values import Mode, Output, Prediction, Stored
@@ -103,7 +103,7 @@ class Context:
     ) -> Any:
         """Download an output, guarded; gives a Fetched whose file lives as long as the attempt."""
         return self._call(
-            lambda: fetch(
+            lambda: fetch_soon(
                 self._tools.results,
                 output,
                 self._own_folder(),

@@ -16,14 +16,13 @@ import base64
 import codecs
 import hashlib
 import ipaddress
-import mimetypes
 import re
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import httpx
 import msgspec
@@ -50,19 +49,119 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     """Hex digest of the content."""
     content_type: str
     """As the first bytes show it; as was promised where they show nothing."""
+    file_name: str = ""
+    """As the provider, or the end of the URL, names it."""
 
     @property
     def extension(self) -> str:
-        """The usual end of such a file's name, without a dot.
+        """The usual end of such a file's name, without a dot; `bin` for a type we do not know.
 
-        Python does not know them all, nor is what it does not know harmless.
+        It does not depend on the machine's own table of types. A type that says little, as that of
+        a ZIP file, gives way to the end of the file's own name if that is one we know.
         """
-        known = mimetypes.guess_extension(self.content_type)
-        made_up = re.sub(r"\W", "", self.content_type.partition("/")[2])[:10]
-        return (known or made_up).removeprefix(".")
+        ending = self.file_name.rpartition(".")[2].lower()
+        if self.content_type in _VAGUE and ending in _ENDINGS:
+            return ending
+        return EXTENSIONS.get(self.content_type, "bin")
 
     def read(self) -> bytes:
         return self.path.read_bytes()
+
+
+EXTENSIONS: Final = {
+    "image/apng": "apng",
+    "image/avif": "avif",
+    "image/bmp": "bmp",
+    "image/gif": "gif",
+    "image/heic": "heic",
+    "image/heif": "heif",
+    "image/jpeg": "jpg",
+    "image/jpg": "jpg",
+    "image/jxl": "jxl",
+    "image/png": "png",
+    "image/svg+xml": "svg",
+    "image/tiff": "tiff",
+    "image/vnd.adobe.photoshop": "psd",
+    "image/vnd.radiance": "hdr",
+    "image/webp": "webp",
+    "image/x-exr": "exr",
+    "image/x-icon": "ico",
+    "video/3gpp": "3gp",
+    "video/matroska": "mkv",
+    "video/mp2t": "ts",
+    "video/mp4": "mp4",
+    "video/mpeg": "mpg",
+    "video/ogg": "ogv",
+    "video/quicktime": "mov",
+    "video/webm": "webm",
+    "video/x-m4v": "m4v",
+    "video/x-matroska": "mkv",
+    "video/x-msvideo": "avi",
+    "audio/aac": "aac",
+    "audio/aiff": "aiff",
+    "audio/flac": "flac",
+    "audio/m4a": "m4a",
+    "audio/matroska": "mka",
+    "audio/midi": "mid",
+    "audio/mp3": "mp3",
+    "audio/mp4": "m4a",
+    "audio/mpeg": "mp3",
+    "audio/ogg": "ogg",
+    "audio/opus": "opus",
+    "audio/wav": "wav",
+    "audio/wave": "wav",
+    "audio/webm": "weba",
+    "audio/x-flac": "flac",
+    "audio/x-m4a": "m4a",
+    "audio/x-matroska": "mka",
+    "audio/x-wav": "wav",
+    "model/3mf": "3mf",
+    "model/gltf+json": "gltf",
+    "model/gltf-binary": "glb",
+    "model/mtl": "mtl",
+    "model/obj": "obj",
+    "model/ply": "ply",
+    "model/stl": "stl",
+    "model/vnd.usdz+zip": "usdz",
+    "application/gzip": "gz",
+    "application/json": "json",
+    "application/mp4": "mp4",
+    "application/octet-stream": "bin",
+    "application/ogg": "ogg",
+    "application/pdf": "pdf",
+    "application/x-ndjson": "ndjson",
+    "application/x-safetensors": "safetensors",
+    "application/x-subrip": "srt",
+    "application/x-tar": "tar",
+    "application/xml": "xml",
+    "application/zip": "zip",
+    "text/css": "css",
+    "text/csv": "csv",
+    "text/html": "html",
+    "text/markdown": "md",
+    "text/plain": "txt",
+    "text/vtt": "vtt",
+    "text/xml": "xml",
+}
+"""How the names of files of a type end: of what models make, and of what comes beside it."""
+_VAGUE: Final = frozenset(
+    {
+        *("application/gzip", "application/json", "application/octet-stream", "application/xml"),
+        *("application/zip", "audio/ogg", "binary/octet-stream", "text/plain", "text/xml", ""),
+    }
+)
+_ENDINGS: Final = frozenset(
+    {
+        *EXTENSIONS.values(),
+        *("blend", "ckpt", "fbx", "gguf", "jpeg", "onnx", "pt", "pth", "spz", "splat", "toml"),
+        *("usd", "usda", "usdc", "yaml", "yml"),
+    }
+)
+"""What the name of a file may end with, however vague its type is; no program among them."""
+
+
+class NotThere(Dead):
+    """The result is gone, or has been made so lately that its store does not have it yet."""
 
 
 class ForbiddenAddress(httpx.RequestError):
@@ -155,6 +254,18 @@ def guarded_client(
     )
 
 
+async def fetch_soon(
+    client: httpx.AsyncClient, output: Output | str, folder: Path, *, max_bytes: int, seconds: float
+) -> Fetched:
+    """Fetch as `fetch` does, and again a moment later if the result is not there yet."""
+    for pause in _PAUSES:
+        try:
+            return await fetch(client, output, folder, max_bytes=max_bytes, seconds=seconds)
+        except NotThere:
+            await asyncio.sleep(pause)
+    return await fetch(client, output, folder, max_bytes=max_bytes, seconds=seconds)
+
+
 async def fetch(
     client: httpx.AsyncClient, output: Output | str, folder: Path, *, max_bytes: int, seconds: float
 ) -> Fetched:
@@ -173,8 +284,10 @@ async def fetch(
                 raise httpx.UnsupportedProtocol(f"{url[:40]!r} is no http(s) URL")
             if url.startswith("data:"):
                 promises = [_data_type(url), output.content_type or ""]
-                return await _save(_from_data_uri(url), folder, promises, max_bytes)
-            return await _download(client, url, folder, output.content_type or "", max_bytes)
+                file = await _save(_from_data_uri(url), folder, promises, max_bytes)
+            else:
+                file = await _download(client, url, folder, output.content_type or "", max_bytes)
+            return msgspec.structs.replace(file, file_name=output.file_name or _last_name(url))
     except _UNFIT as error:
         raise Dead(f"will not fetch: {error}") from error
 
@@ -189,21 +302,34 @@ _UNFIT: Final = (
 )
 _GONE: Final = frozenset({400, 401, 403, 404, 410})
 """A result that has expired, in the words of different stores."""
+_NOT_YET: Final = frozenset({403, 404})
+"""What a store or a CDN also says of a file that has only just been made."""
+_PAUSES: Final = (0.2, 1.0)
+"""Seconds before it is asked again."""
 
 
 async def _download(
     client: httpx.AsyncClient, url: str, folder: Path, promised: str, max_bytes: int
 ) -> Fetched:
     async with client.stream("GET", url) as answer:
-        if answer.status_code in _GONE:
-            raise Dead(f"the result is gone: HTTP {answer.status_code}")
-        answer.raise_for_status()
-        text = answer.headers.get("content-length", "")
-        declared = int(text) if text.isdecimal() else 0
-        if declared > max_bytes:
-            raise Dead(f"the result has {declared} bytes, more than {max_bytes}")
-        promises = [answer.headers.get("content-type", ""), promised]
-        return await _save(_whole(answer, declared), folder, promises, max_bytes)
+        return await _take(answer, folder, promised, max_bytes)
+
+
+async def _take(answer: httpx.Response, folder: Path, promised: str, max_bytes: int) -> Fetched:
+    if answer.status_code in _GONE:
+        kind = NotThere if answer.status_code in _NOT_YET else Dead
+        raise kind(f"the result is gone: HTTP {answer.status_code}")
+    answer.raise_for_status()
+    text = answer.headers.get("content-length", "")
+    declared = int(text) if text.isdecimal() else 0
+    if declared > max_bytes:
+        raise Dead(f"the result has {declared} bytes, more than {max_bytes}")
+    promises = [answer.headers.get("content-type", ""), promised]
+    return await _save(_whole(answer, declared), folder, promises, max_bytes)
+
+
+def _last_name(url: str) -> str:
+    return "" if url.startswith("data:") else urlsplit(url).path.rpartition("/")[2]
 
 
 async def _whole(answer: httpx.Response, declared: int) -> AsyncIterator[bytes]:
@@ -358,6 +484,8 @@ _SIGNATURES: Final = tuple(
         (rb"ID3[\x02-\x04]|\xff[\xe2-\xe5\xf2-\xf5\xfa-\xfd]" + _MPEG_RATES, "audio/mpeg"),
         (rb"\xff[\xf0\xf1\xf8\xf9]" + _AAC_RATES, "audio/aac"),
         (rb"glTF[\1\2]\0\0\0", "model/gltf-binary"),
+        (rb"ply\r?\nformat ", "model/ply"),
+        (rb".{7}\0\{\s*\"", "application/x-safetensors"),
         (rb"PK(?:\x03\x04|\x05\x06|\x07\x08)", "application/zip"),
         (rb"\x1f\x8b\x08", "application/gzip"),
         (rb"%PDF-", "application/pdf"),

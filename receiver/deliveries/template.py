@@ -11,6 +11,19 @@ from typing import Any, Final
 from receiver.model.values import Event, Output
 
 
+def cut(text: str, longest: int, *, partial: str = "", utf16: bool = False) -> str:
+    """Shorten a text to `longest` characters, with … as the last one.
+
+    `partial` is a regular expression of what must not be left at the end, as half of an escape.
+    `utf16`: some services count what UTF-16 writes in two units as two characters.
+    """
+    raw = text.encode("utf-16-le", "surrogatepass") if utf16 else b""
+    if max(len(text), len(raw) // 2) <= longest:
+        return text
+    short = raw[: 2 * longest - 2].decode("utf-16-le", "ignore") if utf16 else text[: longest - 1]
+    return (re.sub(f"(?:{partial})$", "", short) if partial else short) + "…"
+
+
 def _urls(event: Event) -> list[str]:
     found = (_address(output) for output in event.prediction.output or [])
     return [url for url in found if url]

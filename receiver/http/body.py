@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import Any, Final, TypeVar
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from receiver.model.errors import Problem
 
@@ -45,12 +45,15 @@ SLOWEST: Final = 60.0
 """… and so many at the most; a provider's own patience is shorter."""
 
 
-async def read_body(receive: Receive, most: int, *, keep: bool = True) -> bytes:
+async def read_body(scope: Scope, receive: Receive, most: int, *, keep: bool = True) -> bytes:
     """Read a request's body, counting while it streams; raise TooLarge at the first byte over.
 
-    Raises TooSlow for a body that trickles, and Disconnected. Without `keep` it is only counted: a
-    stranger's bytes need no memory.
+    A body that is announced as larger is refused before it is asked for, so that a sender who waits
+    for `100 Continue` keeps it. Raises TooSlow for a body that trickles, and Disconnected. Without
+    `keep` it is only counted: a stranger's bytes need no memory.
     """
+    if _announced(scope["headers"]) > most:
+        raise TooLarge
     chunks: list[bytes] = []
     size = 0
     begun = asyncio.get_running_loop().time()
@@ -73,10 +76,18 @@ async def read_body(receive: Receive, most: int, *, keep: bool = True) -> bytes:
         raise TooSlow from None
 
 
+def _announced(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Read how long a body is to be; 0 where that is not said."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            return int(value[:20])  # of more digits than that these are too many already
+    return 0
+
+
 async def whole_body(request: Request, most: int) -> bytes:
     """Read a request's body; raise a Problem where that is not to be had."""
     try:
-        return await read_body(request.receive, most)
+        return await read_body(request.scope, request.receive, most)
     except TooSlow:
         raise Problem(408, "too-slow", "the body came too slowly") from None
     except TooLarge:
@@ -145,9 +156,11 @@ def free(request: Request, prefix: str) -> dict[str, str]:
 
 def wishes(request: Request, kind: type[Asked]) -> Asked:
     """Read the headers that a struct describes; any others are none of its business."""
-    headers = request.headers
-    names = (field.encode_name for field in msgspec.structs.fields(kind))
-    return _read({name: headers[name] for name in names if name in headers}, kind)
+    values = {}
+    for name in (field.encode_name for field in msgspec.structs.fields(kind)):
+        if given := dict.fromkeys(request.headers.getlist(name)):
+            values[name] = ", ".join(given)  # as RFC 9110 puts together what comes in parts
+    return _read(values, kind)
 
 
 def named(request: Request, name: str, kind: Any, refusal: Problem) -> str:

@@ -63,6 +63,12 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
     until: int
 
 
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """Begins every stream, so that a reader who has heard nothing yet has a place to go on from."""
+
+    at: int
+
+
 class StreamFilter(msgspec.Struct, frozen=True, kw_only=True):
     """What a reader wants to hear of; what is not given is everything."""
 
@@ -224,6 +230,7 @@ class LiveStream:
             until = cut if after < cut else end
             yield frame("stream.gap", until, Gap(after=after, until=until))
             after = until
+        yield frame("stream.open", after, Opened(at=after))
         await self._following.wait()
         while self._position is not None and after < self._position:
             moves, after = await self._journal.page(after, self._position)

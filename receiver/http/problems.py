@@ -58,7 +58,7 @@ PROBLEMS: Final = {
     "not-retryable": (409, "the delivery is running or done"),
     "unconfirmed": (409, "the submit got no answer, so there is no provider's id to cancel by"),
     "too-large": (413, "the body is larger than RECEIVER_MAX_BODY_BYTES"),
-    "unsupported-media-type": (415, "the Content-Type is not application/json"),
+    "unsupported-media-type": (415, "the body is not application/json, or it is compressed"),
     "invalid-request": (422, "a parameter or a field is unfit; the detail says which"),
     "unknown-provider": (422, "there is no such provider"),
     "provider-off": (422, "the provider has no API key here"),

@@ -24,6 +24,9 @@ _UNANSWERED: Final = 499
 _ID: Final = re.compile(r"(pred|evt|dlv)_[0-9a-z]{1,64}", re.ASCII)
 _KINDS: Final = {"pred": "prediction", "evt": "event_id", "dlv": "delivery"}
 _LONGEST_METHOD: Final = 16
+IS_GONE: Final = "receiver.is_gone"
+"""An extension of ASGI's scope by our own server: whether what is sent reaches nobody any more."""
+_TOKEN: Final = re.compile(r"(/webhooks/[^/]*/).+", re.DOTALL)
 
 
 def about(scope: Scope, **fields: Any) -> None:
@@ -52,12 +55,13 @@ class Requests:
             return
         name = f"req_{self._process}{next(self._count):08x}"
         scope[_ABOUT] = {"request": name}
-        exchange = _Exchange(receive, send, name.encode())
+        exchange = _Exchange(scope, receive, send, name.encode())
         began = time.perf_counter()
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
             exchange.status = exchange.status or 500  # as it will be answered
+            _hide_token(scope)
             raise
         finally:
             self._tell(scope, exchange, time.perf_counter() - began)
@@ -67,7 +71,7 @@ class Requests:
         fields["method"] = scope["method"][:_LONGEST_METHOD]
         fields["seconds"] = round(seconds, 4)
         fields["client"] = client_of(scope)
-        fields["bytes"] = exchange.received
+        fields["bytes"] = exchange.received or 0
         fields["sent"] = exchange.sent
         if "id" in (params := scope.get("path_params") or {}):
             fields.update(_id(params["id"]))
@@ -80,33 +84,68 @@ class Requests:
 class _Exchange:
     """What goes to and fro in one request, measured."""
 
-    __slots__ = ("_name", "_receive", "_send", "complete", "received", "sent", "status")
+    __slots__ = (
+        "_is_gone",
+        "_name",
+        "_receive",
+        "_scope",
+        "_send",
+        "complete",
+        "received",
+        "sent",
+        "status",
+    )
 
-    def __init__(self, receive: Receive, send: Send, name: bytes) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, name: bytes) -> None:
+        self._scope = scope
         self._receive = receive
         self._send = send
         self._name = name
+        # Taken out, as it would tie the scope to itself.
+        self._is_gone = scope.get("extensions", {}).pop(IS_GONE, lambda: False)
         self.status = 0
-        self.received = 0
+        self.received: int | None = None
+        """Bytes of the body; None: it was not asked for."""
         self.sent = 0
         self.complete = False
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self.received += len(message.get("body", b""))
+        self.received = (self.received or 0) + len(message.get("body", b""))
         return message
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
+        """Send, and count what was not dropped."""
+        begins = message["type"] == "http.response.start"
+        if begins:
+            _hide_token(self._scope)
             # Made anew, as some answers are made once for all requests.
             headers = [*message.get("headers", ()), (b"x-request-id", self._name)]
+            if self.received is None and _expects(self._scope["headers"]):
+                # Nobody knows whether its body will come after all (RFC 9110, 10.1.1).
+                headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
-            await self._send(message)
-            return
         await self._send(message)
-        self.sent += len(message.get("body", b""))
-        self.complete = not message.get("more_body", False)
+        if self._is_gone():
+            return
+        if begins:
+            self.status = message["status"]
+        else:
+            self.sent += len(message.get("body", b""))
+            self.complete = not message.get("more_body", False)
+
+
+def _expects(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"expect" for name, _ in headers)
+
+
+def _hide_token(scope: Scope) -> None:
+    """Take a callback's token out of the path, which other servers write into their access logs."""
+    if "/webhooks/" not in scope["path"]:
+        return
+    scope["path"] = _TOKEN.sub(r"\1...", scope["path"])
+    if raw := scope.get("raw_path"):
+        scope["raw_path"] = _TOKEN.sub(r"\1...", raw.decode("latin-1")).encode("latin-1")
 
 
 def _id(text: str) -> dict[str, str]:

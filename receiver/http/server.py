@@ -8,16 +8,22 @@ import resource
 import socket
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
+import httptools
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from receiver.http.problems import problem_body
+from receiver.http.request_log import IS_GONE
 
 _STOP: Final = 2
 """Seconds that open requests get to end when we stop; handlers get their own time after that."""
@@ -28,12 +34,18 @@ _MOST_HEADERS: Final = 100
 _LONGEST_URL: Final = 8 * 1024
 _SLOWEST_HEAD: Final = 20.0
 """Seconds a request's line and headers may take, and a connection may be silent at first."""
-_UNHEARD: Final = 2.0
+_UNHEARD: Final = 5.0
 """Seconds for the rest of a request that was answered already: a reset would lose the answer."""
+_MOST_DISCARDED: Final = 64 * 1024 * 1024
+"""Bytes of it that are dropped in that time."""
+_WATCH_EVERY: Final = 1.0
+_KEEP_ALIVE: Final = 620
+"""Seconds a connection may be idle between requests: longer than any proxy keeps it before us, or
+the proxy's next request could meet our close. Google's load balancer has the longest, 600."""
 _LEAST_PATIENCE: Final = 1.0
 """Seconds that even a crowd leaves each connection."""
 _REFUSALS: Final = {
-    400: ("invalid-request", "this is no HTTP request"),
+    400: ("invalid-request", "this is no HTTP/1.1 request, or asks for a proxy"),
     414: ("uri-too-long", f"the URL has more than {_LONGEST_URL} bytes"),
     431: (
         "headers-too-large",
@@ -76,6 +88,22 @@ class _Refused(Exception):
     """Ends a request whose head is too much."""
 
 
+class _Transport:
+    """A transport as uvicorn has it, but for its end: the protocol decides how to close it."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: Protocol) -> None:
+        self._transport = transport
+        self.write = transport.write
+        self.close = protocol.close_lingering
+        self._protocol = protocol
+
+    def is_closing(self) -> bool:
+        return self._protocol.is_lingering or self._transport.is_closing()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Protocol(HttpToolsProtocol):
     """HTTP with bounds on what uvicorn lets be endless.
 
@@ -83,37 +111,113 @@ class Protocol(HttpToolsProtocol):
     bounded in size and number; its head is bounded in time, and so is what follows an answer that
     did not wait for the end of the request. Bodies are timed where they are read. Whoever asks and
     does not read the answer is cut off.
+
+    Requests are answered in their order. Where no further one can come (the client half-closed the
+    connection, or sent what is no HTTP), those before it are still answered, and then it is closed.
     """
 
     def __init__(self, *given: Any, waited: Waited, **more: Any) -> None:
         super().__init__(*given, **more)
         self._waited = waited
+        self._wire: asyncio.Transport
+        """The transport itself."""
         self._beside = 0
         """Bytes of this request beside its body, which earns it as many more as it has itself."""
+        self._discarded = 0
+        """Bytes that came after the answer, or after the last request."""
         self._in_head = True
         """Its line and headers are awaited, or under way."""
         self._in_request = False
-        self._refusal = 400
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        """Requests whose answers are not complete; the first is being answered."""
+        self._no_more_requests = False
+        """There will be no further request."""
+        self._at_eof = False
+        """There will be no further bytes."""
+        self.is_lingering = False
+        """The last answer is written; what still comes is dropped, for a while."""
+        self._refusal: int | None = 400
+        """What is said in the end to a client that sent no request, or half of one."""
         self._patience: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
+        self._watch_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._wire = transport
+        super().connection_made(_Transport(transport, self))  # type: ignore[arg-type] # is like one
         self._await_bytes(_SLOWEST_HEAD)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_patience()
         self._stop_unread()
+        self._unset_keepalive_if_required()
+        if self._watch_timer is not None:
+            self._watch_timer.cancel()
         self._waited.drop(self)
+        for cycle in self._unanswered:  # uvicorn tells the last one only
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._beside += len(data)
-        super().data_received(data)
-        if self._beside > _LARGEST_HEAD or len(self.headers or ()) > _MOST_HEADERS:
-            self._have_enough()
+        self._unset_keepalive_if_required()
+        if self._no_more_requests:
+            self._discarded += len(data)
+        else:
+            self._beside += len(data)
+            try:
+                self._feed(memoryview(data))
+            except httptools.HttpParserError:
+                self._end_requests(self._refusal)
+        if self._discarded > _MOST_DISCARDED:
+            self.give_up()
+        elif self._no_more_requests:
+            return
+        elif self._beside > _LARGEST_HEAD or len(self.headers or ()) > _MOST_HEADERS:
+            # In its head that can still be said.
+            self._end_requests(431 if self._in_head and self._in_request else None)
         elif self._in_head and self._patience is None:
             self._await_bytes(_SLOWEST_HEAD)
+
+    def _feed(self, data: memoryview) -> None:
+        """Parse what came; an offer to upgrade is not taken, so its request is one like others.
+
+        The parser ends the message with the head of such a request, whatever body follows. A new
+        one gets the head once more without the offer, and goes on from there.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                data = data[offer.args[0] :]
+            else:
+                return
+            version = self.parser.get_http_version().encode()
+            line = b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)
+            kept = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self.parser.feed_data(b"\r\n".join([line, *kept, b"", b""]))
+
+    def eof_received(self) -> bool:  # type: ignore[override] # uvicorn closes in any case
+        """Hear that the client has said all; it may still read."""
+        self._at_eof = True
+        if not self._no_more_requests:
+            self._end_requests(None)
+        if not self._unanswered or self.is_lingering:
+            return False
+        self._watch()
+        return True
+
+    def _watch(self) -> None:
+        """Look now and then whether a client that has said all is still there.
+
+        No loop tells of a reset once the input has ended.
+        """
+        if self._wire.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._wire.abort()
+        else:
+            self._watch_timer = self.loop.call_later(_WATCH_EVERY, self._watch)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -121,26 +225,44 @@ class Protocol(HttpToolsProtocol):
         self._waited.add(self)
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":  # no offer: nothing but a tunnel would do
+                raise _Refused
+            return  # it comes again, without the offer
         self._end_patience()
         if len(self.url) > _LONGEST_URL:
-            self._refusal = 414
-            raise _Refused
-        size = sum(len(name) + len(value) for name, value in self.headers)
+            self._refuse(414)
+        size = 0
+        for name, value in self.headers:
+            size += len(name) + len(value)
+            if name == b"transfer-encoding" and value.lower() != b"chunked":
+                raise _Refused  # the parser takes "gzip, chunked", and leaves it zipped
         if len(self.headers) > _MOST_HEADERS or size > _LARGEST_HEAD:
-            self._refusal = 431
-            raise _Refused
+            self._refuse(431)
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # which HTTP/1.0 does not know
         super().on_headers_complete()
+        self._in_head = False
+        self.headers = []  # trailers are not the app's: a proxy adds what it knows before them
+        cycle = self.cycle
+        self.scope["extensions"] = {IS_GONE: lambda: cycle.disconnected}  # type: ignore[dict-item]
+        self._unanswered.append(cycle)
+
+    def _refuse(self, status: int) -> NoReturn:
+        self._refusal = status
+        raise _Refused
 
     def on_body(self, body: bytes) -> None:
         self._beside -= 2 * len(body)
+        if self.cycle.response_complete:
+            self._discarded += len(body)
         super().on_body(body)
 
     def pause_writing(self) -> None:
         """Hear that more waits for the reader than it should: it gets a while to take some."""
         super().pause_writing()
         if self._unread is None:
-            self._unread = self.loop.call_later(_SLOWEST_READ, self.transport.abort)
+            self._unread = self.loop.call_later(_SLOWEST_READ, self._wire.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -152,51 +274,97 @@ class Protocol(HttpToolsProtocol):
             self._unread = None
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._in_request = False
-        self._beside = 0
+        self._beside = self._discarded = 0
         self._waited.drop(self)
         if self.cycle.response_complete:  # and uvicorn's patience with the next one has ended
             self._in_head = True
             self._await_bytes(_SLOWEST_HEAD)
 
     def on_response_complete(self) -> None:
+        self._unanswered.popleft()
         super().on_response_complete()
-        if self.transport.is_closing() or not self.cycle.response_complete:
-            return  # or the next request is under way already
-        if self._in_request:
+        if self.transport.is_closing():
+            return
+        if self._no_more_requests:
+            self._close_when_answered()
+        elif not self.cycle.response_complete:
+            return  # the next request is under way already
+        elif self._in_request:
             self._await_bytes(_UNHEARD)
         else:
             self._in_head = True
             self._waited.add(self)  # as long as uvicorn lets a connection be idle
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's shape
-        """Refuse what is no request, or too much of one."""
-        kind, why = _REFUSALS[self._refusal]
-        body = problem_body(self._refusal, kind, why)
-        head = (
-            STATUS_LINE[self._refusal] + b"content-type: application/problem+json\r\n"
-            b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        )
-        self.transport.write(head + body)
-        self.give_up()
+    def _end_requests(self, refusal: int | None) -> None:
+        """Take no further request; answer those that came whole, then refuse what did not."""
+        self._no_more_requests = True
+        self._end_patience()
+        self._waited.drop(self)
+        self._refusal = refusal
+        if self._in_request and not self._in_head:
+            if self.cycle.response_started:
+                self._refusal = None
+            self._abandon()
+        self._close_when_answered()
 
-    def _have_enough(self) -> None:
-        """End a request that goes on and on beside its body; in its head that can still be said."""
-        if self._in_head and self._in_request:
-            self._refusal = 431
-            self.send_400_response("")
-        else:
+    def _abandon(self) -> None:
+        """Let go of the last request, as the rest of it will not come."""
+        if self.cycle.response_complete:
+            return
+        self._unanswered.pop()
+        if self.pipeline and self.pipeline[0][0] is self.cycle:
+            self.pipeline.popleft()
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+
+    def _close_when_answered(self) -> None:
+        """Close the connection, once everything before the end of its input is answered."""
+        if self._unanswered:
+            return
+        if self._refusal is not None:
+            kind, why = _REFUSALS[self._refusal]
+            body = problem_body(self._refusal, kind, why)
+            head = (
+                STATUS_LINE[self._refusal] + b"content-type: application/problem+json\r\n"
+                b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+            )
+            self._wire.write(head + body)
+        self.close_lingering()
+
+    def close_lingering(self) -> None:
+        """Close the connection so that the client hears what was said to it last.
+
+        Where it is still sending, a plain close would reset the connection, and a reset may destroy
+        the answer on its way. So what comes is dropped, for a while (RFC 9112, 9.6).
+        """
+        if self.transport.is_closing():
+            return
+        if self._at_eof or not (self._no_more_requests or self._in_request):
             self.give_up()
+            return
+        if self._in_request and not self._no_more_requests:
+            self._abandon()
+        self.is_lingering = self._no_more_requests = True
+        self._wire.write_eof()
+        self.flow.resume_reading()
+        self._await_bytes(_UNHEARD)
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: strangers would write our log."""
+    def shutdown(self) -> None:
+        """End at once what waits for nothing but more bytes, as the server stops."""
+        if self.is_lingering or not self._unanswered:
+            self.give_up()
+        else:
+            super().shutdown()
 
     def give_up(self) -> None:
         """Close the connection; what was written is still sent."""
         self._end_patience()
         self._waited.drop(self)
-        self.transport.close()
+        self._wire.close()
 
     def _await_bytes(self, seconds: float) -> None:
         self._end_patience()
@@ -234,6 +402,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,  # the app does it, by RECEIVER_TRUSTED_PROXIES
                 server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE,
                 timeout_graceful_shutdown=_STOP,
                 ws="none",
                 lifespan="on",

@@ -127,7 +127,7 @@ class WebhookRoute:
         try:
             if made is not None:
                 await self._sources.check(provider, client_of(scope))
-            body = await read_body(receive, self._most, keep=made is not None)
+            body = await read_body(scope, receive, self._most, keep=made is not None)
             taken = await self._prove(scope, provider, made, body)
         except Unproved as error:
             reason = error.reason

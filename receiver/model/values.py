@@ -5,9 +5,12 @@ Times are `datetime` in UTC wherever a user sees them and unix seconds (float) i
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
+from urllib.parse import quote
 
 import msgspec
 
@@ -77,6 +80,14 @@ class Output(Value, frozen=True, omit_defaults=True, kw_only=True):
         both = (kept, self.url or "")
         return next((url for url in both if url.startswith(("http://", "https://"))), "")
 
+    def link(self, longest: int) -> str:
+        """Return `address` with all escaped that a text could read otherwise.
+
+        Empty where there is none, or none of at most `longest` characters.
+        """
+        linked = quote(self.address, safe=":/?#[]@!$&'()*+,;=%~")
+        return linked if len(linked) <= longest else ""
+
 
 ErrorCode = Literal[
     "rejected", "provider_error", "content_policy", "timeout", "expired", "unconfirmed", "canceled"
@@ -122,6 +133,22 @@ class Prediction(Value, frozen=True, kw_only=True):
         stored = [output.stored for output in self.output or [] if output.stored]
         reasons = [*(kept.flagged for kept in stored), self.metadata.get("flagged")]
         return next((str(reason) for reason in reasons if reason), "")
+
+    def warning(self, clean: Callable[[str], str] = str) -> str:
+        """Return a line like `(flagged: all black)` for the top of a message, or nothing.
+
+        `clean` is applied to the reason, which may come from outside.
+        """
+        reason = self.flagged[:100].replace("_", " ")
+        return f"(flagged: {clean(reason)})\n" if reason else ""
+
+    def named(self, key: str, pattern: str) -> str:
+        """Return the value that the metadata has as `key` if all of it matches `pattern` (ASCII).
+
+        Empty otherwise: metadata may hold anything.
+        """
+        found = re.fullmatch(pattern, str(self.metadata.get(key)), re.ASCII)
+        return found[0] if found else ""
 
 
 class Ticket(Value, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -128,7 +129,7 @@ class Settings:
     @classmethod
     def look(cls, env: Mapping[str, str]) -> tuple[Settings, list[str], set[str]]:
         """Read what can be read; tell also all problems, and the names that there are."""
-        reader = _Reader(env)
+        reader = Reader(env)
         settings = _read(reader)
         told = any(problem.startswith("RECEIVER_SECRET_KEY") for problem in reader.problems)
         if not settings.secret_keys and not settings.dev and not told:
@@ -139,7 +140,7 @@ class Settings:
         return settings, reader.problems, reader.names
 
 
-class _Reader:
+class Reader:
     """Take values out of a mapping and collect what is wrong with them."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
@@ -148,19 +149,47 @@ class _Reader:
         self.names: set[str] = set()
         """Every name that was asked for."""
 
-    def get(self, name: str, parse: Callable[[str], T], default: D) -> T | D:
+    def get(
+        self,
+        name: str,
+        parse: Callable[[str], T],
+        default: D,
+        *,
+        as_text: str | None = "",
+        says: str = "",
+        at: str = "",
+    ) -> T | D:
+        """Return what a value means; `default` where it is not set or wrong.
+
+        `as_text`: a default that is parsed too; None: there must be a value. `says` and `at` go
+        into problems of handlers' settings: what it is, and where it is read.
+        """
         self.names.add(name)
-        text = self._env.get(name, "").strip()
-        if not text:
+        text = self._env.get(name, "").strip() or as_text
+        if text is None:
+            self.problems.append(f"{at}needs {name} as {says}")
+            return default
+        if not text and not at:
             return default
         try:
-            return parse(text)
+            return _unquoted(parse, text)
         except ValueError as error:
-            self.problems.append(f"{name}: {error}")
+            self.problems.append(f"{at}{name}{' ' if at else ': '}{error}")
             return default
 
 
-def _read(env: _Reader) -> Settings:
+def _unquoted(parse: Callable[[str], T], text: str) -> T:
+    """Parse a text, without the quotes that some env files keep where it is wrong with them."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+            with contextlib.suppress(ValueError):
+                return parse(text[1:-1].strip())
+        raise error from None
+
+
+def _read(env: Reader) -> Settings:
     return Settings(
         secret_keys=env.get("RECEIVER_SECRET_KEY", _strong_secrets, ()),
         api_keys=env.get("RECEIVER_API_KEYS", _secrets, ()),
@@ -172,11 +201,11 @@ def _read(env: _Reader) -> Settings:
         limit_callbacks_per_minute=env.get("RECEIVER_LIMIT_CALLBACKS_PER_MINUTE", _limit, None),
         limit_api_per_minute=env.get("RECEIVER_LIMIT_API_PER_MINUTE", _limit, None),
         trusted_proxies=env.get("RECEIVER_TRUSTED_PROXIES", _proxies, LOOPBACK),
-        poll_after=env.get("RECEIVER_POLL_AFTER", _seconds, None),
-        prediction_timeout=env.get("RECEIVER_PREDICTION_TIMEOUT", _seconds, 3600.0),
+        poll_after=env.get("RECEIVER_POLL_AFTER", seconds, None),
+        prediction_timeout=env.get("RECEIVER_PREDICTION_TIMEOUT", seconds, 3600.0),
         retry_attempts=env.get("RECEIVER_RETRY_ATTEMPTS", _whole, 10),
-        retry_base=env.get("RECEIVER_RETRY_BASE", _seconds, 2.0),
-        retry_cap=env.get("RECEIVER_RETRY_CAP", _seconds, 3600.0),
+        retry_base=env.get("RECEIVER_RETRY_BASE", seconds, 2.0),
+        retry_cap=env.get("RECEIVER_RETRY_CAP", seconds, 3600.0),
         breaker_failures=env.get("RECEIVER_BREAKER_FAILURES", _limit, 20),
         max_chain=env.get("RECEIVER_MAX_CHAIN", _whole, 10),
         retention=env.get("RECEIVER_RETENTION_DAYS", _days, {}),
@@ -220,7 +249,7 @@ _URL_NAMES = {
 
 
 def _provider(
-    env: _Reader,
+    env: Reader,
     prefix: str,
     key_name: str,
     *,
@@ -246,7 +275,7 @@ def _provider(
 _OTLP = {"": "otlp_proto_http", "http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
 
-def _trace_exporters(env: _Reader) -> tuple[str, ...] | None:
+def _trace_exporters(env: Reader) -> tuple[str, ...] | None:
     """Read what OpenTelemetry has a standard for, but for its protocol where none is named."""
     if env.get("OTEL_SDK_DISABLED", str.lower, "") == "true":
         return None
@@ -354,7 +383,8 @@ def _sources(text: str) -> tuple[Network, ...] | Literal["meta"]:
     return "meta" if text.lower() == "meta" else _networks(text)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Read a number of seconds above 0."""
     try:
         number = float(text)
     except ValueError:

@@ -928,3 +928,34 @@ async def test_an_answer_is_not_read_beyond_its_size(tmp_path: Path) -> None:
 
 def test_a_forbidden_address_is_an_error_of_the_request() -> None:
     assert issubclass(ForbiddenAddress, httpx.RequestError)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "ending"),
+    [
+        ("image/webp", "", "webp"),
+        ("image/jxl", "", "jxl"),
+        ("image/avif", "", "avif"),
+        ("image/heic", "", "heic"),
+        ("video/x-matroska", "", "mkv"),
+        ("video/quicktime", "", "mov"),
+        ("audio/flac", "", "flac"),
+        ("audio/ogg", "", "ogg"),
+        ("audio/ogg", "voice.opus", "opus"),
+        ("audio/mp4", "", "m4a"),
+        ("model/gltf-binary", "", "glb"),
+        ("application/zip", "chair.usdz", "usdz"),
+        ("application/octet-stream", "lora.safetensors", "safetensors"),
+        ("application/octet-stream", "setup.exe", "bin"),
+        ("text/plain", "chair.OBJ", "obj"),
+        ("application/json", "scene.gltf", "gltf"),
+        ("image/png", "really.jpg", "png"),
+        ("application/x-made-up", "a.b", "bin"),
+    ],
+)
+def test_the_end_of_a_name_is_the_same_on_every_machine(
+    monkeypatch: pytest.MonkeyPatch, kind: str, name: str, ending: str
+) -> None:
+    monkeypatch.setattr("mimetypes.guess_extension", lambda *_, **__: ".wrong")
+    file = Fetched(path=Path("x"), size=1, sha256="0", content_type=kind, file_name=name)
+    assert file.extension == ending

@@ -250,6 +250,14 @@ def test_what_is_gone_or_too_large_is_linked(receiver_kit: Kits, discord: Discor
     assert note(delivered, "discord").count("\n") == 3
 
 
+def test_an_empty_file_is_linked(receiver_kit: Kits, discord: Discord) -> None:
+    url = discord.put("empty", b"")
+    delivered = receiver_kit(DISCORD, online=True).deliver(make_event(output=[url]))
+    [post] = discord.posts
+    assert (post["files"], post["content"].strip()) == ([], url)
+    assert note(delivered, "discord") == "output 0: it is empty"
+
+
 def test_links_that_do_not_fit_go(receiver_kit: Kits, discord: Discord) -> None:
     urls = [f"{discord.url}/gone/{n}{'a' * 900}" for n in range(4)]
     receiver_kit(DISCORD, online=True).deliver(make_event(output=urls))

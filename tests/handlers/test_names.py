@@ -14,7 +14,7 @@ README: Final = (HANDLERS.parent / "README.md").read_text()
 def test_every_one_can_be_named_on_the_command_line() -> None:
     project = tomllib.loads((HANDLERS.parent / "pyproject.toml").read_text())["project"]
     offered = project["entry-points"]["receiver.handlers"]
-    assert offered == {name: f"handlers.{name}" for name in NAMES}
+    assert offered == {name: f"receiver_handlers.{name}" for name in NAMES}
 
 
 def test_every_one_is_registered_by_the_name_of_its_file() -> None:

@@ -255,7 +255,7 @@ def test_a_template_sorts_results_into_folders(
     event = make_event(output=[A], metadata={"user": "Ann Ü"})
     delivered = save(receiver_kit, event, {A: PNG})
     year = f"{delivered.prediction.completed_at:%Y}"
-    assert list(contents(folder)) == [f"fal/fal-ai-nano-banana/Ann-/{year}/0.png"]
+    assert list(contents(folder)) == [f"fal/fal-ai-nano-banana/Ann-Ü/{year}/0.png"]
 
 
 @pytest.mark.parametrize(
@@ -282,6 +282,105 @@ def test_what_cannot_be_meant_is_refused_at_load(
     monkeypatch.setenv(name, value)
     with pytest.raises(HandlerError, match=r"save\.py"):
         receiver_kit(built_in("save"))
+
+
+def stored_urls(delivered: Delivered) -> list[str]:
+    return [output.stored.url for output in delivered.prediction.output or [] if output.stored]
+
+
+def test_a_file_never_replaces_another_and_comes_again_under_its_own_name(
+    receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAVE_NAME", "{prompt}.{extension}")
+    kit = receiver_kit(built_in("save"), files={A: PNG, B: BLACK["png"]})
+    first = kit.deliver(make_event(output=[A, B, A]))
+    second = kit.deliver(make_event(output=[B]))
+    names = {
+        "a-lighthouse.png": PNG,
+        f"a-lighthouse-{sha(BLACK['png'])[:12]}.png": BLACK["png"],
+    }
+    assert contents(folder) == names
+    urls = [(folder / name).as_uri() for name in names]
+    assert stored_urls(first) == [*urls, urls[0]]
+    assert stored_urls(second) == [urls[1]]
+    for delivered in (first, second):
+        kit.replay(delivered)
+    assert contents(folder) == names
+
+
+def test_prompts_in_any_script_give_names_of_their_own(
+    receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAVE_NAME", "{prompt}-{number}.{extension}")
+    kit = receiver_kit(built_in("save"), files={A: PNG})
+    prompts = ["一只猫", "猫二", "\N{CAT FACE}", "\N{DOG FACE}", "Cafe\u0301", "a\u202eb", "x: y/z"]
+    for prompt in prompts:
+        kit.deliver(make_event(output=[A], input={"prompt": prompt}))
+    said = ["一只猫", "猫二", "\N{CAT FACE}", "\N{DOG FACE}", "Caf\xe9", "a-b", "x-y-z"]
+    assert sorted(contents(folder)) == sorted(f"{name}-0.png" for name in said)
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "name"),
+    [
+        ("a//b/./{number}.png", "", "a/b/0.png"),
+        ("/{number}.png", "", "0.png"),
+        ("{prompt}", "con.x", "_con.x"),
+        ("{prompt}/AUX", "a", "a/_AUX"),
+        ("{prompt}. ", "a", "a"),
+        ('a:b*"{number}', "", "a-b-0"),
+        ("{prompt}{prompt}{prompt}.png", "猫" * 99, "猫" * 78 + ".png"),
+        ("{prompt}/{number}", "..", "_/0"),
+    ],
+)
+def test_odd_names_are_made_fit_for_every_file_system(
+    receiver_kit: Kits,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    template: str,
+    prompt: str,
+    name: str,
+) -> None:
+    monkeypatch.setenv("SAVE_NAME", template)
+    event = make_event(output=[A], input={"prompt": prompt})
+    assert save(receiver_kit, event, {A: PNG}).delivery.state == "done"
+    assert contents(folder) == {name: PNG}
+
+
+def test_a_file_system_without_links_will_do(
+    receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", link)
+    monkeypatch.setenv("SAVE_NAME", "one.{extension}")
+    kit = receiver_kit(built_in("save"), files={A: PNG, B: BLACK["png"]})
+    kit.deliver(make_event(output=[A, B, A]))
+    assert sorted(contents(folder).values()) == sorted([PNG, BLACK["png"]])
+
+
+def test_a_type_that_is_not_wanted_does_not_cost_the_others(
+    receiver_kit: Kits, folder: Path
+) -> None:
+    glb = b"glTF\2\0\0\0" + bytes(56)
+    delivered = save(receiver_kit, make_event(output=[A, B]), {A: PNG, B: glb})
+    assert (delivered.delivery.state, list(contents(folder).values())) == ("done", [PNG])
+    said = "output 1: 64 bytes of model/gltf-binary, which SAVE_TYPES does not name"
+    assert delivered.delivery.history[-1]["note"] == said
+    alone = save(receiver_kit, make_event(output=[B]), {B: glb})
+    assert (alone.delivery.state, alone.delivery.reason) == ("dead", said.replace("1", "0", 1))
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_result_that_is_not_there_yet_is_waited_for(
+    receiver_kit: Kits, folder: Path, status: int
+) -> None:
+    with serving((status, {}, b""), file()) as server:
+        kit = receiver_kit(built_in("save"), online=True)
+        delivered = kit.deliver(make_event(output=[server.url]))
+    assert (delivered.delivery.state, delivered.delivery.attempts) == ("done", 1)
+    assert list(contents(folder).values()) == [PNG]
 
 
 # --- flagged results ---
@@ -397,7 +496,7 @@ def found(bucket: str, name: str) -> tuple[bytes, Any]:
 
 
 def test_results_are_kept_in_a_bucket_large_ones_too(receiver_kit: Kits, bucket: str) -> None:
-    large = JPEG + random.Random(1).randbytes(6_000_000)  # more than one part of an upload
+    large = JPEG + random.Random(1).randbytes(9_000_000)  # more than one part of an upload
     event = make_event(output=[A, B], metadata={"who": "ann"})
     delivered = save(receiver_kit, event, {A: PNG, B: large})
     assert delivered.delivery.state == "done", delivered.delivery.reason
@@ -417,6 +516,29 @@ def test_the_address_is_the_one_that_people_use(
     assert delivered.prediction.output[0].stored
     assert delivered.prediction.output[0].stored.url == "https://art.example/ann/0.png"
     assert found(bucket, "ann/0.png") == (PNG, "image/png")
+
+
+def test_no_object_is_replaced_large_or_small(
+    receiver_kit: Kits, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ALLOW_HTTP")  # the address says as much
+    monkeypatch.setenv("SAVE_NAME", "{metadata[who]}.{extension}")
+    large = JPEG + random.Random(2).randbytes(9_000_000)
+    other = JPEG + random.Random(3).randbytes(9_000_000)
+    c, d = f"{A}c", f"{A}d"
+    kit = receiver_kit(built_in("save"), files={A: PNG, B: BLACK["png"], c: large, d: other})
+    delivered = kit.deliver(make_event(output=[A, B, A, c, d, c], metadata={"who": "ann"}))
+    assert delivered.delivery.state == "done", delivered.delivery.reason
+    names = [url.rpartition("/")[2] for url in stored_urls(delivered)]
+    dark = f"ann-{sha(BLACK['png'])[:12]}.png"
+    assert names == [
+        *("ann.png", dark, "ann.png"),
+        *("ann.jpg", f"ann-{sha(other)[:12]}.jpg", "ann.jpg"),
+    ]
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    assert [found(bucket, name)[0] for name in dict.fromkeys(names)] == [
+        *(PNG, BLACK["png"], large, other)
+    ]
 
 
 @pytest.mark.usefixtures("bucket")

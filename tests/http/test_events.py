@@ -82,7 +82,12 @@ class Ear:
 
     @property
     def messages(self) -> list[Json]:
-        return list(parse(self.text))
+        """What came, but for the place at which the stream begins."""
+        return [message for message in parse(self.text) if message["event"] != "stream.open"]
+
+    @property
+    def begins(self) -> int:
+        return next(int(message["id"]) for message in parse(self.text))
 
     async def until(self, count: int) -> list[Json]:
         return await eventually(lambda: self.messages, lambda found: len(found) >= count)
@@ -177,6 +182,19 @@ async def test_a_reader_comes_back_to_another_process(start: Start) -> None:
             assert told(await ear.until(4)) == [(second.prediction_id, s) for s in WHOLE]
         async with listening(station, after=0) as ear:
             assert {name for name, _ in told(await ear.until(8))} == {first, second.prediction_id}
+
+
+async def test_a_reader_who_heard_nothing_comes_back_and_misses_nothing(start: Start) -> None:
+    async with start() as station:
+        await whole(station, "before")
+        async with listening(station) as ear:
+            assert ear.messages == []
+    async with start() as station:
+        missed = await whole(station, "meanwhile")
+        for _ in range(2):  # its place stays until it has heard something
+            async with listening(station, after=ear.begins) as back:
+                assert told(await back.until(4)) == [(missed, status) for status in WHOLE]
+                assert back.begins == ear.begins
 
 
 @pytest.mark.usefixtures("on_sqlite")
@@ -303,6 +321,15 @@ async def test_there_are_so_many_readers_and_no_more(
             assert ear.status == 200
 
 
+class TakesOne(Ear):
+    """Takes the first message, and no other for now."""
+
+    async def _send(self, message: Any) -> None:
+        await super()._send(message)
+        if len(self.said) == 1:
+            self.may_take.clear()
+
+
 async def test_who_catches_up_and_takes_nothing_holds_few_whole_events(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,8 +345,7 @@ async def test_who_catches_up_and_takes_nothing_holds_few_whole_events(
         for number in range(5):
             await whole(station, f"one of {number}")
         monkeypatch.setattr(ChangeLog, "events", counted)
-        ear = Ear(station, "type=succeeded", after=0)
-        ear.may_take.clear()
+        ear = TakesOne(station, "type=succeeded", after=0)
         await eventually(lambda: asked)
         assert asked == [2]
         ear.may_take.set()

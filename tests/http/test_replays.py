@@ -55,7 +55,8 @@ async def count(station: Station, **wanted: Any) -> Json:
     answer = await station.http.post("/v1/replays", json=wanted)
     assert answer.status_code == 201, answer.text
     replay = dict(answer.json())
-    assert answer.headers["location"] == f"/v1/replays/{replay['id']}"
+    made = answer.url.join(answer.headers["location"])
+    assert (await station.http.get(made)).json() == replay
     assert (replay["state"], replay["replayed"], replay["ended_at"]) == ("counted", 0, None)
     return replay
 

@@ -8,11 +8,12 @@ from typing import Any, Final
 
 import httpx
 import pytest
+import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from receiver import Dead, Event, on
 from receiver.http.problems import ERROR_HANDLERS
@@ -307,6 +308,32 @@ async def test_a_sender_who_goes_away_is_told_of(start: Start, logged: Logged) -
     [line] = told(logged)
     assert (line["status"], line["reason"], line["bytes"]) == (499, "disconnected", 4)
     assert line["prediction"] == sent.prediction_id
+
+
+async def test_a_token_is_in_no_servers_access_log(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "uvicorn.access")
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        config = uvicorn.Config(
+            Starlette(routes=[Mount("/art", station.app)]), port=0, lifespan="off", log_config=None
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server._serve())  # noqa: SLF001 - without its signals
+        await eventually(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        letter = write(station.network, sent)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}/art") as http:
+            paths = (sent.path, sent.path, f"{sent.path}/", f"{sent.path}?x=1")
+            for method, path in zip(("POST", "GET", "POST", "POST"), paths, strict=True):
+                await http.request(method, path, content=letter.body, headers=letter.headers)  # type: ignore[arg-type] # bytes and text may mix
+        server.should_exit = True
+        await serving
+    lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
+    assert len(lines) == 4
+    assert all('/art/webhooks/eachlabs/... HTTP/1.1"' in line for line in (*lines[:2],))
+    assert sent.token not in caplog.text
 
 
 async def leave(station: Station, sent: Sent) -> None:

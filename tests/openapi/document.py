@@ -39,7 +39,11 @@ a path with another method is a 405 of that kind, and one that is not here a 404
 in UTC.
 """
 _HEADERS: Final[dict[str, tuple[str, bool, Json]]] = {
-    "Location": ("The prediction's own path.", True, {"type": "string"}),
+    "Location": (
+        "The address of what was made, relative to that of the request.",
+        True,
+        {"type": "string"},
+    ),
     "Preference-Applied": ("The `wait` that was granted.", False, {"type": "string"}),
     "Retry-After": ("Seconds.", True, {"type": "string", "pattern": "^[0-9]+$"}),
     "WWW-Authenticate": ("What proof is wanted.", True, {"type": "string"}),
@@ -190,7 +194,7 @@ def document(groups: Groups, webhooks: Sequence[Row]) -> Json:
             "description": _ABOUT,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": "/"}],
+        "servers": [{"url": "."}],  # wherever this document is
         "security": [{"key": []}],
         "tags": [{"name": tag} for tag in groups],
         "paths": dict(paths),

@@ -12,7 +12,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import httpx
@@ -44,6 +43,7 @@ from receiver.predictions.tokens import Tokens
 from receiver.providers import make_providers
 from receiver.providers.adapter import Streamed
 from receiver.settings import Settings
+from receiver.settings.development import secret_file
 
 __all__ = ["Finding", "examine", "worst"]
 
@@ -211,7 +211,7 @@ def _secret_keys(settings: Settings) -> list[str]:
     if settings.secret_keys or not settings.dev:
         return [key.reveal() for key in settings.secret_keys]
     with contextlib.suppress(OSError):
-        return [Path(f"{settings.sqlite_path}.dev-secret").read_text()]
+        return [secret_file(settings).read_text()]
     return []
 
 
@@ -225,7 +225,7 @@ def _load(names: Sequence[str]) -> tuple[Registry, Findings]:
                     registry.add(handler)
             except HandlerError as error:
                 mend = "mend it: `receiver serve` would not start"
-                found.append(fail("handlers", str(error), mend))
+                found += [fail("handlers", line, mend) for line in str(error).splitlines()]
             except SystemExit:
                 said = f"{name}: ends the process when it is loaded"
                 found.append(fail("handlers", said, "put what it runs below `if __name__ == …`"))

@@ -54,7 +54,7 @@ def check_settings(
         found.append(
             warn(
                 "settings",
-                "RECEIVER_DEV is on: this machine is let in without a key",
+                "RECEIVER_DEV is on: a key that is made of the secret key opens /v1",
                 "leave it out where others can reach the receiver",
             )
         )

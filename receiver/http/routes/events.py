@@ -99,7 +99,8 @@ class EventRoutes:
         """Follow what happens, live: every event, and every other change of a status.
 
         With `Last-Event-ID` it goes on after that place, without a gap or a repeat. Where what came
-        after it is not there any more, the first event is `stream.gap`.
+        after it is not there any more, the first event is `stream.gap`. Then comes `stream.open`,
+        whose `id` is where it begins.
         """
         wanted = _wanted(query, metadata, _STATUSES)
         if request.method == "HEAD":
@@ -108,7 +109,6 @@ class EventRoutes:
         frames = self._feed.read(begins, wanted)
         # What speaks against it is said before the stream has begun.
         first = await anext(frames, b"")
-        # Whoever loses the connection before the first message knows where that would have been.
         sent = {**_HEADERS, "Last-Event-ID": str(begins)}
         return StreamingResponse(_frames(first, frames), media_type=MEDIA_TYPE, headers=sent)
 

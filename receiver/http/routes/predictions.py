@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal, Protocol
@@ -104,11 +105,15 @@ class Submitting(Waiting, frozen=True, rename={"prefer": "Prefer", "key": "Idemp
     key: (
         Annotated[
             str,
-            msgspec.Meta(pattern="^[!-~]([ -~]{0,253}[!-~])?$", examples=["order-42"]),
+            msgspec.Meta(
+                pattern=r'^([!#-~]([ -~]{0,253}[!-~])?|"([ !#-\[\]-~]|\\["\\]){1,255}")$',
+                examples=["order-42", '"order-42"'],
+            ),
         ]
         | None
     ) = None
-    """A repeat with the same key is answered with the same prediction, and sends nothing."""
+    """A repeat with the same key is answered with the same prediction, and sends nothing. As it is,
+    or as a string of RFC 8941: `k` and `"k"` are one key."""
 
 
 class PredictionsAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -226,7 +231,7 @@ class PredictionRoutes:
             body.input,
             metadata=body.metadata,
             mode=body.mode,
-            idempotency_key=headers.key,
+            idempotency_key=_key(headers.key),
         )
         span.note(prediction=prediction.id)
         about(request.scope, prediction=prediction.id, provider=prediction.provider, **span.ids)
@@ -234,7 +239,7 @@ class PredictionRoutes:
             wait = _SYNC_WAIT
         if wait is not None and prediction.status not in TERMINAL:
             prediction = await self._wait(prediction, wait)
-        return _reply(prediction, wait)
+        return _reply(prediction, wait, f"predictions/{prediction.id}")
 
     @get("/v1/predictions", "a page of predictions", problems=["invalid-request"])
     async def list_predictions(self, query: PredictionsAsked) -> Page[Prediction]:
@@ -262,7 +267,7 @@ class PredictionRoutes:
 
         What the provider says then is what counts: it may have succeeded meanwhile.
         """
-        return _reply(await self._outbound.cancel(id), None)
+        return _reply(await self._outbound.cancel(id), None, f"../{id}")
 
     @post(
         "/v1/predictions/{id}/replay",
@@ -379,10 +384,17 @@ def _check(body: Submission) -> None:
         raise Problem(422, "invalid-request", "model: it ends with a line break")
 
 
-def _reply(prediction: Prediction, waited: float | None) -> Reply[Prediction]:
+def _key(given: str | None) -> str | None:
+    """Read an Idempotency-Key, which may be quoted (RFC 8941, 3.3.3)."""
+    if given is None or not given.startswith('"'):
+        return given
+    return re.sub(r"\\(.)", r"\1", given[1:-1])
+
+
+def _reply(prediction: Prediction, waited: float | None, location: str) -> Reply[Prediction]:
     applied = {} if waited is None else {"Preference-Applied": f"wait={waited:g}"}
     return Reply(
         prediction,
         200 if prediction.status in TERMINAL else 202,
-        {"Location": f"/v1/predictions/{prediction.id}", **applied},
+        {"Location": location, **applied},
     )

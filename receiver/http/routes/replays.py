@@ -48,7 +48,7 @@ class ReplayRoutes:
         if body.provider not in {None, *NAMES}:
             raise Problem(422, "invalid-request", f"provider must be one of {', '.join(NAMES)}")
         replay = await self._replayer.count(body)
-        return Reply(replay, 201, {"Location": f"/v1/replays/{replay.id}"})
+        return Reply(replay, 201, {"Location": f"replays/{replay.id}"})
 
     @get("/v1/replays", "a page of replays", problems=["invalid-request"])
     async def list_replays(self, query: ReplaysAsked) -> Page[Replay]:

@@ -1,0 +1,181 @@
+"""Settings of handlers: declared where they are used, read from the environment by one reader."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from types import TracebackType
+from typing import Final, Self, TypeVar, cast
+from urllib.parse import urlsplit
+
+from receiver.deliveries.template import Template
+from receiver.model.errors import HandlerError
+from receiver.settings import LOOPBACK, Reader, Secret
+from receiver.settings import seconds as parse_seconds
+
+T = TypeVar("T")
+
+
+class read_settings:  # noqa: N801 - used like a function
+    """Read a handler's settings, and refuse all that are wrong at once.
+
+        with read_settings() as read:
+            URL = read.url("SHOP_URL", "the address that hears of orders")
+            TOKEN = read.secret("SHOP_TOKEN", "a key from the shop's admin pages")
+            MAX_BYTES = read.size("SHOP_MAX_BYTES", "the largest picture", default="8MB")
+
+    Each takes the name, what it is, and the default as text; without a default it must be set.
+    Blanks around a value do not count, nor do quotes around one that makes
+    no sense with them: some env files keep both. At its end the block raises a HandlerError with a
+    line for every problem; no line quotes a secret.
+    """
+
+    def __init__(self, env: Mapping[str, str] | None = None) -> None:
+        self._reader = Reader(os.environ if env is None else env)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if kind is None and self._reader.problems:
+            raise HandlerError("\n".join(self._reader.problems))
+
+    def parsed(
+        self, name: str, says: str, parse: Callable[[str], T], *, default: str | None = None
+    ) -> T:
+        """Read a setting by a function that raises ValueError with what the value must be."""
+        told = self._reader.get(name, parse, None, as_text=default, says=says, at=_place())
+        return cast("T", told)  # None only beside a problem, and so never after the block
+
+    def refuse(self, problem: str) -> None:
+        """Add a problem that lies in how settings go together."""
+        self._reader.problems.append(f"{_place()}{problem}")
+
+    def text(self, name: str, says: str, *, default: str | None = None) -> str:
+        return self.parsed(name, says, str, default=default)
+
+    def matching(self, name: str, says: str, pattern: str, *, default: str | None = None) -> str:
+        """Read what must match a regular expression (ASCII) as a whole."""
+
+        def parse(text: str) -> str:
+            if text and not re.fullmatch(pattern, text, re.ASCII):
+                raise ValueError(f"must be {says}, not {text[:80]!r}")
+            return text
+
+        return self.parsed(name, says, parse, default=default)
+
+    def secret(
+        self, name: str, says: str, pattern: str = r"[!-~]+", *, default: str | None = None
+    ) -> Secret:
+        """Read what no log shows; it must fit into a header unless `pattern` allows more."""
+        return self.parsed(name, says, lambda text: _secret(text, pattern), default=default)
+
+    def size(self, name: str, says: str, *, default: str | None = None) -> int:
+        """Read a number of bytes, as 8000000, 8MB or 8MiB."""
+        return self.parsed(name, says, _size, default=default)
+
+    def whole(self, name: str, says: str, *, default: str | None = None) -> int:
+        return self.parsed(name, says, _whole, default=default)
+
+    def seconds(self, name: str, says: str, *, default: str | None = None) -> float:
+        return self.parsed(name, says, parse_seconds, default=default)
+
+    def switch(self, name: str, says: str, *, default: str = "0") -> bool:
+        return self.choice(name, says, *_SWITCHES, default=default) in {"1", "true", "yes", "on"}
+
+    def choice(self, name: str, says: str, *words: str, default: str | None = None) -> str:
+        return self.parsed(name, says, lambda text: _choice(text, words), default=default)
+
+    def template(
+        self, name: str, says: str, *, default: str | None = None, more: tuple[str, ...] = ()
+    ) -> Template:
+        return self.parsed(name, says, lambda text: Template(text, more), default=default)
+
+    def url(self, name: str, says: str, *, default: str | None = None, secure: bool = False) -> str:
+        """Read an http(s) URL.
+
+        `secure`: the root of an API that gets secrets. It must be https or on this machine, and
+        comes without a slash at its end.
+        What it may hold beside host and path (a user, a query) may be secret: no problem quotes it.
+        """
+        return self.parsed(name, says, lambda text: _url(text, secure=secure), default=default)
+
+
+_SWITCHES: Final = ("1", "0", "true", "false", "yes", "no", "on", "off")
+_UNITS: Final = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,15})([kmg]i?b|b?)", text, re.ASCII | re.IGNORECASE)
+    if not found or not int(found[1]):
+        raise ValueError(f"must be a number of bytes, as 8000000, 8MB or 8MiB, not {text[:40]!r}")
+    return int(found[1]) * _UNITS[found[2].lower()]
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise ValueError(f"must be a number, 0 or more, not {text[:40]!r}")
+    return int(text)
+
+
+def _secret(text: str, pattern: str) -> Secret:
+    if text and not re.fullmatch(pattern, text, re.ASCII):
+        raise ValueError("must be whole, on one line, and without blanks and quotes")
+    return Secret(text)
+
+
+def _choice(text: str, words: tuple[str, ...]) -> str:
+    if text.lower() not in words:
+        raise ValueError(f"must be one of {', '.join(words)}, not {text[:40]!r}")
+    return text.lower()
+
+
+def _url(text: str, *, secure: bool) -> str:
+    if not text or _fits(text, secure=secure):
+        return text.rstrip("/") if secure else text
+    schemes = "https://" if secure else "https:// or http://"
+    raise ValueError(f"must be an address that starts with {schemes}, without blanks and quotes")
+
+
+def _fits(text: str, *, secure: bool) -> bool:
+    try:
+        parts = urlsplit(text)
+        host = parts.hostname or ""
+        sendable = bool(host) and parts.port != 0 and bool(re.fullmatch(r"[!#-&(-;=?-~]+", text))
+    except ValueError:
+        return False
+    if secure and ("@" in parts.netloc or parts.query or parts.fragment):
+        return False
+    schemes = {"https"} if secure and not _is_loopback(host) else {"http", "https"}
+    return sendable and parts.scheme in schemes
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return any(ip_address(host) in network for network in LOOPBACK)
+    except ValueError:
+        return False
+
+
+def _place() -> str:
+    """Name the file and line of a handler that called us."""
+    frame = sys._getframe(1)  # noqa: SLF001 - the one cheap way to name the caller
+    while frame.f_code.co_filename == __file__ and frame.f_back:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}: "

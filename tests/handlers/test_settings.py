@@ -1,0 +1,281 @@
+"""Settings of handlers: what is declared is read, and all that is wrong is told at once."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from standardwebhooks import Webhook
+
+from receiver import Secret, read_settings
+from receiver.deliveries.registry import load
+from receiver.model.errors import HandlerError
+from receiver.testing import Kit, make_event
+from tests.handlers.parts import HANDLERS, OK, built_in, serving
+
+Kits = Callable[..., Kit]
+
+# apprise's own
+pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
+
+KEY: Final = b"\xfb\xef a secret of thirty-two bytes"
+PLAIN: Final = base64.b64encode(KEY).decode()
+HOOK: Final = "https://x.example/hook"
+
+GOOD: Final[dict[str, dict[str, str]]] = {
+    "save": {"SAVE_URL": "{tmp}"},
+    "forward": {"FORWARD_URL": HOOK, "FORWARD_SECRET": f"whsec_{PLAIN}"},
+    "notify": {"NOTIFY_URLS": "json://127.0.0.1"},
+    "slack": {"SLACK_TOKEN": "xoxb-1-hunter2", "SLACK_CHANNEL": "C0123456789"},
+    "discord": {"DISCORD_WEBHOOK": "https://discord.com/api/webhooks/1/hunter2"},
+    "telegram": {"TELEGRAM_TOKEN": "1:hunter2", "TELEGRAM_CHAT": "-100123"},
+    "github": {"GITHUB_TOKEN": "ghp_hunter2", "GITHUB_REPOSITORY": "ann/art"},
+    "command": {"COMMAND": "true"},
+    "chain": {"CHAIN_PROVIDER": "fal", "CHAIN_MODEL": "m", "CHAIN_INPUT": '{"u": "{url}"}'},
+}
+NAMES: Final = re.compile(
+    "(" + "|".join(name.upper() for name in GOOD) + r")(_\w+)?|AWS_\w+|AZURE_\w+"
+)
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+    """Give a handler's file under settings that are right but for some."""
+
+    def use(handler: str, **more: str) -> str:
+        for name in [name for name in os.environ if NAMES.fullmatch(name)]:
+            monkeypatch.delenv(name)
+        for name, value in {**GOOD[handler], **more}.items():
+            monkeypatch.setenv(name, value.replace("{tmp}", str(tmp_path / "out")))
+        return built_in(handler)
+
+    return use
+
+
+@pytest.mark.parametrize("handler", GOOD)
+def test_carriage_returns_blanks_and_quotes_of_env_files_do_not_count(
+    use: Callable[..., str], handler: str
+) -> None:
+    given = {name: value for name, value in GOOD[handler].items() if name != "COMMAND"}
+    load([use(handler, **{name: f" {value}\r\n" for name, value in given.items()})])
+    load([use(handler, **{name: f"'{value}'\r" for name, value in given.items()})])
+
+
+WRONG: Final[list[tuple[str, dict[str, str], str]]] = [
+    *(
+        (handler, {f"{handler.upper()}_MAX_BYTES": value}, f"{handler.upper()}_MAX_BYTES must be")
+        for handler in ("save", "notify", "slack", "discord", "telegram")
+        for value in ("-1", "0", "nan", "1e9", "many", "256 MB", "1.5MB", "9" * 20)
+    ),
+    ("save", {"SAVE_TYPES": "png"}, "SAVE_TYPES must be content types"),
+    ("save", {"SAVE_TYPES": "image/,pictures/"}, "not 'pictures/'"),
+    ("save", {"SAVE_PUBLIC_URL": "x.example"}, "SAVE_PUBLIC_URL must be an address"),
+    ("save", {"SAVE_NAME": "../{id}"}, "SAVE_NAME must name a file below SAVE_URL"),
+    ("save", {"SAVE_NAME": "{id}/"}, "SAVE_NAME must name a file"),
+    ("save", {"SAVE_URL": "/proc/nowhere"}, "SAVE_URL is no folder that can be made"),
+    ("save", {"SAVE_URL": "/dev/null"}, "SAVE_URL is no folder that can be made"),
+    ("save", {"SAVE_URL": "/dev/null/deeper"}, "SAVE_URL is no folder that can be made"),
+    ("save", {"SAVE_URL": "ftp://a/b"}, "SAVE_URL must be a folder or a store"),
+    ("save", {"SAVE_URL": "s3://b", "AWS_ENDPOINT_URL": "minio:9000"}, "needs AWS_ENDPOINT_URL"),
+    ("save", {"SAVE_URL": "s3://b", "AWS_ENDPOINT_URL": "http://m\r"}, "needs AWS_ENDPOINT_URL"),
+    *(
+        ("forward", {"FORWARD_URL": url}, "FORWARD_URL must be an address")
+        for url in ("x.example", "ftp://x.example", "https://", "http://x y", "http://x:99999")
+    ),
+    *(
+        ("forward", {"FORWARD_SECRET": secret}, "FORWARD_SECRET must be whsec_")
+        for secret in (
+            "whsec_aHVudGVyMg==",
+            "whsec_abc",
+            f"whsec_{PLAIN.replace('+', '-').replace('/', '_')}",
+            f"whsec_{base64.b64encode(bytes(65)).decode()}",
+            f"v1a,whsk_{PLAIN}",
+            f"whsec_{PLAIN},whsec_{PLAIN}",
+            f"whsec_{PLAIN} hunter2",
+        )
+    ),
+    ("slack", {"SLACK_TEXT": "{nothing}"}, "is no field"),
+    ("slack", {"SLACK_TOKEN": "xoxb-\nhunter2"}, "SLACK_TOKEN must be whole"),
+    ("telegram", {"TELEGRAM_URL": "https://a:hunter2@b.example"}, "TELEGRAM_URL must be"),
+    ("github", {"GITHUB_API_URL": "http://git.example"}, "GITHUB_API_URL must be"),
+    ("github", {"GITHUB_TOKEN": "ghp_ hunter2"}, "GITHUB_TOKEN must be whole"),
+    ("command", {"COMMAND_RAW": "perhaps"}, "COMMAND_RAW must be one of"),
+    ("command", {"COMMAND_TIMEOUT": "-1"}, "COMMAND_TIMEOUT must be a number"),
+    ("chain", {"CHAIN_DEPTH": "1.5"}, "CHAIN_DEPTH must be a number"),
+]
+
+
+@pytest.mark.parametrize(("handler", "more", "said"), WRONG)
+def test_what_cannot_be_meant_is_told_in_a_line_that_names_it(
+    use: Callable[..., str], handler: str, more: dict[str, str], said: str
+) -> None:
+    with pytest.raises(HandlerError) as raised:
+        load([use(handler, **more)])
+    [line] = str(raised.value).splitlines()
+    assert re.match(rf"{re.escape(built_in(handler))}:\d+: ", line)
+    assert said in line
+    assert "hunter2" not in line
+
+
+def test_every_problem_of_every_handler_is_told_at_once(
+    use: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [use("slack"), use("command", SAVE_TYPES="png", SAVE_MAX_BYTES="256M")]
+    monkeypatch.setenv("COMMAND_TIMEOUT", "soon")
+    with pytest.raises(HandlerError) as raised:
+        load([*files, built_in("save")])
+    lines = str(raised.value).splitlines()
+    assert [Path(line.partition(":")[0]).name for line in lines] == [
+        *("slack.py", "slack.py"),
+        "command.py",
+        *("save.py", "save.py"),
+    ]
+
+
+def test_settings_of_handlers_that_are_not_served_are_not_looked_at(
+    use: Callable[..., str],
+) -> None:
+    assert load([use("command", SAVE_MAX_BYTES="x", FORWARD_URL="y", SLACK_TOKEN="")]).handlers
+
+
+@pytest.mark.parametrize(
+    "secret", [f"whsec_{PLAIN}", PLAIN, f"v1,whsec_{PLAIN}", f"whsec_{PLAIN.rstrip('=')}"]
+)
+def test_a_secret_signs_with_the_key_that_its_receiver_has(
+    use: Callable[..., str], receiver_kit: Kits, secret: str
+) -> None:
+    with serving(OK) as server:
+        kit = receiver_kit(
+            use("forward", FORWARD_URL=server.url, FORWARD_SECRET=secret), online=True
+        )
+        assert kit.deliver(make_event()).delivery.state == "done"
+    [asked] = server.asked
+    Webhook(KEY).verify(asked.body, asked.headers)
+
+
+def test_a_home_folder_is_found(use: Callable[..., str], tmp_path: Path) -> None:
+    file = use("save", SAVE_URL="~/pics", HOME=str(tmp_path))
+    load([file])
+    assert (tmp_path / "pics").is_dir()
+
+
+# --- the reader, as a user's handler has it ---
+
+
+def test_a_handler_of_one_s_own_declares_its_settings() -> None:
+    env = {"SHOP_URL": '"https://shop.example/"', "SHOP_TOKEN": "hunter2\r", "SHOP_TEXT": '"{id}"'}
+    with read_settings(env) as read:
+        url = read.url("SHOP_URL", "where orders go")
+        token = read.secret("SHOP_TOKEN", "a key")
+        text = read.text("SHOP_TEXT", "words")
+        size = read.size("SHOP_MAX_BYTES", "the largest picture", default="8MB")
+        wait = read.seconds("SHOP_WAIT", "how long to wait", default="1.5")
+        loud = read.switch("SHOP_LOUD", "whether to shout")
+    assert (url, text, size, wait, loud) == (
+        *("https://shop.example/", '"{id}"', 8_000_000, 1.5),
+        False,
+    )
+    assert token == Secret("hunter2")
+    assert "hunter2" not in f"{token!r} {token}"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1", 1), ("10B", 10), ("2kB", 2000), ("3KiB", 3072), ("256mb", 256 * 10**6)]
+)
+def test_sizes_have_units(text: str, size: int) -> None:
+    with read_settings({"A": text}) as read:
+        assert read.size("A", "a size") == size
+
+
+def test_what_is_missing_is_named_with_what_it_is() -> None:
+    def declare() -> None:
+        with read_settings({"B": " "}) as read:
+            read.text("A", "the first")
+            read.size("B", "the second")
+            read.refuse("A and B go together")
+
+    with pytest.raises(HandlerError) as raised:
+        declare()
+    said = [line.partition(": ")[2] for line in str(raised.value).splitlines()]
+    assert said == ["needs A as the first", "needs B as the second", "A and B go together"]
+
+
+# --- the package's name ---
+
+MAIN: Final = """
+import json, sys
+from receiver import Event, on
+{more}
+@on("*", name="mine")
+def mine(event: Event) -> None: ...
+"""
+
+
+def installed(folder: Path) -> Path:
+    """Lay out what a wheel brings, without waiting for one to be built."""
+    site = folder / "site"
+    info = site / "prediction_receiver-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "receiver").symlink_to(HANDLERS.parent / "receiver")
+    (site / "receiver_handlers").symlink_to(HANDLERS)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: prediction-receiver\nVersion: 1\n")
+    names = [path.stem for path in HANDLERS.glob("*.py") if path.stem != "__init__"]
+    lines = [f"{name} = receiver_handlers.{name}" for name in names]
+    (info / "entry_points.txt").write_text("\n".join(["[receiver.handlers]", *lines]))
+    return site
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "more"),
+    [
+        ({"handlers.py": MAIN.format(more="")}, ["handlers.py", "log"], []),
+        ({"handlers.py": MAIN.format(more="")}, ["log", "handlers.py"], ["."]),
+        (
+            {
+                "handlers/__init__.py": "x = 1",
+                "handlers/log.py": "y = 2",
+                "main.py": MAIN.format(
+                    more="from handlers import x\nfrom handlers.log import y\nassert x + y == 3"
+                ),
+            },
+            ["main.py", "log"],
+            [],
+        ),
+        (
+            {"handlers/log.py": "y = 2", "main.py": MAIN.format(more="from handlers.log import y")},
+            ["log", "main.py"],
+            ["."],
+        ),
+    ],
+)
+def test_a_user_s_own_handlers_do_not_meet_the_built_in_ones(
+    tmp_path: Path, files: dict[str, str], given: list[str], more: list[str]
+) -> None:
+    for name, text in files.items():
+        (tmp_path / "app" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "app" / name).write_text(text)
+    code = (
+        "import json, sys; from receiver.deliveries.registry import load; "
+        "found = load(sys.argv[1:]).handlers; import receiver_handlers; "
+        "print(json.dumps([sorted(found), receiver_handlers.__file__]))"
+    )
+    path = os.pathsep.join([*more, str(installed(tmp_path))])
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", code, *given],
+        cwd=tmp_path / "app",
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found: list[Any] = json.loads(ran.stdout)
+    assert found == [["log", "mine"], str(tmp_path / "site" / "receiver_handlers" / "__init__.py")]
