@@ -9,7 +9,6 @@ answer that is no 2xx is tried again, when Retry-After says so.
 """
 
 import base64
-import os
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -55,10 +54,9 @@ with read_settings() as read:
     SOURCE = read.text(
         "FORWARD_SOURCE",
         "the `source` of CloudEvents: who speaks",
-        default=os.environ.get("RECEIVER_PUBLIC_URL", "").strip() or "urn:prediction-receiver",
+        default=read.text("RECEIVER_PUBLIC_URL", "our address", default="urn:prediction-receiver"),
     )
-    needed = ("FORWARD_URL", "FORWARD_SECRET") if FORMAT == "standard" else ("FORWARD_URL",)
-    if not all(os.environ.get(name, "").strip() for name in needed):
+    if URL == "" or (SIGNERS == [] and FORMAT == "standard"):
         read.refuse("forward needs FORWARD_URL and FORWARD_SECRET (whsec_… of 24 to 64 bytes)")
 
 

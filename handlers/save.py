@@ -110,7 +110,7 @@ with read_settings() as read:
         "SAVE_URL",
         "a folder, or the address of a store: s3://bucket/path, gs://…, az://container/path",
         place,
-        default=os.environ.get("SAVE_DIR") or "results",
+        default=read.text("SAVE_DIR", "another name for SAVE_URL", default="results"),
     )
     NAME = read.parsed(
         "SAVE_NAME",

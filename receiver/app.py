@@ -61,6 +61,7 @@ from receiver.predictions.stream import Listener
 from receiver.predictions.tokens import Tokens
 from receiver.providers import NAMES, make_providers
 from receiver.providers.adapter import Provider, Streamed
+from receiver.providers.egress import outward
 from receiver.providers.fal import read_jwks, read_meta
 from receiver.providers.published import published_keys
 from receiver.settings import SHORTEST_SECRET, Secret, Settings, development
@@ -257,11 +258,11 @@ class _Parts:
         self.client = Client(
             self.tracing,
             tells=False,
-            transport=network.providers,
-            limits=_CONNECTIONS,
+            transport=network.providers or outward(settings.proxies, limits=_CONNECTIONS),
             headers={"Accept-Encoding": "identity"},
         )
-        self.http = Client(self.tracing, tells=True, transport=network.http, timeout=30.0)
+        world = network.http or outward(settings.proxies)
+        self.http = Client(self.tracing, tells=True, transport=world, timeout=30.0)
         self.results = guarded_client(
             allow_private=settings.allow_private_fetch, instead=network.results
         )

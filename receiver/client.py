@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Any
 
 import httpx
+import msgspec
 
-from receiver.model.errors import ReceiverError
+from receiver.model.errors import ReceiverError, SettingsError
+from receiver.settings import Caller
 from receiver.settings.development import find_api_key
-
-_HERE: Final = {"127.0.0.1", "::1", "localhost"}
+from receiver.settings.proxies import is_loopback
+from receiver.settings.tls import trusted
 
 
 class ClientError(ReceiverError):
@@ -20,19 +21,36 @@ class ClientError(ReceiverError):
 
 
 class Client:
-    """Calls a running receiver; every method gives decoded JSON or raises ClientError."""
+    """Calls a running receiver; every method gives decoded JSON or raises ClientError.
+
+    To make one may raise SettingsError.
+    """
 
     def __init__(
         self, env: Mapping[str, str], transport: httpx.BaseTransport | None = None
     ) -> None:
-        self._url = env.get("RECEIVER_URL", "http://127.0.0.1:8000").rstrip("/")
-        key = env.get("RECEIVER_API_KEY", "")
-        if not key and urlsplit(self._url).hostname in _HERE:
-            key = find_api_key(env) or ""
+        caller = Caller.read(env)
+        self._url = caller.url
+        self._way = caller.way
+        try:
+            base = httpx.URL(self._url)
+        except httpx.InvalidURL as error:
+            raise SettingsError([f"RECEIVER_URL: {error}"]) from error
+        key = caller.key.reveal() if caller.key else None
+        self._hint = "RECEIVER_API_KEY is none of its RECEIVER_API_KEYS"
+        if not key:
+            self._hint = (
+                "set RECEIVER_API_KEY; for one with --dev, be in its folder and environment"
+            )
+        if not key and is_loopback(base.host):
+            key = find_api_key(env)
         self._http = httpx.Client(
-            base_url=self._url,
+            base_url=base,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=90.0,
+            verify=trusted(),
+            proxy=caller.proxy,
+            trust_env=False,
             transport=transport,
         )
 
@@ -40,7 +58,9 @@ class Client:
         return self._call("GET", path, headers=headers)
 
     def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
-        return self._call("POST", path, json=body, headers=headers)
+        content = None if body is None else msgspec.json.encode(body)
+        told = {} if body is None else {"Content-Type": "application/json"}
+        return self._call("POST", path, content=content, headers={**told, **(headers or {})})
 
     @contextmanager
     def stream(
@@ -56,7 +76,7 @@ class Client:
         ) as answer:
             if answer.is_client_error and answer.status_code != httpx.codes.TOO_MANY_REQUESTS:
                 answer.read()
-                raise ClientError(_say(answer.status_code, _json(answer)))
+                raise ClientError(self._say(answer.status_code, _json(answer)))
             answer.raise_for_status()
             yield answer
 
@@ -66,17 +86,26 @@ class Client:
     def _call(self, method: str, path: str, **content: Any) -> Any:
         try:
             answer = self._http.request(method, path, **content)
-            body = answer.json()
         except httpx.HTTPError as error:
+            said = str(error) or type(error).__name__
             raise ClientError(
-                f"no receiver answers at {self._url} ({error}): start one with `receiver serve`, "
-                "or set RECEIVER_URL"
+                f"no receiver answers at {self._url} ({said}{self._way}): start one with "
+                "`receiver serve`, or set RECEIVER_URL"
             ) from error
+        try:
+            body = answer.json()
         except ValueError as error:
-            raise ClientError(f"what answers at {self._url} is no receiver") from error
+            where = answer.headers.get("location") if answer.is_redirect else None
+            sent = f"; it redirects to {where}, so set RECEIVER_URL" if where else ""
+            raise ClientError(f"what answers at {self._url} is no receiver{sent}") from error
         if answer.is_error:
-            raise ClientError(_say(answer.status_code, body))
+            raise ClientError(self._say(answer.status_code, body))
         return body
+
+    def _say(self, status: int, body: Any) -> str:
+        detail = body.get("detail", body) if isinstance(body, dict) else body
+        hint = f" ({self._hint})" if status == httpx.codes.UNAUTHORIZED else ""
+        return f"{detail}{hint}"
 
 
 def _json(answer: httpx.Response) -> Any:
@@ -84,13 +113,3 @@ def _json(answer: httpx.Response) -> Any:
         return answer.json()
     except ValueError:
         return f"HTTP {answer.status_code}"
-
-
-def _say(status: int, body: Any) -> str:
-    detail = body.get("detail", body) if isinstance(body, dict) else body
-    hint = (
-        " (set RECEIVER_API_KEY; for one that runs with --dev, be in its folder and environment)"
-        if status == httpx.codes.UNAUTHORIZED
-        else ""
-    )
-    return f"{detail}{hint}"

@@ -180,6 +180,27 @@ def test_a_blank_setting_is_an_absent_one(name: str, path: str, default: Any, bl
     assert at(read(**{name: blank}), path) == default
 
 
+@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {} ", "'{}'", '"{}"\r'])
+def test_what_a_file_puts_around_a_value_is_no_part_of_it(around: str) -> None:
+    given = read(FAL_KEY=around.format("key"), RECEIVER_DEV=around.format("1"))
+    assert given.providers["fal"].key == Secret("key")
+    assert given.dev
+
+
+def test_each_of_several_keys_may_be_in_quotes() -> None:
+    assert read(RECEIVER_API_KEYS="'a', \"b\"").api_keys == (Secret("a"), Secret("b"))
+
+
+def test_a_value_that_is_no_utf_8_is_refused() -> None:
+    [problem] = problems({"RECEIVER_SECRET_KEY": "hush\udcff" * 8})
+    assert problem == "RECEIVER_SECRET_KEY: must be UTF-8"
+
+
+def test_a_misspelt_word_is_told_the_nearest() -> None:
+    [problem] = problems({**NEEDED, "RECEIVER_LOG_LEVEL": "warn"})
+    assert "did you mean warning?" in problem
+
+
 def test_other_variables_are_not_looked_at() -> None:
     assert read(RECEIVER_OTHER="x", PATH="/bin", oxen_api_key="x") == read()
 

@@ -24,6 +24,7 @@ from typing import Any, Final
 import msgspec
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -37,6 +38,7 @@ from receiver.app import create_app
 from receiver.client import Client, ClientError
 from receiver.emulator import Options, create_emulator, settings_for
 from receiver.http.server import Server
+from receiver.model.text import spelled
 from receiver.observability import logging as logs
 from receiver.settings import Settings
 
@@ -164,10 +166,11 @@ def _play(stage: _Stage, screen: Live) -> bool:
 
 def _say_goodbye(console: Console, home: Path, stage: _Stage, *, done: bool) -> None:
     pictures = sorted((home / "pictures").glob("*.png"))
+    place = escape(spelled(str(home / "pictures")))
     console.print()
     console.print(
         f"[bold]{len(stage.predictions)}[/] predictions, [bold]{len(pictures)}[/] pictures in "
-        f"{home / 'pictures'}, [bold]{stage.sink.verified}[/] signed events forwarded and verified"
+        f"{place}, [bold]{stage.sink.verified}[/] signed events forwarded and verified"
         + (f", [red]{stage.sink.refused} refused[/]" if stage.sink.refused else "")
     )
     if done:
@@ -206,7 +209,8 @@ _WORDS: Final = {
 
 def _in_words(line: Mapping[str, Any]) -> str | None:
     template = _WORDS.get(line["event"])
-    return template.format_map(line) if template else None
+    shown = {name: escape(spelled(str(value))) for name, value in line.items()}
+    return template.format_map(shown) if template else None
 
 
 class _Sink:

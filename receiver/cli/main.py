@@ -7,23 +7,44 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from receiver.cli.output import Terminal, print_plainly, print_table, print_value
-from receiver.model.errors import ReceiverError
+from receiver.cli.output import Terminal, print_plainly, print_table, print_value, say
+from receiver.model.errors import HandlerError, ReceiverError, SettingsError
+from receiver.model.text import spelled
 
 if TYPE_CHECKING:
     from receiver.client import Client
     from receiver.settings import Settings
 
-main = typer.Typer(
+
+class _Program(typer.Typer):
+    """The commands, on whatever terminal they find."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):  # of an encoding that may not have all we say
+                stream.reconfigure(errors="backslashreplace")
+        if not os.environ.get("TERMINAL_WIDTH", "0").isdecimal():
+            del os.environ["TERMINAL_WIDTH"]  # typer would raise
+        for text in sys.argv[1:]:
+            if any("\udc80" <= char <= "\udcff" for char in text):  # as Python reads other bytes
+                say(f"receiver: {text!r} is not UTF-8", err=True, colour=typer.colors.RED)
+                sys.exit(2)
+        return super().__call__(*args, **kwargs)
+
+
+main = _Program(
     name="receiver",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # rich's own would take [fail] in a text for a style
 )
 
 _SWITCH: Final = 0.0005
@@ -32,6 +53,12 @@ and at Python's 5 ms every one of its steps would wait that long behind a busy e
 _COLLECT: Final = 10_000
 """New objects between two collections of the youngest; Python's 700 suits small programs."""
 _TERMINAL: Final = {"succeeded", "failed", "canceled"}
+_PROSE: Final = ("prompt", "text")
+"""Ends of the names of inputs that are always text, whatever it looks like."""
+_INPUT_HELP: Final = (
+    "The input. A value may be JSON, as in num_images=2, but a prompt (or what ends in `prompt` or "
+    "`text`) is taken as it is. NAME:=JSON is always JSON."
+)
 _COLOURS: Final = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 
 Handlers = Annotated[
@@ -155,7 +182,7 @@ def migrate(dev: Dev = False) -> None:
     settings = _settings(None, dev=dev)
     with _failing():
         asyncio.run(migrate(settings))
-    typer.echo(f"{settings.database} is up to date")
+    say(f"{settings.database} is up to date")
 
 
 @main.command()
@@ -175,7 +202,7 @@ def backup(
                 "pg_restore brings it back"
             )
         made = back_up(settings.sqlite_path, file, force=force)
-    typer.echo(
+    say(
         f"{made.path}: {made.size:,} bytes (of a database of {made.of:,}), "
         f"{made.predictions:,} predictions, in {made.seconds:.1f} s"
     )
@@ -214,7 +241,7 @@ def emulate(
 ) -> None:
     """Serve Oxen.ai, Eachlabs and fal.ai on this machine, for tests and demos.
 
-    A word in a prompt says what befalls it: [fail], [moderated], [timeout], [never], [slow] …
+    A word in a prompt says how it ends: [fail], [moderated], [timeout], [never], [slow] …
     """
     import msgspec
 
@@ -241,7 +268,9 @@ def demo(
     """Show it all on one screen: three emulated providers, their outcomes, handlers at work."""
     from receiver.cli.demo import run
 
-    raise typer.Exit(run(folder, seconds))
+    with _failing(OSError):
+        code = run(folder, seconds)
+    raise typer.Exit(code)
 
 
 # --- what looks at a running receiver ---
@@ -253,23 +282,29 @@ def submit(
     model: Annotated[str, typer.Argument(help="The provider's own name for it.")],
     values: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME=VALUE…", help="The input; a value may be JSON."),
+        typer.Argument(metavar="NAME=VALUE…", help=_INPUT_HELP),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome.")] = False,
     sync: Annotated[
         bool, typer.Option("--sync", help="Use the provider's blocking endpoint.")
     ] = False,
     metadata: Annotated[
-        list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Kept with it.")
+        list[str] | None,
+        typer.Option(
+            "--metadata", metavar="NAME=VALUE", help="Text kept with it; NAME:=JSON is JSON."
+        ),
     ] = None,
     key: Annotated[str | None, typer.Option("--key", help="Idempotency-Key.")] = None,
 ) -> None:
     """Submit a prediction; exits 1 if it is known to have failed."""
+    with _failing():
+        if key and not (key.isascii() and key.isprintable()):
+            raise ReceiverError("--key must be printable ASCII, as it travels in a header")
     body = {
         "provider": provider,
         "model": model,
-        "input": _pairs(values),
-        "metadata": _pairs(metadata),
+        "input": _pairs(values, may_be_json=True),
+        "metadata": _pairs(metadata, may_be_json=False),
         "mode": "sync" if sync else "queue",
     }
     prediction = _call("post", "/v1/predictions", body, {"Idempotency-Key": key} if key else None)
@@ -330,7 +365,7 @@ def tail(
     try:
         with _client() as client:
             place = None if after is None else str(after)
-            found = follow(client, params, place, lambda text: typer.echo(f"-- {text}", err=True))
+            found = follow(client, params, place, lambda text: say(f"-- {text}", err=True))
             for message in islice(found, count):
                 if as_json:
                     print_plainly(message)
@@ -462,7 +497,7 @@ def explain(
         for row in found["handlers"]
     ]
     assumed = " (if it ends so)" if found["assumed"] else ""
-    typer.echo(f"{found['prediction']}: {found['type']}{assumed}")
+    say(f"{found['prediction']}: {found['type']}{assumed}")
     columns = ("handler", "runs", "because", "state", "attempts", "reason")
     print_table(rows, columns)
 
@@ -533,9 +568,8 @@ def doctor(
             print_plainly({"worst": worst(found), "data": found})
         else:
             for finding in found:
-                typer.echo(
-                    f"{typer.style(f'{finding.level:4}', fg=_COLOURS[finding.level])}  {finding}"
-                )
+                level = typer.style(f"{finding.level:4}", fg=_COLOURS[finding.level])
+                typer.echo(f"{level}  {spelled(str(finding))}")
         sys.stdout.flush()
         # A name server that does not answer would keep a thread, and so the process.
         exit_after(LINGER, codes[worst(found)])
@@ -548,13 +582,26 @@ def doctor(
 
 
 @contextmanager
-def _failing(kind: type[Exception] = ReceiverError) -> Iterator[None]:
+def _failing(*kinds: type[Exception]) -> Iterator[None]:
     """End the command with one line, and with 1, where something refuses."""
+    told: tuple[type[Exception], ...] = (ReceiverError, *kinds)
     try:
         yield
-    except kind as error:
-        typer.secho(f"receiver: {error}", err=True, fg=typer.colors.RED)
+    except told as error:
+        is_ours = isinstance(error, SettingsError | HandlerError)
+        hint = _hint() if isinstance(error, HandlerError) else ""
+        say(f"receiver: {error}{hint}", lines=is_ours, err=True, colour=typer.colors.RED)
         raise typer.Exit(1) from None
+
+
+def _hint() -> str:
+    """Say what to write where a handler was named as a module and lies here as a file."""
+    for name in (*sys.argv[1:], *os.environ.get("RECEIVER_HANDLERS", "").split(",")):
+        if name.isidentifier() and Path(f"{name}.py").is_file():
+            return f" ({name}.py is here: name it with its ending)"
+        if name.isidentifier() and Path(name, "__init__.py").is_file():
+            return f" (the package {name} is here: PYTHONPATH=. makes it importable)"
+    return ""
 
 
 @contextmanager
@@ -562,12 +609,8 @@ def _client() -> Iterator[Client]:
     """Give a client of the receiver that runs; what it refuses ends the command."""
     from receiver.client import Client
 
-    client = Client(os.environ)
-    try:
-        with _failing():
-            yield client
-    finally:
-        client.close()
+    with _failing(), closing(Client(os.environ)) as client:
+        yield client
 
 
 def _call(method: str, path: str, *more: Any) -> Any:
@@ -578,7 +621,8 @@ def _call(method: str, path: str, *more: Any) -> Any:
 def _query(path: str, **params: str | int | None) -> str:
     from urllib.parse import urlencode
 
-    return f"{path}?{urlencode({k: v for k, v in params.items() if v is not None})}"
+    given = {name: value for name, value in params.items() if value is not None}
+    return f"{path}?{urlencode(given)}"
 
 
 def _quoted(name: str) -> str:
@@ -589,27 +633,39 @@ def _quoted(name: str) -> str:
 
 def _texts(texts: list[str] | None) -> dict[str, str]:
     """Read NAME=VALUE."""
-    pairs = {}
     with _failing():
-        for text in texts or []:
-            name, equals, value = text.partition("=")
-            if not equals or not name:
-                raise ReceiverError(f"{text!r} is not NAME=VALUE")
-            pairs[name] = value
-    return pairs
+        return dict(_split(text) for text in texts or [])
 
 
-def _pairs(texts: list[str] | None) -> dict[str, Any]:
-    """Read NAME=VALUE; a value that is JSON is meant as JSON, any other as text."""
+def _pairs(texts: list[str] | None, *, may_be_json: bool) -> dict[str, Any]:
+    """Read NAME=VALUE and NAME:=JSON; of the former some may be JSON, but never a prompt."""
+    with _failing():
+        return dict(_pair(text, may_be_json=may_be_json) for text in texts or [])
+
+
+def _pair(text: str, *, may_be_json: bool) -> tuple[str, Any]:
     import msgspec
 
-    pairs: dict[str, Any] = {}
-    for name, value in _texts(texts).items():
-        try:
-            pairs[name] = msgspec.json.decode(value)
-        except msgspec.DecodeError:
-            pairs[name] = value
-    return pairs
+    name, value = _split(text)
+    is_told = name.endswith(":")
+    name = name.rstrip(":") if is_told else name
+    if not is_told and (not may_be_json or name.endswith(_PROSE)):
+        return name, value
+    try:
+        msgspec.json.decode(value)
+        # As it was written: a number keeps all its digits.
+        return name, msgspec.Raw(value.encode())
+    except msgspec.DecodeError:
+        if is_told:
+            raise ReceiverError(f"{name}:= wants JSON, and {value!r} is none") from None
+    return name, value
+
+
+def _split(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip(":"):
+        raise ReceiverError(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
 def _show(
@@ -621,4 +677,4 @@ def _show(
     else:
         print_table(found["data"] if rows is None else rows, columns)
         if found.get("next_cursor"):
-            typer.echo("-- there are more: --limit shows up to 100, the API all", err=True)
+            say("-- there are more: --limit shows up to 100, the API all", err=True)

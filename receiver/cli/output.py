@@ -1,7 +1,13 @@
-"""What commands show, and whom they ask."""
+"""What commands show, and whom they ask.
+
+Whatever is shown comes through here, where all that does not show by itself is spelled out, on a
+terminal and in a pipe alike: what a pipe carries is often read on a terminal in the end. JSON
+means the same with its characters escaped.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +17,7 @@ import typer
 from rich.text import Text
 
 from receiver.model.errors import ReceiverError
+from receiver.model.text import spelled, spelled_json
 
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z", re.ASCII)
 _WHOLE: Final = re.compile(f"(pred|evt|dlv|rep)_[0-9a-z]+|{_TIME.pattern}", re.ASCII)
@@ -28,7 +35,9 @@ class Terminal:
         self._counting = False
 
     def say(self, text: str) -> None:
-        typer.echo(f"\n{text}" if self._counting else text)
+        if self._counting:
+            typer.echo()
+        say(text)
         self._counting = False
 
     def ask(self, question: str) -> bool:
@@ -44,21 +53,31 @@ class Terminal:
             self._counting = True
 
 
+def say(text: str, *, lines: bool = False, err: bool = False, colour: str | None = None) -> None:
+    """Print a line, which may quote others; only of what is all ours may line ends be kept."""
+    text = "\n".join(map(spelled, text.split("\n"))) if lines else spelled(text)
+    typer.secho(text, err=err, fg=colour)
+
+
 def print_value(value: Any) -> None:
-    """Print JSON, in colour for whoever sits there, on one line for whoever reads a pipe."""
+    """Print JSON: in colour and indented on a terminal, on one line in a pipe."""
     from rich.console import Console
+    from rich.highlighter import JSONHighlighter
 
     console = Console()
     if console.is_terminal:
-        console.print_json(data=value)
+        text = spelled_json(json.dumps(value, ensure_ascii=False, indent=2))
+        console.print(JSONHighlighter()(text), soft_wrap=True)
     else:
         print_plainly(value)
 
 
 def print_plainly(value: Any) -> None:
+    """Print JSON on one line."""
     import msgspec
 
-    typer.echo(msgspec.json.encode(value))
+    text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False, separators=(",", ":"))
+    typer.echo(spelled_json(text))
 
 
 def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -84,12 +103,17 @@ def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> No
     Console(width=max(console.width, needed) if console.is_terminal else 240).print(table)
 
 
+def shown(text: Any, style: str = "") -> Text:
+    """Make others' words fit for rich: nothing in them is markup, and nothing acts."""
+    return Text(spelled(str(text)), style)
+
+
 def cell(value: Any) -> Text:
-    """Show a value as it is: a provider's words may look like markup, and are none."""
+    """Show a value of a table."""
     if isinstance(value, dict) and "code" in value:  # an error
         value = f"{value.get('code')}: {value.get('message')}"
     elif isinstance(value, dict):
         value = ", ".join(f"{name}={inner}" for name, inner in value.items())
     text = "" if value is None else str(value)
     time = _TIME.fullmatch(text)
-    return Text(f"{time[1]}Z" if time else text)
+    return shown(f"{time[1]}Z" if time else text)

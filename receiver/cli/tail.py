@@ -12,6 +12,7 @@ from httpx_sse import EventSource, SSEError
 from rich.console import Console
 from rich.text import Text
 
+from receiver.cli.output import shown
 from receiver.client import Client, ClientError
 
 _COLOURS: Final = {
@@ -20,7 +21,6 @@ _COLOURS: Final = {
     "canceled": "yellow",
     "unconfirmed": "magenta",
     "processing": "cyan",
-    "gap": "red",
 }
 _FIRST_WAIT: Final = 0.5
 _LONGEST_WAIT: Final = 10.0
@@ -75,18 +75,20 @@ def show(console: Console, message: Mapping[str, Any]) -> None:
 
 def _line(message: Mapping[str, Any]) -> Text:
     kind = message["event"].rpartition(".")[2]
-    line = Text().append(str(message.get("time", ""))[11:19] or "--:--:--", "dim")
-    line.append(f"  {kind:<11}", _COLOURS.get(kind, ""))
+    time = str(message.get("time", ""))[11:19] or "--:--:--"
     if kind == "gap":
-        return line.append(
-            f"  what happened between {message['after']} and {message['until']} is not there"
-        )
+        said = f"what happened between {message['after']} and {message['until']} is not there"
+        return Text("  ").join([shown(time, "dim"), shown(f"{kind:<11}", "red"), shown(said)])
     prediction = message["prediction"]
-    line.append(f"  {prediction['id']}  {prediction['provider']}  {prediction['model']}")
+    parts = [
+        shown(time, "dim"),
+        shown(f"{kind:<11}", _COLOURS.get(kind, "")),
+        *(shown(prediction[name]) for name in ("id", "provider", "model")),
+    ]
     if message.get("channel"):
-        line.append(f"  {message['channel']}", "dim")
-    for output in prediction.get("output") or ():
-        line.append(f"  {str(output.get('url') or output.get('text'))[:120]}", "blue")
+        parts.append(shown(message["channel"], "dim"))
+    outputs = prediction.get("output") or ()
+    parts += [shown(str(one.get("url") or one.get("text"))[:120], "blue") for one in outputs]
     if error := prediction.get("error"):
-        line.append(f"  {error['code']}: {error['message']}", "red")
-    return line
+        parts.append(shown(f"{error['code']}: {error['message']}", "red"))
+    return Text("  ").join(parts)

@@ -29,8 +29,8 @@ import msgspec
 
 from receiver.deliveries.registry import Dead
 from receiver.model.values import Output
-from receiver.providers.tls import trusted
 from receiver.providers.transport import UnknownEncoding, pieces
+from receiver.settings.tls import trusted
 
 MAX_BYTES: Final = 256 * 1024 * 1024
 TIMEOUT: Final = 120.0

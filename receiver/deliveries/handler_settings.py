@@ -6,15 +6,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
 from types import TracebackType
 from typing import Final, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
 from receiver.deliveries.template import Template
 from receiver.model.errors import HandlerError
-from receiver.settings import LOOPBACK, Reader, Secret
+from receiver.settings import Reader, Secret
 from receiver.settings import seconds as parse_seconds
+from receiver.settings.proxies import is_loopback
 
 T = TypeVar("T")
 
@@ -28,8 +28,8 @@ class read_settings:  # noqa: N801 - used like a function
             MAX_BYTES = read.size("SHOP_MAX_BYTES", "the largest picture", default="8MB")
 
     Each takes the name, what it is, and the default as text; without a default it must be set.
-    Blanks around a value do not count, nor do quotes around one that makes
-    no sense with them: some env files keep both. At its end the block raises a HandlerError with a
+    Blanks, line ends and a pair of quotes around a value are no part of it: some env files keep
+    them. At its end the block raises a HandlerError with a
     line for every problem; no line quotes a secret.
     """
 
@@ -160,17 +160,8 @@ def _fits(text: str, *, secure: bool) -> bool:
         return False
     if secure and ("@" in parts.netloc or parts.query or parts.fragment):
         return False
-    schemes = {"https"} if secure and not _is_loopback(host) else {"http", "https"}
+    schemes = {"https"} if secure and not is_loopback(host) else {"http", "https"}
     return sendable and parts.scheme in schemes
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return any(ip_address(host) in network for network in LOOPBACK)
-    except ValueError:
-        return False
 
 
 def _place() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import io
 import json
 import logging
 import sys
@@ -19,6 +20,8 @@ from typing import Any, Final, TextIO
 
 import msgspec
 import structlog
+
+from receiver.model.text import spelled, spelled_json
 
 EVENTS: Final = frozenset(
     {
@@ -100,11 +103,12 @@ def configure(fmt: str | None, level: str, stream: TextIO | None = None) -> None
     ]
     last: list[Any] = (
         [
+            _spell,
             structlog.dev.ConsoleRenderer(
                 colors=out.isatty(),
                 # The richer ones show local variables, and so whatever secret is in them.
-                exception_formatter=structlog.dev.plain_traceback,
-            )
+                exception_formatter=_tell_traceback,
+            ),
         ]
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dumps)]
@@ -131,6 +135,21 @@ def _adopt_standard_library(shared: list[Any], last: list[Any], level: str, out:
     for name in ("httpx", "httpcore"):
         # They log whole URLs at info, and a submit's URL carries the callback token.
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _spell(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Spell out what others have put into their words to act on a terminal."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = spelled(value)
+    return event
+
+
+def _tell_traceback(out: TextIO, error: structlog.typing.ExcInfo) -> None:
+    """Write a traceback, set in, so that no line of an error's message passes for one of ours."""
+    plain = io.StringIO()
+    structlog.dev.plain_traceback(plain, error)
+    out.write("\n".join(f"    {spelled(line)}" for line in plain.getvalue().split("\n")))
 
 
 def _stamp(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -188,6 +207,6 @@ def _factory(out: TextIO) -> Callable[..., _Lines]:
 
 def _dumps(event: Mapping[str, Any], **_: Any) -> str:
     try:
-        return msgspec.json.encode(event, enc_hook=repr).decode()
+        return spelled_json(msgspec.json.encode(event, enc_hook=repr).decode())
     except UnicodeEncodeError:  # half a character, from a name or a message that is no UTF-8
         return json.dumps(event, default=repr)

@@ -30,7 +30,6 @@ import structlog
 from starlette.requests import Request
 
 from receiver.model.errors import SettingsError
-from receiver.providers.tls import trusted
 from receiver.store.deliveries import Claim
 from receiver.store.inbox import AcceptResult, IncomingOutcome
 from receiver.store.predictions import Job
@@ -237,7 +236,7 @@ class Client(httpx.AsyncClient):
     """An HTTP client whose requests are spans of the trace that they belong to."""
 
     def __init__(self, tracing: Tracing, *, tells: bool, **given: Any) -> None:
-        super().__init__(verify=trusted(), **given)
+        super().__init__(trust_env=False, **given)
         self._tracing = tracing
         self._tells = tells
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from receiver.model.errors import SettingsError
+from receiver.model.text import clean
+from receiver.settings import tls
+from receiver.settings.proxies import Proxies, is_loopback, read_direct, read_proxy
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -102,6 +108,10 @@ class Settings:
     """
     allow_private_fetch: bool = False
     dev: bool = False
+    proxies: Proxies = field(default_factory=Proxies)
+    """Which of our own requests go by a proxy, as HTTPS_PROXY and its like say."""
+    metrics_folder: str | None = None
+    """Where processes count together; prometheus-client reads it by itself."""
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
 
     @property
@@ -131,6 +141,7 @@ class Settings:
         """Read what can be read; tell also all problems, and the names that there are."""
         reader = Reader(env)
         settings = _read(reader)
+        reader.problems += tls.check(env)
         told = any(problem.startswith("RECEIVER_SECRET_KEY") for problem in reader.problems)
         if not settings.secret_keys and not settings.dev and not told:
             reader.problems.append(
@@ -138,6 +149,45 @@ class Settings:
                 "example the output of `openssl rand -hex 32` (or use --dev on your own machine)"
             )
         return settings, reader.problems, reader.names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Where commands find a receiver that runs, and the key that they show there."""
+
+    url: str = "http://127.0.0.1:8000"
+    is_told: bool = False
+    """Whether RECEIVER_URL says so."""
+    key: Secret | None = None
+    proxy: str | None = field(default=None, repr=False)
+    """None: it is asked without one."""
+    way: str = ""
+    """How it is asked, where a proxy is set: a few words for an error."""
+
+    @classmethod
+    def read(cls, env: Mapping[str, str]) -> Caller:
+        """Read what commands need; raise one SettingsError that names all problems."""
+        caller, problems = cls.look(env)
+        if problems:
+            raise SettingsError(problems)
+        return caller
+
+    @classmethod
+    def look(cls, env: Mapping[str, str]) -> tuple[Caller, list[str]]:
+        """Read what can be read; tell also all problems."""
+        reader = Reader(env)
+        key = reader.get("RECEIVER_API_KEY", _one_key, None)
+        url = reader.get("RECEIVER_URL", _receivers_url, None)
+        parts = urlsplit(url or cls.url)
+        host, spelled = parts.hostname or "", map(reader.spelled, _PROXIES[parts.scheme])
+        name = next((name for name in spelled if reader.is_set(name)), None)
+        proxy, way = None, ""
+        if name and is_loopback(host):  # asked straight, so no proxy can be wrong
+            way = f", asked without {name} as it is on this machine"
+        elif name and (proxy := _ways_out(reader).of(parts.scheme, host, parts.port)):
+            way = f", asked by the proxy that {name} names"
+        made = cls(url=url or cls.url, is_told=bool(url), key=key, proxy=proxy, way=way)
+        return made, reader.problems + tls.check(env)
 
 
 class Reader:
@@ -165,28 +215,44 @@ class Reader:
         into problems of handlers' settings: what it is, and where it is read.
         """
         self.names.add(name)
-        text = self._env.get(name, "").strip() or as_text
+        given = self._env.get(name, "").strip()
+        text = clean(given) or as_text
         if text is None:
-            self.problems.append(f"{at}needs {name} as {says}")
+            self._refuse(f"{at}needs {name} as {says}")
             return default
         if not text and not at:
             return default
         try:
-            return _unquoted(parse, text)
+            text.encode()
+            return _parsed(parse, text, given)
+        except UnicodeEncodeError:
+            problem = "must be UTF-8"
         except ValueError as error:
-            self.problems.append(f"{at}{name}{' ' if at else ': '}{error}")
-            return default
+            problem = str(error)
+        self._refuse(f"{at}{name}{' ' if at else ': '}{problem}")
+        return default
+
+    def is_set(self, name: str) -> bool:
+        return bool(clean(self._env.get(name, "")))
+
+    def spelled(self, name: str) -> str:
+        """Return the name in lower case if it is set so, which goes before the other."""
+        return name.lower() if name.lower() in self._env else name
+
+    def _refuse(self, problem: str) -> None:
+        if problem not in self.problems:  # a name may be asked for twice
+            self.problems.append(problem)
 
 
-def _unquoted(parse: Callable[[str], T], text: str) -> T:
-    """Parse a text, without the quotes that some env files keep where it is wrong with them."""
+def _parsed(parse: Callable[[str], T], text: str, given: str) -> T:
+    """Parse a text; with the quotes that were around it where it makes sense only with them."""
     try:
         return parse(text)
-    except ValueError as error:
-        if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+    except ValueError:
+        if given not in {text, ""}:
             with contextlib.suppress(ValueError):
-                return parse(text[1:-1].strip())
-        raise error from None
+                return parse(given)
+        raise
 
 
 def _read(env: Reader) -> Settings:
@@ -216,6 +282,8 @@ def _read(env: Reader) -> Settings:
         trace_exporters=_trace_exporters(env),
         allow_private_fetch=env.get("RECEIVER_ALLOW_PRIVATE_FETCH", _switch, False),
         dev=env.get("RECEIVER_DEV", _switch, False),
+        proxies=_ways_out(env),
+        metrics_folder=env.get("PROMETHEUS_MULTIPROC_DIR", _writable_folder, None),
         providers={
             "oxen": _provider(env, "OXEN", "OXEN_API_KEY", base="https://hub.oxen.ai"),
             "eachlabs": _provider(
@@ -272,6 +340,23 @@ def _provider(
     )
 
 
+_PROXIES = {scheme: (f"{scheme.upper()}_PROXY", "ALL_PROXY") for scheme in ("http", "https")}
+"""Where the proxy for a request is named; the first that is set counts."""
+
+
+def _ways_out(env: Reader) -> Proxies:
+    """Read what curl, httpx and others read; of what is not needed nothing can be wrong."""
+    found = {}
+    for scheme, names in _PROXIES.items():
+        for name in map(env.spelled, names):
+            if url := env.get(name, read_proxy, None):
+                found[scheme] = url
+            if env.is_set(name):
+                break
+    direct = env.get(env.spelled("NO_PROXY"), read_direct, ()) if found else ()
+    return Proxies(found, direct)
+
+
 _OTLP = {"": "otlp_proto_http", "http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
 
@@ -290,7 +375,7 @@ def _trace_exporters(env: Reader) -> tuple[str, ...] | None:
 
 
 def _texts(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    return tuple(part for part in map(clean, text.split(",")) if part)
 
 
 def _secrets(text: str) -> tuple[Secret, ...]:
@@ -309,6 +394,12 @@ def _header_safe(text: str) -> Secret | None:
     return Secret(text)
 
 
+def _one_key(text: str) -> Secret | None:
+    if "," in text:
+        raise ValueError("must be one key; those that the receiver takes are in RECEIVER_API_KEYS")
+    return _header_safe(text)
+
+
 def _collector(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         raise ValueError("must be an http(s) URL, as http://collector:4318")
@@ -316,9 +407,20 @@ def _collector(text: str) -> str:
 
 
 def _url(text: str) -> str:
+    if "://" not in text:
+        raise ValueError("must begin with https:// or http://")
     if not _is_plain_url(text):
         raise ValueError("must be an http(s) URL without user, query or fragment")
     return text.rstrip("/")
+
+
+def _receivers_url(text: str) -> str:
+    """Read a URL; on this machine its scheme may be left out, as nobody listens on the way."""
+    try:
+        host = urlsplit(f"//{text}").hostname or ""
+    except ValueError:
+        host = ""
+    return _url(f"http://{text}" if "://" not in text and is_loopback(host) else text)
 
 
 def _is_plain_url(text: str) -> bool:
@@ -431,10 +533,20 @@ def _switch(text: str) -> bool:
         raise ValueError("must be 1 or 0") from None
 
 
+def _writable_folder(text: str) -> str:
+    folder = Path(text)
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{text} is no folder that can be written, and cannot be made one")
+    return text
+
+
 def _one_of(*words: str) -> Callable[[str], Any]:
     def parse(text: str) -> str:
         if text.lower() not in words:
-            raise ValueError(f"must be one of {', '.join(words)}")
+            near = difflib.get_close_matches(text.lower(), words, n=1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"must be one of {', '.join(words)}{meant}")
         return text.lower()
 
     return parse

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Final
 
 import httpx
 import pytest
+from typer.testing import CliRunner, Result
 
+from receiver.cli.main import main
 from receiver.cli.output import cell, print_table
 from receiver.emulator import settings_for
 from tests.journey.parts import free_port
@@ -204,6 +211,26 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path, args: tuple[str, ...], wo
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("kind", ["file", "package"])
+def test_a_handler_that_is_named_as_a_module_and_lies_here_is_hinted_at(
+    tmp_path: Path, kind: str
+) -> None:
+    made = tmp_path / ("mine.py" if kind == "file" else "mine/__init__.py")
+    made.parent.mkdir(exist_ok=True)
+    made.touch()
+    done = receiver("drain", "--dev", "mine", cwd=tmp_path, PYTHONSAFEPATH="1")
+    assert done.returncode == 1
+    assert ("mine.py is here" if kind == "file" else "PYTHONPATH=.") in done.stderr
+
+
+@pytest.mark.parametrize("args", [("show", b"\xff"), ("submit", "fal", "m", b"prompt=\xe9")])
+def test_an_argument_of_another_encoding_is_refused(
+    tmp_path: Path, args: tuple[str | bytes, ...]
+) -> None:
+    done = receiver(*map(os.fsdecode, args), cwd=tmp_path)
+    assert (done.returncode, "is not UTF-8" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("args", [("serve", "--port", "65536"), ("tail", "--after", "some")])
 def test_an_unfit_option_is_refused(tmp_path: Path, args: tuple[str, ...]) -> None:
     done = receiver(*args, cwd=tmp_path)
@@ -304,3 +331,163 @@ def test_ids_and_times_stay_whole_on_a_terminal(
 def test_a_providers_words_are_shown_as_they_are() -> None:
     shown = cell({"code": "rejected", "message": "bad [/input] [red]"})
     assert shown.plain == "rejected: bad [/input] [red]"
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "word"),
+    [
+        (("serve", "--dev"), {"SSL_CERT_FILE": "/nowhere.pem"}, "SSL_CERT_FILE: /nowhere.pem"),
+        (("serve", "--dev"), {"ALL_PROXY": "socks4://127.0.0.1:1080"}, "ALL_PROXY: socks4"),
+        (("demo",), {"SSLKEYLOGFILE": "/nowhere/log"}, "SSLKEYLOGFILE: cannot"),
+        (("list",), {"SSL_CERT_FILE": "/nowhere.pem"}, "SSL_CERT_FILE: /nowhere.pem"),
+        (("list",), {"RECEIVER_API_KEY": "schlüssel"}, "RECEIVER_API_KEY: must"),
+        (("tail",), {"RECEIVER_URL": "receiver.example"}, "RECEIVER_URL: must"),
+        (("demo", "--folder", "/dev/null/x"), {}, "/dev/null/x"),
+        (("submit", "fal", "m", "size:=wide"), {}, "size:= wants JSON"),
+        (("submit", "fal", "m", "--key", "ü"), {}, "--key must"),
+    ],
+)
+def test_what_the_environment_has_wrong_is_named_in_a_line(
+    tmp_path: Path, args: tuple[str, ...], env: dict[str, str], word: str
+) -> None:
+    done = receiver(*args, cwd=tmp_path, **env)
+    assert done.returncode == 1
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "schlüssel" not in done.stderr
+
+
+def test_a_receiver_on_this_machine_is_found_whatever_the_proxy_and_the_ends_of_lines(
+    world: tuple[Path, dict[str, str]],
+) -> None:
+    home, env = world
+    done = receiver(
+        "list", "--json", cwd=home,
+        RECEIVER_URL=env["RECEIVER_URL"].removeprefix("http://") + "/\r",
+        RECEIVER_API_KEY="'key'\r\n",
+        ALL_PROXY="socks://127.0.0.1:1/", http_proxy="127.0.0.1:1", NO_PROXY="fd00::/8,[::1]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_prompt_is_text_and_a_number_keeps_its_digits(
+    world: tuple[Path, dict[str, str]],
+) -> None:
+    home, env = world
+    seed = 123456789012345678901234567890
+    done = receiver(
+        "submit", "fal", "fal-ai/x", "prompt=1984", "negative_prompt=null", "num_images=2",
+        f"seed={seed}", "flag=true", "name=a=b", 'size:={"width":1}', 'word:="7"',
+        "--metadata", "commit=123e4", "--metadata", "count:=3", cwd=home, **env,
+    )  # fmt: skip
+    prediction = json.loads(done.stdout)
+    assert prediction["input"] == {
+        "prompt": "1984",
+        "negative_prompt": "null",
+        "num_images": 2,
+        "seed": seed,
+        "flag": True,
+        "name": "a=b",
+        "size": {"width": 1},
+        "word": "7",
+    }
+    assert prediction["metadata"] == {"commit": "123e4", "count": 3}
+
+
+# --- without a process of its own ---
+
+
+def run(*args: str, **env: str) -> Result:
+    return CliRunner().invoke(main, args, env={"COLUMNS": "400", **env})
+
+
+HELPED = sorted(command.name or command.callback.__name__ for command in main.registered_commands)  # type: ignore[union-attr] # each has one
+
+
+@pytest.mark.parametrize("name", HELPED)
+def test_every_word_of_a_commands_own_text_is_in_its_help(name: str) -> None:
+    [command] = [
+        command
+        for command in main.registered_commands
+        if name in {command.name, getattr(command.callback, "__name__", None)}
+    ]
+    written = inspect.getdoc(command.callback) or ""
+    options = inspect.signature(command.callback or run, eval_str=True).parameters.values()
+    for option in options:
+        [about] = option.annotation.__metadata__
+        written += f" {about.help or ''}"
+    name = name.removesuffix("_")
+    shown = re.sub(r"[│\s]+", " ", run(name, "--help").output)
+    assert [word for word in written.replace("`", "").split() if word not in shown] == []
+
+
+HOSTILE: Final = "\x1b]0;owned\x07\x9b31m\u202eevil\u200b\x7f\nreceiver: forged [red]x[/red]"
+
+
+@pytest.fixture(scope="module")
+def hostile() -> Iterator[str]:
+    """Serve a receiver all of whose words want to act on the terminal of whoever reads them."""
+    names = (
+        "id handler reason kind source channel prediction_id state name provider model status "
+        "because wanted delivery type prediction"
+    )
+    row: dict[str, Any] = dict.fromkeys(names.split(), HOSTILE)
+    row |= {"error": {"code": HOSTILE, "message": HOSTILE}, "delivery": None, "held": HOSTILE}
+    answers = {"data": [row], "handlers": [{**row, "runs": True, "after": [HOSTILE]}], **row}
+    answers["assumed"] = True
+    event = {"prediction": {**row, "output": [{"url": HOSTILE}]}, "channel": HOSTILE}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            streams = "/stream" in self.path
+            refuses = "/refused" in self.path
+            body = f"id: 1\nevent: prediction.failed\ndata: {json.dumps(event)}\n\n"
+            text = body if streams else json.dumps({"detail": HOSTILE} if refuses else answers)
+            self.send_response(422 if refuses else 200)
+            self.send_header("Content-Type", "text/event-stream" if streams else "application/json")
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        do_POST = do_GET  # noqa: N815 - its name there
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("colour", ["", "1"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("list", "deliveries", "handlers", "undelivered", "replays", "explain x", "show x"),
+        *("tail --count 1", "tail --count 1 --json", "list --json", "pause x", "show refused"),
+    ],
+)
+def test_nothing_that_others_say_acts_on_a_terminal(
+    hostile: str, line: str, colour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if colour:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    ran = run(*line.split(), RECEIVER_URL=hostile)
+    assert ran.exit_code == int("refused" in line), ran.output
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", ran.output) if colour else ran.output  # our own colours
+    assert "evil" in shown
+    assert [char for char in shown if not char.isprintable() and char != "\n"] == []
+    assert not any(text.startswith("receiver: forged") for text in shown.splitlines())
+    if "json" in line:
+        assert HOSTILE in _texts_of(json.loads(shown))
+
+
+def _texts_of(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts_of(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts_of(inner)
+    elif isinstance(value, str):
+        yield value

@@ -196,6 +196,30 @@ async def test_no_secret_is_ever_shown(env: Env, tmp_path: Path) -> None:
     assert not [secret for secret in (*secrets, password) if secret in text]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "word"),
+    [
+        ("SSL_CERT_FILE", "/nowhere.pem", "/nowhere.pem cannot be read"),
+        ("SSL_CERT_DIR", "/nowhere", "openssl rehash"),
+        ("SSLKEYLOGFILE", "/nowhere/log", "cannot be written"),
+        ("ALL_PROXY", "socks4://127.0.0.1:1080", "socks4"),
+        ("HTTPS_PROXY", "http://me:hush@[::1", "percent-encode"),
+        ("PROMETHEUS_MULTIPROC_DIR", "/dev/null/x", "cannot be made"),
+        ("RECEIVER_API_KEY", "hush\u00fc", "printable ASCII"),
+        ("RECEIVER_URL", "receiver.example", "must begin with"),
+    ],
+)
+async def test_what_libraries_and_commands_cannot_use_is_a_finding(
+    env: Env, monkeypatch: pytest.MonkeyPatch, name: str, text: str, word: str
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv(name, text)  # as libraries see it
+    lines = await found({**env, name: text})
+    assert says(lines, "FAIL", f"settings: {name}", word)
+    assert says(lines, "ok", "database:")
+    assert not [line for _, line in lines if "hush" in line]
+
+
 # --- the database ---
 
 
@@ -545,7 +569,7 @@ async def test_whatever_else_listens_where_no_url_was_given_is_no_fault(
     env: Env, monkeypatch: pytest.MonkeyPatch, proxy: Callable[[Passing], str]
 ) -> None:
     url = proxy(_says(Response("hello")))
-    monkeypatch.setattr("receiver.cli.main.doctor.network._RECEIVER", url)
+    monkeypatch.setattr("receiver.settings.Caller.url", url)
     del env["RECEIVER_URL"]
     assert says(await found(env, "receiver"), "warn", "none that is ours answers", "is no receiver")
 
@@ -801,8 +825,8 @@ async def test_one_check_that_fails_or_hangs_does_not_stop_the_others(
     def breaks(*_: object) -> None:
         raise RuntimeError("unforeseen")
 
-    monkeypatch.setattr("receiver.cli.main.doctor.check_secrets", breaks)
-    monkeypatch.setattr("receiver.cli.main.doctor._LONGEST", 0.3)
+    monkeypatch.setattr("receiver.cli.doctor.check_secrets", breaks)
+    monkeypatch.setattr("receiver.cli.doctor._LONGEST", 0.3)
     listener = socket.create_server(("127.0.0.1", 0))
     with listener:
         port = listener.getsockname()[1]

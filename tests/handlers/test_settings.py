@@ -64,7 +64,7 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
 def test_carriage_returns_blanks_and_quotes_of_env_files_do_not_count(
     use: Callable[..., str], handler: str
 ) -> None:
-    given = {name: value for name, value in GOOD[handler].items() if name != "COMMAND"}
+    given = GOOD[handler]
     load([use(handler, **{name: f" {value}\r\n" for name, value in given.items()})])
     load([use(handler, **{name: f"'{value}'\r" for name, value in given.items()})])
 
@@ -161,6 +161,12 @@ def test_a_secret_signs_with_the_key_that_its_receiver_has(
     Webhook(KEY).verify(asked.body, asked.headers)
 
 
+def test_a_program_may_have_a_blank_in_its_path(use: Callable[..., str], tmp_path: Path) -> None:
+    program = tmp_path / "my program"
+    program.symlink_to("/bin/true")
+    load([use("command", COMMAND=f'"{program}"')])
+
+
 def test_a_home_folder_is_found(use: Callable[..., str], tmp_path: Path) -> None:
     file = use("save", SAVE_URL="~/pics", HOME=str(tmp_path))
     load([file])
@@ -180,7 +186,7 @@ def test_a_handler_of_one_s_own_declares_its_settings() -> None:
         wait = read.seconds("SHOP_WAIT", "how long to wait", default="1.5")
         loud = read.switch("SHOP_LOUD", "whether to shout")
     assert (url, text, size, wait, loud) == (
-        *("https://shop.example/", '"{id}"', 8_000_000, 1.5),
+        *("https://shop.example/", "{id}", 8_000_000, 1.5),
         False,
     )
     assert token == Secret("hunter2")

@@ -83,6 +83,11 @@ def test_its_routes_are_those_of_the_app(tmp_path: Path) -> None:
     assert {(method.upper(), path) for path, method, _ in ROWS} == routes
 
 
+def test_every_tag_and_every_route_is_described() -> None:
+    assert [tag["name"] for tag in MADE["tags"] if not tag.get("description")] == []
+    assert [path for path, _, row in ROWS if not row.get("description")] == []
+
+
 def examples() -> Iterator[Any]:
     """Find every example, with the schema it stands beside."""
     rows = [row for _, _, row in ROWS] + [one["post"] for one in MADE["webhooks"].values()]

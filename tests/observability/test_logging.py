@@ -228,3 +228,16 @@ def test_without_a_stream_lines_go_to_standard_error(
     said = capsys.readouterr()
     assert said.out == ""
     assert json.loads(said.err)["event"] == "a.b"
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_nothing_that_is_logged_acts_on_a_terminal(out: io.StringIO, form: str) -> None:
+    words = "\x1b]0;owned\x07\x9b31m\u202eevil\u200b\x7f\n2026-01-01 forged"
+    configure(form, "info", out)
+    error = ValueError(words)
+    structlog.get_logger().error("poll.failed", reason=words, words=[words], exc_info=error)
+    logging.getLogger("of.others").warning(words)
+    shown = out.getvalue()
+    assert shown.count("evil") >= 3
+    assert [char for char in shown if not char.isprintable() and char != "\n"] == []
+    assert not any(line.startswith("2026-01-01 forged") for line in shown.splitlines())

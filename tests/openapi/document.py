@@ -57,6 +57,18 @@ _FREE: Final = (
     "`metadata.NAME=VALUE` wants predictions whose metadata has this; JSON as it is written."
 )
 NOT_MODIFIED: Final = 304
+_TAGS: Final = {
+    "Predictions": "Submit, read, cancel and erase predictions, and see what runs for them.",
+    "Deliveries": "One event for one handler each: what is pending, what is done, what is dead.",
+    "Events": "The end of every prediction, as a list and live.",
+    "Handlers": "The functions that run on events: their state, and how to hold them back.",
+    "Replays": "Run handlers again for many events: count first, then start.",
+    "Undelivered": "What came and reached no handler: duplicates, rejected callbacks and the like.",
+    "Callbacks": "Where providers call. Each URL holds a token that is made with its prediction.",
+    "Health": "For load balancers and Prometheus; no key is needed.",
+    "About": "This description, for programs and for people.",
+}
+"""What each group of routes is for."""
 _STATUS_HEADERS: Final = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 
 
@@ -196,7 +208,7 @@ def document(groups: Groups, webhooks: Sequence[Row]) -> Json:
         },
         "servers": [{"url": "."}],  # wherever this document is
         "security": [{"key": []}],
-        "tags": [{"name": tag} for tag in groups],
+        "tags": [{"name": tag, "description": _TAGS[tag]} for tag in groups],
         "paths": dict(paths),
         "webhooks": {row.path: {"post": _webhook(row, types)} for row in webhooks},
         "components": {

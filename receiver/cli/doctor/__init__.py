@@ -42,8 +42,11 @@ from receiver.model.errors import HandlerError
 from receiver.predictions.tokens import Tokens
 from receiver.providers import make_providers
 from receiver.providers.adapter import Streamed
-from receiver.settings import Settings
+from receiver.providers.egress import outward
+from receiver.settings import Caller, Settings
 from receiver.settings.development import secret_file
+from receiver.settings.tls import check as check_tls
+from receiver.settings.tls import untold
 
 __all__ = ["Finding", "examine", "worst"]
 
@@ -58,13 +61,20 @@ async def examine(
 ) -> list[Finding]:
     """Make every check, and give what was found in the order in which it should be mended."""
     settings, problems, names = Settings.look(env)
+    caller, more = Caller.look(env)
+    problems = list(dict.fromkeys([*problems, *more]))
     broken = {problem.partition(":")[0].split(" ")[0] for problem in problems}
-    # What the surroundings say of us (a proxy for calls to providers) is theirs to say here, too.
-    async with httpx.AsyncClient(headers={"Accept-Encoding": "identity"}) as client:
-        checkup = _Checkup(env, settings, broken, Asker(client, clock), clock)
+    verify = untold() if check_tls(env) else None
+    # By the proxies and the authorities that the receiver goes by.
+    async with httpx.AsyncClient(
+        transport=outward(settings.proxies, verify),
+        trust_env=False,
+        headers={"Accept-Encoding": "identity"},
+    ) as client:
+        checkup = _Checkup(caller, settings, broken, Asker(client, clock), clock)
         checks: list[tuple[str, Check]] = [
             ("settings", _now(lambda: check_settings(env, settings, problems, names))),
-            ("secrets", _now(lambda: check_secrets(env, settings))),
+            ("secrets", _now(lambda: check_secrets(caller, settings))),
             *checkup.checks(),
         ]
         try:
@@ -74,8 +84,8 @@ async def examine(
     return [
         msgspec.structs.replace(
             finding,
-            says=hide(finding.says, settings, env),
-            mend=hide(finding.mend, settings, env),
+            says=hide(finding.says, settings, caller),
+            mend=hide(finding.mend, settings, caller),
         )
         for findings in found
         for finding in findings
@@ -105,7 +115,7 @@ class _Checkup:
 
     def __init__(
         self,
-        env: Mapping[str, str],
+        caller: Caller,
         settings: Settings,
         broken: set[str],
         asker: Asker,
@@ -117,7 +127,7 @@ class _Checkup:
         self._providers = make_providers(settings.providers)
         keys = _secret_keys(settings)
         self._echoes = Echoes(asker, Tokens(keys), clock) if keys else None
-        self._running = Running(asker, env)
+        self._running = Running(asker, caller)
         self._look = asyncio.create_task(look(settings))
         self._here = asyncio.create_task(self._ask_here())
         self._asked = {

@@ -15,7 +15,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
-from receiver.settings import Secret, Settings
+from receiver.settings import Caller, Secret, Settings
 
 _OURS: Final = ("RECEIVER_", "OXEN_", "EACHLABS_", "FAL_")
 _OF_CLIENTS: Final = {"RECEIVER_URL", "RECEIVER_API_KEY"}
@@ -78,7 +78,7 @@ def _strangers(env: Mapping[str, str], known: Collection[str]) -> Iterator[Findi
 # --- secrets ---
 
 
-def check_secrets(env: Mapping[str, str], settings: Settings) -> Findings:
+def check_secrets(caller: Caller, settings: Settings) -> Findings:
     keys = [key.reveal() for key in settings.secret_keys]
     api_keys = [key.reveal() for key in settings.api_keys]
     found = [
@@ -88,7 +88,7 @@ def check_secrets(env: Mapping[str, str], settings: Settings) -> Findings:
         *_weak("RECEIVER_API_KEYS", [key for key in api_keys if len(key) >= SHORTEST_API_KEY]),
         *_placeholders(settings),
         *_shared(_named(settings)),
-        *_closed(env, settings),
+        *_closed(caller, settings),
     ]
     if found:
         return found
@@ -181,15 +181,14 @@ def _shared(named: list[tuple[str, Secret]]) -> Iterator[Finding]:
             yield warn("secrets", f"{names[0]} names one key twice", "remove one of them")
 
 
-def _closed(env: Mapping[str, str], settings: Settings) -> Iterator[Finding]:
-    mine = env.get("RECEIVER_API_KEY", "").strip()
+def _closed(caller: Caller, settings: Settings) -> Iterator[Finding]:
     if not settings.api_keys and not settings.dev:
         yield warn(
             "secrets",
             "RECEIVER_API_KEYS is not set, and every /v1 route answers 401",
             f"set it to a key for your callers: {_MAKE_ONE}",
         )
-    elif mine and settings.api_keys and Secret(mine) not in settings.api_keys:
+    elif caller.key and settings.api_keys and caller.key not in settings.api_keys:
         yield warn(
             "secrets",
             "RECEIVER_API_KEY, which commands use, is none of RECEIVER_API_KEYS",
@@ -197,13 +196,14 @@ def _closed(env: Mapping[str, str], settings: Settings) -> Iterator[Finding]:
         )
 
 
-def hide(text: str, settings: Settings, env: Mapping[str, str]) -> str:
-    """Take every secret out of a text, should an error have quoted one; and what is unprintable."""
+def hide(text: str, settings: Settings, caller: Caller) -> str:
+    """Take every secret out of a text, should an error have quoted one."""
     secrets = {secret.reveal() for _, secret in _named(settings)}
-    secrets.add(env.get("RECEIVER_API_KEY", "").strip())
-    password = urlsplit(settings.database_url).password or ""
-    secrets |= {password, unquote(password)}
+    secrets |= {caller.key.reveal()} if caller.key else set()
+    for url in (settings.database_url, caller.proxy, *settings.proxies.by_scheme.values()):
+        password = urlsplit(url or "").password or ""
+        secrets |= {password, unquote(password)}
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST_HIDDEN:
             text = text.replace(secret, "…")
-    return "".join(char if char.isprintable() else " " for char in text)
+    return text

@@ -29,12 +29,11 @@ from receiver.predictions.tokens import Tokens
 from receiver.providers.adapter import Provider, ProviderResponse, Streamed, decode_or_empty
 from receiver.providers.fal import read_jwks
 from receiver.providers.transport import read_capped
-from receiver.settings import Settings
+from receiver.settings import Caller, Settings
 
 _PATIENCE: Final = 5.0
 """Seconds for one request."""
 _LARGEST_ANSWER: Final = 1024 * 1024
-_RECEIVER: Final = "http://127.0.0.1:8000"
 _PROBLEM: Final = "urn:receiver:problem:"
 _SMALL: Final = '{"echo":  "é \\u00e9 \\t",\r\n "a": 1.0, "a": 1e0}\n '.encode()
 """Whoever reads it and writes it again makes other bytes of it."""
@@ -213,12 +212,11 @@ _OPEN_IT: Final = "let the proxy pass POST /webhooks/ to the receiver, without a
 class Running:
     """The receiver at RECEIVER_URL, if there is one."""
 
-    def __init__(self, asker: Asker, env: Mapping[str, str]) -> None:
+    def __init__(self, asker: Asker, caller: Caller) -> None:
         self._asker = asker
-        given = env.get("RECEIVER_URL", "").strip()
-        self.url = (given or _RECEIVER).rstrip("/")
-        self._told = bool(given)
-        self._own_key = env.get("RECEIVER_API_KEY", "").strip()
+        self.url = caller.url
+        self._told = caller.is_told
+        self._own_key = caller.key
 
     async def check(self, troubles: Sequence[Trouble | None], settings: Settings) -> Findings:
         """Judge it; `troubles`: what came of asking it by each secret key."""
@@ -237,7 +235,7 @@ class Running:
         """Look closer at what has shown that it is ours."""
         keys = {f"number {n} of RECEIVER_API_KEYS": key for n, key in _keys(settings)}
         if self._own_key:
-            keys["RECEIVER_API_KEY"] = self._own_key
+            keys["RECEIVER_API_KEY"] = self._own_key.reveal()
         ready, *answers = await asyncio.gather(
             self._get("/readyz"),
             *(self._get("/v1/deliveries?limit=1", key) for key in keys.values()),

@@ -61,7 +61,11 @@ class DeliveryRoutes:
 
     @get("/v1/deliveries", "a page of deliveries", problems=["invalid-request"])
     async def list_deliveries(self, query: DeliveriesAsked) -> Page[Delivery]:
-        """List what is owed, done and dead, newest first."""
+        """List what is owed, done and dead, newest first.
+
+        A delivery is one event for one handler, with its state, its attempts and the reason of the
+        last one. `next_cursor` leads to the next page.
+        """
         asked = msgspec.structs.asdict(query)
         return await self._store.page(asked.pop("limit"), **asked)
 
@@ -72,7 +76,10 @@ class DeliveryRoutes:
         missing="no such delivery",
     )
     async def retry(self, id: DeliveryId) -> Delivery:
-        """Try a dead or skipped delivery again, or a waiting one at once."""
+        """Try a dead or skipped delivery again, or a waiting one at once.
+
+        A delivery that is running, or done, is a 409.
+        """
         handler = await self._store.retry(id, self._clock())
         found = await self._store.page(1, id=id)
         if not found.data:

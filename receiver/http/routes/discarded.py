@@ -30,6 +30,9 @@ class DiscardedRoutes:
 
     @get("/v1/undelivered", "a page of them", problems=["invalid-request"])
     async def list_undelivered(self, query: UndeliveredAsked) -> Page[DiscardedItem]:
-        """List what came and was delivered to nobody, the latest first."""
+        """List what came and was delivered to nobody, the latest first.
+
+        Duplicates, late and unknown outcomes, rejected callbacks, and events without a handler.
+        """
         asked = msgspec.structs.asdict(query)
         return await self._store.page(asked.pop("limit"), **asked)

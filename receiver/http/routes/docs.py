@@ -32,7 +32,10 @@ class DocsRoutes:
 
     @get("/openapi.json", {200: "OpenAPI 3.1", 304: "as it was"}, sends=["ETag"], is_open=True)
     async def openapi(self, headers: IfNoneMatch) -> Response:
-        """Describe it for programs."""
+        """Describe it for programs.
+
+        Made from the types that read and write. It changes only with a new release.
+        """
         return _answer(headers, "openapi.json", "application/json")
 
     @get(
@@ -43,7 +46,10 @@ class DocsRoutes:
         is_open=True,
     )
     async def docs(self, headers: IfNoneMatch) -> Response:
-        """Describe it for people."""
+        """Describe it for people.
+
+        Made from the types that read and write. It changes only with a new release.
+        """
         return _answer(headers, "docs.html", "text/html")
 
 

@@ -50,7 +50,11 @@ class EchoRoutes:
         is_open=True,
     )
     async def echo(self, request: Request, token: str) -> Echo:
-        """Echo the digest of what came, for `receiver doctor`."""
+        """Echo the digest of what came, for `receiver doctor`.
+
+        Shows that a URL leads to this receiver, and that bodies arrive as they were sent. A caller
+        without the secret key gets 401.
+        """
         now = self._clock()
         try:
             self._tokens.answer_echo(token, "", now)

@@ -60,7 +60,10 @@ class HandlerRoutes:
 
     @get("/v1/handlers", "all handlers there are", problems=["invalid-request"])
     async def list_handlers(self, query: Nothing) -> Page[HandlerState]:  # noqa: ARG002 - that there are none is checked
-        """List handlers: what each is owed, and whether it waits."""
+        """List handlers: what each is owed, and whether it waits.
+
+        Those of this process, and those that have pending deliveries in the database.
+        """
         return Page(data=list((await self._states()).values()), next_cursor=None)
 
     @post(
@@ -69,7 +72,7 @@ class HandlerRoutes:
     async def pause(self, name: HandlerName) -> HandlerState:
         """Let no delivery of a handler begin; what is owed to it waits.
 
-        What runs may end.
+        It holds for every process and outlives restarts. What runs already may end.
         """
         state = await self._known(name)
         await self._gates.pause(state.name, self._clock())
@@ -80,7 +83,10 @@ class HandlerRoutes:
         "/v1/handlers/{name:path}/resume", "it is running", problems=["not-found"], missing=_MISSING
     )
     async def resume(self, name: HandlerName) -> HandlerState:
-        """Let a handler's deliveries run again, whether it was paused or failed."""
+        """Let a handler's deliveries run again, whether it was paused or failed.
+
+        Also closes the circuit breaker that a run of failures has opened.
+        """
         state = await self._known(name)
         await self._gates.resume(state.name)
         log.info("handler.resumed", handler=state.name, owed=state.owed)

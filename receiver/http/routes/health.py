@@ -27,11 +27,17 @@ class HealthRoutes:
 
     @get("/healthz", "it is", is_open=True)
     async def alive(self) -> Health:
-        """Say whether the process is alive."""
+        """Say whether the process is alive.
+
+        Answers as long as the process answers at all; it does not ask the database.
+        """
         return Health()
 
     @get("/readyz", "it does", problems=["unavailable"], is_open=True)
     async def ready(self) -> Health:
-        """Say whether the database takes writes."""
+        """Say whether the database takes writes.
+
+        503 while it does not: then callbacks are answered 503 too, and come again.
+        """
         await self._store.try_write(self._clock())
         return Health()

@@ -49,7 +49,10 @@ class MetricsPage:
 
     @get("/metrics", "as Prometheus reads it", media_type="text/plain", is_open=True)
     async def answer(self) -> Response:
-        """Say what was counted and what is owed, for Prometheus."""
+        """Say what was counted and what is owed, for Prometheus.
+
+        Counters and histograms of this process, and gauges read from the database.
+        """
         return Response(await self._page(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _page(self) -> bytes:

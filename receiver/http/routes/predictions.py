@@ -243,12 +243,18 @@ class PredictionRoutes:
 
     @get("/v1/predictions", "a page of predictions", problems=["invalid-request"])
     async def list_predictions(self, query: PredictionsAsked) -> Page[Prediction]:
-        """List predictions, newest first."""
+        """List predictions, newest first.
+
+        Filters narrow the list; `next_cursor` leads to the next page.
+        """
         return await self._store.predictions.page(PredictionFilter(**msgspec.structs.asdict(query)))
 
     @get("/v1/predictions/{id}", "as it stands", problems=["not-found"], missing=_MISSING)
     async def read(self, id: PredictionId, headers: Waiting) -> Prediction:
-        """Read a prediction."""
+        """Read a prediction.
+
+        With `Prefer: wait=30` the answer waits for the end, 30 seconds at most.
+        """
         prediction = await self._prediction(id)
         wait = prefer_wait(headers.prefer or "")
         if wait is not None and prediction.status not in TERMINAL:
@@ -276,7 +282,10 @@ class PredictionRoutes:
         missing=_MISSING,
     )
     async def replay(self, id: PredictionId) -> OwedAgain:
-        """Owe a prediction's event to its handlers again."""
+        """Owe a prediction's event to its handlers again.
+
+        Every handler that matches the event now runs again, also one that was registered since.
+        """
         await self._prediction(id)
         replayed = await self._replay(id)
         if replayed.owed is None:
@@ -293,7 +302,10 @@ class PredictionRoutes:
         missing=_MISSING,
     )
     async def erase(self, id: PredictionId) -> Prediction:
-        """Erase what a prediction was about; its ids, status and times stay."""
+        """Erase what a prediction was about; its ids, status and times stay.
+
+        Input, metadata, outputs and callbacks are gone for good. Only what has ended can be erased.
+        """
         refusal = REFUSALS.get(await self._erase(id))
         if refusal is not None:
             raise Problem(*refusal)

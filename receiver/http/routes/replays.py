@@ -52,12 +52,18 @@ class ReplayRoutes:
 
     @get("/v1/replays", "a page of replays", problems=["invalid-request"])
     async def list_replays(self, query: ReplaysAsked) -> Page[Replay]:
-        """List replays, newest first."""
+        """List replays, newest first.
+
+        Counted, running, done and canceled ones.
+        """
         return await self._store.page(query.limit, query.cursor)
 
     @get("/v1/replays/{id}", "the replay", problems=["not-found"], missing=_MISSING)
     async def read(self, id: ReplayId) -> Replay:
-        """Read how far a replay is."""
+        """Read how far a replay is.
+
+        `replayed` of `matched` deliveries are pending again by now.
+        """
         return await self._find(id)
 
     @post(
@@ -67,7 +73,10 @@ class ReplayRoutes:
         missing=_MISSING,
     )
     async def start(self, id: ReplayId) -> Replay:
-        """Begin a replay that was counted; asking twice is asking once."""
+        """Begin a replay that was counted; asking twice is asking once.
+
+        It goes on by itself, through restarts too; the answer does not wait for it.
+        """
         started = await self._replayer.start(id)
         replay = await self._find(id)
         if not started and replay.state == "canceled":
@@ -81,7 +90,10 @@ class ReplayRoutes:
         missing=_MISSING,
     )
     async def cancel(self, id: ReplayId) -> Replay:
-        """Let a replay owe nothing further; what is owed by now stays owed."""
+        """Let a replay owe nothing further; what is owed by now stays owed.
+
+        One that has ended is a 409.
+        """
         canceled = await self._replayer.cancel(id)
         replay = await self._find(id)
         if not canceled and replay.state == "done":

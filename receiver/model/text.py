@@ -1,0 +1,44 @@
+"""Texts of others: cleaned where they are given, spelled out where a terminal shows them."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import Final
+
+_QUOTES: Final = ("'", '"')
+
+
+def clean(text: str) -> str:
+    """Return a setting without blanks, line ends, and quotation marks around it.
+
+    A file that holds one ends in a newline, or in CR LF, and Docker's --env-file keeps the quotes.
+    """
+    text = text.strip()
+    is_quoted = text[:1] in _QUOTES and text[0] == text[-1] and text[0] not in text[1:-1]
+    return text[1:-1].strip() if is_quoted and len(text) > 1 else text
+
+
+def spelled(text: str) -> str:
+    r"""Return a text in which all that does not show is spelled out, as \x1b or \u202e.
+
+    Escape sequences, line ends, marks that turn the direction, and characters of no width would
+    otherwise write on the reader's terminal what its sender likes.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if _shows(char) else ascii(char)[1:-1] for char in text)
+
+
+def spelled_json(text: str) -> str:
+    """Return the same JSON with all in it that does not show escaped; line ends are between."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if _shows(char) or char == "\n" else json.dumps(char)[1:-1] for char in text
+    )
+
+
+def _shows(char: str) -> bool:
+    # Blanks of other widths (the ideographic one) are harmless, and common in prompts.
+    return char.isprintable() or unicodedata.category(char) == "Zs"

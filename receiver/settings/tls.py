@@ -1,0 +1,105 @@
+"""Whom we trust: the certificate authorities, read once for all clients of a process.
+
+To read them takes 25 ms, which every client would spend anew, and a cold start several times.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from receiver.model.errors import SettingsError
+from receiver.model.text import clean
+
+_HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")
+"""How OpenSSL finds a certificate in a folder; it looks at no other name."""
+
+
+def trusted() -> ssl.SSLContext:
+    """Return what SSL_CERT_FILE and SSL_CERT_DIR say, as httpx does, or else certifi's list.
+
+    Raises SettingsError, which names the variable.
+    """
+    if problems := check(os.environ):
+        raise SettingsError(problems)
+    return _context(**_given(os.environ))
+
+
+def check(env: Mapping[str, str]) -> list[str]:
+    """Return what is wrong with the variables that TLS reads by itself."""
+    given = _given(env)
+    problem = _try_keylog(env)
+    if problem is None and given["cafile"]:  # nothing can be loaded while there is no key log
+        problem = _try_file(given["cafile"])
+    elif problem is None and given["capath"]:
+        problem = _try_folders(given["capath"])
+    return [problem] if problem else []
+
+
+def untold() -> ssl.SSLContext:
+    """Return certifi's list, whatever the variables say: for who reports that they are wrong."""
+    import certifi  # noqa: PLC0415 - paid for when used
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(certifi.where())
+    return context
+
+
+def _given(env: Mapping[str, str]) -> dict[str, str | None]:
+    names = {"cafile": "SSL_CERT_FILE", "capath": "SSL_CERT_DIR"}
+    return {what: clean(env.get(name, "")) or None for what, name in names.items()}
+
+
+@cache
+def _context(cafile: str | None, capath: str | None) -> ssl.SSLContext:
+    import certifi  # noqa: PLC0415 - paid for when used
+
+    if cafile:
+        return ssl.create_default_context(cafile=cafile)
+    if capath:
+        return ssl.create_default_context(capath=capath)
+    return ssl.create_default_context(cafile=certifi.where())
+
+
+def _try_keylog(env: Mapping[str, str]) -> str | None:
+    path = env.get("SSLKEYLOGFILE", "")
+    if not path:
+        return None
+    try:
+        with Path(path).open("a"):
+            return None
+    except (OSError, ValueError) as error:
+        return f"SSLKEYLOGFILE: cannot be written ({_reason(error)}): unset it, or mend the path"
+
+
+def _try_file(path: str) -> str | None:
+    try:
+        _context(path, None)
+    except ssl.SSLError:
+        return f"SSL_CERT_FILE: {path} holds no certificates: name a PEM file, or unset it"
+    except (OSError, ValueError) as error:
+        return f"SSL_CERT_FILE: {path} cannot be read ({_reason(error)}): mend it, or unset it"
+    return None
+
+
+def _try_folders(paths: str) -> str | None:
+    """Look for one certificate at least: OpenSSL takes any path, and then trusts nobody."""
+    for folder in paths.split(os.pathsep):
+        try:
+            if any(_HASHED.fullmatch(file.name) for file in Path(folder).iterdir()):
+                return None
+        except (OSError, ValueError):
+            continue
+    return (
+        f"SSL_CERT_DIR: {paths} holds no certificates by the names that OpenSSL looks for: run "
+        "`openssl rehash` there, or unset it"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
