@@ -9,7 +9,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,8 @@ import httpx
 import msgspec
 import structlog
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.routing import Route
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from starlette.types import ASGIApp
 
 from receiver.deliveries.attempt import Tools
 from receiver.deliveries.breaker import BreakerPolicy
@@ -29,13 +28,14 @@ from receiver.deliveries.fetch import guarded_client
 from receiver.deliveries.registry import Explained, Handler, Registry, handlers_of, load
 from receiver.deliveries.replay import Replayer
 from receiver.deliveries.worker import Worker, new_owner
+from receiver.http import front
 from receiver.http.auth import Guard
-from receiver.http.declare import routes
+from receiver.http.declare import open_routes, routes
 from receiver.http.drain import Drain, Drained
+from receiver.http.front import Front
 from receiver.http.limits import Limits
 from receiver.http.live import LiveStream
-from receiver.http.problems import ERROR_HANDLERS
-from receiver.http.proxies import trusted_hosts
+from receiver.http.proxies import behind_proxies
 from receiver.http.rejections import Rejections
 from receiver.http.request_log import Requests
 from receiver.http.routes.deliveries import DeliveryRoutes
@@ -44,15 +44,17 @@ from receiver.http.routes.docs import DocsRoutes
 from receiver.http.routes.echo import EchoRoutes
 from receiver.http.routes.events import EventRoutes
 from receiver.http.routes.handlers import HandlerRoutes
-from receiver.http.routes.health import HealthRoutes
+from receiver.http.routes.health import AliveRoutes, ReadyRoutes
 from receiver.http.routes.metrics import MetricsPage
 from receiver.http.routes.predictions import PredictionRoutes
 from receiver.http.routes.replays import ReplayRoutes
+from receiver.http.signals import Ending
 from receiver.http.sources import Ranges, Sources, keep_fresh, listed, published_ranges
-from receiver.http.webhooks import WebhookRoute
+from receiver.http.webhooks import WEBHOOK_PATH, WebhookRoute
 from receiver.model.errors import KeysUnavailable, StoreUnavailable, StoreUnusable
 from receiver.model.retry import Policy
-from receiver.model.values import Prediction
+from receiver.model.values import Prediction, Shift
+from receiver.observability.clock import SteadyClock, Watch
 from receiver.observability.events import Telemetry
 from receiver.observability.tracing import Client, Tracing
 from receiver.predictions.inbox import Inbox
@@ -68,13 +70,30 @@ from receiver.settings import SHORTEST_SECRET, Secret, Settings, development
 from receiver.store.deliveries import ReplayResult
 from receiver.store.erasure import Erased
 from receiver.store.facade import Chore, Store
-from receiver.store.leases import Leader, LeaderTask
+from receiver.store.leases import Leader, LeaderTask, LeaseRequest
 from receiver.store.retention import PACE, PACE_ON_A_SERVER, Retention
 from receiver.store.sqlite.engine import SQLiteStore
 
 log = structlog.get_logger("receiver")
 
 _CONNECTIONS: Final = httpx.Limits(max_connections=200, max_keepalive_connections=50)
+
+_ALWAYS: Final = open_routes([AliveRoutes(), DocsRoutes()])
+"""The routes that need nothing that lives."""
+_GROUPS: Final = (
+    PredictionRoutes,
+    DeliveryRoutes,
+    EventRoutes,
+    HandlerRoutes,
+    ReplayRoutes,
+    DiscardedRoutes,
+    EchoRoutes,
+    ReadyRoutes,
+    MetricsPage,
+)
+"""What declares the others."""
+_ONE_STEP: Final = 30.0
+"""Seconds in which all processes have seen one and the same step of the clock."""
 
 _Run: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
@@ -88,18 +107,21 @@ def create_app(
     transport: httpx.AsyncBaseTransport | None = None,
     http: httpx.AsyncBaseTransport | None = None,
     results: httpx.AsyncBaseTransport | None = None,
+    monotonic: Callable[[], float] | None = None,
 ) -> Starlette:
-    """Build the receiver as an ASGI app with a lifespan.
+    """Build the receiver as an ASGI app with a lifespan, which may be started any number of times.
 
     `settings` default to the environment; `handlers` are names as in RECEIVER_HANDLERS or decorated
     functions, and default to the settings'. Without `dispatch` handlers run elsewhere, or when
     `POST /v1/drain` says so. `transport` stands in for the network to providers, `http` for that of
-    `ctx.http` and `results` for that of `ctx.fetch`, guard included.
+    `ctx.http` and `results` for that of `ctx.fetch`, guard included. A `clock` that is given is
+    believed whatever it does, unless there is a `monotonic` one to hold against it.
     Raises SettingsError, HandlerError, or StoreUnusable where PostgreSQL's extra is not installed;
     the lifespan raises StoreUnusable and StoreUnavailable.
     """
     tasks = _SERVES if dispatch else _ACCEPTS
-    return _receiver(settings, handlers, tasks, clock, _Network(transport, http, results)).app
+    network = _Network(transport, http, results)
+    return _receiver(settings, handlers, tasks, _Clocks(clock, monotonic), network).app
 
 
 async def work(settings: Settings, stop: asyncio.Event) -> None:
@@ -121,9 +143,8 @@ async def drain(settings: Settings, seconds: float) -> Drained:
 
     Raises HandlerError or StoreUnusable.
     """
-    receiver = _receiver(settings, None, _DRAINS)
-    async with receiver.running():
-        return await receiver.drain(seconds)
+    async with _receiver(settings, None, _DRAINS).running() as life:
+        return await life.drain(seconds)
 
 
 async def migrate(settings: Settings) -> None:
@@ -153,6 +174,22 @@ class _Network(msgspec.Struct, frozen=True):
     results: httpx.AsyncBaseTransport | None = None
 
 
+class _Clocks:
+    """What time it is, for what is stored and for what only this process knows."""
+
+    def __init__(
+        self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] | None = None
+    ) -> None:
+        self.steady: SteadyClock | None = None
+        """Follows the wall clock's steps in its own time; None: `wall` is believed as it is."""
+        if wall is time.time and monotonic is None:
+            self.steady = SteadyClock()
+        elif monotonic is not None:
+            self.steady = SteadyClock(wall, monotonic, suspended=lambda: 0.0)
+        self.wall = self.steady or wall
+        self.monotonic = monotonic or (time.monotonic if self.steady else wall)
+
+
 _SERVES: Final = _Tasks(outbound=True, deliveries=True)
 _ACCEPTS: Final = _Tasks(outbound=True, deliveries=False)
 _WORKS: Final = _Tasks(outbound=False, deliveries=True)
@@ -163,18 +200,27 @@ def _receiver(
     settings: Settings | None,
     handlers: Sequence[str | Callable[..., Any] | Handler] | None,
     tasks: _Tasks,
-    clock: Callable[[], float] = time.time,
+    clocks: _Clocks | None = None,
     network: _Network | None = None,
 ) -> _Receiver:
     settings = settings or Settings.read(os.environ)
     registry = _registry(settings.handlers if handlers is None else handlers)
-    parts = _Parts(_with_secrets(settings), registry, clock, network or _Network())
-    return _Receiver(parts, tasks)
+    settings = _with_secrets(settings)
+    _store_maker(settings)  # tells at once what is not installed
+    made = partial(_Parts, settings, registry, clocks or _Clocks(), network or _Network())
+    return _Receiver(made, tasks)
 
 
 def _make_store(settings: Settings, report: Callable[[StoreUnavailable | None], None]) -> Store:
+    return _store_maker(settings)(report)
+
+
+def _store_maker(
+    settings: Settings,
+) -> Callable[[Callable[[StoreUnavailable | None], None]], Store]:
+    """Give what makes a store, or raise StoreUnusable where its extra is not installed."""
     if settings.sqlite_path is not None:
-        return SQLiteStore(settings.sqlite_path, report)
+        return partial(SQLiteStore, settings.sqlite_path)
     try:
         from receiver.store.postgres.engine import SCHEMA, PostgresStore  # noqa: PLC0415
         from receiver.store.postgres.queue import PgQueuerJobs  # noqa: PLC0415 - paid for when used
@@ -183,7 +229,7 @@ def _make_store(settings: Settings, report: Callable[[StoreUnavailable | None], 
             f"PostgreSQL needs more than is installed here ({error.name} is missing): "
             "pip install 'prediction-receiver[postgres]'"
         ) from error
-    return PostgresStore(settings.database_url, report, PgQueuerJobs(SCHEMA))
+    return lambda report: PostgresStore(settings.database_url, report, PgQueuerJobs(SCHEMA))
 
 
 def _registry(handlers: Sequence[str | Callable[..., Any] | Handler]) -> Registry:
@@ -241,12 +287,14 @@ class _Parts:
         self,
         settings: Settings,
         registry: Registry,
-        clock: Callable[[], float],
+        clocks: _Clocks,
         network: _Network,
     ) -> None:
         self.settings = settings
         self.registry = registry
-        self.clock = clock
+        self.steady = clocks.steady
+        self.clock = clock = clocks.wall
+        self.monotonic = clocks.monotonic
         self.owner = new_owner()
         self.alone = settings.sqlite_path is not None
         self.telemetry = Telemetry()
@@ -267,8 +315,8 @@ class _Parts:
             allow_private=settings.allow_private_fetch, instead=network.results
         )
         fal = settings.providers["fal"].urls
-        self.keys = published_keys(self.client, fal["jwks"], read_jwks, clock)
-        self.published = published_ranges(self.client, fal["meta"], read_meta, clock)
+        self.keys = published_keys(self.client, fal["jwks"], read_jwks, self.monotonic)
+        self.published = published_ranges(self.client, fal["meta"], read_meta, self.monotonic)
         providers = make_providers(settings.providers)
         self.inbox = self._make_inbox(providers)
         self.outbound = self._make_outbound(providers)
@@ -324,6 +372,7 @@ class _Parts:
             telemetry=self.telemetry,
             alone=self.alone,
             clock=self.clock,
+            monotonic=self.monotonic,
             tracing=self.tracing,
         )
 
@@ -347,6 +396,7 @@ class _Parts:
             policy=policy,
             breaker=BreakerPolicy(failures=settings.breaker_failures),
             clock=self.clock,
+            monotonic=self.monotonic,
             sweeps=self.alone,
             telemetry=self.telemetry,
             tracing=self.tracing,
@@ -372,11 +422,26 @@ class _Parts:
         return self.replayer if self.alone else self._duty("replays", self.replayer)
 
     def _duty(self, name: str, work: LeaderTask) -> Leader:
-        return Leader(name, self.owner, work, self.store.leases, self.clock)
+        return Leader(name, self.owner, work, self.store.leases, self.clock, self.monotonic)
 
     def _on_event(self, handlers: Sequence[str]) -> None:
         self.dispatch.wake(handlers)
         self.feed.wake()
+
+    def watch(self, steady: SteadyClock) -> Watch:
+        """Give what follows the steps of the wall clock."""
+        return Watch(steady, self.store.believes, self._move, self._moved)
+
+    async def _move(self, step: Shift) -> None:
+        """Move what is stored for later; one process does it, of all who see the step."""
+        now = self.clock()
+        role = LeaseRequest(name="clock", owner=self.owner, now=now, until=now + _ONE_STEP)
+        if self.alone or await self.store.leases.hold(role):
+            await self.store.shift(step)
+
+    def _moved(self) -> None:
+        self.dispatch.gates_changed()
+        self.outbound.look_now()
 
     def _heard(self, handlers: Sequence[str] | None, ended: Sequence[str] | None) -> None:
         """Hear what another process committed; None: something may have been missed."""
@@ -390,35 +455,22 @@ class _Parts:
 
 
 class _Surface:
-    """What the world sees of the parts: the routes, and what stands before them all."""
+    """The routes that need what lives, and what stands before all routes."""
 
-    def __init__(
-        self,
-        parts: _Parts,
-        drain: Callable[[float], Awaitable[Drained]],
-        lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]],
-    ) -> None:
+    def __init__(self, parts: _Parts, drain: Callable[[float], Awaitable[Drained]]) -> None:
         self._parts = parts
         self._limits = Limits(parts.settings)
         self._predictions = self._make_predictions()
-        made = [
-            *routes(Guard(parts.settings, self._limits), self._groups(drain)),
-            Route("/webhooks/{provider}/{token}", self._webhooks(), methods=["POST"]),
+        guard = Guard(parts.settings, self._limits)
+        self.routes = [
+            *routes(guard, self._groups(drain)),
+            Route(WEBHOOK_PATH, self._webhooks(), methods=["POST"]),
         ]
-        self.app = Starlette(
-            routes=made,
-            middleware=[
-                Middleware(
-                    ProxyHeadersMiddleware,
-                    trusted_hosts=trusted_hosts(parts.settings.trusted_proxies),
-                ),
-                Middleware(Requests, parts.telemetry, made),
-            ],
-            exception_handlers=ERROR_HANDLERS,
-            lifespan=lifespan,
-        )
-        # A slash too many is a 404: providers take the redirect of a framework for a refusal.
-        self.app.router.redirect_slashes = False
+
+    def stand_before(self, app: ASGIApp) -> ASGIApp:
+        """Put before the routes what every request passes."""
+        requests = Requests(app, self._parts.telemetry, [*self.routes, *_ALWAYS])
+        return behind_proxies(requests, self._parts.settings.trusted_proxies)
 
     def release(self) -> None:
         """Answer those who wait for outcomes now, and end the streams."""
@@ -476,9 +528,8 @@ class _Surface:
             ReplayRoutes(parts.replays, parts.replayer),
             DiscardedRoutes(parts.undelivered),
             EchoRoutes(parts.tokens, parts.settings.max_body_bytes, self._limits, clock),
-            HealthRoutes(parts.store, clock),
+            ReadyRoutes(parts.store, clock),
             self._make_metrics_page(),
-            DocsRoutes(),
         ]
 
     def _make_metrics_page(self) -> MetricsPage:
@@ -509,14 +560,18 @@ class _Surface:
 
 
 class _Receiver:
-    """The life of one app: what starts, what runs, and what stops in which order."""
+    """An app that may be started and stopped any number of times, but once at a time.
 
-    def __init__(self, parts: _Parts, does: _Tasks) -> None:
+    Nothing that lives is here: each start makes all of it, and gives all back when it ends, also
+    when it fails. So processes that are forked from one that has this in hand share no identity.
+    """
+
+    def __init__(self, parts: Callable[[], _Parts], does: _Tasks) -> None:
         self._parts = parts
         self._does = does
-        self.drain = Drain(parts.outbound, parts.dispatch)
-        self._surface = _Surface(parts, self.drain, self._lifespan)
-        self.app = self._surface.app
+        self._life: _Life | None = None
+        self._front = Front(self._lifespan, _ALWAYS, _GROUPS)
+        self.app = self._front.app
         self.app.state.release = self._release
 
     @asynccontextmanager
@@ -528,27 +583,68 @@ class _Receiver:
             getattr(self.app.state, "stopped", lambda: None)()
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def running(self) -> AsyncIterator[_Life]:
         """Be at work until the block is left. Raises StoreUnusable."""
-        parts = self._parts
-        await parts.store.start()
-        tasks: list[asyncio.Task[None]] = []
+        if self._life is not None:
+            raise StoreUnusable(
+                "this receiver runs already: an app can be started again only after it has "
+                "stopped; make another by create_app, with a database of its own"
+            )
+        life = self._life = _Life(self._parts(), self._does)
+        self._front.close(front.STARTING)
+        after = front.FAILED
         try:
+            async with life.running():
+                self._front.open(life.surface.routes, life.surface.stand_before)
+                after = front.STOPPED
+                try:
+                    yield life
+                finally:
+                    self._front.close(front.STOPPING)
+        finally:
+            self._life = None
+            self._front.close(after)
+
+    def _release(self) -> None:
+        """Answer those who wait for outcomes or a drain now, as we are about to stop."""
+        if self._life is not None:
+            self._life.release()
+
+
+class _Life:
+    """One run of a receiver: what starts, what goes on, and what stops in which order."""
+
+    def __init__(self, parts: _Parts, does: _Tasks) -> None:
+        self._parts = parts
+        self._does = does
+        self.drain = Drain(parts.outbound, parts.dispatch)
+        self.surface = _Surface(parts, self.drain)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Be at work until the block is left; whatever was begun ends, however far it came."""
+        parts = self._parts
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(parts.tracing.stop)
+            for client in (parts.client, parts.results, parts.http):
+                stack.push_async_callback(client.aclose)
+            await parts.store.start()
+            stack.callback(lambda: log.info("receiver.stopped"))
+            stack.push_async_callback(parts.store.stop)
+            tasks: list[asyncio.Task[None]] = []
+            stack.push_async_callback(self._stop, tasks)
             parts.tracing.start(parts.settings.trace_exporters)
             await parts.store.recover(parts.owner, parts.clock())
             await parts.dispatch.start(lanes=self._does.deliveries)
+            ending = Ending(self.release)
+            stack.callback(ending.stop)
+            ending.listen()
             tasks += [asyncio.create_task(run()) for run in self._background()]
+            tasks.append(asyncio.create_task(ending.keep()))
             if self._does.outbound:
                 await parts.outbound.start()
             self._announce()
             yield
-        finally:
-            await self._stop(tasks)
-            for client in (parts.client, parts.results, parts.http):
-                await client.aclose()
-            await parts.store.stop()
-            await parts.tracing.stop()
-            log.info("receiver.stopped")
 
     def _background(self) -> list[_Run]:
         """Name what runs here until we stop, beside lanes and submits."""
@@ -557,6 +653,7 @@ class _Receiver:
         wanted: list[tuple[bool, _Run]] = [
             *((does.outbound, listener.run) for listener in parts.listeners.values()),
             (does.outbound, self._warm_keys),
+            *((True, parts.watch(steady).run) for steady in [parts.steady] if steady),
             (does.outbound, parts.feed.run),
             (does.outbound, parts.rejections.run),
             (does.outbound and "meta" in sources, partial(keep_fresh, parts.published)),
@@ -586,18 +683,19 @@ class _Receiver:
 
     async def _stop(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         log.info("receiver.stopping")
-        self._release()
+        self.release()
         await self.drain.stop()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, self._parts.outbound.stop(), return_exceptions=True)
+        await self._parts.inbox.stop()
         await self._parts.dispatch.stop()
         await self._parts.rejections.stop()
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Answer those who wait for outcomes or a drain now, as we are about to stop."""
         self.drain.cancel()
-        self._surface.release()
+        self.surface.release()
 
     def _announce(self) -> None:
         settings, registry = self._parts.settings, self._parts.registry

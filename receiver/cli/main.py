@@ -129,19 +129,20 @@ def worker(handlers: Handlers = None, dev: Dev = False) -> None:
     import uvloop
 
     from receiver.app import work
-    from receiver.http.server import LINGER, LONGEST_STOP, exit_after
+    from receiver.http.server import LINGER, StopLimit, exit_after
 
     settings = _settings(handlers, dev=dev)
 
     async def run() -> None:
-        told = asyncio.Event()
+        told, loop, limit = asyncio.Event(), asyncio.get_running_loop(), StopLimit()
 
-        def stop() -> None:
-            exit_after(LONGEST_STOP, 1)
-            told.set()
+        def stop(*_: object) -> None:
+            limit.begin()
+            loop.call_soon_threadsafe(told.set)
 
+        # Not by the loop, which would call it only when it turns.
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
+            signal.signal(number, stop)
         await work(settings, told)
         exit_after(LINGER, 0)
 

@@ -74,6 +74,7 @@ class Worker:
         policy: Policy,
         breaker: BreakerPolicy = BREAKER,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] | None = None,
         chance: Callable[[], float] = random.random,
         pace: Timing = TIMING,
         sweeps: bool = True,
@@ -87,7 +88,7 @@ class Worker:
         self._pace = pace
         self._sweeps = sweeps
         self._gates = gates
-        self._known = BreakerCache(gates, clock)
+        self._known = BreakerCache(gates, monotonic or clock)
         self._lanes = {
             name: _HandlerWorker(
                 handler,

@@ -154,8 +154,21 @@ def routes(guard: Guard, groups: Iterable[object]) -> list[Route]:
     return [guard.route(path, methods, is_open=is_open[path]) for path, methods in by_path.items()]
 
 
+def open_routes(groups: Iterable[object]) -> list[Route]:
+    """Make the routes of what objects declare, none of which needs a key or has a body."""
+    return [
+        Route(
+            declared.path,
+            _answering(declared, getattr(group, function.__name__)),
+            methods=[declared.method],
+        )
+        for group in groups
+        for declared, function in endpoints(type(group))
+    ]
+
+
 def _answering(
-    declared: Endpoint, method: Callable[..., Awaitable[Any]], guard: Guard
+    declared: Endpoint, method: Callable[..., Awaitable[Any]], guard: Guard | None = None
 ) -> Callable[[Request], Awaitable[Response]]:
     kinds = parameters_of(method)
     body = kinds.pop("body", None)
@@ -164,7 +177,7 @@ def _answering(
 
     async def answer(request: Request) -> Response:
         given = {name: parse(request) for name, parse in parsers.items()}
-        if body is not None:
+        if body is not None and guard is not None:
             given["body"] = decoded(await guard.body(request), body)
         found = await method(**given)
         if isinstance(found, Response):

@@ -68,7 +68,10 @@ PROBLEMS: Final = {
     "provider-busy": (429, "the provider takes no more requests now"),
     "internal-error": (500, "a fault of ours; it is in the log"),
     "provider-unavailable": (502, "the provider did not answer, or not sensibly"),
-    "unavailable": (503, "the database does not answer, or takes no writes"),
+    "unavailable": (
+        503,
+        "the database does not answer or takes no writes, or the receiver has not been started",
+    ),
     "too-many-readers": (503, "as many streams are open as may be"),
     "keys-unavailable": (503, "the provider's public keys cannot be had"),
     "sources-unavailable": (503, "where the provider's callbacks come from cannot be found out"),
@@ -128,7 +131,7 @@ async def _on_problem(_: Request, error: Exception) -> Response:
 
 
 async def _on_unavailable(_: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's shape
-    body = problem_body(503, "unavailable", PROBLEMS["unavailable"][1])
+    body = problem_body(503, "unavailable", "the database does not answer, or takes no writes")
     return _problem(503, body, {"Retry-After": "5"})
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
-from typing import Final
+from typing import Any, Final
 
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from receiver.settings import Network
 
@@ -29,6 +30,12 @@ def trusted_hosts(networks: Sequence[Network]) -> list[str]:
         if isinstance(network, IPv4Network)
     ]
     return [*map(str, networks), *mapped]
+
+
+def behind_proxies(app: ASGIApp, networks: Sequence[Network]) -> ASGIApp:
+    """Put the middleware before an app that makes `scope["client"]` the caller's own address."""
+    middleware: Any = ProxyHeadersMiddleware  # its types are uvicorn's own
+    return middleware(app, trusted_hosts(networks))  # type: ignore[no-any-return]
 
 
 def client_of(scope: Scope) -> str:

@@ -11,6 +11,8 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
+from queue import SimpleQueue
+from types import FrameType
 from typing import Any, Final, NoReturn
 
 import httptools
@@ -24,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from receiver.http.problems import problem_body
 from receiver.http.request_log import IS_GONE
+from receiver.observability import logging as logs
 
 _STOP: Final = 2
 """Seconds that open requests get to end when we stop; handlers get their own time after that."""
@@ -410,12 +413,30 @@ class Server(uvicorn.Server):
         )
         self._release: Callable[[], Any] = getattr(app.state, "release", lambda: None)
         self._leave = leave
+        self._limit: StopLimit | None = None
         app.state.stopped = self._stopped
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._leave:
+            self._limit = StopLimit()
+        await super().startup(sockets)
+
+    async def _serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super()._serve(sockets)
+        finally:
+            if self._leave:
+                logs.flush()  # what follows may be the signal once more, which ends us at once
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._limit is not None:
+            self._limit.begin()
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._release()
-        if self._leave:
-            exit_after(LONGEST_STOP, 1)
+        if self._limit is not None:
+            self._limit.begin()
         await super().shutdown(sockets)
 
     def _stopped(self) -> None:
@@ -427,8 +448,34 @@ class Server(uvicorn.Server):
             exit_after(LINGER, 0 if self.should_exit else 1)
 
 
+class StopLimit:
+    """Ends this process some seconds after it was told to stop, however stuck its loop is."""
+
+    def __init__(self, seconds: float = LONGEST_STOP) -> None:
+        # A thread that is there already, and a queue that can be entered again: `begin` is called
+        # by a signal's handler, which may interrupt anything.
+        self._told: SimpleQueue[None] = SimpleQueue()
+        threading.Thread(
+            target=self._wait, args=(seconds,), name="receiver-stop", daemon=True
+        ).start()
+
+    def begin(self) -> None:
+        self._told.put(None)
+
+    def _wait(self, seconds: float) -> None:
+        self._told.get()
+        time.sleep(seconds)
+        _end(1)
+
+
 def exit_after(seconds: float, code: int) -> None:
     """End this process then, whatever its tasks do."""
-    timer = threading.Timer(seconds, os._exit, (code,))
+    timer = threading.Timer(seconds, _end, (code,))
     timer.daemon = True
     timer.start()
+
+
+def _end(code: int) -> None:
+    """End this process at once, but for its last lines."""
+    logs.flush()
+    os._exit(code)

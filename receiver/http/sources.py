@@ -35,7 +35,7 @@ def published_ranges(
     client: httpx.AsyncClient,
     url: str,
     read: Callable[[bytes], list[Network]],
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Published[Network]:
     """Return a provider's address ranges; those once known are believed until newer come.
 

@@ -75,6 +75,9 @@ _UNPROVED: Final = _raw_problem(401, "unproved", "this callback could not be pro
 _NOBODY: Final = _raw_problem(404, "not-found", "no such provider")
 
 
+WEBHOOK_PATH: Final = "/webhooks/{provider}/{token}"
+
+
 class WebhookRoute:
     """`POST /webhooks/{provider}/{token}` as a bare ASGI app: nothing stands before the proof.
 

@@ -217,3 +217,12 @@ def utc(seconds: float) -> datetime:
 def plain(value: Any) -> str:
     """Say a JSON value as it would be typed in a pattern: true, not True; null, not None."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+class Shift(Value, frozen=True, kw_only=True):
+    """A step of the wall clock: seconds by which what is stored for later moves with it."""
+
+    due: float
+    """What is to be done then, and what was counted."""
+    deadline: float
+    """What ends then: time in which the computer was suspended does not count for it."""

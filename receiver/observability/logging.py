@@ -6,16 +6,19 @@ inputs and keys are never fields; `redact` is the net below that rule.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import io
 import json
 import logging
+import os
+import select
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from functools import lru_cache
+from queue import Empty, SimpleQueue
 from typing import Any, Final, TextIO
 
 import msgspec
@@ -23,9 +26,17 @@ import structlog
 
 from receiver.model.text import spelled, spelled_json
 
+_MOST_WAITING: Final = 4 * 1024 * 1024
+"""Characters of lines that wait to be written."""
+_TOGETHER: Final = 0.005
+"""Seconds for which lines are gathered before they are written together."""
+LAST_LINES: Final = 1.0
+"""Seconds that the last lines of a process get to be written."""
+
 EVENTS: Final = frozenset(
     {
         "receiver.started",
+        "receiver.unstarted",
         "receiver.stopping",
         "receiver.stopped",
         "settings.warning",
@@ -50,6 +61,7 @@ EVENTS: Final = frozenset(
         "stream.unknown",
         "store.unavailable",
         "store.recovered",
+        "store.saved",
         "handler.registered",
         "handler.missing",
         "handler.attempt",
@@ -64,16 +76,21 @@ EVENTS: Final = frozenset(
         "replay.started",
         "replay.ended",
         "clock.skewed",
+        "clock.stepped",
         "lease.unrenewed",
         "news.interrupted",
         "sweep.failed",
         "sweep.interrupted",
         "step.unkept",
+        "log.dropped",
         "loop.blocked",
         "task.failed",
     }
 )
 """Every event name of ours; a test holds the code against it."""
+
+_IN_USE: Final[list[_Lines]] = []
+"""Where lines go now."""
 
 SECRET_WORDS: Final = ("secret", "token", "authorization", "api_key", "signature", "password")
 
@@ -94,6 +111,8 @@ def _sounds_secret(name: str) -> bool:
 def configure(fmt: str | None, level: str, stream: TextIO | None = None) -> None:
     """Send structlog and the standard library's loggers to one stream, in one form."""
     out = stream or sys.stderr
+    flush()
+    _IN_USE[:] = [lines := _Lines(out)]
     console = fmt == "console" or (fmt is None and out.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -116,18 +135,18 @@ def configure(fmt: str | None, level: str, stream: TextIO | None = None) -> None
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=_factory(out),
+        logger_factory=lambda *_: lines,
         cache_logger_on_first_use=True,
     )
-    _adopt_standard_library(shared, last, level, out)
+    _adopt_standard_library(shared, last, level, lines)
 
 
-def _adopt_standard_library(shared: list[Any], last: list[Any], level: str, out: TextIO) -> None:
+def _adopt_standard_library(shared: list[Any], last: list[Any], level: str, lines: _Lines) -> None:
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
     )
-    handler = logging.StreamHandler(out)
+    handler = _Handler(lines)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers = [handler]
@@ -135,6 +154,22 @@ def _adopt_standard_library(shared: list[Any], last: list[Any], level: str, out:
     for name in ("httpx", "httpcore"):
         # They log whole URLs at info, and a submit's URL carries the callback token.
         logging.getLogger(name).setLevel(logging.WARNING)
+    # What Python itself would write to standard error waits for no reader either.
+    logging.captureWarnings(True)
+    sys.unraisablehook = _on_unraisable
+    threading.excepthook = _on_thread_end
+
+
+def _on_unraisable(told: sys.UnraisableHookArgs) -> None:
+    log = structlog.get_logger("receiver")
+    log.error("task.failed", where=told.err_msg or repr(told.object), exc_info=told.exc_value)
+
+
+def _on_thread_end(told: threading.ExceptHookArgs) -> None:
+    if told.exc_type is not SystemExit:
+        name = told.thread.name if told.thread else None
+        log = structlog.get_logger("receiver")
+        log.error("task.failed", thread=name, exc_info=told.exc_value)
 
 
 def _spell(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -165,44 +200,123 @@ def _to_the_second(seconds: int) -> str:
 
 
 class _Lines:
-    """Writes lines to a stream; those of one turn of the event loop together.
+    """Writes lines to a stream from a thread of its own, so that a reader who stalls stops no work.
 
-    A write gives up the interpreter lock, and getting it back from the writing thread costs more
-    than the line: one write for each line would be the dearest part of taking a callback.
+    What waits to be written is bounded; lines beyond that are dropped, counted, and told of as soon
+    as something can be written again. A moment's lines are written together: a write gives up the
+    interpreter lock, and one for each line would be the dearest part of taking a callback.
     """
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._waiting: list[str] = []
+        try:
+            self._fd: int | None = out.fileno()
+        except (OSError, ValueError, AttributeError):
+            self._fd = None
+        self._is_cut = False
+        """Whether the last line that was written lacks its end."""
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)
         atexit.register(self.flush)
 
+    def _begin(self) -> None:
+        """Be empty, and without a thread, as a process is that was just forked."""
+        # Both can be entered again by a signal's handler that logs, as a plain lock cannot.
+        self._lock = threading.RLock()
+        self._queue: SimpleQueue[str | threading.Event] = SimpleQueue()
+        self._size = 0
+        self._dropped = 0
+        self._thread: threading.Thread | None = None
+
     def msg(self, line: str) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self._write(line + "\n")
-            return
-        if not self._waiting:
-            loop.call_soon(self.flush)
-        self._waiting.append(line)
+        with self._lock:
+            # Once something was dropped the next line waits until all before it is dealt with.
+            if self._size > (0 if self._dropped else _MOST_WAITING):
+                self._dropped += 1
+                return
+            self._size += len(line)
+            self._queue.put(line)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="receiver-log", daemon=True)
+                self._thread.start()
 
     debug = info = warning = error = critical = exception = msg
 
-    def flush(self) -> None:
-        lines, self._waiting = self._waiting, []
-        if lines:
-            self._write("\n".join([*lines, ""]))
+    def flush(self, seconds: float = LAST_LINES) -> bool:
+        """Wait until what was said is written, for so long at most; say whether it is."""
+        if self._thread is None or not self._thread.is_alive():
+            return True
+        written = threading.Event()
+        self._queue.put(written)
+        return written.wait(seconds)
 
-    def _write(self, text: str) -> None:
-        # Closed, full or read by nobody: there is nowhere to say it, and work must go on.
-        with contextlib.suppress(ValueError, OSError):
-            self._out.write(text)
-            self._out.flush()
+    def _run(self) -> None:
+        while True:
+            found = [self._queue.get()]
+            if isinstance(found[0], str):
+                time.sleep(_TOGETHER)
+            with contextlib.suppress(Empty):
+                while True:
+                    found.append(self._queue.get_nowait())
+            lines = [one for one in found if isinstance(one, str)]
+            is_written = not lines or self._write("\n".join([*lines, ""]))
+            with self._lock:
+                self._size -= sum(map(len, lines))
+                dropped = 0
+                if is_written:
+                    dropped, self._dropped = self._dropped, 0
+                else:
+                    self._dropped += len(lines)
+            if dropped:
+                log = structlog.get_logger("receiver")
+                log.error("log.dropped", lines=dropped)
+            for one in found:
+                if not isinstance(one, str):
+                    one.set()
+
+    def _write(self, text: str) -> bool:
+        """Write, however long it takes; closed, full or read by nobody says False."""
+        try:
+            if self._fd is None:
+                self._out.write(text)
+                self._out.flush()
+            else:
+                # Not by the stream: others, and the end of Python, would wait for its lock.
+                self._write_bytes(self._fd, text.encode(errors="backslashreplace"))
+        except (ValueError, OSError):
+            return False
+        return True
+
+    def _write_bytes(self, fd: int, content: bytes) -> None:
+        left = memoryview(b"\n" + content if self._is_cut else content)
+        while left:
+            try:
+                written = os.write(fd, left)
+            except BlockingIOError:
+                select.select([], [fd], [])
+                continue
+            left = left[written:]
+            self._is_cut = bool(left)
 
 
-def _factory(out: TextIO) -> Callable[..., _Lines]:
-    lines = _Lines(out)
-    return lambda *_: lines
+class _Handler(logging.Handler):
+    """Passes what the standard library's loggers say to our lines."""
+
+    def __init__(self, lines: _Lines) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.msg(self.format(record))
+        except Exception:
+            log = structlog.get_logger("receiver")  # as it is configured now
+            log.exception("task.failed", logger=record.name)
+
+
+def flush(seconds: float = LAST_LINES) -> bool:
+    """Wait until what was logged is written, for so long at most; say whether it is."""
+    return all(lines.flush(seconds) for lines in _IN_USE)
 
 
 def _dumps(event: Mapping[str, Any], **_: Any) -> str:

@@ -198,6 +198,12 @@ class Inbox:
                     await self.unpark(provider_name, provider_id, prediction_id)
                     return
 
+    async def stop(self) -> None:
+        """Look for no prediction of a parked event any more."""
+        for task in self._seeking:
+            task.cancel()
+        await asyncio.gather(*self._seeking, return_exceptions=True)
+
     async def unpark(
         self, provider_name: str, provider_id: str, prediction_id: str
     ) -> AcceptResult | None:

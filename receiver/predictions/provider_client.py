@@ -42,12 +42,14 @@ class ProviderClient:
         client: httpx.AsyncClient,
         limits: LimitStore,
         clock: Callable[[], float],
+        monotonic: Callable[[], float] | None = None,
     ) -> None:
         self._provider = provider
         self._per_minute = per_minute
         self._client = client
         self._limits = limits
         self._clock = clock
+        self._monotonic = monotonic or clock
         self._paused_until = 0.0
 
     async def send(self, request: httpx.Request, seconds: float) -> ProviderResponse:
@@ -77,11 +79,11 @@ class ProviderClient:
     def pause(self, seconds: float | None) -> None:
         """Send nothing for so long, and for a moment at least: the provider's 429 means that."""
         seconds = max(seconds or 0.0, _DEFAULT_PAUSE)
-        self._paused_until = max(self._paused_until, self._clock() + seconds)
+        self._paused_until = max(self._paused_until, self._monotonic() + seconds)
 
     def paused(self) -> float:
         """Say for how many seconds nothing may be sent."""
-        return max(self._paused_until - self._clock(), 0.0)
+        return max(self._paused_until - self._monotonic(), 0.0)
 
     async def _turn(self) -> None:
         wait = self.paused()

@@ -57,6 +57,7 @@ class PredictionService:
         telemetry: Telemetry,
         alone: bool = True,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] | None = None,
         chance: Callable[[], float] = random.random,
         tracing: Tracing = OFF,
     ) -> None:
@@ -71,7 +72,9 @@ class PredictionService:
         self._wires: dict[str, ProviderClient] = {}
         for name, provider in providers.items():
             limits = settings.providers[name]
-            wire = ProviderClient(name, limits.requests_per_minute, client, store.limits, clock)
+            wire = ProviderClient(
+                name, limits.requests_per_minute, client, store.limits, clock, monotonic
+            )
             self._wires[name] = wire
             if limits.key is not None:
                 self._lanes[name] = Submitter(

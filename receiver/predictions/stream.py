@@ -105,7 +105,7 @@ class Listener:
 
     async def run(self) -> None:
         while True:
-            began = self._clock()
+            began = time.monotonic()
             try:
                 await self._listen()
                 reason = "the provider ended it"
@@ -119,7 +119,7 @@ class Listener:
             finally:
                 self._connected = False
                 self.on_change()
-            long_lived = self._clock() - began > self._silence
+            long_lived = time.monotonic() - began > self._silence
             self._failures = 1 if long_lived else self._failures + 1
             if self._failures < _DOWN:
                 self._known.clear()

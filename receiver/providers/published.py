@@ -43,7 +43,7 @@ class Published(Generic[T]):
         name: Literal["keys", "sources"],
         unavailable: type[ReceiverError],
         kept: float,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._url = url
@@ -107,7 +107,7 @@ def published_keys(
     client: httpx.AsyncClient,
     url: str,
     read: Callable[[bytes], list[bytes]],
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Published[bytes]:
     """Return a provider's public keys, believed for a day; a call may raise KeysUnavailable."""
     return Published(

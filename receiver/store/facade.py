@@ -6,6 +6,9 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeAlias
 
+import msgspec
+
+from receiver.model.values import Shift
 from receiver.store.backlog import BacklogReader
 from receiver.store.breakers import Breakers
 from receiver.store.changes import ChangeLog
@@ -24,7 +27,7 @@ from receiver.store.leases import LeaseStore
 from receiver.store.limits import LimitStore
 from receiver.store.predictions import PredictionStore
 from receiver.store.replays import Replays
-from receiver.store.statement import Run, Statements, run_each
+from receiver.store.statement import Run, Statements, Steps, run_each
 
 Chore: TypeAlias = Callable[[], Awaitable[None]]
 
@@ -83,6 +86,14 @@ class Store(Engine):
         """Write one row for nothing, to know that it can be done."""
         await self.write(run_each, Run(sql.try_write, {"now": now}))
 
+    async def believes(self, now: float, step: Shift) -> bool:  # noqa: ARG002 - for one process
+        """Return whether to follow a step of this computer's clock; without it would be `now`."""
+        return True
+
+    async def shift(self, step: Shift) -> None:
+        """Move all that is stored for later along with the clock."""
+        await self.write(_shift, step)
+
     # --- deliveries, as the engine hands them out ---
 
     @abstractmethod
@@ -104,3 +115,21 @@ class Store(Engine):
     @abstractmethod
     async def reclaim(self, owner: str, now: float) -> list[str]:
         """Make claims pending again whose lease ran out; return their handlers."""
+
+
+_SHIFTED: Final = (
+    sql.shift_predictions,
+    sql.shift_pending,
+    sql.shift_running,
+    sql.shift_breakers,
+    sql.shift_requests,
+    sql.shift_leases,
+)
+
+
+def _shift(items: Sequence[Shift]) -> Steps[list[None]]:
+    for item in items:
+        params = msgspec.structs.asdict(item)
+        for statement in _SHIFTED:
+            yield Run(statement, {name: params[name] for name in statement.names})
+    return [None] * len(items)

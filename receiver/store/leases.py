@@ -93,12 +93,14 @@ class Leader:
         work: LeaderTask,
         leases: LeaseStore,
         clock: Callable[[], float],
+        monotonic: Callable[[], float] | None = None,
     ) -> None:
         self._name = name
         self._owner = owner
         self._work = work
         self._leases = leases
         self._clock = clock
+        self._monotonic = monotonic or clock
         self._news = asyncio.Event()
         self._hopeless_until = 0.0
         work.on_change = self._news.set
@@ -109,19 +111,19 @@ class Leader:
         try:
             while True:
                 self._news.clear()
-                now = self._clock()
+                asked = self._monotonic()
                 try:
                     async with asyncio.timeout(BEAT):
-                        held = await self._hold(now)
+                        held = await self._hold(self._clock())
                 except (StoreUnavailable, TimeoutError):
                     pass  # it is ours until then, whatever the database does
                 except Exception:
                     log.exception("task.failed", role=self._name)
                 else:
-                    held_until = now + LEASE if held else 0.0
+                    held_until = asked + LEASE if held else 0.0
                     if held and (task is None or task.done()):
                         task = asyncio.create_task(self._work.run())
-                if task is not None and self._clock() >= held_until:
+                if task is not None and self._monotonic() >= held_until:
                     await _end(task)
                     task = None
                 with contextlib.suppress(TimeoutError):

@@ -7,7 +7,6 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from receiver.model.ids import oldest_id
 from receiver.model.values import Error, Mode, Output, Prediction, Status, Stored, Ticket, utc
 from receiver.store.engine import Engine
 from receiver.store.limits import count_requests, hold_limits, room_for
@@ -351,10 +350,7 @@ class PredictionStore:
 
     async def stale(self, provider: str, before: float, most: int) -> list[str]:
         """Return predictions that have been queued since before then."""
-        horizon = oldest_id("pred", before)
-        rows = await self._store.read(
-            sql.select_stale, provider=provider, horizon=horizon, most=most
-        )
+        rows = await self._store.read(sql.select_stale, provider=provider, before=before, most=most)
         return [row[0] for row in rows]
 
     async def hasten(self, provider: str, now: float) -> None:

@@ -6,6 +6,10 @@ import ast
 import io
 import json
 import logging
+import os
+import re
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeGuard
@@ -15,7 +19,8 @@ import pytest
 import structlog
 
 import receiver
-from receiver.observability.logging import EVENTS, SECRET_WORDS, configure, redact
+from receiver.observability import logging as logs
+from receiver.observability.logging import EVENTS, SECRET_WORDS, configure, flush, redact
 
 PACKAGE: Final = Path(receiver.__file__).parent
 _OURS: Final = ("", "httpx", "httpcore")
@@ -29,16 +34,25 @@ def out() -> Iterator[io.StringIO]:
     levels = [logger.level for logger in loggers]
     handlers = logging.getLogger().handlers[:]
     before = structlog.get_config().copy()
+    hooks = sys.unraisablehook, threading.excepthook
     with io.StringIO() as stream:
         yield stream
         logging.getLogger().handlers[:] = handlers
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         structlog.configure(**before)
+        sys.unraisablehook, threading.excepthook = hooks
+        logging.captureWarnings(capture=False)
+
+
+def text(out: io.StringIO) -> str:
+    """Give what was written once all of it is."""
+    assert flush(10)
+    return out.getvalue()
 
 
 def lines(out: io.StringIO) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.getvalue().splitlines()]
+    return [json.loads(line) for line in text(out).splitlines()]
 
 
 def logged() -> dict[str, list[str]]:
@@ -152,8 +166,8 @@ def test_a_secret_is_hidden_in_every_form(out: io.StringIO, bound: Mapping[str, 
         structlog.get_logger().info("a.b", **bound)
         with structlog.contextvars.bound_contextvars(**bound):
             logging.getLogger("other").warning("theirs")
-    assert out.getvalue().count("**********") == 4
-    assert "hush" not in out.getvalue()
+    assert text(out).count("**********") == 4
+    assert "hush" not in text(out)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +214,7 @@ def test_urls_that_are_asked_for_are_not_logged(out: io.StringIO, level: str) ->
     transport = httpx.MockTransport(lambda _: httpx.Response(200))
     with httpx.Client(transport=transport) as client:
         client.post("https://queue.fal.example/m?fal_webhook=https%3A%2F%2Fh%2Fhush")
-    assert out.getvalue() == ""
+    assert text(out) == ""
 
 
 def test_the_form_follows_the_stream_unless_it_is_named(out: io.StringIO) -> None:
@@ -215,8 +229,8 @@ def test_the_form_follows_the_stream_unless_it_is_named(out: io.StringIO) -> Non
         terminal = Terminal()
         configure(form, "info", terminal)
         structlog.get_logger().info("a.b", field="seen")
-        assert terminal.getvalue().startswith("{") == is_json
-        assert "seen" in terminal.getvalue()
+        assert text(terminal).startswith("{") == is_json
+        assert "seen" in text(terminal)
 
 
 def test_without_a_stream_lines_go_to_standard_error(
@@ -225,6 +239,7 @@ def test_without_a_stream_lines_go_to_standard_error(
     assert out.getvalue() == ""
     configure("json", "info")
     structlog.get_logger().info("a.b")
+    assert flush(10)
     said = capsys.readouterr()
     assert said.out == ""
     assert json.loads(said.err)["event"] == "a.b"
@@ -241,3 +256,113 @@ def test_nothing_that_is_logged_acts_on_a_terminal(out: io.StringIO, form: str) 
     assert shown.count("evil") >= 3
     assert [char for char in shown if not char.isprintable() and char != "\n"] == []
     assert not any(line.startswith("2026-01-01 forged") for line in shown.splitlines())
+
+
+# --- a reader who stalls ---
+
+
+class Pipe:
+    """A pipe that nobody reads until the test does."""
+
+    def __init__(self) -> None:
+        reading, writing = os.pipe()
+        self.reader = os.fdopen(reading, "rb", buffering=0)
+        self.out = os.fdopen(writing, "w")
+
+    def read_until(self, word: str) -> str:
+        """Read until a line with this word."""
+        found = b""
+        while word.encode() not in found or not found.endswith(b"\n"):
+            found += self.reader.read(65536)
+        return found.decode()
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    made = Pipe()
+    yield made
+    made.reader.close()  # whoever still writes is done with it now
+    flush(10)
+    made.out.close()
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.usefixtures("out")
+def test_a_log_that_nobody_reads_holds_nothing_up(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr(logs, "_MOST_WAITING", 300_000)
+    configure(form, "info", pipe.out)
+    for number in range(5_000):  # and this ends
+        structlog.get_logger().info("a.b", number=number, text="x" * 200)
+        logging.getLogger("other").warning("theirs %d", number)
+    assert not flush(0.01)
+    said = pipe.read_until("log.dropped")
+    kept = [int(one) for one in re.findall(r"theirs (\d+)", said)]
+    assert kept == list(range(len(kept)))
+    [line] = [line for line in said.splitlines() if "log.dropped" in line]
+    [dropped] = re.findall(r"lines\W+(\d+)", line)
+    assert int(dropped) == 10_000 - said.count("a.b") - len(kept)
+    structlog.get_logger().info("a.last")
+    assert "log.dropped" not in pipe.read_until("a.last")
+
+
+@pytest.mark.usefixtures("out")
+def test_what_cannot_be_written_is_counted_and_told_of(pipe: Pipe) -> None:
+    configure("json", "info", pipe.out)
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        working = os.dup(pipe.out.fileno())
+        os.dup2(full.fileno(), pipe.out.fileno())
+        for _ in range(3):
+            structlog.get_logger().info("a.lost")
+            assert flush(10)
+        os.dup2(working, pipe.out.fileno())
+        os.close(working)
+    structlog.get_logger().info("a.kept")
+    said = [json.loads(line) for line in pipe.read_until("log.dropped").splitlines()]
+    assert [line["event"] for line in said] == ["a.kept", "log.dropped"]
+    assert said[-1]["lines"] == 3
+
+
+@pytest.mark.usefixtures("out")
+def test_a_stream_that_does_not_block_is_written_whole(pipe: Pipe) -> None:
+    os.set_blocking(pipe.out.fileno(), False)
+    configure("json", "info", pipe.out)
+    for number in range(2_000):
+        structlog.get_logger().info("a.b", number=number)
+    structlog.get_logger().info("a.last")
+    said = [json.loads(line) for line in pipe.read_until("a.last").splitlines()]
+    assert [line.get("number") for line in said] == [*range(2_000), None]
+
+
+def test_what_python_itself_would_print_is_logged(out: io.StringIO) -> None:
+    class Bad:
+        def __del__(self) -> None:
+            raise ValueError("unraisable")
+
+    def fails() -> None:
+        raise ValueError("in a thread")
+
+    configure("json", "info", out)
+    bad = Bad()
+    del bad
+    thread = threading.Thread(target=fails)
+    thread.start()
+    thread.join()
+    said = [line["exception"].rpartition(": ")[2] for line in lines(out)]
+    assert said == ["unraisable", "in a thread"]
+
+
+def test_a_forked_process_writes_its_own_lines_only(out: io.StringIO, pipe: Pipe) -> None:
+    assert out.getvalue() == ""
+    configure("json", "info", pipe.out)
+    structlog.get_logger().info("a.parent")
+    child = os.fork()
+    if not child:
+        structlog.get_logger().info("a.child")
+        flush(10)
+        os._exit(0)
+    os.waitpid(child, 0)
+    structlog.get_logger().info("a.last")
+    said = [json.loads(line)["event"] for line in pipe.read_until("a.last").splitlines()]
+    assert sorted(said) == ["a.child", "a.last", "a.parent"]

@@ -21,7 +21,7 @@ from receiver.http.routes.docs import DocsRoutes
 from receiver.http.routes.echo import EchoRoutes
 from receiver.http.routes.events import MEDIA_TYPE, EventRoutes
 from receiver.http.routes.handlers import HandlerRoutes, HandlerState
-from receiver.http.routes.health import Health, HealthRoutes
+from receiver.http.routes.health import AliveRoutes, Health, ReadyRoutes
 from receiver.http.routes.metrics import MetricsPage
 from receiver.http.routes.predictions import (
     ExplainedHandler,
@@ -177,7 +177,7 @@ GROUPS: Final[dict[str, tuple[type, ...]]] = {
     "Replays": (ReplayRoutes,),
     "Undelivered": (DiscardedRoutes,),
     "Callbacks": (EchoRoutes,),
-    "Health": (HealthRoutes, MetricsPage),
+    "Health": (AliveRoutes, ReadyRoutes, MetricsPage),
     "About": (DocsRoutes,),
 }
 """The headings of the document; a test sees that no route of the app is missing."""

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from receiver.model.errors import StoreUnavailable
+from receiver.store import operations
 from receiver.store.sqlite.engine import SQLiteStore
+from receiver.store.values import LeaseRequest
+from tests.conftest import Logged
+from tests.receiving import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -29,6 +36,52 @@ async def test_writes_are_refused_until_the_file_is_back(tmp_path: Path) -> None
         assert [report is None for report in reports] == [False, True]
     finally:
         store.close()
+
+
+@pytest.mark.parametrize(
+    "lost", [["-wal"], ["-shm"], ["-wal", "-shm"], ["", "-wal", "-shm"], [""]], ids="+".join
+)
+@pytest.mark.parametrize("way", ["removed", "replaced"])
+async def test_nothing_is_promised_that_a_restart_would_not_find(
+    tmp_path: Path, logged: Logged, lost: list[str], way: str
+) -> None:
+    path = tmp_path / "receiver.db"
+    store = SQLiteStore(str(path), lambda _: None)
+    store.open()
+    try:
+        await store.write(operations.hold_role, role("kept"))
+        for name in lost:
+            file = tmp_path / f"receiver.db{name}"
+            content = file.read_bytes()
+            file.unlink()
+            if way == "replaced":
+                file.write_bytes(content)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="removed or replaced"):
+                await store.write(operations.hold_role, role("refused"))
+        told = await eventually(lambda: [one for one in logged if one["event"] == "store.saved"])
+        with closing(sqlite3.connect(told[0]["file"])) as saved:
+            assert ("kept",) in saved.execute("SELECT name FROM roles").fetchall()
+            assert saved.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert len(told) == 1
+    finally:
+        store.close()
+
+
+async def test_a_log_that_was_cut_is_noticed(tmp_path: Path) -> None:
+    store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
+    store.open()
+    try:
+        await store.try_write(1.0)
+        os.truncate(tmp_path / "receiver.db-wal", 0)
+        with pytest.raises(StoreUnavailable, match="was cut"):
+            await _probe_until_refused(store)
+    finally:
+        store.close()
+
+
+def role(name: str) -> LeaseRequest:
+    return LeaseRequest(name=name, owner="me", now=1.0, until=2.0)
 
 
 async def _probe_until_refused(store: SQLiteStore) -> None:

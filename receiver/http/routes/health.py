@@ -18,12 +18,8 @@ class Health(msgspec.Struct, frozen=True):
     status: Literal["ok"] = "ok"
 
 
-class HealthRoutes:
-    """The routes that ask how the receiver is."""
-
-    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
-        self._store = store
-        self._clock = clock
+class AliveRoutes:
+    """The route that is there whether or not the receiver has been started."""
 
     @get("/healthz", "it is", is_open=True)
     async def alive(self) -> Health:
@@ -32,6 +28,14 @@ class HealthRoutes:
         Answers as long as the process answers at all; it does not ask the database.
         """
         return Health()
+
+
+class ReadyRoutes:
+    """The route that asks whether the receiver can do its work."""
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
 
     @get("/readyz", "it does", problems=["unavailable"], is_open=True)
     async def ready(self) -> Health:

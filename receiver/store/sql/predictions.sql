@@ -77,9 +77,10 @@ WHERE id IN (SELECT id FROM chosen)
 RETURNING {job_columns}
 
 -- name: select_stale
+-- By the time at which it was to be submitted, which moves with the clock where that steps.
 SELECT id FROM predictions
-WHERE provider = :provider AND status = 'queued' AND due_at IS NOT NULL AND id < :horizon
-ORDER BY id LIMIT :most::int
+WHERE provider = :provider AND status = 'queued' AND due_at <= :before::float
+ORDER BY due_at LIMIT :most::int
 
 -- name: next_due
 SELECT min(due_at) FROM predictions

@@ -11,10 +11,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
+import structlog
 
 from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.store import deliveries
@@ -30,6 +32,10 @@ from receiver.store.statement import Row, Run, Statement, Steps, Transaction
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+log = structlog.get_logger("receiver")
+
+_Identity: TypeAlias = tuple[int, int]
+
 _READERS: Final = 2
 _SCRUBBED_WITHIN: Final = 5.0
 """Seconds for which it is worth waiting that the log is emptied; it will be, even so."""
@@ -44,7 +50,10 @@ class SQLiteStore(Store):
         self._lock = _FileLock(path)
         self._file = _SameFile(path)
         self._checkpointer = Checkpointer(partial(_open, path), self._file.check)
-        self._writer = Writer(partial(_connect, path), report, self._committed, self._file.ensure)
+        self._writer = Writer(self._connect, report, self._committed, self._ensure)
+        self._handle: sqlite3.Connection | None = None
+        """The writer's connection, for as long as nothing was saved from it."""
+        self._saving: threading.Thread | None = None
         self._local = threading.local()
         self._reading: list[sqlite3.Connection] = []
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="receiver-reader")
@@ -54,27 +63,48 @@ class SQLiteStore(Store):
         try:
             self._lock.acquire()
             self._writer.start()
-            self._file.remember()
             self._checkpointer.start()
             self._checkpointer.empty(0.0)  # whoever died may have erased something just before
-        except StoreUnusable:
-            self._lock.release()
-            raise
         except (OSError, sqlite3.Error) as error:
-            self._lock.release()
+            self.close()
             raise StoreUnusable(
                 f"cannot open the database {self._path}: {error}; "
                 "set RECEIVER_DATABASE_URL to a file in a folder that can be written"
             ) from error
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Commit what waits and give the file free."""
         self._checkpointer.close()
+        if self._saving is not None:
+            self._saving.join()
         self._writer.close()
         self._readers.shutdown()
         for connection in self._reading:
             connection.close()
         self._lock.release()
+
+    def _connect(self) -> sqlite3.Connection:
+        self._file.ensure_database()
+        connection = self._handle = _connect(self._path)
+        self._file.remember()
+        return connection
+
+    def _ensure(self) -> None:
+        """Raise StoreUnavailable where a commit is in vain, and begin to save what there is."""
+        try:
+            self._file.ensure()
+        except StoreUnavailable:
+            if self._handle is not None:
+                # Not here, where callers wait to be refused.
+                self._saving = threading.Thread(
+                    target=_save, args=(self._handle, self._path), name="receiver-save", daemon=True
+                )
+                self._handle = None
+                self._saving.start()
+            raise
 
     def _committed(self, size: int) -> None:
         self._checkpointer.dirty.set()
@@ -165,38 +195,80 @@ class SQLiteStore(Store):
 
 
 class _SameFile:
-    """Notices that the database was removed or replaced under us.
+    """Notices that the database, or what SQLite has beside it, was taken away or replaced under us.
 
-    The open connection would go on, with a file that no restart will find.
+    The open connection would go on with files that no restart will find: the newest commits are in
+    the write-ahead log alone.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._first: tuple[int, int] | None = None
-        self._is_same = True
+        self._beside = (f"{path}-wal", f"{path}-shm")
+        self._first: _Identity | None = None
+        self._first_beside: list[_Identity | None] = []
+        self._is_cut = False
 
     def remember(self) -> None:
-        self._first = self._identity()
+        """Take the files that a connection has just opened for ours."""
+        self._first = self._first or _identity(self._path)
+        self._first_beside = [_identity(path) for path in self._beside]
 
     def check(self) -> bool:
-        """Look, ten times a second at most, as a commit has no time for it."""
-        self._is_same = self._identity() == self._first
-        return self._is_same
+        """Look at all, ten times a second at most: at the beginning of the log too."""
+        self._is_cut = not _begins_well(self._beside[0])
+        return self._trouble() is None
 
     def ensure(self) -> None:
-        """Raise StoreUnavailable unless the last look found our file."""
-        if not self._is_same and not self.check():
-            raise StoreUnavailable(
-                f"the database {self._path} was removed or replaced while we ran: put it back, or "
-                "stop this receiver"
-            )
+        """Raise StoreUnavailable unless what is committed now would be found again."""
+        if trouble := self._trouble():
+            raise StoreUnavailable(f"{trouble} while we ran: put it back, or stop this receiver")
 
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self._path)  # noqa: PTH116 - a name, as SQLite is given it
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
+    def ensure_database(self) -> None:
+        """Raise StoreUnavailable if another file has the place of ours, or none."""
+        if self._first not in {None, _identity(self._path)}:
+            raise StoreUnavailable(f"the database {self._path} is not the one that we opened")
+
+    def _trouble(self) -> str | None:
+        if _identity(self._path) != self._first:
+            return f"the database {self._path} was removed or replaced"
+        for path, first in zip(self._beside, self._first_beside, strict=True):
+            if _identity(path) != first:
+                return f"{path}, which belongs to the database, was removed or replaced"
+        if self._is_cut:
+            return f"{self._beside[0]}, which belongs to the database, was cut"
+        return None
+
+
+def _identity(path: str) -> _Identity | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a name, as SQLite is given it
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _begins_well(path: str) -> bool:
+    """Say whether a write-ahead log is empty, or begins as one does."""
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - as above
+            return file.read(3) in {b"", b"\x37\x7f\x06"}
+    except OSError:
+        return True  # then it is missing, which is another matter
+
+
+def _save(connection: sqlite3.Connection, path: str) -> None:
+    """Copy what an open connection still has to a new file beside the database."""
+    saved = next(name for n in count(1) if not os.path.lexists(name := f"{path}.saved-{n}"))
+    try:
+        os.close(os.open(saved, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with contextlib.closing(sqlite3.connect(saved)) as copy:
+            connection.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file, and nothing beside it
+    except (OSError, sqlite3.Error) as error:
+        log.warning("store.saved", file=None, reason=f"{type(error).__name__}: {error}")
+        Path(saved).unlink(missing_ok=True)
+    else:
+        log.warning("store.saved", file=saved, reason="what the open connection still has")
 
 
 class _FileLock:

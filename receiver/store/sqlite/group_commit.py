@@ -90,7 +90,10 @@ class Writer:
         """Commit what waits, then stop."""
         self._closed = True
         self._queue.put(None)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
+        elif self._connection is not None:  # a start that failed
+            self._connection.close()
 
     async def write(self, transaction: Transaction[Item, Result], item: Item) -> Result:
         """Run `transaction` for `item`; return only after the commit."""
@@ -127,8 +130,10 @@ class Writer:
 
     def _attempt(self, batch: list[_Work]) -> list[tuple[_Work, Any]]:
         try:
-            self._ensure()
+            if self._connection is not None:
+                self._ensure()
             results = self._transact(batch)
+            self._ensure()  # nothing is promised that no restart would find
         except StoreUnavailable as error:
             return self._refuse(batch, error)
         except sqlite3.Error as error:

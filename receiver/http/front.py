@@ -1,0 +1,111 @@
+"""The app before it is started, while it runs, and after it has stopped.
+
+All that lives is made anew at each start, routes included. Without them every request is answered
+503 at once: a server that runs no lifespan would else leave its callers waiting for ever.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Final, NoReturn, TypeAlias
+
+import structlog
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from receiver.http.declare import endpoints
+from receiver.http.problems import ERROR_HANDLERS
+from receiver.http.webhooks import WEBHOOK_PATH
+from receiver.model.errors import Problem
+
+log = structlog.get_logger("receiver")
+
+Wrap: TypeAlias = Callable[[ASGIApp], ASGIApp]
+Lifespan: TypeAlias = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+NO_LIFESPAN: Final = (
+    "the receiver has not been started: its server ran no lifespan, or does not wait for it "
+    "(uvicorn: --lifespan on; mounted: enter app.router.lifespan_context in the outer lifespan)"
+)
+STARTING: Final = "the receiver has not been started yet: it is just starting"
+FAILED: Final = "the receiver has not been started: its start failed, and the server's log says why"
+STOPPING: Final = "the receiver is stopping"
+STOPPED: Final = "the receiver has not been started again since it stopped"
+_SOON: Final = 5
+"""Seconds after which it is worth asking again."""
+_LAST_PARAMETER: Final = re.compile(r"\{(\w+)\}$")
+
+
+class Front:
+    """An ASGI app with the routes of what runs now; `always` are there in any case.
+
+    `groups` are the classes that declare the others.
+    """
+
+    def __init__(
+        self,
+        lifespan: Lifespan,
+        always: Sequence[Route],
+        groups: Iterable[type],
+    ) -> None:
+        declared = [(one.method, one.path) for group in groups for one, _ in endpoints(group)]
+        self._closed = [
+            Route(_LAST_PARAMETER.sub(r"{\1:path}", path), self._refuse, methods=[method])
+            for method, path in [*declared, ("POST", WEBHOOK_PATH)]
+        ]
+        self._routes: Sequence[BaseRoute] = self._closed
+        self._why = NO_LIFESPAN
+        self._told = ""
+        self.wrap: Wrap | None = None
+        """Puts before the routes what belongs there while they are open."""
+        self.app = Starlette(
+            routes=[*always, *self._closed],
+            middleware=[Middleware(_Entrance, self)],
+            exception_handlers=ERROR_HANDLERS,
+            lifespan=lifespan,
+        )
+        # A slash too many is a 404: providers take the redirect of a framework for a refusal.
+        self.app.router.redirect_slashes = False
+
+    def open(self, routes: Sequence[BaseRoute], wrap: Wrap) -> None:
+        """Answer by these routes from now on."""
+        self._exchange(routes, wrap)
+
+    def close(self, why: str) -> None:
+        """Answer 503 from now on, with this reason; what is under way goes on."""
+        self._why = why
+        self._exchange(self._closed, None)
+
+    def _exchange(self, routes: Sequence[BaseRoute], wrap: Wrap | None) -> None:
+        """Put routes in the place of those before; what others have added stays."""
+        ours = {id(route) for route in self._routes}
+        others = [route for route in self.app.router.routes if id(route) not in ours]
+        self.app.router.routes[:] = [*routes, *others]
+        self._routes, self.wrap = routes, wrap
+
+    async def _refuse(self, _: Request) -> NoReturn:
+        if self._told != self._why:
+            self._told = self._why
+            log.error("receiver.unstarted", reason=self._why)
+        raise Problem(503, "unavailable", self._why, retry_after=_SOON)
+
+
+class _Entrance:
+    """ASGI middleware: what stands before the routes comes and goes with them."""
+
+    def __init__(self, app: ASGIApp, front: Front) -> None:
+        self._app = app
+        self._front = front
+        self._wrap: Wrap | None = None
+        self._inside = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wrap = self._front.wrap
+        if wrap is not self._wrap:
+            self._wrap, self._inside = wrap, wrap(self._app) if wrap else self._app
+        await self._inside(scope, receive, send)

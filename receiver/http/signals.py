@@ -1,0 +1,73 @@
+"""Hear that the process is told to end, whichever server runs the app.
+
+A server waits for its connections before it ends the lifespan, and those who read a stream or wait
+for an outcome would wait for that end. So the signal is heard here too, before the server's own
+handler, which goes on as if we were not there. Where a signal ends the process at once, or this is
+not the main thread, nothing is changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+
+_EVERY: Final = 0.5
+
+
+class _Link:
+    """A handler that calls `heard`, and then the one that was there before it."""
+
+    def __init__(self, heard: Callable[[], None], before: Callable[..., Any]) -> None:
+        self.heard: Callable[[], None] | None = heard
+        self.before = before
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.heard is not None:
+            self.heard()
+        self.before(number, frame)
+
+
+class Ending:
+    """Calls `told` on this loop when a signal says that the process should end."""
+
+    def __init__(self, told: Callable[[], None]) -> None:
+        self._told = told
+        self._loop = asyncio.get_running_loop()
+        self._links: list[tuple[signal.Signals, _Link]] = []
+
+    def listen(self) -> None:
+        """Stand before the handlers there are; again where a server has set its own meanwhile."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in _ENDING:
+            handler = signal.getsignal(number)
+            # Another link leads to ours, or to one of another app that listens as we do.
+            if callable(handler) and not isinstance(handler, _Link):
+                link = _Link(self._hear, handler)
+                signal.signal(number, link)
+                self._links.append((number, link))
+
+    async def keep(self) -> None:
+        """Listen for as long as we run: some servers set their handlers after the start."""
+        while True:
+            await asyncio.sleep(_EVERY)
+            self.listen()
+
+    def stop(self) -> None:
+        """Give the handlers back; one that others stand before stays, and only hands on."""
+        for number, link in reversed(self._links):
+            before, link.heard = link.before, None
+            if signal.getsignal(number) is link:
+                signal.signal(number, before)
+        self._links.clear()
+
+    def _hear(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits any more
+            self._loop.call_soon_threadsafe(self._told)

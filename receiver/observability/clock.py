@@ -1,0 +1,127 @@
+"""The time that the receiver goes by: the wall clock's, but without its steps.
+
+A wall clock that is set by an hour must neither make everything wait for an hour nor end what was
+just begun. So time goes on evenly by the monotonic clock. A watch compares the two every second;
+when the wall clock has stepped, all times that are stored for later are moved by as much, and the
+new time counts from then on.
+
+While a computer is suspended the monotonic clock stands still, and time passes all the same: what
+is due then is due, but a deadline leaves out the time in which nobody could ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, NoReturn, TypeAlias
+
+import structlog
+
+from receiver.model.errors import StoreUnavailable
+from receiver.model.values import Shift
+
+log = structlog.get_logger("receiver")
+
+Clock: TypeAlias = Callable[[], float]
+
+_EVERY: Final = 1.0
+"""Seconds between two looks."""
+_STEP: Final = 2.0
+"""Seconds by which the wall clock may drift between two looks; a larger change is a step."""
+
+
+def suspended() -> float:
+    """Give the seconds for which this computer has been suspended, as far as it can be known."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+
+
+class SteadyClock:
+    """The wall clock's time at the last look, and what the monotonic clock has counted since."""
+
+    def __init__(
+        self,
+        wall: Clock = time.time,
+        monotonic: Clock = time.monotonic,
+        suspended: Clock = suspended,
+    ) -> None:
+        self._wall = wall
+        self._monotonic = monotonic
+        self._suspended = suspended
+        self._offset = wall() - monotonic()
+        self._slept = suspended()
+
+    def __call__(self) -> float:
+        return self._monotonic() + self._offset
+
+    def step(self) -> Shift | None:
+        """Say by how much the wall clock has stepped; a drift is followed without a word."""
+        ahead = self._wall() - self()
+        if abs(ahead) <= _STEP:
+            self._offset += ahead
+            return None
+        slept = min(max(self._suspended() - self._slept, 0.0), max(ahead, 0.0))
+        return Shift(due=ahead - slept, deadline=ahead)
+
+    def follow(self, step: Shift) -> None:
+        """Go by the wall clock's new time."""
+        self._offset += step.deadline
+        self._slept = self._suspended()
+
+
+class Watch:
+    """Follows the steps of the wall clock, if they are believed; `move` moves what is stored."""
+
+    def __init__(
+        self,
+        clock: SteadyClock,
+        believes: Callable[[float, Shift], Awaitable[bool]],
+        move: Callable[[Shift], Awaitable[None]],
+        moved: Callable[[], None],
+    ) -> None:
+        self._clock = clock
+        self._believes = believes
+        self._move = move
+        self._moved = moved
+        self._passed_over = 0.0
+        """The step that was not followed last."""
+
+    async def run(self) -> NoReturn:
+        while True:
+            await asyncio.sleep(_EVERY)
+            try:
+                await self.look()
+            except StoreUnavailable:
+                continue
+            except Exception:
+                log.exception("task.failed")
+
+    async def look(self) -> None:
+        """Compare the clocks, and follow a step."""
+        step = self._clock.step()
+        if step is None:
+            self._passed_over = 0.0
+            return
+        if abs(step.deadline - self._passed_over) <= _STEP:
+            return
+        followed = await self._believes(self._clock(), step)
+        log.warning(
+            "clock.stepped",
+            seconds=round(step.deadline, 1),
+            suspended=round(step.deadline - step.due, 1),
+            followed=followed,
+        )
+        if not followed:
+            self._passed_over = step.deadline
+            return
+        # What is written from here on has the new time, and what was written before is moved.
+        self._clock.follow(step)
+        while True:
+            try:
+                await self._move(step)
+                break
+            except StoreUnavailable:
+                await asyncio.sleep(_EVERY)
+        self._moved()

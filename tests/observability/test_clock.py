@@ -1,0 +1,173 @@
+"""A wall clock that steps makes nothing wait, and ends nothing, that the step was not about."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from receiver import Context, Event, Retry, create_app, on
+from receiver.observability import clock as clocks
+from receiver.observability.clock import SteadyClock
+from receiver.settings import Settings
+from receiver.store.values import Shift
+from tests.conftest import Logged
+from tests.receiving import API_KEY, ENDS, ENV, STRANGER, Clock, Network, Station, eventually, reply
+
+pytestmark = pytest.mark.anyio
+
+HOUR: Final = 3600.0
+
+
+@pytest.fixture(autouse=True)
+def _watchful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare the clocks often."""
+    monkeypatch.setattr(clocks, "_EVERY", 0.01)
+
+
+@asynccontextmanager
+async def station(folder: Path, *handlers: Any, **env: str) -> AsyncIterator[Station]:
+    """Run a receiver whose wall clock can be set."""
+    path, clock, network = folder / "receiver.db", Clock(), Network()
+    settings = Settings.read({**ENV, "RECEIVER_DATABASE_URL": f"sqlite:///{path}", **env})
+    app = create_app(settings, handlers, clock=clock, monotonic=time.monotonic, transport=network)
+    key = {"authorization": f"Bearer {API_KEY}"}
+    transport = httpx.ASGITransport(app, client=STRANGER)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="https://hooks.test", headers=key) as http,
+    ):
+        yield Station(app, network, path, clock, http, http)
+
+
+async def set_clock(station: Station, logged: Logged, seconds: float) -> None:
+    """Set the wall clock, and wait until that was followed."""
+    station.clock.ahead += seconds
+    [told] = await eventually(lambda: [one for one in logged if one["event"] == "clock.stepped"])
+    assert told["seconds"] == pytest.approx(seconds, abs=1)
+
+
+STEPS: Final = pytest.mark.parametrize("step", [-HOUR, HOUR, -30 * HOUR, 30 * HOUR])
+
+
+@STEPS
+async def test_a_look_comes_when_it_would_have_come(
+    tmp_path: Path, logged: Logged, step: float
+) -> None:
+    async with station(tmp_path, RECEIVER_POLL_AFTER="1") as run:
+        sent = await run.submitted("fal")
+        [(before, deadline)] = run.rows("SELECT due_at, deadline_at FROM predictions")
+        await set_clock(run, logged, step)
+        [(after, last)] = await eventually(
+            lambda: run.rows("SELECT due_at, deadline_at FROM predictions"),
+            lambda rows: rows[0][1] != deadline,
+        )
+        assert last - deadline == pytest.approx(step, abs=1)
+        assert after - before == pytest.approx(step, abs=90)  # it may have been looked at meanwhile
+        run.network.always("fal.poll", ENDS["fal.poll"])
+        await run.until(sent.prediction_id, "succeeded")
+
+
+@STEPS
+async def test_a_submit_that_was_put_off_is_sent(
+    tmp_path: Path, logged: Logged, step: float
+) -> None:
+    async with station(tmp_path) as run:
+        run.network.script("fal.submit", reply({}, 503), reply({}, 429, retry_after="1"))
+        made = await run.submit("fal")
+        await set_clock(run, logged, step)
+        found = await run.until(made["id"], "processing")
+        assert found["error"] is None
+
+
+@STEPS
+async def test_a_delivery_is_tried_again_when_it_would_have_been(
+    tmp_path: Path, logged: Logged, step: float
+) -> None:
+    ran = []
+
+    @on("*", retry=Retry(base=0.5, cap=0.5))
+    async def fails_once(event: Event, _ctx: Context) -> None:
+        ran.append(event.id)
+        if len(ran) == 1:
+            raise ValueError("once")
+
+    async with station(tmp_path, fails_once) as run:
+        await run.submit("fal", mode="sync")
+        await eventually(lambda: ran)
+        await set_clock(run, logged, step)
+        await eventually(lambda: len(ran) == 2)
+        assert (await run.http.get("/readyz")).status_code == 200
+
+
+async def test_requests_that_were_counted_do_not_count_for_an_hour(
+    tmp_path: Path, logged: Logged
+) -> None:
+    async with station(tmp_path, FAL_REQUESTS_PER_MINUTE="1") as run:
+        await run.submitted("fal", "first")
+        await set_clock(run, logged, -HOUR)
+        await eventually(
+            lambda: run.rows("SELECT max(at) FROM requests"),
+            lambda rows: rows[0][0] <= run.clock(),
+        )
+
+
+# --- the clock by itself ---
+
+
+class Clocks:
+    """A computer's clocks, as the test sets them."""
+
+    def __init__(self) -> None:
+        self.wall = 1_000_000.0
+        self.monotonic = 100.0
+        self.suspended = 0.0
+        self.steady = SteadyClock(lambda: self.wall, lambda: self.monotonic, lambda: self.suspended)
+
+    def pass_(self, seconds: float) -> None:
+        self.wall += seconds
+        self.monotonic += seconds
+
+
+def test_time_goes_on_evenly_until_a_step_is_followed() -> None:
+    computer = Clocks()
+    computer.pass_(5.0)
+    computer.wall -= HOUR
+    computer.pass_(5.0)
+    assert computer.steady() == 1_000_010.0
+    step = computer.steady.step()
+    assert step == Shift(due=-HOUR, deadline=-HOUR)
+    computer.steady.follow(step)
+    assert computer.steady() == computer.wall
+    assert computer.steady.step() is None
+
+
+def test_a_drift_is_followed_without_a_word() -> None:
+    computer = Clocks()
+    for _ in range(100):
+        computer.wall += 0.9
+        assert computer.steady.step() is None
+    assert computer.steady() == pytest.approx(computer.wall)
+
+
+def test_time_in_which_the_computer_was_suspended_makes_due_but_ends_nothing() -> None:
+    computer = Clocks()
+    computer.wall += 8 * HOUR
+    computer.suspended += 8 * HOUR
+    step = computer.steady.step()
+    assert step == Shift(due=0.0, deadline=8 * HOUR)
+    computer.steady.follow(step)
+    computer.wall += HOUR
+    assert computer.steady.step() == Shift(due=HOUR, deadline=HOUR)
+
+
+def test_a_clock_set_while_the_computer_was_suspended_is_both() -> None:
+    computer = Clocks()
+    computer.wall += 3 * HOUR
+    computer.suspended += HOUR
+    assert computer.steady.step() == Shift(due=2 * HOUR, deadline=3 * HOUR)

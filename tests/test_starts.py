@@ -1,0 +1,273 @@
+"""An app that is not started answers; one that is started again and again leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+
+from receiver import Context, Event, create_app, on
+from receiver.http.operations import OPERATIONS
+from receiver.model.errors import StoreUnavailable, StoreUnusable
+from receiver.settings import Settings
+from receiver.store.engine import Store
+from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.queue import PgQueuerJobs
+from tests.conftest import Logged
+from tests.journey.parts import ROOT, free_port
+from tests.journey.parts import eventually as soon
+from tests.receiving import API_KEY, ENV, Network, eventually
+
+pytestmark = pytest.mark.anyio
+
+KEY = {"authorization": f"Bearer {API_KEY}"}
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'receiver.db'}"
+    return str(request.getfixturevalue("database").url)
+
+
+def app_on(url: str, *handlers: Any) -> Starlette:
+    settings = Settings.read({**ENV, "RECEIVER_DATABASE_URL": url})
+    return create_app(settings, handlers, transport=Network())
+
+
+def client(app: Any) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app)
+    return httpx.AsyncClient(transport=transport, base_url="https://hooks.test", headers=KEY)
+
+
+async def ask_everything(http: httpx.AsyncClient, prefix: str = "") -> dict[tuple[str, str], int]:
+    """Ask every route of the app; give the statuses."""
+    async with asyncio.timeout(30):
+        return {
+            (one.method, one.path): (
+                await http.request(one.method, prefix + one.path.format_map(_Any()))
+            ).status_code
+            for group in OPERATIONS.values()
+            for one in group
+        }
+
+
+class _Any(dict[str, str]):
+    def __missing__(self, _: str) -> str:
+        return "fal"
+
+
+# --- no lifespan ---
+
+
+@pytest.mark.parametrize("prefix", ["", "/under"])
+async def test_without_a_start_every_route_says_so_at_once(
+    tmp_path: Path, logged: Logged, prefix: str
+) -> None:
+    app = app_on(f"sqlite:///{tmp_path / 'receiver.db'}")
+    outer = Starlette(routes=[Mount("/under", app)])
+    async with client(outer if prefix else app) as http:
+        answers = await ask_everything(http, prefix)
+        free = {("GET", path) for path in ("/healthz", "/openapi.json", "/docs")}
+        assert {answers.pop(one) for one in free} == {200}
+        assert set(answers.values()) == {503}
+        answer = await http.post(f"{prefix}/webhooks/fal/x", content=b"{}")
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert "has not been started" in answer.json()["detail"]
+        assert (await http.get(f"{prefix}/v1/models/fal/a/b")).status_code == 503
+        assert (await http.get(f"{prefix}/nowhere")).status_code == 404
+    assert [line["event"] for line in logged] == ["receiver.unstarted"]
+    assert not (tmp_path / "receiver.db").exists()
+
+
+async def test_what_an_embedding_program_adds_stays(tmp_path: Path) -> None:
+    app = app_on(f"sqlite:///{tmp_path / 'receiver.db'}")
+    app.router.routes.append(Route("/own", lambda _: PlainTextResponse("mine")))
+    async with client(app) as http:
+        for _ in range(2):
+            assert (await http.get("/own")).text == "mine"
+            async with app.router.lifespan_context(app):
+                assert (await http.get("/own")).text == "mine"
+                assert (await http.get("/readyz")).status_code == 200
+            assert (await http.get("/readyz")).status_code == 503
+
+
+async def test_a_start_that_failed_is_told_and_another_may_follow(tmp_path: Path) -> None:
+    path = tmp_path / "receiver.db"
+    path.write_bytes(b"this is no database, but long enough to be taken for one")
+    before = left_over()
+    app = app_on(f"sqlite:///{path}")
+    async with client(app) as http:
+        for _ in range(3):
+            with pytest.raises(StoreUnusable, match="cannot open the database"):
+                await run_once(app)
+            assert "its start failed" in (await http.get("/readyz")).json()["detail"]
+        assert left_over() == before
+        path.unlink()
+        async with app.router.lifespan_context(app):
+            assert (await http.get("/readyz")).status_code == 200
+
+
+async def test_while_it_stops_what_comes_is_refused(tmp_path: Path) -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    @on("*")
+    async def slow(_event: Event, _ctx: Context) -> None:
+        begun.set()
+        await may_end.wait()
+
+    app = app_on(f"sqlite:///{tmp_path / 'receiver.db'}", slow)
+    lifespan = app.router.lifespan_context(app)
+    async with client(app) as http:
+        await lifespan.__aenter__()
+        body = {"provider": "fal", "model": "a/b", "input": {"prompt": "x"}, "mode": "sync"}
+        assert (await http.post("/v1/predictions", json=body)).status_code == 200
+        await begun.wait()
+        stopping = asyncio.create_task(lifespan.__aexit__(None, None, None))
+        refused = await eventually(
+            lambda: http.get("/readyz"), lambda answer: answer.status_code == 503
+        )
+        assert "is stopping" in refused.json()["detail"]
+        may_end.set()
+        await stopping
+
+
+# --- started again and again ---
+
+
+def left_over() -> tuple[list[str], int, int]:
+    """Give what lives in this process: threads, tasks, open files and sockets."""
+    gc.collect()
+    threads = sorted(one.name for one in threading.enumerate() if one.name.startswith("receiver"))
+    return threads, len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir()))
+
+
+def paths_of(app: Starlette) -> set[str]:
+    return {str(getattr(route, "path", "")).replace(":path", "") for route in app.routes}
+
+
+async def run_once(app: Starlette) -> None:
+    async with app.router.lifespan_context(app):
+        pass
+
+
+async def test_it_starts_as_often_as_one_likes(url: str, logged: Logged) -> None:
+    ran = []
+
+    @on("*")
+    async def note(event: Event, _ctx: Context) -> None:
+        ran.append(event.prediction.id)
+
+    app = app_on(url, note)
+    described = {one.path for group in OPERATIONS.values() for one in group}
+    assert paths_of(app) == described
+    found = set()
+    async with client(app) as http:
+        for number in range(1, 6):
+            async with app.router.lifespan_context(app):
+                body = {"provider": "fal", "model": "a/b", "input": {"prompt": "x"}, "mode": "sync"}
+                assert (await http.post("/v1/predictions", json=body)).status_code == 200
+                await eventually(lambda number=number: len(ran) == number)  # type: ignore[misc]
+                assert paths_of(app) == described
+            await asyncio.sleep(0)
+            if number > 1:  # whatever libraries keep for good they have by now
+                found.add(str(left_over()))
+    assert len(found) == 1, found
+    owners = [line["owner"] for line in logged if line["event"] == "receiver.started"]
+    assert len(set(owners)) == 5
+
+
+@pytest.mark.parametrize("step", ["recover", "owed"])
+async def test_a_start_that_fails_in_the_middle_gives_all_back(
+    url: str, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    app = app_on(url)
+    await run_once(app)
+    before = left_over()
+
+    async def fails(*_: object) -> None:
+        raise StoreUnavailable("just now")
+
+    for kind in (Store, *Store.__subclasses__()):
+        if step in vars(kind):
+            monkeypatch.setattr(kind, step, fails)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="just now"):
+            await run_once(app)
+        await asyncio.sleep(0)
+        assert left_over() == before
+    monkeypatch.undo()
+    await run_once(app)
+
+
+async def test_it_runs_once_at_a_time(url: str) -> None:
+    app = app_on(url)
+    async with app.router.lifespan_context(app), client(app) as http:
+        with pytest.raises(StoreUnusable, match="runs already"):
+            await run_once(app)
+        assert (await http.get("/readyz")).status_code == 200
+
+
+def test_each_store_has_a_name_of_its_own() -> None:
+    one, other = (
+        PostgresStore("postgresql:///x", lambda _: None, PgQueuerJobs(SCHEMA)) for _ in range(2)
+    )
+    assert one._me != other._me  # noqa: SLF001 - by it a process tells its own news from others'
+
+
+# --- servers of others ---
+
+
+@asynccontextmanager
+async def reading(http: httpx.AsyncClient) -> AsyncIterator[asyncio.Task[bytes]]:
+    """Read the live stream to its end."""
+    async with http.stream("GET", "/v1/events/stream", headers=KEY) as answer:
+        assert answer.status_code == 200
+        yield asyncio.create_task(answer.aread())
+
+
+async def test_another_server_stops_while_callers_wait(tmp_path: Path) -> None:
+    port = free_port()
+    env = {**os.environ, **ENV, "FAL_QUEUE_URL": "http://127.0.0.1:1"}
+    env["RECEIVER_DATABASE_URL"] = f"sqlite:///{tmp_path / 'receiver.db'}"
+    command = [sys.executable, "-m", "uvicorn", "tests.foreign:app", "--port", str(port)]
+    log = (tmp_path / "log").open("wb")
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)  # noqa: ASYNC220
+    try:
+        base = f"http://127.0.0.1:{port}"
+
+        def is_up() -> bool:
+            with suppress(httpx.HTTPError):
+                return httpx.get(f"{base}/readyz").is_success
+            return False
+
+        await asyncio.to_thread(soon, is_up)
+        async with httpx.AsyncClient(base_url=base, timeout=90, headers=KEY) as http:
+            body = {"provider": "fal", "model": "a/b", "input": {"prompt": "x"}}
+            made = (await http.post("/v1/predictions", json=body)).json()
+            async with reading(http) as stream:
+                path = f"/v1/predictions/{made['id']}"
+                waiting = asyncio.create_task(http.get(path, headers={"prefer": "wait=60"}))
+                assert (await http.get("/readyz")).status_code == 200  # sent after both
+                process.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(process.wait, 20)
+                assert (await waiting).json()["status"] == "queued"
+                await stream
+    finally:
+        process.kill()
+        process.wait()
+        log.close()
