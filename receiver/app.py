@@ -619,6 +619,8 @@ class _Life:
         self._does = does
         self.drain = Drain(parts.outbound, parts.dispatch)
         self.surface = _Surface(parts, self.drain)
+        self._is_asked_to_stop = False
+        """Else attempts that are cut short count, as they may be what ends us."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -645,6 +647,7 @@ class _Life:
                 await parts.outbound.start()
             self._announce()
             yield
+            self._is_asked_to_stop = True
 
     def _background(self) -> list[_Run]:
         """Name what runs here until we stop, beside lanes and submits."""
@@ -689,7 +692,7 @@ class _Life:
             task.cancel()
         await asyncio.gather(*tasks, self._parts.outbound.stop(), return_exceptions=True)
         await self._parts.inbox.stop()
-        await self._parts.dispatch.stop()
+        await self._parts.dispatch.stop(asked=self._is_asked_to_stop)
         await self._parts.rejections.stop()
 
     def release(self) -> None:

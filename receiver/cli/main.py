@@ -123,32 +123,21 @@ def serve(
 @main.command()
 def worker(handlers: Handlers = None, dev: Dev = False) -> None:
     """Run deliveries only, beside servers on the same PostgreSQL."""
-    import asyncio
-    import signal
-
     import uvloop
 
     from receiver.app import work
-    from receiver.http.server import LINGER, StopLimit, exit_after
+    from receiver.http.server import LINGER, exit_after, run, told_to_stop
 
     settings = _settings(handlers, dev=dev)
 
-    async def run() -> None:
-        told, loop, limit = asyncio.Event(), asyncio.get_running_loop(), StopLimit()
-
-        def stop(*_: object) -> None:
-            limit.begin()
-            loop.call_soon_threadsafe(told.set)
-
-        # Not by the loop, which would call it only when it turns.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
-        await work(settings, told)
+    async def working() -> None:
+        async with told_to_stop() as told:
+            await work(settings, told)
         exit_after(LINGER, 0)
 
     _spare_the_collector()
     with _failing():
-        uvloop.run(run())
+        run(working(), uvloop.new_event_loop())
 
 
 @main.command()
@@ -161,16 +150,16 @@ def drain(
     import asyncio
 
     from receiver.app import drain
-    from receiver.http.server import LINGER, exit_after
+    from receiver.http.server import LINGER, exit_after, run
 
     settings = _settings(handlers, dev=dev)
 
-    async def run() -> None:
+    async def draining() -> None:
         print_plainly(await drain(settings, seconds))
         exit_after(LINGER, 0)
 
     with _failing():
-        asyncio.run(run())
+        run(draining(), asyncio.new_event_loop())
 
 
 @main.command()
@@ -211,11 +200,15 @@ def backup(
 
 def _settings(handlers: list[str] | None, *, dev: bool) -> Settings:
     """Read the settings and set the logs up, as every command that runs something does."""
+    from dataclasses import replace
+
     from receiver.observability import logging as logs
     from receiver.settings import Settings
 
     with _failing():
-        settings = Settings.read(_environment(handlers, dev=dev))
+        settings = Settings.read(_environment(None, dev=dev))
+    if handlers:  # as they are: a path may have a comma
+        settings = replace(settings, handlers=tuple(handlers))
     logs.configure(settings.log_format, settings.log_level)
     return settings
 

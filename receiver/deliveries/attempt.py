@@ -9,15 +9,18 @@ import inspect
 import shutil
 import tempfile
 import threading
+import traceback
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Final, Protocol, TypeVar
 
 import httpx
 import msgspec
 import structlog
 
+from receiver.deliveries.containment import Charge, charged, contain, contained, end_if_forked, said
 from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, fetch_soon
 from receiver.deliveries.registry import Dead, Handler, Retry, Skip
 from receiver.model.retry import Failure, FailureKind
@@ -29,6 +32,9 @@ T = TypeVar("T")
 
 _LONGEST_REASON: Final = 500
 _LONGEST_NOTE: Final = 4000
+_LARGEST_ADDITION: Final = 256 * 1024
+"""Bytes of metadata, as of those that a prediction is submitted with."""
+_LARGEST_STEP: Final = 1024 * 1024
 DEEPEST_CHAIN: Final = 10
 _GRACE: Final = 1.0
 """Seconds a handler has to end after it was cancelled."""
@@ -70,6 +76,29 @@ class Tools(msgspec.Struct, frozen=True):
     """Predictions that may lead to one that a handler submits."""
 
 
+class _Shared(httpx.AsyncBaseTransport):
+    """Sends by a client that others use too, and that stays open."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        answer = await self._client.send(request, stream=True, follow_redirects=False)
+        self._client.cookies.clear()  # they belong to whoever asked
+        return answer
+
+
+def _lent(client: httpx.AsyncClient) -> httpx.AsyncClient:
+    """Make a client over another's connections that can be changed and closed at will."""
+    return httpx.AsyncClient(
+        transport=_Shared(client),
+        headers=client.headers,
+        timeout=client.timeout,
+        base_url=client.base_url,
+        follow_redirects=client.follow_redirects,
+    )
+
+
 class Context:
     """What a handler gets beside the event; made anew for every attempt.
 
@@ -89,9 +118,14 @@ class Context:
             event_id=claim.event.id,
             prediction=claim.event.prediction.id,
         )
-        self.http = tools.http
-        """A shared httpx.AsyncClient, unguarded: for addresses that you chose yourself."""
+        self.http = _lent(tools.http)
+        """An httpx.AsyncClient, unguarded: for addresses that you chose yourself.
+
+        Its headers, cookies and settings are this attempt's own; its connections are shared, and
+        stay open when it is closed.
+        """
         self.noted = ""
+        self._noted_metadata: dict[str, Any] = {}
         self._claim = claim
         self._tools = tools
         self._loop = asyncio.get_running_loop()
@@ -115,7 +149,7 @@ class Context:
     def once(self, key: str, step: Callable[[], Any]) -> Any:
         """Run a sub-step and remember its JSON result, so that a retry does not run it again.
 
-        A result that is no JSON is remembered, and given, as None.
+        A result that is no JSON, or more than 1 MiB of it, is remembered, and given, as None.
         A crash after the step and before its result is stored repeats it: give the step
         `idempotency_key` where the other side can tell a repeat.
         """
@@ -157,12 +191,19 @@ class Context:
 
         It is on the prediction once this returns, as `output[place].stored`.
         """
+        _bounded("what record_stored is given", msgspec.json.encode(stored))
         addition = Annotation(prediction_id=self._prediction, stored={place: stored})
         return self._call(lambda: self._tools.memory.annotate(addition))
 
     def annotate(self, **metadata: Any) -> Any:
-        """Add JSON values to the prediction's metadata, in place of what has their names."""
-        given = msgspec.json.decode(msgspec.json.encode(metadata))
+        """Add JSON values to the prediction's metadata, in place of what has their names.
+
+        Raises ValueError where all of one prediction's would be more than 256 KiB.
+        """
+        self._noted_metadata |= msgspec.json.decode(msgspec.json.encode(metadata))
+        all_of_it = {**self._claim.event.prediction.metadata, **self._noted_metadata}
+        _bounded("the metadata", msgspec.json.encode(all_of_it))
+        given = {name: self._noted_metadata[name] for name in metadata}
         addition = Annotation(prediction_id=self._prediction, metadata=given)
         return self._call(lambda: self._tools.memory.annotate(addition))
 
@@ -188,7 +229,7 @@ class Context:
             return msgspec.json.decode(known)
         result = await _either(step)
         try:
-            text = msgspec.json.encode(result).decode()
+            text = _bounded("the result", msgspec.json.encode(result), _LARGEST_STEP).decode()
         except (TypeError, ValueError, RecursionError):
             # Failing now would run the step again, which is what must not be.
             self.log.warning("step.unkept", step=key, kind=type(result).__name__)
@@ -208,15 +249,7 @@ class Context:
 
 
 async def _await(make: Callable[[], Awaitable[T]]) -> T:
-    return await _contain(make())
-
-
-async def _contain(step: Awaitable[T]) -> T:
-    """Wait for what a handler made: SystemExit in a task would end the server."""
-    try:
-        return await step
-    except (SystemExit, KeyboardInterrupt) as error:
-        raise _contained(error) from error
+    return await make()
 
 
 async def _either(step: Callable[[], Any]) -> Any:
@@ -243,8 +276,10 @@ async def in_thread(
         try:
             result = context.run(function, *args)
         except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the caller
-            tell(future.set_exception, _contained(error))
+            end_if_forked()
+            tell(future.set_exception, contained(error))
         else:
+            end_if_forked()
             tell(future.set_result, result)
 
     def tell(settle: Callable[[Any], None], value: Any) -> None:
@@ -261,14 +296,55 @@ async def in_thread(
     return await future
 
 
-def _contained(error: BaseException) -> Exception:
-    """Keep what a handler throws inside its attempt: SystemExit would end the server."""
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+_ENDINGS: Final[tuple[tuple[type[BaseException], FailureKind], ...]] = (
+    (Dead, "dead"),
+    (Retry, "retry"),
+    (BaseException, "error"),
+    (Skip, "skip"),
+)
+"""Of several errors that were raised together the first of these decides."""
+
+
+def _kind_of(error: BaseException) -> FailureKind:
+    if isinstance(error, Skip) and not isinstance(error, Dead | Retry):
+        return "skip"
+    return next(kind for base, kind in _ENDINGS if isinstance(error, base))
+
+
+_ORDER: Final = [kind for _, kind in _ENDINGS]
+
+
+def _decisive(error: BaseException) -> BaseException:
+    """Give the one error of a group (as a TaskGroup raises) that decides about the delivery."""
+    if not isinstance(error, BaseExceptionGroup):
         return error
-    return RuntimeError(f"{type(error).__name__}: {error}")
+    found = sorted(_leaves(error), key=lambda leaf: _ORDER.index(_kind_of(leaf)))
+    if _kind_of(found[0]) == "error":
+        return error  # all that went wrong is worth telling
+    if isinstance(found[0], Retry):
+        return max((e for e in found if isinstance(e, Retry)), key=lambda e: e.after or 0.0)
+    return found[0]
 
 
-_ENDINGS: Final[dict[type[Exception], FailureKind]] = {Skip: "skip", Dead: "dead", Retry: "retry"}
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for one in error.exceptions for leaf in _leaves(one)]
+
+
+_UNRUN: Final = (CoroutineType, GeneratorType, AsyncGeneratorType, map, filter)
+
+
+def _check_ran(result: Any) -> None:
+    """Raise TypeError where a handler returned work that nobody does."""
+    several = isinstance(result, list | tuple | set | frozenset | dict)
+    each = result.values() if isinstance(result, dict) else result if several else [result]
+    unrun = [one for one in each if isinstance(one, _UNRUN)]
+    for one in unrun:
+        if isinstance(one, CoroutineType | GeneratorType):
+            one.close()
+    if unrun:
+        raise TypeError(f"the handler returned a {type(unrun[0]).__name__}, which nothing runs")
 
 
 class Attempt:
@@ -288,29 +364,33 @@ class Attempt:
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
         self.note = ""
+        self._charge = Charge()
 
     async def run(self) -> Failure | None:
         """Call the handler once; None means success. Raises only when cancelled itself."""
+        contain(asyncio.get_running_loop())
         context = Context(self._claim, self._tools)
         call = self._in_thread if not self._handler.is_async else self._on_loop
-        task = asyncio.create_task(call(context))
-        try:
-            done, _ = await asyncio.wait({task}, timeout=self._timeout)
-            if not done:
+        with charged(self._charge, on_loop=self._handler.is_async) as inside:
+            task = asyncio.create_task(call(context), context=inside)
+            try:
+                done, _ = await asyncio.wait({task}, timeout=self._timeout)
+                if not done:
+                    task.cancel()
+                    await asyncio.wait({task}, timeout=_GRACE)
+                    return Failure(kind="timeout", reason=f"longer than {self._timeout:.3g} s")
+                return self._judge(task)
+            except asyncio.CancelledError:
                 task.cancel()
-                await asyncio.wait({task}, timeout=_GRACE)
-                return Failure(kind="timeout", reason=f"longer than {self._timeout:.3g} s")
-            return self._judge(task)
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-        finally:
-            self.note = context.noted
-            context.clean()
+                raise
+            finally:
+                self.note = context.noted
+                context.clean()
 
     async def _on_loop(self, context: Context) -> None:
         try:
-            await _contain(self._handler.function(*self._arguments(context)))
+            result = await self._handler.function(*self._arguments(context))
+            _check_ran(await result if inspect.isawaitable(result) else result)
         finally:
             self.ended.set()
 
@@ -321,34 +401,50 @@ class Attempt:
         if inspect.isawaitable(result):  # a plain function that made a coroutine
             self.ended.clear()
             try:
-                await _contain(result)
+                result = await result
             finally:
                 self.ended.set()
+        _check_ran(result)
 
     def _arguments(self, context: Context) -> tuple[Any, ...]:
         event = self._claim.event
         return (event, context) if self._handler.takes_context else (event,)
 
     def _judge(self, task: asyncio.Task[None]) -> Failure | None:
+        error: BaseException | None
         if task.cancelled():
-            return Failure(kind="error", reason="the handler cancelled itself")
-        error = task.exception()
-        for ending, kind in _ENDINGS.items():
-            if isinstance(error, ending):
-                after = error.after if isinstance(error, Retry) else None
-                return Failure(kind=kind, reason=_say(error), after=after)
-        self.error = error
+            error = self._charge.error or RuntimeError("the handler cancelled itself")
+        else:
+            error = task.exception() or self._charge.error
         if error is None:
             return None
-        return Failure(kind="error", reason=f"{type(error).__name__}: {_say(error)}")
+        error = _decisive(error)
+        kind = _kind_of(error)
+        if kind == "error":
+            self.error = _tellable(error)
+            return Failure(kind=kind, reason=f"{type(error).__name__}: {_say(error)}")
+        return Failure(kind=kind, reason=_say(error), after=getattr(error, "after", None))
+
+
+def _tellable(error: BaseException) -> BaseException:
+    """Give an error that logs and traces can print: a handler's own may raise from its words."""
+    try:
+        traceback.format_exception(error)
+        repr(error)
+        str(error)
+    except BaseException:  # noqa: BLE001 - SystemExit among them
+        return RuntimeError(type(error).__name__)
+    return error
 
 
 def _say(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - an error that cannot say what it is has a type all the same
-        text = ""
-    return (_clean(text) or type(error).__name__)[:_LONGEST_REASON]
+    return (_clean(said(error)) or type(error).__name__)[:_LONGEST_REASON]
+
+
+def _bounded(what: str, encoded: bytes, most: int = _LARGEST_ADDITION) -> bytes:
+    if len(encoded) > most:
+        raise ValueError(f"{what} has {len(encoded):,} bytes, more than {most:,}")
+    return encoded
 
 
 def _clean(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-import importlib.util
 import inspect
 import math
 import re
@@ -13,8 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, Literal, TypeVar
 
+from receiver.deliveries import loading as loaded
+from receiver.deliveries.loading import inside_of, load_file, short_name
 from receiver.model.errors import HandlerError
 from receiver.model.ids import handler_digest
 from receiver.model.retry import Policy
@@ -302,7 +304,8 @@ def _checked(function: Callable[..., Any], place: str, given: Mapping[str, Any])
         timeout=float(given["timeout"]),
         concurrency=int(given["concurrency"]),
         place=place,
-        is_async=inspect.iscoroutinefunction(function),
+        is_async=inspect.iscoroutinefunction(function)
+        or inspect.iscoroutinefunction(getattr(function, "__call__", None)),  # noqa: B004
         takes_context=takes_context,
         after=_after(given["after"]),
     )
@@ -317,7 +320,7 @@ def _after(given: object) -> tuple[str, ...]:
 
 def _name_of(function: Callable[..., Any]) -> str:
     try:
-        return f"{function.__module__}:{function.__qualname__}"
+        return f"{short_name(function.__module__)}:{function.__qualname__}"
     except AttributeError:
         raise TypeError(f"{function!r} has no name of its own; give it one by name=…") from None
 
@@ -341,6 +344,12 @@ def _takes_context(function: Callable[..., Any]) -> bool:
     """Tell whether the function wants (event, ctx) or (event); TypeError: neither."""
     if not callable(function):
         raise TypeError(f"a handler must be a function, not {function!r}")
+    if inspect.isclass(function):
+        raise TypeError(f"a handler must be a function, and {function!r} is a class")
+    inner = inspect.unwrap(function)
+    for one in (function, inner, getattr(inner, "__call__", None)):  # noqa: B004 - its code
+        if inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one):
+            raise TypeError(f"{function!r} yields, so that calling it runs nothing: use return")
     takes = _takes(function)
     if takes == 0:
         raise TypeError(f"{function!r} must take (event) or (event, ctx)")
@@ -384,37 +393,55 @@ def load(names: Sequence[str]) -> Registry:
 
 
 def _found_in(name: str) -> list[Handler]:
-    found: list[Handler] = getattr(_import(name), _ATTRIBUTE, [])
+    """Give the handlers that a module has: decorated in it, imported by it by their names.
+
+    A package has those of its modules too that are imported.
+    """
+    module = _import(name)
+    modules = [module, *(inside_of(module) if hasattr(module, "__path__") else ())]
+    own = [handler for one in modules for handler in getattr(one, _ATTRIBUTE, [])]
+    imported = [handler for value in vars(module).values() for handler in _listed(value)]
+    found = {id(handler): handler for handler in [*own, *imported]}
     if not found:
         raise HandlerError(f"{name}: has no handler; decorate a function with @on(…)")
-    return found
+    return list(found.values())
 
 
-def _import(name: str) -> object:
+def _listed(value: object) -> list[Handler]:
+    if not callable(value) or inspect.isclass(value):
+        return []
+    try:
+        listed = getattr(inspect.unwrap(value), "__globals__", {}).get(_ATTRIBUTE, [])
+    except Exception:  # noqa: BLE001 - an object that answers oddly is no handler
+        return []
+    return [handler for handler in listed if handler.function is value]
+
+
+def _import(name: str) -> ModuleType:
     try:
         if name.endswith(".py") or "/" in name:
-            return _import_file(Path(name))
+            return _import_path(Path(name))
         named = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+        if not named and not {"", str(Path.cwd())} & set(sys.path):
+            sys.path.append(str(Path.cwd()))
         return importlib.import_module(named[0].value if named else name)
     except HandlerError:
         raise
-    except Exception as error:
+    except BaseException as error:  # a file may end in sys.exit()
         raise HandlerError(f"{name}: cannot be loaded: {_where(error)}{error!r}") from error
 
 
-def _import_file(path: Path) -> object:
-    if not path.is_file():
+def _import_path(path: Path) -> ModuleType:
+    if path.is_dir() and not (path / "__init__.py").is_file():
+        raise HandlerError(f"{path}: no such file; this folder has no __init__.py: name its files")
+    if not path.exists():
         raise HandlerError(f"{path}: no such file")
-    folder = str(path.parent.resolve())
-    if folder not in sys.path:
-        sys.path.append(folder)  # so that it can import its neighbours, and shadow nobody
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
+    if path.is_file() and path.suffix != ".py":
         raise HandlerError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(path)
+
+
+_LOADERS: Final = {__file__, importlib.__file__, loaded.__file__}
 
 
 def _where(error: BaseException) -> str:
@@ -423,7 +450,7 @@ def _where(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
-        if not filename.startswith("<") and filename not in {__file__, importlib.__file__}:
+        if not filename.startswith("<") and filename not in _LOADERS:
             place = f"{filename}:{trace.tb_lineno}: "
         trace = trace.tb_next
     return place

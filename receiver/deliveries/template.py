@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import string
@@ -56,6 +57,10 @@ _FIELDS: Final[dict[str, Callable[[Event], Any]]] = {
     "date": lambda event: event.time,
     "seconds": _seconds,
 }
+_CONVERSIONS: Final = frozenset({None, "r", "s", "a"})
+_LONGEST_NUMBER: Final = 5
+"""Digits: what is filled to a million places is a mistake that takes all memory."""
+_SAMPLES: Final = ("text", 1, 1.5)
 _INSIDE: Final = frozenset({"input", "metadata"})
 _NAME: Final = re.compile(r"(\w+)(?:\[([^\[\]{}]+)\])?")
 
@@ -66,18 +71,31 @@ class Template:
     Fields: id, event, type, provider, model, prompt, input[…], metadata[…], code, error, url, urls,
     text, date (UTC), seconds (from submit to end), and whatever `more` names. What an event does
     not have is empty. `url` is where the first result is kept, if it is kept where a browser can
-    get it, and the provider's own otherwise. Raises ValueError for a field that there is not.
+    get it, and the provider's own otherwise. A format is Python's, without fields inside it.
+    Raises ValueError for a field that there is not, or a format that does not suit it.
     """
 
     def __init__(self, text: str, more: Sequence[str] = ()) -> None:
         self._text = text
         known = {*_FIELDS, *more}
-        for _, field, _, _ in string.Formatter().parse(text):
-            found = None if field is None else _NAME.fullmatch(field)
-            if field is not None and (not found or found[1] not in known or not _fits(found)):
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise ValueError(f"{text!r} is no template: {error}") from error
+        for _, field, form, conversion in parts:
+            if field is None:
+                continue
+            found = _NAME.fullmatch(field)
+            if not found or found[1] not in known or not _fits(found):
                 raise ValueError(
                     f"{{{field}}} in {text!r} is no field: use {', '.join(sorted(known))}"
                 )
+            if conversion not in _CONVERSIONS:
+                raise ValueError(f"!{conversion} in {text!r} is no conversion: use !r, !s or !a")
+            if "{" in (form or ""):
+                raise ValueError(f"{form!r} in {text!r}: a format has no fields of its own")
+            if form and not _formats(form):
+                raise ValueError(f"{form!r} in {text!r} is no format for {field}")
 
     def fill(
         self, event: Event, clean: Callable[[str], str] = str, more: Mapping[str, Any] | None = None
@@ -89,6 +107,17 @@ class Template:
 
 def _fits(found: re.Match[str]) -> bool:
     return (found[1] in _INSIDE) == (found[2] is not None)
+
+
+def _formats(form: str) -> bool:
+    """Tell whether a format suits a text, a number or a date, at a sensible width."""
+    if any(len(number) > _LONGEST_NUMBER for number in re.findall(r"\d+", form)):
+        return False
+    for sample in () if "%" in form else _SAMPLES:  # a date takes whatever has a % in it
+        with contextlib.suppress(ValueError):
+            format(sample, form)
+            return True
+    return "%" in form
 
 
 class _Late:

@@ -145,13 +145,19 @@ class Worker:
         """Owe again what was claimed by somebody who is gone."""
         self.wake(await self._store.reclaim(self._owner, self._clock()))
 
-    async def stop(self) -> None:
-        """Claim no more, let running handlers end for a while, give back the rest."""
+    async def stop(self, *, asked: bool = True) -> None:
+        """Claim no more, let running handlers end for a while, give back the rest.
+
+        A stop that was not asked for may be the work of what runs: that is left to be found lost,
+        so that its attempt counts, and it ends dead instead of ending every process.
+        """
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(lane.drain(self._pace.drain) for lane in self._lanes.values()))
         self._heart.stop()
+        if not asked:
+            return
         with contextlib.suppress(StoreUnavailable):  # then the next start will find them
             await self._store.release(self._owner, self._clock())
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
+import signal
 import socket
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
-from queue import SimpleQueue
 from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import httptools
 import uvicorn
@@ -24,9 +26,12 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from receiver.deliveries import containment
 from receiver.http.problems import problem_body
 from receiver.http.request_log import IS_GONE
 from receiver.observability import logging as logs
+
+T = TypeVar("T")
 
 _STOP: Final = 2
 """Seconds that open requests get to end when we stop; handlers get their own time after that."""
@@ -57,6 +62,8 @@ _REFUSALS: Final = {
 }
 _SLOWEST_READ: Final = 20.0
 """Seconds in which whoever reads an answer must take at least some of it (tens of KB)."""
+_LOOK: Final = 0.5
+"""Seconds between two looks whether signals still reach us."""
 LINGER: Final = 1.0
 """Seconds after everything is stored in which stubborn tasks may still end by themselves."""
 
@@ -413,13 +420,14 @@ class Server(uvicorn.Server):
         )
         self._release: Callable[[], Any] = getattr(app.state, "release", lambda: None)
         self._leave = leave
-        self._limit: StopLimit | None = None
         app.state.stopped = self._stopped
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._leave:
-            self._limit = StopLimit()
-        await super().startup(sockets)
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        if not self._leave:
+            super().run(sockets)
+            return
+        factory = self.config.get_loop_factory()
+        run(self.serve(sockets), asyncio.new_event_loop() if factory is None else factory())
 
     async def _serve(self, sockets: list[socket.socket] | None = None) -> None:
         try:
@@ -429,14 +437,19 @@ class Server(uvicorn.Server):
                 logs.flush()  # what follows may be the signal once more, which ends us at once
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._limit is not None:
-            self._limit.begin()
+        """Hear a signal; the loop that should act on it may be stuck."""
+        LIMIT.arm()
         super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._leave:
+            keep_signals(self.handle_exit)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._release()
-        if self._limit is not None:
-            self._limit.begin()
+        if self._leave:
+            LIMIT.arm()
         await super().shutdown(sockets)
 
     def _stopped(self) -> None:
@@ -448,24 +461,73 @@ class Server(uvicorn.Server):
             exit_after(LINGER, 0 if self.should_exit else 1)
 
 
-class StopLimit:
-    """Ends this process some seconds after it was told to stop, however stuck its loop is."""
+class _Limit:
+    """Ends this process a while after it was armed, whatever its loop and its tasks do."""
 
-    def __init__(self, seconds: float = LONGEST_STOP) -> None:
-        # A thread that is there already, and a queue that can be entered again: `begin` is called
-        # by a signal's handler, which may interrupt anything.
-        self._told: SimpleQueue[None] = SimpleQueue()
-        threading.Thread(
-            target=self._wait, args=(seconds,), name="receiver-stop", daemon=True
-        ).start()
+    def __init__(self) -> None:
+        self._armed = threading.Lock()
+        self._watches = False
 
-    def begin(self) -> None:
-        self._told.put(None)
+    def watch(self) -> None:
+        """Begin to wait: no thread can be started in a signal handler, where it is armed."""
+        if not self._watches:
+            self._watches = True
+            self._armed.acquire()
+            threading.Thread(target=self._end, name="receiver-limit", daemon=True).start()
 
-    def _wait(self, seconds: float) -> None:
-        self._told.get()
-        time.sleep(seconds)
+    def arm(self) -> None:
+        with contextlib.suppress(RuntimeError):  # armed already, or not watched
+            self._armed.release()
+
+    def _end(self) -> None:
+        self._armed.acquire()
+        time.sleep(LONGEST_STOP)
         _end(1)
+
+
+LIMIT: Final = _Limit()
+
+
+def run(main: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+    """Run a program to its end, and within seconds of the moment when it should have ended."""
+    LIMIT.watch()
+
+    async def limited() -> T:
+        try:
+            return await main
+        finally:
+            LIMIT.arm()
+
+    return containment.run(limited(), loop)
+
+
+def keep_signals(stop: Callable[[int, FrameType | None], Any]) -> None:
+    """Make the signals that stop us do so, also when a handler has set others in their place."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != stop:
+            signal.signal(number, stop)
+
+
+@asynccontextmanager
+async def told_to_stop() -> AsyncIterator[asyncio.Event]:
+    """Give what is set when a signal tells us to stop."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        LIMIT.arm()  # the loop may be stuck
+        loop.call_soon_threadsafe(told.set)
+
+    async def keep() -> None:
+        while True:
+            keep_signals(stop)
+            await asyncio.sleep(_LOOK)
+
+    keeping = asyncio.create_task(keep())
+    try:
+        yield told
+    finally:
+        keeping.cancel()
 
 
 def exit_after(seconds: float, code: int) -> None:

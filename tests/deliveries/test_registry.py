@@ -425,6 +425,158 @@ def test_a_folder_or_another_file_is_not_loaded(folder: Path) -> None:
         load([str(folder / "notes.txt")])
 
 
+HEAD = "from __future__ import annotations\nfrom receiver import on\n"
+STRUCT = """
+import msgspec, pickle, inspect, importlib
+class Inner(msgspec.Struct):
+    {field}: int
+class Outer(msgspec.Struct):
+    inner: Inner
+@on(name="{name}")
+def told(event):
+    made = msgspec.json.decode('{{"inner": {{"{field}": 1}}}}', type=Outer)
+    assert pickle.loads(pickle.dumps(told)) is told
+    assert "{field}" in inspect.getsource(Outer) + inspect.getsource(Inner)
+    return made.inner.{field}
+"""
+TELLS = "@on()\ndef told(event): return {word}\n"
+BESIDE: dict[str, tuple[dict[str, str], list[str], dict[str, Any]]] = {
+    "its own package called handlers": (
+        {
+            "main.py": HEAD + "from handlers.x import y\nimport handlers.x as z\n"
+            "@on()\ndef told(event): return y, z.y\n",
+            "handlers/__init__.py": "",
+            "handlers/x.py": "y = 1",
+        },
+        ["main.py"],
+        {"main:told": (1, 1)},
+    ),
+    "a folder without __init__": (
+        {"main.py": HEAD + "from parts.x import y\n" + TELLS.format(word="y"), "parts/x.py": "y=2"},
+        ["main.py"],
+        {"main:told": 2},
+    ),
+    "names of others": (
+        {
+            f"{name}.py": HEAD + "import json, types\n" + TELLS.format(word="json.dumps(1)")
+            for name in ("handlers", "receiver", "json", "types", "test", "a-b c", "é", "1.2,3")
+        },
+        [
+            "handlers.py",
+            "receiver.py",
+            "json.py",
+            "types.py",
+            "test.py",
+            "a-b c.py",
+            "é.py",
+            "1.2,3.py",
+        ],
+        {
+            f"{name}:told": "1"
+            for name in ("handlers", "receiver", "json", "types", "test", "a-b c", "é", "1_2,3")
+        },
+    ),
+    "two files of one name": (
+        {
+            "a/hooks.py": HEAD + STRUCT.format(name="a", field="first"),
+            "b/hooks.py": HEAD + STRUCT.format(name="b", field="second"),
+        },
+        ["a/hooks.py", "b/hooks.py"],
+        {"a": 1, "b": 1},
+    ),
+    "neighbours of one name": (
+        {
+            "a/one.py": HEAD + "import helpers\n" + TELLS.format(word="helpers.W"),
+            "b/two.py": HEAD + "from helpers import W\n" + TELLS.format(word="W"),
+            "a/helpers.py": "W = 'a'",
+            "b/helpers.py": "import more\nW = more.W",
+            "b/more.py": "W = 'b'",
+        },
+        ["a/one.py", "b/two.py"],
+        {"one:told": "a", "two:told": "b"},
+    ),
+    "relative imports": (
+        {
+            "plain.py": HEAD + "from . import x\nfrom .x import W\n" + TELLS.format(word="W + x.W"),
+            "x.py": "W = 'x'",
+            "pack/__init__.py": HEAD + "from .sub import told",
+            "pack/sub.py": HEAD + "from . import y\n" + TELLS.format(word="y.W"),
+            "pack/y.py": "W = 'y'",
+        },
+        ["plain.py", "pack/"],
+        {"plain:told": "xx", "sub:told": "y"},
+    ),
+    "a file with imported handlers": (
+        {
+            "all.py": HEAD + "from other import told as theirs\n@on()\ndef mine(event): ...\n",
+            "other.py": HEAD + TELLS.format(word="1"),
+        },
+        ["all.py", "other.py", "all.py", "link.py"],
+        {"all:mine": None, "other:told": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_files_and_their_neighbours_never_collide(folder: Path, case: str) -> None:
+    files, names, told = BESIDE[case]
+    for name, source in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(source)
+    (folder / "link.py").symlink_to("all.py")
+    (folder / "here").symlink_to(folder)
+    found = load([f"{folder}/{name}" for name in names] + [f"{folder}/here/{names[0]}"])
+    assert {name: found.handlers[name].function(None) for name in found.handlers} == told
+
+
+@pytest.mark.parametrize("ending", ["import sys; sys.exit(3)", "raise KeyboardInterrupt"])
+def test_a_file_that_ends_the_program_is_named(folder: Path, ending: str) -> None:
+    (folder / "ends.py").write_text(f"\n{ending}\n")
+    with pytest.raises(HandlerError, match=r"ends\.py:2: (SystemExit|KeyboardInterrupt)"):
+        load([str(folder / "ends.py")])
+
+
+def test_another_process_finds_the_functions_of_a_file(folder: Path) -> None:
+    (folder / "pools.py").write_text(
+        HEAD + "import concurrent.futures as f, multiprocessing as m\n"
+        "def double(n): return 2 * n\n"
+        "@on()\ndef told(event):\n"
+        "    with f.ProcessPoolExecutor(1, m.get_context('spawn')) as pool:\n"
+        "        return pool.submit(double, 21).result()\n"
+    )
+    [handler] = load([str(folder / "pools.py")]).handlers.values()
+    assert handler.function(None) == 42
+
+
+def _yields(_: Event) -> Iterator[int]:
+    yield 1
+
+
+async def _yields_later(_: Event) -> Any:
+    yield 1
+
+
+class _Yields:
+    def __call__(self, _: Event) -> Iterator[int]:
+        yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (_yields, "yields"),
+        (_yields_later, "yields"),
+        (_Yields(), "yields"),
+        (functools.partial(_yields), "yields"),
+        (functools.wraps(_yields)(lambda _event: None), "yields"),
+        (Instance, "is a class"),
+    ],
+)
+def test_what_calling_would_not_run_is_refused(function: Any, words: str) -> None:
+    with pytest.raises(HandlerError, match=rf"{HERE}:\d+: .*{words}"):
+        on(name="x")(function)
+
+
 # --- the order of handlers ---
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from receiver import Context, Dead, Event, Retry, Skip, on
@@ -119,6 +120,20 @@ OTHER_ENDS: list[tuple[BaseException, str, str, str]] = [
     (asyncio.CancelledError(), "dead", "error", "ancel"),
     (Strange("odd"), "dead", "error", "odd"),
 ]
+
+
+def grouped(*errors: BaseException) -> BaseExceptionGroup[BaseException]:
+    return BaseExceptionGroup("several", [*errors])
+
+
+TOGETHER: list[tuple[BaseException, str, str, str]] = [
+    (grouped(Skip("not mine")), "skipped", "skip", "not mine"),
+    (grouped(Skip("a"), ValueError("b")), "dead", "error", "several"),
+    (grouped(ValueError("b"), Retry("later", after=0)), "dead", "retry", "later"),
+    (grouped(Retry("later", after=0), grouped(Dead("never"))), "dead", "dead", "never"),
+    (grouped(SystemExit(2), ValueError()), "dead", "error", "several"),
+]
+OTHER_ENDS += TOGETHER
 
 
 @pytest.mark.usefixtures("on_sqlite")  # what is raised never reaches the store
@@ -836,3 +851,70 @@ async def test_a_handler_comes_after_another_and_nobody_else_waits(place: Place)
         may_end.set()
         await running.ends(prediction, "post")
     assert order == ["log", "save", "post"]
+
+
+def _list_of_work(_: Event) -> Any:
+    return [asyncio.sleep(0)]
+
+
+async def _work(_: Event) -> Any:
+    return (number for number in range(3))
+
+
+def _generator(_: Event) -> Any:
+    return map(print, "abc")
+
+
+@pytest.mark.usefixtures("on_sqlite")
+@pytest.mark.parametrize("handler", [_list_of_work, _work, _generator])
+async def test_what_was_returned_and_not_run_is_no_success(place: Place, handler: Any) -> None:
+    async with dispatching(place, on(name="h", retry=Retry(attempts=1))(handler)) as running:
+        delivery = await running.ends(await running.owe(), "h")
+    assert (delivery.state, "which nothing runs" in delivery.reason) == ("dead", True)
+
+
+@pytest.mark.usefixtures("on_sqlite")
+async def test_no_handler_can_break_the_http_client_of_another(place: Place) -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, headers={"set-cookie": "session=mine"})
+
+    async def hooked(request: httpx.Request) -> None:
+        request.headers["x-hooked"] = "mine"
+
+    async def breaks(_: Event, ctx: Context) -> None:
+        async with ctx.http as client:
+            client.headers["authorization"] = "mine"
+            client.base_url = "https://mine.example"  # type: ignore[assignment] # as httpx takes it
+            client.event_hooks["request"] = [hooked]
+            await client.get("/")
+        await ctx.http.aclose()
+
+    async def uses(_: Event, ctx: Context) -> None:
+        await ctx.http.get("https://other.example/")
+
+    handlers = on(name="breaks")(breaks), on(name="uses", after="breaks")(uses)
+    async with dispatching(place, *handlers, start=False) as running:
+        running.http._transport = httpx.MockTransport(answer)  # noqa: SLF001 - instead of a network
+        await running.dispatch.start()
+        prediction = await running.owe()
+        assert (await running.ends(prediction, "uses")).state == "done"
+        assert (await running.ends(prediction, "breaks")).state == "done"
+        await running.dispatch.stop()
+    mine, other = asked
+    assert (mine.url.host, mine.headers["authorization"]) == ("mine.example", "mine")
+    assert not {"authorization", "cookie", "x-hooked"} & set(other.headers)
+
+
+@pytest.mark.usefixtures("on_sqlite")
+async def test_what_a_handler_adds_is_bounded(place: Place) -> None:
+    async def adds(_: Event, ctx: Context) -> None:
+        await ctx.annotate(a="x" * 200_000)
+        await ctx.annotate(a="y" * 200_000)
+        await ctx.annotate(b="x" * 200_000)
+
+    async with dispatching(place, on(name="adds", retry=Retry(attempts=1))(adds)) as running:
+        delivery = await running.ends(await running.owe(), "adds")
+    assert (delivery.state, "the metadata has 400,0" in delivery.reason) == ("dead", True)

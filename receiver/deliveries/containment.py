@@ -1,0 +1,211 @@
+"""Keep what a handler's code does inside its attempt, on an event loop that it shares with us.
+
+SystemExit or KeyboardInterrupt in any task or callback ends a whole event loop, as do `loop.stop()`
+and the cancellation of all tasks. In a task of a handler they become an error of that task; a
+callback that ends the loop is charged to the attempts that run, and `run` turns the loop again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import signal
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from typing import Any, Final, TypeVar
+
+import structlog
+
+log = structlog.get_logger("receiver")
+
+T = TypeVar("T")
+
+_ENDS_A_LOOP: Final = (SystemExit, KeyboardInterrupt)
+
+
+class Charge:
+    """What went wrong around one attempt, beside what its handler returned or raised."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def take(self, error: Exception) -> None:
+        self.error = self.error or error
+
+
+_charge: Final[contextvars.ContextVar[Charge | None]] = contextvars.ContextVar(
+    "receiver_charge", default=None
+)
+"""Set in all that a handler's attempt runs, its tasks, callbacks and thread included."""
+_running: Final[set[Charge]] = set()
+"""Of the attempts that run on the event loop now."""
+
+
+@contextlib.contextmanager
+def charged(charge: Charge, *, on_loop: bool) -> Iterator[contextvars.Context]:
+    """Give the context to run an attempt in."""
+    context = contextvars.copy_context()
+    context.run(_charge.set, charge)
+    if on_loop:
+        _running.add(charge)
+    try:
+        yield context
+    finally:
+        _running.discard(charge)
+
+
+def contained(error: BaseException) -> Exception:
+    """Turn what would end more than an attempt into an error."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {said(error)}")
+
+
+def said(error: BaseException) -> str:
+    """Give an error's own words; one that cannot say what it is has a type all the same."""
+    try:
+        return str(error)
+    except BaseException:  # noqa: BLE001 - a handler's class may raise SystemExit here
+        return ""
+
+
+class _Contained(Coroutine[Any, Any, T]):
+    """A handler's coroutine that ends with an error instead of ending the event loop."""
+
+    def __init__(self, inner: Coroutine[Any, Any, T], charge: Charge) -> None:
+        self._inner = inner
+        self._charge = charge
+
+    def send(self, value: Any) -> Any:
+        return self._step(self._inner.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._step(self._inner.throw, *error)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        raise NotImplementedError  # only a task drives it
+
+    def _step(self, step: Callable[..., Any], *given: Any) -> Any:
+        try:
+            return step(*given)
+        except _ENDS_A_LOOP as error:
+            made = contained(error)
+            self._charge.take(made)
+            raise made from error
+        finally:
+            end_if_forked()
+
+
+class _OwnTask(asyncio.Task[Any]):
+    """A task of the receiver's, which no handler's code can cancel."""
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        charge = _charge.get()
+        if charge is None:
+            return super().cancel(msg)
+        charge.take(RuntimeError("the handler cancelled tasks that are not its own"))
+        return False
+
+
+class _Factory:
+    """Makes the tasks of a loop: those of handlers contained, all others as before or our own."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, owned: bool) -> None:
+        self._before = loop.get_task_factory()
+        self._owned = owned
+
+    def __call__(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Any, **given: Any
+    ) -> asyncio.Future[Any]:
+        context = given.get("context")
+        charge = _charge.get() if context is None else context.get(_charge)
+        if charge is not None:
+            coroutine = _Contained(coroutine, charge)
+        elif self._owned:
+            return _OwnTask(coroutine, loop=loop, **given)
+        if self._before is not None:
+            return self._before(loop, coroutine, **given)
+        return asyncio.Task(coroutine, loop=loop, **given)
+
+
+def contain(loop: asyncio.AbstractEventLoop, *, owned: bool = False) -> None:
+    """Contain the tasks of handlers on this loop; `owned` protects all other tasks from them."""
+    if not isinstance(loop.get_task_factory(), _Factory):
+        loop.set_task_factory(_Factory(loop, owned=owned))
+
+
+def run(main: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+    """Run a program of ours to its end on a loop of its own, whatever handlers do to the loop."""
+    contain(loop, owned=True)
+    asyncio.set_event_loop(loop)
+    task = loop.create_task(main)
+    task.add_done_callback(lambda _: loop.stop())
+    try:
+        while not task.done():
+            _turn(loop, task)
+        return task.result()
+    finally:
+        _end(loop)
+
+
+def _turn(loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any]) -> None:
+    try:
+        loop.run_forever()
+        cause = "loop.stop()"
+    except _ENDS_A_LOOP as error:
+        if main.done():
+            return  # its own end, which its result tells
+        cause = contained(error).args[0]
+    if not main.done():
+        _interrupted(
+            cause
+        )  # before the loop turns: a handler that has just returned is judged then
+
+
+def _interrupted(cause: str) -> None:
+    log.warning("loop.interrupted", cause=cause)
+    for charge in _running:
+        charge.take(RuntimeError(f"{cause} in a callback, while this handler ran"))
+
+
+def _end(loop: asyncio.AbstractEventLoop) -> None:
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    try:
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    except (*_ENDS_A_LOOP, RuntimeError) as error:
+        log.warning("loop.interrupted", cause=said(error))
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+# --- processes that handlers fork ---
+
+_forked = False
+
+
+def _note_fork() -> None:
+    """Begin to be a child: signals are its own, and none of them reaches the parent's loop."""
+    global _forked  # noqa: PLW0603 - it is a fact about the whole process
+    _forked = True
+    with contextlib.suppress(ValueError):
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+def end_if_forked() -> None:
+    """End a child whose code comes back to ours: deliveries and connections are its parent's."""
+    if _forked:
+        os._exit(0)

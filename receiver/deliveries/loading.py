@@ -1,0 +1,143 @@
+"""Modules that were loaded from users' files: each folder is a package of its own in here.
+
+So a file may have any name, its neighbours are those in its folder, and no two folders share
+theirs. A module's name says where it is from, so that another process (multiprocessing's) which
+imports it by that name, as pickle does, finds the same file.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+__path__: list[str] = []
+"""Makes a package of this module; what is in it is found below."""
+_KEPT: Final = sys.stdlib_module_names | {"receiver"}
+"""Names that mean what they mean everywhere, whatever files are called."""
+_DEPTH: Final = __name__.count(".") + 2
+"""The parts of a folder's name."""
+_names: Final[dict[Path, str]] = {}
+"""Files that were loaded by their paths, links followed."""
+
+
+def load_file(path: Path) -> ModuleType:
+    """Import a Python file, or the package in a folder, once.
+
+    Raises ImportError where it is neither, and whatever it raises itself.
+    """
+    path = path.parent if path.name == "__init__.py" else path
+    real = path.resolve()
+    known = sys.modules.get(_names.get(real, ""))
+    if known is not None:
+        return known
+    file = path.absolute() / "__init__.py" if path.is_dir() else path.absolute()
+    if file.suffix != ".py":
+        raise ImportError(f"{path} is not a Python file")
+    base, inside = file.parent.resolve(), [file.stem.replace(".", "_")]
+    if path.is_dir():
+        inside = []
+    while (base / "__init__.py").is_file():
+        base, inside = base.parent, [base.name, *inside]
+    if str(base) not in sys.path:
+        sys.path.append(str(base))  # for what imports by name in another way
+    package = f"{__name__}.{os.fsencode(base).hex()}"
+    name = ".".join((package, *inside))
+    importlib.import_module(name.rpartition(".")[0])
+    module = sys.modules.get(name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(
+            name,
+            file,
+            loader=_Loader(name, str(file)),
+            submodule_search_locations=[str(file.parent)] if path.is_dir() else None,
+        )
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} is not a Python file")
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            sys.modules.pop(name, None)
+            raise
+    _names[real] = name
+    return module
+
+
+def short_name(module: str) -> str:
+    """Name a module as its file is called; one that was not loaded here by its whole name."""
+    return module.rpartition(".")[2] if module.startswith(f"{__name__}.") else module
+
+
+def inside_of(module: ModuleType) -> list[ModuleType]:
+    """Give a package's own modules that were imported."""
+    prefix = f"{module.__name__}."
+    return [found for name, found in list(sys.modules.items()) if name.startswith(prefix)]
+
+
+class _Finder:
+    """Finds folders by their names, and files in them."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, _target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not name.startswith(f"{__name__}."):
+            return None
+        if name.count(".") == _DEPTH - 1:
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = [os.fsdecode(bytes.fromhex(name.rpartition(".")[2]))]
+            return spec
+        found = PathFinder.find_spec(name, path)
+        if found is not None and isinstance(found.loader, SourceFileLoader):
+            found.loader = _Loader(name, found.loader.path)
+        return found
+
+
+sys.meta_path.insert(0, _Finder)
+
+
+class _Loader(SourceFileLoader):
+    """Runs a file so that its imports look for neighbours first, as a script's do."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": _import}
+        super().exec_module(module)
+
+
+def _import(
+    name: str,
+    globals: Mapping[str, Any] | None = None,  # noqa: A002 - the names that `import` has
+    locals: Mapping[str, Any] | None = None,  # noqa: A002
+    fromlist: Sequence[str] | None = (),
+    level: int = 0,
+) -> ModuleType:
+    """Import as `import` does; a neighbour of the importing file by its place in here."""
+    package = None if level or globals is None else _package_with(name, globals)
+    if package is None:
+        return builtins.__import__(name, globals, locals, fromlist or (), level)
+    module = builtins.__import__(f"{package}.{name}", globals, locals, fromlist or (), 0)
+    return module if fromlist else sys.modules[f"{package}.{name.partition('.')[0]}"]
+
+
+def _package_with(name: str, importing: Mapping[str, Any]) -> str | None:
+    """Name the package that has a neighbour of this name for a module."""
+    top = name.partition(".")[0]
+    if top in _KEPT:
+        return None
+    package = importing.get("__package__") or ""
+    for candidate in dict.fromkeys([package, ".".join(package.split(".")[:_DEPTH])]):
+        whole = f"{candidate}.{top}"
+        # A file called as something that is installed means that, not itself.
+        if whole == importing.get("__name__") or candidate not in sys.modules:
+            continue
+        spec = PathFinder.find_spec(whole, sys.modules[candidate].__path__)
+        if spec is not None and (spec.origin or importlib.util.find_spec(top) is None):
+            return candidate
+    return None
