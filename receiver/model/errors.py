@@ -10,6 +10,7 @@ ReceiverError
 ├── Limited               come back later: too much was asked (429)
 ├── Unproved              refuse: not shown to come from the provider (401)
 ├── Unreadable            proved, but not understood: keep it and go and ask the provider
+│   └── TooLarge          more than can be taken: asking again would give the same
 └── Problem               the caller of /v1 mends the request (RFC 9457)
 """
 
@@ -74,6 +75,15 @@ class Unproved(ReceiverError):
 
 class Unreadable(ReceiverError):
     """Bytes that are proved to come from a provider, but make no sense to its adapter."""
+
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.after = after
+        """Seconds that the provider asks to wait (Retry-After), where it does."""
+
+
+class TooLarge(Unreadable):
+    """An answer beyond what we take; the message names the limit."""
 
 
 class Problem(ReceiverError):

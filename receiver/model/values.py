@@ -101,6 +101,11 @@ class Error(Value, frozen=True, kw_only=True):
     message: str
 
 
+def expired(what: str, last: str, code: ErrorCode = "expired") -> Error:
+    """Build the error of a deadline, with the last reason why nothing came sooner."""
+    return Error(code=code, message=f"{what}; last: {last}"[:2000] if last else what)
+
+
 class Prediction(Value, frozen=True, kw_only=True):
     """One submitted generation, as users see it in handlers and over HTTP."""
 

@@ -14,9 +14,9 @@ from typing import Final
 import msgspec
 import structlog
 
-from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
+from receiver.model.errors import StoreUnavailable, TooLarge, Unproved, Unreadable
 from receiver.model.states import TERMINAL
-from receiver.model.values import Error, Outcome, Status
+from receiver.model.values import Error, Outcome, Status, expired
 from receiver.observability.events import Telemetry
 from receiver.observability.tracing import OFF, Span, Tracing
 from receiver.predictions.inbox import Inbox
@@ -167,6 +167,7 @@ class Poller:
             )
             return
         deadline = float("inf") if job.deadline_at is None else job.deadline_at
+        reason, after = "", 0.0
         try:
             ended = await self._ask(job)
         except Busy as busy:
@@ -175,22 +176,30 @@ class Poller:
                 due_at = now + busy.seconds
                 await self._again(job, due_at if now >= deadline else min(due_at, deadline))
                 return
-            ended = False
+            ended, reason = False, str(busy)
+        except Unreadable as error:
+            ended, reason, after = False, str(error), error.after or 0.0
         if ended:
             return
         if now >= deadline:
-            await self._expire(job)
+            await self._expire(job, reason or job.last_words)
         else:
-            await self._again(job, min(self._schedule.next_poll(job), deadline))
+            due_at = max(self._schedule.next_poll(job), now + after)
+            await self._again(job, min(due_at, deadline), reason)
 
-    async def _again(self, job: Job, due_at: float) -> None:
-        await self._store.predictions.progress(
-            Progress(id=job.ticket.id, cause="polled", due_at=due_at)
+    async def _again(self, job: Job, due_at: float, reason: str = "") -> None:
+        progress = Progress(
+            id=job.ticket.id,
+            cause="polled",
+            due_at=due_at,
+            reason=reason or None,
+            held_until=job.held_until,
         )
+        await self._store.predictions.progress(progress)
         self.due(due_at)
 
     async def _ask(self, job: Job) -> bool:
-        """Ask the provider; True if that ended the prediction."""
+        """Ask the provider; True if that ended the prediction. Raise Unreadable with a reason."""
         if job.provider not in self._on:
             return False
         with await self._tracing.poll(job) as span:
@@ -200,7 +209,11 @@ class Poller:
         try:
             if job.ticket.provider_id is None:
                 return await self._search(job)
-            outcome, body = await self._poll(job)
+            try:
+                outcome, body = await self._poll(job)
+            except TooLarge as large:  # so it would be the next time
+                error = Error(code="provider_error", message=f"the result cannot be taken: {large}")
+                outcome, body = Outcome(kind="failed", error=error), b""
             if outcome.kind == "missing" and job.ticket.cancel_requested:
                 error = Error(code="canceled", message="canceled; the provider forgot it")
                 outcome = Outcome(kind="canceled", error=error)
@@ -213,7 +226,7 @@ class Poller:
                 "poll.failed", provider=job.provider, prediction=job.ticket.id, reason=str(error)
             )
             self._telemetry.poll(job.provider, "failed")
-            return False
+            raise error if isinstance(error, Unreadable) else Unreadable(str(error)) from error
         except StoreUnavailable:
             raise
         except Exception as error:
@@ -224,6 +237,8 @@ class Poller:
             return False
         ended = taken.status in TERMINAL
         self._telemetry.poll(job.provider, "ended" if ended else "pending")
+        if outcome.kind == "missing" and not ended:
+            raise Unreadable(f"{job.provider} does not know it (HTTP 404)")
         return ended
 
     async def _poll(self, job: Job) -> tuple[Outcome, bytes]:
@@ -251,15 +266,12 @@ class Poller:
                     return await self._ask(msgspec.structs.replace(job, ticket=ticket))
         return False
 
-    async def _expire(self, job: Job) -> None:
+    async def _expire(self, job: Job, reason: str) -> None:
         seconds = self._timeout
+        error = expired(f"no outcome within {seconds:g} s", reason)
         if job.status is Status.UNCONFIRMED:
-            error = Error(
-                code="unconfirmed",
-                message=f"the submit got no answer, and nothing was heard for {seconds:g} s",
-            )
-        else:
-            error = Error(code="expired", message=f"no outcome within {seconds:g} s")
+            what = f"the submit got no answer, and nothing was heard for {seconds:g} s"
+            error = expired(what, reason, "unconfirmed")
         log.warning("prediction.expired", prediction=job.ticket.id, code=error.code)
         await self._inbox.verdict(
             job.provider, job.ticket.id, error, only_from=frozenset({job.status})

@@ -9,7 +9,7 @@ from typing import Final
 import httpx
 
 from receiver.model.errors import Unreadable
-from receiver.providers.adapter import ProviderResponse, retry_after
+from receiver.providers.adapter import ProviderResponse, retry_after, unexpected
 from receiver.providers.transport import read_capped
 from receiver.store.limits import LimitStore, RequestPermit
 
@@ -19,6 +19,8 @@ ANSWER_TIMEOUT: Final = 60.0
 """Seconds for a whole answer; past it a submit is ambiguous."""
 _LARGEST_ANSWER: Final = 32 * 1024 * 1024
 _DEFAULT_PAUSE: Final = 1.0
+LONGEST_PAUSE: Final = 86400.0
+"""Seconds that one answer can stop all requests to a provider for."""
 
 BROKEN: Final = (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError)
 """What a request can end in; httpx reads the target of a redirect even if it is not followed."""
@@ -73,12 +75,12 @@ class ProviderClient:
             raise Unreadable(f"{type(error).__name__}: {error}") from error
         if answer.status == httpx.codes.TOO_MANY_REQUESTS:
             self.pause(retry_after(answer))
-            raise Unreadable("HTTP 429")
+            raise unexpected(answer)
         return answer
 
     def pause(self, seconds: float | None) -> None:
         """Send nothing for so long, and for a moment at least: the provider's 429 means that."""
-        seconds = max(seconds or 0.0, _DEFAULT_PAUSE)
+        seconds = min(max(seconds or 0.0, _DEFAULT_PAUSE), LONGEST_PAUSE)
         self._paused_until = max(self._paused_until, self._monotonic() + seconds)
 
     def paused(self) -> float:

@@ -30,7 +30,7 @@ from receiver.predictions.poller import Poller
 from receiver.predictions.provider_client import Busy, ProviderClient
 from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, Schedule, Submitter
 from receiver.predictions.tokens import Tokens
-from receiver.providers.adapter import Provider, ProviderResponse
+from receiver.providers.adapter import Provider, ProviderResponse, decode
 from receiver.settings import Settings
 from receiver.store.facade import Store
 from receiver.store.leases import LeaseRequest
@@ -284,8 +284,8 @@ class PredictionService:
             raise Problem(404, "no-model-details", f"{provider} does not describe single models")
         try:
             answer = await self._ask(provider, request)
-            body = msgspec.json.decode(answer.body)
-        except (Unreadable, msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            body = decode(answer.body)
+        except Unreadable as error:
             raise Problem(502, "provider-unavailable", f"{provider} did not answer") from error
         if answer.status != httpx.codes.OK:
             if answer.status == httpx.codes.NOT_FOUND:

@@ -8,18 +8,20 @@ until somebody listens.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import random
+import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import httpx
 import structlog
-from httpx_sse import EventSource, SSEError
 
 from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model.retry import backoff
+from receiver.model.tolerant import text_of
 from receiver.predictions.inbox import Inbox
 from receiver.providers.adapter import Streamed
 from receiver.store.facade import Store
@@ -37,23 +39,55 @@ _READY_TIMEOUT: Final = 5.0
 """Seconds a submit waits for the stream; past it, polling has to do."""
 
 
-class _Bounded(httpx.AsyncByteStream):
-    """A stream whose lines must end somewhere: an endless one would fill the memory."""
+class Events:
+    """Reads an event stream, cut anywhere, as its standard says: `feed` gives what is complete.
 
-    def __init__(self, stream: httpx.AsyncByteStream | httpx.SyncByteStream) -> None:
-        self._stream = stream
+    A line ends with its CR: whether an LF follows is not waited for.
+    """
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        waiting = 0
-        async for chunk in self._stream:  # type: ignore[union-attr] # an async client's is async
-            last = chunk.rfind(b"\n\n")
-            waiting = len(chunk) - last if last >= 0 else waiting + len(chunk)
-            if waiting > _LARGEST_EVENT:
-                raise Unreadable(f"an event of more than {_LARGEST_EVENT} bytes")
-            yield chunk
+    def __init__(self) -> None:
+        self._waiting = bytearray()
+        self._began = False
+        self._after_cr = False
+        self._event = b""
+        self._data: list[bytes] = []
+        self._size = 0
 
-    async def aclose(self) -> None:
-        await self._stream.aclose()  # type: ignore[union-attr]
+    def feed(self, chunk: bytes) -> Iterator[tuple[str, str]]:
+        """Give the events, each a type and its data, that end in this chunk."""
+        if self._after_cr and chunk:
+            chunk = chunk.removeprefix(b"\n")
+            self._after_cr = False
+        self._waiting += chunk
+        self._after_cr = self._waiting.endswith(b"\r")
+        *lines, rest = _LINE_END.split(bytes(self._waiting))
+        self._waiting = bytearray(rest)
+        for line in lines:
+            yield from self._line(line)
+        if self._size + len(rest) > _LARGEST_EVENT:
+            raise Unreadable(f"an event of more than {_LARGEST_EVENT} bytes")
+
+    def _line(self, line: bytes) -> Iterator[tuple[str, str]]:
+        if not self._began:
+            line = line.removeprefix(codecs.BOM_UTF8)
+            self._began = True
+        if not line:
+            if self._data:
+                yield text_of(self._event), text_of(b"\n".join(self._data))
+            self._event, self._data, self._size = b"", [], 0
+            return
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        self._size += len(line)
+        if self._size > _LARGEST_EVENT:
+            raise Unreadable(f"an event of more than {_LARGEST_EVENT} bytes")
+        if name == b"event":
+            self._event = value
+        elif name == b"data":
+            self._data.append(value)
+
+
+_LINE_END: Final = re.compile(rb"\r\n|\r|\n")
 
 
 class Listener:
@@ -109,7 +143,7 @@ class Listener:
             try:
                 await self._listen()
                 reason = "the provider ended it"
-            except (httpx.HTTPError, SSEError, Unreadable) as error:
+            except (httpx.HTTPError, Unreadable) as error:
                 reason = f"{type(error).__name__}: {error}"
             except StoreUnavailable:
                 reason = "the database is unavailable"
@@ -137,15 +171,19 @@ class Listener:
         try:
             if response.status_code != httpx.codes.OK:
                 raise Unreadable(f"HTTP {response.status_code}")
+            kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind != "text/event-stream":
+                raise Unreadable(f"no event stream, but {kind[:100]!r}")
             self._connected = True
             self._known.set()
             self.on_change()
             log.info("stream.connected", provider=self._name)
             await self._store.predictions.hasten(self._name, self._clock())
             self._on_connect()
-            response.stream = _Bounded(response.stream)
-            async for message in EventSource(response).aiter_sse():
-                await self._heard(message.event, message.data)
+            events = Events()
+            async for chunk in response.aiter_bytes():
+                for event, data in events.feed(chunk):
+                    await self._heard(event, data)
         finally:
             await response.aclose()
 
@@ -153,6 +191,6 @@ class Listener:
         try:
             outcome = self._provider.heard(event, data)
             if outcome is not None:
-                await self._inbox.heard(self._name, outcome, data.encode())
+                await self._inbox.heard(self._name, outcome, data.encode("utf-8", "replace"))
         except (Unreadable, Unproved) as error:
             log.warning("stream.unknown", provider=self._name, reason=str(error))

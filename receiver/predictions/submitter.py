@@ -14,10 +14,10 @@ from typing import Final, TypeVar
 import httpx
 import structlog
 
-from receiver.model.errors import ReceiverError, StoreUnavailable, Unreadable
+from receiver.model.errors import ReceiverError, StoreUnavailable, TooLarge, Unreadable
 from receiver.model.retry import backoff
 from receiver.model.states import TERMINAL
-from receiver.model.values import Error, Outcome, Status
+from receiver.model.values import Error, Outcome, Status, expired
 from receiver.observability.events import SubmitResult, Telemetry
 from receiver.observability.tracing import OFF, Span, Tracing
 from receiver.predictions.inbox import Inbox
@@ -249,7 +249,7 @@ class Submitter:
 
     async def _submit(self, job: Job, span: Span) -> None:
         if job.deadline_at is not None and job.deadline_at <= self._clock():
-            await self._ended_unsent(job, Error(code="expired", message="every submit was put off"))
+            await self._ended_unsent(job, expired("every submit was put off", job.last_words))
             return
         if job.ticket.cancel_requested:
             error = Error(code="canceled", message="canceled before the provider took it")
@@ -279,10 +279,11 @@ class Submitter:
                 if receipt.whole_provider:
                     self._wire.pause(after)
                 due_at = self._schedule.next_submit(job, after)
-                await self._progress(job, "postponed", due_at)
+                await self._progress(job, "postponed", due_at, reason=message)
             case Ambiguous(message):
                 log.warning("submit.unconfirmed", reason=message, **log_fields)
-                await self._progress(job, "ambiguous", self._schedule.next_poll(job))
+                due_at = self._schedule.next_poll(job)
+                await self._progress(job, "ambiguous", due_at, reason=message)
 
     async def _listened(self, job: Job) -> bool:
         """Wait until somebody listens to the provider's stream, where it has one."""
@@ -308,16 +309,17 @@ class Submitter:
             request = self.provider.request(job.ticket, self._hook(job))
         except (ReceiverError, ValueError, httpx.InvalidURL) as error:
             return Refused(str(error)), b""
+        answer = None
         try:
             answer = await self._wire.send(request, seconds)
+            return self.provider.accepted(job.ticket, answer), answer.body
         except _UNSENT as error:
             return Postponed(f"{type(error).__name__}: {error}"), b""
+        except TooLarge as error:
+            return _too_large(job, error), b""
         except (*BROKEN, Unreadable) as error:
-            return Ambiguous(f"{type(error).__name__}: {error}"), b""
-        try:
-            return self.provider.accepted(job.ticket, answer), answer.body
-        except Unreadable as error:
-            return Ambiguous(f"HTTP {answer.status}, {error}"), answer.body
+            said = f"{type(error).__name__}: {error}"
+            return Ambiguous(f"HTTP {answer.status}, {error}" if answer else said), b""
 
     def _hook(self, job: Job) -> CallbackTarget | None:
         if self._settings.public_url is None or self.provider.proof == "none":
@@ -349,6 +351,7 @@ class Submitter:
         cause: ProgressCause,
         due_at: float,
         receipt: Accepted | None = None,
+        reason: str | None = None,
     ) -> bool:
         """Record a step; False if the provider's id belongs to another prediction."""
         progress = Progress(
@@ -357,6 +360,7 @@ class Submitter:
             due_at=due_at,
             provider_id=receipt.provider_id if receipt else None,
             links=receipt.links if receipt else {},
+            reason=reason,
         )
         done = await _insist(lambda: self._store.predictions.progress(progress))
         self.on_due(due_at)
@@ -374,6 +378,13 @@ class Submitter:
                 body=body,
             )
         )
+
+
+def _too_large(job: Job, error: TooLarge) -> Receipt:
+    """Say what an answer beyond our limit means: a blocking call's held the result, and is gone."""
+    if job.ticket.mode == "sync":
+        return Outcome(kind="failed", error=Error(code="provider_error", message=str(error)))
+    return Ambiguous(str(error))
 
 
 async def _insist(write: Callable[[], Awaitable[T]]) -> T:

@@ -15,9 +15,10 @@ line in `providers/__init__.py` and one row of `settings.py`. The contract suite
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal, Protocol, runtime_checkable
@@ -27,6 +28,7 @@ import httpx
 import msgspec
 
 from receiver.model.errors import Problem, Unproved, Unreadable
+from receiver.model.tolerant import read_json, text_of
 from receiver.model.values import Error, ErrorCode, Outcome, Output, Ticket
 from receiver.providers.codes import code_of
 
@@ -154,15 +156,10 @@ class Streamed(Protocol):
         """Ask, after an ambiguous submit, for what the provider may have taken."""
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
-        """Name the provider ids that could be this prediction, oldest first."""
+        """Name the ids that could be this prediction, oldest first, or raise Unreadable."""
 
 
-def decode(body: bytes | str) -> Any:
-    """Decode JSON from a stranger, or raise Unreadable; deep nesting is a stranger's trick."""
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise Unreadable(f"not JSON: {type(error).__name__}") from error
+decode: Final = read_json
 
 
 def decode_object(body: bytes | str) -> dict[str, Any]:
@@ -173,12 +170,29 @@ def decode_object(body: bytes | str) -> dict[str, Any]:
     return value
 
 
-def decode_or_empty(body: bytes) -> dict[str, Any]:
-    """Decode a JSON object where any other body only means that there is nothing to read."""
+def content(answer: ProviderResponse) -> dict[str, Any]:
+    """Decode the object of a yes, or raise Unreadable; of a refusal, read what can be read."""
+    return decode_object(answer.body) if is_yes(answer) else error_body(answer.body)
+
+
+def error_body(body: bytes) -> dict[str, Any]:
+    """Read the words of a refusal: an object as it is, any other text as its `error`."""
     try:
-        return decode_object(body)
+        value = decode(body)
     except Unreadable:
-        return {}
+        text = text_of(body[: 4 * LONGEST_MESSAGE])
+        value = "" if text.lstrip().startswith("<") else text
+    return value if isinstance(value, dict) else {"error": value}
+
+
+def is_yes(answer: ProviderResponse) -> bool:
+    return 200 <= answer.status < 300  # noqa: PLR2004 - any 2xx is a yes
+
+
+def unexpected(answer: ProviderResponse, why: str = "") -> Unreadable:
+    """Build the error of an answer that is none to our question, with its own words."""
+    said = why or spoken(error_body(answer.body))
+    return Unreadable(f"HTTP {answer.status}{': ' if said else ''}{said}", retry_after(answer))
 
 
 _UNFIT: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -192,9 +206,33 @@ def words(*candidates: Any) -> str:
     return ""
 
 
+_WORDY: Final = ("title", "detail", "message", "msg", "error_message", "error", "type", "code")
+
+
+def spoken(value: Any, *, depth: int = 3) -> str:
+    """Find the words of an error in whatever form it has; '' where there is none."""
+    if isinstance(value, dict) and depth:
+        return join(dict.fromkeys(spoken(value.get(name), depth=depth - 1) for name in _WORDY))
+    if isinstance(value, list) and depth:
+        return join(dict.fromkeys(spoken(item, depth=depth - 1) for item in value[:20]))
+    if type(value) in (int, float) and value:
+        return str(value)[:LONGEST_ID]
+    said = words(value)
+    return "" if said.lower() in _NO_ERROR else said
+
+
+_NO_ERROR: Final = frozenset({"null", "none", "nil", "undefined", "false", "0", "n/a"})
+
+
+def is_error(value: Any) -> bool:
+    """Tell whether an `error` beside a result says that there is one."""
+    return value is True or bool(spoken(value))
+
+
 def identifier(*candidates: Any) -> str | None:
-    """Give the first candidate that can be a provider's id."""
-    for candidate in candidates:
+    """Give the first candidate that can be a provider's id, as text."""
+    for given in candidates:
+        candidate = str(given) if type(given) is int and abs(given) < _LARGEST_NUMBER else given
         if isinstance(candidate, str) and 0 < len(candidate) <= LONGEST_ID and _sane(candidate):
             return candidate
     return None
@@ -231,43 +269,133 @@ _DEEPEST_OUTPUT: Final = 12
 _MOST_OUTPUTS: Final = 1000
 
 
-def outputs(value: Any) -> list[Output]:
-    """Collect the results in any shape a provider uses: text, list, object, or nested files.
+def outputs(value: Any, sent: Any = None) -> list[Output]:
+    """Collect what the model made, in any shape a provider uses: text, list, object, nested files.
 
-    An object with a textual `url` is a file and any text that looks like a URL is one too; other
-    text counts only where it is the whole answer, as inside an object it is description. Depth and
-    number are bounded, as this reads what strangers wrote.
+    In an object, a file is an object with an address, or an address under the name of a result;
+    an address under any other name counts only where there is nothing else. What was `sent` as
+    input is no result, nor is what stands under the name of an input. Other text counts only where
+    it is the whole answer. Depth and number are bounded, as this reads what strangers wrote.
     """
-    found: list[Output] = []
-    _collect(value, found, bare=True, depth=0)
-    return found
+    value = _unwrapped(value)
+    known = set(_texts(sent))
+    return _found(value, known, any_name=False) or _found(value, known, any_name=True)
 
 
-def _collect(value: Any, found: list[Output], *, bare: bool, depth: int) -> None:
-    if depth > _DEEPEST_OUTPUT or len(found) >= _MOST_OUTPUTS:
+def _found(value: Any, known: set[str], *, any_name: bool) -> list[Output]:
+    """Collect each address once: as a file with what is said of it, rather than bare."""
+    found: dict[str, Output] = {}
+    files = _files(value, any_name=any_name, named=True, bare=True, depth=0)
+    for number, file in enumerate(itertools.islice(files, _MOST_OUTPUTS)):
+        key = file.url or f"text {number}"
+        if key not in known and (key not in found or found[key] == Output(url=file.url)):
+            found[key] = file
+    return list(found.values())
+
+
+_RESULTS: Final = re.compile(
+    r"urls?|data|(?:\w+_)?(?:images?|videos?|audios?|files?|outputs?|results?|mesh(?:es)?|zip|archive|"
+    r"gifs?|masks?|frames?|generations?|samples?|artifacts?|glb|svg|wav|mp3|mp4)"
+)
+"""Names under which a bare address is a result; `image_url` may as well be what was sent."""
+_INPUTS: Final = re.compile(
+    r"(?:.*_)?(?:prompts?|inputs?|requests?|arguments?|param\w*|loras?|logs?|errors?|detail|metrics|"
+    r"timings|webhooks?|callbacks?)|(?:input|init|source|start|end|reference|control|style|"
+    r"conditioning|original|user)_.*|\w*(?:status|response|cancel|callback|webhook)_url"
+)
+"""Names under which an echo of the request stands, or what is said about it."""
+_SMALLER: Final = frozenset({"thumbnail", "thumbnails", "thumb", "preview", "poster", "icon"})
+"""Beside a file they are that file again."""
+
+
+def _files(value: Any, *, any_name: bool, named: bool, bare: bool, depth: int) -> Iterator[Output]:
+    if depth > _DEEPEST_OUTPUT:
         return
     if isinstance(value, str):
-        if _is_url(value):
-            found.append(Output(url=value))
-        elif bare and value.strip():
-            found.append(Output(text=value))
+        url = _address(value) if named else ""
+        if url:
+            yield Output(url=url)
+        elif bare and (text := _said(value)):
+            yield Output(text=text)
     elif isinstance(value, list):
         for item in value:
-            _collect(item, found, bare=bare, depth=depth + 1)
+            yield from _files(item, any_name=any_name, named=named, bare=bare, depth=depth + 1)
     elif isinstance(value, dict):
-        if isinstance(value.get("url"), str):
-            found.append(_file(value))
-        else:
-            for item in value.values():
-                _collect(item, found, bare=False, depth=depth + 1)
+        yield from _members(value, any_name=any_name, depth=depth)
 
 
-def _is_url(text: str) -> bool:
-    return text.startswith(("https://", "http://", "data:"))
+def _said(text: str) -> str:
+    """Give a text that says something, without the NULs that not every store keeps."""
+    return text.replace("\0", "") if text.strip("\0 \t\r\n") else ""
 
 
-def _file(value: dict[str, Any]) -> Output:
-    fields: dict[str, Any] = {"url": value["url"]}
+def _unwrapped(value: Any) -> Any:
+    """Read a result that came as JSON inside a text."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        inner = decode(value)
+    except Unreadable:
+        return value
+    files = _files(inner, any_name=True, named=True, bare=False, depth=0)
+    return inner if any(True for _ in files) else value
+
+
+def _address(text: str) -> str:
+    """Give the address that a text is, without blanks around it; '' for any other text."""
+    url = text.strip()
+    if url[:5].lower() == "data:":
+        head, comma, body = url.partition(",")
+        if head.endswith(";base64"):
+            body = "".join(body.split())
+        fit = comma and body and _DATA.fullmatch(head) and body.isprintable() and " " not in body
+        return f"{head},{body}" if fit else ""
+    if not _WEB.match(url) or len(url) > _LONGEST_URL or not url.isprintable() or " " in url:
+        return ""
+    try:
+        return url if httpx.URL(url).host else ""
+    except (httpx.InvalidURL, UnicodeError, ValueError):
+        return ""
+
+
+_WEB: Final = re.compile(
+    r"https?://(?:[^/?#@\\]*@)?(?:\[[\da-f:.]+\]|[^/?#@\\:\[\]]+)(?::\d{1,5})?(?=[/?#]|$)",
+    re.IGNORECASE,
+)
+_LONGEST_URL: Final = 16 * 1024
+_DATA: Final = re.compile(
+    r"data:(?:[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=(?:\"[^\"]*\"|[^\s\";]*))*(?:;base64)?", re.IGNORECASE
+)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            yield item.strip()
+        elif isinstance(item, dict | list):
+            left += item.values() if isinstance(item, dict) else item
+
+
+def _members(value: dict[str, Any], *, any_name: bool, depth: int) -> Iterator[Output]:
+    file = _file(value)
+    if file is not None:
+        yield file
+    for name, item in value.items():
+        kind = name.lower()[:LONGEST_ID]
+        if _INPUTS.fullmatch(kind) or (file and (kind in _SMALLER or isinstance(item, str))):
+            continue
+        named = any_name or bool(_RESULTS.fullmatch(kind))
+        yield from _files(item, any_name=any_name, named=named, bare=False, depth=depth + 1)
+
+
+def _file(value: dict[str, Any]) -> Output | None:
+    """Give the file that an object tells of, by its address or in base64."""
+    url, b64 = value.get("url"), value.get("b64_json")
+    fields: dict[str, Any] = {"url": _address(url) if isinstance(url, str) else ""}
+    if not fields["url"]:
+        return data_uri(b64) if isinstance(b64, str) else None
     for name, kinds in _FILE_FIELDS.items():
         given: Any = value.get(name)
         if type(given) in kinds and (isinstance(given, str) or abs(given) < _LARGEST_NUMBER):
@@ -275,6 +403,7 @@ def _file(value: dict[str, Any]) -> Output:
     return Output(**fields)
 
 
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _MAGIC: Final = (
     (b"\x89PNG", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -283,13 +412,18 @@ _MAGIC: Final = (
 )
 
 
-def data_uri(b64: str) -> Output:
-    """Wrap base64 text as a data URI, with the type its first bytes show."""
+def data_uri(text: str) -> Output | None:
+    """Wrap base64 text as a data URI, with the type its first bytes show; None if it is none."""
+    b64 = "".join(text.split())
     try:
-        head = base64.b64decode(b64[:16])
+        head = base64.b64decode(b64[:16], validate=True)
     except ValueError:
-        head = b""
+        return None
+    if not head or not _BASE64.fullmatch(b64):
+        return None
     kind = next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+    if head[4:8] == b"ftyp":
+        kind = "video/mp4"
     return Output(url=f"data:{kind or 'application/octet-stream'};base64,{b64}", content_type=kind)
 
 
@@ -300,7 +434,7 @@ def settle_submit(
 
     `hints` say only which refusal it is.
     """
-    if 200 <= answer.status < 300:  # noqa: PLR2004 - any 2xx is a yes
+    if is_yes(answer):
         return None
     said = message or f"HTTP {answer.status} without a reason"
     if answer.status >= 500 or answer.status in _TRY_AGAIN:  # noqa: PLR2004 - the server errors
@@ -318,13 +452,14 @@ def let_in(answer: ProviderResponse, *, sign: bool) -> bool | None:
 
 
 _TRY_AGAIN: Final = {408, 425, 429}
-LONGEST_RETRY_AFTER: Final = 3600.0
+_LONGEST_WAIT: Final = 365 * 86400.0
+"""Seconds past every deadline, within every clock."""
 
 
 def retry_after(answer: ProviderResponse) -> float | None:
-    """Give the seconds that Retry-After asks for, within reason; None where it says nothing."""
+    """Give the seconds that Retry-After asks for; None where it says nothing."""
     seconds = seconds_of(answer.headers.get("retry-after", ""), answer.at)
-    return None if seconds is None else min(seconds, LONGEST_RETRY_AFTER)
+    return None if seconds is None else min(seconds, _LONGEST_WAIT)
 
 
 def seconds_of(text: str, now: float) -> float | None:

@@ -70,14 +70,14 @@ class Eachlabs:
         return self._call("POST", "/v1/prediction", json=body)
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
-        body = base.decode_or_empty(answer.body)
+        body = base.content(answer)
         reason = _reason(body)
         hints = _hints(body)
         if settled := base.settle_submit(answer, reason, *hints):
             return settled
         provider_id = _id(body)
         if ticket.mode == "sync" and (provider_id or body.get("status")):
-            return _outcome(body)
+            return _outcome(body, ticket.input)
         if base.lookup(_KINDS, body.get("status"), "processing") in {"failed", "canceled"}:
             return base.refusal(reason or "not created", *hints)
         if provider_id is None:
@@ -107,8 +107,8 @@ class Eachlabs:
         if answer.status == httpx.codes.NOT_FOUND:
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status != httpx.codes.OK:
-            raise Unreadable(f"HTTP {answer.status}")
-        return _outcome(base.decode_object(answer.body))
+            raise base.unexpected(answer)
+        return _outcome(base.decode_object(answer.body), ticket.input)
 
     def cancel(self, ticket: Ticket) -> httpx.Request:
         path = f"/v1/prediction/{base.model_path(ticket.provider_id or '')}/cancel"
@@ -122,7 +122,7 @@ class Eachlabs:
         return self._call("GET", "/v1/webhooks", params={"limit": 1})
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
-        body = base.decode_or_empty(answer.body)
+        body = base.error_body(answer.body)
         listed = answer.status == httpx.codes.OK and "webhooks" in body
         return base.let_in(answer, sign=listed)
 
@@ -136,11 +136,11 @@ def _id(payload: dict[str, Any]) -> str | None:
     return base.identifier(*(payload.get(name) for name in ("exec_id", "predictionID", "id")))
 
 
-def _outcome(payload: dict[str, Any]) -> Outcome:
+def _outcome(payload: dict[str, Any], sent: dict[str, Any] | None = None) -> Outcome:
     kind = base.lookup(_KINDS, payload.get("status"), "processing")
     provider_id = _id(payload)
     if kind == "succeeded":
-        results = base.outputs(payload.get("output"))
+        results = base.outputs(payload.get("output"), sent or payload.get("input"))
         return Outcome(kind=kind, provider_id=provider_id, output=results)
     error = {
         "failed": base.failure(_reason(payload), *_hints(payload)),
@@ -153,12 +153,15 @@ def _reason(payload: dict[str, Any]) -> str:
     """Find why it failed: `error`, else `output[0].error`, else the envelope inside `output`."""
     output = payload.get("output")
     envelope = output if isinstance(output, dict) else {}
-    return base.words(
+    errors = (
         payload.get("error"),
         base.first(output).get("error"),
         envelope.get("error_message"),
         envelope.get("error"),
-        base.join(base.words(payload.get(name)) for name in ("message", "details")),
+    )
+    return base.words(
+        *map(base.spoken, errors),
+        base.join(base.spoken(payload.get(name)) for name in ("message", "details")),
     )
 
 

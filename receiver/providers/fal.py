@@ -66,9 +66,9 @@ class Fal:
         return self._call("POST", f"{self.queue_url}/{path}", json=ticket.input, params=params)
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
-        body = base.decode_or_empty(answer.body)
         if ticket.mode == "sync":
-            return _blocking(answer, body)
+            return _blocking(ticket, answer)
+        body = base.content(answer)
         if settled := base.settle_submit(answer, _detail(body), *_hints(body, answer)):
             return settled
         provider_id = base.identifier(body.get("request_id"))
@@ -123,15 +123,17 @@ class Fal:
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome | Follow:
         """Read a status (202 while it runs, 200 at the end); the end sends us on to the result."""
-        body = base.decode_or_empty(answer.body)
-        status = body.get("status")
         if answer.status == httpx.codes.NOT_FOUND:
             return Outcome(kind="missing", provider_id=ticket.provider_id)
-        if answer.status not in _STATUS_CODES or not isinstance(status, str):
-            raise Unreadable(f"HTTP {answer.status}")
-        if status.upper() != "COMPLETED":
+        if answer.status not in _STATUS_CODES:
+            raise base.unexpected(answer, _detail(base.error_body(answer.body)))
+        body = base.decode_object(answer.body)
+        status = body.get("status")
+        if not isinstance(status, str):
+            raise Unreadable("no status")
+        if status.strip().upper() != "COMPLETED":
             return Outcome(kind="processing", provider_id=ticket.provider_id)
-        if body.get("error") or body.get("error_type"):
+        if base.is_error(body.get("error")) or base.is_error(body.get("error_type")):
             return Outcome(provider_id=ticket.provider_id, **_failed(body, body))
         return Follow(self._call("GET", self._link(ticket, "response_url")), _result)
 
@@ -147,7 +149,7 @@ class Fal:
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         """Take fal's own 404 for a yes: a bad key gets a 401 before anything is looked up."""
-        status = base.decode_or_empty(answer.body).get("status")
+        status = base.error_body(answer.body).get("status")
         looked_up = answer.status in {*_STATUS_CODES, httpx.codes.NOT_FOUND}
         return base.let_in(answer, sign=looked_up and isinstance(status, str))
 
@@ -236,32 +238,48 @@ def _raw_key(text: Any) -> bytes | None:
 
 def _result(ticket: Ticket, answer: ProviderResponse) -> Outcome:
     """Read the result: the model's output, or its error with the model's own HTTP code."""
-    if answer.status == httpx.codes.OK:
-        results = base.outputs(base.decode(answer.body))
-        return Outcome(kind="succeeded", provider_id=ticket.provider_id, output=results)
-    body = base.decode_or_empty(answer.body)
+    if base.is_yes(answer):
+        return _made(ticket, answer, ticket.provider_id)
     if answer.status == httpx.codes.NOT_FOUND:
         return Outcome(kind="missing", provider_id=ticket.provider_id)
-    if "still in progress" in _detail(body).lower():
+    body = base.error_body(answer.body)
+    said = _detail(body)
+    if "still in progress" in said.lower():
         return Outcome(kind="processing", provider_id=ticket.provider_id)
-    if not isinstance(body.get("detail"), list) and answer.status != _UNPROCESSABLE:
-        raise Unreadable(f"HTTP {answer.status}")  # the infrastructure's trouble, not the model's
+    refused = said and answer.status < httpx.codes.INTERNAL_SERVER_ERROR
+    final = (
+        isinstance(body.get("detail"), list)
+        or answer.status == httpx.codes.UNPROCESSABLE_ENTITY
+        or (_is_final(answer) and said)
+        or (refused and answer.status >= httpx.codes.BAD_REQUEST)
+    )
+    if not final or answer.status in _OF_THE_ACCOUNT:
+        raise base.unexpected(answer, said)  # the infrastructure's trouble, not the model's
     return Outcome(provider_id=ticket.provider_id, **_failed(body, body, answer))
 
 
-_UNPROCESSABLE: Final = 422
+_OF_THE_ACCOUNT: Final = frozenset({401, 402, 403, 408, 409, 425, 429})
+"""A result that may be had later: with the right key, money, or patience."""
 
 
-def _blocking(answer: ProviderResponse, body: dict[str, Any]) -> Receipt:
+def _made(ticket: Ticket, answer: ProviderResponse, provider_id: str | None) -> Outcome:
+    value = base.decode(answer.body)
+    if value is None or isinstance(value, bool):
+        raise Unreadable("no result")
+    results = base.outputs(value, ticket.input)
+    return Outcome(kind="succeeded", provider_id=provider_id, output=results)
+
+
+def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:
     """Read the answer of a blocking run, whose id is only in a header."""
     request_id = base.identifier(answer.headers.get("x-fal-request-id"))
-    settled = base.settle_submit(answer, _detail(body), *_hints(body, answer))
-    if settled is None:
-        results = base.outputs(base.decode(answer.body))
-        return Outcome(kind="succeeded", provider_id=request_id, output=results)
+    if base.is_yes(answer):
+        return _made(ticket, answer, request_id)
+    body = base.error_body(answer.body)
     if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR and _is_final(answer):
         return Outcome(provider_id=request_id, **_failed(body, body, answer))
-    return settled
+    settled = base.settle_submit(answer, _detail(body), *_hints(body, answer))
+    return settled or Ambiguous(f"HTTP {answer.status}")
 
 
 def _is_final(answer: ProviderResponse) -> bool:
@@ -276,7 +294,7 @@ def _failed(
     """Build the kind and error of a failed outcome from wherever the words are."""
     details = content if isinstance(content, dict) else {}
     hints = [base.words(body.get("error_type")), *_hints(details, answer)]
-    message = base.join(dict.fromkeys([base.words(body.get("error")), _detail(details)]))
+    message = base.join(dict.fromkeys([base.spoken(body.get("error")), _detail(details)]))
     if any("client_cancelled" in text for text in (*hints, message)):
         error = Error(code="canceled", message=message or "canceled at fal.ai")
         return {"kind": "canceled", "error": error}
@@ -301,8 +319,8 @@ def _detail(body: dict[str, Any]) -> str:
         ": ".join(filter(None, (_place(item), base.words(item.get("msg")))))
         for item in _items(body)
     ]
-    said = base.words(body.get("detail"), body.get("error"), body.get("message"))
-    return base.words("; ".join(located), said)
+    said = map(base.spoken, (body.get("detail"), body.get("error"), body.get("message")))
+    return base.words("; ".join(located), *said)
 
 
 def _place(item: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, Literal, NoReturn
 import httpx
 
 from receiver.model.errors import Problem, Unproved, Unreadable
-from receiver.model.values import Error, Outcome, Output, Ticket
+from receiver.model.values import Error, Outcome, Ticket
 from receiver.providers import adapter as base
 from receiver.providers.adapter import (
     Accepted,
@@ -71,11 +71,11 @@ class Oxen:
         return self._call("POST", _submit_path(ticket), json=body)
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
-        body = base.decode_or_empty(answer.body)
+        body = base.content(answer)
         if settled := base.settle_submit(answer, _reason(body), _type(body)):
             return settled
         if ticket.mode == "sync":
-            return _images(body)
+            return _made(body, ticket)
         row = base.first(body.get("generations"))
         provider_id = base.identifier(row.get("generation_id"))
         if provider_id is None:
@@ -105,8 +105,11 @@ class Oxen:
             # Rows vanished at their end before May 2026, so a 404 is no failure by itself.
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status != httpx.codes.OK:
-            raise Unreadable(f"HTTP {answer.status}")
-        return _outcome(base.decode_object(answer.body), url="result_url", reason="error_message")
+            raise base.unexpected(answer)
+        row = base.decode_object(answer.body)
+        if base.identifier(row.get("generation_id")) is None:
+            row["generation_id"] = ticket.provider_id  # we asked for this one
+        return _outcome(row, url="result_url", reason="error_message")
 
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
         """List the rows of this model: those in the queue, then those that have ended."""
@@ -117,8 +120,12 @@ class Oxen:
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
         """Name the rows with the same model and prompt, enqueued around our submit."""
-        rows = base.decode_or_empty(answer.body).get("generations")
-        matching = [row for row in rows if _same(ticket, row)] if isinstance(rows, list) else []
+        if not base.is_yes(answer):
+            raise base.unexpected(answer)
+        rows = base.decode_object(answer.body).get("generations")
+        if not isinstance(rows, list):
+            raise Unreadable("no list of generations")
+        matching = [row for row in rows if _same(ticket, row)]
         matching.sort(key=lambda row: float(row["enqueued_at"]))
         ids = (base.identifier(row.get("generation_id")) for row in matching)
         return [provider_id for provider_id in ids if provider_id]
@@ -134,7 +141,7 @@ class Oxen:
         return self._call("GET", "/api/ai/queue")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
-        body = base.decode_or_empty(answer.body)
+        body = base.error_body(answer.body)
         if _type(body) == "unauthenticated":  # no page says with which status it comes
             return False
         listed = answer.status == httpx.codes.OK and isinstance(body.get("generations"), list)
@@ -160,29 +167,23 @@ def _outcome(row: dict[str, Any], *, url: str, reason: str) -> Outcome:
     if provider_id is None:
         raise Unreadable("no generation_id")
     if kind == "succeeded":
-        if not base.words(row.get(url)):
+        results = [file for file in base.outputs(row.get(url)) if file.url]
+        if not results:
             return Outcome(kind="ask", provider_id=provider_id)
-        return Outcome(kind=kind, provider_id=provider_id, output=[Output(url=row[url])])
+        return Outcome(kind=kind, provider_id=provider_id, output=results)
     error = {
-        "failed": base.failure(base.words(row.get(reason), _reason(row)), _type(row)),
+        "failed": base.failure(base.spoken(row.get(reason)) or _reason(row), _type(row)),
         "canceled": Error(code="canceled", message="canceled at Oxen.ai"),
     }.get(kind)
     return Outcome(kind=kind, provider_id=provider_id, error=error)
 
 
-def _images(body: dict[str, Any]) -> Outcome:
-    """Read the answer of a blocking call: URLs, or pictures as base64."""
-    images = body.get("images")
-    results = [
-        base.data_uri(image["b64_json"])
-        if isinstance(image.get("b64_json"), str)
-        else Output(url=image["url"])
-        for image in (images if isinstance(images, list) else [])
-        if isinstance(image, dict)
-        and (isinstance(image.get("b64_json"), str) or isinstance(image.get("url"), str))
-    ]
+def _made(body: dict[str, Any], ticket: Ticket) -> Outcome:
+    """Read the answer of a blocking call: URLs, or files as base64."""
+    places = {name: body.get(name) for name in ("images", "videos")}
+    results = base.outputs(places, ticket.input)
     if not results:
-        said = _reason(body) if body.get("error") else ""
+        said = _reason(body) if base.is_error(body.get("error")) else ""
         error = base.failure(said or "Oxen.ai answered without an image", _type(body))
         return Outcome(kind="failed", error=error)
     return Outcome(kind="succeeded", output=results)
@@ -194,7 +195,8 @@ def _reason(body: dict[str, Any]) -> str:
     if isinstance(error, dict):
         detail = base.words(error.get("detail"), error.get("message"))
         return base.join([base.words(error.get("title")), detail]) or base.words(error.get("type"))
-    return base.words(error, body.get("error_message"), body.get("status_message"))
+    said = (error, body.get("error_message"), body.get("status_message"))
+    return base.words(*map(base.spoken, said))
 
 
 def _type(body: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 
 import httpx
 
-from receiver.model.errors import Unreadable
+from receiver.model.errors import TooLarge
 
 CHUNK: Final = 64 * 1024
 
@@ -43,13 +43,13 @@ async def pieces(response: httpx.Response) -> AsyncIterator[bytes]:
 
 
 async def read_capped(response: httpx.Response, most: int) -> bytes:
-    """Read a whole answer and close it, or raise Unreadable at the first byte over `most`."""
+    """Read a whole answer and close it, or raise TooLarge at the first byte over `most`."""
     body = bytearray()
     try:
         async for piece in pieces(response):
             body += piece
             if len(body) > most:
-                raise Unreadable(f"an answer of more than {most} bytes")
+                raise TooLarge(f"an answer of more than {most} bytes")
     finally:
         await response.aclose()
     return bytes(body)

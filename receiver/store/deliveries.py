@@ -8,8 +8,10 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
+from receiver.model.errors import Unreadable
 from receiver.model.ids import delivery_id
 from receiver.model.retry import Decision, FailureKind
+from receiver.model.tolerant import read_json
 from receiver.model.values import Event, Value, utc
 from receiver.store.engine import Engine
 from receiver.store.inbox import CurrentState, Recipients, current_states, waiting_row
@@ -125,6 +127,8 @@ class ReplayResult(msgspec.Struct, frozen=True):
     """There is nothing left of the event to hand to a handler."""
 
 
+HEX: Final = "\\x"
+"""What stands before the bytes of a body that is no text, where rows travel as JSON."""
 LARGEST_RAW: Final = 4 * 1024 * 1024
 """Characters of a provider's payload up to which a handler is given it."""
 _RAN_OUT: Final = "its lease ran out"
@@ -392,9 +396,11 @@ def claim_of(row: Sequence[Any], handler: str) -> Claim:
 
 def _payload(body: str | bytes) -> Any:
     """Decode what a provider sent; a refusal may be a web page, and is given as it is."""
+    if isinstance(body, str) and body.startswith(HEX):
+        body = bytes.fromhex(body.removeprefix(HEX))
     try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return read_json(body)
+    except Unreadable:
         return body if isinstance(body, str) else _readable(body)
 
 

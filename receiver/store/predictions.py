@@ -54,6 +54,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     deadline_at: float | None
     """None while it only waits for room at the provider."""
+    held_until: float | None
+    """When it is due again if the process that has it in hand dies; None once it has ended."""
+    last_words: str = ""
+    """Why it has not ended yet, as the last answer said."""
 
 
 class SubmitBudget(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +94,10 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     due_at: float
     provider_id: str | None = None
     links: dict[str, str] = {}
+    reason: str | None = None
+    """Why it goes no further, for the error it may end with; None keeps the last."""
+    held_until: float | None = None
+    """Of a poll: until when it held the row."""
 
 
 class Annotation(msgspec.Struct, frozen=True, kw_only=True):
@@ -226,6 +234,8 @@ def job_of(row: Sequence[Any]) -> Job:
         polls,
         created_at,
         deadline_at,
+        held_until,
+        last_words,
     ) = row
     return Job(
         ticket=Ticket(
@@ -244,6 +254,8 @@ def job_of(row: Sequence[Any]) -> Job:
         polls=polls,
         created_at=created_at,
         deadline_at=deadline_at,
+        held_until=held_until,
+        last_words=last_words or "",
     )
 
 

@@ -32,8 +32,8 @@ def answer(status: int = 200, **headers: str) -> ProviderResponse:
         ("1.5", 1.5),
         ("-5", 0.0),
         ("3600", 3600.0),
-        ("3601", 3600.0),
-        ("1e300", 3600.0),
+        ("7200", 7200.0),
+        ("1e300", 365 * 86400.0),
         ("inf", None),
         ("-inf", None),
         ("nan", None),
@@ -46,13 +46,13 @@ def answer(status: int = 200, **headers: str) -> ProviderResponse:
         ("Thursday, 01-Jan-26 00:00:42 GMT", 42.0),
         ("Thu Jan  1 00:00:42 2026", 42.0),
         ("Wed, 31 Dec 2025 23:59:59 GMT", 0.0),
-        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 365 * 86400.0),
         ("Thu, 99 Jan 2026 00:00:42 GMT", None),
         ("Mon, 01 Jan 10000 00:00:00 GMT", None),
         ("Thu, 01 Jan 2026 00:00:42 +9999999999", None),
     ],
 )
-def test_retry_after_is_seconds_from_now_within_an_hour(text: str, seconds: float | None) -> None:
+def test_retry_after_is_seconds_from_now(text: str, seconds: float | None) -> None:
     assert base.retry_after(answer(retry_after=text)) == seconds
 
 
@@ -110,7 +110,8 @@ def test_words_are_the_first_that_say_something(candidates: tuple[Any, ...], sai
     ("candidates", "chosen"),
     [
         (("a", "b"), "a"),
-        (("", None, 7, "b"), "b"),
+        (("", None, 1.5, True, "b"), "b"),
+        ((7, "b"), "7"),
         (("x" * 200,), "x" * 200),
         (("x" * 201, "b"), "b"),
         (("a b", "a\nb", "a\x00b", "\ud800", "b"), "b"),
@@ -184,6 +185,22 @@ FILE = "https://files.example/1.png"
         ({"url": FILE, "width": 2**53, "duration": 1e300}, [Output(url=FILE)]),
         ({"url": FILE, "width": 2**53 - 1}, [Output(url=FILE, width=2**53 - 1)]),
         ({"url": FILE, "duration": True, "width": False}, [Output(url=FILE)]),
+        (
+            {"url": FILE, "images": [{"url": FILE + "?2"}]},
+            [Output(url=FILE), Output(url=FILE + "?2")],
+        ),
+        ({"url": "", "images": [FILE]}, [Output(url=FILE)]),
+        ({"video_url": FILE}, [Output(url=FILE)]),
+        ({"video": FILE, "image_url": "https://i.example/in.png"}, [Output(url=FILE)]),
+        ({"images": [FILE], "start_image": {"url": "https://i.example/"}}, [Output(url=FILE)]),
+        ({"prompt": FILE, "negative_prompt": FILE, "loras": [FILE], "logs": [FILE]}, []),
+        ('{"images": ["https://files.example/1.png"]}', [Output(url=FILE)]),
+        ('{"a": "b"}', [Output(text='{"a": "b"}')]),
+        (f" {FILE}\n", [Output(url=FILE)]),
+        ({"images": ["https://a b/", "https://a/\0", "https:///x", "http://[", "ftp://a/"]}, []),
+        ({"images": ["data: a chart, of sales", "data:text/plain", "data:;base64,"]}, []),
+        ("data:image/png;base64,AA\nAA", [Output(url="data:image/png;base64,AAAA")]),
+        ("a\0b", [Output(text="ab")]),
         ("", []),
         ("  ", []),
         (None, []),
@@ -198,7 +215,8 @@ def test_outputs_are_found_in_every_shape(value: Any, expected: list[Output]) ->
 
 
 def test_outputs_are_bounded_in_number_and_depth() -> None:
-    assert len(base.outputs([FILE] * 5000)) == 1000
+    assert len(base.outputs([f"{FILE}?{number}" for number in range(5000)])) == 1000
+    assert base.outputs([FILE, {"url": FILE, "width": 1}, FILE]) == [Output(url=FILE, width=1)]
     nested: Any = FILE
     for _ in range(12):
         nested = [nested]
@@ -219,6 +237,7 @@ def test_outputs_are_bounded_in_number_and_depth() -> None:
 def test_base64_becomes_a_data_uri_of_the_type_it_shows(head: bytes, kind: str | None) -> None:
     text = base64.b64encode(head + bytes(20)).decode()
     said = base.data_uri(text)
+    assert said is not None
     assert said.url == f"data:{kind or 'application/octet-stream'};base64,{text}"
     assert said.content_type == kind
 
@@ -260,6 +279,17 @@ def test_the_first_object_of_anything_else_is_an_empty_one(items: Any) -> None:
 )
 def test_a_table_is_read_with_any_key(key: Any, found: int) -> None:
     assert base.lookup({"a": 1}, key, 0) == found
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        *zip((None, False, 0, "", " ", [], {}, "null", "None", [""]), [False] * 10, strict=True),
+        *zip((True, "boom", {"message": "boom"}, ["boom"], 500), [True] * 5, strict=True),
+    ],
+)
+def test_an_error_is_one_where_it_says_something(value: Any, error: bool) -> None:
+    assert base.is_error(value) == error
 
 
 def test_undecodable_json_does_not_quote_the_stranger() -> None:

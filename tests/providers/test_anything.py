@@ -91,7 +91,7 @@ def test_a_submit_gives_a_bounded_receipt_or_unreadable(
                 assert 0 < len(message) <= 2000
             case Postponed(message, after):
                 assert 0 < len(message) <= 2000
-                assert after is None or 0 <= after <= 3600
+                assert after is None or 0 <= after <= 365 * 86400
             case Accepted() as taken:
                 assert 200 <= answer.status < 300
                 can_be_asked_for(name, ticket, taken)
@@ -160,8 +160,9 @@ def test_an_event_gives_a_bounded_outcome_or_nothing_or_unreadable(
 @FEW
 @given(ticket=tickets, answer=answers)
 def test_a_search_finds_ids_or_nothing(name: str, ticket: Ticket, answer: ProviderResponse) -> None:
-    for provider_id in STREAMS[name].found(ticket, answer):
-        assert 0 < len(provider_id) <= 200
+    with suppress(Unreadable):
+        for provider_id in STREAMS[name].found(ticket, answer):
+            assert 0 < len(provider_id) <= 200
 
 
 @of_streams

@@ -26,7 +26,7 @@ from receiver.deliveries.fetch import is_public
 from receiver.model.errors import Unreadable
 from receiver.predictions.provider_client import BROKEN
 from receiver.predictions.tokens import Tokens
-from receiver.providers.adapter import Provider, ProviderResponse, Streamed, decode_or_empty
+from receiver.providers.adapter import Provider, ProviderResponse, Streamed, error_body
 from receiver.providers.fal import read_jwks
 from receiver.providers.transport import read_capped
 from receiver.settings import Caller, Settings
@@ -122,7 +122,7 @@ class Echoes:
             return _broken(error)
         if answer.status != httpx.codes.OK:
             return _refused(answer)
-        said = decode_or_empty(answer.body)
+        said = error_body(answer.body)
         digest, signed = str(said.get("sha256")), str(said.get("answer"))
         expected = self._tokens.answer_echo(token, digest, now)
         if not hmac.compare_digest(expected.encode(), signed.encode("utf-8", "replace")):
@@ -176,7 +176,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _refused(answer: ProviderResponse) -> Trouble:
     """Say what an answer that is no echo means."""
-    kind = decode_or_empty(answer.body).get("type")
+    kind = error_body(answer.body).get("type")
     ours = isinstance(kind, str) and kind.startswith(_PROBLEM)
     said = f"HTTP {answer.status}"
     if 300 <= answer.status < 400:  # noqa: PLR2004 - the redirects

@@ -1,6 +1,11 @@
+-- A living prediction's message is the last reason why it has not ended.
+
 -- fragment: job_columns
 id, provider, model, mode, status, input, provider_id, links, submitted_at, cancel_requested,
-submits, polls, created_at, deadline_at
+submits, polls, created_at, deadline_at, due_at, error_message
+
+-- fragment: keep_reason
+error_message = CASE WHEN erased_at IS NULL THEN coalesce(:reason, error_message) END
 
 -- fragment: prediction_columns
 id, provider, model, status, mode, input, metadata, provider_id, output, error_code, error_message,
@@ -54,16 +59,22 @@ WHERE id = :id
 
 -- name: postpone_submit
 UPDATE predictions
-SET status = 'queued', due_at = least(:due_at::float, deadline_at), submitted_at = NULL
+SET status = 'queued', due_at = least(:due_at::float, deadline_at), submitted_at = NULL,
+    {keep_reason}
 WHERE id = :id AND status IN ({from_postponed})
 
 -- name: mark_unconfirmed
-UPDATE predictions SET status = 'unconfirmed', due_at = least(due_at, :due_at::float, deadline_at)
+UPDATE predictions
+SET status = 'unconfirmed', due_at = least(due_at, :due_at::float, deadline_at), {keep_reason}
 WHERE id = :id AND status IN ({from_ambiguous})
 
 -- name: record_poll
--- A poll holds the row until later than `due_at`: an earlier time means that another was asked for.
-UPDATE predictions SET due_at = least(due_at, :due_at::float), polls = polls + 1
+-- A poll holds the row; where its due time is no more the end of that hold, another poll was asked
+-- for meanwhile, and comes first.
+UPDATE predictions
+SET due_at = CASE WHEN due_at >= :held_until::float - 0.001 THEN :due_at::float
+                  ELSE least(due_at, :due_at::float) END,
+    polls = polls + 1, {keep_reason}
 WHERE id = :id AND status NOT IN ({terminal})
 
 -- name: claim_due

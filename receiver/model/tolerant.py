@@ -1,0 +1,101 @@
+"""Read JSON as providers write it: good answers come with NaN, BOMs and broken characters too.
+
+What strict readers take is read by one. Anything else is first written anew as strict JSON, so that
+whatever is read can be stored and handed on:
+
+    NaN, Infinity, 1e400              null
+    a byte that is not UTF-8          the character of that number in Latin-1
+    half a surrogate pair             U+FFFD
+    a BOM, UTF-16, UTF-32             read as what they are
+    control characters in a text      kept
+    NULs and blanks around the JSON   dropped
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import re
+from typing import Any, Final
+
+import msgspec
+
+from receiver.model.errors import TooLarge, Unreadable
+
+MOST_MARKS: Final = 1_000_000
+"""Commas and brackets: every value beyond the first needs one, and costs far more memory."""
+DEEPEST: Final = 100
+_LONGEST_NUMBER: Final = 4300
+_ASIDE: Final = "\ufeff\0 \t\r\n"
+_MARKS: Final = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_RAW_BYTES: Final = re.compile("[\udc80-\udcff]")
+
+
+def read_json(body: bytes | str) -> Any:
+    """Read JSON, or raise Unreadable; TooLarge where it would fill the memory."""
+    comma, bracket, brace = (",", "[", "{") if isinstance(body, str) else (b",", b"[", b"{")
+    opened = body.count(bracket) + body.count(brace)  # type: ignore[arg-type] # of one kind each
+    if opened + body.count(comma) > MOST_MARKS:  # type: ignore[arg-type]
+        raise TooLarge(f"more than {MOST_MARKS} values")
+    try:
+        value = _strict(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        value = _strict(_anew(body))
+    if opened > DEEPEST and _is_deep(value):
+        raise Unreadable(f"nested more than {DEEPEST} deep")
+    return value
+
+
+def text_of(body: bytes) -> str:
+    """Decode text in the encoding that its first bytes show."""
+    for mark, encoding in _MARKS:
+        if body.startswith(mark):
+            return body.decode(encoding, "replace")
+    text = body.decode("utf-8", "surrogateescape")
+    return _RAW_BYTES.sub(lambda found: chr(ord(found[0]) - 0xDC00), text)
+
+
+def _strict(body: bytes | str) -> Any:
+    return msgspec.json.decode(body)
+
+
+def _anew(body: bytes | str) -> bytes:
+    """Write the same content as strict JSON, or raise Unreadable; never quote it."""
+    try:
+        text = (text_of(body) if isinstance(body, bytes) else body).strip(_ASIDE)
+        anew = json.dumps(_LENIENT.decode(text), ensure_ascii=False)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"not JSON: {type(error).__name__}") from error
+    return anew.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+def _int(digits: str) -> int | None:
+    return int(digits) if len(digits) <= _LONGEST_NUMBER else None
+
+
+def _float(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+_LENIENT: Final = json.JSONDecoder(
+    strict=False, parse_int=_int, parse_float=_float, parse_constant=lambda _: None
+)
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+    return bool(level)
