@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/run
 	@$(BIN)/receiver demo
 
+# The tests start many processes: without bytecode each would compile everything anew.
 test: $(VENV)/dev
-	@$(BIN)/pytest
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 
 lint: $(VENV)/dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

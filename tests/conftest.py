@@ -14,6 +14,7 @@ import structlog
 from structlog._config import BoundLoggerLazyProxy
 from structlog.testing import capture_logs
 
+from tests.patience import PATIENCE
 from tests.postgres import Database, bare_database, database, lasting_database, server
 from tests.receiving import Network, Station, receiving
 
@@ -79,10 +80,26 @@ def start(request: pytest.FixtureRequest, tmp_path: Path, network: Network) -> S
     return start
 
 
+def log_plainly() -> None:
+    """Print log lines as they are: to lay them out for a terminal takes longer than the tests."""
+    structlog.reset_defaults()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["level", "event"]),
+        ]
+    )
+
+
+log_plainly()
+
+
 @pytest.fixture
 def logged() -> Iterator[Logged]:
     """Collect what is logged, whatever an earlier test configured."""
-    structlog.reset_defaults()
+    log_plainly()
     for module in list(sys.modules.values()):
         if isinstance(log := vars(module).get("log"), BoundLoggerLazyProxy):
             vars(log).pop("bind", None)  # where structlog keeps what it caches
@@ -106,7 +123,7 @@ class Disk:
             raise error
         if sql == "COMMIT" and not self.may_commit.is_set():
             self.commits_waiting.set()
-            assert self.may_commit.wait(10)
+            assert self.may_commit.wait(PATIENCE)
 
 
 @pytest.fixture

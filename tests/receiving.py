@@ -24,12 +24,13 @@ from starlette.applications import Starlette
 from receiver import create_app
 from receiver.emulator.keys import Keyring
 from receiver.settings import Settings
+from tests.patience import PATIENCE
 from tests.postgres import Database
+from tests.sqlite import lay_out
 
 T = TypeVar("T")
 Json = dict[str, Any]
 
-PATIENCE: Final = 10.0
 STRANGER: Final = ("203.0.113.9", 50000)
 API_KEY: Final = "api-key-of-the-first-caller"
 OTHER_API_KEY: Final = "api-key-of-the-second-caller"
@@ -458,7 +459,11 @@ async def receiving(
     **env: str | None,
 ) -> AsyncIterator[Station]:
     """Run a receiver; a setting that is None is left out, `others` are whom handlers ask."""
-    url = database.url if isinstance(database, Database) else f"sqlite:///{database}"
+    if isinstance(database, Database):
+        url = database.url
+    else:
+        lay_out(database)
+        url = f"sqlite:///{database}"
     given = {**ENV, "RECEIVER_DATABASE_URL": url, **env}
     settings = Settings.read({name: value for name, value in given.items() if value is not None})
     clock = clock or Clock()

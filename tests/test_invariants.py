@@ -24,6 +24,7 @@ from receiver.model.retry import Decision
 from receiver.store.deliveries import ClaimRequest, Settlement
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.conftest import Disk, Start
+from tests.patience import PATIENCE
 from tests.postgres import Database
 from tests.receiving import (
     ENDS,
@@ -125,12 +126,12 @@ class Test2NoHandlerCodeInsideACallbackRequest:
         @on(name="hangs-sync")
         def block(_: Event) -> None:
             entered_too.set()
-            leave.wait(10)
+            leave.wait(2 * PATIENCE)
 
         async with start(hang, block) as station:
             for prompt in ("one", "two"):
                 sent = await station.submitted("eachlabs", prompt)
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(PATIENCE):
                     answer = await station.push(sent)
                 assert answer.json() == {"status": "accepted"}
                 await eventually(lambda: entered.is_set() and entered_too.is_set())
@@ -266,7 +267,7 @@ async def test_6_one_handlers_failure_never_delays_repeats_or_hides_anothers(sta
 
     @on(name="hangs")
     def hang(_: Event) -> None:
-        leave.wait(10)
+        leave.wait(2 * PATIENCE)
 
     @on(name="skips")
     async def skip(_: Event) -> None:

@@ -15,6 +15,7 @@ import pytest
 from receiver import create_app
 from receiver.deliveries.registry import load
 from receiver.settings import Secret, Settings
+from tests.patience import PATIENCE
 
 TOP = Path(__file__).parent.parent
 README = (TOP / "README.md").read_text()
@@ -85,7 +86,7 @@ def test_the_recipe_works_as_it_is_written(folder: Path) -> None:
         env=here,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=PATIENCE,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -16,15 +16,15 @@ from typing import Any
 
 import httpx
 import pytest
+from receiver.http.operations import OPERATIONS
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from receiver import Context, Event, create_app, on
-from receiver.http.operations import OPERATIONS
 from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.settings import Settings
-from receiver.store.engine import Store
+from receiver.store.facade import Store
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from tests.conftest import Logged

@@ -26,6 +26,7 @@ from receiver.cli.main import main
 from receiver.cli.output import cell, print_table
 from receiver.emulator import settings_for
 from tests.journey.parts import free_port
+from tests.patience import PATIENCE
 
 SECRET = "a-secret-key-of-more-than-thirty-two-characters"
 
@@ -37,7 +38,7 @@ def receiver(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
         env=environment(env),
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -67,7 +68,7 @@ def start(*args: str, port: int, cwd: Path, **env: str) -> subprocess.Popen[str]
         text=True,
     )
     log.close()
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends and process.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -104,7 +105,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
     yield home, {"RECEIVER_URL": f"http://127.0.0.1:{port}", "RECEIVER_API_KEY": "key"}
     for process in (server, emulator):
         process.send_signal(signal.SIGTERM)
-        process.wait(15)
+        process.wait(PATIENCE)
 
 
 def test_a_prediction_is_submitted_waited_for_listed_and_shown(
@@ -172,7 +173,7 @@ def test_a_dead_letter_is_found_retried_and_replayed(world: tuple[Path, dict[str
     prediction_id = json.loads(done.stdout)["id"]
 
     def dead() -> dict[str, object]:
-        ends = time.monotonic() + 10
+        ends = time.monotonic() + PATIENCE
         while time.monotonic() < ends:
             listed = receiver("deliveries", "--state", "dead", "--json", cwd=home, **env)
             for row in json.loads(listed.stdout)["data"]:
@@ -278,7 +279,7 @@ def test_what_nobody_got_is_listed(world: tuple[Path, dict[str, str]]) -> None:
     def listed() -> str:
         return receiver("undelivered", "--kind", "rejected", cwd=home, **env).stdout
 
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + PATIENCE
     while "bad_token" not in (shown := listed()):
         assert time.monotonic() < ends, shown
     assert "127.0.0.1" in shown
@@ -292,7 +293,7 @@ def test_a_second_receiver_on_the_same_file_is_told_what_to_do(tmp_path: Path) -
         second = receiver("serve", "--dev", "--port", str(free_port()), cwd=tmp_path)
     finally:
         first.send_signal(signal.SIGTERM)
-        first.wait(15)
+        first.wait(PATIENCE)
     assert second.returncode == 1
     assert f"in use by another receiver (process {first.pid})" in second.stderr
     assert "RECEIVER_DATABASE_URL" in second.stderr

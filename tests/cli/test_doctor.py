@@ -38,6 +38,7 @@ from receiver.predictions.tokens import Tokens
 from receiver.settings import Settings
 from tests.emulator.parts import write_certificate
 from tests.emulator.serving import FAST, serve
+from tests.patience import PATIENCE
 from tests.postgres import Database
 
 pytestmark = pytest.mark.anyio
@@ -853,7 +854,7 @@ def doctor(env: Env, cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
         env={**kept, "PYTHONPATH": str(Path(__file__).parent.parent.parent), **env},
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=PATIENCE,
         check=False,
     )
 

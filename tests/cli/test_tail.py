@@ -21,6 +21,7 @@ from receiver.client import Client, ClientError
 from receiver.emulator import settings_for
 from tests.cli.test_cli import SECRET, environment, receiver, start
 from tests.journey.parts import free_port
+from tests.patience import PATIENCE
 
 KEY: Final = {"RECEIVER_API_KEY": "key"}
 
@@ -167,7 +168,7 @@ def test_a_receiver_that_is_killed_and_started_again_is_followed(tmp_path: Path)
         server.wait()
         server = start("serve", port=port, cwd=tmp_path, **env)
         names.append(json.loads(receiver(*submit, cwd=tmp_path, **caller).stdout)["id"])
-        text, _ = tail.communicate(timeout=30)
+        text, _ = tail.communicate(timeout=PATIENCE)
         plain = receiver(
             "tail", "--after", "0", "--count", "2", "--type", "succeeded", "--metadata", "n=1",
             cwd=tmp_path, **caller,
@@ -176,7 +177,7 @@ def test_a_receiver_that_is_killed_and_started_again_is_followed(tmp_path: Path)
         tail.kill()
         for process in (server, emulator):
             process.send_signal(signal.SIGTERM)
-            process.wait(15)
+            process.wait(PATIENCE)
     messages = [json.loads(row) for row in text.splitlines()]
     heard = [(m["prediction"]["id"], m["event"].rpartition(".")[2]) for m in messages]
     assert heard == [

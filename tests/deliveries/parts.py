@@ -25,11 +25,12 @@ from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.predictions import NewPrediction
 from receiver.store.sqlite.engine import SQLiteStore
+from tests.patience import PATIENCE
 from tests.postgres import Database
+from tests.sqlite import lay_out
 
 T = TypeVar("T")
 
-PATIENCE: Final = 10.0
 POLICY: Final = Policy(attempts=3, base=0.0, cap=0.0)
 BRISK: Final = Timing(lease=30.0, beat=0.05, nap=0.2, drain=2.0)
 
@@ -92,6 +93,7 @@ class Dispatching:
         if isinstance(place, Database):
             self.store = PostgresStore(place.url, self.reports.append, PgQueuerJobs(SCHEMA))
         else:
+            lay_out(place)
             self.store = SQLiteStore(str(place), self.reports.append)
         self.registry = Registry()
         for function in functions:

@@ -16,6 +16,7 @@ from receiver.model.errors import StoreUnavailable
 from receiver.store.breakers import Breakers, BreakerState
 from tests.conftest import Logged
 from tests.deliveries.parts import Dispatching, Unsteady, dispatching, eventually
+from tests.patience import PATIENCE
 from tests.postgres import Database
 
 pytestmark = pytest.mark.anyio
@@ -332,7 +333,7 @@ async def test_a_stop_gives_its_probe_back(place: Path | Database) -> None:
         await station.gates.open("post", station.clock(), station.clock() + 3600, "it was down")
         await station.owe("post")
         await station.dispatch.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await begun.wait()
         assert (await station.gates.all())["post"].probe_until is not None
         await station.dispatch.stop()

@@ -16,7 +16,8 @@ from receiver.deliveries.worker import Timing, Worker, new_owner
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import delivery_id
 from receiver.store.deliveries import ClaimRequest, Claims
-from tests.deliveries.parts import PATIENCE, POLICY, Unsteady, dispatching, eventually
+from tests.deliveries.parts import POLICY, Unsteady, dispatching, eventually
+from tests.patience import PATIENCE
 from tests.postgres import Database
 
 pytestmark = pytest.mark.anyio

@@ -17,10 +17,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver.emulator import Options
+from tests.patience import PATIENCE
 
 T = TypeVar("T")
 
-PATIENCE = 10
 FAST = Options(
     generation=0.02, jitter=0, stray_events=0, time_scale=0.002, eachlabs_per_minute=None
 )

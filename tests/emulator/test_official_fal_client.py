@@ -11,6 +11,7 @@ import pytest
 from receiver.emulator import create_emulator
 from tests.emulator.parts import write_certificate
 from tests.emulator.serving import FAST, serve
+from tests.patience import PATIENCE
 
 SESSION = Path(__file__).with_name("fal_session.py")
 
@@ -29,7 +30,7 @@ def session(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
         }
         command = [sys.executable, str(SESSION)]
         done = subprocess.run(  # stderr shows what the client had to say
-            command, env=environment, capture_output=True, check=False, timeout=50
+            command, env=environment, capture_output=True, check=False, timeout=PATIENCE
         )
     assert done.returncode == 0, done.stderr.decode()
     seen: dict[str, Any] = msgspec.json.decode(done.stdout)

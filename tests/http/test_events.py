@@ -23,11 +23,10 @@ from receiver.model.errors import StoreUnavailable
 from receiver.store.changes import ChangeLog, StatusChange
 from tests.conftest import Start
 from tests.emulator.serving import serve
+from tests.patience import PATIENCE
 from tests.receiving import API_KEY, Json, Station, eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
-
-PATIENCE: Final = 10.0
 
 
 class Ear:

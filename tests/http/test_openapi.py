@@ -29,6 +29,7 @@ from receiver.settings import Settings
 from tests.conftest import Start
 from tests.emulator.serving import FAST, serve
 from tests.openapi import FILES, FOLDER
+from tests.patience import PATIENCE
 from tests.receiving import API_KEY, ENV, Json, Station, write
 
 TOP = Path(__file__).parent.parent.parent
@@ -233,7 +234,7 @@ async def test_what_has_ended_is_as_described(start: Start) -> None:
         assert page["data"][0]["history"][0]["result"] == "done"
 
 
-@pytest.mark.timeout(120)  # 7 s where nothing else runs
+@pytest.mark.timeout(300)  # 7 s where nothing else runs
 def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     """Let a program that has only read the document try everything it can think of.
 
@@ -261,7 +262,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,
-                timeout=110,
+                timeout=4 * PATIENCE,
                 check=False,
             )
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -22,6 +22,7 @@ from receiver import Dead, Event, on
 from receiver.client import Client
 from receiver.settings import Settings
 from tests.conftest import Disk, Logged, Start
+from tests.patience import PATIENCE
 from tests.receiving import (
     API_KEY,
     ENV,
@@ -448,7 +449,7 @@ async def test_waiting_for_a_blocking_call_ends_in_time_too(start: Start, networ
 
     network.script("eachlabs.run", slowly)
     async with start() as station:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE):
             answer = await station.http.post(
                 "/v1/predictions", json={**GOOD, "mode": "sync"}, headers={"prefer": "wait=1"}
             )
@@ -476,7 +477,7 @@ async def test_those_who_wait_are_answered_when_we_stop(
         )
         await eventually(lambda: network.count("eachlabs.submit") + network.count("eachlabs.run"))
         station.app.state.release()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(25):  # before the caller's own wait ends
             answer = await waiting
         assert (answer.status_code, answer.json()["status"]) == (202, "submitting")
 

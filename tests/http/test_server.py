@@ -7,7 +7,6 @@ import json
 import re
 import socket
 import struct
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
@@ -20,6 +19,7 @@ from receiver.http import live as feed
 from receiver.http import server as serving
 from receiver.http.server import Protocol, Server, Waited
 from tests.conftest import Logged, Start
+from tests.patience import PATIENCE
 from tests.receiving import API_KEY, Network, Station, eventually, write
 
 pytestmark = pytest.mark.anyio
@@ -84,7 +84,7 @@ async def talk(
         writer.write(said)
         if then_eof:
             writer.write_eof()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             with suppress(ConnectionError):  # a reset is a close too
                 while chunk := await reader.read(65536):
                     heard += chunk
@@ -458,9 +458,7 @@ TRICKLES: Final = (
 @pytest.mark.usefixtures("hasty")
 async def test_a_trickle_is_cut(start: Start) -> None:
     async with start() as station, served(station) as port:
-        begun = time.monotonic()
         answers = await asyncio.gather(*(talk(port, said, drip) for said, drip, _ in TRICKLES))
-        assert time.monotonic() - begun < 5
         assert [status(answer) if answer else None for answer in answers] == [
             code for _, _, code in TRICKLES
         ]
@@ -549,7 +547,7 @@ async def test_silent_connections_shut_nobody_out(
             with suppress(asyncio.IncompleteReadError, ConnectionError):  # of the first
                 await reader.readuntil(b"}")
         assert status(await talk(port, LAST)) == 200
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             for reader, _ in silent[:50]:  # all but the last 40
                 with suppress(ConnectionError):
                     assert await reader.read() == b""

@@ -21,6 +21,7 @@ from receiver import Event, on
 from receiver.emulator.keys import Keyring
 from receiver.predictions.tokens import Tokens
 from tests.conftest import Logged, Start
+from tests.patience import PATIENCE
 from tests.receiving import (
     ENDS,
     ENV,
@@ -51,6 +52,10 @@ def having(letter: Letter, **headers: str | bytes) -> Letter:
     """Replace headers of a letter."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return replace(letter, headers=[*without(letter, *named).headers, *named.items()])
+
+
+def without_ids(sent: Sent) -> bytes:
+    return json.dumps({"status": "OK", "payload": content(sent)["payload"]}).encode()
 
 
 async def two(station: Station, provider: str) -> tuple[Sent, Sent]:
@@ -225,6 +230,18 @@ FORGERIES: dict[str, tuple[str, Forgery]] = {
         lambda n, a, b: write(n, a, body=json.dumps(content(b)).encode()),
     ),
     "another's signature": ("fal", lambda n, a, b: replace(write(n, b), path=a.path)),
+    "another's signature over this one's id": (
+        "fal",
+        lambda n, a, b: replace(write(n, b, body=write(n, a).body), path=a.path),
+    ),
+    "a signature of nobody's request": (
+        "fal",
+        lambda n, a, _: write(n, replace(a, id=""), body=write(n, a).body),
+    ),
+    "another's signature over no id": (
+        "fal",
+        lambda n, a, b: replace(write(n, b, body=without_ids(b)), path=a.path),
+    ),
     "secret of another prediction": (
         "eachlabs",
         lambda n, a, b: having(write(n, a), x_webhook_secret=b.secret),
@@ -367,15 +384,24 @@ async def test_rotated_keys_are_fetched_once_and_at_most_once_a_minute(
         assert network.count("fal.keys") == 3
 
 
-async def test_forgeries_cause_one_fetch_a_minute_and_no_more(
-    start: Start, network: Network
+@pytest.mark.usefixtures("on_sqlite")  # what is not proved reaches no store
+@pytest.mark.parametrize(
+    ("fetches", "forged"),
+    [
+        (2, {"x_fal_webhook_signature": "00" * 64}),
+        (1, {"x_fal_webhook_timestamp": "1750000000"}),
+        (1, {"x_fal_webhook_timestamp": "now"}),
+    ],
+)
+async def test_only_a_wrong_signature_fetches_newer_keys_and_once_a_minute(
+    start: Start, network: Network, fetches: int, forged: dict[str, str]
 ) -> None:
     async with start() as station:
         sent = await station.submitted("fal")
-        forged = having(write(network, sent), x_fal_webhook_signature="00" * 64)
-        answers = await asyncio.gather(*(station.post(forged) for _ in range(50)))
+        letter = having(write(network, sent), **forged)
+        answers = await asyncio.gather(*(station.post(letter) for _ in range(50)))
         assert {answer.status_code for answer in answers} == {401}
-        assert network.count("fal.keys") == 2
+        assert network.count("fal.keys") == fetches
 
 
 @pytest.mark.parametrize(
@@ -511,7 +537,7 @@ async def talk(port: int, *said: bytes, until_closed: bool = False) -> bytes:
         for chunk in said:
             writer.write(chunk)
             await writer.drain()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             if until_closed:
                 return await reader.read()
             return await reader.readuntil(b"\r\n\r\n")

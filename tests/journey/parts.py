@@ -27,13 +27,13 @@ from starlette.routing import Route
 
 from receiver.emulator import settings_for
 from tests.emulator.serving import serve
+from tests.patience import PATIENCE
 from tests.postgres import Database
 
 T = TypeVar("T")
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-PATIENCE = 30.0
 API_KEY = "the-key-of-the-journey"
 SECRETS = (
     API_KEY,
@@ -123,7 +123,7 @@ class Process:
             )
 
     def wait_until_up(self) -> None:
-        eventually(self._is_up, patience=2 * PATIENCE)
+        eventually(self._is_up, patience=PATIENCE)
 
     def _is_up(self) -> bool:
         assert self.is_alive, self.log.read_text()
@@ -175,7 +175,7 @@ class Toll:
 
     @asynccontextmanager
     async def _open(self, _: Starlette) -> AsyncIterator[None]:
-        async with httpx.AsyncClient(timeout=5) as self._http:
+        async with httpx.AsyncClient(timeout=PATIENCE) as self._http:
             yield
 
     async def _pass(self, request: Request) -> Response:
@@ -387,7 +387,7 @@ def living(
     statuses: Counter[int] = Counter()
     http = httpx.Client(
         headers={"authorization": f"Bearer {API_KEY}"},
-        timeout=40,
+        timeout=2 * PATIENCE,
         limits=httpx.Limits(max_connections=80),
         event_hooks={"response": [lambda answer: statuses.update([answer.status_code])]},
     )

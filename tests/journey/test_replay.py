@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from receiver.model.ids import delivery_id
-from tests.journey.parts import ACCEPTS, PATIENCE, Process, World, check_logs, eventually, living
+from tests.journey.parts import ACCEPTS, Process, World, check_logs, eventually, living
+from tests.patience import PATIENCE
 from tests.postgres import Database
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(600)
 
 _MANY = 900
 

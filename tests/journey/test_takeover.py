@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 
 from tests.journey.parts import (
     ACCEPTS,
-    PATIENCE,
     Process,
     World,
     check_books,
@@ -23,9 +21,10 @@ from tests.journey.parts import (
     living,
     start_all,
 )
+from tests.patience import PATIENCE
 from tests.postgres import Database, OwnServer
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(600)
 
 _LEASE = 30.0
 _DONE = """
@@ -55,7 +54,9 @@ def test_a_rolling_restart_under_load_loses_nothing(
             for submit in submits:
                 submit.result(2 * PATIENCE)
 
-        world.settle()
+        # A submit that was under way in a server that stopped is unconfirmed, and the others keep
+        # off it for a minute and a half; without a callback nothing ends it before.
+        world.settle(3 * PATIENCE)
         ends = "SELECT status, count(*) FROM predictions GROUP BY status"
         assert world.rows(ends) == [("succeeded", 60)]
         # Nothing was cut short, so nothing had to be done twice.
@@ -75,7 +76,7 @@ def replace_the_oldest(world: World) -> None:
         process.send(signal.SIGTERM)
     for process in old:
         assert process.running is not None
-        assert process.running.wait(15) in {0, -signal.SIGTERM}
+        assert process.running.wait(PATIENCE) in {0, -signal.SIGTERM}
     del world.servers[0], world.workers[0]
     world.retired += old
 
@@ -92,7 +93,6 @@ def test_what_a_dead_and_a_frozen_worker_ran_is_run_by_another(
         orphaned = world.submit("fal", "for one that dies", "orphaned", kind="long")
         eventually(lambda: world.begun(orphaned, dead) == 2)
         dead.kill()
-        died = time.monotonic()
         frozen, other = world.new_worker(), world.new_worker()
         world.retired += world.workers
         world.workers[:] = [frozen, other]
@@ -104,8 +104,7 @@ def test_what_a_dead_and_a_frozen_worker_ran_is_run_by_another(
         assert world.begun(kept, other) == world.begun(orphaned, other) == 0
 
         for prediction in (orphaned, kept):
-            eventually(lambda p=prediction: world.begun(p, other) == 2, patience=2 * _LEASE)  # type: ignore[misc]
-        assert time.monotonic() - died < 2 * _LEASE
+            eventually(lambda p=prediction: world.begun(p, other) == 2, patience=_LEASE + PATIENCE)  # type: ignore[misc]
         # What is late comes while the other is still at it, and changes nothing.
         world.release(frozen)
         frozen.send(signal.SIGCONT)
@@ -194,7 +193,7 @@ def readiness(world: World) -> list[int]:
     found = []
     for server in world.servers:
         try:
-            found.append(httpx.get(server.url + "/readyz", timeout=10).status_code)
+            found.append(httpx.get(server.url + "/readyz", timeout=PATIENCE).status_code)
         except httpx.HTTPError:
             found.append(-1)
     return found
@@ -217,7 +216,7 @@ def test_another_server_listens_when_the_listener_is_gone(
         assert world.ended(first)["channel"] == "sse"
 
         listener.send(blow)
-        eventually(lambda: stream_role(world) == [other.pid, 1], patience=20)
+        eventually(lambda: stream_role(world) == [other.pid, 1], patience=PATIENCE)
         second = world.submit("oxen", "heard by the other", "second", server=other)
         assert world.ended(second)["channel"] == "sse"
 

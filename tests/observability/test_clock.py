@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from receiver import Context, Event, Retry, create_app, on
+from receiver.model.values import Shift
 from receiver.observability import clock as clocks
 from receiver.observability.clock import SteadyClock
 from receiver.settings import Settings
-from receiver.store.values import Shift
 from tests.conftest import Logged
 from tests.receiving import API_KEY, ENDS, ENV, STRANGER, Clock, Network, Station, eventually, reply
 

@@ -32,6 +32,7 @@ from receiver.observability.tracing import Tracing
 from receiver.settings import Settings
 from receiver.store.predictions import Job
 from tests.conftest import Logged, Start
+from tests.patience import PATIENCE
 from tests.receiving import ENDS, MODELS, SECRETS, Network, breaks, eventually, reply, write
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
@@ -343,7 +344,7 @@ async def main():
 asyncio.run(main())
 """
     env = {"RECEIVER_SECRET_KEY": "x" * 32, "RECEIVER_DATABASE_URL": f"sqlite:///{tmp_path}/a.db"}
-    subprocess.run([sys.executable, "-c", script], env=env, check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", script], env=env, check=True, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -491,7 +492,7 @@ async def test_a_collector_that_hangs_holds_up_nothing(
         async with start(**{ENDPOINT: url}) as station:
             for number in range(5):
                 sent = await station.submitted("eachlabs", f"prompt {number}")
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(PATIENCE):
                     assert (await station.push(sent)).status_code == 200
             began = time.monotonic()
         assert time.monotonic() - began < 8

@@ -137,3 +137,14 @@ def test_a_secret_is_long_and_fit_for_a_header() -> None:
     [secret] = Tokens([OLD]).webhook_secrets(ID)
     assert len(secret) >= 43  # 256 bits as base64
     assert set(secret.decode()) <= set(string.ascii_letters + string.digits + "-_")
+
+
+def test_what_is_derived_from_a_key_is_the_same_in_every_release() -> None:
+    """What an older release signed comes back to a newer one, and nothing of it is stored."""
+    tokens = Tokens(["a key of which every release makes the same"])
+    one = "pred_0123456789abcd0123456789abcdef0123"
+    assert tokens.callback("fal", one) == f"{one}.NbdKCWax2aCw9IP8CZ5tqBs5KlmQY57iZ6cOE2TU3YM"
+    assert tokens.webhook_secrets(one) == [b"NgvuaYUOaWb5xdFUjFZ0lJvXTxcjYn9FfHJ9rGlKE_k"]
+    echo = "1750000000-0123456789abcdef.dpSwvKzeeiZGDQLupXnAQlqsEb9ttYZ5MjH2rJMJa6w"
+    answer = tokens.answer_echo(echo, "digest", 1_750_000_000.0)
+    assert answer == "tKu1jD6FgtZTQRdsEsFCV13gG3NF3cbtqsOzGSvdcoI"

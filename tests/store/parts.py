@@ -31,7 +31,9 @@ from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.predictions import NewPrediction, Progress, ProgressCause, SubmitBudget
 from receiver.store.sqlite.engine import SQLiteStore
+from tests.patience import PATIENCE
 from tests.postgres import Database, wait_for
+from tests.sqlite import lay_out
 
 NOW: Final = 1_750_000_000.0
 TABLES: Final = (
@@ -43,7 +45,6 @@ TABLES: Final = (
     "steps",
     "replays",
 )
-PATIENCE: Final = 10.0
 
 
 class Engine(ABC):
@@ -74,6 +75,7 @@ class SQLite(Engine):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        lay_out(path)
         self.path = path
         self.store: SQLiteStore = SQLiteStore(str(path), self.reports.append)
 

@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from receiver.store.sqlite.checkpoint import Checkpointer
-from tests.store.parts import PATIENCE
+from tests.patience import PATIENCE
 
 
 def ends(checkpointer: Checkpointer) -> bool:

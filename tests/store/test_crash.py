@@ -17,6 +17,7 @@ from receiver.store.facade import Store
 from receiver.store.inbox import Recipients, accept_outcome
 from receiver.store.replays import CountedReplay, Replays, ReplayStep, Selection
 from receiver.store.sqlite.engine import SQLiteStore
+from tests.patience import PATIENCE
 from tests.store.parts import (
     AGAIN,
     GIVEN_UP,
@@ -333,7 +334,7 @@ def test_a_process_that_dies_at_any_statement_leaves_all_or_nothing(
         check=False,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=PATIENCE,
         cwd=Path.cwd(),
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     )

@@ -15,6 +15,7 @@ import pytest
 
 from receiver.model.errors import StoreUnavailable
 from receiver.store.inbox import accept_outcome
+from tests.patience import PATIENCE
 from tests.store.parts import NOW, SQLite, arrival, new, pred
 
 pytestmark = pytest.mark.anyio
@@ -185,7 +186,7 @@ def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path: Path) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
     )
     assert done.stderr == ""
     assert done.stdout == "[False, True]\n"

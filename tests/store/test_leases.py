@@ -17,6 +17,7 @@ from receiver.store.leases import LEASE, Leader, LeaseRequest
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.sqlite.engine import SQLiteStore
+from tests.patience import PATIENCE
 from tests.receiving import Clock, eventually
 
 pytestmark = pytest.mark.anyio
@@ -187,7 +188,7 @@ async def test_while_the_store_is_away_it_is_ours_until_the_lease_ends(store: St
 async def test_a_stop_while_the_store_is_away_ends_the_work(store: Store) -> None:
     async with two(store) as (first, _):
         first.roles.away = True
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await first.stop()
         assert first.work.running == 0
 

@@ -14,8 +14,8 @@ import pytest
 
 from receiver.model.errors import StoreUnavailable
 from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
+from tests.patience import PATIENCE
 from tests.postgres import Database
-from tests.store.parts import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -345,7 +345,7 @@ async def test_what_is_asked_after_closing_is_refused(scratch: Database) -> None
     async with committing(scratch) as line:
         await line.put(1)
     with pytest.raises(StoreUnavailable):
-        await asyncio.wait_for(line.put(2), 2)
+        await asyncio.wait_for(line.put(2), PATIENCE)
     assert line.kept() == [1]
 
 

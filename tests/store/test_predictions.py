@@ -153,31 +153,29 @@ CAUSES: dict[ProgressCause, Cause] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("cause", "status"),
-    [
-        (cause, status)
-        for cause in CAUSES
-        for status in EVERY
-        if (cause, status) != ("accepted", Status.QUEUED)  # what was never begun is not accepted
-    ],
-)
+@pytest.mark.parametrize("cause", CAUSES)
 async def test_progress_follows_the_arrows_and_nothing_else(
-    engine: Engine, cause: ProgressCause, status: Status
+    engine: Engine, cause: ProgressCause
 ) -> None:
     store = engine.store
-    await stand(store, 1, status)
-    due_before = engine.column("due_at", pred(1))
+    for number, status in enumerate(EVERY):
+        if (cause, status) == ("accepted", Status.QUEUED):
+            continue  # what was never begun is not accepted
+        one = pred(number)
+        await stand(store, number, status)
+        due_before = engine.column("due_at", one)
 
-    await store.predictions.progress(progress(1, cause, NOW + 40, provider_id=f"req-{1}"))
+        await store.predictions.progress(
+            progress(number, cause, NOW + 40, provider_id=f"req-{number}")
+        )
 
-    read = await store.predictions.get(pred(1))
-    assert read is not None
-    assert read.status == ARROWS[status].get(CAUSES[cause], status)
-    if status in TERMINAL:
-        assert engine.column("due_at", pred(1)) is None
-    elif read.status == status and cause != "accepted":
-        assert engine.column("due_at", pred(1)) == due_before
+        read = await store.predictions.get(one)
+        assert read is not None
+        assert read.status == ARROWS[status].get(CAUSES[cause], status)
+        if status in TERMINAL:
+            assert engine.column("due_at", one) is None
+        elif read.status == status and cause != "accepted":
+            assert engine.column("due_at", one) == due_before
 
 
 async def test_acceptance_after_the_outcome_fills_in_the_names_only(engine: Engine) -> None:
@@ -225,8 +223,8 @@ async def test_a_wish_to_look_is_not_lost_to_a_later_due_time(
     store = engine.store
     await submitting(store, 1)
     if cause == "polled":
-        await store.progress(progress(1, "accepted", NOW))
-        [_] = await store.claim_due("fal", NOW, NOW + 90, 10)
+        await store.predictions.progress(progress(1, "accepted", NOW))
+        [_] = await store.predictions.claim_due("fal", NOW, NOW + 90, 10)
     # A callback that makes no sense and names nothing: somebody must look, now.
     await accept_outcome(store, arrival(1, "ask", at=NOW + 10))
 
@@ -303,15 +301,13 @@ async def test_hastening_makes_due_what_is_at_the_provider(engine: Engine) -> No
     }
 
 
-@pytest.mark.parametrize("status", sorted(Status))
-async def test_a_cancel_is_remembered_while_the_prediction_lives(
-    store: Store, status: Status
-) -> None:
-    await stand(store, 1, status)
-    await store.predictions.mark_cancel(pred(1))
-    job = await store.predictions.job(pred(1))
-    assert job is not None
-    assert job.ticket.cancel_requested == (status not in TERMINAL)
+async def test_a_cancel_is_remembered_while_the_prediction_lives(store: Store) -> None:
+    for number, status in enumerate(Status):
+        await stand(store, number, status)
+        await store.predictions.mark_cancel(pred(number))
+        job = await store.predictions.job(pred(number))
+        assert job is not None
+        assert job.ticket.cancel_requested == (status not in TERMINAL)
 
 
 @pytest.mark.usefixtures("in_one_process")
@@ -392,24 +388,26 @@ async def test_a_role_is_held_by_one_until_it_does_not_renew_it(store: Store) ->
         ({"status": "failed"}, []),
     ],
 )
-@pytest.mark.parametrize("limit", [1, 2, 6, 50])
 async def test_pages_of_a_list_hold_everything_once_newest_first(
-    store: Store, wanted: dict[str, Any], found: list[int], limit: int
+    store: Store, wanted: dict[str, Any], found: list[int]
 ) -> None:
     for number in range(6):
         await store.predictions.create(new(number, provider="oxen" if number > 3 else "fal"))
         if number % 2:
             await accept_outcome(store, arrival(number))
-    seen: list[str] = []
-    cursor = None
-    while True:
-        page = await store.predictions.page(PredictionFilter(**wanted, limit=limit, cursor=cursor))
-        seen += [prediction.id for prediction in page.data]
-        assert len(page.data) <= limit
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    assert seen == [pred(number) for number in found]
+    for limit in (1, 2, 6, 50):
+        seen: list[str] = []
+        cursor = None
+        while True:
+            page = await store.predictions.page(
+                PredictionFilter(**wanted, limit=limit, cursor=cursor)
+            )
+            seen += [prediction.id for prediction in page.data]
+            assert len(page.data) <= limit
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        assert seen == [pred(number) for number in found], limit
 
 
 async def test_a_limit_holds_whatever_the_plan(

@@ -12,9 +12,10 @@ import pytest
 
 from receiver.model.errors import StoreUnavailable
 from receiver.store import operations
+from receiver.store.leases import LeaseRequest
 from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.values import LeaseRequest
 from tests.conftest import Logged
+from tests.patience import PATIENCE
 from tests.receiving import eventually
 
 pytestmark = pytest.mark.anyio
@@ -86,7 +87,7 @@ def role(name: str) -> LeaseRequest:
 
 async def _probe_until_refused(store: SQLiteStore) -> None:
     """Write on: the checkpointer looks after a commit, ten times a second."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while True:
             await store.try_write(2.0)
             await asyncio.sleep(0.01)

@@ -15,7 +15,8 @@ from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
 from receiver.store.sqlite.group_commit import Writer
 from receiver.store.statement import Steps
-from tests.store.parts import NOW, PATIENCE, SQLite, Watch, arrival, new, pred, slots
+from tests.patience import PATIENCE
+from tests.store.parts import NOW, SQLite, Watch, arrival, new, pred, slots
 
 pytestmark = pytest.mark.anyio
 
