@@ -338,8 +338,8 @@ class _Parts:
             clock=clock,
             pace=PACE if self.alone else PACE_ON_A_SERVER,
         )
-        self.undelivered = self.store.discarded
-        self.rejections = Rejections(self.undelivered.count, clock)
+        self.discarded = self.store.discarded
+        self.rejections = Rejections(self.discarded.count, clock)
         self.journal = self.store.changes
         self.feed = LiveStream(self.journal)
         self.store.on_commit = self.telemetry.batch
@@ -526,7 +526,7 @@ class _Surface:
                 parts.gates, parts.store.deliveries, parts.registry, changed=changed, clock=clock
             ),
             ReplayRoutes(parts.replays, parts.replayer),
-            DiscardedRoutes(parts.undelivered),
+            DiscardedRoutes(parts.discarded),
             EchoRoutes(parts.tokens, parts.settings.max_body_bytes, self._limits, clock),
             ReadyRoutes(parts.store, clock),
             self._make_metrics_page(),

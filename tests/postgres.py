@@ -178,7 +178,7 @@ def start_server(folder: Path, *, durable: bool = False) -> Database:
 
 
 def _start(folder: Path, settings: Sequence[str]) -> PostgresServer:
-    # Its warnings are about this machine, and not ours to mend.
+    # Its warnings are about this machine, and not ours to fix.
     with warnings.catch_warnings(), folder.with_suffix(".lock").open("w") as lock:
         warnings.simplefilter("ignore")
         # Slow to import, and not needed by most tests.

@@ -99,10 +99,10 @@ async def test_1_no_2xx_before_the_servers_commit(
 async def test_1_a_servers_commit_that_fails_is_no_2xx(
     database: Database, network: Network
 ) -> None:
-    @on(name="owed")
-    async def owed(_: Event) -> None: ...
+    @on(name="pending")
+    async def pending(_: Event) -> None: ...
 
-    async with receiving(database, network, [owed]) as station:
+    async with receiving(database, network, [pending]) as station:
         sent = await station.submitted("eachlabs")
         with database.at_commit("RAISE EXCEPTION 'no'"):
             assert (await station.push(sent)).status_code == 503
@@ -515,11 +515,11 @@ async def test_11_no_redirect_on_the_hook_path(start: Start, spell: Callable[[st
 async def test_12_settling_twice_or_after_the_lease_was_lost_changes_nothing(
     start: Start, tmp_path: Path
 ) -> None:
-    @on(name="owed")
-    async def owed(_: Event) -> None:
+    @on(name="pending")
+    async def pending(_: Event) -> None:
         raise Retry(after=100)
 
-    async with start(owed) as station:
+    async with start(pending) as station:
         await station.push(await station.submitted("eachlabs"))
         await eventually(lambda: station.count("attempts"))
     store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
@@ -551,7 +551,7 @@ async def test_12_settling_twice_or_after_the_lease_was_lost_changes_nothing(
 
 
 async def _claim(store: SQLiteStore, owner: str, now: float, lease: float) -> list[Any]:
-    wanted = ClaimRequest(handler="owed", owner=owner, most=1, now=now, lease_until=now + lease)
+    wanted = ClaimRequest(handler="pending", owner=owner, most=1, now=now, lease_until=now + lease)
     return (await store.claim(wanted)).claims
 
 

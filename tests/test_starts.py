@@ -191,7 +191,7 @@ async def test_it_starts_as_often_as_one_likes(url: str, logged: Logged) -> None
     assert len(set(owners)) == 5
 
 
-@pytest.mark.parametrize("step", ["recover", "owed"])
+@pytest.mark.parametrize("step", ["recover", "pending"])
 async def test_a_start_that_fails_in_the_middle_gives_all_back(
     url: str, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

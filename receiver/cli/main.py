@@ -398,7 +398,7 @@ def replay(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Owe events to their handlers again: one prediction's, or all that are like this."""
+    """Redeliver events to their handlers: one prediction's, or all that match."""
     import time
 
     from receiver.cli.replay import moment, replay
@@ -427,9 +427,7 @@ def replay(
 
 @main.command()
 def replays(
-    cancel: Annotated[
-        str | None, typer.Option(metavar="ID", help="Let this one owe nothing further.")
-    ] = None,
+    cancel: Annotated[str | None, typer.Option(metavar="ID", help="Stop this one.")] = None,
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
@@ -443,18 +441,18 @@ def replays(
 
 
 @main.command()
-def undelivered(
+def discarded(
     kind: Annotated[
-        str | None, typer.Option(help="duplicate, late, unknown, rejected or unrouted.")
+        str | None, typer.Option(help="duplicate, late, unknown, rejected or unmatched.")
     ] = None,
     provider: OfProvider = None,
     prediction: Annotated[str | None, typer.Option(help="Only of this prediction.")] = None,
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List what came and was delivered to nobody, the latest first."""
+    """List what came and reached no handler, the latest first."""
     params = {"kind": kind, "provider": provider, "prediction": prediction, "limit": limit}
-    found = _call("get", _query("/v1/undelivered", **params))
+    found = _call("get", _query("/v1/discarded", **params))
     rows = [{**row, "from": row["channel"] or row["source"]} for row in found["data"]]
     columns = ("kind", "reason", "provider", "from", "prediction_id", "times", "last_at")
     _show(found, columns, rows, as_json=as_json)
@@ -506,7 +504,7 @@ def deliveries(
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List deliveries, newest first: what is owed, done, dead."""
+    """List deliveries, newest first: what is pending, done, dead."""
     params = {"state": state, "handler": handler, "prediction": prediction, "limit": limit}
     found = _call("get", _query("/v1/deliveries", **params))
     columns = ("id", "handler", "state", "attempts", "due_at", "reason")  # `show` takes the ids
@@ -521,14 +519,14 @@ def retry(delivery_id: Id) -> None:
 
 @main.command()
 def handlers(as_json: AsJson = False) -> None:
-    """List handlers: what each is owed, and whether it waits."""
-    columns = ("name", "state", "owed", "registered", "paused_at", "open_until", "reason")
+    """List handlers: what is pending for each, and its state."""
+    columns = ("name", "state", "pending", "registered", "paused_at", "open_until", "reason")
     _show(_call("get", "/v1/handlers"), columns, as_json=as_json)
 
 
 @main.command()
 def pause(name: HandlerName) -> None:
-    """Let no delivery of a handler begin; what is owed to it waits."""
+    """Let no delivery of a handler begin; its deliveries stay pending."""
     print_value(_call("post", f"/v1/handlers/{_quoted(name)}/pause"))
 
 
@@ -547,7 +545,7 @@ def doctor(
     ] = False,
     dev: Dev = False,
 ) -> None:
-    """Say what is wrong here and how to mend it; exits 1 if anything would not work."""
+    """Say what is wrong here and how to fix it; exits 1 if anything would not work."""
     import asyncio
 
     from receiver.cli.doctor import examine, worst

@@ -63,9 +63,9 @@ def replay(
     counted = api.post("/v1/replays", dict(wanted))
     path = f"/v1/replays/{counted['id']}"
     matched, events = counted["matched"], counted["events"]
-    terminal.say(f"{counted['id']}: {matched} deliveries of {events} events would be owed again")
+    terminal.say(f"{counted['id']}: {matched} deliveries of {events} events would be redelivered")
     try:
-        agreed = bool(matched) and terminal.ask("Owe them again?")
+        agreed = bool(matched) and terminal.ask("Redeliver them?")
     except BaseException:
         api.post(f"{path}/cancel")  # nobody would ever start it
         raise
@@ -79,7 +79,7 @@ def replay(
             sleep(_LOOK)
             found = api.get(path)
         except KeyboardInterrupt:
-            if terminal.ask("Cancel the replay? What is owed by now stays owed."):
+            if terminal.ask("Cancel the replay? What is redelivered by now stays pending."):
                 is_unwanted = True
                 found = _cancel(api, path)
                 break
@@ -87,7 +87,7 @@ def replay(
             return found
     terminal.progress(found["replayed"], matched)
     late = ", before it could be canceled" if is_unwanted and found["state"] == "done" else ""
-    terminal.say(f"{found['state']}: {found['replayed']} deliveries are owed again{late}")
+    terminal.say(f"{found['state']}: {found['replayed']} deliveries redelivered{late}")
     return found
 
 

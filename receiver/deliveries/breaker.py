@@ -5,7 +5,7 @@
       └────────it succeeds─────────┼────────────────────────┘        │
                                    └─────it fails: twice as long─────┘
 
-What is owed waits in its rows, whole; attempts are not spent on a service that is down. The state
+What is pending waits in its rows, whole; attempts are not spent on a service that is down. The state
 is in the store, so that all processes obey it and one of them tries.
 """
 

@@ -1,7 +1,7 @@
-"""Replays in bulk: count what is wanted, then owe it again, a little at a time.
+"""Replays in bulk: count the deliveries, then redeliver them in small steps.
 
 Fresh events come first: a step is small, the walk rests as long as it worked, and it waits while
-much of what it owed has not been begun.
+much of what it redelivered has not begun.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = structlog.get_logger("receiver")
 _PAGE: Final = 200
 """Events that are counted in one turn of the event loop."""
 _STEP: Final = 100
-"""Events that are owed in one transaction."""
+"""Events redelivered in one transaction."""
 _MOST_DUE: Final = 500
 """Deliveries of one replay that are due and not begun, beyond which it waits."""
 _LONGEST_WAIT: Final = 5.0
@@ -88,10 +88,10 @@ class Replayer:
         while at < last:
             look = await self._replays.look(wanted, at, last, _PAGE)
             for found in look.candidates:
-                if owed := sieve.count(found):
+                if pending := sieve.count(found):
                     stretch = (stretch[0] if events else found.seq - 1, found.seq)
                     events += 1
-                    matched += owed
+                    matched += pending
             at = look.end
         return CountedReplay(
             id=new_id("rep", now),
@@ -112,7 +112,7 @@ class Replayer:
         return True
 
     async def cancel(self, replay_id: str) -> bool:
-        """Let a replay owe nothing further; False: it has ended, or is none."""
+        """Stop a replay; False: it has ended, or is none."""
         if not await self._replays.cancel(replay_id, self._clock()):
             return False
         log.info("replay.ended", **await self._counts(replay_id))
@@ -151,7 +151,7 @@ class Replayer:
                 begin=replay.next,
                 end=look.end,
                 predictions=[found.known.id for found in look.candidates if sieve.count(found)],
-                choose=sieve.owed,
+                choose=sieve.recipients,
                 now=self._clock(),
             )
         )
@@ -194,11 +194,13 @@ class _Selector:
         }
 
     def count(self, found: Candidate) -> int:
-        """Say how many deliveries of an event would be owed again."""
-        return len(self.owed(found.known, found.type, found.states).handlers)
+        """Say how many deliveries of an event would be redelivered."""
+        return len(self.recipients(found.known, found.type, found.states).handlers)
 
-    def owed(self, known: CurrentState, event_type: str, states: Mapping[str, str]) -> Recipients:
-        """Name the handlers to whom an event would be owed again, and what they wait for."""
+    def recipients(
+        self, known: CurrentState, event_type: str, states: Mapping[str, str]
+    ) -> Recipients:
+        """Name the handlers to which an event would be redelivered, and what they wait for."""
         if not self._takes(known):
             return Recipients()
         wanted = self._wanted

@@ -61,7 +61,7 @@ def new_owner() -> str:
 
 
 class Worker:
-    """Runs what is owed to the registered handlers until it is stopped."""
+    """Runs what is pending for the registered handlers until it is stopped."""
 
     def __init__(
         self,
@@ -182,14 +182,16 @@ class Worker:
         self.wake(None)
 
     async def _warn_of_what_waits(self) -> None:
-        owed = await self._store.deliveries.pending()
-        for name, count in owed.items():
+        pending = await self._store.deliveries.pending()
+        for name, count in pending.items():
             if name not in self._lanes:
-                log.warning("handler.missing", handler=name, owed=count)
+                log.warning("handler.missing", handler=name, pending=count)
         for name, gate in (await self._gates.all()).items():
             state = gate.state(self._clock())
             if state != "running" and name in self._lanes:
-                log.warning("handler.waiting", handler=name, state=state, owed=owed.get(name, 0))
+                log.warning(
+                    "handler.waiting", handler=name, state=state, pending=pending.get(name, 0)
+                )
 
 
 class _HandlerWorker:
@@ -375,7 +377,7 @@ class _HandlerWorker:
         return lost if over else None
 
     async def _settle(self, settlement: Settlement) -> bool:
-        """Insist: the handler has run, so the settlement is owed whatever the disk says now."""
+        """Insist: the handler has run, so it must be settled whatever the disk says now."""
         while True:
             try:
                 return await self._store.settle(settlement)

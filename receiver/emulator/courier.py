@@ -38,7 +38,7 @@ class Timers:
 
 @dataclass(slots=True)
 class Callback:
-    """A body owed to a URL."""
+    """A body to be sent to a URL."""
 
     prediction: Prediction
     body: bytes

@@ -36,7 +36,7 @@ T = TypeVar("T")
 _STOP: Final = 2
 """Seconds that open requests get to end when we stop; handlers get their own time after that."""
 LONGEST_STOP: Final = 9.5
-"""Seconds after which we end whatever hangs: what is stored is owed to the next start."""
+"""Seconds after which we end whatever hangs: what is stored is left to the next start."""
 _LARGEST_HEAD: Final = 64 * 1024
 _MOST_HEADERS: Final = 100
 _LONGEST_URL: Final = 8 * 1024

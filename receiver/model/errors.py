@@ -1,9 +1,9 @@
 """Every error that crosses a file, sorted by what the one who catches it must do.
 
 ReceiverError
-├── SettingsError         the operator mends the environment (all problems at once)
-├── HandlerError          the operator mends a handler file (with file and line)
-├── StoreUnusable         the operator mends the database (in use, too new, not a database)
+├── SettingsError         the operator fixes the environment (all problems at once)
+├── HandlerError          the operator fixes a handler file (with file and line)
+├── StoreUnusable         the operator fixes the database (in use, too new, not a database)
 ├── StoreUnavailable      come back later: nothing was written (503)
 ├── KeysUnavailable       come back later: a provider's public keys cannot be had (503)
 ├── SourcesUnavailable    come back later: its address ranges cannot be had (503)
@@ -11,7 +11,7 @@ ReceiverError
 ├── Unproved              refuse: not shown to come from the provider (401)
 ├── Unreadable            proved, but not understood: keep it and go and ask the provider
 │   └── TooLarge          more than can be taken: asking again would give the same
-└── Problem               the caller of /v1 mends the request (RFC 9457)
+└── Problem               the caller of /v1 fixes the request (RFC 9457)
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ class SettingsError(ReceiverError):
     """Say every problem of the environment in one message."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__(
-            "\n".join(["these settings need mending:", *(f"  - {p}" for p in problems)])
-        )
+        super().__init__("\n".join(["Invalid settings:", *(f"  - {p}" for p in problems)]))
         self.problems = tuple(problems)
 
 

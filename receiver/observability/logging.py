@@ -44,7 +44,7 @@ EVENTS: Final = frozenset(
         "request.limited",
         "request.handled",
         "outcome.taken",
-        "event.unrouted",
+        "event.unmatched",
         "submit.accepted",
         "submit.postponed",
         "submit.rejected",

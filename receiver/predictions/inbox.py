@@ -2,7 +2,7 @@
 
 A callback is proved over its raw bytes before anything is parsed; a stream event or a poll answer
 is proved by our own connection and key. Then all take the same way: read, advance, and one
-transaction that holds the evidence, the new state, the event and what is owed to handlers.
+transaction that holds the evidence, the new state, the event and what is pending for handlers.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Waiters:
 class Inbox:
     """Proves, reads and records; whatever may run a handler or free a place goes on from here.
 
-    `on_event(handlers)` is called after a commit that owes deliveries, `on_change(provider, id,
-    verdict)` after every commit that may matter to outbound.
+    `on_event(handlers)` is called after a commit that made deliveries pending,
+    `on_change(provider, id, verdict)` after every commit that may matter to a submit.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Inbox:
         self._clock = clock
         self._parked: OrderedDict[tuple[str, str], tuple[Outcome, bytes]] = OrderedDict()
         self.waiters = Waiters()
-        self._unrouted: set[tuple[str, str | None, OutcomeKind]] = set()
+        self._unmatched: set[tuple[str, str | None, OutcomeKind]] = set()
         """What was warned of already: provider, model and kind."""
         self.on_event: Callable[[tuple[str, ...]], None] = lambda _handlers: None
         self.on_change: Callable[[str, str, str], None] = lambda _provider, _id, _verdict: None
@@ -249,19 +249,19 @@ class Inbox:
         if taken.verdict == "accepted":
             self.waiters.tell(arrival.prediction_id)
             if not taken.handlers:
-                self._warn_of_unrouted(arrival, taken)
+                self._warn_of_unmatched(arrival, taken)
         with await self._tracing.outcome(arrival, taken):
             self._telemetry.outcome(arrival, taken)
         return taken
 
-    def _warn_of_unrouted(self, arrival: IncomingOutcome, taken: AcceptResult) -> None:
+    def _warn_of_unmatched(self, arrival: IncomingOutcome, taken: AcceptResult) -> None:
         """Say that no handler wants such events: of the first of its sort, not of each."""
         sort = (arrival.provider, taken.model, arrival.outcome.kind)
-        if sort in self._unrouted or len(self._unrouted) >= _MOST_WARNED:
+        if sort in self._unmatched or len(self._unmatched) >= _MOST_WARNED:
             return
-        self._unrouted.add(sort)
+        self._unmatched.add(sort)
         log.warning(
-            "event.unrouted",
+            "event.unmatched",
             event_id=taken.event_id,
             prediction=arrival.prediction_id,
             provider=arrival.provider,
@@ -307,7 +307,7 @@ class Inbox:
             status=status,
             reason=reason,
             event_type=event_type,  # type: ignore[arg-type] # a terminal status names an event type
-            owed=self.match(known, event_type),
+            recipients=self.match(known, event_type),
         )
 
 

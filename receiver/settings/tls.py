@@ -74,7 +74,7 @@ def _try_keylog(env: Mapping[str, str]) -> str | None:
         with Path(path).open("a"):
             return None
     except (OSError, ValueError) as error:
-        return f"SSLKEYLOGFILE: cannot be written ({_reason(error)}): unset it, or mend the path"
+        return f"SSLKEYLOGFILE: cannot be written ({_reason(error)}): unset it, or fix the path"
 
 
 def _try_file(path: str) -> str | None:
@@ -83,7 +83,7 @@ def _try_file(path: str) -> str | None:
     except ssl.SSLError:
         return f"SSL_CERT_FILE: {path} holds no certificates: name a PEM file, or unset it"
     except (OSError, ValueError) as error:
-        return f"SSL_CERT_FILE: {path} cannot be read ({_reason(error)}): mend it, or unset it"
+        return f"SSL_CERT_FILE: {path} cannot be read ({_reason(error)}): fix it, or unset it"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What is owed and what is under way, counted; at a cost that does not grow with either."""
+"""What is pending and what is under way, counted; at a cost that does not grow with either."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ LIVING: Final = tuple(status for status in Status if status not in TERMINAL)
 class Backlog(msgspec.Struct, frozen=True):
     """How much there is to do."""
 
-    owed: dict[tuple[str, str], int]
+    pending: dict[tuple[str, str], int]
     """Deliveries by handler and state, `pending` or `running`."""
     oldest: dict[str, float]
-    """Since when the oldest of a handler's is owed, in unix seconds."""
+    """Since when the oldest of a handler's is pending, in unix seconds."""
     living: dict[tuple[str, str], int]
     """Predictions by provider and status."""
     held: dict[str, str]
@@ -44,14 +44,14 @@ class BacklogReader:
 
     async def depth(self, providers: Sequence[str]) -> Backlog:
         """Count all of it. Raises StoreUnavailable."""
-        owed: dict[tuple[str, str], int] = {}
+        pending: dict[tuple[str, str], int] = {}
         oldest: dict[str, float] = {}
         for state, query in (("pending", sql.pending), ("running", sql.running)):
             for handler, count, since in await self._store.read(query):
-                owed[handler, state] = count
+                pending[handler, state] = count
                 if since is not None:
                     oldest[handler] = min(since, oldest.get(handler, since))
         rows = await self._store.read(sql.living, list(product(providers, LIVING)))
         held = {row[0]: row[1] for row in await self._store.read(sql.held)}
         living = {(row[0], row[1]): row[2] for row in rows}
-        return Backlog(owed, oldest, living, held)
+        return Backlog(pending, oldest, living, held)

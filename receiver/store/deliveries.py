@@ -69,7 +69,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LostAttempt(msgspec.Struct, frozen=True):
-    """An attempt whose process is gone: its claim was taken back, its delivery is owed again."""
+    """An attempt whose process is gone: its claim was taken back, its delivery is pending again."""
 
     delivery: str
     handler: str
@@ -109,7 +109,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     round: int
     """How often it was replayed."""
     replay_id: str | None
-    """The replay in bulk that owed it last; None: none did, or a replay of one."""
+    """The bulk replay that redelivered it last; None: none did, or a replay of one."""
     reason: str
     created_at: Moment
     due_at: Moment | None
@@ -119,9 +119,9 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplayResult(msgspec.Struct, frozen=True):
-    """How many deliveries of an event are owed again; None: there is no event yet."""
+    """How many deliveries of an event are redelivered; None: there is no event yet."""
 
-    owed: int | None
+    pending: int | None
     handlers: tuple[str, ...] = ()
     erased: bool = False
     """There is nothing left of the event to hand to a handler."""
@@ -170,8 +170,8 @@ def _let_go(predictions: Sequence[str], now: float) -> Steps[None]:
     unended = {row[0] for row in (yield Run(sql.select_unended, rows=[(name,) for name in wanted]))}
     free = [(name,) for name, others in waiting.items() if not others & unended]
     if free:
-        owed = yield Run(sql.stop_waiting, {"now": now}, free)
-        yield Write([], News([(row[0], row[1]) for row in owed]))
+        pending = yield Run(sql.stop_waiting, {"now": now}, free)
+        yield Write([], News([(row[0], row[1]) for row in pending]))
 
 
 def let_go(items: Sequence[tuple[float, str, int]]) -> Steps[list[str]]:
@@ -273,23 +273,23 @@ def _replay_one(item: _Replay) -> Steps[ReplayResult]:
         return ReplayResult(None)
     if known.erased:
         return ReplayResult(0, erased=True)
-    owed = yield from owe_again(
+    pending = yield from redeliver(
         [prediction_id], lambda known, event_type, _: match(known, event_type), now, None
     )
-    return ReplayResult(len(owed), tuple(handler for _, handler in owed))
+    return ReplayResult(len(pending), tuple(handler for _, handler in pending))
 
 
 Choose: TypeAlias = Callable[[CurrentState, str, Mapping[str, str]], Recipients]
-"""Says to whom an event is owed again, given its type and the states of its deliveries by handler.
+"""Names the handlers that get an event again, given its type and its deliveries' states by handler.
 
 Whatever it says, a delivery that is pending or running stays as it is.
 """
 
 
-def owe_again(
+def redeliver(
     predictions: Sequence[str], choose: Choose, now: float, replay_id: str | None
 ) -> Steps[list[tuple[str, str]]]:
-    """Owe the events of predictions again; give the deliveries (id, handler) that are owed now."""
+    """Redeliver the events of predictions; return the deliveries (id, handler) made pending."""
     known = yield from current_states(predictions)
     found = yield Run(sql.select_replayable, rows=[(name,) for name in predictions])
     events: dict[str, tuple[str, dict[str, str]]] = {}
@@ -312,15 +312,15 @@ def owe_again(
     if not rows:
         return []
     made = yield Run(sql.replay_deliveries, {"replay_id": replay_id}, rows)
-    owed = [(row[0], row[1]) for row in made]
-    if owed:
-        yield Run(sql.forget_steps, rows=[(delivery,) for delivery, _ in owed])
+    pending = [(row[0], row[1]) for row in made]
+    if pending:
+        yield Run(sql.forget_steps, rows=[(delivery,) for delivery, _ in pending])
         of_prediction = {row[0]: row[1] for row in rows}
-        routed = sorted({of_prediction[delivery] for delivery, _ in owed})
+        routed = sorted({of_prediction[delivery] for delivery, _ in pending})
         yield Run(sql.mark_matched, rows=[(name,) for name in routed])
         held = {row[0] for row in waiting}
-        yield Write([], News([one for one in owed if one[0] not in held]))
-    return owed
+        yield Write([], News([one for one in pending if one[0] not in held]))
+    return pending
 
 
 def retry(items: Sequence[tuple[str, float]]) -> Steps[list[str | None]]:
@@ -330,13 +330,15 @@ def retry(items: Sequence[tuple[str, float]]) -> Steps[list[str | None]]:
 def _retry_one(item: tuple[str, float]) -> Steps[str | None]:
     wanted, now = item
     params = {"id": wanted, "now": now}
-    owed: list[Row] = []
+    pending: list[Row] = []
     erased = yield Run(sql.select_erased, params)
     if erased and not erased[0][0]:
-        owed = (yield Run(sql.retry_delivery, params)) or (yield Run(sql.hasten_delivery, params))
-    if not owed:
+        pending = (yield Run(sql.retry_delivery, params)) or (
+            yield Run(sql.hasten_delivery, params)
+        )
+    if not pending:
         return None
-    [[delivery, handler]] = owed
+    [[delivery, handler]] = pending
     yield Write([], News([(delivery, handler)]))
     return str(handler)
 

@@ -158,7 +158,7 @@ class DiscardedItems:
         more = len(rows) > limit
         rows = rows[:limit]
         return Page(
-            data=[_undelivered(row) for row in rows],
+            data=[_discarded(row) for row in rows],
             next_cursor=_place(rows[-1]) if more else None,
         )
 
@@ -167,7 +167,7 @@ def _order(row: Row) -> tuple[float, str]:
     return row[-1], row[0]
 
 
-def _undelivered(row: Row) -> DiscardedItem:
+def _discarded(row: Row) -> DiscardedItem:
     _, *columns, first_at, last_at = row
     return DiscardedItem(
         **dict(zip(_COLUMNS, columns, strict=True)),

@@ -1,4 +1,4 @@
-"""What may go, and how: in small pieces, each with all that hangs on it, and never what is owed.
+"""What may go, and how: in small pieces, each with all that hangs on it, and never what is pending.
 
 Candidates are found beside the writer, by walking the predictions in the order of their ids, which
 is that of their creation. Whether one may go is asked again, with its rows held, where it goes.
@@ -124,7 +124,7 @@ def delete_predictions(items: Sequence[DeleteBatch]) -> Steps[list[DeleteResult]
 
 
 def _delete_some(rows: Sequence[Row], before: dict[str, float]) -> Steps[int]:
-    # First held, then asked: whoever owes one of them again has done so by now, or finds none.
+    # First held, then asked: a redelivery of one of them has committed by now, or finds none.
     held = yield Run(sql.hold_predictions, rows=rows)
     deliveries = yield Run(sql.hold_deliveries, rows=held)
     free = {row[0] for row in (yield Run(sql.select_free, before, held))}

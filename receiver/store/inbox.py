@@ -34,7 +34,7 @@ class CurrentState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Recipients(msgspec.Struct, frozen=True):
-    """To whom an event is owed."""
+    """The handlers that an event goes to."""
 
     handlers: tuple[str, ...] = ()
     after: Mapping[str, tuple[str, ...]] = {}
@@ -49,7 +49,7 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     event_type: EventType | None = None
     """Set if, and only if, the verdict is `accepted`."""
-    owed: Recipients = Recipients()
+    recipients: Recipients = Recipients()
 
 
 class IncomingOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +132,7 @@ def _rule(known: dict[str, CurrentState], arrival: IncomingOutcome, batch: _Batc
         status=ruling.status,
         reason=ruling.reason,
         event_id=made,
-        handlers=ruling.owed.handlers,
+        handlers=ruling.recipients.handlers,
         model=before.model,
         provider_id=provider_id,
         seconds=seconds,
@@ -213,11 +213,11 @@ class _Batch:
                 arrival.at,
             )
         )
-        events = self._events if ruling.owed.handlers else self._unmatched
+        events = self._events if ruling.recipients.handlers else self._unmatched
         events.append((arrival.prediction_id, ruling.event_type, arrival.at, arrival.channel))
-        for name in ruling.owed.handlers:
+        for name in ruling.recipients.handlers:
             key = (delivery_id(arrival.prediction_id, name), arrival.prediction_id, name)
-            if after := ruling.owed.after.get(name):
+            if after := ruling.recipients.after.get(name):
                 self._waiting.append((*key, arrival.at, *waiting_row(after, arrival.at)))
             else:
                 self._deliveries.append((*key, arrival.at))
@@ -241,8 +241,8 @@ class _Batch:
             (sql.insert_deliveries, self._deliveries),
             (sql.insert_waiting, self._waiting),
         ]
-        owed = [(row[0], row[2]) for row in self._deliveries]
-        news = News(owed, [row[0] for row in self._ends]) if self._ends else None
+        pending = [(row[0], row[2]) for row in self._deliveries]
+        news = News(pending, [row[0] for row in self._ends]) if self._ends else None
         yield Write([(statement, rows) for statement, rows in batches if rows], news)
         for note in self._notes:
             yield Run(sql.note_prediction, note)

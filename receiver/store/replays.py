@@ -1,7 +1,7 @@
 """Replays in bulk: what was asked for, how many that was, and every step of doing it.
 
 A replay walks the events of a stretch of `seq`, and each step of the walk is one transaction: it
-owes some deliveries, counts them and says where the next step begins. A step that begins elsewhere
+redelivers some, counts them and says where the next step begins. A step that begins elsewhere
 than the last one ended changes nothing, so a replay goes on after any death, by whatever process.
 """
 
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from receiver.store.deliveries import Choose, owe_again
+from receiver.store.deliveries import Choose, redeliver
 from receiver.store.engine import Engine
 from receiver.store.inbox import CurrentState
 from receiver.store.paging import Page, page_of, rfc3339
@@ -56,9 +56,9 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     state: Literal["counted", "running", "done", "canceled"]
     events: int
     matched: int
-    """Deliveries that would have been owed again when it was counted, and their events."""
+    """Deliveries that would have been redelivered when it was counted, and their events."""
     replayed: int
-    """Deliveries that it has owed again so far."""
+    """Deliveries that it has redelivered so far."""
     wanted: dict[str, Any]
     created_at: str
     ended_at: str | None
@@ -114,7 +114,7 @@ class ReplayStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplayStepResult(msgspec.Struct, frozen=True):
-    """What a step did: handlers to whom something is owed, and the replay's state since."""
+    """What a step did: handlers that have something pending, and the replay's state since."""
 
     handlers: tuple[str, ...]
     state: str
@@ -145,12 +145,12 @@ def _take_step(step: ReplayStep) -> Steps[ReplayStepResult]:
     found = yield Run(sql.hold, {"id": step.replay_id})
     if not found or tuple(found[0]) != ("running", step.begin):
         return ReplayStepResult((), found[0][0] if found else "canceled")
-    owed: list[tuple[str, str]] = []
+    pending: list[tuple[str, str]] = []
     if step.predictions:
-        owed = yield from owe_again(step.predictions, step.choose, step.now, step.replay_id)
-    move = {"id": step.replay_id, "next": step.end, "owed": len(owed), "now": step.now}
+        pending = yield from redeliver(step.predictions, step.choose, step.now, step.replay_id)
+    move = {"id": step.replay_id, "next": step.end, "pending": len(pending), "now": step.now}
     [[state]] = yield Run(sql.move, move)
-    return ReplayStepResult(tuple({handler for _, handler in owed}), state)
+    return ReplayStepResult(tuple({handler for _, handler in pending}), state)
 
 
 # --- the noun itself ---
@@ -225,7 +225,7 @@ class Replays:
         return CandidatePage(candidates, end if len(found) < most else candidates[-1].seq)
 
     async def due(self, replay_id: str, now: float, most: int) -> int:
-        """Count, up to `most`, what it has owed that is due and that nobody has begun."""
+        """Count, up to `most`, what it has redelivered that is due and not begun."""
         return (await self._store.read(sql.count_due, id=replay_id, now=now, most=most))[0][0]  # type: ignore[no-any-return]
 
 

@@ -211,12 +211,12 @@ class Run(NamedTuple):
 class News(NamedTuple):
     """What others wait for; it is told with the commit, if there is anybody to be told."""
 
-    owed: Sequence[tuple[str, str]]
+    pending: Sequence[tuple[str, str]]
     """Deliveries that are due from now on: id and handler."""
     ended: Sequence[str] = ()
     """Predictions that have come to their end."""
     over: Sequence[str] = ()
-    """Deliveries that are owed no more, though nobody has run them."""
+    """Deliveries that are pending no more, though nobody has run them."""
 
 
 class Write(NamedTuple):

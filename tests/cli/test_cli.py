@@ -254,8 +254,8 @@ def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) ->
     assert (asked.returncode, asked.stderr) == (1, "receiver: there is nobody to ask: say --yes\n")
     done = receiver("replay", *which, "--yes", cwd=home, **env)
     assert done.returncode == 0, done.stderr
-    assert "1 deliveries of 1 events would be owed again" in done.stdout
-    assert done.stdout.endswith("done: 1 deliveries are owed again\n")
+    assert "1 deliveries of 1 events would be redelivered" in done.stdout
+    assert done.stdout.endswith("done: 1 deliveries redelivered\n")
     replays = json.loads(receiver("replays", "--json", cwd=home, **env).stdout)["data"]
     assert [one["state"] for one in replays[:2]] == ["done", "canceled"]
     assert cell(replays[1]["wanted"]).plain.startswith("since=")
@@ -277,13 +277,13 @@ def test_what_nobody_got_is_listed(world: tuple[Path, dict[str, str]]) -> None:
     httpx.post(f"{env['RECEIVER_URL']}/webhooks/fal/guessed", content=b"{}")
 
     def listed() -> str:
-        return receiver("undelivered", "--kind", "rejected", cwd=home, **env).stdout
+        return receiver("discarded", "--kind", "rejected", cwd=home, **env).stdout
 
     ends = time.monotonic() + PATIENCE
     while "bad_token" not in (shown := listed()):
         assert time.monotonic() < ends, shown
     assert "127.0.0.1" in shown
-    refused = receiver("undelivered", "--kind", "strange", "--json", cwd=home, **env)
+    refused = receiver("discarded", "--kind", "strange", "--json", cwd=home, **env)
     assert (refused.returncode, "kind must be one of" in refused.stderr) == (1, True)
 
 
@@ -464,7 +464,7 @@ def hostile() -> Iterator[str]:
 @pytest.mark.parametrize(
     "line",
     [
-        *("list", "deliveries", "handlers", "undelivered", "replays", "explain x", "show x"),
+        *("list", "deliveries", "handlers", "discarded", "replays", "explain x", "show x"),
         *("tail --count 1", "tail --count 1 --json", "list --json", "pause x", "show refused"),
     ],
 )

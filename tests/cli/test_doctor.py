@@ -262,7 +262,7 @@ async def test_a_good_file_is_good_and_nothing_is_written_beside_it(
     before = state(tmp_path)
     lines = await found(env)
     assert says(lines, "ok", "database:", f"schema {LATEST}", "quick_check ok")
-    assert says(lines, "ok", "backlog: 0 deliveries owed, none dead")
+    assert says(lines, "ok", "backlog: 0 deliveries pending, none dead")
     assert state(tmp_path) == before
 
 
@@ -300,7 +300,7 @@ async def test_a_full_disk_and_a_folder_that_cannot_be_written_are_told(
     assert says(lines, "FAIL", "cannot be written")
 
 
-def owe(number: int, handler: str, state: str, due_at: float | None) -> str:
+def enqueue(number: int, handler: str, state: str, due_at: float | None) -> str:
     digits, ended = f"{number:032x}", "1.0" if state == "dead" else "NULL"
     return (
         "INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at, ended_at) "
@@ -309,15 +309,15 @@ def owe(number: int, handler: str, state: str, due_at: float | None) -> str:
     )
 
 
-async def test_what_is_owed_dead_or_held_back_is_told(env: Env, tmp_path: Path) -> None:
+async def test_what_is_pending_dead_or_held_back_is_told(env: Env, tmp_path: Path) -> None:
     handlers = tmp_path / "mine.py"
     handlers.write_text("from receiver import on\n@on('*', name='mine')\ndef f(event): ...\n")
     make_database(
         env,
-        owe(1, "mine", "pending", time.time() - 3600),
-        owe(2, "gone", "pending", time.time() + 60),
-        owe(3, "mine", "dead", None),
-        owe(4, "resting", "pending", time.time() - 3600),
+        enqueue(1, "mine", "pending", time.time() - 3600),
+        enqueue(2, "gone", "pending", time.time() + 60),
+        enqueue(3, "mine", "dead", None),
+        enqueue(4, "resting", "pending", time.time() - 3600),
         "INSERT INTO handlers (name, paused_at) VALUES ('resting', 1.0)",
         "INSERT INTO handlers (name, open_until, reason) VALUES ('failing', 1.0, 'nobody there')",
     )
@@ -326,14 +326,16 @@ async def test_what_is_owed_dead_or_held_back_is_told(env: Env, tmp_path: Path) 
     assert says(lines, "warn", "backlog: 1 deliveries are overdue by 300 s")
     assert says(lines, "warn", "backlog: resting: paused by hand")
     assert says(lines, "warn", "backlog: failing is held back", "nobody there")
-    assert says(lines, "warn", "handlers: 1 deliveries are owed to gone, which is no handler here")
-    assert not [text for _, text in lines if "owed to mine" in text]
+    assert says(
+        lines, "warn", "handlers: 1 deliveries are pending for gone, which is no handler here"
+    )
+    assert not [text for _, text in lines if "pending for mine" in text]
 
 
 async def test_a_server_is_asked_and_not_changed(env: Env, database: Database) -> None:
     lines = await found({**env, "RECEIVER_DATABASE_URL": database.url})
     assert says(lines, "ok", "database:", "PostgreSQL", f"schema {LATEST}")
-    assert says(lines, "ok", "backlog: 0 deliveries owed")
+    assert says(lines, "ok", "backlog: 0 deliveries pending")
     assert says(lines, "ok", "clock: the database server's clock agrees")
 
 
@@ -386,7 +388,7 @@ WELL: Final = Server(
     may_create=True,
     closed=[],
     queue=f"pgqueuer {installed('pgqueuer')}",
-    backlog=Backlog(owed={}, dead=0, unattended=0, unasked=0, paused=[], failing={}),
+    backlog=Backlog(pending={}, dead=0, unattended=0, unasked=0, paused=[], failing={}),
 )
 
 
@@ -875,7 +877,7 @@ def test_the_command_is_for_people_and_for_scripts(env: Env, tmp_path: Path) -> 
     assert strict.result().returncode == 2
     told = json.loads(strict.result().stdout)
     assert told["worst"] == "warn"
-    assert {"level", "name", "says", "mend"} == set(told["data"][0])
+    assert {"level", "name", "says", "fix"} == set(told["data"][0])
     assert failed.result().returncode == 1
     assert "FAIL  secrets: RECEIVER_SECRET_KEY repeats itself" in failed.result().stdout
 

@@ -66,8 +66,8 @@ def test_it_counts_asks_begins_and_shows_how_far_it_is() -> None:
     paths = ["", "/rep_1/start", "/rep_1", "/rep_1"]
     assert [path for path, _ in api.asked] == [f"/v1/replays{path}" for path in paths]
     assert api.asked[0][1] == WANTED
-    assert terminal.said[0] == "rep_1: 9 deliveries of 4 events would be owed again"
-    assert terminal.said[-1] == "done: 9 deliveries are owed again"
+    assert terminal.said[0] == "rep_1: 9 deliveries of 4 events would be redelivered"
+    assert terminal.said[-1] == "done: 9 deliveries redelivered"
     assert terminal.shown == [(5, 9), (5, 9), (9, 9)]
 
 
@@ -86,7 +86,7 @@ def test_an_interrupt_offers_to_cancel() -> None:
     api = Api({}, RUNNING, {"state": "canceled", "replayed": 6})
     terminal = Terminal(True, True)
     assert replay(api, terminal, WANTED, interrupt)["replayed"] == 6
-    assert terminal.said[-1] == "canceled: 6 deliveries are owed again"
+    assert terminal.said[-1] == "canceled: 6 deliveries redelivered"
 
 
 def test_an_interrupt_may_leave_it_at_work() -> None:

@@ -79,7 +79,7 @@ class Submits:
 
 
 class Dispatching:
-    """One receiver's store and handlers, and how to owe them something."""
+    """One receiver's store and handlers, and how to give them deliveries."""
 
     def __init__(
         self,
@@ -123,8 +123,8 @@ class Dispatching:
             breaker=self.breaker,
         )
 
-    async def owe(self, *handlers: str, metadata: dict[str, Any] | None = None) -> str:
-        """End a new prediction, and wake whoever is owed its event; give its id."""
+    async def enqueue(self, *handlers: str, metadata: dict[str, Any] | None = None) -> str:
+        """End a new prediction, and wake those that get its event; give its id."""
         self._count += 1
         prediction_id = f"pred_{self._count:032d}"
         names = handlers or tuple(self.registry.handlers)
@@ -172,8 +172,10 @@ class Dispatching:
 
     async def replay(self, prediction_id: str) -> None:
         names = list(self.registry.handlers)
-        owed = Recipients(tuple(names), self.registry.waiting(names))
-        replayed = await self.store.deliveries.replay(prediction_id, lambda *_: owed, self.clock())
+        recipients = Recipients(tuple(names), self.registry.waiting(names))
+        replayed = await self.store.deliveries.replay(
+            prediction_id, lambda *_: recipients, self.clock()
+        )
         self.dispatch.wake(replayed.handlers)
 
 
@@ -183,7 +185,7 @@ def _succeeded(handlers: Sequence[str], after: Mapping[str, tuple[str, ...]]) ->
         status=Status.SUCCEEDED,
         reason="",
         event_type="prediction.succeeded",
-        owed=Recipients(tuple(handlers), after),
+        recipients=Recipients(tuple(handlers), after),
     )
 
 

@@ -1,4 +1,4 @@
-"""The gate before a lane: shut by hand or by a run of failures, and nothing owed is lost."""
+"""The gate before a lane: shut by hand or by a run of failures, and nothing pending is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENT: Final = Retry(attempts=1000, base=0.01, cap=0.01)
 
 
 class Service:
-    """What the handler of a test calls: it is down until it is mended."""
+    """What the handler of a test calls: it is down until it is fixed."""
 
     def __init__(self) -> None:
         self.down: Exception | None = ConnectionError("nobody there")
@@ -55,8 +55,8 @@ def handler_of(service: Service, **options: Any) -> Callable[..., Any]:
     return post
 
 
-async def owed(station: Dispatching, count: int) -> list[str]:
-    return [await station.owe("post") for _ in range(count)]
+async def pending(station: Dispatching, count: int) -> list[str]:
+    return [await station.enqueue("post") for _ in range(count)]
 
 
 def said(logged: Logged, event: str) -> list[Any]:
@@ -68,7 +68,7 @@ async def test_after_a_run_of_failures_deliveries_wait_and_one_is_tried(
 ) -> None:
     service = Service()
     async with dispatching(place, handler_of(service, concurrency=4), breaker=BREAKER) as station:
-        names = await owed(station, 12)
+        names = await pending(station, 12)
         await eventually(lambda: said(logged, "handler.held"))
         [line] = said(logged, "handler.held")
         assert line["log_level"] == "warning"
@@ -102,7 +102,7 @@ async def test_one_delivery_that_is_poison_shuts_out_no_other(place: Path | Data
             await service.call(event)
 
     async with dispatching(place, post, breaker=BREAKER) as station:
-        poison = await station.owe("post", metadata={"poison": True})
+        poison = await station.enqueue("post", metadata={"poison": True})
         assert (await station.ends(poison, "post")).state == "dead"
         assert service.calls == 30
         assert await station.gates.all() == {}
@@ -115,7 +115,7 @@ async def test_what_a_handler_decides_is_no_trouble_of_its_own(
     service = Service()
     service.down = decision
     async with dispatching(place, handler_of(service), breaker=BREAKER) as station:
-        await owed(station, 8)
+        await pending(station, 8)
         await eventually(lambda: service.calls >= 8)
         assert await station.gates.all() == {}
 
@@ -124,7 +124,7 @@ async def test_without_a_breaker_all_is_tried(place: Path | Database) -> None:
     service = Service()
     never = BreakerPolicy(failures=None)
     async with dispatching(place, handler_of(service), breaker=never) as station:
-        await owed(station, 10)
+        await pending(station, 10)
         await eventually(lambda: service.calls > 50)
         assert await station.gates.all() == {}
 
@@ -135,7 +135,7 @@ async def test_without_a_breaker_an_open_gate_is_none(place: Path | Database) ->
     function, never = handler_of(service, concurrency=4), BreakerPolicy(failures=None)
     async with dispatching(place, function, breaker=never, start=False) as station:
         await station.gates.open("post", station.clock(), station.clock() + 3600, "it was down")
-        names = await owed(station, 4)
+        names = await pending(station, 4)
         await station.dispatch.start()
         await eventually(lambda: service.calls > 20)
         service.down = None
@@ -156,19 +156,19 @@ async def test_a_success_ends_a_run(place: Path | Database) -> None:
             raise ConnectionError
 
     async with dispatching(place, post, breaker=BREAKER) as station:
-        for name in await owed(station, 6):
+        for name in await pending(station, 6):
             await station.ends(name, "post", "done")
         assert calls == 6 * RUN
         assert await station.gates.all() == {}
 
 
-async def test_a_paused_handler_is_owed_all_and_runs_nothing(place: Path | Database) -> None:
+async def test_a_paused_handler_keeps_all_and_runs_nothing(place: Path | Database) -> None:
     service = Service()
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
         await station.gates.pause("post", station.clock())
         await station.dispatch.start()
-        names = await owed(station, 5)
+        names = await pending(station, 5)
         loop = asyncio.get_running_loop()
         await station.dispatch.drain(loop.time() + 5, loop.time() + 4)
         assert service.calls == 0
@@ -187,12 +187,12 @@ async def test_a_pause_outlives_the_process(place: Path | Database, logged: Logg
     async with dispatching(place, handler_of(service)) as station:
         await station.gates.pause("post", station.clock())
         station.dispatch.gates_changed()
-        name = await station.owe("post")
+        name = await station.enqueue("post")
         other = station.another("other")
         await other.start()
         try:
             [line] = said(logged, "handler.waiting")
-            assert (line["handler"], line["state"], line["owed"]) == ("post", "paused", 1)
+            assert (line["handler"], line["state"], line["pending"]) == ("post", "paused", 1)
             assert (await station.delivery(name, "post")).state == "pending"
             await station.gates.resume("post")  # told to nobody: they look again by themselves
             await station.ends(name, "post", "done")
@@ -210,7 +210,7 @@ async def test_of_two_processes_one_tries(
         other = station.another("other")
         await other.start()
         try:
-            names = await owed(station, 10)
+            names = await pending(station, 10)
             await eventually(lambda: service.at_once == 0 and service.calls > 5)
 
             async def is_open() -> bool:
@@ -254,7 +254,7 @@ async def test_a_start_tries_again_at_once(place: Path | Database, in_a_probe: b
         await station.gates.open("post", now, now if in_a_probe else now + 3600, "")
         if in_a_probe:  # of a process that was killed over it
             assert await station.gates.probe("post", now, now + 3600)
-        name = await station.owe("post")
+        name = await station.enqueue("post")
         await station.dispatch.start()
         try:
             await station.ends(name, "post", "done")
@@ -278,7 +278,7 @@ async def test_a_probe_that_tells_nothing_is_followed_by_another(
     async with dispatching(place, post, start=False) as station:
         now = station.clock()
         await station.gates.open("post", now, now + 3600, "it was down")
-        names = await owed(station, 3)
+        names = await pending(station, 3)
         await station.dispatch.start()
         try:
 
@@ -305,7 +305,7 @@ async def test_a_probe_that_the_disk_cut_short_is_followed_by_another(
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
         await station.gates.open("post", station.clock(), station.clock() + 3600, "it was down")
-        names = await owed(station, 2)
+        names = await pending(station, 2)
         troubles: dict[str, list[Exception]] = {name: [StoreUnavailable("full")] for name in away}
         gates: Any = Unsteady(station.gates, **troubles)
         station.gates = gates
@@ -331,7 +331,7 @@ async def test_a_stop_gives_its_probe_back(place: Path | Database) -> None:
     pace = Timing(beat=0.05, nap=0.2, drain=0.05)
     async with dispatching(place, post, pace=pace, start=False) as station:
         await station.gates.open("post", station.clock(), station.clock() + 3600, "it was down")
-        await station.owe("post")
+        await station.enqueue("post")
         await station.dispatch.start()
         async with asyncio.timeout(PATIENCE):
             await begun.wait()
@@ -370,7 +370,7 @@ async def test_a_short_run_may_be_enough(place: Path | Database, most: int) -> N
     service = Service()
     short = BreakerPolicy(failures=most, first_wait=3600)
     async with dispatching(place, handler_of(service), breaker=short) as station:
-        await owed(station, most)
+        await pending(station, most)
 
         async def is_open() -> bool:
             return (await station.gates.all())["post"].reason == "ConnectionError: nobody there"

@@ -1,4 +1,4 @@
-"""Handlers run from what the store owes, each in a lane that shares nothing with another's."""
+"""Handlers run from what is pending in the store, each in a lane that shares nothing with another's."""
 
 import asyncio
 import threading
@@ -30,7 +30,7 @@ def named(logged: Logged, event: str) -> list[MutableMapping[str, Any]]:
     return [line for line in logged if line["event"] == event]
 
 
-async def test_an_owed_event_reaches_its_handlers_whether_async_or_plain(place: Place) -> None:
+async def test_a_pending_event_reaches_its_handlers_whether_async_or_plain(place: Place) -> None:
     seen: list[tuple[str, str]] = []
 
     async def on_the_loop(event: Event, ctx: Context) -> None:
@@ -48,7 +48,7 @@ async def test_an_owed_event_reaches_its_handlers_whether_async_or_plain(place: 
 
     functions = [on(name=f.__name__)(f) for f in (on_the_loop, in_a_thread, makes_a_coroutine)]
     async with dispatching(place, *functions) as running:
-        prediction = await running.owe()
+        prediction = await running.enqueue()
         for function in functions:
             delivery = await running.ends(prediction, function.__name__)
             assert (delivery.state, delivery.attempts, delivery.reason) == ("done", 1, "")
@@ -159,7 +159,7 @@ async def test_whatever_a_handler_raises_ends_its_attempt_and_nothing_else(
 
     fails = on(name="fails", retry=Retry(attempts=2))(make(error))
     async with dispatching(place, fails, on(name="neighbour")(neighbour)) as running:
-        prediction = await running.owe()
+        prediction = await running.enqueue()
         delivery = await running.ends(prediction, "fails")
         assert (await running.ends(prediction, "neighbour")).state == "done"
     assert delivery.state == state
@@ -174,7 +174,7 @@ async def test_what_a_handler_skips_is_no_trouble(place: Place, logged: Logged) 
         raise Skip("not mine")
 
     async with dispatching(place, on(name="picky")(picky)) as running:
-        await running.ends(await running.owe(), "picky")
+        await running.ends(await running.enqueue(), "picky")
         await eventually(lambda: named(logged, "handler.attempt"))
     [line] = named(logged, "handler.attempt")
     assert (line["log_level"], line["result"], line["reason"]) == ("info", "skip", "not mine")
@@ -189,7 +189,7 @@ async def test_a_handler_is_tried_again_until_it_succeeds(place: Place, logged: 
             raise RuntimeError("not yet")
 
     async with dispatching(place, on(name="flaky")(flaky)) as running:
-        delivery = await running.ends(await running.owe(), "flaky")
+        delivery = await running.ends(await running.enqueue(), "flaky")
     assert attempts == [1, 2, 3]
     assert [attempt["result"] for attempt in delivery.history] == ["error", "error", "done"]
     assert [attempt["number"] for attempt in delivery.history] == [1, 2, 3]
@@ -207,7 +207,7 @@ async def test_the_policy_of_the_app_bounds_what_a_handler_does_not(place: Place
         raise RuntimeError("never")
 
     async with dispatching(place, on(name="hopeless")(hopeless)) as running:
-        delivery = await running.ends(await running.owe(), "hopeless")
+        delivery = await running.ends(await running.enqueue(), "hopeless")
     assert (delivery.state, len(delivery.history)) == ("dead", POLICY.attempts)
 
 
@@ -221,7 +221,7 @@ async def test_a_handler_says_when_to_come_again(place: Place) -> None:
             raise Retry("rate limited", after=3600)
 
     async with dispatching(place, on(name="patient")(patient)) as running:
-        prediction = await running.owe()
+        prediction = await running.enqueue()
         await eventually(lambda: calls == [1])
         delivery = await running.ends(prediction, "patient", "pending")
         assert delivery.reason == "rate limited"
@@ -248,7 +248,7 @@ async def test_no_more_attempts_of_a_handler_run_at_once_than_it_allows(place: P
         now.discard(event.id)
 
     async with dispatching(place, on(name="narrow", concurrency=3)(narrow)) as running:
-        predictions = [await running.owe() for _ in range(12)]
+        predictions = [await running.enqueue() for _ in range(12)]
         for prediction in predictions:
             await running.ends(prediction, "narrow")
     assert max(most) == 3
@@ -280,7 +280,7 @@ async def test_a_handler_that_hangs_or_fails_delays_nobody_else(place: Place) ->
         on(name="quick", concurrency=1)(quick),
     ]
     async with dispatching(place, *functions) as running:
-        predictions = [await running.owe() for _ in range(20)]
+        predictions = [await running.enqueue() for _ in range(20)]
         for prediction in predictions:
             assert (await running.ends(prediction, "quick")).state == "done"
         states = {(await running.delivery(predictions[-1], name)).state for name in ("blocks",)}
@@ -306,7 +306,7 @@ async def test_an_attempt_that_takes_too_long_is_cancelled_and_tried_again(place
             raise
 
     async with dispatching(place, on(name="slow", timeout=0.02)(slow)) as running:
-        delivery = await running.ends(await running.owe(), "slow")
+        delivery = await running.ends(await running.enqueue(), "slow")
     assert canceled == [1]
     assert [a["result"] for a in delivery.history] == ["timeout", "done"]
     assert delivery.history[0]["reason"] == "longer than 0.02 s"
@@ -337,12 +337,12 @@ async def test_a_handler_that_will_not_end_keeps_its_place_and_only_that(
         stubborn if plain else deaf
     )
     async with dispatching(place, function, on(name="quick")(quick)) as running:
-        first = await running.owe()
+        first = await running.enqueue()
         delivery = await running.ends(first, "stuck")
         assert (delivery.state, delivery.history[0]["result"]) == ("dead", "timeout")
         await eventually(lambda: named(logged, "handler.stuck"))
 
-        second = await running.owe()
+        second = await running.enqueue()
         assert (await running.ends(second, "quick")).state == "done"
         assert (await running.delivery(second, "stuck")).state == "pending"
         assert len(calls) == 1
@@ -377,7 +377,7 @@ async def test_a_step_is_done_once_over_retries_and_again_after_a_replay(
             raise RuntimeError
 
     async with dispatching(place, on(name="posts")(at_once if plain else later)) as running:
-        prediction = await running.owe()
+        prediction = await running.enqueue()
         await running.ends(prediction, "posts")
         assert [attempt for attempt, _, _ in seen] == [1, 2, 3]
         assert [result for _, result, _ in seen] == [{"message": 1, "text": "\u0000é"}] * 3
@@ -405,7 +405,7 @@ async def test_a_step_that_fails_is_not_remembered(place: Place) -> None:
         await ctx.once("nothing", lambda: None)
 
     async with dispatching(place, on(name="careful")(careful)) as running:
-        assert (await running.ends(await running.owe(), "careful")).state == "done"
+        assert (await running.ends(await running.enqueue(), "careful")).state == "done"
     assert len(tries) == 2
 
 
@@ -433,7 +433,7 @@ async def test_a_step_whose_result_cannot_be_kept_is_not_done_again(
             raise RuntimeError
 
     async with dispatching(place, on(name="careless")(careless)) as running:
-        assert (await running.ends(await running.owe(), "careless")).attempts == 2
+        assert (await running.ends(await running.enqueue(), "careless")).attempts == 2
     assert len(posts) == 1
     assert [line["step"] for line in named(logged, "step.unkept")] == ["post"]
 
@@ -454,7 +454,7 @@ async def test_the_next_prediction_is_submitted_once_over_retries(place: Place) 
     async with dispatching(
         place, on(name="chain")(chain), on(name="chain_in_thread")(chain_in_thread)
     ) as running:
-        prediction = await running.owe("chain", metadata={"kind": "avatar"})
+        prediction = await running.enqueue("chain", metadata={"kind": "avatar"})
         await running.ends(prediction, "chain")
         assert made == ["pred_next_0", "pred_next_1"] * 3
         assert len(running.submits.made) == 2
@@ -469,14 +469,14 @@ async def test_the_next_prediction_is_submitted_once_over_retries(place: Place) 
         assert len(running.submits.made) == 5
 
 
-async def test_what_was_owed_before_the_start_is_run(place: Place) -> None:
+async def test_what_was_pending_before_the_start_is_run(place: Place) -> None:
     seen: list[str] = []
 
     def catch_up(event: Event) -> None:
         seen.append(event.id)
 
     async with dispatching(place, on(name="catch_up")(catch_up), start=False) as running:
-        predictions = [await running.owe() for _ in range(3)]
+        predictions = [await running.enqueue() for _ in range(3)]
         await running.dispatch.start()
         for prediction in predictions:
             await running.ends(prediction, "catch_up")
@@ -490,25 +490,25 @@ async def test_a_lane_that_nobody_woke_looks_by_itself(place: Place) -> None:
 
     async with dispatching(place, on(name="alone")(alone)) as running:
         running.dispatch, ours = running.another("nobody"), running.dispatch
-        prediction = await running.owe()  # and wakes the one that does not run
+        prediction = await running.enqueue()  # and wakes the one that does not run
         assert (await running.ends(prediction, "alone")).state == "done"
         running.dispatch = ours
 
 
-async def test_a_delivery_whose_handler_is_gone_stays_owed_and_is_reported(
+async def test_a_delivery_whose_handler_is_gone_stays_pending_and_is_reported(
     place: Place, logged: Logged
 ) -> None:
     def known(_: Event) -> None:
         return
 
     async with dispatching(place, on(name="known")(known), start=False) as running:
-        prediction = await running.owe("known", "gone")
+        prediction = await running.enqueue("known", "gone")
         await running.dispatch.start()
         running.dispatch.wake(("gone",))
         await running.ends(prediction, "known")
         await running.dispatch.stop()
         assert (await running.delivery(prediction, "gone")).state == "pending"
-    assert [(line["handler"], line["owed"]) for line in named(logged, "handler.missing")] == [
+    assert [(line["handler"], line["pending"]) for line in named(logged, "handler.missing")] == [
         ("gone", 1)
     ]
 
@@ -522,11 +522,11 @@ async def test_a_stop_lets_running_handlers_end(place: Place) -> None:
 
     async with dispatching(place, on(name="finishing")(finishing), start=False) as running:
         await running.dispatch.start()
-        prediction = await running.owe()
+        prediction = await running.enqueue()
         async with asyncio.timeout(PATIENCE):
             await begun.wait()
         stopping = asyncio.create_task(running.dispatch.stop())
-        later = await running.owe()
+        later = await running.enqueue()
         may_end.set()
         await stopping
         assert (await running.delivery(prediction, "finishing")).state == "done"
@@ -551,7 +551,7 @@ async def test_a_stop_gives_back_what_does_not_end_with_its_attempt(
     pace = Timing(beat=0.05, nap=0.2, drain=0.05)
     async with dispatching(place, on(name="endless")(endless), pace=pace, start=False) as running:
         await running.dispatch.start()
-        prediction = await running.owe()
+        prediction = await running.enqueue()
         async with asyncio.timeout(PATIENCE):
             await begun.wait()
         await running.dispatch.stop()
@@ -577,7 +577,7 @@ async def test_a_thread_that_does_not_end_does_not_hold_up_the_stop(place: Place
 
     pace = Timing(beat=0.05, nap=0.2, drain=0.05)
     async with dispatching(place, on(name="endless")(endless), pace=pace) as running:
-        await running.owe()
+        await running.enqueue()
         await eventually(begun.is_set)
     may_end.set()
 
@@ -591,7 +591,7 @@ async def test_what_a_killed_owner_held_is_run_by_another(place: Place) -> None:
 
     pace = Timing(lease=0.1, beat=0.05, nap=0.2)
     async with dispatching(place, on(name="careful")(careful), pace=pace, start=False) as running:
-        prediction = await running.owe()
+        prediction = await running.enqueue()
         now = running.clock()
         wish = ClaimRequest(handler="careful", owner="dead", most=1, now=now, lease_until=now + 0.2)
         assert len((await running.store.claim(wish)).claims) == 1
@@ -614,7 +614,7 @@ async def test_a_delivery_that_kills_its_process_again_and_again_ends_dead(
 
     function = on(name="deadly", retry=Retry(attempts=attempts))(deadly)
     async with dispatching(place, function, start=False) as running:
-        prediction = await running.owe()
+        prediction = await running.enqueue()
         for life in range(losses):
             now = running.clock()
             wish = ClaimRequest(
@@ -646,7 +646,7 @@ async def test_a_store_that_is_away_is_asked_again(place: Place, name: str) -> N
             "me too", store=Unsteady(running.store, **{name: troubles})
         )
         await dispatch.start()
-        delivery = await running.ends(await running.owe(), "steady")
+        delivery = await running.ends(await running.enqueue(), "steady")
         await eventually(lambda: not troubles)
         await dispatch.stop()
     assert calls == [1]
@@ -677,7 +677,7 @@ async def test_a_place_that_is_freed_during_a_claim_is_taken_at_once(place: Plac
     function = on(name="steps", concurrency=2)(steps)
     async with dispatching(place, function, pace=pace, start=False) as running:
         for _ in range(4):
-            await running.owe()
+            await running.enqueue()
         dispatch = running.another("me too", store=Slow(running.store))
         await dispatch.start()
         async with asyncio.timeout(PATIENCE):
@@ -697,7 +697,7 @@ async def test_a_lane_outlives_what_it_cannot_read(place: Place, logged: Logged)
         store = Unsteady(running.store, claim=[ValueError("a row that makes no sense")])
         dispatch = running.another("me too", store=store)
         await dispatch.start()
-        assert (await running.ends(await running.owe(), "steady")).state == "done"
+        assert (await running.ends(await running.enqueue(), "steady")).state == "done"
         await dispatch.stop()
     assert [line["handler"] for line in named(logged, "task.failed")] == ["steady"]
 
@@ -710,7 +710,7 @@ async def test_a_settlement_that_cannot_be_made_is_reported(place: Place, logged
         store = Unsteady(running.store, settle=[ValueError("odd")])
         dispatch = running.another("me too", store=store)
         await dispatch.start()
-        prediction = await running.owe()
+        prediction = await running.enqueue()
         await eventually(lambda: named(logged, "task.failed"))
         await dispatch.stop()  # gives the claim back
         assert (await running.delivery(prediction, "steady")).state == "pending"
@@ -734,7 +734,7 @@ async def test_an_attempt_whose_claim_was_lost_says_so_and_settles_nothing(
         await may_end.wait()
 
     async with dispatching(place, on(name="slow")(slow)) as running:
-        prediction = await running.owe()
+        prediction = await running.enqueue()
         async with asyncio.timeout(PATIENCE):
             await begun.wait()
         await running.store.recover("somebody else", running.clock() + 3600)
@@ -770,7 +770,7 @@ async def test_leases_are_renewed_and_a_blocked_loop_is_reported(
     ) as running:
         dispatch = running.another("me too", store=Counting(running.store))
         await dispatch.start()
-        delivery = await running.ends(await running.owe(), "blocks_the_loop")
+        delivery = await running.ends(await running.enqueue(), "blocks_the_loop")
         await dispatch.stop()
     assert delivery.state == "done"
     assert len(beats) >= 4
@@ -816,7 +816,7 @@ async def test_a_handler_finishes_its_steps_though_its_thread_outlives_the_loop(
         async def main() -> None:
             pace = Timing(beat=0.05, nap=0.2, drain=0.01)
             async with dispatching(place, on(name="late")(late), pace=pace) as running:
-                await running.owe()
+                await running.enqueue()
                 await eventually(begun.is_set)
 
         asyncio.run(main())
@@ -844,7 +844,7 @@ async def test_a_handler_comes_after_another_and_nobody_else_waits(place: Place)
         order.append("log")
 
     async with dispatching(place, post, save, log) as running:
-        prediction = await running.owe()
+        prediction = await running.enqueue()
         await running.ends(prediction, "log")
         assert order == ["log"]
         waiting = await running.delivery(prediction, "post")
@@ -870,7 +870,7 @@ def _generator(_: Event) -> Any:
 @pytest.mark.parametrize("handler", [_list_of_work, _work, _generator])
 async def test_what_was_returned_and_not_run_is_no_success(place: Place, handler: Any) -> None:
     async with dispatching(place, on(name="h", retry=Retry(attempts=1))(handler)) as running:
-        delivery = await running.ends(await running.owe(), "h")
+        delivery = await running.ends(await running.enqueue(), "h")
     assert (delivery.state, "which nothing runs" in delivery.reason) == ("dead", True)
 
 
@@ -900,7 +900,7 @@ async def test_no_handler_can_break_the_http_client_of_another(place: Place) -> 
     async with dispatching(place, *handlers, start=False) as running:
         running.http._transport = httpx.MockTransport(answer)  # noqa: SLF001 - instead of a network
         await running.dispatch.start()
-        prediction = await running.owe()
+        prediction = await running.enqueue()
         assert (await running.ends(prediction, "uses")).state == "done"
         assert (await running.ends(prediction, "breaks")).state == "done"
         await running.dispatch.stop()
@@ -917,5 +917,5 @@ async def test_what_a_handler_adds_is_bounded(place: Place) -> None:
         await ctx.annotate(b="x" * 200_000)
 
     async with dispatching(place, on(name="adds", retry=Retry(attempts=1))(adds)) as running:
-        delivery = await running.ends(await running.owe(), "adds")
+        delivery = await running.ends(await running.enqueue(), "adds")
     assert (delivery.state, "the metadata has 400,0" in delivery.reason) == ("dead", True)

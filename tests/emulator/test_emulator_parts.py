@@ -52,10 +52,10 @@ def test_a_held_callback_goes_out_once() -> None:
 def test_more_callbacks_than_workers_are_all_tried() -> None:
     async def scenario() -> None:
         courier = Courier(Timers(), 1)
-        owed = [prediction(callback_url="mailto:nobody") for _ in range(AT_ONCE + 10)]
-        for one in owed:
+        pending = [prediction(callback_url="mailto:nobody") for _ in range(AT_ONCE + 10)]
+        for one in pending:
             courier.send(Callback(one, b"", dict, Options().eachlabs_callbacks))
-        for one in owed:
+        for one in pending:
             await one.until(lambda p: bool(p.callback_attempts))
         await courier.close()
 

@@ -237,7 +237,7 @@ def test_it_falls_back_on_the_policy_where_it_is_told_nonsense(
 
 
 @pytest.mark.parametrize("status", [301, 400, 404, 500])
-def test_what_may_be_mended_is_tried_again(forward: Forward, status: int) -> None:
+def test_what_may_be_fixed_is_tried_again(forward: Forward, status: int) -> None:
     with serving((status, {}, b""), OK) as server:
         kit = forward(server.url)
         delivered = kit.deliver(make_event())

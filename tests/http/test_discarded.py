@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 
 async def listed(station: Station, query: str = "") -> list[dict[str, Any]]:
-    answer = await station.http.get(f"/v1/undelivered?{query}")
+    answer = await station.http.get(f"/v1/discarded?{query}")
     assert answer.status_code == 200, answer.text
     return list(answer.json()["data"])
 
@@ -45,9 +45,9 @@ async def test_all_that_nobody_got_is_there_with_its_reason(start: Start) -> Non
             "rejected": 4,
             "late": 1,
             "duplicate": 2,
-            "unrouted": 1,
+            "unmatched": 1,
         }
-        for kind in ("late", "duplicate", "unrouted"):
+        for kind in ("late", "duplicate", "unmatched"):
             assert by_kind[kind]["prediction_id"] == sent.prediction_id
             assert by_kind[kind]["event_id"] == f"evt_{sent.prediction_id[5:]}"
         assert by_kind["rejected"]["source"] == STRANGER[0]
@@ -55,8 +55,8 @@ async def test_all_that_nobody_got_is_there_with_its_reason(start: Start) -> Non
         [at_fal] = await listed(station, "kind=rejected&provider=fal")
         assert (at_fal["reason"], at_fal["times"]) == ("bad_token", 1)
 
-        first = (await station.http.get("/v1/undelivered?limit=2")).json()
-        rest = f"/v1/undelivered?limit=100&cursor={first['next_cursor']}"
+        first = (await station.http.get("/v1/discarded?limit=2")).json()
+        rest = f"/v1/discarded?limit=100&cursor={first['next_cursor']}"
         second = (await station.http.get(rest)).json()
         assert [*first["data"], *second["data"]] == seen
         assert second["next_cursor"] is None
@@ -76,14 +76,14 @@ async def test_all_that_nobody_got_is_there_with_its_reason(start: Start) -> Non
 )
 async def test_what_makes_no_sense_is_refused(start: Start, query: str, on_sqlite: None) -> None:  # noqa: ARG001
     async with start() as station:
-        answer = await station.http.get(f"/v1/undelivered?{query}")
+        answer = await station.http.get(f"/v1/discarded?{query}")
         assert (answer.status_code, answer.json()["type"]) == (
             422,
             "urn:receiver:problem:invalid-request",
         )
 
 
-async def test_the_first_of_each_sort_of_unrouted_events_is_warned_of(
+async def test_the_first_of_each_sort_of_unmatched_events_is_warned_of(
     start: Start,
     logged: Logged,
     on_sqlite: None,  # noqa: ARG001
@@ -94,7 +94,7 @@ async def test_the_first_of_each_sort_of_unrouted_events_is_warned_of(
             await station.push(sent, ok=number < 2)
         other = await station.submitted("eachlabs", "another model", model="other")
         await station.push(other)
-    warned = [line for line in logged if line["event"] == "event.unrouted"]
+    warned = [line for line in logged if line["event"] == "event.unmatched"]
     assert [(line["model"], line["type"]) for line in warned] == [
         ("nano-banana", "prediction.succeeded"),
         ("nano-banana", "prediction.failed"),
@@ -109,10 +109,10 @@ async def test_a_flood_of_strangers_is_one_write_when_we_stop(start: Start) -> N
     async with start() as station:
         [one] = await listed(station, "kind=rejected")
         assert (one["times"], one["source"], one["prediction_id"]) == (300, STRANGER[0], None)
-        answer = await station.world.get("/v1/undelivered")
+        answer = await station.world.get("/v1/discarded")
         assert answer.status_code == 401
         key = {"authorization": f"Bearer {API_KEY}"}
-        assert (await station.world.get("/v1/undelivered", headers=key)).status_code == 200
+        assert (await station.world.get("/v1/discarded", headers=key)).status_code == 200
 
 
 class Shelf:

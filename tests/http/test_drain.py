@@ -163,7 +163,7 @@ async def test_what_is_due_for_a_look_is_asked_about(start: Start, network: Netw
         network.always("fal.poll", ENDS["fal.poll"])
         station.edit("UPDATE predictions SET due_at = 1")
         found = await drained(station, 20)
-        # The process looks too; whoever does, the outcomes and what they owe are seen to.
+        # The process looks too; whoever does, the outcomes and their deliveries are seen to.
         assert found["polls"] <= 3
         for prediction_id in ids:
             await station.until(prediction_id, "succeeded")

@@ -1,4 +1,4 @@
-"""`/v1/handlers`: who handles events, what each is owed; pause and resume."""
+"""`/v1/handlers`: who handles events, what is pending for each; pause and resume."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def post(station: Station, name: str, command: str) -> Any:
     return await station.http.post(f"/v1/handlers/{name}/{command}")
 
 
-async def test_a_handler_is_paused_owed_and_resumed(start: Start, logged: Logged) -> None:
+async def test_a_handler_is_paused_given_work_and_resumed(start: Start, logged: Logged) -> None:
     name = "files.py%3Agreet%2Fall"
     async with start(greet) as station:
         assert await states(station) == {
@@ -38,7 +38,7 @@ async def test_a_handler_is_paused_owed_and_resumed(start: Start, logged: Logged
                 "name": "files.py:greet/all",
                 "state": "running",
                 "registered": True,
-                "owed": 0,
+                "pending": 0,
                 "paused_at": None,
                 "open_until": None,
                 "reason": "",
@@ -58,7 +58,7 @@ async def test_a_handler_is_paused_owed_and_resumed(start: Start, logged: Logged
         assert [row["held"] for row in explained.json()["handlers"]] == ["paused"]
         assert ran == []
     async with start(greet) as station:
-        assert (await states(station))["files.py:greet/all"]["owed"] == 1
+        assert (await states(station))["files.py:greet/all"]["pending"] == 1
         assert (await post(station, name, "resume")).json()["state"] == "running"
         await eventually(lambda: ran == [sent.prediction_id])
     said = [line["event"] for line in logged if str(line["event"]).startswith("handler.")]
@@ -66,12 +66,14 @@ async def test_a_handler_is_paused_owed_and_resumed(start: Start, logged: Logged
     assert {"handler.waiting", "handler.resumed"} <= set(said)
 
 
-async def test_what_is_owed_to_nobody_here_is_listed_and_nobody_is_made_up(start: Start) -> None:
+async def test_what_is_pending_for_nobody_here_is_listed_and_nobody_is_made_up(
+    start: Start,
+) -> None:
     async with start(greet, dispatch=False) as station:
         await station.push(await station.submitted("eachlabs"))
     async with start() as station:
         found = (await states(station))["files.py:greet/all"]
-        assert (found["registered"], found["owed"]) == (False, 1)
+        assert (found["registered"], found["pending"]) == (False, 1)
         for command in ("pause", "resume"):
             answer = await post(station, "nobody", command)
             assert (answer.status_code, answer.json()["type"]) == (

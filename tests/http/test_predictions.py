@@ -67,7 +67,7 @@ ROUTES = [
     ("POST", "/v1/predictions/pred_1/erase"),
     ("GET", "/v1/deliveries"),
     ("POST", "/v1/deliveries/dlv_1/retry"),
-    ("GET", "/v1/undelivered"),
+    ("GET", "/v1/discarded"),
     ("GET", "/v1/replays"),
     ("POST", "/v1/replays"),
     ("GET", "/v1/replays/rep_1"),
@@ -615,7 +615,7 @@ async def test_deliveries_are_listed_retried_and_replayed(start: Start) -> None:
 
         answer = await station.http.post(path)
         assert answer.status_code == 202
-        assert answer.json()["owed"] == 2
+        assert answer.json()["pending"] == 2
         assert set(answer.json()["handlers"]) == {"tests.refuses", "tests.works"}
         await _settled(station, attempts=5)
         assert station.count("events") == 1

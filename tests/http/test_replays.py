@@ -47,8 +47,8 @@ async def push_all(station: Station) -> list[str]:
 
 
 async def settled(station: Station) -> None:
-    owed = "SELECT id FROM deliveries WHERE state IN ('pending', 'running')"
-    await eventually(lambda: station.rows(owed), lambda rows: not rows)
+    pending = "SELECT id FROM deliveries WHERE state IN ('pending', 'running')"
+    await eventually(lambda: station.rows(pending), lambda rows: not rows)
 
 
 async def count(station: Station, **wanted: Any) -> Json:
@@ -124,10 +124,10 @@ async def test_it_says_how_many_and_then_does_just_that(start: Start) -> None:
         )
 
 
-async def test_a_handler_that_is_new_gets_what_was_unrouted(start: Start) -> None:
+async def test_a_handler_that_is_new_gets_what_was_unmatched(start: Start) -> None:
     async with start(save) as station:
         await push_all(station)
-        assert station.one("SELECT count(*) FROM events WHERE unrouted = 1") == 1
+        assert station.one("SELECT count(*) FROM events WHERE unmatched = 1") == 1
     async with start(late) as station:  # and the one that was there is not
         replay = await count(station, provider="eachlabs")
         assert (replay["events"], replay["matched"]) == (1, 1)
@@ -136,7 +136,7 @@ async def test_a_handler_that_is_new_gets_what_was_unrouted(start: Start) -> Non
         await settled(station)
         rows = station.rows("SELECT handler, round, replay_id FROM deliveries WHERE round = 0")
         assert ("replays.late", 0, replay["id"]) in rows
-        assert station.one("SELECT count(*) FROM events WHERE unrouted = 1") == 0
+        assert station.one("SELECT count(*) FROM events WHERE unmatched = 1") == 0
         listed = (await station.http.get("/v1/replays")).json()
         assert [one["state"] for one in listed["data"]] == ["counted", "done"]
 
@@ -179,7 +179,7 @@ async def test_it_goes_on_after_a_restart_and_stops_when_told(start: Start) -> N
     async with start(slow, dispatch=False) as station:
         found = await done(station, first)
         assert found["replayed"] == 3
-        # What is owed already is owed once.
+        # What is pending already is pending once.
         assert (await done(station, second))["replayed"] == 0
         assert station.rows("SELECT DISTINCT round, replay_id FROM deliveries") == [
             (1, first["id"])

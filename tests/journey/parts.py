@@ -326,7 +326,7 @@ class World:
         return eventually(lambda: self.read(prediction), lambda found: found["completed_at"])
 
     def settle(self, patience: float = PATIENCE) -> None:
-        """Wait until every prediction is at its end, and nothing is owed any more."""
+        """Wait until every prediction is at its end, and nothing is pending any more."""
         living = "SELECT id, status FROM predictions WHERE due_at IS NOT NULL"
         eventually(lambda: self.rows(living), lambda rows: not rows, patience)
         open_ = "SELECT id, state, owner FROM deliveries WHERE state IN ('pending', 'running')"

@@ -1,4 +1,4 @@
-"""A replay of many, whose process is killed in the middle of it, owes each of them once."""
+"""A replay of many, whose process is killed in the middle of it, redelivers each of them once."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def replay_over_a_death(world: World, victim: Process | None) -> None:
     assert (replay["matched"], replay["events"], replay["replayed"]) == (_MANY, _MANY, 0)
     call(world, "POST", f"/{replay['id']}/start")
     steps = "SELECT replayed FROM replays"
-    eventually(lambda: world.rows(steps)[0][0], lambda owed: owed >= 200)
+    eventually(lambda: world.rows(steps)[0][0], lambda pending: pending >= 200)
     victim = victim or holder(world)
     victim.kill()
-    [(owed,)] = world.rows(steps)
-    assert owed < _MANY
-    # What the database says was owed is owed, and nothing else.
-    assert world.rows("SELECT count(*) FROM deliveries WHERE round = 1") == [(owed,)]
+    [(pending,)] = world.rows(steps)
+    assert pending < _MANY
+    # What the database says was pending is pending, and nothing else.
+    assert world.rows("SELECT count(*) FROM deliveries WHERE round = 1") == [(pending,)]
 
     world.revive()
     found = eventually(

@@ -133,7 +133,7 @@ async def test_a_receiver_at_work_counts_everything_that_is_shown_or_watched(sta
     assert of(found, "receiver_writer_batch_size_count") > 4
     assert of(found, "receiver_database_available") == 1
     assert of(found, "receiver_stream_connected", provider="oxen") == 1
-    assert of(found, "receiver_deliveries_owed", handler="greets") == 0
+    assert of(found, "receiver_deliveries_pending", handler="greets") == 0
     living = "receiver_predictions_living"
     assert of(found, living, provider="fal", status="unconfirmed") == 1
     assert of(found, living, provider="oxen", status="processing") == 1
@@ -210,7 +210,7 @@ def test_the_dashboard_can_be_imported() -> None:
     assert max(x for x, _ in taken) < 24
 
 
-async def test_what_is_owed_is_the_same_whoever_is_asked(start: Start) -> None:
+async def test_what_is_pending_is_the_same_whoever_is_asked(start: Start) -> None:
     async with start(greet, dispatch=False) as station:
         for prompt in ("one", "two"):
             await station.push(await station.submitted("eachlabs", prompt))
@@ -219,14 +219,14 @@ async def test_what_is_owed_is_the_same_whoever_is_asked(start: Start) -> None:
         station.clock.ahead += 100
         later = await page(station)
     for found in (first, later):
-        assert of(found, "receiver_deliveries_owed", handler="greets", state="pending") == 2
-        assert of(found, "receiver_deliveries_owed", handler="greets", state="running") == 0
+        assert of(found, "receiver_deliveries_pending", handler="greets", state="pending") == 2
+        assert of(found, "receiver_deliveries_pending", handler="greets", state="running") == 0
         assert of(found, "receiver_predictions_living", provider="fal", status="processing") == 1
         assert of(found, "receiver_writer_batch_size_count") > 0
-    assert of(first, "receiver_oldest_owed_delivery_age_seconds", handler="greets") < PATIENCE
+    assert of(first, "receiver_oldest_pending_delivery_age_seconds", handler="greets") < PATIENCE
     assert (
         99
-        < of(later, "receiver_oldest_owed_delivery_age_seconds", handler="greets")
+        < of(later, "receiver_oldest_pending_delivery_age_seconds", handler="greets")
         < 100 + PATIENCE
     )
 
@@ -299,7 +299,7 @@ async def test_a_database_that_is_away_fails_no_page(
     assert of(found, "receiver_database_available") == 0
     assert of(found, "receiver_writer_batch_size_count") == 0
     names = {name for name, _ in found}
-    assert not names & {"receiver_deliveries_owed", "receiver_stream_connected"}
+    assert not names & {"receiver_deliveries_pending", "receiver_stream_connected"}
 
 
 async def test_who_asks_within_a_second_is_given_the_same_page(

@@ -26,7 +26,7 @@ from receiver.http.routes.metrics import MetricsPage
 from receiver.http.routes.predictions import (
     ExplainedHandler,
     Explanation,
-    OwedAgain,
+    Redelivered,
     PredictionRoutes,
     Submission,
 )
@@ -88,7 +88,7 @@ _HANDLER: Final = HandlerState(
     name="save",
     state="paused",
     registered=True,
-    owed=12,
+    pending=12,
     paused_at=utc(1769860800),
     open_until=None,
     reason="",
@@ -144,7 +144,7 @@ EXAMPLES: Final[dict[Any, Any]] = {
         input={"prompt": "a lighthouse"},
         metadata={"channel": "#art"},
     ),
-    OwedAgain: OwedAgain(2, ("save", "slack")),
+    Redelivered: Redelivered(2, ("save", "slack")),
     Explanation: Explanation(
         prediction=_ENDED.id,
         type="prediction.succeeded",
@@ -175,7 +175,7 @@ GROUPS: Final[dict[str, tuple[type, ...]]] = {
     "Events": (EventRoutes,),
     "Handlers": (HandlerRoutes,),
     "Replays": (ReplayRoutes,),
-    "Undelivered": (DiscardedRoutes,),
+    "Discarded": (DiscardedRoutes,),
     "Callbacks": (EchoRoutes,),
     "Health": (AliveRoutes, ReadyRoutes, MetricsPage),
     "About": (DocsRoutes,),

@@ -63,7 +63,7 @@ _TAGS: Final = {
     "Events": "The end of every prediction, as a list and live.",
     "Handlers": "The functions that run on events: their state, and how to hold them back.",
     "Replays": "Run handlers again for many events: count first, then start.",
-    "Undelivered": "What came and reached no handler: duplicates, rejected callbacks and the like.",
+    "Discarded": "What came and reached no handler: duplicates, rejected callbacks and the like.",
     "Callbacks": "Where providers call. Each URL holds a token that is made with its prediction.",
     "Health": "For load balancers and Prometheus; no key is needed.",
     "About": "This description, for programs and for people.",

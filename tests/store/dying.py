@@ -37,7 +37,7 @@ def rule(_known: CurrentState, _arrival: IncomingOutcome) -> Transition:
         status=Status.SUCCEEDED,
         reason="",
         event_type="prediction.succeeded",
-        owed=Recipients(("greet",)),
+        recipients=Recipients(("greet",)),
     )
 
 

@@ -1,6 +1,6 @@
 """Write into a database until killed: `loading.py FILE` prints each id once it is committed.
 
-Every third prediction has ended and is owed to `greet`; the others are at the provider.
+Every third prediction has ended and is pending for `greet`; the others are at the provider.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ def rule(_known: CurrentState, _arrival: IncomingOutcome) -> Transition:
         status=Status.SUCCEEDED,
         reason="",
         event_type="prediction.succeeded",
-        owed=Recipients(("greet",)),
+        recipients=Recipients(("greet",)),
     )
 
 

@@ -314,7 +314,7 @@ def slots(**given: Any) -> SubmitBudget:
     )
 
 
-def judge(owed: Recipients) -> Callable[[CurrentState, IncomingOutcome], Transition]:
+def judge(recipients: Recipients) -> Callable[[CurrentState, IncomingOutcome], Transition]:
     """Rule as the inbox does, with these deliveries."""
 
     def rule(known: CurrentState, arrival: IncomingOutcome) -> Transition:
@@ -326,7 +326,7 @@ def judge(owed: Recipients) -> Callable[[CurrentState, IncomingOutcome], Transit
             status=status,
             reason=reason,
             event_type=f"prediction.{status}",  # type: ignore[arg-type]
-            owed=owed,
+            recipients=recipients,
         )
 
     return rule
@@ -346,7 +346,7 @@ def arrival(number: int, kind: OutcomeKind = "succeeded", **given: Any) -> Incom
     of_outcome = {
         name: given.pop(name) for name in ("provider_id", "also_known_as") if name in given
     }
-    owed = Recipients(tuple(given.pop("handlers", ())), given.pop("after", {}))
+    recipients = Recipients(tuple(given.pop("handlers", ())), given.pop("after", {}))
     return IncomingOutcome(
         **{
             "prediction_id": pred(number),
@@ -354,7 +354,7 @@ def arrival(number: int, kind: OutcomeKind = "succeeded", **given: Any) -> Incom
             "channel": "webhook",
             "outcome": outcome(kind, **of_outcome),
             "at": NOW + 10,
-            "judge": judge(owed),
+            "judge": judge(recipients),
             "headers": '[["host","here"]]',
             "body": b'{"status":"%s"}' % kind.encode(),
             **given,

@@ -65,8 +65,8 @@ async def test_an_outcome_ends_a_living_prediction_with_one_event(
         assert read.completed_at.timestamp() == NOW + 10
         events = "SELECT id, type FROM events WHERE prediction_id = ?"
         assert engine.rows(events, one) == [(taken.event_id, f"prediction.{kind}")]
-        owed = "SELECT handler, state, due_at FROM deliveries WHERE prediction_id = ? ORDER BY 1"
-        assert engine.rows(owed, one) == [("a", "pending", NOW + 10), ("b", "pending", NOW + 10)]
+        pending = "SELECT handler, state, due_at FROM deliveries WHERE prediction_id = ? ORDER BY 1"
+        assert engine.rows(pending, one) == [("a", "pending", NOW + 10), ("b", "pending", NOW + 10)]
 
 
 @pytest.mark.parametrize("first", ENDS)
@@ -177,7 +177,7 @@ async def test_a_batch_learns_the_name_before_the_next_arrival_is_judged(
     assert await store.predictions.find("fal", "req-1") == pred(1)
 
 
-async def test_every_handler_is_owed_an_event_once(engine: Engine) -> None:
+async def test_every_handler_gets_an_event_once(engine: Engine) -> None:
     await ended(engine.store, 1, "a", "b")
     await accept_outcome(engine.store, arrival(1, handlers=("a", "b", "c")))
     await engine.store.deliveries.replay(

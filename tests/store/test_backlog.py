@@ -1,4 +1,4 @@
-"""What is owed and under way, counted: right on both engines, and cheap however much it is."""
+"""What is pending and under way, counted: right on both engines, and cheap however much it is."""
 
 import re
 import sqlite3
@@ -21,9 +21,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 PROVIDERS = ("fal", "oxen")
 
 
-async def test_nothing_is_owed_at_first(store: Store) -> None:
+async def test_nothing_is_pending_at_first(store: Store) -> None:
     depth = await BacklogReader(store).depth(PROVIDERS)
-    assert (depth.owed, depth.oldest) == ({}, {})
+    assert (depth.pending, depth.oldest) == ({}, {})
     assert depth.living == {(name, status): 0 for name in PROVIDERS for status in LIVING}
 
 
@@ -43,18 +43,22 @@ async def test_who_is_held_back_is_named_and_why(store: Store) -> None:
     assert (await BacklogReader(store).depth(PROVIDERS)).held == {}
 
 
-async def test_what_is_owed_is_counted_by_handler_and_state(store: Store) -> None:
+async def test_what_is_pending_is_counted_by_handler_and_state(store: Store) -> None:
     for number in (1, 2, 3):
         await ended(store, number, "greet", "save", at=NOW + number)
     [first] = (await store.claim(wanted("greet", most=1))).claims
     depth = await BacklogReader(store).depth(PROVIDERS)
-    assert depth.owed == {("greet", "pending"): 2, ("greet", "running"): 1, ("save", "pending"): 3}
+    assert depth.pending == {
+        ("greet", "pending"): 2,
+        ("greet", "running"): 1,
+        ("save", "pending"): 3,
+    }
     assert depth.oldest == {"greet": NOW + 1, "save": NOW + 1}
     await store.settle(settlement(first))
     for claim in (await store.claim(wanted("save"))).claims:
         await store.settle(settlement(claim))
     depth = await BacklogReader(store).depth(PROVIDERS)
-    assert depth.owed == {("greet", "pending"): 2}
+    assert depth.pending == {("greet", "pending"): 2}
     assert depth.oldest == {"greet": NOW + 2}
 
 
@@ -72,7 +76,7 @@ async def test_a_replayed_delivery_is_as_old_as_its_replay(store: Store) -> None
     assert taken.event_id is not None
     await store.deliveries.replay(claim.event.prediction.id, greet_only, NOW + 5000)
     depth = await BacklogReader(store).depth(PROVIDERS)
-    assert (depth.owed, depth.oldest) == ({("greet", "pending"): 1}, {"greet": NOW + 5000})
+    assert (depth.pending, depth.oldest) == ({("greet", "pending"): 1}, {"greet": NOW + 5000})
 
 
 async def test_the_living_are_counted_by_provider_and_status(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""What is owed to handlers: claimed by one, settled once, fenced against whoever lost it."""
+"""What is pending for handlers: claimed by one, settled once, fenced against whoever lost it."""
 
 import asyncio
 from typing import Any
@@ -278,14 +278,14 @@ async def test_a_renewed_lease_does_not_run_out(store: Store) -> None:
     assert (await state(store))[:2] == ("pending", 1)
 
 
-async def test_a_claim_of_ours_that_nobody_keeps_is_owed_again_too(store: Store) -> None:
+async def test_a_claim_of_ours_that_nobody_keeps_is_pending_again_too(store: Store) -> None:
     await claimed(store)  # until +50
     assert await store.reclaim("me", NOW + 49) == []
     assert await store.reclaim("me", NOW + 50) == ["greet"]
 
 
 @pytest.mark.usefixtures("in_one_process")
-async def test_what_a_dead_process_ran_is_owed_again_and_the_attempt_counts(
+async def test_what_a_dead_process_ran_is_pending_again_and_the_attempt_counts(
     store: Store,
 ) -> None:
     await claimed(store)
@@ -359,7 +359,7 @@ async def test_answers_of_a_batch_are_each_ones_own(store: Store) -> None:
     replayed = await asyncio.gather(
         *(store.deliveries.replay(pred(number), greet_only, NOW + 60) for number in numbers)
     )
-    assert [one.owed for one in replayed] == [0, None, 0, 0]
+    assert [one.pending for one in replayed] == [0, None, 0, 0]
 
 
 async def test_recovery_leaves_the_claims_of_its_own_process(store: Store) -> None:
@@ -377,21 +377,21 @@ async def test_a_replay_begins_a_new_round_and_forgets_the_steps(
     await store.settle(settlement(claim, decision))
     replayed = await store.deliveries.replay(pred(1), greet_only, NOW + 30)
 
-    assert (replayed.owed, replayed.handlers) == (1, ("greet",))
+    assert (replayed.pending, replayed.handlers) == (1, ("greet",))
     assert await store.deliveries.recall(claim.id, "post") is None
     [again] = (await store.claim(wanted(now=NOW + 30))).claims
     assert (again.id, again.attempt, again.round, again.number) == (claim.id, 1, 1, 2)
 
 
 @pytest.mark.parametrize("running", [False, True])
-async def test_a_replay_leaves_what_is_still_owed(engine: Engine, *, running: bool) -> None:
+async def test_a_replay_leaves_what_is_still_pending(engine: Engine, *, running: bool) -> None:
     store = engine.store
     await ended(store, 1, "greet")
     if running:
         await store.claim(wanted())
     await store.deliveries.remember(GREET, "post", '"done"')
     before = engine.dump()
-    assert (await store.deliveries.replay(pred(1), greet_only, NOW + 30)).owed == 0
+    assert (await store.deliveries.replay(pred(1), greet_only, NOW + 30)).pending == 0
     assert engine.dump() == before
 
 
@@ -411,8 +411,8 @@ async def test_a_replay_owes_the_event_to_handlers_that_are_new(store: Store) ->
 
 async def test_there_is_nothing_to_replay_before_the_end(store: Store) -> None:
     await store.predictions.create(new(1))
-    assert (await store.deliveries.replay(pred(1), greet_only, NOW)).owed is None
-    assert (await store.deliveries.replay("pred_none", greet_only, NOW)).owed is None
+    assert (await store.deliveries.replay(pred(1), greet_only, NOW)).pending is None
+    assert (await store.deliveries.replay("pred_none", greet_only, NOW)).pending is None
 
 
 @pytest.mark.parametrize("decision", [Decision(state="skipped"), GIVEN_UP])

@@ -26,7 +26,7 @@ async def listed(store: Store, **given: Any) -> list[DiscardedItem]:
 
 async def everything(store: Store) -> None:
     """Let one of each kind happen, the later ones first in this list."""
-    await ended(store, 1)  # unrouted, at NOW + 10
+    await ended(store, 1)  # unmatched, at NOW + 10
     await ended(store, 2, "greet", at=NOW + 20)
     for seconds in (30, 40):
         await accept_outcome(store, arrival(2, at=NOW + seconds))  # the same bytes
@@ -38,10 +38,10 @@ async def everything(store: Store) -> None:
 
 async def test_each_kind_says_what_it_was_how_often_and_when(store: Store) -> None:
     await everything(store)
-    rejected, unknown, late, same_end, same_bytes, unrouted = await listed(store)
+    rejected, unknown, late, same_end, same_bytes, unmatched = await listed(store)
     seen = [
         (one.kind, one.provider, one.channel, one.source, one.prediction_id, one.event_id)
-        for one in (rejected, unknown, late, same_end, same_bytes, unrouted)
+        for one in (rejected, unknown, late, same_end, same_bytes, unmatched)
     ]
     second = (pred(2), event_id(pred(2)))
     assert seen == [
@@ -50,15 +50,15 @@ async def test_each_kind_says_what_it_was_how_often_and_when(store: Store) -> No
         ("late", "fal", "webhook", None, *second),
         ("duplicate", "fal", "webhook", None, *second),
         ("duplicate", "fal", "webhook", None, *second),
-        ("unrouted", "fal", "webhook", None, pred(1), event_id(pred(1))),
+        ("unmatched", "fal", "webhook", None, pred(1), event_id(pred(1))),
     ]
-    assert [one.times for one in (rejected, unknown, late, same_end, same_bytes, unrouted)] == [
+    assert [one.times for one in (rejected, unknown, late, same_end, same_bytes, unmatched)] == [
         3, 1, 1, 1, 2, 1,
     ]  # fmt: skip
     assert rejected.reason == "bad_token"
     assert unknown.reason == "no such prediction"
     assert late.reason == "already succeeded, then told failed"
-    assert unrouted.reason == "no handler wants prediction.succeeded of fal-ai/flux"
+    assert unmatched.reason == "no handler wants prediction.succeeded of fal-ai/flux"
     times = (same_bytes.first_at, same_bytes.last_at)
     assert times == ("2025-06-15T15:07:00Z", "2025-06-15T15:07:20Z")
     assert same_end.first_at == same_end.last_at == "2025-06-15T15:07:30Z"
@@ -69,11 +69,11 @@ FILTERS: list[tuple[dict[str, Any], list[str]]] = [
     ({"kind": "late"}, ["late"]),
     ({"kind": "unknown"}, ["unknown"]),
     ({"kind": "rejected"}, ["rejected"]),
-    ({"kind": "unrouted"}, ["unrouted"]),
+    ({"kind": "unmatched"}, ["unmatched"]),
     ({"provider": "eachlabs"}, ["unknown"]),
-    ({"provider": "fal"}, ["rejected", "late", "duplicate", "duplicate", "unrouted"]),
+    ({"provider": "fal"}, ["rejected", "late", "duplicate", "duplicate", "unmatched"]),
     ({"prediction": pred(2)}, ["late", "duplicate", "duplicate"]),
-    ({"prediction": pred(1)}, ["unrouted"]),
+    ({"prediction": pred(1)}, ["unmatched"]),
     ({"prediction": pred(9), "kind": "unknown"}, ["unknown"]),
     ({"prediction": pred(2), "kind": "rejected"}, []),
     ({"provider": "oxen"}, []),
@@ -120,12 +120,12 @@ async def test_a_cursor_may_hold_anything_that_has_its_shape(store: Store) -> No
 
 
 async def test_rejections_add_up(engine: Engine) -> None:
-    undelivered = DiscardedItems(engine.store)
+    discarded = DiscardedItems(engine.store)
     first = Rejection("fal", "bad_token", "1.1.1.1", 2, NOW, NOW + 1)
     other = Rejection("fal", "stale", "1.1.1.1", 1, NOW + 2, NOW + 2)
     again = Rejection("fal", "bad_token", "1.1.1.1", 5, NOW + 3, NOW + 4)
-    await undelivered.count([first, other, again])
-    await undelivered.count([again])
+    await discarded.count([first, other, again])
+    await discarded.count([again])
     rows = engine.rows("SELECT * FROM rejections ORDER BY reason")
     assert rows == [
         ("fal", "bad_token", "1.1.1.1", 12, NOW, NOW + 4),
@@ -134,29 +134,29 @@ async def test_rejections_add_up(engine: Engine) -> None:
 
 
 async def test_rejections_are_bounded_and_the_old_make_room(engine: Engine) -> None:
-    undelivered = DiscardedItems(engine.store)
+    discarded = DiscardedItems(engine.store)
     crowd = [
         Rejection("fal", "bad_token", f"1.1.{n // 256}.{n % 256}", 1, NOW, NOW)
         for n in range(MOST_REJECTIONS + 20)
     ]
-    await undelivered.count(crowd)
-    await undelivered.count(crowd)
+    await discarded.count(crowd)
+    await discarded.count(crowd)
     assert engine.rows("SELECT count(*), sum(times) FROM rejections") == [
         (MOST_REJECTIONS + 1, 2 * len(crowd))
     ]
     [(others,)] = engine.rows("SELECT times FROM rejections WHERE source = ?", OTHER)
     assert others == 2 * 20
     month = NOW + 31 * 86400
-    await undelivered.count([Rejection("fal", "bad_token", "9.9.9.9", 1, month, month)])
+    await discarded.count([Rejection("fal", "bad_token", "9.9.9.9", 1, month, month)])
     assert engine.rows("SELECT source FROM rejections") == [("9.9.9.9",)]
 
 
-async def test_an_event_is_unrouted_until_somebody_is_owed_it(engine: Engine) -> None:
+async def test_an_event_is_unmatched_until_a_handler_gets_it(engine: Engine) -> None:
     store = engine.store
     await ended(store, 1)
     await ended(store, 2, "greet")
     await store.predictions.create(new(3))
-    marks = "SELECT prediction_id FROM events WHERE unrouted = 1"
+    marks = "SELECT prediction_id FROM events WHERE unmatched = 1"
     assert engine.rows(marks) == [(pred(1),)]
     await store.deliveries.replay(pred(1), lambda *_: Recipients(()), NOW + 30)
     assert engine.rows(marks) == [(pred(1),)]

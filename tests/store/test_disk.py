@@ -42,7 +42,7 @@ class Disk:
         self._pragma = pragma
         self.connections[0].execute(pragma)
 
-    def mends(self) -> None:
+    def fixes(self) -> None:
         self._pragma = None
 
 
@@ -94,7 +94,7 @@ async def test_a_disk_that_takes_nothing_is_reported_once_and_recovers_by_itself
     [report] = engine.reports
     assert words in str(report)
 
-    disk.mends()
+    disk.fixes()
     assert (
         await accept_outcome(store, arrival(1))
     ).verdict == "accepted"  # and the file is there already
@@ -109,7 +109,7 @@ async def test_a_disk_that_breaks_again_is_reported_again(engine: SQLite, disk: 
         for _ in range(2):
             with pytest.raises(StoreUnavailable):
                 await engine.store.try_write(NOW)
-        disk.mends()
+        disk.fixes()
         await engine.store.try_write(NOW)
     assert [report is None for report in engine.reports] == [False, True, False, True]
 

@@ -1,4 +1,4 @@
-"""What is old goes with all that hangs on it; what is owed, living or wanted again stays."""
+"""What is old goes with all that hangs on it; what is pending, living or wanted again stays."""
 
 import asyncio
 from collections.abc import Iterator
@@ -83,7 +83,7 @@ async def test_only_what_ended_long_enough_ago_goes(engine: Engine, store: Store
     assert left(engine) == [pred(4), pred(5), pred(999_999)]
 
 
-async def test_what_is_owed_stays(engine: Engine, store: Store) -> None:
+async def test_what_is_pending_stays(engine: Engine, store: Store) -> None:
     """Pending, running, waiting for another, tried again: somebody still has to have it."""
     await ended(store, 1, "pending")
     await claimed(store, 2, "running")
@@ -130,7 +130,7 @@ async def test_what_a_handler_submitted_stays_while_it_may_submit_it_again(
     assert left(engine) == [pred(999_999)]
 
 
-async def test_what_is_owed_again_meanwhile_stays(engine: Engine, store: Store) -> None:
+async def test_what_is_pending_again_meanwhile_stays(engine: Engine, store: Store) -> None:
     """Between the look and the deletion somebody may replay it: it is asked again."""
     await store.settle(settlement(await claimed(store)))
     await newer(store)
@@ -140,7 +140,7 @@ async def test_what_is_owed_again_meanwhile_stays(engine: Engine, store: Store) 
     replayed = await store.deliveries.replay(
         pred(1), lambda _known, _kind: Recipients(("greet",)), NOW + 50
     )
-    assert replayed.owed == 1
+    assert replayed.pending == 1
     piece = DeleteBatch(rows=rows, before=OLD, seconds=60.0)
     assert await disposal.delete(piece) == DeleteResult(1, 0)
     assert pred(1) in left(engine)

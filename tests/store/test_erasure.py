@@ -136,7 +136,7 @@ async def test_nothing_of_the_content_is_left_and_the_skeleton_is(
     assert verdicts == [("accepted", 0), ("late", 0)]
 
 
-async def test_nothing_is_owed_of_it_any_more(engine: Engine, store: Store) -> None:
+async def test_nothing_is_pending_of_it_any_more(engine: Engine, store: Store) -> None:
     await filled(store)
     await Erasure(store).erase(pred(1), THEN)
     for handler in ("slow", "last"):

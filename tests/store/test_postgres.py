@@ -469,7 +469,7 @@ async def test_a_job_without_a_delivery_to_run_is_ended(database: Database, stat
         assert jobs(database) == []
 
 
-async def test_a_delivery_has_one_job_however_often_it_is_owed(database: Database) -> None:
+async def test_a_delivery_has_one_job_however_often_it_is_pending(database: Database) -> None:
     async with processes(database) as [process]:
         await ended(process.store, 1, "greet")
         for _ in range(3):
@@ -881,7 +881,7 @@ _FILL: Final = (
 )
 
 _SOME: Final = [pred(number) for number in (4, 24, 44)]
-_OWED: Final = [f"dlv_{number:032d}00000000" for number in (4, 24, 44)]
+_PENDING: Final = [f"dlv_{number:032d}00000000" for number in (4, 24, 44)]
 _PARAMS: Final[dict[str, Any]] = {
     "provider": "fal",
     "now": 3000.0,
@@ -907,7 +907,7 @@ _PARAMS: Final[dict[str, Any]] = {
     "prediction": pred(4),
     "links": "{}",
     "key": "k",
-    "delivery_id": _OWED[0],
+    "delivery_id": _PENDING[0],
     "everyone": False,
     "reason": "",
     "succeeded_before": 3000.0,
@@ -918,23 +918,25 @@ _PARAMS: Final[dict[str, Any]] = {
     "young": 3000.0,
     "kept": 10,
 }
-_SETTLED: Final = [(name, "me", 1, 1.0, 2.0, "done", "", "", "done", None, 2.0) for name in _OWED]
+_SETTLED: Final = [
+    (name, "me", 1, 1.0, 2.0, "done", "", "", "done", None, 2.0) for name in _PENDING
+]
 _ENDS: Final = [(name, "succeeded", None, "[]", None, None, "webhook", 1.0) for name in _SOME]
 _HOT: Final[dict[str, tuple[Query, list[Any] | None]]] = {
     "known": (q.SELECT_KNOWN, [(name,) for name in _SOME]),
     "end": (q.END_PREDICTIONS, _ENDS),
     "note": (q.NOTE_PREDICTION, None),
-    "take": (q.TAKE_DELIVERIES, [(name,) for name in _OWED]),
-    "leases": (q.SELECT_LEASES, [(name,) for name in _OWED]),
+    "take": (q.TAKE_DELIVERIES, [(name,) for name in _PENDING]),
+    "leases": (q.SELECT_LEASES, [(name,) for name in _PENDING]),
     "held": (q.SELECT_HELD, _SETTLED),
     "attempts": (q.INSERT_ATTEMPTS, _SETTLED),
     "settle": (q.SETTLE_DELIVERIES, _SETTLED),
     "waiting": (q.SELECT_WAITING, [(name,) for name in _SOME]),
-    "unended": (q.SELECT_UNENDED, [(name,) for name in _OWED]),
-    "stop waiting": (q.STOP_WAITING, [(name,) for name in _OWED]),
+    "unended": (q.SELECT_UNENDED, [(name,) for name in _PENDING]),
+    "stop waiting": (q.STOP_WAITING, [(name,) for name in _PENDING]),
     "result": (q.SELECT_RESULT, None),
     "release": (q.RELEASE_DELIVERIES, None),
-    "renew": (q.RENEW_LEASES, [(name,) for name in _OWED]),
+    "renew": (q.RENEW_LEASES, [(name,) for name in _PENDING]),
     "claim due": (q.CLAIM_DUE, None),
     "begin": (q.BEGIN_SUBMITS, None),
     "next queued": (q.NEXT_QUEUED, None),
@@ -960,7 +962,7 @@ _HOT: Final[dict[str, tuple[Query, list[Any] | None]]] = {
     "strays": (disposal.SELECT_STRAYS, None),
     "unneeded go": (disposal.DELETE_CALLBACKS, [(name, "webhook", "4") for name in _SOME]),
     "blank callbacks": (erasure.BLANK_CALLBACKS, None),
-    "blank attempts": (erasure.BLANK_ATTEMPTS, [(name,) for name in _OWED]),
+    "blank attempts": (erasure.BLANK_ATTEMPTS, [(name,) for name in _PENDING]),
     **{
         f"list by {', '.join(names)}": (
             q.LIST_PREDICTIONS.by({name: _PARAMS[name] for name in names}),

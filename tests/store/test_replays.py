@@ -85,7 +85,7 @@ async def test_each_step_owes_counts_and_moves_in_one(engine: Engine) -> None:
     assert sorted((claim.id, claim.attempt, claim.round) for claim in claims) == [
         (delivery_id(pred(number), "greet"), 1, 1) for number in (1, 2)
     ]
-    # Whoever replays one of them by hand owes it last.
+    # A replay of one by hand redelivers it last.
     for claim in claims:
         await store.settle(settlement(claim, DONE, ended_at=NOW + 110))
     await store.deliveries.replay(pred(1), lambda *_: Recipients(("greet",)), NOW + 120)
@@ -128,7 +128,7 @@ async def test_what_was_canceled_owes_nothing_further(engine: Engine) -> None:
     assert not await replays.cancel("rep_2", NOW)
 
 
-async def test_what_is_owed_or_erased_is_left_as_it_is(engine: Engine) -> None:
+async def test_what_is_pending_or_erased_is_left_as_it_is(engine: Engine) -> None:
     store = engine.store
     await claimed(store, 2)
     await ended(store, 1, "greet")
@@ -141,7 +141,7 @@ async def test_what_is_owed_or_erased_is_left_as_it_is(engine: Engine) -> None:
     everyone: Any = lambda *_: Recipients(("greet",))  # noqa: E731
     every = [pred(number) for number in range(1, 6)]
     assert (await replays.take_step(step(0, 9, every, choose=everyone))).handlers == ()
-    assert (await store.deliveries.replay(pred(3), everyone, NOW + 50)).owed == 0
+    assert (await store.deliveries.replay(pred(3), everyone, NOW + 50)).pending == 0
     assert engine.dump() == {**before, "replays": engine.dump()["replays"]}
     assert engine.rows("SELECT replayed, next FROM replays") == [(0, 9)]
 

@@ -123,7 +123,7 @@ async def test_a_replay_waits_anew(store: Store) -> None:
 
     both = Recipients(("post", "save"), POST_AFTER_SAVE)
     replayed = await store.deliveries.replay(pred(1), lambda *_: both, NOW + 50)
-    assert (replayed.owed, sorted(replayed.handlers)) == (2, ["post", "save"])
+    assert (replayed.pending, sorted(replayed.handlers)) == (2, ["post", "save"])
     assert await claims(store, "post", NOW + 60) == []
     [claim] = (await store.claim(wanted("save", now=NOW + 60))).claims
     await store.settle(settlement(claim, DONE, ended_at=NOW + 61))

@@ -1,4 +1,4 @@
-"""Examines a receiver's surroundings and says, line by line, what is wrong and how to mend it.
+"""Examines a receiver's surroundings and says, line by line, what is wrong and how to fix it.
 
 It runs in the environment of the receiver, beside a running one or without one. It writes nothing,
 submits nothing and costs nothing. All checks run at once; each has its time, and none stops the
@@ -21,7 +21,7 @@ from receiver.cli.doctor.database import (
     Look,
     check_backlog,
     check_database,
-    check_owed,
+    check_pending,
     check_server_clock,
     look,
 )
@@ -59,7 +59,7 @@ Check: TypeAlias = Callable[[], Awaitable[Findings]]
 async def examine(
     env: Mapping[str, str], *, clock: Callable[[], float] = time.time
 ) -> list[Finding]:
-    """Make every check, and give what was found in the order in which it should be mended."""
+    """Make every check, and give what was found in the order in which it should be fixed."""
     settings, problems, names = Settings.look(env)
     caller, more = Caller.look(env)
     problems = list(dict.fromkeys([*problems, *more]))
@@ -85,7 +85,7 @@ async def examine(
         msgspec.structs.replace(
             finding,
             says=hide(finding.says, settings, caller),
-            mend=hide(finding.mend, settings, caller),
+            fix=hide(finding.fix, settings, caller),
         )
         for findings in found
         for finding in findings
@@ -202,11 +202,11 @@ class _Checkup:
 
     async def _handlers(self) -> Findings:
         registry, found = await in_thread(lambda: _load(self._settings.handlers))
-        found += check_owed(await self._looked(), registry)
+        found += check_pending(await self._looked(), registry)
         if registry.handlers or found:
             return found or [ok("handlers", f"{', '.join(registry.handlers)}: loaded")]
-        mend = "name files or modules in RECEIVER_HANDLERS, or give them to the doctor as to serve"
-        return [warn("handlers", "there is none: outcomes are recorded, and that is all", mend)]
+        fix = "name files or modules in RECEIVER_HANDLERS, or give them to the doctor as to serve"
+        return [warn("handlers", "there is none: outcomes are recorded, and that is all", fix)]
 
 
 def _await(task: asyncio.Task[Findings]) -> Check:
@@ -234,8 +234,8 @@ def _load(names: Sequence[str]) -> tuple[Registry, Findings]:
                 for handler in load([name]).handlers.values():
                     registry.add(handler)
             except HandlerError as error:
-                mend = "mend it: `receiver serve` would not start"
-                found += [fail("handlers", line, mend) for line in str(error).splitlines()]
+                fix = "fix it: `receiver serve` would not start"
+                found += [fail("handlers", line, fix) for line in str(error).splitlines()]
             except SystemExit:
                 said = f"{name}: ends the process when it is loaded"
                 found.append(fail("handlers", said, "put what it runs below `if __name__ == …`"))

@@ -36,9 +36,9 @@ _STEPS: Final = 20_000
 
 
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
-    """What is owed."""
+    """What is pending."""
 
-    owed: dict[str, int]
+    pending: dict[str, int]
     """Pending deliveries, by handler."""
     dead: int
     unattended: int
@@ -174,10 +174,10 @@ def _backlog_of(connection: sqlite3.Connection) -> Backlog:
     )
 
 
-def _backlog(owed: Any, counts: Any, held: Any) -> Backlog:
+def _backlog(pending: Any, counts: Any, held: Any) -> Backlog:
     dead, unattended, unasked = counts
     return Backlog(
-        owed={row[0]: row[1] for row in owed},
+        pending={row[0]: row[1] for row in pending},
         dead=dead,
         unattended=unattended,
         unasked=unasked,

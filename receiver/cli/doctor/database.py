@@ -192,8 +192,8 @@ def check_backlog(seen: Look | None) -> Findings:
     if backlog is None:
         return [*_uncounted(seen)]
     found = [
-        warn("backlog", said.format(number), mend)
-        for number, said, mend in (
+        warn("backlog", said.format(number), fix)
+        for number, said, fix in (
             (backlog.dead, "{} deliveries are dead", _DEAD),
             (backlog.unattended, f"{{}} deliveries are overdue by {OVERDUE:g} s", _UNATTENDED),
             (backlog.unasked, f"{{}} predictions are overdue by {OVERDUE:g} s", _UNASKED),
@@ -201,37 +201,39 @@ def check_backlog(seen: Look | None) -> Findings:
         if number
     ]
     if backlog.paused:
-        mend = "resume them when what they do can be done again"
-        found.append(warn("backlog", f"{_some(backlog.paused)}: paused by hand", mend))
+        fix = "resume them when what they do can be done again"
+        found.append(warn("backlog", f"{_some(backlog.paused)}: paused by hand", fix))
     for name, reason in backlog.failing.items():
         said = f"{name} is held back after a run of failures: {reason}"
-        found.append(warn("backlog", said, "mend what it calls; it is tried again by itself"))
-    return found or [ok("backlog", f"{sum(backlog.owed.values())} deliveries owed, none dead")]
+        found.append(warn("backlog", said, "fix what it calls; it is tried again by itself"))
+    return found or [
+        ok("backlog", f"{sum(backlog.pending.values())} deliveries pending, none dead")
+    ]
 
 
 def _uncounted(seen: Look | None) -> Iterator[Finding]:
     unreadable = isinstance(seen, Server) and seen.closed
     if isinstance(seen, File | Server) and seen.version == LATEST and not unreadable:
-        mend = "ask again at a quieter time, or look with `receiver deliveries`"
-        yield warn("backlog", "it could not be counted in time", mend)
+        fix = "ask again at a quieter time, or look with `receiver deliveries`"
+        yield warn("backlog", "it could not be counted in time", fix)
 
 
 _DEAD: Final = (
-    "see `receiver deliveries --state dead`, mend the handler, then `receiver retry ID`, or "
+    "see `receiver deliveries --state dead`, fix the handler, then `receiver retry ID`, or "
     "`receiver replay --state dead` for all"
 )
 _UNATTENDED: Final = "see that `receiver serve` or `receiver worker` runs and is not out of breath"
 _UNASKED: Final = "see that `receiver serve` runs and reaches the providers"
 
 
-def check_owed(seen: Look | None, registry: Registry) -> Iterator[Finding]:
+def check_pending(seen: Look | None, registry: Registry) -> Iterator[Finding]:
     """Find deliveries that no handler of ours will ever run."""
     backlog = _backlog(seen)
-    owed: Mapping[str, int] = backlog.owed if backlog else {}
-    for name in sorted(owed.keys() - registry.handlers.keys()):
+    pending: Mapping[str, int] = backlog.pending if backlog else {}
+    for name in sorted(pending.keys() - registry.handlers.keys()):
         yield warn(
             "handlers",
-            f"{owed[name]} deliveries are owed to {name}, which is no handler here",
+            f"{pending[name]} deliveries are pending for {name}, which is no handler here",
             "name its file in RECEIVER_HANDLERS again, or give a handler that name",
         )
 

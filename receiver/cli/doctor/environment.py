@@ -62,8 +62,8 @@ def check_settings(
 
 
 def _problem(problem: str) -> Finding:
-    what, colon, mend = problem.partition(": ")
-    return fail("settings", what, mend) if colon else fail("settings", problem)
+    what, colon, fix = problem.partition(": ")
+    return fail("settings", what, fix) if colon else fail("settings", problem)
 
 
 def _strangers(env: Mapping[str, str], known: Collection[str]) -> Iterator[Finding]:
@@ -71,8 +71,8 @@ def _strangers(env: Mapping[str, str], known: Collection[str]) -> Iterator[Findi
         if not name.startswith(_OURS) or name in known or _OF_KUBERNETES.fullmatch(name):
             continue
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        mend = f"did you mean {near[0]}?" if near else "remove it, or look it up in the README"
-        yield warn("settings", f"nobody reads {name}", _KNOWN_STRANGERS.get(name, mend))
+        fix = f"did you mean {near[0]}?" if near else "remove it, or look it up in the README"
+        yield warn("settings", f"nobody reads {name}", _KNOWN_STRANGERS.get(name, fix))
 
 
 # --- secrets ---
@@ -175,8 +175,8 @@ def _shared(named: list[tuple[str, Secret]]) -> Iterator[Finding]:
         if len(set(names)) > 1:
             ours = any(name.startswith("RECEIVER_") for name in names)
             said = f"{' and '.join(dict.fromkeys(names))} are the same text"
-            mend = f"give each its own, as one leak opens all: {_MAKE_ONE}"
-            yield fail("secrets", said, mend) if ours else warn("secrets", said, "is that right?")
+            fix = f"give each its own, as one leak opens all: {_MAKE_ONE}"
+            yield fail("secrets", said, fix) if ours else warn("secrets", said, "is that right?")
         elif len(names) > 1:
             yield warn("secrets", f"{names[0]} names one key twice", "remove one of them")
 

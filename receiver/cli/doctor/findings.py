@@ -23,11 +23,11 @@ class Finding(msgspec.Struct, frozen=True):
     name: str
     """What was looked at."""
     says: str
-    mend: str = ""
-    """How to mend it; empty where nothing is wrong."""
+    fix: str = ""
+    """How to fix it; empty where nothing is wrong."""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.says}" + (f"; {self.mend}" if self.mend else "")
+        return f"{self.name}: {self.says}" + (f"; {self.fix}" if self.fix else "")
 
 
 Findings: TypeAlias = list[Finding]

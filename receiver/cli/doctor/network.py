@@ -45,7 +45,7 @@ class Trouble(NamedTuple):
     """What came instead of what was asked for."""
 
     says: str
-    mend: str
+    fix: str
     absent: bool = False
     """Nothing that could be a receiver is there."""
 
@@ -128,7 +128,7 @@ class Echoes:
         if not hmac.compare_digest(expected.encode(), signed.encode("utf-8", "replace")):
             return Trouble(
                 "what answers there is no receiver, but some page",
-                "let the proxy pass /webhooks/ to the receiver, or mend the URL",
+                "let the proxy pass /webhooks/ to the receiver, or fix the URL",
             )
         if digest != hashlib.sha256(body).hexdigest():
             return Trouble(
@@ -150,13 +150,13 @@ def _broken(error: BaseException) -> Trouble:
             said = f"TLS fails ({cause.reason or type(cause).__name__})"
             return Trouble(said, "see that HTTPS is spoken on that port")
         if isinstance(cause, socket.gaierror):
-            return Trouble("its name cannot be resolved", "mend the name, or its DNS record")
+            return Trouble("its name cannot be resolved", "fix the name, or its DNS record")
         if isinstance(cause, TimeoutError | httpx.TimeoutException):
             said = f"nothing answers within {_PATIENCE:g} s"
             return Trouble(said, "see firewalls, and where the proxy leads", absent=True)
         if isinstance(cause, ConnectionRefusedError):
             said = "nothing listens there (connection refused)"
-            return Trouble(said, "start what should, or mend the port", absent=True)
+            return Trouble(said, "start what should, or fix the port", absent=True)
     said = f"no answer came ({type(error).__name__}: {error})"
     return Trouble(said, "see what listens there", absent=True)
 
@@ -202,8 +202,8 @@ def _refused(answer: ProviderResponse) -> Trouble:
         said = f"the {'receiver' if ours else 'proxy'} takes no such body (HTTP 413)"
         return Trouble(said, "raise its limit (nginx: client_max_body_size)")
     absent = answer.status in {502, 503, 504}
-    mend = "start the receiver, or mend where the proxy leads" if absent else _OPEN_IT
-    return Trouble(f"{said} from something that is no receiver", mend, absent=absent)
+    fix = "start the receiver, or fix where the proxy leads" if absent else _OPEN_IT
+    return Trouble(f"{said} from something that is no receiver", fix, absent=absent)
 
 
 _OPEN_IT: Final = "let the proxy pass POST /webhooks/ to the receiver, without a login"
@@ -223,8 +223,8 @@ class Running:
         found = troubles_of("receiver", troubles, settings)
         if all(troubles) and (absent(troubles) or not self._told):
             said = f"none that is ours answers at {self.url}: {found[0].says}"
-            mend = "start it with `receiver serve`, or set RECEIVER_URL, to have it looked at, too"
-            return [warn("receiver", said, mend)]
+            fix = "start it with `receiver serve`, or set RECEIVER_URL, to have it looked at, too"
+            return [warn("receiver", said, fix)]
         try:
             return found or await self._inside(settings)
         except (*BROKEN, Unreadable) as error:
@@ -247,8 +247,8 @@ class Running:
         for place, answer in zip(keys, answers, strict=True):
             if answer.status == httpx.codes.UNAUTHORIZED:
                 said = f"the receiver that runs does not know {place}"
-                mend = "restart it after a change of RECEIVER_API_KEYS"
-                found.append(fail("receiver", said, mend))
+                fix = "restart it after a change of RECEIVER_API_KEYS"
+                found.append(fail("receiver", said, fix))
         return found or [ok("receiver", f"runs at {self.url}, ready, knows every key")]
 
     async def _get(self, path: str, key: str = "") -> ProviderResponse:
@@ -271,7 +271,7 @@ def troubles_of(name: str, troubles: Sequence[Trouble | None], settings: Setting
     """Say what came of asking by each key; nothing where all is well."""
     bad = [(number, trouble) for number, trouble in enumerate(troubles, 1) if trouble is not None]
     if len(bad) == len(troubles):
-        return [fail(name, trouble.says, trouble.mend) for _, trouble in bad[:1]]
+        return [fail(name, trouble.says, trouble.fix) for _, trouble in bad[:1]]
     return [
         fail(
             name,
@@ -354,7 +354,7 @@ async def _large(url: str, settings: Settings, echoes: Echoes) -> Finding:
     if trouble is None:
         return ok("public url", f"{url} leads here, and bodies arrive as they were sent")
     said = f"a callback of {size / 1e6:.1f} MB does not get through: {trouble.says}"
-    return warn("public url", said, trouble.mend)
+    return warn("public url", said, trouble.fix)
 
 
 # --- providers ---
@@ -385,7 +385,7 @@ def _judge(name: str, answer: ProviderResponse, works: bool | None) -> Finding:
     if works is False:
         return fail(name, f"the key is refused ({said})", "set it to one of your account there")
     if 300 <= answer.status < 400:  # noqa: PLR2004 - the redirects
-        return fail(name, f"it redirects ({said})", "mend its URL, or leave it to the default")
+        return fail(name, f"it redirects ({said})", "fix its URL, or leave it to the default")
     return warn(name, f"cannot tell whether the key is good ({said})", "try again later")
 
 
@@ -396,8 +396,8 @@ async def _public_keys(name: str, url: str, asker: Asker) -> Findings:
         said = f"no public key is to be had from {url} (HTTP {answer.status})"
     except (*BROKEN, Unreadable) as error:
         keys, said = [], f"no public key is to be had from {url}: {_broken(error).says}"
-    mend = "without one no callback can be proved: see FAL_JWKS_URL, and that it can be reached"
-    return [] if keys else [fail(name, said, mend)]
+    fix = "without one no callback can be proved: see FAL_JWKS_URL, and that it can be reached"
+    return [] if keys else [fail(name, said, fix)]
 
 
 async def check_stream(name: str, provider: Streamed, asker: Asker) -> Findings:
@@ -409,8 +409,8 @@ async def check_stream(name: str, provider: Streamed, asker: Asker) -> Findings:
     if status == httpx.codes.OK and kind.startswith("text/event-stream"):
         return [ok(line, "can be opened")]
     refused = status in {401, 403}
-    mend = "see the provider's key" if refused else "see its URL; outcomes come by poll until then"
-    return [fail(line, f"cannot be opened: HTTP {status} {kind}".rstrip(), mend)]
+    fix = "see the provider's key" if refused else "see its URL; outcomes come by poll until then"
+    return [fail(line, f"cannot be opened: HTTP {status} {kind}".rstrip(), fix)]
 
 
 def check_clock(skews: Mapping[str, float]) -> Findings:

@@ -1,4 +1,4 @@
-"""`/v1/deliveries`: what is owed, done and dead; try again; and `/v1/drain`: run what is due."""
+"""`/v1/deliveries`: what is pending, done and dead; try again; and `/v1/drain`: run what is due."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class DeliveryRoutes:
 
     @get("/v1/deliveries", "a page of deliveries", problems=["invalid-request"])
     async def list_deliveries(self, query: DeliveriesAsked) -> Page[Delivery]:
-        """List what is owed, done and dead, newest first.
+        """List what is pending, done and dead, newest first.
 
         A delivery is one event for one handler, with its state, its attempts and the reason of the
         last one. `next_cursor` leads to the next page.
@@ -71,7 +71,7 @@ class DeliveryRoutes:
 
     @post(
         "/v1/deliveries/{id}/retry",
-        {202: "it is owed again"},
+        {202: "it is pending again"},
         problems=["not-found", "not-retryable", "erased"],
         missing="no such delivery",
     )

@@ -1,4 +1,4 @@
-"""`/v1/undelivered`: what came and was delivered to nobody."""
+"""`/v1/discarded`: what came and reached no handler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from receiver.store.discarded import CURSOR, DiscardedItem, DiscardedItems, Kind
 from receiver.store.paging import Page
 
 
-class UndeliveredAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DiscardedQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which of them to list."""
 
     kind: Kind | None = None
@@ -28,9 +28,9 @@ class DiscardedRoutes:
     def __init__(self, store: DiscardedItems) -> None:
         self._store = store
 
-    @get("/v1/undelivered", "a page of them", problems=["invalid-request"])
-    async def list_undelivered(self, query: UndeliveredAsked) -> Page[DiscardedItem]:
-        """List what came and was delivered to nobody, the latest first.
+    @get("/v1/discarded", "a page of them", problems=["invalid-request"])
+    async def list_discarded(self, query: DiscardedQuery) -> Page[DiscardedItem]:
+        """List what came and reached no handler, the latest first.
 
         Duplicates, late and unknown outcomes, rejected callbacks, and events without a handler.
         """

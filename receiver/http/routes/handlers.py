@@ -1,4 +1,4 @@
-"""`/v1/handlers`: who handles events, what each is owed, and who waits; pause and resume."""
+"""`/v1/handlers`: who handles events, what is pending for each, and its state; pause and resume."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class HandlerState(msgspec.Struct, frozen=True, kw_only=True):
     state: Literal["running", "paused", "open", "probing"]
     """`open`: its deliveries wait after a run of failures; `probing`: the next one is a probe."""
     registered: bool
-    """False: something is owed to it, or it is paused, and it is no handler here any more."""
-    owed: int
+    """False: it is no handler here any more, but has deliveries or is paused."""
+    pending: int
     """Deliveries that are pending."""
     paused_at: datetime | None
     open_until: datetime | None
@@ -60,7 +60,7 @@ class HandlerRoutes:
 
     @get("/v1/handlers", "all handlers there are", problems=["invalid-request"])
     async def list_handlers(self, query: Nothing) -> Page[HandlerState]:  # noqa: ARG002 - that there are none is checked
-        """List handlers: what each is owed, and whether it waits.
+        """List handlers: what is pending for each, and its state.
 
         Those of this process, and those that have pending deliveries in the database.
         """
@@ -70,13 +70,13 @@ class HandlerRoutes:
         "/v1/handlers/{name:path}/pause", "it is paused", problems=["not-found"], missing=_MISSING
     )
     async def pause(self, name: HandlerName) -> HandlerState:
-        """Let no delivery of a handler begin; what is owed to it waits.
+        """Let no delivery of a handler begin; its deliveries stay pending.
 
         It holds for every process and outlives restarts. What runs already may end.
         """
         state = await self._known(name)
         await self._gates.pause(state.name, self._clock())
-        log.warning("handler.paused", handler=state.name, owed=state.owed)
+        log.warning("handler.paused", handler=state.name, pending=state.pending)
         return await self._now(state)
 
     @post(
@@ -89,7 +89,7 @@ class HandlerRoutes:
         """
         state = await self._known(name)
         await self._gates.resume(state.name)
-        log.info("handler.resumed", handler=state.name, owed=state.owed)
+        log.info("handler.resumed", handler=state.name, pending=state.pending)
         return await self._now(state)
 
     async def _known(self, name: str) -> HandlerState:
@@ -100,21 +100,21 @@ class HandlerRoutes:
 
     async def _now(self, before: HandlerState) -> HandlerState:
         self._changed()
-        # One that is no handler here is forgotten once nothing is owed to it.
+        # One that is no handler here is forgotten once nothing is pending for it.
         return (await self._states()).get(before.name, before)
 
     async def _states(self) -> dict[str, HandlerState]:
         gates = await self._gates.all()
-        owed = await self._store.pending()
+        pending = await self._store.pending()
         now = self._clock()
         states = {}
-        for name in dict.fromkeys([*self._registry.handlers, *sorted({*owed, *gates})]):
+        for name in dict.fromkeys([*self._registry.handlers, *sorted({*pending, *gates})]):
             gate = gates.get(name, BreakerState(name))
             states[name] = HandlerState(
                 name=name,
                 state=gate.state(now),
                 registered=name in self._registry.handlers,
-                owed=owed.get(name, 0),
+                pending=pending.get(name, 0),
                 paused_at=_time(gate.paused_at),
                 open_until=_time(gate.open_until),
                 reason=gate.reason,

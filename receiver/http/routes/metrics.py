@@ -1,4 +1,4 @@
-"""`GET /metrics`: what was counted, and what the database says of what is owed."""
+"""`GET /metrics`: what was counted, and what the database says of what is pending."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MetricsPage:
 
     @get("/metrics", "as Prometheus reads it", media_type="text/plain", is_open=True)
     async def answer(self) -> Response:
-        """Say what was counted and what is owed, for Prometheus.
+        """Say what was counted and what is pending, for Prometheus.
 
         Counters and histograms of this process, and gauges read from the database.
         """
@@ -101,18 +101,18 @@ class MetricsPage:
             yield from self._depths(depth)
 
     def _depths(self, depth: Backlog) -> Iterator[GaugeMetricFamily]:
-        handlers = sorted({*self._handlers, *(name for name, _ in depth.owed), *depth.held})
-        owed = {(name, state): 0 for name in handlers for state in ("pending", "running")}
+        handlers = sorted({*self._handlers, *(name for name, _ in depth.pending), *depth.held})
+        pending = {(name, state): 0 for name in handlers for state in ("pending", "running")}
         yield gauge(
-            "receiver_deliveries_owed",
+            "receiver_deliveries_pending",
             "Deliveries that have not come to their end.",
             ("handler", "state"),
-            {**owed, **depth.owed},
+            {**pending, **depth.pending},
         )
         now = self._clock()
         yield gauge(
-            "receiver_oldest_owed_delivery_age_seconds",
-            "Since when the oldest delivery of a handler is owed; 0 where none is.",
+            "receiver_oldest_pending_delivery_age_seconds",
+            "Since when the oldest delivery of a handler is pending; 0 where none is.",
             ("handler",),
             {(name,): max(now - depth.oldest.get(name, now), 0.0) for name in handlers},
         )

@@ -145,7 +145,7 @@ class ExplainedHandler(msgspec.Struct, frozen=True, kw_only=True):
     held: Literal["paused", "open"] | None = None
     """Why its deliveries wait now: by hand, or after a run of failures."""
     delivery: Delivery | None
-    """What came of it, where the event is owed to it."""
+    """What came of it, where the event goes to it."""
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,10 +158,10 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     handlers: list[ExplainedHandler]
 
 
-class OwedAgain(msgspec.Struct, frozen=True):
-    """What a replay owes."""
+class Redelivered(msgspec.Struct, frozen=True):
+    """What a replay redelivers."""
 
-    owed: int
+    pending: int
     """How many deliveries."""
     handlers: tuple[str, ...]
 
@@ -277,23 +277,23 @@ class PredictionRoutes:
 
     @post(
         "/v1/predictions/{id}/replay",
-        {202: "it is owed"},
+        {202: "it is pending"},
         problems=["not-found", "not-ended", "erased"],
         missing=_MISSING,
     )
-    async def replay(self, id: PredictionId) -> OwedAgain:
+    async def replay(self, id: PredictionId) -> Redelivered:
         """Owe a prediction's event to its handlers again.
 
         Every handler that matches the event now runs again, also one that was registered since.
         """
         await self._prediction(id)
         replayed = await self._replay(id)
-        if replayed.owed is None:
+        if replayed.pending is None:
             raise Problem(409, "not-ended", "the prediction has not ended: there is no event yet")
         if replayed.erased:
             raise Problem(409, "erased", "the prediction was erased: there is nothing to replay")
         self._wake(replayed.handlers)
-        return OwedAgain(replayed.owed, replayed.handlers)
+        return Redelivered(replayed.pending, replayed.handlers)
 
     @post(
         "/v1/predictions/{id}/erase",

@@ -1,4 +1,4 @@
-"""`/v1/replays`: owe again what was delivered, skipped or given up; first counted, then done."""
+"""`/v1/replays`: redeliver what was delivered, skipped or given up; counted first, then done."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class ReplayRoutes:
 
     @post(
         "/v1/replays",
-        {201: "how many there are; nothing is owed before it is started"},
+        {201: "how many there are; nothing is pending before it is started"},
         problems=BODY_PROBLEMS,
         sends=["Location"],
     )
     async def count(self, body: Selection) -> Reply[Replay]:
-        """Count the deliveries that are like this, to owe them again.
+        """Count the deliveries that match, to redeliver them.
 
         At least one of these must be given.
         """
@@ -90,7 +90,7 @@ class ReplayRoutes:
         missing=_MISSING,
     )
     async def cancel(self, id: ReplayId) -> Replay:
-        """Let a replay owe nothing further; what is owed by now stays owed.
+        """Stop a replay; what it has redelivered stays pending.
 
         One that has ended is a 409.
         """

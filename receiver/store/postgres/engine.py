@@ -90,7 +90,7 @@ JobResult: TypeAlias = Literal["successful", "exception", "canceled"]
 
 
 class Jobs(Protocol):
-    """The queue beside the rows: one job for each delivery that is owed.
+    """The queue beside the rows: one job for each delivery that is pending.
 
     All of it happens on the connection that is given, and so in its transaction if there is one.
     """
@@ -98,7 +98,7 @@ class Jobs(Protocol):
     async def install(self, connection: Connection) -> None:
         """Make or upgrade the queue's own tables."""
 
-    async def put(self, connection: Connection, owed: Sequence[tuple[str, str]]) -> None:
+    async def put(self, connection: Connection, pending: Sequence[tuple[str, str]]) -> None:
         """Make deliveries (id, handler) due now; one that has a job keeps it."""
 
     async def pick(self, connection: Connection, handler: str, most: int) -> dict[str, Job]:
@@ -217,7 +217,7 @@ class PostgresStore(Store):
     # --- what the queue has a part in ---
 
     async def recover(self, owner: str, now: float) -> None:
-        """Others may be at work: only what has no owner any more is owed again."""
+        """Others may be at work: only what has no owner any more is pending again."""
         await self.reclaim(owner, now)
 
     async def claim(self, wanted: ClaimRequest) -> Claims:
@@ -322,10 +322,10 @@ class PostgresStore(Store):
             rows = await _run(
                 cx, Run(deliveries.sql.select_leases, rows=[(name,) for name in sorted(untaken)])
             )
-            owed = {row[0]: row[2] or now for row in rows if row[1] in {"running", "pending"}}
-            for delivery, lease_until in owed.items():
+            pending = {row[0]: row[2] or now for row in rows if row[1] in {"running", "pending"}}
+            for delivery, lease_until in pending.items():
                 await self._jobs.defer(cx, untaken[delivery], max(lease_until - now, 0.0))
-            over = [job for name, job in untaken.items() if name not in owed]
+            over = [job for name, job in untaken.items() if name not in pending]
             await self._jobs.finish(cx, over, "canceled")
         untaken.clear()
         self.on_lost(lost)
@@ -420,14 +420,14 @@ class PostgresStore(Store):
         await cx.execute(together(queries, notify=True), _CHANNEL, first, *values)
         for text in more:
             await cx.execute(together((), notify=True), _CHANNEL, text)
-        if step.news.owed:
-            await self._jobs.put(cx, step.news.owed)
+        if step.news.pending:
+            await self._jobs.put(cx, step.news.pending)
         if step.news.over:
             await self._jobs.drop(cx, step.news.over)
 
     def _told(self, news: News) -> list[str]:
         """Say news in as many notices as it takes."""
-        handlers = sorted({handler for _, handler in news.owed})
+        handlers = sorted({handler for _, handler in news.pending})
         parts = range(0, max(len(news.ended), 1), _MOST_NAMED)
         notices = [[self._me, handlers, news.ended[at : at + _MOST_NAMED]] for at in parts]
         return [msgspec.json.encode(notice).decode() for notice in notices]

@@ -1,4 +1,4 @@
-"""The queue on PostgreSQL: PgQueuer's jobs, one for each delivery that is owed.
+"""The queue on PostgreSQL: PgQueuer's jobs, one for each delivery that is pending.
 
 PgQueuer claims, keeps heartbeats, defers, and runs what is periodic once in the whole cluster. All
 of it is its own SQL; what belongs to a delivery runs inside the store's transactions. A job's
@@ -118,12 +118,12 @@ class PgQueuerJobs:
             return
         await connection.execute(f"COMMENT ON TABLE {table} IS '{note}'")
 
-    async def put(self, connection: Connection, owed: Sequence[tuple[str, str]]) -> None:
-        deliveries = [delivery for delivery, _ in owed]
+    async def put(self, connection: Connection, pending: Sequence[tuple[str, str]]) -> None:
+        deliveries = [delivery for delivery, _ in pending]
         made = await self.queries(connection).enqueue(
-            [handler for _, handler in owed],
+            [handler for _, handler in pending],
             [delivery.encode() for delivery in deliveries],
-            [0] * len(owed),
+            [0] * len(pending),
             dedupe_key=[*deliveries],
             on_conflict="skip",
         )

@@ -12,7 +12,7 @@ SELECT name, paused_at IS NOT NULL, reason FROM handlers
 WHERE paused_at IS NOT NULL OR open_until IS NOT NULL ORDER BY name
 
 -- name: pending
--- From handler to handler by the index, however many deliveries each has. A delivery that is owed
+-- From handler to handler by the index, however many deliveries each has. A delivery that is pending
 -- again after its end is as old as its due time, any other as its event.
 WITH RECURSIVE h (name) AS (
     SELECT min(handler) FROM deliveries WHERE state = 'pending'

@@ -190,7 +190,7 @@ RETURNING id, handler
 DELETE FROM steps WHERE delivery_id IN (SELECT r.id FROM {rows:id text})
 
 -- name: select_erased
--- Held until the commit, so that nothing is owed again of what is being erased.
+-- Held until the commit, so that nothing is redelivered of what is being erased.
 SELECT erased_at IS NOT NULL FROM predictions WHERE id = 'pred_' || substr(:id, 5, 32) {lock}
 
 -- name: retry_delivery

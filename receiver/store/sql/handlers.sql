@@ -33,7 +33,7 @@ WHERE name = :name AND open_until IS NOT NULL
 RETURNING name
 
 -- name: try_again
--- Whoever starts may have mended what failed: the next delivery is tried at once, even if another
+-- Whoever starts may have fixed what failed: the next delivery is tried at once, even if another
 -- was being tried, as its process may be the one that died before this one.
 UPDATE handlers SET probe_until = NULL,
     open_until = CASE WHEN open_until > :now::float THEN :now::float ELSE open_until END

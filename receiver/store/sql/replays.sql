@@ -44,7 +44,7 @@ SELECT state, next FROM replays WHERE id = :id {lock}
 
 -- name: move
 UPDATE replays
-SET next = :next::int, replayed = replayed + :owed::int,
+SET next = :next::int, replayed = replayed + :pending::int,
     state = CASE WHEN :next::int >= last THEN 'done' ELSE state END,
     ended_at = CASE WHEN :next::int >= last THEN :now::float END
 WHERE id = :id RETURNING state
