@@ -5,8 +5,8 @@
       └────────it succeeds─────────┼────────────────────────┘        │
                                    └─────it fails: twice as long─────┘
 
-What is pending waits in its rows, whole; attempts are not spent on a service that is down. The state
-is in the store, so that all processes obey it and one of them tries.
+Pending deliveries stay in their rows, whole; attempts are not spent on a service that is down. The
+state is in the store, so that all processes obey it and one of them tries.
 """
 
 from __future__ import annotations
