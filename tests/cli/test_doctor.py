@@ -36,6 +36,7 @@ from receiver.cli.doctor.network import check_clock
 from receiver.emulator import create_emulator, settings_for
 from receiver.predictions.tokens import Tokens
 from receiver.settings import Settings
+from receiver.store.schema import migrations
 from tests.emulator.parts import write_certificate
 from tests.emulator.serving import FAST, serve
 from tests.patience import PATIENCE
@@ -238,9 +239,9 @@ def make_database(env: Env, *statements: str) -> Path:
     path = Path(env["RECEIVER_DATABASE_URL"].removeprefix("sqlite:///"))
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
-        for script in MIGRATIONS:
+        for script in migrations("sqlite"):
             connection.executescript(script)
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        connection.execute(f"PRAGMA user_version = {len(migrations('sqlite'))}")
         connection.execute("PRAGMA foreign_keys = OFF")
         for statement in statements:
             connection.execute(statement)
@@ -445,7 +446,7 @@ def test_a_look_at_a_file_ends_in_time(env: Env) -> None:
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(
             "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 60000) "
-            "INSERT INTO marks SELECT i, i FROM n"
+            "INSERT INTO watermarks SELECT i, i FROM n"
         )
     seen = look_at_file(str(path), 0.0)
     assert (seen.integrity, seen.version, seen.trouble) == (None, LATEST, None)

@@ -113,7 +113,7 @@ class Dispatching:
         return Worker(
             store or self.store,
             self.registry,
-            Tools(self.store, self.submits, self.http, self.http),
+            Tools(self.store.deliveries, self.submits, self.http, self.http),
             self.gates,
             owner=owner,
             policy=POLICY,

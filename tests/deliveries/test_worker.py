@@ -1,4 +1,4 @@
-"""Handlers run from what is pending in the store, each in a lane that shares nothing with another's."""
+"""Handlers run pending deliveries, each in a lane that shares nothing with another's."""
 
 import asyncio
 import threading
@@ -888,7 +888,7 @@ async def test_no_handler_can_break_the_http_client_of_another(place: Place) -> 
     async def breaks(_: Event, ctx: Context) -> None:
         async with ctx.http as client:
             client.headers["authorization"] = "mine"
-            client.base_url = "https://mine.example"  # type: ignore[assignment] # as httpx takes it
+            client.base_url = "https://mine.example"
             client.event_hooks["request"] = [hooked]
             await client.get("/")
         await ctx.http.aclose()

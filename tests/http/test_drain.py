@@ -399,7 +399,7 @@ def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch, missin
         "asyncpg",
         "pgqueuer",
         "receiver.store.postgres.engine.queue",
-        "receiver.store.postgres.engine.engine",
+        "receiver.store.postgres.engine",
     )
     for name in list(sys.modules):
         if name.startswith((*hidden, "receiver.store.postgres.engine.group_commit")):

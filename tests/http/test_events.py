@@ -259,8 +259,8 @@ async def test_nonsense_is_refused_before_the_stream_begins(
 async def test_a_reader_of_what_is_gone_is_told_so(start: Start, marked: int, after: int) -> None:
     async with start() as station:
         await whole(station, "one")
-        station.edit(f"DELETE FROM journal WHERE seq <= {marked}")
-        station.edit(f"INSERT INTO marks (name, value) VALUES ('journal', {marked})")
+        station.edit(f"DELETE FROM changes WHERE seq <= {marked}")
+        station.edit(f"INSERT INTO watermarks (name, value) VALUES ('changes', {marked})")
         async with listening(station, after=after) as ear:
             [gap, *more] = await ear.until(1 if after > 4 else 3)
             assert gap["event"] == "stream.gap"

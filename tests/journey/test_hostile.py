@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.journey.hostile import WAYS
-from tests.journey.parts import HERE, PATIENCE, Process, World, eventually, free_port, living
+from tests.journey.parts import HERE, Process, World, eventually, free_port, living
+from tests.patience import PATIENCE
 from tests.postgres import Database
 
 pytestmark = pytest.mark.timeout(240)

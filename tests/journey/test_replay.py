@@ -94,7 +94,7 @@ def replay_over_a_death(world: World, victim: Process | None) -> None:
 
 def holder(world: World) -> Process:
     """Name the process that works on replays."""
-    [(owner,)] = world.rows("SELECT owner FROM roles WHERE name = 'replays'")
+    [(owner,)] = world.rows("SELECT owner FROM leases WHERE name = 'replays'")
     [found] = [one for one in world.servers if one.pid == owner.split(":")[-2]]
     return found
 

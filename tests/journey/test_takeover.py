@@ -230,5 +230,5 @@ def test_another_server_listens_when_the_listener_is_gone(
 
 def stream_role(world: World) -> list[Any]:
     """Name the process that has the role of Oxen's listener, and say whether it listens."""
-    rows = world.rows("SELECT owner, at_work FROM roles WHERE name = 'stream oxen'")
+    rows = world.rows("SELECT owner, at_work FROM leases WHERE name = 'stream oxen'")
     return [part for owner, at_work in rows for part in (owner.split(":")[-2], at_work)]

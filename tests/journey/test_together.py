@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from receiver.store.schema import migrations
 from tests.journey.parts import ACCEPTS, Process, World, check_logs, eventually, living
 from tests.postgres import Database
 
@@ -48,7 +49,7 @@ def test_six_processes_start_at_once_on_an_empty_database(
             eventually(lambda one=process: one.said("receiver.started"))  # type: ignore[misc]
             assert not [line for line in process.lines() if line["level"] != "info"]
         numbers = world.rows("SELECT number FROM migrations ORDER BY number")
-        assert numbers == [(number + 1,) for number in range(len(MIGRATIONS))]
+        assert numbers == [(number + 1,) for number in range(len(migrations("postgres")))]
         assert world.ended(world.submit("fal", "the first", "first"))["status"] == "succeeded"
         world.settle()
         assert len(world.notes("seen")) == 2

@@ -22,7 +22,7 @@ from receiver import Dead, Event, on
 from receiver.http.routes.metrics import MetricsPage
 from receiver.model.errors import StoreUnavailable
 from receiver.observability.events import Telemetry
-from receiver.store.backlog import Backlog
+from receiver.store.backlog import Backlog, BacklogReader
 from tests.conftest import Disk, Start
 from tests.patience import PATIENCE
 from tests.receiving import ENDS, Station, breaks, eventually, write
@@ -268,14 +268,15 @@ async def test_a_database_that_takes_no_writes_is_on_the_page(start: Start, disk
         assert of(await page(station), "receiver_database_available") == 1
 
 
-class Away:
+class Away(BacklogReader):
     """A database that is away, or hangs."""
 
     def __init__(self, *, hangs: bool = False) -> None:
         self.asked = 0
         self._hangs = hangs
 
-    async def depth(self, _: Sequence[str]) -> Backlog:
+    async def depth(self, providers: Sequence[str]) -> Backlog:
+        del providers
         self.asked += 1
         if self._hangs:
             await asyncio.Event().wait()

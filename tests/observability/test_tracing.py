@@ -415,6 +415,7 @@ async def test_a_trace_that_cannot_be_read_is_no_obstacle(memory: Memory) -> Non
         polls=0,
         created_at=0.0,
         deadline_at=None,
+        held_until=None,
     )
     with await tracing.poll(job) as span:
         span.note(result="ended")

@@ -26,8 +26,8 @@ from receiver.http.routes.metrics import MetricsPage
 from receiver.http.routes.predictions import (
     ExplainedHandler,
     Explanation,
-    Redelivered,
     PredictionRoutes,
+    Redelivered,
     Submission,
 )
 from receiver.http.routes.replays import ReplayRoutes

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +13,9 @@ import pytest
 from receiver.predictions.poller import Poller
 from receiver.predictions.submitter import Schedule
 from receiver.settings import Settings
-from receiver.store.predictions import Job, Progress
+from receiver.store.facade import Store
+from receiver.store.predictions import Job, PredictionStore
+from receiver.store.sqlite.engine import SQLiteStore
 from tests.receiving import ENV, eventually
 
 pytestmark = pytest.mark.anyio
@@ -23,81 +28,76 @@ class Hands:
         return self.now
 
 
-class Books:
-    """A store for which every question takes a while, as one on a server does."""
+class Books(PredictionStore):
+    """Predictions of which every question takes a while, as those on a server do."""
 
-    def __init__(self, clock: Hands) -> None:
+    def __init__(self, store: Store, clock: Hands) -> None:
+        super().__init__(store)
         self._clock = clock
         self.asked: list[float] = []
         self.takes = 0.0
 
     async def claim_due(self, provider: str, now: float, hold_until: float, most: int) -> list[Job]:
-        del provider, hold_until, most
         self.asked.append(now)
         self._clock.now += self.takes
-        return []
-
-    async def next_due(self, provider: str) -> float | None:
-        del provider
-        return None
-
-    async def stale(self, provider: str, before: float, most: int) -> list[str]:
-        del provider, before, most
-        return []
-
-    async def find(self, provider: str, provider_id: str) -> str | None:
-        raise AssertionError((provider, provider_id))
-
-    async def progress(self, progress: Progress) -> bool:
-        raise AssertionError(progress)
+        return await super().claim_due(provider, now, hold_until, most)
 
 
-def overdue(clock: Hands, books: Books, *, alone: bool) -> Poller:
+@asynccontextmanager
+async def polling(path: Path) -> AsyncIterator[tuple[Hands, Books, Poller]]:
+    """Make a poller of one process among many; it does not run yet."""
+    clock = Hands()
+    store = SQLiteStore(str(path / "receiver.db"), lambda _: None)
+    books = store.predictions = Books(store, clock)
     provider: Any = object()
     inbox: Any = object()
     schedule = Schedule(Settings.read(ENV), clock, lambda: 0.5)
-    return Poller(
+    await store.start()
+    yield (
+        clock,
         books,
-        inbox,
-        {"fal": provider},
-        {"fal"},
-        {},
-        schedule,
-        timeout=3600.0,
-        clock=clock,
-        alone=alone,
+        Poller(
+            store,
+            inbox,
+            {"fal": provider},
+            {"fal"},
+            {},
+            schedule,
+            timeout=3600.0,
+            clock=clock,
+            alone=False,
+        ),
     )
+    await store.stop()
 
 
-async def test_what_falls_due_during_a_look_is_looked_at_next() -> None:
-    clock = Hands()
-    books = Books(clock)
-    looking = overdue(clock, books, alone=False)
-    looking.due(clock.now + 0.5)
-    books.takes = 1.0  # so it falls due while the database is asked for what was due before
-    task = asyncio.create_task(looking.run())
+@asynccontextmanager
+async def running(poller: Poller) -> AsyncIterator[None]:
+    task = asyncio.create_task(poller.run())
     try:
-        await eventually(lambda: books.asked)
-        assert books.asked[0] < 1000.5
-        await eventually(lambda: books.asked[-1] >= 1000.5)
+        yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_what_falls_due_later_is_looked_at_then_and_not_before() -> None:
-    clock = Hands()
-    books = Books(clock)
-    looking = overdue(clock, books, alone=False)
-    looking.due(clock.now + 0.2)
-    looking.due(clock.now + 1000)
-    task = asyncio.create_task(looking.run())
-    try:
-        await eventually(lambda: books.asked)
-        clock.now += 0.3
-        await eventually(lambda: len(books.asked) == 2)
-        looking.due(clock.now)
-        await eventually(lambda: len(books.asked) == 3)
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+async def test_what_falls_due_during_a_look_is_looked_at_next(tmp_path: Path) -> None:
+    async with polling(tmp_path) as (clock, books, poller):
+        poller.due(clock.now + 0.5)
+        books.takes = 1.0  # so it falls due while the database is asked for what was due before
+        async with running(poller):
+            await eventually(lambda: books.asked)
+            assert books.asked[0] < 1000.5
+            await eventually(lambda: books.asked[-1] >= 1000.5)
+
+
+async def test_what_falls_due_later_is_looked_at_then_and_not_before(tmp_path: Path) -> None:
+    async with polling(tmp_path) as (clock, books, poller):
+        poller.due(clock.now + 0.2)
+        poller.due(clock.now + 1000)
+        async with running(poller):
+            await eventually(lambda: books.asked)
+            clock.now += 0.3
+            await eventually(lambda: len(books.asked) == 2)
+            poller.due(clock.now)
+            await eventually(lambda: len(books.asked) == 3)

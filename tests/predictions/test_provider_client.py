@@ -9,7 +9,7 @@ import pytest
 
 from receiver.model.errors import StoreUnavailable, Unreadable
 from receiver.predictions.provider_client import Busy, ProviderClient
-from receiver.store.limits import RequestPermit
+from receiver.store.limits import LimitStore, RequestPermit
 from tests.conftest import Start
 from tests.receiving import ENDS, Clock, Network, eventually, reply
 
@@ -27,7 +27,7 @@ class Hands:
         return self.now
 
 
-class Turns:
+class Turns(LimitStore):
     """Counts nothing: it says what it is told to say."""
 
     def __init__(self) -> None:
@@ -35,10 +35,10 @@ class Turns:
         self.wait = 0.0
         self.away = False
 
-    async def take_turn(self, turn: RequestPermit) -> float:
+    async def take(self, permit: RequestPermit) -> float:
         if self.away:
             raise StoreUnavailable("away")
-        self.taken.append(turn)
+        self.taken.append(permit)
         return self.wait
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from receiver.model.values import Outcome
 from receiver.predictions.stream import Listener
 from receiver.providers.oxen import Oxen
-from receiver.store.inbox import AcceptResult
+from receiver.store.predictions import PredictionStore
+from receiver.store.sqlite.engine import SQLiteStore
 from tests.conftest import Logged, Start
 from tests.receiving import ENDS, PICTURE, Network, breaks, eventually, reply
 
@@ -151,33 +153,30 @@ async def test_a_stream_that_ends_politely_is_made_again_too(
         await eventually(lambda: network.streams)
 
 
-class _Desk:
-    """Counts what a listener does to its neighbours."""
+class _Hastened(PredictionStore):
+    """Counts how often what is at the provider was made due."""
 
-    def __init__(self) -> None:
-        self.reconciled = 0
-        self.connected = 0
-
-    async def heard(self, provider_name: str, outcome: Outcome, body: bytes) -> AcceptResult | None:
-        raise AssertionError((provider_name, outcome, body))
+    times = 0
 
     async def hasten(self, provider: str, now: float) -> None:
         assert provider == "oxen"
-        assert now
-        self.reconciled += 1
-
-    def connect(self) -> None:
-        self.connected += 1
+        await super().hasten(provider, now)
+        self.times += 1
 
 
-async def test_silence_is_death() -> None:
+async def test_silence_is_death(tmp_path: Path) -> None:
+    connected: list[None] = []
+    inbox: Any = object()  # nothing is said that would reach it
+    store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
+    hastened = store.predictions = _Hastened(store)
+    await store.start()
+
     async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n: hello\n\n")
         await reader.read()
         writer.close()
 
-    desk = _Desk()
     server = await asyncio.start_server(swallow, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, httpx.AsyncClient() as client:
@@ -185,15 +184,16 @@ async def test_silence_is_death() -> None:
             "oxen",
             Oxen("key", f"http://127.0.0.1:{port}"),
             client,
-            desk,
-            desk,
-            on_connect=desk.connect,
+            inbox,
+            store,
+            on_connect=lambda: connected.append(None),
             silence=0.05,
             chance=lambda: 0.0,
         )
         listening = asyncio.create_task(listener.run())
-        await eventually(lambda: desk.connected >= 2)
+        await eventually(lambda: len(connected) >= 2)
         assert await listener.ready()
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
-    assert desk.reconciled == desk.connected
+    assert hastened.times == len(connected)
+    await store.stop()

@@ -8,8 +8,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pytest
 
@@ -17,7 +18,7 @@ from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import DONE, Decision
 from receiver.model.states import advance
 from receiver.model.values import Error, Outcome, OutcomeKind, Output, Status
-from receiver.store.deliveries import Claim, ClaimRequest, Claims, ReplayResult, Settlement
+from receiver.store.deliveries import Claim, ClaimRequest, Claims, Settlement, replay, retry
 from receiver.store.facade import Store
 from receiver.store.inbox import (
     AcceptResult,
@@ -25,15 +26,20 @@ from receiver.store.inbox import (
     IncomingOutcome,
     Recipients,
     Transition,
+    accept,
     accept_outcome,
 )
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.predictions import NewPrediction, Progress, ProgressCause, SubmitBudget
 from receiver.store.sqlite.engine import SQLiteStore
+from receiver.store.statement import Transaction
 from tests.patience import PATIENCE
 from tests.postgres import Database, wait_for
 from tests.sqlite import lay_out
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 NOW: Final = 1_750_000_000.0
 TABLES: Final = (
@@ -133,6 +139,14 @@ _CLOCK: Final = (
 )
 
 
+_TIMES: Final[dict[Any, Callable[[Any], float]]] = {
+    accept: lambda arrival: arrival.at,
+    retry: itemgetter(1),
+    replay: itemgetter(2),
+}
+"""When what these transactions are given happens."""
+
+
 class TimedStore(PostgresStore):
     """Set the server's clock to the time of every call that has one."""
 
@@ -158,9 +172,11 @@ class TimedStore(PostgresStore):
         await connection.execute("UPDATE clock.hands SET at = $1", items[-1])
         return [None] * len(items)
 
-    async def accept(self, arrival: IncomingOutcome) -> AcceptResult:
-        await self._at(arrival.at)
-        return await super().accept(arrival)
+    async def write(self, transaction: Transaction[Item, Result], item: Item) -> Result:
+        time: Callable[[Any], float] | None = _TIMES.get(transaction)
+        if time is not None:
+            await self._at(time(item))
+        return await super().write(transaction, item)
 
     async def claim(self, wanted: ClaimRequest) -> Claims:
         await self._at(wanted.now + 0.0001)
@@ -185,16 +201,6 @@ class TimedStore(PostgresStore):
     async def reclaim(self, owner: str, now: float) -> list[str]:
         await self._at(now)
         return await super().reclaim(owner, now)
-
-    async def retry(self, delivery_id: str, now: float) -> str | None:
-        await self._at(now)
-        return await super().retry(delivery_id, now)
-
-    async def replay(
-        self, prediction_id: str, match: Callable[[CurrentState, str], Recipients], now: float
-    ) -> ReplayResult:
-        await self._at(now)
-        return await super().replay(prediction_id, match, now)
 
 
 def dump(path: Path) -> dict[str, list[Any]]:

@@ -95,7 +95,7 @@ def test_every_count_has_an_index(tmp_path: Path) -> None:
     store.open()
     store.close()
     with closing(sqlite3.connect(path)) as connection:
-        for query in (backlog._PENDING, backlog._RUNNING, backlog._LIVING):  # noqa: SLF001
+        for query in (backlog.sql.pending, backlog.sql.running, backlog.sql.living):
             plan = connection.execute(f"EXPLAIN QUERY PLAN {query.sqlite}", {"rows": "[]"})
             tables = [row[3] for row in plan if re.search(r" (d|p|deliveries)\b", row[3])]
             assert tables

@@ -77,7 +77,7 @@ async def test_the_end_of_a_move_tells_its_time_and_its_event(store: Store) -> N
     [(name, event)] = (await ChangeLog(store).events([pred(1), pred(2)])).items()
     assert (name, event.id, event.type) == (pred(1), event_id(pred(1)), f"prediction.{end.status}")
     assert event.time.timestamp() == pytest.approx(end.time)
-    assert event.predictions.get == await store.predictions.get(pred(1))
+    assert event.prediction == await store.predictions.get(pred(1))
 
 
 async def test_events_are_listed_newest_first(store: Store) -> None:
@@ -104,11 +104,11 @@ async def test_the_end_waits_for_transactions_that_have_a_place_and_no_commit(
         transaction = slow.transaction()
         await transaction.start()
         await slow.execute(
-            "INSERT INTO journal (prediction_id, status, time) VALUES ($1, 'queued', 0)", pred(9)
+            "INSERT INTO changes (prediction_id, status, time) VALUES ($1, 'queued', 0)", pred(9)
         )
         await submitting(store, 1)  # a later place, an earlier commit
         end = asyncio.create_task(store.journal_end())
-        await eventually(lambda: engine.rows("SELECT count(*) FROM journal"), lambda n: n == [(2,)])
+        await eventually(lambda: engine.rows("SELECT count(*) FROM changes"), lambda n: n == [(2,)])
         assert not (await asyncio.wait({end}, timeout=0.1))[0]
         await transaction.commit()
         assert await end == 3
@@ -120,7 +120,7 @@ async def test_the_end_waits_for_transactions_that_have_a_place_and_no_commit(
 async def test_a_transaction_that_was_given_up_leaves_only_a_number(engine: Engine) -> None:
     await submitting(engine.store, 1)
     if isinstance(engine, Postgres):
-        engine.database.execute("SELECT nextval('receiver.journal_seq_seq')")
+        engine.database.execute("SELECT nextval('receiver.changes_seq_seq')")
     await submitting(engine.store, 2)
     assert [move.prediction_id for move in await moves(engine.store)] == [pred(1)] * 2 + [
         pred(2)

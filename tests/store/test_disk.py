@@ -148,9 +148,9 @@ async def test_a_file_that_cannot_be_read_is_unavailable_and_comes_back(
 
 LIMITED = """
 import asyncio, resource, sys
-from receiver.model.values.errors import StoreUnavailable
-from receiver.store.sqlite.engine.engine import SQLiteStore
-from receiver.store.values import NewPrediction
+from receiver.model.errors import StoreUnavailable
+from receiver.store.sqlite.engine import SQLiteStore
+from receiver.store.predictions import NewPrediction
 
 reports = []
 store = SQLiteStore(sys.argv[1], reports.append)
@@ -161,17 +161,17 @@ def new(number):
                          input={"prompt": "x" * 300_000}, metadata={}, created_at=1.0)
 
 async def main():
-    await store.create(new(0))
+    await store.predictions.create(new(0))
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     for number in (1, 2, 3):
         try:
-            await store.create(new(number))
+            await store.predictions.create(new(number))
         except StoreUnavailable:
             continue
         sys.exit("a file that may not grow has grown")
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    await store.create(new(4))
+    await store.predictions.create(new(4))
 
 asyncio.run(main())
 store.close()

@@ -218,7 +218,7 @@ async def test_sweeps_and_accepts_at_once_hurt_nobody(engine: Engine, store: Sto
     late = [arrival(number, kind="failed") for number in range(1, 31)]
     fresh = [arrival(number, at=NOW + 500) for number in range(101, 131)]
     both = [one for pair in zip(late, fresh, strict=True) for one in pair]
-    accepting = asyncio.gather(*map(store.accept, both))
+    accepting = asyncio.gather(*(accept_outcome(store, one) for one in both))
     deleted, taken = await asyncio.gather(sweep(store), accepting)
     assert deleted == 30
     assert {one.verdict for one in taken[::2]} <= {"late", "unknown"}
@@ -233,7 +233,7 @@ async def test_sweeps_and_accepts_at_once_hurt_nobody(engine: Engine, store: Sto
 def times(engine: Engine, *given: float) -> None:
     """Write the times into the journal's rows, in their order."""
     for number, at in enumerate(given, 1):
-        engine.write(f"UPDATE journal SET time = {at} WHERE seq = {number}")
+        engine.write(f"UPDATE changes SET time = {at} WHERE seq = {number}")
 
 
 async def test_the_journal_is_cut_off_and_the_place_remembered(
@@ -244,11 +244,11 @@ async def test_the_journal_is_cut_off_and_the_place_remembered(
     times(engine, 1.0, 2.0, 30.0, 4.0)
     disposal = Disposal(store)
     assert await disposal.trim_journal(3.0, 1) == 1
-    assert await disposal.mark("journal") == 1
+    assert await disposal.mark("changes") == 1
     assert await disposal.trim_journal(3.0, 100) == 1
     assert await disposal.trim_journal(3.0, 100) == 0
-    assert await disposal.mark("journal") == 2
-    assert engine.rows("SELECT seq FROM journal ORDER BY seq") == [(3,), (4,)]
+    assert await disposal.mark("changes") == 2
+    assert engine.rows("SELECT seq FROM changes ORDER BY seq") == [(3,), (4,)]
 
 
 async def test_the_newest_row_of_the_journal_stays(engine: Engine, store: Store) -> None:
@@ -256,8 +256,8 @@ async def test_the_newest_row_of_the_journal_stays(engine: Engine, store: Store)
     await store.predictions.create(new(2))
     await Disposal(store).trim_journal(NOW + 1, 100)
     await store.predictions.create(new(3))
-    assert engine.rows("SELECT seq FROM journal ORDER BY seq") == [(2,), (3,)]
-    assert await Disposal(store).mark("journal") == 1
+    assert engine.rows("SELECT seq FROM changes ORDER BY seq") == [(2,), (3,)]
+    assert await Disposal(store).mark("changes") == 1
 
 
 async def unneeded(store: Store, number: int, count: int, at: float = NOW) -> None:

@@ -13,7 +13,7 @@ import pytest
 from receiver.model.errors import StoreUnavailable
 from receiver.store import leases as module
 from receiver.store.facade import Store
-from receiver.store.leases import LEASE, Leader, LeaseRequest
+from receiver.store.leases import LEASE, Leader, LeaseRequest, LeaseStore
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.sqlite.engine import SQLiteStore
@@ -65,11 +65,11 @@ class Work:
             self.on_change()
 
 
-class Unsteady:
-    """Stands before the real store, and is away when told."""
+class Unsteady(LeaseStore):
+    """The leases of the real store, which is away when told."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        super().__init__(store)
         self.away = False
         self.hangs = False
         self.deaf_to_leaving = False
@@ -80,24 +80,24 @@ class Unsteady:
         if self.away:
             raise StoreUnavailable("away")
 
-    async def hold_role(self, role: LeaseRequest) -> bool:
+    async def hold(self, request: LeaseRequest) -> bool:
         self._check()
         if self.hangs:
             await asyncio.Event().wait()
-        return await self._store.leases.hold(role)
+        return await super().hold(request)
 
-    async def report_role(self, name: str, owner: str, *, at_work: bool) -> None:
+    async def report(self, name: str, owner: str, *, at_work: bool) -> None:
         self._check()
-        await self._store.leases.report(name, owner, at_work=at_work)
+        await super().report(name, owner, at_work=at_work)
 
-    async def leave_role(self, name: str, owner: str) -> None:
+    async def release(self, name: str, owner: str) -> None:
         self._check()
         if not self.deaf_to_leaving:
-            await self._store.leases.release(name, owner)
+            await super().release(name, owner)
 
-    async def role_at_work(self, name: str, now: float) -> bool:
+    async def is_at_work(self, name: str, now: float) -> bool:
         self._check()
-        return await self._store.leases.is_at_work(name, now)
+        return await super().is_at_work(name, now)
 
 
 class One:

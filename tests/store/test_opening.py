@@ -10,6 +10,7 @@ import pytest
 
 from receiver.model.errors import StoreUnusable
 from receiver.store.inbox import accept_outcome
+from receiver.store.schema import migrations
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.store.parts import NOW, TABLES, SQLite, arrival, copy, dump, ended, new, pred
 
@@ -65,7 +66,7 @@ async def test_a_missing_folder_is_made(tmp_path: Path) -> None:
 
 def test_the_schema_is_made_from_scratch_and_once(path: Path) -> None:
     opened(path).store.close()
-    assert version(path) == len(MIGRATIONS)
+    assert version(path) == len(migrations("sqlite"))
     opened(path).store.close()
     assert dump(path) == {table: [] for table in TABLES}
 
@@ -80,15 +81,15 @@ def test_a_migration_that_dies_half_way_leaves_no_half(path: Path, tmp_path: Pat
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.set_trace_callback(keep)
-        for number, script in enumerate(MIGRATIONS, 1):
+        for number, script in enumerate(migrations("sqlite"), 1):
             connection.executescript(f"BEGIN;{script};PRAGMA user_version = {number};COMMIT;")
         connection.set_trace_callback(None)
 
     assert len(copies) > 10
     for killed in copies:
-        assert version(killed) < len(MIGRATIONS)
+        assert version(killed) < len(migrations("sqlite"))
         opened(killed).store.close()
-        assert version(killed) == len(MIGRATIONS)
+        assert version(killed) == len(migrations("sqlite"))
 
 
 def test_a_database_of_a_newer_receiver_is_refused_and_left_alone(path: Path) -> None:
@@ -98,7 +99,8 @@ def test_a_database_of_a_newer_receiver_is_refused_and_left_alone(path: Path) ->
     before = path.read_bytes()
     for _ in range(2):  # and gives the file free, so that it is not said to be in use
         with pytest.raises(
-            StoreUnusable, match=rf"newer receiver \(schema 999, this one knows {len(MIGRATIONS)}\)"
+            StoreUnusable,
+            match=rf"newer receiver \(schema 999, this one knows {len(migrations('sqlite'))}\)",
         ):
             SQLite(path).store.open()
     assert path.read_bytes() == before
@@ -138,7 +140,7 @@ def test_a_second_store_on_a_file_is_refused_until_the_first_is_closed(path: Pat
 
 HOLD = """
 import sys
-from receiver.store.sqlite.engine.engine import SQLiteStore
+from receiver.store.sqlite.engine import SQLiteStore
 store = SQLiteStore(sys.argv[1], lambda _: None)
 store.open()
 print("open", flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -19,13 +18,12 @@ from pgqueuer import Queries
 from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Decision
-from receiver.store import disposal, erasure
-from receiver.store import queries as q
 from receiver.store.deliveries import Claim, Claims, LostAttempt
 from receiver.store.inbox import Recipients, accept_outcome
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.schema import migrations
 from tests.patience import PATIENCE
 from tests.postgres import Database
 from tests.store.parts import (
@@ -114,14 +112,14 @@ class TestMigrations:
         made = [Process(bare_database.url) for _ in range(10)]
         await asyncio.gather(*(process.store.start() for process in made))
         versions = bare_database.rows("SELECT number FROM migrations ORDER BY number")
-        assert versions == [(number,) for number in range(1, len(MIGRATIONS) + 1)]
+        assert versions == [(number,) for number in range(1, len(migrations("postgres")) + 1)]
         created = await asyncio.gather(
             *(process.store.predictions.create(new(number)) for number, process in enumerate(made))
         )
         assert all(one.is_new for one in created)
         await asyncio.gather(*(process.store.stop() for process in made))
         queue = {"pgqueuer", "pgqueuer_log", "pgqueuer_statistics", "pgqueuer_schedules"}
-        assert tables(bare_database) >= {*TABLES, "limits", "requests", "roles", *queue}
+        assert tables(bare_database) >= {*TABLES, "limits", "requests", "leases", *queue}
         others = bare_database.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
         assert others == []
         # The queue must be as durable as the rows: it may be all that knows what is due.
@@ -137,28 +135,8 @@ class TestMigrations:
         said = await refusal(bare_database.url)
         assert said == (
             "the database was written by a newer receiver (schema 99, this one knows "
-            f"{len(MIGRATIONS)}): upgrade this receiver, or use another database"
+            f"{len(migrations('postgres'))}): upgrade this receiver, or use another database"
         )
-
-    async def test_an_older_schema_is_upgraded_with_its_rows(self, bare_database: Database) -> None:
-        bare_database.execute(
-            "CREATE SCHEMA receiver",
-            "CREATE TABLE receiver.migrations "
-            "(number BIGINT PRIMARY KEY, at TIMESTAMPTZ NOT NULL DEFAULT now())",
-            f"SET search_path = receiver; {for_postgres(MIGRATIONS[0])}",
-            "INSERT INTO receiver.migrations VALUES (1)",
-            "INSERT INTO receiver.predictions (id, provider, model, mode, status, input, metadata,"
-            f" created_at, due_at) VALUES ('{pred(1)}', 'fal', 'm', 'queue', 'queued', '{{}}',"
-            " '{}', 1, 1)",
-        )
-        async with processes(bare_database) as [process]:
-            found = await process.store.predictions.get(pred(1))
-            assert found is not None
-            assert found.status == "queued"
-            assert (await accept_outcome(process.store, arrival(1, handlers=("greet",)))).handlers
-            assert len((await process.store.claim(wanted())).claims) == 1
-        versions = bare_database.rows("SELECT number FROM migrations ORDER BY number")
-        assert versions == [(number,) for number in range(1, len(MIGRATIONS) + 1)]
 
     async def test_a_migration_that_fails_leaves_no_half(self, bare_database: Database) -> None:
         bare_database.execute(
@@ -843,190 +821,3 @@ async def test_a_store_that_is_not_open_is_unavailable(database: Database) -> No
     with pytest.raises(StoreUnavailable):
         await store.predictions.get(pred(1))
     await store.stop()
-
-
-# --- plans ---
-
-BIG: Final = {"predictions", "callbacks", "events", "deliveries", "attempts"}
-_IDS: Final = "lpad(n::text, 32, '0')"
-_FILL: Final = (
-    f"""INSERT INTO predictions (id, provider, model, mode, status, input, metadata, provider_id,
-            output, channel, created_at, submitted_at, completed_at, due_at, deadline_at)
-        SELECT 'pred_' || {_IDS}, CASE n % 3 WHEN 0 THEN 'fal' ELSE 'oxen' END, 'm', 'queue',
-            CASE WHEN n % 20 > 2 THEN 'succeeded' WHEN n % 20 = 1 THEN 'queued'
-                 ELSE 'processing' END, '{{}}', '{{}}', 'theirs-' || n,
-            CASE WHEN n % 20 > 2 THEN '[]' END, 'webhook', n, n,
-            CASE WHEN n % 20 > 2 THEN n END, CASE WHEN n % 20 <= 2 THEN n END, n
-        FROM generate_series(1, 6000) n""",
-    f"""INSERT INTO callbacks
-            (prediction_id, channel, digest, received_at, headers, body, verdict, reason)
-        SELECT 'pred_' || {_IDS}, 'webhook', n::text, n, '[]', '{{}}', 'accepted', ''
-        FROM generate_series(1, 6000) n WHERE n % 20 > 2""",
-    f"""INSERT INTO events (prediction_id, type, time, channel)
-        SELECT 'pred_' || {_IDS}, 'prediction.succeeded', n, 'webhook'
-        FROM generate_series(1, 6000) n WHERE n % 20 > 2""",
-    f"""INSERT INTO deliveries (id, prediction_id, handler, state, attempts, claims, due_at, owner,
-            lease_until, created_at, ended_at)
-        SELECT 'dlv_' || {_IDS} || '00000000', 'pred_' || {_IDS}, 'greet',
-            CASE n % 20 WHEN 3 THEN 'pending' WHEN 4 THEN 'running' ELSE 'done' END, 1, 1,
-            CASE WHEN n % 20 = 3 THEN n END, CASE WHEN n % 20 = 4 THEN 'me' END,
-            CASE WHEN n % 20 = 4 THEN n END, n, CASE WHEN n % 20 > 4 THEN n END
-        FROM generate_series(1, 6000) n WHERE n % 20 > 2""",
-    f"""INSERT INTO attempts (delivery_id, number, started_at, ended_at, result, reason)
-        SELECT 'dlv_' || {_IDS} || '00000000', 1, n, n, 'done', ''
-        FROM generate_series(1, 6000) n WHERE n % 20 > 4""",
-    """UPDATE deliveries SET after = '["save"]' WHERE state = 'pending' AND due_at < 3000""",
-    """INSERT INTO requests (provider, at, requests)
-        SELECT 'fal', n, 1 FROM generate_series(1, 6000) n""",
-)
-
-_SOME: Final = [pred(number) for number in (4, 24, 44)]
-_PENDING: Final = [f"dlv_{number:032d}00000000" for number in (4, 24, 44)]
-_PARAMS: Final[dict[str, Any]] = {
-    "provider": "fal",
-    "now": 3000.0,
-    "before": 3000.0,
-    "since": 5990.0,
-    "most": 10,
-    "limit": 21,
-    "largest": 1000,
-    "hold_until": 4000.0,
-    "hold_sync_until": 4000.0,
-    "lease_until": 4000.0,
-    "deadline": 9000.0,
-    "due_at": 5000.0,
-    "owner": "me",
-    "id": pred(4),
-    "prediction_id": pred(4),
-    "provider_id": "theirs-4",
-    "idempotency_key": "k",
-    "status": "failed",
-    "cursor": pred(3000),
-    "state": "dead",
-    "handler": "greet",
-    "prediction": pred(4),
-    "links": "{}",
-    "key": "k",
-    "delivery_id": _PENDING[0],
-    "everyone": False,
-    "reason": "",
-    "succeeded_before": 3000.0,
-    "failed_before": 3000.0,
-    "canceled_before": 3000.0,
-    "dead_before": 3000.0,
-    "horizon": pred(4000),
-    "young": 3000.0,
-    "kept": 10,
-}
-_SETTLED: Final = [
-    (name, "me", 1, 1.0, 2.0, "done", "", "", "done", None, 2.0) for name in _PENDING
-]
-_ENDS: Final = [(name, "succeeded", None, "[]", None, None, "webhook", 1.0) for name in _SOME]
-_HOT: Final[dict[str, tuple[Query, list[Any] | None]]] = {
-    "known": (q.SELECT_KNOWN, [(name,) for name in _SOME]),
-    "end": (q.END_PREDICTIONS, _ENDS),
-    "note": (q.NOTE_PREDICTION, None),
-    "take": (q.TAKE_DELIVERIES, [(name,) for name in _PENDING]),
-    "leases": (q.SELECT_LEASES, [(name,) for name in _PENDING]),
-    "held": (q.SELECT_HELD, _SETTLED),
-    "attempts": (q.INSERT_ATTEMPTS, _SETTLED),
-    "settle": (q.SETTLE_DELIVERIES, _SETTLED),
-    "waiting": (q.SELECT_WAITING, [(name,) for name in _SOME]),
-    "unended": (q.SELECT_UNENDED, [(name,) for name in _PENDING]),
-    "stop waiting": (q.STOP_WAITING, [(name,) for name in _PENDING]),
-    "result": (q.SELECT_RESULT, None),
-    "release": (q.RELEASE_DELIVERIES, None),
-    "renew": (q.RENEW_LEASES, [(name,) for name in _PENDING]),
-    "claim due": (q.CLAIM_DUE, None),
-    "begin": (q.BEGIN_SUBMITS, None),
-    "next queued": (q.NEXT_QUEUED, None),
-    "next due": (q.NEXT_DUE, None),
-    "in flight": (q.COUNT_IN_FLIGHT, None),
-    "requests": (q.COUNT_REQUESTS, None),
-    "stale": (q.SELECT_STALE, None),
-    "accepted": (q.ACCEPT_SUBMIT, None),
-    "polled": (q.LOOKED, None),
-    "hasten": (q.HASTEN_LOOKS, None),
-    "job": (q.SELECT_JOB, None),
-    "prediction": (q.SELECT_PREDICTION, None),
-    "find": (q.SELECT_ID_BY_PROVIDER_ID, None),
-    "idempotency": (q.SELECT_BY_IDEMPOTENCY_KEY, None),
-    "step": (q.SELECT_STEP, None),
-    "erased": (q.SELECT_ERASED, None),
-    "old": (disposal.SELECT_OLD, None),
-    "hold": (disposal.HOLD_PREDICTIONS, [(name,) for name in _SOME]),
-    "hold deliveries": (disposal.HOLD_DELIVERIES, [(name,) for name in _SOME]),
-    "free": (disposal.SELECT_FREE, [(name,) for name in _SOME]),
-    "cut": (disposal.SELECT_CUT, None),
-    "unneeded": (disposal.SELECT_UNNEEDED, None),
-    "strays": (disposal.SELECT_STRAYS, None),
-    "unneeded go": (disposal.DELETE_CALLBACKS, [(name, "webhook", "4") for name in _SOME]),
-    "blank callbacks": (erasure.BLANK_CALLBACKS, None),
-    "blank attempts": (erasure.BLANK_ATTEMPTS, [(name,) for name in _PENDING]),
-    **{
-        f"list by {', '.join(names)}": (
-            q.LIST_PREDICTIONS.by({name: _PARAMS[name] for name in names}),
-            None,
-        )
-        for names in ([], ["status"], ["provider"], ["cursor"], ["cursor", "status", "provider"])
-    },
-    **{
-        f"deliveries by {', '.join(names)}": (
-            q.LIST_DELIVERIES.by({name: _PARAMS[name] for name in names}),
-            None,
-        )
-        for names in ([], ["state"], ["prediction"], ["cursor"], ["cursor", "state"])
-    },
-}
-_WHOLE: Final = {
-    *("list by ", "list by provider", "deliveries by ", "release", "waiting"),
-    *("old", "free", "cut", "unneeded go"),
-}
-"""Those that walk an index: from its end, until a page is full or just for the newest, or all that
-is running, waits, or was not needed."""
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for part in plan.get("Plans", ()):
-        yield from nodes(part)
-
-
-@pytest.mark.parametrize("counted", [True, False], ids=["analyzed", "never-analyzed"])
-@pytest.mark.parametrize("plan", ["custom", "generic"])
-async def test_hot_statements_find_their_rows_by_an_index(
-    bare_database: Database, plan: str, *, counted: bool
-) -> None:
-    """Also by the generic plan, which a statement gets when it was run a few times."""
-    async with processes(bare_database) as [process]:
-        bare_database.execute(
-            "SET search_path = receiver",
-            *(f"ALTER TABLE {name} SET (autovacuum_enabled = false)" for name in BIG),
-            *_FILL,
-            *(["ANALYZE"] if counted else []),
-        )
-        connection = await process.store.connect()
-        try:
-            wrong = [name for name in _HOT if not await _is_indexed(connection, name, plan)]
-        finally:
-            await connection.close()
-    assert wrong == []
-
-
-async def _is_indexed(connection: Connection, name: str, plan: str) -> bool:
-    """Say whether a statement reads big tables by conditions on their indexes only."""
-    query, rows = _HOT[name]
-    arguments = [_PARAMS[value] for value in query.names]
-    arguments += [list(column) for column in zip(*(rows or ()), strict=True)]
-    how = "GENERIC_PLAN true, FORMAT JSON" if plan == "generic" else "FORMAT JSON"
-    text = await connection.fetchval(f"EXPLAIN ({how}) {query.postgres}", *arguments)
-    found = [
-        node
-        for node in nodes(json.loads(text)[0]["Plan"])
-        if node.get("Relation Name") in BIG and "Scan" in node["Node Type"]
-    ]
-    return all(
-        "Seq" not in node["Node Type"]
-        and (name in _WHOLE or "Index Cond" in node or "Recheck Cond" in node)
-        for node in found
-    )

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from receiver.model.ids import new_id
 from receiver.model.states import ARROWS, TERMINAL, Cause
 from receiver.model.values import Status
 from receiver.store.facade import Store
@@ -324,10 +325,11 @@ async def test_recovery_puts_in_doubt_what_was_being_submitted(engine: Engine) -
 
 
 async def test_what_waits_too_long_is_named(store: Store) -> None:
-    await store.predictions.create(new(1, created_at=NOW - 100))
-    await store.predictions.create(new(2, created_at=NOW))
-    await submitting(store, 3, created_at=NOW - 100, provider="oxen")
-    assert await store.predictions.stale("fal", NOW - 50, 10) == [pred(1)]
+    first, second, sent = (new_id("pred", NOW - age) for age in (100, 10, 100))
+    await store.predictions.create(new(1, id=first))
+    await store.predictions.create(new(2, id=second))
+    await submitting(store, 3, id=sent, provider="oxen")
+    assert await store.predictions.stale("fal", NOW - 50, 10) == [first]
     assert len(await store.predictions.stale("fal", NOW, 1)) == 1
     assert await store.predictions.stale("oxen", NOW, 10) == []
 
@@ -417,7 +419,7 @@ async def test_a_limit_holds_whatever_the_plan(
     nested = ("hashjoin", "mergejoin", "hashagg", "sort", "material", "memoize", "bitmapscan")
     plans = {f"enable_{name}": "off" for name in nested}
     monkeypatch.setattr(
-        "receiver.store.postgres.engine.engine._SETTINGS",
+        "receiver.store.postgres.engine._SETTINGS",
         {**_SETTINGS, **plans, "enable_indexscan": "off"},
     )
     store = PostgresStore(bare_database.url, lambda _: None, PgQueuerJobs(SCHEMA))

@@ -12,7 +12,7 @@ from receiver.store import replays as module
 from receiver.store.facade import Store
 from receiver.store.inbox import CurrentState, Recipients, accept_outcome
 from receiver.store.replays import CountedReplay, Replays, ReplayStep, ReplayStepResult, Selection
-from receiver.store.statement import Run
+from receiver.store.statement import Run, Statement
 from tests.store.parts import (
     GIVEN_UP,
     NOW,
@@ -147,7 +147,7 @@ async def test_what_is_pending_or_erased_is_left_as_it_is(engine: Engine) -> Non
 
 
 async def erase(store: Store, number: int) -> None:
-    query = Query("UPDATE predictions SET erased_at = :now WHERE id = :id")
+    query = Statement("UPDATE predictions SET erased_at = :now::float WHERE id = :id")
 
     def erased(items: Sequence[str]) -> Any:
         for name in items:

@@ -61,7 +61,7 @@ async def test_nothing_is_deleted_unless_it_is_said(start: Start) -> None:
     clock = Clock()
     clock.ahead = 1000 * DAY
     async with start(clock=clock, RECEIVER_RETENTION_DAYS="canceled=1") as station:
-        await eventually(lambda: station.rows("SELECT * FROM marks WHERE name = 'retention'"))
+        await eventually(lambda: station.rows("SELECT * FROM watermarks WHERE name = 'retention'"))
         for one in made:
             assert (await station.read(one))["status"] == "succeeded"
 
@@ -159,8 +159,8 @@ async def test_what_grows_in_any_case_is_cut(
     await retention(engine, Clock(), {}, page=3).sweep()
     assert count(engine) == 5
     assert count(engine, "callbacks WHERE verdict <> 'accepted'") == 2
-    assert count(engine, "journal") == 1
-    assert await Disposal(engine.store).mark("journal") == 9
+    assert count(engine, "changes") == 1
+    assert await Disposal(engine.store).mark("changes") == 9
 
 
 async def test_what_is_cut_takes_as_many_turns_as_it_needs(
@@ -173,7 +173,7 @@ async def test_what_is_cut_takes_as_many_turns_as_it_needs(
     keeper = retention(engine, Clock(), {}, page=2, turn=0.0, piece=0.0)
     for _ in range(30):
         await keeper.sweep()
-    assert count(engine, "journal") == 1
+    assert count(engine, "changes") == 1
     assert count(engine, "callbacks WHERE verdict <> 'accepted'") == 0
 
 

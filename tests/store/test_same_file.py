@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from receiver.model.errors import StoreUnavailable
-from receiver.store import operations
 from receiver.store.leases import LeaseRequest
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.conftest import Logged
@@ -50,7 +49,7 @@ async def test_nothing_is_promised_that_a_restart_would_not_find(
     store = SQLiteStore(str(path), lambda _: None)
     store.open()
     try:
-        await store.write(operations.hold_role, role("kept"))
+        await store.leases.hold(role("kept"))
         for name in lost:
             file = tmp_path / f"receiver.db{name}"
             content = file.read_bytes()
@@ -59,10 +58,10 @@ async def test_nothing_is_promised_that_a_restart_would_not_find(
                 file.write_bytes(content)
         for _ in range(2):
             with pytest.raises(StoreUnavailable, match="removed or replaced"):
-                await store.write(operations.hold_role, role("refused"))
+                await store.leases.hold(role("refused"))
         told = await eventually(lambda: [one for one in logged if one["event"] == "store.saved"])
         with closing(sqlite3.connect(told[0]["file"])) as saved:
-            assert ("kept",) in saved.execute("SELECT name FROM roles").fetchall()
+            assert ("kept",) in saved.execute("SELECT name FROM leases").fetchall()
             assert saved.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert len(told) == 1
     finally:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -14,7 +15,7 @@ from receiver.model.errors import StoreUnavailable
 from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
 from receiver.store.sqlite.group_commit import Writer
-from receiver.store.statement import Steps
+from receiver.store.statement import Steps, Transaction
 from tests.patience import PATIENCE
 from tests.store.parts import NOW, SQLite, Watch, arrival, new, pred, slots
 
@@ -159,7 +160,7 @@ def test_closing_commits_what_waits(tmp_path: Path, watch: Watch) -> None:
     assert engine.rows("SELECT count(*) FROM predictions") == [(3,)]
 
 
-Count = Operation[int, int]
+Count: TypeAlias = Transaction[int, int]
 
 
 def refusing(code: int, name: str) -> Count:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -13,70 +15,77 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from receiver.store import queries
+import receiver
 from receiver.store.facade import Store
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.statement import Row, Run, Steps, Write, together
+from receiver.store.statement import Row, Run, Statement, Statements, Steps, Write, together
 from tests.postgres import Database
 
-ALL: Final = [value for value in vars(queries).values() if isinstance(value, Query)]
+PACKAGE: Final = Path(receiver.__file__).parent
+NOUNS: Final = sorted(path.stem for path in (PACKAGE / "store" / "sql").glob("*.sql"))
 
 
 # --- texts ---
 
 
 def test_values_are_numbered_and_of_one_type_wherever_they_are_named() -> None:
-    query = Query("SELECT :id, :now, :most, :everyone, :id, :now FROM x WHERE a = :reason")
-    assert query.names == ("id", "now", "most", "everyone", "reason")
-    assert query.postgres == (
+    statement = Statement(
+        "SELECT :id, :now::float, :most::int, :all::bool, :id, :now::float FROM x WHERE a = :reason"
+    )
+    assert statement.names == ("id", "now", "most", "all", "reason")
+    assert statement.postgres == (
         "SELECT $1::text, $2::double precision, $3::bigint, $4::boolean, $1::text, "
         "$2::double precision FROM x WHERE a = $5::text"
     )
-    assert query.sqlite == query.sqlite_one
-    assert query.sqlite.endswith("WHERE a = :reason")
+    assert statement.sqlite == "SELECT :id, :now, :most, :all, :id, :now FROM x WHERE a = :reason"
+    assert statement.sqlite == statement.sqlite_one
 
 
 def test_a_cast_is_no_value() -> None:
-    query = Query("SELECT :id::bigint, a::text")
-    assert query.names == ("id",)
-    assert query.postgres == "SELECT $1::text::bigint, a::text"
+    statement = Statement("SELECT :id::bigint, a::text")
+    assert statement.names == ("id",)
+    assert statement.postgres == "SELECT $1::text::bigint, a::text"
 
 
 def test_rows_are_a_table_and_come_after_the_values() -> None:
-    query = Query(
-        "INSERT INTO t SELECT r.a, r.b FROM {rows:a text, b float,\n c int, d bytes} :now"
+    statement = Statement(
+        "INSERT INTO t SELECT r.a, r.b FROM {rows:a text, b float,\n c int, d bytes} :now::float"
     )
-    assert (query.columns, query.names, query.blobs) == (("a", "b", "c", "d"), ("now",), (3,))
-    assert query.postgres == (
+    assert (statement.columns, statement.names, statement.blobs) == (
+        ("a", "b", "c", "d"),
+        ("now",),
+        (3,),
+    )
+    assert statement.postgres == (
         "INSERT INTO t SELECT r.a, r.b FROM unnest($2::text[], $3::double precision[], "
         "$4::bigint[], $5::bytea[]) AS r(a, b, c, d) $1::double precision"
     )
     cells = ", ".join(f"json_extract(value, '$[{i}]') AS {name}" for i, name in enumerate("abcd"))
-    assert f"FROM (SELECT {cells} FROM json_each(:rows)) r" in query.sqlite
-    assert "FROM (SELECT :c0 AS a, :c1 AS b, :c2 AS c, :c3 AS d) r" in query.sqlite_one
+    assert f"FROM (SELECT {cells} FROM json_each(:rows)) r" in statement.sqlite
+    assert "FROM (SELECT :c0 AS a, :c1 AS b, :c2 AS c, :c3 AS d) r" in statement.sqlite_one
 
 
 def test_gathered_rows_are_one_row_of_sqlites() -> None:
-    query = Query("SELECT {gather:a, max(b, c)} FROM t")
-    assert query.gathers
-    assert query.sqlite == "SELECT json_group_array(json_array(a, max(b, c))) FROM t"
-    assert query.postgres == "SELECT a, max(b, c) FROM t"
-    assert not Query("SELECT a FROM t").gathers
+    statement = Statement("SELECT {gather:a, max(b, c)} FROM t")
+    assert statement.gathers
+    assert statement.sqlite == "SELECT json_group_array(json_array(a, max(b, c))) FROM t"
+    assert statement.postgres == "SELECT a, max(b, c) FROM t"
+    assert not Statement("SELECT a FROM t").gathers
 
 
 def test_locks_are_for_those_who_share() -> None:
-    query = Query("SELECT a FROM t WHERE least(a, b) = 1 {lock}; SELECT 1 {skip}")
-    assert query.sqlite == "SELECT a FROM t WHERE min(a, b) = 1 ; SELECT 1 "
-    assert query.postgres == (
+    statement = Statement("SELECT a FROM t WHERE least(a, b) = 1 {lock}; SELECT 1 {skip}")
+    assert statement.sqlite == "SELECT a FROM t WHERE min(a, b) = 1 ; SELECT 1 "
+    assert statement.postgres == (
         "SELECT a FROM t WHERE least(a, b) = 1 FOR UPDATE; SELECT 1 FOR UPDATE SKIP LOCKED"
     )
 
 
 def test_statements_are_put_together_with_their_places_in_order() -> None:
-    first = Query("INSERT INTO t SELECT r.a FROM {rows:a text, b int}")
-    second = Query("INSERT INTO u SELECT r.a FROM {rows:a float}")
+    first = Statement("INSERT INTO t SELECT r.a FROM {rows:a text, b int}")
+    second = Statement("INSERT INTO u SELECT r.a FROM {rows:a float}")
     assert together((first, second), notify=False) == (
         "WITH w0 AS (INSERT INTO t SELECT r.a FROM unnest($1::text[], $2::bigint[]) AS r(a, b)), "
         "w1 AS (INSERT INTO u SELECT r.a FROM unnest($3::double precision[]) AS r(a)) SELECT 1"
@@ -88,28 +97,116 @@ def test_statements_are_put_together_with_their_places_in_order() -> None:
     assert together((), notify=True) == "SELECT pg_notify($1::text, $2::text)"
 
 
-@pytest.mark.parametrize("query", ALL, ids=lambda query: query.sqlite.split("\n")[0][:30])
-def test_no_mark_is_left_in_a_query_of_ours(query: Query) -> None:
-    for text in (query.sqlite, query.sqlite_one, query.postgres):
-        assert "{" not in text
-        assert "}" not in text
-    assert ":rows" not in query.postgres
+# --- the files ---
+
+
+def statements(noun: str) -> Iterator[tuple[str, Statement]]:
+    """Read every statement of a file; a list with all its filters."""
+    found = Statements(noun)
+    yield from ((name, getattr(found, name)) for name in found)
+    yield from ((name, listing.by(listing.names)) for name, listing in found.lists.items())
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_no_mark_is_left_in_a_statement_of_ours(noun: str) -> None:
+    left = re.compile(r"\{\w")
+    for name, statement in statements(noun):
+        for text in (statement.sqlite, statement.sqlite_one, statement.postgres):
+            assert not left.search(text), name
+        assert ":rows" not in statement.postgres
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_a_value_has_the_same_type_wherever_a_statement_names_it(noun: str) -> None:
+    """PostgreSQL is told the type once: where one is left out, the value would be a text."""
+    text = (PACKAGE / "store" / "sql" / f"{noun}.sql").read_text()
+    for part in text.split("\n-- name: "):
+        types: dict[str, set[str]] = {}
+        for name, kind in re.findall(r"(?<!:):([a-z_]+)(?:::(\w+))?", part):
+            types.setdefault(name, set()).add(kind)
+        assert all(len(kinds) == 1 for kinds in types.values()), part
+
+
+def test_every_statement_is_used_and_every_one_that_is_used_exists() -> None:
+    kept = {(noun, name) for noun in NOUNS for name, _ in statements(noun)}
+    modules = {
+        f"receiver.{'.'.join(path.relative_to(PACKAGE).with_suffix('').parts)}": ast.parse(
+            path.read_text()
+        )
+        for path in PACKAGE.rglob("*.py")
+    }
+    own = {module: dict(_loaded(tree)) for module, tree in modules.items()}
+    used = {
+        found
+        for module, tree in modules.items()
+        for found in _used(tree, own[module] | dict(_imported(tree, own)))
+    }
+    assert used == kept
+
+
+def _loaded(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Find the variables that hold a file's statements: (variable, noun)."""
+    for node in tree.body:
+        match node:
+            case ast.AnnAssign(
+                target=ast.Name(id=variable),
+                value=ast.Call(
+                    func=ast.Name(id="Statements"), args=[ast.Constant(value=str(noun))]
+                ),
+            ):
+                yield variable, noun
+
+
+def _imported(tree: ast.Module, own: dict[str, dict[str, str]]) -> Iterator[tuple[str, str]]:
+    """Find those that come from another module, also as `module.sql`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for name in node.names:
+                here = name.asname or name.name
+                if noun := own.get(node.module or "", {}).get(name.name):
+                    yield here, noun
+                for variable, noun in own.get(f"{node.module}.{name.name}", {}).items():
+                    yield f"{here}.{variable}", noun
+
+
+def _used(tree: ast.Module, held: dict[str, str]) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Subscript(
+                value=ast.Attribute(value=holder, attr="lists"), slice=ast.Constant(value=str(name))
+            ):
+                pass
+            case ast.Attribute(value=holder, attr=name) if name != "lists":
+                pass
+            case _:
+                continue
+        if noun := held.get(_dotted(holder)):
+            yield noun, name
+
+
+def _dotted(node: ast.expr) -> str:
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Attribute(value=ast.Name(id=module), attr=name):
+            return f"{module}.{name}"
+    return ""
 
 
 # --- both engines understand the same ---
 
 _TABLE: Final = "CREATE TABLE {} (n INTEGER, a TEXT, b {}, c BIGINT, d {})"
-EMPTY: Final = Query("DELETE FROM dialect")
-FILL: Final = Query("""
+EMPTY: Final = Statement("DELETE FROM dialect")
+FILL: Final = Statement("""
 INSERT INTO dialect (n, a, b, c, d) SELECT r.n, r.a, r.b, r.c, r.d
 FROM {rows:n int, a text, b float, c int, d bytes} WHERE true
 """)
-JOIN: Final = Query("""
+JOIN: Final = Statement("""
 SELECT {gather:t.n, t.a, t.b, t.c} FROM {rows:n int, a text, b float, c int}
 JOIN dialect t ON t.n = r.n AND t.a = r.a AND t.b = r.b AND t.c = r.c
 """)
-READ: Final = Query("SELECT n, a, b, c, d FROM dialect ORDER BY n")
-BY_VALUE: Final = Query("SELECT n FROM dialect WHERE n = 0 AND a = :reason AND b = :now")
+READ: Final = Statement("SELECT n, a, b, c, d FROM dialect ORDER BY n")
+BY_VALUE: Final = Statement("SELECT n FROM dialect WHERE n = 0 AND a = :reason AND b = :now::float")
 
 
 def write_and_read(items: Sequence[tuple[list[Row], bool]]) -> Steps[list[Any]]:
