@@ -28,7 +28,7 @@ _names: Final[dict[Path, str]] = {}
 
 
 def load_file(path: Path) -> ModuleType:
-    """Import a Python file, or the package in a folder, once.
+    """Import a Python file, or the package in a folder, once until it is forgotten.
 
     Raises ImportError where it is neither, and whatever it raises itself.
     """
@@ -68,6 +68,15 @@ def load_file(path: Path) -> ModuleType:
             raise
     _names[real] = name
     return module
+
+
+def forget(path: Path) -> None:
+    """Let the next load of a file or package run it anew."""
+    path = path.parent if path.name == "__init__.py" else path
+    name = _names.pop(path.resolve(), None)
+    for known in list(sys.modules) if name else ():
+        if known == name or known.startswith(f"{name}."):
+            del sys.modules[known]
 
 
 def short_name(module: str) -> str:

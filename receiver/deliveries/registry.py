@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, Final, Literal, TypeVar
 
 from receiver.deliveries import loading as loaded
-from receiver.deliveries.loading import inside_of, load_file, short_name
+from receiver.deliveries.loading import forget, inside_of, load_file, short_name
 from receiver.model.errors import HandlerError
 from receiver.model.ids import handler_digest
 from receiver.model.retry import Policy
@@ -376,6 +376,8 @@ def load(names: Sequence[str]) -> Registry:
     """
     registry = Registry()
     problems = []
+    for name in filter(_is_path, names):
+        forget(Path(name))  # an app that is made again reads its handlers' settings again
     for name in names:
         try:
             found = _found_in(name)
@@ -417,9 +419,13 @@ def _listed(value: object) -> list[Handler]:
     return [handler for handler in listed if handler.function is value]
 
 
+def _is_path(name: str) -> bool:
+    return name.endswith(".py") or "/" in name
+
+
 def _import(name: str) -> ModuleType:
     try:
-        if name.endswith(".py") or "/" in name:
+        if _is_path(name):
             return _import_path(Path(name))
         named = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
         if not named and not {"", str(Path.cwd())} & set(sys.path):
