@@ -328,9 +328,7 @@ class _Parts:
         self.gates = self.store.breakers
         self.dispatch = self._make_dispatch()
         self.replays = self.store.replays
-        self.replayer = Replayer(
-            self.replays, registry, self.inbox.match, wake=self.dispatch.wake, clock=clock
-        )
+        self.replayer = Replayer(self.replays, registry, wake=self.dispatch.wake, clock=clock)
         self.retention = Retention(
             self.store.disposal,
             settings.retention,
@@ -353,7 +351,7 @@ class _Parts:
             self.store,
             providers,
             self.tokens,
-            self.registry,
+            self.registry.match,
             self.keys,
             telemetry=self.telemetry,
             alone=self.alone,
@@ -550,7 +548,9 @@ class _Surface:
 
     async def _replay(self, prediction_id: str) -> ReplayResult:
         parts = self._parts
-        return await parts.store.deliveries.replay(prediction_id, parts.inbox.match, parts.clock())
+        return await parts.store.deliveries.replay(
+            prediction_id, parts.registry.match, parts.clock()
+        )
 
     async def _erase(self, prediction_id: str) -> Erased:
         erased = await self._parts.store.erasure.erase(prediction_id, self._parts.clock())

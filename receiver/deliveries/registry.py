@@ -13,14 +13,21 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+import msgspec
 
 from receiver.deliveries import loading as loaded
 from receiver.deliveries.loading import forget, inside_of, load_file, short_name
 from receiver.model.errors import HandlerError
 from receiver.model.ids import handler_digest
 from receiver.model.retry import Policy
-from receiver.model.values import plain
+from receiver.model.values import Recipients, plain
+
+if (
+    TYPE_CHECKING
+):  # at run time it would bring the store along, which a handler's file has no use for
+    from receiver.store.inbox import CurrentState
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -197,14 +204,18 @@ class Registry:
             if other not in self.handlers
         ]
 
-    @property
-    def wants_metadata(self) -> bool:
-        return any(handler.metadata for handler in self.handlers.values())
+    def match(self, known: CurrentState, event_type: str) -> Recipients:
+        """Return the handlers that want the event of a prediction, and what they wait for."""
+        metadata: dict[str, Any] = {}
+        if any(handler.metadata for handler in self.handlers.values()):
+            metadata = msgspec.json.decode(known.metadata)
+        names = self.wanting(event_type, known.provider, known.model, metadata)
+        return Recipients(tuple(names), self.waiting(names))
 
-    def match(
+    def wanting(
         self, event_type: str, provider: str, model: str, metadata: Mapping[str, Any]
     ) -> list[str]:
-        """Name the handlers that want such an event, in the order of their registration."""
+        """Return the handlers that want such an event, in the order of their registration."""
         return [
             name
             for name, handler in self.handlers.items()

@@ -19,8 +19,8 @@ import structlog
 from receiver.deliveries.registry import Registry
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import new_id
-from receiver.model.values import plain
-from receiver.store.inbox import CurrentState, Recipients
+from receiver.model.values import Recipients, plain
+from receiver.store.inbox import CurrentState
 from receiver.store.replays import (
     Candidate,
     CountedReplay,
@@ -53,14 +53,12 @@ class Replayer:
         self,
         replays: Replays,
         registry: Registry,
-        match: Callable[[CurrentState, str], Recipients],
         *,
         wake: Callable[[Iterable[str]], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._replays = replays
         self._registry = registry
-        self._match = match
         self._wake = wake
         self._clock = clock
         self._counting = asyncio.Lock()
@@ -80,7 +78,7 @@ class Replayer:
         return found
 
     async def _count(self, wanted: Selection) -> CountedReplay:
-        sieve = _Selector(wanted, self._registry, self._match)
+        sieve = _Selector(wanted, self._registry)
         now = self._clock()
         at, last = await self._replays.bounds()
         events = matched = 0
@@ -143,7 +141,7 @@ class Replayer:
 
     async def _step(self, replay: RunningReplay) -> None:
         began = time.monotonic()
-        sieve = _Selector(replay.wanted, self._registry, self._match)
+        sieve = _Selector(replay.wanted, self._registry)
         look = await self._replays.look(replay.wanted, replay.next, replay.last, _STEP)
         stepped = await self._replays.take_step(
             ReplayStep(
@@ -179,15 +177,9 @@ class Replayer:
 class _Selector:
     """Says what of an event's deliveries is wanted."""
 
-    def __init__(
-        self,
-        wanted: Selection,
-        registry: Registry,
-        match: Callable[[CurrentState, str], Recipients],
-    ) -> None:
+    def __init__(self, wanted: Selection, registry: Registry) -> None:
         self._wanted = wanted
         self._registry = registry
-        self._match = match
         self._model = re.compile(translate("*" if wanted.model is None else wanted.model))
         self._metadata = {
             name: re.compile(translate(glob)) for name, glob in (wanted.metadata or {}).items()
@@ -210,7 +202,7 @@ class _Selector:
             names = [name for name in self._registry.handlers if states.get(name) == wanted.state]
         else:
             busy = {"pending", "running"}
-            matching = self._match(known, event_type).handlers
+            matching = self._registry.match(known, event_type).handlers
             names = [name for name in matching if states.get(name) not in busy]
         if wanted.handler is not None:
             names = [name for name in names if name == wanted.handler]

@@ -6,7 +6,7 @@ Times are `datetime` in UTC wherever a user sees them and unix seconds (float) i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -231,3 +231,11 @@ class Shift(Value, frozen=True, kw_only=True):
     """What is to be done then, and what was counted."""
     deadline: float
     """What ends then: time in which the computer was suspended does not count for it."""
+
+
+class Recipients(msgspec.Struct, frozen=True):
+    """The handlers that an event goes to."""
+
+    handlers: tuple[str, ...] = ()
+    after: Mapping[str, tuple[str, ...]] = {}
+    """Of these handlers, those that wait, and for which others of them."""

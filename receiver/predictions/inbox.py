@@ -13,15 +13,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import structlog
 
-from receiver.deliveries.registry import Registry
 from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model.states import TERMINAL, advance
-from receiver.model.values import Channel, Error, Outcome, OutcomeKind, Status
+from receiver.model.values import Channel, Error, Outcome, OutcomeKind, Recipients, Status
 from receiver.observability.events import Telemetry
 from receiver.observability.tracing import OFF, Tracing
 from receiver.predictions.tokens import Tokens
@@ -31,7 +30,6 @@ from receiver.store.inbox import (
     AcceptResult,
     CurrentState,
     IncomingOutcome,
-    Recipients,
     Transition,
     accept_outcome,
 )
@@ -47,6 +45,8 @@ _SEEK: Final = (0.2, 1.0, 4.0)
 
 Keys = Callable[[bool], Awaitable[Sequence[bytes]]]
 """Gives a provider's public keys; True: fetch them anew if that is allowed again."""
+Match = Callable[[CurrentState, str], Recipients]
+"""Returns to whom an event of that type is pending: the registry's, which is not ours to know."""
 
 
 class Waiters:
@@ -89,7 +89,7 @@ class Inbox:
         store: Store,
         providers: Mapping[str, Provider],
         tokens: Tokens,
-        registry: Registry,
+        match: Match,
         public_keys: Keys,
         *,
         telemetry: Telemetry | None = None,
@@ -104,7 +104,7 @@ class Inbox:
         self._store = store
         self._providers = providers
         self._tokens = tokens
-        self._registry = registry
+        self._match = match
         self._public_keys = public_keys
         self._clock = clock
         self._parked: OrderedDict[tuple[str, str], tuple[Outcome, bytes]] = OrderedDict()
@@ -269,14 +269,6 @@ class Inbox:
             type=f"prediction.{taken.status}",
         )
 
-    def match(self, known: CurrentState, event_type: str) -> Recipients:
-        """Name the handlers that want the event of a prediction, and what they wait for."""
-        metadata: dict[str, Any] = (
-            msgspec.json.decode(known.metadata) if self._registry.wants_metadata else {}
-        )
-        names = self._registry.match(event_type, known.provider, known.model, metadata)
-        return Recipients(tuple(names), self._registry.waiting(names))
-
     async def _prove(
         self, provider: Provider, prediction_id: str, callback: Callback
     ) -> str | None:
@@ -307,7 +299,7 @@ class Inbox:
             status=status,
             reason=reason,
             event_type=event_type,  # type: ignore[arg-type] # a terminal status names an event type
-            recipients=self.match(known, event_type),
+            recipients=self._match(known, event_type),
         )
 
 

@@ -12,9 +12,9 @@ from receiver.model.errors import Unreadable
 from receiver.model.ids import delivery_id
 from receiver.model.retry import Decision, FailureKind
 from receiver.model.tolerant import read_json
-from receiver.model.values import Event, Value, utc
+from receiver.model.values import Event, Recipients, Value, utc
 from receiver.store.engine import Engine
-from receiver.store.inbox import CurrentState, Recipients, current_states, waiting_row
+from receiver.store.inbox import CurrentState, current_states, waiting_row
 from receiver.store.paging import Moment, Page, listed, page_of, rfc3339
 from receiver.store.predictions import Annotation, add, prediction_of
 from receiver.store.statement import News, Row, Run, Statements, Steps, Write, in_order

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from operator import itemgetter
 from typing import Any, Final
@@ -11,7 +11,7 @@ import msgspec
 
 from receiver.model.ids import delivery_id, event_id
 from receiver.model.states import Verdict
-from receiver.model.values import Channel, EventType, Outcome, Status
+from receiver.model.values import Channel, EventType, Outcome, Recipients, Status
 from receiver.store.engine import Engine
 from receiver.store.statement import News, Row, Run, Statement, Statements, Steps, Write, text
 
@@ -31,14 +31,6 @@ class CurrentState(msgspec.Struct, frozen=True, array_like=True):
     erased: bool = False
     """Nothing that anybody says of it is kept any more."""
     submitted_at: float | None = None
-
-
-class Recipients(msgspec.Struct, frozen=True):
-    """The handlers that an event goes to."""
-
-    handlers: tuple[str, ...] = ()
-    after: Mapping[str, tuple[str, ...]] = {}
-    """Of these handlers, those that wait, and for which others of them."""
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):

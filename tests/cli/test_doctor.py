@@ -271,7 +271,7 @@ async def test_a_good_file_is_good_and_nothing_is_written_beside_it(
     ("statement", "level", "said"),
     [
         ("PRAGMA user_version = 99", "FAIL", "newer receiver (schema 99"),
-        ("PRAGMA user_version = 3", "warn", f"this receiver needs {LATEST}"),
+        ("PRAGMA user_version = 0", "warn", f"this receiver needs {LATEST}"),
     ],
 )
 async def test_another_schema_is_told(env: Env, statement: str, level: str, said: str) -> None:
@@ -401,7 +401,7 @@ WELL: Final = Server(
         ({"replica": True}, "FAIL", "set RECEIVER_DATABASE_URL to the primary"),
         ({"free_connections": 3}, "warn", "raise max_connections"),
         ({"version": None, "may_create": False}, "FAIL", "may not create a schema"),
-        ({"version": 1}, "warn", "brings it up to date"),
+        ({"version": 0}, "warn", "brings it up to date"),
         ({"queue": "pgqueuer 0.0.1"}, "warn", "upgrades them"),
         ({"backlog": None}, "warn", "could not be counted in time"),
         ({"skew": 90.0}, "FAIL", "90.0 s ahead of ours"),

@@ -16,11 +16,11 @@ from receiver.deliveries.breaker import BreakerPolicy
 from receiver.deliveries.registry import Registry, handlers_of
 from receiver.deliveries.worker import BREAKER, Timing, Worker
 from receiver.model.retry import Policy
-from receiver.model.values import Mode, Outcome, Output, Prediction, Status, utc
+from receiver.model.values import Mode, Outcome, Output, Prediction, Recipients, Status, utc
 from receiver.store.breakers import Breakers
 from receiver.store.deliveries import Delivery
 from receiver.store.facade import Store
-from receiver.store.inbox import IncomingOutcome, Recipients, Transition, accept_outcome
+from receiver.store.inbox import IncomingOutcome, Transition, accept_outcome
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.predictions import NewPrediction

@@ -69,7 +69,7 @@ def test_types_choose_events(types: tuple[str, ...], wanted: set[str]) -> None:
     matching = {
         kind
         for kind in ("succeeded", "failed", "canceled")
-        if found.match(f"prediction.{kind}", "fal", "m", {})
+        if found.wanting(f"prediction.{kind}", "fal", "m", {})
     }
     assert matching == wanted
 
@@ -92,7 +92,7 @@ def test_types_choose_events(types: tuple[str, ...], wanted: set[str]) -> None:
 def test_globs_choose_providers_and_models(
     given: dict[str, str], provider: str, model: str, *, matches: bool
 ) -> None:
-    found = registry(**given).match("prediction.succeeded", provider, model, {})
+    found = registry(**given).wanting("prediction.succeeded", provider, model, {})
     assert found == (["wanted"] if matches else [])
 
 
@@ -124,15 +124,13 @@ def test_globs_choose_metadata_as_it_is_written_in_json(
     pattern: str, value: Any, *, matches: bool
 ) -> None:
     found = registry(metadata={"key": pattern})
-    assert found.wants_metadata
-    assert bool(found.match("prediction.failed", "fal", "m", {"key": value})) == matches
+    assert bool(found.wanting("prediction.failed", "fal", "m", {"key": value})) == matches
 
 
 def test_metadata_that_is_not_there_does_not_match() -> None:
     found = registry(metadata={"a": "*", "b": "*"})
-    assert found.match("prediction.failed", "fal", "m", {"a": 1}) == []
-    assert found.match("prediction.failed", "fal", "m", {"a": 1, "b": 2, "c": 3}) == ["wanted"]
-    assert not registry().wants_metadata
+    assert found.wanting("prediction.failed", "fal", "m", {"a": 1}) == []
+    assert found.wanting("prediction.failed", "fal", "m", {"a": 1, "b": 2, "c": 3}) == ["wanted"]
 
 
 @pytest.mark.parametrize(

@@ -398,11 +398,11 @@ def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch, missin
     hidden = (
         "asyncpg",
         "pgqueuer",
-        "receiver.store.postgres.engine.queue",
+        "receiver.store.postgres.queue",
         "receiver.store.postgres.engine",
     )
     for name in list(sys.modules):
-        if name.startswith((*hidden, "receiver.store.postgres.engine.group_commit")):
+        if name.startswith((*hidden, "receiver.store.postgres.group_commit")):
             monkeypatch.delitem(sys.modules, name)
     really = builtins.__import__
 

@@ -15,15 +15,9 @@ from typing import Any
 
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE
-from receiver.model.values import Outcome, Output, Status
+from receiver.model.values import Outcome, Output, Recipients, Status
 from receiver.store.deliveries import ClaimRequest, Settlement
-from receiver.store.inbox import (
-    CurrentState,
-    IncomingOutcome,
-    Recipients,
-    Transition,
-    accept_outcome,
-)
+from receiver.store.inbox import CurrentState, IncomingOutcome, Transition, accept_outcome
 from receiver.store.predictions import NewPrediction, SubmitBudget
 from receiver.store.sqlite.engine import SQLiteStore
 

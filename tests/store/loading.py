@@ -7,14 +7,8 @@ import asyncio
 import itertools
 import sys
 
-from receiver.model.values import Outcome, Output, Status
-from receiver.store.inbox import (
-    CurrentState,
-    IncomingOutcome,
-    Recipients,
-    Transition,
-    accept_outcome,
-)
+from receiver.model.values import Outcome, Output, Recipients, Status
+from receiver.store.inbox import CurrentState, IncomingOutcome, Transition, accept_outcome
 from receiver.store.predictions import NewPrediction, Progress, SubmitBudget
 from receiver.store.sqlite.engine import SQLiteStore
 

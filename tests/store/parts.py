@@ -17,14 +17,13 @@ import pytest
 from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import DONE, Decision
 from receiver.model.states import advance
-from receiver.model.values import Error, Outcome, OutcomeKind, Output, Status
+from receiver.model.values import Error, Outcome, OutcomeKind, Output, Recipients, Status
 from receiver.store.deliveries import Claim, ClaimRequest, Claims, Settlement, replay, retry
 from receiver.store.facade import Store
 from receiver.store.inbox import (
     AcceptResult,
     CurrentState,
     IncomingOutcome,
-    Recipients,
     Transition,
     accept,
     accept_outcome,

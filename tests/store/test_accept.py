@@ -6,15 +6,9 @@ from typing import Any
 import pytest
 
 from receiver.model.states import TERMINAL
-from receiver.model.values import OutcomeKind, Status
+from receiver.model.values import OutcomeKind, Recipients, Status
 from receiver.store.facade import Store
-from receiver.store.inbox import (
-    CurrentState,
-    IncomingOutcome,
-    Recipients,
-    Transition,
-    accept_outcome,
-)
+from receiver.store.inbox import CurrentState, IncomingOutcome, Transition, accept_outcome
 from tests.store.parts import (
     NOW,
     Engine,

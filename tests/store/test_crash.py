@@ -13,8 +13,9 @@ import pytest
 
 from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import DONE
+from receiver.model.values import Recipients
 from receiver.store.facade import Store
-from receiver.store.inbox import Recipients, accept_outcome
+from receiver.store.inbox import accept_outcome
 from receiver.store.replays import CountedReplay, Replays, ReplayStep, Selection
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.patience import PATIENCE

@@ -8,10 +8,11 @@ import pytest
 
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Decision
+from receiver.model.values import Recipients
 from receiver.store.breakers import Breakers
 from receiver.store.deliveries import LostAttempt
 from receiver.store.facade import Store
-from receiver.store.inbox import CurrentState, Recipients, accept_outcome
+from receiver.store.inbox import CurrentState, accept_outcome
 from receiver.store.paging import rfc3339
 from tests.store.parts import (
     AGAIN,

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from receiver.model.ids import event_id
+from receiver.model.values import Recipients
 from receiver.store.discarded import (
     MOST_REJECTIONS,
     OTHER,
@@ -14,7 +15,7 @@ from receiver.store.discarded import (
     Rejection,
 )
 from receiver.store.facade import Store
-from receiver.store.inbox import Recipients, accept_outcome
+from receiver.store.inbox import accept_outcome
 from tests.store.parts import NOW, Engine, arrival, ended, new, pred
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from receiver.model.ids import delivery_id, oldest_id
-from receiver.model.values import Outcome, Output
+from receiver.model.values import Outcome, Output, Recipients
 from receiver.store.disposal import Cutoffs, DeleteBatch, DeleteResult, Disposal
 from receiver.store.facade import Store
-from receiver.store.inbox import Recipients, accept_outcome
+from receiver.store.inbox import accept_outcome
 from tests.store.parts import (
     AGAIN,
     GIVEN_UP,

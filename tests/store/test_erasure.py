@@ -9,12 +9,12 @@ import pytest
 
 from receiver.model.ids import delivery_id
 from receiver.model.states import TERMINAL
-from receiver.model.values import Error, Outcome, Output, Status, Stored
+from receiver.model.values import Error, Outcome, Output, Recipients, Status, Stored
 from receiver.store.breakers import Breakers
 from receiver.store.deliveries import ReplayResult
 from receiver.store.erasure import Erasure
 from receiver.store.facade import Store
-from receiver.store.inbox import Recipients, accept_outcome
+from receiver.store.inbox import accept_outcome
 from receiver.store.predictions import Annotation
 from tests.store.parts import (
     AGAIN,

@@ -18,8 +18,9 @@ from pgqueuer import Queries
 from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Decision
+from receiver.model.values import Recipients
 from receiver.store.deliveries import Claim, Claims, LostAttempt
-from receiver.store.inbox import Recipients, accept_outcome
+from receiver.store.inbox import accept_outcome
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs

@@ -7,10 +7,9 @@ import pytest
 
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Decision
-from receiver.model.values import Stored
+from receiver.model.values import Recipients, Stored
 from receiver.store.deliveries import Delivery
 from receiver.store.facade import Store
-from receiver.store.inbox import Recipients
 from receiver.store.predictions import Annotation
 from tests.store.parts import (
     AGAIN,
