@@ -138,13 +138,18 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
         await stop.wait()
 
 
-async def drain(settings: Settings, seconds: float) -> Drained:
-    """Run what is due, for so long at most, in a process of its own.
+async def drain(settings: Settings, seconds: float, stop: asyncio.Event | None = None) -> Drained:
+    """Run what is due, for so long at most or until `stop` is set, in a process of its own.
 
     Raises HandlerError or StoreUnusable.
     """
     async with _receiver(settings, None, _DRAINS).running() as life:
-        return await life.drain(seconds)
+        stopping = asyncio.create_task((stop or asyncio.Event()).wait())
+        stopping.add_done_callback(lambda _: life.drain.cancel())
+        try:
+            return await life.drain(seconds)
+        finally:
+            stopping.cancel()
 
 
 async def migrate(settings: Settings) -> None:

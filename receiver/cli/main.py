@@ -150,12 +150,13 @@ def drain(
     import asyncio
 
     from receiver.app import drain
-    from receiver.http.server import LINGER, exit_after, run
+    from receiver.http.server import LINGER, exit_after, run, told_to_stop
 
     settings = _settings(handlers, dev=dev)
 
     async def draining() -> None:
-        print_plainly(await drain(settings, seconds))
+        async with told_to_stop() as told:
+            print_plainly(await drain(settings, seconds, told))
         exit_after(LINGER, 0)
 
     with _failing():

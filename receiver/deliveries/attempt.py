@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import os
 import shutil
 import tempfile
 import threading
@@ -20,7 +21,7 @@ import httpx
 import msgspec
 import structlog
 
-from receiver.deliveries.containment import Charge, charged, contain, contained, end_if_forked, said
+from receiver.deliveries.containment import Charge, charged, contain, contained, said, take_back
 from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, fetch_soon
 from receiver.deliveries.registry import Dead, Handler, Retry, Skip
 from receiver.model.retry import Failure, FailureKind
@@ -271,15 +272,16 @@ async def in_thread(
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     context = contextvars.copy_context()
+    process = os.getpid()
 
     def run() -> None:
         try:
             result = context.run(function, *args)
         except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the caller
-            end_if_forked()
+            take_back(process)
             tell(future.set_exception, contained(error))
         else:
-            end_if_forked()
+            take_back(process)
             tell(future.set_result, result)
 
     def tell(settle: Callable[[Any], None], value: Any) -> None:

@@ -12,10 +12,13 @@ import contextlib
 import contextvars
 import os
 import signal
+import threading
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from typing import Any, Final, TypeVar
 
 import structlog
+
+from receiver.model import forks
 
 log = structlog.get_logger("receiver")
 
@@ -76,6 +79,7 @@ class _Contained(Coroutine[Any, Any, T]):
     def __init__(self, inner: Coroutine[Any, Any, T], charge: Charge) -> None:
         self._inner = inner
         self._charge = charge
+        self._process = os.getpid()
 
     def send(self, value: Any) -> Any:
         return self._step(self._inner.send, value)
@@ -97,7 +101,7 @@ class _Contained(Coroutine[Any, Any, T]):
             self._charge.take(made)
             raise made from error
         finally:
-            end_if_forked()
+            take_back(self._process)
 
 
 class _OwnTask(asyncio.Task[Any]):
@@ -138,10 +142,23 @@ def contain(loop: asyncio.AbstractEventLoop, *, owned: bool = False) -> None:
         loop.set_task_factory(_Factory(loop, owned=owned))
 
 
+class _Program:
+    """The program of ours that this process runs, if it runs one."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+    thread: int | None = None
+
+
+def is_program(loop: asyncio.AbstractEventLoop) -> bool:
+    """Tell whether this process runs a program of ours on this loop, and nobody else's."""
+    return loop is _Program.loop
+
+
 def run(main: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
     """Run a program of ours to its end on a loop of its own, whatever handlers do to the loop."""
     contain(loop, owned=True)
     asyncio.set_event_loop(loop)
+    _Program.loop, _Program.thread = loop, threading.get_ident()
     task = loop.create_task(main)
     task.add_done_callback(lambda _: loop.stop())
     try:
@@ -160,10 +177,8 @@ def _turn(loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any]) -> None:
         if main.done():
             return  # its own end, which its result tells
         cause = contained(error).args[0]
-    if not main.done():
-        _interrupted(
-            cause
-        )  # before the loop turns: a handler that has just returned is judged then
+    if not main.done():  # charged now: a handler that has just returned is judged next
+        _interrupted(cause)
 
 
 def _interrupted(cause: str) -> None:
@@ -184,28 +199,44 @@ def _end(loop: asyncio.AbstractEventLoop) -> None:
         log.warning("loop.interrupted", cause=said(error))
     finally:
         asyncio.set_event_loop(None)
+        _Program.loop = None
         loop.close()
 
 
 # --- processes that handlers fork ---
 
-_forked = False
 
+def _begin_as_child() -> None:
+    """Keep nothing of the parent's in a child that a handler forks; a server's own may need it.
 
-def _note_fork() -> None:
-    """Begin to be a child: signals are its own, and none of them reaches the parent's loop."""
-    global _forked  # noqa: PLW0603 - it is a fact about the whole process
-    _forked = True
-    with contextlib.suppress(ValueError):
+    Signals are the child's own, and none of them reaches the parent's loop. A callback that forks
+    comes back to the loop in both: there the child ends.
+    """
+    if _Program.loop is None and _charge.get() is None:
+        return
+    forks.drop_watched()
+    with contextlib.suppress(ValueError):  # not the main thread
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+    if _Program.loop is not None and _Program.thread == threading.get_ident():
+        with contextlib.suppress(RuntimeError):  # it is closed
+            _Program.loop.call_soon(os._exit, 0)
 
 
-os.register_at_fork(after_in_child=_note_fork)
+os.register_at_fork(after_in_child=_begin_as_child)
 
 
-def end_if_forked() -> None:
-    """End a child whose code comes back to ours: deliveries and connections are its parent's."""
-    if _forked:
+def take_back(parent: int) -> None:
+    """Be in order again after a handler's code has run.
+
+    A child ends here: deliveries and connections are its parent's. The numbers of the standard
+    streams are taken, as a connection that got one of them would be sent what is printed.
+    """
+    if os.getpid() != parent:
         os._exit(0)
+    for stream in range(3):
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free

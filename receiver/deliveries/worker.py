@@ -14,9 +14,11 @@ import os
 import random
 import secrets
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -24,6 +26,7 @@ import structlog
 
 from receiver.deliveries.attempt import Attempt, Tools
 from receiver.deliveries.breaker import BreakerCache, BreakerPermit, BreakerPolicy, HandlerBreaker
+from receiver.deliveries.containment import is_program
 from receiver.deliveries.registry import Handler, Registry
 from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import DONE, Failure, Policy, decide
@@ -43,6 +46,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """A claim lasts so long without being renewed; as often, the claims of others are looked at."""
     beat: float = 5.0
     """Between renewals; a loop that does not turn for so long is reported."""
+    stuck: float = 60.0
+    """A loop that has not turned for this and the time-out of what it runs never will again."""
     nap: float = 5.0
     """A lane that nobody wakes looks again."""
     drain: float = 5.0
@@ -50,6 +55,9 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 TIMING: Final = Timing()
+_LAST_LINE: Final = 1.0
+"""Seconds to say where the loop is stuck, before the process ends."""
+_MOST_FRAMES: Final = 20
 BREAKER: Final = BreakerPolicy()
 _GOOD: Final = frozenset({"done", "skip"})
 """Results of attempts that are no failures."""
@@ -110,7 +118,8 @@ class Worker:
                 if other in self._lanes:
                     self._lanes[other].followers.append(lane.awake)
         self._tasks: list[asyncio.Task[None]] = []
-        self._heart = _Heartbeat(store, owner, clock, self._running, pace)
+        timeouts = {name: handler.timeout for name, handler in registry.handlers.items()}
+        self._heart = _Heartbeat(store, owner, clock, self._running, timeouts, pace)
 
     async def start(self, *, lanes: bool = True) -> None:
         """Begin to work; without `lanes` only what `drain` is asked for."""
@@ -386,7 +395,11 @@ class _HandlerWorker:
 
 
 class _Heartbeat:
-    """A thread that renews our claims, also while a handler blocks the loop, and reports that."""
+    """A thread that renews our claims, also while a handler blocks the loop, and reports that.
+
+    A loop that is stuck ends a program of ours, which is all that can be done: the attempt is lost
+    and counts, and whoever supervises us starts us again. Another's program is only told of it.
+    """
 
     def __init__(
         self,
@@ -394,8 +407,10 @@ class _Heartbeat:
         owner: str,
         clock: Callable[[], float],
         running: Callable[[], dict[str, list[str]]],
+        timeouts: Mapping[str, float],
         pace: Timing,
     ) -> None:
+        self._timeouts = timeouts
         self._store = store
         self._owner = owner
         self._clock = clock
@@ -407,7 +422,10 @@ class _Heartbeat:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._thread = threading.Thread(
-            target=self._beat, args=(loop,), name="receiver-heart", daemon=True
+            target=self._beat,
+            args=(loop, threading.get_ident()),
+            name="receiver-heart",
+            daemon=True,
         )
         self._thread.start()
 
@@ -424,7 +442,8 @@ class _Heartbeat:
             self._store.renew(self._owner, ids, self._clock() + self._pace.lease)
         return list(running)
 
-    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _beat(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
+        silent = 0.0  # counted in beats: a process that was frozen for hours has missed one
         while True:
             running = self.renew()
             self._turned.clear()
@@ -434,5 +453,22 @@ class _Heartbeat:
                 return
             if self._stopped.wait(self._pace.beat):
                 return
-            if not self._turned.is_set():
-                log.warning("loop.blocked", seconds=self._pace.beat, running=running)
+            if self._turned.is_set():
+                silent = 0.0
+                continue
+            silent += self._pace.beat
+            log.warning("loop.blocked", seconds=self._pace.beat, running=running)
+            longest = max((self._timeouts[name] for name in running), default=0.0)
+            if silent - self._pace.beat < self._pace.stuck + longest <= silent:
+                self._give_up(loop, thread, silent, running)
+
+    def _give_up(
+        self, loop: asyncio.AbstractEventLoop, thread: int, seconds: float, running: list[str]
+    ) -> None:
+        if is_program(loop):
+            end = threading.Timer(_LAST_LINE, os._exit, (1,))  # even if nobody reads the log
+            end.daemon = True
+            end.start()
+        frame = sys._current_frames().get(thread)  # noqa: SLF001 - the documented name
+        stack = traceback.format_stack(frame)[-_MOST_FRAMES:] if frame else []
+        log.error("loop.stuck", seconds=round(seconds, 3), running=running, stack="".join(stack))

@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 _STOP: Final = 2
 """Seconds that open requests get to end when we stop; handlers get their own time after that."""
+_LATER: Final = 0.3
+"""Seconds by which the system ends us later than we would."""
 LONGEST_STOP: Final = 9.5
 """Seconds after which we end whatever hangs: what is stored is left to the next start."""
 _LARGEST_HEAD: Final = 64 * 1024
@@ -476,8 +478,14 @@ class _Limit:
             threading.Thread(target=self._end, name="receiver-limit", daemon=True).start()
 
     def arm(self) -> None:
-        with contextlib.suppress(RuntimeError):  # armed already, or not watched
+        """Begin to count; the system does so too, as code in C may let no thread of ours run."""
+        try:
             self._armed.release()
+        except RuntimeError:  # armed already, or not watched
+            return
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, LONGEST_STOP + _LATER)
 
     def _end(self) -> None:
         self._armed.acquire()

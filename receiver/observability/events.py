@@ -101,7 +101,7 @@ class Telemetry:
         )
 
     def interrupted(self, claim: Claim) -> None:
-        """Tell of an attempt that is cut short because we stop; it counts as never begun."""
+        """Tell of an attempt that is cut short because we stop; the first few do not count."""
         log.warning("handler.interrupted", **_ids(claim))
 
     def lost(self, attempts: Sequence[LostAttempt]) -> None:

@@ -84,6 +84,8 @@ EVENTS: Final = frozenset(
         "step.unkept",
         "log.dropped",
         "loop.blocked",
+        "loop.interrupted",
+        "loop.stuck",
         "task.failed",
     }
 )

@@ -83,6 +83,15 @@ class LostAttempt(msgspec.Struct, frozen=True):
     """From its claim to its being taken back."""
 
 
+class Released(msgspec.Struct, frozen=True):
+    """What became of an owner's claims when it stopped."""
+
+    ids: list[str]
+    """All that are pending again."""
+    lost: list[LostAttempt]
+    """Those of them whose attempt counts, as stops have cut them short too often."""
+
+
 class AttemptRecord(Value, frozen=True, kw_only=True):
     """One run of a handler for a delivery."""
 
@@ -132,6 +141,9 @@ HEX: Final = "\\x"
 LARGEST_RAW: Final = 4 * 1024 * 1024
 """Characters of a provider's payload up to which a handler is given it."""
 _RAN_OUT: Final = "its lease ran out"
+_CUT_SHORT: Final = "a stop cut it short once more"
+_MOST_GIVEN_BACK: Final = 3
+"""How often in its life stops may cut a delivery short without one of its attempts being spent."""
 
 
 def claim(items: Sequence[ClaimRequest]) -> Steps[list[Claims]]:
@@ -207,11 +219,15 @@ def _settlement_row(item: Settlement) -> tuple[Any, ...]:
     )
 
 
-def release(items: Sequence[tuple[str, float]]) -> Steps[list[list[str]]]:
+def release(items: Sequence[tuple[str, float]]) -> Steps[list[Released]]:
+    """Make pending what its owner runs; of what was given back too often the attempt is lost."""
     results = []
     for owner, now in items:
-        given_back = yield Run(sql.release_deliveries, {"owner": owner, "now": now})
-        results.append([row[0] for row in given_back])
+        params = {"owner": owner, "now": now}
+        given_back = yield Run(sql.release_deliveries, params | {"most": _MOST_GIVEN_BACK})
+        rest = yield Run(sql.reclaim_own, params | {"reason": _CUT_SHORT})
+        lost = yield from record_lost(rest, now)
+        results.append(Released([row[0] for row in (*given_back, *rest)], lost))
     return results
 
 

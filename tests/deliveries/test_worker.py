@@ -1,7 +1,10 @@
 """Handlers run pending deliveries, each in a lane that shares nothing with another's."""
 
 import asyncio
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -777,6 +780,96 @@ async def test_leases_are_renewed_and_a_blocked_loop_is_reported(
     assert beats == sorted(beats)
     reported = [line["running"] for line in named(logged, "loop.blocked")]
     assert ["blocks_the_loop"] in reported
+
+
+_STUCK = """
+import asyncio, sys, threading
+from pathlib import Path
+from receiver import Event, on
+from receiver.observability import logging as logs
+from receiver.deliveries import containment
+from receiver.deliveries.worker import Timing
+from tests.deliveries.parts import dispatching
+
+async def waits_for_ever(_: Event) -> None:
+    threading.Lock().acquire()
+    threading.Event().wait()
+
+async def main() -> None:
+    pace = Timing(beat=0.05, stuck=0.2, nap=0.2)
+    handler = on(name="waits", timeout=0.2)(waits_for_ever)
+    async with dispatching(Path(sys.argv[1]), handler, pace=pace) as running:
+        await running.enqueue()
+        await asyncio.sleep(3600)
+
+logs.configure("json", "info", sys.stdout)
+containment.run(main(), asyncio.new_event_loop())
+"""
+
+
+_FORKED = """
+import asyncio, os, sys
+from pathlib import Path
+from receiver import Event, on
+from tests.deliveries.parts import dispatching
+
+async def fine(_: Event) -> None:
+    await asyncio.sleep(0)
+
+async def main() -> None:
+    async with dispatching(Path(sys.argv[1]), on(name="fine")(fine)) as running:
+        await running.ends(await running.enqueue(), "fine", "done")
+    print("done", flush=True)
+
+if not os.fork():
+    asyncio.run(main())
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_server_may_fork_the_processes_that_run_us(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _FORKED, str(tmp_path / "receiver.db")],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.stdout.decode().endswith("done\n"), ended.stderr.decode()
+
+
+def test_a_loop_that_is_stuck_ends_its_process_and_the_attempt_is_lost(tmp_path: Path) -> None:
+    database = tmp_path / "receiver.db"
+    ended = subprocess.run(
+        [sys.executable, "-c", _STUCK, str(database)], capture_output=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    [line] = [line for line in ended.stdout.decode().splitlines() if "loop.stuck" in line]
+    assert "waits_for_ever" in line
+
+    async def lost() -> list[Any]:
+        async with dispatching(database, start=False) as running:
+            await running.store.recover("next", running.clock())
+            return (await running.store.deliveries.page(1)).data
+
+    [delivery] = asyncio.run(lost())
+    assert (delivery.state, delivery.attempts) == ("pending", 1)
+
+
+async def test_a_loop_of_another_program_that_is_stuck_is_told_of_once(
+    place: Place, logged: Logged
+) -> None:
+    async def blocks(_event: Event) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not named(logged, "loop.stuck") and time.monotonic() < deadline:
+            time.sleep(0.01)  # noqa: ASYNC251 - it is what blocks the loop
+
+    pace = Timing(beat=0.02, stuck=0.1, nap=0.2)
+    async with dispatching(place, on(name="blocks", timeout=0.1)(blocks), pace=pace) as running:
+        await running.ends(await running.enqueue(), "blocks")
+    [line] = named(logged, "loop.stuck")
+    assert line["running"] == ["blocks"]
+    assert "time.sleep(0.01)" in line["stack"]
 
 
 def test_a_heart_stops_with_its_loop(place: Place) -> None:

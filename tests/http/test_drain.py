@@ -353,6 +353,31 @@ async def test_draining_in_a_process_of_its_own(start: Start, tmp_path: Path) ->
     assert await drain_once(settings, 20) == Drained(0, 0, 0, more=False)
 
 
+SLOW: Final = """
+import asyncio
+from receiver import Event, on
+
+
+@on(name="fine")
+async def fine(event: Event) -> None:
+    await asyncio.sleep(3600)
+"""
+
+
+async def test_a_drain_that_is_told_to_stop_gives_back_what_it_ran(
+    start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(SLOW)
+    station = await owe_one(start)
+    settings = given(url_of(station), RECEIVER_HANDLERS=str(tmp_path / "mine.py"))
+    stop = asyncio.Event()
+    draining = asyncio.create_task(drain_once(settings, 3600, stop))
+    await eventually(lambda: states(station) == [("fine", "running")])
+    stop.set()
+    assert await draining == Drained(0, 0, 0, more=True)
+    assert station.rows("SELECT state, attempts FROM deliveries") == [("pending", 0)]
+
+
 async def test_migrating_twice_changes_nothing(start: Start) -> None:
     station = await owe_one(start)
     before = station.rows("SELECT * FROM deliveries")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from receiver import Context, Event, Retry, on
 
@@ -100,10 +105,22 @@ async def takes_signals() -> None:
     raise ValueError
 
 
+async def closes_streams() -> None:
+    for stream in range(3):
+        os.close(stream)
+    raise ValueError
+
+
 async def forks() -> None:
     if not os.fork():
         return
     raise ValueError("in the parent")
+
+
+async def forks_in_a_callback() -> None:
+    asyncio.get_running_loop().call_soon(os.fork)
+    await asyncio.sleep(0.1)
+    raise ValueError
 
 
 WAYS: dict[str, Callable[[], Any]] = {
@@ -125,9 +142,29 @@ WAYS: dict[str, Callable[[], Any]] = {
         generator_exit,
         returns_its_work,
         takes_signals,
+        closes_streams,
         forks,
+        forks_in_a_callback,
     )
 }
+
+ENDS_LOOPS: Final = ("in_a_callback", "in_a_timer", "stops_the_loop")
+"""Ways that are charged to all that runs: they are tried one after another."""
+
+
+async def exits() -> None:
+    os._exit(3)
+
+
+async def aborts() -> None:
+    os.abort()
+
+
+async def kills_us() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+DEADLY: dict[str, Callable[[], Any]] = {way.__name__: way for way in (exits, aborts, kills_us)}
 
 
 def _note(name: str, attempt: int) -> None:
@@ -135,28 +172,52 @@ def _note(name: str, attempt: int) -> None:
         book.write(f"{name} {attempt} {os.getpid()}\n")
 
 
-def _register(name: str, way: Callable[[], Any]) -> None:
+def _register(name: str, way: Callable[[], Any], kind: str) -> None:
     async def run(_: Event, ctx: Context) -> Any:
         _note(name, ctx.attempt)
         return await way()
 
-    on("*", name=name, metadata={"kind": name}, retry=Retry(attempts=2, base=0), timeout=5)(run)
+    on("*", name=name, metadata={"kind": kind}, retry=Retry(attempts=2, base=0), timeout=5)(run)
 
 
 for _name, _way in WAYS.items():
-    _register(_name, _way)
+    _register(_name, _way, kind=_name)
+for _name, _way in DEADLY.items():
+    _register(_name, _way, kind="deadly")
 
 
 @on("*", name="block", metadata={"kind": "block"}, timeout=60)
 async def block(_: Event) -> None:
     _note("block", 1)
+    threading.Event().wait()
+
+
+@on("*", name="seize", metadata={"kind": "seize"}, timeout=60)
+async def seize(_: Event) -> None:
+    """Let no other thread run, as a careless extension does."""
+    _note("seize", 1)
     while True:
-        pass
+        ctypes.PyDLL(None).sleep(3600)
 
 
-@on("*", name="dies", metadata={"kind": "dies"}, retry=Retry(attempts=1))
-async def dies(_: Event) -> None:
-    os._exit(3)
+@on("*", name="outlived", metadata={"kind": "outlived"})
+async def outlived(_: Event) -> None:
+    """Leave children of every kind, which sleep on when we are gone."""
+    spawned = await asyncio.to_thread(subprocess.Popen, ["sleep", "3600"], close_fds=False)
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,))
+    process.start()
+    _note("child", spawned.pid)
+    _note("child", process.pid or 0)
+    _note("child", _sleeper())
+    _note("child", await asyncio.to_thread(_sleeper))
+
+
+def _sleeper() -> int:
+    child = os.fork()
+    if not child:
+        time.sleep(3600)
+        os._exit(0)
+    return child
 
 
 @on("*", name="good", metadata={"kind": "good"})

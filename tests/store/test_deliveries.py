@@ -269,6 +269,22 @@ async def test_what_is_given_back_was_never_attempted(store: Store) -> None:
     assert claim.attempt == 1
 
 
+async def test_what_is_given_back_again_and_again_spends_its_attempts(store: Store) -> None:
+    await claimed(store)
+    lost: list[LostAttempt] = []
+    store.on_lost = lost.extend
+    for stop in range(1, 6):
+        await store.release("me", NOW + 30 * stop)
+        assert (await state(store))[:2] == ("pending", max(0, stop - 3))
+        [claim] = (await store.claim(wanted(now=NOW + 30 * stop))).claims
+        assert (claim.attempt, claim.number) == (max(0, stop - 3) + 1, stop + 1)
+    assert [(one.delivery, one.attempt, one.reason) for one in lost] == [
+        (GREET, spent, "a stop cut it short once more") for spent in (1, 2)
+    ]
+    [delivery] = (await store.deliveries.page(1, id=GREET)).data
+    assert [(one.number, one.result) for one in delivery.history] == [(4, "lost"), (5, "lost")]
+
+
 async def test_a_renewed_lease_does_not_run_out(store: Store) -> None:
     claim = await claimed(store)  # until +50
     store.renew("me", [claim.id], NOW + 100)

@@ -24,7 +24,7 @@ import structlog
 from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.model.values import Shift
 from receiver.store import deliveries
-from receiver.store.deliveries import Claim, ClaimRequest, Claims, Settlement
+from receiver.store.deliveries import Claim, ClaimRequest, Claims, Released, Settlement
 from receiver.store.facade import Chore, Store
 from receiver.store.inbox import IncomingOutcome
 from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
@@ -240,8 +240,9 @@ class PostgresStore(Store):
             await self._claimer.write("give back", self._give_back_all, now)
         released = await self._writer.write("release", self._release_all, (owner, now))
         self._claimed = {
-            claim: job for claim, job in self._claimed.items() if claim[0] not in released
+            claim: job for claim, job in self._claimed.items() if claim[0] not in released.ids
         }
+        self.on_lost(released.lost)
 
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
         self._pulse.put((owner, delivery_ids, lease_until))
@@ -355,9 +356,9 @@ class PostgresStore(Store):
 
     async def _release_all(
         self, cx: Connection, items: Sequence[tuple[str, float]]
-    ) -> Sequence[list[str]]:
+    ) -> Sequence[Released]:
         released = await self._drive(cx, deliveries.release(items))
-        for job in self._jobs_of({name for names in released for name in names}):
+        for job in self._jobs_of({name for one in released for name in one.ids}):
             await self._jobs.defer(cx, job, 0.0)
         return released
 

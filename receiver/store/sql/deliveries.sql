@@ -98,13 +98,15 @@ WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'pending'
 RETURNING id, handler
 
 -- name: release_deliveries
--- Given back unharmed, when we stop: the attempt does not count.
+-- Given back when we stop: the attempt does not count. Every earlier claim without a recorded
+-- attempt was given back too; a delivery with many of those may be what stops us, and is left out.
 WITH held AS MATERIALIZED (
     SELECT id FROM deliveries WHERE state = 'running' AND owner = :owner ORDER BY id {lock}
 )
 UPDATE deliveries
 SET state = 'pending', due_at = :now::float, owner = NULL, lease_until = NULL, attempts = attempts - 1
 WHERE id IN (SELECT id FROM held)
+  AND claims <= :most::int + (SELECT count(*) FROM attempts a WHERE a.delivery_id = deliveries.id)
 RETURNING id
 
 -- name: renew_leases
@@ -122,6 +124,16 @@ WITH held AS MATERIALIZED (
     SELECT id FROM deliveries
     WHERE state = 'running' AND (lease_until <= :now::float OR (:everyone::bool AND owner <> :owner))
     ORDER BY id {lock}
+)
+UPDATE deliveries
+SET state = 'pending', due_at = :now::float, owner = NULL, lease_until = NULL, reason = :reason
+WHERE id IN (SELECT id FROM held)
+RETURNING id
+
+-- name: reclaim_own
+-- What an owner runs when it stops and may not give back any more.
+WITH held AS MATERIALIZED (
+    SELECT id FROM deliveries WHERE state = 'running' AND owner = :owner ORDER BY id {lock}
 )
 UPDATE deliveries
 SET state = 'pending', due_at = :now::float, owner = NULL, lease_until = NULL, reason = :reason

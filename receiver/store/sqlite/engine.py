@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 import structlog
 
+from receiver.model import forks
 from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.store import deliveries
 from receiver.store.deliveries import ClaimRequest, Claims, LostAttempt, Settlement
@@ -137,7 +138,7 @@ class SQLiteStore(Store):
         return await self.write(deliveries.settle, settlement)
 
     async def release(self, owner: str, now: float) -> None:
-        await self.write(deliveries.release, (owner, now))
+        self.on_lost((await self.write(deliveries.release, (owner, now))).lost)
 
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
         self._writer.post(deliveries.renew, (owner, delivery_ids, lease_until))
@@ -296,9 +297,11 @@ class _FileLock:
         os.ftruncate(fd, 0)
         os.write(fd, str(os.getpid()).encode())
         self._fd = fd
+        forks.PRIVATE.add(fd)
 
     def release(self) -> None:
         if self._fd is not None:
+            forks.PRIVATE.discard(self._fd)
             os.close(self._fd)
             self._fd = None
 
