@@ -47,7 +47,7 @@ CREATE UNIQUE INDEX predictions_idempotency_key ON predictions (idempotency_key)
 CREATE INDEX predictions_queued ON predictions (provider, due_at) WHERE status = 'queued';
 CREATE INDEX predictions_polled ON predictions (provider, due_at)
     WHERE status IN ('processing', 'submitting', 'unconfirmed');
-CREATE INDEX predictions_living ON predictions (provider, status, id) WHERE due_at IS NOT NULL;
+CREATE INDEX predictions_living ON predictions (status, provider, id) WHERE due_at IS NOT NULL;
 CREATE INDEX predictions_unsuccessful ON predictions (status, id) WHERE error_code IS NOT NULL;
 
 -- The evidence; a prediction may be unknown here, as what is proved is kept whatever it is about.
@@ -115,7 +115,7 @@ CREATE TABLE deliveries (
         CHECK ((state IN ('done', 'skipped', 'dead')) = (ended_at IS NOT NULL))
 ) WITHOUT ROWID;
 CREATE INDEX deliveries_pending ON deliveries (handler, due_at) WHERE state = 'pending';
-CREATE INDEX deliveries_running ON deliveries (lease_until) WHERE state = 'running';
+CREATE INDEX deliveries_running ON deliveries (state, id) WHERE state = 'running';
 CREATE INDEX deliveries_failed ON deliveries (state, id) WHERE state IN ('skipped', 'dead');
 CREATE INDEX deliveries_waiting ON deliveries (prediction_id)
     WHERE state = 'pending' AND after <> '[]';

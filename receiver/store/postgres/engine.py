@@ -77,6 +77,8 @@ _SETTINGS: Final = {
     # All that is run here is short, and must not depend on when the tables were last counted.
     "jit": "off",
     "enable_seqscan": "off",
+    # Else those that are queued or in flight are looked for along the primary key, past all others.
+    "random_page_cost": "1.1",
     "max_parallel_workers_per_gather": "0",
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",

@@ -25,10 +25,11 @@ SELECT id, fingerprint FROM predictions WHERE idempotency_key = :idempotency_key
 
 -- name: begin_submits
 -- The oldest first, so that predictions wait in order; one that was told to come later is passed.
--- The choice is made once, whatever the plan: a subquery may be run again for each row.
+-- The choice is made once, whatever the plan: a subquery may be run again for each row. By `+` no
+-- index is used for the due time: all that are due would be sorted, where few are taken.
 WITH chosen AS MATERIALIZED (
     SELECT id FROM predictions WHERE provider = :provider AND status = 'queued'
-    AND due_at <= :now::float ORDER BY id LIMIT :most::int {skip})
+    AND due_at IS NOT NULL AND +due_at <= :now::float ORDER BY id LIMIT :most::int {skip})
 UPDATE predictions
 SET status = 'submitting', submits = submits + 1, submitted_at = :now::float,
     due_at = CASE mode WHEN 'sync' THEN :hold_sync_until::float ELSE :hold_until::float END,
@@ -132,7 +133,10 @@ SELECT output, metadata FROM predictions WHERE id = :id AND erased_at IS NULL {l
 UPDATE predictions SET output = :output, metadata = :metadata WHERE id = :id
 
 -- name: list_predictions
-SELECT {prediction_columns} FROM predictions {where} ORDER BY id DESC LIMIT :limit::int
+-- First the ids, as where they must be sorted it is without what is large.
+SELECT {prediction_columns} FROM predictions
+WHERE id IN (SELECT id FROM predictions {where} ORDER BY id DESC LIMIT :limit::int)
+ORDER BY id DESC
 -- filter status: status = :status
 -- filter living: status = :status AND due_at IS NOT NULL
 -- filter unsuccessful: status = :status AND error_code IS NOT NULL

@@ -1,0 +1,385 @@
+"""Hot statements find their rows by an index, however many others are in flight or queued."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from receiver.store import (
+    changes,
+    deliveries,
+    discarded,
+    disposal,
+    erasure,
+    inbox,
+    limits,
+    predictions,
+)
+from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.group_commit import Connection
+from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.statement import Listing, Statement
+from tests.postgres import Database
+from tests.store.parts import SQLite, pred
+
+BIG: Final = {"predictions", "callbacks", "events", "deliveries", "attempts", "changes"}
+MOST: Final = 5000
+"""Steps of SQLite's machine: a walk over 20,000 rows takes many more."""
+
+# Of fal 2,000 have ended, 20,000 are in flight and 20,000 are queued.
+_FILL: Final = (
+    """INSERT INTO predictions (id, provider, model, mode, status, input, metadata, provider_id,
+            output, channel, created_at, submitted_at, completed_at, due_at, deadline_at)
+        SELECT 'pred_' || {id}, 'fal', 'm', 'queue',
+            CASE WHEN n <= 2000 THEN 'succeeded' WHEN n <= 22000 THEN 'processing'
+                 ELSE 'queued' END, '{{}}', '{{}}', 'theirs-' || n,
+            CASE WHEN n <= 2000 THEN '[]' END, 'webhook', n, n,
+            CASE WHEN n <= 2000 THEN n END, CASE WHEN n > 2000 THEN n END, 1000000
+        FROM {numbers:42000}""",
+    """INSERT INTO callbacks
+            (prediction_id, channel, digest, received_at, headers, body, verdict, reason)
+        SELECT 'pred_' || {id}, 'webhook', CAST(n AS TEXT), n, '[]', '{{}}', 'accepted', ''
+        FROM {numbers:2000}""",
+    """INSERT INTO events (prediction_id, type, time, channel)
+        SELECT 'pred_' || {id}, 'prediction.succeeded', n, 'webhook' FROM {numbers:2000}""",
+    """INSERT INTO deliveries (id, prediction_id, handler, state, attempts, claims, due_at, owner,
+            lease_until, created_at, ended_at, after)
+        SELECT 'dlv_' || {id} || '00000000', 'pred_' || {id}, 'greet',
+            CASE WHEN n % 4 = 0 THEN 'pending' WHEN n % 100 = 1 THEN 'running' ELSE 'done' END,
+            1, 1, CASE WHEN n % 4 = 0 THEN n END, CASE WHEN n % 100 = 1 THEN 'me' END,
+            CASE WHEN n % 100 = 1 THEN n END, n,
+            CASE WHEN n % 4 <> 0 AND n % 100 <> 1 THEN n END,
+            CASE WHEN n % 16 = 0 THEN '["save"]' ELSE '[]' END
+        FROM {numbers:2000}""",
+    """INSERT INTO attempts (delivery_id, number, started_at, ended_at, result, reason)
+        SELECT 'dlv_' || {id} || '00000000', 1, n, n, 'done', ''
+        FROM {numbers:2000} WHERE n % 4 <> 0 AND n % 100 <> 1""",
+    """INSERT INTO requests (provider, at, requests) SELECT 'fal', n, 1 FROM {numbers:2000}""",
+)
+_SQLITE_NUMBERS: Final = (
+    r"(WITH RECURSIVE s (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM s WHERE n < \1)"
+    r" SELECT n FROM s) s"
+)
+
+
+def filling(numbers: str, id_of_n: str) -> Iterator[str]:
+    for text in _FILL:
+        with_ids = text.replace("{id}", id_of_n).replace("{{}}", "{}")
+        yield re.sub(r"\{numbers:(\d+)\}", numbers, with_ids)
+
+
+def _delivery(number: int) -> str:
+    return f"dlv_{number:032d}00000000"
+
+
+_LIVING: Final = [(pred(number),) for number in (2001, 9000, 30_000)]
+_ENDED: Final = [(pred(number),) for number in (4, 8, 12)]
+_PENDING: Final = [(_delivery(number),) for number in (4, 8, 12)]
+_RUNNING: Final = [(_delivery(number),) for number in (101, 201, 301)]
+_CALLBACKS: Final = [(name, "poll", "4", 1.0, "[]", b"{}", "late", "", 0) for (name,) in _LIVING]
+_ENDS: Final = [(name, "succeeded", None, "[]", None, None, "webhook", 1.0) for (name,) in _LIVING]
+_EVENTS: Final = [(name, "prediction.succeeded", 1.0, "webhook") for (name,) in _LIVING]
+_NEW: Final = [(_delivery(number), pred(number), "greet", 1.0) for number in (2001, 9000)]
+_SETTLED: Final = [
+    (name, "me", 1, 1.0, 2.0, "done", "", "", "done", None, 2.0) for (name,) in _RUNNING
+]
+_PARAMS: Final[dict[str, Any]] = {
+    "provider": "fal",
+    "now": 1_000_000.0,
+    "before": 3000.0,
+    "since": 1990.0,
+    "most": 10,
+    "limit": 51,
+    "largest": 1000,
+    "max_in_flight": 10,
+    "hold_until": 4000.0,
+    "hold_sync_until": 4000.0,
+    "lease_until": 4000.0,
+    "deadline": 9000.0,
+    "due_at": 5000.0,
+    "created_at": 1.0,
+    "owner": "me",
+    "id": pred(9000),
+    "prediction_id": pred(4),
+    "provider_id": "theirs-9000",
+    "idempotency_key": "k",
+    "model": "m",
+    "mode": "queue",
+    "input": "{}",
+    "metadata": "{}",
+    "parent_id": pred(4),
+    "fingerprint": None,
+    "trace": None,
+    "status": "processing",
+    "cursor": pred(21_000),
+    "state": "dead",
+    "handler": "greet",
+    "prediction": pred(4),
+    "links": "{}",
+    "key": "k",
+    "delivery_id": _delivery(4),
+    "everyone": False,
+    "reason": "",
+    "succeeded_before": 3000.0,
+    "failed_before": 3000.0,
+    "canceled_before": 3000.0,
+    "dead_before": 3000.0,
+    "horizon": pred(42_000),
+    "young": 3000.0,
+    "kept": 10,
+    "requests": 1,
+    "result": "1",
+    "after": 10,
+    "end": 100,
+    "below": 1000,
+}
+
+
+def by(listing: Listing, *filters: str) -> Statement:
+    return listing.by(filters)
+
+
+_LIST: Final = predictions.sql.lists["list_predictions"]
+_DELIVERIES: Final = deliveries.sql.lists["list_deliveries"]
+HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
+    **{
+        name: (getattr(predictions.sql, name), None)
+        for name in (
+            "insert_prediction",
+            "select_by_idempotency_key",
+            "begin_submits",
+            "count_in_flight",
+            "next_queued",
+            "accept_submit",
+            "postpone_submit",
+            "mark_unconfirmed",
+            "record_poll",
+            "claim_due",
+            "next_due",
+            "select_stale",
+            "select_job",
+            "mark_cancel",
+            "select_id_by_provider_id",
+            "select_prediction",
+            "select_result",
+        )
+    },
+    "select_known": (inbox.sql.select_known, _LIVING),
+    "insert_callbacks": (inbox.sql.insert_callbacks, _CALLBACKS),
+    "end_predictions": (inbox.sql.end_predictions, _ENDS),
+    "note_prediction": (inbox.sql.note_prediction, None),
+    "insert_events": (inbox.sql.insert_events, _EVENTS),
+    "insert_unmatched": (inbox.sql.insert_unmatched, _EVENTS),
+    "insert_deliveries": (inbox.sql.insert_deliveries, _NEW),
+    "insert_waiting": (inbox.sql.insert_waiting, [(*row, 2.0, "[]", "") for row in _NEW]),
+    "select_wanted": (deliveries.sql.select_wanted, None),
+    "claim_deliveries": (deliveries.sql.claim_deliveries, _PENDING),
+    "take_deliveries": (deliveries.sql.take_deliveries, _PENDING),
+    "select_leases": (deliveries.sql.select_leases, _PENDING),
+    "next_pending": (deliveries.sql.next_pending, None),
+    "select_held": (deliveries.sql.select_held, _SETTLED),
+    "insert_attempts": (deliveries.sql.insert_attempts, _SETTLED),
+    "settle_deliveries": (deliveries.sql.settle_deliveries, _SETTLED),
+    "select_waiting": (deliveries.sql.select_waiting, _ENDED),
+    "select_unended": (deliveries.sql.select_unended, _PENDING),
+    "stop_waiting": (deliveries.sql.stop_waiting, _PENDING),
+    "renew_leases": (deliveries.sql.renew_leases, _RUNNING),
+    "reclaim_these": (deliveries.sql.reclaim_these, _RUNNING),
+    "reclaim": (deliveries.sql.reclaim, None),
+    "release_deliveries": (deliveries.sql.release_deliveries, None),
+    "select_replayable": (deliveries.sql.select_replayable, _ENDED),
+    "mark_matched": (deliveries.sql.mark_matched, _ENDED),
+    "select_step": (deliveries.sql.select_step, None),
+    "insert_step": (deliveries.sql.insert_step, None),
+    "select_erased": (deliveries.sql.select_erased, None),
+    "retry_delivery": (deliveries.sql.retry_delivery, None),
+    "hasten_delivery": (deliveries.sql.hasten_delivery, None),
+    "count_requests": (limits.sql.count_requests, None),
+    "select_changes": (changes.sql.select_changes, None),
+    "select_events_below": (changes.sql.select_events_below, None),
+    "select_events": (changes.sql.select_events, _ENDED),
+    "select_old": (disposal.sql.select_old, None),
+    "hold_predictions": (disposal.sql.hold_predictions, _ENDED),
+    "hold_deliveries": (disposal.sql.hold_deliveries, _ENDED),
+    "select_free": (disposal.sql.select_free, _ENDED),
+    "select_cut": (disposal.sql.select_cut, None),
+    "select_unneeded": (disposal.sql.select_unneeded, None),
+    "select_strays": (disposal.sql.select_strays, None),
+    "delete_callbacks": (disposal.sql.delete_callbacks, [(pred(4), "webhook", "4")]),
+    "blank_callbacks": (erasure.sql.blank_callbacks, None),
+    "blank_attempts": (erasure.sql.blank_attempts, _PENDING),
+    "unmatched": (by(discarded.sql.lists["list_unmatched"], "base", "cursor"), None),
+    "callbacks": (by(discarded.sql.lists["list_callbacks"], "base", "cursor"), None),
+    **{
+        f"list by {', '.join(names)}": (by(_LIST, *names), None)
+        for names in (
+            [],
+            ["living"],
+            ["living", "provider"],
+            ["living", "provider", "cursor"],
+            ["unsuccessful"],
+            ["provider"],
+            ["cursor"],
+        )
+    },
+    **{
+        f"deliveries by {', '.join(names)}": (by(_DELIVERIES, *names), None)
+        for names in ([], ["failed"], ["running"], ["prediction"], ["cursor"], ["cursor", "failed"])
+    },
+}
+INDEXES: Final = {
+    "select_by_idempotency_key": "predictions_idempotency_key",
+    "begin_submits": "predictions_living",
+    "count_in_flight": "predictions_polled",
+    "next_queued": "predictions_queued",
+    "claim_due": "predictions_polled",
+    "next_due": "predictions_polled",
+    "select_stale": "predictions_living",
+    "select_id_by_provider_id": "predictions_provider_id",
+    "select_wanted": "deliveries_pending",
+    "next_pending": "deliveries_pending",
+    "reclaim": "deliveries_running",
+    "release_deliveries": "deliveries_running",
+    "select_waiting": "deliveries_waiting",
+    "unmatched": "events_unmatched",
+    "callbacks": "callbacks_discarded",
+    "list by living": "predictions_living",
+    "list by living, provider": "predictions_living",
+    "list by unsuccessful": "predictions_unsuccessful",
+    "deliveries by failed": "deliveries_failed",
+    "deliveries by running": "deliveries_running",
+}
+"""By which index SQLite, which counts no rows, must find what it begins with."""
+PAGES: Final = {
+    *("list by ", "list by provider", "list by cursor"),
+    *("deliveries by ", "deliveries by cursor"),
+    "select_cut",
+}
+"""Lists that walk an index from its end until a page is full."""
+SORTED: Final = "list by living"
+"""Sorts the ids of one status: to walk them in order each provider would need its own."""
+ONLY_SQLITE: Final = "select_wanted"
+ONLY_POSTGRES: Final = "take_deliveries"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    path: Path = tmp_path_factory.mktemp("plans") / "receiver.db"
+    engine = SQLite(path)
+    engine.store.open()
+    engine.store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("BEGIN")
+        zeros = "0" * 32
+        for text in filling(_SQLITE_NUMBERS, f"substr('{zeros}' || n, -32)"):
+            connection.execute(text)
+        connection.execute("COMMIT")
+        yield connection
+
+
+@pytest.mark.parametrize("name", HOT.keys() - {ONLY_POSTGRES})
+def test_sqlite_looks_at_few_rows(many: sqlite3.Connection, name: str) -> None:
+    statement, rows = HOT[name]
+    params = _params(name)
+    if rows is not None:
+        cells = [[c.decode() if isinstance(c, bytes) else c for c in row] for row in rows]
+        params["rows"] = json.dumps(cells)
+    text = statement.sqlite
+    plan = [row[3] for row in many.execute(f"EXPLAIN QUERY PLAN {text}", params)]
+    if name in INDEXES:
+        assert any(f"INDEX {INDEXES[name]} (" in step for step in plan), plan
+    made = {step.split()[1] for step in plan if step.startswith(("MATERIALIZE", "CO-ROUTINE"))}
+    small = {"r", "json_each", "constant", *made}
+    scans = [step for step in plan if step.startswith("SCAN") and step.split()[1] not in small]
+    assert name in PAGES or not scans, plan
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    many.execute("BEGIN")
+    try:
+        many.set_progress_handler(count, 1)
+        many.execute(text, params).fetchall()
+    finally:
+        many.set_progress_handler(None, 1)
+        many.execute("ROLLBACK")
+    assert name == SORTED or steps < MOST, plan
+
+
+def _params(name: str) -> dict[str, Any]:
+    given = _PARAMS | ({"id": pred(0)} if name == "insert_prediction" else {})
+    return {value: given[value] for value in HOT[name][0].names}
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes(part)
+
+
+WALKS: Final = PAGES | {
+    *("release_deliveries", "reclaim", "select_old", "select_free", SORTED),
+    *("select_waiting", "mark_matched", "delete_callbacks"),
+}
+"""Those that may walk an index that has few rows by its `WHERE`, or until a page is full."""
+
+
+@pytest.mark.anyio
+async def test_postgresql_finds_rows_by_an_index(bare_database: Database) -> None:
+    """Also by the generic plan, which a statement gets when it was run a few times."""
+    store = PostgresStore(bare_database.url, lambda _: None, PgQueuerJobs(SCHEMA))
+    await store.migrate()
+    bare_database.execute(
+        "SET search_path = receiver",
+        "SET session_replication_role = replica",
+        *(f"ALTER TABLE {name} SET (autovacuum_enabled = false)" for name in BIG),
+        *filling(r"generate_series(1, \1) n", f"right('{'0' * 32}' || n, 32)"),
+    )
+    connection = await store.connect()
+    try:
+        wrong = [
+            (when, how, name)
+            for when in ("never analyzed", "analyzed")
+            for how in ("custom", "generic")
+            for name in await _unindexed(connection, when, how)
+        ]
+    finally:
+        await connection.close()
+    assert wrong == []
+
+
+async def _unindexed(connection: Connection, when: str, how: str) -> list[str]:
+    if (when, how) == ("analyzed", "custom"):
+        await connection.execute("ANALYZE")
+    return [
+        name for name in HOT.keys() - {ONLY_SQLITE} if not await _is_indexed(connection, name, how)
+    ]
+
+
+async def _is_indexed(connection: Connection, name: str, how: str) -> bool:
+    """Say whether a statement reads big tables by conditions on their indexes only."""
+    statement, rows = HOT[name]
+    arguments = list(_params(name).values())
+    arguments += [list(column) for column in zip(*(rows or ()), strict=True)]
+    options = "GENERIC_PLAN true, FORMAT JSON" if how == "generic" else "FORMAT JSON"
+    text = await connection.fetchval(f"EXPLAIN ({options}) {statement.postgres}", *arguments)
+    found = [
+        node
+        for node in nodes(json.loads(text)[0]["Plan"])
+        if node.get("Relation Name") in BIG and "Scan" in node["Node Type"]
+    ]
+    return all(
+        "Seq" not in node["Node Type"]
+        and (name in WALKS or "Index Cond" in node or "Recheck Cond" in node)
+        for node in found
+    )
