@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
 import httpx
@@ -34,7 +34,7 @@ from receiver.providers.adapter import (
 )
 from receiver.settings import ProviderSettings, Settings
 from receiver.store.facade import Store
-from receiver.store.predictions import Job, Progress, ProgressCause, SubmitBudget
+from receiver.store.predictions import Job, Progress, ProgressCause, SendMark, SubmitBudget
 
 log = structlog.get_logger("receiver")
 
@@ -54,8 +54,38 @@ _RETRY_CAP: Final = 60.0
 _LAST_WORD: Final = 1.5
 """Seconds that submits under way get to be answered when we stop."""
 
-# Errors of httpx after which surely nothing was sent; after all others something may have been.
+# Errors of httpx after which surely nothing was sent, even of a body that was asked for.
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+class TakenOverError(Exception):
+    """The row was given to another process before anything was sent."""
+
+
+class Sending:
+    """A submit on its way: its body is given only after the mark that it is sent is committed.
+
+    A provider cannot act on a request whose body it does not have.
+    """
+
+    def __init__(self, request: httpx.Request, mark: Callable[[], Awaitable[bool]]) -> None:
+        self._body = request.content
+        self._mark = mark
+        self.begun = False
+        """Something may have been sent."""
+        self.request = httpx.Request(
+            request.method,
+            request.url,
+            headers=request.headers,
+            content=self._after_the_mark(),
+            extensions=request.extensions,
+        )
+
+    async def _after_the_mark(self) -> AsyncIterator[bytes]:
+        if not await self._mark():
+            raise TakenOverError
+        self.begun = True
+        yield self._body
 
 
 _RESULTS: Final[Mapping[type, SubmitResult]] = {
@@ -217,7 +247,6 @@ class Submitter:
                 max_in_flight=self._limits.max_in_flight,
                 per_minute=self._limits.requests_per_minute,
                 hold_until=now + ANSWER_TIMEOUT + MARGIN,
-                hold_sync_until=now + _SYNC_TIMEOUT + MARGIN,
                 timeout=self._settings.prediction_timeout,
             )
         )
@@ -241,6 +270,8 @@ class Submitter:
         try:
             with await self._tracing.submit(job) as span:
                 await self._submit(job, span)
+        except TakenOverError:
+            log.warning("submit.postponed", prediction=job.ticket.id, reason="begun by another")
         except Exception:
             # A fault of ours, perhaps after the money was spent: that is a doubt like any other.
             log.exception("task.failed", prediction=job.ticket.id)
@@ -309,17 +340,26 @@ class Submitter:
             request = self.provider.request(job.ticket, self._hook(job))
         except (ReceiverError, ValueError, httpx.InvalidURL) as error:
             return Refused(str(error)), b""
+        sending = Sending(request, lambda: self._mark_sent(job, seconds))
         answer = None
         try:
-            answer = await self._wire.send(request, seconds)
+            answer = await self._wire.send(sending.request, seconds)
             return self.provider.accepted(job.ticket, answer), answer.body
         except _UNSENT as error:
             return Postponed(f"{type(error).__name__}: {error}"), b""
         except TooLarge as error:
             return _too_large(job, error), b""
-        except (*BROKEN, Unreadable) as error:
+        except (*BROKEN, Unreadable, StoreUnavailable) as error:
             said = f"{type(error).__name__}: {error}"
+            if not sending.begun:
+                return Postponed(said), b""
             return Ambiguous(f"HTTP {answer.status}, {error}" if answer else said), b""
+
+    async def _mark_sent(self, job: Job, seconds: float) -> bool:
+        now = self._clock()
+        hold_until = now + seconds + MARGIN
+        mark = SendMark(id=job.ticket.id, submits=job.submits, now=now, hold_until=hold_until)
+        return await self._store.predictions.mark_sent(mark)
 
     def _hook(self, job: Job) -> CallbackTarget | None:
         if self._settings.public_url is None or self.provider.proof == "none":

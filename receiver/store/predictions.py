@@ -69,9 +69,7 @@ class SubmitBudget(msgspec.Struct, frozen=True, kw_only=True):
     max_in_flight: int | None
     per_minute: int | None
     hold_until: float
-    """When somebody must look again if this process dies over the submit."""
-    hold_sync_until: float
-    """The same for a blocking call, which may take minutes."""
+    """When another process looks again if this one dies before it has sent anything."""
     timeout: float
     """Seconds from the first submit to the deadline."""
 
@@ -84,6 +82,17 @@ class SubmitBatch(msgspec.Struct, frozen=True):
 
 
 ProgressCause = Literal["accepted", "postponed", "ambiguous", "polled"]
+
+
+class SendMark(msgspec.Struct, frozen=True, kw_only=True):
+    """The wish to send a submit that was begun."""
+
+    id: str
+    submits: int
+    """As the job had it: a row that was begun again since is another's."""
+    now: float
+    hold_until: float
+    """When another process looks again if this one dies over the submit."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,6 +184,13 @@ def record_progress(items: Sequence[Progress]) -> Steps[list[None]]:
         row = msgspec.structs.asdict(item) | {"links": text(item.links)}
         yield Run(_PROGRESS[item.cause], row)
     return [None] * len(items)
+
+
+def mark_sent(items: Sequence[SendMark]) -> Steps[list[bool]]:
+    def mark(item: SendMark) -> Steps[bool]:
+        return bool((yield Run(sql.mark_sent, msgspec.structs.asdict(item))))
+
+    return (yield from in_order(items, lambda item: item.id, mark))
 
 
 def claim_due(items: Sequence[tuple[str, float, float, int]]) -> Steps[list[list[Job]]]:
@@ -313,6 +329,10 @@ class PredictionStore:
     async def begin_submits(self, budget: SubmitBudget) -> SubmitBatch:
         """Move queued predictions to `submitting`, oldest first, as many as there is room for."""
         return await self._store.write(begin_submits, budget)
+
+    async def mark_sent(self, mark: SendMark) -> bool:
+        """Record that a submit is about to be sent; False: it is another's, and must not be."""
+        return await self._store.write(mark_sent, mark)
 
     async def progress(self, progress: Progress) -> bool:
         """Record a step; False if the provider's id belongs to another prediction."""

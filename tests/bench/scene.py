@@ -190,7 +190,6 @@ async def _seed(store: Store, provider: str, count: int) -> list[tuple[str, str]
         max_in_flight=None,
         per_minute=None,
         hold_until=now + 3600,
-        hold_sync_until=now + 3600,
         timeout=3600,
     )
     await store.predictions.begin_submits(slots)

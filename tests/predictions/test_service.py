@@ -22,6 +22,7 @@ from starlette.applications import Starlette
 
 from receiver import create_app
 from receiver.emulator import Options, create_emulator, settings_for
+from receiver.predictions.submitter import Sending, TakenOverError
 from receiver.settings import Settings
 from tests.conftest import Start
 from tests.patience import PATIENCE
@@ -82,6 +83,37 @@ async def test_the_row_exists_before_any_money_is_spent(start: Start, network: N
     async with start() as station:
         await station.submit()
     assert seen == [("submitting", 1, 1)]
+
+
+async def test_a_body_leaves_only_after_its_mark() -> None:
+    bodies: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        bodies.append(await reader.read(65536))
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    marked: list[bool] = []
+
+    async def mark() -> bool:
+        marked.append(True)
+        assert not any(b"the prompt" in body for body in bodies)
+        return len(marked) > 1
+
+    async with httpx.AsyncClient() as client:
+        request = client.build_request(
+            "POST", f"http://127.0.0.1:{port}/", json={"prompt": "the prompt"}
+        )
+        for taken in (False, True):
+            sending = Sending(request, mark)
+            with pytest.raises((TakenOverError, httpx.TransportError)):
+                await client.send(sending.request)
+            assert sending.begun is taken
+            assert sending.request.headers["content-length"] == request.headers["content-length"]
+            assert "transfer-encoding" not in sending.request.headers
+    server.close()
+    await server.wait_closed()
 
 
 REFUSALS = [

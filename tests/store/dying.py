@@ -56,7 +56,6 @@ async def begin_submits(store: SQLiteStore) -> None:
         max_in_flight=2,
         per_minute=None,
         hold_until=NOW + 60,
-        hold_sync_until=NOW + 60,
         timeout=60,
     )
     await store.predictions.begin_submits(wish)

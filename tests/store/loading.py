@@ -61,7 +61,6 @@ async def one(store: SQLiteStore, number: int) -> None:
             max_in_flight=None,
             per_minute=None,
             hold_until=NOW + 60,
-            hold_sync_until=NOW + 60,
             timeout=1e9,
         )
         await store.predictions.begin_submits(wish)

@@ -30,7 +30,14 @@ from receiver.store.inbox import (
 )
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
-from receiver.store.predictions import NewPrediction, Progress, ProgressCause, SubmitBudget
+from receiver.store.predictions import (
+    Job,
+    NewPrediction,
+    Progress,
+    ProgressCause,
+    SendMark,
+    SubmitBudget,
+)
 from receiver.store.sqlite.engine import SQLiteStore
 from receiver.store.statement import Transaction
 from tests.patience import PATIENCE
@@ -312,11 +319,14 @@ def slots(**given: Any) -> SubmitBudget:
             "max_in_flight": None,
             "per_minute": None,
             "hold_until": NOW + 90,
-            "hold_sync_until": NOW + 600,
             "timeout": 3600.0,
             **given,
         }
     )
+
+
+def sent(job: Job) -> SendMark:
+    return SendMark(id=job.ticket.id, submits=job.submits, now=NOW, hold_until=NOW + 90)
 
 
 def judge(recipients: Recipients) -> Callable[[CurrentState, IncomingOutcome], Transition]:
@@ -405,7 +415,9 @@ GIVEN_UP: Final = Decision(state="dead", reason="no luck at all")
 
 async def submitting(store: Store, number: int, **given: Any) -> None:
     await store.predictions.create(new(number, **given))
-    await store.predictions.begin_submits(slots(provider=given.get("provider", "fal")))
+    begun = await store.predictions.begin_submits(slots(provider=given.get("provider", "fal")))
+    for job in begun.jobs:
+        assert await store.predictions.mark_sent(sent(job))
 
 
 async def processing(store: Store, number: int, provider_id: str | None = "req-1") -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from receiver.model.ids import new_id
 from receiver.model.states import ARROWS, TERMINAL, Cause
 from receiver.model.values import Status
 from receiver.store.facade import Store
@@ -16,6 +15,7 @@ from receiver.store.limits import RequestPermit
 from receiver.store.postgres.engine import _SETTINGS, SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.predictions import PredictionFilter, ProgressCause
+from receiver.store.sqlite.engine import SQLiteStore
 from tests.postgres import Database
 from tests.store.parts import (
     NOW,
@@ -26,6 +26,7 @@ from tests.store.parts import (
     pred,
     processing,
     progress,
+    sent,
     slots,
     stand,
     submitting,
@@ -114,7 +115,7 @@ async def test_a_begun_job_says_all_that_outbound_needs(store: Store) -> None:
     )
     assert (job.ticket.mode, job.ticket.submitted_at, job.ticket.cancel_requested) == (
         "sync",
-        NOW,
+        None,
         False,
     )
 
@@ -324,12 +325,38 @@ async def test_recovery_puts_in_doubt_what_was_being_submitted(engine: Engine) -
     assert engine.column("due_at", pred(LIVING.index(Status.SUBMITTING))) == NOW + 5
 
 
+async def test_a_submit_is_marked_once_and_only_by_the_one_that_began_it_last(store: Store) -> None:
+    await store.predictions.create(new(1))
+    [first] = (await store.predictions.begin_submits(slots())).jobs
+    await store.predictions.progress(progress(1, "ambiguous", NOW))
+    assert (await store.predictions.job(pred(1))).status is Status.QUEUED  # type: ignore[union-attr]
+    [second] = (await store.predictions.begin_submits(slots())).jobs
+    assert not await store.predictions.mark_sent(sent(first))
+    assert await store.predictions.mark_sent(sent(second))
+    assert not await store.predictions.mark_sent(sent(second))
+    found = await store.predictions.job(pred(1))
+    assert found is not None
+    assert found.ticket.submitted_at == NOW
+
+
+async def test_recovery_submits_again_what_was_begun_and_not_sent(engine: Engine) -> None:
+    for number in (1, 2):
+        await engine.store.predictions.create(new(number))
+    [first, _] = (await engine.store.predictions.begin_submits(slots())).jobs
+    await engine.store.predictions.mark_sent(sent(first))
+    await engine.store.recover("me", NOW + 5)
+    statuses = [engine.column("status", pred(number)) for number in (1, 2)]
+    if isinstance(engine.store, SQLiteStore):
+        assert statuses == [Status.UNCONFIRMED, Status.QUEUED]
+    else:  # others may be at work there
+        assert statuses == [Status.SUBMITTING, Status.SUBMITTING]
+
+
 async def test_what_waits_too_long_is_named(store: Store) -> None:
-    first, second, sent = (new_id("pred", NOW - age) for age in (100, 10, 100))
-    await store.predictions.create(new(1, id=first))
-    await store.predictions.create(new(2, id=second))
-    await submitting(store, 3, id=sent, provider="oxen")
-    assert await store.predictions.stale("fal", NOW - 50, 10) == [first]
+    await store.predictions.create(new(1, created_at=NOW - 100))
+    await store.predictions.create(new(2, created_at=NOW - 10))
+    await submitting(store, 3, created_at=NOW - 100, provider="oxen")
+    assert await store.predictions.stale("fal", NOW - 50, 10) == [pred(1)]
     assert len(await store.predictions.stale("fal", NOW, 1)) == 1
     assert await store.predictions.stale("oxen", NOW, 10) == []
 

@@ -4,6 +4,9 @@
 id, provider, model, mode, status, input, provider_id, links, submitted_at, cancel_requested,
 submits, polls, created_at, deadline_at, due_at, error_message
 
+-- fragment: in_doubt
+CASE WHEN submitted_at IS NULL THEN 'queued' ELSE 'unconfirmed' END
+
 -- fragment: keep_reason
 error_message = CASE WHEN erased_at IS NULL THEN coalesce(:reason, error_message) END
 
@@ -31,11 +34,17 @@ WITH chosen AS MATERIALIZED (
     SELECT id FROM predictions WHERE provider = :provider AND status = 'queued'
     AND due_at IS NOT NULL AND +due_at <= :now::float ORDER BY id LIMIT :most::int {skip})
 UPDATE predictions
-SET status = 'submitting', submits = submits + 1, submitted_at = :now::float,
-    due_at = CASE mode WHEN 'sync' THEN :hold_sync_until::float ELSE :hold_until::float END,
+SET status = 'submitting', submits = submits + 1, submitted_at = NULL, due_at = :hold_until::float,
     deadline_at = coalesce(deadline_at, :deadline::float)
 WHERE id IN (SELECT id FROM chosen)
 RETURNING {job_columns}
+
+-- name: mark_sent
+-- Committed before the first byte that could be billed is sent. A process that begins a submit and
+-- dies before this has sent nothing; one whose row was given to another meanwhile must not send.
+UPDATE predictions SET submitted_at = :now::float, due_at = :hold_until::float
+WHERE id = :id AND status = 'submitting' AND submits = :submits::int AND submitted_at IS NULL
+RETURNING id
 
 -- name: count_in_flight
 -- No further than there is a limit, as many more may be in flight.
@@ -65,8 +74,9 @@ SET status = 'queued', due_at = least(:due_at::float, deadline_at), submitted_at
 WHERE id = :id AND status IN ({from_postponed})
 
 -- name: mark_unconfirmed
+-- What was not marked as sent was not sent.
 UPDATE predictions
-SET status = 'unconfirmed', due_at = least(due_at, :due_at::float, deadline_at), {keep_reason}
+SET status = {in_doubt}, due_at = least(due_at, :due_at::float, deadline_at), {keep_reason}
 WHERE id = :id AND status IN ({from_ambiguous})
 
 -- name: record_poll
@@ -106,7 +116,7 @@ UPDATE predictions SET cancel_requested = 1 WHERE id = :id AND status NOT IN ({t
 
 -- name: mark_abandoned_submits
 -- Only this process can have been submitting, and it was not: the answer, if any, is lost.
-UPDATE predictions SET status = 'unconfirmed', due_at = :now::float
+UPDATE predictions SET status = {in_doubt}, due_at = :now::float
 WHERE status IN ({in_flight}) AND status = 'submitting'
 
 -- name: select_id_by_provider_id
