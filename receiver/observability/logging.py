@@ -62,6 +62,8 @@ EVENTS: Final = frozenset(
         "store.unavailable",
         "store.recovered",
         "store.saved",
+        "store.parameters",
+        "schema.waiting",
         "handler.registered",
         "handler.missing",
         "handler.attempt",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
@@ -27,6 +28,7 @@ from receiver.store import deliveries
 from receiver.store.deliveries import Claim, ClaimRequest, Claims, Released, Settlement
 from receiver.store.facade import Chore, Store
 from receiver.store.inbox import IncomingOutcome
+from receiver.store.postgres import address
 from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
 from receiver.store.schema import migrations
 from receiver.store.statement import News, Row, Run, Statement, Steps, Transaction, Write, together
@@ -98,7 +100,10 @@ class Jobs(Protocol):
     """
 
     async def install(self, connection: Connection) -> None:
-        """Make or upgrade the queue's own tables."""
+        """Make the queue's own tables, in the caller's transaction, where there are none."""
+
+    async def upgrade(self, connection: Connection) -> None:
+        """Upgrade the queue's own tables where another release made them; in no transaction."""
 
     async def put(self, connection: Connection, pending: Sequence[tuple[str, str]]) -> None:
         """Make deliveries (id, handler) due now; one that has a job keeps it."""
@@ -164,13 +169,38 @@ class PostgresStore(Store):
 
     async def connect(self, **settings: str) -> Connection:
         """Open a connection as all of ours are."""
-        connection: Connection = await asyncpg.connect(
-            self._url,
-            timeout=_CONNECT_TIMEOUT,
-            command_timeout=_COMMAND_TIMEOUT,
-            server_settings={"application_name": "receiver", **_SETTINGS, **settings},
-        )
+        connection = await self._connect()
+        try:
+            await self._prepare(connection, **settings)
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
+
+    async def _connect(self) -> Connection:
+        """Open a connection with the server's own settings."""
+        connection: Connection = await asyncpg.connect(**self._where)
+        return connection
+
+    async def _prepare(self, connection: Connection, **settings: str) -> None:
+        """Set what all of our connections have in common, and more, for as long as it is open."""
+        wanted = {**self._address.settings, **_SETTINGS, **settings}
+        await address.set_for_session(connection, wanted)
+
+    @cached_property
+    def _address(self) -> address.Address:
+        return address.read(self._url)
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        """How asyncpg connects; poolers refuse most settings in a start-up message."""
+        return {
+            "dsn": self._address.dsn,
+            "ssl": self._address.context,
+            "timeout": self._address.timeout or _CONNECT_TIMEOUT,
+            "command_timeout": _COMMAND_TIMEOUT,
+            "server_settings": self._address.startup,
+        }
 
     async def migrate(self) -> None:
         try:
@@ -178,18 +208,18 @@ class PostgresStore(Store):
         except StoreUnusable:
             raise
         except Exception as error:
-            raise StoreUnusable(what_to_do(error)) from error
+            raise StoreUnusable(what_to_do(error, self._address)) from error
+        if self._address.dropped:
+            log.info("store.parameters", unused=", ".join(self._address.dropped))
 
     async def start(self) -> None:
         await self.migrate()
         self._pool = await asyncpg.create_pool(
-            self._url,
+            **self._where,
             min_size=0,  # else the pool itself goes on about a server that is away
             max_size=_READERS,
-            timeout=_CONNECT_TIMEOUT,
-            command_timeout=_COMMAND_TIMEOUT,
+            init=self._prepare,
             reset=_leave_as_it_is,
-            server_settings={"application_name": "receiver", **_SETTINGS},
         )
         self._writer.start()
         self._claimer.start()
@@ -507,14 +537,38 @@ class PostgresStore(Store):
     # --- the schema ---
 
     async def _migrate(self) -> None:
-        connection = await self.connect(enable_seqscan="on", lock_timeout="60000")
+        connection = await self._connect()
         try:
+            await self._need_a_session(connection)
             asked = time.time()
             self._compare_clocks(await connection.fetchval(_CLOCK.postgres), asked)
-            await connection.execute(_ONE_AT_A_TIME, timeout=70.0)
-            await self._make_schema(connection)
+            # One transaction, so that a crash leaves no half and a pooler keeps nothing of it.
+            async with connection.transaction():
+                await connection.execute(_TO_MIGRATE)
+                await _lock_schema(connection)
+                await self._make_schema(connection)
+            await self._jobs.upgrade(connection)
         finally:
             await connection.close(timeout=1.0)
+
+    async def _need_a_session(self, connection: Connection) -> None:
+        """Refuse a pooler that gives each transaction another session; leave no trace there.
+
+        Such a one gives a second client the session that the first has just used, or gives the
+        first another while the second is in a transaction.
+        """
+        other = await self._connect()
+        try:
+            first = await connection.fetchval(_BACKEND)
+            async with other.transaction():
+                second = await other.fetchval(_BACKEND)
+                again = await connection.fetchval(_BACKEND)
+        except _LOST_STATEMENTS as error:
+            raise StoreUnusable(_POOLED) from error
+        finally:
+            await other.close(timeout=1.0)
+        if first == second or first != again:
+            raise StoreUnusable(_POOLED)
 
     def _compare_clocks(self, there: float, asked: float) -> None:
         """Learn how far apart the clocks are, now and then, as either may be set meanwhile."""
@@ -538,48 +592,100 @@ class PostgresStore(Store):
             )
         version = 0
         if await connection.fetchval("SELECT to_regclass('receiver.migrations')") is not None:
-            version = await connection.fetchval("SELECT max(number) FROM receiver.migrations")
+            version = await connection.fetchval(
+                "SELECT coalesce(max(number), 0) FROM receiver.migrations"
+            )
         if version > len(migrations("postgres")):
             raise StoreUnusable(
                 f"the database was written by a newer receiver (schema {version}, this one knows "
                 f"{len(migrations('postgres'))}): upgrade this receiver, or use another database"
             )
+        await _check_tables(connection, version)
         for number in range(version + 1, len(migrations("postgres")) + 1):
-            async with connection.transaction():
-                if number == 1:
-                    await connection.execute(_FIRST)
-                await connection.execute(migrations("postgres")[number - 1])
-                await connection.execute("INSERT INTO receiver.migrations VALUES ($1)", number)
+            if number == 1:
+                await connection.execute(_FIRST)
+            await connection.execute(migrations("postgres")[number - 1], timeout=_LONGEST_MIGRATION)
+            await connection.execute("INSERT INTO receiver.migrations VALUES ($1)", number)
         await self._jobs.install(connection)
 
 
-_ONE_AT_A_TIME: Final = "SELECT pg_advisory_lock(hashtext('receiver schema'))"
+_BACKEND: Final = "SELECT pg_backend_pid()"
+_LOST_STATEMENTS: Final = (
+    asyncpg.InvalidSQLStatementNameError,
+    asyncpg.DuplicatePreparedStatementError,
+)
+"""What older poolers make of a statement that was prepared in another session."""
+_POOLED: Final = (
+    "the database is behind a pooler in transaction mode, which gives each transaction another "
+    "session: set RECEIVER_DATABASE_URL to the server itself, or to a pooler in session mode"
+)
+_LOCK: Final = "SELECT pg_advisory_xact_lock(hashtext('receiver schema'))"
+_TO_MIGRATE: Final = "SET LOCAL search_path = receiver; SET LOCAL lock_timeout = '60s'"
+_LONGEST_MIGRATION: Final = 3600.0
+_SILENT: Final = 2.0
+"""Seconds of waiting for another process after which we say so."""
 _FIRST: Final = """
 CREATE SCHEMA IF NOT EXISTS receiver;
 CREATE TABLE receiver.migrations (number BIGINT PRIMARY KEY, at TIMESTAMPTZ NOT NULL DEFAULT now());
 """
 
 
+_MADE: Final = re.compile(r"CREATE TABLE (\w+)")
+_PLACES: Final = """
+SELECT name, (SELECT min(schemaname) FROM pg_tables
+              WHERE tablename = name AND schemaname = 'public')
+FROM unnest($1::text[]) name WHERE to_regclass('receiver.' || name) IS NULL
+"""
+
+
+async def _lock_schema(connection: Connection) -> None:
+    """Be the only one to set up the schema, until the transaction ends."""
+    told = asyncio.get_running_loop().call_later(
+        _SILENT, lambda: log.warning("schema.waiting", reason="another process sets it up")
+    )
+    try:
+        await connection.execute(_LOCK, timeout=70.0)
+    except asyncpg.LockNotAvailableError as error:
+        raise StoreUnusable(
+            "another process has been setting up the schema for a minute: wait for it, or end it "
+            "(pg_locks names it), and start again"
+        ) from error
+    finally:
+        told.cancel()
+
+
+async def _check_tables(connection: Connection, version: int) -> None:
+    """Insist that the tables of this version are where they belong."""
+    made = [name for text in migrations("postgres")[:version] for name in _MADE.findall(text)]
+    missing = await connection.fetch(_PLACES, made)
+    if not missing:
+        return
+    names = ", ".join(row[0] for row in missing)
+    said = f"the database says that it has schema {version}, but these tables are not in the "
+    said += f"PostgreSQL schema `receiver`: {names}"
+    moves = [f"ALTER TABLE public.{row[0]} SET SCHEMA receiver;" for row in missing if row[1]]
+    if moves:
+        said += f"; they were made in `public`, so run {' '.join(moves)} and start again"
+    else:
+        said += "; restore a backup, or run DROP SCHEMA receiver CASCADE to begin with nothing"
+    raise StoreUnusable(said)
+
+
 async def _leave_as_it_is(_: Any) -> None:
     """Spare the round trip by which a pool cleans a connection: nothing here leaves traces."""
 
 
-def what_to_do(error: BaseException) -> str:
+def what_to_do(error: BaseException, at: address.Address) -> str:
     """Say why the server cannot be used, and what would help; never with its password."""
-    if isinstance(error, ValueError | asyncpg.exceptions.ClientConfigurationError):
-        # What it says may quote the URL, and with that the password.
-        return (
-            "cannot open the database: RECEIVER_DATABASE_URL is no URL of PostgreSQL's; write "
-            "postgresql://user:password@host:port/name, and percent-encode what is odd in a part"
-        )
-    reason = f"{type(error).__name__}: {error}"
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return (
-            f"the database cannot be set up: {reason}; run `receiver migrate` once as a role that "
-            "may create the schema `receiver`, and let the receiver's role use it"
+            f"the database cannot be set up: {type(error).__name__}: {error}; run `receiver "
+            "migrate` once as a role that may create the schema `receiver`, and let the receiver's "
+            "role use it"
         )
+    said = address.explain(error, at.place, at.timeout or _CONNECT_TIMEOUT)
     return (
-        f"cannot open the database: {reason}; set RECEIVER_DATABASE_URL to a PostgreSQL server "
+        f"cannot open the database: {said}; set RECEIVER_DATABASE_URL to a PostgreSQL server "
         "that answers and to a role that may use it"
     )
 
