@@ -40,7 +40,7 @@ from receiver.emulator import Options, create_emulator, settings_for
 from receiver.http.server import Server
 from receiver.model.text import spelled
 from receiver.observability import logging as logs
-from receiver.settings import Settings
+from receiver.settings import Settings, tls
 
 _OXEN_IMAGE: Final = {"aspect_ratio": "16:9"}
 _SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
@@ -234,6 +234,7 @@ class _Sink:
 
 @contextmanager
 def _stage(home: Path, seconds: float) -> Iterator[_Stage]:
+    tls.require(os.environ)
     home.mkdir(parents=True, exist_ok=True)
     signing = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
     sink = _Sink(signing)

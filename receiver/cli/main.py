@@ -243,7 +243,9 @@ def emulate(
     from receiver.emulator import Options, create_emulator, settings_for
     from receiver.http.server import Server
     from receiver.observability import logging as logs
+    from receiver.settings import tls
 
+    tls.require(os.environ)
     with _failing(msgspec.ValidationError):
         options = msgspec.convert({"generation": seconds, "shape": shape}, Options)
     logs.configure(None, "info")

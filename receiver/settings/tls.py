@@ -41,6 +41,12 @@ def check(env: Mapping[str, str]) -> list[str]:
     return [problem] if problem else []
 
 
+def require(env: Mapping[str, str]) -> None:
+    """Raise SettingsError where `check` finds something."""
+    if problems := check(env):
+        raise SettingsError(problems)
+
+
 def untold() -> ssl.SSLContext:
     """Return certifi's list, whatever the variables say: for who reports that they are wrong."""
     import certifi  # noqa: PLC0415 - paid for when used

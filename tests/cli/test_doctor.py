@@ -825,7 +825,7 @@ async def test_every_handler_file_that_cannot_be_loaded_is_told(env: Env, tmp_pa
         {**env, "RECEIVER_HANDLERS": ",".join(str(tmp_path / name) for name in names)}, "handlers"
     )
     assert says(lines, "FAIL", "broken.py:2", "ZeroDivisionError", "would not start")
-    assert says(lines, "FAIL", "leaves.py", "ends the process")
+    assert says(lines, "FAIL", "leaves.py:2", "SystemExit(3)")
     assert says(lines, "FAIL", "empty.py", "has no handler")
     assert says(lines, "FAIL", "twin.py:2", "'good' is taken")
     assert says(lines, "FAIL", "absent.py", "no such file")

@@ -209,12 +209,13 @@ def test_what_it_submitted_does_not_start_it_again(chain: Any, receiver_kit: Kit
 def circle(kit: Kit) -> list[Prediction]:
     """Let the provider answer for ever; give all that was submitted, the first one first."""
     chained = [kit.deliver(make_event()).prediction]
-    for _ in range(10):
+    for number in range(10):
         new = newest(kit)
         if new.id == chained[-1].id:
             return chained
         chained.append(new)
-        finish(kit, new, make_event())
+        # Its own input would be no result.
+        finish(kit, new, make_event(output=[f"https://cdn.example/{number}.png"]))
     raise AssertionError("it goes on for ever")
 
 

@@ -235,14 +235,14 @@ def test_a_nasty_flag_is_harmless_too(receiver_kit: Kits, discord: Discord) -> N
 
 def test_what_is_gone_or_too_large_is_linked(receiver_kit: Kits, discord: Discord) -> None:
     large = PNG + bytes(9_000_000)
-    urls = [f"{discord.url}/gone?a=<b> c", *(discord.put(f"{n}", large) for n in range(3))]
+    urls = [f"{discord.url}/gone?a=<b>c", *(discord.put(f"{n}", large) for n in range(3))]
     urls += [discord.put("huge", PNG + bytes(10 * 1024 * 1024)), "data:image/png;base64,%"]
     delivered = receiver_kit(DISCORD, online=True).deliver(make_event(output=urls))
     assert delivered.delivery.state == "done"
     [post] = discord.posts
     assert len(post["files"]) == 2
     assert post["content"].splitlines() == [
-        f"{discord.url}/gone?a=%3Cb%3E%20c",
+        f"{discord.url}/gone?a=%3Cb%3Ec",
         f"{discord.url}/results/2",
         f"{discord.url}/results/huge",
         "(a result that has no address)",

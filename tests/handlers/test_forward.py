@@ -230,7 +230,7 @@ def test_it_falls_back_on_the_policy_where_it_is_told_nonsense(
     with serving((503, {"retry-after": header}, b"")) as server:
         kit = forward(server.url, attempts=3)
         delivered = kit.deliver(make_event())
-        assert 0 < wait_of(kit, delivered) <= 2
+        assert wait_of(kit, delivered) <= 2  # with full jitter it may be over already
         kit.exhaust(delivered)
     assert (delivered.delivery.state, delivered.delivery.attempts) == ("dead", 3)
     assert len(server.asked) == 3

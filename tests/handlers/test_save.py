@@ -134,7 +134,7 @@ def test_whoever_comes_after_it_comes_even_if_it_is_dead(receiver_kit: Kits, fol
 def test_only_what_is_missing_is_fetched_again(receiver_kit: Kits, folder: Path) -> None:
     with serving(file(), (503, {}, b""), file(JPEG), file()) as server:
         kit = receiver_kit(built_in("save"), online=True)
-        delivered = kit.deliver(make_event(output=[server.url, server.url]))
+        delivered = kit.deliver(make_event(output=[f"{server.url}?1", f"{server.url}?2"]))
         kit.exhaust(delivered)
         assert [attempt["result"] for attempt in delivered.delivery.history] == ["error", "done"]
         assert len(server.asked) == 3
@@ -194,7 +194,10 @@ def test_only_the_types_that_were_asked_for_are_kept(
     monkeypatch.setenv("SAVE_TYPES", "text/,application/json")
     with serving(file(b"words", "text/plain"), file(b"?", "application/json")) as server:
         kit = receiver_kit(built_in("save"), online=True)
-        assert kit.deliver(make_event(output=[server.url] * 2)).delivery.state == "done"
+        assert (
+            kit.deliver(make_event(output=[f"{server.url}?1", f"{server.url}?2"])).delivery.state
+            == "done"
+        )
     assert sorted(Path(name).suffix for name in contents(folder)) == [".json", ".txt"]
 
 
@@ -292,8 +295,9 @@ def test_a_file_never_replaces_another_and_comes_again_under_its_own_name(
     receiver_kit: Kits, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAVE_NAME", "{prompt}.{extension}")
-    kit = receiver_kit(built_in("save"), files={A: PNG, B: BLACK["png"]})
-    first = kit.deliver(make_event(output=[A, B, A]))
+    again = f"{A}again"
+    kit = receiver_kit(built_in("save"), files={A: PNG, B: BLACK["png"], again: PNG})
+    first = kit.deliver(make_event(output=[A, B, again]))
     second = kit.deliver(make_event(output=[B]))
     names = {
         "a-lighthouse.png": PNG,
@@ -525,9 +529,10 @@ def test_no_object_is_replaced_large_or_small(
     monkeypatch.setenv("SAVE_NAME", "{metadata[who]}.{extension}")
     large = JPEG + random.Random(2).randbytes(9_000_000)
     other = JPEG + random.Random(3).randbytes(9_000_000)
-    c, d = f"{A}c", f"{A}d"
-    kit = receiver_kit(built_in("save"), files={A: PNG, B: BLACK["png"], c: large, d: other})
-    delivered = kit.deliver(make_event(output=[A, B, A, c, d, c], metadata={"who": "ann"}))
+    bodies = [PNG, BLACK["png"], PNG, large, other, large]
+    files = {f"{A}{number}": body for number, body in enumerate(bodies)}
+    kit = receiver_kit(built_in("save"), files=files)
+    delivered = kit.deliver(make_event(output=list(files), metadata={"who": "ann"}))
     assert delivered.delivery.state == "done", delivered.delivery.reason
     names = [url.rpartition("/")[2] for url in stored_urls(delivered)]
     dark = f"ann-{sha(BLACK['png'])[:12]}.png"

@@ -271,13 +271,13 @@ def test_what_is_gone_or_too_large_is_linked_first(
 ) -> None:
     monkeypatch.setenv("TELEGRAM_MAX_BYTES", "1000")
     urls = [telegram.put("fits", PNG), telegram.put("large", PNG + bytes(1000))]
-    urls += [f"{telegram.url}/gone?a=<b> c", "data:image/png;base64,%", telegram.put("empty", b"")]
+    urls += [f"{telegram.url}/gone?a=<b>c", "data:image/png;base64,%", telegram.put("empty", b"")]
     delivered = receiver_kit(TELEGRAM, online=True).deliver(make_event(output=urls))
     assert delivered.delivery.state == "done"
     message, photo = telegram.posts
     assert message["text"].splitlines()[2:] == [
         f"{telegram.url}/results/large",
-        f"{telegram.url}/gone?a=%3Cb%3E%20c",
+        f"{telegram.url}/gone?a=%3Cb%3Ec",
         "(a result that has no address)",
         f"{telegram.url}/results/empty",
     ]

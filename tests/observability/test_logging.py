@@ -252,6 +252,7 @@ def test_nothing_that_is_logged_acts_on_a_terminal(out: io.StringIO, form: str) 
     error = ValueError(words)
     structlog.get_logger().error("poll.failed", reason=words, words=[words], exc_info=error)
     logging.getLogger("of.others").warning(words)
+    assert flush(10)
     shown = out.getvalue()
     assert shown.count("evil") >= 3
     assert [char for char in shown if not char.isprintable() and char != "\n"] == []

@@ -236,9 +236,6 @@ def _load(names: Sequence[str]) -> tuple[Registry, Findings]:
             except HandlerError as error:
                 fix = "fix it: `receiver serve` would not start"
                 found += [fail("handlers", line, fix) for line in str(error).splitlines()]
-            except SystemExit:
-                said = f"{name}: ends the process when it is loaded"
-                found.append(fail("handlers", said, "put what it runs below `if __name__ == …`"))
     found += [
         warn(
             "handlers",

@@ -15,7 +15,7 @@ WHERE prediction_id IN (SELECT r.id FROM {rows:id text}) AND unmatched = 1
 -- The provider's own payload comes along, unless it is so large that a lane of them would not fit.
 SELECT {gather:d.id, d.attempts + 1, d.round, d.claims + 1,
 {event_columns},
-    CASE WHEN length(c.body) > :largest::int THEN NULL
+    CASE WHEN c.body IS NULL OR length(c.body) > :largest::int THEN NULL
          WHEN typeof(c.body) = 'text' THEN c.body ELSE '\x' || hex(c.body) END}
 FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
       WHERE handler = :handler AND state = 'pending' AND due_at <= :now::float
