@@ -62,6 +62,7 @@ EVENTS: Final = frozenset(
         "store.unavailable",
         "store.recovered",
         "store.saved",
+        "store.parameters",
         "handler.registered",
         "handler.missing",
         "handler.attempt",

@@ -378,6 +378,22 @@ async def test_a_server_that_is_away_is_told(env: Env) -> None:
     assert says(lines, "FAIL", "cannot open the database", "set RECEIVER_DATABASE_URL")
 
 
+async def test_a_url_with_a_password_that_is_not_encoded_is_told(env: Env) -> None:
+    env["RECEIVER_DATABASE_URL"] = "postgresql://me:hu@sh@127.0.0.1/x"
+    lines = await found(env, "database")
+    assert says(lines, "FAIL", "is no URL of PostgreSQL's", "percent-encode")
+    assert not any("hu" in text or "sh@" in text for _, text in lines)
+
+
+async def test_parameters_that_only_others_know_do_not_keep_the_doctor_out(
+    env: Env, bare_database: Database
+) -> None:
+    sign = "&" if "?" in bare_database.url else "?"
+    url = f"{bare_database.url}{sign}pgbouncer=true&channel_binding=prefer"
+    lines = await found({**env, "RECEIVER_DATABASE_URL": url}, "database")
+    assert says(lines, "warn", "it is empty")
+
+
 WELL: Final = Server(
     release="16.4",
     number=160004,

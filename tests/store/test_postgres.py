@@ -25,6 +25,7 @@ from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.schema import migrations
+from tests.conftest import Logged
 from tests.patience import PATIENCE
 from tests.postgres import Database
 from tests.store.parts import (
@@ -175,6 +176,21 @@ class TestMigrations:
             assert await process.store.settle(settlement(claim))
         async with processes(bare_database):
             assert upgrades == ["upgraded"]
+
+
+async def test_parameters_without_effect_are_named_and_settings_of_the_server_are_set(
+    bare_database: Database, logged: Logged
+) -> None:
+    sign = "&" if "?" in bare_database.url else "?"
+    more = "pgbouncer=true&channel_binding=prefer&work_mem=5MB"
+    process = Process(f"{bare_database.url}{sign}{more}")
+    await process.store.migrate()
+    said = [line["unused"] for line in logged if line["event"] == "store.parameters"]
+    assert said == ["pgbouncer, channel_binding"]
+    connection = await process.store.connect()
+    assert await connection.fetchval("SHOW work_mem") == "5MB"
+    assert await connection.fetchval("SHOW search_path") == SCHEMA
+    await connection.close()
 
 
 class TestRefusals:

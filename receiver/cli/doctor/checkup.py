@@ -21,6 +21,7 @@ import msgspec
 
 from receiver.store.backlog import sql
 from receiver.store.deliveries import sql as delivery_sql
+from receiver.store.postgres import address
 from receiver.store.schema import migrations
 
 T = TypeVar("T")
@@ -218,17 +219,17 @@ async def look_at_server(url: str, seconds: float) -> Server:
     """Ask a PostgreSQL server about the database; raise what asyncpg raises, or ImportError."""
     import asyncpg  # noqa: PLC0415 - paid for when used
 
+    at = address.read(url)
     connection = await asyncpg.connect(
-        url,
+        at.dsn,
+        ssl=at.context,
         timeout=seconds,
         command_timeout=seconds,
-        server_settings={
-            "application_name": "receiver",
-            "default_transaction_read_only": "on",
-            "search_path": "receiver",
-        },
+        server_settings=at.startup,
     )
     try:
+        only_read = {"default_transaction_read_only": "on", "search_path": "receiver"}
+        await address.set_for_session(connection, {**at.settings, **only_read})
         return await _ask(connection)
     finally:
         connection.terminate()

@@ -18,7 +18,9 @@ from receiver.cli.doctor.checkup import (
 )
 from receiver.cli.doctor.findings import Finding, Findings, fail, in_thread, ok, warn
 from receiver.deliveries.registry import Registry
+from receiver.model.errors import StoreUnusable
 from receiver.settings import Settings
+from receiver.store.postgres import address
 
 _LOOK: Final = 6.0
 """Seconds for a look at the database."""
@@ -49,10 +51,13 @@ async def look(settings: Settings) -> Look:
             f"PostgreSQL needs more than is installed here ({error.name} is missing)",
             "pip install 'prediction-receiver[postgres]'",
         )
+    except StoreUnusable as error:
+        return fail("database", *str(error).rsplit("; ", 1))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is about the server
         from receiver.store.postgres.engine import what_to_do  # noqa: PLC0415 - paid for when used
 
-        return fail("database", *what_to_do(error).split("; ", 1))
+        said = what_to_do(error, address.read(settings.database_url))
+        return fail("database", *said.rsplit("; ", 1))
 
 
 def check_database(seen: Look, settings: Settings) -> Findings:

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
@@ -27,6 +27,7 @@ from receiver.store import deliveries
 from receiver.store.deliveries import Claim, ClaimRequest, Claims, Released, Settlement
 from receiver.store.facade import Chore, Store
 from receiver.store.inbox import IncomingOutcome
+from receiver.store.postgres import address
 from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
 from receiver.store.schema import migrations
 from receiver.store.statement import News, Row, Run, Statement, Steps, Transaction, Write, together
@@ -164,13 +165,38 @@ class PostgresStore(Store):
 
     async def connect(self, **settings: str) -> Connection:
         """Open a connection as all of ours are."""
-        connection: Connection = await asyncpg.connect(
-            self._url,
-            timeout=_CONNECT_TIMEOUT,
-            command_timeout=_COMMAND_TIMEOUT,
-            server_settings={"application_name": "receiver", **_SETTINGS, **settings},
-        )
+        connection = await self._connect()
+        try:
+            await self._prepare(connection, **settings)
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
+
+    async def _connect(self) -> Connection:
+        """Open a connection with the server's own settings."""
+        connection: Connection = await asyncpg.connect(**self._where)
+        return connection
+
+    async def _prepare(self, connection: Connection, **settings: str) -> None:
+        """Set what all of our connections have in common, and more, for as long as it is open."""
+        wanted = {**self._address.settings, **_SETTINGS, **settings}
+        await address.set_for_session(connection, wanted)
+
+    @cached_property
+    def _address(self) -> address.Address:
+        return address.read(self._url)
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        """How asyncpg connects; poolers refuse most settings in a start-up message."""
+        return {
+            "dsn": self._address.dsn,
+            "ssl": self._address.context,
+            "timeout": self._address.timeout or _CONNECT_TIMEOUT,
+            "command_timeout": _COMMAND_TIMEOUT,
+            "server_settings": self._address.startup,
+        }
 
     async def migrate(self) -> None:
         try:
@@ -178,18 +204,18 @@ class PostgresStore(Store):
         except StoreUnusable:
             raise
         except Exception as error:
-            raise StoreUnusable(what_to_do(error)) from error
+            raise StoreUnusable(what_to_do(error, self._address)) from error
+        if self._address.dropped:
+            log.info("store.parameters", unused=", ".join(self._address.dropped))
 
     async def start(self) -> None:
         await self.migrate()
         self._pool = await asyncpg.create_pool(
-            self._url,
+            **self._where,
             min_size=0,  # else the pool itself goes on about a server that is away
             max_size=_READERS,
-            timeout=_CONNECT_TIMEOUT,
-            command_timeout=_COMMAND_TIMEOUT,
+            init=self._prepare,
             reset=_leave_as_it_is,
-            server_settings={"application_name": "receiver", **_SETTINGS},
         )
         self._writer.start()
         self._claimer.start()
@@ -564,22 +590,17 @@ async def _leave_as_it_is(_: Any) -> None:
     """Spare the round trip by which a pool cleans a connection: nothing here leaves traces."""
 
 
-def what_to_do(error: BaseException) -> str:
+def what_to_do(error: BaseException, at: address.Address) -> str:
     """Say why the server cannot be used, and what would help; never with its password."""
-    if isinstance(error, ValueError | asyncpg.exceptions.ClientConfigurationError):
-        # What it says may quote the URL, and with that the password.
-        return (
-            "cannot open the database: RECEIVER_DATABASE_URL is no URL of PostgreSQL's; write "
-            "postgresql://user:password@host:port/name, and percent-encode what is odd in a part"
-        )
-    reason = f"{type(error).__name__}: {error}"
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return (
-            f"the database cannot be set up: {reason}; run `receiver migrate` once as a role that "
-            "may create the schema `receiver`, and let the receiver's role use it"
+            f"the database cannot be set up: {type(error).__name__}: {error}; run `receiver "
+            "migrate` once as a role that may create the schema `receiver`, and let the receiver's "
+            "role use it"
         )
+    said = address.explain(error, at.place, at.timeout or _CONNECT_TIMEOUT)
     return (
-        f"cannot open the database: {reason}; set RECEIVER_DATABASE_URL to a PostgreSQL server "
+        f"cannot open the database: {said}; set RECEIVER_DATABASE_URL to a PostgreSQL server "
         "that answers and to a role that may use it"
     )
 

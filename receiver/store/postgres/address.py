@@ -1,0 +1,200 @@
+"""A PostgreSQL URL as hosts hand it out, in the words that asyncpg understands.
+
+What libpq or another driver knows and asyncpg does not would be sent to the server as a setting,
+and be refused there.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+from receiver.model.errors import StoreUnusable
+
+_Use: TypeAlias = Literal["driver", "startup", "file", "dropped"]
+
+_USES: Final[Mapping[str, _Use]] = {
+    # asyncpg reads them from a URL.
+    **dict.fromkeys(
+        (
+            *("host", "port", "user", "password", "dbname", "database", "passfile", "service"),
+            *("sslmode", "sslnegotiation", "sslpassword", "target_session_attrs"),
+            *("ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib"),
+        ),
+        "driver",
+    ),
+    **dict.fromkeys(("sslcert", "sslkey", "sslrootcert", "sslcrl"), "file"),
+    # The server, or the proxy before it, has to know them before anything else.
+    **dict.fromkeys(("options", "application_name"), "startup"),
+    # libpq's, of which asyncpg has its own way or none.
+    **dict.fromkeys(
+        (
+            *("channel_binding", "keepalives", "keepalives_idle", "keepalives_interval"),
+            *("keepalives_count", "tcp_user_timeout", "gssencmode", "gssdelegation"),
+            *("load_balance_hosts", "client_encoding", "fallback_application_name"),
+            *("hostaddr", "sslcompression", "sslcertmode", "sslsni", "sslcrldir", "requirepeer"),
+            *("require_auth", "requiressl", "min_protocol_version", "max_protocol_version"),
+        ),
+        "dropped",
+    ),
+    # Those of other drivers and of hosts.
+    **dict.fromkeys(
+        (
+            *("pgbouncer", "schema", "connection_limit", "pool_timeout", "socket_timeout"),
+            *("statement_cache_size", "prepared_statement_cache_size", "prepare", "sslaccept"),
+            *("sslidentity", "prepareThreshold", "currentSchema", "supa", "workaround"),
+            *("uselibpqcompat", "max_idle_connection_lifetime", "single_use_connections"),
+        ),
+        "dropped",
+    ),
+}
+_MUST_HOLD: Final = {("gssencmode", "require"): "sslmode=verify-full"}
+"""Parameters that ask for a safety which we cannot give, and what gives it."""
+_ENCODE: Final = (
+    "percent-encode what is odd in the user and the password: @ as %40, / as %2F, # as %23, "
+    "? as %3F, % as %25"
+)
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]]*)(:\d*)?")
+_SETTING: Final = re.compile(r"[A-Za-z_]+(\.[A-Za-z_]+)?")
+
+
+class Address(NamedTuple):
+    """Where the database is, and how it is reached."""
+
+    dsn: str
+    """What asyncpg connects to."""
+    place: str
+    """The hosts and the name of the database; nothing secret."""
+    timeout: float | None
+    """Seconds that a connection may take; None: as we think best."""
+    startup: dict[str, str]
+    settings: dict[str, str]
+    """Of the server: it says whether it knows them."""
+    dropped: tuple[str, ...]
+    """Parameters that have no effect here."""
+    context: ssl.SSLContext | None
+
+
+def read(url: str) -> Address:
+    """Read a URL, or raise StoreUnusable with what is wrong; never with its password."""
+    try:
+        return _read(url)
+    except ValueError as error:
+        # What is wrong may be the password, so it is not said.
+        raise StoreUnusable(
+            "cannot open the database: RECEIVER_DATABASE_URL is no URL of PostgreSQL's; write "
+            f"postgresql://user:password@host:port/name, and {_ENCODE}"
+        ) from error
+
+
+def _read(url: str) -> Address:
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    if not all(_HOST.fullmatch(host) for host in hosts.split(",")):
+        raise ValueError
+    if parts.fragment or "@" in parts.path or "@" in user or (not at and "@" in parts.query):
+        raise ValueError
+    given = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+    place = f"{given.get('host', hosts) or 'the local socket'}{parts.path}"
+    timeout = _seconds(given.pop("connect_timeout", ""))
+    by_use = _by_use(given)
+    context = _context(by_use["file"], by_use["driver"])
+    for name, path in by_use["file"].items():
+        if not Path(path).is_file():
+            raise _unusable(f"{name} names {path}, which is no file that can be read")
+    query = urlencode({**by_use["driver"], **by_use["file"]})
+    # A name of the database that is empty is asyncpg's "".
+    path = parts.path if unquote(parts.path).strip("/") else ""
+    dsn = parts._replace(query=query, fragment="", path=path).geturl()
+    if "://" not in dsn:  # urlsplit leaves out an authority that is empty
+        dsn = dsn.replace(":", "://", 1)
+    return Address(
+        dsn,
+        place,
+        timeout,
+        {"application_name": "receiver", **by_use["startup"]},
+        by_use["setting"],
+        tuple(by_use["dropped"]),
+        context,
+    )
+
+
+def _by_use(given: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Part parameters by what is made of them; what nobody knows may be a setting of the server."""
+    if given.pop("ssl", "") in {"true", "1", "require"}:
+        given.setdefault("sslmode", "require")
+    found: dict[str, dict[str, str]] = {use: {} for use in (*get_args(_Use), "setting")}
+    for name, value in given.items():
+        if needed := _MUST_HOLD.get((name, value)):
+            raise _unusable(f"{name}={value} cannot be kept here; use {needed}")
+        if name not in _USES and not _SETTING.fullmatch(name):
+            raise ValueError
+        if name not in _USES and "@" in value:  # it may be the rest of a password
+            raise ValueError
+        found[_USES.get(name, "setting")][name] = value
+    return found
+
+
+def _seconds(text: str) -> float | None:
+    """Read libpq's connect_timeout: nothing, zero and less mean no limit, which we do not know."""
+    return float(text) if text and float(text) > 0 else None
+
+
+def _context(files: dict[str, str], driver: Mapping[str, str]) -> ssl.SSLContext | None:
+    """Give the context for the system's own authorities, which asyncpg takes for a file's name."""
+    if files.get("sslrootcert") != "system":
+        return None
+    if driver.get("sslmode", "verify-full") != "verify-full":
+        raise _unusable("sslrootcert=system needs sslmode=verify-full")
+    del files["sslrootcert"]
+    context = ssl.create_default_context()
+    if "sslcert" in files:
+        context.load_cert_chain(files["sslcert"], files.get("sslkey"))
+    return context
+
+
+def _unusable(what: str) -> StoreUnusable:
+    return StoreUnusable(f"cannot open the database: RECEIVER_DATABASE_URL: {what}")
+
+
+async def set_for_session(connection: Any, settings: Mapping[str, str]) -> None:
+    """Set what the server lets a session set, for as long as the connection is open."""
+    calls = ", ".join(
+        f"set_config('{name}', {_quoted(value)}, false)" for name, value in settings.items()
+    )
+    await connection.execute(f"SELECT {calls}")
+
+
+def _quoted(text: str) -> str:
+    doubled = text.replace("'", "''")
+    return f"'{doubled}'"
+
+
+def _causes(place: str, seconds: float) -> Mapping[str, str]:
+    """Say what an error of connecting means, by the name of its class or of one it is made of."""
+    return {
+        "SSLCertVerificationError": f"the certificate of {place} is not trusted; name its authority"
+        " by sslrootcert=FILE, or sslrootcert=system for those of this machine",
+        "gaierror": f"the name of the host in {place} is not known; check it, and {_ENCODE}",
+        "ConnectionRefusedError": f"{place} refuses connections",
+        "TimeoutError": f"{place} did not answer within {seconds:g} s",
+        "InvalidPasswordError": f"{place} does not accept the password; check it, and {_ENCODE}",
+        "InvalidAuthorizationSpecificationError": f"{place} does not let this user in",
+        "InvalidCatalogNameError": f"{place} has no such database",
+        "UndefinedObjectError": f"RECEIVER_DATABASE_URL has a parameter that neither we nor {place}"
+        " know",
+        "TooManyConnectionsError": f"{place} has no connection left",
+    }
+
+
+def explain(error: BaseException, place: str, seconds: float) -> str:
+    """Say in a few words why no connection could be made."""
+    known = _causes(place, seconds)
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    said = next((known[kind] for kind in kinds if kind in known), place)
+    hint: Any = getattr(error, "hint", None)
+    return f"{said} ({type(error).__name__}: {error}{f'; {hint}' if hint else ''})"
