@@ -63,6 +63,7 @@ EVENTS: Final = frozenset(
         "store.recovered",
         "store.saved",
         "store.parameters",
+        "schema.waiting",
         "handler.registered",
         "handler.missing",
         "handler.attempt",

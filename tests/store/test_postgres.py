@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -21,6 +22,7 @@ from receiver.model.retry import DONE, Decision
 from receiver.model.values import Recipients
 from receiver.store.deliveries import Claim, Claims, LostAttempt
 from receiver.store.inbox import accept_outcome
+from receiver.store.postgres import engine
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
@@ -176,6 +178,57 @@ class TestMigrations:
             assert await process.store.settle(settlement(claim))
         async with processes(bare_database):
             assert upgrades == ["upgraded"]
+
+    async def test_a_half_that_stands_in_public_is_named_and_can_be_moved(
+        self, bare_database: Database
+    ) -> None:
+        async with processes(bare_database):
+            pass
+        for name in ("deliveries", "predictions"):
+            bare_database.execute(f"ALTER TABLE receiver.{name} SET SCHEMA public")
+        said = await refusal(bare_database.url)
+        assert "these tables are not in the PostgreSQL schema `receiver`: " in said
+        moves = re.findall("ALTER TABLE [^;]*;", said)
+        assert len(moves) == 2
+        bare_database.execute(*moves)
+        async with processes(bare_database) as [process]:
+            assert (await process.store.predictions.create(new(1))).is_new
+        bare_database.execute("DROP TABLE receiver.steps")
+        assert "restore a backup" in await refusal(bare_database.url)
+
+    @staticmethod
+    @asynccontextmanager
+    async def setting_up(database: Database) -> AsyncIterator[None]:
+        """Hold the schema's lock, as a process does that sets it up."""
+        holder = await asyncpg.connect(database.url)
+        begun = holder.transaction()
+        await begun.start()
+        await holder.execute("SELECT pg_advisory_xact_lock(hashtext('receiver schema'))")
+        yield
+        await begun.rollback()
+        await holder.close()
+
+    async def test_whoever_waits_for_another_that_sets_up_says_so(
+        self, bare_database: Database, logged: Logged
+    ) -> None:
+        async with self.setting_up(bare_database):
+            starting = asyncio.create_task(Process(bare_database.url).store.migrate())
+            await until(lambda: any(line["event"] == "schema.waiting" for line in logged))
+        await starting
+        locks = bare_database.rows(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = "
+            "(SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+        assert locks == [(0,)]
+
+    async def test_whoever_waits_for_too_long_gives_up_with_a_sentence(
+        self, bare_database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engine, "_TO_MIGRATE", "SET LOCAL lock_timeout = '100ms'")
+        async with self.setting_up(bare_database):
+            assert "another process has been setting up" in await refusal(bare_database.url)
+        async with processes(bare_database):
+            pass
 
 
 async def test_parameters_without_effect_are_named_and_settings_of_the_server_are_set(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import threading
 import time
@@ -99,7 +100,10 @@ class Jobs(Protocol):
     """
 
     async def install(self, connection: Connection) -> None:
-        """Make or upgrade the queue's own tables."""
+        """Make the queue's own tables, in the caller's transaction, where there are none."""
+
+    async def upgrade(self, connection: Connection) -> None:
+        """Upgrade the queue's own tables where another release made them; in no transaction."""
 
     async def put(self, connection: Connection, pending: Sequence[tuple[str, str]]) -> None:
         """Make deliveries (id, handler) due now; one that has a job keeps it."""
@@ -533,12 +537,16 @@ class PostgresStore(Store):
     # --- the schema ---
 
     async def _migrate(self) -> None:
-        connection = await self.connect(enable_seqscan="on", lock_timeout="60000")
+        connection = await self._connect()
         try:
             asked = time.time()
             self._compare_clocks(await connection.fetchval(_CLOCK.postgres), asked)
-            await connection.execute(_ONE_AT_A_TIME, timeout=70.0)
-            await self._make_schema(connection)
+            # One transaction, so that a crash leaves no half and a pooler keeps nothing of it.
+            async with connection.transaction():
+                await connection.execute(_TO_MIGRATE)
+                await _lock_schema(connection)
+                await self._make_schema(connection)
+            await self._jobs.upgrade(connection)
         finally:
             await connection.close(timeout=1.0)
 
@@ -564,26 +572,73 @@ class PostgresStore(Store):
             )
         version = 0
         if await connection.fetchval("SELECT to_regclass('receiver.migrations')") is not None:
-            version = await connection.fetchval("SELECT max(number) FROM receiver.migrations")
+            version = await connection.fetchval(
+                "SELECT coalesce(max(number), 0) FROM receiver.migrations"
+            )
         if version > len(migrations("postgres")):
             raise StoreUnusable(
                 f"the database was written by a newer receiver (schema {version}, this one knows "
                 f"{len(migrations('postgres'))}): upgrade this receiver, or use another database"
             )
+        await _check_tables(connection, version)
         for number in range(version + 1, len(migrations("postgres")) + 1):
-            async with connection.transaction():
-                if number == 1:
-                    await connection.execute(_FIRST)
-                await connection.execute(migrations("postgres")[number - 1])
-                await connection.execute("INSERT INTO receiver.migrations VALUES ($1)", number)
+            if number == 1:
+                await connection.execute(_FIRST)
+            await connection.execute(migrations("postgres")[number - 1], timeout=_LONGEST_MIGRATION)
+            await connection.execute("INSERT INTO receiver.migrations VALUES ($1)", number)
         await self._jobs.install(connection)
 
 
-_ONE_AT_A_TIME: Final = "SELECT pg_advisory_lock(hashtext('receiver schema'))"
+_LOCK: Final = "SELECT pg_advisory_xact_lock(hashtext('receiver schema'))"
+_TO_MIGRATE: Final = "SET LOCAL search_path = receiver; SET LOCAL lock_timeout = '60s'"
+_LONGEST_MIGRATION: Final = 3600.0
+_SILENT: Final = 2.0
+"""Seconds of waiting for another process after which we say so."""
 _FIRST: Final = """
 CREATE SCHEMA IF NOT EXISTS receiver;
 CREATE TABLE receiver.migrations (number BIGINT PRIMARY KEY, at TIMESTAMPTZ NOT NULL DEFAULT now());
 """
+
+
+_MADE: Final = re.compile(r"CREATE TABLE (\w+)")
+_PLACES: Final = """
+SELECT name, (SELECT min(schemaname) FROM pg_tables
+              WHERE tablename = name AND schemaname = 'public')
+FROM unnest($1::text[]) name WHERE to_regclass('receiver.' || name) IS NULL
+"""
+
+
+async def _lock_schema(connection: Connection) -> None:
+    """Be the only one to set up the schema, until the transaction ends."""
+    told = asyncio.get_running_loop().call_later(
+        _SILENT, lambda: log.warning("schema.waiting", reason="another process sets it up")
+    )
+    try:
+        await connection.execute(_LOCK, timeout=70.0)
+    except asyncpg.LockNotAvailableError as error:
+        raise StoreUnusable(
+            "another process has been setting up the schema for a minute: wait for it, or end it "
+            "(pg_locks names it), and start again"
+        ) from error
+    finally:
+        told.cancel()
+
+
+async def _check_tables(connection: Connection, version: int) -> None:
+    """Insist that the tables of this version are where they belong."""
+    made = [name for text in migrations("postgres")[:version] for name in _MADE.findall(text)]
+    missing = await connection.fetch(_PLACES, made)
+    if not missing:
+        return
+    names = ", ".join(row[0] for row in missing)
+    said = f"the database says that it has schema {version}, but these tables are not in the "
+    said += f"PostgreSQL schema `receiver`: {names}"
+    moves = [f"ALTER TABLE public.{row[0]} SET SCHEMA receiver;" for row in missing if row[1]]
+    if moves:
+        said += f"; they were made in `public`, so run {' '.join(moves)} and start again"
+    else:
+        said += "; restore a backup, or run DROP SCHEMA receiver CASCADE to begin with nothing"
+    raise StoreUnusable(said)
 
 
 async def _leave_as_it_is(_: Any) -> None:

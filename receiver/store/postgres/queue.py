@@ -58,6 +58,7 @@ _NAMES: Final[dict[str, Any]] = {
     "durability": Durability.balanced,
 }
 
+_NOTE: Final = f"pgqueuer {importlib.metadata.version('pgqueuer')}"
 _SELECT_NOTE: Final = "SELECT obj_description($1::text::regclass)"
 _HASTEN: Final = """
 UPDATE {queue} SET execute_after = NOW() WHERE dedupe_key = ANY($1) AND status = 'queued'
@@ -92,6 +93,7 @@ class PgQueuerJobs:
         self._builder = QueryQueueBuilder(self._settings)
         self._schedules = QuerySchedulerBuilder(self._settings)
         names = self._settings.qualified
+        self._table = names.queue_table
         self._hasten = _HASTEN.format(queue=names.queue_table)
         self._next_due = _NEXT_DUE.format(queue=names.queue_table)
         self._lost = _LOST.format(schema=schema, queue=names.queue_table)
@@ -107,16 +109,19 @@ class PgQueuerJobs:
 
     async def install(self, connection: Connection) -> None:
         queries = self.queries(connection)
-        table = self._settings.qualified.queue_table
-        note = f"pgqueuer {importlib.metadata.version('pgqueuer')}"
         if not await queries.schema_is_installed():
             await queries.install()
             await queries.optimize_autovacuum()
-        elif await connection.fetchval(_SELECT_NOTE, table) != note:
-            await queries.apply_upgrade()
-        else:
-            return
-        await connection.execute(f"COMMENT ON TABLE {table} IS '{note}'")
+            await self._sign(connection)
+
+    async def upgrade(self, connection: Connection) -> None:
+        if await connection.fetchval(_SELECT_NOTE, self._table) != _NOTE:
+            await self.queries(connection).apply_upgrade()
+            await self._sign(connection)
+
+    async def _sign(self, connection: Connection) -> None:
+        """Note at the queue's table whose release it is."""
+        await connection.execute(f"COMMENT ON TABLE {self._table} IS '{_NOTE}'")
 
     async def put(self, connection: Connection, pending: Sequence[tuple[str, str]]) -> None:
         deliveries = [delivery for delivery, _ in pending]
