@@ -119,6 +119,15 @@ class Postgres(Engine):
         self.database.execute(f"SET search_path = receiver; {sql}")
 
 
+def advisory_locks(database: Database) -> int:
+    """Count them in this database alone: others on the same server may hold some."""
+    [[count]] = database.rows(
+        "SELECT count(*)::int FROM pg_locks WHERE locktype = 'advisory' AND database = "
+        "(SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    return int(count)
+
+
 def _as_sqlite_has_it(value: Any) -> Any:
     """Give bytes that are text as text, as SQLite keeps them."""
     if not isinstance(value, bytes) or b"\0" in value:

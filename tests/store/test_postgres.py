@@ -34,6 +34,7 @@ from tests.store.parts import (
     GIVEN_UP,
     NOW,
     TABLES,
+    advisory_locks,
     arrival,
     claimed,
     ended,
@@ -215,11 +216,7 @@ class TestMigrations:
             starting = asyncio.create_task(Process(bare_database.url).store.migrate())
             await until(lambda: any(line["event"] == "schema.waiting" for line in logged))
         await starting
-        locks = bare_database.rows(
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = "
-            "(SELECT oid FROM pg_database WHERE datname = current_database())"
-        )
-        assert locks == [(0,)]
+        assert advisory_locks(bare_database) == 0
 
     async def test_whoever_waits_for_too_long_gives_up_with_a_sentence(
         self, bare_database: Database, monkeypatch: pytest.MonkeyPatch

@@ -539,6 +539,7 @@ class PostgresStore(Store):
     async def _migrate(self) -> None:
         connection = await self._connect()
         try:
+            await self._need_a_session(connection)
             asked = time.time()
             self._compare_clocks(await connection.fetchval(_CLOCK.postgres), asked)
             # One transaction, so that a crash leaves no half and a pooler keeps nothing of it.
@@ -549,6 +550,25 @@ class PostgresStore(Store):
             await self._jobs.upgrade(connection)
         finally:
             await connection.close(timeout=1.0)
+
+    async def _need_a_session(self, connection: Connection) -> None:
+        """Refuse a pooler that gives each transaction another session; leave no trace there.
+
+        Such a one gives a second client the session that the first has just used, or gives the
+        first another while the second is in a transaction.
+        """
+        other = await self._connect()
+        try:
+            first = await connection.fetchval(_BACKEND)
+            async with other.transaction():
+                second = await other.fetchval(_BACKEND)
+                again = await connection.fetchval(_BACKEND)
+        except _LOST_STATEMENTS as error:
+            raise StoreUnusable(_POOLED) from error
+        finally:
+            await other.close(timeout=1.0)
+        if first == second or first != again:
+            raise StoreUnusable(_POOLED)
 
     def _compare_clocks(self, there: float, asked: float) -> None:
         """Learn how far apart the clocks are, now and then, as either may be set meanwhile."""
@@ -589,6 +609,16 @@ class PostgresStore(Store):
         await self._jobs.install(connection)
 
 
+_BACKEND: Final = "SELECT pg_backend_pid()"
+_LOST_STATEMENTS: Final = (
+    asyncpg.InvalidSQLStatementNameError,
+    asyncpg.DuplicatePreparedStatementError,
+)
+"""What older poolers make of a statement that was prepared in another session."""
+_POOLED: Final = (
+    "the database is behind a pooler in transaction mode, which gives each transaction another "
+    "session: set RECEIVER_DATABASE_URL to the server itself, or to a pooler in session mode"
+)
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtext('receiver schema'))"
 _TO_MIGRATE: Final = "SET LOCAL search_path = receiver; SET LOCAL lock_timeout = '60s'"
 _LONGEST_MIGRATION: Final = 3600.0
