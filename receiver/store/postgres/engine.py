@@ -549,7 +549,7 @@ class PostgresStore(Store):
                 await self._make_schema(connection)
             await self._jobs.upgrade(connection)
         finally:
-            await connection.close(timeout=1.0)
+            await _close(connection)
 
     async def _need_a_session(self, connection: Connection) -> None:
         """Refuse a pooler that gives each transaction another session; leave no trace there.
@@ -566,7 +566,7 @@ class PostgresStore(Store):
         except _LOST_STATEMENTS as error:
             raise StoreUnusable(_POOLED) from error
         finally:
-            await other.close(timeout=1.0)
+            await _close(other)
         if first == second or first != again:
             raise StoreUnusable(_POOLED)
 
@@ -636,6 +636,12 @@ SELECT name, (SELECT min(schemaname) FROM pg_tables
               WHERE tablename = name AND schemaname = 'public')
 FROM unnest($1::text[]) name WHERE to_regclass('receiver.' || name) IS NULL
 """
+
+
+async def _close(connection: Connection) -> None:
+    """Take leave of the server; one that is slow to say goodbye is no reason not to start."""
+    with contextlib.suppress(TimeoutError):
+        await connection.close(timeout=1.0)
 
 
 async def _lock_schema(connection: Connection) -> None:
