@@ -75,7 +75,7 @@ async def chain(event: Event, ctx: Context) -> None:
 
 
 def usable(outputs: list[Output]) -> list[Output]:
-    """Give the results that a provider can get, or say why there is none."""
+    """Return the results that a provider can get, or say why there is none."""
     files = [output for output in outputs if output.url]
     if not files:
         raise Skip("no result has an address")

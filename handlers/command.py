@@ -148,7 +148,7 @@ class Program:
             loop.call_soon_threadsafe(self.ended.set)
 
     async def wait(self) -> int | None:
-        """Give the exit status, or None if it takes too long."""
+        """Return the exit status, or None if it takes too long."""
         return self.process.returncode if await within(TIMEOUT, self.ended.wait()) else None
 
     async def clear(self, tail: Tail) -> None:

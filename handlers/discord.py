@@ -131,7 +131,7 @@ async def post(event: Event, ctx: Context, first: int, outputs: list[Output]) ->
 async def fetched(
     event: Event, ctx: Context, first: int, outputs: list[Output]
 ) -> tuple[dict[str, Fetched], list[str], list[str]]:
-    """Give files by their names, links to those that do not come along, and why they do not."""
+    """Return files by their names, links to those that do not come along, and why they do not."""
     files: dict[str, Fetched] = {}
     links, lost = [], []
     room = MOST_IN_ALL

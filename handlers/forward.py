@@ -79,7 +79,7 @@ def signature(key: str, body: str) -> dict[str, str]:
 
 
 def data(event: Event) -> dict[str, Any]:
-    """Give the event without the provider's own payload, which may be large."""
+    """Return the event without the provider's own payload, which may be large."""
     return {"event_id": event.id, "channel": event.channel, "prediction": event.prediction}
 
 

@@ -124,7 +124,7 @@ def message(answer: httpx.Response) -> str:
 
 
 def wait(answer: httpx.Response) -> float | None:
-    """Give the seconds that a limit asks for; None where the refusal is no limit."""
+    """Return the seconds that a limit asks for; None where the refusal is no limit."""
     asked, left, until = (
         answer.headers.get(name, "")
         for name in ("retry-after", "x-ratelimit-remaining", "x-ratelimit-reset")

@@ -170,7 +170,7 @@ def send(service: Service, letter: Letter) -> None:
 
 
 def tell(service: Service, letter: Letter, *, attach: bool) -> int | None:
-    """Give None if it was told; else the status it answered, or 0 where none is known."""
+    """Return None if it was told; else the status it answered, or 0 where none is known."""
     files = [str(path) for path, _ in letter.results if path and attach]
     lines = [line for path, line in letter.results if not (path and attach)]
     body = "\n".join([letter.text, *(line for line in lines if line not in letter.text)]).strip()

@@ -253,7 +253,7 @@ def write(folder: Path, path: Path, file: Fetched) -> bool:
 
 
 def link(copy: Path, path: Path) -> None:
-    """Give a file its name; FileExistsError where that is taken."""
+    """Name a file; FileExistsError where that is taken."""
     try:
         os.link(copy, path)
     except FileExistsError:

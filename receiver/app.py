@@ -223,7 +223,7 @@ def _make_store(settings: Settings, report: Callable[[StoreUnavailable | None], 
 def _store_maker(
     settings: Settings,
 ) -> Callable[[Callable[[StoreUnavailable | None], None]], Store]:
-    """Give what makes a store, or raise StoreUnusable where its extra is not installed."""
+    """Return what makes a store, or raise StoreUnusable where its extra is not installed."""
     if settings.sqlite_path is not None:
         return partial(SQLiteStore, settings.sqlite_path)
     try:
@@ -421,7 +421,7 @@ class _Parts:
         return duty or listener
 
     def replaying(self) -> Replayer | Leader:
-        """Give what works on replays: where there are others, one of us does."""
+        """Return what works on replays: where there are others, one of us does."""
         return self.replayer if self.alone else self._duty("replays", self.replayer)
 
     def _duty(self, name: str, work: LeaderTask) -> Leader:
@@ -432,7 +432,7 @@ class _Parts:
         self.feed.wake()
 
     def watch(self, steady: SteadyClock) -> Watch:
-        """Give what follows the steps of the wall clock."""
+        """Return what follows the steps of the wall clock."""
         return Watch(steady, self.store.believes, self._move, self._moved)
 
     async def _move(self, step: Shift) -> None:

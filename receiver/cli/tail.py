@@ -35,7 +35,7 @@ def follow(
     notice: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[dict[str, Any]]:
-    """Give every message from a place on, with its place as `seq`; make lost connections again.
+    """Return every message from a place on, with its place as `seq`; make lost connections again.
 
     Raises ClientError where the receiver refuses for good. `notice` hears of losses.
     """

@@ -217,7 +217,7 @@ class Context:
         return self._claim.event.prediction.id
 
     def _call(self, make: Callable[[], Awaitable[T]]) -> Awaitable[T] | T:
-        """Give something to await on the loop, and the result itself in a thread."""
+        """Return something to await on the loop, and the result itself in a thread."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -317,7 +317,7 @@ _ORDER: Final = [kind for _, kind in _ENDINGS]
 
 
 def _decisive(error: BaseException) -> BaseException:
-    """Give the one error of a group (as a TaskGroup raises) that decides about the delivery."""
+    """Return the one error of a group (as a TaskGroup raises) that decides about the delivery."""
     if not isinstance(error, BaseExceptionGroup):
         return error
     found = sorted(_leaves(error), key=lambda leaf: _ORDER.index(_kind_of(leaf)))
@@ -429,7 +429,7 @@ class Attempt:
 
 
 def _tellable(error: BaseException) -> BaseException:
-    """Give an error that logs and traces can print: a handler's own may raise from its words."""
+    """Return an error that logs and traces can print: a handler's own may raise from its words."""
     try:
         traceback.format_exception(error)
         repr(error)

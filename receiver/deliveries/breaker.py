@@ -100,7 +100,7 @@ class HandlerBreaker:
         """Whether that is over, and the store has not heard it."""
 
     async def ask(self, room: int, nap: float) -> BreakerPermit:
-        """Say how many deliveries may be begun. Raises StoreUnavailable."""
+        """Return how many deliveries may be begun. Raises StoreUnavailable."""
         if self._owes_probe:
             await self.give_back()
         gate = await self._known.of(self._name)

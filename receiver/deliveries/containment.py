@@ -47,7 +47,7 @@ _running: Final[set[Charge]] = set()
 
 @contextlib.contextmanager
 def charged(charge: Charge, *, on_loop: bool) -> Iterator[contextvars.Context]:
-    """Give the context to run an attempt in."""
+    """Return the context to run an attempt in."""
     context = contextvars.copy_context()
     context.run(_charge.set, charge)
     if on_loop:
@@ -66,7 +66,7 @@ def contained(error: BaseException) -> Exception:
 
 
 def said(error: BaseException) -> str:
-    """Give an error's own words; one that cannot say what it is has a type all the same."""
+    """Return an error's own words; one that cannot say what it is has a type all the same."""
     try:
         return str(error)
     except BaseException:  # noqa: BLE001 - a handler's class may raise SystemExit here
@@ -150,7 +150,7 @@ class _Program:
 
 
 def is_program(loop: asyncio.AbstractEventLoop) -> bool:
-    """Tell whether this process runs a program of ours on this loop, and nobody else's."""
+    """Return whether this process runs a program of ours on this loop, and nobody else's."""
     return loop is _Program.loop
 
 

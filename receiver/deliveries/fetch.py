@@ -212,7 +212,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address is one of the open internet's.
+    """Return whether an IP address is one of the open internet's.
 
     An IPv6 address that only carries an IPv4 address is judged as that one.
     """
@@ -333,7 +333,7 @@ def _last_name(url: str) -> str:
 
 
 async def _whole(answer: httpx.Response, declared: int) -> AsyncIterator[bytes]:
-    """Give the content in pieces; not every transport notices that some of it never came."""
+    """Return the content in pieces; not every transport notices that some of it never came."""
     came = 0
     async for piece in pieces(answer):
         came += len(piece)

@@ -85,7 +85,7 @@ def short_name(module: str) -> str:
 
 
 def inside_of(module: ModuleType) -> list[ModuleType]:
-    """Give a package's own modules that were imported."""
+    """Return a package's own modules that were imported."""
     prefix = f"{module.__name__}."
     return [found for name, found in list(sys.modules.items()) if name.startswith(prefix)]
 

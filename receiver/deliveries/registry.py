@@ -116,7 +116,7 @@ class Handler:
     def refuses(
         self, event_type: str, provider: str, model: str, metadata: Mapping[str, Any]
     ) -> str | None:
-        """Say why this handler does not want an event; None: it does."""
+        """Return why this handler does not want an event; None: it does."""
         if event_type not in self.types:
             return f"type is {event_type}"
         if not self.provider.match(provider):
@@ -166,7 +166,7 @@ class Registry:
         self.handlers[handler.name] = handler
 
     def _leads_to(self, names: Sequence[str], goal: str) -> bool:
-        """Tell whether handlers wait for another, be it by way of further ones."""
+        """Return whether handlers wait for another, be it by way of further ones."""
         known = [self.handlers[name] for name in names if name in self.handlers]
         return goal in names or any(self._leads_to(found.after, goal) for found in known)
 
@@ -274,7 +274,7 @@ def on(
 
 
 def handlers_of(function: Callable[..., Any]) -> list[Handler]:
-    """Give what `on` registered for a function, for apps that name functions instead of files."""
+    """Return what `on` registered for a function, for apps that name functions instead of files."""
     # What another decorator wraps was written where the innermost function was.
     listed = getattr(inspect.unwrap(function), "__globals__", {}).get(_ATTRIBUTE, [])
     found = [handler for handler in listed if handler.function is function]
@@ -352,7 +352,7 @@ def _glob(name: str, pattern: object) -> re.Pattern[str]:
 
 
 def _takes_context(function: Callable[..., Any]) -> bool:
-    """Tell whether the function wants (event, ctx) or (event); TypeError: neither."""
+    """Return whether the function wants (event, ctx) or (event); TypeError: neither."""
     if not callable(function):
         raise TypeError(f"a handler must be a function, not {function!r}")
     if inspect.isclass(function):
@@ -406,7 +406,7 @@ def load(names: Sequence[str]) -> Registry:
 
 
 def _found_in(name: str) -> list[Handler]:
-    """Give the handlers that a module has: decorated in it, imported by it by their names.
+    """Return the handlers that a module has: decorated in it, imported by it by their names.
 
     A package has those of its modules too that are imported.
     """

@@ -186,7 +186,7 @@ class _Selector:
         }
 
     def count(self, found: Candidate) -> int:
-        """Say how many deliveries of an event would be redelivered."""
+        """Return how many deliveries of an event would be redelivered."""
         return len(self.recipients(found.known, found.type, found.states).handlers)
 
     def recipients(

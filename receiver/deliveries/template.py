@@ -110,7 +110,7 @@ def _fits(found: re.Match[str]) -> bool:
 
 
 def _formats(form: str) -> bool:
-    """Tell whether a format suits a text, a number or a date, at a sensible width."""
+    """Return whether a format suits a text, a number or a date, at a sensible width."""
     if any(len(number) > _LONGEST_NUMBER for number in re.findall(r"\d+", form)):
         return False
     for sample in () if "%" in form else _SAMPLES:  # a date takes whatever has a % in it

@@ -151,7 +151,7 @@ class Worker:
         await asyncio.gather(*(lane.exhaust(until, last_start) for lane in self._lanes.values()))
 
     async def reclaim(self) -> None:
-        """Owe again what was claimed by somebody who is gone."""
+        """Make pending again what a process that is gone had claimed."""
         self.wake(await self._store.reclaim(self._owner, self._clock()))
 
     async def stop(self, *, asked: bool = True) -> None:

@@ -28,7 +28,7 @@ class Refusal(Exception):
 
 
 def guarded(authenticate: Callable[[Request], str], handler: Handler) -> Endpoint:
-    """Give the handler the caller's key, and turn refusals into answers."""
+    """Pass the caller's key to the handler, and turn refusals into answers."""
 
     async def endpoint(request: Request) -> Response:
         try:

@@ -206,7 +206,7 @@ def _words(kind: type[msgspec.Struct]) -> dict[str, Collection[str]]:
 
 
 def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """Give the JSON Schema of a struct of plain fields; that one may be left out is no value."""
+    """Return the JSON Schema of a struct of plain fields; that one may be left out is no value."""
     (_,), schemas = msgspec.json.schema_components([kind])
     schema: dict[str, Any] = schemas[kind.__name__]
     for name, field in schema["properties"].items():

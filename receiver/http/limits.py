@@ -108,7 +108,7 @@ class Limits:
         self._callbacks.spend(provider.encode())
 
     def strangers_wait(self, client: str) -> float:
-        """Give the seconds for which an address has no more failures left on /v1."""
+        """Return the seconds for which an address has no more failures left on /v1."""
         return self._unproved.wait(address(client))
 
     def unauthorized(self, client: str) -> None:

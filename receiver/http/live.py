@@ -204,11 +204,11 @@ class LiveStream:
             reader.put(messages)
 
     async def now(self) -> int:
-        """Give the place to begin at for whoever wants what happens from now on."""
+        """Return the place to begin at for whoever wants what happens from now on."""
         return await self._journal.end()
 
     async def read(self, after: int, wanted: StreamFilter) -> AsyncGenerator[bytes]:
-        """Give frames of server-sent events after a place of the journal.
+        """Return frames of server-sent events after a place of the journal.
 
         Raises Problem at once if there are too many readers, StoreUnavailable while it catches up.
         """

@@ -35,7 +35,7 @@ def about(scope: Scope, **fields: Any) -> None:
 
 
 def request_id(scope: Scope) -> str:
-    """Give the name under which a request is told of."""
+    """Return the name under which a request is told of."""
     return str(scope.get(_ABOUT, {}).get("request", ""))
 
 

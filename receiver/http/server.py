@@ -518,7 +518,7 @@ def keep_signals(stop: Callable[[int, FrameType | None], Any]) -> None:
 
 @asynccontextmanager
 async def told_to_stop() -> AsyncIterator[asyncio.Event]:
-    """Give what is set when a signal tells us to stop."""
+    """Return what is set when a signal tells us to stop."""
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -61,7 +61,7 @@ class Ending:
             self.listen()
 
     def stop(self) -> None:
-        """Give the handlers back; one that others stand before stays, and only hands on."""
+        """Restore the signal handlers; one that others stand before stays, and only hands on."""
         for number, link in reversed(self._links):
             before, link.heard = link.before, None
             if signal.getsignal(number) is link:

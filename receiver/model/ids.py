@@ -16,7 +16,7 @@ def new_id(prefix: str, now: float) -> str:
 
 
 def oldest_id(prefix: str, now: float) -> str:
-    """Give what sorts before every id that is made from then on, and after all made before."""
+    """Return what sorts before every id that is made from then on, and after all made before."""
     return f"{prefix}_{max(int(now * 1_000_000), 0):014x}"
 
 

@@ -32,7 +32,7 @@ _STEP: Final = 2.0
 
 
 def suspended() -> float:
-    """Give the seconds for which this computer has been suspended, as far as it can be known."""
+    """Return the seconds for which this computer has been suspended, as far as it can be known."""
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return 0.0
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()

@@ -73,7 +73,7 @@ class Spans:
         self._tracer = provider.get_tracer("receiver", version("prediction-receiver"))
 
     def is_inside(self) -> bool:
-        """Say whether what runs now belongs to a trace."""
+        """Return whether what runs now belongs to a trace."""
         return _is_valid(trace.get_current_span())
 
     def read(self, traceparent: str | None) -> Context | None:
@@ -130,7 +130,7 @@ def _is_valid(span: trace.Span) -> bool:
 
 
 def provider_in_use() -> trace.TracerProvider | None:
-    """Give the tracer provider that the embedding program has set, if it has."""
+    """Return the tracer provider that the embedding program has set, if it has."""
     provider = trace.get_tracer_provider()
     idle = isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider)
     return None if idle else provider

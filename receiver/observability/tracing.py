@@ -53,7 +53,7 @@ class Span(Protocol):
 
     @property
     def ids(self) -> Mapping[str, str]:
-        """Give `trace_id` and `span_id`, for log lines; none where it is not traced."""
+        """Return `trace_id` and `span_id`, for log lines; none where it is not traced."""
 
     def note(self, **facts: str | float | None) -> None: ...
     def answered(self, status: int, bad_from: int = ...) -> None: ...
@@ -258,7 +258,7 @@ def _subject(prediction_id: str, provider: str, model: str | None = None) -> Att
 
 
 def _problem(error: Exception) -> str:
-    """Say why there are no traces; in our words, as others' may quote an address or a key."""
+    """Return why there are no traces; in our words, as others' may quote an address or a key."""
     match error:
         case ModuleNotFoundError():
             why = f"{error.name} is missing: pip install 'prediction-receiver[otel]'"

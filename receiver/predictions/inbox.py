@@ -57,7 +57,7 @@ class Waiters:
 
     @contextmanager
     def watch(self, prediction_id: str) -> Iterator[asyncio.Event]:
-        """Give an event that is set at the next news; watch first, then look, then wait."""
+        """Return an event that is set at the next news; watch first, then look, then wait."""
         event = asyncio.Event()
         watchers = self._events.setdefault(prediction_id, set())
         watchers.add(event)

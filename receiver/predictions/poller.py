@@ -114,7 +114,7 @@ class Poller:
                 continue
 
     def _next_hint(self, began: float) -> float:
-        """Say in how many seconds to look again, after a look that began then."""
+        """Return in how many seconds to look again, after a look that began then."""
         while self._hints and self._hints[0] <= began:
             heapq.heappop(self._hints)
         return self._hints[0] - self._clock() if self._hints else BACKSTOP

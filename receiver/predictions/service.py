@@ -122,7 +122,7 @@ class PredictionService:
         self._tasks.append(asyncio.create_task(self._overdue.run()))
 
     async def _is_first(self) -> bool:
-        """Say whether no other process has caught up within a minute: ten may start at once."""
+        """Return whether no other process has caught up within a minute: ten may start at once."""
         now = self._clock()
         role = LeaseRequest(
             name="catch-up", owner=new_id("start", now), now=now, until=now + _CAUGHT_UP

@@ -54,7 +54,7 @@ class Events:
         self._size = 0
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, str]]:
-        """Give the events, each a type and its data, that end in this chunk."""
+        """Return the events, each a type and its data, that end in this chunk."""
         if self._after_cr and chunk:
             chunk = chunk.removeprefix(b"\n")
             self._after_cr = False
@@ -134,7 +134,7 @@ class Listener:
         return self._connected
 
     async def somebody_is(self) -> bool:
-        """Say whether any process is at work; here there is no other."""
+        """Return whether any process is at work; here there is no other."""
         return self._connected
 
     async def run(self) -> None:

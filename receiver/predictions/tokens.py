@@ -54,7 +54,7 @@ class Tokens:
         return prediction_id
 
     def webhook_secrets(self, prediction_id: str) -> list[bytes]:
-        """Give every secret that a provider may present for this prediction, newest first."""
+        """Return every secret that a provider may present for this prediction, newest first."""
         return [signer.get_signature(prediction_id) for signer in self._webhook_secret]
 
     def echoes(self, now: float) -> list[str]:

@@ -46,7 +46,7 @@ class Callback(msgspec.Struct, frozen=True):
     """Unix seconds of its arrival."""
 
     def header(self, name: bytes) -> bytes:
-        """Give the one value of a header; missing or repeated is Unproved."""
+        """Return the one value of a header; missing or repeated is Unproved."""
         values = [value for key, value in self.headers if key == name]
         if len(values) != 1:
             raise Unproved("missing_header" if not values else "repeated_header")
@@ -143,7 +143,7 @@ class Provider(Protocol):
         """Ask what costs nothing, changes nothing, and is answered only to a good key."""
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
-        """Say whether the key was let in; None: the answer does not tell."""
+        """Return whether the key was let in; None: the answer does not tell."""
 
 
 @runtime_checkable
@@ -199,7 +199,7 @@ _UNFIT: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def words(*candidates: Any) -> str:
-    """Give the first candidate that says something, as clean text of bounded length; else ''."""
+    """Return the first candidate that says something, as clean text of bounded length; else ''."""
     for candidate in candidates:
         if isinstance(candidate, str) and candidate.strip():
             return _UNFIT.sub(" ", candidate).strip()[:LONGEST_MESSAGE]
@@ -225,12 +225,12 @@ _NO_ERROR: Final = frozenset({"null", "none", "nil", "undefined", "false", "0", 
 
 
 def is_error(value: Any) -> bool:
-    """Tell whether an `error` beside a result says that there is one."""
+    """Return whether an `error` beside a result says that there is one."""
     return value is True or bool(spoken(value))
 
 
 def identifier(*candidates: Any) -> str | None:
-    """Give the first candidate that can be a provider's id, as text."""
+    """Return the first candidate that can be a provider's id, as text."""
     for given in candidates:
         candidate = str(given) if type(given) is int and abs(given) < _LARGEST_NUMBER else given
         if isinstance(candidate, str) and 0 < len(candidate) <= LONGEST_ID and _sane(candidate):
@@ -239,7 +239,7 @@ def identifier(*candidates: Any) -> str | None:
 
 
 def _sane(text: str) -> bool:
-    """Tell whether `text` can be one segment of a path, as every provider's ids become one."""
+    """Return whether `text` can be one segment of a path, as every provider's ids become one."""
     return text.isprintable() and not {" ", "/"} & set(text) and text not in {".", ".."}
 
 
@@ -325,7 +325,7 @@ def _files(value: Any, *, any_name: bool, named: bool, bare: bool, depth: int) -
 
 
 def _said(text: str) -> str:
-    """Give a text that says something, without the NULs that not every store keeps."""
+    """Return a text that says something, without the NULs that not every store keeps."""
     return text.replace("\0", "") if text.strip("\0 \t\r\n") else ""
 
 
@@ -342,7 +342,7 @@ def _unwrapped(value: Any) -> Any:
 
 
 def _address(text: str) -> str:
-    """Give the address that a text is, without blanks around it; '' for any other text."""
+    """Return the address that a text is, without blanks around it; '' for any other text."""
     url = text.strip()
     if url[:5].lower() == "data:":
         head, comma, body = url.partition(",")
@@ -391,7 +391,7 @@ def _members(value: dict[str, Any], *, any_name: bool, depth: int) -> Iterator[O
 
 
 def _file(value: dict[str, Any]) -> Output | None:
-    """Give the file that an object tells of, by its address or in base64."""
+    """Return the file that an object tells of, by its address or in base64."""
     url, b64 = value.get("url"), value.get("b64_json")
     fields: dict[str, Any] = {"url": _address(url) if isinstance(url, str) else ""}
     if not fields["url"]:
@@ -457,7 +457,7 @@ _LONGEST_WAIT: Final = 365 * 86400.0
 
 
 def retry_after(answer: ProviderResponse) -> float | None:
-    """Give the seconds that Retry-After asks for; None where it says nothing."""
+    """Return the seconds that Retry-After asks for; None where it says nothing."""
     seconds = seconds_of(answer.headers.get("retry-after", ""), answer.at)
     return None if seconds is None else min(seconds, _LONGEST_WAIT)
 
@@ -485,7 +485,7 @@ def model_path(model: str) -> str:
 
 
 def first(items: Any) -> dict[str, Any]:
-    """Give the first object of a list from a stranger, or an empty one."""
+    """Return the first object of a list from a stranger, or an empty one."""
     return items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
 
 

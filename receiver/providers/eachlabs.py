@@ -166,7 +166,7 @@ def _reason(payload: dict[str, Any]) -> str:
 
 
 def _hints(payload: dict[str, Any]) -> list[str]:
-    """Give the category and code of an error, in the envelope inside `output` or beside it."""
+    """Return the category and code of an error, in the envelope inside `output` or beside it."""
     output = payload.get("output")
     envelope = output if isinstance(output, dict) else base.first(output)
     return [hint for place in (envelope, payload) for hint in _named(place)]

@@ -141,7 +141,7 @@ class Fal:
         return self._call("PUT", self._link(ticket, "cancel_url"))
 
     def details(self, model: str) -> None:
-        """Give nothing: the queue and run hosts describe no models."""
+        """Return nothing: the queue and run hosts describe no models."""
 
     def try_key(self) -> httpx.Request:
         """Ask for the status of a request that nobody made."""
@@ -302,7 +302,7 @@ def _failed(
 
 
 def _hints(body: dict[str, Any], answer: ProviderResponse | None) -> list[str]:
-    """Give what fal says to machines: the type of the error and of each of its details."""
+    """Return what fal says to machines: the type of the error and of each of its details."""
     header = answer.headers.get("x-fal-error-type") if answer else None
     kinds = (item.get("type") for item in _items(body))
     return [base.words(kind) for kind in (*kinds, body.get("error_type"), header)]

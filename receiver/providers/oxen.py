@@ -200,7 +200,7 @@ def _reason(body: dict[str, Any]) -> str:
 
 
 def _type(body: dict[str, Any]) -> str:
-    """Give what form A says to machines, and form B's upstream where it hands its own on."""
+    """Return what form A says to machines, and form B's upstream where it hands its own on."""
     error = body.get("error")
     return base.words(error.get("type"), error.get("code")) if isinstance(error, dict) else ""
 

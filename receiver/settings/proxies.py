@@ -70,7 +70,7 @@ class Proxies:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine by its name alone."""
+    """Return whether a host is this machine by its name alone."""
     address = _address(host)
     if address is not None:
         return address.is_loopback or address.is_unspecified

@@ -47,7 +47,7 @@ class Breakers:
         self._store = store
 
     async def all(self) -> dict[str, BreakerState]:
-        """Give the gates that there are, by handler; one that has none is running."""
+        """Return the gates that there are, by handler; one that has none is running."""
         return {row[0]: BreakerState(*row) for row in await self._store.read(sql.select_gates)}
 
     async def pause(self, name: str, now: float) -> None:
@@ -66,7 +66,7 @@ class Breakers:
         return bool(await self._change(sql.probe, name=name, now=now, until=until))
 
     async def end_probe(self, name: str) -> None:
-        """Give a probe back that found nothing to try."""
+        """Give back a probe that found nothing to try."""
         await self._change(sql.end_probe, name=name)
 
     async def close(self, name: str) -> bool:

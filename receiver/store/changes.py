@@ -43,11 +43,11 @@ class ChangeLog:
         self._store = store
 
     async def end(self) -> int:
-        """Give the place up to which the journal is complete: nothing will be put in before it."""
+        """Return the place up to which the journal is complete: nothing will be put in before it."""
         return await self._store.journal_end()
 
     async def cut(self) -> int:
-        """Give the place up to which the journal was cut off, being old; 0: it is whole."""
+        """Return the place up to which the journal was cut off, being old; 0: it is whole."""
         rows = await self._store.read(sql.select_watermark, name="changes")
         return int(rows[0][0]) if rows else 0
 

@@ -241,7 +241,7 @@ def renew(items: Sequence[tuple[str, list[str], float]]) -> Steps[list[list[str]
 
 
 def reclaim(items: Sequence[tuple[str, float]]) -> Steps[list[list[LostAttempt]]]:
-    """Owe again what has no owner any more."""
+    """Make pending again what has no owner any more."""
     results = []
     for owner, now in items:
         params = {"owner": owner, "now": now, "everyone": False, "reason": _RAN_OUT}
@@ -256,7 +256,7 @@ def reclaim_all(owner: str, now: float) -> Steps[list[LostAttempt]]:
 
 
 def reclaim_these(items: Sequence[tuple[Sequence[str], float]]) -> Steps[list[list[LostAttempt]]]:
-    """Owe again those of some deliveries that have no owner any more."""
+    """Make pending again those of some deliveries that have no owner any more."""
     results = []
     for ids, now in items:
         params = {"now": now, "reason": _RAN_OUT}
@@ -423,7 +423,7 @@ def _payload(body: str | bytes) -> Any:
 
 
 def _readable(body: bytes) -> str | None:
-    """Give bytes that are text as text; others mean nothing to a handler."""
+    """Return bytes that are text as text; others mean nothing to a handler."""
     try:
         return None if b"\0" in body else body.decode()
     except UnicodeDecodeError:

@@ -104,7 +104,7 @@ class Disposal:
         return await self._store.write(delete_callbacks, piece)
 
     async def mark(self, name: str) -> int:
-        """Give what was last remembered under a name, or 0."""
+        """Return what was last remembered under a name, or 0."""
         rows = await self._store.read(changes_sql.select_watermark, name=name)
         return rows[0][0] if rows else 0
 

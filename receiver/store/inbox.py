@@ -241,7 +241,7 @@ class _Batch:
 
 
 def waiting_row(after: Sequence[str], now: float) -> tuple[float, str, str]:
-    """Give the due time, the handlers and the reason of a delivery that waits for others."""
+    """Return the due time, the handlers and the reason of a delivery that waits for others."""
     return now + LONGEST_WAIT, text(after), f"waits for {', '.join(after)}"
 
 

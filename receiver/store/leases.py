@@ -159,7 +159,7 @@ class Leader:
         return False
 
     async def somebody_is(self) -> bool:
-        """Say whether any process is at work. Raises StoreUnavailable."""
+        """Return whether any process is at work. Raises StoreUnavailable."""
         return self._work.at_work or await self._leases.is_at_work(self._name, self._clock())
 
 

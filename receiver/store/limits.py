@@ -32,7 +32,7 @@ def hold_limits(providers: Iterable[str]) -> Steps[None]:
 
 
 def room_for(provider: str, now: float, per_minute: int) -> Steps[tuple[int, float]]:
-    """Say how many requests may be sent now, and in how many seconds there will be more."""
+    """Return how many requests may be sent now, and in how many seconds there will be more."""
     params = {"provider": provider, "since": now - WINDOW}
     yield Run(sql.forget_requests, params)
     [[sent, first]] = yield Run(sql.count_requests, params)

@@ -190,19 +190,19 @@ class Replays:
         return page_of([_replay(row) for row in rows], limit)
 
     async def running(self) -> list[RunningReplay]:
-        """Give those that are under way, oldest first."""
+        """Return those that are under way, oldest first."""
         return [
             RunningReplay(row[0], msgspec.json.decode(row[1], type=Selection), row[2], row[3])
             for row in await self._store.read(sql.select_running)
         ]
 
     async def bounds(self) -> tuple[int, int]:
-        """Give the `seq` before the first event, and that of the last."""
+        """Return the `seq` before the first event, and that of the last."""
         [(first, last)] = await self._store.read(sql.select_bounds)
         return first, last
 
     async def look(self, wanted: Selection, begin: int, last: int, most: int) -> CandidatePage:
-        """Give the next `most` events that may be wanted, beside whatever is written meanwhile."""
+        """Return the next `most` events that may be wanted, whatever is written meanwhile."""
         end = min(begin + _WINDOW, last)
         filters = {
             "since": wanted.since and wanted.since.timestamp(),

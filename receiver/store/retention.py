@@ -134,7 +134,7 @@ class Retention:
         return True
 
     async def _is_rested(self, now: float) -> bool:
-        """Say whether the last whole walk, whoever made it, is long enough ago."""
+        """Return whether the last whole walk, whoever made it, is long enough ago."""
         rest = min(_LONGEST_REST, self._shortest / 24)
         # One in the future was made by a clock that went wrong.
         return not 0.0 <= now - await self._disposal.mark("retention") < rest

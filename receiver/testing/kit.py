@@ -176,7 +176,7 @@ class Kit:
         return self._do(self._crash_after_run(event))
 
     def replay(self, delivered: Delivered) -> None:
-        """Owe the event to its handlers again, and run them."""
+        """Redeliver the event to its handlers, and run them."""
         self._do(self._post_and_drain(f"/v1/predictions/{delivered.prediction_id}/replay"))
 
     def finish(self, child: Prediction, event: Event) -> Delivered:
@@ -364,7 +364,7 @@ def _handlers(given: tuple[Callable[..., Any] | str, ...]) -> list[Handler]:
 def _refusal(
     code: str | None, prediction: Prediction
 ) -> httpx.Response | httpx.TransportError | None:
-    """Give what a submit gets where that is what the event is about."""
+    """Return what a submit gets where that is what the event is about."""
     if code == "rejected" and prediction.error is not None:
         return httpx.Response(400, json={"error": prediction.error.message})
     if code == "unconfirmed":

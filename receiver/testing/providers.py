@@ -171,7 +171,7 @@ def _eachlabs(event: Event) -> dict[str, Any]:
 
 
 def _files(outputs: list[Output]) -> Any:
-    """Give files as objects; words alone stand for themselves."""
+    """Return files as objects; words alone stand for themselves."""
     if len(outputs) == 1 and outputs[0].url is None:
         return outputs[0].text
     return [msgspec.to_builtins(output) for output in outputs]
@@ -191,7 +191,7 @@ def _fal_callback(provider_id: str, event: Event) -> dict[str, Any]:
 
 
 def _fal(event: Event) -> tuple[int, Any]:
-    """Give the status and the body of a result."""
+    """Return the status and the body of a result."""
     prediction = event.prediction
     if prediction.output is not None:
         files = _files(prediction.output)

@@ -172,7 +172,7 @@ class _Checkup:
         return check_backlog(await self._looked())
 
     async def _looked(self) -> Look | None:
-        """Give the look at the database; None where another check tells why there is none."""
+        """Return the look at the database; None where another check tells why there is none."""
         if "RECEIVER_DATABASE_URL" in self._broken:
             return None
         with contextlib.suppress(Exception):
@@ -217,7 +217,7 @@ def _await(task: asyncio.Task[Findings]) -> Check:
 
 
 def _secret_keys(settings: Settings) -> list[str]:
-    """Give the secret keys; in development, the one that a receiver made up here."""
+    """Return the secret keys; in development, the one that a receiver made up here."""
     if settings.secret_keys or not settings.dev:
         return [key.reveal() for key in settings.secret_keys]
     with contextlib.suppress(OSError):

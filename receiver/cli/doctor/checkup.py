@@ -153,7 +153,7 @@ def _size(path: str) -> int:
 
 
 def _in_time(connection: sqlite3.Connection, look: Callable[[sqlite3.Connection], T]) -> T | None:
-    """Give what a look finds; None: it took too long."""
+    """Return what a look finds; None: it took too long."""
     try:
         return look(connection)
     except sqlite3.OperationalError as error:

@@ -123,7 +123,7 @@ def _placed(name: str, texts: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def weakness(text: str) -> str | None:
-    """Say why a secret could be guessed; None where nothing speaks for it."""
+    """Return why a secret could be guessed; None where nothing speaks for it."""
     plain = text.lower()
     counts = Counter(text)
     bits = -sum(n / len(text) * math.log2(n / len(text)) for n in counts.values())
@@ -155,7 +155,7 @@ def _rotation(settings: Settings) -> Iterator[Finding]:
 
 
 def _named(settings: Settings) -> list[tuple[str, Secret]]:
-    """Give every secret with the name of its setting."""
+    """Return every secret with the name of its setting."""
     return [
         *(("RECEIVER_SECRET_KEY", key) for key in settings.secret_keys),
         *(("RECEIVER_API_KEYS", key) for key in settings.api_keys),

@@ -60,7 +60,7 @@ class Asker:
         """Seconds by which the clocks of those who answered are ahead of ours."""
 
     async def ask(self, request: httpx.Request, who: str | None = None) -> ProviderResponse:
-        """Give the answer, or raise what is in BROKEN, or Unreadable.
+        """Return the answer, or raise what is in BROKEN, or Unreadable.
 
         `who` names somebody whose clock is to be compared with ours.
         """

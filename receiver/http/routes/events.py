@@ -133,7 +133,7 @@ class EventRoutes:
 
 
 async def _frames(first: bytes, more: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
-    """Give frames until there are no more, or none to be had: the reader comes back."""
+    """Return frames until there are no more, or none to be had: the reader comes back."""
     async with aclosing(more):
         yield first
         with suppress(StoreUnavailable):

@@ -23,7 +23,7 @@ class AliveRoutes:
 
     @get("/healthz", "it is", is_open=True)
     async def alive(self) -> Health:
-        """Say whether the process is alive.
+        """Return whether the process is alive.
 
         Answers as long as the process answers at all; it does not ask the database.
         """
@@ -39,7 +39,7 @@ class ReadyRoutes:
 
     @get("/readyz", "it does", problems=["unavailable"], is_open=True)
     async def ready(self) -> Health:
-        """Say whether the database takes writes.
+        """Return whether the database takes writes.
 
         503 while it does not: then callbacks are answered 503 too, and come again.
         """

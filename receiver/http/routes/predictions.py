@@ -282,7 +282,7 @@ class PredictionRoutes:
         missing=_MISSING,
     )
     async def replay(self, id: PredictionId) -> Redelivered:
-        """Owe a prediction's event to its handlers again.
+        """Redeliver a prediction's event to its handlers.
 
         Every handler that matches the event now runs again, also one that was registered since.
         """

@@ -145,7 +145,7 @@ def _seconds(text: str) -> float | None:
 
 
 def _context(files: dict[str, str], driver: Mapping[str, str]) -> ssl.SSLContext | None:
-    """Give the context for the system's own authorities, which asyncpg takes for a file's name."""
+    """Return a context for the system's authorities, which asyncpg takes for a file's name."""
     if files.get("sslrootcert") != "system":
         return None
     if driver.get("sslmode", "verify-full") != "verify-full":

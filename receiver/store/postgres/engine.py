@@ -112,7 +112,7 @@ class Jobs(Protocol):
         """Take jobs that are due, or whose taker has not renewed them; give them by delivery."""
 
     async def next_due(self, connection: Connection, handler: str) -> float | None:
-        """Say in how many seconds the next job falls due."""
+        """Return in how many seconds the next job falls due."""
 
     async def finish(self, connection: Connection, jobs: Sequence[Job], result: JobResult) -> None:
         """End picked jobs."""
@@ -414,7 +414,7 @@ class PostgresStore(Store):
             await self._jobs.beat(cx, self._jobs_of(renewed))
 
     def _jobs_of(self, deliveries: Collection[str]) -> list[Job]:
-        """Give this process's jobs for `deliveries`; callable from any thread."""
+        """Return this process's jobs for `deliveries`; callable from any thread."""
         return [job for claim, job in self._claimed.copy().items() if claim[0] in deliveries]
 
     # --- running steps ---
@@ -482,7 +482,7 @@ class PostgresStore(Store):
         raise StoreUnavailable(f"the database cannot be read: {last}") from last
 
     async def journal_end(self) -> int:
-        """Give the last place that was handed out, once whoever was writing then has ended.
+        """Return the last place that was handed out, once whoever was writing then has ended.
 
         Places are handed out before their commits, and these may come in another order. Whoever
         has one holds a lock on the journal until its transaction ends, and got that lock first.
@@ -682,7 +682,7 @@ async def _leave_as_it_is(_: Any) -> None:
 
 
 def what_to_do(error: BaseException, at: address.Address) -> str:
-    """Say why the server cannot be used, and what would help; never with its password."""
+    """Return why the server cannot be used, and what would help; never with its password."""
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return (
             f"the database cannot be set up: {type(error).__name__}: {error}; run `receiver "
@@ -713,7 +713,7 @@ def _columns(statement: Statement, rows: Sequence[Row] | None) -> list[Any]:
 
 
 def _storable(value: Any) -> Any:
-    """Give a text that PostgreSQL can hold: it knows no NUL, which strangers may well send."""
+    """Return a text that PostgreSQL can hold: it knows no NUL, which strangers may well send."""
     return value.replace("\0", "\ufffd") if isinstance(value, str) and "\0" in value else value
 
 

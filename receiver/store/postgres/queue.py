@@ -103,7 +103,7 @@ class PgQueuerJobs:
         self._taker = QueueManagerId(uuid.uuid4())
 
     def queries(self, connection: Connection) -> Queries:
-        """Give PgQueuer's own queries, for our names of its tables."""
+        """Return PgQueuer's own queries, for our names of its tables."""
         driver = AsyncpgDriver(connection)
         return Queries(driver, self._environment, self._builder, self._schedules)
 

@@ -121,7 +121,7 @@ def _open(path: Path, how: str) -> sqlite3.Connection:
 
 
 def _place(part: Path, path: Path, *, force: bool) -> None:
-    """Give the copy its name; without `force` never that of a file which came meanwhile."""
+    """Name the copy; without `force` never that of a file which came meanwhile."""
     if force:
         part.replace(path)
     else:

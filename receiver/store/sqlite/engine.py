@@ -249,7 +249,7 @@ def _identity(path: str) -> _Identity | None:
 
 
 def _begins_well(path: str) -> bool:
-    """Say whether a write-ahead log is empty, or begins as one does."""
+    """Return whether a write-ahead log is empty, or begins as one does."""
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - as above
             return file.read(3) in {b"", b"\x37\x7f\x06"}

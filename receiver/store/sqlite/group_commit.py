@@ -294,7 +294,7 @@ def _parted(statement: Statement, rows: Sequence[Row]) -> tuple[list[Row], list[
 
 
 def _as_text(body: bytes) -> str | bytes:
-    """Give bytes that are text as text: a handler is given those back, decoded."""
+    """Return bytes that are text as text: a handler is given those back, decoded."""
     try:
         return body if b"\0" in body else body.decode()
     except UnicodeDecodeError:
