@@ -43,7 +43,7 @@ class ChangeLog:
         self._store = store
 
     async def end(self) -> int:
-        """Return the place up to which the journal is complete: nothing will be put in before it."""
+        """Return the place up to which the change log is complete: none will come before it."""
         return await self._store.journal_end()
 
     async def cut(self) -> int:
