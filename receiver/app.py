@@ -275,7 +275,7 @@ def _made_up(settings: Settings) -> Secret:
 
 
 def _write_secret(path: Path) -> None:
-    """Write it whole or not at all; whoever comes second leaves the first one's in place."""
+    """Write it whole or not at all; the second process leaves the first one's in place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, part = tempfile.mkstemp(dir=path.parent)
     with os.fdopen(fd, "w") as file:

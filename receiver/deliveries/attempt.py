@@ -85,7 +85,7 @@ class _Shared(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         answer = await self._client.send(request, stream=True, follow_redirects=False)
-        self._client.cookies.clear()  # they belong to whoever asked
+        self._client.cookies.clear()  # they belong to the attempt that asked
         return answer
 
 

@@ -398,7 +398,7 @@ class _Heartbeat:
     """A thread that renews our claims, also while a handler blocks the loop, and reports that.
 
     A loop that is stuck ends a program of ours, which is all that can be done: the attempt is lost
-    and counts, and whoever supervises us starts us again. Another's program is only told of it.
+    and counts, and the supervisor starts us again. Another's program is only told of it.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class Guard:
         return Route(path, answer, methods=list(methods))
 
     def authorize(self, request: Request) -> None:
-        """Let in whoever has a key; raise Problem, or Limited where too many have not.
+        """Let in a caller that has a key; raise Problem, or Limited where too many have not.
 
         While an address has no more failures left a key that could be guessed is as good as none.
         """

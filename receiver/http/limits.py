@@ -1,6 +1,6 @@
 """Rate limits: token buckets by client address, in bounded memory.
 
-Whoever can prove itself is never refused for what others at its address do: a callback on a path
+One that can prove itself is never refused for what others at its address do: a callback on a path
 that we made, and a key too long to guess, pass an address's empty budget.
 """
 

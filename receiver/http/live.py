@@ -204,7 +204,7 @@ class LiveStream:
             reader.put(messages)
 
     async def now(self) -> int:
-        """Return the place to begin at for whoever wants what happens from now on."""
+        """Return the place to begin at for a reader that wants what happens from now on."""
         return await self._journal.end()
 
     async def read(self, after: int, wanted: StreamFilter) -> AsyncGenerator[bytes]:

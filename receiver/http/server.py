@@ -63,7 +63,7 @@ _REFUSALS: Final = {
     ),
 }
 _SLOWEST_READ: Final = 20.0
-"""Seconds in which whoever reads an answer must take at least some of it (tens of KB)."""
+"""Seconds in which the reader of an answer must take at least some of it (tens of KB)."""
 _LOOK: Final = 0.5
 """Seconds between two looks whether signals still reach us."""
 LINGER: Final = 1.0

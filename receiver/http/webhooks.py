@@ -126,7 +126,7 @@ class WebhookRoute:
         self, scope: Scope, receive: Receive, provider: str, made: str | None
     ) -> Sent | None:
         """Prove and record, or say why not; what comes to nothing is charged to its sender."""
-        answer: Sent | None = None  # whoever went away is not answered
+        answer: Sent | None = None  # a sender that went away is not answered
         try:
             if made is not None:
                 await self._sources.check(provider, client_of(scope))

@@ -100,7 +100,7 @@ def advance(
             return "duplicate", status, f"already {status}"
         return "late", status, f"already {status}, then told {outcome.kind}"
     if cause is None:
-        # Whoever names the provider's id proves that the submit was taken.
+        # An outcome that names the provider's id proves that the submit was taken.
         taken = names and outcome.kind != "missing" and step(status, Cause.ACCEPTED)
         return ("ask" if outcome.kind == "ask" else "noted"), taken or status, outcome.kind
     return "accepted", ARROWS[status][cause], outcome.kind

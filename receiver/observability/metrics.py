@@ -1,7 +1,7 @@
 """What is counted and timed, in Prometheus's words.
 
 With PROMETHEUS_MULTIPROC_DIR (prometheus-client's own variable, the same folder for all) every
-process counts into files there, and whoever is asked answers with the sum; else each for itself.
+process counts into files there, and the one asked answers with the sum; else each for itself.
 What only the database can say is no instrument here: it is read when somebody asks.
 
 Every label has few values, whatever strangers send.

@@ -240,7 +240,7 @@ class Inbox:
         )
 
     async def take(self, arrival: IncomingOutcome) -> AcceptResult:
-        """Record one outcome, exactly once, and wake whoever it concerns."""
+        """Record one outcome, exactly once, and wake what waits for it."""
         taken = await accept_outcome(self._store, arrival)
         if taken.verdict == "mismatch":
             raise Unproved("id_mismatch")

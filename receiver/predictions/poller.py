@@ -161,7 +161,7 @@ class Poller:
         if job.status in TERMINAL or job.status is Status.QUEUED:
             return
         if job.status is Status.SUBMITTING:
-            # Held well beyond the submit's time: whoever was submitting is gone.
+            # Held well beyond the submit's time: the process that was submitting is gone.
             await self._store.predictions.progress(
                 Progress(id=job.ticket.id, cause="ambiguous", due_at=now)
             )

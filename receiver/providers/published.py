@@ -63,7 +63,7 @@ class Published(Generic[T]):
         due = now - self._refreshed_at >= REFRESH
         if refresh and due:
             self._refreshed_at = now
-        # Whoever wants newer keys while they are being fetched waits for them, for no new request.
+        # While newer keys are being fetched, callers wait for them and make no new request.
         if (refresh and (due or self._fetching.locked())) or not self._fresh(now):
             await self._fetch(now)
         if not self._fresh(now):

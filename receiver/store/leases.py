@@ -1,4 +1,4 @@
-"""What one process does for all: whoever holds the role does it, and another takes over in time.
+"""Leader election by leases: one process does a task for all, and another takes over in time.
 
 The holder renews its role every few seconds. One that dies, freezes or is cut off does not, and so
 loses it; when it comes back it finds that out, and stops.

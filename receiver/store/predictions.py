@@ -135,7 +135,7 @@ def _create(new: NewPrediction) -> Steps[CreateResult]:
     row = msgspec.structs.asdict(new)
     row |= {"input": text(new.input), "metadata": text(new.metadata)}
     while not (yield Run(sql.insert_prediction, row)):
-        # Whoever has the key may be deleted by another process between the two statements.
+        # The holder of the key may be deleted by another process between the two statements.
         for first in (yield Run(sql.select_by_idempotency_key, row)):
             return CreateResult(first[0], is_new=False, fingerprint=first[1])
     return CreateResult(new.id, is_new=True, fingerprint=new.fingerprint)

@@ -432,7 +432,7 @@ class _Leash:
         return replace(handler, function=on_loop if handler.is_async else in_thread)
 
     def hold(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-        """Hold whoever returns from now on; gives what is done when one has."""
+        """Hold handlers that return from now on; return what is done when one has."""
         self._loop = loop
         self._held = Future()
         self._returned = loop.create_future()

@@ -1,4 +1,4 @@
-"""`POST /webhooks/echo/{token}`: shows to whoever has our secret that callbacks arrive unchanged.
+"""`POST /webhooks/echo/{token}`: shows a caller with our secret that callbacks arrive unchanged.
 
 It is for `receiver doctor`, which asks by the public URL. The answer is signed, so that a landing
 page, a redirect or another receiver is not taken for this one. Nothing is kept and nothing is told

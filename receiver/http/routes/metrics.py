@@ -18,7 +18,7 @@ from receiver.observability.metrics import CONTENT_TYPE, gauge
 from receiver.store.backlog import Backlog, BacklogReader
 
 _FRESH: Final = 1.0
-"""Seconds for which a page is given to whoever asks: the route is open to all."""
+"""Seconds for which a page is given to all who ask: the route is open to all."""
 _SHARE: Final = 10
 """A page is given for so many times as long as it took to make, if that is longer."""
 _PATIENCE: Final = 3.0
@@ -26,7 +26,7 @@ _PATIENCE: Final = 3.0
 
 
 class MetricsPage:
-    """The page of metrics, made once a second at most, whoever asks."""
+    """The page of metrics, made once a second at most, for all who ask."""
 
     def __init__(
         self,

@@ -212,8 +212,8 @@ class PredictionRoutes:
     ) -> Reply[Prediction]:
         """Submit a prediction.
 
-        It is stored before anything is sent. Its outcome comes to your handlers, and to whoever
-        asks.
+        It is stored before anything is sent. Its outcome comes to your handlers, and to all who
+        ask.
         """
         with self._tracing.request(request, "/v1/predictions") as span:
             reply = await self._submit(request, body, headers, span)

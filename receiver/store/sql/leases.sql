@@ -1,5 +1,5 @@
 -- name: hold
--- Whoever holds a role renews it in time; it passes to another once that has not happened.
+-- The holder of a lease renews it in time; it passes to another once that has not happened.
 INSERT INTO leases (name, owner, until, at_work) VALUES (:name, :owner, :until::float, 0)
 ON CONFLICT (name) DO UPDATE
 SET owner = excluded.owner, until = excluded.until,

@@ -1,5 +1,5 @@
 -- name: hold_limits
--- Whoever counts what a provider still takes holds its row, so that two never count at once.
+-- A count of what a provider still takes holds its row, so that two never count at once.
 INSERT INTO limits (provider, turns) VALUES (:provider, 1)
 ON CONFLICT (provider) DO UPDATE SET turns = limits.turns + 1
 

@@ -5,7 +5,7 @@ since the last time. From a thread of its own it holds up nobody. Now and then a
 writer does it too, with the little that is left: only then can the log start again from its
 beginning.
 
-What was deleted stays in the log until then. Whoever cannot wait for that has it emptied.
+What was deleted stays in the log until then. An erasure that cannot wait for that has it emptied.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class SQLiteStore(Store):
             self._lock.acquire()
             self._writer.start()
             self._checkpointer.start()
-            self._checkpointer.empty(0.0)  # whoever died may have erased something just before
+            self._checkpointer.empty(0.0)  # a dead process may have erased something
         except (OSError, sqlite3.Error) as error:
             self.close()
             raise StoreUnusable(
