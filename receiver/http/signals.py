@@ -50,9 +50,12 @@ class Ending:
             handler = signal.getsignal(number)
             # Another link leads to ours, or to one of another app that listens as we do.
             if callable(handler) and not isinstance(handler, _Link):
-                link = _Link(self._hear, handler)
-                signal.signal(number, link)
-                self._links.append((number, link))
+                made = (one for kind, one in self._links if kind == number)
+                link = next((one for one in made if one.before == handler), None)
+                if link is None:
+                    link = _Link(self._hear, handler)
+                    self._links.append((number, link))
+                signal.signal(number, link)  # the same again, where a server puts its own back
 
     async def keep(self) -> None:
         """Listen for as long as we run: some servers set their handlers after the start."""

@@ -231,7 +231,7 @@ def test_a_reset_that_is_past_is_no_reason_to_ask_at_once(github: GitHub, kit: K
     past = {"x_ratelimit_remaining": "0", "x_ratelimit_reset": "1700000000"}
     github.answers = [refusal(403, "API rate limit exceeded", **past)]
     delivered = kit.deliver(make_event())
-    assert 0 < wait(kit, delivered.delivery.due_at) <= 1
+    assert wait(kit, delivered.delivery.due_at) <= 1  # with full jitter it may be over already
     kit.exhaust(delivered)
     assert delivered.delivery.state == "done"
 
