@@ -70,7 +70,7 @@ PROBLEMS: Final = {
     "provider-unavailable": (502, "the provider did not answer, or not sensibly"),
     "unavailable": (
         503,
-        "the database does not answer or takes no writes, or the receiver has not been started",
+        "the database does not answer or takes no writes, or the receiver is not started",
     ),
     "too-many-readers": (503, "as many streams are open as may be"),
     "keys-unavailable": (503, "the provider's public keys cannot be had"),
