@@ -403,6 +403,8 @@ class Station:
     async def submitted(self, provider: str, prompt: str = "a lighthouse", **more: Any) -> Sent:
         """Submit, and give what the provider saw of it."""
         await self.submit(provider, prompt, **more)
+        # Another server on the same database may be the one that sends it.
+        await eventually(lambda: any(sent.prompt == prompt for sent in self.network.sent))
         return self.network.of(prompt)
 
     async def read(self, prediction_id: str) -> Json:

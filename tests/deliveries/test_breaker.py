@@ -184,20 +184,21 @@ async def test_a_paused_handler_keeps_all_and_runs_nothing(place: Path | Databas
 async def test_a_pause_outlives_the_process(place: Path | Database, logged: Logged) -> None:
     service = Service()
     service.down = None
-    async with dispatching(place, handler_of(service)) as station:
+    async with dispatching(place, handler_of(service), start=False) as station:
         await station.gates.pause("post", station.clock())
-        station.dispatch.gates_changed()
+        await station.dispatch.start()
         name = await station.enqueue("post")
         other = station.another("other")
         await other.start()
         try:
-            [line] = said(logged, "handler.waiting")
+            *_, line = said(logged, "handler.waiting")
             assert (line["handler"], line["state"], line["pending"]) == ("post", "paused", 1)
             assert (await station.delivery(name, "post")).state == "pending"
             await station.gates.resume("post")  # told to nobody: they look again by themselves
             await station.ends(name, "post", "done")
         finally:
             await other.stop()
+            await station.dispatch.stop()
 
 
 async def test_of_two_processes_one_tries(

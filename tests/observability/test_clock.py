@@ -63,12 +63,12 @@ async def test_a_look_comes_when_it_would_have_come(
         sent = await run.submitted("fal")
         [(before, deadline)] = run.rows("SELECT due_at, deadline_at FROM predictions")
         await set_clock(run, logged, step)
-        [(after, last)] = await eventually(
+        # A look under way writes its own next time, which may still be by the old clock once.
+        [(_, last)] = await eventually(
             lambda: run.rows("SELECT due_at, deadline_at FROM predictions"),
-            lambda rows: rows[0][1] != deadline,
+            lambda rows: rows[0][0] - before == pytest.approx(step, abs=90),
         )
         assert last - deadline == pytest.approx(step, abs=1)
-        assert after - before == pytest.approx(step, abs=90)  # it may have been looked at meanwhile
         run.network.always("fal.poll", ENDS["fal.poll"])
         await run.until(sent.prediction_id, "succeeded")
 
