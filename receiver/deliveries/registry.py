@@ -204,6 +204,16 @@ class Registry:
             if other not in self.handlers
         ]
 
+    def warnings(self) -> list[str]:
+        """Say what is likely a mistake."""
+        found = [
+            f"handler {name} is to run after {other}, which is no handler here: it will not wait"
+            for name, other in self.strangers()
+        ]
+        if not self.handlers:
+            found.append("no handler is registered: outcomes are recorded and nothing else happens")
+        return found
+
     def match(self, known: CurrentState, event_type: str) -> Recipients:
         """Return the handlers that want the event of a prediction, and what they wait for."""
         metadata: dict[str, Any] = {}
@@ -402,6 +412,19 @@ def load(names: Sequence[str]) -> Registry:
                 problems.append(str(error))
     if problems:
         raise HandlerError("\n".join(problems))
+    return registry
+
+
+def register(handlers: Sequence[str | Callable[..., Any] | Handler]) -> Registry:
+    """Return a registry of names as in RECEIVER_HANDLERS, decorated functions and handlers.
+
+    Raises HandlerError.
+    """
+    registry = load([name for name in handlers if isinstance(name, str)])
+    for given in handlers:
+        if not isinstance(given, str):
+            for handler in [given] if isinstance(given, Handler) else handlers_of(given):
+                registry.add(handler)
     return registry
 
 

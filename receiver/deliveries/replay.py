@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from fnmatch import translate
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 import structlog
@@ -19,7 +19,9 @@ import structlog
 from receiver.deliveries.registry import Registry
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import new_id
+from receiver.model.tasks import repeat
 from receiver.model.values import Recipients, plain
+from receiver.observability.runtime import Runtime
 from receiver.store.inbox import CurrentState
 from receiver.store.replays import (
     Candidate,
@@ -53,17 +55,14 @@ class Replayer:
         self,
         replays: Replays,
         registry: Registry,
-        *,
-        wake: Callable[[Iterable[str]], None],
-        clock: Callable[[], float] = time.time,
+        runtime: Runtime,
     ) -> None:
         self._replays = replays
         self._registry = registry
-        self._wake = wake
-        self._clock = clock
+        self._runtime = runtime
+        self._clock = runtime.clock
         self._counting = asyncio.Lock()
-        self._awake = asyncio.Event()
-        self.on_change: Callable[[], None] = lambda: None
+        self.name = "replays"
         self.at_work = True
 
     async def count(self, wanted: Selection) -> Replay:
@@ -106,7 +105,7 @@ class Replayer:
         if not await self._replays.start(replay_id):
             return False
         log.info("replay.started", **await self._counts(replay_id))
-        self._awake.set()
+        self._runtime.wakeups.wake("role", self.name)
         return True
 
     async def cancel(self, replay_id: str) -> bool:
@@ -116,28 +115,16 @@ class Replayer:
         log.info("replay.ended", **await self._counts(replay_id))
         return True
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Work on what was started, for as long as the app runs."""
-        while True:
-            self._awake.clear()
-            try:
-                running = await self._replays.running()
-                for replay in running:
-                    await self._step(replay)
-            except StoreUnavailable:
-                running = []
-            except Exception:
-                log.exception("task.failed")
-                running = []
-            if not running:
-                await self._nap()
+        with self._runtime.wakeups.listen("role", self.name) as awake:
+            await repeat(self._work, awake, longest=_NAP)
 
-    async def _nap(self) -> None:
-        try:
-            async with asyncio.timeout(_NAP):
-                await self._awake.wait()
-        except TimeoutError:
-            return
+    async def _work(self) -> float:
+        running = await self._replays.running()
+        for replay in running:
+            await self._step(replay)
+        return 0.0 if running else _NAP
 
     async def _step(self, replay: RunningReplay) -> None:
         began = time.monotonic()
@@ -153,7 +140,7 @@ class Replayer:
                 now=self._clock(),
             )
         )
-        self._wake(stepped.handlers)
+        self._runtime.wakeups.wake("handler", *stepped.handlers)
         if stepped.state == "done":
             log.info("replay.ended", **await self._counts(replay.id))
         if stepped.state != "running":

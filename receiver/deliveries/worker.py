@@ -11,15 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
-import secrets
-import socket
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NoReturn
 
 import msgspec
 import structlog
@@ -30,9 +26,8 @@ from receiver.deliveries.containment import is_program
 from receiver.deliveries.registry import Handler, Registry
 from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import DONE, Failure, Policy, decide
-from receiver.observability.events import Telemetry
-from receiver.observability.tracing import OFF, Tracing
-from receiver.store.breakers import Breakers
+from receiver.model.tasks import TaskSet, repeat, start_thread
+from receiver.observability.runtime import Runtime
 from receiver.store.deliveries import Claim, ClaimRequest, Claims, Settlement
 from receiver.store.facade import Store
 
@@ -63,11 +58,6 @@ _GOOD: Final = frozenset({"done", "skip"})
 """Results of attempts that are no failures."""
 
 
-def new_owner() -> str:
-    """Name this process so that no other, earlier or later, has the same name."""
-    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-
-
 class Worker:
     """Runs what is pending for the registered handlers until it is stopped."""
 
@@ -76,72 +66,50 @@ class Worker:
         store: Store,
         registry: Registry,
         tools: Tools,
-        gates: Breakers,
+        runtime: Runtime,
         *,
-        owner: str,
         policy: Policy,
         breaker: BreakerPolicy = BREAKER,
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] | None = None,
-        chance: Callable[[], float] = random.random,
         pace: Timing = TIMING,
-        sweeps: bool = True,
-        tracing: Tracing = OFF,
-        telemetry: Telemetry | None = None,
     ) -> None:
-        telemetry = telemetry or Telemetry()
         self._store = store
-        self._owner = owner
-        self._clock = clock
+        self._runtime = runtime
         self._pace = pace
-        self._sweeps = sweeps
-        self._gates = gates
-        self._known = BreakerCache(gates, monotonic or clock)
+        self._known = BreakerCache(store.breakers, runtime.monotonic)
         self._lanes = {
             name: _HandlerWorker(
                 handler,
                 store,
                 tools,
-                HandlerBreaker(name, handler.timeout, gates, self._known, breaker, clock),
-                telemetry,
-                owner,
+                HandlerBreaker(
+                    name, handler.timeout, store.breakers, self._known, breaker, runtime.clock
+                ),
+                runtime,
                 handler.retry.policy(policy),
-                clock,
-                chance,
                 pace,
-                tracing,
+                [other for other, given in registry.handlers.items() if name in given.after],
             )
             for name, handler in registry.handlers.items()
         }
-        for name, lane in self._lanes.items():
-            for other in registry.handlers[name].after:
-                if other in self._lanes:
-                    self._lanes[other].followers.append(lane.awake)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = TaskSet()
         timeouts = {name: handler.timeout for name, handler in registry.handlers.items()}
-        self._heart = _Heartbeat(store, owner, clock, self._running, timeouts, pace)
+        self._heart = _Heartbeat(store, runtime, self._running, timeouts, pace)
 
     async def start(self, *, lanes: bool = True) -> None:
         """Begin to work; without `lanes` only what `drain` is asked for."""
-        await self._gates.try_again(self._clock())
+        await self._store.breakers.try_again(self._runtime.clock())
         await self._warn_of_what_waits()
         self._heart.start(asyncio.get_running_loop())
         if lanes:
-            self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes.values()]
-        if lanes and self._sweeps:
-            self._tasks.append(asyncio.create_task(self._reclaim()))
+            for lane in self._lanes.values():
+                self._tasks.start(lane.run())
+        if lanes and self._runtime.single_process:
+            self._tasks.start(self._reclaim())
 
     @property
     def attempts(self) -> int:
         """How many attempts have ended here."""
         return sum(lane.attempts for lane in self._lanes.values())
-
-    def wake(self, handlers: Iterable[str] | None) -> None:
-        """Tell lanes that there may be something for them; None tells all."""
-        for name in self._lanes if handlers is None else handlers:
-            lane = self._lanes.get(name)
-            if lane is not None:
-                lane.awake.set()
 
     async def drain(self, until: float, last_start: float) -> None:
         """Run what is due, until nothing is, or until then by the loop's clock.
@@ -152,7 +120,9 @@ class Worker:
 
     async def reclaim(self) -> None:
         """Make pending again what a process that is gone had claimed."""
-        self.wake(await self._store.reclaim(self._owner, self._clock()))
+        lost = await self._store.reclaim(self._runtime.owner, self._runtime.clock())
+        self._runtime.telemetry.lost(lost)
+        self._runtime.wakeups.wake("handler", *(one.handler for one in lost))
 
     async def stop(self, *, asked: bool = True) -> None:
         """Claim no more, let running handlers end for a while, give back the rest.
@@ -160,43 +130,39 @@ class Worker:
         A stop that was not asked for may be the work of what runs: that is left to be found lost,
         so that its attempt counts, and it ends dead instead of ending every process.
         """
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         await asyncio.gather(*(lane.drain(self._pace.drain) for lane in self._lanes.values()))
         self._heart.stop()
         if not asked:
             return
         with contextlib.suppress(StoreUnavailable):  # then the next start will find them
-            await self._store.release(self._owner, self._clock())
+            lost = await self._store.release(self._runtime.owner, self._runtime.clock())
+            self._runtime.telemetry.lost(lost)
 
     def _running(self) -> dict[str, list[str]]:
         """Name the deliveries under way, by handler."""
         return {name: ids for name, lane in self._lanes.items() if (ids := lane.held())}
 
-    async def _reclaim(self) -> None:
-        while True:
-            await asyncio.sleep(self._pace.lease)
-            self._heart.renew()  # in case we were frozen: what still runs here is not lost
-            try:
-                await self.reclaim()
-            except StoreUnavailable:
-                continue  # the store says so itself; the leases will still be over next time
-            except Exception:
-                log.exception("task.failed")
+    async def _reclaim(self) -> NoReturn:
+        await asyncio.sleep(self._pace.lease)
+        await repeat(self._reclaim_once, longest=self._pace.lease)
 
-    def gates_changed(self) -> None:
-        """Hear that gates were set by hand."""
+    async def _reclaim_once(self) -> None:
+        self._heart.renew()  # in case we were frozen: what still runs here is not lost
+        await self.reclaim()
+
+    def look_again(self) -> None:
+        """Look at all there is, and at the breakers: one was set by hand, or the clock was."""
         self._known.forget()
-        self.wake(None)
+        self._runtime.wakeups.wake_all("handler")
 
     async def _warn_of_what_waits(self) -> None:
         pending = await self._store.deliveries.pending()
         for name, count in pending.items():
             if name not in self._lanes:
                 log.warning("handler.missing", handler=name, pending=count)
-        for name, gate in (await self._gates.all()).items():
-            state = gate.state(self._clock())
+        for name, breaker in (await self._store.breakers.all()).items():
+            state = breaker.state(self._runtime.clock())
             if state != "running" and name in self._lanes:
                 log.warning(
                     "handler.waiting", handler=name, state=state, pending=pending.get(name, 0)
@@ -211,62 +177,45 @@ class _HandlerWorker:
         handler: Handler,
         store: Store,
         tools: Tools,
-        gate: HandlerBreaker,
-        telemetry: Telemetry,
-        owner: str,
+        breaker: HandlerBreaker,
+        runtime: Runtime,
         policy: Policy,
-        clock: Callable[[], float],
-        chance: Callable[[], float],
         pace: Timing,
-        tracing: Tracing,
+        followers: Sequence[str],
     ) -> None:
-        self._tracing = tracing
+        """Make one; `followers` are handlers that wait for this one's deliveries to end."""
         self._handler = handler
         self._store = store
         self._tools = tools
-        self._gate = gate
-        self._telemetry = telemetry
-        self._owner = owner
+        self._breaker = breaker
+        self._runtime = runtime
+        self._owner = runtime.owner
+        self._clock = runtime.clock
         self._policy = policy
-        self._clock = clock
-        self._chance = chance
         self._pace = pace
-        self._running: dict[asyncio.Task[None], str] = {}
+        self._followers = followers
+        self._awake = asyncio.Event()
+        self._running = TaskSet(self._ended)
         self._taking = asyncio.Lock()
         self._full = False
         """Whether more may be due than there was room for."""
         self.attempts = 0
-        self.awake = asyncio.Event()
-        self.followers: list[asyncio.Event] = []
-        """Of lanes whose handler waits for this one's deliveries to end."""
 
     def held(self) -> list[str]:
         """Name the deliveries under way; callable from any thread."""
-        return list(self._running.values())
+        return self._running.names()
 
-    async def run(self) -> None:
-        while True:
-            self.awake.clear()
-            try:
-                nap = await self._take()
-            except StoreUnavailable:
-                nap = 1.0
-            except Exception:
-                # Whatever it is, the lane must go on: nobody else would run this handler.
-                log.exception("task.failed", handler=self._handler.name)
-                nap = self._pace.nap
-            await self._nap(nap)
+    async def run(self) -> NoReturn:
+        name = self._handler.name
+        with self._runtime.wakeups.listen("handler", name, self._awake):
+            await repeat(self._take, self._awake, longest=self._pace.nap, handler=name)
 
     async def drain(self, seconds: float) -> None:
         """Wait for what runs; what is still running then is cancelled."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=seconds)
-        left = list(self._running)
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await self._running.wait(seconds)
+        await self._running.cancel()
         with contextlib.suppress(StoreUnavailable):
-            await self._gate.give_back()
+            await self._breaker.give_back()
 
     async def exhaust(self, until: float, last_start: float) -> None:
         """Start what is due, again and again, until nothing is or it is too late to begin."""
@@ -276,9 +225,10 @@ class _HandlerWorker:
             if not self._running:
                 return
             left = max(until - loop.time(), 0.0)
-            await asyncio.wait(self._running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if self._running:
-            await asyncio.wait(self._running, timeout=max(until - loop.time(), 0.0))
+            await asyncio.wait(
+                list(self._running), timeout=left, return_when=asyncio.FIRST_COMPLETED
+            )
+        await self._running.wait(max(until - loop.time(), 0.0))
 
     async def _take(self, until: float | None = None) -> float:
         """Start as many deliveries as there is room for; give the seconds until the next look."""
@@ -290,14 +240,12 @@ class _HandlerWorker:
         self._full = room <= 0
         if self._full:
             return self._pace.nap
-        passage = await self._gate.ask(room, self._pace.nap)
+        passage = await self._breaker.ask(room, self._pace.nap)
         if not passage.most:
             return passage.wait
         found = await self._claim(passage)
         for claim in found.claims:
-            task = asyncio.create_task(self._deliver(claim, until))
-            self._running[task] = claim.id
-            task.add_done_callback(self._ended)
+            self._running.start(self._deliver(claim, until), claim.id)
         self._full = len(found.claims) == passage.most
         if self._full:
             # The end of an attempt wakes us, but for one that has ended while we claimed.
@@ -316,43 +264,36 @@ class _HandlerWorker:
         )
         try:
             found = await self._store.claim(wanted)
+            self._runtime.telemetry.lost(found.lost)
         except Exception:
             if passage.is_probe:
-                await self._gate.give_back()
+                await self._breaker.give_back()
             raise
         if passage.is_probe and found.claims:
-            self._gate.began(found.claims[0].id)
+            self._breaker.began(found.claims[0].id)
         elif passage.is_probe:
-            await self._gate.give_back()
+            await self._breaker.give_back()
         return found
 
-    async def _nap(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(min(max(seconds, 0.0), self._pace.nap)):
-                await self.awake.wait()
-        except TimeoutError:
-            return
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.pop(task, None)
+    def _ended(self) -> None:
         if self._full:
-            self.awake.set()
-        if not task.cancelled() and (error := task.exception()):
-            log.error("task.failed", handler=self._handler.name, exc_info=error)
+            self._awake.set()
 
     async def _deliver(self, claim: Claim, until: float | None) -> None:
         started = self._clock()
         left = None if until is None else max(until - asyncio.get_running_loop().time(), 0.1)
         attempt = Attempt(self._handler, claim, self._tools, left)
-        with await self._tracing.attempt(claim) as span:
+        with await self._runtime.tracing.attempt(claim) as span:
             try:
                 failure = self._spent(claim) or await attempt.run()
             except asyncio.CancelledError:
-                self._telemetry.interrupted(claim)  # it is given back when all have ended
+                self._runtime.telemetry.interrupted(claim)  # it is given back when all have ended
                 raise
             ended = self._clock()
             decision = (
-                decide(claim.attempt, failure, self._policy, self._chance()) if failure else DONE
+                decide(claim.attempt, failure, self._policy, self._runtime.random())
+                if failure
+                else DONE
             )
             result = failure.kind if failure else "done"
             settlement = Settlement(
@@ -371,10 +312,10 @@ class _HandlerWorker:
                 span.fail(attempt.error or result)
             self.attempts += 1
             # It may be due before the next look; or its end makes others due.
-            for awake in (self.awake,) if decision.state == "pending" else self.followers:
-                awake.set()
-            self._telemetry.attempt(claim, settlement, held=held, error=attempt.error)
-            await self._gate.tell(claim.id, failure)  # last: it may have to wait for the disk
+            again = [claim.handler] if decision.state == "pending" else self._followers
+            self._runtime.wakeups.wake("handler", *again)
+            self._runtime.telemetry.attempt(claim, settlement, held=held, error=attempt.error)
+            await self._breaker.tell(claim.id, failure)  # last: it may have to wait for the disk
         if result == "timeout" and not attempt.ended.is_set():
             log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)
             await attempt.ended.wait()  # it still takes up its place in this lane
@@ -404,16 +345,14 @@ class _Heartbeat:
     def __init__(
         self,
         store: Store,
-        owner: str,
-        clock: Callable[[], float],
+        runtime: Runtime,
         running: Callable[[], dict[str, list[str]]],
         timeouts: Mapping[str, float],
         pace: Timing,
     ) -> None:
         self._timeouts = timeouts
         self._store = store
-        self._owner = owner
-        self._clock = clock
+        self._runtime = runtime
         self._running = running
         self._pace = pace
         self._stopped = threading.Event()
@@ -421,13 +360,7 @@ class _Heartbeat:
         self._thread: threading.Thread | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._thread = threading.Thread(
-            target=self._beat,
-            args=(loop, threading.get_ident()),
-            name="receiver-heart",
-            daemon=True,
-        )
-        self._thread.start()
+        self._thread = start_thread("receiver-heart", self._beat, loop, threading.get_ident())
 
     def stop(self) -> None:
         self._stopped.set()
@@ -439,7 +372,8 @@ class _Heartbeat:
         running = self._running()
         ids = [delivery_id for held in running.values() for delivery_id in held]
         if ids:
-            self._store.renew(self._owner, ids, self._clock() + self._pace.lease)
+            lease_until = self._runtime.clock() + self._pace.lease
+            self._store.renew(self._runtime.owner, ids, lease_until)
         return list(running)
 
     def _beat(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from receiver.deliveries.worker import Worker
-from receiver.predictions.service import PredictionService
+from receiver.predictions.facade import Predictions
 
 _OVERTIME: Final = 5.0
 """Seconds beyond its time in which a drain's last attempts may be cancelled and settled."""
@@ -27,9 +27,9 @@ class Drained(msgspec.Struct, frozen=True):
 class Drain:
     """Runs what is due, for so long at most."""
 
-    def __init__(self, outbound: PredictionService, dispatch: Worker) -> None:
-        self._outbound = outbound
-        self._dispatch = dispatch
+    def __init__(self, predictions: Predictions, worker: Worker) -> None:
+        self._predictions = predictions
+        self._worker = worker
         self._underway: asyncio.Task[Drained] | None = None
 
     async def __call__(self, seconds: float) -> Drained:
@@ -61,8 +61,8 @@ class Drain:
         while True:
             started = self._done()
             ends = await asyncio.gather(
-                self._outbound.drain(until, last_start),
-                self._dispatch.drain(until, last_start),
+                self._predictions.drain(until, last_start),
+                self._worker.drain(until, last_start),
                 return_exceptions=True,  # neither goes on alone while we are told of the other
             )
             for error in filter(None, ends):
@@ -77,4 +77,4 @@ class Drain:
         return Drained(deliveries=attempts, submits=submits, polls=looks, more=more)
 
     def _done(self) -> tuple[int, int, int]:
-        return self._dispatch.attempts, self._outbound.submits, self._outbound.looks
+        return self._worker.attempts, self._predictions.submits, self._predictions.looks

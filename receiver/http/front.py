@@ -7,8 +7,8 @@ All that lives is made anew at each start, routes included. Without them every r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, NoReturn, TypeAlias
 
 import structlog
@@ -19,64 +19,101 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver.http.declare import endpoints
+from receiver.http.facade import ALWAYS, GROUPS, Http
 from receiver.http.problems import ERROR_HANDLERS
 from receiver.http.webhooks import WEBHOOK_PATH
-from receiver.model.errors import Problem
+from receiver.model.errors import Problem, StoreUnusable
 
 log = structlog.get_logger("receiver")
 
 Wrap: TypeAlias = Callable[[ASGIApp], ASGIApp]
-Lifespan: TypeAlias = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 NO_LIFESPAN: Final = (
     "the receiver has not been started: its server ran no lifespan, or does not wait for it "
     "(uvicorn: --lifespan on; mounted: enter app.router.lifespan_context in the outer lifespan)"
 )
-STARTING: Final = "the receiver has not been started yet: it is just starting"
-FAILED: Final = "the receiver has not been started: its start failed, and the server's log says why"
-STOPPING: Final = "the receiver is stopping"
-STOPPED: Final = "the receiver has not been started again since it stopped"
+_STARTING: Final = "the receiver has not been started yet: it is just starting"
+_FAILED: Final = (
+    "the receiver has not been started: its start failed, and the server's log says why"
+)
+_STOPPING: Final = "the receiver is stopping"
+_STOPPED: Final = "the receiver has not been started again since it stopped"
 _SOON: Final = 5
 """Seconds after which it is worth asking again."""
 _LAST_PARAMETER: Final = re.compile(r"\{(\w+)\}$")
 
 
 class Front:
-    """An ASGI app with the routes of what runs now; `always` are there in any case.
+    """An ASGI app with the routes of what runs now; some need nothing that lives."""
 
-    `groups` are the classes that declare the others.
-    """
-
-    def __init__(
-        self,
-        lifespan: Lifespan,
-        always: Sequence[Route],
-        groups: Iterable[type],
-    ) -> None:
-        declared = [(one.method, one.path) for group in groups for one, _ in endpoints(group)]
+    def __init__(self, run: Callable[[], AbstractAsyncContextManager[Http]]) -> None:
+        """Make one; `run` starts a run of the receiver, and gives its routes."""
+        declared = [(one.method, one.path) for group in GROUPS for one, _ in endpoints(group)]
         self._closed = [
             Route(_LAST_PARAMETER.sub(r"{\1:path}", path), self._refuse, methods=[method])
             for method, path in [*declared, ("POST", WEBHOOK_PATH)]
         ]
         self._routes: Sequence[BaseRoute] = self._closed
+        self._run = run
+        self._http: Http | None = None
         self._why = NO_LIFESPAN
+        self._is_running = False
         self._told = ""
         self.wrap: Wrap | None = None
         """Puts before the routes what belongs there while they are open."""
         self.app = Starlette(
-            routes=[*always, *self._closed],
+            routes=[*ALWAYS, *self._closed],
             middleware=[Middleware(_Entrance, self)],
             exception_handlers=ERROR_HANDLERS,
-            lifespan=lifespan,
+            lifespan=self._lifespan,
         )
         # A slash too many is a 404: providers take the redirect of a framework for a refusal.
         self.app.router.redirect_slashes = False
+        self.app.state.release = self._release
 
-    def open(self, routes: Sequence[BaseRoute], wrap: Wrap) -> None:
-        """Answer by these routes from now on."""
-        self._exchange(routes, wrap)
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        try:
+            async with self.running():
+                yield
+        finally:
+            getattr(self.app.state, "stopped", lambda: None)()
 
-    def close(self, why: str) -> None:
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Http]:
+        """Be at work until the block is left, any number of times but once at a time.
+
+        Nothing that lives is here: each start makes all of it, and gives all back when it ends,
+        also when it fails. So processes that are forked from one that has this in hand share no
+        identity. Raises StoreUnusable.
+        """
+        if self._is_running:
+            raise StoreUnusable(
+                "this receiver runs already: an app can be started again only after it has "
+                "stopped; make another by create_app, with a database of its own"
+            )
+        self._is_running = True
+        self._close(_STARTING)
+        after = _FAILED
+        try:
+            async with self._run() as self._http:
+                self._exchange(self._http.routes, self._http.stand_before)
+                after = _STOPPED
+                try:
+                    yield self._http
+                finally:
+                    self._close(_STOPPING)
+        finally:
+            self._is_running = False
+            self._http = None
+            self._close(after)
+
+    def _release(self) -> None:
+        """Answer those who wait for outcomes or a drain now, as we are about to stop."""
+        if self._http is not None:
+            self._http.release()
+
+    def _close(self, why: str) -> None:
         """Answer 503 from now on, with this reason; what is under way goes on."""
         self._why = why
         self._exchange(self._closed, None)

@@ -8,17 +8,17 @@ caught up: without a gap, and without a repeat. A reader that is too slow is cut
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import msgspec
 import structlog
 
-from receiver.model.errors import Problem, StoreUnavailable
+from receiver.model.errors import Problem
 from receiver.model.states import TERMINAL
+from receiver.model.tasks import Wakeups, repeat
 from receiver.model.values import Announcement, Status, plain, utc
 from receiver.store.changes import StatusChange
 
@@ -35,7 +35,6 @@ _MOST_WRITTEN: Final = 16
 """Messages that are written down at once for a reader that catches up."""
 _NAP: Final = 0.25
 """Seconds between two looks that nobody asked for: other processes move predictions too."""
-_AFTER_TROUBLE: Final = 1.0
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,20 +139,18 @@ class _Reader:
 class LiveStream:
     """Follows the journal while there are readers."""
 
-    def __init__(self, journal: Source) -> None:
+    def __init__(self, journal: Source, wakeups: Wakeups) -> None:
         self._journal = journal
+        self._wakeups = wakeups
         self._readers: set[_Reader] = set()
         self._count = 0
+        self._served = 0
+        """Readers there have been, each one's number is its name."""
         self._position: int | None = None
         """Up to where the readers have been told; None: there are none, and nobody follows."""
         self._awake = asyncio.Event()
         self._following = asyncio.Event()
         self._stopping = asyncio.Event()
-
-    def wake(self) -> None:
-        """Hear that something may have happened."""
-        if self._count:
-            self._awake.set()
 
     def close(self) -> None:
         """End every reader's stream, as we are about to stop."""
@@ -162,25 +159,17 @@ class LiveStream:
         for reader in self._readers:
             reader.news.set()
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Follow for as long as we run."""
-        while True:
-            self._awake.clear()
-            nap: float | None = _NAP
-            try:
-                if self._count:
-                    await self._follow()
-                else:
-                    self._position, nap = None, None
-                    self._following.clear()
-            except StoreUnavailable:
-                nap = _AFTER_TROUBLE
-            except Exception:
-                log.exception("task.failed")
-                nap = _AFTER_TROUBLE
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(nap):
-                    await self._awake.wait()
+        await repeat(self._look, self._awake)
+
+    async def _look(self) -> float | None:
+        if self._count:
+            await self._follow()
+            return _NAP
+        self._position = None
+        self._following.clear()
+        return None  # until there is a reader
 
     async def _follow(self) -> None:
         end = await self._journal.end()
@@ -215,10 +204,13 @@ class LiveStream:
         if self._count >= MOST_READERS:
             raise Problem(503, "too-many-readers", "too many streams are open", retry_after=10)
         self._count += 1
+        self._served += 1
         try:
-            self._awake.set()
-            async for frames in self._read(after, wanted):
-                yield frames
+            # By a name of its own: without readers, news wakes nobody.
+            with self._wakeups.listen("changes", str(self._served), self._awake):
+                self._awake.set()
+                async for frames in self._read(after, wanted):
+                    yield frames
         finally:
             self._count -= 1
 

@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 from receiver.model.errors import StoreUnavailable
+from receiver.model.tasks import repeat
 from receiver.store.discarded import OTHER, Rejection, Sort, add_up
 
 _REST: Final = 2.0
@@ -43,13 +44,15 @@ class Rejections:
         add_up(self._counts, Rejection(provider, reason, source, 1, now, now), self._counts)
         self._news.set()
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Write what is counted, every few seconds in which there is something."""
-        while True:
-            await self._news.wait()
-            await asyncio.sleep(_REST)
-            with contextlib.suppress(StoreUnavailable):  # then it is written with the next ones
-                await self._flush()
+        await repeat(self._write)
+
+    async def _write(self) -> float:
+        await self._news.wait()
+        await asyncio.sleep(_REST)
+        await self._flush()
+        return 0.0
 
     async def stop(self) -> None:
         """Write what is left, if the database takes it now."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 import httpx
 
 from receiver.http.proxies import read_address, within
 from receiver.model.errors import SourcesUnavailable, Unproved
+from receiver.model.tasks import repeat
 from receiver.providers.published import REFRESH, Published
 from receiver.settings import Network
 
@@ -22,13 +22,16 @@ Ranges = Callable[[bool], Awaitable[Sequence[Network]]]
 """Gives a provider's addresses; True: fetch them anew if that is allowed again."""
 
 
-async def keep_fresh(ranges: Ranges) -> None:
+async def keep_fresh(ranges: Ranges) -> NoReturn:
     """Fetch published ranges again from time to time, for ever."""
-    while True:
-        known = False
+
+    async def fetch() -> float:
         with contextlib.suppress(SourcesUnavailable):
-            known = bool(await ranges(True))
-        await asyncio.sleep(_REFRESHED if known else REFRESH)
+            if await ranges(True):
+                return _REFRESHED
+        return REFRESH
+
+    await repeat(fetch)
 
 
 def published_ranges(

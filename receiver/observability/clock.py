@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final, NoReturn, TypeAlias
 
 import structlog
 
 from receiver.model.errors import StoreUnavailable
+from receiver.model.tasks import Wakeups, repeat
 from receiver.model.values import Shift
+from receiver.store.facade import Store
 
 log = structlog.get_logger("receiver")
 
@@ -71,32 +73,33 @@ class SteadyClock:
         self._slept = self._suspended()
 
 
-class Watch:
-    """Follows the steps of the wall clock, if they are believed; `move` moves what is stored."""
+def clocks(wall: Clock, monotonic: Clock | None) -> tuple[Clock, Clock, SteadyClock | None]:
+    """Return the clock for what is stored, that for this process alone, and what may step.
 
-    def __init__(
-        self,
-        clock: SteadyClock,
-        believes: Callable[[float, Shift], Awaitable[bool]],
-        move: Callable[[Shift], Awaitable[None]],
-        moved: Callable[[], None],
-    ) -> None:
+    A `wall` clock of a test's own is believed as it is, unless a `monotonic` one is given too.
+    """
+    if wall is not time.time and monotonic is None:
+        return wall, wall, None
+    if monotonic is None:
+        steady = SteadyClock()
+        return steady, time.monotonic, steady
+    steady = SteadyClock(wall, monotonic, suspended=lambda: 0.0)
+    return steady, monotonic, steady
+
+
+class Watch:
+    """Follows the steps of the wall clock, if they are believed, and moves what is stored."""
+
+    def __init__(self, clock: SteadyClock, store: Store, owner: str, wakeups: Wakeups) -> None:
         self._clock = clock
-        self._believes = believes
-        self._move = move
-        self._moved = moved
+        self._store = store
+        self._owner = owner
+        self._wakeups = wakeups
         self._passed_over = 0.0
         """The step that was not followed last."""
 
     async def run(self) -> NoReturn:
-        while True:
-            await asyncio.sleep(_EVERY)
-            try:
-                await self.look()
-            except StoreUnavailable:
-                continue
-            except Exception:
-                log.exception("task.failed")
+        await repeat(self.look, longest=_EVERY)
 
     async def look(self) -> None:
         """Compare the clocks, and follow a step."""
@@ -106,7 +109,7 @@ class Watch:
             return
         if abs(step.deadline - self._passed_over) <= _STEP:
             return
-        followed = await self._believes(self._clock(), step)
+        followed = await self._store.believes(self._clock(), step)
         log.warning(
             "clock.stepped",
             seconds=round(step.deadline, 1),
@@ -120,8 +123,9 @@ class Watch:
         self._clock.follow(step)
         while True:
             try:
-                await self._move(step)
+                await self._store.shift(step, self._owner, self._clock())
                 break
             except StoreUnavailable:
                 await asyncio.sleep(_EVERY)
-        self._moved()
+        self._wakeups.wake_all("handler")
+        self._wakeups.wake_all("poll")

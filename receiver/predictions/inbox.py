@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -20,9 +18,9 @@ import structlog
 
 from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model.states import TERMINAL, advance
+from receiver.model.tasks import TaskSet
 from receiver.model.values import Channel, Error, Outcome, OutcomeKind, Recipients, Status
-from receiver.observability.events import Telemetry
-from receiver.observability.tracing import OFF, Tracing
+from receiver.observability.runtime import Runtime
 from receiver.predictions.tokens import Tokens
 from receiver.providers.adapter import Callback, Provider
 from receiver.store.facade import Store
@@ -49,40 +47,8 @@ Match = Callable[[CurrentState, str], Recipients]
 """Returns to whom an event of that type is pending: the registry's, which is not ours to know."""
 
 
-class Waiters:
-    """Those in this process who wait for news of a prediction."""
-
-    def __init__(self) -> None:
-        self._events: dict[str, set[asyncio.Event]] = {}
-
-    @contextmanager
-    def watch(self, prediction_id: str) -> Iterator[asyncio.Event]:
-        """Return an event that is set at the next news; watch first, then look, then wait."""
-        event = asyncio.Event()
-        watchers = self._events.setdefault(prediction_id, set())
-        watchers.add(event)
-        try:
-            yield event
-        finally:
-            watchers.discard(event)
-            if not watchers:
-                self._events.pop(prediction_id, None)
-
-    def tell(self, prediction_id: str) -> None:
-        for event in self._events.get(prediction_id, ()):
-            event.set()
-
-    def tell_all(self) -> None:
-        for prediction_id in list(self._events):
-            self.tell(prediction_id)
-
-
 class Inbox:
-    """Proves, reads and records; whatever may run a handler or free a place goes on from here.
-
-    `on_event(handlers)` is called after a commit that made deliveries pending,
-    `on_change(provider, id, verdict)` after every commit that may matter to a submit.
-    """
+    """Proves, reads and records outcomes, and wakes who waits for what that changed."""
 
     def __init__(
         self,
@@ -91,28 +57,19 @@ class Inbox:
         tokens: Tokens,
         match: Match,
         public_keys: Keys,
-        *,
-        telemetry: Telemetry | None = None,
-        alone: bool = True,
-        clock: Callable[[], float] = time.time,
-        tracing: Tracing = OFF,
+        runtime: Runtime,
     ) -> None:
-        self._telemetry = telemetry or Telemetry()
-        self._alone = alone
-        self._tracing = tracing
-        self._seeking: set[asyncio.Task[None]] = set()
+        self._runtime = runtime
+        self._clock = runtime.clock
+        self._seeking = TaskSet()
         self._store = store
         self._providers = providers
         self._tokens = tokens
         self._match = match
         self._public_keys = public_keys
-        self._clock = clock
         self._parked: OrderedDict[tuple[str, str], tuple[Outcome, bytes]] = OrderedDict()
-        self.waiters = Waiters()
         self._unmatched: set[tuple[str, str | None, OutcomeKind]] = set()
         """What was warned of already: provider, model and kind."""
-        self.on_event: Callable[[tuple[str, ...]], None] = lambda _handlers: None
-        self.on_change: Callable[[str, str, str], None] = lambda _provider, _id, _verdict: None
 
     def opens(self, provider_name: str, token: str) -> str | None:
         """Name the prediction of a callback's path; None: the path is none that we made."""
@@ -181,10 +138,8 @@ class Inbox:
             self._parked.popitem(last=False)
         prediction_id = await self._store.predictions.find(provider_name, outcome.provider_id)
         if prediction_id is None:
-            if not self._alone:
-                task = asyncio.create_task(self._seek(provider_name, outcome.provider_id))
-                self._seeking.add(task)
-                task.add_done_callback(self._seeking.discard)
+            if not self._runtime.single_process:
+                self._seeking.start(self._seek(provider_name, outcome.provider_id))
             return None
         return await self.unpark(provider_name, outcome.provider_id, prediction_id)
 
@@ -200,9 +155,7 @@ class Inbox:
 
     async def stop(self) -> None:
         """Look for no prediction of a parked event any more."""
-        for task in self._seeking:
-            task.cancel()
-        await asyncio.gather(*self._seeking, return_exceptions=True)
+        await self._seeking.cancel()
 
     async def unpark(
         self, provider_name: str, provider_id: str, prediction_id: str
@@ -244,14 +197,18 @@ class Inbox:
         taken = await accept_outcome(self._store, arrival)
         if taken.verdict == "mismatch":
             raise Unproved("id_mismatch")
-        self.on_event(taken.handlers)
-        self.on_change(arrival.provider, arrival.prediction_id, taken.verdict)
-        if taken.verdict == "accepted":
-            self.waiters.tell(arrival.prediction_id)
+        wakeups = self._runtime.wakeups
+        wakeups.wake("handler", *taken.handlers)
+        wakeups.wake_all("changes")
+        if taken.verdict == "ask":
+            wakeups.wake_all("poll")
+        elif taken.verdict == "accepted":
+            wakeups.wake("capacity", arrival.provider)
+            wakeups.wake("prediction", arrival.prediction_id)
             if not taken.handlers:
                 self._warn_of_unmatched(arrival, taken)
-        with await self._tracing.outcome(arrival, taken):
-            self._telemetry.outcome(arrival, taken)
+        with await self._runtime.tracing.outcome(arrival, taken):
+            self._runtime.telemetry.outcome(arrival, taken)
         return taken
 
     def _warn_of_unmatched(self, arrival: IncomingOutcome, taken: AcceptResult) -> None:

@@ -6,19 +6,19 @@ has passed and that is the end; or the prediction is due again, later.
 
 from __future__ import annotations
 
-import asyncio
 import heapq
-from collections.abc import Callable, Collection, Mapping
-from typing import Final
+from collections.abc import Collection, Mapping
+from typing import Final, NoReturn
 
 import msgspec
 import structlog
 
 from receiver.model.errors import StoreUnavailable, TooLarge, Unproved, Unreadable
 from receiver.model.states import TERMINAL
+from receiver.model.tasks import TaskSet, repeat
 from receiver.model.values import Error, Outcome, Status, expired
-from receiver.observability.events import Telemetry
-from receiver.observability.tracing import OFF, Span, Tracing
+from receiver.observability.runtime import Runtime
+from receiver.observability.tracing import Span
 from receiver.predictions.inbox import Inbox
 from receiver.predictions.provider_client import ANSWER_TIMEOUT, Busy, ProviderClient
 from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, MARGIN, Schedule
@@ -45,16 +45,13 @@ class Poller:
         on: Collection[str],
         wires: Mapping[str, ProviderClient],
         schedule: Schedule,
+        runtime: Runtime,
         *,
         timeout: float,
-        clock: Callable[[], float],
-        telemetry: Telemetry | None = None,
-        alone: bool = True,
-        tracing: Tracing = OFF,
     ) -> None:
-        self._telemetry = telemetry or Telemetry()
-        self._alone = alone
-        self._tracing = tracing
+        self._runtime = runtime
+        self._clock = runtime.clock
+        self._longest = LONGEST_NAP if runtime.single_process else BACKSTOP
         self._hints: list[float] = []
         self.looks = 0
         """How many were begun."""
@@ -65,53 +62,39 @@ class Poller:
         self._wires = wires
         self._schedule = schedule
         self._timeout = timeout
-        self._clock = clock
-        self._looks: dict[asyncio.Task[None], str] = {}
+        self.under_way = TaskSet(lambda: runtime.wakeups.wake_all("poll"))
+        """The looks, each named for its provider."""
         self._next_look = float("inf")
-        self.awake = asyncio.Event()
 
     async def drop(self) -> None:
         """Drop the looks under way: their rows are due again when their hold ends."""
-        for task in self._looks:
-            task.cancel()
-        await asyncio.gather(*self._looks, return_exceptions=True)
-
-    def under_way(self) -> list[asyncio.Task[None]]:
-        return list(self._looks)
+        await self.under_way.cancel()
 
     def due(self, at: float) -> None:
-        """Hear that something falls due then: that may be before the end of our nap."""
-        if not self._alone:
+        """Wake the poller if a prediction falls due before it looks by itself."""
+        if not self._runtime.single_process:
             heapq.heappush(self._hints, at)
         if at < self._next_look:
-            self.awake.set()
+            self._runtime.wakeups.wake_all("poll")
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Look whenever something falls due, for as long as the app runs.
 
         Where other processes do the same, each looks when what it has in hand itself falls due;
         what a dead one had in hand is found by the sweeps.
         """
-        while True:
-            self.awake.clear()
-            self._next_look = float("inf")
-            began = self._clock()
-            try:
-                nap = await self.look_around()
-                if not self._alone:
-                    nap = self._next_hint(began)
-            except StoreUnavailable:
-                nap = 1.0
-            except Exception:
-                log.exception("task.failed")
-                nap = 1.0
-            nap = min(max(nap, 0.0), LONGEST_NAP if self._alone else BACKSTOP)
-            self._next_look = self._clock() + nap
-            try:
-                async with asyncio.timeout(nap):
-                    await self.awake.wait()
-            except TimeoutError:
-                continue
+        with self._runtime.wakeups.listen("poll") as awake:
+            await repeat(self._step, awake, longest=self._longest)
+
+    async def _step(self) -> float:
+        self._next_look = float("inf")
+        began = self._clock()
+        nap = await self.look_around()
+        if not self._runtime.single_process:
+            nap = self._next_hint(began)
+        nap = min(max(nap, 0.0), self._longest)
+        self._next_look = self._clock() + nap
+        return nap
 
     def _next_hint(self, began: float) -> float:
         """Return in how many seconds to look again, after a look that began then."""
@@ -131,21 +114,15 @@ class Poller:
 
     async def _look_at(self, provider: str, now: float) -> float:
         """Start the looks at one provider; another that hangs takes none of its room."""
-        room = _MOST_LOOKS - sum(name == provider for name in self._looks.values())
+        room = _MOST_LOOKS - self.under_way.names().count(provider)
         if room <= 0:
             return LONGEST_NAP
         hold_until = now + ANSWER_TIMEOUT + MARGIN
         for job in await self._store.predictions.claim_due(provider, now, hold_until, room):
-            task = asyncio.create_task(self._look_safely(job))
-            self._looks[task] = provider
+            self.under_way.start(self._look_safely(job), provider)
             self.looks += 1
-            task.add_done_callback(self._looked)
         next_due = await self._store.predictions.next_due(provider)
         return LONGEST_NAP if next_due is None else next_due - self._clock()
-
-    def _looked(self, task: asyncio.Task[None]) -> None:
-        self._looks.pop(task, None)
-        self.awake.set()
 
     async def _look_safely(self, job: Job) -> None:
         try:
@@ -202,7 +179,7 @@ class Poller:
         """Ask the provider; True if that ended the prediction. Raise Unreadable with a reason."""
         if job.provider not in self._on:
             return False
-        with await self._tracing.poll(job) as span:
+        with await self._runtime.tracing.poll(job) as span:
             return await self._learn(job, span)
 
     async def _learn(self, job: Job, span: Span) -> bool:
@@ -225,7 +202,7 @@ class Poller:
             log.warning(
                 "poll.failed", provider=job.provider, prediction=job.ticket.id, reason=str(error)
             )
-            self._telemetry.poll(job.provider, "failed")
+            self._runtime.telemetry.poll(job.provider, "failed")
             raise error if isinstance(error, Unreadable) else Unreadable(str(error)) from error
         except StoreUnavailable:
             raise
@@ -233,10 +210,10 @@ class Poller:
             # A fault of ours must not keep the deadline from being kept.
             span.fail(error)
             log.exception("task.failed", provider=job.provider, prediction=job.ticket.id)
-            self._telemetry.poll(job.provider, "failed")
+            self._runtime.telemetry.poll(job.provider, "failed")
             return False
         ended = taken.status in TERMINAL
-        self._telemetry.poll(job.provider, "ended" if ended else "pending")
+        self._runtime.telemetry.poll(job.provider, "ended" if ended else "pending")
         if outcome.kind == "missing" and not ended:
             raise Unreadable(f"{job.provider} does not know it (HTTP 404)")
         return ended

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Final
 
 import httpx
 
 from receiver.model.errors import Unreadable
+from receiver.observability.runtime import Runtime
 from receiver.providers.adapter import ProviderResponse, retry_after, unexpected
 from receiver.providers.transport import read_capped
 from receiver.store.limits import LimitStore, RequestPermit
@@ -43,15 +43,14 @@ class ProviderClient:
         per_minute: int | None,
         client: httpx.AsyncClient,
         limits: LimitStore,
-        clock: Callable[[], float],
-        monotonic: Callable[[], float] | None = None,
+        runtime: Runtime,
     ) -> None:
         self._provider = provider
         self._per_minute = per_minute
         self._client = client
         self._limits = limits
-        self._clock = clock
-        self._monotonic = monotonic or clock
+        self._clock = runtime.clock
+        self._monotonic = runtime.monotonic
         self._paused_until = 0.0
 
     async def send(self, request: httpx.Request, seconds: float) -> ProviderResponse:

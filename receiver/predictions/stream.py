@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
-import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import httpx
@@ -22,6 +21,7 @@ import structlog
 from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model.retry import backoff
 from receiver.model.tolerant import text_of
+from receiver.observability.runtime import Runtime
 from receiver.predictions.inbox import Inbox
 from receiver.providers.adapter import Streamed
 from receiver.store.facade import Store
@@ -100,25 +100,21 @@ class Listener:
         client: httpx.AsyncClient,
         inbox: Inbox,
         store: Store,
+        runtime: Runtime,
         *,
-        on_connect: Callable[[], None],
         silence: float = SILENCE,
-        clock: Callable[[], float] = time.time,
-        chance: Callable[[], float] = random.random,
     ) -> None:
         self._name = name
         self._provider = provider
         self._client = client
         self._inbox = inbox
         self._store = store
-        self._on_connect = on_connect
+        self._runtime = runtime
         self._silence = silence
-        self._clock = clock
-        self._chance = chance
+        self.name = f"stream {name}"
+        """As a leader's role, where several processes could listen."""
         self._connected = False
         self._failures = 0
-        self.on_change: Callable[[], None] = lambda: None
-        """Called when the connection is made or lost."""
         self._known = asyncio.Event()
         """Set while it is worth no submit's time to wait: connected, or down."""
 
@@ -152,14 +148,14 @@ class Listener:
                 reason = "a fault of ours"
             finally:
                 self._connected = False
-                self.on_change()
+                self._runtime.wakeups.wake("role", self.name)
             long_lived = time.monotonic() - began > self._silence
             self._failures = 1 if long_lived else self._failures + 1
             if self._failures < _DOWN:
                 self._known.clear()
             else:
                 self._known.set()
-            wait = backoff(self._failures, _BASE, _CAP, 0.5 + self._chance() / 2)
+            wait = backoff(self._failures, _BASE, _CAP, 0.5 + self._runtime.random() / 2)
             log.warning("stream.lost", provider=self._name, reason=reason, again_in=round(wait, 2))
             await asyncio.sleep(wait)
 
@@ -176,10 +172,10 @@ class Listener:
                 raise Unreadable(f"no event stream, but {kind[:100]!r}")
             self._connected = True
             self._known.set()
-            self.on_change()
+            self._runtime.wakeups.wake("role", self.name)
             log.info("stream.connected", provider=self._name)
-            await self._store.predictions.hasten(self._name, self._clock())
-            self._on_connect()
+            await self._store.predictions.hasten(self._name, self._runtime.clock())
+            self._runtime.wakeups.wake_all("poll")
             events = Events()
             async for chunk in response.aiter_bytes():
                 for event, data in events.feed(chunk):

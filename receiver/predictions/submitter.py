@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Final, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 import httpx
 import structlog
@@ -17,9 +17,11 @@ import structlog
 from receiver.model.errors import ReceiverError, StoreUnavailable, TooLarge, Unreadable
 from receiver.model.retry import backoff
 from receiver.model.states import TERMINAL
+from receiver.model.tasks import TaskSet, repeat
 from receiver.model.values import Error, Outcome, Status, expired
-from receiver.observability.events import SubmitResult, Telemetry
-from receiver.observability.tracing import OFF, Span, Tracing
+from receiver.observability.events import SubmitResult
+from receiver.observability.runtime import Runtime
+from receiver.observability.tracing import Span
 from receiver.predictions.inbox import Inbox
 from receiver.predictions.provider_client import ANSWER_TIMEOUT, AT_ONCE, BROKEN, ProviderClient
 from receiver.predictions.tokens import Tokens
@@ -43,6 +45,7 @@ T = TypeVar("T")
 MARGIN: Final = 30.0
 """Seconds after a timeout before a row that is still `submitting` belongs to nobody."""
 LONGEST_NAP: Final = 5.0
+_SHORTEST_NAP: Final = 0.01
 BACKSTOP: Final = 60.0
 """Seconds that a process naps with nothing in hand, while others sweep too."""
 _SYNC_TIMEOUT: Final = 600.0
@@ -100,13 +103,11 @@ _RESULTS: Final[Mapping[type, SubmitResult]] = {
 class Schedule:
     """When to ask about a prediction that nobody told us about."""
 
-    def __init__(
-        self, settings: Settings, clock: Callable[[], float], chance: Callable[[], float]
-    ) -> None:
+    def __init__(self, settings: Settings, runtime: Runtime) -> None:
         self._pushed = settings.poll_after or _PUSHED_POLL
         self._unpushed = min(self._pushed, _UNPUSHED_POLL)
-        self._clock = clock
-        self._chance = chance
+        self._clock = runtime.clock
+        self._random = runtime.random
 
     def first_poll(self, *, push_expected: bool) -> float:
         return self._clock() + (self._pushed if push_expected else self._unpushed)
@@ -114,11 +115,11 @@ class Schedule:
     def next_poll(self, job: Job) -> float:
         """Back off from the short interval to 60 s, a tenth more or less."""
         seconds = min(_POLL_CAP, self._unpushed * 2.0 ** min(job.polls, 32))
-        return self._clock() + seconds * (0.9 + 0.2 * self._chance())
+        return self._clock() + seconds * (0.9 + 0.2 * self._random())
 
     def next_submit(self, job: Job, wanted: float | None) -> float:
         """Back off between submits; never earlier than the provider asked."""
-        seconds = backoff(job.submits, _RETRY_BASE, _RETRY_CAP, 0.5 + self._chance() / 2)
+        seconds = backoff(job.submits, _RETRY_BASE, _RETRY_CAP, 0.5 + self._random() / 2)
         return self._clock() + max(seconds, wanted or 0.0)
 
 
@@ -135,21 +136,22 @@ class Submitter:
         tokens: Tokens,
         settings: Settings,
         schedule: Schedule,
-        clock: Callable[[], float],
-        telemetry: Telemetry,
-        longest_nap: float = LONGEST_NAP,
-        tracing: Tracing = OFF,
+        runtime: Runtime,
+        *,
+        due: Callable[[float], None],
+        ready: Callable[[], Awaitable[bool]] | None,
     ) -> None:
+        """Make one; `due` is called after a commit by which a prediction is to be polled then.
+
+        `ready` waits for the provider's stream, where it has one, and says whether it is there.
+        """
         self.provider = provider
-        self._tracing = tracing
-        self._telemetry = telemetry
-        self._longest_nap = longest_nap
+        self._runtime = runtime
+        self._longest_nap = LONGEST_NAP if runtime.single_process else BACKSTOP
         self.submits = 0
         """How many were begun."""
-        self.awake = asyncio.Event()
-        self.ready: Callable[[], Awaitable[bool]] | None = None
-        self.on_due: Callable[[float], None] = lambda _at: None
-        """Called after a commit by which a prediction falls due for a look then."""
+        self._ready = ready
+        self._due = due
         self._limits = limits
         self._wire = wire
         self._store = store
@@ -157,54 +159,36 @@ class Submitter:
         self._tokens = tokens
         self._settings = settings
         self._schedule = schedule
-        self._clock = clock
-        self._sending: dict[str, asyncio.Task[None]] = {}
+        self._clock = runtime.clock
+        self._awake = asyncio.Event()
+        self.under_way = TaskSet(self._awake.set)
+        """The submits, each named for its prediction."""
         self._stopping = False
         self._beginning = asyncio.Lock()
-        self._begun: set[asyncio.Task[float]] = set()
+        self._begun = TaskSet(is_awaited=True)
 
-    async def run(self) -> None:
-        while True:
-            self.awake.clear()
-            try:
-                nap = await self.begin()
-            except StoreUnavailable:
-                nap = 1.0
-            except Exception:
-                log.exception("task.failed", provider=self.provider.name)
-                nap = 1.0
-            try:
-                async with asyncio.timeout(min(max(nap, 0.01), self._longest_nap)):
-                    await self.awake.wait()
-            except TimeoutError:
-                continue
-
-    def freed(self) -> None:
-        """Hear that a prediction has ended; nothing waits for that where there is no limit."""
-        if self._limits.max_in_flight is not None:
-            self.awake.set()
-
-    def under_way(self) -> list[asyncio.Task[None]]:
-        return list(self._sending.values())
+    async def run(self) -> NoReturn:
+        name = self.provider.name
+        # Without a limit in flight the end of a prediction makes no room.
+        ends = name if self._limits.max_in_flight is not None else ""
+        with self._runtime.wakeups.listen("capacity", ends, self._awake):
+            await repeat(self.begin, self._awake, longest=self._longest_nap, provider=name)
 
     async def stop(self) -> None:
         """Begin no more, and let the submits under way have a moment to be answered."""
         self._stopping = True
-        await asyncio.gather(*self._begun, return_exceptions=True)
-        if self._sending:
-            await asyncio.wait(self._sending.values(), timeout=_LAST_WORD)
-        for task in self._sending.values():
-            task.cancel()
-        await asyncio.gather(*self._sending.values(), return_exceptions=True)
+        await self._begun.wait()
+        await self.under_way.wait(_LAST_WORD)
+        await self.under_way.cancel()
 
     async def send_now(self, prediction_id: str) -> None:
         """Begin what there is room for; if this prediction is begun, see its submit through.
 
         An outcome that outruns the submit's answer ends the wait, and so does the end of the app.
         """
-        with self._inbox.waiters.watch(prediction_id) as news:
+        with self._runtime.wakeups.listen("prediction", prediction_id) as news:
             await self.begin()
-            task = self._sending.get(prediction_id)
+            task = self.under_way.find(prediction_id)
             if task is None:
                 return
             told = asyncio.create_task(news.wait())
@@ -219,15 +203,8 @@ class Submitter:
         What is begun may be others' predictions, so a caller who goes away must not stop it, and
         nothing of the caller's context, as its trace, is theirs.
         """
-        task = asyncio.create_task(self._begin_alone(), context=contextvars.Context())
-        self._begun.add(task)
-        task.add_done_callback(self._has_begun)
+        task = self._begun.start(self._begin_alone(), context=contextvars.Context())
         return await asyncio.shield(task)
-
-    def _has_begun(self, task: asyncio.Task[float]) -> None:
-        self._begun.discard(task)
-        if not task.cancelled():
-            task.exception()  # the caller has it, if there still is one
 
     async def _begin_alone(self) -> float:
         async with self._beginning:
@@ -236,7 +213,7 @@ class Submitter:
     async def _begin(self) -> float:
         wait = self._wire.paused()
         now = self._clock()
-        room = AT_ONCE - len(self._sending)
+        room = AT_ONCE - len(self.under_way)
         if wait > 0 or room <= 0 or self._stopping:
             return wait or self._longest_nap
         begun = await self._store.predictions.begin_submits(
@@ -251,31 +228,25 @@ class Submitter:
             )
         )
         for job in begun.jobs:
-            task = asyncio.create_task(self._submit_safely(job))
-            self._sending[job.ticket.id] = task
+            self.under_way.start(self._submit_safely(job), job.ticket.id)
             self.submits += 1
-            task.add_done_callback(lambda _, key=job.ticket.id: self._sent(key))  # type: ignore[misc]
         if begun.wait > 0:
             return begun.wait
         next_queued = await self._store.predictions.next_queued(self.provider.name)
         if next_queued is None or next_queued <= now:
             return self._longest_nap  # nothing waits, or it waits for a place: an end or a sweep
-        return next_queued - self._clock()
-
-    def _sent(self, prediction_id: str) -> None:
-        self._sending.pop(prediction_id, None)
-        self.awake.set()
+        return max(next_queued - self._clock(), _SHORTEST_NAP)
 
     async def _submit_safely(self, job: Job) -> None:
         try:
-            with await self._tracing.submit(job) as span:
+            with await self._runtime.tracing.submit(job) as span:
                 await self._submit(job, span)
         except TakenOverError:
             log.warning("submit.postponed", prediction=job.ticket.id, reason="begun by another")
         except Exception:
             # A fault of ours, perhaps after the money was spent: that is a doubt like any other.
             log.exception("task.failed", prediction=job.ticket.id)
-            self._telemetry.submit(self.provider.name, "unconfirmed")
+            self._runtime.telemetry.submit(self.provider.name, "unconfirmed")
             await self._progress(job, "ambiguous", self._schedule.next_poll(job))
 
     async def _submit(self, job: Job, span: Span) -> None:
@@ -289,7 +260,7 @@ class Submitter:
         heard = await self._listened(job)
         receipt, body = await self._send(job)
         result = _RESULTS[type(receipt)]
-        self._telemetry.submit(self.provider.name, result)
+        self._runtime.telemetry.submit(self.provider.name, result)
         span.note(result=result)
         if isinstance(receipt, Refused | Postponed | Ambiguous):
             span.fail(result)
@@ -318,10 +289,10 @@ class Submitter:
 
     async def _listened(self, job: Job) -> bool:
         """Wait until somebody listens to the provider's stream, where it has one."""
-        if self.ready is None:
+        if self._ready is None:
             return False
         try:
-            return await self.ready()
+            return await self._ready()
         except asyncio.CancelledError:  # we stop, and nothing was sent: the next start may send it
             await self._progress(job, "postponed", self._clock())
             raise
@@ -403,7 +374,7 @@ class Submitter:
             reason=reason,
         )
         done = await _insist(lambda: self._store.predictions.progress(progress))
-        self.on_due(due_at)
+        self._due(due_at)
         return done
 
     async def _ended_unsent(self, job: Job, error: Error, body: bytes = b"") -> None:

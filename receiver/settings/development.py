@@ -1,4 +1,6 @@
-"""The API key of `--dev`: made of the secret key, so that commands on the same machine find it.
+"""The secrets of `--dev`: a secret key beside the database file, and an API key made of it.
+
+So commands on the same machine find the API key.
 
 Where a request comes from proves nothing: what a proxy or a tunnel on this machine passes on can
 look exactly like a request of this machine.
@@ -6,12 +8,18 @@ look exactly like a request of this machine.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
+import os
+import secrets
+import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from receiver.settings import Settings
+from receiver.model.errors import StoreUnusable
+from receiver.settings import SHORTEST_SECRET, Secret, Settings
 
 
 def secret_file(settings: Settings) -> Path:
@@ -22,6 +30,48 @@ def secret_file(settings: Settings) -> Path:
 def api_key(secret: str) -> str:
     """Make the key that opens /v1 in development."""
     return hmac.new(secret.encode(), b"API key of --dev", hashlib.sha256).hexdigest()
+
+
+def with_secrets(settings: Settings) -> Settings:
+    """Return the settings with secrets made up where development lacks them.
+
+    Raises StoreUnusable where they cannot be.
+    """
+    if not settings.dev:
+        return settings
+    secret_keys = settings.secret_keys or (_secret_key(settings),)
+    key = Secret(api_key(secret_keys[0].reveal()))
+    return replace(settings, secret_keys=secret_keys, api_keys=(*settings.api_keys, key))
+
+
+def _secret_key(settings: Settings) -> Secret:
+    """Read the secret key beside the database file; make it up at the first start.
+
+    A new one at each start would refuse the callbacks that are under way.
+    """
+    if settings.sqlite_path is None:
+        raise StoreUnusable(
+            "set RECEIVER_SECRET_KEY: processes that share PostgreSQL must share it too, and --dev "
+            "makes one up for one process only"
+        )
+    path = secret_file(settings)
+    if not path.exists():
+        _write_secret(path)
+    text = path.read_text()
+    if len(text) < SHORTEST_SECRET:
+        raise StoreUnusable(f"{path} holds no secret: remove it, and start again")
+    return Secret(text)
+
+
+def _write_secret(path: Path) -> None:
+    """Write it whole or not at all; the second process leaves the first one's in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, part = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(fd, "w") as file:
+        file.write(secrets.token_hex(32))
+    with contextlib.suppress(FileExistsError):
+        os.link(part, path)
+    Path(part).unlink()
 
 
 def find_api_key(env: Mapping[str, str]) -> str | None:

@@ -51,6 +51,8 @@ class Claims(msgspec.Struct, frozen=True):
 
     claims: list[Claim]
     next_due: float | None
+    lost: list[LostAttempt] = []
+    """Attempts that were found to have died with their process."""
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):

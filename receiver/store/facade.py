@@ -8,6 +8,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from receiver.model.errors import StoreUnavailable
+from receiver.model.tasks import Wakeups
 from receiver.model.values import Shift
 from receiver.store.backlog import BacklogReader
 from receiver.store.breakers import Breakers
@@ -40,16 +42,20 @@ class Store(Engine):
     That is from the rows themselves, or from a queue beside them.
     """
 
-    def __init__(self) -> None:
-        self.on_news: Callable[[Sequence[str] | None, Sequence[str] | None], None] = (
-            lambda _handlers, _predictions: None
-        )
-        """Called with what another process has committed: handlers that have pending deliveries,
-        and predictions that have ended; None for both: something may have been missed."""
-        self.on_commit: Callable[[int], None] = lambda _size: None
-        """Called with the number of writes that a transaction has committed, from any thread."""
-        self.on_lost: Callable[[Sequence[LostAttempt]], None] = lambda _lost: None
-        """Called with attempts whose process is gone, when they are recorded."""
+    def __init__(
+        self,
+        report: Callable[[StoreUnavailable | None], None],
+        committed: Callable[[int], None],
+        wakeups: Wakeups,
+    ) -> None:
+        """Make one; `report` is called when it stops to take writes, and when it does so again.
+
+        `committed` is called with the number of writes of each transaction. Both may be called
+        from any thread. `wakeups` are for what other processes commit.
+        """
+        self._report = report
+        self._committed = committed
+        self._wakeups = wakeups
         self.predictions = PredictionStore(self)
         self.deliveries = DeliveryStore(self)
         self.limits = LimitStore(self)
@@ -79,7 +85,7 @@ class Store(Engine):
         """Commit what waits, then let go."""
 
     @abstractmethod
-    async def recover(self, owner: str, now: float) -> None:
+    async def recover(self, owner: str, now: float) -> list[LostAttempt]:
         """At start: what dead processes were doing is pending again, or unconfirmed."""
 
     async def try_write(self, now: float) -> None:
@@ -90,7 +96,7 @@ class Store(Engine):
         """Return whether to follow a step of this computer's clock; without it would be `now`."""
         return True
 
-    async def shift(self, step: Shift) -> None:
+    async def shift(self, step: Shift, owner: str, now: float) -> None:  # noqa: ARG002 - as above
         """Move all that is stored for later along with the clock."""
         await self.write(_shift, step)
 
@@ -105,16 +111,16 @@ class Store(Engine):
         """End an attempt; False if the claim was lost meanwhile, and then nothing changed."""
 
     @abstractmethod
-    async def release(self, owner: str, now: float) -> None:
-        """Give back every claim of `owner`, as if it had not been made."""
+    async def release(self, owner: str, now: float) -> list[LostAttempt]:
+        """Give back every claim of `owner` as if it had not been made; return those that count."""
 
     @abstractmethod
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
         """Renew claims of `owner`; from any thread, so that a blocked loop keeps them too."""
 
     @abstractmethod
-    async def reclaim(self, owner: str, now: float) -> list[str]:
-        """Make claims pending again whose lease ran out; return their handlers."""
+    async def reclaim(self, owner: str, now: float) -> list[LostAttempt]:
+        """Make claims pending again whose lease ran out."""
 
 
 _SHIFTED: Final = (

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from receiver.model.errors import StoreUnavailable
+from receiver.model.tasks import Wakeups
 from receiver.store.engine import Engine
 from receiver.store.statement import Run, Statements, Steps, in_order, run_each
 
@@ -74,10 +75,13 @@ def _hold_one(item: LeaseRequest) -> Steps[bool]:
 
 
 class LeaderTask(Protocol):
-    """Something that runs until it is cancelled, and is at times unable to do its work."""
+    """What one process does for all, until it is cancelled.
 
-    on_change: Callable[[], None]
+    It wakes ("role", its name) when it becomes able to do its work, or unable.
+    """
 
+    @property
+    def name(self) -> str: ...
     @property
     def at_work(self) -> bool: ...
     async def run(self) -> None: ...
@@ -88,29 +92,32 @@ class Leader:
 
     def __init__(
         self,
-        name: str,
         owner: str,
         work: LeaderTask,
         leases: LeaseStore,
+        wakeups: Wakeups,
         clock: Callable[[], float],
         monotonic: Callable[[], float] | None = None,
     ) -> None:
-        self._name = name
+        self._name = work.name
         self._owner = owner
         self._work = work
         self._leases = leases
+        self._wakeups = wakeups
         self._clock = clock
         self._monotonic = monotonic or clock
-        self._news = asyncio.Event()
         self._hopeless_until = 0.0
-        work.on_change = self._news.set
 
     async def run(self) -> None:
+        with self._wakeups.listen("role", self._name) as news:
+            await self._run(news)
+
+    async def _run(self, news: asyncio.Event) -> None:
         task: asyncio.Task[None] | None = None
         held_until = 0.0
         try:
             while True:
-                self._news.clear()
+                news.clear()
                 asked = self._monotonic()
                 try:
                     async with asyncio.timeout(BEAT):
@@ -128,7 +135,7 @@ class Leader:
                     task = None
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(BEAT):
-                        await self._news.wait()
+                        await news.wait()
         finally:
             if task is not None:
                 await _end(task)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 import msgspec
 import structlog
 
-from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import oldest_id
 from receiver.model.states import TERMINAL
-from receiver.store.disposal import Cutoffs, DeleteBatch, Disposal
+from receiver.model.tasks import repeat
+from receiver.store.disposal import Cutoffs, DeleteBatch
+from receiver.store.facade import Store
 from receiver.store.statement import Row
 
 log = structlog.get_logger("receiver")
@@ -58,22 +59,20 @@ class Retention:
     """Deletes what is old.
 
     `days` says for how many days a prediction is kept that ended `succeeded`, `failed` or
-    `canceled`, and a delivery that is `dead`; what it does not name is kept for good. `scrub` is
-    called when predictions were deleted.
+    `canceled`, and a delivery that is `dead`; what it does not name is kept for good.
     """
 
     def __init__(
         self,
-        disposal: Disposal,
+        store: Store,
         days: Mapping[str, float],
         *,
-        scrub: Callable[[], Awaitable[bool]],
         clock: Callable[[], float] = time.time,
         pace: RetentionPace = PACE,
     ) -> None:
-        self._disposal = disposal
+        self._store = store
+        self._disposal = store.disposal
         self._days = days
-        self._scrub = scrub
         self._clock = clock
         self._pace = pace
         ends = [days[status] for status in TERMINAL if status in days]
@@ -86,16 +85,9 @@ class Retention:
         """How far this process has walked; empty before the first step."""
         self._deleted = 0
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Sweep for as long as we run, where one process does everything."""
-        while True:
-            try:
-                await self.sweep()
-            except StoreUnavailable:
-                pass  # the store says so itself
-            except Exception:
-                log.exception("task.failed")
-            await asyncio.sleep(self._pace.nap)
+        await repeat(self.sweep, longest=self._pace.nap)
 
     async def sweep(self) -> None:
         """Do what there is to do, for one turn."""
@@ -159,7 +151,7 @@ class Retention:
         if self._deleted:
             log.info("predictions.deleted", count=self._deleted)
             self._deleted = 0
-            await self._scrub()
+            await self._store.scrub()
 
     def _before(self, now: float) -> Cutoffs:
         times = {f"{state}_before": now - days * _DAY for state, days in self._days.items()}

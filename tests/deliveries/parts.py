@@ -16,8 +16,9 @@ from receiver.deliveries.breaker import BreakerPolicy
 from receiver.deliveries.registry import Registry, handlers_of
 from receiver.deliveries.worker import BREAKER, Timing, Worker
 from receiver.model.retry import Policy
+from receiver.model.tasks import Wakeups
 from receiver.model.values import Mode, Outcome, Output, Prediction, Recipients, Status, utc
-from receiver.store.breakers import Breakers
+from receiver.observability.runtime import Runtime
 from receiver.store.deliveries import Delivery
 from receiver.store.facade import Store
 from receiver.store.inbox import IncomingOutcome, Transition, accept_outcome
@@ -103,7 +104,8 @@ class Dispatching:
         self.submits = Submits()
         self.http = httpx.AsyncClient()
         self.pace = pace
-        self.gates = Breakers(self.store)
+        self.gates = self.store.breakers
+        self.wakeups = Wakeups()
         self.breaker = BREAKER if breaker is None else breaker
         self.dispatch = self.another("me")
         self._count = 0
@@ -114,11 +116,14 @@ class Dispatching:
             store or self.store,
             self.registry,
             Tools(self.store.deliveries, self.submits, self.http, self.http),
-            self.gates,
-            owner=owner,
+            Runtime(
+                owner=owner,
+                clock=self.clock,
+                monotonic=self.clock,
+                random=lambda: 0.5,
+                wakeups=self.wakeups if owner == "me" else Wakeups(),
+            ),
             policy=POLICY,
-            clock=self.clock,
-            chance=lambda: 0.5,
             pace=pace or self.pace,
             breaker=self.breaker,
         )
@@ -152,7 +157,7 @@ class Dispatching:
                 body=b'{"status": "OK"}',
             ),
         )
-        self.dispatch.wake(names)
+        self.wakeups.wake("handler", *names)
         return prediction_id
 
     async def delivery(self, prediction_id: str, handler: str) -> Delivery:
@@ -176,7 +181,7 @@ class Dispatching:
         replayed = await self.store.deliveries.replay(
             prediction_id, lambda *_: recipients, self.clock()
         )
-        self.dispatch.wake(replayed.handlers)
+        self.wakeups.wake("handler", *replayed.handlers)
 
 
 def _succeeded(handlers: Sequence[str], after: Mapping[str, tuple[str, ...]]) -> Transition:

@@ -174,7 +174,7 @@ async def test_a_paused_handler_keeps_all_and_runs_nothing(place: Path | Databas
         assert service.calls == 0
         assert {(await station.delivery(name, "post")).state for name in names} == {"pending"}
         await station.gates.resume("post")
-        station.dispatch.gates_changed()
+        station.dispatch.look_again()
         for name in names:
             await station.ends(name, "post", "done")
         assert service.calls == 5
@@ -308,9 +308,9 @@ async def test_a_probe_that_the_disk_cut_short_is_followed_by_another(
         await station.gates.open("post", station.clock(), station.clock() + 3600, "it was down")
         names = await pending(station, 2)
         troubles: dict[str, list[Exception]] = {name: [StoreUnavailable("full")] for name in away}
-        gates: Any = Unsteady(station.gates, **troubles)
-        station.gates = gates
-        dispatch = station.another("me too", store=Unsteady(station.store, **troubles))
+        store: Any = Unsteady(station.store, **troubles)
+        store.breakers = Unsteady(station.gates, **troubles)
+        dispatch = station.another("me too", store=store)
         await dispatch.start()
         try:
             for name in names:

@@ -15,9 +15,10 @@ import httpx
 import pytest
 
 from receiver import Context, Dead, Event, Retry, Skip, on
-from receiver.deliveries.worker import Timing, Worker, new_owner
+from receiver.deliveries.worker import Timing, Worker
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import delivery_id
+from receiver.observability.runtime import new_owner
 from receiver.store.deliveries import ClaimRequest, Claims
 from tests.deliveries.parts import POLICY, Unsteady, dispatching, eventually
 from tests.patience import PATIENCE
@@ -507,7 +508,7 @@ async def test_a_delivery_whose_handler_is_gone_stays_pending_and_is_reported(
     async with dispatching(place, on(name="known")(known), start=False) as running:
         prediction = await running.enqueue("known", "gone")
         await running.dispatch.start()
-        running.dispatch.wake(("gone",))
+        running.wakeups.wake("handler", "gone")
         await running.ends(prediction, "known")
         await running.dispatch.stop()
         assert (await running.delivery(prediction, "gone")).state == "pending"

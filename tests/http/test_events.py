@@ -20,6 +20,7 @@ from receiver.http import live as feed
 from receiver.http import server as serving
 from receiver.http.live import LiveStream, StreamFilter
 from receiver.model.errors import StoreUnavailable
+from receiver.model.tasks import Wakeups
 from receiver.store.changes import ChangeLog, StatusChange
 from tests.conftest import Start
 from tests.emulator.serving import serve
@@ -365,10 +366,11 @@ async def test_nobody_follows_where_nobody_reads() -> None:
             raise AssertionError(name)
 
     quiet = Quiet()
-    nobody = LiveStream(quiet)
+    wakeups = Wakeups()
+    nobody = LiveStream(quiet, wakeups)
     task = asyncio.create_task(nobody.run())
     for _ in range(50):
-        nobody.wake()
+        wakeups.wake_all("changes")
         await asyncio.sleep(0)
     task.cancel()
     assert quiet.asked == 0

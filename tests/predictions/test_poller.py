@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from receiver.observability.runtime import Runtime
 from receiver.predictions.poller import Poller
 from receiver.predictions.submitter import Schedule
 from receiver.settings import Settings
@@ -51,7 +52,8 @@ async def polling(path: Path) -> AsyncIterator[tuple[Hands, Books, Poller]]:
     books = store.predictions = Books(store, clock)
     provider: Any = object()
     inbox: Any = object()
-    schedule = Schedule(Settings.read(ENV), clock, lambda: 0.5)
+    runtime = Runtime(single_process=False, clock=clock, monotonic=clock, random=lambda: 0.5)
+    schedule = Schedule(Settings.read(ENV), runtime)
     await store.start()
     yield (
         clock,
@@ -63,9 +65,8 @@ async def polling(path: Path) -> AsyncIterator[tuple[Hands, Books, Poller]]:
             {"fal"},
             {},
             schedule,
+            runtime,
             timeout=3600.0,
-            clock=clock,
-            alone=False,
         ),
     )
     await store.stop()

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from receiver.model.errors import StoreUnavailable, Unreadable
+from receiver.observability.runtime import Runtime
 from receiver.predictions.provider_client import Busy, ProviderClient
 from receiver.store.limits import LimitStore, RequestPermit
 from tests.conftest import Start
@@ -50,7 +51,8 @@ class End:
         self.turns = Turns()
         self.clock = Hands()
         client = httpx.AsyncClient(transport=self.network)
-        self.wire = ProviderClient("eachlabs", per_minute, client, self.turns, self.clock)
+        runtime = Runtime(clock=self.clock, monotonic=self.clock)
+        self.wire = ProviderClient("eachlabs", per_minute, client, self.turns, runtime)
 
     async def ask(self) -> Any:
         return await self.wire.ask(httpx.Request("GET", URL))

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from receiver.observability.runtime import Runtime
 from receiver.predictions.stream import Listener
 from receiver.providers.oxen import Oxen
 from receiver.store.predictions import PredictionStore
@@ -165,9 +166,9 @@ class _Hastened(PredictionStore):
 
 
 async def test_silence_is_death(tmp_path: Path) -> None:
-    connected: list[None] = []
     inbox: Any = object()  # nothing is said that would reach it
     store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
+    runtime = Runtime(random=lambda: 0.0)
     hastened = store.predictions = _Hastened(store)
     await store.start()
 
@@ -186,14 +187,14 @@ async def test_silence_is_death(tmp_path: Path) -> None:
             client,
             inbox,
             store,
-            on_connect=lambda: connected.append(None),
+            runtime,
             silence=0.05,
-            chance=lambda: 0.0,
         )
-        listening = asyncio.create_task(listener.run())
-        await eventually(lambda: len(connected) >= 2)
+        with runtime.wakeups.listen("poll") as polled:
+            listening = asyncio.create_task(listener.run())
+            await eventually(lambda: hastened.times >= 2)
+            await polled.wait()
         assert await listener.ready()
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
-    assert hastened.times == len(connected)
     await store.stop()

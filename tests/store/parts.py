@@ -18,7 +18,15 @@ from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import DONE, Decision
 from receiver.model.states import advance
 from receiver.model.values import Error, Outcome, OutcomeKind, Output, Recipients, Status
-from receiver.store.deliveries import Claim, ClaimRequest, Claims, Settlement, replay, retry
+from receiver.store.deliveries import (
+    Claim,
+    ClaimRequest,
+    Claims,
+    LostAttempt,
+    Settlement,
+    replay,
+    retry,
+)
 from receiver.store.facade import Store
 from receiver.store.inbox import (
     AcceptResult,
@@ -201,9 +209,9 @@ class TimedStore(PostgresStore):
         await self._at(settlement.ended_at)
         return await super().settle(settlement)
 
-    async def release(self, owner: str, now: float) -> None:
+    async def release(self, owner: str, now: float) -> list[LostAttempt]:
         await self._at(now)
-        await super().release(owner, now)
+        return await super().release(owner, now)
 
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
         async def renew() -> None:
@@ -213,7 +221,7 @@ class TimedStore(PostgresStore):
 
         wait_for(renew())  # at once, where the real one leaves it to a thread
 
-    async def reclaim(self, owner: str, now: float) -> list[str]:
+    async def reclaim(self, owner: str, now: float) -> list[LostAttempt]:
         await self._at(now)
         return await super().reclaim(owner, now)
 

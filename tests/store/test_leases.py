@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from receiver.model.errors import StoreUnavailable
+from receiver.model.tasks import Wakeups
 from receiver.store import leases as module
 from receiver.store.facade import Store
 from receiver.store.leases import LEASE, Leader, LeaseRequest, LeaseStore
@@ -45,8 +46,10 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 class Work:
     """Something to do, which says whether it is being done."""
 
-    def __init__(self) -> None:
-        self.on_change: Callable[[], None] = lambda: None
+    name = NAME
+
+    def __init__(self, wakeups: Wakeups) -> None:
+        self._wakeups = wakeups
         self.able = True
         self.begun = 0
         self.running = 0
@@ -62,7 +65,10 @@ class Work:
             await asyncio.Event().wait()
         finally:
             self.running -= 1
-            self.on_change()
+            self.changed()
+
+    def changed(self) -> None:
+        self._wakeups.wake("role", NAME)
 
 
 class Unsteady(LeaseStore):
@@ -105,9 +111,10 @@ class One:
 
     def __init__(self, store: Store, owner: str) -> None:
         self.roles = Unsteady(store)
-        self.work = Work()
+        wakeups = Wakeups()
+        self.work = Work(wakeups)
         self.clock = Clock()
-        self.duty = Leader(NAME, owner, self.work, self.roles, self.clock)
+        self.duty = Leader(owner, self.work, self.roles, wakeups, self.clock)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -197,10 +204,10 @@ async def test_who_is_not_able_says_so_and_keeps_the_role(store: Store) -> None:
     async with two(store) as (first, second):
         assert await second.duty.ready()
         first.work.able = False
-        first.work.on_change()
+        first.work.changed()
         await eventually(lambda: _at_work(store, first), lambda found: not found)
         first.work.able = True
-        first.work.on_change()
+        first.work.changed()
         await eventually(lambda: _at_work(store, first))
         assert second.work.begun == 0
 

@@ -19,8 +19,9 @@ from pgqueuer import Queries
 from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Decision
+from receiver.model.tasks import Topic, Wakeups
 from receiver.model.values import Recipients
-from receiver.store.deliveries import Claim, Claims, LostAttempt
+from receiver.store.deliveries import Claim, Claims
 from receiver.store.inbox import accept_outcome
 from receiver.store.postgres import engine
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
@@ -50,6 +51,25 @@ News = tuple[Sequence[str] | None, Sequence[str] | None]
 GAP: Final[News] = (None, None)
 
 
+class Heard(Wakeups):
+    """Keeps what wakes this process, as (handlers, predictions)."""
+
+    def __init__(self, heard: list[News]) -> None:
+        super().__init__()
+        self._heard = heard
+        self._handlers: list[str] = []
+
+    def wake(self, topic: Topic, *names: str) -> None:
+        if topic == "handler":
+            self._handlers = list(names)
+        elif topic == "prediction":
+            self._heard.append((self._handlers, list(names)))
+
+    def wake_all(self, topic: Topic) -> None:
+        if topic == "prediction":
+            self._heard.append(GAP)
+
+
 class Process:
     """A store of its own, as another process has it, and what it has heard."""
 
@@ -57,8 +77,8 @@ class Process:
         self.reports: list[StoreUnavailable | None] = []
         self.heard: list[News] = []
         self.jobs = PgQueuerJobs(SCHEMA)
-        self.store = PostgresStore(url, self.reports.append, self.jobs)
-        self.store.on_news = lambda handlers, ended: self.heard.append((handlers, ended))
+        wakeups = Heard(self.heard)
+        self.store = PostgresStore(url, self.reports.append, self.jobs, wakeups=wakeups)
 
     async def listens(self) -> None:
         """Wait until it hears what others say, and forget what it has heard."""
@@ -351,7 +371,9 @@ async def test_leases_are_kept_by_the_servers_clock(
             ahead = 0
         try:
             assert await store.reclaim("other", NOW + ahead + 25) == []
-            assert await store.reclaim("other", NOW + ahead + 55) == ["greet"]
+            assert [one.handler for one in await store.reclaim("other", NOW + ahead + 55)] == [
+                "greet"
+            ]
         finally:
             monkeypatch.undo()
             await store.stop()
@@ -559,8 +581,8 @@ async def test_what_one_has_claimed_another_does_not_get(database: Database) -> 
 async def test_a_lost_claim_is_settled_by_nobody_but_its_new_owner(database: Database) -> None:
     async with processes(database, 2) as [here, there]:
         first = await claimed(here.store)
-        handlers = await there.store.reclaim("another", wanted().lease_until + 1)
-        assert handlers == ["greet"]
+        lost = await there.store.reclaim("another", wanted().lease_until + 1)
+        assert [one.handler for one in lost] == ["greet"]
         # PgQueuer gives a silent taker's job away by its own clock.
         database.execute("UPDATE receiver.pgqueuer SET heartbeat = NOW() - interval '31 seconds'")
         later = wanted(owner="another", now=first_lease() + 1, lease_until=first_lease() + 31)
@@ -713,8 +735,6 @@ async def test_a_claim_that_fails_takes_nothing_from_those_beside_it(
 async def test_a_lane_takes_over_what_nobody_has_reclaimed_yet(database: Database) -> None:
     async with processes(database, 2) as [here, there]:
         first = await claimed(here.store)
-        lost: list[LostAttempt] = []
-        there.store.on_lost = lost.extend
         database.execute("UPDATE receiver.pgqueuer SET heartbeat = NOW() - interval '31 seconds'")
         later = wanted(owner="another", now=first_lease() + 1, lease_until=first_lease() + 31)
         none = await there.store.claim(msgspec.structs.replace(later, most=1))
@@ -722,7 +742,7 @@ async def test_a_lane_takes_over_what_nobody_has_reclaimed_yet(database: Databas
         # Full or not, it looks again: at once, or a hair later by the server's clock.
         assert none.next_due is not None
         assert later.now <= none.next_due < later.now + PATIENCE
-        assert [(one.delivery, one.attempt, one.reason) for one in lost] == [
+        assert [(one.delivery, one.attempt, one.reason) for one in none.lost] == [
             (first.id, 1, "its lease ran out")
         ]
         [second] = (await there.store.claim(later)).claims

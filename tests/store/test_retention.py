@@ -82,9 +82,8 @@ def retention(
 ) -> Retention:
     pace = {"pause": 0.0, "nap": 0.0, **pace}
     return Retention(
-        Disposal(engine.store),
+        engine.store,
         days,
-        scrub=engine.store.scrub,
         clock=clock,
         pace=RetentionPace(**pace),
     )

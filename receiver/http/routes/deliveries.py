@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -16,8 +14,9 @@ from receiver.http.declare import (
     get,
     post,
 )
-from receiver.http.drain import Drained
+from receiver.http.drain import Drain, Drained
 from receiver.model.errors import Problem
+from receiver.observability.runtime import Runtime
 from receiver.store.deliveries import Delivery, DeliveryStore
 from receiver.store.paging import Page
 
@@ -49,15 +48,12 @@ class DeliveryRoutes:
     def __init__(
         self,
         store: DeliveryStore,
-        *,
-        wake: Callable[[tuple[str, ...]], None],
-        drain: Callable[[float], Awaitable[Drained]],
-        clock: Callable[[], float] = time.time,
+        drain: Drain,
+        runtime: Runtime,
     ) -> None:
         self._store = store
-        self._wake = wake
         self._drain = drain
-        self._clock = clock
+        self._runtime = runtime
 
     @get("/v1/deliveries", "a page of deliveries", problems=["invalid-request"])
     async def list_deliveries(self, query: DeliveriesAsked) -> Page[Delivery]:
@@ -80,7 +76,7 @@ class DeliveryRoutes:
 
         A delivery that is running, or done, is a 409.
         """
-        handler = await self._store.retry(id, self._clock())
+        handler = await self._store.retry(id, self._runtime.clock())
         found = await self._store.page(1, id=id)
         if not found.data:
             raise Problem(404, "not-found", "no such delivery")
@@ -90,7 +86,7 @@ class DeliveryRoutes:
             raise Problem(
                 409, "not-retryable", f"the delivery is {found.data[0].state}: nothing to retry"
             )
-        self._wake((handler,))
+        self._runtime.wakeups.wake("handler", handler)
         return found.data[0]
 
     @post("/v1/drain", "what was done", problems=["invalid-request"])

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from datetime import datetime
 from typing import Final, Literal
 
 import msgspec
 import structlog
 
-from receiver.deliveries.registry import Registry
+from receiver.deliveries.facade import Deliveries
 from receiver.http.body import Nothing
 from receiver.http.declare import HandlerName, get, post
 from receiver.model.errors import Problem
 from receiver.model.values import utc
-from receiver.store.breakers import Breakers, BreakerState
-from receiver.store.deliveries import DeliveryStore
+from receiver.observability.runtime import Runtime
+from receiver.store.breakers import BreakerState
+from receiver.store.facade import Store
 from receiver.store.paging import Page
 
 log = structlog.get_logger("receiver")
@@ -43,20 +42,12 @@ class HandlerState(msgspec.Struct, frozen=True, kw_only=True):
 class HandlerRoutes:
     """The routes about handlers."""
 
-    def __init__(
-        self,
-        gates: Breakers,
-        store: DeliveryStore,
-        registry: Registry,
-        *,
-        changed: Callable[[], None],
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._gates = gates
-        self._store = store
-        self._registry = registry
-        self._changed = changed
-        self._clock = clock
+    def __init__(self, store: Store, deliveries: Deliveries, runtime: Runtime) -> None:
+        self._breakers = store.breakers
+        self._store = store.deliveries
+        self._registry = deliveries.registry
+        self._worker = deliveries.worker
+        self._clock = runtime.clock
 
     @get("/v1/handlers", "all handlers there are", problems=["invalid-request"])
     async def list_handlers(self, query: Nothing) -> Page[HandlerState]:  # noqa: ARG002 - that there are none is checked
@@ -75,7 +66,7 @@ class HandlerRoutes:
         It holds for every process and outlives restarts. What runs already may end.
         """
         state = await self._known(name)
-        await self._gates.pause(state.name, self._clock())
+        await self._breakers.pause(state.name, self._clock())
         log.warning("handler.paused", handler=state.name, pending=state.pending)
         return await self._now(state)
 
@@ -88,7 +79,7 @@ class HandlerRoutes:
         Also closes the circuit breaker that a run of failures has opened.
         """
         state = await self._known(name)
-        await self._gates.resume(state.name)
+        await self._breakers.resume(state.name)
         log.info("handler.resumed", handler=state.name, pending=state.pending)
         return await self._now(state)
 
@@ -99,12 +90,12 @@ class HandlerRoutes:
         return state
 
     async def _now(self, before: HandlerState) -> HandlerState:
-        self._changed()
+        self._worker.look_again()
         # One that is no handler here is forgotten once nothing is pending for it.
         return (await self._states()).get(before.name, before)
 
     async def _states(self) -> dict[str, HandlerState]:
-        gates = await self._gates.all()
+        gates = await self._breakers.all()
         pending = await self._store.pending()
         now = self._clock()
         states = {}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
+import structlog
 from starlette.requests import Request
 
-from receiver.deliveries.registry import Explained
+from receiver.deliveries.facade import Deliveries
 from receiver.http.body import depth_of, prefer_wait
 from receiver.http.declare import (
     BODY_PROBLEMS,
@@ -29,14 +29,17 @@ from receiver.http.request_log import about
 from receiver.model.errors import Problem
 from receiver.model.states import TERMINAL
 from receiver.model.values import EventType, Mode, Prediction, Status
-from receiver.observability.tracing import OFF, Span, Tracing
-from receiver.predictions.inbox import Waiters
+from receiver.observability.runtime import Runtime
+from receiver.observability.tracing import Span
+from receiver.predictions.service import PredictionService
 from receiver.store.breakers import BreakerState
-from receiver.store.deliveries import Delivery, ReplayResult
+from receiver.store.deliveries import Delivery
 from receiver.store.erasure import Erased
 from receiver.store.facade import Store
 from receiver.store.paging import Page
 from receiver.store.predictions import PredictionFilter
+
+log = structlog.get_logger("receiver")
 
 _SYNC_WAIT: Final = 60.0
 _DEEPEST: Final = 64
@@ -60,23 +63,6 @@ _FROM_PROVIDER: Final = (
     "provider-unavailable",
 )
 GONE: Final = "no such handler is registered here any more"
-
-
-class Outbound(Protocol):
-    """What the API needs of outbound."""
-
-    async def submit(
-        self,
-        provider: str,
-        model: str,
-        input: dict[str, Any],
-        *,
-        metadata: dict[str, Any] | None = None,
-        mode: Mode = "queue",
-        idempotency_key: str | None = None,
-    ) -> Prediction: ...
-    async def cancel(self, prediction_id: str) -> Prediction: ...
-    async def details(self, provider: str, model: str) -> Any: ...
 
 
 class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -170,28 +156,14 @@ class PredictionRoutes:
     """The routes about predictions."""
 
     def __init__(
-        self,
-        store: Store,
-        outbound: Outbound,
-        waiters: Waiters,
-        *,
-        replay: Callable[[str], Awaitable[ReplayResult]],
-        wake: Callable[[tuple[str, ...]], None],
-        explain: Callable[[str, Prediction], list[Explained]],
-        erase: Callable[[str], Awaitable[Erased]],
-        gates: Callable[[], Awaitable[Mapping[str, BreakerState]]],
-        tracing: Tracing = OFF,
+        self, store: Store, service: PredictionService, deliveries: Deliveries, runtime: Runtime
     ) -> None:
-        self._tracing = tracing
         self._store = store
-        self._outbound = outbound
-        self._waiters = waiters
-        self._replay = replay
-        self._wake = wake
-        self._explain = explain
-        self._gates = gates
-        self._erase = erase
+        self._service = service
+        self._deliveries = deliveries
+        self._runtime = runtime
         self.stopping = False
+        """Whether those who wait for an outcome are answered now."""
 
     @post(
         "/v1/predictions",
@@ -215,7 +187,7 @@ class PredictionRoutes:
         It is stored before anything is sent. Its outcome comes to your handlers, and to all who
         ask.
         """
-        with self._tracing.request(request, "/v1/predictions") as span:
+        with self._runtime.tracing.request(request, "/v1/predictions") as span:
             reply = await self._submit(request, body, headers, span)
             span.answered(reply.status)
             return reply
@@ -225,7 +197,7 @@ class PredictionRoutes:
     ) -> Reply[Prediction]:
         _check(body)
         wait = prefer_wait(headers.prefer or "")
-        prediction = await self._outbound.submit(
+        prediction = await self._service.submit(
             body.provider,
             body.model,
             body.input,
@@ -273,7 +245,7 @@ class PredictionRoutes:
 
         What the provider says then is what counts: it may have succeeded meanwhile.
         """
-        return _reply(await self._outbound.cancel(id), None, f"../{id}")
+        return _reply(await self._service.cancel(id), None, f"../{id}")
 
     @post(
         "/v1/predictions/{id}/replay",
@@ -287,12 +259,11 @@ class PredictionRoutes:
         Every handler that matches the event now runs again, also one that was registered since.
         """
         await self._prediction(id)
-        replayed = await self._replay(id)
+        replayed = await self._deliveries.replay(id)
         if replayed.pending is None:
             raise Problem(409, "not-ended", "the prediction has not ended: there is no event yet")
         if replayed.erased:
             raise Problem(409, "erased", "the prediction was erased: there is nothing to replay")
-        self._wake(replayed.handlers)
         return Redelivered(replayed.pending, replayed.handlers)
 
     @post(
@@ -306,9 +277,11 @@ class PredictionRoutes:
 
         Input, metadata, outputs and callbacks are gone for good. Only what has ended can be erased.
         """
-        refusal = REFUSALS.get(await self._erase(id))
-        if refusal is not None:
-            raise Problem(*refusal)
+        erased = await self._store.erasure.erase(id, self._runtime.clock())
+        if erased in REFUSALS:
+            raise Problem(*REFUSALS[erased])
+        if erased == "erased":
+            log.info("prediction.erased", prediction=id)
         return await self._prediction(id)
 
     @get(
@@ -332,14 +305,16 @@ class PredictionRoutes:
         event_type = msgspec.convert(f"prediction.{kind}", EventType)
         found = await self._store.deliveries.page(100, prediction=prediction_id)
         deliveries = {delivery.handler: delivery for delivery in found.data}
-        gates = await self._gates()
+        breakers = await self._store.breakers.all()
         handlers = [
             ExplainedHandler(
                 **asdict(explained),
-                held=gates.get(explained.handler, BreakerState(explained.handler)).held,
+                held=breakers.get(explained.handler, BreakerState(explained.handler)).held,
                 delivery=deliveries.pop(explained.handler, None),
             )
-            for explained in self._explain(event_type, prediction)
+            for explained in self._deliveries.registry.explain(
+                event_type, prediction.provider, prediction.model, prediction.metadata
+            )
         ]
         gone = [
             ExplainedHandler(handler=name, runs=False, reason=GONE, after=(), delivery=delivery)
@@ -363,7 +338,7 @@ class PredictionRoutes:
 
         Only Oxen.ai has one. Slashes in the model's name may be sent as they are, or as %2F.
         """
-        return await self._outbound.details(provider, model)
+        return await self._service.details(provider, model)
 
     async def _prediction(self, prediction_id: str) -> Prediction:
         prediction = await self._store.predictions.get(prediction_id)
@@ -375,7 +350,7 @@ class PredictionRoutes:
         """Wait for the end of a prediction, as long as the caller said, or until we stop."""
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
-        with self._waiters.watch(prediction.id) as news:
+        with self._runtime.wakeups.listen("prediction", prediction.id) as news:
             while True:
                 news.clear()
                 found = await self._store.predictions.get(prediction.id) or prediction

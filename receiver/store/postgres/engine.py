@@ -16,22 +16,36 @@ from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, 
 from functools import cached_property, partial
 from itertools import islice
 from queue import SimpleQueue
-from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncpg
 import msgspec
 import structlog
 
 from receiver.model.errors import StoreUnavailable, StoreUnusable
+from receiver.model.tasks import Wakeups, start_thread
 from receiver.model.values import Shift
 from receiver.store import deliveries
-from receiver.store.deliveries import Claim, ClaimRequest, Claims, Released, Settlement
+from receiver.store.deliveries import (
+    Claim,
+    ClaimRequest,
+    Claims,
+    LostAttempt,
+    Released,
+    Settlement,
+)
 from receiver.store.facade import Chore, Store
 from receiver.store.inbox import IncomingOutcome
+from receiver.store.leases import LeaseRequest
 from receiver.store.postgres import address
 from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
 from receiver.store.schema import migrations
 from receiver.store.statement import News, Row, Run, Statement, Steps, Transaction, Write, together
+
+if TYPE_CHECKING:  # PgQueuer takes long to import, and is not here to accept
+    from pgqueuer import Job
+
+    from receiver.store.postgres.queue import JobResult, PgQueuerJobs
 
 log = structlog.get_logger("receiver")
 
@@ -52,6 +66,8 @@ _OVERDUE: Final = 60.0
 _MOST_RESCUED: Final = 1000
 _SKEWED: Final = 2.0
 """Seconds between our clock and the server's that are worth a warning."""
+_ONE_STEP: Final = 30.0
+"""Seconds in which all processes have seen one and the same step of the clock."""
 _SOON: Final = 0.01
 """Seconds until the next look for what has just fallen due, or is in another's hands."""
 _LAST_BEAT: Final = 2.0
@@ -88,60 +104,18 @@ _SETTINGS: Final = {
 }
 
 
-Job: TypeAlias = Any
-"""A job as the queue knows it."""
-JobResult: TypeAlias = Literal["successful", "exception", "canceled"]
-
-
-class Jobs(Protocol):
-    """The queue beside the rows: one job for each delivery that is pending.
-
-    All of it happens on the connection that is given, and so in its transaction if there is one.
-    """
-
-    async def install(self, connection: Connection) -> None:
-        """Make the queue's own tables, in the caller's transaction, where there are none."""
-
-    async def upgrade(self, connection: Connection) -> None:
-        """Upgrade the queue's own tables where another release made them; in no transaction."""
-
-    async def put(self, connection: Connection, pending: Sequence[tuple[str, str]]) -> None:
-        """Make deliveries (id, handler) due now; one that has a job keeps it."""
-
-    async def pick(self, connection: Connection, handler: str, most: int) -> dict[str, Job]:
-        """Take jobs that are due, or whose taker has not renewed them; give them by delivery."""
-
-    async def next_due(self, connection: Connection, handler: str) -> float | None:
-        """Return in how many seconds the next job falls due."""
-
-    async def finish(self, connection: Connection, jobs: Sequence[Job], result: JobResult) -> None:
-        """End picked jobs."""
-
-    async def drop(self, connection: Connection, deliveries: Sequence[str]) -> None:
-        """Take back the jobs of deliveries, whoever may have picked them."""
-
-    async def defer(self, connection: Connection, job: Job, seconds: float) -> None:
-        """Put a picked job back, to fall due again then."""
-
-    async def lost(self, connection: Connection, before: float, most: int) -> list[tuple[str, str]]:
-        """Name deliveries (id, handler) that have been due since before then and have no job."""
-
-    async def beat(self, connection: Connection, jobs: Sequence[Job]) -> None:
-        """Say that picked jobs are being worked on."""
-
-    async def sweep(
-        self, connect: Callable[[], Awaitable[Connection]], chores: Mapping[str, Chore]
-    ) -> None:
-        """Run chores every few seconds, and see to the queue's own; once for all processes."""
-
-
 class PostgresStore(Store):
-    """The store for many processes, its queue in `jobs`."""
+    """The store for many processes, its queue in `jobs`, which is PgQueuer's."""
 
     def __init__(
-        self, url: str, report: Callable[[StoreUnavailable | None], None], jobs: Jobs
+        self,
+        url: str,
+        report: Callable[[StoreUnavailable | None], None],
+        jobs: PgQueuerJobs,
+        committed: Callable[[int], None] = lambda _size: None,
+        wakeups: Wakeups | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(report, committed, wakeups or Wakeups())
         self._url = url
         self._jobs = jobs
         self._claimed: dict[tuple[str, int], Job] = {}
@@ -154,7 +128,7 @@ class PostgresStore(Store):
         self._rescued_to = ""
         self._skew = 0.0
         """Seconds by which the server's clock is ahead: leases are kept by that one, for all."""
-        self._writer = Committer(self.connect, report, _WRITERS, committed=self._committed)
+        self._writer = Committer(self.connect, report, _WRITERS, committed=committed)
         # A claim that is lost is made again when its lease is over: it waits for no disk, and what
         # PgQueuer hands out and what we note of it need not be one transaction.
         self._claimer = Committer(
@@ -163,9 +137,6 @@ class PostgresStore(Store):
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._pulse = _Heartbeat(self._renew_now, self.connect)
         self._listening: asyncio.Task[None] | None = None
-
-    def _committed(self, size: int) -> None:
-        self.on_commit(size)
 
     async def connect(self, **settings: str) -> Connection:
         """Open a connection as all of ours are."""
@@ -248,9 +219,15 @@ class PostgresStore(Store):
 
     # --- what the queue has a part in ---
 
-    async def recover(self, owner: str, now: float) -> None:
+    async def shift(self, step: Shift, owner: str, now: float) -> None:
+        """Do so in one process, of all that see the step."""
+        role = LeaseRequest(name="clock", owner=owner, now=now, until=now + _ONE_STEP)
+        if await self.leases.hold(role):
+            await super().shift(step, owner, now)
+
+    async def recover(self, owner: str, now: float) -> list[LostAttempt]:
         """Others may be at work: only what has no owner any more is pending again."""
-        await self.reclaim(owner, now)
+        return await self.reclaim(owner, now)
 
     async def claim(self, wanted: ClaimRequest) -> Claims:
         found = await self._claimer.write("claim", self._claim_all, wanted)
@@ -265,31 +242,31 @@ class PostgresStore(Store):
         self._claimed.pop((settlement.id, settlement.number), None)
         return held
 
-    async def release(self, owner: str, now: float) -> None:
+    async def release(self, owner: str, now: float) -> list[LostAttempt]:
         # After all claims that are still under way: nobody waits for them any more. What cannot be
         # given back PgQueuer hands out half a minute later.
+        lost: list[LostAttempt] = []
         with contextlib.suppress(StoreUnavailable):
-            await self._claimer.write("give back", self._give_back_all, now)
+            lost = await self._claimer.write("give back", self._give_back_all, now)
         released = await self._writer.write("release", self._release_all, (owner, now))
         self._claimed = {
             claim: job for claim, job in self._claimed.items() if claim[0] not in released.ids
         }
-        self.on_lost(released.lost)
+        return lost + released.lost
 
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
         self._pulse.put((owner, delivery_ids, lease_until))
 
-    async def reclaim(self, owner: str, now: float) -> list[str]:
+    async def reclaim(self, owner: str, now: float) -> list[LostAttempt]:
         """Do so, and once a minute see to deliveries that nobody else would."""
         asked = time.time()
         self._compare_clocks(float((await self.read(_CLOCK))[0][0]), asked)
         by_server = now + self._skew
         lost = await self.write(deliveries.reclaim, (owner, by_server))
-        self.on_lost(lost)
         if now >= self._rescue_at:
             await self._writer.write("rescue", self._rescue_all, now)
             self._rescue_at = now + _OVERDUE
-        return [one.handler for one in lost]
+        return lost
 
     async def _claim_all(
         self, cx: Connection, items: Sequence[ClaimRequest]
@@ -310,9 +287,10 @@ class PostgresStore(Store):
         if not untaken:  # else an earlier claim failed half way
             untaken |= await self._jobs.pick(cx, wanted.handler, wanted.most)
         claims = await self._take(cx, wanted, untaken) if untaken else []
+        lost: list[LostAttempt] = []
         try:
             if untaken:
-                await self._put_back(cx, untaken, wanted.now + self._skew)
+                lost = await self._put_back(cx, untaken, wanted.now + self._skew)
             next_due = None
             if len(claims) < wanted.most:
                 seconds = await self._jobs.next_due(cx, wanted.handler)
@@ -325,7 +303,7 @@ class PostgresStore(Store):
             if not is_trouble(error):
                 log.exception("task.failed", handler=wanted.handler)
             next_due = wanted.now + _SOON  # what was claimed must run; the rest is seen to then
-        return Claims(claims, next_due)
+        return Claims(claims, next_due, lost)
 
     async def _take(
         self, cx: Connection, wanted: ClaimRequest, untaken: dict[str, Job]
@@ -345,7 +323,9 @@ class PostgresStore(Store):
         self._claimed |= {(claim.id, claim.number): untaken.pop(claim.id) for claim in claims}
         return claims
 
-    async def _put_back(self, cx: Connection, untaken: dict[str, Job], now: float) -> None:
+    async def _put_back(
+        self, cx: Connection, untaken: dict[str, Job], now: float
+    ) -> list[LostAttempt]:
         """Deal with jobs whose delivery was not taken: it has or had an owner, or it is over.
 
         One that is pending is due, as the queue had it.
@@ -361,14 +341,17 @@ class PostgresStore(Store):
             over = [job for name, job in untaken.items() if name not in pending]
             await self._jobs.finish(cx, over, "canceled")
         untaken.clear()
-        self.on_lost(lost)
+        return lost
 
-    async def _give_back_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
-        """Put back whatever was picked by claims that failed half way."""
+    async def _give_back_all(
+        self, cx: Connection, items: Sequence[float]
+    ) -> Sequence[list[LostAttempt]]:
+        """Put back what was picked by claims that failed half way."""
+        lost: list[LostAttempt] = []
         for untaken in self._untaken.values():
             if untaken:
-                await self._put_back(cx, untaken, max(items) + self._skew)
-        return [None] * len(items)
+                lost += await self._put_back(cx, untaken, max(items) + self._skew)
+        return [lost, *([[]] * (len(items) - 1))]
 
     async def _settle_all(self, cx: Connection, items: Sequence[Settlement]) -> Sequence[bool]:
         held = await self._drive(cx, deliveries.settle(items))
@@ -516,7 +499,8 @@ class PostgresStore(Store):
         try:
             connection.add_termination_listener(lambda _: ended.set())
             await connection.add_listener(_CHANNEL, self._hear)
-            self.on_news(None, None)
+            for topic in ("handler", "changes", "prediction"):
+                self._wakeups.wake_all(topic)
             while not ended.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), _COMMAND_TIMEOUT)
@@ -532,7 +516,9 @@ class PostgresStore(Store):
         except msgspec.DecodeError:
             return  # whoever may write to this database may also say nonsense in it
         if sender != self._me:
-            self.on_news(handlers, predictions)
+            self._wakeups.wake("handler", *handlers)
+            self._wakeups.wake_all("changes")
+            self._wakeups.wake("prediction", *predictions)
 
     # --- the schema ---
 
@@ -728,17 +714,18 @@ class _Heartbeat:
         self._renew = renew
         self._connect = connect
         self._wishes: SimpleQueue[tuple[str, list[str], float] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="receiver-pulse", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread = start_thread("receiver-pulse", self._run)
 
     def put(self, wish: tuple[str, list[str], float]) -> None:
         self._wishes.put(wish)
 
     def stop(self) -> None:
         self._wishes.put(None)
-        self._thread.join(_LAST_BEAT)
+        if self._thread is not None:
+            self._thread.join(_LAST_BEAT)
 
     def _run(self) -> None:
         with asyncio.Runner() as runner:

@@ -13,7 +13,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import structlog
 from pgqueuer import AsyncpgDriver, Job, Queries, SchedulerManager
@@ -28,10 +28,11 @@ from pgqueuer.domain.types import JOB_STATUS, Channel, QueueEntrypoint, QueueMan
 from pgqueuer.ports.repository import EntrypointExecutionParameter
 
 from receiver.store.facade import Chore
-from receiver.store.postgres.engine import JobResult
 from receiver.store.postgres.group_commit import Connection
 
 log = structlog.get_logger("receiver")
+
+JobResult: TypeAlias = Literal["successful", "exception", "canceled"]
 
 _STALE: Final = timedelta(seconds=30)
 """A job whose taker has been silent for so long is given to another."""
@@ -85,7 +86,10 @@ DELETE FROM {statistics} WHERE created < NOW() - interval '30 days'
 
 
 class PgQueuerJobs:
-    """PgQueuer as the queue beside a PostgresStore's rows, in the same PostgreSQL schema."""
+    """PgQueuer as the queue beside a PostgresStore's rows: one job for each pending delivery.
+
+    All of it happens on the connection that is given, and so in its transaction if there is one.
+    """
 
     def __init__(self, schema: str) -> None:
         self._settings = DBSettings(db_schema=schema, **_NAMES)
@@ -108,6 +112,7 @@ class PgQueuerJobs:
         return Queries(driver, self._environment, self._builder, self._schedules)
 
     async def install(self, connection: Connection) -> None:
+        """Make the queue's own tables, in the caller's transaction, where there are none."""
         queries = self.queries(connection)
         if not await queries.schema_is_installed():
             await queries.install()
@@ -115,6 +120,7 @@ class PgQueuerJobs:
             await self._sign(connection)
 
     async def upgrade(self, connection: Connection) -> None:
+        """Upgrade the queue's own tables where another release made them; in no transaction."""
         if await connection.fetchval(_SELECT_NOTE, self._table) != _NOTE:
             await self.queries(connection).apply_upgrade()
             await self._sign(connection)
@@ -124,6 +130,7 @@ class PgQueuerJobs:
         await connection.execute(f"COMMENT ON TABLE {self._table} IS '{_NOTE}'")
 
     async def put(self, connection: Connection, pending: Sequence[tuple[str, str]]) -> None:
+        """Make deliveries (id, handler) due now; one that has a job keeps it."""
         deliveries = [delivery for delivery, _ in pending]
         made = await self.queries(connection).enqueue(
             [handler for _, handler in pending],
@@ -137,6 +144,7 @@ class PgQueuerJobs:
             await connection.execute(self._hasten, there)
 
     async def pick(self, connection: Connection, handler: str, most: int) -> dict[str, Job]:
+        """Take jobs that are due, or whose taker has not renewed them; give them by delivery."""
         jobs = await self.queries(connection).dequeue(
             batch_size=most,
             entrypoints={QueueEntrypoint(handler): _UNLIMITED},
@@ -147,10 +155,12 @@ class PgQueuerJobs:
         return {(job.payload or b"").decode(): job for job in jobs}
 
     async def next_due(self, connection: Connection, handler: str) -> float | None:
+        """Return in how many seconds the next job falls due."""
         seconds: float | None = await connection.fetchval(self._next_due, handler)
         return seconds
 
     async def finish(self, connection: Connection, jobs: Sequence[Job], result: JobResult) -> None:
+        """End picked jobs."""
         ends: list[tuple[Job, JOB_STATUS, TracebackRecord | None]] = [
             (job, result, None) for job in jobs
         ]
@@ -158,18 +168,22 @@ class PgQueuerJobs:
             await self.queries(connection).log_jobs(ends)
 
     async def drop(self, connection: Connection, deliveries: Sequence[str]) -> None:
+        """Take back the jobs of deliveries, even those that another process has picked."""
         jobs = [row["id"] for row in await connection.fetch(self._jobs_of, list(deliveries))]
         if jobs:
             await self.queries(connection).mark_job_as_cancelled(jobs)
 
     async def defer(self, connection: Connection, job: Job, seconds: float) -> None:
+        """Put a picked job back, to fall due again then."""
         await self.queries(connection).retry_job(job, timedelta(seconds=seconds), None)
 
     async def lost(self, connection: Connection, before: float, most: int) -> list[tuple[str, str]]:
+        """Return deliveries (id, handler) that have been due since before then and have no job."""
         rows = await connection.fetch(self._lost, before, most)
         return [(row["id"], row["handler"]) for row in rows]
 
     async def beat(self, connection: Connection, jobs: Sequence[Job]) -> None:
+        """Renew picked jobs, which are being worked on."""
         if jobs:
             await self.queries(connection).update_heartbeat([job.id for job in jobs])
 
@@ -183,6 +197,7 @@ class PgQueuerJobs:
     async def sweep(
         self, connect: Callable[[], Awaitable[Connection]], chores: Mapping[str, Chore]
     ) -> None:
+        """Run chores every few seconds, and tidy the queue's own; once for all processes."""
         await _Sweeps(self, connect, chores).run()
 
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Final
 
+from receiver.model.tasks import start_thread
+
 RESTART: Final = 4_000
 """Pages in the log (16 MB) after which a commit carries the rest, and the log starts again."""
 _PERIOD: Final = 0.1
@@ -39,15 +41,15 @@ class Checkpointer:
         self.dirty = threading.Event()
         self._wishes: SimpleQueue[threading.Event] = SimpleQueue()
         """Of those who want the log empty; each is set when it has been."""
-        self._thread = threading.Thread(target=self._run, name="receiver-checkpoint", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread = start_thread("receiver-checkpoint", self._run)
 
     def close(self) -> None:
         self._stopped.set()
         self.dirty.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
         for wish in _all_of(self._wishes):
             wish.set()  # whoever closes the database carries the rest, and the log is gone

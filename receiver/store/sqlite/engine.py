@@ -20,6 +20,7 @@ import structlog
 
 from receiver.model import forks
 from receiver.model.errors import StoreUnavailable, StoreUnusable
+from receiver.model.tasks import Wakeups, start_thread
 from receiver.store import deliveries
 from receiver.store.deliveries import ClaimRequest, Claims, LostAttempt, Settlement
 from receiver.store.facade import Chore, Store
@@ -45,13 +46,19 @@ _SCRUBBED_WITHIN: Final = 5.0
 class SQLiteStore(Store):
     """The store in one file, for one process; its queue is the rows themselves."""
 
-    def __init__(self, path: str, report: Callable[[StoreUnavailable | None], None]) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        path: str,
+        report: Callable[[StoreUnavailable | None], None],
+        committed: Callable[[int], None] = lambda _size: None,
+        wakeups: Wakeups | None = None,
+    ) -> None:
+        super().__init__(report, committed, wakeups or Wakeups())
         self._path = path
         self._lock = _FileLock(path)
         self._file = _SameFile(path)
         self._checkpointer = Checkpointer(partial(_open, path), self._file.check)
-        self._writer = Writer(self._connect, report, self._committed, self._ensure)
+        self._writer = Writer(self._connect, report, self._has_committed, self._ensure)
         self._handle: sqlite3.Connection | None = None
         """The writer's connection, for as long as nothing was saved from it."""
         self._saving: threading.Thread | None = None
@@ -100,16 +107,13 @@ class SQLiteStore(Store):
         except StoreUnavailable:
             if self._handle is not None:
                 # Not here, where callers wait to be refused.
-                self._saving = threading.Thread(
-                    target=_save, args=(self._handle, self._path), name="receiver-save", daemon=True
-                )
+                self._saving = start_thread("receiver-save", _save, self._handle, self._path)
                 self._handle = None
-                self._saving.start()
             raise
 
-    def _committed(self, size: int) -> None:
+    def _has_committed(self, size: int) -> None:
         self._checkpointer.dirty.set()
-        self.on_commit(size)
+        self._committed(size)
 
     async def migrate(self) -> None:
         self.open()
@@ -124,9 +128,9 @@ class SQLiteStore(Store):
     async def stop(self) -> None:
         self.close()
 
-    async def recover(self, owner: str, now: float) -> None:
+    async def recover(self, owner: str, now: float) -> list[LostAttempt]:
         # There is no other process, so whatever one was doing is over.
-        self.on_lost(await self.write(recover, (owner, now)))
+        return await self.write(recover, (owner, now))
 
     async def scrub(self) -> bool:
         return await asyncio.to_thread(self._checkpointer.empty, _SCRUBBED_WITHIN)
@@ -137,16 +141,14 @@ class SQLiteStore(Store):
     async def settle(self, settlement: Settlement) -> bool:
         return await self.write(deliveries.settle, settlement)
 
-    async def release(self, owner: str, now: float) -> None:
-        self.on_lost((await self.write(deliveries.release, (owner, now))).lost)
+    async def release(self, owner: str, now: float) -> list[LostAttempt]:
+        return (await self.write(deliveries.release, (owner, now))).lost
 
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
         self._writer.post(deliveries.renew, (owner, delivery_ids, lease_until))
 
-    async def reclaim(self, owner: str, now: float) -> list[str]:
-        lost = await self.write(deliveries.reclaim, (owner, now))
-        self.on_lost(lost)
-        return [one.handler for one in lost]
+    async def reclaim(self, owner: str, now: float) -> list[LostAttempt]:
+        return await self.write(deliveries.reclaim, (owner, now))
 
     async def write(self, transaction: Transaction[Item, Result], item: Item) -> Result:
         return await self._writer.write(transaction, item)

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from receiver.model.errors import StoreUnavailable
+from receiver.model.tasks import start_thread
 from receiver.store.statement import Row, Run, Statement, Step, Steps, Transaction, Write
 
 Item = TypeVar("Item")
@@ -79,18 +80,18 @@ class Writer:
         self._connection: sqlite3.Connection | None = None
         self._broken = False
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="receiver-writer", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Open the database (raising what is wrong with it) and start the thread."""
         self._connection = self._connect()
-        self._thread.start()
+        self._thread = start_thread("receiver-writer", self._run)
 
     def close(self) -> None:
         """Commit what waits, then stop."""
         self._closed = True
         self._queue.put(None)
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
         elif self._connection is not None:  # a start that failed
             self._connection.close()

@@ -1,0 +1,98 @@
+"""The facade of `deliveries`: one run's worker and replayer around the handlers there are.
+
+Everything about an event after its prediction has ended. How a handler's next prediction is
+submitted is not known here: `submit` does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import structlog
+
+from receiver.deliveries.attempt import Submit, Tools
+from receiver.deliveries.breaker import BreakerPolicy
+from receiver.deliveries.fetch import guarded_client
+from receiver.deliveries.registry import Registry
+from receiver.deliveries.replay import Replayer
+from receiver.deliveries.worker import Worker
+from receiver.model.retry import Policy
+from receiver.observability.runtime import Runtime
+from receiver.observability.tracing import Client
+from receiver.providers.egress import outward
+from receiver.settings import Settings
+from receiver.store.deliveries import ReplayResult
+from receiver.store.facade import Store
+from receiver.store.leases import Leader
+
+log = structlog.get_logger("receiver")
+
+
+class Deliveries:
+    """Events on their way to handlers, in one run of the receiver."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        registry: Registry,
+        submit: Submit,
+        runtime: Runtime,
+        *,
+        http: httpx.AsyncBaseTransport | None = None,
+        results: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._store = store
+        self._runtime = runtime
+        self.registry = registry
+        world = http or outward(settings.proxies)
+        self._http = Client(runtime.tracing, tells=True, transport=world, timeout=30.0)
+        self._results = guarded_client(allow_private=settings.allow_private_fetch, instead=results)
+        self.worker = Worker(
+            store,
+            registry,
+            Tools(store.deliveries, submit, self._http, self._results, settings.max_chain),
+            runtime,
+            policy=Policy(
+                attempts=settings.retry_attempts, base=settings.retry_base, cap=settings.retry_cap
+            ),
+            breaker=BreakerPolicy(failures=settings.breaker_failures),
+        )
+        self.replayer = Replayer(store.replays, registry, runtime)
+
+    def replays(self) -> Replayer | Leader:
+        """Return what works on replays: where there are others, one of all does."""
+        if self._runtime.single_process:
+            return self.replayer
+        return self._runtime.leader(self.replayer, self._store.leases)
+
+    @asynccontextmanager
+    async def running(self, *, handlers: bool) -> AsyncIterator[None]:
+        """Run handlers until the block is left; without `handlers` only those of a drain.
+
+        An attempt that is cut short by an error in the block counts: it may be what causes it.
+        """
+        is_asked_to_stop = False
+        try:
+            for handler in self.registry.handlers.values():
+                log.info("handler.registered", handler=handler.name, place=handler.place)
+            await self.worker.start(lanes=handlers)
+            yield
+            is_asked_to_stop = True
+        finally:
+            await self.worker.stop(asked=is_asked_to_stop)
+
+    async def close(self) -> None:
+        """Close the connections of handlers, as the last of all."""
+        for client in (self._results, self._http):
+            await client.aclose()
+
+    async def replay(self, prediction_id: str) -> ReplayResult:
+        """Redeliver a prediction's event to all handlers that match it now."""
+        replayed = await self._store.deliveries.replay(
+            prediction_id, self.registry.match, self._runtime.clock()
+        )
+        self._runtime.wakeups.wake("handler", *replayed.handlers)
+        return replayed

@@ -1,0 +1,154 @@
+"""The facade of `http`: one run's routes, and what stands before them all."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from receiver.deliveries.facade import Deliveries
+from receiver.http.auth import Guard
+from receiver.http.declare import open_routes, routes
+from receiver.http.drain import Drain
+from receiver.http.limits import Limits
+from receiver.http.live import LiveStream
+from receiver.http.proxies import behind_proxies
+from receiver.http.rejections import Rejections
+from receiver.http.request_log import Requests
+from receiver.http.routes.deliveries import DeliveryRoutes
+from receiver.http.routes.discarded import DiscardedRoutes
+from receiver.http.routes.docs import DocsRoutes
+from receiver.http.routes.echo import EchoRoutes
+from receiver.http.routes.events import EventRoutes
+from receiver.http.routes.handlers import HandlerRoutes
+from receiver.http.routes.health import AliveRoutes, ReadyRoutes
+from receiver.http.routes.metrics import MetricsPage
+from receiver.http.routes.predictions import PredictionRoutes
+from receiver.http.routes.replays import ReplayRoutes
+from receiver.http.signals import Ending
+from receiver.http.sources import Ranges, Sources, keep_fresh, listed, published_ranges
+from receiver.http.webhooks import WEBHOOK_PATH, WebhookRoute
+from receiver.model.tasks import TaskSet
+from receiver.observability.runtime import Runtime
+from receiver.predictions.facade import Predictions
+from receiver.providers import NAMES
+from receiver.providers.fal import read_meta
+from receiver.settings import Settings
+from receiver.store.facade import Store
+
+ALWAYS: Final = open_routes([AliveRoutes(), DocsRoutes()])
+"""The routes that need nothing that lives."""
+GROUPS: Final = (
+    PredictionRoutes,
+    DeliveryRoutes,
+    EventRoutes,
+    HandlerRoutes,
+    ReplayRoutes,
+    DiscardedRoutes,
+    EchoRoutes,
+    ReadyRoutes,
+    MetricsPage,
+)
+"""What declares the others."""
+
+
+class Http:
+    """The routes that need what lives, in one run of the receiver."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        predictions: Predictions,
+        deliveries: Deliveries,
+        runtime: Runtime,
+    ) -> None:
+        self._settings = settings
+        self._allowed = {name: each.allowed_sources for name, each in settings.providers.items()}
+        self._telemetry = runtime.telemetry
+        self._wakeups = runtime.wakeups
+        self.drain = Drain(predictions, deliveries.worker)
+        self._limits = Limits(settings)
+        self._feed = LiveStream(store.changes, runtime.wakeups)
+        self._rejections = Rejections(store.discarded.count, runtime.clock)
+        fal = settings.providers["fal"].urls
+        self._published = published_ranges(
+            predictions.client, fal["meta"], read_meta, runtime.monotonic
+        )
+        self._predictions = PredictionRoutes(store, predictions.service, deliveries, runtime)
+        groups = [
+            self._predictions,
+            DeliveryRoutes(store.deliveries, self.drain, runtime),
+            EventRoutes(store.changes, self._feed),
+            HandlerRoutes(store, deliveries, runtime),
+            ReplayRoutes(store.replays, deliveries.replayer),
+            DiscardedRoutes(store.discarded),
+            EchoRoutes(predictions.tokens, settings.max_body_bytes, self._limits, runtime.clock),
+            ReadyRoutes(store, runtime.clock),
+            MetricsPage(
+                runtime.telemetry,
+                store.backlog,
+                providers=NAMES,
+                handlers=list(deliveries.registry.handlers),
+                streams={name: each.somebody_is for name, each in predictions.streams.items()},
+                clock=runtime.clock,
+            ),
+        ]
+        webhooks = WebhookRoute(
+            predictions.inbox,
+            NAMES,
+            settings.max_body_bytes,
+            self._limits,
+            Sources(self._ranges()),
+            runtime.telemetry,
+            runtime.clock,
+            self._rejections.count,
+        )
+        self.routes = [
+            *routes(Guard(settings, self._limits), groups),
+            Route(WEBHOOK_PATH, webhooks, methods=["POST"]),
+        ]
+
+    def _ranges(self) -> Mapping[str, Ranges]:
+        """Return where callbacks may come from, for the providers whose settings say so."""
+        return {
+            name: self._published if allowed == "meta" else listed(allowed)
+            for name, allowed in self._allowed.items()
+            if allowed is not None
+        }
+
+    def stand_before(self, app: ASGIApp) -> ASGIApp:
+        """Put before the routes what every request passes."""
+        requests = Requests(app, self._telemetry, [*self.routes, *ALWAYS])
+        return behind_proxies(requests, self._settings.trusted_proxies)
+
+    @asynccontextmanager
+    async def running(self, *, accepts: bool) -> AsyncIterator[None]:
+        """Serve live streams and record rejections until the block is left, if it `accepts`."""
+        tasks = TaskSet()
+        ending = Ending(self.release)
+        ending.listen()
+        try:
+            tasks.start(ending.keep())
+            if accepts:
+                tasks.start(self._feed.run())
+                tasks.start(self._rejections.run())
+                if "meta" in self._allowed.values():
+                    tasks.start(keep_fresh(self._published))
+            yield
+        finally:
+            self.release()
+            ending.stop()
+            await self.drain.stop()
+            await tasks.cancel()
+            await self._rejections.stop()
+
+    def release(self) -> None:
+        """Answer those who wait for outcomes or a drain now, as we are about to stop."""
+        self.drain.cancel()
+        self._predictions.stopping = True
+        self._feed.close()
+        self._wakeups.wake_all("prediction")

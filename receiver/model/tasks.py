@@ -1,0 +1,151 @@
+"""Background tasks: what wakes them, the loop that each of them is, and sets of short ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextvars import Context
+from typing import Any, Final, Literal, NoReturn, TypeAlias
+
+import structlog
+
+from receiver.model.errors import StoreUnavailable
+
+log = structlog.get_logger("receiver")
+
+Topic: TypeAlias = Literal["handler", "prediction", "capacity", "poll", "changes", "role"]
+"""What there may be news of: deliveries of a handler, the state of a prediction, room at a
+provider, predictions to be polled, the change log, the state of a leader's task."""
+
+_AFTER_TROUBLE: Final = 1.0
+"""Seconds until a step is tried again that failed."""
+
+
+class Wakeups:
+    """Wakes those who wait in this process, by topic and name.
+
+    A wake-up is a hint and may be lost with its process: the rows say what there is to do, and
+    each task also looks by itself.
+    """
+
+    def __init__(self) -> None:
+        self._events: dict[Topic, dict[str, set[asyncio.Event]]] = {}
+
+    @contextlib.contextmanager
+    def listen(
+        self, topic: Topic, name: str = "", event: asyncio.Event | None = None
+    ) -> Iterator[asyncio.Event]:
+        """Give an event that each wake-up of this name sets; listen first, look, then wait."""
+        event = event or asyncio.Event()
+        events = self._events.setdefault(topic, {})
+        events.setdefault(name, set()).add(event)
+        try:
+            yield event
+        finally:
+            events[name].discard(event)
+            if not events[name]:
+                del events[name]
+
+    def wake(self, topic: Topic, *names: str) -> None:
+        """Wake those who listen to any of these names; without a name, nobody."""
+        events = self._events.get(topic, {})
+        for name in names:
+            for event in events.get(name, ()):
+                event.set()
+
+    def wake_all(self, topic: Topic) -> None:
+        """Wake those who listen to any name of a topic."""
+        self.wake(topic, *self._events.get(topic, {}))
+
+
+async def repeat(
+    step: Callable[[], Awaitable[float | None]],
+    awake: asyncio.Event | None = None,
+    *,
+    longest: float | None = None,
+    **about: str,
+) -> NoReturn:
+    """Run `step` again and again, and survive whatever it raises.
+
+    A step returns the seconds until the next, `longest` at most; None: that long. `awake` cuts the
+    wait short. The fields `about` are logged with a fault.
+    """
+    awake = awake or asyncio.Event()
+    while True:
+        awake.clear()
+        try:
+            nap = await step()
+        except StoreUnavailable:
+            nap = _AFTER_TROUBLE  # the store has said so itself
+        except Exception:
+            log.exception("task.failed", **about)
+            nap = _AFTER_TROUBLE
+        if nap is None or (longest is not None and nap > longest):
+            nap = longest
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if nap is None else max(nap, 0.0)):
+                await awake.wait()
+
+
+class TaskSet:
+    """Tasks that run beside each other, each with a name; one that ends is taken out.
+
+    `ended` is called after each end. A fault is logged, unless the caller awaits each task.
+    """
+
+    def __init__(
+        self, ended: Callable[[], None] = lambda: None, *, is_awaited: bool = False
+    ) -> None:
+        self._tasks: dict[asyncio.Task[Any], str] = {}
+        self._ended = ended
+        self._is_awaited = is_awaited
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[asyncio.Task[Any]]:
+        return iter(list(self._tasks))
+
+    def names(self) -> list[str]:
+        """Return the names of what runs; callable from any thread."""
+        return list(self._tasks.values())
+
+    def find(self, name: str) -> asyncio.Task[Any] | None:
+        """Return the task of that name, if it runs."""
+        return next((task for task, given in self._tasks.items() if given == name), None)
+
+    def start(
+        self, work: Coroutine[Any, Any, Any], name: str = "", *, context: Context | None = None
+    ) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work, context=context)
+        self._tasks[task] = name
+        task.add_done_callback(self._take_out)
+        return task
+
+    def _take_out(self, task: asyncio.Task[Any]) -> None:
+        name = self._tasks.pop(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._is_awaited:
+            log.error("task.failed", task=name, exc_info=error)
+        self._ended()
+
+    async def wait(self, seconds: float | None = None) -> None:
+        """Wait until all have ended, for so long at most."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=seconds)
+
+    async def cancel(self) -> None:
+        """Cancel all, and wait until they have ended."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def start_thread(name: str, run: Callable[..., None], *given: Any) -> threading.Thread:
+    """Start a daemon thread; its name shows in stack dumps."""
+    thread = threading.Thread(target=run, args=given, name=name, daemon=True)
+    thread.start()
+    return thread

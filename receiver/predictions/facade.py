@@ -1,0 +1,205 @@
+"""The facade of `predictions`: one run's submitters, poller and streams around the one inbox.
+
+Everything about a prediction until it ends. What follows is not known here: `match` says which
+handlers an event is for, and nothing more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import httpx
+
+from receiver.model.errors import KeysUnavailable
+from receiver.model.ids import new_id
+from receiver.model.tasks import TaskSet
+from receiver.observability.runtime import Runtime
+from receiver.observability.tracing import Client
+from receiver.predictions.inbox import Inbox, Match
+from receiver.predictions.poller import Poller
+from receiver.predictions.provider_client import ProviderClient
+from receiver.predictions.service import PredictionService
+from receiver.predictions.stream import Listener
+from receiver.predictions.submitter import Schedule, Submitter
+from receiver.predictions.tokens import Tokens
+from receiver.providers import make_providers
+from receiver.providers.adapter import Streamed
+from receiver.providers.egress import outward
+from receiver.providers.fal import read_jwks
+from receiver.providers.published import published_keys
+from receiver.settings import Settings
+from receiver.store.facade import Chore, Store
+from receiver.store.leases import Leader, LeaseRequest
+
+_CONNECTIONS: Final = httpx.Limits(max_connections=200, max_keepalive_connections=50)
+_CAUGHT_UP: Final = 60.0
+"""Seconds in which no other process that starts needs to ask about everything again."""
+
+
+class Predictions:
+    """Predictions until they end, in one run of the receiver."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        match: Match,
+        runtime: Runtime,
+        network: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._store = store
+        self._runtime = runtime
+        self._on = [name for name, given in settings.providers.items() if given.key is not None]
+        self.tokens = Tokens([key.reveal() for key in settings.secret_keys])
+        # An answer that is compressed all the same is inflated in bounded pieces.
+        self.client = Client(
+            runtime.tracing,
+            tells=False,
+            transport=network or outward(settings.proxies, limits=_CONNECTIONS),
+            headers={"Accept-Encoding": "identity"},
+        )
+        jwks = settings.providers["fal"].urls["jwks"]
+        self._keys = published_keys(self.client, jwks, read_jwks, runtime.monotonic)
+        providers = make_providers(settings.providers)
+        self.inbox = Inbox(store, providers, self.tokens, match, self._keys, runtime)
+        clients = {
+            name: ProviderClient(
+                name, given.requests_per_minute, self.client, store.limits, runtime
+            )
+            for name, given in settings.providers.items()
+        }
+        schedule = Schedule(settings, runtime)
+        self._poller = Poller(
+            store,
+            self.inbox,
+            providers,
+            self._on,
+            clients,
+            schedule,
+            runtime,
+            timeout=settings.prediction_timeout,
+        )
+        self.streams = {
+            name: self._stream(name, provider)
+            for name, provider in providers.items()
+            if isinstance(provider, Streamed) and name in self._on
+        }
+        self._submitters = {
+            name: Submitter(
+                providers[name],
+                settings.providers[name],
+                clients[name],
+                store,
+                self.inbox,
+                self.tokens,
+                settings,
+                schedule,
+                runtime,
+                due=self._poller.due,
+                ready=self.streams[name].ready if name in self.streams else None,
+            )
+            for name in self._on
+        }
+        self.service = PredictionService(
+            store, self.inbox, providers, self._submitters, clients, self._poller, runtime
+        )
+
+    def _stream(self, name: str, provider: Streamed) -> Listener | Leader:
+        """Return what listens to a provider's stream: where there are others, one of all does."""
+        runtime = self._runtime
+        listener = Listener(name, provider, self.client, self.inbox, self._store, runtime)
+        if runtime.single_process:
+            return listener
+        return runtime.leader(listener, self._store.leases)
+
+    @asynccontextmanager
+    async def running(self, *, outbound: bool) -> AsyncIterator[None]:
+        """Submit, poll and listen until the block is left; without `outbound` only when asked to.
+
+        A submit that is under way at the end is left to the next start, as unconfirmed.
+        """
+        tasks = TaskSet()
+        try:
+            if outbound:
+                for stream in self.streams.values():
+                    tasks.start(stream.run())
+                tasks.start(self._fetch_keys())
+                await self._catch_up()
+                for submitter in self._submitters.values():
+                    tasks.start(submitter.run())
+                tasks.start(self._poller.run())
+            yield
+        finally:
+            await asyncio.gather(*(each.stop() for each in self._submitters.values()))
+            await tasks.cancel()
+            await self._poller.drop()
+            await self.inbox.stop()
+
+    async def close(self) -> None:
+        """Close the connections to providers, as the last of all."""
+        await self.client.aclose()
+
+    async def _fetch_keys(self) -> None:
+        """Have fal's keys before its first callback needs them."""
+        if "fal" in self._on:
+            with contextlib.suppress(KeysUnavailable):
+                await self._keys(False)
+
+    async def _catch_up(self) -> None:
+        """Poll soon what an earlier process may have died over, or callbacks have missed."""
+        if self._runtime.single_process or await self._is_first():
+            for name in self._submitters:
+                await self._store.predictions.hasten(name, self._runtime.clock())
+
+    async def _is_first(self) -> bool:
+        """Return whether no other process has caught up within a minute: ten may start at once."""
+        now = self._runtime.clock()
+        role = LeaseRequest(
+            name="catch-up", owner=new_id("start", now), now=now, until=now + _CAUGHT_UP
+        )
+        return await self._store.leases.hold(role)
+
+    def chores(self) -> dict[str, Chore]:
+        """Name what one of all processes does every few seconds."""
+        return {"submits": self._submit_queued, "looks": self._poll_due}
+
+    async def _submit_queued(self) -> None:
+        """Submit what waits for room at a provider, whichever process took it in."""
+        for submitter in self._submitters.values():
+            await submitter.begin()
+
+    async def _poll_due(self) -> None:
+        """Poll what is due, whichever process was going to."""
+        await self._poller.look_around()
+
+    async def drain(self, until: float, last_start: float) -> None:
+        """Submit and poll what is due, until nothing is, or until then by the loop's clock.
+
+        Nothing is begun after `last_start`.
+        """
+        clock = asyncio.get_running_loop().time
+        while True:
+            if clock() < last_start:
+                await self._submit_queued()
+                await self._poll_due()
+            tasks = list(self._poller.under_way)
+            for submitter in self._submitters.values():
+                tasks += submitter.under_way
+            left = until - clock()
+            if not tasks or left <= 0:
+                return
+            await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+
+    @property
+    def submits(self) -> int:
+        """How many submits were begun here."""
+        return sum(submitter.submits for submitter in self._submitters.values())
+
+    @property
+    def looks(self) -> int:
+        """How many polls were begun here."""
+        return self._poller.looks
