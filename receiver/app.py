@@ -305,7 +305,7 @@ class _Parts:
         self.telemetry = Telemetry()
         self.telemetry.expect(NAMES, registry.handlers)
         self.store = _make_store(settings, self.telemetry.store)
-        self.tracing = Tracing(self.store.predictions.trace)
+        self.tracing = Tracing()
         self.tokens = Tokens([key.reveal() for key in settings.secret_keys])
         # Whatever compresses all the same is inflated in bounded pieces.
         self.client = Client(

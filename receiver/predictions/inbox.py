@@ -250,7 +250,7 @@ class Inbox:
             self.waiters.tell(arrival.prediction_id)
             if not taken.handlers:
                 self._warn_of_unmatched(arrival, taken)
-        with await self._tracing.outcome(arrival, taken):
+        with self._tracing.outcome(arrival, taken):
             self._telemetry.outcome(arrival, taken)
         return taken
 
