@@ -88,8 +88,6 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """It lets our role make a schema."""
     closed: list[str]
     """Tables of ours that our role may not fully use."""
-    queue: str | None
-    """The note of whose release the queue's tables are; None: there are none."""
     backlog: Backlog | None = None
 
 
@@ -200,10 +198,7 @@ SELECT current_setting('server_version') AS release,
            AS free_connections,
        has_database_privilege(current_database(), 'CREATE') AS may_create,
        EXISTS (SELECT FROM pg_tables WHERE schemaname = 'receiver' AND tablename = 'migrations')
-           AS migrated,
-       (SELECT coalesce(obj_description(c.oid, 'pg_class'), 'no note') FROM pg_class c
-        JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname = 'receiver' AND c.relname = 'pgqueuer') AS queue
+           AS migrated
 """
 _CLOSED: Final = """
 SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
