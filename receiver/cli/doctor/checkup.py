@@ -169,7 +169,7 @@ def _backlog_of(connection: sqlite3.Connection) -> Backlog:
     return _backlog(
         connection.execute(delivery_sql.count_pending.sqlite).fetchall(),
         connection.execute(sql.select_backlog.sqlite, before).fetchone(),
-        connection.execute(sql.select_held_back.sqlite).fetchall(),
+        connection.execute(sql.held.sqlite).fetchall(),
     )
 
 
@@ -180,8 +180,8 @@ def _backlog(pending: Any, counts: Any, held: Any) -> Backlog:
         dead=dead,
         unattended=unattended,
         unasked=unasked,
-        paused=[row[0] for row in held if row[1]],
-        failing={row[0]: row[2] for row in held if not row[1]},
+        paused=[name for name, state, _ in held if state == "paused"],
+        failing={name: reason for name, state, reason in held if state == "open"},
     )
 
 
@@ -250,5 +250,5 @@ async def _count(connection: Any) -> Backlog:
         return _backlog(
             await connection.fetch(delivery_sql.count_pending.postgres),
             await connection.fetchrow(sql.select_backlog.postgres, time.time() - OVERDUE),
-            await connection.fetch(sql.select_held_back.postgres),
+            await connection.fetch(sql.held.postgres),
         )
