@@ -250,9 +250,11 @@ async def _look_inside(caller: Caller, settings: Settings, asker: Asker) -> Find
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return asker.ask(httpx.Request("GET", caller.url + path, headers=headers))
 
-    keys = {f"number {n} of RECEIVER_API_KEYS": key for n, key in _keys(settings)}
-    if caller.key:
-        keys["RECEIVER_API_KEY"] = caller.key.reveal()
+    keys = {
+        number: key.reveal()
+        for number, key in enumerate(settings.api_keys, 1)
+        if key.reveal().isascii() and key.reveal().isprintable()  # as it travels in a header
+    }
     ready, *answers = await asyncio.gather(
         get("/readyz"), *(get("/v1/deliveries?limit=1", key) for key in keys.values())
     )
@@ -260,19 +262,12 @@ async def _look_inside(caller: Caller, settings: Settings, asker: Asker) -> Find
     if ready.status != httpx.codes.OK:
         said = f"it runs at {caller.url}, but its database takes no writes"
         found.append(fail("receiver", said, "see its log for store.unavailable"))
-    for place, answer in zip(keys, answers, strict=True):
+    for number, answer in zip(keys, answers, strict=True):
         if answer.status == httpx.codes.UNAUTHORIZED:
-            said = f"the receiver that runs does not know {place}"
+            said = f"the receiver that runs does not know number {number} of RECEIVER_API_KEYS"
             fix = "restart it after a change of RECEIVER_API_KEYS"
             found.append(fail("receiver", said, fix))
     return found or [ok("receiver", f"runs at {caller.url}, ready, knows every key")]
-
-
-def _keys(settings: Settings) -> Iterator[tuple[int, str]]:
-    for number, key in enumerate(settings.api_keys, 1):
-        text = key.reveal()
-        if text.isascii() and text.isprintable():
-            yield number, text
 
 
 def _is_absent(troubles: Sequence[Trouble | None]) -> bool:

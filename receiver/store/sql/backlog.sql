@@ -8,7 +8,8 @@ SELECT
         WHERE due_at <= :before::float AND status IN ('processing', 'unconfirmed'))
 
 -- name: pending
--- From handler to handler by the index, however many deliveries each has. A delivery that is pending
+-- From handler to handler by the index, however many deliveries each has. A count ends at 10,000, as
+-- more is as bad; so does the search for the oldest, in those due first. A delivery that is pending
 -- again after its end is as old as its due time, any other as its event.
 WITH RECURSIVE h (name) AS (
     SELECT min(handler) FROM deliveries WHERE state = 'pending'
