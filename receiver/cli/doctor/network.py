@@ -152,7 +152,7 @@ _BREAKS: Final[dict[type[BaseException], Trouble]] = {
         "its certificate is not trusted ({0.verify_message})",
         "use one that is valid for this name, with all intermediate ones",
     ),
-    ssl.SSLError: Trouble("TLS fails ({0.reason})", "see that HTTPS is spoken on that port"),
+    ssl.SSLError: Trouble("TLS fails ({0})", "see that HTTPS is spoken on that port"),
     socket.gaierror: Trouble("its name cannot be resolved", "fix the name, or its DNS record"),
     TimeoutError: _SILENT,
     httpx.TimeoutException: _SILENT,
