@@ -25,7 +25,6 @@ from receiver.model.tasks import TaskSet, Wakeups
 from receiver.observability.clock import Clock, Watch, clocks
 from receiver.observability.events import Telemetry
 from receiver.observability.runtime import Runtime
-from receiver.observability.tracing import Tracing
 from receiver.predictions.facade import Predictions
 from receiver.providers import NAMES
 from receiver.settings import Settings, advice, development
@@ -150,7 +149,6 @@ async def _running(
         clock=wall,
         monotonic=own,
         telemetry=telemetry,
-        tracing=Tracing(store.predictions.trace),
         wakeups=wakeups,
     )
     predictions = Predictions(settings, store, registry.match, runtime, transport)

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -164,6 +165,10 @@ def _play(stage: _Stage, screen: Live) -> bool:
     return False
 
 
+def _can_save() -> bool:
+    return all(find_spec(name) for name in ("obstore", "PIL"))
+
+
 def _say_goodbye(console: Console, home: Path, stage: _Stage, *, done: bool) -> None:
     pictures = sorted((home / "pictures").glob("*.png"))
     place = escape(spelled(str(home / "pictures")))
@@ -173,6 +178,8 @@ def _say_goodbye(console: Console, home: Path, stage: _Stage, *, done: bool) -> 
         f"{place}, [bold]{stage.sink.verified}[/] signed events forwarded and verified"
         + (f", [red]{stage.sink.refused} refused[/]" if stage.sink.refused else "")
     )
+    if not _can_save():
+        console.print("To save pictures too: pip install 'prediction-receiver\\[storage]'")
     if done:
         console.print(
             "Next: write a handler and run [bold]receiver serve --dev my_handlers.py[/] "
@@ -262,7 +269,8 @@ def _stage(home: Path, seconds: float) -> Iterator[_Stage]:
                 "FAL_KEY": "demo",
             }
         )
-        url = stack.enter_context(_server(create_app(settings, ["save", "forward"]), port))
+        handlers = ["save", "forward"] if _can_save() else ["forward"]
+        url = stack.enter_context(_server(create_app(settings, handlers), port))
         client = Client({"RECEIVER_URL": url, "RECEIVER_DATABASE_URL": settings.database_url})
         stack.callback(client.close)
         yield _Stage(client, feed, sink)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from receiver.cli.output import Terminal, print_plainly, print_table, print_value, say
+from receiver.cli.output import print_plainly, print_table, print_value, say
 from receiver.model.errors import HandlerError, ReceiverError, SettingsError
 from receiver.model.text import spelled
 
@@ -421,7 +421,7 @@ def replay(
     wanted = {name: value for name, value in given.items() if value}
     with _client() as client:
         if prediction_id is None:
-            replay(client, Terminal(agreed=yes), wanted)
+            replay(client, wanted, yes=yes)
         elif wanted:
             raise ReceiverError("name one prediction, or say which, but not both")
         else:

@@ -1,4 +1,4 @@
-"""What commands show, and whom they ask.
+"""What commands show.
 
 Whatever is shown comes through here, where all that does not show by itself is spelled out, on a
 terminal and in a pipe alike: what a pipe carries is often read on a terminal in the end. JSON
@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import typer
 from rich.text import Text
 
-from receiver.model.errors import ReceiverError
 from receiver.model.text import spelled, spelled_json
 
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z", re.ASCII)
@@ -24,33 +22,6 @@ _WHOLE: Final = re.compile(f"(pred|evt|dlv|rep)_[0-9a-z]+|{_TIME.pattern}", re.A
 """What is never broken: ids are there to be copied."""
 _NARROWEST: Final = 8
 """Characters to which a column may be squeezed for the sake of those."""
-
-
-class Terminal:
-    """Whoever sits before it; where nobody does, there is nobody to ask."""
-
-    def __init__(self, *, agreed: bool) -> None:
-        self._agreed = agreed
-        self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
-        self._counting = False
-
-    def say(self, text: str) -> None:
-        if self._counting:
-            typer.echo()
-        say(text)
-        self._counting = False
-
-    def ask(self, question: str) -> bool:
-        if self._agreed:
-            return True
-        if not self._interactive:
-            raise ReceiverError("there is nobody to ask: say --yes")
-        return typer.confirm(question)
-
-    def progress(self, done: int, total: int) -> None:
-        if self._interactive:
-            typer.echo(f"\r{done} of {total} ", nl=False)
-            self._counting = True
 
 
 def say(text: str, *, lines: bool = False, err: bool = False, colour: str | None = None) -> None:

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
+import typer
+from rich.progress import Progress
+
+from receiver.cli.output import say
+from receiver.client import Client
 from receiver.model.errors import ReceiverError
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _DURATION: Final = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
 _LOOK: Final = 0.5
 """Seconds between two looks at a replay under way."""
-
-
-class Api(Protocol):
-    """What this needs of a client of /v1."""
-
-    def get(self, path: str) -> Any: ...
-    def post(self, path: str, body: Any = None) -> Any: ...
-
-
-class Terminal(Protocol):
-    """Whoever reads what we say, and may be asked."""
-
-    def say(self, text: str) -> None: ...
-    def ask(self, question: str) -> bool: ...
-    def progress(self, done: int, total: int) -> None: ...
 
 
 def moment(text: str, now: float) -> str:
@@ -54,49 +45,59 @@ def _rfc3339(text: str) -> str:
 
 
 def replay(
-    api: Api,
-    terminal: Terminal,
+    client: Client,
     wanted: Mapping[str, Any],
+    *,
+    yes: bool,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Any:
-    """Count what is wanted, and replay it if the one who is asked agrees; give the replay."""
-    counted = api.post("/v1/replays", dict(wanted))
+    """Count what is wanted, and replay it with `yes` or if the user agrees; return the replay."""
+    counted = client.post("/v1/replays", dict(wanted))
     path = f"/v1/replays/{counted['id']}"
     matched, events = counted["matched"], counted["events"]
-    terminal.say(f"{counted['id']}: {matched} deliveries of {events} events would be redelivered")
+    say(f"{counted['id']}: {matched} deliveries of {events} events would be redelivered")
     try:
-        agreed = bool(matched) and terminal.ask("Redeliver them?")
+        agreed = bool(matched) and (yes or _confirm("Redeliver them?"))
     except BaseException:
-        api.post(f"{path}/cancel")  # nobody would ever start it
+        client.post(f"{path}/cancel")  # nobody would ever start it
         raise
     if not agreed:
-        return api.post(f"{path}/cancel")
-    found = api.post(f"{path}/start")
-    is_unwanted = False
-    while found["state"] == "running":
-        try:
-            terminal.progress(found["replayed"], matched)
-            sleep(_LOOK)
-            found = api.get(path)
-        except KeyboardInterrupt:
-            if terminal.ask("Cancel the replay? What is redelivered by now stays pending."):
-                is_unwanted = True
-                found = _cancel(api, path)
-                break
-            terminal.say(f"it goes on; `receiver replays --cancel {counted['id']}` ends it")
+        return client.post(f"{path}/cancel")
+    found = client.post(f"{path}/start")
+    late = ""
+    try:
+        with Progress(disable=not _is_interactive()) as bar:
+            task = bar.add_task("redelivered", total=matched, completed=found["replayed"])
+            while found["state"] == "running":
+                sleep(_LOOK)
+                found = client.get(path)
+                bar.update(task, completed=found["replayed"])
+    except KeyboardInterrupt:
+        if not (yes or _confirm("Cancel the replay? What is redelivered by now stays pending.")):
+            say(f"it goes on; `receiver replays --cancel {counted['id']}` ends it")
             return found
-    terminal.progress(found["replayed"], matched)
-    late = ", before it could be canceled" if is_unwanted and found["state"] == "done" else ""
-    terminal.say(f"{found['state']}: {found['replayed']} deliveries redelivered{late}")
+        found = _cancel(client, path)
+        late = ", before it could be canceled" if found["state"] == "done" else ""
+    say(f"{found['state']}: {found['replayed']} deliveries redelivered{late}")
     return found
 
 
-def _cancel(api: Api, path: str) -> Any:
+def _is_interactive() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _confirm(question: str) -> bool:
+    if not _is_interactive():
+        raise ReceiverError("there is nobody to ask: say --yes")
+    return typer.confirm(question)
+
+
+def _cancel(client: Client, path: str) -> Any:
     """Cancel it, unless it has just ended by itself."""
     try:
-        return api.post(f"{path}/cancel")
+        return client.post(f"{path}/cancel")
     except ReceiverError:
-        found = api.get(path)
+        found = client.get(path)
         if found["state"] != "done":
             raise
         return found

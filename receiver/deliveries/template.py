@@ -101,8 +101,7 @@ class Template:
         self, event: Event, clean: Callable[[str], str] = str, more: Mapping[str, Any] | None = None
     ) -> str:
         """Fill the fields in; `clean` is applied to what each of them brings."""
-        values = {**{name: _Late(read, event) for name, read in _FIELDS.items()}, **(more or {})}
-        return _Filling(clean).vformat(self._text, (), values)
+        return _Filling(event, clean, more or {}).format(self._text)
 
 
 def _fits(found: re.Match[str]) -> bool:
@@ -120,26 +119,16 @@ def _formats(form: str) -> bool:
     return "%" in form
 
 
-class _Late:
-    """A field that is read only if the text has it."""
-
-    def __init__(self, read: Callable[[Event], Any], event: Event) -> None:
-        self._read = read
-        self._event = event
-
-    def get(self) -> Any:
-        return self._read(self._event)
-
-
 class _Filling(string.Formatter):
-    def __init__(self, clean: Callable[[str], str]) -> None:
+    def __init__(self, event: Event, clean: Callable[[str], str], more: Mapping[str, Any]) -> None:
+        self._event = event
         self._clean = clean
+        self._more = more
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:  # noqa: ARG002
         found = _NAME.fullmatch(field_name)
         name, key = found.groups() if found else (field_name, None)
-        value = kwargs[name]
-        value = value.get() if isinstance(value, _Late) else value
+        value = self._more[name] if name in self._more else _FIELDS[name](self._event)
         return (value if key is None else value.get(key)), name
 
     def format_field(self, value: Any, format_spec: str) -> str:

@@ -283,7 +283,7 @@ class _HandlerWorker:
         started = self._clock()
         left = None if until is None else max(until - asyncio.get_running_loop().time(), 0.1)
         attempt = Attempt(self._handler, claim, self._tools, left)
-        with await self._runtime.tracing.attempt(claim) as span:
+        with self._runtime.tracing.attempt(claim) as span:
             try:
                 failure = self._spent(claim) or await attempt.run()
             except asyncio.CancelledError:

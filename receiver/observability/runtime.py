@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from receiver.model.tasks import Wakeups
 from receiver.observability.clock import Clock
 from receiver.observability.events import Telemetry
-from receiver.observability.tracing import OFF, Tracing
+from receiver.observability.tracing import Tracing
 from receiver.store.leases import Leader, LeaderTask, LeaseStore
 
 
@@ -37,7 +37,7 @@ class Runtime:
     random: Callable[[], float] = random.random
     """From 0 to 1."""
     telemetry: Telemetry = field(default_factory=Telemetry)
-    tracing: Tracing = OFF
+    tracing: Tracing = field(default_factory=Tracing)
     wakeups: Wakeups = field(default_factory=Wakeups)
 
     def leader(self, work: LeaderTask, leases: LeaseStore) -> Leader:

@@ -13,34 +13,47 @@ The first span's name, a W3C traceparent, is kept with the prediction: whoever g
 process or another, now or after a restart, goes on with its trace. A prediction that was submitted
 while nothing was traced has none, and none of this happens for it. Providers are told nothing.
 
-OpenTelemetry is imported only where its own settings ask for traces, or the embedding program has
-set a tracer provider; else all of this is one comparison each time.
+OpenTelemetry's API is there in every install, and its spans do nothing. Its SDK, which exports
+them, is imported only where its own settings ask for traces; an embedding program may bring a
+tracer provider of its own.
+
+A span says what happened and which kind of error it was, never in whose words: an error's message
+may quote an input, a key, or an address with a token in it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+import traceback
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import httpx
 import structlog
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.requests import Request
+from structlog.contextvars import bound_contextvars
 
-from receiver.model.errors import SettingsError
+from receiver.model.errors import Problem, SettingsError
 from receiver.store.deliveries import Claim
 from receiver.store.inbox import AcceptResult, IncomingOutcome
 from receiver.store.predictions import Job
 
 if TYPE_CHECKING:
-    from receiver.observability.spans import Exporting, Spans
+    from receiver.observability.exporters import Exporting
 
 log = structlog.get_logger("receiver")
 
+_W3C: Final = TraceContextTextMapPropagator()
 _LAST_WORD: Final = 1.5
 """Seconds that the last spans get to be sent when we stop."""
+_MOST_FRAMES: Final = 20
+_OUR_FAULT: Final = 500
 _REFUSED: Final = 400
 _TOLD: Final = frozenset({"accepted", "late", "ask"})
 """Verdicts that are worth a span: a duplicate may come as often as its sender likes."""
@@ -48,42 +61,49 @@ _PUSHED: Final = frozenset({"webhook", "sse"})
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-class Span(Protocol):
-    """What can be said of something that happens."""
+class Span:
+    """Something that happens, and what can be said of it; where it is not traced, that is lost."""
 
-    @property
-    def ids(self) -> Mapping[str, str]:
-        """Return `trace_id` and `span_id`, for log lines; none where it is not traced."""
+    def __init__(self, span: trace.Span) -> None:
+        self._span = span
+        context = span.get_span_context()
+        self.ids: Mapping[str, str] = {}
+        """For log lines; none where it is not traced."""
+        if context.is_valid:
+            self.ids = {
+                "trace_id": trace.format_trace_id(context.trace_id),
+                "span_id": trace.format_span_id(context.span_id),
+            }
 
-    def note(self, **facts: str | float | None) -> None: ...
-    def answered(self, status: int, bad_from: int = ...) -> None: ...
-    def fail(self, error: BaseException | str) -> None: ...
+    def note(self, **facts: str | float | None) -> None:
+        """Add facts, named as they are in the log; those that are None are left out."""
+        self._span.set_attributes(
+            {f"receiver.{name}": fact for name, fact in facts.items() if fact is not None}
+        )
 
+    def answered(self, status: int, bad_from: int = _OUR_FAULT) -> None:
+        """Note the HTTP status that this ended with; from `bad_from` on it is an error."""
+        self._span.set_attribute("http.response.status_code", status)
+        if status >= bad_from:
+            self.fail(str(status))
 
-class _Untraced:
-    """Something that happens and is not traced."""
-
-    ids: Mapping[str, str] = {}
-
-    def __enter__(self) -> Span:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def _pass(self, *_: object, **__: object) -> None:
-        return
-
-    note = answered = fail = _pass
+    def fail(self, error: BaseException | str) -> None:
+        """Say that this failed: by the type of an error and where it came from, or by a word."""
+        if not self._span.is_recording():
+            return
+        kind = error if isinstance(error, str) else type(error).__qualname__
+        self._span.set_attribute("error.type", kind)
+        self._span.set_status(trace.StatusCode.ERROR, kind)
+        if isinstance(error, BaseException):
+            frames = traceback.format_tb(error.__traceback__, -_MOST_FRAMES)
+            self._span.add_event(
+                "exception", {"exception.type": kind, "exception.stacktrace": "".join(frames)}
+            )
 
 
 Opened: TypeAlias = AbstractContextManager[Span]
 Attributes: TypeAlias = Mapping[str, str | int | None]
-_UNTRACED: Final = _Untraced()
-
-
-async def _untraced(_: str) -> str | None:
-    return None
+_UNTRACED: Final = nullcontext(Span(trace.INVALID_SPAN))
 
 
 class Tracing:
@@ -92,21 +112,17 @@ class Tracing:
     Nothing here raises, or waits for a collector.
     """
 
-    def __init__(self, read: Callable[[str], Awaitable[str | None]] = _untraced) -> None:
-        self._read = read
-        self._spans: Spans | None = None
+    def __init__(self) -> None:
+        self._tracer: trace.Tracer = trace.NoOpTracer()
         self._exporting: Exporting | None = None
-
-    @property
-    def on(self) -> bool:
-        return self._spans is not None
+        self.on = False
 
     def start(self, exporters: Sequence[str] | None) -> None:
         """Begin, if these exporters are wanted or the embedding program has a provider.
 
         None: not even then.
         """
-        if exporters is None or not (exporters or "opentelemetry.trace" in sys.modules):
+        if exporters is None:
             return
         try:
             self._start(exporters)
@@ -114,18 +130,20 @@ class Tracing:
             log.warning("settings.warning", problem=_problem(error))
 
     def _start(self, exporters: Sequence[str]) -> None:
-        from receiver.observability import spans  # noqa: PLC0415 - paid for when used
+        provider = trace.get_tracer_provider()
+        if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
+            if not exporters:
+                return
+            from receiver.observability.exporters import exporting  # noqa: PLC0415 - an extra
 
-        provider = spans.provider_in_use()
-        if provider is None and exporters:
-            self._exporting = spans.exporting(exporters)
+            self._exporting = exporting(exporters)
             provider = self._exporting.provider
-        if provider is not None:
-            self._spans = spans.Spans(provider)
+        self._tracer = provider.get_tracer("receiver", version("prediction-receiver"))
+        self.on = True
 
     async def stop(self) -> None:
         """Send what waits, for a moment."""
-        exporting, self._exporting, self._spans = self._exporting, None, None
+        exporting, self._exporting, self.on = self._exporting, None, False
         if exporting is not None:
             await asyncio.to_thread(exporting.stop, _LAST_WORD)
 
@@ -133,11 +151,11 @@ class Tracing:
 
     def request(self, request: Request, route: str) -> Opened:
         """Answer a caller who has proved who it is."""
-        if self._spans is None:
+        if not self.on:
             return _UNTRACED
-        inside = self._spans.is_inside()  # of a span that the embedding program made of it
-        given = None if inside else self._spans.read(request.headers.get("traceparent"))
-        return self._spans.open(
+        inside = _is_inside()  # of a span that the embedding program made of it
+        given = None if inside else parent_of(request.headers.get("traceparent"))
+        return self._open(
             f"{request.method} {route}",
             given,
             {
@@ -145,26 +163,24 @@ class Tracing:
                 "http.route": route,
                 "url.scheme": request.url.scheme,
             },
-            kind="INTERNAL" if inside else "SERVER",
+            kind=SpanKind.INTERNAL if inside else SpanKind.SERVER,
         )
 
-    async def submit(self, job: Job) -> Opened:
+    def submit(self, job: Job) -> Opened:
         """Send a prediction to its provider."""
-        return await self._go_on(f"submit {job.provider}", job, {"receiver.submit": job.submits})
+        return self._work_on(job, "submit", {"receiver.submit": job.submits})
 
-    async def poll(self, job: Job) -> Opened:
+    def poll(self, job: Job) -> Opened:
         """Ask a provider about a prediction."""
-        return await self._go_on(f"poll {job.provider}", job, {"receiver.poll": job.polls + 1})
+        return self._work_on(job, "poll", {"receiver.poll": job.polls + 1})
 
-    async def _go_on(self, name: str, job: Job, more: Attributes) -> Opened:
-        if self._spans is None:
-            return _UNTRACED
+    def _work_on(self, job: Job, what: str, more: Attributes) -> Opened:
         subject = _subject(job.ticket.id, job.provider, job.ticket.model)
-        return await self._open(self._spans, name, job.ticket.id, {**subject, **more})
+        return self._go_on(job.trace, f"{what} {job.provider}", {**subject, **more})
 
-    async def outcome(self, arrival: IncomingOutcome, taken: AcceptResult) -> Opened:
+    def outcome(self, arrival: IncomingOutcome, taken: AcceptResult) -> Opened:
         """Tell what came of a proved arrival, from when it came."""
-        if self._spans is None or taken.verdict not in _TOLD:
+        if not self.on or taken.verdict not in _TOLD:
             return _UNTRACED
         attributes = {
             **_subject(arrival.prediction_id, arrival.provider),
@@ -173,18 +189,17 @@ class Tracing:
             "receiver.verdict": taken.verdict,
             "receiver.event_id": taken.event_id,
         }
-        return await self._open(
-            self._spans,
+        return self._go_on(
+            taken.trace,
             f"outcome {arrival.provider}",
-            arrival.prediction_id,
             attributes,
-            kind="CONSUMER" if arrival.channel in _PUSHED else "INTERNAL",
+            kind=SpanKind.CONSUMER if arrival.channel in _PUSHED else SpanKind.INTERNAL,
             start=arrival.at,
         )
 
-    async def attempt(self, claim: Claim) -> Opened:
+    def attempt(self, claim: Claim) -> Opened:
         """Run a handler once."""
-        if self._spans is None:
+        if not self.on:
             return _UNTRACED
         prediction = claim.event.prediction
         attributes = {
@@ -194,23 +209,23 @@ class Tracing:
             "receiver.handler": claim.handler,
             "receiver.attempt": claim.attempt,
         }
-        return await self._open(self._spans, f"handler {claim.handler}", prediction.id, attributes)
+        return self._go_on(claim.trace, f"handler {claim.handler}", attributes)
 
     def ask(self, request: httpx.Request) -> Opened:
         """Send a request, if it is part of a trace; of its address only the host may be told."""
-        if self._spans is None or not self._spans.is_inside():
+        if not self.on or not _is_inside():
             return _UNTRACED
         attributes = {
             "http.request.method": request.method,
             "server.address": request.url.host,
             "server.port": request.url.port or _PORTS.get(request.url.scheme),
         }
-        return self._spans.open(request.method, None, attributes, kind="CLIENT")
+        return self._open(request.method, None, attributes, kind=SpanKind.CLIENT)
 
     def tell(self, headers: MutableMapping[str, str]) -> None:
         """Add the current span's traceparent, if there is one, to what has none."""
-        if self._spans is not None and "traceparent" not in headers:
-            self._spans.tell(headers)
+        if self.on and "traceparent" not in headers:
+            _W3C.inject(headers)
 
     def current(self) -> str | None:
         """Name the current span, to be kept with a prediction that is submitted now."""
@@ -218,18 +233,64 @@ class Tracing:
         self.tell(told)
         return told.get("traceparent")
 
-    async def _open(
-        self, spans: Spans, name: str, prediction_id: str, attributes: Attributes, **more: Any
+    def _go_on(
+        self, traceparent: str | None, name: str, attributes: Attributes, **more: Any
     ) -> Opened:
         """Open a span in a prediction's trace, if it has one."""
-        try:
-            parent = spans.read(await self._read(prediction_id))
-        except Exception:  # noqa: BLE001 - an outcome or an attempt must not fail for this
-            parent = None
-        return _UNTRACED if parent is None else spans.open(name, parent, attributes, **more)
+        parent = parent_of(traceparent) if self.on else None
+        return _UNTRACED if parent is None else self._open(name, parent, attributes, **more)
+
+    @contextmanager
+    def _open(
+        self,
+        name: str,
+        within: Context | None,
+        attributes: Attributes,
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        start: float | None = None,
+    ) -> Iterator[Span]:
+        """Be in a new span until the block is left; its ids are on every log line meanwhile.
+
+        Without `within` it is a child of the current span; else that is linked to.
+        """
+        here = trace.get_current_span().get_span_context()
+        made = self._tracer.start_span(
+            name,
+            within,
+            kind,
+            {key: value for key, value in attributes.items() if value is not None},
+            [trace.Link(here)] if within is not None and here.is_valid else None,
+            start_time=None if start is None else int(start * 1e9),
+        )
+        span = Span(made)
+        with (
+            trace.use_span(
+                made, end_on_exit=True, record_exception=False, set_status_on_exception=False
+            ),
+            bound_contextvars(**span.ids),
+        ):
+            try:
+                yield span
+            except Problem as problem:
+                span.answered(problem.status)
+                raise
+            except BaseException as error:
+                span.fail(error)
+                raise
 
 
-OFF: Final = Tracing()
+def parent_of(traceparent: str | None) -> Context | None:
+    """Make a parent of a W3C traceparent; None if it is none, or not a sound one."""
+    if traceparent is None:
+        return None
+    context = _W3C.extract({"traceparent": traceparent}, Context())
+    return context if trace.get_current_span(context).get_span_context().is_valid else None
+
+
+def _is_inside() -> bool:
+    """Return whether what runs now belongs to a trace."""
+    return trace.get_current_span().get_span_context().is_valid
 
 
 class Client(httpx.AsyncClient):

@@ -207,7 +207,7 @@ class Inbox:
             wakeups.wake("prediction", arrival.prediction_id)
             if not taken.handlers:
                 self._warn_of_unmatched(arrival, taken)
-        with await self._runtime.tracing.outcome(arrival, taken):
+        with self._runtime.tracing.outcome(arrival, taken):
             self._runtime.telemetry.outcome(arrival, taken)
         return taken
 

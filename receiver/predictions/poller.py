@@ -179,7 +179,7 @@ class Poller:
         """Ask the provider; True if that ended the prediction. Raise Unreadable with a reason."""
         if job.provider not in self._on:
             return False
-        with await self._runtime.tracing.poll(job) as span:
+        with self._runtime.tracing.poll(job) as span:
             return await self._learn(job, span)
 
     async def _learn(self, job: Job, span: Span) -> bool:

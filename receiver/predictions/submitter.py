@@ -239,7 +239,7 @@ class Submitter:
 
     async def _submit_safely(self, job: Job) -> None:
         try:
-            with await self._runtime.tracing.submit(job) as span:
+            with self._runtime.tracing.submit(job) as span:
                 await self._submit(job, span)
         except TakenOverError:
             log.warning("submit.postponed", prediction=job.ticket.id, reason="begun by another")

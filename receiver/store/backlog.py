@@ -15,11 +15,6 @@ from receiver.store.statement import Statements
 
 sql: Final = Statements("backlog")
 
-COUNTED: Final = 10_000
-"""A count ends there: more is as bad. The age of so many is looked at, those due first."""
-_HANDLERS: Final = 200
-
-
 LIVING: Final = tuple(status for status in Status if status not in TERMINAL)
 
 

@@ -44,6 +44,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     """Counts every claim of this delivery, ever; settles of older claims change nothing."""
     event: Event
+    trace: str | None = None
+    """The W3C traceparent of the span that its prediction was submitted in, where there was one."""
 
 
 class Claims(msgspec.Struct, frozen=True):
@@ -396,7 +398,7 @@ def delivery_of(row: Sequence[Any]) -> Delivery:
 
 
 def claim_of(row: Sequence[Any], handler: str) -> Claim:
-    delivery_id, attempt, rounds, number, event_id, kind, time, channel, *rest, raw = row
+    delivery_id, attempt, rounds, number, event_id, kind, time, channel, *rest, trace, raw = row
     return Claim(
         id=delivery_id,
         handler=handler,
@@ -411,6 +413,7 @@ def claim_of(row: Sequence[Any], handler: str) -> Claim:
             prediction=prediction_of(rest),
             raw=None if raw is None else _payload(raw),
         ),
+        trace=trace,
     )
 
 

@@ -31,6 +31,7 @@ class CurrentState(msgspec.Struct, frozen=True, array_like=True):
     erased: bool = False
     """Nothing that anybody says of it is kept any more."""
     submitted_at: float | None = None
+    trace: str | None = None
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +76,8 @@ class AcceptResult(msgspec.Struct, frozen=True):
     """Of the prediction, if there is one."""
     seconds: float | None = None
     """From the submit to this outcome, if it was accepted and there was a submit."""
+    trace: str | None = None
+    """The W3C traceparent of the span that it was submitted in, where there was one."""
 
 
 LONGEST_WAIT: Final = 86400.0
@@ -94,7 +97,7 @@ def current_states(ids: Iterable[str]) -> Steps[dict[str, CurrentState]]:
     found = yield Run(sql.select_known, rows=[(prediction_id,) for prediction_id in ids])
     return {
         row[0]: CurrentState(
-            row[0], row[1], row[2], Status(row[3]), row[4], row[5], bool(row[6]), row[7]
+            row[0], row[1], row[2], Status(row[3]), row[4], row[5], bool(row[6]), row[7], row[8]
         )
         for row in found
     }
@@ -128,6 +131,7 @@ def _rule(known: dict[str, CurrentState], arrival: IncomingOutcome, batch: _Batc
         model=before.model,
         provider_id=provider_id,
         seconds=seconds,
+        trace=before.trace,
     )
 
 

@@ -58,6 +58,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """When it is due again if the process that has it in hand dies; None once it has ended."""
     last_words: str = ""
     """Why it has not ended yet, as the last answer said."""
+    trace: str | None = None
+    """The W3C traceparent of the span that it was submitted in, where there was one."""
 
 
 class SubmitBudget(msgspec.Struct, frozen=True, kw_only=True):
@@ -252,6 +254,7 @@ def job_of(row: Sequence[Any]) -> Job:
         deadline_at,
         held_until,
         last_words,
+        trace,
     ) = row
     return Job(
         ticket=Ticket(
@@ -272,6 +275,7 @@ def job_of(row: Sequence[Any]) -> Job:
         deadline_at=deadline_at,
         held_until=held_until,
         last_words=last_words or "",
+        trace=trace,
     )
 
 
@@ -388,8 +392,3 @@ class PredictionStore:
     async def hasten(self, provider: str, now: float) -> None:
         """Make every prediction that is at the provider due for a poll."""
         await self._store.write(hasten, (provider, now))
-
-    async def trace(self, prediction_id: str) -> str | None:
-        """Return the W3C traceparent that a prediction was created with, if it has one."""
-        rows = await self._store.read(sql.select_trace, id=prediction_id)
-        return rows[0][0] if rows else None

@@ -314,6 +314,25 @@ def test_the_demo_plays_to_its_end(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_the_demo_needs_no_extra(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules |= dict.fromkeys(('PIL', 'obstore', 'opentelemetry.sdk'));"
+        "from receiver.cli.main import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "demo", "--folder", str(tmp_path), "--seconds", "0.1"],
+        cwd=tmp_path,
+        env=environment({}),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 signed events forwarded and verified" in done.stdout
+    assert "pip install 'prediction-receiver[storage]'" in done.stdout
+
+
 @pytest.mark.parametrize("width", [20, 80, 200])
 def test_ids_and_times_stay_whole_on_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int

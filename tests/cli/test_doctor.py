@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from importlib.metadata import version as installed
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -131,9 +130,6 @@ async def test_names_that_nobody_reads_are_named_with_the_nearest_that_somebody_
         ("0123456789abcdef0123456789abcdef01", "repeats"),
         ("changeme-9f8a7b6c5d4e3f2a1b0c9d8e", "placeholder"),
         ("your-secret-key-of-32-characters!", "placeholder"),
-        ("abcdefghijklmnopqrstuvwxyzABCDEF", "run"),
-        ("9876543210zyxwvutsrqponmlkjihgfe", "run"),
-        ("aaaabaaaabbaaaaaabaaabbabaaaabaabb", "too few"),
         ("correct horse battery staple and more", "words"),
         ("The-newest-secret-key-of-this-receiver", "words"),
         (KEY, None),
@@ -167,10 +163,8 @@ async def test_secrets_are_judged_each_by_itself_and_held_against_each_other(env
     assert says(lines, "warn", "RECEIVER_API_KEY, which commands use, is none")
 
 
-async def test_one_key_twice_and_no_api_key_are_worth_a_word(env: Env) -> None:
-    env |= {"RECEIVER_SECRET_KEY": f"{KEY},{KEY}", "RECEIVER_API_KEYS": ""}
-    lines = await found(env, "secrets")
-    assert says(lines, "warn", "names one key twice")
+async def test_no_api_key_is_worth_a_word(env: Env) -> None:
+    lines = await found({**env, "RECEIVER_API_KEYS": ""}, "secrets")
     assert says(lines, "warn", "RECEIVER_API_KEYS is not set")
     assert not says(lines, "FAIL")
 
@@ -359,9 +353,7 @@ async def test_a_role_without_rights_is_told_which_it_lacks(env: Env, database: 
         database.execute(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
-async def test_a_queue_that_is_missing_and_a_newer_schema_are_told(
-    env: Env, bare_database: Database
-) -> None:
+async def test_a_newer_schema_on_a_server_is_told(env: Env, bare_database: Database) -> None:
     bare_database.execute(
         "CREATE SCHEMA receiver",
         "CREATE TABLE receiver.migrations (number BIGINT)",
@@ -369,7 +361,6 @@ async def test_a_queue_that_is_missing_and_a_newer_schema_are_told(
     )
     lines = await found({**env, "RECEIVER_DATABASE_URL": bare_database.url}, "database")
     assert says(lines, "FAIL", "schema 99")
-    assert says(lines, "FAIL", "PgQueuer's tables are not there")
 
 
 async def test_a_server_that_is_away_is_told(env: Env) -> None:
@@ -404,7 +395,6 @@ WELL: Final = Server(
     version=LATEST,
     may_create=True,
     closed=[],
-    queue=f"pgqueuer {installed('pgqueuer')}",
     backlog=Backlog(pending={}, dead=0, unattended=0, unasked=0, paused=[], failing={}),
 )
 
@@ -418,8 +408,6 @@ WELL: Final = Server(
         ({"free_connections": 3}, "warn", "raise max_connections"),
         ({"version": None, "may_create": False}, "FAIL", "may not create a schema"),
         ({"version": 0}, "warn", "brings it up to date"),
-        ({"queue": "pgqueuer 0.0.1"}, "warn", "upgrades them"),
-        ({"backlog": None}, "warn", "could not be counted in time"),
         ({"skew": 90.0}, "FAIL", "90.0 s ahead of ours"),
         ({"skew": -3.0}, "warn", "3.0 s behind ours"),
     ],
@@ -442,7 +430,6 @@ def test_whatever_is_wrong_with_a_server_is_told(
 @pytest.mark.parametrize(
     ("change", "level", "said"),
     [
-        ({"integrity": None}, "warn", "too large to check"),
         ({"integrity": "row 3 missing from index"}, "FAIL", "is damaged: row 3"),
         ({"wal": 2**30}, "warn", "has grown to"),
         ({"free": 2**29}, "warn", "512 MB are left"),
@@ -466,6 +453,8 @@ def test_a_look_at_a_file_ends_in_time(env: Env) -> None:
         )
     seen = look_at_file(str(path), 0.0)
     assert (seen.integrity, seen.version, seen.trouble) == (None, LATEST, None)
+    [line] = check_database(msgspec.structs.replace(seen, free=2**40), Settings())
+    assert (line.level, "too large for a quick_check now" in line.says) == ("ok", True)
 
 
 # --- the receiver, and the way to it ---
@@ -768,7 +757,7 @@ async def test_good_keys_are_told_from_bad_ones_at_no_cost(env: Env, providers: 
     for name in ("oxen", "eachlabs", "fal"):
         assert says(lines, "ok", f"provider {name}: the key is good")
     assert says(lines, "ok", "stream oxen: can be opened")
-    assert says(lines, "ok", "clock: the clock of eachlabs, fal, oxen agrees")
+    assert says(lines, "ok", "clock: the clock of", "agrees")
     bad = dict.fromkeys(("OXEN_API_KEY", "EACHLABS_API_KEY", "FAL_KEY"), "wrong")
     lines = await found(env | providers | bad)
     for name in ("oxen", "eachlabs", "fal"):
@@ -899,6 +888,7 @@ def test_the_command_is_for_people_and_for_scripts(env: Env, tmp_path: Path) -> 
     assert "FAIL  secrets: RECEIVER_SECRET_KEY repeats itself" in failed.result().stdout
 
 
-def test_providers_that_disagree_about_the_time_are_told_apart() -> None:
-    [wrong] = check_clock({"oxen": -17649.4, "eachlabs": 0.0})
-    assert (wrong.level, "oxen" in wrong.says, "eachlabs" in wrong.says) == ("FAIL", True, False)
+def test_our_clock_is_right_where_one_provider_agrees() -> None:
+    [line] = check_clock({"oxen": -17649.4, "eachlabs": 0.5})
+    assert (line.level, line.says) == ("ok", "the clock of eachlabs agrees with ours")
+    assert check_clock({}) == []

@@ -2,54 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import typer
 
 from receiver.cli.replay import moment, replay
-from receiver.client import ClientError
+from receiver.client import Client, ClientError
 from receiver.model.errors import ReceiverError
 
 NOW = 1_750_000_000.0
 COUNTED = {"id": "rep_1", "state": "counted", "matched": 9, "events": 4, "replayed": 0}
 
 
-class Api:
+class Api(Client):
     """Answers in turn, and keeps what it was asked."""
 
     def __init__(self, *answers: Any) -> None:
         self._answers: Iterator[Any] = iter(answers)
         self.asked: list[tuple[str, Any]] = []
 
-    def get(self, path: str) -> Any:
+    def get(self, path: str, _: Any = None) -> Any:
         return self.post(path)
 
-    def post(self, path: str, body: Any = None) -> Any:
+    def post(self, path: str, body: Any = None, _: Any = None) -> Any:
         self.asked.append((path, body))
         answer = next(self._answers)
         if isinstance(answer, BaseException):
             raise answer
         return {**COUNTED, **answer}
-
-
-class Terminal:
-    """Answers every question alike."""
-
-    def __init__(self, *answers: bool) -> None:
-        self._answers = iter(answers)
-        self.said: list[str] = []
-        self.shown: list[tuple[int, int]] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def ask(self, question: str) -> bool:
-        self.said.append(question)
-        return next(self._answers)
-
-    def progress(self, done: int, total: int) -> None:
-        self.shown.append((done, total))
 
 
 RUNNING = {"state": "running", "replayed": 5}
@@ -60,47 +43,85 @@ WANTED = {"state": "dead"}
 def no_time(_: float) -> None: ...
 
 
-def test_it_counts_asks_begins_and_shows_how_far_it_is() -> None:
-    api, terminal = Api({}, RUNNING, RUNNING, DONE), Terminal(True)
-    assert replay(api, terminal, WANTED, no_time)["state"] == "done"
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Sit before a terminal, and answer every question in turn; gives what was asked."""
+
+    def sit(*answers: bool) -> list[str]:
+        asked: list[str] = []
+        left = iter(answers)
+
+        def confirm(question: str) -> bool:
+            asked.append(question)
+            return next(left)
+
+        for stream in (sys.stdin, sys.stdout):
+            monkeypatch.setattr(stream, "isatty", lambda: True)
+        monkeypatch.setattr(typer, "confirm", confirm)
+        return asked
+
+    return sit
+
+
+Sit = Callable[..., list[str]]
+Captured = pytest.CaptureFixture[str]
+
+
+def test_it_counts_asks_begins_and_shows_how_far_it_is(terminal: Sit, capsys: Captured) -> None:
+    api, asked = Api({}, RUNNING, RUNNING, DONE), terminal(True)
+    assert replay(api, WANTED, yes=False, sleep=no_time)["state"] == "done"
     paths = ["", "/rep_1/start", "/rep_1", "/rep_1"]
     assert [path for path, _ in api.asked] == [f"/v1/replays{path}" for path in paths]
     assert api.asked[0][1] == WANTED
-    assert terminal.said[0] == "rep_1: 9 deliveries of 4 events would be redelivered"
-    assert terminal.said[-1] == "done: 9 deliveries redelivered"
-    assert terminal.shown == [(5, 9), (5, 9), (9, 9)]
+    assert asked == ["Redeliver them?"]
+    said = capsys.readouterr().out
+    assert said.startswith("rep_1: 9 deliveries of 4 events would be redelivered")
+    assert "100%" in said
+    assert "done: 9 deliveries redelivered" in said.rpartition("100%")[2]
 
 
 @pytest.mark.parametrize(("matched", "answers"), [(9, [False]), (0, [])])
-def test_what_is_not_wanted_after_all_is_dropped(matched: int, answers: list[bool]) -> None:
+def test_what_is_not_wanted_after_all_is_dropped(
+    terminal: Sit, matched: int, answers: list[bool]
+) -> None:
     api = Api({"matched": matched}, {"state": "canceled"})
-    assert replay(api, Terminal(*answers), WANTED, no_time)["state"] == "canceled"
+    terminal(*answers)
+    assert replay(api, WANTED, yes=False, sleep=no_time)["state"] == "canceled"
     assert [path for path, _ in api.asked][1:] == ["/v1/replays/rep_1/cancel"]
+
+
+def test_where_nobody_can_be_asked_nothing_is_begun(capsys: Captured) -> None:
+    api = Api({}, {"state": "canceled"})
+    with pytest.raises(ReceiverError, match="say --yes"):
+        replay(api, WANTED, yes=False, sleep=no_time)
+    assert [path for path, _ in api.asked][1:] == ["/v1/replays/rep_1/cancel"]
+    assert replay(Api({}, RUNNING, DONE), WANTED, yes=True, sleep=no_time)["state"] == "done"
+    assert "%" not in capsys.readouterr().out
 
 
 def interrupt(_: float) -> None:
     raise KeyboardInterrupt
 
 
-def test_an_interrupt_offers_to_cancel() -> None:
+def test_an_interrupt_offers_to_cancel(terminal: Sit, capsys: Captured) -> None:
     api = Api({}, RUNNING, {"state": "canceled", "replayed": 6})
-    terminal = Terminal(True, True)
-    assert replay(api, terminal, WANTED, interrupt)["replayed"] == 6
-    assert terminal.said[-1] == "canceled: 6 deliveries redelivered"
+    terminal(True, True)
+    assert replay(api, WANTED, yes=False, sleep=interrupt)["replayed"] == 6
+    assert "canceled: 6 deliveries redelivered" in capsys.readouterr().out
 
 
-def test_an_interrupt_may_leave_it_at_work() -> None:
-    api, terminal = Api({}, RUNNING), Terminal(True, False)
-    assert replay(api, terminal, WANTED, interrupt)["state"] == "running"
-    assert terminal.said[-1] == "it goes on; `receiver replays --cancel rep_1` ends it"
+def test_an_interrupt_may_leave_it_at_work(terminal: Sit, capsys: Captured) -> None:
+    api, _ = Api({}, RUNNING), terminal(True, False)
+    assert replay(api, WANTED, yes=False, sleep=interrupt)["state"] == "running"
+    assert "it goes on; `receiver replays --cancel rep_1` ends it" in capsys.readouterr().out
 
 
 def test_an_interrupt_may_come_too_late() -> None:
     api = Api({}, RUNNING, ClientError("the replay has ended"), DONE)
-    assert replay(api, Terminal(True, True), WANTED, interrupt)["state"] == "done"
+    assert replay(api, WANTED, yes=True, sleep=interrupt)["state"] == "done"
     api = Api({}, RUNNING, ClientError("nobody is there"), RUNNING)
     with pytest.raises(ClientError, match="nobody"):
-        replay(api, Terminal(True, True), WANTED, interrupt)
+        replay(api, WANTED, yes=True, sleep=interrupt)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ async def page(station: Station) -> Samples:
     answer = await station.world.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert "_created" not in answer.text
     return read(answer.text)
 
 

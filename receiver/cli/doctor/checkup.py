@@ -88,8 +88,6 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """It lets our role make a schema."""
     closed: list[str]
     """Tables of ours that our role may not fully use."""
-    queue: str | None
-    """The note of whose release the queue's tables are; None: there are none."""
     backlog: Backlog | None = None
 
 
@@ -171,7 +169,7 @@ def _backlog_of(connection: sqlite3.Connection) -> Backlog:
     return _backlog(
         connection.execute(delivery_sql.count_pending.sqlite).fetchall(),
         connection.execute(sql.select_backlog.sqlite, before).fetchone(),
-        connection.execute(sql.select_held_back.sqlite).fetchall(),
+        connection.execute(sql.held.sqlite).fetchall(),
     )
 
 
@@ -182,8 +180,8 @@ def _backlog(pending: Any, counts: Any, held: Any) -> Backlog:
         dead=dead,
         unattended=unattended,
         unasked=unasked,
-        paused=[row[0] for row in held if row[1]],
-        failing={row[0]: row[2] for row in held if not row[1]},
+        paused=[name for name, state, _ in held if state == "paused"],
+        failing={name: reason for name, state, reason in held if state == "open"},
     )
 
 
@@ -200,10 +198,7 @@ SELECT current_setting('server_version') AS release,
            AS free_connections,
        has_database_privilege(current_database(), 'CREATE') AS may_create,
        EXISTS (SELECT FROM pg_tables WHERE schemaname = 'receiver' AND tablename = 'migrations')
-           AS migrated,
-       (SELECT coalesce(obj_description(c.oid, 'pg_class'), 'no note') FROM pg_class c
-        JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname = 'receiver' AND c.relname = 'pgqueuer') AS queue
+           AS migrated
 """
 _CLOSED: Final = """
 SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -255,5 +250,5 @@ async def _count(connection: Any) -> Backlog:
         return _backlog(
             await connection.fetch(delivery_sql.count_pending.postgres),
             await connection.fetchrow(sql.select_backlog.postgres, time.time() - OVERDUE),
-            await connection.fetch(sql.select_held_back.postgres),
+            await connection.fetch(sql.held.postgres),
         )

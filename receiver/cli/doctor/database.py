@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
-from functools import partial
-from importlib.metadata import version as installed
 from typing import Final, TypeAlias
 
 from receiver.cli.doctor.checkup import (
@@ -16,7 +15,7 @@ from receiver.cli.doctor.checkup import (
     look_at_file,
     look_at_server,
 )
-from receiver.cli.doctor.findings import Finding, Findings, fail, in_thread, ok, warn
+from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
 from receiver.deliveries.registry import Registry
 from receiver.model.errors import StoreUnusable
 from receiver.settings import Settings
@@ -36,15 +35,24 @@ SKEWED: Final = 2.0
 WRONG: Final = 60.0
 """Seconds by which two clocks may differ before it is worth a warning, and before it does harm."""
 
-Look: TypeAlias = File | Server | Finding
-"""A finding where there was nothing to look at."""
+Look: TypeAlias = File | Server | Finding | None
+"""A finding where there was nothing to look at; None where another check says so."""
 
 
 async def look(settings: Settings) -> Look:
-    if settings.sqlite_path is not None:
-        return await in_thread(partial(look_at_file, settings.sqlite_path, _LOOK))
     try:
-        return await look_at_server(settings.database_url, _LOOK)
+        async with asyncio.timeout(_LOOK + 1):
+            if settings.sqlite_path is None:
+                return await _look_at_server(settings.database_url)
+            return await asyncio.to_thread(look_at_file, settings.sqlite_path, _LOOK)
+    except TimeoutError:
+        said = f"{settings.database} says nothing within {_LOOK:g} s"
+        return fail("database", said, "see that its disk or its server answers")
+
+
+async def _look_at_server(url: str) -> Server | Finding:
+    try:
+        return await look_at_server(url, _LOOK)
     except ModuleNotFoundError as error:
         return fail(
             "database",
@@ -56,20 +64,21 @@ async def look(settings: Settings) -> Look:
     except Exception as error:  # noqa: BLE001 - whatever it is, it is about the server
         from receiver.store.postgres.engine import what_to_do  # noqa: PLC0415 - paid for when used
 
-        said = what_to_do(error, address.read(settings.database_url))
+        said = what_to_do(error, address.read(url))
         return fail("database", *said.rsplit("; ", 1))
 
 
 def check_database(seen: Look, settings: Settings) -> Findings:
-    if isinstance(seen, Finding):
-        return [seen]
+    if seen is None or isinstance(seen, Finding):
+        return [] if seen is None else [seen]
     found = list(_file(seen, settings) if isinstance(seen, File) else _server(seen))
     if found:
         return found
     if isinstance(seen, Server):
         said = f"PostgreSQL {seen.release.split()[0]}, schema {seen.version}"
     elif seen.exists:
-        said = f"schema {seen.version}, {_size(seen.free)} free, quick_check ok"
+        checked = "quick_check ok" if seen.integrity else "too large for a quick_check now"
+        said = f"schema {seen.version}, {_size(seen.free)} free, {checked}"
     else:
         said = f"not there yet: `receiver serve` makes it; {_size(seen.free)} free"
     return [ok("database", f"{settings.database}: {said}")]
@@ -108,13 +117,7 @@ def _file(seen: File, settings: Settings) -> Iterator[Finding]:
 
 def _read(seen: File, path: str) -> Iterator[Finding]:
     yield from _schema(seen.version)
-    if seen.integrity is None:
-        yield warn(
-            "database",
-            f"{path} is too large to check in {_LOOK:g} s",
-            f"run `sqlite3 {path} 'PRAGMA quick_check'` at a quiet time",
-        )
-    elif seen.integrity != "ok":
+    if seen.integrity not in {"ok", None}:
         yield fail(
             "database",
             f"{path} is damaged: {seen.integrity}",
@@ -164,17 +167,6 @@ def _tables(seen: Server) -> Iterator[Finding]:
             )
     else:
         yield from _schema(seen.version)
-        yield from _queue(seen.queue)
-
-
-def _queue(note: str | None) -> Iterator[Finding]:
-    mine = f"pgqueuer {installed('pgqueuer')}"
-    if note is None:
-        said = "PgQueuer's tables are not there, so that no delivery would be run"
-        yield fail("database", said, "run `receiver migrate`")
-    elif note != mine:
-        said = f"the queue's tables are of {note}, and {mine} is installed"
-        yield warn("database", said, "`receiver serve` or `migrate` upgrades them")
 
 
 def _schema(version: int) -> Iterator[Finding]:
@@ -192,10 +184,10 @@ def _schema(version: int) -> Iterator[Finding]:
         )
 
 
-def check_backlog(seen: Look | None) -> Findings:
+def check_backlog(seen: Look) -> Findings:
     backlog = _backlog(seen)
     if backlog is None:
-        return [*_uncounted(seen)]
+        return []
     found = [
         warn("backlog", said.format(number), fix)
         for number, said, fix in (
@@ -216,13 +208,6 @@ def check_backlog(seen: Look | None) -> Findings:
     ]
 
 
-def _uncounted(seen: Look | None) -> Iterator[Finding]:
-    unreadable = isinstance(seen, Server) and seen.closed
-    if isinstance(seen, File | Server) and seen.version == LATEST and not unreadable:
-        fix = "ask again at a quieter time, or look with `receiver deliveries`"
-        yield warn("backlog", "it could not be counted in time", fix)
-
-
 _DEAD: Final = (
     "see `receiver deliveries --state dead`, fix the handler, then `receiver retry ID`, or "
     "`receiver replay --state dead` for all"
@@ -231,7 +216,7 @@ _UNATTENDED: Final = "see that `receiver serve` or `receiver worker` runs and is
 _UNASKED: Final = "see that `receiver serve` runs and reaches the providers"
 
 
-def check_pending(seen: Look | None, registry: Registry) -> Iterator[Finding]:
+def check_pending(seen: Look, registry: Registry) -> Iterator[Finding]:
     """Find deliveries that no handler of ours will ever run."""
     backlog = _backlog(seen)
     pending: Mapping[str, int] = backlog.pending if backlog else {}
@@ -243,7 +228,7 @@ def check_pending(seen: Look | None, registry: Registry) -> Iterator[Finding]:
         )
 
 
-def check_server_clock(seen: Look | None) -> Findings:
+def check_server_clock(seen: Look) -> Findings:
     if not isinstance(seen, Server):
         return []
     return [compare(seen.skew, "the database server's clock")]
@@ -258,7 +243,7 @@ def compare(skew: float, whose: str) -> Finding:
     return ok("clock", f"{whose} agrees with ours")
 
 
-def _backlog(seen: Look | None) -> Backlog | None:
+def _backlog(seen: Look) -> Backlog | None:
     return seen.backlog if isinstance(seen, File | Server) else None
 
 

@@ -6,11 +6,8 @@ A secret is never shown, not in part.
 from __future__ import annotations
 
 import difflib
-import math
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from itertools import pairwise
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -35,11 +32,6 @@ _PLACEHOLDERS: Final = (
     "supersecret", "super-secret", "mysecret", "my-secret", "not-so-secret", "unsafe", "insecure",
 )  # fmt: skip
 _WORDS: Final = re.compile(r"[A-Z]?[a-z]+([-_. /+][A-Z]?[a-z]+)+")
-_FEWEST_CHARACTERS: Final = 8
-"""Of a long secret; 32 random digits have fewer once in a thousand times."""
-_LEAST_BITS: Final = 2.5
-"""For each character, by how often each comes."""
-_LONGEST_RUN: Final = 8
 SHORTEST_API_KEY: Final = 16
 _SHORTEST_HIDDEN: Final = 6
 """Shorter ones are parts of words; no check says one, hiding them is only the net below."""
@@ -125,18 +117,10 @@ def _placed(name: str, texts: list[str]) -> Iterator[tuple[str, str]]:
 def weakness(text: str) -> str | None:
     """Return why a secret could be guessed; None where nothing speaks for it."""
     plain = text.lower()
-    counts = Counter(text)
-    bits = -sum(n / len(text) * math.log2(n / len(text)) for n in counts.values())
-    steps = [ord(after) - ord(before) for before, after in pairwise(plain)]
     if any(word in plain for word in _PLACEHOLDERS):
         return "reads like a placeholder"
     if any(text[period:] == text[:-period] for period in range(1, len(text) // 2 + 1)):
         return "repeats itself"
-    if len(counts) < min(_FEWEST_CHARACTERS, len(text) // 3) or bits < _LEAST_BITS:
-        return "has too few different characters"
-    runs = (steps[at : at + _LONGEST_RUN] for at in range(len(steps) - _LONGEST_RUN + 1))
-    if any(len(set(run)) == 1 for run in runs):
-        return "has a run like abcdefghi in it"
     if _WORDS.fullmatch(text):
         return "is made of words, which are guessed first"
     return None
@@ -172,13 +156,9 @@ def _shared(named: list[tuple[str, Secret]]) -> Iterator[Finding]:
     for name, secret in named:
         places.setdefault(secret, []).append(name)
     for names in places.values():
-        if len(set(names)) > 1:
-            ours = any(name.startswith("RECEIVER_") for name in names)
+        if len(set(names)) > 1 and any(name.startswith("RECEIVER_") for name in names):
             said = f"{' and '.join(dict.fromkeys(names))} are the same text"
-            fix = f"give each its own, as one leak opens all: {_MAKE_ONE}"
-            yield fail("secrets", said, fix) if ours else warn("secrets", said, "is that right?")
-        elif len(names) > 1:
-            yield warn("secrets", f"{names[0]} names one key twice", "remove one of them")
+            yield fail("secrets", said, f"give each its own, as one leak opens all: {_MAKE_ONE}")
 
 
 def _closed(caller: Caller, settings: Settings) -> Iterator[Finding]:

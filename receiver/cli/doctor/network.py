@@ -41,6 +41,10 @@ _LARGE: Final = 1536 * 1024
 """Bytes of a callback with pictures inside; some proxies take a million at most."""
 
 
+ASKING: Final = (*BROKEN, Unreadable)
+"""What asking can end in, but for an answer."""
+
+
 class Trouble(NamedTuple):
     """What came instead of what was asked for."""
 
@@ -50,25 +54,30 @@ class Trouble(NamedTuple):
     """Nothing that could be a receiver is there."""
 
 
+_SILENT: Final = Trouble(
+    f"nothing answers within {_PATIENCE:g} s", "see firewalls, and where the proxy leads", True
+)
+
+
 class Asker:
     """Sends requests, and reads their answers within bounds of time and size."""
 
     def __init__(self, client: httpx.AsyncClient, clock: Callable[[], float]) -> None:
         self._client = client
-        self._clock = clock
+        self.clock = clock
         self.skews: dict[str, float] = {}
         """Seconds by which the clocks of those who answered are ahead of ours."""
 
     async def ask(self, request: httpx.Request, who: str | None = None) -> ProviderResponse:
-        """Return the answer, or raise what is in BROKEN, or Unreadable.
+        """Return the answer, or raise what is in ASKING.
 
         `who` names somebody whose clock is to be compared with ours.
         """
         request.extensions = {"timeout": httpx.Timeout(_PATIENCE).as_dict()}
-        began = self._clock()
+        began = self.clock()
         async with asyncio.timeout(_PATIENCE):
             response = await self._client.send(request, stream=True)
-            ended = self._clock()
+            ended = self.clock()
             body = await read_capped(response, _LARGEST_ANSWER)
         if who is not None and "age" not in response.headers:
             self._compare(who, response.headers.get("date", ""), (began + ended) / 2)
@@ -96,29 +105,29 @@ class Asker:
 class Echoes:
     """Finds out whether our receiver answers at a URL, and what becomes of bodies on the way."""
 
-    def __init__(self, asker: Asker, tokens: Tokens, clock: Callable[[], float]) -> None:
+    def __init__(self, asker: Asker, tokens: Tokens) -> None:
         self._asker = asker
         self._tokens = tokens
-        self._clock = clock
 
     async def by_each_key(self, base: str) -> list[Trouble | None]:
         """Ask with every secret key in turn, newest first; None: all is well."""
-        now = self._clock()
+        now = self._asker.clock()
         tokens = self._tokens.echoes(now)
         return await asyncio.gather(*(self._ask(base, t, _SMALL, now) for t in tokens))
 
     async def with_much(self, base: str, size: int) -> Trouble | None:
-        now = self._clock()
+        now = self._asker.clock()
         return await self._ask(base, self._tokens.echoes(now)[0], secrets.token_bytes(size), now)
 
     async def _ask(self, base: str, token: str, body: bytes, now: float) -> Trouble | None:
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers = {"Content-Type": "application/json"}
         try:
-            request = httpx.Request(
-                "POST", f"{base}/webhooks/echo/{token}", content=body, headers=headers
+            answer = await self._asker.ask(
+                httpx.Request(
+                    "POST", f"{base}/webhooks/echo/{token}", content=body, headers=headers
+                )
             )
-            answer = await self._asker.ask(request)
-        except (*BROKEN, Unreadable) as error:
+        except ASKING as error:
             return _broken(error)
         if answer.status != httpx.codes.OK:
             return _refused(answer)
@@ -138,25 +147,28 @@ class Echoes:
         return None
 
 
+_BREAKS: Final[dict[type[BaseException], Trouble]] = {
+    ssl.SSLCertVerificationError: Trouble(
+        "its certificate is not trusted ({0.verify_message})",
+        "use one that is valid for this name, with all intermediate ones",
+    ),
+    ssl.SSLError: Trouble("TLS fails ({0})", "see that HTTPS is spoken on that port"),
+    socket.gaierror: Trouble("its name cannot be resolved", "fix the name, or its DNS record"),
+    TimeoutError: _SILENT,
+    httpx.TimeoutException: _SILENT,
+    ConnectionRefusedError: Trouble(
+        "nothing listens there (connection refused)", "start what should, or fix the port", True
+    ),
+}
+"""What kept an answer from coming: the first of these errors that led to it."""
+
+
 def _broken(error: BaseException) -> Trouble:
     """Say what kept an answer from coming."""
     for cause in _causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return Trouble(
-                f"its certificate is not trusted ({cause.verify_message})",
-                "use one that is valid for this name, with all intermediate ones",
-            )
-        if isinstance(cause, ssl.SSLError):
-            said = f"TLS fails ({cause.reason or type(cause).__name__})"
-            return Trouble(said, "see that HTTPS is spoken on that port")
-        if isinstance(cause, socket.gaierror):
-            return Trouble("its name cannot be resolved", "fix the name, or its DNS record")
-        if isinstance(cause, TimeoutError | httpx.TimeoutException):
-            said = f"nothing answers within {_PATIENCE:g} s"
-            return Trouble(said, "see firewalls, and where the proxy leads", absent=True)
-        if isinstance(cause, ConnectionRefusedError):
-            said = "nothing listens there (connection refused)"
-            return Trouble(said, "start what should, or fix the port", absent=True)
+        for kind, trouble in _BREAKS.items():
+            if isinstance(cause, kind):
+                return trouble._replace(says=trouble.says.format(cause))
     said = f"no answer came ({type(error).__name__}: {error})"
     return Trouble(said, "see what listens there", absent=True)
 
@@ -174,6 +186,20 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         left += [cause.__cause__, cause.__context__, *getattr(cause, "exceptions", ())]
 
 
+_REFUSALS: Final = {
+    401: (
+        "a receiver answers that does not know this secret key, or whose clock is a minute off",
+        "see that it is the right one, and restart it after a change of RECEIVER_SECRET_KEY",
+    ),
+    404: (
+        "a receiver answers, but it sees another path (or is of an older release)",
+        "have the proxy pass the whole path, without stripping or adding a part",
+    ),
+    405: ("the proxy makes another method of POST", "have it pass requests as they are"),
+}
+"""What a receiver's own refusal of an echo means, by its status."""
+
+
 def _refused(answer: ProviderResponse) -> Trouble:
     """Say what an answer that is no echo means."""
     kind = error_body(answer.body).get("type")
@@ -185,19 +211,8 @@ def _refused(answer: ProviderResponse) -> Trouble:
             f"it redirects ({said}) to {where}",
             "name the URL that answers by itself: providers take a redirect for a refusal",
         )
-    if ours and answer.status == httpx.codes.UNAUTHORIZED:
-        return Trouble(
-            "a receiver answers that does not know this secret key, or whose clock is a minute off",
-            "see that it is the right one, and restart it after a change of RECEIVER_SECRET_KEY",
-        )
-    if ours and answer.status == httpx.codes.METHOD_NOT_ALLOWED:
-        said = "the proxy makes another method of POST"
-        return Trouble(said, "have it pass requests as they are")
-    if ours and answer.status == httpx.codes.NOT_FOUND:
-        return Trouble(
-            "a receiver answers, but it sees another path (or is of an older release)",
-            "have the proxy pass the whole path, without stripping or adding a part",
-        )
+    if ours and answer.status in _REFUSALS:
+        return Trouble(*_REFUSALS[answer.status])
     if answer.status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
         said = f"the {'receiver' if ours else 'proxy'} takes no such body (HTTP 413)"
         return Trouble(said, "raise its limit (nginx: client_max_body_size)")
@@ -209,65 +224,57 @@ def _refused(answer: ProviderResponse) -> Trouble:
 _OPEN_IT: Final = "let the proxy pass POST /webhooks/ to the receiver, without a login"
 
 
-class Running:
-    """The receiver at RECEIVER_URL, if there is one."""
+async def check_receiver(
+    troubles: Sequence[Trouble | None] | None, caller: Caller, settings: Settings, asker: Asker
+) -> Findings:
+    """Judge the one at RECEIVER_URL; `troubles`: what came of asking it by each secret key."""
+    if troubles is None:
+        said = "not asked, as there is no secret key to know it by"
+        return [warn("receiver", said, "set RECEIVER_SECRET_KEY")]
+    found = _troubles_of("receiver", troubles, settings)
+    if all(troubles) and (_is_absent(troubles) or not caller.is_told):
+        said = f"none that is ours answers at {caller.url}: {found[0].says}"
+        fix = "start it with `receiver serve`, or set RECEIVER_URL, to have it looked at, too"
+        return [warn("receiver", said, fix)]
+    try:
+        return found or await _look_inside(caller, settings, asker)
+    except ASKING as error:
+        said = f"it answered an echo, and then no more: {_broken(error).says}"
+        return [fail("receiver", said, "see its log")]
 
-    def __init__(self, asker: Asker, caller: Caller) -> None:
-        self._asker = asker
-        self.url = caller.url
-        self._told = caller.is_told
-        self._own_key = caller.key
 
-    async def check(self, troubles: Sequence[Trouble | None], settings: Settings) -> Findings:
-        """Judge it; `troubles`: what came of asking it by each secret key."""
-        found = troubles_of("receiver", troubles, settings)
-        if all(troubles) and (absent(troubles) or not self._told):
-            said = f"none that is ours answers at {self.url}: {found[0].says}"
-            fix = "start it with `receiver serve`, or set RECEIVER_URL, to have it looked at, too"
-            return [warn("receiver", said, fix)]
-        try:
-            return found or await self._inside(settings)
-        except (*BROKEN, Unreadable) as error:
-            said = f"it answered an echo, and then no more: {_broken(error).says}"
-            return [fail("receiver", said, "see its log")]
+async def _look_inside(caller: Caller, settings: Settings, asker: Asker) -> Findings:
+    """Look closer at what has shown that it is ours."""
 
-    async def _inside(self, settings: Settings) -> Findings:
-        """Look closer at what has shown that it is ours."""
-        keys = {f"number {n} of RECEIVER_API_KEYS": key for n, key in _keys(settings)}
-        if self._own_key:
-            keys["RECEIVER_API_KEY"] = self._own_key.reveal()
-        ready, *answers = await asyncio.gather(
-            self._get("/readyz"),
-            *(self._get("/v1/deliveries?limit=1", key) for key in keys.values()),
-        )
-        found = []
-        if ready.status != httpx.codes.OK:
-            said = f"it runs at {self.url}, but its database takes no writes"
-            found.append(fail("receiver", said, "see its log for store.unavailable"))
-        for place, answer in zip(keys, answers, strict=True):
-            if answer.status == httpx.codes.UNAUTHORIZED:
-                said = f"the receiver that runs does not know {place}"
-                fix = "restart it after a change of RECEIVER_API_KEYS"
-                found.append(fail("receiver", said, fix))
-        return found or [ok("receiver", f"runs at {self.url}, ready, knows every key")]
-
-    async def _get(self, path: str, key: str = "") -> ProviderResponse:
+    def get(path: str, key: str = "") -> Awaitable[ProviderResponse]:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return await self._asker.ask(httpx.Request("GET", self.url + path, headers=headers))
+        return asker.ask(httpx.Request("GET", caller.url + path, headers=headers))
+
+    keys = {
+        number: key.reveal()
+        for number, key in enumerate(settings.api_keys, 1)
+        if key.reveal().isascii() and key.reveal().isprintable()  # as it travels in a header
+    }
+    ready, *answers = await asyncio.gather(
+        get("/readyz"), *(get("/v1/deliveries?limit=1", key) for key in keys.values())
+    )
+    found = []
+    if ready.status != httpx.codes.OK:
+        said = f"it runs at {caller.url}, but its database takes no writes"
+        found.append(fail("receiver", said, "see its log for store.unavailable"))
+    for number, answer in zip(keys, answers, strict=True):
+        if answer.status == httpx.codes.UNAUTHORIZED:
+            said = f"the receiver that runs does not know number {number} of RECEIVER_API_KEYS"
+            fix = "restart it after a change of RECEIVER_API_KEYS"
+            found.append(fail("receiver", said, fix))
+    return found or [ok("receiver", f"runs at {caller.url}, ready, knows every key")]
 
 
-def _keys(settings: Settings) -> Iterator[tuple[int, str]]:
-    for number, key in enumerate(settings.api_keys, 1):
-        text = key.reveal()
-        if text.isascii() and text.isprintable():
-            yield number, text
-
-
-def absent(troubles: Sequence[Trouble | None]) -> bool:
+def _is_absent(troubles: Sequence[Trouble | None]) -> bool:
     return any(trouble is not None and trouble.absent for trouble in troubles)
 
 
-def troubles_of(name: str, troubles: Sequence[Trouble | None], settings: Settings) -> Findings:
+def _troubles_of(name: str, troubles: Sequence[Trouble | None], settings: Settings) -> Findings:
     """Say what came of asking by each key; nothing where all is well."""
     bad = [(number, trouble) for number, trouble in enumerate(troubles, 1) if trouble is not None]
     if len(bad) == len(troubles):
@@ -286,9 +293,9 @@ def troubles_of(name: str, troubles: Sequence[Trouble | None], settings: Setting
 
 
 async def check_public_url(
-    settings: Settings, echoes: Echoes | None, is_absent: Callable[[], Awaitable[bool]]
+    settings: Settings, echoes: Echoes | None, here: Awaitable[Sequence[Trouble | None] | None]
 ) -> Findings:
-    """Look at the way that callbacks take; `is_absent` tells whether nobody is at its end."""
+    """Look at the way that callbacks take; `here`: what came of asking past it."""
     url = settings.public_url
     if url is None:
         return [
@@ -303,12 +310,12 @@ async def check_public_url(
     if echoes is None:
         return [*found, warn("public url", "not tried without a secret key", "set one first")]
     troubles = await echoes.by_each_key(url)
-    if absent(troubles) and await is_absent():
+    if _is_absent(troubles) and all(await here or [None]):
         trouble = next(filter(None, troubles))
         said = f"{url} cannot be judged while no receiver runs: {trouble.says}"
         return [*found, warn("public url", said, "start it, then ask the doctor again")]
     if any(troubles):
-        return found + troubles_of("public url", troubles, settings)
+        return found + _troubles_of("public url", troubles, settings)
     return [*found, await _large(url, settings, echoes)]
 
 
@@ -361,18 +368,24 @@ async def _large(url: str, settings: Settings, echoes: Echoes) -> Finding:
 
 
 async def check_provider(provider: Provider, settings: Settings, asker: Asker) -> Findings:
+    """Try its key, and fetch from it what else it is there for: its public keys, its stream."""
     name, given = f"provider {provider.name}", settings.providers[provider.name]
     if given.key is None:
         return [ok(name, "off, as it has no key")]
+    checks = [_check_key(name, provider, asker)]
+    if provider.proof == "public_keys":
+        checks.append(_check_public_keys(name, given.urls["jwks"], asker))
+    if isinstance(provider, Streamed):
+        checks.append(_check_stream(f"stream {provider.name}", provider, asker))
+    return [finding for found in await asyncio.gather(*checks) for finding in found]
+
+
+async def _check_key(name: str, provider: Provider, asker: Asker) -> Findings:
     try:
         answer = await asker.ask(provider.try_key(), provider.name)
-    except (*BROKEN, Unreadable) as error:
-        trouble = _broken(error)
-        return [fail(name, f"cannot be asked: {trouble.says}", _REACH)]
-    finding = _judge(name, answer, provider.key_works(answer))
-    if provider.proof != "public_keys":
-        return [finding]
-    return [finding, *await _public_keys(name, given.urls["jwks"], asker)]
+    except ASKING as error:
+        return [fail(name, f"cannot be asked: {_broken(error).says}", _REACH)]
+    return [_judge(name, answer, provider.key_works(answer))]
 
 
 _REACH: Final = "see that this machine may call it, and that its URL is the right one"
@@ -389,22 +402,21 @@ def _judge(name: str, answer: ProviderResponse, works: bool | None) -> Finding:
     return warn(name, f"cannot tell whether the key is good ({said})", "try again later")
 
 
-async def _public_keys(name: str, url: str, asker: Asker) -> Findings:
+async def _check_public_keys(name: str, url: str, asker: Asker) -> Findings:
     try:
         answer = await asker.ask(httpx.Request("GET", url))
         keys = read_jwks(answer.body) if answer.status == httpx.codes.OK else []
         said = f"no public key is to be had from {url} (HTTP {answer.status})"
-    except (*BROKEN, Unreadable) as error:
+    except ASKING as error:
         keys, said = [], f"no public key is to be had from {url}: {_broken(error).says}"
     fix = "without one no callback can be proved: see FAL_JWKS_URL, and that it can be reached"
     return [] if keys else [fail(name, said, fix)]
 
 
-async def check_stream(name: str, provider: Streamed, asker: Asker) -> Findings:
-    line = f"stream {name}"
+async def _check_stream(line: str, provider: Streamed, asker: Asker) -> Findings:
     try:
         status, kind = await asker.open(provider.stream())
-    except (*BROKEN, Unreadable) as error:
+    except ASKING as error:
         return [fail(line, f"cannot be opened: {_broken(error).says}", _REACH)]
     if status == httpx.codes.OK and kind.startswith("text/event-stream"):
         return [ok(line, "can be opened")]
@@ -414,9 +426,6 @@ async def check_stream(name: str, provider: Streamed, asker: Asker) -> Findings:
 
 
 def check_clock(skews: Mapping[str, float]) -> Findings:
-    """Hold our clock against the providers'; of those that disagree one may be wrong itself."""
-    each = {name: compare(skew, f"the clock of {name}") for name, skew in sorted(skews.items())}
-    wrong = [finding for finding in each.values() if finding.level != "ok"]
-    if each and (not wrong or len({(f.level, skews[n] > 0) for n, f in each.items()}) == 1):
-        return [compare(min(skews.values(), key=abs), f"the clock of {', '.join(each)}")]
-    return wrong
+    """Hold our clock against the provider's that is nearest: where one agrees, ours is right."""
+    nearest = sorted(skews, key=lambda name: abs(skews[name]))[:1]
+    return [compare(skews[name], f"the clock of {name}") for name in nearest]

@@ -7,12 +7,9 @@ SELECT
     (SELECT count(*) FROM predictions
         WHERE due_at <= :before::float AND status IN ('processing', 'unconfirmed'))
 
--- name: select_held_back
-SELECT name, paused_at IS NOT NULL, reason FROM handlers
-WHERE paused_at IS NOT NULL OR open_until IS NOT NULL ORDER BY name
-
 -- name: pending
--- From handler to handler by the index, however many deliveries each has. A delivery that is pending
+-- From handler to handler by the index, however many deliveries each has. A count ends at 10,000, as
+-- more is as bad; so does the search for the oldest, in those due first. A delivery that is pending
 -- again after its end is as old as its due time, any other as its event.
 WITH RECURSIVE h (name) AS (
     SELECT min(handler) FROM deliveries WHERE state = 'pending'
@@ -42,5 +39,5 @@ SELECT r.provider, r.status,
 FROM {rows:provider text, status text}
 
 -- name: held
-SELECT name, CASE WHEN paused_at IS NOT NULL THEN 'paused' ELSE 'open' END FROM handlers
-WHERE paused_at IS NOT NULL OR open_until IS NOT NULL
+SELECT name, CASE WHEN paused_at IS NOT NULL THEN 'paused' ELSE 'open' END, reason FROM handlers
+WHERE paused_at IS NOT NULL OR open_until IS NOT NULL ORDER BY name

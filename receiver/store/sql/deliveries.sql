@@ -14,7 +14,7 @@ WHERE prediction_id IN (SELECT r.id FROM {rows:id text}) AND unmatched = 1
 -- name: select_wanted
 -- The provider's own payload comes along, unless it is so large that a lane of them would not fit.
 SELECT {gather:d.id, d.attempts + 1, d.round, d.claims + 1,
-{event_columns},
+{event_columns}, p.trace,
     CASE WHEN c.body IS NULL OR length(c.body) > :largest::int THEN NULL
          WHEN typeof(c.body) = 'text' THEN c.body ELSE '\x' || hex(c.body) END}
 FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
@@ -41,7 +41,7 @@ WITH held AS MATERIALIZED (
     RETURNING id, prediction_id, attempts, round, claims
 )
 SELECT d.id, d.attempts, d.round, d.claims,
-{event_columns},
+{event_columns}, p.trace,
     CASE WHEN length(c.body) <= :largest::int THEN c.body END
 FROM d
 {of_the_event}

@@ -2,7 +2,7 @@
 
 -- fragment: job_columns
 id, provider, model, mode, status, input, provider_id, links, submitted_at, cancel_requested,
-submits, polls, created_at, deadline_at, due_at, error_message
+submits, polls, created_at, deadline_at, due_at, error_message, trace
 
 -- fragment: in_doubt
 CASE WHEN submitted_at IS NULL THEN 'queued' ELSE 'unconfirmed' END
@@ -152,6 +152,3 @@ ORDER BY id DESC
 -- filter unsuccessful: status = :status AND error_code IS NOT NULL
 -- filter provider: provider = :provider
 -- filter cursor: id < :cursor
-
--- name: select_trace
-SELECT trace FROM predictions WHERE id = :id

@@ -1,0 +1,61 @@
+"""Exporters of traces, by OpenTelemetry's SDK. Imported only where its settings ask for traces."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import entry_points
+from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+
+from receiver.model.errors import SettingsError
+
+
+def exporting(names: Sequence[str]) -> Exporting:
+    """Export to all of these, as the environment says how.
+
+    Raises SettingsError for a name that nothing here has.
+    """
+    exporters = [_exporter(name)() for name in names]
+    resource = Resource.create()
+    if str(resource.attributes["service.name"]).startswith("unknown_service"):
+        resource = resource.merge(Resource({"service.name": "receiver"}))
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    for exporter in exporters:
+        # In batches, by a thread of its own; what its queue has no room for is dropped.
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    # A try that failed is a warning there, and a batch that is lost an error: one line will do.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
+    return Exporting(provider, exporters)
+
+
+def _exporter(name: str) -> Any:
+    found = entry_points(group="opentelemetry_traces_exporter", name=name)
+    if not found:
+        known = "prediction-receiver[otel] brings otlp, over http/protobuf, and console"
+        raise SettingsError([f"no exporter named {name} is installed: {known}"])
+    return next(iter(found)).load()
+
+
+class Exporting:
+    """A provider of ours, and where its spans go."""
+
+    def __init__(self, provider: TracerProvider, exporters: Sequence[SpanExporter]) -> None:
+        self.provider = provider
+        self._exporters = exporters
+
+    def stop(self, seconds: float) -> None:
+        """Send what waits, in that time at most; then give up."""
+        # By itself it would wait for a dead collector for half a minute.
+        last = threading.Thread(target=self.provider.shutdown, daemon=True)
+        last.start()
+        last.join(seconds)
+        if last.is_alive():
+            for exporter in self._exporters:
+                with suppress(Exception):
+                    exporter.shutdown()
