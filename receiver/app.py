@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import httpx
@@ -66,7 +62,8 @@ from receiver.providers.adapter import Provider, Streamed
 from receiver.providers.egress import outward
 from receiver.providers.fal import read_jwks, read_meta
 from receiver.providers.published import published_keys
-from receiver.settings import SHORTEST_SECRET, Secret, Settings, development
+from receiver.settings import Settings
+from receiver.settings.development import with_secrets
 from receiver.store.deliveries import ReplayResult
 from receiver.store.erasure import Erased
 from receiver.store.facade import Chore, Store
@@ -210,7 +207,7 @@ def _receiver(
 ) -> _Receiver:
     settings = settings or Settings.read(os.environ)
     registry = _registry(settings.handlers if handlers is None else handlers)
-    settings = _with_secrets(settings)
+    settings = with_secrets(settings)
     _store_maker(settings)  # tells at once what is not installed
     made = partial(_Parts, settings, registry, clocks or _Clocks(), network or _Network())
     return _Receiver(made, tasks)
@@ -244,45 +241,6 @@ def _registry(handlers: Sequence[str | Callable[..., Any] | Handler]) -> Registr
             for handler in [given] if isinstance(given, Handler) else handlers_of(given):
                 registry.add(handler)
     return registry
-
-
-def _with_secrets(settings: Settings) -> Settings:
-    """In development, make up the secrets that are missing."""
-    if not settings.dev:
-        return settings
-    secret_keys = settings.secret_keys or (_made_up(settings),)
-    key = Secret(development.api_key(secret_keys[0].reveal()))
-    return replace(settings, secret_keys=secret_keys, api_keys=(*settings.api_keys, key))
-
-
-def _made_up(settings: Settings) -> Secret:
-    """Read the secret key beside the database file; make it up at the first start.
-
-    A new one at each start would refuse the callbacks that are under way.
-    """
-    if settings.sqlite_path is None:
-        raise StoreUnusable(
-            "set RECEIVER_SECRET_KEY: processes that share PostgreSQL must share it too, and --dev "
-            "makes one up for one process only"
-        )
-    path = development.secret_file(settings)
-    if not path.exists():
-        _write_secret(path)
-    text = path.read_text()
-    if len(text) < SHORTEST_SECRET:
-        raise StoreUnusable(f"{path} holds no secret: remove it, and start again")
-    return Secret(text)
-
-
-def _write_secret(path: Path) -> None:
-    """Write it whole or not at all; the second process leaves the first one's in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, part = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(fd, "w") as file:
-        file.write(secrets.token_hex(32))
-    with contextlib.suppress(FileExistsError):
-        os.link(part, path)
-    Path(part).unlink()
 
 
 class _Parts:

@@ -1,32 +1,77 @@
-"""The API key of `--dev`: made of the secret key, so that commands on the same machine find it.
+"""The secrets of `--dev`: a secret key, kept beside the database, and an API key made of it.
 
-Where a request comes from proves nothing: what a proxy or a tunnel on this machine passes on can
-look exactly like a request of this machine.
+Commands on the same machine find the API key that way. That a request comes from this machine
+proves nothing: a proxy or a tunnel here passes on requests from anywhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
+import os
+import secrets
+import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from receiver.settings import Settings
+from receiver.model.errors import StoreUnusable
+from receiver.settings import SHORTEST_SECRET, Secret, Settings
+
+
+def with_secrets(settings: Settings) -> Settings:
+    """Return the settings with the secrets that development makes up where they are missing."""
+    if not settings.dev:
+        return settings
+    secret_keys = settings.secret_keys or (_made_up(settings),)
+    key = Secret(api_key(secret_keys[0].reveal()))
+    return replace(settings, secret_keys=secret_keys, api_keys=(*settings.api_keys, key))
+
+
+def _made_up(settings: Settings) -> Secret:
+    """Read the secret key beside the database file; make it up at the first start.
+
+    A new one at each start would refuse the callbacks that are under way.
+    """
+    if settings.sqlite_path is None:
+        raise StoreUnusable(
+            "set RECEIVER_SECRET_KEY: processes that share PostgreSQL must share it too, and --dev "
+            "makes one up for one process only"
+        )
+    path = secret_file(settings)
+    if not path.exists():
+        _write_secret(path)
+    text = path.read_text()
+    if len(text) < SHORTEST_SECRET:
+        raise StoreUnusable(f"{path} holds no secret: remove it, and start again")
+    return Secret(text)
+
+
+def _write_secret(path: Path) -> None:
+    """Write it whole or not at all; the second process leaves the first one's in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, part = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(fd, "w") as file:
+        file.write(secrets.token_hex(32))
+    with contextlib.suppress(FileExistsError):
+        os.link(part, path)
+    Path(part).unlink()
 
 
 def secret_file(settings: Settings) -> Path:
-    """Name the file of a secret key that was made up."""
+    """Return the path of the secret key that was made up."""
     return Path(f"{settings.sqlite_path}.dev-secret")
 
 
 def api_key(secret: str) -> str:
-    """Make the key that opens /v1 in development."""
+    """Return the key that opens /v1 in development."""
     return hmac.new(secret.encode(), b"API key of --dev", hashlib.sha256).hexdigest()
 
 
 def find_api_key(env: Mapping[str, str]) -> str | None:
-    """Make it as a receiver does that runs with this environment, in this folder."""
-    settings, _, _ = Settings.look({**env, "RECEIVER_DEV": "1"})
+    """Return the key of a receiver that runs with this environment, in this folder, if any."""
+    settings, _ = Settings.look({**env, "RECEIVER_DEV": "1"})
     if settings.secret_keys:
         return api_key(settings.secret_keys[0].reveal())
     try:

@@ -16,6 +16,7 @@ from typing import Final
 from receiver.model.errors import SettingsError
 from receiver.model.text import clean
 
+NAMES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")
 """How OpenSSL finds a certificate in a folder; it looks at no other name."""
 
@@ -57,8 +58,8 @@ def untold() -> ssl.SSLContext:
 
 
 def _given(env: Mapping[str, str]) -> dict[str, str | None]:
-    names = {"cafile": "SSL_CERT_FILE", "capath": "SSL_CERT_DIR"}
-    return {what: clean(env.get(name, "")) or None for what, name in names.items()}
+    names = zip(("cafile", "capath"), NAMES, strict=True)
+    return {what: clean(env.get(name, "")) or None for what, name in names}
 
 
 @cache

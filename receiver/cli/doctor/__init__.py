@@ -60,7 +60,7 @@ async def examine(
     env: Mapping[str, str], *, clock: Callable[[], float] = time.time
 ) -> list[Finding]:
     """Make every check, and give what was found in the order in which it should be fixed."""
-    settings, problems, names = Settings.look(env)
+    settings, problems = Settings.look(env)
     caller, more = Caller.look(env)
     problems = list(dict.fromkeys([*problems, *more]))
     broken = {problem.partition(":")[0].split(" ")[0] for problem in problems}
@@ -73,7 +73,7 @@ async def examine(
     ) as client:
         checkup = _Checkup(caller, settings, broken, Asker(client, clock), clock)
         checks: list[tuple[str, Check]] = [
-            ("settings", _now(lambda: check_settings(env, settings, problems, names))),
+            ("settings", _now(lambda: check_settings(env, settings, problems))),
             ("secrets", _now(lambda: check_secrets(caller, settings))),
             *checkup.checks(),
         ]
