@@ -13,6 +13,7 @@ from receiver.model.ids import delivery_id
 from receiver.model.retry import Decision, FailureKind
 from receiver.model.tolerant import read_json
 from receiver.model.values import Event, Recipients, Value, utc
+from receiver.store.backlog import BacklogReader
 from receiver.store.engine import Engine
 from receiver.store.inbox import CurrentState, current_states, waiting_row
 from receiver.store.paging import Moment, Page, listed, page_of, rfc3339
@@ -156,7 +157,8 @@ def claim(items: Sequence[ClaimRequest]) -> Steps[list[Claims]]:
             yield Run(sql.claim_deliveries, params, [(claim.id,) for claim in claims])
         next_due = None
         if len(claims) < wanted.most:
-            [[next_due]] = yield Run(sql.next_pending, params)
+            [row] = yield Run(sql.next_pending, params)
+            next_due = row["due_at"]
         results.append(Claims(claims, next_due))
     return results
 
@@ -165,10 +167,10 @@ def settle(items: Sequence[Settlement]) -> Steps[list[bool]]:
     rows = [_settlement_row(item) for item in items]
     found = yield Run(sql.select_held, rows=rows)
     yield Write([(sql.insert_attempts, rows), (sql.settle_deliveries, rows)])
-    awaited = {prediction_id for _, _, prediction_id, is_awaited in found if is_awaited}
+    awaited = {row["prediction_id"] for row in found if row["is_awaited"]}
     if awaited:
         yield from _let_go(sorted(awaited), max(item.ended_at for item in items))
-    held = {(row[0], row[1]) for row in found}
+    held = {(row["id"], row["claims"]) for row in found}
     return [(item.id, item.number) in held for item in items]
 
 
@@ -176,14 +178,18 @@ def _let_go(predictions: Sequence[str], now: float) -> Steps[None]:
     """Make due what waited for deliveries that have all ended."""
     found = yield Run(sql.select_waiting, rows=[(prediction,) for prediction in predictions])
     waiting = {
-        row[0]: {delivery_id(row[1], name) for name in msgspec.json.decode(row[2])} for row in found
+        row["id"]: {
+            delivery_id(row["prediction_id"], name) for name in msgspec.json.decode(row["after"])
+        }
+        for row in found
     }
     wanted = sorted({name for names in waiting.values() for name in names})
-    unended = {row[0] for row in (yield Run(sql.select_unended, rows=[(name,) for name in wanted]))}
+    found = yield Run(sql.select_unended, rows=[(name,) for name in wanted])
+    unended = {row["id"] for row in found}
     free = [(name,) for name, others in waiting.items() if not others & unended]
     if free:
         pending = yield Run(sql.stop_waiting, {"now": now}, free)
-        yield Write([], News([(row[0], row[1]) for row in pending]))
+        yield Write([], News([(row["id"], row["handler"]) for row in pending]))
 
 
 def let_go(items: Sequence[tuple[float, str, int]]) -> Steps[list[str]]:
@@ -195,7 +201,7 @@ def let_go(items: Sequence[tuple[float, str, int]]) -> Steps[list[str]]:
     results = []
     for now, cursor, most in items:
         found = yield Run(sql.select_with_waiting, {"cursor": cursor, "most": most})
-        predictions = [row[0] for row in found]
+        predictions = [row["prediction_id"] for row in found]
         if predictions:
             yield from _let_go(predictions, now)
         results.append(predictions[-1] if len(predictions) == most else "")
@@ -227,7 +233,7 @@ def release(items: Sequence[tuple[str, float]]) -> Steps[list[Released]]:
         given_back = yield Run(sql.release_deliveries, params | {"most": _MOST_GIVEN_BACK})
         rest = yield Run(sql.reclaim_own, params | {"reason": _CUT_SHORT})
         lost = yield from record_lost(rest, now)
-        results.append(Released([row[0] for row in (*given_back, *rest)], lost))
+        results.append(Released([row["id"] for row in (*given_back, *rest)], lost))
     return results
 
 
@@ -236,7 +242,7 @@ def renew(items: Sequence[tuple[str, list[str], float]]) -> Steps[list[list[str]
     for owner, ids, lease_until in items:
         params = {"owner": owner, "lease_until": lease_until}
         renewed = yield Run(sql.renew_leases, params, [(delivery_id,) for delivery_id in ids])
-        results.append([row[0] for row in renewed])
+        results.append([row["id"] for row in renewed])
     return results
 
 
@@ -269,9 +275,10 @@ def record_lost(found: Sequence[Row], now: float) -> Steps[list[LostAttempt]]:
     """Record the attempts of claims that were just taken back."""
     if not found:
         return []
-    yield Run(sql.insert_lost, {"now": now}, found)
-    yield Run(sql.end_lost_probes, rows=found)
-    return [LostAttempt(*row) for row in (yield Run(sql.select_lost, {"now": now}, found))]
+    lost = [(row["id"],) for row in found]
+    yield Run(sql.insert_lost, {"now": now}, lost)
+    yield Run(sql.end_lost_probes, rows=lost)
+    return [LostAttempt(**row) for row in (yield Run(sql.select_lost, {"now": now}, lost))]
 
 
 _Match: TypeAlias = Callable[[CurrentState, str], Recipients]
@@ -309,10 +316,10 @@ def redeliver(
     known = yield from current_states(predictions)
     found = yield Run(sql.select_replayable, rows=[(name,) for name in predictions])
     events: dict[str, tuple[str, dict[str, str]]] = {}
-    for prediction_id, event_type, handler, state in found:
-        _, states = events.setdefault(prediction_id, (event_type, {}))
-        if handler is not None:
-            states[handler] = state
+    for row in found:
+        _, states = events.setdefault(row["prediction_id"], (row["type"], {}))
+        if row["handler"] is not None:
+            states[row["handler"]] = row["state"]
     free: list[tuple[Any, ...]] = []
     waiting: list[tuple[Any, ...]] = []
     for prediction_id, (event_type, states) in events.items():
@@ -323,18 +330,18 @@ def redeliver(
                 waiting.append((*key, *waiting_row(after, now)))
             else:
                 free.append((*key, now, "[]", "replayed"))
-    # Those that wait come last: whoever ends what they wait for locks in this order too.
+    # Those that wait come last: a settlement locks in this order too, so that none can deadlock.
     rows = [*sorted(free), *sorted(waiting)]
     if not rows:
         return []
     made = yield Run(sql.replay_deliveries, {"replay_id": replay_id}, rows)
-    pending = [(row[0], row[1]) for row in made]
+    pending = [(row["id"], row["handler"]) for row in made]
     if pending:
         yield Run(sql.forget_steps, rows=[(delivery,) for delivery, _ in pending])
-        of_prediction = {row[0]: row[1] for row in rows}
+        of_prediction = {delivery: prediction for delivery, prediction, *_ in rows}
         routed = sorted({of_prediction[delivery] for delivery, _ in pending})
         yield Run(sql.mark_matched, rows=[(name,) for name in routed])
-        held = {row[0] for row in waiting}
+        held = {delivery for delivery, *_ in waiting}
         yield Write([], News([one for one in pending if one[0] not in held]))
     return pending
 
@@ -348,15 +355,15 @@ def _retry_one(item: tuple[str, float]) -> Steps[str | None]:
     params = {"id": wanted, "now": now}
     pending: list[Row] = []
     erased = yield Run(sql.select_erased, params)
-    if erased and not erased[0][0]:
+    if erased and not erased[0]["erased"]:
         pending = (yield Run(sql.retry_delivery, params)) or (
             yield Run(sql.hasten_delivery, params)
         )
     if not pending:
         return None
-    [[delivery, handler]] = pending
-    yield Write([], News([(delivery, handler)]))
-    return str(handler)
+    [row] = pending
+    yield Write([], News([(row["id"], row["handler"])]))
+    return str(row["handler"])
 
 
 def remember(items: Sequence[tuple[str, str, str]]) -> Steps[list[None]]:
@@ -366,48 +373,37 @@ def remember(items: Sequence[tuple[str, str, str]]) -> Steps[list[None]]:
     return [None] * len(items)
 
 
-def delivery_of(row: Sequence[Any]) -> Delivery:
-    *head, created_at, due_at, ended_at, history = row
-    names = (
-        "id",
-        "event_id",
-        "prediction_id",
-        "handler",
-        "state",
-        "attempts",
-        "round",
-        "replay_id",
-        "reason",
-    )
+def delivery_of(row: Row) -> Delivery:
+    times = ("created_at", "due_at", "ended_at")
+    history = sorted(msgspec.json.decode(row["history"] or "[]"), key=itemgetter("number"))
     return Delivery(
-        **dict(zip(names, head, strict=True)),
-        created_at=rfc3339(created_at),
-        due_at=None if due_at is None else rfc3339(due_at),
-        ended_at=None if ended_at is None else rfc3339(ended_at),
-        history=[
-            AttemptRecord(
-                **attempt | {name: rfc3339(attempt[name]) for name in ("started_at", "ended_at")}
-            )
-            for attempt in sorted(msgspec.json.decode(history or "[]"), key=itemgetter("number"))
-        ],
+        **{
+            **row,
+            **{name: None if row[name] is None else rfc3339(row[name]) for name in times},
+            "history": [_attempt(attempt) for attempt in history],
+        }
     )
 
 
-def claim_of(row: Sequence[Any], handler: str) -> Claim:
-    delivery_id, attempt, rounds, number, event_id, kind, time, channel, *rest, raw = row
+def _attempt(row: Row) -> AttemptRecord:
+    times = ("started_at", "ended_at")
+    return AttemptRecord(**{**row, **{name: rfc3339(row[name]) for name in times}})
+
+
+def claim_of(row: Row, handler: str) -> Claim:
     return Claim(
-        id=delivery_id,
+        id=row["delivery_id"],
         handler=handler,
-        attempt=attempt,
-        round=rounds,
-        number=number,
+        attempt=row["attempt"],
+        round=row["round"],
+        number=row["number"],
         event=Event(
-            id=event_id,
-            type=kind,
-            time=utc(time),
-            channel=channel,
-            prediction=prediction_of(rest),
-            raw=None if raw is None else _payload(raw),
+            id=row["event_id"],
+            type=row["event_type"],
+            time=utc(row["event_time"]),
+            channel=row["event_channel"],
+            prediction=prediction_of(row),
+            raw=None if row["raw"] is None else _payload(row["raw"]),
         ),
     )
 
@@ -453,12 +449,12 @@ class DeliveryStore:
 
     async def pending(self) -> dict[str, int]:
         """Count pending deliveries by handler."""
-        return {row[0]: row[1] for row in await self._store.read(sql.count_pending)}
+        return (await BacklogReader(self._store).depth([])).of_handlers()
 
     async def recall(self, delivery_id: str, key: str) -> str | None:
         """Return the remembered result of a handler's sub-step, as JSON."""
         rows = await self._store.read(sql.select_step, delivery_id=delivery_id, key=key)
-        return rows[0][0] if rows else None
+        return rows[0]["result"] if rows else None
 
     async def annotate(self, annotation: Annotation) -> None:
         """Add to a prediction what a handler found or did; doing it twice changes nothing."""

@@ -85,20 +85,6 @@ class BadCursor(ValueError):
     """A cursor that is none of ours."""
 
 
-# --- queries: their columns are `_COLUMNS`, in that order ---
-
-_COLUMNS: Final = (
-    "kind",
-    "reason",
-    "provider",
-    "channel",
-    "source",
-    "prediction_id",
-    "event_id",
-    "times",
-)
-
-
 # Which lists have which kinds.
 _LISTS: Final[Mapping[Listing, tuple[Kind, ...]]] = {
     sql.lists["list_callbacks"]: ("duplicate", "late", "unknown"),
@@ -111,16 +97,15 @@ def count(items: Sequence[Sequence[Rejection]]) -> Steps[list[None]]:
     """Add counts to those there are."""
     found = [rejection for item in items for rejection in item]
     yield Run(sql.forget, {"before": max(one.last_at for one in found) - _MEMORY})
-    counted = {tuple(row) for row in (yield Run(sql.select_counted))}
+    counted = {
+        (row["provider"], row["reason"], row["source"]) for row in (yield Run(sql.select_counted))
+    }
     sums: dict[Sort, Rejection] = {}
     for one in found:
         counted.add(add_up(sums, one, counted))
     # In one order, so that two processes never wait for each other in a circle.
     yield Run(sql.count, rows=[msgspec.structs.astuple(sums[key]) for key in sorted(sums)])
     return [None] * len(items)
-
-
-# --- the noun itself ---
 
 
 class DiscardedItems:
@@ -164,16 +149,13 @@ class DiscardedItems:
 
 
 def _order(row: Row) -> tuple[float, str]:
-    return row[-1], row[0]
+    return row["last_at"], row["row_key"]
 
 
 def _discarded(row: Row) -> DiscardedItem:
-    _, *columns, first_at, last_at = row
-    return DiscardedItem(
-        **dict(zip(_COLUMNS, columns, strict=True)),
-        first_at=rfc3339(first_at),
-        last_at=rfc3339(last_at),
-    )
+    item = {name: row[name] for name in DiscardedItem.__struct_fields__}
+    times = {name: rfc3339(row[name]) for name in ("first_at", "last_at")}
+    return DiscardedItem(**item | times)
 
 
 def _place(row: Row) -> str:

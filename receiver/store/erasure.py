@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 from receiver.model.states import TERMINAL
 from receiver.model.values import Status
-from receiver.store.disposal import sql as retention_sql
+from receiver.store.disposal import sql as disposal_sql
 from receiver.store.engine import Engine
 from receiver.store.statement import News, Run, Statements, Steps, Write
 
@@ -49,16 +49,17 @@ def _erase_one(prediction_id: str, now: float) -> Steps[Erased]:
     found = yield Run(sql.hold_prediction, params)
     if not found:
         return "missing"
-    [[status, erased_at]] = found
-    if Status(status) not in TERMINAL:
+    [row] = found
+    if Status(row["status"]) not in TERMINAL:
         return "living"
-    if erased_at is not None:
+    if row["erased_at"] is not None:
         return "already"
-    held = yield Run(retention_sql.hold_deliveries, rows=[(prediction_id,)])
-    deliveries = [(row[0],) for row in held]
+    held = yield Run(disposal_sql.hold_deliveries, rows=[(prediction_id,)])
+    deliveries = [(row["id"],) for row in held]
     if (yield Run(sql.select_running, rows=deliveries)):
         return "running"
-    yield Run(sql.blank_gates, rows=deliveries)  # knows a gate's reason by the attempt's
+    # It finds them by the reasons of the attempts, which are erased after it.
+    yield Run(sql.blank_breakers, rows=deliveries)
     yield Write(
         [
             (statement, deliveries)
@@ -66,7 +67,7 @@ def _erase_one(prediction_id: str, now: float) -> Steps[Erased]:
         ]
     )
     skipped = yield Run(sql.skip_deliveries, params, deliveries)
-    yield Write([], News([], over=[row[0] for row in skipped]))
+    yield Write([], News([], over=[row["id"] for row in skipped]))
     yield Run(sql.blank_callbacks, params)
     yield Run(sql.blank_prediction, params)
     return "erased"

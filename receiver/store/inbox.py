@@ -13,12 +13,12 @@ from receiver.model.ids import delivery_id, event_id
 from receiver.model.states import Verdict
 from receiver.model.values import Channel, EventType, Outcome, Recipients, Status
 from receiver.store.engine import Engine
-from receiver.store.statement import News, Row, Run, Statement, Statements, Steps, Write, text
+from receiver.store.statement import Cells, News, Run, Statement, Statements, Steps, Write, text
 
 sql: Final = Statements("inbox")
 
 
-class CurrentState(msgspec.Struct, frozen=True, array_like=True):
+class CurrentState(msgspec.Struct, frozen=True):
     """What a ruling needs to know of a prediction; read inside the transaction."""
 
     id: str
@@ -93,8 +93,15 @@ def accept(items: Sequence[IncomingOutcome]) -> Steps[list[AcceptResult]]:
 def current_states(ids: Iterable[str]) -> Steps[dict[str, CurrentState]]:
     found = yield Run(sql.select_known, rows=[(prediction_id,) for prediction_id in ids])
     return {
-        row[0]: CurrentState(
-            row[0], row[1], row[2], Status(row[3]), row[4], row[5], bool(row[6]), row[7]
+        row["id"]: CurrentState(
+            id=row["id"],
+            provider=row["provider"],
+            model=row["model"],
+            status=Status(row["status"]),
+            provider_id=row["provider_id"],
+            metadata=row["metadata"],
+            erased=bool(row["erased"]),
+            submitted_at=row["submitted_at"],
         )
         for row in found
     }
@@ -216,15 +223,15 @@ class _Batch:
 
     def write(self) -> Steps[None]:
         # In one order, so that two batches in two processes never wait for each other in a circle.
-        callbacks: list[Row] = []
-        unknown: list[Row] = []
+        callbacks: list[Cells] = []
+        unknown: list[Cells] = []
         for _, evidence in sorted(self._callbacks.items(), key=itemgetter(0)):
             row = (*evidence.row, evidence.verdict, evidence.reason, evidence.repeats)
             if evidence.verdict == "unknown":
                 unknown.append((*row, evidence.provider))
             else:
                 callbacks.append(row)
-        batches: list[tuple[Statement, Sequence[Row]]] = [
+        batches: list[tuple[Statement, Sequence[Cells]]] = [
             (sql.insert_callbacks, callbacks),
             (sql.insert_unknown, unknown),
             (sql.end_predictions, self._ends),
@@ -233,8 +240,8 @@ class _Batch:
             (sql.insert_deliveries, self._deliveries),
             (sql.insert_waiting, self._waiting),
         ]
-        pending = [(row[0], row[2]) for row in self._deliveries]
-        news = News(pending, [row[0] for row in self._ends]) if self._ends else None
+        pending = [(delivery, handler) for delivery, _, handler, _ in self._deliveries]
+        news = News(pending, [prediction for prediction, *_ in self._ends]) if self._ends else None
         yield Write([(statement, rows) for statement, rows in batches if rows], news)
         for note in self._notes:
             yield Run(sql.note_prediction, note)

@@ -62,7 +62,7 @@ class LeaseStore:
     async def is_at_work(self, name: str, now: float) -> bool:
         """Return whether some process holds a lease and is able to do its task."""
         rows = await self._store.read(sql.select_lease, name=name, now=now)
-        return bool(rows and rows[0][0])
+        return bool(rows and rows[0]["at_work"])
 
 
 def hold(items: Sequence[LeaseRequest]) -> Steps[list[bool]]:

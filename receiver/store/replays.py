@@ -120,12 +120,6 @@ class ReplayStepResult(msgspec.Struct, frozen=True):
     state: str
 
 
-# --- queries ---
-
-
-# --- operations ---
-
-
 def create(items: Sequence[CountedReplay]) -> Steps[list[None]]:
     for item in items:
         row = {name: getattr(item, name) for name in item.__struct_fields__}
@@ -143,17 +137,17 @@ def take_step(items: Sequence[ReplayStep]) -> Steps[list[ReplayStepResult]]:
 
 def _take_step(step: ReplayStep) -> Steps[ReplayStepResult]:
     found = yield Run(sql.hold, {"id": step.replay_id})
-    if not found or tuple(found[0]) != ("running", step.begin):
-        return ReplayStepResult((), found[0][0] if found else "canceled")
+    if not found:
+        return ReplayStepResult((), "canceled")
+    [row] = found
+    if (row["state"], row["next"]) != ("running", step.begin):
+        return ReplayStepResult((), row["state"])
     pending: list[tuple[str, str]] = []
     if step.predictions:
         pending = yield from redeliver(step.predictions, step.choose, step.now, step.replay_id)
     move = {"id": step.replay_id, "next": step.end, "pending": len(pending), "now": step.now}
-    [[state]] = yield Run(sql.move, move)
-    return ReplayStepResult(tuple({handler for _, handler in pending}), state)
-
-
-# --- the noun itself ---
+    [moved] = yield Run(sql.move, move)
+    return ReplayStepResult(tuple({handler for _, handler in pending}), moved["state"])
 
 
 class Replays:
@@ -192,14 +186,14 @@ class Replays:
     async def running(self) -> list[RunningReplay]:
         """Return those that are under way, oldest first."""
         return [
-            RunningReplay(row[0], msgspec.json.decode(row[1], type=Selection), row[2], row[3])
+            RunningReplay(**{**row, "wanted": msgspec.json.decode(row["wanted"], type=Selection)})
             for row in await self._store.read(sql.select_running)
         ]
 
     async def bounds(self) -> tuple[int, int]:
         """Return the `seq` before the first event, and that of the last."""
-        [(first, last)] = await self._store.read(sql.select_bounds)
-        return first, last
+        [row] = await self._store.read(sql.select_bounds)
+        return row["first"], row["last"]
 
     async def look(self, wanted: Selection, begin: int, last: int, most: int) -> CandidatePage:
         """Return the next `most` events that may be wanted, whatever is written meanwhile."""
@@ -214,19 +208,18 @@ class Replays:
         statement = sql.lists["select_candidates"].by({"stretch": "", **given})
         found: dict[int, Candidate] = {}
         for row in await self._store.read(statement, **given, next=begin, last=end, most=most):
-            seq, event_type, *known, handler, state = row
+            seq = row["seq"]
             if seq not in found:
-                prediction_id, provider, model, status, metadata = known
-                named = CurrentState(prediction_id, provider, model, status, None, metadata)
-                found[seq] = Candidate(seq, event_type, named, {})
-            if handler is not None:
-                found[seq].states[handler] = state
+                found[seq] = Candidate(seq, row["type"], _known(row), {})
+            if row["handler"] is not None:
+                found[seq].states[row["handler"]] = row["state"]
         candidates = [found[seq] for seq in sorted(found)]
         return CandidatePage(candidates, end if len(found) < most else candidates[-1].seq)
 
     async def due(self, replay_id: str, now: float, most: int) -> int:
         """Count, up to `most`, what it has redelivered that is due and not begun."""
-        return (await self._store.read(sql.count_due, id=replay_id, now=now, most=most))[0][0]  # type: ignore[no-any-return]
+        rows = await self._store.read(sql.count_due, id=replay_id, now=now, most=most)
+        return int(rows[0]["number"])
 
 
 def _given(wanted: Selection) -> dict[str, Any]:
@@ -235,15 +228,23 @@ def _given(wanted: Selection) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None}
 
 
+def _known(row: Row) -> CurrentState:
+    return CurrentState(
+        id=row["prediction_id"],
+        provider=row["provider"],
+        model=row["model"],
+        status=row["status"],
+        provider_id=None,
+        metadata=row["metadata"],
+    )
+
+
 def _replay(row: Row) -> Replay:
-    replay_id, state, events, matched, replayed, wanted, created_at, ended_at = row
     return Replay(
-        id=replay_id,
-        state=state,
-        events=events,
-        matched=matched,
-        replayed=replayed,
-        wanted=msgspec.json.decode(wanted),
-        created_at=rfc3339(created_at),
-        ended_at=None if ended_at is None else rfc3339(ended_at),
+        **{
+            **row,
+            "wanted": msgspec.json.decode(row["wanted"]),
+            "created_at": rfc3339(row["created_at"]),
+            "ended_at": None if row["ended_at"] is None else rfc3339(row["ended_at"]),
+        }
     )

@@ -18,12 +18,12 @@ from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import oldest_id
 from receiver.model.states import TERMINAL
 from receiver.store.disposal import Cutoffs, DeleteBatch, Disposal
-from receiver.store.statement import Row
+from receiver.store.statement import Cells
 
 log = structlog.get_logger("receiver")
 
 _DAY: Final = 86400.0
-JOURNAL_KEPT: Final = 7 * _DAY
+CHANGES_KEPT: Final = 7 * _DAY
 UNNEEDED_KEPT: Final = 10_000
 """Callbacks that decided nothing: repeated, late, or about what is not known."""
 _YOUNG: Final = _DAY
@@ -112,7 +112,7 @@ class Retention:
     async def _look(self, now: float, until: float) -> bool:
         """Cut what grows in any case; False: there is more than there was time for."""
         page = self._pace.page
-        while await self._disposal.trim_journal(now - JOURNAL_KEPT, page) == page:
+        while await self._disposal.trim_change_log(now - CHANGES_KEPT, page) == page:
             if not await self._pause(until):
                 return False
         if not await self._trim(
@@ -124,7 +124,7 @@ class Retention:
         # What came for predictions that are gone is not kept longer than they would have been.
         return await self._trim(lambda: self._disposal.strays(now - self._longest, page), until)
 
-    async def _trim(self, find: Callable[[], Awaitable[Sequence[Row]]], until: float) -> bool:
+    async def _trim(self, find: Callable[[], Awaitable[Sequence[Cells]]], until: float) -> bool:
         while rows := await find():
             while rows:
                 gone = await self._disposal.delete_callbacks(self._piece(rows))
@@ -137,7 +137,7 @@ class Retention:
         """Return whether the last whole walk, whoever made it, is long enough ago."""
         rest = min(_LONGEST_REST, self._shortest / 24)
         # One in the future was made by a clock that went wrong.
-        return not 0.0 <= now - await self._disposal.mark("retention") < rest
+        return not 0.0 <= now - await self._disposal.watermark("retention") < rest
 
     async def _walk(self, now: float, until: float) -> None:
         """Go on from where the last turn ended, to the youngest that can be old enough."""
@@ -155,7 +155,7 @@ class Retention:
             self._cursor = cursor or ""
             if cursor is not None and not await self._pause(until):
                 return
-        await self._disposal.set_mark("retention", int(now))
+        await self._disposal.set_watermark("retention", int(now))
         if self._deleted:
             log.info("predictions.deleted", count=self._deleted)
             self._deleted = 0
@@ -165,7 +165,7 @@ class Retention:
         times = {f"{state}_before": now - days * _DAY for state, days in self._days.items()}
         return Cutoffs(**times)
 
-    def _piece(self, rows: Sequence[Row], before: Cutoffs | None = None) -> DeleteBatch:
+    def _piece(self, rows: Sequence[Cells], before: Cutoffs | None = None) -> DeleteBatch:
         return DeleteBatch(rows=rows, before=before or Cutoffs(), seconds=self._pace.piece)
 
     async def _pause(self, until: float) -> bool:

@@ -29,13 +29,14 @@ from starlette.types import Receive, Scope, Send
 
 from receiver import create_app
 from receiver.cli.doctor import Finding, examine, worst
-from receiver.cli.doctor.checkup import LATEST, Backlog, File, Server, look_at_file
+from receiver.cli.doctor.checkup import LATEST, File, Server, look_at_file
 from receiver.cli.doctor.database import check_backlog, check_database, check_server_clock
 from receiver.cli.doctor.environment import weakness
 from receiver.cli.doctor.network import check_clock
 from receiver.emulator import create_emulator, settings_for
 from receiver.predictions.tokens import Tokens
 from receiver.settings import Caller, Settings
+from receiver.store.backlog import Backlog
 from receiver.store.schema import migrations
 from tests.emulator.parts import write_certificate
 from tests.emulator.serving import FAST, serve
@@ -405,7 +406,7 @@ WELL: Final = Server(
     may_create=True,
     closed=[],
     queue=f"pgqueuer {installed('pgqueuer')}",
-    backlog=Backlog(pending={}, dead=0, unattended=0, unasked=0, paused=[], failing={}),
+    backlog=Backlog(),
 )
 
 

@@ -107,7 +107,7 @@ async def test_the_end_waits_for_transactions_that_have_a_place_and_no_commit(
             "INSERT INTO changes (prediction_id, status, time) VALUES ($1, 'queued', 0)", pred(9)
         )
         await submitting(store, 1)  # a later place, an earlier commit
-        end = asyncio.create_task(store.journal_end())
+        end = asyncio.create_task(store.change_log_end())
         await eventually(lambda: engine.rows("SELECT count(*) FROM changes"), lambda n: n == [(2,)])
         assert not (await asyncio.wait({end}, timeout=0.1))[0]
         await transaction.commit()

@@ -243,21 +243,21 @@ async def test_the_journal_is_cut_off_and_the_place_remembered(
         await store.predictions.create(new(number))
     times(engine, 1.0, 2.0, 30.0, 4.0)
     disposal = Disposal(store)
-    assert await disposal.trim_journal(3.0, 1) == 1
-    assert await disposal.mark("changes") == 1
-    assert await disposal.trim_journal(3.0, 100) == 1
-    assert await disposal.trim_journal(3.0, 100) == 0
-    assert await disposal.mark("changes") == 2
+    assert await disposal.trim_change_log(3.0, 1) == 1
+    assert await disposal.watermark("changes") == 1
+    assert await disposal.trim_change_log(3.0, 100) == 1
+    assert await disposal.trim_change_log(3.0, 100) == 0
+    assert await disposal.watermark("changes") == 2
     assert engine.rows("SELECT seq FROM changes ORDER BY seq") == [(3,), (4,)]
 
 
 async def test_the_newest_row_of_the_journal_stays(engine: Engine, store: Store) -> None:
     await store.predictions.create(new(1))
     await store.predictions.create(new(2))
-    await Disposal(store).trim_journal(NOW + 1, 100)
+    await Disposal(store).trim_change_log(NOW + 1, 100)
     await store.predictions.create(new(3))
     assert engine.rows("SELECT seq FROM changes ORDER BY seq") == [(2,), (3,)]
-    assert await Disposal(store).mark("changes") == 1
+    assert await Disposal(store).watermark("changes") == 1
 
 
 async def unneeded(store: Store, number: int, count: int, at: float = NOW) -> None:

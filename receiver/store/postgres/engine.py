@@ -31,7 +31,17 @@ from receiver.store.inbox import IncomingOutcome
 from receiver.store.postgres import address
 from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
 from receiver.store.schema import migrations
-from receiver.store.statement import News, Row, Run, Statement, Steps, Transaction, Write, together
+from receiver.store.statement import (
+    Cells,
+    News,
+    Row,
+    Run,
+    Statement,
+    Steps,
+    Transaction,
+    Write,
+    together,
+)
 
 log = structlog.get_logger("receiver")
 
@@ -59,7 +69,7 @@ _LAST_BEAT: Final = 2.0
 _LARGEST_SHARED: Final = 64 * 1024
 """Bytes of a callback that shares a transaction with others."""
 _LAST_PLACE: Final = Statement(
-    "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM receiver.changes_seq_seq"
+    "SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS seq FROM receiver.changes_seq_seq"
 )
 _WRITING: Final = Statement("""
 SELECT virtualtransaction FROM pg_locks
@@ -67,7 +77,9 @@ WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
   AND database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
   AND relation = to_regclass('receiver.changes')
 """)
-_CLOCK: Final = Statement("SELECT extract(epoch FROM clock_timestamp())::double precision")
+_CLOCK: Final = Statement(
+    "SELECT extract(epoch FROM clock_timestamp())::double precision AS seconds"
+)
 _SHORTEST_WAIT: Final = 0.002
 _LONGEST_WAIT: Final = 0.1
 """Seconds between two looks for transactions that write the journal."""
@@ -243,7 +255,7 @@ class PostgresStore(Store):
 
     async def believes(self, now: float, step: Shift) -> bool:
         """Follow a step only towards the server's clock, which all have in common."""
-        there = float((await self.read(_CLOCK))[0][0])
+        there = float((await self.read(_CLOCK))[0]["seconds"])
         return abs(there - now - step.deadline) < abs(there - now)
 
     # --- what the queue has a part in ---
@@ -282,7 +294,7 @@ class PostgresStore(Store):
     async def reclaim(self, owner: str, now: float) -> list[str]:
         """Do so, and once a minute see to deliveries that nobody else would."""
         asked = time.time()
-        self._compare_clocks(float((await self.read(_CLOCK))[0][0]), asked)
+        self._compare_clocks(float((await self.read(_CLOCK))[0]["seconds"]), asked)
         by_server = now + self._skew
         lost = await self.write(deliveries.reclaim, (owner, by_server))
         self.on_lost(lost)
@@ -340,7 +352,8 @@ class PostgresStore(Store):
         rows = await _run(
             cx, Run(deliveries.sql.take_deliveries, params, [(name,) for name in names])
         )
-        taken = {row[0]: deliveries.claim_of(row, wanted.handler) for row in rows}
+        found = [deliveries.claim_of(row, wanted.handler) for row in rows]
+        taken = {claim.id: claim for claim in found}
         claims = [taken[name] for name in names if name in taken]
         self._claimed |= {(claim.id, claim.number): untaken.pop(claim.id) for claim in claims}
         return claims
@@ -355,7 +368,11 @@ class PostgresStore(Store):
             rows = await _run(
                 cx, Run(deliveries.sql.select_leases, rows=[(name,) for name in sorted(untaken)])
             )
-            pending = {row[0]: row[2] or now for row in rows if row[1] in {"running", "pending"}}
+            pending = {
+                row["id"]: row["lease_until"] or now
+                for row in rows
+                if row["state"] in {"running", "pending"}
+            }
             for delivery, lease_until in pending.items():
                 await self._jobs.defer(cx, untaken[delivery], max(lease_until - now, 0.0))
             over = [job for name, job in untaken.items() if name not in pending]
@@ -466,7 +483,7 @@ class PostgresStore(Store):
         return [msgspec.json.encode(notice).decode() for notice in notices]
 
     async def read(
-        self, statement: Statement, rows: Sequence[Row] | None = None, **params: Any
+        self, statement: Statement, rows: Sequence[Cells] | None = None, **params: Any
     ) -> list[Row]:
         if self._pool is None:
             raise StoreUnavailable("the database is not open")
@@ -481,20 +498,24 @@ class PostgresStore(Store):
                 last = error
         raise StoreUnavailable(f"the database cannot be read: {last}") from last
 
-    async def journal_end(self) -> int:
+    async def change_log_end(self) -> int:
         """Return the last place that was handed out, once whoever was writing then has ended.
 
         Places are handed out before their commits, and these may come in another order. Whoever
         has one holds a lock on the journal until its transaction ends, and got that lock first.
         """
-        last = int((await self.read(_LAST_PLACE))[0][0])
-        writing = {row[0] for row in await self.read(_WRITING)}
+        last = int((await self.read(_LAST_PLACE))[0]["seq"])
+        writing = await self._writing()
         pause = _SHORTEST_WAIT
         while writing:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_WAIT)
-            writing &= {row[0] for row in await self.read(_WRITING)}
+            writing &= await self._writing()
         return last
+
+    async def _writing(self) -> set[str]:
+        """Return the transactions that write the change log."""
+        return {row["virtualtransaction"] for row in await self.read(_WRITING)}
 
     def is_taken(self, error: Exception) -> bool:
         return isinstance(error, asyncpg.UniqueViolationError)
@@ -633,7 +654,7 @@ CREATE TABLE receiver.migrations (number BIGINT PRIMARY KEY, at TIMESTAMPTZ NOT 
 _MADE: Final = re.compile(r"CREATE TABLE (\w+)")
 _PLACES: Final = """
 SELECT name, (SELECT min(schemaname) FROM pg_tables
-              WHERE tablename = name AND schemaname = 'public')
+              WHERE tablename = name AND schemaname = 'public') AS elsewhere
 FROM unnest($1::text[]) name WHERE to_regclass('receiver.' || name) IS NULL
 """
 
@@ -666,10 +687,11 @@ async def _check_tables(connection: Connection, version: int) -> None:
     missing = await connection.fetch(_PLACES, made)
     if not missing:
         return
-    names = ", ".join(row[0] for row in missing)
+    names = ", ".join(row["name"] for row in missing)
     said = f"the database says that it has schema {version}, but these tables are not in the "
     said += f"PostgreSQL schema `receiver`: {names}"
-    moves = [f"ALTER TABLE public.{row[0]} SET SCHEMA receiver;" for row in missing if row[1]]
+    elsewhere = [row["name"] for row in missing if row["elsewhere"]]
+    moves = [f"ALTER TABLE public.{name} SET SCHEMA receiver;" for name in elsewhere]
     if moves:
         said += f"; they were made in `public`, so run {' '.join(moves)} and start again"
     else:
@@ -706,7 +728,7 @@ def _values(statement: Statement, params: Mapping[str, Any]) -> list[Any]:
     return [_storable(params[name]) for name in statement.names]
 
 
-def _columns(statement: Statement, rows: Sequence[Row] | None) -> list[Any]:
+def _columns(statement: Statement, rows: Sequence[Cells] | None) -> list[Any]:
     if not rows:
         return [[] for _ in statement.columns]
     return [[_storable(cell) for cell in column] for column in zip(*rows, strict=True)]

@@ -110,10 +110,11 @@ def _copy(database: Path, part: Path, fd: int, pause: Callable[[float], None]) -
             copy.execute("PRAGMA synchronous = OFF")  # it is synced below, and only then has a name
             source.backup(copy, pages=_PAGES, progress=between)
     with closing(_open(part, "mode=ro&immutable=1")) as copy:
-        found = copy.execute("PRAGMA integrity_check(1)").fetchall()
-        if found != [("ok",)]:
-            raise StoreUnusable(f"the copy of {database} is damaged: {found[0][0]}")
-        return int(copy.execute("SELECT count(*) FROM predictions").fetchone()[0])
+        [verdict] = copy.execute("PRAGMA integrity_check(1)").fetchone()
+        if verdict != "ok":
+            raise StoreUnusable(f"the copy of {database} is damaged: {verdict}")
+        [predictions] = copy.execute("SELECT count(*) FROM predictions").fetchone()
+        return int(predictions)
 
 
 def _open(path: Path, how: str) -> sqlite3.Connection:

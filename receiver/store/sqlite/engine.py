@@ -23,12 +23,12 @@ from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.store import deliveries
 from receiver.store.deliveries import ClaimRequest, Claims, LostAttempt, Settlement
 from receiver.store.facade import Chore, Store
-from receiver.store.facade import sql as engine_sql
+from receiver.store.facade import sql as facade_sql
 from receiver.store.predictions import sql as predictions_sql
 from receiver.store.schema import migrations
 from receiver.store.sqlite.checkpoint import RESTART, Checkpointer
 from receiver.store.sqlite.group_commit import Writer, fetch
-from receiver.store.statement import Row, Run, Statement, Steps, Transaction
+from receiver.store.statement import Cells, Row, Run, Statement, Steps, Transaction
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -151,9 +151,9 @@ class SQLiteStore(Store):
     async def write(self, transaction: Transaction[Item, Result], item: Item) -> Result:
         return await self._writer.write(transaction, item)
 
-    async def journal_end(self) -> int:
+    async def change_log_end(self) -> int:
         # One connection writes: whatever is committed later comes later.
-        return int((await self.read(engine_sql.last_change))[0][0])
+        return int((await self.read(facade_sql.last_change))[0]["seq"])
 
     def is_taken(self, error: Exception) -> bool:
         return (
@@ -164,7 +164,7 @@ class SQLiteStore(Store):
     # --- reading ---
 
     async def read(
-        self, statement: Statement, rows: Sequence[Row] | None = None, **params: Any
+        self, statement: Statement, rows: Sequence[Cells] | None = None, **params: Any
     ) -> list[Row]:
         if rows is not None:
             params["rows"] = msgspec.json.encode(rows).decode()
@@ -307,7 +307,9 @@ class _FileLock:
 
 
 def _open(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    connection.row_factory = sqlite3.Row
+    return connection
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -331,7 +333,7 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _migrate(connection: sqlite3.Connection, path: str) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    [version] = connection.execute("PRAGMA user_version").fetchone()
     if version > len(migrations("sqlite")):
         raise StoreUnusable(
             f"the database {path} was written by a newer receiver (schema {version}, this one "

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from receiver.model.errors import StoreUnavailable
-from receiver.store.statement import Row, Run, Statement, Step, Steps, Transaction, Write
+from receiver.store.statement import Cells, Row, Run, Statement, Step, Steps, Transaction, Write
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -255,7 +255,7 @@ def _batch(
     connection: sqlite3.Connection,
     statement: Statement,
     params: Mapping[str, Any],
-    rows: Sequence[Row],
+    rows: Sequence[Cells],
 ) -> list[Row]:
     single, together = _parted(statement, rows) if statement.blobs else ([], rows)
     text = msgspec.json.encode(together).decode()
@@ -274,13 +274,16 @@ def fetch(
     connection: sqlite3.Connection, statement: Statement, sql: str, params: Mapping[str, Any]
 ) -> list[Row]:
     rows = connection.execute(sql, params).fetchall()
-    return msgspec.json.decode(rows[0][0]) if statement.gathers else rows
+    if not (names := statement.gathers):
+        return rows
+    [[packed]] = rows
+    return [dict(zip(names, cells, strict=True)) for cells in msgspec.json.decode(packed)]
 
 
-def _parted(statement: Statement, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+def _parted(statement: Statement, rows: Sequence[Cells]) -> tuple[list[Cells], list[Cells]]:
     """Tell rows whose bytes JSON cannot hold, or would not hold well, from all others."""
-    single: list[Row] = []
-    together: list[Row] = []
+    single: list[Cells] = []
+    together: list[Cells] = []
     for row in rows:
         cells = list(row)
         for index in statement.blobs:
