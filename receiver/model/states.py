@@ -43,7 +43,7 @@ _ENDS: Final = {
 
 
 ARROWS: Final[dict[Status, dict[Cause, Status]]] = {
-    # Put back after a refusal that was none: whoever names the provider's id knows better.
+    # Queued again after a refusal; an outcome with the provider's id proves that it was accepted.
     Status.QUEUED: {Cause.BEGIN: Status.SUBMITTING, Cause.ACCEPTED: Status.PROCESSING, **_ENDS},
     Status.SUBMITTING: {
         Cause.POSTPONED: Status.QUEUED,

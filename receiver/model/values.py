@@ -134,7 +134,7 @@ class Prediction(Value, frozen=True, kw_only=True):
 
     @property
     def flagged(self) -> str:
-        """Why a result of it may be none, as `save` found or its metadata say; empty: nothing."""
+        """Why a result may be useless, as `save` found or the metadata say; empty: no reason."""
         stored = [output.stored for output in self.output or [] if output.stored]
         reasons = [*(kept.flagged for kept in stored), self.metadata.get("flagged")]
         return next((str(reason) for reason in reasons if reason), "")
@@ -189,7 +189,7 @@ class Event(Value, frozen=True, kw_only=True):
 
 
 class Announcement(Value, frozen=True, kw_only=True):
-    """An event as the API tells it: without the provider's own payload."""
+    """An event as the API shows it: without the provider's own payload."""
 
     id: str
     type: EventType

@@ -95,7 +95,7 @@ class Postponed(msgspec.Struct, frozen=True):
 
 
 class Ambiguous(msgspec.Struct, frozen=True):
-    """Nobody can say whether the provider took the submit."""
+    """It is not known whether the provider took the submit."""
 
     message: str
 
@@ -148,7 +148,7 @@ class Provider(Protocol):
 
 @runtime_checkable
 class Streamed(Protocol):
-    """A provider that tells outcomes on an event stream instead of calling back."""
+    """A provider that sends outcomes on an event stream instead of calling back."""
 
     def stream(self) -> httpx.Request: ...
     def heard(self, event: str, data: str) -> Outcome | None: ...
@@ -210,7 +210,7 @@ _WORDY: Final = ("title", "detail", "message", "msg", "error_message", "error", 
 
 
 def spoken(value: Any, *, depth: int = 3) -> str:
-    """Find the words of an error in whatever form it has; '' where there is none."""
+    """Return the words of an error, in any form; '' where there is none."""
     if isinstance(value, dict) and depth:
         return join(dict.fromkeys(spoken(value.get(name), depth=depth - 1) for name in _WORDY))
     if isinstance(value, list) and depth:

@@ -1,4 +1,4 @@
-"""Oxen.ai: a queue that calls nobody; outcomes come on our own event stream or by asking.
+"""Oxen.ai: a queue without callbacks; outcomes come on our own event stream or by asking.
 
 Facts: docs.oxen.ai, inference-api reference (async queue, image generation, image editing).
 """

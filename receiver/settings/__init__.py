@@ -67,7 +67,7 @@ class ProviderSettings:
 
 
 class _Given(NamedTuple):
-    """What one provider has otherwise than the table says."""
+    """Where one provider differs from the table."""
 
     key: str
     """The name of its key."""

@@ -61,7 +61,7 @@ def url(text: str) -> str:
 
 
 def receivers_url(text: str) -> str:
-    """Read a URL; on this machine its scheme may be left out, as nobody listens on the way."""
+    """Read a URL; for this machine http:// may be left out."""
     try:
         host = urlsplit(f"//{text}").hostname or ""
     except ValueError:

@@ -1,4 +1,4 @@
-"""OpenTelemetry's own settings, as far as they say whether traces go anywhere, and where."""
+"""OpenTelemetry's own settings, as far as they decide where traces go."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OTLP: Final = {
 
 
 def read_exporters(reader: Reader) -> tuple[str, ...] | None:
-    """Read what OpenTelemetry has a standard for, but for its protocol where none is named."""
+    """Return the exporters by OpenTelemetry's standard; its default protocol is not ours."""
     if reader.get("OTEL_SDK_DISABLED", str.lower, "") == "true":
         return None
     spoken = reader.get("OTEL_EXPORTER_OTLP_PROTOCOL", str, "")

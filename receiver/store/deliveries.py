@@ -24,7 +24,7 @@ sql: Final = Statements("deliveries")
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A lane's wish for work."""
+    """A request of a handler's worker for deliveries."""
 
     handler: str
     owner: str
@@ -48,7 +48,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """Claimed work, and when the next of this handler falls due (None: nothing waits)."""
+    """Claimed deliveries, and when the next of the handler falls due (None: none is pending)."""
 
     claims: list[Claim]
     next_due: float | None
@@ -70,7 +70,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LostAttempt(msgspec.Struct, frozen=True):
-    """An attempt whose process is gone: its claim was taken back, its delivery is pending again."""
+    """An attempt whose process is gone: its delivery is pending again."""
 
     delivery: str
     handler: str
@@ -134,21 +134,21 @@ class ReplayResult(msgspec.Struct, frozen=True):
     pending: int | None
     handlers: tuple[str, ...] = ()
     erased: bool = False
-    """There is nothing left of the event to hand to a handler."""
+    """It was erased: there is nothing to give to a handler."""
 
 
 HEX: Final = "\\x"
-"""What stands before the bytes of a body that is no text, where rows travel as JSON."""
+"""Prefix of a body in hex: rows travel as JSON, and it is not text."""
 LARGEST_RAW: Final = 4 * 1024 * 1024
 """Characters of a provider's payload up to which a handler is given it."""
 _RAN_OUT: Final = "its lease ran out"
 _CUT_SHORT: Final = "a stop cut it short once more"
 _MOST_GIVEN_BACK: Final = 3
-"""How often in its life stops may cut a delivery short without one of its attempts being spent."""
+"""How often a stop may cut a delivery short without spending one of its attempts."""
 
 
 def claim(items: Sequence[ClaimRequest]) -> Steps[list[Claims]]:
-    """Claim for lanes whose queue is the rows themselves."""
+    """Claim what is due, where the rows themselves are the queue."""
     results = []
     for wanted in items:
         params = msgspec.structs.asdict(wanted) | {"largest": LARGEST_RAW}
@@ -175,7 +175,7 @@ def settle(items: Sequence[Settlement]) -> Steps[list[bool]]:
 
 
 def _let_go(predictions: Sequence[str], now: float) -> Steps[None]:
-    """Make due what waited for deliveries that have all ended."""
+    """Make due the deliveries that waited for others, where all of those have ended."""
     found = yield Run(sql.select_waiting, rows=[(prediction,) for prediction in predictions])
     waiting = {
         row["id"]: {
@@ -193,10 +193,10 @@ def _let_go(predictions: Sequence[str], now: float) -> Steps[None]:
 
 
 def let_go(items: Sequence[tuple[float, str, int]]) -> Steps[list[str]]:
-    """Make due what waits for what has ended already, as a replay may that met that very end.
+    """Make due what waits for deliveries that have ended already; a replay can leave such.
 
-    The items are now, the prediction after which to look, and at how many at most; the results are
-    where to go on.
+    The items are the time, the prediction after which to look, and the most predictions to look at;
+    the results are where to go on.
     """
     results = []
     for now, cursor, most in items:
@@ -226,7 +226,7 @@ def _settlement_row(item: Settlement) -> tuple[Any, ...]:
 
 
 def release(items: Sequence[tuple[str, float]]) -> Steps[list[Released]]:
-    """Make pending what its owner runs; of what was given back too often the attempt is lost."""
+    """Make an owner's claims pending; where it was given back too often, the attempt counts."""
     results = []
     for owner, now in items:
         params = {"owner": owner, "now": now}
@@ -247,7 +247,7 @@ def renew(items: Sequence[tuple[str, list[str], float]]) -> Steps[list[list[str]
 
 
 def reclaim(items: Sequence[tuple[str, float]]) -> Steps[list[list[LostAttempt]]]:
-    """Make pending again what has no owner any more."""
+    """Make claims pending again whose lease is over."""
     results = []
     for owner, now in items:
         params = {"owner": owner, "now": now, "everyone": False, "reason": _RAN_OUT}
@@ -262,7 +262,7 @@ def reclaim_all(owner: str, now: float) -> Steps[list[LostAttempt]]:
 
 
 def reclaim_these(items: Sequence[tuple[Sequence[str], float]]) -> Steps[list[list[LostAttempt]]]:
-    """Make pending again those of some deliveries that have no owner any more."""
+    """Make some deliveries pending again, where their lease is over."""
     results = []
     for ids, now in items:
         params = {"now": now, "reason": _RAN_OUT}
@@ -305,7 +305,7 @@ def _replay_one(item: _Replay) -> Steps[ReplayResult]:
 Choose: TypeAlias = Callable[[CurrentState, str, Mapping[str, str]], Recipients]
 """Names the handlers that get an event again, given its type and its deliveries' states by handler.
 
-Whatever it says, a delivery that is pending or running stays as it is.
+A delivery that is pending or running stays as it is, named or not.
 """
 
 
@@ -409,7 +409,7 @@ def claim_of(row: Row, handler: str) -> Claim:
 
 
 def _payload(body: str | bytes) -> Any:
-    """Decode what a provider sent; a refusal may be a web page, and is given as it is."""
+    """Decode what a provider sent; what is not JSON, as a web page, is given as it is."""
     if isinstance(body, str) and body.startswith(HEX):
         body = bytes.fromhex(body.removeprefix(HEX))
     try:
@@ -419,7 +419,7 @@ def _payload(body: str | bytes) -> Any:
 
 
 def _readable(body: bytes) -> str | None:
-    """Return bytes that are text as text; others mean nothing to a handler."""
+    """Return bytes as text; None if they are not text."""
     try:
         return None if b"\0" in body else body.decode()
     except UnicodeDecodeError:

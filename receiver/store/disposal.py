@@ -1,10 +1,10 @@
-"""What may go, and how: in small pieces, each with all that hangs on it, and never what is pending.
+"""Delete old predictions in small batches, each with all its rows, and never what is pending.
 
-Candidates are found beside the writer, by walking the predictions in the order of their ids, which
-is that of their creation. Whether one may go is asked again, with its rows held, where it goes.
+Candidates are read outside of the writing transaction, in the order of their ids, which is that of
+their creation. The deleting transaction locks them and checks them again.
 
-Two newest rows always stay, of `journal` and of `events`: SQLite numbers the next row after the
-last that is there, and a number must never come twice.
+The newest row of `changes` and of `events` always stays: SQLite numbers the next row after the last
+one there is, and no number may come twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NEVER: Final = -1.0
 """A time before which nothing has ended."""
 
 
-# What hangs on a delivery or on a prediction goes before it.
+# Rows that refer to a delivery or to a prediction are deleted before it.
 _OF_DELIVERIES: Final = (sql.delete_steps, sql.delete_attempts, sql.delete_deliveries)
 _OF_PREDICTIONS: Final = (
     sql.delete_events,
@@ -35,13 +35,13 @@ _OF_PREDICTIONS: Final = (
 
 
 class Cutoffs(msgspec.Struct, frozen=True, kw_only=True):
-    """Until when a prediction must have ended to go, by how it did: unix seconds, or NEVER."""
+    """The time before which a prediction must have ended to be deleted, by status; or NEVER."""
 
     succeeded_before: float = NEVER
     failed_before: float = NEVER
     canceled_before: float = NEVER
     dead_before: float = NEVER
-    """The same for its deliveries that are dead: somebody may still want to try them again."""
+    """The same for its dead deliveries, which an operator may want to retry."""
 
 
 class DeleteBatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +61,7 @@ class DeleteResult(msgspec.Struct, frozen=True):
 
 
 class Disposal:
-    """Finds what is old, and deletes it piece by piece."""
+    """Finds old rows, and deletes them batch by batch."""
 
     def __init__(self, store: Engine) -> None:
         self._store = store
@@ -69,7 +69,7 @@ class Disposal:
     async def old(
         self, cursor: str, horizon: str, before: Cutoffs, most: int
     ) -> tuple[list[Cells], str | None]:
-        """Walk on from `cursor`; give the predictions that may go, and the next cursor, if any."""
+        """Return predictions after `cursor` that may be deleted, and the next cursor, if any."""
         params = msgspec.structs.asdict(before)
         found = await self._store.read(
             sql.select_old, cursor=cursor, horizon=horizon, most=most, **params
@@ -78,11 +78,11 @@ class Disposal:
         return [(row["id"],) for row in found if row["may_go"]], more
 
     async def delete(self, piece: DeleteBatch) -> DeleteResult:
-        """Delete predictions with all that hangs on them, but for what may no longer go."""
+        """Delete predictions with all their rows, but not those that must stay by now."""
         return await self._store.write(delete_predictions, piece)
 
     async def trim_change_log(self, before: float, most: int) -> int:
-        """Cut off what is older, so many rows at most, and remember where; say how many went."""
+        """Delete older rows, so many at most, and remember up to where; return how many."""
         rows = await self._store.read(sql.select_changes, most=most)
         old = [row["seq"] for row in rows if row["time"] < before]
         if old:
@@ -90,7 +90,7 @@ class Disposal:
         return len(old)
 
     async def unneeded(self, kept: int, young: float, most: int) -> list[Cells]:
-        """Name callbacks that decided nothing, but for the newest and those of living and young."""
+        """Return old callbacks that decided nothing, but not those of young predictions."""
         cut = await self._store.read(sql.select_cut, kept=kept)
         if not cut:
             return []
@@ -99,7 +99,7 @@ class Disposal:
         return [_key(row) for row in found]
 
     async def strays(self, before: float, most: int) -> list[Cells]:
-        """Name callbacks from before then whose predictions are gone."""
+        """Return callbacks from before then whose predictions are gone."""
         found = await self._store.read(sql.select_strays, before=before, most=most)
         return [_key(row) for row in found]
 
@@ -131,7 +131,7 @@ def delete_predictions(items: Sequence[DeleteBatch]) -> Steps[list[DeleteResult]
 
 
 def _delete_some(rows: Sequence[Cells], before: dict[str, float]) -> Steps[int]:
-    # First held, then asked: a redelivery of one of them has committed by now, or finds none.
+    # Locked first, then checked: a redelivery has committed by now, or finds nothing.
     held = [(row["id"],) for row in (yield Run(sql.hold_predictions, rows=rows))]
     deliveries = yield Run(sql.hold_deliveries, rows=held)
     free = {row["id"] for row in (yield Run(sql.select_free, before, held))}
@@ -157,9 +157,9 @@ def delete_callbacks(items: Sequence[DeleteBatch]) -> Steps[list[DeleteResult]]:
 
 
 def _growing(piece: DeleteBatch) -> Iterator[Sequence[Cells]]:
-    """Cut a piece into parts, each twice as large as the one before, until its time is over.
+    """Split a batch into parts, each twice as large as the one before, until its time is over.
 
-    One row may hold megabytes, which are all overwritten: how long it takes is known afterwards.
+    One row may hold megabytes, which are all overwritten: its cost is known only afterwards.
     """
     started = piece.clock()
     at, size = 0, 1

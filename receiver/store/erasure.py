@@ -1,9 +1,9 @@
-"""Erase what one prediction was about; that it was, and how it ended, stays.
+"""Erase the content of one prediction; that it existed and how it ended stays.
 
 What stays is the skeleton: ids, provider, model, status, times, the error's code, the channel, the
 states of its deliveries, and of each callback when it came, its digest and what was made of it. The
-key of an idempotent request stays too, so that none is submitted twice, but not the digest of what
-was asked: whoever guesses the words could tell by it that they are right.
+idempotency key stays too, so that nothing is submitted twice, but not the digest of the request:
+it would confirm a guess of the prompt.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from receiver.store.statement import News, Run, Statements, Steps, Write
 sql: Final = Statements("erasure")
 
 Erased: TypeAlias = Literal["erased", "already", "missing", "living", "running"]
-"""What became of the wish; `running`: a handler is at work on it."""
+"""The result; `running`: a handler is at work on it."""
 
 
 class Erasure:
-    """Erases, and sees to it that nothing is left in the files beside the database."""
+    """Erases predictions, also from the files beside the database."""
 
     def __init__(self, store: Engine) -> None:
         self._store = store
@@ -39,7 +39,7 @@ class Erasure:
 
 def erase(items: Sequence[tuple[str, float]]) -> Steps[list[Erased]]:
     ends: dict[tuple[str, float], Erased] = {}
-    for item in sorted(set(items)):  # in one order, as whoever takes several rows does
+    for item in sorted(set(items)):  # in one order, so that two transactions cannot deadlock
         ends[item] = yield from _erase_one(*item)
     return [ends[item] for item in items]
 

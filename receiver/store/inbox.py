@@ -19,7 +19,7 @@ sql: Final = Statements("inbox")
 
 
 class CurrentState(msgspec.Struct, frozen=True):
-    """What a ruling needs to know of a prediction; read inside the transaction."""
+    """What decides about an outcome for a prediction; read inside the transaction."""
 
     id: str
     provider: str
@@ -29,7 +29,7 @@ class CurrentState(msgspec.Struct, frozen=True):
     metadata: str
     """JSON text: decoded only if some handler matches on it."""
     erased: bool = False
-    """Nothing that anybody says of it is kept any more."""
+    """It was erased: no content of it is kept any more."""
     submitted_at: float | None = None
 
 
@@ -82,7 +82,7 @@ LONGEST_WAIT: Final = 86400.0
 
 
 def accept(items: Sequence[IncomingOutcome]) -> Steps[list[AcceptResult]]:
-    """Rule on every arrival in order, then write all their consequences in a few statements."""
+    """Decide about every arrival in order, then write all consequences in a few statements."""
     known = yield from current_states({item.prediction_id for item in items})
     batch = _Batch()
     taken = [_rule(known, item, batch) for item in items]
@@ -139,7 +139,7 @@ def _rule(known: dict[str, CurrentState], arrival: IncomingOutcome, batch: _Batc
 
 
 class _Evidence:
-    """A row of callbacks to be; the same bytes again in the batch only count."""
+    """A row for `callbacks`; the same bytes again in the batch only count."""
 
     def __init__(self, row: tuple[Any, ...], verdict: str, reason: str, provider: str) -> None:
         self.row = row
@@ -162,8 +162,8 @@ class _Batch:
         self._notes: list[dict[str, Any]] = []
 
     def add(self, arrival: IncomingOutcome, ruling: Transition, *, content: bool) -> None:
-        """Add what an arrival does; without `content` nothing of what it says is kept."""
-        # "Still running", as a poll says it again and again, is not evidence of anything.
+        """Add what an arrival does; without `content` its body and headers are not kept."""
+        # A poll that finds it still running is no evidence worth keeping.
         if arrival.channel is not None and (
             ruling.verdict != "noted" or arrival.channel == "webhook"
         ):
@@ -171,7 +171,7 @@ class _Batch:
         if ruling.verdict == "accepted":
             self._end(arrival, ruling)
         elif ruling.verdict in {"ask", "noted"}:
-            # A look that ends in the wish to look again falls due as every other look does.
+            # A poll that asks for another poll gets the due time that every poll sets.
             asked = ruling.verdict == "ask" and arrival.channel != "poll"
             self._notes.append(
                 {
@@ -222,7 +222,7 @@ class _Batch:
                 self._deliveries.append((*key, arrival.at))
 
     def write(self) -> Steps[None]:
-        # In one order, so that two batches in two processes never wait for each other in a circle.
+        # In one order, so that two transactions cannot deadlock.
         callbacks: list[Cells] = []
         unknown: list[Cells] = []
         for _, evidence in sorted(self._callbacks.items(), key=itemgetter(0)):
@@ -259,5 +259,5 @@ async def accept_outcome(store: Engine, incoming: IncomingOutcome) -> AcceptResu
     except Exception as error:
         if not store.is_taken(error):
             raise
-        # The one rule a stranger's words can run into: a provider's id has one owner.
+        # A provider's id belongs to one prediction: the outcome named another's.
         return AcceptResult("mismatch", None, "its id belongs to another prediction")

@@ -29,7 +29,7 @@ class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
     parent_id: str | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None
-    """A digest of the request's meaning, to tell a repeat from another request with its key."""
+    """A digest of the request, to tell a repeat from another request with the same key."""
     created_at: float
     trace: str | None = None
     """The W3C traceparent of the span that submits it, where there is one."""
@@ -44,7 +44,7 @@ class CreateResult(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A living prediction as outbound works on it."""
+    """A living prediction as the submitter and the poller work on it."""
 
     ticket: Ticket
     provider: str
@@ -70,7 +70,7 @@ class SubmitBudget(msgspec.Struct, frozen=True, kw_only=True):
     max_in_flight: int | None
     per_minute: int | None
     hold_until: float
-    """When another process looks again if this one dies before it has sent anything."""
+    """When another process takes it if this one dies before it has sent anything."""
     timeout: float
     """Seconds from the first submit to the deadline."""
 
@@ -86,18 +86,18 @@ ProgressCause = Literal["accepted", "postponed", "ambiguous", "polled"]
 
 
 class SendMark(msgspec.Struct, frozen=True, kw_only=True):
-    """The wish to send a submit that was begun."""
+    """A request to send a submit that was begun."""
 
     id: str
     submits: int
-    """As the job had it: a row that was begun again since is another's."""
+    """As the job had it; another number in the row means that another process began it again."""
     now: float
     hold_until: float
-    """When another process looks again if this one dies over the submit."""
+    """When another process takes it if this one dies during the submit."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of a living prediction that is no outcome: accepted, postponed, looked at."""
+    """A step of a living prediction that is no outcome: accepted, postponed, polled."""
 
     id: str
     cause: ProgressCause
@@ -105,7 +105,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     provider_id: str | None = None
     links: dict[str, str] = {}
     reason: str | None = None
-    """Why it goes no further, for the error it may end with; None keeps the last."""
+    """Why it has not ended, for the error that it may end with; None keeps the last."""
     held_until: float | None = None
     """Of a poll: until when it held the row."""
 
@@ -300,7 +300,7 @@ class PredictionStore:
         return await self._store.write(begin_submits, budget)
 
     async def mark_sent(self, mark: SendMark) -> bool:
-        """Record that a submit is about to be sent; False: it is another's, and must not be."""
+        """Record that a submit is about to be sent; False: another process has it, do not send."""
         return await self._store.write(mark_sent, mark)
 
     async def progress(self, progress: Progress) -> bool:

@@ -1,8 +1,8 @@
-"""Replays in bulk: what was asked for, how many that was, and every step of doing it.
+"""Replays in bulk: what was asked for, how many that was, and how far it has come.
 
-A replay walks the events of a stretch of `seq`, and each step of the walk is one transaction: it
-redelivers some, counts them and says where the next step begins. A step that begins elsewhere
-than the last one ended changes nothing, so a replay goes on after any death, by whatever process.
+A replay walks a range of events, and each step is one transaction: it redelivers some, counts them
+and records where the next step begins. A step that does not begin there changes nothing, so that
+any process can go on after another has died.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sql: Final = Statements("replays")
 MOST_KEPT: Final = 1000
 """Replays that are remembered, besides those under way."""
 _WINDOW: Final = 20_000
-"""Events that one look passes over at most: it must not take long where few are wanted."""
+"""The most events that one look passes over: it must be short where few are wanted."""
 
 Time: TypeAlias = Annotated[datetime, Meta(tz=True)]
 _Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=300)]
@@ -33,7 +33,7 @@ _Glob: TypeAlias = Annotated[str, Meta(max_length=300)]
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which deliveries are wanted; what is not given does not matter."""
+    """Which deliveries are wanted; a field that is not given matches all."""
 
     since: Time | None = None
     until: Time | None = None
@@ -78,7 +78,7 @@ class CountedReplay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunningReplay(msgspec.Struct, frozen=True):
-    """A replay that somebody is to work on."""
+    """A replay under way."""
 
     id: str
     wanted: Selection
@@ -196,7 +196,7 @@ class Replays:
         return row["first"], row["last"]
 
     async def look(self, wanted: Selection, begin: int, last: int, most: int) -> CandidatePage:
-        """Return the next `most` events that may be wanted, whatever is written meanwhile."""
+        """Return the next `most` events that may be wanted."""
         end = min(begin + _WINDOW, last)
         filters = {
             "since": wanted.since and wanted.since.timestamp(),
@@ -223,7 +223,7 @@ class Replays:
 
 
 def _given(wanted: Selection) -> dict[str, Any]:
-    """Say what was asked for, and nothing else."""
+    """Return the fields that were given."""
     named = {name: getattr(wanted, name) for name in wanted.__struct_fields__}
     return {name: value for name, value in named.items() if value is not None}
 

@@ -1,4 +1,4 @@
-"""What is kept for how long: old predictions if the operator says so, and what grows in any case.
+"""Retention: delete old predictions, if settings say so, and trim what would grow for ever.
 
 A sweep is a turn of a few seconds. It deletes in transactions of a few milliseconds and pauses
 after each, so that accepts, which share the writer, hardly notice.
@@ -38,11 +38,11 @@ class RetentionPace(msgspec.Struct, frozen=True, kw_only=True):
     turn: float = 2.0
     """A sweep ends after so long, and the next goes on: a process must be able to stop."""
     nap: float = 5.0
-    """Between sweeps, where nobody else sees to that."""
+    """Between sweeps, where there is one process."""
     rest: float = 60.0
-    """Between two looks at what grows in any case."""
+    """Between two trims of what would grow for ever."""
     piece: float = 0.004
-    """What a transaction of ours may hold up others."""
+    """How long one of our transactions may delay others."""
     pause: float = 0.02
     """After each, for those others."""
     page: int = 500
@@ -92,7 +92,7 @@ class Retention:
             try:
                 await self.sweep()
             except StoreUnavailable:
-                pass  # the store says so itself
+                pass  # the store reports it
             except Exception:
                 log.exception("task.failed")
             await asyncio.sleep(self._pace.nap)
@@ -110,7 +110,7 @@ class Retention:
             await self._walk(now, until)
 
     async def _look(self, now: float, until: float) -> bool:
-        """Cut what grows in any case; False: there is more than there was time for."""
+        """Trim what would grow for ever; False: there was not enough time."""
         page = self._pace.page
         while await self._disposal.trim_change_log(now - CHANGES_KEPT, page) == page:
             if not await self._pause(until):
@@ -134,9 +134,9 @@ class Retention:
         return True
 
     async def _is_rested(self, now: float) -> bool:
-        """Return whether the last whole walk, whoever made it, is long enough ago."""
+        """Return whether the last whole walk, of any process, is long enough ago."""
         rest = min(_LONGEST_REST, self._shortest / 24)
-        # One in the future was made by a clock that went wrong.
+        # A time in the future comes of a clock that was wrong.
         return not 0.0 <= now - await self._disposal.watermark("retention") < rest
 
     async def _walk(self, now: float, until: float) -> None:

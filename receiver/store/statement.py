@@ -1,6 +1,6 @@
 """SQL statements: loaded by name from the files in `sql/`, one text for both engines.
 
-A file holds the statements of one noun. `-- name: x` begins one, further comments describe it, and
+A file holds the statements of one module. `-- name: x` begins one, the next line describes it, and
 `-- filter y: …` are clauses of a list, of which a caller chooses. `-- fragment: z` is a text that
 others include as `{z}`. Beside plain SQL that both engines understand there are marks:
 

@@ -73,7 +73,7 @@ class Address(NamedTuple):
     """Seconds that a connection may take; None: as we think best."""
     startup: dict[str, str]
     settings: dict[str, str]
-    """Of the server: it says whether it knows them."""
+    """Sent to the server, which refuses those it does not know."""
     dropped: tuple[str, ...]
     """Parameters that have no effect here."""
     context: ssl.SSLContext | None
@@ -124,7 +124,7 @@ def _read(url: str) -> Address:
 
 
 def _by_use(given: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Part parameters by what is made of them; what nobody knows may be a setting of the server."""
+    """Sort parameters by use; an unknown one may be a setting of the server."""
     if given.pop("ssl", "") in {"true", "1", "require"}:
         given.setdefault("sslmode", "require")
     found: dict[str, dict[str, str]] = {use: {} for use in (*get_args(_Use), "setting")}

@@ -1,7 +1,7 @@
 """The store on PostgreSQL: any number of processes on any number of machines.
 
-The queue stands beside the rows (`Jobs`) and is written in the same transactions; it says what is
-due, and the delivery rows stay the truth. What one process commits, the others hear by NOTIFY.
+The queue (`Jobs`) is written in the same transactions as the rows. It hands out what is due; where
+the two differ, the delivery rows are right. Processes notify each other of commits by NOTIFY.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _MOST_RESCUED: Final = 1000
 _SKEWED: Final = 2.0
 """Seconds between our clock and the server's that are worth a warning."""
 _SOON: Final = 0.01
-"""Seconds until the next look for what has just fallen due, or is in another's hands."""
+"""Seconds until the next try to claim what has just fallen due, or is locked elsewhere."""
 _LAST_BEAT: Final = 2.0
 """Seconds to wait for the thread of the leases; with the server away it may hang for longer."""
 _LARGEST_SHARED: Final = 64 * 1024
@@ -82,7 +82,7 @@ _CLOCK: Final = Statement(
 )
 _SHORTEST_WAIT: Final = 0.002
 _LONGEST_WAIT: Final = 0.1
-"""Seconds between two looks for transactions that write the journal."""
+"""Seconds between two looks for transactions that write the change log."""
 _SETTINGS: Final = {
     "search_path": SCHEMA,
     # A process that is frozen in a transaction must not hold its rows against all others.
@@ -130,16 +130,16 @@ class Jobs(Protocol):
         """End picked jobs."""
 
     async def drop(self, connection: Connection, deliveries: Sequence[str]) -> None:
-        """Take back the jobs of deliveries, whoever may have picked them."""
+        """Cancel the jobs of deliveries, picked or not."""
 
     async def defer(self, connection: Connection, job: Job, seconds: float) -> None:
         """Put a picked job back, to fall due again then."""
 
     async def lost(self, connection: Connection, before: float, most: int) -> list[tuple[str, str]]:
-        """Name deliveries (id, handler) that have been due since before then and have no job."""
+        """Return deliveries (id, handler) that have been due since before then and have no job."""
 
     async def beat(self, connection: Connection, jobs: Sequence[Job]) -> None:
-        """Say that picked jobs are being worked on."""
+        """Record that picked jobs are being worked on."""
 
     async def sweep(
         self, connect: Callable[[], Awaitable[Connection]], chores: Mapping[str, Chore]
@@ -160,7 +160,7 @@ class PostgresStore(Store):
         """The jobs of this process's claims, by delivery and claim: it may be claimed again before
         we hear that its settlement is committed."""
         self._untaken: dict[str, dict[str, Job]] = {}
-        """Jobs that were picked, by handler and delivery, until we know what became of those."""
+        """Jobs that were picked and whose deliveries are not claimed yet, by handler and id."""
         self._me = secrets.token_hex(8)
         self._rescue_at = 0.0
         self._rescued_to = ""
@@ -278,8 +278,8 @@ class PostgresStore(Store):
         return held
 
     async def release(self, owner: str, now: float) -> None:
-        # After all claims that are still under way: nobody waits for them any more. What cannot be
-        # given back PgQueuer hands out half a minute later.
+        # It comes after all claims under way, whose results are not used any more. What cannot be
+        # given back is handed out again by PgQueuer half a minute later.
         with contextlib.suppress(StoreUnavailable):
             await self._claimer.write("give back", self._give_back_all, now)
         released = await self._writer.write("release", self._release_all, (owner, now))
@@ -292,7 +292,7 @@ class PostgresStore(Store):
         self._pulse.put((owner, delivery_ids, lease_until))
 
     async def reclaim(self, owner: str, now: float) -> list[str]:
-        """Do so, and once a minute see to deliveries that nobody else would."""
+        """Take back what has no owner; once a minute, rescue deliveries that lost their job."""
         asked = time.time()
         self._compare_clocks(float((await self.read(_CLOCK))[0]["seconds"]), asked)
         by_server = now + self._skew
@@ -381,7 +381,7 @@ class PostgresStore(Store):
         self.on_lost(lost)
 
     async def _give_back_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
-        """Put back whatever was picked by claims that failed half way."""
+        """Put back the jobs that were picked by claims that failed half way."""
         for untaken in self._untaken.values():
             if untaken:
                 await self._put_back(cx, untaken, max(items) + self._skew)
@@ -412,7 +412,7 @@ class PostgresStore(Store):
         return released
 
     async def _rescue_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
-        """See to what nobody else will: what lost its job, and what waits for what has ended."""
+        """Give jobs to deliveries that lost theirs, and let go those that wait for ended ones."""
         look = (max(items), self._rescued_to, _MOST_RESCUED)
         [self._rescued_to] = await self._drive(cx, deliveries.let_go([look]))
         found = await self._jobs.lost(cx, max(items) - _OVERDUE, _MOST_RESCUED)
@@ -476,7 +476,7 @@ class PostgresStore(Store):
             await self._jobs.drop(cx, step.news.over)
 
     def _told(self, news: News) -> list[str]:
-        """Say news in as many notices as it takes."""
+        """Return news as the texts of notices, as many as it takes."""
         handlers = sorted({handler for _, handler in news.pending})
         parts = range(0, max(len(news.ended), 1), _MOST_NAMED)
         notices = [[self._me, handlers, news.ended[at : at + _MOST_NAMED]] for at in parts]
@@ -499,10 +499,10 @@ class PostgresStore(Store):
         raise StoreUnavailable(f"the database cannot be read: {last}") from last
 
     async def change_log_end(self) -> int:
-        """Return the last place that was handed out, once whoever was writing then has ended.
+        """Return the last place that was handed out, once the transactions of then have ended.
 
-        Places are handed out before their commits, and these may come in another order. Whoever
-        has one holds a lock on the journal until its transaction ends, and got that lock first.
+        Places are handed out before the commits, which may come in another order. A transaction
+        takes a lock on the change log before it gets a place, and holds it until it ends.
         """
         last = int((await self.read(_LAST_PLACE))[0]["seq"])
         writing = await self._writing()
@@ -523,11 +523,11 @@ class PostgresStore(Store):
     # --- what others commit ---
 
     async def _listen(self) -> None:
-        """Hear of other processes' commits for as long as we run; a gap wakes everybody."""
+        """Listen for other processes' commits for as long as we run; a gap wakes all workers."""
         while True:
             try:
                 await self._hear_until_it_ends()
-            except Exception as error:  # noqa: BLE001 - whatever it is, we must listen again
+            except Exception as error:  # noqa: BLE001 - we must listen again after any error
                 log.warning("news.interrupted", reason=f"{type(error).__name__}: {error}")
             await asyncio.sleep(1.0)
 
@@ -551,7 +551,7 @@ class PostgresStore(Store):
                 str(text), type=tuple[str, list[str], list[str]]
             )
         except msgspec.DecodeError:
-            return  # whoever may write to this database may also say nonsense in it
+            return  # any role of this database may send a notice, and so nonsense
         if sender != self._me:
             self.on_news(handlers, predictions)
 
@@ -595,7 +595,7 @@ class PostgresStore(Store):
         """Learn how far apart the clocks are, now and then, as either may be set meanwhile."""
         here = time.time()
         skew = there - here
-        # An answer that waited for us tells nothing.
+        # An answer that waited while our loop was busy is too old to compare with.
         if not 0.0 <= here - asked < _SKEWED / 2 or abs(skew - self._skew) <= _SKEWED:
             return
         self._skew = skew if abs(skew) > _SKEWED else 0.0
@@ -660,13 +660,13 @@ FROM unnest($1::text[]) name WHERE to_regclass('receiver.' || name) IS NULL
 
 
 async def _close(connection: Connection) -> None:
-    """Take leave of the server; one that is slow to say goodbye is no reason not to start."""
+    """Close a connection; a server that is slow about it must not keep us from starting."""
     with contextlib.suppress(TimeoutError):
         await connection.close(timeout=1.0)
 
 
 async def _lock_schema(connection: Connection) -> None:
-    """Be the only one to set up the schema, until the transaction ends."""
+    """Lock out other processes that set up the schema, until the transaction ends."""
     told = asyncio.get_running_loop().call_later(
         _SILENT, lambda: log.warning("schema.waiting", reason="another process sets it up")
     )
@@ -682,7 +682,7 @@ async def _lock_schema(connection: Connection) -> None:
 
 
 async def _check_tables(connection: Connection, version: int) -> None:
-    """Insist that the tables of this version are where they belong."""
+    """Raise StoreUnusable unless the tables of this version are in their schema."""
     made = [name for text in migrations("postgres")[:version] for name in _MADE.findall(text)]
     missing = await connection.fetch(_PLACES, made)
     if not missing:
@@ -700,7 +700,7 @@ async def _check_tables(connection: Connection, version: int) -> None:
 
 
 async def _leave_as_it_is(_: Any) -> None:
-    """Spare the round trip by which a pool cleans a connection: nothing here leaves traces."""
+    """Do not reset a connection in the pool: nothing here leaves state, and it is a round trip."""
 
 
 def what_to_do(error: BaseException, at: address.Address) -> str:

@@ -100,7 +100,7 @@ def _copy(database: Path, part: Path, fd: int, pause: Callable[[float], None]) -
             os.fsync(fd)
         pause(_PAUSE)
 
-    # Not read-only: whoever opens the log of a receiver that has died must be able to recover it.
+    # Not read-only: the log of a receiver that has died is recovered when it is opened.
     with closing(_open(database, "mode=rw")) as source:
         source.execute("BEGIN")
         [version] = source.execute("PRAGMA user_version").fetchone()

@@ -39,7 +39,7 @@ _Identity: TypeAlias = tuple[int, int]
 
 _READERS: Final = 2
 _SCRUBBED_WITHIN: Final = 5.0
-"""Seconds for which it is worth waiting that the log is emptied; it will be, even so."""
+"""Seconds for which an erasure waits for the log to be emptied; later it is, even so."""
 
 
 class SQLiteStore(Store):
@@ -77,7 +77,7 @@ class SQLiteStore(Store):
             raise
 
     def close(self) -> None:
-        """Commit what waits and give the file free."""
+        """Commit what waits and release the file."""
         self._checkpointer.close()
         if self._saving is not None:
             self._saving.join()
@@ -94,7 +94,7 @@ class SQLiteStore(Store):
         return connection
 
     def _ensure(self) -> None:
-        """Raise StoreUnavailable where a commit is in vain, and begin to save what there is."""
+        """Raise StoreUnavailable where a commit would be lost, and begin to save what there is."""
         try:
             self._file.ensure()
         except StoreUnavailable:
@@ -116,7 +116,7 @@ class SQLiteStore(Store):
         self.close()
 
     async def sweep(self, chores: Mapping[str, Chore]) -> None:
-        """Do nothing: there is one process, and it sees to its chores by itself."""
+        """Do nothing: there is one process, which runs its chores itself."""
 
     async def start(self) -> None:
         self.open()
@@ -125,7 +125,7 @@ class SQLiteStore(Store):
         self.close()
 
     async def recover(self, owner: str, now: float) -> None:
-        # There is no other process, so whatever one was doing is over.
+        # There is no other process: what one was doing is over.
         self.on_lost(await self.write(recover, (owner, now)))
 
     async def scrub(self) -> bool:
@@ -152,7 +152,7 @@ class SQLiteStore(Store):
         return await self._writer.write(transaction, item)
 
     async def change_log_end(self) -> int:
-        # One connection writes: whatever is committed later comes later.
+        # One connection writes, so that places are in the order of the commits.
         return int((await self.read(facade_sql.last_change))[0]["seq"])
 
     def is_taken(self, error: Exception) -> bool:
@@ -187,7 +187,7 @@ class SQLiteStore(Store):
         return connection
 
     def _drop_reader(self) -> None:
-        """Let this thread's next read open anew: a connection may stay unusable."""
+        """Let this thread's next read open a new connection: this one may be unusable."""
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is not None:
             self._local.connection = None
@@ -315,13 +315,13 @@ def _open(path: str) -> sqlite3.Connection:
 def _connect(path: str) -> sqlite3.Connection:
     # A new file is for its owner alone, as are those that SQLite puts beside it: people's prompts
     # and pictures are in there. One that exists keeps its mode.
-    with contextlib.suppress(OSError):  # of what is wrong SQLite tells, in words that we know
+    with contextlib.suppress(OSError):  # SQLite raises the error again, and we know its words
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = _open(path)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        # What is deleted is overwritten with zeros, whatever this SQLite was built to do.
+        # What is deleted is overwritten with zeros, also where SQLite's default is another.
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute(f"PRAGMA wal_autocheckpoint = {RESTART}")
         _migrate(connection, path)
