@@ -13,6 +13,8 @@ from receiver.model.ids import delivery_id, event_id
 from receiver.model.states import Verdict
 from receiver.model.values import Channel, EventType, Outcome, Recipients, Status
 from receiver.store.engine import Engine
+from receiver.store.predictions import end_of
+from receiver.store.predictions import sql as predictions_sql
 from receiver.store.statement import Cells, News, Run, Statement, Statements, Steps, Write, text
 
 sql: Final = Statements("inbox")
@@ -198,18 +200,9 @@ class _Batch:
             evidence.verdict = "accepted" if verdict == "accepted" else evidence.verdict
 
     def _end(self, arrival: IncomingOutcome, ruling: Transition) -> None:
-        outcome = arrival.outcome
-        error = outcome.error
         self._ends.append(
-            (
-                arrival.prediction_id,
-                ruling.status,
-                outcome.provider_id,
-                text(outcome.output) if ruling.status is Status.SUCCEEDED else None,
-                error.code if error else None,
-                error.message if error else None,
-                arrival.channel,
-                arrival.at,
+            end_of(
+                arrival.prediction_id, ruling.status, arrival.outcome, arrival.channel, arrival.at
             )
         )
         events = self._events if ruling.recipients.handlers else self._unmatched
@@ -234,7 +227,7 @@ class _Batch:
         batches: list[tuple[Statement, Sequence[Cells]]] = [
             (sql.insert_callbacks, callbacks),
             (sql.insert_unknown, unknown),
-            (sql.end_predictions, self._ends),
+            (predictions_sql.end_predictions, self._ends),
             (sql.insert_events, self._events),
             (sql.insert_unmatched, self._unmatched),
             (sql.insert_deliveries, self._deliveries),

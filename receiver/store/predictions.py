@@ -8,7 +8,18 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from receiver.model.values import Error, Mode, Output, Prediction, Status, Stored, Ticket, utc
+from receiver.model.values import (
+    Channel,
+    Error,
+    Mode,
+    Outcome,
+    Output,
+    Prediction,
+    Status,
+    Stored,
+    Ticket,
+    utc,
+)
 from receiver.store.engine import Engine
 from receiver.store.limits import count_requests, hold_limits, room_for
 from receiver.store.paging import Page, listed, page_of
@@ -233,6 +244,23 @@ def _kept(output: str, stored: Mapping[int, Stored]) -> str:
             msgspec.structs.replace(item, stored=stored.get(place, item.stored))
             for place, item in enumerate(outputs)
         ]
+    )
+
+
+def end_of(
+    prediction_id: str, status: Status, outcome: Outcome, channel: Channel | None, at: float
+) -> tuple[Any, ...]:
+    """Return the row of `end_predictions` for an outcome."""
+    error = outcome.error
+    return (
+        prediction_id,
+        status,
+        outcome.provider_id,
+        text(outcome.output) if status is Status.SUCCEEDED else None,
+        error.code if error else None,
+        error.message if error else None,
+        channel,
+        at,
     )
 
 

@@ -2,7 +2,8 @@
 
 A file holds the statements of one module. `-- name: x` begins one, the next line describes it, and
 `-- filter y: …` are clauses of a list, of which a caller chooses. `-- fragment: z` is a text that
-others include as `{z}`. Beside plain SQL that both engines understand there are marks:
+others include as `{z}`; those of `shared.sql` and `predictions.sql` are for all files. Beside plain
+SQL that both engines understand there are marks:
 
 - `:name` is a value, a text; `:name::float`, `::int` and `::bool` are values of other types.
 - `{rows:id text, at float}` is a table `r` made of the rows that the statement is given: the whole
@@ -164,7 +165,9 @@ class Statements:
     """The statements of one file, by name: `sql.insert` or, for lists, `sql.lists["x"]`."""
 
     def __init__(self, noun: str) -> None:
-        fragments = _words() | dict(_FRAGMENT.findall(_read("shared")))
+        fragments = dict(_words())
+        for shared in ("shared", "predictions"):
+            fragments |= dict(_FRAGMENT.findall(_read(shared)))
         text = _read(noun)
         fragments |= dict(_FRAGMENT.findall(text))
         self.lists: dict[str, Listing] = {}

@@ -29,16 +29,6 @@ ON CONFLICT (prediction_id, channel, digest) DO UPDATE
 SET repeats = callbacks.repeats + 1 + excluded.repeats, repeated_at = excluded.received_at,
     verdict = CASE excluded.verdict WHEN 'accepted' THEN 'accepted' ELSE callbacks.verdict END
 
--- name: end_predictions
--- End predictions, unless they have ended.
-UPDATE predictions
-SET status = r.status, provider_id = coalesce(predictions.provider_id, r.provider_id),
-    output = r.output, error_code = r.error_code, error_message = r.error_message,
-    channel = r.channel, completed_at = r.at, due_at = NULL
-FROM {rows:id text, status text, provider_id text, output text, error_code text,
-           error_message text, channel text, at float}
-WHERE predictions.id = r.id AND predictions.status NOT IN ({terminal})
-
 -- name: note_prediction
 -- Record a status that is no end, or the wish to poll.
 UPDATE predictions

@@ -1,5 +1,10 @@
 -- A living prediction's message is the last reason why it has not ended.
 
+-- fragment: prediction_columns
+p.id, p.provider, p.model, p.status, p.mode, p.input, p.metadata, p.provider_id, p.output,
+    p.error_code, p.error_message, p.channel, p.parent_id, p.depth, p.created_at,
+    p.submitted_at, p.completed_at, p.erased_at
+
 -- fragment: job_columns
 id, provider, model, mode, status, input, provider_id, links, submitted_at, cancel_requested,
 submits, polls, created_at, deadline_at, due_at AS held_until, error_message AS last_words
@@ -157,6 +162,16 @@ SELECT output, metadata FROM predictions WHERE id = :id AND erased_at IS NULL {l
 -- name: update_result
 -- Record what a handler has added.
 UPDATE predictions SET output = :output, metadata = :metadata WHERE id = :id
+
+-- name: end_predictions
+-- End predictions, unless they have ended.
+UPDATE predictions
+SET status = r.status, provider_id = coalesce(predictions.provider_id, r.provider_id),
+    output = r.output, error_code = r.error_code, error_message = r.error_message,
+    channel = r.channel, completed_at = r.at, due_at = NULL
+FROM {rows:id text, status text, provider_id text, output text, error_code text,
+           error_message text, channel text, at float}
+WHERE predictions.id = r.id AND predictions.status NOT IN ({terminal})
 
 -- name: list_predictions
 -- List predictions, newest first.
