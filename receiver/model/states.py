@@ -60,12 +60,12 @@ ARROWS: Final[dict[Status, dict[Cause, Status]]] = {
 
 
 def step(status: Status, cause: Cause) -> Status | None:
-    """Follow one arrow; None where there is none, which every caller treats as nothing to do."""
+    """Follow one arrow; None where there is none: callers change nothing then."""
     return ARROWS[status].get(cause)
 
 
 def sources(cause: Cause) -> frozenset[Status]:
-    """Name the states that `cause` may leave, for the WHERE of an UPDATE."""
+    """Return the states that `cause` may leave, for the WHERE of an UPDATE."""
     return frozenset(status for status, arrows in ARROWS.items() if cause in arrows)
 
 

@@ -220,7 +220,7 @@ def utc(seconds: float) -> datetime:
 
 
 def plain(value: Any) -> str:
-    """Say a JSON value as it would be typed in a pattern: true, not True; null, not None."""
+    """Return a JSON value as it is typed in a pattern: true, not True; null, not None."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 

@@ -137,10 +137,10 @@ class Provider(Protocol):
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome | Follow: ...
     def cancel(self, ticket: Ticket) -> httpx.Request: ...
     def details(self, model: str) -> httpx.Request | None:
-        """Ask for the provider's own description of a model, where it has one."""
+        """Return a request for the provider's own description of a model, if it has one."""
 
     def try_key(self) -> httpx.Request:
-        """Ask what costs nothing, changes nothing, and is answered only to a good key."""
+        """Return a free request that changes nothing and needs a good key."""
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         """Return whether the key was let in; None: the answer does not tell."""
@@ -153,10 +153,10 @@ class Streamed(Protocol):
     def stream(self) -> httpx.Request: ...
     def heard(self, event: str, data: str) -> Outcome | None: ...
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
-        """Ask, after an ambiguous submit, for what the provider may have taken."""
+        """Return requests, after an ambiguous submit, for what the provider may have taken."""
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
-        """Name the ids that could be this prediction, oldest first, or raise Unreadable."""
+        """Return the ids that could be this prediction, oldest first, or raise Unreadable."""
 
 
 decode: Final = read_json
@@ -190,7 +190,7 @@ def is_yes(answer: ProviderResponse) -> bool:
 
 
 def unexpected(answer: ProviderResponse, why: str = "") -> Unreadable:
-    """Build the error of an answer that is none to our question, with its own words."""
+    """Return the error for an answer that does not fit our request, with its words."""
     said = why or spoken(error_body(answer.body))
     return Unreadable(f"HTTP {answer.status}{': ' if said else ''}{said}", retry_after(answer))
 

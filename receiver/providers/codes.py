@@ -37,7 +37,7 @@ _KINDS: Final = {
     "judge": r"(?<!enable )(?:moderat(?:ion|ors?)|safety(?! (?:tolerance|level|settings?))|"
     r"guardrails?|(?:nsfw|content) (?:filters?|check(?:ers?|s)?|review|polic\w+|inspection)|"
     r"risk control|censor\w*)\b",
-    # A judge who was away has refused nothing.
+    # A checker that was not available has refused nothing.
     "at_work": r"(?!~3 (?:unavailable|offline|down|busy|overloaded|unreachable|timed? ?out)\b)",
     "bad": r"(?<!case )\b"
     r"(?!\w+ (?:char(?:acter)?s?|urls?|paths?|methods?|ports?|values?|dimensions?)\b(?! are\b))"

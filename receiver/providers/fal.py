@@ -314,7 +314,7 @@ def _items(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _detail(body: dict[str, Any]) -> str:
-    """Say `detail` in words, whether it is a text or a list of located messages."""
+    """Return `detail` in words: it is a text, or a list of located messages."""
     located = [
         ": ".join(filter(None, (_place(item), base.words(item.get("msg")))))
         for item in _items(body)

@@ -119,7 +119,7 @@ class Oxen:
         ]
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
-        """Name the rows with the same model and prompt, enqueued around our submit."""
+        """Return the rows with the same model and prompt, enqueued around our submit."""
         if not base.is_yes(answer):
             raise base.unexpected(answer)
         rows = base.decode_object(answer.body).get("generations")

@@ -160,11 +160,11 @@ class Replays:
         await self._store.write(create, counted)
 
     async def start(self, replay_id: str) -> bool:
-        """Let it begin; False unless it was counted and nothing else."""
+        """Start a replay; False unless it was counted and not started."""
         return bool(await self._store.write(run_each, Run(sql.start, {"id": replay_id})))
 
     async def cancel(self, replay_id: str, now: float) -> bool:
-        """Let it take no further step; False if it has ended, or is none."""
+        """Cancel a replay; False if it has ended or does not exist."""
         cancel = Run(sql.cancel, {"id": replay_id, "now": now})
         return bool(await self._store.write(run_each, cancel))
 

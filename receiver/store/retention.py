@@ -98,7 +98,7 @@ class Retention:
             await asyncio.sleep(self._pace.nap)
 
     async def sweep(self) -> None:
-        """Do what there is to do, for one turn."""
+        """Trim and delete for one turn."""
         started = asyncio.get_running_loop().time()
         until = started + self._pace.turn
         now = self._clock()
@@ -169,6 +169,6 @@ class Retention:
         return DeleteBatch(rows=rows, before=before or Cutoffs(), seconds=self._pace.piece)
 
     async def _pause(self, until: float) -> bool:
-        """Let others write; False: this turn is over."""
+        """Pause for other writes; False: this turn is over."""
         await asyncio.sleep(self._pace.pause)
         return asyncio.get_running_loop().time() < until

@@ -275,7 +275,7 @@ def run_each(items: Sequence[Run]) -> Steps[list[list[Row]]]:
 def in_order(
     items: Sequence[Item], key: Callable[[Item], Any], do: Callable[[Item], Steps[Result]]
 ) -> Steps[list[Result]]:
-    """Do something for each item in the order of their keys: transactions cannot deadlock then."""
+    """Run `do` for each item in the order of their keys, so that transactions cannot deadlock."""
     results: dict[int, Result] = {}
     for place in sorted(range(len(items)), key=lambda place: key(items[place])):
         results[place] = yield from do(items[place])

@@ -231,12 +231,12 @@ async def test_sweeps_and_accepts_at_once_hurt_nobody(engine: Engine, store: Sto
 
 
 def times(engine: Engine, *given: float) -> None:
-    """Write the times into the journal's rows, in their order."""
+    """Write the times into the change log's rows, in their order."""
     for number, at in enumerate(given, 1):
         engine.write(f"UPDATE changes SET time = {at} WHERE seq = {number}")
 
 
-async def test_the_journal_is_cut_off_and_the_place_remembered(
+async def test_the_change_log_is_trimmed_and_the_place_remembered(
     engine: Engine, store: Store
 ) -> None:
     for number in range(1, 5):
@@ -251,7 +251,7 @@ async def test_the_journal_is_cut_off_and_the_place_remembered(
     assert engine.rows("SELECT seq FROM changes ORDER BY seq") == [(3,), (4,)]
 
 
-async def test_the_newest_row_of_the_journal_stays(engine: Engine, store: Store) -> None:
+async def test_the_newest_row_of_the_change_log_stays(engine: Engine, store: Store) -> None:
     await store.predictions.create(new(1))
     await store.predictions.create(new(2))
     await Disposal(store).trim_change_log(NOW + 1, 100)

@@ -175,7 +175,7 @@ def _quoted(text: str) -> str:
 
 
 def _causes(place: str, seconds: float) -> Mapping[str, str]:
-    """Say what an error of connecting means, by the name of its class or of one it is made of."""
+    """Return what a connection error means, by the name of its class or of its bases."""
     return {
         "SSLCertVerificationError": f"the certificate of {place} is not trusted; name its authority"
         " by sslrootcert=FILE, or sslrootcert=system for those of this machine",
@@ -192,7 +192,7 @@ def _causes(place: str, seconds: float) -> Mapping[str, str]:
 
 
 def explain(error: BaseException, place: str, seconds: float) -> str:
-    """Say in a few words why no connection could be made."""
+    """Return in a few words why no connection could be made."""
     known = _causes(place, seconds)
     kinds = [kind.__name__ for kind in type(error).__mro__]
     said = next((known[kind] for kind in kinds if kind in known), place)

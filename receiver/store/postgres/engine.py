@@ -121,7 +121,7 @@ class Jobs(Protocol):
         """Make deliveries (id, handler) due now; one that has a job keeps it."""
 
     async def pick(self, connection: Connection, handler: str, most: int) -> dict[str, Job]:
-        """Take jobs that are due, or whose taker has not renewed them; give them by delivery."""
+        """Pick jobs that are due, or whose owner is silent; return them by delivery."""
 
     async def next_due(self, connection: Connection, handler: str) -> float | None:
         """Return in how many seconds the next job falls due."""
@@ -292,7 +292,7 @@ class PostgresStore(Store):
         self._pulse.put((owner, delivery_ids, lease_until))
 
     async def reclaim(self, owner: str, now: float) -> list[str]:
-        """Take back what has no owner; once a minute, rescue deliveries that lost their job."""
+        """Reclaim what has no owner; once a minute, rescue deliveries without a job."""
         asked = time.time()
         self._compare_clocks(float((await self.read(_CLOCK))[0]["seconds"]), asked)
         by_server = now + self._skew
@@ -592,7 +592,7 @@ class PostgresStore(Store):
             raise StoreUnusable(_POOLED)
 
     def _compare_clocks(self, there: float, asked: float) -> None:
-        """Learn how far apart the clocks are, now and then, as either may be set meanwhile."""
+        """Measure again how far apart the clocks are, as either may have been set."""
         here = time.time()
         skew = there - here
         # An answer that waited while our loop was busy is too old to compare with.

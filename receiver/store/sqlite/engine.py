@@ -210,7 +210,7 @@ class _SameFile:
         self._is_cut = False
 
     def remember(self) -> None:
-        """Take the files that a connection has just opened for ours."""
+        """Remember which files a connection has just opened."""
         self._first = self._first or _identity(self._path)
         self._first_beside = [_identity(path) for path in self._beside]
 
@@ -345,7 +345,7 @@ def _migrate(connection: sqlite3.Connection, path: str) -> None:
 
 
 def recover(items: Sequence[tuple[str, float]]) -> Steps[list[list[LostAttempt]]]:
-    """Take back what another process was doing: there is none any more."""
+    """Reclaim all that an earlier process was doing."""
     results = []
     for owner, now in items:
         yield Run(predictions_sql.mark_abandoned_submits, {"now": now})
