@@ -8,31 +8,57 @@ import re
 import runpy
 import subprocess
 import sys
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 from receiver import create_app
 from receiver.deliveries.registry import load
-from receiver.settings import Secret, Settings
+from receiver.settings import Secret, Setting, Settings, all_settings
 from tests.patience import PATIENCE
 
 TOP = Path(__file__).parent.parent
 README = (TOP / "README.md").read_text()
-SETTINGS = "".join(path.read_text() for path in (TOP / "receiver/settings").glob("*.py"))
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def test_every_setting_that_is_read_is_in_the_table() -> None:
-    for name in set(re.findall(r'"(RECEIVER_[A-Z_]+)"', SETTINGS)):
-        group, _, last = name.rpartition("_")
-        assert name in README or (group in README and f"`_{last}`" in README), name
+def settings_table() -> str:
+    """Return the README's table of settings, with one line for those of one sentence."""
+    lines = ["| Name | Default | |", "|---|---|---|"]
+    for says, group in groupby(all_settings(), key=attrgetter("says")):
+        found = list(group)
+        names = ", ".join(f"`{name}`" for each in found for name in each.names)
+        shown = [default_of(each) for each in found]
+        lines.append(
+            f"| {names} | {', '.join(shown if len({*shown}) > 1 else shown[:1])} | {says} |"
+        )
+    return "\n".join(lines)
 
 
-def test_every_setting_of_the_table_is_read() -> None:
+def default_of(setting: Setting) -> str:
+    """Return a default as the README writes it."""
+    if setting.shown:
+        return setting.shown
+    match setting.default:
+        case bool():
+            return "on" if setting.default else "off"
+        case int() | float():
+            return f"{setting.default:.0f}"
+        case str():
+            return f"`{setting.default}`"
+    return "none"
+
+
+def test_the_table_of_settings_is_the_one_that_is_read() -> None:
     table = README.partition("## Settings")[2].partition("## Deploy")[0]
-    for name in re.findall(r"`(RECEIVER_[A-Z_]+)`", table):
-        assert f'"{name}"' in SETTINGS, name
+    assert settings_table() in table
+
+
+def test_a_sentence_of_a_setting_is_said_in_one_line() -> None:
+    says = [says for says, _ in groupby(all_settings(), key=attrgetter("says"))]
+    assert len(says) == len(set(says))
 
 
 def test_every_route_of_the_app_is_in_the_readme(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The gate before a lane: it is shut by hand, or by a run of failures (a circuit breaker).
+"""The circuit breaker of a handler: a run of failures makes its deliveries wait, as a pause does.
 
     closed ──a run of failures──▶ open ──after a while──▶ one delivery is probed
       ▲                            ▲                        │        │
@@ -24,7 +24,7 @@ from receiver.store.breakers import Breakers, BreakerState
 log = structlog.get_logger("receiver")
 
 _FRESH: Final = 1.0
-"""Seconds that what was read of the gates is believed."""
+"""Seconds for which what was read of the breakers is used."""
 _FEWEST_DELIVERIES: Final = 3
 """A run of failures must be of so many deliveries: one that is poison says nothing of others."""
 _MARGIN: Final = 10.0
@@ -32,7 +32,7 @@ _MARGIN: Final = 10.0
 
 
 class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """When a handler's gate opens, and for how long."""
+    """When a handler's breaker trips, and for how long."""
 
     failures: int | None = 20
     """In a row; None: never."""
@@ -42,10 +42,10 @@ class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BreakerCache:
-    """What this process knows of the gates; read anew when it is old, or when told to."""
+    """The breakers of all handlers, as this process read them a moment ago."""
 
-    def __init__(self, gates: Breakers, clock: Callable[[], float]) -> None:
-        self._gates = gates
+    def __init__(self, breakers: Breakers, clock: Callable[[], float]) -> None:
+        self._breakers = breakers
         self._clock = clock
         self._found: dict[str, BreakerState] = {}
         self._read_at = float("-inf")
@@ -55,7 +55,7 @@ class BreakerCache:
         now = self._clock()
         while not 0 <= now - self._read_at < _FRESH:
             forgotten = self._forgotten
-            found = await self._gates.all()
+            found = await self._breakers.all()
             if forgotten == self._forgotten:  # else it may be older than what we were told
                 self._found, self._read_at = found, now
         return self._found.get(name) or BreakerState(name)
@@ -80,16 +80,16 @@ class HandlerBreaker:
         self,
         name: str,
         timeout: float,
-        gates: Breakers,
+        breakers: Breakers,
         known: BreakerCache,
-        breaker: BreakerPolicy,
+        policy: BreakerPolicy,
         clock: Callable[[], float],
     ) -> None:
         self._name = name
         self._timeout = timeout
-        self._gates = gates
+        self._breakers = breakers
         self._known = known
-        self._breaker = breaker
+        self._policy = policy
         self._clock = clock
         self._failed: list[str] = []
         """The deliveries of the present run of failures, one for each."""
@@ -97,23 +97,23 @@ class HandlerBreaker:
         """The delivery that is our probe, empty before there is one; None: the probe is not ours,
         as far as the store may know."""
         self._owes_probe = False
-        """Whether that is over, and the store has not heard it."""
+        """Whether the probe is over and the store does not know it yet."""
 
     async def ask(self, room: int, nap: float) -> BreakerPermit:
         """Return how many deliveries may be begun. Raises StoreUnavailable."""
         if self._owes_probe:
             await self.give_back()
-        gate = await self._known.of(self._name)
+        found = await self._known.of(self._name)
         now = self._clock()
-        state = gate.state(now)
-        if state != "paused" and self._breaker.failures is None:
+        state = found.state(now)
+        if state != "paused" and self._policy.failures is None:
             state = "running"  # though another process, or an earlier one, has a breaker
         match state:
             case "running":
                 return BreakerPermit(room)
             case "probing":
                 self._probe, self._owes_probe = "", True  # until the answer is known
-                is_ours = await self._gates.probe(self._name, now, now + self._timeout + _MARGIN)
+                is_ours = await self._breakers.probe(self._name, now, now + self._timeout + _MARGIN)
                 self._owes_probe = False
                 if is_ours:
                     return BreakerPermit(1, is_probe=True)
@@ -122,18 +122,18 @@ class HandlerBreaker:
         return BreakerPermit(0, min(nap, _FRESH))
 
     async def give_back(self) -> None:
-        """Say that there was nothing to try, or that it told nothing; insist, if need be later."""
+        """End a probe that found nothing out; where the store is away, `ask` does it later."""
         if self._probe is not None:
             self._owes_probe = True
-            await self._gates.end_probe(self._name)
+            await self._breakers.end_probe(self._name)
             self._probe, self._owes_probe = None, False
 
     def began(self, delivery: str) -> None:
-        """Hear which delivery the probe is."""
+        """Record which delivery the probe is."""
         self._probe = delivery
 
     async def tell(self, delivery: str, failure: Failure | None) -> None:
-        """Hear how an attempt ended; a gate that cannot be set stays as it is."""
+        """Record how an attempt ended; a breaker that cannot be set stays as it is."""
         is_probe = delivery == self._probe
         try:
             if failure is None or failure.kind == "skip":
@@ -149,26 +149,25 @@ class HandlerBreaker:
 
     async def _succeeded(self) -> None:
         self._failed.clear()
-        gate = await self._known.of(self._name)
-        if gate.open_until is not None and await self._gates.close(self._name):
+        found = await self._known.of(self._name)
+        if found.open_until is not None and await self._breakers.reset(self._name):
             self._known.forget()
             log.info("handler.released", handler=self._name)
 
     async def _troubled(self, delivery: str, failure: Failure) -> None:
-        most = self._breaker.failures
+        most = self._policy.failures
         if most is None:
             return
-        gate = await self._known.of(self._name)
-        is_open = gate.open_until is not None
+        found = await self._known.of(self._name)
+        is_open = found.open_until is not None
         self._failed = [*self._failed, delivery][-most:]
         fewest = min(_FEWEST_DELIVERIES, most)
         is_run = len(self._failed) >= most and len(set(self._failed)) >= fewest
         if not is_open and not is_run:
             return
-        breaker = self._breaker
-        wait = backoff(gate.failures + 1, breaker.first_wait, breaker.longest_wait, 1.0)
+        wait = backoff(found.failures + 1, self._policy.first_wait, self._policy.longest_wait, 1.0)
         now = self._clock()
-        if await self._gates.open(self._name, now, now + wait, failure.reason):
+        if await self._breakers.trip(self._name, now, now + wait, failure.reason):
             log.warning(
                 "handler.held",
                 handler=self._name,

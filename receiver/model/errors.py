@@ -1,4 +1,4 @@
-"""Every error that crosses a file, sorted by what the one who catches it must do.
+"""Every error that crosses a file, sorted by what its catcher must do.
 
 ReceiverError
 ├── SettingsError         the operator fixes the environment (all problems at once)
@@ -25,7 +25,7 @@ class ReceiverError(Exception):
 
 
 class SettingsError(ReceiverError):
-    """Say every problem of the environment in one message."""
+    """All problems of the environment, in one message."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(["Invalid settings:", *(f"  - {p}" for p in problems)]))

@@ -17,12 +17,12 @@ _WATCHED: Final = re.compile(r"^tfd:\s*(\d+) .* ino:([0-9a-f]+)", re.MULTILINE)
 
 
 def drop_private() -> None:
-    """Drop in a child what it must never keep; a lock is the parent's as long as that has it."""
+    """Close in a child what it must not keep open: a file lock lasts as long as its descriptor."""
     _drop(PRIVATE)
 
 
 def drop_watched() -> None:
-    """Drop in a child whatever event loops of its parent watch: listening sockets, connections.
+    """Close in a child what event loops of its parent watch: listening sockets, connections.
 
     The system knows all of them, those of libraries too. Where it does not tell (it is Linux that
     does) they stay open.

@@ -21,7 +21,7 @@ def oldest_id(prefix: str, now: float) -> str:
 
 
 def event_id(prediction_id: str) -> str:
-    """Name the event of a prediction: there is only ever one."""
+    """Return the id of a prediction's event: it has only one."""
     return f"evt_{prediction_id[5:]}"
 
 
@@ -32,5 +32,5 @@ def handler_digest(handler: str) -> str:
 
 
 def delivery_id(prediction_id: str, handler: str) -> str:
-    """Name the delivery of a prediction's event to a handler: there is only ever one."""
+    """Return the id of the delivery of an event to a handler: there is only one."""
     return f"dlv_{prediction_id[5:]}{handler_digest(handler)}"

@@ -24,7 +24,7 @@ class Failure(Value, frozen=True, kw_only=True):
     """How an attempt ended when it did not succeed."""
 
     kind: FailureKind
-    """`lost`: the process that ran it is gone, so nobody knows what it did."""
+    """`lost`: the process that ran it is gone, and what it did is not known."""
     reason: str = ""
     after: float | None = None
     """Seconds the handler asked to wait; None leaves it to the policy."""
@@ -52,7 +52,7 @@ DONE: Final = Decision(state="done")
 def backoff(attempt: int, base: float, cap: float, chance: float) -> float:
     """Exponential backoff with full jitter: seconds to wait after the 1-based `attempt`.
 
-    `chance` is uniform in [0, 1). The result is never above `cap`, whatever the attempt.
+    `chance` is uniform in [0, 1). The result is never above `cap`.
     """
     return chance * min(cap, base * 2.0 ** min(attempt - 1, 64))
 

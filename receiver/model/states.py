@@ -43,7 +43,7 @@ _ENDS: Final = {
 
 
 ARROWS: Final[dict[Status, dict[Cause, Status]]] = {
-    # Put back after a refusal that was none: whoever names the provider's id knows better.
+    # Queued again after a refusal; an outcome with the provider's id proves that it was accepted.
     Status.QUEUED: {Cause.BEGIN: Status.SUBMITTING, Cause.ACCEPTED: Status.PROCESSING, **_ENDS},
     Status.SUBMITTING: {
         Cause.POSTPONED: Status.QUEUED,
@@ -60,12 +60,12 @@ ARROWS: Final[dict[Status, dict[Cause, Status]]] = {
 
 
 def step(status: Status, cause: Cause) -> Status | None:
-    """Follow one arrow; None where there is none, which every caller treats as nothing to do."""
+    """Follow one arrow; None where there is none: callers change nothing then."""
     return ARROWS[status].get(cause)
 
 
 def sources(cause: Cause) -> frozenset[Status]:
-    """Name the states that `cause` may leave, for the WHERE of an UPDATE."""
+    """Return the states that `cause` may leave, for the WHERE of an UPDATE."""
     return frozenset(status for status, arrows in ARROWS.items() if cause in arrows)
 
 

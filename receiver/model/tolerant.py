@@ -1,7 +1,7 @@
 """Read JSON as providers write it: good answers come with NaN, BOMs and broken characters too.
 
 What strict readers take is read by one. Anything else is first written anew as strict JSON, so that
-whatever is read can be stored and handed on:
+all that is read can be stored and given to handlers:
 
     NaN, Infinity, 1e400              null
     a byte that is not UTF-8          the character of that number in Latin-1

@@ -134,7 +134,7 @@ class Prediction(Value, frozen=True, kw_only=True):
 
     @property
     def flagged(self) -> str:
-        """Why a result of it may be none, as `save` found or its metadata say; empty: nothing."""
+        """Why a result may be useless, as `save` found or the metadata say; empty: no reason."""
         stored = [output.stored for output in self.output or [] if output.stored]
         reasons = [*(kept.flagged for kept in stored), self.metadata.get("flagged")]
         return next((str(reason) for reason in reasons if reason), "")
@@ -189,7 +189,7 @@ class Event(Value, frozen=True, kw_only=True):
 
 
 class Announcement(Value, frozen=True, kw_only=True):
-    """An event as the API tells it: without the provider's own payload."""
+    """An event as the API shows it: without the provider's own payload."""
 
     id: str
     type: EventType
@@ -220,7 +220,7 @@ def utc(seconds: float) -> datetime:
 
 
 def plain(value: Any) -> str:
-    """Say a JSON value as it would be typed in a pattern: true, not True; null, not None."""
+    """Return a JSON value as it is typed in a pattern: true, not True; null, not None."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 

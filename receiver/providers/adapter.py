@@ -95,7 +95,7 @@ class Postponed(msgspec.Struct, frozen=True):
 
 
 class Ambiguous(msgspec.Struct, frozen=True):
-    """Nobody can say whether the provider took the submit."""
+    """It is not known whether the provider took the submit."""
 
     message: str
 
@@ -137,10 +137,10 @@ class Provider(Protocol):
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome | Follow: ...
     def cancel(self, ticket: Ticket) -> httpx.Request: ...
     def details(self, model: str) -> httpx.Request | None:
-        """Ask for the provider's own description of a model, where it has one."""
+        """Return a request for the provider's own description of a model, if it has one."""
 
     def try_key(self) -> httpx.Request:
-        """Ask what costs nothing, changes nothing, and is answered only to a good key."""
+        """Return a free request that changes nothing and needs a good key."""
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         """Return whether the key was let in; None: the answer does not tell."""
@@ -148,15 +148,15 @@ class Provider(Protocol):
 
 @runtime_checkable
 class Streamed(Protocol):
-    """A provider that tells outcomes on an event stream instead of calling back."""
+    """A provider that sends outcomes on an event stream instead of calling back."""
 
     def stream(self) -> httpx.Request: ...
     def heard(self, event: str, data: str) -> Outcome | None: ...
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
-        """Ask, after an ambiguous submit, for what the provider may have taken."""
+        """Return requests, after an ambiguous submit, for what the provider may have taken."""
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
-        """Name the ids that could be this prediction, oldest first, or raise Unreadable."""
+        """Return the ids that could be this prediction, oldest first, or raise Unreadable."""
 
 
 decode: Final = read_json
@@ -190,7 +190,7 @@ def is_yes(answer: ProviderResponse) -> bool:
 
 
 def unexpected(answer: ProviderResponse, why: str = "") -> Unreadable:
-    """Build the error of an answer that is none to our question, with its own words."""
+    """Return the error for an answer that does not fit our request, with its words."""
     said = why or spoken(error_body(answer.body))
     return Unreadable(f"HTTP {answer.status}{': ' if said else ''}{said}", retry_after(answer))
 
@@ -210,7 +210,7 @@ _WORDY: Final = ("title", "detail", "message", "msg", "error_message", "error", 
 
 
 def spoken(value: Any, *, depth: int = 3) -> str:
-    """Find the words of an error in whatever form it has; '' where there is none."""
+    """Return the words of an error, in any form; '' where there is none."""
     if isinstance(value, dict) and depth:
         return join(dict.fromkeys(spoken(value.get(name), depth=depth - 1) for name in _WORDY))
     if isinstance(value, list) and depth:

@@ -1,7 +1,7 @@
 """Which code an error gets: a table of the words that providers, and the models behind them, use.
 
 Most of the words are not the provider's own: it queues other people's models and hands on what they
-say. So the words of a dozen makers are read here, in whatever channel they come. A text is first
+say. So the words of a dozen makers are read here, in every channel they come by. A text is first
 brought into one form (see `plain`), in which `OutputImageSensitiveContentDetected`, `IMAGE_SAFETY`
 and "Content moderated" are plain words, and every row is written for that form.
 """
@@ -37,7 +37,7 @@ _KINDS: Final = {
     "judge": r"(?<!enable )(?:moderat(?:ion|ors?)|safety(?! (?:tolerance|level|settings?))|"
     r"guardrails?|(?:nsfw|content) (?:filters?|check(?:ers?|s)?|review|polic\w+|inspection)|"
     r"risk control|censor\w*)\b",
-    # A judge who was away has refused nothing.
+    # A checker that was not available has refused nothing.
     "at_work": r"(?!~3 (?:unavailable|offline|down|busy|overloaded|unreachable|timed? ?out)\b)",
     "bad": r"(?<!case )\b"
     r"(?!\w+ (?:char(?:acter)?s?|urls?|paths?|methods?|ports?|values?|dimensions?)\b(?! are\b))"

@@ -85,7 +85,7 @@ class Eachlabs:
         return Accepted(provider_id)
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:  # noqa: ARG002 - nothing is dated
-        """Compare the secret, which travels as it is: there is no HMAC, whatever old pages say."""
+        """Compare the secret, which travels as it is: there is no HMAC, though old pages say so."""
         given = callback.header(b"x-webhook-secret")
         # Every key is compared, so that the time taken does not tell which one was nearly right.
         if not any([hmac.compare_digest(given, key) for key in keys]):  # noqa: C419

@@ -115,7 +115,7 @@ class Fal:
                 return Outcome(kind="succeeded", output=base.outputs(content), **ids)
             case "ERROR":
                 return Outcome(**_failed(payload, content), **ids)
-        # OK without a payload (it could not be serialised), or a word nobody knows yet.
+        # OK without a payload (it could not be serialised), or a status that is new.
         return Outcome(kind="ask", **ids)
 
     def poll(self, ticket: Ticket) -> httpx.Request:
@@ -144,7 +144,7 @@ class Fal:
         """Return nothing: the queue and run hosts describe no models."""
 
     def try_key(self) -> httpx.Request:
-        """Ask for the status of a request that nobody made."""
+        """Ask for the status of a request that does not exist."""
         return self._call("GET", f"{self.queue_url}/{_NO_REQUEST}/status")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
@@ -302,7 +302,7 @@ def _failed(
 
 
 def _hints(body: dict[str, Any], answer: ProviderResponse | None) -> list[str]:
-    """Return what fal says to machines: the type of the error and of each of its details."""
+    """Return the types of an error and of each of its details."""
     header = answer.headers.get("x-fal-error-type") if answer else None
     kinds = (item.get("type") for item in _items(body))
     return [base.words(kind) for kind in (*kinds, body.get("error_type"), header)]
@@ -314,7 +314,7 @@ def _items(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _detail(body: dict[str, Any]) -> str:
-    """Say `detail` in words, whether it is a text or a list of located messages."""
+    """Return `detail` in words: it is a text, or a list of located messages."""
     located = [
         ": ".join(filter(None, (_place(item), base.words(item.get("msg")))))
         for item in _items(body)

@@ -1,4 +1,4 @@
-"""Oxen.ai: a queue that calls nobody; outcomes come on our own event stream or by asking.
+"""Oxen.ai: a queue without callbacks; outcomes come on our own event stream or by asking.
 
 Facts: docs.oxen.ai, inference-api reference (async queue, image generation, image editing).
 """
@@ -119,7 +119,7 @@ class Oxen:
         ]
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
-        """Name the rows with the same model and prompt, enqueued around our submit."""
+        """Return the rows with the same model and prompt, enqueued around our submit."""
         if not base.is_yes(answer):
             raise base.unexpected(answer)
         rows = base.decode_object(answer.body).get("generations")

@@ -18,7 +18,7 @@ class UnknownEncoding(httpx.DecodingError):
 
 
 async def pieces(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Return the content in bounded pieces; httpx would inflate whatever comes in one go.
+    """Return the content in bounded pieces; httpx would inflate all that comes at once.
 
     Raises httpx.DecodingError for what is cut short, broken, or encoded more than once.
     """

@@ -2,8 +2,8 @@
 
 So commands on the same machine find the API key.
 
-Where a request comes from proves nothing: what a proxy or a tunnel on this machine passes on can
-look exactly like a request of this machine.
+Commands on the same machine find the API key that way. That a request comes from this machine
+proves nothing: a proxy or a tunnel here passes on requests from anywhere.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from receiver.settings import SHORTEST_SECRET, Secret, Settings
 
 
 def secret_file(settings: Settings) -> Path:
-    """Name the file of a secret key that was made up."""
+    """Return the path of the secret key that was made up."""
     return Path(f"{settings.sqlite_path}.dev-secret")
 
 
 def api_key(secret: str) -> str:
-    """Make the key that opens /v1 in development."""
+    """Return the key that opens /v1 in development."""
     return hmac.new(secret.encode(), b"API key of --dev", hashlib.sha256).hexdigest()
 
 
@@ -75,8 +75,8 @@ def _write_secret(path: Path) -> None:
 
 
 def find_api_key(env: Mapping[str, str]) -> str | None:
-    """Make it as a receiver does that runs with this environment, in this folder."""
-    settings, _, _ = Settings.look({**env, "RECEIVER_DEV": "1"})
+    """Return the key of a receiver that runs with this environment, in this folder, if any."""
+    settings, _ = Settings.look({**env, "RECEIVER_DEV": "1"})
     if settings.secret_keys:
         return api_key(settings.secret_keys[0].reveal())
     try:

@@ -22,6 +22,13 @@ from ipaddress import (
 from typing import Final
 from urllib.parse import urlsplit
 
+from receiver.settings.reader import Reader
+
+BY_SCHEME: Final = {
+    scheme: (f"{scheme.upper()}_PROXY", "ALL_PROXY") for scheme in ("http", "https")
+}
+"""Where the proxy for a request is named; the first that is set counts."""
+NAMES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _SCHEMES: Final = {
     "http": "http",
     "https": "https",
@@ -75,6 +82,19 @@ def is_loopback(host: str) -> bool:
     if address is not None:
         return address.is_loopback or address.is_unspecified
     return re.fullmatch(r"(.+\.)?localhost\.?", host, re.IGNORECASE) is not None
+
+
+def read_proxies(reader: Reader) -> Proxies:
+    """Read what curl, httpx and others read; what is not needed is not checked."""
+    found = {}
+    for scheme, names in BY_SCHEME.items():
+        for name in map(reader.spelled, names):
+            if url := reader.get(name, read_proxy, None):
+                found[scheme] = url
+            if reader.is_set(name):
+                break
+    direct = reader.get(reader.spelled("NO_PROXY"), read_direct, ()) if found else ()
+    return Proxies(found, direct)
 
 
 def read_proxy(text: str) -> str:

@@ -1,7 +1,4 @@
-"""Whom we trust: the certificate authorities, read once for all clients of a process.
-
-To read them takes 25 ms, which every client would spend anew, and a cold start several times.
-"""
+"""The CA bundle: one TLS context for all clients of a process, as loading it takes 25 ms."""
 
 from __future__ import annotations
 
@@ -16,12 +13,13 @@ from typing import Final
 from receiver.model.errors import SettingsError
 from receiver.model.text import clean
 
+NAMES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")
 """How OpenSSL finds a certificate in a folder; it looks at no other name."""
 
 
 def trusted() -> ssl.SSLContext:
-    """Return what SSL_CERT_FILE and SSL_CERT_DIR say, as httpx does, or else certifi's list.
+    """Return a context of SSL_CERT_FILE and SSL_CERT_DIR, as httpx does, or of certifi's list.
 
     Raises SettingsError, which names the variable.
     """
@@ -48,7 +46,7 @@ def require(env: Mapping[str, str]) -> None:
 
 
 def untold() -> ssl.SSLContext:
-    """Return certifi's list, whatever the variables say: for who reports that they are wrong."""
+    """Return certifi's list without a look at the variables: for a report that they are wrong."""
     import certifi  # noqa: PLC0415 - paid for when used
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -57,8 +55,8 @@ def untold() -> ssl.SSLContext:
 
 
 def _given(env: Mapping[str, str]) -> dict[str, str | None]:
-    names = {"cafile": "SSL_CERT_FILE", "capath": "SSL_CERT_DIR"}
-    return {what: clean(env.get(name, "")) or None for what, name in names.items()}
+    names = zip(("cafile", "capath"), NAMES, strict=True)
+    return {what: clean(env.get(name, "")) or None for what, name in names}
 
 
 @cache
@@ -94,7 +92,7 @@ def _try_file(path: str) -> str | None:
 
 
 def _try_folders(paths: str) -> str | None:
-    """Look for one certificate at least: OpenSSL takes any path, and then trusts nobody."""
+    """Look for at least one certificate: OpenSSL takes any path, and then trusts no server."""
     for folder in paths.split(os.pathsep):
         try:
             if any(_HASHED.fullmatch(file.name) for file in Path(folder).iterdir()):

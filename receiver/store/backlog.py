@@ -1,8 +1,8 @@
-"""What is pending and what is under way, counted; at a cost that does not grow with either."""
+"""The backlog: what is pending, under way, overdue and held back, counted at a bounded cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Final
 
@@ -11,42 +11,75 @@ import msgspec
 from receiver.model.states import TERMINAL
 from receiver.model.values import Status
 from receiver.store.engine import Engine
-from receiver.store.statement import Statements
+from receiver.store.statement import Row, Statements
 
 sql: Final = Statements("backlog")
 
 LIVING: Final = tuple(status for status in Status if status not in TERMINAL)
 
 
-class Backlog(msgspec.Struct, frozen=True):
-    """How much there is to do."""
+class Backlog(msgspec.Struct, frozen=True, kw_only=True):
+    """How much there is to do; a count ends at 10,000, as more is as bad."""
 
-    pending: dict[tuple[str, str], int]
+    pending: dict[tuple[str, str], int] = {}
     """Deliveries by handler and state, `pending` or `running`."""
-    oldest: dict[str, float]
+    oldest: dict[str, float] = {}
     """Since when the oldest of a handler's is pending, in unix seconds."""
-    living: dict[tuple[str, str], int]
+    living: dict[tuple[str, str], int] = {}
     """Predictions by provider and status."""
-    held: dict[str, str]
+    held: dict[str, str] = {}
     """Handlers whose deliveries wait: `paused` by hand, or `open` after a run of failures."""
+    reasons: dict[str, str] = {}
+    """The last failure of those that are held."""
+    dead: int = 0
+    """Dead deliveries."""
+    overdue_deliveries: int = 0
+    """Those of handlers that are not held."""
+    overdue_predictions: int = 0
+    """Those that a poll should have asked for."""
+
+    def of_handlers(self) -> dict[str, int]:
+        """Return the pending deliveries by handler, without those that run."""
+        return {name: count for (name, state), count in self.pending.items() if state == "pending"}
 
 
 class BacklogReader:
-    """Counts in the database, and so the same in whatever process."""
+    """Counts in the database, and so the same in every process."""
 
     def __init__(self, store: Engine) -> None:
         self._store = store
 
-    async def depth(self, providers: Sequence[str]) -> Backlog:
-        """Count all of it. Raises StoreUnavailable."""
-        pending: dict[tuple[str, str], int] = {}
-        oldest: dict[str, float] = {}
-        for state, query in (("pending", sql.pending), ("running", sql.running)):
-            for handler, count, since in await self._store.read(query):
-                pending[handler, state] = count
-                if since is not None:
-                    oldest[handler] = min(since, oldest.get(handler, since))
-        rows = await self._store.read(sql.living, list(product(providers, LIVING)))
-        held = {row[0]: row[1] for row in await self._store.read(sql.held)}
-        living = {(row[0], row[1]): row[2] for row in rows}
-        return Backlog(pending, oldest, living, held)
+    async def depth(self, providers: Sequence[str], before: float = 0.0) -> Backlog:
+        """Count all of it; overdue is what has been due since `before`. Raises StoreUnavailable."""
+        rows = await self._store.read(sql.count_all, wanted(providers), before=before)
+        return backlog_of(rows, before)
+
+
+def wanted(providers: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the rows that `count_all` is given: what is counted of predictions."""
+    return list(product(providers, LIVING))
+
+
+def backlog_of(rows: Iterable[Row], before: float) -> Backlog:
+    """Put the rows of `count_all` together."""
+    found: dict[str, list[Row]] = {"delivery": [], "dead": [], "prediction": [], "breaker": []}
+    for row in rows:
+        found[row["kind"]].append(row)
+    breakers = found["breaker"]
+    waiting = {row["name"] for row in breakers if row["state"] == "paused" or row["since"] > before}
+    oldest: dict[str, float] = {}
+    for row in found["delivery"]:
+        if (since := row["since"]) is not None:
+            oldest[row["name"]] = min(since, oldest.get(row["name"], since))
+    return Backlog(
+        pending={(row["name"], row["state"]): row["number"] for row in found["delivery"]},
+        oldest=oldest,
+        living={(row["name"], row["state"]): row["number"] for row in found["prediction"]},
+        held={row["name"]: row["state"] for row in breakers},
+        reasons={row["name"]: row["reason"] for row in breakers},
+        dead=sum(row["number"] for row in found["dead"]),
+        overdue_deliveries=sum(
+            row["overdue"] for row in found["delivery"] if row["name"] not in waiting
+        ),
+        overdue_predictions=sum(row["overdue"] for row in found["prediction"]),
+    )

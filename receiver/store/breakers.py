@@ -1,4 +1,7 @@
-"""Gates: handlers whose deliveries wait, by hand or after a run of failures, for all processes."""
+"""Circuit breakers: handlers whose deliveries wait, paused or after a run of failures.
+
+They are in the database, and so the same for all processes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import msgspec
 from receiver.store.engine import Engine
 from receiver.store.statement import Row, Run, Statement, Statements, run_each
 
-sql: Final = Statements("handlers")
+sql: Final = Statements("breakers")
 
 
 class BreakerState(msgspec.Struct, frozen=True):
@@ -18,13 +21,13 @@ class BreakerState(msgspec.Struct, frozen=True):
     name: str
     paused_at: float | None = None
     failures: int = 0
-    """How often it was opened or a probe failed, in a row."""
+    """How often it has tripped in a row, failed probes included."""
     open_until: float | None = None
-    """After that one delivery is tried; None: it was not opened."""
+    """After that one delivery is tried (a probe); None: it is closed."""
     probe_until: float | None = None
-    """When the probe is given up, if its process dies over it."""
+    """When the probe is over, if its process dies during it."""
     reason: str = ""
-    """Of the last failure, where it was opened."""
+    """Of the last failure, where it is open."""
 
     @property
     def held(self) -> Literal["paused", "open"] | None:
@@ -41,40 +44,41 @@ class BreakerState(msgspec.Struct, frozen=True):
 
 
 class Breakers:
-    """Reads and sets the gates of all handlers."""
+    """Reads and sets the breakers of all handlers."""
 
     def __init__(self, store: Engine) -> None:
         self._store = store
 
     async def all(self) -> dict[str, BreakerState]:
-        """Return the gates that there are, by handler; one that has none is running."""
-        return {row[0]: BreakerState(*row) for row in await self._store.read(sql.select_gates)}
+        """Return the breakers by handler; a handler that has none is running."""
+        rows = await self._store.read(sql.select_breakers)
+        return {row["name"]: BreakerState(**row) for row in rows}
 
     async def pause(self, name: str, now: float) -> None:
         await self._change(sql.pause, name=name, now=now)
 
     async def resume(self, name: str) -> None:
-        """Let a handler's deliveries run again, whatever they waited for."""
+        """Let a handler's deliveries run again, paused or not."""
         await self._change(sql.resume, name=name)
 
-    async def open(self, name: str, now: float, until: float, reason: str) -> bool:
-        """Make deliveries wait; False if somebody else just did."""
-        return bool(await self._change(sql.open, name=name, now=now, until=until, reason=reason))
+    async def trip(self, name: str, now: float, until: float, reason: str) -> bool:
+        """Make deliveries wait; False if another process just did."""
+        return bool(await self._change(sql.trip, name=name, now=now, until=until, reason=reason))
 
     async def probe(self, name: str, now: float, until: float) -> bool:
-        """Ask to try one delivery of an open handler; only one may at a time."""
+        """Ask to try one delivery of an open breaker; only one process may at a time."""
         return bool(await self._change(sql.probe, name=name, now=now, until=until))
 
     async def end_probe(self, name: str) -> None:
-        """Give back a probe that found nothing to try."""
+        """End a probe that found nothing to try."""
         await self._change(sql.end_probe, name=name)
 
-    async def close(self, name: str) -> bool:
+    async def reset(self, name: str) -> bool:
         """Let deliveries run again after a success; False if they were not waiting."""
-        return bool(await self._change(sql.close, name=name))
+        return bool(await self._change(sql.reset, name=name))
 
     async def try_again(self, now: float) -> None:
-        """Let every open handler try one delivery now."""
+        """Let every open breaker try one delivery now."""
         await self._change(sql.try_again, now=now)
 
     async def _change(self, statement: Statement, **params: Any) -> list[Row]:

@@ -1,6 +1,6 @@
-"""The journal: every move of every prediction, in the order of the commits, and the events in it.
+"""The change log: every change of a prediction's status, in the order of the commits.
 
-The database writes it by itself (see `schema`); here it is read.
+Triggers of the database write it (see `migrations/`); here it is read, with the events in it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from receiver.store.statement import Row, Statements
 sql: Final = Statements("changes")
 
 _PAGE: Final = 50
-"""Moves that are read at once; they are small, but for their metadata."""
+"""Changes that are read at once; they are small, but for their metadata."""
 _TOP: Final = 2**62
 _MOST_WHOLE: Final = 16
 """Predictions that are read at once with all that is in them, which may be megabytes each."""
 
 
 class StatusChange(msgspec.Struct, frozen=True):
-    """A prediction came to a status; what is needed to know who wants to hear of it."""
+    """A prediction came to a status; with what the filters of readers look at."""
 
     seq: int
     status: str
@@ -37,31 +37,31 @@ class StatusChange(msgspec.Struct, frozen=True):
 
 
 class ChangeLog:
-    """Reads moves and events."""
+    """Reads changes of status, and events."""
 
     def __init__(self, store: Engine) -> None:
         self._store = store
 
     async def end(self) -> int:
         """Return the place up to which the change log is complete: none will come before it."""
-        return await self._store.journal_end()
+        return await self._store.change_log_end()
 
     async def cut(self) -> int:
-        """Return the place up to which the journal was cut off, being old; 0: it is whole."""
+        """Return the place up to which the change log was trimmed, being old; 0: it is whole."""
         rows = await self._store.read(sql.select_watermark, name="changes")
-        return int(rows[0][0]) if rows else 0
+        return int(rows[0]["value"]) if rows else 0
 
     async def page(self, after: int, end: int) -> tuple[list[StatusChange], int]:
-        """Read moves after a place, and say up to where that was, `end` at the latest."""
+        """Read changes after a place; return also up to where that was, `end` at the latest."""
         rows = await self._store.read(sql.select_changes, after=after, end=end, most=_PAGE)
-        moves = [_move(row) for row in rows]
-        return moves, moves[-1].seq if len(moves) == _PAGE else end
+        found = [_change(row) for row in rows]
+        return found, found[-1].seq if len(found) == _PAGE else end
 
     async def events_below(self, place: int | None) -> list[StatusChange]:
         """Read the ends below a place among the events, newest first; None: from the top."""
         below = _TOP if place is None else place
         rows = await self._store.read(sql.select_events_below, below=below, most=_PAGE)
-        return [_move(row) for row in rows]
+        return [_change(row) for row in rows]
 
     async def events(self, prediction_ids: Sequence[str]) -> Mapping[str, Announcement]:
         """Read the whole events of predictions, by prediction; one that was deleted is missing."""
@@ -74,13 +74,15 @@ class ChangeLog:
         return found
 
 
-def _move(row: Row) -> StatusChange:
-    seq, status, time, name, provider, model, metadata = row
-    return StatusChange(seq, status, time, name, provider, model, msgspec.json.decode(metadata))
+def _change(row: Row) -> StatusChange:
+    return StatusChange(**{**row, "metadata": msgspec.json.decode(row["metadata"])})
 
 
 def announcement_of(row: Row) -> Announcement:
-    name, kind, time, channel, *rest = row
     return Announcement(
-        id=name, type=kind, time=utc(time), channel=channel, prediction=prediction_of(rest)
+        id=row["event_id"],
+        type=row["event_type"],
+        time=utc(row["event_time"]),
+        channel=row["event_channel"],
+        prediction=prediction_of(row),
     )

@@ -13,6 +13,7 @@ from receiver.model.ids import delivery_id
 from receiver.model.retry import Decision, FailureKind
 from receiver.model.tolerant import read_json
 from receiver.model.values import Event, Recipients, Value, utc
+from receiver.store.backlog import BacklogReader
 from receiver.store.engine import Engine
 from receiver.store.inbox import CurrentState, current_states, waiting_row
 from receiver.store.paging import Moment, Page, listed, page_of, rfc3339
@@ -23,7 +24,7 @@ sql: Final = Statements("deliveries")
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A lane's wish for work."""
+    """A request of a handler's worker for deliveries."""
 
     handler: str
     owner: str
@@ -49,7 +50,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """Claimed work, and when the next of this handler falls due (None: nothing waits)."""
+    """Claimed deliveries, and when the next of the handler falls due (None: none is pending)."""
 
     claims: list[Claim]
     next_due: float | None
@@ -73,7 +74,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LostAttempt(msgspec.Struct, frozen=True):
-    """An attempt whose process is gone: its claim was taken back, its delivery is pending again."""
+    """An attempt whose process is gone: its delivery is pending again."""
 
     delivery: str
     handler: str
@@ -137,21 +138,21 @@ class ReplayResult(msgspec.Struct, frozen=True):
     pending: int | None
     handlers: tuple[str, ...] = ()
     erased: bool = False
-    """There is nothing left of the event to hand to a handler."""
+    """It was erased: there is nothing to give to a handler."""
 
 
 HEX: Final = "\\x"
-"""What stands before the bytes of a body that is no text, where rows travel as JSON."""
+"""Prefix of a body in hex: rows travel as JSON, and it is not text."""
 LARGEST_RAW: Final = 4 * 1024 * 1024
 """Characters of a provider's payload up to which a handler is given it."""
 _RAN_OUT: Final = "its lease ran out"
 _CUT_SHORT: Final = "a stop cut it short once more"
 _MOST_GIVEN_BACK: Final = 3
-"""How often in its life stops may cut a delivery short without one of its attempts being spent."""
+"""How often a stop may cut a delivery short without spending one of its attempts."""
 
 
 def claim(items: Sequence[ClaimRequest]) -> Steps[list[Claims]]:
-    """Claim for lanes whose queue is the rows themselves."""
+    """Claim what is due, where the rows themselves are the queue."""
     results = []
     for wanted in items:
         params = msgspec.structs.asdict(wanted) | {"largest": LARGEST_RAW}
@@ -160,7 +161,8 @@ def claim(items: Sequence[ClaimRequest]) -> Steps[list[Claims]]:
             yield Run(sql.claim_deliveries, params, [(claim.id,) for claim in claims])
         next_due = None
         if len(claims) < wanted.most:
-            [[next_due]] = yield Run(sql.next_pending, params)
+            [row] = yield Run(sql.next_pending, params)
+            next_due = row["due_at"]
         results.append(Claims(claims, next_due))
     return results
 
@@ -169,37 +171,41 @@ def settle(items: Sequence[Settlement]) -> Steps[list[bool]]:
     rows = [_settlement_row(item) for item in items]
     found = yield Run(sql.select_held, rows=rows)
     yield Write([(sql.insert_attempts, rows), (sql.settle_deliveries, rows)])
-    awaited = {prediction_id for _, _, prediction_id, is_awaited in found if is_awaited}
+    awaited = {row["prediction_id"] for row in found if row["is_awaited"]}
     if awaited:
         yield from _let_go(sorted(awaited), max(item.ended_at for item in items))
-    held = {(row[0], row[1]) for row in found}
+    held = {(row["id"], row["claims"]) for row in found}
     return [(item.id, item.number) in held for item in items]
 
 
 def _let_go(predictions: Sequence[str], now: float) -> Steps[None]:
-    """Make due what waited for deliveries that have all ended."""
+    """Make due the deliveries that waited for others, where all of those have ended."""
     found = yield Run(sql.select_waiting, rows=[(prediction,) for prediction in predictions])
     waiting = {
-        row[0]: {delivery_id(row[1], name) for name in msgspec.json.decode(row[2])} for row in found
+        row["id"]: {
+            delivery_id(row["prediction_id"], name) for name in msgspec.json.decode(row["after"])
+        }
+        for row in found
     }
     wanted = sorted({name for names in waiting.values() for name in names})
-    unended = {row[0] for row in (yield Run(sql.select_unended, rows=[(name,) for name in wanted]))}
+    found = yield Run(sql.select_unended, rows=[(name,) for name in wanted])
+    unended = {row["id"] for row in found}
     free = [(name,) for name, others in waiting.items() if not others & unended]
     if free:
         pending = yield Run(sql.stop_waiting, {"now": now}, free)
-        yield Write([], News([(row[0], row[1]) for row in pending]))
+        yield Write([], News([(row["id"], row["handler"]) for row in pending]))
 
 
 def let_go(items: Sequence[tuple[float, str, int]]) -> Steps[list[str]]:
-    """Make due what waits for what has ended already, as a replay may that met that very end.
+    """Make due what waits for deliveries that have ended already; a replay can leave such.
 
-    The items are now, the prediction after which to look, and at how many at most; the results are
-    where to go on.
+    The items are the time, the prediction after which to look, and the most predictions to look at;
+    the results are where to go on.
     """
     results = []
     for now, cursor, most in items:
         found = yield Run(sql.select_with_waiting, {"cursor": cursor, "most": most})
-        predictions = [row[0] for row in found]
+        predictions = [row["prediction_id"] for row in found]
         if predictions:
             yield from _let_go(predictions, now)
         results.append(predictions[-1] if len(predictions) == most else "")
@@ -224,14 +230,14 @@ def _settlement_row(item: Settlement) -> tuple[Any, ...]:
 
 
 def release(items: Sequence[tuple[str, float]]) -> Steps[list[Released]]:
-    """Make pending what its owner runs; of what was given back too often the attempt is lost."""
+    """Make an owner's claims pending; where it was given back too often, the attempt counts."""
     results = []
     for owner, now in items:
         params = {"owner": owner, "now": now}
         given_back = yield Run(sql.release_deliveries, params | {"most": _MOST_GIVEN_BACK})
         rest = yield Run(sql.reclaim_own, params | {"reason": _CUT_SHORT})
         lost = yield from record_lost(rest, now)
-        results.append(Released([row[0] for row in (*given_back, *rest)], lost))
+        results.append(Released([row["id"] for row in (*given_back, *rest)], lost))
     return results
 
 
@@ -240,12 +246,12 @@ def renew(items: Sequence[tuple[str, list[str], float]]) -> Steps[list[list[str]
     for owner, ids, lease_until in items:
         params = {"owner": owner, "lease_until": lease_until}
         renewed = yield Run(sql.renew_leases, params, [(delivery_id,) for delivery_id in ids])
-        results.append([row[0] for row in renewed])
+        results.append([row["id"] for row in renewed])
     return results
 
 
 def reclaim(items: Sequence[tuple[str, float]]) -> Steps[list[list[LostAttempt]]]:
-    """Make pending again what has no owner any more."""
+    """Make claims pending again whose lease is over."""
     results = []
     for owner, now in items:
         params = {"owner": owner, "now": now, "everyone": False, "reason": _RAN_OUT}
@@ -260,7 +266,7 @@ def reclaim_all(owner: str, now: float) -> Steps[list[LostAttempt]]:
 
 
 def reclaim_these(items: Sequence[tuple[Sequence[str], float]]) -> Steps[list[list[LostAttempt]]]:
-    """Make pending again those of some deliveries that have no owner any more."""
+    """Make some deliveries pending again, where their lease is over."""
     results = []
     for ids, now in items:
         params = {"now": now, "reason": _RAN_OUT}
@@ -273,9 +279,10 @@ def record_lost(found: Sequence[Row], now: float) -> Steps[list[LostAttempt]]:
     """Record the attempts of claims that were just taken back."""
     if not found:
         return []
-    yield Run(sql.insert_lost, {"now": now}, found)
-    yield Run(sql.end_lost_probes, rows=found)
-    return [LostAttempt(*row) for row in (yield Run(sql.select_lost, {"now": now}, found))]
+    lost = [(row["id"],) for row in found]
+    yield Run(sql.insert_lost, {"now": now}, lost)
+    yield Run(sql.end_lost_probes, rows=lost)
+    return [LostAttempt(**row) for row in (yield Run(sql.select_lost, {"now": now}, lost))]
 
 
 _Match: TypeAlias = Callable[[CurrentState, str], Recipients]
@@ -302,7 +309,7 @@ def _replay_one(item: _Replay) -> Steps[ReplayResult]:
 Choose: TypeAlias = Callable[[CurrentState, str, Mapping[str, str]], Recipients]
 """Names the handlers that get an event again, given its type and its deliveries' states by handler.
 
-Whatever it says, a delivery that is pending or running stays as it is.
+A delivery that is pending or running stays as it is, named or not.
 """
 
 
@@ -313,10 +320,10 @@ def redeliver(
     known = yield from current_states(predictions)
     found = yield Run(sql.select_replayable, rows=[(name,) for name in predictions])
     events: dict[str, tuple[str, dict[str, str]]] = {}
-    for prediction_id, event_type, handler, state in found:
-        _, states = events.setdefault(prediction_id, (event_type, {}))
-        if handler is not None:
-            states[handler] = state
+    for row in found:
+        _, states = events.setdefault(row["prediction_id"], (row["type"], {}))
+        if row["handler"] is not None:
+            states[row["handler"]] = row["state"]
     free: list[tuple[Any, ...]] = []
     waiting: list[tuple[Any, ...]] = []
     for prediction_id, (event_type, states) in events.items():
@@ -327,18 +334,18 @@ def redeliver(
                 waiting.append((*key, *waiting_row(after, now)))
             else:
                 free.append((*key, now, "[]", "replayed"))
-    # Those that wait come last: whoever ends what they wait for locks in this order too.
+    # Those that wait come last: a settlement locks in this order too, so that none can deadlock.
     rows = [*sorted(free), *sorted(waiting)]
     if not rows:
         return []
     made = yield Run(sql.replay_deliveries, {"replay_id": replay_id}, rows)
-    pending = [(row[0], row[1]) for row in made]
+    pending = [(row["id"], row["handler"]) for row in made]
     if pending:
         yield Run(sql.forget_steps, rows=[(delivery,) for delivery, _ in pending])
-        of_prediction = {row[0]: row[1] for row in rows}
+        of_prediction = {delivery: prediction for delivery, prediction, *_ in rows}
         routed = sorted({of_prediction[delivery] for delivery, _ in pending})
         yield Run(sql.mark_matched, rows=[(name,) for name in routed])
-        held = {row[0] for row in waiting}
+        held = {delivery for delivery, *_ in waiting}
         yield Write([], News([one for one in pending if one[0] not in held]))
     return pending
 
@@ -352,15 +359,15 @@ def _retry_one(item: tuple[str, float]) -> Steps[str | None]:
     params = {"id": wanted, "now": now}
     pending: list[Row] = []
     erased = yield Run(sql.select_erased, params)
-    if erased and not erased[0][0]:
+    if erased and not erased[0]["erased"]:
         pending = (yield Run(sql.retry_delivery, params)) or (
             yield Run(sql.hasten_delivery, params)
         )
     if not pending:
         return None
-    [[delivery, handler]] = pending
-    yield Write([], News([(delivery, handler)]))
-    return str(handler)
+    [row] = pending
+    yield Write([], News([(row["id"], row["handler"])]))
+    return str(row["handler"])
 
 
 def remember(items: Sequence[tuple[str, str, str]]) -> Steps[list[None]]:
@@ -370,55 +377,44 @@ def remember(items: Sequence[tuple[str, str, str]]) -> Steps[list[None]]:
     return [None] * len(items)
 
 
-def delivery_of(row: Sequence[Any]) -> Delivery:
-    *head, created_at, due_at, ended_at, history = row
-    names = (
-        "id",
-        "event_id",
-        "prediction_id",
-        "handler",
-        "state",
-        "attempts",
-        "round",
-        "replay_id",
-        "reason",
-    )
+def delivery_of(row: Row) -> Delivery:
+    times = ("created_at", "due_at", "ended_at")
+    history = sorted(msgspec.json.decode(row["history"] or "[]"), key=itemgetter("number"))
     return Delivery(
-        **dict(zip(names, head, strict=True)),
-        created_at=rfc3339(created_at),
-        due_at=None if due_at is None else rfc3339(due_at),
-        ended_at=None if ended_at is None else rfc3339(ended_at),
-        history=[
-            AttemptRecord(
-                **attempt | {name: rfc3339(attempt[name]) for name in ("started_at", "ended_at")}
-            )
-            for attempt in sorted(msgspec.json.decode(history or "[]"), key=itemgetter("number"))
-        ],
+        **{
+            **row,
+            **{name: None if row[name] is None else rfc3339(row[name]) for name in times},
+            "history": [_attempt(attempt) for attempt in history],
+        }
     )
 
 
-def claim_of(row: Sequence[Any], handler: str) -> Claim:
-    delivery_id, attempt, rounds, number, event_id, kind, time, channel, *rest, trace, raw = row
+def _attempt(row: Row) -> AttemptRecord:
+    times = ("started_at", "ended_at")
+    return AttemptRecord(**{**row, **{name: rfc3339(row[name]) for name in times}})
+
+
+def claim_of(row: Row, handler: str) -> Claim:
     return Claim(
-        id=delivery_id,
+        id=row["delivery_id"],
         handler=handler,
-        attempt=attempt,
-        round=rounds,
-        number=number,
+        attempt=row["attempt"],
+        round=row["round"],
+        number=row["number"],
         event=Event(
-            id=event_id,
-            type=kind,
-            time=utc(time),
-            channel=channel,
-            prediction=prediction_of(rest),
-            raw=None if raw is None else _payload(raw),
+            id=row["event_id"],
+            type=row["event_type"],
+            time=utc(row["event_time"]),
+            channel=row["event_channel"],
+            prediction=prediction_of(row),
+            raw=None if row["raw"] is None else _payload(row["raw"]),
         ),
-        trace=trace,
+        trace=row["trace"],
     )
 
 
 def _payload(body: str | bytes) -> Any:
-    """Decode what a provider sent; a refusal may be a web page, and is given as it is."""
+    """Decode what a provider sent; what is not JSON, as a web page, is given as it is."""
     if isinstance(body, str) and body.startswith(HEX):
         body = bytes.fromhex(body.removeprefix(HEX))
     try:
@@ -428,7 +424,7 @@ def _payload(body: str | bytes) -> Any:
 
 
 def _readable(body: bytes) -> str | None:
-    """Return bytes that are text as text; others mean nothing to a handler."""
+    """Return bytes as text; None if they are not text."""
     try:
         return None if b"\0" in body else body.decode()
     except UnicodeDecodeError:
@@ -458,12 +454,12 @@ class DeliveryStore:
 
     async def pending(self) -> dict[str, int]:
         """Count pending deliveries by handler."""
-        return {row[0]: row[1] for row in await self._store.read(sql.count_pending)}
+        return (await BacklogReader(self._store).depth([])).of_handlers()
 
     async def recall(self, delivery_id: str, key: str) -> str | None:
         """Return the remembered result of a handler's sub-step, as JSON."""
         rows = await self._store.read(sql.select_step, delivery_id=delivery_id, key=key)
-        return rows[0][0] if rows else None
+        return rows[0]["result"] if rows else None
 
     async def annotate(self, annotation: Annotation) -> None:
         """Add to a prediction what a handler found or did; doing it twice changes nothing."""

@@ -1,7 +1,7 @@
-"""What came and was delivered to nobody, and why.
+"""Discarded: what came and reached no handler, and why.
 
 Duplicates, late outcomes and callbacks of predictions that are not here are rows of `callbacks`; an
-event that no handler wanted says so itself. Callbacks that were not proved are only counted.
+event that no handler matched is marked in `events`. Callbacks that were not proved are counted.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ sql: Final = Statements("discarded")
 Kind: TypeAlias = Literal["duplicate", "late", "unknown", "rejected", "unmatched"]
 KINDS: Final[tuple[Kind, ...]] = ("duplicate", "late", "unknown", "rejected", "unmatched")
 OTHER: Final = "other"
-"""The source that stands for all for which there is no room."""
+"""The source under which all are counted that have no count of their own."""
 MOST_REJECTIONS: Final = 1000
-"""Counts that are kept by their source; beyond them it is `other`."""
+"""The most counts that are kept by source; the rest is counted as `other`."""
 _MEMORY: Final = 30 * 86400.0
 """Seconds after which a count that has not moved is forgotten."""
 
 
 class DiscardedItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was delivered to nobody, as operators see it."""
+    """One thing that reached no handler, as operators see it."""
 
     kind: Kind
     reason: str
@@ -48,7 +48,7 @@ class DiscardedItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rejection(msgspec.Struct, frozen=True):
-    """So many callbacks that were not proved."""
+    """A number of callbacks that were not proved."""
 
     provider: str
     reason: str
@@ -63,9 +63,9 @@ Sort: TypeAlias = tuple[str, str, str]
 
 
 def add_up(sums: dict[Sort, Rejection], one: Rejection, counted: Collection[Sort]) -> Sort:
-    """Add one to the sum of its sort, and give that; where there is no more room, of all others.
+    """Add a count to its sum and return its key; where there is no room, to the sum of `other`.
 
-    `counted` are those for which there is room already.
+    `counted` are the keys that have a count of their own already.
     """
     key = (one.provider, one.reason, one.source)
     if key not in counted and len(counted) >= MOST_REJECTIONS:
@@ -78,25 +78,11 @@ def add_up(sums: dict[Sort, Rejection], one: Rejection, counted: Collection[Sort
 
 
 CURSOR: Final = re.compile(r"^[0-9]{1,12}(\.[0-9]{1,9})?_([0-9a-f]{2}){0,500}$", re.ASCII)
-"""What a cursor looks like; whatever looks so is one."""
+"""What a cursor looks like; every text that does is accepted."""
 
 
 class BadCursor(ValueError):
-    """A cursor that is none of ours."""
-
-
-# --- queries: their columns are `_COLUMNS`, in that order ---
-
-_COLUMNS: Final = (
-    "kind",
-    "reason",
-    "provider",
-    "channel",
-    "source",
-    "prediction_id",
-    "event_id",
-    "times",
-)
+    """A cursor that we did not make."""
 
 
 # Which lists have which kinds.
@@ -111,20 +97,19 @@ def count(items: Sequence[Sequence[Rejection]]) -> Steps[list[None]]:
     """Add counts to those there are."""
     found = [rejection for item in items for rejection in item]
     yield Run(sql.forget, {"before": max(one.last_at for one in found) - _MEMORY})
-    counted = {tuple(row) for row in (yield Run(sql.select_counted))}
+    counted = {
+        (row["provider"], row["reason"], row["source"]) for row in (yield Run(sql.select_counted))
+    }
     sums: dict[Sort, Rejection] = {}
     for one in found:
         counted.add(add_up(sums, one, counted))
-    # In one order, so that two processes never wait for each other in a circle.
+    # In one order, so that two transactions cannot deadlock.
     yield Run(sql.count, rows=[msgspec.structs.astuple(sums[key]) for key in sorted(sums)])
     return [None] * len(items)
 
 
-# --- the noun itself ---
-
-
 class DiscardedItems:
-    """What one store knows of things that were delivered to nobody."""
+    """The discarded items of one store."""
 
     def __init__(self, store: Engine) -> None:
         self._store = store
@@ -164,16 +149,13 @@ class DiscardedItems:
 
 
 def _order(row: Row) -> tuple[float, str]:
-    return row[-1], row[0]
+    return row["last_at"], row["row_key"]
 
 
 def _discarded(row: Row) -> DiscardedItem:
-    _, *columns, first_at, last_at = row
-    return DiscardedItem(
-        **dict(zip(_COLUMNS, columns, strict=True)),
-        first_at=rfc3339(first_at),
-        last_at=rfc3339(last_at),
-    )
+    item = {name: row[name] for name in DiscardedItem.__struct_fields__}
+    times = {name: rfc3339(row[name]) for name in ("first_at", "last_at")}
+    return DiscardedItem(**item | times)
 
 
 def _place(row: Row) -> str:

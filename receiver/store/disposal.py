@@ -1,10 +1,10 @@
-"""What may go, and how: in small pieces, each with all that hangs on it, and never what is pending.
+"""Delete old predictions in small batches, each with all its rows, and never what is pending.
 
-Candidates are found beside the writer, by walking the predictions in the order of their ids, which
-is that of their creation. Whether one may go is asked again, with its rows held, where it goes.
+Candidates are read outside of the writing transaction, in the order of their ids, which is that of
+their creation. The deleting transaction locks them and checks them again.
 
-Two newest rows always stay, of `journal` and of `events`: SQLite numbers the next row after the
-last that is there, and a number must never come twice.
+The newest row of `changes` and of `events` always stays: SQLite numbers the next row after the last
+one there is, and no number may come twice.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import msgspec
 
 from receiver.store.changes import sql as changes_sql
 from receiver.store.engine import Engine
-from receiver.store.statement import Row, Run, Statements, Steps, Write
+from receiver.store.statement import Cells, Row, Run, Statements, Steps, Write
 
-sql: Final = Statements("retention")
+sql: Final = Statements("disposal")
 
 NEVER: Final = -1.0
 """A time before which nothing has ended."""
 
 
-# What hangs on a delivery or on a prediction goes before it.
+# Rows that refer to a delivery or to a prediction are deleted before it.
 _OF_DELIVERIES: Final = (sql.delete_steps, sql.delete_attempts, sql.delete_deliveries)
 _OF_PREDICTIONS: Final = (
     sql.delete_events,
@@ -35,19 +35,19 @@ _OF_PREDICTIONS: Final = (
 
 
 class Cutoffs(msgspec.Struct, frozen=True, kw_only=True):
-    """Until when a prediction must have ended to go, by how it did: unix seconds, or NEVER."""
+    """The time before which a prediction must have ended to be deleted, by status; or NEVER."""
 
     succeeded_before: float = NEVER
     failed_before: float = NEVER
     canceled_before: float = NEVER
     dead_before: float = NEVER
-    """The same for its deliveries that are dead: somebody may still want to try them again."""
+    """The same for its dead deliveries, which an operator may want to retry."""
 
 
 class DeleteBatch(msgspec.Struct, frozen=True, kw_only=True):
     """Rows to be deleted in one transaction, as many as there is time for."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Cells]
     before: Cutoffs = Cutoffs()
     seconds: float
     clock: Callable[[], float] = time.monotonic
@@ -61,55 +61,62 @@ class DeleteResult(msgspec.Struct, frozen=True):
 
 
 class Disposal:
-    """Finds what is old, and deletes it piece by piece."""
+    """Finds old rows, and deletes them batch by batch."""
 
     def __init__(self, store: Engine) -> None:
         self._store = store
 
     async def old(
         self, cursor: str, horizon: str, before: Cutoffs, most: int
-    ) -> tuple[list[Row], str | None]:
-        """Walk on from `cursor`; give the predictions that may go, and the next cursor, if any."""
+    ) -> tuple[list[Cells], str | None]:
+        """Return predictions after `cursor` that may be deleted, and the next cursor, if any."""
         params = msgspec.structs.asdict(before)
         found = await self._store.read(
             sql.select_old, cursor=cursor, horizon=horizon, most=most, **params
         )
-        more = found[-1][0] if len(found) == most else None
-        return [(row[0],) for row in found if row[1]], more
+        more = found[-1]["id"] if len(found) == most else None
+        return [(row["id"],) for row in found if row["may_go"]], more
 
     async def delete(self, piece: DeleteBatch) -> DeleteResult:
-        """Delete predictions with all that hangs on them, but for what may no longer go."""
+        """Delete predictions with all their rows, but not those that must stay by now."""
         return await self._store.write(delete_predictions, piece)
 
-    async def trim_journal(self, before: float, most: int) -> int:
-        """Cut off what is older, so many rows at most, and remember where; say how many went."""
+    async def trim_change_log(self, before: float, most: int) -> int:
+        """Delete older rows, so many at most, and remember up to where; return how many."""
         rows = await self._store.read(sql.select_changes, most=most)
-        old = [seq for seq, at in rows if at < before]
+        old = [row["seq"] for row in rows if row["time"] < before]
         if old:
-            await self._store.write(cut_journal, old[-1])
+            await self._store.write(cut_change_log, old[-1])
         return len(old)
 
-    async def unneeded(self, kept: int, young: float, most: int) -> list[Row]:
-        """Name callbacks that decided nothing, but for the newest and those of living and young."""
+    async def unneeded(self, kept: int, young: float, most: int) -> list[Cells]:
+        """Return old callbacks that decided nothing, but not those of young predictions."""
         cut = await self._store.read(sql.select_cut, kept=kept)
         if not cut:
             return []
-        return await self._store.read(sql.select_unneeded, before=cut[0][0], young=young, most=most)
+        latest = cut[0]["received_at"]
+        found = await self._store.read(sql.select_unneeded, before=latest, young=young, most=most)
+        return [_key(row) for row in found]
 
-    async def strays(self, before: float, most: int) -> list[Row]:
-        """Name callbacks from before then whose predictions are gone."""
-        return await self._store.read(sql.select_strays, before=before, most=most)
+    async def strays(self, before: float, most: int) -> list[Cells]:
+        """Return callbacks from before then whose predictions are gone."""
+        found = await self._store.read(sql.select_strays, before=before, most=most)
+        return [_key(row) for row in found]
 
     async def delete_callbacks(self, piece: DeleteBatch) -> DeleteResult:
         return await self._store.write(delete_callbacks, piece)
 
-    async def mark(self, name: str) -> int:
+    async def watermark(self, name: str) -> int:
         """Return what was last remembered under a name, or 0."""
         rows = await self._store.read(changes_sql.select_watermark, name=name)
-        return rows[0][0] if rows else 0
+        return int(rows[0]["value"]) if rows else 0
 
-    async def set_mark(self, name: str, value: int) -> None:
-        await self._store.write(set_marks, (name, value))
+    async def set_watermark(self, name: str, value: int) -> None:
+        await self._store.write(set_watermarks, (name, value))
+
+
+def _key(row: Row) -> Cells:
+    return row["prediction_id"], row["channel"], row["digest"]
 
 
 def delete_predictions(items: Sequence[DeleteBatch]) -> Steps[list[DeleteResult]]:
@@ -123,14 +130,14 @@ def delete_predictions(items: Sequence[DeleteBatch]) -> Steps[list[DeleteResult]
     return results
 
 
-def _delete_some(rows: Sequence[Row], before: dict[str, float]) -> Steps[int]:
-    # First held, then asked: a redelivery of one of them has committed by now, or finds none.
-    held = yield Run(sql.hold_predictions, rows=rows)
+def _delete_some(rows: Sequence[Cells], before: dict[str, float]) -> Steps[int]:
+    # Locked first, then checked: a redelivery has committed by now, or finds nothing.
+    held = [(row["id"],) for row in (yield Run(sql.hold_predictions, rows=rows))]
     deliveries = yield Run(sql.hold_deliveries, rows=held)
-    free = {row[0] for row in (yield Run(sql.select_free, before, held))}
+    free = {row["id"] for row in (yield Run(sql.select_free, before, held))}
     if free:
         predictions = [(name,) for name in sorted(free)]
-        theirs = [(name,) for name, prediction in deliveries if prediction in free]
+        theirs = [(row["id"],) for row in deliveries if row["prediction_id"] in free]
         yield Write(
             [(statement, theirs) for statement in _OF_DELIVERIES if theirs]
             + [(statement, predictions) for statement in _OF_PREDICTIONS]
@@ -149,10 +156,10 @@ def delete_callbacks(items: Sequence[DeleteBatch]) -> Steps[list[DeleteResult]]:
     return results
 
 
-def _growing(piece: DeleteBatch) -> Iterator[Sequence[Row]]:
-    """Cut a piece into parts, each twice as large as the one before, until its time is over.
+def _growing(piece: DeleteBatch) -> Iterator[Sequence[Cells]]:
+    """Split a batch into parts, each twice as large as the one before, until its time is over.
 
-    One row may hold megabytes, which are all overwritten: how long it takes is known afterwards.
+    One row may hold megabytes, which are all overwritten: its cost is known only afterwards.
     """
     started = piece.clock()
     at, size = 0, 1
@@ -163,13 +170,13 @@ def _growing(piece: DeleteBatch) -> Iterator[Sequence[Row]]:
         at, size = at + size, size * 2
 
 
-def cut_journal(items: Sequence[int]) -> Steps[list[None]]:
+def cut_change_log(items: Sequence[int]) -> Steps[list[None]]:
     yield Run(sql.delete_changes, {"last": max(items)})
     yield Run(sql.set_watermark, {"name": "changes", "value": max(items)})
     return [None] * len(items)
 
 
-def set_marks(items: Sequence[tuple[str, int]]) -> Steps[list[None]]:
+def set_watermarks(items: Sequence[tuple[str, int]]) -> Steps[list[None]]:
     for name, value in sorted(items):
         yield Run(sql.set_watermark, {"name": name, "value": value})
     return [None] * len(items)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from receiver.store.statement import Row, Statement, Transaction
+from receiver.store.statement import Cells, Row, Statement, Transaction
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,16 +21,16 @@ class Engine(ABC):
 
     @abstractmethod
     async def read(
-        self, statement: Statement, rows: Sequence[Row] | None = None, **params: Any
+        self, statement: Statement, rows: Sequence[Cells] | None = None, **params: Any
     ) -> list[Row]:
-        """Run a statement that only reads, beside whatever is written meanwhile."""
+        """Run a statement that only reads; writes go on meanwhile."""
 
     async def scrub(self) -> bool:
-        """Leave nothing of what was deleted in files beside the database; False: not yet."""
+        """Remove what was deleted from the files beside the database too; False: not yet."""
         return True
 
     @abstractmethod
-    async def journal_end(self) -> int:
+    async def change_log_end(self) -> int:
         """Return the place up to which the change log is complete: none will come before it."""
 
     @abstractmethod

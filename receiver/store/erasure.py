@@ -1,9 +1,9 @@
-"""Erase what one prediction was about; that it was, and how it ended, stays.
+"""Erase the content of one prediction; that it existed and how it ended stays.
 
 What stays is the skeleton: ids, provider, model, status, times, the error's code, the channel, the
 states of its deliveries, and of each callback when it came, its digest and what was made of it. The
-key of an idempotent request stays too, so that none is submitted twice, but not the digest of what
-was asked: whoever guesses the words could tell by it that they are right.
+idempotency key stays too, so that nothing is submitted twice, but not the digest of the request:
+it would confirm a guess of the prompt.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Final, Literal, TypeAlias
 
 from receiver.model.states import TERMINAL
 from receiver.model.values import Status
-from receiver.store.disposal import sql as retention_sql
+from receiver.store.disposal import sql as disposal_sql
 from receiver.store.engine import Engine
 from receiver.store.statement import News, Run, Statements, Steps, Write
 
 sql: Final = Statements("erasure")
 
 Erased: TypeAlias = Literal["erased", "already", "missing", "living", "running"]
-"""What became of the wish; `running`: a handler is at work on it."""
+"""The result; `running`: a handler is at work on it."""
 
 
 class Erasure:
-    """Erases, and sees to it that nothing is left in the files beside the database."""
+    """Erases predictions, also from the files beside the database."""
 
     def __init__(self, store: Engine) -> None:
         self._store = store
@@ -39,7 +39,7 @@ class Erasure:
 
 def erase(items: Sequence[tuple[str, float]]) -> Steps[list[Erased]]:
     ends: dict[tuple[str, float], Erased] = {}
-    for item in sorted(set(items)):  # in one order, as whoever takes several rows does
+    for item in sorted(set(items)):  # in one order, so that two transactions cannot deadlock
         ends[item] = yield from _erase_one(*item)
     return [ends[item] for item in items]
 
@@ -49,16 +49,17 @@ def _erase_one(prediction_id: str, now: float) -> Steps[Erased]:
     found = yield Run(sql.hold_prediction, params)
     if not found:
         return "missing"
-    [[status, erased_at]] = found
-    if Status(status) not in TERMINAL:
+    [row] = found
+    if Status(row["status"]) not in TERMINAL:
         return "living"
-    if erased_at is not None:
+    if row["erased_at"] is not None:
         return "already"
-    held = yield Run(retention_sql.hold_deliveries, rows=[(prediction_id,)])
-    deliveries = [(row[0],) for row in held]
+    held = yield Run(disposal_sql.hold_deliveries, rows=[(prediction_id,)])
+    deliveries = [(row["id"],) for row in held]
     if (yield Run(sql.select_running, rows=deliveries)):
         return "running"
-    yield Run(sql.blank_gates, rows=deliveries)  # knows a gate's reason by the attempt's
+    # It finds them by the reasons of the attempts, which are erased after it.
+    yield Run(sql.blank_breakers, rows=deliveries)
     yield Write(
         [
             (statement, deliveries)
@@ -66,7 +67,7 @@ def _erase_one(prediction_id: str, now: float) -> Steps[Erased]:
         ]
     )
     skipped = yield Run(sql.skip_deliveries, params, deliveries)
-    yield Write([], News([], over=[row[0] for row in skipped]))
+    yield Write([], News([], over=[row["id"] for row in skipped]))
     yield Run(sql.blank_callbacks, params)
     yield Run(sql.blank_prediction, params)
     return "erased"

@@ -33,7 +33,7 @@ from receiver.store.statement import Run, Statements, Steps, run_each
 
 Chore: TypeAlias = Callable[[], Awaitable[None]]
 
-sql: Final = Statements("engine")
+sql: Final = Statements("facade")
 
 
 class Store(Engine):

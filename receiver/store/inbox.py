@@ -13,13 +13,15 @@ from receiver.model.ids import delivery_id, event_id
 from receiver.model.states import Verdict
 from receiver.model.values import Channel, EventType, Outcome, Recipients, Status
 from receiver.store.engine import Engine
-from receiver.store.statement import News, Row, Run, Statement, Statements, Steps, Write, text
+from receiver.store.predictions import end_of
+from receiver.store.predictions import sql as predictions_sql
+from receiver.store.statement import Cells, News, Run, Statement, Statements, Steps, Write, text
 
 sql: Final = Statements("inbox")
 
 
-class CurrentState(msgspec.Struct, frozen=True, array_like=True):
-    """What a ruling needs to know of a prediction; read inside the transaction."""
+class CurrentState(msgspec.Struct, frozen=True):
+    """What decides about an outcome for a prediction; read inside the transaction."""
 
     id: str
     provider: str
@@ -29,7 +31,7 @@ class CurrentState(msgspec.Struct, frozen=True, array_like=True):
     metadata: str
     """JSON text: decoded only if some handler matches on it."""
     erased: bool = False
-    """Nothing that anybody says of it is kept any more."""
+    """It was erased: no content of it is kept any more."""
     submitted_at: float | None = None
     trace: str | None = None
 
@@ -85,7 +87,7 @@ LONGEST_WAIT: Final = 86400.0
 
 
 def accept(items: Sequence[IncomingOutcome]) -> Steps[list[AcceptResult]]:
-    """Rule on every arrival in order, then write all their consequences in a few statements."""
+    """Decide about every arrival in order, then write all consequences in a few statements."""
     known = yield from current_states({item.prediction_id for item in items})
     batch = _Batch()
     taken = [_rule(known, item, batch) for item in items]
@@ -96,8 +98,16 @@ def accept(items: Sequence[IncomingOutcome]) -> Steps[list[AcceptResult]]:
 def current_states(ids: Iterable[str]) -> Steps[dict[str, CurrentState]]:
     found = yield Run(sql.select_known, rows=[(prediction_id,) for prediction_id in ids])
     return {
-        row[0]: CurrentState(
-            row[0], row[1], row[2], Status(row[3]), row[4], row[5], bool(row[6]), row[7], row[8]
+        row["id"]: CurrentState(
+            id=row["id"],
+            provider=row["provider"],
+            model=row["model"],
+            status=Status(row["status"]),
+            provider_id=row["provider_id"],
+            metadata=row["metadata"],
+            erased=bool(row["erased"]),
+            submitted_at=row["submitted_at"],
+            trace=row["trace"],
         )
         for row in found
     }
@@ -136,7 +146,7 @@ def _rule(known: dict[str, CurrentState], arrival: IncomingOutcome, batch: _Batc
 
 
 class _Evidence:
-    """A row of callbacks to be; the same bytes again in the batch only count."""
+    """A row for `callbacks`; the same bytes again in the batch only count."""
 
     def __init__(self, row: tuple[Any, ...], verdict: str, reason: str, provider: str) -> None:
         self.row = row
@@ -159,8 +169,8 @@ class _Batch:
         self._notes: list[dict[str, Any]] = []
 
     def add(self, arrival: IncomingOutcome, ruling: Transition, *, content: bool) -> None:
-        """Add what an arrival does; without `content` nothing of what it says is kept."""
-        # "Still running", as a poll says it again and again, is not evidence of anything.
+        """Add what an arrival does; without `content` its body and headers are not kept."""
+        # A poll that finds it still running is no evidence worth keeping.
         if arrival.channel is not None and (
             ruling.verdict != "noted" or arrival.channel == "webhook"
         ):
@@ -168,7 +178,7 @@ class _Batch:
         if ruling.verdict == "accepted":
             self._end(arrival, ruling)
         elif ruling.verdict in {"ask", "noted"}:
-            # A look that ends in the wish to look again falls due as every other look does.
+            # A poll that asks for another poll gets the due time that every poll sets.
             asked = ruling.verdict == "ask" and arrival.channel != "poll"
             self._notes.append(
                 {
@@ -195,18 +205,9 @@ class _Batch:
             evidence.verdict = "accepted" if verdict == "accepted" else evidence.verdict
 
     def _end(self, arrival: IncomingOutcome, ruling: Transition) -> None:
-        outcome = arrival.outcome
-        error = outcome.error
         self._ends.append(
-            (
-                arrival.prediction_id,
-                ruling.status,
-                outcome.provider_id,
-                text(outcome.output) if ruling.status is Status.SUCCEEDED else None,
-                error.code if error else None,
-                error.message if error else None,
-                arrival.channel,
-                arrival.at,
+            end_of(
+                arrival.prediction_id, ruling.status, arrival.outcome, arrival.channel, arrival.at
             )
         )
         events = self._events if ruling.recipients.handlers else self._unmatched
@@ -219,26 +220,26 @@ class _Batch:
                 self._deliveries.append((*key, arrival.at))
 
     def write(self) -> Steps[None]:
-        # In one order, so that two batches in two processes never wait for each other in a circle.
-        callbacks: list[Row] = []
-        unknown: list[Row] = []
+        # In one order, so that two transactions cannot deadlock.
+        callbacks: list[Cells] = []
+        unknown: list[Cells] = []
         for _, evidence in sorted(self._callbacks.items(), key=itemgetter(0)):
             row = (*evidence.row, evidence.verdict, evidence.reason, evidence.repeats)
             if evidence.verdict == "unknown":
                 unknown.append((*row, evidence.provider))
             else:
                 callbacks.append(row)
-        batches: list[tuple[Statement, Sequence[Row]]] = [
+        batches: list[tuple[Statement, Sequence[Cells]]] = [
             (sql.insert_callbacks, callbacks),
             (sql.insert_unknown, unknown),
-            (sql.end_predictions, self._ends),
+            (predictions_sql.end_predictions, self._ends),
             (sql.insert_events, self._events),
             (sql.insert_unmatched, self._unmatched),
             (sql.insert_deliveries, self._deliveries),
             (sql.insert_waiting, self._waiting),
         ]
-        pending = [(row[0], row[2]) for row in self._deliveries]
-        news = News(pending, [row[0] for row in self._ends]) if self._ends else None
+        pending = [(delivery, handler) for delivery, _, handler, _ in self._deliveries]
+        news = News(pending, [prediction for prediction, *_ in self._ends]) if self._ends else None
         yield Write([(statement, rows) for statement, rows in batches if rows], news)
         for note in self._notes:
             yield Run(sql.note_prediction, note)
@@ -256,5 +257,5 @@ async def accept_outcome(store: Engine, incoming: IncomingOutcome) -> AcceptResu
     except Exception as error:
         if not store.is_taken(error):
             raise
-        # The one rule a stranger's words can run into: a provider's id has one owner.
+        # A provider's id belongs to one prediction: the outcome named another's.
         return AcceptResult("mismatch", None, "its id belongs to another prediction")

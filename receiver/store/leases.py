@@ -1,7 +1,7 @@
 """Leader election by leases: one process does a task for all, and another takes over in time.
 
-The holder renews its role every few seconds. One that dies, freezes or is cut off does not, and so
-loses it; when it comes back it finds that out, and stops.
+The holder renews its lease every few seconds. A process that dies, freezes or loses the database
+does not, and another process takes the lease; the old holder stops as soon as it finds that out.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from receiver.store.statement import Run, Statements, Steps, in_order, run_each
 log = structlog.get_logger("receiver")
 
 LEASE: Final = 6.0
-"""Seconds after which a role that was not renewed passes to another process."""
+"""Seconds after which a lease that was not renewed passes to another process."""
 BEAT: Final = 2.0
 _PATIENCE: Final = 5.0
-"""Seconds for which it is worth waiting that somebody is at work."""
+"""Seconds for which `ready` waits for a process that is at work."""
 _RESIGNED: Final = 30.0
-"""Seconds after waiting in vain in which nobody waits again."""
+"""Seconds after a wait that failed in which no other caller waits."""
 
 
 sql: Final = Statements("leases")
 
 
 class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A wish to be the one process that does something for all, or to remain it."""
+    """A request to become the leader for a task, or to stay it."""
 
     name: str
     owner: str
@@ -63,7 +63,7 @@ class LeaseStore:
     async def is_at_work(self, name: str, now: float) -> bool:
         """Return whether some process holds a lease and is able to do its task."""
         rows = await self._store.read(sql.select_lease, name=name, now=now)
-        return bool(rows and rows[0][0])
+        return bool(rows and rows[0]["at_work"])
 
 
 def hold(items: Sequence[LeaseRequest]) -> Steps[list[bool]]:
@@ -75,7 +75,7 @@ def _hold_one(item: LeaseRequest) -> Steps[bool]:
 
 
 class LeaderTask(Protocol):
-    """What one process does for all, until it is cancelled.
+    """A task that runs until it is cancelled, and at times cannot do its work.
 
     It wakes ("role", its name) when it becomes able to do its work, or unable.
     """
@@ -88,7 +88,7 @@ class LeaderTask(Protocol):
 
 
 class Leader:
-    """Does `work` in this process while it has the role of that name."""
+    """Runs `work` in this process while it holds the lease of that name."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Leader:
                     async with asyncio.timeout(BEAT):
                         held = await self._hold(self._clock())
                 except (StoreUnavailable, TimeoutError):
-                    pass  # it is ours until then, whatever the database does
+                    pass  # the lease is ours until its time is over
                 except Exception:
                     log.exception("task.failed", role=self._name)
                 else:
@@ -151,7 +151,7 @@ class Leader:
         return True
 
     async def ready(self) -> bool:
-        """Wait a moment until some process is able to do it; say whether one is."""
+        """Wait a moment for a process that is able to do the task; return whether there is one."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _PATIENCE
         with contextlib.suppress(StoreUnavailable):

@@ -26,7 +26,7 @@ WINDOW: Final = 60.0
 
 
 def hold_limits(providers: Iterable[str]) -> Steps[None]:
-    """Let nobody else count what these providers still take; in one order, against circles."""
+    """Lock the providers' limit rows, sorted, so that two transactions cannot deadlock."""
     for provider in sorted(set(providers)):
         yield Run(sql.hold_limits, {"provider": provider})
 
@@ -35,9 +35,9 @@ def room_for(provider: str, now: float, per_minute: int) -> Steps[tuple[int, flo
     """Return how many requests may be sent now, and in how many seconds there will be more."""
     params = {"provider": provider, "since": now - WINDOW}
     yield Run(sql.forget_requests, params)
-    [[sent, first]] = yield Run(sql.count_requests, params)
-    room = per_minute - sent
-    return room, 0.0 if room > 0 else first + WINDOW - now
+    [row] = yield Run(sql.count_requests, params)
+    room = per_minute - row["sent"]
+    return room, 0.0 if room > 0 else row["first"] + WINDOW - now
 
 
 def take_permits(items: Sequence[RequestPermit]) -> Steps[list[float]]:

@@ -27,7 +27,7 @@ class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """Give it as `cursor` for the next page; None: this was the last."""
 
 
-# Where the wanted are few among many, the clause says so in the words of a partial index.
+# Where few rows among many are wanted, the clause repeats the condition of a partial index.
 _NARROWER: Final[dict[tuple[str, str], str]] = {
     **{("status", status): "living" for status in Status if status not in TERMINAL},
     ("status", Status.FAILED): "unsuccessful",

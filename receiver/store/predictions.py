@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, Literal
 
 import msgspec
 
-from receiver.model.values import Error, Mode, Output, Prediction, Status, Stored, Ticket, utc
+from receiver.model.values import (
+    Channel,
+    Error,
+    Mode,
+    Outcome,
+    Output,
+    Prediction,
+    Status,
+    Stored,
+    Ticket,
+    utc,
+)
 from receiver.store.engine import Engine
 from receiver.store.limits import count_requests, hold_limits, room_for
 from receiver.store.paging import Page, listed, page_of
-from receiver.store.statement import Run, Statements, Steps, in_order, text
+from receiver.store.statement import Row, Run, Statements, Steps, in_order, text
 
 sql: Final = Statements("predictions")
 
@@ -28,7 +40,7 @@ class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
     parent_id: str | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None
-    """A digest of the request's meaning, to tell a repeat from another request with its key."""
+    """A digest of the request, to tell a repeat from another request with the same key."""
     created_at: float
     trace: str | None = None
     """The W3C traceparent of the span that submits it, where there is one."""
@@ -43,7 +55,7 @@ class CreateResult(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A living prediction as outbound works on it."""
+    """A living prediction as the submitter and the poller work on it."""
 
     ticket: Ticket
     provider: str
@@ -71,7 +83,7 @@ class SubmitBudget(msgspec.Struct, frozen=True, kw_only=True):
     max_in_flight: int | None
     per_minute: int | None
     hold_until: float
-    """When another process looks again if this one dies before it has sent anything."""
+    """When another process takes it if this one dies before it has sent anything."""
     timeout: float
     """Seconds from the first submit to the deadline."""
 
@@ -87,18 +99,18 @@ ProgressCause = Literal["accepted", "postponed", "ambiguous", "polled"]
 
 
 class SendMark(msgspec.Struct, frozen=True, kw_only=True):
-    """The wish to send a submit that was begun."""
+    """A request to send a submit that was begun."""
 
     id: str
     submits: int
-    """As the job had it: a row that was begun again since is another's."""
+    """As the job had it; another number in the row means that another process began it again."""
     now: float
     hold_until: float
-    """When another process looks again if this one dies over the submit."""
+    """When another process takes it if this one dies during the submit."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of a living prediction that is no outcome: accepted, postponed, looked at."""
+    """A step of a living prediction that is no outcome: accepted, postponed, polled."""
 
     id: str
     cause: ProgressCause
@@ -106,7 +118,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     provider_id: str | None = None
     links: dict[str, str] = {}
     reason: str | None = None
-    """Why it goes no further, for the error it may end with; None keeps the last."""
+    """Why it has not ended, for the error that it may end with; None keeps the last."""
     held_until: float | None = None
     """Of a poll: until when it held the row."""
 
@@ -139,7 +151,7 @@ def _create(new: NewPrediction) -> Steps[CreateResult]:
     while not (yield Run(sql.insert_prediction, row)):
         # The holder of the key may be deleted by another process between the two statements.
         for first in (yield Run(sql.select_by_idempotency_key, row)):
-            return CreateResult(first[0], is_new=False, fingerprint=first[1])
+            return CreateResult(first["id"], is_new=False, fingerprint=first["fingerprint"])
     return CreateResult(new.id, is_new=True, fingerprint=new.fingerprint)
 
 
@@ -158,8 +170,8 @@ def _begin_some(slots: SubmitBudget) -> Steps[SubmitBatch]:
     wait = 0.0
     if slots.max_in_flight is not None:
         bounded = {**provider, "max_in_flight": slots.max_in_flight}
-        [[in_flight]] = yield Run(sql.count_in_flight, bounded)
-        most = min(most, slots.max_in_flight - in_flight)
+        [row] = yield Run(sql.count_in_flight, bounded)
+        most = min(most, slots.max_in_flight - row["number"])
     if slots.per_minute is not None:
         room, wait = yield from room_for(slots.provider, slots.now, slots.per_minute)
         most = min(most, room)
@@ -218,11 +230,12 @@ def mark_cancel(items: Sequence[str]) -> Steps[list[None]]:
 def add(items: Sequence[Annotation]) -> Steps[list[None]]:
     for item in sorted(items, key=lambda item: item.prediction_id):
         prediction = {"id": item.prediction_id}
-        for output, metadata in (yield Run(sql.select_result, prediction)):
+        for row in (yield Run(sql.select_result, prediction)):
+            output = row["output"]
             outputs = None if output is None else _kept(output, item.stored)
-            merged = msgspec.json.decode(metadata) | dict(item.metadata)
-            row = {**prediction, "output": outputs, "metadata": text(merged)}
-            yield Run(sql.update_result, row)
+            merged = msgspec.json.decode(row["metadata"]) | dict(item.metadata)
+            params = {**prediction, "output": outputs, "metadata": text(merged)}
+            yield Run(sql.update_result, params)
     return [None] * len(items)
 
 
@@ -236,89 +249,72 @@ def _kept(output: str, stored: Mapping[int, Stored]) -> str:
     )
 
 
-def job_of(row: Sequence[Any]) -> Job:
-    (
+def end_of(
+    prediction_id: str, status: Status, outcome: Outcome, channel: Channel | None, at: float
+) -> tuple[Any, ...]:
+    """Return the row of `end_predictions` for an outcome."""
+    error = outcome.error
+    return (
         prediction_id,
-        provider,
-        model,
-        mode,
         status,
-        input_text,
-        provider_id,
-        links,
-        submitted_at,
-        cancel_requested,
-        submits,
-        polls,
-        created_at,
-        deadline_at,
-        held_until,
-        last_words,
-        trace,
-    ) = row
+        outcome.provider_id,
+        text(outcome.output) if status is Status.SUCCEEDED else None,
+        error.code if error else None,
+        error.message if error else None,
+        channel,
+        at,
+    )
+
+
+def job_of(row: Row) -> Job:
     return Job(
         ticket=Ticket(
-            id=prediction_id,
-            model=model,
-            mode=mode,
-            input=msgspec.json.decode(input_text),
-            provider_id=provider_id,
-            links=msgspec.json.decode(links),
-            submitted_at=submitted_at,
-            cancel_requested=bool(cancel_requested),
+            id=row["id"],
+            model=row["model"],
+            mode=row["mode"],
+            input=msgspec.json.decode(row["input"]),
+            provider_id=row["provider_id"],
+            links=msgspec.json.decode(row["links"]),
+            submitted_at=row["submitted_at"],
+            cancel_requested=bool(row["cancel_requested"]),
         ),
-        provider=provider,
-        status=Status(status),
-        submits=submits,
-        polls=polls,
-        created_at=created_at,
-        deadline_at=deadline_at,
-        held_until=held_until,
-        last_words=last_words or "",
-        trace=trace,
+        provider=row["provider"],
+        status=Status(row["status"]),
+        submits=row["submits"],
+        polls=row["polls"],
+        created_at=row["created_at"],
+        deadline_at=row["deadline_at"],
+        held_until=row["held_until"],
+        last_words=row["last_words"] or "",
+        trace=row["trace"],
     )
 
 
-def prediction_of(row: Sequence[Any]) -> Prediction:
-    (
-        prediction_id,
-        provider,
-        model,
-        status,
-        mode,
-        input_text,
-        metadata,
-        provider_id,
-        output,
-        error_code,
-        error_message,
-        channel,
-        parent_id,
-        depth,
-        created_at,
-        submitted_at,
-        completed_at,
-        erased_at,
-    ) = row
+def prediction_of(row: Row) -> Prediction:
+    output, code = row["output"], row["error_code"]
     return Prediction(
-        id=prediction_id,
-        provider=provider,
-        model=model,
-        status=Status(status),
-        mode=mode,
-        input=msgspec.json.decode(input_text),
-        metadata=msgspec.json.decode(metadata),
-        provider_id=provider_id,
+        id=row["id"],
+        provider=row["provider"],
+        model=row["model"],
+        status=Status(row["status"]),
+        mode=row["mode"],
+        input=msgspec.json.decode(row["input"]),
+        metadata=msgspec.json.decode(row["metadata"]),
+        provider_id=row["provider_id"],
         output=None if output is None else msgspec.json.decode(output, type=list[Output]),
-        error=Error(code=error_code, message=error_message) if error_code else None,
-        channel=channel,
-        parent_id=parent_id,
-        depth=depth,
-        created_at=utc(created_at),
-        submitted_at=None if submitted_at is None else utc(submitted_at),
-        completed_at=None if completed_at is None else utc(completed_at),
-        erased_at=None if erased_at is None else utc(erased_at),
+        error=Error(code=code, message=row["error_message"]) if code else None,
+        channel=row["channel"],
+        parent_id=row["parent_id"],
+        depth=row["depth"],
+        created_at=utc(row["created_at"]),
+        submitted_at=_time(row["submitted_at"]),
+        completed_at=_time(row["completed_at"]),
+        erased_at=_time(row["erased_at"]),
     )
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else utc(seconds)
 
 
 class PredictionStore:
@@ -335,7 +331,7 @@ class PredictionStore:
         return await self._store.write(begin_submits, budget)
 
     async def mark_sent(self, mark: SendMark) -> bool:
-        """Record that a submit is about to be sent; False: it is another's, and must not be."""
+        """Record that a submit is about to be sent; False: another process has it, do not send."""
         return await self._store.write(mark_sent, mark)
 
     async def progress(self, progress: Progress) -> bool:
@@ -374,20 +370,20 @@ class PredictionStore:
         rows = await self._store.read(
             sql.select_id_by_provider_id, provider=provider, provider_id=provider_id
         )
-        return rows[0][0] if rows else None
+        return rows[0]["id"] if rows else None
 
     async def next_due(self, provider: str) -> float | None:
         """Return when the next prediction at a provider falls due for a poll."""
-        return (await self._store.read(sql.next_due, provider=provider))[0][0]  # type: ignore[no-any-return]
+        return (await self._store.read(sql.next_due, provider=provider))[0]["due_at"]  # type: ignore[no-any-return]
 
     async def next_queued(self, provider: str) -> float | None:
         """Return when the next prediction may be submitted, as far as it depends on itself."""
-        return (await self._store.read(sql.next_queued, provider=provider))[0][0]  # type: ignore[no-any-return]
+        return (await self._store.read(sql.next_queued, provider=provider))[0]["due_at"]  # type: ignore[no-any-return]
 
     async def stale(self, provider: str, before: float, most: int) -> list[str]:
         """Return predictions that have been queued since before then."""
         rows = await self._store.read(sql.select_stale, provider=provider, before=before, most=most)
-        return [row[0] for row in rows]
+        return [row["id"] for row in rows]
 
     async def hasten(self, provider: str, now: float) -> None:
         """Make every prediction that is at the provider due for a poll."""

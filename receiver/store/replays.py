@@ -1,8 +1,8 @@
-"""Replays in bulk: what was asked for, how many that was, and every step of doing it.
+"""Replays in bulk: what was asked for, how many that was, and how far it has come.
 
-A replay walks the events of a stretch of `seq`, and each step of the walk is one transaction: it
-redelivers some, counts them and says where the next step begins. A step that begins elsewhere
-than the last one ended changes nothing, so a replay goes on after any death, by whatever process.
+A replay walks a range of events, and each step is one transaction: it redelivers some, counts them
+and records where the next step begins. A step that does not begin there changes nothing, so that
+any process can go on after another has died.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sql: Final = Statements("replays")
 MOST_KEPT: Final = 1000
 """Replays that are remembered, besides those under way."""
 _WINDOW: Final = 20_000
-"""Events that one look passes over at most: it must not take long where few are wanted."""
+"""The most events that one look passes over: it must be short where few are wanted."""
 
 Time: TypeAlias = Annotated[datetime, Meta(tz=True)]
 _Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=300)]
@@ -33,7 +33,7 @@ _Glob: TypeAlias = Annotated[str, Meta(max_length=300)]
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which deliveries are wanted; what is not given does not matter."""
+    """Which deliveries are wanted; a field that is not given matches all."""
 
     since: Time | None = None
     until: Time | None = None
@@ -78,7 +78,7 @@ class CountedReplay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunningReplay(msgspec.Struct, frozen=True):
-    """A replay that somebody is to work on."""
+    """A replay under way."""
 
     id: str
     wanted: Selection
@@ -120,12 +120,6 @@ class ReplayStepResult(msgspec.Struct, frozen=True):
     state: str
 
 
-# --- queries ---
-
-
-# --- operations ---
-
-
 def create(items: Sequence[CountedReplay]) -> Steps[list[None]]:
     for item in items:
         row = {name: getattr(item, name) for name in item.__struct_fields__}
@@ -143,17 +137,17 @@ def take_step(items: Sequence[ReplayStep]) -> Steps[list[ReplayStepResult]]:
 
 def _take_step(step: ReplayStep) -> Steps[ReplayStepResult]:
     found = yield Run(sql.hold, {"id": step.replay_id})
-    if not found or tuple(found[0]) != ("running", step.begin):
-        return ReplayStepResult((), found[0][0] if found else "canceled")
+    if not found:
+        return ReplayStepResult((), "canceled")
+    [row] = found
+    if (row["state"], row["next"]) != ("running", step.begin):
+        return ReplayStepResult((), row["state"])
     pending: list[tuple[str, str]] = []
     if step.predictions:
         pending = yield from redeliver(step.predictions, step.choose, step.now, step.replay_id)
     move = {"id": step.replay_id, "next": step.end, "pending": len(pending), "now": step.now}
-    [[state]] = yield Run(sql.move, move)
-    return ReplayStepResult(tuple({handler for _, handler in pending}), state)
-
-
-# --- the noun itself ---
+    [moved] = yield Run(sql.move, move)
+    return ReplayStepResult(tuple({handler for _, handler in pending}), moved["state"])
 
 
 class Replays:
@@ -166,11 +160,11 @@ class Replays:
         await self._store.write(create, counted)
 
     async def start(self, replay_id: str) -> bool:
-        """Let it begin; False unless it was counted and nothing else."""
+        """Start a replay; False unless it was counted and not started."""
         return bool(await self._store.write(run_each, Run(sql.start, {"id": replay_id})))
 
     async def cancel(self, replay_id: str, now: float) -> bool:
-        """Let it take no further step; False if it has ended, or is none."""
+        """Cancel a replay; False if it has ended or does not exist."""
         cancel = Run(sql.cancel, {"id": replay_id, "now": now})
         return bool(await self._store.write(run_each, cancel))
 
@@ -192,17 +186,17 @@ class Replays:
     async def running(self) -> list[RunningReplay]:
         """Return those that are under way, oldest first."""
         return [
-            RunningReplay(row[0], msgspec.json.decode(row[1], type=Selection), row[2], row[3])
+            RunningReplay(**{**row, "wanted": msgspec.json.decode(row["wanted"], type=Selection)})
             for row in await self._store.read(sql.select_running)
         ]
 
     async def bounds(self) -> tuple[int, int]:
         """Return the `seq` before the first event, and that of the last."""
-        [(first, last)] = await self._store.read(sql.select_bounds)
-        return first, last
+        [row] = await self._store.read(sql.select_bounds)
+        return row["first"], row["last"]
 
     async def look(self, wanted: Selection, begin: int, last: int, most: int) -> CandidatePage:
-        """Return the next `most` events that may be wanted, whatever is written meanwhile."""
+        """Return the next `most` events that may be wanted."""
         end = min(begin + _WINDOW, last)
         filters = {
             "since": wanted.since and wanted.since.timestamp(),
@@ -214,36 +208,43 @@ class Replays:
         statement = sql.lists["select_candidates"].by({"stretch": "", **given})
         found: dict[int, Candidate] = {}
         for row in await self._store.read(statement, **given, next=begin, last=end, most=most):
-            seq, event_type, *known, handler, state = row
+            seq = row["seq"]
             if seq not in found:
-                prediction_id, provider, model, status, metadata = known
-                named = CurrentState(prediction_id, provider, model, status, None, metadata)
-                found[seq] = Candidate(seq, event_type, named, {})
-            if handler is not None:
-                found[seq].states[handler] = state
+                found[seq] = Candidate(seq, row["type"], _known(row), {})
+            if row["handler"] is not None:
+                found[seq].states[row["handler"]] = row["state"]
         candidates = [found[seq] for seq in sorted(found)]
         return CandidatePage(candidates, end if len(found) < most else candidates[-1].seq)
 
     async def due(self, replay_id: str, now: float, most: int) -> int:
         """Count, up to `most`, what it has redelivered that is due and not begun."""
-        return (await self._store.read(sql.count_due, id=replay_id, now=now, most=most))[0][0]  # type: ignore[no-any-return]
+        rows = await self._store.read(sql.count_due, id=replay_id, now=now, most=most)
+        return int(rows[0]["number"])
 
 
 def _given(wanted: Selection) -> dict[str, Any]:
-    """Say what was asked for, and nothing else."""
+    """Return the fields that were given."""
     named = {name: getattr(wanted, name) for name in wanted.__struct_fields__}
     return {name: value for name, value in named.items() if value is not None}
 
 
+def _known(row: Row) -> CurrentState:
+    return CurrentState(
+        id=row["prediction_id"],
+        provider=row["provider"],
+        model=row["model"],
+        status=row["status"],
+        provider_id=None,
+        metadata=row["metadata"],
+    )
+
+
 def _replay(row: Row) -> Replay:
-    replay_id, state, events, matched, replayed, wanted, created_at, ended_at = row
     return Replay(
-        id=replay_id,
-        state=state,
-        events=events,
-        matched=matched,
-        replayed=replayed,
-        wanted=msgspec.json.decode(wanted),
-        created_at=rfc3339(created_at),
-        ended_at=None if ended_at is None else rfc3339(ended_at),
+        **{
+            **row,
+            "wanted": msgspec.json.decode(row["wanted"]),
+            "created_at": rfc3339(row["created_at"]),
+            "ended_at": None if row["ended_at"] is None else rfc3339(row["ended_at"]),
+        }
     )

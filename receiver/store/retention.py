@@ -1,4 +1,4 @@
-"""What is kept for how long: old predictions if the operator says so, and what grows in any case.
+"""Retention: delete old predictions, if settings say so, and trim what would grow for ever.
 
 A sweep is a turn of a few seconds. It deletes in transactions of a few milliseconds and pauses
 after each, so that accepts, which share the writer, hardly notice.
@@ -19,12 +19,12 @@ from receiver.model.states import TERMINAL
 from receiver.model.tasks import repeat
 from receiver.store.disposal import Cutoffs, DeleteBatch
 from receiver.store.facade import Store
-from receiver.store.statement import Row
+from receiver.store.statement import Cells
 
 log = structlog.get_logger("receiver")
 
 _DAY: Final = 86400.0
-JOURNAL_KEPT: Final = 7 * _DAY
+CHANGES_KEPT: Final = 7 * _DAY
 UNNEEDED_KEPT: Final = 10_000
 """Callbacks that decided nothing: repeated, late, or about what is not known."""
 _YOUNG: Final = _DAY
@@ -39,11 +39,11 @@ class RetentionPace(msgspec.Struct, frozen=True, kw_only=True):
     turn: float = 2.0
     """A sweep ends after so long, and the next goes on: a process must be able to stop."""
     nap: float = 5.0
-    """Between sweeps, where nobody else sees to that."""
+    """Between sweeps, where there is one process."""
     rest: float = 60.0
-    """Between two looks at what grows in any case."""
+    """Between two trims of what would grow for ever."""
     piece: float = 0.004
-    """What a transaction of ours may hold up others."""
+    """How long one of our transactions may delay others."""
     pause: float = 0.02
     """After each, for those others."""
     page: int = 500
@@ -90,7 +90,7 @@ class Retention:
         await repeat(self.sweep, longest=self._pace.nap)
 
     async def sweep(self) -> None:
-        """Do what there is to do, for one turn."""
+        """Trim and delete for one turn."""
         started = asyncio.get_running_loop().time()
         until = started + self._pace.turn
         now = self._clock()
@@ -102,9 +102,9 @@ class Retention:
             await self._walk(now, until)
 
     async def _look(self, now: float, until: float) -> bool:
-        """Cut what grows in any case; False: there is more than there was time for."""
+        """Trim what would grow for ever; False: there was not enough time."""
         page = self._pace.page
-        while await self._disposal.trim_journal(now - JOURNAL_KEPT, page) == page:
+        while await self._disposal.trim_change_log(now - CHANGES_KEPT, page) == page:
             if not await self._pause(until):
                 return False
         if not await self._trim(
@@ -116,7 +116,7 @@ class Retention:
         # What came for predictions that are gone is not kept longer than they would have been.
         return await self._trim(lambda: self._disposal.strays(now - self._longest, page), until)
 
-    async def _trim(self, find: Callable[[], Awaitable[Sequence[Row]]], until: float) -> bool:
+    async def _trim(self, find: Callable[[], Awaitable[Sequence[Cells]]], until: float) -> bool:
         while rows := await find():
             while rows:
                 gone = await self._disposal.delete_callbacks(self._piece(rows))
@@ -126,10 +126,10 @@ class Retention:
         return True
 
     async def _is_rested(self, now: float) -> bool:
-        """Return whether the last whole walk, whoever made it, is long enough ago."""
+        """Return whether the last whole walk, of any process, is long enough ago."""
         rest = min(_LONGEST_REST, self._shortest / 24)
-        # One in the future was made by a clock that went wrong.
-        return not 0.0 <= now - await self._disposal.mark("retention") < rest
+        # A time in the future comes of a clock that was wrong.
+        return not 0.0 <= now - await self._disposal.watermark("retention") < rest
 
     async def _walk(self, now: float, until: float) -> None:
         """Go on from where the last turn ended, to the youngest that can be old enough."""
@@ -147,7 +147,7 @@ class Retention:
             self._cursor = cursor or ""
             if cursor is not None and not await self._pause(until):
                 return
-        await self._disposal.set_mark("retention", int(now))
+        await self._disposal.set_watermark("retention", int(now))
         if self._deleted:
             log.info("predictions.deleted", count=self._deleted)
             self._deleted = 0
@@ -157,10 +157,10 @@ class Retention:
         times = {f"{state}_before": now - days * _DAY for state, days in self._days.items()}
         return Cutoffs(**times)
 
-    def _piece(self, rows: Sequence[Row], before: Cutoffs | None = None) -> DeleteBatch:
+    def _piece(self, rows: Sequence[Cells], before: Cutoffs | None = None) -> DeleteBatch:
         return DeleteBatch(rows=rows, before=before or Cutoffs(), seconds=self._pace.piece)
 
     async def _pause(self, until: float) -> bool:
-        """Let others write; False: this turn is over."""
+        """Pause for other writes; False: this turn is over."""
         await asyncio.sleep(self._pace.pause)
         return asyncio.get_running_loop().time() < until

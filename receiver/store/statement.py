@@ -1,18 +1,19 @@
 """SQL statements: loaded by name from the files in `sql/`, one text for both engines.
 
-A file holds the statements of one noun. `-- name: x` begins one, further comments describe it, and
+A file holds the statements of one module. `-- name: x` begins one, the next line describes it, and
 `-- filter y: …` are clauses of a list, of which a caller chooses. `-- fragment: z` is a text that
-others include as `{z}`. Beside plain SQL that both engines understand there are marks:
+others include as `{z}`; those of `shared.sql` and `predictions.sql` are for all files. Beside plain
+SQL that both engines understand there are marks:
 
 - `:name` is a value, a text; `:name::float`, `::int` and `::bool` are values of other types.
 - `{rows:id text, at float}` is a table `r` made of the rows that the statement is given: the whole
   batch in one step. Python's sqlite3 gives up the interpreter lock around every step, and getting
   it back while the event loop is busy costs far more than the step itself; for PostgreSQL a step
   is a round trip.
-- `{gather:a, b}` is the list of what is selected. SQLite packs all rows into one, for the reason
-  above.
-- `{lock}` and `{skip}` lock the selected rows where other processes write too: waiting for those
-  who hold them, or skipping them.
+- `{gather:a, b + 1 AS c}` is the list of what is selected. SQLite packs all rows into one, for the
+  reason above.
+- `{lock}` and `{skip}` lock the selected rows where other processes write too: waiting for rows
+  that are locked, or skipping them.
 - `{terminal}`, `{in_flight}` and `{from_…}` are statuses, as the state machine has them.
 """
 
@@ -30,7 +31,10 @@ from receiver.model.states import IN_FLIGHT, TERMINAL, Cause, sources
 
 T = TypeVar("T")
 
-Row: TypeAlias = Sequence[Any]
+Row: TypeAlias = Mapping[str, Any]
+"""A row that was read, by the names of its columns."""
+Cells: TypeAlias = Sequence[Any]
+"""A row that a statement is given, in the order of its `{rows:…}`."""
 
 _ARRAYS: Final = {
     "text": "text[]",
@@ -48,6 +52,7 @@ _POSTGRES_WORDS: Final = {
 }
 _ROWS: Final = re.compile(r"\{rows:([^}]*)\}")
 _GATHER: Final = re.compile(r"\{gather:([^}]*)\}")
+_ALIAS: Final = re.compile(r"\s+AS\s+(?=\w+$)")
 _VALUE: Final = re.compile(r"(?<!:):([a-z_]+)(?:::(float|int|bool)\b)?")
 _PLACE: Final = re.compile(r"\$(\d+)")
 
@@ -62,7 +67,9 @@ class Statement:
         """Of the rows it is given."""
         self.blobs = tuple(index for index, (_, kind) in enumerate(columns) if kind == "bytes")
         """Which of them hold bytes."""
-        self.gathers = bool(_GATHER.search(text))
+        gathered = _GATHER.search(text)
+        self.gathers = tuple(name for _, name in _selected(gathered[1])) if gathered else ()
+        """The names of what is selected, where SQLite packs it."""
         bare = _GATHER.sub(lambda found: found[1], _ROWS.sub("{rows}", text))
         kinds = {name: kind or None for name, kind in _VALUE.findall(bare)}
         self.names = tuple(kinds)
@@ -76,7 +83,7 @@ class Statement:
     def _for_sqlite(self, text: str, source: str, cell: str) -> str:
         cells = ", ".join(cell.format(index, name) for index, name in enumerate(self.columns))
         text = _ROWS.sub(lambda _: f"({source.format(cells)}) r", text)
-        text = _GATHER.sub(lambda found: f"json_group_array(json_array({found[1]}))", text)
+        text = _GATHER.sub(lambda found: _packed(found[1]), text)
         text = _VALUE.sub(r":\1", text)
         return _replace(text, _SQLITE_WORDS)
 
@@ -94,11 +101,27 @@ class Statement:
         return _replace(text, _POSTGRES_WORDS)
 
 
+def _packed(selected: str) -> str:
+    expressions = ", ".join(expression for expression, _ in _selected(selected))
+    return f"json_group_array(json_array({expressions}))"
+
+
+def _selected(text: str) -> Iterator[tuple[str, str]]:
+    """Split a list of what is selected: each expression, and the name of its column."""
+    depth = start = 0
+    for at, char in enumerate(f"{text},"):
+        depth += (char == "(") - (char == ")")
+        if char == "," and not depth:
+            parts = _ALIAS.split(text[start:at].strip())
+            yield parts[0], parts[-1].rpartition(".")[2]
+            start = at + 1
+
+
 @cache
 def together(statements: tuple[Statement, ...], *, notify: bool) -> str:
-    """Make one statement of PostgreSQL's out of several that only write batches.
+    """Join statements that only write batches into one, for PostgreSQL.
 
-    With `notify` its first two values are a channel and what is to be said there.
+    With `notify` its first two values are a channel and a notice to send there.
     """
     parts = []
     first = 2 if notify else 0
@@ -142,7 +165,9 @@ class Statements:
     """The statements of one file, by name: `sql.insert` or, for lists, `sql.lists["x"]`."""
 
     def __init__(self, noun: str) -> None:
-        fragments = _words() | dict(_FRAGMENT.findall(_read("shared")))
+        fragments = dict(_words())
+        for shared in ("shared", "predictions"):
+            fragments |= dict(_FRAGMENT.findall(_read(shared)))
         text = _read(noun)
         fragments |= dict(_FRAGMENT.findall(text))
         self.lists: dict[str, Listing] = {}
@@ -205,27 +230,27 @@ class Run(NamedTuple):
 
     statement: Statement
     params: Mapping[str, Any] = {}
-    rows: Sequence[Row] | None = None
+    rows: Sequence[Cells] | None = None
 
 
 class News(NamedTuple):
-    """What others wait for; it is told with the commit, if there is anybody to be told."""
+    """What other processes wait for; they are told at the commit."""
 
     pending: Sequence[tuple[str, str]]
     """Deliveries that are due from now on: id and handler."""
     ended: Sequence[str] = ()
     """Predictions that have come to their end."""
     over: Sequence[str] = ()
-    """Deliveries that are pending no more, though nobody has run them."""
+    """Deliveries that are pending no more, without having run."""
 
 
 class Write(NamedTuple):
-    """Write batches of rows, of which none looks at what another writes; there is no answer.
+    """Write batches of rows that are independent of each other; there is no answer.
 
     For PostgreSQL this is one statement, and so one round trip.
     """
 
-    parts: Sequence[tuple[Statement, Sequence[Row]]]
+    parts: Sequence[tuple[Statement, Sequence[Cells]]]
     news: News | None = None
 
 
@@ -250,7 +275,7 @@ def run_each(items: Sequence[Run]) -> Steps[list[list[Row]]]:
 def in_order(
     items: Sequence[Item], key: Callable[[Item], Any], do: Callable[[Item], Steps[Result]]
 ) -> Steps[list[Result]]:
-    """Do something for each item in the order of their keys: transactions cannot deadlock then."""
+    """Run `do` for each item in the order of their keys, so that transactions cannot deadlock."""
     results: dict[int, Result] = {}
     for place in sorted(range(len(items)), key=lambda place: key(items[place])):
         results[place] = yield from do(items[place])

@@ -28,13 +28,14 @@ from starlette.types import Receive, Scope, Send
 
 from receiver import create_app
 from receiver.cli.doctor import Finding, examine, worst
-from receiver.cli.doctor.checkup import LATEST, Backlog, File, Server, look_at_file
+from receiver.cli.doctor.checkup import LATEST, File, Server, look_at_file
 from receiver.cli.doctor.database import check_backlog, check_database, check_server_clock
 from receiver.cli.doctor.environment import weakness
 from receiver.cli.doctor.network import check_clock
 from receiver.emulator import create_emulator, settings_for
 from receiver.predictions.tokens import Tokens
-from receiver.settings import Settings
+from receiver.settings import Caller, Settings
+from receiver.store.backlog import Backlog
 from receiver.store.schema import migrations
 from tests.emulator.parts import write_certificate
 from tests.emulator.serving import FAST, serve
@@ -395,7 +396,7 @@ WELL: Final = Server(
     version=LATEST,
     may_create=True,
     closed=[],
-    backlog=Backlog(pending={}, dead=0, unattended=0, unasked=0, paused=[], failing={}),
+    backlog=Backlog(),
 )
 
 
@@ -577,8 +578,8 @@ async def test_a_receiver_with_other_secrets_is_told_and_gets_no_api_key(
 async def test_whatever_else_listens_where_no_url_was_given_is_no_fault(
     env: Env, monkeypatch: pytest.MonkeyPatch, proxy: Callable[[Passing], str]
 ) -> None:
-    url = proxy(_says(Response("hello")))
-    monkeypatch.setattr("receiver.settings.Caller.url", url)
+    caller = Caller(url=proxy(_says(Response("hello"))))
+    monkeypatch.setattr(Caller, "look", lambda _env: (caller, []))
     del env["RECEIVER_URL"]
     assert says(await found(env, "receiver"), "warn", "none that is ours answers", "is no receiver")
 

@@ -1,4 +1,4 @@
-"""The gate before a lane: shut by hand or by a run of failures, and nothing pending is lost."""
+"""The circuit breaker of a handler, and its pause: deliveries wait, and none is lost."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ async def test_without_a_breaker_an_open_gate_is_none(place: Path | Database) ->
     service = Service()
     function, never = handler_of(service, concurrency=4), BreakerPolicy(failures=None)
     async with dispatching(place, function, breaker=never, start=False) as station:
-        await station.gates.open("post", station.clock(), station.clock() + 3600, "it was down")
+        await station.gates.trip("post", station.clock(), station.clock() + 3600, "it was down")
         names = await pending(station, 4)
         await station.dispatch.start()
         await eventually(lambda: service.calls > 20)
@@ -236,14 +236,14 @@ async def test_a_probe_that_died_with_its_process_is_another_ones(place: Path | 
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
         now = station.clock()
-        assert await station.gates.open("post", now, now + 1, "")
-        assert not await station.gates.open("post", now, now + 9, "")  # the second
+        assert await station.gates.trip("post", now, now + 1, "")
+        assert not await station.gates.trip("post", now, now + 9, "")  # the second
         assert not await station.gates.probe("post", now, now + 2)  # not yet
         assert await station.gates.probe("post", now + 1, now + 2)
         assert not await station.gates.probe("post", now + 1.5, now + 3)  # another is at it
         assert await station.gates.probe("post", now + 2, now + 3)
-        assert await station.gates.close("post")
-        assert not await station.gates.close("post")
+        assert await station.gates.reset("post")
+        assert not await station.gates.reset("post")
 
 
 @pytest.mark.parametrize("in_a_probe", [False, True])
@@ -252,7 +252,7 @@ async def test_a_start_tries_again_at_once(place: Path | Database, in_a_probe: b
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
         now = station.clock()
-        await station.gates.open("post", now, now if in_a_probe else now + 3600, "")
+        await station.gates.trip("post", now, now if in_a_probe else now + 3600, "")
         if in_a_probe:  # of a process that was killed over it
             assert await station.gates.probe("post", now, now + 3600)
         name = await station.enqueue("post")
@@ -278,7 +278,7 @@ async def test_a_probe_that_tells_nothing_is_followed_by_another(
 
     async with dispatching(place, post, start=False) as station:
         now = station.clock()
-        await station.gates.open("post", now, now + 3600, "it was down")
+        await station.gates.trip("post", now, now + 3600, "it was down")
         names = await pending(station, 3)
         await station.dispatch.start()
         try:
@@ -298,14 +298,14 @@ async def test_a_probe_that_tells_nothing_is_followed_by_another(
             await station.dispatch.stop()
 
 
-@pytest.mark.parametrize("away", [["claim"], ["claim", "end_probe"], ["close"]], ids="+".join)
+@pytest.mark.parametrize("away", [["claim"], ["claim", "end_probe"], ["reset"]], ids="+".join)
 async def test_a_probe_that_the_disk_cut_short_is_followed_by_another(
     place: Path | Database, away: list[str]
 ) -> None:
     service = Service()
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
-        await station.gates.open("post", station.clock(), station.clock() + 3600, "it was down")
+        await station.gates.trip("post", station.clock(), station.clock() + 3600, "it was down")
         names = await pending(station, 2)
         troubles: dict[str, list[Exception]] = {name: [StoreUnavailable("full")] for name in away}
         store: Any = Unsteady(station.store, **troubles)
@@ -331,7 +331,7 @@ async def test_a_stop_gives_its_probe_back(place: Path | Database) -> None:
 
     pace = Timing(beat=0.05, nap=0.2, drain=0.05)
     async with dispatching(place, post, pace=pace, start=False) as station:
-        await station.gates.open("post", station.clock(), station.clock() + 3600, "it was down")
+        await station.gates.trip("post", station.clock(), station.clock() + 3600, "it was down")
         await station.enqueue("post")
         await station.dispatch.start()
         async with asyncio.timeout(PATIENCE):

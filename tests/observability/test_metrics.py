@@ -276,8 +276,8 @@ class Away(BacklogReader):
         self.asked = 0
         self._hangs = hangs
 
-    async def depth(self, providers: Sequence[str]) -> Backlog:
-        del providers
+    async def depth(self, providers: Sequence[str], before: float = 0.0) -> Backlog:
+        del providers, before
         self.asked += 1
         if self._hangs:
             await asyncio.Event().wait()

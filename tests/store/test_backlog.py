@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from receiver.model.values import Status
-from receiver.store import backlog
-from receiver.store.backlog import LIVING, BacklogReader
+from receiver.store.backlog import LIVING, BacklogReader, sql
 from receiver.store.breakers import Breakers
 from receiver.store.facade import Store
 from receiver.store.sqlite.engine import SQLiteStore
-from tests.store.parts import AGAIN, NOW, ended, settlement, stand, wanted
+from tests.store.parts import AGAIN, GIVEN_UP, NOW, ended, settlement, stand, wanted
 from tests.store.test_deliveries import greet_only
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
@@ -28,18 +27,18 @@ async def test_nothing_is_pending_at_first(store: Store) -> None:
 
 
 async def test_who_is_held_back_is_named_and_why(store: Store) -> None:
-    gates = Breakers(store)
-    await gates.pause("greet", NOW)
-    await gates.open("save", NOW, NOW + 60, "down")
-    await gates.open("both", NOW, NOW + 60, "down")
-    await gates.pause("both", NOW)
+    breakers = Breakers(store)
+    await breakers.pause("greet", NOW)
+    await breakers.trip("save", NOW, NOW + 60, "down")
+    await breakers.trip("both", NOW, NOW + 60, "down")
+    await breakers.pause("both", NOW)
     assert (await BacklogReader(store).depth(PROVIDERS)).held == {
         "greet": "paused",
         "save": "open",
         "both": "paused",
     }
     for name in ("greet", "save", "both"):
-        await gates.resume(name)
+        await breakers.resume(name)
     assert (await BacklogReader(store).depth(PROVIDERS)).held == {}
 
 
@@ -89,14 +88,37 @@ async def test_the_living_are_counted_by_provider_and_status(store: Store) -> No
     assert not any(living["oxen", status] for status in LIVING)
 
 
+async def test_what_is_dead_or_overdue_is_counted_and_what_is_held_back_is_not(
+    store: Store,
+) -> None:
+    for number in (1, 2, 3):
+        await ended(store, number, "greet", "save", at=NOW + number)
+    [claim] = (await store.claim(wanted("greet", most=1))).claims
+    await store.settle(settlement(claim, GIVEN_UP))
+    await stand(store, 4, Status.PROCESSING)
+    breakers = Breakers(store)
+    depth = await BacklogReader(store).depth(PROVIDERS, NOW + 3600)
+    assert (depth.dead, depth.overdue_deliveries, depth.overdue_predictions) == (1, 5, 1)
+    assert depth.of_handlers() == {"greet": 2, "save": 3}
+    await breakers.pause("greet", NOW)
+    await breakers.trip("save", NOW, NOW + 7200, "down")
+    depth = await BacklogReader(store).depth(PROVIDERS, NOW + 3600)
+    assert (depth.overdue_deliveries, depth.reasons) == (0, {"greet": "", "save": "down"})
+    # A breaker whose wait is over holds nothing back: a process should have probed.
+    assert (await BacklogReader(store).depth(PROVIDERS, NOW + 7300)).overdue_deliveries == 3
+    depth = await BacklogReader(store).depth(PROVIDERS)
+    assert (depth.overdue_deliveries, depth.overdue_predictions) == (0, 0)
+
+
 def test_every_count_has_an_index(tmp_path: Path) -> None:
     path = tmp_path / "receiver.db"
     store = SQLiteStore(str(path), print)
     store.open()
     store.close()
     with closing(sqlite3.connect(path)) as connection:
-        for query in (backlog.sql.pending, backlog.sql.running, backlog.sql.living):
-            plan = connection.execute(f"EXPLAIN QUERY PLAN {query.sqlite}", {"rows": "[]"})
-            tables = [row[3] for row in plan if re.search(r" (d|p|deliveries)\b", row[3])]
-            assert tables
-            assert all(re.search(r"INDEX (deliveries|predictions)_\w+", step) for step in tables)
+        plan = connection.execute(
+            f"EXPLAIN QUERY PLAN {sql.count_all.sqlite}", {"rows": "[]", "before": 0.0}
+        )
+        tables = [row[3] for row in plan if re.search(r" (d|p|deliveries)\b", row[3])]
+        assert len(tables) >= 8
+        assert all(re.search(r"INDEX (deliveries|predictions)_\w+", step) for step in tables)

@@ -1,4 +1,4 @@
-"""The journal: every move once, in the order of the commits, and none put in later."""
+"""The change log: every change of status once, in the order of the commits, none put in later."""
 
 import asyncio
 from typing import Final
@@ -37,14 +37,14 @@ WAYS: Final = {
 
 
 async def moves(store: Store, after: int = 0) -> list[StatusChange]:
-    journal = ChangeLog(store)
-    found, end = await journal.page(after, await journal.end())
-    assert end == await journal.end()
+    log = ChangeLog(store)
+    found, end = await log.page(after, await log.end())
+    assert end == await log.end()
     return found
 
 
 @pytest.mark.parametrize("status", WAYS)
-async def test_every_move_is_in_the_journal_once(store: Store, status: Status) -> None:
+async def test_every_change_is_in_the_log_once(store: Store, status: Status) -> None:
     await stand(store, 1, status)
     found = await moves(store)
     assert [move.status for move in found] == WAYS[status]
@@ -63,10 +63,10 @@ async def test_what_moves_nothing_is_not_in_it(store: Store) -> None:
 async def test_pages_follow_each_other_without_a_gap_or_a_repeat(store: Store) -> None:
     for number in range(80):
         await store.predictions.create(new(number))
-    journal = ChangeLog(store)
-    end = await journal.end()
-    first, place = await journal.page(0, end)
-    second, last = await journal.page(place, end)
+    log = ChangeLog(store)
+    end = await log.end()
+    first, place = await log.page(0, end)
+    second, last = await log.page(place, end)
     assert [move.prediction_id for move in first + second] == [pred(n) for n in range(80)]
     assert (len(first), last) == (50, end)
 
@@ -84,10 +84,10 @@ async def test_events_are_listed_newest_first(store: Store) -> None:
     for number in (3, 1, 2):
         await ended(store, number)
     await processing(store, 4, "req-4")
-    journal = ChangeLog(store)
-    found = await journal.events_below(None)
+    log = ChangeLog(store)
+    found = await log.events_below(None)
     assert [move.prediction_id for move in found] == [pred(2), pred(1), pred(3)]
-    below = await journal.events_below(found[0].seq)
+    below = await log.events_below(found[0].seq)
     assert below == found[1:]
 
 
@@ -107,7 +107,7 @@ async def test_the_end_waits_for_transactions_that_have_a_place_and_no_commit(
             "INSERT INTO changes (prediction_id, status, time) VALUES ($1, 'queued', 0)", pred(9)
         )
         await submitting(store, 1)  # a later place, an earlier commit
-        end = asyncio.create_task(store.journal_end())
+        end = asyncio.create_task(store.change_log_end())
         await eventually(lambda: engine.rows("SELECT count(*) FROM changes"), lambda n: n == [(2,)])
         assert not (await asyncio.wait({end}, timeout=0.1))[0]
         await transaction.commit()

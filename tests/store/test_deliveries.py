@@ -345,13 +345,13 @@ async def test_an_attempt_whose_process_is_gone_is_recorded_and_told_of(
 
 
 async def test_a_probe_ends_with_its_process(store: Store) -> None:
-    gates = Breakers(store)
+    breakers = Breakers(store)
     for name in ("greet", "other"):
-        await gates.open(name, NOW, NOW + 10, "down")
-        assert await gates.probe(name, NOW + 20, NOW + 9000)
+        await breakers.trip(name, NOW, NOW + 10, "down")
+        assert await breakers.probe(name, NOW + 20, NOW + 9000)
     await claimed(store)
     await store.reclaim("next", NOW + 50)
-    found = await gates.all()
+    found = await breakers.all()
     assert (found["greet"].probe_until, found["other"].probe_until) == (None, NOW + 9000)
 
 

@@ -231,33 +231,33 @@ async def test_sweeps_and_accepts_at_once_hurt_nobody(engine: Engine, store: Sto
 
 
 def times(engine: Engine, *given: float) -> None:
-    """Write the times into the journal's rows, in their order."""
+    """Write the times into the change log's rows, in their order."""
     for number, at in enumerate(given, 1):
         engine.write(f"UPDATE changes SET time = {at} WHERE seq = {number}")
 
 
-async def test_the_journal_is_cut_off_and_the_place_remembered(
+async def test_the_change_log_is_trimmed_and_the_place_remembered(
     engine: Engine, store: Store
 ) -> None:
     for number in range(1, 5):
         await store.predictions.create(new(number))
     times(engine, 1.0, 2.0, 30.0, 4.0)
     disposal = Disposal(store)
-    assert await disposal.trim_journal(3.0, 1) == 1
-    assert await disposal.mark("changes") == 1
-    assert await disposal.trim_journal(3.0, 100) == 1
-    assert await disposal.trim_journal(3.0, 100) == 0
-    assert await disposal.mark("changes") == 2
+    assert await disposal.trim_change_log(3.0, 1) == 1
+    assert await disposal.watermark("changes") == 1
+    assert await disposal.trim_change_log(3.0, 100) == 1
+    assert await disposal.trim_change_log(3.0, 100) == 0
+    assert await disposal.watermark("changes") == 2
     assert engine.rows("SELECT seq FROM changes ORDER BY seq") == [(3,), (4,)]
 
 
-async def test_the_newest_row_of_the_journal_stays(engine: Engine, store: Store) -> None:
+async def test_the_newest_row_of_the_change_log_stays(engine: Engine, store: Store) -> None:
     await store.predictions.create(new(1))
     await store.predictions.create(new(2))
-    await Disposal(store).trim_journal(NOW + 1, 100)
+    await Disposal(store).trim_change_log(NOW + 1, 100)
     await store.predictions.create(new(3))
     assert engine.rows("SELECT seq FROM changes ORDER BY seq") == [(2,), (3,)]
-    assert await Disposal(store).mark("changes") == 1
+    assert await Disposal(store).watermark("changes") == 1
 
 
 async def unneeded(store: Store, number: int, count: int, at: float = NOW) -> None:

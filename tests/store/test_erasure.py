@@ -94,7 +94,7 @@ async def filled(store: Store, *, ok: bool = True) -> None:
             else {"decision": msgspec.structs.replace(decision, reason=MARKER)}
         )
         await store.settle(settlement(claim, note=MARKER, **said))
-    await Breakers(store).open("bad", NOW, NOW + 60, MARKER)
+    await Breakers(store).trip("bad", NOW, NOW + 60, MARKER)
     kept = Stored(url=f"https://kept.example/{MARKER}", sha256=MARKER, size=1, content_type="a/b")
     await store.deliveries.annotate(
         Annotation(prediction_id=pred(1), stored={0: kept}, metadata={MARKER: MARKER})

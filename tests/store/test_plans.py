@@ -175,7 +175,7 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     },
     "select_known": (inbox.sql.select_known, _LIVING),
     "insert_callbacks": (inbox.sql.insert_callbacks, _CALLBACKS),
-    "end_predictions": (inbox.sql.end_predictions, _ENDS),
+    "end_predictions": (predictions.sql.end_predictions, _ENDS),
     "note_prediction": (inbox.sql.note_prediction, None),
     "insert_events": (inbox.sql.insert_events, _EVENTS),
     "insert_unmatched": (inbox.sql.insert_unmatched, _EVENTS),

@@ -159,7 +159,7 @@ async def test_what_grows_in_any_case_is_cut(
     assert count(engine) == 5
     assert count(engine, "callbacks WHERE verdict <> 'accepted'") == 2
     assert count(engine, "changes") == 1
-    assert await Disposal(engine.store).mark("changes") == 9
+    assert await Disposal(engine.store).watermark("changes") == 9
 
 
 async def test_what_is_cut_takes_as_many_turns_as_it_needs(

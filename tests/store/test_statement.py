@@ -20,7 +20,7 @@ from receiver.store.facade import Store
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.sqlite.engine import SQLiteStore
-from receiver.store.statement import Row, Run, Statement, Statements, Steps, Write, together
+from receiver.store.statement import Cells, Run, Statement, Statements, Steps, Write, together
 from tests.postgres import Database
 
 PACKAGE: Final = Path(receiver.__file__).parent
@@ -68,10 +68,12 @@ def test_rows_are_a_table_and_come_after_the_values() -> None:
 
 
 def test_gathered_rows_are_one_row_of_sqlites() -> None:
-    statement = Statement("SELECT {gather:a, max(b, c)} FROM t")
-    assert statement.gathers
-    assert statement.sqlite == "SELECT json_group_array(json_array(a, max(b, c))) FROM t"
-    assert statement.postgres == "SELECT a, max(b, c) FROM t"
+    statement = Statement("SELECT {gather:t.a, CAST(max(b, c) AS text)\n  AS most} FROM t")
+    assert statement.gathers == ("a", "most")
+    assert statement.sqlite == (
+        "SELECT json_group_array(json_array(t.a, CAST(max(b, c) AS text))) FROM t"
+    )
+    assert statement.postgres == "SELECT t.a, CAST(max(b, c) AS text)\n  AS most FROM t"
     assert not Statement("SELECT a FROM t").gathers
 
 
@@ -125,6 +127,15 @@ def test_a_value_has_the_same_type_wherever_a_statement_names_it(noun: str) -> N
         for name, kind in re.findall(r"(?<!:):([a-z_]+)(?:::(\w+))?", part):
             types.setdefault(name, set()).add(kind)
         assert all(len(kinds) == 1 for kinds in types.values()), part
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_every_statement_is_described_and_every_file_has_its_module(noun: str) -> None:
+    text = (PACKAGE / "store" / "sql" / f"{noun}.sql").read_text()
+    for part in f"\n{text}".split("\n-- name: ")[1:]:
+        name, line, *_ = part.split("\n")
+        assert re.fullmatch(r"-- [A-Z].*[.:,a-z]", line), name
+    assert noun == "shared" or (PACKAGE / "store" / f"{noun}.py").is_file()
 
 
 def test_every_statement_is_used_and_every_one_that_is_used_exists() -> None:
@@ -209,7 +220,7 @@ READ: Final = Statement("SELECT n, a, b, c, d FROM dialect ORDER BY n")
 BY_VALUE: Final = Statement("SELECT n FROM dialect WHERE n = 0 AND a = :reason AND b = :now::float")
 
 
-def write_and_read(items: Sequence[tuple[list[Row], bool]]) -> Steps[list[Any]]:
+def write_and_read(items: Sequence[tuple[list[Cells], bool]]) -> Steps[list[Any]]:
     results = []
     for rows, is_one_write in items:
         yield Run(EMPTY)
@@ -238,7 +249,7 @@ class Engine:
     def run(self, what: Any) -> Any:
         return self._runner.run(what)
 
-    def round_trip(self, rows: list[Row], *, is_one_write: bool) -> Any:
+    def round_trip(self, rows: list[Cells], *, is_one_write: bool) -> Any:
         return self.run(self._store.write(write_and_read, (rows, is_one_write)))
 
     def text(self, text: str) -> str:
@@ -305,7 +316,7 @@ def _as_bytes(value: str | bytes) -> bytes:
 def test_a_text_with_nul_is_kept_whole(either: Engine, body: bytes) -> None:
     """A stranger's words may have one; what comes after it is no less theirs."""
     kept, _, _ = either.round_trip([(0, "be\0fore", 0.0, 0, body)], is_one_write=False)
-    assert [row[1] for row in kept] == [either.text("be\0fore")]
+    assert [row["a"] for row in kept] == [either.text("be\0fore")]
 
 
 def test_whatever_is_written_is_read_back(either: Engine) -> None:
@@ -321,23 +332,27 @@ def test_whatever_is_written_is_read_back(either: Engine) -> None:
     )
     @example(rows=[], is_one_write=False)
     def check(rows: list[Any], is_one_write: bool) -> None:
-        given_rows: list[Row] = [(n, either.sendable(a), *row) for n, (a, *row) in enumerate(rows)]
+        given_rows: list[Cells] = [
+            (n, either.sendable(a), *row) for n, (a, *row) in enumerate(rows)
+        ]
         kept, found, by_value = either.round_trip(given_rows, is_one_write=is_one_write)
         expected = [(n, either.text(a), b, c, d) for n, a, b, c, d in given_rows]
-        assert [(n, a, b, c, _as_bytes(d)) for n, a, b, c, d in kept] == expected
+        assert [
+            (row["n"], row["a"], row["b"], row["c"], _as_bytes(row["d"])) for row in kept
+        ] == expected
         # And it is found by what it was written with, whichever way that is given.
-        assert sorted((n, a, c) for n, a, _, c in found) == [
+        assert sorted((row["n"], row["a"], row["c"]) for row in found) == [
             (n, a, c) for n, a, _, c, _ in expected
         ]
-        for n, _, b, _ in found:  # SQLite gathers numbers with 15 digits
-            assert b == pytest.approx(expected[n][2], rel=1e-14, abs=0.0)
-        assert [tuple(row) for row in by_value] == [(0,)] * bool(rows)
+        for row in found:  # SQLite gathers numbers with 15 digits
+            assert row["b"] == pytest.approx(expected[row["n"]][2], rel=1e-14, abs=0.0)
+        assert [row["n"] for row in by_value] == [0] * bool(rows)
 
     check()
 
 
 def test_a_batch_may_be_large(either: Engine) -> None:
-    rows: list[Row] = [(n, "é" * (n % 50), n / 7, n, bytes([n % 256]) * 50) for n in range(700)]
+    rows: list[Cells] = [(n, "é" * (n % 50), n / 7, n, bytes([n % 256]) * 50) for n in range(700)]
     kept, found, _ = either.round_trip(rows, is_one_write=False)
     assert len(kept) == len(found) == 700
-    assert tuple(kept[699][:4]) == rows[699][:4]
+    assert tuple(kept[699][name] for name in "nabc") == rows[699][:4]

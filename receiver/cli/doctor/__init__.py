@@ -60,7 +60,7 @@ async def examine(
     env: Mapping[str, str], *, clock: Callable[[], float] = time.time
 ) -> list[Finding]:
     """Make every check, and give what was found in the order in which it should be fixed."""
-    settings, problems, names = Settings.look(env)
+    settings, problems = Settings.look(env)
     caller, more = Caller.look(env)
     problems = list(dict.fromkeys([*problems, *more]))
     verify = untold() if check_tls(env) else None
@@ -74,7 +74,7 @@ async def examine(
         broken = {problem.partition(":")[0].split(" ")[0] for problem in problems}
         of = _Surroundings(caller, settings, broken, asker)
         checks: list[tuple[str, Check]] = [
-            ("settings", lambda: check_settings(env, settings, problems, names)),
+            ("settings", lambda: check_settings(env, settings, problems)),
             ("secrets", lambda: check_secrets(caller, settings)),
             ("database", of.database),
             ("backlog", of.backlog),

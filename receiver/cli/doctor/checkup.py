@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import sqlite3
@@ -19,8 +20,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from receiver.store.backlog import sql
-from receiver.store.deliveries import sql as delivery_sql
+from receiver.providers import NAMES
+from receiver.store.backlog import Backlog, backlog_of, sql, wanted
 from receiver.store.postgres import address
 from receiver.store.schema import migrations
 
@@ -34,22 +35,6 @@ _COUNT: Final = 3.0
 """Seconds for counting on a server."""
 _STEPS: Final = 20_000
 """Steps of SQLite between two looks at the clock."""
-
-
-class Backlog(msgspec.Struct, frozen=True, kw_only=True):
-    """What is pending."""
-
-    pending: dict[str, int]
-    """Pending deliveries, by handler."""
-    dead: int
-    unattended: int
-    """Deliveries that nobody has begun long after their time, though nothing holds them back."""
-    unasked: int
-    """Predictions nobody has asked their provider about long after it was time."""
-    paused: list[str]
-    """Handlers that somebody has paused."""
-    failing: dict[str, str]
-    """Handlers held back after a run of failures, with the reason of the last."""
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +118,7 @@ def _read_once(path: str, until: float) -> dict[str, Any]:
         return {
             "wal": _size(f"{path}-wal"),
             "version": version,
-            "backlog": _in_time(connection, _backlog_of) if version == LATEST else None,
+            "backlog": _in_time(connection, _count) if version == LATEST else None,
             "integrity": _in_time(connection, _integrity),
         }
 
@@ -164,25 +149,12 @@ def _integrity(connection: sqlite3.Connection) -> str:
     return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
 
 
-def _backlog_of(connection: sqlite3.Connection) -> Backlog:
-    before = {"before": time.time() - OVERDUE}
-    return _backlog(
-        connection.execute(delivery_sql.count_pending.sqlite).fetchall(),
-        connection.execute(sql.select_backlog.sqlite, before).fetchone(),
-        connection.execute(sql.held.sqlite).fetchall(),
-    )
-
-
-def _backlog(pending: Any, counts: Any, held: Any) -> Backlog:
-    dead, unattended, unasked = counts
-    return Backlog(
-        pending={row[0]: row[1] for row in pending},
-        dead=dead,
-        unattended=unattended,
-        unasked=unasked,
-        paused=[name for name, state, _ in held if state == "paused"],
-        failing={name: reason for name, state, reason in held if state == "open"},
-    )
+def _count(connection: sqlite3.Connection) -> Backlog:
+    connection.row_factory = sqlite3.Row
+    before = time.time() - OVERDUE
+    rows = json.dumps(wanted(NAMES))
+    found = connection.execute(sql.count_all.sqlite, {"before": before, "rows": rows})
+    return backlog_of(found.fetchall(), before)
 
 
 # --- PostgreSQL ---
@@ -235,20 +207,20 @@ async def _ask(connection: Any) -> Server:
     began = time.time()
     there = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
     facts["skew"] = there - (began + time.time()) / 2
-    facts["closed"] = [row[0] for row in await connection.fetch(_CLOSED)]
+    facts["closed"] = [row["relname"] for row in await connection.fetch(_CLOSED)]
     version = None
     if facts.pop("migrated") and "migrations" not in facts["closed"]:
         version = await connection.fetchval("SELECT max(number) FROM receiver.migrations")
     if version == LATEST and not facts["closed"]:
         with contextlib.suppress(TimeoutError):
-            facts["backlog"] = await _count(connection)
+            facts["backlog"] = await _count_there(connection)
     return Server(version=version, **facts)
 
 
-async def _count(connection: Any) -> Backlog:
+async def _count_there(connection: Any) -> Backlog:
+    before = time.time() - OVERDUE
+    columns = zip(*wanted(NAMES), strict=True)
     async with asyncio.timeout(_COUNT):
-        return _backlog(
-            await connection.fetch(delivery_sql.count_pending.postgres),
-            await connection.fetchrow(sql.select_backlog.postgres, time.time() - OVERDUE),
-            await connection.fetch(sql.held.postgres),
+        return backlog_of(
+            await connection.fetch(sql.count_all.postgres, before, *map(list, columns)), before
         )

@@ -9,7 +9,6 @@ from typing import Final, TypeAlias
 from receiver.cli.doctor.checkup import (
     LATEST,
     OVERDUE,
-    Backlog,
     File,
     Server,
     look_at_file,
@@ -19,6 +18,7 @@ from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
 from receiver.deliveries.registry import Registry
 from receiver.model.errors import StoreUnusable
 from receiver.settings import Settings
+from receiver.store.backlog import Backlog
 from receiver.store.postgres import address
 
 _LOOK: Final = 6.0
@@ -192,19 +192,27 @@ def check_backlog(seen: Look) -> Findings:
         warn("backlog", said.format(number), fix)
         for number, said, fix in (
             (backlog.dead, "{} deliveries are dead", _DEAD),
-            (backlog.unattended, f"{{}} deliveries are overdue by {OVERDUE:g} s", _UNATTENDED),
-            (backlog.unasked, f"{{}} predictions are overdue by {OVERDUE:g} s", _UNASKED),
+            (
+                backlog.overdue_deliveries,
+                f"{{}} deliveries are overdue by {OVERDUE:g} s",
+                _UNATTENDED,
+            ),
+            (
+                backlog.overdue_predictions,
+                f"{{}} predictions are overdue by {OVERDUE:g} s",
+                _UNASKED,
+            ),
         )
         if number
     ]
-    if backlog.paused:
+    if paused := sorted(name for name, state in backlog.held.items() if state == "paused"):
         fix = "resume them when what they do can be done again"
-        found.append(warn("backlog", f"{_some(backlog.paused)}: paused by hand", fix))
-    for name, reason in backlog.failing.items():
-        said = f"{name} is held back after a run of failures: {reason}"
+        found.append(warn("backlog", f"{_some(paused)}: paused by hand", fix))
+    for name in sorted(backlog.held.keys() - {*paused}):
+        said = f"{name} is held back after a run of failures: {backlog.reasons[name]}"
         found.append(warn("backlog", said, "fix what it calls; it is tried again by itself"))
     return found or [
-        ok("backlog", f"{sum(backlog.pending.values())} deliveries pending, none dead")
+        ok("backlog", f"{sum(backlog.of_handlers().values())} deliveries pending, none dead")
     ]
 
 
@@ -219,7 +227,7 @@ _UNASKED: Final = "see that `receiver serve` runs and reaches the providers"
 def check_pending(seen: Look, registry: Registry) -> Iterator[Finding]:
     """Find deliveries that no handler of ours will ever run."""
     backlog = _backlog(seen)
-    pending: Mapping[str, int] = backlog.pending if backlog else {}
+    pending: Mapping[str, int] = backlog.of_handlers() if backlog else {}
     for name in sorted(pending.keys() - registry.handlers.keys()):
         yield warn(
             "handlers",

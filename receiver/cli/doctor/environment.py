@@ -12,10 +12,9 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
-from receiver.settings import Caller, Secret, Settings
+from receiver.settings import Caller, Secret, Settings, all_settings
 
 _OURS: Final = ("RECEIVER_", "OXEN_", "EACHLABS_", "FAL_")
-_OF_CLIENTS: Final = {"RECEIVER_URL", "RECEIVER_API_KEY"}
 _OF_KUBERNETES: Final = re.compile(
     r"RECEIVER_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
 )
@@ -37,11 +36,10 @@ _SHORTEST_HIDDEN: Final = 6
 """Shorter ones are parts of words; no check says one, hiding them is only the net below."""
 
 
-def check_settings(
-    env: Mapping[str, str], settings: Settings, problems: list[str], names: Collection[str]
-) -> Findings:
+def check_settings(env: Mapping[str, str], settings: Settings, problems: list[str]) -> Findings:
+    names = {name for each in all_settings() for name in each.names}
     found = [_problem(problem) for problem in problems]
-    found += _strangers(env, {*names, *_OF_CLIENTS})
+    found += _strangers(env, names)
     if settings.dev:
         found.append(
             warn(

@@ -32,7 +32,7 @@ class HandlerState(msgspec.Struct, frozen=True, kw_only=True):
     registered: bool
     """False: it is no handler here any more, but has deliveries or is paused."""
     pending: int
-    """Deliveries that are pending."""
+    """Pending deliveries, up to 10,000."""
     paused_at: datetime | None
     open_until: datetime | None
     reason: str

@@ -73,7 +73,7 @@ class Address(NamedTuple):
     """Seconds that a connection may take; None: as we think best."""
     startup: dict[str, str]
     settings: dict[str, str]
-    """Of the server: it says whether it knows them."""
+    """Sent to the server, which refuses those it does not know."""
     dropped: tuple[str, ...]
     """Parameters that have no effect here."""
     context: ssl.SSLContext | None
@@ -124,7 +124,7 @@ def _read(url: str) -> Address:
 
 
 def _by_use(given: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Part parameters by what is made of them; what nobody knows may be a setting of the server."""
+    """Sort parameters by use; an unknown one may be a setting of the server."""
     if given.pop("ssl", "") in {"true", "1", "require"}:
         given.setdefault("sslmode", "require")
     found: dict[str, dict[str, str]] = {use: {} for use in (*get_args(_Use), "setting")}
@@ -175,7 +175,7 @@ def _quoted(text: str) -> str:
 
 
 def _causes(place: str, seconds: float) -> Mapping[str, str]:
-    """Say what an error of connecting means, by the name of its class or of one it is made of."""
+    """Return what a connection error means, by the name of its class or of its bases."""
     return {
         "SSLCertVerificationError": f"the certificate of {place} is not trusted; name its authority"
         " by sslrootcert=FILE, or sslrootcert=system for those of this machine",
@@ -192,7 +192,7 @@ def _causes(place: str, seconds: float) -> Mapping[str, str]:
 
 
 def explain(error: BaseException, place: str, seconds: float) -> str:
-    """Say in a few words why no connection could be made."""
+    """Return in a few words why no connection could be made."""
     known = _causes(place, seconds)
     kinds = [kind.__name__ for kind in type(error).__mro__]
     said = next((known[kind] for kind in kinds if kind in known), place)

@@ -1,7 +1,7 @@
 """The store on PostgreSQL: any number of processes on any number of machines.
 
-The queue stands beside the rows (`Jobs`) and is written in the same transactions; it says what is
-due, and the delivery rows stay the truth. What one process commits, the others hear by NOTIFY.
+The queue (`Jobs`) is written in the same transactions as the rows. It hands out what is due; where
+the two differ, the delivery rows are right. Processes notify each other of commits by NOTIFY.
 """
 
 from __future__ import annotations
@@ -40,7 +40,17 @@ from receiver.store.leases import LeaseRequest
 from receiver.store.postgres import address
 from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
 from receiver.store.schema import migrations
-from receiver.store.statement import News, Row, Run, Statement, Steps, Transaction, Write, together
+from receiver.store.statement import (
+    Cells,
+    News,
+    Row,
+    Run,
+    Statement,
+    Steps,
+    Transaction,
+    Write,
+    together,
+)
 
 if TYPE_CHECKING:  # PgQueuer takes long to import, and is not here to accept
     from pgqueuer import Job
@@ -69,13 +79,13 @@ _SKEWED: Final = 2.0
 _ONE_STEP: Final = 30.0
 """Seconds in which all processes have seen one and the same step of the clock."""
 _SOON: Final = 0.01
-"""Seconds until the next look for what has just fallen due, or is in another's hands."""
+"""Seconds until the next try to claim what has just fallen due, or is locked elsewhere."""
 _LAST_BEAT: Final = 2.0
 """Seconds to wait for the thread of the leases; with the server away it may hang for longer."""
 _LARGEST_SHARED: Final = 64 * 1024
 """Bytes of a callback that shares a transaction with others."""
 _LAST_PLACE: Final = Statement(
-    "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM receiver.changes_seq_seq"
+    "SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS seq FROM receiver.changes_seq_seq"
 )
 _WRITING: Final = Statement("""
 SELECT virtualtransaction FROM pg_locks
@@ -83,10 +93,12 @@ WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
   AND database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
   AND relation = to_regclass('receiver.changes')
 """)
-_CLOCK: Final = Statement("SELECT extract(epoch FROM clock_timestamp())::double precision")
+_CLOCK: Final = Statement(
+    "SELECT extract(epoch FROM clock_timestamp())::double precision AS seconds"
+)
 _SHORTEST_WAIT: Final = 0.002
 _LONGEST_WAIT: Final = 0.1
-"""Seconds between two looks for transactions that write the journal."""
+"""Seconds between two looks for transactions that write the change log."""
 _SETTINGS: Final = {
     "search_path": SCHEMA,
     # A process that is frozen in a transaction must not hold its rows against all others.
@@ -122,7 +134,7 @@ class PostgresStore(Store):
         """The jobs of this process's claims, by delivery and claim: it may be claimed again before
         we hear that its settlement is committed."""
         self._untaken: dict[str, dict[str, Job]] = {}
-        """Jobs that were picked, by handler and delivery, until we know what became of those."""
+        """Jobs that were picked and whose deliveries are not claimed yet, by handler and id."""
         self._me = secrets.token_hex(8)
         self._rescue_at = 0.0
         self._rescued_to = ""
@@ -214,7 +226,7 @@ class PostgresStore(Store):
 
     async def believes(self, now: float, step: Shift) -> bool:
         """Follow a step only towards the server's clock, which all have in common."""
-        there = float((await self.read(_CLOCK))[0][0])
+        there = float((await self.read(_CLOCK))[0]["seconds"])
         return abs(there - now - step.deadline) < abs(there - now)
 
     # --- what the queue has a part in ---
@@ -243,8 +255,8 @@ class PostgresStore(Store):
         return held
 
     async def release(self, owner: str, now: float) -> list[LostAttempt]:
-        # After all claims that are still under way: nobody waits for them any more. What cannot be
-        # given back PgQueuer hands out half a minute later.
+        # It comes after all claims under way, whose results are not used any more. What cannot be
+        # given back is handed out again by PgQueuer half a minute later.
         lost: list[LostAttempt] = []
         with contextlib.suppress(StoreUnavailable):
             lost = await self._claimer.write("give back", self._give_back_all, now)
@@ -258,9 +270,9 @@ class PostgresStore(Store):
         self._pulse.put((owner, delivery_ids, lease_until))
 
     async def reclaim(self, owner: str, now: float) -> list[LostAttempt]:
-        """Do so, and once a minute see to deliveries that nobody else would."""
+        """Reclaim what has no owner; once a minute, rescue deliveries without a job."""
         asked = time.time()
-        self._compare_clocks(float((await self.read(_CLOCK))[0][0]), asked)
+        self._compare_clocks(float((await self.read(_CLOCK))[0]["seconds"]), asked)
         by_server = now + self._skew
         lost = await self.write(deliveries.reclaim, (owner, by_server))
         if now >= self._rescue_at:
@@ -318,7 +330,8 @@ class PostgresStore(Store):
         rows = await _run(
             cx, Run(deliveries.sql.take_deliveries, params, [(name,) for name in names])
         )
-        taken = {row[0]: deliveries.claim_of(row, wanted.handler) for row in rows}
+        found = [deliveries.claim_of(row, wanted.handler) for row in rows]
+        taken = {claim.id: claim for claim in found}
         claims = [taken[name] for name in names if name in taken]
         self._claimed |= {(claim.id, claim.number): untaken.pop(claim.id) for claim in claims}
         return claims
@@ -335,7 +348,11 @@ class PostgresStore(Store):
             rows = await _run(
                 cx, Run(deliveries.sql.select_leases, rows=[(name,) for name in sorted(untaken)])
             )
-            pending = {row[0]: row[2] or now for row in rows if row[1] in {"running", "pending"}}
+            pending = {
+                row["id"]: row["lease_until"] or now
+                for row in rows
+                if row["state"] in {"running", "pending"}
+            }
             for delivery, lease_until in pending.items():
                 await self._jobs.defer(cx, untaken[delivery], max(lease_until - now, 0.0))
             over = [job for name, job in untaken.items() if name not in pending]
@@ -346,7 +363,7 @@ class PostgresStore(Store):
     async def _give_back_all(
         self, cx: Connection, items: Sequence[float]
     ) -> Sequence[list[LostAttempt]]:
-        """Put back what was picked by claims that failed half way."""
+        """Put back the jobs that were picked by claims that failed half way."""
         lost: list[LostAttempt] = []
         for untaken in self._untaken.values():
             if untaken:
@@ -378,7 +395,7 @@ class PostgresStore(Store):
         return released
 
     async def _rescue_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
-        """See to what nobody else will: what lost its job, and what waits for what has ended."""
+        """Give jobs to deliveries that lost theirs, and let go those that wait for ended ones."""
         look = (max(items), self._rescued_to, _MOST_RESCUED)
         [self._rescued_to] = await self._drive(cx, deliveries.let_go([look]))
         found = await self._jobs.lost(cx, max(items) - _OVERDUE, _MOST_RESCUED)
@@ -442,14 +459,14 @@ class PostgresStore(Store):
             await self._jobs.drop(cx, step.news.over)
 
     def _told(self, news: News) -> list[str]:
-        """Say news in as many notices as it takes."""
+        """Return news as the texts of notices, as many as it takes."""
         handlers = sorted({handler for _, handler in news.pending})
         parts = range(0, max(len(news.ended), 1), _MOST_NAMED)
         notices = [[self._me, handlers, news.ended[at : at + _MOST_NAMED]] for at in parts]
         return [msgspec.json.encode(notice).decode() for notice in notices]
 
     async def read(
-        self, statement: Statement, rows: Sequence[Row] | None = None, **params: Any
+        self, statement: Statement, rows: Sequence[Cells] | None = None, **params: Any
     ) -> list[Row]:
         if self._pool is None:
             raise StoreUnavailable("the database is not open")
@@ -464,20 +481,24 @@ class PostgresStore(Store):
                 last = error
         raise StoreUnavailable(f"the database cannot be read: {last}") from last
 
-    async def journal_end(self) -> int:
-        """Return the last place that was handed out, once whoever was writing then has ended.
+    async def change_log_end(self) -> int:
+        """Return the last place that was handed out, once the transactions of then have ended.
 
-        Places are handed out before their commits, and these may come in another order. Whoever
-        has one holds a lock on the journal until its transaction ends, and got that lock first.
+        Places are handed out before the commits, which may come in another order. A transaction
+        takes a lock on the change log before it gets a place, and holds it until it ends.
         """
-        last = int((await self.read(_LAST_PLACE))[0][0])
-        writing = {row[0] for row in await self.read(_WRITING)}
+        last = int((await self.read(_LAST_PLACE))[0]["seq"])
+        writing = await self._writing()
         pause = _SHORTEST_WAIT
         while writing:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_WAIT)
-            writing &= {row[0] for row in await self.read(_WRITING)}
+            writing &= await self._writing()
         return last
+
+    async def _writing(self) -> set[str]:
+        """Return the transactions that write the change log."""
+        return {row["virtualtransaction"] for row in await self.read(_WRITING)}
 
     def is_taken(self, error: Exception) -> bool:
         return isinstance(error, asyncpg.UniqueViolationError)
@@ -485,11 +506,11 @@ class PostgresStore(Store):
     # --- what others commit ---
 
     async def _listen(self) -> None:
-        """Hear of other processes' commits for as long as we run; a gap wakes everybody."""
+        """Listen for other processes' commits for as long as we run; a gap wakes all workers."""
         while True:
             try:
                 await self._hear_until_it_ends()
-            except Exception as error:  # noqa: BLE001 - whatever it is, we must listen again
+            except Exception as error:  # noqa: BLE001 - we must listen again after any error
                 log.warning("news.interrupted", reason=f"{type(error).__name__}: {error}")
             await asyncio.sleep(1.0)
 
@@ -514,7 +535,7 @@ class PostgresStore(Store):
                 str(text), type=tuple[str, list[str], list[str]]
             )
         except msgspec.DecodeError:
-            return  # whoever may write to this database may also say nonsense in it
+            return  # any role of this database may send a notice, and so nonsense
         if sender != self._me:
             self._wakeups.wake("handler", *handlers)
             self._wakeups.wake_all("changes")
@@ -557,10 +578,10 @@ class PostgresStore(Store):
             raise StoreUnusable(_POOLED)
 
     def _compare_clocks(self, there: float, asked: float) -> None:
-        """Learn how far apart the clocks are, now and then, as either may be set meanwhile."""
+        """Measure again how far apart the clocks are, as either may have been set."""
         here = time.time()
         skew = there - here
-        # An answer that waited for us tells nothing.
+        # An answer that waited while our loop was busy is too old to compare with.
         if not 0.0 <= here - asked < _SKEWED / 2 or abs(skew - self._skew) <= _SKEWED:
             return
         self._skew = skew if abs(skew) > _SKEWED else 0.0
@@ -619,19 +640,19 @@ CREATE TABLE receiver.migrations (number BIGINT PRIMARY KEY, at TIMESTAMPTZ NOT 
 _MADE: Final = re.compile(r"CREATE TABLE (\w+)")
 _PLACES: Final = """
 SELECT name, (SELECT min(schemaname) FROM pg_tables
-              WHERE tablename = name AND schemaname = 'public')
+              WHERE tablename = name AND schemaname = 'public') AS elsewhere
 FROM unnest($1::text[]) name WHERE to_regclass('receiver.' || name) IS NULL
 """
 
 
 async def _close(connection: Connection) -> None:
-    """Take leave of the server; one that is slow to say goodbye is no reason not to start."""
+    """Close a connection; a server that is slow about it must not keep us from starting."""
     with contextlib.suppress(TimeoutError):
         await connection.close(timeout=1.0)
 
 
 async def _lock_schema(connection: Connection) -> None:
-    """Be the only one to set up the schema, until the transaction ends."""
+    """Lock out other processes that set up the schema, until the transaction ends."""
     told = asyncio.get_running_loop().call_later(
         _SILENT, lambda: log.warning("schema.waiting", reason="another process sets it up")
     )
@@ -647,15 +668,16 @@ async def _lock_schema(connection: Connection) -> None:
 
 
 async def _check_tables(connection: Connection, version: int) -> None:
-    """Insist that the tables of this version are where they belong."""
+    """Raise StoreUnusable unless the tables of this version are in their schema."""
     made = [name for text in migrations("postgres")[:version] for name in _MADE.findall(text)]
     missing = await connection.fetch(_PLACES, made)
     if not missing:
         return
-    names = ", ".join(row[0] for row in missing)
+    names = ", ".join(row["name"] for row in missing)
     said = f"the database says that it has schema {version}, but these tables are not in the "
     said += f"PostgreSQL schema `receiver`: {names}"
-    moves = [f"ALTER TABLE public.{row[0]} SET SCHEMA receiver;" for row in missing if row[1]]
+    elsewhere = [row["name"] for row in missing if row["elsewhere"]]
+    moves = [f"ALTER TABLE public.{name} SET SCHEMA receiver;" for name in elsewhere]
     if moves:
         said += f"; they were made in `public`, so run {' '.join(moves)} and start again"
     else:
@@ -664,7 +686,7 @@ async def _check_tables(connection: Connection, version: int) -> None:
 
 
 async def _leave_as_it_is(_: Any) -> None:
-    """Spare the round trip by which a pool cleans a connection: nothing here leaves traces."""
+    """Do not reset a connection in the pool: nothing here leaves state, and it is a round trip."""
 
 
 def what_to_do(error: BaseException, at: address.Address) -> str:
@@ -692,7 +714,7 @@ def _values(statement: Statement, params: Mapping[str, Any]) -> list[Any]:
     return [_storable(params[name]) for name in statement.names]
 
 
-def _columns(statement: Statement, rows: Sequence[Row] | None) -> list[Any]:
+def _columns(statement: Statement, rows: Sequence[Cells] | None) -> list[Any]:
     if not rows:
         return [[] for _ in statement.columns]
     return [[_storable(cell) for cell in column] for column in zip(*rows, strict=True)]

@@ -1,7 +1,8 @@
-"""What a Writer is to a file, for a server: whatever waits is committed together (group commit).
+"""Group commit for PostgreSQL: all writes of one kind that wait are committed together.
 
-All the items that wait for one operation make one transaction, and each caller is told after its
-commit. A few connections take turns, so that one batch is prepared while another reaches the disk.
+All the items that wait for one operation make one transaction, and each caller gets its result
+after the commit. A few connections take turns: one batch is prepared while another reaches the
+disk.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _TRIES: Final = 6
 _PAUSE: Final = 0.01
 """Seconds before a transaction that met another one is tried again, the first time."""
 
-# What is wrong with values, as opposed to what befalls the server; missing tables and rights count
-# as the server's trouble too: whoever took them away can bring them back.
+# Errors in values; all others are the server's. Missing tables and rights count as the server's, as
+# an administrator may bring them back.
 _FAULTS: Final = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
@@ -53,7 +54,7 @@ _TROUBLE: Final = (
 
 
 def is_trouble(error: BaseException) -> bool:
-    """Tell a server that is away, or takes no writes, from a fault of ours."""
+    """Return whether an error means that the server is away or takes no writes."""
     return isinstance(error, _TROUBLE) and not isinstance(error, _FAULTS)
 
 
@@ -77,7 +78,7 @@ class _Batch:
         return batches
 
     def check(self, results: Sequence[Any]) -> None:
-        """Insist on one result an item, before it is too late to take them back."""
+        """Raise unless there is one result an item, while the transaction can be rolled back."""
         if len(results) != len(self.items):
             raise RuntimeError(f"{len(results)} results for {len(self.items)} items")
 
@@ -93,9 +94,9 @@ class _Batch:
 
 
 class Committer:
-    """Owns `size` connections that write; `report` hears when writing stops and starts to work.
+    """Owns `size` connections that write; `report` is called when writing fails or works again.
 
-    `committed` hears of every commit, and how many writes it had.
+    `committed` is called after every commit, with the number of its writes.
     Without `transactions` every statement of a batch is committed by itself.
     """
 
@@ -155,7 +156,7 @@ class Committer:
                 await connection.close(timeout=1.0)
 
     async def _commit(self, connection: Connection | None, batch: _Batch) -> Connection | None:
-        """Commit a batch, on a new connection if need be; give the connection for the next."""
+        """Commit a batch, on a new connection if need be; return the connection for the next."""
         last: Exception | None = None
         for number in range(_TRIES):
             attempt = _Attempt(connection, transaction=self._transactions)
@@ -165,7 +166,7 @@ class Committer:
                 connection, last = attempt.connection, error
                 await asyncio.sleep(_PAUSE * 2**number * random.random())  # noqa: S311
                 continue
-            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+            except Exception as error:  # noqa: BLE001 - the callers that wait must get it
                 if not is_trouble(error):
                     return await self._blame(attempt.connection, batch, error)
                 attempt.drop()
@@ -185,7 +186,7 @@ class Committer:
     async def _blame(
         self, connection: Connection | None, batch: _Batch, error: Exception
     ) -> Connection | None:
-        """Find whose fault it was: the culprit fails, its neighbours do not."""
+        """Commit the items one by one, so that only the one with the error fails."""
         if len(batch.items) == 1:
             batch.refuse(error)
             return connection
@@ -196,7 +197,7 @@ class Committer:
     def _tell(self, trouble: StoreUnavailable | None) -> None:
         if self._broken == (trouble is None):
             self._broken = trouble is not None
-            with contextlib.suppress(Exception):  # who reports must not end the task that writes
+            with contextlib.suppress(Exception):  # a failing report must not end the writing
                 self._report(trouble)
 
 
@@ -211,7 +212,7 @@ class _Attempt:
 
     @property
     def may_repeat(self) -> bool:
-        """All that is known is that an old connection is dead, and no commit was under way."""
+        """Whether an old connection turned out to be dead before any commit was under way."""
         return self._used and not self._committing
 
     async def run(

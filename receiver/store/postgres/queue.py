@@ -64,7 +64,8 @@ _SELECT_NOTE: Final = "SELECT obj_description($1::text::regclass)"
 _HASTEN: Final = """
 UPDATE {queue} SET execute_after = NOW() WHERE dedupe_key = ANY($1) AND status = 'queued'
 """
-# PgQueuer's own has none for what has just fallen due: whoever woke a moment early would sleep on.
+# PgQueuer's own query leaves out what has just fallen due: a worker that woke a moment early would
+# sleep on.
 _NEXT_DUE: Final = """
 SELECT greatest(extract(epoch FROM execute_after - NOW()), 0)::double precision FROM {queue}
 WHERE status = 'queued' AND entrypoint = $1 ORDER BY execute_after LIMIT 1
@@ -223,7 +224,7 @@ class _Sweeps:
         while True:
             try:
                 await self._run()
-            except Exception as error:  # noqa: BLE001 - whatever it is, sweeping must go on
+            except Exception as error:  # noqa: BLE001 - sweeping must go on after any error
                 log.warning("sweep.interrupted", reason=f"{type(error).__name__}: {error}")
             await asyncio.sleep(_AGAIN)
 

@@ -1,16 +1,8 @@
--- name: select_backlog
-SELECT
-    (SELECT count(*) FROM deliveries WHERE state = 'dead'),
-    (SELECT count(*) FROM deliveries d WHERE state = 'pending' AND due_at <= :before::float
-        AND NOT EXISTS (SELECT 1 FROM handlers h WHERE h.name = d.handler
-                        AND (h.paused_at IS NOT NULL OR h.open_until > :before::float))),
-    (SELECT count(*) FROM predictions
-        WHERE due_at <= :before::float AND status IN ('processing', 'unconfirmed'))
-
--- name: pending
--- From handler to handler by the index, however many deliveries each has. A count ends at 10,000, as
--- more is as bad; so does the search for the oldest, in those due first. A delivery that is pending
--- again after its end is as old as its due time, any other as its event.
+-- name: count_all
+-- Count all that there is to do; no count goes beyond 10,000, so that its cost has a bound.
+-- Pending deliveries are counted from handler to handler by the index, however many each has. One
+-- that is pending again after its end is as old as its due time, any other as its event. Overdue is
+-- what has been due since `before`; where that is 0, it is not counted.
 WITH RECURSIVE h (name) AS (
     SELECT min(handler) FROM deliveries WHERE state = 'pending'
     UNION ALL
@@ -18,26 +10,45 @@ WITH RECURSIVE h (name) AS (
             WHERE d.state = 'pending' AND d.handler > h.name)
     FROM h WHERE h.name IS NOT NULL
 )
-SELECT h.name,
-    (SELECT count(*) FROM (SELECT 1 FROM deliveries d
-                           WHERE d.handler = h.name AND d.state = 'pending' LIMIT 10000) n),
-    (SELECT min(CASE o.round WHEN 0 THEN o.created_at ELSE o.due_at END)
-     FROM (SELECT d.round, d.created_at, d.due_at FROM deliveries d
-           WHERE d.handler = h.name AND d.state = 'pending' ORDER BY d.due_at LIMIT 10000) o)
-FROM h WHERE h.name IS NOT NULL LIMIT 200
-
--- name: running
-SELECT handler, count(*), min(CASE round WHEN 0 THEN created_at END) FROM deliveries
-WHERE state = 'running' GROUP BY handler
-
--- name: living
-SELECT r.provider, r.status,
+SELECT * FROM (
+    SELECT 'delivery' AS kind, h.name AS name, 'pending' AS state,
+        (SELECT count(*) FROM (SELECT 1 FROM deliveries d
+                               WHERE d.handler = h.name AND d.state = 'pending' LIMIT 10000) n)
+        AS number,
+        (SELECT min(CASE o.round WHEN 0 THEN o.created_at ELSE o.due_at END)
+         FROM (SELECT d.round, d.created_at, d.due_at FROM deliveries d
+               WHERE d.handler = h.name AND d.state = 'pending' ORDER BY d.due_at LIMIT 10000) o)
+        AS since,
+        (SELECT count(*) FROM (SELECT 1 FROM deliveries d
+                               WHERE d.handler = h.name AND d.state = 'pending'
+                                 AND d.due_at <= :before::float LIMIT 10000) n)
+        AS overdue,
+        '' AS reason
+    FROM h WHERE h.name IS NOT NULL LIMIT 1000) pending
+UNION ALL
+SELECT 'delivery', handler, 'running', count(*), min(CASE round WHEN 0 THEN created_at END), 0, ''
+FROM deliveries WHERE state = 'running' GROUP BY handler
+UNION ALL
+SELECT 'dead', '', 'dead', count(*), NULL, 0, ''
+FROM (SELECT 1 FROM deliveries d
+      WHERE d.state = 'dead' AND d.state IN ('skipped', 'dead') LIMIT 10000) n
+UNION ALL
+SELECT 'prediction', r.provider, r.status,
     (SELECT count(*) FROM (SELECT 1 FROM predictions p
                            WHERE p.provider = r.provider AND p.status = r.status
                              AND p.due_at IS NOT NULL
-                           ORDER BY p.id LIMIT 10000) n)
+                           ORDER BY p.id LIMIT 10000) n),
+    NULL,
+    CASE WHEN :before::float > 0 AND r.status IN ('processing', 'unconfirmed') THEN
+        (SELECT count(*) FROM (SELECT p.due_at FROM predictions p
+                               WHERE p.provider = r.provider AND p.status = r.status
+                                 AND p.due_at IS NOT NULL
+                               ORDER BY p.id LIMIT 10000) n
+         WHERE n.due_at <= :before::float)
+    ELSE 0 END,
+    ''
 FROM {rows:provider text, status text}
-
--- name: held
-SELECT name, CASE WHEN paused_at IS NOT NULL THEN 'paused' ELSE 'open' END, reason FROM handlers
-WHERE paused_at IS NOT NULL OR open_until IS NOT NULL ORDER BY name
+UNION ALL
+SELECT 'breaker', name, CASE WHEN paused_at IS NOT NULL THEN 'paused' ELSE 'open' END, 0,
+    open_until, 0, reason
+FROM handlers WHERE paused_at IS NOT NULL OR open_until IS NOT NULL

@@ -8,28 +8,31 @@ JOIN predictions p ON p.id = d.prediction_id
 LEFT JOIN callbacks c ON c.prediction_id = p.id AND c.verdict = 'accepted'
 
 -- name: mark_matched
+-- Mark events as matched, as they have deliveries now.
 UPDATE events SET unmatched = 0
 WHERE prediction_id IN (SELECT r.id FROM {rows:id text}) AND unmatched = 1
 
 -- name: select_wanted
--- The provider's own payload comes along, unless it is so large that a lane of them would not fit.
-SELECT {gather:d.id, d.attempts + 1, d.round, d.claims + 1,
-{event_columns}, p.trace,
+-- Read what a handler may claim, with the events, those due first.
+-- A provider's payload that is so large that a claim of many would not fit in memory is left out.
+SELECT {gather:d.id AS delivery_id, d.attempts + 1 AS attempt, d.round, d.claims + 1 AS number,
+    {event_columns}, p.trace,
     CASE WHEN c.body IS NULL OR length(c.body) > :largest::int THEN NULL
-         WHEN typeof(c.body) = 'text' THEN c.body ELSE '\x' || hex(c.body) END}
+         WHEN typeof(c.body) = 'text' THEN c.body ELSE '\x' || hex(c.body) END AS raw}
 FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
       WHERE handler = :handler AND state = 'pending' AND due_at <= :now::float
       ORDER BY due_at LIMIT :most::int) d
 {of_the_event}
 
 -- name: claim_deliveries
+-- Claim deliveries: they run until they are settled or the lease is over.
 UPDATE deliveries
 SET state = 'running', owner = :owner, lease_until = :lease_until::float, due_at = NULL, after = '[]',
     attempts = attempts + 1, claims = claims + 1, claimed_at = :now::float
 WHERE state = 'pending' AND id IN (SELECT r.id FROM {rows:id text})
 
 -- name: take_deliveries
--- For a queue that has said what is due: all in one round trip.
+-- Claim deliveries that a queue has handed out, and read them, in one round trip.
 WITH held AS MATERIALIZED (
     SELECT id FROM deliveries WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'pending'
     ORDER BY id {lock}
@@ -40,66 +43,77 @@ WITH held AS MATERIALIZED (
     WHERE id IN (SELECT id FROM held)
     RETURNING id, prediction_id, attempts, round, claims
 )
-SELECT d.id, d.attempts, d.round, d.claims,
-{event_columns}, p.trace,
-    CASE WHEN length(c.body) <= :largest::int THEN c.body END
+SELECT d.id AS delivery_id, d.attempts AS attempt, d.round, d.claims AS number,
+    {event_columns}, p.trace,
+    CASE WHEN length(c.body) <= :largest::int THEN c.body END AS raw
 FROM d
 {of_the_event}
 
 -- name: select_leases
+-- Read the states and leases of deliveries, and lock them.
 SELECT id, state, lease_until FROM deliveries WHERE id IN (SELECT r.id FROM {rows:id text})
 ORDER BY id {lock}
 
 -- name: next_pending
-SELECT min(due_at) FROM deliveries WHERE handler = :handler AND state = 'pending'
+-- Read when the next delivery of a handler falls due.
+SELECT min(due_at) AS due_at FROM deliveries WHERE handler = :handler AND state = 'pending'
 
 -- name: select_held
--- Who no longer holds the claim settles nothing: all three statements look for it first.
+-- Read and lock the deliveries whose claim is still held by the settlement's owner.
+-- This and the two statements after it change nothing where the claim was lost meanwhile.
+-- `|| ''` keeps SQLite from walking the index of all that is running for each of them.
 SELECT {gather:d.id, d.claims, d.prediction_id,
     EXISTS (SELECT 1 FROM deliveries w
-            WHERE w.prediction_id = d.prediction_id AND w.state = 'pending' AND w.after <> '[]')}
+            WHERE w.prediction_id = d.prediction_id AND w.state = 'pending' AND w.after <> '[]')
+    AS is_awaited}
 FROM {settlements} JOIN deliveries d ON d.id = r.id
-WHERE d.state = 'running' AND d.owner = r.owner AND d.claims = r.number ORDER BY d.id {lock}
+WHERE d.state || '' = 'running' AND d.owner = r.owner AND d.claims = r.number ORDER BY d.id {lock}
 
 -- name: insert_attempts
+-- Record attempts, where the claim is still held.
 INSERT INTO attempts (delivery_id, number, started_at, ended_at, result, reason, note)
 SELECT d.id, d.claims, r.started_at, r.ended_at, r.result, r.reason, r.note
 FROM {settlements} JOIN deliveries d ON d.id = r.id
-WHERE d.state = 'running' AND d.owner = r.owner AND d.claims = r.number
+WHERE d.state || '' = 'running' AND d.owner = r.owner AND d.claims = r.number
 
 -- name: settle_deliveries
+-- End claims, where they are still held.
 UPDATE deliveries
 SET state = r.state, due_at = r.due_at, ended_at = r.closed_at, reason = r.reason,
     owner = NULL, lease_until = NULL
 FROM {settlements}
-WHERE deliveries.id = r.id AND deliveries.state = 'running'
+WHERE deliveries.id = r.id AND deliveries.state || '' = 'running'
   AND deliveries.owner = r.owner AND deliveries.claims = r.number
 
 -- name: select_waiting
--- Only those who wait are locked, and then looked at anew what they wait for: of two that end at
--- once, the later sees both at their end.
+-- Read and lock the deliveries of predictions that wait for other deliveries.
+-- The lock is taken before what they wait for is read: of two deliveries that end at once, the
+-- later sees both at their end.
 SELECT d.id, d.prediction_id, d.after
 FROM {rows:id text} JOIN deliveries d ON d.prediction_id = r.id
 WHERE d.state = 'pending' AND d.after <> '[]' ORDER BY d.id {lock}
 
 -- name: select_with_waiting
--- For whoever looks whether something waits that nobody will let go, page by page.
+-- Find predictions with deliveries that wait for others, page by page.
 SELECT DISTINCT prediction_id FROM deliveries
 WHERE state = 'pending' AND after <> '[]' AND prediction_id > :cursor
 ORDER BY prediction_id LIMIT :most::int
 
 -- name: select_unended
+-- Return which of some deliveries have not ended.
 SELECT id FROM deliveries
 WHERE id IN (SELECT r.id FROM {rows:id text}) AND state IN ('pending', 'running')
 
 -- name: stop_waiting
+-- Make waiting deliveries due.
 UPDATE deliveries SET due_at = :now::float, after = '[]', reason = ''
 WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'pending'
 RETURNING id, handler
 
 -- name: release_deliveries
--- Given back when we stop: the attempt does not count. Every earlier claim without a recorded
--- attempt was given back too; a delivery with many of those may be what stops us, and is left out.
+-- Give back an owner's claims when it stops: the attempts do not count.
+-- Every earlier claim without a recorded attempt was given back too. A delivery with many of those
+-- may be what stops our process, and is left out.
 WITH held AS MATERIALIZED (
     SELECT id FROM deliveries WHERE state = 'running' AND owner = :owner ORDER BY id {lock}
 )
@@ -110,6 +124,7 @@ WHERE id IN (SELECT id FROM held)
 RETURNING id
 
 -- name: renew_leases
+-- Extend the leases of an owner's claims.
 WITH held AS MATERIALIZED (
     SELECT id FROM deliveries
     WHERE state = 'running' AND owner = :owner AND id IN (SELECT r.id FROM {rows:id text})
@@ -119,7 +134,7 @@ UPDATE deliveries SET lease_until = :lease_until::float WHERE id IN (SELECT id F
 RETURNING id
 
 -- name: reclaim
--- Leases that ran out, and claims of processes that cannot exist any more.
+-- Take back claims whose lease is over, and with `everyone` those of all other processes.
 WITH held AS MATERIALIZED (
     SELECT id FROM deliveries
     WHERE state = 'running' AND (lease_until <= :now::float OR (:everyone::bool AND owner <> :owner))
@@ -131,7 +146,7 @@ WHERE id IN (SELECT id FROM held)
 RETURNING id
 
 -- name: reclaim_own
--- What an owner runs when it stops and may not give back any more.
+-- Take back what an owner still runs when it stops and may not give back any more.
 WITH held AS MATERIALIZED (
     SELECT id FROM deliveries WHERE state = 'running' AND owner = :owner ORDER BY id {lock}
 )
@@ -141,6 +156,7 @@ WHERE id IN (SELECT id FROM held)
 RETURNING id
 
 -- name: reclaim_these
+-- Take back some claims, where their lease is over.
 WITH held AS MATERIALIZED (
     SELECT id FROM deliveries
     WHERE state = 'running' AND lease_until <= :now::float AND id IN (SELECT r.id FROM {rows:id text})
@@ -152,7 +168,7 @@ WHERE id IN (SELECT id FROM held)
 RETURNING id
 
 -- name: end_lost_probes
--- One of them may have been a handler's probe: another process may make the next.
+-- End the probes of lost claims, so that another process may make the next.
 WITH held AS MATERIALIZED (
     SELECT name FROM handlers
     WHERE probe_until IS NOT NULL AND name IN (SELECT d.handler FROM {rows:id text} JOIN deliveries d ON d.id = r.id)
@@ -161,24 +177,27 @@ WITH held AS MATERIALIZED (
 UPDATE handlers SET probe_until = NULL WHERE name IN (SELECT name FROM held)
 
 -- name: insert_lost
--- Its process cannot tell of it any more: all that is known is when it began, and that it is over.
+-- Record the attempts of lost claims.
+-- All that is known of them is when they began, and that their process is gone.
 INSERT INTO attempts (delivery_id, number, started_at, ended_at, result, reason, note)
 SELECT d.id, d.claims, coalesce(d.claimed_at, :now::float), :now::float, 'lost', d.reason, ''
 FROM {rows:id text} JOIN deliveries d ON d.id = r.id
 
 -- name: select_lost
-SELECT d.id, d.handler, d.prediction_id, p.provider, p.provider_id, e.channel, d.attempts, d.reason,
-    :now::float - coalesce(d.claimed_at, :now::float)
+-- Read what the log says of lost attempts.
+SELECT d.id AS delivery, d.handler, d.prediction_id, p.provider, p.provider_id, e.channel,
+    d.attempts AS attempt, d.reason, :now::float - coalesce(d.claimed_at, :now::float) AS seconds
 FROM {rows:id text}
 JOIN deliveries d ON d.id = r.id
 JOIN events e ON e.prediction_id = d.prediction_id
 JOIN predictions p ON p.id = d.prediction_id
 
 -- name: select_event_type
+-- Read the type of a prediction's event.
 SELECT type FROM events WHERE prediction_id = :prediction_id
 
 -- name: select_replayable
--- What was erased has an event, but nothing that a handler could be given.
+-- Read the events of predictions that were not erased, with their deliveries.
 SELECT {gather:e.prediction_id, e.type, d.handler, d.state}
 FROM {rows:id text}
 JOIN predictions p ON p.id = r.id AND p.erased_at IS NULL
@@ -186,6 +205,7 @@ JOIN events e ON e.prediction_id = r.id
 LEFT JOIN deliveries d ON {of_one_event}
 
 -- name: replay_deliveries
+-- Make deliveries pending for another round, or make them where there are none.
 INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at, after, reason,
                         replay_id)
 SELECT r.id, r.prediction_id, r.handler, 'pending', r.due_at, r.at, r.after, r.reason, :replay_id
@@ -199,28 +219,33 @@ WHERE deliveries.state IN ('done', 'skipped', 'dead')
 RETURNING id, handler
 
 -- name: forget_steps
+-- Delete what `ctx.once` remembered for deliveries.
 DELETE FROM steps WHERE delivery_id IN (SELECT r.id FROM {rows:id text})
 
 -- name: select_erased
--- Held until the commit, so that nothing is redelivered of what is being erased.
-SELECT erased_at IS NOT NULL FROM predictions WHERE id = 'pred_' || substr(:id, 5, 32) {lock}
+-- Return whether a delivery's prediction was erased, and lock it until the commit.
+-- The lock keeps an erase from coming between.
+SELECT erased_at IS NOT NULL AS erased FROM predictions WHERE id = 'pred_' || substr(:id, 5, 32) {lock}
 
 -- name: retry_delivery
+-- Make a skipped or dead delivery pending again.
 UPDATE deliveries
 SET state = 'pending', due_at = :now::float, ended_at = NULL, attempts = 0, reason = 'retried by hand'
 WHERE id = :id AND state IN ('skipped', 'dead')
 RETURNING id, handler
 
 -- name: hasten_delivery
+-- Make a pending delivery due now.
 UPDATE deliveries SET due_at = :now::float, after = '[]' WHERE id = :id AND state = 'pending'
 RETURNING id, handler
 
 -- name: list_deliveries
+-- List deliveries with their attempts, newest first.
 SELECT d.id, d.event_id, d.prediction_id, d.handler, d.state, d.attempts, d.round, d.replay_id,
        d.reason, d.created_at, d.due_at, d.ended_at,
        (SELECT json_group_array(json_object('number', a.number, 'started_at', a.started_at,
             'ended_at', a.ended_at, 'result', a.result, 'reason', a.reason, 'note', a.note))
-        FROM attempts a WHERE a.delivery_id = d.id)
+        FROM attempts a WHERE a.delivery_id = d.id) AS history
 FROM deliveries d {where}
 ORDER BY d.id DESC LIMIT :limit::int
 -- filter state: d.state = :state
@@ -232,13 +257,12 @@ ORDER BY d.id DESC LIMIT :limit::int
 -- filter cursor: d.id < :cursor
 
 -- name: insert_step
+-- Remember the result of a step of `ctx.once`, unless the prediction was erased.
 INSERT INTO steps (delivery_id, key, result)
 SELECT :delivery_id, :key, :result FROM predictions
 WHERE id = 'pred_' || substr(:delivery_id, 5, 32) AND erased_at IS NULL {lock}
 ON CONFLICT DO NOTHING
 
 -- name: select_step
+-- Read the result of a step.
 SELECT result FROM steps WHERE delivery_id = :delivery_id AND key = :key
-
--- name: count_pending
-SELECT handler, count(*) FROM deliveries WHERE state = 'pending' GROUP BY handler

@@ -13,10 +13,12 @@ c.prediction_id || '/' || c.channel || '/' || c.digest
 r.provider || '/' || r.reason || '/' || r.source
 
 -- name: list_callbacks
-SELECT {callback_key}, {kind},
-       CASE c.verdict WHEN 'accepted' THEN 'the same bytes again' ELSE c.reason END,
-       coalesce(p.provider, c.provider), c.channel, NULL, c.prediction_id, e.id,
-       c.repeats + CASE c.verdict WHEN 'accepted' THEN 0 ELSE 1 END, c.received_at, {latest}
+-- List duplicate, late and unknown callbacks, the latest first.
+SELECT {callback_key} AS row_key, {kind} AS kind,
+       CASE c.verdict WHEN 'accepted' THEN 'the same bytes again' ELSE c.reason END AS reason,
+       coalesce(p.provider, c.provider) AS provider, c.channel, NULL AS source, c.prediction_id,
+       e.id AS event_id, c.repeats + CASE c.verdict WHEN 'accepted' THEN 0 ELSE 1 END AS times,
+       c.received_at AS first_at, {latest} AS last_at
 FROM callbacks c LEFT JOIN predictions p ON p.id = c.prediction_id
 LEFT JOIN events e ON e.prediction_id = c.prediction_id
 {where} ORDER BY {latest} DESC, {callback_key} DESC LIMIT :limit::int
@@ -27,8 +29,9 @@ LEFT JOIN events e ON e.prediction_id = c.prediction_id
 -- filter prediction: c.prediction_id = :prediction
 
 -- name: list_rejections
-SELECT {rejection_key}, 'rejected', r.reason, r.provider, NULL, r.source, NULL, NULL, r.times,
-       r.first_at, r.last_at
+-- List callbacks that were not proved, the latest first.
+SELECT {rejection_key} AS row_key, 'rejected' AS kind, r.reason, r.provider, NULL AS channel,
+       r.source, NULL AS prediction_id, NULL AS event_id, r.times, r.first_at, r.last_at
 FROM rejections r
 {where} ORDER BY r.last_at DESC, {rejection_key} DESC LIMIT :limit::int
 -- filter base: r.times > 0
@@ -36,8 +39,11 @@ FROM rejections r
 -- filter provider: r.provider = :provider
 
 -- name: list_unmatched
-SELECT e.prediction_id, 'unmatched', 'no handler wants ' || e.type || ' of ' || p.model, p.provider,
-       e.channel, NULL, e.prediction_id, e.id, 1, e.time, e.time
+-- List events that no handler matched, the latest first.
+SELECT e.prediction_id AS row_key, 'unmatched' AS kind,
+       'no handler wants ' || e.type || ' of ' || p.model AS reason, p.provider, e.channel,
+       NULL AS source, e.prediction_id, e.id AS event_id, 1 AS times, e.time AS first_at,
+       e.time AS last_at
 FROM events e JOIN predictions p ON p.id = e.prediction_id
 {where} ORDER BY e.time DESC, e.prediction_id DESC LIMIT :limit::int
 -- filter base: e.unmatched = 1
@@ -46,12 +52,15 @@ FROM events e JOIN predictions p ON p.id = e.prediction_id
 -- filter prediction: e.prediction_id = :prediction
 
 -- name: forget
+-- Delete counts of rejected callbacks that have not moved for long.
 DELETE FROM rejections WHERE last_at < :before::float
 
 -- name: select_counted
+-- Read which rejected callbacks have a count of their own.
 SELECT {gather:provider, reason, source} FROM rejections
 
 -- name: count
+-- Add to the counts of rejected callbacks.
 INSERT INTO rejections (provider, reason, source, times, first_at, last_at)
 SELECT r.provider, r.reason, r.source, r.times, r.first_at, r.last_at
 FROM {rows:provider text, reason text, source text, times int, first_at float, last_at float}

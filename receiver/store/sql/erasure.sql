@@ -1,8 +1,10 @@
 -- name: hold_prediction
+-- Read and lock what decides whether a prediction may be erased.
 SELECT status, erased_at FROM predictions WHERE id = :id {lock}
 
 -- name: blank_prediction
--- A blank text where the schema wants one: a success has an output, though there is none in it.
+-- Erase the content of a prediction.
+-- The schema wants an output of a success, and a message of an error: they are empty.
 UPDATE predictions
 SET input = '{}', metadata = '{}', links = '{}', trace = NULL, fingerprint = NULL,
     output = CASE WHEN output IS NOT NULL THEN '[]' END,
@@ -10,28 +12,34 @@ SET input = '{}', metadata = '{}', links = '{}', trace = NULL, fingerprint = NUL
 WHERE id = :id
 
 -- name: blank_callbacks
+-- Erase the headers and bodies of a prediction's callbacks.
 UPDATE callbacks SET headers = '[]', body = '' WHERE prediction_id = :id
 
 -- name: select_running
+-- Return which of some deliveries are running.
 SELECT id FROM deliveries WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'running'
 
 -- name: skip_deliveries
+-- End the pending deliveries of what is erased.
 UPDATE deliveries
 SET state = 'skipped', due_at = NULL, ended_at = :now::float, after = '[]', reason = 'erased'
 WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'pending'
 RETURNING id
 
 -- name: blank_deliveries
+-- Erase the reasons of deliveries.
 UPDATE deliveries SET reason = '' WHERE id IN (SELECT r.id FROM {rows:id text}) AND reason <> ''
 
--- name: blank_gates
--- Where a handler is held back, the reason of its last failure stands there too.
+-- name: blank_breakers
+-- Erase the reason of a circuit breaker that repeats an attempt's.
 UPDATE handlers SET reason = '' WHERE reason <> '' AND reason IN (
     SELECT a.reason FROM attempts a
     WHERE a.delivery_id IN (SELECT r.id FROM {rows:id text}))
 
 -- name: blank_attempts
+-- Erase the reasons and notes of attempts.
 UPDATE attempts SET reason = '', note = '' WHERE delivery_id IN (SELECT r.id FROM {rows:id text})
 
 -- name: forget_steps
+-- Delete what `ctx.once` remembered for deliveries.
 DELETE FROM steps WHERE delivery_id IN (SELECT r.id FROM {rows:id text})

@@ -1,10 +1,12 @@
 -- name: select_known
+-- Read and lock the current state of predictions.
 -- Locked in one order, so that two batches in two processes cannot deadlock.
-SELECT {gather:id, provider, model, status, provider_id, metadata, erased_at IS NOT NULL,
-    submitted_at, trace}
+SELECT {gather:id, provider, model, status, provider_id, metadata,
+    erased_at IS NOT NULL AS erased, submitted_at, trace}
 FROM predictions WHERE id IN (SELECT r.id FROM {rows:id text}) ORDER BY id {lock}
 
 -- name: insert_callbacks
+-- Record callbacks; the same bytes again only count.
 INSERT INTO callbacks
     (prediction_id, channel, digest, received_at, headers, body, verdict, reason, repeats)
 SELECT r.prediction_id, r.channel, r.digest, r.received_at, r.headers, r.body, r.verdict, r.reason,
@@ -16,7 +18,7 @@ SET repeats = callbacks.repeats + 1 + excluded.repeats, repeated_at = excluded.r
     verdict = CASE excluded.verdict WHEN 'accepted' THEN 'accepted' ELSE callbacks.verdict END
 
 -- name: insert_unknown
--- Of predictions that are not here, so that nothing else says whose it was.
+-- Record callbacks of predictions that are not here, with their provider.
 INSERT INTO callbacks
     (prediction_id, channel, digest, received_at, headers, body, verdict, reason, repeats, provider)
 SELECT r.prediction_id, r.channel, r.digest, r.received_at, r.headers, r.body, r.verdict, r.reason,
@@ -27,38 +29,33 @@ ON CONFLICT (prediction_id, channel, digest) DO UPDATE
 SET repeats = callbacks.repeats + 1 + excluded.repeats, repeated_at = excluded.received_at,
     verdict = CASE excluded.verdict WHEN 'accepted' THEN 'accepted' ELSE callbacks.verdict END
 
--- name: end_predictions
-UPDATE predictions
-SET status = r.status, provider_id = coalesce(predictions.provider_id, r.provider_id),
-    output = r.output, error_code = r.error_code, error_message = r.error_message,
-    channel = r.channel, completed_at = r.at, due_at = NULL
-FROM {rows:id text, status text, provider_id text, output text, error_code text,
-           error_message text, channel text, at float}
-WHERE predictions.id = r.id AND predictions.status NOT IN ({terminal})
-
 -- name: note_prediction
+-- Record a status that is no end, or the wish to poll.
 UPDATE predictions
 SET status = :status, provider_id = coalesce(provider_id, :provider_id),
     due_at = least(due_at, coalesce(:due_at::float, due_at))
 WHERE id = :id AND status NOT IN ({terminal})
 
 -- name: insert_events
+-- Record events that handlers matched.
 INSERT INTO events (prediction_id, type, time, channel)
 SELECT r.prediction_id, r.type, r.time, r.channel
 FROM {rows:prediction_id text, type text, time float, channel text}
 
 -- name: insert_unmatched
--- Those that no handler matched.
+-- Record events that no handler matched.
 INSERT INTO events (prediction_id, type, time, channel, unmatched)
 SELECT r.prediction_id, r.type, r.time, r.channel, 1
 FROM {rows:prediction_id text, type text, time float, channel text}
 
 -- name: insert_deliveries
+-- Make deliveries that are due now.
 INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at)
 SELECT r.id, r.prediction_id, r.handler, 'pending', r.at, r.at
 FROM {rows:id text, prediction_id text, handler text, at float}
 
 -- name: insert_waiting
+-- Make deliveries that wait for other deliveries of their event.
 INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at, after, reason)
 SELECT r.id, r.prediction_id, r.handler, 'pending', r.due_at, r.at, r.after, r.reason
 FROM {rows:id text, prediction_id text, handler text, at float, due_at float, after text,

@@ -1,5 +1,5 @@
 -- name: hold
--- The holder of a lease renews it in time; it passes to another once that has not happened.
+-- Take a lease that is free or over, or renew it.
 INSERT INTO leases (name, owner, until, at_work) VALUES (:name, :owner, :until::float, 0)
 ON CONFLICT (name) DO UPDATE
 SET owner = excluded.owner, until = excluded.until,
@@ -8,10 +8,13 @@ WHERE leases.owner = excluded.owner OR leases.until <= :now::float
 RETURNING owner
 
 -- name: report
+-- Record whether the holder of a lease is able to do its task.
 UPDATE leases SET at_work = :at_work::int WHERE name = :name AND owner = :owner
 
 -- name: release
+-- Give up a lease.
 DELETE FROM leases WHERE name = :name AND owner = :owner
 
 -- name: select_lease
+-- Read whether the holder of a lease is able to do its task.
 SELECT at_work FROM leases WHERE name = :name AND until > :now::float

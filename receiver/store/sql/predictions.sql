@@ -1,8 +1,13 @@
 -- A living prediction's message is the last reason why it has not ended.
 
+-- fragment: prediction_columns
+p.id, p.provider, p.model, p.status, p.mode, p.input, p.metadata, p.provider_id, p.output,
+    p.error_code, p.error_message, p.channel, p.parent_id, p.depth, p.created_at,
+    p.submitted_at, p.completed_at, p.erased_at
+
 -- fragment: job_columns
 id, provider, model, mode, status, input, provider_id, links, submitted_at, cancel_requested,
-submits, polls, created_at, deadline_at, due_at, error_message, trace
+submits, polls, created_at, deadline_at, due_at AS held_until, error_message AS last_words, trace
 
 -- fragment: in_doubt
 CASE WHEN submitted_at IS NULL THEN 'queued' ELSE 'unconfirmed' END
@@ -10,11 +15,8 @@ CASE WHEN submitted_at IS NULL THEN 'queued' ELSE 'unconfirmed' END
 -- fragment: keep_reason
 error_message = CASE WHEN erased_at IS NULL THEN coalesce(:reason, error_message) END
 
--- fragment: prediction_columns
-id, provider, model, status, mode, input, metadata, provider_id, output, error_code, error_message,
-channel, parent_id, depth, created_at, submitted_at, completed_at, erased_at
-
 -- name: insert_prediction
+-- Make a prediction in status `queued`, unless its idempotency key is taken.
 INSERT INTO predictions (id, provider, model, mode, status, input, metadata, parent_id, depth,
                          idempotency_key, fingerprint, created_at, due_at, trace)
 VALUES (:id, :provider, :model, :mode, 'queued', :input, :metadata, :parent_id,
@@ -24,12 +26,14 @@ ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id
 
 -- name: select_by_idempotency_key
+-- Find the prediction that has an idempotency key.
 SELECT id, fingerprint FROM predictions WHERE idempotency_key = :idempotency_key
 
 -- name: begin_submits
--- The oldest first, so that predictions wait in order; one that was told to come later is passed.
--- The choice is made once, whatever the plan: a subquery may be run again for each row. By `+` no
--- index is used for the due time: all that are due would be sorted, where few are taken.
+-- Move queued predictions to `submitting`, the oldest first.
+-- One that is to be submitted later is passed over. MATERIALIZED: a plain subquery may be run again
+-- for each row. `+` keeps the index of due times from being used: all due rows would be sorted, and
+-- few are taken.
 WITH chosen AS MATERIALIZED (
     SELECT id FROM predictions WHERE provider = :provider AND status = 'queued'
     AND due_at IS NOT NULL AND +due_at <= :now::float ORDER BY id LIMIT :most::int {skip})
@@ -40,25 +44,29 @@ WHERE id IN (SELECT id FROM chosen)
 RETURNING {job_columns}
 
 -- name: mark_sent
--- Committed before the first byte that could be billed is sent. A process that begins a submit and
--- dies before this has sent nothing; one whose row was given to another meanwhile must not send.
+-- Record that a submit is about to be sent.
+-- Committed before the first byte that could be billed is sent: a process that dies before this
+-- commit has sent nothing. It changes nothing, and nothing may be sent, if another process has
+-- begun the submit again.
 UPDATE predictions SET submitted_at = :now::float, due_at = :hold_until::float
 WHERE id = :id AND status = 'submitting' AND submits = :submits::int AND submitted_at IS NULL
 RETURNING id
 
 -- name: count_in_flight
--- No further than there is a limit, as many more may be in flight.
-SELECT count(*) FROM (
+-- Count a provider's predictions in flight, up to its limit.
+SELECT count(*) AS number FROM (
     SELECT 1 FROM predictions
     WHERE provider = :provider AND status IN ({in_flight}) AND due_at IS NOT NULL
     LIMIT :max_in_flight::int) p
 
 -- name: next_queued
-SELECT min(due_at) FROM predictions WHERE provider = :provider AND status = 'queued'
+-- Read when the next queued prediction may be submitted.
+SELECT min(due_at) AS due_at FROM predictions WHERE provider = :provider AND status = 'queued'
 
 -- name: accept_submit
--- A callback may have come first: then the state stays and only the names are filled in. An earlier
--- due time stays too, as it means that somebody asked for a look.
+-- Record that a provider has accepted a submit.
+-- A callback may have come first: then the status stays, and only the provider's id and links are
+-- filled in. An earlier due time stays too: it means that a poll was asked for.
 UPDATE predictions
 SET provider_id = coalesce(provider_id, :provider_id),
     links = CASE WHEN erased_at IS NULL THEN :links ELSE links END,
@@ -68,20 +76,23 @@ SET provider_id = coalesce(provider_id, :provider_id),
 WHERE id = :id
 
 -- name: postpone_submit
+-- Queue a prediction again, to be submitted later.
 UPDATE predictions
 SET status = 'queued', due_at = least(:due_at::float, deadline_at), submitted_at = NULL,
     {keep_reason}
 WHERE id = :id AND status IN ({from_postponed})
 
 -- name: mark_unconfirmed
--- What was not marked as sent was not sent.
+-- Record a submit without an answer: it may have reached the provider.
+-- One that was not marked as sent was not sent, and is queued again.
 UPDATE predictions
 SET status = {in_doubt}, due_at = least(due_at, :due_at::float, deadline_at), {keep_reason}
 WHERE id = :id AND status IN ({from_ambiguous})
 
 -- name: record_poll
--- A poll holds the row; where its due time is no more the end of that hold, another poll was asked
--- for meanwhile, and comes first.
+-- Record that a poll has brought no end.
+-- A poll sets the due time to the end of its hold. Another due time means that another poll was
+-- asked for meanwhile, which comes first.
 UPDATE predictions
 SET due_at = CASE WHEN due_at >= :held_until::float - 0.001 THEN :due_at::float
                   ELSE least(due_at, :due_at::float) END,
@@ -89,7 +100,8 @@ SET due_at = CASE WHEN due_at >= :held_until::float - 0.001 THEN :due_at::float
 WHERE id = :id AND status NOT IN ({terminal})
 
 -- name: claim_due
--- Taking a due row pushes its due time: if we die over it, it is due again.
+-- Take predictions that are due for a poll, and make them due again later.
+-- If the process dies during the poll, they are due again then.
 WITH chosen AS MATERIALIZED (
     SELECT id FROM predictions
     WHERE provider = :provider AND due_at <= :now::float AND status IN ({in_flight})
@@ -99,31 +111,38 @@ WHERE id IN (SELECT id FROM chosen)
 RETURNING {job_columns}
 
 -- name: select_stale
--- By the time at which it was to be submitted, which moves with the clock where that steps.
+-- Find predictions that have been queued for long.
+-- It goes by the due time, which moves along where the clock steps.
 SELECT id FROM predictions
 WHERE provider = :provider AND status = 'queued' AND due_at <= :before::float
 ORDER BY due_at LIMIT :most::int
 
 -- name: next_due
-SELECT min(due_at) FROM predictions
+-- Read when the next prediction of a provider falls due for a poll.
+SELECT min(due_at) AS due_at FROM predictions
 WHERE provider = :provider AND status IN ({in_flight})
 
 -- name: select_job
+-- Read a prediction as the submitter and the poller work on it.
 SELECT {job_columns} FROM predictions WHERE id = :id
 
 -- name: mark_cancel
+-- Record that a cancel was asked for.
 UPDATE predictions SET cancel_requested = 1 WHERE id = :id AND status NOT IN ({terminal})
 
 -- name: mark_abandoned_submits
--- Only this process can have been submitting, and it was not: the answer, if any, is lost.
+-- Mark the submits of a dead process as unconfirmed, or queue them again if nothing was sent.
+-- On SQLite, where no other process can be submitting: the answers, if any, are lost.
 UPDATE predictions SET status = {in_doubt}, due_at = :now::float
 WHERE status IN ({in_flight}) AND status = 'submitting'
 
 -- name: select_id_by_provider_id
+-- Find a prediction by its provider's id.
 SELECT id FROM predictions WHERE provider = :provider AND provider_id = :provider_id
 
 -- name: expedite_polls
--- What the stream may have said while nobody listened is asked for.
+-- Make all predictions at a provider due for a poll now.
+-- It makes up for what a stream may have said while it was not connected.
 WITH held AS MATERIALIZED (
     SELECT id FROM predictions
     WHERE provider = :provider AND status IN ('processing', 'unconfirmed') AND due_at > :now::float
@@ -132,21 +151,34 @@ WITH held AS MATERIALIZED (
 UPDATE predictions SET due_at = :now::float WHERE id IN (SELECT id FROM held)
 
 -- name: select_prediction
-SELECT {prediction_columns} FROM predictions WHERE id = :id
+-- Read a prediction.
+SELECT {prediction_columns} FROM predictions p WHERE p.id = :id
 
 -- name: select_result
--- A handler adds to what a prediction is; two handlers may do so at once. One that would not end may
--- do so when all is erased.
+-- Read and lock what a handler may add to, unless it was erased.
+-- The lock is for two handlers that add at once. A handler may still run when all is erased.
 SELECT output, metadata FROM predictions WHERE id = :id AND erased_at IS NULL {lock}
 
 -- name: update_result
+-- Record what a handler has added.
 UPDATE predictions SET output = :output, metadata = :metadata WHERE id = :id
 
+-- name: end_predictions
+-- End predictions, unless they have ended.
+UPDATE predictions
+SET status = r.status, provider_id = coalesce(predictions.provider_id, r.provider_id),
+    output = r.output, error_code = r.error_code, error_message = r.error_message,
+    channel = r.channel, completed_at = r.at, due_at = NULL
+FROM {rows:id text, status text, provider_id text, output text, error_code text,
+           error_message text, channel text, at float}
+WHERE predictions.id = r.id AND predictions.status NOT IN ({terminal})
+
 -- name: list_predictions
--- First the ids, as where they must be sorted it is without what is large.
-SELECT {prediction_columns} FROM predictions
-WHERE id IN (SELECT id FROM predictions {where} ORDER BY id DESC LIMIT :limit::int)
-ORDER BY id DESC
+-- List predictions, newest first.
+-- The ids come first: where rows must be sorted, it is without their large columns.
+SELECT {prediction_columns} FROM predictions p
+WHERE p.id IN (SELECT id FROM predictions {where} ORDER BY id DESC LIMIT :limit::int)
+ORDER BY p.id DESC
 -- filter status: status = :status
 -- filter living: status = :status AND due_at IS NOT NULL
 -- filter unsuccessful: status = :status AND error_code IS NOT NULL

@@ -1,32 +1,40 @@
 -- name: insert
+-- Make a replay that was counted.
 INSERT INTO replays (id, wanted, state, events, matched, next, last, created_at)
 VALUES (:id, :wanted, 'counted', :events::int, :matched::int, :next::int, :last::int, :now::float)
 
 -- name: forget
+-- Delete the oldest replays beyond those that are kept.
 DELETE FROM replays WHERE state <> 'running'
 AND id <= (SELECT id FROM replays ORDER BY id DESC LIMIT 1 OFFSET :most::int)
 
 -- name: start
+-- Start a replay that was counted.
 UPDATE replays SET state = 'running' WHERE id = :id AND state = 'counted' RETURNING id
 
 -- name: cancel
+-- Cancel a replay that has not ended.
 UPDATE replays SET state = 'canceled', ended_at = :now::float
 WHERE id = :id AND state IN ('counted', 'running') RETURNING id
 
 -- name: list
+-- List replays, newest first.
 SELECT id, state, events, matched, replayed, wanted, created_at, ended_at FROM replays {where}
 ORDER BY id DESC LIMIT :limit::int
 -- filter id: id = :id
 -- filter cursor: id < :cursor
 
 -- name: select_running
+-- Read the replays under way, oldest first.
 SELECT id, wanted, next, last FROM replays WHERE state = 'running' ORDER BY id
 
 -- name: select_bounds
-SELECT coalesce((SELECT min(seq) FROM events), 1) - 1, coalesce((SELECT max(seq) FROM events), 0)
+-- Read the places before the first event and of the last.
+SELECT coalesce((SELECT min(seq) FROM events), 1) - 1 AS first,
+       coalesce((SELECT max(seq) FROM events), 0) AS last
 
 -- name: select_candidates
--- One look passes over so many events, or finds so many: either way it is short.
+-- Read events that may be wanted, with the states of their deliveries.
 SELECT {gather:e.seq, e.type, e.prediction_id, e.provider, e.model, e.status, e.metadata,
                 d.handler, d.state}
 FROM (SELECT e.seq, e.type, e.prediction_id, p.provider, p.model, p.status, p.metadata
@@ -40,9 +48,11 @@ LEFT JOIN deliveries d ON {of_one_event}
 -- filter in_state: EXISTS (SELECT 1 FROM deliveries d WHERE {of_one_event} AND d.state = :in_state)
 
 -- name: hold
+-- Read and lock how far a replay has come.
 SELECT state, next FROM replays WHERE id = :id {lock}
 
 -- name: move
+-- Record a step of a replay; the last one ends it.
 UPDATE replays
 SET next = :next::int, replayed = replayed + :pending::int,
     state = CASE WHEN :next::int >= last THEN 'done' ELSE state END,
@@ -50,6 +60,7 @@ SET next = :next::int, replayed = replayed + :pending::int,
 WHERE id = :id RETURNING state
 
 -- name: count_due
-SELECT count(*) FROM (SELECT 1 FROM deliveries
+-- Count what a replay has made pending that is due and not begun.
+SELECT count(*) AS number FROM (SELECT 1 FROM deliveries
     WHERE state = 'pending' AND replay_id IS NOT NULL AND replay_id = :id AND due_at <= :now::float
     LIMIT :most::int) d

@@ -100,7 +100,7 @@ def _copy(database: Path, part: Path, fd: int, pause: Callable[[float], None]) -
             os.fsync(fd)
         pause(_PAUSE)
 
-    # Not read-only: whoever opens the log of a receiver that has died must be able to recover it.
+    # Not read-only: the log of a receiver that has died is recovered when it is opened.
     with closing(_open(database, "mode=rw")) as source:
         source.execute("BEGIN")
         [version] = source.execute("PRAGMA user_version").fetchone()
@@ -110,10 +110,11 @@ def _copy(database: Path, part: Path, fd: int, pause: Callable[[float], None]) -
             copy.execute("PRAGMA synchronous = OFF")  # it is synced below, and only then has a name
             source.backup(copy, pages=_PAGES, progress=between)
     with closing(_open(part, "mode=ro&immutable=1")) as copy:
-        found = copy.execute("PRAGMA integrity_check(1)").fetchall()
-        if found != [("ok",)]:
-            raise StoreUnusable(f"the copy of {database} is damaged: {found[0][0]}")
-        return int(copy.execute("SELECT count(*) FROM predictions").fetchone()[0])
+        [verdict] = copy.execute("PRAGMA integrity_check(1)").fetchone()
+        if verdict != "ok":
+            raise StoreUnusable(f"the copy of {database} is damaged: {verdict}")
+        [predictions] = copy.execute("SELECT count(*) FROM predictions").fetchone()
+        return int(predictions)
 
 
 def _open(path: Path, how: str) -> sqlite3.Connection:
@@ -121,7 +122,7 @@ def _open(path: Path, how: str) -> sqlite3.Connection:
 
 
 def _place(part: Path, path: Path, *, force: bool) -> None:
-    """Name the copy; without `force` never that of a file which came meanwhile."""
+    """Give the copy its name; without `force` never replace a file that came meanwhile."""
     if force:
         part.replace(path)
     else:

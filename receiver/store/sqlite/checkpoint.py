@@ -1,9 +1,8 @@
 """Carry committed pages from the write-ahead log into the database, beside the writer.
 
 SQLite would do it inside some unlucky commit, which then waits for two more syncs and for all pages
-since the last time. From a thread of its own it holds up nobody. Now and then a commit of the
-writer does it too, with the little that is left: only then can the log start again from its
-beginning.
+since the last time. In a thread of its own it delays no write. Now and then a commit of the writer
+does it too, with the little that is left: only then can the log start again from its beginning.
 
 What was deleted stays in the log until then. An erasure that cannot wait for that has it emptied.
 """
@@ -28,7 +27,7 @@ _HELD_UP: Final = 20
 
 
 class Checkpointer:
-    """Runs until it is closed; `dirty` tells it that there was a commit."""
+    """Runs until it is closed; `dirty` is set after a commit."""
 
     def __init__(
         self,
@@ -40,7 +39,7 @@ class Checkpointer:
         self._stopped = threading.Event()
         self.dirty = threading.Event()
         self._wishes: SimpleQueue[threading.Event] = SimpleQueue()
-        """Of those who want the log empty; each is set when it has been."""
+        """Requests to empty the log; each is set when it has been."""
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -52,10 +51,10 @@ class Checkpointer:
         if self._thread is not None:
             self._thread.join()
         for wish in _all_of(self._wishes):
-            wish.set()  # whoever closes the database carries the rest, and the log is gone
+            wish.set()  # closing the database carries the rest, and the log is gone
 
     def empty(self, seconds: float) -> bool:
-        """Have the log emptied, if need be later; say whether it was within so many seconds."""
+        """Have the log emptied, now or later; return whether it was within so many seconds."""
         done = threading.Event()
         self._wishes.put(done)
         if self._stopped.is_set():

@@ -24,12 +24,12 @@ from receiver.model.tasks import Wakeups, start_thread
 from receiver.store import deliveries
 from receiver.store.deliveries import ClaimRequest, Claims, LostAttempt, Settlement
 from receiver.store.facade import Chore, Store
-from receiver.store.facade import sql as engine_sql
+from receiver.store.facade import sql as facade_sql
 from receiver.store.predictions import sql as predictions_sql
 from receiver.store.schema import migrations
 from receiver.store.sqlite.checkpoint import RESTART, Checkpointer
 from receiver.store.sqlite.group_commit import Writer, fetch
-from receiver.store.statement import Row, Run, Statement, Steps, Transaction
+from receiver.store.statement import Cells, Row, Run, Statement, Steps, Transaction
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,7 +40,7 @@ _Identity: TypeAlias = tuple[int, int]
 
 _READERS: Final = 2
 _SCRUBBED_WITHIN: Final = 5.0
-"""Seconds for which it is worth waiting that the log is emptied; it will be, even so."""
+"""Seconds for which an erasure waits for the log to be emptied; later it is, even so."""
 
 
 class SQLiteStore(Store):
@@ -84,7 +84,7 @@ class SQLiteStore(Store):
             raise
 
     def close(self) -> None:
-        """Commit what waits and give the file free."""
+        """Commit what waits and release the file."""
         self._checkpointer.close()
         if self._saving is not None:
             self._saving.join()
@@ -101,7 +101,7 @@ class SQLiteStore(Store):
         return connection
 
     def _ensure(self) -> None:
-        """Raise StoreUnavailable where a commit is in vain, and begin to save what there is."""
+        """Raise StoreUnavailable where a commit would be lost, and begin to save what there is."""
         try:
             self._file.ensure()
         except StoreUnavailable:
@@ -120,7 +120,7 @@ class SQLiteStore(Store):
         self.close()
 
     async def sweep(self, chores: Mapping[str, Chore]) -> None:
-        """Do nothing: there is one process, and it sees to its chores by itself."""
+        """Do nothing: there is one process, which runs its chores itself."""
 
     async def start(self) -> None:
         self.open()
@@ -129,7 +129,7 @@ class SQLiteStore(Store):
         self.close()
 
     async def recover(self, owner: str, now: float) -> list[LostAttempt]:
-        # There is no other process, so whatever one was doing is over.
+        # There is no other process: what one was doing is over.
         return await self.write(recover, (owner, now))
 
     async def scrub(self) -> bool:
@@ -153,9 +153,9 @@ class SQLiteStore(Store):
     async def write(self, transaction: Transaction[Item, Result], item: Item) -> Result:
         return await self._writer.write(transaction, item)
 
-    async def journal_end(self) -> int:
-        # One connection writes: whatever is committed later comes later.
-        return int((await self.read(engine_sql.last_change))[0][0])
+    async def change_log_end(self) -> int:
+        # One connection writes, so that places are in the order of the commits.
+        return int((await self.read(facade_sql.last_change))[0]["seq"])
 
     def is_taken(self, error: Exception) -> bool:
         return (
@@ -166,7 +166,7 @@ class SQLiteStore(Store):
     # --- reading ---
 
     async def read(
-        self, statement: Statement, rows: Sequence[Row] | None = None, **params: Any
+        self, statement: Statement, rows: Sequence[Cells] | None = None, **params: Any
     ) -> list[Row]:
         if rows is not None:
             params["rows"] = msgspec.json.encode(rows).decode()
@@ -189,7 +189,7 @@ class SQLiteStore(Store):
         return connection
 
     def _drop_reader(self) -> None:
-        """Let this thread's next read open anew: a connection may stay unusable."""
+        """Let this thread's next read open a new connection: this one may be unusable."""
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is not None:
             self._local.connection = None
@@ -212,7 +212,7 @@ class _SameFile:
         self._is_cut = False
 
     def remember(self) -> None:
-        """Take the files that a connection has just opened for ours."""
+        """Remember which files a connection has just opened."""
         self._first = self._first or _identity(self._path)
         self._first_beside = [_identity(path) for path in self._beside]
 
@@ -309,19 +309,21 @@ class _FileLock:
 
 
 def _open(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    connection.row_factory = sqlite3.Row
+    return connection
 
 
 def _connect(path: str) -> sqlite3.Connection:
     # A new file is for its owner alone, as are those that SQLite puts beside it: people's prompts
     # and pictures are in there. One that exists keeps its mode.
-    with contextlib.suppress(OSError):  # of what is wrong SQLite tells, in words that we know
+    with contextlib.suppress(OSError):  # SQLite raises the error again, and we know its words
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = _open(path)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        # What is deleted is overwritten with zeros, whatever this SQLite was built to do.
+        # What is deleted is overwritten with zeros, also where SQLite's default is another.
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute(f"PRAGMA wal_autocheckpoint = {RESTART}")
         _migrate(connection, path)
@@ -333,7 +335,7 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _migrate(connection: sqlite3.Connection, path: str) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    [version] = connection.execute("PRAGMA user_version").fetchone()
     if version > len(migrations("sqlite")):
         raise StoreUnusable(
             f"the database {path} was written by a newer receiver (schema {version}, this one "
@@ -345,7 +347,7 @@ def _migrate(connection: sqlite3.Connection, path: str) -> None:
 
 
 def recover(items: Sequence[tuple[str, float]]) -> Steps[list[list[LostAttempt]]]:
-    """Take back what another process was doing: there is none any more."""
+    """Reclaim all that an earlier process was doing."""
     results = []
     for owner, now in items:
         yield Run(predictions_sql.mark_abandoned_submits, {"now": now})

@@ -1,9 +1,8 @@
-"""One thread that writes: whatever waits is committed together (group commit).
+"""Group commit for SQLite: one thread writes, and all writes that wait are committed together.
 
-All the items that wait for one transaction are handed to it at once. A batch is one transaction, so
-its cost is shared and each caller is told only after COMMIT has reached the disk. If a batch fails
-for a reason of one item, it is rolled back and every item is tried again alone: the culprit fails,
-its neighbours do not.
+A batch is one transaction, so its cost is shared; each caller gets its result after COMMIT has
+reached the disk. If a batch fails because of one item, it is rolled back and every item is tried
+again alone, so that only that one fails.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import msgspec
 
 from receiver.model.errors import StoreUnavailable
 from receiver.model.tasks import start_thread
-from receiver.store.statement import Row, Run, Statement, Step, Steps, Transaction, Write
+from receiver.store.statement import Cells, Row, Run, Statement, Step, Steps, Transaction, Write
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,7 +28,7 @@ _LARGEST_BATCH: Final = 1000
 _LARGEST_INLINE: Final = 32 * 1024
 """Bytes up to which a body travels inside the batch's JSON; larger ones are bound one by one."""
 
-# What the disk or another process does to us, as opposed to what is wrong with a statement.
+# Errors of the disk or of other processes; all others are wrong statements or values.
 _UNAVAILABLE: Final = frozenset(
     {
         sqlite3.SQLITE_BUSY,
@@ -61,8 +60,8 @@ class _Work:
 class Writer:
     """Owns the one writing connection.
 
-    `report` hears when writing stops and starts to work, `committed` of every commit and how many
-    writes it had; `ensure` raises StoreUnavailable where a commit would be in vain.
+    `report` is called when writing fails or works again, `committed` after every commit with the
+    number of its writes. `ensure` raises StoreUnavailable where a commit would be lost.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class Writer:
         return await future
 
     def post(self, transaction: Transaction[Item, Any], item: Item) -> None:
-        """Run `transaction` for `item` some time, from any thread; nobody waits for it."""
+        """Run `transaction` for `item` later, from any thread; there is no result."""
         self._queue.put(_Work(transaction, item, None))
 
     def _run(self) -> None:
@@ -192,11 +191,11 @@ class Writer:
         return [(work, unavailable) for work in batch]
 
     def _tell_of(self, trouble: StoreUnavailable | None) -> None:
-        with contextlib.suppress(Exception):  # who reports must not end the thread that writes
+        with contextlib.suppress(Exception):  # a failing report must not end the writing
             self._report(trouble)
 
     def _reopen_later(self) -> None:
-        """Let the next batch open anew: after an I/O error a connection may stay unusable."""
+        """Let the next batch open a new connection: an I/O error may leave this one unusable."""
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
@@ -212,7 +211,7 @@ class Writer:
             try:
                 loop.call_soon_threadsafe(_resolve, mine)
             except RuntimeError:
-                continue  # that loop is closed: nobody is left to be told
+                continue  # that loop is closed, and no caller is left
 
 
 def _resolve(results: list[tuple[asyncio.Future[Any], Any]]) -> None:
@@ -231,7 +230,7 @@ def _is_unavailable(error: sqlite3.Error) -> bool:
 
 
 def _drive(connection: sqlite3.Connection, steps: Steps[Sequence[Result]]) -> Sequence[Result]:
-    """Run an transaction's steps; there is one process, and its queue is the rows: no news."""
+    """Run a transaction's steps. News is dropped: there is no other process."""
     try:
         step = next(steps)
         while True:
@@ -256,7 +255,7 @@ def _batch(
     connection: sqlite3.Connection,
     statement: Statement,
     params: Mapping[str, Any],
-    rows: Sequence[Row],
+    rows: Sequence[Cells],
 ) -> list[Row]:
     single, together = _parted(statement, rows) if statement.blobs else ([], rows)
     text = msgspec.json.encode(together).decode()
@@ -275,13 +274,17 @@ def fetch(
     connection: sqlite3.Connection, statement: Statement, sql: str, params: Mapping[str, Any]
 ) -> list[Row]:
     rows = connection.execute(sql, params).fetchall()
-    return msgspec.json.decode(rows[0][0]) if statement.gathers else rows
+    if not (names := statement.gathers):
+        return rows
+    [[packed]] = rows
+    # Every microsecond here is one of each callback, and names and cells come of one text.
+    return [dict(zip(names, cells)) for cells in msgspec.json.decode(packed)]  # noqa: B905
 
 
-def _parted(statement: Statement, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Tell rows whose bytes JSON cannot hold, or would not hold well, from all others."""
-    single: list[Row] = []
-    together: list[Row] = []
+def _parted(statement: Statement, rows: Sequence[Cells]) -> tuple[list[Cells], list[Cells]]:
+    """Split rows into those whose bytes do not go into JSON well, and all others."""
+    single: list[Cells] = []
+    together: list[Cells] = []
     for row in rows:
         cells = list(row)
         for index in statement.blobs:

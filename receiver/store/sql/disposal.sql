@@ -1,5 +1,5 @@
--- What led to others stays as long as it may be run again: a handler that submits does so by a key,
--- and that key goes with the prediction which has it.
+-- A prediction stays as long as a delivery of its parent may run again: that handler submits by an
+-- idempotency key, and the key goes with the prediction that has it.
 
 -- fragment: may_go
 p.completed_at <= CASE p.status WHEN 'succeeded' THEN :succeeded_before::float
@@ -16,34 +16,43 @@ AND EXISTS (SELECT 1 FROM events e
             WHERE e.prediction_id = p.id AND e.seq < (SELECT max(seq) FROM events))
 
 -- name: select_old
-SELECT p.id, CASE WHEN {may_go} THEN 1 ELSE 0 END FROM predictions p
+-- Walk predictions in the order of their ids, and tell which may be deleted.
+SELECT p.id, CASE WHEN {may_go} THEN 1 ELSE 0 END AS may_go FROM predictions p
 WHERE p.id > :cursor AND p.id < :horizon ORDER BY p.id LIMIT :most::int
 
 -- name: hold_predictions
+-- Lock predictions.
 SELECT id FROM predictions WHERE id IN (SELECT r.id FROM {rows:id text}) ORDER BY id {lock}
 
 -- name: hold_deliveries
+-- Read and lock the deliveries of predictions.
 SELECT d.id, d.prediction_id FROM {rows:id text} CROSS JOIN deliveries d
 WHERE d.id > 'dlv_' || substr(r.id, 6) AND d.id < 'dlv_' || substr(r.id, 6) || '~' ORDER BY d.id {lock}
 
 -- name: select_free
+-- Return which of some predictions may be deleted.
 SELECT p.id FROM predictions p WHERE p.id IN (SELECT r.id FROM {rows:id text}) AND {may_go}
 
 -- name: select_changes
+-- Read the oldest rows of the change log, but never the last one.
 SELECT seq, time FROM changes WHERE seq < (SELECT max(seq) FROM changes) ORDER BY seq LIMIT :most::int
 
 -- name: delete_changes
+-- Delete the change log up to a place.
 DELETE FROM changes WHERE seq <= :last::int
 
 -- name: set_watermark
+-- Remember a number by name; it only grows.
 INSERT INTO watermarks (name, value) VALUES (:name, :value::int)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE watermarks.value < excluded.value
 
 -- name: select_cut
+-- Read the time of the oldest callback that decided nothing and is kept.
 SELECT received_at FROM callbacks WHERE verdict <> 'accepted'
 ORDER BY received_at DESC LIMIT 1 OFFSET :kept::int
 
 -- name: select_unneeded
+-- Find old callbacks that decided nothing, but for young living predictions.
 SELECT c.prediction_id, c.channel, c.digest FROM callbacks c
 WHERE c.verdict <> 'accepted' AND c.received_at <= :before::float AND NOT EXISTS (
     SELECT 1 FROM predictions p
@@ -51,30 +60,38 @@ WHERE c.verdict <> 'accepted' AND c.received_at <= :before::float AND NOT EXISTS
 ORDER BY c.received_at LIMIT :most::int
 
 -- name: select_strays
+-- Find callbacks whose predictions are gone.
 SELECT c.prediction_id, c.channel, c.digest FROM callbacks c
 WHERE c.verdict <> 'accepted' AND c.received_at <= :before::float AND NOT EXISTS (
     SELECT 1 FROM predictions p WHERE p.id = c.prediction_id)
 ORDER BY c.received_at LIMIT :most::int
 
 -- name: delete_callbacks
+-- Delete callbacks that decided nothing.
 DELETE FROM callbacks WHERE verdict <> 'accepted' AND (prediction_id, channel, digest) IN
     (SELECT r.prediction_id, r.channel, r.digest
      FROM {rows:prediction_id text, channel text, digest text})
 
 -- name: delete_steps
+-- Delete the steps of deliveries.
 DELETE FROM steps WHERE delivery_id IN (SELECT r.id FROM {rows:id text})
 
 -- name: delete_attempts
+-- Delete the attempts of deliveries.
 DELETE FROM attempts WHERE delivery_id IN (SELECT r.id FROM {rows:id text})
 
 -- name: delete_deliveries
+-- Delete deliveries.
 DELETE FROM deliveries WHERE id IN (SELECT r.id FROM {rows:id text})
 
 -- name: delete_events
+-- Delete the events of predictions.
 DELETE FROM events WHERE prediction_id IN (SELECT r.id FROM {rows:id text})
 
 -- name: delete_callbacks_of
+-- Delete all callbacks of predictions.
 DELETE FROM callbacks WHERE prediction_id IN (SELECT r.id FROM {rows:id text})
 
 -- name: delete_predictions
+-- Delete predictions.
 DELETE FROM predictions WHERE id IN (SELECT r.id FROM {rows:id text})

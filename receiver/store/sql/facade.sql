@@ -1,26 +1,34 @@
 -- name: try_write
+-- Write one row, to see whether the database takes writes.
 INSERT INTO probe (one, at) VALUES (1, :now::float) ON CONFLICT (one) DO UPDATE SET at = excluded.at
 
 -- name: last_change
-SELECT coalesce(max(seq), 0) FROM changes
+-- Read the last place in the change log.
+SELECT coalesce(max(seq), 0) AS seq FROM changes
 
 -- name: shift_predictions
+-- Move the due times and deadlines of predictions along with the clock.
 UPDATE predictions SET due_at = due_at + :due::float, deadline_at = deadline_at + :deadline::float
 WHERE due_at IS NOT NULL
 
 -- name: shift_pending
+-- Move the due times of pending deliveries.
 UPDATE deliveries SET due_at = due_at + :due::float WHERE state = 'pending'
 
 -- name: shift_running
+-- Move the leases of claims.
 UPDATE deliveries SET lease_until = lease_until + :deadline::float WHERE state = 'running'
 
 -- name: shift_breakers
+-- Move the times of circuit breakers.
 UPDATE handlers
 SET open_until = open_until + :due::float, probe_until = probe_until + :deadline::float
 WHERE open_until IS NOT NULL OR probe_until IS NOT NULL
 
 -- name: shift_requests
+-- Move the times of counted requests.
 UPDATE requests SET at = at + :due::float
 
 -- name: shift_leases
+-- Move the leases of leaders.
 UPDATE leases SET until = until + :due::float

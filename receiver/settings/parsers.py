@@ -1,0 +1,198 @@
+"""Parsers of settings: each takes a text, and raises ValueError with what it must be."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from receiver.model.text import clean
+from receiver.settings.proxies import is_loopback
+from receiver.settings.reader import Secret
+
+Network = IPv4Network | IPv6Network
+
+SHORTEST_SECRET: Final = 32
+LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1"))
+
+
+def texts(text: str) -> tuple[str, ...]:
+    return tuple(part for part in map(clean, text.split(",")) if part)
+
+
+def secrets(text: str) -> tuple[Secret, ...]:
+    return tuple(Secret(part) for part in texts(text))
+
+
+def strong_secrets(text: str) -> tuple[Secret, ...]:
+    if any(len(part) < SHORTEST_SECRET for part in texts(text)):
+        raise ValueError(f"every key must have {SHORTEST_SECRET} characters or more")
+    return secrets(text)
+
+
+def header_safe(text: str) -> Secret | None:
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("must be printable ASCII, as it travels in a header")
+    return Secret(text)
+
+
+def one_key(text: str) -> Secret | None:
+    if "," in text:
+        raise ValueError("must be one key; those that the receiver takes are in RECEIVER_API_KEYS")
+    return header_safe(text)
+
+
+def collector_url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise ValueError("must be an http(s) URL, as http://collector:4318")
+    return text
+
+
+def url(text: str) -> str:
+    if "://" not in text:
+        raise ValueError("must begin with https:// or http://")
+    if not _is_plain_url(text):
+        raise ValueError("must be an http(s) URL without user, query or fragment")
+    return text.rstrip("/")
+
+
+def receivers_url(text: str) -> str:
+    """Read a URL; for this machine http:// may be left out."""
+    try:
+        host = urlsplit(f"//{text}").hostname or ""
+    except ValueError:
+        host = ""
+    return url(f"http://{text}" if "://" not in text and is_loopback(host) else text)
+
+
+def _is_plain_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        sendable = bool(parts.hostname) and parts.port != 0 and text.isprintable()
+    except ValueError:
+        return False
+    more = parts.username or parts.password or parts.query or parts.fragment or " " in text
+    return parts.scheme in {"http", "https"} and sendable and not more
+
+
+def database_url(text: str) -> str:
+    if text.startswith(("postgresql://", "postgres://")):
+        return _postgres_url(text)
+    path = text.removeprefix("sqlite:///")
+    if path == text or not path or path.endswith("/") or path == ":memory:":
+        raise ValueError(
+            "must be sqlite:///path of a file (four slashes for an absolute path), or "
+            "postgresql://user@host/name"
+        )
+    return text
+
+
+def _postgres_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 - reading it is the check
+    except ValueError:
+        # What is wrong may be the password, so it is not said.
+        raise ValueError(
+            "is no URL: percent-encode what is odd in the password (an @ as %40, a / as %2F)"
+        ) from None
+    return text
+
+
+def whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("must be a whole number, 1 or more")
+    return int(text)
+
+
+def limit(text: str) -> int | None:
+    return None if text.lower() == "none" else whole(text)
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    try:
+        networks = tuple(map(ip_network, texts(text)))
+    except ValueError as error:
+        raise ValueError(f"must be addresses and ranges like 203.0.113.0/24: {error}") from None
+    if not networks:
+        raise ValueError("must be an address or a range like 203.0.113.0/24")
+    return networks
+
+
+def trusted(text: str) -> tuple[Network, ...]:
+    return () if text.lower() == "none" else networks(text)
+
+
+def sources(text: str) -> tuple[Network, ...] | Literal["meta"]:
+    return "meta" if text.lower() == "meta" else networks(text)
+
+
+def seconds(text: str) -> float:
+    """Read a number of seconds above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0.0 < number < 1e9:  # noqa: PLR2004 - thirty years; also refuses nan and inf
+        raise ValueError("must be a number of seconds above 0")
+    return number
+
+
+_ENDS = ("succeeded", "failed", "canceled")
+_MOST_DAYS = 36525.0
+
+
+def retention_days(text: str) -> dict[str, float]:
+    """Read `30`, `failed=90,canceled=0.5`, or both: a number without a name is for every end."""
+    days: dict[str, float] = {}
+    for part in texts(text):
+        name, equals, number = part.rpartition("=")
+        name = name.strip().lower()
+        if equals and name not in {*_ENDS, "dead"}:
+            raise ValueError(f"must name {', '.join(_ENDS)} or dead, as in 30,failed=90")
+        days |= dict.fromkeys([name] if equals else _ENDS, _day(number))
+    return days
+
+
+def _day(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0.0 < number <= _MOST_DAYS:  # also refuses nan
+        raise ValueError("must be days above 0, as in 30 or succeeded=30,failed=90,canceled=7")
+    return number
+
+
+_SWITCHES = {"1": True, "true": True, "yes": True, "on": True}
+_SWITCHES |= {"0": False, "false": False, "no": False, "off": False}
+
+
+def switch(text: str) -> bool:
+    try:
+        return _SWITCHES[text.lower()]
+    except KeyError:
+        raise ValueError("must be 1 or 0") from None
+
+
+def writable_folder(text: str) -> str:
+    folder = Path(text)
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{text} is no folder that can be written, and cannot be made one")
+    return text
+
+
+def one_of(*words: str) -> Callable[[str], Any]:
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            near = difflib.get_close_matches(text.lower(), words, n=1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"must be one of {', '.join(words)}{meant}")
+        return text.lower()
+
+    return parse

@@ -1,0 +1,97 @@
+"""Read values out of an environment, and collect what is wrong with them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from receiver.model.text import clean
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+class Secret:
+    """A text that shows itself only when asked by name."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret('**********')"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+class Reader:
+    """Take values out of a mapping and collect what is wrong with them."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+        self.problems: list[str] = []
+
+    def get(
+        self,
+        name: str,
+        parse: Callable[[str], T],
+        default: D,
+        *,
+        as_text: str | None = "",
+        says: str = "",
+        at: str = "",
+    ) -> T | D:
+        """Return what a value means; `default` where it is not set or wrong.
+
+        `as_text`: a default that is parsed too; None: there must be a value. `says` and `at` go
+        into problems of handlers' settings: what it is, and where it is read.
+        """
+        given = self._env.get(name, "").strip()
+        text = clean(given) or as_text
+        if text is None:
+            self._refuse(f"{at}needs {name} as {says}")
+            return default
+        if not text and not at:
+            return default
+        try:
+            text.encode()
+            return _parsed(parse, text, given)
+        except UnicodeEncodeError:
+            problem = "must be UTF-8"
+        except ValueError as error:
+            problem = str(error)
+        self._refuse(f"{at}{name}{' ' if at else ': '}{problem}")
+        return default
+
+    def is_set(self, name: str) -> bool:
+        return bool(clean(self._env.get(name, "")))
+
+    def spelled(self, name: str) -> str:
+        """Return the name in lower case if it is set so, which goes before the other."""
+        return name.lower() if name.lower() in self._env else name
+
+    def _refuse(self, problem: str) -> None:
+        if problem not in self.problems:  # a name may be asked for twice
+            self.problems.append(problem)
+
+
+def _parsed(parse: Callable[[str], T], text: str, given: str) -> T:
+    """Parse a text; with the quotes that were around it where it makes sense only with them."""
+    try:
+        return parse(text)
+    except ValueError:
+        if given not in {text, ""}:
+            with contextlib.suppress(ValueError):
+                return parse(given)
+        raise

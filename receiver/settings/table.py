@@ -1,0 +1,65 @@
+"""A settings table: the fields of a class, each declared in one line with its name and sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import field, fields
+from typing import Any, Final, NamedTuple, TypeVar
+
+from receiver.settings.reader import Reader
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+_ROW: Final = "setting"
+"""Where a field's metadata has its line."""
+
+
+class Setting(NamedTuple):
+    """One line of the table."""
+
+    names: tuple[str, ...]
+    """Environment variables; `{}` stands for a provider's prefix."""
+    parse: Callable[[str], Any] | None
+    """Return what a text means, or raise ValueError; None: `read` does it all."""
+    default: Any
+    says: str
+    """What it is, in Markdown."""
+    shown: str = ""
+    """The default in words, where its value does not say it."""
+    read: Callable[[Reader], Any] | None = None
+
+    def value(self, reader: Reader) -> Any:
+        """Return what is set, or the default where nothing is or what is set is wrong."""
+        if self.parse is None:
+            return self.read(reader) if self.read else None
+        return reader.get(self.names[0], self.parse, self.default)
+
+
+def setting(
+    name: str,
+    parse: Callable[[str], T],
+    default: D,
+    says: str,
+    *,
+    shown: str = "",
+    is_secret: bool = False,
+) -> T | D:
+    """Declare a field that one variable sets; `is_secret` keeps it out of `repr`."""
+    return _field(Setting((name,), parse, default, says, shown), is_secret=is_secret)  # type: ignore[no-any-return]
+
+
+def composed(
+    names: tuple[str, ...], read: Callable[[Reader], T], default: D, says: str, *, shown: str = ""
+) -> T | D:
+    """Declare a field that several variables set together."""
+    return _field(Setting(names, None, default, says, shown, read))  # type: ignore[no-any-return]
+
+
+def _field(row: Setting, *, is_secret: bool = False) -> Any:
+    return field(default_factory=lambda: row.default, repr=not is_secret, metadata={_ROW: row})
+
+
+def rows(table: type) -> Mapping[str, Setting]:
+    """Return the lines of a class's table, by field."""
+    return {each.name: each.metadata[_ROW] for each in fields(table) if _ROW in each.metadata}

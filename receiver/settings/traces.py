@@ -1,0 +1,36 @@
+"""OpenTelemetry's own settings, as far as they decide where traces go."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from receiver.settings.parsers import collector_url, texts
+from receiver.settings.reader import Reader
+
+NAMES: Final = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+    "OTEL_TRACES_EXPORTER",
+    "OTEL_SDK_DISABLED",
+)
+_OTLP: Final = {
+    "": "otlp_proto_http",
+    "http/protobuf": "otlp_proto_http",
+    "grpc": "otlp_proto_grpc",
+}
+
+
+def read_exporters(reader: Reader) -> tuple[str, ...] | None:
+    """Return the exporters by OpenTelemetry's standard; its default protocol is not ours."""
+    if reader.get("OTEL_SDK_DISABLED", str.lower, "") == "true":
+        return None
+    spoken = reader.get("OTEL_EXPORTER_OTLP_PROTOCOL", str, "")
+    spoken = reader.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", str, spoken)
+    places = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    # gRPC may do with a host and a port.
+    asked = [reader.get(name, str if spoken == "grpc" else collector_url, "") for name in places]
+    names = reader.get("OTEL_TRACES_EXPORTER", texts, ("otlp",) if any(asked) else ())
+    otlp = _OTLP.get(spoken, spoken)
+    return tuple(otlp if name == "otlp" else name for name in names if name != "none")
