@@ -33,7 +33,7 @@ Faults, with the fields that only they read (and their defaults):
     delay_callback     it is sent `seconds` (3) late
     reorder_callbacks  it is sent after the next one, or after `seconds` (2)
     early_callback     it arrives before the submit is answered; waits up to `seconds` (1) for that
-    refuse_submit      `status` (503) and `retry_after`; not billed
+    refuse_submit      `status` (503), `retry_after` and `reason`; not billed
     drop_submit        the connection is closed; not billed
     stall_submit       billed, then silence for `seconds` (0), then the connection is closed
     break_poll         `answer`: error (HTTP 500), garbage (no JSON) or missing (HTTP 404)

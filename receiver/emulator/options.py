@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from receiver.emulator.endings import Ending
+
 Provider = Literal["oxen", "eachlabs", "fal"]
 Shape = Literal["new", "old", "mixed"]
 
@@ -61,5 +63,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Keys that are let in; None lets any non-empty key in."""
     ledger_size: int = 200_000
     """Predictions remembered; the oldest are forgotten first."""
+    by_hand: Ending | None = None
+    """Where it is given, predictions end only when told to, and so unless they are told how."""
     seed: int | None = None
     """Makes ids, jitter, shapes and signing keys repeatable."""

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from receiver.emulator.endings import Ending
 from receiver.emulator.ledger import Prediction
 from receiver.emulator.prompts import Plan
 
@@ -21,10 +22,11 @@ def prediction(prompt: str = "", callback_url: str = "") -> Prediction:
         account="k",
         input={},
         prompt=prompt,
-        plan=Plan(0, 0, None),
+        plan=Plan(0, 0, Ending()),
         origin="",
         old=False,
         variant=0,
+        submitted_at=0,
         callback_url=callback_url,
     )
 
