@@ -67,7 +67,7 @@ class Eachlabs:
         if not self._world.knows(key):
             raise Refusal(self._refused(401, "unauthorized", "a valid API key is required"))
         self._pace(key)
-        return key
+        return self._world.account(key)
 
     def _pace(self, account: str) -> None:
         """Refuse more requests in a minute than the plan allows."""

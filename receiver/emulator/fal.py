@@ -72,7 +72,7 @@ class Fal:
             self._world.ledger.violation("fal", "bearer", "the scheme is Key")
         if not self._world.knows(key):
             raise Refusal(_refused(401, "unauthorized", "Authentication is required"))
-        return key
+        return self._world.account(key)
 
     async def _submit(self, request: Request, account: str) -> Response:
         prediction = await self._described(request, account)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -53,7 +53,7 @@ class EmulatedProviders(httpx.AsyncBaseTransport):
         return self._world.ledger.all()
 
     @property
-    def streams(self) -> Collection[EventStream]:
+    def streams(self) -> Sequence[EventStream]:
         """Those who read Oxen's event stream now."""
         return list(self._oxen.streams)
 

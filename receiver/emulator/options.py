@@ -61,6 +61,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Predictions in progress at once (a new account has 2); None lifts the limit."""
     api_keys: frozenset[str] | None = None
     """Keys that are let in; None lets any non-empty key in."""
+    one_account: bool = False
+    """All keys are of one account, as a new key is of the same as the one before."""
     ledger_size: int = 200_000
     """Predictions remembered; the oldest are forgotten first."""
     by_hand: Ending | None = None

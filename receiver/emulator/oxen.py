@@ -73,7 +73,7 @@ class Oxen:
         key = wire.credential(request, "Bearer")
         if not self._world.knows(key):
             raise Refusal(_refused(401, "unauthenticated", "Unauthorized"))
-        return key
+        return self._world.account(key)
 
     async def _submit(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}

@@ -121,6 +121,11 @@ class EventStream:
         self._news = asyncio.Event()
         self._cut = self._ended = False
 
+    @property
+    def unread(self) -> bool:
+        """Tell whether something was said that nobody has taken yet."""
+        return bool(self._chunks)
+
     def send(self, chunk: bytes) -> None:
         self._chunks.append(chunk)
         self._news.set()

@@ -47,6 +47,10 @@ class World:
         keys = self.options.api_keys
         return bool(key) if keys is None else key in keys
 
+    def account(self, key: str) -> str:
+        """Name whose key it is."""
+        return "everybody" if self.options.one_account else key
+
     def old(self) -> bool:
         """Decide whether the next answer speaks the older shape."""
         shape = self.options.shape

@@ -1,8 +1,10 @@
 """Things to build tests from."""
 
 import ipaddress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -14,8 +16,8 @@ from receiver.emulator.ledger import Prediction
 from receiver.emulator.prompts import Plan
 
 
-def prediction(prompt: str = "", callback_url: str = "") -> Prediction:
-    return Prediction(
+def prediction(prompt: str = "", callback_url: str = "", **more: Any) -> Prediction:
+    told = Prediction(
         provider="fal",
         id="1",
         model="m",
@@ -29,6 +31,7 @@ def prediction(prompt: str = "", callback_url: str = "") -> Prediction:
         submitted_at=0,
         callback_url=callback_url,
     )
+    return replace(told, **more)
 
 
 def write_certificate(folder: Path) -> tuple[Path, Path]:

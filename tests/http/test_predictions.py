@@ -445,7 +445,7 @@ async def test_waiting_for_a_blocking_call_ends_in_time_too(start: Start, networ
 
     async def slowly(request: httpx.Request) -> httpx.Response:
         await leave.wait()
-        return network.kindly(request)
+        return await network.kindly(request)
 
     network.script("eachlabs.run", slowly)
     async with start() as station:
