@@ -629,6 +629,7 @@ async def _settled(station: Station, attempts: int = 2) -> None:
 
 
 async def test_a_models_details_are_the_providers_own(start: Start, network: Network) -> None:
+    network.script("oxen.model", reply({"id": "flux", "request_schema": {}}))
     async with start() as station:
         answer = await station.http.get("/v1/models/oxen/black-forest/flux")
         assert answer.status_code == 200

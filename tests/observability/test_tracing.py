@@ -240,9 +240,9 @@ async def test_errors_are_on_spans_by_their_kind_and_not_in_their_words(
     bad, *good = (span for span in memory.spans if span.name == "POST /v1/predictions")
     assert [fails_with(span) for span in (bad, *good)] == [None] * 3
     assert (bad.attributes or {})["http.response.status_code"] == 422
-    assert fails_with(memory.one("POST", **{"server.address": "providers.test"})) == "ReadTimeout"
+    sent = [span for span in memory.spans if span.name == "POST"]
+    assert [fails_with(span) for span in sent] == ["ReadTimeout", "422"]
     assert fails_with(memory.one("submit eachlabs")) == "unconfirmed"
-    assert fails_with(memory.one("POST", **{"server.address": "queue.fal.test"})) == "422"
     assert fails_with(memory.one("submit fal")) == "rejected"
     attempt = memory.one("handler odd")
     assert fails_with(attempt) == "ValueError"

@@ -62,6 +62,7 @@ class End:
 
 async def test_each_request_that_can_wait_takes_a_turn() -> None:
     end = End()
+    end.network.always("eachlabs.poll", reply({}))
     for number in (1, 2):
         answer = await end.ask()
         assert (answer.status, end.calls) == (200, number)
