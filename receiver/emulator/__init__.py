@@ -1,7 +1,9 @@
 """Oxen.ai, Eachlabs and fal.ai on loopback: faithful and, when told, hostile.
 
 `create_emulator(options)` returns an ASGI app; `settings_for(base_url)` the environment that points
-a receiver at it. Pictures are drawn from the prompt's hash and served under `/files/`.
+a receiver at it. `inprocess.EmulatedProviders` is the same without a socket, for tests: there
+predictions end when and as they are told. Pictures are drawn from the prompt's hash and served
+under `/files/`.
 
 Words in a prompt decide how a prediction goes:
 
