@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import itertools
 import json
-import random
 import re
 import sqlite3
 import time
@@ -19,10 +18,15 @@ from typing import Any, Final, TypeVar, overload
 from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 from starlette.applications import Starlette
 
 from receiver import create_app
-from receiver.emulator.keys import Keyring
+from receiver.emulator import Rule, settings_for
+from receiver.emulator.endings import Ending
+from receiver.emulator.inprocess import BY_HAND, EmulatedProviders
+from receiver.emulator.ledger import Prediction
+from receiver.emulator.wire import EventStream
 from receiver.settings import Settings
 from tests.patience import PATIENCE
 from tests.postgres import Database
@@ -42,16 +46,18 @@ ENV: Final = {
     "OXEN_API_KEY": "the-oxen-key",
     "EACHLABS_API_KEY": "the-eachlabs-key",
     "FAL_KEY": "the-fal-key",
-    "OXEN_BASE_URL": "https://oxen.test",
-    "EACHLABS_BASE_URL": "https://eachlabs.test",
-    "FAL_QUEUE_URL": "https://queue.fal.test",
-    "FAL_RUN_URL": "https://run.fal.test",
-    "FAL_JWKS_URL": "https://rest.fal.test/jwks.json",
-    "FAL_META_URL": "https://api.fal.test/v1/meta",
+    **settings_for("https://providers.test"),
 }
 SECRETS: Final = (*(ENV[name] for name in ENV if name.endswith("KEY")), API_KEY, OTHER_API_KEY)
 MODELS: Final = {"oxen": "nano-banana", "eachlabs": "nano-banana", "fal": "fal-ai/nano-banana"}
 PICTURE: Final = "https://cdn.test/a.png"
+OPTIONS: Final = msgspec.structs.replace(
+    BY_HAND,
+    one_account=True,
+    by_hand=Ending(output=({"url": PICTURE},)),
+    fal_sources=("198.51.100.0/24", "2001:db8:1::/48"),
+)
+FAILURE: Final = Ending("timeout", "model timed out")
 
 
 @overload
@@ -86,30 +92,6 @@ class Clock:
 
 Answering = Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Response]]
 
-_KINDS: Final = tuple(
-    (kind, method, re.compile(pattern))
-    for kind, method, pattern in (
-        ("oxen.stream", "GET", r"https://oxen\.test/api/events"),
-        ("oxen.submit", "POST", r"https://oxen\.test/api/ai/queue"),
-        ("oxen.list", "GET", r"https://oxen\.test/api/ai/queue(\?.*)?"),
-        ("oxen.poll", "GET", r"https://oxen\.test/api/ai/queue/.+"),
-        ("oxen.cancel", "DELETE", r"https://oxen\.test/api/ai/queue/.+"),
-        ("oxen.run", "POST", r"https://oxen\.test/api/ai/images/.+"),
-        ("oxen.model", "GET", r"https://oxen\.test/api/ai/models/.+"),
-        ("eachlabs.submit", "POST", r"https://eachlabs\.test/v1/prediction"),
-        ("eachlabs.run", "POST", r"https://eachlabs\.test/v1/prediction/run"),
-        ("eachlabs.cancel", "POST", r"https://eachlabs\.test/v1/prediction/.+/cancel"),
-        ("eachlabs.poll", "GET", r"https://eachlabs\.test/v1/prediction/.+"),
-        ("fal.keys", "GET", r"https://rest\.fal\.test/jwks\.json"),
-        ("fal.meta", "GET", r"https://api\.fal\.test/v1/meta"),
-        ("fal.run", "POST", r"https://run\.fal\.test/.+"),
-        ("fal.submit", "POST", r"https://queue\.fal\.test/.+"),
-        ("fal.poll", "GET", r"https://queue\.fal\.test/.+/status"),
-        ("fal.result", "GET", r"https://queue\.fal\.test/.+"),
-        ("fal.cancel", "PUT", r"https://queue\.fal\.test/.+/cancel"),
-    )
-)
-
 
 def reply(
     body: object = None, status: int = 200, *, text: str | None = None, **headers: str
@@ -139,14 +121,30 @@ async def hangs(_: httpx.Request) -> httpx.Response:
 class Sent:
     """One submit as a provider saw it."""
 
-    provider: str
-    id: str
-    """The provider's own id for it."""
-    prompt: str
-    hook: str
-    """The callback URL; empty where none was given."""
-    secret: str
+    prediction: Prediction
     request: httpx.Request
+
+    @property
+    def provider(self) -> str:
+        return self.prediction.provider
+
+    @property
+    def id(self) -> str:
+        """The provider's own id for it."""
+        return self.prediction.id
+
+    @property
+    def prompt(self) -> str:
+        return self.prediction.prompt
+
+    @property
+    def hook(self) -> str:
+        """The callback URL; empty where none was given."""
+        return self.prediction.callback_url
+
+    @property
+    def secret(self) -> str:
+        return self.prediction.secret
 
     @property
     def path(self) -> str:
@@ -161,32 +159,18 @@ class Sent:
         return self.token.partition(".")[0]
 
 
-class _Stream(httpx.AsyncByteStream):
-    """One open event stream; None ends it, an error breaks it."""
-
-    def __init__(self) -> None:
-        self.said: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while (chunk := await self.said.get()) is not None:
-            if isinstance(chunk, Exception):
-                raise chunk
-            yield chunk
-
-
 class Network(httpx.AsyncBaseTransport):
-    """The three providers: every call is kept, and answered as scripted, else kindly."""
+    """The way to the emulator: every call is kept, and answered as scripted or by the emulator."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, httpx.Request]] = []
         self.sent: list[Sent] = []
-        self.streams: list[_Stream] = []
-        self.keyring = Keyring(random.Random(7))
+        self.emulator = EmulatedProviders(options=OPTIONS)
         self._scripts: dict[str, deque[Answering]] = defaultdict(deque)
         self._always: dict[str, Answering] = {}
 
     def script(self, kind: str, *answers: Answering) -> None:
-        """Answer the next calls of a kind in turn."""
+        """Answer the next calls of a kind in turn; the kinds are the emulator's names."""
         self._scripts[kind].extend(answers)
 
     def always(self, kind: str, answer: Answering) -> None:
@@ -198,120 +182,52 @@ class Network(httpx.AsyncBaseTransport):
     def of(self, prompt: str) -> Sent:
         return next(sent for sent in self.sent if sent.prompt == prompt)
 
+    @property
+    def streams(self) -> Sequence[EventStream]:
+        """Those who listen to Oxen."""
+        return self.emulator.streams
+
+    def tell(self, sent: Sent) -> None:
+        """End a prediction, and tell every listener of it."""
+        self.emulator.end(sent.prediction)
+        self.emulator.broadcast(sent.prediction)
+
     def say(self, **data: object) -> None:
-        """Tell every listener of a finished generation."""
+        """Tell every listener something of a test's own about a finished generation."""
         self.say_raw("media_generation_completed", json.dumps(data))
 
     def say_raw(self, event: str, data: str) -> None:
         for stream in self.streams:
-            stream.said.put_nowait(f"event: {event}\ndata: {data}\n\n".encode())
+            stream.send(f"event: {event}\ndata: {data}\n\n".encode())
 
     def cut(self) -> None:
-        streams, self.streams = self.streams, []
-        for stream in streams:
-            stream.said.put_nowait(httpx.ReadError("cut"))
+        self.emulator.faults.replace([Rule(fault="cut_stream")])
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         await request.aread()
-        kind = kind_of(request)
+        kind = self.emulator.kind(request)
         self.calls.append((kind, request))
         scripts = self._scripts[kind]
         answer = scripts.popleft() if scripts else self._always.get(kind, self.kindly)
         response = answer(request)
         return await response if inspect.isawaitable(response) else response
 
-    def kindly(self, request: httpx.Request) -> httpx.Response:
+    async def kindly(self, request: httpx.Request) -> httpx.Response:
         """Answer as a provider does on a good day: taken, and not ready yet."""
-        kind = kind_of(request)
-        provider, _, call = kind.partition(".")
-        if call == "submit":
-            return httpx.Response(200, json=_created(self.take(provider, request)))
-        if kind == "oxen.stream":
-            self.streams.append(_Stream())
-            headers = {"content-type": "text/event-stream"}
-            return httpx.Response(200, headers=headers, stream=self.streams[-1])
-        identifier = request.url.path.split("/")[-2 if kind == "fal.poll" else -1]
-        return httpx.Response(200, json=self._kind_answers(kind, identifier))
+        if not self.emulator.kind(request).endswith(".submit"):
+            return await self.emulator.handle_async_request(request)
+        before = len(self.emulator.predictions)
+        response = await self.emulator.handle_async_request(request)
+        taken = self.emulator.predictions[before:]
+        self.sent.extend(Sent(prediction, request) for prediction in taken)
+        return response
 
-    def take(self, provider: str, request: httpx.Request) -> Sent:
-        """Enter a submit in the books."""
-        body = json.loads(request.content)
-        sent = Sent(
-            provider=provider,
-            id=f"{provider}-{len(self.sent) + 1}",
-            prompt=str(body.get("input", body).get("prompt", "")),
-            hook=body.get("webhook_url") or request.url.params.get("fal_webhook", ""),
-            secret=body.get("webhook_secret", ""),
-            request=request,
-        )
-        self.sent.append(sent)
-        return sent
-
-    def _kind_answers(self, kind: str, identifier: str) -> Json:
-        answers: dict[str, Json] = {
-            "oxen.poll": {"generation_id": identifier, "status": "processing"},
-            "oxen.list": {"count": 0, "generations": []},
-            "oxen.cancel": {"status": "success"},
-            "oxen.run": {"images": [{"url": PICTURE}]},
-            "oxen.model": {"id": identifier, "request_schema": {}},
-            "eachlabs.poll": {"id": identifier, "status": "processing"},
-            "eachlabs.cancel": {"status": "cancelled"},
-            "eachlabs.run": {"status": "success", "output": [PICTURE]},
-            "fal.poll": {"status": "IN_PROGRESS", "request_id": identifier},
-            "fal.result": {"images": [{"url": PICTURE}]},
-            "fal.cancel": {"status": "CANCELLATION_REQUESTED"},
-            "fal.run": {"images": [{"url": PICTURE}]},
-            "fal.keys": self.keyring.published(padded=True),
-            "fal.meta": {"webhook_ip_ranges": ["198.51.100.0/24", "2001:db8:1::/48"]},
-        }
-        return answers[kind]
-
-
-def kind_of(request: httpx.Request) -> str:
-    url = str(request.url)
-    whole = url.partition("?")[0] if "fal.test" in url else url
-    for kind, method, pattern in _KINDS:
-        if request.method == method and pattern.fullmatch(whole):
-            return kind
-    raise AssertionError(f"nobody should call {request.method} {url}")
-
-
-def _created(sent: Sent) -> Json:
-    url = f"https://queue.fal.test/fal-ai/nano-banana/requests/{sent.id}"
-    answers: dict[str, Json] = {
-        "oxen": {"generations": [{"generation_id": sent.id, "status": "queued"}]},
-        "eachlabs": {"status": "success", "predictionID": sent.id},
-        "fal": {
-            "request_id": sent.id,
-            "gateway_request_id": sent.id,
-            "status_url": url + "/status",
-            "response_url": url,
-            "cancel_url": url + "/cancel",
-        },
-    }
-    return answers[sent.provider]
-
-
-ENDS: Final[dict[str, Answering]] = {
-    "oxen.poll": lambda request: httpx.Response(
-        200,
-        json={
-            "generation_id": request.url.path.rpartition("/")[2],
-            "status": "succeeded",
-            "result_url": PICTURE,
-        },
-    ),
-    "eachlabs.poll": lambda request: httpx.Response(
-        200,
-        json={
-            "id": request.url.path.rpartition("/")[2],
-            "status": "success",
-            "output": {"url": PICTURE},
-        },
-    ),
-    "fal.poll": reply({"status": "COMPLETED"}),
-}
-"""What a poll answers when the prediction has succeeded."""
+    async def ends(self, request: httpx.Request) -> httpx.Response:
+        """Answer a poll when the prediction has succeeded."""
+        for prediction in self.emulator.predictions:
+            if prediction.id in request.url.path.split("/"):
+                self.emulator.end(prediction)
+        return await self.kindly(request)
 
 
 # --- callbacks ---
@@ -334,35 +250,16 @@ def write(
     body: bytes | None = None,
     at: float | None = None,
 ) -> Letter:
-    """Write the callback that a provider would send for a submit."""
+    """Have the emulator write the callback for a submit, or prove a body of a test's own."""
     if body is None:
-        body = json.dumps(content(sent, ok=ok)).encode()
-    kind: tuple[str, str] = ("content-type", "application/json")
-    if sent.provider == "eachlabs":
-        return Letter(sent.path, [kind, ("x-webhook-secret", sent.secret)], body)
-    stamp = int(time.time() if at is None else at)
-    signed = network.keyring.headers(sent.id, "user-1", stamp, body)
-    return Letter(sent.path, [kind, *signed.items()], body)
+        body = network.emulator.callback(sent.prediction, None if ok else FAILURE)
+    headers = network.emulator.headers(sent.prediction, body, at)
+    return Letter(sent.path, [*headers.items()], body)
 
 
-def content(sent: Sent, *, ok: bool = True) -> Json:
-    """Say success or failure in the words of a provider."""
-    if sent.provider == "eachlabs":
-        output: Any = {"url": PICTURE} if ok else [{"error": "model timed out"}]
-        status = "succeeded" if ok else "failed"
-        return {
-            "exec_id": sent.id,
-            "flow_id": None,
-            "status": status,
-            "output": output,
-            "error": "",
-        }
-    ids = {"request_id": sent.id, "gateway_request_id": sent.id}
-    if ok:
-        return {**ids, "status": "OK", "payload": {"images": [{"url": PICTURE}]}, "error": None}
-    detail = [{"loc": ["body", "prompt"], "msg": "field required", "type": "value_error"}]
-    error = "Invalid status code: 422"
-    return {**ids, "status": "ERROR", "error": error, "payload": {"detail": detail}}
+def content(network: Network, sent: Sent) -> Json:
+    """Say success in the words of a provider."""
+    return dict(json.loads(network.emulator.callback(sent.prediction)))
 
 
 # --- the receiver ---

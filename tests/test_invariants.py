@@ -27,7 +27,6 @@ from tests.conftest import Disk, Start
 from tests.patience import PATIENCE
 from tests.postgres import Database
 from tests.receiving import (
-    ENDS,
     PICTURE,
     Clock,
     Network,
@@ -319,7 +318,7 @@ class Test7EveryLivingRowHasADueTimeAndSomeoneWhoWillLook:
         # Alone, the next process knows that this one is dead; among others, once its time is over.
         due_at = "1e12" if isinstance(station.database, Path) else "1"
         station.edit(f"UPDATE predictions SET status = 'submitting', due_at = {due_at}")
-        network.always("fal.poll", ENDS["fal.poll"])
+        network.always("fal.poll", network.ends)
         async with start() as station:
             found = await station.until(sent.prediction_id, "succeeded")
             assert found["channel"] == "poll"
@@ -350,9 +349,9 @@ async def test_8_pushed_streamed_and_polled_outcomes_take_one_door(
         if channel == "webhook":
             await station.push(network.sent[0])
         elif channel == "sse":
-            network.say(generation_id=network.sent[0].id, status="succeeded", url=PICTURE)
+            network.tell(network.sent[0])
         elif channel == "poll":
-            network.always("eachlabs.poll", ENDS["eachlabs.poll"])
+            network.always("eachlabs.poll", network.ends)
         found = await station.until(prediction["id"], "succeeded")
         await eventually(lambda: events)
         assert (found["channel"], found["output"]) == (channel, [{"url": PICTURE}])
@@ -393,7 +392,7 @@ class Test9AnAmbiguousSubmitIsNeverResentByItself:
         self, start: Start, network: Network
     ) -> None:
         async def taken_in_silence(request: httpx.Request) -> httpx.Response:
-            network.take("eachlabs", request)
+            await network.kindly(request)
             await asyncio.Event().wait()
             raise AssertionError
 

@@ -14,7 +14,7 @@ from receiver.model.errors import Unproved
 from receiver.predictions.tokens import Tokens
 from tests.conftest import Start
 from tests.postgres import Database
-from tests.receiving import API_KEY, ENDS, ENV, Network, Station, receiving
+from tests.receiving import API_KEY, ENV, Network, Station, receiving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
@@ -37,7 +37,7 @@ async def test_a_secret_key_is_replaced_over_two_restarts(
         assert Tokens([NEW]).open_callback(provider, late.token) == late.prediction_id
         assert late.secret in {"", Tokens([NEW]).webhook_secrets(late.prediction_id)[0].decode()}
     station.edit("UPDATE predictions SET due_at = 1 WHERE due_at IS NOT NULL")
-    network.always(f"{provider}.poll", ENDS[f"{provider}.poll"])
+    network.always(f"{provider}.poll", network.ends)
     async with start(RECEIVER_SECRET_KEY=NEW) as station:
         assert (await station.push(dropped)).status_code == 401
         found = await station.until(dropped.prediction_id, "succeeded")
@@ -118,7 +118,7 @@ async def test_the_key_of_a_provider_is_replaced_while_its_predictions_go_on(
     async with start() as station:
         pushed, polled = [await station.submitted("fal", name) for name in ("pushed", "polled")]
     station.edit(f"UPDATE predictions SET due_at = 1 WHERE id = '{polled.prediction_id}'")
-    network.always("fal.poll", ENDS["fal.poll"])
+    network.always("fal.poll", network.ends)
     async with start(FAL_KEY="the-newer-fal-key") as station:
         assert (await station.push(pushed)).json() == {"status": "accepted"}
         assert (await station.until(polled.prediction_id, "succeeded"))["channel"] == "poll"

@@ -1,7 +1,9 @@
 """Oxen.ai, Eachlabs and fal.ai on loopback: faithful and, when told, hostile.
 
 `create_emulator(options)` returns an ASGI app; `settings_for(base_url)` the environment that points
-a receiver at it. Pictures are drawn from the prompt's hash and served under `/files/`.
+a receiver at it. `inprocess.EmulatedProviders` is the same without a socket, for tests: there
+predictions end when and as they are told. Pictures are drawn from the prompt's hash and served
+under `/files/`.
 
 Words in a prompt decide how a prediction goes:
 
@@ -33,7 +35,7 @@ Faults, with the fields that only they read (and their defaults):
     delay_callback     it is sent `seconds` (3) late
     reorder_callbacks  it is sent after the next one, or after `seconds` (2)
     early_callback     it arrives before the submit is answered; waits up to `seconds` (1) for that
-    refuse_submit      `status` (503) and `retry_after`; not billed
+    refuse_submit      `status` (503), `retry_after` and `reason`; not billed
     drop_submit        the connection is closed; not billed
     stall_submit       billed, then silence for `seconds` (0), then the connection is closed
     break_poll         `answer`: error (HTTP 500), garbage (no JSON) or missing (HTTP 404)

@@ -28,13 +28,10 @@ class _Emulator(Starlette):
 
 
 def create_emulator(
-    options: Options | None = None, clock: Callable[[], float] = time.monotonic
+    options: Options | None = None, now: Callable[[], float] = time.time
 ) -> Starlette:
-    """Build the ASGI app; its background work lives as long as its lifespan.
-
-    The clock is what limits per minute are counted by.
-    """
-    world = World(options or Options(), clock)
+    """Build the ASGI app; its background work lives as long as its lifespan."""
+    world = World(options or Options(), now)
     oxen = Oxen(world)
 
     @asynccontextmanager

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import httpx
 
@@ -23,9 +24,10 @@ _IDLE = 2.0
 
 
 class Timers:
-    """Things to do later, forgotten when the emulator stops."""
+    """Things to do later, forgotten when the emulator stops; and the time now."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self.now = now
         self.closed = False
 
     def after(self, seconds: float, act: Callable[[], None]) -> None:
@@ -70,13 +72,17 @@ class Courier:
     def __init__(self, timers: Timers, time_scale: float) -> None:
         self._timers = timers
         self._scale = time_scale
-        limits = httpx.Limits(max_connections=AT_ONCE, keepalive_expiry=_IDLE)
-        # It obeys SSL_CERT_FILE, but no proxy: what it calls is on this machine.
-        self._client = httpx.AsyncClient(
-            verify=ssl.create_default_context(), timeout=_LONGEST, limits=limits, trust_env=False
-        )
         self._backlog: deque[Callback] = deque()
         self._workers: set[asyncio.Task[None]] = set()
+
+    @cached_property
+    def _client(self) -> httpx.AsyncClient:
+        """Made for the first callback: it takes long, and some emulators send none."""
+        limits = httpx.Limits(max_connections=AT_ONCE, keepalive_expiry=_IDLE)
+        # It obeys SSL_CERT_FILE, but no proxy: what it calls is on this machine.
+        return httpx.AsyncClient(
+            verify=ssl.create_default_context(), timeout=_LONGEST, limits=limits, trust_env=False
+        )
 
     def send(self, callback: Callback) -> None:
         self._backlog.append(callback)
@@ -90,7 +96,8 @@ class Courier:
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-        await self._client.aclose()
+        if "_client" in vars(self):
+            await self._client.aclose()
 
     async def _work(self) -> None:
         while self._backlog:
@@ -106,7 +113,7 @@ class Courier:
             self._timers.after(wait * self._scale, lambda: self.send(callback))
 
     async def _attempt(self, callback: Callback) -> Attempt:
-        at = time.time()
+        at = self._timers.now()
         try:
             answer = await self._post(callback)
         except TimeoutError:

@@ -1,6 +1,5 @@
 """Eachlabs: creates answer `success`, polls end in `success`, callbacks end in `succeeded`."""
 
-import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,14 +9,14 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from receiver.emulator import wire
 from receiver.emulator.courier import Callback
+from receiver.emulator.endings import Failure
 from receiver.emulator.ledger import Attempt, Prediction
-from receiver.emulator.prompts import Failure
-from receiver.emulator.wire import Refusal, answer, guarded
-from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, picture_urls
+from receiver.emulator.wire import Refusal, answer
+from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, made
 
 REASONS: dict[Failure, str] = {
     "model": "upstream model returned an error",
@@ -51,28 +50,28 @@ class Eachlabs:
     def routes(self) -> list[BaseRoute]:
         predictions, webhooks = "/eachlabs/v1/prediction", "/eachlabs/v1/webhooks"
         return [
-            self._route(predictions, self._submit, "POST"),
-            self._route(predictions + "/", self._submit, "POST"),
-            self._route(predictions + "/run", self._run, "POST"),
-            self._route(predictions + "/{id}", self._get, "GET"),
-            self._route(predictions + "/{id}/cancel", self._cancel, "POST"),
-            self._route(webhooks, self._webhooks, "GET"),
-            self._route(webhooks + "/{id}", self._webhook, "GET"),
+            self._route("submit", "POST", predictions, self._submit),
+            self._route("submit", "POST", predictions + "/", self._submit),
+            self._route("run", "POST", predictions + "/run", self._run),
+            self._route("poll", "GET", predictions + "/{id}", self._poll),
+            self._route("cancel", "POST", predictions + "/{id}/cancel", self._cancel),
+            self._route("webhooks", "GET", webhooks, self._webhooks),
+            self._route("webhook", "GET", webhooks + "/{id}", self._webhook),
         ]
 
-    def _route(self, path: str, handler: wire.Handler, method: str) -> Route:
-        return Route(path, guarded(self._account, handler), methods=[method])
+    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
+        return wire.route(f"eachlabs.{call}", method, path, self._account, handler)
 
     def _account(self, request: Request) -> str:
         key = request.headers.get("x-api-key") or wire.credential(request, "Bearer")
         if not self._world.knows(key):
             raise Refusal(self._refused(401, "unauthorized", "a valid API key is required"))
         self._pace(key)
-        return key
+        return self._world.account(key)
 
     def _pace(self, account: str) -> None:
         """Refuse more requests in a minute than the plan allows."""
-        limit, now = self._world.options.eachlabs_per_minute, self._world.clock()
+        limit, now = self._world.options.eachlabs_per_minute, self._world.now()
         if limit is None:
             return
         requests = self._requests[account]
@@ -100,7 +99,7 @@ class Eachlabs:
             {
                 "status": words[prediction.state],
                 "output": None if failure else self._output(prediction),
-                "error": REASONS[failure] if failure else "",
+                "error": _reason(prediction),
             }
         )
 
@@ -124,7 +123,9 @@ class Eachlabs:
 
     def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
         if rule := self._world.obstacle("eachlabs", prompt):
-            return self._refused(rule.status, "unavailable", "try later", rule.retry_after)
+            return self._refused(
+                rule.status, rule.reason or "unavailable", "try later", rule.retry_after
+            )
         needed = ("model", "input", "version") if self._seed else ("model", "input")
         if missing := [name for name in needed if not body.get(name) and body.get(name) != {}]:
             return self._refused(400 if self._seed else 422, "invalid request", ", ".join(missing))
@@ -156,7 +157,7 @@ class Eachlabs:
             return answer(seed, status, headers)
         return answer({"status": status, "error": error, "details": details}, status, headers)
 
-    async def _get(self, request: Request, account: str) -> Response:
+    async def _poll(self, request: Request, account: str) -> Response:
         prediction = self._world.find_polled("eachlabs", request.path_params["id"], account)
         return answer(self._state(self._present(prediction)))
 
@@ -203,7 +204,7 @@ class Eachlabs:
             "status": self._status(prediction),
             "output": self._output(prediction) if prediction.state == "succeeded" else "",
             "metrics": {"predict_time": _predict_time(prediction)},
-            **({"error": REASONS[failure]} if failure else {}),
+            **({"error": _reason(prediction)} if failure else {}),
         }
 
     def _status(self, prediction: Prediction) -> str:
@@ -222,9 +223,13 @@ class Eachlabs:
 
     def _output(self, prediction: Prediction) -> Any:
         """Return the pictures as text, list or object: the models differ."""
-        if "[text]" in prediction.prompt:
+        told = prediction.plan.ending.output
+        if told is None and "[text]" in prediction.prompt:
             return "Output URL"
-        urls = picture_urls(self._world, prediction)
+        output = made(self._world, prediction)
+        if isinstance(output, str) or told is not None:
+            return output
+        urls = [file["url"] for file in output]
         if len(urls) > 1:
             return urls
         forms: dict[str, Any] = {"text": urls[0], "list": urls, "object": {"url": urls[0]}}
@@ -238,16 +243,16 @@ class Eachlabs:
     def _push(self, prediction: Prediction) -> None:
         if not prediction.callback_url:
             return
-        body = msgspec.json.encode(self._callback(prediction))
+        body = self.callback(prediction)
         schedule = self._world.options.eachlabs_callbacks
         self._world.pushes.push(
             prediction,
             lambda: self._world.courier.send(
-                Callback(prediction, body, lambda: self._headers(prediction), schedule)
+                Callback(prediction, body, lambda: self.headers(prediction), schedule)
             ),
         )
 
-    def _headers(self, prediction: Prediction) -> dict[str, str]:
+    def headers(self, prediction: Prediction) -> dict[str, str]:
         headers = {"content-type": "application/json", "user-agent": "eachlabs-emulator"}
         if not prediction.secret:
             return headers
@@ -255,6 +260,9 @@ class Eachlabs:
         return headers | {
             "x-webhook-secret": prediction.secret[::-1] if wrong else prediction.secret
         }
+
+    def callback(self, prediction: Prediction) -> bytes:
+        return msgspec.json.encode(self._callback(prediction))
 
     def _callback(self, prediction: Prediction) -> dict[str, Any]:
         if self._world.options.shape == "mixed" and prediction.variant % 8 == _OLDEST:
@@ -268,8 +276,10 @@ class Eachlabs:
         if failure is None:
             return body | {"output": self._output(prediction), "error": ""}
         if prediction.old:
-            return body | {"output": "", "error": REASONS[failure]}
-        entry = {"id": "", "status": "", "output": "", "error": REASONS[failure]}
+            return body | {"output": "", "error": _reason(prediction)}
+        entry: dict[str, Any] = {"id": "", "status": "", "output": "", "error": _reason(prediction)}
+        if prediction.plan.ending.reason:  # words of any kind: the category tells what they mean
+            entry["classification"] = {"category": CATEGORIES[failure]}
         return body | {"output": [entry], "error": ""}
 
     def _oldest_callback(self, prediction: Prediction) -> dict[str, Any]:
@@ -277,7 +287,7 @@ class Eachlabs:
         return {
             "id": prediction.id,
             "status": "failed" if failure else "success",
-            "output": {"error": REASONS[failure]} if failure else self._output(prediction),
+            "output": {"error": _reason(prediction)} if failure else self._output(prediction),
             "input": prediction.input,
             "metrics": {"predict_time": _predict_time(prediction)},
         }
@@ -293,7 +303,9 @@ class Eachlabs:
         found = self._world.ledger.find("eachlabs", request.path_params["id"], account)
         prediction = self._present(found)
         attempts = [_attempt(attempt) for attempt in prediction.callback_attempts]
-        pending = [] if attempts else [{"status": "PENDING", "created_at": _time(time.time())}]
+        pending = (
+            [] if attempts else [{"status": "PENDING", "created_at": _time(self._world.now())}]
+        )
         return answer(self._delivery(prediction) | {"attempts": attempts or pending})
 
     def _delivery(self, prediction: Prediction) -> dict[str, Any]:
@@ -315,13 +327,19 @@ def _envelope(prediction: Prediction, failure: Failure) -> dict[str, Any]:
         "execution_id": prediction.id,
         "model_slug": prediction.model,
         "provider": "emulator",
-        "error": REASONS[failure],
+        "error": _reason(prediction),
         "error_code": CATEGORIES[failure].upper(),
-        "error_message": REASONS[failure],
+        "error_message": _reason(prediction),
         "classification": {"category": CATEGORIES[failure]},
         "retryable": failure in {"model", "timeout"},
         "error_step": "predict",
     }
+
+
+def _reason(prediction: Prediction) -> str:
+    """Say why it failed; empty where it did not."""
+    failure = prediction.plan.failure
+    return prediction.plan.ending.reason or (REASONS[failure] if failure else "")
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:
@@ -338,7 +356,7 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
 
 def _predict_time(prediction: Prediction) -> float:
     start = prediction.started_at or prediction.submitted_at
-    return round((prediction.completed_at or time.time()) - start, 3)
+    return round((prediction.completed_at or start) - start, 3)
 
 
 def _time(at: float) -> str:

@@ -13,16 +13,16 @@ from starlette.routing import BaseRoute, Route
 
 from receiver.emulator import wire
 from receiver.emulator.courier import Callback
+from receiver.emulator.endings import Failure
 from receiver.emulator.keys import Keyring
 from receiver.emulator.ledger import Prediction
-from receiver.emulator.prompts import Failure
-from receiver.emulator.wire import Refusal, answer, guarded
+from receiver.emulator.wire import Refusal, answer
 from receiver.emulator.world import (
     NO_SUCH_MODEL,
     TEXT_ONLY,
     World,
     broken,
-    picture_urls,
+    made,
 )
 
 ERRORS: dict[Failure, tuple[int, str, str]] = {
@@ -52,19 +52,19 @@ class Fal:
     def routes(self) -> list[BaseRoute]:
         one = "/fal/queue/{app:path}/requests/{id}"
         return [
-            self._route("/fal/queue/{app:path}", self._submit, "POST"),
-            self._route(one + "/status/stream", self._stream, "GET"),
-            self._route(one + "/status", self._status, "GET"),
-            self._route(one + "/response", self._result, "GET"),
-            self._route(one, self._result, "GET"),
-            self._route(one + "/cancel", self._cancel, "PUT"),
-            self._route("/fal/run/{app:path}", self._run, "POST"),
-            Route("/fal/.well-known/jwks.json", self._jwks),
-            Route("/fal/v1/meta", self._meta),
+            self._route("submit", "POST", "/fal/queue/{app:path}", self._submit),
+            self._route("stream", "GET", one + "/status/stream", self._stream),
+            self._route("poll", "GET", one + "/status", self._status),
+            self._route("result", "GET", one + "/response", self._result),
+            self._route("result", "GET", one, self._result),
+            self._route("cancel", "PUT", one + "/cancel", self._cancel),
+            self._route("run", "POST", "/fal/run/{app:path}", self._run),
+            Route("/fal/.well-known/jwks.json", self._jwks, name="fal.keys"),
+            Route("/fal/v1/meta", self._meta, name="fal.meta"),
         ]
 
-    def _route(self, path: str, handler: wire.Handler, method: str) -> Route:
-        return Route(path, guarded(self._account, handler), methods=[method])
+    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> Route:
+        return wire.route(f"fal.{call}", method, path, self._account, handler)
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Key")
@@ -72,7 +72,7 @@ class Fal:
             self._world.ledger.violation("fal", "bearer", "the scheme is Key")
         if not self._world.knows(key):
             raise Refusal(_refused(401, "unauthorized", "Authentication is required"))
-        return key
+        return self._world.account(key)
 
     async def _submit(self, request: Request, account: str) -> Response:
         prediction = await self._described(request, account)
@@ -109,7 +109,9 @@ class Fal:
         self, request: Request, model: str, inputs: dict[str, Any] | None, prompt: str
     ) -> Response | None:
         if rule := self._world.obstacle("fal", prompt):
-            return _refused(rule.status, "runner_scheduling_failure", "busy", rule.retry_after)
+            return _refused(
+                rule.status, "runner_scheduling_failure", rule.reason or "busy", rule.retry_after
+            )
         if not app_of(model) or {NO_SUCH_MODEL, TEXT_ONLY} & set(model.split("/")):
             return _refused(404, "not_found", f"Application {model} not found")
         if inputs is None:
@@ -193,11 +195,16 @@ class Fal:
             return prediction
         raise Refusal(answer({"status": "NOT_FOUND"}, 404))
 
-    def _output(self, prediction: Prediction) -> dict[str, Any]:
-        if "[text]" in prediction.prompt:
+    def _output(self, prediction: Prediction) -> dict[str, Any] | str:
+        told = prediction.plan.ending.output
+        if told is None and "[text]" in prediction.prompt:
             return {"images": [], "description": "the model answered in words"}
-        urls = picture_urls(self._world, prediction)
-        return {"images": [_file(url) for url in urls], "description": ""}
+        output = made(self._world, prediction)
+        if isinstance(output, str):
+            return output
+        if told is None:
+            output = [_picture(file["url"]) for file in output]
+        return {"images": output, "description": ""}
 
     async def _jwks(self, _request: Request) -> Response:
         if rule := self._world.faults.take("break_jwks", "fal"):
@@ -210,17 +217,20 @@ class Fal:
     def _push(self, prediction: Prediction) -> None:
         if not prediction.callback_url:
             return
-        body = self._callback(prediction)
+        body = self.callback(prediction)
         schedule = self._world.options.fal_callbacks
         self._world.pushes.push(
             prediction,
             lambda: self._world.courier.send(
-                Callback(prediction, body, lambda: self._headers(prediction, body), schedule)
+                Callback(prediction, body, lambda: self.headers(prediction, body), schedule)
             ),
         )
 
-    def _headers(self, prediction: Prediction, body: bytes) -> dict[str, str]:
-        faults, at = self._world.faults, int(time.time())
+    def headers(
+        self, prediction: Prediction, body: bytes, at: float | None = None
+    ) -> dict[str, str]:
+        """Sign a body, now or as of another time."""
+        faults, at = self._world.faults, int(self._world.now() if at is None else at)
         if rule := faults.take("stale_timestamp", "fal", prediction.prompt):
             at -= int(_STALE if rule.seconds is None else rule.seconds)
         forged = faults.take("wrong_signature", "fal", prediction.prompt) is not None
@@ -228,7 +238,7 @@ class Fal:
         signed = self._keys.headers(prediction.id, user, at, body, forged=forged)
         return {"content-type": "application/json", "user-agent": "fal-emulator"} | signed
 
-    def _callback(self, prediction: Prediction) -> bytes:
+    def callback(self, prediction: Prediction) -> bytes:
         """Return the bytes that are signed: keys sorted, a blank after every separator."""
         retried = self._world.options.shape == "mixed" and prediction.variant % 8 == _INTERNAL_RETRY
         gateway = self._world.new_id() if retried else prediction.id
@@ -283,7 +293,8 @@ def _handle(prediction: Prediction) -> dict[str, Any]:
 def _error(prediction: Prediction) -> tuple[int, str, str]:
     if prediction.state == "cancelled" or prediction.plan.failure is None:
         return _CANCELLED
-    return ERRORS[prediction.plan.failure]
+    code, kind, usual = ERRORS[prediction.plan.failure]
+    return code, kind, prediction.plan.ending.reason or usual
 
 
 def _detail(prediction: Prediction) -> dict[str, Any]:
@@ -291,7 +302,8 @@ def _detail(prediction: Prediction) -> dict[str, Any]:
     _, kind, message = _error(prediction)
     if prediction.state == "cancelled":
         return {"detail": message, "error_type": kind}
-    return {"detail": [{"loc": ["body", "prompt"], "msg": message, "type": kind}]}
+    loc = ["body"] if prediction.plan.ending.reason else ["body", "prompt"]
+    return {"detail": [{"loc": loc, "msg": message, "type": kind}]}
 
 
 def _completed(prediction: Prediction) -> dict[str, Any]:
@@ -301,7 +313,7 @@ def _completed(prediction: Prediction) -> dict[str, Any]:
     if prediction.state == "succeeded":
         return completed
     code, kind, message = _error(prediction)
-    plain = prediction.state == "cancelled"
+    plain = prediction.state == "cancelled" or prediction.plan.ending.reason
     error = message if plain else f"Invalid status code: {code}"
     return completed | {"error": error, "error_type": kind}
 
@@ -313,7 +325,7 @@ def _logs(prediction: Prediction) -> list[dict[str, str]]:
     return [{"message": f"drawing with {prediction.model}", **line}]
 
 
-def _file(url: str) -> dict[str, Any]:
+def _picture(url: str) -> dict[str, Any]:
     file = {"url": url, "content_type": "image/png"}
     return file if url.startswith("data:") else file | {"file_name": url.rpartition("/")[2]}
 

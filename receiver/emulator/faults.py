@@ -50,6 +50,8 @@ class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaul
     """`refuse_submit`: the answer's code."""
     retry_after: int | None = None
     """`refuse_submit`: sent as Retry-After."""
+    reason: str = ""
+    """`refuse_submit`: the words of the refusal; empty: the provider's usual ones."""
     answer: Literal["error", "garbage", "missing"] = "error"
     """`break_poll`, `break_jwks`: HTTP 500, no JSON, or HTTP 404."""
     size: int = 300_000

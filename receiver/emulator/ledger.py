@@ -1,7 +1,6 @@
 """The books: every prediction, every attempt at a callback, every broken rule."""
 
 import asyncio
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -52,6 +51,7 @@ class Prediction:
     """Speaks the older wire shapes."""
     variant: int
     """Eight random bits for what differs from one answer to the next."""
+    submitted_at: float
     index: int = 0
     """Which of several pictures asked for in one submit."""
     callback_url: str = ""
@@ -61,7 +61,6 @@ class Prediction:
     retried_from: str | None = None
     billed: int = 1
     state: State = "queued"
-    submitted_at: float = field(default_factory=time.time)
     started_at: float | None = None
     completed_at: float | None = None
     polls: int = 0
@@ -111,8 +110,9 @@ class Prediction:
 class Ledger:
     """Remembers the latest predictions, up to a limit."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, now: Callable[[], float]) -> None:
         self._limit = limit
+        self._now = now
         self._predictions: dict[tuple[Provider, str], Prediction] = {}
         self._requests: Counter[tuple[Provider, Counted]] = Counter()
         self._violations: deque[dict[str, Any]] = deque(maxlen=_VIOLATIONS_KEPT)
@@ -127,6 +127,10 @@ class Ledger:
         found = self._predictions.get((provider, prediction_id))
         return found if found and found.account == account else None
 
+    def all(self) -> list[Prediction]:
+        """Return what is remembered, in the order in which it came."""
+        return list(self._predictions.values())
+
     def latest(self, provider: Provider, account: str) -> Iterator[Prediction]:
         for prediction in reversed(self._predictions.values()):
             if prediction.provider == provider and prediction.account == account:
@@ -136,7 +140,7 @@ class Ledger:
         self._requests[provider, what] += 1
 
     def violation(self, provider: Provider, rule: str, detail: str = "") -> None:
-        entry = {"provider": provider, "rule": rule, "detail": detail, "at": time.time()}
+        entry = {"provider": provider, "rule": rule, "detail": detail, "at": self._now()}
         self._violations.append(entry)
 
     def report(self, limit: int | None = None) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from receiver.emulator.endings import Ending
+
 Provider = Literal["oxen", "eachlabs", "fal"]
 Shape = Literal["new", "old", "mixed"]
 
@@ -59,7 +61,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Predictions in progress at once (a new account has 2); None lifts the limit."""
     api_keys: frozenset[str] | None = None
     """Keys that are let in; None lets any non-empty key in."""
+    one_account: bool = False
+    """All keys are of one account, as a new key is of the same as the one before."""
     ledger_size: int = 200_000
     """Predictions remembered; the oldest are forgotten first."""
+    by_hand: Ending | None = None
+    """Where it is given, predictions end only when told to, and so unless they are told how."""
     seed: int | None = None
     """Makes ids, jitter, shapes and signing keys repeatable."""

@@ -1,18 +1,18 @@
 """Oxen.ai: a queue that calls nobody, an event stream that waits for nobody, and its sync twin."""
 
 import base64
-import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from weakref import WeakSet
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from receiver.emulator import pictures, wire
+from receiver.emulator.endings import Failure
 from receiver.emulator.ledger import Attempt, Prediction, State
-from receiver.emulator.prompts import Failure
-from receiver.emulator.wire import EventStream, Refusal, answer, guarded
+from receiver.emulator.wire import EventStream, Refusal, answer
 from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, picture_names
 
 STATUSES: dict[State, str] = {
@@ -41,38 +41,39 @@ class Oxen:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._streams: set[EventStream] = set()
+        self.streams: WeakSet[EventStream] = WeakSet()
+        """Those that somebody reads: each is kept by its answer alone."""
         world.studio.on_finish["oxen"] = self._push
         world.faults.at_once("cut_stream", self._cut)
 
     def routes(self) -> list[BaseRoute]:
         queue, ai = "/oxen/api/ai/queue", "/oxen/api/ai"
         return [
-            self._route(queue, self._submit, "POST"),
-            self._route(queue, self._list, "GET"),
-            self._route(queue + "/{id}", self._get, "GET"),
-            self._route(queue + "/{id}", self._cancel, "DELETE"),
-            self._route(queue + "/{id}/retry", self._retry, "POST"),
-            self._route("/oxen/api/events", self._events, "GET"),
-            self._route(ai + "/images/generate", self._image, "POST"),
-            self._route(ai + "/images/edit", self._image, "POST"),
-            self._route(ai + "/models", self._models, "GET"),
-            self._route(ai + "/models/search", self._models, "GET"),
-            self._route(ai + "/models/{id:path}", self._model, "GET"),
+            self._route("submit", "POST", queue, self._submit),
+            self._route("list", "GET", queue, self._list),
+            self._route("poll", "GET", queue + "/{id}", self._poll),
+            self._route("cancel", "DELETE", queue + "/{id}", self._cancel),
+            self._route("retry", "POST", queue + "/{id}/retry", self._retry),
+            self._route("stream", "GET", "/oxen/api/events", self._stream),
+            self._route("run", "POST", ai + "/images/generate", self._run),
+            self._route("run", "POST", ai + "/images/edit", self._run),
+            self._route("models", "GET", ai + "/models", self._models),
+            self._route("models", "GET", ai + "/models/search", self._models),
+            self._route("model", "GET", ai + "/models/{id:path}", self._model),
         ]
 
     def start(self) -> None:
         """Begin to comment on idle streams."""
         self._world.timers.after(self._world.options.keep_alive, self._keep_alive)
 
-    def _route(self, path: str, handler: wire.Handler, method: str) -> Route:
-        return Route(path, guarded(self._account, handler), methods=[method])
+    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
+        return wire.route(f"oxen.{call}", method, path, self._account, handler)
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Bearer")
         if not self._world.knows(key):
             raise Refusal(_refused(401, "unauthenticated", "Unauthorized"))
-        return key
+        return self._world.account(key)
 
     async def _submit(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
@@ -93,7 +94,9 @@ class Oxen:
     def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
         """Return the refusal for what is checked at enqueue; the rest fails later."""
         if rule := self._world.obstacle("oxen", prompt):
-            return _refused(rule.status, "unknown_error", "Unavailable", rule.retry_after)
+            return _refused(
+                rule.status, "unknown_error", rule.reason or "Unavailable", rule.retry_after
+            )
         count = body.get("num_generations", 1)
         if type(count) is not int or not 1 <= count <= _MOST:
             detail = f"num_generations must be an integer between 1 and {_MOST}"
@@ -128,7 +131,7 @@ class Oxen:
         ]
         return answer({"count": len(rows), "generations": rows})
 
-    async def _get(self, request: Request, account: str) -> Response:
+    async def _poll(self, request: Request, account: str) -> Response:
         return answer(_row(self._find(request, account, polled=True)))
 
     async def _cancel(self, request: Request, account: str) -> Response:
@@ -147,19 +150,19 @@ class Oxen:
         again.retried_from = original.id
         return await self._world.accept([again], answer(_row(again)))
 
-    async def _events(self, request: Request, account: str) -> Response:
-        return wire.event_stream(self._listen(request, account))
-
-    async def _listen(self, request: Request, account: str) -> Any:
+    async def _stream(self, request: Request, account: str) -> Response:
         stream = EventStream(account)
-        self._streams.add(stream)
+        self.streams.add(stream)
+        return wire.event_stream(self._listen(request, stream))
+
+    async def _listen(self, request: Request, stream: EventStream) -> AsyncIterator[bytes]:
         try:
             async for chunk in stream.chunks(request):
                 yield chunk
         finally:
-            self._streams.discard(stream)
+            self.streams.discard(stream)
 
-    async def _image(self, request: Request, account: str) -> Response:
+    async def _run(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
         prompt = wire.text_of(body.get("prompt"))
         problem = self._problem(body, prompt) if prompt else _refused_plainly(REASONS["prompt"])
@@ -168,8 +171,8 @@ class Oxen:
             return problem
         prediction = await self._world.run(self._described(request, account, body))
         if prediction.plan.failure:
-            return _refused_plainly(REASONS[prediction.plan.failure], 500)
-        images = [_image(prediction, name) for name in picture_names(prediction)]
+            return _refused_plainly(_reason(prediction), 500)
+        images = _images(prediction)
         created = int(prediction.submitted_at)
         return answer({"model": prediction.model, "created": created, "images": images})
 
@@ -207,16 +210,16 @@ class Oxen:
             return
         if self._world.faults.take("cut_stream", "oxen", prediction.prompt):
             self._cut()
-        self._world.pushes.push(prediction, lambda: self._broadcast(prediction))
+        self._world.pushes.push(prediction, lambda: self.broadcast(prediction))
 
-    def _broadcast(self, prediction: Prediction) -> None:
+    def broadcast(self, prediction: Prediction) -> None:
         """Tell the account's listeners of this moment; there is no second chance."""
-        world, at = self._world, time.time()
-        listeners = [stream for stream in self._streams if stream.account == prediction.account]
+        world, at = self._world, self._world.now()
+        listeners = [stream for stream in self.streams if stream.account == prediction.account]
         if not listeners or world.faults.take("silence_stream", "oxen", prediction.prompt):
             prediction.attempted(Attempt(at, error="nobody was told"))
             return
-        chunk = wire.event(_event(prediction), "media_generation_completed")
+        chunk = wire.event(_event(prediction, int(at) + _URL_LIFE), "media_generation_completed")
         if world.rng.random() < world.options.stray_events:
             chunk = wire.event({"deployment_id": world.new_id()}, "deployment_updated") + chunk
         for stream in listeners:
@@ -225,12 +228,12 @@ class Oxen:
 
     def _keep_alive(self) -> None:
         if not self._world.faults.take("silence_stream", "oxen"):
-            for stream in self._streams:
+            for stream in self.streams:
                 stream.send(wire.KEEP_ALIVE)
         self.start()
 
     def _cut(self) -> None:
-        for stream in self._streams:
+        for stream in self.streams:
             stream.cut()
 
 
@@ -269,8 +272,7 @@ def _model_problem(model: object) -> Response | None:
 
 def _row(prediction: Prediction) -> dict[str, Any]:
     """Return the queue row; what was submitted is echoed beside our own fields."""
-    succeeded, failure = prediction.state == "succeeded", prediction.plan.failure
-    failed = prediction.state == "failed" and failure is not None
+    succeeded, failed = prediction.state == "succeeded", prediction.state == "failed"
     row = prediction.input | {
         "generation_id": prediction.id,
         "model" if prediction.old else "model_name": prediction.model,
@@ -278,7 +280,7 @@ def _row(prediction: Prediction) -> dict[str, Any]:
         "media_type": "image",
         "status": STATUSES[prediction.state],
         "result_url": _url(prediction) if succeeded else None,
-        "error_message": REASONS[failure] if failed and failure else None,
+        "error_message": _reason(prediction) if failed else None,
         "enqueued_at": int(prediction.submitted_at),
         "started_at": _seconds(prediction.started_at),
         "completed_at": _seconds(prediction.completed_at),
@@ -286,26 +288,44 @@ def _row(prediction: Prediction) -> dict[str, Any]:
     return row | ({"retried_from_id": prediction.retried_from} if prediction.retried_from else {})
 
 
-def _event(prediction: Prediction) -> dict[str, Any]:
+def _event(prediction: Prediction, expires: int) -> dict[str, Any]:
     event = {
         "generation_id": prediction.id,
         "status": STATUSES[prediction.state],
         "media_type": "image",
     }
     if prediction.plan.failure:
-        return event | {"error": REASONS[prediction.plan.failure]}
-    expires = int(time.time()) + _URL_LIFE
-    return event | {"model": prediction.model, "url": f"{_url(prediction)}?expires={expires}"}
+        return event | {"error": _reason(prediction)}
+    url = _url(prediction)
+    if prediction.plan.ending.output is None:
+        url = f"{url}?expires={expires}"
+    return event | {"model": prediction.model, "url": url}
 
 
-def _url(prediction: Prediction) -> str:
-    return f"{prediction.origin}/files/{picture_names(prediction)[0]}"
+def _reason(prediction: Prediction) -> str:
+    failure = prediction.plan.failure
+    return prediction.plan.ending.reason or (REASONS[failure] if failure else "")
 
 
-def _image(prediction: Prediction, name: str) -> dict[str, str]:
-    if prediction.input.get("response_format") == "b64_json":
-        return {"b64_json": base64.b64encode(pictures.draw(name) or b"").decode()}
-    return {"url": f"{prediction.origin}/files/{name}"}
+def _url(prediction: Prediction) -> str | None:
+    """Return where the only picture is; None where there is none."""
+    return next((file["url"] for file in _files(prediction)), None)
+
+
+def _files(prediction: Prediction) -> list[dict[str, Any]]:
+    told = prediction.plan.ending.output
+    if told is None:
+        names = picture_names(prediction)
+        return [{"url": f"{prediction.origin}/files/{name}"} for name in names]
+    return [] if isinstance(told, str) else [dict(file) for file in told]
+
+
+def _images(prediction: Prediction) -> list[dict[str, Any]]:
+    """Return the pictures as a blocking call does: by URL, or all of them."""
+    if prediction.input.get("response_format") != "b64_json":
+        return _files(prediction)
+    drawn = [pictures.draw(name) or b"" for name in picture_names(prediction)]
+    return [{"b64_json": base64.b64encode(picture).decode()} for picture in drawn]
 
 
 def _seconds(at: float | None) -> int | None:

@@ -3,11 +3,10 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
+from receiver.emulator.endings import Ending, Failure
 from receiver.emulator.options import Options
-
-Failure = Literal["model", "moderated", "timeout", "prompt", "parameter"]
 
 QUEUED_SHARE = 0.2
 """Part of a generation that is spent waiting for a machine."""
@@ -25,19 +24,25 @@ class Plan:
 
     queued: float
     running: float | None
-    """None: it never ends."""
-    failure: Failure | None
+    """None: it never ends by itself."""
+    ending: Ending
+
+    @property
+    def failure(self) -> Failure | None:
+        return self.ending.failure
 
     def failing(self, failure: Failure) -> "Plan":
-        return replace(self, failure=failure)
+        return replace(self, ending=Ending(failure))
 
 
 def read(prompt: str, inputs: Mapping[str, Any], options: Options, rng: random.Random) -> Plan:
     """Plan a prediction from its input."""
+    if options.by_hand is not None:
+        return Plan(0, None, options.by_hand)
     seconds = options.generation * rng.uniform(1 - options.jitter, 1 + options.jitter)
     seconds *= next((pace for word, pace in _PACE.items() if word in prompt), 1.0)
     running = None if "[never]" in prompt else seconds * (1 - QUEUED_SHARE)
-    return Plan(seconds * QUEUED_SHARE, running, _failure(prompt, inputs))
+    return Plan(seconds * QUEUED_SHARE, running, Ending(_failure(prompt, inputs)))
 
 
 def _failure(prompt: str, inputs: Mapping[str, Any]) -> Failure | None:

@@ -1,6 +1,5 @@
 """The way from a finished prediction to whoever is told, with its mishaps."""
 
-import time
 from collections.abc import Callable
 
 from receiver.emulator.courier import Timers
@@ -25,7 +24,7 @@ class Pushes:
     def push(self, prediction: Prediction, deliver: Deliver) -> None:
         provider, prompt = prediction.provider, prediction.prompt
         if self._lost(prediction):
-            prediction.attempted(Attempt(time.time(), error="lost"))
+            prediction.attempted(Attempt(self._timers.now(), error="lost"))
         elif rule := self._faults.take("delay_callback", provider, prompt):
             seconds = _DELAY if rule.seconds is None else rule.seconds
             self._timers.after(seconds, lambda: self._send(prediction, deliver))

@@ -1,6 +1,5 @@
 """Where predictions are worked on: queued, running, finished, each at its time."""
 
-import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 
@@ -40,13 +39,21 @@ class Studio:
     def start(self, prediction: Prediction) -> None:
         self._states[prediction.provider, "queued"] += 1
         self._open[prediction.provider, prediction.account] += 1
-        self._timers.after(prediction.plan.queued, lambda: self._begin(prediction))
+        if prediction.plan.queued:
+            self._timers.after(prediction.plan.queued, lambda: self._begin(prediction))
+        else:
+            self._begin(prediction)
 
     def finish(self, prediction: Prediction) -> None:
+        if self.end(prediction):
+            self.on_finish[prediction.provider](prediction)
+
+    def end(self, prediction: Prediction) -> bool:
+        """End the work as planned; nobody is told. Return whether there was any left."""
         if prediction.finished:
-            return
+            return False
         self._end(prediction, "failed" if prediction.plan.failure else "succeeded")
-        self.on_finish[prediction.provider](prediction)
+        return True
 
     def cancel(self, prediction: Prediction) -> bool:
         """Stop the work; nobody is told. Return whether there was any left."""
@@ -61,13 +68,13 @@ class Studio:
         if self.full(prediction.provider):
             self._waiting[prediction.provider].append(prediction)
             return
-        prediction.started_at = time.time()
+        prediction.started_at = self._timers.now()
         self._move(prediction, "running")
         if prediction.plan.running is not None:
             self._timers.after(prediction.plan.running, lambda: self.finish(prediction))
 
     def _end(self, prediction: Prediction, state: State) -> None:
-        prediction.completed_at = time.time()
+        prediction.completed_at = self._timers.now()
         self._move(prediction, state)
         self._open[prediction.provider, prediction.account] -= 1
         waiting = self._waiting[prediction.provider]

@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 CLOSE = "emulator.close"
 """Where the connection's close function is kept in the ASGI scope."""
 KEEP_ALIVE = b": keep-alive\n\n"
 
-Endpoint = Callable[[Request], Awaitable[Response]]
 Handler = Callable[[Request, str], Awaitable[Response]]
 
 
@@ -27,8 +27,13 @@ class Refusal(Exception):
         self.response = response
 
 
-def guarded(authenticate: Callable[[Request], str], handler: Handler) -> Endpoint:
-    """Pass the caller's key to the handler, and turn refusals into answers."""
+def route(
+    kind: str, method: str, path: str, authenticate: Callable[[Request], str], handler: Handler
+) -> Route:
+    """Pass the caller's key to the handler, and turn refusals into answers.
+
+    `kind` names what is asked: a provider and one of its calls.
+    """
 
     async def endpoint(request: Request) -> Response:
         try:
@@ -36,7 +41,7 @@ def guarded(authenticate: Callable[[Request], str], handler: Handler) -> Endpoin
         except Refusal as refusal:
             return refusal.response
 
-    return endpoint
+    return Route(path, endpoint, methods=[method], name=kind)
 
 
 def answer(
@@ -77,11 +82,11 @@ class HangUp(Response):
 
     def __init__(self, after: float = 0) -> None:
         super().__init__()
-        self._after = after
+        self.after = after
 
     async def __call__(self, scope: Scope, receive: Receive, _send: Send) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._after):
+            async with asyncio.timeout(self.after):
                 await _gone(receive)
         hang_up(scope)
         await _gone(receive)
@@ -114,10 +119,20 @@ class EventStream:
         self.account = account
         self._chunks: deque[bytes] = deque()
         self._news = asyncio.Event()
-        self._cut = False
+        self._cut = self._ended = False
+
+    @property
+    def unread(self) -> bool:
+        """Tell whether something was said that nobody has taken yet."""
+        return bool(self._chunks)
 
     def send(self, chunk: bytes) -> None:
         self._chunks.append(chunk)
+        self._news.set()
+
+    def end(self) -> None:
+        """Say no more, and end it as a server does that stops."""
+        self._ended = True
         self._news.set()
 
     def cut(self) -> None:
@@ -134,6 +149,8 @@ class EventStream:
             waiting = b"".join(self._chunks)
             self._chunks.clear()
             yield waiting
+            if self._ended:
+                return
 
 
 def event_stream(chunks: AsyncIterator[bytes]) -> Response:

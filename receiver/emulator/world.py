@@ -27,13 +27,14 @@ _EARLY_PATIENCE = 1.0
 class World:
     """One emulator's state."""
 
-    def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, options: Options, now: Callable[[], float] = time.time) -> None:
         self.options = options
-        self.clock = clock
+        self.now = now
         self.rng = random.Random(options.seed)  # noqa: S311 - variety, not secrecy
-        self.ledger = Ledger(options.ledger_size)
+        self._named = 0
+        self.ledger = Ledger(options.ledger_size, now)
         self.faults = Faults(self.rng)
-        self.timers = Timers()
+        self.timers = Timers(now)
         self.courier = Courier(self.timers, options.time_scale)
         self.pushes = Pushes(self.faults, self.timers)
         self.studio = Studio(self.timers, {"fal": options.fal_concurrency})
@@ -46,6 +47,10 @@ class World:
         keys = self.options.api_keys
         return bool(key) if keys is None else key in keys
 
+    def account(self, key: str) -> str:
+        """Name whose key it is."""
+        return "everybody" if self.options.one_account else key
+
     def old(self) -> bool:
         """Decide whether the next answer speaks the older shape."""
         shape = self.options.shape
@@ -53,6 +58,11 @@ class World:
 
     def new_id(self) -> str:
         return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
+
+    def _id_for(self, provider: Provider) -> str:
+        """Name a prediction; where all goes by hand, so that people can tell them apart."""
+        self._named += 1
+        return self.new_id() if self.options.by_hand is None else f"{provider}-{self._named}"
 
     def prediction(
         self,
@@ -67,7 +77,7 @@ class World:
         prompt = wire.text_of(inputs.get("prompt"))
         return Prediction(
             provider=provider,
-            id=self.new_id(),
+            id=self._id_for(provider),
             model=model,
             account=account,
             input=dict(inputs),
@@ -76,6 +86,7 @@ class World:
             origin=wire.origin(request),
             old=self.old(),
             variant=self.rng.getrandbits(8),
+            submitted_at=self.now(),
             **more,
         )
 
@@ -108,6 +119,8 @@ class World:
         self.bill([prediction])
         if rule := self.faults.take("stall_submit", prediction.provider, prediction.prompt):
             raise wire.Refusal(wire.HangUp(rule.seconds or 0))
+        if self.options.by_hand is not None:
+            self.studio.end(prediction)  # its caller could tell nobody how it is to end
         await prediction.until(lambda p: p.finished)
         return prediction
 
@@ -151,10 +164,16 @@ def picture_names(prediction: Prediction) -> list[str]:
     return [pictures.name_for(prediction.prompt, first + n, ratio) for n in range(count)]
 
 
-def picture_urls(world: World, prediction: Prediction) -> list[str]:
-    """Return where the pictures are, or the pictures themselves as data URIs."""
+def made(world: World, prediction: Prediction) -> list[dict[str, Any]] | str:
+    """Return the files a prediction made, or its words.
+
+    Pictures are told by where they are, or come themselves as data URIs.
+    """
+    told = prediction.plan.ending.output
+    if told is not None:
+        return told if isinstance(told, str) else [dict(file) for file in told]
     names = picture_names(prediction)
     rule = world.faults.take("large_output", prediction.provider, prediction.prompt)
     if rule or prediction.input.get("sync_mode") is True:
-        return [pictures.data_uri(name, rule.size if rule else 0) for name in names]
-    return [f"{prediction.origin}/files/{name}" for name in names]
+        return [{"url": pictures.data_uri(name, rule.size if rule else 0)} for name in names]
+    return [{"url": f"{prediction.origin}/files/{name}"} for name in names]

@@ -22,12 +22,14 @@ from starlette.applications import Starlette
 
 from receiver.app import create_app
 from receiver.deliveries.registry import Handler, handlers_of, load
+from receiver.emulator.inprocess import EmulatedProviders
+from receiver.emulator.ledger import Prediction as Emulated
 from receiver.model.states import TERMINAL
 from receiver.model.values import Event, Prediction
 from receiver.settings import Settings
 from receiver.store.deliveries import Delivery
 from receiver.testing.edge import Answer, answers, finds
-from receiver.testing.providers import SETTINGS, Providers, Taken
+from receiver.testing.providers import SETTINGS, ending_of, refusals_of
 
 T = TypeVar("T")
 
@@ -120,7 +122,7 @@ class Kit:
         self._folder = tempfile.TemporaryDirectory(prefix="receiver-kit-")
         private = {"RECEIVER_ALLOW_PRIVATE_FETCH": "1"} if online else {}
         self._settings = {**_SETTINGS, **private, **(settings or {})}
-        self._providers = Providers(self.clock)
+        self._providers = EmulatedProviders(self.clock)
         self._lives = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -214,14 +216,14 @@ class Kit:
         delivered, taken = await self._submitted(event)
         if taken is None:
             raise AssertionError("the provider took nothing, so there is no callback to lose")
+        self._finish_there(taken, event)
         await self._poll(delivered.prediction_id)
         return delivered
 
     async def _finish(self, child: Prediction, event: Event) -> Delivered:
         if child.provider_id is None:
             raise AssertionError("no provider has taken it")
-        taken = self._providers.taken(child.provider_id)
-        taken.event = event
+        taken = self._taken(child.provider_id)
         await self._tell(taken, event, child.id, 1)
         await self._drain()
         return Delivered(self, child.id)
@@ -249,11 +251,11 @@ class Kit:
         await self._drain()
         return delivered
 
-    async def _submitted(self, event: Event) -> tuple[Delivered, Taken | None]:
+    async def _submitted(self, event: Event) -> tuple[Delivered, Emulated | None]:
         """Submit the prediction of an event; None where it ended without its provider."""
         prediction = event.prediction
         code = prediction.error.code if prediction.error else None
-        self._providers.refusal = _refusal(code, prediction)
+        self._providers.faults.replace(refusals_of(prediction))
         body = {
             "provider": prediction.provider,
             "model": prediction.model,
@@ -270,24 +272,37 @@ class Kit:
             return delivered, None
         if found.provider_id is None:
             return delivered, None
-        taken = self._providers.taken(found.provider_id)
-        taken.event = event
-        return delivered, taken
+        return delivered, self._taken(found.provider_id)
 
-    async def _tell(self, taken: Taken, event: Event, prediction_id: str, times: int) -> None:
+    def _taken(self, provider_id: str) -> Emulated:
+        taken = self._providers.find(provider_id)
+        if taken is None:
+            raise AssertionError("no provider has taken it")
+        return taken
+
+    def _finish_there(self, taken: Emulated, event: Event) -> None:
+        """Have it end at its provider, which tells nobody."""
+        if event.type == "prediction.canceled":
+            self._providers.cancel(taken)
+        else:
+            self._providers.end(taken, ending_of(event))
+
+    async def _tell(self, taken: Emulated, event: Event, prediction_id: str, times: int) -> None:
         if event.type == "prediction.canceled":
             await self._call("POST", f"/v1/predictions/{prediction_id}/cancel")
             await self._poll(prediction_id)
             return
-        if not taken.path:
+        self._finish_there(taken, event)
+        if not taken.callback_url:
             for _ in range(times):
-                self._providers.say(taken, event)
+                self._providers.broadcast(taken)
             if not await self._has_ended(prediction_id, wait=int(PATIENCE)):
                 raise AssertionError("the stream was not heard")
             return
-        headers, content = self._providers.callback(taken, event)
+        url, content = taken.callback_url, self._providers.callback(taken)
+        headers = self._providers.headers(taken, content)
         for _ in range(times):
-            answer = await self._life.stranger.post(taken.path, content=content, headers=headers)
+            answer = await self._life.stranger.post(url, content=content, headers=headers)
             if answer.status_code != httpx.codes.OK:
                 raise AssertionError(f"the callback was answered {answer.status_code}")
 
@@ -359,17 +374,6 @@ def _handlers(given: tuple[Callable[..., Any] | str, ...]) -> list[Handler]:
         else:
             found.extend(handlers_of(item))
     return found
-
-
-def _refusal(
-    code: str | None, prediction: Prediction
-) -> httpx.Response | httpx.TransportError | None:
-    """Return what a submit gets where that is what the event is about."""
-    if code == "rejected" and prediction.error is not None:
-        return httpx.Response(400, json={"error": prediction.error.message})
-    if code == "unconfirmed":
-        return httpx.ReadTimeout("no answer came")
-    return None
 
 
 class _Life:

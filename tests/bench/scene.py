@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import random
 import signal
@@ -12,19 +11,16 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from abc import ABC, abstractmethod
-from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
+from receiver.emulator import create_emulator
+from receiver.emulator.endings import Ending
+from receiver.emulator.inprocess import BY_HAND, EmulatedProviders
 from receiver.model.ids import new_id
 from receiver.predictions.tokens import Tokens
 from receiver.store.facade import Store
@@ -33,10 +29,13 @@ from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.predictions import NewPrediction, Progress, SubmitBudget
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.bench.load import post
+from tests.emulator.parts import prediction
+from tests.emulator.serving import serve
 from tests.postgres import Database, made
 
 SECRET = "bench-secret-key-of-more-than-32-characters"
-KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+EMULATED = EmulatedProviders()
+"""Signs with the keys that every emulator of the same seed publishes."""
 TOKENS = Tokens([SECRET])
 MODELS = {"eachlabs": "nano-banana", "fal": "fal-ai/nano-banana"}
 HANDLER = """from receiver import Event, on
@@ -206,28 +205,11 @@ def callback(provider: str, ours: str, theirs: str) -> bytes:
     """Prepare the success callback of one prediction, proved."""
     path = f"/webhooks/{provider}/{TOKENS.callback(provider, ours)}"
     url = f"https://cdn.example/{theirs}.png"
-    if provider == "eachlabs":
-        body = msgspec.json.encode(
-            {"exec_id": theirs, "flow_id": None, "status": "succeeded", "output": url, "error": ""}
-        )
-        secret = TOKENS.webhook_secrets(ours)[0].decode()
-        return post(path, body, {"X-Webhook-Secret": secret})
-    body = msgspec.json.encode(
-        {
-            "request_id": theirs,
-            "gateway_request_id": theirs,
-            "status": "OK",
-            "payload": {"images": [{"url": url, "content_type": "image/png"}]},
-        }
-    )
-    stamp = str(int(time.time()))
-    message = "\n".join((theirs, "user-1", stamp, hashlib.sha256(body).hexdigest()))
-    headers = {
-        "X-Fal-Webhook-Request-Id": theirs,
-        "X-Fal-Webhook-User-Id": "user-1",
-        "X-Fal-Webhook-Timestamp": stamp,
-        "X-Fal-Webhook-Signature": KEY.sign(message.encode()).hex(),
-    }
+    secret = TOKENS.webhook_secrets(ours)[0].decode()
+    told = prediction(provider=provider, id=theirs, secret=secret)
+    body = EMULATED.callback(told, Ending(output=({"url": url, "content_type": "image/png"},)))
+    headers = EMULATED.headers(told, body)
+    del headers["content-type"]  # `post` names it itself
     return post(path, body, headers)
 
 
@@ -242,26 +224,8 @@ def free_port() -> int:
 @contextmanager
 def jwks() -> Iterator[str]:
     """Serve the key set that the fal callbacks are signed for."""
-    x = urlsafe_b64encode(KEY.public_key().public_bytes_raw()).decode()
-    body = msgspec.json.encode({"keys": [{"kty": "OKP", "crv": "Ed25519", "x": x}]})
-
-    class Keys(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Keys)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/jwks.json"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serve(create_emulator(BY_HAND)) as port:
+        yield f"http://127.0.0.1:{port}/fal/.well-known/jwks.json"
 
 
 class Server:

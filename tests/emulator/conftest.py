@@ -26,7 +26,7 @@ def start(stopping: list[Server]) -> Iterator[Start]:
     """Start emulators with the options a test needs."""
     with ExitStack() as stack:
 
-        def start(clock: Callable[[], float] = time.monotonic, **options: Any) -> Emulated:
+        def start(clock: Callable[[], float] = time.time, **options: Any) -> Emulated:
             app = create_emulator(msgspec.structs.replace(FAST, **options), clock)
             server = Server(app)
             stopping.append(server)

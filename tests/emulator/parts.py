@@ -1,32 +1,37 @@
 """Things to build tests from."""
 
 import ipaddress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from receiver.emulator.endings import Ending
 from receiver.emulator.ledger import Prediction
 from receiver.emulator.prompts import Plan
 
 
-def prediction(prompt: str = "", callback_url: str = "") -> Prediction:
-    return Prediction(
+def prediction(prompt: str = "", callback_url: str = "", **more: Any) -> Prediction:
+    told = Prediction(
         provider="fal",
         id="1",
         model="m",
         account="k",
         input={},
         prompt=prompt,
-        plan=Plan(0, 0, None),
+        plan=Plan(0, 0, Ending()),
         origin="",
         old=False,
         variant=0,
+        submitted_at=0,
         callback_url=callback_url,
     )
+    return replace(told, **more)
 
 
 def write_certificate(folder: Path) -> tuple[Path, Path]:

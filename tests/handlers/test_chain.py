@@ -6,16 +6,15 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-import httpx
 import msgspec
 import pytest
 
 from receiver import Event, Output, Prediction, Stored, on
 from receiver.deliveries.registry import load
+from receiver.emulator import Rule
 from receiver.model.errors import HandlerError
 from receiver.store.deliveries import Delivery
 from receiver.testing import Kit, make_event, run
-from receiver.testing.providers import Providers
 from tests.handlers.parts import built_in
 
 Kits = Callable[..., Kit]
@@ -51,17 +50,6 @@ def kept(url: str, flagged: str | None = None) -> Stored:
 def told(file: str, event: Event) -> Any:
     """Run the handler once, without a receiver."""
     return run(load([file]).handlers["chain"].function, event)
-
-
-def providers(kit: Kit) -> Providers:
-    return kit._providers  # noqa: SLF001 - a child's own outcome is not for the kit to say yet
-
-
-def finish(kit: Kit, prediction: Prediction, event: Event) -> None:
-    """Let the provider end a prediction that a handler submitted, and let it be polled."""
-    assert prediction.provider_id is not None
-    providers(kit).taken(prediction.provider_id).event = event
-    kit.move(120)
 
 
 class Predictions(msgspec.Struct):
@@ -200,7 +188,7 @@ def test_what_it_submitted_does_not_start_it_again(chain: Any, receiver_kit: Kit
     kit = receiver_kit(chain())
     delivered = kit.deliver(make_event(provider="eachlabs", model="upscale"))
     [child] = delivered.children
-    finish(kit, child, make_event())
+    kit.finish(child, make_event())
     assert newest(kit).id == child.id
     reason = "this one is 1 deep, and CHAIN_DEPTH is 1"
     assert ends(kit, child) == [("skipped", reason)]
@@ -215,7 +203,7 @@ def circle(kit: Kit) -> list[Prediction]:
             return chained
         chained.append(new)
         # Its own input would be no result.
-        finish(kit, new, make_event(output=[f"https://cdn.example/{number}.png"]))
+        kit.finish(new, make_event(output=[f"https://cdn.example/{number}.png"]))
     raise AssertionError("it goes on for ever")
 
 
@@ -253,19 +241,19 @@ def test_a_replay_means_to_do_it_again(chain: Any, receiver_kit: Kits) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "status"),
+    ("fault", "status"),
     [
-        (httpx.Response(400, json={"error": "no such model"}), "failed"),
-        (httpx.Response(429, json={"error": "slow down"}), "queued"),
-        (httpx.ReadTimeout("no answer came"), "unconfirmed"),
+        (Rule(fault="refuse_submit", status=400, reason="no such model"), "failed"),
+        (Rule(fault="refuse_submit", status=429), "queued"),
+        (Rule(fault="drop_submit"), "unconfirmed"),
     ],
 )
 def test_what_the_provider_makes_of_it_is_the_child_s_affair(
-    chain: Any, receiver_kit: Kits, answer: Any, status: str
+    chain: Any, receiver_kit: Kits, fault: Rule, status: str
 ) -> None:
     @on("succeeded", name="save")
     def save(_: Event) -> None:
-        providers(kit).refusal = answer
+        kit._providers.faults.replace([fault])  # noqa: SLF001 - the kit has no word for it
 
     kit = receiver_kit(save, chain())
     delivered = kit.deliver(make_event())

@@ -210,7 +210,7 @@ def test_a_mail_has_the_picture_attached(
     ("kind", "word", "message"),
     [
         ("failed", "failure", "model timed out"),
-        ("canceled", "warning", "client_cancelled"),
+        ("canceled", "warning", "cancelled by the client"),
     ],
 )
 def test_other_ends_are_told_too(

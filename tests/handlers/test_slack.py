@@ -139,7 +139,7 @@ def test_all_files_are_in_one_message(receiver_kit: Kits, slack: Slack) -> None:
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        ("failed", "*failed*: a lighthouse\nInvalid status code: 422"),
+        ("failed", "*failed*: a lighthouse\nInvalid status code: 500"),
         ("canceled", "*canceled*: a lighthouse"),
     ],
 )

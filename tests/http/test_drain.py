@@ -32,7 +32,6 @@ from tests.patience import PATIENCE
 from tests.postgres import Database
 from tests.receiving import (
     API_KEY,
-    ENDS,
     ENV,
     Clock,
     Network,
@@ -160,7 +159,7 @@ async def test_what_is_due_for_a_look_is_asked_about(start: Start, network: Netw
     async with start(fine, dispatch=False, RECEIVER_POLL_AFTER="1000") as station:
         ids = [(await station.submit("fal", f"{number}"))["id"] for number in range(3)]
         assert (await drained(station))["polls"] == 0
-        network.always("fal.poll", ENDS["fal.poll"])
+        network.always("fal.poll", network.ends)
         station.edit("UPDATE predictions SET due_at = 1")
         found = await drained(station, 20)
         # The process looks too; whoever does, the outcomes and their deliveries are seen to.

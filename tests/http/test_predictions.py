@@ -445,7 +445,7 @@ async def test_waiting_for_a_blocking_call_ends_in_time_too(start: Start, networ
 
     async def slowly(request: httpx.Request) -> httpx.Response:
         await leave.wait()
-        return network.kindly(request)
+        return await network.kindly(request)
 
     network.script("eachlabs.run", slowly)
     async with start() as station:
@@ -629,6 +629,7 @@ async def _settled(station: Station, attempts: int = 2) -> None:
 
 
 async def test_a_models_details_are_the_providers_own(start: Start, network: Network) -> None:
+    network.script("oxen.model", reply({"id": "flux", "request_schema": {}}))
     async with start() as station:
         answer = await station.http.get("/v1/models/oxen/black-forest/flux")
         assert answer.status_code == 200

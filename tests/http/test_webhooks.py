@@ -18,12 +18,13 @@ import pytest
 import uvicorn
 
 from receiver import Event, on
+from receiver.emulator import Rule
 from receiver.emulator.keys import Keyring
 from receiver.predictions.tokens import Tokens
 from tests.conftest import Logged, Start
+from tests.emulator.parts import prediction
 from tests.patience import PATIENCE
 from tests.receiving import (
-    ENDS,
     ENV,
     PICTURE,
     Clock,
@@ -54,8 +55,13 @@ def having(letter: Letter, **headers: str | bytes) -> Letter:
     return replace(letter, headers=[*without(letter, *named).headers, *named.items()])
 
 
-def without_ids(sent: Sent) -> bytes:
-    return json.dumps({"status": "OK", "payload": content(sent)["payload"]}).encode()
+def without_ids(network: Network, sent: Sent) -> bytes:
+    said = content(network, sent)["payload"]
+    return json.dumps({"status": "OK", "payload": said}).encode()
+
+
+def nameless(sent: Sent) -> Sent:
+    return replace(sent, prediction=replace(sent.prediction, id=""))
 
 
 async def two(station: Station, provider: str) -> tuple[Sent, Sent]:
@@ -92,7 +98,7 @@ async def test_it_may_come_before_the_submit_was_answered(
     answering = asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
-        answer = network.kindly(request)
+        answer = await network.kindly(request)
         await answering.wait()
         return answer
 
@@ -144,7 +150,8 @@ async def test_one_for_a_prediction_we_do_not_have_is_kept(start: Start, provide
     lost = "pred_of_another_database"
     hook = f"https://hooks.test/webhooks/{provider}/{tokens.callback(provider, lost)}"
     secret = tokens.webhook_secrets(lost)[0].decode()
-    sent = Sent(provider, "id-1", "", hook, secret, httpx.Request("POST", hook))
+    unknown = prediction(callback_url=hook, provider=provider, secret=secret)
+    sent = Sent(unknown, httpx.Request("POST", hook))
     async with start() as station:
         assert (await station.push(sent)).status_code == 200
         assert station.rows("SELECT prediction_id, verdict FROM callbacks") == [(lost, "unknown")]
@@ -152,10 +159,10 @@ async def test_one_for_a_prediction_we_do_not_have_is_kept(start: Start, provide
 
 
 async def test_fals_ok_without_payload_is_fetched(start: Start, network: Network) -> None:
-    network.always("fal.poll", ENDS["fal.poll"])
+    network.always("fal.poll", network.ends)
     async with start() as station:
         sent = await station.submitted("fal")
-        body = {**content(sent), "payload": None, "payload_error": "not serializable"}
+        body = {**content(network, sent), "payload": None, "payload_error": "not serializable"}
         answer = await station.push(sent, body=json.dumps(body).encode())
         assert answer.json() == {"status": "accepted"}
         found = await station.until(sent.prediction_id, "succeeded")
@@ -171,7 +178,7 @@ async def test_fals_ok_without_payload_is_fetched(start: Start, network: Network
 async def test_one_that_is_proved_but_makes_no_sense_is_kept_and_asked_about(
     start: Start, network: Network, provider: str, body: bytes
 ) -> None:
-    network.always(f"{provider}.poll", ENDS[f"{provider}.poll"])
+    network.always(f"{provider}.poll", network.ends)
     async with start() as station:
         sent = await station.submitted(provider)
         assert (await station.push(sent, body=body)).status_code == 200
@@ -223,11 +230,11 @@ FORGERIES: dict[str, tuple[str, Forgery]] = {
     "token of nothing": ("*", lambda n, a, _: replace(write(n, a), path=a.path[:-60] + ".")),
     "another's id in the body": (
         "fal",
-        lambda n, a, b: write(n, a, body=json.dumps(content(b)).encode()),
+        lambda n, a, b: write(n, a, body=json.dumps(content(n, b)).encode()),
     ),
     "another's id, told with the secret": (
         "eachlabs",
-        lambda n, a, b: write(n, a, body=json.dumps(content(b)).encode()),
+        lambda n, a, b: write(n, a, body=json.dumps(content(n, b)).encode()),
     ),
     "another's signature": ("fal", lambda n, a, b: replace(write(n, b), path=a.path)),
     "another's signature over this one's id": (
@@ -236,11 +243,11 @@ FORGERIES: dict[str, tuple[str, Forgery]] = {
     ),
     "a signature of nobody's request": (
         "fal",
-        lambda n, a, _: write(n, replace(a, id=""), body=write(n, a).body),
+        lambda n, a, _: write(n, nameless(a), body=write(n, a).body),
     ),
     "another's signature over no id": (
         "fal",
-        lambda n, a, b: replace(write(n, b, body=without_ids(b)), path=a.path),
+        lambda n, a, b: replace(write(n, b, body=without_ids(n, b)), path=a.path),
     ),
     "secret of another prediction": (
         "eachlabs",
@@ -372,11 +379,11 @@ async def test_rotated_keys_are_fetched_once_and_at_most_once_a_minute(
     async with start(clock=clock) as station:
         sents = [await station.submitted("fal", f"no {number}") for number in range(12)]
         await eventually(lambda: network.count("fal.keys") == 1)
-        network.keyring.rotate()
+        network.emulator.faults.replace([Rule(fault="rotate_keys")])
         answers = await asyncio.gather(*(station.push(sent) for sent in sents[:10]))
         assert [answer.status_code for answer in answers] == [200] * 10
         assert network.count("fal.keys") == 2
-        network.keyring.rotate()
+        network.emulator.faults.replace([Rule(fault="rotate_keys")])
         assert (await station.push(sents[10])).status_code == 401
         assert network.count("fal.keys") == 2
         clock.ahead = 61
@@ -474,7 +481,7 @@ async def test_the_cap_is_counted_while_the_body_streams(
 ) -> None:
     async with start(RECEIVER_MAX_BODY_BYTES=LIMIT) as station:
         sent = await station.submitted(provider)
-        body = json.dumps(content(sent)).encode()
+        body = json.dumps(content(station.network, sent)).encode()
         body = body.ljust(int(LIMIT) + over)
         letter = write(station.network, sent, body=body)
         answered = await call(station, letter, *pieces(body, 100))

@@ -17,7 +17,7 @@ from receiver.observability import clock as clocks
 from receiver.observability.clock import SteadyClock
 from receiver.settings import Settings
 from tests.conftest import Logged
-from tests.receiving import API_KEY, ENDS, ENV, STRANGER, Clock, Network, Station, eventually, reply
+from tests.receiving import API_KEY, ENV, STRANGER, Clock, Network, Station, eventually, reply
 
 pytestmark = pytest.mark.anyio
 
@@ -69,7 +69,7 @@ async def test_a_look_comes_when_it_would_have_come(
             lambda rows: rows[0][0] - before == pytest.approx(step, abs=90),
         )
         assert last - deadline == pytest.approx(step, abs=1)
-        run.network.always("fal.poll", ENDS["fal.poll"])
+        run.network.always("fal.poll", run.network.ends)
         await run.until(sent.prediction_id, "succeeded")
 
 

@@ -25,7 +25,7 @@ from receiver.observability.events import Telemetry
 from receiver.store.backlog import Backlog, BacklogReader
 from tests.conftest import Disk, Start
 from tests.patience import PATIENCE
-from tests.receiving import ENDS, Station, breaks, eventually, write
+from tests.receiving import Station, breaks, eventually, write
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
@@ -85,7 +85,7 @@ async def at_work(station: Station) -> None:
     network.script("fal.submit", breaks(httpx.ReadTimeout))
     await station.submit("fal", "two")
     await eventually(lambda: network.streams)
-    network.script("oxen.poll", ENDS["oxen.poll"])
+    network.script("oxen.poll", network.ends)
     station.clock.ahead += 60
     asked = await station.submit("oxen", "three")
     station.clock.ahead += 60

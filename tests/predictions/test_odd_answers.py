@@ -42,7 +42,7 @@ async def test_an_odd_callback_is_its_outcome_and_reaches_handlers_as_strict_jso
 
     async with start(keep) as station:
         sent = await station.submitted(provider)
-        body = odd(json.dumps(content(sent)).encode())
+        body = odd(json.dumps(content(station.network, sent)).encode())
         assert (await station.push(sent, body=body)).status_code == 200
         await eventually(lambda: seen)
         assert [output.url for output in seen[0].prediction.output or []] == [PICTURE]
@@ -97,7 +97,7 @@ async def test_an_odd_event_is_its_outcome(start: Start, network: Network) -> No
         data = json.dumps(event).replace("{", '{"score": NaN, ', 1)
         for stream in network.streams:
             said = f"\ufeffevent: media_generation_completed\rdata: {data}\r\r"
-            stream.said.put_nowait(said.encode())  # and no byte after the last CR
+            stream.send(said.encode())  # and no byte after the last CR
         await eventually(lambda: station.rows("SELECT 1 FROM events WHERE channel = 'sse'"))
 
 

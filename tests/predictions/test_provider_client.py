@@ -12,11 +12,11 @@ from receiver.observability.runtime import Runtime
 from receiver.predictions.provider_client import Busy, ProviderClient
 from receiver.store.limits import LimitStore, RequestPermit
 from tests.conftest import Start
-from tests.receiving import ENDS, Clock, Network, eventually, reply
+from tests.receiving import Clock, Network, eventually, reply
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
-URL = "https://eachlabs.test/v1/prediction/1"
+URL = "https://providers.test/eachlabs/v1/prediction/1"
 
 
 class Hands:
@@ -64,6 +64,7 @@ class End:
 
 async def test_each_request_that_can_wait_takes_a_turn() -> None:
     end = End()
+    end.network.always("eachlabs.poll", reply({}))
     for number in (1, 2):
         answer = await end.ask()
         assert (answer.status, end.calls) == (200, number)
@@ -171,7 +172,7 @@ async def test_a_look_that_has_no_turn_comes_again_when_there_is_room(
     ) as station:
         prediction = await station.submit("eachlabs")
         await eventually(lambda: network.count("eachlabs.poll") == 1)
-        network.always("eachlabs.poll", ENDS["eachlabs.poll"])
+        network.always("eachlabs.poll", network.ends)
         # Two are all that the minute has room for, and this is when it has more.
         due = "SELECT due_at FROM predictions"
         now = clock()

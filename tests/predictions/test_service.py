@@ -28,7 +28,6 @@ from tests.conftest import Start
 from tests.patience import PATIENCE
 from tests.receiving import (
     API_KEY,
-    ENDS,
     ENV,
     MODELS,
     PICTURE,
@@ -67,7 +66,7 @@ async def test_each_provider_gets_what_it_wants(start: Start, network: Network) 
     assert len(body.pop("webhook_secret")) >= 32
     assert body == {"model": "nano-banana", "version": "0.0.1", "input": {"prompt": "eachlabs"}}
     assert fal.headers["authorization"] == "Key the-fal-key"
-    assert fal.url.path == "/fal-ai/nano-banana"
+    assert fal.url.path == "/fal/queue/fal-ai/nano-banana"
     assert fal.url.params["fal_webhook"].startswith("https://hooks.test/webhooks/fal/pred_")
     assert json.loads(fal.content) == {"prompt": "fal"}
 
@@ -75,9 +74,9 @@ async def test_each_provider_gets_what_it_wants(start: Start, network: Network) 
 async def test_the_row_exists_before_any_money_is_spent(start: Start, network: Network) -> None:
     seen: list[Any] = []
 
-    def look(request: httpx.Request) -> httpx.Response:
+    async def look(request: httpx.Request) -> httpx.Response:
         seen.extend(station.rows("SELECT status, submits, due_at IS NOT NULL FROM predictions"))
-        return network.kindly(request)
+        return await network.kindly(request)
 
     network.script("eachlabs.submit", look)
     async with start() as station:
@@ -247,9 +246,9 @@ async def test_a_submit_that_is_put_off_too_long_expires(start: Start, network: 
 async def _doubtful(station: Station, provider: str, *, taken: bool = True) -> str:
     """Submit so that nobody can know whether the provider took it."""
 
-    def silent(request: httpx.Request) -> httpx.Response:
+    async def silent(request: httpx.Request) -> httpx.Response:
         if taken:
-            station.network.take(provider, request)
+            await station.network.kindly(request)
         raise httpx.ReadError("gone", request=request)
 
     station.network.script(f"{provider}.submit", silent)
@@ -310,14 +309,14 @@ async def test_oxens_lost_submit_is_found_in_its_list(start: Start, network: Net
         row(3, enqueued_at=int(time.time()) - 5000),
         row(4, enqueued_at="x"),
         {},
-        row(5),
+        row(5, generation_id="oxen-1"),
     ]
     network.always("oxen.list", reply({"generations": [*rows, 7]}))
     async with start(**SOON) as station:
         prediction_id = await _doubtful(station, "oxen")
         found = await station.until(prediction_id, "processing")
-        assert found["provider_id"] == "gen-5"
-        network.say(generation_id="gen-5", status="succeeded", url=PICTURE)
+        assert found["provider_id"] == "oxen-1"
+        network.tell(network.sent[0])
         await station.until(prediction_id, "succeeded")
     assert network.count("oxen.submit") == 1
 
@@ -347,11 +346,10 @@ async def test_the_overdue_are_polled_with_backoff_until_they_end(
     start: Start, network: Network, provider: str
 ) -> None:
     times: list[float] = []
-    kindly = network.kindly
 
-    def note(request: httpx.Request) -> httpx.Response:
+    async def note(request: httpx.Request) -> httpx.Response:
         times.append(time.monotonic())
-        return kindly(request) if len(times) < 6 else ENDS[f"{provider}.poll"](request)  # type: ignore[return-value]
+        return await (network.kindly if len(times) < 6 else network.ends)(request)
 
     network.always(f"{provider}.poll", note)
     async with start(**SOON) as station:
@@ -380,7 +378,7 @@ async def test_the_overdue_are_polled_with_backoff_until_they_end(
 async def test_a_poll_without_an_answer_is_made_again(
     start: Start, network: Network, provider: str, trouble: Any
 ) -> None:
-    network.script(f"{provider}.poll", trouble, trouble, ENDS[f"{provider}.poll"])
+    network.script(f"{provider}.poll", trouble, trouble, network.ends)
     async with start(**SOON) as station:
         prediction = await station.submit(provider)
         await station.until(prediction["id"], "succeeded")
@@ -390,7 +388,7 @@ async def test_a_poll_refused_for_haste_waits_as_it_was_told(
     start: Start, network: Network
 ) -> None:
     clock = Clock()
-    network.script("fal.poll", reply({}, 429, retry_after="50"), ENDS["fal.poll"])
+    network.script("fal.poll", reply({}, 429, retry_after="50"), network.ends)
     async with start(**SOON, clock=clock) as station:
         prediction = await station.submit("fal")
         await eventually(lambda: network.count("fal.poll") == 1)
@@ -426,7 +424,7 @@ async def test_a_look_that_died_with_its_process_is_repeated_at_the_next_start(
     async with start(**SOON) as station:
         prediction = await station.submit("fal")
         await eventually(lambda: network.count("fal.poll") == 1)
-    network.always("fal.poll", ENDS["fal.poll"])
+    network.always("fal.poll", network.ends)
     async with start() as station:
         found = await station.until(prediction["id"], "succeeded")
         assert found["channel"] == "poll"
@@ -438,7 +436,7 @@ async def test_a_look_is_in_time_however_long_nobody_had_to_look(
     monkeypatch.setattr(
         "receiver.predictions.poller.LONGEST_NAP", 3600.0
     )  # no look comes by itself
-    network.always("fal.poll", ENDS["fal.poll"])
+    network.always("fal.poll", network.ends)
     async with start(**SOON) as station:
         await asyncio.sleep(0.1)  # let whoever looks go to sleep
         prediction = await station.submit("fal")
@@ -449,9 +447,9 @@ async def test_a_look_is_in_time_however_long_nobody_had_to_look(
     "url",
     [
         "https://evil.test/x",
-        "http://queue.fal.test/x",
-        "https://queue.fal.test:444/x",
-        "https://queue.fal.test.evil.test",
+        "http://providers.test/x",
+        "https://providers.test:444/x",
+        "https://providers.test.evil.test",
         "file:///etc/passwd",
         "https://[",
         7,
@@ -462,18 +460,18 @@ async def test_fals_urls_on_strange_hosts_never_get_the_key(
     start: Start, network: Network, url: object
 ) -> None:
     links = dict.fromkeys(("status_url", "response_url", "cancel_url"), url)
-    network.script(
-        "fal.submit",
-        lambda request: httpx.Response(
-            200, json={"request_id": network.take("fal", request).id, **links}
-        ),
-    )
-    network.always("fal.poll", ENDS["fal.poll"])
+
+    async def led_astray(request: httpx.Request) -> httpx.Response:
+        answer = await network.kindly(request)
+        return httpx.Response(200, json={**answer.json(), **links})
+
+    network.script("fal.submit", led_astray)
+    network.always("fal.poll", network.ends)
     async with start(**SOON) as station:
         prediction = await station.submit("fal", model="fal-ai/flux/dev")
         await station.until(prediction["id"], "succeeded")
     paths = [request.url.path for kind, request in network.calls if kind == "fal.poll"]
-    assert paths == ["/fal-ai/flux/requests/fal-1/status"]
+    assert paths == ["/fal/queue/fal-ai/flux/requests/fal-1/status"]
 
 
 async def test_eachlabs_confirm_asks_before_it_believes(start: Start, network: Network) -> None:
@@ -494,22 +492,14 @@ async def _cancel(station: Station, prediction_id: str) -> httpx.Response:
     return await station.http.post(f"/v1/predictions/{prediction_id}/cancel")
 
 
-CANCELED = {
-    "oxen.poll": reply({"generation_id": "oxen-1", "status": "cancelled"}),
-    "eachlabs.poll": reply({"id": "eachlabs-1", "status": "cancelled"}),
-    "fal.poll": reply(
-        {"status": "COMPLETED", "error": "cancelled", "error_type": "client_cancelled"}
-    ),
-}
-
-
 @pytest.mark.parametrize("provider", ALL)
 @pytest.mark.parametrize("forgotten", [False, True])
 async def test_what_runs_is_canceled_at_its_provider(
     start: Start, network: Network, provider: str, forgotten: bool
 ) -> None:
     poll = f"{provider}.poll"
-    network.always(poll, reply({}, 404) if forgotten else CANCELED[poll])
+    if forgotten:
+        network.always(poll, reply({}, 404))
     async with start() as station:
         prediction = await station.submit(provider)
         answer = await _cancel(station, prediction["id"])
@@ -540,10 +530,9 @@ async def test_what_is_being_submitted_is_canceled_once_it_has_a_name(
 
     async def slowly(request: httpx.Request) -> httpx.Response:
         await answering.wait()
-        return network.kindly(request)
+        return await network.kindly(request)
 
     network.script("eachlabs.submit", slowly)
-    network.always("eachlabs.poll", CANCELED["eachlabs.poll"])
     async with start() as station:
         submitting = asyncio.create_task(station.submit())
         await eventually(lambda: network.count("eachlabs.submit"))
@@ -581,7 +570,7 @@ async def test_a_cancel_that_came_too_late_gives_the_outcome(
     start: Start, network: Network
 ) -> None:
     network.script("eachlabs.cancel", reply({"error": "finished"}, 409))
-    network.always("eachlabs.poll", ENDS["eachlabs.poll"])
+    network.always("eachlabs.poll", network.ends)
     async with start() as station:
         prediction = await station.submit()
         answer = await _cancel(station, prediction["id"])
@@ -803,12 +792,12 @@ async def test_retry_after_nothing_is_no_reason_to_hurry(start: Start, network: 
 async def test_a_refusal_that_was_none_is_not_submitted_again(
     start: Start, network: Network
 ) -> None:
-    def taken_all_the_same(request: httpx.Request) -> httpx.Response:
-        network.kindly(request)
+    async def taken_all_the_same(request: httpx.Request) -> httpx.Response:
+        await network.kindly(request)
         return httpx.Response(502)
 
     network.script("eachlabs.submit", taken_all_the_same)
-    network.always("eachlabs.poll", ENDS["eachlabs.poll"])
+    network.always("eachlabs.poll", network.ends)
     async with start(EACHLABS_CONFIRM="1") as station:
         sent = await station.submitted("eachlabs")
         assert (await station.push(sent)).status_code == 200
@@ -842,11 +831,12 @@ async def test_a_blocking_call_that_is_still_running_is_asked_about_soon(
     start: Start, network: Network
 ) -> None:
     network.script("eachlabs.run", reply({"predictionID": "each-7", "status": "processing"}))
-    network.always("eachlabs.poll", ENDS["eachlabs.poll"])
+    ended = {"id": "each-7", "status": "success", "output": PICTURE}
+    network.always("eachlabs.poll", reply(ended))
     async with start(RECEIVER_POLL_AFTER="0.2") as station:
         found = await station.submit("eachlabs", mode="sync", headers={"Prefer": "wait=1"})
-        ended = await station.until(found["id"], "succeeded")
-        assert (ended["provider_id"], ended["channel"]) == ("each-7", "poll")
+        found = await station.until(found["id"], "succeeded")
+        assert (found["provider_id"], found["channel"]) == ("each-7", "poll")
 
 
 async def test_an_id_that_is_another_predictions_leaves_this_one_unconfirmed(

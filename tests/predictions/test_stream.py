@@ -16,7 +16,7 @@ from receiver.providers.oxen import Oxen
 from receiver.store.predictions import PredictionStore
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.conftest import Logged, Start
-from tests.receiving import ENDS, PICTURE, Network, breaks, eventually, reply
+from tests.receiving import PICTURE, Network, breaks, eventually, reply
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ async def test_the_stream_is_connected_before_the_first_submit(
 
     async def slowly(request: httpx.Request) -> httpx.Response:
         await connecting.wait()
-        return network.kindly(request)
+        return await network.kindly(request)
 
     network.script("oxen.stream", slowly)
     async with start() as station:
@@ -49,7 +49,7 @@ async def test_a_stream_that_is_down_holds_up_no_submit_for_ever(
     start: Start, network: Network, answer: object
 ) -> None:
     network.always("oxen.stream", answer)  # type: ignore[arg-type]
-    network.always("oxen.poll", ENDS["oxen.poll"])
+    network.always("oxen.poll", network.ends)
     async with start(RECEIVER_POLL_AFTER="0.05") as station:
         await eventually(lambda: network.count("oxen.stream") >= 3)
         prediction = await station.submit("oxen")
@@ -82,8 +82,8 @@ async def test_an_event_may_come_before_the_id_is_stored(start: Start, network: 
     answering = asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
-        answer = network.kindly(request)
-        network.say(generation_id=network.sent[0].id, status="succeeded", url=PICTURE)
+        answer = await network.kindly(request)
+        network.tell(network.sent[0])
         await answering.wait()
         return answer
 
@@ -91,7 +91,7 @@ async def test_an_event_may_come_before_the_id_is_stored(start: Start, network: 
     async with start() as station:
         submitting = asyncio.create_task(station.submit("oxen"))
         await eventually(lambda: network.streams and network.sent)
-        await eventually(network.streams[0].said.empty)
+        await eventually(lambda: not network.streams[0].unread)
         answering.set()
         await submitting
         found = await eventually(
@@ -111,7 +111,7 @@ async def test_what_is_not_ours_is_ignored(start: Start, network: Network, logge
             network.say_raw("media_generation_completed", garbage)
         network.say(generation_id="x" * 500, status="succeeded")
         network.say(generation_id=sent.id, status="a word nobody knows")
-        network.say(generation_id=sent.id, status="succeeded", url=PICTURE)
+        network.tell(sent)
         await eventually(lambda: station.rows("SELECT 1 FROM events"))
         assert station.count("callbacks") == 1
         assert network.count("oxen.stream") == 1
@@ -119,7 +119,7 @@ async def test_what_is_not_ours_is_ignored(start: Start, network: Network, logge
 
 
 async def test_an_event_without_its_url_is_asked_about(start: Start, network: Network) -> None:
-    network.always("oxen.poll", ENDS["oxen.poll"])
+    network.always("oxen.poll", network.ends)
     async with start() as station:
         sent = await station.submitted("oxen")
         network.say(generation_id=sent.id, status="succeeded")
@@ -133,14 +133,13 @@ async def test_after_a_cut_it_listens_again_and_asks_what_it_missed(
         missed = await station.submitted("oxen", "missed")
         later = await station.submitted("oxen", "later")
         await eventually(lambda: network.streams)
+        network.script("oxen.poll", network.ends)
         network.cut()
-        network.script("oxen.poll", ENDS["oxen.poll"])
-        await eventually(lambda: network.streams)
         await eventually(lambda: network.count("oxen.poll") >= 2)
         await eventually(lambda: station.count("events") == 1)
         polled = station.one("SELECT provider_id FROM predictions WHERE channel = 'poll'")
-        (other,) = {missed.id, later.id} - {polled}
-        network.say(generation_id=other, status="succeeded", url=PICTURE)
+        (other,) = (sent for sent in (missed, later) if sent.id != polled)
+        network.tell(other)
         await eventually(lambda: station.count("events") == 2)
     assert network.count("oxen.stream") == 2
 
@@ -149,9 +148,9 @@ async def test_a_stream_that_ends_politely_is_made_again_too(
     start: Start, network: Network
 ) -> None:
     async with start():
-        await eventually(lambda: network.streams)
-        network.streams.pop().said.put_nowait(None)
-        await eventually(lambda: network.streams)
+        [stream] = await eventually(lambda: network.streams)
+        stream.end()
+        await eventually(lambda: network.streams and network.streams[0] is not stream)
 
 
 class _Hastened(PredictionStore):

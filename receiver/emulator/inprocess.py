@@ -1,0 +1,143 @@
+"""The emulator without a socket: nothing happens that a test did not ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import httpx
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Match, Route
+
+from receiver.emulator.eachlabs import Eachlabs
+from receiver.emulator.endings import Ending
+from receiver.emulator.fal import Fal
+from receiver.emulator.faults import Faults
+from receiver.emulator.ledger import Prediction, State
+from receiver.emulator.options import Options
+from receiver.emulator.oxen import Oxen
+from receiver.emulator.wire import EventStream, HangUp
+from receiver.emulator.world import World
+
+BY_HAND: Final = Options(
+    by_hand=Ending(), seed=7, stray_events=0, eachlabs_in_flight=None, eachlabs_per_minute=None
+)
+
+
+class EmulatedProviders(httpx.AsyncBaseTransport):
+    """The three providers as a transport for an HTTP client.
+
+    What is submitted is at work until `end`, and nobody is told: `callback` and `headers` are what
+    a provider would send, `broadcast` tells those who read Oxen's event stream. A blocking call
+    ends at once. Ids are counted: `fal-1`, `oxen-2`.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.time, options: Options = BY_HAND) -> None:
+        self._world = World(options, now)
+        self._fal, self._eachlabs = Fal(self._world), Eachlabs(self._world)
+        self._oxen = Oxen(self._world)
+        routes = [*self._fal.routes(), *self._eachlabs.routes(), *self._oxen.routes()]
+        self._routes = [route for route in routes if isinstance(route, Route)]
+
+    @property
+    def faults(self) -> Faults:
+        return self._world.faults
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """What was accepted, in the order in which it came."""
+        return self._world.ledger.all()
+
+    @property
+    def streams(self) -> Sequence[EventStream]:
+        """Those who read Oxen's event stream now."""
+        return list(self._oxen.streams)
+
+    def find(self, provider_id: str) -> Prediction | None:
+        return next((p for p in self.predictions if p.id == provider_id), None)
+
+    def end(self, prediction: Prediction, ending: Ending | None = None) -> None:
+        """End the work; polls tell of it from now on."""
+        if ending is not None:
+            prediction.plan = replace(prediction.plan, ending=ending)
+        self._world.studio.end(prediction)
+
+    def cancel(self, prediction: Prediction) -> None:
+        self._world.studio.cancel(prediction)
+
+    def broadcast(self, prediction: Prediction) -> None:
+        """Tell the readers of Oxen's event stream how a prediction has ended."""
+        self._oxen.broadcast(prediction)
+
+    def callback(self, prediction: Prediction, ending: Ending | None = None) -> bytes:
+        """Write the body of a callback, as if the prediction had ended so."""
+        plan = prediction.plan
+        if ending is not None:
+            plan = replace(plan, ending=ending)
+        state: State = "failed" if plan.failure else "succeeded"
+        told = replace(prediction, plan=plan, state=state)
+        return self._fal.callback(told) if told.provider == "fal" else self._eachlabs.callback(told)
+
+    def headers(
+        self, prediction: Prediction, body: bytes, at: float | None = None
+    ) -> dict[str, str]:
+        """Prove a body as a provider does; `at` is another time than now."""
+        if prediction.provider == "fal":
+            return self._fal.headers(prediction, body, at)
+        return self._eachlabs.headers(prediction)
+
+    def kind(self, request: httpx.Request) -> str:
+        """Name what a request asks for, like `fal.submit`; LookupError where nobody offers it."""
+        return str(self._matched(request)[0].name)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        body = await request.aread()
+        route, scope = self._matched(request)
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body}
+
+        answer = await route.endpoint(Request(scope, receive))
+        if isinstance(answer, HangUp):
+            await asyncio.sleep(answer.after)
+            raise httpx.ReadError("the emulator hung up", request=request)
+        if isinstance(answer, StreamingResponse):
+            stream = _Stream(answer.body_iterator)
+            return httpx.Response(answer.status_code, headers=answer.raw_headers, stream=stream)
+        return httpx.Response(answer.status_code, headers=answer.raw_headers, content=answer.body)
+
+    def _matched(self, request: httpx.Request) -> tuple[Route, dict[str, Any]]:
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": request.method,
+            "scheme": request.url.scheme,
+            "path": request.url.path,
+            "query_string": request.url.query,
+            "headers": [(name.lower(), value) for name, value in request.headers.raw],
+        }
+        for route in self._routes:
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                return route, {**scope, **found}
+        raise LookupError(f"no provider has {request.method} {request.url}")
+
+
+class _Stream(httpx.AsyncByteStream):
+    """An answer that comes little by little."""
+
+    def __init__(self, chunks: Any) -> None:
+        self._chunks = chunks
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._chunks:
+                yield chunk
+        except ConnectionResetError as error:
+            raise httpx.ReadError(str(error)) from error
+
+    async def aclose(self) -> None:
+        await self._chunks.aclose()
