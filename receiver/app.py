@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 
 from receiver.deliveries.attempt import Tools
 from receiver.deliveries.breaker import BreakerPolicy
+from receiver.deliveries.containment import is_program
 from receiver.deliveries.fetch import guarded_client
 from receiver.deliveries.registry import Explained, Handler, Registry, handlers_of, load
 from receiver.deliveries.replay import Replayer
@@ -643,11 +644,13 @@ class _Life:
             parts.tracing.start(parts.settings.trace_exporters)
             await parts.store.recover(parts.owner, parts.clock())
             await parts.dispatch.start(lanes=self._does.deliveries)
-            ending = Ending(self.release)
-            stack.callback(ending.stop)
-            ending.listen()
-            tasks += [asyncio.create_task(run()) for run in self._background()]
-            tasks.append(asyncio.create_task(ending.keep()))
+            runs = self._background()
+            if not is_program(asyncio.get_running_loop()):  # our own program hears its signals
+                ending = Ending(self.release)
+                stack.callback(ending.stop)
+                ending.listen()
+                runs.append(ending.keep)
+            tasks += [asyncio.create_task(run()) for run in runs]
             if self._does.outbound:
                 await parts.outbound.start()
             self._announce()
