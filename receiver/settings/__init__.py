@@ -16,6 +16,7 @@ from receiver.model.errors import SettingsError
 from receiver.model.text import clean
 from receiver.settings import tls
 from receiver.settings.proxies import Proxies, is_loopback, read_direct, read_proxy
+from receiver.settings.servers import MisnamedServers, servers
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -447,8 +448,9 @@ def _database_url(text: str) -> str:
 
 def _postgres_url(text: str) -> str:
     try:
-        parts = urlsplit(text)
-        parts.port  # noqa: B018 - reading it is the check
+        servers(text)
+    except MisnamedServers:
+        raise
     except ValueError:
         # What is wrong may be the password, so it is not said.
         raise ValueError(
