@@ -65,7 +65,7 @@ def client(app: Any) -> httpx.AsyncClient:
 
 async def ask_everything(http: httpx.AsyncClient, prefix: str = "") -> dict[tuple[str, str], int]:
     """Ask every route of the app; give the statuses."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         return {
             (method, path): (
                 await http.request(method, prefix + path.format_map(_Any()))
