@@ -32,6 +32,7 @@ from receiver.store.postgres.queue import PgQueuerJobs
 from tests.conftest import Logged
 from tests.journey.parts import ROOT, free_port
 from tests.journey.parts import eventually as soon
+from tests.patience import PATIENCE
 from tests.receiving import API_KEY, ENV, Network, eventually
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +65,7 @@ def client(app: Any) -> httpx.AsyncClient:
 
 async def ask_everything(http: httpx.AsyncClient, prefix: str = "") -> dict[tuple[str, str], int]:
     """Ask every route of the app; give the statuses."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         return {
             (method, path): (
                 await http.request(method, prefix + path.format_map(_Any()))
@@ -247,11 +248,12 @@ async def reading(http: httpx.AsyncClient) -> AsyncIterator[asyncio.Task[bytes]]
         yield asyncio.create_task(answer.aread())
 
 
-async def test_another_server_stops_while_callers_wait(tmp_path: Path) -> None:
+@pytest.mark.parametrize("server", ["receiver serve", "uvicorn tests.foreign:app"])
+async def test_a_server_stops_while_callers_wait(tmp_path: Path, server: str) -> None:
     port = free_port()
     env = {**os.environ, **ENV, "FAL_QUEUE_URL": "http://127.0.0.1:1"}
     env["RECEIVER_DATABASE_URL"] = f"sqlite:///{tmp_path / 'receiver.db'}"
-    command = [sys.executable, "-m", "uvicorn", "tests.foreign:app", "--port", str(port)]
+    command = [sys.executable, "-m", *server.split(), "--port", str(port)]
     log = (tmp_path / "log").open("wb")
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)  # noqa: ASYNC220
     try:
@@ -271,7 +273,7 @@ async def test_another_server_stops_while_callers_wait(tmp_path: Path) -> None:
                 waiting = asyncio.create_task(http.get(path, headers={"prefer": "wait=60"}))
                 assert (await http.get("/readyz")).status_code == 200  # sent after both
                 process.send_signal(signal.SIGTERM)
-                await asyncio.to_thread(process.wait, 20)
+                await asyncio.to_thread(process.wait, PATIENCE)
                 assert (await waiting).json()["status"] == "queued"
                 await stream
     finally:

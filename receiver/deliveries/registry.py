@@ -395,6 +395,18 @@ def load(names: Sequence[str]) -> Registry:
 
     Raises HandlerError for all that cannot be found, read or registered.
     """
+    registry, problems = look(names)
+    if problems:
+        raise HandlerError("\n".join(problems))
+    return registry
+
+
+def look(names: Sequence[str]) -> tuple[Registry, list[str]]:
+    """Load what can be loaded; tell also all problems.
+
+    Files that belong together are named in one call: each call runs them anew, so that the handlers
+    of one which another imports would be others.
+    """
     registry = Registry()
     problems = []
     for name in filter(_is_path, names):
@@ -410,9 +422,7 @@ def load(names: Sequence[str]) -> Registry:
                 registry.add(handler)
             except HandlerError as error:
                 problems.append(str(error))
-    if problems:
-        raise HandlerError("\n".join(problems))
-    return registry
+    return registry, problems
 
 
 def register(handlers: Sequence[str | Callable[..., Any] | Handler]) -> Registry:

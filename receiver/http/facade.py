@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
@@ -9,6 +10,7 @@ from typing import Final
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from receiver.deliveries.containment import is_program
 from receiver.deliveries.facade import Deliveries
 from receiver.http.auth import Guard
 from receiver.http.declare import open_routes, routes
@@ -130,9 +132,10 @@ class Http:
         """Serve live streams and record rejections until the block is left, if it `accepts`."""
         tasks = TaskSet()
         ending = Ending(self.release)
-        ending.listen()
         try:
-            tasks.start(ending.keep())
+            if not is_program(asyncio.get_running_loop()):  # our own program hears its signals
+                ending.listen()
+                tasks.start(ending.keep())
             if accepts:
                 tasks.start(self._feed.run())
                 tasks.start(self._rejections.run())

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from receiver.model.text import clean
 from receiver.settings.proxies import is_loopback
 from receiver.settings.reader import Secret
+from receiver.settings.servers import MisnamedServers, servers
 
 Network = IPv4Network | IPv6Network
 
@@ -93,8 +94,9 @@ def database_url(text: str) -> str:
 
 def _postgres_url(text: str) -> str:
     try:
-        parts = urlsplit(text)
-        parts.port  # noqa: B018 - reading it is the check
+        servers(text)
+    except MisnamedServers:
+        raise
     except ValueError:
         # What is wrong may be the password, so it is not said.
         raise ValueError(

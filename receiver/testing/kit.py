@@ -367,13 +367,10 @@ class Kit:
 
 
 def _handlers(given: tuple[Callable[..., Any] | str, ...]) -> list[Handler]:
-    found: list[Handler] = []
-    for item in given:
-        if isinstance(item, str):
-            found.extend(load([item]).handlers.values())
-        else:
-            found.extend(handlers_of(item))
-    return found
+    """Return the handlers of files first, as `serve` has them, then those of functions."""
+    named = load([item for item in given if isinstance(item, str)]).handlers.values()
+    functions = [item for item in given if not isinstance(item, str)]
+    return [*named, *(handler for item in functions for handler in handlers_of(item))]
 
 
 class _Life:

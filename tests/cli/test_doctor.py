@@ -822,6 +822,16 @@ async def test_every_handler_file_that_cannot_be_loaded_is_told(env: Env, tmp_pa
     assert says(lines, "warn", "good is to run after x")
 
 
+async def test_files_that_import_each_others_handlers_are_fine_as_they_are_for_serve(
+    env: Env, tmp_path: Path
+) -> None:
+    (tmp_path / "one.py").write_text("from receiver import on\n@on('*')\ndef f(event): ...\n")
+    (tmp_path / "all.py").write_text("from one import f\n")
+    files = ",".join(str(tmp_path / name) for name in ("one.py", "all.py", "one.py"))
+    lines = await found({**env, "RECEIVER_HANDLERS": files}, "handlers")
+    assert lines == [("ok", "handlers: one:f: loaded")]
+
+
 async def test_without_handlers_there_is_a_warning(env: Env) -> None:
     assert says(await found(env, "handlers"), "warn", "there is none")
 

@@ -527,6 +527,19 @@ def test_files_and_their_neighbours_never_collide(folder: Path, case: str) -> No
     assert {name: found.handlers[name].function(None) for name in found.handlers} == told
 
 
+def test_files_run_anew_at_each_load_and_once(folder: Path) -> None:
+    runs = folder / "runs"
+    (folder / "first.py").write_text(
+        HEAD
+        + f"with open({str(runs)!r}, 'a') as file: file.write('x')\n@on()\ndef told(event): ...\n"
+    )
+    (folder / "all.py").write_text(HEAD + "from first import told\n")
+    names = [str(folder / name) for name in ("first.py", "all.py")]
+    for times, order in enumerate((names, names, names[::-1]), 1):
+        assert list(load(order).handlers) == ["first:told"]
+        assert runs.read_text() == "x" * times
+
+
 @pytest.mark.parametrize("ending", ["import sys; sys.exit(3)", "raise KeyboardInterrupt"])
 def test_a_file_that_ends_the_program_is_named(folder: Path, ending: str) -> None:
     (folder / "ends.py").write_text(f"\n{ending}\n")

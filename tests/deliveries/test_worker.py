@@ -595,10 +595,12 @@ async def test_what_a_killed_owner_held_is_run_by_another(place: Place) -> None:
 
     pace = Timing(lease=0.1, beat=0.05, nap=0.2)
     async with dispatching(place, on(name="careful")(careful), pace=pace, start=False) as running:
+        running.clock.stand()
         prediction = await running.enqueue()
         now = running.clock()
         wish = ClaimRequest(handler="careful", owner="dead", most=1, now=now, lease_until=now + 0.2)
         assert len((await running.store.claim(wish)).claims) == 1
+        running.clock.ahead += 1.0
         await running.dispatch.start()
         delivery = await running.ends(prediction, "careful")
         await running.dispatch.stop()
@@ -645,6 +647,7 @@ async def test_a_store_that_is_away_is_asked_again(place: Place, name: str) -> N
 
     pace = Timing(lease=0.1, beat=0.05, nap=0.1)
     async with dispatching(place, on(name="steady")(steady), pace=pace, start=False) as running:
+        running.clock.stand()
         troubles: list[Exception] = [StoreUnavailable("full"), StoreUnavailable("full")]
         dispatch: Worker = running.another(
             "me too", store=Unsteady(running.store, **{name: troubles})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from email import message_from_bytes
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
@@ -107,13 +106,6 @@ def fields_of(asked: Asked) -> dict[str, str]:
     pairs = parse_qsl(asked.body.decode(), keep_blank_values=True, strict_parsing=True)
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
-
-
-def waits(kit: Kit, delivered: Delivered) -> float:
-    """Say how many seconds a delivery is still to wait."""
-    due = delivered.delivery.due_at
-    assert due is not None
-    return datetime.fromisoformat(due).timestamp() - kit.clock()
 
 
 def note(delivered: Delivered, handler: str) -> str:

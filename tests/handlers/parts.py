@@ -6,9 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
+
+from receiver.testing import Delivered
 
 HANDLERS: Final = Path(__file__).parents[2] / "handlers"
 
@@ -73,3 +76,11 @@ def serving(*answers: Answer) -> Iterator[Server]:
         listening.shutdown()
         listening.server_close()
         thread.join()
+
+
+def waits(delivered: Delivered) -> float:
+    """Say how many seconds after its last attempt a delivery comes again."""
+    due = delivered.delivery.due_at
+    assert due is not None
+    ended = delivered.delivery.history[-1]["ended_at"]
+    return (datetime.fromisoformat(due) - datetime.fromisoformat(ended)).total_seconds()

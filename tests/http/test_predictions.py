@@ -472,12 +472,12 @@ async def test_those_who_wait_are_answered_when_we_stop(
     async with start() as station:
         waiting = asyncio.create_task(
             station.http.post(
-                "/v1/predictions", json={**GOOD, "mode": mode}, headers={"prefer": "wait=30"}
+                "/v1/predictions", json={**GOOD, "mode": mode}, headers={"prefer": "wait=60"}
             )
         )
         await eventually(lambda: network.count("eachlabs.submit") + network.count("eachlabs.run"))
         station.app.state.release()
-        async with asyncio.timeout(25):  # before the caller's own wait ends
+        async with asyncio.timeout(55):  # before the caller's own wait ends
             answer = await waiting
         assert (answer.status_code, answer.json()["status"]) == (202, "submitting")
 

@@ -376,7 +376,7 @@ EARLY: Final = (
 async def test_who_sends_on_hears_the_answer_all_the_same(start: Start) -> None:
     def sends(port: int, said: bytes) -> bytes:
         """Send all before reading anything, as many clients do."""
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
             connection.sendall(said)
             connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65536), b""))

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -484,10 +483,8 @@ async def test_a_collector_that_hangs_holds_up_nothing(
         monkeypatch.setenv(ENDPOINT, url)
         monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
-        async with start(**{ENDPOINT: url}) as station:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")  # nothing ends it by itself
+        async with asyncio.timeout(PATIENCE), start(**{ENDPOINT: url}) as station:
             for number in range(5):
                 sent = await station.submitted("eachlabs", f"prompt {number}")
-                async with asyncio.timeout(PATIENCE):
-                    assert (await station.push(sent)).status_code == 200
-            began = time.monotonic()
-        assert time.monotonic() - began < 8
+                assert (await station.push(sent)).status_code == 200

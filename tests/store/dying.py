@@ -97,16 +97,21 @@ ACTS = {"begin_submits": begin_submits, "accept": accept, "settle": settle}
 
 
 class Counted(sqlite3.Connection):
-    """Dies by the statement that is one too many."""
+    """Dies by the statement that is one too many, of those that a transaction has.
+
+    Others are not of the writer: a checkpoint comes when it comes.
+    """
 
     before: Callable[[], None] = staticmethod(lambda: None)
 
     def execute(self, sql: str, params: Any = (), /) -> sqlite3.Cursor:
-        self.before()
+        if self.in_transaction or sql == "BEGIN IMMEDIATE":
+            self.before()
         return super().execute(sql, params)
 
     def executemany(self, sql: str, params: Any, /) -> sqlite3.Cursor:
-        self.before()
+        if self.in_transaction:
+            self.before()
         return super().executemany(sql, params)
 
 

@@ -1,9 +1,21 @@
 """URLs as hosts hand them out."""
 
-import pytest
+from contextlib import closing
+from socket import create_server
+from urllib.parse import quote, urlencode, urlsplit
 
-from receiver.model.errors import StoreUnusable
+import pytest
+from asyncpg import connect_utils
+
+from receiver.model.errors import SettingsError, StoreUnusable
+from receiver.settings import Settings
+from receiver.settings.servers import servers
+from receiver.store.inbox import accept_outcome
 from receiver.store.postgres.address import read
+from receiver.store.postgres.engine import SCHEMA, PostgresStore
+from receiver.store.postgres.queue import PgQueuerJobs
+from tests.postgres import Database
+from tests.store.parts import arrival, new, settlement, wanted
 
 AT = "postgresql://me:hush@db.example/app"
 
@@ -81,3 +93,84 @@ def test_a_port_that_is_none_is_not_said(url: str) -> None:
     with pytest.raises(StoreUnusable) as refused:
         read(url)
     assert "hush" not in str(refused.value)
+
+
+SERVERS = {
+    "me:hu%2Fsh@one:1,two:2/app?target_session_attrs=read-write": [("one", 1), ("two", 2)],
+    "one,two:2/app": [("one", 5432), ("two", 2)],
+    "one:1,two/app": [("one", 1), ("two", 5432)],
+    "/app?host=one,two&port=1,2": [("one", 1), ("two", 2)],
+    "/app?host=one,two&port=1": [("one", 1), ("two", 1)],
+    "/app?host=one,two&port=,2": [("one", 5432), ("two", 2)],
+    "one:1,two:2/app?port=3": [("one", 3), ("two", 3)],
+    "me@[fd00::1]:1,[fd00::2],three:3/app": [("fd00::1", 1), ("fd00::2", 5432), ("three", 3)],
+    "/app?host=fd00::1,[fd00::2],three&port=1,2,3": [("fd00::1", 1), ("fd00::2", 2), ("three", 3)],
+    "/app?host=fe80::1%25eth0": [("fe80::1%eth0", 5432)],
+    "%2Frun%2Fpg:1,two:2/app": ["/run/pg/.s.PGSQL.1", ("two", 2)],
+    "me@%2Fa%2Fb%3Ac%3Ad/app": ["/a/b:c:d/.s.PGSQL.5432"],
+    "me:x@localhost/app?host=/a/b:c:d": ["/a/b:c:d/.s.PGSQL.5432"],
+    "me:x@localhost:7/app?host=/a,/b": ["/a/.s.PGSQL.7", "/b/.s.PGSQL.7"],
+}
+
+
+@pytest.mark.parametrize("rest", SERVERS)
+def test_several_servers_are_tried_in_turn(rest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PGPORT", raising=False)
+    url = f"postgresql://{rest}"
+    Settings.read({"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": url})
+    names = ("host", "port", "user", "password", "passfile", "database", "ssl", "service")
+    more = ("servicefile", "direct_tls", "server_settings", "target_session_attrs")
+    nothing = dict.fromkeys((*names, *more, "krbsrvname", "gsslib"))
+    parse = vars(connect_utils)["_parse_connect_dsn_and_args"]  # what asyncpg makes of it
+    assert parse(dsn=read(url).dsn, **nothing)[0] == SERVERS[rest]
+
+
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [
+        ("me:hush@one:1,two:2/app?port=1,2,3", "names 3 ports for 2 hosts"),
+        ("me:hush@one,,two/app", "names no host beside a comma"),
+        ("me:hush@one,/app", "names no host beside a comma"),
+        ("/app?host=one,&password=hush", "names no host beside a comma"),
+        ("me:hush@one:1,two:70000/app", "has a port that is no number"),
+        ("me:hush@one:0/app", "has a port that is no number"),
+        ("me:hush@one/app?port=five", "has a port that is no number"),
+        ("me:hush@one,two:hush/app", "percent-encode"),
+        ("me:hush,x/app", "percent-encode"),
+    ],
+)
+def test_servers_that_make_no_sense_are_refused_by_both_who_read_them(
+    rest: str, words: str
+) -> None:
+    url = f"postgresql://{rest}"
+    with pytest.raises(SettingsError) as at_start:
+        Settings.read({"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": url})
+    with pytest.raises(StoreUnusable) as at_opening:
+        read(url)
+    for said in (str(at_start.value), str(at_opening.value)):
+        assert words in said
+        assert "RECEIVER_DATABASE_URL" in said
+        assert "hush" not in said
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("in_front", [True, False])
+async def test_a_server_that_is_away_is_passed_over(database: Database, *, in_front: bool) -> None:
+    """The store works, and PgQueuer's own connections do, by the second of two servers."""
+    there, parts = servers(database.url), urlsplit(database.url)
+    host, port = there.hosts[0], there.ports[0] if there.ports else "5432"
+    with closing(create_server(("127.0.0.1", 0))) as was:
+        dead = was.getsockname()[1]
+    user = parts.netloc.rpartition("@")[0]
+    url = f"postgresql://{user}@{parts.path}?"
+    if in_front:
+        url = f"postgresql://{user}@127.0.0.1:{dead},{quote(host, '')}:{port}{parts.path}?"
+    else:
+        url += urlencode({"host": f"127.0.0.1,{host}", "port": f"{dead},{port}"}) + "&"
+    store = PostgresStore(f"{url}target_session_attrs=read-write", print, PgQueuerJobs(SCHEMA))
+    await store.start()
+    await store.predictions.create(new(1))
+    await accept_outcome(store, arrival(1, handlers=("greet",)))
+    [claim] = (await store.claim(wanted())).claims
+    assert await store.settle(settlement(claim))
+    await store.stop()

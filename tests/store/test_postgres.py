@@ -444,7 +444,7 @@ async def test_an_attempt_that_is_to_be_repeated_keeps_its_job(database: Databas
         found = await process.store.claim(wanted())
         assert found.claims == []
         assert found.next_due is not None
-        assert 3590 < found.next_due - wanted().now <= 3600
+        assert 3600 - PATIENCE < found.next_due - wanted().now <= 3600
         # By hand it is due at once.
         assert await process.store.deliveries.retry(claim.id, time.time()) == "greet"
         [second] = (await process.store.claim(wanted())).claims
@@ -761,9 +761,14 @@ async def test_a_job_that_was_taken_over_too_early_waits_for_the_lease(database:
     async with processes(database, 2) as [here, there]:
         first = await claimed(here.store)
         database.execute("UPDATE receiver.pgqueuer SET heartbeat = NOW() - interval '31 seconds'")
+        [[began]] = database.rows("SELECT NOW()")
         assert (await there.store.claim(wanted(owner="another"))).claims == []
-        [[wait]] = database.rows("SELECT EXTRACT(EPOCH FROM execute_after - NOW()) FROM pgqueuer")
-        assert 25 < wait <= 30  # of the lease there is so much left
+        [waits] = database.rows(
+            "SELECT EXTRACT(EPOCH FROM execute_after - $1), "
+            "EXTRACT(EPOCH FROM execute_after - NOW()) FROM pgqueuer",
+            began,
+        )
+        assert waits[0] >= 30 >= waits[1]  # of the lease there is so much left
         assert await here.store.settle(settlement(first))
         assert database.rows("SELECT state FROM deliveries") == [("done",)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -211,6 +212,15 @@ def test_a_kit_that_cannot_start_says_why_and_leaves_nothing(receiver_kit: Kits)
         receiver_kit("nowhere.py")
     with pytest.raises(HandlerError, match="decorate it"):
         receiver_kit(print)
+
+
+def test_files_that_import_each_others_handlers_are_loaded_as_one(
+    receiver_kit: Kits, tmp_path: Path
+) -> None:
+    (tmp_path / "one.py").write_text("from receiver import on\n@on('*')\ndef f(event): ...\n")
+    (tmp_path / "both.py").write_text("from one import f\n")
+    kit = receiver_kit(*(str(tmp_path / name) for name in ("one.py", "both.py")))
+    assert kit.deliver(make_event()).delivery.state == "done"
 
 
 def test_several_kits_do_not_know_each_other(receiver_kit: Kits, handler: Any) -> None:

@@ -38,8 +38,8 @@ from receiver.cli.doctor.network import (
     check_public_url,
     check_receiver,
 )
-from receiver.deliveries.registry import Registry, load
-from receiver.model.errors import HandlerError
+from receiver.deliveries.registry import Registry
+from receiver.deliveries.registry import look as look_at_handlers
 from receiver.predictions.tokens import Tokens
 from receiver.providers import make_providers
 from receiver.providers.egress import outward
@@ -167,15 +167,10 @@ def _secret_keys(settings: Settings) -> list[str]:
 
 def _load(names: Sequence[str]) -> tuple[Registry, Findings]:
     """Load the handlers as `serve` does; what they print on the way is no part of the report."""
-    registry, found = Registry(), []
     with contextlib.redirect_stdout(sys.stderr):
-        for name in names:
-            try:
-                for handler in load([name]).handlers.values():
-                    registry.add(handler)
-            except HandlerError as error:
-                fix = "fix it: `receiver serve` would not start"
-                found += [fail("handlers", line, fix) for line in str(error).splitlines()]
+        registry, problems = look_at_handlers(names)
+    fix = "fix it: `receiver serve` would not start"
+    found = [fail("handlers", line, fix) for text in problems for line in text.splitlines()]
     found += [
         warn(
             "handlers",

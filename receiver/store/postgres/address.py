@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from receiver.model.errors import StoreUnusable
+from receiver.settings.servers import MisnamedServers, servers
 
 _Use: TypeAlias = Literal["driver", "startup", "file", "dropped"]
 
@@ -21,7 +22,7 @@ _USES: Final[Mapping[str, _Use]] = {
     # asyncpg reads them from a URL.
     **dict.fromkeys(
         (
-            *("host", "port", "user", "password", "dbname", "database", "passfile", "service"),
+            *("user", "password", "dbname", "database", "passfile", "service"),
             *("sslmode", "sslnegotiation", "sslpassword", "target_session_attrs"),
             *("ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib"),
         ),
@@ -58,7 +59,6 @@ _ENCODE: Final = (
     "percent-encode what is odd in the user and the password: @ as %40, / as %2F, # as %23, "
     "? as %3F, % as %25"
 )
-_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]]*)(:\d*)?")
 _SETTING: Final = re.compile(r"[A-Za-z_]+(\.[A-Za-z_]+)?")
 
 
@@ -83,6 +83,8 @@ def read(url: str) -> Address:
     """Read a URL, or raise StoreUnusable with what is wrong; never with its password."""
     try:
         return _read(url)
+    except MisnamedServers as error:
+        raise _unusable(str(error)) from error
     except ValueError as error:
         # What is wrong may be the password, so it is not said.
         raise StoreUnusable(
@@ -94,22 +96,25 @@ def read(url: str) -> Address:
 def _read(url: str) -> Address:
     parts = urlsplit(url)
     user, at, hosts = parts.netloc.rpartition("@")
-    if not all(_HOST.fullmatch(host) for host in hosts.split(",")):
-        raise ValueError
+    named = servers(url)
     if parts.fragment or "@" in parts.path or "@" in user or (not at and "@" in parts.query):
         raise ValueError
     given = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-    place = f"{given.get('host', hosts) or 'the local socket'}{parts.path}"
+    place = f"{given.pop('host', '') or hosts or 'the local socket'}{parts.path}"
+    given.pop("port", None)
     timeout = _seconds(given.pop("connect_timeout", ""))
     by_use = _by_use(given)
     context = _context(by_use["file"], by_use["driver"])
     for name, path in by_use["file"].items():
         if not Path(path).is_file():
             raise _unusable(f"{name} names {path}, which is no file that can be read")
-    query = urlencode({**by_use["driver"], **by_use["file"]})
+    # asyncpg would take those in front of the path first, and part their folders at colons.
+    at_servers = {"host": ",".join(named.hosts), "port": ",".join(named.ports)}
+    where = {name: text for name, text in at_servers.items() if text}
+    query = urlencode({**where, **by_use["driver"], **by_use["file"]})
     # A name of the database that is empty is asyncpg's "".
     path = parts.path if unquote(parts.path).strip("/") else ""
-    dsn = parts._replace(query=query, fragment="", path=path).geturl()
+    dsn = parts._replace(netloc=user + at, query=query, fragment="", path=path).geturl()
     if "://" not in dsn:  # urlsplit leaves out an authority that is empty
         dsn = dsn.replace(":", "://", 1)
     return Address(
