@@ -18,7 +18,7 @@ from receiver.store.engine import Engine
 from receiver.store.inbox import CurrentState, current_states, waiting_row
 from receiver.store.paging import Moment, Page, listed, page_of, rfc3339
 from receiver.store.predictions import Annotation, add, prediction_of
-from receiver.store.statement import News, Row, Run, Statements, Steps, Write, in_order
+from receiver.store.statement import News, Row, Run, Statements, Steps, Write, in_order, short
 
 sql: Final = Statements("deliveries")
 
@@ -167,6 +167,7 @@ def claim(items: Sequence[ClaimRequest]) -> Steps[list[Claims]]:
     return results
 
 
+@short()
 def settle(items: Sequence[Settlement]) -> Steps[list[bool]]:
     rows = [_settlement_row(item) for item in items]
     found = yield Run(sql.select_held, rows=rows)

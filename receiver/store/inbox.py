@@ -15,7 +15,17 @@ from receiver.model.values import Channel, EventType, Outcome, Recipients, Statu
 from receiver.store.engine import Engine
 from receiver.store.predictions import end_of
 from receiver.store.predictions import sql as predictions_sql
-from receiver.store.statement import Cells, News, Run, Statement, Statements, Steps, Write, text
+from receiver.store.statement import (
+    Cells,
+    News,
+    Run,
+    Statement,
+    Statements,
+    Steps,
+    Write,
+    short,
+    text,
+)
 
 sql: Final = Statements("inbox")
 
@@ -86,6 +96,7 @@ LONGEST_WAIT: Final = 86400.0
 """Seconds after which a delivery waits no more for those of other handlers."""
 
 
+@short(lambda item: len(item.body))
 def accept(items: Sequence[IncomingOutcome]) -> Steps[list[AcceptResult]]:
     """Decide about every arrival in order, then write all consequences in a few statements."""
     known = yield from current_states({item.prediction_id for item in items})

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from receiver.store.engine import Engine
-from receiver.store.statement import Run, Statements, Steps
+from receiver.store.statement import Run, Statements, Steps, short
 
 sql: Final = Statements("limits")
 
@@ -40,6 +40,7 @@ def room_for(provider: str, now: float, per_minute: int) -> Steps[tuple[int, flo
     return room, 0.0 if room > 0 else row["first"] + WINDOW - now
 
 
+@short()
 def take_permits(items: Sequence[RequestPermit]) -> Steps[list[float]]:
     yield from hold_limits(turn.provider for turn in items)
     results = []

@@ -23,7 +23,7 @@ from receiver.model.values import (
 from receiver.store.engine import Engine
 from receiver.store.limits import count_requests, hold_limits, room_for
 from receiver.store.paging import Page, listed, page_of
-from receiver.store.statement import Row, Run, Statements, Steps, in_order, text
+from receiver.store.statement import Row, Run, Statements, Steps, in_order, short, text
 
 sql: Final = Statements("predictions")
 
@@ -193,6 +193,7 @@ _PROGRESS: Final = {
 }
 
 
+@short()
 def record_progress(items: Sequence[Progress]) -> Steps[list[None]]:
     for item in sorted(items, key=lambda item: item.id):
         row = msgspec.structs.asdict(item) | {"links": text(item.links)}
@@ -200,6 +201,7 @@ def record_progress(items: Sequence[Progress]) -> Steps[list[None]]:
     return [None] * len(items)
 
 
+@short()
 def mark_sent(items: Sequence[SendMark]) -> Steps[list[bool]]:
     def mark(item: SendMark) -> Steps[bool]:
         return bool((yield Run(sql.mark_sent, msgspec.structs.asdict(item))))

@@ -264,6 +264,31 @@ Transaction: TypeAlias = Callable[[Sequence[Item]], Steps[Sequence[Result]]]
 """What is done for all the items that wait for it, in one transaction; one result an item."""
 
 
+_SIZES: Final[dict[Any, Callable[[Any], int]]] = {}
+_LARGEST_SHORT: Final = 8 * 1024
+
+
+def short(
+    size: Callable[[Any], int] = lambda _item: 0,
+) -> Callable[[Transaction[Item, Result]], Transaction[Item, Result]]:
+    """Mark a transaction whose statements take tens of microseconds an item, and no more.
+
+    `size` returns the bytes of an item that is written: one with many is not short.
+    """
+
+    def mark(transaction: Transaction[Item, Result]) -> Transaction[Item, Result]:
+        _SIZES[transaction] = size
+        return transaction
+
+    return mark
+
+
+def is_short(transaction: Transaction[Item, Any], item: Item) -> bool:
+    """Return whether the event loop itself may run a transaction for an item."""
+    size = _SIZES.get(transaction)
+    return size is not None and size(item) <= _LARGEST_SHORT
+
+
 def run_each(items: Sequence[Run]) -> Steps[list[list[Row]]]:
     """Run one statement for each item: a transaction that needs no more; return its rows."""
     results = []

@@ -237,10 +237,11 @@ def dump(path: Path) -> dict[str, list[Any]]:
 def copy(path: Path, target: Path) -> None:
     """Copy what a killed process would leave: the file and its log, as they are right now."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, target)
+    # The log first: a checkpoint between the two may carry all of it into the file, and cut it.
     log = path.with_name(f"{path.name}-wal")
     if log.exists():
         shutil.copyfile(log, target.with_name(f"{target.name}-wal"))
+    shutil.copyfile(path, target)
 
 
 class Watched(sqlite3.Connection):
@@ -249,12 +250,18 @@ class Watched(sqlite3.Connection):
     before: Callable[[str], None]
 
     def execute(self, sql: str, params: Any = (), /) -> sqlite3.Cursor:
-        self.before(sql)
+        self._tell(sql)
         return super().execute(sql, params)
 
     def executemany(self, sql: str, params: Any, /) -> sqlite3.Cursor:
-        self.before(sql)
+        self._tell(sql)
         return super().executemany(sql, params)
+
+    def _tell(self, sql: str) -> None:
+        """Tell of what the writer does: in its thread, or in a transaction on the loop's."""
+        is_writer = threading.current_thread().name == "receiver-writer"
+        if is_writer or self.in_transaction or sql == "BEGIN IMMEDIATE":
+            self.before(sql)
 
 
 class Watch:
@@ -272,8 +279,6 @@ class Watch:
         return self.statements.count("COMMIT")
 
     def hear(self, sql: str) -> None:
-        if threading.current_thread().name != "receiver-writer":
-            return
         self.statements.append(sql)
         if sql == "BEGIN IMMEDIATE":
             self._held.set()

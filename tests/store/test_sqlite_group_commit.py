@@ -136,7 +136,7 @@ def test_closing_while_work_waits_takes_the_work_first(tmp_path: Path) -> None:
     closing = threading.Thread(target=writer.close)
     closing.start()
     until = time.monotonic() + PATIENCE
-    while writer._queue.qsize() < 2:  # noqa: SLF001 - that it was told to close shows nowhere else
+    while not writer._closed:  # noqa: SLF001 - that it was told to close shows nowhere else
         assert time.monotonic() < until
     may_end.set()
     closing.join(PATIENCE)

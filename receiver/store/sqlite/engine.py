@@ -328,6 +328,8 @@ def _connect(path: str) -> sqlite3.Connection:
         connection.execute(f"PRAGMA wal_autocheckpoint = {RESTART}")
         _migrate(connection, path)
         connection.execute("PRAGMA foreign_keys = ON")  # a migration may have to make a table anew
+        # The loop waits for no other connection; see Writer.
+        connection.execute("PRAGMA busy_timeout = 0")
     except BaseException:
         connection.close()
         raise

@@ -1,4 +1,4 @@
-"""Group commit for SQLite: one thread writes, and all writes that wait are committed together.
+"""Group commit for SQLite: one connection writes, and all that waits is committed together.
 
 A batch is one transaction, so its cost is shared; each caller gets its result after COMMIT has
 reached the disk. If a batch fails because of one item, it is rolled back and every item is tried
@@ -11,20 +11,34 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from queue import Empty, SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from receiver.model.errors import StoreUnavailable
 from receiver.model.tasks import start_thread
-from receiver.store.statement import Cells, Row, Run, Statement, Step, Steps, Transaction, Write
+from receiver.store.statement import (
+    Cells,
+    Row,
+    Run,
+    Statement,
+    Step,
+    Steps,
+    Transaction,
+    Write,
+    is_short,
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _LARGEST_BATCH: Final = 1000
+_LARGEST_ON_LOOP: Final = 64
+"""Writes whose statements hold up the loop at once: two milliseconds, about."""
+_BUSY: Final = 5000
+"""Milliseconds for which the thread waits for another connection that writes."""
 _LARGEST_INLINE: Final = 32 * 1024
 """Bytes up to which a body travels inside the batch's JSON; larger ones are bound one by one."""
 
@@ -57,11 +71,21 @@ class _Work:
         self.future = future
 
 
-class Writer:
-    """Owns the one writing connection.
+_Results: TypeAlias = list[tuple[_Work, Any]]
+_Holder: TypeAlias = Literal["nobody", "loop", "committer", "thread"]
+"""Who has the connection: the loop runs the statements of a batch, and the thread its COMMIT, or
+the thread does both."""
 
-    `report` is called when writing fails or works again, `committed` after every commit with the
-    number of its writes. `ensure` raises StoreUnavailable where a commit would be lost.
+
+class Writer:
+    """Owns the one writing connection, and the thread that waits for the disk.
+
+    What is short is run on the loop's own thread, where it needs not fight for the interpreter
+    lock, and only its COMMIT, which releases the lock, goes to the thread; meanwhile the next batch
+    gathers. All else, and a batch that fails, is run in the thread.
+
+    `report` hears when writing stops and starts to work, `committed` of every commit and how many
+    writes it had; `ensure` raises StoreUnavailable where a commit would be in vain.
     """
 
     def __init__(
@@ -75,11 +99,19 @@ class Writer:
         self._connect = connect
         self._committed = committed
         self._report = report
-        self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._connection: sqlite3.Connection | None = None
         self._broken = False
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._changed = threading.Condition()
+        """Held to look at what follows, or to change it; never while statements run."""
+        self._holder: _Holder = "nobody"
+        self._queue: deque[_Work] = deque()
+        """For the thread."""
+        self._gathered: deque[_Work] = deque()
+        """For the loop's next batch."""
+        self._executed: tuple[list[_Work], _Results] = ([], [])
+        """What the committer is to commit."""
 
     def start(self) -> None:
         """Open the database (raising what is wrong with it) and start the thread."""
@@ -88,8 +120,10 @@ class Writer:
 
     def close(self) -> None:
         """Commit what waits, then stop."""
-        self._closed = True
-        self._queue.put(None)
+        with self._changed:
+            self._closed = True
+            self._leave_to_thread()
+            self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
         elif self._connection is not None:  # a start that failed
@@ -97,38 +131,112 @@ class Writer:
 
     async def write(self, transaction: Transaction[Item, Result], item: Item) -> Result:
         """Run `transaction` for `item`; return only after the commit."""
-        if self._closed:
-            raise StoreUnavailable("the database is closed")
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Work(transaction, item, future))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        work = _Work(transaction, item, future)
+        with self._changed:
+            if self._closed:
+                raise StoreUnavailable("the database is closed")
+            if self._holder == "thread" or self._queue or not is_short(transaction, item):
+                self._leave_to_thread(work)
+            else:
+                self._gathered.append(work)
+                if self._holder == "nobody" and len(self._gathered) == 1:
+                    # In the loop's next turn, so that all who come in this one are in the batch.
+                    loop.call_soon(self._execute)
         return await future
 
     def post(self, transaction: Transaction[Item, Any], item: Item) -> None:
-        """Run `transaction` for `item` later, from any thread; there is no result."""
-        self._queue.put(_Work(transaction, item, None))
+        """Run `transaction` for `item` some time, from any thread; nobody waits for it."""
+        with self._changed:
+            self._leave_to_thread(_Work(transaction, item, None))
+
+    def _leave_to_thread(self, *more: _Work) -> None:
+        """Queue what was gathered and `more` for the thread, in the order in which they came."""
+        self._queue.extend(self._gathered)
+        self._gathered.clear()
+        self._queue.extend(more)
+        self._changed.notify_all()
+
+    # --- on the loop ---
+
+    def _execute(self) -> None:
+        """Run the statements of what was gathered, and leave their COMMIT to the thread."""
+        with self._changed:
+            if not self._gathered or self._holder != "nobody":
+                return  # whoever holds the connection sees to it
+            if self._connection is None or self._queue:
+                self._leave_to_thread()
+                return
+            self._holder = "loop"
+            most = min(len(self._gathered), _LARGEST_ON_LOOP)
+            batch = [self._gathered.popleft() for _ in range(most)]
+        results = None
+        try:
+            self._ensure()
+            results = self._statements(self._connection, batch)
+        except Exception:  # noqa: BLE001 - the thread meets the same, and judges it
+            results = None
+        finally:  # also where a signal's handler raises
+            if results is None:
+                self._roll_back(self._connection)
+            with self._changed:
+                if results is None:
+                    self._holder = "nobody"
+                    self._queue.extendleft(reversed(batch))
+                else:
+                    self._holder = "committer"
+                    self._executed = (batch, results)
+                self._changed.notify_all()
+
+    # --- in the thread ---
 
     def _run(self) -> None:
-        while batch := self._next_batch():
-            self._tell(self._attempt(batch))
+        while (batch := self._next_batch()) is not None:
+            results = self._commit(*self._executed) if self._holder == "committer" else None
+            results = self._attempt(batch) if results is None else results
+            with self._changed:
+                self._holder = "nobody"
+                if self._queue:
+                    self._leave_to_thread()  # it goes on
+            self._tell(results)
         if self._connection is not None:
             self._connection.close()
 
-    def _next_batch(self) -> list[_Work]:
-        work = self._queue.get()
-        batch: list[_Work] = []
-        try:
-            while work is not None:
-                batch.append(work)
-                if len(batch) == _LARGEST_BATCH:
-                    return batch
-                work = self._queue.get_nowait()
-        except Empty:
-            return batch
-        if batch:
-            self._queue.put(None)  # the end, to be met again when this batch is done
-        return batch
+    def _next_batch(self) -> list[_Work] | None:
+        """Wait for what is to be committed, or for what is to be run; None at the end."""
+        with self._changed:
+            while True:
+                if self._holder == "committer":
+                    return self._executed[0]
+                if self._holder == "nobody" and self._queue:
+                    self._holder = "thread"
+                    most = min(len(self._queue), _LARGEST_BATCH)
+                    return [self._queue.popleft() for _ in range(most)]
+                if self._holder == "nobody" and self._closed:
+                    return None
+                self._changed.wait()
 
-    def _attempt(self, batch: list[_Work]) -> list[tuple[_Work, Any]]:
+    def _commit(self, batch: list[_Work], results: _Results) -> _Results | None:
+        """Commit what the loop has run; None: that failed, and is to be run anew."""
+        connection = self._connection
+        if connection is None:
+            return None
+        try:
+            connection.execute("COMMIT")
+            self._committed(len(batch))
+            self._ensure()  # nothing is promised that no restart would find
+        except StoreUnavailable as error:
+            return self._refuse(batch, error)
+        except sqlite3.Error as error:
+            if _is_unavailable(error):
+                return self._give_up(batch, error)
+            self._roll_back(connection)
+            return None
+        self._works_again()
+        return results
+
+    def _attempt(self, batch: list[_Work]) -> _Results:
         try:
             if self._connection is not None:
                 self._ensure()
@@ -142,28 +250,38 @@ class Writer:
             return self._one_by_one(batch, error)
         except Exception as error:  # noqa: BLE001 - a fault in one transaction must not end the thread
             return self._one_by_one(batch, error)
+        self._works_again()
+        return results
+
+    def _works_again(self) -> None:
         if self._broken:
             self._broken = False
             self._tell_of(None)
-        return results
 
-    def _transact(self, batch: list[_Work]) -> list[tuple[_Work, Any]]:
+    def _transact(self, batch: list[_Work]) -> _Results:
         if self._connection is None:
             self._connection = self._connect()
-        groups: dict[Transaction[Any, Any], list[_Work]] = {}
-        for work in batch:
-            groups.setdefault(work.transaction, []).append(work)
-        results: list[tuple[_Work, Any]] = []
-        self._connection.execute("BEGIN IMMEDIATE")
         try:
-            for transaction, works in groups.items():
-                steps = transaction([work.item for work in works])
-                results.extend(zip(works, _drive(self._connection, steps), strict=True))
+            results = self._statements(self._connection, batch, patient=True)
             self._connection.execute("COMMIT")
             self._committed(len(batch))
         except BaseException:
             self._roll_back(self._connection)
             raise
+        return results
+
+    def _statements(
+        self, connection: sqlite3.Connection, batch: list[_Work], *, patient: bool = False
+    ) -> _Results:
+        """Begin a transaction, and run all of a batch but its COMMIT."""
+        groups: dict[Transaction[Any, Any], list[_Work]] = {}
+        for work in batch:
+            groups.setdefault(work.transaction, []).append(work)
+        results: _Results = []
+        _begin(connection, patient=patient)
+        for transaction, works in groups.items():
+            steps = transaction([work.item for work in works])
+            results.extend(zip(works, _drive(connection, steps), strict=True))
         return results
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
@@ -175,16 +293,16 @@ class Writer:
         except sqlite3.Error:
             self._reopen_later()
 
-    def _one_by_one(self, batch: list[_Work], error: Exception) -> list[tuple[_Work, Any]]:
+    def _one_by_one(self, batch: list[_Work], error: Exception) -> _Results:
         if len(batch) == 1:
             return [(batch[0], error)]
         return [result for work in batch for result in self._attempt([work])]
 
-    def _give_up(self, batch: list[_Work], error: sqlite3.Error) -> list[tuple[_Work, Any]]:
+    def _give_up(self, batch: list[_Work], error: sqlite3.Error) -> _Results:
         self._reopen_later()
         return self._refuse(batch, StoreUnavailable(f"the database does not take writes: {error}"))
 
-    def _refuse(self, batch: list[_Work], unavailable: StoreUnavailable) -> list[tuple[_Work, Any]]:
+    def _refuse(self, batch: list[_Work], unavailable: StoreUnavailable) -> _Results:
         if not self._broken:
             self._broken = True
             self._tell_of(unavailable)
@@ -203,15 +321,37 @@ class Writer:
             except sqlite3.Error:
                 return
 
-    def _tell(self, results: list[tuple[_Work, Any]]) -> None:
+    def _tell(self, results: _Results) -> None:
+        """Answer those who wait, in their loops, and go on there with what has gathered."""
         awaited = [(work.future, result) for work, result in results if work.future is not None]
         loops = {future.get_loop() for future, _ in awaited}
         for loop in loops:
             mine = [(future, result) for future, result in awaited if future.get_loop() is loop]
             try:
-                loop.call_soon_threadsafe(_resolve, mine)
+                loop.call_soon_threadsafe(self._answer, mine)
             except RuntimeError:
-                continue  # that loop is closed, and no caller is left
+                loops = set()  # it is closed: nobody is left to be told, or to go on
+        if not loops:
+            with self._changed:
+                self._leave_to_thread()
+
+    def _answer(self, results: list[tuple[asyncio.Future[Any], Any]]) -> None:
+        _resolve(results)
+        self._execute()
+
+
+def _begin(connection: sqlite3.Connection, *, patient: bool) -> None:
+    """Begin to write; only the thread may wait for another connection that writes."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if not patient or getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
+            raise
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY}")
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        finally:
+            connection.execute("PRAGMA busy_timeout = 0")
 
 
 def _resolve(results: list[tuple[asyncio.Future[Any], Any]]) -> None:
