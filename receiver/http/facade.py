@@ -99,7 +99,7 @@ class Http:
                 clock=runtime.clock,
             ),
         ]
-        webhooks = WebhookRoute(
+        self.callbacks = WebhookRoute(
             predictions.inbox,
             NAMES,
             settings.max_body_bytes,
@@ -111,7 +111,7 @@ class Http:
         )
         self.routes = [
             *routes(Guard(settings, self._limits), groups),
-            Route(WEBHOOK_PATH, webhooks, methods=["POST"]),
+            Route(WEBHOOK_PATH, self.callbacks, methods=["POST"]),
         ]
 
     def _ranges(self) -> Mapping[str, Ranges]:

@@ -14,6 +14,7 @@ from typing import Final, NoReturn, TypeAlias
 import structlog
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -40,6 +41,7 @@ _STOPPING: Final = "the receiver is stopping"
 _STOPPED: Final = "the receiver has not been started again since it stopped"
 _SOON: Final = 5
 """Seconds after which it is worth asking again."""
+_CALLBACK: Final = re.compile(r"/webhooks/(?P<provider>(?!echo/)[^/]+)/(?P<token>[^/]+)", re.DOTALL)
 _LAST_PARAMETER: Final = re.compile(r"\{(\w+)\}$")
 
 
@@ -61,7 +63,7 @@ class Front:
         self._told = ""
         self.wrap: Wrap | None = None
         """Puts before the routes what belongs there while they are open."""
-        self.app = Starlette(
+        self.app = _App(
             routes=[*ALWAYS, *self._closed],
             middleware=[Middleware(_Entrance, self)],
             exception_handlers=ERROR_HANDLERS,
@@ -98,6 +100,9 @@ class Front:
         try:
             async with self._run() as self._http:
                 self._exchange(self._http.routes, self._http.stand_before)
+                self.app.callbacks = ServerErrorMiddleware(
+                    self._http.stand_before(self._http.callbacks), ERROR_HANDLERS[Exception]
+                )
                 after = _STOPPED
                 try:
                     yield self._http
@@ -116,6 +121,7 @@ class Front:
     def _close(self, why: str) -> None:
         """Answer 503 from now on, with this reason; what is under way goes on."""
         self._why = why
+        self.app.callbacks = None
         self._exchange(self._closed, None)
 
     def _exchange(self, routes: Sequence[BaseRoute], wrap: Wrap | None) -> None:
@@ -130,6 +136,36 @@ class Front:
             self._told = self._why
             log.error("receiver.unstarted", reason=self._why)
         raise Problem(503, "unavailable", self._why, retry_after=_SOON)
+
+
+class _App(Starlette):
+    """The app, with a short way for callbacks: to find a route costs more than to take one."""
+
+    callbacks: ASGIApp | None = None
+    """Takes callbacks, while the receiver runs."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # An embedding program may have put a middleware before all routes, this one too.
+        if (
+            self.callbacks is not None
+            and scope["type"] == "http"
+            and scope["method"] == "POST"
+            and len(self.user_middleware) == 1
+            and (
+                found := _CALLBACK.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
+            )
+        ):
+            scope["app"] = self
+            scope["path_params"] = found.groupdict()
+            await self.callbacks(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def _path_of(scope: Scope) -> str:
+    """Return the path below where the app is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 class _Entrance:

@@ -77,7 +77,7 @@ class Requests:
             fields.update(_id(params["id"]))
         if exchange.status and not exchange.complete:
             fields["ended"] = "early"
-        route = self._templates.get(scope.get("endpoint"), "unmatched")
+        route = self._templates.get(scope.get("endpoint", self._app), "unmatched")
         self._telemetry.request(route, exchange.status or _UNANSWERED, fields)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Final
 
-from itsdangerous import Signer
+from itsdangerous.signer import Signer, SigningAlgorithm
 
 from receiver.model.errors import Unproved
 
@@ -87,4 +87,11 @@ def _signers(keys: Sequence[str], salt: str) -> list[Signer]:
 def _signer(key: str, salt: str) -> Signer:
     """Derive the key for its one purpose now, as every signature would derive it again."""
     derived = Signer(key, salt=salt, digest_method=hashlib.sha256).derive_key()
-    return Signer(derived, salt=salt, digest_method=hashlib.sha256, key_derivation="none")
+    return Signer(derived, salt=salt, key_derivation="none", algorithm=_OneShot())
+
+
+class _OneShot(SigningAlgorithm):
+    """HMAC-SHA256 in one call of C, where itsdangerous makes an object and updates it."""
+
+    def get_signature(self, key: bytes, value: bytes) -> bytes:
+        return hmac.digest(key, value, "sha256")

@@ -352,6 +352,8 @@ def _address(text: str) -> str:
         return f"{head},{body}" if fit else ""
     if not _WEB.match(url) or len(url) > _LONGEST_URL or not url.isprintable() or " " in url:
         return ""
+    if _PLAIN.fullmatch(url):
+        return url
     try:
         return url if httpx.URL(url).host else ""
     except (httpx.InvalidURL, UnicodeError, ValueError):
@@ -362,6 +364,10 @@ _WEB: Final = re.compile(
     r"https?://(?:[^/?#@\\]*@)?(?:\[[\da-f:.]+\]|[^/?#@\\:\[\]]+)(?::\d{1,5})?(?=[/?#]|$)",
     re.IGNORECASE,
 )
+_PLAIN: Final = re.compile(
+    r"https?://(?:[a-z\d](?:[a-z\d-]{0,61}[a-z\d])?\.)+[a-z]{2,}/[\w./~%+=&?-]*", re.ASCII
+)
+"""What httpx, which takes its time, would take too."""
 _LONGEST_URL: Final = 16 * 1024
 _DATA: Final = re.compile(
     r"data:(?:[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=(?:\"[^\"]*\"|[^\s\";]*))*(?:;base64)?", re.IGNORECASE
