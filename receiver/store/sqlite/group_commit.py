@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from receiver.model.errors import StoreUnavailable
+from receiver.store.sqlite.descriptors import CLOSED
 from receiver.store.statement import Row, Run, Statement, Step, Steps, Transaction, Write
 
 Item = TypeVar("Item")
@@ -61,7 +62,8 @@ class Writer:
     """Owns the one writing connection.
 
     `report` hears when writing stops and starts to work, `committed` of every commit and how many
-    writes it had; `ensure` raises StoreUnavailable where a commit would be in vain.
+    writes it had; `ensure` raises StoreUnavailable where a commit would be in vain. `is_sound` says
+    whether a connection still has its files, `close` ends one.
     """
 
     def __init__(
@@ -70,7 +72,13 @@ class Writer:
         report: Callable[[StoreUnavailable | None], None],
         committed: Callable[[int], None] = lambda _size: None,
         ensure: Callable[[], None] = lambda: None,
+        is_sound: Callable[[sqlite3.Connection], bool] = lambda _: True,
+        close: Callable[[sqlite3.Connection], None] = sqlite3.Connection.close,
     ) -> None:
+        self._is_sound = is_sound
+        self._close = close
+        self._is_astray = False
+        """Whether a commit may have gone to other files, so that none after it can be found."""
         self._ensure = ensure
         self._connect = connect
         self._committed = committed
@@ -93,7 +101,7 @@ class Writer:
         if self._thread.is_alive():
             self._thread.join()
         elif self._connection is not None:  # a start that failed
-            self._connection.close()
+            self._close(self._connection)
 
     async def write(self, transaction: Transaction[Item, Result], item: Item) -> Result:
         """Run `transaction` for `item`; return only after the commit."""
@@ -111,7 +119,7 @@ class Writer:
         while batch := self._next_batch():
             self._tell(self._attempt(batch))
         if self._connection is not None:
-            self._connection.close()
+            self._close(self._connection)
 
     def _next_batch(self) -> list[_Work]:
         work = self._queue.get()
@@ -130,10 +138,11 @@ class Writer:
 
     def _attempt(self, batch: list[_Work]) -> list[tuple[_Work, Any]]:
         try:
-            if self._connection is not None:
-                self._ensure()
+            if self._connection is not None and not self._is_sound(self._connection):
+                self._reopen_later()
+            self._ensure_found()
             results = self._transact(batch)
-            self._ensure()  # nothing is promised that no restart would find
+            self._ensure_found()  # nothing is promised that no restart would find
         except StoreUnavailable as error:
             return self._refuse(batch, error)
         except sqlite3.Error as error:
@@ -146,6 +155,13 @@ class Writer:
             self._broken = False
             self._tell_of(None)
         return results
+
+    def _ensure_found(self) -> None:
+        """Raise StoreUnavailable unless a restart would find what is committed."""
+        if self._is_astray:
+            raise StoreUnavailable(CLOSED)
+        if self._connection is not None:
+            self._ensure()
 
     def _transact(self, batch: list[_Work]) -> list[tuple[_Work, Any]]:
         if self._connection is None:
@@ -160,6 +176,7 @@ class Writer:
                 steps = transaction([work.item for work in works])
                 results.extend(zip(works, _drive(self._connection, steps), strict=True))
             self._connection.execute("COMMIT")
+            self._is_astray = not self._is_sound(self._connection)
             self._committed(len(batch))
         except BaseException:
             self._roll_back(self._connection)
@@ -199,7 +216,7 @@ class Writer:
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
-                connection.close()
+                self._close(connection)
             except sqlite3.Error:
                 return
 
