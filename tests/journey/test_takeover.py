@@ -133,7 +133,8 @@ def check_two_attempts_each(world: World, last: Process) -> None:
     history = world.rows("SELECT delivery_id, number, result FROM attempts")
     expected = ((1, "lost"), (2, "done"))
     assert sorted(history) == sorted((one[0], *end) for one in deliveries for end in expected)
-    assert len(last.said("handler.attempt", state="done", attempt=2)) == 4
+    # A line comes after what it tells of.
+    eventually(lambda: len(last.said("handler.attempt", state="done", attempt=2)) == 4)
     # No job is left behind that would run any of them again.
     assert world.rows("SELECT count(*) FROM pgqueuer") == [(0,)]
 

@@ -325,6 +325,17 @@ async def test_the_code_of_a_refused_submit_reaches_the_prediction(
     assert found["error"] == {"code": code, "message": "body.prompt: no"}
 
 
+@pytest.mark.parametrize("hint", ["less_than", "string_too_long", "image_too_large"])
+def test_a_checkers_type_goes_before_words_of_content(hint: str) -> None:
+    assert code_of("the prompt was flagged as unsafe", []) == "content_policy"
+    assert code_of("the prompt was flagged as unsafe", [hint]) == "provider_error"
+
+
+@pytest.mark.parametrize("words", ["Gore detected", "nudity in it was refused", "minors flagged"])
+def test_what_no_maker_wants_to_make_is_refused_by_its_name(words: str) -> None:
+    assert code_of(words, []) == "content_policy"
+
+
 def test_eachlabs_category_does_not_hide_its_error_code() -> None:
     output = {"error": "no", "error_code": "nsfw", "classification": {"category": "unknown"}}
     failed = _pushed("eachlabs", {"exec_id": "e", "status": "failed", "output": output})

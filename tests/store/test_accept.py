@@ -155,6 +155,50 @@ async def test_a_body_and_its_repeats_in_one_batch_keep_the_body(
     assert engine.rows(sql) == [("accepted", 2, body)]
 
 
+async def test_the_same_bytes_in_one_batch_keep_their_first_verdict(
+    engine: Engine, watch: Watch
+) -> None:
+    await ended(engine.store, 1)
+    late = arrival(1, "failed", at=NOW + 99, body=b"late")
+    with watch.busy(engine.store):
+        waiting = asyncio.gather(*(accept_outcome(engine.store, late) for _ in range(2)))
+        await asyncio.sleep(0)
+    assert [taken.verdict for taken in await waiting] == ["late", "late"]
+    assert verdicts(engine) == {"accepted": 1, "late": 2}
+
+
+async def test_evidence_keeps_its_headers_and_says_how_often_it_came(engine: Engine) -> None:
+    await ended(engine.store, 1)
+    for at in (NOW + 30, NOW + 40):
+        await accept_outcome(engine.store, arrival(404, at=at))
+    sql = "SELECT verdict, headers, received_at, repeats, repeated_at FROM callbacks ORDER BY 1"
+    headers = '[["host","here"]]'
+    assert engine.rows(sql) == [
+        ("accepted", headers, NOW + 10, 0, None),
+        ("unknown", headers, NOW + 30, 1, NOW + 40),
+    ]
+
+
+async def test_only_a_push_that_asks_makes_a_look_due_at_once(engine: Engine) -> None:
+    await processing(engine.store, 1)
+    due = engine.column("due_at", pred(1))
+    taken = await accept_outcome(engine.store, arrival(1, "ask", channel="poll"))
+    assert (taken.verdict, engine.column("due_at", pred(1))) == ("ask", due)
+    await accept_outcome(engine.store, arrival(1, "ask"))
+    assert engine.column("due_at", pred(1)) == NOW + 10 < due
+
+
+async def test_an_arrival_without_a_name_is_told_the_one_that_is_known(engine: Engine) -> None:
+    await accept_first(engine)
+    taken = await accept_outcome(engine.store, arrival(1, "processing", body=b"nameless"))
+    assert taken.provider_id == engine.column("provider_id", pred(1)) == "req-1"
+
+
+async def accept_first(engine: Engine) -> None:
+    await processing(engine.store, 1)
+    await accept_outcome(engine.store, arrival(1, "processing", provider_id="req-1"))
+
+
 async def test_a_batch_learns_the_name_before_the_next_arrival_is_judged(
     engine: Engine, watch: Watch
 ) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from receiver.model.errors import StoreUnavailable
 from receiver.store.leases import LeaseRequest
+from receiver.store.sqlite.descriptors import CLOSED, Descriptors
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.conftest import Logged
 from tests.patience import PATIENCE
@@ -78,6 +83,49 @@ async def test_a_log_that_was_cut_is_noticed(tmp_path: Path) -> None:
             await _probe_until_refused(store)
     finally:
         store.close()
+
+
+@pytest.mark.parametrize("reuse", ["nothing", "another file", "the database"])
+@pytest.mark.parametrize("lost", [["-wal"], ["-shm"], [""], ["", "-wal", "-shm"]], ids="+".join)
+async def test_a_descriptor_that_other_code_closes_loses_nothing(
+    tmp_path: Path, lost: list[str], reuse: str
+) -> None:
+    """In a process of its own: what the numbers are then given to is never closed."""
+    command = [sys.executable, str(DESCRIPTORS), str(tmp_path / "receiver.db"), reuse, *lost]
+    env = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(  # noqa: ASYNC221 - nothing else runs
+        command, check=False, capture_output=True, text=True, timeout=PATIENCE, env=env
+    )
+    assert done.returncode == 9, done.stderr
+    promised, refused = json.loads(done.stdout)
+    with closing(sqlite3.connect(tmp_path / "receiver.db")) as left:
+        kept = {name for (name,) in left.execute("SELECT name FROM leases")}
+        assert left.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert set(promised) <= kept
+    assert len(promised) >= (5 if "-shm" in lost else 25)
+    assert ("-shm" in lost) == bool(refused)
+    assert set(refused) <= {CLOSED}
+
+
+async def test_after_a_commit_into_another_file_nothing_is_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[StoreUnavailable | None] = []
+    store = SQLiteStore(str(tmp_path / "receiver.db"), reports.append)
+    store.open()
+    try:
+        await store.leases.hold(role("kept"))
+        answers = iter([set(), {"receiver.db-wal"}])  # before the commit, and after
+        monkeypatch.setattr(Descriptors, "lost", lambda *_: next(answers, set()))
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable, match="was closed by other code"):
+                await store.leases.hold(role("refused"))
+        assert [str(report) for report in reports] == [CLOSED]
+    finally:
+        store.close()
+
+
+DESCRIPTORS: Final = Path(__file__).with_name("descriptors.py")
 
 
 def role(name: str) -> LeaseRequest:

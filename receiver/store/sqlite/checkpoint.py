@@ -33,7 +33,14 @@ class Checkpointer:
         self,
         connect: Callable[[], sqlite3.Connection],
         check: Callable[[], bool] = lambda: True,
+        is_sound: Callable[[sqlite3.Connection], bool] = lambda _: True,
+        end: Callable[[sqlite3.Connection], None] = sqlite3.Connection.close,
     ) -> None:
+        self._is_sound = is_sound
+        self._end = end
+        self._connection: sqlite3.Connection | None = None
+        """Kept, as SQLite uses the descriptors of closed ones again without a look at them."""
+        self._is_stale = False
         self._connect = connect
         self._check = check
         self._stopped = threading.Event()
@@ -62,7 +69,15 @@ class Checkpointer:
         self.dirty.set()
         return done.wait(seconds)
 
+    def renew(self) -> None:
+        """Open anew before the next checkpoint, as the writer has done."""
+        self._is_stale = True
+
     def _run(self) -> None:
+        self._carry_on()
+        self._drop()
+
+    def _carry_on(self) -> None:
         while not self._stopped.is_set():  # asked after `clear`, which may have undone a `close`
             self.dirty.wait()
             if self._stopped.wait(_PERIOD):
@@ -73,16 +88,23 @@ class Checkpointer:
             try:
                 self._checkpoint()
             except sqlite3.Error:
-                continue  # the writer meets the same trouble, and reports it
+                self._is_stale = True  # the writer meets the same trouble, and reports it
 
     def _checkpoint(self) -> None:
-        connection = self._connect()
-        try:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            if not self._wishes.empty():
-                self._empty(connection)
-        finally:
-            connection.close()
+        connection = self._connection
+        if connection is None or self._is_stale or not self._is_sound(connection):
+            self._drop()
+            self._is_stale = False
+            connection = self._connection = self._connect()
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        if not self._wishes.empty():
+            self._empty(connection)
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._end(connection)
 
     def _empty(self, connection: sqlite3.Connection) -> None:
         """Try once to carry the rest and cut the log to nothing; readers may be in the way."""

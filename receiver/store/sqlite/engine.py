@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
@@ -28,6 +28,7 @@ from receiver.store.facade import sql as facade_sql
 from receiver.store.predictions import sql as predictions_sql
 from receiver.store.schema import migrations
 from receiver.store.sqlite.checkpoint import RESTART, Checkpointer
+from receiver.store.sqlite.descriptors import CLOSED, Descriptors, Identity, identity_of
 from receiver.store.sqlite.group_commit import Writer, fetch
 from receiver.store.statement import Cells, Row, Run, Statement, Steps, Transaction
 
@@ -35,8 +36,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 log = structlog.get_logger("receiver")
-
-_Identity: TypeAlias = tuple[int, int]
 
 _READERS: Final = 2
 _SCRUBBED_WITHIN: Final = 5.0
@@ -57,8 +56,22 @@ class SQLiteStore(Store):
         self._path = path
         self._lock = _FileLock(path)
         self._file = _SameFile(path)
-        self._checkpointer = Checkpointer(partial(_open, path), self._file.check)
-        self._writer = Writer(self._connect, report, self._has_committed, self._ensure)
+        self._descriptors = Descriptors(path)
+        self._checkpointer = Checkpointer(
+            self._connect_to_checkpoint,
+            self._may_checkpoint,
+            self._is_sound,
+            self._descriptors.close,
+        )
+        self._writer = Writer(
+            self._connect,
+            report,
+            self._has_committed,
+            self._ensure,
+            self._is_sound,
+            self._descriptors.close,
+        )
+        self._writing: sqlite3.Connection | None = None
         self._handle: sqlite3.Connection | None = None
         """The writer's connection, for as long as nothing was saved from it."""
         self._saving: threading.Thread | None = None
@@ -91,14 +104,29 @@ class SQLiteStore(Store):
         self._writer.close()
         self._readers.shutdown()
         for connection in self._reading:
-            connection.close()
+            self._descriptors.close(connection)
         self._lock.release()
 
     def _connect(self) -> sqlite3.Connection:
         self._file.ensure_database()
-        connection = self._handle = _connect(self._path)
+        connection = self._descriptors.open(partial(_connect, self._path))
+        self._writing = self._handle = connection
+        self._checkpointer.renew()
         self._file.remember()
         return connection
+
+    def _is_sound(self, connection: sqlite3.Connection) -> bool:
+        """Return whether a connection still has its files; without the index none can be had."""
+        lost = self._descriptors.lost(connection)
+        self._file.is_index_lost |= any(path.endswith("-shm") for path in lost)
+        return not lost
+
+    def _may_checkpoint(self) -> bool:
+        is_sound = self._writing is not None and not self._descriptors.lost(self._writing)
+        return self._file.check() and is_sound
+
+    def _connect_to_checkpoint(self) -> sqlite3.Connection:
+        return self._descriptors.open(partial(_open_and_read, self._path))
 
     def _ensure(self) -> None:
         """Raise StoreUnavailable where a commit would be lost, and begin to save what there is."""
@@ -182,10 +210,14 @@ class SQLiteStore(Store):
 
     def _reader(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is not None and self._descriptors.lost(connection):
+            self._drop_reader()
+            connection = None
         if connection is None:
-            connection = self._local.connection = _open(self._path)
-            self._reading.append(connection)
+            connection = self._descriptors.open(partial(_open_and_read, self._path))
             connection.execute("PRAGMA query_only = ON")
+            self._local.connection = connection
+            self._reading.append(connection)
         return connection
 
     def _drop_reader(self) -> None:
@@ -194,7 +226,7 @@ class SQLiteStore(Store):
         if connection is not None:
             self._local.connection = None
             self._reading.remove(connection)
-            connection.close()
+            self._descriptors.close(connection)
 
 
 class _SameFile:
@@ -207,14 +239,16 @@ class _SameFile:
     def __init__(self, path: str) -> None:
         self._path = path
         self._beside = (f"{path}-wal", f"{path}-shm")
-        self._first: _Identity | None = None
-        self._first_beside: list[_Identity | None] = []
+        self._first: Identity | None = None
+        self._first_beside: list[Identity | None] = []
         self._is_cut = False
+        self.is_index_lost = False
+        """The index of the log is one for all connections of a process, and so are its locks."""
 
     def remember(self) -> None:
         """Remember which files a connection has just opened."""
-        self._first = self._first or _identity(self._path)
-        self._first_beside = [_identity(path) for path in self._beside]
+        self._first = self._first or identity_of(self._path)
+        self._first_beside = [identity_of(path) for path in self._beside]
 
     def check(self) -> bool:
         """Look at all, ten times a second at most: at the beginning of the log too."""
@@ -223,31 +257,27 @@ class _SameFile:
 
     def ensure(self) -> None:
         """Raise StoreUnavailable unless what is committed now would be found again."""
+        if self.is_index_lost:
+            raise StoreUnavailable(CLOSED)
         if trouble := self._trouble():
             raise StoreUnavailable(f"{trouble} while we ran: put it back, or stop this receiver")
 
     def ensure_database(self) -> None:
-        """Raise StoreUnavailable if another file has the place of ours, or none."""
-        if self._first not in {None, _identity(self._path)}:
+        """Raise StoreUnavailable if another file has the place of ours, or none can be opened."""
+        if self.is_index_lost:
+            raise StoreUnavailable(CLOSED)
+        if self._first not in {None, identity_of(self._path)}:
             raise StoreUnavailable(f"the database {self._path} is not the one that we opened")
 
     def _trouble(self) -> str | None:
-        if _identity(self._path) != self._first:
+        if identity_of(self._path) != self._first:
             return f"the database {self._path} was removed or replaced"
         for path, first in zip(self._beside, self._first_beside, strict=True):
-            if _identity(path) != first:
+            if identity_of(path) != first:
                 return f"{path}, which belongs to the database, was removed or replaced"
         if self._is_cut:
             return f"{self._beside[0]}, which belongs to the database, was cut"
         return None
-
-
-def _identity(path: str) -> _Identity | None:
-    try:
-        found = os.stat(path)  # noqa: PTH116 - a name, as SQLite is given it
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _begins_well(path: str) -> bool:
@@ -311,6 +341,17 @@ class _FileLock:
 def _open(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
     connection.row_factory = sqlite3.Row
+    return connection
+
+
+def _open_and_read(path: str) -> sqlite3.Connection:
+    """Open a connection that has opened its files, which SQLite puts off until the first read."""
+    connection = _open(path)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

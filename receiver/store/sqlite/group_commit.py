@@ -19,6 +19,7 @@ import msgspec
 
 from receiver.model.errors import StoreUnavailable
 from receiver.model.tasks import start_thread
+from receiver.store.sqlite.descriptors import CLOSED
 from receiver.store.statement import (
     Cells,
     Row,
@@ -85,7 +86,8 @@ class Writer:
     gathers. All else, and a batch that fails, is run in the thread.
 
     `report` hears when writing stops and starts to work, `committed` of every commit and how many
-    writes it had; `ensure` raises StoreUnavailable where a commit would be in vain.
+    writes it had; `ensure` raises StoreUnavailable where a commit would be in vain. `is_sound` says
+    whether a connection still has its files, `close` ends one.
     """
 
     def __init__(
@@ -94,7 +96,13 @@ class Writer:
         report: Callable[[StoreUnavailable | None], None],
         committed: Callable[[int], None] = lambda _size: None,
         ensure: Callable[[], None] = lambda: None,
+        is_sound: Callable[[sqlite3.Connection], bool] = lambda _: True,
+        close: Callable[[sqlite3.Connection], None] = sqlite3.Connection.close,
     ) -> None:
+        self._is_sound = is_sound
+        self._close = close
+        self._is_astray = False
+        """Whether a commit may have gone to other files, so that none after it can be found."""
         self._ensure = ensure
         self._connect = connect
         self._committed = committed
@@ -127,7 +135,7 @@ class Writer:
         if self._thread is not None:
             self._thread.join()
         elif self._connection is not None:  # a start that failed
-            self._connection.close()
+            self._close(self._connection)
 
     async def write(self, transaction: Transaction[Item, Result], item: Item) -> Result:
         """Run `transaction` for `item`; return only after the commit."""
@@ -173,8 +181,9 @@ class Writer:
             batch = [self._gathered.popleft() for _ in range(most)]
         results = None
         try:
-            self._ensure()
-            results = self._statements(self._connection, batch)
+            if self._is_sound(self._connection):
+                self._ensure_found()
+                results = self._statements(self._connection, batch)
         except Exception:  # noqa: BLE001 - the thread meets the same, and judges it
             results = None
         finally:  # also where a signal's handler raises
@@ -201,7 +210,7 @@ class Writer:
                     self._leave_to_thread()  # it goes on
             self._tell(results)
         if self._connection is not None:
-            self._connection.close()
+            self._close(self._connection)
 
     def _next_batch(self) -> list[_Work] | None:
         """Wait for what is to be committed, or for what is to be run; None at the end."""
@@ -224,8 +233,9 @@ class Writer:
             return None
         try:
             connection.execute("COMMIT")
+            self._is_astray = not self._is_sound(connection)
             self._committed(len(batch))
-            self._ensure()  # nothing is promised that no restart would find
+            self._ensure_found()  # nothing is promised that no restart would find
         except StoreUnavailable as error:
             return self._refuse(batch, error)
         except sqlite3.Error as error:
@@ -238,10 +248,11 @@ class Writer:
 
     def _attempt(self, batch: list[_Work]) -> _Results:
         try:
-            if self._connection is not None:
-                self._ensure()
+            if self._connection is not None and not self._is_sound(self._connection):
+                self._reopen_later()
+            self._ensure_found()
             results = self._transact(batch)
-            self._ensure()  # nothing is promised that no restart would find
+            self._ensure_found()  # nothing is promised that no restart would find
         except StoreUnavailable as error:
             return self._refuse(batch, error)
         except sqlite3.Error as error:
@@ -258,12 +269,20 @@ class Writer:
             self._broken = False
             self._tell_of(None)
 
+    def _ensure_found(self) -> None:
+        """Raise StoreUnavailable unless a restart would find what is committed."""
+        if self._is_astray:
+            raise StoreUnavailable(CLOSED)
+        if self._connection is not None:
+            self._ensure()
+
     def _transact(self, batch: list[_Work]) -> _Results:
         if self._connection is None:
             self._connection = self._connect()
         try:
             results = self._statements(self._connection, batch, patient=True)
             self._connection.execute("COMMIT")
+            self._is_astray = not self._is_sound(self._connection)
             self._committed(len(batch))
         except BaseException:
             self._roll_back(self._connection)
@@ -317,7 +336,7 @@ class Writer:
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
-                connection.close()
+                self._close(connection)
             except sqlite3.Error:
                 return
 
