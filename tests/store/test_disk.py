@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ class Disk:
 
     def breaks(self, pragma: str) -> None:
         self._pragma = pragma
-        self.connections[0].execute(pragma)
+        for connection in self.connections:
+            with suppress(sqlite3.ProgrammingError):  # it is closed: it only laid out the tables
+                connection.execute(pragma)
 
     def fixes(self) -> None:
         self._pragma = None
