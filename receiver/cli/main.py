@@ -6,13 +6,14 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
+from typer.models import CommandInfo
 
 from receiver.cli.output import print_plainly, print_table, print_value, say
 from receiver.model.errors import HandlerError, ReceiverError, SettingsError
@@ -22,9 +23,38 @@ if TYPE_CHECKING:
     from receiver.client import Client
     from receiver.settings import Settings
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+PANELS: Final = {
+    "Run": ("init", "serve", "worker", "drain", "migrate", "emulate", "demo"),
+    "Predict": ("submit", "cancel"),
+    "Look": ("list", "show", "tail", "events", "deliveries", "discarded", "handlers", "explain"),
+    "Mend": ("retry", "replay", "replays", "pause", "resume", "erase"),
+    "Operate": ("doctor", "backup"),
+}
+"""The commands by what they are for, as `--help` shows them."""
+
+
+def _place(command: CommandInfo) -> int:
+    names = [name for group in PANELS.values() for name in group]
+    called = command.name or getattr(command.callback, "__name__", "")
+    return names.index(called) if called in names else len(names)
+
 
 class _Program(typer.Typer):
     """The commands, on whatever terminal they find."""
+
+    def command(self, name: str | None = None, **given: Any) -> Callable[[F], F]:
+        def register(function: F) -> F:
+            called = name or function.__name__
+            panel = next((title for title, names in PANELS.items() if called in names), None)
+            more = {"rich_help_panel": panel, **given}
+            super(_Program, self).command(name, **more)(function)
+            self.registered_commands.sort(key=_place)
+            return function
+
+        return register
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
@@ -42,7 +72,6 @@ class _Program(typer.Typer):
 main = _Program(
     name="receiver",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # rich's own would take [fail] in a text for a style
 )
@@ -109,15 +138,16 @@ def serve(
     import asyncio
 
     from receiver.app import create_app, migrate
+    from receiver.http.listening import listening
     from receiver.http.server import Server
 
     settings = _settings(handlers, dev=dev)
-    with _failing():
+    with _failing(), listening(host, port) as sockets:
         asyncio.run(migrate(settings))
         app = create_app(settings, dispatch=not no_dispatch)
-    sys.setswitchinterval(_SWITCH)
-    _spare_the_collector()
-    Server(app, host, port).run()
+        sys.setswitchinterval(_SWITCH)
+        _spare_the_collector()
+        Server(app, host, port).run(sockets)
 
 
 @main.command()
@@ -236,25 +266,26 @@ def emulate(
 ) -> None:
     """Serve Oxen.ai, Eachlabs and fal.ai on this machine, for tests and demos.
 
-    A word in a prompt says how it ends: [fail], [moderated], [timeout], [never], [slow] …
+    It prints what a receiver needs to use it; `serve --emulate` needs nothing of that.
+    A word in a prompt says how its prediction goes:
+
+    - [fail] the model fails; [timeout] it runs out of time
+    - [moderated] the content policy stops it
+    - [refuse] the submit is refused, as the balance is used up
+    - [slow] it takes ten times as long; [fast] it takes no time; [never] it never ends
+    - [text] the model answers in words
+    - [lose_callback] nobody is told; [repeat_callback] it is told three times
+    - [delay_callback] it is told late; [early_callback] before the submit is answered
+    - [refuse_submit] HTTP 503; [drop_submit] no answer; [stall_submit] the same, but billed
+    - [break_poll] every poll fails; [large_output] pictures come as data URIs
+    - [wrong_signature] and [stale_timestamp] callbacks that prove nothing
     """
     import msgspec
 
-    from receiver.emulator import Options, create_emulator, settings_for
-    from receiver.http.server import Server
-    from receiver.observability import logging as logs
-    from receiver.settings import tls
+    from receiver.cli.emulating import emulate
 
-    tls.require(os.environ)
     with _failing(msgspec.ValidationError):
-        options = msgspec.convert({"generation": seconds, "shape": shape}, Options)
-    logs.configure(None, "info")
-    # Any key will do there, and its pictures are on this machine.
-    wanted = dict.fromkeys(("OXEN_API_KEY", "EACHLABS_API_KEY", "FAL_KEY"), "emulated")
-    wanted |= {"RECEIVER_ALLOW_PRIVATE_FETCH": "1", **settings_for(f"http://{host}:{port}")}
-    for name, value in wanted.items():
-        typer.echo(f"export {name}={value}")
-    Server(create_emulator(options), host, port).run()
+        emulate(host, port, seconds, shape)
 
 
 @main.command()
@@ -594,8 +625,6 @@ def _hint() -> str:
     for name in (*sys.argv[1:], *os.environ.get("RECEIVER_HANDLERS", "").split(",")):
         if name.isidentifier() and Path(f"{name}.py").is_file():
             return f" ({name}.py is here: name it with its ending)"
-        if name.isidentifier() and Path(name, "__init__.py").is_file():
-            return f" (the package {name} is here: PYTHONPATH=. makes it importable)"
     return ""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from receiver.model.errors import SettingsError
-from receiver.model.text import clean
+from receiver.model.text import clean, meant
 from receiver.settings import tls
 from receiver.settings.proxies import Proxies, is_loopback, read_direct, read_proxy
 
@@ -177,6 +176,8 @@ class Caller:
         """Read what can be read; tell also all problems."""
         reader = Reader(env)
         key = reader.get("RECEIVER_API_KEY", _one_key, None)
+        if not reader.is_set("RECEIVER_API_KEY"):
+            key = reader.get("RECEIVER_API_KEYS", _first_key, None)
         url = reader.get("RECEIVER_URL", _receivers_url, None)
         parts = urlsplit(url or cls.url)
         host, spelled = parts.hostname or "", map(reader.spelled, _PROXIES[parts.scheme])
@@ -258,7 +259,7 @@ def _parsed(parse: Callable[[str], T], text: str, given: str) -> T:
 def _read(env: Reader) -> Settings:
     return Settings(
         secret_keys=env.get("RECEIVER_SECRET_KEY", _strong_secrets, ()),
-        api_keys=env.get("RECEIVER_API_KEYS", _secrets, ()),
+        api_keys=_api_keys(env),
         public_url=env.get("RECEIVER_PUBLIC_URL", _url, None),
         database_url=env.get("RECEIVER_DATABASE_URL", _database_url, "sqlite:///receiver.db"),
         handlers=env.get("RECEIVER_HANDLERS", _texts, ()),
@@ -382,6 +383,15 @@ def _secrets(text: str) -> tuple[Secret, ...]:
     return tuple(Secret(part) for part in _texts(text))
 
 
+def _api_keys(env: Reader) -> tuple[Secret, ...]:
+    """Read the keys that are taken; where no list says so, the one that commands show."""
+    keys = env.get("RECEIVER_API_KEYS", _secrets, ())
+    if env.is_set("RECEIVER_API_KEYS"):
+        return keys
+    key = env.get("RECEIVER_API_KEY", _one_key, None)
+    return () if key is None else (key,)
+
+
 def _strong_secrets(text: str) -> tuple[Secret, ...]:
     if any(len(part) < SHORTEST_SECRET for part in _texts(text)):
         raise ValueError(f"every key must have {SHORTEST_SECRET} characters or more")
@@ -398,6 +408,10 @@ def _one_key(text: str) -> Secret | None:
     if "," in text:
         raise ValueError("must be one key; those that the receiver takes are in RECEIVER_API_KEYS")
     return _header_safe(text)
+
+
+def _first_key(text: str) -> Secret | None:
+    return _header_safe(_texts(text)[0]) if _texts(text) else None
 
 
 def _collector(text: str) -> str:
@@ -544,9 +558,7 @@ def _writable_folder(text: str) -> str:
 def _one_of(*words: str) -> Callable[[str], Any]:
     def parse(text: str) -> str:
         if text.lower() not in words:
-            near = difflib.get_close_matches(text.lower(), words, n=1)
-            meant = f" (did you mean {near[0]}?)" if near else ""
-            raise ValueError(f"must be one of {', '.join(words)}{meant}")
+            raise ValueError(f"must be one of {', '.join(words)}{meant(text.lower(), words)}")
         return text.lower()
 
     return parse

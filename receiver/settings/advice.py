@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final
+
+from receiver.model.text import meant
 from receiver.settings import Settings
+
+OF_CLIENTS: Final = frozenset({"RECEIVER_URL", "RECEIVER_API_KEY"})
+_OF_KUBERNETES: Final = re.compile(
+    r"RECEIVER_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""What it tells every pod of a service called `receiver`."""
+
+
+def unread(env: Mapping[str, str], known: Collection[str], *prefixes: str) -> Iterator[str]:
+    """Return the names that begin like ours and that nobody reads."""
+    for name in sorted(env):
+        is_read = name in known or name in OF_CLIENTS
+        if name.startswith(prefixes) and not is_read and not _OF_KUBERNETES.fullmatch(name):
+            yield name
+
+
+def misspelled(env: Mapping[str, str]) -> list[str]:
+    """Say which settings nobody reads."""
+    _, _, known = Settings.look(env)
+    return [
+        f"nobody reads {name}{meant(name, known | OF_CLIENTS, cutoff=0.75)}"
+        for name in unread(env, known, "RECEIVER_")
+    ]
 
 
 def warnings(settings: Settings) -> list[str]:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from receiver.model.errors import StoreUnusable
-from receiver.settings import SHORTEST_SECRET, Secret, Settings
+from receiver.settings import SHORTEST_SECRET, Secret, Settings, env_file
 
 
 def secret_file(settings: Settings) -> Path:
@@ -75,8 +75,14 @@ def _write_secret(path: Path) -> None:
 
 
 def find_api_key(env: Mapping[str, str]) -> str | None:
-    """Make it as a receiver does that runs with this environment, in this folder."""
-    settings, _, _ = Settings.look({**env, "RECEIVER_DEV": "1"})
+    """Find it as a receiver does that runs with this environment, in this folder.
+
+    Raises SettingsError where the folder's `.env` is not to be read.
+    """
+    env = {**env_file.merged(env), "RECEIVER_DEV": "1"}
+    settings, _, _ = Settings.look(env)
+    if settings.api_keys:
+        return settings.api_keys[0].reveal()
     if settings.secret_keys:
         return api_key(settings.secret_keys[0].reveal())
     try:
