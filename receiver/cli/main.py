@@ -97,7 +97,9 @@ Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
 Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1, max=100)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Dev = Annotated[bool, typer.Option("--dev", help="Make up the secrets, for your own machine.")]
+Dev = Annotated[
+    bool, typer.Option("--dev", help="For your own machine: make up secrets, read .env.")
+]
 Id = Annotated[str, typer.Argument(metavar="ID")]
 HandlerName = Annotated[str, typer.Argument(metavar="HANDLER")]
 OfProvider = Annotated[str | None, typer.Option("--provider", help="Only of this provider.")]
@@ -130,11 +132,47 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     dev: Dev = False,
+    emulate: Annotated[
+        bool, typer.Option("--emulate", help="With emulated providers; includes --dev.")
+    ] = False,
+    tries: Annotated[
+        bool, typer.Option("--try", help="Submit a first prediction to each provider.")
+    ] = False,
+    reloads: Annotated[
+        bool | None,
+        typer.Option(
+            "--reload/--no-reload",
+            help="Load handlers anew when their files change; on with --dev.",
+            show_default=False,
+        ),
+    ] = None,
     no_dispatch: Annotated[
         bool, typer.Option("--no-dispatch", help="Accept only: handlers run elsewhere.")
     ] = False,
 ) -> None:
-    """Run the receiver: the API, the callbacks, and the handlers."""
+    """Run the receiver: the API, the callbacks, and the handlers.
+
+    On your own machine begin with `receiver serve --emulate my_handlers.py`: nothing is to be set,
+    and no real provider is asked. With --dev, `.env` of this folder is read; the environment goes
+    before it.
+    """
+    if dev or emulate or reloads:
+        from receiver.cli import dev as development
+
+        with _failing():
+            development.serve(
+                handlers or (),
+                host,
+                port,
+                dispatch=not no_dispatch,
+                dev=dev,
+                emulate=emulate,
+                reloads=reloads is not False and not no_dispatch,
+                tries=tries,
+            )
+        return
+    if tries:
+        raise typer.BadParameter("--try goes with --emulate or --dev")
     import asyncio
 
     from receiver.app import create_app, migrate
@@ -237,11 +275,20 @@ def _settings(handlers: list[str] | None, *, dev: bool) -> Settings:
     from receiver.settings import Settings
 
     with _failing():
+        _read_env_file(dev=dev)
         settings = Settings.read(_environment(None, dev=dev))
     if handlers:  # as they are: a path may have a comma
         settings = replace(settings, handlers=tuple(handlers))
     logs.configure(settings.log_format, settings.log_level)
     return settings
+
+
+def _read_env_file(*, dev: bool) -> None:
+    """In development set what `.env` of this folder sets: handlers read the environment too."""
+    from receiver.settings import env_file
+
+    if dev:
+        os.environ.update(env_file.merged(os.environ))
 
 
 def _environment(handlers: list[str] | None, *, dev: bool) -> dict[str, str]:
@@ -585,6 +632,8 @@ def doctor(
     from receiver.cli.doctor import examine, worst
     from receiver.http.server import LINGER, exit_after
 
+    with _failing():
+        _read_env_file(dev=dev)
     env = _environment(handlers, dev=dev)
     codes = {"FAIL": 1, "warn": 2 if strict else 0, "ok": 0}
 

@@ -431,6 +431,25 @@ def load(names: Sequence[str]) -> Registry:
     return registry
 
 
+def reload(names: Sequence[str]) -> Registry:
+    """Load all anew, with the files that they import.
+
+    Raises HandlerError, and then what was loaded before is as it was.
+    """
+    folder = None if all(map(_is_path, names)) else Path.cwd()
+    before = loaded.forget_all(folder)
+    try:
+        return load(names)
+    except BaseException:
+        loaded.remember(before, folder)
+        raise
+
+
+def loaded_files(names: Sequence[str]) -> set[Path]:
+    """Return the files that these names, and what they import, have brought along."""
+    return loaded.files(None if all(map(_is_path, names)) else Path.cwd())
+
+
 def register(handlers: Sequence[str | Callable[..., Any] | Handler]) -> Registry:
     """Return a registry of names as in RECEIVER_HANDLERS, decorated functions and handlers.
 
