@@ -127,6 +127,20 @@ def options(
 
 
 @main.command()
+def init(
+    folder: Annotated[str, typer.Argument(help="Where to; by default here.")] = ".",
+) -> None:
+    """Write a project to start from: a handler, its test, .env with secrets, compose.yaml.
+
+    Nothing that is there already is changed.
+    """
+    from receiver.cli.init import init
+
+    with _failing(OSError):
+        init(folder)
+
+
+@main.command()
 def serve(
     handlers: Handlers = None,
     host: Host = "127.0.0.1",

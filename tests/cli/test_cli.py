@@ -345,7 +345,20 @@ def test_the_demo_plays_to_its_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 7
     assert "8 signed events forwarded and verified" in done.stdout
+    assert "3 proved by fal.ai's signature" in done.stdout
+    assert "1 proved by a poll, as no callback came" in done.stdout
+    assert "2 duplicates recorded, which changed nothing" in done.stdout
+    assert "a forged callback was refused" in done.stdout
     assert "Traceback" not in done.stderr
+    # What comes next works from here.
+    init, serve = re.findall(
+        r"^  (.* init my-receiver|cd my-receiver && .*)$", done.stdout, re.MULTILINE
+    )
+    env = environment({})
+    made = subprocess.run(["bash", "-c", init], cwd=tmp_path, env=env, check=False)
+    assert made.returncode == 0
+    asked = ["bash", "-c", f"{serve} --help"]
+    assert subprocess.run(asked, cwd=tmp_path, env=env, check=False).returncode == 0
 
 
 def test_the_demo_needs_no_extra(tmp_path: Path) -> None:
