@@ -202,9 +202,10 @@ def _say_goodbye(console: Console, home: Path, stage: _Stage, *, done: bool) -> 
     pictures = sorted((home / "pictures").glob("*.png"))
     place = escape(spelled(str(home / "pictures")))
     console.print()
+    saved = f", [bold]{len(pictures)}[/] pictures in {place}" if _can_save() else ""
     console.print(
-        f"[bold]{len(stage.predictions)}[/] predictions, [bold]{len(pictures)}[/] pictures in "
-        f"{place}, [bold]{stage.sink.verified}[/] signed events forwarded and verified"
+        f"[bold]{len(stage.predictions)}[/] predictions{saved}, "
+        f"[bold]{stage.sink.verified}[/] signed events forwarded and verified"
         + (f", [red]{stage.sink.refused} refused[/]" if stage.sink.refused else "")
     )
     for proof, count in stage.came_by().most_common():

@@ -26,6 +26,7 @@ from receiver.deliveries.registry import Registry, load, loaded_files, reload
 from receiver.http.listening import listening, url_of
 from receiver.http.server import Server
 from receiver.model.errors import HandlerError, ReceiverError, StoreUnavailable
+from receiver.model.tasks import TaskSet
 from receiver.model.text import spelled
 from receiver.observability import logging as logs
 from receiver.providers import NAMES
@@ -78,7 +79,7 @@ def serve(
 
         async def started() -> None:
             _say(_banner(settings, registry, url, emulate=emulate, reloads=reloads))
-            if dev and env_file.is_open():
+            if (dev or emulate) and env_file.is_open():
                 log.warning(
                     "settings.warning", problem=".env can be read by other users: chmod 600 .env"
                 )
@@ -121,15 +122,14 @@ class _Server(Server):
     ) -> None:
         super().__init__(app, host, port)
         self._started = started
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = TaskSet()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._task = asyncio.create_task(self._started())
+        self._tasks.start(self._started(), "development")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        await self._tasks.cancel()
         await super().shutdown(sockets)
 
 
@@ -171,7 +171,7 @@ def _say(lines: Sequence[tuple[str, str]]) -> None:
         is_command = name == "Try"  # to be copied, so never cut
         if not is_command and len(shown) > width - 12:
             shown = f"{shown[: width - 13]}…"
-        typer.secho(f"  {name:<9} ", nl=False, err=True, bold=True)
+        typer.secho(f"  {name:<9} ", nl=False, err=True, bold=not os.environ.get("NO_COLOR"))
         typer.echo(shown, err=True)
 
 
@@ -204,24 +204,12 @@ class _Watch:
         """Whether what was loaded last is not what runs: then any file may be the cure."""
 
     async def run(self) -> None:
-        from watchfiles import awatch  # noqa: PLC0415 - compiled, and only development needs it
-
         seen = self._stamps()
         while True:
-            folders = {place.parent for file in seen for place in (file, file.resolve())}
-            there = [folder for folder in folders if folder.is_dir()]
-            async for _ in awatch(
-                *there,
-                watch_filter=lambda _, path: path.endswith(".py"),
-                recursive=False,
-                step=50,
-                debounce=200,
-                rust_timeout=_LOOK,
-                yield_on_timeout=True,
-                raise_interrupt=False,
-            ):
-                if self._stamps() != seen:
-                    break
+            try:
+                await self._changed(seen)
+            except (OSError, RuntimeError):  # as many folders are watched as the system allows
+                await asyncio.sleep(_LOOK / 1000)
             if None in self._stamps().values():
                 await asyncio.sleep(_SETTLE)
             before = self._stamps()
@@ -229,6 +217,24 @@ class _Watch:
                 await self._reload()
                 # What changed while it was read is read again.
                 seen = {file: before.get(file, stamp) for file, stamp in self._stamps().items()}
+
+    async def _changed(self, seen: Mapping[Path, object]) -> None:
+        """Wait until a file is not as it was seen."""
+        from watchfiles import awatch  # noqa: PLC0415 - compiled, and only development needs it
+
+        folders = {place.parent for file in seen for place in (file, file.resolve())}
+        async for _ in awatch(
+            *(folder for folder in folders if folder.is_dir()),
+            watch_filter=lambda _, path: path.endswith(".py"),
+            recursive=False,
+            step=50,
+            debounce=200,
+            rust_timeout=_LOOK,
+            yield_on_timeout=True,
+            raise_interrupt=False,
+        ):
+            if self._stamps() != seen:
+                return
 
     async def _reload(self) -> None:
         try:

@@ -264,10 +264,11 @@ def backup(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Copy the database of a receiver, which may go on running (SQLite)."""
+    from receiver.settings import Settings
     from receiver.store.sqlite.backup import back_up
 
-    settings = _settings(None, dev=True)  # no secret is needed for it
     with _failing():
+        settings = Settings.read(_environment(None, dev=True))  # no secret is needed for it
         if settings.sqlite_path is None:
             raise ReceiverError(
                 f"{settings.database} is PostgreSQL's to back up: pg_dump --format=custom "

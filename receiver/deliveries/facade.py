@@ -65,6 +65,7 @@ class Deliveries:
     async def exchange(self, registry: Registry) -> None:
         """Run these handlers from now on; attempts under way go on as they began."""
         self.registry.handlers = registry.handlers
+        self._runtime.telemetry.expect((), registry.handlers)
         for handler in registry.handlers.values():
             log.info("handler.registered", handler=handler.name, place=handler.place)
         await self.worker.exchange()
