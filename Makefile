@@ -35,7 +35,7 @@ $(VENV)/made:
 	@touch $@
 
 $(VENV)/run: $(VENV)/made pyproject.toml constraints.txt
-	@echo "installing the receiver and some forty packages that it uses there, once: half a minute …"
+	@echo "installing the receiver and some forty packages that it uses there, once: a minute or two …"
 	@$(PIP) -e '.[storage]'
 	@touch $@
 

@@ -41,6 +41,7 @@ _LOOK: Final = 1000
 _SETTLE: Final = 0.2
 """Seconds in which a file that an editor replaces is there again."""
 _MODELS: Final = {"fal": "fal-ai/nano-banana", "eachlabs": "nano-banana", "oxen": "nano-banana"}
+_BOLD: Final = None if os.environ.get("NO_COLOR") else True
 _CLIENTS_DEFAULT: Final = "http://127.0.0.1:8000"
 
 
@@ -171,7 +172,7 @@ def _say(lines: Sequence[tuple[str, str]]) -> None:
         is_command = name == "Try"  # to be copied, so never cut
         if not is_command and len(shown) > width - 12:
             shown = f"{shown[: width - 13]}…"
-        typer.secho(f"  {name:<9} ", nl=False, err=True, bold=not os.environ.get("NO_COLOR"))
+        typer.secho(f"  {name:<9} ", nl=False, err=True, bold=_BOLD)
         typer.echo(shown, err=True)
 
 

@@ -176,8 +176,9 @@ class Registry:
     def waiting(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Of handlers that want one event, give those that wait, and for which others of them."""
         found = {}
+        known = self.handlers  # in development others may be put in their place meanwhile
         for name in names:
-            after = self.handlers[name].after
+            after = known[name].after if name in known else ()
             if after and (awaited := tuple(other for other in after if other in names)):
                 found[name] = awaited
         return found
