@@ -77,6 +77,7 @@ def serve(
         asyncio.run(migrate(settings))
         registry = load(settings.handlers)
         app = create_app(settings, [*registry.handlers.values()], dispatch=dispatch)
+        watch = _Watch(app, settings.handlers)
 
         async def started() -> None:
             _say(_banner(settings, registry, url, emulate=emulate, reloads=reloads))
@@ -87,7 +88,7 @@ def serve(
             if tries:
                 await asyncio.to_thread(_try, settings, url)
             if reloads and settings.handlers:
-                await _Watch(app, settings.handlers).run()
+                await watch.run()
 
         _Server(app, host, port, started).run(sockets)
 
@@ -203,27 +204,29 @@ class _Watch:
         self._names = names
         self._is_broken = False
         """Whether what was loaded last is not what runs: then any file may be the cure."""
+        self._seen = self._stamps()
+        """The files as they were when they were loaded."""
 
     async def run(self) -> None:
-        seen = self._stamps()
         while True:
             try:
-                await self._changed(seen)
+                await self._changed()
             except (OSError, RuntimeError):  # as many folders are watched as the system allows
                 await asyncio.sleep(_LOOK / 1000)
             if None in self._stamps().values():
                 await asyncio.sleep(_SETTLE)
             before = self._stamps()
-            if before != seen:
+            if before != self._seen:
                 await self._reload()
                 # What changed while it was read is read again.
-                seen = {file: before.get(file, stamp) for file, stamp in self._stamps().items()}
+                after = self._stamps()
+                self._seen = {file: before.get(file, stamp) for file, stamp in after.items()}
 
-    async def _changed(self, seen: Mapping[Path, object]) -> None:
+    async def _changed(self) -> None:
         """Wait until a file is not as it was seen."""
         from watchfiles import awatch  # noqa: PLC0415 - compiled, and only development needs it
 
-        folders = {place.parent for file in seen for place in (file, file.resolve())}
+        folders = {place.parent for file in self._seen for place in (file, file.resolve())}
         async for _ in awatch(
             *(folder for folder in folders if folder.is_dir()),
             watch_filter=lambda _, path: path.endswith(".py"),
@@ -234,7 +237,7 @@ class _Watch:
             yield_on_timeout=True,
             raise_interrupt=False,
         ):
-            if self._stamps() != seen:
+            if self._stamps() != self._seen:
                 return
 
     async def _reload(self) -> None:
