@@ -110,16 +110,22 @@ def test_handlers_come_and_go_by_a_reload(tmp_path: Path) -> None:
     write(tmp_path)
     with running("serve", "--emulate", "mine.py", cwd=tmp_path) as server:
         server.wait_for("  Try ")
+        first = submitted(tmp_path, server)
+        while not (tmp_path / "seen").exists():
+            assert server.process.poll() is None
         (tmp_path / "mine.py").write_text(HANDLER.replace('name="mine"', 'name="other"'))
         server.wait_for("handlers.reloaded")
         handlers = receiver("handlers", "--json", cwd=tmp_path, RECEIVER_URL=server.url)
         (tmp_path / "go").touch()
         prediction = submitted(tmp_path, server)
-        server.wait_for('"event":"handler.attempt"')
-        [attempt] = lines(server, "handler.attempt")
+        server.wait_for('"event":"handler.attempt"', times=2)
+        attempts = lines(server, "handler.attempt")
     rows = json.loads(handlers.stdout)["data"]
     assert [row["name"] for row in rows if row["registered"]] == ["other"]
-    assert (attempt["handler"], attempt["prediction"]) == ("other", prediction)
+    assert {(one["handler"], one["prediction"], one["state"]) for one in attempts} == {
+        ("mine", first, "done"),  # it was under way when its handler went
+        ("other", prediction, "done"),
+    }
 
 
 def test_the_env_file_is_read_in_development_and_the_environment_goes_before_it(
