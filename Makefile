@@ -4,10 +4,12 @@ PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint docs bench clean
 
 demo: $(VENV)/run
+	@echo "starting three emulated providers and a receiver …"
 	@$(BIN)/receiver demo
 
 # The tests start many processes: without bytecode each would compile everything anew.
@@ -28,14 +30,16 @@ clean:
 
 $(VENV)/made:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, or call make PYTHON=…"; exit 1; }
-	@echo "setting up $(VENV) with $(PYTHON) …"
+	@echo "making a virtual environment in $(VENV) with $(PYTHON), which takes some seconds …"
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/run: $(VENV)/made pyproject.toml constraints.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[storage]'
+	@echo "installing the receiver and some forty packages that it uses there, once: a minute or two …"
+	@$(PIP) -e '.[storage]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/made pyproject.toml constraints.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "installing the receiver there, with all that its tests use, once: some minutes …"
+	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/run

@@ -185,7 +185,8 @@ async def _running(
 
 def _announce(role: Role, settings: Settings, registry: Registry, runtime: Runtime) -> None:
     if role.outbound:
-        for problem in [*registry.warnings(), *advice.warnings(settings)]:
+        told = [*registry.warnings(NAMES), *advice.warnings(settings)]
+        for problem in [*told, *advice.misspelled(os.environ)]:
             log.warning("settings.warning", problem=problem)
     log.info(
         "receiver.started",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import traceback
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, asdict
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 
 from receiver.model.errors import SettingsError
 from receiver.providers import NAMES
-from receiver.settings import Secret, Settings
+from receiver.settings import Caller, Secret, Settings, env_file
+from receiver.settings.advice import misspelled
 
 STRONG: Final = "s" * 32
 NEEDED: Final = {"RECEIVER_SECRET_KEY": STRONG}
@@ -425,3 +428,38 @@ def test_any_environment_is_read_or_refused_with_its_problems(env: dict[str, str
         assert given.secret_keys or given.dev
     names = tuple(row[0] for row in TABLE)
     assert all(problem.startswith(names) for problem in told)
+
+
+def test_a_list_of_api_keys_is_whole_and_a_single_key_counts_without_one() -> None:
+    one, two = Secret("one"), Secret("two")
+    assert read(RECEIVER_API_KEY="one").api_keys == (one,)
+    assert read(RECEIVER_API_KEY="one", RECEIVER_API_KEYS="two").api_keys == (two,)
+    assert read(RECEIVER_API_KEY="one", RECEIVER_API_KEYS=",").api_keys == ()
+    assert Caller.read({"RECEIVER_API_KEYS": "two,one"}).key == two
+    assert Caller.read({"RECEIVER_API_KEY": "one", "RECEIVER_API_KEYS": "two"}).key == one
+
+
+def test_a_name_that_nobody_reads_is_answered_with_the_nearest() -> None:
+    env = {"RECEIVER_PUBLIC_ULR": "x", "RECEIVER_URL": "x", "RECEIVER_PORT_80_TCP": "x"}
+    assert misspelled({**NEEDED, **env}) == [
+        "nobody reads RECEIVER_PUBLIC_ULR (did you mean RECEIVER_PUBLIC_URL?)"
+    ]
+
+
+def test_an_env_file_is_read_as_it_is_unless_others_may_write_it(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    assert env_file.read(file) == {}
+    file.write_text("A=1 # one\nexport B='x$HOME${A}'\nC\n")
+    assert env_file.read(file) == {"A": "1", "B": "x$HOME${A}"}
+    file.chmod(0o666)
+    with pytest.raises(SettingsError, match="can be written by everyone: chmod 600"):
+        env_file.read(file)
+    file.chmod(0o600)
+    for content, words in ((b"\xff", "not UTF-8"), (b"A=\0", "no list of settings")):
+        file.write_bytes(content)
+        with pytest.raises(SettingsError, match=words):
+            env_file.read(file)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(SettingsError, match="is no file"):
+        env_file.read(file)

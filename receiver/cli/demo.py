@@ -10,11 +10,10 @@ import base64
 import io
 import os
 import secrets
-import socket
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -22,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import msgspec
 from rich.console import Console, Group
 from rich.live import Live
@@ -36,9 +36,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.app import create_app
-from receiver.client import Client, ClientError
-from receiver.emulator import Options, create_emulator, settings_for
-from receiver.http.server import Server
+from receiver.cli.emulating import emulated, environment, served
+from receiver.cli.init import next_commands
+from receiver.cli.output import program
+from receiver.client import Client
+from receiver.http.listening import listening, url_of
 from receiver.model.text import spelled
 from receiver.observability import logging as logs
 from receiver.settings import Settings, tls
@@ -65,8 +67,15 @@ _SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
     ("fal", "fal-ai/nano-banana", {"prompt": "a ship in a bottle [fail]"}, "the model fails"),
 )
 _PATIENCE: Final = 45.0
+_PROJECT: Final = "my-receiver"
 _FEED: Final = 12
 _STYLES: Final = {"succeeded": "green", "failed": "red", "done": "green", "dead": "red"}
+_PROOFS: Final = {
+    "fal webhook": "fal.ai's signature",
+    "eachlabs webhook": "Eachlabs' secret, one for each prediction",
+    "oxen sse": "our own connection to Oxen.ai's stream",
+}
+"""What proves an outcome, by its way."""
 _MARKS: Final = {"done": "✓", "skipped": "-", "dead": "✗"}
 
 
@@ -85,11 +94,14 @@ def run(folder: str | None, seconds: float) -> int:
 class _Stage:
     """What the screen shows: rows by prediction id, the feed, and what was forwarded."""
 
-    def __init__(self, client: Client, feed: _Feed, sink: _Sink) -> None:
+    def __init__(self, client: Client, url: str, feed: _Feed, sink: _Sink) -> None:
         self.client = client
+        self.url = url
         self.feed = feed
         self.sink = sink
         self.notes: dict[str, str] = {}
+        self.refused_forgery = False
+        self.duplicates = 0
         self.predictions: list[Any] = []
         self.deliveries: dict[str, list[Any]] = {}
 
@@ -97,6 +109,21 @@ class _Stage:
         for provider, model, given, note in _SEEDS:
             body = {"provider": provider, "model": model, "input": given}
             self.notes[self.client.post("/v1/predictions", body)["id"]] = note
+
+    def forge(self) -> None:
+        """Send a callback as a stranger would, who guesses the token and has no key."""
+        forged = {"request_id": "guessed", "status": "OK", "payload": {"images": []}}
+        answer = httpx.post(f"{self.url}/webhooks/fal/guessed", json=forged, trust_env=False)
+        self.refused_forgery = answer.status_code == httpx.codes.UNAUTHORIZED
+
+    def count_duplicates(self) -> None:
+        found = self.client.get("/v1/discarded?kind=duplicate&limit=100")["data"]
+        self.duplicates = sum(row["times"] for row in found)
+
+    def came_by(self) -> Counter[str]:
+        """Count the outcomes by what proved them."""
+        ways = [f"{one['provider']} {one['channel']}" for one in self.predictions]
+        return Counter(_PROOFS.get(way, "a poll, as no callback came") for way in ways)
 
     def look(self) -> bool:
         """Read everything through the API; True when nothing is left to happen."""
@@ -155,11 +182,13 @@ def _after(prediction: Mapping[str, Any]) -> str:
 
 def _play(stage: _Stage, screen: Live) -> bool:
     stage.submit()
+    stage.forge()
     ends = time.monotonic() + _PATIENCE
     while time.monotonic() < ends:
         done = stage.look()
         screen.update(stage.draw())
         if done:
+            stage.count_duplicates()
             return True
         threading.Event().wait(0.1)
     return False
@@ -173,18 +202,25 @@ def _say_goodbye(console: Console, home: Path, stage: _Stage, *, done: bool) -> 
     pictures = sorted((home / "pictures").glob("*.png"))
     place = escape(spelled(str(home / "pictures")))
     console.print()
+    saved = f", [bold]{len(pictures)}[/] pictures in {place}" if _can_save() else ""
     console.print(
-        f"[bold]{len(stage.predictions)}[/] predictions, [bold]{len(pictures)}[/] pictures in "
-        f"{place}, [bold]{stage.sink.verified}[/] signed events forwarded and verified"
+        f"[bold]{len(stage.predictions)}[/] predictions{saved}, "
+        f"[bold]{stage.sink.verified}[/] signed events forwarded and verified"
         + (f", [red]{stage.sink.refused} refused[/]" if stage.sink.refused else "")
+    )
+    for proof, count in stage.came_by().most_common():
+        console.print(f"  {count} proved by {proof}")
+    console.print(
+        f"  {stage.duplicates} duplicates recorded, which changed nothing; a forged callback was "
+        + ("refused" if stage.refused_forgery else "[red]not refused[/]")
     )
     if not _can_save():
         console.print("To save pictures too: pip install 'prediction-receiver\\[storage]'")
     if done:
-        console.print(
-            "Next: write a handler and run [bold]receiver serve --dev my_handlers.py[/] "
-            "(the README shows how)"
-        )
+        serve, _ = next_commands(Path(_PROJECT))
+        console.print("Next, a handler of your own:")
+        for command in (f"{program()} init {_PROJECT}", serve):
+            console.print(Text(f"  {command}", "bold"), soft_wrap=True)
     else:
         console.print(f"[red]It did not all end within {_PATIENCE:g} s; the log is above.[/]")
 
@@ -248,9 +284,11 @@ def _stage(home: Path, seconds: float) -> Iterator[_Stage]:
     feed = _Feed()
     logs.configure("json", "info", feed)  # type: ignore[arg-type] # all that logging needs of a stream
     with ExitStack() as stack:
-        emulator = stack.enter_context(_server(create_emulator(Options(generation=seconds))))
-        sink_url = stack.enter_context(_server(sink.app))
-        port = _free_port()
+        emulator = stack.enter_context(emulated(seconds))
+        sinks = stack.enter_context(listening("127.0.0.1", 0))
+        sink_url = stack.enter_context(served(sink.app, sinks))
+        sockets = stack.enter_context(listening("127.0.0.1", 0))
+        url = url_of(sockets[0])
         os.environ |= {
             "SAVE_URL": str(home / "pictures"),
             "FORWARD_URL": f"{sink_url}/events",
@@ -258,44 +296,15 @@ def _stage(home: Path, seconds: float) -> Iterator[_Stage]:
         }
         settings = Settings.read(
             {
-                **settings_for(emulator),
+                **environment(emulator, url),
                 "RECEIVER_DEV": "1",
-                "RECEIVER_PUBLIC_URL": f"http://127.0.0.1:{port}",
+                "RECEIVER_API_KEYS": (key := secrets.token_hex(16)),
                 "RECEIVER_DATABASE_URL": f"sqlite:///{home / 'receiver.db'}",
                 "RECEIVER_POLL_AFTER": "4",
-                "RECEIVER_ALLOW_PRIVATE_FETCH": "1",
-                "OXEN_API_KEY": "demo",
-                "EACHLABS_API_KEY": "demo",
-                "FAL_KEY": "demo",
             }
         )
         handlers = ["save", "forward"] if _can_save() else ["forward"]
-        url = stack.enter_context(_server(create_app(settings, handlers), port))
-        client = Client({"RECEIVER_URL": url, "RECEIVER_DATABASE_URL": settings.database_url})
+        stack.enter_context(served(create_app(settings, handlers), sockets))
+        client = Client({"RECEIVER_URL": url, "RECEIVER_API_KEY": key})
         stack.callback(client.close)
-        yield _Stage(client, feed, sink)
-
-
-@contextmanager
-def _server(app: Starlette, port: int | None = None) -> Iterator[str]:
-    """Serve an app from a thread of its own; give its address once it answers."""
-    port = port or _free_port()
-    server = Server(app, "127.0.0.1", port, leave=False)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    ends = time.monotonic() + 10
-    while not server.started:
-        if not thread.is_alive() or time.monotonic() > ends:
-            raise ClientError("a server of the demo did not start")
-        threading.Event().wait(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        yield _Stage(client, url, feed, sink)

@@ -6,13 +6,14 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
+from typer.models import CommandInfo
 
 from receiver.cli.output import print_plainly, print_table, print_value, say
 from receiver.model.errors import HandlerError, ReceiverError, SettingsError
@@ -22,9 +23,38 @@ if TYPE_CHECKING:
     from receiver.client import Client
     from receiver.settings import Settings
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+PANELS: Final = {
+    "Run": ("init", "serve", "worker", "drain", "migrate", "emulate", "demo"),
+    "Predict": ("submit", "cancel"),
+    "Look": ("list", "show", "tail", "events", "deliveries", "discarded", "handlers", "explain"),
+    "Mend": ("retry", "replay", "replays", "pause", "resume", "erase"),
+    "Operate": ("doctor", "backup"),
+}
+"""The commands by what they are for, as `--help` shows them."""
+
+
+def _place(command: CommandInfo) -> int:
+    names = [name for group in PANELS.values() for name in group]
+    called = command.name or getattr(command.callback, "__name__", "")
+    return names.index(called) if called in names else len(names)
+
 
 class _Program(typer.Typer):
     """The commands, on whatever terminal they find."""
+
+    def command(self, name: str | None = None, **given: Any) -> Callable[[F], F]:
+        def register(function: F) -> F:
+            called = name or function.__name__
+            panel = next((title for title, names in PANELS.items() if called in names), None)
+            more = {"rich_help_panel": panel, **given}
+            super(_Program, self).command(name, **more)(function)
+            self.registered_commands.sort(key=_place)
+            return function
+
+        return register
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
@@ -42,7 +72,6 @@ class _Program(typer.Typer):
 main = _Program(
     name="receiver",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # rich's own would take [fail] in a text for a style
 )
@@ -68,7 +97,9 @@ Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
 Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1, max=100)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Dev = Annotated[bool, typer.Option("--dev", help="Make up the secrets, for your own machine.")]
+Dev = Annotated[
+    bool, typer.Option("--dev", help="For your own machine: make up secrets, read .env.")
+]
 Id = Annotated[str, typer.Argument(metavar="ID")]
 HandlerName = Annotated[str, typer.Argument(metavar="HANDLER")]
 OfProvider = Annotated[str | None, typer.Option("--provider", help="Only of this provider.")]
@@ -96,28 +127,79 @@ def options(
 
 
 @main.command()
+def init(
+    folder: Annotated[str, typer.Argument(help="Where to; by default here.")] = ".",
+) -> None:
+    """Write a project to start from: a handler, its test, .env with secrets, compose.yaml.
+
+    Nothing that is there already is changed.
+    """
+    from receiver.cli.init import init
+
+    with _failing(OSError):
+        init(folder)
+
+
+@main.command()
 def serve(
     handlers: Handlers = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     dev: Dev = False,
+    emulate: Annotated[
+        bool, typer.Option("--emulate", help="With emulated providers; includes --dev.")
+    ] = False,
+    tries: Annotated[
+        bool, typer.Option("--try", help="Submit a first prediction to each provider.")
+    ] = False,
+    reloads: Annotated[
+        bool | None,
+        typer.Option(
+            "--reload/--no-reload",
+            help="Load handlers anew when their files change; on with --dev.",
+            show_default=False,
+        ),
+    ] = None,
     no_dispatch: Annotated[
         bool, typer.Option("--no-dispatch", help="Accept only: handlers run elsewhere.")
     ] = False,
 ) -> None:
-    """Run the receiver: the API, the callbacks, and the handlers."""
+    """Run the receiver: the API, the callbacks, and the handlers.
+
+    On your own machine begin with `receiver serve --emulate my_handlers.py`: nothing is to be set,
+    and no real provider is asked. With --dev, `.env` of this folder is read; the environment goes
+    before it.
+    """
+    if dev or emulate or reloads:
+        from receiver.cli import dev as development
+
+        with _failing():
+            development.serve(
+                handlers or (),
+                host,
+                port,
+                dispatch=not no_dispatch,
+                dev=dev,
+                emulate=emulate,
+                reloads=reloads is not False and not no_dispatch,
+                tries=tries,
+            )
+        return
+    if tries:
+        raise typer.BadParameter("--try goes with --emulate or --dev")
     import asyncio
 
     from receiver.app import create_app, migrate
+    from receiver.http.listening import listening
     from receiver.http.server import Server
 
     settings = _settings(handlers, dev=dev)
-    with _failing():
+    with _failing(), listening(host, port) as sockets:
         asyncio.run(migrate(settings))
         app = create_app(settings, dispatch=not no_dispatch)
-    sys.setswitchinterval(_SWITCH)
-    _spare_the_collector()
-    Server(app, host, port).run()
+        sys.setswitchinterval(_SWITCH)
+        _spare_the_collector()
+        Server(app, host, port).run(sockets)
 
 
 @main.command()
@@ -182,10 +264,11 @@ def backup(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Copy the database of a receiver, which may go on running (SQLite)."""
+    from receiver.settings import Settings
     from receiver.store.sqlite.backup import back_up
 
-    settings = _settings(None, dev=True)  # no secret is needed for it
     with _failing():
+        settings = Settings.read(_environment(None, dev=True))  # no secret is needed for it
         if settings.sqlite_path is None:
             raise ReceiverError(
                 f"{settings.database} is PostgreSQL's to back up: pg_dump --format=custom "
@@ -207,11 +290,20 @@ def _settings(handlers: list[str] | None, *, dev: bool) -> Settings:
     from receiver.settings import Settings
 
     with _failing():
+        _read_env_file(dev=dev)
         settings = Settings.read(_environment(None, dev=dev))
     if handlers:  # as they are: a path may have a comma
         settings = replace(settings, handlers=tuple(handlers))
     logs.configure(settings.log_format, settings.log_level)
     return settings
+
+
+def _read_env_file(*, dev: bool) -> None:
+    """In development set what `.env` of this folder sets: handlers read the environment too."""
+    from receiver.settings import env_file
+
+    if dev:
+        os.environ.update(env_file.merged(os.environ))
 
 
 def _environment(handlers: list[str] | None, *, dev: bool) -> dict[str, str]:
@@ -236,25 +328,26 @@ def emulate(
 ) -> None:
     """Serve Oxen.ai, Eachlabs and fal.ai on this machine, for tests and demos.
 
-    A word in a prompt says how it ends: [fail], [moderated], [timeout], [never], [slow] …
+    It prints what a receiver needs to use it; `serve --emulate` needs nothing of that.
+    A word in a prompt says how its prediction goes:
+
+    - [fail] the model fails; [timeout] it runs out of time
+    - [moderated] the content policy stops it
+    - [refuse] the submit is refused, as the balance is used up
+    - [slow] it takes ten times as long; [fast] it takes no time; [never] it never ends
+    - [text] the model answers in words
+    - [lose_callback] nobody is told; [repeat_callback] it is told three times
+    - [delay_callback] it is told late; [early_callback] before the submit is answered
+    - [refuse_submit] HTTP 503; [drop_submit] no answer; [stall_submit] the same, but billed
+    - [break_poll] every poll fails; [large_output] pictures come as data URIs
+    - [wrong_signature] and [stale_timestamp] callbacks that prove nothing
     """
     import msgspec
 
-    from receiver.emulator import Options, create_emulator, settings_for
-    from receiver.http.server import Server
-    from receiver.observability import logging as logs
-    from receiver.settings import tls
+    from receiver.cli.emulating import emulate
 
-    tls.require(os.environ)
     with _failing(msgspec.ValidationError):
-        options = msgspec.convert({"generation": seconds, "shape": shape}, Options)
-    logs.configure(None, "info")
-    # Any key will do there, and its pictures are on this machine.
-    wanted = dict.fromkeys(("OXEN_API_KEY", "EACHLABS_API_KEY", "FAL_KEY"), "emulated")
-    wanted |= {"RECEIVER_ALLOW_PRIVATE_FETCH": "1", **settings_for(f"http://{host}:{port}")}
-    for name, value in wanted.items():
-        typer.echo(f"export {name}={value}")
-    Server(create_emulator(options), host, port).run()
+        emulate(host, port, seconds, shape)
 
 
 @main.command()
@@ -554,6 +647,8 @@ def doctor(
     from receiver.cli.doctor import examine, worst
     from receiver.http.server import LINGER, exit_after
 
+    with _failing():
+        _read_env_file(dev=dev)
     env = _environment(handlers, dev=dev)
     codes = {"FAIL": 1, "warn": 2 if strict else 0, "ok": 0}
 
@@ -594,8 +689,6 @@ def _hint() -> str:
     for name in (*sys.argv[1:], *os.environ.get("RECEIVER_HANDLERS", "").split(",")):
         if name.isidentifier() and Path(f"{name}.py").is_file():
             return f" ({name}.py is here: name it with its ending)"
-        if name.isidentifier() and Path(name, "__init__.py").is_file():
-            return f" (the package {name} is here: PYTHONPATH=. makes it importable)"
     return ""
 
 

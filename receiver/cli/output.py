@@ -8,8 +8,13 @@ means the same with its characters escaped.
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import typer
@@ -22,6 +27,23 @@ _WHOLE: Final = re.compile(f"(pred|evt|dlv|rep)_[0-9a-z]+|{_TIME.pattern}", re.A
 """What is never broken: ids are there to be copied."""
 _NARROWEST: Final = 8
 """Characters to which a column may be squeezed for the sake of those."""
+
+
+def program(folder: Path | None = None) -> str:
+    """Return how this program is called again, from this folder or another."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{_called(Path(sys.executable), folder)} -m receiver"
+    return _called(called.absolute(), folder)
+
+
+def _called(file: Path, folder: Path | None) -> str:
+    """Name an executable: by its name alone where the shell finds it by that."""
+    found = shutil.which(file.name)
+    if found is not None and os.path.abspath(found) == str(file):  # noqa: PTH100 - links stay
+        return file.name
+    near = os.path.relpath(file, folder or Path.cwd())
+    return shlex.quote(near if not near.startswith("../..") else str(file))
 
 
 def say(text: str, *, lines: bool = False, err: bool = False, colour: str | None = None) -> None:

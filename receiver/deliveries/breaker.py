@@ -86,7 +86,7 @@ class HandlerBreaker:
         clock: Callable[[], float],
     ) -> None:
         self._name = name
-        self._timeout = timeout
+        self.timeout = timeout
         self._breakers = breakers
         self._known = known
         self._policy = policy
@@ -113,7 +113,7 @@ class HandlerBreaker:
                 return BreakerPermit(room)
             case "probing":
                 self._probe, self._owes_probe = "", True  # until the answer is known
-                is_ours = await self._breakers.probe(self._name, now, now + self._timeout + _MARGIN)
+                is_ours = await self._breakers.probe(self._name, now, now + self.timeout + _MARGIN)
                 self._owes_probe = False
                 if is_ours:
                     return BreakerPermit(1, is_probe=True)

@@ -62,6 +62,14 @@ class Deliveries:
         )
         self.replayer = Replayer(store.replays, registry, runtime)
 
+    async def exchange(self, registry: Registry) -> None:
+        """Run these handlers from now on; attempts under way go on as they began."""
+        self.registry.handlers = registry.handlers
+        self._runtime.telemetry.expect((), registry.handlers)
+        for handler in registry.handlers.values():
+            log.info("handler.registered", handler=handler.name, place=handler.place)
+        await self.worker.exchange()
+
     def replays(self) -> Replayer | Leader:
         """Return what works on replays: where there are others, one of all does."""
         if self._runtime.single_process:

@@ -21,6 +21,9 @@ __path__: list[str] = []
 """Makes a package of this module; what is in it is found below."""
 _KEPT: Final = sys.stdlib_module_names | {"receiver"}
 """Names that mean what they mean everywhere, whatever files are called."""
+_NEVER: Final = _KEPT | {"receiver_handlers", "__main__"}
+"""What is not forgotten, wherever it lies."""
+_INSTALLED: Final = {"site-packages", "dist-packages"}
 _DEPTH: Final = __name__.count(".") + 2
 """The parts of a folder's name."""
 _names: Final[dict[Path, str]] = {}
@@ -68,6 +71,45 @@ def load_file(path: Path) -> ModuleType:
             raise
     _names[real] = name
     return module
+
+
+def forget_all(folder: Path | None) -> dict[str, ModuleType]:
+    """Let the next load run all of users' files anew; return the modules, for `remember`.
+
+    With a folder, also what was imported by name from there.
+    """
+    importlib.invalidate_caches()  # a file may be newer than the list of its folder
+    found = {name: module for name, module in list(sys.modules.items()) if _is_users(name, folder)}
+    for name in found:
+        del sys.modules[name]
+    return found
+
+
+def remember(modules: Mapping[str, ModuleType], folder: Path | None) -> None:
+    """Put back what was forgotten, in place of what was loaded since."""
+    forget_all(folder)
+    sys.modules.update(modules)
+
+
+def files(folder: Path | None) -> set[Path]:
+    """Return the files of users that are loaded."""
+    found = [
+        getattr(module, "__file__", None)
+        for name, module in list(sys.modules.items())
+        if _is_users(name, folder)
+    ]
+    return {Path(file).absolute() for file in found if file}
+
+
+def _is_users(name: str, folder: Path | None) -> bool:
+    if name.startswith(f"{__name__}."):
+        return True
+    if folder is None or name.partition(".")[0] in _NEVER:
+        return False
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if not file or not Path(file).is_relative_to(folder):
+        return False
+    return not _INSTALLED & set(Path(file).relative_to(folder).parts)
 
 
 def forget(path: Path) -> None:

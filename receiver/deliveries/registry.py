@@ -8,7 +8,7 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,6 +22,7 @@ from receiver.deliveries.loading import forget, inside_of, load_file, short_name
 from receiver.model.errors import HandlerError
 from receiver.model.ids import handler_digest
 from receiver.model.retry import Policy
+from receiver.model.text import meant
 from receiver.model.values import Recipients, plain
 
 if (
@@ -112,6 +113,8 @@ class Handler:
     """False: it is called with the event alone."""
     after: tuple[str, ...] = ()
     """Handlers whose deliveries of the same event are to end first, however they end."""
+    provider_glob: str = "*"
+    """What `provider` was made of."""
 
     def refuses(
         self, event_type: str, provider: str, model: str, metadata: Mapping[str, Any]
@@ -173,8 +176,9 @@ class Registry:
     def waiting(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Of handlers that want one event, give those that wait, and for which others of them."""
         found = {}
+        known = self.handlers  # in development others may be put in their place meanwhile
         for name in names:
-            after = self.handlers[name].after
+            after = known[name].after if name in known else ()
             if after and (awaited := tuple(other for other in after if other in names)):
                 found[name] = awaited
         return found
@@ -204,11 +208,18 @@ class Registry:
             if other not in self.handlers
         ]
 
-    def warnings(self) -> list[str]:
-        """Say what is likely a mistake."""
+    def warnings(self, providers: Collection[str]) -> list[str]:
+        """Say what is likely a mistake, among these providers."""
         found = [
             f"handler {name} is to run after {other}, which is no handler here: it will not wait"
+            f"{meant(other, self.handlers)}"
             for name, other in self.strangers()
+        ]
+        found += [
+            f"{one.place}: handler {one.name} wants provider={one.provider_glob!r}, and there is "
+            f"none: it will never run{meant(one.provider_glob, providers)}"
+            for one in self.handlers.values()
+            if not any(map(one.provider.match, providers))
         ]
         if not self.handlers:
             found.append("no handler is registered: outcomes are recorded and nothing else happens")
@@ -302,7 +313,9 @@ def _make(function: Callable[..., Any], *, place: str, **given: Any) -> Handler:
 
 def _checked(function: Callable[..., Any], place: str, given: Mapping[str, Any]) -> Handler:
     if given["unknown"]:
-        raise TypeError(f"on() has no parameter {', '.join(sorted(given['unknown']))}")
+        unknown = sorted(given["unknown"])
+        known = given.keys() - {"types", "unknown"}
+        raise TypeError(f"on() has no parameter {', '.join(unknown)}{meant(unknown[0], known)}")
     _check_number("timeout", given["timeout"], least=0.001)
     _check_number("concurrency", given["concurrency"], least=1)
     retry = Retry() if given["retry"] is None else given["retry"]
@@ -329,6 +342,7 @@ def _checked(function: Callable[..., Any], place: str, given: Mapping[str, Any])
         or inspect.iscoroutinefunction(getattr(function, "__call__", None)),  # noqa: B004
         takes_context=takes_context,
         after=_after(given["after"]),
+        provider_glob=given["provider"],
     )
 
 
@@ -350,7 +364,10 @@ def _types(types: Sequence[object]) -> frozenset[str]:
     words = [str(word).removeprefix(_PREFIX) for word in types]
     for word in words:
         if word not in (*TYPES, "*"):
-            raise ValueError(f"unknown event type {word!r}: use succeeded, failed, canceled or *")
+            raise ValueError(
+                f"unknown event type {word!r}: use succeeded, failed, canceled or *"
+                f"{meant(word, TYPES)}"
+            )
     wanted = TYPES if not words or "*" in words else words
     return frozenset(_PREFIX + word for word in wanted)
 
@@ -425,6 +442,25 @@ def look(names: Sequence[str]) -> tuple[Registry, list[str]]:
     return registry, problems
 
 
+def reload(names: Sequence[str]) -> Registry:
+    """Load all anew, with the files that they import.
+
+    Raises HandlerError, and then what was loaded before is as it was.
+    """
+    folder = None if all(map(_is_path, names)) else Path.cwd()
+    before = loaded.forget_all(folder)
+    try:
+        return load(names)
+    except BaseException:
+        loaded.remember(before, folder)
+        raise
+
+
+def loaded_files(names: Sequence[str]) -> set[Path]:
+    """Return the files that these names, and what they import, have brought along."""
+    return loaded.files(None if all(map(_is_path, names)) else Path.cwd())
+
+
 def register(handlers: Sequence[str | Callable[..., Any] | Handler]) -> Registry:
     """Return a registry of names as in RECEIVER_HANDLERS, decorated functions and handlers.
 
@@ -477,8 +513,40 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(named[0].value if named else name)
     except HandlerError:
         raise
+    except SyntaxError as error:
+        raise HandlerError(_syntax(name, error)) from error
+    except ModuleNotFoundError as error:
+        near = meant(name, _names_here()) if error.name == name else ""
+        raise HandlerError(f"{name}: cannot be loaded: {_where(error)}{error!r}{near}") from error
     except BaseException as error:  # a file may end in sys.exit()
         raise HandlerError(f"{name}: cannot be loaded: {_where(error)}{error!r}") from error
+
+
+def _names_here() -> list[str]:
+    """Name what could have been meant: what is installed, and what lies in this folder."""
+    installed = [point.name for point in entry_points(group=ENTRY_POINTS)]
+    return [*installed, *(file.stem for file in Path.cwd().glob("*.py"))]
+
+
+_LONGEST_LINE: Final = 120
+
+
+def _syntax(name: str, error: SyntaxError) -> str:
+    """Say where an error of syntax is, with its line and a mark below, as Python does."""
+    if not error.filename or error.filename.startswith("<") or not error.lineno:
+        return f"{name}: cannot be loaded: {_where(error)}{error!r}"
+    line, column = (error.text or "").rstrip(), error.offset or 1
+    head = f"{_nearby(error.filename)}:{error.lineno}:{column}: {error.msg}"
+    if not line or not 0 < column <= _LONGEST_LINE:
+        return head
+    shown = line.expandtabs(1)[:_LONGEST_LINE]
+    return f"{head}\n    {shown}\n    {' ' * (column - 1)}^"
+
+
+def _nearby(filename: str) -> str:
+    """Name a file from the working folder, if it lies there."""
+    path = Path(filename)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else filename
 
 
 def _import_path(path: Path) -> ModuleType:
@@ -501,6 +569,6 @@ def _where(error: BaseException) -> str:
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
         if not filename.startswith("<") and filename not in _LOADERS:
-            place = f"{filename}:{trace.tb_lineno}: "
+            place = f"{_nearby(filename)}:{trace.tb_lineno}: "
         trace = trace.tb_next
     return place

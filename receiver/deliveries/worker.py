@@ -73,38 +73,73 @@ class Worker:
         pace: Timing = TIMING,
     ) -> None:
         self._store = store
+        self._registry = registry
+        self._tools = tools
         self._runtime = runtime
+        self._policy = policy
+        self._breaker = breaker
         self._pace = pace
         self._known = BreakerCache(store.breakers, runtime.monotonic)
-        self._lanes = {
-            name: _HandlerWorker(
-                handler,
-                store,
-                tools,
-                HandlerBreaker(
-                    name, handler.timeout, store.breakers, self._known, breaker, runtime.clock
-                ),
-                runtime,
-                handler.retry.policy(policy),
-                pace,
-                [other for other, given in registry.handlers.items() if name in given.after],
-            )
-            for name, handler in registry.handlers.items()
-        }
+        self._lanes = {name: self._lane(name) for name in registry.handlers}
+        self._retired: dict[str, _HandlerWorker] = {}
+        """Lanes of handlers that are gone; their attempts under way go on."""
+        self._runs_lanes = False
         self._tasks = TaskSet()
-        timeouts = {name: handler.timeout for name, handler in registry.handlers.items()}
-        self._heart = _Heartbeat(store, runtime, self._running, timeouts, pace)
+        self._timeouts = {name: handler.timeout for name, handler in registry.handlers.items()}
+        self._heart = _Heartbeat(store, runtime, self._running, self._timeouts, pace)
+
+    def _lane(self, name: str) -> _HandlerWorker:
+        handler = self._registry.handlers[name]
+        gates, clock = self._store.breakers, self._runtime.clock
+        return _HandlerWorker(
+            handler,
+            self._store,
+            self._tools,
+            HandlerBreaker(name, handler.timeout, gates, self._known, self._breaker, clock),
+            self._runtime,
+            handler.retry.policy(self._policy),
+            self._pace,
+            self._followers(name),
+        )
+
+    def _followers(self, name: str) -> list[str]:
+        handlers = self._registry.handlers.items()
+        return [other for other, given in handlers if name in given.after]
 
     async def start(self, *, lanes: bool = True) -> None:
         """Begin to work; without `lanes` only what `drain` is asked for."""
         await self._store.breakers.try_again(self._runtime.clock())
         await self._warn_of_what_waits()
         self._heart.start(asyncio.get_running_loop())
+        self._runs_lanes = lanes
         if lanes:
             for lane in self._lanes.values():
                 self._tasks.start(lane.run())
         if lanes and self._runtime.single_process:
             self._tasks.start(self._reclaim())
+
+    async def exchange(self) -> None:
+        """Run the handlers that the registry has now, each from its next attempt on.
+
+        Attempts under way go on as they began, and keep their places and their claims.
+        """
+        handlers = self._registry.handlers
+        for name in self._lanes.keys() - handlers.keys():
+            self._retired[name] = self._lanes.pop(name)
+            self._retired[name].retire()
+        for name, handler in handlers.items():
+            self._timeouts[name] = handler.timeout
+            lane = self._lanes.get(name) or self._retired.pop(name, None)
+            if lane is not None:
+                policy = handler.retry.policy(self._policy)
+                lane.change(handler, policy, self._followers(name))
+                self._lanes[name] = lane
+                continue
+            self._lanes[name] = self._lane(name)
+            if self._runs_lanes:
+                self._tasks.start(self._lanes[name].run())
+        self._runtime.wakeups.wake_all("handler")
+        await self._warn_of_what_waits()
 
     @property
     def attempts(self) -> int:
@@ -131,7 +166,8 @@ class Worker:
         so that its attempt counts, and it ends dead instead of ending every process.
         """
         await self._tasks.cancel()
-        await asyncio.gather(*(lane.drain(self._pace.drain) for lane in self._lanes.values()))
+        lanes = [*self._lanes.values(), *self._retired.values()]
+        await asyncio.gather(*(lane.drain(self._pace.drain) for lane in lanes))
         self._heart.stop()
         if not asked:
             return
@@ -141,7 +177,8 @@ class Worker:
 
     def _running(self) -> dict[str, list[str]]:
         """Name the deliveries under way, by handler."""
-        return {name: ids for name, lane in self._lanes.items() if (ids := lane.held())}
+        lanes = {**self._lanes, **self._retired}  # no name is in both
+        return {name: ids for name, lane in lanes.items() if (ids := lane.held())}
 
     async def _reclaim(self) -> NoReturn:
         await asyncio.sleep(self._pace.lease)
@@ -197,6 +234,7 @@ class _HandlerWorker:
         self._awake = asyncio.Event()
         self._running = TaskSet(self._ended)
         self._taking = asyncio.Lock()
+        self._is_retired = False
         self._full = False
         """Whether more may be due than there was room for."""
         self.attempts = 0
@@ -204,6 +242,16 @@ class _HandlerWorker:
     def held(self) -> list[str]:
         """Name the deliveries under way; callable from any thread."""
         return self._running.names()
+
+    def change(self, handler: Handler, policy: Policy, followers: Sequence[str]) -> None:
+        """Run another handler of the same name from the next attempt on."""
+        self._handler, self._policy, self._followers = handler, policy, followers
+        self._breaker.timeout = handler.timeout
+        self._is_retired = False
+
+    def retire(self) -> None:
+        """Begin no further attempt."""
+        self._is_retired = True
 
     async def run(self) -> NoReturn:
         name = self._handler.name
@@ -237,7 +285,7 @@ class _HandlerWorker:
 
     async def _take_alone(self, until: float | None) -> float:
         room = self._handler.concurrency - len(self._running)
-        self._full = room <= 0
+        self._full = room <= 0 or self._is_retired
         if self._full:
             return self._pace.nap
         passage = await self._breaker.ask(room, self._pace.nap)
@@ -280,7 +328,7 @@ class _HandlerWorker:
             self._awake.set()
 
     async def _deliver(self, claim: Claim, until: float | None) -> None:
-        started = self._clock()
+        started, policy = self._clock(), self._policy
         left = None if until is None else max(until - asyncio.get_running_loop().time(), 0.1)
         attempt = Attempt(self._handler, claim, self._tools, left)
         with self._runtime.tracing.attempt(claim) as span:
@@ -291,9 +339,7 @@ class _HandlerWorker:
                 raise
             ended = self._clock()
             decision = (
-                decide(claim.attempt, failure, self._policy, self._runtime.random())
-                if failure
-                else DONE
+                decide(claim.attempt, failure, policy, self._runtime.random()) if failure else DONE
             )
             result = failure.kind if failure else "done"
             settlement = Settlement(

@@ -72,6 +72,7 @@ class Http:
         self._allowed = {name: each.allowed_sources for name, each in settings.providers.items()}
         self._telemetry = runtime.telemetry
         self._wakeups = runtime.wakeups
+        self.exchange = deliveries.exchange
         self.drain = Drain(predictions, deliveries.worker)
         self._limits = Limits(settings)
         self._feed = LiveStream(store.changes, runtime.wakeups)

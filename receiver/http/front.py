@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from receiver.deliveries.registry import Registry
 from receiver.http.declare import endpoints
 from receiver.http.facade import ALWAYS, GROUPS, Http
 from receiver.http.problems import ERROR_HANDLERS
@@ -72,6 +73,7 @@ class Front:
         # A slash too many is a 404: providers take the redirect of a framework for a refusal.
         self.app.router.redirect_slashes = False
         self.app.state.release = self._release
+        self.app.state.exchange = self._exchange_handlers
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -117,6 +119,11 @@ class Front:
         """Answer those who wait for outcomes or a drain now, as we are about to stop."""
         if self._http is not None:
             self._http.release()
+
+    async def _exchange_handlers(self, registry: Registry) -> None:
+        """Run these handlers from now on, while we run."""
+        if self._http is not None:
+            await self._http.exchange(registry)
 
     def _close(self, why: str) -> None:
         """Answer 503 from now on, with this reason; what is under way goes on."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import unicodedata
+from collections.abc import Iterable
 from typing import Final
 
 _QUOTES: Final = ("'", '"')
@@ -17,6 +19,12 @@ def clean(text: str) -> str:
     text = text.strip()
     is_quoted = text[:1] in _QUOTES and text[0] == text[-1] and text[0] not in text[1:-1]
     return text[1:-1].strip() if is_quoted and len(text) > 1 else text
+
+
+def meant(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return what to add to an error about a word: the nearest right one, if one is near."""
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=cutoff)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def spelled(text: str) -> str:

@@ -67,6 +67,7 @@ class Telemetry:
             outcome=arrival.outcome.kind,
             verdict=taken.verdict,
             reason=taken.reason,
+            model=taken.model,
             status=taken.status,
             event_id=taken.event_id,
             seconds=None if taken.seconds is None else round(taken.seconds, 3),
@@ -166,6 +167,7 @@ def _ids(claim: Claim) -> Mapping[str, Any]:
         "event_id": claim.event.id,
         "prediction": prediction.id,
         "provider": prediction.provider,
+        "model": prediction.model,
         "provider_id": prediction.provider_id,
         "channel": claim.event.channel,
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import io
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ import msgspec
 import structlog
 
 from receiver.model.text import spelled, spelled_json
+from receiver.observability.console import Console
 
 _MOST_WAITING: Final = 4 * 1024 * 1024
 """Characters of lines that wait to be written."""
@@ -66,6 +66,8 @@ EVENTS: Final = frozenset(
         "schema.waiting",
         "handler.registered",
         "handler.missing",
+        "handlers.reloaded",
+        "handlers.kept",
         "handler.attempt",
         "handler.stuck",
         "handler.interrupted",
@@ -127,14 +129,7 @@ def configure(fmt: str | None, level: str, stream: TextIO | None = None) -> None
     console = fmt == "console" or (fmt is None and out.isatty())
     shared: list[Any] = [structlog.contextvars.merge_contextvars, _complete]
     last: list[Any] = (
-        [
-            _spell,
-            structlog.dev.ConsoleRenderer(
-                colors=out.isatty(),
-                # The richer ones show local variables, and so whatever secret is in them.
-                exception_formatter=_tell_traceback,
-            ),
-        ]
+        [structlog.processors.format_exc_info, _Terminal(out)]
         if console
         else [structlog.processors.format_exc_info, _render]
     )
@@ -178,19 +173,20 @@ def _on_thread_end(told: threading.ExceptHookArgs) -> None:
         log.error("task.failed", thread=name, exc_info=told.exc_value)
 
 
-def _spell(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Spell out what others have put into their words to act on a terminal."""
-    for name, value in event.items():
-        if isinstance(value, str):
-            event[name] = spelled(value)
-    return event
+class _Terminal:
+    """Renders events as a terminal shows them."""
 
+    def __init__(self, out: TextIO) -> None:
+        self._console = Console(out)
 
-def _tell_traceback(out: TextIO, error: structlog.typing.ExcInfo) -> None:
-    """Write a traceback, set in, so that no line of an error's message passes for one of ours."""
-    plain = io.StringIO()
-    structlog.dev.plain_traceback(plain, error)
-    out.write("\n".join(f"    {spelled(line)}" for line in plain.getvalue().split("\n")))
+    def __call__(self, _: Any, __: str, event: MutableMapping[str, Any]) -> str:
+        """Return a line, and below it, set in, the lines of a traceback or another long text.
+
+        So no line of an error's message passes for one of ours.
+        """
+        long = "\n".join(str(event.pop(name)) for name in ("exception", "stack") if name in event)
+        below = [f"    {spelled(line)}" for line in long.split("\n")] if long else []
+        return "\n".join([self._console(event), *below])
 
 
 def _stamp(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -264,7 +264,11 @@ class Submitter:
         span.note(result=result)
         if isinstance(receipt, Refused | Postponed | Ambiguous):
             span.fail(result)
-        log_fields = {"provider": self.provider.name, "prediction": job.ticket.id}
+        log_fields = {
+            "provider": self.provider.name,
+            "model": job.ticket.model,
+            "prediction": job.ticket.id,
+        }
         match receipt:
             case Accepted():
                 await self._accepted(

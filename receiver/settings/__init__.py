@@ -129,8 +129,8 @@ class Settings:
         shown="required",
     )
     """Empty only in development, before a key is made up."""
-    api_keys: tuple[Secret, ...] = setting(
-        "RECEIVER_API_KEYS", parse.secrets, (), "by comma", shown="none: `/v1` closed"
+    api_keys: tuple[Secret, ...] = composed(
+        ("RECEIVER_API_KEYS",), parse.api_keys, (), "by comma", shown="none: `/v1` closed"
     )
     public_url: str | None = setting(
         "RECEIVER_PUBLIC_URL",
@@ -331,8 +331,8 @@ class Caller:
     )
     is_told: bool = False
     """Whether RECEIVER_URL is set."""
-    key: Secret | None = setting(
-        "RECEIVER_API_KEY", parse.one_key, None, "the key that commands show"
+    key: Secret | None = composed(
+        ("RECEIVER_API_KEY",), parse.shown_key, None, "the key that commands show"
     )
     proxy: str | None = field(default=None, repr=False)
     """None: it is asked without one."""

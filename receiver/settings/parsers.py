@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from receiver.model.text import clean
+from receiver.model.text import clean, meant
 from receiver.settings.proxies import is_loopback
-from receiver.settings.reader import Secret
+from receiver.settings.reader import Reader, Secret
 from receiver.settings.servers import MisnamedServers, servers
 
 Network = IPv4Network | IPv6Network
@@ -45,6 +44,23 @@ def one_key(text: str) -> Secret | None:
     if "," in text:
         raise ValueError("must be one key; those that the receiver takes are in RECEIVER_API_KEYS")
     return header_safe(text)
+
+
+def api_keys(reader: Reader) -> tuple[Secret, ...]:
+    """Read the keys that are taken; where no list says so, the one that commands show."""
+    keys = reader.get("RECEIVER_API_KEYS", secrets, ())
+    if reader.is_set("RECEIVER_API_KEYS"):
+        return keys
+    key = reader.get("RECEIVER_API_KEY", one_key, None)
+    return () if key is None else (key,)
+
+
+def shown_key(reader: Reader) -> Secret | None:
+    """Read the key that commands show; where there is none, the first of those that are taken."""
+    key = reader.get("RECEIVER_API_KEY", one_key, None)
+    if reader.is_set("RECEIVER_API_KEY"):
+        return key
+    return reader.get("RECEIVER_API_KEYS", lambda text: header_safe(texts(text)[0]), None)
 
 
 def collector_url(text: str) -> str:
@@ -192,9 +208,7 @@ def writable_folder(text: str) -> str:
 def one_of(*words: str) -> Callable[[str], Any]:
     def parse(text: str) -> str:
         if text.lower() not in words:
-            near = difflib.get_close_matches(text.lower(), words, n=1)
-            meant = f" (did you mean {near[0]}?)" if near else ""
-            raise ValueError(f"must be one of {', '.join(words)}{meant}")
+            raise ValueError(f"must be one of {', '.join(words)}{meant(text.lower(), words)}")
         return text.lower()
 
     return parse

@@ -22,39 +22,13 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from receiver.cli.main import main
+from receiver import emulator
+from receiver.cli.main import PANELS, main
 from receiver.cli.output import cell, print_table
 from receiver.emulator import settings_for
+from tests.cli.running import SECRET, environment, receiver, running
 from tests.journey.parts import free_port
 from tests.patience import PATIENCE
-
-SECRET = "a-secret-key-of-more-than-thirty-two-characters"
-
-
-def receiver(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "receiver", *args],
-        cwd=cwd,
-        env=environment(env),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-
-
-def environment(more: dict[str, str]) -> dict[str, str]:
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("RECEIVER_", "OXEN_", "EACHLABS_", "FAL_"))
-    }
-    return {
-        **kept,
-        "PYTHONPATH": str(Path(__file__).parent.parent.parent),
-        "COLUMNS": "200",
-        **more,
-    }
 
 
 def start(*args: str, port: int, cwd: Path, **env: str) -> subprocess.Popen[str]:
@@ -213,15 +187,75 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path, args: tuple[str, ...], wo
 
 
 @pytest.mark.parametrize("kind", ["file", "package"])
-def test_a_handler_that_is_named_as_a_module_and_lies_here_is_hinted_at(
-    tmp_path: Path, kind: str
-) -> None:
+def test_a_module_of_the_working_folder_is_found(tmp_path: Path, kind: str) -> None:
     made = tmp_path / ("mine.py" if kind == "file" else "mine/__init__.py")
     made.parent.mkdir(exist_ok=True)
-    made.touch()
+    made.write_text("from receiver import Event, on\n\n@on()\ndef mine(event: Event): ...\n")
     done = receiver("drain", "--dev", "mine", cwd=tmp_path, PYTHONSAFEPATH="1")
+    assert done.returncode == 0, done.stderr
+    assert "mine:mine" in done.stderr
+
+
+def test_a_file_that_is_called_as_something_installed_is_hinted_at(tmp_path: Path) -> None:
+    (tmp_path / "colorsys.py").touch()
+    done = receiver("drain", "--dev", "colorsys", cwd=tmp_path, PYTHONSAFEPATH="1")
+    assert (done.returncode, "colorsys.py is here" in done.stderr) == (1, True)
+
+
+def test_a_wrong_name_is_answered_with_the_nearest_right_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from receiver import Event, on\n\n"
+        '@on(provider="fla", after="save")\ndef mine(event: Event): ...\n'
+    )
+    done = receiver("drain", "--dev", "svae", cwd=tmp_path)
+    assert "svae: cannot be loaded" in done.stderr
+    assert "(did you mean save?)" in done.stderr
+    with running("serve", "--dev", "mine.py", cwd=tmp_path, RECEIVER_PUBLIC_ULR="x") as server:
+        told = server.wait_for("receiver.started")
+    assert "nobody reads RECEIVER_PUBLIC_ULR (did you mean RECEIVER_PUBLIC_URL?)" in told
+    assert "wants provider='fla', and there is none: it will never run (did you mean fal?)" in told
+
+
+def test_a_mistake_of_syntax_is_shown_with_its_line_and_a_caret(tmp_path: Path) -> None:
+    (tmp_path / "syn.py").write_text("async def\n")
+    done = receiver("drain", "--dev", "syn.py", cwd=tmp_path)
     assert done.returncode == 1
-    assert ("mine.py is here" if kind == "file" else "PYTHONPATH=.") in done.stderr
+    assert done.stderr.endswith(
+        "receiver: syn.py:1:10: invalid syntax\n    async def\n             ^\n"
+    )
+
+
+def test_a_port_that_is_taken_is_a_sentence_before_anything_is_started(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = receiver("serve", "--dev", "--port", port, cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"receiver: port {port} of 127.0.0.1 is taken: stop what listens there, or give "
+            "another by --port\n"
+        )
+        emulated = receiver("emulate", "--port", port, cwd=tmp_path)
+        assert (emulated.returncode, emulated.stdout, emulated.stderr) == (1, "", done.stderr)
+    assert list(tmp_path.iterdir()) == []
+    nowhere = receiver("serve", "--dev", "--host", "nowhere.invalid", cwd=tmp_path)
+    assert nowhere.returncode == 1
+    assert "--host nowhere.invalid is no address of this machine" in nowhere.stderr
+
+
+@pytest.mark.parametrize(
+    ("server", "client"),
+    [
+        ({"RECEIVER_API_KEY": "key"}, {"RECEIVER_API_KEYS": "key,two"}),
+        ({"RECEIVER_API_KEYS": "key,two"}, {"RECEIVER_API_KEY": "two"}),
+    ],
+)
+def test_both_names_of_the_key_are_understood_on_both_sides(
+    tmp_path: Path, server: dict[str, str], client: dict[str, str]
+) -> None:
+    with running("serve", cwd=tmp_path, RECEIVER_SECRET_KEY=SECRET, **server) as process:
+        process.wait_for("receiver.started")
+        done = receiver("list", cwd=tmp_path, RECEIVER_URL=process.url, **client)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("args", [("show", b"\xff"), ("submit", "fal", "m", b"prompt=\xe9")])
@@ -311,7 +345,20 @@ def test_the_demo_plays_to_its_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 7
     assert "8 signed events forwarded and verified" in done.stdout
+    assert "3 proved by fal.ai's signature" in done.stdout
+    assert "1 proved by a poll, as no callback came" in done.stdout
+    assert "2 duplicates recorded, which changed nothing" in done.stdout
+    assert "a forged callback was refused" in done.stdout
     assert "Traceback" not in done.stderr
+    # What comes next works from here.
+    init, serve = re.findall(
+        r"^  (.* init my-receiver|cd my-receiver && .*)$", done.stdout, re.MULTILINE
+    )
+    env = environment({})
+    made = subprocess.run(["bash", "-c", init], cwd=tmp_path, env=env, check=False)
+    assert made.returncode == 0
+    asked = ["bash", "-c", f"{serve} --help"]
+    assert subprocess.run(asked, cwd=tmp_path, env=env, check=False).returncode == 0
 
 
 def test_the_demo_needs_no_extra(tmp_path: Path) -> None:
@@ -439,6 +486,43 @@ def test_every_word_of_a_commands_own_text_is_in_its_help(name: str) -> None:
     name = name.removesuffix("_")
     shown = re.sub(r"[│\s]+", " ", run(name, "--help").output)
     assert [word for word in written.replace("`", "").split() if word not in shown] == []
+
+
+def test_every_command_is_in_a_panel_of_the_help_and_the_panels_are_in_order() -> None:
+    shown = run("--help").output
+    assert re.findall(r"─ (\w+) ─", shown) == ["Options", *PANELS]
+    assert set(HELPED) <= {name for names in PANELS.values() for name in names}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_words_for_prompts_are_in_the_help_of_emulate(width: int) -> None:
+    shown = run("emulate", "--help", COLUMNS=str(width)).output
+    words = re.findall(r"^ +(\[\w+\]) ", emulator.__doc__ or "", re.MULTILINE)
+    assert len(words) > 6
+    assert [word for word in [*words, "[lose_callback]"] if word not in shown] == []
+    assert max(map(len, shown.splitlines())) <= width
+
+
+def test_words_are_completed_by_the_shell(tmp_path: Path) -> None:
+    asked = {"_RECEIVER_COMPLETE": "complete_bash", "COMP_WORDS": "receiver em", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [Path(sys.executable).parent / "receiver"],
+        cwd=tmp_path,
+        env=environment(asked),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.stdout.split() == ["emulate"], done.stderr
+
+
+def test_emulate_prints_all_that_a_receiver_needs(tmp_path: Path) -> None:
+    with running("emulate", cwd=tmp_path) as server:
+        told = server.wait_for("# the words for prompts")
+    exported = dict(re.findall(r"^export (\w+)=(.*)$", told, re.MULTILINE))
+    assert exported["RECEIVER_PUBLIC_URL"] == "http://127.0.0.1:8000"
+    assert settings_for(server.url).items() <= exported.items()
 
 
 HOSTILE: Final = "\x1b]0;owned\x07\x9b31m\u202eevil\u200b\x7f\nreceiver: forged [red]x[/red]"

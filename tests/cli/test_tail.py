@@ -19,7 +19,8 @@ from rich.console import Console
 from receiver.cli.tail import follow, show
 from receiver.client import Client, ClientError
 from receiver.emulator import settings_for
-from tests.cli.test_cli import SECRET, environment, receiver, start
+from tests.cli.running import SECRET, environment, receiver
+from tests.cli.test_cli import start
 from tests.journey.parts import free_port
 from tests.patience import PATIENCE
 

@@ -24,7 +24,7 @@ from receiver.app import drain as drain_once
 from receiver.http.drain import Drained
 from receiver.model.errors import StoreUnusable
 from receiver.settings import Settings
-from tests.cli.test_cli import receiver
+from tests.cli.running import receiver
 from tests.cli.test_cli import start as start_process
 from tests.conftest import Logged, Start
 from tests.journey.parts import free_port

@@ -142,6 +142,7 @@ async def test_a_prediction_can_be_followed_by_its_id(start: Start, logged: Logg
     assert 0 <= outcome.pop("seconds") < PATIENCE
     assert outcome == {
         "event": "outcome.taken",
+        "model": "nano-banana",
         "log_level": "info",
         "provider": "eachlabs",
         "provider_id": provider_id,
@@ -163,6 +164,7 @@ async def test_a_prediction_can_be_followed_by_its_id(start: Start, logged: Logg
         "event_id": event,
         "prediction": prediction,
         "provider": "eachlabs",
+        "model": "nano-banana",
         "provider_id": provider_id,
         "channel": "webhook",
         "attempt": 1,

@@ -217,11 +217,12 @@ def test_urls_that_are_asked_for_are_not_logged(out: io.StringIO, level: str) ->
     assert text(out) == ""
 
 
-def test_the_form_follows_the_stream_unless_it_is_named(out: io.StringIO) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_the_form_follows_the_stream_unless_it_is_named(out: io.StringIO) -> None:
     configure(None, "info", out)
     structlog.get_logger().info("a.b")
     assert lines(out)[0]["event"] == "a.b"
@@ -243,6 +244,34 @@ def test_without_a_stream_lines_go_to_standard_error(
     said = capsys.readouterr()
     assert said.out == ""
     assert json.loads(said.err)["event"] == "a.b"
+
+
+@pytest.mark.usefixtures("out")
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_gets_physical_lines_that_begin_with_what_one_looks_for(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    configure("console", "info", terminal)
+    ids = {"prediction": f"pred_{'0199f3a6' * 4}", "event_id": f"evt_{'0199f3a6' * 4}"}
+    fields = {"provider": "eachlabs", "model": "google-nano-banana-pro-with-a-name", **ids}
+    log = structlog.get_logger()
+    log.info("outcome.taken", **fields, outcome="succeeded", status="succeeded", channel="webhook")
+    log.warning("handler.attempt", **fields, state="dead", reason="no " * 60)
+    log.error("handlers.kept", exception="syn.py:1:7: invalid syntax\n    x = :\n        ^")
+    first, second, third, *below = text(terminal).splitlines()
+    model = "google-nano…" if width == 80 else "google-nano-banana-pro-with-a-name"
+    assert first[9:].startswith(
+        f"info  outcome.taken   eachlabs {model} succeeded pred_0199f3a60199"
+    )
+    assert len(first) <= width
+    assert re.match(r"\d\d:\d\d:\d\d warn  handler\.attempt eachlabs google-\S* dead pred_", second)
+    assert "no " * 59 in second  # trouble is told whole
+    assert f"prediction={ids['prediction']}" in second
+    assert third[9:] == "error handlers.kept"
+    assert below == ["    syn.py:1:7: invalid syntax", "        x = :", "            ^"]
 
 
 @pytest.mark.parametrize("form", ["console", "json"])

@@ -12,13 +12,9 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
-from receiver.settings import Caller, Secret, Settings, all_settings
+from receiver.settings import Caller, Secret, Settings, advice, all_settings
 
 _OURS: Final = ("RECEIVER_", "OXEN_", "EACHLABS_", "FAL_")
-_OF_KUBERNETES: Final = re.compile(
-    r"RECEIVER_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
-)
-"""What it tells every pod of a service called `receiver`."""
 _KNOWN_STRANGERS: Final = {
     "FAL_KEY_ID": "fal's own client joins it with FAL_KEY_SECRET: set FAL_KEY to <id>:<secret>",
     "FAL_KEY_SECRET": "fal's own client joins it with FAL_KEY_ID: set FAL_KEY to <id>:<secret>",
@@ -57,9 +53,7 @@ def _problem(problem: str) -> Finding:
 
 
 def _strangers(env: Mapping[str, str], known: Collection[str]) -> Iterator[Finding]:
-    for name in sorted(env):
-        if not name.startswith(_OURS) or name in known or _OF_KUBERNETES.fullmatch(name):
-            continue
+    for name in advice.unread(env, known, *_OURS):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
         fix = f"did you mean {near[0]}?" if near else "remove it, or look it up in the README"
         yield warn("settings", f"nobody reads {name}", _KNOWN_STRANGERS.get(name, fix))

@@ -1,0 +1,271 @@
+"""`receiver serve` on one's own machine: `.env`, emulated providers, a banner, reloads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import typer
+from starlette.applications import Starlette
+
+from receiver.app import create_app, migrate
+from receiver.cli.emulating import emulated, environment
+from receiver.cli.output import program
+from receiver.client import Client
+from receiver.deliveries.registry import Registry, load, loaded_files, reload
+from receiver.http.listening import listening, url_of
+from receiver.http.server import Server
+from receiver.model.errors import HandlerError, ReceiverError, StoreUnavailable
+from receiver.model.tasks import TaskSet
+from receiver.model.text import spelled
+from receiver.observability import logging as logs
+from receiver.providers import NAMES
+from receiver.settings import Settings, development, env_file
+
+log = structlog.get_logger("receiver")
+
+_PICTURE: Final = 0.8
+"""Seconds that an emulated picture takes."""
+_LOOK: Final = 1000
+"""Milliseconds between two looks at the files; the system mostly tells of a change before."""
+_SETTLE: Final = 0.2
+"""Seconds in which a file that an editor replaces is there again."""
+_MODELS: Final = {"fal": "fal-ai/nano-banana", "eachlabs": "nano-banana", "oxen": "nano-banana"}
+_BOLD: Final = None if os.environ.get("NO_COLOR") else True
+_CLIENTS_DEFAULT: Final = "http://127.0.0.1:8000"
+
+
+def serve(
+    handlers: Sequence[str],
+    host: str,
+    port: int,
+    *,
+    dispatch: bool,
+    dev: bool,
+    emulate: bool,
+    reloads: bool,
+    tries: bool,
+) -> None:
+    """Run the receiver until a signal comes; `emulate` includes `dev`.
+
+    Raises ReceiverError with what is wrong, before anything is started.
+    """
+    if dev or emulate:
+        os.environ.update(env_file.merged(os.environ))
+        os.environ["RECEIVER_DEV"] = "1"
+    sys.dont_write_bytecode = True  # what is edited twice in a second would come from there
+    with ExitStack() as stack:
+        sockets = stack.enter_context(listening(host, port))
+        url = url_of(sockets[0])
+        settings = Settings.read(os.environ)
+        settings = replace(settings, handlers=tuple(handlers) or settings.handlers)
+        if emulate:
+            settings = _among_emulated(settings, url, stack.enter_context(emulated(_PICTURE)))
+        logs.configure(settings.log_format, settings.log_level)
+        for name in ("uvicorn", "watchfiles"):  # what they say, our own lines and the banner do
+            logging.getLogger(name).setLevel(logging.WARNING)
+        asyncio.run(migrate(settings))
+        registry = load(settings.handlers)
+        app = create_app(settings, [*registry.handlers.values()], dispatch=dispatch)
+        watch = _Watch(app, settings.handlers)
+
+        async def started() -> None:
+            _say(_banner(settings, registry, url, emulate=emulate, reloads=reloads))
+            if (dev or emulate) and env_file.is_open():
+                log.warning(
+                    "settings.warning", problem=".env can be read by other users: chmod 600 .env"
+                )
+            if tries:
+                await asyncio.to_thread(_try, settings, url)
+            if reloads and settings.handlers:
+                await watch.run()
+
+        _Server(app, host, port, started).run(sockets)
+
+
+def _among_emulated(settings: Settings, receiver: str, providers: str) -> Settings:
+    """Return settings by which nothing reaches a real provider, nor mixes with what came of one.
+
+    The secrets stay, so that commands find their key; what is emulated has a database of its own,
+    as an emulated provider would say of real predictions that it does not know them.
+    """
+    kept = {
+        name: value for name, value in os.environ.items() if not name.endswith("_ALLOWED_SOURCES")
+    }
+    made = Settings.read({**kept, **environment(providers, receiver)})
+    path = Path(settings.sqlite_path or "receiver.db").with_suffix(".emulated.db")
+    return replace(
+        made,
+        handlers=settings.handlers,
+        secret_keys=development.with_secrets(settings).secret_keys,
+        database_url=f"sqlite:///{path}",
+    )
+
+
+class _Server(Server):
+    """A server that does something of its own while it runs."""
+
+    def __init__(
+        self,
+        app: Starlette,
+        host: str,
+        port: int,
+        started: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        super().__init__(app, host, port)
+        self._started = started
+        self._tasks = TaskSet()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._tasks.start(self._started(), "development")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._tasks.cancel()
+        await super().shutdown(sockets)
+
+
+# --- the banner ---
+
+
+def _banner(
+    settings: Settings, registry: Registry, url: str, *, emulate: bool, reloads: bool
+) -> list[tuple[str, str]]:
+    calls = "emulated providers call" if emulate else "providers call"
+    callbacks = f"on: {calls} {settings.public_url}"
+    if settings.public_url is None:
+        callbacks = "off: outcomes come by stream and poll, as RECEIVER_PUBLIC_URL is not set"
+    names = ", ".join(registry.handlers) or "none"
+    again = ", reloaded when a file changes" if reloads and settings.handlers else ""
+    return [
+        ("API", f"{url}/v1, docs at {url}/docs"),
+        ("Callbacks", callbacks),
+        ("Handlers", f"{names}{again}"),
+        ("Try", _submit(settings, url)),
+    ]
+
+
+def _submit(settings: Settings, url: str) -> str:
+    """Return a command that works in another terminal, in this folder."""
+    keys = [name for name in _MODELS if settings.providers[name].key is not None]
+    if not keys:
+        return "--emulate; or set FAL_KEY, EACHLABS_API_KEY or OXEN_API_KEY"
+    where = "" if url == _CLIENTS_DEFAULT else f"RECEIVER_URL={url} "
+    what = f'{keys[0]} {_MODELS[keys[0]]} prompt="a lighthouse"'
+    return f"{where}{program()} submit {what} --wait"
+
+
+def _say(lines: Sequence[tuple[str, str]]) -> None:
+    logs.flush()
+    width = shutil.get_terminal_size().columns
+    for name, text in lines:
+        shown = spelled(text)
+        is_command = name == "Try"  # to be copied, so never cut
+        if not is_command and len(shown) > width - 12:
+            shown = f"{shown[: width - 13]}…"
+        typer.secho(f"  {name:<9} ", nl=False, err=True, bold=_BOLD)
+        typer.echo(shown, err=True)
+
+
+def _try(settings: Settings, url: str) -> None:
+    """Submit a first prediction to each provider that has a key."""
+    key = development.with_secrets(settings).api_keys[0].reveal()
+    client = Client({"RECEIVER_URL": url, "RECEIVER_API_KEY": key})
+    try:
+        for provider, model in _MODELS.items():
+            if settings.providers[provider].key is not None:
+                given = {"prompt": f"a lighthouse, by {provider}"}
+                body = {"provider": provider, "model": model, "input": given}
+                client.post("/v1/predictions", body)
+    except ReceiverError as error:
+        log.warning("settings.warning", problem=f"nothing could be submitted: {error}")
+    finally:
+        client.close()
+
+
+# --- reloading ---
+
+
+class _Watch:
+    """Loads handlers anew when a file of theirs changes; what cannot be loaded changes nothing."""
+
+    def __init__(self, app: Starlette, names: Sequence[str]) -> None:
+        self._app = app
+        self._names = names
+        self._is_broken = False
+        """Whether what was loaded last is not what runs: then any file may be the cure."""
+        self._seen = self._stamps()
+        """The files as they were when they were loaded."""
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self._changed()
+            except (OSError, RuntimeError):  # as many folders are watched as the system allows
+                await asyncio.sleep(_LOOK / 1000)
+            if None in self._stamps().values():
+                await asyncio.sleep(_SETTLE)
+            before = self._stamps()
+            if before != self._seen:
+                await self._reload()
+                # What changed while it was read is read again.
+                after = self._stamps()
+                self._seen = {file: before.get(file, stamp) for file, stamp in after.items()}
+
+    async def _changed(self) -> None:
+        """Wait until a file is not as it was seen."""
+        from watchfiles import awatch  # noqa: PLC0415 - compiled, and only development needs it
+
+        folders = {place.parent for file in self._seen for place in (file, file.resolve())}
+        async for _ in awatch(
+            *(folder for folder in folders if folder.is_dir()),
+            watch_filter=lambda _, path: path.endswith(".py"),
+            recursive=False,
+            step=50,
+            debounce=200,
+            rust_timeout=_LOOK,
+            yield_on_timeout=True,
+            raise_interrupt=False,
+        ):
+            if self._stamps() != self._seen:
+                return
+
+    async def _reload(self) -> None:
+        try:
+            registry = await asyncio.to_thread(reload, self._names)
+        except HandlerError as error:
+            self._is_broken = True
+            log.error("handlers.kept", exception=str(error))  # noqa: TRY400 - where, not how
+            return
+        self._is_broken = False
+        for problem in registry.warnings(NAMES):
+            log.warning("settings.warning", problem=problem)
+        with suppress(StoreUnavailable):  # which has said so itself
+            await self._app.state.exchange(registry)
+        log.info("handlers.reloaded", handlers=list(registry.handlers))
+
+    def _stamps(self) -> Mapping[Path, tuple[int, int] | None]:
+        """Return what tells each file from another version of it; None: it is not there."""
+        files = loaded_files(self._names)
+        files |= {Path(name).absolute() for name in self._names if name.endswith(".py")}
+        if self._is_broken:
+            files |= {found for file in list(files) for found in file.parent.glob("*.py")}
+        return {file: _stamp(file) for file in files}
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size

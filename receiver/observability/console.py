@@ -1,0 +1,103 @@
+"""The log as a terminal shows it: a physical line each, of what one looks for first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, TextIO
+
+from receiver.model.text import spelled
+
+_STATES: Final = ("status", "state", "outcome", "result")
+"""Fields that say how something stands; the first that is there is shown."""
+_SHOWN: Final = frozenset({"time", "level", "event", "provider", "model", "prediction"})
+_BESIDE: Final = frozenset({"provider_id", "event_id", "delivery", "request", "owner", "trace"})
+"""What is shown only where there is trouble: ids by which other systems know the same."""
+_QUIET: Final = frozenset({"debug", "info"})
+_SHORT_ID: Final = len("pred_") + 12
+"""Enough of an id for a prefix that no other has, unless it was made in the same millisecond."""
+_SHORTEST_MODEL: Final = 8
+_COLOURS: Final = {
+    "warning": 33,
+    "error": 31,
+    "critical": 31,
+    "succeeded": 32,
+    "done": 32,
+    "failed": 31,
+    "dead": 31,
+}
+
+
+class Console:
+    """Renders events for a stream; what is no trouble is cut to the width of a terminal."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._colours = out.isatty() and not os.environ.get("NO_COLOR")
+
+    def __call__(self, event: Mapping[str, Any]) -> str:
+        """Return one line without its end."""
+        level = str(event.get("level", "info"))
+        head = [
+            (str(event.get("time", ""))[11:19], 0),
+            (f"{'warn' if level == 'warning' else level:<5}", _COLOURS.get(level, 2)),
+            (f"{_spelled(event.get('event', '')):<15}", 1),
+        ]
+        state = next((name for name in _STATES if event.get(name) is not None), None)
+        told = _spelled(event[state]) if state else ""
+        ids = _spelled(event.get("prediction") or "")[:_SHORT_ID]
+        provider = _spelled(event.get("provider") or "")
+        tail = [(told, _COLOURS.get(told, 0)), (ids, 36)]
+        rest = [(text, 2) for text in _rest(event, level, state)]
+        model, width = _spelled(event.get("model") or ""), self._width(level)
+        if width and model:
+            used = sum(len(text) + 1 for text, _ in [*head, (provider, 0), *tail] if text)
+            model = _cut(model, max(width - used, _SHORTEST_MODEL))
+        return self._joined([*head, (provider, 0), (model, 0), *tail, *rest], width)
+
+    def _width(self, level: str) -> int | None:
+        """Return how wide a line may be; None: as it is."""
+        if level not in _QUIET or not self._out.isatty():
+            return None
+        given = os.environ.get("COLUMNS", "")
+        try:
+            return (
+                int(given)
+                if given.isdecimal()
+                else os.get_terminal_size(self._out.fileno()).columns
+            )
+        except (OSError, ValueError):
+            return None
+
+    def _joined(self, parts: list[tuple[str, int]], width: int | None) -> str:
+        """Join what there is, each part in its colour, as far as there is room."""
+        written: list[str] = []
+        used = 0
+        for text, colour in parts:
+            if not text:
+                continue
+            room = None if not width else width - used
+            if room is not None and room <= 1:
+                break
+            shown = text if room is None else _cut(text, room)
+            used += len(shown) + 1
+            written.append(f"\x1b[{colour}m{shown}\x1b[0m" if self._colours and colour else shown)
+        return " ".join(written).rstrip()
+
+
+def _rest(event: Mapping[str, Any], level: str, state: str | None) -> Iterator[str]:
+    """Return the other fields: where all is well without those that are for other systems."""
+    hidden = _SHOWN | _BESIDE if level in _QUIET else _SHOWN
+    for name, value in event.items():
+        is_cut = name == "prediction" and level not in _QUIET
+        if value is None or name == state or (name in hidden and not is_cut):
+            continue
+        yield f"{_spelled(name)}={_spelled(value)}"
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: max(width - 1, 0)]}…"
+
+
+def _spelled(value: object) -> str:
+    return spelled(value if isinstance(value, str) else repr(value))

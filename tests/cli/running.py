@@ -1,0 +1,93 @@
+"""The program as its user has it: real processes, real sockets, real exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.journey.parts import free_port
+from tests.patience import PATIENCE
+
+SECRET: Final = "a-secret-key-of-more-than-thirty-two-characters"
+
+
+def environment(more: dict[str, str]) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RECEIVER_", "OXEN_", "EACHLABS_", "FAL_"))
+    }
+    return {
+        **kept,
+        "PYTHONPATH": str(Path(__file__).parent.parent.parent),
+        "COLUMNS": "200",
+        **more,
+    }
+
+
+def receiver(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "receiver", *args],
+        cwd=cwd,
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@dataclass
+class Running:
+    """A server under way, and all that it has written."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, *texts: str, times: int = 1) -> str:
+        """Wait until it has said all of these; give all that it said."""
+        ends = time.monotonic() + PATIENCE
+        while any((said := self.said()).count(text) < times for text in texts):
+            assert time.monotonic() < ends, said
+            assert self.process.poll() is None, said
+            time.sleep(0.02)
+        return said
+
+
+@contextmanager
+def running(*args: str, cwd: Path, **env: str) -> Iterator[Running]:
+    """Run a command that listens, on a port that is free, until the block is left."""
+    port = free_port()
+    log = cwd / f"{args[0]}-{port}.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "receiver", *args, "--port", str(port)],
+            cwd=cwd,
+            env=environment(env),
+            stdout=out,
+            stderr=out,
+        )
+    server = Running(process, log, port)
+    try:
+        yield server
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) in {0, -signal.SIGTERM}, server.said()
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,159 @@
+"""`serve` on one's own machine: what is emulated, what is read, and handlers that reload."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.cli.running import Running, receiver, running
+
+HANDLER = """\
+import time
+from pathlib import Path
+
+from receiver import Event, on
+
+from words import WORD
+
+
+@on("*", name="mine")
+def mine(event: Event) -> None:
+    with Path("seen").open("a") as file:
+        file.write(f"begun {WORD} {event.prediction.id}\\n")
+    while not Path("go").exists():
+        time.sleep(0.02)
+    with Path("seen").open("a") as file:
+        file.write(f"done {WORD} {event.prediction.id}\\n")
+"""
+
+
+def lines(server: Running, event: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in server.said().splitlines() if line.startswith("{")]
+    return [line for line in found if line["event"] == event]
+
+
+def write(folder: Path, word: str = "one") -> None:
+    (folder / "mine.py").write_text(HANDLER)
+    (folder / "words.py").write_text(f'WORD = "{word}"\n')
+
+
+def test_a_handler_runs_on_callbacks_of_emulated_providers_with_nothing_to_set(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path)
+    (tmp_path / "go").touch()
+    with running(
+        "serve", "--emulate", "--try", "mine.py", cwd=tmp_path, FAL_QUEUE_URL="http://[::1]:1"
+    ) as server:
+        server.wait_for('"event":"handler.attempt"', times=3)
+        said = server.said()
+        listed = receiver("list", "--json", cwd=tmp_path, RECEIVER_URL=server.url)
+        found = json.loads(listed.stdout)["data"]
+        [command] = re.findall(r"  Try +RECEIVER_URL=\S+ .* submit (.*)\n", said)
+        assert command == 'fal fal-ai/nano-banana prompt="a lighthouse" --wait'
+        args = [word.replace('"', "") for word in re.findall(r'(?:[^" ]|"[^"]*")+', command)]
+        tried = receiver("submit", *args, cwd=tmp_path, RECEIVER_URL=server.url)
+    assert {one["provider"]: one["channel"] for one in found} == {
+        "fal": "webhook",
+        "eachlabs": "webhook",
+        "oxen": "sse",
+    }
+    assert (tried.returncode, json.loads(tried.stdout)["status"]) == (0, "succeeded")
+    banner = re.findall(r"^  (\w+) +(.*)$", said, re.MULTILINE)
+    assert [name for name, _ in banner] == ["API", "Callbacks", "Handlers", "Try"]
+    assert dict(banner)["API"] == f"{server.url}/v1, docs at {server.url}/docs"
+    assert dict(banner)["Callbacks"] == f"on: emulated providers call {server.url}"
+    assert dict(banner)["Handlers"] == "mine, reloaded when a file changes"
+    # What is emulated never meets the database of what is real.
+    assert sorted(file.name for file in tmp_path.glob("*.db")) == ["receiver.emulated.db"]
+
+
+def test_a_reload_runs_new_code_keeps_what_works_and_loses_no_attempt(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("serve", "--emulate", "mine.py", cwd=tmp_path) as server:
+        server.wait_for("  Try ")
+        first = submitted(tmp_path, server)
+        while not (tmp_path / "seen").exists():
+            assert server.process.poll() is None
+        (tmp_path / "words.py").write_text("WORD = \n")
+        told = server.wait_for("handlers.kept")
+        assert r"words.py:1:8: invalid syntax\n    WORD =\n           ^" in told
+        write(tmp_path, "two")
+        server.wait_for("handlers.reloaded")
+        second = submitted(tmp_path, server)
+        (tmp_path / "go").touch()
+        server.wait_for('"event":"handler.attempt"', times=2)
+        attempts = {line["prediction"]: line for line in lines(server, "handler.attempt")}
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert [line for line in seen if first in line] == [f"begun one {first}", f"done one {first}"]
+    assert [line for line in seen if second in line] == [
+        f"begun two {second}",
+        f"done two {second}",
+    ]
+    assert {(one["attempt"], one["state"]) for one in attempts.values()} == {(1, "done")}
+
+
+def submitted(folder: Path, server: Running) -> str:
+    done = receiver(
+        "submit", "fal", "fal-ai/x", "prompt=[fast]", "--wait", cwd=folder, RECEIVER_URL=server.url
+    )
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout)["id"])
+
+
+def test_handlers_come_and_go_by_a_reload(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("serve", "--emulate", "mine.py", cwd=tmp_path) as server:
+        server.wait_for("  Try ")
+        first = submitted(tmp_path, server)
+        while not (tmp_path / "seen").exists():
+            assert server.process.poll() is None
+        (tmp_path / "mine.py").write_text(HANDLER.replace('name="mine"', 'name="other"'))
+        server.wait_for("handlers.reloaded")
+        handlers = receiver("handlers", "--json", cwd=tmp_path, RECEIVER_URL=server.url)
+        (tmp_path / "go").touch()
+        prediction = submitted(tmp_path, server)
+        server.wait_for('"event":"handler.attempt"', times=2)
+        attempts = lines(server, "handler.attempt")
+    rows = json.loads(handlers.stdout)["data"]
+    assert [row["name"] for row in rows if row["registered"]] == ["other"]
+    assert {(one["handler"], one["prediction"], one["state"]) for one in attempts} == {
+        ("mine", first, "done"),  # it was under way when its handler went
+        ("other", prediction, "done"),
+    }
+
+
+def test_the_env_file_is_read_in_development_and_the_environment_goes_before_it(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path)
+    file = tmp_path / ".env"
+    file.write_text("RECEIVER_HANDLERS=mine.py\nRECEIVER_API_KEYS=of-the-file\nFAL_KEY='k'\n")
+    file.chmod(0o644)
+    with running("serve", "--dev", cwd=tmp_path, RECEIVER_PUBLIC_URL="http://[::1]:1") as server:
+        said = server.wait_for("chmod 600 .env")
+        answer = httpx.get(
+            f"{server.url}/v1/handlers", headers={"authorization": "Bearer of-the-file"}
+        )
+        assert receiver("list", cwd=tmp_path, RECEIVER_URL=server.url).returncode == 0
+    assert [row["name"] for row in answer.json()["data"]] == ["mine"]
+    assert "on: providers call http://[::1]:1\n" in said
+    with running("serve", "--dev", cwd=tmp_path, RECEIVER_HANDLERS="log") as server:
+        assert "  Handlers  log, reloaded" in server.wait_for("  Try ")
+    file.chmod(0o646)
+    refused = receiver("serve", "--dev", cwd=tmp_path)
+    assert (refused.returncode, ".env can be written by everyone" in refused.stderr) == (1, True)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o646
+
+
+def test_without_development_no_env_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"RECEIVER_SECRET_KEY={'s' * 32}\n")
+    done = receiver("serve", cwd=tmp_path)
+    assert (done.returncode, "RECEIVER_SECRET_KEY is missing" in done.stderr) == (1, True)
+    tried = receiver("serve", "--try", cwd=tmp_path)
+    assert (tried.returncode, "--try goes with" in tried.stderr) == (2, True)

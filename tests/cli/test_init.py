@@ -1,0 +1,120 @@
+"""`receiver init`: a project whose next commands work, and which never replaces what is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml  # type: ignore[import-untyped] # stubs are not worth a package
+
+from tests.cli.running import environment, receiver
+from tests.journey.parts import free_port
+from tests.patience import PATIENCE
+
+BIN = Path(sys.executable).parent
+
+
+def installed() -> dict[str, str]:
+    """Give the environment of a user who has the program on the path."""
+    env = environment({"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"})
+    for name in [name for name in env if name.startswith(("PYTEST_", "COV_"))]:
+        del env[name]
+    return env
+
+
+def bash(command: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=cwd,
+        env={**installed(), **env},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("folder", ["", "my shop"])
+def test_the_next_two_commands_work_as_they_are_printed(tmp_path: Path, folder: str) -> None:
+    made = bash(f"receiver init '{folder}'" if folder else "receiver init", tmp_path)
+    assert made.returncode == 0, made.stderr
+    serve, submit = re.findall(r"^  (.*)$", made.stdout, re.MULTILINE)
+    assert serve.startswith(f"cd '{folder}' && receiver" if folder else "receiver")
+    port = free_port()  # as printed but for it: other tests run beside this one
+    log = tmp_path / "serve.log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            ["bash", "-c", f"{serve} --port {port}"],
+            cwd=tmp_path,
+            env=installed(),
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        ends = time.monotonic() + PATIENCE
+        while log.read_text().count("attempt 1: ") < 3:
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < ends, log.read_text()
+            time.sleep(0.02)
+        done = bash(submit, tmp_path, RECEIVER_URL=f"http://127.0.0.1:{port}")
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "succeeded"
+    assert "fal-ai/nano-banana made http://127.0.0.1:" in log.read_text()
+
+
+def test_its_own_test_passes_and_its_secrets_are_made_and_hidden(tmp_path: Path) -> None:
+    assert receiver("init", cwd=tmp_path).returncode == 0
+    ran = bash("pytest -q -p no:schemathesis -p no:xdist -p no:randomly", tmp_path)
+    assert ran.returncode == 0, ran.stdout
+    assert "1 passed" in ran.stdout
+    secrets = (tmp_path / ".env").read_text()
+    assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
+    assert re.search(r"^RECEIVER_SECRET_KEY=[0-9a-f]{64}$", secrets, re.MULTILINE)
+    assert re.search(r"^RECEIVER_API_KEYS=[0-9a-f]{32}$", secrets, re.MULTILINE)
+    ignored = bash("git init -q . && git status --short --untracked-files=all", tmp_path).stdout
+    assert sorted(line[3:] for line in ignored.splitlines()) == [
+        ".dockerignore",
+        ".gitignore",
+        "compose.yaml",
+        "my_handlers.py",
+        "test_my_handlers.py",
+    ]
+    service = yaml.safe_load((tmp_path / "compose.yaml").read_text())["services"]["receiver"]
+    assert service["env_file"] == ".env"
+    assert service["ports"] == ["127.0.0.1:8000:8000"]
+    checked = receiver("doctor", "--dev", cwd=tmp_path)
+    assert "reads like a placeholder" not in checked.stdout
+
+
+def test_what_is_there_already_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "my_handlers.py").write_text("mine\n")
+    (tmp_path / ".gitignore").symlink_to("nowhere")
+    first = receiver("init", cwd=tmp_path)
+    assert "made: test_my_handlers.py, .env, compose.yaml, .dockerignore\n" in first.stdout
+    assert "kept as it was: my_handlers.py, .gitignore\n" in first.stdout
+    assert "add .env to your .gitignore" in first.stdout
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    again = receiver("init", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "made" not in again.stdout
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir() if f.is_file()} == before
+    assert before["my_handlers.py"] == b"mine\n"
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    done = receiver("init", "/dev/null/x", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("receiver: ")
+    assert "Traceback" not in done.stderr
