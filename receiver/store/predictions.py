@@ -7,10 +7,11 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from receiver.model.answers import Page
 from receiver.model.values import Error, Mode, Output, Prediction, Status, Stored, Ticket, utc
 from receiver.store.engine import Engine
 from receiver.store.limits import count_requests, hold_limits, room_for
-from receiver.store.paging import Page, listed, page_of
+from receiver.store.paging import listed, page_of
 from receiver.store.statement import Run, Statements, Steps, in_order, text
 
 sql: Final = Statements("predictions")

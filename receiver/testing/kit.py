@@ -22,10 +22,10 @@ from starlette.applications import Starlette
 
 from receiver.app import create_app
 from receiver.deliveries.registry import Handler, handlers_of, load
+from receiver.model.answers import Delivery
 from receiver.model.states import TERMINAL
 from receiver.model.values import Event, Prediction
 from receiver.settings import Settings
-from receiver.store.deliveries import Delivery
 from receiver.testing.edge import Answer, answers, finds
 from receiver.testing.providers import SETTINGS, Providers, Taken
 

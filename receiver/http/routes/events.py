@@ -12,12 +12,12 @@ from starlette.responses import Response, StreamingResponse
 
 from receiver.http.declare import PageSize, Position, get
 from receiver.http.live import PREFIX, LiveStream, StreamFilter
+from receiver.model.answers import Page
 from receiver.model.errors import StoreUnavailable
 from receiver.model.states import TERMINAL
 from receiver.model.values import Announcement, Status
 from receiver.providers import NAMES
 from receiver.store.changes import ChangeLog, StatusChange
-from receiver.store.paging import Page
 
 _MOST_LOOKED_AT: Final = 2000
 """Events that one request looks through; a page may hold fewer than were asked for."""

@@ -26,6 +26,7 @@ from receiver.http.declare import (
     post,
 )
 from receiver.http.request_log import about
+from receiver.model.answers import ExplainedHandler, Explanation, Page, Redelivered
 from receiver.model.errors import Problem
 from receiver.model.states import TERMINAL
 from receiver.model.values import EventType, Mode, Prediction, Status
@@ -33,10 +34,8 @@ from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
 from receiver.predictions.service import PredictionService
 from receiver.store.breakers import BreakerState
-from receiver.store.deliveries import Delivery
 from receiver.store.erasure import Erased
 from receiver.store.facade import Store
-from receiver.store.paging import Page
 from receiver.store.predictions import PredictionFilter
 
 log = structlog.get_logger("receiver")
@@ -117,39 +116,6 @@ class ExplanationAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     type: Literal["succeeded", "failed", "canceled"] | None = None
     """As if the prediction had ended so."""
-
-
-class ExplainedHandler(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of an event at one handler."""
-
-    handler: str
-    runs: bool
-    reason: str | None
-    """Why it does not run."""
-    after: tuple[str, ...]
-    """The handlers it waits for."""
-    held: Literal["paused", "open"] | None = None
-    """Why its deliveries wait now: by hand, or after a run of failures."""
-    delivery: Delivery | None
-    """What came of it, where the event goes to it."""
-
-
-class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Which handlers run for an event, and why the others do not."""
-
-    prediction: str
-    type: EventType
-    assumed: bool
-    """The prediction has not ended so: this is what would be."""
-    handlers: list[ExplainedHandler]
-
-
-class Redelivered(msgspec.Struct, frozen=True):
-    """What a replay redelivers."""
-
-    pending: int
-    """How many deliveries."""
-    handlers: tuple[str, ...]
 
 
 class PredictionRoutes:
