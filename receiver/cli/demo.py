@@ -36,7 +36,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.app import create_app
-from receiver.client import Client, ClientError
+from receiver.cli.client import Client, ClientError
 from receiver.emulator import Options, create_emulator, settings_for
 from receiver.http.server import Server
 from receiver.model.text import spelled
@@ -286,7 +286,7 @@ def _server(app: Starlette, port: int | None = None) -> Iterator[str]:
     ends = time.monotonic() + 10
     while not server.started:
         if not thread.is_alive() or time.monotonic() > ends:
-            raise ClientError("a server of the demo did not start")
+            raise ClientError("unreachable", "a server of the demo did not start")
         threading.Event().wait(0.01)
     try:
         yield f"http://127.0.0.1:{port}"
