@@ -160,7 +160,7 @@ def _options(url: str, key: str | None, options: dict[str, Any]) -> dict[str, An
     """Return what both kinds of httpx's clients are made with."""
     try:
         base = httpx.URL(url)
-    except httpx.InvalidURL as error:
+    except (httpx.InvalidURL, ValueError) as error:
         raise ClientError("unfit", f"{url!r} is no URL: {error}") from error
     if base.scheme not in {"http", "https"} or not base.host:
         raise ClientError("unfit", f"{url!r} must begin with https:// or http://, and name a host")

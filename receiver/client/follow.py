@@ -54,7 +54,7 @@ class Message(msgspec.Struct, frozen=True):
         """
         try:
             return msgspec.json.decode(self.body, type=_KINDS.get(self.type, Change))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise ClientError("no-receiver", f"what answers is no receiver ({error})") from error
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from functools import partial
 from math import inf
 from typing import (
@@ -20,6 +20,7 @@ from typing import (
     Literal,
     NoReturn,
     ParamSpec,
+    TypeAlias,
     TypeVar,
     overload,
 )
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Messages: TypeAlias = Generator[Message, None, None]
 
 _LONGEST_POLL: Final = 20
 """Seconds that one request waits for an end: proxies cut what is silent for half a minute."""
@@ -89,11 +91,11 @@ class stream(Generic[P]):  # noqa: N801 - a decorator
         self.__doc__ = steps.__doc__
 
     @overload
-    def __get__(self, client: Receiver, owner: object = None) -> Callable[P, Iterator[Message]]: ...
+    def __get__(self, client: Receiver, owner: object = None) -> Callable[P, Messages]: ...
     @overload
     def __get__(
         self, client: AsyncReceiver, owner: object = None
-    ) -> Callable[P, AsyncIterator[Message]]: ...
+    ) -> Callable[P, AsyncGenerator[Message, None]]: ...
     @overload
     def __get__(self, client: None, owner: object = None) -> stream[P]: ...
     def __get__(self, client: Any, owner: object = None) -> Any:
@@ -253,13 +255,12 @@ class Operations:
         *,
         type: str | Sequence[str] | None = None,
         provider: str | Sequence[str] | None = None,
-        prediction: str | None = None,
         metadata: Mapping[str, str] | None = None,
         limit: int | None = None,
         cursor: str | None = None,
     ) -> Steps[Page[Announcement]]:
         """List events, newest first."""
-        params = _filter(type=type, provider=provider, prediction=prediction)
+        params = _filter(type=type, provider=provider)
         params |= _given(limit=limit, cursor=cursor) | _metadata(metadata)
         return self._ask(Page[Announcement], "GET", "/v1/events", params)
 

@@ -175,7 +175,7 @@ def refusal(answer: Answer, url: str) -> ClientError | None:
     later = int(retry_after) if retry_after.isascii() and retry_after.isdecimal() else None
     try:
         body = msgspec.json.decode(answer.content)
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         where = answer.headers.get("location") if answer.status < 400 else None  # noqa: PLR2004
         sent = f"; it redirects to {where}" if where else ""
         detail = f"what answers at {url} is no receiver (HTTP {answer.status}){sent}"
@@ -194,6 +194,6 @@ def read(answer: Answer, kind: type[T], url: str) -> T:
     """Read the JSON of an answer; raise ClientError where it is not what a receiver says."""
     try:
         return msgspec.json.decode(answer.content, type=kind)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         detail = f"what answers at {url} is no receiver, or one of another version ({error})"
         raise ClientError("no-receiver", detail, status=answer.status) from error

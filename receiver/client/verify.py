@@ -61,7 +61,7 @@ def verify(
         raise _unverified("it was signed too long ago, or the clocks differ")
     try:
         sent = msgspec.json.decode(body, type=_Sent)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         detail = f"it is no event as `forward` sends it by FORWARD_FORMAT=standard ({error})"
         raise ClientError("unverified", detail) from error
     return Event(

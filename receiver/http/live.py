@@ -50,10 +50,12 @@ class StreamFilter(msgspec.Struct, frozen=True, kw_only=True):
     providers: frozenset[str] = frozenset()
     metadata: Mapping[str, str] = {}
     """As `@on` compares it: text as it is, other JSON as it is written."""
+    prediction: str | None = None
 
     def __contains__(self, move: StatusChange) -> bool:
         return (
-            (not self.statuses or move.status in self.statuses)
+            (self.prediction is None or move.prediction_id == self.prediction)
+            and (not self.statuses or move.status in self.statuses)
             and (not self.providers or move.provider in self.providers)
             and all(
                 name in move.metadata and plain(move.metadata[name]) == value
