@@ -125,6 +125,7 @@ class Operations:
         *,
         metadata: Mapping[str, Any] | None = None,
         mode: Mode = "queue",
+        reply_to: str | None = None,
         key: str | None = None,
         wait: int | None = None,
     ) -> Steps[Prediction]:
@@ -143,7 +144,7 @@ class Operations:
             "input": dict(input),
             "metadata": dict(metadata or {}),
             "mode": mode,
-        }
+        } | ({} if reply_to is None else {"reply_to": reply_to})
         return (
             yield from self._ask(Prediction, "POST", "/v1/predictions", body=body, headers=headers)
         )

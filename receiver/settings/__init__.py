@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -110,6 +111,8 @@ class Settings:
     dev: bool = False
     proxies: Proxies = field(default_factory=Proxies)
     """Which of our own requests go by a proxy, as HTTPS_PROXY and its like say."""
+    forward_hosts: tuple[str, ...] = ()
+    """Hosts that a submit's `reply_to` may name, as `host` or `host:port`."""
     metrics_folder: str | None = None
     """Where processes count together; prometheus-client reads it by itself."""
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
@@ -283,6 +286,7 @@ def _read(env: Reader) -> Settings:
         allow_private_fetch=env.get("RECEIVER_ALLOW_PRIVATE_FETCH", _switch, False),
         dev=env.get("RECEIVER_DEV", _switch, False),
         proxies=_ways_out(env),
+        forward_hosts=env.get("FORWARD_HOSTS", _hosts, ()),
         metrics_folder=env.get("PROMETHEUS_MULTIPROC_DIR", _writable_folder, None),
         providers={
             "oxen": _provider(env, "OXEN", "OXEN_API_KEY", base="https://hub.oxen.ai"),
@@ -376,6 +380,22 @@ def _trace_exporters(env: Reader) -> tuple[str, ...] | None:
 
 def _texts(text: str) -> tuple[str, ...]:
     return tuple(part for part in map(clean, text.split(",")) if part)
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = tuple(part.lower() for part in _texts(text))
+    if not hosts or not all(map(_is_host, hosts)):
+        raise ValueError("must be hosts by comma, as in bot.example or bot.example:8443")
+    return hosts
+
+
+def _is_host(text: str) -> bool:
+    try:
+        parts = urlsplit(f"//{text}")
+        sendable = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return sendable and parts.netloc == text and not re.search(r"[^!-~]|[@*\\]", text)
 
 
 def _secrets(text: str) -> tuple[Secret, ...]:

@@ -32,6 +32,7 @@ class CurrentState(msgspec.Struct, frozen=True, array_like=True):
     """Nothing that anybody says of it is kept any more."""
     submitted_at: float | None = None
     trace: str | None = None
+    reply_to: str | None = None
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +98,16 @@ def current_states(ids: Iterable[str]) -> Steps[dict[str, CurrentState]]:
     found = yield Run(sql.select_known, rows=[(prediction_id,) for prediction_id in ids])
     return {
         row[0]: CurrentState(
-            row[0], row[1], row[2], Status(row[3]), row[4], row[5], bool(row[6]), row[7], row[8]
+            row[0],
+            row[1],
+            row[2],
+            Status(row[3]),
+            row[4],
+            row[5],
+            erased=bool(row[6]),
+            submitted_at=row[7],
+            trace=row[8],
+            reply_to=row[9],
         )
         for row in found
     }

@@ -33,6 +33,7 @@ class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     trace: str | None = None
     """The W3C traceparent of the span that submits it, where there is one."""
+    reply_to: str | None = None
 
 
 class CreateResult(msgspec.Struct, frozen=True):
@@ -300,6 +301,7 @@ def prediction_of(row: Sequence[Any]) -> Prediction:
         submitted_at,
         completed_at,
         erased_at,
+        reply_to,
     ) = row
     return Prediction(
         id=prediction_id,
@@ -319,6 +321,7 @@ def prediction_of(row: Sequence[Any]) -> Prediction:
         submitted_at=None if submitted_at is None else utc(submitted_at),
         completed_at=None if completed_at is None else utc(completed_at),
         erased_at=None if erased_at is None else utc(erased_at),
+        reply_to=reply_to,
     )
 
 

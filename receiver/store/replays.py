@@ -179,8 +179,10 @@ class Replays:
         for row in await self._store.read(statement, **given, next=begin, last=end, most=most):
             seq, event_type, *known, handler, state = row
             if seq not in found:
-                prediction_id, provider, model, status, metadata = known
-                named = CurrentState(prediction_id, provider, model, status, None, metadata)
+                prediction_id, provider, model, status, metadata, reply_to = known
+                named = CurrentState(
+                    prediction_id, provider, model, status, None, metadata, reply_to=reply_to
+                )
                 found[seq] = Candidate(seq, event_type, named, {})
             if handler is not None:
                 found[seq].states[handler] = state

@@ -259,6 +259,7 @@ class Kit:
             "model": prediction.model,
             "input": prediction.input,
             "metadata": prediction.metadata,
+            "reply_to": prediction.reply_to,
         }
         found = msgspec.json.decode(
             await self._call("POST", "/v1/predictions", content=msgspec.json.encode(body)),

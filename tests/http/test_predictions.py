@@ -57,6 +57,7 @@ PREDICTION = {
     "submitted_at",
     "completed_at",
     "erased_at",
+    "reply_to",
 }
 ROUTES = [
     ("POST", "/v1/predictions"),

@@ -313,7 +313,8 @@ SENT: Final = tuple(
             Answer(503, "try again later, when Retry-After says so; any other answer does too"),
         ),
         detail="Sent by the built-in handler `forward` to FORWARD_URL, in the form that "
-        "FORWARD_FORMAT names, at least once, in no certain order.",
+        "FORWARD_FORMAT names, and in the first one to the `reply_to` of its submit; at least "
+        "once, in no certain order.",
         headers=OutgoingHeaders,
         body=(
             Content(StandardWebhook, StandardWebhook(type=_EVENT.type, timestamp=_AT, data=_DATA)),

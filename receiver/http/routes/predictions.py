@@ -22,6 +22,7 @@ from receiver.http.declare import (
     PredictionId,
     ProviderName,
     Reply,
+    ReplyTo,
     get,
     post,
 )
@@ -75,6 +76,8 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Yours, up to 256 KiB: it is kept, handlers can match on it, the provider never sees it."""
     mode: Mode = "queue"
     """`sync`: by the provider's blocking endpoint."""
+    reply_to: ReplyTo | None = None
+    """POST the event there too, signed; its host must be one of `FORWARD_HOSTS`."""
 
 
 class Waiting(msgspec.Struct, frozen=True, rename="pascal"):
@@ -142,6 +145,7 @@ class PredictionRoutes:
             "unsupported-input",
             "idempotency-conflict",
             "erased",
+            "reply-to-refused",
         ],
         sends=_SENT,
     )
@@ -162,6 +166,8 @@ class PredictionRoutes:
         self, request: Request, body: Submission, headers: Submitting, span: Span
     ) -> Reply[Prediction]:
         _check(body)
+        if body.reply_to is not None:
+            await self._deliveries.check_reply_to(body.reply_to)
         wait = prefer_wait(headers.prefer or "")
         prediction = await self._service.submit(
             body.provider,
@@ -170,6 +176,7 @@ class PredictionRoutes:
             metadata=body.metadata,
             mode=body.mode,
             idempotency_key=_key(headers.key),
+            reply_to=body.reply_to,
         )
         span.note(prediction=prediction.id)
         about(request.scope, prediction=prediction.id, provider=prediction.provider, **span.ids)
@@ -279,7 +286,11 @@ class PredictionRoutes:
                 delivery=deliveries.pop(explained.handler, None),
             )
             for explained in self._deliveries.registry.explain(
-                event_type, prediction.provider, prediction.model, prediction.metadata
+                event_type,
+                prediction.provider,
+                prediction.model,
+                prediction.metadata,
+                prediction.reply_to,
             )
         ]
         gone = [

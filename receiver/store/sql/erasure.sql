@@ -5,6 +5,7 @@ SELECT status, erased_at FROM predictions WHERE id = :id {lock}
 -- A blank text where the schema wants one: a success has an output, though there is none in it.
 UPDATE predictions
 SET input = '{}', metadata = '{}', links = '{}', trace = NULL, fingerprint = NULL,
+    reply_to = NULL,
     output = CASE WHEN output IS NOT NULL THEN '[]' END,
     error_message = CASE WHEN error_code IS NOT NULL THEN '' END, erased_at = :now::float
 WHERE id = :id

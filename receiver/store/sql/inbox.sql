@@ -1,7 +1,7 @@
 -- name: select_known
 -- Locked in one order, so that two batches in two processes cannot deadlock.
 SELECT {gather:id, provider, model, status, provider_id, metadata, erased_at IS NOT NULL,
-    submitted_at, trace}
+    submitted_at, trace, reply_to}
 FROM predictions WHERE id IN (SELECT r.id FROM {rows:id text}) ORDER BY id {lock}
 
 -- name: insert_callbacks

@@ -12,14 +12,15 @@ error_message = CASE WHEN erased_at IS NULL THEN coalesce(:reason, error_message
 
 -- fragment: prediction_columns
 id, provider, model, status, mode, input, metadata, provider_id, output, error_code, error_message,
-channel, parent_id, depth, created_at, submitted_at, completed_at, erased_at
+channel, parent_id, depth, created_at, submitted_at, completed_at, erased_at, reply_to
 
 -- name: insert_prediction
 INSERT INTO predictions (id, provider, model, mode, status, input, metadata, parent_id, depth,
-                         idempotency_key, fingerprint, created_at, due_at, trace)
+                         idempotency_key, fingerprint, created_at, due_at, trace, reply_to)
 VALUES (:id, :provider, :model, :mode, 'queued', :input, :metadata, :parent_id,
         coalesce((SELECT p.depth + 1 FROM predictions p WHERE p.id = :parent_id), 0),
-        :idempotency_key, :fingerprint, :created_at::float, :created_at::float, :trace)
+        :idempotency_key, :fingerprint, :created_at::float, :created_at::float, :trace,
+        :reply_to)
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id
 
