@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from receiver.deliveries.responses import expect
     from receiver.deliveries.template import Template, cut
     from receiver.model.values import Event, Output, Prediction, Stored
+    from receiver.mounting import mount
     from receiver.settings import Secret
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "create_app",
     "cut",
     "expect",
+    "mount",
     "on",
     "read_settings",
 ]
@@ -58,6 +60,7 @@ _LATE = {
     "create_app": "receiver.app",
     "cut": "receiver.deliveries.template",
     "expect": "receiver.deliveries.responses",
+    "mount": "receiver.mounting",
     "on": "receiver.deliveries.registry",
     "read_settings": "receiver.deliveries.handler_settings",
 }

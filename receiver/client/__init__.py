@@ -22,6 +22,7 @@ from receiver.client.files import file
 from receiver.client.follow import Message
 from receiver.client.in_process import InProcess
 from receiver.client.operations import Operations
+from receiver.client.signatures import verify
 from receiver.client.steps import (
     Answer,
     ClientError,
@@ -36,7 +37,6 @@ from receiver.client.steps import (
     after,
     after_loss,
 )
-from receiver.client.verify import verify
 
 __all__ = ["AsyncReceiver", "ClientError", "InProcess", "Message", "Receiver", "file", "verify"]
 
