@@ -9,7 +9,6 @@ It needs httpx and msgspec, nothing else of the receiver but its values.
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -20,7 +19,6 @@ import httpx
 
 from receiver.client.files import file
 from receiver.client.follow import Message
-from receiver.client.in_process import InProcess
 from receiver.client.operations import Operations
 from receiver.client.signatures import verify
 from receiver.client.steps import (
@@ -38,10 +36,11 @@ from receiver.client.steps import (
     after_loss,
 )
 
-__all__ = ["AsyncReceiver", "ClientError", "InProcess", "Message", "Receiver", "file", "verify"]
+__all__ = ["AsyncReceiver", "ClientError", "Message", "Receiver", "file", "verify"]
 
 T = TypeVar("T")
 
+_HERE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _TIMEOUT: Final = 90.0
 """Seconds; an answer may be asked to wait for 60."""
 
@@ -114,14 +113,18 @@ class AsyncReceiver(Operations):
         *,
         patience: float = 60.0,
         transport: httpx.AsyncBaseTransport | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
         **options: Any,
     ) -> None:
         """Make one, as `Receiver` does."""
         self.url = url.rstrip("/")
         self._patience = patience
-        self._sleep = sleep
+        from asyncio import sleep as for_real  # noqa: PLC0415 - one that blocks needs no asyncio
+
+        self._sleep = sleep or for_real
         if isinstance(transport, httpx.ASGITransport):  # it would wait for the end of a stream
+            from receiver.client.in_process import InProcess  # noqa: PLC0415 - likewise
+
             transport = InProcess(transport.app)
         self._http = httpx.AsyncClient(transport=transport, **_options(self.url, key, options))
 
@@ -173,6 +176,7 @@ def _options(url: str, key: str | None, options: dict[str, Any]) -> dict[str, An
         "base_url": base,
         "timeout": _TIMEOUT,
         "verify": verify,
+        "trust_env": base.host not in _HERE,  # a proxy has no way to this machine
         **options,
         "headers": {**headers, **options.get("headers", {})},
     }

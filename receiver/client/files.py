@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import mimetypes
 import os
 from pathlib import Path
 from typing import Final
@@ -20,6 +19,8 @@ def file(path: str | os.PathLike[str], content_type: str | None = None) -> str:
     What it is, is told by the end of its name, unless `content_type` says so. Raises ClientError
     where it cannot be read, is larger than 3 MB, or is of no type that its name tells.
     """
+    import mimetypes  # noqa: PLC0415 - it is slow to load, and few clients send files
+
     kind = content_type or mimetypes.guess_type(Path(path).name, strict=False)[0]
     if kind is None:
         raise ClientError("unfit", f"{path}: its name does not tell what it is: say content_type=")

@@ -6,8 +6,8 @@ client is a Receiver, and one that is awaited where it is an AsyncReceiver.
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from functools import partial
 from math import inf
@@ -80,7 +80,12 @@ class operation(Generic[P, T]):  # noqa: N801 - a decorator
     def __get__(self, client: Any, owner: object = None) -> Any:
         if client is None:
             return self
-        return lambda *given, **named: client.run(self._steps(client, *given, **named))
+
+        def call(*given: P.args, **named: P.kwargs) -> Any:
+            return client.run(self._steps(client, *given, **named))
+
+        call.__doc__ = self.__doc__
+        return call
 
 
 class stream(Generic[P]):  # noqa: N801 - a decorator
@@ -101,7 +106,12 @@ class stream(Generic[P]):  # noqa: N801 - a decorator
     def __get__(self, client: Any, owner: object = None) -> Any:
         if client is None:
             return self
-        return lambda *given, **named: client.iterate(self._steps(client, *given, **named))
+
+        def call(*given: P.args, **named: P.kwargs) -> Any:
+            return client.iterate(self._steps(client, *given, **named))
+
+        call.__doc__ = self.__doc__
+        return call
 
 
 def nothing(_: str) -> None:
@@ -135,7 +145,7 @@ class Operations:
         by it. Give your own (an order's number, say) where your program may die over this.
         `wait`: answer when the prediction has ended, or after so many seconds, 60 at most.
         """
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        headers = {"Idempotency-Key": key or os.urandom(16).hex()}
         if wait is not None:
             headers["Prefer"] = f"wait={wait}"
         body = {

@@ -303,6 +303,20 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
             client(URL, "k\u00e9y")
 
 
+def test_this_machine_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    with serving((200, {}, b'{"status": "ok"}')) as server:
+        address = server.url.removesuffix("/hook")
+        assert Receiver(address, patience=0).alive().status == "ok"
+        by_name = address.replace("127.0.0.1", "localhost")
+        assert Receiver(by_name, patience=0).alive().status == "ok"
+    with pytest.raises(ClientError) as raised:
+        Receiver("http://hooks.test", patience=0).alive()
+    assert raised.value.type == "unreachable"
+    assert Receiver.submit.__doc__
+    assert Receiver(URL).submit.__doc__ == Receiver.submit.__doc__
+
+
 # --- the stream ---
 
 
