@@ -1,5 +1,8 @@
 """POST every event to a URL. Use: `FORWARD_URL=… FORWARD_SECRET=whsec_… receiver serve forward`.
 
+FORWARD_HOSTS names hosts (by comma, with a port where the URL has one) that a submit may have its
+own event sent to, by `reply_to`: always as Standard Webhooks, and to public addresses only.
+
 FORWARD_FORMAT is standard (Standard Webhooks), or CloudEvents 1.0: cloudevents (all in the body) or
 cloudevents-binary (all but the data in headers); these also go unsigned. Several secrets, separated
 by blanks, sign side by side while one replaces another.
@@ -11,12 +14,13 @@ answer that is no 2xx is tried again, when Retry-After says so.
 import base64
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
+import httpx
 import msgspec
 from standardwebhooks import Webhook
 
-from receiver import Context, Event, expect, on, read_settings
+from receiver import Context, Dead, Event, expect, on, read_settings
 
 GONE = 410
 KEY_BYTES = range(24, 65)
@@ -56,16 +60,40 @@ with read_settings() as read:
         "the `source` of CloudEvents: who speaks",
         default=read.text("RECEIVER_PUBLIC_URL", "our address", default="urn:prediction-receiver"),
     )
-    if URL == "" or (SIGNERS == [] and FORMAT == "standard"):
-        read.refuse("forward needs FORWARD_URL and FORWARD_SECRET (whsec_… of 24 to 64 bytes)")
+    HOSTS = read.text("FORWARD_HOSTS", "where `reply_to` may lead", default="")
+    if (URL == "" and HOSTS == "") or (SIGNERS == [] and (HOSTS or FORMAT == "standard")):
+        read.refuse(
+            "forward needs FORWARD_URL and FORWARD_SECRET (whsec_… of 24 to 64 bytes), or "
+            "FORWARD_HOSTS and FORWARD_SECRET"
+        )
 
 
-@on("*", name="forward", timeout=30)
 async def forward(event: Event, ctx: Context) -> None:
-    headers, content = FORMATS[FORMAT](event, ctx.idempotency_key)
+    await send(ctx, ctx.http, URL, *FORMATS[FORMAT](event, ctx.idempotency_key))
+
+
+async def reply(event: Event, ctx: Context) -> None:
+    url = event.prediction.reply_to or ""
+    if urlsplit(url).netloc.lower() not in {host.strip().lower() for host in HOSTS.split(",")}:
+        raise Dead("FORWARD_HOSTS does not name its host any more")
+    try:
+        await send(ctx, ctx.guarded, url, *standard(event, ctx.idempotency_key))
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise Dead(f"reply_to: {error}") from error
+
+
+if URL:
+    on("*", name="forward", timeout=30)(forward)
+if HOSTS:
+    on("*", name="reply", reply_to="*", timeout=30)(reply)
+
+
+async def send(
+    ctx: Context, http: httpx.AsyncClient, url: str, headers: dict[str, str], content: Any
+) -> None:
     body = msgspec.json.encode(content)
     headers |= signature(ctx.idempotency_key, body.decode())
-    expect(await ctx.http.post(URL, content=body, headers=headers), final={GONE})
+    expect(await http.post(url, content=body, headers=headers), final={GONE})
 
 
 def signature(key: str, body: str) -> dict[str, str]:

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from receiver.deliveries.registry import Dead, Retry, Skip, on
-from receiver.model.values import Event, Output, Prediction, Stored
-
 if TYPE_CHECKING:
     from receiver.app import create_app
+    from receiver.client import AsyncReceiver, ClientError, Receiver
     from receiver.deliveries.attempt import Context
     from receiver.deliveries.fetch import Fetched
     from receiver.deliveries.handler_settings import read_settings
+    from receiver.deliveries.registry import Dead, Retry, Skip, on
     from receiver.deliveries.responses import expect
     from receiver.deliveries.template import Template, cut
+    from receiver.model.values import Event, Output, Prediction, Stored
+    from receiver.mounting import mount
     from receiver.settings import Secret
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncReceiver",
+    "ClientError",
     "Context",
     "Dead",
     "Event",
     "Fetched",
     "Output",
     "Prediction",
+    "Receiver",
     "Retry",
     "Secret",
     "Skip",
@@ -33,26 +37,40 @@ __all__ = [
     "create_app",
     "cut",
     "expect",
+    "mount",
     "on",
     "read_settings",
 ]
 
 _LATE = {
+    "AsyncReceiver": "receiver.client",
+    "ClientError": "receiver.client",
     "Context": "receiver.deliveries.attempt",
+    "Dead": "receiver.deliveries.registry",
+    "Event": "receiver.model.values",
     "Fetched": "receiver.deliveries.fetch",
+    "Output": "receiver.model.values",
+    "Prediction": "receiver.model.values",
+    "Receiver": "receiver.client",
+    "Retry": "receiver.deliveries.registry",
     "Secret": "receiver.settings",
+    "Skip": "receiver.deliveries.registry",
+    "Stored": "receiver.model.values",
     "Template": "receiver.deliveries.template",
     "create_app": "receiver.app",
     "cut": "receiver.deliveries.template",
     "expect": "receiver.deliveries.responses",
+    "mount": "receiver.mounting",
+    "on": "receiver.deliveries.registry",
     "read_settings": "receiver.deliveries.handler_settings",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import the heavy names when they are first used: a client command needs none of them."""
+    """Import the names when they are first used: a client needs few of them."""
     if name not in _LATE:
         raise AttributeError(f"module 'receiver' has no attribute {name!r}")
     import importlib  # noqa: PLC0415 - see above
 
-    return getattr(importlib.import_module(_LATE[name]), name)
+    found = globals()[name] = getattr(importlib.import_module(_LATE[name]), name)
+    return found

@@ -17,9 +17,9 @@ from starlette.applications import Starlette
 
 from receiver.deliveries.facade import Deliveries
 from receiver.deliveries.registry import Handler, Registry, register
-from receiver.http.drain import Drained
 from receiver.http.facade import Http
 from receiver.http.front import Front
+from receiver.model.answers import Drained
 from receiver.model.errors import StoreUnusable
 from receiver.model.tasks import TaskSet, Wakeups
 from receiver.observability.clock import Clock, Watch, clocks

@@ -34,6 +34,8 @@ LONG = (
     "tests/http/test_openapi.py",
     "tests/cli/test_cli.py",
     "tests/cli/test_tail.py",
+    "tests/test_mounting.py",
+    "tests/test_typescript.py",
 )
 """Where tests take many seconds, most of which they wait."""
 

@@ -157,6 +157,12 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
         for name, more in [("oxen", {}), ("eachlabs", {}), ("fal", {"Meta": "meta"})]
     ),
     ("EACHLABS_CONFIRM", "providers.eachlabs.confirm", False, {"1": True, "0": False}),
+    (
+        "FORWARD_HOSTS",
+        "forward_hosts",
+        (),
+        {"Bot.example, [::1]:9,": ("bot.example", "[::1]:9"), "a:8443": ("a:8443",)},
+    ),
 ]
 
 
@@ -273,6 +279,10 @@ REFUSED: Final[dict[str, list[str]]] = {
     "OXEN_ALLOWED_SOURCES": [*NO_NETWORKS, "meta", "none"],
     "EACHLABS_ALLOWED_SOURCES": [*NO_NETWORKS, "meta", "none"],
     "FAL_ALLOWED_SOURCES": [*NO_NETWORKS, "meta, ::1", "none"],
+    "FORWARD_HOSTS": [
+        *("https://bot.example", "bot.example/x", "me@bot.example", "*.bot.example", "b:x", "b:0"),
+        *("b\\x", "b x", "bü", "[::1", ",", ":80"),
+    ],
     "OTEL_EXPORTER_OTLP_ENDPOINT": ["collector", "collector:4318", "ftp://collector"],
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": ["collector:4318"],
 }

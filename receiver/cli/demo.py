@@ -36,10 +36,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.app import create_app
+from receiver.cli.client import Client
 from receiver.cli.emulating import emulated, environment, served
 from receiver.cli.init import next_commands
 from receiver.cli.output import program
-from receiver.client import Client
 from receiver.http.listening import listening, url_of
 from receiver.model.text import spelled
 from receiver.observability import logging as logs

@@ -19,9 +19,9 @@ import typer
 from starlette.applications import Starlette
 
 from receiver.app import create_app, migrate
+from receiver.cli.client import Client
 from receiver.cli.emulating import emulated, environment
 from receiver.cli.output import program
-from receiver.client import Client
 from receiver.deliveries.registry import Registry, load, loaded_files, reload
 from receiver.http.listening import listening, url_of
 from receiver.http.server import Server

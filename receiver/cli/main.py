@@ -20,7 +20,7 @@ from receiver.model.errors import HandlerError, ReceiverError, SettingsError
 from receiver.model.text import spelled
 
 if TYPE_CHECKING:
-    from receiver.client import Client
+    from receiver.cli.client import Client
     from receiver.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -695,7 +695,7 @@ def _hint() -> str:
 @contextmanager
 def _client() -> Iterator[Client]:
     """Give a client of the receiver that runs; what it refuses ends the command."""
-    from receiver.client import Client
+    from receiver.cli.client import Client
 
     with _failing(), closing(Client(os.environ)) as client:
         yield client

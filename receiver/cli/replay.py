@@ -12,8 +12,8 @@ from typing import Any, Final
 import typer
 from rich.progress import Progress
 
+from receiver.cli.client import Client
 from receiver.cli.output import say
-from receiver.client import Client
 from receiver.model.errors import ReceiverError
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}

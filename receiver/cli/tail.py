@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-import httpx
 import msgspec
-from httpx_sse import EventSource, SSEError
 from rich.console import Console
 from rich.text import Text
 
+from receiver.cli.client import Client, ClientError
 from receiver.cli.output import shown
-from receiver.client import Client, ClientError
 
 _COLOURS: Final = {
     "succeeded": "green",
@@ -22,50 +19,24 @@ _COLOURS: Final = {
     "unconfirmed": "magenta",
     "processing": "cyan",
 }
-_FIRST_WAIT: Final = 0.5
-_LONGEST_WAIT: Final = 10.0
-_PATIENCE: Final = 45.0
-"""Seconds without a byte after which a stream is dead: keep-alives come every 15."""
 
 
 def follow(
-    client: Client,
-    params: Mapping[str, str],
-    after: str | None,
-    notice: Callable[[str], None],
-    sleep: Callable[[float], None] = time.sleep,
+    client: Client, params: Mapping[str, str], after: str | None, notice: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
     """Return every message from a place on, with its place as `seq`; make lost connections again.
 
     Raises ClientError where the receiver refuses for good. `notice` hears of losses.
     """
-    wait = _FIRST_WAIT
-    while True:
-        headers = {} if after is None else {"Last-Event-ID": after}
-        try:
-            with client.stream("/v1/events/stream", params, headers, _PATIENCE) as response:
-                after = after or response.headers.get("last-event-id")
-                for event in EventSource(response).iter_sse():
-                    wait = _FIRST_WAIT
-                    if not event.data:
-                        continue
-                    after = event.id
-                    if event.event == "stream.open":
-                        continue
-                    yield {"seq": int(event.id), "event": event.event, **_content(event.data)}
-            reason = "the receiver ended the stream"
-        except (httpx.HTTPError, SSEError) as error:
-            reason = f"{type(error).__name__}: {error}"
-        notice(f"{reason}; again in {wait:g} s")
-        sleep(wait)
-        wait = min(wait * 2, _LONGEST_WAIT)
+    for message in client.follow(params, after, notice):
+        yield {"seq": message.seq, "event": message.type, **_content(message.body)}
 
 
-def _content(data: str) -> dict[str, Any]:
+def _content(body: bytes) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(data, type=dict[str, Any])
+        return msgspec.json.decode(body, type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise ClientError("what answers is no receiver") from error
+        raise ClientError("no-receiver", "what answers is no receiver") from error
 
 
 def show(console: Console, message: Mapping[str, Any]) -> None:

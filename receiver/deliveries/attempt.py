@@ -125,6 +125,9 @@ class Context:
         Its headers, cookies and settings are this attempt's own; its connections are shared, and
         stay open when it is closed.
         """
+        self.guarded = _lent(tools.results)
+        """The same for addresses that others chose: it connects to public ones only."""
+        self.guarded.follow_redirects = False
         self.noted = ""
         self._noted_metadata: dict[str, Any] = {}
         self._claim = claim

@@ -17,7 +17,9 @@ from receiver.deliveries.breaker import BreakerPolicy
 from receiver.deliveries.fetch import guarded_client
 from receiver.deliveries.registry import Registry
 from receiver.deliveries.replay import Replayer
+from receiver.deliveries.reply_to import check_reply_to
 from receiver.deliveries.worker import Worker
+from receiver.model.errors import Problem
 from receiver.model.retry import Policy
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Client
@@ -47,6 +49,8 @@ class Deliveries:
         self._store = store
         self._runtime = runtime
         self.registry = registry
+        self._hosts = settings.forward_hosts
+        self._allow_private = settings.allow_private_fetch
         world = http or outward(settings.proxies)
         self._http = Client(runtime.tracing, tells=True, transport=world, timeout=30.0)
         self._results = guarded_client(allow_private=settings.allow_private_fetch, instead=results)
@@ -96,6 +100,12 @@ class Deliveries:
         """Close the connections of handlers, as the last of all."""
         for client in (self._results, self._http):
             await client.aclose()
+
+    async def check_reply_to(self, url: str) -> None:
+        """Raise a Problem unless an event may be sent there, and there is a handler that does."""
+        if not any(handler.reply_to for handler in self.registry.handlers.values()):
+            raise Problem(403, "reply-to-refused", "reply_to: no handler here takes it")
+        await check_reply_to(url, self._hosts, allow_private=self._allow_private)
 
     async def replay(self, prediction_id: str) -> ReplayResult:
         """Redeliver a prediction's event to all handlers that match it now."""

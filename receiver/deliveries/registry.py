@@ -115,9 +115,16 @@ class Handler:
     """Handlers whose deliveries of the same event are to end first, however they end."""
     provider_glob: str = "*"
     """What `provider` was made of."""
+    reply_to: re.Pattern[str] | None = None
+    """Where it is given: only predictions that were submitted with such a `reply_to`."""
 
     def refuses(
-        self, event_type: str, provider: str, model: str, metadata: Mapping[str, Any]
+        self,
+        event_type: str,
+        provider: str,
+        model: str,
+        metadata: Mapping[str, Any],
+        reply_to: str | None = None,
     ) -> str | None:
         """Return why this handler does not want an event; None: it does."""
         if event_type not in self.types:
@@ -129,6 +136,8 @@ class Handler:
         for key, pattern in self.metadata.items():
             if key not in metadata or not pattern.match(plain(metadata[key])):
                 return f"metadata {key} is {metadata.get(key)!r}"
+        if self.reply_to and not (reply_to and self.reply_to.match(reply_to)):
+            return f"reply_to is {reply_to!r}"
         return None
 
 
@@ -184,11 +193,16 @@ class Registry:
         return found
 
     def explain(
-        self, event_type: str, provider: str, model: str, metadata: Mapping[str, Any]
+        self,
+        event_type: str,
+        provider: str,
+        model: str,
+        metadata: Mapping[str, Any],
+        reply_to: str | None,
     ) -> list[Explained]:
         """Say of every handler whether it wants such an event, and if not, why."""
         refusals = {
-            name: handler.refuses(event_type, provider, model, metadata)
+            name: handler.refuses(event_type, provider, model, metadata, reply_to)
             for name, handler in self.handlers.items()
         }
         waiting = self.waiting([name for name, refusal in refusals.items() if refusal is None])
@@ -230,17 +244,22 @@ class Registry:
         metadata: dict[str, Any] = {}
         if any(handler.metadata for handler in self.handlers.values()):
             metadata = msgspec.json.decode(known.metadata)
-        names = self.wanting(event_type, known.provider, known.model, metadata)
+        names = self.wanting(event_type, known.provider, known.model, metadata, known.reply_to)
         return Recipients(tuple(names), self.waiting(names))
 
     def wanting(
-        self, event_type: str, provider: str, model: str, metadata: Mapping[str, Any]
+        self,
+        event_type: str,
+        provider: str,
+        model: str,
+        metadata: Mapping[str, Any],
+        reply_to: str | None = None,
     ) -> list[str]:
         """Return the handlers that want such an event, in the order of their registration."""
         return [
             name
             for name, handler in self.handlers.items()
-            if handler.refuses(event_type, provider, model, metadata) is None
+            if handler.refuses(event_type, provider, model, metadata, reply_to) is None
         ]
 
 
@@ -258,6 +277,7 @@ def on(
     timeout: float = 60.0,
     concurrency: int = 16,
     after: str | Sequence[str] = (),
+    reply_to: str | None = None,
     **unknown: object,
 ) -> Callable[[F], F]:
     """Register a function for the terminal events of predictions.
@@ -265,7 +285,8 @@ def on(
     `types` are succeeded, failed, canceled or * (none given: *); `provider`, `model` and the values
     of `metadata` are shell globs. `timeout` is seconds per attempt, `concurrency` attempts at once.
     `after` names handlers that are to be through with the same event first, if they want it too;
-    however they end, and for a day at most.
+    however they end, and for a day at most. With `reply_to`, a glob too, it gets only the events of
+    predictions that were submitted with such an address to reply to.
     The function takes the event, or the event and a Context, and stays callable as it was.
     Raises HandlerError with file and line for anything unknown or unfit.
     """
@@ -286,6 +307,7 @@ def on(
             timeout=timeout,
             concurrency=concurrency,
             after=after,
+            reply_to=reply_to,
             unknown=unknown,
         )
         registered.append(handler)
@@ -343,6 +365,7 @@ def _checked(function: Callable[..., Any], place: str, given: Mapping[str, Any])
         takes_context=takes_context,
         after=_after(given["after"]),
         provider_glob=given["provider"],
+        reply_to=None if given["reply_to"] is None else _glob("reply_to", given["reply_to"]),
     )
 
 

@@ -17,21 +17,14 @@ import msgspec
 import structlog
 
 from receiver.deliveries.registry import Registry
+from receiver.model.answers import Replay, Selection
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import new_id
 from receiver.model.tasks import repeat
 from receiver.model.values import Recipients, plain
 from receiver.observability.runtime import Runtime
 from receiver.store.inbox import CurrentState
-from receiver.store.replays import (
-    Candidate,
-    CountedReplay,
-    Replay,
-    Replays,
-    ReplayStep,
-    RunningReplay,
-    Selection,
-)
+from receiver.store.replays import Candidate, CountedReplay, Replays, ReplayStep, RunningReplay
 
 log = structlog.get_logger("receiver")
 

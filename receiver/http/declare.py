@@ -54,6 +54,9 @@ HandlerName = Annotated[
     str, Meta(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=300, examples=["save"])
 ]
 ProviderName = Annotated[str, Meta(extra_json_schema={"enum": list(NAMES)})]
+ReplyTo = Annotated[
+    str, Meta(pattern="^https?://[!-~]+$", max_length=2000, examples=["https://bot.example/done"])
+]
 PageSize = Annotated[int, Meta(ge=1, le=100)]
 Position = Annotated[str, Meta(pattern="^[0-9]{1,18}$", examples=["1207"])]
 """A position in a sequence, as it was given out before."""

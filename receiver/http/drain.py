@@ -5,23 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-import msgspec
-
 from receiver.deliveries.worker import Worker
+from receiver.model.answers import Drained
 from receiver.predictions.facade import Predictions
 
 _OVERTIME: Final = 5.0
 """Seconds beyond its time in which a drain's last attempts may be cancelled and settled."""
-
-
-class Drained(msgspec.Struct, frozen=True):
-    """What a drain has done: attempts ended, submits and looks at providers begun."""
-
-    deliveries: int
-    submits: int
-    polls: int
-    more: bool
-    """The time was over before there was nothing left to do."""
 
 
 class Drain:

@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver.deliveries.registry import Registry
+from receiver.http.access_logs import guard_access_logs, hide_token
 from receiver.http.declare import endpoints
 from receiver.http.facade import ALWAYS, GROUPS, Http
 from receiver.http.problems import ERROR_HANDLERS
@@ -74,6 +75,7 @@ class Front:
         self.app.router.redirect_slashes = False
         self.app.state.release = self._release
         self.app.state.exchange = self._exchange_handlers
+        guard_access_logs()
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -138,7 +140,8 @@ class Front:
         self.app.router.routes[:] = [*routes, *others]
         self._routes, self.wrap = routes, wrap
 
-    async def _refuse(self, _: Request) -> NoReturn:
+    async def _refuse(self, request: Request) -> NoReturn:
+        hide_token(request.scope)
         if self._told != self._why:
             self._told = self._why
             log.error("receiver.unstarted", reason=self._why)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final, NoReturn, Protocol
 
 import msgspec
 import structlog
 
+from receiver.model.answers import Change, Gap, Moved
 from receiver.model.errors import Problem
 from receiver.model.states import TERMINAL
 from receiver.model.tasks import Wakeups, repeat
@@ -37,31 +37,6 @@ _NAP: Final = 0.25
 """Seconds between two looks that nobody asked for: other processes move predictions too."""
 
 
-class Moved(msgspec.Struct, frozen=True, kw_only=True):
-    """What a move says of its prediction."""
-
-    id: str
-    provider: str
-    model: str
-    status: Status
-    metadata: dict[str, Any]
-
-
-class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """A move that is not the end, as readers are told of it."""
-
-    type: str
-    time: datetime
-    prediction: Moved
-
-
-class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """Between these places the journal is not there any more, or is another: ask the lists."""
-
-    after: int
-    until: int
-
-
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
     """Begins every stream, so that a reader who has heard nothing yet has a place to go on from."""
 
@@ -75,10 +50,12 @@ class StreamFilter(msgspec.Struct, frozen=True, kw_only=True):
     providers: frozenset[str] = frozenset()
     metadata: Mapping[str, str] = {}
     """As `@on` compares it: text as it is, other JSON as it is written."""
+    prediction: str | None = None
 
     def __contains__(self, move: StatusChange) -> bool:
         return (
-            (not self.statuses or move.status in self.statuses)
+            (self.prediction is None or move.prediction_id == self.prediction)
+            and (not self.statuses or move.status in self.statuses)
             and (not self.providers or move.provider in self.providers)
             and all(
                 name in move.metadata and plain(move.metadata[name]) == value

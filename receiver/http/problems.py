@@ -24,6 +24,7 @@ def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = N
 _TITLES: Final = {
     400: "Bad Request",
     401: "Unauthorized",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
@@ -44,6 +45,7 @@ PROBLEMS: Final = {
     "invalid-json": (400, "the body is not JSON"),
     "unauthorized": (401, "no key was sent, or none of RECEIVER_API_KEYS"),
     "unproved": (401, "it was not shown that the provider sent this; why is in the log"),
+    "reply-to-refused": (403, "reply_to is not at one of FORWARD_HOSTS, or not public"),
     "not-found": (404, "there is no such thing"),
     "no-model-details": (404, "the provider does not describe this model"),
     "method-not-allowed": (405, "the path has other methods; Allow names them"),

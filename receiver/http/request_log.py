@@ -15,6 +15,7 @@ from typing import Any, Final
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from receiver.http.access_logs import hide_token
 from receiver.http.proxies import client_of
 from receiver.observability.events import Telemetry
 
@@ -26,7 +27,6 @@ _KINDS: Final = {"pred": "prediction", "evt": "event_id", "dlv": "delivery"}
 _LONGEST_METHOD: Final = 16
 IS_GONE: Final = "receiver.is_gone"
 """An extension of ASGI's scope by our own server: whether what is sent reaches nobody any more."""
-_TOKEN: Final = re.compile(r"(/webhooks/[^/]*/).+", re.DOTALL)
 
 
 def about(scope: Scope, **fields: Any) -> None:
@@ -61,7 +61,7 @@ class Requests:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
             exchange.status = exchange.status or 500  # as it will be answered
-            _hide_token(scope)
+            hide_token(scope)
             raise
         finally:
             self._tell(scope, exchange, time.perf_counter() - began)
@@ -118,7 +118,7 @@ class _Exchange:
         """Send, and count what was not dropped."""
         begins = message["type"] == "http.response.start"
         if begins:
-            _hide_token(self._scope)
+            hide_token(self._scope)
             # Made anew, as some answers are made once for all requests.
             headers = [*message.get("headers", ()), (b"x-request-id", self._name)]
             if self.received is None and _expects(self._scope["headers"]):
@@ -137,15 +137,6 @@ class _Exchange:
 
 def _expects(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return any(name == b"expect" for name, _ in headers)
-
-
-def _hide_token(scope: Scope) -> None:
-    """Take a callback's token out of the path, which other servers write into their access logs."""
-    if "/webhooks/" not in scope["path"]:
-        return
-    scope["path"] = _TOKEN.sub(r"\1...", scope["path"])
-    if raw := scope.get("raw_path"):
-        scope["raw_path"] = _TOKEN.sub(r"\1...", raw.decode("latin-1")).encode("latin-1")
 
 
 def _id(text: str) -> dict[str, str]:

@@ -131,6 +131,8 @@ class Prediction(Value, frozen=True, kw_only=True):
     completed_at: datetime | None = None
     erased_at: datetime | None = None
     """When its content was erased: what is left are its names, its status and its times."""
+    reply_to: str | None = None
+    """Where its submit wants the event sent."""
 
     @property
     def flagged(self) -> str:

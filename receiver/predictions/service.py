@@ -64,6 +64,7 @@ class PredictionService:
         mode: Mode = "queue",
         parent_id: str | None = None,
         idempotency_key: str | None = None,
+        reply_to: str | None = None,
     ) -> Prediction:
         """Store a prediction and submit it, or leave it `queued` if there is no room.
 
@@ -81,9 +82,10 @@ class PredictionService:
             metadata=metadata or {},
             parent_id=parent_id,
             idempotency_key=idempotency_key,
-            fingerprint=fingerprint(provider, model, input, metadata or {}, mode),
+            fingerprint=fingerprint(provider, model, input, metadata or {}, mode, reply_to),
             created_at=now,
             trace=self._tracing.current(),
+            reply_to=reply_to,
         )
         created = await self._store.predictions.create(new)
         if created.fingerprint is None and parent_id is None:
@@ -218,7 +220,9 @@ def fingerprint(
     input: dict[str, Any],
     metadata: dict[str, Any],
     mode: str,
+    reply_to: str | None,
 ) -> str:
     """Digest what a submit means, whatever the order and spacing of its JSON."""
-    text = msgspec.json.encode([provider, model, input, metadata, mode], order="deterministic")
+    meant = [provider, model, input, metadata, mode, reply_to]
+    text = msgspec.json.encode(meant, order="deterministic")
     return hashlib.sha256(text).hexdigest()

@@ -265,6 +265,13 @@ class Settings:
         "machine is always asked without a proxy, and so are results",
         shown="none",
     )
+    forward_hosts: tuple[str, ...] = setting(
+        "FORWARD_HOSTS",
+        parse.hosts,
+        (),
+        "hosts (or `host:port`) that a submit's `reply_to` may name, by comma; `forward` sends the "
+        "event there, signed with `FORWARD_SECRET`, with retries and dead letters",
+    )
     metrics_folder: str | None = setting(
         "PROMETHEUS_MULTIPROC_DIR",
         parse.writable_folder,

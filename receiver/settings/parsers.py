@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -22,6 +23,22 @@ LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1"))
 
 def texts(text: str) -> tuple[str, ...]:
     return tuple(part for part in map(clean, text.split(",")) if part)
+
+
+def hosts(text: str) -> tuple[str, ...]:
+    found = tuple(part.lower() for part in texts(text))
+    if not found or not all(map(_is_host, found)):
+        raise ValueError("must be hosts by comma, as in bot.example or bot.example:8443")
+    return found
+
+
+def _is_host(text: str) -> bool:
+    try:
+        parts = urlsplit(f"//{text}")
+        sendable = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return sendable and parts.netloc == text and not re.search(r"[^!-~]|[@*\\]", text)
 
 
 def secrets(text: str) -> tuple[Secret, ...]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from receiver.model.answers import AttemptRecord, Delivery, Page
 from receiver.model.errors import Unreadable
 from receiver.model.ids import delivery_id
-from receiver.model.retry import Decision, FailureKind
+from receiver.model.retry import Decision
 from receiver.model.tolerant import read_json
-from receiver.model.values import Event, Recipients, Value, utc
+from receiver.model.values import Event, Recipients, utc
 from receiver.store.backlog import BacklogReader
 from receiver.store.engine import Engine
 from receiver.store.inbox import CurrentState, current_states, waiting_row
-from receiver.store.paging import Moment, Page, listed, page_of, rfc3339
+from receiver.store.paging import listed, page_of, rfc3339
 from receiver.store.predictions import Annotation, add, prediction_of
 from receiver.store.statement import News, Row, Run, Statements, Steps, Write, in_order, short
 
@@ -95,41 +96,6 @@ class Released(msgspec.Struct, frozen=True):
     """All that are pending again."""
     lost: list[LostAttempt]
     """Those of them whose attempt counts, as stops have cut them short too often."""
-
-
-class AttemptRecord(Value, frozen=True, kw_only=True):
-    """One run of a handler for a delivery."""
-
-    number: int
-    """Counts every attempt at this delivery, replays included."""
-    started_at: Moment
-    ended_at: Moment
-    result: FailureKind | Literal["done"]
-    reason: str
-    note: str
-    """What the handler wanted kept of the attempt."""
-
-
-class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """A delivery as operators see it."""
-
-    id: str
-    event_id: str
-    prediction_id: str
-    handler: str
-    state: Literal["pending", "running", "done", "skipped", "dead"]
-    attempts: int
-    """Of this round."""
-    round: int
-    """How often it was replayed."""
-    replay_id: str | None
-    """The bulk replay that redelivered it last; None: none did, or a replay of one."""
-    reason: str
-    created_at: Moment
-    due_at: Moment | None
-    """When it falls due."""
-    ended_at: Moment | None
-    history: list[AttemptRecord] = []
 
 
 class ReplayResult(msgspec.Struct, frozen=True):

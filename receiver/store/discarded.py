@@ -9,17 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from heapq import merge
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from receiver.model.answers import DiscardedItem, Kind, Page
 from receiver.store.engine import Engine
-from receiver.store.paging import Page, rfc3339
+from receiver.store.paging import rfc3339
 from receiver.store.statement import Listing, Row, Run, Statements, Steps
 
 sql: Final = Statements("discarded")
 
-Kind: TypeAlias = Literal["duplicate", "late", "unknown", "rejected", "unmatched"]
 KINDS: Final[tuple[Kind, ...]] = ("duplicate", "late", "unknown", "rejected", "unmatched")
 OTHER: Final = "other"
 """The source under which all are counted that have no count of their own."""
@@ -27,24 +27,6 @@ MOST_REJECTIONS: Final = 1000
 """The most counts that are kept by source; the rest is counted as `other`."""
 _MEMORY: Final = 30 * 86400.0
 """Seconds after which a count that has not moved is forgotten."""
-
-
-class DiscardedItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that reached no handler, as operators see it."""
-
-    kind: Kind
-    reason: str
-    provider: str | None
-    channel: str | None
-    """None for rejected callbacks, and for ends by our own verdict."""
-    source: str | None
-    """Only of rejected callbacks: the address they came from."""
-    prediction_id: str | None
-    event_id: str | None
-    times: int
-    first_at: str
-    """Of repeats: when those bytes came for the first time."""
-    last_at: str
 
 
 class Rejection(msgspec.Struct, frozen=True):

@@ -44,6 +44,7 @@ class CurrentState(msgspec.Struct, frozen=True):
     """It was erased: no content of it is kept any more."""
     submitted_at: float | None = None
     trace: str | None = None
+    reply_to: str | None = None
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +120,7 @@ def current_states(ids: Iterable[str]) -> Steps[dict[str, CurrentState]]:
             erased=bool(row["erased"]),
             submitted_at=row["submitted_at"],
             trace=row["trace"],
+            reply_to=row["reply_to"],
         )
         for row in found
     }

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Final, Generic, TypeVar
+from typing import Final, TypeVar
 
-import msgspec
-
+from receiver.model.answers import Page
 from receiver.model.states import TERMINAL
 from receiver.model.values import Status, utc
 from receiver.store.engine import Engine
 from receiver.store.statement import Listing, Row
 
 T = TypeVar("T")
-
-
-Moment = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
-"""RFC 3339 in UTC."""
-
-
-class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
-    """A page of a list, newest first."""
-
-    data: list[T]
-    next_cursor: str | None
-    """Give it as `cursor` for the next page; None: this was the last."""
 
 
 # Where few rows among many are wanted, the clause repeats the condition of a partial index.

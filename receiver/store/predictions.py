@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from receiver.model.answers import Page
 from receiver.model.values import (
     Channel,
     Error,
@@ -22,7 +23,7 @@ from receiver.model.values import (
 )
 from receiver.store.engine import Engine
 from receiver.store.limits import count_requests, hold_limits, room_for
-from receiver.store.paging import Page, listed, page_of
+from receiver.store.paging import listed, page_of
 from receiver.store.statement import Row, Run, Statements, Steps, in_order, short, text
 
 sql: Final = Statements("predictions")
@@ -44,6 +45,7 @@ class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     trace: str | None = None
     """The W3C traceparent of the span that submits it, where there is one."""
+    reply_to: str | None = None
 
 
 class CreateResult(msgspec.Struct, frozen=True):
@@ -312,6 +314,7 @@ def prediction_of(row: Row) -> Prediction:
         submitted_at=_time(row["submitted_at"]),
         completed_at=_time(row["completed_at"]),
         erased_at=_time(row["erased_at"]),
+        reply_to=row["reply_to"],
     )
 
 

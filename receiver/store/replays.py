@@ -8,16 +8,15 @@ any process can go on after another has died.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 import msgspec
-from msgspec import Meta
 
+from receiver.model.answers import Page, Replay, Selection
 from receiver.store.deliveries import Choose, redeliver
 from receiver.store.engine import Engine
 from receiver.store.inbox import CurrentState
-from receiver.store.paging import Page, page_of, rfc3339
+from receiver.store.paging import page_of, rfc3339
 from receiver.store.statement import Row, Run, Statements, Steps, run_each
 
 sql: Final = Statements("replays")
@@ -26,42 +25,6 @@ MOST_KEPT: Final = 1000
 """Replays that are remembered, besides those under way."""
 _WINDOW: Final = 20_000
 """The most events that one look passes over: it must be short where few are wanted."""
-
-Time: TypeAlias = Annotated[datetime, Meta(tz=True)]
-_Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=300)]
-_Glob: TypeAlias = Annotated[str, Meta(max_length=300)]
-
-
-class Selection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which deliveries are wanted; a field that is not given matches all."""
-
-    since: Time | None = None
-    until: Time | None = None
-    """The time of the event, from the first up to before the second."""
-    provider: _Text | None = None
-    model: _Text | None = None
-    """A shell glob."""
-    handler: _Text | None = None
-    """Only its deliveries; without a state also those of events it has never had."""
-    state: Literal["done", "skipped", "dead"] | None = None
-    """Only deliveries that there are, and that ended so."""
-    metadata: Annotated[dict[_Text, _Glob], Meta(min_length=1, max_length=20)] | None = None
-    """Shell globs, by the name of the value."""
-
-
-class Replay(msgspec.Struct, frozen=True, kw_only=True):
-    """One replay, as operators see it."""
-
-    id: str
-    state: Literal["counted", "running", "done", "canceled"]
-    events: int
-    matched: int
-    """Deliveries that would have been redelivered when it was counted, and their events."""
-    replayed: int
-    """Deliveries that it has redelivered so far."""
-    wanted: dict[str, Any]
-    created_at: str
-    ended_at: str | None
 
 
 class CountedReplay(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,6 +199,7 @@ def _known(row: Row) -> CurrentState:
         status=row["status"],
         provider_id=None,
         metadata=row["metadata"],
+        reply_to=row["reply_to"],
     )
 
 

@@ -21,6 +21,7 @@ def make_event(
     output: Sequence[str | Output] = ("https://cdn.example/a.png",),
     error: tuple[ErrorCode, str] = ("provider_error", "model timed out"),
     raw: Any = None,
+    reply_to: str | None = None,
 ) -> Event:
     """Make the event of a prediction that has ended; texts in `output` are URLs."""
     prediction_id = new_id("pred", NOW)
@@ -48,6 +49,7 @@ def make_event(
             created_at=utc(NOW - 10),
             submitted_at=utc(NOW - 9),
             completed_at=utc(NOW),
+            reply_to=reply_to,
         ),
     )
 

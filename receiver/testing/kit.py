@@ -24,10 +24,10 @@ from receiver.app import create_app
 from receiver.deliveries.registry import Handler, handlers_of, load
 from receiver.emulator.inprocess import EmulatedProviders
 from receiver.emulator.ledger import Prediction as Emulated
+from receiver.model.answers import Delivery
 from receiver.model.states import TERMINAL
 from receiver.model.values import Event, Prediction
 from receiver.settings import Settings
-from receiver.store.deliveries import Delivery
 from receiver.testing.edge import Answer, answers, finds
 from receiver.testing.providers import SETTINGS, ending_of, refusals_of
 
@@ -261,6 +261,7 @@ class Kit:
             "model": prediction.model,
             "input": prediction.input,
             "metadata": prediction.metadata,
+            "reply_to": prediction.reply_to,
         }
         found = msgspec.json.decode(
             await self._call("POST", "/v1/predictions", content=msgspec.json.encode(body)),

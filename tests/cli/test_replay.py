@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import typer
 
+from receiver.cli.client import Client, ClientError
 from receiver.cli.replay import moment, replay
-from receiver.client import Client, ClientError
 from receiver.model.errors import ReceiverError
 
 NOW = 1_750_000_000.0
@@ -117,9 +117,9 @@ def test_an_interrupt_may_leave_it_at_work(terminal: Sit, capsys: Captured) -> N
 
 
 def test_an_interrupt_may_come_too_late() -> None:
-    api = Api({}, RUNNING, ClientError("the replay has ended"), DONE)
+    api = Api({}, RUNNING, ClientError("replay-ended", "the replay has ended"), DONE)
     assert replay(api, WANTED, yes=True, sleep=interrupt)["state"] == "done"
-    api = Api({}, RUNNING, ClientError("nobody is there"), RUNNING)
+    api = Api({}, RUNNING, ClientError("unreachable", "nobody is there"), RUNNING)
     with pytest.raises(ClientError, match="nobody"):
         replay(api, WANTED, yes=True, sleep=interrupt)
 

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from rich.console import Console
 
+from receiver.cli.client import Client, ClientError
 from receiver.cli.tail import follow, show
-from receiver.client import Client, ClientError
 from receiver.emulator import settings_for
 from tests.cli.running import SECRET, environment, receiver
 from tests.cli.test_cli import start
@@ -62,7 +62,7 @@ def followed(script: Script, after: str | None = None) -> tuple[list[int], list[
     places: list[int] = []
     waits: list[float] = []
     notices: list[str] = []
-    messages = follow(Client(KEY, script), {}, after, notices.append, waits.append)
+    messages = follow(Client(KEY, script, waits.append), {}, after, notices.append)
     with suppress(RuntimeError):  # what a generator makes of the end of the script
         for message in messages:
             places.append(message["seq"])  # noqa: PERF401 - those before the end count

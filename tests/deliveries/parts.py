@@ -15,11 +15,11 @@ from receiver.deliveries.attempt import Tools
 from receiver.deliveries.breaker import BreakerPolicy
 from receiver.deliveries.registry import Registry, handlers_of
 from receiver.deliveries.worker import BREAKER, Timing, Worker
+from receiver.model.answers import Delivery
 from receiver.model.retry import Policy
 from receiver.model.tasks import Wakeups
 from receiver.model.values import Mode, Outcome, Output, Prediction, Recipients, Status, utc
 from receiver.observability.runtime import Runtime
-from receiver.store.deliveries import Delivery
 from receiver.store.facade import Store
 from receiver.store.inbox import IncomingOutcome, Transition, accept_outcome
 from receiver.store.postgres.engine import SCHEMA, PostgresStore

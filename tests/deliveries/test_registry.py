@@ -151,6 +151,18 @@ def test_a_handler_says_why_it_does_not_want_an_event(
     assert found.handlers["wanted"].refuses(*event) == reason
 
 
+def test_who_replies_wants_only_what_asks_for_it() -> None:
+    found = registry(reply_to="https://bot.example/*")
+    for url, wants in (
+        ("https://bot.example/a", True),
+        ("https://other.example/", False),
+        (None, False),
+    ):
+        wanted = found.wanting("prediction.failed", "fal", "m", {}, url)
+        assert bool(wanted) == wants
+    assert "reply_to is None" in str(found.explain("prediction.failed", "fal", "m", {}, None)[0])
+
+
 class Instance:
     async def __call__(self, event: Event) -> None:
         raise NotImplementedError

@@ -12,8 +12,8 @@ import pytest
 from receiver import Event, Output, Prediction, Stored, on
 from receiver.deliveries.registry import load
 from receiver.emulator import Rule
+from receiver.model.answers import Delivery
 from receiver.model.errors import HandlerError
-from receiver.store.deliveries import Delivery
 from receiver.testing import Kit, make_event, run
 from tests.handlers.parts import built_in
 

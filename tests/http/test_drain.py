@@ -21,7 +21,7 @@ import pytest
 from receiver import Context, Event, Retry, on
 from receiver.app import create_app, migrate, work
 from receiver.app import drain as drain_once
-from receiver.http.drain import Drained
+from receiver.model.answers import Drained
 from receiver.model.errors import StoreUnusable
 from receiver.settings import Settings
 from tests.cli.running import receiver

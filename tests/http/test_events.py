@@ -227,10 +227,20 @@ async def test_a_reader_says_what_it_wants(
         assert all(message["id"] <= last for message in found)
 
 
+async def test_a_reader_hears_of_one_prediction(start: Start) -> None:
+    async with start() as station:
+        await whole(station, "one")
+        two = await whole(station, "two")
+        async with listening(station, f"prediction={two}", after=0) as ear:
+            found = await ear.until(4)
+        assert {message["data"]["prediction"]["id"] for message in found} == {two}
+
+
 @pytest.mark.usefixtures("on_sqlite")
 @pytest.mark.parametrize(
     ("query", "after", "words"),
     [
+        ("prediction=one", None, "prediction must be like"),
         ("type=exploded", None, "type must be like"),
         ("type=failed%0A", None, "type"),
         ("kind=avatar", None, "`kind`"),

@@ -128,7 +128,7 @@ def test_the_command_shows_it_as_a_table(monkeypatch: pytest.MonkeyPatch) -> Non
         asked.append(path)
         return answer
 
-    monkeypatch.setattr("receiver.client.Client.get", get)
+    monkeypatch.setattr("receiver.cli.client.Client.get", get)
     result = CliRunner().invoke(main, ["explain", "evt_1", "--type", "succeeded"])
     assert result.exit_code == 0, result.output
     assert asked == ["/v1/predictions/evt_1/explain?type=succeeded"]

@@ -19,7 +19,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver import Dead, Event, on
-from receiver.client import Client
+from receiver.cli.client import Client
 from receiver.settings import Settings
 from tests.conftest import Disk, Logged, Start
 from tests.patience import PATIENCE
@@ -57,6 +57,7 @@ PREDICTION = {
     "submitted_at",
     "completed_at",
     "erased_at",
+    "reply_to",
 }
 ROUTES = [
     ("POST", "/v1/predictions"),

@@ -13,30 +13,35 @@ import msgspec
 from msgspec import Meta
 
 from receiver.http.declare import ProviderName
-from receiver.http.drain import Drained
-from receiver.http.live import Change, Moved, frame
+from receiver.http.live import frame
 from receiver.http.routes.deliveries import DeliveryRoutes
 from receiver.http.routes.discarded import DiscardedRoutes
 from receiver.http.routes.docs import DocsRoutes
 from receiver.http.routes.echo import EchoRoutes
 from receiver.http.routes.events import MEDIA_TYPE, EventRoutes
-from receiver.http.routes.handlers import HandlerRoutes, HandlerState
-from receiver.http.routes.health import AliveRoutes, Health, ReadyRoutes
+from receiver.http.routes.handlers import HandlerRoutes
+from receiver.http.routes.health import AliveRoutes, ReadyRoutes
 from receiver.http.routes.metrics import MetricsPage
-from receiver.http.routes.predictions import (
-    ExplainedHandler,
-    Explanation,
-    PredictionRoutes,
-    Redelivered,
-    Submission,
-)
+from receiver.http.routes.predictions import PredictionRoutes, Submission
 from receiver.http.routes.replays import ReplayRoutes
 from receiver.http.webhooks import Receipt
+from receiver.model.answers import (
+    AttemptRecord,
+    Change,
+    Delivery,
+    DiscardedItem,
+    Drained,
+    ExplainedHandler,
+    Explanation,
+    HandlerState,
+    Health,
+    Moved,
+    Redelivered,
+    Replay,
+    Selection,
+)
 from receiver.model.values import Channel, EventType, Output, Prediction, Status, utc
 from receiver.providers import NAMES
-from receiver.store.deliveries import AttemptRecord, Delivery
-from receiver.store.discarded import DiscardedItem
-from receiver.store.replays import Replay, Selection
 from tests.openapi.document import Answer, Content, Row
 
 # --- examples, by type ---
@@ -308,7 +313,8 @@ SENT: Final = tuple(
             Answer(503, "try again later, when Retry-After says so; any other answer does too"),
         ),
         detail="Sent by the built-in handler `forward` to FORWARD_URL, in the form that "
-        "FORWARD_FORMAT names, at least once, in no certain order.",
+        "FORWARD_FORMAT names, and in the first one to the `reply_to` of its submit; at least "
+        "once, in no certain order.",
         headers=OutgoingHeaders,
         body=(
             Content(StandardWebhook, StandardWebhook(type=_EVENT.type, timestamp=_AT, data=_DATA)),

@@ -24,7 +24,7 @@ from receiver.http.declare import (
     parameters_of,
 )
 from receiver.http.problems import PREFIX, PROBLEMS, ProblemDetails
-from receiver.store.paging import Page
+from receiver.model.answers import Page
 
 Json: TypeAlias = dict[str, Any]
 Groups: TypeAlias = Mapping[str, Sequence["Row"]]

@@ -11,7 +11,7 @@ from typing import Final
 import httpx
 import pytest
 
-from receiver.client import Client
+from receiver.cli.client import Client
 from receiver.model.errors import SettingsError
 from receiver.observability.metrics import Metrics
 from receiver.providers.egress import outward

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from receiver.model.answers import Selection
 from receiver.model.errors import StoreUnavailable
 from receiver.model.retry import DONE
 from receiver.model.values import Recipients
 from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
-from receiver.store.replays import CountedReplay, Replays, ReplayStep, Selection
+from receiver.store.replays import CountedReplay, Replays, ReplayStep
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.patience import PATIENCE
 from tests.store.parts import (

@@ -4,16 +4,10 @@ from typing import Any
 
 import pytest
 
+from receiver.model.answers import DiscardedItem
 from receiver.model.ids import event_id
 from receiver.model.values import Recipients
-from receiver.store.discarded import (
-    MOST_REJECTIONS,
-    OTHER,
-    BadCursor,
-    DiscardedItem,
-    DiscardedItems,
-    Rejection,
-)
+from receiver.store.discarded import MOST_REJECTIONS, OTHER, BadCursor, DiscardedItems, Rejection
 from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
 from tests.store.parts import NOW, Engine, arrival, ended, new, pred

@@ -66,6 +66,7 @@ async def filled(store: Store, *, ok: bool = True) -> None:
         "metadata": {"for": MARKER},
         "idempotency_key": "order-1",
         "fingerprint": f"digest of {MARKER}",
+        "reply_to": f"https://x.example/{MARKER}",
     }
     await store.predictions.create(new(1, **given))
     await store.predictions.begin_submits(slots())
@@ -120,6 +121,7 @@ async def test_nothing_of_the_content_is_left_and_the_skeleton_is(
         before,
         input={},
         metadata={},
+        reply_to=None,
         output=[] if ok else None,
         error=error,
         erased_at=after.erased_at,

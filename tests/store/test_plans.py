@@ -118,6 +118,7 @@ _PARAMS: Final[dict[str, Any]] = {
     "parent_id": pred(4),
     "fingerprint": None,
     "trace": None,
+    "reply_to": None,
     "status": "processing",
     "cursor": pred(21_000),
     "state": "dead",

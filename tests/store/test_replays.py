@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from receiver.model.answers import Selection
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE
 from receiver.model.values import Recipients
 from receiver.store import replays as module
 from receiver.store.facade import Store
 from receiver.store.inbox import CurrentState, accept_outcome
-from receiver.store.replays import CountedReplay, Replays, ReplayStep, ReplayStepResult, Selection
+from receiver.store.replays import CountedReplay, Replays, ReplayStep, ReplayStepResult
 from receiver.store.statement import Run, Statement
 from tests.store.parts import (
     GIVEN_UP,

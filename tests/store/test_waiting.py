@@ -5,10 +5,10 @@ from typing import Any, Final
 
 import pytest
 
+from receiver.model.answers import Delivery
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Decision
 from receiver.model.values import Recipients, Stored
-from receiver.store.deliveries import Delivery
 from receiver.store.facade import Store
 from receiver.store.predictions import Annotation
 from tests.store.parts import (

@@ -14,11 +14,11 @@ from receiver.http.declare import (
     get,
     post,
 )
-from receiver.http.drain import Drain, Drained
+from receiver.http.drain import Drain
+from receiver.model.answers import Delivery, Drained, Page
 from receiver.model.errors import Problem
 from receiver.observability.runtime import Runtime
-from receiver.store.deliveries import Delivery, DeliveryStore
-from receiver.store.paging import Page
+from receiver.store.deliveries import DeliveryStore
 
 _LONGEST_DRAIN: Final = 900
 """Seconds; serverless platforms end a request after so many at the latest."""

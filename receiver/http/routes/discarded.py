@@ -7,8 +7,8 @@ from typing import Annotated
 import msgspec
 
 from receiver.http.declare import PageSize, PredictionId, ProviderName, get
-from receiver.store.discarded import CURSOR, DiscardedItem, DiscardedItems, Kind
-from receiver.store.paging import Page
+from receiver.model.answers import DiscardedItem, Kind, Page
+from receiver.store.discarded import CURSOR, DiscardedItems
 
 
 class DiscardedQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,14 +10,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from receiver.http.declare import PageSize, Position, get
+from receiver.http.declare import PageSize, Position, PredictionId, get
 from receiver.http.live import PREFIX, LiveStream, StreamFilter
+from receiver.model.answers import Page
 from receiver.model.errors import StoreUnavailable
 from receiver.model.states import TERMINAL
 from receiver.model.values import Announcement, Status
 from receiver.providers import NAMES
 from receiver.store.changes import ChangeLog, StatusChange
-from receiver.store.paging import Page
 
 _MOST_LOOKED_AT: Final = 2000
 """Events that one request looks through; a page may hold fewer than were asked for."""
@@ -43,6 +43,12 @@ class StreamAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One or several by comma, with or without `prediction.` before them."""
     provider: Annotated[str, _list_of(NAMES)] | None = None
     """One or several by comma."""
+
+
+class LiveAsked(StreamAsked, frozen=True, forbid_unknown_fields=True):
+    """What to hear of, live."""
+
+    prediction: PredictionId | None = None
 
 
 class EventsAsked(StreamAsked, frozen=True, forbid_unknown_fields=True):
@@ -94,7 +100,7 @@ class EventRoutes:
         media_type=MEDIA_TYPE,
     )
     async def stream(
-        self, request: Request, query: StreamAsked, metadata: dict[str, str], headers: Resuming
+        self, request: Request, query: LiveAsked, metadata: dict[str, str], headers: Resuming
     ) -> Response:
         """Follow what happens, live: every event, and every other change of a status.
 
@@ -102,7 +108,7 @@ class EventRoutes:
         after it is not there any more, the first event is `stream.gap`. Then comes `stream.open`,
         whose `id` is where it begins.
         """
-        wanted = _wanted(query, metadata, _STATUSES)
+        wanted = _wanted(query, metadata, _STATUSES, query.prediction)
         if request.method == "HEAD":
             return Response(media_type=MEDIA_TYPE, headers=_HEADERS)
         begins = int(headers.last) if headers.last else await self._feed.now()
@@ -142,11 +148,15 @@ async def _frames(first: bytes, more: AsyncGenerator[bytes]) -> AsyncIterator[by
 
 
 def _wanted(
-    asked: StreamAsked, metadata: Mapping[str, str], statuses: Sequence[Status]
+    asked: StreamAsked,
+    metadata: Mapping[str, str],
+    statuses: Sequence[Status],
+    prediction: str | None = None,
 ) -> StreamFilter:
     types = (asked.type or "").replace(PREFIX, "")
     return StreamFilter(
         statuses=frozenset(types.split(",") if types else statuses),
         providers=frozenset(asked.provider.split(",") if asked.provider else ()),
         metadata=metadata,
+        prediction=prediction,
     )

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final
 
-import msgspec
 import structlog
 
 from receiver.deliveries.facade import Deliveries
 from receiver.http.body import Nothing
 from receiver.http.declare import HandlerName, get, post
+from receiver.model.answers import HandlerState, Page
 from receiver.model.errors import Problem
 from receiver.model.values import utc
 from receiver.observability.runtime import Runtime
 from receiver.store.breakers import BreakerState
 from receiver.store.facade import Store
-from receiver.store.paging import Page
 
 log = structlog.get_logger("receiver")
 
 _MISSING: Final = "no such handler; `receiver handlers` names them"
-
-
-class HandlerState(msgspec.Struct, frozen=True, kw_only=True):
-    """A handler as operators see it."""
-
-    name: str
-    state: Literal["running", "paused", "open", "probing"]
-    """`open`: its deliveries wait after a run of failures; `probing`: the next one is a probe."""
-    registered: bool
-    """False: it is no handler here any more, but has deliveries or is paused."""
-    pending: int
-    """Pending deliveries, up to 10,000."""
-    paused_at: datetime | None
-    open_until: datetime | None
-    reason: str
-    """Of the last failure, where it is `open` or `probing`."""
 
 
 class HandlerRoutes:

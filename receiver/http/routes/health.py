@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal
-
-import msgspec
 
 from receiver.http.declare import get
+from receiver.model.answers import Health
 from receiver.store.facade import Store
-
-
-class Health(msgspec.Struct, frozen=True):
-    """A good answer; any other is a problem."""
-
-    status: Literal["ok"] = "ok"
 
 
 class AliveRoutes:

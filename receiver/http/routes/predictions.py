@@ -22,10 +22,12 @@ from receiver.http.declare import (
     PredictionId,
     ProviderName,
     Reply,
+    ReplyTo,
     get,
     post,
 )
 from receiver.http.request_log import about
+from receiver.model.answers import ExplainedHandler, Explanation, Page, Redelivered
 from receiver.model.errors import Problem
 from receiver.model.states import TERMINAL
 from receiver.model.values import EventType, Mode, Prediction, Status
@@ -33,10 +35,8 @@ from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
 from receiver.predictions.service import PredictionService
 from receiver.store.breakers import BreakerState
-from receiver.store.deliveries import Delivery
 from receiver.store.erasure import Erased
 from receiver.store.facade import Store
-from receiver.store.paging import Page
 from receiver.store.predictions import PredictionFilter
 
 log = structlog.get_logger("receiver")
@@ -76,6 +76,8 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Yours, up to 256 KiB: it is kept, handlers can match on it, the provider never sees it."""
     mode: Mode = "queue"
     """`sync`: by the provider's blocking endpoint."""
+    reply_to: ReplyTo | None = None
+    """POST the event there too, signed; its host must be one of `FORWARD_HOSTS`."""
 
 
 class Waiting(msgspec.Struct, frozen=True, rename="pascal"):
@@ -119,39 +121,6 @@ class ExplanationAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """As if the prediction had ended so."""
 
 
-class ExplainedHandler(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of an event at one handler."""
-
-    handler: str
-    runs: bool
-    reason: str | None
-    """Why it does not run."""
-    after: tuple[str, ...]
-    """The handlers it waits for."""
-    held: Literal["paused", "open"] | None = None
-    """Why its deliveries wait now: by hand, or after a run of failures."""
-    delivery: Delivery | None
-    """What came of it, where the event goes to it."""
-
-
-class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Which handlers run for an event, and why the others do not."""
-
-    prediction: str
-    type: EventType
-    assumed: bool
-    """The prediction has not ended so: this is what would be."""
-    handlers: list[ExplainedHandler]
-
-
-class Redelivered(msgspec.Struct, frozen=True):
-    """What a replay redelivers."""
-
-    pending: int
-    """How many deliveries."""
-    handlers: tuple[str, ...]
-
-
 class PredictionRoutes:
     """The routes about predictions."""
 
@@ -176,6 +145,7 @@ class PredictionRoutes:
             "unsupported-input",
             "idempotency-conflict",
             "erased",
+            "reply-to-refused",
         ],
         sends=_SENT,
     )
@@ -196,6 +166,8 @@ class PredictionRoutes:
         self, request: Request, body: Submission, headers: Submitting, span: Span
     ) -> Reply[Prediction]:
         _check(body)
+        if body.reply_to is not None:
+            await self._deliveries.check_reply_to(body.reply_to)
         wait = prefer_wait(headers.prefer or "")
         prediction = await self._service.submit(
             body.provider,
@@ -204,6 +176,7 @@ class PredictionRoutes:
             metadata=body.metadata,
             mode=body.mode,
             idempotency_key=_key(headers.key),
+            reply_to=body.reply_to,
         )
         span.note(prediction=prediction.id)
         about(request.scope, prediction=prediction.id, provider=prediction.provider, **span.ids)
@@ -313,7 +286,11 @@ class PredictionRoutes:
                 delivery=deliveries.pop(explained.handler, None),
             )
             for explained in self._deliveries.registry.explain(
-                event_type, prediction.provider, prediction.model, prediction.metadata
+                event_type,
+                prediction.provider,
+                prediction.model,
+                prediction.metadata,
+                prediction.reply_to,
             )
         ]
         gone = [

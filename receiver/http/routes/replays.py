@@ -8,10 +8,10 @@ import msgspec
 
 from receiver.deliveries.replay import Replayer
 from receiver.http.declare import BODY_PROBLEMS, PageSize, ReplayId, Reply, get, post
+from receiver.model.answers import Page, Replay, Selection
 from receiver.model.errors import Problem
 from receiver.providers import NAMES
-from receiver.store.paging import Page
-from receiver.store.replays import Replay, Replays, Selection
+from receiver.store.replays import Replays
 
 _MISSING: Final = "no such replay"
 

@@ -21,6 +21,8 @@ CREATE TABLE predictions (
     idempotency_key  TEXT,
     fingerprint      TEXT,
     trace            TEXT,
+    -- Where the submit wants the event sent.
+    reply_to         TEXT,
     created_at       REAL NOT NULL,
     submitted_at     REAL,
     completed_at     REAL,

@@ -3,7 +3,7 @@
 -- fragment: prediction_columns
 p.id, p.provider, p.model, p.status, p.mode, p.input, p.metadata, p.provider_id, p.output,
     p.error_code, p.error_message, p.channel, p.parent_id, p.depth, p.created_at,
-    p.submitted_at, p.completed_at, p.erased_at
+    p.submitted_at, p.completed_at, p.erased_at, p.reply_to
 
 -- fragment: job_columns
 id, provider, model, mode, status, input, provider_id, links, submitted_at, cancel_requested,
@@ -18,10 +18,11 @@ error_message = CASE WHEN erased_at IS NULL THEN coalesce(:reason, error_message
 -- name: insert_prediction
 -- Make a prediction in status `queued`, unless its idempotency key is taken.
 INSERT INTO predictions (id, provider, model, mode, status, input, metadata, parent_id, depth,
-                         idempotency_key, fingerprint, created_at, due_at, trace)
+                         idempotency_key, fingerprint, created_at, due_at, trace, reply_to)
 VALUES (:id, :provider, :model, :mode, 'queued', :input, :metadata, :parent_id,
         coalesce((SELECT p.depth + 1 FROM predictions p WHERE p.id = :parent_id), 0),
-        :idempotency_key, :fingerprint, :created_at::float, :created_at::float, :trace)
+        :idempotency_key, :fingerprint, :created_at::float, :created_at::float, :trace,
+        :reply_to)
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id
 

@@ -36,8 +36,9 @@ SELECT coalesce((SELECT min(seq) FROM events), 1) - 1 AS first,
 -- name: select_candidates
 -- Read events that may be wanted, with the states of their deliveries.
 SELECT {gather:e.seq, e.type, e.prediction_id, e.provider, e.model, e.status, e.metadata,
-                d.handler, d.state}
-FROM (SELECT e.seq, e.type, e.prediction_id, p.provider, p.model, p.status, p.metadata
+                e.reply_to, d.handler, d.state}
+FROM (SELECT e.seq, e.type, e.prediction_id, p.provider, p.model, p.status, p.metadata,
+             p.reply_to
       FROM events e JOIN predictions p ON p.id = e.prediction_id
       {where} ORDER BY e.seq LIMIT :most::int) e
 LEFT JOIN deliveries d ON {of_one_event}

@@ -1,0 +1,106 @@
+"""The client of the command line: RECEIVER_URL and RECEIVER_API_KEY say where and who."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import httpx
+
+from receiver.client import ClientError, Message, Receiver
+from receiver.model.errors import SettingsError
+from receiver.settings import Caller
+from receiver.settings.development import find_api_key
+from receiver.settings.proxies import is_loopback
+from receiver.settings.tls import trusted
+
+__all__ = ["Client", "ClientError"]
+
+_NONE: Final = 0.0
+"""A command says at once that nobody answers."""
+
+
+class Client:
+    """Calls a running receiver; every method gives decoded JSON or raises ClientError.
+
+    To make one may raise SettingsError.
+    """
+
+    def __init__(
+        self,
+        env: Mapping[str, str],
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        caller = Caller.read(env)
+        self._way = caller.way
+        try:
+            host = httpx.URL(caller.url).host
+        except httpx.InvalidURL as error:
+            raise SettingsError([f"RECEIVER_URL: {error}"]) from error
+        key = caller.key.reveal() if caller.key else None
+        self._hint = "RECEIVER_API_KEY is none of its RECEIVER_API_KEYS"
+        if not key:
+            self._hint = (
+                "set RECEIVER_API_KEY; for one with --dev, be in its folder and environment"
+            )
+        if not key and is_loopback(host):
+            key = find_api_key(env)
+        self._receiver = Receiver(
+            caller.url,
+            key,
+            patience=_NONE,
+            transport=transport,
+            sleep=sleep,
+            verify=trusted(),
+            proxy=caller.proxy,
+            trust_env=False,
+        )
+
+    def get(self, path: str, headers: Mapping[str, str] | None = None) -> Any:
+        with self._hinting():
+            return self._receiver.call("GET", path, headers=headers)
+
+    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+        with self._hinting():
+            return self._receiver.call("POST", path, body, headers)
+
+    def follow(
+        self, params: Mapping[str, str], after: str | None, notice: Callable[[str], None]
+    ) -> Iterator[Message]:
+        """Return every message of the live stream, as `Receiver.changes` does."""
+        metadata = {name.partition(".")[2]: text for name, text in params.items() if "." in name}
+        with self._hinting():
+            yield from self._receiver.changes(
+                None if after is None else int(after),
+                type=params.get("type"),
+                provider=params.get("provider"),
+                metadata=metadata,
+                told=notice,
+            )
+
+    def close(self) -> None:
+        self._receiver.close()
+
+    @contextmanager
+    def _hinting(self) -> Iterator[None]:
+        """Say in an error what to do about it on a command line."""
+        try:
+            yield
+        except ClientError as error:
+            said = self._in_words(error)
+            if said is None:
+                raise
+            raise ClientError(error.type, said, status=error.status) from error
+
+    def _in_words(self, error: ClientError) -> str | None:
+        if error.type == "unreachable":
+            said = error.detail.removesuffix(")")
+            return f"{said}{self._way}): start one with `receiver serve`, or set RECEIVER_URL"
+        if error.status == httpx.codes.UNAUTHORIZED:
+            return f"{error.detail} ({self._hint})"
+        if error.type == "no-receiver" and " redirects to " in error.detail:
+            return f"{error.detail}, so set RECEIVER_URL"
+        return None

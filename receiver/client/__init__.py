@@ -1,0 +1,270 @@
+"""The client of a receiver: `Receiver` blocks, `AsyncReceiver` is awaited; both do the same.
+
+    with Receiver("https://hooks.example.org", key) as receiver:
+        prediction = receiver.submit("fal", "fal-ai/nano-banana", {"prompt": "a lighthouse"})
+        print(receiver.wait(prediction.id).output)
+
+It needs httpx and msgspec, nothing else of the receiver but its values.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, closing
+from typing import Any, Final, Self, TypeVar
+
+import httpx
+
+from receiver.client.files import file
+from receiver.client.follow import Message
+from receiver.client.operations import Operations
+from receiver.client.signatures import verify
+from receiver.client.steps import (
+    Answer,
+    ClientError,
+    Done,
+    Hear,
+    Listen,
+    Request,
+    Sleep,
+    Step,
+    Steps,
+    Tell,
+    after,
+    after_loss,
+)
+
+__all__ = ["AsyncReceiver", "ClientError", "Message", "Receiver", "file", "verify"]
+
+T = TypeVar("T")
+
+_HERE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_TIMEOUT: Final = 90.0
+"""Seconds; an answer may be asked to wait for 60."""
+
+
+class Receiver(Operations):
+    """A receiver that runs elsewhere; every call blocks. One may be shared by threads."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        patience: float = 60.0,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        **options: Any,
+    ) -> None:
+        """Make one; nothing is sent yet.
+
+        `key` is one of RECEIVER_API_KEYS. While the receiver is away or says "later" (429, 503), a
+        call is repeated where that is safe; its waits come to `patience` seconds at most.
+        `options` are httpx.Client's (`proxy`, `verify`, …). Raises ClientError.
+        """
+        self.url = url.rstrip("/")
+        self._patience = patience
+        self._sleep = sleep
+        self._http = httpx.Client(transport=transport, **_options(self.url, key, options))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    verify = staticmethod(verify)
+
+    def run(self, steps: Steps[T]) -> T:
+        """Take the steps of one call."""
+        with closing(_Wire(self._http, self._sleep)) as wire:
+            step = after(steps, None)
+            while not isinstance(step, Done):
+                step = wire.take(steps, step)
+            return step.value  # type: ignore[no-any-return] # what the generator returns
+
+    def iterate(self, steps: Steps[Any]) -> Iterator[Any]:
+        """Take the steps of a call that never ends, and give what they tell."""
+        with closing(_Wire(self._http, self._sleep)) as wire:
+            step = after(steps, None)
+            while not isinstance(step, Done):
+                if isinstance(step, Tell):
+                    yield step.value
+                    step = after(steps, None)
+                else:
+                    step = wire.take(steps, step)
+
+
+class AsyncReceiver(Operations):
+    """A receiver that runs elsewhere, or in this process; every call is awaited.
+
+    In process: `AsyncReceiver("http://receiver", key, transport=httpx.ASGITransport(app))`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        patience: float = 60.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
+        **options: Any,
+    ) -> None:
+        """Make one, as `Receiver` does."""
+        self.url = url.rstrip("/")
+        self._patience = patience
+        from asyncio import sleep as for_real  # noqa: PLC0415 - one that blocks needs no asyncio
+
+        self._sleep = sleep or for_real
+        if isinstance(transport, httpx.ASGITransport):  # it would wait for the end of a stream
+            from receiver.client.in_process import InProcess  # noqa: PLC0415 - likewise
+
+            transport = InProcess(transport.app)
+        self._http = httpx.AsyncClient(transport=transport, **_options(self.url, key, options))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    verify = staticmethod(verify)
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Take the steps of one call."""
+        async with aclosing(_AsyncWire(self._http, self._sleep)) as wire:
+            step = after(steps, None)
+            while not isinstance(step, Done):
+                step = await wire.take(steps, step)
+            return step.value  # type: ignore[no-any-return] # what the generator returns
+
+    async def iterate(self, steps: Steps[Any]) -> AsyncIterator[Any]:
+        """Take the steps of a call that never ends, and give what they tell."""
+        async with aclosing(_AsyncWire(self._http, self._sleep)) as wire:
+            step = after(steps, None)
+            while not isinstance(step, Done):
+                if isinstance(step, Tell):
+                    yield step.value
+                    step = after(steps, None)
+                else:
+                    step = await wire.take(steps, step)
+
+
+def _options(url: str, key: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Return what both kinds of httpx's clients are made with."""
+    try:
+        base = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ClientError("unfit", f"{url!r} is no URL: {error}") from error
+    if base.scheme not in {"http", "https"} or not base.host:
+        raise ClientError("unfit", f"{url!r} must begin with https:// or http://, and name a host")
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise ClientError("unfit", "the key must be printable ASCII, as it travels in a header")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    # Without TLS the certificates are not read, which takes longer than all else here.
+    verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if base.scheme == "http" else True
+    return {
+        "base_url": base,
+        "timeout": _TIMEOUT,
+        "verify": verify,
+        "trust_env": base.host not in _HERE,  # a proxy has no way to this machine
+        **options,
+        "headers": {**headers, **options.get("headers", {})},
+    }
+
+
+def _request(http: httpx.Client | httpx.AsyncClient, step: Request) -> httpx.Request:
+    timeout = http.timeout if step.silence is None else httpx.Timeout(10.0, read=step.silence)
+    return http.build_request(
+        step.method,
+        step.path,
+        params=step.params or None,
+        headers=step.headers,
+        content=step.content,
+        timeout=timeout,
+    )
+
+
+class _Wire:
+    """Takes the steps of one call by a client that blocks."""
+
+    def __init__(self, http: httpx.Client, sleep: Callable[[float], None]) -> None:
+        self._http = http
+        self._sleep = sleep
+        self._stream: httpx.Response | None = None
+        self._pieces: Iterator[bytes] = iter(())
+
+    def take(self, steps: Steps[Any], step: Step) -> Step | Done:
+        try:
+            found = self._do(step)
+        except httpx.RequestError as error:
+            return after_loss(steps, error)
+        return after(steps, found)
+
+    def _do(self, step: Step) -> Any:
+        match step:
+            case Request():
+                answer = self._http.send(_request(self._http, step))
+                return Answer(answer.status_code, answer.headers, answer.content)
+            case Sleep():
+                return self._sleep(step.seconds)
+            case Listen():
+                self.close()
+                answer = self._http.send(_request(self._http, step.request), stream=True)
+                self._stream, self._pieces = answer, answer.iter_bytes()
+                content = b"" if answer.is_success else answer.read()
+                return Answer(answer.status_code, answer.headers, content)
+            case Hear():
+                return next(self._pieces, b"")
+        return None
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+
+class _AsyncWire:
+    """Takes the steps of one call by a client that is awaited."""
+
+    def __init__(self, http: httpx.AsyncClient, sleep: Callable[[float], Awaitable[None]]) -> None:
+        self._http = http
+        self._sleep = sleep
+        self._stream: httpx.Response | None = None
+        self._pieces: AsyncIterator[bytes] | None = None
+
+    async def take(self, steps: Steps[Any], step: Step) -> Step | Done:
+        try:
+            found = await self._do(step)
+        except httpx.RequestError as error:
+            return after_loss(steps, error)
+        return after(steps, found)
+
+    async def _do(self, step: Step) -> Any:
+        match step:
+            case Request():
+                answer = await self._http.send(_request(self._http, step))
+                return Answer(answer.status_code, answer.headers, answer.content)
+            case Sleep():
+                return await self._sleep(step.seconds)
+            case Listen():
+                await self.aclose()
+                answer = await self._http.send(_request(self._http, step.request), stream=True)
+                self._stream, self._pieces = answer, answer.aiter_bytes()
+                content = b"" if answer.is_success else await answer.aread()
+                return Answer(answer.status_code, answer.headers, content)
+            case Hear():
+                return b"" if self._pieces is None else await anext(self._pieces, b"")
+        return None
+
+    async def aclose(self) -> None:
+        if self._stream is not None:
+            await self._stream.aclose()

@@ -1,0 +1,38 @@
+"""A local file as an input: a data URI, which providers take in the place of a URL."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import Final
+
+from receiver.client.steps import ClientError
+
+LARGEST: Final = 3_000_000
+"""Bytes: in base64, with the rest of a submit, it fits RECEIVER_MAX_BODY_BYTES (4 MiB)."""
+
+
+def file(path: str | os.PathLike[str], content_type: str | None = None) -> str:
+    """Return a file as a data URI, for an input like `image_url`.
+
+    What it is, is told by the end of its name, unless `content_type` says so. Raises ClientError
+    where it cannot be read, is larger than 3 MB, or is of no type that its name tells.
+    """
+    import mimetypes  # noqa: PLC0415 - it is slow to load, and few clients send files
+
+    kind = content_type or mimetypes.guess_type(Path(path).name, strict=False)[0]
+    if kind is None:
+        raise ClientError("unfit", f"{path}: its name does not tell what it is: say content_type=")
+    try:
+        with Path(path).open("rb") as opened:
+            content = opened.read(LARGEST + 1)
+    except (OSError, ValueError) as error:
+        raise ClientError("unfit", f"{path} cannot be read: {error}") from error
+    if len(content) > LARGEST:
+        raise ClientError(
+            "unfit",
+            f"{path} is larger than {LARGEST:,} bytes: put it where the provider can fetch it, and "
+            "give its URL",
+        )
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

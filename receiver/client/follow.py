@@ -1,0 +1,117 @@
+"""The live stream of a receiver without I/O: server-sent events, and going on after each loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, NoReturn
+
+import httpx
+import msgspec
+
+from receiver.client.steps import (
+    ClientError,
+    Hear,
+    Listen,
+    Request,
+    Sleep,
+    Steps,
+    Tell,
+    pauses,
+    refusal,
+)
+from receiver.model.answers import Change, Gap
+from receiver.model.values import Announcement
+
+PATH: Final = "/v1/events/stream"
+SILENCE: Final = 45.0
+"""Seconds without a byte after which a stream is lost: keep-alives come every 15."""
+ENDS: Final = "succeeded,failed,canceled"
+OPEN: Final = "stream.open"
+OK: Final = 200
+_REFUSED: Final = range(400, 500)
+_NOT_NOW: Final = frozenset({408, 429})
+_KINDS: Final[dict[str, type[Announcement | Change | Gap]]] = {
+    **{f"prediction.{end}": Announcement for end in ENDS.split(",")},
+    "stream.gap": Gap,
+}
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One message of the stream."""
+
+    seq: int
+    """Its place: give it as `after` to go on behind it."""
+    type: str
+    """As in `prediction.succeeded`, or `stream.gap`."""
+    body: bytes
+    """JSON."""
+
+    @property
+    def content(self) -> Announcement | Change | Gap:
+        """The event, for the end of a prediction; the change, for any other status; or the gap.
+
+        After a gap the lists say what happened meanwhile. Raises ClientError.
+        """
+        try:
+            return msgspec.json.decode(self.body, type=_KINDS.get(self.type, Change))
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise ClientError("no-receiver", f"what answers is no receiver ({error})") from error
+
+
+class Frames:
+    """Puts server-sent events together from pieces of a stream."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._fields: dict[bytes, bytes] = {}
+
+    def feed(self, piece: bytes) -> Iterator[Message]:
+        """Return the messages that a piece completes."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            name, _, value = line.rstrip(b"\r").partition(b":")
+            if name:
+                self._fields[name] = value.removeprefix(b" ")
+                continue
+            if not line.strip():
+                fields, self._fields = self._fields, {}
+                seq, kind = fields.get(b"id", b""), fields.get(b"event", b"")
+                if seq.isdigit() and fields.get(b"data"):
+                    yield Message(int(seq), kind.decode("utf-8", "replace"), fields[b"data"])
+
+
+def follow(
+    params: Mapping[str, str], after: str | None, told: Callable[[str], None], url: str
+) -> Steps[NoReturn]:
+    """Tell every message after a place, for ever; after a loss it goes on where it was.
+
+    `told` hears of losses. Raises ClientError where the receiver refuses for good.
+    """
+    pause = pauses()
+    while True:
+        headers = {} if after is None else {"Last-Event-ID": after}
+        wanted = 0
+        try:
+            answer = yield Listen(
+                Request(method="GET", path=PATH, params=params, headers=headers, silence=SILENCE)
+            )
+            if answer.status == OK:
+                after = after or answer.headers.get("last-event-id")
+                reason = "the receiver ended the stream"
+                frames = Frames()
+                while piece := (yield Hear()):
+                    for message in frames.feed(piece):
+                        pause = pauses()
+                        after = str(message.seq)
+                        if message.type != OPEN:
+                            yield Tell(message)
+            else:
+                error = refusal(answer, url) or ClientError("no-receiver", f"HTTP {answer.status}")
+                if answer.status in _REFUSED and answer.status not in _NOT_NOW:
+                    raise error
+                reason, wanted = str(error), error.retry_after or 0
+        except httpx.RequestError as error:
+            reason = f"{type(error).__name__}: {error}"
+        seconds = max(pause(), wanted)
+        told(f"{reason}; again in {seconds:g} s")
+        yield Sleep(seconds)

@@ -1,0 +1,504 @@
+"""What can be asked of a receiver: every operation of /openapi.json, once for both clients.
+
+Each method is a generator of steps. The two decorators make of it a method that blocks where the
+client is a Receiver, and one that is awaited where it is an AsyncReceiver.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from functools import partial
+from math import inf
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    overload,
+)
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from receiver.client.follow import ENDS, OK, OPEN, PATH, Frames, Message, follow
+from receiver.client.steps import Hear, Listen, Request, Steps, exchange, read
+from receiver.model.answers import (
+    Delivery,
+    DiscardedItem,
+    Drained,
+    Explanation,
+    HandlerState,
+    Health,
+    Page,
+    Redelivered,
+    Replay,
+    Selection,
+)
+from receiver.model.states import TERMINAL
+from receiver.model.values import Announcement, Mode, Prediction
+
+if TYPE_CHECKING:
+    from receiver.client import AsyncReceiver, Receiver
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Messages: TypeAlias = Generator[Message, None, None]
+
+_LONGEST_POLL: Final = 20
+"""Seconds that one request waits for an end: proxies cut what is silent for half a minute."""
+_KEPT_ALIVE: Final = 20.0
+"""Seconds without a byte after which a wait asks instead: a proxy may hold a stream back."""
+_ANY: Final[type[Any]] = Any
+_SLACK: Final = 30.0
+"""Seconds beyond those that a request was asked to take."""
+
+
+class operation(Generic[P, T]):  # noqa: N801 - a decorator
+    """Make a method of both clients from one that returns steps."""
+
+    def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
+        self._steps = steps
+        self.__doc__ = steps.__doc__
+
+    @overload
+    def __get__(self, client: Receiver, owner: object = None) -> Callable[P, T]: ...
+    @overload
+    def __get__(
+        self, client: AsyncReceiver, owner: object = None
+    ) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    @overload
+    def __get__(self, client: None, owner: object = None) -> operation[P, T]: ...
+    def __get__(self, client: Any, owner: object = None) -> Any:
+        if client is None:
+            return self
+
+        def call(*given: P.args, **named: P.kwargs) -> Any:
+            return client.run(self._steps(client, *given, **named))
+
+        call.__doc__ = self.__doc__
+        return call
+
+
+class stream(Generic[P]):  # noqa: N801 - a decorator
+    """Make an endless iterator of both clients from a method that returns steps."""
+
+    def __init__(self, steps: Callable[Concatenate[Any, P], Steps[NoReturn]]) -> None:
+        self._steps = steps
+        self.__doc__ = steps.__doc__
+
+    @overload
+    def __get__(self, client: Receiver, owner: object = None) -> Callable[P, Messages]: ...
+    @overload
+    def __get__(
+        self, client: AsyncReceiver, owner: object = None
+    ) -> Callable[P, AsyncGenerator[Message, None]]: ...
+    @overload
+    def __get__(self, client: None, owner: object = None) -> stream[P]: ...
+    def __get__(self, client: Any, owner: object = None) -> Any:
+        if client is None:
+            return self
+
+        def call(*given: P.args, **named: P.kwargs) -> Any:
+            return client.iterate(self._steps(client, *given, **named))
+
+        call.__doc__ = self.__doc__
+        return call
+
+
+def nothing(_: str) -> None:
+    """Ignore what is told."""
+
+
+class Operations:
+    """The operations of both clients. All raise ClientError."""
+
+    url: str
+    _patience: float
+
+    # --- predictions ---
+
+    @operation
+    def submit(
+        self,
+        provider: str,
+        model: str,
+        input: Mapping[str, Any],
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        mode: Mode = "queue",
+        reply_to: str | None = None,
+        key: str | None = None,
+        wait: int | None = None,
+    ) -> Steps[Prediction]:
+        """Submit a prediction, once, however often that has to be sent.
+
+        `key` is its Idempotency-Key: without one it is made, and a lost answer is asked for again
+        by it. Give your own (an order's number, say) where your program may die over this.
+        `wait`: answer when the prediction has ended, or after so many seconds, 60 at most.
+        """
+        headers = {"Idempotency-Key": key or os.urandom(16).hex()}
+        if wait is not None:
+            headers["Prefer"] = f"wait={wait}"
+        body = {
+            "provider": provider,
+            "model": model,
+            "input": dict(input),
+            "metadata": dict(metadata or {}),
+            "mode": mode,
+        } | ({} if reply_to is None else {"reply_to": reply_to})
+        return (
+            yield from self._ask(Prediction, "POST", "/v1/predictions", body=body, headers=headers)
+        )
+
+    @operation
+    def get(self, prediction_id: str, *, wait: int | None = None) -> Steps[Prediction]:
+        """Read a prediction as it stands; with `wait` when it has ended, or after that time."""
+        return self._read(prediction_id, wait)
+
+    @operation
+    def wait(self, prediction_id: str, seconds: float | None = None) -> Steps[Prediction]:
+        """Wait until a prediction has ended, or for so long; return it as it stands then.
+
+        It listens to the live stream, and asks again and again where there is none.
+        """
+        until = inf if seconds is None else time.monotonic() + seconds
+        is_heard = True
+        while True:
+            if is_heard and until - time.monotonic() > _LONGEST_POLL:
+                is_heard, found = yield from self._hear(prediction_id, until - _LONGEST_POLL)
+                if found is not None:
+                    return found
+            left = until - time.monotonic()
+            found = yield from self._read(prediction_id, max(1, int(min(left, _LONGEST_POLL))))
+            if found.status in TERMINAL or time.monotonic() >= until:
+                return found
+
+    @operation
+    def list(
+        self,
+        *,
+        status: str | None = None,
+        provider: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Steps[Page[Prediction]]:
+        """List predictions, newest first; `cursor` is the `next_cursor` of the page before."""
+        params = _given(status=status, provider=provider, limit=limit, cursor=cursor)
+        return self._ask(Page[Prediction], "GET", "/v1/predictions", params)
+
+    @operation
+    def cancel(self, prediction_id: str) -> Steps[Prediction]:
+        """Cancel a prediction at its provider; it may have succeeded meanwhile."""
+        return self._ask(Prediction, "POST", f"{_one(prediction_id)}/cancel")
+
+    @operation
+    def replay(self, prediction_id: str) -> Steps[Redelivered]:
+        """Redeliver a prediction's event to its handlers."""
+        return self._ask(Redelivered, "POST", f"{_one(prediction_id)}/replay")
+
+    @operation
+    def erase(self, prediction_id: str) -> Steps[Prediction]:
+        """Erase what a prediction was about; its ids, status and times stay."""
+        return self._ask(Prediction, "POST", f"{_one(prediction_id)}/erase")
+
+    @operation
+    def explain(
+        self,
+        name: str,
+        *,
+        type: Literal["succeeded", "failed", "canceled"] | None = None,
+    ) -> Steps[Explanation]:
+        """Say which handlers run for a prediction's event, and why the others do not."""
+        return self._ask(Explanation, "GET", f"{_one(name)}/explain", _given(type=type))
+
+    @operation
+    def model(self, provider: str, model: str) -> Steps[Any]:
+        """Fetch the provider's own description of a model."""
+        return self._ask(_ANY, "GET", f"/v1/models/{_quoted(provider)}/{_quoted(model)}")
+
+    # --- events ---
+
+    @stream
+    def events(
+        self,
+        after: int | None = None,
+        *,
+        provider: str | Sequence[str] | None = None,
+        prediction: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        told: Callable[[str], None] = nothing,
+    ) -> Steps[NoReturn]:
+        """Follow the ends of predictions, for ever, from a place on (0: all; None: from now on).
+
+        Lost connections are made again, and go on without a gap or a repeat; where that is not
+        possible a `stream.gap` says so. `told` hears of each loss.
+        """
+        params = _filter(type=ENDS, provider=provider, prediction=prediction)
+        return self._follow(after, params, metadata, told)
+
+    @stream
+    def changes(
+        self,
+        after: int | None = None,
+        *,
+        type: str | Sequence[str] | None = None,
+        provider: str | Sequence[str] | None = None,
+        prediction: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        told: Callable[[str], None] = nothing,
+    ) -> Steps[NoReturn]:
+        """Follow every change of a status, as `events` does; `type` names statuses."""
+        params = _filter(type=type, provider=provider, prediction=prediction)
+        return self._follow(after, params, metadata, told)
+
+    @operation
+    def list_events(
+        self,
+        *,
+        type: str | Sequence[str] | None = None,
+        provider: str | Sequence[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Steps[Page[Announcement]]:
+        """List events, newest first."""
+        params = _filter(type=type, provider=provider)
+        params |= _given(limit=limit, cursor=cursor) | _metadata(metadata)
+        return self._ask(Page[Announcement], "GET", "/v1/events", params)
+
+    # --- deliveries and handlers ---
+
+    @operation
+    def deliveries(
+        self,
+        *,
+        state: str | None = None,
+        handler: str | None = None,
+        prediction: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Steps[Page[Delivery]]:
+        """List deliveries, newest first: what is pending, done and dead."""
+        given = _given(
+            state=state, handler=handler, prediction=prediction, limit=limit, cursor=cursor
+        )
+        return self._ask(Page[Delivery], "GET", "/v1/deliveries", given)
+
+    @operation
+    def retry(self, delivery_id: str) -> Steps[Delivery]:
+        """Try a dead or skipped delivery again, or a waiting one at once."""
+        return self._ask(Delivery, "POST", f"/v1/deliveries/{_quoted(delivery_id)}/retry")
+
+    @operation
+    def drain(self, seconds: int = 25) -> Steps[Drained]:
+        """Run what is due, and return when that is done or the time is over."""
+        return self._ask(
+            Drained, "POST", "/v1/drain", {"seconds": str(seconds)}, silence=seconds + _SLACK
+        )
+
+    @operation
+    def handlers(self) -> Steps[Page[HandlerState]]:
+        """List handlers: what is pending for each, and its state."""
+        return self._ask(Page[HandlerState], "GET", "/v1/handlers")
+
+    @operation
+    def pause(self, handler: str) -> Steps[HandlerState]:
+        """Let no delivery of a handler begin; its deliveries stay pending."""
+        return self._ask(HandlerState, "POST", f"/v1/handlers/{_quoted(handler)}/pause")
+
+    @operation
+    def resume(self, handler: str) -> Steps[HandlerState]:
+        """Let a handler's deliveries run again."""
+        return self._ask(HandlerState, "POST", f"/v1/handlers/{_quoted(handler)}/resume")
+
+    # --- many at once, and what reached nobody ---
+
+    @operation
+    def count_replay(self, wanted: Selection) -> Steps[Replay]:
+        """Count the deliveries that match, to redeliver them by `start_replay`."""
+        body = {
+            name: value
+            for name, value in msgspec.structs.asdict(wanted).items()
+            if value is not None
+        }
+        return self._ask(Replay, "POST", "/v1/replays", body=body)
+
+    @operation
+    def start_replay(self, replay_id: str) -> Steps[Replay]:
+        """Begin a replay that was counted; asking twice is asking once."""
+        return self._ask(Replay, "POST", f"/v1/replays/{_quoted(replay_id)}/start")
+
+    @operation
+    def cancel_replay(self, replay_id: str) -> Steps[Replay]:
+        """Stop a replay; what it has redelivered stays pending."""
+        return self._ask(Replay, "POST", f"/v1/replays/{_quoted(replay_id)}/cancel")
+
+    @operation
+    def get_replay(self, replay_id: str) -> Steps[Replay]:
+        """Read how far a replay is."""
+        return self._ask(Replay, "GET", f"/v1/replays/{_quoted(replay_id)}")
+
+    @operation
+    def replays(
+        self, *, limit: int | None = None, cursor: str | None = None
+    ) -> Steps[Page[Replay]]:
+        """List replays, newest first."""
+        return self._ask(Page[Replay], "GET", "/v1/replays", _given(limit=limit, cursor=cursor))
+
+    @operation
+    def discarded(
+        self,
+        *,
+        kind: str | None = None,
+        provider: str | None = None,
+        prediction: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Steps[Page[DiscardedItem]]:
+        """List what came and reached no handler, the latest first."""
+        given = _given(
+            kind=kind, provider=provider, prediction=prediction, limit=limit, cursor=cursor
+        )
+        return self._ask(Page[DiscardedItem], "GET", "/v1/discarded", given)
+
+    # --- the receiver itself ---
+
+    @operation
+    def alive(self) -> Steps[Health]:
+        """Return whether the process is alive."""
+        return self._ask(Health, "GET", "/healthz")
+
+    @operation
+    def ready(self) -> Steps[Health]:
+        """Return whether the database takes writes; raise ClientError (503) where not."""
+        return self._ask(Health, "GET", "/readyz")
+
+    @operation
+    def metrics(self) -> Steps[str]:
+        """Read what was counted and what is pending, in the format of Prometheus."""
+        return self._text("/metrics")
+
+    @operation
+    def openapi(self) -> Steps[dict[str, Any]]:
+        """Read the description for programs."""
+        return self._ask(dict[str, Any], "GET", "/openapi.json")
+
+    @operation
+    def docs(self) -> Steps[str]:
+        """Read the description for people, as HTML."""
+        return self._text("/docs")
+
+    @operation
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Steps[Any]:
+        """Send any request, and return the JSON of the answer as it is."""
+        return self._ask(_ANY, method, path, body=body, headers=headers)
+
+    # --- how ---
+
+    def _ask(
+        self,
+        kind: type[T],
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        silence: float | None = None,
+    ) -> Steps[T]:
+        request = Request(
+            method=method,
+            path=path,
+            params=params or {},
+            headers={
+                **({"Content-Type": "application/json"} if body is not None else {}),
+                **(headers or {}),
+            },
+            content=None if body is None else msgspec.json.encode(body),
+            silence=silence,
+        )
+        return read((yield from exchange(request, self.url, self._patience)), kind, self.url)
+
+    def _text(self, path: str) -> Steps[str]:
+        request = Request(method="GET", path=path)
+        answer = yield from exchange(request, self.url, self._patience)
+        return answer.content.decode("utf-8", "replace")
+
+    def _read(self, prediction_id: str, wait: int | None = None) -> Steps[Prediction]:
+        headers = {} if wait is None else {"Prefer": f"wait={wait}"}
+        return self._ask(Prediction, "GET", _one(prediction_id), headers=headers)
+
+    def _hear(self, prediction_id: str, until: float) -> Steps[tuple[bool, Prediction | None]]:
+        """Listen for the end of a prediction; say also whether there is a stream to be had."""
+        params = {"type": ENDS, "prediction": prediction_id}
+        is_open = False
+        try:
+            answer = yield Listen(
+                Request(method="GET", path=PATH, params=params, silence=_KEPT_ALIVE)
+            )
+            frames = Frames()
+            while answer.status == OK and (piece := (yield Hear())):
+                for message in frames.feed(piece):
+                    if message.type == OPEN:
+                        is_open = True  # and what happened before that is read now
+                        found = yield from self._read(prediction_id)
+                    elif isinstance(event := message.content, Announcement):
+                        found = event.prediction
+                    else:
+                        continue
+                    if found.status in TERMINAL:
+                        return is_open, found
+                if time.monotonic() >= until:
+                    break
+        except httpx.RequestError:
+            pass
+        return is_open, None
+
+    def _follow(
+        self,
+        after: int | None,
+        params: Mapping[str, str],
+        metadata: Mapping[str, str] | None,
+        told: Callable[[str], None],
+    ) -> Steps[NoReturn]:
+        place = None if after is None else str(after)
+        return follow({**params, **_metadata(metadata)}, place, told, self.url)
+
+
+_quoted = partial(quote, safe="")
+
+
+def _one(prediction_id: str) -> str:
+    return f"/v1/predictions/{_quoted(prediction_id)}"
+
+
+def _given(**params: str | int | None) -> dict[str, str]:
+    return {name: str(value) for name, value in params.items() if value is not None}
+
+
+def _filter(**params: str | Sequence[str] | None) -> dict[str, str]:
+    """Write what may be one word or several."""
+    return {
+        name: value if isinstance(value, str) else ",".join(value)
+        for name, value in params.items()
+        if value
+    }
+
+
+def _metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    return {f"metadata.{name}": value for name, value in (metadata or {}).items()}

@@ -1,0 +1,199 @@
+"""The exchange with a receiver without I/O: what is sent, what an answer means, what is repeated.
+
+A call is a generator of steps. Who drives it does each step, in whatever way it does I/O, and hands
+the result back in; an httpx.RequestError is thrown in where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Final, TypeAlias, TypeVar
+
+import httpx
+import msgspec
+
+from receiver.model.errors import ReceiverError
+
+T = TypeVar("T")
+
+PREFIX: Final = "urn:receiver:problem:"
+_FIRST_PAUSE: Final = 0.5
+_LONGEST_PAUSE: Final = 10.0
+_LATER: Final = frozenset({429, 503})
+"""Nothing was done, and nothing will be before Retry-After."""
+_LOST: Final = frozenset({502, 504})
+"""From something in between: nobody knows what was done."""
+_UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_LONGEST_QUOTE: Final = 200
+
+
+class ClientError(ReceiverError):
+    """The receiver refused or could not be reached; the message is fit for a terminal.
+
+    `type` is the problem's, as in `not-found`; or `unreachable` (nobody answered), `no-receiver`
+    (something else did), `unverified` (what came is not from it) or `unfit` (never sent).
+    """
+
+    def __init__(
+        self,
+        type: str,
+        detail: str,
+        *,
+        status: int | None = None,
+        retry_after: int | None = None,
+        prediction_id: str | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.type = type
+        self.detail = detail
+        self.status = status
+        """Of HTTP; None where there was no answer."""
+        self.retry_after = retry_after
+        """Seconds after which it is worth asking again, where the receiver says so."""
+        self.prediction_id = prediction_id
+        """The prediction that holds the Idempotency-Key, where that is the problem."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A step: send this, and hand in the Answer."""
+
+    method: str
+    path: str
+    params: Mapping[str, str] = {}
+    headers: Mapping[str, str] = {}
+    content: bytes | None = None
+    silence: float | None = None
+    """Seconds without a byte after which the answer is lost; None: as the client has it."""
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether to send it twice does what sending it once does."""
+        return self.method == "GET" or "Idempotency-Key" in self.headers
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The answer to a request; that of a stream which was opened has no content yet."""
+
+    status: int
+    headers: httpx.Headers
+    content: bytes = b""
+
+
+class Sleep(msgspec.Struct, frozen=True):
+    """A step: wait for so many seconds."""
+
+    seconds: float
+
+
+class Listen(msgspec.Struct, frozen=True):
+    """A step: send this, and leave the body of a good answer to be heard piece by piece."""
+
+    request: Request
+
+
+class Hear(msgspec.Struct, frozen=True):
+    """A step: hand in the next piece of the stream, or nothing (b"") where it has ended."""
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """A step: give this to the caller, who may take his time over it."""
+
+    value: Any
+
+
+class Done(msgspec.Struct, frozen=True):
+    """The end of the steps: what the call returns."""
+
+    value: Any
+
+
+Step: TypeAlias = Request | Sleep | Listen | Hear | Tell
+Steps: TypeAlias = Generator[Step, Any, T]
+
+
+def after(steps: Steps[Any], found: Any) -> Step | Done:
+    """Hand in what a step has found, and return the next."""
+    try:
+        return steps.send(found)
+    except StopIteration as end:
+        return Done(end.value)
+
+
+def after_loss(steps: Steps[Any], error: httpx.RequestError) -> Step | Done:
+    """Throw in why a step has found nothing, and return the next."""
+    try:
+        return steps.throw(error)
+    except StopIteration as end:
+        return Done(end.value)
+
+
+def pauses() -> Callable[[], float]:
+    """Return what gives the seconds to wait before the first repeat, the second, and so on."""
+    state = [_FIRST_PAUSE]
+
+    def pause() -> float:
+        seconds = state[0]
+        state[0] = min(seconds * 2, _LONGEST_PAUSE)
+        return seconds
+
+    return pause
+
+
+def exchange(request: Request, url: str, patience: float) -> Steps[Answer]:
+    """Send a request until it is answered, as long as a repeat is safe and patience lasts.
+
+    `patience` is how many seconds the waits between repeats may come to. Raises ClientError.
+    """
+    pause = pauses()
+    while True:
+        try:
+            answer = yield request
+        except httpx.RequestError as error:
+            said = str(error) or type(error).__name__
+            failure = ClientError("unreachable", f"no receiver answers at {url} ({said})")
+            failure.__cause__ = error
+            may_repeat = request.is_repeatable or isinstance(error, _UNSENT)
+        else:
+            refused = refusal(answer, url)
+            if refused is None:
+                return answer  # type: ignore[no-any-return] # what a Request is answered with
+            failure = refused
+            lost = answer.status in _LOST and failure.type == "no-receiver"
+            may_repeat = answer.status in _LATER or (lost and request.is_repeatable)
+        seconds = max(pause(), failure.retry_after or 0)
+        patience -= seconds
+        if not may_repeat or patience < 0:
+            raise failure
+        yield Sleep(seconds)
+
+
+def refusal(answer: Answer, url: str) -> ClientError | None:
+    """Return the error that an answer is; None: all is well."""
+    if answer.status < 300:  # noqa: PLR2004 - where HTTP's good answers end
+        return None
+    retry_after = answer.headers.get("retry-after", "")
+    later = int(retry_after) if retry_after.isascii() and retry_after.isdecimal() else None
+    try:
+        body = msgspec.json.decode(answer.content)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        where = answer.headers.get("location") if answer.status < 400 else None  # noqa: PLR2004
+        sent = f"; it redirects to {where}" if where else ""
+        detail = f"what answers at {url} is no receiver (HTTP {answer.status}){sent}"
+        return ClientError("no-receiver", detail, status=answer.status, retry_after=later)
+    fields = body if isinstance(body, dict) else {}
+    return ClientError(
+        str(fields.get("type", "http-error")).removeprefix(PREFIX),
+        str(fields.get("detail", body))[:_LONGEST_QUOTE],
+        status=answer.status,
+        retry_after=later,
+        prediction_id=fields.get("prediction_id"),
+    )
+
+
+def read(answer: Answer, kind: type[T], url: str) -> T:
+    """Read the JSON of an answer; raise ClientError where it is not what a receiver says."""
+    try:
+        return msgspec.json.decode(answer.content, type=kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        detail = f"what answers at {url} is no receiver, or one of another version ({error})"
+        raise ClientError("no-receiver", detail, status=answer.status) from error

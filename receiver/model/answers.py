@@ -1,0 +1,208 @@
+"""What /v1 answers beside predictions and events, and what it is asked for in bulk."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from receiver.model.retry import FailureKind
+from receiver.model.values import EventType, Status, Value
+
+T = TypeVar("T")
+
+Moment = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+"""RFC 3339 in UTC."""
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """A page of a list, newest first."""
+
+    data: list[T]
+    next_cursor: str | None
+    """Give it as `cursor` for the next page; None: this was the last."""
+
+
+class AttemptRecord(Value, frozen=True, kw_only=True):
+    """One run of a handler for a delivery."""
+
+    number: int
+    """Counts every attempt at this delivery, replays included."""
+    started_at: Moment
+    ended_at: Moment
+    result: FailureKind | Literal["done"]
+    reason: str
+    note: str
+    """What the handler wanted kept of the attempt."""
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """A delivery as operators see it."""
+
+    id: str
+    event_id: str
+    prediction_id: str
+    handler: str
+    state: Literal["pending", "running", "done", "skipped", "dead"]
+    attempts: int
+    """Of this round."""
+    round: int
+    """How often it was replayed."""
+    replay_id: str | None
+    """The bulk replay that redelivered it last; None: none did, or a replay of one."""
+    reason: str
+    created_at: Moment
+    due_at: Moment | None
+    """When it falls due."""
+    ended_at: Moment | None
+    history: list[AttemptRecord] = []
+
+
+class HandlerState(msgspec.Struct, frozen=True, kw_only=True):
+    """A handler as operators see it."""
+
+    name: str
+    state: Literal["running", "paused", "open", "probing"]
+    """`open`: its deliveries wait after a run of failures; `probing`: the next one is a probe."""
+    registered: bool
+    """False: it is no handler here any more, but has deliveries or is paused."""
+    pending: int
+    """Pending deliveries, up to 10,000."""
+    paused_at: datetime | None
+    open_until: datetime | None
+    reason: str
+    """Of the last failure, where it is `open` or `probing`."""
+
+
+class ExplainedHandler(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of an event at one handler."""
+
+    handler: str
+    runs: bool
+    reason: str | None
+    """Why it does not run."""
+    after: tuple[str, ...]
+    """The handlers it waits for."""
+    held: Literal["paused", "open"] | None = None
+    """Why its deliveries wait now: by hand, or after a run of failures."""
+    delivery: Delivery | None
+    """What came of it, where the event goes to it."""
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Which handlers run for an event, and why the others do not."""
+
+    prediction: str
+    type: EventType
+    assumed: bool
+    """The prediction has not ended so: this is what would be."""
+    handlers: list[ExplainedHandler]
+
+
+class Redelivered(msgspec.Struct, frozen=True):
+    """What a replay redelivers."""
+
+    pending: int
+    """How many deliveries."""
+    handlers: tuple[str, ...]
+
+
+Time: TypeAlias = Annotated[datetime, Meta(tz=True)]
+_Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=300)]
+_Glob: TypeAlias = Annotated[str, Meta(max_length=300)]
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which deliveries are wanted; what is not given does not matter."""
+
+    since: Time | None = None
+    until: Time | None = None
+    """The time of the event, from the first up to before the second."""
+    provider: _Text | None = None
+    model: _Text | None = None
+    """A shell glob."""
+    handler: _Text | None = None
+    """Only its deliveries; without a state also those of events it has never had."""
+    state: Literal["done", "skipped", "dead"] | None = None
+    """Only deliveries that there are, and that ended so."""
+    metadata: Annotated[dict[_Text, _Glob], Meta(min_length=1, max_length=20)] | None = None
+    """Shell globs, by the name of the value."""
+
+
+class Replay(msgspec.Struct, frozen=True, kw_only=True):
+    """One replay, as operators see it."""
+
+    id: str
+    state: Literal["counted", "running", "done", "canceled"]
+    events: int
+    matched: int
+    """Deliveries that would have been redelivered when it was counted, and their events."""
+    replayed: int
+    """Deliveries that it has redelivered so far."""
+    wanted: dict[str, Any]
+    created_at: str
+    ended_at: str | None
+
+
+Kind: TypeAlias = Literal["duplicate", "late", "unknown", "rejected", "unmatched"]
+
+
+class DiscardedItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was delivered to nobody, as operators see it."""
+
+    kind: Kind
+    reason: str
+    provider: str | None
+    channel: str | None
+    """None for rejected callbacks, and for ends by our own verdict."""
+    source: str | None
+    """Only of rejected callbacks: the address they came from."""
+    prediction_id: str | None
+    event_id: str | None
+    times: int
+    first_at: str
+    """Of repeats: when those bytes came for the first time."""
+    last_at: str
+
+
+class Drained(msgspec.Struct, frozen=True):
+    """What a drain has done: attempts ended, submits and looks at providers begun."""
+
+    deliveries: int
+    submits: int
+    polls: int
+    more: bool
+    """The time was over before there was nothing left to do."""
+
+
+class Health(msgspec.Struct, frozen=True):
+    """A good answer; any other is a problem."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Moved(msgspec.Struct, frozen=True, kw_only=True):
+    """What a move says of its prediction."""
+
+    id: str
+    provider: str
+    model: str
+    status: Status
+    metadata: dict[str, Any]
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A move that is not the end, as readers are told of it."""
+
+    type: str
+    time: datetime
+    prediction: Moved
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """Between these places the journal is not there any more, or is another: ask the lists."""
+
+    after: int
+    until: int

@@ -1,0 +1,93 @@
+"""The client and a receiver that runs: in this process, and over sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import httpx
+import pytest
+
+from receiver import AsyncReceiver, ClientError, Event, Receiver, on
+from receiver.client import Message
+from tests.conftest import Start
+from tests.http.test_webhooks import listening
+from tests.receiving import API_KEY, Station, eventually
+
+pytestmark = pytest.mark.anyio
+
+
+def within(station: Station, key: str = API_KEY) -> AsyncReceiver:
+    return AsyncReceiver("https://hooks.test", key, transport=httpx.ASGITransport(station.app))
+
+
+def readers(station: Station) -> int:
+    """Count who reads the live stream."""
+    return int(station.app.state.release.__self__._http._feed._count)  # noqa: SLF001 - it tells nobody
+
+
+@on("*", name="tests.handles")
+def handles(_: Event) -> None: ...
+
+
+async def heard_by(client: AsyncReceiver, count: int, after: int) -> list[Message]:
+    found: list[Message] = []
+    async with aclosing(client.changes(after)) as changes:
+        async for message in changes:
+            found.append(message)
+            if len(found) == count:
+                break
+    return found
+
+
+@pytest.mark.both_engines
+async def test_in_process_it_submits_waits_and_follows(start: Start) -> None:
+    async with start(handles) as station, within(station) as client:
+        made = await client.submit("fal", "fal-ai/x", {"prompt": "a"}, metadata={"a": "1"})
+        waiting = asyncio.create_task(client.wait(made.id))
+        following = asyncio.create_task(heard_by(client, 4, 0))
+        await eventually(lambda: readers(station) == 2)
+        await station.push(station.network.of("a"))
+        assert (await waiting).status == "succeeded"
+        assert [one.type.rpartition(".")[2] for one in await following] == [
+            "queued", "submitting", "processing", "succeeded",
+        ]  # fmt: skip
+        assert (await client.list(status="succeeded")).data[0].id == made.id
+        assert (await client.list_events()).data[0].prediction.id == made.id
+        assert (await client.handlers()).data[0].name == "tests.handles"
+        assert (await client.explain(made.id)).handlers[0].runs
+        await eventually(lambda: readers(station) == 0)
+
+
+async def test_over_sockets_both_do_the_same(start: Start) -> None:
+    async with start() as station, listening(station) as port:
+        url = f"http://127.0.0.1:{port}"
+
+        def block() -> str:
+            with Receiver(url, API_KEY) as client:
+                made = client.submit("fal", "fal-ai/x", {"prompt": "a"})
+                return client.wait(made.id).status
+
+        blocked = asyncio.create_task(asyncio.to_thread(block))
+        async with AsyncReceiver(url, API_KEY) as client:
+            made = await client.submit("eachlabs", "x", {"prompt": "a"})
+            waiting = asyncio.create_task(client.wait(made.id, seconds=3600))
+            await eventually(lambda: readers(station) == 2)
+            for sent in list(station.network.sent):
+                await station.push(sent)
+            assert await waiting == await client.get(made.id)
+            assert (await blocked, (await waiting).status) == ("succeeded", "succeeded")
+        async with AsyncReceiver(url, "wrong") as client:
+            with pytest.raises(ClientError) as raised:
+                await client.wait(made.id)
+            assert (raised.value.type, raised.value.status) == ("unauthorized", 401)
+
+
+async def test_a_wait_goes_on_where_its_stream_is_cut(start: Start) -> None:
+    async with start() as station, within(station) as client:
+        made = await client.submit("fal", "fal-ai/x", {"prompt": "a"})
+        waiting = asyncio.create_task(client.wait(made.id))
+        await eventually(lambda: readers(station) == 1)
+        station.app.state.release()  # ends the streams, and answers who waits
+        await station.push(station.network.of("a"))
+        assert (await waiting).status == "succeeded"

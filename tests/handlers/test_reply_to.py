@@ -1,0 +1,182 @@
+"""An event is sent to where its submit asked for it, signed, if the operator allows the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from receiver.client import verify
+from receiver.deliveries import reply_to
+from receiver.deliveries.fetch import guarded_client
+from receiver.testing import Kit, make_event
+from tests.conftest import Start
+from tests.handlers.parts import OK, built_in, serving
+from tests.handlers.test_forward import SECRET
+from tests.receiving import Json, Station
+
+Replying = Callable[..., Kit]
+
+
+@pytest.fixture
+def replying(receiver_kit: Callable[..., Kit], monkeypatch: pytest.MonkeyPatch) -> Replying:
+    def start(hosts: str, url: str = "", **settings: str) -> Kit:
+        monkeypatch.setenv("FORWARD_SECRET", SECRET)
+        monkeypatch.setenv("FORWARD_HOSTS", hosts)
+        monkeypatch.setenv("FORWARD_URL", url)
+        settings.setdefault("FORWARD_HOSTS", hosts)
+        return receiver_kit(built_in("forward"), online=True, settings=settings)
+
+    return start
+
+
+def host_of(url: str) -> str:
+    return url.split("/")[2]
+
+
+def test_the_event_is_sent_there_signed_and_again_until_it_is_taken(replying: Replying) -> None:
+    with serving((503, {"retry-after": "30"}, b""), OK) as server:
+        kit = replying(f"other.example, {host_of(server.url)}")
+        delivered = kit.deliver(make_event(reply_to=f"{server.url}?for=me"), times=2)
+        assert delivered.prediction.reply_to == f"{server.url}?for=me"
+        kit.exhaust(delivered)
+    assert (delivered.delivery.handler, delivered.delivery.state) == ("reply", "done")
+    assert [asked.path for asked in server.asked] == ["/hook?for=me"] * 2
+    for asked in server.asked:
+        event = verify(SECRET, asked.headers, asked.body)
+        assert (event.id, event.type) == (delivered.delivery.event_id, "prediction.succeeded")
+
+
+def test_who_asks_for_nothing_gets_nothing(replying: Replying) -> None:
+    with serving(OK) as server:
+        delivered = replying(host_of(server.url)).deliver(make_event())
+    assert (delivered.deliveries, server.asked) == ({}, [])
+
+
+def test_it_is_sent_beside_what_goes_to_the_one_address_for_all(replying: Replying) -> None:
+    with serving(OK) as server, serving(OK) as all_:
+        kit = replying(host_of(server.url), all_.url, FORWARD_FORMAT="cloudevents")
+        found = kit.deliver(make_event("failed", reply_to=server.url)).deliveries
+    assert {name: one.state for name, one in found.items()} == {"forward": "done", "reply": "done"}
+    assert verify(SECRET, server.asked[0].headers, server.asked[0].body).type.endswith("failed")
+    assert len(all_.asked) == 1
+
+
+@pytest.mark.parametrize("status", [410, 302, 404])
+def test_what_is_not_taken_ends_dead(replying: Replying, status: int) -> None:
+    with serving((status, {"location": "/elsewhere"}, b"")) as server:
+        kit = replying(host_of(server.url), RECEIVER_RETRY_ATTEMPTS="2")
+        delivered = kit.deliver(make_event(reply_to=server.url))
+        kit.exhaust(delivered)
+    assert (delivered.delivery.state, len(server.asked)) == ("dead", 1 if status == 410 else 2)
+    assert {asked.path for asked in server.asked} == {"/hook"}
+
+
+# --- what is refused ---
+
+HOSTS: Final = "bot.example, 127.0.0.1:8443,localhost,[::1]:9,8.8.8.8"
+
+
+@pytest.fixture
+def forwarding(monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in {"SECRET": SECRET, "HOSTS": HOSTS, "URL": ""}.items():
+        monkeypatch.setenv(f"FORWARD_{name}", value)
+    return built_in("forward")
+
+
+async def submitted(station: Station, url: Any, **more: Any) -> Json:
+    body = {"provider": "fal", "model": "a/b", "input": {}, "reply_to": url}
+    answer = await station.http.post("/v1/predictions", json=body, **more)
+    return {"status_code": answer.status_code, **answer.json()}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://evil.example/", "evil.example is not one of FORWARD_HOSTS"),
+        ("https://bot.example:444/", "bot.example:444 is not one"),
+        ("https://bot.example.evil.example/", "is not one"),
+        ("https://bot.example@evil.example/", "is not one"),
+        ("https://me@bot.example/", "is not one"),
+        ("https://evil.example\\@bot.example/", "is not one"),
+        ("https://evil.example#@bot.example/", "evil.example is not one"),
+        ("https://127.0.0.1/", "is not one"),
+        ("https://127.0.0.1:8443/", "127.0.0.1 leads to an address that is not public"),
+        ("http://localhost/", "localhost leads to an address that is not public"),
+        ("http://[::1]:9/", "::1 leads to an address that is not public"),
+        ("http://[", "it is no URL"),
+        ("http://a:b/", "it is no URL"),
+    ],
+)
+async def test_where_nothing_may_be_sent_nothing_is_submitted(
+    start: Start, forwarding: str, url: str, words: str
+) -> None:
+    async with start(forwarding, FORWARD_HOSTS=HOSTS) as station:
+        refused = await submitted(station, url)
+        assert (refused["status_code"], refused["type"]) == (
+            403,
+            "urn:receiver:problem:reply-to-refused",
+        )
+        assert words in refused["detail"]
+        assert (await station.http.get("/v1/predictions")).json()["data"] == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "url", ["", "bot.example", "ftp://bot.example/", "https://a b", 7, "h" * 9]
+)
+async def test_what_is_no_address_is_unfit(start: Start, forwarding: str, url: Any) -> None:
+    async with start(forwarding, FORWARD_HOSTS=HOSTS) as station:
+        assert (await submitted(station, url))["status_code"] == 422
+
+
+@pytest.mark.anyio
+async def test_it_is_kept_and_part_of_what_a_key_stands_for(
+    start: Start, forwarding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public, key = "https://8.8.8.8/done", {"headers": {"idempotency-key": "k"}}
+    async with start(forwarding, FORWARD_HOSTS=HOSTS) as station:
+        made = await submitted(station, public, **key)
+        assert (made["status_code"], made["reply_to"]) == (202, public)
+        assert (await submitted(station, public, **key))["id"] == made["id"]
+        assert (await submitted(station, None, **key))["status_code"] == 409
+        assert (await submitted(station, f"{public}/2", **key))["status_code"] == 409
+        for url, runs in ((public, True), (None, False)):
+            name = (await submitted(station, url))["id"]
+            explained = await station.http.get(f"/v1/predictions/{name}/explain")
+            [row] = explained.json()["handlers"]
+            assert (row["handler"], row["runs"]) == ("reply", runs)
+        # A name server that is slow or away refuses nobody: it is looked at again when it is sent.
+        monkeypatch.setattr(reply_to, "_PATIENCE", 0.0)
+        assert (await submitted(station, "https://bot.example/"))["status_code"] == 202
+
+
+@pytest.mark.anyio
+async def test_without_a_handler_that_replies_it_is_refused(start: Start) -> None:
+    async with start(FORWARD_HOSTS=HOSTS) as station:
+        assert "no handler here" in (await submitted(station, "https://bot.example/"))["detail"]
+
+
+def test_a_host_that_is_named_no_more_gets_nothing(replying: Replying) -> None:
+    """The handler looks again: the setting may change between the submit and the event."""
+    with serving(OK) as server:
+        kit = replying("other.example", FORWARD_HOSTS=host_of(server.url))
+        delivered = kit.deliver(make_event(reply_to=server.url))
+    assert (delivered.delivery.state, server.asked) == ("dead", [])
+    assert "FORWARD_HOSTS" in delivered.delivery.reason
+
+
+def test_where_an_address_turns_private_nothing_is_sent(
+    replying: Replying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def guarded(**given: Any) -> httpx.AsyncClient:
+        return guarded_client(**{**given, "allow_private": False})
+
+    monkeypatch.setattr("receiver.deliveries.facade.guarded_client", guarded)
+    with serving(OK) as server:
+        delivered = replying(host_of(server.url)).deliver(make_event(reply_to=server.url))
+    assert (delivered.delivery.state, server.asked) == ("pending", [])
+    assert "not public" in delivered.delivery.reason

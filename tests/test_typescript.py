@@ -1,0 +1,52 @@
+"""The sample for TypeScript is checked against the types that are made of /openapi.json."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.openapi import FOLDER
+from tests.patience import PATIENCE
+
+SAMPLE: Final = Path(__file__).parent.parent / "deploy/typescript/draw.ts"
+PACKAGES: Final = ("openapi-typescript@7.13.0", "typescript@5.9.3", "openapi-fetch@0.17.0")
+CHECK: Final = (
+    "npx tsc --noEmit --strict --target es2022 --module nodenext --moduleResolution nodenext "
+    "--lib es2022,dom,dom.iterable draw.ts"
+)
+
+
+def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        shlex.split(command),
+        cwd=folder,
+        env={**os.environ, "npm_config_update_notifier": "false"},
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not shutil.which("npx"), reason="node and npx are not installed")
+def test_the_sample_fits_the_types_that_its_first_line_makes(tmp_path: Path) -> None:
+    installed = run(tmp_path, f"npm install --no-audit --no-fund {' '.join(PACKAGES)}")
+    if installed.returncode != 0:
+        pytest.skip(f"the registry of node's packages does not answer: {installed.stderr[-200:]}")
+    text = SAMPLE.read_text()
+    (tmp_path / "draw.ts").write_text(text)
+    make = text.partition("\n")[0].removeprefix("// ")
+    assert "https://hooks.example.org/openapi.json" in make
+    local = make.replace("https://hooks.example.org/openapi.json", str(FOLDER / "openapi.json"))
+    for command in (local, CHECK):
+        ran = run(tmp_path, command)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+    wrong = text.replace('"/v1/predictions/{id}"', '"/v1/predictions/{name}"')
+    (tmp_path / "draw.ts").write_text(wrong)
+    assert "draw.ts" in run(tmp_path, CHECK).stdout  # the check is one
