@@ -25,7 +25,6 @@ from receiver.client.steps import (
     Answer,
     ClientError,
     Done,
-    Hear,
     Listen,
     Request,
     Sleep,
@@ -223,9 +222,7 @@ class _Wire:
                 self._stream, self._pieces = answer, answer.iter_bytes()
                 content = b"" if answer.is_success else answer.read()
                 return Answer(answer.status_code, answer.headers, content)
-            case Hear():
-                return next(self._pieces, b"")
-        return None
+        return next(self._pieces, b"")
 
     def close(self) -> None:
         if self._stream is not None:
@@ -261,9 +258,7 @@ class _AsyncWire:
                 self._stream, self._pieces = answer, answer.aiter_bytes()
                 content = b"" if answer.is_success else await answer.aread()
                 return Answer(answer.status_code, answer.headers, content)
-            case Hear():
-                return b"" if self._pieces is None else await anext(self._pieces, b"")
-        return None
+        return b"" if self._pieces is None else await anext(self._pieces, b"")
 
     async def aclose(self) -> None:
         if self._stream is not None:

@@ -39,7 +39,8 @@ class InProcess(httpx.AsyncBaseTransport):
             task.cancel()
             raise
         if start is None:
-            reason = repr(task.exception()) if task.done() else "no answer"
+            await asyncio.wait([task])
+            reason = repr(task.exception() or "no answer")
             raise httpx.RemoteProtocolError(f"the app failed: {reason}", request=request)
         return httpx.Response(
             start["status"],

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Final
 
@@ -414,10 +415,17 @@ def test_what_the_stream_says_has_types() -> None:
 
 # --- waiting ---
 
+ENDED: Final = {"status": "succeeded", "output": []}
+
+
+class Forever(httpx.SyncByteStream):
+    def __iter__(self) -> Iterator[bytes]:
+        return repeat(b": still here\n")
+
 
 @pytest.mark.parametrize("awaited", [False, True])
 def test_where_there_is_no_stream_it_asks_again_and_again(awaited: bool) -> None:
-    ended = {**MADE_ONE.json(), "status": "succeeded", "output": []}
+    ended = {**MADE_ONE.json(), **ENDED}
     wire = Wire(
         problem(503, "too-many-readers"),
         answer(200, MADE_ONE.json()),
@@ -429,10 +437,36 @@ def test_where_there_is_no_stream_it_asks_again_and_again(awaited: bool) -> None
 
 
 def test_what_ended_before_it_listened_is_read() -> None:
-    ended = {**MADE_ONE.json(), "status": "succeeded", "output": []}
+    ended = {**MADE_ONE.json(), **ENDED}
     wire = Wire(live(said(4, kind="stream.open")), answer(200, ended))
     assert wire.blocking().wait(ID).status == "succeeded"
     assert wire.asked[0].url.params["prediction"] == ID
+
+
+def test_a_wait_goes_on_where_its_stream_is_lost() -> None:
+    ended = {**MADE_ONE.json(), "status": "canceled", "error": {"code": "canceled", "message": ""}}
+    wire = Wire(
+        live(said(4, kind="stream.open"), said(5, kind="stream.gap", data={"after": 1, "until": 2}),
+             httpx.ReadError("cut")),
+        answer(200, MADE_ONE.json()),
+        answer(200, MADE_ONE.json()),
+        live(said(4, kind="stream.open")),
+        answer(200, ended),
+    )  # fmt: skip
+    assert wire.blocking().wait(ID).status == "canceled"
+
+
+def test_a_wait_ends_while_it_listens() -> None:
+    wire = Wire(httpx.Response(200, stream=Forever()), answer(200, {**MADE_ONE.json(), **ENDED}))
+    assert wire.blocking().wait(ID, seconds=20.05).status == "succeeded"
+    assert [request.headers.get("prefer") for request in wire.asked] == [None, "wait=19"]
+
+
+def test_any_request_can_be_sent_as_it_is() -> None:
+    wire = Wire(answer(200, {"a": [1]}))
+    assert wire.blocking().call("POST", "/v1/x?y=1", {"b": 2}, {"x-y": "z"}) == {"a": [1]}
+    [asked] = wire.asked
+    assert (asked.url.query, asked.content, asked.headers["x-y"]) == (b"y=1", b'{"b":2}', "z")
 
 
 def test_a_wait_has_an_end() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from typing import Any
 
 import httpx
 import pytest
@@ -81,6 +82,40 @@ async def test_over_sockets_both_do_the_same(start: Start) -> None:
             with pytest.raises(ClientError) as raised:
                 await client.wait(made.id)
             assert (raised.value.type, raised.value.status) == ("unauthorized", 401)
+
+
+async def test_an_app_that_fails_is_one_that_does_not_answer() -> None:
+    begun = asyncio.Event()
+
+    async def hangs(_scope: Any, _receive: Any, _send: Any) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def raises(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise ValueError("a fault")
+
+    async def says_nothing(_scope: Any, _receive: Any, _send: Any) -> None: ...
+
+    async def stops(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"{", "more_body": True})
+
+    for app, words in ((raises, "a fault"), (says_nothing, "no answer"), (stops, "in the middle")):
+        async with asking(app) as client:
+            with pytest.raises(ClientError, match=words) as raised:
+                await client.ready()
+        assert raised.value.type == "unreachable"
+    async with asking(hangs) as client:
+        waiting = asyncio.create_task(client.ready())
+        await begun.wait()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
+def asking(app: Any) -> AsyncReceiver:
+    return AsyncReceiver("http://app", patience=0, transport=httpx.ASGITransport(app))
 
 
 async def test_a_wait_goes_on_where_its_stream_is_cut(start: Start) -> None:
