@@ -35,7 +35,8 @@ from receiver.settings import Settings
 from receiver.store.facade import Chore, Store
 from receiver.store.leases import Leader, LeaseRequest
 
-_CONNECTIONS: Final = httpx.Limits(max_connections=200, max_keepalive_connections=50)
+# httpcore asks the system about each idle connection at each request.
+_CONNECTIONS: Final = httpx.Limits(max_connections=200, max_keepalive_connections=8)
 _CAUGHT_UP: Final = 60.0
 """Seconds in which no other process that starts needs to ask about everything again."""
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final, NoReturn, TypeVar
 
 import httpx
+import msgspec
 import structlog
 
 from receiver.model.errors import ReceiverError, StoreUnavailable, TooLarge, Unreadable
@@ -36,7 +37,14 @@ from receiver.providers.adapter import (
 )
 from receiver.settings import ProviderSettings, Settings
 from receiver.store.facade import Store
-from receiver.store.predictions import Job, Progress, ProgressCause, SendMark, SubmitBudget
+from receiver.store.predictions import (
+    Job,
+    Progress,
+    ProgressCause,
+    ProgressResult,
+    SendMark,
+    SubmitBudget,
+)
 
 log = structlog.get_logger("receiver")
 
@@ -232,10 +240,9 @@ class Submitter:
             self.submits += 1
         if begun.wait > 0:
             return begun.wait
-        next_queued = await self._store.predictions.next_queued(self.provider.name)
-        if next_queued is None or next_queued <= now:
+        if begun.next_due is None or begun.next_due <= now:
             return self._longest_nap  # nothing waits, or it waits for a place: an end or a sweep
-        return max(next_queued - self._clock(), _SHORTEST_NAP)
+        return max(begun.next_due - self._clock(), _SHORTEST_NAP)
 
     async def _submit_safely(self, job: Job) -> None:
         try:
@@ -347,15 +354,18 @@ class Submitter:
 
     async def _accepted(self, job: Job, receipt: Accepted, *, push_expected: bool) -> None:
         due_at = self._schedule.first_poll(push_expected=push_expected)
-        if not await self._progress(job, "accepted", due_at, receipt):
+        done = await self._progress(job, "accepted", due_at, receipt)
+        if done == "taken":
             log.warning("submit.unconfirmed", prediction=job.ticket.id, reason="another's id")
             await self._progress(job, "ambiguous", self._schedule.next_poll(job))
             return
         await self._inbox.unpark(self.provider.name, receipt.provider_id, job.ticket.id)
-        now = await self._store.predictions.job(job.ticket.id)
-        if now is not None and now.ticket.cancel_requested and now.status not in TERMINAL:
+        if done == "to_cancel":
+            ticket = msgspec.structs.replace(
+                job.ticket, provider_id=receipt.provider_id, links=receipt.links
+            )
             try:
-                await self._wire.ask(self.provider.cancel(now.ticket))
+                await self._wire.ask(self.provider.cancel(ticket))
             except Unreadable as error:
                 log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
             await self._progress(job, "polled", self._clock())
@@ -367,8 +377,8 @@ class Submitter:
         due_at: float,
         receipt: Accepted | None = None,
         reason: str | None = None,
-    ) -> bool:
-        """Record a step; False if the provider's id belongs to another prediction."""
+    ) -> ProgressResult:
+        """Record a step, and wake the poller where it has to look earlier."""
         progress = Progress(
             id=job.ticket.id,
             cause=cause,

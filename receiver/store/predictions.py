@@ -95,9 +95,14 @@ class SubmitBatch(msgspec.Struct, frozen=True):
 
     jobs: list[Job]
     wait: float
+    next_due: float | None = None
+    """When the next queued one may be submitted; None: there is none, or no room for it."""
 
 
 ProgressCause = Literal["accepted", "postponed", "ambiguous", "polled"]
+ProgressResult = Literal["recorded", "to_cancel", "taken"]
+"""`to_cancel`: a caller has asked for that before the provider's id was known; `taken`: the id
+belongs to another prediction."""
 
 
 class SendMark(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,7 +189,8 @@ def _begin_some(slots: SubmitBudget) -> Steps[SubmitBatch]:
     jobs = [job_of(row) for row in (yield Run(sql.begin_submits, params))]
     if jobs and slots.per_minute is not None:
         yield from count_requests(slots.provider, slots.now, len(jobs))
-    return SubmitBatch(sorted(jobs, key=lambda job: job.ticket.id), wait)
+    [row] = yield Run(sql.next_queued, provider)
+    return SubmitBatch(sorted(jobs, key=lambda job: job.ticket.id), wait, row["due_at"])
 
 
 _PROGRESS: Final = {
@@ -196,11 +202,14 @@ _PROGRESS: Final = {
 
 
 @short()
-def record_progress(items: Sequence[Progress]) -> Steps[list[None]]:
-    for item in sorted(items, key=lambda item: item.id):
-        row = msgspec.structs.asdict(item) | {"links": text(item.links)}
-        yield Run(_PROGRESS[item.cause], row)
-    return [None] * len(items)
+def record_progress(items: Sequence[Progress]) -> Steps[list[ProgressResult]]:
+    return (yield from in_order(items, lambda item: item.id, _record_one))
+
+
+def _record_one(item: Progress) -> Steps[ProgressResult]:
+    row = msgspec.structs.asdict(item) | {"links": text(item.links)}
+    found = yield Run(_PROGRESS[item.cause], row)
+    return "to_cancel" if found and found[0]["is_to_cancel"] else "recorded"
 
 
 @short()
@@ -339,15 +348,14 @@ class PredictionStore:
         """Record that a submit is about to be sent; False: another process has it, do not send."""
         return await self._store.write(mark_sent, mark)
 
-    async def progress(self, progress: Progress) -> bool:
-        """Record a step; False if the provider's id belongs to another prediction."""
+    async def progress(self, progress: Progress) -> ProgressResult:
+        """Record a step."""
         try:
-            await self._store.write(record_progress, progress)
+            return await self._store.write(record_progress, progress)
         except Exception as error:
             if not self._store.is_taken(error):
                 raise
-            return False
-        return True
+            return "taken"
 
     async def claim_due(self, provider: str, now: float, hold_until: float, most: int) -> list[Job]:
         """Take a provider's predictions that are due, and make them due again at `hold_until`."""
@@ -380,10 +388,6 @@ class PredictionStore:
     async def next_due(self, provider: str) -> float | None:
         """Return when the next prediction at a provider falls due for a poll."""
         return (await self._store.read(sql.next_due, provider=provider))[0]["due_at"]  # type: ignore[no-any-return]
-
-    async def next_queued(self, provider: str) -> float | None:
-        """Return when the next prediction may be submitted, as far as it depends on itself."""
-        return (await self._store.read(sql.next_queued, provider=provider))[0]["due_at"]  # type: ignore[no-any-return]
 
     async def stale(self, provider: str, before: float, most: int) -> list[str]:
         """Return predictions that have been queued since before then."""

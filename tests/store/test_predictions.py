@@ -97,9 +97,10 @@ async def test_submits_begin_oldest_first_and_only_those_that_are_due(store: Sto
 
     assert [job.ticket.id for job in first.jobs] == [pred(1), pred(2)]
     assert [job.ticket.id for job in rest.jobs] == [pred(3), pred(4)]
-    assert (await store.predictions.begin_submits(slots())).jobs == []
-    assert await store.predictions.next_queued("fal") == NOW + 1
-    assert await store.predictions.next_queued("eachlabs") is None
+    last = await store.predictions.begin_submits(slots())
+    assert (last.jobs, last.next_due) == ([], NOW + 1)
+    other = await store.predictions.begin_submits(slots(provider="eachlabs"))
+    assert (other.jobs, other.next_due) == ([], None)
 
 
 async def test_a_begun_job_says_all_that_outbound_needs(store: Store) -> None:

@@ -75,6 +75,7 @@ SET provider_id = coalesce(provider_id, :provider_id),
                   ELSE least(due_at, :due_at::float, deadline_at) END,
     status = CASE WHEN status IN ({from_accepted}) THEN 'processing' ELSE status END
 WHERE id = :id
+RETURNING cancel_requested = 1 AND status NOT IN ({terminal}) AS is_to_cancel
 
 -- name: postpone_submit
 -- Queue a prediction again, to be submitted later.
