@@ -1,4 +1,4 @@
-"""Measure accepting, draining, waiting, memory and starting, against an empty route.
+"""Measure accepting, submitting, draining, waiting, memory and starting, against an empty route.
 
 `python -m tests.bench [requests]`: one run on one machine, both engines side by side; the ratios
 are to the empty route of the same run. Requests are closed-loop from another process over 64
@@ -29,6 +29,7 @@ COUNT = 20_000
 RATE = 1_000
 SECONDS = 6
 SIZES = (1_000, 1_000_000)
+IN_FLIGHT = (0, 30_000)
 
 
 def main() -> None:
@@ -47,6 +48,7 @@ def main() -> None:
                 _accept(place, provider, count, jwks_url, empty)
             _latency(place, jwks_url)
             _cold_start(place, jwks_url)
+            _submit(place, count // 10, jwks_url, empty)
         _drain(None, count, jwks_url, workers=0)
         for workers in (1, 2):
             _drain(server, count, jwks_url, workers=workers)
@@ -54,23 +56,25 @@ def main() -> None:
             _growth(place, count // 2, jwks_url)
 
 
-def _empty(count: int) -> float:
+def _empty(count: int) -> Report:
     with scene.books(None) as (home, _), scene.running(scene.empty_route(home)) as server:
         request = post("/webhooks/eachlabs/token", b'{"status": "succeeded"}' * 6, {})
-        _load(hammer, server.port, [request] * (count // 4))
-        report = _load(hammer, server.port, [request] * count)
+        _load(hammer, server, [request] * (count // 4))
+        report = _load(hammer, server, [request] * count)
     _print("empty Starlette route", report)
-    return report.rate
+    return report
 
 
-def _accept(place: Database | None, provider: str, count: int, jwks_url: str, empty: float) -> None:
+def _accept(
+    place: Database | None, provider: str, count: int, jwks_url: str, empty: Report
+) -> None:
     with scene.books(place) as (home, books):
         ids = books.seed(provider, count + 500)
         requests = [scene.callback(provider, *pair) for pair in ids]
         with scene.running(scene.receiver(home, books, jwks_url)) as server:
-            _load(hammer, server.port, requests[:500])
-            report = _load(hammer, server.port, requests[500:])
-            repeats = _load(hammer, server.port, requests[500:])
+            _load(hammer, server, requests[:500])
+            report = _load(hammer, server, requests[500:])
+            repeats = _load(hammer, server, requests[500:])
             resident = server.resident()
             connections = _connections(books)
         accepted = books.ask("SELECT count(*) FROM events")[0][0]
@@ -96,7 +100,7 @@ def _drain(place: Database | None, count: int, jwks_url: str, *, workers: int) -
         requests = [scene.callback("eachlabs", *pair) for pair in ids]
         accepting = scene.receiver(home, books, jwks_url, "empty_handler.py", "--no-dispatch")
         with scene.running(accepting) as server:
-            _load(hammer, server.port, requests)
+            _load(hammer, server, requests)
         running = [scene.worker(home, books, jwks_url) for _ in range(workers)] or [
             scene.receiver(home, books, jwks_url, "empty_handler.py")
         ]
@@ -161,28 +165,52 @@ def _growth(place: Database | None, count: int, jwks_url: str) -> None:
             books.fill(size)
             requests = [scene.callback("eachlabs", *pair) for pair in ids]
             with scene.running(scene.receiver(home, books, jwks_url, "empty_handler.py")) as server:
-                _load(hammer, server.port, requests[: count // 4])
-                report = _load(hammer, server.port, requests[count // 4 :])
+                _load(hammer, server, requests[: count // 4])
+                report = _load(hammer, server, requests[count // 4 :])
             rates.append(report.rate)
             _print(f"{books.engine}: accept and deliver, {size:,} stored", report)
     print(f"    {100 * rates[1] / rates[0]:.0f} % with {SIZES[1]:,} stored")
 
 
+def _submit(place: Database | None, count: int, jwks_url: str, empty: Report) -> None:
+    """Submit to a provider that answers at once, with few and with many predictions in flight."""
+    for in_flight in IN_FLIGHT:
+        with scene.books(place) as (home, books), ExitStack() as stack:
+            books.seed("fal", in_flight)
+            provider = stack.enter_context(scene.running(scene.instant_provider(home)))
+            serving = scene.receiver(
+                home, books, jwks_url, submits_to=f"http://127.0.0.1:{provider.port}"
+            )
+            server = stack.enter_context(scene.running(serving))
+            _load(hammer, server, [scene.submit(n) for n in range(count // 10)], 202)
+            report = _load(hammer, server, [scene.submit(n) for n in range(count)], 202)
+        _print(f"{books.engine}: submit, {in_flight:,} in flight", report, empty)
+
+
 def _load(
-    run: Callable[..., Coroutine[None, None, Report]], port: int, requests: Sequence[bytes]
+    run: Callable[..., Coroutine[None, None, Report]],
+    server: scene.Server,
+    requests: Sequence[bytes],
+    status: int = 200,
 ) -> Report:
-    """Run the load in this process, on uvloop, and insist that everything was answered 200."""
+    """Run the load in this process, on uvloop, and insist that every answer has that status."""
+    before = server.cpu()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        report = runner.run(run(port, requests))
-    assert report.statuses == {200: len(requests)}, report.statuses
+        report = runner.run(run(server.port, requests))
+    report.cpu = (server.cpu() - before) / len(requests)
+    assert report.statuses == {status: len(requests)}, report.statuses
     return report
 
 
-def _print(name: str, report: Report, empty: float | None = None) -> None:
-    ratio = f"{100 * report.rate / empty:.0f} % of empty" if empty else ""
+def _print(name: str, report: Report, empty: Report | None = None) -> None:
+    ratio = cost = ""
+    if empty:
+        ratio = f"{100 * report.rate / empty.rate:.0f} % of empty"
+        cost = f", {report.cpu / empty.cpu:.1f} empty"
     print(
         f"{name:44}{report.rate:>9,.0f}/s   p50 {1e3 * report.percentile(0.5):.1f} ms   "
-        f"p99 {1e3 * report.percentile(0.99):.1f} ms   {ratio}"
+        f"p99 {1e3 * report.percentile(0.99):.1f} ms   "
+        f"CPU {1e6 * report.cpu:.0f} us{cost}   {ratio}"
     )
 
 

@@ -20,6 +20,8 @@ class Report:
     seconds: float
     latencies: list[float] = field(repr=False)
     statuses: Counter[int]
+    cpu: float = 0.0
+    """Seconds of CPU that the server used for each."""
 
     @property
     def rate(self) -> float:

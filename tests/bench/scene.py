@@ -18,6 +18,8 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from receiver.emulator import create_emulator
 from receiver.emulator.endings import Ending
 from receiver.emulator.inprocess import BY_HAND, EmulatedProviders
@@ -258,6 +260,11 @@ class Server:
         )
         return int(found.stdout) * 1024
 
+    def cpu(self) -> float:
+        """Return the seconds of CPU that the process has used, all its threads, as Linux counts."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(15)
@@ -273,6 +280,51 @@ def running(server: Server) -> Iterator[Server]:
         server.stop()
 
 
+INSTANT = """import asyncio, itertools, json
+
+numbers = itertools.count()
+
+
+class Provider(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport, self.data = transport, b""
+
+    def data_received(self, data):
+        self.data += data
+        head, blank, body = self.data.partition(b"\\r\\n\\r\\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\\r\\n")[0] or 0)
+        if blank and len(body) >= length:
+            self.data = b""
+            said = json.dumps({"request_id": f"req-{next(numbers)}"}).encode()
+            head = f"HTTP/1.1 200 OK\\r\\nContent-Length: {len(said)}\\r\\n\\r\\n"
+            self.transport.write(head.encode() + said)
+
+
+async def main():
+    server = await asyncio.get_running_loop().create_server(Provider, "127.0.0.1", PORT)
+    await server.serve_forever()
+
+
+asyncio.run(main())
+"""
+"""A provider that takes every submit at once."""
+
+
+def instant_provider(home: Path) -> Server:
+    port = free_port()
+    script = home / "instant.py"
+    script.write_text(INSTANT.replace("PORT", str(port)))
+    return Server([sys.executable, str(script)], port, home, {})
+
+
+def submit(number: int) -> bytes:
+    """Prepare one submit."""
+    body = msgspec.json.encode(
+        {"provider": "fal", "model": MODELS["fal"], "input": {"prompt": f"lighthouse {number}"}}
+    )
+    return post("/v1/predictions", body, {"Authorization": "Bearer bench"})
+
+
 def empty_route(home: Path) -> Server:
     port = free_port()
     script = home / "empty.py"
@@ -280,11 +332,16 @@ def empty_route(home: Path) -> Server:
     return Server([sys.executable, str(script)], port, home, {})
 
 
-def receiver(home: Path, books: Books, jwks_url: str, *arguments: str) -> Server:
+def receiver(
+    home: Path, books: Books, jwks_url: str, *arguments: str, submits_to: str | None = None
+) -> Server:
     """Start the real server, as a user would; `arguments` are handlers and options."""
     port = free_port()
     command = [sys.executable, "-m", "receiver", "serve", *arguments, "--port", str(port)]
-    return Server(command, port, home, _env(home, books, jwks_url))
+    env = _env(home, books, jwks_url)
+    if submits_to is not None:
+        env |= {"FAL_KEY": "bench", "FAL_QUEUE_URL": submits_to}
+    return Server(command, port, home, env)
 
 
 def worker(home: Path, books: Books, jwks_url: str) -> Server:

@@ -129,7 +129,9 @@ class Process:
         assert self.is_alive, self.log.read_text()
         if self.port is None:
             return b'"receiver.started"' in self.log.read_bytes()[self._said :]
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+        # It listens before it has started, so only an answer says so.
+        with suppress(httpx.HTTPError):
+            httpx.get(f"{self.url}/healthz", timeout=PATIENCE)
             return True
         return False
 
