@@ -183,9 +183,12 @@ async def test_the_page_shows_it_all_and_needs_nothing_else(start: Start) -> Non
     text = answer.text
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
-    [style] = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
-    assert base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() in policy
-    assert not re.search(r"<script|<link|<img|style=|src=|url\(|@import| on\w+=", text)
+    for tag in ("style", "script"):
+        [own] = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}';" in policy
+    assert text.count("<script") == 1
+    assert not re.search(r"<link|<img|style=|src=|url\(|@import| on\w+=", text)
     places = set(re.findall(r' id="([^"]+)"', text))
     assert set(re.findall(r'href="#([^"]+)"', text)) <= places
     assert {row["operationId"] for _, _, row in ROWS} <= places
