@@ -149,7 +149,7 @@ def test_every_described_problem_is_one_that_a_route_can_answer() -> None:
     assert answered | {"method-not-allowed"} == PROBLEMS.keys()
 
 
-# --- the two routes ---
+# --- the routes that describe ---
 
 
 @pytest.mark.anyio
@@ -173,6 +173,17 @@ async def test_both_are_open_and_kept_by_their_tag(start: Start, path: str, kind
             again = await station.world.get(path, headers={"if-none-match": known})
             assert (again.status_code, bool(again.content)) == (status, status == 200), known
             assert again.headers["etag"] == tag
+
+
+@pytest.mark.anyio
+async def test_the_root_says_what_this_is_and_where_to_read_on(start: Start) -> None:
+    async with start() as station:
+        answer = await station.world.get("/")
+        named = re.findall(r"^(\S+)  +", answer.text, re.MULTILINE)
+        for path in named:
+            assert (await station.world.get(f"/{path}")).is_success, path
+    assert answer.text.startswith("A prediction receiver: ")
+    assert named == ["docs", "openapi.json", "healthz"]
 
 
 @pytest.mark.anyio

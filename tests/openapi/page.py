@@ -275,10 +275,16 @@ def _curl(method: str, path: str, row: Json) -> str:
     lines += [f"-H {shlex.quote(wish)}" for wish in wishes]
     for media_type, content in row.get("requestBody", {}).get("content", {}).items():
         values = [example["value"] for example in content["examples"].values()]
-        text = json.dumps(values[0], indent=2, ensure_ascii=False) if values else ""
+        text = json.dumps(_given(values[0]), indent=2, ensure_ascii=False) if values else ""
         sent = f"-d {shlex.quote(text)}" if text else "--data-binary @FILE"
         lines += [f"-H 'Content-Type: {media_type}'", sent]
     return " \\\n  ".join(lines)
+
+
+def _given(body: Any) -> Any:
+    """Return a body without what need not be said."""
+    is_object = isinstance(body, dict)
+    return {name: it for name, it in body.items() if it is not None} if is_object else body
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:

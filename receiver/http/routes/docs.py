@@ -1,6 +1,7 @@
-"""`/openapi.json` and `/docs`: what a receiver takes and answers, for programs and for people.
+"""`/`, `/openapi.json` and `/docs`: what this is, takes and answers, for programs and for people.
 
-Both files are made when the package is built (`make docs`); a test compares them with the routes.
+The last two are files, made when the package is built (`make docs`); a test compares them with the
+routes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,16 @@ from receiver.http.declare import get
 _CACHED: Final = {"Cache-Control": "public, max-age=300", "X-Content-Type-Options": "nosniff"}
 
 
+_ABOUT: Final = """\
+A prediction receiver: it submits image and video predictions to Oxen.ai, Eachlabs and fal.ai,
+records every outcome exactly once, and runs handlers on it.
+
+docs          what it takes and answers, for people
+openapi.json  the same for programs
+healthz       whether it is alive; readyz: whether it can work
+"""
+
+
 class IfNoneMatch(msgspec.Struct, frozen=True, rename={"tags": "If-None-Match"}):
     """What the caller has already."""
 
@@ -28,7 +39,15 @@ class IfNoneMatch(msgspec.Struct, frozen=True, rename={"tags": "If-None-Match"})
 
 
 class DocsRoutes:
-    """The two routes, which are open."""
+    """The three routes, which are open."""
+
+    @get("/", "what this is", media_type="text/plain", is_open=True)
+    async def about(self) -> Response:
+        """Say what this is, and where it is described.
+
+        A few lines for people who open the address.
+        """
+        return Response(_ABOUT, headers=_CACHED, media_type="text/plain")
 
     @get("/openapi.json", {200: "OpenAPI 3.1", 304: "as it was"}, sends=["ETag"], is_open=True)
     async def openapi(self, headers: IfNoneMatch) -> Response:
