@@ -1,4 +1,4 @@
-"""The README is held against the code."""
+"""The README and the pages in `deploy/` are held against the code, and their commands are run."""
 
 from __future__ import annotations
 
@@ -6,26 +6,90 @@ import inspect
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from typing import Final
+from xml.etree import ElementTree as ET
 
+import httpx
 import pytest
 
 from receiver import create_app
-from receiver.deliveries.registry import load
+from receiver.cli.emulating import emulated
+from receiver.cli.emulating import environment as among_emulated
 from receiver.settings import Secret, Setting, Settings, all_settings
+from tests.cli.running import SECRET, environment, receiver
+from tests.journey.parts import free_port
 from tests.patience import PATIENCE
 
-TOP = Path(__file__).parent.parent
-README = (TOP / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TOP: Final = Path(__file__).parent.parent
+PAGES: Final = {
+    path.name: path.read_text()
+    for path in [TOP / "README.md", *sorted((TOP / "deploy").glob("*.md"))]
+}
+KEY: Final = "the-key-of-the-pages"
+NOT_RUN: Final = {
+    "make demo": "sets up an environment; tests/cli runs the demo, and this is the suite",
+    "python3 -m venv": "downloads some forty packages",
+    "pip install -c constraints.txt '.[postgres]'": "downloads; tests/journey has the rest",
+    "pip install -c constraints.txt '.[otel]'": "downloads; tests/observability has the rest",
+    "export PGDSN": "PgQueuer's own tools, which redraw a screen until they are stopped",
+    "systemctl stop": "stops a service of the system; tests/store/test_backup.py restores",
+}
+"""Why a block of commands that begins so is not run."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What stands between two fences."""
+
+    page: str
+    language: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.page}: {self.text.partition(chr(10))[0]}"
+
+    @property
+    def file(self) -> str | None:
+        """The file that a block of Python says it is."""
+        named = re.match(r"# (\w+\.py)\n", self.text)
+        return named[1] if named and self.language == "python" else None
+
+    @property
+    def serves(self) -> bool:
+        """Whether its last command runs until it is stopped."""
+        return re.search(r"^(receiver serve|uvicorn) .*\n\Z", self.text, re.MULTILINE) is not None
+
+
+BLOCKS: Final = [
+    Block(page, language, block)
+    for page, text in PAGES.items()
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+]
+PYTHON: Final = [block for block in BLOCKS if block.language == "python"]
+COMMANDS: Final = [block for block in BLOCKS if block.language == "sh"]
+TO_RUN: Final = [block for block in COMMANDS if not block.text.startswith(tuple(NOT_RUN))]
+
+
+def named(block: Block) -> str:
+    return block.name
+
+
+# --- what the pages say ---
 
 
 def settings_table() -> str:
-    """Return the README's table of settings, with one line for those of one sentence."""
+    """Return the table of settings, with one line for those of one sentence."""
     lines = ["| Name | Default | |", "|---|---|---|"]
     for says, group in groupby(all_settings(), key=attrgetter("says")):
         found = list(group)
@@ -38,7 +102,7 @@ def settings_table() -> str:
 
 
 def default_of(setting: Setting) -> str:
-    """Return a default as the README writes it."""
+    """Return a default as the page writes it."""
     if setting.shown:
         return setting.shown
     match setting.default:
@@ -52,8 +116,7 @@ def default_of(setting: Setting) -> str:
 
 
 def test_the_table_of_settings_is_the_one_that_is_read() -> None:
-    table = README.partition("## Settings")[2].partition("## Deploy")[0]
-    assert settings_table() in table
+    assert settings_table() in PAGES["settings.md"]
 
 
 def test_a_sentence_of_a_setting_is_said_in_one_line() -> None:
@@ -61,7 +124,7 @@ def test_a_sentence_of_a_setting_is_said_in_one_line() -> None:
     assert len(says) == len(set(says))
 
 
-def test_every_route_of_the_app_is_in_the_readme(tmp_path: Path) -> None:
+def test_every_route_of_the_app_is_in_the_table_of_routes(tmp_path: Path) -> None:
     settings = Settings.read(
         {
             "RECEIVER_SECRET_KEY": "x" * 32,
@@ -69,28 +132,61 @@ def test_every_route_of_the_app_is_in_the_readme(tmp_path: Path) -> None:
         }
     )
     assert isinstance(settings.secret_keys[0], Secret)
-    section = README.partition("## HTTP")[2].partition("## Commands")[0]
+    section = PAGES["routes.md"].partition("## HTTP")[2].partition("## Commands")[0]
     for route in create_app(settings).routes:
         path = getattr(route, "path", "").replace(":path", "")
         tail = "/".join(path.split("/")[-1:])
         assert path in section or f"…/{tail}" in section, path
 
 
+def test_every_command_is_told_of() -> None:
+    told = PAGES["routes.md"].partition("## Commands")[2]
+    listed = receiver("--help", cwd=TOP).stdout
+    names = re.findall(r"^│ ([a-z]+) ", listed, re.MULTILINE)
+    assert "serve" in names
+    for name in names:
+        assert re.search(rf"`(receiver )?{name}\b", told), name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    home = TOP if page == "README.md" else TOP / "deploy"
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", PAGES[page]):
+        path, _, anchor = target.partition("#")
+        assert (home / path).exists(), target
+        heads = re.findall(r"^#+ (.*)$", (home / path).read_text(), re.MULTILINE) if anchor else []
+        slugs = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
+        assert not anchor or anchor in slugs, target
+
+
+def test_the_readme_is_short_and_its_picture_small_and_by_itself() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 160
+    picture = (TOP / "deploy" / "demo.svg").read_text()
+    assert len(picture.encode()) < 40_000
+    assert ET.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"
+    assert re.findall(r"https?://[^\"]*", picture) == ["http://www.w3.org/2000/svg"]
+
+
+# --- what the pages show ---
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Write down the blocks that say what file they are."""
+    """Write down the blocks that say what file they are, and what `receiver init` writes."""
     for block in PYTHON:
-        if named := re.match(r"# (\w+\.py)\n", block):
-            (tmp_path / named[1]).write_text(block)
+        if block.file:
+            (tmp_path / block.file).write_text(block.text)
+    assert receiver("init", cwd=tmp_path).returncode == 0
+    (tmp_path / ".env").unlink()
     return tmp_path
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON)))
+@pytest.mark.parametrize("block", PYTHON, ids=named)
 def test_every_python_block_runs(
-    number: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+    block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = folder / f"block{number}.py"
-    script.write_text(PYTHON[number])
+    script = folder / "block.py"
+    script.write_text(block.text)
     monkeypatch.syspath_prepend(folder)
     made = runpy.run_path(str(script))
     for name, value in made.items():
@@ -98,25 +194,119 @@ def test_every_python_block_runs(
             value()
 
 
-def test_the_recipe_works_as_it_is_written(folder: Path) -> None:
-    recipe = README.partition("### Write your own in five minutes")[2].partition("\n### ")[0]
-    [commands] = re.findall(r"```sh\n(.*?)```", recipe, re.DOTALL)
-    here = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for name in [name for name in here if name.startswith(("PYTEST_", "COV_"))]:
-        del here[name]
-    here["PYTEST_ADDOPTS"] = "-p no:schemathesis"  # a plugin by itself, and slow to load
+def test_the_python_blocks_are_typed(tmp_path: Path) -> None:
+    for number, block in enumerate(PYTHON):
+        file = tmp_path / (block.file or f"block{number}.py")
+        assert not file.exists(), "two blocks are one file"
+        file.write_text(block.text)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "."]
+    cache = f"--cache-dir={TOP / '.mypy_cache' / 'pages'}"  # 10 seconds without
     ran = subprocess.run(
-        ["bash", "-e", "-c", commands],
+        [*command, cache], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_the_languages_of_blocks_are_known() -> None:
+    assert {block.language for block in BLOCKS} == {"", "python", "sh", "nginx"}
+    for start in NOT_RUN:
+        assert any(block.text.startswith(start) for block in COMMANDS), start
+
+
+# --- what the pages tell to type ---
+
+
+@pytest.fixture(scope="module")
+def providers() -> Iterator[str]:
+    with emulated(0.1) as url:
+        yield url
+
+
+def environment_of(providers: str, port: int) -> dict[str, str]:
+    """Give the environment of somebody who has the program, and keys of emulated providers."""
+    env = environment(
+        {
+            **among_emulated(providers, f"http://127.0.0.1:{port}"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RECEIVER_SECRET_KEY": SECRET,
+            "RECEIVER_API_KEYS": KEY,
+            "RECEIVER_API_KEY": KEY,
+            "RECEIVER_URL": f"http://127.0.0.1:{port}",
+        }
+    )
+    for name in [name for name in env if name.startswith(("PYTEST_", "COV_"))]:
+        del env[name]
+    return env | {"PYTEST_ADDOPTS": "-p no:schemathesis"}  # a plugin by itself, slow to load
+
+
+@contextmanager
+def serving(commands: str, cwd: Path, env: dict[str, str], port: int) -> Iterator[None]:
+    """Run commands whose last one serves, until it is ready and the caller is through."""
+    log = cwd / "serve.log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            ["bash", "-e", "-c", commands],
+            cwd=cwd,
+            env=env,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        ends = time.monotonic() + PATIENCE
+        while not is_ready(port):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < ends, log.read_text()
+            time.sleep(0.02)
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(PATIENCE)
+
+
+def is_ready(port: int) -> bool:
+    """Tell whether a receiver is ready there, by itself or mounted."""
+    try:
+        answers = [
+            httpx.get(f"http://127.0.0.1:{port}{path}/readyz", trust_env=False)
+            for path in ("", "/predictions")
+        ]
+    except httpx.HTTPError:
+        return False
+    return any(answer.is_success for answer in answers)
+
+
+@pytest.fixture(scope="module")
+def there(providers: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Give the environment in which commands find a receiver that runs."""
+    port = free_port()
+    env = environment_of(providers, port)
+    home = tmp_path_factory.mktemp("receiver")
+    with serving(f"receiver serve log --port {port}", home, env, port):
+        yield env
+
+
+@pytest.mark.parametrize("block", [block for block in TO_RUN if block.serves], ids=named)
+def test_every_command_that_serves_serves(block: Block, folder: Path, providers: str) -> None:
+    port = free_port()  # as written but for it: other tests run beside this one
+    env = environment_of(providers, port)
+    text = re.sub(r" --(host|port) \S+", "", block.text)
+    text = re.sub(r"^(receiver serve|uvicorn) ", rf"\1 --port {port} ", text, flags=re.MULTILINE)
+    with serving(text, folder, env, port):
+        pass
+
+
+@pytest.mark.parametrize("block", [block for block in TO_RUN if not block.serves], ids=named)
+def test_every_command_that_ends_succeeds(
+    block: Block, folder: Path, there: dict[str, str]
+) -> None:
+    ran = subprocess.run(
+        ["bash", "-e", "-c", block.text],
         cwd=folder,
-        env=here,
+        env=there,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "4 passed" in ran.stdout
-
-
-def test_the_recipe_can_be_served(folder: Path) -> None:
-    assert list(load([str(folder / "thanks.py")]).handlers) == ["thanks"]

@@ -388,6 +388,11 @@ class Operations:
         return self._text("/metrics")
 
     @operation
+    def about(self) -> Steps[str]:
+        """Read what it says of itself, in a few lines."""
+        return self._text("/")
+
+    @operation
     def openapi(self) -> Steps[dict[str, Any]]:
         """Read the description for programs."""
         return self._ask(dict[str, Any], "GET", "/openapi.json")

@@ -1,7 +1,8 @@
 """Settings: one table, read once from the environment; every problem is reported together.
 
 A setting is one line here: its field, its name, what reads it, its default and its sentence, which
-the README's table repeats. A provider's line stands in `ProviderSettings`, for all of them.
+the table in `deploy/settings.md` repeats. A provider's line stands in `ProviderSettings`, for all
+of them.
 """
 
 from __future__ import annotations
@@ -378,7 +379,7 @@ _TLS: Final = Setting(
 
 
 def all_settings() -> list[Setting]:
-    """Return every line of the table, in the README's order."""
+    """Return every line of the table, in the order of deploy/settings.md."""
     of_providers = [
         row for name, given in _PROVIDERS.items() for row in _rows_of(name, given).values()
     ]

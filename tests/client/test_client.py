@@ -74,6 +74,7 @@ CALLS: Final[dict[str, Callable[[Any], Any]]] = {
     "getHealthz": lambda c: c.alive(),
     "getReadyz": lambda c: c.ready(),
     "getMetrics": lambda c: c.metrics(),
+    "get": lambda c: c.about(),
     "getOpenapiJson": lambda c: c.openapi(),
     "getDocs": lambda c: c.docs(),
 }

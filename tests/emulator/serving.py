@@ -44,6 +44,10 @@ class Server:
         sockets = {"sockets": [self._listener]}
         self._thread = threading.Thread(target=self._server.run, kwargs=sockets)
         self._thread.start()
+        ends = time.monotonic() + PATIENCE  # the port takes connections before the app has started
+        while self._thread.is_alive() and not self._server.started:
+            assert time.monotonic() < ends
+            time.sleep(0.005)
 
     def ask_to_stop(self) -> None:
         self._server.should_exit = True

@@ -8,7 +8,7 @@ from typing import Final
 from tests.handlers.parts import HANDLERS
 
 NAMES: Final = sorted(path.stem for path in HANDLERS.glob("*.py") if path.stem != "__init__")
-README: Final = (HANDLERS.parent / "README.md").read_text()
+PAGE: Final = (HANDLERS.parent / "deploy" / "handlers.md").read_text()
 
 
 def test_every_one_can_be_named_on_the_command_line() -> None:
@@ -22,8 +22,8 @@ def test_every_one_is_registered_by_the_name_of_its_file() -> None:
         assert f'name="{name}"' in (HANDLERS / f"{name}.py").read_text(), name
 
 
-def test_every_one_is_in_the_readme_with_its_settings() -> None:
-    table = README.partition("### Built-in handlers")[2].partition("\n## ")[0]
+def test_every_one_is_in_the_table_with_its_settings() -> None:
+    table = PAGE.partition("## Built-in handlers")[2].partition("\n## ")[0]
     for name in NAMES:
         assert f"| `{name}` |" in table, name
         assert f"`{name.upper()}" in table or name == "log", name

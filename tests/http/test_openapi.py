@@ -149,7 +149,7 @@ def test_every_described_problem_is_one_that_a_route_can_answer() -> None:
     assert answered | {"method-not-allowed"} == PROBLEMS.keys()
 
 
-# --- the two routes ---
+# --- the routes that describe ---
 
 
 @pytest.mark.anyio
@@ -176,6 +176,17 @@ async def test_both_are_open_and_kept_by_their_tag(start: Start, path: str, kind
 
 
 @pytest.mark.anyio
+async def test_the_root_says_what_this_is_and_where_to_read_on(start: Start) -> None:
+    async with start() as station:
+        answer = await station.world.get("/")
+        named = re.findall(r"^(\S+)  +", answer.text, re.MULTILINE)
+        for path in named:
+            assert (await station.world.get(f"/{path}")).is_success, path
+    assert answer.text.startswith("A prediction receiver: ")
+    assert named == ["docs", "openapi.json", "healthz"]
+
+
+@pytest.mark.anyio
 async def test_the_page_shows_it_all_and_needs_nothing_else(start: Start) -> None:
     async with start() as station:
         answer = await station.world.get("/docs")
@@ -183,9 +194,12 @@ async def test_the_page_shows_it_all_and_needs_nothing_else(start: Start) -> Non
     text = answer.text
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
-    [style] = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
-    assert base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() in policy
-    assert not re.search(r"<script|<link|<img|style=|src=|url\(|@import| on\w+=", text)
+    for tag in ("style", "script"):
+        [own] = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}';" in policy
+    assert text.count("<script") == 1
+    assert not re.search(r"<link|<img|style=|src=|url\(|@import| on\w+=", text)
     places = set(re.findall(r' id="([^"]+)"', text))
     assert set(re.findall(r'href="#([^"]+)"', text)) <= places
     assert {row["operationId"] for _, _, row in ROWS} <= places

@@ -1,6 +1,7 @@
-"""`/openapi.json` and `/docs`: what a receiver takes and answers, for programs and for people.
+"""`/`, `/openapi.json` and `/docs`: what this is, takes and answers, for programs and for people.
 
-Both files are made when the package is built (`make docs`); a test compares them with the routes.
+The last two are files, made when the package is built (`make docs`); a test compares them with the
+routes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,16 @@ from receiver.http.declare import get
 _CACHED: Final = {"Cache-Control": "public, max-age=300", "X-Content-Type-Options": "nosniff"}
 
 
+_ABOUT: Final = """\
+A prediction receiver: it submits image and video predictions to Oxen.ai, Eachlabs and fal.ai,
+records every outcome exactly once, and runs handlers on it.
+
+docs          what it takes and answers, for people
+openapi.json  the same for programs
+healthz       whether it is alive; readyz: whether it can work
+"""
+
+
 class IfNoneMatch(msgspec.Struct, frozen=True, rename={"tags": "If-None-Match"}):
     """What the caller has already."""
 
@@ -28,7 +39,15 @@ class IfNoneMatch(msgspec.Struct, frozen=True, rename={"tags": "If-None-Match"})
 
 
 class DocsRoutes:
-    """The two routes, which are open."""
+    """The three routes, which are open."""
+
+    @get("/", "what this is", media_type="text/plain", is_open=True)
+    async def about(self) -> Response:
+        """Say what this is, and where it is described.
+
+        A few lines for people who open the address.
+        """
+        return Response(_ABOUT, headers=_CACHED, media_type="text/plain")
 
     @get("/openapi.json", {200: "OpenAPI 3.1", 304: "as it was"}, sends=["ETag"], is_open=True)
     async def openapi(self, headers: IfNoneMatch) -> Response:
@@ -72,11 +91,17 @@ def _file(name: str) -> tuple[bytes, dict[str, str]]:
 
 
 def _policy(page: bytes) -> dict[str, str]:
-    """Return the headers that let a page use its own style, and nothing else at all."""
-    found = re.search(rb"<style>(.*?)</style>", page, re.DOTALL)
-    style = base64.b64encode(hashlib.sha256(found[1] if found else b"").digest()).decode()
+    """Return the headers that let a page use its own style and script, and nothing else at all."""
+    own = "; ".join(f"{tag}-src '{_digest(page, tag)}'" for tag in ("style", "script"))
     return {
-        "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{style}'; "
+        "Content-Security-Policy": f"default-src 'none'; {own}; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         "Referrer-Policy": "no-referrer",
     }
+
+
+def _digest(page: bytes, tag: str) -> str:
+    """Return the digest of what stands in the page's only such tag."""
+    _, _, after = page.partition(f"<{tag}>".encode())
+    text, _, _ = after.partition(f"</{tag}>".encode())
+    return f"sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}"
