@@ -6,7 +6,7 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 from typer.models import CommandInfo
 
-from receiver.cli.output import print_plainly, print_table, print_value, say
+from receiver.cli.output import print_plainly, print_value, say
 from receiver.model.errors import HandlerError, ReceiverError, SettingsError
 from receiver.model.text import spelled
 
@@ -95,8 +95,9 @@ Handlers = Annotated[
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
-Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1, max=100)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one line each.")]
+Wide = Annotated[bool, typer.Option("--wide", help="All columns, nothing cut, whole times.")]
 Dev = Annotated[
     bool, typer.Option("--dev", help="For your own machine: make up secrets, read .env.")
 ]
@@ -409,12 +410,17 @@ def list_(
     status: Annotated[str | None, typer.Option(help="Only in this status.")] = None,
     provider: OfProvider = None,
     limit: Limit = 20,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """List predictions, newest first."""
-    found = _call("get", _query("/v1/predictions", status=status, provider=provider, limit=limit))
-    columns = ("id", "provider", "model", "status", "channel", "created_at", "error")
-    _show(found, columns, as_json=as_json)
+    from receiver.cli.lists import rows
+
+    params = {"status": status, "provider": provider}
+    columns = ("id", "provider", "model", "status", "created_at", "error")
+    with _client() as client:
+        found = rows(client, "/v1/predictions", params, limit)
+        _show(found, columns, ("channel", "metadata"), as_json=as_json, wide=wide)
 
 
 @main.command()
@@ -525,15 +531,18 @@ def replay(
 def replays(
     cancel: Annotated[str | None, typer.Option(metavar="ID", help="Stop this one.")] = None,
     limit: Limit = 20,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """List the replays in bulk, newest first, or cancel one."""
-    if cancel is not None:
-        print_value(_call("post", f"/v1/replays/{_quoted(cancel)}/cancel"))
-        return
-    found = _call("get", _query("/v1/replays", limit=limit))
+    from receiver.cli.lists import rows
+
     columns = ("id", "state", "events", "matched", "replayed", "wanted", "created_at", "ended_at")
-    _show(found, columns, as_json=as_json)
+    with _client() as client:
+        if cancel is not None:
+            print_value(client.post(f"/v1/replays/{_quoted(cancel)}/cancel"))
+            return
+        _show(rows(client, "/v1/replays", {}, limit), columns, as_json=as_json, wide=wide)
 
 
 @main.command()
@@ -544,14 +553,19 @@ def discarded(
     provider: OfProvider = None,
     prediction: Annotated[str | None, typer.Option(help="Only of this prediction.")] = None,
     limit: Limit = 20,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """List what came and reached no handler, the latest first."""
-    params = {"kind": kind, "provider": provider, "prediction": prediction, "limit": limit}
-    found = _call("get", _query("/v1/discarded", **params))
-    rows = [{**row, "from": row["channel"] or row["source"]} for row in found["data"]]
+    from receiver.cli.lists import rows
+
     columns = ("kind", "reason", "provider", "from", "prediction_id", "times", "last_at")
-    _show(found, columns, rows, as_json=as_json)
+    params = {"kind": kind, "provider": provider, "prediction": prediction}
+    with _client() as client:
+        found = rows(client, "/v1/discarded", params, limit)
+        if not as_json:
+            found = ({**row, "from": row["channel"] or row["source"]} for row in found)
+        _show(found, columns, ("first_at",), as_json=as_json, wide=wide)
 
 
 @main.command()
@@ -566,6 +580,7 @@ def explain(
     kind: Annotated[
         str | None, typer.Option("--type", help="If it were succeeded, failed or canceled.")
     ] = None,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """Say which handlers run for an event, and why the others do not."""
@@ -587,7 +602,7 @@ def explain(
     assumed = " (if it ends so)" if found["assumed"] else ""
     say(f"{found['prediction']}: {found['type']}{assumed}")
     columns = ("handler", "runs", "because", "state", "attempts", "reason")
-    print_table(rows, columns)
+    _show(rows, columns, as_json=False, wide=wide)
 
 
 @main.command()
@@ -598,13 +613,17 @@ def deliveries(
     handler: Annotated[str | None, typer.Option(help="Only of this handler.")] = None,
     prediction: Annotated[str | None, typer.Option(help="Only of this prediction.")] = None,
     limit: Limit = 20,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, newest first: what is pending, done, dead."""
-    params = {"state": state, "handler": handler, "prediction": prediction, "limit": limit}
-    found = _call("get", _query("/v1/deliveries", **params))
-    columns = ("id", "handler", "state", "attempts", "due_at", "reason")  # `show` takes the ids
-    _show(found, columns, as_json=as_json)
+    from receiver.cli.lists import rows
+
+    params = {"state": state, "handler": handler, "prediction": prediction}
+    columns = ("prediction_id", "model", "handler", "state", "attempts", "due_at", "reason")
+    with _client() as client:
+        found = rows(client, "/v1/deliveries", params, limit)
+        _show(found, columns, ("id", "created_at", "round"), as_json=as_json, wide=wide)
 
 
 @main.command()
@@ -614,10 +633,10 @@ def retry(delivery_id: Id) -> None:
 
 
 @main.command()
-def handlers(as_json: AsJson = False) -> None:
+def handlers(wide: Wide = False, as_json: AsJson = False) -> None:
     """List handlers: what is pending for each, and its state."""
     columns = ("name", "state", "pending", "registered", "paused_at", "open_until", "reason")
-    _show(_call("get", "/v1/handlers"), columns, as_json=as_json)
+    _show(_call("get", "/v1/handlers")["data"], columns, as_json=as_json, wide=wide)
 
 
 @main.command()
@@ -757,12 +776,21 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _show(
-    found: Any, columns: tuple[str, ...], rows: list[Any] | None = None, *, as_json: bool
+    rows: Iterable[Any],
+    columns: tuple[str, ...],
+    more: tuple[str, ...] = (),
+    *,
+    as_json: bool,
+    wide: bool,
 ) -> None:
-    """Print an answer as it came, or as a table: of its list, or of rows made of that."""
+    """Print rows as JSON lines, or as a table; `more` are columns of a wide one."""
+    from receiver.cli.tables import print_table
+
     if as_json:
-        print_plainly(found)
+        for row in rows:
+            print_plainly(row)
     else:
-        print_table(found["data"] if rows is None else rows, columns)
-        if found.get("next_cursor"):
-            say("-- there are more: --limit shows up to 100, the API all", err=True)
+        found = list(rows)
+        print_table(found, columns, more, wide=wide)
+        if not found:
+            say("-- there are none", err=True)

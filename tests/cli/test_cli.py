@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +21,12 @@ from typing import Any, Final
 
 import httpx
 import pytest
+from rich.text import Text
 from typer.testing import CliRunner, Result
 
 from receiver import emulator
 from receiver.cli.main import PANELS, main
-from receiver.cli.output import cell, print_table
+from receiver.cli.tables import age, plain_cell, print_table
 from receiver.emulator import settings_for
 from tests.cli.running import SECRET, environment, receiver, running
 from tests.journey.parts import free_port
@@ -150,7 +152,7 @@ def test_a_dead_letter_is_found_retried_and_replayed(world: tuple[Path, dict[str
         ends = time.monotonic() + PATIENCE
         while time.monotonic() < ends:
             listed = receiver("deliveries", "--state", "dead", "--json", cwd=home, **env)
-            for row in json.loads(listed.stdout)["data"]:
+            for row in map(json.loads, listed.stdout.splitlines()):
                 if row["prediction_id"] == prediction_id:
                     return dict(row)
         raise AssertionError("it is not dead")
@@ -276,6 +278,10 @@ def test_the_version_is_said(tmp_path: Path) -> None:
     assert receiver("--version", cwd=tmp_path).stdout == f"{version('prediction-receiver')}\n"
 
 
+def _lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) -> None:
     home, env = world
     done = receiver(
@@ -290,9 +296,9 @@ def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) ->
     assert done.returncode == 0, done.stderr
     assert "1 deliveries of 1 events would be redelivered" in done.stdout
     assert done.stdout.endswith("done: 1 deliveries redelivered\n")
-    replays = json.loads(receiver("replays", "--json", cwd=home, **env).stdout)["data"]
+    replays = _lines(receiver("replays", "--json", cwd=home, **env).stdout)
     assert [one["state"] for one in replays[:2]] == ["done", "canceled"]
-    assert cell(replays[1]["wanted"]).plain.startswith("since=")
+    assert plain_cell(replays[1]["wanted"]).startswith("since=")
     shown = json.loads(receiver("show", prediction_id, cwd=home, **env).stdout)
     assert shown["deliveries"][0]["replay_id"] == replays[0]["id"]
 
@@ -380,24 +386,70 @@ def test_the_demo_needs_no_extra(tmp_path: Path) -> None:
     assert "pip install 'prediction-receiver[storage]'" in done.stdout
 
 
-@pytest.mark.parametrize("width", [20, 80, 200])
-def test_ids_and_times_stay_whole_on_a_terminal(
+def _printed(
+    capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], *names: str, wide: bool = False
+) -> list[str]:
+    print_table(rows, names, wide=wide)
+    return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 97, 120, 200])
+def test_a_row_is_one_line_on_a_terminal_of_any_width(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(width))
-    ids = [f"{kind}_{'0199f3a6' * 4}" for kind in ("pred", "evt", "dlv", "rep")]
-    row = {kind: kind for kind in ids} | {"at": "2026-01-31T12:00:00.123456Z", "why": "no " * 40}
-    print_table([row], (*ids, "at", "why"))
-    shown = capsys.readouterr().out
-    assert [kind for kind in ids if kind not in shown] == []
-    assert "2026-01-31T12:00:00Z" in shown
-    assert shown.count("no") == 40
+    names = [f"pred_0653a1b2c3d4e{end}" + "0199f3a6d2c1e45b7f"[1:] for end in "123"]
+    rows = [
+        {"id": name, "model": "a/" * 30, "status": "dead", "why": "n\no 世界 " * 90, "none": None}
+        for name in names
+    ]
+    head, *lines = _printed(capsys, rows, "id", "model", "status", "why", "none", "state")
+    assert head.split() == ["id", "model", "status", "why"]
+    assert len(lines) == len(rows)
+    assert max(Text(line).cell_len for line in [head, *lines]) <= width
+    parts = [line.split()[0] for line in lines]
+    assert len(set(parts)) == len(rows)
+    assert all(name.startswith(part) for name, part in zip(names, parts, strict=True))
+    whole = _printed(capsys, rows, "id", "model", "status", "why", wide=True)
+    assert len(whole) == 1 + len(rows)
+    assert all(
+        name in line and line.count("世界") == 90
+        for name, line in zip(names, whole[1:], strict=True)
+    )
+
+
+def test_a_part_of_an_id_on_a_terminal_is_one_ids_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"dlv_{'06' * 16}{end}{'0' * 7}" for end in "12"]
+    rows = [{"id": name, "reason": "no " * 40} for name in names]
+    parts = [line.split()[0] for line in _printed(capsys, rows, "id", "reason")[1:]]
+    assert parts == [name[: -len("0000000")] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("2026-01-31T12:00:00.4Z", "0s"),
+        ("2026-01-31T11:59:01Z", "59s"),
+        ("2026-01-31T11:56:59.123456Z", "3m"),
+        ("2026-01-31T10:00:00Z", "2h"),
+        ("2025-01-31T12:00:00Z", "365d"),
+        ("2026-01-31T12:03:00Z", "in 3m"),
+        ("2026-13-31T12:03:00Z", "2026-13-31T12:03:00Z"),
+        ("yesterday", "yesterday"),
+    ],
+)
+def test_a_time_is_an_age(text: str, said: str) -> None:
+    assert age(text, datetime(2026, 1, 31, 12, tzinfo=UTC)) == said
 
 
 def test_a_providers_words_are_shown_as_they_are() -> None:
-    shown = cell({"code": "rejected", "message": "bad [/input] [red]"})
-    assert shown.plain == "rejected: bad [/input] [red]"
+    said = plain_cell({"code": "rejected", "message": "bad [/input] [red]"})
+    assert said == "rejected: bad [/input] [red]"
 
 
 @pytest.mark.parametrize(
@@ -583,7 +635,7 @@ def test_nothing_that_others_say_acts_on_a_terminal(
     assert [char for char in shown if not char.isprintable() and char != "\n"] == []
     assert not any(text.startswith("receiver: forged") for text in shown.splitlines())
     if "json" in line:
-        assert HOSTILE in _texts_of(json.loads(shown))
+        assert HOSTILE in _texts_of(_lines(shown))
 
 
 def _texts_of(value: object) -> Iterator[str]:
