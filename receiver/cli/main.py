@@ -101,7 +101,7 @@ Wide = Annotated[bool, typer.Option("--wide", help="All columns, nothing cut, wh
 Dev = Annotated[
     bool, typer.Option("--dev", help="For your own machine: make up secrets, read .env.")
 ]
-Id = Annotated[str, typer.Argument(metavar="ID")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="As much of it as no other id begins with.")]
 HandlerName = Annotated[str, typer.Argument(metavar="HANDLER")]
 OfProvider = Annotated[str | None, typer.Option("--provider", help="Only of this provider.")]
 
@@ -424,13 +424,20 @@ def list_(
 
 
 @main.command()
-def show(prediction_id: Id) -> None:
+def show(prediction_id: Id, wide: Wide = False, as_json: AsJson = False) -> None:
     """Show one prediction and what became of its event, by the id of any of them."""
-    if prediction_id.startswith(("evt_", "dlv_")):
-        prediction_id = f"pred_{prediction_id[4:36]}"
-    prediction = _call("get", f"/v1/predictions/{_quoted(prediction_id)}")
-    found = _call("get", _query("/v1/deliveries", prediction=prediction_id, limit=100))
-    print_value({**prediction, "deliveries": found["data"]})
+    from receiver.cli.lists import asking, whole_id
+    from receiver.cli.show import show
+
+    with _client() as client:
+        name = whole_id(client, prediction_id)
+        prediction = client.get(f"/v1/predictions/{_quoted(name)}")
+        wanted = {"prediction": name, "limit": 100}
+        deliveries = client.get(asking("/v1/deliveries", wanted))["data"]
+        if as_json:
+            print_plainly({**prediction, "deliveries": deliveries})
+        else:
+            show(prediction, deliveries, wide=wide)
 
 
 @main.command()
@@ -476,7 +483,7 @@ def tail(
 @main.command()
 def cancel(prediction_id: Id) -> None:
     """Cancel a prediction at its provider."""
-    print_value(_call("post", f"/v1/predictions/{_quoted(prediction_id)}/cancel"))
+    print_value(_change(prediction_id, "cancel"))
 
 
 @main.command()
@@ -524,7 +531,7 @@ def replay(
         elif wanted:
             raise ReceiverError("name one prediction, or say which, but not both")
         else:
-            print_value(client.post(f"/v1/predictions/{_quoted(prediction_id)}/replay"))
+            print_value(_change(prediction_id, "replay"))
 
 
 @main.command()
@@ -535,12 +542,13 @@ def replays(
     as_json: AsJson = False,
 ) -> None:
     """List the replays in bulk, newest first, or cancel one."""
-    from receiver.cli.lists import rows
+    from receiver.cli.lists import rows, whole_id
 
     columns = ("id", "state", "events", "matched", "replayed", "wanted", "created_at", "ended_at")
     with _client() as client:
         if cancel is not None:
-            print_value(client.post(f"/v1/replays/{_quoted(cancel)}/cancel"))
+            name = whole_id(client, cancel, "rep")
+            print_value(client.post(f"/v1/replays/{_quoted(name)}/cancel"))
             return
         _show(rows(client, "/v1/replays", {}, limit), columns, as_json=as_json, wide=wide)
 
@@ -557,11 +565,12 @@ def discarded(
     as_json: AsJson = False,
 ) -> None:
     """List what came and reached no handler, the latest first."""
-    from receiver.cli.lists import rows
+    from receiver.cli.lists import rows, whole_id
 
     columns = ("kind", "reason", "provider", "from", "prediction_id", "times", "last_at")
-    params = {"kind": kind, "provider": provider, "prediction": prediction}
+    params = {"kind": kind, "provider": provider}
     with _client() as client:
+        params["prediction"] = prediction and whole_id(client, prediction)
         found = rows(client, "/v1/discarded", params, limit)
         if not as_json:
             found = ({**row, "from": row["channel"] or row["source"]} for row in found)
@@ -571,7 +580,7 @@ def discarded(
 @main.command()
 def erase(prediction_id: Id) -> None:
     """Erase what a prediction was about; its id, status and times stay."""
-    print_value(_call("post", f"/v1/predictions/{_quoted(prediction_id)}/erase"))
+    print_value(_change(prediction_id, "erase"))
 
 
 @main.command()
@@ -584,7 +593,11 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Say which handlers run for an event, and why the others do not."""
-    found = _call("get", _query(f"/v1/predictions/{_quoted(name)}/explain", type=kind))
+    from receiver.cli.lists import asking, whole_id
+
+    with _client() as client:
+        path = f"/v1/predictions/{_quoted(whole_id(client, name))}/explain"
+        found = client.get(asking(path, {"type": kind}))
     if as_json:
         print_plainly(found)
         return
@@ -617,19 +630,29 @@ def deliveries(
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, newest first: what is pending, done, dead."""
-    from receiver.cli.lists import rows
+    from receiver.cli.lists import rows, whole_id
 
-    params = {"state": state, "handler": handler, "prediction": prediction}
+    params = {"state": state, "handler": handler}
     columns = ("prediction_id", "model", "handler", "state", "attempts", "due_at", "reason")
     with _client() as client:
+        params["prediction"] = prediction and whole_id(client, prediction)
         found = rows(client, "/v1/deliveries", params, limit)
         _show(found, columns, ("id", "created_at", "round"), as_json=as_json, wide=wide)
 
 
 @main.command()
-def retry(delivery_id: Id) -> None:
+def retry(
+    delivery_id: Id,
+    handler: Annotated[
+        str | None, typer.Option(help="Which one, where ID is that of a prediction.")
+    ] = None,
+) -> None:
     """Try a dead or skipped delivery again, or a waiting one at once."""
-    print_value(_call("post", f"/v1/deliveries/{_quoted(delivery_id)}/retry"))
+    from receiver.cli.lists import delivery_to_retry
+
+    with _client() as client:
+        name = delivery_to_retry(client, delivery_id, handler)
+        print_value(client.post(f"/v1/deliveries/{_quoted(name)}/retry"))
 
 
 @main.command()
@@ -725,11 +748,12 @@ def _call(method: str, path: str, *more: Any) -> Any:
         return client.get(path, *more) if method == "get" else client.post(path, *more)
 
 
-def _query(path: str, **params: str | int | None) -> str:
-    from urllib.parse import urlencode
+def _change(part: str, verb: str) -> Any:
+    """Ask for a change of the prediction whose id begins so."""
+    from receiver.cli.lists import whole_id
 
-    given = {name: value for name, value in params.items() if value is not None}
-    return f"{path}?{urlencode(given)}"
+    with _client() as client:
+        return client.post(f"/v1/predictions/{_quoted(whole_id(client, part))}/{verb}")
 
 
 def _quoted(name: str) -> str:

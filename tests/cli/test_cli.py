@@ -98,7 +98,7 @@ def test_a_prediction_is_submitted_waited_for_listed_and_shown(
     assert prediction["input"] == {"prompt": "a lighthouse", "num_images": 1}
     assert prediction["metadata"] == {"channel": "#art"}
     assert prediction["id"] in receiver("list", "--provider", "fal", cwd=home, **env).stdout
-    shown = json.loads(receiver("show", prediction["id"], cwd=home, **env).stdout)
+    shown = json.loads(receiver("show", prediction["id"], "--json", cwd=home, **env).stdout)
     assert [row["handler"] for row in shown["deliveries"]] == ["mine"]
 
 
@@ -160,7 +160,7 @@ def test_a_dead_letter_is_found_retried_and_replayed(world: tuple[Path, dict[str
     first = dead()
     assert first["reason"] == "as told"
     for one in (str(first["id"]), str(first["event_id"])):
-        shown = json.loads(receiver("show", one, cwd=home, **env).stdout)
+        shown = json.loads(receiver("show", one, "--json", cwd=home, **env).stdout)
         assert shown["id"] == prediction_id
     assert receiver("retry", str(first["id"]), cwd=home, **env).returncode == 0
     assert len(dead()["history"]) >= 1  # type: ignore[arg-type] # a list
@@ -299,8 +299,62 @@ def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) ->
     replays = _lines(receiver("replays", "--json", cwd=home, **env).stdout)
     assert [one["state"] for one in replays[:2]] == ["done", "canceled"]
     assert plain_cell(replays[1]["wanted"]).startswith("since=")
-    shown = json.loads(receiver("show", prediction_id, cwd=home, **env).stdout)
+    shown = json.loads(receiver("show", prediction_id, "--json", cwd=home, **env).stdout)
     assert shown["deliveries"][0]["replay_id"] == replays[0]["id"]
+
+
+def test_one_prediction_is_shown_on_one_screen(world: tuple[Path, dict[str, str]]) -> None:
+    home, env = world
+    uri = f"data:image/png;base64,{'QUJD' * 1000}"
+    done = receiver(
+        "submit", "fal", "fal-ai/nano-banana", "prompt=a heron", f"image_url={uri}", "--wait",
+        "--metadata", "dead=1", cwd=home, **env,
+    )  # fmt: skip
+    prediction = json.loads(done.stdout)
+    ends = time.monotonic() + PATIENCE
+    while "mine #1" not in (text := receiver("show", prediction["id"], cwd=home, **env).stdout):
+        assert time.monotonic() < ends, text
+    for words in (
+        f"{prediction['id']}  fal  fal-ai/nano-banana  succeeded\n",
+        "input     prompt=a heron\n",
+        "image_url=data:image/png;base64,… (4,022 characters: see --json)\n",
+        f"output    {prediction['output'][0]['url']}\n",
+        "dead  as told\n",
+    ):
+        assert words in text
+    steps = ("created", "submitted", "succeeded  by", "mine #1", "deliveries")
+    assert sorted(steps, key=text.index) == list(steps)
+
+
+def test_a_part_of_an_id_is_enough_where_no_other_begins_so(
+    world: tuple[Path, dict[str, str]],
+) -> None:
+    home, env = world
+    ids = []
+    for _ in range(2):
+        done = receiver(
+            "submit", "oxen", "m", "prompt=a fox", "--metadata", "dead=1", "--wait",
+            cwd=home, **env,
+        )  # fmt: skip
+        ids.append(json.loads(done.stdout)["id"])
+    part = ids[0][:19]
+    for name in (part, f"evt_{part[5:]}", f"dlv_{part[5:]}", ids[0]):
+        shown = json.loads(receiver("show", name, "--json", cwd=home, **env).stdout)
+        assert shown["id"] == ids[0]
+    ends = time.monotonic() + PATIENCE
+    of_it = ("deliveries", "--prediction", part, "--state", "dead", "--json")
+    while not (listed := _lines(receiver(*of_it, cwd=home, **env).stdout)):
+        assert time.monotonic() < ends
+    [row] = listed
+    assert (row["prediction_id"], row["model"]) == (ids[0], "m")
+    retried = json.loads(receiver("retry", part, cwd=home, **env).stdout)
+    assert retried["id"] == row["id"]
+    several = receiver("cancel", "pred_0", cwd=home, **env)
+    assert (several.returncode, "write more of it" in several.stderr) == (1, True)
+    none = receiver("show", "pred_f", cwd=home, **env)
+    assert (none.returncode, none.stderr) == (1, "receiver: no id begins with pred_f\n")
+    wrong = receiver("retry", part, "--handler", "nobody", cwd=home, **env)
+    assert (wrong.returncode, "has no such delivery" in wrong.stderr) == (1, True)
 
 
 def test_a_list_says_that_there_is_more(world: tuple[Path, dict[str, str]]) -> None:
