@@ -81,7 +81,6 @@ _SWITCH: Final = 0.0005
 and at Python's 5 ms every one of its steps would wait that long behind a busy event loop."""
 _COLLECT: Final = 10_000
 """New objects between two collections of the youngest; Python's 700 suits small programs."""
-_TERMINAL: Final = {"succeeded", "failed", "canceled"}
 _PROSE: Final = ("prompt", "text")
 """Ends of the names of inputs that are always text, whatever it looks like."""
 _INPUT_HELP: Final = (
@@ -387,7 +386,10 @@ def submit(
     ] = None,
     key: Annotated[str | None, typer.Option("--key", help="Idempotency-Key.")] = None,
 ) -> None:
-    """Submit a prediction; exits 1 if it is known to have failed."""
+    """Submit a prediction; exits 1 if it is known to have failed.
+
+    With --wait, what happens is said on stderr, and Ctrl-C leaves the prediction running.
+    """
     with _failing():
         if key and not (key.isascii() and key.isprintable()):
             raise ReceiverError("--key must be printable ASCII, as it travels in a header")
@@ -398,10 +400,18 @@ def submit(
         "metadata": _pairs(metadata, may_be_json=False),
         "mode": "sync" if sync else "queue",
     }
-    prediction = _call("post", "/v1/predictions", body, {"Idempotency-Key": key} if key else None)
-    while wait and prediction["status"] not in _TERMINAL:
-        prediction = _call("get", f"/v1/predictions/{prediction['id']}", {"Prefer": "wait=60"})
+    from receiver.cli import waiting
+
+    with _client() as client:
+        headers = {"Idempotency-Key": key} if key else {}
+        if wait and sync:  # or else the first answer is that of the provider
+            headers["Prefer"] = "wait=1"
+        prediction = client.post("/v1/predictions", body, headers)
+        if wait:
+            prediction = waiting.wait(client, prediction)
     print_value(prediction)
+    if wait:
+        waiting.say_addresses(prediction)
     raise typer.Exit(int(prediction["status"] in {"failed", "canceled"}))
 
 

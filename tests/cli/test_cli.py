@@ -357,6 +357,77 @@ def test_a_part_of_an_id_is_enough_where_no_other_begins_so(
     assert (wrong.returncode, "has no such delivery" in wrong.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("mode", [(), ("--sync",)])
+def test_a_wait_says_the_id_each_state_and_where_the_picture_is(
+    world: tuple[Path, dict[str, str]], mode: tuple[str, ...]
+) -> None:
+    home, env = world
+    submit = ("submit", "fal", "fal-ai/x", "prompt=a fox", "--wait", *mode)
+    done = receiver(*submit, cwd=home, **env)
+    prediction = json.loads(done.stdout)
+    *states, address = done.stderr.splitlines()
+    assert address == prediction["output"][0]["url"]
+    assert states[-1] == f"{prediction['id']}  succeeded"
+    assert all(line.startswith(prediction["id"]) for line in states)
+
+
+def test_an_interrupted_wait_leaves_the_prediction_running_and_says_how_to_look(
+    world: tuple[Path, dict[str, str]],
+) -> None:
+    home, env = world
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "receiver",
+            "submit",
+            "fal",
+            "fal-ai/x",
+            "prompt=[never] x",
+            "--wait",
+        ],
+        cwd=home,
+        env=environment(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    name, _ = process.stderr.readline().split()  # at once, as it never ends
+    process.send_signal(signal.SIGINT)
+    out, told = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (130, "")
+    assert f"{name} goes on: `receiver show {name}` shows it" in told
+    shown = json.loads(receiver("show", name, "--json", cwd=home, **env).stdout)
+    assert shown["status"] not in {"canceled", "failed"}
+
+
+def test_a_receiver_that_goes_away_ends_the_wait_and_says_so(tmp_path: Path) -> None:
+    with running("serve", "--emulate", cwd=tmp_path) as server:
+        server.wait_for("receiver.started")
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "receiver",
+                "submit",
+                "fal",
+                "fal-ai/x",
+                "prompt=[never] x",
+                "--wait",
+            ],
+            cwd=tmp_path,
+            env=environment({"RECEIVER_URL": server.url}),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        name, _ = process.stderr.readline().split()
+    _, told = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert f"{name} goes on" in told
+
+
 def test_a_list_says_that_there_is_more(world: tuple[Path, dict[str, str]]) -> None:
     home, env = world
     for prompt in ("one", "two"):
