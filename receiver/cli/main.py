@@ -85,7 +85,8 @@ _PROSE: Final = ("prompt", "text")
 """Ends of the names of inputs that are always text, whatever it looks like."""
 _INPUT_HELP: Final = (
     "The input. A value may be JSON, as in num_images=2, but a prompt (or what ends in `prompt` or "
-    "`text`) is taken as it is. NAME:=JSON is always JSON."
+    "`text`) is taken as it is. NAME:=JSON is always JSON. NAME=@FILE sends a picture or another "
+    "file of this machine, up to 3 MB, as a data URI; for a real @ at the beginning write @@."
 )
 _COLOURS: Final = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 
@@ -396,8 +397,8 @@ def submit(
     body = {
         "provider": provider,
         "model": model,
-        "input": _pairs(values, may_be_json=True),
-        "metadata": _pairs(metadata, may_be_json=False),
+        "input": _input(values),
+        "metadata": _metadata(metadata),
         "mode": "sync" if sync else "queue",
     }
     from receiver.cli import waiting
@@ -778,28 +779,55 @@ def _texts(texts: list[str] | None) -> dict[str, str]:
         return dict(_split(text) for text in texts or [])
 
 
-def _pairs(texts: list[str] | None, *, may_be_json: bool) -> dict[str, Any]:
-    """Read NAME=VALUE and NAME:=JSON; of the former some may be JSON, but never a prompt."""
+def _input(texts: list[str] | None) -> dict[str, Any]:
+    """Read NAME=VALUE, NAME=@FILE and NAME:=JSON; a value may be JSON, but a prompt is text."""
     with _failing():
-        return dict(_pair(text, may_be_json=may_be_json) for text in texts or [])
+        return dict(_pair(text, _guessed) for text in texts or [])
 
 
-def _pair(text: str, *, may_be_json: bool) -> tuple[str, Any]:
+def _metadata(texts: list[str] | None) -> dict[str, Any]:
+    """Read NAME=VALUE and NAME:=JSON."""
+    with _failing():
+        return dict(_pair(text, lambda _, value: value) for text in texts or [])
+
+
+def _pair(text: str, read: Callable[[str, str], Any]) -> tuple[str, Any]:
+    name, value = _split(text)
+    if not name.endswith(":"):
+        return name, read(name, value)
+    name = name.rstrip(":")
+    found = _json(value)
+    if found is None:
+        raise ReceiverError(f"{name}:= wants JSON, and {value!r} is none")
+    return name, found
+
+
+def _guessed(name: str, value: str) -> Any:
+    if name.endswith(_PROSE):
+        return value
+    if value.startswith("@@"):
+        return value[1:]
+    return _file(value[1:]) if value.startswith("@") else _json(value) or value
+
+
+def _file(path: str) -> str:
+    from receiver.client import ClientError, file
+
+    try:
+        return file(path)
+    except ClientError as error:
+        raise ReceiverError(str(error).removesuffix(": say content_type=")) from error
+
+
+def _json(text: str) -> Any:
+    """Return JSON as it was written, as a number keeps all its digits; None: it is none."""
     import msgspec
 
-    name, value = _split(text)
-    is_told = name.endswith(":")
-    name = name.rstrip(":") if is_told else name
-    if not is_told and (not may_be_json or name.endswith(_PROSE)):
-        return name, value
     try:
-        msgspec.json.decode(value)
-        # As it was written: a number keeps all its digits.
-        return name, msgspec.Raw(value.encode())
+        msgspec.json.decode(text)
     except msgspec.DecodeError:
-        if is_told:
-            raise ReceiverError(f"{name}:= wants JSON, and {value!r} is none") from None
-    return name, value
+        return None
+    return msgspec.Raw(text.encode())
 
 
 def _split(text: str) -> tuple[str, str]:

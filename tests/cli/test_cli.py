@@ -638,6 +638,30 @@ def test_a_prompt_is_text_and_a_number_keeps_its_digits(
     assert prediction["metadata"] == {"commit": "123e4", "count": 3}
 
 
+def test_a_local_file_is_sent_as_a_data_uri(world: tuple[Path, dict[str, str]]) -> None:
+    home, env = world
+    (home / "a b.png").write_bytes(b"png")
+    submit = ("submit", "fal", "fal-ai/x")
+    done = receiver(
+        *submit, "image_url=@a b.png", "user=@@ada", "prompt=@ada waves", cwd=home, **env
+    )
+    assert json.loads(done.stdout)["input"] == {
+        "image_url": "data:image/png;base64,cG5n",
+        "user": "@ada",
+        "prompt": "@ada waves",
+    }
+    (home / "large.png").write_bytes(bytes(3_000_001))
+    (home / "what").touch()
+    for name, words in (
+        ("large.png", "receiver: large.png is larger than 3,000,000 bytes: put it where the"),
+        ("none.png", "none.png cannot be read"),
+        ("what", "what: its name does not tell what it is\n"),
+    ):
+        refused = receiver(*submit, f"image_url=@{name}", cwd=home, **env)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert words in refused.stderr
+
+
 # --- without a process of its own ---
 
 
