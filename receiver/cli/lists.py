@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlencode
 
 from receiver.cli.client import Client
 from receiver.cli.output import say
+from receiver.cli.replay import moment
 from receiver.model.errors import ReceiverError
+from receiver.model.ids import oldest_id
 from receiver.model.values import plain
 
 Row: TypeAlias = Mapping[str, Any]
@@ -78,6 +82,15 @@ def matching(model: str | None, metadata: Mapping[str, str]) -> Fits:
         )
 
     return fits
+
+
+def made_before(since: str | None) -> Fits:
+    """Return whether a prediction was made before a time, which may be how long ago (24h, 7d)."""
+    if since is None:
+        return lambda _: False
+    begin = datetime.fromisoformat(moment(since, time.time())).timestamp()
+    first = oldest_id("pred", begin)
+    return lambda row: str(row["id"]) < first
 
 
 def whole_id(client: Client, part: str, kind: str = "pred") -> str:

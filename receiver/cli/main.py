@@ -97,12 +97,18 @@ Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
 Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one line each.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Wide = Annotated[bool, typer.Option("--wide", help="All columns, nothing cut, whole times.")]
 Dev = Annotated[
     bool, typer.Option("--dev", help="For your own machine: make up secrets, read .env.")
 ]
 Id = Annotated[str, typer.Argument(metavar="ID", help="As much of it as no other id begins with.")]
 HandlerName = Annotated[str, typer.Argument(metavar="HANDLER")]
+OfModel = Annotated[str | None, typer.Option("--model", help="Only of models like this (a glob).")]
+OfMetadata = Annotated[
+    list[str] | None,
+    typer.Option("--metadata", metavar="NAME=GLOB", help="Only with such metadata."),
+]
 OfProvider = Annotated[str | None, typer.Option("--provider", help="Only of this provider.")]
 
 
@@ -420,18 +426,59 @@ def submit(
 def list_(
     status: Annotated[str | None, typer.Option(help="Only in this status.")] = None,
     provider: OfProvider = None,
+    model: OfModel = None,
+    metadata: OfMetadata = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only those made since: 24h, 7d, or RFC 3339.")
+    ] = None,
     limit: Limit = 20,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All that there are, however many.")
+    ] = False,
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """List predictions, newest first."""
-    from receiver.cli.lists import rows
+    from receiver.cli.lists import made_before, matching, rows
 
     params = {"status": status, "provider": provider}
     columns = ("id", "provider", "model", "status", "created_at", "error")
     with _client() as client:
-        found = rows(client, "/v1/predictions", params, limit)
+        found = rows(
+            client,
+            "/v1/predictions",
+            params,
+            None if everything else limit,
+            fits=matching(model, _texts(metadata)) if model or metadata else None,
+            until=made_before(since),
+        )
         _show(found, columns, ("channel", "metadata"), as_json=as_json, wide=wide)
+
+
+@main.command()
+def events(
+    kind: Annotated[
+        str | None, typer.Option("--type", help="Only these: succeeded,failed,canceled.")
+    ] = None,
+    provider: OfProvider = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Only with this.")
+    ] = None,
+    limit: Limit = 20,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """List events, the ends of predictions, newest first; `tail` follows them."""
+    from receiver.cli.lists import rows
+
+    params = {"type": kind, "provider": provider}
+    params |= {f"metadata.{name}": value for name, value in _texts(metadata).items()}
+    columns = ("id", "provider", "model", "status", "channel", "time", "error")
+    with _client() as client:
+        found = rows(client, "/v1/events", params, limit)
+        if not as_json:
+            found = ({**row["prediction"], **row} for row in found)
+        _show(found, columns, ("metadata",), as_json=as_json, wide=wide)
 
 
 @main.command()
@@ -507,16 +554,13 @@ def replay(
     ] = None,
     until: Annotated[str | None, typer.Option(help="Events before then.")] = None,
     provider: OfProvider = None,
-    model: Annotated[str | None, typer.Option(help="Only of models like this (a glob).")] = None,
+    model: OfModel = None,
     handler: Annotated[str | None, typer.Option(help="Only to this handler.")] = None,
     state: Annotated[
         str | None, typer.Option(help="Only deliveries that are done, skipped or dead.")
     ] = None,
-    metadata: Annotated[
-        list[str] | None,
-        typer.Option("--metadata", metavar="NAME=GLOB", help="Only with such metadata."),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    metadata: OfMetadata = None,
+    yes: Yes = False,
 ) -> None:
     """Redeliver events to their handlers: one prediction's, or all that match."""
     import time
@@ -589,9 +633,22 @@ def discarded(
 
 
 @main.command()
-def erase(prediction_id: Id) -> None:
-    """Erase what a prediction was about; its id, status and times stay."""
-    print_value(_change(prediction_id, "erase"))
+def erase(prediction_id: Id, yes: Yes = False) -> None:
+    """Erase what a prediction was about; its id, status and times stay.
+
+    On a terminal it asks first.
+    """
+    from receiver.cli.lists import whole_id
+    from receiver.cli.replay import is_interactive
+
+    with _client() as client:
+        name = whole_id(client, prediction_id)
+        if not yes and is_interactive():
+            prediction = client.get(f"/v1/predictions/{_quoted(name)}")
+            about = " ".join(str(prediction[word]) for word in ("id", "model", "status"))
+            say(f"{about}: input, metadata and outputs go for good.", err=True)
+            typer.confirm("Erase it?", abort=True)
+        print_value(client.post(f"/v1/predictions/{_quoted(name)}/erase"))
 
 
 @main.command()

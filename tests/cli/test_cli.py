@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -662,6 +663,75 @@ def test_a_local_file_is_sent_as_a_data_uri(world: tuple[Path, dict[str, str]]) 
         assert words in refused.stderr
 
 
+def test_a_list_is_narrowed_by_model_metadata_and_time(
+    world: tuple[Path, dict[str, str]],
+) -> None:
+    home, env = world
+    models = ("lists/one", "lists/two", "lists/three")
+    names = {}
+    for model in models:
+        done = receiver(
+            "submit", "oxen", model, "prompt=x", "--wait", "--metadata", f"of={model[-1]}",
+            "--metadata", "n:=7", cwd=home, **env,
+        )  # fmt: skip
+        names[model] = json.loads(done.stdout)["id"]
+
+    def listed(*args: str) -> list[str]:
+        done = receiver(*args, "--json", cwd=home, **env)
+        assert done.returncode == 0, done.stderr
+        return [row["model"] for row in _lines(done.stdout)]
+
+    assert listed("list", "--model", "lists/*") == [*reversed(models)]
+    assert listed("list", "--model", "lists/t*", "--metadata", "of=[oe]") == [models[2], models[1]]
+    assert listed("list", "--metadata", "n=7", "--since", "1h", "--all") == [*reversed(models)]
+    assert listed("list", "--metadata", "n=7", "--since", "2999-01-01T00:00:00Z") == []
+    assert len(listed("list", "--all")) > len(models)
+    some = receiver("list", "--model", "lists/*", "--limit", "2", cwd=home, **env)
+    assert (some.stdout.count("lists/"), "there are more" in some.stderr) == (2, True)
+    wrong = receiver("list", "--since", "soon", cwd=home, **env)
+    assert (wrong.returncode, "'soon' is no time" in wrong.stderr) == (1, True)
+    done = receiver("events", "--metadata", "n=7", "--type", "succeeded", cwd=home, **env)
+    assert done.returncode == 0, done.stderr
+    head, *lines = done.stdout.splitlines()
+    assert head.split()[:4] == ["id", "provider", "model", "status"]
+    assert [line.split()[:4] for line in lines] == [
+        [f"evt_{names[model][5:]}", "oxen", model, "succeeded"] for model in reversed(models)
+    ]
+    [event] = _lines(receiver("events", "--limit", "1", "--json", cwd=home, **env).stdout)
+    assert event["type"] == "prediction.succeeded"
+
+
+@pytest.mark.parametrize(("answer", "erased"), [("n", False), ("y", True), (None, True)])
+def test_erase_asks_on_a_terminal(
+    world: tuple[Path, dict[str, str]], answer: str | None, erased: bool
+) -> None:
+    home, env = world
+    done = receiver("submit", "oxen", "m", "prompt=x", "--wait", cwd=home, **env)
+    name = json.loads(done.stdout)["id"]
+    while "running" in (tried := receiver("show", name, cwd=home, **env).stdout):
+        assert tried
+    given, terminal = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "receiver", "erase", name, *([] if answer else ["--yes"])],
+            cwd=home,
+            env=environment(env),
+            stdin=terminal,
+            stdout=terminal,
+            stderr=subprocess.PIPE,
+        )
+        if answer:
+            os.write(given, f"{answer}\n".encode())
+        _, told = process.communicate(timeout=PATIENCE)
+    finally:
+        os.close(given)
+        os.close(terminal)
+    assert process.returncode == int(not erased)
+    assert ("go for good" in told.decode()) == (answer is not None)
+    shown = json.loads(receiver("show", name, "--json", cwd=home, **env).stdout)
+    assert (shown["input"] == {}) == erased
+
+
 # --- without a process of its own ---
 
 
@@ -747,7 +817,10 @@ def hostile() -> Iterator[str]:
             streams = "/stream" in self.path
             refuses = "/refused" in self.path
             body = f"id: 1\nevent: prediction.failed\ndata: {json.dumps(event)}\n\n"
-            text = body if streams else json.dumps({"detail": HOSTILE} if refuses else answers)
+            lists = (
+                {"data": [{**row, "prediction": row}]} if "/v1/events?" in self.path else answers
+            )
+            text = body if streams else json.dumps({"detail": HOSTILE} if refuses else lists)
             self.send_response(422 if refuses else 200)
             self.send_header("Content-Type", "text/event-stream" if streams else "application/json")
             self.end_headers()
@@ -769,6 +842,7 @@ def hostile() -> Iterator[str]:
     "line",
     [
         *("list", "deliveries", "handlers", "discarded", "replays", "explain x", "show x"),
+        *("events", "list --all --model *"),
         *("tail --count 1", "tail --count 1 --json", "list --json", "pause x", "show refused"),
     ],
 )
