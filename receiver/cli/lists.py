@@ -11,7 +11,6 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import urlencode
 
 from receiver.cli.client import Client
-from receiver.cli.output import say
 from receiver.cli.replay import moment
 from receiver.model.errors import ReceiverError
 from receiver.model.ids import oldest_id
@@ -39,13 +38,14 @@ def rows(
     path: str,
     params: Mapping[str, Any],
     limit: int | None,
+    told: Callable[[str], None],
     *,
     fits: Fits | None = None,
     until: Fits = lambda _: False,
 ) -> Iterator[Row]:
     """Return the rows of a list that fit, up to one for which `until` holds; None: all of them.
 
-    Say on stderr where there are more than were returned.
+    `told` hears where there are more than were returned.
     """
     size = _LARGEST_PAGE if limit is None or fits else min(limit, _LARGEST_PAGE)
     looked_at = returned = 0
@@ -62,13 +62,13 @@ def rows(
             returned += 1
             if returned == limit:
                 if cursor or place < len(data):
-                    say("-- there are more: --limit shows as many as you say", err=True)
+                    told("there are more: --limit shows as many as you say")
                 return
         if cursor is None:
             return
         looked_at += len(data)
         if limit is not None and looked_at >= _MOST_LOOKED_AT:
-            say(f"-- looked through {looked_at:,}, newest first: --all goes on", err=True)
+            told(f"looked through the newest {looked_at:,}: --all goes on")
             return
 
 

@@ -439,20 +439,23 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List predictions, newest first."""
-    from receiver.cli.lists import made_before, matching, rows
+    from receiver.cli.lists import made_before, matching
 
     params = {"status": status, "provider": provider}
     columns = ("id", "provider", "model", "status", "created_at", "error")
-    with _client() as client:
-        found = rows(
-            client,
-            "/v1/predictions",
-            params,
-            None if everything else limit,
-            fits=matching(model, _texts(metadata)) if model or metadata else None,
-            until=made_before(since),
-        )
-        _show(found, columns, ("channel", "metadata"), as_json=as_json, wide=wide)
+    with _failing():
+        until = made_before(since)
+    _list(
+        "/v1/predictions",
+        params,
+        None if everything else limit,
+        columns,
+        ("channel", "metadata"),
+        as_json=as_json,
+        wide=wide,
+        fits=matching(model, _texts(metadata)) if model or metadata else None,
+        until=until,
+    )
 
 
 @main.command()
@@ -469,16 +472,19 @@ def events(
     as_json: AsJson = False,
 ) -> None:
     """List events, the ends of predictions, newest first; `tail` follows them."""
-    from receiver.cli.lists import rows
-
     params = {"type": kind, "provider": provider}
     params |= {f"metadata.{name}": value for name, value in _texts(metadata).items()}
     columns = ("id", "provider", "model", "status", "channel", "time", "error")
-    with _client() as client:
-        found = rows(client, "/v1/events", params, limit)
-        if not as_json:
-            found = ({**row["prediction"], **row} for row in found)
-        _show(found, columns, ("metadata",), as_json=as_json, wide=wide)
+    _list(
+        "/v1/events",
+        params,
+        limit,
+        columns,
+        ("metadata",),
+        as_json=as_json,
+        wide=wide,
+        change=lambda row: {**row["prediction"], **row},
+    )
 
 
 @main.command()
@@ -597,15 +603,15 @@ def replays(
     as_json: AsJson = False,
 ) -> None:
     """List the replays in bulk, newest first, or cancel one."""
-    from receiver.cli.lists import rows, whole_id
+    from receiver.cli.lists import whole_id
 
     columns = ("id", "state", "events", "matched", "replayed", "wanted", "created_at", "ended_at")
-    with _client() as client:
-        if cancel is not None:
+    if cancel is not None:
+        with _client() as client:
             name = whole_id(client, cancel, "rep")
             print_value(client.post(f"/v1/replays/{_quoted(name)}/cancel"))
-            return
-        _show(rows(client, "/v1/replays", {}, limit), columns, as_json=as_json, wide=wide)
+        return
+    _list("/v1/replays", {}, limit, columns, as_json=as_json, wide=wide)
 
 
 @main.command()
@@ -620,16 +626,17 @@ def discarded(
     as_json: AsJson = False,
 ) -> None:
     """List what came and reached no handler, the latest first."""
-    from receiver.cli.lists import rows, whole_id
-
     columns = ("kind", "reason", "provider", "from", "prediction_id", "times", "last_at")
-    params = {"kind": kind, "provider": provider}
-    with _client() as client:
-        params["prediction"] = prediction and whole_id(client, prediction)
-        found = rows(client, "/v1/discarded", params, limit)
-        if not as_json:
-            found = ({**row, "from": row["channel"] or row["source"]} for row in found)
-        _show(found, columns, ("first_at",), as_json=as_json, wide=wide)
+    _list(
+        "/v1/discarded",
+        {"kind": kind, "provider": provider, "prediction": prediction},
+        limit,
+        columns,
+        ("first_at",),
+        as_json=as_json,
+        wide=wide,
+        change=lambda row: {**row, "from": row["channel"] or row["source"]},
+    )
 
 
 @main.command()
@@ -698,14 +705,10 @@ def deliveries(
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, newest first: what is pending, done, dead."""
-    from receiver.cli.lists import rows, whole_id
-
-    params = {"state": state, "handler": handler}
+    params = {"state": state, "handler": handler, "prediction": prediction}
     columns = ("prediction_id", "model", "handler", "state", "attempts", "due_at", "reason")
-    with _client() as client:
-        params["prediction"] = prediction and whole_id(client, prediction)
-        found = rows(client, "/v1/deliveries", params, limit)
-        _show(found, columns, ("id", "created_at", "round"), as_json=as_json, wide=wide)
+    more = ("id", "created_at", "round")
+    _list("/v1/deliveries", params, limit, columns, more, as_json=as_json, wide=wide)
 
 
 @main.command()
@@ -892,6 +895,32 @@ def _split(text: str) -> tuple[str, str]:
     if not equals or not name.strip(":"):
         raise ReceiverError(f"{text!r} is not NAME=VALUE")
     return name, value
+
+
+def _list(
+    path: str,
+    params: dict[str, Any],
+    limit: int | None,
+    columns: tuple[str, ...],
+    more: tuple[str, ...] = (),
+    *,
+    as_json: bool,
+    wide: bool,
+    change: Callable[[Any], Any] | None = None,
+    **how: Any,
+) -> None:
+    """Print what a list of the receiver has; `change` makes the rows of a table."""
+    from receiver.cli.lists import rows, whole_id
+
+    notices: list[str] = []
+    with _client() as client:
+        if params.get("prediction"):
+            params["prediction"] = whole_id(client, params["prediction"])
+        found = rows(client, path, params, limit, notices.append, **how)
+        shown = map(change, found) if change and not as_json else found
+        _show(shown, columns, more, as_json=as_json, wide=wide)
+    for notice in notices:
+        say(f"-- {notice}", err=True)
 
 
 def _show(
