@@ -6,7 +6,7 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 from typer.models import CommandInfo
 
-from receiver.cli.output import print_plainly, print_table, print_value, say
+from receiver.cli.output import print_plainly, print_value, say
 from receiver.model.errors import HandlerError, ReceiverError, SettingsError
 from receiver.model.text import spelled
 
@@ -81,12 +81,12 @@ _SWITCH: Final = 0.0005
 and at Python's 5 ms every one of its steps would wait that long behind a busy event loop."""
 _COLLECT: Final = 10_000
 """New objects between two collections of the youngest; Python's 700 suits small programs."""
-_TERMINAL: Final = {"succeeded", "failed", "canceled"}
 _PROSE: Final = ("prompt", "text")
 """Ends of the names of inputs that are always text, whatever it looks like."""
 _INPUT_HELP: Final = (
     "The input. A value may be JSON, as in num_images=2, but a prompt (or what ends in `prompt` or "
-    "`text`) is taken as it is. NAME:=JSON is always JSON."
+    "`text`) is taken as it is. NAME:=JSON is always JSON. NAME=@FILE sends a picture or another "
+    "file of this machine, up to 3 MB, as a data URI; for a real @ at the beginning write @@."
 )
 _COLOURS: Final = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 
@@ -95,13 +95,20 @@ Handlers = Annotated[
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
-Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1, max=100)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one line each.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Wide = Annotated[bool, typer.Option("--wide", help="All columns, nothing cut, whole times.")]
 Dev = Annotated[
     bool, typer.Option("--dev", help="For your own machine: make up secrets, read .env.")
 ]
-Id = Annotated[str, typer.Argument(metavar="ID")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="As much of it as no other id begins with.")]
 HandlerName = Annotated[str, typer.Argument(metavar="HANDLER")]
+OfModel = Annotated[str | None, typer.Option("--model", help="Only of models like this (a glob).")]
+OfMetadata = Annotated[
+    list[str] | None,
+    typer.Option("--metadata", metavar="NAME=GLOB", help="Only with such metadata."),
+]
 OfProvider = Annotated[str | None, typer.Option("--provider", help="Only of this provider.")]
 
 
@@ -386,21 +393,32 @@ def submit(
     ] = None,
     key: Annotated[str | None, typer.Option("--key", help="Idempotency-Key.")] = None,
 ) -> None:
-    """Submit a prediction; exits 1 if it is known to have failed."""
+    """Submit a prediction; exits 1 if it is known to have failed.
+
+    With --wait, what happens is said on stderr, and Ctrl-C leaves the prediction running.
+    """
     with _failing():
         if key and not (key.isascii() and key.isprintable()):
             raise ReceiverError("--key must be printable ASCII, as it travels in a header")
     body = {
         "provider": provider,
         "model": model,
-        "input": _pairs(values, may_be_json=True),
-        "metadata": _pairs(metadata, may_be_json=False),
+        "input": _input(values),
+        "metadata": _metadata(metadata),
         "mode": "sync" if sync else "queue",
     }
-    prediction = _call("post", "/v1/predictions", body, {"Idempotency-Key": key} if key else None)
-    while wait and prediction["status"] not in _TERMINAL:
-        prediction = _call("get", f"/v1/predictions/{prediction['id']}", {"Prefer": "wait=60"})
+    from receiver.cli import waiting
+
+    with _client() as client:
+        headers = {"Idempotency-Key": key} if key else {}
+        if wait and sync:  # or else the first answer is that of the provider
+            headers["Prefer"] = "wait=1"
+        prediction = client.post("/v1/predictions", body, headers)
+        if wait:
+            prediction = waiting.wait(client, prediction)
     print_value(prediction)
+    if wait:
+        waiting.say_addresses(prediction)
     raise typer.Exit(int(prediction["status"] in {"failed", "canceled"}))
 
 
@@ -408,23 +426,82 @@ def submit(
 def list_(
     status: Annotated[str | None, typer.Option(help="Only in this status.")] = None,
     provider: OfProvider = None,
+    model: OfModel = None,
+    metadata: OfMetadata = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only those made since: 24h, 7d, or RFC 3339.")
+    ] = None,
     limit: Limit = 20,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All that there are, however many.")
+    ] = False,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """List predictions, newest first."""
-    found = _call("get", _query("/v1/predictions", status=status, provider=provider, limit=limit))
-    columns = ("id", "provider", "model", "status", "channel", "created_at", "error")
-    _show(found, columns, as_json=as_json)
+    from receiver.cli.lists import made_before, matching
+
+    params = {"status": status, "provider": provider}
+    columns = ("id", "provider", "model", "status", "created_at", "error")
+    with _failing():
+        until = made_before(since)
+    _list(
+        "/v1/predictions",
+        params,
+        None if everything else limit,
+        columns,
+        ("channel", "metadata"),
+        as_json=as_json,
+        wide=wide,
+        fits=matching(model, _texts(metadata)) if model or metadata else None,
+        until=until,
+    )
 
 
 @main.command()
-def show(prediction_id: Id) -> None:
+def events(
+    kind: Annotated[
+        str | None, typer.Option("--type", help="Only these: succeeded,failed,canceled.")
+    ] = None,
+    provider: OfProvider = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Only with this.")
+    ] = None,
+    limit: Limit = 20,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """List events, the ends of predictions, newest first; `tail` follows them."""
+    params = {"type": kind, "provider": provider}
+    params |= {f"metadata.{name}": value for name, value in _texts(metadata).items()}
+    columns = ("id", "provider", "model", "status", "channel", "time", "error")
+    _list(
+        "/v1/events",
+        params,
+        limit,
+        columns,
+        ("metadata",),
+        as_json=as_json,
+        wide=wide,
+        change=lambda row: {**row["prediction"], **row},
+    )
+
+
+@main.command()
+def show(prediction_id: Id, wide: Wide = False, as_json: AsJson = False) -> None:
     """Show one prediction and what became of its event, by the id of any of them."""
-    if prediction_id.startswith(("evt_", "dlv_")):
-        prediction_id = f"pred_{prediction_id[4:36]}"
-    prediction = _call("get", f"/v1/predictions/{_quoted(prediction_id)}")
-    found = _call("get", _query("/v1/deliveries", prediction=prediction_id, limit=100))
-    print_value({**prediction, "deliveries": found["data"]})
+    from receiver.cli.lists import asking, whole_id
+    from receiver.cli.show import show
+
+    with _client() as client:
+        name = whole_id(client, prediction_id)
+        prediction = client.get(f"/v1/predictions/{_quoted(name)}")
+        wanted = {"prediction": name, "limit": 100}
+        deliveries = client.get(asking("/v1/deliveries", wanted))["data"]
+        if as_json:
+            print_plainly({**prediction, "deliveries": deliveries})
+        else:
+            show(prediction, deliveries, wide=wide)
 
 
 @main.command()
@@ -470,7 +547,7 @@ def tail(
 @main.command()
 def cancel(prediction_id: Id) -> None:
     """Cancel a prediction at its provider."""
-    print_value(_call("post", f"/v1/predictions/{_quoted(prediction_id)}/cancel"))
+    print_value(_change(prediction_id, "cancel"))
 
 
 @main.command()
@@ -483,16 +560,13 @@ def replay(
     ] = None,
     until: Annotated[str | None, typer.Option(help="Events before then.")] = None,
     provider: OfProvider = None,
-    model: Annotated[str | None, typer.Option(help="Only of models like this (a glob).")] = None,
+    model: OfModel = None,
     handler: Annotated[str | None, typer.Option(help="Only to this handler.")] = None,
     state: Annotated[
         str | None, typer.Option(help="Only deliveries that are done, skipped or dead.")
     ] = None,
-    metadata: Annotated[
-        list[str] | None,
-        typer.Option("--metadata", metavar="NAME=GLOB", help="Only with such metadata."),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    metadata: OfMetadata = None,
+    yes: Yes = False,
 ) -> None:
     """Redeliver events to their handlers: one prediction's, or all that match."""
     import time
@@ -518,22 +592,26 @@ def replay(
         elif wanted:
             raise ReceiverError("name one prediction, or say which, but not both")
         else:
-            print_value(client.post(f"/v1/predictions/{_quoted(prediction_id)}/replay"))
+            print_value(_change(prediction_id, "replay"))
 
 
 @main.command()
 def replays(
     cancel: Annotated[str | None, typer.Option(metavar="ID", help="Stop this one.")] = None,
     limit: Limit = 20,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """List the replays in bulk, newest first, or cancel one."""
-    if cancel is not None:
-        print_value(_call("post", f"/v1/replays/{_quoted(cancel)}/cancel"))
-        return
-    found = _call("get", _query("/v1/replays", limit=limit))
+    from receiver.cli.lists import whole_id
+
     columns = ("id", "state", "events", "matched", "replayed", "wanted", "created_at", "ended_at")
-    _show(found, columns, as_json=as_json)
+    if cancel is not None:
+        with _client() as client:
+            name = whole_id(client, cancel, "rep")
+            print_value(client.post(f"/v1/replays/{_quoted(name)}/cancel"))
+        return
+    _list("/v1/replays", {}, limit, columns, as_json=as_json, wide=wide)
 
 
 @main.command()
@@ -544,20 +622,40 @@ def discarded(
     provider: OfProvider = None,
     prediction: Annotated[str | None, typer.Option(help="Only of this prediction.")] = None,
     limit: Limit = 20,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """List what came and reached no handler, the latest first."""
-    params = {"kind": kind, "provider": provider, "prediction": prediction, "limit": limit}
-    found = _call("get", _query("/v1/discarded", **params))
-    rows = [{**row, "from": row["channel"] or row["source"]} for row in found["data"]]
     columns = ("kind", "reason", "provider", "from", "prediction_id", "times", "last_at")
-    _show(found, columns, rows, as_json=as_json)
+    _list(
+        "/v1/discarded",
+        {"kind": kind, "provider": provider, "prediction": prediction},
+        limit,
+        columns,
+        ("first_at",),
+        as_json=as_json,
+        wide=wide,
+        change=lambda row: {**row, "from": row["channel"] or row["source"]},
+    )
 
 
 @main.command()
-def erase(prediction_id: Id) -> None:
-    """Erase what a prediction was about; its id, status and times stay."""
-    print_value(_call("post", f"/v1/predictions/{_quoted(prediction_id)}/erase"))
+def erase(prediction_id: Id, yes: Yes = False) -> None:
+    """Erase what a prediction was about; its id, status and times stay.
+
+    On a terminal it asks first.
+    """
+    from receiver.cli.lists import whole_id
+    from receiver.cli.replay import is_interactive
+
+    with _client() as client:
+        name = whole_id(client, prediction_id)
+        if not yes and is_interactive():
+            prediction = client.get(f"/v1/predictions/{_quoted(name)}")
+            about = " ".join(str(prediction[word]) for word in ("id", "model", "status"))
+            say(f"{about}: input, metadata and outputs go for good.", err=True)
+            typer.confirm("Erase it?", abort=True)
+        print_value(client.post(f"/v1/predictions/{_quoted(name)}/erase"))
 
 
 @main.command()
@@ -566,10 +664,15 @@ def explain(
     kind: Annotated[
         str | None, typer.Option("--type", help="If it were succeeded, failed or canceled.")
     ] = None,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """Say which handlers run for an event, and why the others do not."""
-    found = _call("get", _query(f"/v1/predictions/{_quoted(name)}/explain", type=kind))
+    from receiver.cli.lists import asking, whole_id
+
+    with _client() as client:
+        path = f"/v1/predictions/{_quoted(whole_id(client, name))}/explain"
+        found = client.get(asking(path, {"type": kind}))
     if as_json:
         print_plainly(found)
         return
@@ -587,7 +690,7 @@ def explain(
     assumed = " (if it ends so)" if found["assumed"] else ""
     say(f"{found['prediction']}: {found['type']}{assumed}")
     columns = ("handler", "runs", "because", "state", "attempts", "reason")
-    print_table(rows, columns)
+    _show(rows, columns, as_json=False, wide=wide)
 
 
 @main.command()
@@ -598,26 +701,36 @@ def deliveries(
     handler: Annotated[str | None, typer.Option(help="Only of this handler.")] = None,
     prediction: Annotated[str | None, typer.Option(help="Only of this prediction.")] = None,
     limit: Limit = 20,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, newest first: what is pending, done, dead."""
-    params = {"state": state, "handler": handler, "prediction": prediction, "limit": limit}
-    found = _call("get", _query("/v1/deliveries", **params))
-    columns = ("id", "handler", "state", "attempts", "due_at", "reason")  # `show` takes the ids
-    _show(found, columns, as_json=as_json)
+    params = {"state": state, "handler": handler, "prediction": prediction}
+    columns = ("prediction_id", "model", "handler", "state", "attempts", "due_at", "reason")
+    more = ("id", "created_at", "round")
+    _list("/v1/deliveries", params, limit, columns, more, as_json=as_json, wide=wide)
 
 
 @main.command()
-def retry(delivery_id: Id) -> None:
+def retry(
+    delivery_id: Id,
+    handler: Annotated[
+        str | None, typer.Option(help="Which one, where ID is that of a prediction.")
+    ] = None,
+) -> None:
     """Try a dead or skipped delivery again, or a waiting one at once."""
-    print_value(_call("post", f"/v1/deliveries/{_quoted(delivery_id)}/retry"))
+    from receiver.cli.lists import delivery_to_retry
+
+    with _client() as client:
+        name = delivery_to_retry(client, delivery_id, handler)
+        print_value(client.post(f"/v1/deliveries/{_quoted(name)}/retry"))
 
 
 @main.command()
-def handlers(as_json: AsJson = False) -> None:
+def handlers(wide: Wide = False, as_json: AsJson = False) -> None:
     """List handlers: what is pending for each, and its state."""
     columns = ("name", "state", "pending", "registered", "paused_at", "open_until", "reason")
-    _show(_call("get", "/v1/handlers"), columns, as_json=as_json)
+    _show(_call("get", "/v1/handlers")["data"], columns, as_json=as_json, wide=wide)
 
 
 @main.command()
@@ -706,11 +819,12 @@ def _call(method: str, path: str, *more: Any) -> Any:
         return client.get(path, *more) if method == "get" else client.post(path, *more)
 
 
-def _query(path: str, **params: str | int | None) -> str:
-    from urllib.parse import urlencode
+def _change(part: str, verb: str) -> Any:
+    """Ask for a change of the prediction whose id begins so."""
+    from receiver.cli.lists import whole_id
 
-    given = {name: value for name, value in params.items() if value is not None}
-    return f"{path}?{urlencode(given)}"
+    with _client() as client:
+        return client.post(f"/v1/predictions/{_quoted(whole_id(client, part))}/{verb}")
 
 
 def _quoted(name: str) -> str:
@@ -725,28 +839,55 @@ def _texts(texts: list[str] | None) -> dict[str, str]:
         return dict(_split(text) for text in texts or [])
 
 
-def _pairs(texts: list[str] | None, *, may_be_json: bool) -> dict[str, Any]:
-    """Read NAME=VALUE and NAME:=JSON; of the former some may be JSON, but never a prompt."""
+def _input(texts: list[str] | None) -> dict[str, Any]:
+    """Read NAME=VALUE, NAME=@FILE and NAME:=JSON; a value may be JSON, but a prompt is text."""
     with _failing():
-        return dict(_pair(text, may_be_json=may_be_json) for text in texts or [])
+        return dict(_pair(text, _guessed) for text in texts or [])
 
 
-def _pair(text: str, *, may_be_json: bool) -> tuple[str, Any]:
+def _metadata(texts: list[str] | None) -> dict[str, Any]:
+    """Read NAME=VALUE and NAME:=JSON."""
+    with _failing():
+        return dict(_pair(text, lambda _, value: value) for text in texts or [])
+
+
+def _pair(text: str, read: Callable[[str, str], Any]) -> tuple[str, Any]:
+    name, value = _split(text)
+    if not name.endswith(":"):
+        return name, read(name, value)
+    name = name.rstrip(":")
+    found = _json(value)
+    if found is None:
+        raise ReceiverError(f"{name}:= wants JSON, and {value!r} is none")
+    return name, found
+
+
+def _guessed(name: str, value: str) -> Any:
+    if name.endswith(_PROSE):
+        return value
+    if value.startswith("@@"):
+        return value[1:]
+    return _file(value[1:]) if value.startswith("@") else _json(value) or value
+
+
+def _file(path: str) -> str:
+    from receiver.client import ClientError, file
+
+    try:
+        return file(path)
+    except ClientError as error:
+        raise ReceiverError(str(error).removesuffix(": say content_type=")) from error
+
+
+def _json(text: str) -> Any:
+    """Return JSON as it was written, as a number keeps all its digits; None: it is none."""
     import msgspec
 
-    name, value = _split(text)
-    is_told = name.endswith(":")
-    name = name.rstrip(":") if is_told else name
-    if not is_told and (not may_be_json or name.endswith(_PROSE)):
-        return name, value
     try:
-        msgspec.json.decode(value)
-        # As it was written: a number keeps all its digits.
-        return name, msgspec.Raw(value.encode())
+        msgspec.json.decode(text)
     except msgspec.DecodeError:
-        if is_told:
-            raise ReceiverError(f"{name}:= wants JSON, and {value!r} is none") from None
-    return name, value
+        return None
+    return msgspec.Raw(text.encode())
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -756,13 +897,48 @@ def _split(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _show(
-    found: Any, columns: tuple[str, ...], rows: list[Any] | None = None, *, as_json: bool
+def _list(
+    path: str,
+    params: dict[str, Any],
+    limit: int | None,
+    columns: tuple[str, ...],
+    more: tuple[str, ...] = (),
+    *,
+    as_json: bool,
+    wide: bool,
+    change: Callable[[Any], Any] | None = None,
+    **how: Any,
 ) -> None:
-    """Print an answer as it came, or as a table: of its list, or of rows made of that."""
+    """Print what a list of the receiver has; `change` makes the rows of a table."""
+    from receiver.cli.lists import rows, whole_id
+
+    notices: list[str] = []
+    with _client() as client:
+        if params.get("prediction"):
+            params["prediction"] = whole_id(client, params["prediction"])
+        found = rows(client, path, params, limit, notices.append, **how)
+        shown = map(change, found) if change and not as_json else found
+        _show(shown, columns, more, as_json=as_json, wide=wide)
+    for notice in notices:
+        say(f"-- {notice}", err=True)
+
+
+def _show(
+    rows: Iterable[Any],
+    columns: tuple[str, ...],
+    more: tuple[str, ...] = (),
+    *,
+    as_json: bool,
+    wide: bool,
+) -> None:
+    """Print rows as JSON lines, or as a table; `more` are columns of a wide one."""
+    from receiver.cli.tables import print_table
+
     if as_json:
-        print_plainly(found)
+        for row in rows:
+            print_plainly(row)
     else:
-        print_table(found["data"] if rows is None else rows, columns)
-        if found.get("next_cursor"):
-            say("-- there are more: --limit shows up to 100, the API all", err=True)
+        found = list(rows)
+        print_table(found, columns, more, wide=wide)
+        if not found:
+            say("-- there are none", err=True)

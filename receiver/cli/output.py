@@ -9,24 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import typer
-from rich.text import Text
 
 from receiver.model.text import spelled, spelled_json
-
-_TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z", re.ASCII)
-_WHOLE: Final = re.compile(f"(pred|evt|dlv|rep)_[0-9a-z]+|{_TIME.pattern}", re.ASCII)
-"""What is never broken: ids are there to be copied."""
-_NARROWEST: Final = 8
-"""Characters to which a column may be squeezed for the sake of those."""
 
 
 def program(folder: Path | None = None) -> str:
@@ -71,42 +62,3 @@ def print_plainly(value: Any) -> None:
 
     text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False, separators=(",", ":"))
     typer.echo(spelled_json(text))
-
-
-def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Print a table; its ids and times stay whole, in however narrow a terminal."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    cells = [[cell(row.get(column)) for column in columns] for row in rows]
-    widths = [
-        max((len(line[place]) for line in cells if _WHOLE.fullmatch(line[place].plain)), default=0)
-        for place in range(len(columns))
-    ]
-    heads = [
-        Column(name, min_width=width or None, no_wrap=bool(width), overflow="fold")
-        for name, width in zip(columns, widths, strict=True)
-    ]
-    needed = sum((width or _NARROWEST) + 2 for width in widths)
-    table = Table(*heads, box=None, header_style="bold")
-    for line in cells:
-        table.add_row(*line)
-    console = Console()
-    # A pipe has no width, whatever it pretends.
-    Console(width=max(console.width, needed) if console.is_terminal else 240).print(table)
-
-
-def shown(text: Any, style: str = "") -> Text:
-    """Make others' words fit for rich: nothing in them is markup, and nothing acts."""
-    return Text(spelled(str(text)), style)
-
-
-def cell(value: Any) -> Text:
-    """Show a value of a table."""
-    if isinstance(value, dict) and "code" in value:  # an error
-        value = f"{value.get('code')}: {value.get('message')}"
-    elif isinstance(value, dict):
-        value = ", ".join(f"{name}={inner}" for name, inner in value.items())
-    text = "" if value is None else str(value)
-    time = _TIME.fullmatch(text)
-    return shown(f"{time[1]}Z" if time else text)

@@ -66,7 +66,7 @@ def replay(
     found = client.post(f"{path}/start")
     late = ""
     try:
-        with Progress(disable=not _is_interactive()) as bar:
+        with Progress(disable=not is_interactive()) as bar:
             task = bar.add_task("redelivered", total=matched, completed=found["replayed"])
             while found["state"] == "running":
                 sleep(_LOOK)
@@ -82,12 +82,12 @@ def replay(
     return found
 
 
-def _is_interactive() -> bool:
+def is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _confirm(question: str) -> bool:
-    if not _is_interactive():
+    if not is_interactive():
         raise ReceiverError("there is nobody to ask: say --yes")
     return typer.confirm(question)
 

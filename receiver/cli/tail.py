@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.text import Text
 
 from receiver.cli.client import Client, ClientError
-from receiver.cli.output import shown
-
-_COLOURS: Final = {
-    "succeeded": "green",
-    "failed": "red",
-    "canceled": "yellow",
-    "unconfirmed": "magenta",
-    "processing": "cyan",
-}
+from receiver.cli.tables import STATES, shown
 
 
 def follow(
@@ -53,7 +45,7 @@ def _line(message: Mapping[str, Any]) -> Text:
     prediction = message["prediction"]
     parts = [
         shown(time, "dim"),
-        shown(f"{kind:<11}", _COLOURS.get(kind, "")),
+        shown(f"{kind:<11}", STATES.get(kind, "")),
         *(shown(prediction[name]) for name in ("id", "provider", "model")),
     ]
     if message.get("channel"):

@@ -44,6 +44,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     event_id: str
     prediction_id: str
+    model: str
     handler: str
     state: Literal["pending", "running", "done", "skipped", "dead"]
     attempts: int

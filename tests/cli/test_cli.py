@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +22,12 @@ from typing import Any, Final
 
 import httpx
 import pytest
+from rich.text import Text
 from typer.testing import CliRunner, Result
 
 from receiver import emulator
 from receiver.cli.main import PANELS, main
-from receiver.cli.output import cell, print_table
+from receiver.cli.tables import age, plain_cell, print_table
 from receiver.emulator import settings_for
 from tests.cli.running import SECRET, environment, receiver, running
 from tests.journey.parts import free_port
@@ -96,7 +99,7 @@ def test_a_prediction_is_submitted_waited_for_listed_and_shown(
     assert prediction["input"] == {"prompt": "a lighthouse", "num_images": 1}
     assert prediction["metadata"] == {"channel": "#art"}
     assert prediction["id"] in receiver("list", "--provider", "fal", cwd=home, **env).stdout
-    shown = json.loads(receiver("show", prediction["id"], cwd=home, **env).stdout)
+    shown = json.loads(receiver("show", prediction["id"], "--json", cwd=home, **env).stdout)
     assert [row["handler"] for row in shown["deliveries"]] == ["mine"]
 
 
@@ -150,7 +153,7 @@ def test_a_dead_letter_is_found_retried_and_replayed(world: tuple[Path, dict[str
         ends = time.monotonic() + PATIENCE
         while time.monotonic() < ends:
             listed = receiver("deliveries", "--state", "dead", "--json", cwd=home, **env)
-            for row in json.loads(listed.stdout)["data"]:
+            for row in map(json.loads, listed.stdout.splitlines()):
                 if row["prediction_id"] == prediction_id:
                     return dict(row)
         raise AssertionError("it is not dead")
@@ -158,7 +161,7 @@ def test_a_dead_letter_is_found_retried_and_replayed(world: tuple[Path, dict[str
     first = dead()
     assert first["reason"] == "as told"
     for one in (str(first["id"]), str(first["event_id"])):
-        shown = json.loads(receiver("show", one, cwd=home, **env).stdout)
+        shown = json.loads(receiver("show", one, "--json", cwd=home, **env).stdout)
         assert shown["id"] == prediction_id
     assert receiver("retry", str(first["id"]), cwd=home, **env).returncode == 0
     assert len(dead()["history"]) >= 1  # type: ignore[arg-type] # a list
@@ -276,6 +279,10 @@ def test_the_version_is_said(tmp_path: Path) -> None:
     assert receiver("--version", cwd=tmp_path).stdout == f"{version('prediction-receiver')}\n"
 
 
+def _lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) -> None:
     home, env = world
     done = receiver(
@@ -290,11 +297,136 @@ def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) ->
     assert done.returncode == 0, done.stderr
     assert "1 deliveries of 1 events would be redelivered" in done.stdout
     assert done.stdout.endswith("done: 1 deliveries redelivered\n")
-    replays = json.loads(receiver("replays", "--json", cwd=home, **env).stdout)["data"]
+    replays = _lines(receiver("replays", "--json", cwd=home, **env).stdout)
     assert [one["state"] for one in replays[:2]] == ["done", "canceled"]
-    assert cell(replays[1]["wanted"]).plain.startswith("since=")
-    shown = json.loads(receiver("show", prediction_id, cwd=home, **env).stdout)
+    assert plain_cell(replays[1]["wanted"]).startswith("since=")
+    shown = json.loads(receiver("show", prediction_id, "--json", cwd=home, **env).stdout)
     assert shown["deliveries"][0]["replay_id"] == replays[0]["id"]
+
+
+def test_one_prediction_is_shown_on_one_screen(world: tuple[Path, dict[str, str]]) -> None:
+    home, env = world
+    uri = f"data:image/png;base64,{'QUJD' * 1000}"
+    done = receiver(
+        "submit", "fal", "fal-ai/nano-banana", "prompt=a heron", f"image_url={uri}", "--wait",
+        "--metadata", "dead=1", cwd=home, **env,
+    )  # fmt: skip
+    prediction = json.loads(done.stdout)
+    ends = time.monotonic() + PATIENCE
+    while "mine #1" not in (text := receiver("show", prediction["id"], cwd=home, **env).stdout):
+        assert time.monotonic() < ends, text
+    for words in (
+        f"{prediction['id']}  fal  fal-ai/nano-banana  succeeded\n",
+        "input     prompt=a heron\n",
+        "image_url=data:image/png;base64,… (4,022 characters: see --json)\n",
+        f"output    {prediction['output'][0]['url']}\n",
+        "dead  as told\n",
+    ):
+        assert words in text
+    steps = ("created", "submitted", "succeeded  by", "mine #1", "deliveries")
+    assert sorted(steps, key=text.index) == list(steps)
+
+
+def test_a_part_of_an_id_is_enough_where_no_other_begins_so(
+    world: tuple[Path, dict[str, str]],
+) -> None:
+    home, env = world
+    ids = []
+    for _ in range(2):
+        done = receiver(
+            "submit", "oxen", "m", "prompt=a fox", "--metadata", "dead=1", "--wait",
+            cwd=home, **env,
+        )  # fmt: skip
+        ids.append(json.loads(done.stdout)["id"])
+    part = ids[0][:19]
+    for name in (part, f"evt_{part[5:]}", f"dlv_{part[5:]}", ids[0]):
+        shown = json.loads(receiver("show", name, "--json", cwd=home, **env).stdout)
+        assert shown["id"] == ids[0]
+    ends = time.monotonic() + PATIENCE
+    of_it = ("deliveries", "--prediction", part, "--state", "dead", "--json")
+    while not (listed := _lines(receiver(*of_it, cwd=home, **env).stdout)):
+        assert time.monotonic() < ends
+    [row] = listed
+    assert (row["prediction_id"], row["model"]) == (ids[0], "m")
+    retried = json.loads(receiver("retry", part, cwd=home, **env).stdout)
+    assert retried["id"] == row["id"]
+    several = receiver("cancel", "pred_0", cwd=home, **env)
+    assert (several.returncode, "write more of it" in several.stderr) == (1, True)
+    none = receiver("show", "pred_f", cwd=home, **env)
+    assert (none.returncode, none.stderr) == (1, "receiver: no id begins with pred_f\n")
+    wrong = receiver("retry", part, "--handler", "nobody", cwd=home, **env)
+    assert (wrong.returncode, "has no such delivery" in wrong.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("mode", [(), ("--sync",)])
+def test_a_wait_says_the_id_each_state_and_where_the_picture_is(
+    world: tuple[Path, dict[str, str]], mode: tuple[str, ...]
+) -> None:
+    home, env = world
+    submit = ("submit", "fal", "fal-ai/x", "prompt=a fox", "--wait", *mode)
+    done = receiver(*submit, cwd=home, **env)
+    prediction = json.loads(done.stdout)
+    *states, address = done.stderr.splitlines()
+    assert address == prediction["output"][0]["url"]
+    assert states[-1] == f"{prediction['id']}  succeeded"
+    assert all(line.startswith(prediction["id"]) for line in states)
+
+
+def test_an_interrupted_wait_leaves_the_prediction_running_and_says_how_to_look(
+    world: tuple[Path, dict[str, str]],
+) -> None:
+    home, env = world
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "receiver",
+            "submit",
+            "fal",
+            "fal-ai/x",
+            "prompt=[never] x",
+            "--wait",
+        ],
+        cwd=home,
+        env=environment(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    name, _ = process.stderr.readline().split()  # at once, as it never ends
+    process.send_signal(signal.SIGINT)
+    out, told = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (130, "")
+    assert f"{name} goes on: `receiver show {name}` shows it" in told
+    shown = json.loads(receiver("show", name, "--json", cwd=home, **env).stdout)
+    assert shown["status"] not in {"canceled", "failed"}
+
+
+def test_a_receiver_that_goes_away_ends_the_wait_and_says_so(tmp_path: Path) -> None:
+    with running("serve", "--emulate", cwd=tmp_path) as server:
+        server.wait_for("receiver.started")
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "receiver",
+                "submit",
+                "fal",
+                "fal-ai/x",
+                "prompt=[never] x",
+                "--wait",
+            ],
+            cwd=tmp_path,
+            env=environment({"RECEIVER_URL": server.url}),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        name, _ = process.stderr.readline().split()
+    _, told = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert f"{name} goes on" in told
 
 
 def test_a_list_says_that_there_is_more(world: tuple[Path, dict[str, str]]) -> None:
@@ -380,24 +512,70 @@ def test_the_demo_needs_no_extra(tmp_path: Path) -> None:
     assert "pip install 'prediction-receiver[storage]'" in done.stdout
 
 
-@pytest.mark.parametrize("width", [20, 80, 200])
-def test_ids_and_times_stay_whole_on_a_terminal(
+def _printed(
+    capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], *names: str, wide: bool = False
+) -> list[str]:
+    print_table(rows, names, wide=wide)
+    return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 97, 120, 200])
+def test_a_row_is_one_line_on_a_terminal_of_any_width(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(width))
-    ids = [f"{kind}_{'0199f3a6' * 4}" for kind in ("pred", "evt", "dlv", "rep")]
-    row = {kind: kind for kind in ids} | {"at": "2026-01-31T12:00:00.123456Z", "why": "no " * 40}
-    print_table([row], (*ids, "at", "why"))
-    shown = capsys.readouterr().out
-    assert [kind for kind in ids if kind not in shown] == []
-    assert "2026-01-31T12:00:00Z" in shown
-    assert shown.count("no") == 40
+    names = [f"pred_0653a1b2c3d4e{end}" + "0199f3a6d2c1e45b7f"[1:] for end in "123"]
+    rows = [
+        {"id": name, "model": "a/" * 30, "status": "dead", "why": "n\no 世界 " * 90, "none": None}
+        for name in names
+    ]
+    head, *lines = _printed(capsys, rows, "id", "model", "status", "why", "none", "state")
+    assert head.split() == ["id", "model", "status", "why"]
+    assert len(lines) == len(rows)
+    assert max(Text(line).cell_len for line in [head, *lines]) <= width
+    parts = [line.split()[0] for line in lines]
+    assert len(set(parts)) == len(rows)
+    assert all(name.startswith(part) for name, part in zip(names, parts, strict=True))
+    whole = _printed(capsys, rows, "id", "model", "status", "why", wide=True)
+    assert len(whole) == 1 + len(rows)
+    assert all(
+        name in line and line.count("世界") == 90
+        for name, line in zip(names, whole[1:], strict=True)
+    )
+
+
+def test_a_part_of_an_id_on_a_terminal_is_one_ids_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"dlv_{'06' * 16}{end}{'0' * 7}" for end in "12"]
+    rows = [{"id": name, "reason": "no " * 40} for name in names]
+    parts = [line.split()[0] for line in _printed(capsys, rows, "id", "reason")[1:]]
+    assert parts == [name[: -len("0000000")] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("2026-01-31T12:00:00.4Z", "0s"),
+        ("2026-01-31T11:59:01Z", "59s"),
+        ("2026-01-31T11:56:59.123456Z", "3m"),
+        ("2026-01-31T10:00:00Z", "2h"),
+        ("2025-01-31T12:00:00Z", "365d"),
+        ("2026-01-31T12:03:00Z", "in 3m"),
+        ("2026-13-31T12:03:00Z", "2026-13-31T12:03:00Z"),
+        ("yesterday", "yesterday"),
+    ],
+)
+def test_a_time_is_an_age(text: str, said: str) -> None:
+    assert age(text, datetime(2026, 1, 31, 12, tzinfo=UTC)) == said
 
 
 def test_a_providers_words_are_shown_as_they_are() -> None:
-    shown = cell({"code": "rejected", "message": "bad [/input] [red]"})
-    assert shown.plain == "rejected: bad [/input] [red]"
+    said = plain_cell({"code": "rejected", "message": "bad [/input] [red]"})
+    assert said == "rejected: bad [/input] [red]"
 
 
 @pytest.mark.parametrize(
@@ -459,6 +637,99 @@ def test_a_prompt_is_text_and_a_number_keeps_its_digits(
         "word": "7",
     }
     assert prediction["metadata"] == {"commit": "123e4", "count": 3}
+
+
+def test_a_local_file_is_sent_as_a_data_uri(world: tuple[Path, dict[str, str]]) -> None:
+    home, env = world
+    (home / "a b.png").write_bytes(b"png")
+    submit = ("submit", "fal", "fal-ai/x")
+    done = receiver(
+        *submit, "image_url=@a b.png", "user=@@ada", "prompt=@ada waves", cwd=home, **env
+    )
+    assert json.loads(done.stdout)["input"] == {
+        "image_url": "data:image/png;base64,cG5n",
+        "user": "@ada",
+        "prompt": "@ada waves",
+    }
+    (home / "large.png").write_bytes(bytes(3_000_001))
+    (home / "what").touch()
+    for name, words in (
+        ("large.png", "receiver: large.png is larger than 3,000,000 bytes: put it where the"),
+        ("none.png", "none.png cannot be read"),
+        ("what", "what: its name does not tell what it is\n"),
+    ):
+        refused = receiver(*submit, f"image_url=@{name}", cwd=home, **env)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert words in refused.stderr
+
+
+def test_a_list_is_narrowed_by_model_metadata_and_time(
+    world: tuple[Path, dict[str, str]],
+) -> None:
+    home, env = world
+    models = ("lists/one", "lists/two", "lists/three")
+    names = {}
+    for model in models:
+        done = receiver(
+            "submit", "oxen", model, "prompt=x", "--wait", "--metadata", f"of={model[-1]}",
+            "--metadata", "n:=7", cwd=home, **env,
+        )  # fmt: skip
+        names[model] = json.loads(done.stdout)["id"]
+
+    def listed(*args: str) -> list[str]:
+        done = receiver(*args, "--json", cwd=home, **env)
+        assert done.returncode == 0, done.stderr
+        return [row["model"] for row in _lines(done.stdout)]
+
+    assert listed("list", "--model", "lists/*") == [*reversed(models)]
+    assert listed("list", "--model", "lists/t*", "--metadata", "of=[oe]") == [models[2], models[1]]
+    assert listed("list", "--metadata", "n=7", "--since", "1h", "--all") == [*reversed(models)]
+    assert listed("list", "--metadata", "n=7", "--since", "2999-01-01T00:00:00Z") == []
+    assert len(listed("list", "--all")) > len(models)
+    some = receiver("list", "--model", "lists/*", "--limit", "2", cwd=home, **env)
+    assert (some.stdout.count("lists/"), "there are more" in some.stderr) == (2, True)
+    wrong = receiver("list", "--since", "soon", cwd=home, **env)
+    assert (wrong.returncode, "'soon' is no time" in wrong.stderr) == (1, True)
+    done = receiver("events", "--metadata", "n=7", "--type", "succeeded", cwd=home, **env)
+    assert done.returncode == 0, done.stderr
+    head, *lines = done.stdout.splitlines()
+    assert head.split()[:4] == ["id", "provider", "model", "status"]
+    assert [line.split()[:4] for line in lines] == [
+        [f"evt_{names[model][5:]}", "oxen", model, "succeeded"] for model in reversed(models)
+    ]
+    [event] = _lines(receiver("events", "--limit", "1", "--json", cwd=home, **env).stdout)
+    assert event["type"] == "prediction.succeeded"
+
+
+@pytest.mark.parametrize(("answer", "erased"), [("n", False), ("y", True), (None, True)])
+def test_erase_asks_on_a_terminal(
+    world: tuple[Path, dict[str, str]], answer: str | None, erased: bool
+) -> None:
+    home, env = world
+    done = receiver("submit", "oxen", "m", "prompt=x", "--wait", cwd=home, **env)
+    name = json.loads(done.stdout)["id"]
+    while "running" in (tried := receiver("show", name, cwd=home, **env).stdout):
+        assert tried
+    given, terminal = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "receiver", "erase", name, *([] if answer else ["--yes"])],
+            cwd=home,
+            env=environment(env),
+            stdin=terminal,
+            stdout=terminal,
+            stderr=subprocess.PIPE,
+        )
+        if answer:
+            os.write(given, f"{answer}\n".encode())
+        _, told = process.communicate(timeout=PATIENCE)
+    finally:
+        os.close(given)
+        os.close(terminal)
+    assert process.returncode == int(not erased)
+    assert ("go for good" in told.decode()) == (answer is not None)
+    shown = json.loads(receiver("show", name, "--json", cwd=home, **env).stdout)
+    assert (shown["input"] == {}) == erased
 
 
 # --- without a process of its own ---
@@ -546,7 +817,10 @@ def hostile() -> Iterator[str]:
             streams = "/stream" in self.path
             refuses = "/refused" in self.path
             body = f"id: 1\nevent: prediction.failed\ndata: {json.dumps(event)}\n\n"
-            text = body if streams else json.dumps({"detail": HOSTILE} if refuses else answers)
+            lists = (
+                {"data": [{**row, "prediction": row}]} if "/v1/events?" in self.path else answers
+            )
+            text = body if streams else json.dumps({"detail": HOSTILE} if refuses else lists)
             self.send_response(422 if refuses else 200)
             self.send_header("Content-Type", "text/event-stream" if streams else "application/json")
             self.end_headers()
@@ -568,6 +842,7 @@ def hostile() -> Iterator[str]:
     "line",
     [
         *("list", "deliveries", "handlers", "discarded", "replays", "explain x", "show x"),
+        *("events", "list --all --model *"),
         *("tail --count 1", "tail --count 1 --json", "list --json", "pause x", "show refused"),
     ],
 )
@@ -583,7 +858,7 @@ def test_nothing_that_others_say_acts_on_a_terminal(
     assert [char for char in shown if not char.isprintable() and char != "\n"] == []
     assert not any(text.startswith("receiver: forged") for text in shown.splitlines())
     if "json" in line:
-        assert HOSTILE in _texts_of(json.loads(shown))
+        assert HOSTILE in _texts_of(_lines(shown))
 
 
 def _texts_of(value: object) -> Iterator[str]:

@@ -69,6 +69,7 @@ _DELIVERY: Final = Delivery(
     id="dlv_0199f3a6d2c1e45b7f1c9d3e8a260f4b5c1d0e2f",
     event_id="evt_0199f3a6d2c1e45b7f1c9d3e8a260f4b",
     prediction_id="pred_0199f3a6d2c1e45b7f1c9d3e8a260f4b",
+    model="fal-ai/nano-banana",
     handler="forward",
     state="dead",
     attempts=1,

@@ -243,6 +243,7 @@ RETURNING id, handler
 -- List deliveries with their attempts, newest first.
 SELECT d.id, d.event_id, d.prediction_id, d.handler, d.state, d.attempts, d.round, d.replay_id,
        d.reason, d.created_at, d.due_at, d.ended_at,
+       (SELECT p.model FROM predictions p WHERE p.id = d.prediction_id) AS model,
        (SELECT json_group_array(json_object('number', a.number, 'started_at', a.started_at,
             'ended_at', a.ended_at, 'result', a.result, 'reason', a.reason, 'note', a.note))
         FROM attempts a WHERE a.delivery_id = d.id) AS history

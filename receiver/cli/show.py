@@ -1,0 +1,122 @@
+"""One prediction on one screen: what was asked, what came of it, who got it, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from operator import itemgetter
+from typing import Any, Final
+
+from rich.console import Console
+from rich.text import Text
+
+from receiver.cli.tables import STATES, age, print_table, shown
+from receiver.model.values import plain
+
+Content = Mapping[str, Any]
+
+_LONGEST_DATA: Final = 80
+"""Characters of a data URI that are shown whole."""
+_LABEL: Final = 10
+_STEPS: Final = {
+    "created_at": "created",
+    "submitted_at": "submitted",
+    "completed_at": "",
+    "erased_at": "erased",
+}
+_WEB: Final = ("http://", "https://")
+
+
+def show(prediction: Content, deliveries: Sequence[Content], *, wide: bool) -> None:
+    """Print a prediction with its deliveries; long values are cut where that is a terminal."""
+    console = Console(highlight=False)
+    cuts = console.is_terminal and not wide
+    width = max(console.width, 80)
+
+    def say(label: str, text: Text, *, whole: bool = False) -> None:
+        if cuts and not whole:
+            text.truncate(width - _LABEL, overflow="ellipsis")
+        console.print(Text(f"{label:<{_LABEL}}", "bold") + text, soft_wrap=True)
+
+    console.print(_title(prediction), soft_wrap=True)
+    for label, text in _facts(prediction):
+        say(label, shown(text))
+    for address in addresses(prediction):
+        say("output", shown(address, "blue"), whole=True)
+    for stage, line in enumerate(_timeline(prediction, deliveries)):
+        say("" if stage else "timeline", line)
+    if deliveries:
+        console.print(Text("deliveries", "bold"))
+    print_table(
+        deliveries,
+        ("handler", "state", "attempts", "due_at", "reason"),
+        ("id", "round"),
+        wide=wide,
+        indent="  ",
+    )
+
+
+def addresses(prediction: Content) -> Iterator[str]:
+    """Return where each result is, as it is kept or else as it was made; or its words."""
+    for output in prediction.get("output") or ():
+        kept, made = (output.get("stored") or {}).get("url"), output.get("url")
+        web = next((url for url in (kept, made) if str(url or "").startswith(_WEB)), None)
+        yield _brief(web or kept or made or output.get("text"))
+
+
+def _title(prediction: Content) -> Text:
+    status = prediction.get("status")
+    words = [prediction.get(name, "") for name in ("id", "provider", "model")]
+    return Text("  ").join([*map(shown, words), shown(status, STATES.get(str(status), ""))])
+
+
+def _facts(prediction: Content) -> Iterator[tuple[str, str]]:
+    for group in ("input", "metadata"):
+        given = prediction.get(group) or {}
+        for place, (name, value) in enumerate(given.items()):
+            yield "" if place else group, f"{name}={_brief(plain(value))}"
+    for name, label in (("provider_id", "their id"), ("parent_id", "parent")):
+        if prediction.get(name):
+            yield label, str(prediction[name])
+    if prediction.get("reply_to"):
+        yield "reply to", str(prediction["reply_to"])
+    if error := prediction.get("error"):
+        yield "error", f"{error.get('code')}: {error.get('message')}"
+
+
+def _timeline(prediction: Content, deliveries: Sequence[Content]) -> Iterator[Text]:
+    """Return a line for each thing that happened, in their order."""
+    end = str(prediction.get("status"))
+    channel = f"by {prediction['channel']}" if prediction.get("channel") else ""
+    happened = [
+        (str(prediction[name]), *((word, "", "") if word else ("", end, channel)))
+        for name, word in _STEPS.items()
+        if prediction.get(name)
+    ]
+    for delivery in deliveries:
+        for attempt in delivery.get("history") or ():
+            said = ": ".join(str(attempt[name]) for name in ("reason", "note") if attempt.get(name))
+            who = f"{delivery['handler']} #{attempt['number']}"
+            happened.append((str(attempt["ended_at"]), who, str(attempt["result"]), said))
+    happened.sort(key=itemgetter(0))
+    for at, who, state, said in happened:
+        times = f"{at[:10]} {at[11:19]}  {_since(happened[0][0], at):>8}"
+        words = [(who, ""), (state, STATES.get(state, "")), (said, "")]
+        yield Text("  ").join([shown(times, "dim"), *(shown(*word) for word in words if word[0])])
+
+
+def _since(begun: str, at: str) -> str:
+    """Return how long after the first thing one happened."""
+    try:
+        seconds = (datetime.fromisoformat(at) - datetime.fromisoformat(begun)).total_seconds()
+    except (ValueError, TypeError):
+        return ""
+    return f"+{seconds:.1f} s" if seconds < 600 else f"+{age(begun, datetime.fromisoformat(at))}"  # noqa: PLR2004
+
+
+def _brief(value: Any) -> str:
+    """Return a value as it is, but of a long data URI only what it holds."""
+    text = str(value)
+    if text.startswith("data:") and len(text) > _LONGEST_DATA:
+        return f"{text.partition(',')[0][:_LONGEST_DATA]},… ({len(text):,} characters: see --json)"
+    return text
