@@ -53,7 +53,7 @@ def test_a_handler_runs_on_callbacks_of_emulated_providers_with_nothing_to_set(
         server.wait_for('"event":"handler.attempt"', times=3)
         said = server.said()
         listed = receiver("list", "--json", cwd=tmp_path, RECEIVER_URL=server.url)
-        found = json.loads(listed.stdout)["data"]
+        found = [json.loads(line) for line in listed.stdout.splitlines()]
         [command] = re.findall(r"  Try +RECEIVER_URL=\S+ .* submit (.*)\n", said)
         assert command == 'fal fal-ai/nano-banana prompt="a lighthouse" --wait'
         args = [word.replace('"', "") for word in re.findall(r'(?:[^" ]|"[^"]*")+', command)]
@@ -120,7 +120,7 @@ def test_handlers_come_and_go_by_a_reload(tmp_path: Path) -> None:
         prediction = submitted(tmp_path, server)
         server.wait_for('"event":"handler.attempt"', times=2)
         attempts = lines(server, "handler.attempt")
-    rows = json.loads(handlers.stdout)["data"]
+    rows = [json.loads(line) for line in handlers.stdout.splitlines()]
     assert [row["name"] for row in rows if row["registered"]] == ["other"]
     assert {(one["handler"], one["prediction"], one["state"]) for one in attempts} == {
         ("mine", first, "done"),  # it was under way when its handler went
