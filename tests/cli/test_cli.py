@@ -372,6 +372,13 @@ def test_a_wait_says_the_id_each_state_and_where_the_picture_is(
     assert all(line.startswith(prediction["id"]) for line in states)
 
 
+# What a background job of a shell starts is deaf to SIGINT, and the tests may be one.
+_HEARS_INTERRUPTS: Final = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('receiver', run_name='__main__', alter_sys=True)"
+)
+
+
 def test_an_interrupted_wait_leaves_the_prediction_running_and_says_how_to_look(
     world: tuple[Path, dict[str, str]],
 ) -> None:
@@ -379,8 +386,8 @@ def test_an_interrupted_wait_leaves_the_prediction_running_and_says_how_to_look(
     process = subprocess.Popen(
         [
             sys.executable,
-            "-m",
-            "receiver",
+            "-c",
+            _HEARS_INTERRUPTS,
             "submit",
             "fal",
             "fal-ai/x",

@@ -129,8 +129,8 @@ def test_the_command_shows_it_as_a_table(monkeypatch: pytest.MonkeyPatch) -> Non
         return answer
 
     monkeypatch.setattr("receiver.cli.client.Client.get", get)
-    result = CliRunner().invoke(main, ["explain", "evt_1", "--type", "succeeded"])
+    result = CliRunner().invoke(main, ["explain", f"evt_{1:032x}", "--type", "succeeded"])
     assert result.exit_code == 0, result.output
-    assert asked == ["/v1/predictions/evt_1/explain?type=succeeded"]
+    assert asked == [f"/v1/predictions/pred_{1:032x}/explain?type=succeeded"]
     for words in ("pred_1: prediction.succeeded (if it ends so)", "after save", "type is x"):
         assert words in result.output

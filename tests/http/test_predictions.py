@@ -582,6 +582,7 @@ async def test_deliveries_are_listed_retried_and_replayed(start: Start) -> None:
             "prediction_id",
             "handler",
             "state",
+            "model",
             "attempts",
             "round",
             "replay_id",
