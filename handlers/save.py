@@ -166,7 +166,7 @@ class Unwanted(Dead):
     """A result of a type that nobody asked for."""
 
 
-async def keep(event: Event, ctx: Context, number: int) -> dict[str, object]:
+async def keep(event: Event, ctx: Context, number: int) -> dict[str, Any]:
     output: Output = (event.prediction.output or [])[number]
     file: Fetched = await ctx.fetch(output, max_bytes=MAX_BYTES)
     said = f"{file.size} bytes of {file.content_type}"

@@ -11,18 +11,18 @@ import shutil
 import tempfile
 import threading
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from pathlib import Path
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 import httpx
 import msgspec
 import structlog
 
 from receiver.deliveries.containment import Charge, charged, contain, contained, said, take_back
-from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, fetch_soon
+from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, Fetched, fetch_soon
 from receiver.deliveries.registry import Dead, Handler, Retry, Skip
 from receiver.model.retry import Failure, FailureKind
 from receiver.model.values import Mode, Output, Prediction, Stored
@@ -39,6 +39,22 @@ _LARGEST_STEP: Final = 1024 * 1024
 DEEPEST_CHAIN: Final = 10
 _GRACE: Final = 1.0
 """Seconds a handler has to end after it was cancelled."""
+
+
+if (
+    TYPE_CHECKING
+):  # what a method gives: to be awaited in an async handler, and itself in a plain one
+
+    class _Fetched(Fetched, frozen=True, kw_only=True):
+        def __await__(self) -> Generator[Any, None, Fetched]: ...
+
+    class _Submitted(Prediction, frozen=True, kw_only=True):
+        def __await__(self) -> Generator[Any, None, Prediction]: ...
+
+    class _Text(str):
+        __slots__ = ()
+
+        def __await__(self) -> Generator[Any, None, str]: ...
 
 
 class Memory(Protocol):
@@ -138,9 +154,9 @@ class Context:
 
     def fetch(
         self, output: Output | str, *, max_bytes: int = MAX_BYTES, seconds: float = TIMEOUT
-    ) -> Any:
+    ) -> _Fetched:
         """Download an output, guarded; gives a Fetched whose file lives as long as the attempt."""
-        return self._call(
+        fetched: _Fetched = self._call(
             lambda: fetch_soon(
                 self._tools.results,
                 output,
@@ -149,7 +165,16 @@ class Context:
                 seconds=seconds,
             )
         )
+        return fetched
 
+    @overload
+    def once(self, key: str, step: Callable[[], Awaitable[T]]) -> Awaitable[T]: ...
+    @overload
+    def once(self, key: str, step: Callable[[], None]) -> Awaitable[None]: ...
+    @overload
+    def once(self, key: str, step: Callable[[], str]) -> _Text: ...
+    @overload
+    def once(self, key: str, step: Callable[[], Any]) -> Any: ...
     def once(self, key: str, step: Callable[[], Any]) -> Any:
         """Run a sub-step and remember its JSON result, so that a retry does not run it again.
 
@@ -167,7 +192,7 @@ class Context:
         *,
         metadata: dict[str, Any] | None = None,
         mode: Mode = "queue",
-    ) -> Any:
+    ) -> _Submitted:
         """Submit the next prediction; gives it as soon as the provider took it or it waits.
 
         The n-th submit of a delivery is the same over retries: it is never submitted twice.
@@ -188,7 +213,8 @@ class Context:
             parent_id=parent.id,
             idempotency_key=f"{self.idempotency_key}/{self._submits}",
         )
-        return self._call(submit)
+        submitted: _Submitted = self._call(submit)
+        return submitted
 
     def record_stored(self, place: int, stored: Stored) -> Any:
         """Say where the output at this place (from 0) is kept: later handlers and the API see it.
@@ -219,7 +245,7 @@ class Context:
     def _prediction(self) -> str:
         return self._claim.event.prediction.id
 
-    def _call(self, make: Callable[[], Awaitable[T]]) -> Awaitable[T] | T:
+    def _call(self, make: Callable[[], Awaitable[Any]]) -> Any:
         """Return something to await on the loop, and the result itself in a thread."""
         try:
             asyncio.get_running_loop()

@@ -16,7 +16,7 @@ def test_announces_the_picture() -> None:
 pytest gives one by the fixture `receiver_kit`, which this package brings along:
 
 ```python
-def test_announces_once(receiver_kit) -> None:
+def test_announces_once(receiver_kit: Callable[..., Kit]) -> None:
     kit = receiver_kit(announce, http=chat)
     delivered = kit.deliver(make_event("succeeded"), times=2)
     assert delivered.delivery.state == "done"

@@ -24,7 +24,7 @@ from receiver.app import create_app
 from receiver.deliveries.registry import Handler, handlers_of, load
 from receiver.emulator.inprocess import EmulatedProviders
 from receiver.emulator.ledger import Prediction as Emulated
-from receiver.model.answers import Delivery
+from receiver.model.answers import Delivery, Explanation
 from receiver.model.states import TERMINAL
 from receiver.model.values import Event, Prediction
 from receiver.settings import Settings
@@ -70,6 +70,14 @@ class Delivered:
     def prediction(self) -> Prediction:
         return self.kit.get(f"/v1/predictions/{self.prediction_id}", Prediction)
 
+    def __repr__(self) -> str:
+        if not self.kit.answers:
+            return f"<Delivered {self.prediction_id}>"
+        prediction = self.prediction
+        deliveries = [repr(delivery) for delivery in self.deliveries.values()]
+        about = f"{prediction.provider} {prediction.model} {prediction.status}"
+        return f"<Delivered {about}: {', '.join(deliveries) or self._unwanted()}>"
+
     @property
     def deliveries(self) -> dict[str, Delivery]:
         """By the names of their handlers."""
@@ -78,9 +86,13 @@ class Delivered:
 
     @property
     def delivery(self) -> Delivery:
-        """The only one; ValueError where there is none, or there are several."""
-        [delivery] = self.deliveries.values()
-        return delivery
+        """The only one; ValueError, which says why, where there is none, or there are several."""
+        __tracebackhide__ = True
+        deliveries = [*self.deliveries.values()]
+        if len(deliveries) == 1:
+            return deliveries[0]
+        several = ", ".join(repr(delivery) for delivery in deliveries)
+        raise ValueError(f"several deliveries: {several}" if several else self._unwanted())
 
     @property
     def children(self) -> list[Prediction]:
@@ -88,9 +100,27 @@ class Delivered:
         found = self.kit.get("/v1/predictions?limit=100", _Predictions).data
         return [child for child in reversed(found) if child.parent_id == self.prediction_id]
 
+    def _unwanted(self) -> str:
+        """Say of every handler why it did not want the event."""
+        path = f"/v1/predictions/{self.prediction_id}/explain"
+        explained = self.kit.get(path, Explanation)
+        whys = [f"{one.handler} ({one.reason or 'it runs'})" for one in explained.handlers]
+        return f"no handler has had {explained.type}: {', '.join(whys) or 'there is none'}"
+
+
+class _Delivery(Delivery, frozen=True, kw_only=True):
+    """A delivery whose repr says in one line how it stands."""
+
+    def __repr__(self) -> str:
+        attempts = f"{self.attempts} attempt{'s' if self.attempts != 1 else ''}"
+        failures = [attempt.reason for attempt in self.history if attempt.reason]
+        last = failures[-1] if failures else ""
+        whys = dict.fromkeys(filter(None, (self.reason, last)))
+        return f"<Delivery {self.handler} {self.state}, {': '.join([attempts, *whys])}>"
+
 
 class _Page(msgspec.Struct):
-    data: list[Delivery]
+    data: list[_Delivery]
 
 
 class _Predictions(msgspec.Struct):
@@ -151,6 +181,11 @@ class Kit:
         self._thread.join(PATIENCE)
         self._loop.close()
         self._folder.cleanup()
+
+    @property
+    def answers(self) -> bool:
+        """False once it is closed, and to its own loop, which cannot wait for itself."""
+        return self._loop.is_running() and threading.current_thread() is not self._thread
 
     # --- what may happen to an event ---
 

@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def receiver_kit() -> Iterator[Callable[..., Kit]]:
-    """Make receivers for handlers, as `Kit` does; they are stopped when the test ends."""
-    from receiver.testing.kit import Kit  # noqa: PLC0415 - paid for by the tests that use it
+    """Make receivers for handlers, as `Kit` does; they are stopped when the test ends.
 
-    with ExitStack() as kits:
+    Log lines below a warning are not printed, unless structlog is set up by then.
+    """
+    from receiver.testing.kit import Kit  # noqa: PLC0415 - paid for by the tests that use it
+    from receiver.testing.logs import warnings_only  # noqa: PLC0415 - the same
+
+    with warnings_only(), ExitStack() as kits:
 
         def make(*handlers: Callable[..., Any] | str, **given: Any) -> Kit:
             return kits.enter_context(Kit(*handlers, **given))

@@ -1,0 +1,96 @@
+"""Log lines in tests: only what went wrong, each with the place in the handler where it did."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+import receiver
+
+_ELSEWHERE: Final = tuple(
+    f"{folder}{os.sep}"
+    for folder in (
+        Path(receiver.__file__).parent,
+        *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")),
+    )
+)
+"""Where files are that are not the author's own."""
+_UNTOLD: Final = {
+    *("channel", "delivery", "event_id", "model", "number", "prediction", "provider"),
+    *("provider_id", "request", "retry_in", "round", "seconds", "status", "trace_id"),
+}
+"""Fields that a test knows, or that are another each time."""
+
+
+@contextmanager
+def warnings_only() -> Iterator[None]:
+    """Print warnings and errors as plain text; change nothing where structlog is set up already."""
+    if structlog.is_configured():
+        yield
+        return
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, _drop_what_went_well, _Short()]
+    )
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
+
+
+def _drop_what_went_well(
+    _: Any, method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    if method in {"debug", "info"}:
+        raise structlog.DropEvent
+    return event
+
+
+class _Short:
+    """Renders an event as one line, and below it where an error that is new was raised."""
+
+    def __init__(self) -> None:
+        self._attempts: set[str] = set()
+        self._errors: set[str] = set()
+
+    def __call__(self, _: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        """Return the text; an attempt that ended as one before is not told again."""
+        error, name = _error(event.pop("exc_info", None)), event.pop("event")
+        told = {key: value for key, value in event.items() if key not in _UNTOLD}
+        if name == "handler.attempt" and not _is_new(repr(told | {"attempt": 0}), self._attempts):
+            raise structlog.DropEvent
+        line = " ".join([f"{method}: {name}", *(f"{key}={value}" for key, value in told.items())])
+        trace = "".join(_trace(error)).rstrip() if error else ""
+        return f"{line}\n{trace}" if trace and _is_new(trace, self._errors) else line
+
+
+def _is_new(text: str, known: set[str]) -> bool:
+    if text in known:
+        return False
+    known.add(text)
+    return True
+
+
+def _error(given: Any) -> BaseException | None:
+    """Return the error that a line is about, in whichever of its three ways it was given."""
+    if isinstance(given, BaseException):
+        return given
+    found: BaseException | None = (given if isinstance(given, tuple) else sys.exc_info())[1]
+    return found if given else None
+
+
+def _trace(error: BaseException) -> list[str]:
+    """Return where the author's own code was, and the error itself."""
+    found = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in found if not frame.filename.startswith(_ELSEWHERE)] or found[-1:]
+    frames = traceback.format_list([*own[:1], *own[1:][-2:]])
+    parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    below = [line for part in parts for line in _trace(part)]
+    return [*frames, *traceback.format_exception_only(type(error), error), *below]

@@ -1,0 +1,55 @@
+"""What a handler gets by its context has a type, whether it is awaited or not."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+from receiver import Context, Event, Fetched, Prediction, on
+from receiver.testing import make_event, run
+
+URL = "https://cdn.example/a.txt"
+
+
+def post() -> str:
+    return "posted"
+
+
+def number() -> int:
+    return 7
+
+
+def nothing() -> None: ...
+
+
+async def later() -> int:
+    return 8
+
+
+@on("*", name="types/async")
+async def awaits(_: Event, ctx: Context) -> None:
+    assert assert_type(await ctx.fetch(URL), Fetched).read() == b"words"
+    assert assert_type(await ctx.once("a", post), str).upper() == "POSTED"
+    assert assert_type(await ctx.once("b", later), int) == 8
+    assert assert_type(await ctx.once("c", number), Any) == 7
+    await ctx.once("d", nothing)
+    await ctx.once("e", lambda: None)
+    assert assert_type(await ctx.submit("fal", "m", {}), Prediction).model == "m"
+
+
+@on("*", name="types/plain")
+def plain(_: Event, ctx: Context) -> None:
+    file: Fetched = ctx.fetch(URL)
+    posted: str = ctx.once("a", post)
+    counted: int = ctx.once("c", number)
+    ctx.once("d", nothing)
+    child: Prediction = ctx.submit("fal", "m", {})
+    assert (file.read(), posted, counted, child.model) == (b"words", "posted", 7, "m")
+    assert assert_type(ctx.fetch(URL).size, int) == 5
+    assert assert_type(ctx.once("a", post).upper(), str) == "POSTED"
+    assert assert_type(ctx.submit("fal", "m", {}).id, str)
+
+
+def test_the_types_are_what_comes() -> None:
+    for handler in (awaits, plain):
+        result = run(handler, make_event(), files={URL: b"words"})
+        assert (result.state, result.reason) == ("done", "")
