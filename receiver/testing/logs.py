@@ -23,11 +23,10 @@ _ELSEWHERE: Final = tuple(
     )
 )
 """Where files are that are not the author's own."""
-_UNTOLD: Final = {
-    *("channel", "delivery", "event_id", "model", "number", "prediction", "provider"),
-    *("provider_id", "request", "retry_in", "round", "seconds", "status", "trace_id"),
-}
-"""Fields that a test knows, or that are another each time."""
+_IDS: Final = {"delivery", "event_id", "prediction", "request"}
+"""Fields that are another each time."""
+_TOLD: Final = {"handler", "attempt", "result", "state", "reason"}
+"""Fields of an attempt that a test does not know by itself."""
 
 
 @contextmanager
@@ -63,7 +62,8 @@ class _Short:
     def __call__(self, _: Any, method: str, event: MutableMapping[str, Any]) -> str:
         """Return the text; an attempt that ended as one before is not told again."""
         error, name = _error(event.pop("exc_info", None)), event.pop("event")
-        told = {key: value for key, value in event.items() if key not in _UNTOLD}
+        wanted = _TOLD if name == "handler.attempt" else event.keys() - _IDS
+        told = {key: value for key, value in event.items() if key in wanted}
         if name == "handler.attempt" and not _is_new(repr(told | {"attempt": 0}), self._attempts):
             raise structlog.DropEvent
         line = " ".join([f"{method}: {name}", *(f"{key}={value}" for key, value in told.items())])

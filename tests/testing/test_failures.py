@@ -29,7 +29,7 @@ async def later(event, ctx):
 
 @on("succeeded", name="mine/plain")
 def plain(event, ctx):
-    ctx.log.warning("careful", rooms=0)
+    ctx.log.warning("careful", status=0)
     try:
         find({})
     except KeyError:
@@ -74,11 +74,18 @@ def test_an_error_is_told_once_with_the_lines_of_the_handler(tmp_path: Path) -> 
 def test_a_handlers_own_warnings_are_told(tmp_path: Path) -> None:
     told = _failing(tmp_path, "receiver_kit(plain).deliver(make_event())")
     assert told[:2] == [
-        "warning: careful handler=mine/plain rooms=0",
+        "warning: careful handler=mine/plain status=0",
         "error: no room handler=mine/plain",
     ]
     assert told[-1] == "KeyError: 'lobby'"
     assert len(told) <= 10
+
+
+def test_lines_below_a_warning_can_still_be_captured(tmp_path: Path) -> None:
+    body = "from structlog.testing import capture_logs\nkit = receiver_kit(later)\n"
+    body += "with capture_logs() as lines: kit.deliver(make_event())\n"
+    body += "print([line['event'] for line in lines if line['event'] == 'not told'])"
+    assert _failing(tmp_path, body) == ["['not told']"]
 
 
 def test_all_errors_of_a_group_are_told(tmp_path: Path) -> None:
