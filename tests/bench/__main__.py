@@ -176,7 +176,8 @@ def _submit(place: Database | None, count: int, jwks_url: str, empty: Report) ->
     """Submit to a provider that answers at once, with few and with many predictions in flight."""
     for in_flight in IN_FLIGHT:
         with scene.books(place) as (home, books), ExitStack() as stack:
-            books.seed("fal", in_flight)
+            # Of a provider without a key, as a start polls all that its providers have in flight.
+            books.seed("eachlabs", in_flight)
             provider = stack.enter_context(scene.running(scene.instant_provider(home)))
             serving = scene.receiver(
                 home, books, jwks_url, submits_to=f"http://127.0.0.1:{provider.port}"
