@@ -37,7 +37,7 @@ def test_a_picture_is_announced_though_its_callback_is_lost(receiver_kit, capsys
 """
 _ENV: Final = """\
 # Read by `receiver serve --dev`, by docker compose, and for the key by commands in this folder.
-# Whoever has it can submit at your cost: .gitignore keeps it out of git.
+# Keep this file secret: its keys submit at your cost. .gitignore keeps it out of git.
 RECEIVER_SECRET_KEY={secret_key}
 RECEIVER_API_KEYS={api_key}
 RECEIVER_HANDLERS=my_handlers.py

@@ -34,7 +34,7 @@ STATES: Final = {
     "yes": "green",
     "no": "dim",
 }
-"""Colours of states, whatever they are states of."""
+"""Colours of the states of predictions, deliveries, handlers and replays."""
 _COLOURED: Final = {"status", "state", "runs"}
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|\+00:00)", re.ASCII)
 _ID: Final = re.compile(r"(pred|evt|dlv|rep)_[0-9a-f]{14,40}", re.ASCII)

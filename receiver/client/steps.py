@@ -1,6 +1,6 @@
 """The exchange with a receiver without I/O: what is sent, what an answer means, what is repeated.
 
-A call is a generator of steps. Who drives it does each step, in whatever way it does I/O, and hands
+A call is a generator of steps. A driver does each step, blocking or awaited, and hands
 the result back in; an httpx.RequestError is thrown in where there is none.
 """
 

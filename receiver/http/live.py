@@ -121,8 +121,6 @@ class LiveStream:
         self._wakeups = wakeups
         self._readers: set[_Reader] = set()
         self._count = 0
-        self._served = 0
-        """Readers there have been, each one's number is its name."""
         self._position: int | None = None
         """Up to where the readers have been told; None: there are none, and nobody follows."""
         self._awake = asyncio.Event()
@@ -181,10 +179,9 @@ class LiveStream:
         if self._count >= MOST_READERS:
             raise Problem(503, "too-many-readers", "too many streams are open", retry_after=10)
         self._count += 1
-        self._served += 1
         try:
-            # By a name of its own: without readers, news wakes nobody.
-            with self._wakeups.listen("changes", str(self._served), self._awake):
+            # While there are readers only: else each outcome would wake a task for nothing.
+            with self._wakeups.listen("changes", event=self._awake):
                 self._awake.set()
                 async for frames in self._read(after, wanted):
                     yield frames

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextvars import Context
 from typing import Any, Final, Literal, NoReturn, TypeAlias
@@ -31,7 +32,8 @@ class Wakeups:
     """
 
     def __init__(self) -> None:
-        self._events: dict[Topic, dict[str, set[asyncio.Event]]] = {}
+        self._events: dict[Topic, dict[str, Counter[asyncio.Event]]] = {}
+        """An event may listen several times, as one does for all readers of a stream."""
 
     @contextlib.contextmanager
     def listen(
@@ -40,12 +42,15 @@ class Wakeups:
         """Give an event that each wake-up of this name sets; listen first, look, then wait."""
         event = event or asyncio.Event()
         events = self._events.setdefault(topic, {})
-        events.setdefault(name, set()).add(event)
+        listening = events.setdefault(name, Counter())
+        listening[event] += 1
         try:
             yield event
         finally:
-            events[name].discard(event)
-            if not events[name]:
+            listening[event] -= 1
+            if not listening[event]:
+                del listening[event]
+            if not listening:
                 del events[name]
 
     def wake(self, topic: Topic, *names: str) -> None:
@@ -67,7 +72,7 @@ async def repeat(
     longest: float | None = None,
     **about: str,
 ) -> NoReturn:
-    """Run `step` again and again, and survive whatever it raises.
+    """Run `step` again and again, also after it has raised an error.
 
     A step returns the seconds until the next, `longest` at most; None: that long. `awake` cuts the
     wait short. The fields `about` are logged with a fault.

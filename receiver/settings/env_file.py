@@ -26,7 +26,7 @@ def merged(env: Mapping[str, str]) -> dict[str, str]:
 def read(path: Path) -> dict[str, str]:
     """Read the names that a file sets, without variables in values; no file sets none.
 
-    It may name handlers, which are programs, so it must be ours and nobody else may write it.
+    It can name handlers, which are programs, so other users must not be able to write it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not hold us up

@@ -4,10 +4,10 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -15,8 +15,9 @@ from receiver.model.errors import StoreUnavailable
 from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
 from receiver.store.sqlite.group_commit import Writer
-from receiver.store.statement import Steps, Transaction
+from receiver.store.statement import Steps, Transaction, short
 from tests.patience import PATIENCE
+from tests.receiving import eventually
 from tests.store.parts import NOW, SQLite, Watch, arrival, new, pred, slots
 
 pytestmark = pytest.mark.anyio
@@ -240,3 +241,103 @@ async def test_a_connection_that_cannot_even_be_closed_is_left(tmp_path: Path) -
     assert await writer.write(operation, 0) == 0
     writer.close()
     assert [report is None for report in reports] == [False, True]
+
+
+class Slow(sqlite3.Connection):
+    """Says which thread runs what; its COMMIT waits, or fails as a full disk does, when told."""
+
+    ran: list[tuple[str, bool]]
+    may_commit: threading.Event
+    is_full: bool
+
+    def execute(self, sql: str, params: Any = (), /) -> sqlite3.Cursor:
+        if sql in {"BEGIN IMMEDIATE", "COMMIT"}:
+            self.ran.append((sql, threading.current_thread() is threading.main_thread()))
+        if sql == "COMMIT":
+            assert self.may_commit.wait(PATIENCE)
+            if self.is_full:
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+        return super().execute(sql, params)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[tuple[Writer, type[Slow]]]:
+    class Connection(Slow):
+        may_commit = threading.Event()
+        is_full = False
+
+    Connection.ran = []
+    Connection.may_commit.set()
+    writer = Writer(
+        lambda: sqlite3.connect(
+            tmp_path / "w.db", isolation_level=None, check_same_thread=False, factory=Connection
+        ),
+        lambda _: None,
+    )
+    writer.start()
+    yield writer, Connection
+    Connection.may_commit.set()
+    writer.close()
+
+
+@short()
+def double(items: Sequence[int]) -> Steps[Sequence[int]]:
+    yield from ()
+    return [2 * item for item in items]
+
+
+async def test_short_writes_run_on_the_loop_and_gather_while_a_commit_waits(
+    slow: tuple[Writer, type[Slow]],
+) -> None:
+    writer, connection = slow
+    connection.may_commit.clear()
+    first = [asyncio.create_task(writer.write(double, number)) for number in range(3)]
+    await eventually(lambda: ("COMMIT", False) in connection.ran)  # the loop does not wait
+    later = [asyncio.create_task(writer.write(double, number)) for number in range(3, 6)]
+    later[2].cancel()
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in (*first, *later[:2]))
+    connection.may_commit.set()
+    assert await asyncio.gather(*first, *later[:2]) == [0, 2, 4, 6, 8]
+    assert connection.ran == 2 * [("BEGIN IMMEDIATE", True), ("COMMIT", False)]
+
+
+async def test_a_commit_that_fails_keeps_nothing_and_the_next_one_works(
+    slow: tuple[Writer, type[Slow]],
+) -> None:
+    writer, connection = slow
+    connection.is_full = True
+    with pytest.raises(StoreUnavailable, match="full"):
+        await writer.write(double, 1)
+    connection.is_full = False
+    assert await writer.write(double, 2) == 4
+
+
+async def test_a_short_write_that_cannot_run_fails_alone(slow: tuple[Writer, type[Slow]]) -> None:
+    writer, _ = slow
+
+    @short()
+    def halve(items: Sequence[int]) -> Steps[Sequence[float]]:
+        yield from ()
+        return [1 / item for item in items]
+
+    good, bad, other = await asyncio.gather(
+        *(writer.write(halve, number) for number in (2, 0, 4)), return_exceptions=True
+    )
+    assert (good, type(bad), other) == (0.5, ZeroDivisionError, 0.25)
+
+
+async def test_closing_commits_what_the_loop_has_run(slow: tuple[Writer, type[Slow]]) -> None:
+    writer, connection = slow
+    connection.may_commit.clear()
+    first = asyncio.create_task(writer.write(double, 1))
+    await eventually(lambda: ("COMMIT", False) in connection.ran)
+    later = asyncio.create_task(writer.write(double, 2))
+    await asyncio.sleep(0)
+    connection.may_commit.set()
+    writer.close()
+    assert [await first, await later] == [2, 4]
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await writer.write(double, 3)

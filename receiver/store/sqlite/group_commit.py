@@ -172,7 +172,7 @@ class Writer:
         """Run the statements of what was gathered, and leave their COMMIT to the thread."""
         with self._changed:
             if not self._gathered or self._holder != "nobody":
-                return  # whoever holds the connection sees to it
+                return  # the end of the batch under way calls this again
             if self._connection is None or self._queue:
                 self._leave_to_thread()
                 return
@@ -181,9 +181,7 @@ class Writer:
             batch = [self._gathered.popleft() for _ in range(most)]
         results = None
         try:
-            if self._is_sound(self._connection):
-                self._ensure_found()
-                results = self._statements(self._connection, batch)
+            results = self._statements(self._connection, batch)
         except Exception:  # noqa: BLE001 - the thread meets the same, and judges it
             results = None
         finally:  # also where a signal's handler raises
@@ -232,11 +230,15 @@ class Writer:
         if connection is None:
             return None
         try:
-            connection.execute("COMMIT")
-            self._is_astray = not self._is_sound(connection)
-            self._committed(len(batch))
+            # Looked at here, as nothing is written before: a look costs the loop too much.
+            if not self._is_sound(connection):
+                self._roll_back(connection)
+                return None
+            self._ensure_found()
+            self._finish(connection, batch)
             self._ensure_found()  # nothing is promised that no restart would find
         except StoreUnavailable as error:
+            self._roll_back(connection)
             return self._refuse(batch, error)
         except sqlite3.Error as error:
             if _is_unavailable(error):
@@ -281,13 +283,18 @@ class Writer:
             self._connection = self._connect()
         try:
             results = self._statements(self._connection, batch, patient=True)
-            self._connection.execute("COMMIT")
-            self._is_astray = not self._is_sound(self._connection)
-            self._committed(len(batch))
+            self._finish(self._connection, batch)
         except BaseException:
             self._roll_back(self._connection)
             raise
         return results
+
+    def _finish(self, connection: sqlite3.Connection, batch: list[_Work]) -> None:
+        """Commit, and look whether that went where it belongs."""
+        connection.execute("COMMIT")
+        self._is_astray = not self._is_sound(connection)
+        with contextlib.suppress(Exception):  # a failing report must not end the writing
+            self._committed(len(batch))
 
     def _statements(
         self, connection: sqlite3.Connection, batch: list[_Work], *, patient: bool = False
