@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from receiver.model.errors import SettingsError
 from receiver.settings import parsers as parse
 from receiver.settings import proxies, tls, traces
-from receiver.settings.parsers import LOOPBACK, SHORTEST_SECRET, Network, seconds
+from receiver.settings.parsers import LOOPBACK, SHORTEST_SECRET, After, Network, seconds
 from receiver.settings.proxies import Proxies, is_loopback
 from receiver.settings.reader import Reader, Secret
 from receiver.settings.table import Setting, composed, rows, setting
@@ -23,6 +23,7 @@ from receiver.settings.table import Setting, composed, rows, setting
 __all__ = [
     "LOOPBACK",
     "SHORTEST_SECRET",
+    "After",
     "Caller",
     "Network",
     "ProviderSettings",
@@ -278,6 +279,29 @@ class Settings:
         parse.writable_folder,
         None,
         "a folder where several processes count their metrics together",
+    )
+    mode: Literal["server", "serverless"] = setting(
+        "RECEIVER_MODE",
+        parse.one_of("server", "serverless"),
+        "server",
+        "`serverless`: nothing runs but for a request or a drain, for where a process sleeps in "
+        "between; [what that means](serverless.md)",
+    )
+    after: After = setting(
+        "RECEIVER_AFTER",
+        parse.after,
+        After(),
+        "what runs an event's handlers after its callback, in serverless mode or with "
+        "`--no-dispatch`: the next `drain`; the same request, before (`inline=2`) or after "
+        "(`after=20`) its answer, for so many seconds at most; or a request to ourselves (`wake`)",
+        shown="`drain`",
+    )
+    cron_secrets: tuple[Secret, ...] = composed(
+        ("RECEIVER_CRON_SECRET", "CRON_SECRET"),
+        parse.cron_secrets,
+        (),
+        "keys that are good for `/v1/drain` alone, by comma; Vercel sets the second",
+        shown="none",
     )
     dev: bool = setting("RECEIVER_DEV", parse.switch, False, "as `--dev`: make up the secrets")
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)

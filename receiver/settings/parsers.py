@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from receiver.model.text import clean, meant
@@ -175,6 +175,29 @@ def seconds(text: str) -> float:
     if not 0.0 < number < 1e9:  # noqa: PLR2004 - thirty years; also refuses nan and inf
         raise ValueError("must be a number of seconds above 0")
     return number
+
+
+class After(NamedTuple):
+    """What runs an event's deliveries after its callback, where nothing runs beside requests."""
+
+    how: Literal["drain", "inline", "after", "wake"] = "drain"
+    seconds: float = 0.0
+    """For `inline` and `after`: how long the request may take for it."""
+
+
+def after(text: str) -> After:
+    how, equals, number = text.lower().partition("=")
+    if how in {"inline", "after"} and equals:
+        return After(cast("Literal['inline', 'after']", how), seconds(number))
+    if how in {"drain", "wake"} and not equals:
+        return After(cast("Literal['drain', 'wake']", how))
+    raise ValueError("must be drain, inline=2, after=20 (seconds) or wake")
+
+
+def cron_secrets(reader: Reader) -> tuple[Secret, ...]:
+    """Read the keys that may only drain; platforms set the one without our prefix."""
+    names = ("RECEIVER_CRON_SECRET", "CRON_SECRET")
+    return tuple(key for name in names for key in reader.get(name, secrets, ()))
 
 
 _ENDS = ("succeeded", "failed", "canceled")
