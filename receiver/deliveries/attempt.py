@@ -392,6 +392,8 @@ class Attempt:
         self._claim = claim
         self._tools = tools
         self._timeout = min(handler.timeout, timeout or handler.timeout)
+        self.is_bounded = self._timeout < handler.timeout
+        """Whether a time-out would be that of the drain, and not the handler's own."""
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
         self.note = ""

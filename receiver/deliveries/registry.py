@@ -35,6 +35,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 TYPES: Final = ("succeeded", "failed", "canceled")
 ENTRY_POINTS: Final = "receiver.handlers"
 _PREFIX: Final = "prediction."
+TIMEOUT: Final = 60.0
+"""Seconds for one attempt, unless a handler says otherwise."""
 
 
 class Retry(Exception):
@@ -113,10 +115,19 @@ class Handler:
     """False: it is called with the event alone."""
     after: tuple[str, ...] = ()
     """Handlers whose deliveries of the same event are to end first, however they end."""
+    inline: bool | None = None
+    """Whether it runs within the callback's request, where RECEIVER_AFTER says so; None: if its
+    timeout fits in there, or was left as it is."""
     provider_glob: str = "*"
     """What `provider` was made of."""
     reply_to: re.Pattern[str] | None = None
     """Where it is given: only predictions that were submitted with such a `reply_to`."""
+
+    def may_run_within(self, seconds: float) -> bool:
+        """Return whether to begin it in a request that waits for so long at most."""
+        if self.inline is not None:
+            return self.inline
+        return self.timeout <= seconds or self.timeout == TIMEOUT
 
     def refuses(
         self,
@@ -274,10 +285,11 @@ def on(
     metadata: Mapping[str, str] | None = None,
     name: str | None = None,
     retry: Retry | None = None,
-    timeout: float = 60.0,
+    timeout: float = TIMEOUT,
     concurrency: int = 16,
     after: str | Sequence[str] = (),
     reply_to: str | None = None,
+    inline: bool | None = None,
     **unknown: object,
 ) -> Callable[[F], F]:
     """Register a function for the terminal events of predictions.
@@ -286,7 +298,9 @@ def on(
     of `metadata` are shell globs. `timeout` is seconds per attempt, `concurrency` attempts at once.
     `after` names handlers that are to be through with the same event first, if they want it too;
     however they end, and for a day at most. With `reply_to`, a glob too, it gets only the events of
-    predictions that were submitted with such an address to reply to.
+    predictions that were submitted with such an address to reply to. `inline` says whether it
+    runs within the callback's request where RECEIVER_AFTER has handlers run there; else it does if
+    its timeout fits in that time, or was left as it is.
     The function takes the event, or the event and a Context, and stays callable as it was.
     Raises HandlerError with file and line for anything unknown or unfit.
     """
@@ -308,6 +322,7 @@ def on(
             concurrency=concurrency,
             after=after,
             reply_to=reply_to,
+            inline=inline,
             unknown=unknown,
         )
         registered.append(handler)
@@ -340,6 +355,8 @@ def _checked(function: Callable[..., Any], place: str, given: Mapping[str, Any])
         raise TypeError(f"on() has no parameter {', '.join(unknown)}{meant(unknown[0], known)}")
     _check_number("timeout", given["timeout"], least=0.001)
     _check_number("concurrency", given["concurrency"], least=1)
+    if not isinstance(given["inline"], bool | None):
+        raise TypeError(f"inline must be True or False, not {given['inline']!r}")
     retry = Retry() if given["retry"] is None else given["retry"]
     if not isinstance(retry, Retry):
         raise TypeError(f"retry must be a Retry(…), not {retry!r}")
@@ -364,6 +381,7 @@ def _checked(function: Callable[..., Any], place: str, given: Mapping[str, Any])
         or inspect.iscoroutinefunction(getattr(function, "__call__", None)),  # noqa: B004
         takes_context=takes_context,
         after=_after(given["after"]),
+        inline=given["inline"],
         provider_glob=given["provider"],
         reply_to=None if given["reply_to"] is None else _glob("reply_to", given["reply_to"]),
     )

@@ -14,7 +14,8 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Final, NoReturn
 
 import msgspec
@@ -25,9 +26,11 @@ from receiver.deliveries.breaker import BreakerCache, BreakerPermit, BreakerPoli
 from receiver.deliveries.containment import is_program
 from receiver.deliveries.registry import Handler, Registry
 from receiver.model.errors import StoreUnavailable
+from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Failure, Policy, decide
 from receiver.model.tasks import TaskSet, repeat, start_thread
 from receiver.observability.runtime import Runtime
+from receiver.observability.tracing import Span
 from receiver.store.deliveries import Claim, ClaimRequest, Claims, Settlement
 from receiver.store.facade import Store
 
@@ -54,6 +57,10 @@ _LAST_LINE: Final = 1.0
 """Seconds to say where the loop is stuck, before the process ends."""
 _MOST_FRAMES: Final = 20
 BREAKER: Final = BreakerPolicy()
+_CUT_SHORT: Final = Failure(kind="retry", after=0.0)
+"""Says nothing of a handler."""
+_TO_GIVE_BACK: Final = 0.25
+"""Seconds beyond its time that a request waits for what runs to be given back."""
 _GOOD: Final = frozenset({"done", "skip"})
 """Results of attempts that are no failures."""
 
@@ -87,6 +94,8 @@ class Worker:
         self._tasks = TaskSet()
         self._timeouts = {name: handler.timeout for name, handler in registry.handlers.items()}
         self._heart = _Heartbeat(store, runtime, self._running, self._timeouts, pace)
+        self._beaten = 0
+        """How many need the heartbeat."""
 
     def _lane(self, name: str) -> _HandlerWorker:
         handler = self._registry.handlers[name]
@@ -107,15 +116,16 @@ class Worker:
         return [other for other, given in handlers if name in given.after]
 
     async def start(self, *, lanes: bool = True) -> None:
-        """Begin to work; without `lanes` only what `drain` is asked for."""
+        """Begin to work; without `lanes` only what `drain` and `run_now` are asked for."""
+        self._runs_lanes = lanes
+        if not lanes:
+            return
         await self._store.breakers.try_again(self._runtime.clock())
         await self._warn_of_what_waits()
         self._heart.start(asyncio.get_running_loop())
-        self._runs_lanes = lanes
-        if lanes:
-            for lane in self._lanes.values():
-                self._tasks.start(lane.run())
-        if lanes and self._runtime.single_process:
+        for lane in self._lanes.values():
+            self._tasks.start(lane.run())
+        if self._runtime.single_process:
             self._tasks.start(self._reclaim())
 
     async def exchange(self) -> None:
@@ -146,12 +156,49 @@ class Worker:
         """How many attempts have ended here."""
         return sum(lane.attempts for lane in self._lanes.values())
 
-    async def drain(self, until: float, last_start: float) -> None:
-        """Run what is due, until nothing is, or until then by the loop's clock.
+    @property
+    def cut_short(self) -> int:
+        """How many attempts were given back here, as the time of their drain was over."""
+        return sum(lane.cut_short for lane in self._lanes.values())
 
-        An attempt that this begins gets no more time than that; none is begun after `last_start`.
+    async def drain(self, names: Collection[str], until: float, seconds: float) -> None:
+        """Run what is due to these handlers, until nothing is, or until then by the loop's clock.
+
+        An attempt that is still running then is given back. So that this is rare none is begun that
+        its handler's timeout would not let end, or, where that is longer than the whole drain of so
+        many `seconds`, in the last fifth of it.
         """
-        await asyncio.gather(*(lane.exhaust(until, last_start) for lane in self._lanes.values()))
+        lanes = [lane for name, lane in self._lanes.items() if name in names]
+        async with self._beating():
+            await asyncio.gather(*(lane.exhaust(until, seconds) for lane in lanes))
+
+    async def run_now(self, event: str, names: Collection[str], seconds: float) -> None:
+        """Run one event's deliveries to those of these handlers that may run within a request.
+
+        What has not ended after so many seconds is given back.
+        """
+        until = asyncio.get_running_loop().time() + seconds
+        lanes = [self._lanes[name] for name in names if name in self._lanes]
+        chosen = [lane for lane in lanes if lane.may_run_within(seconds)]
+        # One that ends may let others go that waited for it.
+        while any(await asyncio.gather(*(lane.run_now(event, until) for lane in chosen))):
+            pass
+
+    @asynccontextmanager
+    async def _beating(self) -> AsyncIterator[None]:
+        """Renew claims meanwhile, where nothing else does."""
+        if self._runs_lanes:
+            yield
+            return
+        self._beaten += 1
+        if self._beaten == 1:
+            self._heart.start(asyncio.get_running_loop())
+        try:
+            yield
+        finally:
+            self._beaten -= 1
+            if not self._beaten:
+                self._heart.stop()
 
     async def reclaim(self) -> None:
         """Make pending again what a process that is gone had claimed."""
@@ -238,6 +285,7 @@ class _HandlerWorker:
         self._full = False
         """Whether more may be due than there was room for."""
         self.attempts = 0
+        self.cut_short = 0
 
     def held(self) -> list[str]:
         """Name the deliveries under way; callable from any thread."""
@@ -265,9 +313,14 @@ class _HandlerWorker:
         with contextlib.suppress(StoreUnavailable):
             await self._breaker.give_back()
 
-    async def exhaust(self, until: float, last_start: float) -> None:
+    def may_run_within(self, seconds: float) -> bool:
+        return self._handler.may_run_within(seconds)
+
+    async def exhaust(self, until: float, seconds: float) -> None:
         """Start what is due, again and again, until nothing is or it is too late to begin."""
         loop = asyncio.get_running_loop()
+        timeout = self._handler.timeout
+        last_start = until - (timeout if timeout < seconds else seconds / 5)
         while loop.time() < last_start:
             await self._take(until)
             if not self._running:
@@ -276,14 +329,25 @@ class _HandlerWorker:
             await asyncio.wait(
                 list(self._running), timeout=left, return_when=asyncio.FIRST_COMPLETED
             )
-        await self._running.wait(max(until - loop.time(), 0.0))
+        await self._running.wait(max(until - loop.time(), 0.0) + _TO_GIVE_BACK)
 
-    async def _take(self, until: float | None = None) -> float:
+    async def run_now(self, event: str, until: float) -> bool:
+        """Run the delivery of an event, if it is due; return whether it was."""
+        delivery = delivery_id(f"pred_{event[4:]}", self._handler.name)
+        await self._take(until, (delivery,))
+        task = self._running.find(delivery)
+        left = until - asyncio.get_running_loop().time()
+        if task is None or left <= 0.0:
+            return False
+        await asyncio.wait({task}, timeout=left + _TO_GIVE_BACK)
+        return True
+
+    async def _take(self, until: float | None = None, only: tuple[str, ...] = ()) -> float:
         """Start as many deliveries as there is room for; give the seconds until the next look."""
         async with self._taking:
-            return await self._take_alone(until)
+            return await self._take_alone(until, only)
 
-    async def _take_alone(self, until: float | None) -> float:
+    async def _take_alone(self, until: float | None, only: tuple[str, ...]) -> float:
         room = self._handler.concurrency - len(self._running)
         self._full = room <= 0 or self._is_retired
         if self._full:
@@ -291,7 +355,7 @@ class _HandlerWorker:
         passage = await self._breaker.ask(room, self._pace.nap)
         if not passage.most:
             return passage.wait
-        found = await self._claim(passage)
+        found = await self._claim(passage, only)
         for claim in found.claims:
             self._running.start(self._deliver(claim, until), claim.id)
         self._full = len(found.claims) == passage.most
@@ -301,7 +365,7 @@ class _HandlerWorker:
             return 0.0 if is_free else self._pace.nap
         return self._pace.nap if found.next_due is None else found.next_due - self._clock()
 
-    async def _claim(self, passage: BreakerPermit) -> Claims:
+    async def _claim(self, passage: BreakerPermit, only: tuple[str, ...]) -> Claims:
         now = self._clock()
         wanted = ClaimRequest(
             handler=self._handler.name,
@@ -309,6 +373,7 @@ class _HandlerWorker:
             most=passage.most,
             now=now,
             lease_until=now + self._pace.lease,
+            only=only,
         )
         try:
             found = await self._store.claim(wanted)
@@ -337,34 +402,59 @@ class _HandlerWorker:
             except asyncio.CancelledError:
                 self._runtime.telemetry.interrupted(claim)  # it is given back when all have ended
                 raise
-            ended = self._clock()
-            decision = (
-                decide(claim.attempt, failure, policy, self._runtime.random()) if failure else DONE
-            )
-            result = failure.kind if failure else "done"
-            settlement = Settlement(
-                id=claim.id,
-                owner=self._owner,
-                number=claim.number,
-                decision=decision,
-                result=result,
-                note=attempt.note,
-                started_at=started,
-                ended_at=ended,
-            )
-            held = await self._settle(settlement)
-            span.note(result=result, state=decision.state)
-            if result not in _GOOD:
-                span.fail(attempt.error or result)
-            self.attempts += 1
-            # It may be due before the next look; or its end makes others due.
-            again = [claim.handler] if decision.state == "pending" else self._followers
-            self._runtime.wakeups.wake("handler", *again)
-            self._runtime.telemetry.attempt(claim, settlement, held=held, error=attempt.error)
-            await self._breaker.tell(claim.id, failure)  # last: it may have to wait for the disk
-        if result == "timeout" and not attempt.ended.is_set():
+            if failure and failure.kind == "timeout" and attempt.is_bounded:
+                await self._give_back(claim)
+            else:
+                await self._end(claim, attempt, failure, policy, started, span)
+        if failure and failure.kind == "timeout" and not attempt.ended.is_set():
             log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)
             await attempt.ended.wait()  # it still takes up its place in this lane
+
+    async def _end(
+        self,
+        claim: Claim,
+        attempt: Attempt,
+        failure: Failure | None,
+        policy: Policy,
+        started: float,
+        span: Span,
+    ) -> None:
+        """Settle an attempt, and tell of its end."""
+        chance = self._runtime.random()
+        decision = decide(claim.attempt, failure, policy, chance) if failure else DONE
+        result = failure.kind if failure else "done"
+        settlement = Settlement(
+            id=claim.id,
+            owner=self._owner,
+            number=claim.number,
+            decision=decision,
+            result=result,
+            note=attempt.note,
+            started_at=started,
+            ended_at=self._clock(),
+        )
+        held = await self._settle(settlement)
+        span.note(result=result, state=decision.state)
+        if result not in _GOOD:
+            span.fail(attempt.error or result)
+        self.attempts += 1
+        # It may be due before the next look; or its end makes others due.
+        again = [claim.handler] if decision.state == "pending" else self._followers
+        self._runtime.wakeups.wake("handler", *again)
+        self._runtime.telemetry.attempt(claim, settlement, held=held, error=attempt.error)
+        await self._breaker.tell(claim.id, failure)  # last: it may have to wait for the disk
+
+    async def _give_back(self, claim: Claim) -> None:
+        """Make a delivery pending again whose attempt was cut short: by us, so it does not count.
+
+        If the store is away now its lease runs out, and then the attempt counts as lost.
+        """
+        self.cut_short += 1
+        self._runtime.telemetry.interrupted(claim)
+        with contextlib.suppress(StoreUnavailable):
+            lost = await self._store.release(self._owner, self._clock(), (claim.id,))
+            self._runtime.telemetry.lost(lost)
+        await self._breaker.tell(claim.id, _CUT_SHORT)
 
     def _spent(self, claim: Claim) -> Failure | None:
         """Refuse a claim beyond the policy: the process died over this delivery again and again."""
@@ -406,6 +496,7 @@ class _Heartbeat:
         self._thread: threading.Thread | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._stopped.clear()
         self._thread = start_thread("receiver-heart", self._beat, loop, threading.get_ident())
 
     def stop(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -32,6 +32,8 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     most: int
     now: float
     lease_until: float
+    only: tuple[str, ...] = ()
+    """Some deliveries of that handler, by id; empty: those that have been due for longest."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +100,15 @@ class Released(msgspec.Struct, frozen=True):
     """Those of them whose attempt counts, as stops have cut them short too often."""
 
 
+class Giveback(NamedTuple):
+    """A wish of an owner to have its claims pending again."""
+
+    owner: str
+    now: float
+    only: tuple[str, ...] = ()
+    """Some of them, by the delivery's id; empty: all."""
+
+
 class ReplayResult(msgspec.Struct, frozen=True):
     """How many deliveries of an event are redelivered; None: there is no event yet."""
 
@@ -122,11 +133,15 @@ def claim(items: Sequence[ClaimRequest]) -> Steps[list[Claims]]:
     results = []
     for wanted in items:
         params = msgspec.structs.asdict(wanted) | {"largest": LARGEST_RAW}
-        claims = [claim_of(row, wanted.handler) for row in (yield Run(sql.select_wanted, params))]
+        if wanted.only:
+            found = yield Run(sql.select_these, params, [(name,) for name in wanted.only])
+        else:
+            found = yield Run(sql.select_wanted, params)
+        claims = [claim_of(row, wanted.handler) for row in found]
         if claims:
             yield Run(sql.claim_deliveries, params, [(claim.id,) for claim in claims])
         next_due = None
-        if len(claims) < wanted.most:
+        if len(claims) < wanted.most and not wanted.only:
             [row] = yield Run(sql.next_pending, params)
             next_due = row["due_at"]
         results.append(Claims(claims, next_due))
@@ -196,13 +211,14 @@ def _settlement_row(item: Settlement) -> tuple[Any, ...]:
     )
 
 
-def release(items: Sequence[tuple[str, float]]) -> Steps[list[Released]]:
+def release(items: Sequence[Giveback]) -> Steps[list[Released]]:
     """Make an owner's claims pending; where it was given back too often, the attempt counts."""
     results = []
-    for owner, now in items:
-        params = {"owner": owner, "now": now}
-        given_back = yield Run(sql.release_deliveries, params | {"most": _MOST_GIVEN_BACK})
-        rest = yield Run(sql.reclaim_own, params | {"reason": _CUT_SHORT})
+    for owner, now, only in items:
+        params = {"owner": owner, "now": now, "everything": not only}
+        rows = [(name,) for name in only]
+        given_back = yield Run(sql.release_deliveries, params | {"most": _MOST_GIVEN_BACK}, rows)
+        rest = yield Run(sql.reclaim_own, params | {"reason": _CUT_SHORT}, rows)
         lost = yield from record_lost(rest, now)
         results.append(Released([row["id"] for row in (*given_back, *rest)], lost))
     return results

@@ -88,6 +88,9 @@ class Store(Engine):
     async def recover(self, owner: str, now: float) -> list[LostAttempt]:
         """At start: what dead processes were doing is pending again, or unconfirmed."""
 
+    async def tidy(self) -> None:
+        """Fold together and drop what the queue has logged."""
+
     async def try_write(self, now: float) -> None:
         """Write one row for nothing, to know that it can be done."""
         await self.write(run_each, Run(sql.try_write, {"now": now}))
@@ -111,8 +114,13 @@ class Store(Engine):
         """End an attempt; False if the claim was lost meanwhile, and then nothing changed."""
 
     @abstractmethod
-    async def release(self, owner: str, now: float) -> list[LostAttempt]:
-        """Give back every claim of `owner` as if it had not been made; return those that count."""
+    async def release(
+        self, owner: str, now: float, only: tuple[str, ...] = ()
+    ) -> list[LostAttempt]:
+        """Give back claims of `owner` as if they had not been made; return those that count.
+
+        That is of some deliveries, by id, or of all.
+        """
 
     @abstractmethod
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:

@@ -30,6 +30,7 @@ from receiver.store.deliveries import (
     Claim,
     ClaimRequest,
     Claims,
+    Giveback,
     LostAttempt,
     Released,
     Settlement,
@@ -224,6 +225,13 @@ class PostgresStore(Store):
     async def sweep(self, chores: Mapping[str, Chore]) -> None:
         await self._jobs.sweep(self.connect, chores)
 
+    async def tidy(self) -> None:
+        await self._writer.write("tidy", self._tidy_all, None)
+
+    async def _tidy_all(self, cx: Connection, items: Sequence[None]) -> Sequence[None]:
+        await self._jobs.tidy(cx)
+        return items
+
     async def believes(self, now: float, step: Shift) -> bool:
         """Follow a step only towards the server's clock, which all have in common."""
         there = float((await self.read(_CLOCK))[0]["seconds"])
@@ -254,13 +262,18 @@ class PostgresStore(Store):
         self._claimed.pop((settlement.id, settlement.number), None)
         return held
 
-    async def release(self, owner: str, now: float) -> list[LostAttempt]:
-        # It comes after all claims under way, whose results are not used any more. What cannot be
-        # given back is handed out again by PgQueuer half a minute later.
+    async def release(
+        self, owner: str, now: float, only: tuple[str, ...] = ()
+    ) -> list[LostAttempt]:
+        # All are given back after the claims under way, whose results are not used any more. What
+        # cannot be given back is handed out again by PgQueuer half a minute later.
         lost: list[LostAttempt] = []
-        with contextlib.suppress(StoreUnavailable):
-            lost = await self._claimer.write("give back", self._give_back_all, now)
-        released = await self._writer.write("release", self._release_all, (owner, now))
+        if not only:
+            with contextlib.suppress(StoreUnavailable):
+                lost = await self._claimer.write("give back", self._give_back_all, now)
+        released = await self._writer.write(
+            "release", self._release_all, Giveback(owner, now, only)
+        )
         self._claimed = {
             claim: job for claim, job in self._claimed.items() if claim[0] not in released.ids
         }
@@ -295,16 +308,19 @@ class PostgresStore(Store):
 
     async def _claim_for(self, cx: Connection, wanted: ClaimRequest) -> Claims:
         began = time.monotonic()
-        untaken = self._untaken.setdefault(wanted.handler, {})
-        if not untaken:  # else an earlier claim failed half way
-            untaken |= await self._jobs.pick(cx, wanted.handler, wanted.most)
+        if wanted.only:  # if this fails half way, their jobs are handed out again in half a minute
+            untaken = await self._jobs.pick_these(cx, wanted.only)
+        else:
+            untaken = self._untaken.setdefault(wanted.handler, {})
+            if not untaken:  # else an earlier claim failed half way
+                untaken |= await self._jobs.pick(cx, wanted.handler, wanted.most)
         claims = await self._take(cx, wanted, untaken) if untaken else []
         lost: list[LostAttempt] = []
         try:
             if untaken:
                 lost = await self._put_back(cx, untaken, wanted.now + self._skew)
             next_due = None
-            if len(claims) < wanted.most:
+            if len(claims) < wanted.most and not wanted.only:
                 seconds = await self._jobs.next_due(cx, wanted.handler)
                 if seconds is not None and seconds < _SOON:
                     seconds = _SOON + time.monotonic() - began
@@ -386,9 +402,7 @@ class PostgresStore(Store):
             await self._jobs.finish(cx, jobs, result)
         return held
 
-    async def _release_all(
-        self, cx: Connection, items: Sequence[tuple[str, float]]
-    ) -> Sequence[Released]:
+    async def _release_all(self, cx: Connection, items: Sequence[Giveback]) -> Sequence[Released]:
         released = await self._drive(cx, deliveries.release(items))
         for job in self._jobs_of({name for one in released for name in one.ids}):
             await self._jobs.defer(cx, job, 0.0)

@@ -70,6 +70,15 @@ _NEXT_DUE: Final = """
 SELECT greatest(extract(epoch FROM execute_after - NOW()), 0)::double precision FROM {queue}
 WHERE status = 'queued' AND entrypoint = $1 ORDER BY execute_after LIMIT 1
 """
+# PgQueuer hands out by handler only; this is its own step from queued to picked, for named ones.
+_PICK_THESE: Final = """
+WITH held AS MATERIALIZED (
+    SELECT id FROM {queue} WHERE dedupe_key = ANY($1) AND status = 'queued'
+      AND execute_after <= NOW() ORDER BY id FOR UPDATE SKIP LOCKED
+)
+UPDATE {queue} SET status = 'picked', updated = NOW(), heartbeat = NOW(), queue_manager_id = $2
+WHERE id IN (SELECT id FROM held) RETURNING *
+"""
 _LOST: Final = """
 SELECT d.id, d.handler FROM {schema}.deliveries d WHERE d.state = 'pending' AND d.due_at <= $1
 AND NOT EXISTS (SELECT FROM {queue} j
@@ -101,6 +110,7 @@ class PgQueuerJobs:
         self._table = names.queue_table
         self._hasten = _HASTEN.format(queue=names.queue_table)
         self._next_due = _NEXT_DUE.format(queue=names.queue_table)
+        self._pick_these = _PICK_THESE.format(queue=names.queue_table)
         self._lost = _LOST.format(schema=schema, queue=names.queue_table)
         self._jobs_of = _JOBS_OF.format(queue=names.queue_table)
         self._forget_log = _FORGET_LOG.format(log=names.queue_table_log, most=_MOST_FORGOTTEN)
@@ -153,7 +163,12 @@ class PgQueuerJobs:
             global_concurrency_limit=None,
             heartbeat_timeout=_STALE,
         )
-        return {(job.payload or b"").decode(): job for job in jobs}
+        return _by_delivery(jobs)
+
+    async def pick_these(self, connection: Connection, deliveries: Sequence[str]) -> dict[str, Job]:
+        """Take the jobs of some deliveries, where nobody has; give them by delivery."""
+        rows = await connection.fetch(self._pick_these, list(deliveries), self._taker)
+        return _by_delivery([Job.model_validate(dict(row)) for row in rows])
 
     async def next_due(self, connection: Connection, handler: str) -> float | None:
         """Return in how many seconds the next job falls due."""
@@ -200,6 +215,10 @@ class PgQueuerJobs:
     ) -> None:
         """Run chores every few seconds, and tidy the queue's own; once for all processes."""
         await _Sweeps(self, connect, chores).run()
+
+
+def _by_delivery(jobs: Sequence[Job]) -> dict[str, Job]:
+    return {(job.payload or b"").decode(): job for job in jobs}
 
 
 class _Sweeps:

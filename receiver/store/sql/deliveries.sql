@@ -24,6 +24,17 @@ FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
       ORDER BY due_at LIMIT :most::int) d
 {of_the_event}
 
+-- name: select_these
+-- Read some deliveries that are due, with the events, as `select_wanted` does.
+SELECT {gather:d.id AS delivery_id, d.attempts + 1 AS attempt, d.round, d.claims + 1 AS number,
+    {event_columns}, p.trace,
+    CASE WHEN c.body IS NULL OR length(c.body) > :largest::int THEN NULL
+         WHEN typeof(c.body) = 'text' THEN c.body ELSE '\x' || hex(c.body) END AS raw}
+FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
+      WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'pending'
+        AND due_at <= :now::float) d
+{of_the_event}
+
 -- name: claim_deliveries
 -- Claim deliveries: they run until they are settled or the lease is over.
 UPDATE deliveries
@@ -111,11 +122,12 @@ WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'pending'
 RETURNING id, handler
 
 -- name: release_deliveries
--- Give back an owner's claims when it stops: the attempts do not count.
+-- Give back an owner's claims, or some, when it stops or its time is over: the attempts do not count.
 -- Every earlier claim without a recorded attempt was given back too. A delivery with many of those
 -- may be what stops our process, and is left out.
 WITH held AS MATERIALIZED (
-    SELECT id FROM deliveries WHERE state = 'running' AND owner = :owner ORDER BY id {lock}
+    SELECT id FROM deliveries WHERE state = 'running' AND owner = :owner
+      AND (:everything::bool OR id IN (SELECT r.id FROM {rows:id text})) ORDER BY id {lock}
 )
 UPDATE deliveries
 SET state = 'pending', due_at = :now::float, owner = NULL, lease_until = NULL, attempts = attempts - 1
@@ -146,9 +158,10 @@ WHERE id IN (SELECT id FROM held)
 RETURNING id
 
 -- name: reclaim_own
--- Take back what an owner still runs when it stops and may not give back any more.
+-- Take back what an owner still runs then and may not give back any more.
 WITH held AS MATERIALIZED (
-    SELECT id FROM deliveries WHERE state = 'running' AND owner = :owner ORDER BY id {lock}
+    SELECT id FROM deliveries WHERE state = 'running' AND owner = :owner
+      AND (:everything::bool OR id IN (SELECT r.id FROM {rows:id text})) ORDER BY id {lock}
 )
 UPDATE deliveries
 SET state = 'pending', due_at = :now::float, owner = NULL, lease_until = NULL, reason = :reason
