@@ -7,11 +7,11 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import httpx
-import msgspec
 import structlog
 from starlette.applications import Starlette
 
@@ -21,43 +21,30 @@ from receiver.http.facade import Http
 from receiver.http.front import Front
 from receiver.model.answers import Drained
 from receiver.model.errors import StoreUnusable
+from receiver.model.roles import ROLES, Role
 from receiver.model.tasks import TaskSet, Wakeups
 from receiver.observability.clock import Clock, Watch, clocks
 from receiver.observability.events import Telemetry
 from receiver.observability.runtime import Runtime
 from receiver.predictions.facade import Predictions
 from receiver.providers import NAMES
-from receiver.settings import Settings, advice, development
+from receiver.settings import After, Settings, advice, development
 from receiver.store.opening import store_maker
 from receiver.store.retention import PACE, PACE_ON_A_SERVER, Retention
 
 log = structlog.get_logger("receiver")
 
 
-class Role(msgspec.Struct, frozen=True):
-    """What a process does by itself, beside answering requests and drains."""
-
-    outbound: bool
-    """Submits what is queued, polls what is due, listens to streams; serves live streams."""
-    handlers: bool
-    """Runs handlers."""
-    sweeps: bool
-    """Takes its turn at what one of all processes does: retention, replays, what dead ones left."""
-
-
-ROLES: Final = {
-    "serve": Role(outbound=True, handlers=True, sweeps=True),
-    "serve --no-dispatch": Role(outbound=True, handlers=False, sweeps=True),
-    "worker": Role(outbound=False, handlers=True, sweeps=True),
-    "drain": Role(outbound=False, handlers=False, sweeps=False),
-}
+_INLINE: Final = 2.0
+"""Seconds that a callback's request may take for handlers: Eachlabs wants an answer soon."""
 
 
 def create_app(
     settings: Settings | None = None,
     handlers: Sequence[str | Callable[..., Any] | Handler] | None = None,
     *,
-    dispatch: bool = True,
+    dispatch: bool | Literal["inline"] = True,
+    mode: Literal["server", "serverless"] | None = None,
     clock: Clock = time.time,
     transport: httpx.AsyncBaseTransport | None = None,
     http: httpx.AsyncBaseTransport | None = None,
@@ -68,17 +55,24 @@ def create_app(
 
     `settings` default to the environment; `handlers` are names as in RECEIVER_HANDLERS or decorated
     functions, and default to the settings'. Without `dispatch` handlers run elsewhere, or when
-    `POST /v1/drain` says so. `transport` stands in for the network to providers, `http` for that of
-    `ctx.http` and `results` for that of `ctx.fetch`, guard included. A `clock` that is given is
-    believed whatever it does, unless there is a `monotonic` one to hold against it.
+    `/v1/drain` says so; "inline": also within the request that a callback is, as RECEIVER_AFTER has
+    it, or for two seconds at most. `mode` goes before RECEIVER_MODE. `transport` stands in for the
+    network to providers, `http` for that of `ctx.http` and `results` for that of `ctx.fetch`, guard
+    included. A `clock` that is given is believed whatever it does, unless there is a `monotonic`
+    one to hold against it.
     Raises SettingsError, HandlerError, or StoreUnusable where PostgreSQL's extra is not installed;
     the lifespan raises StoreUnusable and StoreUnavailable.
     """
     run = partial(
         _running, clock=clock, monotonic=monotonic, transport=transport, http=http, results=results
     )
-    role = ROLES["serve" if dispatch else "serve --no-dispatch"]
-    return _front(role, settings or Settings.read(os.environ), handlers, run).app
+    settings = settings or Settings.read(os.environ)
+    settings = replace(settings, mode=mode or settings.mode)
+    if dispatch == "inline" and settings.after.how == "drain":
+        settings = replace(settings, after=After("inline", _INLINE))
+    serving = "serve" if dispatch is True else "serve --no-dispatch"
+    role = ROLES["serverless" if settings.mode == "serverless" else serving]
+    return _front(role, settings, handlers, run).app
 
 
 async def work(settings: Settings, stop: asyncio.Event) -> None:
@@ -154,7 +148,13 @@ async def _running(
     predictions = Predictions(settings, store, registry.match, runtime, transport)
     submit = predictions.service.submit
     deliveries = Deliveries(settings, store, registry, submit, runtime, http=http, results=results)
-    surface = Http(settings, store, predictions, deliveries, runtime)
+    pace = PACE if runtime.single_process else PACE_ON_A_SERVER
+    retention = Retention(store, settings.retention, clock=wall, pace=pace)
+    chores = {"deliveries": deliveries.worker.reclaim, "retention": retention.sweep}
+    # Where no process does by itself what one of all has to do, a drain does it.
+    of_drains = {} if role.sweeps else {**chores, "queue": store.tidy}
+    after = After() if role.handlers else settings.after
+    surface = Http(settings, store, predictions, deliveries, runtime, after, of_drains)
     async with AsyncExitStack() as stack:
         for close in (runtime.tracing.stop, predictions.close, deliveries.close):
             stack.push_async_callback(close)
@@ -162,29 +162,29 @@ async def _running(
         stack.callback(lambda: log.info("receiver.stopped"))
         stack.push_async_callback(store.stop)
         runtime.tracing.start(settings.trace_exporters)
-        telemetry.lost(await store.recover(runtime.owner, wall()))
+        if role.sweeps or runtime.single_process:
+            telemetry.lost(await store.recover(runtime.owner, wall()))
         await stack.enter_async_context(deliveries.running(handlers=role.handlers))
         tasks = TaskSet()
         stack.push_async_callback(tasks.cancel)
-        if steady is not None:
+        if steady is not None and role.sweeps:
             tasks.start(Watch(steady, store, runtime.owner, wakeups).run())
         if role.sweeps:
-            pace = PACE if runtime.single_process else PACE_ON_A_SERVER
-            retention = Retention(store, settings.retention, clock=wall, pace=pace)
             tasks.start(deliveries.replays().run())
-            chores = {"deliveries": deliveries.worker.reclaim, "retention": retention.sweep}
             tasks.start(store.sweep(chores | (predictions.chores() if role.outbound else {})))
             if runtime.single_process:
                 tasks.start(retention.run())
         await stack.enter_async_context(predictions.running(outbound=role.outbound))
-        await stack.enter_async_context(surface.running(accepts=role.outbound))
+        await stack.enter_async_context(
+            surface.running(accepts=role.accepts, looks_ahead=role.outbound)
+        )
         _announce(role, settings, registry, runtime)
         stack.callback(lambda: log.info("receiver.stopping"))
         yield surface
 
 
 def _announce(role: Role, settings: Settings, registry: Registry, runtime: Runtime) -> None:
-    if role.outbound:
+    if role.accepts:
         told = [*registry.warnings(NAMES), *advice.warnings(settings)]
         for problem in [*told, *advice.misspelled(os.environ)]:
             log.warning("settings.warning", problem=problem)

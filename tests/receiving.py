@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, Literal, TypeVar, overload
 from urllib.parse import urlsplit
 
 import httpx
@@ -353,7 +353,7 @@ async def receiving(
     handlers: Sequence[Callable[..., Any]] = (),
     clock: Clock | None = None,
     *,
-    dispatch: bool = True,
+    dispatch: bool | Literal["inline"] = True,
     others: httpx.AsyncBaseTransport | None = None,
     **env: str | None,
 ) -> AsyncIterator[Station]:

@@ -31,7 +31,7 @@ PANELS: Final = {
     "Predict": ("submit", "cancel"),
     "Look": ("list", "show", "tail", "events", "deliveries", "discarded", "handlers", "explain"),
     "Mend": ("retry", "replay", "replays", "pause", "resume", "erase"),
-    "Operate": ("doctor", "backup"),
+    "Operate": ("doctor", "backup", "wake-url"),
 }
 """The commands by what they are for, as `--help` shows them."""
 
@@ -250,6 +250,18 @@ def drain(
 
     with _failing():
         run(draining(), asyncio.new_event_loop())
+
+
+@main.command("wake-url")
+def wake_url(dev: Dev = False) -> None:
+    """Print the URL that drains when it is POSTed to, for schedulers that can send no key."""
+    from receiver.predictions.tokens import Tokens
+
+    settings = _settings(None, dev=dev)
+    if settings.public_url is None:
+        raise typer.BadParameter("set RECEIVER_PUBLIC_URL: the wake-up URL begins with it")
+    token = Tokens([key.reveal() for key in settings.secret_keys]).wake()
+    say(f"{settings.public_url}/wake/{token}")
 
 
 @main.command()

@@ -299,10 +299,12 @@ class Operations:
         return self._ask(Delivery, "POST", f"/v1/deliveries/{_quoted(delivery_id)}/retry")
 
     @operation
-    def drain(self, seconds: int = 25) -> Steps[Drained]:
+    def drain(
+        self, seconds: int = 25, *, method: Literal["POST", "GET"] = "POST"
+    ) -> Steps[Drained]:
         """Run what is due, and return when that is done or the time is over."""
         return self._ask(
-            Drained, "POST", "/v1/drain", {"seconds": str(seconds)}, silence=seconds + _SLACK
+            Drained, method, "/v1/drain", {"seconds": str(seconds)}, silence=seconds + _SLACK
         )
 
     @operation

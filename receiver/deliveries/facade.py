@@ -96,6 +96,10 @@ class Deliveries:
         finally:
             await self.worker.stop(asked=is_asked_to_stop)
 
+    async def post(self, url: str, seconds: float) -> None:
+        """Send a POST without a body, and wait for so long at most."""
+        await self._http.post(url, timeout=seconds)
+
     async def close(self) -> None:
         """Close the connections of handlers, as the last of all."""
         for client in (self._results, self._http):

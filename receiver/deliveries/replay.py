@@ -114,10 +114,14 @@ class Replayer:
             await repeat(self._work, awake, longest=_NAP)
 
     async def _work(self) -> float:
+        return 0.0 if await self.step() else _NAP
+
+    async def step(self) -> bool:
+        """Go one step on with each replay; return whether there is any."""
         running = await self._replays.running()
         for replay in running:
             await self._step(replay)
-        return 0.0 if running else _NAP
+        return bool(running)
 
     async def _step(self, replay: RunningReplay) -> None:
         began = time.monotonic()

@@ -333,13 +333,15 @@ class _HandlerWorker:
 
     async def run_now(self, event: str, until: float) -> bool:
         """Run the delivery of an event, if it is due; return whether it was."""
+        clock = asyncio.get_running_loop().time
+        if clock() >= until:
+            return False
         delivery = delivery_id(f"pred_{event[4:]}", self._handler.name)
         await self._take(until, (delivery,))
         task = self._running.find(delivery)
-        left = until - asyncio.get_running_loop().time()
-        if task is None or left <= 0.0:
+        if task is None:
             return False
-        await asyncio.wait({task}, timeout=left + _TO_GIVE_BACK)
+        await asyncio.wait({task}, timeout=until - clock() + _TO_GIVE_BACK)
         return True
 
     async def _take(self, until: float | None = None, only: tuple[str, ...] = ()) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hmac
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from starlette.requests import Request
@@ -28,6 +28,7 @@ class Guard:
         self._settings = settings
         self._limits = limits
         self._keys = [key.reveal().encode() for key in settings.api_keys]
+        self._keys_of_cron = [key.reveal().encode() for key in settings.cron_secrets]
 
     def route(
         self,
@@ -35,38 +36,35 @@ class Guard:
         methods: Mapping[str, Callable[[Request], Awaitable[Response]]],
         *,
         is_open: bool = False,
+        is_for_cron: bool = False,
     ) -> Route:
-        """Make the route of a path; one that `is_open` needs no key."""
+        """Make the route of a path; one that `is_open` needs no key.
+
+        For one that `is_for_cron` a key is good too that is good for nothing else.
+        """
+        keys = self._keys + (self._keys_of_cron if is_for_cron else [])
 
         async def answer(request: Request) -> Response:
             if not is_open:
-                self.authorize(request)
+                self._authorize(request, keys)
             return await methods["GET" if request.method == "HEAD" else request.method](request)
 
         return Route(path, answer, methods=list(methods))
 
-    def authorize(self, request: Request) -> None:
+    def _authorize(self, request: Request, keys: Sequence[bytes]) -> None:
         """Let in a caller that has a key; raise Problem, or Limited where too many have not.
 
         While an address has no more failures left a key that could be guessed is as good as none.
         """
         client = client_of(request.scope)
         shortest = _UNGUESSABLE if self._limits.strangers_wait(client) else 1
-        if self._is_known(request, shortest):
+        if _is_known(request, keys, shortest):
             self._limits.authorized(client)
             return
         self._limits.unauthorized(client)
         raise Problem(
             401, "unauthorized", "send Authorization: Bearer with one of RECEIVER_API_KEYS"
         )
-
-    def _is_known(self, request: Request, shortest: int) -> bool:
-        given = request.headers.get("authorization", "")
-        scheme, _, text = given.partition(" ")
-        key = text.strip().encode("utf-8", "surrogateescape")
-        # Every key is compared, so that the time taken does not tell which one was nearly right.
-        known = any([hmac.compare_digest(key, mine) for mine in self._keys])  # noqa: C419
-        return scheme.lower() == "bearer" and known and len(key) >= shortest
 
     async def body(self, request: Request) -> bytes:
         """Read a JSON body, without the mark that some programs put before it."""
@@ -79,3 +77,12 @@ class Guard:
             raise Problem(415, "unsupported-media-type", said)
         body = await whole_body(request, self._settings.max_body_bytes)
         return body.removeprefix(codecs.BOM_UTF8)
+
+
+def _is_known(request: Request, keys: Sequence[bytes], shortest: int) -> bool:
+    given = request.headers.get("authorization", "")
+    scheme, _, text = given.partition(" ")
+    key = text.strip().encode("utf-8", "surrogateescape")
+    # Every key is compared, so that the time taken does not tell which one was nearly right.
+    known = any([hmac.compare_digest(key, mine) for mine in keys])  # noqa: C419
+    return scheme.lower() == "bearer" and known and len(key) >= shortest

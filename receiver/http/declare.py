@@ -101,6 +101,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     media_type: str = "application/json"
     is_open: bool = False
     """It needs no API key."""
+    is_for_cron: bool = False
+    """A key of RECEIVER_CRON_SECRET is good for it too."""
 
 
 def endpoint(
@@ -146,15 +148,18 @@ def endpoints(group: type) -> list[tuple[Endpoint, Callable[..., Awaitable[Any]]
 def routes(guard: Guard, groups: Iterable[object]) -> list[Route]:
     """Make the routes of all that objects declare; one route for each path."""
     by_path: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {}
-    is_open: dict[str, bool] = {}
+    kinds: dict[str, Endpoint] = {}
     for group in groups:
         for declared, function in endpoints(type(group)):
             method = getattr(group, function.__name__)
             by_path.setdefault(declared.path, {})[declared.method] = _answering(
                 declared, method, guard
             )
-            is_open[declared.path] = declared.is_open
-    return [guard.route(path, methods, is_open=is_open[path]) for path, methods in by_path.items()]
+            kinds[declared.path] = declared
+    return [
+        guard.route(path, methods, is_open=kinds[path].is_open, is_for_cron=kinds[path].is_for_cron)
+        for path, methods in by_path.items()
+    ]
 
 
 def open_routes(groups: Iterable[object]) -> list[Route]:

@@ -3,22 +3,54 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Awaitable, Mapping
+from typing import Final, NamedTuple
 
-from receiver.deliveries.worker import Worker
+from receiver.deliveries.facade import Deliveries
 from receiver.model.answers import Drained
+from receiver.model.ids import new_id
+from receiver.observability.runtime import Runtime
 from receiver.predictions.facade import Predictions
+from receiver.store.due import Due
+from receiver.store.facade import Chore, Store
+from receiver.store.leases import LeaseRequest
 
 _OVERTIME: Final = 5.0
 """Seconds beyond its time in which a drain's last attempts may be cancelled and settled."""
+_HOUSEKEEPING: Final = 600.0
+"""Seconds between two rounds of housekeeping, of all processes together."""
+_LOOK_AGAIN: Final = 60.0
+"""Seconds for which one process does not ask whether housekeeping is due."""
+
+
+class _Counts(NamedTuple):
+    """What was done since the start of this process."""
+
+    deliveries: int
+    submits: int
+    polls: int
+    cut_short: int
 
 
 class Drain:
-    """Runs what is due, for so long at most."""
+    """Runs what is due, for so long at most, and does the housekeeping that nothing else does."""
 
-    def __init__(self, predictions: Predictions, worker: Worker) -> None:
+    def __init__(
+        self,
+        store: Store,
+        predictions: Predictions,
+        deliveries: Deliveries,
+        runtime: Runtime,
+        chores: Mapping[str, Chore],
+    ) -> None:
+        """Make one; `chores` are for where no process runs that does them by itself."""
+        self._store = store
         self._predictions = predictions
-        self._worker = worker
+        self._deliveries = deliveries
+        self._worker = deliveries.worker
+        self._runtime = runtime
+        self._chores = chores
+        self._next_chores = 0.0
         self._underway: asyncio.Task[Drained] | None = None
 
     async def __call__(self, seconds: float) -> Drained:
@@ -47,23 +79,75 @@ class Drain:
         until = clock() + seconds
         last_start = until - seconds / 5
         before = self._done()
-        while True:
-            started = self._done()
-            ends = await asyncio.gather(
-                self._predictions.drain(until, last_start),
-                self._worker.drain(until, last_start),
-                return_exceptions=True,  # neither goes on alone while we are told of the other
-            )
-            for error in filter(None, ends):
-                raise error
-            # What has run may have made more due.
-            if self._done() == started or clock() >= last_start:
+        due = await self._look()
+        if due.claimed:
+            await self._worker.reclaim()
+            due = await self._look()
+        while clock() < last_start:
+            replayed = bool(self._chores) and await self._deliveries.replayer.step()
+            if replayed:
+                due = await self._look()
+            elif not _is_work(due):
                 break
-        attempts, submits, looks = (
-            now - then for now, then in zip(self._done(), before, strict=True)
+            started = self._done()
+            await _all(
+                self._predictions.drain(until, last_start),
+                self._worker.drain(due.handlers, until, seconds),
+            )
+            due = await self._look()  # what has run may have made more due
+            if self._done() == started and not replayed:
+                await self._worker.reclaim()  # or there is no room for it, or another has it
+                break
+        if self._chores and clock() < last_start:
+            await self._keep_house(last_start)
+        done = _Counts(*(now - then for now, then in zip(self._done(), before, strict=True)))
+        return Drained(
+            **done._asdict(),
+            more=_is_work(due) or due.claimed,
+            next_due=due.next_due,
+            owed=await self._count_owed(due),
         )
-        more = clock() >= last_start
-        return Drained(deliveries=attempts, submits=submits, polls=looks, more=more)
 
-    def _done(self) -> tuple[int, int, int]:
-        return self._worker.attempts, self._predictions.submits, self._predictions.looks
+    async def _look(self) -> Due:
+        runtime = self._runtime
+        return await self._store.look(
+            runtime.owner,
+            self._deliveries.registry.handlers,
+            self._predictions.on,
+            runtime.clock(),
+        )
+
+    async def _count_owed(self, due: Due) -> int:
+        if due.next_due is None and not due.claimed:
+            return 0
+        return sum((await self._store.backlog.depth([])).pending.values())
+
+    async def _keep_house(self, last_start: float) -> None:
+        """Do the chores, every ten minutes in one process of all."""
+        clock = asyncio.get_running_loop().time
+        if clock() < self._next_chores:
+            return
+        self._next_chores = clock() + _LOOK_AGAIN
+        now = self._runtime.clock()
+        role = LeaseRequest(
+            name="housekeeping", owner=new_id("drain", now), now=now, until=now + _HOUSEKEEPING
+        )
+        if not await self._store.leases.hold(role):
+            return
+        for chore in self._chores.values():
+            if clock() < last_start:
+                await chore()
+
+    def _done(self) -> _Counts:
+        worker, predictions = self._worker, self._predictions
+        return _Counts(worker.attempts, predictions.submits, predictions.looks, worker.cut_short)
+
+
+def _is_work(due: Due) -> bool:
+    return bool(due.handlers or due.submits or due.polls)
+
+
+async def _all(*work: Awaitable[None]) -> None:
+    """Wait for all, then raise the first error: none goes on alone while we tell of another's."""
+    for error in filter(None, await asyncio.gather(*work, return_exceptions=True)):
+        raise error

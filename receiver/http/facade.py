@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from receiver.deliveries.containment import is_program
 from receiver.deliveries.facade import Deliveries
+from receiver.http.after import AfterCallback
 from receiver.http.auth import Guard
 from receiver.http.declare import open_routes, routes
 from receiver.http.drain import Drain
@@ -23,6 +24,7 @@ from receiver.http.request_log import Requests
 from receiver.http.routes.deliveries import DeliveryRoutes
 from receiver.http.routes.discarded import DiscardedRoutes
 from receiver.http.routes.docs import DocsRoutes
+from receiver.http.routes.drain import DrainRoutes
 from receiver.http.routes.echo import EchoRoutes
 from receiver.http.routes.events import EventRoutes
 from receiver.http.routes.handlers import HandlerRoutes
@@ -38,14 +40,15 @@ from receiver.observability.runtime import Runtime
 from receiver.predictions.facade import Predictions
 from receiver.providers import NAMES
 from receiver.providers.fal import read_meta
-from receiver.settings import Settings
-from receiver.store.facade import Store
+from receiver.settings import After, Settings
+from receiver.store.facade import Chore, Store
 
 ALWAYS: Final = open_routes([AliveRoutes(), DocsRoutes()])
 """The routes that need nothing that lives."""
 GROUPS: Final = (
     PredictionRoutes,
     DeliveryRoutes,
+    DrainRoutes,
     EventRoutes,
     HandlerRoutes,
     ReplayRoutes,
@@ -67,13 +70,16 @@ class Http:
         predictions: Predictions,
         deliveries: Deliveries,
         runtime: Runtime,
+        after: After,
+        chores: Mapping[str, Chore],
     ) -> None:
+        """Make one; `after` and `chores` are for where no process does such things by itself."""
         self._settings = settings
         self._allowed = {name: each.allowed_sources for name, each in settings.providers.items()}
         self._telemetry = runtime.telemetry
         self._wakeups = runtime.wakeups
         self.exchange = deliveries.exchange
-        self.drain = Drain(predictions, deliveries.worker)
+        self.drain = Drain(store, predictions, deliveries, runtime, chores)
         self._limits = Limits(settings)
         self._feed = LiveStream(store.changes, runtime.wakeups)
         self._rejections = Rejections(store.discarded.count, runtime.clock)
@@ -84,7 +90,8 @@ class Http:
         self._predictions = PredictionRoutes(store, predictions.service, deliveries, runtime)
         groups = [
             self._predictions,
-            DeliveryRoutes(store.deliveries, self.drain, runtime),
+            DeliveryRoutes(store.deliveries, runtime),
+            DrainRoutes(self.drain, predictions.tokens, self._limits, settings.max_body_bytes),
             EventRoutes(store.changes, self._feed),
             HandlerRoutes(store, deliveries, runtime),
             ReplayRoutes(store.replays, deliveries.replayer),
@@ -109,6 +116,12 @@ class Http:
             runtime.telemetry,
             runtime.clock,
             self._rejections.count,
+            AfterCallback(
+                after,
+                deliveries,
+                f"{settings.public_url}/wake/{predictions.tokens.wake()}",
+                runtime.monotonic,
+            ),
         )
         self.routes = [
             *routes(Guard(settings, self._limits), groups),
@@ -129,8 +142,11 @@ class Http:
         return behind_proxies(requests, self._settings.trusted_proxies)
 
     @asynccontextmanager
-    async def running(self, *, accepts: bool) -> AsyncIterator[None]:
-        """Serve live streams and record rejections until the block is left, if it `accepts`."""
+    async def running(self, *, accepts: bool, looks_ahead: bool) -> AsyncIterator[None]:
+        """Serve live streams and record rejections until the block is left, if it `accepts`.
+
+        One that `looks_ahead` fetches what a provider publishes before it is needed.
+        """
         tasks = TaskSet()
         ending = Ending(self.release)
         try:
@@ -140,7 +156,7 @@ class Http:
             if accepts:
                 tasks.start(self._feed.run())
                 tasks.start(self._rejections.run())
-                if "meta" in self._allowed.values():
+                if looks_ahead and "meta" in self._allowed.values():
                     tasks.start(keep_fresh(self._published))
             yield
         finally:

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from receiver.http.after import AfterCallback
 from receiver.http.body import Disconnected, TooLarge, TooSlow, read_body
 from receiver.http.limits import Limits
 from receiver.http.problems import problem_body
@@ -95,6 +96,7 @@ class WebhookRoute:
         telemetry: Telemetry,
         clock: Callable[[], float] = time.time,
         on_rejected: Callable[[str, str, str], None] = lambda _provider, _reason, _source: None,
+        after: AfterCallback | None = None,
     ) -> None:
         self._inbox = inbox
         self._providers = frozenset(providers)
@@ -104,15 +106,17 @@ class WebhookRoute:
         self._telemetry = telemetry
         self._clock = clock
         self._on_rejected = on_rejected
+        self._after = after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         params = scope["path_params"]
         provider = params["provider"] if params["provider"] in self._providers else _UNKNOWN
         made = None if provider == _UNKNOWN else self._inbox.opens(provider, params["token"])
         about(scope, provider=provider, prediction=made)
+        taken = None
         try:
             self._limits.callback(client_of(scope), provider, made)
-            answer = await self._take(scope, receive, provider, made)
+            answer, taken = await self._take(scope, receive, provider, made)
         except Limited as error:
             self._reject(scope, provider, "limited")
             retry = (b"retry-after", b"%d" % error.seconds)
@@ -121,10 +125,12 @@ class WebhookRoute:
             start, content = answer
             await send(start)
             await send(content)
+        if taken is not None and self._after is not None:
+            await self._after.after_answer(taken)
 
     async def _take(
         self, scope: Scope, receive: Receive, provider: str, made: str | None
-    ) -> Sent | None:
+    ) -> tuple[Sent | None, AcceptResult | None]:
         """Prove and record, or say why not; what comes to nothing is charged to its sender."""
         answer: Sent | None = None  # a sender that went away is not answered
         try:
@@ -146,7 +152,7 @@ class WebhookRoute:
         except tuple(LATER) as error:
             kind = LATER[type(error)]
             self._count(scope, provider, kind.replace("-", "_"))
-            return _raw_problem(503, kind, "try again later", _RETRY_SOON)
+            return _raw_problem(503, kind, "try again later", _RETRY_SOON), None
         else:
             self._limits.callback_proved(provider)
             about(
@@ -156,10 +162,12 @@ class WebhookRoute:
                 event_id=taken.event_id,
                 verdict=taken.verdict,
             )
-            return _TAKEN[_WORDS.get(taken.verdict, "accepted")]
+            if self._after is not None:
+                await self._after.before_answer(taken)
+            return _TAKEN[_WORDS.get(taken.verdict, "accepted")], taken
         self._limits.callback_failed(client_of(scope), made)
         self._reject(scope, provider, reason)
-        return answer
+        return answer, None
 
     async def _prove(
         self, scope: Scope, provider: str, made: str | None, body: bytes

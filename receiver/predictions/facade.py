@@ -54,7 +54,7 @@ class Predictions:
     ) -> None:
         self._store = store
         self._runtime = runtime
-        self._on = [name for name, given in settings.providers.items() if given.key is not None]
+        self.on = [name for name, given in settings.providers.items() if given.key is not None]
         self.tokens = Tokens([key.reveal() for key in settings.secret_keys])
         # An answer that is compressed all the same is inflated in bounded pieces.
         self.client = Client(
@@ -78,7 +78,7 @@ class Predictions:
             store,
             self.inbox,
             providers,
-            self._on,
+            self.on,
             clients,
             schedule,
             runtime,
@@ -87,7 +87,7 @@ class Predictions:
         self.streams = {
             name: self._stream(name, provider)
             for name, provider in providers.items()
-            if isinstance(provider, Streamed) and name in self._on
+            if isinstance(provider, Streamed) and name in self.on
         }
         self._submitters = {
             name: Submitter(
@@ -103,7 +103,7 @@ class Predictions:
                 due=self._poller.due,
                 ready=self.streams[name].ready if name in self.streams else None,
             )
-            for name in self._on
+            for name in self.on
         }
         self.service = PredictionService(
             store, self.inbox, providers, self._submitters, clients, self._poller, runtime
@@ -146,7 +146,7 @@ class Predictions:
 
     async def _fetch_keys(self) -> None:
         """Have fal's keys before its first callback needs them."""
-        if "fal" in self._on:
+        if "fal" in self.on:
             with contextlib.suppress(KeysUnavailable):
                 await self._keys(False)
 

@@ -31,6 +31,7 @@ class Tokens:
     def __init__(self, keys: Sequence[str]) -> None:
         self._callback = cache(lambda provider: _signers(keys, f"callback/{provider}"))
         self._webhook_secret = _signers(keys, "webhook-secret")
+        self._wake = _signers(keys, "wake")
         self._echo = list(zip(_signers(keys, "echo"), _signers(keys, "echo-answer"), strict=True))
 
     def callback(self, provider: str, prediction_id: str) -> str:
@@ -56,6 +57,15 @@ class Tokens:
     def webhook_secrets(self, prediction_id: str) -> list[bytes]:
         """Return every secret that a provider may present for this prediction, newest first."""
         return [signer.get_signature(prediction_id) for signer in self._webhook_secret]
+
+    def wake(self) -> str:
+        """Make the unguessable last part of the URL that drains."""
+        return self._wake[0].sign("wake").decode()
+
+    def opens_wake(self, token: str) -> bool:
+        given = token.encode("utf-8", "replace")
+        # Every key is compared, so that the time taken does not tell which one was nearly right.
+        return any([hmac.compare_digest(each.sign("wake"), given) for each in self._wake])  # noqa: C419
 
     def echoes(self, now: float) -> list[str]:
         """Make a token for each key, newest first, for asking whoever answers if he has it."""

@@ -336,6 +336,8 @@ class Settings:
         providers = {name: _provider(name, given, reader) for name, given in _PROVIDERS.items()}
         settings = cls(**values, providers=providers)
         problems = reader.problems + tls.check(env)
+        if settings.after.how == "wake" and settings.public_url is None:
+            problems.append("RECEIVER_AFTER: wake needs RECEIVER_PUBLIC_URL, where it asks itself")
         told = any(problem.startswith("RECEIVER_SECRET_KEY") for problem in problems)
         if not settings.secret_keys and not settings.dev and not told:
             problems.append(

@@ -54,6 +54,7 @@ CALLS: Final[dict[str, Callable[[Any], Any]]] = {
     ),
     "postDeliveriesIdRetry": lambda c: c.retry(f"dlv_{'0' * 40}"),
     "postDrain": lambda c: c.drain(seconds=100),
+    "getDrain": lambda c: c.drain(seconds=100, method="GET"),
     "getEvents": lambda c: c.list_events(
         type=["failed", "canceled"], provider=["fal"], metadata={"a": "1"}, limit=5, cursor="7"
     ),
@@ -82,7 +83,8 @@ ROWS: Final = {
     row["operationId"]: (method.upper(), path, row)
     for path, methods in MADE["paths"].items()
     for method, row in methods.items()
-    if row["tags"] != ["Callbacks"]  # which providers call, and `receiver doctor`
+    if row["tags"] != ["Callbacks"]
+    and "/wake/" not in path  # which providers call, and `receiver doctor`
 }
 
 

@@ -170,7 +170,7 @@ async def test_a_paused_handler_keeps_all_and_runs_nothing(place: Path | Databas
         await station.dispatch.start()
         names = await pending(station, 5)
         loop = asyncio.get_running_loop()
-        await station.dispatch.drain(loop.time() + 5, loop.time() + 4)
+        await station.dispatch.drain(["post"], loop.time() + 5, 5.0)
         assert service.calls == 0
         assert {(await station.delivery(name, "post")).state for name in names} == {"pending"}
         await station.gates.resume("post")

@@ -209,9 +209,11 @@ class TimedStore(PostgresStore):
         await self._at(settlement.ended_at)
         return await super().settle(settlement)
 
-    async def release(self, owner: str, now: float) -> list[LostAttempt]:
+    async def release(
+        self, owner: str, now: float, only: tuple[str, ...] = ()
+    ) -> list[LostAttempt]:
         await self._at(now)
-        return await super().release(owner, now)
+        return await super().release(owner, now, only)
 
     def renew(self, owner: str, delivery_ids: list[str], lease_until: float) -> None:
         async def renew() -> None:

@@ -1,8 +1,8 @@
-"""`/v1/deliveries`: what is pending, done and dead; try again; and `/v1/drain`: run what is due."""
+"""`/v1/deliveries`: what is pending, done and dead; try again."""
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Literal
 
 import msgspec
 
@@ -14,14 +14,10 @@ from receiver.http.declare import (
     get,
     post,
 )
-from receiver.http.drain import Drain
-from receiver.model.answers import Delivery, Drained, Page
+from receiver.model.answers import Delivery, Page
 from receiver.model.errors import Problem
 from receiver.observability.runtime import Runtime
 from receiver.store.deliveries import DeliveryStore
-
-_LONGEST_DRAIN: Final = 900
-"""Seconds; serverless platforms end a request after so many at the latest."""
 
 
 class DeliveriesAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,24 +31,15 @@ class DeliveriesAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `next_cursor` of the page before."""
 
 
-class DrainAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to drain."""
-
-    seconds: Annotated[int, msgspec.Meta(ge=1, le=_LONGEST_DRAIN)] = 25
-    """For how long at most."""
-
-
 class DeliveryRoutes:
     """The routes about deliveries."""
 
     def __init__(
         self,
         store: DeliveryStore,
-        drain: Drain,
         runtime: Runtime,
     ) -> None:
         self._store = store
-        self._drain = drain
         self._runtime = runtime
 
     @get("/v1/deliveries", "a page of deliveries", problems=["invalid-request"])
@@ -88,11 +75,3 @@ class DeliveryRoutes:
             )
         self._runtime.wakeups.wake("handler", handler)
         return found.data[0]
-
-    @post("/v1/drain", "what was done", problems=["invalid-request"])
-    async def drain(self, query: DrainAsked) -> Drained:
-        """Run what is due, and answer when that is done or the time is over.
-
-        For where a process only lives while it answers: have a scheduler call this.
-        """
-        return await self._drain(query.seconds)

@@ -1,0 +1,72 @@
+"""Run an event's handlers in, or right after, the request that its callback was.
+
+That is for where a process may be frozen as soon as it has answered (RECEIVER_AFTER). The outcome
+is committed before: what is not done here is done by the next drain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Final
+
+import httpx
+import structlog
+
+from receiver.deliveries.facade import Deliveries
+from receiver.model.errors import StoreUnavailable
+from receiver.settings import After
+from receiver.store.inbox import AcceptResult
+
+log = structlog.get_logger("receiver")
+
+_TO_BE_WRITTEN: Final = 0.2
+"""Seconds for a request to ourselves to be sent; its answer is not waited for."""
+_REST: Final = 1.0
+"""Seconds between two of those from one process."""
+
+
+class AfterCallback:
+    """What is done for an event once it is recorded, before and after the callback's answer."""
+
+    def __init__(
+        self, after: After, deliveries: Deliveries, wake_url: str, monotonic: Callable[[], float]
+    ) -> None:
+        self._after = after
+        self._deliveries = deliveries
+        self._wake_url = wake_url
+        self._monotonic = monotonic
+        self._next_wake = 0.0
+
+    async def before_answer(self, taken: AcceptResult) -> None:
+        if taken.event_id is None or not taken.handlers:
+            return
+        match self._after.how:
+            case "inline":
+                await self._run(taken.event_id, taken.handlers)
+            case "wake":
+                await self._wake()
+
+    async def after_answer(self, taken: AcceptResult) -> None:
+        if taken.event_id is not None and self._after.how == "after":
+            await self._run(taken.event_id, taken.handlers)
+
+    async def _run(self, event_id: str, handlers: tuple[str, ...]) -> None:
+        try:
+            await self._deliveries.worker.run_now(event_id, handlers, self._after.seconds)
+        except StoreUnavailable:  # it is known there, and the next drain runs them
+            pass
+        except Exception:
+            log.exception("task.failed", event_id=event_id)
+
+    async def _wake(self) -> None:
+        """Have another process of ours drain."""
+        now = self._monotonic()
+        if now < self._next_wake:
+            return
+        self._next_wake = now + _REST
+        try:
+            with contextlib.suppress(httpx.ReadTimeout):  # it was written
+                await self._deliveries.post(self._wake_url, _TO_BE_WRITTEN)
+        except httpx.HTTPError as error:
+            log.warning("wake.failed", reason=f"{type(error).__name__}: {error}")

@@ -1,0 +1,29 @@
+"""The roles of processes: what each of them does by itself."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+
+class Role(msgspec.Struct, frozen=True):
+    """What a process does by itself; all of them also drain when asked to."""
+
+    accepts: bool
+    """Answers requests."""
+    outbound: bool
+    """Submits what is queued, polls what is due, listens to streams."""
+    handlers: bool
+    """Runs handlers."""
+    sweeps: bool
+    """Takes its turn at what one of all processes does: retention, replays, what dead ones left."""
+
+
+ROLES: Final = {
+    "serve": Role(accepts=True, outbound=True, handlers=True, sweeps=True),
+    "serve --no-dispatch": Role(accepts=True, outbound=True, handlers=False, sweeps=True),
+    "serverless": Role(accepts=True, outbound=False, handlers=False, sweeps=False),
+    "worker": Role(accepts=False, outbound=False, handlers=True, sweeps=True),
+    "drain": Role(accepts=False, outbound=False, handlers=False, sweeps=False),
+}

@@ -1,0 +1,302 @@
+"""Serverless mode: nothing but requests and drains, and what runs in a callback's own request."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from receiver import Context, Event, Retry, on
+from receiver.model.errors import SettingsError
+from receiver.predictions.tokens import Tokens
+from receiver.settings import Settings
+from tests.cli.running import receiver
+from tests.conftest import Start
+from tests.patience import PATIENCE
+from tests.receiving import ENV, Clock, Network, Station, eventually, write
+
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
+
+CRON: Final = "the-key-of-the-scheduler"
+SERVERLESS: Final = {"RECEIVER_MODE": "serverless"}
+WAKE: Final = f"/wake/{Tokens([ENV['RECEIVER_SECRET_KEY']]).wake()}"
+
+
+@on(name="fine")
+async def fine(_: Event) -> None: ...
+
+
+def deliveries(station: Station) -> list[tuple[Any, ...]]:
+    return [
+        tuple(row)
+        for row in station.rows("SELECT handler, state, attempts FROM deliveries ORDER BY 1")
+    ]
+
+
+async def drain(station: Station, **more: Any) -> dict[str, Any]:
+    answer = await station.http.post("/v1/drain?seconds=20", timeout=PATIENCE, **more)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+# --- who may drain ---
+
+
+@pytest.mark.parametrize("name", ["CRON_SECRET", "RECEIVER_CRON_SECRET"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_scheduler_drains_by_its_own_key_and_may_do_nothing_else(
+    start: Start, name: str, method: str
+) -> None:
+    key = {"authorization": f"Bearer {CRON}"}
+    async with start(fine, **SERVERLESS, **{name: CRON}) as station:
+        await station.push(await station.submitted("eachlabs"))
+        answer = await station.world.request(method, "/v1/drain?seconds=20", headers=key)
+        assert (answer.status_code, answer.json()["deliveries"]) == (200, 1)
+        for path in ("/v1/predictions", "/v1/deliveries", "/v1/handlers"):
+            assert (await station.world.get(path, headers=key)).status_code == 401
+
+
+async def test_who_can_send_no_key_drains_by_a_url_of_its_own(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with start(fine, **SERVERLESS) as station:
+        await station.push(await station.submitted("eachlabs"))
+        for token in ("x", "wake", WAKE[6:-1], f"{WAKE[6:]}x", "ü", "a" * 9999):
+            answer = await station.world.post(f"/wake/{token}", json={"source": "aws.events"})
+            assert answer.status_code == 401
+        assert (await station.world.get(WAKE)).status_code == 405
+        answer = await station.world.post(WAKE, content=b"\xff{not json", timeout=PATIENCE)
+        assert (answer.status_code, answer.json()["deliveries"]) == (200, 1)
+    assert WAKE not in caplog.text
+
+
+def test_the_url_is_printed(tmp_path: Path) -> None:
+    done = receiver("wake-url", cwd=tmp_path, **ENV)
+    assert done.stdout == f"https://hooks.test{WAKE}\n", done.stderr
+
+
+# --- what a drain does ---
+
+
+async def test_a_drain_says_when_the_next_is_worth_it_and_what_is_left(start: Start) -> None:
+    @on(name="later")
+    async def later(_: Event) -> None:
+        raise Retry(after=500)
+
+    async with start(later, **SERVERLESS) as station:
+        done = dict.fromkeys(["deliveries", "submits", "polls", "owed", "cut_short"], 0)
+        assert await drain(station) == {**done, "more": False, "next_due": None}
+        await station.push(await station.submitted("eachlabs"))
+        found = await drain(station)
+        assert (found["deliveries"], found["more"], found["owed"]) == (1, False, 1)
+        assert 400 < found["next_due"] <= 500
+
+
+async def test_a_drain_does_the_housekeeping_too(start: Start) -> None:
+    clock = Clock()
+    async with start(fine, clock=clock, RECEIVER_RETENTION_DAYS="1", **SERVERLESS) as station:
+        for number in range(2):
+            await station.push(await station.submitted("eachlabs", f"prompt {number}"))
+        await drain(station)
+        clock.ahead = 2 * 86400
+    # Another process, as is usual there.
+    async with start(fine, clock=clock, RECEIVER_RETENTION_DAYS="1", **SERVERLESS) as station:
+        await drain(station)
+        assert station.count("predictions") == 1  # the last event keeps its place
+
+
+async def test_a_replay_of_many_goes_on_in_drains(start: Start) -> None:
+    ran: list[str] = []
+
+    @on(name="counts")
+    async def count(event: Event) -> None:
+        ran.append(event.id)
+
+    async with start(count, **SERVERLESS) as station:
+        for number in range(3):
+            await station.push(await station.submitted("eachlabs", f"prompt {number}"))
+        assert (await drain(station))["deliveries"] == 3
+        counted = (await station.http.post("/v1/replays", json={"handler": "counts"})).json()
+        await station.http.post(f"/v1/replays/{counted['id']}/start")
+        assert (await drain(station))["deliveries"] == 3
+        found = (await station.http.get(f"/v1/replays/{counted['id']}")).json()
+        assert (found["state"], found["replayed"]) == ("done", 3)
+    assert len(ran) == 6
+
+
+async def test_what_a_dead_process_had_claimed_is_told_as_left_and_run_when_its_lease_is_over(
+    start: Start, clock: Clock
+) -> None:
+    async with start(fine, clock=clock, **SERVERLESS) as station:
+        await station.push(await station.submitted("eachlabs"))
+        station.edit(
+            "UPDATE deliveries SET state = 'running', owner = 'gone', attempts = 1, claims = 1, "
+            f"due_at = NULL, lease_until = {clock() + 25}"
+        )
+        found = await drain(station)
+        assert (found["deliveries"], found["more"], found["owed"]) == (0, True, 1)
+        assert 0 < found["next_due"] <= 25
+        clock.ahead = 26
+        station.edit("UPDATE deliveries SET lease_until = 1")  # also by the server's own clock
+        found = await drain(station)
+        assert (found["deliveries"], found["more"]) == (1, False)
+        assert deliveries(station) == [("fine", "done", 2)]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+async def test_nothing_happens_unless_somebody_asks(start: Start, network: Network) -> None:
+    """Neither a statement that writes, nor a poll, nor a handler; until there is a drain."""
+    async with start(fine, RECEIVER_POLL_AFTER="0.001", **SERVERLESS) as station:
+        sent = await station.submitted("fal")
+        await station.push(await station.submitted("eachlabs"))
+        before = station.rows("SELECT * FROM predictions ORDER BY id")
+        names = {str(task.get_coro()) for task in asyncio.all_tasks()}
+        for resident in ("Submitter", "Poller", "Leader", "Listener", "Replayer", "Retention"):
+            assert not [name for name in names if f"{resident}." in name], names
+        assert network.count("fal.poll") == 0
+        assert station.rows("SELECT * FROM predictions ORDER BY id") == before
+        network.always("fal.poll", network.ends)
+        await drain(station)
+        assert (await station.read(sent.prediction_id))["status"] == "succeeded"
+
+
+# --- what runs in the callback's request ---
+
+
+async def test_inline_runs_the_handlers_before_the_answer(start: Start) -> None:
+    order: list[str] = []
+
+    @on(name="first", timeout=2)
+    async def first(_: Event) -> None:
+        order.append("first")
+
+    @on(name="second", after="first", timeout=2)
+    def second(_: Event) -> None:
+        order.append("second")
+
+    @on(name="long", timeout=600)
+    async def long(_: Event) -> None:
+        order.append("long")
+
+    async with start(first, second, long, RECEIVER_AFTER="inline=20", **SERVERLESS) as station:
+        answer = await station.push(await station.submitted("eachlabs"))
+        assert (answer.status_code, order) == (200, ["first", "second"])
+        assert deliveries(station) == [
+            ("first", "done", 1),
+            ("long", "pending", 0),
+            ("second", "done", 1),
+        ]
+        assert (await drain(station))["deliveries"] == 1
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_inline_gives_back_what_takes_too_long_and_touches_no_other_event(
+    start: Start, *, plain: bool
+) -> None:
+    entered: list[str] = []
+    may_end = threading.Event()
+
+    @on(name="slow", inline=True, timeout=600)
+    async def slow(event: Event) -> None:
+        entered.append(event.prediction.id)
+        if not may_end.is_set():
+            await asyncio.Event().wait()
+
+    @on(name="slow")
+    def blocking(event: Event) -> None:
+        entered.append(event.prediction.id)
+        may_end.wait(PATIENCE)
+
+    handler = blocking if plain else slow
+    async with start(handler, RECEIVER_AFTER="drain", **SERVERLESS) as station:
+        await station.push(await station.submitted("eachlabs", "before"))
+    async with start(handler, RECEIVER_AFTER="inline=0.3", **SERVERLESS) as station:
+        sent = await station.submitted("eachlabs", "now")
+        answer = await station.push(sent)
+        assert answer.json() == {"status": "accepted"}
+        assert entered == [sent.prediction_id]
+        await eventually(lambda: deliveries(station) == [("slow", "pending", 0)] * 2)
+        assert station.count("attempts") == 0
+        may_end.set()
+        assert (await drain(station))["deliveries"] == 2
+
+
+async def test_by_argument_it_is_the_same(start: Start) -> None:
+    async with start(fine, dispatch="inline") as station:
+        await station.push(await station.submitted("eachlabs"))
+        assert deliveries(station) == [("fine", "done", 1)]
+
+
+async def test_a_handler_that_fails_inline_is_tried_again_by_a_drain(
+    start: Start, clock: Clock
+) -> None:
+    @on(name="fails", retry=Retry(base=10, cap=10))
+    async def fails(_: Event, ctx: Context) -> None:
+        if ctx.attempt == 1:
+            raise ConnectionError
+
+    async with start(fails, clock=clock, RECEIVER_AFTER="inline=20", **SERVERLESS) as station:
+        sent = await station.submitted("eachlabs")
+        assert (await station.push(sent)).json() == {"status": "accepted"}
+        assert deliveries(station) == [("fails", "pending", 1)]
+        # The same once more is a duplicate, and runs nothing.
+        assert (await station.push(sent)).json() == {"status": "duplicate"}
+        assert deliveries(station) == [("fails", "pending", 1)]
+
+
+async def test_after_runs_them_once_the_answer_is_out(start: Start) -> None:
+    order: list[str] = []
+
+    @on(name="looks")
+    async def look(_: Event) -> None:
+        order.append("handler")
+
+    async with start(look, RECEIVER_AFTER="after=20", **SERVERLESS) as station:
+
+        async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+            async def note(message: Message) -> None:
+                order.append(message["type"])
+                await send(message)
+
+            await station.app(scope, receive, note)
+
+        letter = write(station.network, await station.submitted("eachlabs"))
+        transport = httpx.ASGITransport(noting)
+        async with httpx.AsyncClient(transport=transport, base_url="https://hooks.test") as world:
+            content = world.build_request("POST", letter.path, content=letter.body)
+            content.headers.update(dict(letter.headers))  # type: ignore[arg-type] # bytes and text may mix
+            assert (await world.send(content)).json() == {"status": "accepted"}
+        assert order == ["http.response.start", "http.response.body", "handler"]
+        assert deliveries(station) == [("looks", "done", 1)]
+
+
+async def test_wake_asks_ourselves_and_does_not_wait(start: Start) -> None:
+    asked: list[str] = []
+
+    async def world(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        raise httpx.ReadTimeout("the drain takes its time", request=request)
+
+    async with start(
+        fine, others=httpx.MockTransport(world), RECEIVER_AFTER="wake", **SERVERLESS
+    ) as station:
+        for number in range(3):
+            answer = await station.push(await station.submitted("eachlabs", f"prompt {number}"))
+            assert answer.json() == {"status": "accepted"}
+        assert set(asked) == {f"https://hooks.test{WAKE}"}
+        assert (await station.world.post(WAKE, timeout=PATIENCE)).json()["deliveries"] == 3
+
+
+def test_wake_needs_to_know_where_we_are() -> None:
+    env = {name: value for name, value in ENV.items() if name != "RECEIVER_PUBLIC_URL"}
+    with pytest.raises(SettingsError, match="wake needs RECEIVER_PUBLIC_URL"):
+        Settings.read({**env, "RECEIVER_AFTER": "wake"})
