@@ -16,7 +16,7 @@ import structlog
 from starlette.applications import Starlette
 
 from receiver.deliveries.facade import Deliveries
-from receiver.deliveries.registry import Handler, Registry, register
+from receiver.deliveries.registry import Registered, Registry, register
 from receiver.http.facade import Http
 from receiver.http.front import Front
 from receiver.model.answers import Drained
@@ -55,7 +55,7 @@ ROLES: Final = {
 
 def create_app(
     settings: Settings | None = None,
-    handlers: Sequence[str | Callable[..., Any] | Handler] | None = None,
+    handlers: Sequence[str | Callable[..., Any] | Registered] | None = None,
     *,
     dispatch: bool = True,
     clock: Clock = time.time,
@@ -117,7 +117,7 @@ async def migrate(settings: Settings) -> None:
 def _front(
     role: Role,
     settings: Settings,
-    handlers: Sequence[str | Callable[..., Any] | Handler] | None = None,
+    handlers: Sequence[str | Callable[..., Any] | Registered] | None = None,
     run: Callable[[Role, Settings, Registry], AbstractAsyncContextManager[Http]] | None = None,
 ) -> Front:
     registry = register(settings.handlers if handlers is None else handlers)

@@ -105,7 +105,7 @@ class _Shared(httpx.AsyncBaseTransport):
         return answer
 
 
-def _lent(client: httpx.AsyncClient) -> httpx.AsyncClient:
+def lent(client: httpx.AsyncClient) -> httpx.AsyncClient:
     """Make a client over another's connections that can be changed and closed at will."""
     return httpx.AsyncClient(
         transport=_Shared(client),
@@ -135,13 +135,13 @@ class Context:
             event_id=claim.event.id,
             prediction=claim.event.prediction.id,
         )
-        self.http = _lent(tools.http)
+        self.http = lent(tools.http)
         """An httpx.AsyncClient, unguarded: for addresses that you chose yourself.
 
         Its headers, cookies and settings are this attempt's own; its connections are shared, and
         stay open when it is closed.
         """
-        self.guarded = _lent(tools.results)
+        self.guarded = lent(tools.results)
         """The same for addresses that others chose: it connects to public ones only."""
         self.guarded.follow_redirects = False
         self.noted = ""
