@@ -170,7 +170,8 @@ async def _running(
             tasks.start(Watch(steady, store, runtime.owner, wakeups).run())
         if role.sweeps:
             pace = PACE if runtime.single_process else PACE_ON_A_SERVER
-            retention = Retention(store, settings.retention, clock=wall, pace=pace)
+            kept = settings.retention, settings.private_for
+            retention = Retention(store, *kept, clock=wall, pace=pace)
             tasks.start(deliveries.replays().run())
             chores = {"deliveries": deliveries.worker.reclaim, "retention": retention.sweep}
             tasks.start(store.sweep(chores | (predictions.chores() if role.outbound else {})))

@@ -21,6 +21,7 @@ from receiver.deliveries.reply_to import check_reply_to
 from receiver.deliveries.worker import Worker
 from receiver.model.errors import Problem
 from receiver.model.retry import Policy
+from receiver.model.sealing import Seals
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Client
 from receiver.providers.egress import outward
@@ -57,7 +58,14 @@ class Deliveries:
         self.worker = Worker(
             store,
             registry,
-            Tools(store.deliveries, submit, self._http, self._results, settings.max_chain),
+            Tools(
+                store.deliveries,
+                submit,
+                self._http,
+                self._results,
+                Seals([key.reveal() for key in settings.secret_keys], runtime.clock),
+                settings.max_chain,
+            ),
             runtime,
             policy=Policy(
                 attempts=settings.retry_attempts, base=settings.retry_base, cap=settings.retry_cap

@@ -351,6 +351,7 @@ class _HandlerWorker:
                 note=attempt.note,
                 started_at=started,
                 ended_at=ended,
+                private=claim.private is not None,
             )
             held = await self._settle(settlement)
             span.note(result=result, state=decision.state)
