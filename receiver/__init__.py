@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from receiver.deliveries.registry import Dead, Retry, Skip, on
     from receiver.deliveries.responses import expect
     from receiver.deliveries.template import Template, cut
+    from receiver.deliveries.ways_in import Call, Reply, route, source
+    from receiver.http.door import Door
+    from receiver.model.errors import Unproved
     from receiver.model.values import Event, Output, Prediction, Stored
     from receiver.mounting import mount
     from receiver.settings import Secret
@@ -21,48 +24,60 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncReceiver",
+    "Call",
     "ClientError",
     "Context",
     "Dead",
+    "Door",
     "Event",
     "Fetched",
     "Output",
     "Prediction",
     "Receiver",
+    "Reply",
     "Retry",
     "Secret",
     "Skip",
     "Stored",
     "Template",
+    "Unproved",
     "create_app",
     "cut",
     "expect",
     "mount",
     "on",
     "read_settings",
+    "route",
+    "source",
 ]
 
 _LATE = {
     "AsyncReceiver": "receiver.client",
+    "Call": "receiver.deliveries.ways_in",
     "ClientError": "receiver.client",
     "Context": "receiver.deliveries.attempt",
     "Dead": "receiver.deliveries.registry",
+    "Door": "receiver.http.door",
     "Event": "receiver.model.values",
     "Fetched": "receiver.deliveries.fetch",
     "Output": "receiver.model.values",
     "Prediction": "receiver.model.values",
     "Receiver": "receiver.client",
+    "Reply": "receiver.deliveries.ways_in",
     "Retry": "receiver.deliveries.registry",
     "Secret": "receiver.settings",
     "Skip": "receiver.deliveries.registry",
     "Stored": "receiver.model.values",
     "Template": "receiver.deliveries.template",
+    "Unproved": "receiver.model.errors",
     "create_app": "receiver.app",
     "cut": "receiver.deliveries.template",
     "expect": "receiver.deliveries.responses",
     "mount": "receiver.mounting",
     "on": "receiver.deliveries.registry",
     "read_settings": "receiver.deliveries.handler_settings",
+    "route": "receiver.deliveries.ways_in",
+    "source": "receiver.deliveries.ways_in",
 }
 
 

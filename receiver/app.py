@@ -16,7 +16,7 @@ import structlog
 from starlette.applications import Starlette
 
 from receiver.deliveries.facade import Deliveries
-from receiver.deliveries.registry import Handler, Registry, register
+from receiver.deliveries.registry import Registered, Registry, register
 from receiver.http.facade import Http
 from receiver.http.front import Front
 from receiver.model.answers import Drained
@@ -41,7 +41,7 @@ _INLINE: Final = 2.0
 
 def create_app(
     settings: Settings | None = None,
-    handlers: Sequence[str | Callable[..., Any] | Handler] | None = None,
+    handlers: Sequence[str | Callable[..., Any] | Registered] | None = None,
     *,
     dispatch: bool | Literal["inline"] = True,
     mode: Literal["server", "serverless"] | None = None,
@@ -111,7 +111,7 @@ async def migrate(settings: Settings) -> None:
 def _front(
     role: Role,
     settings: Settings,
-    handlers: Sequence[str | Callable[..., Any] | Handler] | None = None,
+    handlers: Sequence[str | Callable[..., Any] | Registered] | None = None,
     run: Callable[[Role, Settings, Registry], AbstractAsyncContextManager[Http]] | None = None,
 ) -> Front:
     registry = register(settings.handlers if handlers is None else handlers)
@@ -149,7 +149,8 @@ async def _running(
     submit = predictions.service.submit
     deliveries = Deliveries(settings, store, registry, submit, runtime, http=http, results=results)
     pace = PACE if runtime.single_process else PACE_ON_A_SERVER
-    retention = Retention(store, settings.retention, clock=wall, pace=pace)
+    kept = settings.retention, settings.private_for
+    retention = Retention(store, *kept, clock=wall, pace=pace)
     chores = {"deliveries": deliveries.worker.reclaim, "retention": retention.sweep}
     # Where no process does by itself what one of all has to do, a drain does it.
     of_drains = {} if role.sweeps else {**chores, "queue": store.tidy}

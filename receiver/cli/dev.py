@@ -76,7 +76,7 @@ def serve(
             logging.getLogger(name).setLevel(logging.WARNING)
         asyncio.run(migrate(settings))
         registry = load(settings.handlers)
-        app = create_app(settings, [*registry.handlers.values()], dispatch=dispatch)
+        app = create_app(settings, registry.all(), dispatch=dispatch)
         watch = _Watch(app, settings.handlers)
 
         async def started() -> None:

@@ -25,6 +25,7 @@ from receiver.deliveries.containment import Charge, charged, contain, contained,
 from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, Fetched, fetch_soon
 from receiver.deliveries.registry import Dead, Handler, Retry, Skip
 from receiver.model.retry import Failure, FailureKind
+from receiver.model.sealing import Seals
 from receiver.model.values import Mode, Output, Prediction, Stored
 from receiver.store.deliveries import Claim
 from receiver.store.predictions import Annotation
@@ -89,6 +90,7 @@ class Tools(msgspec.Struct, frozen=True):
     http: httpx.AsyncClient
     results: httpx.AsyncClient
     """The guarded client, for `ctx.fetch`."""
+    seals: Seals
     deepest: int = DEEPEST_CHAIN
     """Predictions that may lead to one that a handler submits."""
 
@@ -105,7 +107,7 @@ class _Shared(httpx.AsyncBaseTransport):
         return answer
 
 
-def _lent(client: httpx.AsyncClient) -> httpx.AsyncClient:
+def lent(client: httpx.AsyncClient) -> httpx.AsyncClient:
     """Make a client over another's connections that can be changed and closed at will."""
     return httpx.AsyncClient(
         transport=_Shared(client),
@@ -135,13 +137,19 @@ class Context:
             event_id=claim.event.id,
             prediction=claim.event.prediction.id,
         )
-        self.http = _lent(tools.http)
+        self.private = tools.seals.unseal(claim.private)
+        """What was kept for handlers alone (`private=`); empty once all of them have ended."""
+        self.sign = tools.seals.sign
+        """Sign a text for a purpose, as `Door.sign` does."""
+        self.open = tools.seals.open
+        """Return what was signed; raise Unproved."""
+        self.http = lent(tools.http)
         """An httpx.AsyncClient, unguarded: for addresses that you chose yourself.
 
         Its headers, cookies and settings are this attempt's own; its connections are shared, and
         stay open when it is closed.
         """
-        self.guarded = _lent(tools.results)
+        self.guarded = lent(tools.results)
         """The same for addresses that others chose: it connects to public ones only."""
         self.guarded.follow_redirects = False
         self.noted = ""

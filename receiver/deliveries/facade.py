@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import httpx
 import structlog
 
-from receiver.deliveries.attempt import Submit, Tools
+from receiver.deliveries.attempt import Submit, Tools, lent
 from receiver.deliveries.breaker import BreakerPolicy
 from receiver.deliveries.fetch import guarded_client
 from receiver.deliveries.registry import Registry
@@ -21,6 +21,7 @@ from receiver.deliveries.reply_to import check_reply_to
 from receiver.deliveries.worker import Worker
 from receiver.model.errors import Problem
 from receiver.model.retry import Policy
+from receiver.model.sealing import Seals
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Client
 from receiver.providers.egress import outward
@@ -57,7 +58,14 @@ class Deliveries:
         self.worker = Worker(
             store,
             registry,
-            Tools(store.deliveries, submit, self._http, self._results, settings.max_chain),
+            Tools(
+                store.deliveries,
+                submit,
+                self._http,
+                self._results,
+                Seals([key.reveal() for key in settings.secret_keys], runtime.clock),
+                settings.max_chain,
+            ),
             runtime,
             policy=Policy(
                 attempts=settings.retry_attempts, base=settings.retry_base, cap=settings.retry_cap
@@ -68,11 +76,19 @@ class Deliveries:
 
     async def exchange(self, registry: Registry) -> None:
         """Run these handlers from now on; attempts under way go on as they began."""
-        self.registry.handlers = registry.handlers
+        for name in ("handlers", "routes", "sources"):
+            setattr(self.registry, name, getattr(registry, name))
         self._runtime.telemetry.expect((), registry.handlers)
-        for handler in registry.handlers.values():
-            log.info("handler.registered", handler=handler.name, place=handler.place)
+        self._announce()
         await self.worker.exchange()
+
+    def _announce(self) -> None:
+        for handler in self.registry.handlers.values():
+            log.info("handler.registered", handler=handler.name, place=handler.place)
+        for route in self.registry.routes.values():
+            log.info("route.registered", plugin=route.name, place=route.place)
+        for source in self.registry.sources.values():
+            log.info("source.registered", plugin=source.name, place=source.place)
 
     def replays(self) -> Replayer | Leader:
         """Return what works on replays: where there are others, one of all does."""
@@ -88,13 +104,18 @@ class Deliveries:
         """
         is_asked_to_stop = False
         try:
-            for handler in self.registry.handlers.values():
-                log.info("handler.registered", handler=handler.name, place=handler.place)
+            self._announce()
             await self.worker.start(lanes=handlers)
             yield
             is_asked_to_stop = True
         finally:
             await self.worker.stop(asked=is_asked_to_stop)
+
+    def lend(self, *, guarded: bool = False) -> httpx.AsyncClient:
+        """Lend the client of handlers; the guarded one connects to public addresses only."""
+        client = lent(self._results if guarded else self._http)
+        client.follow_redirects = client.follow_redirects and not guarded
+        return client
 
     async def post(self, url: str, seconds: float) -> None:
         """Send a POST without a body, and wait for so long at most."""

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from receiver.deliveries import loading as loaded
 from receiver.deliveries.loading import forget, inside_of, load_file, short_name
+from receiver.deliveries.ways_in import LISTED, PluginRoute, PluginSource
 from receiver.model.errors import HandlerError
 from receiver.model.ids import handler_digest
 from receiver.model.retry import Policy
@@ -164,13 +165,33 @@ class Explained:
     """The handlers it waits for."""
 
 
+Registered: TypeAlias = Handler | PluginRoute | PluginSource
+"""What a handler file may hold."""
+
+
 @dataclass
 class Registry:
-    """The handlers of one app, by name."""
+    """The handlers of one app, and its plugins' ways in, each by name."""
 
     handlers: dict[str, Handler] = field(default_factory=dict)
+    routes: dict[str, PluginRoute] = field(default_factory=dict)
+    sources: dict[str, PluginSource] = field(default_factory=dict)
 
-    def add(self, handler: Handler) -> None:
+    def all(self) -> list[Registered]:
+        """Return all that was registered."""
+        return [*self.handlers.values(), *self.routes.values(), *self.sources.values()]
+
+    def add(self, registered: Registered) -> None:
+        """Add one, or raise HandlerError."""
+        match registered:
+            case Handler():
+                self._add_handler(registered)
+            case PluginRoute():
+                _add_way("route", self.routes, registered)
+            case PluginSource():
+                _add_way("source", self.sources, registered)
+
+    def _add_handler(self, handler: Handler) -> None:
         known = self.handlers.get(handler.name)
         if known is not None and known.function is not handler.function:
             raise HandlerError(
@@ -274,8 +295,15 @@ class Registry:
         ]
 
 
-_ATTRIBUTE: Final = "__receiver_handlers__"
-"""The global of a module that lists what `on` registered in it."""
+W = TypeVar("W", PluginRoute, PluginSource)
+
+
+def _add_way(kind: str, known: dict[str, W], way: W) -> None:
+    first = known.setdefault(way.name, way)
+    if first.function is not way.function:
+        raise HandlerError(
+            f"{way.place}: the name {way.name!r} is taken by the {kind} at {first.place}"
+        )
 
 
 def on(
@@ -306,7 +334,7 @@ def on(
     """
     frame = sys._getframe(1)  # noqa: SLF001 - the one cheap way to name the caller
     place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-    registered: list[Handler] = frame.f_globals.setdefault(_ATTRIBUTE, [])
+    registered: list[Registered] = frame.f_globals.setdefault(LISTED, [])
 
     def register(function: F) -> F:
         handler = _make(
@@ -332,12 +360,17 @@ def on(
 
 
 def handlers_of(function: Callable[..., Any]) -> list[Handler]:
-    """Return what `on` registered for a function, for apps that name functions instead of files."""
+    """Return the handlers among what was registered for a function."""
+    return [one for one in registered_of(function) if isinstance(one, Handler)]
+
+
+def registered_of(function: Callable[..., Any]) -> list[Registered]:
+    """Return what was registered for a function, for apps that name functions instead of files."""
     # What another decorator wraps was written where the innermost function was.
-    listed = getattr(inspect.unwrap(function), "__globals__", {}).get(_ATTRIBUTE, [])
-    found = [handler for handler in listed if handler.function is function]
+    listed = getattr(inspect.unwrap(function), "__globals__", {}).get(LISTED, [])
+    found: list[Registered] = [one for one in listed if one.function is function]
     if not found:
-        raise HandlerError(f"{function!r} is no handler; decorate it with @on(…)")
+        raise HandlerError(f"{function!r} is no handler; decorate it with @on(…) or @route(…)")
     return found
 
 
@@ -502,7 +535,7 @@ def loaded_files(names: Sequence[str]) -> set[Path]:
     return loaded.files(None if all(map(_is_path, names)) else Path.cwd())
 
 
-def register(handlers: Sequence[str | Callable[..., Any] | Handler]) -> Registry:
+def register(handlers: Sequence[str | Callable[..., Any] | Registered]) -> Registry:
     """Return a registry of names as in RECEIVER_HANDLERS, decorated functions and handlers.
 
     Raises HandlerError.
@@ -510,31 +543,31 @@ def register(handlers: Sequence[str | Callable[..., Any] | Handler]) -> Registry
     registry = load([name for name in handlers if isinstance(name, str)])
     for given in handlers:
         if not isinstance(given, str):
-            for handler in [given] if isinstance(given, Handler) else handlers_of(given):
+            for handler in [given] if isinstance(given, Registered) else registered_of(given):
                 registry.add(handler)
     return registry
 
 
-def _found_in(name: str) -> list[Handler]:
+def _found_in(name: str) -> list[Registered]:
     """Return the handlers that a module has: decorated in it, imported by it by their names.
 
     A package has those of its modules too that are imported.
     """
     module = _import(name)
     modules = [module, *(inside_of(module) if hasattr(module, "__path__") else ())]
-    own = [handler for one in modules for handler in getattr(one, _ATTRIBUTE, [])]
+    own = [handler for one in modules for handler in getattr(one, LISTED, [])]
     imported = [handler for value in vars(module).values() for handler in _listed(value)]
     found = {id(handler): handler for handler in [*own, *imported]}
     if not found:
-        raise HandlerError(f"{name}: has no handler; decorate a function with @on(…)")
+        raise HandlerError(f"{name}: has no handler; decorate a function with @on(…) or @route(…)")
     return list(found.values())
 
 
-def _listed(value: object) -> list[Handler]:
+def _listed(value: object) -> list[Registered]:
     if not callable(value) or inspect.isclass(value):
         return []
     try:
-        listed = getattr(inspect.unwrap(value), "__globals__", {}).get(_ATTRIBUTE, [])
+        listed = getattr(inspect.unwrap(value), "__globals__", {}).get(LISTED, [])
     except Exception:  # noqa: BLE001 - an object that answers oddly is no handler
         return []
     return [handler for handler in listed if handler.function is value]

@@ -434,6 +434,7 @@ class _HandlerWorker:
             note=attempt.note,
             started_at=started,
             ended_at=self._clock(),
+            private=claim.private is not None,
         )
         held = await self._settle(settlement)
         span.note(result=result, state=decision.state)

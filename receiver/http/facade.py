@@ -15,9 +15,12 @@ from receiver.deliveries.facade import Deliveries
 from receiver.http.after import AfterCallback
 from receiver.http.auth import Guard
 from receiver.http.declare import open_routes, routes
+from receiver.http.door import Parts
 from receiver.http.drain import Drain
 from receiver.http.limits import Limits
 from receiver.http.live import LiveStream
+from receiver.http.plugins import PATHS as PLUGIN_PATHS
+from receiver.http.plugins import PluginRoutes
 from receiver.http.proxies import behind_proxies
 from receiver.http.rejections import Rejections
 from receiver.http.request_log import Requests
@@ -123,9 +126,14 @@ class Http:
                 runtime.monotonic,
             ),
         )
+        parts = Parts(predictions=predictions, deliveries=deliveries, store=store, later=TaskSet())
+        self._plugins = PluginRoutes(
+            deliveries.registry, parts, self._limits, runtime, self._rejections.count
+        )
         self.routes = [
             *routes(Guard(settings, self._limits), groups),
             Route(WEBHOOK_PATH, self.callbacks, methods=["POST"]),
+            *(Route(path, self._plugins) for path in PLUGIN_PATHS),
         ]
 
     def _ranges(self) -> Mapping[str, Ranges]:
@@ -162,6 +170,7 @@ class Http:
         finally:
             self.release()
             ending.stop()
+            await self._plugins.stop()
             await self.drain.stop()
             await tasks.cancel()
             await self._rejections.stop()

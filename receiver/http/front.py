@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver.deliveries.registry import Registry
+from receiver.deliveries.ways_in import METHODS
 from receiver.http.access_logs import guard_access_logs, hide_token
 from receiver.http.declare import endpoints
 from receiver.http.facade import ALWAYS, GROUPS, Http
@@ -57,6 +58,7 @@ class Front:
             Route(_LAST_PARAMETER.sub(r"{\1:path}", path), self._refuse, methods=[method])
             for method, path in [*declared, ("POST", WEBHOOK_PATH)]
         ]
+        self._closed.append(Route("/in/{name:path}", self._refuse, methods=METHODS))
         self._routes: Sequence[BaseRoute] = self._closed
         self._run = run
         self._http: Http | None = None

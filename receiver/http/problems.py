@@ -43,10 +43,12 @@ _TITLES: Final = {
 
 PROBLEMS: Final = {
     "invalid-json": (400, "the body is not JSON"),
+    "invalid-body": (400, "the body is not what the plugin's route reads"),
     "unauthorized": (401, "no key was sent, or none of RECEIVER_API_KEYS"),
-    "unproved": (401, "it was not shown that the provider sent this; why is in the log"),
+    "unproved": (401, "it was not shown who sent this; why is in the log"),
     "reply-to-refused": (403, "reply_to is not at one of FORWARD_HOSTS, or not public"),
     "not-found": (404, "there is no such thing"),
+    "unknown-recipe": (404, "there is no such recipe"),
     "no-model-details": (404, "the provider does not describe this model"),
     "method-not-allowed": (405, "the path has other methods; Allow names them"),
     "too-slow": (408, "the body took too long to come in"),
@@ -69,11 +71,13 @@ PROBLEMS: Final = {
     "rate-limited": (429, "too much that came to nothing, or more than a limit that was set"),
     "provider-busy": (429, "the provider takes no more requests now"),
     "internal-error": (500, "a fault of ours; it is in the log"),
+    "route-failed": (500, "the plugin's route failed; why is in the log"),
     "provider-unavailable": (502, "the provider did not answer, or not sensibly"),
     "unavailable": (
         503,
         "the database does not answer or takes no writes, or the receiver is not started",
     ),
+    "route-too-slow": (503, "the plugin's route took too long: say it again"),
     "too-many-readers": (503, "as many streams are open as may be"),
     "keys-unavailable": (503, "the provider's public keys cannot be had"),
     "sources-unavailable": (503, "where the provider's callbacks come from cannot be found out"),

@@ -61,12 +61,12 @@ class Limited(ReceiverError):
 
 
 class Unproved(ReceiverError):
-    """A callback was not shown to come from its provider.
+    """A callback, or a call of a plugin's route, was not shown to come from whom it should.
 
     `reason` is one of a few fixed words, fit for logs and counters; it never quotes the request.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str = "unproved") -> None:
         super().__init__(reason)
         self.reason = reason
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
-from receiver.model.errors import KeysUnavailable
+from receiver.model.errors import KeysUnavailable, Problem
 from receiver.model.ids import new_id
+from receiver.model.sealing import Seals
 from receiver.model.tasks import TaskSet
+from receiver.model.values import Prediction
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Client
 from receiver.predictions.inbox import Inbox, Match
@@ -55,7 +57,9 @@ class Predictions:
         self._store = store
         self._runtime = runtime
         self.on = [name for name, given in settings.providers.items() if given.key is not None]
-        self.tokens = Tokens([key.reveal() for key in settings.secret_keys])
+        keys = [key.reveal() for key in settings.secret_keys]
+        self.tokens = Tokens(keys)
+        self.seals = Seals(keys, runtime.clock)
         # An answer that is compressed all the same is inflated in bounded pieces.
         self.client = Client(
             runtime.tracing,
@@ -143,6 +147,30 @@ class Predictions:
     async def close(self) -> None:
         """Close the connections to providers, as the last of all."""
         await self.client.aclose()
+
+    async def order(
+        self,
+        recipe: str,
+        options: Mapping[str, Any],  # noqa: ARG002
+        *,
+        key: str,  # noqa: ARG002
+        person: str,  # noqa: ARG002
+        place: str,  # noqa: ARG002
+        via: str,  # noqa: ARG002
+        metadata: Mapping[str, Any] | None = None,  # noqa: ARG002
+        private: bytes | None = None,  # noqa: ARG002
+        reply_to: str | None = None,  # noqa: ARG002
+    ) -> Prediction:
+        """Raise Problem: there is no recipe yet."""
+        raise Problem(404, "unknown-recipe", f"there is no recipe {recipe[:40]!r}")
+
+    def command(self, text: str) -> Any:
+        """Raise Problem: there is no recipe yet."""
+        raise Problem(404, "unknown-recipe", f"there is no recipe {text.split()[:1]}")
+
+    def recipes(self) -> list[Any]:
+        """Describe what may be ordered."""
+        return []
 
     async def _fetch_keys(self) -> None:
         """Have fal's keys before its first callback needs them."""

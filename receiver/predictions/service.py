@@ -70,21 +70,14 @@ class PredictionService:
 
         Raises Problem for what could never be submitted, and for a key used for something else.
         """
-        submitter = self._submitter(provider)
-        submitter.provider.check(model, input)
-        now = self._clock()
-        new = NewPrediction(
-            id=new_id("pred", now),
-            provider=provider,
-            model=model,
-            mode=mode,
-            input=input,
+        submitter, new = self._new(
+            provider,
+            model,
+            input,
             metadata=metadata or {},
+            mode=mode,
             parent_id=parent_id,
             idempotency_key=idempotency_key,
-            fingerprint=fingerprint(provider, model, input, metadata or {}, mode, reply_to),
-            created_at=now,
-            trace=self._tracing.current(),
             reply_to=reply_to,
         )
         created = await self._store.predictions.create(new)
@@ -107,6 +100,66 @@ class PredictionService:
             with contextlib.suppress(StoreUnavailable):
                 await self._begin(submitter, created.prediction_id, mode)
         return await self._read(created.prediction_id)
+
+    async def place(
+        self,
+        provider: str,
+        model: str,
+        input: dict[str, Any],
+        *,
+        metadata: dict[str, Any] | None = None,
+        mode: Mode = "queue",
+        idempotency_key: str | None = None,
+        reply_to: str | None = None,
+        private: bytes | None = None,
+    ) -> Prediction:
+        """Store a prediction, and leave its submit to whoever runs beside us.
+
+        A key is for good: what was stored under it is given back, whatever is asked for now.
+        Raises Problem for what could never be submitted.
+        """
+        submitter, new = self._new(
+            provider,
+            model,
+            input,
+            metadata=metadata or {},
+            mode=mode,
+            idempotency_key=idempotency_key,
+            reply_to=reply_to,
+            private=private,
+        )
+        created = await self._store.predictions.create(new)
+        submitter.begin_soon()  # also for a repeat: the first may have died before it came to this
+        return await self._read(created.prediction_id)
+
+    def _new(
+        self,
+        provider: str,
+        model: str,
+        input: dict[str, Any],
+        *,
+        metadata: dict[str, Any],
+        mode: Mode,
+        reply_to: str | None,
+        **more: Any,
+    ) -> tuple[Submitter, NewPrediction]:
+        """Return a row to be made, and who submits it; raise Problem where that cannot be."""
+        submitter = self._submitter(provider)
+        submitter.provider.check(model, input)
+        now = self._clock()
+        return submitter, NewPrediction(
+            id=new_id("pred", now),
+            provider=provider,
+            model=model,
+            mode=mode,
+            input=input,
+            metadata=metadata,
+            fingerprint=fingerprint(provider, model, input, metadata, mode, reply_to),
+            created_at=now,
+            trace=self._tracing.current(),
+            reply_to=reply_to,
+            **more,
+        )
 
     async def _begin(self, submitter: Submitter, prediction_id: str, mode: Mode) -> None:
         """See a queue submit through; a blocking call may take minutes, so only begin it."""

@@ -228,6 +228,12 @@ class Settings:
         "`succeeded=30,failed=90,canceled=7`, or `30,dead=90`",
         shown="none: nothing is deleted",
     )
+    private_for: float = setting(
+        "RECEIVER_PRIVATE_FOR",
+        parse.seconds,
+        604800.0,
+        "seconds for which what only handlers see (`private`) is kept at the most",
+    )
     log_format: Literal["json", "console"] | None = setting(
         "RECEIVER_LOG_FORMAT",
         parse.one_of("json", "console"),

@@ -19,6 +19,7 @@ from receiver.store.engine import Engine
 from receiver.store.inbox import CurrentState, current_states, waiting_row
 from receiver.store.paging import listed, page_of, rfc3339
 from receiver.store.predictions import Annotation, add, prediction_of
+from receiver.store.private import empty_spent
 from receiver.store.statement import News, Row, Run, Statements, Steps, Write, in_order, short
 
 sql: Final = Statements("deliveries")
@@ -50,6 +51,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     event: Event
     trace: str | None = None
     """The W3C traceparent of the span that its prediction was submitted in, where there was one."""
+    private: str | None = None
+    """What only handlers see of its prediction, encrypted by `Seals`."""
 
 
 class Claims(msgspec.Struct, frozen=True):
@@ -74,6 +77,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """What the handler wanted kept of the attempt."""
     started_at: float
     ended_at: float
+    private: bool = False
+    """Its prediction has private content, which is emptied after the last of its deliveries."""
 
 
 class LostAttempt(msgspec.Struct, frozen=True):
@@ -156,6 +161,9 @@ def settle(items: Sequence[Settlement]) -> Steps[list[bool]]:
     awaited = {row["prediction_id"] for row in found if row["is_awaited"]}
     if awaited:
         yield from _let_go(sorted(awaited), max(item.ended_at for item in items))
+    ends = {item.id for item in items if item.private and item.decision.state != "pending"}
+    if spent := sorted({row["prediction_id"] for row in found if row["id"] in ends}):
+        yield from empty_spent(spent)
     held = {(row["id"], row["claims"]) for row in found}
     return [(item.id, item.number) in held for item in items]
 
@@ -393,6 +401,7 @@ def claim_of(row: Row, handler: str) -> Claim:
             raw=None if row["raw"] is None else _payload(row["raw"]),
         ),
         trace=row["trace"],
+        private=row["private"],
     )
 
 

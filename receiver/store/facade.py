@@ -30,6 +30,7 @@ from receiver.store.erasure import Erasure
 from receiver.store.leases import LeaseStore
 from receiver.store.limits import LimitStore
 from receiver.store.predictions import PredictionStore
+from receiver.store.private import PrivateContent
 from receiver.store.replays import Replays
 from receiver.store.statement import Run, Statements, Steps, run_each
 
@@ -59,6 +60,7 @@ class Store(Engine):
         self._committed = committed
         self._wakeups = wakeups
         self.predictions = PredictionStore(self)
+        self.private = PrivateContent(self)
         self.deliveries = DeliveryStore(self)
         self.limits = LimitStore(self)
         self.leases = LeaseStore(self)

@@ -46,6 +46,8 @@ class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
     trace: str | None = None
     """The W3C traceparent of the span that submits it, where there is one."""
     reply_to: str | None = None
+    private: bytes | None = None
+    """What only handlers are to see, encrypted by `Seals`."""
 
 
 class CreateResult(msgspec.Struct, frozen=True):
@@ -155,6 +157,7 @@ def create(items: Sequence[NewPrediction]) -> Steps[list[CreateResult]]:
 def _create(new: NewPrediction) -> Steps[CreateResult]:
     row = msgspec.structs.asdict(new)
     row |= {"input": text(new.input), "metadata": text(new.metadata)}
+    row["private"] = None if new.private is None else new.private.decode()
     while not (yield Run(sql.insert_prediction, row)):
         # The holder of the key may be deleted by another process between the two statements.
         for first in (yield Run(sql.select_by_idempotency_key, row)):

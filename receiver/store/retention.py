@@ -24,6 +24,7 @@ from receiver.store.statement import Cells
 log = structlog.get_logger("receiver")
 
 _DAY: Final = 86400.0
+_WEEK: Final = 7 * _DAY
 CHANGES_KEPT: Final = 7 * _DAY
 UNNEEDED_KEPT: Final = 10_000
 """Callbacks that decided nothing: repeated, late, or about what is not known."""
@@ -59,13 +60,15 @@ class Retention:
     """Deletes what is old.
 
     `days` says for how many days a prediction is kept that ended `succeeded`, `failed` or
-    `canceled`, and a delivery that is `dead`; what it does not name is kept for good.
+    `canceled`, and a delivery that is `dead`; what it does not name is kept for good. Private
+    content is kept for `private_for` seconds at the most.
     """
 
     def __init__(
         self,
         store: Store,
         days: Mapping[str, float],
+        private_for: float = _WEEK,
         *,
         clock: Callable[[], float] = time.time,
         pace: RetentionPace = PACE,
@@ -73,6 +76,7 @@ class Retention:
         self._store = store
         self._disposal = store.disposal
         self._days = days
+        self._private_for = private_for
         self._clock = clock
         self._pace = pace
         ends = [days[status] for status in TERMINAL if status in days]
@@ -105,6 +109,9 @@ class Retention:
         """Trim what would grow for ever; False: there was not enough time."""
         page = self._pace.page
         while await self._disposal.trim_change_log(now - CHANGES_KEPT, page) == page:
+            if not await self._pause(until):
+                return False
+        while await self._store.private.empty(now - self._private_for, page) == page:
             if not await self._pause(until):
                 return False
         if not await self._trim(

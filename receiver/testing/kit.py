@@ -21,7 +21,7 @@ import msgspec
 from starlette.applications import Starlette
 
 from receiver.app import create_app
-from receiver.deliveries.registry import Handler, handlers_of, load
+from receiver.deliveries.registry import Handler, Registered, load, registered_of
 from receiver.emulator.inprocess import EmulatedProviders
 from receiver.emulator.ledger import Prediction as Emulated
 from receiver.model.answers import Delivery, Explanation
@@ -146,7 +146,9 @@ class Kit:
     ) -> None:
         self.clock = Clock()
         self._leash = _Leash()
-        self._handlers = [self._leash.on(handler) for handler in _handlers(handlers)]
+        self._handlers = [
+            self._leash.on(one) if isinstance(one, Handler) else one for one in _handlers(handlers)
+        ]
         self._http = None if online else answers(http)
         self._results = None if online else finds(files or {})
         self._folder = tempfile.TemporaryDirectory(prefix="receiver-kit-")
@@ -402,11 +404,11 @@ class Kit:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(2 * PATIENCE)
 
 
-def _handlers(given: tuple[Callable[..., Any] | str, ...]) -> list[Handler]:
-    """Return the handlers of files first, as `serve` has them, then those of functions."""
-    named = load([item for item in given if isinstance(item, str)]).handlers.values()
+def _handlers(given: tuple[Callable[..., Any] | str, ...]) -> list[Registered]:
+    """Return what files hold first, as `serve` has it, then what was registered for functions."""
+    named = load([item for item in given if isinstance(item, str)]).all()
     functions = [item for item in given if not isinstance(item, str)]
-    return [*named, *(handler for item in functions for handler in handlers_of(item))]
+    return [*named, *(one for item in functions for one in registered_of(item))]
 
 
 class _Life:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import httpx
 
@@ -13,11 +13,14 @@ from receiver.deliveries.attempt import Attempt, Tools
 from receiver.deliveries.registry import Handler, handlers_of
 from receiver.model.ids import delivery_id, new_id
 from receiver.model.retry import DONE, Decision, Policy, decide
+from receiver.model.sealing import Seals
 from receiver.model.values import Event, Mode, Prediction, Status, Stored, utc
 from receiver.store.deliveries import Claim
 from receiver.store.predictions import Annotation
 from receiver.testing.edge import Answer, answers, finds
 from receiver.testing.events import NOW
+
+_SEALS: Final = Seals(["the-secret-key-of-nothing-but-a-test"])
 
 
 @dataclass
@@ -49,15 +52,16 @@ def run(
     files: Mapping[str, bytes] | None = None,
     http: Answer | None = None,
     steps: Mapping[str, str] | None = None,
+    private: Mapping[str, Any] | None = None,
 ) -> Result:
     """Run a decorated handler once, as dispatch would, without a database or a network.
 
     `files` is what `ctx.fetch` finds, by URL; `http` answers what `ctx.http` sends; `steps` are
-    the sub-steps that an earlier attempt has done.
+    the sub-steps that an earlier attempt has done; `private` is what it finds in `ctx.private`.
     """
     found = next(h for h in handlers_of(handler))
     world = _World(files or {}, http, dict(steps or {}))
-    return asyncio.run(world.run(found, event, attempt))
+    return asyncio.run(world.run(found, event, attempt, private or {}))
 
 
 class _World:
@@ -73,7 +77,9 @@ class _World:
         self._http = http
         self._result = Result("pending", steps=steps)
 
-    async def run(self, handler: Handler, event: Event, attempt: int) -> Result:
+    async def run(
+        self, handler: Handler, event: Event, attempt: int, private: Mapping[str, Any]
+    ) -> Result:
         claim = Claim(
             id=delivery_id(event.prediction.id, handler.name),
             handler=handler.name,
@@ -81,12 +87,13 @@ class _World:
             round=0,
             number=attempt,
             event=event,
+            private=_SEALS.seal(private).decode(),
         )
         async with (
             httpx.AsyncClient(transport=answers(self._http)) as http,
             httpx.AsyncClient(transport=finds(self._files)) as results,
         ):
-            tried = Attempt(handler, claim, Tools(self, self.submit, http, results))
+            tried = Attempt(handler, claim, Tools(self, self.submit, http, results, _SEALS))
             failure = await tried.run()
         policy = handler.retry.policy(Policy())
         decision: Decision = decide(attempt, failure, policy, 0.5) if failure else DONE

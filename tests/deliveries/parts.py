@@ -17,6 +17,7 @@ from receiver.deliveries.registry import Registry, handlers_of
 from receiver.deliveries.worker import BREAKER, Timing, Worker
 from receiver.model.answers import Delivery
 from receiver.model.retry import Policy
+from receiver.model.sealing import Seals
 from receiver.model.tasks import Wakeups
 from receiver.model.values import Mode, Outcome, Output, Prediction, Recipients, Status, utc
 from receiver.observability.runtime import Runtime
@@ -32,6 +33,7 @@ from tests.sqlite import lay_out
 
 T = TypeVar("T")
 
+SEALS: Final = Seals(["the-secret-key-of-a-test"])
 POLICY: Final = Policy(attempts=3, base=0.0, cap=0.0)
 BRISK: Final = Timing(lease=30.0, beat=0.05, nap=0.2, drain=2.0)
 
@@ -120,7 +122,7 @@ class Dispatching:
         return Worker(
             store or self.store,
             self.registry,
-            Tools(self.store.deliveries, self.submits, self.http, self.http),
+            Tools(self.store.deliveries, self.submits, self.http, self.http, SEALS),
             Runtime(
                 owner=owner,
                 clock=self.clock,

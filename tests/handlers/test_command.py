@@ -22,6 +22,7 @@ from receiver.deliveries.attempt import Attempt, Tools
 from receiver.deliveries.registry import load
 from receiver.model.errors import HandlerError
 from receiver.model.retry import Failure
+from receiver.model.sealing import Seals
 from receiver.store.deliveries import Claim
 from receiver.testing import Kit, make_event, run
 from tests.handlers.parts import built_in
@@ -305,7 +306,7 @@ async def tried(file: str, seconds: float | None) -> tuple[Failure | None, str]:
     event = make_event(output=[Output(url="https://cdn.example/a.png")])
     claim = Claim(id="dlv_1", handler="command", attempt=1, round=0, number=1, event=event)
     async with httpx.AsyncClient() as http:
-        tools = Tools(Memory(), never, http, http)
+        tools = Tools(Memory(), never, http, http, Seals(["a-key"]))
         attempt = Attempt(load([file]).handlers["command"], claim, tools, seconds)
         return await attempt.run(), attempt.note
 

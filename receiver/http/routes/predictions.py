@@ -165,7 +165,7 @@ class PredictionRoutes:
     async def _submit(
         self, request: Request, body: Submission, headers: Submitting, span: Span
     ) -> Reply[Prediction]:
-        _check(body)
+        check(body)
         if body.reply_to is not None:
             await self._deliveries.check_reply_to(body.reply_to)
         wait = prefer_wait(headers.prefer or "")
@@ -338,7 +338,7 @@ class PredictionRoutes:
                         await news.wait()
 
 
-def _check(body: Submission) -> None:
+def check(body: Submission) -> None:
     """Raise a Problem for what its type alone lets pass."""
     if depth_of(body.input) > _DEEPEST or depth_of(body.metadata) > _DEEPEST:
         raise Problem(422, "invalid-request", f"input and metadata nest at most {_DEEPEST} deep")

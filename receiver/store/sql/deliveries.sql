@@ -16,7 +16,7 @@ WHERE prediction_id IN (SELECT r.id FROM {rows:id text}) AND unmatched = 1
 -- Read what a handler may claim, with the events, those due first.
 -- A provider's payload that is so large that a claim of many would not fit in memory is left out.
 SELECT {gather:d.id AS delivery_id, d.attempts + 1 AS attempt, d.round, d.claims + 1 AS number,
-    {event_columns}, p.trace,
+    {event_columns}, p.trace, p.private,
     CASE WHEN c.body IS NULL OR length(c.body) > :largest::int THEN NULL
          WHEN typeof(c.body) = 'text' THEN c.body ELSE '\x' || hex(c.body) END AS raw}
 FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
@@ -55,7 +55,7 @@ WITH held AS MATERIALIZED (
     RETURNING id, prediction_id, attempts, round, claims
 )
 SELECT d.id AS delivery_id, d.attempts AS attempt, d.round, d.claims AS number,
-    {event_columns}, p.trace,
+    {event_columns}, p.trace, p.private,
     CASE WHEN length(c.body) <= :largest::int THEN c.body END AS raw
 FROM d
 {of_the_event}

@@ -18,11 +18,11 @@ error_message = CASE WHEN erased_at IS NULL THEN coalesce(:reason, error_message
 -- name: insert_prediction
 -- Make a prediction in status `queued`, unless its idempotency key is taken.
 INSERT INTO predictions (id, provider, model, mode, status, input, metadata, parent_id, depth,
-                         idempotency_key, fingerprint, created_at, due_at, trace, reply_to)
+                         idempotency_key, fingerprint, created_at, due_at, trace, reply_to, private)
 VALUES (:id, :provider, :model, :mode, 'queued', :input, :metadata, :parent_id,
         coalesce((SELECT p.depth + 1 FROM predictions p WHERE p.id = :parent_id), 0),
         :idempotency_key, :fingerprint, :created_at::float, :created_at::float, :trace,
-        :reply_to)
+        :reply_to, :private)
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id
 

@@ -1,0 +1,289 @@
+"""Plugins' own ways in: routes at `/in/<name>`, and sources that are polled.
+
+    @route("slack", proof=prove)
+    async def slack(call: Call, door: Door) -> Reply: ...
+
+What is registered here is served by `http`; a way in without a proof is an error at start.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Final, Self, TypeAlias, TypeVar, overload
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from receiver.model.errors import HandlerError, Problem, Unproved
+from receiver.model.text import meant
+
+T = TypeVar("T")
+
+LISTED: Final = "__receiver_handlers__"
+"""The global of a module that lists what `on`, `route` and `source` registered in it."""
+_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?", re.ASCII)
+METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
+_VALUE: Final = re.compile(r"[\t -~]*", re.ASCII)
+_LARGEST: Final = 64 * 1024 * 1024
+_MOST_FIELDS: Final = 1000
+_STATUSES: Final = range(200, 600)
+LONGEST: Final = 1_000_000
+"""Bytes of a body, where a route says nothing else."""
+TIMEOUT: Final = 2.5
+"""Seconds: chat platforms give up, and ask again, after three."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What came in: at a route, or found by a source. Nothing of it is parsed yet."""
+
+    method: str = "POST"
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """By their names in lower case; what comes twice is joined by a comma."""
+    body: bytes = b""
+    at: float = 0.0
+    """Unix seconds."""
+    client: str = ""
+    """The address it came from."""
+    rest: str = ""
+    """What follows the route's name in the path, for a route that takes it."""
+
+    def header(self, name: str, default: str = "") -> str:
+        """Return a header, whatever the case of its name."""
+        return self.headers.get(name.lower(), default)
+
+    @overload
+    def json(self) -> Any: ...
+    @overload
+    def json(self, kind: type[T]) -> T: ...
+    def json(self, kind: Any = Any) -> Any:
+        """Decode the body as JSON; a caller whose body does not fit is answered 400."""
+        try:
+            return msgspec.json.decode(self.body, type=kind)
+        except msgspec.ValidationError as error:
+            raise Problem(400, "invalid-body", f"the body does not fit: {error}") from None
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            raise Problem(400, "invalid-json", "the body is not JSON") from None
+
+    def form(self) -> dict[str, str]:
+        """Decode the body as a form; a caller whose body is none is answered 400."""
+        try:
+            text = self.body.decode("ascii")
+            pairs = parse_qsl(
+                text,
+                keep_blank_values=True,
+                strict_parsing=bool(text),
+                errors="strict",
+                max_num_fields=_MOST_FIELDS,
+            )
+        except ValueError:
+            raise Problem(400, "invalid-body", "the body is not a form") from None
+        return dict(pairs)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer; `Reply.json`, `Reply.text` and `Reply.empty` make the usual ones."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.status not in _STATUSES:
+            raise ValueError(f"status must be a number from 200 to 599, not {self.status!r}")
+        memoryview(self.body)  # TypeError for what are no bytes
+        for name, value in self.headers.items():
+            if not _HEADER.fullmatch(name) or not _VALUE.fullmatch(value):
+                raise ValueError(f"{name!r} is no header that can be sent")
+
+    @classmethod
+    def json(cls, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Self:
+        return cls(
+            status,
+            msgspec.json.encode(value),
+            {"Content-Type": "application/json", **(headers or {})},
+        )
+
+    @classmethod
+    def text(cls, text: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Self:
+        return cls(
+            status,
+            text.encode(),
+            {"Content-Type": "text/plain; charset=utf-8", **(headers or {})},
+        )
+
+    @classmethod
+    def empty(cls, status: int = 200, headers: Mapping[str, str] | None = None) -> Self:
+        return cls(status, b"", dict(headers or {}))
+
+
+Proof: TypeAlias = Callable[[Call], Awaitable[None] | None]
+"""Returns nothing, or raises Unproved."""
+Answer: TypeAlias = Callable[[Call, Any], Coroutine[Any, Any, Reply]]
+"""The second is a Door, which `http` makes."""
+Generate: TypeAlias = Callable[[Any], AsyncIterator[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginRoute:
+    """A plugin's way in, served at `/in/<name>`."""
+
+    name: str
+    function: Answer
+    proof: Proof
+    longest: int
+    """Bytes of a body."""
+    methods: tuple[str, ...]
+    rest: bool
+    """It is served at `/in/<name>/…` too."""
+    timeout: float
+    """Seconds for the proof, and again for the answer."""
+    place: str
+    """File and line, for messages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginSource:
+    """What a plugin polls, in one process at a time."""
+
+    name: str
+    function: Generate
+    place: str
+
+
+A = TypeVar("A", bound=Answer)
+G = TypeVar("G", bound=Generate)
+
+
+def route(
+    name: str,
+    *,
+    proof: Proof | None = None,
+    longest: int = LONGEST,
+    methods: Sequence[str] = ("POST",),
+    rest: bool = False,
+    timeout: float = TIMEOUT,
+    **unknown: object,
+) -> Callable[[A], A]:
+    """Register an async function of a Call and a Door, which returns a Reply, at `/in/<name>`.
+
+    `proof` is asked first, with the raw bytes and headers; it returns nothing, or raises Unproved.
+    `longest` is in bytes; `rest` serves `/in/<name>/…` too, as `call.rest`. What takes longer than
+    `timeout` seconds is answered 503, so that the caller says it again.
+    Raises HandlerError with file and line for anything unknown or unfit.
+    """
+    frame = sys._getframe(1)  # noqa: SLF001 - the one cheap way to name the caller
+    place, listed = _caller(frame)
+
+    def register(function: A) -> A:
+        try:
+            _check_name(name)
+            _check_unknown("route", unknown, ("proof", "longest", "methods", "rest", "timeout"))
+            listed.append(
+                PluginRoute(
+                    name=name,
+                    function=_checked_answer(function),
+                    proof=_checked_proof(proof),
+                    longest=_number("longest", longest, most=_LARGEST),
+                    methods=_checked_methods(methods),
+                    rest=bool(rest),
+                    timeout=float(_number("timeout", timeout, most=60)),
+                    place=place,
+                )
+            )
+        except (TypeError, ValueError) as error:
+            raise HandlerError(f"{place}: {error}") from error
+        return function
+
+    return register
+
+
+def source(name: str, **unknown: object) -> Callable[[G], G]:
+    """Register an async generator function of a Door, which polls and yields after each step.
+
+    It runs in one process at a time, for as long as the receiver does; after an error it is begun
+    anew. Raises HandlerError with file and line.
+    """
+    frame = sys._getframe(1)  # noqa: SLF001 - see above
+    place, listed = _caller(frame)
+
+    def register(function: G) -> G:
+        try:
+            _check_name(name)
+            _check_unknown("source", unknown, ())
+            _check_generates(function)
+            listed.append(PluginSource(name=name, function=function, place=place))
+        except (TypeError, ValueError) as error:
+            raise HandlerError(f"{place}: {error}") from error
+        return function
+
+    return register
+
+
+def _caller(frame: FrameType) -> tuple[str, list[Any]]:
+    """Return the file and line that decorate, and the list of what is registered there."""
+    place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return place, frame.f_globals.setdefault(LISTED, [])
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"name must be small letters, digits, - and _, 64 at most, not {name!r}")
+
+
+def _check_unknown(what: str, unknown: Mapping[str, object], known: Sequence[str]) -> None:
+    for name in sorted(unknown):
+        raise TypeError(f"{what}() has no parameter {name}{meant(name, known)}")
+
+
+def _check_takes(function: Callable[..., Any], number: int, shape: str) -> None:
+    try:
+        inspect.signature(function).bind(*[None] * number)
+    except TypeError:
+        raise TypeError(f"{function!r} must take {shape}") from None
+
+
+def _check_generates(function: Callable[..., Any]) -> None:
+    if not inspect.isasyncgenfunction(function):
+        raise TypeError(f"{function!r} must be an async generator: `async def`, and `yield`")
+    _check_takes(function, 1, "(door)")
+
+
+def _checked_answer(function: Any) -> Answer:
+    if not inspect.iscoroutinefunction(function):
+        raise TypeError(f"{function!r} must be an async function")
+    _check_takes(function, 2, "(call, door)")
+    return function  # type: ignore[no-any-return]
+
+
+def _checked_proof(proof: Proof | None) -> Proof:
+    if proof is None:
+        raise TypeError("a route needs proof=…: a function of the call that raises Unproved")
+    if inspect.isclass(proof) or not callable(proof):
+        raise TypeError(f"proof must be a function, not {proof!r}")
+    _check_takes(proof, 1, "(call)")
+    return proof
+
+
+def _checked_methods(methods: Sequence[str]) -> tuple[str, ...]:
+    given = tuple(methods)
+    if not given or any(method not in METHODS for method in given):
+        raise ValueError(f"methods must be of {', '.join(METHODS)}, not {methods!r}")
+    return given
+
+
+def _number(name: str, value: Any, *, most: float) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+        raise ValueError(f"{name} must be a number up to {most:g}, not {value!r}")
+    return value
+
+
+__all__ = ["Call", "PluginRoute", "PluginSource", "Reply", "Unproved", "route", "source"]

@@ -1,0 +1,174 @@
+"""What a plugin's way in may do: order, submit, cancel, sign; and what it may leave for later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+import msgspec
+import structlog
+
+from receiver.http.routes.predictions import Submission, check
+from receiver.model.errors import Problem
+from receiver.model.tasks import TaskSet
+from receiver.model.values import Mode, Prediction
+
+if TYPE_CHECKING:  # a plugin's file imports this one for its annotations alone
+    from receiver.deliveries.facade import Deliveries
+    from receiver.predictions.facade import Predictions
+    from receiver.store.facade import Store
+
+_LONGEST_KEY: Final = 255
+MOST_LATER: Final = 1000
+"""Coroutines of all plugins that may wait or run at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What all doors of one run lead to."""
+
+    predictions: Predictions
+    deliveries: Deliveries
+    store: Store
+    later: TaskSet
+
+
+class Door:
+    """What a route or a source gets beside what came in; made anew for each call."""
+
+    def __init__(
+        self, via: str, parts: Parts, about: Callable[..., None] = lambda **_: None
+    ) -> None:
+        self.log = structlog.get_logger("plugin").bind(via=via)
+        self._via = via
+        self._parts = parts
+        self._about = about
+        self._http: httpx.AsyncClient | None = None
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        """An httpx.AsyncClient, unguarded: for addresses that you chose yourself."""
+        if self._http is None:
+            self._http = self._parts.deliveries.lend()
+        return self._http
+
+    @property
+    def guarded(self) -> httpx.AsyncClient:
+        """The same for addresses that others chose: it connects to public ones only."""
+        return self._parts.deliveries.lend(guarded=True)
+
+    async def order(
+        self,
+        recipe: str,
+        options: Mapping[str, Any],
+        *,
+        key: str,
+        person: str,
+        place: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        private: Mapping[str, Any] | None = None,
+        reply_to: str | None = None,
+    ) -> Prediction:
+        """Use a recipe; the order is stored when this returns, and sent soon after.
+
+        A key is for good: the same one gives the same prediction, whatever is ordered by then.
+        Raises Problem with words for the person who orders.
+        """
+        prediction = await self._parts.predictions.order(
+            recipe,
+            options,
+            key=self._key(key),
+            person=person,
+            place=place,
+            via=self._via,
+            metadata=metadata,
+            private=self._sealed(private),
+            reply_to=reply_to,
+        )
+        self._about(prediction=prediction.id)
+        return prediction
+
+    async def submit(
+        self,
+        provider: str,
+        model: str,
+        input: Mapping[str, Any],
+        *,
+        key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        mode: Mode = "queue",
+        private: Mapping[str, Any] | None = None,
+        reply_to: str | None = None,
+    ) -> Prediction:
+        """Submit without a recipe; it is stored when this returns, and sent soon after.
+
+        A key is for good, as with `order`. Raises Problem for what could never be submitted.
+        """
+        given = {
+            "provider": provider,
+            "model": model,
+            "input": dict(input),
+            "metadata": dict(metadata or {}),
+            "mode": mode,
+            "reply_to": reply_to,
+        }
+        try:
+            wanted = msgspec.json.decode(msgspec.json.encode(given), type=Submission)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise Problem(422, "invalid-request", str(error)) from None
+        check(wanted)
+        if reply_to is not None:
+            await self._parts.deliveries.check_reply_to(reply_to)
+        prediction = await self._parts.predictions.service.place(
+            **msgspec.structs.asdict(wanted),
+            idempotency_key=None if key is None else self._key(key),
+            private=self._sealed(private),
+        )
+        self._about(prediction=prediction.id)
+        return prediction
+
+    def command(self, text: str) -> Any:
+        """Read a command as a person typed it; raise Problem with words for that person."""
+        return self._parts.predictions.command(text)
+
+    def recipes(self) -> Any:
+        """Describe what may be ordered."""
+        return self._parts.predictions.recipes()
+
+    async def prediction(self, prediction_id: str) -> Prediction | None:
+        """Read a prediction; None: there is none."""
+        return await self._parts.store.predictions.get(prediction_id)
+
+    async def cancel(self, prediction_id: str) -> Prediction:
+        """Cancel a prediction at its provider, and wait for what comes of that; raise Problem."""
+        return await self._parts.predictions.service.cancel(prediction_id)
+
+    def sign(self, value: str, salt: str) -> str:
+        """Return a text with its time and a signature, 24 characters longer; it is not hidden."""
+        return self._parts.predictions.seals.sign(value, salt)
+
+    def open(self, text: str, salt: str, max_age: float | None = None) -> str:
+        """Return what was signed, at most `max_age` seconds ago; raise Unproved."""
+        return self._parts.predictions.seals.open(text, salt, max_age)
+
+    def later(self, work: Coroutine[Any, Any, Any]) -> bool:
+        """Run what may be lost after the answer; False: there is too much of it, and it is lost."""
+        if len(self._parts.later) >= MOST_LATER:
+            work.close()
+            self.log.warning("later.dropped")
+            return False
+        self._parts.later.start(work, self._via)
+        return True
+
+    def _key(self, key: str) -> str:
+        """Keep the keys of one way in apart from all others."""
+        whole = f"{self._via}/{key}"
+        if len(whole) <= _LONGEST_KEY and whole.isprintable():
+            return whole
+        return f"{self._via}/{sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+    def _sealed(self, private: Mapping[str, Any] | None) -> bytes | None:
+        return self._parts.predictions.seals.seal(private) if private else None

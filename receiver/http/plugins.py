@@ -1,0 +1,280 @@
+"""`/in/{name}`: plugins' own ways in. Bytes are bounded, then proved, and only then looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+import structlog
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from receiver.deliveries.containment import Charge, charged, contain
+from receiver.deliveries.registry import Registry
+from receiver.deliveries.ways_in import Call, PluginRoute, Reply
+from receiver.http.body import Disconnected, TooLarge, TooSlow, read_body
+from receiver.http.door import Door, Parts
+from receiver.http.limits import Limits
+from receiver.http.problems import problem_body
+from receiver.http.proxies import client_of
+from receiver.http.request_log import about
+from receiver.http.webhooks import LATER
+from receiver.model.errors import Limited, Problem, Unproved
+from receiver.model.tasks import TaskSet
+from receiver.observability.runtime import Runtime
+
+log = structlog.get_logger("receiver")
+
+T = TypeVar("T")
+
+PATHS: Final = ("/in/{name}/{rest:path}", "/in/{name}")
+_UNKNOWN: Final = "/in/unknown"
+"""Whatever route a stranger makes up, in counts."""
+_CHALLENGE: Final = {"WWW-Authenticate": "Proof"}
+"""A 401 must have one; each route has a proof of its own."""
+_CLOSE: Final = {"Connection": "close"}
+_SOON: Final = 5
+_REASON: Final = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
+_MOST_REASONS: Final = 100
+_GRACE: Final = 1.0
+"""Seconds that what runs for plugins has to end after it was cancelled."""
+_MISREAD: Final = (ValueError, LookupError, TypeError, msgspec.MsgspecError)
+"""What a proof raises that trips over a stranger's bytes: they are not proved."""
+
+
+_NO_FAULT: Final[tuple[type[Exception], ...]] = (*LATER, TimeoutError)
+"""What a proof raises that is no fault of the sender's."""
+_TOLD: Final[tuple[type[Exception], ...]] = (*_NO_FAULT, Problem, Unproved, Limited)
+"""What a route raises to be answered so."""
+_UNPROVED: Final = Problem(401, "unproved", "this call could not be proved")
+_OUR_FAULT: Final = Problem(500, "route-failed", "the route failed; why is in the log")
+
+
+class Refused(Exception):
+    """A call that is not answered by its plugin."""
+
+    def __init__(
+        self, problem: Problem, reason: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.problem = problem
+        self.reason = reason
+        self.headers = headers or {}
+
+
+class PluginRoutes:
+    """The routes of plugins as one bare ASGI app: nothing stands before the proof."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        parts: Parts,
+        limits: Limits,
+        runtime: Runtime,
+        on_rejected: Callable[[str, str, str], None],
+    ) -> None:
+        self._registry = registry
+        self._parts = parts
+        self._limits = limits
+        self._runtime = runtime
+        self._on_rejected = on_rejected
+        self._reasons: set[str] = set()
+        self._running = TaskSet(is_awaited=True)
+
+    async def stop(self) -> None:
+        """Cancel what still runs for plugins; what does not end then is left."""
+        for tasks in (self._running, self._parts.later):
+            for task in tasks:
+                task.cancel()
+            await tasks.wait(_GRACE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            reply = await self._take(scope, receive)
+        except Disconnected:
+            return
+        headers = [
+            (name.lower().encode(), value.encode("latin-1"))
+            for name, value in reply.headers.items()
+            if name.lower() != "content-length"
+        ]
+        headers.append((b"content-length", b"%d" % len(reply.body)))
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body})
+
+    async def _take(self, scope: Scope, receive: Receive) -> Reply:
+        """Answer a call; what comes to nothing is charged to its sender."""
+        client = client_of(scope)
+        name = _UNKNOWN
+        try:
+            route = self._find(scope)
+            name = f"/in/{route.name}"
+            about(scope, plugin=route.name)
+            call = await self._read(scope, receive, route)
+            await self._prove(route, call)
+        except Refused as refused:
+            return self._refuse(scope, name, refused)
+        except Disconnected:
+            self._reject(scope, name, "disconnected")
+            self._limits.way_in_failed(client)
+            raise
+        except _NO_FAULT as error:
+            return _failed(error)
+        return await self._answer(scope, route, call)
+
+    def _find(self, scope: Scope) -> PluginRoute:
+        params = scope["path_params"]
+        route = self._registry.routes.get(params["name"])
+        if route is None or (params.get("rest") and not route.rest):
+            raise Refused(Problem(404, "not-found", "no such route"), "unknown_route")
+        if scope["method"] not in route.methods:
+            allow = {"Allow": ", ".join(route.methods)}
+            problem = Problem(405, "method-not-allowed", "Method Not Allowed")
+            raise Refused(problem, "method", allow)
+        return route
+
+    async def _read(self, scope: Scope, receive: Receive, route: PluginRoute) -> Call:
+        try:
+            body = await read_body(scope, receive, route.longest)
+        except TooSlow:
+            problem = Problem(408, "too-slow", "the body came too slowly")
+            raise Refused(problem, "too_slow", _CLOSE) from None
+        except TooLarge:
+            problem = Problem(413, "too-large", f"more than {route.longest} bytes")
+            raise Refused(problem, "too_large", _CLOSE) from None
+        headers: dict[str, str] = {}
+        for raw, value in scope["headers"]:
+            name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {text}" if name in headers else text
+        return Call(
+            method=scope["method"],
+            query=dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)),
+            headers=headers,
+            body=body,
+            at=self._runtime.clock(),
+            client=client_of(scope),
+            rest=scope["path_params"].get("rest", ""),
+        )
+
+    async def _prove(self, route: PluginRoute, call: Call) -> None:
+        """Raise Refused for what is not proved, or by a proof that goes wrong."""
+        try:
+            found = await self._bounded(route.timeout, _either(route, call))
+        except Unproved as error:
+            reason = self._word(error.reason)
+        except _MISREAD:
+            reason = "misread"
+        except _NO_FAULT:
+            raise
+        except Exception as error:
+            log.exception("route.failed", plugin=route.name, exc_info=error)
+            reason = "proof_failed"
+        else:
+            if found is None:
+                return
+            # It may have been meant as a yes or as a no.
+            log.error("route.failed", plugin=route.name, reason="its proof returned something")
+            reason = "proof_failed"
+        raise Refused(_UNPROVED, reason, _CHALLENGE)
+
+    async def _answer(self, scope: Scope, route: PluginRoute, call: Call) -> Reply:
+        door = Door(f"in/{route.name}", self._parts, lambda **facts: about(scope, **facts))
+        with self._runtime.tracing.request(Request(scope), f"/in/{route.name}") as span:
+            about(scope, **span.ids)
+            reply = await self._called(route, call, door)
+            span.answered(reply.status)
+            return reply
+
+    async def _called(self, route: PluginRoute, call: Call, door: Door) -> Reply:
+        try:
+            reply: Any = await self._bounded(route.timeout, route.function(call, door))
+            if isinstance(reply, Reply):
+                return reply
+            log.error("route.failed", plugin=route.name, reason=f"it returned {type(reply)}")
+        except _TOLD as error:
+            return _failed(error)
+        except Exception as error:
+            log.exception("route.failed", plugin=route.name, exc_info=error)
+        return _problem(_OUR_FAULT)
+
+    async def _bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
+        """Run a plugin's code, contained as a handler's is; raise TimeoutError after so long.
+
+        What is cancelled then may go on for a while: the caller does not wait for that.
+        """
+        contain(asyncio.get_running_loop())
+        charge = Charge()
+        with charged(charge, on_loop=True) as inside:
+            task = self._running.start(work, context=inside)
+            try:
+                done, _ = await asyncio.wait({task}, timeout=seconds)
+            except asyncio.CancelledError:
+                task.cancel()
+                raise
+        if not done:
+            task.cancel()
+            log.warning("route.slow", seconds=seconds)
+            raise TimeoutError
+        if task.cancelled():
+            raise charge.error or RuntimeError("it cancelled itself")
+        if charge.error is not None:
+            raise charge.error
+        found: T = task.result()
+        return found
+
+    def _refuse(self, scope: Scope, name: str, refused: Refused) -> Reply:
+        self._reject(scope, name, refused.reason)
+        try:
+            self._limits.way_in_failed(client_of(scope))
+        except Limited as error:
+            return _failed(error)
+        return _problem(refused.problem, refused.headers)
+
+    def _reject(self, scope: Scope, name: str, reason: str) -> None:
+        about(scope, verdict="rejected", reason=reason)
+        self._runtime.telemetry.refused(name, reason)
+        self._on_rejected(name, reason, client_of(scope))
+
+    def _word(self, reason: str) -> str:
+        """Return a proof's reason, if it is one of a few words: each is counted for itself."""
+        if reason not in self._reasons:
+            if not _REASON.fullmatch(str(reason)) or len(self._reasons) >= _MOST_REASONS:
+                return "unproved"
+            self._reasons.add(reason)
+        return reason
+
+
+async def _either(route: PluginRoute, call: Call) -> Any:
+    """Ask a proof that may be plain or async."""
+    found = route.proof(call)
+    return await found if inspect.isawaitable(found) else found
+
+
+def _failed(error: Exception) -> Reply:
+    """Answer what a plugin raised in our words."""
+    match error:
+        case Problem():
+            return _problem(error)
+        case Unproved():
+            return _problem(_UNPROVED, _CHALLENGE)
+        case Limited():
+            said = str(error)
+            return _problem(Problem(429, "rate-limited", said, retry_after=error.seconds))
+        case TimeoutError():
+            said = "this took too long: say it again"
+            return _problem(Problem(503, "route-too-slow", said, retry_after=_SOON))
+    return _problem(Problem(503, LATER[type(error)], "try again later", retry_after=_SOON))
+
+
+def _problem(problem: Problem, headers: Mapping[str, str] | None = None) -> Reply:
+    body = problem_body(
+        problem.status, problem.type, problem.detail, problem.retry_after, problem.prediction_id
+    )
+    later = {} if problem.retry_after is None else {"Retry-After": str(problem.retry_after)}
+    kind = {"Content-Type": "application/problem+json"}
+    return Reply(problem.status, body, {**kind, **later, **(headers or {})})

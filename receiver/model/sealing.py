@@ -1,0 +1,116 @@
+"""Texts that leave us signed, and small JSON that is kept encrypted; keys are derived from ours.
+
+Nothing here is stored: every key of the list opens what it once made, and only the newest makes, so
+a key is rotated by putting a new one in front.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from hashlib import sha256
+from hmac import digest
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from itsdangerous import BadSignature, SignatureExpired
+from itsdangerous.signer import SigningAlgorithm
+from itsdangerous.timed import TimestampSigner
+
+from receiver.model.errors import Unproved
+
+if TYPE_CHECKING:
+    from cryptography.fernet import MultiFernet
+
+LARGEST_PRIVATE: Final = 16 * 1024
+"""Bytes of JSON that are kept for the handlers of one prediction."""
+_SIGNATURE: Final = 12
+"""Bytes: Telegram's buttons have 64 for all, and a guess must be sent to us to be tried."""
+_LONGEST: Final = 4096
+
+
+class Seals:
+    """Signs and opens, encrypts and decrypts; `keys` are texts, newest first."""
+
+    def __init__(self, keys: Sequence[str], clock: Callable[[], float] = time.time) -> None:
+        self._keys = list(keys)
+        self._clock = clock
+
+    def sign(self, value: str, salt: str) -> str:
+        """Return a text with its time and a signature, 24 characters longer; it is not hidden.
+
+        `salt` names what it is for: what was signed for one purpose is good for no other.
+        """
+        return self._signer(salt).sign(value).decode()
+
+    def open(self, text: str, salt: str, max_age: float | None = None) -> str:
+        """Return what was signed, at most `max_age` seconds ago; raise Unproved."""
+        if len(text) > _LONGEST:
+            raise Unproved("bad_signature")
+        try:
+            given = text.encode()
+            age = None if max_age is None else int(max_age)
+            found = self._signer(salt).unsign(given, max_age=age)
+            return found.decode()
+        except SignatureExpired:
+            raise Unproved("stale") from None
+        except (BadSignature, UnicodeError):
+            raise Unproved("bad_signature") from None
+
+    def _signer(self, salt: str) -> _Signer:
+        return _Signer(self._keys, f"receiver/plugin/{salt}", self._clock)
+
+    def seal(self, value: Mapping[str, Any]) -> bytes:
+        """Encrypt what only handlers see; raise ValueError where it is too large, or no JSON."""
+        try:
+            content = msgspec.json.encode(dict(value))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"private must be a JSON object: {error}") from None
+        if len(content) > LARGEST_PRIVATE:
+            raise ValueError(f"private has {len(content):,} bytes, more than {LARGEST_PRIVATE:,}")
+        return self._fernet.encrypt(content)
+
+    def unseal(self, sealed: bytes | str | None) -> dict[str, Any]:
+        """Decrypt it; empty where there is none any more, or none of our keys made it."""
+        from cryptography.fernet import InvalidToken  # noqa: PLC0415 - few predictions have any
+
+        if not sealed:
+            return {}
+        try:
+            found = msgspec.json.decode(self._fernet.decrypt(sealed), type=dict[str, Any])
+        except (InvalidToken, msgspec.MsgspecError):
+            return {}
+        return found
+
+    @cached_property
+    def _fernet(self) -> MultiFernet:
+        from cryptography.fernet import Fernet, MultiFernet  # noqa: PLC0415 - see above
+        from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415
+
+        def derived(key: str) -> Fernet:
+            kdf = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"receiver/private")
+            return Fernet(base64.urlsafe_b64encode(kdf.derive(key.encode())))
+
+        return MultiFernet([derived(key) for key in self._keys])
+
+
+class _Short(SigningAlgorithm):
+    """HMAC-SHA256, cut short."""
+
+    def get_signature(self, key: bytes, value: bytes) -> bytes:
+        return digest(key, value, "sha256")[:_SIGNATURE]
+
+
+class _Signer(TimestampSigner):
+    """Signs with the newest key, by our clock."""
+
+    def __init__(self, keys: Sequence[str], salt: str, clock: Callable[[], float]) -> None:
+        newest_last = list(reversed(keys))
+        super().__init__(newest_last, salt=salt, digest_method=sha256, algorithm=_Short())
+        self._clock = clock
+
+    def get_timestamp(self) -> int:
+        return int(self._clock())
