@@ -29,6 +29,7 @@ from receiver.http.routes.handlers import HandlerRoutes
 from receiver.http.routes.health import AliveRoutes, ReadyRoutes
 from receiver.http.routes.metrics import MetricsPage
 from receiver.http.routes.predictions import PredictionRoutes
+from receiver.http.routes.recipes import RecipeRoutes
 from receiver.http.routes.replays import ReplayRoutes
 from receiver.http.signals import Ending
 from receiver.http.sources import Ranges, Sources, keep_fresh, listed, published_ranges
@@ -45,6 +46,7 @@ ALWAYS: Final = open_routes([AliveRoutes(), DocsRoutes()])
 """The routes that need nothing that lives."""
 GROUPS: Final = (
     PredictionRoutes,
+    RecipeRoutes,
     DeliveryRoutes,
     EventRoutes,
     HandlerRoutes,
@@ -84,6 +86,7 @@ class Http:
         self._predictions = PredictionRoutes(store, predictions.service, deliveries, runtime)
         groups = [
             self._predictions,
+            RecipeRoutes(predictions.orders, self._predictions, deliveries, runtime),
             DeliveryRoutes(store.deliveries, self.drain, runtime),
             EventRoutes(store.changes, self._feed),
             HandlerRoutes(store, deliveries, runtime),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import string
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
@@ -117,6 +118,17 @@ READERS: Final[Mapping[Kind, Callable[[Any], Any]]] = {
     "picture": _picture,
 }
 """What reads a value of a kind: JSON of that type, or a word that a person typed."""
+
+
+def placeholders(text: str) -> list[str]:
+    """Return the names of a template's placeholders; raise ValueError where it is none."""
+    names = []
+    for _, name, form, conversion in string.Formatter().parse(text):
+        if name is not None:
+            if form or conversion or not name:
+                raise ValueError(text)
+            names.append(name)
+    return names
 
 
 class Button(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Client
 from receiver.predictions.inbox import Inbox, Match
+from receiver.predictions.orders import Orders
 from receiver.predictions.poller import Poller
 from receiver.predictions.provider_client import ProviderClient
 from receiver.predictions.service import PredictionService
@@ -108,6 +109,7 @@ class Predictions:
         self.service = PredictionService(
             store, self.inbox, providers, self._submitters, clients, self._poller, runtime
         )
+        self.orders = Orders(settings.recipes, store, self.service, runtime)
 
     def _stream(self, name: str, provider: Streamed) -> Listener | Leader:
         """Return what listens to a provider's stream: where there are others, one of all does."""

@@ -123,18 +123,6 @@ def _nearest(option: Option, given: Any) -> Any:
 # --- templates ---
 
 
-def placeholders(text: str) -> list[str]:
-    """Return the names of a template's placeholders; raise ValueError where it is none."""
-    names = []
-    for _, name, form, conversion in string.Formatter().parse(text):
-        if name is None:
-            continue
-        if form or conversion or not name:
-            raise ValueError("a placeholder is a name in braces, and a brace is written {{ or }}")
-        names.append(name)
-    return names
-
-
 def fill(template: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a template with the values of options in the place of their names."""
     filled = _filled(template, values)

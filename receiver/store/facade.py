@@ -27,6 +27,7 @@ from receiver.store.engine import Engine
 from receiver.store.erasure import Erasure
 from receiver.store.leases import LeaseStore
 from receiver.store.limits import LimitStore
+from receiver.store.orders import OrderStore
 from receiver.store.predictions import PredictionStore
 from receiver.store.replays import Replays
 from receiver.store.statement import Run, Statements, Steps, run_each
@@ -57,6 +58,7 @@ class Store(Engine):
         self._committed = committed
         self._wakeups = wakeups
         self.predictions = PredictionStore(self)
+        self.orders = OrderStore(self)
         self.deliveries = DeliveryStore(self)
         self.limits = LimitStore(self)
         self.leases = LeaseStore(self)
