@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from receiver.deliveries.registry import Dead, Retry, Skip, on
     from receiver.deliveries.responses import expect
     from receiver.deliveries.template import Template, cut
+    from receiver.model.errors import Problem
     from receiver.model.values import Event, Output, Prediction, Stored
     from receiver.mounting import mount
     from receiver.settings import Secret
@@ -28,6 +29,7 @@ __all__ = [
     "Fetched",
     "Output",
     "Prediction",
+    "Problem",
     "Receiver",
     "Retry",
     "Secret",
@@ -51,6 +53,7 @@ _LATE = {
     "Fetched": "receiver.deliveries.fetch",
     "Output": "receiver.model.values",
     "Prediction": "receiver.model.values",
+    "Problem": "receiver.model.errors",
     "Receiver": "receiver.client",
     "Retry": "receiver.deliveries.registry",
     "Secret": "receiver.settings",

@@ -64,7 +64,10 @@ class RecipeRoutes:
 
     @get("/v1/recipes", "all of them")
     async def list_recipes(self) -> Page[OfferedRecipe]:
-        """List recipes: what there is to order, with a JSON Schema of the options."""
+        """List recipes.
+
+        What there is to order by name, with a JSON Schema of the options of each.
+        """
         return Page(data=self._orders.offered(), next_cursor=None)
 
     @post(
