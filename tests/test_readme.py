@@ -208,7 +208,7 @@ def test_the_python_blocks_are_typed(tmp_path: Path) -> None:
 
 
 def test_the_languages_of_blocks_are_known() -> None:
-    assert {block.language for block in BLOCKS} == {"", "python", "sh", "nginx"}
+    assert {block.language for block in BLOCKS} == {"", "python", "sh", "nginx", "toml"}
     for start in NOT_RUN:
         assert any(block.text.startswith(start) for block in COMMANDS), start
 

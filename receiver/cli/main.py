@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
 from typer.models import CommandInfo
@@ -28,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 PANELS: Final = {
     "Run": ("init", "serve", "worker", "drain", "migrate", "emulate", "demo"),
-    "Predict": ("submit", "cancel"),
+    "Predict": ("submit", "order", "recipes", "cancel"),
     "Look": ("list", "show", "tail", "events", "deliveries", "discarded", "handlers", "explain"),
     "Mend": ("retry", "replay", "replays", "pause", "resume", "erase"),
     "Operate": ("doctor", "backup", "wake-url"),
@@ -409,9 +409,7 @@ def submit(
 
     With --wait, what happens is said on stderr, and Ctrl-C leaves the prediction running.
     """
-    with _failing():
-        if key and not (key.isascii() and key.isprintable()):
-            raise ReceiverError("--key must be printable ASCII, as it travels in a header")
+    headers = _keyed(key)
     body = {
         "provider": provider,
         "model": model,
@@ -422,16 +420,75 @@ def submit(
     from receiver.cli import waiting
 
     with _client() as client:
-        headers = {"Idempotency-Key": key} if key else {}
         if wait and sync:  # or else the first answer is that of the provider
             headers["Prefer"] = "wait=1"
         prediction = client.post("/v1/predictions", body, headers)
         if wait:
             prediction = waiting.wait(client, prediction)
-    print_value(prediction)
-    if wait:
-        waiting.say_addresses(prediction)
-    raise typer.Exit(int(prediction["status"] in {"failed", "canceled"}))
+    _end_with(prediction, has_waited=wait)
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+def order(
+    recipe: Annotated[str, typer.Argument(help="Its name; `receiver recipes` lists them.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="WORDS…",
+            help="As people type it: the text, and options of the recipe as --ratio 16:9 or "
+            "ratio=16:9. A picture may be @FILE of this machine.",
+        ),
+    ] = None,
+    person: Annotated[
+        str | None, typer.Option("--person", help="Who orders it: for allow lists and limits.")
+    ] = None,
+    place: Annotated[str | None, typer.Option("--place", help="Where; likewise.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome.")] = False,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metadata", metavar="NAME=VALUE", help="Text kept with it; NAME:=JSON is JSON."
+        ),
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Idempotency-Key.")] = None,
+) -> None:
+    """Order by a recipe; exits 1 if it is known to have failed.
+
+    With --wait, what happens is said on stderr, and Ctrl-C leaves the prediction running.
+    """
+    headers = _keyed(key)
+    from receiver.cli import ordering, waiting
+
+    about = {"person": person, "place": place}
+    with _client() as client:
+        body = {
+            "options": ordering.options_of(client, recipe, words or ()),
+            "metadata": _metadata(metadata),
+            **{name: text for name, text in about.items() if text is not None},
+        }
+        prediction = client.post(f"/v1/recipes/{_quoted(recipe)}", body, headers)
+        if wait:
+            prediction = waiting.wait(client, prediction)
+    _end_with(prediction, has_waited=wait)
+
+
+@main.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Say how this one is ordered.")] = None,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """List what there is to order, or say how one of it is ordered."""
+    from receiver.cli import ordering
+
+    with _client() as client:
+        if name is not None:
+            typer.echo("\n".join(map(spelled, ordering.explained(client, name).split("\n"))))
+        elif as_json:
+            _show(client.get("/v1/recipes")["data"], (), as_json=True, wide=wide)
+        else:
+            columns = ("name", "about", "options", "price")
+            _show(ordering.listed(client), columns, ("provider", "model"), as_json=False, wide=wide)
 
 
 @main.command(name="list")
@@ -794,6 +851,24 @@ def doctor(
 
 
 # --- helpers of the above ---
+
+
+def _keyed(key: str | None) -> dict[str, str]:
+    """Return the header of a key that was given."""
+    with _failing():
+        if key and not (key.isascii() and key.isprintable()):
+            raise ReceiverError("--key must be printable ASCII, as it travels in a header")
+    return {"Idempotency-Key": key} if key else {}
+
+
+def _end_with(prediction: Any, *, has_waited: bool) -> NoReturn:
+    """Print a prediction, and exit with 1 if it has not succeeded."""
+    from receiver.cli import waiting
+
+    print_value(prediction)
+    if has_waited:
+        waiting.say_addresses(prediction)
+    raise typer.Exit(int(prediction["status"] in {"failed", "canceled"}))
 
 
 @contextmanager

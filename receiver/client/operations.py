@@ -38,6 +38,7 @@ from receiver.model.answers import (
     Explanation,
     HandlerState,
     Health,
+    OfferedRecipe,
     Page,
     Redelivered,
     Replay,
@@ -145,19 +146,15 @@ class Operations:
         by it. Give your own (an order's number, say) where your program may die over this.
         `wait`: answer when the prediction has ended, or after so many seconds, 60 at most.
         """
-        headers = {"Idempotency-Key": key or os.urandom(16).hex()}
-        if wait is not None:
-            headers["Prefer"] = f"wait={wait}"
         body = {
             "provider": provider,
             "model": model,
             "input": dict(input),
             "metadata": dict(metadata or {}),
             "mode": mode,
-        } | ({} if reply_to is None else {"reply_to": reply_to})
-        return (
-            yield from self._ask(Prediction, "POST", "/v1/predictions", body=body, headers=headers)
-        )
+        } | _named(reply_to=reply_to)
+        headers = _keyed(key, wait)
+        return self._ask(Prediction, "POST", "/v1/predictions", body=body, headers=headers)
 
     @operation
     def get(self, prediction_id: str, *, wait: int | None = None) -> Steps[Prediction]:
@@ -224,6 +221,35 @@ class Operations:
     def model(self, provider: str, model: str) -> Steps[Any]:
         """Fetch the provider's own description of a model."""
         return self._ask(_ANY, "GET", f"/v1/models/{_quoted(provider)}/{_quoted(model)}")
+
+    # --- recipes ---
+
+    @operation
+    def recipes(self) -> Steps[Page[OfferedRecipe]]:
+        """List recipes: what there is to order, with a JSON Schema of the options."""
+        return self._ask(Page[OfferedRecipe], "GET", "/v1/recipes")
+
+    @operation
+    def order(
+        self,
+        recipe: str,
+        options: Mapping[str, Any],
+        *,
+        person: str | None = None,
+        place: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        reply_to: str | None = None,
+        key: str | None = None,
+        wait: int | None = None,
+    ) -> Steps[Prediction]:
+        """Order by a recipe, once, however often that has to be sent; `key` and `wait` as above.
+
+        With `person` or `place` the recipes' allow lists hold, and their limits.
+        """
+        body = {"options": dict(options), "metadata": dict(metadata or {})}
+        body |= _named(person=person, place=place, reply_to=reply_to)
+        path = f"/v1/recipes/{_quoted(recipe)}"
+        return self._ask(Prediction, "POST", path, body=body, headers=_keyed(key, wait))
 
     # --- events ---
 
@@ -492,6 +518,16 @@ _quoted = partial(quote, safe="")
 
 def _one(prediction_id: str) -> str:
     return f"/v1/predictions/{_quoted(prediction_id)}"
+
+
+def _keyed(key: str | None, wait: int | None) -> dict[str, str]:
+    """Return the headers of what is done once; a key that is not given is made."""
+    headers = {"Idempotency-Key": key or os.urandom(16).hex()}
+    return headers if wait is None else headers | {"Prefer": f"wait={wait}"}
+
+
+def _named(**values: str | None) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _given(**params: str | int | None) -> dict[str, str]:

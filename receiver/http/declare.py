@@ -32,6 +32,7 @@ from receiver.http.auth import Guard
 from receiver.http.body import decoded, free, named, parameters, wishes
 from receiver.http.problems import as_json
 from receiver.model.errors import Problem
+from receiver.model.values import MODEL_NAME
 from receiver.providers import NAMES
 
 _ID: Final = "0199f3a6d2c1e4" + "5b7f1c9d3e8a260f4b"
@@ -43,12 +44,11 @@ EventName = Annotated[str, Meta(pattern="^(pred|evt)_[0-9a-f]{32}$", examples=[f
 ModelName = Annotated[
     str,
     Meta(
-        pattern=r"^[!-\-0-~][!-.0-~]*(/[!-\-0-~][!-.0-~]*)*$",
+        pattern=MODEL_NAME,
         max_length=300,
         examples=["fal-ai/nano-banana"],
     ),
 ]
-"""Segments of visible ASCII, none of which is empty or begins with a dot."""
 ReplayId = Annotated[str, Meta(pattern="^rep_[0-9a-f]{32}$", examples=[f"rep_{_ID}"])]
 HandlerName = Annotated[
     str, Meta(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=300, examples=["save"])

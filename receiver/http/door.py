@@ -18,6 +18,8 @@ from receiver.model.values import Mode, Prediction
 
 if TYPE_CHECKING:  # a plugin's file imports this one for its annotations alone
     from receiver.deliveries.facade import Deliveries
+    from receiver.model.answers import OfferedRecipe
+    from receiver.predictions.commands import Command
     from receiver.predictions.facade import Predictions
     from receiver.store.facade import Store
 
@@ -77,7 +79,7 @@ class Door:
         A key is for good: the same one gives the same prediction, whatever is ordered by then.
         Raises Problem with words for the person who orders.
         """
-        prediction = await self._parts.predictions.order(
+        prediction = await self._parts.predictions.orders.order(
             recipe,
             options,
             key=self._key(key),
@@ -130,13 +132,13 @@ class Door:
         self._about(prediction=prediction.id)
         return prediction
 
-    def command(self, text: str) -> Any:
+    def command(self, text: str) -> Command:
         """Read a command as a person typed it; raise Problem with words for that person."""
-        return self._parts.predictions.command(text)
+        return self._parts.predictions.orders.command(text)
 
-    def recipes(self) -> Any:
+    def recipes(self) -> list[OfferedRecipe]:
         """Describe what may be ordered."""
-        return self._parts.predictions.recipes()
+        return self._parts.predictions.orders.offered()
 
     async def prediction(self, prediction_id: str) -> Prediction | None:
         """Read a prediction; None: there is none."""

@@ -34,6 +34,7 @@ from receiver.http.routes.handlers import HandlerRoutes
 from receiver.http.routes.health import AliveRoutes, ReadyRoutes
 from receiver.http.routes.metrics import MetricsPage
 from receiver.http.routes.predictions import PredictionRoutes
+from receiver.http.routes.recipes import RecipeRoutes
 from receiver.http.routes.replays import ReplayRoutes
 from receiver.http.signals import Ending
 from receiver.http.sources import Ranges, Sources, keep_fresh, listed, published_ranges
@@ -50,6 +51,7 @@ ALWAYS: Final = open_routes([AliveRoutes(), DocsRoutes()])
 """The routes that need nothing that lives."""
 GROUPS: Final = (
     PredictionRoutes,
+    RecipeRoutes,
     DeliveryRoutes,
     DrainRoutes,
     EventRoutes,
@@ -93,6 +95,7 @@ class Http:
         self._predictions = PredictionRoutes(store, predictions.service, deliveries, runtime)
         groups = [
             self._predictions,
+            RecipeRoutes(predictions.orders, self._predictions, deliveries, runtime),
             DeliveryRoutes(store.deliveries, runtime),
             DrainRoutes(self.drain, predictions.tokens, self._limits, settings.max_body_bytes),
             EventRoutes(store.changes, self._feed),

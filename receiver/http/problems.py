@@ -24,6 +24,7 @@ def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = N
 _TITLES: Final = {
     400: "Bad Request",
     401: "Unauthorized",
+    402: "Payment Required",
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
@@ -46,9 +47,12 @@ PROBLEMS: Final = {
     "invalid-body": (400, "the body is not what the plugin's route reads"),
     "unauthorized": (401, "no key was sent, or none of RECEIVER_API_KEYS"),
     "unproved": (401, "it was not shown who sent this; why is in the log"),
+    "over-budget": (402, "the order would cost more than a limit leaves; Retry-After says when"),
+    "price-unknown": (402, "money is limited, and the recipe has no price"),
+    "not-allowed": (403, "no allow list of the recipes names this person and this place"),
     "reply-to-refused": (403, "reply_to is not at one of FORWARD_HOSTS, or not public"),
     "not-found": (404, "there is no such thing"),
-    "unknown-recipe": (404, "there is no such recipe"),
+    "unknown-recipe": (404, "there is no such recipe; the detail names the nearest one"),
     "no-model-details": (404, "the provider does not describe this model"),
     "method-not-allowed": (405, "the path has other methods; Allow names them"),
     "too-slow": (408, "the body took too long to come in"),
@@ -57,6 +61,7 @@ PROBLEMS: Final = {
     "not-ended": (409, "the prediction has not ended yet"),
     "erased": (409, "the prediction, or the one with this Idempotency-Key, was erased"),
     "delivery-running": (409, "a handler is at work on the prediction just now"),
+    "too-late": (409, "the order came too late, or its prediction was deleted since"),
     "replay-canceled": (409, "the replay was canceled"),
     "replay-ended": (409, "the replay has ended"),
     "not-retryable": (409, "the delivery is running or done"),
@@ -64,10 +69,12 @@ PROBLEMS: Final = {
     "too-large": (413, "the body is larger than RECEIVER_MAX_BODY_BYTES"),
     "unsupported-media-type": (415, "the body is not application/json, or it is compressed"),
     "invalid-request": (422, "a parameter or a field is unfit; the detail says which"),
+    "bad-option": (422, "an option is unfit; the detail has a line that would be right"),
     "unknown-provider": (422, "there is no such provider"),
     "provider-off": (422, "the provider has no API key here"),
     "invalid-model": (422, "the model's name is unfit"),
     "unsupported-input": (422, "the input holds what the provider, or this receiver, cannot do"),
+    "over-limit": (429, "as many as a limit allows were ordered; Retry-After says when again"),
     "rate-limited": (429, "too much that came to nothing, or more than a limit that was set"),
     "provider-busy": (429, "the provider takes no more requests now"),
     "internal-error": (500, "a fault of ours; it is in the log"),
@@ -96,7 +103,7 @@ class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     retry_after: int | msgspec.UnsetType = msgspec.UNSET
     """Seconds, as in the header Retry-After."""
     prediction_id: str | msgspec.UnsetType = msgspec.UNSET
-    """The prediction that holds the Idempotency-Key."""
+    """The prediction that has, or had, the Idempotency-Key."""
 
 
 def problem_body(

@@ -168,6 +168,31 @@ class DiscardedItem(msgspec.Struct, frozen=True, kw_only=True):
     last_at: str
 
 
+class OfferedButton(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be ordered of a result: the same options, as far as that recipe has them."""
+
+    recipe: str
+    result: str | None = None
+    """The option that gets the first picture of the result."""
+
+
+class OfferedRecipe(msgspec.Struct, frozen=True, kw_only=True):
+    """A recipe as those see it who order."""
+
+    name: str
+    about: str
+    provider: str
+    model: str
+    price: float | None
+    """Dollars."""
+    latest: float | None
+    """Seconds after which an order that was not sent fails as `expired`."""
+    options: dict[str, Any]
+    """A JSON Schema; `x-rest` marks what takes the remaining words of a command."""
+    buttons: dict[str, OfferedButton]
+    """By their labels."""
+
+
 class Drained(msgspec.Struct, frozen=True):
     """What a drain has done: attempts ended, submits and looks at providers begun."""
 

@@ -9,12 +9,14 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from urllib.parse import quote
 
 import msgspec
 
 Channel = Literal["webhook", "sse", "poll", "sync"]
+MODEL_NAME: Final = r"^[!-\-0-~][!-.0-~]*(/[!-\-0-~][!-.0-~]*)*$"
+"""Segments of visible ASCII, none of which is empty or begins with a dot."""
 Mode = Literal["queue", "sync"]
 
 
@@ -106,6 +108,15 @@ def expired(what: str, last: str, code: ErrorCode = "expired") -> Error:
     return Error(code=code, message=f"{what}; last: {last}"[:2000] if last else what)
 
 
+class Order(Value, frozen=True, kw_only=True):
+    """Which recipe a prediction was ordered by, by whom, where, and how it came in."""
+
+    recipe: str
+    person: str | None
+    place: str | None
+    via: str
+
+
 class Prediction(Value, frozen=True, kw_only=True):
     """One submitted generation, as users see it in handlers and over HTTP."""
 
@@ -133,6 +144,8 @@ class Prediction(Value, frozen=True, kw_only=True):
     """When its content was erased: what is left are its names, its status and its times."""
     reply_to: str | None = None
     """Where its submit wants the event sent."""
+    order: Order | None = None
+    """None where it was not ordered by a recipe, and when it was erased."""
 
     @property
     def flagged(self) -> str:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import httpx
 
-from receiver.model.errors import KeysUnavailable, Problem
+from receiver.model.errors import KeysUnavailable
 from receiver.model.ids import new_id
 from receiver.model.sealing import Seals
 from receiver.model.tasks import TaskSet
-from receiver.model.values import Prediction
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Client
 from receiver.predictions.inbox import Inbox, Match
+from receiver.predictions.orders import Orders
 from receiver.predictions.poller import Poller
 from receiver.predictions.provider_client import ProviderClient
 from receiver.predictions.service import PredictionService
@@ -112,6 +112,7 @@ class Predictions:
         self.service = PredictionService(
             store, self.inbox, providers, self._submitters, clients, self._poller, runtime
         )
+        self.orders = Orders(settings.recipes, store, self.service, runtime)
 
     def _stream(self, name: str, provider: Streamed) -> Listener | Leader:
         """Return what listens to a provider's stream: where there are others, one of all does."""
@@ -147,30 +148,6 @@ class Predictions:
     async def close(self) -> None:
         """Close the connections to providers, as the last of all."""
         await self.client.aclose()
-
-    async def order(
-        self,
-        recipe: str,
-        options: Mapping[str, Any],  # noqa: ARG002
-        *,
-        key: str,  # noqa: ARG002
-        person: str,  # noqa: ARG002
-        place: str,  # noqa: ARG002
-        via: str,  # noqa: ARG002
-        metadata: Mapping[str, Any] | None = None,  # noqa: ARG002
-        private: bytes | None = None,  # noqa: ARG002
-        reply_to: str | None = None,  # noqa: ARG002
-    ) -> Prediction:
-        """Raise Problem: there is no recipe yet."""
-        raise Problem(404, "unknown-recipe", f"there is no recipe {recipe[:40]!r}")
-
-    def command(self, text: str) -> Any:
-        """Raise Problem: there is no recipe yet."""
-        raise Problem(404, "unknown-recipe", f"there is no recipe {text.split()[:1]}")
-
-    def recipes(self) -> list[Any]:
-        """Describe what may be ordered."""
-        return []
 
     async def _fetch_keys(self) -> None:
         """Have fal's keys before its first callback needs them."""

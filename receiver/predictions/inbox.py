@@ -192,6 +192,14 @@ class Inbox:
             )
         )
 
+    async def too_late(self, provider_name: str, prediction_id: str) -> None:
+        """End an order that waited to be submitted beyond its latest time: nothing was spent."""
+        error = Error(code="expired", message="it was too late to begin: nothing was spent")
+        log.warning("prediction.expired", prediction=prediction_id, code=error.code)
+        await self.verdict(
+            provider_name, prediction_id, error, only_from=frozenset({Status.QUEUED})
+        )
+
     async def take(self, arrival: IncomingOutcome) -> AcceptResult:
         """Record one outcome, exactly once, and wake what waits for it."""
         taken = await accept_outcome(self._store, arrival)

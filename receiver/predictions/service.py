@@ -99,7 +99,7 @@ class PredictionService:
             # From here the row is stored and will be sent: a disk that fails now is no refusal.
             with contextlib.suppress(StoreUnavailable):
                 await self._begin(submitter, created.prediction_id, mode)
-        return await self._read(created.prediction_id)
+        return await self.read(created.prediction_id)
 
     async def place(
         self,
@@ -130,7 +130,7 @@ class PredictionService:
         )
         created = await self._store.predictions.create(new)
         submitter.begin_soon()  # also for a repeat: the first may have died before it came to this
-        return await self._read(created.prediction_id)
+        return await self.read(created.prediction_id)
 
     def _new(
         self,
@@ -144,7 +144,7 @@ class PredictionService:
         **more: Any,
     ) -> tuple[Submitter, NewPrediction]:
         """Return a row to be made, and who submits it; raise Problem where that cannot be."""
-        submitter = self._submitter(provider)
+        submitter = self.submitter(provider)
         submitter.provider.check(model, input)
         now = self._clock()
         return submitter, NewPrediction(
@@ -177,10 +177,10 @@ class PredictionService:
                 job.provider, prediction_id, error, only_from=frozenset({Status.QUEUED})
             )
             if taken.verdict == "accepted":
-                return await self._read(prediction_id)
+                return await self.read(prediction_id)
             job = await self._job(prediction_id)
         if job.status is Status.CANCELED:
-            return await self._read(prediction_id)
+            return await self.read(prediction_id)
         if job.status in TERMINAL:
             raise Problem(409, "already-ended", f"the prediction has already {job.status}")
         if job.status is Status.SUBMITTING:
@@ -198,11 +198,11 @@ class PredictionService:
             )
         else:
             await self._cancel_at_provider(job)
-        return await self._read(prediction_id)
+        return await self.read(prediction_id)
 
     async def details(self, provider: str, model: str) -> Any:
         """Fetch the provider's own description of a model."""
-        submitter = self._submitter(provider)
+        submitter = self.submitter(provider)
         request = submitter.provider.details(model)
         if request is None:
             raise Problem(404, "no-model-details", f"{provider} does not describe single models")
@@ -218,7 +218,7 @@ class PredictionService:
         return body
 
     async def _cancel_at_provider(self, job: Job) -> None:
-        submitter = self._submitter(job.provider)
+        submitter = self.submitter(job.provider)
         try:
             answer = await self._ask(job.provider, submitter.provider.cancel(job.ticket))
         except Unreadable as error:
@@ -239,7 +239,8 @@ class PredictionService:
             detail = f"{provider} takes no more requests for {wait} s; try again then"
             raise Problem(429, "provider-busy", detail, retry_after=wait) from busy
 
-    def _submitter(self, provider: str) -> Submitter:
+    def submitter(self, provider: str) -> Submitter:
+        """Return the submitter of a provider, or raise Problem where there is none."""
         if provider not in self._providers:
             raise Problem(
                 422, "unknown-provider", f"provider must be one of {_list(self._providers)}"
@@ -256,7 +257,8 @@ class PredictionService:
             raise Problem(404, "not-found", "no such prediction")
         return job
 
-    async def _read(self, prediction_id: str) -> Prediction:
+    async def read(self, prediction_id: str) -> Prediction:
+        """Return a prediction, or raise Problem where there is none."""
         prediction = await self._store.predictions.get(prediction_id)
         if prediction is None:
             raise Problem(404, "not-found", "no such prediction")

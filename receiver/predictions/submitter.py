@@ -174,13 +174,30 @@ class Submitter:
         self._stopping = False
         self._beginning = asyncio.Lock()
         self._begun = TaskSet(is_awaited=True)
+        self._runs = False
 
     async def run(self) -> NoReturn:
         name = self.provider.name
         # Without a limit in flight the end of a prediction makes no room.
         ends = name if self._limits.max_in_flight is not None else ""
         with self._runtime.wakeups.listen("capacity", ends, self._awake):
+            self._runs = True
             await repeat(self.begin, self._awake, longest=self._longest_nap, provider=name)
+
+    def wake(self) -> None:
+        """Begin soon what there is room for; nobody waits for it."""
+        if self._runs:
+            self._awake.set()
+        else:  # as in a worker, or where a process lives only for its requests
+            self._begun.start(self._begin_unasked(), context=contextvars.Context())
+
+    async def _begin_unasked(self) -> None:
+        try:
+            await self._begin_alone()
+        except StoreUnavailable:
+            return  # the sweeps find it
+        except Exception:
+            log.exception("task.failed", provider=self.provider.name)
 
     async def stop(self) -> None:
         """Begin no more, and let the submits under way have a moment to be answered."""
@@ -229,8 +246,11 @@ class Submitter:
         wait = self._wire.paused()
         now = self._clock()
         room = AT_ONCE - len(self.under_way)
-        if wait > 0 or room <= 0 or self._stopping:
-            return wait or self._longest_nap
+        if self._stopping:
+            return self._longest_nap
+        if wait > 0 or room <= 0:
+            latest = await self._store.predictions.next_late(self.provider.name)
+            return await self._end_late(latest, wait or self._longest_nap)
         begun = await self._store.predictions.begin_submits(
             SubmitBudget(
                 provider=self.provider.name,
@@ -245,11 +265,27 @@ class Submitter:
         for job in begun.jobs:
             self.under_way.start(self._submit_safely(job), job.ticket.id)
             self.submits += 1
-        if begun.wait > 0:
-            return begun.wait
-        if begun.next_due is None or begun.next_due <= now:
-            return self._longest_nap  # nothing waits, or it waits for a place: an end or a sweep
-        return max(begun.next_due - self._clock(), _SHORTEST_NAP)
+        nap = begun.wait
+        if nap <= 0 and (begun.next_due is None or begun.next_due <= now):
+            nap = self._longest_nap  # nothing waits, or it waits for a place: an end or a sweep
+        elif nap <= 0 and begun.next_due is not None:
+            nap = max(begun.next_due - self._clock(), _SHORTEST_NAP)
+        return await self._end_late(begun.latest, nap)
+
+    async def _end_late(self, latest: float | None, nap: float) -> float:
+        """End what was ordered and is too late to submit; return the seconds until the next step.
+
+        `latest` is when it is too late for the first of what is queued.
+        """
+        if latest is None:
+            return nap
+        now = self._clock()
+        if latest > now:
+            return min(nap, max(latest - now, _SHORTEST_NAP))
+        name = self.provider.name
+        for prediction_id in await self._store.predictions.late(name, now, AT_ONCE):
+            await self._inbox.too_late(name, prediction_id)
+        return 0.0
 
     async def _submit_safely(self, job: Job) -> None:
         try:

@@ -13,8 +13,9 @@ from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from receiver.model.errors import SettingsError
+from receiver.model.recipes import RecipeBook
 from receiver.settings import parsers as parse
-from receiver.settings import proxies, tls, traces
+from receiver.settings import proxies, recipes, tls, traces
 from receiver.settings.parsers import LOOPBACK, SHORTEST_SECRET, After, Network, seconds
 from receiver.settings.proxies import Proxies, is_loopback
 from receiver.settings.reader import Reader, Secret
@@ -307,6 +308,13 @@ class Settings:
         parse.cron_secrets,
         (),
         "keys that are good for `/v1/drain` alone, by comma; Vercel sets the second",
+        shown="none",
+    )
+    recipes: RecipeBook = composed(
+        (recipes.NAME,),
+        lambda reader: recipes.read_recipes(reader, tuple(_PROVIDERS)),
+        RecipeBook(),
+        "a TOML file of [recipes](recipes.md): what people, chats and programs order by name",
         shown="none",
     )
     dev: bool = setting("RECEIVER_DEV", parse.switch, False, "as `--dev`: make up the secrets")

@@ -17,6 +17,7 @@ import msgspec
 
 from receiver.store.changes import sql as changes_sql
 from receiver.store.engine import Engine
+from receiver.store.orders import sql as orders_sql
 from receiver.store.statement import Cells, Row, Run, Statements, Steps, Write
 
 sql: Final = Statements("disposal")
@@ -30,6 +31,7 @@ _OF_DELIVERIES: Final = (sql.delete_steps, sql.delete_attempts, sql.delete_deliv
 _OF_PREDICTIONS: Final = (
     sql.delete_events,
     sql.delete_callbacks_of,
+    orders_sql.blank_options,
     sql.delete_predictions,
 )
 

@@ -15,6 +15,7 @@ from receiver.model.states import TERMINAL
 from receiver.model.values import Status
 from receiver.store.disposal import sql as disposal_sql
 from receiver.store.engine import Engine
+from receiver.store.orders import sql as orders_sql
 from receiver.store.statement import News, Run, Statements, Steps, Write
 
 sql: Final = Statements("erasure")
@@ -69,5 +70,6 @@ def _erase_one(prediction_id: str, now: float) -> Steps[Erased]:
     skipped = yield Run(sql.skip_deliveries, params, deliveries)
     yield Write([], News([], over=[row["id"] for row in skipped]))
     yield Run(sql.blank_callbacks, params)
+    yield Write([(orders_sql.blank_options, [(prediction_id,)])])
     yield Run(sql.blank_prediction, params)
     return "erased"

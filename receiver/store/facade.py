@@ -29,6 +29,7 @@ from receiver.store.engine import Engine
 from receiver.store.erasure import Erasure
 from receiver.store.leases import LeaseStore
 from receiver.store.limits import LimitStore
+from receiver.store.orders import OrderStore
 from receiver.store.predictions import PredictionStore
 from receiver.store.private import PrivateContent
 from receiver.store.replays import Replays
@@ -61,6 +62,7 @@ class Store(Engine):
         self._wakeups = wakeups
         self.predictions = PredictionStore(self)
         self.private = PrivateContent(self)
+        self.orders = OrderStore(self)
         self.deliveries = DeliveryStore(self)
         self.limits = LimitStore(self)
         self.leases = LeaseStore(self)

@@ -13,6 +13,7 @@ from receiver.model.values import (
     Channel,
     Error,
     Mode,
+    Order,
     Outcome,
     Output,
     Prediction,
@@ -48,6 +49,9 @@ class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
     reply_to: str | None = None
     private: bytes | None = None
     """What only handlers are to see, encrypted by `Seals`."""
+    order: Order | None = None
+    latest_at: float | None = None
+    """When it is too late to submit it."""
 
 
 class CreateResult(msgspec.Struct, frozen=True):
@@ -99,6 +103,8 @@ class SubmitBatch(msgspec.Struct, frozen=True):
     wait: float
     next_due: float | None = None
     """When the next queued one may be submitted; None: there is none, or no room for it."""
+    latest: float | None = None
+    """When it is too late for the first of those that are queued."""
 
 
 ProgressCause = Literal["accepted", "postponed", "ambiguous", "polled"]
@@ -155,14 +161,21 @@ def create(items: Sequence[NewPrediction]) -> Steps[list[CreateResult]]:
 
 
 def _create(new: NewPrediction) -> Steps[CreateResult]:
-    row = msgspec.structs.asdict(new)
-    row |= {"input": text(new.input), "metadata": text(new.metadata)}
-    row["private"] = None if new.private is None else new.private.decode()
-    while not (yield Run(sql.insert_prediction, row)):
+    row = {"idempotency_key": new.idempotency_key}
+    while not (yield from insert(new)):
         # The holder of the key may be deleted by another process between the two statements.
         for first in (yield Run(sql.select_by_idempotency_key, row)):
             return CreateResult(first["id"], is_new=False, fingerprint=first["fingerprint"])
     return CreateResult(new.id, is_new=True, fingerprint=new.fingerprint)
+
+
+def insert(new: NewPrediction) -> Steps[bool]:
+    """Make a row; False: its idempotency key is taken."""
+    row = msgspec.structs.asdict(new)
+    row |= {"input": text(new.input), "metadata": text(new.metadata)}
+    row["private"] = None if new.private is None else new.private.decode()
+    row["ordered"] = None if new.order is None else text(new.order)
+    return bool((yield Run(sql.insert_prediction, row)))
 
 
 def begin_submits(items: Sequence[SubmitBudget]) -> Steps[list[SubmitBatch]]:
@@ -186,14 +199,17 @@ def _begin_some(slots: SubmitBudget) -> Steps[SubmitBatch]:
         room, wait = yield from room_for(slots.provider, slots.now, slots.per_minute)
         most = min(most, room)
     if most <= 0:
-        return SubmitBatch([], wait)
+        [row] = yield Run(sql.next_queued, provider)
+        return SubmitBatch([], wait, latest=row["latest_at"])
     params = msgspec.structs.asdict(slots)
     params |= {"most": most, "deadline": slots.now + slots.timeout}
     jobs = [job_of(row) for row in (yield Run(sql.begin_submits, params))]
     if jobs and slots.per_minute is not None:
         yield from count_requests(slots.provider, slots.now, len(jobs))
     [row] = yield Run(sql.next_queued, provider)
-    return SubmitBatch(sorted(jobs, key=lambda job: job.ticket.id), wait, row["due_at"])
+    return SubmitBatch(
+        sorted(jobs, key=lambda job: job.ticket.id), wait, row["due_at"], row["latest_at"]
+    )
 
 
 _PROGRESS: Final = {
@@ -307,7 +323,7 @@ def job_of(row: Row) -> Job:
 
 
 def prediction_of(row: Row) -> Prediction:
-    output, code = row["output"], row["error_code"]
+    output, code, ordered = row["output"], row["error_code"], row["ordered"]
     return Prediction(
         id=row["id"],
         provider=row["provider"],
@@ -327,6 +343,7 @@ def prediction_of(row: Row) -> Prediction:
         completed_at=_time(row["completed_at"]),
         erased_at=_time(row["erased_at"]),
         reply_to=row["reply_to"],
+        order=None if ordered is None else msgspec.json.decode(ordered, type=Order),
     )
 
 
@@ -396,6 +413,16 @@ class PredictionStore:
         """Return predictions that have been queued since before then."""
         rows = await self._store.read(sql.select_stale, provider=provider, before=before, most=most)
         return [row["id"] for row in rows]
+
+    async def late(self, provider: str, now: float, most: int) -> list[str]:
+        """Return queued predictions that it is too late to submit."""
+        rows = await self._store.read(sql.select_late, provider=provider, now=now, most=most)
+        return [row["id"] for row in rows]
+
+    async def next_late(self, provider: str) -> float | None:
+        """Return when it is too late to submit the first of what is queued."""
+        rows = await self._store.read(sql.next_queued, provider=provider)
+        return rows[0]["latest_at"]  # type: ignore[no-any-return]
 
     async def hasten(self, provider: str, now: float) -> None:
         """Make every prediction that is at the provider due for a poll."""

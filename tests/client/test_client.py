@@ -61,6 +61,10 @@ CALLS: Final[dict[str, Callable[[Any], Any]]] = {
     "getEventsStream": lambda c: c.changes(
         7, type="queued", provider=["fal", "oxen"], prediction=ID, metadata={"a": "1"}
     ),
+    "getRecipes": lambda c: c.recipes(),
+    "postRecipesName": lambda c: c.order(
+        "imagine", {"prompt": "a"}, person="a", place="b", metadata={"a": 1}, key="k", wait=5
+    ),
     "getHandlers": lambda c: c.handlers(),
     "postHandlersNamePause": lambda c: c.pause("a:b/c"),
     "postHandlersNameResume": lambda c: c.resume("save"),

@@ -58,6 +58,7 @@ PREDICTION = {
     "completed_at",
     "erased_at",
     "reply_to",
+    "order",
 }
 ROUTES = [
     ("POST", "/v1/predictions"),
@@ -66,6 +67,8 @@ ROUTES = [
     ("POST", "/v1/predictions/pred_1/cancel"),
     ("POST", "/v1/predictions/pred_1/replay"),
     ("POST", "/v1/predictions/pred_1/erase"),
+    ("GET", "/v1/recipes"),
+    ("POST", "/v1/recipes/imagine"),
     ("GET", "/v1/deliveries"),
     ("POST", "/v1/deliveries/dlv_1/retry"),
     ("GET", "/v1/discarded"),

@@ -23,6 +23,7 @@ from receiver.http.routes.handlers import HandlerRoutes
 from receiver.http.routes.health import AliveRoutes, ReadyRoutes
 from receiver.http.routes.metrics import MetricsPage
 from receiver.http.routes.predictions import PredictionRoutes, Submission
+from receiver.http.routes.recipes import OrderBody, RecipeRoutes
 from receiver.http.routes.replays import ReplayRoutes
 from receiver.http.webhooks import Receipt
 from receiver.model.answers import (
@@ -36,11 +37,14 @@ from receiver.model.answers import (
     HandlerState,
     Health,
     Moved,
+    OfferedRecipe,
     Redelivered,
     Replay,
     Selection,
 )
+from receiver.model.recipes import Button, Option, Recipe
 from receiver.model.values import Channel, EventType, Output, Prediction, Status, utc
+from receiver.predictions.recipes import offered
 from receiver.providers import NAMES
 from tests.openapi.document import Answer, Content, Row
 
@@ -128,6 +132,21 @@ _DISCARDED: Final = DiscardedItem(
     first_at="2026-01-31T12:00:00.000000Z",
     last_at="2026-01-31T12:20:00.000000Z",
 )
+_RECIPE: Final = offered(
+    Recipe(
+        name="imagine",
+        about="A picture from words",
+        provider="fal",
+        model="fal-ai/nano-banana",
+        price=40_000,
+        latest=600,
+        options={
+            "prompt": Option(about="What to draw", required=True, longest=2000, rest=True),
+            "ratio": Option(choices=("1:1", "16:9"), default="1:1"),
+        },
+        buttons={"Again": Button(recipe="imagine")},
+    )
+)
 _CHANGE: Final = Change(
     type="prediction.processing",
     time=utc(1769860800),
@@ -149,6 +168,12 @@ EXAMPLES: Final[dict[Any, Any]] = {
         model="fal-ai/nano-banana",
         input={"prompt": "a lighthouse"},
         metadata={"channel": "#art"},
+    ),
+    OfferedRecipe: _RECIPE,
+    OrderBody: OrderBody(
+        options={"prompt": "a lighthouse", "ratio": "16:9"},
+        person="slack:T01/U01",
+        place="slack:T01/C01",
     ),
     Redelivered: Redelivered(2, ("save", "slack")),
     Explanation: Explanation(
@@ -177,6 +202,7 @@ ALSO_FITS: Final = {Selection: _SELECTION_FITS}
 
 GROUPS: Final[dict[str, tuple[type, ...]]] = {
     "Predictions": (PredictionRoutes,),
+    "Recipes": (RecipeRoutes,),
     "Deliveries": (DeliveryRoutes,),
     "Events": (EventRoutes,),
     "Handlers": (HandlerRoutes,),

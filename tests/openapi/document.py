@@ -59,6 +59,7 @@ _FREE: Final = (
 NOT_MODIFIED: Final = 304
 _TAGS: Final = {
     "Predictions": "Submit, read, cancel and erase predictions, and see what runs for them.",
+    "Recipes": "What people, chats and programs order by name, and how.",
     "Deliveries": "One event for one handler each: what is pending, what is done, what is dead.",
     "Events": "The end of every prediction, as a list and live.",
     "Handlers": "The functions that run on events: their state, and how to hold them back.",

@@ -55,7 +55,7 @@ REFUSALS: Final[dict[Erased, tuple[int, str, str]]] = {
     ),
 }
 _MISSING: Final = "no such prediction"
-_SENT: Final = ("Location", "Preference-Applied")
+SENT: Final = ("Location", "Preference-Applied")
 _FROM_PROVIDER: Final = (
     "unknown-provider",
     "provider-off",
@@ -147,7 +147,7 @@ class PredictionRoutes:
             "erased",
             "reply-to-refused",
         ],
-        sends=_SENT,
+        sends=SENT,
     )
     async def submit(
         self, request: Request, body: Submission, headers: Submitting
@@ -175,7 +175,7 @@ class PredictionRoutes:
             body.input,
             metadata=body.metadata,
             mode=body.mode,
-            idempotency_key=_key(headers.key),
+            idempotency_key=key_of(headers.key),
             reply_to=body.reply_to,
         )
         span.note(prediction=prediction.id)
@@ -183,8 +183,8 @@ class PredictionRoutes:
         if wait is None and body.mode == "sync":
             wait = _SYNC_WAIT
         if wait is not None and prediction.status not in TERMINAL:
-            prediction = await self._wait(prediction, wait)
-        return _reply(prediction, wait, f"predictions/{prediction.id}")
+            prediction = await self.wait(prediction, wait)
+        return reply_with(prediction, wait, f"predictions/{prediction.id}")
 
     @get("/v1/predictions", "a page of predictions", problems=["invalid-request"])
     async def list_predictions(self, query: PredictionsAsked) -> Page[Prediction]:
@@ -203,7 +203,7 @@ class PredictionRoutes:
         prediction = await self._prediction(id)
         wait = prefer_wait(headers.prefer or "")
         if wait is not None and prediction.status not in TERMINAL:
-            prediction = await self._wait(prediction, wait)
+            prediction = await self.wait(prediction, wait)
         return prediction
 
     @post(
@@ -211,14 +211,14 @@ class PredictionRoutes:
         {202: "it has not ended", 200: "it has ended"},
         problems=["not-found", "already-ended", "unconfirmed", *_FROM_PROVIDER],
         missing=_MISSING,
-        sends=_SENT,
+        sends=SENT,
     )
     async def cancel(self, id: PredictionId) -> Reply[Prediction]:
         """Cancel a prediction at its provider.
 
         What the provider says then is what counts: it may have succeeded meanwhile.
         """
-        return _reply(await self._service.cancel(id), None, f"../{id}")
+        return reply_with(await self._service.cancel(id), None, f"../{id}")
 
     @post(
         "/v1/predictions/{id}/replay",
@@ -323,7 +323,7 @@ class PredictionRoutes:
             raise Problem(404, "not-found", _MISSING)
         return prediction
 
-    async def _wait(self, prediction: Prediction, seconds: float) -> Prediction:
+    async def wait(self, prediction: Prediction, seconds: float) -> Prediction:
         """Wait for the end of a prediction, as long as the caller said, or until we stop."""
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
@@ -340,22 +340,27 @@ class PredictionRoutes:
 
 def check(body: Submission) -> None:
     """Raise a Problem for what its type alone lets pass."""
-    if depth_of(body.input) > _DEEPEST or depth_of(body.metadata) > _DEEPEST:
-        raise Problem(422, "invalid-request", f"input and metadata nest at most {_DEEPEST} deep")
-    if len(msgspec.json.encode(body.metadata)) > _LARGEST_METADATA:
-        raise Problem(422, "invalid-request", f"metadata has at most {_LARGEST_METADATA} bytes")
+    check_json("input", body.input, body.metadata)
     if body.model.endswith("\n"):
         raise Problem(422, "invalid-request", "model: it ends with a line break")
 
 
-def _key(given: str | None) -> str | None:
+def check_json(name: str, value: Any, metadata: Any) -> None:
+    """Raise a Problem for JSON that nests too deep, or metadata that are too large."""
+    if depth_of(value) > _DEEPEST or depth_of(metadata) > _DEEPEST:
+        raise Problem(422, "invalid-request", f"{name} and metadata nest at most {_DEEPEST} deep")
+    if len(msgspec.json.encode(metadata)) > _LARGEST_METADATA:
+        raise Problem(422, "invalid-request", f"metadata has at most {_LARGEST_METADATA} bytes")
+
+
+def key_of(given: str | None) -> str | None:
     """Read an Idempotency-Key, which may be quoted (RFC 8941, 3.3.3)."""
     if given is None or not given.startswith('"'):
         return given
     return re.sub(r"\\(.)", r"\1", given[1:-1])
 
 
-def _reply(prediction: Prediction, waited: float | None, location: str) -> Reply[Prediction]:
+def reply_with(prediction: Prediction, waited: float | None, location: str) -> Reply[Prediction]:
     applied = {} if waited is None else {"Preference-Applied": f"wait={waited:g}"}
     return Reply(
         prediction,

@@ -29,8 +29,9 @@ LEFT JOIN events e ON e.prediction_id = c.prediction_id
 -- filter prediction: c.prediction_id = :prediction
 
 -- name: list_rejections
--- List callbacks that were not proved, the latest first.
-SELECT {rejection_key} AS row_key, 'rejected' AS kind, r.reason, r.provider, NULL AS channel,
+-- List callbacks that were not proved and orders that were refused, the latest first.
+SELECT {rejection_key} AS row_key, 'rejected' AS kind, r.reason, nullif(r.provider, '') AS provider,
+       NULL AS channel,
        r.source, NULL AS prediction_id, NULL AS event_id, r.times, r.first_at, r.last_at
 FROM rejections r
 {where} ORDER BY r.last_at DESC, {rejection_key} DESC LIMIT :limit::int

@@ -7,7 +7,7 @@ SELECT status, erased_at FROM predictions WHERE id = :id {lock}
 -- The schema wants an output of a success, and a message of an error: they are empty.
 UPDATE predictions
 SET input = '{}', metadata = '{}', links = '{}', trace = NULL, fingerprint = NULL,
-    reply_to = NULL, private = NULL,
+    reply_to = NULL, private = NULL, ordered = NULL,
     output = CASE WHEN output IS NOT NULL THEN '[]' END,
     error_message = CASE WHEN error_code IS NOT NULL THEN '' END, erased_at = :now::float
 WHERE id = :id

@@ -8,7 +8,8 @@ SELECT coalesce(max(seq), 0) AS seq FROM changes
 
 -- name: shift_predictions
 -- Move the due times and deadlines of predictions along with the clock.
-UPDATE predictions SET due_at = due_at + :due::float, deadline_at = deadline_at + :deadline::float
+UPDATE predictions SET due_at = due_at + :due::float, deadline_at = deadline_at + :deadline::float,
+    latest_at = latest_at + :due::float
 WHERE due_at IS NOT NULL
 
 -- name: shift_pending

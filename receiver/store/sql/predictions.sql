@@ -3,7 +3,7 @@
 -- fragment: prediction_columns
 p.id, p.provider, p.model, p.status, p.mode, p.input, p.metadata, p.provider_id, p.output,
     p.error_code, p.error_message, p.channel, p.parent_id, p.depth, p.created_at,
-    p.submitted_at, p.completed_at, p.erased_at, p.reply_to
+    p.submitted_at, p.completed_at, p.erased_at, p.reply_to, p.ordered
 
 -- fragment: job_columns
 id, provider, model, mode, status, input, provider_id, links, submitted_at, cancel_requested,
@@ -18,11 +18,12 @@ error_message = CASE WHEN erased_at IS NULL THEN coalesce(:reason, error_message
 -- name: insert_prediction
 -- Make a prediction in status `queued`, unless its idempotency key is taken.
 INSERT INTO predictions (id, provider, model, mode, status, input, metadata, parent_id, depth,
-                         idempotency_key, fingerprint, created_at, due_at, trace, reply_to, private)
+                         idempotency_key, fingerprint, created_at, due_at, trace, reply_to,
+                         private, ordered, latest_at)
 VALUES (:id, :provider, :model, :mode, 'queued', :input, :metadata, :parent_id,
         coalesce((SELECT p.depth + 1 FROM predictions p WHERE p.id = :parent_id), 0),
         :idempotency_key, :fingerprint, :created_at::float, :created_at::float, :trace,
-        :reply_to, :private)
+        :reply_to, :private, :ordered, :latest_at::float)
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id
 
@@ -34,10 +35,11 @@ SELECT id, fingerprint FROM predictions WHERE idempotency_key = :idempotency_key
 -- Move queued predictions to `submitting`, the oldest first.
 -- One that is to be submitted later is passed over. MATERIALIZED: a plain subquery may be run again
 -- for each row. `+` keeps the index of due times from being used: all due rows would be sorted, and
--- few are taken.
+-- few are taken. What was ordered and is too late is not begun.
 WITH chosen AS MATERIALIZED (
     SELECT id FROM predictions WHERE provider = :provider AND status = 'queued'
-    AND due_at IS NOT NULL AND +due_at <= :now::float ORDER BY id LIMIT :most::int {skip})
+    AND due_at IS NOT NULL AND +due_at <= :now::float
+    AND (latest_at IS NULL OR latest_at > :now::float) ORDER BY id LIMIT :most::int {skip})
 UPDATE predictions
 SET status = 'submitting', submits = submits + 1, submitted_at = NULL, due_at = :hold_until::float,
     deadline_at = coalesce(deadline_at, :deadline::float)
@@ -61,8 +63,17 @@ SELECT count(*) AS number FROM (
     LIMIT :max_in_flight::int) p
 
 -- name: next_queued
--- Read when the next queued prediction may be submitted.
-SELECT min(due_at) AS due_at FROM predictions WHERE provider = :provider AND status = 'queued'
+-- Read when the next queued prediction may be submitted, and when it is too late for the first.
+SELECT (SELECT min(due_at) FROM predictions
+        WHERE provider = :provider AND status = 'queued') AS due_at,
+       (SELECT min(latest_at) FROM predictions
+        WHERE provider = :provider AND status = 'queued' AND latest_at IS NOT NULL) AS latest_at
+
+-- name: select_late
+-- Find queued predictions that it is too late to submit.
+SELECT id FROM predictions
+WHERE provider = :provider AND status = 'queued' AND latest_at <= :now::float
+ORDER BY latest_at LIMIT :most::int
 
 -- name: accept_submit
 -- Record that a provider has accepted a submit.

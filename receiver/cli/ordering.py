@@ -1,0 +1,55 @@
+"""Orders on the command line: what there is to order, and the words of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from receiver.cli.client import Client
+from receiver.client import ClientError, file
+from receiver.model.answers import OfferedRecipe, Page
+from receiver.model.errors import Problem, ReceiverError
+from receiver.model.recipes import Recipe, RecipeBook
+from receiver.predictions.commands import help_text, read_words, words_of
+from receiver.predictions.recipes import find, recipe_of
+
+
+def book_of(client: Client) -> RecipeBook:
+    """Return the recipes of a running receiver."""
+    page = msgspec.convert(client.get("/v1/recipes"), Page[OfferedRecipe])
+    return RecipeBook(recipes={shown.name: recipe_of(shown) for shown in page.data})
+
+
+def listed(client: Client) -> Iterator[dict[str, Any]]:
+    """Return the recipes as rows of a table."""
+    for row in client.get("/v1/recipes")["data"]:
+        price = None if row["price"] is None else f"${row['price']:g}"
+        yield {**row, "price": price, "options": " ".join(row["options"]["properties"])}
+
+
+def explained(client: Client, name: str) -> str:
+    """Say how a recipe is ordered."""
+    return help_text(book_of(client), name)
+
+
+def options_of(client: Client, name: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the options that the words of a command mean; raise ReceiverError."""
+    try:
+        recipe = find(book_of(client), name)
+        options = read_words(recipe, words_of(words))
+        return {each: _sent(recipe, each, value) for each, value in options.items()}
+    except Problem as problem:
+        raise ReceiverError(problem.detail) from problem
+
+
+def _sent(recipe: Recipe, name: str, value: Any) -> Any:
+    """Return a value as it is sent: a picture of this machine as a data URI."""
+    is_picture = recipe.options[name].kind == "picture"
+    if not is_picture or not isinstance(value, str) or not value.startswith("@"):
+        return value
+    try:
+        return file(value[1:])
+    except ClientError as error:
+        raise ReceiverError(str(error)) from error

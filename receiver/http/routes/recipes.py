@@ -1,0 +1,127 @@
+"""`/v1/recipes`: what there is to order, and orders."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+
+from receiver.deliveries.facade import Deliveries
+from receiver.http.body import prefer_wait
+from receiver.http.declare import BODY_PROBLEMS, Reply, ReplyTo, get, post
+from receiver.http.request_log import about
+from receiver.http.routes.predictions import (
+    SENT,
+    PredictionRoutes,
+    Submitting,
+    check_json,
+    key_of,
+    reply_with,
+)
+from receiver.model.answers import OfferedRecipe, Page
+from receiver.model.states import TERMINAL
+from receiver.model.values import Prediction
+from receiver.observability.runtime import Runtime
+from receiver.observability.tracing import Span
+from receiver.predictions.orders import Orders
+
+RecipeName = Annotated[str, Meta(pattern="^[a-z][a-z0-9_-]*$", max_length=32, examples=["imagine"])]
+Who = Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class OrderBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to order, and for whom."""
+
+    options: dict[str, Any] = {}
+    """As the recipe describes them."""
+    person: Annotated[Who, Meta(examples=["slack:T01/U01"])] | None = None
+    """Who orders it: limits by person hold for them, and the recipes' allow lists."""
+    place: Annotated[Who, Meta(examples=["slack:T01/C01"])] | None = None
+    """Where it was ordered; likewise."""
+    metadata: dict[str, Any] = {}
+    """Yours, up to 256 KiB; what the recipe says goes before it."""
+    reply_to: ReplyTo | None = None
+    """POST the event there too, signed; its host must be one of `FORWARD_HOSTS`."""
+
+
+class RecipeRoutes:
+    """The routes about recipes."""
+
+    def __init__(
+        self,
+        orders: Orders,
+        predictions: PredictionRoutes,
+        deliveries: Deliveries,
+        runtime: Runtime,
+    ) -> None:
+        self._orders = orders
+        self._predictions = predictions
+        self._deliveries = deliveries
+        self._runtime = runtime
+
+    @get("/v1/recipes", "all of them")
+    async def list_recipes(self) -> Page[OfferedRecipe]:
+        """List recipes.
+
+        What there is to order by name, with a JSON Schema of the options of each.
+        """
+        return Page(data=self._orders.offered(), next_cursor=None)
+
+    @post(
+        "/v1/recipes/{name}",
+        {202: "it has not ended", 200: "it has ended"},
+        problems=[
+            *BODY_PROBLEMS,
+            "unknown-recipe",
+            "bad-option",
+            "not-allowed",
+            "over-limit",
+            "over-budget",
+            "price-unknown",
+            "too-late",
+            "provider-off",
+            "invalid-model",
+            "unsupported-input",
+            "reply-to-refused",
+        ],
+        missing=(404, "unknown-recipe", "there is no such recipe"),
+        sends=SENT,
+    )
+    async def order(
+        self, request: Request, name: RecipeName, body: OrderBody, headers: Submitting
+    ) -> Reply[Prediction]:
+        """Order by a recipe.
+
+        It is answered when the order is stored; what is sent to the provider follows. The same
+        Idempotency-Key gives the same prediction for good, whatever else is said. An order without
+        a person and a place is the caller's own, whom no allow list concerns.
+        """
+        with self._runtime.tracing.request(request, "/v1/recipes/{name}") as span:
+            reply = await self._order(request, name, body, headers, span)
+            span.answered(reply.status)
+            return reply
+
+    async def _order(
+        self, request: Request, name: str, body: OrderBody, headers: Submitting, span: Span
+    ) -> Reply[Prediction]:
+        check_json("options", body.options, body.metadata)
+        if body.reply_to is not None:
+            await self._deliveries.check_reply_to(body.reply_to)
+        prediction = await self._orders.order(
+            name,
+            body.options,
+            key=key_of(headers.key) or secrets.token_hex(16),
+            person=body.person,
+            place=body.place,
+            metadata=body.metadata,
+            reply_to=body.reply_to,
+        )
+        span.note(prediction=prediction.id)
+        about(request.scope, prediction=prediction.id, provider=prediction.provider, **span.ids)
+        wait = prefer_wait(headers.prefer or "")
+        if wait is not None and prediction.status not in TERMINAL:
+            prediction = await self._predictions.wait(prediction, wait)
+        return reply_with(prediction, wait, f"../predictions/{prediction.id}")

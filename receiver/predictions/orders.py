@@ -1,0 +1,219 @@
+"""Orders: a recipe used by a person in a place, or by a program; each key once, for good.
+
+Who may, what was said, the limits and the row are settled in one transaction, before anything is
+sent. An order that is refused costs nothing; it is counted among what was discarded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from receiver.model.answers import OfferedRecipe
+from receiver.model.errors import Problem, StoreUnavailable
+from receiver.model.ids import new_id
+from receiver.model.recipes import Recipe, RecipeBook
+from receiver.model.values import Order, Prediction
+from receiver.observability.runtime import Runtime
+from receiver.predictions.commands import Command, parse
+from receiver.predictions.limits import bounds_of, check_allowed, check_price, refusal
+from receiver.predictions.recipes import fill, find, offered, read_options
+from receiver.predictions.service import PredictionService
+from receiver.store.discarded import OTHER, Rejection
+from receiver.store.facade import Store
+from receiver.store.orders import NewOrder
+from receiver.store.predictions import NewPrediction
+
+log = structlog.get_logger("receiver")
+
+_LONGEST_SOURCE: Final = 64
+
+
+class Orders:
+    """Takes orders, and says what there is to order."""
+
+    def __init__(
+        self, book: RecipeBook, store: Store, service: PredictionService, runtime: Runtime
+    ) -> None:
+        self.book = book
+        self._store = store
+        self._service = service
+        self._runtime = runtime
+
+    def offered(self) -> list[OfferedRecipe]:
+        """Return what there is to order."""
+        return [offered(recipe) for recipe in self.book.recipes.values()]
+
+    def command(self, text: str) -> Command:
+        """Read what a person typed; raise Problem with words for them."""
+        return parse(self.book, text)
+
+    async def order(
+        self,
+        recipe: str,
+        options: Mapping[str, Any],
+        *,
+        key: str,
+        person: str | None = None,
+        place: str | None = None,
+        via: str = "api",
+        metadata: Mapping[str, Any] | None = None,
+        private: bytes | None = None,
+        reply_to: str | None = None,
+        at: float | None = None,
+    ) -> Prediction:
+        """Order by a recipe; return the prediction when it is committed, before it is submitted.
+
+        The same `key` of the same `via` gives the same prediction for good, whatever the recipe
+        says by now. `at` is when it was asked for, in unix seconds, where that is known. Raises
+        Problem with a code and words for whoever asked, and StoreUnavailable.
+        """
+        digest = _digest(via, key)
+        prediction_id = await self._store.orders.find(digest)
+        if prediction_id is None:
+            order = Order(recipe=recipe, person=person, place=place, via=via)
+            try:
+                prediction_id = await self._new(
+                    digest, order, options, metadata or {}, private, reply_to, at
+                )
+            except Problem as problem:
+                await self._record(problem, order)
+                raise
+        return await self._read(prediction_id)
+
+    async def press(
+        self,
+        prediction_id: str,
+        label: str,
+        *,
+        key: str,
+        person: str | None = None,
+        place: str | None = None,
+        via: str = "api",
+        metadata: Mapping[str, Any] | None = None,
+        private: bytes | None = None,
+        reply_to: str | None = None,
+    ) -> Prediction:
+        """Order what a button of a prediction's recipe names, for whoever presses it."""
+        ordered = await self._store.orders.ordered(prediction_id)
+        if ordered is None:
+            raise Problem(404, "not-found", "no such order")
+        button = find(self.book, ordered.recipe).buttons.get(label)
+        if button is None:
+            raise Problem(404, "unknown-recipe", f"{ordered.recipe} has no button {label[:40]!r}")
+        wanted = find(self.book, button.recipe).options
+        options = {name: value for name, value in ordered.options.items() if name in wanted}
+        if button.result is not None:
+            options[button.result] = await self._picture(prediction_id)
+        return await self.order(
+            button.recipe,
+            options,
+            key=key,
+            person=person,
+            place=place,
+            via=via,
+            metadata=metadata,
+            private=private,
+            reply_to=reply_to,
+        )
+
+    async def _picture(self, prediction_id: str) -> str:
+        prediction = await self._read(prediction_id)
+        found = (output.address for output in prediction.output or [])
+        address = next(filter(None, found), "")
+        if not address:
+            raise Problem(409, "not-ended", "there is no picture of it, or not yet")
+        return address
+
+    async def _new(
+        self,
+        key: str,
+        order: Order,
+        options: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        private: bytes | None,
+        reply_to: str | None,
+        at: float | None,
+    ) -> str:
+        """Record an order that was not recorded before, or raise Problem."""
+        check_allowed(self.book.allow, order)
+        recipe = find(self.book, order.recipe)
+        values = read_options(recipe, options)
+        now = self._runtime.clock()
+        latest_at = _latest(recipe, now if at is None else min(at, now), now)
+        meta = {**metadata, **fill(recipe.metadata, values)}
+        limits, bounds = bounds_of(self.book.limits, order, meta, now)
+        check_price(limits, recipe.name, recipe.price)
+        submitter = self._service.submitter(recipe.provider)
+        body = fill(recipe.input, values)
+        submitter.provider.check(recipe.model, body)
+        prediction = NewPrediction(
+            id=new_id("pred", now),
+            provider=recipe.provider,
+            model=recipe.model,
+            mode="queue",
+            input=body,
+            metadata=meta,
+            created_at=now,
+            trace=self._runtime.tracing.current(),
+            reply_to=reply_to,
+            private=private,
+            order=order,
+            latest_at=latest_at,
+        )
+        made = await self._store.orders.create(
+            NewOrder(
+                key=key,
+                recipe=recipe.name,
+                options=values,
+                price=recipe.price,
+                bounds=bounds,
+                prediction=prediction,
+            )
+        )
+        if made.excess is not None:
+            raise refusal(limits[made.excess.bound], made.excess, now)
+        if made.is_new:
+            submitter.wake()
+        return made.prediction_id or ""
+
+    async def _read(self, prediction_id: str) -> Prediction:
+        prediction = await self._store.predictions.get(prediction_id)
+        if prediction is None:
+            detail = "this was ordered before; its prediction has been deleted since"
+            raise Problem(409, "too-late", detail, prediction_id=prediction_id)
+        return prediction
+
+    async def _record(self, problem: Problem, order: Order) -> None:
+        """Count a refusal; where it cannot be counted it is a refusal all the same."""
+        recipe = self.book.recipes.get(order.recipe)
+        known = recipe.name if recipe else None
+        log.info("order.refused", code=problem.type, recipe=known, via=order.via)
+        source = " ".join(filter(None, (order.via, known, order.place, order.person)))
+        source = source[:_LONGEST_SOURCE] if source.isprintable() else OTHER
+        now = self._runtime.clock()
+        provider = recipe.provider if recipe else ""
+        with contextlib.suppress(StoreUnavailable):
+            await self._store.discarded.count(
+                [Rejection(provider, problem.type, source, 1, now, now)]
+            )
+
+
+def _digest(via: str, key: str) -> str:
+    """Digest a key: it is kept for good, and may hold names of people."""
+    return hashlib.sha256(msgspec.json.encode([via, key])).hexdigest()
+
+
+def _latest(recipe: Recipe, asked_at: float, now: float) -> float | None:
+    """Return until when an order may be submitted; refuse one for which it is too late already."""
+    if recipe.latest is None:
+        return None
+    if asked_at + recipe.latest <= now:
+        detail = f"that was asked for too long ago: {recipe.name} is for {recipe.latest:g} seconds"
+        raise Problem(409, "too-late", detail)
+    return asked_at + recipe.latest

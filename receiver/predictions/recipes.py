@@ -1,0 +1,217 @@
+"""What an order means: its options read, its recipe's templates filled, and the line to type.
+
+    input = { prompt = "{prompt}, as a poster", num_images = "{count}" }
+
+A value that is one placeholder keeps its kind, and is left out where the option has no value.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from receiver.model.answers import OfferedButton, OfferedRecipe
+from receiver.model.errors import Problem
+from receiver.model.recipes import MICRO, Kind, Option, Recipe, RecipeBook
+from receiver.model.text import meant
+from receiver.model.values import plain
+
+_TYPES: Final[Mapping[Kind, Mapping[str, Any]]] = {
+    "text": {"type": "string"},
+    "integer": {"type": "integer"},
+    "number": {"type": "number"},
+    "boolean": {"type": "boolean"},
+    "picture": {"type": "string", "format": "uri"},
+}
+_BOUNDS: Final = {"least": "minimum", "most": "maximum", "longest": "maxLength"}
+REST: Final = "x-rest"
+"""What a schema says of the option that takes the remaining words of a command."""
+_LEFT_OUT: Final = object()
+_LONGEST_SHOWN: Final = 200
+"""Characters of a value in a line that is shown."""
+
+
+def find(book: RecipeBook, name: str) -> Recipe:
+    """Return a recipe; raise Problem with the nearest name where there is none."""
+    if name in book.recipes:
+        return book.recipes[name]
+    known = ", ".join(book.recipes) or "no recipe here"
+    raise Problem(
+        404,
+        "unknown-recipe",
+        f"there is no recipe {name[:40]!r}{meant(name[:40], book.recipes)}; there is {known}",
+    )
+
+
+def read_options(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an order says, as each option's kind has it, with the defaults.
+
+    Raises Problem with all that is wrong, and a line that would have been right.
+    """
+    values: dict[str, Any] = {}
+    right: dict[str, Any] = {}
+    wrong = [
+        f"there is no option {name[:40]!r}{meant(name[:40], recipe.options)}"
+        for name in given.keys() - recipe.options.keys()
+    ]
+    for name, option in recipe.options.items():
+        value = given.get(name)
+        if value is None or value == "":
+            if option.required:
+                wrong.append(f"{name} is missing")
+                right[name] = _example(name, option)
+            elif option.default is not None:
+                values[name] = option.default
+            continue
+        try:
+            values[name] = right[name] = option.read(value)
+        except ValueError as error:
+            wrong.append(f"{name} {error}")
+            right[name] = _example(name, option, value)
+    if wrong:
+        raise bad_option(recipe, sorted(wrong), right)
+    return values
+
+
+def bad_option(recipe: Recipe, wrong: list[str], right: Mapping[str, Any]) -> Problem:
+    """Return the refusal of options, with a line that would have been right."""
+    return Problem(
+        422, "bad-option", f"{'; '.join(wrong)}. This would be right: {line(recipe, right)}"
+    )
+
+
+def line(recipe: Recipe, options: Mapping[str, Any]) -> str:
+    """Write an order as a line that a person types."""
+    words = [recipe.name]
+    words += [_shortened(value) for name, value in options.items() if name == recipe.rest]
+    for name, value in options.items():
+        if name != recipe.rest:
+            text = _shortened(value)
+            words.append(f"--{name} " + (f'"{text}"' if " " in text or not text else text))
+    return " ".join(words)
+
+
+def _shortened(value: Any) -> str:
+    text = plain(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"
+
+
+def _example(name: str, option: Option, given: Any = None) -> Any:
+    """Return a value that an option takes, near the one that was given."""
+    if option.choices:
+        words = {plain(choice).casefold(): choice for choice in option.choices}
+        near = meant(plain(given).casefold(), words).removeprefix(" (did you mean ")[:-2]
+        return words.get(near, option.choices[0])
+    if option.kind in {"integer", "number"}:
+        return _nearest(option, given)
+    return {"boolean": "yes", "picture": "https://…"}.get(option.kind, f"<{name}>")
+
+
+def _nearest(option: Option, given: Any) -> Any:
+    try:
+        number = msgspec.structs.replace(option, least=None, most=None).read(given)
+    except ValueError:
+        number = 1
+    bounded = max(number, option.least or number) if option.least is not None else number
+    bounded = min(bounded, option.most) if option.most is not None else bounded
+    return int(bounded) if option.kind == "integer" else bounded
+
+
+# --- templates ---
+
+
+def fill(template: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a template with the values of options in the place of their names."""
+    filled = _filled(template, values)
+    return filled if isinstance(filled, dict) else {}
+
+
+def _filled(template: Any, values: Mapping[str, Any]) -> Any:
+    match template:
+        case str():
+            return _filled_text(template, values)
+        case Mapping():
+            found = {name: _filled(value, values) for name, value in template.items()}
+            return {name: value for name, value in found.items() if value is not _LEFT_OUT}
+        case list():
+            items = [_filled(value, values) for value in template]
+            return [value for value in items if value is not _LEFT_OUT]
+    return template
+
+
+def _filled_text(text: str, values: Mapping[str, Any]) -> Any:
+    parts = list(string.Formatter().parse(text))
+    if len(parts) == 1 and not parts[0][0] and parts[0][1] is not None:
+        return values.get(parts[0][1], _LEFT_OUT)
+    return "".join(
+        literal + ("" if name is None else plain(values.get(name, "")))
+        for literal, name, _, _ in parts
+    )
+
+
+# --- what others are told of a recipe ---
+
+
+def offered(recipe: Recipe) -> OfferedRecipe:
+    """Describe a recipe as the API shows it."""
+    return OfferedRecipe(
+        name=recipe.name,
+        about=recipe.about,
+        provider=recipe.provider,
+        model=recipe.model,
+        price=None if recipe.price is None else recipe.price / MICRO,
+        latest=recipe.latest,
+        options={
+            "type": "object",
+            "properties": {name: _schema(each) for name, each in recipe.options.items()},
+            "required": [name for name, each in recipe.options.items() if each.required],
+            "additionalProperties": False,
+        },
+        buttons={
+            label: OfferedButton(recipe=each.recipe, result=each.result)
+            for label, each in recipe.buttons.items()
+        },
+    )
+
+
+def _schema(option: Option) -> dict[str, Any]:
+    schema = dict(_TYPES[option.kind])
+    if option.about:
+        schema["description"] = option.about
+    if option.choices:
+        schema["enum"] = list(option.choices)
+    if option.default is not None:
+        schema["default"] = option.default
+    for name, word in _BOUNDS.items():
+        if (bound := getattr(option, name)) is not None:
+            schema[word] = bound
+    return schema | ({REST: True} if option.rest else {})
+
+
+def recipe_of(shown: OfferedRecipe) -> Recipe:
+    """Return the recipe that was described, as far as an order needs it."""
+    schemas = shown.options.get("properties", {})
+    required = shown.options.get("required", ())
+    return Recipe(
+        name=shown.name,
+        about=shown.about,
+        provider=shown.provider,
+        model=shown.model,
+        options={name: _option(each, name in required) for name, each in schemas.items()},
+    )
+
+
+def _option(schema: Mapping[str, Any], required: bool) -> Option:
+    type_of = {name: schema[name] for name in ("type", "format") if name in schema}
+    return Option(
+        about=schema.get("description", ""),
+        kind=next((kind for kind, words in _TYPES.items() if words == type_of), "text"),
+        required=required,
+        choices=tuple(schema.get("enum", ())),
+        default=schema.get("default"),
+        rest=schema.get(REST, False),
+        **{name: schema.get(word) for name, word in _BOUNDS.items()},
+    )

@@ -1,0 +1,301 @@
+"""The file of recipes, read and checked as a whole: every problem with its table and its key.
+
+[imagine]
+provider = "fal"
+model = "fal-ai/nano-banana"
+input = { prompt = "{prompt}" }
+
+[imagine.options.prompt]
+required = true
+
+[[allow]]
+place = "slack:T01/*"
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from msgspec.structs import replace
+
+from receiver.model.recipes import (
+    MICRO,
+    READERS,
+    Allow,
+    Button,
+    Kind,
+    Limit,
+    Option,
+    Recipe,
+    RecipeBook,
+    placeholders,
+)
+from receiver.model.text import meant
+from receiver.model.values import MODEL_NAME
+from receiver.settings.reader import Reader
+from receiver.settings.toml import Table, mapping, number, one_of, switch, text, whole
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+NAME: Final = "RECEIVER_RECIPES"
+_WORD: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
+"""A name of a recipe or an option, which every chat platform takes."""
+_RESERVED: Final = frozenset({"help", "limits", "allow"})
+_LONGEST_LABEL: Final = 40
+_DEAREST: Final = 1_000_000.0
+_BY: Final = ("person", "place", "recipe", "all")
+_TEXTS: Final[tuple[Kind, ...]] = ("text",)
+_BOUNDS: Final[Mapping[str, Collection[Kind]]] = {
+    "least": ("integer", "number"),
+    "most": ("integer", "number"),
+    "longest": _TEXTS,
+    "rest": _TEXTS,
+}
+"""Kinds of options that a key is for."""
+
+
+def read_recipes(reader: Reader, providers: Collection[str]) -> RecipeBook:
+    """Read the file that the setting names; what is wrong with it goes to the reader's problems."""
+    path = reader.get(NAME, str, "")
+    if not path:
+        return RecipeBook()
+    try:
+        found = tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        reader.problems.append(f"{NAME}: {path} cannot be read: {error.strerror}")
+        return RecipeBook()
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one, and UnicodeDecodeError
+        reader.problems.append(f"{NAME}: {path} is no TOML: {error}")
+        return RecipeBook()
+    return _book(Table(found, f"{NAME}: {path}", reader.problems), providers)
+
+
+def _book(table: Table, providers: Collection[str]) -> RecipeBook:
+    limits = [_limit(each) for each in table.list_of("limits")]
+    allow = [_allow(each) for each in table.list_of("allow")]
+    tables = table.other_tables()
+    recipes = {name: _recipe(name, each, providers) for name, each in tables.items()}
+    for recipe in recipes.values():
+        _check_buttons(recipe, recipes, tables[recipe.name])
+    return RecipeBook(recipes=recipes, limits=tuple(limits), allow=tuple(allow))
+
+
+# --- recipes ---
+
+
+def _recipe(name: str, table: Table, providers: Collection[str]) -> Recipe:
+    _check_name(name, table)
+    options = {each: _option(each, inside) for each, inside in table.tables("options").items()}
+    if sum(option.rest for option in options.values()) > 1:
+        table.refuse("only one option can take the rest")
+    template = _template(options)
+    recipe = Recipe(
+        name=name,
+        about=table.take("about", text, ""),
+        provider=table.need("provider", one_of(providers), ""),
+        model=table.need("model", _model, ""),
+        input=table.need("input", template, {}),
+        metadata=table.take("metadata", template, {}),
+        price=table.take("price", _money, None),
+        latest=table.take("latest", _positive, None),
+        options=options,
+        buttons=_buttons(table.table("buttons")),
+    )
+    table.end()
+    return recipe
+
+
+def _check_name(name: str, table: Table) -> None:
+    if not _WORD.fullmatch(name) or name in _RESERVED:
+        table.refuse(
+            "a name is a small letter, then up to 31 of a-z, 0-9, _ and -, and not "
+            + ", ".join(sorted(_RESERVED))
+        )
+
+
+def _option(name: str, table: Table) -> Option:
+    _check_name(name, table)
+    bare = Option(
+        about=table.take("about", text, ""),
+        kind=table.take("kind", one_of(READERS), "text"),
+        required=table.take("required", switch, False),
+        rest=table.take("rest", switch, False),
+        least=table.take("least", number, None),
+        most=table.take("most", number, None),
+        longest=table.take("longest", whole, None),
+    )
+    unfit = [
+        key
+        for key, kinds in _BOUNDS.items()
+        if getattr(bare, key) not in {None, False} and bare.kind not in kinds
+    ]
+    for key in unfit:
+        table.refuse(f"{key} is for options of kind {' or '.join(_BOUNDS[key])}")
+    bare = replace(bare, **{key: getattr(Option(), key) for key in unfit})
+    choices: tuple[Any, ...] = table.take("choices", _choices(bare), ())
+    option = replace(bare, choices=choices)
+    default = table.take("default", option.read, None)
+    if default is not None and bare.required:
+        table.refuse("default: what is required has none")
+    if bare.least is not None and bare.most is not None and bare.least > bare.most:
+        table.refuse("least is more than most")
+    table.end()
+    return replace(option, default=default)
+
+
+def _choices(option: Option) -> Callable[[Any], tuple[Any, ...]]:
+    def read(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list) or not value:
+            raise ValueError('must be a list, as ["1:1", "16:9"]')
+        return tuple(map(option.read, value))
+
+    return read
+
+
+def _buttons(table: Table) -> dict[str, Button]:
+    read = {label: table.take(label, _button, None) for label in table.keys()}  # noqa: SIM118
+    for label in read:
+        if not label.strip() or len(label) > _LONGEST_LABEL or not label.isprintable():
+            table.refuse(f"{label!r}: a label has 1 to {_LONGEST_LABEL} characters")
+    return {label: button for label, button in read.items() if button is not None}
+
+
+def _button(value: Any) -> Button:
+    found = {"recipe": value} if isinstance(value, str) else value
+    texts = isinstance(found, dict) and all(isinstance(each, str) for each in found.values())
+    if not texts or not {"recipe"} <= found.keys() <= {"recipe", "result"}:
+        raise ValueError(
+            'must be a recipe in quotes, or { recipe = "upscale", result = "image" } with the '
+            "option that gets the picture"
+        )
+    return Button(**found)
+
+
+def _check_buttons(recipe: Recipe, recipes: Mapping[str, Recipe], table: Table) -> None:
+    """Refuse buttons whose orders could not be right."""
+    for label, button in recipe.buttons.items():
+        other = recipes.get(button.recipe)
+        if other is None:
+            near = meant(button.recipe, recipes)
+            table.refuse(f"button {label}: there is no recipe {button.recipe}{near}")
+            continue
+        result = button.result
+        if result is not None and (
+            result not in other.options or other.options[result].kind != "picture"
+        ):
+            pictures = [name for name, each in other.options.items() if each.kind == "picture"]
+            near = meant(result, pictures)
+            table.refuse(f"button {label}: {other.name} has no picture option {result}{near}")
+        given = {*recipe.options, result}
+        for name, option in other.options.items():
+            if option.required and name not in given:
+                table.refuse(f"button {label}: {other.name} needs {name}, which nobody says")
+
+
+# --- limits, and who may order ---
+
+
+def _limit(table: Table) -> Limit:
+    limit = Limit(
+        by=table.need("by", _by, "all"),
+        per=table.need("per", one_of(("hour", "day", "month")), "day"),
+        count=table.take("count", _count, None),
+        cost=table.take("cost", _money, None),
+    )
+    table.end()
+    if not table.has("count") and not table.has("cost"):
+        table.refuse("it needs count, cost (dollars), or both")
+    return limit
+
+
+def _allow(table: Table) -> Allow:
+    allow = Allow(
+        place=table.take("place", _pattern, "*"), person=table.take("person", _pattern, "*")
+    )
+    table.end()
+    return allow
+
+
+def _by(value: Any) -> str:
+    word = text(value)
+    if word in _BY or (word.startswith("metadata.") and len(word) > len("metadata.")):
+        return word
+    raise ValueError(f"must be {', '.join(_BY)} or metadata.NAME{meant(word, _BY)}")
+
+
+# --- values ---
+
+
+def _pattern(value: Any) -> str:
+    if not text(value):
+        raise ValueError('must be a name or a pattern, as "slack:T01/*"')
+    return text(value)
+
+
+def _count(value: Any) -> int:
+    return 0 if value == 0 and isinstance(value, int) else whole(value)
+
+
+def _positive(value: Any) -> float:
+    if number(value) <= 0:
+        raise ValueError("must be a number of seconds above 0")
+    return float(value)
+
+
+def _money(value: Any) -> int:
+    dollars = number(value)
+    if not 0 <= dollars <= _DEAREST:
+        raise ValueError("must be dollars, as 0.04")
+    return round(dollars * MICRO)
+
+
+def _model(value: Any) -> str:
+    if len(text(value)) > 300 or not re.fullmatch(MODEL_NAME, text(value)):  # noqa: PLR2004
+        raise ValueError("must be a path like owner/name")
+    return text(value)
+
+
+def _template(options: Collection[str]) -> Callable[[Any], Mapping[str, Any]]:
+    def read(value: Any) -> Mapping[str, Any]:
+        problems = list(_problems_in(mapping(value), options))
+        if problems:
+            raise ValueError(*problems)
+        return mapping(value)
+
+    return read
+
+
+def _problems_in(value: Any, options: Collection[str]) -> Iterator[str]:
+    """Say what is wrong with a template, text by text."""
+    match value:
+        case str():
+            yield from _wrong_placeholders(value, options)
+        case dict():
+            for each in value.values():
+                yield from _problems_in(each, options)
+        case list():
+            for each in value:
+                yield from _problems_in(each, options)
+        case int() | float() if abs(value) <= float(2**53):  # false for nan
+            return
+        case _:
+            yield f"holds {value}, which JSON has not: put it in quotes"
+
+
+def _wrong_placeholders(text: str, options: Collection[str]) -> Iterator[str]:
+    try:
+        names = placeholders(text)
+    except ValueError:
+        yield (
+            f"has {text!r}: a placeholder is an option's name in braces, and a brace itself is "
+            "written {{ or }}"
+        )
+        return
+    for name in names:
+        if name not in options:
+            yield f"has {text!r}: there is no option {name}{meant(name, options)}"

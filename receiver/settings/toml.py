@@ -1,0 +1,142 @@
+"""Tables of a TOML file, read key by key; every problem is collected, with its table and key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+from receiver.model.text import meant
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+class Table:
+    """One table of the file: gives the values of its keys, and collects what is wrong."""
+
+    def __init__(
+        self, found: Mapping[str, Any], place: str, problems: list[str], name: str = ""
+    ) -> None:
+        self._found = found
+        self._place = place
+        self._problems = problems
+        self._name = name
+        """As it stands in brackets; empty for the whole file, and where nothing is inside."""
+        self._known: list[str] = []
+
+    def take(self, key: str, read: Callable[[Any], T], default: D) -> T | D:
+        """Return what a key says; the default where it is not there, or wrong."""
+        self._known.append(key)
+        if key not in self._found:
+            return default
+        try:
+            return read(self._found[key])
+        except ValueError as error:
+            for problem in error.args:  # a template may have several
+                self.refuse(f"{key} {problem}")
+            return default
+
+    def need(self, key: str, read: Callable[[Any], T], default: T) -> T:
+        """Return what a key says that must be there."""
+        if key not in self._found:
+            self.refuse(f"{key} is missing")
+        return self.take(key, read, default)
+
+    def tables(self, key: str) -> dict[str, Table]:
+        """Return the tables inside a key, by name."""
+        inside = self.table(key)
+        return inside._inside(inside._found, f"{inside._name}.")  # noqa: SLF001 - one of us
+
+    def table(self, key: str) -> Table:
+        """Return the table that a key is, or an empty one."""
+        found: Mapping[str, Any] = self.take(key, mapping, {})
+        return self._inside({key: found}, f"{self._name}.")[key]
+
+    def keys(self) -> list[str]:
+        return list(self._found)
+
+    def other_tables(self) -> dict[str, Table]:
+        """Return the tables that no key was taken of, by name."""
+        return self._inside(self._left(), "")
+
+    def _inside(self, found: Mapping[str, Any], before: str) -> dict[str, Table]:
+        file = self._place.removesuffix(f", [{self._name}]")
+        made = {}
+        for name, value in found.items():
+            at = f"{before}{name}"
+            if isinstance(value, dict):
+                made[name] = Table(value, f"{file}, [{at}]", self._problems, at)
+            else:
+                self.refuse(f"{name} must be a table, [{at}]")
+        return made
+
+    def list_of(self, key: str) -> list[Table]:
+        """Return the tables of an array, `[[key]]`."""
+        found: list[Any] = self.take(key, tables_in, [])
+        return [
+            Table(each, f"{self._place}, [[{key}]] number {number}", self._problems)
+            for number, each in enumerate(found, 1)
+        ]
+
+    def has(self, key: str) -> bool:
+        return key in self._found
+
+    def end(self) -> None:
+        """Refuse the keys that nobody has asked for."""
+        for name in self._left():
+            self.refuse(f"{name}: there is no such key{meant(name, self._known)}")
+
+    def _left(self) -> Mapping[str, Any]:
+        return {name: value for name, value in self._found.items() if name not in self._known}
+
+    def refuse(self, problem: str) -> None:
+        self._problems.append(f"{self._place}: {problem}")
+
+
+# --- what reads a value, or raises ValueError with what it must be ---
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be a text in quotes")  # noqa: TRY004 - said of a file
+    return value.strip()
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("must be a table")  # noqa: TRY004
+    return value
+
+
+def tables_in(value: Any) -> list[Any]:
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise ValueError("must be tables, each begun by its name in double brackets")
+    return value
+
+
+def switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")  # noqa: TRY004
+    return value
+
+
+def number(value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) < float(2**53):  # also refuses nan
+        raise ValueError("must be a number")
+    return value  # type: ignore[no-any-return] # as was tested
+
+
+def whole(value: Any) -> int:
+    if not isinstance(value, int) or number(value) < 1:
+        raise ValueError("must be a whole number, 1 or more")
+    return value
+
+
+def one_of(words: Collection[str]) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if text(value) not in words:
+            raise ValueError(f"must be one of {', '.join(words)}{meant(text(value), words)}")
+        return text(value)
+
+    return read
