@@ -342,7 +342,7 @@ class Slack:
         url.uses += 1
         return Response("ok", media_type="text/plain")
 
-    def answer(self, url: ResponseUrl, said: Any) -> None:
+    def answer(self, url: ResponseUrl, said: Any, by: str = "response_url") -> None:
         """Show what a command or a button is answered, in the response or at its response_url."""
         if not isinstance(said, dict):
             raise Problem("invalid_payload")
@@ -358,7 +358,7 @@ class Slack:
             return
         is_public = given.text("response_type") == "in_channel"
         thread = given.text("thread_ts") or url.thread
-        message = Message(self.ts(), url.place, BOT, thread=thread, by="response_url")
+        message = Message(self.ts(), url.place, BOT, thread=thread, by=by)
         message.only_for = "" if is_public else url.person
         _say(message, blocks, given.text("text"))
         self.board.post(message)

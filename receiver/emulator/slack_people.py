@@ -136,7 +136,7 @@ class SlackPeople:
         try:
             said = _read(exchange)
             if said is not None:
-                self.slack.answer(url, said)
+                self.slack.answer(url, said, "response")
         except (Problem, InvalidBlocks, Unreadable) as error:
             words = f'{command} failed with the error "{error}"'
             message = Message(self.slack.ts(), url.place, "slack", words, only_for=url.person)
