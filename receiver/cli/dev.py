@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 
 from receiver.app import create_app, migrate
 from receiver.cli.client import Client
-from receiver.cli.emulating import emulated, environment
+from receiver.cli.emulating import EMULATOR, chats_of, emulated, environment
 from receiver.cli.output import program
 from receiver.deliveries.registry import Registry, load, loaded_files, reload
 from receiver.http.listening import listening, url_of
@@ -66,11 +66,13 @@ def serve(
     sys.dont_write_bytecode = True  # what is edited twice in a second would come from there
     with ExitStack() as stack:
         sockets = stack.enter_context(listening(host, port))
-        url = url_of(sockets[0])
+        url, emulator = url_of(sockets[0]), ""
         settings = Settings.read(os.environ)
         settings = replace(settings, handlers=tuple(handlers) or settings.handlers)
         if emulate:
-            settings = _among_emulated(settings, url, stack.enter_context(emulated(_PICTURE)))
+            emulator = stack.enter_context(emulated(_PICTURE, url))
+            os.environ.update(chats_of(emulator, os.environ))  # where handlers read them
+            settings = _among_emulated(settings, url, emulator)
         logs.configure(settings.log_format, settings.log_level)
         for name in ("uvicorn", "watchfiles"):  # what they say, our own lines and the banner do
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -80,7 +82,7 @@ def serve(
         watch = _Watch(app, settings.handlers)
 
         async def started() -> None:
-            _say(_banner(settings, registry, url, emulate=emulate, reloads=reloads))
+            _say(_banner(settings, registry, url, emulator, reloads=reloads))
             if (dev or emulate) and env_file.is_open():
                 log.warning(
                     "settings.warning", problem=".env can be read by other users: chmod 600 .env"
@@ -139,9 +141,9 @@ class _Server(Server):
 
 
 def _banner(
-    settings: Settings, registry: Registry, url: str, *, emulate: bool, reloads: bool
+    settings: Settings, registry: Registry, url: str, emulator: str, *, reloads: bool
 ) -> list[tuple[str, str]]:
-    calls = "emulated providers call" if emulate else "providers call"
+    calls = "emulated providers call" if emulator else "providers call"
     callbacks = f"on: {calls} {settings.public_url}"
     if settings.public_url is None:
         callbacks = "off: outcomes come by stream and poll, as RECEIVER_PUBLIC_URL is not set"
@@ -151,8 +153,15 @@ def _banner(
         ("API", f"{url}/v1, docs at {url}/docs"),
         ("Callbacks", callbacks),
         ("Handlers", f"{names}{again}"),
+        *([("Chat", _chat(emulator))] if emulator else []),
         ("Try", _submit(settings, url)),
     ]
+
+
+def _chat(emulator: str) -> str:
+    """Return a command that opens a chat with the handlers, in another terminal."""
+    where = "" if emulator == EMULATOR else f" --emulator {emulator}"
+    return f"{program()} chat{where}"
 
 
 def _submit(settings: Settings, url: str) -> str:
@@ -170,7 +179,7 @@ def _say(lines: Sequence[tuple[str, str]]) -> None:
     width = shutil.get_terminal_size().columns
     for name, text in lines:
         shown = spelled(text)
-        is_command = name == "Try"  # to be copied, so never cut
+        is_command = name in {"Chat", "Try"}  # to be copied, so never cut
         if not is_command and len(shown) > width - 12:
             shown = f"{shown[: width - 13]}…"
         typer.secho(f"  {name:<9} ", nl=False, err=True, bold=_BOLD)

@@ -1,38 +1,45 @@
-"""Emulated providers from the command line: by themselves, or beside a receiver for development."""
+"""Emulated providers and chat platforms: by themselves, or beside a receiver for development."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 import msgspec
 import typer
 from starlette.applications import Starlette
 
-from receiver.emulator import Options, create_emulator, settings_for
+from receiver.emulator import Options, chat_settings_for, create_emulator, settings_for
 from receiver.http.listening import listening, url_of
 from receiver.http.server import Server
 from receiver.model.errors import ReceiverError
 from receiver.observability import logging as logs
 from receiver.settings import tls
 
-_RECEIVER: Final = "http://127.0.0.1:8000"
+RECEIVER: Final = "http://127.0.0.1:8000"
+EMULATOR: Final = "http://127.0.0.1:8001"
+"""Where the emulator of a receiver is that listens at its usual port."""
+_PORT: Final = 8001
 _LONGEST_START: Final = 10.0
 
 
-def emulate(host: str, port: int, seconds: float, shape: str) -> None:
-    """Serve the providers until a signal comes; print what a receiver needs to use them."""
+def emulate(host: str, port: int, seconds: float, shape: str, receiver: str) -> None:
+    """Serve them until a signal comes; print what a receiver needs to use them."""
     tls.require(os.environ)
     options = msgspec.convert({"generation": seconds, "shape": shape}, Options)
     logs.configure(None, "info")
     with listening(host, port) as sockets:
-        for name, value in environment(url_of(sockets[0]), _RECEIVER).items():
-            typer.echo(f"export {name}={value}")
+        url = url_of(sockets[0])
+        for name, value in {**environment(url, receiver), **chat_settings_for(url)}.items():
+            typer.echo(f"export {name}={shlex.quote(value)}")
         typer.echo("# the words for prompts are in `receiver emulate --help`: [fail], [slow], …")
+        typer.echo(f"# chat: receiver chat --emulator {url}")
+        options = msgspec.structs.replace(options, receiver=receiver, own=url)
         Server(create_emulator(options), host, port).run(sockets)
 
 
@@ -46,14 +53,36 @@ def environment(providers: str, receiver: str) -> dict[str, str]:
     }
 
 
+def chats_of(emulator: str, env: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings of those chat platforms for which the environment has no account."""
+    given = {name.partition("_")[0] for name in env if name.endswith(("_TOKEN", "_WEBHOOK"))}
+    found = chat_settings_for(emulator).items()
+    return {name: value for name, value in found if name.partition("_")[0] not in given}
+
+
 @contextmanager
-def emulated(seconds: float) -> Iterator[str]:
-    """Emulate providers on a port that is free until the block is left; give their address."""
-    with (
-        listening("127.0.0.1", 0) as sockets,
-        served(create_emulator(Options(generation=seconds)), sockets) as url,
-    ):
-        yield url
+def emulated(seconds: float, receiver: str = "") -> Iterator[str]:
+    """Emulate all on a port that is free until the block is left; give their address.
+
+    For a receiver at its usual port that is 8001, where `receiver chat` looks first.
+    """
+    with _near(receiver) as sockets:
+        own = url_of(sockets[0])
+        options = Options(generation=seconds, receiver=receiver or RECEIVER, own=own)
+        with served(create_emulator(options), sockets) as url:
+            yield url
+
+
+@contextmanager
+def _near(receiver: str) -> Iterator[list[socket.socket]]:
+    with ExitStack() as stack:
+        try:
+            sockets = stack.enter_context(
+                listening("127.0.0.1", _PORT if receiver == RECEIVER else 0)
+            )
+        except ReceiverError:  # somebody else has it
+            sockets = stack.enter_context(listening("127.0.0.1", 0))
+        yield sockets
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, TypeVar
 
 import typer
 from typer.models import CommandInfo
@@ -344,10 +344,14 @@ def emulate(
     port: Port = 8001,
     seconds: Annotated[float, typer.Option(help="How long a picture takes.")] = 0.8,
     shape: Annotated[str, typer.Option(help="Wire shapes: new, old or mixed.")] = "mixed",
+    receiver: Annotated[
+        str, typer.Option(help="The address of the receiver that chat platforms call.")
+    ] = "http://127.0.0.1:8000",
 ) -> None:
-    """Serve Oxen.ai, Eachlabs and fal.ai on this machine, for tests and demos.
+    """Serve Oxen.ai, Eachlabs, fal.ai, Slack, Discord and Telegram here, for tests and demos.
 
-    It prints what a receiver needs to use it; `serve --emulate` needs nothing of that.
+    It prints what a receiver needs to use them; `serve --emulate` needs nothing of that.
+    `receiver chat` opens a chat.
     A word in a prompt says how its prediction goes:
 
     - [fail] the model fails; [timeout] it runs out of time
@@ -366,7 +370,7 @@ def emulate(
     from receiver.cli.emulating import emulate
 
     with _failing(msgspec.ValidationError):
-        emulate(host, port, seconds, shape)
+        emulate(host, port, seconds, shape, receiver.rstrip("/"))
 
 
 @main.command()
@@ -380,6 +384,39 @@ def demo(
     with _failing(OSError):
         code = run(folder, seconds)
     raise typer.Exit(code)
+
+
+chat = typer.Typer(help="Talk to a receiver's chat handlers in this terminal.")
+"""`receiver chat` opens the terminal; commands of its own, like those for setting up, fit in."""
+main.add_typer(chat, name="chat", rich_help_panel="Run")
+
+
+@chat.callback(invoke_without_command=True)
+def chat_terminal(
+    ctx: typer.Context,
+    platform: Annotated[
+        Literal["slack", "discord", "telegram"],
+        typer.Option("--as", help="Which platform it is to be."),
+    ] = "slack",
+    person: Annotated[str, typer.Option(help="Who you are there.")] = "U1",
+    place: Annotated[str, typer.Option(help="Where; D is a direct conversation.")] = "C1",
+    emulator: Annotated[
+        str, typer.Option(help="The emulator's address, as `serve --emulate` says it.")
+    ] = "http://127.0.0.1:8001",
+    linger: Annotated[
+        float, typer.Option(help="Seconds without news after which the end of a pipe is the end.")
+    ] = 5.0,
+) -> None:
+    """Talk to the handlers of a `receiver serve --emulate`, as on Slack, Discord or Telegram.
+
+    Type `/imagine a lighthouse`; a number presses the button of that number; Ctrl-D ends it.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from receiver.cli.terminal import Terminal
+
+    with _failing():
+        Terminal(emulator.rstrip("/"), platform, person, place).run(linger)
 
 
 # --- what looks at a running receiver ---

@@ -1,9 +1,9 @@
-"""Oxen.ai, Eachlabs and fal.ai on loopback: faithful and, when told, hostile.
+"""Oxen.ai, Eachlabs and fal.ai, Slack, Discord and Telegram on loopback: faithful, or hostile.
 
 `create_emulator(options)` returns an ASGI app; `settings_for(base_url)` the environment that points
 a receiver at it. `inprocess.EmulatedProviders` is the same without a socket, for tests: there
 predictions end when and as they are told. Pictures are drawn from the prompt's hash and served
-under `/files/`.
+under `/files/`. The chat platforms, and how they are told what happens there, are in `chats`.
 
 Words in a prompt decide how a prediction goes:
 
@@ -50,7 +50,16 @@ Faults, with the fields that only they read (and their defaults):
 """
 
 from receiver.emulator.app import create_emulator, settings_for
+from receiver.emulator.chats import environment as chat_settings_for
 from receiver.emulator.faults import FAULTS, Rule
 from receiver.emulator.options import Options, Schedule
 
-__all__ = ["FAULTS", "Options", "Rule", "Schedule", "create_emulator", "settings_for"]
+__all__ = [
+    "FAULTS",
+    "Options",
+    "Rule",
+    "Schedule",
+    "chat_settings_for",
+    "create_emulator",
+    "settings_for",
+]

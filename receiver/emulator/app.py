@@ -1,4 +1,4 @@
-"""Puts the three providers, their pictures and the control routes on one port."""
+"""Puts the providers, the chat platforms, pictures and the control routes on one port."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,10 +12,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from receiver.emulator import faults, pictures, wire
+from receiver.emulator.chats import Chats
 from receiver.emulator.eachlabs import Eachlabs
 from receiver.emulator.fal import Fal
 from receiver.emulator.options import Options
 from receiver.emulator.oxen import Oxen
+from receiver.emulator.scene import Scene
 from receiver.emulator.world import World
 
 
@@ -31,8 +33,11 @@ def create_emulator(
     options: Options | None = None, now: Callable[[], float] = time.time
 ) -> Starlette:
     """Build the ASGI app; its background work lives as long as its lifespan."""
-    world = World(options or Options(), now)
+    options = options or Options()
+    world = World(options, now)
     oxen = Oxen(world)
+    scale = options.time_scale
+    chats = Chats(Scene(options.receiver, options.own, now, scale=scale))
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -40,10 +45,12 @@ def create_emulator(
         try:
             yield
         finally:
+            await chats.close()
             await world.close()
 
     providers = [*Fal(world).routes(), *Eachlabs(world).routes(), *oxen.routes()]
-    app = _Emulator(routes=[*providers, *_control(world)], lifespan=lifespan)
+    routes = [*providers, *chats.routes(), *chats.control(), *_control(world)]
+    app = _Emulator(routes=routes, lifespan=lifespan)
     app.router.redirect_slashes = False
     return app
 

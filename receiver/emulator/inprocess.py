@@ -11,8 +11,9 @@ from typing import Any, Final
 import httpx
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route
 
+from receiver.emulator.chats import Chats
 from receiver.emulator.eachlabs import Eachlabs
 from receiver.emulator.endings import Ending
 from receiver.emulator.fal import Fal
@@ -20,6 +21,7 @@ from receiver.emulator.faults import Faults
 from receiver.emulator.ledger import Prediction, State
 from receiver.emulator.options import Options
 from receiver.emulator.oxen import Oxen
+from receiver.emulator.scene import Scene
 from receiver.emulator.wire import EventStream, HangUp
 from receiver.emulator.world import World
 
@@ -28,7 +30,57 @@ BY_HAND: Final = Options(
 )
 
 
-class EmulatedProviders(httpx.AsyncBaseTransport):
+class _Routed(httpx.AsyncBaseTransport):
+    """Routes as a transport for an HTTP client."""
+
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        self._routes = [route for route in routes if isinstance(route, Route)]
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        body = await request.aread()
+        route, scope = self._matched(request)
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body}
+
+        answer = await route.endpoint(Request(scope, receive))
+        if isinstance(answer, HangUp):
+            await asyncio.sleep(answer.after)
+            raise httpx.ReadError("the emulator hung up", request=request)
+        if isinstance(answer, StreamingResponse):
+            stream = _Stream(answer.body_iterator)
+            return httpx.Response(answer.status_code, headers=answer.raw_headers, stream=stream)
+        return httpx.Response(answer.status_code, headers=answer.raw_headers, content=answer.body)
+
+    def _matched(self, request: httpx.Request) -> tuple[Route, dict[str, Any]]:
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": request.method,
+            "scheme": request.url.scheme,
+            "path": request.url.path,
+            "query_string": request.url.query,
+            "headers": [(name.lower(), value) for name, value in request.headers.raw],
+        }
+        for route in self._routes:
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                return route, {**scope, **found}
+        raise LookupError(f"nobody has {request.method} {request.url}")
+
+
+class EmulatedChats(_Routed):
+    """The three chat platforms as a transport; nothing is said again unless a test says it."""
+
+    def __init__(self, receiver: str, own: str, now: Callable[[], float] = time.time) -> None:
+        self.chats = Chats(Scene(receiver, own, now, scale=None))
+        super().__init__(self.chats.routes())
+
+    def calls(self, client: httpx.AsyncClient) -> None:
+        """Have the platforms call the app through a client."""
+        self.chats.scene.caller.given = client
+
+
+class EmulatedProviders(_Routed):
     """The three providers as a transport for an HTTP client.
 
     What is submitted is at work until `end`, and nobody is told: `callback` and `headers` are what
@@ -40,8 +92,7 @@ class EmulatedProviders(httpx.AsyncBaseTransport):
         self._world = World(options, now)
         self._fal, self._eachlabs = Fal(self._world), Eachlabs(self._world)
         self._oxen = Oxen(self._world)
-        routes = [*self._fal.routes(), *self._eachlabs.routes(), *self._oxen.routes()]
-        self._routes = [route for route in routes if isinstance(route, Route)]
+        super().__init__([*self._fal.routes(), *self._eachlabs.routes(), *self._oxen.routes()])
 
     @property
     def faults(self) -> Faults:
@@ -93,37 +144,6 @@ class EmulatedProviders(httpx.AsyncBaseTransport):
     def kind(self, request: httpx.Request) -> str:
         """Name what a request asks for, like `fal.submit`; LookupError where nobody offers it."""
         return str(self._matched(request)[0].name)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        body = await request.aread()
-        route, scope = self._matched(request)
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": body}
-
-        answer = await route.endpoint(Request(scope, receive))
-        if isinstance(answer, HangUp):
-            await asyncio.sleep(answer.after)
-            raise httpx.ReadError("the emulator hung up", request=request)
-        if isinstance(answer, StreamingResponse):
-            stream = _Stream(answer.body_iterator)
-            return httpx.Response(answer.status_code, headers=answer.raw_headers, stream=stream)
-        return httpx.Response(answer.status_code, headers=answer.raw_headers, content=answer.body)
-
-    def _matched(self, request: httpx.Request) -> tuple[Route, dict[str, Any]]:
-        scope: dict[str, Any] = {
-            "type": "http",
-            "method": request.method,
-            "scheme": request.url.scheme,
-            "path": request.url.path,
-            "query_string": request.url.query,
-            "headers": [(name.lower(), value) for name, value in request.headers.raw],
-        }
-        for route in self._routes:
-            match, found = route.matches(scope)
-            if match is Match.FULL:
-                return route, {**scope, **found}
-        raise LookupError(f"no provider has {request.method} {request.url}")
 
 
 class _Stream(httpx.AsyncByteStream):

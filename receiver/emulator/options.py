@@ -67,5 +67,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Predictions remembered; the oldest are forgotten first."""
     by_hand: Ending | None = None
     """Where it is given, predictions end only when told to, and so unless they are told how."""
+    receiver: str = "http://127.0.0.1:8000"
+    """The address of the app that the chat platforms call, at `/in/slack` and so on."""
+    own: str = "http://127.0.0.1:8001"
+    """The emulator's own address, for what the chat platforms hand out."""
     seed: int | None = None
     """Makes ids, jitter, shapes and signing keys repeatable."""

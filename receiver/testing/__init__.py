@@ -21,10 +21,21 @@ def test_announces_once(receiver_kit: Callable[..., Kit]) -> None:
     delivered = kit.deliver(make_event("succeeded"), times=2)
     assert delivered.delivery.state == "done"
 ```
+
+With `chats=True` there are a Slack, a Discord and a Telegram, too:
+
+```python
+def test_replies_once(receiver_kit: Callable[..., Kit]) -> None:
+    recipes = {"RECEIVER_RECIPES": "recipes.toml"}
+    kit = receiver_kit("slack-in", "slack", chats=True, settings=recipes)
+    said = kit.says("/imagine a lighthouse", person="U1", place="C1", on="slack")
+    assert len(said.reply.pictures) == 1
+```
 """
 
+from receiver.testing.chat import Said
 from receiver.testing.events import make_event
 from receiver.testing.kit import Clock, Delivered, Kit
 from receiver.testing.single import Result, run
 
-__all__ = ["Clock", "Delivered", "Kit", "Result", "make_event", "run"]
+__all__ = ["Clock", "Delivered", "Kit", "Result", "Said", "make_event", "run"]

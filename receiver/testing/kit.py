@@ -22,12 +22,18 @@ from starlette.applications import Starlette
 
 from receiver.app import create_app
 from receiver.deliveries.registry import Handler, Registered, load, registered_of
-from receiver.emulator.inprocess import EmulatedProviders
+from receiver.emulator.board import Message, Platform
+from receiver.emulator.calling import Exchange
+from receiver.emulator.chats import Chats
+from receiver.emulator.endings import Ending
+from receiver.emulator.inprocess import EmulatedChats, EmulatedProviders
 from receiver.emulator.ledger import Prediction as Emulated
 from receiver.model.answers import Delivery, Explanation
 from receiver.model.states import TERMINAL
 from receiver.model.values import Event, Prediction
 from receiver.settings import Settings
+from receiver.testing.chat import SETTINGS as CHAT_SETTINGS
+from receiver.testing.chat import ChatEdge, Said, button_of, emulated_chats, environment
 from receiver.testing.edge import Answer, answers, finds
 from receiver.testing.providers import SETTINGS, ending_of, refusals_of
 
@@ -133,6 +139,8 @@ class Kit:
     `handlers` are decorated functions, or names as `receiver serve` takes them. `http` answers what
     `ctx.http` sends and `files` is what `ctx.fetch` finds, by URL; `online` lets both out to the
     network instead, this machine included. `settings` are environment variables of the receiver.
+    With `chats` there are a Slack, a Discord and a Telegram, and handlers that are named find
+    their accounts there in the environment: `says` and `presses` are what people do in them.
     All methods block, and raise AssertionError where what they were asked for does not happen.
     """
 
@@ -142,19 +150,25 @@ class Kit:
         http: Answer | None = None,
         files: Mapping[str, bytes] | None = None,
         online: bool = False,
+        chats: bool = False,
         settings: Mapping[str, str] | None = None,
     ) -> None:
+        if online and chats:
+            raise ValueError("chats are emulated, so they cannot be online")
         self.clock = Clock()
         self._leash = _Leash()
-        self._handlers = [
-            self._leash.on(one) if isinstance(one, Handler) else one for one in _handlers(handlers)
-        ]
+        with environment(CHAT_SETTINGS if chats else {}):
+            self._handlers = [
+                self._leash.on(one) if isinstance(one, Handler) else one
+                for one in _handlers(handlers)
+            ]
         self._http = None if online else answers(http)
         self._results = None if online else finds(files or {})
         self._folder = tempfile.TemporaryDirectory(prefix="receiver-kit-")
         private = {"RECEIVER_ALLOW_PRIVATE_FETCH": "1"} if online else {}
         self._settings = {**_SETTINGS, **private, **(settings or {})}
         self._providers = EmulatedProviders(self.clock)
+        self._chats = self._emulate_chats() if chats else None
         self._lives = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -236,11 +250,102 @@ class Kit:
             self.move(max(datetime.fromisoformat(min(due)).timestamp() - self.clock(), 0.0) + 0.01)
         raise AssertionError(f"still not at its end: {delivered.deliveries}")
 
+    def says(
+        self,
+        text: str,
+        *,
+        person: str = "U1",
+        place: str = "C1",
+        on: Platform = "slack",
+        files: Mapping[str, bytes] | None = None,
+        finish: bool = True,
+    ) -> Said:
+        """Say something in a chat; run all that comes of it, until the pictures are there.
+
+        With `finish=False` it ends when the receiver has answered: `finish_all` does the rest.
+        """
+        people, given = self.chats.people[on], tuple((files or {}).items())
+        where = "D" + person[1:] if on == "slack" and place == "D" else place
+        say = people.says(text, person, where, files=given)
+        return self._do(self._chat(on, person, say, finish=finish))
+
+    def presses(
+        self, message: Message, label: str, *, person: str = "U1", on: Platform = "slack"
+    ) -> Said:
+        """Press the button of that label under a message; run all that comes of it."""
+        press = self.chats.people[on].presses(message, button_of(message, label), person)
+        return self._do(self._chat(on, person, press, finish=True))
+
+    def repeat(self, said: Said, times: int = 1) -> Said:
+        """Have the platform say the same again, at once, so often; run all that comes of it."""
+        on = said.board.platform
+        if said.exchange is None:
+            raise ValueError("the receiver was not told")
+        return self._do(self._say_again(on, said, said.exchange, times))
+
+    def finish_all(self, event: Event | None = None) -> None:
+        """Have all predictions end, with pictures or as an event did, and run what is due."""
+        self._do(self._finish_all(event))
+
+    @property
+    def chats(self) -> Chats:
+        """The chat platforms: what they show, and how their tokens die."""
+        if self._chats is None:
+            raise ValueError("this kit has no chats: receiver_kit(…, chats=True)")
+        return self._chats.chats
+
     def get(self, path: str, kind: type[T]) -> T:
         """Read what the API answers; `kind` is what it is to be."""
         return msgspec.json.decode(self._do(self._call("GET", path)), type=kind)
 
     # --- how ---
+
+    def _emulate_chats(self) -> EmulatedChats:
+        """Put the chat platforms where handlers send and fetch."""
+        url, key = _SETTINGS["RECEIVER_PUBLIC_URL"], self._settings["RECEIVER_SECRET_KEY"]
+        found = emulated_chats(url, key, self.clock)
+        if self._http is not None and self._results is not None:
+            self._http, self._results = (
+                ChatEdge(found, others) for others in (self._http, self._results)
+            )
+        return found
+
+    async def _chat(
+        self,
+        on: Platform,
+        person: str,
+        do: Coroutine[Any, Any, Exchange | None],
+        *,
+        finish: bool,
+    ) -> Said:
+        board, name = self.chats.boards[on], self.chats.name(on, person)
+        since = len(board.messages)
+        exchange = await do
+        if exchange is not None and not exchange.is_ok:
+            why = exchange.error or f"{exchange.status} {exchange.answer.decode()}"
+            raise AssertionError(f"{exchange.url} was answered {why}")
+        if finish:
+            await self._finish_all(None)
+        return Said(board, exchange, name, since)
+
+    async def _say_again(self, on: Platform, said: Said, exchange: Exchange, times: int) -> Said:
+        people, since = self.chats.people[on], len(said.board.messages)
+        again = [people.repeat(exchange, number + 1) for number in range(times)]
+        exchanges = await asyncio.gather(*again)
+        await self._finish_all(None)
+        return Said(said.board, exchanges[-1] if exchanges else None, said.person, since)
+
+    async def _finish_all(self, event: Event | None) -> None:
+        for _ in range(_MOST_MOVES):
+            await self._drain()
+            content = await self._call("GET", "/v1/predictions?status=processing&limit=100")
+            working = msgspec.json.decode(content, type=_Predictions).data
+            if not working:
+                return
+            for prediction in working:
+                taken = self._taken(prediction.provider_id or "")
+                await self._tell(taken, event, prediction.id, 1)
+        raise AssertionError("handlers submit without end")
 
     async def _deliver(self, event: Event, times: int) -> Delivered:
         delivered, taken = await self._submitted(event)
@@ -318,15 +423,17 @@ class Kit:
             raise AssertionError("no provider has taken it")
         return taken
 
-    def _finish_there(self, taken: Emulated, event: Event) -> None:
-        """Have it end at its provider, which tells nobody."""
-        if event.type == "prediction.canceled":
+    def _finish_there(self, taken: Emulated, event: Event | None) -> None:
+        """Have it end at its provider, which tells nobody; without an event, with pictures."""
+        if event is not None and event.type == "prediction.canceled":
             self._providers.cancel(taken)
         else:
-            self._providers.end(taken, ending_of(event))
+            self._providers.end(taken, ending_of(event) if event else Ending())
 
-    async def _tell(self, taken: Emulated, event: Event, prediction_id: str, times: int) -> None:
-        if event.type == "prediction.canceled":
+    async def _tell(
+        self, taken: Emulated, event: Event | None, prediction_id: str, times: int
+    ) -> None:
+        if event is not None and event.type == "prediction.canceled":
             await self._call("POST", f"/v1/predictions/{prediction_id}/cancel")
             await self._poll(prediction_id)
             return
@@ -385,6 +492,8 @@ class Kit:
         )
         life = _Life(app)
         await life.start()
+        if self._chats is not None:
+            self._chats.calls(life.stranger)
         return life
 
     async def _crash(self) -> None:

@@ -1,0 +1,157 @@
+"""A chat in the terminal, against an emulated platform: what is typed, and what is shown then."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from queue import Empty, Queue
+from typing import Any, Final
+
+import httpx
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from receiver.cli.tables import shown
+from receiver.model.errors import ReceiverError
+
+_WAIT: Final = 20
+_TIMEOUT: Final = 70.0
+"""More than the longest answer that a platform waits for."""
+
+
+class Terminal:
+    """Types lines for a person, and shows what becomes of the chat."""
+
+    def __init__(self, emulator: str, platform: str, person: str, place: str) -> None:
+        self._at = f"{emulator}/_emulator/chat/{platform}"
+        self._who = {"person": person, "place": place}
+        self._http = httpx.Client(timeout=_TIMEOUT, trust_env=False)
+        self._console = Console(soft_wrap=True, highlight=False)
+        self._news: Queue[str | dict[str, Any] | Exception | None] = Queue()
+        self._seen: dict[str, str] = {}
+        """What was last shown of each message."""
+        self._buttons: list[tuple[str, int]] = []
+        """Messages and the places of their buttons, by the numbers that are shown."""
+
+    def run(self, linger: float) -> None:
+        """Go on until the input ends, and nothing has been new for so many seconds.
+
+        Raises ReceiverError where no emulator answers.
+        """
+        version = self._look({})["version"]
+        threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._watch, args=(version,), daemon=True).start()
+        self._console.print("-- /imagine a lighthouse; a number presses a button; Ctrl-D ends")
+        for one in self._until(linger):
+            if isinstance(one, str):
+                self._type(one.strip())
+            else:
+                self._show(one)
+
+    def _until(self, linger: float) -> Iterator[str | dict[str, Any]]:
+        """Give lines and views as they come."""
+        is_open = True
+        while True:
+            try:
+                one = self._news.get(timeout=None if is_open else linger)
+            except Empty:
+                return
+            if isinstance(one, Exception):
+                raise ReceiverError(str(one)) from one
+            if one is None:
+                is_open = False
+                if sys.stdin.isatty():
+                    return
+            else:
+                yield one
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self._news.put(line)
+        self._news.put(None)
+
+    def _watch(self, version: int) -> None:
+        """Tell what is shown whenever that changes."""
+        try:
+            while True:
+                view = self._look({"after": str(version), "wait": str(_WAIT)})
+                if view["version"] != version:
+                    version = view["version"]
+                    self._news.put(view)
+        except ReceiverError as error:
+            self._news.put(error)
+
+    def _look(self, query: dict[str, str]) -> dict[str, Any]:
+        return self._asked("GET", "", params={**self._who, **query})
+
+    def _asked(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, self._at + path, **more)
+            found = msgspec.json.decode(answer.content, type=dict[str, Any])
+        except (httpx.HTTPError, msgspec.MsgspecError) as error:
+            raise ReceiverError(
+                f"no emulator answers at {self._at}: {error}; `receiver serve --emulate` has one"
+            ) from error
+        if not answer.is_success:
+            raise ReceiverError(str(found.get("error", answer.status_code)))
+        return found
+
+    def _type(self, line: str) -> None:
+        if not line:
+            return
+        try:
+            self._send(line)
+        except ReceiverError as error:
+            self._line("!", str(error), "red")
+
+    def _send(self, line: str) -> None:
+        if not line.isdecimal():
+            told = self._asked("POST", "/say", json={**self._who, "text": line})["exchange"]
+        elif 0 < int(line) <= len(self._buttons):
+            message, button = self._buttons[int(line) - 1]
+            press = {**self._who, "message": message, "button": button}
+            told = self._asked("POST", "/press", json=press)["exchange"]
+        else:
+            raise ReceiverError(f"there is no button {line}")
+        if told is None:
+            self._line("!", "the app is not told of this", "yellow")
+        elif not 200 <= told["status"] < 300:  # noqa: PLR2004 - the 2xx
+            self._line("!", f"{told['url']}: {told['error'] or told['status']}", "red")
+
+    def _show(self, view: dict[str, Any]) -> None:
+        """Print what is new, or is not as it was."""
+        there = set()
+        for message in view["messages"]:
+            there.add(message["id"])
+            text = self._text(message)
+            if self._seen.get(message["id"]) == text or message["author"] == self._who["person"]:
+                continue
+            is_first = message["id"] not in self._seen
+            self._seen[message["id"]] = text
+            mark = "<" if is_first else "~"
+            self._line(mark, text + self._numbered(message), "green" if is_first else "cyan")
+        for gone in [name for name in self._seen if name not in there]:
+            del self._seen[gone]
+            self._line("x", "a message was deleted", "dim")
+
+    def _text(self, message: dict[str, Any]) -> str:
+        private = "(only you) " if message["only_for"] else ""
+        text = "…" if message["is_waiting"] else message["text"]
+        files = [file["view"] or file["url"] for file in message["files"]]
+        return private + "\n".join(filter(None, [text, *files]))
+
+    def _numbered(self, message: dict[str, Any]) -> str:
+        """Return the buttons of a message, with numbers that stay theirs."""
+        told = []
+        for place, button in enumerate(message["buttons"]):
+            if (message["id"], place) not in self._buttons:
+                self._buttons.append((message["id"], place))
+            number = self._buttons.index((message["id"], place)) + 1
+            told.append(f"[{number}] {button['label']}")
+        return "\n" + "  ".join(told) if told else ""
+
+    def _line(self, mark: str, text: str, style: str) -> None:
+        for line in text.split("\n"):
+            self._console.print(Text(f"{mark} ", style).append_text(shown(line)))

@@ -1,0 +1,214 @@
+"""Slack, Discord and Telegram on loopback: strict as their documents, with tokens that die.
+
+Control, under `/_emulator/chat`:
+
+    GET  /{platform}          what is shown: `?place=&person=`, `?after=VERSION&wait=SECONDS`
+    POST /{platform}/say      {"text", "person", "place", "thread"?}: somebody types
+    POST /{platform}/press    {"message", "button" (its number), "person", "place"}
+    POST /{platform}/set-up   the checks that are made when the app's address is entered
+    PUT  /tokens              {"discord": 10015, "slack": true}: they are dead from now on
+    PUT  /mishaps             [{"answer", "platform"?, "method"?, "times"?, "retry_after"?}]
+    POST /clock               {"seconds": 960}: so much time passes for the platforms
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from receiver.emulator import discord, slack, slack_people, telegram, wire
+from receiver.emulator.board import Board, Button, Message, Platform, numbered
+from receiver.emulator.calling import Exchange
+from receiver.emulator.discord import Discord
+from receiver.emulator.discord_people import DiscordPeople
+from receiver.emulator.forms import Unreadable, read_json
+from receiver.emulator.mishaps import Mishap
+from receiver.emulator.scene import Scene
+from receiver.emulator.slack import Slack
+from receiver.emulator.slack_people import SlackPeople
+from receiver.emulator.telegram import Telegram
+from receiver.emulator.telegram_people import TelegramPeople
+
+_LONGEST_WAIT: Final = 30.0
+_JSON_ERRORS: Final = (Unreadable, msgspec.ValidationError, KeyError, TypeError, ValueError)
+
+
+class People(Protocol):
+    """Who talks to the app on a platform."""
+
+    async def says(
+        self,
+        text: str,
+        person: str,
+        place: str,
+        *,
+        thread: str = "",
+        files: tuple[tuple[str, bytes], ...] = (),
+    ) -> Exchange | None: ...
+
+    async def presses(self, message: Message, button: Button, person: str) -> Exchange | None: ...
+
+    async def repeat(self, exchange: Exchange, number: int = 1, /) -> Exchange: ...
+
+    async def sets_up(self) -> bool: ...
+
+
+class Chats:
+    """The three platforms, and the people in them."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.slack, self.discord, self.telegram = Slack(scene), Discord(scene), Telegram(scene)
+        self.people: dict[Platform, People] = {
+            "slack": SlackPeople(self.slack),
+            "discord": DiscordPeople(self.discord),
+            "telegram": TelegramPeople(self.telegram),
+        }
+        self.boards: dict[Platform, Board] = {
+            "slack": self.slack.board,
+            "discord": self.discord.board,
+            "telegram": self.telegram.board,
+        }
+
+    def routes(self) -> list[Route]:
+        return [*self.slack.routes(), *self.discord.routes(), *self.telegram.routes()]
+
+    def place(self, platform: Platform, place: str, person: str) -> str:
+        """Return a place as the platform names it."""
+        people = self.people[platform]
+        if isinstance(people, DiscordPeople | TelegramPeople):
+            return people.place(place, person)
+        return "D" + person[1:] if place == "D" else place
+
+    def kill_tokens(self, dead: dict[str, Any]) -> None:
+        """Have tokens die before their time; what is not named lives on."""
+        code = dead.get("discord")
+        self.discord.dead = int(code) if code else None
+        self.slack.are_urls_dead = bool(dead.get("slack"))
+
+    async def close(self) -> None:
+        await self.scene.caller.close()
+
+    # --- control ---
+
+    def control(self) -> list[Route]:
+        at = "/_emulator/chat"
+        table: list[tuple[str, str, Callable[[Request, Any], Awaitable[Any]]]] = [
+            ("POST", "/{platform}/say", self._say),
+            ("POST", "/{platform}/press", self._press),
+            ("POST", "/{platform}/set-up", self._set_up),
+            ("PUT", "/tokens", self._tokens),
+            ("PUT", "/mishaps", self._mishaps),
+            ("POST", "/clock", self._clock),
+        ]
+        made = [_controlled(method, at + path, work) for method, path, work in table]
+        file = Route(at + "/{platform}/files/{id}", self._file, methods=["GET"])
+        return [Route(at + "/{platform}", self._shown, methods=["GET"]), file, *made]
+
+    async def _shown(self, request: Request) -> Response:
+        platform, query = request.path_params["platform"], request.query_params
+        board = self.boards.get(platform)
+        if board is None:
+            return wire.answer({"error": f"{platform} is no platform"}, 404)
+        person, place = query.get("person", ""), query.get("place", "")
+        if wait := query.get("wait", ""):
+            after = int(query.get("after", "0")) if query.get("after", "0").isdecimal() else 0
+            seconds = min(float(wait) if wait.isdecimal() else 0, _LONGEST_WAIT)
+            await board.until_after(after, seconds)
+        if place:
+            place = self.place(platform, place, person)
+        who = self.name(platform, person)
+        shown = [self._row(platform, message) for message in board.shown(place, who)]
+        signs = [list(sign) for sign in board.signs]
+        return wire.answer({"version": board.version, "messages": shown, "signs": signs})
+
+    def _row(self, platform: Platform, message: Message) -> dict[str, Any]:
+        """Return a message with addresses at which anybody can see its files."""
+        row = message.row()
+        for file in row["files"]:
+            where = f"{self.scene.own}/_emulator/chat/{platform}/files/{file['id']}"
+            file["view"] = where if file["size"] else ""
+        return row
+
+    async def _file(self, request: Request) -> Response:
+        board = self.boards.get(request.path_params["platform"])
+        for message in board.messages if board else ():
+            for file in message.files:
+                if file.content and file.id == request.path_params["id"]:
+                    return Response(file.content, media_type=file.content_type)
+        return Response(status_code=404)
+
+    def name(self, platform: Platform, person: str) -> str:
+        """Return a person as the platform names them."""
+        return person if platform == "slack" or not person else str(numbered(person))
+
+    async def _say(self, request: Request, body: Any) -> Any:
+        people = self.people[request.path_params["platform"]]
+        place = str(body.get("place", "C1"))
+        person = str(body.get("person", "U1"))
+        if request.path_params["platform"] == "slack":
+            place = self.place("slack", place, person)
+        exchange = await people.says(
+            str(body["text"]), person, place, thread=str(body.get("thread", ""))
+        )
+        return {"exchange": exchange.row() if exchange else None}
+
+    async def _press(self, request: Request, body: Any) -> Any:
+        platform = request.path_params["platform"]
+        person = str(body.get("person", "U1"))
+        place = self.place(platform, str(body.get("place", "C1")), person)
+        message = self.boards[platform].find(place, str(body["message"]))
+        if message is None or not 0 <= int(body["button"]) < len(message.buttons):
+            raise KeyError("there is no such button")
+        button = message.buttons[int(body["button"])]
+        exchange = await self.people[platform].presses(message, button, person)
+        return {"exchange": exchange.row() if exchange else None}
+
+    async def _set_up(self, request: Request, _body: Any) -> Any:
+        return {"ok": await self.people[request.path_params["platform"]].sets_up()}
+
+    async def _tokens(self, _request: Request, body: Any) -> Any:
+        self.kill_tokens(dict(body))
+        return {}
+
+    async def _mishaps(self, _request: Request, body: Any) -> Any:
+        self.scene.mishaps.in_force = msgspec.convert(body, list[Mishap])
+        return self.scene.mishaps.in_force
+
+    async def _clock(self, _request: Request, body: Any) -> Any:
+        self.scene.move(float(body["seconds"]))
+        return {"now": self.scene.now()}
+
+
+def _controlled(method: str, path: str, work: Callable[[Request, Any], Awaitable[Any]]) -> Route:
+    async def endpoint(request: Request) -> Response:
+        try:
+            body = await request.body()
+            return wire.answer(await work(request, read_json(body) if body else {}))
+        except _JSON_ERRORS as error:
+            return wire.answer({"error": f"{type(error).__name__}: {error}"}, 400)
+
+    return Route(path, endpoint, methods=[method])
+
+
+def environment(base: str) -> dict[str, str]:
+    """Return the settings by which an app talks to the emulated platforms, in a channel C1."""
+    return {
+        "SLACK_CHANNEL": "C1",
+        "DISCORD_CHANNEL": str(numbered("C1")),
+        "TELEGRAM_CHAT": str(-numbered("C1")),
+        "SLACK_URL": f"{base}/slack/api",
+        "SLACK_SIGNING_SECRET": slack_people.SECRET,
+        "SLACK_TOKEN": slack.TOKEN,
+        "DISCORD_URL": f"{base}/discord/api/v10",
+        "DISCORD_PUBLIC_KEY": discord.PUBLIC_KEY,
+        "DISCORD_APPLICATION": discord.APPLICATION,
+        "DISCORD_TOKEN": discord.TOKEN,
+        "TELEGRAM_URL": f"{base}/telegram",
+        "TELEGRAM_TOKEN": telegram.TOKEN,
+    }

@@ -1,0 +1,115 @@
+"""Chats in a test: what somebody says reaches the receiver signed, and what is shown is read."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
+
+from receiver.emulator import chat_settings_for, pictures
+from receiver.emulator.board import BOT, Board, Button, File, Message
+from receiver.emulator.calling import Exchange
+from receiver.emulator.inprocess import EmulatedChats
+from receiver.emulator.telegram import Webhook
+
+CHATS: Final = "https://chats.test"
+SETTINGS: Final = chat_settings_for(CHATS)
+_UPDATES: Final = ("message", "callback_query")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What became of something that was said: read anew each time it is looked at."""
+
+    board: Board
+    exchange: Exchange | None
+    """How the receiver was told, and what it answered; None: it was not told."""
+    person: str
+    since: int
+
+    @property
+    def messages(self) -> list[Message]:
+        """What has been posted since, and is shown now to this person or to all."""
+        new = self.board.messages[self.since :]
+        return [one for one in new if one.author != self.person and one.is_for(self.person)]
+
+    @property
+    def ephemerals(self) -> list[Message]:
+        """Those that only this person sees."""
+        return [one for one in self.messages if one.only_for]
+
+    @property
+    def replies(self) -> list[Message]:
+        """Those of the bot that all can see."""
+        return [one for one in self.messages if one.author == BOT and not one.only_for]
+
+    @property
+    def pictures(self) -> list[File]:
+        return [picture for message in self.messages for picture in message.pictures]
+
+    @property
+    def reply(self) -> Message:
+        """The only reply; ValueError, which has them all, where there is none or are several."""
+        __tracebackhide__ = True
+        if len(replies := self.replies) == 1:
+            return replies[0]
+        raise ValueError(f"{len(replies)} replies among {self.messages}")
+
+
+class ChatEdge(httpx.AsyncBaseTransport):
+    """Leads to the chat platforms, to the pictures of providers, and else where a test says."""
+
+    def __init__(self, chats: EmulatedChats, others: httpx.AsyncBaseTransport) -> None:
+        self._chats, self._others = chats, others
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if str(request.url).startswith(CHATS):
+            return await self._chats.handle_async_request(request)
+        picture = pictures.draw(request.url.path.rpartition("/")[2])
+        if picture is not None:
+            return httpx.Response(200, headers={"content-type": "image/png"}, content=picture)
+        return await self._others.handle_async_request(request)
+
+
+def emulated_chats(receiver: str, secret_key: str, now: Callable[[], float]) -> EmulatedChats:
+    """Emulate the platforms for a receiver; Telegram's webhook is set already."""
+    chats = EmulatedChats(receiver, CHATS, now)
+    secret = telegram_secret(secret_key)
+    chats.chats.telegram.webhook = Webhook(f"{receiver}/in/telegram", secret, _UPDATES)
+    return chats
+
+
+def telegram_secret(secret_key: str) -> str:
+    """Return the secret of Telegram's webhook, which follows from the receiver's secret key."""
+    digest = hmac.new(secret_key.encode(), b"telegram-webhook", hashlib.sha256).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def button_of(message: Message, label: str) -> Button:
+    """Return the button that says so; ValueError where there is none."""
+    found = [button for button in message.buttons if button.label == label]
+    if not found:
+        raise ValueError(f"no button {label!r} in {[one.label for one in message.buttons]}")
+    return found[0]
+
+
+@contextmanager
+def environment(more: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment, where handlers read them as they are loaded."""
+    before = {name: os.environ.get(name) for name in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
