@@ -203,7 +203,7 @@ def _read(noun: str) -> str:
 
 def _filled(text: str, fragments: Mapping[str, str]) -> str:
     """Put fragments in the place of their marks; a fragment may hold others."""
-    for _ in range(2):
+    for _ in range(3):
         text = _MARK.sub(lambda found: fragments.get(found[1], found[0]).strip(), text)
     return text
 

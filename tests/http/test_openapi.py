@@ -125,7 +125,8 @@ _MAKERS = {"Problem", "_raw_problem", "problem_body"}
 def raised() -> set[tuple[int, str]]:
     """Read off the source which problems there are."""
     found = set()
-    texts = [path.read_text() for path in (TOP / "receiver").rglob("*.py")]
+    files = (TOP / "receiver").rglob("*.py")
+    texts = [path.read_text() for path in files if path.parent.name != "emulator"]
     for text in texts:
         for node in ast.walk(ast.parse(text)) if "roblem" in text else ():
             match node:

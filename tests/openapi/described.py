@@ -17,6 +17,7 @@ from receiver.http.live import frame
 from receiver.http.routes.deliveries import DeliveryRoutes
 from receiver.http.routes.discarded import DiscardedRoutes
 from receiver.http.routes.docs import DocsRoutes
+from receiver.http.routes.drain import DrainRoutes
 from receiver.http.routes.echo import EchoRoutes
 from receiver.http.routes.events import MEDIA_TYPE, EventRoutes
 from receiver.http.routes.handlers import HandlerRoutes
@@ -203,7 +204,7 @@ ALSO_FITS: Final = {Selection: _SELECTION_FITS}
 GROUPS: Final[dict[str, tuple[type, ...]]] = {
     "Predictions": (PredictionRoutes,),
     "Recipes": (RecipeRoutes,),
-    "Deliveries": (DeliveryRoutes,),
+    "Deliveries": (DeliveryRoutes, DrainRoutes),
     "Events": (EventRoutes,),
     "Handlers": (HandlerRoutes,),
     "Replays": (ReplayRoutes,),

@@ -49,7 +49,10 @@ class DrainRoutes:
 
     @get("/v1/drain", "what was done", problems=["invalid-request"], is_for_cron=True)
     async def drain_by_get(self, query: DrainAsked) -> Drained:
-        """Run what is due, as POST does, for schedulers that can only GET."""
+        """Run what is due, as POST does, for schedulers that can only GET.
+
+        They are Vercel Cron and most monitors; two calls at once do nothing twice.
+        """
         return await self._drain(query.seconds)
 
     @post(

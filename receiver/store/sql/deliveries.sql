@@ -7,6 +7,12 @@ JOIN events e ON e.prediction_id = d.prediction_id
 JOIN predictions p ON p.id = d.prediction_id
 LEFT JOIN callbacks c ON c.prediction_id = p.id AND c.verdict = 'accepted'
 
+-- fragment: to_claim
+d.id AS delivery_id, d.attempts + 1 AS attempt, d.round, d.claims + 1 AS number,
+    {event_columns}, p.trace, p.private,
+    CASE WHEN c.body IS NULL OR length(c.body) > :largest::int THEN NULL
+         WHEN typeof(c.body) = 'text' THEN c.body ELSE '\x' || hex(c.body) END AS raw
+
 -- name: mark_matched
 -- Mark events as matched, as they have deliveries now.
 UPDATE events SET unmatched = 0
@@ -15,10 +21,7 @@ WHERE prediction_id IN (SELECT r.id FROM {rows:id text}) AND unmatched = 1
 -- name: select_wanted
 -- Read what a handler may claim, with the events, those due first.
 -- A provider's payload that is so large that a claim of many would not fit in memory is left out.
-SELECT {gather:d.id AS delivery_id, d.attempts + 1 AS attempt, d.round, d.claims + 1 AS number,
-    {event_columns}, p.trace, p.private,
-    CASE WHEN c.body IS NULL OR length(c.body) > :largest::int THEN NULL
-         WHEN typeof(c.body) = 'text' THEN c.body ELSE '\x' || hex(c.body) END AS raw}
+SELECT {gather:{to_claim}}
 FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
       WHERE handler = :handler AND state = 'pending' AND due_at <= :now::float
       ORDER BY due_at LIMIT :most::int) d
@@ -26,10 +29,7 @@ FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
 
 -- name: select_these
 -- Read some deliveries that are due, with the events, as `select_wanted` does.
-SELECT {gather:d.id AS delivery_id, d.attempts + 1 AS attempt, d.round, d.claims + 1 AS number,
-    {event_columns}, p.trace,
-    CASE WHEN c.body IS NULL OR length(c.body) > :largest::int THEN NULL
-         WHEN typeof(c.body) = 'text' THEN c.body ELSE '\x' || hex(c.body) END AS raw}
+SELECT {gather:{to_claim}}
 FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
       WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'pending'
         AND due_at <= :now::float) d
