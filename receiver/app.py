@@ -22,6 +22,7 @@ from receiver.http.front import Front
 from receiver.model.answers import Drained
 from receiver.model.errors import StoreUnusable
 from receiver.model.tasks import TaskSet, Wakeups
+from receiver.observability import logging as logs
 from receiver.observability.clock import Clock, Watch, clocks
 from receiver.observability.events import Telemetry
 from receiver.observability.runtime import Runtime
@@ -74,11 +75,13 @@ def create_app(
     Raises SettingsError, HandlerError, or StoreUnusable where PostgreSQL's extra is not installed;
     the lifespan raises StoreUnusable and StoreUnavailable.
     """
+    settings = settings or Settings.read(os.environ)
+    logs.configure_unless_done(settings.log_format, settings.log_level)
     run = partial(
         _running, clock=clock, monotonic=monotonic, transport=transport, http=http, results=results
     )
     role = ROLES["serve" if dispatch else "serve --no-dispatch"]
-    return _front(role, settings or Settings.read(os.environ), handlers, run).app
+    return _front(role, settings, handlers, run).app
 
 
 async def work(settings: Settings, stop: asyncio.Event) -> None:
@@ -123,7 +126,7 @@ def _front(
     registry = register(settings.handlers if handlers is None else handlers)
     settings = development.with_secrets(settings)
     store_maker(settings)  # tells at once what is not installed
-    return Front(partial(run or _running, role, settings, registry))
+    return Front(partial(run or _running, role, settings, registry), settings)
 
 
 @asynccontextmanager

@@ -91,7 +91,7 @@ async def test_without_a_start_every_route_says_so_at_once(
     outer = Starlette(routes=[Mount("/under", app)])
     async with client(outer if prefix else app) as http:
         answers = await ask_everything(http, prefix)
-        free = {("GET", path) for path in ("/", "/healthz", "/openapi.json", "/docs")}
+        free = {("GET", path) for path in ("/", "/healthz", "/health", "/openapi.json", "/docs")}
         assert {answers.pop(one) for one in free} == {200}
         assert set(answers.values()) == {503}
         answer = await http.post(f"{prefix}/webhooks/fal/x", content=b"{}")
