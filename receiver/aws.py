@@ -73,16 +73,16 @@ class Function:
         return dict(msgspec.to_builtins(done))
 
     async def _answer(self, event: Event, left: float) -> Answer:
-        exchange = _Exchange(body_of(event))
+        scope, exchange = scope_of(event), _Exchange(body_of(event))
         limit = asyncio.timeout(max(left - _MARGIN, _LEAST))
         try:
             async with limit:
-                await self._app(scope_of(event), exchange.receive, exchange.send)
+                await self._app(scope, exchange.receive, exchange.send)
         except Exception:
             if not (limit.expired() or exchange.status):
                 raise
             # The app has told of a fault, and answered; a stream has said what there was.
-        return exchange.answer(event)
+        return exchange.answer(event, has_body=scope["method"] != "HEAD")
 
 
 class _Exchange:
@@ -110,12 +110,14 @@ class _Exchange:
             if not message.get("more_body", False):
                 self._is_over.set()
 
-    def answer(self, event: Event) -> Answer:
+    def answer(self, event: Event, *, has_body: bool) -> Answer:
         """Return the answer in the form that goes with the event's."""
         if not self.status:
             self.status = 503
             self._headers = [(b"content-type", b"application/problem+json"), (b"retry-after", b"5")]
             self._sent[:] = problem_body(503, "unavailable", _OVER, 5)
+        if not has_body:
+            self._sent.clear()  # as servers do
         # What is UTF-8 is the same bytes as a text; pictures and gzip are none, by their first two.
         try:
             body, is_binary = self._sent.decode(), False
