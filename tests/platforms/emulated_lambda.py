@@ -334,7 +334,7 @@ def in_front_of(function: Lambda, port: int) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_POST = do_GET
+        do_POST = do_GET  # noqa: N815 - as the library calls it
 
         def log_message(self, *_: Any) -> None: ...
 

@@ -13,11 +13,14 @@ BOOK = Path(os.environ["WITNESS_BOOK"])
 
 @on("*")
 async def note(event: Event, _ctx: Context) -> None:
-    """Note the prompt; the first time that it says `hang`, block all until the process is killed."""
-    prompt = str(event.prediction.input["prompt"])
+    """Note the prompt; the first that says `hang` blocks all until the process is killed."""
+    write(str(event.prediction.input["prompt"]))
+
+
+def write(prompt: str) -> None:
     hung = BOOK.with_suffix(".hung")
     if prompt == "hang" and not hung.exists():
         hung.touch()
-        time.sleep(600)  # noqa: ASYNC251 - as a library does that never comes back
+        time.sleep(600)  # as a library does that never comes back
     with BOOK.open("a") as book:
         book.write(f"{prompt}\n")
