@@ -248,7 +248,10 @@ async def reading(http: httpx.AsyncClient) -> AsyncIterator[asyncio.Task[bytes]]
         yield asyncio.create_task(answer.aread())
 
 
-@pytest.mark.parametrize("server", ["receiver serve", "uvicorn tests.foreign:app"])
+@pytest.mark.parametrize(
+    "server",
+    ["receiver serve", "uvicorn receiver.asgi:app", "uvicorn --factory receiver:create_app"],
+)
 async def test_a_server_stops_while_callers_wait(tmp_path: Path, server: str) -> None:
     port = free_port()
     env = {**os.environ, **ENV, "FAL_QUEUE_URL": "http://127.0.0.1:1"}

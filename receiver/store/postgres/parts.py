@@ -19,7 +19,7 @@ class _Later(ModuleType):
         spec = self.__spec__
         if name.startswith("__") or spec is None or spec.loader is None:
             raise AttributeError(name)
-        self.__class__ = ModuleType
+        self.__class__ = ModuleType  # type: ignore[assignment] # as it is from now on
         spec.loader.exec_module(self)
         return getattr(self, name)
 
