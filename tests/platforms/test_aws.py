@@ -94,12 +94,10 @@ def function(tmp_path: Path, database: Database) -> Iterator[Function]:
 def test_frozen_between_invocations_and_killed_in_one_it_handles_each_outcome_once(
     function: Function,
 ) -> None:
-    prompts = [f"picture-{number}" for number in range(8)] + ["hang"]
-    for prompt in prompts:
-        function.submit(prompt)
+    pictures = [f"picture-{number}" for number in range(8)]
     killed = 0
 
-    def drain() -> bool:
+    def drain() -> Counter[str]:
         nonlocal killed
         try:
             done = function.function.invoke(SCHEDULES[0], 4)
@@ -112,15 +110,20 @@ def test_frozen_between_invocations_and_killed_in_one_it_handles_each_outcome_on
             )
         else:
             assert done.keys() >= {"deliveries", "submits", "polls", "more"}
-        return function.noted().keys() >= set(prompts)
+        return function.noted()
 
-    eventually(drain)
+    for picture in pictures:
+        function.submit(picture)
+    eventually(drain, lambda noted: noted.keys() >= set(pictures))
+    # What has run and is not settled when all is killed runs again, so this comes by itself.
+    function.submit("hang")
+    eventually(drain, lambda noted: "hang" in noted)
     assert (killed, function.function.environments) == (1, 2)
-    assert function.noted() == Counter(prompts)
+    assert function.noted() == Counter([*pictures, "hang"])
     listed = function.http.get("/v1/predictions", params={"limit": 50}).json()["data"]
     assert {each["status"] for each in listed} == {"succeeded"}
     counted = function.database.rows("SELECT count(*) FROM events")
-    assert counted == [(len(prompts),)]
+    assert counted == [(len(pictures) + 1,)]
     text = function.log.read_text()
     assert "Traceback" not in text
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
@@ -293,7 +296,7 @@ def test_settings_that_are_wrong_fail_the_init_phase_with_all_of_them(
     monkeypatch.setenv("RECEIVER_TRUSTED_PROXIES", "nobody")
     for name in ("receiver.aws", "receiver.asgi"):
         sys.modules.pop(name, None)
-        with pytest.raises(SettingsError, match=r"(?s)TRUSTED_PROXIES.*|SECRET_KEY") as raised:
+        with pytest.raises(SettingsError, match="RECEIVER_TRUSTED_PROXIES") as raised:
             import_module(name)
         assert len(raised.value.problems) == 2
     with ExitStack() as stack:
