@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import httpx
 import structlog
@@ -23,20 +23,17 @@ from receiver.model.answers import Drained
 from receiver.model.errors import StoreUnusable
 from receiver.model.roles import ROLES, Role
 from receiver.model.tasks import TaskSet, Wakeups
+from receiver.observability import logging as logs
 from receiver.observability.clock import Clock, Watch, clocks
 from receiver.observability.events import Telemetry
 from receiver.observability.runtime import Runtime
 from receiver.predictions.facade import Predictions
 from receiver.providers import NAMES
-from receiver.settings import After, Settings, advice, development
+from receiver.settings import INLINE, After, Settings, advice, development
 from receiver.store.opening import store_maker
 from receiver.store.retention import PACE, PACE_ON_A_SERVER, Retention
 
 log = structlog.get_logger("receiver")
-
-
-_INLINE: Final = 2.0
-"""Seconds that a callback's request may take for handlers: Eachlabs wants an answer soon."""
 
 
 def create_app(
@@ -63,13 +60,14 @@ def create_app(
     Raises SettingsError, HandlerError, or StoreUnusable where PostgreSQL's extra is not installed;
     the lifespan raises StoreUnusable and StoreUnavailable.
     """
+    settings = settings or Settings.read(os.environ)
+    logs.configure_unless_done(settings.log_format, settings.log_level)
     run = partial(
         _running, clock=clock, monotonic=monotonic, transport=transport, http=http, results=results
     )
-    settings = settings or Settings.read(os.environ)
     settings = replace(settings, mode=mode or settings.mode)
     if dispatch == "inline" and settings.after.how == "drain":
-        settings = replace(settings, after=After("inline", _INLINE))
+        settings = replace(settings, after=INLINE)
     serving = "serve" if dispatch is True else "serve --no-dispatch"
     role = ROLES["serverless" if settings.mode == "serverless" else serving]
     return _front(role, settings, handlers, run).app
@@ -117,7 +115,7 @@ def _front(
     registry = register(settings.handlers if handlers is None else handlers)
     settings = development.with_secrets(settings)
     store_maker(settings)  # tells at once what is not installed
-    return Front(partial(run or _running, role, settings, registry))
+    return Front(partial(run or _running, role, settings, registry), settings)
 
 
 @asynccontextmanager

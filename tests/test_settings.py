@@ -90,7 +90,17 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
         "RECEIVER_TRUSTED_PROXIES",
         "trusted_proxies",
         (ip_network("127.0.0.0/8"), ip_network("::1")),
-        {"None": (), "10.0.0.0/8, ::1": (ip_network("10.0.0.0/8"), ip_network("::1"))},
+        {
+            "None": (),
+            "Platform": "platform",
+            "10.0.0.0/8, ::1": (ip_network("10.0.0.0/8"), ip_network("::1")),
+        },
+    ),
+    (
+        "RECEIVER_ROOT_PATH",
+        "root_path",
+        None,
+        {"/": "", "none": "", "/api/": "/api", "/a/b-c": "/a/b-c"},
     ),
     ("RECEIVER_POLL_AFTER", "poll_after", None, {"30": 30.0, "0.5": 0.5}),
     ("RECEIVER_PREDICTION_TIMEOUT", "prediction_timeout", 3600.0, {"60": 60.0}),
@@ -243,6 +253,7 @@ NO_NETWORKS: Final = ["10.0.0.1/8", "example.org", "*", ",", "1.2.3.4:80", "::1/
 REFUSED: Final[dict[str, list[str]]] = {
     "RECEIVER_SECRET_KEY": ["hush", "s" * 31, f"{STRONG},hush"],
     "RECEIVER_PUBLIC_URL": NO_URLS,
+    "RECEIVER_ROOT_PATH": ["prod", "//", "/a b", "/a?b", "/a//b", "https://hooks.test/a"],
     "RECEIVER_DATABASE_URL": ["receiver.db", "sqlite:///", "sqlite://x", "mysql://u:hush@h/d"],
     "RECEIVER_MAX_BODY_BYTES": NO_WHOLES,
     "RECEIVER_POLL_AFTER": NO_SECONDS,

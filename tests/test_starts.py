@@ -91,7 +91,7 @@ async def test_without_a_start_every_route_says_so_at_once(
     outer = Starlette(routes=[Mount("/under", app)])
     async with client(outer if prefix else app) as http:
         answers = await ask_everything(http, prefix)
-        free = {("GET", path) for path in ("/", "/healthz", "/openapi.json", "/docs")}
+        free = {("GET", path) for path in ("/", "/healthz", "/health", "/openapi.json", "/docs")}
         assert {answers.pop(one) for one in free} == {200}
         assert set(answers.values()) == {503}
         answer = await http.post(f"{prefix}/webhooks/fal/x", content=b"{}")
@@ -248,7 +248,10 @@ async def reading(http: httpx.AsyncClient) -> AsyncIterator[asyncio.Task[bytes]]
         yield asyncio.create_task(answer.aread())
 
 
-@pytest.mark.parametrize("server", ["receiver serve", "uvicorn tests.foreign:app"])
+@pytest.mark.parametrize(
+    "server",
+    ["receiver serve", "uvicorn receiver.asgi:app", "uvicorn --factory receiver:create_app"],
+)
 async def test_a_server_stops_while_callers_wait(tmp_path: Path, server: str) -> None:
     port = free_port()
     env = {**os.environ, **ENV, "FAL_QUEUE_URL": "http://127.0.0.1:1"}

@@ -150,8 +150,22 @@ def init(
 @main.command()
 def serve(
     handlers: Handlers = None,
-    host: Host = "127.0.0.1",
-    port: Port = 8000,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address to listen on; without it HOST, else 127.0.0.1 (0.0.0.0 if PORT is set).",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port to listen on; without it PORT, else 8000.",
+            min=0,
+            max=65535,
+            show_default=False,
+        ),
+    ] = None,
     dev: Dev = False,
     emulate: Annotated[
         bool, typer.Option("--emulate", help="With emulated providers; includes --dev.")
@@ -177,14 +191,19 @@ def serve(
     and no real provider is asked. With --dev, `.env` of this folder is read; the environment goes
     before it.
     """
+    from receiver.settings import Listening
+
+    with _failing():
+        _read_env_file(dev=dev or emulate)
+        where = Listening.read(os.environ, host, port, dev=dev or emulate)
     if dev or emulate or reloads:
         from receiver.cli import dev as development
 
         with _failing():
             development.serve(
                 handlers or (),
-                host,
-                port,
+                where.host,
+                where.port,
                 dispatch=not no_dispatch,
                 dev=dev,
                 emulate=emulate,
@@ -201,12 +220,12 @@ def serve(
     from receiver.http.server import Server
 
     settings = _settings(handlers, dev=dev)
-    with _failing(), listening(host, port) as sockets:
+    with _failing(), listening(where.host, where.port) as sockets:
         asyncio.run(migrate(settings))
         app = create_app(settings, dispatch=not no_dispatch)
         sys.setswitchinterval(_SWITCH)
         _spare_the_collector()
-        Server(app, host, port).run(sockets)
+        Server(app, where.host, where.port).run(sockets)
 
 
 @main.command()

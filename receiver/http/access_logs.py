@@ -1,4 +1,4 @@
-"""The tokens in URLs stay out of the access logs of the servers that may run the app.
+"""Tokens in paths stay out of the access logs of the servers that may run the app.
 
 Most servers write the path that the scope has when the answer begins; gunicorn's own ASGI worker
 writes the request line as it came, so the line is changed on its way into the log.
@@ -12,13 +12,19 @@ from typing import Any, Final
 
 from starlette.types import Scope
 
-_IN_A_PATH: Final = re.compile(r"(/webhooks/[^/]*/|/wake/).+", re.DOTALL)
-_IN_A_LINE: Final = re.compile(r"(/webhooks/[^/\s]*/|/wake/)[^\s\"?]+")
-_LOGGERS: Final = ("gunicorn.access", "hypercorn.access", "uvicorn.access", "granian.access")
+_IN_A_PATH: Final = re.compile(r"(/(?:webhooks/[^/]*|wake)/).+", re.DOTALL)
+_IN_A_LINE: Final = re.compile(r"(/(?:webhooks/[^/\s]*|wake)/)[^\s\"?]+")
+_LOGGERS: Final = (
+    "gunicorn.access",
+    "hypercorn.access",
+    "uvicorn.access",
+    "granian.access",
+    "mangum.http",
+)
 
 
 def hide_token(scope: Scope) -> None:
-    """Take a token out of the path, which servers write into their access logs."""
+    """Take a callback's token out of the path, which servers write into their access logs."""
     if "/webhooks/" not in scope["path"] and "/wake/" not in scope["path"]:
         return
     scope["path"] = _IN_A_PATH.sub(r"\1...", scope["path"])

@@ -21,7 +21,7 @@ from receiver.http.limits import Limits
 from receiver.http.live import LiveStream
 from receiver.http.plugins import PATHS as PLUGIN_PATHS
 from receiver.http.plugins import PluginRoutes
-from receiver.http.proxies import behind_proxies
+from receiver.http.proxies import Proxied
 from receiver.http.rejections import Rejections
 from receiver.http.request_log import Requests
 from receiver.http.routes.deliveries import DeliveryRoutes
@@ -150,7 +150,7 @@ class Http:
     def stand_before(self, app: ASGIApp) -> ASGIApp:
         """Put before the routes what every request passes."""
         requests = Requests(app, self._telemetry, [*self.routes, *ALWAYS])
-        return behind_proxies(requests, self._settings.trusted_proxies)
+        return Proxied(requests, self._settings.trusted_proxies)
 
     @asynccontextmanager
     async def running(self, *, accepts: bool, looks_ahead: bool) -> AsyncIterator[None]:

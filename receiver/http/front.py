@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cached_property
 from typing import Final, NoReturn, TypeAlias
 
 import structlog
@@ -26,7 +27,9 @@ from receiver.http.declare import endpoints
 from receiver.http.facade import ALWAYS, GROUPS, Http
 from receiver.http.problems import ERROR_HANDLERS
 from receiver.http.webhooks import WEBHOOK_PATH
+from receiver.model.answers import Drained
 from receiver.model.errors import Problem, StoreUnusable
+from receiver.settings import Settings
 
 log = structlog.get_logger("receiver")
 
@@ -51,7 +54,9 @@ _LAST_PARAMETER: Final = re.compile(r"\{(\w+)\}$")
 class Front:
     """An ASGI app with the routes of what runs now; some need nothing that lives."""
 
-    def __init__(self, run: Callable[[], AbstractAsyncContextManager[Http]]) -> None:
+    def __init__(
+        self, run: Callable[[], AbstractAsyncContextManager[Http]], settings: Settings
+    ) -> None:
         """Make one; `run` starts a run of the receiver, and gives its routes."""
         declared = [(one.method, one.path) for group in GROUPS for one, _ in endpoints(group)]
         self._closed = [
@@ -75,7 +80,10 @@ class Front:
         )
         # A slash too many is a 404: providers take the redirect of a framework for a refusal.
         self.app.router.redirect_slashes = False
+        self.app.prefix = settings.prefix
+        self.app.state.public_url = settings.public_url
         self.app.state.release = self._release
+        self.app.state.drain = self._drain
         self.app.state.exchange = self._exchange_handlers
         guard_access_logs()
 
@@ -124,6 +132,12 @@ class Front:
         if self._http is not None:
             self._http.release()
 
+    async def _drain(self, seconds: float) -> Drained:
+        """Run what is due, for so long at most; raise StoreUnusable where we do not run."""
+        if self._http is None:
+            raise StoreUnusable(self._why)
+        return await self._http.drain(seconds)
+
     async def _exchange_handlers(self, registry: Registry) -> None:
         """Run these handlers from now on, while we run."""
         if self._http is not None:
@@ -155,8 +169,12 @@ class _App(Starlette):
 
     callbacks: ASGIApp | None = None
     """Takes callbacks, while the receiver runs."""
+    prefix: str = ""
+    """A path that may stand before ours."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.prefix and scope["type"] == "http":
+            self._enter(scope)
         # An embedding program may have put a middleware before all routes, this one too.
         if (
             self.callbacks is not None
@@ -173,11 +191,31 @@ class _App(Starlette):
         else:
             await super().__call__(scope, receive, send)
 
+    def _enter(self, scope: Scope) -> None:
+        """Take what stands before our paths for where we are mounted, unless it is ours.
 
-def _path_of(scope: Scope) -> str:
-    """Return the path below where the app is mounted."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+        A server in front may have taken it off already, and then `/v1/…` is `/v1/…` even where the
+        prefix is `/v1`.
+        """
+        root = scope.get("root_path", "")
+        path = scope["path"].removeprefix(root)
+        rest = path.removeprefix(self.prefix)
+        if rest == path or rest[:1] not in {"", "/"}:
+            return
+        if _first(path) not in self._firsts or _first(rest) in self._firsts:
+            scope["root_path"] = root + self.prefix
+            if not rest:
+                scope["path"] += "/"
+
+    @cached_property
+    def _firsts(self) -> frozenset[str]:
+        """The first segments of our own paths."""
+        return frozenset(_first(getattr(route, "path", "")) for route in self.routes)
+
+
+def _first(path: str) -> str:
+    """Return the first segment of a path."""
+    return path.split("/", 2)[1] if "/" in path else ""
 
 
 class _Entrance:

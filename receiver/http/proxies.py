@@ -1,41 +1,67 @@
-"""Who asks: the peer of the connection, or the caller that a trusted proxy names.
-
-uvicorn's own middleware reads X-Forwarded-For; what is here tells it whom to trust.
-"""
+"""Who asks: the peer of the connection, or the caller that a trusted proxy names."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
-from typing import Any, Final
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final, Literal
 
-from starlette.types import ASGIApp, Scope
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver.settings import Network
 
 _LONGEST: Final = 64
 """Characters of a name that is no address: a proxy may have written anything."""
+_WITH_PORT: Final = re.compile(r"\[([^\]]*)\](?::\d*)?|([^:]*):\d+")
 
 
-def trusted_hosts(networks: Sequence[Network]) -> list[str]:
-    """Write networks as uvicorn's ProxyHeadersMiddleware takes them.
+class Proxied:
+    """ASGI middleware that makes `scope["client"]` the caller's own address.
 
-    An IPv4 peer on an IPv6 socket has a mapped address, which is trusted as its own is.
+    A proxy appends the address of its own peer to X-Forwarded-For, so it is read from its end, up
+    to the first that is no proxy of ours. Where the server, or a platform's adapter, names no peer,
+    what comes has passed through it, and the header's end is all that tells the callers apart.
     """
-    mapped = [
-        f"::ffff:{network.network_address}/{96 + network.prefixlen}"
-        for network in networks
-        if isinstance(network, IPv4Network)
-    ]
-    return [*map(str, networks), *mapped]
+
+    def __init__(self, app: ASGIApp, trusted: Sequence[Network] | Literal["platform"]) -> None:
+        self._app = app
+        self._trusts_peer = trusted == "platform"
+        self._trusted = () if trusted == "platform" else tuple(trusted)
+        self._is_trusted = lru_cache(maxsize=4096)(self._find)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            peer = scope.get("client")
+            if self._trusts_peer or not peer or self._is_trusted(str(peer[0])[:_LONGEST]):
+                self._believe(scope)
+        await self._app(scope, receive, send)
+
+    def _believe(self, scope: Scope) -> None:
+        hops: list[str] = []
+        for name, value in scope["headers"]:
+            if name == b"x-forwarded-for":
+                hops += value.decode("latin-1").split(",")
+            elif name == b"x-forwarded-proto":
+                scheme = value.decode("latin-1").strip()
+                if scheme in {"http", "https"}:
+                    scope["scheme"] = scheme
+        hosts = [_host(hop.strip())[:_LONGEST] for hop in hops]
+        # Where all are proxies the first of them is the caller.
+        found = next((one for one in reversed(hosts) if not self._is_trusted(one)), (*hosts, "")[0])
+        if found:
+            scope["client"] = (found, 0)
+
+    def _find(self, host: str) -> bool:
+        address = read_address(host)
+        return address is not None and within(address, self._trusted)
 
 
-def behind_proxies(app: ASGIApp, networks: Sequence[Network]) -> ASGIApp:
-    """Put the middleware before an app that makes `scope["client"]` the caller's own address."""
-    middleware: Any = ProxyHeadersMiddleware  # its types are uvicorn's own
-    return middleware(app, trusted_hosts(networks))  # type: ignore[no-any-return]
+def _host(text: str) -> str:
+    """Return an address without the port that some write beside it."""
+    found = _WITH_PORT.fullmatch(text)
+    return text if found is None else found[1] or found[2] or ""
 
 
 def client_of(scope: Scope) -> str:

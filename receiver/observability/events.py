@@ -24,7 +24,7 @@ log = structlog.get_logger("receiver")
 SubmitResult = Literal["accepted", "answered", "rejected", "postponed", "unconfirmed"]
 PollResult = Literal["ended", "pending", "failed"]
 
-QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+QUIET: Final = frozenset({"/healthz", "/health", "/readyz", "/ready", "/metrics"})
 """Routes that machines ask for all day: told of at debug level, while all is well."""
 _FAULT: Final = 500
 _CLIENTS_FAULT: Final = 400

@@ -126,9 +126,30 @@ def _sounds_secret(name: str) -> bool:
     return any(word in name.lower() for word in SECRET_WORDS)
 
 
+def configure_unless_done(fmt: str | None, level: str) -> None:
+    """Configure what nobody has: structlog, and with it the standard library's root logger.
+
+    For an app that a server of others runs, or that another program has inside itself.
+    """
+    for name in ("httpx", "httpcore"):
+        # They log whole URLs at info, and a submit's URL carries the callback token.
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not structlog.is_configured():
+        lines, shared, last = _set_up(fmt, level, sys.stderr, is_final=False)
+        if not logging.getLogger().handlers:
+            _adopt_standard_library(shared, last, level, lines)
+
+
 def configure(fmt: str | None, level: str, stream: TextIO | None = None) -> None:
     """Send structlog and the standard library's loggers to one stream, in one form."""
-    out = stream or sys.stderr
+    lines, shared, last = _set_up(fmt, level, stream or sys.stderr, is_final=True)
+    _adopt_standard_library(shared, last, level, lines)
+
+
+def _set_up(
+    fmt: str | None, level: str, out: TextIO, *, is_final: bool
+) -> tuple[_Lines, list[Any], list[Any]]:
+    """Configure structlog; return where lines go, and what makes them."""
     flush()
     _IN_USE[:] = [lines := _Lines(out)]
     console = fmt == "console" or (fmt is None and out.isatty())
@@ -142,9 +163,10 @@ def configure(fmt: str | None, level: str, stream: TextIO | None = None) -> None
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: lines,
-        cache_logger_on_first_use=True,
+        # Loggers that have been used keep what was configured then.
+        cache_logger_on_first_use=is_final,
     )
-    _adopt_standard_library(shared, last, level, lines)
+    return lines, shared, last
 
 
 def _adopt_standard_library(shared: list[Any], last: list[Any], level: str, lines: _Lines) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Final
 
 from receiver.model.values import ErrorCode
@@ -118,8 +119,12 @@ def _within(most: int) -> str:
     return rf"(?: (?!{_KINDS['technical']}\b)[^ .]+){{0,{most}}}"
 
 
-def _pattern(*rows: str) -> re.Pattern[str]:
-    """Make one regular expression of rows, by writing out what stands for something."""
+@cache
+def _pattern(rows: tuple[str, ...]) -> re.Pattern[str]:
+    """Make one regular expression of rows, by writing out what stands for something.
+
+    When it is first needed: to compile them all takes as long as to import all providers.
+    """
     text = "|".join(rows)
     for kind, words in _KINDS.items():
         text = text.replace(f"{{{kind}}}", words)
@@ -127,19 +132,19 @@ def _pattern(*rows: str) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{text})\b")
 
 
-Rows = tuple[tuple[re.Pattern[str], ErrorCode], ...]
+Rows = tuple[tuple[tuple[str, ...], ErrorCode], ...]
 
 # The first row that matches names the code. What a machine says to a machine (an error's type or
 # category) is short and meant so: it goes before the words, and single words of it are enough.
 _BY_HINT: Final[Rows] = (
-    (_pattern(*_CONTENT_TYPES, *_CONTENT), "content_policy"),
-    (_pattern(*_TIMEOUT), "timeout"),
-    (_pattern(*_VALIDATION_TYPES), "provider_error"),
+    ((*_CONTENT_TYPES, *_CONTENT), "content_policy"),
+    (_TIMEOUT, "timeout"),
+    (_VALIDATION_TYPES, "provider_error"),
 )
 _BY_WORDS: Final[Rows] = (
-    (_pattern(*_VALIDATION), "provider_error"),
-    (_pattern(*_CONTENT), "content_policy"),
-    (_pattern(*_TIMEOUT), "timeout"),
+    (_VALIDATION, "provider_error"),
+    (_CONTENT, "content_policy"),
+    (_TIMEOUT, "timeout"),
 )
 
 
@@ -151,4 +156,4 @@ def code_of(message: str, hints: Iterable[str]) -> ErrorCode:
 
 
 def _first(rows: Rows, text: str) -> ErrorCode | None:
-    return next((code for pattern, code in rows if pattern.search(text)), None)
+    return next((code for words, code in rows if _pattern(words).search(text)), None)

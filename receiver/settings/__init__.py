@@ -16,16 +16,18 @@ from receiver.model.errors import SettingsError
 from receiver.model.recipes import RecipeBook
 from receiver.settings import parsers as parse
 from receiver.settings import proxies, recipes, tls, traces
-from receiver.settings.parsers import LOOPBACK, SHORTEST_SECRET, After, Network, seconds
+from receiver.settings.parsers import INLINE, LOOPBACK, SHORTEST_SECRET, After, Network, seconds
 from receiver.settings.proxies import Proxies, is_loopback
 from receiver.settings.reader import Reader, Secret
 from receiver.settings.table import Setting, composed, rows, setting
 
 __all__ = [
+    "INLINE",
     "LOOPBACK",
     "SHORTEST_SECRET",
     "After",
     "Caller",
+    "Listening",
     "Network",
     "ProviderSettings",
     "Reader",
@@ -35,6 +37,9 @@ __all__ = [
     "all_settings",
     "seconds",
 ]
+
+
+EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - where platforms want it, and only there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +181,19 @@ class Settings:
         None,
         "`/v1` requests of one address with a good key",
     )
-    trusted_proxies: tuple[Network, ...] = setting(
+    root_path: str | None = setting(
+        "RECEIVER_ROOT_PATH",
+        parse.path,
+        None,
+        "a path that stands before ours, where what is in front leaves it there: a stage, `/api`",
+        shown="that of `RECEIVER_PUBLIC_URL`",
+    )
+    trusted_proxies: tuple[Network, ...] | Literal["platform"] = setting(
         "RECEIVER_TRUSTED_PROXIES",
         parse.trusted,
         LOOPBACK,
-        "addresses and ranges whose `X-Forwarded-For` is believed; `none`",
+        "addresses and ranges whose `X-Forwarded-For` is believed; `none`; `platform`: whoever is "
+        "nearest, where a platform lets nobody but itself reach us",
         shown="`127.0.0.0/8, ::1`",
     )
     poll_after: float | None = setting(
@@ -334,6 +347,11 @@ class Settings:
         parts = urlsplit(self.database_url)
         return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
+    @property
+    def prefix(self) -> str:
+        """The path that may stand before ours, or nothing."""
+        return urlsplit(self.public_url or "").path if self.root_path is None else self.root_path
+
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Settings:
         """Read every setting from `env`; raise one SettingsError that names all problems."""
@@ -365,6 +383,40 @@ def _provider(name: str, given: _Given, reader: Reader) -> ProviderSettings:
     values = {at: row.value(reader) for at, row in _rows_of(name, given).items()}
     urls = {part: values.pop(f"urls.{part}") for part in given.urls}
     return ProviderSettings(urls=urls, **values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """Where `receiver serve` listens, as platforms say it."""
+
+    port: int = setting("PORT", parse.port, 8000, "where `serve` listens; `--port` goes before it")
+    host: str = setting(
+        "HOST",
+        parse.listening_host,
+        "127.0.0.1",
+        "the address to listen on; `--host` goes before it",
+        shown="`127.0.0.1`; `0.0.0.0` with `PORT`",
+    )
+
+    @classmethod
+    def read(
+        cls, env: Mapping[str, str], host: str | None, port: int | None, *, dev: bool = False
+    ) -> Listening:
+        """Return where to listen; what is given goes before what is set.
+
+        Raises SettingsError. Who sets PORT asks from another machine, but for development.
+        """
+        reader = Reader(env)
+        given: dict[str, Any] = {"host": host, "port": port}
+        if reader.is_set("PORT") and not reader.is_set("HOST") and not dev:
+            given["host"] = host or EVERYWHERE
+        told: dict[str, Any] = {
+            at: row.value(reader) if given[at] is None else given[at]
+            for at, row in rows(cls).items()
+        }
+        if reader.problems:
+            raise SettingsError(reader.problems)
+        return cls(**told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,6 +475,8 @@ def all_settings() -> list[Setting]:
     of_providers = [
         row for name, given in _PROVIDERS.items() for row in _rows_of(name, given).values()
     ]
-    found = [*rows(Settings).values(), _TLS, *of_providers, *rows(Caller).values()]
+    listed = (Settings, Listening, Caller)
+    of_settings, of_listening, of_caller = (rows(table).values() for table in listed)
+    found = [*of_settings, *of_listening, _TLS, *of_providers, *of_caller]
     order = {row.says: place for place, row in reversed(list(enumerate(found)))}
     return sorted(found, key=lambda row: order[row.says])

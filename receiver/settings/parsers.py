@@ -18,6 +18,7 @@ from receiver.settings.servers import MisnamedServers, servers
 Network = IPv4Network | IPv6Network
 
 SHORTEST_SECRET: Final = 32
+_LARGEST_PORT: Final = 65535
 LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1"))
 
 
@@ -158,8 +159,31 @@ def networks(text: str) -> tuple[Network, ...]:
     return networks
 
 
-def trusted(text: str) -> tuple[Network, ...]:
+def trusted(text: str) -> tuple[Network, ...] | Literal["platform"]:
+    if text.lower() == "platform":
+        return "platform"
     return () if text.lower() == "none" else networks(text)
+
+
+def path(text: str) -> str:
+    """Read a path that stands before others; `/` and `none` are none."""
+    if text.lower() in {"/", "none"}:
+        return ""
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", text):
+        raise ValueError("must be a path like /prod or /api/receiver, or none")
+    return text.rstrip("/")
+
+
+def port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) > _LARGEST_PORT:
+        raise ValueError(f"must be a port to listen on, a number from 0 to {_LARGEST_PORT}")
+    return int(text)
+
+
+def listening_host(text: str) -> str:
+    if re.search(r"[^!-~]|[/@]", text):
+        raise ValueError("must be an address or a name to listen on, as 0.0.0.0")
+    return text
 
 
 def sources(text: str) -> tuple[Network, ...] | Literal["meta"]:
@@ -183,6 +207,10 @@ class After(NamedTuple):
     how: Literal["drain", "inline", "after", "wake"] = "drain"
     seconds: float = 0.0
     """For `inline` and `after`: how long the request may take for it."""
+
+
+INLINE: Final = After("inline", 2.0)
+"""Eachlabs wants an answer soon."""
 
 
 def after(text: str) -> After:

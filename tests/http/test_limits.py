@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from receiver.http.limits import Budgets, Limits, address
-from receiver.http.proxies import client_of, trusted_hosts, within
+from receiver.http.proxies import Proxied, client_of, within
 from receiver.model.errors import Limited
 from receiver.providers.fal import read_meta
 from receiver.settings import LOOPBACK, Settings
+from receiver.settings import Network as Addresses
 from tests.conftest import Logged, Start
 from tests.receiving import (
     API_KEY,
@@ -194,13 +194,33 @@ def test_only_trusted_proxies_are_believed(peer: str, headers: dict[str, str], c
     assert seen(peer, given) == caller
 
 
+def test_where_the_server_names_no_peer_the_end_of_the_header_does() -> None:
+    forwarded = [(b"x-forwarded-for", b"6.6.6.6, 192.0.2.1"), (b"x-forwarded-for", b"10.0.0.9")]
+    assert seen(None, forwarded) == "192.0.2.1"
+    assert seen(None, forwarded, ()) == "10.0.0.9"
+    assert seen(None, []) == "unknown"
+
+
+def test_on_a_platform_the_nearest_is_believed_and_nobody_beyond_it() -> None:
+    forwarded = [(b"x-forwarded-for", b"6.6.6.6, 192.0.2.1:443")]
+    assert seen("169.254.1.1", forwarded, "platform") == "192.0.2.1"
+    assert seen("169.254.1.1", [(b"x-forwarded-for", b"6.6.6.6, 10.0.0.9")], "platform") == (
+        "10.0.0.9"
+    )
+    assert seen("203.0.113.5", [], "platform") == "203.0.113.5"
+
+
 @settings(max_examples=100, deadline=None, database=None)
 @given(st.lists(st.tuples(st.sampled_from([b"x-forwarded-for", b"forwarded"]), st.binary())))
 def test_no_header_can_break_it(headers: list[tuple[bytes, bytes]]) -> None:
     assert seen("127.0.0.1", headers)
 
 
-def seen(peer: str, headers: list[tuple[bytes, bytes]]) -> str:
+def seen(
+    peer: str | None,
+    headers: list[tuple[bytes, bytes]],
+    trusted: Sequence[Addresses] | Literal["platform"] = TRUSTED,
+) -> str:
     """Return who a request comes from, in the eyes of what stands behind the middleware."""
     callers: list[str] = []
 
@@ -209,9 +229,9 @@ def seen(peer: str, headers: list[tuple[bytes, bytes]]) -> str:
 
     async def nowhere(*_: Any) -> Any: ...
 
-    scope: Any = {"type": "http", "client": (peer, 4711), "headers": headers}
-    middleware = ProxyHeadersMiddleware(app, trusted_hosts(TRUSTED))
-    asyncio.run(middleware(scope, nowhere, nowhere))
+    client = None if peer is None else (peer, 4711)
+    scope: Any = {"type": "http", "client": client, "headers": headers}
+    asyncio.run(Proxied(app, trusted)(scope, nowhere, nowhere))
     return callers[0]
 
 

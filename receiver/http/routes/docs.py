@@ -9,25 +9,27 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from functools import cache
+from functools import lru_cache
 from importlib.resources import files
 from typing import Final
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.http.declare import get
 
 _CACHED: Final = {"Cache-Control": "public, max-age=300", "X-Content-Type-Options": "nosniff"}
-
-
+_HERE: Final = "."
+_SERVER: Final = b'"url": "%b"'
+"""The first such line of `openapi.json` names its server."""
 _ABOUT: Final = """\
 A prediction receiver: it submits image and video predictions to Oxen.ai, Eachlabs and fal.ai,
 records every outcome exactly once, and runs handlers on it.
 
 docs          what it takes and answers, for people
 openapi.json  the same for programs
-healthz       whether it is alive; readyz: whether it can work
+health        whether it is alive; ready: whether it can work
 """
 
 
@@ -50,12 +52,14 @@ class DocsRoutes:
         return Response(_ABOUT, headers=_CACHED, media_type="text/plain")
 
     @get("/openapi.json", {200: "OpenAPI 3.1", 304: "as it was"}, sends=["ETag"], is_open=True)
-    async def openapi(self, headers: IfNoneMatch) -> Response:
+    async def openapi(self, request: Request, headers: IfNoneMatch) -> Response:
         """Describe it for programs.
 
-        Made from the types that read and write. It changes only with a new release.
+        Made from the types that read and write. It changes only with a new release. Its server is
+        RECEIVER_PUBLIC_URL; where that is not set, wherever this was fetched.
         """
-        return _answer(headers, "openapi.json", "application/json")
+        server = request.app.state.public_url or _HERE
+        return _answer(headers, "openapi.json", "application/json", server)
 
     @get(
         "/docs",
@@ -72,18 +76,20 @@ class DocsRoutes:
         return _answer(headers, "docs.html", "text/html")
 
 
-def _answer(known: IfNoneMatch, name: str, media_type: str) -> Response:
-    body, headers = _file(name)
+def _answer(known: IfNoneMatch, name: str, media_type: str, server: str = _HERE) -> Response:
+    body, headers = _file(name, server)
     tags = re.findall(r'"[^"]*"|\*', known.tags or "")
     if headers["ETag"] in tags or "*" in tags:
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type=media_type)
 
 
-@cache
-def _file(name: str) -> tuple[bytes, dict[str, str]]:
+@lru_cache(maxsize=4)
+def _file(name: str, server: str) -> tuple[bytes, dict[str, str]]:
     """Read a file of this package when it is first asked for; return it with its headers."""
     body = files("receiver.http").joinpath(name).read_bytes()
+    if name.endswith(".json"):
+        body = body.replace(_SERVER % _HERE.encode(), _SERVER % server.encode(), 1)
     headers = {**_CACHED, "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"'}
     if name.endswith(".html"):
         headers |= _policy(body)

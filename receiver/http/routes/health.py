@@ -1,4 +1,7 @@
-"""Two questions about health."""
+"""Two questions about health, by two names each.
+
+Google's Cloud Run keeps paths that end in z for itself.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,14 @@ class AliveRoutes:
         """
         return Health()
 
+    @get("/health", "it is", is_open=True)
+    async def alive_too(self) -> Health:
+        """Return whether the process is alive, as `/healthz` does.
+
+        For platforms that keep paths which end in z for themselves.
+        """
+        return await self.alive()
+
 
 class ReadyRoutes:
     """The route that asks whether the receiver can do its work."""
@@ -37,3 +48,11 @@ class ReadyRoutes:
         """
         await self._store.try_write(self._clock())
         return Health()
+
+    @get("/ready", "it does", problems=["unavailable"], is_open=True)
+    async def ready_too(self) -> Health:
+        """Return whether the database takes writes, as `/readyz` does.
+
+        For platforms that keep paths which end in z for themselves.
+        """
+        return await self.ready()

@@ -16,19 +16,25 @@ from datetime import timedelta
 from typing import Any, Final, Literal, TypeAlias
 
 import structlog
-from pgqueuer import AsyncpgDriver, Job, Queries, SchedulerManager
-from pgqueuer.adapters.persistence.qb import (
-    QueryBuilderEnvironment,
-    QueryQueueBuilder,
-    QuerySchedulerBuilder,
-)
-from pgqueuer.domain.models import TracebackRecord
-from pgqueuer.domain.settings import DBSettings, Durability
-from pgqueuer.domain.types import JOB_STATUS, Channel, QueueEntrypoint, QueueManagerId
-from pgqueuer.ports.repository import EntrypointExecutionParameter
 
 from receiver.store.facade import Chore
 from receiver.store.postgres.group_commit import Connection
+from receiver.store.postgres.parts import (
+    JOB_STATUS,
+    AsyncpgDriver,
+    Channel,
+    DBSettings,
+    Durability,
+    EntrypointExecutionParameter,
+    Job,
+    Queries,
+    QueryBuilderEnvironment,
+    QueryQueueBuilder,
+    QuerySchedulerBuilder,
+    QueueEntrypoint,
+    QueueManagerId,
+    TracebackRecord,
+)
 
 log = structlog.get_logger("receiver")
 
@@ -248,6 +254,9 @@ class _Sweeps:
             await asyncio.sleep(_AGAIN)
 
     async def _run(self) -> None:
+        # Only who sweeps pays for it; PgQueuer's root comes with it.
+        from pgqueuer import SchedulerManager  # noqa: PLC0415
+
         connection = await self._connect()
         try:
             manager = SchedulerManager(self._jobs.queries(connection))

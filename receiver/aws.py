@@ -1,0 +1,238 @@
+"""AWS Lambda: `receiver.aws.handler` answers requests, and takes any other event for a drain.
+
+Requests come from a function URL or an HTTP API (payload 2.0), a REST API (1.0) or a load balancer.
+A schedule's event, messages of SQS or SNS, or `{"receiver": "drain"}` run what is due, within the
+time that the invocation has left. The app is made when this is imported, in the init phase, and is
+started by the first invocation, so that a snapshot holds neither connections nor an identity. It
+lives, with one event loop, as long as the environment does, which stands still in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import random
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Final
+from urllib.parse import quote, unquote, urlencode
+
+import msgspec
+import structlog
+from starlette.types import Message, Scope
+
+from receiver.coldstart import create_app
+from receiver.http.problems import problem_body
+from receiver.http.selfstarting import SelfStarting
+from receiver.observability import logging as logs
+from receiver.settings import Settings
+
+log = structlog.get_logger("receiver")
+
+Event = Mapping[str, Any]
+Answer = dict[str, Any]
+
+_MARGIN: Final = 0.5
+"""Seconds before the end of an invocation by which a request is answered."""
+_SETTLING: Final = 5.0
+"""Seconds, a quarter of a short invocation, in which a drain that is over comes to its end."""
+_LEAST: Final = 0.1
+_OVER: Final = "the function's time was over before there was an answer; give it a longer timeout"
+
+
+class Function:
+    """What one environment of the function keeps between its invocations."""
+
+    def __init__(self, app: SelfStarting) -> None:
+        self._app = app
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """Not made before it is needed: environments are copied, by fork and by snapshot."""
+        return asyncio.new_event_loop()
+
+    def __call__(self, event: Any, context: Any) -> Answer:
+        """Answer an event; what the loop has not done by then goes on in the next invocation."""
+        left = context.get_remaining_time_in_millis() / 1000
+        answer = self._answer(event, left) if is_request(event) else self._drain(left)
+        try:
+            return self._loop.run_until_complete(answer)
+        finally:
+            logs.flush()  # a thread writes the lines, and all threads stand still from here on
+
+    def close(self) -> None:
+        """Stop what runs, before a snapshot is taken."""
+        if loop := self.__dict__.pop("_loop", None):
+            loop.run_until_complete(self._app.stop())
+            loop.close()
+        logs.flush()
+
+    async def _drain(self, left: float) -> Answer:
+        done = await self._app.drain(max(left - min(_SETTLING, left / 4), _LEAST))
+        return dict(msgspec.to_builtins(done))
+
+    async def _answer(self, event: Event, left: float) -> Answer:
+        scope, exchange = scope_of(event), _Exchange(body_of(event))
+        limit = asyncio.timeout(max(left - _MARGIN, _LEAST))
+        try:
+            async with limit:
+                await self._app(scope, exchange.receive, exchange.send)
+        except Exception:
+            if not (limit.expired() or exchange.status):
+                raise
+            # The app has told of a fault, and answered; a stream has said what there was.
+        return exchange.answer(event, has_body=scope["method"] != "HEAD")
+
+
+class _Exchange:
+    """The messages of one request and its answer."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body: bytes | None = body
+        self._is_over = asyncio.Event()
+        self._sent = bytearray()
+        self._headers: list[tuple[bytes, bytes]] = []
+        self.status = 0
+
+    async def receive(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._is_over.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self._headers = message["status"], list(message["headers"])
+        elif message["type"] == "http.response.body":
+            self._sent += message.get("body", b"")
+            if not message.get("more_body", False):
+                self._is_over.set()
+
+    def answer(self, event: Event, *, has_body: bool) -> Answer:
+        """Return the answer in the form that goes with the event's."""
+        if not self.status:
+            self.status = 503
+            self._headers = [(b"content-type", b"application/problem+json"), (b"retry-after", b"5")]
+            self._sent[:] = problem_body(503, "unavailable", _OVER, 5)
+        if not has_body:
+            self._sent.clear()  # as servers do
+        # What is UTF-8 is the same bytes as a text; pictures and gzip are none, by their first two.
+        try:
+            body, is_binary = self._sent.decode(), False
+        except UnicodeDecodeError:
+            body, is_binary = base64.b64encode(self._sent).decode(), True
+        headers: dict[str, list[str]] = {}
+        for name, value in self._headers:
+            headers.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+        found: Answer = {"statusCode": self.status, "body": body, "isBase64Encoded": is_binary}
+        if _is_second(event):
+            found["cookies"] = headers.pop("set-cookie", [])
+        elif not _is_of_balancer(event):
+            return found | {"multiValueHeaders": headers}
+        else:
+            found["statusDescription"] = f"{self.status} {'OK' if self.status < 400 else 'Error'}"  # noqa: PLR2004
+            if "multiValueHeaders" in event:
+                return found | {"multiValueHeaders": headers}
+        return found | {"headers": {name: ", ".join(given) for name, given in headers.items()}}
+
+
+# --- what an event says ---
+
+
+def is_request(event: Any) -> bool:
+    """Return whether an event is an HTTP request, in one of the three forms that there are."""
+    return isinstance(event, Mapping) and (
+        _is_second(event) or (isinstance(event.get("httpMethod"), str) and "path" in event)
+    )
+
+
+def _context(event: Event) -> Event:
+    found = event.get("requestContext")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _is_second(event: Event) -> bool:
+    """Return whether it is of payload 2.0."""
+    return "http" in _context(event)
+
+
+def _is_of_balancer(event: Event) -> bool:
+    return "elb" in _context(event)
+
+
+def body_of(event: Event) -> bytes:
+    body = event.get("body") or ""
+    return base64.b64decode(body) if event.get("isBase64Encoded") else body.encode()
+
+
+def scope_of(event: Event) -> Scope:
+    """Return the ASGI scope of a request."""
+    context = _context(event)
+    http = context.get("http", {})
+    path = unquote(event["rawPath"] if http else event["path"]) or "/"
+    stage = f"/{context.get('stage')}"
+    headers = _headers(event)
+    address = (http or context.get("identity") or {}).get("sourceIp")
+    protocols = [value for name, value in headers if name == b"x-forwarded-proto"]
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": http.get("method") or event["httpMethod"],
+        "scheme": protocols[-1].decode("latin-1") if protocols else "https",
+        "path": path,
+        "raw_path": quote(path, safe="/%:@!$&'()*+,;=~").encode(),
+        "query_string": _query(event).encode(),
+        # An HTTP API leaves the name of its stage in the path, but for the one without a name.
+        "root_path": stage if http and f"{path}/".startswith(f"{stage}/") else "",
+        "headers": headers,
+        # A load balancer says it in X-Forwarded-For alone, whose end is believed then.
+        "client": (address, 0) if address else None,
+        "server": None,
+    }
+
+
+def _headers(event: Event) -> list[tuple[bytes, bytes]]:
+    many = event.get("multiValueHeaders") or {
+        name: [value] for name, value in (event.get("headers") or {}).items()
+    }
+    if cookies := event.get("cookies"):
+        many = {**many, "cookie": ["; ".join(cookies)]}
+    return [
+        (name.lower().encode(), str(value).encode()) for name in many for value in many[name] or ()
+    ]
+
+
+def _query(event: Event) -> str:
+    """Return the query as raw as the platform tells it: decoded by a REST API, else as it came."""
+    if "rawQueryString" in event:
+        return str(event["rawQueryString"])
+    many = event.get("multiValueQueryStringParameters") or {
+        name: [value] for name, value in (event.get("queryStringParameters") or {}).items()
+    }
+    if _is_of_balancer(event):
+        return "&".join(f"{name}={value}" for name, values in many.items() for value in values)
+    return urlencode(many, doseq=True)
+
+
+_FUNCTION: Final = Function(
+    SelfStarting(create_app(Settings.read({"RECEIVER_MODE": "serverless", **os.environ})))
+)
+
+try:
+    from snapshot_restore_py import (  # type: ignore[import-untyped]
+        register_after_restore,
+        register_before_snapshot,
+    )
+except ModuleNotFoundError:  # it is AWS's own, and there where snapshots are taken
+    pass
+else:
+    register_before_snapshot(_FUNCTION.close)
+    register_after_restore(random.seed)  # copies of one snapshot would else wait in step
+
+
+def handler(event: Any, context: Any) -> Answer:
+    """Answer one invocation."""
+    return _FUNCTION(event, context)

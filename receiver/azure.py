@@ -1,0 +1,48 @@
+"""Azure Functions: `from receiver.azure import app` is all of a `function_app.py`.
+
+One function answers every request, another drains once a minute. With the prefix `/api`, which
+`host.json` has unless its `routePrefix` is empty, RECEIVER_PUBLIC_URL ends in `/api`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import azure.functions as func
+from starlette.types import Receive, Scope, Send
+
+from receiver.coldstart import create_app
+from receiver.http.selfstarting import SelfStarting
+from receiver.settings import Settings
+
+__all__ = ["app"]
+
+_DRAIN: Final = 50.0
+"""Seconds that a drain may take: it comes once a minute."""
+
+
+class Adapted(SelfStarting):
+    """Gives requests what the library leaves out of their scopes."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("asgi", {"version": "3.0", "spec_version": "2.1"})
+        if scope["type"] == "http":
+            headers = scope["headers"] = [(name.lower(), value) for name, value in scope["headers"]]
+            sent = dict(headers)
+            # Front Door names the caller in a header of its own; else anybody could send it.
+            if b"x-forwarded-for" not in sent and (address := sent.get(b"x-azure-clientip")):
+                scope["client"] = (address.decode("latin-1"), 0)
+        await super().__call__(scope, receive, send)
+
+
+_STARTING: Final = Adapted(create_app(Settings.read({"RECEIVER_MODE": "serverless", **os.environ})))
+
+# Its own keys are not asked for: callbacks come without, and `/v1` has keys of its own.
+app = func.AsgiFunctionApp(_STARTING, http_auth_level=func.AuthLevel.ANONYMOUS)
+
+
+@app.timer_trigger(schedule="0 * * * * *", arg_name="timer")
+async def drain(timer: func.TimerRequest) -> None:  # noqa: ARG001 - by its name it is a timer's
+    """Run what is due, once a minute."""
+    await _STARTING.drain(_DRAIN)

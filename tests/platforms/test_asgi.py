@@ -1,0 +1,166 @@
+"""The app as other servers find it: what it costs to import, and what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from receiver.emulator import settings_for
+from receiver.settings import Listening
+from tests.cli.running import receiver
+from tests.conftest import Start
+from tests.journey.parts import ROOT
+from tests.postgres import Database
+from tests.receiving import ENV
+
+FORBIDDEN: Final = ("rich", "typer", "click", "pygments", "uvicorn", "httpx._main")
+"""Modules that a function pays for at each cold start, and has no use for."""
+NO_QUEUE: Final = ("pydantic", "pydantic_settings", "pgqueuer", "asyncpg")
+NOT_OF_THE_QUEUE: Final = ("pgqueuer.adapters.cli", "pgqueuer.adapters.inmemory", "pgqueuer.qm")
+LISTED: Final = """
+import asyncio, json, sys
+from receiver.asgi import app
+async def main():
+    async with app.router.lifespan_context(app):
+        print(json.dumps([*sys.modules]))
+if sys.argv[1:]:
+    asyncio.run(main())
+else:
+    print(json.dumps([*sys.modules]))
+"""
+
+
+def run(code: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    given = {**os.environ, **ENV, **settings_for("http://127.0.0.1:1"), **env}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=given,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def imported(folder: Path, *arguments: str, **env: str) -> list[str]:
+    done = run(LISTED, *arguments, **{"RECEIVER_DATABASE_URL": f"sqlite:///{folder}/r.db", **env})
+    assert done.returncode == 0, done.stderr
+    found: list[str] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("arguments", [(), ("start",)])
+def test_a_cold_start_imports_nothing_that_only_terminals_need(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    assert not set(imported(tmp_path, *arguments)) & {*FORBIDDEN, *NO_QUEUE}
+
+
+def test_nor_does_it_on_postgresql(tmp_path: Path, database: Database) -> None:
+    found = set(imported(tmp_path, RECEIVER_DATABASE_URL=database.url))
+    assert not found & {*FORBIDDEN, *NOT_OF_THE_QUEUE}
+
+
+def test_what_was_left_out_can_be_had_later(tmp_path: Path) -> None:
+    code = "import receiver.asgi, rich.console, pgqueuer; print(pgqueuer.PgQueuer.__name__)"
+    done = run(code, RECEIVER_DATABASE_URL=f"sqlite:///{tmp_path}/r.db")
+    assert (done.stdout, done.returncode) == ("PgQueuer\n", 0)
+
+
+def test_logs_are_ours_unless_the_program_has_its_own(tmp_path: Path) -> None:
+    talk = "import logging, structlog; import receiver.asgi\n"
+    talk += "structlog.get_logger().info('one'); logging.getLogger('other').warning('two')\n"
+    url = f"sqlite:///{tmp_path}/r.db"
+    lines = [json.loads(line) for line in run(talk, RECEIVER_DATABASE_URL=url).stderr.splitlines()]
+    assert [(line["event"], line["level"]) for line in lines] == [
+        ("one", "info"),
+        ("two", "warning"),
+    ]
+    own = "import logging, structlog; structlog.configure(processors=[lambda *_: 'mine'])\n"
+    own += "logging.basicConfig(format='ours %(message)s')\n"
+    done = run(own + talk, RECEIVER_DATABASE_URL=url)
+    assert (done.stdout, done.stderr) == ("mine\n", "ours two\n")
+
+
+def test_all_that_is_wrong_with_the_settings_is_said_at_once(tmp_path: Path) -> None:
+    wrong: dict[str, Any] = {"RECEIVER_SECRET_KEY": "short", "RECEIVER_MAX_BODY_BYTES": "many"}
+    done = run("import receiver.asgi", RECEIVER_DATABASE_URL=f"sqlite:///{tmp_path}/r.db", **wrong)
+    assert done.returncode == 1
+    assert all(name in done.stderr for name in wrong)
+
+
+# --- a path that stands before ours ---
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("settings", "asked", "status"),
+    [
+        ({}, "/health", 200),
+        ({}, "/prod/health", 404),
+        ({"RECEIVER_ROOT_PATH": "/prod"}, "/prod/health", 200),
+        ({"RECEIVER_ROOT_PATH": "/prod"}, "/prod", 200),
+        ({"RECEIVER_ROOT_PATH": "/prod"}, "/health", 200),
+        ({"RECEIVER_ROOT_PATH": "/prod"}, "/production/health", 404),
+        ({"RECEIVER_ROOT_PATH": "/prod"}, "/prod/prod/health", 404),
+        ({"RECEIVER_ROOT_PATH": "/v1"}, "/v1/predictions", 401),
+        ({"RECEIVER_ROOT_PATH": "/v1"}, "/v1/v1/predictions", 401),
+        ({"RECEIVER_ROOT_PATH": "/webhooks"}, "/webhooks/fal/pred_x.y", 401),
+        ({"RECEIVER_PUBLIC_URL": "https://x.test/a/b"}, "/a/b/webhooks/fal/pred_x.y", 401),
+        ({"RECEIVER_PUBLIC_URL": "https://x.test/a/b"}, "/webhooks/fal/pred_x.y", 401),
+        ({"RECEIVER_PUBLIC_URL": "https://x.test/a/b"}, "/a/webhooks/fal/pred_x.y", 404),
+        (
+            {"RECEIVER_PUBLIC_URL": "https://x.test/a", "RECEIVER_ROOT_PATH": "none"},
+            "/a/health",
+            404,
+        ),
+    ],
+)
+async def test_a_prefix_is_taken_off_where_it_is_left_on(
+    settings: dict[str, str], asked: str, status: int, start: Start
+) -> None:
+    async with start(**settings) as station:
+        method = "POST" if "webhooks" in asked else "GET"
+        answer = await station.world.request(method, asked)
+        assert answer.status_code == status, answer.text
+
+
+# --- where to listen ---
+
+
+@pytest.mark.parametrize(
+    ("env", "given", "where"),
+    [
+        ({}, (None, None), ("127.0.0.1", 8000)),
+        ({"PORT": "9555"}, (None, None), ("0.0.0.0", 9555)),
+        ({"PORT": "9555"}, (None, 8080), ("0.0.0.0", 8080)),
+        ({"PORT": "9555", "HOST": "::"}, (None, None), ("::", 9555)),
+        ({"PORT": "9555", "HOST": "::"}, ("127.0.0.1", 1), ("127.0.0.1", 1)),
+        ({"HOST": "10.0.0.1"}, (None, None), ("10.0.0.1", 8000)),
+        ({"PORT": "nonsense"}, ("::1", 1), ("::1", 1)),
+    ],
+)
+def test_the_platform_says_where_to_listen_and_arguments_go_before_it(
+    env: dict[str, str], given: tuple[str | None, int | None], where: tuple[str, int]
+) -> None:
+    found = Listening.read(env, *given)
+    assert (found.host, found.port) == where
+
+
+def test_in_development_a_port_opens_no_door() -> None:
+    assert Listening.read({"PORT": "9555"}, None, None, dev=True).host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("env", [{"PORT": "tcp://10.0.0.1:80"}, {"PORT": "65536"}, {"HOST": "a/b"}])
+def test_a_port_that_is_none_is_one_sentence(env: dict[str, str], tmp_path: Path) -> None:
+    done = receiver("serve", cwd=tmp_path, **env)
+    [name] = env
+    assert done.returncode != 0
+    assert f"{name}: must be a" in done.stderr
+    assert "Traceback" not in done.stderr
