@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from receiver import Event, on
 from tests.conftest import Disk, Start
-from tests.receiving import Json, Station, eventually, hangs
+from tests.receiving import Clock, Json, Station, eventually, hangs
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
@@ -96,6 +98,17 @@ async def order(
     body = {"options": {"prompt": "a fox"} if name == "imagine" else {}, **body}
     headers = {"Idempotency-Key": key} if key else {}
     return await station.http.post(f"/v1/recipes/{name}", json=body, headers=headers)
+
+
+@asynccontextmanager
+async def both(start: Start, **env: str) -> AsyncIterator[tuple[Station, Station]]:
+    """Run two servers on one database; a file of SQLite allows one, which is both then."""
+    async with start(**env) as one:
+        if isinstance(one.database, Path):
+            yield one, one
+            return
+        async with start(**env) as two:
+            yield one, two
 
 
 def told(answer: httpx.Response) -> tuple[int, str]:
@@ -198,16 +211,9 @@ async def test_fifty_orders_at_once_over_two_servers_never_exceed_a_limit(
         about = {"person": ("ada", "bob", "cid")[number % 3], "place": "club/1"}
         return {**about, "metadata": {"team": number % 2}}
 
-    async with start(**env) as one:
-        answers = []
-        if isinstance(one.database, Path):
-            answers = await asyncio.gather(*(order(one, **body(n)) for n in range(50)))
-        else:
-            async with start(**env) as two:
-                both = (one, two)
-                answers = await asyncio.gather(
-                    *(order(both[n // 3 % 2], **body(n)) for n in range(50))
-                )
+    async with both(start, **env) as servers:
+        one = servers[0]
+        answers = await asyncio.gather(*(order(servers[n // 3 % 2], **body(n)) for n in range(50)))
         results = Counter(answer.status_code for answer in answers)
         assert results == {202: 20, 429: 30}
         assert one.count("predictions") == one.count("orders") == 20
@@ -255,6 +261,30 @@ async def test_what_was_not_sent_in_time_is_not_sent(start: Start, recipes: Path
         await station.push(station.network.of("a lighthouse"))
         assert (await station.until(other["id"], "failed"))["error"]["code"] == "expired"
     assert station.network.count("eachlabs.submit") == 1
+
+
+async def test_it_is_too_late_too_where_the_provider_is_off_by_then(
+    start: Start, recipes: Path
+) -> None:
+    env = {"RECEIVER_RECIPES": str(written(recipes, RECIPES.replace("0.3", "600")))}
+    async with start(**env, EACHLABS_MAX_IN_FLIGHT="1") as station:
+        await station.submitted("eachlabs")
+        late = (await order(station, "soon")).json()
+    clock = Clock()
+    clock.ahead = 601
+    async with start(**env, EACHLABS_API_KEY=None, clock=clock) as station:
+        ended = await station.until(late["id"], "failed")
+        assert ended["error"]["code"] == "expired"
+        assert "too late" in ended["error"]["message"]
+        assert told(await order(station, "soon")) == (422, "provider-off")
+
+
+async def test_the_same_key_at_two_servers_is_one_order(start: Start, recipes: Path) -> None:
+    async with both(start, RECEIVER_RECIPES=str(recipes)) as servers:
+        asked = [order(servers[n % 2], key=f"k{n // 10}") for n in range(40)]
+        answers = await asyncio.gather(*asked)
+        assert len({answer.json()["id"] for answer in answers}) == 4
+        assert servers[0].count("predictions") == servers[0].count("orders") == 4
 
 
 async def test_an_order_never_waits_for_the_provider(start: Start, recipes: Path) -> None:

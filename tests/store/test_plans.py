@@ -20,6 +20,7 @@ from receiver.store import (
     erasure,
     inbox,
     limits,
+    orders,
     predictions,
 )
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
@@ -119,6 +120,8 @@ _PARAMS: Final[dict[str, Any]] = {
     "fingerprint": None,
     "trace": None,
     "reply_to": None,
+    "ordered": None,
+    "latest_at": None,
     "status": "processing",
     "cursor": pred(21_000),
     "state": "dead",
@@ -160,6 +163,7 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
             "mark_sent",
             "count_in_flight",
             "next_queued",
+            "select_late",
             "accept_submit",
             "postpone_submit",
             "mark_unconfirmed",
@@ -219,6 +223,9 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     "delete_callbacks": (disposal.sql.delete_callbacks, [(pred(4), "webhook", "4")]),
     "blank_callbacks": (erasure.sql.blank_callbacks, None),
     "blank_attempts": (erasure.sql.blank_attempts, _PENDING),
+    "select_order": (orders.sql.select_order, None),
+    "blank_options": (orders.sql.blank_options, _ENDED),
+    "forget_counts": (orders.sql.forget_counts, None),
     "unmatched": (by(discarded.sql.lists["list_unmatched"], "base", "cursor"), None),
     "callbacks": (by(discarded.sql.lists["list_callbacks"], "base", "cursor"), None),
     **{
@@ -243,6 +250,10 @@ INDEXES: Final = {
     "begin_submits": "predictions_living",
     "count_in_flight": "predictions_polled",
     "next_queued": "predictions_queued",
+    "select_late": "predictions_late",
+    "select_order": "orders_prediction",
+    "blank_options": "orders_prediction",
+    "forget_counts": "order_counts_over",
     "claim_due": "predictions_polled",
     "next_due": "predictions_polled",
     "select_stale": "predictions_queued",
@@ -302,7 +313,7 @@ def test_sqlite_looks_at_few_rows(many: sqlite3.Connection, name: str) -> None:
     if name in INDEXES:
         assert any(f"INDEX {INDEXES[name]} (" in step for step in plan), plan
     made = {step.split()[1] for step in plan if step.startswith(("MATERIALIZE", "CO-ROUTINE"))}
-    small = {"r", "json_each", "constant", *made}
+    small = {"r", "json_each", "constant", "CONSTANT", *made}
     scans = [step for step in plan if step.startswith("SCAN") and step.split()[1] not in small]
     assert name in PAGES or not scans, plan
     steps = 0
