@@ -59,7 +59,7 @@ def read_options(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
     ]
     for name, option in recipe.options.items():
         value = given.get(name)
-        if value is None or value == "":
+        if value is None or (isinstance(value, str) and not value.strip()):
             if option.required:
                 wrong.append(f"{name} is missing")
                 right[name] = _example(name, option)

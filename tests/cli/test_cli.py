@@ -32,6 +32,7 @@ from receiver.emulator import settings_for
 from tests.cli.running import SECRET, environment, receiver, running
 from tests.journey.parts import free_port
 from tests.patience import PATIENCE
+from tests.predictions.test_recipes import EXAMPLE
 
 
 def start(*args: str, port: int, cwd: Path, **env: str) -> subprocess.Popen[str]:
@@ -63,6 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
         '@on("*", name="mine")\ndef mine(event: Event) -> None:\n'
         '    if "dead" in event.prediction.metadata:\n        raise Dead("as told")\n'
     )
+    (home / "recipes.toml").write_text(EXAMPLE)
     emulator_port, port = free_port(), free_port()
     emulator = start("emulate", "--seconds", "0.05", port=emulator_port, cwd=home)
     settings = settings_for(f"http://127.0.0.1:{emulator_port}")
@@ -77,6 +79,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
         OXEN_API_KEY="o",
         EACHLABS_API_KEY="e",
         FAL_KEY="f",
+        RECEIVER_RECIPES="recipes.toml",
         **settings,
     )
     yield home, {"RECEIVER_URL": f"http://127.0.0.1:{port}", "RECEIVER_API_KEY": "key"}
@@ -101,6 +104,49 @@ def test_a_prediction_is_submitted_waited_for_listed_and_shown(
     assert prediction["id"] in receiver("list", "--provider", "fal", cwd=home, **env).stdout
     shown = json.loads(receiver("show", prediction["id"], "--json", cwd=home, **env).stdout)
     assert [row["handler"] for row in shown["deliveries"]] == ["mine"]
+
+
+def test_what_there_is_to_order_is_listed_explained_and_ordered(
+    world: tuple[Path, dict[str, str]],
+) -> None:
+    home, env = world
+    listed = receiver("recipes", cwd=home, **env).stdout
+    assert re.search(r"imagine +A picture from words +prompt ratio count seed +\$0.04", listed)
+    explained = receiver("recipes", "imagine", cwd=home, **env).stdout
+    assert "imagine <prompt> --ratio 1:1" in explained
+    assert json.loads(receiver("recipes", "--json", cwd=home, **env).stdout.splitlines()[0])
+
+    words = ("a", "lighthouse", "--ratio", "16:9", "count=2", "--wait")
+    done = receiver("order", "imagine", *words, "--metadata", "a=b", "--key", "k", cwd=home, **env)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert made["input"] == {"prompt": "a lighthouse", "aspect_ratio": "16:9", "num_images": 2}
+    assert made["metadata"] == {"a": "b", "kind": "picture"}
+    assert f"{made['id']}  succeeded" in done.stderr
+
+    (home / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    done = receiver("order", "upscale", "@a.png", cwd=home, **env)
+    assert json.loads(done.stdout)["input"]["image_url"].startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("imagin", "x"), "there is no recipe 'imagin' (did you mean imagine?)"),
+        (("imagine", "x", "--ratoi", "16:9"), "there is no option --ratoi (did you mean ratio?)"),
+        (("imagine", "x", "--count", "9"), "This would be right: imagine x --count 4"),
+        (("imagine", "x", "--person", "eve"), "you may not order here"),
+        (("imagine", "x", "--key", "ü"), "--key must"),
+        (("upscale", "@none.png"), "none.png"),
+    ],
+)
+def test_an_order_that_is_refused_says_why(
+    world: tuple[Path, dict[str, str]], args: tuple[str, ...], words: str
+) -> None:
+    home, env = world
+    done = receiver("order", *args, cwd=home, **env)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert words in done.stderr
 
 
 def test_a_backup_is_made_of_a_running_receiver_and_what_is_erased_stays_a_skeleton(

@@ -1,0 +1,124 @@
+"""Orders as plugins make them: typed, pressed, and too late."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.model.errors import Problem
+from receiver.model.tasks import Wakeups
+from receiver.model.values import Outcome, Output, Prediction, Recipients
+from receiver.observability.events import Telemetry
+from receiver.observability.runtime import Runtime
+from receiver.predictions.facade import Predictions
+from receiver.settings import Settings
+from receiver.store.opening import store_maker
+from tests.predictions.test_recipes import EXAMPLE
+from tests.receiving import ENV, Clock, Network, eventually, reply
+
+pytestmark = pytest.mark.anyio
+
+ADA: dict[str, Any] = {"person": "slack:U01", "place": "slack:T01/C01", "via": "slack"}
+PICTURE = "https://cdn.test/a.png"
+
+
+@pytest.fixture
+async def predictions(tmp_path: Path, network: Network) -> AsyncIterator[Predictions]:
+    async with running(tmp_path, network, Clock()) as found:
+        yield found
+
+
+@asynccontextmanager
+async def running(folder: Path, network: Network, clock: Clock) -> AsyncIterator[Predictions]:
+    """Run what orders and submits, but neither in a loop of its own nor behind a server."""
+    file = folder / "recipes.toml"
+    file.write_text(EXAMPLE)
+    url = f"sqlite:///{folder / 'receiver.db'}"
+    more = {"RECEIVER_DATABASE_URL": url, "RECEIVER_RECIPES": str(file)}
+    settings = Settings.read(ENV | more)
+    wakeups = Wakeups()
+    runtime = Runtime(
+        single_process=True, clock=clock, monotonic=clock, telemetry=Telemetry(), wakeups=wakeups
+    )
+    store = store_maker(settings)(lambda _: None, lambda _: None, wakeups)
+    made = Predictions(settings, store, lambda *_: Recipients(), runtime, network)
+    await store.start()
+    async with made.running(outbound=False):
+        yield made
+    await made.close()
+    await store.stop()
+
+
+async def ended(predictions: Predictions, prediction: Prediction) -> None:
+    outcome = Outcome(kind="succeeded", output=[Output(url=PICTURE)])
+    await predictions.inbox.learned("fal", prediction.id, "poll", outcome, b"{}")
+
+
+async def test_what_was_typed_is_ordered_and_submitted_by_any_process(
+    predictions: Predictions, network: Network
+) -> None:
+    command = predictions.orders.command("/imagine “a fox” —ratio 16:9")
+    made = await predictions.orders.order(command.recipe, command.options, key="t:1", **ADA)
+    assert made.status == "queued"
+    assert made.input == {"prompt": "a fox", "aspect_ratio": "16:9", "num_images": 1}
+    await eventually(lambda: network.count("fal.submit") == 1)
+    # the same key of another way in is another order
+    other = await predictions.orders.order(
+        command.recipe, command.options, key="t:1", **ADA | {"via": "telegram"}
+    )
+    assert other.id != made.id
+
+
+async def test_a_button_is_an_order_of_whoever_presses_it(predictions: Predictions) -> None:
+    orders = predictions.orders
+    bob = ADA | {"person": "slack:U02"}
+    first = await orders.order("imagine", {"prompt": "a fox", "count": 2}, key="1", **ADA)
+    again = await orders.press(first.id, "Again", key="press-1", **bob)
+    assert again.input == first.input
+    assert again.order is not None
+    assert (again.id != first.id, again.order.person) == (True, "slack:U02")
+    with pytest.raises(Problem, match="no picture of it, or not yet"):
+        await orders.press(first.id, "Larger", key="press-2", **bob)
+    await ended(predictions, first)
+    larger = await orders.press(first.id, "Larger", key="press-2", **bob)
+    assert larger.input == {"image_url": PICTURE}
+    assert (await orders.press(first.id, "Larger", key="press-2", **bob)).id == larger.id
+    with pytest.raises(Problem, match="imagine has no button 'Smaller'"):
+        await orders.press(first.id, "Smaller", key="press-3", **bob)
+    with pytest.raises(Problem, match="no such order"):
+        await orders.press("pred_0", "Again", key="press-4", **bob)
+    with pytest.raises(Problem, match="may not order"):
+        await orders.press(first.id, "Again", key="press-5", person="eve", place="bar")
+
+
+async def test_what_was_asked_for_too_long_ago_is_refused(tmp_path: Path, network: Network) -> None:
+    clock = Clock()
+    async with running(tmp_path, network, clock) as predictions:
+        orders = predictions.orders
+        with pytest.raises(Problem) as refused:
+            await orders.order("imagine", {"prompt": "x"}, key="1", at=clock() - 601, **ADA)
+        assert (refused.value.status, refused.value.type) == (409, "too-late")
+        made = await orders.order("imagine", {"prompt": "x"}, key="2", at=clock() - 599, **ADA)
+        assert made.status == "queued"
+
+
+async def test_while_a_provider_takes_nothing_it_may_become_too_late(
+    tmp_path: Path, network: Network
+) -> None:
+    clock = Clock()
+    network.script("fal.submit", reply(status=429, retry_after="3000"))
+    async with running(tmp_path, network, clock) as predictions:
+        first = await predictions.orders.order("imagine", {"prompt": "x"}, key="1", **ADA)
+        submitter = predictions.service.submitter("fal")
+        await eventually(lambda: network.count("fal.submit") == 1)
+        await submitter.under_way.wait()
+        clock.ahead += 601
+        await submitter.begin()
+        found = await predictions.service.read(first.id)
+        assert found.error is not None
+        assert (found.status, found.error.code) == ("failed", "expired")
+        assert network.count("fal.submit") == 1

@@ -1,0 +1,224 @@
+"""The file of recipes, templates, and the time of limits."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from receiver.model.errors import Problem, SettingsError
+from receiver.model.recipes import Allow, Limit, Per
+from receiver.model.values import Order
+from receiver.predictions.limits import bounds_of, check_allowed, end_of
+from receiver.predictions.recipes import fill
+from receiver.settings import Settings
+
+PAGE = Path(__file__).parent.parent.parent / "deploy" / "recipes.md"
+[EXAMPLE] = re.findall(r"^```toml\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+SECRET = "x" * 32
+
+
+def look(tmp_path: Path, text: str) -> tuple[Settings, list[str]]:
+    """Read a file of recipes; of its problems, leave out what they all begin with."""
+    file = tmp_path / "recipes.toml"
+    file.write_text(text)
+    found, problems = Settings.look({"RECEIVER_RECIPES": str(file), "RECEIVER_SECRET_KEY": SECRET})
+    return found, [problem.removeprefix(f"RECEIVER_RECIPES: {file}") for problem in problems]
+
+
+def test_the_example_of_the_page_is_right(tmp_path: Path) -> None:
+    settings, problems = look(tmp_path, EXAMPLE)
+    assert problems == []
+    imagine = settings.recipes.recipes["imagine"]
+    assert (imagine.price, imagine.latest, imagine.rest) == (40_000, 600, "prompt")
+    assert imagine.options["count"].most == 4
+    assert imagine.buttons["Larger"].result == "image"
+    assert settings.recipes.limits[1] == Limit(by="all", per="month", cost=50_000_000)
+    assert settings.recipes.allow[0] == Allow(place="slack:T01/*")
+
+
+def test_every_key_of_the_file_is_on_the_page() -> None:
+    source = (PAGE.parent.parent / "receiver" / "settings" / "recipes.py").read_text()
+    keys = set(re.findall(r'\.(?:take|need)\("(\w+)"', source))
+    table = PAGE.read_text().partition("| Table | Key |")[2].partition("\n\n")[0]
+    assert len(keys) > 15
+    assert [key for key in keys if f"`{key}`" not in table] == []
+
+
+BAD = """
+title = "x"
+
+[imagine]
+provder = "fal"
+model = "../x"
+input = { prompt = "{promt}", when = 2026-01-01, b = "{", c = [inf] }
+price = -1
+latest = 0
+
+[imagine.options.prompt]
+kind = "txt"
+requird = true
+
+[imagine.options.n]
+kind = "integer"
+choices = ["a"]
+longest = 3
+default = 1.5
+rest = true
+
+[imagine.buttons]
+Again = "imagin"
+X = 3
+
+[Help]
+provider = "fall"
+model = "a/b"
+input = {}
+[Help.buttons]
+Y = { recipe = "imagine", result = "n" }
+
+[[limits]]
+by = "persn"
+per = "week"
+
+[[limits]]
+by = "all"
+per = "day"
+cots = 3
+
+[[allow]]
+people = "x"
+"""
+TOLD = """
+, [[limits]] number 1: by must be person, place, recipe, all or metadata.NAME (did you mean person?)
+, [[limits]] number 1: per must be one of hour, day, month
+, [[limits]] number 1: it needs count, cost (dollars), or both
+, [[limits]] number 2: cots: there is no such key (did you mean cost?)
+, [[limits]] number 2: it needs count, cost (dollars), or both
+, [[allow]] number 1: people: there is no such key
+: title must be a table, [title]
+, [imagine.options.prompt]: kind must be one of text, integer, number, boolean, picture (did you mean text?)
+, [imagine.options.prompt]: requird: there is no such key (did you mean required?)
+, [imagine.options.n]: longest is for options of kind text
+, [imagine.options.n]: rest is for options of kind text
+, [imagine.options.n]: choices must be a whole number
+, [imagine.options.n]: default must be a whole number
+, [imagine]: provider is missing
+, [imagine]: model must be a path like owner/name
+, [imagine]: input has '{promt}': there is no option promt (did you mean prompt?)
+, [imagine]: input holds 2026-01-01, which JSON has not: put it in quotes
+, [imagine]: input has '{': a placeholder is an option's name in braces, and a brace itself is written {{ or }}
+, [imagine]: input holds inf, which JSON has not: put it in quotes
+, [imagine]: price must be dollars, as 0.04
+, [imagine]: latest must be a number of seconds above 0
+, [imagine.buttons]: X must be a recipe in quotes, or { recipe = "upscale", result = "image" } with the option that gets the picture
+, [imagine]: provder: there is no such key (did you mean provider?)
+, [Help]: a name is a small letter, then up to 31 of a-z, 0-9, _ and -, and not allow, help, limits
+, [Help]: provider must be one of oxen, eachlabs, fal (did you mean fal?)
+, [imagine]: button Again: there is no recipe imagin (did you mean imagine?)
+, [Help]: button Y: imagine has no picture option n
+"""  # noqa: E501 - as they are told
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    _, problems = look(tmp_path, BAD)
+    assert problems == TOLD.strip("\n").splitlines()
+
+
+def test_it_is_told_with_all_other_settings(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings.read({"RECEIVER_RECIPES": str(tmp_path / "none.toml"), "RECEIVER_LOG_LEVEL": "x"})
+    told = str(refused.value)
+    assert "none.toml cannot be read: No such file or directory" in told
+    assert "RECEIVER_LOG_LEVEL" in told
+    assert "RECEIVER_SECRET_KEY" in told
+
+
+@pytest.mark.parametrize("text", ["[a", "a = " + "[" * 5000, "\x00", "a = 'b'\n[a]\n"])
+def test_what_is_no_toml_is_told(tmp_path: Path, text: str) -> None:
+    _, [problem] = look(tmp_path, text)
+    assert problem.startswith(" is no TOML: ")
+
+
+# --- templates ---
+
+
+def test_a_value_that_is_one_placeholder_keeps_its_kind() -> None:
+    template = {
+        "prompt": "{prompt}, {style} {{art}}",
+        "number": "{count}",
+        "list": ["{count}", "{absent}", {"hd": "{hd}", "gone": "{absent}"}],
+        "fixed": 3,
+    }
+    values = {"prompt": "a {fox}", "count": 4, "hd": True}
+    assert fill(template, values) == {
+        "prompt": "a {fox},  {art}",
+        "number": 4,
+        "list": [4, {"hd": True}],
+        "fixed": 3,
+    }
+
+
+# --- limits ---
+
+TIMES = st.floats(0, 4e9)
+PER: st.SearchStrategy[Per] = st.sampled_from(["hour", "day", "month"])
+
+
+@given(TIMES, PER)
+def test_time_is_cut_into_hours_days_and_months_without_a_gap(now: float, per: Per) -> None:
+    end = end_of(per, now)
+    assert now < end
+    assert end_of(per, end - 0.001) == end
+    assert end_of(per, end) > end
+    ends = datetime.fromtimestamp(end, UTC)
+    assert (ends.minute, ends.second) == (0, 0)
+    assert ends.hour == 0 or per == "hour"
+    assert ends.day == 1 or per != "month"
+    assert end - now <= {"hour": 3600, "day": 86400, "month": 31 * 86400}[per]
+
+
+def subjects(limit: Limit, **about: Any) -> set[str]:
+    order = Order(recipe="imagine", person=about.get("person"), place=about.get("place"), via="api")
+    return {bound.subject for bound in bounds_of([limit], order, about, 0.0)[1]}
+
+
+@pytest.mark.parametrize("by", ["person", "place", "metadata.person"])
+def test_a_limit_counts_by_what_an_order_says(by: str) -> None:
+    limit = Limit(by=by, per="day", count=1)
+    both = {"person": "ada", "place": "here"}
+    assert subjects(limit, **both) == subjects(limit, **both)
+    assert subjects(limit, **both) != subjects(limit, person="bob", place="there")
+    assert subjects(limit) == set()  # what is not said is not counted
+    other = Limit(by=by, per="hour", count=1)
+    assert subjects(limit, **both) != subjects(other, **both)
+
+
+@pytest.mark.parametrize(
+    ("place", "person", "allowed"),
+    [
+        (None, None, True),  # nobody but who holds the key
+        ("slack:T01/C01", "slack:U01", True),
+        ("slack:T01/C01", None, True),
+        ("slack:T02/C01", "slack:U01", False),
+        ("telegram:1", "telegram:4711", True),
+        ("telegram:1", "telegram:4712", False),
+        (None, "telegram:4711", False),
+        ("", "", False),
+    ],
+)
+def test_whom_no_list_names_may_not_order(
+    place: str | None, person: str | None, allowed: bool
+) -> None:
+    lists = [Allow(place="slack:T01/*"), Allow(place="telegram:*", person="telegram:4711")]
+    order = Order(recipe="imagine", person=person, place=place, via="test")
+    if allowed:
+        check_allowed(lists, order)
+        return
+    with pytest.raises(Problem, match="you may not order here"):
+        check_allowed(lists, order)
