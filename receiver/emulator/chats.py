@@ -35,7 +35,7 @@ from receiver.emulator.telegram import Telegram
 from receiver.emulator.telegram_people import TelegramPeople
 
 _LONGEST_WAIT: Final = 30.0
-_JSON_ERRORS: Final = (Unreadable, msgspec.ValidationError, KeyError, TypeError, ValueError)
+_SENSELESS: Final = (Unreadable, msgspec.ValidationError, LookupError, TypeError, ValueError)
 
 
 class People(Protocol):
@@ -103,10 +103,10 @@ class Chats:
             ("POST", "/{platform}/press", self._press),
             ("POST", "/{platform}/set-up", self._set_up),
             ("PUT", "/tokens", self._tokens),
-            ("PUT", "/mishaps", self._mishaps),
             ("POST", "/clock", self._clock),
         ]
         made = [_controlled(method, at + path, work) for method, path, work in table]
+        made.append(_controlled("PUT", at + "/mishaps", self._mishaps, list))
         file = Route(at + "/{platform}/files/{id}", self._file, methods=["GET"])
         return [Route(at + "/{platform}", self._shown, methods=["GET"]), file, *made]
 
@@ -188,9 +188,11 @@ class Chats:
 def _controlled(method: str, path: str, work: Callable[[Request, Any], Awaitable[Any]]) -> Route:
     async def endpoint(request: Request) -> Response:
         try:
-            body = await request.body()
-            return wire.answer(await work(request, read_json(body) if body else {}))
-        except _JSON_ERRORS as error:
+            body = read_json(await request.body() or b"{}")
+            if not isinstance(body, kind):
+                raise TypeError(f"the body is no {kind.__name__}")
+            return wire.answer(await work(request, body))
+        except _SENSELESS as error:
             return wire.answer({"error": f"{type(error).__name__}: {error}"}, 400)
 
     return Route(path, endpoint, methods=[method])

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -75,6 +75,8 @@ class Telegram:
     privacy: bool = True
     """Whether the bot hears only commands and replies in groups."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    pollers: int = 0
+    """How many wait for updates."""
     _poller: object = None
 
     def routes(self) -> list[Route]:
@@ -352,8 +354,9 @@ class Telegram:
         offset, allowed = given.text("offset"), given.value("allowed_updates") or ()
         if offset.isdecimal():
             self.updates = [one for one in self.updates if one["update_id"] >= int(offset)]
-        with suppress(TimeoutError):
-            async with asyncio.timeout(float(given.text("timeout") or 0)):
+        seconds = given.text("timeout")
+        with self._polling(), suppress(TimeoutError):
+            async with asyncio.timeout(float(seconds) if seconds.isdecimal() else 0):
                 while not (found := self._allowed(allowed)):
                     self.news.clear()
                     await self.news.wait()
@@ -365,6 +368,14 @@ class Telegram:
                         )
                 return found
         return self._allowed(allowed)
+
+    @contextmanager
+    def _polling(self) -> Iterator[None]:
+        self.pollers += 1
+        try:
+            yield
+        finally:
+            self.pollers -= 1
 
     def _allowed(self, kinds: Any) -> list[dict[str, Any]]:
         return [one for one in self.updates if not kinds or set(kinds) & set(one)][:100]
