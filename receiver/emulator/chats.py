@@ -185,7 +185,9 @@ class Chats:
         return {"now": self.scene.now()}
 
 
-def _controlled(method: str, path: str, work: Callable[[Request, Any], Awaitable[Any]]) -> Route:
+def _controlled(
+    method: str, path: str, work: Callable[[Request, Any], Awaitable[Any]], kind: type = dict
+) -> Route:
     async def endpoint(request: Request) -> Response:
         try:
             body = read_json(await request.body() or b"{}")

@@ -25,7 +25,7 @@ from tests.emulator.serving import eventually
 
 pytestmark = pytest.mark.anyio
 PNG = draw(name_for("a lighthouse")) or b""
-BUTTONS = [
+BUTTONS: list[dict[str, Any]] = [
     {"type": "section", "text": {"type": "mrkdwn", "text": "done"}},
     {
         "type": "actions",
@@ -69,7 +69,7 @@ def people(inside: Inside) -> SlackPeople:
     return found
 
 
-class _At(Clock):  # type: ignore[misc] # Slack's SDK has no types for it
+class _At(Clock):
     def __init__(self, at: float) -> None:
         self._at = at
 
