@@ -13,7 +13,7 @@ Control, under `/_emulator/chat`:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -153,10 +153,8 @@ class Chats:
         person = str(body.get("person", "U1"))
         if request.path_params["platform"] == "slack":
             place = self.place("slack", place, person)
-        exchange = await people.says(
-            str(body["text"]), person, place, thread=str(body.get("thread", ""))
-        )
-        return {"exchange": exchange.row() if exchange else None}
+        text, thread = str(body["text"]), str(body.get("thread", ""))
+        return await self._told(people.says(text, person, place, thread=thread))
 
     async def _press(self, request: Request, body: Any) -> Any:
         platform = request.path_params["platform"]
@@ -166,8 +164,17 @@ class Chats:
         if message is None or not 0 <= int(body["button"]) < len(message.buttons):
             raise KeyError("there is no such button")
         button = message.buttons[int(body["button"])]
-        exchange = await self.people[platform].presses(message, button, person)
-        return {"exchange": exchange.row() if exchange else None}
+        return await self._told(self.people[platform].presses(message, button, person))
+
+    async def _told(self, doing: Coroutine[Any, Any, Exchange | None]) -> dict[str, Any]:
+        """Say how the app was told; `waits`: it has not yet come for an update of Telegram's."""
+        telegram = self.telegram
+        before = telegram.updates[-1:]
+        exchange = await doing
+        if exchange is not None:
+            return {"exchange": exchange.row(), "waits": False}
+        is_kept = telegram.updates[-1:] != before
+        return {"exchange": None, "waits": is_kept and not telegram.pollers}
 
     async def _set_up(self, request: Request, _body: Any) -> Any:
         return {"ok": await self.people[request.path_params["platform"]].sets_up()}

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from starlette.responses import Response
 
@@ -75,7 +76,7 @@ def talking(*args: str, cwd: Path) -> Iterator[Talking]:
         assert process.wait(PATIENCE) == 0, log.read_text()
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_what_is_typed_is_told_and_what_is_shown_is_printed(here: Outside, tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_what_is_typed_is_told_and_what_is_shown_is_printed(here: Outside, tmp_p
         chat.types("2")
         chat.wait_for("! there is no button 2")
         chat.types("hello")
-        chat.wait_for("! the app is not told of this")
+        chat.wait_for("- commands, buttons and what is said to the bot are told")
         here.app.answers[:] = [Response(status_code=401)]
         chat.types("/imagine \x1b[31m")
         chat.wait_for("/in/discord: 401")

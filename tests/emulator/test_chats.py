@@ -37,7 +37,7 @@ def test_a_view_waits_for_what_is_new(here: Outside) -> None:
     assert view["version"] > version
     [message] = view["messages"]
     assert (message["text"], message["only_for"], message["by"]) == ("on it", "U1", "response")
-    assert get(here, "/slack?person=U2")["messages"] == []
+    assert get(here, "/slack?person=U2&place=C1")["messages"] == []
 
 
 def test_files_can_be_looked_at_by_anybody(here: Outside) -> None:
@@ -53,6 +53,17 @@ def test_files_can_be_looked_at_by_anybody(here: Outside) -> None:
     [file] = message["files"]
     assert httpx.get(file["view"]).content == b"abc"
     assert httpx.get(file["view"] + "x").status_code == 404
+
+
+def test_an_update_that_nobody_takes_is_told(here: Outside) -> None:
+    told = {
+        text: here.do("POST", "/telegram/say", {"text": text}) for text in ("hello", "/imagine a")
+    }
+    assert told == {
+        "hello": {"exchange": None, "waits": False},
+        "/imagine a": {"exchange": None, "waits": True},
+    }
+    assert len(here.chats.telegram.updates) == 1
 
 
 @pytest.mark.parametrize(
