@@ -26,6 +26,7 @@ from receiver.emulator.board import Board, Button, Message, Platform, numbered
 from receiver.emulator.calling import Exchange
 from receiver.emulator.discord import Discord
 from receiver.emulator.discord_people import DiscordPeople
+from receiver.emulator.discord_tokens import APPLICATION
 from receiver.emulator.forms import Unreadable, read_json
 from receiver.emulator.mishaps import Mishap
 from receiver.emulator.scene import Scene
@@ -218,7 +219,7 @@ def environment(base: str) -> dict[str, str]:
         "SLACK_TOKEN": slack.TOKEN,
         "DISCORD_URL": f"{base}/discord/api/v10",
         "DISCORD_PUBLIC_KEY": discord.PUBLIC_KEY,
-        "DISCORD_APPLICATION": discord.APPLICATION,
+        "DISCORD_APPLICATION": APPLICATION,
         "DISCORD_TOKEN": discord.TOKEN,
         "TELEGRAM_URL": f"{base}/telegram",
         "TELEGRAM_TOKEN": telegram.TOKEN,

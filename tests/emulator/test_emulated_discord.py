@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from starlette.responses import Response
 
 from receiver.emulator.board import numbered
-from receiver.emulator.discord import APPLICATION, PUBLIC_KEY, TOKEN
+from receiver.emulator.discord import PUBLIC_KEY, TOKEN
 from receiver.emulator.discord_people import DiscordPeople, signed
+from receiver.emulator.discord_tokens import APPLICATION
 from receiver.emulator.mishaps import Mishap
 from receiver.emulator.pictures import draw, name_for
 from tests.emulator.chatting import Inside, Outside, Told, outside, said
@@ -224,6 +225,7 @@ BODIES: dict[str, tuple[dict[str, Any], int]] = {
         50035,
     ),
     "twice": ({"content": "a", "components": [*ROW, *ROW]}, 50035),
+    "shape": ({"content": "a", "embeds": [{"title": "a"}], "flags": 0, "attachments": 5}, 50035),
     "reply": ({"content": "a", "message_reference": {"message_id": "1"}}, 50035),
 }
 
