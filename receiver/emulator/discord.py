@@ -19,14 +19,20 @@ from starlette.routing import Route
 from receiver.emulator import forms, wire
 from receiver.emulator.board import BOT, Board, File, Message, kind_of
 from receiver.emulator.discord_forms import Problem, buttons_of, read_commands, read_message, seen
-from receiver.emulator.discord_tokens import APPLICATION, BOT_USER, Interaction, body_of, dm_of
+from receiver.emulator.discord_tokens import (
+    APPLICATION,
+    BOT_USER,
+    EPOCH,
+    Interaction,
+    body_of,
+    dm_of,
+)
 from receiver.emulator.forms import Given, Unreadable
 from receiver.emulator.scene import WITHIN, Scene
 
 TOKEN: Final = "emulated.bot.token"  # noqa: S105 - of nothing but the emulator
 KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC_KEY: Final = KEY.public_key().public_bytes_raw().hex()
-EPOCH: Final = 1_420_070_400_000
 LIVES: Final = 900.0
 MOST_BYTES: Final = 25_000_000
 FILE_LIVES: Final = 86_400

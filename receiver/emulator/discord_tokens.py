@@ -9,6 +9,8 @@ from receiver.emulator.board import Message, numbered
 from receiver.emulator.forms import Given, Unreadable
 
 APPLICATION: Final = "1000000000000000001"
+EPOCH: Final = 1_420_070_400_000
+"""The milliseconds from which ids count."""
 BOT_USER: Final = {
     "id": APPLICATION,
     "username": "imagine",
