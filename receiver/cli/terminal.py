@@ -129,7 +129,7 @@ class Terminal:
         for message in view["messages"]:
             there.add(message["id"])
             text = self._text(message)
-            if self._seen.get(message["id"]) == text or message["author"] == self._who["person"]:
+            if self._seen.get(message["id"]) == text or message["author"] == view["you"]:
                 continue
             is_first = message["id"] not in self._seen
             self._seen[message["id"]] = text

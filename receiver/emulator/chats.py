@@ -126,7 +126,8 @@ class Chats:
         who = self.name(platform, person)
         shown = [self._row(platform, message) for message in board.shown(place, who)]
         signs = [list(sign) for sign in board.signs]
-        return wire.answer({"version": board.version, "messages": shown, "signs": signs})
+        view = {"version": board.version, "you": who, "messages": shown, "signs": signs}
+        return wire.answer(view)
 
     def _row(self, platform: Platform, message: Message) -> dict[str, Any]:
         """Return a message with addresses at which anybody can see its files."""
