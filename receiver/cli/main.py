@@ -405,7 +405,7 @@ def demo(
     raise typer.Exit(code)
 
 
-chat = typer.Typer(help="Talk to a receiver's chat handlers in this terminal.")
+chat = typer.Typer()
 """`receiver chat` opens the terminal; commands of its own, like those for setting up, fit in."""
 main.add_typer(chat, name="chat", rich_help_panel="Run")
 
@@ -426,7 +426,7 @@ def chat_terminal(
         float, typer.Option(help="Seconds without news after which the end of a pipe is the end.")
     ] = 5.0,
 ) -> None:
-    """Talk to the handlers of a `receiver serve --emulate`, as on Slack, Discord or Telegram.
+    """Chat with the handlers of a `receiver serve --emulate`, as on Slack, Discord or Telegram.
 
     Type `/imagine a lighthouse`; a number presses the button of that number; Ctrl-D ends it.
     """

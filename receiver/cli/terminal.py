@@ -108,17 +108,20 @@ class Terminal:
 
     def _send(self, line: str) -> None:
         if not line.isdecimal():
-            told = self._asked("POST", "/say", json={**self._who, "text": line})["exchange"]
+            told = self._asked("POST", "/say", json={**self._who, "text": line})
         elif 0 < int(line) <= len(self._buttons):
             message, button = self._buttons[int(line) - 1]
             press = {**self._who, "message": message, "button": button}
-            told = self._asked("POST", "/press", json=press)["exchange"]
+            told = self._asked("POST", "/press", json=press)
         else:
             raise ReceiverError(f"there is no button {line}")
-        if told is None:
-            self._line("!", "the app is not told of this", "yellow")
-        elif not 200 <= told["status"] < 300:  # noqa: PLR2004 - the 2xx
-            self._line("!", f"{told['url']}: {told['error'] or told['status']}", "red")
+        exchange = told["exchange"]
+        if told["waits"]:
+            self._line("!", "no webhook is set and nobody polls: it waits", "yellow")
+        elif exchange is None:
+            self._line("-", "commands, buttons and what is said to the bot are told", "dim")
+        elif not 200 <= exchange["status"] < 300:  # noqa: PLR2004 - the 2xx
+            self._line("!", f"{exchange['url']}: {exchange['error'] or exchange['status']}", "red")
 
     def _show(self, view: dict[str, Any]) -> None:
         """Print what is new, or is not as it was."""
@@ -126,7 +129,7 @@ class Terminal:
         for message in view["messages"]:
             there.add(message["id"])
             text = self._text(message)
-            if self._seen.get(message["id"]) == text or message["author"] == self._who["person"]:
+            if self._seen.get(message["id"]) == text or message["author"] == view["you"]:
                 continue
             is_first = message["id"] not in self._seen
             self._seen[message["id"]] = text

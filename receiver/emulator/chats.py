@@ -13,7 +13,7 @@ Control, under `/_emulator/chat`:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -26,6 +26,7 @@ from receiver.emulator.board import Board, Button, Message, Platform, numbered
 from receiver.emulator.calling import Exchange
 from receiver.emulator.discord import Discord
 from receiver.emulator.discord_people import DiscordPeople
+from receiver.emulator.discord_tokens import APPLICATION
 from receiver.emulator.forms import Unreadable, read_json
 from receiver.emulator.mishaps import Mishap
 from receiver.emulator.scene import Scene
@@ -35,7 +36,7 @@ from receiver.emulator.telegram import Telegram
 from receiver.emulator.telegram_people import TelegramPeople
 
 _LONGEST_WAIT: Final = 30.0
-_JSON_ERRORS: Final = (Unreadable, msgspec.ValidationError, KeyError, TypeError, ValueError)
+_SENSELESS: Final = (Unreadable, msgspec.ValidationError, LookupError, TypeError, ValueError)
 
 
 class People(Protocol):
@@ -103,10 +104,10 @@ class Chats:
             ("POST", "/{platform}/press", self._press),
             ("POST", "/{platform}/set-up", self._set_up),
             ("PUT", "/tokens", self._tokens),
-            ("PUT", "/mishaps", self._mishaps),
             ("POST", "/clock", self._clock),
         ]
         made = [_controlled(method, at + path, work) for method, path, work in table]
+        made.append(_controlled("PUT", at + "/mishaps", self._mishaps, list))
         file = Route(at + "/{platform}/files/{id}", self._file, methods=["GET"])
         return [Route(at + "/{platform}", self._shown, methods=["GET"]), file, *made]
 
@@ -125,7 +126,8 @@ class Chats:
         who = self.name(platform, person)
         shown = [self._row(platform, message) for message in board.shown(place, who)]
         signs = [list(sign) for sign in board.signs]
-        return wire.answer({"version": board.version, "messages": shown, "signs": signs})
+        view = {"version": board.version, "you": who, "messages": shown, "signs": signs}
+        return wire.answer(view)
 
     def _row(self, platform: Platform, message: Message) -> dict[str, Any]:
         """Return a message with addresses at which anybody can see its files."""
@@ -153,10 +155,8 @@ class Chats:
         person = str(body.get("person", "U1"))
         if request.path_params["platform"] == "slack":
             place = self.place("slack", place, person)
-        exchange = await people.says(
-            str(body["text"]), person, place, thread=str(body.get("thread", ""))
-        )
-        return {"exchange": exchange.row() if exchange else None}
+        text, thread = str(body["text"]), str(body.get("thread", ""))
+        return await self._told(people.says(text, person, place, thread=thread))
 
     async def _press(self, request: Request, body: Any) -> Any:
         platform = request.path_params["platform"]
@@ -166,8 +166,17 @@ class Chats:
         if message is None or not 0 <= int(body["button"]) < len(message.buttons):
             raise KeyError("there is no such button")
         button = message.buttons[int(body["button"])]
-        exchange = await self.people[platform].presses(message, button, person)
-        return {"exchange": exchange.row() if exchange else None}
+        return await self._told(self.people[platform].presses(message, button, person))
+
+    async def _told(self, doing: Coroutine[Any, Any, Exchange | None]) -> dict[str, Any]:
+        """Say how the app was told; `waits`: it has not yet come for an update of Telegram's."""
+        telegram = self.telegram
+        before = telegram.updates[-1:]
+        exchange = await doing
+        if exchange is not None:
+            return {"exchange": exchange.row(), "waits": False}
+        is_kept = telegram.updates[-1:] != before
+        return {"exchange": None, "waits": is_kept and not telegram.pollers}
 
     async def _set_up(self, request: Request, _body: Any) -> Any:
         return {"ok": await self.people[request.path_params["platform"]].sets_up()}
@@ -185,12 +194,16 @@ class Chats:
         return {"now": self.scene.now()}
 
 
-def _controlled(method: str, path: str, work: Callable[[Request, Any], Awaitable[Any]]) -> Route:
+def _controlled(
+    method: str, path: str, work: Callable[[Request, Any], Awaitable[Any]], kind: type = dict
+) -> Route:
     async def endpoint(request: Request) -> Response:
         try:
-            body = await request.body()
-            return wire.answer(await work(request, read_json(body) if body else {}))
-        except _JSON_ERRORS as error:
+            body = read_json(await request.body() or b"{}")
+            if not isinstance(body, kind):
+                raise TypeError(f"the body is no {kind.__name__}")
+            return wire.answer(await work(request, body))
+        except _SENSELESS as error:
             return wire.answer({"error": f"{type(error).__name__}: {error}"}, 400)
 
     return Route(path, endpoint, methods=[method])
@@ -207,7 +220,7 @@ def environment(base: str) -> dict[str, str]:
         "SLACK_TOKEN": slack.TOKEN,
         "DISCORD_URL": f"{base}/discord/api/v10",
         "DISCORD_PUBLIC_KEY": discord.PUBLIC_KEY,
-        "DISCORD_APPLICATION": discord.APPLICATION,
+        "DISCORD_APPLICATION": APPLICATION,
         "DISCORD_TOKEN": discord.TOKEN,
         "TELEGRAM_URL": f"{base}/telegram",
         "TELEGRAM_TOKEN": telegram.TOKEN,

@@ -17,16 +17,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.emulator import forms, wire
-from receiver.emulator.board import BOT, Board, File, Message, kind_of, numbered
+from receiver.emulator.board import BOT, Board, File, Message, kind_of
 from receiver.emulator.discord_forms import Problem, buttons_of, read_commands, read_message, seen
+from receiver.emulator.discord_tokens import (
+    APPLICATION,
+    BOT_USER,
+    EPOCH,
+    Interaction,
+    body_of,
+    dm_of,
+)
 from receiver.emulator.forms import Given, Unreadable
 from receiver.emulator.scene import WITHIN, Scene
 
 TOKEN: Final = "emulated.bot.token"  # noqa: S105 - of nothing but the emulator
-APPLICATION: Final = "1000000000000000001"
 KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC_KEY: Final = KEY.public_key().public_bytes_raw().hex()
-EPOCH: Final = 1_420_070_400_000
 LIVES: Final = 900.0
 MOST_BYTES: Final = 25_000_000
 FILE_LIVES: Final = 86_400
@@ -34,23 +40,6 @@ _EPHEMERAL: Final = 64
 _AGENT: Final = "DiscordBot ("
 
 Work = Callable[[Request, Given], Awaitable[Response] | Response]
-
-
-@dataclass
-class Interaction:
-    """A command or a press that may be answered by its token."""
-
-    id: str
-    token: str
-    place: str
-    person: str
-    made_at: float
-    source: Message | None = None
-    """The message whose button it was."""
-    is_answered: bool = False
-    is_ephemeral: bool = False
-    original: Message | None = None
-    """What `@original` is."""
 
 
 @dataclass
@@ -111,6 +100,8 @@ class Discord:
                 return Problem(400, 50109, "The request body contains invalid JSON.").response()
             except Problem as problem:
                 return problem.response()
+            except forms.WRONG_SHAPE as error:
+                return Problem(400, 50035, f"Invalid Form Body: {error}").response()
 
         async def endpoint(request: Request) -> Response:
             return await self.scene.mishaps.befall("discord", name, request, called, _limited)
@@ -118,7 +109,7 @@ class Discord:
         return Route(f"/discord/api/v10{path}", endpoint, methods=[method], name=f"discord.{name}")
 
     async def _called(self, request: Request, work: Work) -> Response:
-        if not request.headers.get("user-agent", "").startswith(_AGENT):
+        if not request.headers.get("user-agent"):
             raise Problem(403, 40333, "internal network error")
         if int(request.headers.get("content-length", 0)) > MOST_BYTES:
             raise Problem(413, 40005, "Request entity too large")
@@ -133,6 +124,9 @@ class Discord:
         def known(request: Request, given: Given) -> Awaitable[Response] | Response:
             if wire.credential(request, "Bot") != TOKEN:
                 raise Problem(401, 0, "401: Unauthorized")
+            # Asked of bots alone: Discord's own library names aiohttp where a token is the proof.
+            if not request.headers["user-agent"].startswith(_AGENT):
+                raise Problem(403, 40333, "internal network error")
             if request.path_params.get("app", APPLICATION) != APPLICATION:
                 raise Problem(403, 20012, "You are not authorized to perform this action")
             if request.path_params.get("channel") in self.closed:
@@ -161,7 +155,7 @@ class Discord:
         found = self.interaction(request, is_first=True)
         if found.is_answered:
             raise Problem(400, 40060, "Interaction has already been acknowledged.")
-        body = _body(given)
+        body = body_of(given)
         self.answer(found, body, given)
         if request.query_params.get("with_response") != "true":
             return Response(status_code=204)
@@ -189,7 +183,7 @@ class Discord:
 
     def _follow_up(self, request: Request, given: Given) -> Response:
         found = self.interaction(request)
-        body = _body(given)
+        body = body_of(given)
         if found.original is not None and found.original.is_waiting:
             return wire.answer(seen(self._change(found.original, body, given)))
         ephemeral = bool(body.get("flags", 0) & _EPHEMERAL)
@@ -209,7 +203,7 @@ class Discord:
         return wire.answer(seen(self._hooked(request)))
 
     def _hooked_edit(self, request: Request, given: Given) -> Response:
-        return wire.answer(seen(self._change(self._hooked(request), _body(given), given)))
+        return wire.answer(seen(self._change(self._hooked(request), body_of(given), given)))
 
     def _hooked_delete(self, request: Request, _given: Given) -> Response:
         self.board.delete(self._hooked(request))
@@ -293,7 +287,7 @@ class Discord:
     # --- what the bot's token may ---
 
     def _post(self, request: Request, given: Given) -> Response:
-        place, body = request.path_params["channel"], _body(given)
+        place, body = request.path_params["channel"], body_of(given)
         if not place.isdecimal():
             raise Problem(404, 10003, "Unknown Channel")
         nonce = (place, str(body.get("nonce", "")))
@@ -318,7 +312,7 @@ class Discord:
         message = self._found(request)
         if message.author != BOT:
             raise Problem(403, 50005, "Cannot edit a message authored by another user")
-        return wire.answer(seen(self._change(message, _body(given), given)))
+        return wire.answer(seen(self._change(message, body_of(given), given)))
 
     def _delete(self, request: Request, _given: Given) -> Response:
         self.board.delete(self._found(request))
@@ -343,12 +337,12 @@ class Discord:
         return wire.answer({"id": dm_of(person), "type": 1, "recipients": [user]})
 
     def _me(self, _request: Request, _given: Given) -> Response:
-        return wire.answer({**_BOT, "flags": 0, "verified": True, "mfa_enabled": False})
+        return wire.answer({**BOT_USER, "flags": 0, "verified": True, "mfa_enabled": False})
 
     def _application(self, _request: Request, _given: Given) -> Response:
         about = {"name": "imagine", "description": "", "verify_key": PUBLIC_KEY, "icon": None}
         return wire.answer(
-            {"id": APPLICATION, **about, "bot": _BOT, "bot_public": True, "flags": 0}
+            {"id": APPLICATION, **about, "bot": BOT_USER, "bot_public": True, "flags": 0}
         )
 
     def _get_commands(self, request: Request, _given: Given) -> Response:
@@ -362,30 +356,6 @@ class Discord:
         found = read_commands(given.document)
         self.commands[guild] = [{"id": self.snowflake(), "type": 1, **known, **c} for c in found]
         return wire.answer(self.commands[guild])
-
-
-_BOT: Final = {
-    "id": APPLICATION,
-    "username": "imagine",
-    "discriminator": "0",
-    "avatar": None,
-    "bot": True,
-}
-
-
-def dm_of(person: str) -> str:
-    """Return the id of the conversation between the bot and a person."""
-    return str(numbered(person) + 7)
-
-
-def _body(given: Given) -> dict[str, Any]:
-    """Return the JSON of a call, which may be a part of a form."""
-    found = given.document
-    if "payload_json" in given.args:
-        found = given.value("payload_json")
-    if not isinstance(found, dict):
-        raise Unreadable("payload_json")
-    return found
 
 
 def _limited(seconds: int) -> Response:

@@ -11,13 +11,13 @@ from starlette.responses import Response
 
 from receiver.emulator import wire
 from receiver.emulator.board import BOT, Button, File, Message
+from receiver.emulator.discord_tokens import BOT_USER, EPOCH
 
 LONGEST: Final = {"content": 2000, "title": 256, "description": 4096, "embeds": 6000}
 MOST: Final = 10
 """Embeds in a message; attachments, too."""
 _NAME = re.compile(r"[-_'\w]{1,32}")
 _BUTTON, _ROW, _LINK = 2, 1, 5
-_EPOCH: Final = 1_420_070_400_000
 _LABEL, _CUSTOM_ID, _IN_ROW, _COMMANDS, _OPTIONS = 80, 100, 5, 100, 25
 
 
@@ -148,14 +148,19 @@ def _texts(value: Any) -> Iterator[str]:
 
 def seen(message: Message) -> dict[str, Any]:
     """Return a message as Discord writes it."""
-    made = datetime.fromtimestamp(((int(message.id) >> 22) + _EPOCH) / 1000, UTC).isoformat()
-    author = {"id": message.author, "username": message.author, "discriminator": "0"}
+    made = datetime.fromtimestamp(((int(message.id) >> 22) + EPOCH) / 1000, UTC).isoformat()
+    author: dict[str, Any] = {
+        "id": message.author,
+        "username": message.author,
+        "discriminator": "0",
+    }
+    author |= {"avatar": None, "bot": False}
     answers = {"message_id": message.answers, "channel_id": message.place}
     return {
         "id": message.id,
         "channel_id": message.place,
         "type": 0,
-        "author": {**author, "avatar": None, "bot": message.author == BOT} | _bots_own(message),
+        "author": BOT_USER if message.author == BOT else author,
         "timestamp": made,
         "edited_timestamp": made if message.edits else None,
         "attachments": [_attachment(file) for file in message.files],
@@ -171,10 +176,6 @@ def seen(message: Message) -> dict[str, Any]:
         "mention_roles": [],
         **({"message_reference": answers} if message.answers else {}),
     }
-
-
-def _bots_own(message: Message) -> dict[str, Any]:
-    return {"id": "1000000000000000001", "username": "imagine"} if message.author == BOT else {}
 
 
 def _attachment(file: File) -> dict[str, Any]:

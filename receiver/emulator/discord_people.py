@@ -13,8 +13,9 @@ import msgspec
 
 from receiver.emulator.board import Button, File, Message, numbered
 from receiver.emulator.calling import Exchange
-from receiver.emulator.discord import APPLICATION, KEY, Discord, Interaction, dm_of
+from receiver.emulator.discord import KEY, Discord
 from receiver.emulator.discord_forms import Problem, seen
+from receiver.emulator.discord_tokens import APPLICATION, Interaction, dm_of
 from receiver.emulator.forms import Unreadable, read_json
 
 GUILD: Final = "290926798626357999"

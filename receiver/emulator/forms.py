@@ -12,6 +12,8 @@ import msgspec
 from starlette.requests import Request
 
 FORM = "application/x-www-form-urlencoded"
+WRONG_SHAPE = (AttributeError, LookupError, TypeError, ValueError)
+"""What arises where JSON has another shape than the one that is documented."""
 
 
 class Unreadable(Exception):

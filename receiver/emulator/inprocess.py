@@ -65,7 +65,7 @@ class _Routed(httpx.AsyncBaseTransport):
             match, found = route.matches(scope)
             if match is Match.FULL:
                 return route, {**scope, **found}
-        raise LookupError(f"nobody has {request.method} {request.url}")
+        raise LookupError(f"no provider has {request.method} {request.url}")
 
 
 class EmulatedChats(_Routed):

@@ -28,6 +28,8 @@ class Scene:
     """Seconds that the platforms' clock was moved."""
     scale: float | None = 1
     """Multiplies the waits before a platform says something again; None: it does not by itself."""
+    within: float = WITHIN
+    """Seconds that the app has for its answer to Slack or Discord."""
     mishaps: Mishaps = field(default_factory=Mishaps)
     caller: Caller = field(default_factory=Caller)
     _named: int = 0
@@ -49,7 +51,7 @@ class Scene:
     ) -> Exchange:
         """Send the app what happened on a platform, and give it three seconds."""
         url = f"{self.receiver}/in/{platform}"
-        return await self.caller.call(kind, url, headers, body, WITHIN)
+        return await self.caller.call(kind, url, headers, body, self.within)
 
     async def wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds * (self.scale or 0))

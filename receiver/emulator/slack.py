@@ -21,9 +21,10 @@ from receiver.emulator.board import BOT, Board, File, Message, kind_of
 from receiver.emulator.forms import Given, Unreadable
 from receiver.emulator.scene import Scene
 from receiver.emulator.slack_blocks import Blocks, InvalidBlocks, read_blocks
+from receiver.emulator.slack_messages import BOT_ID, BOT_USER, described, say, shown
 
 TOKEN: Final = "xoxb-emulated"  # noqa: S105 - of nothing but the emulator
-TEAM, APP, BOT_USER, BOT_ID = "T01", "A01", "UBOT", "B01"
+TEAM, APP = "T01", "A01"
 SCOPES: Final = (
     "app_mentions:read,chat:write,commands,files:read,files:write,im:history,im:write,"
     "reactions:write,users:read"
@@ -125,6 +126,8 @@ class Slack:
             found = Problem("invalid_blocks", response_metadata=messages).answer
         except Problem as problem:
             found = problem.answer
+        except forms.WRONG_SHAPE:
+            found = Problem("invalid_arguments").answer
         return wire.answer(found, headers=headers)
 
     def _answer(self, request: Request, given: Given) -> dict[str, Any]:
@@ -194,7 +197,7 @@ class Slack:
         said = self._written(given)
         thread = given.text("thread_ts")
         message = Message(self.ts(), place, BOT, thread=thread, raw={}, **more)
-        _say(message, said, given.text("text"))
+        say(message, said, given.text("text"))
         return self.board.post(message)
 
     def _post_message(self, given: Given, _origin: str) -> dict[str, Any]:
@@ -221,7 +224,7 @@ class Slack:
     def _update(self, given: Given, _origin: str) -> dict[str, Any]:
         message = self._own(given, "cant_update_message")
         said = self._written(given)
-        _say(message, said, given.text("text"))
+        say(message, said, given.text("text"))
         self.board.edit(message)
         about = {"text": given.text("text"), "message": shown(message)}
         return {"channel": message.place, "ts": message.id, **about}
@@ -296,7 +299,7 @@ class Slack:
             said = self._written(given, needs_text=False)
             thread, text = given.text("thread_ts"), given.text("initial_comment")
             message = Message(self.ts(), place, BOT, thread=thread, files=files, by="files")
-            _say(message, said, text)
+            say(message, said, text)
             self.board.post(message)
         return {"files": [{"id": file.id, "title": file.name} for file in files]}
 
@@ -353,39 +356,16 @@ class Slack:
             return
         blocks = self._written(given)
         if given.flag("replace_original") and original is not None:
-            _say(original, blocks, given.text("text"))
+            say(original, blocks, given.text("text"))
             self.board.edit(original)
             return
         is_public = given.text("response_type") == "in_channel"
         thread = given.text("thread_ts") or url.thread
         message = Message(self.ts(), url.place, BOT, thread=thread, by=by)
         message.only_for = "" if is_public else url.person
-        _say(message, blocks, given.text("text"))
+        say(message, blocks, given.text("text"))
         self.board.post(message)
         url.original = original or message
-
-
-def shown(message: Message) -> dict[str, Any]:
-    """Return a message as Slack writes it."""
-    who = (
-        {"user": BOT_USER, "bot_id": BOT_ID} if message.author == BOT else {"user": message.author}
-    )
-    thread = {"thread_ts": message.thread} if message.thread else {}
-    return {"type": "message", "ts": message.id, **who, **thread, **message.raw}
-
-
-def described(file: File) -> dict[str, Any]:
-    """Return a file as Slack writes it."""
-    about = {"id": file.id, "name": file.name, "mimetype": file.content_type}
-    where = {"url_private": file.url, "url_private_download": file.url}
-    return {**about, "size": len(file.content), "mode": "hosted", **where}
-
-
-def _say(message: Message, said: Blocks, text: str) -> None:
-    message.text = said.text or text
-    message.buttons = said.buttons
-    message.raw = {"text": text, "blocks": said.blocks}
-    message.files = [*(file for file in message.files if file.content), *said.pictures]
 
 
 def _is_wrong(ts: str) -> bool:

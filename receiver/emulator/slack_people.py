@@ -14,8 +14,9 @@ import msgspec
 from receiver.emulator.board import Button, File, Message
 from receiver.emulator.calling import Exchange
 from receiver.emulator.forms import FORM, Unreadable, read_json
-from receiver.emulator.slack import APP, BOT_USER, TEAM, Problem, ResponseUrl, Slack, described
+from receiver.emulator.slack import APP, TEAM, Problem, ResponseUrl, Slack
 from receiver.emulator.slack_blocks import InvalidBlocks
+from receiver.emulator.slack_messages import BOT_USER, described
 
 SECRET: Final = "0123456789abcdef0123456789abcdef"  # noqa: S105 - of nothing but the emulator
 AGAIN: Final = (0, 60, 300)

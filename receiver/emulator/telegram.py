@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,31 +25,16 @@ from receiver.emulator.forms import Given, Unreadable
 from receiver.emulator.scene import Scene
 from receiver.emulator.telegram_files import KINDS, Files, Problem, bad
 from receiver.emulator.telegram_messages import BOT_USER, check_text, keyboard, seen
+from receiver.emulator.telegram_set_up import Webhook, read_commands, read_webhook
 
 TOKEN: Final = "123456:emulated-token-of-a-bot"  # noqa: S105 - of nothing but the emulator
 LONGEST, LONGEST_CAPTION = 4096, 1024
 MOST_IN_GROUP, LEAST_IN_GROUP = 10, 2
-PORTS: Final = {443, 80, 88, 8443}
 QUERY_LIVES: Final = 900.0
-_LOCAL: Final = {"127.0.0.1", "localhost", "::1"}
 _ACTIONS: Final = {
     *("typing", "upload_photo", "record_video", "upload_video", "record_voice", "upload_voice"),
     *("upload_document", "choose_sticker", "find_location"),
 }
-_COMMAND = re.compile(r"[a-z0-9_]{1,32}")
-_SECRET = re.compile(r"[A-Za-z0-9_-]{1,256}")
-
-
-@dataclass
-class Webhook:
-    """Where updates go; nowhere while there is no url."""
-
-    url: str = ""
-    secret: str = ""
-    allowed: tuple[str, ...] = ()
-    """Kinds of updates; empty: all."""
-    error: str = ""
-    error_at: float = 0
 
 
 @dataclass
@@ -75,6 +59,8 @@ class Telegram:
     privacy: bool = True
     """Whether the bot hears only commands and replies in groups."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    pollers: int = 0
+    """How many wait for updates."""
     _poller: object = None
 
     def routes(self) -> list[Route]:
@@ -104,6 +90,8 @@ class Telegram:
             return bad(f"can't parse {error} JSON object").response()
         except Problem as problem:
             return problem.response()
+        except forms.WRONG_SHAPE as error:
+            return bad(f"wrong arguments: {error}").response()
 
     async def do(self, method: str, given: Given) -> Any:
         """Do what a call asks for; raise Problem, or Unreadable."""
@@ -278,15 +266,7 @@ class Telegram:
         return {**BOT_USER, **can, "supports_inline_queries": False}
 
     def _set_commands(self, given: Given) -> bool:
-        commands = given.value("commands")
-        if not isinstance(commands, list) or len(commands) > 100:  # noqa: PLR2004 - the documents' own
-            raise bad("can't parse commands: a list of 100 at most")
-        for one in commands:
-            if not _COMMAND.fullmatch(str(one.get("command", ""))):
-                raise bad("BOT_COMMAND_INVALID")
-            if not 0 < len(str(one.get("description", ""))) <= 256:  # noqa: PLR2004 - likewise
-                raise bad("BOT_COMMAND_DESCRIPTION_INVALID")
-        self.commands = commands
+        self.commands = read_commands(given.value("commands"))
         return True
 
     def _get_commands(self, _given: Given) -> list[dict[str, Any]]:
@@ -299,29 +279,11 @@ class Telegram:
     # --- updates ---
 
     def _set_webhook(self, given: Given) -> bool:
-        url, secret = given.text("url"), given.text("secret_token")
-        if not url:
-            return self._delete_webhook(given)
-        self._check_url(url)
-        if secret and not _SECRET.fullmatch(secret):
-            raise bad("secret token contains unallowed characters")
-        most = given.text("max_connections") or "40"
-        if not most.isdecimal() or not 1 <= int(most) <= 100:  # noqa: PLR2004 - the documents' own
-            raise bad("invalid webhook max_connections specified")
-        self.webhook = Webhook(url, secret, tuple(given.value("allowed_updates") or ()))
+        self.webhook = read_webhook(given)
         if given.flag("drop_pending_updates"):
             self.updates.clear()
         self.news.set()
         return True
-
-    def _check_url(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme == "http" and parts.hostname in _LOCAL:
-            return
-        if parts.scheme != "https":
-            raise bad("bad webhook: An HTTPS URL must be provided for webhook")
-        if (parts.port or 443) not in PORTS:
-            raise bad("bad webhook: Webhook can be set up only on ports 80, 88, 443 or 8443")
 
     def _delete_webhook(self, given: Given) -> bool:
         self.webhook = Webhook()
@@ -352,8 +314,9 @@ class Telegram:
         offset, allowed = given.text("offset"), given.value("allowed_updates") or ()
         if offset.isdecimal():
             self.updates = [one for one in self.updates if one["update_id"] >= int(offset)]
-        with suppress(TimeoutError):
-            async with asyncio.timeout(float(given.text("timeout") or 0)):
+        seconds = given.text("timeout")
+        with self._polling(), suppress(TimeoutError):
+            async with asyncio.timeout(float(seconds) if seconds.isdecimal() else 0):
                 while not (found := self._allowed(allowed)):
                     self.news.clear()
                     await self.news.wait()
@@ -365,6 +328,14 @@ class Telegram:
                         )
                 return found
         return self._allowed(allowed)
+
+    @contextmanager
+    def _polling(self) -> Iterator[None]:
+        self.pollers += 1
+        try:
+            yield
+        finally:
+            self.pollers -= 1
 
     def _allowed(self, kinds: Any) -> list[dict[str, Any]]:
         return [one for one in self.updates if not kinds or set(kinds) & set(one)][:100]

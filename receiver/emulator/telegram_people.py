@@ -103,7 +103,7 @@ class TelegramPeople:
 
     def place(self, place: str, person: str) -> str:
         """Return the chat of a name: a person's own for D…, else a group."""
-        if place.startswith(("-", "@")):
+        if place.startswith("@") or place.lstrip("-").isdecimal():
             return place
         if place.startswith("D") or place == person:
             return str(numbered(person))

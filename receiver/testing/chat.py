@@ -17,7 +17,7 @@ from receiver.emulator import chat_settings_for, pictures
 from receiver.emulator.board import BOT, Board, Button, File, Message
 from receiver.emulator.calling import Exchange
 from receiver.emulator.inprocess import EmulatedChats
-from receiver.emulator.telegram import Webhook
+from receiver.emulator.telegram_set_up import Webhook
 
 CHATS: Final = "https://chats.test"
 SETTINGS: Final = chat_settings_for(CHATS)

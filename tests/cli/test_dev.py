@@ -65,7 +65,7 @@ def test_a_handler_runs_on_callbacks_of_emulated_providers_with_nothing_to_set(
     }
     assert (tried.returncode, json.loads(tried.stdout)["status"]) == (0, "succeeded")
     banner = re.findall(r"^  (\w+) +(.*)$", said, re.MULTILINE)
-    assert [name for name, _ in banner] == ["API", "Callbacks", "Handlers", "Try"]
+    assert [name for name, _ in banner] == ["API", "Callbacks", "Handlers", "Chat", "Try"]
     assert dict(banner)["API"] == f"{server.url}/v1, docs at {server.url}/docs"
     assert dict(banner)["Callbacks"] == f"on: emulated providers call {server.url}"
     assert dict(banner)["Handlers"] == "mine, reloaded when a file changes"

@@ -34,8 +34,8 @@ KEYS = {
 class Server:
     """Serves an app on a free port until it is stopped."""
 
-    def __init__(self, app: ASGIApp, **more: Any) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, app: ASGIApp, listener: socket.socket | None = None, **more: Any) -> None:
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         config = uvicorn.Config(
             app, log_level="critical", ws="none", timeout_graceful_shutdown=1, **more

@@ -1,0 +1,151 @@
+"""A chat in the terminal, with a handler of `receiver serve --emulate` at its other end."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.responses import Response
+
+from receiver.emulator.board import numbered
+from receiver.emulator.pictures import draw, name_for
+from receiver.emulator.telegram import TOKEN
+from tests.cli.running import environment, receiver, running
+from tests.emulator.chatting import Outside, outside, said
+from tests.patience import PATIENCE
+
+PNG = draw(name_for("a lighthouse")) or b""
+ROW = {"type": 1, "components": [{"type": 2, "style": 1, "label": "Again", "custom_id": "a:t"}]}
+DONE = {"content": "done", "embeds": [{"description": "a lighthouse"}], "components": [ROW]}
+
+
+@pytest.fixture
+def here() -> Iterator[Outside]:
+    with outside(
+        said({"type": 4, "data": DONE}), said({"type": 7, "data": {"content": "changed"}})
+    ) as found:
+        yield found
+
+
+@dataclass
+class Talking:
+    """A terminal under way."""
+
+    process: subprocess.Popen[str]
+    log: Path
+
+    def types(self, line: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def wait_for(self, text: str) -> str:
+        ends = time.monotonic() + PATIENCE
+        while text not in (shown := self.log.read_text()):
+            assert time.monotonic() < ends, shown
+            assert self.process.poll() is None, shown
+            time.sleep(0.02)
+        return shown
+
+
+@contextmanager
+def talking(*args: str, cwd: Path) -> Iterator[Talking]:
+    log = cwd / "chat.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "receiver", "chat", *args, "--linger", "0.1"],
+            cwd=cwd,
+            env=environment({}),
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            text=True,
+        )
+    try:
+        yield Talking(process, log)
+        assert process.stdin
+        process.stdin.close()
+        assert process.wait(PATIENCE) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_is_typed_is_told_and_what_is_shown_is_printed(here: Outside, tmp_path: Path) -> None:
+    with talking("--as", "discord", "--emulator", here.url, cwd=tmp_path) as chat:
+        chat.types("/imagine a lighthouse")
+        shown = chat.wait_for("[1] Again")
+        assert "< done\n" in shown
+        chat.types("1")
+        chat.wait_for("~ changed")
+        chat.types("2")
+        chat.wait_for("! there is no button 2")
+        chat.types("hello")
+        chat.wait_for("- commands, buttons and what is said to the bot are told")
+        here.app.answers[:] = [Response(status_code=401)]
+        chat.types("/imagine \x1b[31m")
+        chat.wait_for("/in/discord: 401")
+        shown = chat.wait_for("(only you) The application did not respond")
+    assert "\x1b" not in shown
+    assert [told.json["type"] for told in here.app.told] == [2, 3, 2]
+
+
+def test_a_picture_has_an_address_that_opens(here: Outside, tmp_path: Path) -> None:
+    api = f"{here.url}/telegram/bot{TOKEN}/sendPhoto"
+    with talking("--as", "telegram", "--emulator", here.url, cwd=tmp_path) as chat:
+        chat.wait_for("-- ")
+        form = {"chat_id": str(-numbered("C1")), "caption": "done"}
+        answer = httpx.post(api, data=form, files={"photo": ("a.png", PNG)})
+        assert answer.is_success, answer.text
+        shown = chat.wait_for("/files/")
+    [address] = re.findall(r"< (http\S+)", shown)
+    assert httpx.get(address).content == PNG
+
+
+def test_without_an_emulator_it_says_what_has_one(tmp_path: Path) -> None:
+    done = receiver("chat", "--emulator", "http://127.0.0.1:9", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "`receiver serve --emulate` has one" in done.stderr
+
+
+HANDLER = """\
+import os
+
+from receiver import Event, on
+
+
+@on("*", name="told")
+def told(event: Event) -> None:
+    print(os.environ["SLACK_URL"], os.environ["SLACK_TOKEN"], os.environ["TELEGRAM_TOKEN"])
+"""
+
+
+def test_serve_emulate_gives_handlers_the_chats_and_says_how_to_open_one(tmp_path: Path) -> None:
+    (tmp_path / "told.py").write_text(HANDLER)
+    with running(
+        "serve", "--emulate", "--try", "told.py", cwd=tmp_path, TELEGRAM_TOKEN="1:own"
+    ) as server:
+        shown = server.wait_for(" chat --emulator ", "/slack/api xoxb-emulated 1:own")
+        [where] = [line.split()[-1] for line in shown.splitlines() if " chat --emulator" in line]
+        with talking("--emulator", where, cwd=tmp_path) as chat:
+            chat.types("/imagine a lighthouse")
+            chat.wait_for(f"! {server.url}/in/slack: 404")
+
+
+def test_emulate_prints_what_a_receiver_needs(tmp_path: Path) -> None:
+    with running("emulate", cwd=tmp_path) as emulator:
+        shown = emulator.wait_for("# chat: receiver chat --emulator")
+    for name in (
+        *("SLACK_URL", "SLACK_SIGNING_SECRET", "SLACK_TOKEN"),
+        *("DISCORD_URL", "DISCORD_PUBLIC_KEY", "DISCORD_APPLICATION", "DISCORD_TOKEN"),
+        *("TELEGRAM_URL", "TELEGRAM_TOKEN"),
+    ):
+        assert f"export {name}=" in shown

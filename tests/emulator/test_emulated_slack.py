@@ -1,0 +1,283 @@
+"""Slack's own SDK talks to the emulation, and what the emulation sends satisfies its verifier."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qs
+
+import httpx
+import pytest
+from slack_sdk import WebClient
+from slack_sdk.errors import SlackApiError
+from slack_sdk.signature import Clock, SignatureVerifier
+from slack_sdk.webhook import WebhookClient
+from starlette.responses import Response
+
+from receiver.emulator.mishaps import Mishap
+from receiver.emulator.pictures import draw, name_for
+from receiver.emulator.slack import TOKEN
+from receiver.emulator.slack_people import SECRET, SlackPeople, signed
+from tests.emulator.chatting import Inside, Outside, Told, outside, said
+from tests.emulator.serving import eventually
+
+pytestmark = pytest.mark.anyio
+PNG = draw(name_for("a lighthouse")) or b""
+BUTTONS: list[dict[str, Any]] = [
+    {"type": "section", "text": {"type": "mrkdwn", "text": "done"}},
+    {
+        "type": "actions",
+        "elements": [
+            {
+                "type": "button",
+                "text": {"type": "plain_text", "text": "Again"},
+                "action_id": "again",
+                "value": "tok",
+            }
+        ],
+    },
+]
+VECTORS = {
+    b"team_id=T01&channel_id=C01&user_id=U01&command=%2Fimagine&text=a+lighthouse+%E2%9C%A8&"
+    b"response_url=https%3A%2F%2Fhooks.slack.com%2Fcommands%2FT01%2F1%2Fabc&trigger_id=1.2.3&"
+    b"api_app_id=A01": "1e9f036bfc4715bffb1e63404dc543848f715a104b23daadfc4de33242cc8725",
+    b'{"type":"url_verification","token":"old","challenge":"3eZbrw1aBm2rZgRNFdxV2595E9CY3gmdALWMm'
+    b'HkvFXO7tYXAYM8P"}': "26eab390de7fa1da68b714612c93df8029c48c3ea98543b568e271f584388f23",
+    b"": "a5b43b014ed473febe5f6cc6ec6d9feed6b12bd87f831b83d37733c38cf4c51c",
+}
+
+
+@pytest.fixture(scope="module")
+def slack() -> Iterator[Outside]:
+    with outside() as found:
+        yield found
+
+
+@pytest.fixture
+def client(slack: Outside) -> WebClient:
+    slack.chats.slack.board.messages.clear()
+    slack.app.told.clear()
+    slack.app.answers[:] = [Response()]
+    return WebClient(TOKEN, base_url=f"{slack.url}/slack/api/")
+
+
+def people(inside: Inside) -> SlackPeople:
+    found = inside.chats.people["slack"]
+    assert isinstance(found, SlackPeople)
+    return found
+
+
+class _At(Clock):
+    def __init__(self, at: float) -> None:
+        self._at = at
+
+    def now(self) -> float:
+        return self._at
+
+
+def verify(told: Told, at: float) -> None:
+    """Have Slack's verifier, which Bolt uses, look at a request."""
+    assert SignatureVerifier(SECRET, _At(at)).is_valid_request(told.body, told.headers)
+
+
+@pytest.mark.parametrize("body", VECTORS)
+def test_the_proof_is_that_of_the_vectors(body: bytes) -> None:
+    headers = signed(SECRET, 1_700_000_000, body)
+    assert headers["x-slack-signature"] == f"v0={VECTORS[body]}"
+
+
+def test_the_sdk_posts_edits_and_deletes(slack: Outside, client: WebClient) -> None:
+    board = slack.chats.slack.board
+    me: Any = client.auth_test()
+    assert (me["user_id"], "chat:write" in me.headers["x-oauth-scopes"]) == ("UBOT", True)
+    posted = client.chat_postMessage(channel="C1", text="on it", thread_ts="1700000000.000100")
+    ts = str(posted["ts"])
+    client.chat_update(channel="C1", ts=ts, text="done", blocks=BUTTONS)
+    [message] = board.shown("C1")
+    assert (message.text, message.thread, message.edits) == ("done", "1700000000.000100", 1)
+    assert [(b.label, b.action, b.value) for b in message.buttons] == [("Again", "again", "tok")]
+    client.reactions_add(channel="C1", timestamp=ts, name="eyes")
+    assert message.reactions == ["eyes"]
+    client.chat_postEphemeral(channel="C1", user="U1", text="only you")
+    assert [m.only_for for m in board.shown("C1", "U1")] == ["", "U1"]
+    assert len(board.shown("C1", "U2")) == 1
+    client.chat_delete(channel="C1", ts=ts)
+    assert [m.text for m in board.shown("C1", "U1")] == ["only you"]
+    opened: Any = client.conversations_open(users="U1")
+    assert opened["channel"]["id"] == "D1"
+    user: Any = client.users_info(user="U1")
+    assert user["user"]["is_bot"] is False
+
+
+def test_the_sdk_uploads_and_only_the_token_downloads(slack: Outside, client: WebClient) -> None:
+    client.files_upload_v2(channel="C1", filename="a.png", content=PNG, initial_comment="here")
+    [message] = slack.chats.slack.board.shown("C1")
+    assert (message.text, [file.content for file in message.pictures]) == ("here", [PNG])
+    found: Any = client.files_info(file=message.files[0].id)
+    url = found["file"]["url_private_download"]
+    assert httpx.get(url).status_code == 302
+    assert httpx.get(url, headers={"authorization": f"Bearer {TOKEN}"}).content == PNG
+
+
+ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "channel_not_found": ("chat.postMessage", {"channel": "general", "text": "a"}),
+    "no_text": ("chat.postMessage", {"channel": "C1"}),
+    "invalid_arguments": ("chat.postMessage", {"text": "a"}),
+    "msg_too_long": ("chat.postMessage", {"channel": "C1", "text": "a" * 40_001}),
+    "invalid_blocks": ("chat.postMessage", {"channel": "C1", "blocks": [{"type": "magic"}]}),
+    "message_not_found": ("chat.update", {"channel": "C1", "ts": "1.0", "text": "a"}),
+    "unknown_method": ("chat.shout", {}),
+    "not_in_channel": ("chat.postMessage", {"channel": "COUT", "text": "a"}),
+    "file_not_found": ("files.completeUploadExternal", {"files": [{"id": "F9"}]}),
+    "user_not_found": ("conversations.open", {"users": "nobody"}),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_what_the_documents_refuse_is_refused(
+    slack: Outside, client: WebClient, error: str
+) -> None:
+    slack.chats.slack.outside = {"COUT"}
+    method, args = ERRORS[error]
+    with pytest.raises(SlackApiError) as refused:
+        client.api_call(method, json=args)
+    assert refused.value.response["error"] == error
+    assert slack.chats.slack.board.messages == []
+
+
+def test_a_stranger_a_missing_scope_and_a_limit_are_told(slack: Outside, client: WebClient) -> None:
+    with pytest.raises(SlackApiError, match="invalid_auth"):
+        WebClient("xoxb-other", base_url=client.base_url).auth_test()
+    slack.chats.slack.scopes = "commands"
+    try:
+        with pytest.raises(SlackApiError, match="missing_scope") as refused:
+            client.chat_postMessage(channel="C1", text="a")
+    finally:
+        del slack.chats.slack.scopes
+    assert refused.value.response["needed"] == "chat:write"
+    rule = {"answer": "limited", "method": "chat.*", "retry_after": 30}
+    slack.do("PUT", "/mishaps", [rule])
+    with pytest.raises(SlackApiError, match="ratelimited") as limited:
+        client.chat_postMessage(channel="C1", text="a")
+    assert limited.value.response.headers["retry-after"] == "30"
+    client.chat_postMessage(channel="C1", text="a")
+
+
+async def test_a_lost_answer_leaves_the_message() -> None:
+    inside = Inside()
+    inside.chats.scene.mishaps.in_force = [Mishap(answer="lost"), Mishap(answer="dropped")]
+    for _ in range(2):
+        with pytest.raises(httpx.ReadError):
+            await inside.http.post(
+                "https://chats.test/slack/api/chat.postMessage",
+                data={"channel": "C1", "text": "a"},
+                headers={"authorization": f"Bearer {TOKEN}"},
+            )
+    assert [message.text for message in inside.chats.slack.board.shown("C1")] == ["a"]
+
+
+def test_a_response_url_is_good_five_times_and_for_thirty_minutes(
+    slack: Outside, client: WebClient
+) -> None:
+    assert client.token
+    slack.app.answers[:] = [said({"text": "on it"})]
+    urls = []
+    for _ in range(2):
+        assert slack.say("slack", "/imagine a lighthouse &")["status"] == 200
+        told = slack.app.told[-1]
+        verify(told, time.time())
+        form = {name: value[0] for name, value in parse_qs(told.body.decode()).items()}
+        assert (form["command"], form["text"]) == ("/imagine", "a lighthouse &amp;")
+        urls.append(form["response_url"])
+    first, second = map(WebhookClient, urls)
+    answers = [first.send(text="better", replace_original=True) for _ in range(6)]
+    assert [answer.status_code for answer in answers] == [200] * 5 + [404]
+    assert "used_url" in answers[-1].body
+    shown = slack.chats.slack.board.shown("C1", "U1")
+    assert [(m.text, m.edits, m.only_for) for m in shown] == [
+        ("better", 5, "U1"),
+        ("on it", 0, "U1"),
+    ]
+    slack.do("POST", "/clock", {"seconds": 31 * 60})
+    assert "expired_url" in second.send(text="late").body
+    slack.do("POST", "/clock", {"seconds": -31 * 60})
+    slack.do("PUT", "/tokens", {"slack": True})
+    assert second.send(text="dead").status_code == 404
+    slack.do("PUT", "/tokens", {})
+    assert second.send(text="there", response_type="in_channel").status_code == 200
+    assert slack.chats.slack.board.shown("C1", "U2")[-1].text == "there"
+
+
+async def test_events_buttons_and_set_up_are_proved_and_shaped_as_documented() -> None:
+    inside = Inside()
+    here, app = people(inside), inside.app
+    assert await here.says("just talk", "U1", "C1") is None
+    await here.says("<@UBOT> a lighthouse", "U1", "C1", thread="1700000000.000001")
+    await here.says("a lighthouse", "U1", "D1", files=(("a.png", PNG),))
+    mention, direct = (told.json["event"] for told in app.told)
+    assert (mention["type"], mention["text"]) == ("app_mention", "<@UBOT> a lighthouse")
+    assert mention["thread_ts"] == "1700000000.000001"
+    assert (direct["channel_type"], direct["files"][0]["mimetype"]) == ("im", "image/png")
+    message = inside.chats.slack.board.messages[0]
+    message.raw = {"text": "t"}
+    [button] = await _posted(inside)
+    board = inside.chats.slack.board
+    await here.presses(board.messages[-1], button, "U2")
+    payload = httpx.Response(200, content=parse_qs(app.told[-1].body.decode())["payload"][0]).json()
+    assert (payload["type"], payload["user"]["id"]) == ("block_actions", "U2")
+    assert payload["actions"][0]["value"] == "tok"
+    app.judge = lambda told: said({"challenge": told.json["challenge"]})
+    assert await here.sets_up()
+    app.judge = lambda _: None
+    assert not await here.sets_up()
+    await here.checks_ssl()
+    for told in app.told:
+        verify(told, 1_700_000_000)
+
+
+async def _posted(inside: Inside) -> list[Any]:
+    await inside.http.post(
+        "https://chats.test/slack/api/chat.postMessage",
+        json={"channel": "C1", "text": "done", "blocks": BUTTONS},
+        headers={"authorization": f"Bearer {TOKEN}"},
+    )
+    return inside.chats.slack.board.messages[-1].buttons
+
+
+async def test_a_mention_comes_twice_where_both_are_subscribed() -> None:
+    inside = Inside()
+    people(inside).is_double = True
+    await people(inside).says("<@UBOT> a lighthouse", "U1", "C1")
+    first, second = (told.json for told in inside.app.told)
+    assert first["event_id"] != second["event_id"]
+    assert first["event"]["ts"] == second["event"]["ts"]
+
+
+def test_an_event_comes_again_until_it_is_taken(slack: Outside, client: WebClient) -> None:
+    assert client.token
+    slack.app.answers[:] = [Response(status_code=503), Response(status_code=500), Response()]
+    assert slack.say("slack", "a lighthouse", place="D")["status"] == 503
+    told = eventually(lambda: list(slack.app.told), lambda found: len(found) == 3)
+    assert [one.headers.get("x-slack-retry-num") for one in told] == [None, "1", "2"]
+    assert told[1].headers["x-slack-retry-reason"] == "http_error"
+    assert len({one.body for one in told}) == 1
+
+
+async def test_who_commands_sees_that_it_failed_or_came_late() -> None:
+    inside = Inside(Response(status_code=500))
+    board = inside.chats.slack.board
+    await people(inside).says("/imagine a", "U1", "C1")
+    assert 'failed with the error "http_service_error"' in board.shown("C1", "U1")[-1].text
+
+    async def sleeps(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    inside.transport.calls(httpx.AsyncClient(transport=httpx.ASGITransport(sleeps)))
+    inside.chats.scene.within = 0.01
+    exchange = await people(inside).says("/imagine a", "U1", "C1")
+    assert exchange
+    assert exchange.error == "timeout"
+    assert "operation_timeout" in board.shown("C1", "U1")[-1].text
+    assert board.shown("C1", "U2") == []
