@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
@@ -23,6 +23,8 @@ from receiver.store.deliveries import (
 )
 from receiver.store.discarded import DiscardedItems
 from receiver.store.disposal import Disposal
+from receiver.store.due import Due, due_of
+from receiver.store.due import sql as due_sql
 from receiver.store.engine import Engine
 from receiver.store.erasure import Erasure
 from receiver.store.leases import LeaseStore
@@ -91,6 +93,25 @@ class Store(Engine):
     async def try_write(self, now: float) -> None:
         """Write one row for nothing, to know that it can be done."""
         await self.write(run_each, Run(sql.try_write, {"now": now}))
+
+    async def look(
+        self, owner: str, handlers: Collection[str], providers: Collection[str], now: float
+    ) -> Due:
+        """Return what is due of these, and when more will be, by one statement that reads."""
+        return await self._look(owner, handlers, providers, now, ahead=0.0)
+
+    async def _look(
+        self,
+        owner: str,
+        handlers: Collection[str],
+        providers: Collection[str],
+        now: float,
+        *,
+        ahead: float,
+    ) -> Due:
+        rows = [(name,) for name in providers]
+        found = await self.read(due_sql.select_due, rows, owner=owner)
+        return due_of(found, handlers, providers, now, ahead=ahead)
 
     async def believes(self, now: float, step: Shift) -> bool:  # noqa: ARG002 - for one process
         """Return whether to follow a step of this computer's clock; without it would be `now`."""

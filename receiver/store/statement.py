@@ -43,7 +43,7 @@ _ARRAYS: Final = {
     "bytes": "bytea[]",
 }
 _VALUES: Final = {"float": "double precision", "int": "bigint", "bool": "boolean", None: "text"}
-_SQLITE_WORDS: Final = {"least(": "min(", "{lock}": "", "{skip}": ""}
+_SQLITE_WORDS: Final = {"least(": "min(", "greatest(": "max(", "{lock}": "", "{skip}": ""}
 _POSTGRES_WORDS: Final = {
     "json_group_array(": "json_agg(",
     "json_object(": "json_build_object(",

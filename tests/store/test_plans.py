@@ -17,6 +17,7 @@ from receiver.store import (
     deliveries,
     discarded,
     disposal,
+    due,
     erasure,
     inbox,
     limits,
@@ -219,6 +220,7 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     "delete_callbacks": (disposal.sql.delete_callbacks, [(pred(4), "webhook", "4")]),
     "blank_callbacks": (erasure.sql.blank_callbacks, None),
     "blank_attempts": (erasure.sql.blank_attempts, _PENDING),
+    "select_due": (due.sql.select_due, [("fal",)]),
     "unmatched": (by(discarded.sql.lists["list_unmatched"], "base", "cursor"), None),
     "callbacks": (by(discarded.sql.lists["list_callbacks"], "base", "cursor"), None),
     **{
@@ -334,7 +336,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 WALKS: Final = PAGES | {
     *("release_deliveries", "reclaim", "select_old", "select_free", SORTED),
-    *("select_waiting", "mark_matched", "delete_callbacks"),
+    *("select_waiting", "mark_matched", "delete_callbacks", "select_due"),
 }
 """Those that may walk an index that has few rows by its `WHERE`, or until a page is full."""
 

@@ -34,6 +34,7 @@ from receiver.store.deliveries import (
     Released,
     Settlement,
 )
+from receiver.store.due import Due
 from receiver.store.facade import Chore, Store
 from receiver.store.inbox import IncomingOutcome
 from receiver.store.leases import LeaseRequest
@@ -230,6 +231,11 @@ class PostgresStore(Store):
         return abs(there - now - step.deadline) < abs(there - now)
 
     # --- what the queue has a part in ---
+
+    async def look(
+        self, owner: str, handlers: Collection[str], providers: Collection[str], now: float
+    ) -> Due:
+        return await self._look(owner, handlers, providers, now, ahead=self._skew)
 
     async def shift(self, step: Shift, owner: str, now: float) -> None:
         """Do so in one process, of all that see the step."""
