@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -19,7 +13,7 @@ from receiver.model.errors import StoreUnusable
 from receiver.store.inbox import accept_outcome
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
-from tests.patience import PATIENCE
+from tests.pgbouncer import pgbouncer
 from tests.postgres import Database
 from tests.store.parts import advisory_locks, arrival, new, settlement, wanted
 
@@ -28,52 +22,11 @@ pytestmark = pytest.mark.anyio
 Pooler = Callable[[str], str]
 
 
-@contextmanager
-def pgbouncer(binary: str, folder: Path, database: Database, mode: str) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    parts = urlsplit(database.url)
-    host = parts.hostname or parse_qs(parts.query)["host"][0]
-    secret = f" password={parts.password}" if parts.password else ""
-    # Root it refuses to be; the server's user may reach its socket.
-    as_user = f"user = {Path(host).owner()}" if os.geteuid() == 0 and host[0] == "/" else ""
-    settings = folder / f"{mode}.ini"
-    settings.write_text(
-        f"[databases]\n{database.name} = host={host} port={parts.port or 5432} "
-        f"user={parts.username}{secret}\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n"
-        f"unix_socket_dir =\npool_mode = {mode}\ndefault_pool_size = 30\n"
-        f"{as_user}\n"
-    )
-    settings.chmod(0o644)
-    with (
-        (folder / "log").open("w") as said,
-        subprocess.Popen([binary, str(settings)], stderr=said) as process,
-    ):
-        try:
-            ends = time.monotonic() + PATIENCE
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                except ConnectionRefusedError:
-                    assert time.monotonic() < ends
-                    assert process.poll() is None
-                    time.sleep(0.02)
-            yield f"postgresql://me@127.0.0.1:{port}/{database.name}"
-        finally:
-            process.terminate()
-
-
 @pytest.fixture
 def pooler(bare_database: Database, tmp_path: Path) -> Iterator[Pooler]:
     """Give the URL of the bare database through a pooler in a mode."""
-    binary = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
-    if binary is None:
-        pytest.skip("pgbouncer is not installed")
     with ExitStack() as stack:
-        yield lambda mode: stack.enter_context(pgbouncer(binary, tmp_path, bare_database, mode))
+        yield lambda mode: stack.enter_context(pgbouncer(tmp_path, bare_database, mode))
 
 
 def made(url: str) -> PostgresStore:

@@ -12,8 +12,9 @@ from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
 from receiver.store.leases import LeaseRequest
 from receiver.store.limits import RequestPermit
-from receiver.store.postgres.engine import _SETTINGS, SCHEMA, PostgresStore
+from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.postgres.sessions import _OF_A_SESSION
 from receiver.store.predictions import PredictionFilter, ProgressCause
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.postgres import Database
@@ -447,8 +448,8 @@ async def test_a_limit_holds_whatever_the_plan(
     nested = ("hashjoin", "mergejoin", "hashagg", "sort", "material", "memoize", "bitmapscan")
     plans = {f"enable_{name}": "off" for name in nested}
     monkeypatch.setattr(
-        "receiver.store.postgres.engine._SETTINGS",
-        {**_SETTINGS, **plans, "enable_indexscan": "off"},
+        "receiver.store.postgres.sessions._OF_A_SESSION",
+        {**_OF_A_SESSION, **plans, "enable_indexscan": "off"},
     )
     store = PostgresStore(bare_database.url, lambda _: None, PgQueuerJobs(SCHEMA))
     await store.start()

@@ -196,7 +196,8 @@ async def look_at_server(url: str, seconds: float) -> Server:
     )
     try:
         only_read = {"default_transaction_read_only": "on", "search_path": "receiver"}
-        await address.set_for_session(connection, {**at.settings, **only_read})
+        wanted = {**at.settings, **only_read}
+        await connection.execute(address.set_config(wanted, is_local=False))
         return await _ask(connection)
     finally:
         connection.terminate()
