@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias
 
@@ -43,17 +44,16 @@ _OF_A_SESSION: Final = {
 }
 _OF_A_PROXY: Final = re.compile(r"(endpoint|project|reference)=")
 """What Neon's and Supabase's proxies read in `options`, and keep for themselves."""
-_BACKEND: Final = "SELECT pg_backend_pid()"
-_LOST_STATEMENTS: Final = (
-    asyncpg.InvalidSQLStatementNameError,
-    asyncpg.DuplicatePreparedStatementError,
-)
-"""What older poolers make of a statement that was prepared in another session."""
+_BACKEND: Final = "SELECT pg_backend_pid() -- {}"
+_LAST_RUN: Final = "SELECT query FROM pg_stat_activity WHERE pid = $1::int"
+_HIDDEN: Final = "<insufficient privilege>"
+_LOOKS: Final = 5
+"""How often we look, as chance has a part in it."""
 _REFUSED: Final = "unsupported startup parameter"
 """What PgBouncer says of settings in a start-up message."""
 _POOLED: Final = (
     "the database is behind a pooler in transaction mode, which gives each transaction another "
-    "session, and RECEIVER_DATABASE_POOLED is off: set that to auto, or RECEIVER_DATABASE_URL to "
+    "session, and RECEIVER_DATABASE_POOLED is off; set that to auto, or RECEIVER_DATABASE_URL to "
     "the server itself or to a pooler in session mode"
 )
 
@@ -121,17 +121,12 @@ class Sessions:
 
     async def connect(self, **settings: str) -> Connection:
         """Open a connection as all of ours are."""
-        connection = await self.connect_bare()
+        connection: Connection = await asyncpg.connect(**self.where)
         try:
             await self.prepare(connection, **settings)
         except BaseException:
             connection.terminate()
             raise
-        return connection
-
-    async def connect_bare(self) -> Connection:
-        """Open a connection with the server's own settings."""
-        connection: Connection = await asyncpg.connect(**self.where)
         return connection
 
     async def prepare(self, connection: Connection, **settings: str) -> None:
@@ -141,41 +136,65 @@ class Sessions:
             await connection.execute(address.set_config(wanted, is_local=False))
 
     async def connect_first(self) -> Connection:
-        """Open the first connection, as bare, and find out what nothing has told of a pooler.
+        """Open a connection with the server's own settings, and find out if there is a pooler.
 
         Raises StoreUnusable where there is one in transaction mode that may not be.
         """
         try:
-            connection = await self.connect_bare()
+            connection = await self._connect_bare()
         except asyncpg.ProtocolViolationError as error:
             if self.is_pooled or _REFUSED not in str(error):
                 raise
-        else:
-            if self.is_pooled or not await self._is_shared(connection):
-                return connection
+            self._find()
+            return await self._connect_bare()
+        try:
+            if not self.is_pooled and await self._is_shared(connection):
+                self._find()
+        except BaseException:
             await close(connection)
+            raise
+        return connection
+
+    def _find(self) -> None:
         if self._access.pooled == "off":
             raise StoreUnusable(_POOLED)
         self._is_found = True
-        return await self.connect_bare()
+
+    async def _connect_bare(self) -> Connection:
+        # A statement that is kept would stay in a session that is another's next.
+        bare = {**self.where, "statement_cache_size": 0}
+        connection: Connection = await asyncpg.connect(**bare)
+        return connection
 
     async def _is_shared(self, first: Connection) -> bool:
-        """Return whether sessions are given to several in turn; leave no trace there.
-
-        A pooler in transaction mode gives a second client the session that the first has just used,
-        or gives the first another while the second is in a transaction.
-        """
-        second = await self.connect_bare()
+        """Return whether sessions are given to several in turn; leave no trace there."""
+        # A pooler hands out numbers of its own, with which a client may cancel.
+        if first.get_server_pid() == await first.fetchval(_BACKEND.format("first")):
+            return False
+        second = await self._connect_bare()
         try:
-            before = await first.fetchval(_BACKEND)
-            async with second.transaction():
-                of_second = await second.fetchval(_BACKEND)
-                after = await first.fetchval(_BACKEND)
-        except _LOST_STATEMENTS:
-            return True
+            for _ in range(_LOOKS):
+                if await _has_moved(first, second):
+                    return True
         finally:
             await close(second)
-        return bool(before == of_second or before != after)
+        return False
+
+
+async def _has_moved(first: Connection, second: Connection) -> bool:
+    """Return whether another has used the session of the first, or the first another session.
+
+    A pooler in transaction mode gives a second client the session that the first has just used, or
+    gives the first another while the second is in a transaction. Where many are at work neither may
+    happen, so we also look at what has last run in that session.
+    """
+    asked = _BACKEND.format(secrets.token_hex(4))
+    before = await first.fetchval(asked)
+    async with second.transaction():
+        of_second = await second.fetchval(_BACKEND.format("second"))
+        ran = await second.fetchval(_LAST_RUN, before)
+        after = await first.fetchval(_BACKEND.format("first"))
+    return before == of_second or before != after or ran not in {asked, _HIDDEN}
 
 
 async def close(connection: Connection) -> None:
