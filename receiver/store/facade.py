@@ -82,6 +82,9 @@ class Store(Engine):
     async def sweep(self, chores: Mapping[str, Chore]) -> None:
         """Run chores every few seconds, in one of all processes, for as long as we run."""
 
+    async def tidy(self) -> None:
+        """Drop what is old of a queue beside the rows: for drains, as sweeps do it themselves."""
+
     @abstractmethod
     async def stop(self) -> None:
         """Commit what waits, then let go."""

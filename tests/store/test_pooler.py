@@ -13,12 +13,15 @@ import asyncpg
 import pytest
 
 from receiver import Event, on
+from receiver.cli.doctor.checkup import look_at_server
 from receiver.model.errors import StoreUnusable
 from receiver.model.tasks import Wakeups
+from receiver.settings import Settings
 from receiver.store.inbox import accept_outcome
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.postgres.sessions import Access, Pooled
+from receiver.store.schema import migrations
 from receiver.store.statement import Run, Statement, run_each
 from tests.conftest import Logged
 from tests.patience import PATIENCE
@@ -121,8 +124,10 @@ async def test_ten_start_at_once_and_leave_no_lock_and_no_setting(
         " (SELECT oid FROM pg_database WHERE datname = current_database())"
         " AND pid <> pg_backend_pid()"
     ) == [(0,)]
+    seen = await look_at_server(Settings(database_url=url, database_pooled=pooled), PATIENCE)
+    assert (seen.is_pooled, seen.version) == (True, len(migrations("postgres")))
     for traces in await seen_in_sessions(url, 12):
-        assert traces == '"$user", public000'
+        assert traces == '"$user", public000off'
     await made(bare_database.url).migrate()  # nothing keeps a direct one waiting
 
 
@@ -138,7 +143,8 @@ async def seen_in_sessions(url: str, count: int) -> list[Any]:
                 await connection.fetchval(
                     "SELECT current_setting('search_path') || current_setting('lock_timeout') ||"
                     " (SELECT count(*) FROM pg_listening_channels()) ||"
-                    " (SELECT count(*) FROM pg_prepared_statements WHERE name <> '')"
+                    " (SELECT count(*) FROM pg_prepared_statements WHERE name <> '') ||"
+                    " current_setting('default_transaction_read_only')"
                 )
             )
         return found

@@ -141,7 +141,12 @@ async def test_it_has_two_connections_whatever_is_asked(database: Database) -> N
         finally:
             done.set()
             watcher.join()
+        await store.tidy()
         assert most == 2
+        [[folded]] = database.rows(
+            "SELECT sum(count)::int FROM pgqueuer_statistics WHERE status = 'successful'"
+        )
+        assert folded == 60
         assert database.rows("SELECT DISTINCT state FROM deliveries") == [("done",)]
         assert made.reports == []
 

@@ -42,6 +42,8 @@ from receiver.store.postgres.heartbeat import Heartbeat
 from receiver.store.postgres.sessions import (
     COMMAND_TIMEOUT,
     CONNECT_TIMEOUT,
+    DATABASE_URL,
+    MIGRATE_URL,
     Access,
     Sessions,
     close,
@@ -134,7 +136,8 @@ class PostgresStore(Store):
         self._migrating = self._sessions
         if access.migrate_url is not None or access.serverless:
             pooled = access.pooled if access.migrate_url is None else "auto"
-            self._migrating = Sessions(access.migrate_url or url, Access(pooled=pooled))
+            name = DATABASE_URL if access.migrate_url is None else MIGRATE_URL
+            self._migrating = Sessions(access.migrate_url or url, Access(pooled=pooled), name)
         self._claimed: dict[tuple[str, int], Job] = {}
         """The jobs of this process's claims, by delivery and claim: it may be claimed again before
         we hear that its settlement is committed."""
@@ -173,8 +176,7 @@ class PostgresStore(Store):
         return self._sessions.begin
 
     async def migrate(self) -> None:
-        with _in_a_sentence(self._migrating):
-            await self._migrate()
+        await self._migrate()
         self._tell_of_parameters()
 
     async def start(self) -> None:
@@ -191,7 +193,8 @@ class PostgresStore(Store):
         self._writer.start()
         if self._claimer is not self._writer:
             self._claimer.start()
-        hear = self._look_about if self._sessions.is_pooled else self._listen
+        is_deaf = self._sessions.is_pooled or self._access.serverless
+        hear = self._look_about if is_deaf else self._listen
         self._hearing = asyncio.create_task(hear())
 
     async def stop(self) -> None:
@@ -223,7 +226,16 @@ class PostgresStore(Store):
             log.info("store.parameters", unused=", ".join(dropped))
 
     async def sweep(self, chores: Mapping[str, Chore]) -> None:
-        await self._jobs.sweep(self.connect, chores)
+        """Do so; a function leaves all of it to its drains."""
+        if not self._access.serverless:
+            await self._jobs.sweep(self.connect, chores)
+
+    async def tidy(self) -> None:
+        await self._claimer.write("tidy", self._tidy_all, None, is_atomic=False)
+
+    async def _tidy_all(self, cx: Connection, items: Sequence[None]) -> Sequence[None]:
+        await self._jobs.tidy(self._jobs.queries(cx))
+        return items
 
     async def believes(self, now: float, step: Shift) -> bool:
         """Follow a step only towards the server's clock, which all have in common."""
@@ -253,7 +265,8 @@ class PostgresStore(Store):
     async def claim(self, wanted: ClaimRequest) -> Claims:
         found = await self._claimer.write("claim", self._claim_all, wanted, is_atomic=False)
         if isinstance(found, Claims):
-            self._pulse.start()
+            if found.claims:
+                self._pulse.start()
             return found
         if not is_trouble(found):
             raise found
@@ -585,13 +598,14 @@ class PostgresStore(Store):
     # --- the schema ---
 
     async def _migrate(self) -> None:
-        connection = await self._migrating.connect_first()
-        try:
-            await self._compare_with(connection)
-            is_pooled = self._migrating.is_pooled
-            await migrating.bring_up_to_date(connection, self._jobs, is_pooled=is_pooled)
-        finally:
-            await close(connection)
+        with _in_a_sentence(self._migrating):
+            connection = await self._migrating.connect_first()
+            try:
+                await self._compare_with(connection)
+                is_pooled = self._migrating.is_pooled
+                await migrating.bring_up_to_date(connection, self._jobs, is_pooled=is_pooled)
+            finally:
+                await close(connection)
 
     async def _set_up(self) -> None:
         """Bring the schema up to date; by another URL only where there is something to do."""
@@ -643,13 +657,14 @@ async def _leave_as_it_is(_: Any) -> None:
 
 @contextlib.contextmanager
 def _in_a_sentence(sessions: Sessions) -> Iterator[None]:
-    """Turn any error into StoreUnusable with what to do."""
+    """Turn any error into StoreUnusable with what to do, and with which setting."""
     try:
         yield
-    except StoreUnusable:
-        raise
+    except StoreUnusable as error:
+        raise StoreUnusable(str(error).replace(DATABASE_URL, sessions.name)) from error
     except Exception as error:
-        raise StoreUnusable(what_to_do(error, sessions.address)) from error
+        said = what_to_do(error, sessions.address)
+        raise StoreUnusable(said.replace(DATABASE_URL, sessions.name)) from error
 
 
 def what_to_do(error: BaseException, at: address.Address) -> str:

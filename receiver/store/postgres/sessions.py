@@ -20,6 +20,8 @@ from receiver.model.errors import StoreUnusable
 from receiver.store.postgres import address
 from receiver.store.postgres.group_commit import Connection
 
+DATABASE_URL: Final = "RECEIVER_DATABASE_URL"
+MIGRATE_URL: Final = "RECEIVER_MIGRATE_URL"
 Pooled: TypeAlias = Literal["auto", "on", "off"]
 
 CONNECT_TIMEOUT: Final = 5.0
@@ -46,7 +48,7 @@ _OF_A_PROXY: Final = re.compile(r"(endpoint|project|reference)=")
 """What Neon's and Supabase's proxies read in `options`, and keep for themselves."""
 _BACKEND: Final = "SELECT pg_backend_pid() -- {}"
 _LAST_RUN: Final = "SELECT query FROM pg_stat_activity WHERE pid = $1::int"
-_HIDDEN: Final = "<insufficient privilege>"
+_UNKNOWN: Final = ("<insufficient privilege>", "", None)
 _LOOKS: Final = 5
 """How often we look, as chance has a part in it."""
 _REFUSED: Final = "unsupported startup parameter"
@@ -73,8 +75,10 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 class Sessions:
     """Makes the connections to one URL."""
 
-    def __init__(self, url: str, access: Access) -> None:
+    def __init__(self, url: str, access: Access, name: str = DATABASE_URL) -> None:
         self._url = url
+        self.name = name
+        """The setting that gives the URL."""
         self._access = access
         self._is_found = False
         """Whether a look has found a pooler that nothing else told of."""
@@ -191,10 +195,11 @@ async def _has_moved(first: Connection, second: Connection) -> bool:
     asked = _BACKEND.format(secrets.token_hex(4))
     before = await first.fetchval(asked)
     async with second.transaction():
-        of_second = await second.fetchval(_BACKEND.format("second"))
+        if before == await second.fetchval(_BACKEND.format("second")):
+            return True  # and it may be the only one
         ran = await second.fetchval(_LAST_RUN, before)
         after = await first.fetchval(_BACKEND.format("first"))
-    return before == of_second or before != after or ran not in {asked, _HIDDEN}
+    return before != after or ran not in {asked, *_UNKNOWN}
 
 
 async def close(connection: Connection) -> None:
