@@ -53,6 +53,10 @@ class Wakeups:
             if not listening:
                 del events[name]
 
+    def is_awaited(self, topic: Topic) -> bool:
+        """Return whether anybody listens to a topic now."""
+        return bool(self._events.get(topic))
+
     def wake(self, topic: Topic, *names: str) -> None:
         """Wake those who listen to any of these names; without a name, nobody."""
         events = self._events.get(topic, {})

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from receiver.model.errors import SettingsError
 from receiver.model.recipes import RecipeBook
 from receiver.settings import parsers as parse
-from receiver.settings import proxies, recipes, tls, traces
+from receiver.settings import platforms, proxies, recipes, tls, traces
 from receiver.settings.parsers import INLINE, LOOPBACK, SHORTEST_SECRET, After, Network, seconds
 from receiver.settings.proxies import Proxies, is_loopback
 from receiver.settings.reader import Reader, Secret
@@ -40,6 +40,9 @@ __all__ = [
 
 
 EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - where platforms want it, and only there
+LEAST: Final = {"server": 6, "serverless": 2}
+USUAL: Final = {"server": 9, "serverless": 2}
+"""Connections to a PostgreSQL server, by mode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +159,37 @@ class Settings:
         is_secret=True,
     )
     """It may hold a password: show `database`."""
+    database_pooled: Literal["auto", "on", "off"] = setting(
+        "RECEIVER_DATABASE_POOLED",
+        parse.one_of("auto", "on", "off"),
+        "auto",
+        "whether PostgreSQL is behind a pooler in transaction mode; `auto`: as its URL says, or a "
+        "look at the start, and always in serverless mode",
+    )
+    migrate_url: str | None = setting(
+        "RECEIVER_MIGRATE_URL",
+        parse.migrate_url,
+        None,
+        "the same database without a pooler, for what sets up its schema: `receiver migrate`",
+        shown="`RECEIVER_DATABASE_URL`",
+        is_secret=True,
+    )
+    database_connections: int | None = setting(
+        "RECEIVER_DATABASE_CONNECTIONS",
+        parse.whole,
+        None,
+        f"the most connections of a process to PostgreSQL, {LEAST['server']} or more "
+        f"({LEAST['serverless']} in serverless mode)",
+        shown=f"{USUAL['server']}; in serverless mode {USUAL['serverless']}",
+    )
+    platform: str | None = composed(
+        platforms.NAMES,
+        platforms.read_platform,
+        None,
+        "set by platforms whose disks go with the process: SQLite is refused there, unless its "
+        "file is on a disk that is mounted",
+    )
+    """Which of its names is set."""
     handlers: tuple[str, ...] = setting(
         "RECEIVER_HANDLERS", parse.texts, (), "files, modules or installed names, by comma"
     )
@@ -334,6 +368,11 @@ class Settings:
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
 
     @property
+    def connections(self) -> int:
+        """The most connections of a process to a PostgreSQL server."""
+        return self.database_connections or USUAL[self.mode]
+
+    @property
     def sqlite_path(self) -> str | None:
         """The file that `database_url` names; None where it names a PostgreSQL server."""
         path = self.database_url.removeprefix("sqlite:///")
@@ -370,6 +409,10 @@ class Settings:
         problems = reader.problems + tls.check(env)
         if settings.after.how == "wake" and settings.public_url is None:
             problems.append("RECEIVER_AFTER: wake needs RECEIVER_PUBLIC_URL, where it asks itself")
+        if settings.connections < LEAST[settings.mode]:
+            problems.append(
+                f"RECEIVER_DATABASE_CONNECTIONS: must be {LEAST[settings.mode]} or more"
+            )
         told = any(problem.startswith("RECEIVER_SECRET_KEY") for problem in problems)
         if not settings.secret_keys and not settings.dev and not told:
             problems.append(

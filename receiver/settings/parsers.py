@@ -126,6 +126,12 @@ def database_url(text: str) -> str:
     return text
 
 
+def migrate_url(text: str) -> str:
+    if not text.startswith(("postgresql://", "postgres://")):
+        raise ValueError("must be postgresql://user@host/name")
+    return _postgres_url(text)
+
+
 def _postgres_url(text: str) -> str:
     try:
         servers(text)

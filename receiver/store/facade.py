@@ -86,6 +86,9 @@ class Store(Engine):
     async def sweep(self, chores: Mapping[str, Chore]) -> None:
         """Run chores every few seconds, in one of all processes, for as long as we run."""
 
+    async def tidy(self) -> None:
+        """Drop what is old of a queue beside the rows: for drains, as sweeps do it themselves."""
+
     @abstractmethod
     async def stop(self) -> None:
         """Commit what waits, then let go."""
@@ -93,9 +96,6 @@ class Store(Engine):
     @abstractmethod
     async def recover(self, owner: str, now: float) -> list[LostAttempt]:
         """At start: what dead processes were doing is pending again, or unconfirmed."""
-
-    async def tidy(self) -> None:
-        """Fold together and drop what the queue has logged."""
 
     async def try_write(self, now: float) -> None:
         """Write one row for nothing, to know that it can be done."""

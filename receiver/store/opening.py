@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from pathlib import Path
+from typing import Final, TypeAlias
 
 from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.model.tasks import Wakeups
@@ -21,16 +23,42 @@ StoreMaker: TypeAlias = Callable[
 def store_maker(settings: Settings) -> StoreMaker:
     """Return what makes the store; raise StoreUnusable where its extra is not installed."""
     if settings.sqlite_path is not None:
+        if settings.platform is not None and not _is_mounted(Path(settings.sqlite_path)):
+            raise StoreUnusable(_GOES.format(settings.platform))
         return partial(SQLiteStore, settings.sqlite_path)
     try:
         from receiver.store.postgres.engine import SCHEMA, PostgresStore  # noqa: PLC0415
         from receiver.store.postgres.queue import PgQueuerJobs  # noqa: PLC0415 - paid for when used
+        from receiver.store.postgres.sessions import Access  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise StoreUnusable(
             f"PostgreSQL needs more than is installed here ({error.name} is missing): "
             "pip install 'prediction-receiver[postgres]'"
         ) from error
     url = settings.database_url
-    return lambda report, committed, wakeups: PostgresStore(
-        url, report, PgQueuerJobs(SCHEMA), committed, wakeups
+    access = Access(
+        pooled=settings.database_pooled,
+        migrate_url=settings.migrate_url,
+        serverless=settings.mode == "serverless",
+        connections=settings.connections,
     )
+    return lambda report, committed, wakeups: PostgresStore(
+        url, report, PgQueuerJobs(SCHEMA), committed, wakeups, access
+    )
+
+
+_GOES: Final = (
+    "{} says that this is a function, whose disk goes with its process, and all that SQLite keeps "
+    "there: set RECEIVER_DATABASE_URL to a PostgreSQL server (postgresql://user:password@host/name)"
+    ", or to a file on a disk that is mounted"
+)
+
+
+def _is_mounted(path: Path) -> bool:
+    """Return whether a file is below a mount point that is not for temporary files."""
+    above = path.absolute().parents
+    is_temporary = any(folder in above for folder in _TEMPORARY)
+    return not is_temporary and any(os.path.ismount(folder) for folder in [*above][:-1])
+
+
+_TEMPORARY: Final = tuple(map(Path, ("/tmp", "/var/tmp", "/dev", "/run")))  # noqa: S108 - to refuse

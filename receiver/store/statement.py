@@ -14,6 +14,8 @@ SQL that both engines understand there are marks:
   reason above.
 - `{lock}` and `{skip}` lock the selected rows where other processes write too: waiting for rows
   that are locked, or skipping them.
+- A table's name after `FROM`, `JOIN`, `INTO` or `UPDATE` is given its schema for PostgreSQL, as
+  poolers keep no `search_path`.
 - `{terminal}`, `{in_flight}` and `{from_…}` are statuses, as the state machine has them.
 """
 
@@ -28,6 +30,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 import msgspec
 
 from receiver.model.states import IN_FLIGHT, TERMINAL, Cause, sources
+from receiver.store.schema import tables
 
 T = TypeVar("T")
 
@@ -54,6 +57,7 @@ _ROWS: Final = re.compile(r"\{rows:([^}]*)\}")
 _GATHER: Final = re.compile(r"\{gather:([^}]*)\}")
 _ALIAS: Final = re.compile(r"\s+AS\s+(?=\w+$)")
 _VALUE: Final = re.compile(r"(?<!:):([a-z_]+)(?:::(float|int|bool)\b)?")
+_OF_A_TABLE: Final = re.compile(r"\b((?:FROM|JOIN|INTO|UPDATE)\s+)(\w+)\b")
 _PLACE: Final = re.compile(r"\$(\d+)")
 
 
@@ -98,7 +102,11 @@ class Statement:
         }
         text = _VALUE.sub(lambda found: marks[found[1]], text)
         text = text.replace("{rows}", f"unnest({arrays}) AS r({', '.join(self.columns)})")
-        return _replace(text, _POSTGRES_WORDS)
+        return _replace(_OF_A_TABLE.sub(_qualified, text), _POSTGRES_WORDS)
+
+
+def _qualified(found: re.Match[str]) -> str:
+    return f"{found[1]}receiver.{found[2]}" if found[2] in tables() else found[0]
 
 
 def _packed(selected: str) -> str:

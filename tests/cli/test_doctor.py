@@ -428,6 +428,15 @@ def test_whatever_is_wrong_with_a_server_is_told(
     assert said in str(line)
 
 
+def test_a_pooler_in_transaction_mode_is_named() -> None:
+    settings = Settings(database_url="postgresql://me@host/name")
+    [line] = check_database(msgspec.structs.replace(WELL, is_pooled=True), settings)
+    assert (line.level, line.says.rpartition(", ")[2]) == (
+        "ok",
+        "through a pooler in transaction mode",
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "level", "said"),
     [

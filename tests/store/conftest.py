@@ -1,11 +1,14 @@
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from receiver.store.facade import Store
+from tests.pgbouncer import pgbouncer, variants
 from tests.postgres import Database
-from tests.store.parts import Engine, Postgres, SQLite, watch
+from tests.store.parts import WITH_CLOCK, Engine, Postgres, SQLite, watch
 
 __all__ = ["watch"]
 
@@ -14,10 +17,41 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Open a fresh store of every engine in turn, where the engine does not matter."""
     names = set(metafunc.fixturenames)
     if "engine" in names and not names & {"watch", "in_one_process"}:
-        contract = any(mark.name == "both_engines" for mark in metafunc.definition.iter_markers())
-        metafunc.parametrize(
-            "engine", ["sqlite", "postgres"] if contract else ["sqlite"], indirect=True
-        )
+        marks = {mark.name for mark in metafunc.definition.iter_markers()}
+        metafunc.parametrize("engine", engines(marks), indirect=True)
+
+
+def engines(marks: set[str]) -> list[str]:
+    """Name the engines of a test; TEST_POOLER=1 has the whole contract through a pooler instead."""
+    if "both_engines" not in marks:
+        return ["sqlite"]
+    if os.environ.get("TEST_POOLER"):
+        return POOLED
+    return ["sqlite", "postgres", *(POOLED if "pooled" in marks else ())]
+
+
+POOLED = [f"pooled-{number}" for number in range(len(variants()))]
+"""PostgreSQL through PgBouncer in transaction mode, by its settings."""
+
+
+@pytest.fixture(scope="session")
+def poolers(
+    lasting_database: Database, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """Give the URL of the lasting database by way of each pooler."""
+    query = f"SET search_path = {WITH_CLOCK}"
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(
+                pgbouncer(
+                    tmp_path_factory.mktemp("pooler"),
+                    lasting_database,
+                    more=more,
+                    connect_query=query,
+                )
+            )
+            for name, more in zip(POOLED, variants(), strict=True)
+        }
 
 
 @pytest.fixture
@@ -25,9 +59,11 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     if "watch" in request.fixturenames:
         request.getfixturevalue("watch")  # from its opening on
     made: Engine = SQLite(tmp_path / "receiver.db")
-    if getattr(request, "param", "sqlite") == "postgres":
+    kind = getattr(request, "param", "sqlite")
+    if kind != "sqlite":
         found: Database = request.getfixturevalue("database")
-        made = Postgres(found)
+        pooler = request.getfixturevalue("poolers")[kind] if kind in POOLED else None
+        made = Postgres(found, pooler)
     await made.store.start()
     yield made
     await made.store.stop()

@@ -119,10 +119,10 @@ class SQLite(Engine):
 class Postgres(Engine):
     """The engine on a server, whose clock obeys the test: PgQueuer asks it what is due."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, pooler: str | None = None) -> None:
         super().__init__()
         self.database = database
-        self.store: TimedStore = TimedStore(database, self.reports.append)
+        self.store: TimedStore = TimedStore(database, self.reports.append, pooler)
 
     def rows(self, sql: str, *params: Any) -> list[Any]:
         numbers = itertools.count(1)
@@ -153,6 +153,8 @@ def _as_sqlite_has_it(value: Any) -> Any:
         return value
 
 
+WITH_CLOCK: Final = "clock, receiver, pg_catalog"
+"""Where the test's own now() goes before the server's."""
 _CLOCK: Final = (
     "CREATE SCHEMA clock",
     "CREATE TABLE clock.hands (at DOUBLE PRECISION)",
@@ -174,13 +176,16 @@ class TimedStore(PostgresStore):
     """Set the server's clock to the time of every call that has one."""
 
     def __init__(
-        self, database: Database, report: Callable[[StoreUnavailable | None], None]
+        self,
+        database: Database,
+        report: Callable[[StoreUnavailable | None], None],
+        pooler: str | None = None,
     ) -> None:
-        super().__init__(database.url, report, PgQueuerJobs(SCHEMA))
+        super().__init__(pooler or database.url, report, PgQueuerJobs(SCHEMA))
         self._database = database
 
     async def connect(self, **settings: str) -> Any:
-        return await super().connect(search_path="clock, receiver, pg_catalog", **settings)
+        return await super().connect(search_path=WITH_CLOCK, **settings)
 
     async def start(self) -> None:
         self._database.execute(*_CLOCK)

@@ -89,6 +89,7 @@ async def test_an_ended_prediction_absorbs_whatever_comes_later(
         assert first in reason
 
 
+@pytest.mark.pooled
 async def test_the_same_callback_again_is_counted_and_makes_no_row(engine: Engine) -> None:
     await ended(engine.store, 1, "a")
     before = engine.dump()
@@ -215,6 +216,7 @@ async def test_a_batch_learns_the_name_before_the_next_arrival_is_judged(
     assert await store.predictions.find("fal", "req-1") == pred(1)
 
 
+@pytest.mark.pooled
 async def test_every_handler_gets_an_event_once(engine: Engine) -> None:
     await ended(engine.store, 1, "a", "b")
     await accept_outcome(engine.store, arrival(1, handlers=("a", "b", "c")))
@@ -258,6 +260,7 @@ async def test_a_second_name_of_the_provider_is_no_mismatch(engine: Engine) -> N
     assert engine.column("provider_id", pred(1)) == "req-1"
 
 
+@pytest.mark.pooled
 async def test_a_name_that_another_prediction_has_is_a_mismatch_that_harms_no_neighbour(
     engine: Engine, watch: Watch
 ) -> None:
@@ -388,6 +391,7 @@ BODIES = {
 }
 
 
+@pytest.mark.pooled
 async def test_evidence_is_kept_byte_for_byte_and_its_event_is_delivered(engine: Engine) -> None:
     store = engine.store
     for number, (name, body) in enumerate(BODIES.items()):

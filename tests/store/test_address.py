@@ -53,6 +53,42 @@ def test_what_must_be_known_at_once_is_said_while_connecting() -> None:
     assert found.settings == {"statement_timeout": "5000"}
 
 
+@pytest.mark.parametrize(
+    ("url", "is_pooled"),
+    [
+        ("me:x@ep-a-1-pooler.eu-central-1.aws.neon.tech/db?sslmode=require&channel_binding=require",
+         True),
+        ("me:x@ep-a-1.eu-central-1.aws.neon.tech/db?sslmode=require&channel_binding=require",
+         False),
+        ("postgres.ref:x@aws-0-eu-central-1.pooler.supabase.com:6543/postgres", True),
+        ("postgres.ref:x@aws-0-eu-central-1.pooler.supabase.com:6543/postgres?pgbouncer=true",
+         True),
+        ("postgres.ref:x@aws-0-eu-central-1.pooler.supabase.com:5432/postgres", False),
+        ("me:x@db.example/db?pgbouncer=true", True),
+    ],
+)  # fmt: skip
+def test_poolers_are_known_by_what_consoles_give(url: str, *, is_pooled: bool) -> None:
+    assert read(f"postgresql://{url}").is_pooled is is_pooled
+
+
+@pytest.mark.parametrize(
+    ("options", "rest", "settings"),
+    [
+        ("-c search_path=a,b", "", {"search_path": "a,b"}),
+        (r"-cwork_mem=5MB --geqo=off -c my.app=a\ b\\", "",
+         {"work_mem": "5MB", "geqo": "off", "my.app": "a b\\"}),
+        ("endpoint=ep-1 -c jit=on", "endpoint=ep-1", {"jit": "on"}),
+        ("reference=abc", "reference=abc", {}),
+    ],
+)  # fmt: skip
+def test_settings_in_options_are_set_later_as_poolers_refuse_them(
+    options: str, rest: str, settings: dict[str, str]
+) -> None:
+    found = read(f"{AT}?options={quote(options)}")
+    assert found.startup.get("options", "") == rest
+    assert found.settings == settings
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("10", 10.0), ("0", None), ("", None)])
 def test_the_time_to_connect_is_the_urls(text: str, seconds: float | None) -> None:
     assert read(f"{AT}?connect_timeout={text}").timeout == seconds

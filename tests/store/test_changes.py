@@ -91,6 +91,7 @@ async def test_events_are_listed_newest_first(store: Store) -> None:
     assert below == found[1:]
 
 
+@pytest.mark.pooled
 async def test_the_end_waits_for_transactions_that_have_a_place_and_no_commit(
     engine: Engine,
 ) -> None:

@@ -60,6 +60,7 @@ async def test_a_claim_carries_the_whole_event(store: Store) -> None:
     )
 
 
+@pytest.mark.pooled
 async def test_what_is_claimed_is_claimed_by_one(store: Store) -> None:
     for number in range(20):
         await ended(store, number, "greet")
@@ -114,6 +115,7 @@ async def test_a_settlement_ends_the_attempt_as_decided(
     assert attempt["started_at"].endswith("Z")
 
 
+@pytest.mark.pooled
 async def test_a_retry_is_claimed_after_its_delay_and_counts_on(store: Store) -> None:
     claim = await claimed(store)
     await store.settle(settlement(claim, AGAIN))  # due at +21+30
@@ -245,6 +247,7 @@ async def test_only_the_holder_settles(engine: Engine, stranger: dict[str, Any])
     assert engine.dump() == before
 
 
+@pytest.mark.pooled
 async def test_a_batch_settles_what_is_held_and_leaves_the_rest(store: Store) -> None:
     for number in range(10):
         await ended(store, number, "greet")
@@ -259,6 +262,7 @@ async def test_a_batch_settles_what_is_held_and_leaves_the_rest(store: Store) ->
     assert held == [owner == "me" for owner in owners]
 
 
+@pytest.mark.pooled
 async def test_what_is_given_back_was_never_attempted(store: Store) -> None:
     await claimed(store)
     await store.release("other", NOW + 30)
@@ -284,6 +288,7 @@ async def test_what_is_given_back_again_and_again_spends_its_attempts(store: Sto
     assert [(one.number, one.result) for one in delivery.history] == [(4, "lost"), (5, "lost")]
 
 
+@pytest.mark.pooled
 async def test_a_renewed_lease_does_not_run_out(store: Store) -> None:
     claim = await claimed(store)  # until +50
     store.renew("me", [claim.id], NOW + 100)
@@ -311,6 +316,7 @@ async def test_what_a_dead_process_ran_is_pending_again_and_the_attempt_counts(
     assert (claim.attempt, claim.number) == (2, 2)
 
 
+@pytest.mark.pooled
 @pytest.mark.parametrize("by", ["reclaim", "recover"])
 async def test_an_attempt_whose_process_is_gone_is_recorded_and_told_of(
     store: Store, by: str
@@ -461,6 +467,7 @@ async def test_there_is_no_retry_of_what_runs_or_is_done(engine: Engine) -> None
     assert await store.deliveries.retry("dlv_none", NOW + 30) is None
 
 
+@pytest.mark.pooled
 async def test_a_step_keeps_its_first_result(store: Store) -> None:
     claim = await claimed(store)
     assert await store.deliveries.recall(claim.id, "post") is None

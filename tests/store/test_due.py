@@ -6,7 +6,7 @@ from receiver.store.due import Due
 from receiver.store.facade import Store
 from tests.store.parts import AGAIN, NOW, claimed, ended, new, processing, settlement, wanted
 
-pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines, pytest.mark.pooled]
 
 NOTHING = Due(handlers=[], submits=[], polls=[], claimed=False, next_due=None)
 

@@ -102,6 +102,7 @@ async def filled(store: Store, *, ok: bool = True) -> None:
     )
 
 
+@pytest.mark.pooled
 @pytest.mark.parametrize("ok", [True, False], ids=["succeeded", "failed"])
 async def test_nothing_of_the_content_is_left_and_the_skeleton_is(
     engine: Engine, store: Store, *, ok: bool

@@ -1,83 +1,77 @@
-"""Through PgBouncer, as hosts put it before their servers."""
+"""Through PgBouncer, as hosts put it before their servers: in session and in transaction mode."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
 
+import asyncpg
 import pytest
 
+from receiver import Event, on
+from receiver.cli.doctor.checkup import look_at_server
 from receiver.model.errors import StoreUnusable
+from receiver.model.tasks import Wakeups
+from receiver.settings import Settings
 from receiver.store.inbox import accept_outcome
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.postgres.sessions import Access, Pooled
+from receiver.store.schema import migrations
+from receiver.store.statement import Run, Statement, run_each
+from tests.conftest import Logged
 from tests.patience import PATIENCE
+from tests.pgbouncer import pgbouncer, variants
 from tests.postgres import Database
-from tests.store.parts import advisory_locks, arrival, new, settlement, wanted
+from tests.receiving import Network, Station, eventually, receiving
+from tests.store.parts import advisory_locks, arrival, ended, new, pred, settlement, wanted
 
 pytestmark = pytest.mark.anyio
 
 Pooler = Callable[[str], str]
+NOWHERE = "postgresql://me@127.0.0.1:1/nowhere"
 
 
-@contextmanager
-def pgbouncer(binary: str, folder: Path, database: Database, mode: str) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    parts = urlsplit(database.url)
-    host = parts.hostname or parse_qs(parts.query)["host"][0]
-    secret = f" password={parts.password}" if parts.password else ""
-    # Root it refuses to be; the server's user may reach its socket.
-    as_user = f"user = {Path(host).owner()}" if os.geteuid() == 0 and host[0] == "/" else ""
-    settings = folder / f"{mode}.ini"
-    settings.write_text(
-        f"[databases]\n{database.name} = host={host} port={parts.port or 5432} "
-        f"user={parts.username}{secret}\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n"
-        f"unix_socket_dir =\npool_mode = {mode}\ndefault_pool_size = 30\n"
-        f"{as_user}\n"
-    )
-    settings.chmod(0o644)
-    with (
-        (folder / "log").open("w") as said,
-        subprocess.Popen([binary, str(settings)], stderr=said) as process,
-    ):
-        try:
-            ends = time.monotonic() + PATIENCE
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                except ConnectionRefusedError:
-                    assert time.monotonic() < ends
-                    assert process.poll() is None
-                    time.sleep(0.02)
-            yield f"postgresql://me@127.0.0.1:{port}/{database.name}"
-        finally:
-            process.terminate()
-
-
-@pytest.fixture
-def pooler(bare_database: Database, tmp_path: Path) -> Iterator[Pooler]:
+@pytest.fixture(params=variants())
+def pooler(
+    request: pytest.FixtureRequest, bare_database: Database, tmp_path: Path
+) -> Iterator[Pooler]:
     """Give the URL of the bare database through a pooler in a mode."""
-    binary = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
-    if binary is None:
-        pytest.skip("pgbouncer is not installed")
     with ExitStack() as stack:
-        yield lambda mode: stack.enter_context(pgbouncer(binary, tmp_path, bare_database, mode))
+        yield lambda mode: stack.enter_context(
+            pgbouncer(tmp_path, bare_database, mode, request.param)
+        )
 
 
-def made(url: str) -> PostgresStore:
-    return PostgresStore(url, print, PgQueuerJobs(SCHEMA))
+def made(
+    url: str,
+    pooled: Pooled = "auto",
+    migrate_url: str | None = None,
+    wakeups: Wakeups | None = None,
+) -> PostgresStore:
+    access = Access(pooled=pooled, migrate_url=migrate_url)
+    return PostgresStore(url, print, PgQueuerJobs(SCHEMA), wakeups=wakeups, access=access)
+
+
+@asynccontextmanager
+async def started(*stores: PostgresStore) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        for store in stores:
+            await store.start()
+            stack.push_async_callback(store.stop)
+        yield
+
+
+async def use(store: PostgresStore, number: int, other: PostgresStore) -> None:
+    """Do with one and another store what is done with every prediction."""
+    await store.predictions.create(new(number))
+    await accept_outcome(other, arrival(number, handlers=("greet",)))
+    [claim] = (await store.claim(wanted())).claims
+    assert await store.settle(settlement(claim))
 
 
 async def test_in_session_mode_everything_works(bare_database: Database, pooler: Pooler) -> None:
@@ -87,23 +81,167 @@ async def test_in_session_mode_everything_works(bare_database: Database, pooler:
         "SELECT DISTINCT schemaname FROM pg_tables WHERE schemaname IN ('public', 'receiver')"
     )
     assert places == [("receiver",)]
-    for _ in range(2):  # whoever comes second is given sessions that were used before
-        stores = [made(url), made(url)]
-        await asyncio.gather(*(store.start() for store in stores))
-        number = bare_database.rows("SELECT count(*) FROM predictions")[0][0]
-        await stores[0].predictions.create(new(number))
-        await accept_outcome(stores[1], arrival(number, handlers=("greet",)))
-        [claim] = (await stores[0].claim(wanted())).claims
-        assert await stores[0].settle(settlement(claim))
-        await asyncio.gather(*(store.stop() for store in stores))
+    for number in range(2):  # whoever comes second is given sessions that were used before
+        stores = [made(url, "off"), made(url)]
+        async with started(*stores):
+            await use(stores[0], number, stores[1])
 
 
-async def test_transaction_mode_is_refused_and_nothing_stays_behind(
+async def test_transaction_mode_is_refused_where_it_may_not_be_and_nothing_stays_behind(
     bare_database: Database, pooler: Pooler
 ) -> None:
     url = pooler("transaction")
-    for begins in (made(url).migrate, made(url).start):
-        with pytest.raises(StoreUnusable, match="a pooler in transaction mode"):
+    for begins in (made(url, "off").migrate, made(url, "off").start):
+        with pytest.raises(StoreUnusable, match="RECEIVER_DATABASE_POOLED is off; set that"):
             await begins()
     assert advisory_locks(bare_database) == 0
     await made(bare_database.url).migrate()
+
+
+async def test_transaction_mode_is_found_out_and_told_once(pooler: Pooler, logged: Logged) -> None:
+    url = pooler("transaction")
+    store, other = made(url), made(f"{url}?options=-c%20work_mem%3D5MB")
+    async with started(store, other):
+        await use(store, 1, other)
+    told = [line for line in logged if line["event"] == "store.pooled"]
+    assert len(told) == 2  # one for each store
+    assert "looked for, each second" in told[0]["reason"]
+
+
+@pytest.mark.parametrize("pooled", ["auto", "on"])
+async def test_ten_start_at_once_and_leave_no_lock_and_no_setting(
+    bare_database: Database, pooler: Pooler, pooled: Pooled
+) -> None:
+    url = pooler("transaction")
+    stores = [made(url, pooled) for _ in range(10)]
+    await asyncio.gather(*(store.start() for store in stores))
+    for number, store in enumerate(stores):
+        await use(store, number, stores[number - 1])
+    await asyncio.gather(*(store.stop() for store in stores))
+    assert advisory_locks(bare_database) == 0
+    assert bare_database.rows(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'relation' AND database ="
+        " (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND pid <> pg_backend_pid()"
+    ) == [(0,)]
+    seen = await look_at_server(Settings(database_url=url, database_pooled=pooled), PATIENCE)
+    assert (seen.is_pooled, seen.version) == (True, len(migrations("postgres")))
+    for traces in await seen_in_sessions(url, 12):
+        assert traces == '"$user", public000off'
+    await made(bare_database.url).migrate()  # nothing keeps a direct one waiting
+
+
+async def seen_in_sessions(url: str, count: int) -> list[Any]:
+    """Look at what earlier clients left in so many of the pool's sessions, each in use."""
+    async with AsyncExitStack() as stack:
+        found = []
+        for _ in range(count):
+            connection = await asyncpg.connect(url, statement_cache_size=0)
+            stack.push_async_callback(connection.close)
+            await stack.enter_async_context(connection.transaction())
+            found.append(
+                await connection.fetchval(
+                    "SELECT current_setting('search_path') || current_setting('lock_timeout') ||"
+                    " (SELECT count(*) FROM pg_listening_channels()) ||"
+                    " (SELECT count(*) FROM pg_prepared_statements WHERE name <> '') ||"
+                    " current_setting('default_transaction_read_only')"
+                )
+            )
+        return found
+
+
+async def test_settings_of_the_url_hold_in_transactions(pooler: Pooler) -> None:
+    url = pooler("transaction")
+    store = made(f"{url}?work_mem=5MB&options=-c%20lock_timeout%3D1s%20-c%20geqo%3Doff")
+    async with started(store):
+        settings = Statement(
+            "SELECT name, setting FROM pg_settings"
+            " WHERE name IN ('work_mem', 'lock_timeout', 'geqo', 'enable_seqscan')"
+        )
+        rows = await store.write(run_each, Run(settings))
+        assert {row["name"]: row["setting"] for row in rows} == {
+            "work_mem": "5120",
+            "lock_timeout": "8000",
+            "geqo": "off",
+            "enable_seqscan": "off",
+        }
+
+
+async def test_what_others_commit_is_looked_for_while_somebody_waits(
+    pooler: Pooler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.store.postgres.engine._GLANCE", 0.01)
+    url = pooler("transaction")
+    wakeups = Wakeups()
+    here, there = made(url), made(url, wakeups=wakeups)
+    async with started(here, there):
+        for number in range(2):
+            with (
+                wakeups.listen("prediction", pred(number)) as over,
+                wakeups.listen("changes") as changed,
+                wakeups.listen("handler", "greet") as pending,
+            ):
+                await ended(here, number, "greet")
+                async with asyncio.timeout(PATIENCE):
+                    for event in (over, changed, pending):
+                        await event.wait()
+
+
+async def test_the_schema_is_set_up_by_the_url_for_that_and_only_where_it_is_not(
+    bare_database: Database, pooler: Pooler
+) -> None:
+    url = pooler("transaction")
+    await made(NOWHERE, migrate_url=bare_database.url).migrate()
+    async with started(made(url, migrate_url=NOWHERE)):  # which is not asked
+        pass
+    bare_database.execute("COMMENT ON TABLE receiver.pgqueuer IS 'pgqueuer 0.1'")
+    with pytest.raises(StoreUnusable, match="set RECEIVER_MIGRATE_URL to the server itself"):
+        await made(url).start()
+    async with started(made(url, migrate_url=bare_database.url)):
+        assert advisory_locks(bare_database) == 0
+
+
+async def test_300_callbacks_and_their_repeats_reach_each_handler_once(
+    bare_database: Database, pooler: Pooler, network: Network
+) -> None:
+    url = pooler("transaction")
+    ran: Counter[tuple[str, str]] = Counter()
+
+    @on(name="greet")
+    async def greet(event: Event) -> None:
+        ran["greet", event.id] += 1
+
+    @on(name="save")
+    async def save(event: Event) -> None:
+        ran["save", event.id] += 1
+
+    def station() -> Any:
+        return receiving(
+            bare_database, network, [greet, save], dispatch=False, RECEIVER_DATABASE_URL=url
+        )
+
+    async with station() as here, station() as there:
+        await asyncio.gather(*(here.submit("fal", f"prompt {number}") for number in range(300)))
+        await eventually(lambda: len(network.sent) == 300)
+        stations: list[Station] = [here, there]
+        few = asyncio.Semaphore(8)
+
+        async def push(number: int, times: int) -> None:
+            for turn in range(times):
+                async with few:
+                    answer = await stations[(number + turn) % 2].push(network.sent[number])
+                assert answer.status_code == 200, answer.text
+
+        await asyncio.gather(*(push(number, 1 + number % 3) for number in range(300)))
+        done = 0
+        while done < 600:
+            answers = await asyncio.gather(
+                *(one.http.post("/v1/drain?seconds=30", timeout=PATIENCE) for one in stations)
+            )
+            counts = [answer.json()["deliveries"] for answer in answers]
+            assert sum(counts) > 0
+            done += sum(counts)
+        assert len(ran) == 600
+        assert set(ran.values()) == {1}
+        assert here.rows("SELECT DISTINCT state FROM deliveries") == [("done",)]
+        assert advisory_locks(bare_database) == 0

@@ -23,7 +23,7 @@ from receiver.model.tasks import Topic, Wakeups
 from receiver.model.values import Recipients
 from receiver.store.deliveries import Claim, Claims
 from receiver.store.inbox import accept_outcome
-from receiver.store.postgres import engine
+from receiver.store.postgres import migrating
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
@@ -241,7 +241,7 @@ class TestMigrations:
     async def test_whoever_waits_for_too_long_gives_up_with_a_sentence(
         self, bare_database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(engine, "_TO_MIGRATE", "SET LOCAL lock_timeout = '100ms'")
+        monkeypatch.setattr(migrating, "_TO_MIGRATE", "SET LOCAL lock_timeout = '100ms'")
         async with self.setting_up(bare_database):
             assert "another process has been setting up" in await refusal(bare_database.url)
         async with processes(bare_database):
@@ -252,11 +252,11 @@ async def test_parameters_without_effect_are_named_and_settings_of_the_server_ar
     bare_database: Database, logged: Logged
 ) -> None:
     sign = "&" if "?" in bare_database.url else "?"
-    more = "pgbouncer=true&channel_binding=prefer&work_mem=5MB"
+    more = "connection_limit=1&channel_binding=prefer&work_mem=5MB"
     process = Process(f"{bare_database.url}{sign}{more}")
     await process.store.migrate()
     said = [line["unused"] for line in logged if line["event"] == "store.parameters"]
-    assert said == ["pgbouncer, channel_binding"]
+    assert said == ["connection_limit, channel_binding"]
     connection = await process.store.connect()
     assert await connection.fetchval("SHOW work_mem") == "5MB"
     assert await connection.fetchval("SHOW search_path") == SCHEMA

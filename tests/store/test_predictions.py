@@ -12,8 +12,9 @@ from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
 from receiver.store.leases import LeaseRequest
 from receiver.store.limits import RequestPermit
-from receiver.store.postgres.engine import _SETTINGS, SCHEMA, PostgresStore
+from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.postgres.sessions import _OF_A_SESSION
 from receiver.store.predictions import PredictionFilter, ProgressCause
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.postgres import Database
@@ -73,6 +74,7 @@ async def test_an_idempotency_key_gives_the_first_prediction_for_ever(store: Sto
     assert await store.predictions.get(pred(2)) is None
 
 
+@pytest.mark.pooled
 async def test_of_many_creations_at_once_with_one_key_one_is_new(store: Store) -> None:
     created = await asyncio.gather(
         *(store.predictions.create(new(n, idempotency_key="k", fingerprint="f")) for n in range(20))
@@ -121,6 +123,7 @@ async def test_a_begun_job_says_all_that_outbound_needs(store: Store) -> None:
     )
 
 
+@pytest.mark.pooled
 @pytest.mark.parametrize(
     ("most", "max_in_flight", "begun"),
     [(10, None, 4), (10, 2, 0), (10, 3, 1), (10, 5, 3), (1, 5, 1), (0, None, 0), (10, 0, 0)],
@@ -262,6 +265,7 @@ async def test_a_postponed_submit_waits_and_keeps_its_first_deadline(store: Stor
     assert (job.submits, job.deadline_at) == (2, NOW + 3600)
 
 
+@pytest.mark.pooled
 async def test_due_predictions_are_taken_once_and_fall_due_again(store: Store) -> None:
     await processing(store, 1, provider_id="req-1")  # due at +30
     await unconfirmed(store, 2)  # due at +30
@@ -304,6 +308,7 @@ async def test_hastening_makes_due_what_is_at_the_provider(engine: Engine) -> No
     }
 
 
+@pytest.mark.pooled
 async def test_a_cancel_is_remembered_while_the_prediction_lives(store: Store) -> None:
     for number, status in enumerate(Status):
         await stand(store, number, status)
@@ -326,6 +331,7 @@ async def test_recovery_puts_in_doubt_what_was_being_submitted(engine: Engine) -
     assert engine.column("due_at", pred(LIVING.index(Status.SUBMITTING))) == NOW + 5
 
 
+@pytest.mark.pooled
 async def test_a_submit_is_marked_once_and_only_by_the_one_that_began_it_last(store: Store) -> None:
     await store.predictions.create(new(1))
     [first] = (await store.predictions.begin_submits(slots())).jobs
@@ -381,6 +387,7 @@ async def test_a_minute_has_room_for_so_many_requests_of_any_kind(store: Store) 
     assert await store.limits.take(other) == 0.0
 
 
+@pytest.mark.pooled
 async def test_turns_taken_at_once_are_counted_one_by_one(store: Store) -> None:
     turn = RequestPermit(provider="fal", now=NOW, per_minute=4)
     waits = await asyncio.gather(*(store.limits.take(turn) for _ in range(9)))
@@ -447,8 +454,8 @@ async def test_a_limit_holds_whatever_the_plan(
     nested = ("hashjoin", "mergejoin", "hashagg", "sort", "material", "memoize", "bitmapscan")
     plans = {f"enable_{name}": "off" for name in nested}
     monkeypatch.setattr(
-        "receiver.store.postgres.engine._SETTINGS",
-        {**_SETTINGS, **plans, "enable_indexscan": "off"},
+        "receiver.store.postgres.sessions._OF_A_SESSION",
+        {**_OF_A_SESSION, **plans, "enable_indexscan": "off"},
     )
     store = PostgresStore(bare_database.url, lambda _: None, PgQueuerJobs(SCHEMA))
     await store.start()

@@ -52,6 +52,7 @@ def step(begin: int, end: int, predictions: Sequence[str], **given: Any) -> Repl
     return ReplayStep(replay_id="rep_1", begin=begin, end=end, predictions=predictions, **given)
 
 
+@pytest.mark.pooled
 async def test_each_step_owes_counts_and_moves_in_one(engine: Engine) -> None:
     store = engine.store
     for number in (1, 2):

@@ -82,6 +82,7 @@ async def test_who_waits_for_several_waits_for_the_last_of_them(store: Store) ->
     assert len(await claims(store, "post", NOW + 40)) == 1
 
 
+@pytest.mark.pooled
 async def test_of_two_that_end_at_once_one_lets_go(store: Store) -> None:
     for number in range(8):
         await ended(store, number, "a", "b", "post", after={"post": ("a", "b")})

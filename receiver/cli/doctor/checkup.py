@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from receiver.providers import NAMES
+from receiver.settings import Settings
 from receiver.store.backlog import Backlog, backlog_of, sql, wanted
 from receiver.store.postgres import address
 from receiver.store.schema import migrations
@@ -73,6 +74,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """It lets our role make a schema."""
     closed: list[str]
     """Tables of ours that our role may not fully use."""
+    is_pooled: bool = False
+    """We reach it through a pooler in transaction mode."""
     backlog: Backlog | None = None
 
 
@@ -182,27 +185,24 @@ ORDER BY 1
 """
 
 
-async def look_at_server(url: str, seconds: float) -> Server:
+async def look_at_server(settings: Settings, seconds: float) -> Server:
     """Ask a PostgreSQL server about the database; raise what asyncpg raises, or ImportError."""
-    import asyncpg  # noqa: PLC0415 - paid for when used
+    from receiver.store.postgres import sessions  # noqa: PLC0415 - paid for when used
 
-    at = address.read(url)
-    connection = await asyncpg.connect(
-        at.dsn,
-        ssl=at.context,
-        timeout=seconds,
-        command_timeout=seconds,
-        server_settings=at.startup,
-    )
+    access = sessions.Access(pooled=settings.database_pooled)
+    way = sessions.Sessions(settings.database_url, access)
+    async with asyncio.timeout(seconds):
+        connection = await way.connect_first()
     try:
-        only_read = {"default_transaction_read_only": "on", "search_path": "receiver"}
-        await address.set_for_session(connection, {**at.settings, **only_read})
-        return await _ask(connection)
+        wanted = {**way.address.settings, "search_path": "receiver"}
+        only_read = f"BEGIN READ ONLY; {address.set_config(wanted, is_local=True)}"
+        await connection.execute(only_read)
+        return await _ask(connection, is_pooled=way.is_pooled)
     finally:
         connection.terminate()
 
 
-async def _ask(connection: Any) -> Server:
+async def _ask(connection: Any, *, is_pooled: bool) -> Server:
     facts = dict(await connection.fetchrow(_SERVER))
     began = time.time()
     there = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
@@ -214,7 +214,7 @@ async def _ask(connection: Any) -> Server:
     if version == LATEST and not facts["closed"]:
         with contextlib.suppress(TimeoutError):
             facts["backlog"] = await _count_there(connection)
-    return Server(version=version, **facts)
+    return Server(version=version, is_pooled=is_pooled, **facts)
 
 
 async def _count_there(connection: Any) -> Backlog:

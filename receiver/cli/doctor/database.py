@@ -29,8 +29,6 @@ _LOW: Final = 1024 * _MEGABYTE
 _LARGE_WAL: Final = 256 * _MEGABYTE
 """It is begun anew from 16 MB on, unless somebody reads from it all the time."""
 _OLDEST: Final = 130000
-_SPARE: Final = 12
-"""Connections that one more process opens."""
 SKEWED: Final = 2.0
 WRONG: Final = 60.0
 """Seconds by which two clocks may differ before it is worth a warning, and before it does harm."""
@@ -43,16 +41,16 @@ async def look(settings: Settings) -> Look:
     try:
         async with asyncio.timeout(_LOOK + 1):
             if settings.sqlite_path is None:
-                return await _look_at_server(settings.database_url)
+                return await _look_at_server(settings)
             return await asyncio.to_thread(look_at_file, settings.sqlite_path, _LOOK)
     except TimeoutError:
         said = f"{settings.database} says nothing within {_LOOK:g} s"
         return fail("database", said, "see that its disk or its server answers")
 
 
-async def _look_at_server(url: str) -> Server | Finding:
+async def _look_at_server(settings: Settings) -> Server | Finding:
     try:
-        return await look_at_server(url, _LOOK)
+        return await look_at_server(settings, _LOOK)
     except ModuleNotFoundError as error:
         return fail(
             "database",
@@ -64,18 +62,19 @@ async def _look_at_server(url: str) -> Server | Finding:
     except Exception as error:  # noqa: BLE001 - whatever it is, it is about the server
         from receiver.store.postgres.engine import what_to_do  # noqa: PLC0415 - paid for when used
 
-        said = what_to_do(error, address.read(url))
+        said = what_to_do(error, address.read(settings.database_url))
         return fail("database", *said.rsplit("; ", 1))
 
 
 def check_database(seen: Look, settings: Settings) -> Findings:
     if seen is None or isinstance(seen, Finding):
         return [] if seen is None else [seen]
-    found = list(_file(seen, settings) if isinstance(seen, File) else _server(seen))
+    found = list(_file(seen, settings) if isinstance(seen, File) else _server(seen, settings))
     if found:
         return found
     if isinstance(seen, Server):
         said = f"PostgreSQL {seen.release.split()[0]}, schema {seen.version}"
+        said += ", through a pooler in transaction mode" if seen.is_pooled else ""
     elif seen.exists:
         checked = "quick_check ok" if seen.integrity else "too large for a quick_check now"
         said = f"schema {seen.version}, {_size(seen.free)} free, {checked}"
@@ -125,7 +124,7 @@ def _read(seen: File, path: str) -> Iterator[Finding]:
         )
 
 
-def _server(seen: Server) -> Iterator[Finding]:
+def _server(seen: Server, settings: Settings) -> Iterator[Finding]:
     if seen.number < _OLDEST:
         said = f"PostgreSQL {seen.release} is older than the queue needs"
         yield fail("database", said, f"use {_OLDEST // 10000} or later")
@@ -138,12 +137,12 @@ def _server(seen: Server) -> Iterator[Finding]:
     if seen.replica:
         said = "the server is a replica and takes no writes"
         yield fail("database", said, "set RECEIVER_DATABASE_URL to the primary")
-    if seen.free_connections < _SPARE:
+    if seen.free_connections < settings.connections:
         yield warn(
             "database",
             f"the server has {seen.free_connections} connections left, and each process of ours "
-            f"opens up to {_SPARE}",
-            "raise max_connections",
+            f"opens up to {settings.connections}",
+            "raise max_connections, or lower RECEIVER_DATABASE_CONNECTIONS",
         )
     yield from _tables(seen)
 

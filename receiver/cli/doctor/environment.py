@@ -172,7 +172,8 @@ def hide(text: str, settings: Settings, caller: Caller) -> str:
     """Take every secret out of a text, should an error have quoted one."""
     secrets = {secret.reveal() for _, secret in _named(settings)}
     secrets |= {caller.key.reveal()} if caller.key else set()
-    for url in (settings.database_url, caller.proxy, *settings.proxies.by_scheme.values()):
+    urls = (settings.database_url, settings.migrate_url, caller.proxy)
+    for url in (*urls, *settings.proxies.by_scheme.values()):
         password = urlsplit(url or "").password or ""
         secrets |= {password, unquote(password)}
     for secret in sorted(secrets, key=len, reverse=True):

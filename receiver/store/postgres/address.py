@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from receiver.model.errors import StoreUnusable
-from receiver.settings.servers import MisnamedServers, servers
+from receiver.settings.servers import MisnamedServers, Servers, servers
 
 _Use: TypeAlias = Literal["driver", "startup", "file", "dropped"]
 
@@ -59,6 +59,8 @@ _ENCODE: Final = (
     "percent-encode what is odd in the user and the password: @ as %40, / as %2F, # as %23, "
     "? as %3F, % as %25"
 )
+_FLAG: Final = re.compile(r"(?:-c\s*|--)([A-Za-z_.]+)=((?:\\.|[^\s\\])*)")
+_ESCAPED: Final = re.compile(r"\\(.)")
 _SETTING: Final = re.compile(r"[A-Za-z_]+(\.[A-Za-z_]+)?")
 
 
@@ -77,6 +79,8 @@ class Address(NamedTuple):
     dropped: tuple[str, ...]
     """Parameters that have no effect here."""
     context: ssl.SSLContext | None
+    is_pooled: bool
+    """Whether it says that it is a pooler's, in transaction mode."""
 
 
 def read(url: str) -> Address:
@@ -103,7 +107,11 @@ def _read(url: str) -> Address:
     place = f"{given.pop('host', '') or hosts or 'the local socket'}{parts.path}"
     given.pop("port", None)
     timeout = _seconds(given.pop("connect_timeout", ""))
+    is_pooled = given.get("pgbouncer") == "true" or _is_poolers(named)
     by_use = _by_use(given)
+    rest, flags = _flags(by_use["startup"].pop("options", ""))
+    if rest:
+        by_use["startup"]["options"] = rest
     context = _context(by_use["file"], by_use["driver"])
     for name, path in by_use["file"].items():
         if not Path(path).is_file():
@@ -122,10 +130,22 @@ def _read(url: str) -> Address:
         place,
         timeout,
         {"application_name": "receiver", **by_use["startup"]},
-        by_use["setting"],
+        {**flags, **by_use["setting"]},
         tuple(by_use["dropped"]),
         context,
+        is_pooled,
     )
+
+
+def _is_poolers(named: Servers) -> bool:
+    """Return whether hosts and ports are those that Neon and Supabase give their poolers."""
+    return "6543" in named.ports or any("-pooler." in host for host in named.hosts)
+
+
+def _flags(options: str) -> tuple[str, dict[str, str]]:
+    """Part the settings of libpq's `options` from the rest: poolers refuse them there."""
+    found = {name: _ESCAPED.sub(r"\1", value) for name, value in _FLAG.findall(options)}
+    return _FLAG.sub("", options).strip(), found
 
 
 def _by_use(given: dict[str, str]) -> dict[str, dict[str, str]]:
@@ -166,12 +186,11 @@ def _unusable(what: str) -> StoreUnusable:
     return StoreUnusable(f"cannot open the database: RECEIVER_DATABASE_URL: {what}")
 
 
-async def set_for_session(connection: Any, settings: Mapping[str, str]) -> None:
-    """Set what the server lets a session set, for as long as the connection is open."""
-    calls = ", ".join(
-        f"set_config('{name}', {_quoted(value)}, false)" for name, value in settings.items()
-    )
-    await connection.execute(f"SELECT {calls}")
+def set_config(settings: Mapping[str, str], *, is_local: bool) -> str:
+    """Return the statement that sets these until the transaction ends, or the session."""
+    until = "true" if is_local else "false"
+    calls = (f"set_config('{name}', {_quoted(value)}, {until})" for name, value in settings.items())
+    return f"SELECT {', '.join(calls)}"
 
 
 def _quoted(text: str) -> str:

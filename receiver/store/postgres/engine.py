@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import secrets
-import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncpg
@@ -23,7 +20,7 @@ import msgspec
 import structlog
 
 from receiver.model.errors import StoreUnavailable, StoreUnusable
-from receiver.model.tasks import Wakeups, start_thread
+from receiver.model.tasks import Topic, Wakeups, repeat
 from receiver.model.values import Shift
 from receiver.store import deliveries
 from receiver.store.deliveries import (
@@ -36,12 +33,22 @@ from receiver.store.deliveries import (
     Settlement,
 )
 from receiver.store.due import Due
+from receiver.store.due import sql as due_sql
 from receiver.store.facade import Chore, Store
 from receiver.store.inbox import IncomingOutcome
 from receiver.store.leases import LeaseRequest
-from receiver.store.postgres import address
-from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
-from receiver.store.schema import migrations
+from receiver.store.postgres import address, migrating
+from receiver.store.postgres.group_commit import Committer, Connection, in_transaction, is_trouble
+from receiver.store.postgres.heartbeat import Heartbeat
+from receiver.store.postgres.sessions import (
+    COMMAND_TIMEOUT,
+    CONNECT_TIMEOUT,
+    DATABASE_URL,
+    MIGRATE_URL,
+    Access,
+    Sessions,
+    close,
+)
 from receiver.store.statement import (
     Cells,
     News,
@@ -69,10 +76,13 @@ SCHEMA: Final = "receiver"
 _CHANNEL: Final = "receiver_news"
 _MOST_NAMED: Final = 150
 """Predictions named in one notice: its text may have 8,000 bytes."""
+_FIXED: Final = 4
+"""Connections beside those of writers and readers: to claim, renew, listen and sweep."""
 _WRITERS: Final = 2
-_READERS: Final = 3
-_CONNECT_TIMEOUT: Final = 5.0
-_COMMAND_TIMEOUT: Final = 10.0
+_IDLE: Final = 60.0
+"""Seconds after which a function closes a connection that it does not use."""
+_GLANCE: Final = 1.0
+"""Seconds between two looks for what others commit, where notices are not heard."""
 _OVERDUE: Final = 60.0
 """Seconds after which a delivery that is still pending may have no job any more."""
 _MOST_RESCUED: Final = 1000
@@ -82,8 +92,6 @@ _ONE_STEP: Final = 30.0
 """Seconds in which all processes have seen one and the same step of the clock."""
 _SOON: Final = 0.01
 """Seconds until the next try to claim what has just fallen due, or is locked elsewhere."""
-_LAST_BEAT: Final = 2.0
-"""Seconds to wait for the thread of the leases; with the server away it may hang for longer."""
 _LARGEST_SHARED: Final = 64 * 1024
 """Bytes of a callback that shares a transaction with others."""
 _LAST_PLACE: Final = Statement(
@@ -98,24 +106,16 @@ WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
 _CLOCK: Final = Statement(
     "SELECT extract(epoch FROM clock_timestamp())::double precision AS seconds"
 )
+_NEWS: Final[tuple[Topic, ...]] = ("handler", "changes", "prediction")
+"""What other processes' commits are news of."""
+_USUAL_LIFE: Final = 300.0
+_POOLED: Final = (
+    "the database is behind a pooler in transaction mode: what other processes commit is not "
+    "heard of but looked for, each second; a direct URL or a pooler in session mode is faster"
+)
 _SHORTEST_WAIT: Final = 0.002
 _LONGEST_WAIT: Final = 0.1
 """Seconds between two looks for transactions that write the change log."""
-_SETTINGS: Final = {
-    "search_path": SCHEMA,
-    # A process that is frozen in a transaction must not hold its rows against all others.
-    "idle_in_transaction_session_timeout": "10000",
-    "lock_timeout": "8000",
-    # All that is run here is short, and must not depend on when the tables were last counted.
-    "jit": "off",
-    "enable_seqscan": "off",
-    # Else those that are queued or in flight are looked for along the primary key, past all others.
-    "random_page_cost": "1.1",
-    "max_parallel_workers_per_gather": "0",
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "5",
-    "tcp_keepalives_count": "3",
-}
 
 
 class PostgresStore(Store):
@@ -128,10 +128,17 @@ class PostgresStore(Store):
         jobs: PgQueuerJobs,
         committed: Callable[[int], None] = lambda _size: None,
         wakeups: Wakeups | None = None,
+        access: Access | None = None,
     ) -> None:
         super().__init__(report, committed, wakeups or Wakeups())
-        self._url = url
         self._jobs = jobs
+        self._access = access = access or Access()
+        self._sessions = Sessions(url, access)
+        self._migrating = self._sessions
+        if access.migrate_url is not None or access.serverless:
+            pooled = access.pooled if access.migrate_url is None else "auto"
+            name = DATABASE_URL if access.migrate_url is None else MIGRATE_URL
+            self._migrating = Sessions(access.migrate_url or url, Access(pooled=pooled), name)
         self._claimed: dict[tuple[str, int], Job] = {}
         """The jobs of this process's claims, by delivery and claim: it may be claimed again before
         we hear that its settlement is committed."""
@@ -142,95 +149,93 @@ class PostgresStore(Store):
         self._rescued_to = ""
         self._skew = 0.0
         """Seconds by which the server's clock is ahead: leases are kept by that one, for all."""
-        self._writer = Committer(self.connect, report, _WRITERS, committed=committed)
+        writers = 1 if access.serverless else max(min(_WRITERS, access.connections - _FIXED - 2), 1)
+        fixed = 0 if access.serverless else _FIXED
+        self._readers = max(access.connections - fixed - writers, 1)
+        self._idle = _IDLE if access.serverless else None
+        self._writer = Committer(
+            self.connect, report, writers, committed=committed, begin=self._begin, idle=self._idle
+        )
         # A claim that is lost is made again when its lease is over: it waits for no disk, and what
         # PgQueuer hands out and what we note of it need not be one transaction.
-        self._claimer = Committer(
-            partial(self.connect, synchronous_commit="off"), lambda _: None, 1, transactions=False
-        )
+        self._claimer = self._writer
+        if not access.serverless:
+            self._claimer = Committer(
+                partial(self.connect, synchronous_commit="off"), lambda _: None, 1
+            )
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self._pulse = _Heartbeat(self._renew_now, self.connect)
-        self._listening: asyncio.Task[None] | None = None
+        self._pulse = Heartbeat(
+            self._renew_now, self.connect, self._renew_here if access.serverless else None
+        )
+        self._hearing: asyncio.Task[None] | None = None
 
     async def connect(self, **settings: str) -> Connection:
         """Open a connection as all of ours are."""
-        connection = await self._connect()
-        try:
-            await self._prepare(connection, **settings)
-        except BaseException:
-            connection.terminate()
-            raise
-        return connection
+        return await self._sessions.connect(**settings)
 
-    async def _connect(self) -> Connection:
-        """Open a connection with the server's own settings."""
-        connection: Connection = await asyncpg.connect(**self._where)
-        return connection
-
-    async def _prepare(self, connection: Connection, **settings: str) -> None:
-        """Set what all of our connections have in common, and more, for as long as it is open."""
-        wanted = {**self._address.settings, **_SETTINGS, **settings}
-        await address.set_for_session(connection, wanted)
-
-    @cached_property
-    def _address(self) -> address.Address:
-        return address.read(self._url)
-
-    @property
-    def _where(self) -> dict[str, Any]:
-        """How asyncpg connects; poolers refuse most settings in a start-up message."""
-        return {
-            "dsn": self._address.dsn,
-            "ssl": self._address.context,
-            "timeout": self._address.timeout or _CONNECT_TIMEOUT,
-            "command_timeout": _COMMAND_TIMEOUT,
-            "server_settings": self._address.startup,
-        }
+    def _begin(self) -> str:
+        return self._sessions.begin
 
     async def migrate(self) -> None:
-        try:
-            await self._migrate()
-        except StoreUnusable:
-            raise
-        except Exception as error:
-            raise StoreUnusable(what_to_do(error, self._address)) from error
-        if self._address.dropped:
-            log.info("store.parameters", unused=", ".join(self._address.dropped))
+        await self._migrate()
+        self._tell_of_parameters()
 
     async def start(self) -> None:
-        await self.migrate()
-        self._pool = await asyncpg.create_pool(
-            **self._where,
-            min_size=0,  # else the pool itself goes on about a server that is away
-            max_size=_READERS,
-            init=self._prepare,
-            reset=_leave_as_it_is,
-        )
+        with _in_a_sentence(self._sessions):
+            if self._access.serverless:
+                self._pool = await self._open_pool()
+                await self._check_schema(self._pool)
+            else:
+                await self._set_up()
+                self._pool = await self._open_pool()
+        self._tell_of_parameters()
+        if self._sessions.is_pooled and not self._access.serverless:
+            log.warning("store.pooled", reason=_POOLED)
         self._writer.start()
-        self._claimer.start()
-        self._pulse.start()
-        self._listening = asyncio.create_task(self._listen())
+        if self._claimer is not self._writer:
+            self._claimer.start()
+        is_deaf = self._sessions.is_pooled or self._access.serverless
+        hear = self._look_about if is_deaf else self._listen
+        self._hearing = asyncio.create_task(hear())
 
     async def stop(self) -> None:
-        if self._listening is None:
+        if self._hearing is None:
             return
-        self._listening.cancel()
-        await asyncio.gather(self._listening, return_exceptions=True)
-        self._pulse.stop()
-        await self._claimer.stop()
+        self._hearing.cancel()
+        await asyncio.gather(self._hearing, return_exceptions=True)
+        await asyncio.to_thread(self._pulse.stop)
+        if self._claimer is not self._writer:
+            await self._claimer.stop()
         await self._writer.stop()
         if self._pool is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._pool.close(), 2.0)
 
+    async def _open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
+        """Return the connections that read, of which none is opened before it is needed."""
+        return await asyncpg.create_pool(
+            **self._sessions.where,
+            min_size=0,  # else the pool itself goes on about a server that is away
+            max_size=self._readers,
+            init=self._sessions.prepare,
+            reset=_leave_as_it_is,
+            max_inactive_connection_lifetime=self._idle or _USUAL_LIFE,
+        )
+
+    def _tell_of_parameters(self) -> None:
+        if dropped := self._sessions.address.dropped:
+            log.info("store.parameters", unused=", ".join(dropped))
+
     async def sweep(self, chores: Mapping[str, Chore]) -> None:
-        await self._jobs.sweep(self.connect, chores)
+        """Do so; a function leaves all of it to its drains."""
+        if not self._access.serverless:
+            await self._jobs.sweep(self.connect, chores)
 
     async def tidy(self) -> None:
-        await self._writer.write("tidy", self._tidy_all, None)
+        await self._claimer.write("tidy", self._tidy_all, None, is_atomic=False)
 
     async def _tidy_all(self, cx: Connection, items: Sequence[None]) -> Sequence[None]:
-        await self._jobs.tidy(cx)
+        await self._jobs.tidy(self._jobs.queries(cx))
         return items
 
     async def believes(self, now: float, step: Shift) -> bool:
@@ -252,12 +257,17 @@ class PostgresStore(Store):
             await super().shift(step, owner, now)
 
     async def recover(self, owner: str, now: float) -> list[LostAttempt]:
-        """Others may be at work: only what has no owner any more is pending again."""
-        return await self.reclaim(owner, now)
+        """Others may be at work: only what has no owner any more is pending again.
+
+        A function leaves that to its next drain: it starts for one callback, and often.
+        """
+        return [] if self._access.serverless else await self.reclaim(owner, now)
 
     async def claim(self, wanted: ClaimRequest) -> Claims:
-        found = await self._claimer.write("claim", self._claim_all, wanted)
-        if not isinstance(found, Exception):
+        found = await self._claimer.write("claim", self._claim_all, wanted, is_atomic=False)
+        if isinstance(found, Claims):
+            if found.claims:
+                self._pulse.start()
             return found
         if not is_trouble(found):
             raise found
@@ -276,10 +286,11 @@ class PostgresStore(Store):
         lost: list[LostAttempt] = []
         if not only:
             with contextlib.suppress(StoreUnavailable):
-                lost = await self._claimer.write("give back", self._give_back_all, now)
-        released = await self._writer.write(
-            "release", self._release_all, Giveback(owner, now, only)
-        )
+                lost = await self._claimer.write(
+                    "give back", self._give_back_all, now, is_atomic=False
+                )
+        wanted = Giveback(owner, now, only)
+        released = await self._writer.write("release", self._release_all, wanted)
         self._claimed = {
             claim: job for claim, job in self._claimed.items() if claim[0] not in released.ids
         }
@@ -365,7 +376,7 @@ class PostgresStore(Store):
 
         One that is pending is due, as the queue had it.
         """
-        async with cx.transaction():
+        async with in_transaction(cx, self._begin()):
             [lost] = await self._drive(cx, deliveries.reclaim_these([(sorted(untaken), now)]))
             rows = await _run(
                 cx, Run(deliveries.sql.select_leases, rows=[(name,) for name in sorted(untaken)])
@@ -426,12 +437,21 @@ class PostgresStore(Store):
     async def _renew_now(
         self, cx: Connection, owner: str, delivery_ids: list[str], lease_until: float
     ) -> None:
-        asked = time.time()
-        self._compare_clocks(await cx.fetchval(_CLOCK.postgres), asked)
-        async with cx.transaction():
-            steps = deliveries.renew([(owner, delivery_ids, lease_until + self._skew)])
-            [renewed] = await self._drive(cx, steps)
-            await self._jobs.beat(cx, self._jobs_of(renewed))
+        await self._compare_with(cx)
+        async with in_transaction(cx, self._begin()):
+            await self._renew_all(cx, [(owner, delivery_ids, lease_until)])
+
+    async def _renew_here(self, *wish: Any) -> None:
+        """Renew on the connection that writes, and so in the loop."""
+        await self._writer.write("renew", self._renew_all, wish)
+
+    async def _renew_all(
+        self, cx: Connection, items: Sequence[tuple[str, list[str], float]]
+    ) -> Sequence[None]:
+        by_server = [(owner, ids, until + self._skew) for owner, ids, until in items]
+        renewed = await self._drive(cx, deliveries.renew(by_server))
+        await self._jobs.beat(cx, self._jobs_of({name for names in renewed for name in names}))
+        return [None] * len(items)
 
     def _jobs_of(self, deliveries: Collection[str]) -> list[Job]:
         """Return this process's jobs for `deliveries`; callable from any thread."""
@@ -492,7 +512,7 @@ class PostgresStore(Store):
             raise StoreUnavailable("the database is not open")
         arguments = _values(statement, params) + _columns(statement, rows)
         last: Exception | None = None
-        for _ in range(2):  # an old connection may turn out to be dead
+        for _ in range(self._readers + 1):  # old connections may turn out to be dead
             try:
                 return await self._pool.fetch(statement.postgres, *arguments)  # type: ignore[return-value]
             except Exception as error:
@@ -507,7 +527,7 @@ class PostgresStore(Store):
         Places are handed out before the commits, which may come in another order. A transaction
         takes a lock on the change log before it gets a place, and holds it until it ends.
         """
-        last = int((await self.read(_LAST_PLACE))[0]["seq"])
+        last = await self._last_place()
         writing = await self._writing()
         pause = _SHORTEST_WAIT
         while writing:
@@ -515,6 +535,9 @@ class PostgresStore(Store):
             pause = min(pause * 2, _LONGEST_WAIT)
             writing &= await self._writing()
         return last
+
+    async def _last_place(self) -> int:
+        return int((await self.read(_LAST_PLACE))[0]["seq"])
 
     async def _writing(self) -> set[str]:
         """Return the transactions that write the change log."""
@@ -540,14 +563,33 @@ class PostgresStore(Store):
         try:
             connection.add_termination_listener(lambda _: ended.set())
             await connection.add_listener(_CHANNEL, self._hear)
-            for topic in ("handler", "changes", "prediction"):
+            for topic in _NEWS:
                 self._wakeups.wake_all(topic)
             while not ended.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), _COMMAND_TIMEOUT)
+                    await asyncio.wait_for(ended.wait(), COMMAND_TIMEOUT)
                 await connection.fetchval("SELECT 1")  # else a cut wire would never be noticed
         finally:
             connection.terminate()
+
+    async def _look_about(self) -> None:
+        """Look for what others commit while anybody waits for it: behind a pooler nobody tells."""
+        seen: int | None = None
+
+        async def look() -> None:
+            nonlocal seen
+            if any(map(self._wakeups.is_awaited, _NEWS)) and await self._last_place() != seen:
+                seen = await self.change_log_end()
+                self._wakeups.wake("handler", *await self._pending())
+                self._wakeups.wake_all("changes")
+                self._wakeups.wake_all("prediction")
+
+        await repeat(look, longest=_GLANCE)
+
+    async def _pending(self) -> list[str]:
+        """Name the handlers with pending deliveries."""
+        rows = await self.read(due_sql.select_due, [], owner=self._me)
+        return [row["name"] for row in rows if row["kind"] == "delivery"]
 
     def _hear(self, _connection: object, _pid: int, _channel: str, text: object) -> None:
         try:
@@ -564,38 +606,44 @@ class PostgresStore(Store):
     # --- the schema ---
 
     async def _migrate(self) -> None:
-        connection = await self._connect()
-        try:
-            await self._need_a_session(connection)
-            asked = time.time()
-            self._compare_clocks(await connection.fetchval(_CLOCK.postgres), asked)
-            # One transaction, so that a crash leaves no half and a pooler keeps nothing of it.
-            async with connection.transaction():
-                await connection.execute(_TO_MIGRATE)
-                await _lock_schema(connection)
-                await self._make_schema(connection)
-            await self._jobs.upgrade(connection)
-        finally:
-            await _close(connection)
+        with _in_a_sentence(self._migrating):
+            connection = await self._migrating.connect_first()
+            try:
+                await self._compare_with(connection)
+                is_pooled = self._migrating.is_pooled
+                await migrating.bring_up_to_date(connection, self._jobs, is_pooled=is_pooled)
+            finally:
+                await close(connection)
 
-    async def _need_a_session(self, connection: Connection) -> None:
-        """Refuse a pooler that gives each transaction another session; leave no trace there.
-
-        Such a one gives a second client the session that the first has just used, or gives the
-        first another while the second is in a transaction.
-        """
-        other = await self._connect()
+    async def _set_up(self) -> None:
+        """Bring the schema up to date; by another URL only where there is something to do."""
+        if self._migrating is self._sessions:
+            await self._migrate()
+            return
+        connection = await self._sessions.connect_first()
         try:
-            first = await connection.fetchval(_BACKEND)
-            async with other.transaction():
-                second = await other.fetchval(_BACKEND)
-                again = await connection.fetchval(_BACKEND)
-        except _LOST_STATEMENTS as error:
-            raise StoreUnusable(_POOLED) from error
+            await self._check(connection)
+        except StoreUnusable:
+            await self._migrate()
         finally:
-            await _close(other)
-        if first == second or first != again:
-            raise StoreUnusable(_POOLED)
+            await close(connection)
+
+    async def _check_schema(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+        """Refuse a schema that is not just ours; its connection is the first that reads."""
+        try:
+            async with pool.acquire() as connection:
+                await self._check(connection)
+        except BaseException:
+            pool.terminate()
+            raise
+
+    async def _check(self, connection: Any) -> None:
+        asked = time.time()
+        self._compare_clocks(await migrating.check(connection, self._jobs), asked)
+
+    async def _compare_with(self, connection: Connection) -> None:
+        asked = time.time()
+        self._compare_clocks(await connection.fetchval(_CLOCK.postgres), asked)
 
     def _compare_clocks(self, there: float, asked: float) -> None:
         """Measure again how far apart the clocks are, as either may have been set."""
@@ -610,103 +658,21 @@ class PostgresStore(Store):
         else:
             log.info("clock.skewed", seconds=0.0)  # no more
 
-    async def _make_schema(self, connection: Connection) -> None:
-        encoding = await connection.fetchval("SHOW server_encoding")
-        if encoding != "UTF8":
-            raise StoreUnusable(
-                f"the database keeps its texts as {encoding}, and providers say more than that can "
-                "hold: make one with ENCODING 'UTF8'"
-            )
-        version = 0
-        if await connection.fetchval("SELECT to_regclass('receiver.migrations')") is not None:
-            version = await connection.fetchval(
-                "SELECT coalesce(max(number), 0) FROM receiver.migrations"
-            )
-        if version > len(migrations("postgres")):
-            raise StoreUnusable(
-                f"the database was written by a newer receiver (schema {version}, this one knows "
-                f"{len(migrations('postgres'))}): upgrade this receiver, or use another database"
-            )
-        await _check_tables(connection, version)
-        for number in range(version + 1, len(migrations("postgres")) + 1):
-            if number == 1:
-                await connection.execute(_FIRST)
-            await connection.execute(migrations("postgres")[number - 1], timeout=_LONGEST_MIGRATION)
-            await connection.execute("INSERT INTO receiver.migrations VALUES ($1)", number)
-        await self._jobs.install(connection)
-
-
-_BACKEND: Final = "SELECT pg_backend_pid()"
-_LOST_STATEMENTS: Final = (
-    asyncpg.InvalidSQLStatementNameError,
-    asyncpg.DuplicatePreparedStatementError,
-)
-"""What older poolers make of a statement that was prepared in another session."""
-_POOLED: Final = (
-    "the database is behind a pooler in transaction mode, which gives each transaction another "
-    "session: set RECEIVER_DATABASE_URL to the server itself, or to a pooler in session mode"
-)
-_LOCK: Final = "SELECT pg_advisory_xact_lock(hashtext('receiver schema'))"
-_TO_MIGRATE: Final = "SET LOCAL search_path = receiver; SET LOCAL lock_timeout = '60s'"
-_LONGEST_MIGRATION: Final = 3600.0
-_SILENT: Final = 2.0
-"""Seconds of waiting for another process after which we say so."""
-_FIRST: Final = """
-CREATE SCHEMA IF NOT EXISTS receiver;
-CREATE TABLE receiver.migrations (number BIGINT PRIMARY KEY, at TIMESTAMPTZ NOT NULL DEFAULT now());
-"""
-
-
-_MADE: Final = re.compile(r"CREATE TABLE (\w+)")
-_PLACES: Final = """
-SELECT name, (SELECT min(schemaname) FROM pg_tables
-              WHERE tablename = name AND schemaname = 'public') AS elsewhere
-FROM unnest($1::text[]) name WHERE to_regclass('receiver.' || name) IS NULL
-"""
-
-
-async def _close(connection: Connection) -> None:
-    """Close a connection; a server that is slow about it must not keep us from starting."""
-    with contextlib.suppress(TimeoutError):
-        await connection.close(timeout=1.0)
-
-
-async def _lock_schema(connection: Connection) -> None:
-    """Lock out other processes that set up the schema, until the transaction ends."""
-    told = asyncio.get_running_loop().call_later(
-        _SILENT, lambda: log.warning("schema.waiting", reason="another process sets it up")
-    )
-    try:
-        await connection.execute(_LOCK, timeout=70.0)
-    except asyncpg.LockNotAvailableError as error:
-        raise StoreUnusable(
-            "another process has been setting up the schema for a minute: wait for it, or end it "
-            "(pg_locks names it), and start again"
-        ) from error
-    finally:
-        told.cancel()
-
-
-async def _check_tables(connection: Connection, version: int) -> None:
-    """Raise StoreUnusable unless the tables of this version are in their schema."""
-    made = [name for text in migrations("postgres")[:version] for name in _MADE.findall(text)]
-    missing = await connection.fetch(_PLACES, made)
-    if not missing:
-        return
-    names = ", ".join(row["name"] for row in missing)
-    said = f"the database says that it has schema {version}, but these tables are not in the "
-    said += f"PostgreSQL schema `receiver`: {names}"
-    elsewhere = [row["name"] for row in missing if row["elsewhere"]]
-    moves = [f"ALTER TABLE public.{name} SET SCHEMA receiver;" for name in elsewhere]
-    if moves:
-        said += f"; they were made in `public`, so run {' '.join(moves)} and start again"
-    else:
-        said += "; restore a backup, or run DROP SCHEMA receiver CASCADE to begin with nothing"
-    raise StoreUnusable(said)
-
 
 async def _leave_as_it_is(_: Any) -> None:
     """Do not reset a connection in the pool: nothing here leaves state, and it is a round trip."""
+
+
+@contextlib.contextmanager
+def _in_a_sentence(sessions: Sessions) -> Iterator[None]:
+    """Turn any error into StoreUnusable with what to do, and with which setting."""
+    try:
+        yield
+    except StoreUnusable as error:
+        raise StoreUnusable(str(error).replace(DATABASE_URL, sessions.name)) from error
+    except Exception as error:
+        said = what_to_do(error, sessions.address)
+        raise StoreUnusable(said.replace(DATABASE_URL, sessions.name)) from error
 
 
 def what_to_do(error: BaseException, at: address.Address) -> str:
@@ -717,7 +683,7 @@ def what_to_do(error: BaseException, at: address.Address) -> str:
             "migrate` once as a role that may create the schema `receiver`, and let the receiver's "
             "role use it"
         )
-    said = address.explain(error, at.place, at.timeout or _CONNECT_TIMEOUT)
+    said = address.explain(error, at.place, at.timeout or CONNECT_TIMEOUT)
     return (
         f"cannot open the database: {said}; set RECEIVER_DATABASE_URL to a PostgreSQL server "
         "that answers and to a role that may use it"
@@ -743,57 +709,3 @@ def _columns(statement: Statement, rows: Sequence[Cells] | None) -> list[Any]:
 def _storable(value: Any) -> Any:
     """Return a text that PostgreSQL can hold: it knows no NUL, which strangers may well send."""
     return value.replace("\0", "\ufffd") if isinstance(value, str) and "\0" in value else value
-
-
-class _Heartbeat:
-    """A thread with a connection of its own, which renews leases while the loop is blocked."""
-
-    def __init__(
-        self,
-        renew: Callable[[Connection, str, list[str], float], Awaitable[None]],
-        connect: Callable[[], Awaitable[Connection]],
-    ) -> None:
-        self._renew = renew
-        self._connect = connect
-        self._wishes: SimpleQueue[tuple[str, list[str], float] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self._thread = start_thread("receiver-pulse", self._run)
-
-    def put(self, wish: tuple[str, list[str], float]) -> None:
-        self._wishes.put(wish)
-
-    def stop(self) -> None:
-        self._wishes.put(None)
-        if self._thread is not None:
-            self._thread.join(_LAST_BEAT)
-
-    def _run(self) -> None:
-        with asyncio.Runner() as runner:
-            connection: Connection | None = None
-            while (wish := self._newest()) is not None:
-                connection = runner.run(self._beat(connection, wish))
-            if connection is not None:
-                connection.terminate()
-
-    def _newest(self) -> tuple[str, list[str], float] | None:
-        """Wait for a wish, and pass over those that a later one makes pointless."""
-        wish = self._wishes.get()
-        while wish is not None and not self._wishes.empty():
-            wish = self._wishes.get()
-        return wish
-
-    async def _beat(
-        self, connection: Connection | None, wish: tuple[str, list[str], float]
-    ) -> Connection | None:
-        """Renew once; a lease that cannot be renewed runs out, and its work is done again."""
-        try:
-            connection = connection or await self._connect()
-            await self._renew(connection, *wish)
-        except Exception as error:  # noqa: BLE001 - the thread must go on to the next beat
-            log.warning("lease.unrenewed", reason=f"{type(error).__name__}: {error}")
-            if connection is not None:
-                connection.terminate()
-            return None
-        return connection

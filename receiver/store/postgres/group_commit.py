@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import asyncpg
@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 Work: TypeAlias = Callable[[Connection, Sequence[Item]], Awaitable[Sequence[Result]]]
 """What is done for all the items that wait for it, inside a transaction; one result an item."""
 
+BEGIN: Final = "BEGIN"
 _LARGEST_BATCH: Final = 500
 _TRIES: Final = 6
 _PAUSE: Final = 0.01
@@ -59,11 +60,12 @@ def is_trouble(error: BaseException) -> bool:
 
 
 class _Batch:
-    """All that waits for one piece of work."""
+    """All that waits for one piece of work, which is a transaction or several statements."""
 
-    def __init__(self, key: Hashable, work: Work[Any, Any]) -> None:
+    def __init__(self, key: Hashable, work: Work[Any, Any], *, is_atomic: bool) -> None:
         self.key = key
         self.work = work
+        self.is_atomic = is_atomic
         self.items: list[Any] = []
         self._futures: list[asyncio.Future[Any]] = []
 
@@ -72,7 +74,7 @@ class _Batch:
         self._futures.append(future)
 
     def one_by_one(self) -> list[_Batch]:
-        batches = [_Batch(self.key, self.work) for _ in self.items]
+        batches = [_Batch(self.key, self.work, is_atomic=self.is_atomic) for _ in self.items]
         for batch, item, future in zip(batches, self.items, self._futures, strict=True):
             batch.add(item, future)
         return batches
@@ -96,8 +98,8 @@ class _Batch:
 class Committer:
     """Owns `size` connections that write; `report` is called when writing fails or works again.
 
-    `committed` is called after every commit, with the number of its writes.
-    Without `transactions` every statement of a batch is committed by itself.
+    `committed` is called after every commit, with the number of its writes. `begin` gives what
+    begins a transaction. Connections that were not used for `idle` seconds are closed.
     """
 
     def __init__(
@@ -107,13 +109,15 @@ class Committer:
         size: int,
         *,
         committed: Callable[[int], None] = lambda _size: None,
-        transactions: bool = True,
+        begin: Callable[[], str] = lambda: BEGIN,
+        idle: float | None = None,
     ) -> None:
         self._connect = connect
         self._report = report
         self._size = size
         self._committed = committed
-        self._transactions = transactions
+        self._begin = begin
+        self._idle = idle
         self._queue: asyncio.Queue[_Batch | None] = asyncio.Queue()
         self._open: dict[Hashable, _Batch] = {}
         """The batches that still take items, by key."""
@@ -131,14 +135,19 @@ class Committer:
             self._queue.put_nowait(None)
         await asyncio.gather(*self._tasks)
 
-    async def write(self, key: Hashable, work: Work[Item, Result], item: Item) -> Result:
-        """Do `work` for `item`, together with all items of that key; return after the commit."""
+    async def write(
+        self, key: Hashable, work: Work[Item, Result], item: Item, *, is_atomic: bool = True
+    ) -> Result:
+        """Do `work` for `item`, together with all items of that key; return after the commit.
+
+        What is not atomic is no transaction: each of its statements is committed by itself.
+        """
         if self._closed:
             raise StoreUnavailable("the database is closed")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         batch = self._open.get(key)
         if batch is None:
-            batch = self._open[key] = _Batch(key, work)
+            batch = self._open[key] = _Batch(key, work, is_atomic=is_atomic)
             self._queue.put_nowait(batch)
         batch.add(item, future)
         if len(batch.items) == _LARGEST_BATCH:
@@ -147,19 +156,26 @@ class Committer:
 
     async def _run(self) -> None:
         connection: Connection | None = None
-        while (batch := await self._queue.get()) is not None:
+        while True:
+            try:
+                async with asyncio.timeout(None if connection is None else self._idle):
+                    batch = await self._queue.get()
+            except TimeoutError:
+                await _close(connection)
+                connection = None
+                continue
+            if batch is None:
+                break
             if self._open.get(batch.key) is batch:
                 del self._open[batch.key]
             connection = await self._commit(connection, batch)
-        if connection is not None:
-            with contextlib.suppress(*_TROUBLE):
-                await connection.close(timeout=1.0)
+        await _close(connection)
 
     async def _commit(self, connection: Connection | None, batch: _Batch) -> Connection | None:
         """Commit a batch, on a new connection if need be; return the connection for the next."""
         last: Exception | None = None
         for number in range(_TRIES):
-            attempt = _Attempt(connection, transaction=self._transactions)
+            attempt = _Attempt(connection, self._begin())
             try:
                 results = await attempt.run(self._connect, batch)
             except _COLLISIONS as error:
@@ -175,7 +191,8 @@ class Committer:
                     continue
                 break
             self._tell(None)
-            self._committed(len(batch.items))
+            if batch.is_atomic:
+                self._committed(len(batch.items))
             batch.answer(results)
             return attempt.connection
         unavailable = StoreUnavailable(f"the database does not take writes: {_say(last)}")
@@ -202,12 +219,12 @@ class Committer:
 
 
 class _Attempt:
-    """One try of one transaction."""
+    """One try of one batch."""
 
-    def __init__(self, connection: Connection | None, *, transaction: bool) -> None:
+    def __init__(self, connection: Connection | None, begin: str) -> None:
         self.connection = connection
         self._used = connection is not None
-        self._transaction = transaction
+        self._begin = begin
         self._committing = False
 
     @property
@@ -220,27 +237,41 @@ class _Attempt:
     ) -> Sequence[Any]:
         if self.connection is None:
             self.connection = await connect()
-        if not self._transaction:
-            results = await batch.work(self.connection, batch.items)
-            batch.check(results)
-            return results
-        transaction = self.connection.transaction()
-        await transaction.start()
-        try:
-            results = await batch.work(self.connection, batch.items)
-            batch.check(results)
-        except BaseException:
-            with contextlib.suppress(*_TROUBLE):
-                await transaction.rollback()
-            raise
-        self._committing = True
-        await transaction.commit()
+        if not batch.is_atomic:
+            return await self._work(self.connection, batch)
+        async with in_transaction(self.connection, self._begin):
+            results = await self._work(self.connection, batch)
+            self._committing = True
+        return results
+
+    async def _work(self, connection: Connection, batch: _Batch) -> Sequence[Any]:
+        results = await batch.work(connection, batch.items)
+        batch.check(results)
         return results
 
     def drop(self) -> None:
         """Let go of a connection that may be in any state."""
         if self.connection is not None:
             self.connection.terminate()
+
+
+@contextlib.asynccontextmanager
+async def in_transaction(connection: Connection, begin: str) -> AsyncIterator[None]:
+    """Commit what is done inside, or roll it back if that raises."""
+    try:
+        await connection.execute(begin)
+        yield
+    except BaseException:
+        with contextlib.suppress(*_TROUBLE):
+            await connection.execute("ROLLBACK")
+        raise
+    await connection.execute("COMMIT")
+
+
+async def _close(connection: Connection | None) -> None:
+    if connection is not None:
+        with contextlib.suppress(*_TROUBLE):
+            await connection.close(timeout=1.0)
 
 
 def _say(error: BaseException | None) -> str:

@@ -13,6 +13,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
 import structlog
@@ -65,7 +66,6 @@ _NAMES: Final[dict[str, Any]] = {
     "durability": Durability.balanced,
 }
 
-_NOTE: Final = f"pgqueuer {importlib.metadata.version('pgqueuer')}"
 _SELECT_NOTE: Final = "SELECT obj_description($1::text::regclass)"
 _HASTEN: Final = """
 UPDATE {queue} SET execute_after = NOW() WHERE dedupe_key = ANY($1) AND status = 'queued'
@@ -113,7 +113,9 @@ class PgQueuerJobs:
         self._builder = QueryQueueBuilder(self._settings)
         self._schedules = QuerySchedulerBuilder(self._settings)
         names = self._settings.qualified
-        self._table = names.queue_table
+        self.table = names.queue_table
+        self.note = f"pgqueuer {importlib.metadata.version('pgqueuer')}"
+        """What its comment says: whose release made it."""
         self._hasten = _HASTEN.format(queue=names.queue_table)
         self._next_due = _NEXT_DUE.format(queue=names.queue_table)
         self._pick_these = _PICK_THESE.format(queue=names.queue_table)
@@ -136,15 +138,18 @@ class PgQueuerJobs:
             await queries.optimize_autovacuum()
             await self._sign(connection)
 
+    async def is_other(self, connection: Connection) -> bool:
+        """Return whether another release made the queue's own tables."""
+        return bool(await connection.fetchval(_SELECT_NOTE, self.table) != self.note)
+
     async def upgrade(self, connection: Connection) -> None:
-        """Upgrade the queue's own tables where another release made them; in no transaction."""
-        if await connection.fetchval(_SELECT_NOTE, self._table) != _NOTE:
-            await self.queries(connection).apply_upgrade()
-            await self._sign(connection)
+        """Upgrade the queue's own tables; in no transaction, and in one session."""
+        await self.queries(connection).apply_upgrade()
+        await self._sign(connection)
 
     async def _sign(self, connection: Connection) -> None:
         """Note at the queue's table whose release it is."""
-        await connection.execute(f"COMMENT ON TABLE {self._table} IS '{_NOTE}'")
+        await connection.execute(f"COMMENT ON TABLE {self.table} IS '{self.note}'")
 
     async def put(self, connection: Connection, pending: Sequence[tuple[str, str]]) -> None:
         """Make deliveries (id, handler) due now; one that has a job keeps it."""
@@ -209,12 +214,12 @@ class PgQueuerJobs:
         if jobs:
             await self.queries(connection).update_heartbeat([job.id for job in jobs])
 
-    async def tidy(self, connection: Connection) -> None:
+    async def tidy(self, queries: Queries) -> None:
         """Fold PgQueuer's log into its statistics, and drop what is old of both."""
-        await self.queries(connection).aggregate_logs()
-        while await connection.execute(self._forget_log) == f"DELETE {_MOST_FORGOTTEN}":
+        await queries.aggregate_logs()
+        while await queries.driver.execute(self._forget_log) == f"DELETE {_MOST_FORGOTTEN}":
             pass
-        await connection.execute(self._forget_statistics)
+        await queries.driver.execute(self._forget_statistics)
 
     async def sweep(
         self, connect: Callable[[], Awaitable[Connection]], chores: Mapping[str, Chore]
@@ -259,18 +264,13 @@ class _Sweeps:
 
         connection = await self._connect()
         try:
-            manager = SchedulerManager(self._jobs.queries(connection))
+            queries = self._jobs.queries(connection)
+            manager = SchedulerManager(queries)
             for name, chore in self._chores.items():
                 manager.schedule(f"receiver.{name}", _OFTEN)(_chore(name, chore))
-            manager.schedule("receiver.tidy", _EVERY_MINUTE)(_chore("tidy", self._tidy))
+            tidy = partial(self._jobs.tidy, queries)
+            manager.schedule("receiver.tidy", _EVERY_MINUTE)(_chore("tidy", tidy))
             await manager.run()
-        finally:
-            connection.terminate()
-
-    async def _tidy(self) -> None:
-        connection = await self._connect()
-        try:
-            await self._jobs.tidy(connection)
         finally:
             connection.terminate()
 

@@ -1,0 +1,21 @@
+"""Platforms that run functions, known by what they set; their disks go with the process."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from receiver.settings.reader import Reader
+
+NAMES: Final = (
+    "AWS_LAMBDA_FUNCTION_NAME",
+    "K_SERVICE",
+    "VERCEL",
+    "FUNCTIONS_WORKER_RUNTIME",
+    "MODAL_TASK_ID",
+)
+"""Of AWS Lambda, Cloud Run (and Knative), Vercel, Azure Functions and Modal."""
+
+
+def read_platform(reader: Reader) -> str | None:
+    """Return the variable that tells of a platform."""
+    return next((name for name in NAMES if reader.is_set(name)), None)

@@ -1,0 +1,102 @@
+"""A thread that renews the leases of claims, also while the event loop is blocked."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from queue import SimpleQueue
+from typing import Any, Final, TypeAlias
+
+import structlog
+
+from receiver.model.tasks import start_thread
+from receiver.store.postgres.group_commit import Connection
+
+log = structlog.get_logger("receiver")
+
+_Wish: TypeAlias = tuple[str, list[str], float]
+"""An owner, the deliveries it holds, and until when it will."""
+_LAST_BEAT: Final = 2.0
+"""Seconds to wait for the thread at the end; with the server away it may hang for longer."""
+_PATIENCE: Final = 2.0
+"""Seconds that the loop may take to renew, before a connection of the thread's own does."""
+
+
+class Heartbeat:
+    """Renews on a connection of its own; with `here` in the loop, for as long as that turns."""
+
+    def __init__(
+        self,
+        renew: Callable[[Connection, str, list[str], float], Awaitable[None]],
+        connect: Callable[[], Awaitable[Connection]],
+        here: Callable[[str, list[str], float], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        self._renew = renew
+        self._connect = connect
+        self._here = here
+        self._wishes: SimpleQueue[_Wish | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin, in the loop, now that there is something to renew."""
+        if self._thread is None:
+            loop = asyncio.get_running_loop()
+            self._thread = start_thread("receiver-pulse", self._run, loop)
+
+    def put(self, wish: _Wish) -> None:
+        self._wishes.put(wish)
+
+    def stop(self) -> None:
+        self._wishes.put(None)
+        if self._thread is not None:
+            self._thread.join(_LAST_BEAT)
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        with asyncio.Runner() as runner:
+            connection: Connection | None = None
+            while (wish := self._newest()) is not None:
+                if self._here is None:
+                    connection = runner.run(self._beat(connection, wish))
+                elif not _has_run(self._here(*wish), loop):
+                    runner.run(self._beat_once(wish))
+            if connection is not None:
+                connection.terminate()
+
+    async def _beat_once(self, wish: _Wish) -> None:
+        if (connection := await self._beat(None, wish)) is not None:
+            connection.terminate()
+
+    def _newest(self) -> _Wish | None:
+        """Wait for a wish, and pass over those that a later one makes pointless."""
+        wish = self._wishes.get()
+        while wish is not None and not self._wishes.empty():
+            wish = self._wishes.get()
+        return wish
+
+    async def _beat(self, connection: Connection | None, wish: _Wish) -> Connection | None:
+        """Renew once; a lease that cannot be renewed runs out, and its work is done again."""
+        try:
+            connection = connection or await self._connect()
+            await self._renew(connection, *wish)
+        except Exception as error:  # noqa: BLE001 - the thread must go on to the next beat
+            log.warning("lease.unrenewed", reason=f"{type(error).__name__}: {error}")
+            if connection is not None:
+                connection.terminate()
+            return None
+        return connection
+
+
+def _has_run(renewing: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> bool:
+    """Renew in the loop; False: it is blocked, or that failed."""
+    try:
+        future = asyncio.run_coroutine_threadsafe(renewing, loop)
+    except RuntimeError:  # the loop is closed, and with it all claims
+        renewing.close()
+        return True
+    try:
+        future.result(_PATIENCE)
+    except Exception:  # noqa: BLE001 - a connection of our own is tried then, and tells
+        future.cancel()
+        return False
+    return True
