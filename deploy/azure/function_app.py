@@ -1,4 +1,4 @@
-"""Tried here: called by azure-functions, Azure's own library. Not tried: a deployment, as that needs an account."""
+"""Tried here: called by azure-functions, Azure's own library. Not tried: Azure itself."""
 
 from receiver.azure import app
 

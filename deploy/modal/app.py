@@ -1,4 +1,4 @@
-"""Tried here: declared with Modal's own package. Not tried: `modal deploy app.py`, as that needs an account.
+"""Tried here: declared with Modal's package. Not tried: `modal deploy app.py` (needs an account).
 
 For a project that `receiver init` made, with the settings of its .env in a secret of Modal:
 modal secret create receiver --from-dotenv .env
