@@ -1,8 +1,8 @@
 """Tried here: served by Vercel's own runtime. Not tried: a deployment (needs an account).
 
-In a project that `receiver init` made, beside `vercel.json`. `vercel env add` each of RECEIVER_SECRET_KEY,
-RECEIVER_API_KEYS, RECEIVER_HANDLERS, RECEIVER_DATABASE_URL (a pooler's), RECEIVER_PUBLIC_URL, FAL_KEY
-and CRON_SECRET, 16 or more random characters, which Vercel's cron then shows.
+In a project that `receiver init` made, beside `vercel.json`. `vercel env add` each of
+RECEIVER_SECRET_KEY, RECEIVER_API_KEYS, RECEIVER_HANDLERS, RECEIVER_DATABASE_URL (a pooler's),
+RECEIVER_PUBLIC_URL, FAL_KEY, and CRON_SECRET (`openssl rand -hex 16`), which Vercel's cron shows.
 """
 
 import os
