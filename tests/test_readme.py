@@ -42,6 +42,10 @@ NOT_RUN: Final = {
     "pip install -c constraints.txt '.[postgres]'": "downloads; tests/journey has the rest",
     "pip install -c constraints.txt '.[otel]'": "downloads; tests/observability has the rest",
     "export PGDSN": "PgQueuer's own tools, which redraw a screen until they are stopped",
+    "pip wheel --no-deps --wheel-dir": "copies out of a clone; tests/deploy has the files",
+    "set -a; . ./.env": "wants a PostgreSQL of its reader's; tests/store migrates",
+    "sh build.sh": "downloads, and wants an account at AWS",
+    "export RECEIVER_URL=https://abc123": "wants an account at AWS",
     "systemctl stop": "stops a service of the system; tests/store/test_backup.py restores",
 }
 """Why a block of commands that begins so is not run."""

@@ -48,24 +48,30 @@ RECEIVER_HANDLERS=my_handlers.py
 # EACHLABS_API_KEY=
 # OXEN_API_KEY=
 """
+_REQUIREMENTS: Final = """\
+# What is installed where this runs; a wheel in this folder, too:
+# ./prediction_receiver-0.1.0-py3-none-any.whl[postgres,storage]
+prediction-receiver[postgres,storage]
+"""
+_DOCKERFILE: Final = """\
+# The receiver with your handlers. There is no ENTRYPOINT, as platforms differ in whether their
+# commands replace one.
+ARG BASE=python:3.13-slim
+FROM ${BASE}
+WORKDIR /app
+RUN useradd --uid 10001 --create-home receiver && mkdir /data && chown receiver /data
+COPY requirements.txt *.whl ./
+RUN pip install --no-cache-dir -r requirements.txt
+COPY . .
+USER 10001
+ENV PORT=8000
+EXPOSE 8000
+CMD ["receiver", "serve"]
+"""
 _COMPOSE: Final = """\
-# PACKAGE is what pip installs: a wheel in this folder, too (./prediction_receiver-….whl).
 services:
   receiver:
-    build:
-      context: .
-      args:
-        PACKAGE: prediction-receiver[storage]
-      dockerfile_inline: |
-        FROM python:3.13-slim
-        ARG PACKAGE
-        WORKDIR /app
-        COPY . .
-        RUN pip install --no-cache-dir "$$PACKAGE" && useradd --create-home receiver \\
-            && mkdir /data && chown receiver /data
-        USER receiver
-        ENTRYPOINT ["receiver"]
-    command: serve --host 0.0.0.0
+    build: .
     env_file: .env
     environment:
       RECEIVER_DATABASE_URL: sqlite:////data/receiver.db
@@ -108,6 +114,8 @@ def init(folder: str) -> None:
         "my_handlers.py": _HANDLERS,
         "test_my_handlers.py": _TEST,
         ".env": _ENV.format_map(keys),
+        "requirements.txt": _REQUIREMENTS,
+        "Dockerfile": _DOCKERFILE,
         "compose.yaml": _COMPOSE,
         ".gitignore": _IGNORED,
         ".dockerignore": _DOCKER_IGNORED,

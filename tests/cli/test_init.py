@@ -87,8 +87,10 @@ def test_its_own_test_passes_and_its_secrets_are_made_and_hidden(tmp_path: Path)
     assert sorted(line[3:] for line in ignored.splitlines()) == [
         ".dockerignore",
         ".gitignore",
+        "Dockerfile",
         "compose.yaml",
         "my_handlers.py",
+        "requirements.txt",
         "test_my_handlers.py",
     ]
     service = yaml.safe_load((tmp_path / "compose.yaml").read_text())["services"]["receiver"]
@@ -102,7 +104,7 @@ def test_what_is_there_already_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "my_handlers.py").write_text("mine\n")
     (tmp_path / ".gitignore").symlink_to("nowhere")
     first = receiver("init", cwd=tmp_path)
-    assert "made: test_my_handlers.py, .env, compose.yaml, .dockerignore\n" in first.stdout
+    assert "made: test_my_handlers.py, .env, requirements.txt, Dockerfile, compose" in first.stdout
     assert "kept as it was: my_handlers.py, .gitignore\n" in first.stdout
     assert "add .env to your .gitignore" in first.stdout
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
