@@ -90,12 +90,12 @@ class Worker:
 
     def _lane(self, name: str) -> _HandlerWorker:
         handler = self._registry.handlers[name]
-        gates, clock = self._store.breakers, self._runtime.clock
+        breakers, clock = self._store.breakers, self._runtime.clock
         return _HandlerWorker(
             handler,
             self._store,
             self._tools,
-            HandlerBreaker(name, handler.timeout, gates, self._known, self._breaker, clock),
+            HandlerBreaker(name, handler.timeout, breakers, self._known, self._breaker, clock),
             self._runtime,
             handler.retry.policy(self._policy),
             self._pace,

@@ -75,7 +75,7 @@ class Http:
         self.exchange = deliveries.exchange
         self.drain = Drain(predictions, deliveries.worker)
         self._limits = Limits(settings)
-        self._feed = LiveStream(store.changes, runtime.wakeups)
+        self._live = LiveStream(store.changes, runtime.wakeups)
         self._rejections = Rejections(store.discarded.count, runtime.clock)
         fal = settings.providers["fal"].urls
         self._published = published_ranges(
@@ -85,7 +85,7 @@ class Http:
         groups = [
             self._predictions,
             DeliveryRoutes(store.deliveries, self.drain, runtime),
-            EventRoutes(store.changes, self._feed),
+            EventRoutes(store.changes, self._live),
             HandlerRoutes(store, deliveries, runtime),
             ReplayRoutes(store.replays, deliveries.replayer),
             DiscardedRoutes(store.discarded),
@@ -96,7 +96,7 @@ class Http:
                 store.backlog,
                 providers=NAMES,
                 handlers=list(deliveries.registry.handlers),
-                streams={name: each.somebody_is for name, each in predictions.streams.items()},
+                streams={name: each.any_at_work for name, each in predictions.streams.items()},
                 clock=runtime.clock,
             ),
         ]
@@ -138,7 +138,7 @@ class Http:
                 ending.listen()
                 tasks.start(ending.keep())
             if accepts:
-                tasks.start(self._feed.run())
+                tasks.start(self._live.run())
                 tasks.start(self._rejections.run())
                 if "meta" in self._allowed.values():
                     tasks.start(keep_fresh(self._published))
@@ -154,5 +154,5 @@ class Http:
         """Answer those who wait for outcomes or a drain now, as we are about to stop."""
         self.drain.cancel()
         self._predictions.stopping = True
-        self._feed.close()
+        self._live.close()
         self._wakeups.wake_all("prediction")

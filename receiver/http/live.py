@@ -1,7 +1,7 @@
-"""What happens, as it happens: the moves and events of all predictions, for any number of readers.
+"""What happens, as it happens: changes and events of all predictions, for any number of readers.
 
-One task follows the journal for all readers of this process and writes each message down once. A
-reader that comes back names the last message it has seen, and goes on from the store until it has
+One task follows the change log for all readers of this process and writes each message down once.
+A reader that comes back names the last message it has seen, and goes on from the store until it has
 caught up: without a gap, and without a repeat. A reader that is too slow is cut; it can come back.
 """
 
@@ -34,7 +34,7 @@ _MOST_BYTES: Final = 8 * 1024 * 1024
 _MOST_WRITTEN: Final = 16
 """Messages that are written down at once for a reader that catches up."""
 _NAP: Final = 0.25
-"""Seconds between two looks that nobody asked for: other processes move predictions too."""
+"""Seconds between two looks that nobody asked for: other processes change predictions too."""
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,27 +52,27 @@ class StreamFilter(msgspec.Struct, frozen=True, kw_only=True):
     """As `@on` compares it: text as it is, other JSON as it is written."""
     prediction: str | None = None
 
-    def __contains__(self, move: StatusChange) -> bool:
+    def __contains__(self, change: StatusChange) -> bool:
         return (
-            (self.prediction is None or move.prediction_id == self.prediction)
-            and (not self.statuses or move.status in self.statuses)
-            and (not self.providers or move.provider in self.providers)
+            (self.prediction is None or change.prediction_id == self.prediction)
+            and (not self.statuses or change.status in self.statuses)
+            and (not self.providers or change.provider in self.providers)
             and all(
-                name in move.metadata and plain(move.metadata[name]) == value
+                name in change.metadata and plain(change.metadata[name]) == value
                 for name, value in self.metadata.items()
             )
         )
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One move, and the text of it that goes to every reader who wants it."""
+    """One change, and the text of it that goes to every reader who wants it."""
 
-    move: StatusChange
+    change: StatusChange
     frame: bytes
 
 
 class Source(Protocol):
-    """What the feed needs of the journal."""
+    """What the live stream needs of the change log."""
 
     async def end(self) -> int: ...
     async def cut(self) -> int: ...
@@ -95,7 +95,7 @@ class _Reader:
         if self.is_cut:
             return
         for message in messages:
-            if message.move.seq > self._after and message.move in self.wanted:
+            if message.change.seq > self._after and message.change in self.wanted:
                 self._waiting.append(message.frame)
                 self._size += len(message.frame)
         if self._size > _MOST_BYTES or len(self._waiting) > _MOST_WAITING:
@@ -114,10 +114,10 @@ class _Reader:
 
 
 class LiveStream:
-    """Follows the journal while there are readers."""
+    """Follows the change log while there are readers."""
 
-    def __init__(self, journal: Source, wakeups: Wakeups) -> None:
-        self._journal = journal
+    def __init__(self, changes: Source, wakeups: Wakeups) -> None:
+        self._changes = changes
         self._wakeups = wakeups
         self._readers: set[_Reader] = set()
         self._count = 0
@@ -147,18 +147,20 @@ class LiveStream:
         return None  # until there is a reader
 
     async def _follow(self) -> None:
-        end = await self._journal.end()
+        end = await self._changes.end()
         if self._position is None:
             self._position = end
             self._following.set()
         while self._position < end:
-            await self._tell(*await self._journal.page(self._position, end))
+            await self._tell(*await self._changes.page(self._position, end))
 
-    async def _tell(self, moves: Sequence[StatusChange], position: int) -> None:
+    async def _tell(self, changes: Sequence[StatusChange], position: int) -> None:
         """Tell the readers there are; whoever joins meanwhile has caught up to `position`."""
         readers = list(self._readers)
         before, self._position = self._position, position
-        wanted = [move for move in moves if any(move in reader.wanted for reader in readers)]
+        wanted = [
+            change for change in changes if any(change in reader.wanted for reader in readers)
+        ]
         try:
             messages = await self._written(wanted)
         except BaseException:
@@ -169,10 +171,10 @@ class LiveStream:
 
     async def now(self) -> int:
         """Return the place to begin at for a reader that wants what happens from now on."""
-        return await self._journal.end()
+        return await self._changes.end()
 
     async def read(self, after: int, wanted: StreamFilter) -> AsyncGenerator[bytes]:
-        """Return frames of server-sent events after a place of the journal.
+        """Return frames of server-sent events after a place of the change log.
 
         Raises Problem at once if there are too many readers, StoreUnavailable while it catches up.
         """
@@ -189,8 +191,8 @@ class LiveStream:
             self._count -= 1
 
     async def _read(self, after: int, wanted: StreamFilter) -> AsyncIterator[bytes]:
-        end = await self._journal.end()
-        cut = await self._journal.cut()
+        end = await self._changes.end()
+        cut = await self._changes.cut()
         if after < cut or after > end:
             # Too old, or of another database (one that was restored, perhaps).
             until = cut if after < cut else end
@@ -199,11 +201,11 @@ class LiveStream:
         yield frame("stream.open", after, Opened(at=after))
         await self._following.wait()
         while self._position is not None and after < self._position:
-            moves, after = await self._journal.page(after, self._position)
-            moves = [move for move in moves if move in wanted]
+            changes, after = await self._changes.page(after, self._position)
+            changes = [change for change in changes if change in wanted]
             # A whole event may be megabytes: few of them wait for a reader that takes none.
-            for at in range(0, len(moves), _MOST_WRITTEN):
-                for message in await self._written(moves[at : at + _MOST_WRITTEN]):
+            for at in range(0, len(changes), _MOST_WRITTEN):
+                for message in await self._written(changes[at : at + _MOST_WRITTEN]):
                     yield message.frame
             if self._stopping.is_set():
                 return
@@ -231,28 +233,30 @@ class LiveStream:
             if frames := reader.take():
                 yield frames
 
-    async def _written(self, moves: Sequence[StatusChange]) -> list[Message]:
-        """Write moves down as readers get them; what was deleted meanwhile is passed over."""
-        ended = [move.prediction_id for move in moves if move.status in TERMINAL]
-        events = await self._journal.events(ended) if ended else {}
+    async def _written(self, changes: Sequence[StatusChange]) -> list[Message]:
+        """Write changes down as readers get them; what was deleted meanwhile is passed over."""
+        ended = [change.prediction_id for change in changes if change.status in TERMINAL]
+        events = await self._changes.events(ended) if ended else {}
         messages = []
-        for move in moves:
-            content = events.get(move.prediction_id) if move.status in TERMINAL else _change(move)
+        for change in changes:
+            content = (
+                events.get(change.prediction_id) if change.status in TERMINAL else _change(change)
+            )
             if content is not None:
-                messages.append(Message(move, frame(content.type, move.seq, content)))
+                messages.append(Message(change, frame(content.type, change.seq, content)))
         return messages
 
 
-def _change(move: StatusChange) -> Change:
+def _change(change: StatusChange) -> Change:
     return Change(
-        type=PREFIX + move.status,
-        time=utc(move.time),
+        type=PREFIX + change.status,
+        time=utc(change.time),
         prediction=Moved(
-            id=move.prediction_id,
-            provider=move.provider,
-            model=move.model,
-            status=Status(move.status),
-            metadata=move.metadata,
+            id=change.prediction_id,
+            provider=change.provider,
+            model=change.model,
+            status=Status(change.status),
+            metadata=change.metadata,
         ),
     )
 

@@ -185,7 +185,7 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
-    """What a move says of its prediction."""
+    """What a change says of its prediction."""
 
     id: str
     provider: str
@@ -195,7 +195,7 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """A move that is not the end, as readers are told of it."""
+    """A change of status that is not the end, as readers are told of it."""
 
     type: str
     time: datetime
@@ -203,7 +203,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """Between these places the journal is not there any more, or is another: ask the lists."""
+    """Between these places the change log is not there any more, or is another: ask the lists."""
 
     after: int
     until: int

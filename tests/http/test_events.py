@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from receiver.http import live as feed
+from receiver.http import live
 from receiver.http import server as serving
 from receiver.http.live import LiveStream, StreamFilter
 from receiver.model.errors import StoreUnavailable
@@ -283,7 +283,7 @@ async def test_a_reader_of_what_is_gone_is_told_so(start: Start, marked: int, af
 async def test_a_reader_that_does_not_take_is_cut_and_others_hear_on(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "_MOST_WAITING", 10)
+    monkeypatch.setattr(live, "_MOST_WAITING", 10)
     async with start() as station, listening(station) as slow, listening(station) as quick:
         await whole(station, "one")
         last = (await eventually(lambda: slow.messages, lambda m: len(m) == 4))[-1]["id"]
@@ -312,7 +312,7 @@ async def test_the_end_of_the_server_is_the_end_of_the_streams(start: Start) -> 
 
 @pytest.mark.usefixtures("on_sqlite")
 async def test_silence_is_told_from_death(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "KEEP_ALIVE", 0.05)
+    monkeypatch.setattr(live, "KEEP_ALIVE", 0.05)
     async with start() as station, listening(station) as ear:
         await eventually(lambda: ear.text.count(": still here") > 2)
         assert ear.messages == []
@@ -322,7 +322,7 @@ async def test_silence_is_told_from_death(start: Start, monkeypatch: pytest.Monk
 async def test_there_are_so_many_readers_and_no_more(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "MOST_READERS", 1)
+    monkeypatch.setattr(live, "MOST_READERS", 1)
     async with start() as station:
         async with listening(station):
             answer = await station.http.get("/v1/events/stream")
@@ -343,13 +343,13 @@ class TakesOne(Ear):
 async def test_who_catches_up_and_takes_nothing_holds_few_whole_events(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "_MOST_WRITTEN", 2)
+    monkeypatch.setattr(live, "_MOST_WRITTEN", 2)
     asked: list[int] = []
     real = ChangeLog.events
 
-    async def counted(journal: ChangeLog, names: Any) -> Any:
+    async def counted(changes: ChangeLog, names: Any) -> Any:
         asked.append(len(names))
-        return await real(journal, names)
+        return await real(changes, names)
 
     async with start() as station:
         for number in range(5):

@@ -74,9 +74,9 @@ class EventRoutes:
     `metadata.NAME=VALUE` selects predictions whose metadata has this; JSON as it is written.
     """
 
-    def __init__(self, journal: ChangeLog, feed: LiveStream) -> None:
-        self._journal = journal
-        self._feed = feed
+    def __init__(self, changes: ChangeLog, live: LiveStream) -> None:
+        self._changes = changes
+        self._live = live
 
     @get(
         "/v1/events",
@@ -88,8 +88,8 @@ class EventRoutes:
         wanted = _wanted(query, metadata, _ENDS)
         below = None if query.cursor is None else int(query.cursor)
         found, below = await self._look(wanted, query.limit, below)
-        events = await self._journal.events([move.prediction_id for move in found])
-        data = [events[move.prediction_id] for move in found if move.prediction_id in events]
+        events = await self._changes.events([change.prediction_id for change in found])
+        data = [events[change.prediction_id] for change in found if change.prediction_id in events]
         return Page(data=data, next_cursor=None if below is None else str(below))
 
     @get(
@@ -111,8 +111,8 @@ class EventRoutes:
         wanted = _wanted(query, metadata, _STATUSES, query.prediction)
         if request.method == "HEAD":
             return Response(media_type=MEDIA_TYPE, headers=_HEADERS)
-        begins = int(headers.last) if headers.last else await self._feed.now()
-        frames = self._feed.read(begins, wanted)
+        begins = int(headers.last) if headers.last else await self._live.now()
+        frames = self._live.read(begins, wanted)
         # What speaks against it is said before the stream has begun.
         first = await anext(frames, b"")
         sent = {**_HEADERS, "Last-Event-ID": str(begins)}
@@ -125,13 +125,13 @@ class EventRoutes:
         found: list[StatusChange] = []
         looked_at = 0
         while looked_at < _MOST_LOOKED_AT:
-            page = await self._journal.events_below(below)
-            for move in page:
-                if move in wanted:
+            page = await self._changes.events_below(below)
+            for change in page:
+                if change in wanted:
                     if len(found) == limit:
                         return found, below
-                    found.append(move)
-                below = move.seq
+                    found.append(change)
+                below = change.seq
             looked_at += len(page)
             if not page:
                 return found, None
