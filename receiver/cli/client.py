@@ -77,7 +77,9 @@ class Client:
                 None if after is None else int(after),
                 type=params.get("type"),
                 provider=params.get("provider"),
+                prediction=params.get("prediction"),
                 metadata=metadata,
+                deliveries="deliveries" in params,
                 told=notice,
             )
 

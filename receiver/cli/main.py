@@ -517,9 +517,19 @@ def tail(
         int | None, typer.Option(help="From this place on (`seq` in JSON); 0: all there is.", min=0)
     ] = None,
     count: Annotated[int | None, typer.Option(help="End after so many lines.", min=1)] = None,
+    deliveries: Annotated[
+        bool,
+        typer.Option(
+            "--deliveries/--no-deliveries",
+            help="What handlers do, too: live only, not from before.",
+        ),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """Show what happens, as it happens; goes on after a lost connection, without a gap."""
+    """Show what happens, as it happens: changes, events, and the attempts of handlers.
+
+    It goes on after a lost connection, without a gap in what happens to predictions.
+    """
     from itertools import islice
 
     from rich.console import Console
@@ -528,6 +538,7 @@ def tail(
 
     params = {name: value for name, value in (("type", kind), ("provider", provider)) if value}
     params |= {f"metadata.{name}": value for name, value in _texts(metadata).items()}
+    params |= {"deliveries": "true"} if deliveries else {}
     console = Console(highlight=False)
     try:
         with _client() as client:

@@ -254,10 +254,16 @@ class Operations:
         provider: str | Sequence[str] | None = None,
         prediction: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        deliveries: bool = False,
         told: Callable[[str], None] = nothing,
     ) -> Steps[NoReturn]:
-        """Follow every change of a status, as `events` does; `type` names statuses."""
+        """Follow every change of a status, as `events` does; `type` names statuses.
+
+        With `deliveries` also the ends of handlers' attempts, live: those that fell into a lost
+        connection are not told again.
+        """
         params = _filter(type=type, provider=provider, prediction=prediction)
+        params |= {"deliveries": "true"} if deliveries else {}
         return self._follow(after, params, metadata, told)
 
     @operation

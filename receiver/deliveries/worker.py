@@ -158,6 +158,7 @@ class Worker:
         lost = await self._store.reclaim(self._runtime.owner, self._runtime.clock())
         self._runtime.telemetry.lost(lost)
         self._runtime.wakeups.wake("handler", *(one.handler for one in lost))
+        await self._store.attempts.tell([(one.delivery, one.number) for one in lost])
 
     async def stop(self, *, asked: bool = True) -> None:
         """Claim no more, let running handlers end for a while, give back the rest.
@@ -313,6 +314,7 @@ class _HandlerWorker:
         try:
             found = await self._store.claim(wanted)
             self._runtime.telemetry.lost(found.lost)
+            await self._store.attempts.tell([(one.delivery, one.number) for one in found.lost])
         except Exception:
             if passage.is_probe:
                 await self._breaker.give_back()
@@ -361,6 +363,8 @@ class _HandlerWorker:
             again = [claim.handler] if decision.state == "pending" else self._followers
             self._runtime.wakeups.wake("handler", *again)
             self._runtime.telemetry.attempt(claim, settlement, held=held, error=attempt.error)
+            if held:
+                await self._store.attempts.tell([(claim.id, claim.number)])
             await self._breaker.tell(claim.id, failure)  # last: it may have to wait for the disk
         if result == "timeout" and not attempt.ended.is_set():
             log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)

@@ -75,7 +75,7 @@ class Http:
         self.exchange = deliveries.exchange
         self.drain = Drain(predictions, deliveries.worker)
         self._limits = Limits(settings)
-        self._live = LiveStream(store.changes, runtime.wakeups)
+        self._live = LiveStream(store.changes, store.attempts, runtime.wakeups)
         self._rejections = Rejections(store.discarded.count, runtime.clock)
         fal = settings.providers["fal"].urls
         self._published = published_ranges(

@@ -15,16 +15,18 @@ from typing import Any, Final, NoReturn, Protocol
 import msgspec
 import structlog
 
-from receiver.model.answers import Change, Gap, Moved
+from receiver.model.answers import Attempted, Change, DeliveryChange, Gap, Moved
 from receiver.model.errors import Problem
 from receiver.model.states import TERMINAL
 from receiver.model.tasks import Wakeups, repeat
 from receiver.model.values import Announcement, Status, plain, utc
+from receiver.store.attempts import AttemptEnd, AttemptNews
 from receiver.store.changes import StatusChange
 
 log = structlog.get_logger("receiver")
 
 PREFIX: Final = "prediction."
+DELIVERY: Final = "delivery."
 KEEP_ALIVE: Final = 15.0
 """Seconds of silence after which a reader is told that we are still there."""
 MOST_READERS: Final = 1000
@@ -51,10 +53,13 @@ class StreamFilter(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, str] = {}
     """As `@on` compares it: text as it is, other JSON as it is written."""
     prediction: str | None = None
+    deliveries: bool = False
+    """The ends of attempts too."""
 
     def __contains__(self, change: StatusChange) -> bool:
         return (
-            (self.prediction is None or change.prediction_id == self.prediction)
+            (self.deliveries or not isinstance(change, AttemptEnd))
+            and (self.prediction is None or change.prediction_id == self.prediction)
             and (not self.statuses or change.status in self.statuses)
             and (not self.providers or change.provider in self.providers)
             and all(
@@ -95,7 +100,7 @@ class _Reader:
         if self.is_cut:
             return
         for message in messages:
-            if message.change.seq > self._after and message.change in self.wanted:
+            if self._is_new(message.change) and message.change in self.wanted:
                 self._waiting.append(message.frame)
                 self._size += len(message.frame)
         if self._size > _MOST_BYTES or len(self._waiting) > _MOST_WAITING:
@@ -104,6 +109,10 @@ class _Reader:
             self._waiting.clear()
         if self._waiting or self.is_cut:
             self.news.set()
+
+    def _is_new(self, change: StatusChange) -> bool:
+        """Return whether it has not caught up with this yet; ends of attempts are told once."""
+        return isinstance(change, AttemptEnd) or change.seq > self._after
 
     def take(self) -> bytes:
         frames = b"".join(self._waiting)
@@ -116,8 +125,9 @@ class _Reader:
 class LiveStream:
     """Follows the change log while there are readers."""
 
-    def __init__(self, changes: Source, wakeups: Wakeups) -> None:
+    def __init__(self, changes: Source, attempts: AttemptNews, wakeups: Wakeups) -> None:
         self._changes = changes
+        self._attempts = attempts
         self._wakeups = wakeups
         self._readers: set[_Reader] = set()
         self._count = 0
@@ -140,19 +150,26 @@ class LiveStream:
 
     async def _look(self) -> float | None:
         if self._count:
-            await self._follow()
+            if any(reader.wanted.deliveries for reader in self._readers):
+                await self._attempts.follow()
+            ended = self._attempts.take()  # first: the events that they are of are in the log
+            position = await self._follow()
+            if ended:
+                await self._tell(await self._attempts.read(ended, position), position)
             return _NAP
         self._position = None
         self._following.clear()
         return None  # until there is a reader
 
-    async def _follow(self) -> None:
+    async def _follow(self) -> int:
+        """Tell what is new; return up to where."""
         end = await self._changes.end()
         if self._position is None:
             self._position = end
             self._following.set()
         while self._position < end:
             await self._tell(*await self._changes.page(self._position, end))
+        return self._position
 
     async def _tell(self, changes: Sequence[StatusChange], position: int) -> None:
         """Tell the readers there are; whoever joins meanwhile has caught up to `position`."""
@@ -182,6 +199,8 @@ class LiveStream:
             raise Problem(503, "too-many-readers", "too many streams are open", retry_after=10)
         self._count += 1
         try:
+            if wanted.deliveries:
+                await self._attempts.follow()
             # While there are readers only: else each outcome would wake a task for nothing.
             with self._wakeups.listen("changes", event=self._awake):
                 self._awake.set()
@@ -235,29 +254,42 @@ class LiveStream:
 
     async def _written(self, changes: Sequence[StatusChange]) -> list[Message]:
         """Write changes down as readers get them; what was deleted meanwhile is passed over."""
-        ended = [change.prediction_id for change in changes if change.status in TERMINAL]
+        ended = [change.prediction_id for change in changes if _is_end(change)]
         events = await self._changes.events(ended) if ended else {}
         messages = []
         for change in changes:
-            content = (
-                events.get(change.prediction_id) if change.status in TERMINAL else _change(change)
-            )
+            content = events.get(change.prediction_id) if _is_end(change) else _content(change)
             if content is not None:
                 messages.append(Message(change, frame(content.type, change.seq, content)))
         return messages
 
 
-def _change(change: StatusChange) -> Change:
-    return Change(
-        type=PREFIX + change.status,
-        time=utc(change.time),
-        prediction=Moved(
-            id=change.prediction_id,
-            provider=change.provider,
-            model=change.model,
-            status=Status(change.status),
-            metadata=change.metadata,
-        ),
+def _is_end(change: StatusChange) -> bool:
+    return change.status in TERMINAL and not isinstance(change, AttemptEnd)
+
+
+def _content(change: StatusChange) -> Change | DeliveryChange:
+    prediction = Moved(
+        id=change.prediction_id,
+        provider=change.provider,
+        model=change.model,
+        status=Status(change.status),
+        metadata=change.metadata,
+    )
+    time = utc(change.time)
+    if not isinstance(change, AttemptEnd):
+        return Change(type=PREFIX + change.status, time=time, prediction=prediction)
+    delivery = Attempted(
+        id=change.delivery_id,
+        handler=change.handler,
+        state=change.state,
+        number=change.number,
+        result=change.result,
+        reason=change.reason,
+        due_at=None if change.due_at is None else utc(change.due_at),
+    )
+    return DeliveryChange(
+        type=DELIVERY + change.state, time=time, delivery=delivery, prediction=prediction
     )
 
 

@@ -58,7 +58,12 @@ CALLS: Final[dict[str, Callable[[Any], Any]]] = {
         type=["failed", "canceled"], provider=["fal"], metadata={"a": "1"}, limit=5, cursor="7"
     ),
     "getEventsStream": lambda c: c.changes(
-        7, type="queued", provider=["fal", "oxen"], prediction=ID, metadata={"a": "1"}
+        7,
+        type="queued",
+        provider=["fal", "oxen"],
+        prediction=ID,
+        metadata={"a": "1"},
+        deliveries=True,
     ),
     "getHandlers": lambda c: c.handlers(),
     "postHandlersNamePause": lambda c: c.pause("a:b/c"),

@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 
 from receiver.store import (
+    attempts,
     changes,
     deliveries,
     discarded,
@@ -209,6 +210,7 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     "select_changes": (changes.sql.select_changes, None),
     "select_events_below": (changes.sql.select_events_below, None),
     "select_events": (changes.sql.select_events, _ENDED),
+    "select_attempts": (attempts.sql.select_attempts, [(_delivery(n), 1) for n in (2, 3, 5)]),
     "select_old": (disposal.sql.select_old, None),
     "hold_predictions": (disposal.sql.hold_predictions, _ENDED),
     "hold_deliveries": (disposal.sql.hold_deliveries, _ENDED),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import msgspec
 
@@ -15,7 +15,7 @@ from receiver.http.declare import (
     post,
 )
 from receiver.http.drain import Drain
-from receiver.model.answers import Delivery, Drained, Page
+from receiver.model.answers import Delivery, DeliveryState, Drained, Page
 from receiver.model.errors import Problem
 from receiver.observability.runtime import Runtime
 from receiver.store.deliveries import DeliveryStore
@@ -27,7 +27,7 @@ _LONGEST_DRAIN: Final = 900
 class DeliveriesAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which deliveries to list."""
 
-    state: Literal["pending", "running", "done", "skipped", "dead"] | None = None
+    state: DeliveryState | None = None
     handler: HandlerName | None = None
     prediction: PredictionId | None = None
     limit: PageSize = 50

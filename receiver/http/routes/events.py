@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -49,6 +49,9 @@ class LiveAsked(StreamAsked, frozen=True, forbid_unknown_fields=True):
     """What to hear of, live."""
 
     prediction: PredictionId | None = None
+    deliveries: Literal["true", "false"] = "false"
+    """`true`: the end of every attempt of a handler too, from now on, as `delivery.done`,
+    `delivery.pending` (it failed and is retried), `delivery.skipped` or `delivery.dead`."""
 
 
 class EventsAsked(StreamAsked, frozen=True, forbid_unknown_fields=True):
@@ -106,9 +109,16 @@ class EventRoutes:
 
         With `Last-Event-ID` it goes on after that place, without a gap or a repeat. Where what came
         after it is not there any more, the first event is `stream.gap`. Then comes `stream.open`,
-        whose `id` is where it begins.
+        whose `id` is where it begins. Ends of attempts are told live only: `/v1/deliveries` has
+        those before.
         """
-        wanted = _wanted(query, metadata, _STATUSES, query.prediction)
+        wanted = _wanted(
+            query,
+            metadata,
+            _STATUSES,
+            prediction=query.prediction,
+            deliveries=query.deliveries == "true",
+        )
         if request.method == "HEAD":
             return Response(media_type=MEDIA_TYPE, headers=_HEADERS)
         begins = int(headers.last) if headers.last else await self._live.now()
@@ -151,12 +161,12 @@ def _wanted(
     asked: StreamAsked,
     metadata: Mapping[str, str],
     statuses: Sequence[Status],
-    prediction: str | None = None,
+    **more: Any,
 ) -> StreamFilter:
     types = (asked.type or "").replace(PREFIX, "")
     return StreamFilter(
         statuses=frozenset(types.split(",") if types else statuses),
         providers=frozenset(asked.provider.split(",") if asked.provider else ()),
         metadata=metadata,
-        prediction=prediction,
+        **more,
     )
