@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
@@ -97,6 +98,7 @@ Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
 Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one line each.")]
+All = Annotated[bool, typer.Option("--all", help="All that there are, however many.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Wide = Annotated[bool, typer.Option("--wide", help="All columns, nothing cut, whole times.")]
 Dev = Annotated[
@@ -413,9 +415,10 @@ def submit(
         headers = {"Idempotency-Key": key} if key else {}
         if wait and sync:  # or else the first answer is that of the provider
             headers["Prefer"] = "wait=1"
+        place = client.place() if wait else None
         prediction = client.post("/v1/predictions", body, headers)
         if wait:
-            prediction = waiting.wait(client, prediction)
+            prediction = waiting.wait(client, prediction, place)
     print_value(prediction)
     if wait:
         waiting.say_addresses(prediction)
@@ -432,29 +435,25 @@ def list_(
         str | None, typer.Option(help="Only those made since: 24h, 7d, or RFC 3339.")
     ] = None,
     limit: Limit = 20,
-    everything: Annotated[
-        bool, typer.Option("--all", help="All that there are, however many.")
-    ] = False,
+    everything: All = False,
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """List predictions, newest first."""
-    from receiver.cli.lists import made_before, matching
+    from receiver.cli.replay import moment
 
-    params = {"status": status, "provider": provider}
-    columns = ("id", "provider", "model", "status", "created_at", "error")
     with _failing():
-        until = made_before(since)
+        begin = since and moment(since, time())
+    params = {"status": status, "provider": provider, "model": model, "since": begin}
+    params |= {f"metadata.{name}": glob for name, glob in _texts(metadata).items()}
     _list(
         "/v1/predictions",
         params,
         None if everything else limit,
-        columns,
+        ("id", "provider", "model", "status", "created_at", "error"),
         ("channel", "metadata"),
         as_json=as_json,
         wide=wide,
-        fits=matching(model, _texts(metadata)) if model or metadata else None,
-        until=until,
     )
 
 
@@ -468,6 +467,7 @@ def events(
         list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Only with this.")
     ] = None,
     limit: Limit = 20,
+    everything: All = False,
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
@@ -478,7 +478,7 @@ def events(
     _list(
         "/v1/events",
         params,
-        limit,
+        None if everything else limit,
         columns,
         ("metadata",),
         as_json=as_json,
@@ -580,11 +580,9 @@ def replay(
     yes: Yes = False,
 ) -> None:
     """Redeliver events to their handlers: one prediction's, or all that match."""
-    import time
-
     from receiver.cli.replay import moment, replay
 
-    now = time.time()
+    now = time()
     with _failing():
         since, until = (text and moment(text, now) for text in (since, until))
     given = {
@@ -918,7 +916,6 @@ def _list(
     as_json: bool,
     wide: bool,
     change: Callable[[Any], Any] | None = None,
-    **how: Any,
 ) -> None:
     """Print what a list of the receiver has; `change` makes the rows of a table."""
     from receiver.cli.lists import rows, whole_id
@@ -927,7 +924,7 @@ def _list(
     with _client() as client:
         if params.get("prediction"):
             params["prediction"] = whole_id(client, params["prediction"])
-        found = rows(client, path, params, limit, notices.append, **how)
+        found = rows(client, path, params, limit, notices.append)
         shown = map(change, found) if change and not as_json else found
         _show(shown, columns, more, as_json=as_json, wide=wide)
     for notice in notices:

@@ -150,6 +150,7 @@ def by(listing: Listing, *filters: str) -> Statement:
 
 
 _LIST: Final = predictions.sql.lists["list_predictions"]
+_SCAN: Final = predictions.sql.lists["scan_predictions"]
 _DELIVERIES: Final = deliveries.sql.lists["list_deliveries"]
 HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     **{
@@ -233,8 +234,15 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
             ["unsuccessful"],
             ["provider"],
             ["cursor"],
+            ["since"],
+            ["living", "provider", "since", "cursor"],
         )
     },
+    **{
+        f"scan by {', '.join(names)}": (by(_SCAN, *names), None)
+        for names in (["living", "provider", "cursor"], ["unsuccessful", "since"], ["since"])
+    },
+    "select_predictions": (predictions.sql.select_predictions, _LIVING),
     **{
         f"deliveries by {', '.join(names)}": (by(_DELIVERIES, *names), None)
         for names in ([], ["failed"], ["running"], ["prediction"], ["cursor"], ["cursor", "failed"])
@@ -260,6 +268,8 @@ INDEXES: Final = {
     "list by living": "predictions_living",
     "list by living, provider": "predictions_living",
     "list by unsuccessful": "predictions_unsuccessful",
+    "scan by living, provider, cursor": "predictions_living",
+    "scan by unsuccessful, since": "predictions_unsuccessful",
     "deliveries by failed": "deliveries_failed",
     "deliveries by running": "deliveries_running",
 }
@@ -325,6 +335,7 @@ def test_sqlite_looks_at_few_rows(many: sqlite3.Connection, name: str) -> None:
 
 def _params(name: str) -> dict[str, Any]:
     given = _PARAMS | ({"id": pred(0)} if name == "insert_prediction" else {})
+    given |= {"since": pred(20_000)} if name.startswith(("list by", "scan by")) else {}
     return {value: given[value] for value in HOT[name][0].names}
 
 

@@ -119,13 +119,13 @@ class EventRoutes:
             prediction=query.prediction,
             deliveries=query.deliveries == "true",
         )
-        if request.method == "HEAD":
-            return Response(media_type=MEDIA_TYPE, headers=_HEADERS)
         begins = int(headers.last) if headers.last else await self._live.now()
+        sent = {**_HEADERS, "Last-Event-ID": str(begins)}
+        if request.method == "HEAD":
+            return Response(media_type=MEDIA_TYPE, headers=sent)
         frames = self._live.read(begins, wanted)
         # What speaks against it is said before the stream has begun.
         first = await anext(frames, b"")
-        sent = {**_HEADERS, "Last-Event-ID": str(begins)}
         return StreamingResponse(_frames(first, frames), media_type=MEDIA_TYPE, headers=sent)
 
     async def _look(
