@@ -32,7 +32,7 @@ PANELS: Final = {
     "Predict": ("submit", "cancel"),
     "Look": ("list", "show", "tail", "events", "deliveries", "discarded", "handlers", "explain"),
     "Mend": ("retry", "replay", "replays", "pause", "resume", "erase"),
-    "Operate": ("doctor", "backup"),
+    "Operate": ("doctor", "settings", "backup"),
 }
 """The commands by what they are for, as `--help` shows them."""
 
@@ -149,7 +149,7 @@ def init(
         init(folder)
 
 
-@main.command()
+@main.command(epilog="Settings are environment variables; `receiver settings` lists them.")
 def serve(
     handlers: Handlers = None,
     host: Host = "127.0.0.1",
@@ -788,6 +788,14 @@ def doctor(
         return codes[worst(found)]
 
     raise typer.Exit(asyncio.run(run()))
+
+
+@main.command()
+def settings(as_json: AsJson = False) -> None:
+    """List the settings, which are environment variables: their defaults, and what they are."""
+    from receiver.cli.settings import settings
+
+    settings(as_json=as_json)
 
 
 # --- helpers of the above ---

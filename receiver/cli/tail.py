@@ -62,12 +62,16 @@ def _line(message: Mapping[str, Any]) -> Text:
 
 def _attempt(message: Mapping[str, Any], delivery: Mapping[str, Any]) -> Iterator[Text]:
     """Say which handler's attempt has ended, and if it failed, why and when the next one is due."""
-    yield shown(f"{delivery['handler']} #{delivery['number']}", "bold")
-    if delivery["reason"]:
-        yield shown(
-            f"{delivery['result']}: {delivery['reason']}", STATES.get(delivery["state"], "yellow")
-        )
-    if delivery["due_at"]:
-        yield shown(
-            f"again {age(delivery['due_at'], datetime.fromisoformat(message['time']))}", "dim"
-        )
+    yield shown(f"{delivery.get('handler')} #{delivery.get('number')}", "bold")
+    if delivery.get("reason"):
+        style = STATES.get(str(delivery.get("state")), "yellow")
+        yield shown(f"{delivery.get('result')}: {delivery['reason']}", style)
+    if delivery.get("due_at"):
+        yield shown(f"again {age(str(delivery['due_at']), _when(message.get('time')))}", "dim")
+
+
+def _when(text: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(text)).astimezone()
+    except (ValueError, OverflowError):
+        return None

@@ -821,12 +821,17 @@ def hostile() -> Iterator[str]:
     answers = {"data": [row], "handlers": [{**row, "runs": True, "after": [HOSTILE]}], **row}
     answers["assumed"] = True
     event = {"prediction": {**row, "output": [{"url": HOSTILE}]}, "channel": HOSTILE}
+    attempt = {"prediction": row, "delivery": {**row, "due_at": HOSTILE}, "time": "0001-01-01"}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             streams = "/stream" in self.path
             refuses = "/refused" in self.path
-            body = f"id: 1\nevent: prediction.failed\ndata: {json.dumps(event)}\n\n"
+            frames = {"prediction.failed": event, "delivery.dead": attempt}
+            body = "".join(
+                f"id: 1\nevent: {name}\ndata: {json.dumps(data)}\n\n"
+                for name, data in frames.items()
+            )
             lists = (
                 {"data": [{**row, "prediction": row}]} if "/v1/events?" in self.path else answers
             )
@@ -853,7 +858,7 @@ def hostile() -> Iterator[str]:
     [
         *("list", "deliveries", "handlers", "discarded", "replays", "explain x", "show x"),
         *("events", "list --all --model *"),
-        *("tail --count 1", "tail --count 1 --json", "list --json", "pause x", "show refused"),
+        *("tail --count 2", "tail --count 2 --json", "list --json", "pause x", "show refused"),
     ],
 )
 def test_nothing_that_others_say_acts_on_a_terminal(
