@@ -14,7 +14,7 @@ from receiver.model.errors import ReceiverError
 from receiver.model.states import TERMINAL
 from receiver.model.values import Status
 
-_ORDER: Final = tuple(Status)
+_ORDER: Final[tuple[str, ...]] = tuple(Status)
 _INTERRUPTED: Final = 130
 """What a shell has for a program that Ctrl-C has ended."""
 
@@ -26,11 +26,23 @@ def wait(client: Client, prediction: dict[str, Any], after: int | None) -> Any:
     receiver that does not answer.
     """
     name = str(prediction["id"])
-    first = Status(prediction["status"])
+    goes_on = f"{name} goes on: `receiver show {name}` shows it, `receiver cancel {name}` ends it"
+    try:
+        return _wait(client, prediction, name, after)
+    except KeyboardInterrupt:
+        say("", err=True)  # behind the terminal's ^C
+        say(goes_on, err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    except ReceiverError as error:
+        raise ReceiverError(f"{error}; {goes_on}") from error
+
+
+def _wait(client: Client, prediction: dict[str, Any], name: str, after: int | None) -> Any:
+    first = str(prediction["status"])
+    passed = set(_ORDER[: _ORDER.index(first) + 1]) if first in _ORDER else {first}
     say(f"{name}  {first}", err=True)
     if first in TERMINAL:
         return prediction
-    passed = set(_ORDER[: _ORDER.index(first) + 1])
 
     def changed(status: Status) -> None:
         if status not in passed:
@@ -38,16 +50,8 @@ def wait(client: Client, prediction: dict[str, Any], after: int | None) -> Any:
         if status == first or status not in passed:
             passed.clear()  # what came up to the answer to the submit
 
-    goes_on = f"{name} goes on: `receiver show {name}` shows it, `receiver cancel {name}` ends it"
-    try:
-        client.wait(name, after, changed)
-        return client.get(f"/v1/predictions/{quote(name, safe='')}")
-    except KeyboardInterrupt:
-        say("", err=True)  # behind the terminal's ^C
-        say(goes_on, err=True)
-        raise typer.Exit(_INTERRUPTED) from None
-    except ReceiverError as error:
-        raise ReceiverError(f"{error}; {goes_on}") from error
+    client.wait(name, after, changed)
+    return client.get(f"/v1/predictions/{quote(name, safe='')}")
 
 
 def say_addresses(prediction: dict[str, Any]) -> None:
