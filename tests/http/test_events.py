@@ -442,8 +442,9 @@ async def test_who_asks_for_it_hears_how_attempts_end(start: Start) -> None:
         assert first["prediction"]["metadata"] == {"kind": "avatar"}
         assert len(await plain.until(8)) == 8
         assert attempts(plain.messages) == {}
-        async with listening(station, "deliveries=true", after=messages[-1]["id"]) as back:
-            more = await whole(station, "later", "fal")
+        query, last = "deliveries=true&metadata.kind=later", messages[-1]["id"]
+        async with listening(station, query, after=last) as back:
+            more = await whole(station, "later", "fal", metadata={"kind": "later"})
             assert told(await back.until(8))[:4] == [(more, status) for status in WHOLE]
 
 
