@@ -21,6 +21,7 @@ lint: $(VENV)/dev
 
 docs: $(VENV)/dev
 	@$(BIN)/python -m tests.openapi
+	@$(BIN)/python -m tests.demo
 
 bench: $(VENV)/dev
 	@$(BIN)/python -m tests.bench

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import runpy
@@ -23,10 +24,13 @@ import httpx
 import pytest
 
 from receiver import create_app
+from receiver.cli import demo
 from receiver.cli.emulating import emulated
 from receiver.cli.emulating import environment as among_emulated
-from receiver.settings import Secret, Setting, Settings, all_settings
+from receiver.cli.init import next_commands
+from receiver.settings import Secret, Settings, all_settings
 from tests.cli.running import SECRET, environment, receiver
+from tests.demo import PICTURE, words
 from tests.journey.parts import free_port
 from tests.patience import PATIENCE
 
@@ -98,29 +102,30 @@ def settings_table() -> str:
     for says, group in groupby(all_settings(), key=attrgetter("says")):
         found = list(group)
         names = ", ".join(f"`{name}`" for each in found for name in each.names)
-        shown = [default_of(each) for each in found]
+        shown = [each.default_shown for each in found]
         lines.append(
             f"| {names} | {', '.join(shown if len({*shown}) > 1 else shown[:1])} | {says} |"
         )
     return "\n".join(lines)
 
 
-def default_of(setting: Setting) -> str:
-    """Return a default as the page writes it."""
-    if setting.shown:
-        return setting.shown
-    match setting.default:
-        case bool():
-            return "on" if setting.default else "off"
-        case int() | float():
-            return f"{setting.default:.0f}"
-        case str():
-            return f"`{setting.default}`"
-    return "none"
-
-
 def test_the_table_of_settings_is_the_one_that_is_read() -> None:
     assert settings_table() in PAGES["settings.md"]
+
+
+def test_a_command_lists_the_settings_and_help_says_which(tmp_path: Path) -> None:
+    told = receiver("settings", cwd=tmp_path).stdout
+    listed = [
+        json.loads(line)
+        for line in receiver("settings", "--json", cwd=tmp_path).stdout.splitlines()
+    ]
+    names = [name for each in all_settings() for name in each.names]
+    assert [row["name"] for row in listed] == names
+    assert all(re.search(rf"\b{name}\b", told) for name in names)
+    assert not re.search(r"`|\]\(", told)  # Markdown is for the page
+    [key] = [row for row in listed if row["name"] == "RECEIVER_SECRET_KEY"]
+    assert (key["default"], key["about"].partition(";")[0]) == ("required", "32 characters or more")
+    assert "receiver settings" in receiver("serve", "--help", cwd=tmp_path).stdout
 
 
 def test_a_sentence_of_a_setting_is_said_in_one_line() -> None:
@@ -165,10 +170,22 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 def test_the_readme_is_short_and_its_picture_small_and_by_itself() -> None:
     assert len(PAGES["README.md"].splitlines()) <= 160
-    picture = (TOP / "deploy" / "demo.svg").read_text()
+    picture = PICTURE.read_text()
     assert len(picture.encode()) < 40_000
     assert ET.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"
     assert re.findall(r"https?://[^\"]*", picture) == ["http://www.w3.org/2000/svg"]
+
+
+def test_the_picture_is_of_the_demo_as_it_is() -> None:
+    shown = words(PICTURE.read_text())
+    for _, _, given, note in demo.SEEDS:
+        assert given["prompt"].partition(" [")[0] in shown
+        assert note in shown
+    ways = [*demo.PROOFS.values(), "a poll, as no callback came", "a forged callback was refused"]
+    for said in (*ways, "what happens", f"receiver init {demo.PROJECT}"):
+        assert said in shown
+    serve = next_commands(Path(demo.PROJECT))[0].partition(" serve ")[2]
+    assert f"cd {demo.PROJECT} && receiver serve {serve}" in shown
 
 
 # --- what the pages show ---

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import httpx
 
 from receiver.client import ClientError, Message, Receiver
 from receiver.model.errors import SettingsError
+from receiver.model.values import Status
 from receiver.settings import Caller
 from receiver.settings.development import find_api_key
 from receiver.settings.proxies import is_loopback
@@ -77,9 +78,22 @@ class Client:
                 None if after is None else int(after),
                 type=params.get("type"),
                 provider=params.get("provider"),
+                prediction=params.get("prediction"),
                 metadata=metadata,
+                deliveries="deliveries" in params,
                 told=notice,
             )
+
+    def place(self) -> int | None:
+        """Return where the live stream is now; None where there is none to be had."""
+        with suppress(ClientError):
+            return self._receiver.place()
+        return None
+
+    def wait(self, name: str, after: int | None, changed: Callable[[Status], None]) -> None:
+        """Wait for the end of a prediction; `changed` hears each status from that place on."""
+        with self._hinting():
+            self._receiver.wait(name, after=after, changed=changed)
 
     def close(self) -> None:
         self._receiver.close()

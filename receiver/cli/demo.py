@@ -46,7 +46,7 @@ from receiver.observability import logging as logs
 from receiver.settings import Settings, tls
 
 _OXEN_IMAGE: Final = {"aspect_ratio": "16:9"}
-_SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
+SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
     ("oxen", "nano-banana", {"prompt": "a lighthouse in a storm", **_OXEN_IMAGE}, ""),
     (
         "oxen",
@@ -67,10 +67,10 @@ _SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
     ("fal", "fal-ai/nano-banana", {"prompt": "a ship in a bottle [fail]"}, "the model fails"),
 )
 _PATIENCE: Final = 45.0
-_PROJECT: Final = "my-receiver"
+PROJECT: Final = "my-receiver"
 _FEED: Final = 12
 _STYLES: Final = {"succeeded": "green", "failed": "red", "done": "green", "dead": "red"}
-_PROOFS: Final = {
+PROOFS: Final = {
     "fal webhook": "fal.ai's signature",
     "eachlabs webhook": "Eachlabs' secret, one for each prediction",
     "oxen sse": "our own connection to Oxen.ai's stream",
@@ -79,9 +79,9 @@ _PROOFS: Final = {
 _MARKS: Final = {"done": "✓", "skipped": "-", "dead": "✗"}
 
 
-def run(folder: str | None, seconds: float) -> int:
+def run(folder: str | None, seconds: float, console: Console | None = None) -> int:
     """Run the demo to its end; give the exit code: 0 if all came out as it should."""
-    console = Console()
+    console = console or Console()
     home = Path(folder or tempfile.mkdtemp(prefix="receiver-demo-"))
     with ExitStack() as stack:
         stage = stack.enter_context(_stage(home, seconds))
@@ -106,7 +106,7 @@ class _Stage:
         self.deliveries: dict[str, list[Any]] = {}
 
     def submit(self) -> None:
-        for provider, model, given, note in _SEEDS:
+        for provider, model, given, note in SEEDS:
             body = {"provider": provider, "model": model, "input": given}
             self.notes[self.client.post("/v1/predictions", body)["id"]] = note
 
@@ -123,7 +123,7 @@ class _Stage:
     def came_by(self) -> Counter[str]:
         """Count the outcomes by what proved them."""
         ways = [f"{one['provider']} {one['channel']}" for one in self.predictions]
-        return Counter(_PROOFS.get(way, "a poll, as no callback came") for way in ways)
+        return Counter(PROOFS.get(way, "a poll, as no callback came") for way in ways)
 
     def look(self) -> bool:
         """Read everything through the API; True when nothing is left to happen."""
@@ -133,7 +133,7 @@ class _Stage:
         for row in rows:
             self.deliveries.setdefault(row["prediction_id"], []).append(row)
         ended = [p for p in self.predictions if p["completed_at"] is not None]
-        return len(ended) == len(_SEEDS) and all(row["ended_at"] for row in rows)
+        return len(ended) == len(SEEDS) and all(row["ended_at"] for row in rows)
 
     def draw(self) -> Group:
         table = Table(expand=True, box=None, header_style="dim")
@@ -217,9 +217,9 @@ def _say_goodbye(console: Console, home: Path, stage: _Stage, *, done: bool) -> 
     if not _can_save():
         console.print("To save pictures too: pip install 'prediction-receiver\\[storage]'")
     if done:
-        serve, _ = next_commands(Path(_PROJECT))
+        serve, _ = next_commands(Path(PROJECT))
         console.print("Next, a handler of your own:")
-        for command in (f"{program()} init {_PROJECT}", serve):
+        for command in (f"{program()} init {PROJECT}", serve):
             console.print(Text(f"  {command}", "bold"), soft_wrap=True)
     else:
         console.print(f"[red]It did not all end within {_PATIENCE:g} s; the log is above.[/]")

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
-from fnmatch import fnmatchcase
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlencode
 
 from receiver.cli.client import Client
-from receiver.cli.replay import moment
 from receiver.model.errors import ReceiverError
-from receiver.model.ids import oldest_id
-from receiver.model.values import plain
 
 Row: TypeAlias = Mapping[str, Any]
-Fits: TypeAlias = Callable[[Row], bool]
 
 _LARGEST_PAGE: Final = 100
-_MOST_LOOKED_AT: Final = 2000
-"""Rows that are looked through for those that fit, unless all are wanted."""
+_MOST_LOOKS: Final = 5
+"""Pages that are not full that are read, unless all is wanted: each was looked for far back."""
 _DIGITS: Final = {"pred": 32, "dlv": 40, "rep": 32}
 _LISTS: Final = {"pred": "/v1/predictions", "dlv": "/v1/deliveries", "rep": "/v1/replays"}
 _PART: Final = re.compile(r"(pred|evt|dlv|rep)_[0-9a-f]{1,40}", re.ASCII)
@@ -39,25 +32,19 @@ def rows(
     params: Mapping[str, Any],
     limit: int | None,
     told: Callable[[str], None],
-    *,
-    fits: Fits | None = None,
-    until: Fits = lambda _: False,
 ) -> Iterator[Row]:
-    """Return the rows of a list that fit, up to one for which `until` holds; None: all of them.
+    """Return the rows of a list, up to a limit; None: all of them.
 
-    `told` hears where there are more than were returned.
+    A page that is not full comes of a receiver that has looked through many for those that are
+    wanted. `told` hears where there may be more than were returned.
     """
-    size = _LARGEST_PAGE if limit is None or fits else min(limit, _LARGEST_PAGE)
-    looked_at = returned = 0
+    size = _LARGEST_PAGE if limit is None else min(limit, _LARGEST_PAGE)
+    returned = looks = 0
     cursor: str | None = None
     while True:
         page = client.get(asking(path, {**params, "limit": size, "cursor": cursor}))
         data, cursor = page["data"], page.get("next_cursor")
         for place, row in enumerate(data, 1):
-            if until(row):
-                return
-            if fits and not fits(row):
-                continue
             yield row
             returned += 1
             if returned == limit:
@@ -66,31 +53,10 @@ def rows(
                 return
         if cursor is None:
             return
-        looked_at += len(data)
-        if limit is not None and looked_at >= _MOST_LOOKED_AT:
-            told(f"looked through the newest {looked_at:,}: --all goes on")
+        looks += len(data) < size
+        if limit is not None and looks == _MOST_LOOKS:
+            told("looked far back for these: --all goes on")
             return
-
-
-def matching(model: str | None, metadata: Mapping[str, str]) -> Fits:
-    """Return whether a prediction is of such a model, and has such metadata (shell globs)."""
-
-    def fits(row: Row) -> bool:
-        has = row.get("metadata") or {}
-        return (model is None or fnmatchcase(str(row["model"]), model)) and all(
-            name in has and fnmatchcase(plain(has[name]), glob) for name, glob in metadata.items()
-        )
-
-    return fits
-
-
-def made_before(since: str | None) -> Fits:
-    """Return whether a prediction was made before a time, which may be how long ago (24h, 7d)."""
-    if since is None:
-        return lambda _: False
-    begin = datetime.fromisoformat(moment(since, time.time())).timestamp()
-    first = oldest_id("pred", begin)
-    return lambda row: str(row["id"]) < first
 
 
 def whole_id(client: Client, part: str, kind: str = "pred") -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, TypeVar
 
 import typer
@@ -31,7 +32,7 @@ PANELS: Final = {
     "Predict": ("submit", "order", "recipes", "cancel"),
     "Look": ("list", "show", "tail", "events", "deliveries", "discarded", "handlers", "explain"),
     "Mend": ("retry", "replay", "replays", "pause", "resume", "erase"),
-    "Operate": ("doctor", "backup", "wake-url"),
+    "Operate": ("doctor", "settings", "backup", "wake-url"),
 }
 """The commands by what they are for, as `--help` shows them."""
 
@@ -97,6 +98,7 @@ Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
 Limit = Annotated[int, typer.Option(help="How many, newest first.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one line each.")]
+All = Annotated[bool, typer.Option("--all", help="All that there are, however many.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Wide = Annotated[bool, typer.Option("--wide", help="All columns, nothing cut, whole times.")]
 Dev = Annotated[
@@ -147,7 +149,7 @@ def init(
         init(folder)
 
 
-@main.command()
+@main.command(epilog="Settings are environment variables; `receiver settings` lists them.")
 def serve(
     handlers: Handlers = None,
     host: Annotated[
@@ -478,9 +480,10 @@ def submit(
     with _client() as client:
         if wait and sync:  # or else the first answer is that of the provider
             headers["Prefer"] = "wait=1"
+        place = client.place() if wait else None
         prediction = client.post("/v1/predictions", body, headers)
         if wait:
-            prediction = waiting.wait(client, prediction)
+            prediction = waiting.wait(client, prediction, place)
     _end_with(prediction, has_waited=wait)
 
 
@@ -522,9 +525,10 @@ def order(
             "metadata": _metadata(metadata),
             **{name: text for name, text in about.items() if text is not None},
         }
+        begin = client.place() if wait else None
         prediction = client.post(f"/v1/recipes/{_quoted(recipe)}", body, headers)
         if wait:
-            prediction = waiting.wait(client, prediction)
+            prediction = waiting.wait(client, prediction, begin)
     _end_with(prediction, has_waited=wait)
 
 
@@ -557,29 +561,25 @@ def list_(
         str | None, typer.Option(help="Only those made since: 24h, 7d, or RFC 3339.")
     ] = None,
     limit: Limit = 20,
-    everything: Annotated[
-        bool, typer.Option("--all", help="All that there are, however many.")
-    ] = False,
+    everything: All = False,
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """List predictions, newest first."""
-    from receiver.cli.lists import made_before, matching
+    from receiver.cli.replay import moment
 
-    params = {"status": status, "provider": provider}
-    columns = ("id", "provider", "model", "status", "created_at", "error")
     with _failing():
-        until = made_before(since)
+        begin = since and moment(since, time())
+    params = {"status": status, "provider": provider, "model": model, "since": begin}
+    params |= {f"metadata.{name}": glob for name, glob in _texts(metadata).items()}
     _list(
         "/v1/predictions",
         params,
         None if everything else limit,
-        columns,
+        ("id", "provider", "model", "status", "created_at", "error"),
         ("channel", "metadata"),
         as_json=as_json,
         wide=wide,
-        fits=matching(model, _texts(metadata)) if model or metadata else None,
-        until=until,
     )
 
 
@@ -593,6 +593,7 @@ def events(
         list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Only with this.")
     ] = None,
     limit: Limit = 20,
+    everything: All = False,
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
@@ -603,7 +604,7 @@ def events(
     _list(
         "/v1/events",
         params,
-        limit,
+        None if everything else limit,
         columns,
         ("metadata",),
         as_json=as_json,
@@ -642,9 +643,19 @@ def tail(
         int | None, typer.Option(help="From this place on (`seq` in JSON); 0: all there is.", min=0)
     ] = None,
     count: Annotated[int | None, typer.Option(help="End after so many lines.", min=1)] = None,
+    deliveries: Annotated[
+        bool,
+        typer.Option(
+            "--deliveries/--no-deliveries",
+            help="What handlers do, too: live only, not from before.",
+        ),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """Show what happens, as it happens; goes on after a lost connection, without a gap."""
+    """Show what happens, as it happens: changes, events, and the attempts of handlers.
+
+    It goes on after a lost connection, without a gap in what happens to predictions.
+    """
     from itertools import islice
 
     from rich.console import Console
@@ -653,6 +664,7 @@ def tail(
 
     params = {name: value for name, value in (("type", kind), ("provider", provider)) if value}
     params |= {f"metadata.{name}": value for name, value in _texts(metadata).items()}
+    params |= {"deliveries": "true"} if deliveries else {}
     console = Console(highlight=False)
     try:
         with _client() as client:
@@ -694,11 +706,9 @@ def replay(
     yes: Yes = False,
 ) -> None:
     """Redeliver events to their handlers: one prediction's, or all that match."""
-    import time
-
     from receiver.cli.replay import moment, replay
 
-    now = time.time()
+    now = time()
     with _failing():
         since, until = (text and moment(text, now) for text in (since, until))
     given = {
@@ -906,6 +916,14 @@ def doctor(
     raise typer.Exit(asyncio.run(run()))
 
 
+@main.command()
+def settings(as_json: AsJson = False) -> None:
+    """List the settings, which are environment variables: their defaults, and what they are."""
+    from receiver.cli.settings import settings
+
+    settings(as_json=as_json)
+
+
 # --- helpers of the above ---
 
 
@@ -1050,7 +1068,6 @@ def _list(
     as_json: bool,
     wide: bool,
     change: Callable[[Any], Any] | None = None,
-    **how: Any,
 ) -> None:
     """Print what a list of the receiver has; `change` makes the rows of a table."""
     from receiver.cli.lists import rows, whole_id
@@ -1059,7 +1076,7 @@ def _list(
     with _client() as client:
         if params.get("prediction"):
             params["prediction"] = whole_id(client, params["prediction"])
-        found = rows(client, path, params, limit, notices.append, **how)
+        found = rows(client, path, params, limit, notices.append)
         shown = map(change, found) if change and not as_json else found
         _show(shown, columns, more, as_json=as_json, wide=wide)
     for notice in notices:

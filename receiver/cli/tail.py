@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from receiver.cli.client import Client, ClientError
-from receiver.cli.tables import STATES, shown
+from receiver.cli.tables import STATES, age, shown
 
 
 def follow(
@@ -48,6 +49,8 @@ def _line(message: Mapping[str, Any]) -> Text:
         shown(f"{kind:<11}", STATES.get(kind, "")),
         *(shown(prediction[name]) for name in ("id", "provider", "model")),
     ]
+    if delivery := message.get("delivery"):
+        return Text("  ").join([*parts, *_attempt(message, delivery)])
     if message.get("channel"):
         parts.append(shown(message["channel"], "dim"))
     outputs = prediction.get("output") or ()
@@ -55,3 +58,20 @@ def _line(message: Mapping[str, Any]) -> Text:
     if error := prediction.get("error"):
         parts.append(shown(f"{error['code']}: {error['message']}", "red"))
     return Text("  ").join(parts)
+
+
+def _attempt(message: Mapping[str, Any], delivery: Mapping[str, Any]) -> Iterator[Text]:
+    """Say which handler's attempt has ended, and if it failed, why and when the next one is due."""
+    yield shown(f"{delivery.get('handler')} #{delivery.get('number')}", "bold")
+    if delivery.get("reason"):
+        style = STATES.get(str(delivery.get("state")), "yellow")
+        yield shown(f"{delivery.get('result')}: {delivery['reason']}", style)
+    if delivery.get("due_at"):
+        yield shown(f"again {age(str(delivery['due_at']), _when(message.get('time')))}", "dim")
+
+
+def _when(text: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(text)).astimezone()
+    except (ValueError, OverflowError):
+        return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -14,44 +12,46 @@ from receiver.cli.output import say
 from receiver.cli.show import addresses
 from receiver.model.errors import ReceiverError
 from receiver.model.states import TERMINAL
+from receiver.model.values import Status
 
-_FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 1.0
+_ORDER: Final[tuple[str, ...]] = tuple(Status)
 _INTERRUPTED: Final = 130
 """What a shell has for a program that Ctrl-C has ended."""
 
 
-def wait(
-    client: Client,
-    prediction: dict[str, Any],
-    sleep: Callable[[float], None] = time.sleep,
-) -> Any:
+def wait(client: Client, prediction: dict[str, Any], after: int | None) -> Any:
     """Wait for the end of a prediction, and say on stderr what happens; return it as it is then.
 
-    Ctrl-C ends only the waiting, as does a receiver that does not answer.
+    `after` is where the live stream was before the submit. Ctrl-C ends only the waiting, as does a
+    receiver that does not answer.
     """
     name = str(prediction["id"])
-    path = f"/v1/predictions/{quote(name, safe='')}"
     goes_on = f"{name} goes on: `receiver show {name}` shows it, `receiver cancel {name}` ends it"
-    said = None
-    pause = _FIRST_PAUSE
     try:
-        while True:
-            if prediction["status"] != said:
-                said = prediction["status"]
-                say(f"{name}  {said}", err=True)
-            if said in TERMINAL:
-                break
-            sleep(pause)
-            pause = min(pause * 1.5, _LONGEST_PAUSE)
-            prediction = client.get(path)
+        return _wait(client, prediction, name, after)
     except KeyboardInterrupt:
         say("", err=True)  # behind the terminal's ^C
         say(goes_on, err=True)
         raise typer.Exit(_INTERRUPTED) from None
     except ReceiverError as error:
         raise ReceiverError(f"{error}; {goes_on}") from error
-    return prediction
+
+
+def _wait(client: Client, prediction: dict[str, Any], name: str, after: int | None) -> Any:
+    first = str(prediction["status"])
+    passed = set(_ORDER[: _ORDER.index(first) + 1]) if first in _ORDER else {first}
+    say(f"{name}  {first}", err=True)
+    if first in TERMINAL:
+        return prediction
+
+    def changed(status: Status) -> None:
+        if status not in passed:
+            say(f"{name}  {status}", err=True)
+        if status == first or status not in passed:
+            passed.clear()  # what came up to the answer to the submit
+
+    client.wait(name, after, changed)
+    return client.get(f"/v1/predictions/{quote(name, safe='')}")
 
 
 def say_addresses(prediction: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from receiver.client.steps import (
     pauses,
     refusal,
 )
-from receiver.model.answers import Change, Gap
+from receiver.model.answers import Change, DeliveryChange, Gap
 from receiver.model.values import Announcement
 
 PATH: Final = "/v1/events/stream"
@@ -30,6 +30,7 @@ OPEN: Final = "stream.open"
 OK: Final = 200
 _REFUSED: Final = range(400, 500)
 _NOT_NOW: Final = frozenset({408, 429})
+_ATTEMPTS: Final = "delivery."
 _KINDS: Final[dict[str, type[Announcement | Change | Gap]]] = {
     **{f"prediction.{end}": Announcement for end in ENDS.split(",")},
     "stream.gap": Gap,
@@ -47,15 +48,21 @@ class Message(msgspec.Struct, frozen=True):
     """JSON."""
 
     @property
-    def content(self) -> Announcement | Change | Gap:
+    def content(self) -> Announcement | Change | DeliveryChange | Gap:
         """The event, for the end of a prediction; the change, for any other status; or the gap.
+
+        For the end of a handler's attempt, what became of the delivery.
 
         After a gap the lists say what happened meanwhile. Raises ClientError.
         """
         try:
-            return msgspec.json.decode(self.body, type=_KINDS.get(self.type, Change))
+            return msgspec.json.decode(self.body, type=_kind(self.type))
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise ClientError("no-receiver", f"what answers is no receiver ({error})") from error
+
+
+def _kind(name: str) -> type[Announcement | Change | DeliveryChange | Gap]:
+    return DeliveryChange if name.startswith(_ATTEMPTS) else _KINDS.get(name, Change)
 
 
 class Frames:

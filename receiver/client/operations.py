@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from math import inf
 from typing import (
@@ -32,6 +33,7 @@ import msgspec
 from receiver.client.follow import ENDS, OK, OPEN, PATH, Frames, Message, follow
 from receiver.client.steps import Hear, Listen, Request, Steps, exchange, read
 from receiver.model.answers import (
+    Change,
     Delivery,
     DiscardedItem,
     Drained,
@@ -45,7 +47,7 @@ from receiver.model.answers import (
     Selection,
 )
 from receiver.model.states import TERMINAL
-from receiver.model.values import Announcement, Mode, Prediction
+from receiver.model.values import Announcement, Mode, Prediction, Status
 
 if TYPE_CHECKING:
     from receiver.client import AsyncReceiver, Receiver
@@ -56,6 +58,8 @@ Messages: TypeAlias = Generator[Message, None, None]
 
 _LONGEST_POLL: Final = 20
 """Seconds that one request waits for an end: proxies cut what is silent for half a minute."""
+_SHORT_POLL: Final = 1
+"""The same where each status is wanted."""
 _KEPT_ALIVE: Final = 20.0
 """Seconds without a byte after which a wait asks instead: a proxy may hold a stream back."""
 _ANY: Final[type[Any]] = Any
@@ -162,20 +166,32 @@ class Operations:
         return self._read(prediction_id, wait)
 
     @operation
-    def wait(self, prediction_id: str, seconds: float | None = None) -> Steps[Prediction]:
+    def wait(
+        self,
+        prediction_id: str,
+        seconds: float | None = None,
+        *,
+        after: int | None = None,
+        changed: Callable[[Status], None] | None = None,
+    ) -> Steps[Prediction]:
         """Wait until a prediction has ended, or for so long; return it as it stands then.
 
-        It listens to the live stream, and asks again and again where there is none.
+        It listens to the live stream, and asks again and again where there is none. `changed` hears
+        each status; also those from `after` on, a place that `place` gave before the submit.
         """
         until = inf if seconds is None else time.monotonic() + seconds
+        watch = _Watch(after, changed or nothing)
+        longest = _LONGEST_POLL if changed is None else _SHORT_POLL
         is_heard = True
         while True:
-            if is_heard and until - time.monotonic() > _LONGEST_POLL:
-                is_heard, found = yield from self._hear(prediction_id, until - _LONGEST_POLL)
+            if is_heard and until - time.monotonic() > longest:
+                is_heard, found = yield from self._hear(prediction_id, until - longest, watch)
                 if found is not None:
                     return found
             left = until - time.monotonic()
-            found = yield from self._read(prediction_id, max(1, int(min(left, _LONGEST_POLL))))
+            found = yield from self._read(prediction_id, max(1, int(min(left, longest))))
+            if not is_heard or found.status in TERMINAL:  # else the stream tells what led to it
+                watch.see(found.status)
             if found.status in TERMINAL or time.monotonic() >= until:
                 return found
 
@@ -185,11 +201,25 @@ class Operations:
         *,
         status: str | None = None,
         provider: str | None = None,
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        since: datetime | None = None,
         limit: int | None = None,
         cursor: str | None = None,
     ) -> Steps[Page[Prediction]]:
-        """List predictions, newest first; `cursor` is the `next_cursor` of the page before."""
-        params = _given(status=status, provider=provider, limit=limit, cursor=cursor)
+        """List predictions, newest first; `cursor` is the `next_cursor` of the page before.
+
+        `model` and the values of `metadata` are shell globs. By them a page may hold fewer than
+        `limit`; its `next_cursor` is None where there are no more.
+        """
+        params = _given(
+            status=status,
+            provider=provider,
+            model=model,
+            since=None if since is None else since.isoformat(),
+            limit=limit,
+            cursor=cursor,
+        ) | _metadata(metadata)
         return self._ask(Page[Prediction], "GET", "/v1/predictions", params)
 
     @operation
@@ -253,6 +283,14 @@ class Operations:
 
     # --- events ---
 
+    @operation
+    def place(self) -> Steps[int | None]:
+        """Return where the live stream is now: `after`, for what happens from now on."""
+        request = Request(method="HEAD", path=PATH)
+        answer = yield from exchange(request, self.url, self._patience)
+        place = answer.headers.get("last-event-id", "")
+        return int(place) if place.isascii() and place.isdecimal() else None
+
     @stream
     def events(
         self,
@@ -280,10 +318,16 @@ class Operations:
         provider: str | Sequence[str] | None = None,
         prediction: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        deliveries: bool = False,
         told: Callable[[str], None] = nothing,
     ) -> Steps[NoReturn]:
-        """Follow every change of a status, as `events` does; `type` names statuses."""
+        """Follow every change of a status, as `events` does; `type` names statuses.
+
+        With `deliveries` also the ends of handlers' attempts, live: those that fell into a lost
+        connection are not told again.
+        """
         params = _filter(type=type, provider=provider, prediction=prediction)
+        params |= {"deliveries": "true"} if deliveries else {}
         return self._follow(after, params, metadata, told)
 
     @operation
@@ -476,31 +520,51 @@ class Operations:
         headers = {} if wait is None else {"Prefer": f"wait={wait}"}
         return self._ask(Prediction, "GET", _one(prediction_id), headers=headers)
 
-    def _hear(self, prediction_id: str, until: float) -> Steps[tuple[bool, Prediction | None]]:
+    def _hear(
+        self, prediction_id: str, until: float, watch: _Watch
+    ) -> Steps[tuple[bool, Prediction | None]]:
         """Listen for the end of a prediction; say also whether there is a stream to be had."""
-        params = {"type": ENDS, "prediction": prediction_id}
         is_open = False
         try:
             answer = yield Listen(
-                Request(method="GET", path=PATH, params=params, silence=_KEPT_ALIVE)
+                Request(
+                    method="GET",
+                    path=PATH,
+                    params={"prediction": prediction_id},
+                    headers={} if watch.after is None else {"Last-Event-ID": str(watch.after)},
+                    silence=_KEPT_ALIVE,
+                )
             )
             frames = Frames()
             while answer.status == OK and (piece := (yield Hear())):
                 for message in frames.feed(piece):
-                    if message.type == OPEN:
-                        is_open = True  # and what happened before that is read now
-                        found = yield from self._read(prediction_id)
-                    elif isinstance(event := message.content, Announcement):
-                        found = event.prediction
-                    else:
-                        continue
-                    if found.status in TERMINAL:
+                    is_open = True
+                    found = yield from self._heard(prediction_id, message, watch)
+                    if found is not None:
                         return is_open, found
                 if time.monotonic() >= until:
                     break
         except httpx.RequestError:
             pass
         return is_open, None
+
+    def _heard(
+        self, prediction_id: str, message: Message, watch: _Watch
+    ) -> Steps[Prediction | None]:
+        """Take in a message; return the prediction where it has ended."""
+        is_begun, watch.after = watch.after is not None, message.seq
+        content = None if message.type == OPEN else message.content
+        if isinstance(content, Change):
+            watch.see(content.prediction.status)
+            return None
+        if isinstance(content, Announcement):
+            found = content.prediction
+        elif is_begun and message.type == OPEN:
+            return None  # all that happened since is still to come
+        else:
+            found = yield from self._read(prediction_id)
+        watch.see(found.status)
+        return found if found.status in TERMINAL else None
 
     def _follow(
         self,
@@ -511,6 +575,20 @@ class Operations:
     ) -> Steps[NoReturn]:
         place = None if after is None else str(after)
         return follow({**params, **_metadata(metadata)}, place, told, self.url)
+
+
+class _Watch:
+    """Tells each status of a prediction once, and keeps the place up to which it is known."""
+
+    def __init__(self, after: int | None, changed: Callable[[Status], None]) -> None:
+        self.after = after
+        self._changed = changed
+        self._last: Status | None = None
+
+    def see(self, status: Status) -> None:
+        if status != self._last:
+            self._last = status
+            self._changed(status)
 
 
 _quoted = partial(quote, safe="")

@@ -68,7 +68,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_repeatable(self) -> bool:
         """Whether to send it twice does what sending it once does."""
-        return self.method == "GET" or "Idempotency-Key" in self.headers
+        return self.method in {"GET", "HEAD"} or "Idempotency-Key" in self.headers
 
 
 class Answer(msgspec.Struct, frozen=True):

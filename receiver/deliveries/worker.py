@@ -99,12 +99,12 @@ class Worker:
 
     def _lane(self, name: str) -> _HandlerWorker:
         handler = self._registry.handlers[name]
-        gates, clock = self._store.breakers, self._runtime.clock
+        breakers, clock = self._store.breakers, self._runtime.clock
         return _HandlerWorker(
             handler,
             self._store,
             self._tools,
-            HandlerBreaker(name, handler.timeout, gates, self._known, self._breaker, clock),
+            HandlerBreaker(name, handler.timeout, breakers, self._known, self._breaker, clock),
             self._runtime,
             handler.retry.policy(self._policy),
             self._pace,
@@ -205,6 +205,7 @@ class Worker:
         lost = await self._store.reclaim(self._runtime.owner, self._runtime.clock())
         self._runtime.telemetry.lost(lost)
         self._runtime.wakeups.wake("handler", *(one.handler for one in lost))
+        await self._store.attempts.tell([(one.delivery, one.number) for one in lost])
 
     async def stop(self, *, asked: bool = True) -> None:
         """Claim no more, let running handlers end for a while, give back the rest.
@@ -380,6 +381,7 @@ class _HandlerWorker:
         try:
             found = await self._store.claim(wanted)
             self._runtime.telemetry.lost(found.lost)
+            await self._store.attempts.tell([(one.delivery, one.number) for one in found.lost])
         except Exception:
             if passage.is_probe:
                 await self._breaker.give_back()
@@ -445,6 +447,8 @@ class _HandlerWorker:
         again = [claim.handler] if decision.state == "pending" else self._followers
         self._runtime.wakeups.wake("handler", *again)
         self._runtime.telemetry.attempt(claim, settlement, held=held, error=attempt.error)
+        if held:
+            await self._store.attempts.tell([(claim.id, claim.number)])
         await self._breaker.tell(claim.id, failure)  # last: it may have to wait for the disk
 
     async def _give_back(self, claim: Claim) -> None:

@@ -86,7 +86,7 @@ class Http:
         self.exchange = deliveries.exchange
         self.drain = Drain(store, predictions, deliveries, runtime, chores)
         self._limits = Limits(settings)
-        self._feed = LiveStream(store.changes, runtime.wakeups)
+        self._live = LiveStream(store.changes, store.attempts, runtime.wakeups)
         self._rejections = Rejections(store.discarded.count, runtime.clock)
         fal = settings.providers["fal"].urls
         self._published = published_ranges(
@@ -98,7 +98,7 @@ class Http:
             RecipeRoutes(predictions.orders, self._predictions, deliveries, runtime),
             DeliveryRoutes(store.deliveries, runtime),
             DrainRoutes(self.drain, predictions.tokens, self._limits, settings.max_body_bytes),
-            EventRoutes(store.changes, self._feed),
+            EventRoutes(store.changes, self._live),
             HandlerRoutes(store, deliveries, runtime),
             ReplayRoutes(store.replays, deliveries.replayer),
             DiscardedRoutes(store.discarded),
@@ -109,7 +109,7 @@ class Http:
                 store.backlog,
                 providers=NAMES,
                 handlers=list(deliveries.registry.handlers),
-                streams={name: each.somebody_is for name, each in predictions.streams.items()},
+                streams={name: each.any_at_work for name, each in predictions.streams.items()},
                 clock=runtime.clock,
             ),
         ]
@@ -165,7 +165,7 @@ class Http:
                 ending.listen()
                 tasks.start(ending.keep())
             if accepts:
-                tasks.start(self._feed.run())
+                tasks.start(self._live.run())
                 tasks.start(self._rejections.run())
                 if looks_ahead and "meta" in self._allowed.values():
                     tasks.start(keep_fresh(self._published))
@@ -182,5 +182,5 @@ class Http:
         """Answer those who wait for outcomes or a drain now, as we are about to stop."""
         self.drain.cancel()
         self._predictions.stopping = True
-        self._feed.close()
+        self._live.close()
         self._wakeups.wake_all("prediction")

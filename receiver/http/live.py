@@ -1,7 +1,7 @@
-"""What happens, as it happens: the moves and events of all predictions, for any number of readers.
+"""What happens, as it happens: changes and events of all predictions, for any number of readers.
 
-One task follows the journal for all readers of this process and writes each message down once. A
-reader that comes back names the last message it has seen, and goes on from the store until it has
+One task follows the change log for all readers of this process and writes each message down once.
+A reader that comes back names the last message it has seen, and goes on from the store until it has
 caught up: without a gap, and without a repeat. A reader that is too slow is cut; it can come back.
 """
 
@@ -15,16 +15,18 @@ from typing import Any, Final, NoReturn, Protocol
 import msgspec
 import structlog
 
-from receiver.model.answers import Change, Gap, Moved
+from receiver.model.answers import Attempted, Change, DeliveryChange, Gap, Moved
 from receiver.model.errors import Problem
 from receiver.model.states import TERMINAL
 from receiver.model.tasks import Wakeups, repeat
 from receiver.model.values import Announcement, Status, plain, utc
+from receiver.store.attempts import AttemptEnd, AttemptNews
 from receiver.store.changes import StatusChange
 
 log = structlog.get_logger("receiver")
 
 PREFIX: Final = "prediction."
+DELIVERY: Final = "delivery."
 KEEP_ALIVE: Final = 15.0
 """Seconds of silence after which a reader is told that we are still there."""
 MOST_READERS: Final = 1000
@@ -34,7 +36,7 @@ _MOST_BYTES: Final = 8 * 1024 * 1024
 _MOST_WRITTEN: Final = 16
 """Messages that are written down at once for a reader that catches up."""
 _NAP: Final = 0.25
-"""Seconds between two looks that nobody asked for: other processes move predictions too."""
+"""Seconds between two looks that nobody asked for: other processes change predictions too."""
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,28 +53,31 @@ class StreamFilter(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, str] = {}
     """As `@on` compares it: text as it is, other JSON as it is written."""
     prediction: str | None = None
+    deliveries: bool = False
+    """The ends of attempts too."""
 
-    def __contains__(self, move: StatusChange) -> bool:
+    def __contains__(self, change: StatusChange) -> bool:
         return (
-            (self.prediction is None or move.prediction_id == self.prediction)
-            and (not self.statuses or move.status in self.statuses)
-            and (not self.providers or move.provider in self.providers)
+            (self.deliveries or not isinstance(change, AttemptEnd))
+            and (self.prediction is None or change.prediction_id == self.prediction)
+            and (not self.statuses or change.status in self.statuses)
+            and (not self.providers or change.provider in self.providers)
             and all(
-                name in move.metadata and plain(move.metadata[name]) == value
+                name in change.metadata and plain(change.metadata[name]) == value
                 for name, value in self.metadata.items()
             )
         )
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One move, and the text of it that goes to every reader who wants it."""
+    """One change, and the text of it that goes to every reader who wants it."""
 
-    move: StatusChange
+    change: StatusChange
     frame: bytes
 
 
 class Source(Protocol):
-    """What the feed needs of the journal."""
+    """What the live stream needs of the change log."""
 
     async def end(self) -> int: ...
     async def cut(self) -> int: ...
@@ -95,7 +100,7 @@ class _Reader:
         if self.is_cut:
             return
         for message in messages:
-            if message.move.seq > self._after and message.move in self.wanted:
+            if self._is_new(message.change) and message.change in self.wanted:
                 self._waiting.append(message.frame)
                 self._size += len(message.frame)
         if self._size > _MOST_BYTES or len(self._waiting) > _MOST_WAITING:
@@ -104,6 +109,10 @@ class _Reader:
             self._waiting.clear()
         if self._waiting or self.is_cut:
             self.news.set()
+
+    def _is_new(self, change: StatusChange) -> bool:
+        """Return whether it has not caught up with this yet; ends of attempts are told once."""
+        return isinstance(change, AttemptEnd) or change.seq > self._after
 
     def take(self) -> bytes:
         frames = b"".join(self._waiting)
@@ -114,10 +123,11 @@ class _Reader:
 
 
 class LiveStream:
-    """Follows the journal while there are readers."""
+    """Follows the change log while there are readers."""
 
-    def __init__(self, journal: Source, wakeups: Wakeups) -> None:
-        self._journal = journal
+    def __init__(self, changes: Source, attempts: AttemptNews, wakeups: Wakeups) -> None:
+        self._changes = changes
+        self._attempts = attempts
         self._wakeups = wakeups
         self._readers: set[_Reader] = set()
         self._count = 0
@@ -140,25 +150,34 @@ class LiveStream:
 
     async def _look(self) -> float | None:
         if self._count:
-            await self._follow()
+            if any(reader.wanted.deliveries for reader in self._readers):
+                await self._attempts.follow()
+            ended = self._attempts.take()  # first: the events that they are of are in the log
+            position = await self._follow()
+            if ended:
+                await self._tell(await self._attempts.read(ended, position), position)
             return _NAP
         self._position = None
         self._following.clear()
         return None  # until there is a reader
 
-    async def _follow(self) -> None:
-        end = await self._journal.end()
+    async def _follow(self) -> int:
+        """Tell what is new; return up to where."""
+        end = await self._changes.end()
         if self._position is None:
             self._position = end
             self._following.set()
         while self._position < end:
-            await self._tell(*await self._journal.page(self._position, end))
+            await self._tell(*await self._changes.page(self._position, end))
+        return self._position
 
-    async def _tell(self, moves: Sequence[StatusChange], position: int) -> None:
+    async def _tell(self, changes: Sequence[StatusChange], position: int) -> None:
         """Tell the readers there are; whoever joins meanwhile has caught up to `position`."""
         readers = list(self._readers)
         before, self._position = self._position, position
-        wanted = [move for move in moves if any(move in reader.wanted for reader in readers)]
+        wanted = [
+            change for change in changes if any(change in reader.wanted for reader in readers)
+        ]
         try:
             messages = await self._written(wanted)
         except BaseException:
@@ -169,10 +188,10 @@ class LiveStream:
 
     async def now(self) -> int:
         """Return the place to begin at for a reader that wants what happens from now on."""
-        return await self._journal.end()
+        return await self._changes.end()
 
     async def read(self, after: int, wanted: StreamFilter) -> AsyncGenerator[bytes]:
-        """Return frames of server-sent events after a place of the journal.
+        """Return frames of server-sent events after a place of the change log.
 
         Raises Problem at once if there are too many readers, StoreUnavailable while it catches up.
         """
@@ -180,6 +199,8 @@ class LiveStream:
             raise Problem(503, "too-many-readers", "too many streams are open", retry_after=10)
         self._count += 1
         try:
+            if wanted.deliveries:
+                await self._attempts.follow()
             # While there are readers only: else each outcome would wake a task for nothing.
             with self._wakeups.listen("changes", event=self._awake):
                 self._awake.set()
@@ -189,8 +210,8 @@ class LiveStream:
             self._count -= 1
 
     async def _read(self, after: int, wanted: StreamFilter) -> AsyncIterator[bytes]:
-        end = await self._journal.end()
-        cut = await self._journal.cut()
+        end = await self._changes.end()
+        cut = await self._changes.cut()
         if after < cut or after > end:
             # Too old, or of another database (one that was restored, perhaps).
             until = cut if after < cut else end
@@ -199,11 +220,11 @@ class LiveStream:
         yield frame("stream.open", after, Opened(at=after))
         await self._following.wait()
         while self._position is not None and after < self._position:
-            moves, after = await self._journal.page(after, self._position)
-            moves = [move for move in moves if move in wanted]
+            changes, after = await self._changes.page(after, self._position)
+            changes = [change for change in changes if change in wanted]
             # A whole event may be megabytes: few of them wait for a reader that takes none.
-            for at in range(0, len(moves), _MOST_WRITTEN):
-                for message in await self._written(moves[at : at + _MOST_WRITTEN]):
+            for at in range(0, len(changes), _MOST_WRITTEN):
+                for message in await self._written(changes[at : at + _MOST_WRITTEN]):
                     yield message.frame
             if self._stopping.is_set():
                 return
@@ -231,29 +252,44 @@ class LiveStream:
             if frames := reader.take():
                 yield frames
 
-    async def _written(self, moves: Sequence[StatusChange]) -> list[Message]:
-        """Write moves down as readers get them; what was deleted meanwhile is passed over."""
-        ended = [move.prediction_id for move in moves if move.status in TERMINAL]
-        events = await self._journal.events(ended) if ended else {}
+    async def _written(self, changes: Sequence[StatusChange]) -> list[Message]:
+        """Write changes down as readers get them; what was deleted meanwhile is passed over."""
+        ended = [change.prediction_id for change in changes if _is_end(change)]
+        events = await self._changes.events(ended) if ended else {}
         messages = []
-        for move in moves:
-            content = events.get(move.prediction_id) if move.status in TERMINAL else _change(move)
+        for change in changes:
+            content = events.get(change.prediction_id) if _is_end(change) else _content(change)
             if content is not None:
-                messages.append(Message(move, frame(content.type, move.seq, content)))
+                messages.append(Message(change, frame(content.type, change.seq, content)))
         return messages
 
 
-def _change(move: StatusChange) -> Change:
-    return Change(
-        type=PREFIX + move.status,
-        time=utc(move.time),
-        prediction=Moved(
-            id=move.prediction_id,
-            provider=move.provider,
-            model=move.model,
-            status=Status(move.status),
-            metadata=move.metadata,
-        ),
+def _is_end(change: StatusChange) -> bool:
+    return change.status in TERMINAL and not isinstance(change, AttemptEnd)
+
+
+def _content(change: StatusChange) -> Change | DeliveryChange:
+    prediction = Moved(
+        id=change.prediction_id,
+        provider=change.provider,
+        model=change.model,
+        status=Status(change.status),
+        metadata=change.metadata,
+    )
+    time = utc(change.time)
+    if not isinstance(change, AttemptEnd):
+        return Change(type=PREFIX + change.status, time=time, prediction=prediction)
+    delivery = Attempted(
+        id=change.delivery_id,
+        handler=change.handler,
+        state=change.state,
+        number=change.number,
+        result=change.result,
+        reason=change.reason,
+        due_at=None if change.due_at is None else utc(change.due_at),
+    )
+    return DeliveryChange(
+        type=DELIVERY + change.state, time=time, delivery=delivery, prediction=prediction
     )
 
 

@@ -25,6 +25,9 @@ class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """Give it as `cursor` for the next page; None: this was the last."""
 
 
+DeliveryState: TypeAlias = Literal["pending", "running", "done", "skipped", "dead"]
+
+
 class AttemptRecord(Value, frozen=True, kw_only=True):
     """One run of a handler for a delivery."""
 
@@ -46,7 +49,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     prediction_id: str
     model: str
     handler: str
-    state: Literal["pending", "running", "done", "skipped", "dead"]
+    state: DeliveryState
     attempts: int
     """Of this round."""
     round: int
@@ -216,7 +219,7 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
-    """What a move says of its prediction."""
+    """What a change says of its prediction."""
 
     id: str
     provider: str
@@ -226,15 +229,40 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """A move that is not the end, as readers are told of it."""
+    """A change of status that is not the end, as readers are told of it."""
 
     type: str
     time: datetime
     prediction: Moved
 
 
+class Attempted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the end of an attempt says of its delivery."""
+
+    id: str
+    handler: str
+    state: DeliveryState
+    """As the attempt left it: `pending` after one that failed and is retried."""
+    number: int
+    """Of the attempt, as in the delivery's history."""
+    result: FailureKind | Literal["done"]
+    reason: str
+    due_at: datetime | None
+    """When it is tried again, where that is still to come."""
+
+
+class DeliveryChange(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of an attempt at a delivery, as readers who want those are told of it."""
+
+    type: str
+    """As in `delivery.done`."""
+    time: datetime
+    delivery: Attempted
+    prediction: Moved
+
+
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """Between these places the journal is not there any more, or is another: ask the lists."""
+    """Between these places the change log is not there any more, or is another: ask the lists."""
 
     after: int
     until: int

@@ -129,7 +129,7 @@ class Listener:
     def at_work(self) -> bool:
         return self._connected
 
-    async def somebody_is(self) -> bool:
+    async def any_at_work(self) -> bool:
         """Return whether any process is at work; here there is no other."""
         return self._connected
 

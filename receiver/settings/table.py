@@ -29,6 +29,20 @@ class Setting(NamedTuple):
     """The default in words, where its value does not say it."""
     read: Callable[[Reader], Any] | None = None
 
+    @property
+    def default_shown(self) -> str:
+        """The default in Markdown."""
+        if self.shown:
+            return self.shown
+        match self.default:
+            case bool():
+                return "on" if self.default else "off"
+            case int() | float():
+                return f"{self.default:.0f}"
+            case str():
+                return f"`{self.default}`"
+        return "none"
+
     def value(self, reader: Reader) -> Any:
         """Return what is set, or the default where nothing is or what is set is wrong."""
         if self.parse is None:

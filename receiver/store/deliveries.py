@@ -91,6 +91,8 @@ class LostAttempt(msgspec.Struct, frozen=True):
     provider_id: str | None
     channel: str | None
     attempt: int
+    number: int
+    """Counts every claim of this delivery, ever."""
     reason: str
     seconds: float
     """From its claim to its being taken back."""

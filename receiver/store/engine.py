@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from receiver.store.statement import Cells, Row, Statement, Transaction
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+AttemptName: TypeAlias = tuple[str, int]
+"""A delivery, and which of its attempts."""
 
 
 class Engine(ABC):
@@ -32,6 +35,10 @@ class Engine(ABC):
     @abstractmethod
     async def change_log_end(self) -> int:
         """Return the place up to which the change log is complete: none will come before it."""
+
+    @abstractmethod
+    async def notify(self, ended: list[AttemptName]) -> None:
+        """Tell other processes of attempts that ended; or, naming none, ask them to tell us."""
 
     @abstractmethod
     def is_taken(self, error: Exception) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 from receiver.model.errors import StoreUnavailable
 from receiver.model.tasks import Wakeups
 from receiver.model.values import Shift
+from receiver.store.attempts import AttemptNews
 from receiver.store.backlog import BacklogReader
 from receiver.store.breakers import Breakers
 from receiver.store.changes import ChangeLog
@@ -69,6 +70,7 @@ class Store(Engine):
         self.breakers = Breakers(self)
         self.replays = Replays(self)
         self.changes = ChangeLog(self)
+        self.attempts = AttemptNews(self, wakeups)
         self.discarded = DiscardedItems(self)
         self.disposal = Disposal(self)
         self.erasure = Erasure(self)

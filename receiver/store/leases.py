@@ -155,7 +155,7 @@ class Leader:
         loop = asyncio.get_running_loop()
         until = loop.time() + _PATIENCE
         with contextlib.suppress(StoreUnavailable):
-            while not await self.somebody_is():
+            while not await self.any_at_work():
                 if loop.time() >= max(until, self._hopeless_until):
                     self._hopeless_until = loop.time() + _RESIGNED
                 if loop.time() < self._hopeless_until:
@@ -165,7 +165,7 @@ class Leader:
             return True
         return False
 
-    async def somebody_is(self) -> bool:
+    async def any_at_work(self) -> bool:
         """Return whether any process is at work. Raises StoreUnavailable."""
         return self._work.at_work or await self._leases.is_at_work(self._name, self._clock())
 

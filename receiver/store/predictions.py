@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from fnmatch import translate
 from typing import Any, Final, Literal
 
 import msgspec
 
 from receiver.model.answers import Page
+from receiver.model.ids import oldest_id
 from receiver.model.values import (
     Channel,
     Error,
@@ -20,6 +23,7 @@ from receiver.model.values import (
     Status,
     Stored,
     Ticket,
+    plain,
     utc,
 )
 from receiver.store.engine import Engine
@@ -28,6 +32,11 @@ from receiver.store.paging import listed, page_of
 from receiver.store.statement import Row, Run, Statements, Steps, in_order, short, text
 
 sql: Final = Statements("predictions")
+
+_SCANNED: Final = 49
+"""Predictions that one read looks at, but for one more; their metadata may be large."""
+_MOST_SCANS: Final = 40
+"""Reads of one list: 2,000 predictions are looked through."""
 
 
 class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,6 +161,12 @@ class PredictionFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     status: str | None = None
     provider: str | None = None
+    model: str | None = None
+    """A shell glob."""
+    metadata: Mapping[str, str] = {}
+    """Shell globs, by the name of the value."""
+    since: float | None = None
+    """When they were made, or later."""
     limit: int = 50
     cursor: str | None = None
 
@@ -347,6 +362,30 @@ def prediction_of(row: Row) -> Prediction:
     )
 
 
+def _given(wanted: PredictionFilter, cursor: str | None) -> dict[str, str | None]:
+    """Return what the database itself filters by."""
+    return {
+        "status": wanted.status,
+        "provider": wanted.provider,
+        "since": None if wanted.since is None else oldest_id("pred", wanted.since),
+        "cursor": cursor,
+    }
+
+
+def _fitting(wanted: PredictionFilter) -> Callable[[Row], bool]:
+    """Return whether a row has the model and the metadata that are wanted."""
+    model = re.compile(translate("*" if wanted.model is None else wanted.model))
+    globs = {name: re.compile(translate(glob)) for name, glob in wanted.metadata.items()}
+
+    def fits(row: Row) -> bool:
+        if not model.match(row["model"]):
+            return False
+        has = msgspec.json.decode(row["metadata"]) if globs else {}
+        return all(name in has and glob.match(plain(has[name])) for name, glob in globs.items())
+
+    return fits
+
+
 def _time(seconds: float | None) -> datetime | None:
     return None if seconds is None else utc(seconds)
 
@@ -393,10 +432,39 @@ class PredictionStore:
         return prediction_of(rows[0]) if rows else None
 
     async def page(self, wanted: PredictionFilter) -> Page[Prediction]:
-        """List predictions, newest first."""
-        given = {"status": wanted.status, "provider": wanted.provider, "cursor": wanted.cursor}
-        rows = await listed(self._store, sql.lists["list_predictions"], given, wanted.limit)
+        """List predictions, newest first.
+
+        By model and metadata so many are looked through: a page may hold fewer than the limit.
+        """
+        if wanted.model is not None or wanted.metadata:
+            return await self._look(wanted)
+        rows = await listed(
+            self._store, sql.lists["list_predictions"], _given(wanted, wanted.cursor), wanted.limit
+        )
         return page_of([prediction_of(row) for row in rows], wanted.limit)
+
+    async def _look(self, wanted: PredictionFilter) -> Page[Prediction]:
+        """Look through predictions for those that fit, up to a bound."""
+        fits = _fitting(wanted)
+        found: list[tuple[str]] = []
+        cursor = wanted.cursor
+        scan = sql.lists["scan_predictions"]
+        for _ in range(_MOST_SCANS):
+            rows = await listed(self._store, scan, _given(wanted, cursor), _SCANNED)
+            for row in rows:
+                if fits(row):
+                    if len(found) == wanted.limit:
+                        return Page(data=await self._whole(found), next_cursor=cursor)
+                    found.append((row["id"],))
+                cursor = row["id"]
+            if len(rows) <= _SCANNED:
+                cursor = None
+                break
+        return Page(data=await self._whole(found), next_cursor=cursor)
+
+    async def _whole(self, found: Sequence[tuple[str]]) -> list[Prediction]:
+        rows = await self._store.read(sql.select_predictions, found) if found else []
+        return [prediction_of(row) for row in rows]
 
     async def find(self, provider: str, provider_id: str) -> str | None:
         """Return our id for the provider's."""

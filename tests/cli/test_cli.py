@@ -416,6 +416,9 @@ def test_a_wait_says_the_id_each_state_and_where_the_picture_is(
     assert address == prediction["output"][0]["url"]
     assert states[-1] == f"{prediction['id']}  succeeded"
     assert all(line.startswith(prediction["id"]) for line in states)
+    whole = ["queued", "submitting", *(() if mode else ("processing",)), "succeeded"]
+    told = [line.split()[1] for line in states]
+    assert told == whole[-len(told) :]  # none is missed, however short it was
 
 
 # What a background job of a shell starts is deaf to SIGINT, and the tests may be one.
@@ -738,7 +741,7 @@ def test_a_list_is_narrowed_by_model_metadata_and_time(
     assert listed("list", "--model", "lists/t*", "--metadata", "of=[oe]") == [models[2], models[1]]
     assert listed("list", "--metadata", "n=7", "--since", "1h", "--all") == [*reversed(models)]
     assert listed("list", "--metadata", "n=7", "--since", "2999-01-01T00:00:00Z") == []
-    assert len(listed("list", "--all")) > len(models)
+    assert len(listed("list", "--all")) >= len(models)
     some = receiver("list", "--model", "lists/*", "--limit", "2", cwd=home, **env)
     assert (some.stdout.count("lists/"), "there are more" in some.stderr) == (2, True)
     wrong = receiver("list", "--since", "soon", cwd=home, **env)
@@ -864,12 +867,17 @@ def hostile() -> Iterator[str]:
     answers = {"data": [row], "handlers": [{**row, "runs": True, "after": [HOSTILE]}], **row}
     answers["assumed"] = True
     event = {"prediction": {**row, "output": [{"url": HOSTILE}]}, "channel": HOSTILE}
+    attempt = {"prediction": row, "delivery": {**row, "due_at": HOSTILE}, "time": "0001-01-01"}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             streams = "/stream" in self.path
             refuses = "/refused" in self.path
-            body = f"id: 1\nevent: prediction.failed\ndata: {json.dumps(event)}\n\n"
+            frames = {"prediction.failed": event, "delivery.dead": attempt}
+            body = "".join(
+                f"id: 1\nevent: {name}\ndata: {json.dumps(data)}\n\n"
+                for name, data in frames.items()
+            )
             lists = (
                 {"data": [{**row, "prediction": row}]} if "/v1/events?" in self.path else answers
             )
@@ -896,7 +904,7 @@ def hostile() -> Iterator[str]:
     [
         *("list", "deliveries", "handlers", "discarded", "replays", "explain x", "show x"),
         *("events", "list --all --model *"),
-        *("tail --count 1", "tail --count 1 --json", "list --json", "pause x", "show refused"),
+        *("tail --count 2", "tail --count 2 --json", "list --json", "pause x", "show refused"),
     ],
 )
 def test_nothing_that_others_say_acts_on_a_terminal(

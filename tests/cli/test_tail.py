@@ -138,6 +138,35 @@ def test_a_line_says_what_happened_and_nothing_is_markup() -> None:
     assert "\x1b" not in text
 
 
+ATTEMPT: Final[dict[str, Any]] = {
+    "seq": 5,
+    "event": "delivery.pending",
+    "time": "2026-01-02T03:04:05.678Z",
+    "delivery": {
+        "id": "dlv_1",
+        "handler": "save",
+        "state": "pending",
+        "number": 2,
+        "result": "error",
+        "reason": "ConnectionError: [red]boom[/red]",
+        "due_at": "2026-01-02T03:04:09.778Z",
+    },
+    "prediction": {"id": "pred_1", "provider": "fal", "model": "fal-ai/x", "status": "succeeded"},
+}
+
+
+def test_what_a_handler_does_is_a_line() -> None:
+    said = line(ATTEMPT).split("  ")
+    assert [word.strip() for word in said if word.strip()] == [
+        "03:04:05", "pending", "pred_1", "fal", "fal-ai/x", "save #2",
+        "error: ConnectionError: [red]boom[/red]", "again in 4s",
+    ]  # fmt: skip
+    dead = {**ATTEMPT["delivery"], "state": "dead", "due_at": None}
+    text = line({**ATTEMPT, "event": "delivery.dead", "delivery": dead}, colours=True)
+    assert "again" not in text
+    assert "\x1b[31mdead" in text
+
+
 def test_a_gap_is_said() -> None:
     assert "between 3 and 9" in line({"event": "stream.gap", "after": 3, "until": 9})
 

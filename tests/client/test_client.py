@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -42,7 +42,15 @@ CALLS: Final[dict[str, Callable[[Any], Any]]] = {
     "postPredictions": lambda c: c.submit(
         "fal", "fal-ai/x", {"prompt": "a"}, metadata={"a": 1}, wait=5
     ),
-    "getPredictions": lambda c: c.list(status="failed", provider="fal", limit=5, cursor=ID),
+    "getPredictions": lambda c: c.list(
+        status="failed",
+        provider="fal",
+        model="fal-ai/*",
+        metadata={"a": "*"},
+        since=datetime.now(UTC),
+        limit=5,
+        cursor=ID,
+    ),
     "getPredictionsId": lambda c: c.get(ID, wait=5),
     "postPredictionsIdCancel": lambda c: c.cancel(ID),
     "postPredictionsIdReplay": lambda c: c.replay(ID),
@@ -59,7 +67,12 @@ CALLS: Final[dict[str, Callable[[Any], Any]]] = {
         type=["failed", "canceled"], provider=["fal"], metadata={"a": "1"}, limit=5, cursor="7"
     ),
     "getEventsStream": lambda c: c.changes(
-        7, type="queued", provider=["fal", "oxen"], prediction=ID, metadata={"a": "1"}
+        7,
+        type="queued",
+        provider=["fal", "oxen"],
+        prediction=ID,
+        metadata={"a": "1"},
+        deliveries=True,
     ),
     "getRecipes": lambda c: c.recipes(),
     "postRecipesName": lambda c: c.order(
@@ -169,10 +182,56 @@ def test_every_operation_has_a_method_that_asks_as_is_described(name: str, await
     assert isinstance(found, msgspec.Struct | dict | str)
 
 
+WAITED: Final = ["queued", "submitting", "processing", "succeeded"]
+
+
+def test_a_wait_tells_each_status_also_of_before_it_listened() -> None:
+    ended = {**MADE_ONE.json(), "status": "succeeded"}
+    wire = Wire(
+        httpx.Response(200, headers={"last-event-id": "7"}),
+        live(
+            said(7, kind="stream.open", data={"at": 7}),
+            *(change(place, status) for place, status in enumerate(WAITED[:2], 8)),
+        ),
+        answer(200, MADE_ONE.json()),
+        live(
+            said(9, kind="stream.open", data={"at": 9}),
+            change(10, "processing"),
+            said(11, kind="stream.gap", data={"after": 10, "until": 11}),
+        ),
+        answer(200, ended),
+    )
+    heard: list[str] = []
+    client = wire.blocking()
+    assert client.wait(ID, after=client.place(), changed=heard.append).status == "succeeded"
+    assert heard == WAITED
+    places = [request.headers.get("last-event-id") for request in wire.asked]
+    assert (wire.asked[0].method, places) == ("HEAD", [None, "7", None, "9", None])
+
+
+def test_a_wait_without_a_stream_asks_and_tells_what_it_sees() -> None:
+    seen = [answer(200, {**MADE_ONE.json(), "status": s}) for s in WAITED[2:]]
+    wire = Wire(problem(404, "not-found"), httpx.Response(404), seen[0], *seen)
+    heard: list[str] = []
+    client = wire.blocking(0)
+    with pytest.raises(ClientError):
+        client.place()
+    assert client.wait(ID, changed=heard.append).status == "succeeded"
+    assert heard == WAITED[2:]
+    assert [one.headers.get("prefer") for one in wire.asked[2:]] == ["wait=1"] * 3
+
+
+def change(place: int, status: str) -> bytes:
+    moved = {"id": ID, "provider": "fal", "model": "x", "status": status, "metadata": {}}
+    kind = f"prediction.{status}"
+    data = {"type": kind, "time": "2026-01-02T03:04:05Z", "prediction": moved}
+    return said(place, kind=kind, data=data)
+
+
 def test_no_method_is_left_without_a_call() -> None:
     names = {name for name, one in vars(Operations).items() if isinstance(one, operation | stream)}
     used = {name for call in CALLS.values() for name in call.__code__.co_names}
-    assert names - used == {"wait", "events", "call"}  # of the same routes as others
+    assert names - used == {"wait", "events", "place", "call"}  # of the same routes as others
     assert {name for name in dir(Receiver) if not name.startswith("_")} == {
         name for name in dir(AsyncReceiver) if not name.startswith("_")
     }
@@ -455,9 +514,9 @@ def test_a_wait_goes_on_where_its_stream_is_lost() -> None:
     wire = Wire(
         live(said(4, kind="stream.open"), said(5, kind="stream.gap", data={"after": 1, "until": 2}),
              httpx.ReadError("cut")),
-        answer(200, MADE_ONE.json()),
-        answer(200, MADE_ONE.json()),
-        live(said(4, kind="stream.open")),
+        *(answer(200, MADE_ONE.json()) for _ in range(3)),
+        live(said(4, kind="stream.open"), said(5, kind="stream.gap", data={"after": 4, "until": 5}),
+             httpx.ReadError("cut")),
         answer(200, ended),
     )  # fmt: skip
     assert wire.blocking().wait(ID).status == "canceled"

@@ -111,7 +111,7 @@ class Dispatching:
         self.submits = Submits()
         self.http = httpx.AsyncClient()
         self.pace = pace
-        self.gates = self.store.breakers
+        self.breakers = self.store.breakers
         self.wakeups = Wakeups()
         self.breaker = BREAKER if breaker is None else breaker
         self.dispatch = self.another("me")

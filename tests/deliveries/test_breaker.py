@@ -78,8 +78,8 @@ async def test_after_a_run_of_failures_deliveries_wait_and_one_is_tried(
             0.8,
         )
         assert "nobody there" in line["reason"]
-        gate = (await station.gates.all())["post"]
-        assert gate.state(station.clock()) == "open"
+        breaker = (await station.breakers.all())["post"]
+        assert breaker.state(station.clock()) == "open"
         await eventually(lambda: service.at_once == 0)
         calls = service.calls
         await eventually(lambda: len(said(logged, "handler.held")) == 2)  # the probe failed
@@ -90,7 +90,7 @@ async def test_after_a_run_of_failures_deliveries_wait_and_one_is_tried(
             await station.ends(name, "post", "done")
         assert sorted(service.served) == sorted(names)
         assert len(said(logged, "handler.released")) == 1
-        assert (await station.gates.all())["post"].state(station.clock()) == "running"
+        assert (await station.breakers.all())["post"].state(station.clock()) == "running"
 
 
 async def test_one_delivery_that_is_poison_shuts_out_no_other(place: Path | Database) -> None:
@@ -105,7 +105,7 @@ async def test_one_delivery_that_is_poison_shuts_out_no_other(place: Path | Data
         poison = await station.enqueue("post", metadata={"poison": True})
         assert (await station.ends(poison, "post")).state == "dead"
         assert service.calls == 30
-        assert await station.gates.all() == {}
+        assert await station.breakers.all() == {}
 
 
 @pytest.mark.parametrize("decision", [Skip("no"), Dead("never"), Retry("later", after=0)])
@@ -117,7 +117,7 @@ async def test_what_a_handler_decides_is_no_trouble_of_its_own(
     async with dispatching(place, handler_of(service), breaker=BREAKER) as station:
         await pending(station, 8)
         await eventually(lambda: service.calls >= 8)
-        assert await station.gates.all() == {}
+        assert await station.breakers.all() == {}
 
 
 async def test_without_a_breaker_all_is_tried(place: Path | Database) -> None:
@@ -126,7 +126,7 @@ async def test_without_a_breaker_all_is_tried(place: Path | Database) -> None:
     async with dispatching(place, handler_of(service), breaker=never) as station:
         await pending(station, 10)
         await eventually(lambda: service.calls > 50)
-        assert await station.gates.all() == {}
+        assert await station.breakers.all() == {}
 
 
 async def test_without_a_breaker_an_open_gate_is_none(place: Path | Database) -> None:
@@ -134,7 +134,7 @@ async def test_without_a_breaker_an_open_gate_is_none(place: Path | Database) ->
     service = Service()
     function, never = handler_of(service, concurrency=4), BreakerPolicy(failures=None)
     async with dispatching(place, function, breaker=never, start=False) as station:
-        await station.gates.trip("post", station.clock(), station.clock() + 3600, "it was down")
+        await station.breakers.trip("post", station.clock(), station.clock() + 3600, "it was down")
         names = await pending(station, 4)
         await station.dispatch.start()
         await eventually(lambda: service.calls > 20)
@@ -142,7 +142,7 @@ async def test_without_a_breaker_an_open_gate_is_none(place: Path | Database) ->
         for name in names:
             await station.ends(name, "post", "done")
         await station.dispatch.stop()
-        assert (await station.gates.all())["post"].held is None
+        assert (await station.breakers.all())["post"].held is None
 
 
 async def test_a_success_ends_a_run(place: Path | Database) -> None:
@@ -159,21 +159,21 @@ async def test_a_success_ends_a_run(place: Path | Database) -> None:
         for name in await pending(station, 6):
             await station.ends(name, "post", "done")
         assert calls == 6 * RUN
-        assert await station.gates.all() == {}
+        assert await station.breakers.all() == {}
 
 
 async def test_a_paused_handler_keeps_all_and_runs_nothing(place: Path | Database) -> None:
     service = Service()
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
-        await station.gates.pause("post", station.clock())
+        await station.breakers.pause("post", station.clock())
         await station.dispatch.start()
         names = await pending(station, 5)
         loop = asyncio.get_running_loop()
         await station.dispatch.drain(["post"], loop.time() + 5, 5.0)
         assert service.calls == 0
         assert {(await station.delivery(name, "post")).state for name in names} == {"pending"}
-        await station.gates.resume("post")
+        await station.breakers.resume("post")
         station.dispatch.look_again()
         for name in names:
             await station.ends(name, "post", "done")
@@ -185,7 +185,7 @@ async def test_a_pause_outlives_the_process(place: Path | Database, logged: Logg
     service = Service()
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
-        await station.gates.pause("post", station.clock())
+        await station.breakers.pause("post", station.clock())
         await station.dispatch.start()
         name = await station.enqueue("post")
         other = station.another("other")
@@ -194,7 +194,7 @@ async def test_a_pause_outlives_the_process(place: Path | Database, logged: Logg
             *_, line = said(logged, "handler.waiting")
             assert (line["handler"], line["state"], line["pending"]) == ("post", "paused", 1)
             assert (await station.delivery(name, "post")).state == "pending"
-            await station.gates.resume("post")  # told to nobody: they look again by themselves
+            await station.breakers.resume("post")  # told to nobody: they look again by themselves
             await station.ends(name, "post", "done")
         finally:
             await other.stop()
@@ -215,8 +215,8 @@ async def test_of_two_processes_one_tries(
             await eventually(lambda: service.at_once == 0 and service.calls > 5)
 
             async def is_open() -> bool:
-                gates = await station.gates.all()
-                return "post" in gates and gates["post"].failures >= 2
+                breakers = await station.breakers.all()
+                return "post" in breakers and breakers["post"].failures >= 2
 
             await eventually(is_open)
             service.most_at_once = 0
@@ -236,14 +236,14 @@ async def test_a_probe_that_died_with_its_process_is_another_ones(place: Path | 
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
         now = station.clock()
-        assert await station.gates.trip("post", now, now + 1, "")
-        assert not await station.gates.trip("post", now, now + 9, "")  # the second
-        assert not await station.gates.probe("post", now, now + 2)  # not yet
-        assert await station.gates.probe("post", now + 1, now + 2)
-        assert not await station.gates.probe("post", now + 1.5, now + 3)  # another is at it
-        assert await station.gates.probe("post", now + 2, now + 3)
-        assert await station.gates.reset("post")
-        assert not await station.gates.reset("post")
+        assert await station.breakers.trip("post", now, now + 1, "")
+        assert not await station.breakers.trip("post", now, now + 9, "")  # the second
+        assert not await station.breakers.probe("post", now, now + 2)  # not yet
+        assert await station.breakers.probe("post", now + 1, now + 2)
+        assert not await station.breakers.probe("post", now + 1.5, now + 3)  # another is at it
+        assert await station.breakers.probe("post", now + 2, now + 3)
+        assert await station.breakers.reset("post")
+        assert not await station.breakers.reset("post")
 
 
 @pytest.mark.parametrize("in_a_probe", [False, True])
@@ -252,9 +252,9 @@ async def test_a_start_tries_again_at_once(place: Path | Database, in_a_probe: b
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
         now = station.clock()
-        await station.gates.trip("post", now, now if in_a_probe else now + 3600, "")
+        await station.breakers.trip("post", now, now if in_a_probe else now + 3600, "")
         if in_a_probe:  # of a process that was killed over it
-            assert await station.gates.probe("post", now, now + 3600)
+            assert await station.breakers.probe("post", now, now + 3600)
         name = await station.enqueue("post")
         await station.dispatch.start()
         try:
@@ -278,7 +278,7 @@ async def test_a_probe_that_tells_nothing_is_followed_by_another(
 
     async with dispatching(place, post, start=False) as station:
         now = station.clock()
-        await station.gates.trip("post", now, now + 3600, "it was down")
+        await station.breakers.trip("post", now, now + 3600, "it was down")
         names = await pending(station, 3)
         await station.dispatch.start()
         try:
@@ -291,7 +291,7 @@ async def test_a_probe_that_tells_nothing_is_followed_by_another(
             assert calls == 3
 
             async def is_released() -> bool:
-                return (await station.gates.all())["post"].held is None
+                return (await station.breakers.all())["post"].held is None
 
             await eventually(is_released)
         finally:
@@ -305,11 +305,11 @@ async def test_a_probe_that_the_disk_cut_short_is_followed_by_another(
     service = Service()
     service.down = None
     async with dispatching(place, handler_of(service), start=False) as station:
-        await station.gates.trip("post", station.clock(), station.clock() + 3600, "it was down")
+        await station.breakers.trip("post", station.clock(), station.clock() + 3600, "it was down")
         names = await pending(station, 2)
         troubles: dict[str, list[Exception]] = {name: [StoreUnavailable("full")] for name in away}
         store: Any = Unsteady(station.store, **troubles)
-        store.breakers = Unsteady(station.gates, **troubles)
+        store.breakers = Unsteady(station.breakers, **troubles)
         dispatch = station.another("me too", store=store)
         await dispatch.start()
         try:
@@ -318,7 +318,7 @@ async def test_a_probe_that_the_disk_cut_short_is_followed_by_another(
         finally:
             await dispatch.stop()
         assert not any(troubles.values())
-        assert (await station.gates.all())["post"].held is None
+        assert (await station.breakers.all())["post"].held is None
 
 
 async def test_a_stop_gives_its_probe_back(place: Path | Database) -> None:
@@ -331,14 +331,14 @@ async def test_a_stop_gives_its_probe_back(place: Path | Database) -> None:
 
     pace = Timing(beat=0.05, nap=0.2, drain=0.05)
     async with dispatching(place, post, pace=pace, start=False) as station:
-        await station.gates.trip("post", station.clock(), station.clock() + 3600, "it was down")
+        await station.breakers.trip("post", station.clock(), station.clock() + 3600, "it was down")
         await station.enqueue("post")
         await station.dispatch.start()
         async with asyncio.timeout(PATIENCE):
             await begun.wait()
-        assert (await station.gates.all())["post"].probe_until is not None
+        assert (await station.breakers.all())["post"].probe_until is not None
         await station.dispatch.stop()
-        assert (await station.gates.all())["post"].probe_until is None
+        assert (await station.breakers.all())["post"].probe_until is None
 
 
 async def test_what_was_read_of_a_gate_before_it_was_set_is_not_believed(
@@ -359,7 +359,7 @@ async def test_what_was_read_of_a_gate_before_it_was_set_is_not_believed(
         known = BreakerCache(Slow(station.store), station.clock)
         asking = asyncio.create_task(known.of("post"))
         await asked.wait()
-        await station.gates.pause("post", station.clock())
+        await station.breakers.pause("post", station.clock())
         known.forget()
         read.set()
         await asking
@@ -374,8 +374,8 @@ async def test_a_short_run_may_be_enough(place: Path | Database, most: int) -> N
         await pending(station, most)
 
         async def is_open() -> bool:
-            return (await station.gates.all())["post"].reason == "ConnectionError: nobody there"
+            return (await station.breakers.all())["post"].reason == "ConnectionError: nobody there"
 
         await eventually(lambda: service.calls >= most)
-        await eventually(station.gates.all)
+        await eventually(station.breakers.all)
         assert await is_open()

@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
@@ -16,16 +17,21 @@ from starlette.applications import Starlette
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from receiver.http import live as feed
+from receiver import Context, Dead, Event, on
+from receiver.http import live
 from receiver.http import server as serving
 from receiver.http.live import LiveStream, StreamFilter
 from receiver.model.errors import StoreUnavailable
 from receiver.model.tasks import Wakeups
+from receiver.store.attempts import AttemptNews
 from receiver.store.changes import ChangeLog, StatusChange
+from receiver.store.engine import AttemptName
+from receiver.store.postgres.engine import PostgresStore
 from tests.conftest import Start
 from tests.emulator.serving import serve
 from tests.patience import PATIENCE
-from tests.receiving import API_KEY, Json, Station, eventually
+from tests.postgres import Database
+from tests.receiving import API_KEY, Json, Network, Station, eventually, receiving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
@@ -244,6 +250,7 @@ async def test_a_reader_hears_of_one_prediction(start: Start) -> None:
         ("type=exploded", None, "type must be like"),
         ("type=failed%0A", None, "type"),
         ("kind=avatar", None, "`kind`"),
+        ("deliveries=1", None, "deliveries must be one of"),
         ("", "evt_what", "Last-Event-ID"),
         ("", "-1", "Last-Event-ID"),
         ("", "9" * 40, "Last-Event-ID"),
@@ -283,7 +290,7 @@ async def test_a_reader_of_what_is_gone_is_told_so(start: Start, marked: int, af
 async def test_a_reader_that_does_not_take_is_cut_and_others_hear_on(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "_MOST_WAITING", 10)
+    monkeypatch.setattr(live, "_MOST_WAITING", 10)
     async with start() as station, listening(station) as slow, listening(station) as quick:
         await whole(station, "one")
         last = (await eventually(lambda: slow.messages, lambda m: len(m) == 4))[-1]["id"]
@@ -312,7 +319,7 @@ async def test_the_end_of_the_server_is_the_end_of_the_streams(start: Start) -> 
 
 @pytest.mark.usefixtures("on_sqlite")
 async def test_silence_is_told_from_death(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "KEEP_ALIVE", 0.05)
+    monkeypatch.setattr(live, "KEEP_ALIVE", 0.05)
     async with start() as station, listening(station) as ear:
         await eventually(lambda: ear.text.count(": still here") > 2)
         assert ear.messages == []
@@ -322,7 +329,7 @@ async def test_silence_is_told_from_death(start: Start, monkeypatch: pytest.Monk
 async def test_there_are_so_many_readers_and_no_more(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "MOST_READERS", 1)
+    monkeypatch.setattr(live, "MOST_READERS", 1)
     async with start() as station:
         async with listening(station):
             answer = await station.http.get("/v1/events/stream")
@@ -343,13 +350,13 @@ class TakesOne(Ear):
 async def test_who_catches_up_and_takes_nothing_holds_few_whole_events(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "_MOST_WRITTEN", 2)
+    monkeypatch.setattr(live, "_MOST_WRITTEN", 2)
     asked: list[int] = []
     real = ChangeLog.events
 
-    async def counted(journal: ChangeLog, names: Any) -> Any:
+    async def counted(changes: ChangeLog, names: Any) -> Any:
         asked.append(len(names))
-        return await real(journal, names)
+        return await real(changes, names)
 
     async with start() as station:
         for number in range(5):
@@ -375,15 +382,97 @@ async def test_nobody_follows_where_nobody_reads() -> None:
         def __getattr__(self, name: str) -> Any:
             raise AssertionError(name)
 
-    quiet = Quiet()
+    quiet: Any = Quiet()
     wakeups = Wakeups()
-    nobody = LiveStream(quiet, wakeups)
+    nobody = LiveStream(quiet, AttemptNews(quiet, wakeups), wakeups)
     task = asyncio.create_task(nobody.run())
     for _ in range(50):
         wakeups.wake_all("changes")
         await asyncio.sleep(0)
     task.cancel()
     assert quiet.asked == 0
+
+
+@on("*", name="tests.recovers")
+async def recovers(_: Event, ctx: Context) -> None:
+    if ctx.attempt < 3:
+        raise ConnectionError(f"nobody there at {ctx.attempt}")
+
+
+@on("*", name="tests.gives_up")
+async def gives_up(_: Event) -> None:
+    raise Dead("there is no such channel")
+
+
+def attempts(messages: list[Json]) -> dict[str, list[tuple[int, str, str]]]:
+    """Give number, state and reason of each attempt, by handler."""
+    found: dict[str, list[tuple[int, str, str]]] = {}
+    for message in messages:
+        if delivery := message["data"].get("delivery"):
+            assert message["event"] == message["data"]["type"] == f"delivery.{delivery['state']}"
+            told = (delivery["number"], delivery["state"], delivery["reason"])
+            found.setdefault(delivery["handler"], []).append(told)
+    return found
+
+
+ATTEMPTS: Final = {
+    "tests.recovers": [
+        (1, "pending", "ConnectionError: nobody there at 1"),
+        (2, "pending", "ConnectionError: nobody there at 2"),
+        (3, "done", ""),
+    ],
+    "tests.gives_up": [(1, "dead", "there is no such channel")],
+}
+
+
+async def test_who_asks_for_it_hears_how_attempts_end(start: Start) -> None:
+    async with (
+        start(recovers, gives_up) as station,
+        listening(station, "deliveries=true&provider=fal&metadata.kind=avatar") as ear,
+        listening(station) as plain,
+    ):
+        await whole(station, "of another kind", "fal", metadata={"kind": "banner"})
+        prediction = await whole(station, "wanted", "fal", metadata={"kind": "avatar"})
+        messages = await ear.until(8)
+        assert attempts(messages) == ATTEMPTS
+        assert told(messages)[:4] == [(prediction, status) for status in WHOLE]  # the event first
+        first = next(m["data"] for m in messages if m["event"] == "delivery.pending")
+        assert first["delivery"]["result"] == "error"
+        assert first["prediction"]["id"] == prediction
+        assert first["prediction"]["metadata"] == {"kind": "avatar"}
+        assert len(await plain.until(8)) == 8
+        assert attempts(plain.messages) == {}
+        query, last = "deliveries=true&metadata.kind=later", messages[-1]["id"]
+        async with listening(station, query, after=last) as back:
+            more = await whole(station, "later", "fal", metadata={"kind": "later"})
+            assert told(await back.until(8))[:4] == [(more, status) for status in WHOLE]
+
+
+async def test_attempts_of_another_process_are_heard(
+    database: Database, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = Counter[str]()
+    notify = PostgresStore.notify
+
+    async def counted(store: PostgresStore, ended: list[AttemptName]) -> None:
+        sent["told" if ended else "asked"] += 1
+        await notify(store, ended)
+
+    monkeypatch.setattr(PostgresStore, "notify", counted)
+    async with (
+        receiving(database, network, [recovers, gives_up], dispatch=False) as front,
+        receiving(database, network, [recovers, gives_up]) as worker,
+    ):
+        await whole(front, "while nobody follows")
+        rows = "SELECT state FROM deliveries WHERE state IN ('done', 'dead')"
+        await eventually(lambda: len(worker.rows(rows)) == 2)
+        assert sent == {}  # so that settling costs nothing more
+        async with listening(front, "deliveries=true") as ear:
+            news = worker.app.state.release.__self__._http._live._attempts  # noqa: SLF001 - it tells nobody
+            await eventually(lambda: news._followed_elsewhere)  # noqa: SLF001 - likewise
+            await whole(front, "while somebody does")
+            assert attempts(await ear.until(8)) == ATTEMPTS
+        assert sent["told"] >= 1
 
 
 async def test_a_disk_that_cannot_be_read_ends_nothing_for_good(

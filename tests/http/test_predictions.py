@@ -518,6 +518,14 @@ async def test_lists_filter(start: Start) -> None:
         assert await ids("") == ["eachlabs", "fal", "oxen"]
         assert await ids("status=succeeded") == ["fal"]
         assert await ids("status=processing&provider=oxen") == ["oxen"]
+        assert await ids("model=fal-ai/*") == ["fal"]
+        assert await ids("model=nano-*&provider=oxen&since=2020-01-01T00:00:00Z") == ["oxen"]
+        assert await ids("since=2999-01-01T00:00:00%2B14:00") == []
+        marked = await station.submit("fal", "marked", metadata={"n": 7, "kind": "a[vatar"})
+        assert await ids("metadata.n=7&metadata.kind=a[[]*") == ["fal"]
+        assert await ids("metadata.n=7&model=nano*") == []
+        assert await ids(f"metadata.n=7&cursor={marked['id']}") == []
+        assert await ids("metadata.=*") == []
 
 
 @pytest.mark.parametrize(
@@ -530,6 +538,15 @@ async def test_lists_filter(start: Start) -> None:
         "page=2",
         "cursor=nonsense%00%ff",
         "limit=1&limit=2",
+        "model=",
+        f"model={'m' * 301}",
+        "since=yesterday",
+        "since=2026-01-31T12:00:00",
+        "since=2026-01-31T12:00:00+00:00",  # a space, as nobody has encoded it
+        "since=%00",
+        f"metadata.a={'*' * 301}",
+        "&".join(f"metadata.n{n}=*" for n in range(21)),
+        "metadata.a=1&metadata.a=2",
         *(f"limit={n}" for n in ("0", "101", "x", "-1", "٣", "1e1", "0000000010000", "9" * 99)),
     ],
 )

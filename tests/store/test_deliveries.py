@@ -335,6 +335,7 @@ async def test_an_attempt_whose_process_is_gone_is_recorded_and_told_of(
         provider_id=None,
         channel="webhook",
         attempt=1,
+        number=1,
         reason="",
         seconds=30.0,
     )

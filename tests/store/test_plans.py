@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 
 from receiver.store import (
+    attempts,
     changes,
     deliveries,
     discarded,
@@ -155,6 +156,7 @@ def by(listing: Listing, *filters: str) -> Statement:
 
 
 _LIST: Final = predictions.sql.lists["list_predictions"]
+_SCAN: Final = predictions.sql.lists["scan_predictions"]
 _DELIVERIES: Final = deliveries.sql.lists["list_deliveries"]
 HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     **{
@@ -217,6 +219,7 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     "select_changes": (changes.sql.select_changes, None),
     "select_events_below": (changes.sql.select_events_below, None),
     "select_events": (changes.sql.select_events, _ENDED),
+    "select_attempts": (attempts.sql.select_attempts, [(_delivery(n), 1) for n in (2, 3, 5)]),
     "select_old": (disposal.sql.select_old, None),
     "hold_predictions": (disposal.sql.hold_predictions, _ENDED),
     "hold_deliveries": (disposal.sql.hold_deliveries, _ENDED),
@@ -243,8 +246,15 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
             ["unsuccessful"],
             ["provider"],
             ["cursor"],
+            ["since"],
+            ["living", "provider", "since", "cursor"],
         )
     },
+    **{
+        f"scan by {', '.join(names)}": (by(_SCAN, *names), None)
+        for names in (["living", "provider", "cursor"], ["unsuccessful", "since"], ["since"])
+    },
+    "select_predictions": (predictions.sql.select_predictions, _LIVING),
     **{
         f"deliveries by {', '.join(names)}": (by(_DELIVERIES, *names), None)
         for names in ([], ["failed"], ["running"], ["prediction"], ["cursor"], ["cursor", "failed"])
@@ -274,6 +284,8 @@ INDEXES: Final = {
     "list by living": "predictions_living",
     "list by living, provider": "predictions_living",
     "list by unsuccessful": "predictions_unsuccessful",
+    "scan by living, provider, cursor": "predictions_living",
+    "scan by unsuccessful, since": "predictions_unsuccessful",
     "deliveries by failed": "deliveries_failed",
     "deliveries by running": "deliveries_running",
 }
@@ -339,6 +351,7 @@ def test_sqlite_looks_at_few_rows(many: sqlite3.Connection, name: str) -> None:
 
 def _params(name: str) -> dict[str, Any]:
     given = _PARAMS | ({"id": pred(0)} if name == "insert_prediction" else {})
+    given |= {"since": pred(20_000)} if name.startswith(("list by", "scan by")) else {}
     return {value: given[value] for value in HOT[name][0].names}
 
 

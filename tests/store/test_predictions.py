@@ -8,6 +8,7 @@ import pytest
 
 from receiver.model.states import ARROWS, TERMINAL, Cause
 from receiver.model.values import Status
+from receiver.store import predictions
 from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
 from receiver.store.leases import LeaseRequest
@@ -423,13 +424,25 @@ async def test_a_role_is_held_by_one_until_it_does_not_renew_it(store: Store) ->
         ({"provider": "oxen"}, [5, 4]),
         ({"provider": "oxen", "status": "queued"}, [4]),
         ({"status": "failed"}, []),
+        ({"model": "m[1-4]", "provider": "fal"}, [3, 2, 1]),
+        ({"model": "m*", "status": "queued"}, [4, 2, 0]),
+        ({"metadata": {"n": "[1-4]", "kind": "avatar"}}, [4, 2]),
+        ({"metadata": {"n": "*", "nothing": "*"}}, []),
+        ({"model": "M*"}, []),
     ],
 )
 async def test_pages_of_a_list_hold_everything_once_newest_first(
-    store: Store, wanted: dict[str, Any], found: list[int]
+    store: Store, wanted: dict[str, Any], found: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(predictions, "_SCANNED", 1)  # so that what fits is on several reads
+    monkeypatch.setattr(predictions, "_MOST_SCANS", 2)
     for number in range(6):
-        await store.predictions.create(new(number, provider="oxen" if number > 3 else "fal"))
+        made = msgspec.structs.replace(
+            new(number, provider="oxen" if number > 3 else "fal"),
+            model=f"m{number}",
+            metadata={"n": number, "kind": "banner" if number % 2 else "avatar"},
+        )
+        await store.predictions.create(made)
         if number % 2:
             await accept_outcome(store, arrival(number))
     for limit in (1, 2, 6, 50):

@@ -55,7 +55,11 @@ def _problem(problem: str) -> Finding:
 def _strangers(env: Mapping[str, str], known: Collection[str]) -> Iterator[Finding]:
     for name in advice.unread(env, known, *_OURS):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        fix = f"did you mean {near[0]}?" if near else "remove it, or look it up in the README"
+        fix = (
+            f"did you mean {near[0]}?"
+            if near
+            else "remove it: `receiver settings` lists those that are"
+        )
         yield warn("settings", f"nobody reads {name}", _KNOWN_STRANGERS.get(name, fix))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
 from receiver.http.declare import (
@@ -14,7 +12,7 @@ from receiver.http.declare import (
     get,
     post,
 )
-from receiver.model.answers import Delivery, Page
+from receiver.model.answers import Delivery, DeliveryState, Page
 from receiver.model.errors import Problem
 from receiver.observability.runtime import Runtime
 from receiver.store.deliveries import DeliveryStore
@@ -23,7 +21,7 @@ from receiver.store.deliveries import DeliveryStore
 class DeliveriesAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which deliveries to list."""
 
-    state: Literal["pending", "running", "done", "skipped", "dead"] | None = None
+    state: DeliveryState | None = None
     handler: HandlerName | None = None
     prediction: PredictionId | None = None
     limit: PageSize = 50

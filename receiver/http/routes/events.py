@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -49,6 +49,9 @@ class LiveAsked(StreamAsked, frozen=True, forbid_unknown_fields=True):
     """What to hear of, live."""
 
     prediction: PredictionId | None = None
+    deliveries: Literal["true", "false"] = "false"
+    """`true`: the end of every attempt of a handler too, from now on, as `delivery.done`,
+    `delivery.pending` (it failed and is retried), `delivery.skipped` or `delivery.dead`."""
 
 
 class EventsAsked(StreamAsked, frozen=True, forbid_unknown_fields=True):
@@ -74,9 +77,9 @@ class EventRoutes:
     `metadata.NAME=VALUE` selects predictions whose metadata has this; JSON as it is written.
     """
 
-    def __init__(self, journal: ChangeLog, feed: LiveStream) -> None:
-        self._journal = journal
-        self._feed = feed
+    def __init__(self, changes: ChangeLog, live: LiveStream) -> None:
+        self._changes = changes
+        self._live = live
 
     @get(
         "/v1/events",
@@ -88,8 +91,8 @@ class EventRoutes:
         wanted = _wanted(query, metadata, _ENDS)
         below = None if query.cursor is None else int(query.cursor)
         found, below = await self._look(wanted, query.limit, below)
-        events = await self._journal.events([move.prediction_id for move in found])
-        data = [events[move.prediction_id] for move in found if move.prediction_id in events]
+        events = await self._changes.events([change.prediction_id for change in found])
+        data = [events[change.prediction_id] for change in found if change.prediction_id in events]
         return Page(data=data, next_cursor=None if below is None else str(below))
 
     @get(
@@ -106,16 +109,23 @@ class EventRoutes:
 
         With `Last-Event-ID` it goes on after that place, without a gap or a repeat. Where what came
         after it is not there any more, the first event is `stream.gap`. Then comes `stream.open`,
-        whose `id` is where it begins.
+        whose `id` is where it begins. Ends of attempts are told live only: `/v1/deliveries` has
+        those before.
         """
-        wanted = _wanted(query, metadata, _STATUSES, query.prediction)
+        wanted = _wanted(
+            query,
+            metadata,
+            _STATUSES,
+            prediction=query.prediction,
+            deliveries=query.deliveries == "true",
+        )
+        begins = int(headers.last) if headers.last else await self._live.now()
+        sent = {**_HEADERS, "Last-Event-ID": str(begins)}
         if request.method == "HEAD":
-            return Response(media_type=MEDIA_TYPE, headers=_HEADERS)
-        begins = int(headers.last) if headers.last else await self._feed.now()
-        frames = self._feed.read(begins, wanted)
+            return Response(media_type=MEDIA_TYPE, headers=sent)
+        frames = self._live.read(begins, wanted)
         # What speaks against it is said before the stream has begun.
         first = await anext(frames, b"")
-        sent = {**_HEADERS, "Last-Event-ID": str(begins)}
         return StreamingResponse(_frames(first, frames), media_type=MEDIA_TYPE, headers=sent)
 
     async def _look(
@@ -125,13 +135,13 @@ class EventRoutes:
         found: list[StatusChange] = []
         looked_at = 0
         while looked_at < _MOST_LOOKED_AT:
-            page = await self._journal.events_below(below)
-            for move in page:
-                if move in wanted:
+            page = await self._changes.events_below(below)
+            for change in page:
+                if change in wanted:
                     if len(found) == limit:
                         return found, below
-                    found.append(move)
-                below = move.seq
+                    found.append(change)
+                below = change.seq
             looked_at += len(page)
             if not page:
                 return found, None
@@ -151,12 +161,12 @@ def _wanted(
     asked: StreamAsked,
     metadata: Mapping[str, str],
     statuses: Sequence[Status],
-    prediction: str | None = None,
+    **more: Any,
 ) -> StreamFilter:
     types = (asked.type or "").replace(PREFIX, "")
     return StreamFilter(
         statuses=frozenset(types.split(",") if types else statuses),
         providers=frozenset(asked.provider.split(",") if asked.provider else ()),
         metadata=metadata,
-        prediction=prediction,
+        **more,
     )

@@ -78,20 +78,20 @@ class HandlerRoutes:
         return (await self._states()).get(before.name, before)
 
     async def _states(self) -> dict[str, HandlerState]:
-        gates = await self._breakers.all()
+        breakers = await self._breakers.all()
         pending = await self._store.pending()
         now = self._clock()
         states = {}
-        for name in dict.fromkeys([*self._registry.handlers, *sorted({*pending, *gates})]):
-            gate = gates.get(name, BreakerState(name))
+        for name in dict.fromkeys([*self._registry.handlers, *sorted({*pending, *breakers})]):
+            breaker = breakers.get(name, BreakerState(name))
             states[name] = HandlerState(
                 name=name,
-                state=gate.state(now),
+                state=breaker.state(now),
                 registered=name in self._registry.handlers,
                 pending=pending.get(name, 0),
-                paused_at=_time(gate.paused_at),
-                open_until=_time(gate.open_until),
-                reason=gate.reason,
+                paused_at=_time(breaker.paused_at),
+                open_until=_time(breaker.open_until),
+                reason=breaker.reason,
             )
         return states
 

@@ -27,7 +27,7 @@ from receiver.http.declare import (
     post,
 )
 from receiver.http.request_log import about
-from receiver.model.answers import ExplainedHandler, Explanation, Page, Redelivered
+from receiver.model.answers import ExplainedHandler, Explanation, Page, Redelivered, Time
 from receiver.model.errors import Problem
 from receiver.model.states import TERMINAL
 from receiver.model.values import EventType, Mode, Prediction, Status
@@ -43,6 +43,8 @@ log = structlog.get_logger("receiver")
 
 _SYNC_WAIT: Final = 60.0
 _DEEPEST: Final = 64
+_MOST_GLOBS: Final = 20
+_LONGEST_GLOB: Final = 300
 _LARGEST_METADATA: Final = 256 * 1024
 """Bytes of JSON: lists and streams read it of many predictions at once."""
 REFUSALS: Final[dict[Erased, tuple[int, str, str]]] = {
@@ -109,6 +111,10 @@ class PredictionsAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     status: Status | None = None
     provider: ProviderName | None = None
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=300)] | None = None
+    """A shell glob, as in `fal-ai/*`."""
+    since: Time | None = None
+    """When they were made, or later."""
     limit: PageSize = 50
     cursor: PredictionId | None = None
     """The `next_cursor` of the page before."""
@@ -186,13 +192,27 @@ class PredictionRoutes:
             prediction = await self.wait(prediction, wait)
         return reply_with(prediction, wait, f"predictions/{prediction.id}")
 
-    @get("/v1/predictions", "a page of predictions", problems=["invalid-request"])
-    async def list_predictions(self, query: PredictionsAsked) -> Page[Prediction]:
+    @get(
+        "/v1/predictions",
+        "a page of predictions; it may hold fewer than `limit`: go on by `next_cursor`",
+        problems=["invalid-request"],
+    )
+    async def list_predictions(
+        self, query: PredictionsAsked, metadata: dict[str, str]
+    ) -> Page[Prediction]:
         """List predictions, newest first.
 
-        Filters narrow the list; `next_cursor` leads to the next page.
+        Filters narrow the list; `metadata.NAME=GLOB` is one. By model or metadata one request
+        looks through 2,000 predictions; `next_cursor` leads on, until it is null.
         """
-        return await self._store.predictions.page(PredictionFilter(**msgspec.structs.asdict(query)))
+        if len(metadata) > _MOST_GLOBS or any(
+            len(glob) > _LONGEST_GLOB for glob in metadata.values()
+        ):
+            said = f"at most {_MOST_GLOBS} of metadata, of {_LONGEST_GLOB} characters each"
+            raise Problem(422, "invalid-request", said)
+        asked = msgspec.structs.asdict(query)
+        asked["since"] = query.since and query.since.timestamp()
+        return await self._store.predictions.page(PredictionFilter(**asked, metadata=metadata))
 
     @get("/v1/predictions/{id}", "as it stands", problems=["not-found"], missing=_MISSING)
     async def read(self, id: PredictionId, headers: Waiting) -> Prediction:

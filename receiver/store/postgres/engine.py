@@ -23,6 +23,7 @@ from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.model.tasks import Topic, Wakeups, repeat
 from receiver.model.values import Shift
 from receiver.store import deliveries
+from receiver.store.attempts import AttemptNotice
 from receiver.store.deliveries import (
     Claim,
     ClaimRequest,
@@ -34,6 +35,7 @@ from receiver.store.deliveries import (
 )
 from receiver.store.due import Due
 from receiver.store.due import sql as due_sql
+from receiver.store.engine import AttemptName
 from receiver.store.facade import Chore, Store
 from receiver.store.inbox import IncomingOutcome
 from receiver.store.leases import LeaseRequest
@@ -78,6 +80,8 @@ _MOST_NAMED: Final = 150
 """Predictions named in one notice: its text may have 8,000 bytes."""
 _FIXED: Final = 4
 """Connections beside those of writers and readers: to claim, renew, listen and sweep."""
+_MOST_ATTEMPTS: Final = 100
+"""Attempts named in one notice, likewise."""
 _WRITERS: Final = 2
 _IDLE: Final = 60.0
 """Seconds after which a function closes a connection that it does not use."""
@@ -543,6 +547,19 @@ class PostgresStore(Store):
         """Return the transactions that write the change log."""
         return {row["virtualtransaction"] for row in await self.read(_WRITING)}
 
+    async def notify(self, ended: list[AttemptName]) -> None:
+        await self._writer.write("notify", self._notify_all, AttemptNotice(self._me, ended))
+
+    async def _notify_all(self, cx: Connection, items: Sequence[AttemptNotice]) -> Sequence[None]:
+        named = [name for notice in items for name in notice.ended]
+        parts = [named[at : at + _MOST_ATTEMPTS] for at in range(0, len(named), _MOST_ATTEMPTS)]
+        if not all(notice.ended for notice in items):
+            parts.append([])
+        for part in parts:
+            text = msgspec.json.encode(AttemptNotice(self._me, part)).decode()
+            await cx.execute(together((), notify=True), _CHANNEL, text)
+        return [None] * len(items)
+
     def is_taken(self, error: Exception) -> bool:
         return isinstance(error, asyncpg.UniqueViolationError)
 
@@ -593,11 +610,16 @@ class PostgresStore(Store):
 
     def _hear(self, _connection: object, _pid: int, _channel: str, text: object) -> None:
         try:
-            sender, handlers, predictions = msgspec.json.decode(
-                str(text), type=tuple[str, list[str], list[str]]
+            notice = msgspec.json.decode(
+                str(text), type=tuple[str, list[str], list[str]] | AttemptNotice
             )
         except msgspec.DecodeError:
             return  # any role of this database may send a notice, and so nonsense
+        if isinstance(notice, AttemptNotice):
+            if notice.sender != self._me:
+                self.attempts.hear(notice)
+            return
+        sender, handlers, predictions = notice
         if sender != self._me:
             self._wakeups.wake("handler", *handlers)
             self._wakeups.wake_all("changes")

@@ -199,7 +199,7 @@ FROM {rows:id text} JOIN deliveries d ON d.id = r.id
 -- name: select_lost
 -- Read what the log says of lost attempts.
 SELECT d.id AS delivery, d.handler, d.prediction_id, p.provider, p.provider_id, e.channel,
-    d.attempts AS attempt, d.reason, :now::float - coalesce(d.claimed_at, :now::float) AS seconds
+    d.attempts AS attempt, d.claims AS number, d.reason, :now::float - coalesce(d.claimed_at, :now::float) AS seconds
 FROM {rows:id text}
 JOIN deliveries d ON d.id = r.id
 JOIN events e ON e.prediction_id = d.prediction_id

@@ -196,4 +196,20 @@ ORDER BY p.id DESC
 -- filter living: status = :status AND due_at IS NOT NULL
 -- filter unsuccessful: status = :status AND error_code IS NOT NULL
 -- filter provider: provider = :provider
+-- filter since: id >= :since
 -- filter cursor: id < :cursor
+
+-- name: scan_predictions
+-- Read what is looked at of predictions that may be wanted, newest first.
+SELECT id, model, metadata FROM predictions {where} ORDER BY id DESC LIMIT :limit::int
+-- filter status: status = :status
+-- filter living: status = :status AND due_at IS NOT NULL
+-- filter unsuccessful: status = :status AND error_code IS NOT NULL
+-- filter provider: provider = :provider
+-- filter since: id >= :since
+-- filter cursor: id < :cursor
+
+-- name: select_predictions
+-- Read predictions, newest first.
+SELECT {prediction_columns} FROM {rows:id text} JOIN predictions p ON p.id = r.id
+ORDER BY p.id DESC

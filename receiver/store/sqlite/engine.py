@@ -23,6 +23,7 @@ from receiver.model.errors import StoreUnavailable, StoreUnusable
 from receiver.model.tasks import Wakeups, start_thread
 from receiver.store import deliveries
 from receiver.store.deliveries import ClaimRequest, Claims, Giveback, LostAttempt, Settlement
+from receiver.store.engine import AttemptName
 from receiver.store.facade import Chore, Store
 from receiver.store.facade import sql as facade_sql
 from receiver.store.predictions import sql as predictions_sql
@@ -186,6 +187,9 @@ class SQLiteStore(Store):
     async def change_log_end(self) -> int:
         # One connection writes, so that places are in the order of the commits.
         return int((await self.read(facade_sql.last_change))[0]["seq"])
+
+    async def notify(self, ended: list[AttemptName]) -> None:
+        """Do nothing: there is no other process."""
 
     def is_taken(self, error: Exception) -> bool:
         return (

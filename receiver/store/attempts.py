@@ -1,0 +1,115 @@
+"""The ends of attempts, for who follows deliveries live: told while somebody does, and not kept.
+
+What is told is a hint, by names alone: the rows say how an attempt has ended. A process tells
+others only for a while after one of them has asked, so that settling costs nothing more otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final, Literal
+
+import msgspec
+
+from receiver.model.answers import DeliveryState
+from receiver.model.errors import StoreUnavailable
+from receiver.model.retry import FailureKind
+from receiver.model.tasks import Wakeups
+from receiver.store.changes import StatusChange
+from receiver.store.engine import AttemptName, Engine
+from receiver.store.statement import Row, Statements
+
+sql: Final = Statements("attempts")
+
+_ASKING: Final = 5.0
+"""Seconds between two times that other processes are asked to tell."""
+_TELLING: Final = 15.0
+"""Seconds for which a process tells after it was asked."""
+_MOST_WAITING: Final = 2000
+"""Ends that wait to be read; beyond that the oldest are forgotten."""
+
+
+class AttemptEnd(StatusChange, frozen=True, kw_only=True):
+    """An attempt has ended; with what the filters of readers look at."""
+
+    delivery_id: str
+    handler: str
+    number: int
+    state: DeliveryState
+    """Of the delivery since."""
+    result: FailureKind | Literal["done"]
+    reason: str
+    due_at: float | None
+
+
+class AttemptNotice(msgspec.Struct, frozen=True, tag="attempts"):
+    """What processes tell each other: ends of attempts; or, naming none, that one follows them."""
+
+    sender: str
+    ended: list[AttemptName]
+
+
+class AttemptNews:
+    """Tells who follows deliveries, in this process and in others, of attempts that ended."""
+
+    def __init__(
+        self, store: Engine, wakeups: Wakeups, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._wakeups = wakeups
+        self._clock = clock
+        self._ended: deque[AttemptName] = deque(maxlen=_MOST_WAITING)
+        self._followed_here = 0.0
+        """Until when; so are the next two."""
+        self._followed_elsewhere = 0.0
+        self._asked = 0.0
+
+    async def follow(self) -> None:
+        """Have all ends told here for some seconds; to be called again and again."""
+        now = self._clock()
+        self._followed_here = now + _TELLING
+        if now >= self._asked:
+            self._asked = now + _ASKING
+            await self._notify([])
+
+    async def tell(self, ended: Sequence[AttemptName]) -> None:
+        """Tell of attempts whose ends are committed, where somebody follows them."""
+        now = self._clock()
+        if now < self._followed_here:
+            self._take_in(ended)
+        if now < self._followed_elsewhere:
+            await self._notify(ended)
+
+    def hear(self, notice: AttemptNotice) -> None:
+        """Take in what another process says."""
+        now = self._clock()
+        if not notice.ended:
+            self._followed_elsewhere = now + _TELLING
+        elif now < self._followed_here:
+            self._take_in(notice.ended)
+
+    def take(self) -> list[AttemptName]:
+        """Return the ends that were told since the last time."""
+        ended = list(self._ended)
+        self._ended.clear()
+        return ended
+
+    async def read(self, ended: Sequence[AttemptName], seq: int) -> list[AttemptEnd]:
+        """Read how attempts ended, in their order; all get the place `seq` of the change log."""
+        rows = await self._store.read(sql.select_attempts, sorted(set(ended)))
+        return [_end(row, seq) for row in rows]
+
+    def _take_in(self, ended: Sequence[AttemptName]) -> None:
+        self._ended.extend(ended)
+        self._wakeups.wake_all("changes")
+
+    async def _notify(self, ended: Sequence[AttemptName]) -> None:
+        with suppress(StoreUnavailable):  # whoever follows sees it in the lists
+            await self._store.notify(list(ended))
+
+
+def _end(row: Row, seq: int) -> AttemptEnd:
+    return AttemptEnd(**{**row, "seq": seq, "metadata": msgspec.json.decode(row["metadata"])})
