@@ -351,7 +351,6 @@ class _HandlerWorker:
                 note=attempt.note,
                 started_at=started,
                 ended_at=ended,
-                private=claim.private is not None,
             )
             held = await self._settle(settlement)
             span.note(result=result, state=decision.state)
@@ -362,10 +361,20 @@ class _HandlerWorker:
             again = [claim.handler] if decision.state == "pending" else self._followers
             self._runtime.wakeups.wake("handler", *again)
             self._runtime.telemetry.attempt(claim, settlement, held=held, error=attempt.error)
-            await self._breaker.tell(claim.id, failure)  # last: it may have to wait for the disk
+            await self._breaker.tell(claim.id, failure)  # late: it may have to wait for the disk
+            if claim.private is not None and decision.state != "pending":
+                await self._empty(claim.event.prediction.id)
         if result == "timeout" and not attempt.ended.is_set():
             log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)
             await attempt.ended.wait()  # it still takes up its place in this lane
+
+    async def _empty(self, prediction_id: str) -> None:
+        """Empty what only handlers see, if this was the last of them; retention does it too.
+
+        In a transaction of its own: of two that end at once, the later one sees both at their end.
+        """
+        with contextlib.suppress(StoreUnavailable):
+            await self._store.private.empty_after(prediction_id)
 
     def _spent(self, claim: Claim) -> Failure | None:
         """Refuse a claim beyond the policy: the process died over this delivery again and again."""

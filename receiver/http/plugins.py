@@ -33,7 +33,7 @@ log = structlog.get_logger("receiver")
 T = TypeVar("T")
 
 PATHS: Final = ("/in/{name}/{rest:path}", "/in/{name}")
-_UNKNOWN: Final = "/in/unknown"
+_UNKNOWN: Final = "unknown"
 """Whatever route a stranger makes up, in counts."""
 _CHALLENGE: Final = {"WWW-Authenticate": "Proof"}
 """A 401 must have one; each route has a proof of its own."""
@@ -125,6 +125,7 @@ class PluginRoutes:
             self._limits.way_in_failed(client)
             raise
         except _NO_FAULT as error:
+            about(scope, reason=type(error).__name__)
             return _failed(error)
         with self._runtime.tracing.request(Request(scope), f"/in/{route.name}") as span:
             about(scope, **span.ids)
@@ -135,7 +136,7 @@ class PluginRoutes:
     def _find(self, scope: Scope) -> PluginRoute:
         params = scope["path_params"]
         route = self._registry.routes.get(params["name"])
-        if route is None or (params.get("rest") and not route.rest):
+        if route is None or ("rest" in params and not route.rest):
             raise Refused(Problem(404, "not-found", "no such route"), "unknown_route")
         if scope["method"] not in route.methods:
             allow = {"Allow": ", ".join(route.methods)}

@@ -80,6 +80,7 @@ def test_its_routes_are_those_of_the_app(tmp_path: Path) -> None:
         for route in create_app(settings(tmp_path)).routes
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}
+        if method == "POST" or not route.path.startswith("/in/")  # each plugin has its own
     }
     assert {(method.upper(), path) for path, method, _ in ROWS} == routes
 
@@ -205,7 +206,7 @@ async def test_the_page_shows_it_all_and_needs_nothing_else(start: Start) -> Non
     assert {row["operationId"] for _, _, row in ROWS} <= places
     assert {*MADE["components"]["schemas"]} <= places
     assert set(re.findall(r'href="([^#][^"]*)"', text)) == {"openapi.json"}
-    assert len(answer.content) < 100_000
+    assert len(answer.content) < 110_000
 
 
 # --- the app does as it says ---
