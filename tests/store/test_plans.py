@@ -21,6 +21,7 @@ from receiver.store import (
     inbox,
     limits,
     predictions,
+    private,
 )
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.group_commit import Connection
@@ -119,6 +120,7 @@ _PARAMS: Final[dict[str, Any]] = {
     "fingerprint": None,
     "trace": None,
     "reply_to": None,
+    "private": None,
     "status": "processing",
     "cursor": pred(21_000),
     "state": "dead",
@@ -219,6 +221,8 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     "delete_callbacks": (disposal.sql.delete_callbacks, [(pred(4), "webhook", "4")]),
     "blank_callbacks": (erasure.sql.blank_callbacks, None),
     "blank_attempts": (erasure.sql.blank_attempts, _PENDING),
+    "select_spent": (private.sql.select_spent, None),
+    "empty_spent": (private.sql.empty_spent, _ENDED),
     "unmatched": (by(discarded.sql.lists["list_unmatched"], "base", "cursor"), None),
     "callbacks": (by(discarded.sql.lists["list_callbacks"], "base", "cursor"), None),
     **{
@@ -265,7 +269,7 @@ INDEXES: Final = {
 PAGES: Final = {
     *("list by ", "list by provider", "list by cursor"),
     *("deliveries by ", "deliveries by cursor"),
-    "select_cut",
+    *("select_cut", "select_spent"),
 }
 """Lists that walk an index from its end until a page is full."""
 SORTED: Final = "list by living"
