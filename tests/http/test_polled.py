@@ -11,7 +11,6 @@ import pytest
 
 from receiver import Call, Door, Reply, Unproved, route, source
 from tests.conftest import Disk, Logged, Start
-from tests.patience import PATIENCE
 from tests.receiving import Network, eventually
 
 pytestmark = pytest.mark.anyio
@@ -26,15 +25,21 @@ class Updates:
 
     def __init__(self, *texts: str) -> None:
         self.texts = list(texts)
+        self._news = asyncio.Event()
         self.offset = 0
         self.pollers = 0
         self.most = 0
         self.asked: list[int] = []
 
+    def say(self, text: str) -> None:
+        self.texts.append(text)
+        self._news.set()
+
     async def next(self) -> str:
         self.asked.append(self.offset)
         while self.offset >= len(self.texts):
-            await asyncio.sleep(0.005)
+            self._news.clear()
+            await self._news.wait()
         return self.texts[self.offset]
 
 
@@ -84,7 +89,7 @@ async def test_an_update_that_was_not_taken_is_polled_again(
     updates = Updates()
     async with start(*plugin(updates)) as station:
         disk.full = True
-        updates.texts.append("a lighthouse")
+        updates.say("a lighthouse")
         await eventually(lambda: len(updates.asked) >= 3)
         disk.full = False
         await eventually(lambda: [sent.prompt for sent in network.sent] == ["a lighthouse"])
