@@ -170,6 +170,10 @@ class Registry:
         """Return all that was registered."""
         return [*self.handlers.values(), *self.routes.values(), *self.sources.values()]
 
+    def become(self, other: Registry) -> None:
+        """Hold what another holds from now on."""
+        self.handlers, self.routes, self.sources = other.handlers, other.routes, other.sources
+
     def add(self, registered: Registered) -> None:
         """Add one, or raise HandlerError."""
         match registered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # a plugin's file imports this one for its annotations alone
     from receiver.store.facade import Store
 
 _LONGEST_KEY: Final = 255
+_ID: Final = re.compile("pred_[0-9a-f]{32}", re.ASCII)
 MOST_LATER: Final = 1000
 """Coroutines of all plugins that may wait or run at once."""
 
@@ -140,10 +142,14 @@ class Door:
 
     async def prediction(self, prediction_id: str) -> Prediction | None:
         """Read a prediction; None: there is none."""
+        if not _ID.fullmatch(prediction_id):
+            return None
         return await self._parts.store.predictions.get(prediction_id)
 
     async def cancel(self, prediction_id: str) -> Prediction:
         """Cancel a prediction at its provider, and wait for what comes of that; raise Problem."""
+        if not _ID.fullmatch(prediction_id):
+            raise Problem(404, "not-found", "no such prediction")
         return await self._parts.predictions.service.cancel(prediction_id)
 
     def sign(self, value: str, salt: str) -> str:
@@ -175,7 +181,12 @@ class Door:
         whole = f"{self._via}/{key}"
         if len(whole) <= _LONGEST_KEY and whole.isprintable():
             return whole
-        return f"{self._via}/{sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()}"
+        return f"{self._via}/{sha256(str(key).encode('utf-8', 'surrogatepass')).hexdigest()}"
 
     def _sealed(self, private: Mapping[str, Any] | None) -> bytes | None:
-        return self._parts.predictions.seals.seal(private) if private else None
+        if not private:
+            return None
+        try:
+            return self._parts.predictions.seals.seal(private)
+        except ValueError as error:
+            raise Problem(422, "invalid-request", str(error)) from None

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import structlog
 
+from receiver.deliveries.attempt import tellable
 from receiver.deliveries.containment import Charge, charged, contain
 from receiver.deliveries.registry import Registry
 from receiver.deliveries.ways_in import Call, PluginSource, Reply
@@ -79,7 +80,7 @@ class Source:
             raise
         except Exception as error:
             self._failures += 1
-            log.exception("source.failed", plugin=self._source.name, exc_info=error)
+            log.exception("source.failed", plugin=self._source.name, exc_info=tellable(error))
             return max(backoff(self._failures, _REST * 2, _CAP, 0.5 + self._random() / 2), _REST)
         return _REST
 

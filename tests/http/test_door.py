@@ -29,7 +29,7 @@ PRIVATE = {"url": "https://shop.example/answers/5fd1", "token": "sealing-wax"}
         ({"input": {"prompt": object()}}, 422, "invalid-request"),
         ({"metadata": {"a": "x" * 300_000}}, 422, "invalid-request"),
         ({"reply_to": "https://evil.example/"}, 403, "reply-to-refused"),
-        ({"private": {"a": "x" * 17_000}}, 500, "route-failed"),
+        ({"private": {"a": "x" * 17_000}}, 422, "invalid-request"),
     ],
     ids=["provider", "model", "a set", "an object", "metadata", "reply_to", "private"],
 )
@@ -75,15 +75,21 @@ async def test_a_door_reads_cancels_asks_others_and_leaves_for_later(
         assert door.later(failing())
         door.log.info("asked")
         name = call.json()["of"]
-        assert await door.prediction("pred_none") is None
+        assert await door.prediction("pred_\0") is None
         found = await door.prediction(name)
         assert found is not None
         return Reply.json([found.status, (await door.cancel(name)).status])
 
-    async with start(more, shop, others=Others(), FAL_MAX_IN_FLIGHT="1") as station:
+    @route("cancels", proof=prove)
+    async def cancels(_: Call, door: Door) -> Reply:
+        return Reply.json(await door.cancel("pred_\0"))
+
+    async with start(more, shop, cancels, others=Others(), FAL_MAX_IN_FLIGHT="1") as station:
         made = [(await call(station, order(number))).json()["id"] for number in (1, 2)][-1]
         answer = await call(station, json.dumps({"of": made}).encode(), "/in/more")
         assert answer.json() == ["queued", "canceled"]
+        none = await call(station, b"", "/in/cancels")
+        assert (none.status_code, "not-found" in none.text) == (404, True)
         again = await call(station, json.dumps({"of": made}).encode(), "/in/more")
         assert again.json() == ["canceled", "canceled"]
         async with asyncio.timeout(PATIENCE):

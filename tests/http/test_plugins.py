@@ -9,7 +9,7 @@ import socket
 import sys
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
@@ -138,6 +138,24 @@ async def test_a_route_sees_what_came_and_nothing_before_its_proof(start: Start)
     assert (bare.status_code, seen[-1].rest) == (200, "")
 
 
+async def test_an_answer_is_framed_by_the_framework(start: Start) -> None:
+    odd = {"Content-Length": "7", "Transfer-Encoding": "chunked", "X-A": "1"}
+
+    @route("framed", proof=lambda _: None, methods=["GET"])
+    async def framed(call: Call, _: Door) -> Reply:
+        return Reply(int(call.query["status"]), b"0123456789", odd)
+
+    async with (
+        start(framed) as station,
+        served(station) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as real,
+    ):
+        for status, body in ((200, b"0123456789"), (204, b""), (302, b"0123456789")):
+            answer = await real.get("/in/framed", params={"status": status})
+            assert (answer.status_code, answer.content) == (status, body)
+            assert answer.headers["x-a"] == "1"
+
+
 async def test_a_proof_may_be_async_and_may_take_the_door(start: Start) -> None:
     async def secret(call: Call, door: Door) -> None:
         if call.header("x-secret") not in door.secrets("shop"):
@@ -193,6 +211,7 @@ async def test_what_is_not_proved_is_401_without_a_word_of_why(
     [
         Unproved("what it said: 'a lighthouse'"),
         Unproved(),
+        Unproved(["no", "word"]),  # type: ignore[arg-type]
         KeyError("x"),
         ValueError("not hex"),
         ZeroDivisionError(),
@@ -376,6 +395,17 @@ async def test_what_takes_too_long_is_503_and_its_repeat_finds_what_was_committe
         await eventually(lambda: network.count("fal.submit") == 1)
 
 
+class Odd(BaseException):
+    """What is no Exception, and cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def fail(error: BaseException) -> NoReturn:
+    raise error
+
+
 NONSENSE = {
     "nothing": lambda: None,
     "a text": lambda: "ok",
@@ -386,6 +416,7 @@ NONSENSE = {
     "no JSON": lambda: Reply.json(object()),
     "an error": lambda: 1 / 0,
     "an exit": lambda: sys.exit(3),
+    "what is no Exception": lambda: fail(Odd()),
 }
 
 

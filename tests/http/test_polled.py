@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from receiver import Call, Door, Reply, Unproved, route, source
+from receiver.deliveries.registry import register
 from tests.conftest import Disk, Logged, Start
 from tests.receiving import Network, eventually
 
@@ -129,6 +131,19 @@ async def test_no_source_ends_the_receiver_and_none_ends_for_good(
     async with start(ending) as station:
         await eventually(lambda: len(begun) >= 3)
         assert (await station.world.get("/healthz")).is_success
+
+
+async def test_a_reload_changes_routes_and_sources(start: Start) -> None:
+    before, after = Updates("a lighthouse"), Updates("a ship")
+    async with start(*plugin(before)) as station:
+        await eventually(lambda: before.offset == 1)
+        renamed = [replace(one, name="news") for one in register(plugin(after)).all()]
+        await station.app.state.exchange(register(renamed))
+        await eventually(lambda: after.offset == 1)
+        assert (before.pollers, after.pollers) == (0, 1)
+        assert (await station.world.post("/in/chat")).status_code == 404
+        assert (await station.world.post("/in/news")).status_code == 401
+        assert station.count("predictions") == 2
 
 
 async def test_in_serverless_mode_nothing_is_polled(start: Start) -> None:
