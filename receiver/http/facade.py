@@ -19,7 +19,7 @@ from receiver.http.door import Parts
 from receiver.http.drain import Drain
 from receiver.http.limits import Limits
 from receiver.http.live import LiveStream
-from receiver.http.plugins import PATHS as PLUGIN_PATHS
+from receiver.http.plugins import PATH as PLUGIN_PATH
 from receiver.http.plugins import PluginRoutes
 from receiver.http.polled import Polled
 from receiver.http.proxies import behind_proxies
@@ -125,7 +125,7 @@ class Http:
         self.routes = [
             *routes(Guard(settings, self._limits), groups),
             Route(WEBHOOK_PATH, self.callbacks, methods=["POST"]),
-            *(Route(path, self._plugins) for path in PLUGIN_PATHS),
+            Route(PLUGIN_PATH, self._plugins),
         ]
 
     def _ranges(self) -> Mapping[str, Ranges]:

@@ -34,7 +34,7 @@ log = structlog.get_logger("receiver")
 
 T = TypeVar("T")
 
-PATHS: Final = ("/in/{name}/{rest:path}", "/in/{name}")
+PATH: Final = "/in/{name:path}"
 _UNKNOWN: Final = "unknown"
 """Whatever route a stranger makes up, in counts."""
 _CHALLENGE: Final = {"WWW-Authenticate": "Proof"}
@@ -132,9 +132,9 @@ class PluginRoutes:
             return reply
 
     def _find(self, scope: Scope) -> PluginRoute:
-        params = scope["path_params"]
-        route = self._registry.routes.get(params["name"])
-        if route is None or ("rest" in params and not route.rest):
+        name, slash, _ = scope["path_params"]["name"].partition("/")
+        route = self._registry.routes.get(name)
+        if route is None or (slash and not route.rest):
             raise Refused(Problem(404, "not-found", "no such route"), "unknown_route")
         if scope["method"] not in route.methods:
             allow = {"Allow": ", ".join(route.methods)}
@@ -162,7 +162,7 @@ class PluginRoutes:
             body=body,
             at=self._runtime.clock(),
             client=client_of(scope),
-            rest=scope["path_params"].get("rest", ""),
+            rest=scope["path_params"]["name"].partition("/")[2],
         )
 
     async def _prove(self, route: PluginRoute, call: Call, door: Door) -> None:

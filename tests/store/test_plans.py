@@ -338,7 +338,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 WALKS: Final = PAGES | {
     *("release_deliveries", "reclaim", "select_old", "select_free", SORTED),
-    *("select_waiting", "mark_matched", "delete_callbacks"),
+    *("select_waiting", "mark_matched", "delete_callbacks", "empty_spent"),
 }
 """Those that may walk an index that has few rows by its `WHERE`, or until a page is full."""
 
