@@ -482,12 +482,12 @@ class Attempt:
         error = _decisive(error)
         kind = _kind_of(error)
         if kind == "error":
-            self.error = _tellable(error)
+            self.error = tellable(error)
             return Failure(kind=kind, reason=f"{type(error).__name__}: {_say(error)}")
         return Failure(kind=kind, reason=_say(error), after=getattr(error, "after", None))
 
 
-def _tellable(error: BaseException) -> BaseException:
+def tellable(error: BaseException) -> BaseException:
     """Return an error that logs and traces can print: a handler's own may raise from its words."""
     try:
         traceback.format_exception(error)

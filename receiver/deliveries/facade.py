@@ -76,8 +76,7 @@ class Deliveries:
 
     async def exchange(self, registry: Registry) -> None:
         """Run these handlers from now on; attempts under way go on as they began."""
-        for name in ("handlers", "routes", "sources"):
-            setattr(self.registry, name, getattr(registry, name))
+        self.registry.become(registry)
         self._runtime.telemetry.expect((), registry.handlers)
         self._announce()
         await self.worker.exchange()

@@ -436,7 +436,6 @@ class _HandlerWorker:
             note=attempt.note,
             started_at=started,
             ended_at=self._clock(),
-            private=claim.private is not None,
         )
         held = await self._settle(settlement)
         span.note(result=result, state=decision.state)
@@ -449,7 +448,9 @@ class _HandlerWorker:
         self._runtime.telemetry.attempt(claim, settlement, held=held, error=attempt.error)
         if held:
             await self._store.attempts.tell([(claim.id, claim.number)])
-        await self._breaker.tell(claim.id, failure)  # last: it may have to wait for the disk
+        await self._breaker.tell(claim.id, failure)  # late: it may have to wait for the disk
+        if claim.private is not None and decision.state != "pending":
+            await self._empty(claim.event.prediction.id)
 
     async def _give_back(self, claim: Claim) -> None:
         """Make a delivery pending again whose attempt was cut short: by us, so it does not count.
@@ -462,6 +463,14 @@ class _HandlerWorker:
             lost = await self._store.release(self._owner, self._clock(), (claim.id,))
             self._runtime.telemetry.lost(lost)
         await self._breaker.tell(claim.id, _CUT_SHORT)
+
+    async def _empty(self, prediction_id: str) -> None:
+        """Empty what only handlers see, if this was the last of them; retention does it too.
+
+        In a transaction of its own: of two that end at once, the later one sees both at their end.
+        """
+        with contextlib.suppress(StoreUnavailable):
+            await self._store.private.empty_after(prediction_id)
 
     def _spent(self, claim: Claim) -> Failure | None:
         """Refuse a claim beyond the policy: the process died over this delivery again and again."""

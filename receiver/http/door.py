@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # a plugin's file imports this one for its annotations alone
     from receiver.store.facade import Store
 
 _LONGEST_KEY: Final = 255
+_ID: Final = re.compile("pred_[0-9a-f]{32}", re.ASCII)
 MOST_LATER: Final = 1000
 """Coroutines of all plugins that may wait or run at once."""
 
@@ -142,10 +144,14 @@ class Door:
 
     async def prediction(self, prediction_id: str) -> Prediction | None:
         """Read a prediction; None: there is none."""
+        if not _ID.fullmatch(prediction_id):
+            return None
         return await self._parts.store.predictions.get(prediction_id)
 
     async def cancel(self, prediction_id: str) -> Prediction:
         """Cancel a prediction at its provider, and wait for what comes of that; raise Problem."""
+        if not _ID.fullmatch(prediction_id):
+            raise Problem(404, "not-found", "no such prediction")
         return await self._parts.predictions.service.cancel(prediction_id)
 
     def sign(self, value: str, salt: str) -> str:
@@ -155,6 +161,13 @@ class Door:
     def open(self, text: str, salt: str, max_age: float | None = None) -> str:
         """Return what was signed, at most `max_age` seconds ago; raise Unproved."""
         return self._parts.predictions.seals.open(text, salt, max_age)
+
+    def secrets(self, purpose: str) -> list[str]:
+        """Return secrets, 64 hex digits each, for a platform that sends back what it was told.
+
+        They are derived from the secret keys, newest first: tell it the first, and take any.
+        """
+        return self._parts.predictions.seals.secrets(purpose)
 
     def later(self, work: Coroutine[Any, Any, Any]) -> bool:
         """Run what may be lost after the answer; False: there is too much of it, and it is lost."""
@@ -170,7 +183,12 @@ class Door:
         whole = f"{self._via}/{key}"
         if len(whole) <= _LONGEST_KEY and whole.isprintable():
             return whole
-        return f"{self._via}/{sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()}"
+        return f"{self._via}/{sha256(str(key).encode('utf-8', 'surrogatepass')).hexdigest()}"
 
     def _sealed(self, private: Mapping[str, Any] | None) -> bytes | None:
-        return self._parts.predictions.seals.seal(private) if private else None
+        if not private:
+            return None
+        try:
+            return self._parts.predictions.seals.seal(private)
+        except ValueError as error:
+            raise Problem(422, "invalid-request", str(error)) from None

@@ -25,6 +25,7 @@ from receiver.deliveries.ways_in import METHODS
 from receiver.http.access_logs import guard_access_logs, hide_token
 from receiver.http.declare import endpoints
 from receiver.http.facade import ALWAYS, GROUPS, Http
+from receiver.http.plugins import PATH as PLUGIN_PATH
 from receiver.http.problems import ERROR_HANDLERS
 from receiver.http.webhooks import WEBHOOK_PATH
 from receiver.model.answers import Drained
@@ -63,7 +64,7 @@ class Front:
             Route(_LAST_PARAMETER.sub(r"{\1:path}", path), self._refuse, methods=[method])
             for method, path in [*declared, ("POST", WEBHOOK_PATH)]
         ]
-        self._closed.append(Route("/in/{name:path}", self._refuse, methods=METHODS))
+        self._closed.append(Route(PLUGIN_PATH, self._refuse, methods=METHODS))
         self._routes: Sequence[BaseRoute] = self._closed
         self._run = run
         self._http: Http | None = None

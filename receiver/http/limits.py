@@ -107,19 +107,12 @@ class Limits:
     def callback_proved(self, provider: str) -> None:
         self._callbacks.spend(provider.encode())
 
-    def way_in_failed(self, client: str) -> None:
-        """Charge a call of a plugin's route that came to nothing, or raise Limited.
-
-        It was read to its end before: what can prove itself is refused for nobody's failures.
-        """
-        self.unauthorized(client)
-
     def strangers_wait(self, client: str) -> float:
         """Return the seconds for which an address has no more failures left on /v1."""
         return self._unproved.wait(address(client))
 
     def unauthorized(self, client: str) -> None:
-        """Charge a /v1 request without a good key, or raise Limited."""
+        """Charge a /v1 request without a good key, or a plugin's unproved one, or raise Limited."""
         self._check("unproved", self._unproved.wait(address(client)), client)
         self._unproved.spend(address(client))
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
 import structlog
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from receiver.deliveries.containment import Charge, charged, contain
+from receiver.deliveries.attempt import tellable
+from receiver.deliveries.containment import Charge, charged, contain, contained
 from receiver.deliveries.registry import Registry
 from receiver.deliveries.ways_in import Call, PluginRoute, Reply
 from receiver.http.body import Disconnected, TooLarge, TooSlow, read_body
@@ -32,11 +34,13 @@ log = structlog.get_logger("receiver")
 
 T = TypeVar("T")
 
-PATHS: Final = ("/in/{name}/{rest:path}", "/in/{name}")
-_UNKNOWN: Final = "/in/unknown"
+PATH: Final = "/in/{name:path}"
+_UNKNOWN: Final = "unknown"
 """Whatever route a stranger makes up, in counts."""
 _CHALLENGE: Final = {"WWW-Authenticate": "Proof"}
 """A 401 must have one; each route has a proof of its own."""
+_FRAMING: Final = {"content-length", "transfer-encoding"}
+_BODILESS: Final = {204, 304}
 _CLOSE: Final = {"Connection": "close"}
 _SOON: Final = 5
 _REASON: Final = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
@@ -98,39 +102,39 @@ class PluginRoutes:
             reply = await self._take(scope, receive)
         except Disconnected:
             return
-        headers = [
-            (name.lower().encode(), value.encode("latin-1"))
-            for name, value in reply.headers.items()
-            if name.lower() != "content-length"
-        ]
-        headers.append((b"content-length", b"%d" % len(reply.body)))
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
+        for message in _messages(reply):
+            await send(message)
 
     async def _take(self, scope: Scope, receive: Receive) -> Reply:
         """Answer a call; what comes to nothing is charged to its sender."""
-        client = client_of(scope)
         name = _UNKNOWN
         try:
             route = self._find(scope)
             name = f"/in/{route.name}"
             about(scope, plugin=route.name)
             call = await self._read(scope, receive, route)
-            await self._prove(route, call)
+            door = Door(f"in/{route.name}", self._parts, lambda **facts: about(scope, **facts))
+            await self._prove(route, call, door)
         except Refused as refused:
             return self._refuse(scope, name, refused)
         except Disconnected:
             self._reject(scope, name, "disconnected")
-            self._limits.way_in_failed(client)
+            with suppress(Limited):
+                self._limits.unauthorized(client_of(scope))
             raise
         except _NO_FAULT as error:
+            about(scope, reason=type(error).__name__)
             return _failed(error)
-        return await self._answer(scope, route, call)
+        with self._runtime.tracing.request(Request(scope), f"/in/{route.name}") as span:
+            about(scope, **span.ids)
+            reply = await self._called(route, call, door)
+            span.answered(reply.status)
+            return reply
 
     def _find(self, scope: Scope) -> PluginRoute:
-        params = scope["path_params"]
-        route = self._registry.routes.get(params["name"])
-        if route is None or (params.get("rest") and not route.rest):
+        name, slash, _ = scope["path_params"]["name"].partition("/")
+        route = self._registry.routes.get(name)
+        if route is None or (slash and not route.rest):
             raise Refused(Problem(404, "not-found", "no such route"), "unknown_route")
         if scope["method"] not in route.methods:
             allow = {"Allow": ", ".join(route.methods)}
@@ -158,13 +162,13 @@ class PluginRoutes:
             body=body,
             at=self._runtime.clock(),
             client=client_of(scope),
-            rest=scope["path_params"].get("rest", ""),
+            rest=scope["path_params"]["name"].partition("/")[2],
         )
 
-    async def _prove(self, route: PluginRoute, call: Call) -> None:
+    async def _prove(self, route: PluginRoute, call: Call, door: Door) -> None:
         """Raise Refused for what is not proved, or by a proof that goes wrong."""
         try:
-            found = await self._bounded(route.timeout, _either(route, call))
+            found = await self._bounded(route.timeout, _proved(route, call, door))
         except Unproved as error:
             reason = self._word(error.reason)
         except _MISREAD:
@@ -172,7 +176,7 @@ class PluginRoutes:
         except _NO_FAULT:
             raise
         except Exception as error:
-            log.exception("route.failed", plugin=route.name, exc_info=error)
+            log.exception("route.failed", plugin=route.name, exc_info=tellable(error))
             reason = "proof_failed"
         else:
             if found is None:
@@ -182,13 +186,13 @@ class PluginRoutes:
             reason = "proof_failed"
         raise Refused(_UNPROVED, reason, _CHALLENGE)
 
-    async def _answer(self, scope: Scope, route: PluginRoute, call: Call) -> Reply:
-        door = Door(f"in/{route.name}", self._parts, lambda **facts: about(scope, **facts))
-        with self._runtime.tracing.request(Request(scope), f"/in/{route.name}") as span:
-            about(scope, **span.ids)
-            reply = await self._called(route, call, door)
-            span.answered(reply.status)
-            return reply
+    async def answer(self, name: str, call: Call) -> Reply:
+        """Answer a call that was proved elsewhere as the route of that name does."""
+        route = self._registry.routes.get(name)
+        if route is None:
+            log.error("route.failed", plugin=name, reason="it has a source, and no route")
+            return _problem(_OUR_FAULT)
+        return await self._called(route, call, Door(f"in/{name}", self._parts))
 
     async def _called(self, route: PluginRoute, call: Call, door: Door) -> Reply:
         try:
@@ -199,7 +203,7 @@ class PluginRoutes:
         except _TOLD as error:
             return _failed(error)
         except Exception as error:
-            log.exception("route.failed", plugin=route.name, exc_info=error)
+            log.exception("route.failed", plugin=route.name, exc_info=tellable(error))
         return _problem(_OUR_FAULT)
 
     async def _bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
@@ -222,15 +226,15 @@ class PluginRoutes:
             raise TimeoutError
         if task.cancelled():
             raise charge.error or RuntimeError("it cancelled itself")
-        if charge.error is not None:
-            raise charge.error
+        if error := charge.error or task.exception():
+            raise contained(error)
         found: T = task.result()
         return found
 
     def _refuse(self, scope: Scope, name: str, refused: Refused) -> Reply:
         self._reject(scope, name, refused.reason)
-        try:
-            self._limits.way_in_failed(client_of(scope))
+        try:  # now that it was read: what can prove itself is refused for nobody's failures
+            self._limits.unauthorized(client_of(scope))
         except Limited as error:
             return _failed(error)
         return _problem(refused.problem, refused.headers)
@@ -242,16 +246,31 @@ class PluginRoutes:
 
     def _word(self, reason: str) -> str:
         """Return a proof's reason, if it is one of a few words: each is counted for itself."""
+        reason = str(reason)
         if reason not in self._reasons:
-            if not _REASON.fullmatch(str(reason)) or len(self._reasons) >= _MOST_REASONS:
+            if not _REASON.fullmatch(reason) or len(self._reasons) >= _MOST_REASONS:
                 return "unproved"
             self._reasons.add(reason)
         return reason
 
 
-async def _either(route: PluginRoute, call: Call) -> Any:
+def _messages(reply: Reply) -> Iterator[Message]:
+    """Return an answer as ASGI has it; how it is framed is ours to say."""
+    headers = [
+        (name.lower().encode(), value.encode())
+        for name, value in reply.headers.items()
+        if name.lower() not in _FRAMING
+    ]
+    body = b"" if reply.status in _BODILESS else bytes(reply.body)
+    if reply.status not in _BODILESS:
+        headers.append((b"content-length", b"%d" % len(body)))
+    yield {"type": "http.response.start", "status": reply.status, "headers": headers}
+    yield {"type": "http.response.body", "body": body}
+
+
+async def _proved(route: PluginRoute, call: Call, door: Door) -> Any:
     """Ask a proof that may be plain or async."""
-    found = route.proof(call)
+    found = route.proof(call, door) if route.proof_takes_door else route.proof(call)
     return await found if inspect.isawaitable(found) else found
 
 

@@ -110,7 +110,14 @@ class Predictions:
             for name in self.on
         }
         self.service = PredictionService(
-            store, self.inbox, providers, self._submitters, clients, self._poller, runtime
+            store,
+            self.inbox,
+            providers,
+            self._submitters,
+            clients,
+            self._poller,
+            runtime,
+            begins=settings.mode != "serverless",  # there nothing may go on after the answer
         )
         self.orders = Orders(settings.recipes, store, self.service, runtime)
 

@@ -19,7 +19,6 @@ from receiver.store.engine import Engine
 from receiver.store.inbox import CurrentState, current_states, waiting_row
 from receiver.store.paging import listed, page_of, rfc3339
 from receiver.store.predictions import Annotation, add, prediction_of
-from receiver.store.private import empty_spent
 from receiver.store.statement import News, Row, Run, Statements, Steps, Write, in_order, short
 
 sql: Final = Statements("deliveries")
@@ -77,8 +76,6 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """What the handler wanted kept of the attempt."""
     started_at: float
     ended_at: float
-    private: bool = False
-    """Its prediction has private content, which is emptied after the last of its deliveries."""
 
 
 class LostAttempt(msgspec.Struct, frozen=True):
@@ -163,9 +160,6 @@ def settle(items: Sequence[Settlement]) -> Steps[list[bool]]:
     awaited = {row["prediction_id"] for row in found if row["is_awaited"]}
     if awaited:
         yield from _let_go(sorted(awaited), max(item.ended_at for item in items))
-    ends = {item.id for item in items if item.private and item.decision.state != "pending"}
-    if spent := sorted({row["prediction_id"] for row in found if row["id"] in ends}):
-        yield from empty_spent(spent)
     held = {(row["id"], row["claims"]) for row in found}
     return [(item.id, item.number) in held for item in items]
 

@@ -1,7 +1,7 @@
 """Private content of predictions: kept encrypted for their handlers, and emptied after them.
 
-It is emptied by the settlement of the last delivery, by an erase, and by retention: where it has
-expired, where no handler wanted the event, and where the last two ended at once.
+It is emptied after the last delivery, by an erase, and by retention: where it has expired, where no
+handler wanted the event, and where the process died before it came to that.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ class PrivateContent:
             await self._store.write(empty, ([row["id"] for row in rows], before))
         return len(rows)
 
+    async def empty_after(self, prediction_id: str) -> None:
+        """Empty a prediction's, if its handlers have all ended."""
+        await self._store.write(empty, ([prediction_id], _NEVER))
+
 
 def empty(items: Sequence[tuple[Sequence[str], float]]) -> Steps[list[None]]:
     for predictions, before in items:
-        yield from empty_spent(predictions, before)
+        yield Run(sql.empty_spent, {"before": before}, [(name,) for name in predictions])
     return [None] * len(items)
-
-
-def empty_spent(predictions: Sequence[str], before: float = _NEVER) -> Steps[None]:
-    """Empty the private content of those predictions whose handlers have all ended."""
-    yield Run(sql.empty_spent, {"before": before}, [(name,) for name in predictions])

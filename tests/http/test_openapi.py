@@ -80,6 +80,7 @@ def test_its_routes_are_those_of_the_app(tmp_path: Path) -> None:
         for route in create_app(settings(tmp_path)).routes
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}
+        if method == "POST" or not route.path.startswith("/in/")  # each plugin has its own
     }
     assert {(method.upper(), path) for path, method, _ in ROWS} == routes
 

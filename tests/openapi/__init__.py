@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from tests.openapi.described import ALSO_FITS, CALLBACK, EXAMPLES, GROUPS, SENT
+from tests.openapi.described import ALSO_FITS, CALLBACK, EXAMPLES, GROUPS, SENT, WAY_IN
 from tests.openapi.document import Json, document, rows_of
 from tests.openapi.page import page
 
@@ -22,6 +22,7 @@ def made() -> Json:
     """Return the document."""
     groups = {heading: rows_of(classes, EXAMPLES, ALSO_FITS) for heading, classes in GROUPS.items()}
     groups["Callbacks"].insert(0, CALLBACK)
+    groups["Plugins"].insert(0, WAY_IN)
     text = msgspec.json.encode(document(groups, SENT))
     return msgspec.json.decode(text)  # type: ignore[no-any-return]
 

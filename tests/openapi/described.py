@@ -210,6 +210,7 @@ GROUPS: Final[dict[str, tuple[type, ...]]] = {
     "Replays": (ReplayRoutes,),
     "Discarded": (DiscardedRoutes,),
     "Callbacks": (EchoRoutes,),
+    "Plugins": (),
     "Health": (AliveRoutes, ReadyRoutes, MetricsPage),
     "About": (DocsRoutes,),
 }
@@ -328,6 +329,34 @@ CALLBACK: Final = Row(
     names={"provider": ProviderName, "token": Token},
     headers=Proofs,
     body=(Content(Any, {"request_id": "…", "status": "OK", "payload": {"images": []}}),),
+    is_open=True,
+)
+PluginName = Annotated[
+    str, msgspec.Meta(pattern="^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$", examples=["shop"])
+]
+WAY_IN: Final = Row(
+    method="POST",
+    path="/in/{name}",
+    summary="Call a plugin's route",
+    answers=(Answer(200, "what the plugin answers, of whatever status and kind"),),
+    problems=(
+        "not-found",
+        "unknown-recipe",
+        "unproved",
+        "invalid-json",
+        "invalid-body",
+        "too-slow",
+        "too-large",
+        "rate-limited",
+        "unavailable",
+        "route-failed",
+        "route-too-slow",
+    ),
+    detail="A way in that a handler file registers by `@route`, for a chat platform or a trigger. "
+    "Nothing of the body is parsed before the plugin's own proof has passed. Plugins may take "
+    "other methods too, and paths below this one.",
+    names={"name": PluginName},
+    body=(Content(Any, {}),),
     is_open=True,
 )
 SENT: Final = tuple(

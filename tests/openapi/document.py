@@ -66,6 +66,7 @@ _TAGS: Final = {
     "Replays": "Run handlers again for many events: count first, then start.",
     "Discarded": "What came and reached no handler: duplicates, rejected callbacks and the like.",
     "Callbacks": "Where providers call. Each URL holds a token that is made with its prediction.",
+    "Plugins": "Ways in of their own: for chat platforms, triggers and the like.",
     "Health": "For load balancers and Prometheus; no key is needed.",
     "About": "This description, for programs and for people.",
 }

@@ -24,6 +24,7 @@ from receiver.store import (
     limits,
     orders,
     predictions,
+    private,
 )
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.group_commit import Connection
@@ -234,6 +235,8 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     "select_order": (orders.sql.select_order, None),
     "blank_options": (orders.sql.blank_options, _ENDED),
     "forget_counts": (orders.sql.forget_counts, None),
+    "select_spent": (private.sql.select_spent, None),
+    "empty_spent": (private.sql.empty_spent, _ENDED),
     "unmatched": (by(discarded.sql.lists["list_unmatched"], "base", "cursor"), None),
     "callbacks": (by(discarded.sql.lists["list_callbacks"], "base", "cursor"), None),
     **{
@@ -293,7 +296,7 @@ INDEXES: Final = {
 PAGES: Final = {
     *("list by ", "list by provider", "list by cursor"),
     *("deliveries by ", "deliveries by cursor"),
-    "select_cut",
+    *("select_cut", "select_spent"),
 }
 """Lists that walk an index from its end until a page is full."""
 SORTED: Final = "list by living"
@@ -363,7 +366,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 WALKS: Final = PAGES | {
     *("release_deliveries", "reclaim", "select_old", "select_free", SORTED),
-    *("select_waiting", "mark_matched", "delete_callbacks", "select_due"),
+    *("select_waiting", "mark_matched", "delete_callbacks", "select_due", "empty_spent"),
 }
 """Those that may walk an index that has few rows by its `WHERE`, or until a page is full."""
 

@@ -9,7 +9,20 @@ from typing import Any
 import httpx
 import pytest
 
-from receiver import Context, Dead, Event, Output, Retry, on
+from receiver import (
+    Call,
+    Context,
+    Dead,
+    Door,
+    Event,
+    Output,
+    Prediction,
+    Reply,
+    Retry,
+    Unproved,
+    on,
+    route,
+)
 from receiver.model.errors import HandlerError
 from receiver.model.values import ErrorCode
 from receiver.testing import Kit, make_event
@@ -227,3 +240,29 @@ def test_several_kits_do_not_know_each_other(receiver_kit: Kits, handler: Any) -
     one, other = receiver_kit(handler), receiver_kit(handler)
     assert one.deliver(make_event()).delivery.state == "done"
     assert other.get("/v1/predictions", dict[str, Any])["data"] == []
+
+
+def test_a_route_is_called_as_a_stranger_calls_it_and_its_prediction_delivered(
+    receiver_kit: Kits,
+) -> None:
+    seen: list[Any] = []
+
+    def prove(call: Call) -> None:
+        if call.header("x-key") != "right":
+            raise Unproved("bad_key")
+
+    @route("shop", proof=prove)
+    async def shop(call: Call, door: Door) -> Reply:
+        made = await door.submit("fal", "fal-ai/a", call.json(), private={"to": "me"})
+        return Reply.json({"id": made.id})
+
+    @on("succeeded", name="answers")
+    async def answers(_: Event, ctx: Context) -> None:
+        seen.append(ctx.private)
+
+    kit = receiver_kit(shop, answers)
+    assert kit.calls("/in/shop", "{}").status_code == 401
+    answer = kit.calls("/in/shop", b'{"prompt": "a"}', {"x-key": "right"})
+    made = kit.get(f"/v1/predictions/{answer.json()['id']}", Prediction)
+    assert kit.finish(made, make_event("succeeded")).delivery.state == "done"
+    assert seen == [{"to": "me"}]

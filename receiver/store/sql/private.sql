@@ -10,8 +10,7 @@ SELECT id FROM predictions WHERE {is_spent} ORDER BY created_at LIMIT :most::int
 
 -- name: empty_spent
 -- Empty the private content of those of some predictions.
--- What another process has locked is left for the next look: a settlement has locked deliveries by
--- now, and whoever locks a prediction locks those after it.
+-- What another process has locked is left for the next look.
 WITH chosen AS MATERIALIZED (
     SELECT id FROM predictions WHERE id IN (SELECT r.id FROM {rows:id text}) AND {is_spent}
     ORDER BY id {skip}

@@ -1,0 +1,178 @@
+"""What a door is good for, and what only handlers see of a prediction."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from receiver import Call, Context, Door, Event, Reply, on, route
+from tests.conftest import Logged, Start
+from tests.http.test_plugins import call, order, prove, shop
+from tests.patience import PATIENCE
+from tests.receiving import Clock, Network, Station, eventually, write
+
+pytestmark = pytest.mark.anyio
+
+PRIVATE = {"url": "https://shop.example/answers/5fd1", "token": "sealing-wax"}
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "kind"),
+    [
+        ({"provider": "nobody"}, 422, "unknown-provider"),
+        ({"model": "a b"}, 422, "invalid-request"),
+        ({"input": {"prompt": {1, 2}}}, 202, ""),
+        ({"input": {"prompt": object()}}, 422, "invalid-request"),
+        ({"metadata": {"a": "x" * 300_000}}, 422, "invalid-request"),
+        ({"reply_to": "https://evil.example/"}, 403, "reply-to-refused"),
+        ({"private": {"a": "x" * 17_000}}, 422, "invalid-request"),
+    ],
+    ids=["provider", "model", "a set", "an object", "metadata", "reply_to", "private"],
+)
+async def test_a_submit_that_cannot_be_is_refused_as_the_api_refuses_it(
+    start: Start, given: dict[str, Any], status: int, kind: str
+) -> None:
+    wanted = {"provider": "fal", "model": "fal-ai/nano-banana", "input": {}, **given}
+
+    @route("odd", proof=prove)
+    async def odd(_: Call, door: Door) -> Reply:
+        return Reply.text((await door.submit(**wanted)).id, 202)
+
+    async with start(odd) as station:
+        answer = await call(station, b"", "/in/odd")
+        assert answer.status_code == status, answer.text
+        assert kind in answer.text
+
+
+# --- what a door does beside ---
+
+
+async def test_a_door_reads_cancels_asks_others_and_leaves_for_later(
+    start: Start, logged: Logged
+) -> None:
+    done = asyncio.Event()
+    asked: list[httpx.Request] = []
+
+    class Others(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            asked.append(request)
+            return httpx.Response(200)
+
+    @route("more", proof=prove)
+    async def more(call: Call, door: Door) -> Reply:
+        async def typing() -> None:
+            await door.http.post("https://chat.example/typing")
+            done.set()
+
+        async def failing() -> None:
+            raise ValueError("what may be lost")
+
+        assert door.later(typing())
+        assert door.later(failing())
+        door.log.info("asked")
+        name = call.json()["of"]
+        assert await door.prediction("pred_\0") is None
+        found = await door.prediction(name)
+        assert found is not None
+        return Reply.json([found.status, (await door.cancel(name)).status])
+
+    @route("cancels", proof=prove)
+    async def cancels(_: Call, door: Door) -> Reply:
+        return Reply.json(await door.cancel("pred_\0"))
+
+    async with start(more, shop, cancels, others=Others(), FAL_MAX_IN_FLIGHT="1") as station:
+        made = [(await call(station, order(number))).json()["id"] for number in (1, 2)][-1]
+        answer = await call(station, json.dumps({"of": made}).encode(), "/in/more")
+        assert answer.json() == ["queued", "canceled"]
+        none = await call(station, b"", "/in/cancels")
+        assert (none.status_code, "not-found" in none.text) == (404, True)
+        again = await call(station, json.dumps({"of": made}).encode(), "/in/more")
+        assert again.json() == ["canceled", "canceled"]
+        async with asyncio.timeout(PATIENCE):
+            await done.wait()
+    assert asked[0].url.host == "chat.example"
+    lines = [line for line in logged if line.get("via") == "in/more"]
+    assert "asked" in {line["event"] for line in lines}
+    assert [line["task"] for line in logged if line["event"] == "task.failed"][:1] == ["in/more"]
+
+
+async def test_too_much_for_later_is_dropped(
+    start: Start, monkeypatch: pytest.MonkeyPatch, logged: Logged
+) -> None:
+    monkeypatch.setattr("receiver.http.door.MOST_LATER", 1)
+
+    @route("busy", proof=prove)
+    async def busy(_: Call, door: Door) -> Reply:
+        return Reply.json([door.later(asyncio.Event().wait()) for _ in range(2)])
+
+    async with start(busy) as station:
+        assert (await call(station, b"", "/in/busy")).json() == [True, False]
+    assert "later.dropped" in {line["event"] for line in logged}
+
+
+# --- what only handlers see ---
+
+
+@pytest.mark.both_engines
+async def test_private_content_reaches_handlers_alone_and_is_gone_after_them(
+    start: Start, network: Network, logged: Logged
+) -> None:
+    seen: list[dict[str, Any]] = []
+    let_go = asyncio.Event()
+
+    @on("*", name="first")
+    async def first(_: Event, ctx: Context) -> None:
+        seen.append(ctx.private)
+
+    @on("*", name="second")
+    async def second(event: Event, ctx: Context) -> None:
+        await let_go.wait()
+        seen.append(ctx.private)
+        assert PRIVATE["token"] not in repr(event)
+
+    async with start(shop, first, second) as station:
+        made = (await call(station, order(private=PRIVATE))).json()["id"]
+        await eventually(lambda: len(network.sent) == 1)
+        pages = await texts(station, made)
+        await station.post(write(network, network.sent[0]))
+        await eventually(lambda: seen == [PRIVATE])
+        assert station.one("SELECT private FROM predictions")
+        assert PRIVATE["token"] not in str(station.rows("SELECT * FROM predictions"))
+        let_go.set()
+        await eventually(lambda: station.one("SELECT private FROM predictions"), _is_none)
+        pages += await texts(station, made)
+        await station.http.post(f"/v1/predictions/{made}/replay")
+        await eventually(lambda: seen == [PRIVATE, PRIVATE, {}, {}])
+    assert PRIVATE["token"] not in pages + str(logged)
+
+
+def _is_none(found: object) -> bool:
+    return found is None
+
+
+async def texts(station: Station, made: str) -> str:
+    """Read all that the API says of a prediction."""
+    paths = (
+        f"predictions/{made}",
+        "predictions",
+        "events",
+        f"predictions/{made}/explain",
+        "deliveries",
+    )
+    return "".join([(await station.http.get(f"/v1/{path}")).text for path in paths])
+
+
+async def test_private_content_without_a_handler_is_emptied_too(
+    start: Start, network: Network
+) -> None:
+    clock = Clock()
+    async with start(shop, clock=clock) as station:
+        await call(station, order(private=PRIVATE))
+        await eventually(lambda: len(network.sent) == 1)
+        await station.post(write(network, network.sent[0]))
+    async with start(shop, clock=clock) as station:
+        await eventually(lambda: station.one("SELECT private FROM predictions"), _is_none)

@@ -1,0 +1,464 @@
+"""Plugins' ways in: what is let in, what is not, and what becomes of plugins that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import socket
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NoReturn
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+
+from receiver import Call, Door, Reply, Unproved, create_app, route
+from receiver.model.errors import KeysUnavailable
+from receiver.settings import Settings
+from tests.conftest import Disk, Logged, Start
+from tests.http.test_server import HOST, served
+from tests.patience import PATIENCE
+from tests.receiving import ENV, Network, Station, eventually, hangs
+
+pytestmark = pytest.mark.anyio
+
+KEY = b"the-shop's-own-secret"
+PRIVATE = {"url": "https://shop.example/answers/5fd1", "token": "sealing-wax"}
+
+
+def sign(body: bytes) -> str:
+    return hmac.digest(KEY, body, sha256).hex()
+
+
+def prove(call: Call) -> None:
+    if not hmac.compare_digest(call.header("X-Shop-Signature").encode(), sign(call.body).encode()):
+        raise Unproved("bad_signature")
+
+
+@route("shop", proof=prove, longest=2000)
+async def shop(call: Call, door: Door) -> Reply:
+    order = call.json()
+    prediction = await door.submit(
+        "fal",
+        "fal-ai/nano-banana",
+        {"prompt": order["prompt"]},
+        key=order["id"],
+        metadata={"kind": "order"},
+        private=order.get("private"),
+    )
+    return Reply.json({"id": prediction.id, "status": prediction.status}, 202)
+
+
+def order(number: int = 1, **more: Any) -> bytes:
+    return json.dumps({"id": f"order-{number}", "prompt": "a lighthouse", **more}).encode()
+
+
+async def call(station: Station, body: bytes, path: str = "/in/shop", **headers: str) -> Any:
+    signed = {"x-shop-signature": sign(body), **headers}
+    return await station.world.post(path, content=body, headers=signed)
+
+
+async def discarded(station: Station) -> set[tuple[str, str]]:
+    """Return what was rejected, once that is written."""
+    found = await station.http.get("/v1/discarded?kind=rejected")
+    return {(item["provider"], item["reason"]) for item in found.json()["data"]}
+
+
+# --- what is let in ---
+
+
+@pytest.mark.both_engines
+async def test_a_proved_call_is_stored_before_it_is_answered_and_sent_after(
+    start: Start, network: Network
+) -> None:
+    """The provider hangs, and the caller has its answer."""
+    network.script("fal.submit", hangs)
+    async with start(shop) as station:
+        answer = await call(station, order())
+        assert answer.status_code == 202, answer.text
+        assert station.count("predictions") == 1
+        await eventually(lambda: network.count("fal.submit"))
+        found = await station.read(answer.json()["id"])
+        assert found["status"] == "submitting"
+        assert found["metadata"] == {"kind": "order"}
+
+
+@pytest.mark.both_engines
+async def test_what_is_said_often_and_at_once_and_a_day_later_is_ordered_once(
+    start: Start, network: Network
+) -> None:
+    async with start(shop) as station:
+        answers = await asyncio.gather(*(call(station, order()) for _ in range(5)))
+        # The plugin was changed since: the key decides, not what is asked for.
+        answers.append(await call(station, order(prompt="another")))
+        assert {answer.status_code for answer in answers} == {202}
+        assert len({answer.json()["id"] for answer in answers}) == 1
+    async with start(shop) as station:
+        again = await call(station, order())
+        assert again.json()["id"] == answers[0].json()["id"]
+        await eventually(lambda: network.count("fal.submit") == 1)
+        assert station.count("predictions") == 1
+
+
+async def test_a_queued_order_outlives_its_process(start: Start, network: Network) -> None:
+    async with start(shop, FAL_MAX_IN_FLIGHT="1") as station:
+        for number in (1, 2):
+            assert (await call(station, order(number))).status_code == 202
+    async with start(shop) as station:
+        await eventually(lambda: network.count("fal.submit") == 2)
+        assert station.count("predictions") == 2
+
+
+async def test_a_route_sees_what_came_and_nothing_before_its_proof(start: Start) -> None:
+    seen: list[Call] = []
+
+    @route("echo", proof=seen.append, methods=("GET", "PUT"), rest=True)
+    async def echo(call: Call, _: Door) -> Reply:
+        seen.append(call)
+        return Reply.text("héllo", headers={"X-Seen": call.rest})
+
+    async with start(echo) as station:
+        answer = await station.world.put(
+            "/in/echo/a/b?x=1&y=%20", content=b"\xff", headers=[("X-A", "1"), ("x-a", "2")]
+        )
+        bare = await station.world.get("/in/echo")
+    first, second = seen[:2]
+    assert first is second
+    assert (first.method, first.rest, first.body) == ("PUT", "a/b", b"\xff")
+    assert first.query == {"x": "1", "y": " "}
+    assert (first.header("X-A"), first.header("X-B")) == ("1, 2", "")
+    assert first.client == "203.0.113.9"
+    assert (answer.text, answer.headers["x-seen"]) == ("héllo", "a/b")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert (bare.status_code, seen[-1].rest) == (200, "")
+
+
+async def test_an_answer_is_framed_by_the_framework(start: Start) -> None:
+    odd = {"Content-Length": "7", "Transfer-Encoding": "chunked", "X-A": "1"}
+
+    @route("framed", proof=lambda _: None, methods=["GET"])
+    async def framed(call: Call, _: Door) -> Reply:
+        return Reply(int(call.query["status"]), b"0123456789", odd)
+
+    async with (
+        start(framed) as station,
+        served(station) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as real,
+    ):
+        for status, body in ((200, b"0123456789"), (204, b""), (302, b"0123456789")):
+            answer = await real.get("/in/framed", params={"status": status})
+            assert (answer.status_code, answer.content) == (status, body)
+            assert answer.headers["x-a"] == "1"
+
+
+async def test_a_proof_may_be_async_and_may_take_the_door(start: Start) -> None:
+    async def secret(call: Call, door: Door) -> None:
+        if call.header("x-secret") not in door.secrets("shop"):
+            raise Unproved("bad_secret")
+
+    @route("told", proof=secret)
+    async def told(_: Call, door: Door) -> Reply:
+        signed = door.sign("again", "button")
+        return Reply.json([door.open(signed, "button", 60), len(door.secrets("shop"))])
+
+    async with start(told) as station:
+        assert (await station.world.post("/in/told")).status_code == 401
+    keys = f"a-newer-secret-key-of-this-receiver-yet,{ENV['RECEIVER_SECRET_KEY']}"
+    before = hmac.digest(
+        ENV["RECEIVER_SECRET_KEY"].encode(), b"receiver/plugin-secret/shop", sha256
+    )
+    async with start(told, RECEIVER_SECRET_KEY=keys) as station:
+        answer = await station.world.post("/in/told", headers={"x-secret": before.hex()})
+        assert answer.json() == ["again", 2]
+
+
+# --- what is not ---
+
+
+async def test_what_is_not_proved_is_401_without_a_word_of_why(
+    start: Start, logged: Logged
+) -> None:
+    async with start(shop) as station:
+        bad = [
+            await station.world.post("/in/shop", content=order()),
+            await call(station, order(), **{"x-shop-signature": sign(order(2))}),
+            await station.world.post(
+                "/in/shop", content=order(), headers=[("x-shop-signature", sign(order()))] * 2
+            ),
+        ]
+        for answer in bad:
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"]
+            assert answer.json()["detail"] == "this call could not be proved"
+        assert station.count("predictions") == 0
+        await eventually(
+            lambda: discarded(station), lambda found: ("/in/shop", "bad_signature") in found
+        )
+        metrics = (await station.world.get("/metrics")).text
+    assert 'reason="bad_signature"} 3' in metrics
+    lines = [line for line in logged if line.get("reason") == "bad_signature"]
+    assert [line["plugin"] for line in lines] == ["shop"] * 3
+    assert "lighthouse" not in str(logged)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unproved("what it said: 'a lighthouse'"),
+        Unproved(),
+        Unproved(["no", "word"]),  # type: ignore[arg-type]
+        KeyError("x"),
+        ValueError("not hex"),
+        ZeroDivisionError(),
+        SystemExit(3),
+        asyncio.CancelledError(),
+    ],
+    ids=repr,
+)
+async def test_a_proof_that_trips_lets_nobody_in(
+    start: Start, logged: Logged, error: BaseException
+) -> None:
+    def trip(_: Call) -> None:
+        raise error
+
+    @route("tripping", proof=trip)
+    async def tripping(_: Call, __: Door) -> Reply:
+        raise AssertionError
+
+    async with start(tripping) as station:
+        assert (await station.world.post("/in/tripping", content=b"x")).status_code == 401
+        assert (await station.world.get("/healthz")).is_success
+    assert "a lighthouse" not in str(logged)
+
+
+@pytest.mark.parametrize("returned", [True, False])
+async def test_a_proof_that_returns_something_lets_nobody_in(
+    start: Start, logged: Logged, *, returned: bool
+) -> None:
+    """It may have been meant as a no."""
+
+    @route("saying", proof=lambda _: returned)  # type: ignore[arg-type, return-value] # as some will write it
+    async def saying(_: Call, __: Door) -> Reply:
+        raise AssertionError
+
+    async with start(saying) as station:
+        assert (await station.world.post("/in/saying")).status_code == 401
+    assert [line["plugin"] for line in logged if line["event"] == "route.failed"] == ["saying"]
+
+
+async def test_what_cannot_be_proved_yet_is_503(start: Start) -> None:
+    def prove(_: Call) -> None:
+        raise KeysUnavailable
+
+    @route("waiting", proof=prove)
+    async def waiting(_: Call, __: Door) -> Reply:
+        raise AssertionError
+
+    async with start(waiting) as station:
+        answer = await station.world.post("/in/waiting")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+
+
+async def test_other_names_paths_and_methods_are_not_there(start: Start) -> None:
+    async with start(shop) as station:
+        for path in ("/in/none", "/in/shop/more", "/in/shop/", "/in/", "/in", "/in/%00"):
+            assert (await station.world.post(path, content=b"")).status_code == 404, path
+        answer = await station.world.get("/in/shop")
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+async def test_failures_are_limited_by_address_and_cost_no_proved_call(start: Start) -> None:
+    async with start(shop, RECEIVER_LIMIT_UNPROVED_PER_MINUTE="3") as station:
+        statuses = [(await station.world.post("/in/shop")).status_code for _ in range(5)]
+        assert statuses == [401, 401, 401, 429, 429]
+        assert (await call(station, order())).status_code == 202
+
+
+async def test_a_body_is_bounded_in_size_and_time(start: Start) -> None:
+    async with start(shop) as station:
+        assert (await call(station, order(note="x" * 2000))).status_code == 413
+        async with served(station) as port:
+            head = b"POST /in/shop HTTP/1.1\r\n" + HOST
+            for body, status in (
+                (b"content-length: 2001\r\n\r\n", b"413"),
+                (b"transfer-encoding: chunked\r\n\r\n7d1\r\n" + b"x" * 2001 + b"\r\n", b"413"),
+            ):
+                assert await said(port, head + body) == status
+        assert station.count("predictions") == 0
+
+
+async def said(port: int, text: bytes) -> bytes:
+    """Send a text, and return the status of the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(text)
+    async with asyncio.timeout(PATIENCE):
+        line = await reader.readline()
+    writer.close()
+    return line.split()[1]
+
+
+async def test_a_body_that_trickles_is_408(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("receiver.http.body._GRACE", 0.05)
+    async with start(shop) as station, served(station) as port:
+        text = b"POST /in/shop HTTP/1.1\r\n" + HOST + b"content-length: 50\r\n\r\n{"
+        assert await said(port, text) == b"408"
+
+
+async def test_a_sender_that_goes_away_is_charged(start: Start) -> None:
+    async with start(shop) as station, served(station) as port:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(
+                b"POST /in/shop HTTP/1.1\r\n" + HOST + b"content-length: 50\r\n\r\n{"
+            )
+        await eventually(
+            lambda: discarded(station), lambda found: ("/in/shop", "disconnected") in found
+        )
+
+
+_TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40)
+
+
+def strangers() -> st.SearchStrategy[dict[str, Any]]:
+    """Draw requests that nobody signed; some bodies are what the plugin would like to read."""
+    text = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40)
+    names = ("x-shop-signature", "content-type", "content-encoding", "cookie", "x-%")
+    return st.fixed_dictionaries(
+        {
+            "method": st.sampled_from(["POST"] * 5 + ["GET", "PUT", "DELETE", "PATCH", "HEAD"]),
+            "url": st.sampled_from(
+                ["/in/shop"] * 3 + ["/in/shop?a=%ff&=b", "/in/shop/x", "/in/%00"]
+            ),
+            "headers": st.dictionaries(st.sampled_from(names), text),
+            "content": st.one_of(st.binary(max_size=2500), st.just(order()), st.just(b"[" * 2000)),
+        }
+    )
+
+
+async def test_whatever_a_stranger_sends_nothing_breaks_and_nothing_is_kept(start: Start) -> None:
+    loop = asyncio.get_running_loop()
+    async with start(shop, RECEIVER_LIMIT_UNPROVED_PER_MINUTE="none") as station:
+
+        @hypothesis(max_examples=150, deadline=None, database=None)
+        @given(strangers())
+        def check(request: dict[str, Any]) -> None:
+            sending = station.world.request(**request)
+            answer = asyncio.run_coroutine_threadsafe(sending, loop).result(PATIENCE)
+            assert answer.status_code in {401, 404, 405, 413}
+
+        await asyncio.to_thread(check)
+        assert station.count("predictions") == 0
+
+
+# --- a store that is away, and plugins that misbehave ---
+
+
+async def test_a_store_that_is_away_is_503_and_the_repeat_is_taken(
+    start: Start, disk: Disk, network: Network
+) -> None:
+    async with start(shop) as station:
+        disk.full = True
+        answer = await call(station, order())
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert answer.json()["type"] == "urn:receiver:problem:unavailable"
+        disk.full = False
+        assert (await call(station, order())).status_code == 202
+        await eventually(lambda: network.count("fal.submit") == 1)
+
+
+async def test_what_takes_too_long_is_503_and_its_repeat_finds_what_was_committed(
+    start: Start, network: Network
+) -> None:
+    waits = [True, False]
+
+    @route("slow", proof=prove, timeout=0.3)
+    async def slow(_: Call, door: Door) -> Reply:
+        prediction = await door.submit("fal", "fal-ai/nano-banana", {"prompt": "a"}, key="1")
+        while waits.pop(0):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                break  # it does not want to end, either
+        return Reply.json(prediction.id)
+
+    async with start(slow) as station:
+        late = await call(station, order(), "/in/slow")
+        assert (late.status_code, late.headers["retry-after"]) == (503, "5")
+        assert late.json()["type"] == "urn:receiver:problem:route-too-slow"
+        again = await call(station, order(), "/in/slow")
+        assert again.status_code == 200
+        assert station.one("SELECT id FROM predictions") == again.json()
+        await eventually(lambda: network.count("fal.submit") == 1)
+
+
+class Odd(BaseException):
+    """What is no Exception, and cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def fail(error: BaseException) -> NoReturn:
+    raise error
+
+
+NONSENSE = {
+    "nothing": lambda: None,
+    "a text": lambda: "ok",
+    "no status": lambda: Reply(99),
+    "a text as body": lambda: Reply(200, "ok"),  # type: ignore[arg-type]
+    "two headers in one": lambda: Reply(200, b"", {"X-A": "1\r\nX-B: 2"}),
+    "no header": lambda: Reply(200, b"", {"a b": "1"}),
+    "no JSON": lambda: Reply.json(object()),
+    "an error": lambda: 1 / 0,
+    "an exit": lambda: sys.exit(3),
+    "what is no Exception": lambda: fail(Odd()),
+}
+
+
+@pytest.mark.parametrize("answer", NONSENSE.values(), ids=NONSENSE)
+async def test_a_plugin_that_fails_is_500_and_only_the_log_says_why(
+    start: Start, logged: Logged, answer: Any
+) -> None:
+    @route("bad", proof=prove)
+    async def bad(_: Call, __: Door) -> Any:
+        return answer()
+
+    async with start(bad) as station:
+        found = await call(station, b"{}", "/in/bad")
+        assert found.status_code == 500
+        assert found.json()["type"] == "urn:receiver:problem:route-failed"
+        assert (await station.world.get("/healthz")).is_success
+    [line] = [line for line in logged if line["event"] == "route.failed"]
+    assert line["plugin"] == "bad"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        (b"{", 400, "invalid-json"),
+        (b"[" * 1900, 400, "invalid-json"),
+        (order(prompt="x" * 10).replace(b"xxx", b"\xff"), 400, "invalid-json"),
+        (b'{"id": "1"}', 500, "route-failed"),
+    ],
+)
+async def test_a_proved_body_that_the_plugin_cannot_read_is_told_so(
+    start: Start, body: bytes, status: int, kind: str
+) -> None:
+    async with start(shop) as station:
+        answer = await call(station, body)
+        assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (status, kind)
+
+
+async def test_before_it_is_started_all_are_503(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/receiver.db"
+    app = create_app(Settings.read({**ENV, "RECEIVER_DATABASE_URL": url}), [shop])
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="https://hooks.test") as world:
+        for path in ("/in/shop", "/in/shop/more"):
+            for method in ("GET", "POST"):
+                assert (await world.request(method, path)).status_code == 503

@@ -1,0 +1,167 @@
+"""What plugins poll: calls that the route of the same name answers, in one process at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from receiver import Call, Door, Reply, Unproved, route, source
+from receiver.deliveries.registry import register
+from tests.conftest import Disk, Logged, Start
+from tests.receiving import Network, eventually
+
+pytestmark = pytest.mark.anyio
+
+
+def nobody(_: Call) -> None:
+    raise Unproved
+
+
+class Updates:
+    """A platform that is polled: it gives an update again until the next one is asked for."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = list(texts)
+        self._news = asyncio.Event()
+        self.offset = 0
+        self.pollers = 0
+        self.most = 0
+        self.asked: list[int] = []
+
+    def say(self, text: str) -> None:
+        self.texts.append(text)
+        self._news.set()
+
+    async def next(self) -> str:
+        self.asked.append(self.offset)
+        while self.offset >= len(self.texts):
+            self._news.clear()
+            await self._news.wait()
+        return self.texts[self.offset]
+
+
+def plugin(updates: Updates) -> list[Any]:
+    @route("chat", proof=nobody)
+    async def chat(call: Call, door: Door) -> Reply:
+        text = call.body.decode()
+        if text == "breaks":
+            raise ZeroDivisionError
+        key = f"update-{updates.offset}"
+        made = await door.submit("fal", "fal-ai/nano-banana", {"prompt": text}, key=key)
+        return Reply.json(made.id)
+
+    @source("chat")
+    async def poll(_: Door) -> AsyncGenerator[Call, Reply]:
+        updates.pollers += 1
+        updates.most = max(updates.most, updates.pollers)
+        try:
+            while True:
+                reply = yield Call(body=(await updates.next()).encode())
+                if reply.status < 500:
+                    updates.offset += 1
+                elif updates.texts[updates.offset] == "breaks":
+                    raise ConnectionError(updates.texts[updates.offset])
+        finally:
+            updates.pollers -= 1
+
+    return [chat, poll]
+
+
+async def test_what_is_polled_is_answered_by_the_route_and_said_on(
+    start: Start, network: Network
+) -> None:
+    updates = Updates("a lighthouse", "a ship")
+    async with start(*plugin(updates)) as station:
+        await eventually(lambda: len(network.sent) == 2)
+        assert [sent.prompt for sent in network.sent] == ["a lighthouse", "a ship"]
+        assert station.count("predictions") == 2
+        await eventually(lambda: updates.offset == 2)
+        assert (await station.world.post("/in/chat")).status_code == 401
+    assert updates.pollers == 0
+
+
+async def test_an_update_that_was_not_taken_is_polled_again(
+    start: Start, disk: Disk, network: Network
+) -> None:
+    updates = Updates()
+    async with start(*plugin(updates)) as station:
+        disk.full = True
+        updates.say("a lighthouse")
+        await eventually(lambda: len(updates.asked) >= 3)
+        disk.full = False
+        await eventually(lambda: [sent.prompt for sent in network.sent] == ["a lighthouse"])
+        assert station.count("predictions") == 1
+
+
+async def test_a_source_that_fails_is_begun_anew_and_told_of(
+    start: Start, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.http.polled._REST", 0.0)
+    updates = Updates("breaks")
+    async with start(*plugin(updates)) as station:
+        await eventually(lambda: len(updates.asked) >= 2)
+        updates.texts[0] = "a lighthouse"
+        await eventually(lambda: station.count("predictions") == 1)
+    failed = [line for line in logged if line["event"] == "source.failed"]
+    assert {line["plugin"] for line in failed} == {"chat"}
+    assert {line["plugin"] for line in logged if line["event"] == "route.failed"} == {"chat"}
+
+
+@pytest.mark.parametrize("ends", [SystemExit(3), asyncio.CancelledError(), None], ids=repr)
+async def test_no_source_ends_the_receiver_and_none_ends_for_good(
+    start: Start, monkeypatch: pytest.MonkeyPatch, ends: BaseException | None
+) -> None:
+    monkeypatch.setattr("receiver.http.polled._REST", 0.0)
+    begun: list[int] = []
+
+    @source("ending")
+    async def ending(_: Door) -> AsyncGenerator[Call | None, Reply]:
+        begun.append(1)
+        reply = yield Call()
+        assert reply.status == 500, "there is no route of that name"
+        yield None
+        if ends is not None:
+            raise ends
+
+    async with start(ending) as station:
+        await eventually(lambda: len(begun) >= 3)
+        assert (await station.world.get("/healthz")).is_success
+
+
+async def test_a_reload_changes_routes_and_sources(start: Start) -> None:
+    before, after = Updates("a lighthouse"), Updates("a ship")
+    async with start(*plugin(before)) as station:
+        await eventually(lambda: before.offset == 1)
+        renamed = [replace(one, name="news") for one in register(plugin(after)).all()]
+        await station.app.state.exchange(register(renamed))
+        await eventually(lambda: after.offset == 1)
+        assert (before.pollers, after.pollers) == (0, 1)
+        assert (await station.world.post("/in/chat")).status_code == 404
+        assert (await station.world.post("/in/news")).status_code == 401
+        assert station.count("predictions") == 2
+
+
+async def test_in_serverless_mode_nothing_is_polled(start: Start) -> None:
+    updates = Updates("a lighthouse")
+    async with start(*plugin(updates), RECEIVER_MODE="serverless") as station:
+        await station.http.post("/v1/drain?seconds=1")
+        assert updates.asked == []
+
+
+@pytest.mark.parametrize("start", ["postgres"], indirect=True)
+async def test_of_two_processes_one_polls_and_the_other_takes_over(start: Start) -> None:
+    updates = Updates()
+    async with AsyncExitStack() as first, AsyncExitStack() as second:
+        one = await first.enter_async_context(start(*plugin(updates)))
+        await second.enter_async_context(start(*plugin(updates)))
+        await eventually(lambda: updates.pollers)
+        held = one.rows("SELECT name FROM leases WHERE name = 'source chat'")
+        assert len(held) == 1
+        await first.aclose()  # whichever had it, one has it now
+        await eventually(lambda: updates.pollers)
+        assert updates.most == 1
