@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from receiver.deliveries.template import Template, cut
     from receiver.deliveries.ways_in import Call, Reply, route, source
     from receiver.http.door import Door
-    from receiver.model.errors import Unproved
+    from receiver.model.errors import Problem, Unproved
     from receiver.model.values import Event, Output, Prediction, Stored
     from receiver.mounting import mount
     from receiver.settings import Secret
@@ -33,6 +33,7 @@ __all__ = [
     "Fetched",
     "Output",
     "Prediction",
+    "Problem",
     "Receiver",
     "Reply",
     "Retry",
@@ -62,6 +63,7 @@ _LATE = {
     "Fetched": "receiver.deliveries.fetch",
     "Output": "receiver.model.values",
     "Prediction": "receiver.model.values",
+    "Problem": "receiver.model.errors",
     "Receiver": "receiver.client",
     "Reply": "receiver.deliveries.ways_in",
     "Retry": "receiver.deliveries.registry",
