@@ -44,11 +44,7 @@ class PredictionService:
         clients: Mapping[str, ProviderClient],
         poller: Poller,
         runtime: Runtime,
-        *,
-        begins: bool = True,
     ) -> None:
-        """Make one; unless it `begins`, what is placed is left to a drain."""
-        self._begins = begins
         self._store = store
         self._inbox = inbox
         self._providers = providers
@@ -133,8 +129,7 @@ class PredictionService:
             private=private,
         )
         created = await self._store.predictions.create(new)
-        if self._begins:  # also for a repeat: the first may have died before it came to this
-            submitter.begin_soon()
+        submitter.wake()  # also for a repeat: the first may have died before it came to this
         return await self.read(created.prediction_id)
 
     def _new(

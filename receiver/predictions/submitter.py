@@ -185,10 +185,13 @@ class Submitter:
             await repeat(self.begin, self._awake, longest=self._longest_nap, provider=name)
 
     def wake(self) -> None:
-        """Begin soon what there is room for; nobody waits for it."""
+        """Begin soon what there is room for; nobody waits for it.
+
+        In serverless mode a drain does it: nothing may go on there after the answer.
+        """
         if self._runs:
             self._awake.set()
-        else:  # as in a worker, or where a process lives only for its requests
+        elif self._settings.mode != "serverless":  # as in a worker
             self._begun.start(self._begin_unasked(), context=contextvars.Context())
 
     async def _begin_unasked(self) -> None:
@@ -230,13 +233,6 @@ class Submitter:
         """
         task = self._begun.start(self._begin_alone(), context=contextvars.Context())
         return await asyncio.shield(task)
-
-    def begin_soon(self) -> None:
-        """Begin what there is room for, and wait for nothing, not even for that.
-
-        What fails here is begun by whoever looks next.
-        """
-        self._begun.start(self._begin_alone(), context=contextvars.Context())
 
     async def _begin_alone(self) -> float:
         async with self._beginning:
