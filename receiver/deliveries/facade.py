@@ -116,10 +116,6 @@ class Deliveries:
         client.follow_redirects = client.follow_redirects and not guarded
         return client
 
-    async def post(self, url: str, seconds: float) -> None:
-        """Send a POST without a body, and wait for so long at most."""
-        await self._http.post(url, timeout=seconds)
-
     async def close(self) -> None:
         """Close the connections of handlers, as the last of all."""
         for client in (self._results, self._http):

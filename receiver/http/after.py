@@ -67,6 +67,6 @@ class AfterCallback:
         self._next_wake = now + _REST
         try:
             with contextlib.suppress(httpx.ReadTimeout):  # it was written
-                await self._deliveries.post(self._wake_url, _TO_BE_WRITTEN)
+                await self._deliveries.lend().post(self._wake_url, timeout=_TO_BE_WRITTEN)
         except httpx.HTTPError as error:
             log.warning("wake.failed", reason=f"{type(error).__name__}: {error}")
