@@ -7,6 +7,7 @@ import hmac
 import json
 import socket
 import sys
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
@@ -399,7 +400,7 @@ def fail(error: BaseException) -> NoReturn:
     raise error
 
 
-NONSENSE = {
+NONSENSE: dict[str, Callable[[], Any]] = {
     "nothing": lambda: None,
     "a text": lambda: "ok",
     "no status": lambda: Reply(99),
