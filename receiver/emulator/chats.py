@@ -42,6 +42,8 @@ _SENSELESS: Final = (Unreadable, msgspec.ValidationError, LookupError, TypeError
 class People(Protocol):
     """Who talks to the app on a platform."""
 
+    def place(self, place: str, person: str) -> str: ...
+
     async def says(
         self,
         text: str,
@@ -81,10 +83,7 @@ class Chats:
 
     def place(self, platform: Platform, place: str, person: str) -> str:
         """Return a place as the platform names it."""
-        people = self.people[platform]
-        if isinstance(people, DiscordPeople | TelegramPeople):
-            return people.place(place, person)
-        return "D" + person[1:] if place == "D" else place
+        return self.people[platform].place(place, person)
 
     def kill_tokens(self, dead: dict[str, Any]) -> None:
         """Have tokens die before their time; what is not named lives on."""
@@ -153,8 +152,6 @@ class Chats:
         people = self.people[request.path_params["platform"]]
         place = str(body.get("place", "C1"))
         person = str(body.get("person", "U1"))
-        if request.path_params["platform"] == "slack":
-            place = self.place("slack", place, person)
         text, thread = str(body["text"]), str(body.get("thread", ""))
         return await self._told(people.says(text, person, place, thread=thread))
 

@@ -275,8 +275,7 @@ class Kit:
         With `finish=False` it ends when the receiver has answered: `finish_all` does the rest.
         """
         people, given = self.chats.people[on], tuple((files or {}).items())
-        where = "D" + person[1:] if on == "slack" and place == "D" else place
-        say = people.says(text, person, where, files=given)
+        say = people.says(text, person, place, files=given)
         return self._do(self._chat(on, person, say, finish=finish))
 
     def presses(
