@@ -353,7 +353,7 @@ def _read_env_file(*, dev: bool) -> None:
 
 
 def _environment(handlers: list[str] | None, *, dev: bool) -> dict[str, str]:
-    """Give the environment as the arguments change it."""
+    """Return the environment as the arguments change it."""
     env = dict(os.environ) | ({"RECEIVER_DEV": "1"} if dev else {})
     return env | ({"RECEIVER_HANDLERS": ",".join(handlers)} if handlers else {})
 
@@ -951,7 +951,7 @@ def _failing(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def _hint() -> str:
-    """Say what to write where a handler was named as a module and lies here as a file."""
+    """Return a hint where a handler was named as a module and lies here as a file."""
     for name in (*sys.argv[1:], *os.environ.get("RECEIVER_HANDLERS", "").split(",")):
         if name.isidentifier() and Path(f"{name}.py").is_file():
             return f" ({name}.py is here: name it with its ending)"
@@ -960,7 +960,7 @@ def _hint() -> str:
 
 @contextmanager
 def _client() -> Iterator[Client]:
-    """Give a client of the receiver that runs; what it refuses ends the command."""
+    """Yield a client of the receiver that runs; what it refuses ends the command."""
     from receiver.cli.client import Client
 
     with _failing(), closing(Client(os.environ)) as client:

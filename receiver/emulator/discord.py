@@ -250,7 +250,7 @@ class Discord:
     def _say(
         self, message: Message, body: dict[str, Any], given: Given, *, is_edit: bool = False
     ) -> None:
-        """Have a message say what a body says; with `attachments`, files that it lists stay."""
+        """Fill a message from a body; an edit with `attachments` keeps only the files it lists."""
         listed = {
             str(one.get("id")) for one in body.get("attachments") or [] if isinstance(one, dict)
         }

@@ -165,7 +165,7 @@ class SlackPeople:
         return await self.tell(event)
 
     async def tell(self, event: dict[str, Any]) -> Exchange:
-        """Tell the app of any event, and begin to repeat it where that fails."""
+        """Send the app an event, and retry in the background where that fails."""
         body = {
             "token": _OLD_TOKEN,
             "team_id": TEAM,

@@ -60,7 +60,7 @@ class AfterCallback:
             log.exception("task.failed", event_id=event_id)
 
     async def _wake(self) -> None:
-        """Have another process of ours drain."""
+        """Send ourselves a request that drains, which another process answers."""
         now = self._monotonic()
         if now < self._next_wake:
             return
