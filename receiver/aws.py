@@ -118,24 +118,31 @@ class _Exchange:
             self._sent[:] = problem_body(503, "unavailable", _OVER, 5)
         if not has_body:
             self._sent.clear()  # as servers do
-        # What is UTF-8 is the same bytes as a text; pictures and gzip are none, by their first two.
-        try:
-            body, is_binary = self._sent.decode(), False
-        except UnicodeDecodeError:
-            body, is_binary = base64.b64encode(self._sent).decode(), True
         headers: dict[str, list[str]] = {}
         for name, value in self._headers:
             headers.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
-        found: Answer = {"statusCode": self.status, "body": body, "isBase64Encoded": is_binary}
-        if _is_second(event):
-            found["cookies"] = headers.pop("set-cookie", [])
-        elif not _is_of_balancer(event):
-            return found | {"multiValueHeaders": headers}
-        else:
+        found: Answer = {"statusCode": self.status, **_encoded(bytes(self._sent))}
+        if _is_payload_2(event):
+            cookies = headers.pop("set-cookie", [])
+            return found | {"cookies": cookies, "headers": _joined(headers)}
+        if _is_of_balancer(event):
             found["statusDescription"] = f"{self.status} {'OK' if self.status < 400 else 'Error'}"  # noqa: PLR2004
-            if "multiValueHeaders" in event:
-                return found | {"multiValueHeaders": headers}
-        return found | {"headers": {name: ", ".join(given) for name, given in headers.items()}}
+            if "multiValueHeaders" not in event:
+                return found | {"headers": _joined(headers)}
+        return found | {"multiValueHeaders": headers}
+
+
+def _encoded(content: bytes) -> Answer:
+    """Return a body as a text, or in base64 where it is none."""
+    # What is UTF-8 is the same bytes as a text; pictures and gzip are none, by their first two.
+    try:
+        return {"body": content.decode(), "isBase64Encoded": False}
+    except UnicodeDecodeError:
+        return {"body": base64.b64encode(content).decode(), "isBase64Encoded": True}
+
+
+def _joined(headers: Mapping[str, list[str]]) -> dict[str, str]:
+    return {name: ", ".join(values) for name, values in headers.items()}
 
 
 # --- what an event says ---
@@ -144,7 +151,7 @@ class _Exchange:
 def is_request(event: Any) -> bool:
     """Return whether an event is an HTTP request, in one of the three forms that there are."""
     return isinstance(event, Mapping) and (
-        _is_second(event) or (isinstance(event.get("httpMethod"), str) and "path" in event)
+        _is_payload_2(event) or (isinstance(event.get("httpMethod"), str) and "path" in event)
     )
 
 
@@ -153,7 +160,7 @@ def _context(event: Event) -> Event:
     return found if isinstance(found, Mapping) else {}
 
 
-def _is_second(event: Event) -> bool:
+def _is_payload_2(event: Event) -> bool:
     """Return whether it is of payload 2.0."""
     return "http" in _context(event)
 

@@ -23,7 +23,7 @@ _DRAIN: Final = 50.0
 
 
 class Adapted(SelfStarting):
-    """Gives requests what the library leaves out of their scopes."""
+    """Completes the scopes of requests with what Azure's library leaves out."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("asgi", {"version": "3.0", "spec_version": "2.1"})

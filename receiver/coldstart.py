@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def _without(*names: str) -> Iterator[None]:
-    """Have modules look as if they were not installed, unless somebody has imported them."""
+    """Hide modules that were not imported yet, as if they were not installed."""
     hidden = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: there is none
     try:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from receiver.http.access_logs import guard_access_logs
 from receiver.settings import Settings
 from tests.conftest import Logged
 from tests.journey.parts import ROOT, eventually, free_port
+from tests.loopback import is_ready
 from tests.patience import PATIENCE
 from tests.receiving import API_KEY, ENV, Network, write
 
@@ -148,13 +149,7 @@ async def test_a_server_of_others_tells_no_token_and_ends_while_callers_wait(
     base = f"http://127.0.0.1:{port}"
     hook = f"/predictions/webhooks/fal/{TOKEN}"
     try:
-
-        def is_up() -> bool:
-            with suppress(httpx.HTTPError):
-                return httpx.get(f"{base}/predictions/readyz").is_success
-            return False
-
-        await asyncio.to_thread(eventually, is_up)
+        await asyncio.to_thread(eventually, lambda: is_ready(f"{base}/predictions/readyz"))
         async with httpx.AsyncClient(base_url=base) as http:
             assert (await http.get("/own")).json() == "the app's own lifespan ran"
             for method, status in (("POST", 401), ("GET", 405)):

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree as ET
 
-import httpx
 import pytest
 
 from receiver import create_app
@@ -32,6 +31,7 @@ from receiver.settings import Secret, Settings, all_settings
 from tests.cli.running import SECRET, environment, receiver
 from tests.demo import PICTURE, words
 from tests.journey.parts import free_port
+from tests.loopback import is_ready
 from tests.patience import PATIENCE
 
 TOP: Final = Path(__file__).parent.parent
@@ -276,7 +276,8 @@ def serving(commands: str, cwd: Path, env: dict[str, str], port: int) -> Iterato
         )
     try:
         ends = time.monotonic() + PATIENCE
-        while not is_ready(port):
+        base = f"http://127.0.0.1:{port}"
+        while not is_ready(f"{base}/readyz", f"{base}/predictions/readyz"):  # or mounted there
             assert server.poll() is None, log.read_text()
             assert time.monotonic() < ends, log.read_text()
             time.sleep(0.02)
@@ -284,18 +285,6 @@ def serving(commands: str, cwd: Path, env: dict[str, str], port: int) -> Iterato
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(PATIENCE)
-
-
-def is_ready(port: int) -> bool:
-    """Tell whether a receiver is ready there, by itself or mounted."""
-    try:
-        answers = [
-            httpx.get(f"http://127.0.0.1:{port}{path}/readyz", trust_env=False)
-            for path in ("", "/predictions")
-        ]
-    except httpx.HTTPError:
-        return False
-    return any(answer.is_success for answer in answers)
 
 
 @pytest.fixture(scope="module")

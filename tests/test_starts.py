@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from receiver.store.postgres.queue import PgQueuerJobs
 from tests.conftest import Logged
 from tests.journey.parts import ROOT, free_port
 from tests.journey.parts import eventually as soon
+from tests.loopback import is_ready
 from tests.patience import PATIENCE
 from tests.receiving import API_KEY, ENV, Network, eventually
 
@@ -261,13 +262,7 @@ async def test_a_server_stops_while_callers_wait(tmp_path: Path, server: str) ->
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)  # noqa: ASYNC220
     try:
         base = f"http://127.0.0.1:{port}"
-
-        def is_up() -> bool:
-            with suppress(httpx.HTTPError):
-                return httpx.get(f"{base}/readyz").is_success
-            return False
-
-        await asyncio.to_thread(soon, is_up)
+        await asyncio.to_thread(soon, lambda: is_ready(f"{base}/readyz"))
         async with httpx.AsyncClient(base_url=base, timeout=90, headers=KEY) as http:
             body = {"provider": "fal", "model": "a/b", "input": {"prompt": "x"}}
             made = (await http.post("/v1/predictions", json=body)).json()

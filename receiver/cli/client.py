@@ -100,7 +100,7 @@ class Client:
 
     @contextmanager
     def _hinting(self) -> Iterator[None]:
-        """Say in an error what to do about it on a command line."""
+        """Add to an error what to do about it on a command line."""
         try:
             yield
         except ClientError as error:

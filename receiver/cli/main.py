@@ -6,7 +6,7 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -106,6 +106,12 @@ Dev = Annotated[
 ]
 Id = Annotated[str, typer.Argument(metavar="ID", help="As much of it as no other id begins with.")]
 HandlerName = Annotated[str, typer.Argument(metavar="HANDLER")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for the outcome.")]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option("--metadata", metavar="NAME=VALUE", help="Text kept with it; NAME:=JSON is JSON."),
+]
+Key = Annotated[str | None, typer.Option("--key", help="Idempotency-Key.")]
 OfModel = Annotated[str | None, typer.Option("--model", help="Only of models like this (a glob).")]
 OfMetadata = Annotated[
     list[str] | None,
@@ -347,7 +353,7 @@ def _read_env_file(*, dev: bool) -> None:
 
 
 def _environment(handlers: list[str] | None, *, dev: bool) -> dict[str, str]:
-    """Give the environment as the arguments change it."""
+    """Return the environment as the arguments change it."""
     env = dict(os.environ) | ({"RECEIVER_DEV": "1"} if dev else {})
     return env | ({"RECEIVER_HANDLERS": ",".join(handlers)} if handlers else {})
 
@@ -451,17 +457,12 @@ def submit(
         list[str] | None,
         typer.Argument(metavar="NAME=VALUE…", help=_INPUT_HELP),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome.")] = False,
+    wait: Wait = False,
     sync: Annotated[
         bool, typer.Option("--sync", help="Use the provider's blocking endpoint.")
     ] = False,
-    metadata: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metadata", metavar="NAME=VALUE", help="Text kept with it; NAME:=JSON is JSON."
-        ),
-    ] = None,
-    key: Annotated[str | None, typer.Option("--key", help="Idempotency-Key.")] = None,
+    metadata: Metadata = None,
+    key: Key = None,
 ) -> None:
     """Submit a prediction; exits 1 if it is known to have failed.
 
@@ -475,16 +476,10 @@ def submit(
         "metadata": _metadata(metadata),
         "mode": "sync" if sync else "queue",
     }
-    from receiver.cli import waiting
-
+    if wait and sync:  # or else the first answer is that of the provider
+        headers["Prefer"] = "wait=1"
     with _client() as client:
-        if wait and sync:  # or else the first answer is that of the provider
-            headers["Prefer"] = "wait=1"
-        place = client.place() if wait else None
-        prediction = client.post("/v1/predictions", body, headers)
-        if wait:
-            prediction = waiting.wait(client, prediction, place)
-    _end_with(prediction, has_waited=wait)
+        _submit(client, "/v1/predictions", body, headers, wait=wait)
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -502,21 +497,16 @@ def order(
         str | None, typer.Option("--person", help="Who orders it: for allow lists and limits.")
     ] = None,
     place: Annotated[str | None, typer.Option("--place", help="Where; likewise.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome.")] = False,
-    metadata: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metadata", metavar="NAME=VALUE", help="Text kept with it; NAME:=JSON is JSON."
-        ),
-    ] = None,
-    key: Annotated[str | None, typer.Option("--key", help="Idempotency-Key.")] = None,
+    wait: Wait = False,
+    metadata: Metadata = None,
+    key: Key = None,
 ) -> None:
     """Order by a recipe; exits 1 if it is known to have failed.
 
     With --wait, what happens is said on stderr, and Ctrl-C leaves the prediction running.
     """
     headers = _keyed(key)
-    from receiver.cli import ordering, waiting
+    from receiver.cli import ordering
 
     about = {"person": person, "place": place}
     with _client() as client:
@@ -525,11 +515,7 @@ def order(
             "metadata": _metadata(metadata),
             **{name: text for name, text in about.items() if text is not None},
         }
-        begin = client.place() if wait else None
-        prediction = client.post(f"/v1/recipes/{_quoted(recipe)}", body, headers)
-        if wait:
-            prediction = waiting.wait(client, prediction, begin)
-    _end_with(prediction, has_waited=wait)
+        _submit(client, f"/v1/recipes/{_quoted(recipe)}", body, headers, wait=wait)
 
 
 @main.command()
@@ -935,12 +921,18 @@ def _keyed(key: str | None) -> dict[str, str]:
     return {"Idempotency-Key": key} if key else {}
 
 
-def _end_with(prediction: Any, *, has_waited: bool) -> NoReturn:
-    """Print a prediction, and exit with 1 if it has not succeeded."""
+def _submit(
+    client: Client, path: str, body: Any, headers: Mapping[str, str], *, wait: bool
+) -> NoReturn:
+    """Submit, print the prediction as it is then or at its end, and exit: 1 if it has failed."""
     from receiver.cli import waiting
 
+    place = client.place() if wait else None
+    prediction = client.post(path, body, headers)
+    if wait:
+        prediction = waiting.wait(client, prediction, place)
     print_value(prediction)
-    if has_waited:
+    if wait:
         waiting.say_addresses(prediction)
     raise typer.Exit(int(prediction["status"] in {"failed", "canceled"}))
 
@@ -959,7 +951,7 @@ def _failing(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def _hint() -> str:
-    """Say what to write where a handler was named as a module and lies here as a file."""
+    """Return a hint where a handler was named as a module and lies here as a file."""
     for name in (*sys.argv[1:], *os.environ.get("RECEIVER_HANDLERS", "").split(",")):
         if name.isidentifier() and Path(f"{name}.py").is_file():
             return f" ({name}.py is here: name it with its ending)"
@@ -968,7 +960,7 @@ def _hint() -> str:
 
 @contextmanager
 def _client() -> Iterator[Client]:
-    """Give a client of the receiver that runs; what it refuses ends the command."""
+    """Yield a client of the receiver that runs; what it refuses ends the command."""
     from receiver.cli.client import Client
 
     with _failing(), closing(Client(os.environ)) as client:

@@ -1,4 +1,4 @@
-"""Orders on the command line: what there is to order, and the words of one."""
+"""Recipes and orders on the command line: list, explain, and read the words of an order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def listed(client: Client) -> Iterator[dict[str, Any]]:
 
 
 def explained(client: Client, name: str) -> str:
-    """Say how a recipe is ordered."""
+    """Return how a recipe is ordered, as text."""
     return help_text(book_of(client), name)
 
 

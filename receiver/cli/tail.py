@@ -61,7 +61,7 @@ def _line(message: Mapping[str, Any]) -> Text:
 
 
 def _attempt(message: Mapping[str, Any], delivery: Mapping[str, Any]) -> Iterator[Text]:
-    """Say which handler's attempt has ended, and if it failed, why and when the next one is due."""
+    """Yield whose attempt has ended, and if it failed, why and when the next one is due."""
     yield shown(f"{delivery.get('handler')} #{delivery.get('number')}", "bold")
     if delivery.get("reason"):
         style = STATES.get(str(delivery.get("state")), "yellow")

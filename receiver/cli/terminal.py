@@ -1,4 +1,4 @@
-"""A chat in the terminal, against an emulated platform: what is typed, and what is shown then."""
+"""`receiver chat`: an emulated chat platform in the terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TIMEOUT: Final = 70.0
 
 
 class Terminal:
-    """Types lines for a person, and shows what becomes of the chat."""
+    """Sends the lines that a person types, and prints what is new in the chat."""
 
     def __init__(self, emulator: str, platform: str, person: str, place: str) -> None:
         self._at = f"{emulator}/_emulator/chat/{platform}"
@@ -51,7 +51,7 @@ class Terminal:
                 self._show(one)
 
     def _until(self, linger: float) -> Iterator[str | dict[str, Any]]:
-        """Give lines and views as they come."""
+        """Yield typed lines, and views of the chat, as they come."""
         is_open = True
         while True:
             try:
@@ -73,7 +73,7 @@ class Terminal:
         self._news.put(None)
 
     def _watch(self, version: int) -> None:
-        """Tell what is shown whenever that changes."""
+        """Poll the emulator for what is shown, and queue each change."""
         try:
             while True:
                 view = self._look({"after": str(version), "wait": str(_WAIT)})

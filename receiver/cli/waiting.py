@@ -1,4 +1,4 @@
-"""A prediction that a command waits for: its id at once, each change of its state, its results."""
+"""Wait for a prediction, and print on stderr its id, each change of its state, and its results."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ def _wait(client: Client, prediction: dict[str, Any], name: str, after: int | No
 
 
 def say_addresses(prediction: dict[str, Any]) -> None:
-    """Say on stderr where the results of a prediction are."""
+    """Print on stderr where the results of a prediction are."""
     for address in addresses(prediction):
         say(address, err=True)

@@ -111,14 +111,10 @@ class Deliveries:
             await self.worker.stop(asked=is_asked_to_stop)
 
     def lend(self, *, guarded: bool = False) -> httpx.AsyncClient:
-        """Lend the client of handlers; the guarded one connects to public addresses only."""
+        """Return a client over the connections of handlers; guarded: to public addresses only."""
         client = lent(self._results if guarded else self._http)
         client.follow_redirects = client.follow_redirects and not guarded
         return client
-
-    async def post(self, url: str, seconds: float) -> None:
-        """Send a POST without a body, and wait for so long at most."""
-        await self._http.post(url, timeout=seconds)
 
     async def close(self) -> None:
         """Close the connections of handlers, as the last of all."""

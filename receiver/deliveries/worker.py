@@ -58,7 +58,7 @@ _LAST_LINE: Final = 1.0
 _MOST_FRAMES: Final = 20
 BREAKER: Final = BreakerPolicy()
 _CUT_SHORT: Final = Failure(kind="retry", after=0.0)
-"""Says nothing of a handler."""
+"""Counts neither for nor against a handler's breaker."""
 _TO_GIVE_BACK: Final = 0.25
 """Seconds beyond its time that a request waits for what runs to be given back."""
 _GOOD: Final = frozenset({"done", "skip"})
@@ -224,7 +224,7 @@ class Worker:
             self._runtime.telemetry.lost(lost)
 
     def _running(self) -> dict[str, list[str]]:
-        """Name the deliveries under way, by handler."""
+        """Return the ids of the deliveries under way, by handler."""
         lanes = {**self._lanes, **self._retired}  # no name is in both
         return {name: ids for name, lane in lanes.items() if (ids := lane.held())}
 
@@ -289,7 +289,7 @@ class _HandlerWorker:
         self.cut_short = 0
 
     def held(self) -> list[str]:
-        """Name the deliveries under way; callable from any thread."""
+        """Return the ids of the deliveries under way; callable from any thread."""
         return self._running.names()
 
     def change(self, handler: Handler, policy: Policy, followers: Sequence[str]) -> None:

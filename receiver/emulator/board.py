@@ -80,7 +80,7 @@ class Message:
         return [file for file in self.files if file.content_type.startswith("image/")]
 
     def is_for(self, person: str) -> bool:
-        """Tell whether a person sees it; `""` asks for everybody's view."""
+        """Return whether a person sees it; `""` asks for everybody's view."""
         return not self.is_deleted and self.only_for in {"", person or self.only_for}
 
     def row(self) -> dict[str, Any]:

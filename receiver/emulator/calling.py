@@ -1,4 +1,4 @@
-"""How chat platforms call an app: with a limit of time, in a signed request, and again."""
+"""The HTTP client by which the emulated chat platforms call an app; it keeps each exchange."""
 
 from __future__ import annotations
 

@@ -40,7 +40,9 @@ _SENSELESS: Final = (Unreadable, msgspec.ValidationError, LookupError, TypeError
 
 
 class People(Protocol):
-    """Who talks to the app on a platform."""
+    """The people of a platform, who talk to the app."""
+
+    def place(self, place: str, person: str) -> str: ...
 
     async def says(
         self,
@@ -81,13 +83,10 @@ class Chats:
 
     def place(self, platform: Platform, place: str, person: str) -> str:
         """Return a place as the platform names it."""
-        people = self.people[platform]
-        if isinstance(people, DiscordPeople | TelegramPeople):
-            return people.place(place, person)
-        return "D" + person[1:] if place == "D" else place
+        return self.people[platform].place(place, person)
 
     def kill_tokens(self, dead: dict[str, Any]) -> None:
-        """Have tokens die before their time; what is not named lives on."""
+        """Make tokens expire before their time; those that are not named stay valid."""
         code = dead.get("discord")
         self.discord.dead = int(code) if code else None
         self.slack.are_urls_dead = bool(dead.get("slack"))
@@ -153,8 +152,6 @@ class Chats:
         people = self.people[request.path_params["platform"]]
         place = str(body.get("place", "C1"))
         person = str(body.get("person", "U1"))
-        if request.path_params["platform"] == "slack":
-            place = self.place("slack", place, person)
         text, thread = str(body["text"]), str(body.get("thread", ""))
         return await self._told(people.says(text, person, place, thread=thread))
 
@@ -169,7 +166,7 @@ class Chats:
         return await self._told(self.people[platform].presses(message, button, person))
 
     async def _told(self, doing: Coroutine[Any, Any, Exchange | None]) -> dict[str, Any]:
-        """Say how the app was told; `waits`: it has not yet come for an update of Telegram's."""
+        """Return how the app was told; `waits`: an update of Telegram's was not polled for yet."""
         telegram = self.telegram
         before = telegram.updates[-1:]
         exchange = await doing

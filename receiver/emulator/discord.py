@@ -37,6 +37,8 @@ LIVES: Final = 900.0
 MOST_BYTES: Final = 25_000_000
 FILE_LIVES: Final = 86_400
 _EPHEMERAL: Final = 64
+_MESSAGE, _THINKING, _LATER_EDIT, _EDIT = 4, 5, 6, 7
+"""Types of answers to an interaction; the last two are for the message of a button."""
 _AGENT: Final = "DiscordBot ("
 
 Work = Callable[[Request, Given], Awaitable[Response] | Response]
@@ -166,16 +168,17 @@ class Discord:
         """Take the first answer, from the response or by its callback; raise Problem."""
         kind = body.get("type") if isinstance(body, dict) else None
         data = body.get("data") or {} if isinstance(body, dict) else {}
-        if kind not in {4, 5, 6, 7} or (kind in {6, 7} and found.source is None):
+        edits = kind in {_LATER_EDIT, _EDIT}
+        if kind not in {_MESSAGE, _THINKING} and not (edits and found.source is not None):
             raise Problem(400, 50035, "Invalid Form Body")
         given = given or Given(data)
         flags = data.get("flags", 0)
         found.is_ephemeral = bool(flags & _EPHEMERAL)
-        if kind == 7:  # noqa: PLR2004 - the message of the button is edited
+        if kind == _EDIT:
             self._change(found.source, data, given)  # type: ignore[arg-type]
-        if kind in {6, 7}:
+        if edits:
             found.original = found.source
-        elif kind == 5:  # noqa: PLR2004 - "is thinking"
+        elif kind == _THINKING:
             found.original = self._blank(found, is_waiting=True)
         else:
             found.original = self._made(found.place, data, given, "response", found)
@@ -247,7 +250,7 @@ class Discord:
     def _say(
         self, message: Message, body: dict[str, Any], given: Given, *, is_edit: bool = False
     ) -> None:
-        """Have a message say what a body says; with `attachments`, files that it lists stay."""
+        """Fill a message from a body; an edit with `attachments` keeps only the files it lists."""
         listed = {
             str(one.get("id")) for one in body.get("attachments") or [] if isinstance(one, dict)
         }

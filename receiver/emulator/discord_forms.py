@@ -138,7 +138,7 @@ def _check_named(one: dict[str, Any], what: str) -> None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Give the texts that count towards a command's size."""
+    """Return the texts that count towards a command's size."""
     for name in ("name", "description", "value"):
         if isinstance(value.get(name), str):
             yield value[name]

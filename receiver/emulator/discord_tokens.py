@@ -1,4 +1,4 @@
-"""What an interaction at Discord is to its token, and who the bot is."""
+"""Discord's interactions, which are answered by their tokens, and the ids of the bot."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class EmulatedChats(_Routed):
         super().__init__(self.chats.routes())
 
     def calls(self, client: httpx.AsyncClient) -> None:
-        """Have the platforms call the app through a client."""
+        """Set the client through which the platforms call the app."""
         self.chats.scene.caller.given = client
 
 
@@ -121,7 +121,7 @@ class EmulatedProviders(_Routed):
         self._world.studio.cancel(prediction)
 
     def broadcast(self, prediction: Prediction) -> None:
-        """Tell the readers of Oxen's event stream how a prediction has ended."""
+        """Send the readers of Oxen's event stream how a prediction has ended."""
         self._oxen.broadcast(prediction)
 
     def callback(self, prediction: Prediction, ending: Ending | None = None) -> bytes:
@@ -142,7 +142,7 @@ class EmulatedProviders(_Routed):
         return self._eachlabs.headers(prediction)
 
     def kind(self, request: httpx.Request) -> str:
-        """Name what a request asks for, like `fal.submit`; LookupError where nobody offers it."""
+        """Return what a request asks for, like `fal.submit`; LookupError where nobody offers it."""
         return str(self._matched(request)[0].name)
 
 

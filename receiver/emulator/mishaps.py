@@ -1,4 +1,4 @@
-"""What befalls the next answers of a chat platform, when told: refused, failed, done but lost."""
+"""Fault injection for the chat platforms: the next calls are refused, fail, or are not answered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from receiver.emulator.wire import HangUp
 
 
 class Mishap(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One kind of answer that the next calls get."""
+    """One fault for the next calls."""
 
     answer: Literal["limited", "error", "lost", "dropped"]
     """HTTP 429; HTTP 500; the work is done and no answer comes; nothing is done nor answered."""
@@ -29,7 +29,7 @@ class Mishap(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
 
 
 class Mishaps:
-    """The mishaps in force."""
+    """The faults in force."""
 
     def __init__(self) -> None:
         self.in_force: list[Mishap] = []

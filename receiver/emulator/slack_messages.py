@@ -28,7 +28,7 @@ def described(file: File) -> dict[str, Any]:
 
 
 def say(message: Message, said: Blocks, text: str) -> None:
-    """Have a message show blocks; the files that were uploaded for it stay."""
+    """Fill a message from blocks; the files that were uploaded for it stay."""
     message.text = said.text or text
     message.buttons = said.buttons
     message.raw = {"text": text, "blocks": said.blocks}

@@ -44,6 +44,7 @@ class SlackPeople:
         files: tuple[tuple[str, bytes], ...] = (),
     ) -> Exchange | None:
         """Type something; return how the app was told, or None where it is not."""
+        place = self.place(place, person)
         if text.startswith("/"):
             return await self._command(text, person, place)
         ts = self.slack.ts()
@@ -110,6 +111,10 @@ class SlackPeople:
         more = again if is_event else {}
         return await self.send(exchange.kind, exchange.body, exchange.headers["content-type"], more)
 
+    def place(self, place: str, person: str) -> str:
+        """Return the channel of a name; D is the person's conversation with the bot."""
+        return "D" + person[1:] if place == "D" else place
+
     async def _command(self, text: str, person: str, place: str) -> Exchange:
         command, _, rest = text.partition(" ")
         url = ResponseUrl(place, person, "", self.slack.scene.now())
@@ -160,7 +165,7 @@ class SlackPeople:
         return await self.tell(event)
 
     async def tell(self, event: dict[str, Any]) -> Exchange:
-        """Tell the app of any event, and begin to repeat it where that fails."""
+        """Send the app an event, and retry in the background where that fails."""
         body = {
             "token": _OLD_TOKEN,
             "team_id": TEAM,

@@ -78,11 +78,11 @@ class TelegramPeople:
         return await self.tell({"callback_query": {**told, **instance, "data": button.value}})
 
     async def sets_up(self) -> bool:
-        """Tell whether a webhook is set, or somebody polls."""
+        """Return whether a webhook is set."""
         return bool(self.telegram.webhook.url)
 
     async def tell(self, what: dict[str, Any]) -> Exchange | None:
-        """Push an update, and begin to repeat it where that fails; or keep it for a poll."""
+        """Push an update, with retries in the background; or keep it for a poll."""
         telegram = self.telegram
         update = {"update_id": 700_000_000 + telegram.scene.number(), **what}
         hook = telegram.webhook

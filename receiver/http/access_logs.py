@@ -33,7 +33,7 @@ def hide_token(scope: Scope) -> None:
 
 
 def guard_access_logs() -> None:
-    """Have tokens taken out of what servers log of a request; to do it twice changes nothing."""
+    """Take tokens out of what servers log of a request; to do it twice changes nothing."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_hide_tokens)
 

@@ -60,13 +60,13 @@ class AfterCallback:
             log.exception("task.failed", event_id=event_id)
 
     async def _wake(self) -> None:
-        """Have another process of ours drain."""
+        """Send ourselves a request that drains, which another process answers."""
         now = self._monotonic()
         if now < self._next_wake:
             return
         self._next_wake = now + _REST
         try:
             with contextlib.suppress(httpx.ReadTimeout):  # it was written
-                await self._deliveries.post(self._wake_url, _TO_BE_WRITTEN)
+                await self._deliveries.lend().post(self._wake_url, timeout=_TO_BE_WRITTEN)
         except httpx.HTTPError as error:
             log.warning("wake.failed", reason=f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Run what is due and come to an end, for processes that live only while they are asked to."""
+"""The drain: run what is due and end, where nothing runs between requests."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Drain:
         self._underway: asyncio.Task[Drained] | None = None
 
     async def __call__(self, seconds: float) -> Drained:
-        """Drain; who asks meanwhile shares in the same run."""
+        """Drain; callers that come meanwhile share the same run."""
         if self._underway is None or self._underway.done():
             self._underway = asyncio.create_task(self._run(seconds))
             seconds += _OVERTIME
@@ -123,7 +123,7 @@ class Drain:
         return sum((await self._store.backlog.depth([])).pending.values())
 
     async def _keep_house(self, last_start: float) -> None:
-        """Do the chores, every ten minutes in one process of all."""
+        """Do the housekeeping, every ten minutes in one process of all (a lease)."""
         clock = asyncio.get_running_loop().time
         if clock() < self._next_chores:
             return

@@ -22,7 +22,7 @@ from receiver.http.limits import Limits
 from receiver.http.live import LiveStream
 from receiver.http.plugins import PATH as PLUGIN_PATH
 from receiver.http.plugins import PluginRoutes
-from receiver.http.polled import Polled
+from receiver.http.polled import PluginSources
 from receiver.http.proxies import Proxied
 from receiver.http.rejections import Rejections
 from receiver.http.request_log import Requests
@@ -86,8 +86,8 @@ class Http:
         self._telemetry = runtime.telemetry
         self._wakeups = runtime.wakeups
         self._deliveries = deliveries
-        self._polls = False
-        """Whether what plugins poll is polled here."""
+        self._runs_sources = False
+        """Whether the sources of plugins run here."""
         self.drain = Drain(store, predictions, deliveries, runtime, chores)
         self._limits = Limits(settings)
         self._live = LiveStream(store.changes, store.attempts, runtime.wakeups)
@@ -137,7 +137,7 @@ class Http:
         self._plugins = PluginRoutes(
             deliveries.registry, parts, self._limits, runtime, self._rejections.count
         )
-        self._polled = Polled(deliveries.registry, self._plugins, parts, runtime)
+        self._sources = PluginSources(deliveries.registry, self._plugins, parts, runtime)
         self.routes = [
             *routes(Guard(settings, self._limits), groups),
             Route(WEBHOOK_PATH, self.callbacks, methods=["POST"]),
@@ -172,16 +172,16 @@ class Http:
             if accepts:
                 tasks.start(self._live.run())
                 tasks.start(self._rejections.run())
-                self._polls = looks_ahead
-                if self._polls:
-                    self._polled.start()
+                self._runs_sources = looks_ahead
+                if self._runs_sources:
+                    self._sources.start()
                 if looks_ahead and "meta" in self._allowed.values():
                     tasks.start(keep_fresh(self._published))
             yield
         finally:
             self.release()
             ending.stop()
-            await self._polled.stop()
+            await self._sources.stop()
             await self._plugins.stop()
             await self.drain.stop()
             await tasks.cancel()
@@ -189,10 +189,10 @@ class Http:
 
     async def exchange(self, registry: Registry) -> None:
         """Run these handlers, routes and sources from now on."""
-        await self._polled.stop()
+        await self._sources.stop()
         await self._deliveries.exchange(registry)
-        if self._polls:
-            self._polled.start()
+        if self._runs_sources:
+            self._sources.start()
 
     def release(self) -> None:
         """Answer those who wait for outcomes or a drain now, as we are about to stop."""

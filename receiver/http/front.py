@@ -98,7 +98,7 @@ class Front:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Http]:
-        """Be at work until the block is left, any number of times but once at a time.
+        """Run the receiver until the block is left, any number of times but once at a time.
 
         Nothing that lives is here: each start makes all of it, and gives all back when it ends,
         also when it fails. So processes that are forked from one that has this in hand share no

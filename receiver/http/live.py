@@ -1,4 +1,4 @@
-"""What happens, as it happens: changes and events of all predictions, for any number of readers.
+"""Fan status changes and events out to the clients of `/v1/events/stream`.
 
 One task follows the change log for all readers of this process and writes each message down once.
 A reader that comes back names the last message it has seen, and goes on from the store until it has
@@ -46,7 +46,7 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reader wants to hear of; what is not given is everything."""
+    """The filter of a reader; what is not given means everything."""
 
     statuses: frozenset[str] = frozenset()
     providers: frozenset[str] = frozenset()
@@ -162,7 +162,7 @@ class LiveStream:
         return None  # until there is a reader
 
     async def _follow(self) -> int:
-        """Tell what is new; return up to where."""
+        """Send readers what is new in the change log; return the place up to which."""
         end = await self._changes.end()
         if self._position is None:
             self._position = end
@@ -172,7 +172,7 @@ class LiveStream:
         return self._position
 
     async def _tell(self, changes: Sequence[StatusChange], position: int) -> None:
-        """Tell the readers there are; whoever joins meanwhile has caught up to `position`."""
+        """Send changes to the readers; one that joins meanwhile has caught up to `position`."""
         readers = list(self._readers)
         before, self._position = self._position, position
         wanted = [

@@ -49,8 +49,6 @@ _GRACE: Final = 1.0
 """Seconds that what runs for plugins has to end after it was cancelled."""
 _MISREAD: Final = (ValueError, LookupError, TypeError, msgspec.MsgspecError)
 """What a proof raises that trips over a stranger's bytes: they are not proved."""
-
-
 _NO_FAULT: Final[tuple[type[Exception], ...]] = (*LATER, TimeoutError)
 """What a proof raises that is no fault of the sender's."""
 _TOLD: Final[tuple[type[Exception], ...]] = (*_NO_FAULT, Problem, Unproved, Limited)

@@ -1,4 +1,4 @@
-"""What plugins poll (`@source`): each in one process at a time, begun anew after it failed."""
+"""Runs the sources of plugins (`@source`): each in one process at a time, again after a failure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _GRACE: Final = 1.0
 """Seconds that a source has to end after it was cancelled."""
 
 
-class Polled:
+class PluginSources:
     """The sources of one run."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Polled:
     def start(self) -> None:
         """Begin all that are registered; where there are other processes, one of all has each."""
         for source in self._registry.sources.values():
-            work = Source(source, self._routes, self._parts, self._runtime)
+            work = SourceTask(source, self._routes, self._parts, self._runtime)
             leases = self._parts.store.leases
             alone = self._runtime.single_process
             self._tasks.start((work if alone else self._runtime.leader(work, leases)).run())
@@ -54,8 +54,8 @@ class Polled:
         await self._tasks.cancel()
 
 
-class Source:
-    """One source, as the task of a leader."""
+class SourceTask:
+    """One source: runs its generator again and again, as the leader of all processes."""
 
     def __init__(
         self, source: PluginSource, routes: PluginRoutes, parts: Parts, runtime: Runtime

@@ -1,4 +1,4 @@
-"""Orders as people type them: `imagine a lighthouse --ratio 16:9`, and what `help` answers.
+"""The parser of commands as people type them in chats, and the text that `help` answers.
 
     imagine a lighthouse --ratio 16:9 steps=4 --seed=7 "at night"
 
@@ -224,7 +224,7 @@ def _joined(words: Sequence[Word]) -> str:
 
 
 def help_text(book: RecipeBook, name: str | None = None) -> str:
-    """Say what there is to order, or how one of it is; raise Problem where there is no such."""
+    """Return the text of `help`: all recipes, or how one is ordered; raise Problem without it."""
     if name is not None:
         return _help_of(find(book, name))
     if not book.recipes:

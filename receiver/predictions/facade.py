@@ -176,7 +176,7 @@ class Predictions:
         return await self._store.leases.hold(role)
 
     def chores(self) -> dict[str, Chore]:
-        """Name what one of all processes does every few seconds."""
+        """Return what one of all processes does every few seconds, by name."""
         return {"submits": self._submit_queued, "looks": self._poll_due}
 
     async def _submit_queued(self) -> None:

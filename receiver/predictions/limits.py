@@ -1,4 +1,4 @@
-"""Limits on orders: which of them hold for one, how far their time goes, and who may order at all.
+"""Rate limits, budgets and allow lists of orders.
 
 Hours, days and months are those of UTC: a limit begins anew with the next one.
 """

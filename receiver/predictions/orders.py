@@ -1,4 +1,4 @@
-"""Orders: a recipe used by a person in a place, or by a program; each key once, for good.
+"""Place orders by recipes, idempotently: the same key is the same prediction for good.
 
 Who may, what was said, the limits and the row are settled in one transaction, before anything is
 sent. An order that is refused costs nothing; it is counted among what was discarded.

@@ -1,4 +1,4 @@
-"""What an order means: its options read, its recipe's templates filled, and the line to type.
+"""Read an order's options, fill its recipe's templates, and write the command that orders it.
 
     input = { prompt = "{prompt}, as a poster", num_images = "{count}" }
 

@@ -40,9 +40,9 @@ __all__ = [
 
 
 EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - where platforms want it, and only there
-LEAST: Final = {"server": 6, "serverless": 2}
-USUAL: Final = {"server": 9, "serverless": 2}
-"""Connections to a PostgreSQL server, by mode."""
+LEAST_CONNECTIONS: Final = {"server": 6, "serverless": 2}
+USUAL_CONNECTIONS: Final = {"server": 9, "serverless": 2}
+"""How many to a PostgreSQL server, by mode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +178,9 @@ class Settings:
         "RECEIVER_DATABASE_CONNECTIONS",
         parse.whole,
         None,
-        f"the most connections of a process to PostgreSQL, {LEAST['server']} or more "
-        f"({LEAST['serverless']} in serverless mode)",
-        shown=f"{USUAL['server']}; in serverless mode {USUAL['serverless']}",
+        f"the most connections of a process to PostgreSQL, {LEAST_CONNECTIONS['server']} or more "
+        f"({LEAST_CONNECTIONS['serverless']} in serverless mode)",
+        shown="{server}; in serverless mode {serverless}".format_map(USUAL_CONNECTIONS),
     )
     platform: str | None = composed(
         platforms.NAMES,
@@ -370,7 +370,7 @@ class Settings:
     @property
     def connections(self) -> int:
         """The most connections of a process to a PostgreSQL server."""
-        return self.database_connections or USUAL[self.mode]
+        return self.database_connections or USUAL_CONNECTIONS[self.mode]
 
     @property
     def sqlite_path(self) -> str | None:
@@ -409,9 +409,9 @@ class Settings:
         problems = reader.problems + tls.check(env)
         if settings.after.how == "wake" and settings.public_url is None:
             problems.append("RECEIVER_AFTER: wake needs RECEIVER_PUBLIC_URL, where it asks itself")
-        if settings.connections < LEAST[settings.mode]:
+        if settings.connections < LEAST_CONNECTIONS[settings.mode]:
             problems.append(
-                f"RECEIVER_DATABASE_CONNECTIONS: must be {LEAST[settings.mode]} or more"
+                f"RECEIVER_DATABASE_CONNECTIONS: must be {LEAST_CONNECTIONS[settings.mode]} or more"
             )
         told = any(problem.startswith("RECEIVER_SECRET_KEY") for problem in problems)
         if not settings.secret_keys and not settings.dev and not told:

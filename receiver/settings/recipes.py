@@ -271,7 +271,7 @@ def _template(options: Collection[str]) -> Callable[[Any], Mapping[str, Any]]:
 
 
 def _problems_in(value: Any, options: Collection[str]) -> Iterator[str]:
-    """Say what is wrong with a template, text by text."""
+    """Yield what is wrong with a template, text by text."""
     match value:
         case str():
             yield from _wrong_placeholders(value, options)

@@ -1,7 +1,8 @@
-"""The ends of attempts, for who follows deliveries live: told while somebody does, and not kept.
+"""Publish the ends of attempts to live streams, in this process and in others; nothing is kept.
 
-What is told is a hint, by names alone: the rows say how an attempt has ended. A process tells
-others only for a while after one of them has asked, so that settling costs nothing more otherwise.
+What is published is a hint, by names alone: the rows say how an attempt has ended. A process
+notifies others only for a while after one of them has asked, so that settling costs nothing more
+otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _ASKING: Final = 5.0
 _TELLING: Final = 15.0
 """Seconds for which a process tells after it was asked."""
 _MOST_WAITING: Final = 2000
-"""Ends that wait to be read; beyond that the oldest are forgotten."""
+"""Ends that wait to be read; beyond that the oldest are dropped."""
 
 
 class AttemptEnd(StatusChange, frozen=True, kw_only=True):
@@ -53,7 +54,7 @@ class AttemptNotice(msgspec.Struct, frozen=True, tag="attempts"):
 
 
 class AttemptNews:
-    """Tells who follows deliveries, in this process and in others, of attempts that ended."""
+    """Passes on which attempts have ended, to the streams here and in other processes."""
 
     def __init__(
         self, store: Engine, wakeups: Wakeups, clock: Callable[[], float] = time.monotonic
@@ -68,7 +69,7 @@ class AttemptNews:
         self._asked = 0.0
 
     async def follow(self) -> None:
-        """Have all ends told here for some seconds; to be called again and again."""
+        """Subscribe to all ends for some seconds; to be called again and again."""
         now = self._clock()
         self._followed_here = now + _TELLING
         if now >= self._asked:
@@ -76,7 +77,7 @@ class AttemptNews:
             await self._notify([])
 
     async def tell(self, ended: Sequence[AttemptName]) -> None:
-        """Tell of attempts whose ends are committed, where somebody follows them."""
+        """Publish attempts whose ends are committed, where somebody has subscribed."""
         now = self._clock()
         if now < self._followed_here:
             self._take_in(ended)
@@ -84,7 +85,7 @@ class AttemptNews:
             await self._notify(ended)
 
     def hear(self, notice: AttemptNotice) -> None:
-        """Take in what another process says."""
+        """Receive the notice of another process."""
         now = self._clock()
         if not notice.ended:
             self._followed_elsewhere = now + _TELLING
@@ -92,7 +93,7 @@ class AttemptNews:
             self._take_in(notice.ended)
 
     def take(self) -> list[AttemptName]:
-        """Return the ends that were told since the last time."""
+        """Return the ends that came since the last time."""
         ended = list(self._ended)
         self._ended.clear()
         return ended

@@ -455,7 +455,3 @@ class DeliveryStore:
 
     async def remember(self, delivery_id: str, key: str, result: str) -> None:
         await self._store.write(remember, (delivery_id, key, result))
-
-    async def finish_waiting(self, now: float, cursor: str, most: int) -> str:
-        """Make due what waits for deliveries that have ended already; return where to go on."""
-        return await self._store.write(let_go, (now, cursor, most))

@@ -1,4 +1,4 @@
-"""What is due, and when the next thing will be: for those who live only while they are asked to."""
+"""What is due now, and when the next thing falls due, as a drain reads it."""
 
 from __future__ import annotations
 

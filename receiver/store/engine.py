@@ -38,7 +38,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def notify(self, ended: list[AttemptName]) -> None:
-        """Tell other processes of attempts that ended; or, naming none, ask them to tell us."""
+        """Notify other processes of attempts that ended; or, naming none, subscribe to theirs."""
 
     @abstractmethod
     def is_taken(self, error: Exception) -> bool:

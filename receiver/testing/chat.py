@@ -1,4 +1,4 @@
-"""Chats in a test: what somebody says reaches the receiver signed, and what is shown is read."""
+"""Emulated chats in a test: what people say reaches the receiver signed, and what is shown."""
 
 from __future__ import annotations
 

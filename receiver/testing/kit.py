@@ -243,7 +243,7 @@ class Kit:
         self._do(self._post_and_drain(f"/v1/predictions/{delivered.prediction_id}/replay"))
 
     def finish(self, child: Prediction, event: Event) -> Delivered:
-        """Have a prediction that a handler submitted end as an event did."""
+        """End a prediction that a handler submitted as an event did."""
         return self._do(self._finish(child, event))
 
     def move(self, seconds: float) -> None:
@@ -275,8 +275,7 @@ class Kit:
         With `finish=False` it ends when the receiver has answered: `finish_all` does the rest.
         """
         people, given = self.chats.people[on], tuple((files or {}).items())
-        where = "D" + person[1:] if on == "slack" and place == "D" else place
-        say = people.says(text, person, where, files=given)
+        say = people.says(text, person, place, files=given)
         return self._do(self._chat(on, person, say, finish=finish))
 
     def presses(
@@ -287,14 +286,14 @@ class Kit:
         return self._do(self._chat(on, person, press, finish=True))
 
     def repeat(self, said: Said, times: int = 1) -> Said:
-        """Have the platform say the same again, at once, so often; run all that comes of it."""
+        """Repeat what the platform sent, so many times at once; run all that comes of it."""
         on = said.board.platform
         if said.exchange is None:
             raise ValueError("the receiver was not told")
         return self._do(self._say_again(on, said, said.exchange, times))
 
     def finish_all(self, event: Event | None = None) -> None:
-        """Have all predictions end, with pictures or as an event did, and run what is due."""
+        """End all predictions, with pictures or as an event did, and run what is due."""
         self._do(self._finish_all(event))
 
     @property
@@ -441,7 +440,7 @@ class Kit:
         return taken
 
     def _finish_there(self, taken: Emulated, event: Event | None) -> None:
-        """Have it end at its provider, which tells nobody; without an event, with pictures."""
+        """End it at its provider, which tells nobody; without an event, with pictures."""
         if event is not None and event.type == "prediction.canceled":
             self._providers.cancel(taken)
         else:

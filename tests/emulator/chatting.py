@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from receiver.emulator import create_emulator
 from receiver.emulator.chats import Chats
 from receiver.emulator.inprocess import EmulatedChats
+from tests import loopback
 from tests.emulator.serving import FAST, Server, serve
 from tests.patience import PATIENCE
 
@@ -86,7 +87,7 @@ class Outside:
     chats: Chats
 
     def do(self, method: str, path: str, body: object = None) -> Any:
-        answer = httpx.request(
+        answer = loopback.request(
             method, f"{self.url}/_emulator/chat{path}", json=body or {}, timeout=PATIENCE
         )
         assert answer.is_success, answer.text

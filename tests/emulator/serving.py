@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver.emulator import Options
+from tests.loopback import TLS
 from tests.patience import PATIENCE
 
 T = TypeVar("T")
@@ -121,7 +122,7 @@ class Emulated:
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE)
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE, verify=TLS)
 
     def call(self, provider: str, method: str, path: str, **more: Any) -> httpx.Response:
         headers = KEYS[provider] | more.pop("headers", {})

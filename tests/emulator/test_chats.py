@@ -11,6 +11,7 @@ import pytest
 
 from receiver.emulator import chat_settings_for
 from receiver.emulator.slack import TOKEN
+from tests import loopback
 from tests.emulator.chatting import Outside, outside, said
 from tests.patience import PATIENCE
 
@@ -22,7 +23,7 @@ def here() -> Iterator[Outside]:
 
 
 def get(here: Outside, path: str) -> Any:
-    return httpx.get(f"{here.url}/_emulator/chat{path}", timeout=PATIENCE).json()
+    return loopback.get(f"{here.url}/_emulator/chat{path}", timeout=PATIENCE).json()
 
 
 def test_a_view_waits_for_what_is_new(here: Outside) -> None:
@@ -42,7 +43,7 @@ def test_a_view_waits_for_what_is_new(here: Outside) -> None:
 
 def test_files_can_be_looked_at_by_anybody(here: Outside) -> None:
     api, bearer = chat_settings_for(here.url)["SLACK_URL"], {"authorization": f"Bearer {TOKEN}"}
-    with httpx.Client(headers=bearer, base_url=api) as http:
+    with httpx.Client(headers=bearer, base_url=api, verify=loopback.TLS) as http:
         about = {"filename": "a.png", "length": "3"}
         place = http.post("/files.getUploadURLExternal", data=about).json()
         assert http.post(place["upload_url"], content=b"abcd").status_code == 400
@@ -51,8 +52,8 @@ def test_files_can_be_looked_at_by_anybody(here: Outside) -> None:
         assert http.post("/files.completeUploadExternal", json=named).json()["ok"]
     [message] = get(here, "/slack?place=C2")["messages"]
     [file] = message["files"]
-    assert httpx.get(file["view"]).content == b"abc"
-    assert httpx.get(file["view"] + "x").status_code == 404
+    assert loopback.get(file["view"]).content == b"abc"
+    assert loopback.get(file["view"] + "x").status_code == 404
 
 
 def test_an_update_that_nobody_takes_is_told(here: Outside) -> None:
@@ -77,9 +78,9 @@ def test_an_update_that_nobody_takes_is_told(here: Outside) -> None:
 )
 def test_what_makes_no_sense_is_a_400(here: Outside, method: str, path: str, body: Any) -> None:
     url = f"{here.url}/_emulator/chat{path}"
-    assert httpx.request(method, url, json=body).status_code == 400
-    assert httpx.request(method, url, content=b"\xff{").status_code == 400
+    assert loopback.request(method, url, json=body).status_code == 400
+    assert loopback.request(method, url, content=b"\xff{").status_code == 400
 
 
 def test_no_platform_of_that_name_is_a_404(here: Outside) -> None:
-    assert httpx.get(f"{here.url}/_emulator/chat/irc").status_code == 404
+    assert loopback.get(f"{here.url}/_emulator/chat/irc").status_code == 404

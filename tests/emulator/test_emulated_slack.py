@@ -20,6 +20,7 @@ from receiver.emulator.mishaps import Mishap
 from receiver.emulator.pictures import draw, name_for
 from receiver.emulator.slack import TOKEN
 from receiver.emulator.slack_people import SECRET, SlackPeople, signed
+from tests import loopback
 from tests.emulator.chatting import Inside, Outside, Told, outside, said
 from tests.emulator.serving import eventually
 
@@ -117,8 +118,8 @@ def test_the_sdk_uploads_and_only_the_token_downloads(slack: Outside, client: We
     assert (message.text, [file.content for file in message.pictures]) == ("here", [PNG])
     found: Any = client.files_info(file=message.files[0].id)
     url = found["file"]["url_private_download"]
-    assert httpx.get(url).status_code == 302
-    assert httpx.get(url, headers={"authorization": f"Bearer {TOKEN}"}).content == PNG
+    assert loopback.get(url).status_code == 302
+    assert loopback.get(url, headers={"authorization": f"Bearer {TOKEN}"}).content == PNG
 
 
 ERRORS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -26,6 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.emulator import settings_for
+from tests import loopback
 from tests.emulator.serving import serve
 from tests.patience import PATIENCE
 from tests.postgres import Database
@@ -131,7 +132,7 @@ class Process:
             return b'"receiver.started"' in self.log.read_bytes()[self._said :]
         # It listens before it has started, so only an answer says so.
         with suppress(httpx.HTTPError):
-            httpx.get(f"{self.url}/healthz", timeout=PATIENCE)
+            loopback.get(f"{self.url}/healthz", timeout=PATIENCE)
             return True
         return False
 
@@ -282,11 +283,11 @@ class World:
         httpx.put(self.providers + "/faults", json=faults).raise_for_status()
 
     def ledger(self) -> dict[str, Any]:
-        return dict(httpx.get(self.providers + "/ledger").json())
+        return dict(loopback.get(self.providers + "/ledger").json())
 
     def streams(self) -> int:
         """Count those who listen to Oxen's stream."""
-        return int(httpx.get(f"{self.emulator.url}/_journey/streams").text)
+        return int(loopback.get(f"{self.emulator.url}/_journey/streams").text)
 
     def submit(
         self,
@@ -388,6 +389,7 @@ def living(
         env["RECEIVER_DATABASE_URL"] = with_password(database)
     statuses: Counter[int] = Counter()
     http = httpx.Client(
+        verify=loopback.TLS,
         headers={"authorization": f"Bearer {API_KEY}"},
         timeout=2 * PATIENCE,
         limits=httpx.Limits(max_connections=80),

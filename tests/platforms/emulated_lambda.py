@@ -57,6 +57,7 @@ class Lambda:
         self._idle = threading.Semaphore(0)
         self._process: subprocess.Popen[bytes] | None = None
         self.environments = 0
+        self.killed = 0
         self.restored = 0
         self._api = ThreadingHTTPServer(("127.0.0.1", 0), self._speaks())
         self._api.daemon_threads = True
@@ -73,6 +74,7 @@ class Lambda:
             try:
                 kind, answer = self._ends.get(timeout=seconds)
             except Empty:
+                self.killed += 1
                 self._end()
                 raise Killed from None
             if kind != "response":

@@ -86,7 +86,7 @@ _WRITERS: Final = 2
 _IDLE: Final = 60.0
 """Seconds after which a function closes a connection that it does not use."""
 _GLANCE: Final = 1.0
-"""Seconds between two looks for what others commit, where notices are not heard."""
+"""Poll interval in seconds for what others commit, where no NOTIFY comes."""
 _OVERDUE: Final = 60.0
 """Seconds after which a delivery that is still pending may have no job any more."""
 _MOST_RESCUED: Final = 1000
@@ -590,7 +590,7 @@ class PostgresStore(Store):
             connection.terminate()
 
     async def _look_about(self) -> None:
-        """Look for what others commit while anybody waits for it: behind a pooler nobody tells."""
+        """Poll for what others commit, while anybody waits for it: a pooler passes no NOTIFY on."""
         seen: int | None = None
 
         async def look() -> None:
@@ -604,7 +604,7 @@ class PostgresStore(Store):
         await repeat(look, longest=_GLANCE)
 
     async def _pending(self) -> list[str]:
-        """Name the handlers with pending deliveries."""
+        """Return the handlers with pending deliveries."""
         rows = await self.read(due_sql.select_due, [], owner=self._me)
         return [row["name"] for row in rows if row["kind"] == "delivery"]
 

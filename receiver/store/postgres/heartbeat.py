@@ -1,4 +1,4 @@
-"""A thread that renews the leases of claims, also while the event loop is blocked."""
+"""Heartbeat: a thread that renews the leases of claims, also while the event loop is blocked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from receiver.store.postgres.group_commit import Connection
 
 log = structlog.get_logger("receiver")
 
-_Wish: TypeAlias = tuple[str, list[str], float]
+_Renewal: TypeAlias = tuple[str, list[str], float]
 """An owner, the deliveries it holds, and until when it will."""
 _LAST_BEAT: Final = 2.0
 """Seconds to wait for the thread at the end; with the server away it may hang for longer."""
@@ -24,18 +24,18 @@ _PATIENCE: Final = 2.0
 
 
 class Heartbeat:
-    """Renews on a connection of its own; with `here` in the loop, for as long as that turns."""
+    """Renews on a connection of its own; with `in_loop` there, unless the loop is blocked."""
 
     def __init__(
         self,
         renew: Callable[[Connection, str, list[str], float], Awaitable[None]],
         connect: Callable[[], Awaitable[Connection]],
-        here: Callable[[str, list[str], float], Coroutine[Any, Any, None]] | None = None,
+        in_loop: Callable[[str, list[str], float], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         self._renew = renew
         self._connect = connect
-        self._here = here
-        self._wishes: SimpleQueue[_Wish | None] = SimpleQueue()
+        self._in_loop = in_loop
+        self._renewals: SimpleQueue[_Renewal | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -44,41 +44,41 @@ class Heartbeat:
             loop = asyncio.get_running_loop()
             self._thread = start_thread("receiver-pulse", self._run, loop)
 
-    def put(self, wish: _Wish) -> None:
-        self._wishes.put(wish)
+    def put(self, renewal: _Renewal) -> None:
+        self._renewals.put(renewal)
 
     def stop(self) -> None:
-        self._wishes.put(None)
+        self._renewals.put(None)
         if self._thread is not None:
             self._thread.join(_LAST_BEAT)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         with asyncio.Runner() as runner:
             connection: Connection | None = None
-            while (wish := self._newest()) is not None:
-                if self._here is None:
-                    connection = runner.run(self._beat(connection, wish))
-                elif not _has_run(self._here(*wish), loop):
-                    runner.run(self._beat_once(wish))
+            while (renewal := self._newest()) is not None:
+                if self._in_loop is None:
+                    connection = runner.run(self._beat(connection, renewal))
+                elif not _renewed_in_loop(self._in_loop(*renewal), loop):
+                    runner.run(self._beat_once(renewal))
             if connection is not None:
                 connection.terminate()
 
-    async def _beat_once(self, wish: _Wish) -> None:
-        if (connection := await self._beat(None, wish)) is not None:
+    async def _beat_once(self, renewal: _Renewal) -> None:
+        if (connection := await self._beat(None, renewal)) is not None:
             connection.terminate()
 
-    def _newest(self) -> _Wish | None:
-        """Wait for a wish, and pass over those that a later one makes pointless."""
-        wish = self._wishes.get()
-        while wish is not None and not self._wishes.empty():
-            wish = self._wishes.get()
-        return wish
+    def _newest(self) -> _Renewal | None:
+        """Wait for a renewal; of several that wait, return the latest, which covers the others."""
+        renewal = self._renewals.get()
+        while renewal is not None and not self._renewals.empty():
+            renewal = self._renewals.get()
+        return renewal
 
-    async def _beat(self, connection: Connection | None, wish: _Wish) -> Connection | None:
+    async def _beat(self, connection: Connection | None, renewal: _Renewal) -> Connection | None:
         """Renew once; a lease that cannot be renewed runs out, and its work is done again."""
         try:
             connection = connection or await self._connect()
-            await self._renew(connection, *wish)
+            await self._renew(connection, *renewal)
         except Exception as error:  # noqa: BLE001 - the thread must go on to the next beat
             log.warning("lease.unrenewed", reason=f"{type(error).__name__}: {error}")
             if connection is not None:
@@ -87,7 +87,7 @@ class Heartbeat:
         return connection
 
 
-def _has_run(renewing: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> bool:
+def _renewed_in_loop(renewing: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> bool:
     """Renew in the loop; False: it is blocked, or that failed."""
     try:
         future = asyncio.run_coroutine_threadsafe(renewing, loop)

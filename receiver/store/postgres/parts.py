@@ -25,7 +25,7 @@ class _Later(ModuleType):
 
 
 def _without_root(name: str) -> None:
-    """Have the modules of a package imported without its root, unless that is there already."""
+    """Let the modules of a package be imported without its root, unless that is there already."""
     spec = importlib.util.find_spec(name)
     if spec is None or name in sys.modules:
         return  # it is not installed, as the imports below will say
