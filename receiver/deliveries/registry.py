@@ -19,7 +19,7 @@ import msgspec
 
 from receiver.deliveries import loading as loaded
 from receiver.deliveries.loading import forget, inside_of, load_file, short_name
-from receiver.deliveries.ways_in import LISTED, PluginRoute, PluginSource
+from receiver.deliveries.ways_in import LISTED, PluginRoute, PluginSource, takes
 from receiver.model.errors import HandlerError
 from receiver.model.ids import handler_digest
 from receiver.model.retry import Policy
@@ -462,23 +462,10 @@ def _takes_context(function: Callable[..., Any]) -> bool:
     for one in (function, inner, getattr(inner, "__call__", None)):  # noqa: B004 - its code
         if inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one):
             raise TypeError(f"{function!r} yields, so that calling it runs nothing: use return")
-    takes = _takes(function)
-    if takes == 0:
+    takes_context = takes(function, 2)
+    if not takes_context and not takes(function, 1):
         raise TypeError(f"{function!r} must take (event) or (event, ctx)")
-    return takes == 2  # noqa: PLR2004 - event and context
-
-
-def _takes(function: Callable[..., Any]) -> int:
-    """Count the positional parameters we would pass; 0 where the function needs others."""
-    try:
-        inspect.signature(function).bind(None, None)
-    except TypeError:
-        try:
-            inspect.signature(function).bind(None)
-        except TypeError:
-            return 0
-        return 1
-    return 2
+    return takes_context
 
 
 def load(names: Sequence[str]) -> Registry:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, Self, TypeAlias, TypeVar, overload
@@ -125,11 +125,11 @@ class Reply:
         return cls(status, b"", dict(headers or {}))
 
 
-Proof: TypeAlias = Callable[[Call], Awaitable[None] | None]
-"""Returns nothing, or raises Unproved."""
+Proof: TypeAlias = Callable[..., Awaitable[None] | None]
+"""Takes the call, or the call and a Door; returns nothing, or raises Unproved."""
 Answer: TypeAlias = Callable[[Call, Any], Coroutine[Any, Any, Reply]]
 """The second is a Door, which `http` makes."""
-Generate: TypeAlias = Callable[[Any], AsyncIterator[None]]
+Generate: TypeAlias = Callable[[Any], AsyncGenerator[Call | None, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +139,7 @@ class PluginRoute:
     name: str
     function: Answer
     proof: Proof
+    proof_takes_door: bool
     longest: int
     """Bytes of a body."""
     methods: tuple[str, ...]
@@ -175,7 +176,8 @@ def route(
 ) -> Callable[[A], A]:
     """Register an async function of a Call and a Door, which returns a Reply, at `/in/<name>`.
 
-    `proof` is asked first, with the raw bytes and headers; it returns nothing, or raises Unproved.
+    `proof` is asked first, with the raw bytes and headers, and with the Door too if it takes one;
+    it returns nothing, or raises Unproved.
     `longest` is in bytes; `rest` serves `/in/<name>/…` too, as `call.rest`. What takes longer than
     `timeout` seconds is answered 503, so that the caller says it again.
     Raises HandlerError with file and line for anything unknown or unfit.
@@ -191,7 +193,8 @@ def route(
                 PluginRoute(
                     name=name,
                     function=_checked_answer(function),
-                    proof=_checked_proof(proof),
+                    proof=(proved := _checked_proof(proof)),
+                    proof_takes_door=not takes(proved, 1),
                     longest=_number("longest", longest, most=_LARGEST),
                     methods=_checked_methods(methods),
                     rest=bool(rest),
@@ -207,9 +210,11 @@ def route(
 
 
 def source(name: str, **unknown: object) -> Callable[[G], G]:
-    """Register an async generator function of a Door, which polls and yields after each step.
+    """Register an async generator function of a Door, which polls and yields calls.
 
-    It runs in one process at a time, for as long as the receiver does; after an error it is begun
+    It has proved what it yields: by its own connection and key. `reply = yield call` has the route
+    of the same name answer it; what is answered 500 or more is to be yielded again. It runs in one
+    process at a time, for as long as the receiver does; after an error, or its end, it is begun
     anew. Raises HandlerError with file and line.
     """
     frame = sys._getframe(1)  # noqa: SLF001 - see above
@@ -245,10 +250,17 @@ def _check_unknown(what: str, unknown: Mapping[str, object], known: Sequence[str
 
 
 def _check_takes(function: Callable[..., Any], number: int, shape: str) -> None:
+    if not takes(function, number):
+        raise TypeError(f"{function!r} must take {shape}")
+
+
+def takes(function: Callable[..., Any], number: int) -> bool:
+    """Return whether a function can be called with so many positional parameters alone."""
     try:
         inspect.signature(function).bind(*[None] * number)
-    except TypeError:
-        raise TypeError(f"{function!r} must take {shape}") from None
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _check_generates(function: Callable[..., Any]) -> None:
@@ -269,7 +281,8 @@ def _checked_proof(proof: Proof | None) -> Proof:
         raise TypeError("a route needs proof=…: a function of the call that raises Unproved")
     if inspect.isclass(proof) or not callable(proof):
         raise TypeError(f"proof must be a function, not {proof!r}")
-    _check_takes(proof, 1, "(call)")
+    if not takes(proof, 1) and not takes(proof, 2):
+        raise TypeError(f"{proof!r} must take (call) or (call, door)")
     return proof
 
 

@@ -156,6 +156,13 @@ class Door:
         """Return what was signed, at most `max_age` seconds ago; raise Unproved."""
         return self._parts.predictions.seals.open(text, salt, max_age)
 
+    def secrets(self, purpose: str) -> list[str]:
+        """Return secrets, 64 hex digits each, for a platform that sends back what it was told.
+
+        They are derived from the secret keys, newest first: tell it the first, and take any.
+        """
+        return self._parts.predictions.seals.secrets(purpose)
+
     def later(self, work: Coroutine[Any, Any, Any]) -> bool:
         """Run what may be lost after the answer; False: there is too much of it, and it is lost."""
         if len(self._parts.later) >= MOST_LATER:

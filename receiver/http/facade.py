@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from receiver.deliveries.containment import is_program
 from receiver.deliveries.facade import Deliveries
+from receiver.deliveries.registry import Registry
 from receiver.http.after import AfterCallback
 from receiver.http.auth import Guard
 from receiver.http.declare import open_routes, routes
@@ -21,6 +22,7 @@ from receiver.http.limits import Limits
 from receiver.http.live import LiveStream
 from receiver.http.plugins import PATHS as PLUGIN_PATHS
 from receiver.http.plugins import PluginRoutes
+from receiver.http.polled import Polled
 from receiver.http.proxies import behind_proxies
 from receiver.http.rejections import Rejections
 from receiver.http.request_log import Requests
@@ -83,7 +85,9 @@ class Http:
         self._allowed = {name: each.allowed_sources for name, each in settings.providers.items()}
         self._telemetry = runtime.telemetry
         self._wakeups = runtime.wakeups
-        self.exchange = deliveries.exchange
+        self._deliveries = deliveries
+        self._polls = False
+        """Whether what plugins poll is polled here."""
         self.drain = Drain(store, predictions, deliveries, runtime, chores)
         self._limits = Limits(settings)
         self._feed = LiveStream(store.changes, runtime.wakeups)
@@ -133,6 +137,7 @@ class Http:
         self._plugins = PluginRoutes(
             deliveries.registry, parts, self._limits, runtime, self._rejections.count
         )
+        self._polled = Polled(deliveries.registry, self._plugins, parts, runtime)
         self.routes = [
             *routes(Guard(settings, self._limits), groups),
             Route(WEBHOOK_PATH, self.callbacks, methods=["POST"]),
@@ -167,16 +172,27 @@ class Http:
             if accepts:
                 tasks.start(self._feed.run())
                 tasks.start(self._rejections.run())
+                self._polls = looks_ahead
+                if self._polls:
+                    self._polled.start()
                 if looks_ahead and "meta" in self._allowed.values():
                     tasks.start(keep_fresh(self._published))
             yield
         finally:
             self.release()
             ending.stop()
+            await self._polled.stop()
             await self._plugins.stop()
             await self.drain.stop()
             await tasks.cancel()
             await self._rejections.stop()
+
+    async def exchange(self, registry: Registry) -> None:
+        """Run these handlers, routes and sources from now on."""
+        await self._polled.stop()
+        await self._deliveries.exchange(registry)
+        if self._polls:
+            self._polled.start()
 
     def release(self) -> None:
         """Answer those who wait for outcomes or a drain now, as we are about to stop."""

@@ -116,7 +116,8 @@ class PluginRoutes:
             name = f"/in/{route.name}"
             about(scope, plugin=route.name)
             call = await self._read(scope, receive, route)
-            await self._prove(route, call)
+            door = Door(f"in/{route.name}", self._parts, lambda **facts: about(scope, **facts))
+            await self._prove(route, call, door)
         except Refused as refused:
             return self._refuse(scope, name, refused)
         except Disconnected:
@@ -125,7 +126,11 @@ class PluginRoutes:
             raise
         except _NO_FAULT as error:
             return _failed(error)
-        return await self._answer(scope, route, call)
+        with self._runtime.tracing.request(Request(scope), f"/in/{route.name}") as span:
+            about(scope, **span.ids)
+            reply = await self._called(route, call, door)
+            span.answered(reply.status)
+            return reply
 
     def _find(self, scope: Scope) -> PluginRoute:
         params = scope["path_params"]
@@ -161,10 +166,10 @@ class PluginRoutes:
             rest=scope["path_params"].get("rest", ""),
         )
 
-    async def _prove(self, route: PluginRoute, call: Call) -> None:
+    async def _prove(self, route: PluginRoute, call: Call, door: Door) -> None:
         """Raise Refused for what is not proved, or by a proof that goes wrong."""
         try:
-            found = await self._bounded(route.timeout, _either(route, call))
+            found = await self._bounded(route.timeout, _proved(route, call, door))
         except Unproved as error:
             reason = self._word(error.reason)
         except _MISREAD:
@@ -182,13 +187,13 @@ class PluginRoutes:
             reason = "proof_failed"
         raise Refused(_UNPROVED, reason, _CHALLENGE)
 
-    async def _answer(self, scope: Scope, route: PluginRoute, call: Call) -> Reply:
-        door = Door(f"in/{route.name}", self._parts, lambda **facts: about(scope, **facts))
-        with self._runtime.tracing.request(Request(scope), f"/in/{route.name}") as span:
-            about(scope, **span.ids)
-            reply = await self._called(route, call, door)
-            span.answered(reply.status)
-            return reply
+    async def answer(self, name: str, call: Call) -> Reply:
+        """Answer a call that was proved elsewhere as the route of that name does."""
+        route = self._registry.routes.get(name)
+        if route is None:
+            log.error("route.failed", plugin=name, reason="it has a source, and no route")
+            return _problem(_OUR_FAULT)
+        return await self._called(route, call, Door(f"in/{name}", self._parts))
 
     async def _called(self, route: PluginRoute, call: Call, door: Door) -> Reply:
         try:
@@ -249,9 +254,9 @@ class PluginRoutes:
         return reason
 
 
-async def _either(route: PluginRoute, call: Call) -> Any:
+async def _proved(route: PluginRoute, call: Call, door: Door) -> Any:
     """Ask a proof that may be plain or async."""
-    found = route.proof(call)
+    found = route.proof(call, door) if route.proof_takes_door else route.proof(call)
     return await found if inspect.isawaitable(found) else found
 
 

@@ -62,6 +62,14 @@ class Seals:
     def _signer(self, salt: str) -> _Signer:
         return _Signer(self._keys, f"receiver/plugin/{salt}", self._clock)
 
+    def secrets(self, purpose: str) -> list[str]:
+        """Return a secret for a purpose, 64 hex digits, of each of our keys, newest first.
+
+        It is for platforms that send back what they were told; none of them learns our own.
+        """
+        salt = f"receiver/plugin-secret/{purpose}".encode()
+        return [digest(key.encode(), salt, "sha256").hex() for key in self._keys]
+
     def seal(self, value: Mapping[str, Any]) -> bytes:
         """Encrypt what only handlers see; raise ValueError where it is too large, or no JSON."""
         try:

@@ -69,6 +69,7 @@ EVENTS: Final = frozenset(
         "route.failed",
         "route.slow",
         "source.registered",
+        "source.failed",
         "later.dropped",
         "handler.missing",
         "handlers.reloaded",

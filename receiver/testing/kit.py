@@ -228,6 +228,16 @@ class Kit:
         """
         return self._do(self._crash_after_run(event))
 
+    def calls(
+        self,
+        path: str,
+        body: bytes | str = b"",
+        headers: Mapping[str, str] | None = None,
+        method: str = "POST",
+    ) -> httpx.Response:
+        """Call a plugin's route, as `/in/shop`, as a stranger does; then run what is due."""
+        return self._do(self._calls(method, path, body, headers))
+
     def replay(self, delivered: Delivered) -> None:
         """Redeliver the event to its handlers, and run them."""
         self._do(self._post_and_drain(f"/v1/predictions/{delivered.prediction_id}/replay"))
@@ -392,6 +402,13 @@ class Kit:
         await asyncio.gather(draining, return_exceptions=True)
         await self._drain()
         return delivered
+
+    async def _calls(
+        self, method: str, path: str, body: bytes | str, headers: Mapping[str, str] | None
+    ) -> httpx.Response:
+        answer = await self._life.stranger.request(method, path, content=body, headers=headers)
+        await self._drain()
+        return answer
 
     async def _submitted(self, event: Event) -> tuple[Delivered, Emulated | None]:
         """Submit the prediction of an event; None where it ended without its provider."""

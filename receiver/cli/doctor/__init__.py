@@ -150,8 +150,10 @@ class _Surroundings:
     async def handlers(self) -> Findings:
         registry, found = await asyncio.to_thread(_load, self._settings.handlers)
         found += check_pending(await self._seen, registry)
-        if registry.handlers or found:
-            return found or [ok("handlers", f"{', '.join(registry.handlers)}: loaded")]
+        if registry.handlers and not found:
+            found = [ok("handlers", f"{', '.join(registry.handlers)}: loaded")]
+        if found or registry.routes:
+            return found + [ok("routes", f"/in/{name}: served") for name in registry.routes]
         fix = "name files or modules in RECEIVER_HANDLERS, or give them to the doctor as to serve"
         return [warn("handlers", "there is none: outcomes are recorded, and that is all", fix)]
 

@@ -1,0 +1,115 @@
+"""What plugins poll (`@source`): each in one process at a time, begun anew after it failed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import structlog
+
+from receiver.deliveries.containment import Charge, charged, contain
+from receiver.deliveries.registry import Registry
+from receiver.deliveries.ways_in import Call, PluginSource, Reply
+from receiver.http.door import Door, Parts
+from receiver.http.plugins import PluginRoutes
+from receiver.model.errors import StoreUnavailable
+from receiver.model.retry import backoff
+from receiver.model.tasks import TaskSet, repeat
+from receiver.observability.runtime import Runtime
+
+log = structlog.get_logger("receiver")
+
+_CAP: Final = 60.0
+"""Seconds between two beginnings at the most, while it fails."""
+_REST: Final = 1.0
+"""Seconds after an end without an error, and the first after one."""
+_GRACE: Final = 1.0
+"""Seconds that a source has to end after it was cancelled."""
+
+
+class Polled:
+    """The sources of one run."""
+
+    def __init__(
+        self, registry: Registry, routes: PluginRoutes, parts: Parts, runtime: Runtime
+    ) -> None:
+        self._registry = registry
+        self._routes = routes
+        self._parts = parts
+        self._runtime = runtime
+        self._tasks = TaskSet()
+
+    def start(self) -> None:
+        """Begin all that are registered; where there are other processes, one of all has each."""
+        for source in self._registry.sources.values():
+            work = Source(source, self._routes, self._parts, self._runtime)
+            leases = self._parts.store.leases
+            alone = self._runtime.single_process
+            self._tasks.start((work if alone else self._runtime.leader(work, leases)).run())
+
+    async def stop(self) -> None:
+        await self._tasks.cancel()
+
+
+class Source:
+    """One source, as the task of a leader."""
+
+    def __init__(
+        self, source: PluginSource, routes: PluginRoutes, parts: Parts, runtime: Runtime
+    ) -> None:
+        self.name = f"source {source.name}"
+        self.at_work = True
+        """It looks for itself whether it can do its work."""
+        self._source = source
+        self._routes = routes
+        self._parts = parts
+        self._random = runtime.random
+        self._failures = 0
+
+    async def run(self) -> None:
+        await repeat(self._step, source=self._source.name)
+
+    async def _step(self) -> float:
+        """Run the generator to its end, and say when to begin it anew."""
+        try:
+            await self._contained()
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            self._failures += 1
+            log.exception("source.failed", plugin=self._source.name, exc_info=error)
+            return max(backoff(self._failures, _REST * 2, _CAP, 0.5 + self._random() / 2), _REST)
+        return _REST
+
+    async def _contained(self) -> None:
+        contain(asyncio.get_running_loop())
+        charge = Charge()
+        with charged(charge, on_loop=True) as inside:
+            task = asyncio.create_task(self._poll(), context=inside)
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:
+                task.cancel()
+                await asyncio.wait({task}, timeout=_GRACE)
+                raise
+        if charge.error is not None:
+            raise charge.error
+        if task.cancelled():
+            raise RuntimeError("it cancelled itself")
+        task.result()
+
+    async def _poll(self) -> None:
+        """Answer what the generator yields: a call as the route of that name does."""
+        door = Door(f"in/{self._source.name}", self._parts)
+        polling: AsyncIterator[Any] = self._source.function(door)
+        reply: Reply | None = None
+        async with contextlib.aclosing(polling):  # type: ignore[type-var]
+            with contextlib.suppress(StopAsyncIteration):
+                while True:
+                    found = await polling.asend(reply)  # type: ignore[attr-defined]
+                    self._failures = 0
+                    reply = None
+                    if isinstance(found, Call):
+                        reply = await self._routes.answer(self._source.name, found)
