@@ -15,6 +15,7 @@ from receiver.http.routes.predictions import Submission, check
 from receiver.model.errors import Problem
 from receiver.model.tasks import TaskSet
 from receiver.model.values import Mode, Prediction
+from receiver.store.predictions import Annotation
 
 if TYPE_CHECKING:  # a plugin's file imports this one for its annotations alone
     from receiver.deliveries.facade import Deliveries
@@ -93,6 +94,34 @@ class Door:
         self._about(prediction=prediction.id)
         return prediction
 
+    async def press(
+        self,
+        prediction_id: str,
+        label: str | None,
+        *,
+        key: str,
+        person: str,
+        place: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        private: Mapping[str, Any] | None = None,
+    ) -> Prediction:
+        """Order what a button of a prediction's recipe names; without a label, the same again.
+
+        It is an order of whoever presses, under their own key and limits. Raises Problem.
+        """
+        prediction = await self._parts.predictions.orders.press(
+            prediction_id,
+            label,
+            key=self._key(key),
+            person=person,
+            place=place,
+            via=self._via,
+            metadata=metadata,
+            private=self._sealed(private),
+        )
+        self._about(prediction=prediction.id)
+        return prediction
+
     async def submit(
         self,
         provider: str,
@@ -143,6 +172,15 @@ class Door:
     async def prediction(self, prediction_id: str) -> Prediction | None:
         """Read a prediction; None: there is none."""
         return await self._parts.store.predictions.get(prediction_id)
+
+    async def ahead_of(self, prediction: Prediction) -> int:
+        """Count what is to be submitted to its provider before a prediction, up to 1,000."""
+        return await self._parts.store.predictions.ahead_of(prediction.provider, prediction.id)
+
+    async def annotate(self, prediction_id: str, **metadata: Any) -> None:
+        """Add JSON values to a prediction's metadata, in place of what has their names."""
+        found = Annotation(prediction_id=prediction_id, metadata=metadata)
+        await self._parts.store.deliveries.annotate(found)
 
     async def cancel(self, prediction_id: str) -> Prediction:
         """Cancel a prediction at its provider, and wait for what comes of that; raise Problem."""

@@ -348,14 +348,19 @@ class Kit:
     async def _finish_all(self, event: Event | None) -> None:
         for _ in range(_MOST_MOVES):
             await self._drain()
-            content = await self._call("GET", "/v1/predictions?status=processing&limit=100")
-            working = msgspec.json.decode(content, type=_Predictions).data
+            while await self._of("submitting"):  # by the receiver's own loop, beside the drain
+                await asyncio.sleep(0.005)
+            working = await self._of("processing")
             if not working:
                 return
             for prediction in working:
                 taken = self._taken(prediction.provider_id or "")
                 await self._tell(taken, event, prediction.id, 1)
         raise AssertionError("handlers submit without end")
+
+    async def _of(self, status: str) -> list[Prediction]:
+        content = await self._call("GET", f"/v1/predictions?status={status}&limit=100")
+        return msgspec.json.decode(content, type=_Predictions).data
 
     async def _deliver(self, event: Event, times: int) -> Delivered:
         delivered, taken = await self._submitted(event)
