@@ -280,11 +280,17 @@ class Kit:
         return self._do(self._chat(on, person, say, finish=finish))
 
     def presses(
-        self, message: Message, label: str, *, person: str = "U1", on: Platform = "slack"
+        self,
+        message: Message,
+        label: str,
+        *,
+        person: str = "U1",
+        on: Platform = "slack",
+        finish: bool = True,
     ) -> Said:
-        """Press the button of that label under a message; run all that comes of it."""
+        """Press the button of that label under a message; run all that comes of it, as `says`."""
         press = self.chats.people[on].presses(message, button_of(message, label), person)
-        return self._do(self._chat(on, person, press, finish=True))
+        return self._do(self._chat(on, person, press, finish=finish))
 
     def repeat(self, said: Said, times: int = 1) -> Said:
         """Have the platform say the same again, at once, so often; run all that comes of it."""
@@ -348,10 +354,12 @@ class Kit:
     async def _finish_all(self, event: Event | None) -> None:
         for _ in range(_MOST_MOVES):
             await self._drain()
-            while await self._of("submitting"):  # by the receiver's own loop, beside the drain
-                await asyncio.sleep(0.005)
             working = await self._of("processing")
-            if not working:
+            # What the receiver's own loop is submitting, beside the drain, comes in a moment.
+            is_coming = not working and bool(await self._of("submitting"))
+            if is_coming:
+                await asyncio.sleep(0.05)
+            elif not working:
                 return
             for prediction in working:
                 taken = self._taken(prediction.provider_id or "")
