@@ -264,7 +264,7 @@ async def heard(call: Call, door: Door) -> Reply:
             tell(door, asked, command.help)
             return Reply.empty()
         key = f"{envelope.team_id}/{said.channel}/{said.ts}"
-        prediction = await order(door, asked, command, key, said.files)
+        prediction = await order(door, asked, command, key, said.files, float(said.ts or call.at))
     except Problem as problem:
         tell(door, asked, chat.refusal(problem))
         return Reply.empty()
@@ -318,7 +318,12 @@ async def pressed(payload: Payload, door: Door) -> Reply:
 
 
 async def order(
-    door: Door, asked: Asked, command: Any, key: str, files: list[dict[str, Any]] | None = None
+    door: Door,
+    asked: Asked,
+    command: Any,
+    key: str,
+    files: list[dict[str, Any]] | None = None,
+    at: float | None = None,
 ) -> Prediction:
     """Order; a picture that is attached goes to the option that takes one."""
     options = dict(command.options)
@@ -334,6 +339,7 @@ async def order(
         key=key,
         person=who.person,
         place=who.place,
+        at=at,
         **asked.brings(door, command.recipe),
     )
 

@@ -74,10 +74,12 @@ class Door:
         metadata: Mapping[str, Any] | None = None,
         private: Mapping[str, Any] | None = None,
         reply_to: str | None = None,
+        at: float | None = None,
     ) -> Prediction:
         """Use a recipe; the order is stored when this returns, and sent soon after.
 
         A key is for good: the same one gives the same prediction, whatever is ordered by then.
+        `at` is when it was asked for, in unix seconds, where that was earlier than now.
         Raises Problem with words for the person who orders.
         """
         prediction = await self._parts.predictions.orders.order(
@@ -90,6 +92,7 @@ class Door:
             metadata=metadata,
             private=self._sealed(private),
             reply_to=reply_to,
+            at=at,
         )
         self._about(prediction=prediction.id)
         return prediction
