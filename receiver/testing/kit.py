@@ -354,10 +354,10 @@ class Kit:
     async def _finish_all(self, event: Event | None) -> None:
         for _ in range(_MOST_MOVES):
             await self._drain()
-            working = await self._of("processing")
             # What the receiver's own loop is submitting, beside the drain, comes in a moment.
-            is_coming = not working and bool(await self._of("submitting"))
-            if is_coming:
+            is_coming = bool(await self._of("submitting"))
+            working = await self._of("processing")
+            if is_coming and not working:
                 await asyncio.sleep(0.05)
             elif not working:
                 return
