@@ -52,6 +52,7 @@ def create_emulator(
     routes = [*providers, *chats.routes(), *chats.control(), *_control(world)]
     app = _Emulator(routes=routes, lifespan=lifespan)
     app.router.redirect_slashes = False
+    app.state.chats = chats
     return app
 
 

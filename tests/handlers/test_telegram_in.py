@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
+from receiver.emulator import pictures as drawn
 from receiver.emulator.board import Message, numbered
 from receiver.emulator.mishaps import Mishap
 from receiver.emulator.telegram import TOKEN
@@ -19,7 +20,6 @@ from receiver.testing.chat import telegram_secret
 from tests.conftest import Disk, Start
 from tests.handlers.parts import built_in
 from tests.handlers.talking import (
-    PNG,
     RECIPES,
     Kits,
     accounts,
@@ -34,6 +34,7 @@ from tests.journey.parts import eventually
 from tests.receiving import ENV, hangs
 from tests.receiving import eventually as eventually_there
 
+DRAWN: Final = drawn.draw(drawn.name_for("a tower")) or b""
 JSON: Final = {"content-type": "application/json"}
 AT: Final = 1_700_000_000
 COMMAND: Final[dict[str, Any]] = {
@@ -259,7 +260,7 @@ def test_a_picture_that_is_replied_to_goes_to_the_option_that_takes_one(
     receiver_kit: Kits,
 ) -> None:
     kit = talking(receiver_kit, "telegram_in")
-    first = kit.says("/imagine a lighthouse", place="D", files={"a.png": PNG}, on="telegram")
+    first = kit.says("/imagine a lighthouse", place="D", files={"a.png": DRAWN}, on="telegram")
     people = kit.chats.people["telegram"]
     assert isinstance(people, TelegramPeople)
     [shown] = pictures(first.replies)
