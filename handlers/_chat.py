@@ -1,14 +1,19 @@
 """What the three ways in from chats share: how orders are read, buttons signed, failures told."""
 
+import asyncio
 import base64
+import os
+import tempfile
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import msgspec
 
-from receiver import Dead, Door, Event, Prediction, Problem, Retry, Skip, Unproved
+from receiver import Dead, Door, Event, Fetched, Prediction, Problem, Retry, Skip, Unproved
 
 FAILURES = {
     "content_policy": "The model's rules do not allow that. Other words may do.",
@@ -209,7 +214,25 @@ async def picture(door: Door, url: str, headers: dict[str, str] | None = None) -
     kind = next((kind for head, kind in PICTURES.items() if content.startswith(head)), "")
     if not kind:
         raise Problem(422, "bad-option", "what is attached is no PNG, JPEG, WebP or GIF")
+    if os.environ.get("SAVE_PUBLIC_URL", "").strip():
+        try:
+            return await kept(bytes(content), kind)
+        except Exception as error:  # noqa: BLE001 - whatever the store says, it can go along
+            door.log.warning("chat.picture_unkept", reason=str(error))
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+async def kept(content: bytes, kind: str) -> str:
+    """Keep a picture where `save` keeps results, under its digest; return its public address."""
+    from .save import BASE, put  # noqa: PLC0415 - it needs more than is installed by default
+
+    sha = sha256(content).hexdigest()
+    with tempfile.TemporaryDirectory(prefix="receiver-") as folder:
+        path = Path(folder, "picture")
+        await asyncio.to_thread(path.write_bytes, content)
+        file = Fetched(path=path, size=len(content), sha256=sha, content_type=f"image/{kind}")
+        name = await put(f"asked/{sha}.{file.extension}", file)
+    return f"{BASE}/{quote(name)}"
 
 
 def unfetched(why: str) -> Problem:

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -386,6 +387,19 @@ def test_an_attached_picture_goes_to_the_option_that_takes_one(receiver_kit: Kit
     assert (head, base64.b64decode(content)) == ("data:image/png;base64", PNG)
     [refused] = kit.says("<@UBOT> like that", files={"a.png": b"#!/bin/sh"}).messages
     assert (refused.only_for, "no PNG" in refused.text) == ("U1", True)
+
+
+def test_an_attached_picture_is_kept_where_results_are_if_that_has_a_public_address(
+    receiver_kit: Kits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SAVE_URL", str(tmp_path))
+    monkeypatch.setenv("SAVE_PUBLIC_URL", "https://kept.example/art/")
+    kit = receiver_kit(built_in("save"), built_in("slack_in"), chats=True, settings=RECIPES)
+    said = kit.says("<@UBOT> like this", files={"a.png": PNG})
+    assert len(said.reply.pictures) == 1
+    name = f"asked/{hashlib.sha256(PNG).hexdigest()}.png"
+    assert predictions(kit)[0].input["image_url"] == f"https://kept.example/art/{name}"
+    assert (tmp_path / name).read_bytes() == PNG
 
 
 def test_buttons_do_what_they_say_for_whoever_presses(receiver_kit: Kits) -> None:
