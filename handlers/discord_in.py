@@ -148,7 +148,7 @@ class Interaction(msgspec.Struct):
             "labels": chat.labels(door, recipe),
             "most_bytes": self.attachment_size_limit,
         }
-        metadata = {"chat": "discord", "discord_channel": self.channel_id}
+        metadata = {"answered_by": "discord-in", "discord_channel": self.channel_id}
         return {"metadata": metadata, "private": private}
 
 
@@ -284,7 +284,7 @@ class Place(msgspec.Struct):
     """Empty once it is emptied."""
 
 
-@on("*", name="discord-in", metadata={"chat": "discord"}, timeout=600, after="save")
+@on("*", name="discord-in", metadata={"answered_by": "discord-in"}, timeout=600, after="save")
 async def answer(event: Event, ctx: Context) -> None:
     user = chat.asked_by(event, "in/discord")
     channel = event.prediction.named("discord_channel", r"\d{1,20}")

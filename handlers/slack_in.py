@@ -109,7 +109,7 @@ class Envelope(msgspec.Struct):
 
     type: str
     challenge: str = ""
-    team_id: str = ""
+    team_id: str | None = None
     event: dict[str, Any] = {}
     authorizations: list[Authorization] | None = None
 
@@ -144,6 +144,8 @@ class Asked(msgspec.Struct, frozen=True):
     user: str
     thread: str = ""
     response_url: str = ""
+    is_pressed: bool = False
+    """Then the original of its response_url is the message of the button, which is to stay."""
 
     @property
     def who(self) -> chat.Who:
@@ -152,12 +154,12 @@ class Asked(msgspec.Struct, frozen=True):
 
     def brings(self, door: Door, recipe: str) -> dict[str, Any]:
         """Return what an order brings along for its answer."""
-        metadata = {"chat": "slack", "slack_channel": self.channel}
+        metadata = {"answered_by": "slack-in", "slack_channel": self.channel}
         if self.thread:
             metadata["slack_thread"] = self.thread
         private: dict[str, Any] = {"labels": chat.labels(door, recipe)}
         if self.response_url.startswith(HOOKS):
-            private["response_url"] = self.response_url
+            private |= {"response_url": self.response_url, "is_pressed": self.is_pressed}
         return {"metadata": metadata, "private": private}
 
     async def told(
@@ -255,7 +257,8 @@ async def heard(call: Call, door: Door) -> Reply:
     said: Said = read_as(Said, envelope.event)
     # Only where nobody else is does an answer not need a thread.
     thread = said.thread_ts or ("" if envelope.event["type"] == "message" else said.ts)
-    asked = Asked(envelope.team_id, said.channel, said.user, thread)
+    team = envelope.team_id or ""
+    asked = Asked(team, said.channel, said.user, thread)
     text = without_mention(said.text, envelope.authorizations or [])
     is_repeated = bool(call.header("x-slack-retry-num"))
     try:
@@ -263,7 +266,7 @@ async def heard(call: Call, door: Door) -> Reply:
         if command.help:
             tell(door, asked, command.help)
             return Reply.empty()
-        key = f"{envelope.team_id}/{said.channel}/{said.ts}"
+        key = f"{team}/{said.channel}/{said.ts}"
         prediction = await order(door, asked, command, key, said.files, float(said.ts or call.at))
     except Problem as problem:
         tell(door, asked, chat.refusal(problem))
@@ -297,7 +300,7 @@ async def pressed(payload: Payload, door: Door) -> Reply:
     channel = payload.channel.id if payload.channel else ""
     team = str((payload.team or {}).get("id", ""))
     thread = payload.container.thread_ts
-    asked = Asked(team, channel, payload.user.id, thread, payload.response_url)
+    asked = Asked(team, channel, payload.user.id, thread, payload.response_url, is_pressed=True)
     try:
         press = chat.pressed(door, payload.actions[0].value)
         key = f"{team}/{payload.trigger_id}"
@@ -312,9 +315,17 @@ async def pressed(payload: Payload, door: Door) -> Reply:
         say = partial(asked.told, door.http, buttons={})
         door.later(chat.lossy(door, chat.cancel(door, press.prediction_id, say)))
     else:
-        gone = {"channel": channel, "ts": payload.container.message_ts}
-        door.later(chat.lossy(door, SLACK.call(door.http, "chat.delete", **gone)))
+        door.later(chat.lossy(door, remove(door, asked, payload.container.message_ts)))
     return Reply.empty()
+
+
+async def remove(door: Door, asked: Asked, ts: str) -> None:
+    """Delete the message of a button, though it may be where the bot is not."""
+    try:
+        await SLACK.call(door.http, "chat.delete", channel=asked.channel, ts=ts)
+    except Dead:
+        if asked.response_url.startswith(HOOKS):
+            await door.http.post(asked.response_url, json={"delete_original": True})
 
 
 async def order(
@@ -357,7 +368,7 @@ def tell(door: Door, asked: Asked, text: str, buttons: dict[str, str] | None = N
 # --- answers ---
 
 
-@on("*", name="slack-in", metadata={"chat": "slack"}, timeout=600, after="save")
+@on("*", name="slack-in", metadata={"answered_by": "slack-in"}, timeout=600, after="save")
 async def answer(event: Event, ctx: Context) -> None:
     prediction, user = event.prediction, chat.asked_by(event, "in/slack")
     team = ((prediction.order and prediction.order.place) or "").partition(":")[2].partition("/")[0]
@@ -365,11 +376,12 @@ async def answer(event: Event, ctx: Context) -> None:
         prediction.named("slack_channel", r"\w+"),
         prediction.named("slack_thread", THREADS),
     )
-    asked = Asked(team, channel, user, thread, ctx.private.get("response_url", ""))
+    url, is_pressed = ctx.private.get("response_url", ""), ctx.private.get("is_pressed", False)
+    asked = Asked(team, channel, user, thread, url, is_pressed)
     labels = ctx.private.get("labels", [])
     if event.type != "prediction.succeeded":
         buttons = chat.under(ctx.sign, prediction.id, [])
-        say = partial(asked.told, ctx.http, chat.failure(event), buttons, replace=True)
+        say = partial(asked.told, ctx.http, chat.failure(event), buttons, replace=not is_pressed)
         await ctx.once("tell", say)
         return
     buttons = chat.under(ctx.sign, prediction.id, labels, chat.DELETE)

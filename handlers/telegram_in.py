@@ -30,6 +30,7 @@ from receiver import (
     Prediction,
     Problem,
     Reply,
+    Retry,
     Template,
     Unproved,
     cut,
@@ -211,8 +212,8 @@ async def own_name(door: Door) -> str:
     if "me" not in NAMES:
         try:
             NAMES["me"] = (await TELEGRAM.call(door.http, "getMe"))["username"]
-        except Dead as error:
-            raise Problem(503, "unavailable", f"Telegram does not know us: {error}") from None
+        except (Dead, Retry, httpx.HTTPError) as error:
+            raise Problem(503, "unavailable", f"Telegram does not answer: {error}") from None
     return NAMES["me"]
 
 
@@ -224,7 +225,7 @@ def who_of(user: User, where: Chat) -> chat.Who:
 def brings(message: Message, door: Door, recipe: str) -> dict[str, Any]:
     """Return what an order brings along for its answer."""
     metadata: dict[str, Any] = {
-        "chat": "telegram",
+        "answered_by": "telegram-in",
         "telegram_chat": str(message.chat.id),
         "telegram_message": str(message.message_id),
     }
@@ -237,7 +238,7 @@ async def picture(door: Door, file: File) -> str:
     """Fetch a picture by an address that holds our token, and is for nobody else."""
     try:
         found = await TELEGRAM.call(door.http, "getFile", file_id=file.file_id)
-    except Dead as error:
+    except (Dead, Retry, httpx.HTTPError) as error:
         raise chat.unfetched(str(error)) from None
     path = str(found.get("file_path", ""))
     if not re.fullmatch(r"[\w./-]+", path, re.ASCII) or ".." in path:
@@ -341,7 +342,7 @@ if POLL:
 # --- answers ---
 
 
-@on("*", name="telegram-in", metadata={"chat": "telegram"}, timeout=900, after="save")
+@on("*", name="telegram-in", metadata={"answered_by": "telegram-in"}, timeout=900, after="save")
 async def answer(event: Event, ctx: Context) -> None:
     user = chat.asked_by(event, "in/telegram")
     if event.type == "prediction.succeeded":
