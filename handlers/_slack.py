@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from receiver import Context, Dead, Event, Output, Retry, Template, cut, expect, read_settings
+from receiver import Context, Dead, Event, Output, Retry, Secret, Template, cut, expect
 
 LONGEST = 3000
 MOST_FILES = 10
@@ -35,18 +35,13 @@ class Said(msgspec.Struct):
 
 
 class Slack:
-    """The API, under the settings by which it is reached."""
+    """The API, as it is reached."""
 
-    def __init__(self, read: read_settings, scopes: str) -> None:
-        self.token = read.secret(
-            "SLACK_TOKEN", f"a bot's token (xoxb-…) with the scopes {scopes}", r"xox[\w.-]+"
-        )
-        self.most_bytes = read.size(
-            "SLACK_MAX_BYTES", "the largest result to post; larger ones are linked", default="100MB"
-        )
-        self.url = read.url(
-            "SLACK_URL", "where Slack's API is", default="https://slack.com/api", secure=True
-        )
+    def __init__(self, token: Secret, url: str, most_bytes: int) -> None:
+        self.token = token
+        self.url = url
+        self.most_bytes = most_bytes
+        """The largest result to upload."""
 
     @property
     def safe(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import httpx
 import msgspec
 
-from receiver import Context, Dead, Event, Fetched, Output, Retry, cut, expect, read_settings
+from receiver import Context, Dead, Event, Fetched, Output, Retry, Secret, cut, expect
 
 CHATS, ID = r"-?\d{1,20}|@\w{4,64}", r"[1-9]\d{0,17}"
 KINDS = {
@@ -55,20 +55,13 @@ class Part(msgspec.Struct):
 
 
 class Telegram:
-    """The API, under the settings by which it is reached."""
+    """The API, as it is reached."""
 
-    def __init__(self, read: read_settings) -> None:
-        self.token = read.secret(
-            "TELEGRAM_TOKEN", "a bot's token like 123456:ABC…, from BotFather", r"\d+:[\w-]+"
-        )
-        self.most_bytes = read.size(
-            "TELEGRAM_MAX_BYTES",
-            "the largest result to post; larger ones are linked",
-            default="50MB",
-        )
-        self.url = read.url(
-            "TELEGRAM_URL", "where the Bot API is", default="https://api.telegram.org", secure=True
-        )
+    def __init__(self, token: Secret, url: str, most_bytes: int) -> None:
+        self.token = token
+        self.url = url
+        self.most_bytes = most_bytes
+        """The largest result to send."""
 
     async def parts(
         self, event: Event, ctx: Context, *, flagged: bool = False

@@ -17,13 +17,25 @@ from ._slack import Slack, blocks_of, escape, shortened
 CHANNELS, THREADS = r"[A-Z][A-Z0-9]+", r"\d+\.\d{6}"
 
 with read_settings() as read:
-    SLACK = Slack(read, "chat:write and files:write")
+    TOKEN = read.secret(
+        "SLACK_TOKEN",
+        "a bot's token (xoxb-…) with the scopes chat:write and files:write",
+        r"xox[\w.-]+",
+    )
     CHANNEL = read.matching("SLACK_CHANNEL", "an id like C0123456789 (not a name)", CHANNELS)
     TEMPLATE = read.template(
         "SLACK_TEXT",
         "what to say: a Template in Slack's mrkdwn",
         default="*{type}*: {prompt:.1000}\n{error:.500}{text:.1200}",
     )
+    MOST_BYTES = read.size(
+        "SLACK_MAX_BYTES", "the largest result to post; larger ones are linked", default="100MB"
+    )
+    URL = read.url(
+        "SLACK_URL", "where Slack's API is", default="https://slack.com/api", secure=True
+    )
+
+SLACK = Slack(TOKEN, URL, MOST_BYTES)
 
 
 @on("*", name="slack", timeout=600, after="save")

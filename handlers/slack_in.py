@@ -62,7 +62,19 @@ def people(text: str) -> set[str]:
 with read_settings() as read:
     SECRETS = read.parsed("SLACK_SIGNING_SECRET", "the app's signing secret", secrets)
     ADMINS = read.parsed("SLACK_ADMINS", "who may cancel what others ordered", people, default="")
-    SLACK = Slack(read, "chat:write, files:write, files:read, im:write")
+    TOKEN = read.secret(
+        "SLACK_TOKEN",
+        "a bot's token (xoxb-…) with the scopes chat:write, files:write, files:read and im:write",
+        r"xox[\w.-]+",
+    )
+    MOST_BYTES = read.size(
+        "SLACK_MAX_BYTES", "the largest result to post; larger ones are linked", default="100MB"
+    )
+    URL = read.url(
+        "SLACK_URL", "where Slack's API is", default="https://slack.com/api", secure=True
+    )
+
+SLACK = Slack(TOKEN, URL, MOST_BYTES)
 
 WORDS = Template("<@{person}> {prompt:.1000}\n{text:.1200}", more=("person",))
 HOOKS = ("https://hooks.slack.com/", "https://hooks.slack-gov.com/", SLACK.safe[1])
@@ -341,7 +353,7 @@ async def order(
     urls = [str(file.get("url_private_download", "")) for file in files or []]
     wanted = chat.picture_option(door, command.recipe, options)
     if wanted and urls and urls[0].startswith(FILES):
-        token = {"authorization": f"Bearer {SLACK.token.reveal()}"}
+        token = {"authorization": f"Bearer {TOKEN.reveal()}"}
         options[wanted] = await chat.picture(door, urls[0], token)
     who = asked.who
     return await door.order(

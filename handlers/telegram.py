@@ -16,7 +16,9 @@ from receiver import Context, Event, Skip, on, read_settings
 from ._telegram import CHATS, Telegram, address, clean, told
 
 with read_settings() as read:
-    TELEGRAM = Telegram(read)
+    TOKEN = read.secret(
+        "TELEGRAM_TOKEN", "a bot's token like 123456:ABC…, from BotFather", r"\d+:[\w-]+"
+    )
     CHAT = read.matching(
         "TELEGRAM_CHAT", "an id like -100123, or the @name of a public channel", CHATS
     )
@@ -25,6 +27,14 @@ with read_settings() as read:
         "what to say: a Template, sent as plain text",
         default="{type}: {prompt:.500}\n{provider} · {model:.200}\n{error:.300}{text:.3000}",
     )
+    MOST_BYTES = read.size(
+        "TELEGRAM_MAX_BYTES", "the largest result to post; larger ones are linked", default="50MB"
+    )
+    URL = read.url(
+        "TELEGRAM_URL", "where the Bot API is", default="https://api.telegram.org", secure=True
+    )
+
+TELEGRAM = Telegram(TOKEN, URL, MOST_BYTES)
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs addresses, with the token
 

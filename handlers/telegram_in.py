@@ -58,13 +58,23 @@ def people(text: str) -> set[str]:
 
 
 with read_settings() as read:
-    TELEGRAM = Telegram(read)
+    TOKEN = read.secret(
+        "TELEGRAM_TOKEN", "a bot's token like 123456:ABC…, from BotFather", r"\d+:[\w-]+"
+    )
     ADMINS = read.parsed(
         "TELEGRAM_ADMINS", "who may cancel what others ordered", people, default=""
     )
     POLL = read.switch("TELEGRAM_POLL", "whether to ask for updates, without a public address")
+    MOST_BYTES = read.size(
+        "TELEGRAM_MAX_BYTES", "the largest result to post; larger ones are linked", default="50MB"
+    )
+    URL = read.url(
+        "TELEGRAM_URL", "where the Bot API is", default="https://api.telegram.org", secure=True
+    )
 
-BOT = TELEGRAM.token.reveal().partition(":")[0]
+TELEGRAM = Telegram(TOKEN, URL, MOST_BYTES)
+
+BOT = TOKEN.reveal().partition(":")[0]
 logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs addresses, with the token
 
 
@@ -243,7 +253,7 @@ async def picture(door: Door, file: File) -> str:
     path = str(found.get("file_path", ""))
     if not re.fullmatch(r"[\w./-]+", path, re.ASCII) or ".." in path:
         raise chat.unfetched("it has no address")
-    return await chat.picture(door, f"{TELEGRAM.url}/file/bot{TELEGRAM.token.reveal()}/{path}")
+    return await chat.picture(door, f"{URL}/file/bot{TOKEN.reveal()}/{path}")
 
 
 async def promise(message: Message, door: Door, prediction: Prediction) -> None:
