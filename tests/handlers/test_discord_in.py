@@ -15,6 +15,7 @@ from receiver.emulator.discord_people import signed
 from receiver.emulator.mishaps import Mishap
 from receiver.testing import Kit, make_event
 from tests.conftest import Disk, Start
+from tests.handlers.chat import keeping
 from tests.handlers.parts import built_in
 from tests.handlers.talking import (
     PNG,
@@ -231,6 +232,14 @@ def test_a_picture_is_there_once_whatever_befalls_its_post(
     kit.finish_all()
     kit.move(3600)
     assert [len(one.pictures) for one in said.replies if one.pictures] == [1]
+
+
+def test_a_picture_that_is_flagged_is_hidden_until_it_is_asked_for(receiver_kit: Kits) -> None:
+    kit = receiver_kit(keeping, built_in("discord_in"), chats=True, settings=RECIPES)
+    reply = kit.says("/imagine a lighthouse", on="discord").reply
+    assert [one.name.startswith("SPOILER_") for one in reply.files] == [True]
+    assert "image" not in json.dumps(reply.raw["embeds"])
+    assert "flagged: all black" in reply.text
 
 
 @pytest.mark.parametrize("minutes", [0, 16])

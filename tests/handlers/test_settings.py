@@ -114,7 +114,7 @@ WRONG: Final[list[tuple[str, dict[str, str], str]]] = [
     ),
     ("slack", {"SLACK_TEXT": "{nothing}"}, "is no field"),
     ("slack", {"SLACK_TOKEN": "xoxb-\nhunter2"}, "SLACK_TOKEN must be whole"),
-    ("slack_in", {"SLACK_SIGNING_SECRET": ""}, "SLACK_SIGNING_SECRET must be set"),
+    ("slack_in", {"SLACK_SIGNING_SECRET": ""}, "needs SLACK_SIGNING_SECRET"),
     ("slack_in", {"SLACK_SIGNING_SECRET": "hunter2"}, "must be the app's signing secret"),
     ("slack_in", {"SLACK_ADMINS": "ann"}, "SLACK_ADMINS must be ids of people"),
     ("discord_in", {"DISCORD_PUBLIC_KEY": "03a1"}, "DISCORD_PUBLIC_KEY must be the application's"),

@@ -233,6 +233,18 @@ def test_a_picture_is_there_once_whatever_befalls_its_post(receiver_kit: Kits, a
     assert len(pictures(said.replies)) == 1
 
 
+def test_several_pictures_are_an_album_below_a_text_with_the_buttons(receiver_kit: Kits) -> None:
+    kit = talking(receiver_kit, "telegram_in")
+    said = kit.says("/imagine two towers", on="telegram", finish=False)
+    eventually(lambda: predictions(kit)[0].metadata.get("telegram_promise"))
+    urls = [f"https://providers.test/files/{drawn.name_for(str(n))}" for n in range(2)]
+    kit.finish_all(make_event("succeeded", output=urls))
+    text, *album = said.replies
+    assert [one.label for one in text.buttons] == ["Again", "Larger", "Delete"]
+    assert ("two towers" in text.text, len({one.album for one in album})) == (True, 1)
+    assert [len(one.pictures) for one in album] == [1, 1]
+
+
 @pytest.mark.parametrize("place", ["C1", "D"])
 @pytest.mark.parametrize("minutes", [16, 31])
 def test_a_failure_is_told_to_the_asker(receiver_kit: Kits, place: str, minutes: int) -> None:
