@@ -148,3 +148,57 @@ def escape(text: str) -> str:
 
 def shortened(text: str, longest: int) -> str:
     return cut(text, longest, partial=r"\\+")
+
+
+# --- what Discord says ---
+
+Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,20}\Z")]
+
+
+class User(msgspec.Struct):
+    id: Id
+
+
+class Member(msgspec.Struct):
+    user: User
+    permissions: str = "0"
+
+
+class Option(msgspec.Struct):
+    name: str
+    type: int
+    value: Any = None
+
+
+class Attachment(msgspec.Struct):
+    url: str
+
+
+class Resolved(msgspec.Struct):
+    attachments: dict[str, Attachment] = {}
+
+
+class Data(msgspec.Struct):
+    name: str = ""
+    options: list[Option] = []
+    resolved: Resolved = msgspec.field(default_factory=Resolved)
+    custom_id: str = ""
+
+
+class Message(msgspec.Struct):
+    id: Id
+
+
+class Interaction(msgspec.Struct):
+    """A PING, a command or a pressed button."""
+
+    type: int
+    id: Id = "0"
+    token: str = ""
+    data: Data = msgspec.field(default_factory=Data)
+    guild_id: Id | None = None
+    channel_id: Id | None = None
+    member: Member | None = None
+    user: User | None = None
+    message: Message | None = None
+    attachment_size_limit: int | None = None

@@ -3,7 +3,7 @@
 import html
 import re
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import msgspec
@@ -181,3 +181,91 @@ def shortened(text: str) -> str:
 
 def written(value: Any) -> str:
     return msgspec.json.encode(value).decode()
+
+
+# --- what Slack says ---
+
+HUMAN = {"", "file_share", "thread_broadcast"}
+"""Subtypes of messages that people write."""
+
+Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Z][A-Z0-9]{0,40}\Z")]
+Ts = Annotated[str, msgspec.Meta(pattern=r"^([0-9]{1,12}\.[0-9]{6})?\Z")]
+
+
+class Slash(msgspec.Struct):
+    """A slash command."""
+
+    channel_id: Id
+    user_id: Id
+    command: str
+    trigger_id: str
+    team_id: str = ""
+    text: str = ""
+    response_url: str = ""
+
+
+class Spoken(msgspec.Struct):
+    """A mention, or a direct message."""
+
+    channel: Id
+    ts: Ts
+    user: Id
+    text: str = ""
+    thread_ts: Ts = ""
+    files: list[dict[str, Any]] = []
+
+
+class Named(msgspec.Struct):
+    id: Id
+
+
+class Authorization(msgspec.Struct):
+    user_id: str = ""
+
+
+class Envelope(msgspec.Struct):
+    """What comes as JSON."""
+
+    type: str
+    challenge: str = ""
+    team_id: str | None = None
+    event: dict[str, Any] = {}
+    authorizations: list[Authorization] | None = None
+
+
+class Container(msgspec.Struct):
+    message_ts: str = ""
+    thread_ts: Ts = ""
+
+
+class Action(msgspec.Struct):
+    value: str = ""
+
+
+class Payload(msgspec.Struct):
+    """A pressed button."""
+
+    type: str
+    user: Named | None = None
+    team: dict[str, Any] | None = None
+    channel: Named | None = None
+    container: Container = msgspec.field(default_factory=Container)
+    actions: list[Action] = []
+    trigger_id: str = ""
+    response_url: str = ""
+
+
+def is_for_us(event: dict[str, Any]) -> bool:
+    """Tell what people say to the bot from what bots say, and from what is said to others."""
+    is_said = event.get("type") == "app_mention" or (
+        event.get("type") == "message" and event.get("channel_type") == "im"
+    )
+    is_by_bot = any(event.get(name) for name in ("bot_id", "bot_profile", "app_id"))
+    is_human = event.get("subtype", "") in HUMAN and event.get("user") not in {None, "USLACKBOT"}
+    return is_said and is_human and not is_by_bot
+
+
+def without_mention(text: str, bots: list[Authorization]) -> str:
+    """Take out the mention of the bot, and of nobody else."""
+    ours = "|".join(re.escape(bot.user_id) for bot in bots if bot.user_id) or r"[UW]\w+"
+    return re.sub(rf"<@(?:{ours})(?:\|[^<>]*)?>", " ", text, count=0 if bots else 1).strip()

@@ -15,7 +15,7 @@ import logging
 import re
 from functools import partial
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -41,7 +41,21 @@ from receiver import (
 )
 
 from . import _chat as chat
-from ._discord import AGENT, ID, MOST_FILES, Results, fetched, judge, rows, send, shortened
+from ._discord import (
+    AGENT,
+    ID,
+    MOST_FILES,
+    Data,
+    Interaction,
+    Message,
+    Option,
+    Results,
+    fetched,
+    judge,
+    rows,
+    send,
+    shortened,
+)
 
 EPOCH = 1_420_070_400_000  # milliseconds: ids of Discord count from then
 LIVES = 900  # seconds: after them nothing answers an interaction
@@ -79,77 +93,6 @@ with read_settings() as read:
 
 BOT = AGENT | {"authorization": f"Bot {TOKEN.reveal()}"}
 logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs interactions' tokens
-
-Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,20}\Z")]
-
-
-class User(msgspec.Struct):
-    id: Id
-
-
-class Member(msgspec.Struct):
-    user: User
-    permissions: str = "0"
-
-
-class Option(msgspec.Struct):
-    name: str
-    type: int
-    value: Any = None
-
-
-class Attachment(msgspec.Struct):
-    url: str
-
-
-class Resolved(msgspec.Struct):
-    attachments: dict[str, Attachment] = {}
-
-
-class Data(msgspec.Struct):
-    name: str = ""
-    options: list[Option] = []
-    resolved: Resolved = msgspec.field(default_factory=Resolved)
-    custom_id: str = ""
-
-
-class Message(msgspec.Struct):
-    id: Id
-
-
-class Interaction(msgspec.Struct):
-    """A PING, a command or a pressed button."""
-
-    type: int
-    id: Id = "0"
-    token: str = ""
-    data: Data = msgspec.field(default_factory=Data)
-    guild_id: Id | None = None
-    channel_id: Id | None = None
-    member: Member | None = None
-    user: User | None = None
-    message: Message | None = None
-    attachment_size_limit: int | None = None
-
-    @property
-    def who(self) -> chat.Who:
-        user = self.member.user if self.member else self.user
-        if user is None or self.channel_id is None:
-            raise Problem(400, "invalid-body", "the body names nobody, or no channel")
-        rights = self.member.permissions if self.member else "0"
-        is_admin = rights.isdecimal() and len(rights) < 30 and bool(int(rights) & MAY_CANCEL)  # noqa: PLR2004 - digits
-        place = f"discord:{self.guild_id or 'dm'}/{self.channel_id}"
-        return chat.Who(f"discord:{user.id}", place, is_admin)
-
-    def brings(self, door: Door, recipe: str) -> dict[str, Any]:
-        """Return what an order brings along for its answer."""
-        private = {
-            "token": self.token,
-            "labels": chat.labels(door, recipe),
-            "most_bytes": self.attachment_size_limit,
-        }
-        metadata = {"answered_by": "discord-in", "discord_channel": self.channel_id}
-        return {"metadata": metadata, "private": private}
 
 
 def prove(call: Call) -> None:
@@ -191,8 +134,29 @@ def said(text: str, buttons: dict[str, str] | None = None) -> dict[str, Any]:
     return message | ({"components": rows(buttons)} if buttons else {})
 
 
+def who_of(given: Interaction) -> chat.Who:
+    user = given.member.user if given.member else given.user
+    if user is None or given.channel_id is None:
+        raise Problem(400, "invalid-body", "the body names nobody, or no channel")
+    rights = given.member.permissions if given.member else "0"
+    is_admin = rights.isdecimal() and len(rights) < 30 and bool(int(rights) & MAY_CANCEL)  # noqa: PLR2004 - digits
+    place = f"discord:{given.guild_id or 'dm'}/{given.channel_id}"
+    return chat.Who(f"discord:{user.id}", place, is_admin)
+
+
+def brings(given: Interaction, door: Door, recipe: str) -> dict[str, Any]:
+    """Return what an order brings along for its answer."""
+    private = {
+        "token": given.token,
+        "labels": chat.labels(door, recipe),
+        "most_bytes": given.attachment_size_limit,
+    }
+    metadata = {"answered_by": "discord-in", "discord_channel": given.channel_id}
+    return {"metadata": metadata, "private": private}
+
+
 async def commanded(given: Interaction, door: Door) -> Reply:
-    who, data = given.who, given.data
+    who, data = who_of(given), given.data
     if data.name == "help":
         return alone(door.command("help").help)
     options = {
@@ -205,7 +169,7 @@ async def commanded(given: Interaction, door: Door) -> Reply:
         key=given.id,
         person=who.person,
         place=who.place,
-        **given.brings(door, data.name),
+        **brings(given, door, data.name),
     )
     return await promised(given, door, prediction)
 
@@ -223,7 +187,7 @@ def attached(data: Data, option: Option) -> str:
 
 async def pressed(given: Interaction, door: Door) -> Reply:
     press = chat.pressed(door, given.data.custom_id)
-    prediction = await chat.do(door, press, given.who, given.id, partial(given.brings, door))
+    prediction = await chat.do(door, press, who_of(given), given.id, partial(brings, given, door))
     if prediction is not None:
         return await promised(given, door, prediction)
     if press.action == chat.CANCEL:

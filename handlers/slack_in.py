@@ -14,7 +14,7 @@ import hmac
 import logging
 import re
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import httpx
 import msgspec
@@ -37,11 +37,24 @@ from receiver import (
 )
 
 from . import _chat as chat
-from ._slack import Slack, actions, blocks_of, escape, link, section, shortened, unescape
+from ._slack import (
+    Envelope,
+    Payload,
+    Slack,
+    Slash,
+    Spoken,
+    actions,
+    blocks_of,
+    escape,
+    is_for_us,
+    link,
+    section,
+    shortened,
+    unescape,
+    without_mention,
+)
 
 TOLERANCE = 300  # seconds, either way
-HUMAN = {"", "file_share", "thread_broadcast"}
-"""Subtypes of messages that people write."""
 THREADS = r"\d+\.\d{6}"
 
 
@@ -80,72 +93,6 @@ WORDS = Template("<@{person}> {prompt:.1000}\n{text:.1200}", more=("person",))
 HOOKS = ("https://hooks.slack.com/", "https://hooks.slack-gov.com/", SLACK.safe[1])
 FILES = ("https://files.slack.com/", SLACK.safe[1])
 logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs each response_url, a secret
-
-Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Z][A-Z0-9]{0,40}\Z")]
-Ts = Annotated[str, msgspec.Meta(pattern=r"^([0-9]{1,12}\.[0-9]{6})?\Z")]
-
-
-class Slash(msgspec.Struct):
-    """A slash command."""
-
-    channel_id: Id
-    user_id: Id
-    command: str
-    trigger_id: str
-    team_id: str = ""
-    text: str = ""
-    response_url: str = ""
-
-
-class Said(msgspec.Struct):
-    """A mention, or a direct message."""
-
-    channel: Id
-    ts: Ts
-    user: Id
-    text: str = ""
-    thread_ts: Ts = ""
-    files: list[dict[str, Any]] = []
-
-
-class Named(msgspec.Struct):
-    id: Id
-
-
-class Authorization(msgspec.Struct):
-    user_id: str = ""
-
-
-class Envelope(msgspec.Struct):
-    """What comes as JSON."""
-
-    type: str
-    challenge: str = ""
-    team_id: str | None = None
-    event: dict[str, Any] = {}
-    authorizations: list[Authorization] | None = None
-
-
-class Container(msgspec.Struct):
-    message_ts: str = ""
-    thread_ts: Ts = ""
-
-
-class Action(msgspec.Struct):
-    value: str = ""
-
-
-class Payload(msgspec.Struct):
-    """A pressed button."""
-
-    type: str
-    user: Named | None = None
-    team: dict[str, Any] | None = None
-    channel: Named | None = None
-    container: Container = msgspec.field(default_factory=Container)
-    actions: list[Action] = []
-    trigger_id: str = ""
-    response_url: str = ""
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -266,7 +213,7 @@ async def heard(call: Call, door: Door) -> Reply:
         door.log.warning("slack.rate_limited")
     if envelope.type != "event_callback" or not is_for_us(envelope.event):
         return Reply.empty()
-    said: Said = read_as(Said, envelope.event)
+    said: Spoken = read_as(Spoken, envelope.event)
     # Only where nobody else is does an answer not need a thread.
     thread = said.thread_ts or ("" if envelope.event["type"] == "message" else said.ts)
     team = envelope.team_id or ""
@@ -287,22 +234,6 @@ async def heard(call: Call, door: Door) -> Reply:
         words = await chat.begun(door, prediction)
         tell(door, asked, words, cancel_of(door, prediction))
     return Reply.empty()
-
-
-def is_for_us(event: dict[str, Any]) -> bool:
-    """Tell what people say to the bot from what bots say, and from what is said to others."""
-    is_said = event.get("type") == "app_mention" or (
-        event.get("type") == "message" and event.get("channel_type") == "im"
-    )
-    is_by_bot = any(event.get(name) for name in ("bot_id", "bot_profile", "app_id"))
-    is_human = event.get("subtype", "") in HUMAN and event.get("user") not in {None, "USLACKBOT"}
-    return is_said and is_human and not is_by_bot
-
-
-def without_mention(text: str, bots: list[Authorization]) -> str:
-    """Take out the mention of the bot, and of nobody else."""
-    ours = "|".join(re.escape(bot.user_id) for bot in bots if bot.user_id) or r"[UW]\w+"
-    return re.sub(rf"<@(?:{ours})(?:\|[^<>]*)?>", " ", text, count=0 if bots else 1).strip()
 
 
 async def pressed(payload: Payload, door: Door) -> Reply:

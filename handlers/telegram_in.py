@@ -41,7 +41,21 @@ from receiver import (
 )
 
 from . import _chat as chat
-from ._telegram import ID, Telegram, address, answering, clean, keyboard, told
+from ._telegram import (
+    ID,
+    Chat,
+    File,
+    Message,
+    Query,
+    Telegram,
+    Update,
+    User,
+    address,
+    answering,
+    clean,
+    keyboard,
+    told,
+)
 
 SECRET = "x-telegram-bot-api-secret-token"  # noqa: S105 - the name of a header
 UPDATES = ["message", "callback_query"]
@@ -76,79 +90,6 @@ TELEGRAM = Telegram(TOKEN, URL, MOST_BYTES)
 
 BOT = TOKEN.reveal().partition(":")[0]
 logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs addresses, with the token
-
-
-class Chat(msgspec.Struct):
-    id: int
-    type: str = "private"
-
-
-class User(msgspec.Struct):
-    id: int
-    is_bot: bool = False
-
-
-class File(msgspec.Struct):
-    file_id: str
-    file_size: int = 0
-    mime_type: str = "image/jpeg"
-
-
-class Entity(msgspec.Struct):
-    type: str
-    offset: int
-    length: int
-
-
-class Message(msgspec.Struct, rename={"by": "from"}):
-    message_id: int
-    chat: Chat
-    date: int = 0
-    by: User | None = None
-    text: str = ""
-    caption: str = ""
-    entities: list[Entity] = []
-    caption_entities: list[Entity] = []
-    photo: list[File] = []
-    document: File | None = None
-    message_thread_id: int | None = None
-    reply_to_message: "Message | None" = None
-    via_bot: Any = None
-
-    @property
-    def words(self) -> str:
-        return self.text or self.caption
-
-    @property
-    def command(self) -> tuple[str, str]:
-        """What begins the message as a command, and the bot that it names; or nothing."""
-        first = next(iter(self.entities or self.caption_entities), None)
-        if first is None or first.type != "bot_command" or first.offset:
-            return "", ""
-        name, _, bot = self.words[1 : first.length].partition("@")
-        return name.lower(), bot.lower()
-
-    @property
-    def picture(self) -> File | None:
-        """The picture in it, or in what it replies to."""
-        small = [photo for photo in self.photo if photo.file_size <= chat.MOST_PICTURE]
-        if small:
-            return small[-1]
-        if self.document is not None and self.document.mime_type.startswith("image/"):
-            return self.document
-        return self.reply_to_message.picture if self.reply_to_message else None
-
-
-class Query(msgspec.Struct, rename={"by": "from"}):
-    id: str
-    by: User
-    data: str = ""
-    message: Message | None = None
-
-
-class Update(msgspec.Struct):
-    message: Message | None = None
-    callback_query: Query | None = None
 
 
 def prove(call: Call, door: Door) -> None:
