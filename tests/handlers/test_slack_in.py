@@ -36,6 +36,7 @@ from tests.handlers.talking import (
     talking,
 )
 from tests.journey.parts import eventually
+from tests.receiving import eventually as eventually_there
 from tests.receiving import hangs
 
 FORM: Final = {"content-type": "application/x-www-form-urlencoded"}
@@ -301,6 +302,25 @@ async def test_it_is_answered_while_the_provider_hangs(
         answer = await call(station, "/in/slack", body, headers)
         assert answer.json()["text"] == "On it."
         assert station.one("SELECT count(*) FROM predictions") == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.both_engines
+async def test_who_waits_is_told_how_many_are_before_them(
+    start: Start, network: Any, slack: str
+) -> None:
+    network.always("fal.submit", hangs)
+    env = {**RECIPES, "FAL_MAX_IN_FLIGHT": "1"}
+    async with start(slack, others=nowhere(), **env) as station:
+        told = []
+        for number in range(4):
+            body = COMMAND.replace(b"U01", b"U1").replace(b"1.2.3", b"1.2.%d" % number)
+            headers = FORM | signed(SECRET, int(station.clock()), body)
+            told.append((await call(station, "/in/slack", body, headers)).json()["text"])
+            if not number:
+                await eventually_there(lambda: network.count("fal.submit"))
+        expected = ["On it.", "On it.", *(f"On it: number {n} in the queue." for n in (2, 3))]
+        assert told == expected
 
 
 @pytest.mark.anyio
