@@ -27,6 +27,7 @@ from receiver.cli import demo
 from receiver.cli.emulating import emulated
 from receiver.cli.emulating import environment as among_emulated
 from receiver.cli.init import next_commands
+from receiver.emulator import chat_settings_for
 from receiver.settings import Secret, Settings, all_settings
 from tests.cli.running import SECRET, environment, receiver
 from tests.demo import PICTURE, words
@@ -197,6 +198,8 @@ def folder(tmp_path: Path) -> Path:
     for block in PYTHON:
         if block.file:
             (tmp_path / block.file).write_text(block.text)
+    recipes = next(b.text for b in BLOCKS if (b.page, b.language) == ("recipes.md", "toml"))
+    (tmp_path / "recipes.toml").write_text(recipes)
     assert receiver("init", cwd=tmp_path).returncode == 0
     (tmp_path / ".env").unlink()
     return tmp_path
@@ -249,6 +252,7 @@ def environment_of(providers: str, port: int) -> dict[str, str]:
     env = environment(
         {
             **among_emulated(providers, f"http://127.0.0.1:{port}"),
+            **chat_settings_for(providers),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "RECEIVER_SECRET_KEY": SECRET,
             "RECEIVER_API_KEYS": KEY,

@@ -40,6 +40,7 @@ from receiver.cli.client import Client
 from receiver.cli.emulating import emulated, environment, served
 from receiver.cli.init import next_commands
 from receiver.cli.output import program
+from receiver.emulator import chat_settings_for
 from receiver.http.listening import listening, url_of
 from receiver.model.text import spelled
 from receiver.observability import logging as logs
@@ -66,6 +67,19 @@ SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
     ("eachlabs", "nano-banana", {"prompt": "an owl [lose_callback]"}, "callback lost, so asked"),
     ("fal", "fal-ai/nano-banana", {"prompt": "a ship in a bottle [fail]"}, "the model fails"),
 )
+_CHAT: Final = "/imagine a lighthouse on the moon"
+"""What somebody types in Slack, emulated too."""
+_RECIPES: Final = """\
+[imagine]
+about = "A picture from words"
+provider = "fal"
+model = "fal-ai/nano-banana"
+input = { prompt = "{prompt}" }
+options = { prompt = { required = true, rest = true } }
+
+[[allow]]
+place = "slack:*"
+"""
 _PATIENCE: Final = 45.0
 PROJECT: Final = "my-receiver"
 _FEED: Final = 12
@@ -94,14 +108,16 @@ def run(folder: str | None, seconds: float, console: Console | None = None) -> i
 class _Stage:
     """What the screen shows: rows by prediction id, the feed, and what was forwarded."""
 
-    def __init__(self, client: Client, url: str, feed: _Feed, sink: _Sink) -> None:
+    def __init__(self, client: Client, url: str, emulator: str, feed: _Feed, sink: _Sink) -> None:
         self.client = client
         self.url = url
+        self._chat = f"{emulator}/_emulator/chat/slack"
         self.feed = feed
         self.sink = sink
         self.notes: dict[str, str] = {}
         self.refused_forgery = False
         self.duplicates = 0
+        self.in_chat = 0
         self.predictions: list[Any] = []
         self.deliveries: dict[str, list[Any]] = {}
 
@@ -109,6 +125,17 @@ class _Stage:
         for provider, model, given, note in SEEDS:
             body = {"provider": provider, "model": model, "input": given}
             self.notes[self.client.post("/v1/predictions", body)["id"]] = note
+
+    def chat(self) -> None:
+        """Say in Slack what is wanted."""
+        said = {"text": _CHAT, "person": "U1", "place": "C1"}
+        httpx.post(f"{self._chat}/say", json=said, trust_env=False)
+
+    def count_in_chat(self) -> None:
+        """Count the pictures that are shown in Slack."""
+        answer = httpx.get(self._chat, trust_env=False)
+        shown = msgspec.json.decode(answer.content)["messages"]
+        self.in_chat = sum(len(message["files"]) for message in shown)
 
     def forge(self) -> None:
         """Send a callback as a stranger would, who guesses the token and has no key."""
@@ -133,7 +160,7 @@ class _Stage:
         for row in rows:
             self.deliveries.setdefault(row["prediction_id"], []).append(row)
         ended = [p for p in self.predictions if p["completed_at"] is not None]
-        return len(ended) == len(SEEDS) and all(row["ended_at"] for row in rows)
+        return len(ended) == len(SEEDS) + 1 and all(row["ended_at"] for row in rows)
 
     def draw(self) -> Group:
         table = Table(expand=True, box=None, header_style="dim")
@@ -145,7 +172,7 @@ class _Stage:
         return Group(table, feed)
 
     def _row(self, prediction: Mapping[str, Any]) -> list[Text]:
-        note = self.notes.get(prediction["id"], "")
+        note = "ordered in Slack" if prediction["order"] else self.notes.get(prediction["id"], "")
         prompt = Text(str(prediction["input"]["prompt"]).partition(" [")[0])
         if note:
             prompt.append(f"  ({note})", style="dim")
@@ -182,6 +209,7 @@ def _after(prediction: Mapping[str, Any]) -> str:
 
 def _play(stage: _Stage, screen: Live) -> bool:
     stage.submit()
+    stage.chat()
     stage.forge()
     ends = time.monotonic() + _PATIENCE
     while time.monotonic() < ends:
@@ -189,6 +217,7 @@ def _play(stage: _Stage, screen: Live) -> bool:
         screen.update(stage.draw())
         if done:
             stage.count_duplicates()
+            stage.count_in_chat()
             return True
         threading.Event().wait(0.1)
     return False
@@ -213,6 +242,10 @@ def _say_goodbye(console: Console, home: Path, stage: _Stage, *, done: bool) -> 
     console.print(
         f"  {stage.duplicates} duplicates recorded, which changed nothing; a forged callback was "
         + ("refused" if stage.refused_forgery else "[red]not refused[/]")
+    )
+    console.print(
+        f"  in Slack, emulated too, {_CHAT!r} was answered at once, and then by "
+        + ("its picture" if stage.in_chat == 1 else f"[red]{stage.in_chat} pictures[/]")
     )
     if not _can_save():
         console.print("To save pictures too: pip install 'prediction-receiver\\[storage]'")
@@ -284,12 +317,14 @@ def _stage(home: Path, seconds: float) -> Iterator[_Stage]:
     feed = _Feed()
     logs.configure("json", "info", feed)  # type: ignore[arg-type] # all that logging needs of a stream
     with ExitStack() as stack:
-        emulator = stack.enter_context(emulated(seconds))
-        sinks = stack.enter_context(listening("127.0.0.1", 0))
-        sink_url = stack.enter_context(served(sink.app, sinks))
         sockets = stack.enter_context(listening("127.0.0.1", 0))
         url = url_of(sockets[0])
+        emulator = stack.enter_context(emulated(seconds, url))
+        sinks = stack.enter_context(listening("127.0.0.1", 0))
+        sink_url = stack.enter_context(served(sink.app, sinks))
+        (home / "recipes.toml").write_text(_RECIPES)
         os.environ |= {
+            **chat_settings_for(emulator),
             "SAVE_URL": str(home / "pictures"),
             "FORWARD_URL": f"{sink_url}/events",
             "FORWARD_SECRET": signing,
@@ -301,10 +336,11 @@ def _stage(home: Path, seconds: float) -> Iterator[_Stage]:
                 "RECEIVER_API_KEYS": (key := secrets.token_hex(16)),
                 "RECEIVER_DATABASE_URL": f"sqlite:///{home / 'receiver.db'}",
                 "RECEIVER_POLL_AFTER": "4",
+                "RECEIVER_RECIPES": str(home / "recipes.toml"),
             }
         )
-        handlers = ["save", "forward"] if _can_save() else ["forward"]
+        handlers = [*["save"] * _can_save(), "forward", "slack-in"]
         stack.enter_context(served(create_app(settings, handlers), sockets))
         client = Client({"RECEIVER_URL": url, "RECEIVER_API_KEY": key})
         stack.callback(client.close)
-        yield _Stage(client, url, feed, sink)
+        yield _Stage(client, url, emulator, feed, sink)

@@ -56,7 +56,8 @@ def environment(providers: str, receiver: str) -> dict[str, str]:
 def chats_of(emulator: str, env: Mapping[str, str]) -> dict[str, str]:
     """Return the settings of those chat platforms for which the environment has no account."""
     given = {name.partition("_")[0] for name in env if name.endswith(("_TOKEN", "_WEBHOOK"))}
-    found = chat_settings_for(emulator).items()
+    # Nobody sets a webhook there, so updates are asked for.
+    found = {**chat_settings_for(emulator), "TELEGRAM_POLL": "1"}.items()
     return {name: value for name, value in found if name.partition("_")[0] not in given}
 
 

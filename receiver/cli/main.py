@@ -446,6 +446,58 @@ def chat_terminal(
         Terminal(emulator.rstrip("/"), platform, person, place).run(linger)
 
 
+@chat.command("slack")
+def chat_slack(
+    name: Annotated[str, typer.Option(help="The name of the app, and of its bot.")] = "imagine",
+    dev: Dev = False,
+) -> None:
+    """Print the manifest of an app in Slack: a command for each recipe, at RECEIVER_PUBLIC_URL."""
+    from receiver.cli import chats
+
+    with _failing():
+        typer.echo(chats.show_manifest(_chat_settings(dev=dev), name))
+
+
+@chat.command("discord")
+def chat_discord(
+    guild: Annotated[
+        str, typer.Option(help="One server's id: its commands change at once; else those of all.")
+    ] = "",
+    dev: Dev = False,
+) -> None:
+    """Register each recipe as a command in Discord, in place of all that were there."""
+    from receiver.cli import chats
+
+    with _failing():
+        typer.echo(chats.register_in_discord(_chat_settings(dev=dev), os.environ, guild))
+
+
+@chat.command("telegram")
+def chat_telegram(
+    poll: Annotated[
+        bool, typer.Option("--poll", help="Remove the webhook, for TELEGRAM_POLL=1.")
+    ] = False,
+    dev: Dev = False,
+) -> None:
+    """Set Telegram's webhook and menu of commands."""
+    from receiver.cli import chats
+
+    with _failing():
+        typer.echo(chats.set_telegram_up(_chat_settings(dev=dev), os.environ, poll=poll))
+
+
+def _chat_settings(*, dev: bool) -> Settings:
+    """Read the settings; there must be recipes."""
+    from receiver.model.errors import ReceiverError
+    from receiver.settings import Settings, development
+
+    _read_env_file(dev=dev)
+    settings = development.with_secrets(Settings.read(_environment(None, dev=dev)))
+    if not settings.recipes.recipes:
+        raise ReceiverError("there are no recipes: RECEIVER_RECIPES names their file")
+    return settings
+
+
 # --- what looks at a running receiver ---
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, Self, TypeAlias, TypeVar, overload
@@ -129,7 +129,7 @@ Proof: TypeAlias = Callable[..., Awaitable[None] | None]
 """Takes the call, or the call and a Door; returns nothing, or raises Unproved."""
 Answer: TypeAlias = Callable[[Call, Any], Coroutine[Any, Any, Reply]]
 """The second is a Door, which `http` makes."""
-Generate: TypeAlias = Callable[[Any], AsyncIterator[Call | None]]
+Generate: TypeAlias = Callable[[Any], AsyncGenerator[Call | None, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)

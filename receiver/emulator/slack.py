@@ -64,6 +64,8 @@ class Promise:
     name: str
     length: int
     file: File | None = None
+    shares: dict[str, str] = field(default_factory=dict)
+    """The messages that it is in, by their channels."""
 
 
 @dataclass(frozen=True)
@@ -301,6 +303,8 @@ class Slack:
             message = Message(self.ts(), place, BOT, thread=thread, files=files, by="files")
             say(message, said, text)
             self.board.post(message)
+            for file in files:
+                self.promises[file.id].shares[place] = message.id
         return {"files": [{"id": file.id, "title": file.name} for file in files]}
 
     def _uploaded(self, named: Any) -> File:
@@ -310,7 +314,9 @@ class Slack:
         return promise.file
 
     def _file(self, given: Given, _origin: str) -> dict[str, Any]:
-        return {"file": described(self._uploaded({"id": given.text("file")}))}
+        file = self._uploaded({"id": given.text("file")})
+        shares = {place: [{"ts": ts}] for place, ts in self.promises[file.id].shares.items()}
+        return {"file": described(file) | ({"shares": {"public": shares}} if shares else {})}
 
     async def _download(self, request: Request) -> Response:
         promise = self.promises.get(request.path_params["id"])

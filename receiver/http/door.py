@@ -16,6 +16,7 @@ from receiver.http.routes.predictions import Submission, check
 from receiver.model.errors import Problem
 from receiver.model.tasks import TaskSet
 from receiver.model.values import Mode, Prediction
+from receiver.store.predictions import Annotation
 
 if TYPE_CHECKING:  # a plugin's file imports this one for its annotations alone
     from receiver.deliveries.facade import Deliveries
@@ -75,10 +76,12 @@ class Door:
         metadata: Mapping[str, Any] | None = None,
         private: Mapping[str, Any] | None = None,
         reply_to: str | None = None,
+        at: float | None = None,
     ) -> Prediction:
         """Use a recipe; the order is stored when this returns, and sent soon after.
 
         A key is for good: the same one gives the same prediction, whatever is ordered by then.
+        `at` is when it was asked for, in unix seconds, where that was earlier than now.
         Raises Problem with words for the person who orders.
         """
         prediction = await self._parts.predictions.orders.order(
@@ -91,6 +94,35 @@ class Door:
             metadata=metadata,
             private=self._sealed(private),
             reply_to=reply_to,
+            at=at,
+        )
+        self._about(prediction=prediction.id)
+        return prediction
+
+    async def press(
+        self,
+        prediction_id: str,
+        label: str | None,
+        *,
+        key: str,
+        person: str,
+        place: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        private: Mapping[str, Any] | None = None,
+    ) -> Prediction:
+        """Order what a button of a prediction's recipe names; without a label, the same again.
+
+        It is an order of whoever presses, under their own key and limits. Raises Problem.
+        """
+        prediction = await self._parts.predictions.orders.press(
+            prediction_id,
+            label,
+            key=self._key(key),
+            person=person,
+            place=place,
+            via=self._via,
+            metadata=metadata,
+            private=self._sealed(private),
         )
         self._about(prediction=prediction.id)
         return prediction
@@ -148,6 +180,15 @@ class Door:
             return None
         return await self._parts.store.predictions.get(prediction_id)
 
+    async def ahead_of(self, prediction: Prediction) -> int:
+        """Count what is to be submitted to its provider before a prediction, up to 1,000."""
+        return await self._parts.store.predictions.ahead_of(prediction.provider, prediction.id)
+
+    async def annotate(self, prediction_id: str, **metadata: Any) -> None:
+        """Add JSON values to a prediction's metadata, in place of what has their names."""
+        found = Annotation(prediction_id=prediction_id, metadata=metadata)
+        await self._parts.store.deliveries.annotate(found)
+
     async def cancel(self, prediction_id: str) -> Prediction:
         """Cancel a prediction at its provider, and wait for what comes of that; raise Problem."""
         if not _ID.fullmatch(prediction_id):
@@ -163,7 +204,7 @@ class Door:
         return self._parts.predictions.seals.open(text, salt, max_age)
 
     def secrets(self, purpose: str) -> list[str]:
-        """Return secrets, 64 hex digits each, for a platform that sends back what it was told.
+        """Return secrets, 43 letters of base64url each, for a platform that sends back what it was told.
 
         They are derived from the secret keys, newest first: tell it the first, and take any.
         """

@@ -63,12 +63,12 @@ class Seals:
         return _Signer(self._keys, f"receiver/plugin/{salt}", self._clock)
 
     def secrets(self, purpose: str) -> list[str]:
-        """Return a secret for a purpose, 64 hex digits, of each of our keys, newest first.
+        """Return a secret for a purpose, 43 letters of base64url, of each key, newest first.
 
         It is for platforms that send back what they were told; none of them learns our own.
         """
-        salt = f"receiver/plugin-secret/{purpose}".encode()
-        return [digest(key.encode(), salt, "sha256").hex() for key in self._keys]
+        made = [digest(key.encode(), purpose.encode(), "sha256") for key in self._keys]
+        return [base64.urlsafe_b64encode(one).rstrip(b"=").decode() for one in made]
 
     def seal(self, value: Mapping[str, Any]) -> bytes:
         """Encrypt what only handlers see; raise ValueError where it is too large, or no JSON."""

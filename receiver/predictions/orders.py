@@ -17,7 +17,7 @@ import structlog
 from receiver.model.answers import OfferedRecipe
 from receiver.model.errors import Problem, StoreUnavailable
 from receiver.model.ids import new_id
-from receiver.model.recipes import Recipe, RecipeBook
+from receiver.model.recipes import Button, Recipe, RecipeBook
 from receiver.model.values import Order, Prediction
 from receiver.observability.runtime import Runtime
 from receiver.predictions.commands import Command, parse
@@ -89,7 +89,7 @@ class Orders:
     async def press(
         self,
         prediction_id: str,
-        label: str,
+        label: str | None,
         *,
         key: str,
         person: str | None = None,
@@ -99,13 +99,17 @@ class Orders:
         private: bytes | None = None,
         reply_to: str | None = None,
     ) -> Prediction:
-        """Order what a button of a prediction's recipe names, for whoever presses it."""
+        """Order what a button of a prediction's recipe names, for whoever presses it.
+
+        Without a label it is the same again.
+        """
         ordered = await self._store.orders.ordered(prediction_id)
         if ordered is None:
             raise Problem(404, "not-found", "no such order")
-        button = find(self.book, ordered.recipe).buttons.get(label)
+        recipe = find(self.book, ordered.recipe)
+        button = Button(recipe=recipe.name) if label is None else recipe.buttons.get(label)
         if button is None:
-            raise Problem(404, "unknown-recipe", f"{ordered.recipe} has no button {label[:40]!r}")
+            raise Problem(404, "unknown-recipe", f"{recipe.name} has no button {label!r:.40}")
         wanted = find(self.book, button.recipe).options
         options = {name: value for name, value in ordered.options.items() if name in wanted}
         if button.result is not None:

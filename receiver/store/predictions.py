@@ -431,6 +431,11 @@ class PredictionStore:
         rows = await self._store.read(sql.select_prediction, id=prediction_id)
         return prediction_of(rows[0]) if rows else None
 
+    async def ahead_of(self, provider: str, prediction_id: str) -> int:
+        """Count what is queued at a provider before a prediction, up to 1,000."""
+        rows = await self._store.read(sql.count_ahead, provider=provider, id=prediction_id)
+        return int(rows[0]["number"])
+
     async def page(self, wanted: PredictionFilter) -> Page[Prediction]:
         """List predictions, newest first.
 

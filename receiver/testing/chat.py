@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +15,7 @@ from receiver.emulator.board import BOT, Board, Button, File, Message
 from receiver.emulator.calling import Exchange
 from receiver.emulator.inprocess import EmulatedChats
 from receiver.emulator.telegram_set_up import Webhook
+from receiver.model.sealing import Seals
 
 CHATS: Final = "https://chats.test"
 SETTINGS: Final = chat_settings_for(CHATS)
@@ -88,8 +86,7 @@ def emulated_chats(receiver: str, secret_key: str, now: Callable[[], float]) -> 
 
 def telegram_secret(secret_key: str) -> str:
     """Return the secret of Telegram's webhook, which follows from the receiver's secret key."""
-    digest = hmac.new(secret_key.encode(), b"telegram-webhook", hashlib.sha256).digest()
-    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    return Seals([secret_key]).secrets("telegram-webhook")[0]
 
 
 def button_of(message: Message, label: str) -> Button:

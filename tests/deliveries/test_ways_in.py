@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ def test_functions_are_registered_by_themselves() -> None:
         return Reply.empty()
 
     @source("mine")
-    async def polls(_: Any) -> AsyncIterator[None]:
+    async def polls(_: Any) -> AsyncGenerator[None, None]:
         yield
 
     made += [mine, polls, on("failed", name="mine")(lambda _: None)]

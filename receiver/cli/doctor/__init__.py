@@ -19,6 +19,8 @@ from typing import Final, TypeAlias
 import httpx
 import msgspec
 
+from receiver.cli.doctor.chats import CHECKS as CHATS
+from receiver.cli.doctor.chats import check_chat
 from receiver.cli.doctor.database import (
     Look,
     check_backlog,
@@ -84,6 +86,7 @@ async def examine(
                 (f"provider {name}", partial(check_provider, provider, settings, asker))
                 for name, provider in make_providers(settings.providers).items()
             ),
+            *((name, partial(check_chat, name, env, settings, asker)) for name in CHATS),
             ("handlers", of.handlers),
         ]
         found = await asyncio.gather(*(_bounded(name, check) for name, check in checks))

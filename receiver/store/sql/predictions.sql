@@ -186,6 +186,13 @@ FROM {rows:id text, status text, provider_id text, output text, error_code text,
            error_message text, channel text, at float}
 WHERE predictions.id = r.id AND predictions.status NOT IN ({terminal})
 
+-- name: count_ahead
+-- Count what is queued at a provider before a prediction; no count goes beyond 1,000.
+SELECT count(*) AS number
+FROM (SELECT 1 FROM predictions p
+      WHERE p.status = 'queued' AND p.provider = :provider AND p.due_at IS NOT NULL AND p.id < :id
+      LIMIT 1000) n
+
 -- name: list_predictions
 -- List predictions, newest first.
 -- The ids come first: where rows must be sorted, it is without their large columns.

@@ -1,0 +1,250 @@
+"""What the three ways in from chats share: how orders are read, buttons signed, failures told."""
+
+import asyncio
+import base64
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from receiver import Dead, Door, Event, Fetched, Prediction, Problem, Retry, Skip, Unproved
+
+FAILURES = {
+    "content_policy": "The model's rules do not allow that. Other words may do.",
+    "timeout": "The model took too long and gave up. It may go better now.",
+    "expired": "This did not come in time and was given up.",
+    "unconfirmed": "Nobody knows whether the model ever began with this; it was given up.",
+    "rejected": "The model did not take this: {message}",
+    "provider_error": "The model failed. It may go better now.",
+    "canceled": "Canceled.",
+}
+"""What people are told, by the code of an error."""
+AGAIN, CANCEL, DELETE, NAMED = "a", "c", "d", "b"
+"""What a button does; the last one is of the recipe, and its label's digest follows."""
+MOST_PICTURE = 5_000_000  # bytes: it goes along within the order
+PICTURES = {
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"\xff\xd8\xff": "jpeg",
+    b"GIF8": "gif",
+    b"RIFF": "webp",
+}
+
+
+class Who(msgspec.Struct, frozen=True):
+    """Who asks, and where."""
+
+    person: str
+    place: str
+    is_admin: bool = False
+
+
+class Press(msgspec.Struct, frozen=True):
+    """What a signed button is for."""
+
+    action: str
+    prediction_id: str
+
+
+# --- orders ---
+
+
+def read(door: Door, text: str, name: str = "") -> Any:
+    """Read what somebody typed, after the command `name` where there was one; raise Problem.
+
+    Words that name no recipe go to the only one that takes words, if there is just one.
+    """
+    recipes = {recipe.name: recipe for recipe in door.recipes()}
+    if text.strip().lower() == "help":
+        return door.command(f"help {name}" if name in recipes else "help")
+    if name in recipes:
+        return door.command(f"{name} {text}")
+    first = (text.split() or ["help"])[0].lower().removeprefix("/")
+    takers = [one.name for one in recipes.values() if takes_words(one)]
+    is_named = first in recipes or first == "help"
+    return door.command(text if is_named or len(takers) != 1 else f"{takers[0]} {text}")
+
+
+def takes_words(recipe: Any) -> bool:
+    return any(option.get("x-rest") for option in recipe.options["properties"].values())
+
+
+def picture_option(door: Door, recipe: str, options: dict[str, Any]) -> str:
+    """Return the first option that takes a picture and has none yet; empty where there is none."""
+    offered = {one.name: one for one in door.recipes()}
+    properties = offered[recipe].options["properties"] if recipe in offered else {}
+    free = [n for n, o in properties.items() if o.get("format") == "uri" and n not in options]
+    return next(iter(free), "")
+
+
+def labels(door: Door, recipe: str) -> list[str]:
+    """Return what the buttons of a recipe say."""
+    return [label for one in door.recipes() if one.name == recipe for label in one.buttons]
+
+
+def refusal(problem: Problem) -> str:
+    """Say a refusal to whoever asked."""
+    words = problem.detail
+    return f"{words[:1].upper()}{words[1:]}" + ("" if words.endswith((".", "?")) else ".")
+
+
+async def begun(door: Door, prediction: Prediction) -> str:
+    """Say that an order was taken, and how many are before it."""
+    if prediction.status in FINAL:
+        return "That was done before."
+    ahead = await door.ahead_of(prediction) if prediction.status == "queued" else 0
+    return f"On it: number {ahead + 1} in the queue." if ahead else "On it."
+
+
+FINAL = {"succeeded", "failed", "canceled"}
+
+
+def failure(event: Event) -> str:
+    """Say kindly why there is no picture."""
+    error = event.prediction.error
+    if error is None:
+        return FAILURES["canceled" if event.type == "prediction.canceled" else "provider_error"]
+    return FAILURES[error.code].format(message=error.message[:300])
+
+
+def asked_by(event: Event, via: str) -> str:
+    """Return who ordered what has ended, as the platform names them; Skip what came otherwise."""
+    order = event.prediction.order
+    if order is None or order.via != via:
+        raise Skip(f"it was not ordered by {via}, or was erased since")
+    return (order.person or "").rpartition(":")[2].rpartition("/")[2]
+
+
+# --- buttons ---
+
+
+def button(sign: Callable[[str, str], str], action: str, prediction_id: str) -> str:
+    """Return the value of a button: 64 bytes at most, as Telegram has it."""
+    return sign(f"{action}{prediction_id.removeprefix('pred_')}", "button")
+
+
+def under(
+    sign: Callable[[str, str], str], prediction_id: str, named: list[str], *more: str
+) -> dict[str, str]:
+    """Return the buttons under a result, by their labels; `more` are DELETE and its like."""
+    found = {} if "Again" in named else {"Again": AGAIN}
+    found |= {label: NAMED + digest(label) for label in named}
+    found |= {LABELS[action]: action for action in more}
+    return {label: button(sign, action, prediction_id) for label, action in found.items()}
+
+
+LABELS = {CANCEL: "Cancel", DELETE: "Delete", AGAIN: "Again"}
+
+
+def digest(label: str) -> str:
+    return sha256(label.encode()).hexdigest()[:4]
+
+
+def pressed(door: Door, value: str) -> Press:
+    """Read a button's value; raise Problem for one that is not ours."""
+    try:
+        found = door.open(value, "button")
+    except Unproved:
+        raise Problem(403, "not-allowed", "this button is not from here") from None
+    return Press(found[:-32], f"pred_{found[-32:]}")
+
+
+async def do(
+    door: Door, press: Press, who: Who, key: str, more: Callable[[str], dict[str, Any]]
+) -> Prediction | None:
+    """Do what a button is for; give the prediction that was ordered, if one was.
+
+    `more` gives what an order of a recipe brings along. CANCEL and DELETE are only looked at here:
+    who presses may do it. Raises Problem.
+    """
+    prediction = await door.prediction(press.prediction_id)
+    if prediction is None:
+        raise Problem(404, "not-found", "this is not known any more")
+    if press.action in {CANCEL, DELETE}:
+        is_theirs = prediction.order is not None and prediction.order.person == who.person
+        if not is_theirs and not (who.is_admin and press.action == CANCEL):
+            raise Problem(403, "not-allowed", "only who asked for this may do that")
+        return None
+    recipe = prediction.order.recipe if prediction.order else ""
+    label = None
+    if press.action != AGAIN:
+        offered = {one.name: one.buttons for one in door.recipes()}.get(recipe, {})
+        label = next((each for each in offered if NAMED + digest(each) == press.action), None)
+        if label is None:
+            raise Problem(404, "unknown-recipe", "this button is not offered any more")
+        recipe = offered[label].recipe
+    return await door.press(
+        prediction.id, label, key=key, person=who.person, place=who.place, **more(recipe)
+    )
+
+
+async def cancel(door: Door, prediction_id: str, tell: Callable[[str], Awaitable[object]]) -> None:
+    """Cancel at the provider; that it is canceled is told as any other end."""
+    try:
+        await door.cancel(prediction_id)
+    except Problem as problem:
+        await tell(refusal(problem))
+
+
+# --- pictures ---
+
+
+async def picture(door: Door, url: str, headers: dict[str, str] | None = None) -> str:
+    """Fetch a picture that somebody attached, guarded; give it as a provider takes it.
+
+    Raises Problem with words for that person.
+    """
+    content = bytearray()
+    try:
+        async with door.guarded.stream("GET", url, headers=headers) as answer:
+            if not answer.is_success:
+                raise unfetched(f"HTTP {answer.status_code}")
+            async for chunk in answer.aiter_bytes():
+                content += chunk
+                if len(content) > MOST_PICTURE:
+                    most = f"{MOST_PICTURE // 1_000_000} MB"
+                    raise Problem(422, "bad-option", f"a picture may have {most} at most")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise unfetched(type(error).__name__) from None
+    kind = next((kind for head, kind in PICTURES.items() if content.startswith(head)), "")
+    if not kind:
+        raise Problem(422, "bad-option", "what is attached is no PNG, JPEG, WebP or GIF")
+    if os.environ.get("SAVE_PUBLIC_URL", "").strip():
+        try:
+            return await kept(bytes(content), kind)
+        except Exception as error:  # noqa: BLE001 - whatever the store says, it can go along
+            door.log.warning("chat.picture_unkept", reason=str(error))
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+async def kept(content: bytes, kind: str) -> str:
+    """Keep a picture where `save` keeps results, under its digest; return its public address."""
+    from .save import BASE, put  # noqa: PLC0415 - it needs more than is installed by default
+
+    sha = sha256(content).hexdigest()
+    with tempfile.TemporaryDirectory(prefix="receiver-") as folder:
+        path = Path(folder, "picture")
+        await asyncio.to_thread(path.write_bytes, content)
+        file = Fetched(path=path, size=len(content), sha256=sha, content_type=f"image/{kind}")
+        name = await put(f"asked/{sha}.{file.extension}", file)
+    return f"{BASE}/{quote(name)}"
+
+
+def unfetched(why: str) -> Problem:
+    return Problem(422, "bad-option", f"the picture that is attached cannot be had ({why})")
+
+
+# --- the rest ---
+
+
+async def lossy(door: Door, work: Awaitable[object]) -> None:
+    """Say what may be lost; that it was is logged."""
+    try:
+        await work
+    except (Dead, Retry, httpx.HTTPError) as error:
+        door.log.warning("chat.unsaid", reason=str(error))

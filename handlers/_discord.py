@@ -1,0 +1,204 @@
+"""Discord's messages, as `discord` and `discord-in` post results in them."""
+
+import re
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import httpx
+import msgspec
+
+from receiver import Context, Dead, Event, Fetched, Output, Retry, Template, cut, expect
+
+SECONDS = Template("{seconds}")
+ID = r"\d{5,20}"
+MOST_FILES = 10
+MOST_IN_ALL = 24_000_000  # of a request's 25 MB
+LONGEST = 4096
+LONGEST_CONTENT = 2000
+LONGEST_TITLE = 256
+LONGEST_LABEL = 80
+IN_ROW, MOST_ROWS = 5, 5
+PATIENCE = 120.0
+COLOURS = {"succeeded": 0x2E9E5B, "failed": 0xC93C37, "canceled": 0x8A8F98}
+SHOWN = {"image/png", "image/jpeg", "image/gif", "image/webp"}
+JSON = "application/json"
+AGENT = {"user-agent": "DiscordBot (prediction-receiver, 1)"}
+
+
+class Limited(msgspec.Struct):
+    """What Discord answers to those who ask too often."""
+
+    retry_after: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+
+class Results(msgspec.Struct):
+    """Some outputs as they are to be posted: files by their names, links to the others."""
+
+    first: int
+    files: dict[str, Fetched]
+    links: list[str]
+    lost: list[str]
+    """Why there are links."""
+
+    def message(self, event: Event, template: Template) -> dict[str, Any]:
+        shown = [n for n, f in self.files.items() if f.content_type in SHOWN]
+        return {
+            "content": joined(self.links),
+            "embeds": embeds(event, self.first, shown, template),
+            "attachments": [{"id": n, "filename": name} for n, name in enumerate(self.files)],
+            "allowed_mentions": {"parse": []},
+        }
+
+
+async def fetched(
+    event: Event, ctx: Context, first: int, outputs: list[Output], most_bytes: int
+) -> Results:
+    """Return files by their names, links to those that do not come along, and why they do not."""
+    found = Results(first, {}, [], [])
+    room = MOST_IN_ALL
+    for number, output in enumerate(outputs, first):
+        try:
+            file = await ctx.fetch(output, max_bytes=min(room, most_bytes))
+            if not file.size:
+                raise Dead("it is empty")  # noqa: TRY301 - it is linked, as what is too large
+        except Dead as error:
+            found.links.append(link(output))
+            found.lost.append(f"output {number}: {error}")
+        else:
+            found.files[f"{event.prediction.id}-{number}.{file.extension}"] = file
+            room -= file.size
+    return found
+
+
+async def send(
+    http: httpx.AsyncClient,
+    method: str,
+    url: str,
+    message: dict[str, Any],
+    files: dict[str, Fetched],
+    headers: dict[str, str],
+    params: dict[str, str] | None = None,
+) -> httpx.Response:
+    """Send a message with its files; the answer is not judged."""
+    parts: dict[str, Any] = {"payload_json": (None, msgspec.json.encode(message), JSON)}
+    with ExitStack() as stack:
+        for n, (name, file) in enumerate(files.items()):
+            parts[f"files[{n}]"] = (name, stack.enter_context(file.path.open("rb")))
+        return await http.request(
+            method, url, params=params, files=parts, headers=headers, timeout=PATIENCE
+        )
+
+
+def judge(answer: httpx.Response, secret: str) -> httpx.Response:
+    """Return what Discord took; raise Dead or Retry, which never quote the secret."""
+    if not answer.is_success and secret in answer.text:  # a proxy's page that quotes the address
+        raise Retry(f"HTTP {answer.status_code} from something before Discord")
+    try:
+        limited = msgspec.json.decode(answer.content, type=Limited)
+    except msgspec.MsgspecError:
+        limited = Limited()
+    return expect(answer, after=limited.retry_after)
+
+
+def embeds(
+    event: Event, first: int, pictures: list[str], template: Template
+) -> list[dict[str, Any]]:
+    """Show the pictures, and say the rest above the first of all."""
+    shown = [{"image": {"url": f"attachment://{name}"}} for name in pictures]
+    return shown if first else [about(event, template) | dict(*shown[:1]), *shown[1:]]
+
+
+def about(event: Event, template: Template) -> dict[str, Any]:
+    fields = {"provider": event.prediction.provider, "seconds": SECONDS.fill(event)}
+    text = event.prediction.warning(escape) + template.fill(event, escape).strip()
+    return {
+        "title": shortened(escape(event.prediction.model), LONGEST_TITLE),
+        "description": shortened(text, LONGEST),
+        "color": COLOURS[event.prediction.status],
+        "fields": [{"name": n, "value": v, "inline": True} for n, v in fields.items() if v],
+    }
+
+
+def rows(buttons: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the components of some buttons, by their labels."""
+    found = [
+        {"type": 2, "style": 2, "label": cut(label, LONGEST_LABEL), "custom_id": value}
+        for label, value in list(buttons.items())[: IN_ROW * MOST_ROWS]
+    ]
+    cuts = range(0, len(found), IN_ROW)
+    return [{"type": 1, "components": found[first : first + IN_ROW]} for first in cuts]
+
+
+def link(output: Output) -> str:
+    """Link a result where it is kept, or else where it was made."""
+    return output.link(LONGEST_CONTENT - 1) or "(a result that has no address)"
+
+
+def joined(links: list[str]) -> str:
+    """Join as many as a message takes."""
+    text = ""
+    for one in links:
+        text += f"{one}\n" if len(text) + len(one) < LONGEST_CONTENT else ""
+    return text
+
+
+def escape(text: str) -> str:
+    return re.sub(r"([\\*_~`|<>\[\]()@#:])", r"\\\1", text)
+
+
+def shortened(text: str, longest: int) -> str:
+    return cut(text, longest, partial=r"\\+")
+
+
+# --- what Discord says ---
+
+Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,20}\Z")]
+
+
+class User(msgspec.Struct):
+    id: Id
+
+
+class Member(msgspec.Struct):
+    user: User
+    permissions: str = "0"
+
+
+class Option(msgspec.Struct):
+    name: str
+    type: int
+    value: Any = None
+
+
+class Attachment(msgspec.Struct):
+    url: str
+
+
+class Resolved(msgspec.Struct):
+    attachments: dict[str, Attachment] = {}
+
+
+class Data(msgspec.Struct):
+    name: str = ""
+    options: list[Option] = []
+    resolved: Resolved = msgspec.field(default_factory=Resolved)
+    custom_id: str = ""
+
+
+class Message(msgspec.Struct):
+    id: Id
+
+
+class Interaction(msgspec.Struct):
+    """A PING, a command or a pressed button."""
+
+    type: int
+    id: Id = "0"
+    token: str = ""
+    data: Data = msgspec.field(default_factory=Data)
+    guild_id: Id | None = None
+    channel_id: Id | None = None
+    member: Member | None = None
+    user: User | None = None
+    message: Message | None = None
+    attachment_size_limit: int | None = None

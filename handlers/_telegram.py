@@ -1,0 +1,303 @@
+"""Telegram's Bot API, as `telegram` and `telegram-in` send results by it."""
+
+import re
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import httpx
+import msgspec
+
+from receiver import Context, Dead, Event, Fetched, Output, Retry, Secret, cut, expect
+
+from ._chat import MOST_PICTURE
+
+CHATS, ID = r"-?\d{1,20}|@\w{4,64}", r"[1-9]\d{0,17}"
+KINDS = {
+    "image/jpeg": "photo",
+    "image/png": "photo",
+    "image/webp": "photo",
+    "image/gif": "animation",
+    "video/mp4": "video",
+    "audio/mpeg": "audio",
+    "audio/mp4": "audio",
+}
+"""What Telegram shows or plays; all else is a document."""
+GROUPED = {"photo", "video"}
+MOST_IN_GROUP = 10
+MOST_PHOTO_BYTES = 10_000_000
+MOST_PIXELS = 10_000  # width and height together
+MOST_RATIO = 20
+LONGEST_MESSAGE, LONGEST_CAPTION, LONGEST_LINK = 4096, 1024, 4000
+UNFIT = re.compile("PHOTO_|IMAGE_PROCESS_FAILED|group send failed")
+"""What Telegram says of pictures that it takes as documents only."""
+PATIENCE = 180.0
+
+
+class Parameters(msgspec.Struct, frozen=True):
+    retry_after: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    migrate_to_chat_id: int | None = None
+
+
+class Said(msgspec.Struct):
+    """What Telegram answers."""
+
+    description: str = ""
+    result: Any = None
+    parameters: Parameters = Parameters()
+
+
+class Part(msgspec.Struct):
+    """A file as it is to be sent."""
+
+    kind: str
+    name: str
+    file: Fetched
+    is_flagged: bool = False
+    """It is shown only to those who ask to see it."""
+
+
+class Telegram:
+    """The API, as it is reached."""
+
+    def __init__(self, token: Secret, url: str, most_bytes: int) -> None:
+        self.token = token
+        self.url = url
+        self.most_bytes = most_bytes
+        """The largest result to send."""
+
+    async def parts(
+        self, event: Event, ctx: Context, *, flagged: bool = False
+    ) -> tuple[list[Part], list[str]]:
+        """Return files, and links to what does not come along; what that is, and why, is noted."""
+        parts, links, lost = [], [], []
+        for number, output in enumerate(event.prediction.output or []):
+            if output.url:
+                try:
+                    parts.append(await self.fetched(event, ctx, number, output, flagged))
+                except Dead as error:
+                    links.append(link(output))
+                    lost.append(f"output {number}: {error}")
+        ctx.note("\n".join(lost))
+        return parts, links
+
+    async def fetched(
+        self, event: Event, ctx: Context, number: int, output: Output, flagged: bool
+    ) -> Part:
+        file = await ctx.fetch(output, max_bytes=self.most_bytes)
+        if not file.size:
+            raise Dead("it is empty")
+        kind = KINDS.get(file.content_type, "document")
+        if kind == "photo" and (file.size > MOST_PHOTO_BYTES or is_misshapen(output)):
+            kind = "document"
+        return Part(kind, f"{event.prediction.id}-{number}.{file.extension}", file, flagged)
+
+    def messages(self, parts: list[Part], has_text: bool) -> dict[str, list[Part]]:
+        """Group what may go together, by names that stay the same when an output is lost later.
+
+        `has_text`: there is a text of its own before them.
+        """
+        album = [part for part in parts if part.kind in GROUPED]
+        found = {f"album/{n}": group for n, group in enumerate(self.groups(album))}
+        found |= {part.name: [part] for part in parts if part.kind not in GROUPED}
+        return {"text": [], **found} if has_text or not found else found
+
+    def groups(self, album: list[Part]) -> list[list[Part]]:
+        """Cut an album into what Telegram takes at once."""
+        found: list[list[Part]] = []
+        room = 0
+        for part in album:
+            if not found or len(found[-1]) == MOST_IN_GROUP or part.file.size > room:
+                found.append([])
+                room = self.most_bytes
+            found[-1].append(part)
+            room -= part.file.size
+        return found
+
+    async def insist(
+        self, http: httpx.AsyncClient, form: dict[str, str], parts: list[Part], text: str
+    ) -> None:
+        """Send to where the chat has moved, and as documents what is not taken as it is."""
+        answer, said = await self.send(http, form, parts, text)
+        if said.parameters.migrate_to_chat_id is not None:
+            form = form | {"chat_id": str(said.parameters.migrate_to_chat_id)}
+            answer, said = await self.send(http, form, parts, text)
+        if UNFIT.search(said.description):
+            parts = [Part("document", part.name, part.file) for part in parts]
+            answer, said = await self.send(http, form, parts, text)
+        expect(answer, after=said.parameters.retry_after)
+
+    async def send(
+        self, http: httpx.AsyncClient, form: dict[str, str], parts: list[Part], text: str
+    ) -> tuple[httpx.Response, Said]:
+        method, more = request(parts, text)
+        with ExitStack() as stack:
+            files = {}
+            for n, part in enumerate(parts):
+                field = f"file{n}" if "media" in more else part.kind
+                files[field] = (part.name, stack.enter_context(part.file.path.open("rb")))
+            return await self.ask(http, method, form | more, files)
+
+    async def call(self, http: httpx.AsyncClient, method: str, **form: Any) -> Any:
+        """Call a method, and return its result; raise Dead or Retry."""
+        given = {k: v if isinstance(v, str) else written(v) for k, v in form.items()}
+        answer, said = await self.ask(http, method, given, {})
+        expect(answer, after=said.parameters.retry_after)
+        return said.result
+
+    async def ask(
+        self, http: httpx.AsyncClient, method: str, form: dict[str, str], files: dict[str, Any]
+    ) -> tuple[httpx.Response, Said]:
+        url = f"{self.url}/bot{self.token.reveal()}/{method}"
+        answer = await http.post(url, data=form, files=files, timeout=PATIENCE)
+        secret = self.token.reveal().partition(":")[2]
+        # A proxy's page may quote the address.
+        if not answer.is_success and secret in answer.text:
+            raise Retry(f"HTTP {answer.status_code} from something before Telegram")
+        try:
+            return answer, msgspec.json.decode(answer.content, type=Said)
+        except msgspec.MsgspecError:
+            return answer, Said()
+
+
+def address(event: Event, chat: str) -> dict[str, str]:
+    """Say where to, unless to the chat that is given, and what is answered."""
+    form = {"chat_id": event.prediction.named("telegram_chat", CHATS) or chat}
+    if thread := event.prediction.named("telegram_thread", ID):
+        form["message_thread_id"] = thread
+    if message := event.prediction.named("telegram_message", ID):
+        form["reply_parameters"] = answering(int(message))
+    return form
+
+
+def answering(message: int) -> str:
+    return written({"message_id": message, "allow_sending_without_reply": True})
+
+
+def keyboard(buttons: dict[str, str]) -> dict[str, str]:
+    """Return what puts buttons, by their labels, under a message."""
+    row = [{"text": label, "callback_data": value} for label, value in buttons.items()]
+    return {"reply_markup": written({"inline_keyboard": [row]})} if row else {}
+
+
+def is_misshapen(output: Output) -> bool:
+    short, long = sorted((output.width or 0, output.height or 0))
+    return short > 0 and (short + long > MOST_PIXELS or long > MOST_RATIO * short)
+
+
+def request(parts: list[Part], text: str) -> tuple[str, dict[str, str]]:
+    """Choose the method, and what it takes beside address and files."""
+    if not parts:
+        return "sendMessage", {"text": text, "link_preview_options": '{"is_disabled":true}'}
+    caption = {"caption": cut(text, LONGEST_CAPTION, utf16=True)} if text else {}
+    if len(parts) == 1:
+        hidden = {"has_spoiler": "true"} if parts[0].is_flagged and is_shown(parts[0]) else {}
+        return f"send{parts[0].kind.capitalize()}", caption | hidden
+    media: list[dict[str, Any]] = [
+        {"type": part.kind, "media": f"attach://file{n}"}
+        | ({"has_spoiler": True} if part.is_flagged and is_shown(part) else {})
+        for n, part in enumerate(parts)
+    ]
+    media[0] |= caption
+    return "sendMediaGroup", {"media": written(media)}
+
+
+def is_shown(part: Part) -> bool:
+    return part.kind in {*GROUPED, "animation"}
+
+
+def told(text: str, links: list[str], least: int = 0) -> str:
+    """Join a text and links; the text gives way to these, but for so many characters."""
+    tail = ""
+    for one in links:
+        tail += f"\n{one}" if len(tail) + len(one) < LONGEST_MESSAGE - least else ""
+    return cut(text, LONGEST_MESSAGE - len(tail), utf16=True) + tail
+
+
+def clean(text: str) -> str:
+    """Keep a name from being a mention, by a joiner that nobody sees."""
+    return text.replace("@", "@\N{WORD JOINER}")
+
+
+def link(output: Output) -> str:
+    """Link a result where it is kept, or else where it was made."""
+    return output.link(LONGEST_LINK) or "(a result that has no address)"
+
+
+def written(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+# --- what Telegram says ---
+
+
+class Chat(msgspec.Struct):
+    id: int
+    type: str = "private"
+
+
+class User(msgspec.Struct):
+    id: int
+    is_bot: bool = False
+
+
+class File(msgspec.Struct):
+    file_id: str
+    file_size: int = 0
+    mime_type: str = "image/jpeg"
+
+
+class Entity(msgspec.Struct):
+    type: str
+    offset: int
+    length: int
+
+
+class Message(msgspec.Struct, rename={"by": "from"}):
+    message_id: int
+    chat: Chat
+    date: int = 0
+    by: User | None = None
+    text: str = ""
+    caption: str = ""
+    entities: list[Entity] = []
+    caption_entities: list[Entity] = []
+    photo: list[File] = []
+    document: File | None = None
+    message_thread_id: int | None = None
+    reply_to_message: "Message | None" = None
+    via_bot: Any = None
+
+    @property
+    def words(self) -> str:
+        return self.text or self.caption
+
+    @property
+    def command(self) -> tuple[str, str]:
+        """What begins the message as a command, and the bot that it names; or nothing."""
+        first = next(iter(self.entities or self.caption_entities), None)
+        if first is None or first.type != "bot_command" or first.offset:
+            return "", ""
+        name, _, bot = self.words[1 : first.length].partition("@")
+        return name.lower(), bot.lower()
+
+    @property
+    def picture(self) -> File | None:
+        """The picture in it, or in what it replies to."""
+        small = [photo for photo in self.photo if photo.file_size <= MOST_PICTURE]
+        if small:
+            return small[-1]
+        if self.document is not None and self.document.mime_type.startswith("image/"):
+            return self.document
+        return self.reply_to_message.picture if self.reply_to_message else None
+
+
+class Query(msgspec.Struct, rename={"by": "from"}):
+    id: str
+    by: User
+    data: str = ""
+    message: Message | None = None
+
+
+class Update(msgspec.Struct):
+    message: Message | None = None
+    callback_query: Query | None = None

@@ -1,0 +1,363 @@
+"""Take orders in Discord: slash commands and buttons, as HTTP interactions; answer them there.
+
+Use: `DISCORD_PUBLIC_KEY=… DISCORD_APPLICATION=… DISCORD_TOKEN=… receiver serve save discord-in`,
+with recipes. `receiver chat discord` registers them as commands; the application's Interactions
+Endpoint URL is `/in/discord`.
+
+An order is stored before Discord is answered. Its pictures replace the first answer, by the
+interaction's token, which lives for 15 minutes and sometimes for none; else as the bot, in the
+same message or a new one; at last in a direct message. What fails is told to the asker alone. An
+edit can be made twice, and Discord knows a bot's repeats for some minutes, so nothing comes twice.
+"""
+
+import asyncio
+import logging
+import re
+from functools import partial
+from hashlib import sha256
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from receiver import (
+    Call,
+    Context,
+    Dead,
+    Door,
+    Event,
+    Output,
+    Prediction,
+    Problem,
+    Reply,
+    Template,
+    Unproved,
+    on,
+    read_settings,
+    route,
+)
+
+from . import _chat as chat
+from ._discord import (
+    AGENT,
+    ID,
+    MOST_FILES,
+    Data,
+    Interaction,
+    Message,
+    Option,
+    Results,
+    fetched,
+    judge,
+    rows,
+    send,
+    shortened,
+)
+
+EPOCH = 1_420_070_400_000  # milliseconds: ids of Discord count from then
+LIVES = 900  # seconds: after them nothing answers an interaction
+LOOKS = (0.5, 2, 5)  # seconds before each look for the first answer, which is a message by then
+ALONE = 64  # the flag of what only the asker sees
+PING, COMMAND, BUTTON = 1, 2, 3
+MESSAGE, UNCHANGED = 4, 6
+PICTURE = 11
+MAY_CANCEL = 0x8 | 0x20 | 0x2000  # administrators, and who manages the server or its messages
+CDN = {"cdn.discordapp.com", "media.discordapp.net"}
+WORDS = Template("{prompt:.1000}\n{text:.1500}")
+LONGEST = 2000
+
+
+def key(text: str) -> Ed25519PublicKey:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text, re.ASCII):
+        raise ValueError("must be the application's public key, 64 hex digits")
+    return Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
+
+
+with read_settings() as read:
+    PUBLIC_KEY = read.parsed("DISCORD_PUBLIC_KEY", "the application's public key", key)
+    APPLICATION = read.matching("DISCORD_APPLICATION", "the application's id, digits", ID)
+    TOKEN = read.secret(
+        "DISCORD_TOKEN",
+        "a bot's token; it may view channels, send messages, embed links and attach files",
+        r"[\w.-]+",
+    )
+    MOST_BYTES = read.size(
+        "DISCORD_MAX_BYTES", "the largest result to post; larger ones are linked", default="10MiB"
+    )
+    URL = read.url(
+        "DISCORD_URL", "where the API is", default="https://discord.com/api/v10", secure=True
+    )
+
+BOT = AGENT | {"authorization": f"Bot {TOKEN.reveal()}"}
+logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs interactions' tokens
+
+
+def prove(call: Call) -> None:
+    stamp, given = call.header("x-signature-timestamp"), call.header("x-signature-ed25519")
+    if not re.fullmatch(r"[0-9a-fA-F]{128}", given) or not re.fullmatch(r"[!-~]{1,40}", stamp):
+        raise Unproved("bad_signature")
+    try:
+        PUBLIC_KEY.verify(bytes.fromhex(given), stamp.encode() + call.body)
+    except InvalidSignature:
+        raise Unproved("bad_signature") from None
+
+
+@route("discord", proof=prove)
+async def discord(call: Call, door: Door) -> Reply:
+    given = call.json(Interaction)
+    if given.type == PING:
+        return Reply.json({"type": PING})
+    if call.at - ((int(given.id) >> 22) + EPOCH) / 1000 > LIVES:
+        raise Unproved("stale")
+    try:
+        if given.type == COMMAND:
+            return await commanded(given, door)
+        if given.type == BUTTON:
+            return await pressed(given, door)
+    except Problem as problem:
+        if problem.type == "invalid-body":
+            raise
+        return alone(chat.refusal(problem))
+    return alone("This is not known here.")
+
+
+def alone(text: str) -> Reply:
+    """Answer the asker alone."""
+    return Reply.json({"type": MESSAGE, "data": said(text) | {"flags": ALONE}})
+
+
+def said(text: str, buttons: dict[str, str] | None = None) -> dict[str, Any]:
+    message = {"content": shortened(text, LONGEST), "allowed_mentions": {"parse": []}}
+    return message | ({"components": rows(buttons)} if buttons else {})
+
+
+def who_of(given: Interaction) -> chat.Who:
+    user = given.member.user if given.member else given.user
+    if user is None or given.channel_id is None:
+        raise Problem(400, "invalid-body", "the body names nobody, or no channel")
+    rights = given.member.permissions if given.member else "0"
+    is_admin = rights.isdecimal() and len(rights) < 30 and bool(int(rights) & MAY_CANCEL)  # noqa: PLR2004 - digits
+    place = f"discord:{given.guild_id or 'dm'}/{given.channel_id}"
+    return chat.Who(f"discord:{user.id}", place, is_admin)
+
+
+def brings(given: Interaction, door: Door, recipe: str) -> dict[str, Any]:
+    """Return what an order brings along for its answer."""
+    private = {
+        "token": given.token,
+        "labels": chat.labels(door, recipe),
+        "most_bytes": given.attachment_size_limit,
+    }
+    metadata = {"answered_by": "discord-in", "discord_channel": given.channel_id}
+    return {"metadata": metadata, "private": private}
+
+
+async def commanded(given: Interaction, door: Door) -> Reply:
+    who, data = who_of(given), given.data
+    if data.name == "help":
+        return alone(door.command("help").help)
+    options = {
+        option.name: attached(data, option) if option.type == PICTURE else option.value
+        for option in data.options
+    }
+    prediction = await door.order(
+        data.name,
+        options,
+        key=given.id,
+        person=who.person,
+        place=who.place,
+        **brings(given, door, data.name),
+    )
+    return await promised(given, door, prediction)
+
+
+def attached(data: Data, option: Option) -> str:
+    """Return the address of an attachment: anybody can fetch it, for a day."""
+    file = data.resolved.attachments.get(str(option.value))
+    parts = urlsplit(file.url if file else "")
+    ours = urlsplit(URL)
+    is_theirs = parts.scheme == "https" and parts.hostname in CDN
+    if file is None or not (is_theirs or parts.netloc == ours.netloc):
+        raise Problem(422, "bad-option", f"{option.name} is no attachment")
+    return file.url
+
+
+async def pressed(given: Interaction, door: Door) -> Reply:
+    press = chat.pressed(door, given.data.custom_id)
+    prediction = await chat.do(door, press, who_of(given), given.id, partial(brings, given, door))
+    if prediction is not None:
+        return await promised(given, door, prediction)
+    if press.action == chat.CANCEL:
+        say = partial(follow_up, door.http, given.token)
+        door.later(chat.lossy(door, chat.cancel(door, press.prediction_id, say)))
+    elif given.message is not None:
+        gone = f"{URL}/channels/{given.channel_id}/messages/{given.message.id}"
+        door.later(chat.lossy(door, door.http.delete(gone, headers=BOT)))
+    return Reply.json({"type": UNCHANGED})
+
+
+async def promised(given: Interaction, door: Door, prediction: Prediction) -> Reply:
+    """Answer with the message that the pictures will replace."""
+    if prediction.status in chat.FINAL:
+        return alone(await chat.begun(door, prediction))
+    door.later(chat.lossy(door, find_message(given, door, prediction.id)))
+    cancel = {"Cancel": chat.button(door.sign, chat.CANCEL, prediction.id)}
+    words = await chat.begun(door, prediction)
+    return Reply.json({"type": MESSAGE, "data": said(words, cancel)})
+
+
+async def find_message(given: Interaction, door: Door, prediction_id: str) -> None:
+    """Remember which message the answer is, for when its token is dead."""
+    for seconds in LOOKS:
+        await asyncio.sleep(seconds)
+        answer = await door.http.get(original(given.token), headers=AGENT)
+        if answer.is_success:
+            message = msgspec.json.decode(answer.content, type=Message)
+            await door.annotate(prediction_id, discord_reply=message.id)
+            return
+
+
+def hook(token: str) -> str:
+    return f"{URL}/webhooks/{APPLICATION}/{token}"
+
+
+def original(token: str) -> str:
+    return f"{hook(token)}/messages/@original"
+
+
+async def follow_up(http: httpx.AsyncClient, token: str, text: str) -> None:
+    """Tell the asker alone, as long as the token lives."""
+    answer = await http.post(hook(token), json=said(text) | {"flags": ALONE}, headers=AGENT)
+    judge(answer, token)
+
+
+# --- answers ---
+
+
+class Place(msgspec.Struct):
+    """Where an answer goes, by which ways."""
+
+    user: str
+    channel: str
+    reply: str
+    """The first answer; empty where nobody found out."""
+    token: str
+    """Empty once it is emptied."""
+
+
+@on("*", name="discord-in", metadata={"answered_by": "discord-in"}, timeout=600, after="save")
+async def answer(event: Event, ctx: Context) -> None:
+    user = chat.asked_by(event, "in/discord")
+    channel = event.prediction.named("discord_channel", r"\d{1,20}")
+    reply = event.prediction.named("discord_reply", r"\d{1,20}")
+    place = Place(user, channel, reply, ctx.private.get("token", ""))
+    if event.type != "prediction.succeeded":
+        await ctx.once("tell", partial(tell, event, ctx, place))
+        await ctx.once("clean", partial(clean, ctx, place))
+        return
+    outputs = [output for output in event.prediction.output or [] if output.url]
+    lost = []
+    for first in range(0, len(outputs) or 1, MOST_FILES):
+        some = outputs[first : first + MOST_FILES]
+        lost += await ctx.once(f"post/{first}", partial(post, event, ctx, place, first, some))
+    ctx.note("\n".join(lost))
+
+
+async def post(
+    event: Event, ctx: Context, place: Place, first: int, outputs: list[Output]
+) -> list[str]:
+    """Show some outputs; say which of them could only be linked, and why."""
+    most_bytes = min(MOST_BYTES, ctx.private.get("most_bytes") or MOST_BYTES)
+    found = await fetched(event, ctx, first, outputs, most_bytes)
+    if event.prediction.flagged:
+        found.files = {f"SPOILER_{name}": file for name, file in found.files.items()}
+    message = found.message(event, WORDS)
+    if event.prediction.flagged:
+        message["embeds"] = [
+            {k: v for k, v in e.items() if k != "image"} for e in message["embeds"]
+        ]
+        message["embeds"] = [embed for embed in message["embeds"] if embed]
+    if not first:
+        labels = ctx.private.get("labels", [])
+        buttons = chat.under(ctx.sign, event.prediction.id, labels, chat.DELETE)
+        message["components"] = rows(buttons)
+        if await edited(ctx, place, message, found):
+            return found.lost
+    await posted(ctx, place, message, found)
+    return found.lost
+
+
+async def edited(ctx: Context, place: Place, message: dict[str, Any], found: Results) -> bool:
+    """Put a result in the place of the first answer: by the token, or as the bot; or say no."""
+    channel = f"{URL}/channels/{place.channel}/messages/{place.reply}"
+    ways = [(original(place.token), AGENT)] * bool(place.token) + [(channel, BOT)] * bool(
+        place.reply
+    )
+    for url, headers in ways:
+        said = await send(ctx.http, "PATCH", url, message, found.files, headers)
+        try:
+            judge(said, place.token or TOKEN.reveal())
+        except Dead as refused:  # no token is asked again that was refused once
+            ctx.log.info("discord.elsewhere", reason=str(refused))
+        else:
+            return True
+    return False
+
+
+async def posted(ctx: Context, place: Place, message: dict[str, Any], found: Results) -> None:
+    """Post a new message: where it was asked for, or else directly."""
+    nonce = sha256(f"{ctx.idempotency_key}/{found.first}".encode()).hexdigest()[:25]
+    mention = f"<@{place.user}>\n" if not found.first else ""
+    message = message | {
+        "content": shortened(mention + message["content"], LONGEST),
+        "allowed_mentions": {"users": [place.user]},
+        "nonce": nonce,
+        "enforce_nonce": True,
+    }
+    url = f"{URL}/channels/{place.channel}/messages"
+    said = await send(ctx.http, "POST", url, message, found.files, BOT)
+    try:
+        judge(said, TOKEN.reveal())
+    except Dead as refused:
+        ctx.log.info("discord.elsewhere", reason=str(refused))
+        url = await direct(ctx.http, place.user)
+        said = await send(ctx.http, "POST", url, message, found.files, BOT)
+        judge(said, TOKEN.reveal())
+
+
+async def direct(http: httpx.AsyncClient, user: str) -> str:
+    """Return where direct messages to somebody are posted."""
+    asked = await http.post(f"{URL}/users/@me/channels", json={"recipient_id": user}, headers=BOT)
+    channel = msgspec.json.decode(judge(asked, TOKEN.reveal()).content, type=Message)
+    return f"{URL}/channels/{channel.id}/messages"
+
+
+async def tell(event: Event, ctx: Context, place: Place) -> None:
+    """Tell the asker alone why there is no picture: by the token, or directly."""
+    again = chat.under(ctx.sign, event.prediction.id, [])
+    message = said(chat.failure(event), again)
+    if place.token:
+        answer = await ctx.http.post(
+            hook(place.token), json=message | {"flags": ALONE}, headers=AGENT
+        )
+        try:
+            judge(answer, place.token)
+        except Dead as refused:
+            ctx.log.info("discord.elsewhere", reason=str(refused))
+        else:
+            return
+    nonce = sha256(ctx.idempotency_key.encode()).hexdigest()[:25]
+    message |= {"nonce": nonce, "enforce_nonce": True}
+    url = await direct(ctx.http, place.user)
+    judge(await ctx.http.post(url, json=message, headers=BOT), TOKEN.reveal())
+
+
+async def clean(ctx: Context, place: Place) -> None:
+    """Remove the promise that was not kept, if that can be done."""
+    answer = await ctx.http.delete(original(place.token), headers=AGENT) if place.token else None
+    if place.reply and (answer is None or not answer.is_success):
+        url = f"{URL}/channels/{place.channel}/messages/{place.reply}"
+        await ctx.http.delete(url, headers=BOT)

@@ -1,0 +1,369 @@
+"""Take orders in Slack: slash commands, mentions, direct messages and buttons; answer them there.
+
+Use: `SLACK_SIGNING_SECRET=… SLACK_TOKEN=xoxb-… receiver serve save slack-in`, with recipes.
+`receiver chat slack` prints the manifest of an app that calls `/in/slack`.
+
+An order is stored before Slack is answered. Its pictures are uploaded where it was asked for; if
+the bot is not in there, they are linked by the command's response_url, which lives for 30 minutes,
+or at last sent to the asker directly. What fails is told to the asker alone. A message that was
+posted just before a crash is found again by its files; one without files may come twice.
+"""
+
+import hashlib
+import hmac
+import logging
+import re
+from functools import partial
+from typing import Any
+
+import httpx
+import msgspec
+
+from receiver import (
+    Call,
+    Context,
+    Dead,
+    Door,
+    Event,
+    Prediction,
+    Problem,
+    Reply,
+    Secret,
+    Template,
+    Unproved,
+    on,
+    read_settings,
+    route,
+)
+
+from . import _chat as chat
+from ._slack import (
+    Envelope,
+    Payload,
+    Slack,
+    Slash,
+    Spoken,
+    actions,
+    blocks_of,
+    escape,
+    is_for_us,
+    link,
+    section,
+    shortened,
+    unescape,
+    without_mention,
+)
+
+TOLERANCE = 300  # seconds, either way
+THREADS = r"\d+\.\d{6}"
+
+
+def secrets(text: str) -> list[Secret]:
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found or not all(re.fullmatch(r"[!-~]{16,200}", one, re.ASCII) for one in found):
+        raise ValueError("must be the app's signing secret, or several by comma, newest first")
+    return [Secret(one) for one in found]
+
+
+def people(text: str) -> set[str]:
+    found = {part.strip() for part in text.split(",") if part.strip()}
+    if not all(re.fullmatch(r"[UW][A-Z0-9]+", one) for one in found):
+        raise ValueError("must be ids of people like U0123456789, by comma")
+    return found
+
+
+with read_settings() as read:
+    SECRETS = read.parsed("SLACK_SIGNING_SECRET", "the app's signing secret", secrets)
+    ADMINS = read.parsed("SLACK_ADMINS", "who may cancel what others ordered", people, default="")
+    TOKEN = read.secret(
+        "SLACK_TOKEN",
+        "a bot's token (xoxb-…) with the scopes chat:write, files:write, files:read and im:write",
+        r"xox[\w.-]+",
+    )
+    MOST_BYTES = read.size(
+        "SLACK_MAX_BYTES", "the largest result to post; larger ones are linked", default="100MB"
+    )
+    URL = read.url(
+        "SLACK_URL", "where Slack's API is", default="https://slack.com/api", secure=True
+    )
+
+SLACK = Slack(TOKEN, URL, MOST_BYTES)
+
+WORDS = Template("<@{person}> {prompt:.1000}\n{text:.1200}", more=("person",))
+HOOKS = ("https://hooks.slack.com/", "https://hooks.slack-gov.com/", SLACK.safe[1])
+FILES = ("https://files.slack.com/", SLACK.safe[1])
+logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs each response_url, a secret
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """Who asks, where, and how they are answered."""
+
+    team: str
+    channel: str
+    user: str
+    thread: str = ""
+    response_url: str = ""
+    is_pressed: bool = False
+    """Then the original of its response_url is the message of the button, which is to stay."""
+
+    @property
+    def who(self) -> chat.Who:
+        person, place = f"slack:{self.team}/{self.user}", f"slack:{self.team}/{self.channel}"
+        return chat.Who(person, place, self.user in ADMINS)
+
+    def brings(self, door: Door, recipe: str) -> dict[str, Any]:
+        """Return what an order brings along for its answer."""
+        metadata = {"answered_by": "slack-in", "slack_channel": self.channel}
+        if self.thread:
+            metadata["slack_thread"] = self.thread
+        private: dict[str, Any] = {"labels": chat.labels(door, recipe)}
+        if self.response_url.startswith(HOOKS):
+            private |= {"response_url": self.response_url, "is_pressed": self.is_pressed}
+        return {"metadata": metadata, "private": private}
+
+    async def told(
+        self, http: httpx.AsyncClient, text: str, buttons: dict[str, str], *, replace: bool = False
+    ) -> None:
+        """Tell the asker alone: by the response_url, in the place, or at last directly."""
+        message = alone(text, buttons) | {"replace_original": replace}
+        if self.response_url.startswith(HOOKS):
+            answer = await http.post(self.response_url, json=message)
+            if answer.is_success:
+                return
+        form = {"text": text, "blocks": msgspec.json.encode(message["blocks"]).decode()}
+        thread = {"thread_ts": self.thread} if self.thread else {}
+        try:
+            await SLACK.call(
+                http, "chat.postEphemeral", channel=self.channel, user=self.user, **form, **thread
+            )
+        except Dead:
+            await SLACK.call(http, "chat.postMessage", channel=await self.direct(http), **form)
+
+    async def direct(self, http: httpx.AsyncClient) -> str:
+        """Return the conversation between the asker and the bot."""
+        said = await SLACK.call(http, "conversations.open", users=self.user)
+        return str(said.channel["id"])
+
+
+def alone(text: str, buttons: dict[str, str]) -> dict[str, Any]:
+    blocks = [section(shortened(escape(text))), *actions(buttons)]
+    return {"response_type": "ephemeral", "text": text, "blocks": blocks}
+
+
+def prove(call: Call) -> None:
+    stamp, given = call.header("x-slack-request-timestamp"), call.header("x-slack-signature")
+    if not re.fullmatch(r"[0-9]{1,15}", stamp):
+        raise Unproved("bad_timestamp")
+    signed = b"v0:%b:%b" % (stamp.encode(), call.body)
+    proofs = [
+        "v0=" + hmac.digest(secret.reveal().encode(), signed, hashlib.sha256).hex()
+        for secret in SECRETS
+    ]
+    found = [hmac.compare_digest(proof.encode(), given.encode()) for proof in proofs]
+    if not any(found):
+        raise Unproved("bad_signature")
+    if abs(call.at - int(stamp)) > TOLERANCE:
+        raise Unproved("stale")
+
+
+@route("slack", proof=prove)
+async def slack(call: Call, door: Door) -> Reply:
+    if call.header("content-type").startswith("application/json"):
+        return await heard(call, door)
+    form = call.form()
+    if "payload" in form:
+        return await pressed(read_as(Payload, decoded(form["payload"])), door)
+    if "command" in form:
+        return await commanded(read_as(Slash, form), door)
+    return Reply.empty()  # ssl_check, and whatever else they come up with
+
+
+def decoded(text: str) -> Any:
+    return Call(body=text.encode()).json()
+
+
+def read_as(kind: Any, value: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise Problem(400, "invalid-body", f"the body does not fit: {error}") from None
+
+
+async def commanded(given: Slash, door: Door) -> Reply:
+    """Order what a slash command says; the answer is what the asker alone sees."""
+    asked = Asked(given.team_id, given.channel_id, given.user_id, "", given.response_url)
+    try:
+        name = given.command.removeprefix("/").lower()
+        command = chat.read(door, unescape(given.text), name)
+        if command.help:
+            return Reply.json(alone(command.help, {}))
+        key = f"{given.team_id}/{given.trigger_id}"
+        prediction = await order(door, asked, command, key)
+    except Problem as problem:
+        return Reply.json(alone(chat.refusal(problem), {}))
+    return Reply.json(alone(await chat.begun(door, prediction), cancel_of(door, prediction)))
+
+
+async def heard(call: Call, door: Door) -> Reply:
+    """Order what a mention or a direct message says."""
+    envelope = call.json(Envelope)
+    if envelope.type == "url_verification":
+        return Reply.json({"challenge": envelope.challenge})
+    if envelope.type == "app_rate_limited":
+        door.log.warning("slack.rate_limited")
+    if envelope.type != "event_callback" or not is_for_us(envelope.event):
+        return Reply.empty()
+    said: Spoken = read_as(Spoken, envelope.event)
+    # Only where nobody else is does an answer not need a thread.
+    thread = said.thread_ts or ("" if envelope.event["type"] == "message" else said.ts)
+    team = envelope.team_id or ""
+    asked = Asked(team, said.channel, said.user, thread)
+    text = without_mention(said.text, envelope.authorizations or [])
+    is_repeated = bool(call.header("x-slack-retry-num"))
+    try:
+        command = chat.read(door, unescape(text))
+        if command.help:
+            tell(door, asked, command.help)
+            return Reply.empty()
+        key = f"{team}/{said.channel}/{said.ts}"
+        prediction = await order(door, asked, command, key, said.files, float(said.ts or call.at))
+    except Problem as problem:
+        tell(door, asked, chat.refusal(problem))
+        return Reply.empty()
+    if not is_repeated:
+        words = await chat.begun(door, prediction)
+        tell(door, asked, words, cancel_of(door, prediction))
+    return Reply.empty()
+
+
+async def pressed(payload: Payload, door: Door) -> Reply:
+    """Do what a button is for; what is to be said is said by its response_url."""
+    if payload.type != "block_actions" or not payload.actions or payload.user is None:
+        return Reply.empty()
+    channel = payload.channel.id if payload.channel else ""
+    team = str((payload.team or {}).get("id", ""))
+    thread = payload.container.thread_ts
+    asked = Asked(team, channel, payload.user.id, thread, payload.response_url, is_pressed=True)
+    try:
+        press = chat.pressed(door, payload.actions[0].value)
+        key = f"{team}/{payload.trigger_id}"
+        prediction = await chat.do(door, press, asked.who, key, partial(asked.brings, door))
+    except Problem as problem:
+        tell(door, asked, chat.refusal(problem))
+        return Reply.empty()
+    if prediction is not None:
+        words = await chat.begun(door, prediction)
+        tell(door, asked, words, cancel_of(door, prediction))
+    elif press.action == chat.CANCEL:
+        say = partial(asked.told, door.http, buttons={})
+        door.later(chat.lossy(door, chat.cancel(door, press.prediction_id, say)))
+    else:
+        door.later(chat.lossy(door, remove(door, asked, payload.container.message_ts)))
+    return Reply.empty()
+
+
+async def remove(door: Door, asked: Asked, ts: str) -> None:
+    """Delete the message of a button, though it may be where the bot is not."""
+    try:
+        await SLACK.call(door.http, "chat.delete", channel=asked.channel, ts=ts)
+    except Dead:
+        if asked.response_url.startswith(HOOKS):
+            await door.http.post(asked.response_url, json={"delete_original": True})
+
+
+async def order(
+    door: Door,
+    asked: Asked,
+    command: Any,
+    key: str,
+    files: list[dict[str, Any]] | None = None,
+    at: float | None = None,
+) -> Prediction:
+    """Order; a picture that is attached goes to the option that takes one."""
+    options = dict(command.options)
+    urls = [str(file.get("url_private_download", "")) for file in files or []]
+    wanted = chat.picture_option(door, command.recipe, options)
+    if wanted and urls and urls[0].startswith(FILES):
+        token = {"authorization": f"Bearer {TOKEN.reveal()}"}
+        options[wanted] = await chat.picture(door, urls[0], token)
+    who = asked.who
+    return await door.order(
+        command.recipe,
+        options,
+        key=key,
+        person=who.person,
+        place=who.place,
+        at=at,
+        **asked.brings(door, command.recipe),
+    )
+
+
+def cancel_of(door: Door, prediction: Prediction) -> dict[str, str]:
+    if prediction.status in chat.FINAL:
+        return {}
+    return {chat.LABELS[chat.CANCEL]: chat.button(door.sign, chat.CANCEL, prediction.id)}
+
+
+def tell(door: Door, asked: Asked, text: str, buttons: dict[str, str] | None = None) -> None:
+    door.later(chat.lossy(door, asked.told(door.http, text, buttons or {})))
+
+
+# --- answers ---
+
+
+@on("*", name="slack-in", metadata={"answered_by": "slack-in"}, timeout=600, after="save")
+async def answer(event: Event, ctx: Context) -> None:
+    prediction, user = event.prediction, chat.asked_by(event, "in/slack")
+    team = ((prediction.order and prediction.order.place) or "").partition(":")[2].partition("/")[0]
+    channel, thread = (
+        prediction.named("slack_channel", r"\w+"),
+        prediction.named("slack_thread", THREADS),
+    )
+    url, is_pressed = ctx.private.get("response_url", ""), ctx.private.get("is_pressed", False)
+    asked = Asked(team, channel, user, thread, url, is_pressed)
+    labels = ctx.private.get("labels", [])
+    if event.type != "prediction.succeeded":
+        buttons = chat.under(ctx.sign, prediction.id, [])
+        say = partial(asked.told, ctx.http, chat.failure(event), buttons, replace=not is_pressed)
+        await ctx.once("tell", say)
+        return
+    buttons = chat.under(ctx.sign, prediction.id, labels, chat.DELETE)
+    files, links = await SLACK.files(event, ctx)
+    await ctx.once("post", partial(show, event, ctx, asked, files, links, buttons))
+
+
+async def show(
+    event: Event,
+    ctx: Context,
+    asked: Asked,
+    files: list[Any],
+    links: list[str],
+    buttons: dict[str, str],
+) -> None:
+    """Post where it was asked for; else by the response_url, which takes links; else directly."""
+    if ctx.attempt > 1 and await SLACK.has_shown(ctx.http, files):
+        return
+    said = WORDS.fill(event, escape, {"person": asked.user})
+    text = shortened(event.prediction.warning(escape) + said.strip())
+    blocks = [*blocks_of(event, text, links), *actions(buttons)]
+    try:
+        await SLACK.post(ctx.http, asked.channel, asked.thread, text, blocks, files)
+    except Dead as refused:
+        ctx.log.info("slack.elsewhere", reason=str(refused))
+        if await linked(event, ctx, asked, text, buttons):
+            return
+        place = await asked.direct(ctx.http)
+        await SLACK.post(ctx.http, place, "", text, blocks, files)
+
+
+async def linked(
+    event: Event, ctx: Context, asked: Asked, text: str, buttons: dict[str, str]
+) -> bool:
+    """Post links for all to see by the response_url; return whether Slack took that."""
+    outputs = [output for output in event.prediction.output or [] if output.url]
+    if not asked.response_url or not all(output.link(2900) for output in outputs):
+        return False
+    blocks = [*blocks_of(event, text, [link(one) for one in outputs]), *actions(buttons)]
+    message = {"response_type": "in_channel", "text": text, "blocks": blocks}
+    said = await ctx.http.post(asked.response_url, json=message | {"replace_original": False})
+    return said.is_success

@@ -1,0 +1,352 @@
+"""Take orders in Telegram: commands, replies and buttons, pushed or polled; answer them there.
+
+Use: `TELEGRAM_TOKEN=123:… receiver serve save telegram-in`, with recipes. `receiver chat telegram`
+sets the webhook `/in/telegram` and the menu of commands. Without a public address:
+`TELEGRAM_POLL=1`, after `receiver chat telegram --poll`.
+
+An order is stored before Telegram is answered. Pictures come as the reply to the message; where the
+bot may not write any more, to the asker directly. Telegram has no messages for one person in a
+group: what fails is told directly if the asker has begun a chat with the bot, else as a reply.
+Telegram cannot tell a repeat: a message whose answer was lost on its way may come twice.
+"""
+
+import hmac
+import logging
+import re
+import time
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import Any
+
+import httpx
+import msgspec
+
+from receiver import (
+    Call,
+    Context,
+    Dead,
+    Door,
+    Event,
+    Prediction,
+    Problem,
+    Reply,
+    Retry,
+    Template,
+    Unproved,
+    cut,
+    on,
+    read_settings,
+    route,
+    source,
+)
+
+from . import _chat as chat
+from ._telegram import (
+    ID,
+    Chat,
+    File,
+    Message,
+    Query,
+    Telegram,
+    Update,
+    User,
+    address,
+    answering,
+    clean,
+    keyboard,
+    told,
+)
+
+SECRET = "x-telegram-bot-api-secret-token"  # noqa: S105 - the name of a header
+UPDATES = ["message", "callback_query"]
+WAIT = 50  # seconds that a poll waits for news
+LONGEST_ALERT = 200
+WORDS = Template("{prompt:.500}\n{text:.3000}")
+
+
+def people(text: str) -> set[str]:
+    found = {part.strip() for part in text.split(",") if part.strip()}
+    if not all(re.fullmatch(r"\d{1,20}", one, re.ASCII) for one in found):
+        raise ValueError("must be ids of people, digits, by comma")
+    return found
+
+
+with read_settings() as read:
+    TOKEN = read.secret(
+        "TELEGRAM_TOKEN", "a bot's token like 123456:ABC…, from BotFather", r"\d+:[\w-]+"
+    )
+    ADMINS = read.parsed(
+        "TELEGRAM_ADMINS", "who may cancel what others ordered", people, default=""
+    )
+    POLL = read.switch("TELEGRAM_POLL", "whether to ask for updates, without a public address")
+    MOST_BYTES = read.size(
+        "TELEGRAM_MAX_BYTES", "the largest result to post; larger ones are linked", default="50MB"
+    )
+    URL = read.url(
+        "TELEGRAM_URL", "where the Bot API is", default="https://api.telegram.org", secure=True
+    )
+
+TELEGRAM = Telegram(TOKEN, URL, MOST_BYTES)
+
+BOT = TOKEN.reveal().partition(":")[0]
+logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs addresses, with the token
+
+
+def prove(call: Call, door: Door) -> None:
+    given = call.header(SECRET).encode()
+    found = [hmac.compare_digest(one.encode(), given) for one in door.secrets("telegram-webhook")]
+    if not any(found):
+        raise Unproved("bad_secret")
+
+
+@route("telegram", proof=prove, timeout=30)
+async def telegram(call: Call, door: Door) -> Reply:
+    update = call.json(Update)
+    if update.callback_query is not None:
+        return await pressed(update.callback_query, door)
+    if update.message is not None:
+        return await heard(update.message, door)
+    return Reply.empty()
+
+
+async def heard(message: Message, door: Door) -> Reply:
+    """Order what a message says; the answer is a call, whose result nobody sees."""
+    user = message.by
+    if user is None or user.is_bot or message.via_bot or not await is_for_us(message, door):
+        return Reply.empty()
+    who = who_of(user, message.chat)
+    name = message.command[0]
+    text = message.words
+    if name:
+        text = text.partition(" ")[2] if " " in text else ""
+    try:
+        known = {"start": "help", "help": "help"}.get(name, name)
+        command = chat.read(door, f"{known} {text}" if known == "help" else text, known)
+        if command.help:
+            return spoken(message, command.help)
+        options = dict(command.options)
+        wanted = chat.picture_option(door, command.recipe, options)
+        if wanted and message.picture is not None:
+            options[wanted] = await picture(door, message.picture)
+        prediction = await door.order(
+            command.recipe,
+            options,
+            key=f"{BOT}/{message.chat.id}/{message.message_id}",
+            person=who.person,
+            place=who.place,
+            at=float(message.date or time.time()),
+            **brings(message, door, command.recipe),
+        )
+    except Problem as problem:
+        return spoken(message, chat.refusal(problem))
+    await promise(message, door, prediction)
+    return called("sendChatAction", chat_id=message.chat.id, action="upload_photo")
+
+
+async def is_for_us(message: Message, door: Door) -> bool:
+    """Tell commands for us, replies to us and what is said to us alone from all else."""
+    name, bot = message.command
+    if name:
+        return not bot or bot == (await own_name(door)).lower()
+    if message.chat.type == "private":
+        return bool(message.words)
+    answered = message.reply_to_message
+    is_to_us = answered is not None and answered.by is not None and str(answered.by.id) == BOT
+    return is_to_us and bool(message.words)
+
+
+NAMES: dict[str, str] = {}
+
+
+async def own_name(door: Door) -> str:
+    """Return the bot's name, which is asked for once."""
+    if "me" not in NAMES:
+        try:
+            NAMES["me"] = (await TELEGRAM.call(door.http, "getMe"))["username"]
+        except (Dead, Retry, httpx.HTTPError) as error:
+            raise Problem(503, "unavailable", f"Telegram does not answer: {error}") from None
+    return NAMES["me"]
+
+
+def who_of(user: User, where: Chat) -> chat.Who:
+    person, place = f"telegram:{user.id}", f"telegram:{where.id}"
+    return chat.Who(person, place, str(user.id) in ADMINS)
+
+
+def brings(message: Message, door: Door, recipe: str) -> dict[str, Any]:
+    """Return what an order brings along for its answer."""
+    metadata: dict[str, Any] = {
+        "answered_by": "telegram-in",
+        "telegram_chat": str(message.chat.id),
+        "telegram_message": str(message.message_id),
+    }
+    if message.message_thread_id is not None:
+        metadata["telegram_thread"] = str(message.message_thread_id)
+    return {"metadata": metadata, "private": {"labels": chat.labels(door, recipe)}}
+
+
+async def picture(door: Door, file: File) -> str:
+    """Fetch a picture by an address that holds our token, and is for nobody else."""
+    try:
+        found = await TELEGRAM.call(door.http, "getFile", file_id=file.file_id)
+    except (Dead, Retry, httpx.HTTPError) as error:
+        raise chat.unfetched(str(error)) from None
+    path = str(found.get("file_path", ""))
+    if not re.fullmatch(r"[\w./-]+", path, re.ASCII) or ".." in path:
+        raise chat.unfetched("it has no address")
+    return await chat.picture(door, f"{URL}/file/bot{TOKEN.reveal()}/{path}")
+
+
+async def promise(message: Message, door: Door, prediction: Prediction) -> None:
+    """Say, unless it was said before, that it was taken; that is deleted in the end."""
+    if prediction.status in chat.FINAL or "telegram_promise" in prediction.metadata:
+        return
+    text = await chat.begun(door, prediction)
+    door.later(chat.lossy(door, promised(message, door, prediction.id, text)))
+
+
+async def promised(message: Message, door: Door, prediction_id: str, text: str) -> None:
+    cancel = {"Cancel": chat.button(door.sign, chat.CANCEL, prediction_id)}
+    said = await TELEGRAM.call(
+        door.http, "sendMessage", **reply_to(message), text=text, **keyboard(cancel)
+    )
+    await door.annotate(prediction_id, telegram_promise=str(said["message_id"]))
+
+
+def reply_to(message: Message) -> dict[str, Any]:
+    form = {"chat_id": message.chat.id, "reply_parameters": answering(message.message_id)}
+    thread = message.message_thread_id
+    return form if thread is None else {**form, "message_thread_id": thread}
+
+
+def called(method: str, **given: Any) -> Reply:
+    return Reply.json({"method": method, **given})
+
+
+def spoken(message: Message, text: str) -> Reply:
+    form = reply_to(message) | {"reply_parameters": {"message_id": message.message_id}}
+    return called("sendMessage", **form, text=told(text, []))
+
+
+async def pressed(query: Query, door: Door) -> Reply:
+    """Do what a button is for; the presser alone is told."""
+    if query.message is None:
+        return alert(query, "This is too old.")
+    where = query.message.chat
+    who = who_of(query.by, where)
+    try:
+        press = chat.pressed(door, query.data)
+        more = partial(brings, query.message, door)
+        prediction = await chat.do(door, press, who, f"{BOT}/{query.id}", more)
+    except Problem as problem:
+        return alert(query, chat.refusal(problem))
+    if prediction is not None:
+        await promise(query.message, door, prediction)
+        return alert(query, await chat.begun(door, prediction), loud=False)
+    if press.action == chat.CANCEL:
+        tell = partial(directly, door, query.message)
+        door.later(chat.lossy(door, chat.cancel(door, press.prediction_id, tell)))
+    else:
+        gone = {"chat_id": where.id, "message_id": query.message.message_id}
+        door.later(chat.lossy(door, TELEGRAM.call(door.http, "deleteMessage", **gone)))
+    return alert(query, "", loud=False)
+
+
+async def directly(door: Door, message: Message, text: str) -> None:
+    await TELEGRAM.call(door.http, "sendMessage", **reply_to(message), text=text)
+
+
+def alert(query: Query, text: str, *, loud: bool = True) -> Reply:
+    words = cut(text, LONGEST_ALERT, utf16=True)
+    return called("answerCallbackQuery", callback_query_id=query.id, text=words, show_alert=loud)
+
+
+# --- polling ---
+
+
+async def poll(door: Door) -> AsyncGenerator[Call, Reply]:
+    """Ask for updates; those are confirmed, by asking for the next, that were answered."""
+    offset = 0
+    while True:
+        asked = {"offset": offset, "timeout": WAIT, "allowed_updates": UPDATES}
+        for update in await TELEGRAM.call(door.http, "getUpdates", **asked):
+            body = msgspec.json.encode(update)
+            kind = {"content-type": "application/json"}
+            reply = yield Call(body=body, headers=kind, at=time.time())
+            if reply.status >= httpx.codes.INTERNAL_SERVER_ERROR:
+                return  # it is begun anew in a moment, with the same update
+            offset = int(update["update_id"]) + 1
+            await chat.lossy(door, do(door, reply))
+
+
+async def do(door: Door, reply: Reply) -> None:
+    """Make the call that an answer is."""
+    if reply.body and reply.status == httpx.codes.OK:
+        form = msgspec.json.decode(reply.body, type=dict[str, Any])
+        await TELEGRAM.call(door.http, form.pop("method"), **form)
+
+
+if POLL:
+    poll = source("telegram")(poll)
+
+
+# --- answers ---
+
+
+@on("*", name="telegram-in", metadata={"answered_by": "telegram-in"}, timeout=900, after="save")
+async def answer(event: Event, ctx: Context) -> None:
+    user = chat.asked_by(event, "in/telegram")
+    if event.type == "prediction.succeeded":
+        await show(event, ctx, user)
+    else:
+        await ctx.once("tell", partial(tell, event, ctx, user))
+    await ctx.once("clean", partial(clean_up, event, ctx))
+
+
+async def show(event: Event, ctx: Context, user: str) -> None:
+    """Send all messages, each of them once."""
+    parts, links = await TELEGRAM.parts(event, ctx, flagged=bool(event.prediction.flagged))
+    labels = ctx.private.get("labels", [])
+    buttons = chat.under(ctx.sign, event.prediction.id, labels, chat.DELETE)
+    said = event.prediction.warning(clean) + WORDS.fill(event, clean).strip()
+    text, markup = told(said or event.type, links, len(event.type)), keyboard(buttons)
+    # Albums take no buttons: these are under a text then.
+    for key, some in TELEGRAM.messages(parts, bool(links) or len(parts) > 1).items():
+        form = address(event, user) | markup
+        await ctx.once(key, partial(send, ctx, form, user, some, text))
+        text, markup = "", {}
+
+
+async def send(ctx: Context, form: dict[str, str], user: str, parts: list[Any], text: str) -> None:
+    """Send a message where it was asked for, or else directly."""
+    try:
+        await TELEGRAM.insist(ctx.http, form, parts, text)
+    except Dead as refused:
+        if form["chat_id"] == user:
+            raise
+        ctx.log.info("telegram.elsewhere", reason=str(refused))
+        only = {"chat_id": user} | {k: v for k, v in form.items() if k == "reply_markup"}
+        await TELEGRAM.insist(ctx.http, only, parts, text)
+
+
+async def tell(event: Event, ctx: Context, user: str) -> None:
+    """Tell the asker why there is no picture: alone, or if that cannot be, as a reply."""
+    text = chat.failure(event)
+    form = address(event, user) | keyboard(chat.under(ctx.sign, event.prediction.id, []))
+    ways = [form] if form["chat_id"] == user else [{"chat_id": user}, form]
+    try:
+        await TELEGRAM.insist(ctx.http, ways[0], [], text)
+    except Dead:
+        if len(ways) == 1:
+            raise
+        await TELEGRAM.insist(ctx.http, ways[1], [], text)
+
+
+async def clean_up(event: Event, ctx: Context) -> None:
+    """Remove what was promised, if that can be done."""
+    form = {
+        "chat_id": event.prediction.named("telegram_chat", r"-?\d{1,20}"),
+        "message_id": event.prediction.named("telegram_promise", ID),
+    }
+    if all(form.values()):
+        await TELEGRAM.ask(ctx.http, "deleteMessage", form, {})

@@ -1,0 +1,186 @@
+"""Sets chat platforms up: what they are to know of recipes, and where they call us."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import httpx
+
+from receiver.model.errors import ReceiverError
+from receiver.model.recipes import Option, Recipe, RecipeBook
+from receiver.model.sealing import Seals
+from receiver.settings import Settings
+from receiver.settings.tls import trusted
+
+SCOPES: Final = (
+    "app_mentions:read",
+    "chat:write",
+    "commands",
+    "files:read",
+    "files:write",
+    "im:history",
+    "im:write",
+)
+"""What the bot may do in Slack."""
+URLS: Final = {
+    "SLACK_URL": "https://slack.com/api",
+    "DISCORD_URL": "https://discord.com/api/v10",
+    "TELEGRAM_URL": "https://api.telegram.org",
+}
+UPDATES: Final = ("message", "callback_query")
+AGENT: Final = {"user-agent": "DiscordBot (prediction-receiver, 1)"}
+_TYPES: Final = {"text": 3, "integer": 4, "boolean": 5, "number": 10, "picture": 11}
+_MOST: Final = 25
+"""Options of a command in Discord, and choices of an option."""
+_ABOUT: Final = 100
+"""Characters of what is said of them."""
+_PATIENCE: Final = 30.0
+
+
+def of(env: Mapping[str, str], name: str) -> str:
+    """Return a setting of a chat's handlers; raise ReceiverError where it must be set."""
+    found = env.get(name, "").strip() or URLS.get(name, "")
+    if not found:
+        raise ReceiverError(f"{name} is not set")
+    return found.rstrip("/")
+
+
+def address(settings: Settings, platform: str) -> str:
+    """Return where a platform calls us."""
+    if not settings.public_url:
+        raise ReceiverError("RECEIVER_PUBLIC_URL is not set: chat platforms call us there")
+    return f"{settings.public_url}/in/{platform}"
+
+
+def secret(settings: Settings) -> str:
+    """Return what Telegram is to send with each update."""
+    return Seals([key.reveal() for key in settings.secret_keys]).secrets("telegram-webhook")[0]
+
+
+# --- what they are to know ---
+
+
+def slack_manifest(book: RecipeBook, url: str, name: str) -> dict[str, Any]:
+    """Return the manifest of an app in Slack: a command for each recipe."""
+    commands = [
+        {
+            "command": f"/{recipe.name}",
+            "url": url,
+            "description": _about(recipe),
+            "usage_hint": recipe.rest or "help",
+            "should_escape": False,
+        }
+        for recipe in book.recipes.values()
+    ]
+    return {
+        "display_information": {"name": name},
+        "features": {
+            "app_home": {"messages_tab_enabled": True, "messages_tab_read_only_enabled": False},
+            "bot_user": {"display_name": name, "always_online": True},
+            "slash_commands": commands,
+        },
+        "oauth_config": {"scopes": {"bot": list(SCOPES)}},
+        "settings": {
+            "event_subscriptions": {
+                "request_url": url,
+                "bot_events": ["app_mention", "message.im"],
+            },
+            "interactivity": {"is_enabled": True, "request_url": url},
+            "socket_mode_enabled": False,
+        },
+    }
+
+
+def discord_commands(book: RecipeBook) -> list[dict[str, Any]]:
+    """Return a command for each recipe, as Discord wants them."""
+    return [
+        {
+            "name": recipe.name,
+            "type": 1,
+            "description": _about(recipe),
+            "options": _options(recipe),
+        }
+        for recipe in book.recipes.values()
+    ]
+
+
+def _options(recipe: Recipe) -> list[dict[str, Any]]:
+    found = [_option(name, option) for name, option in recipe.options.items()]
+    return sorted(found, key=lambda option: not option.get("required"))[:_MOST]
+
+
+def _option(name: str, option: Option) -> dict[str, Any]:
+    about = (option.about or name)[:_ABOUT]
+    found: dict[str, Any] = {"name": name, "type": _TYPES[option.kind], "description": about}
+    if option.required:
+        found["required"] = True
+    if option.choices and option.kind != "boolean" and len(option.choices) <= _MOST:
+        found["choices"] = [{"name": str(each), "value": each} for each in option.choices]
+    bounds = {"min_value": option.least, "max_value": option.most, "max_length": option.longest}
+    return found | {word: bound for word, bound in bounds.items() if bound is not None}
+
+
+def telegram_commands(book: RecipeBook) -> list[dict[str, str]]:
+    """Return the menu of commands; a recipe whose name Telegram does not take is left out."""
+    found = [
+        {"command": recipe.name, "description": _about(recipe)}
+        for recipe in book.recipes.values()
+        if re.fullmatch(r"[a-z0-9_]{1,32}", recipe.name)
+    ]
+    return [*found, {"command": "help", "description": "what there is to order"}]
+
+
+def _about(recipe: Recipe) -> str:
+    return (recipe.about or recipe.name)[:_ABOUT]
+
+
+# --- telling them ---
+
+
+def show_manifest(settings: Settings, name: str) -> str:
+    """Return Slack's manifest as JSON, which Slack takes as it is."""
+    manifest = slack_manifest(settings.recipes, address(settings, "slack"), name)
+    return json.dumps(manifest, indent=2)
+
+
+def register_in_discord(settings: Settings, env: Mapping[str, str], guild: str) -> str:
+    """Overwrite the commands, of one server or of all; say what was done."""
+    application = of(env, "DISCORD_APPLICATION")
+    where = f"/guilds/{guild}" if guild else ""
+    _ask(
+        "PUT",
+        f"{of(env, 'DISCORD_URL')}/applications/{application}{where}/commands",
+        discord_commands(settings.recipes),
+        AGENT | {"authorization": f"Bot {of(env, 'DISCORD_TOKEN')}"},
+    )
+    names = ", ".join(f"/{name}" for name in settings.recipes.recipes) or "none"
+    return f"commands: {names}\nInteractions Endpoint URL: {address(settings, 'discord')}"
+
+
+def set_telegram_up(settings: Settings, env: Mapping[str, str], *, poll: bool) -> str:
+    """Set the webhook, or remove it, and the menu of commands; say what was done."""
+    bot = f"{of(env, 'TELEGRAM_URL')}/bot{of(env, 'TELEGRAM_TOKEN')}"
+    commands = telegram_commands(settings.recipes)
+    _ask("POST", f"{bot}/setMyCommands", {"commands": commands})
+    names = ", ".join(f"/{each['command']}" for each in commands)
+    if poll:
+        _ask("POST", f"{bot}/deleteWebhook", {})
+        return f"commands: {names}\nno webhook: serve with TELEGRAM_POLL=1"
+    url = address(settings, "telegram")
+    hook = {"url": url, "secret_token": secret(settings), "allowed_updates": list(UPDATES)}
+    _ask("POST", f"{bot}/setWebhook", hook)
+    return f"commands: {names}\nwebhook: {url}"
+
+
+def _ask(method: str, url: str, body: Any, headers: dict[str, str] | None = None) -> None:
+    try:
+        answer = httpx.request(
+            method, url, json=body, headers=headers, timeout=_PATIENCE, verify=trusted()
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ReceiverError(f"{type(error).__name__}: nothing was set up") from None
+    if not answer.is_success:
+        raise ReceiverError(f"HTTP {answer.status_code}: {answer.text[:300]}")

@@ -1,0 +1,111 @@
+"""Asks chat platforms whether they know what they should: for handlers that take orders there."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import httpx
+import msgspec
+
+from receiver.cli import chats
+from receiver.cli.doctor.findings import Findings, fail, ok, warn
+from receiver.cli.doctor.network import ASKING, Asker
+from receiver.settings import Settings
+
+_AGAIN: Final = "run `receiver chat {}` again"
+
+
+async def check_slack(env: Mapping[str, str], _settings: Settings, asker: Asker) -> Findings:
+    """Look whether the token is good, and what it may."""
+    token = {"authorization": f"Bearer {chats.of(env, 'SLACK_TOKEN')}"}
+    url = f"{chats.of(env, 'SLACK_URL')}/auth.test"
+    answer = await asker.ask(httpx.Request("POST", url, headers=token), "Slack")
+    said = msgspec.json.decode(answer.body, type=dict[str, Any])
+    if not said.get("ok"):
+        return [fail("slack", f"SLACK_TOKEN: {said.get('error')}", "install the app again")]
+    scopes = answer.headers.get("x-oauth-scopes", "")
+    given = {scope.strip() for scope in scopes.split(",")}
+    missing = [scope for scope in chats.SCOPES if scopes and scope not in given]
+    if missing:
+        fix = "take the manifest of `receiver chat slack`, and install the app again"
+        return [fail("slack", f"the bot lacks {', '.join(missing)}", fix)]
+    return [ok("slack", f"{said.get('user')} in {said.get('team')}")]
+
+
+async def check_discord(env: Mapping[str, str], settings: Settings, asker: Asker) -> Findings:
+    """Look whether the commands are those of the recipes."""
+    application = chats.of(env, "DISCORD_APPLICATION")
+    url = f"{chats.of(env, 'DISCORD_URL')}/applications/{application}/commands"
+    bot = chats.AGENT | {"authorization": f"Bot {chats.of(env, 'DISCORD_TOKEN')}"}
+    answer = await asker.ask(httpx.Request("GET", url, headers=bot), "Discord")
+    if answer.status != httpx.codes.OK:
+        said = f"HTTP {answer.status} for the commands of DISCORD_APPLICATION"
+        return [fail("discord", said, "correct DISCORD_TOKEN and DISCORD_APPLICATION")]
+    found = msgspec.json.decode(answer.body, type=list[dict[str, Any]])
+    there = {command.get("name"): _names(command) for command in found}
+    wanted = {one["name"]: _names(one) for one in chats.discord_commands(settings.recipes)}
+    if there != wanted:
+        said = f"the commands for all servers are {_list(there)}, the recipes {_list(wanted)}"
+        return [warn("discord", said, _AGAIN.format("discord"))]
+    return [ok("discord", f"commands {_list(there)}")]
+
+
+def _names(command: Mapping[str, Any]) -> list[str]:
+    return [str(option.get("name")) for option in command.get("options") or []]
+
+
+def _list(names: Mapping[Any, object]) -> str:
+    return ", ".join(f"/{name}" for name in sorted(names)) or "none"
+
+
+async def check_telegram(env: Mapping[str, str], settings: Settings, asker: Asker) -> Findings:
+    """Look at the webhook, at what it failed with, and at the group privacy."""
+    bot = f"{chats.of(env, 'TELEGRAM_URL')}/bot{chats.of(env, 'TELEGRAM_TOKEN')}"
+
+    async def ask(method: str) -> Any:
+        answer = await asker.ask(httpx.Request("GET", f"{bot}/{method}"), "Telegram")
+        return msgspec.json.decode(answer.body, type=dict[str, Any]).get("result")
+
+    me = await ask("getMe")
+    if not isinstance(me, dict):
+        return [fail("telegram", "TELEGRAM_TOKEN is of no bot", "ask BotFather for it")]
+    found: Findings = []
+    hook, polls = await ask("getWebhookInfo"), env.get("TELEGRAM_POLL", "0") in {"1", "true", "yes"}
+    url = "" if polls else f"{settings.public_url}/in/telegram"
+    if hook["url"] != url:
+        said = f"the webhook is {hook['url'] or 'not set'}, and should be {url or 'not set'}"
+        found.append(fail("telegram", said, _AGAIN.format("telegram" + " --poll" * polls)))
+    if error := hook.get("last_error_message"):
+        said = f"{hook['pending_update_count']} updates wait; last error: {error}"
+        found.append(warn("telegram", said, "see the log of the receiver"))
+    if await ask("getMyCommands") != chats.telegram_commands(settings.recipes):
+        found.append(
+            warn("telegram", "the menu is not that of the recipes", _AGAIN.format("telegram"))
+        )
+    if not me.get("can_read_all_group_messages"):
+        said = f"@{me.get('username')} hears commands and replies in groups, and no mentions"
+        fix = "that is enough, or /setprivacy at BotFather, and add the bot to groups again"
+        found.append(ok("telegram", f"{said}: {fix}"))
+    return found or [ok("telegram", f"@{me.get('username')}")]
+
+
+CHECKS: Final[Mapping[str, Callable[[Mapping[str, str], Settings, Asker], Awaitable[Findings]]]] = {
+    "slack": check_slack,
+    "discord": check_discord,
+    "telegram": check_telegram,
+}
+
+
+async def check_chat(
+    platform: str, env: Mapping[str, str], settings: Settings, asker: Asker
+) -> Findings:
+    """Check a platform that orders come from; nothing is asked of the others."""
+    names = {f"{platform}-in", f"receiver_handlers.{platform}_in"}
+    if not names & set(settings.handlers):
+        return []
+    try:
+        return await CHECKS[platform](env, settings, asker)
+    except (*ASKING, msgspec.MsgspecError, KeyError, TypeError) as error:
+        fix = f"look at {platform.upper()}_URL and at the way out of here"
+        return [warn(platform, f"it does not answer as it should: {type(error).__name__}", fix)]

@@ -1,0 +1,116 @@
+"""Chat platforms are set up from the recipes, and the doctor sees what they do not know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from receiver.cli.doctor import examine
+from receiver.cli.emulating import served
+from receiver.emulator import chat_settings_for, create_emulator
+from receiver.emulator.chats import Chats
+from receiver.http.listening import listening
+from receiver.testing.chat import telegram_secret
+from tests.cli.running import SECRET, receiver
+from tests.emulator.serving import FAST
+from tests.handlers.talking import RECIPES
+
+PUBLIC: Final = "https://hooks.example"
+BASE: Final = {
+    "RECEIVER_SECRET_KEY": SECRET,
+    "RECEIVER_PUBLIC_URL": PUBLIC,
+    "RECEIVER_HANDLERS": "slack-in,discord-in,telegram-in",
+    **RECIPES,
+}
+
+
+@dataclass
+class Platforms:
+    env: dict[str, str]
+    chats: Chats
+
+
+@pytest.fixture(scope="module")
+def platforms() -> Iterator[Platforms]:
+    with listening("127.0.0.1", 0) as sockets:
+        emulator = create_emulator(FAST)
+        with served(emulator, sockets) as url:
+            yield Platforms({**BASE, **chat_settings_for(url)}, emulator.state.chats)
+
+
+async def doctor(env: dict[str, str], name: str) -> list[tuple[str, str]]:
+    found = await examine(env)
+    return [(one.level, one.says) for one in found if one.name == name]
+
+
+def test_slacks_manifest_has_a_command_for_each_recipe(tmp_path: Path) -> None:
+    printed = receiver("chat", "slack", "--name", "Ann", cwd=tmp_path, **BASE)
+    manifest: dict[str, Any] = json.loads(printed.stdout)
+    commands = manifest["features"]["slash_commands"]
+    assert [one["command"] for one in commands] == ["/imagine", "/upscale"]
+    assert {one["url"] for one in commands} == {f"{PUBLIC}/in/slack"}
+    assert manifest["settings"]["interactivity"]["request_url"] == f"{PUBLIC}/in/slack"
+    assert "files:read" in manifest["oauth_config"]["scopes"]["bot"]
+    none = receiver("chat", "slack", cwd=tmp_path, **{**BASE, "RECEIVER_RECIPES": ""})
+    assert (none.returncode, "no recipes" in none.stderr) == (1, True)
+
+
+@pytest.mark.anyio
+async def test_discords_commands_are_those_of_the_recipes(
+    tmp_path: Path, platforms: Platforms
+) -> None:
+    env = platforms.env
+    [(level, says)] = await doctor(env, "discord")
+    assert (level, "/imagine" in says) == ("warn", True)
+    for guild in ("", "290926798626357999"):
+        done = receiver("chat", "discord", *["--guild", guild] * bool(guild), cwd=tmp_path, **env)
+        assert done.returncode == 0, done.stderr
+        [imagine, _] = platforms.chats.discord.commands[guild]
+        options = {one["name"]: one for one in imagine["options"]}
+        assert [*options] == ["prompt", "ratio", "image"]
+        assert (options["prompt"]["required"], options["image"]["type"]) == (True, 11)
+        assert [one["value"] for one in options["ratio"]["choices"]] == ["1:1", "16:9"]
+    assert (await doctor(env, "discord"))[0][0] == "ok"
+    wrong = receiver("chat", "discord", cwd=tmp_path, **{**env, "DISCORD_TOKEN": "x.y.z"})
+    assert (wrong.returncode, "401" in wrong.stderr, "x.y.z" in wrong.stderr) == (1, True, False)
+
+
+@pytest.mark.anyio
+async def test_telegrams_webhook_menu_and_poll(tmp_path: Path, platforms: Platforms) -> None:
+    env, telegram = platforms.env, platforms.chats.telegram
+    assert ("FAIL", f"the webhook is not set, and should be {PUBLIC}/in/telegram") in await doctor(
+        env, "telegram"
+    )
+    assert receiver("chat", "telegram", cwd=tmp_path, **env).returncode == 0
+    assert telegram.webhook.url == f"{PUBLIC}/in/telegram"
+    assert telegram.webhook.secret == telegram_secret(SECRET)
+    assert telegram.webhook.allowed == ("message", "callback_query")
+    assert [one["command"] for one in telegram.commands] == ["imagine", "upscale", "help"]
+    found = await doctor(env, "telegram")
+    assert [level for level, _ in found] == ["ok"]
+    assert "no mentions" in found[0][1]
+    telegram.webhook.error = "Wrong response from the webhook: 503"
+    assert "503" in (await doctor(env, "telegram"))[0][1]
+    assert receiver("chat", "telegram", "--poll", cwd=tmp_path, **env).returncode == 0
+    assert telegram.webhook.url == ""
+    polled = await doctor({**env, "TELEGRAM_POLL": "1"}, "telegram")
+    assert [level for level, _ in polled] == ["ok"]
+
+
+@pytest.mark.anyio
+async def test_the_doctor_misses_scopes_and_knows_a_wrong_token(platforms: Platforms) -> None:
+    env = platforms.env
+    assert await doctor(env, "slack") == [("ok", "imagine in Emulated")]
+    platforms.chats.slack.scopes = "chat:write,commands"
+    [(level, says)] = await doctor(env, "slack")
+    assert (level, "files:read" in says) == ("FAIL", True)
+    [(level, says)] = await doctor({**env, "SLACK_TOKEN": "xoxb-other"}, "slack")
+    assert (level, says) == ("FAIL", "SLACK_TOKEN: invalid_auth")
+    [(level, _)] = await doctor({**env, "SLACK_URL": "http://127.0.0.1:1"}, "slack")
+    assert level == "warn"
+    assert await doctor({**env, "RECEIVER_HANDLERS": "log"}, "slack") == []

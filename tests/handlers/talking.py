@@ -1,0 +1,65 @@
+"""What the tests of the ways in from chats share: recipes, a kit that talks, calls by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from receiver.emulator.inprocess import EmulatedChats
+from receiver.model.values import Prediction
+from receiver.testing import Kit
+from receiver.testing.chat import CHATS, SETTINGS
+from tests.handlers.parts import built_in
+from tests.receiving import Station
+
+Kits = Callable[..., Kit]
+RECIPES: Final = {
+    "RECEIVER_RECIPES": str(Path(__file__).parent / "recipes.toml"),
+    "RECEIVER_LIMIT_UNPROVED_PER_MINUTE": "none",
+}
+PNG: Final = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+
+
+def talking(kits: Kits, handler: str, **more: Any) -> Kit:
+    return kits(built_in(handler), chats=True, settings=RECIPES, **more)
+
+
+def predictions(kit: Kit) -> list[Prediction]:
+    """Give all, the oldest first."""
+    found = kit.get("/v1/predictions?limit=100", dict[str, Any])["data"]
+    return [kit.get(f"/v1/predictions/{one['id']}", Prediction) for one in reversed(found)]
+
+
+def rejected(kit: Kit) -> list[str]:
+    """Give the reasons for which calls were discarded."""
+    found = kit.get("/v1/discarded?kind=rejected", dict[str, Any])["data"]
+    return [one["reason"] for one in found]
+
+
+def accounts(monkeypatch: Any, **more: str) -> None:
+    """Set the environment in which handlers find emulated accounts."""
+    for name, value in {**SETTINGS, **more}.items():
+        monkeypatch.setenv(name, value)
+
+
+async def call(
+    station: Station, path: str, body: bytes, headers: Mapping[str, str]
+) -> httpx.Response:
+    return await station.world.post(path, content=body, headers=headers)
+
+
+async def four_times(
+    station: Station, path: str, body: bytes, headers: Mapping[str, str]
+) -> list[int]:
+    """Say the same at once, four times; give the statuses."""
+    answers = await asyncio.gather(*[call(station, path, body, headers) for _ in range(4)])
+    return [answer.status_code for answer in answers]
+
+
+def nowhere() -> EmulatedChats:
+    """Give chats in which nothing happens by itself, for what a receiver says to them."""
+    return EmulatedChats("https://hooks.test", CHATS)

@@ -1,0 +1,300 @@
+"""`discord-in` takes orders in Discord, though its tokens die when they like."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
+
+from receiver.emulator.board import numbered
+from receiver.emulator.discord_people import signed
+from receiver.emulator.discord_tokens import EPOCH
+from receiver.emulator.mishaps import Mishap
+from receiver.testing import Kit, make_event
+from tests.conftest import Disk, Start
+from tests.handlers.chat import keeping
+from tests.handlers.parts import built_in
+from tests.handlers.talking import (
+    PNG,
+    RECIPES,
+    Kits,
+    accounts,
+    call,
+    four_times,
+    nowhere,
+    predictions,
+    rejected,
+    talking,
+)
+from tests.journey.parts import eventually
+from tests.receiving import hangs
+
+STAMP: Final = "1700000000"
+AT: Final = ((786008729715212338 >> 22) + EPOCH) / 1000
+COMMAND: Final = (
+    '{"id":"786008729715212338","application_id":"1000000000000000001","type":2,"token":'
+    '"A_UNIQUE_TOKEN","version":1,"guild_id":"290926798626357999","channel_id":'
+    '"645027906669510667","member":{"user":{"id":"53908232506183680","username":"Mason"},"roles":'
+    '["539082325061836999"],"permissions":"2147483647"},"data":{"id":"771825006014889984","name":'
+    '"imagine","type":1,"options":[{"type":3,"name":"prompt","value":"a lighthouse ✨"}]}}'
+).encode()
+BUTTON: Final = (
+    b'{"id":"786008729715212340","application_id":"1000000000000000001","type":3,"token":'
+    b'"B_UNIQUE_TOKEN","version":1,"channel_id":"645027906669510667","user":{"id":'
+    b'"53908232506183680","username":"Mason"},"message":{"id":"786008729715212339"},"data":'
+    b'{"component_type":2,"custom_id":"again:tok"}}'
+)
+VECTORS: Final = {
+    b'{"type":1}': (
+        "c1098e97d711377f30225d53d94b89d43537f92e5b3afaddc590781b1f9f9d4b"
+        "2eeab335d370be3b9a090bc61a85b86448bc140dcd195f1569c2bff181257607"
+    ),
+    COMMAND: (
+        "d5500d02a7d4414fb532b4f64dbcd10e2d63a38b740079378244ae49fdfc96e1"
+        "2f6a6c154f34cdfd7868125a0c6c2c01120db2b594b57277df3b590e4564540f"
+    ),
+    BUTTON: (
+        "499eb58e1259afaf4e042208ae5252e9c9be58f8a99068dfd6938963eef0a984"
+        "c3e804b50bf0265fe45c2c141462dcc15f322e9d90b63d4c7bd88b4fbfcb970f"
+    ),
+}
+
+
+def proof(signature: str, stamp: str = STAMP) -> dict[str, str]:
+    kind = {"content-type": "application/json"}
+    return kind | {"x-signature-ed25519": signature, "x-signature-timestamp": stamp}
+
+
+@pytest.fixture
+def discord(monkeypatch: pytest.MonkeyPatch) -> str:
+    accounts(monkeypatch)
+    return built_in("discord_in")
+
+
+# --- proofs ---
+
+
+@pytest.mark.anyio
+async def test_what_discord_signs_is_taken_and_nothing_else(start: Start, discord: str) -> None:
+    async with start(discord, clock=lambda: AT, others=nowhere(), **RECIPES) as station:
+        for body, good in VECTORS.items():
+            answer = await call(station, "/in/discord", body, proof(good.upper()))
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+            flipped = good[:-1] + ("0" if good[-1] != "0" else "1")
+            for bad in (
+                proof(flipped),
+                proof(good[:-1]),
+                proof(good + "0"),
+                proof(good, f" {STAMP}"),
+                proof(good, "1700000001"),
+                proof(f"{good}, {good}"),
+                {"x-signature-ed25519": good},
+                {"x-signature-timestamp": STAMP},
+                {},
+            ):
+                assert (await call(station, "/in/discord", body, bad)).status_code == 401
+            again = await call(station, "/in/discord", body + b"\n", proof(good))
+            assert again.status_code == 401
+        ping = await call(station, "/in/discord", b'{"type":1}', proof(VECTORS[b'{"type":1}']))
+        assert ping.json() == {"type": 1}
+        assert station.count("predictions") == 1
+
+
+def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
+    kit = talking(receiver_kit, "discord_in")
+
+    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        some.binary(max_size=100)
+        | some.sampled_from([COMMAND, BUTTON, b'{"type":2,"id":"1"}', b'{"type":"2"}', b"[]"]),
+        some.booleans(),
+        some.text("0123456789abcdef ,", min_size=0, max_size=130),
+    )
+    def say(body: bytes, is_signed: bool, noise: str) -> None:
+        headers = signed(int(kit.clock()), body) if is_signed else proof(noise.strip())
+        answer = kit.calls("/in/discord", body, headers)
+        assert answer.status_code in ({200, 400, 401} if is_signed else {401})
+
+    say()
+    assert predictions(kit) == []
+    assert set(rejected(kit)) <= {"bad_signature"}
+
+
+# --- orders ---
+
+
+def test_the_picture_takes_the_place_of_the_first_answer(receiver_kit: Kits) -> None:
+    kit = talking(receiver_kit, "discord_in")
+    said = kit.says("/imagine a lighthouse", on="discord", finish=False)
+    promise = said.reply
+    assert (promise.text, [one.label for one in promise.buttons]) == ("On it.", ["Cancel"])
+    kit.finish_all()
+    assert said.reply is promise
+    assert (len(promise.pictures), "a lighthouse" in promise.text) == (1, True)
+    assert [one.label for one in promise.buttons] == ["Again", "Larger", "Delete"]
+    [prediction] = predictions(kit)
+    assert prediction.order
+    assert prediction.order.person == f"discord:{numbered('U1')}"
+    assert "token" not in json.dumps(prediction.metadata)
+
+
+def test_refusals_are_told_to_the_asker_alone(receiver_kit: Kits) -> None:
+    kit = talking(receiver_kit, "discord_in")
+    [wrong] = kit.says("/nothing a tower", on="discord").messages
+    assert (wrong.only_for, "no recipe 'nothing'" in wrong.text) == (str(numbered("U1")), True)
+    for number in range(5):
+        assert kit.says(f"/imagine {number}", on="discord").replies
+    [over] = kit.says("/imagine one more", on="discord").messages
+    assert (over.only_for, "5" in over.text) == (str(numbered("U1")), True)
+    assert len(predictions(kit)) == 5
+
+
+# --- once, in time, whatever happens ---
+
+
+@pytest.mark.anyio
+@pytest.mark.both_engines
+async def test_whatever_is_said_again_is_ordered_once(start: Start, discord: str) -> None:
+    now = [AT]
+    async with start(discord, clock=lambda: now[0], others=nowhere(), **RECIPES) as station:
+        headers = proof(VECTORS[COMMAND])
+        assert await four_times(station, "/in/discord", COMMAND, headers) == [200] * 4
+        now[0] += 90_000
+        assert await four_times(station, "/in/discord", COMMAND, headers) == [401] * 4
+        assert (station.count("predictions"), station.count("orders")) == (1, 1)
+
+
+@pytest.mark.anyio
+async def test_it_is_answered_while_the_provider_hangs_and_not_while_the_store_is_away(
+    start: Start, network: Any, disk: Disk, discord: str
+) -> None:
+    network.always("fal.submit", hangs)
+    async with start(discord, clock=lambda: AT, others=nowhere(), **RECIPES) as station:
+        disk.full = True
+        headers = proof(VECTORS[COMMAND])
+        assert (await call(station, "/in/discord", COMMAND, headers)).status_code == 503
+        disk.full = False
+        answer = await call(station, "/in/discord", COMMAND, headers)
+        assert answer.json()["data"]["content"] == "On it."
+        assert station.count("predictions") == 1
+
+
+def found_message(kit: Kit) -> None:
+    """Wait until it is known which message the first answer is."""
+    eventually(lambda: predictions(kit)[0].metadata.get("discord_reply"))
+
+
+@pytest.mark.parametrize("how", ["16 minutes", "31 minutes", "10015", "50027"])
+def test_a_dead_token_leaves_the_picture_in_the_same_message(receiver_kit: Kits, how: str) -> None:
+    kit = talking(receiver_kit, "discord_in")
+    said = kit.says("/imagine a lighthouse", on="discord", finish=False)
+    found_message(kit)
+    if how.endswith("minutes"):
+        kit.clock.move(float(how.split(maxsplit=1)[0]) * 60)
+    else:
+        kit.chats.kill_tokens({"discord": int(how)})
+    kit.finish_all()
+    assert (len(said.reply.pictures), said.reply.by) == (1, "response")
+
+
+def test_a_token_that_never_lived_leaves_a_new_message_and_a_closed_channel_a_direct_one(
+    receiver_kit: Kits,
+) -> None:
+    kit = talking(receiver_kit, "discord_in")
+    kit.chats.kill_tokens({"discord": 10015})
+    first = kit.says("/imagine a lighthouse", on="discord")
+    shown = [one for one in first.replies if one.pictures]
+    assert [(one.by, one.place == first.replies[0].place) for one in shown] == [
+        ("messages.post", True)
+    ]
+    kit.chats.discord.closed.add(shown[0].place)
+    second = kit.says("/imagine a tower", on="discord")
+    [direct] = [one for one in second.replies if one.pictures]
+    assert direct.place == kit.chats.place("discord", "D", "U1")
+
+
+@pytest.mark.parametrize("answer", ["lost", "dropped", "error", "limited"])
+@pytest.mark.parametrize("method", ["webhook.edit", "messages.post"])
+def test_a_picture_is_there_once_whatever_befalls_its_post(
+    receiver_kit: Kits, answer: Any, method: str
+) -> None:
+    kit = talking(receiver_kit, "discord_in")
+    if method == "messages.post":
+        kit.chats.kill_tokens({"discord": 10015})
+    mishap = Mishap(answer=answer, platform="discord", method=method)
+    kit.chats.scene.mishaps.in_force = [mishap]
+    said = kit.says("/imagine a lighthouse", on="discord", finish=False)
+    if method == "webhook.edit":
+        found_message(kit)
+    kit.finish_all()
+    kit.move(3600)
+    assert [len(one.pictures) for one in said.replies if one.pictures] == [1]
+
+
+def test_a_picture_that_is_flagged_is_hidden_until_it_is_asked_for(receiver_kit: Kits) -> None:
+    kit = receiver_kit(keeping, built_in("discord_in"), chats=True, settings=RECIPES)
+    reply = kit.says("/imagine a lighthouse", on="discord").reply
+    assert [one.name.startswith("SPOILER_") for one in reply.files] == [True]
+    assert "image" not in json.dumps(reply.raw["embeds"])
+    assert "flagged: all black" in reply.text
+
+
+@pytest.mark.parametrize("minutes", [0, 16])
+def test_a_failure_is_told_to_the_asker_alone_and_the_promise_is_gone(
+    receiver_kit: Kits, minutes: int
+) -> None:
+    kit = talking(receiver_kit, "discord_in")
+    said = kit.says("/imagine a lighthouse", on="discord", finish=False)
+    promise = said.reply
+    found_message(kit)
+    kit.clock.move(minutes * 60)
+    kit.finish_all(make_event("failed", error=("content_policy", "unsafe")))
+    [told] = said.messages
+    assert (promise.is_deleted, "rules do not allow" in told.text) == (True, True)
+    alone = told.only_for or told.place
+    place = kit.chats.place("discord", "D", "U1")
+    assert alone == (place if minutes else str(numbered("U1")))
+
+
+# --- pictures and buttons ---
+
+
+def test_an_attachment_is_handed_on(receiver_kit: Kits) -> None:
+    kit = talking(receiver_kit, "discord_in")
+    kit.chats.discord.commands[""] = [
+        {
+            "name": "imagine",
+            "options": [{"name": "prompt", "type": 3}, {"name": "image", "type": 11}],
+        }
+    ]
+    said = kit.says("/imagine like this", on="discord", files={"a.png": PNG})
+    assert said.reply.pictures
+    [prediction] = predictions(kit)
+    assert "/discord/cdn/" in prediction.input["image_url"]
+
+
+def test_buttons_do_what_they_say_for_whoever_presses(receiver_kit: Kits) -> None:
+    kit = talking(receiver_kit, "discord_in")
+    reply = kit.says("/imagine a lighthouse", on="discord").reply
+    larger = kit.presses(reply, "Larger", person="U2", on="discord").reply
+    assert [one.label for one in larger.buttons] == ["Again", "Delete"]
+    assert kit.presses(reply, "Again", on="discord").reply.pictures
+    [first, second, third] = predictions(kit)
+    assert second.input == {"image_url": (first.output or [])[0].url}
+    assert third.input == first.input
+    [refused] = kit.presses(reply, "Delete", person="U2", on="discord").messages
+    assert (refused.only_for, reply.is_deleted) == (str(numbered("U2")), False)
+    kit.presses(reply, "Delete", on="discord")
+    eventually(lambda: reply.is_deleted)
+
+
+def test_the_asker_cancels(receiver_kit: Kits) -> None:
+    kit = talking(receiver_kit, "discord_in")
+    said = kit.says("/imagine a lighthouse", on="discord", finish=False)
+    kit.presses(said.reply, "Cancel", on="discord", finish=False)
+    eventually(lambda: predictions(kit)[0].status, lambda status: status == "canceled")
+    kit.finish_all()
+    assert [one.text for one in said.messages] == ["Canceled."]
