@@ -47,8 +47,8 @@ _REASON: Final = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
 _MOST_REASONS: Final = 100
 _GRACE: Final = 1.0
 """Seconds that what runs for plugins has to end after it was cancelled."""
-_MISREAD: Final = (ValueError, LookupError, TypeError, msgspec.MsgspecError)
-"""What a proof raises that trips over a stranger's bytes: they are not proved."""
+_MISREAD: Final = (ValueError, LookupError, TypeError, msgspec.MsgspecError, Problem)
+"""What a proof raises that trips over a stranger's bytes, as in `call.json()`: not proved."""
 
 
 _NO_FAULT: Final[tuple[type[Exception], ...]] = (*LATER, TimeoutError)
@@ -196,15 +196,19 @@ class PluginRoutes:
 
     async def _called(self, route: PluginRoute, call: Call, door: Door) -> Reply:
         try:
-            reply: Any = await self._bounded(route.timeout, route.function(call, door))
-            if isinstance(reply, Reply):
-                return reply
+            reply: Any = await self._answered(route, call, door)
+            if isinstance(reply, Reply):  # made anew, so checked: its headers may have been changed
+                return Reply(reply.status, bytes(reply.body), dict(reply.headers))
             log.error("route.failed", plugin=route.name, reason=f"it returned {type(reply)}")
-        except _TOLD as error:
-            return _failed(error)
         except Exception as error:
             log.exception("route.failed", plugin=route.name, exc_info=tellable(error))
         return _problem(_OUR_FAULT)
+
+    async def _answered(self, route: PluginRoute, call: Call, door: Door) -> Any:
+        try:
+            return await self._bounded(route.timeout, route.function(call, door))
+        except _TOLD as error:
+            return _failed(error)
 
     async def _bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
         """Run a plugin's code, contained as a handler's is; raise TimeoutError after so long.
@@ -244,9 +248,10 @@ class PluginRoutes:
         self._runtime.telemetry.refused(name, reason)
         self._on_rejected(name, reason, client_of(scope))
 
-    def _word(self, reason: str) -> str:
+    def _word(self, reason: Any) -> str:
         """Return a proof's reason, if it is one of a few words: each is counted for itself."""
-        reason = str(reason)
+        if type(reason) is not str:
+            return "unproved"
         if reason not in self._reasons:
             if not _REASON.fullmatch(reason) or len(self._reasons) >= _MOST_REASONS:
                 return "unproved"
@@ -261,7 +266,7 @@ def _messages(reply: Reply) -> Iterator[Message]:
         for name, value in reply.headers.items()
         if name.lower() not in _FRAMING
     ]
-    body = b"" if reply.status in _BODILESS else bytes(reply.body)
+    body = b"" if reply.status in _BODILESS else reply.body
     if reply.status not in _BODILESS:
         headers.append((b"content-length", b"%d" % len(body)))
     yield {"type": "http.response.start", "status": reply.status, "headers": headers}

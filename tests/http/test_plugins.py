@@ -18,7 +18,7 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from receiver import Call, Door, Reply, Unproved, create_app, route
-from receiver.model.errors import KeysUnavailable
+from receiver.model.errors import KeysUnavailable, Problem
 from receiver.settings import Settings
 from tests.conftest import Disk, Logged, Start
 from tests.http.test_server import HOST, served
@@ -206,12 +206,24 @@ async def test_what_is_not_proved_is_401_without_a_word_of_why(
     assert "lighthouse" not in str(logged)
 
 
+class Wordless:
+    """What cannot say what it is."""
+
+    def __repr__(self) -> str:
+        return "wordless"
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
 @pytest.mark.parametrize(
     "error",
     [
         Unproved("what it said: 'a lighthouse'"),
         Unproved(),
         Unproved(["no", "word"]),  # type: ignore[arg-type]
+        Unproved(Wordless()),  # type: ignore[arg-type]
+        Problem(422, "a lighthouse", "what `call.json()` raises"),
         KeyError("x"),
         ValueError("not hex"),
         ZeroDivisionError(),
@@ -406,6 +418,17 @@ def fail(error: BaseException) -> NoReturn:
     raise error
 
 
+def changed() -> Reply:
+    """Add to the headers of an answer that was checked already."""
+    reply = Reply.json({})
+    reply.headers["X-A"] = "1\r\nX-B: 2"  # type: ignore[index]
+    return reply
+
+
+class Unchecked(Reply):
+    def __post_init__(self) -> None: ...
+
+
 NONSENSE = {
     "nothing": lambda: None,
     "a text": lambda: "ok",
@@ -413,6 +436,10 @@ NONSENSE = {
     "a text as body": lambda: Reply(200, "ok"),  # type: ignore[arg-type]
     "two headers in one": lambda: Reply(200, b"", {"X-A": "1\r\nX-B: 2"}),
     "no header": lambda: Reply(200, b"", {"a b": "1"}),
+    "two headers, later": changed,
+    "an answer of its own": lambda: Unchecked("x", "y"),  # type: ignore[arg-type]
+    "a problem without words": lambda: fail(Problem(422, None, None)),  # type: ignore[arg-type]
+    "a problem that cannot be written": lambda: fail(Problem(422, "x", "\ud800")),
     "no JSON": lambda: Reply.json(object()),
     "an error": lambda: 1 / 0,
     "an exit": lambda: sys.exit(3),
