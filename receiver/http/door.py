@@ -81,6 +81,8 @@ class Door:
         A key is for good: the same one gives the same prediction, whatever is ordered by then.
         Raises Problem with words for the person who orders.
         """
+        if reply_to is not None:
+            await self._parts.deliveries.check_reply_to(reply_to)
         prediction = await self._parts.predictions.orders.order(
             recipe,
             options,
@@ -178,8 +180,13 @@ class Door:
         self._parts.later.start(work, self._via)
         return True
 
-    def _key(self, key: str) -> str:
-        """Keep the keys of one way in apart from all others."""
+    def _key(self, key: object) -> str:
+        """Keep the keys of one way in apart from all others; refuse one that is none.
+
+        All calls that have no id would be one order otherwise, and their senders told it is done.
+        """
+        if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
+            raise Problem(422, "invalid-request", "key: it must be a text that is not empty")
         whole = f"{self._via}/{key}"
         if len(whole) <= _LONGEST_KEY and whole.isprintable():
             return whole
