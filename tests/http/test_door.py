@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 
-from receiver import Call, Context, Door, Event, Reply, on, route
+from receiver import Call, Context, Dead, Door, Event, Reply, Retry, on, route
 from tests.conftest import Logged, Start
 from tests.http.test_plugins import call, order, prove, shop
 from tests.http.test_recipes import RECIPES, written
@@ -219,6 +219,33 @@ async def texts(station: Station, made: str) -> str:
         "deliveries",
     )
     return "".join([(await station.http.get(f"/v1/{path}")).text for path in paths])
+
+
+async def test_an_error_that_quotes_private_content_is_told_without_it(
+    start: Start, network: Network, logged: Logged
+) -> None:
+    """`raise_for_status` says the address, which here is a secret."""
+
+    @on("*", retry=Retry(attempts=2, base=0))
+    async def answers(_: Event, ctx: Context) -> None:
+        if ctx.attempt == 2:
+            raise Dead(f"{'x' * 990}{ctx.private['in'][0]['url']}")  # a part of it would do, too
+        answer = httpx.Response(404, request=httpx.Request("POST", ctx.private["in"][0]["url"]))
+        try:
+            answer.raise_for_status()
+        finally:
+            ctx.private.clear()
+
+    async with start(shop, answers) as station:
+        made = (await call(station, order(private={"in": [PRIVATE]}))).json()["id"]
+        await eventually(lambda: len(network.sent) == 1)
+        await station.post(write(network, network.sent[0]))
+        await eventually(lambda: station.rows("SELECT 1 FROM deliveries WHERE state = 'dead'"))
+        pages = await texts(station, made)
+    assert "404 Not Found' for url '…'" in str(logged)
+    assert "shop.example" not in pages + str(logged)
+    told = "".join(str(line.get("exc_info")) for line in logged)
+    assert "shop.example" not in told
 
 
 async def test_private_content_without_a_handler_is_emptied_too(
