@@ -46,7 +46,8 @@ _SOON: Final = 5
 _REASON: Final = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
 _MOST_REASONS: Final = 100
 _GRACE: Final = 1.0
-"""Seconds that what runs for plugins has to end after it was cancelled."""
+"""Seconds that what runs for plugins has when we are to stop, and after it was cancelled."""
+_CANCELLED: Final = "it cancelled itself"
 _MISREAD: Final = (ValueError, LookupError, TypeError, msgspec.MsgspecError, Problem)
 """What a proof raises that trips over a stranger's bytes, as in `call.json()`: not proved."""
 
@@ -89,6 +90,19 @@ class PluginRoutes:
         self._on_rejected = on_rejected
         self._reasons: set[str] = set()
         self._running = TaskSet(is_awaited=True)
+        self._is_cut = False
+
+    def release(self) -> None:
+        """Cut short, soon, what runs for plugins: its callers say it again, to whoever runs then.
+
+        The server would cancel it later without an answer that tells them so.
+        """
+        asyncio.get_running_loop().call_later(_GRACE, self._cut)
+
+    def _cut(self) -> None:
+        self._is_cut = True
+        for task in self._running:
+            task.cancel()
 
     async def stop(self) -> None:
         """Cancel what still runs for plugins; what does not end then is left."""
@@ -229,7 +243,7 @@ class PluginRoutes:
             log.warning("route.slow", seconds=seconds)
             raise TimeoutError
         if task.cancelled():
-            raise charge.error or RuntimeError("it cancelled itself")
+            raise charge.error or (TimeoutError() if self._is_cut else RuntimeError(_CANCELLED))
         if error := charge.error or task.exception():
             raise contained(error)
         found: T = task.result()

@@ -21,7 +21,7 @@ from receiver import Call, Door, Reply, Unproved, create_app, route
 from receiver.model.errors import KeysUnavailable, Problem
 from receiver.settings import Settings
 from tests.conftest import Disk, Logged, Start
-from tests.http.test_server import HOST, served
+from tests.http.test_server import HOST, port_of, post, running, served, talk, whole
 from tests.patience import PATIENCE
 from tests.receiving import ENV, Network, Station, eventually, hangs
 
@@ -405,6 +405,27 @@ async def test_what_takes_too_long_is_503_and_its_repeat_finds_what_was_committe
         assert again.status_code == 200
         assert station.one("SELECT id FROM predictions") == again.json()
         await eventually(lambda: network.count("fal.submit") == 1)
+
+
+async def test_what_is_under_way_when_we_stop_is_503(
+    start: Start, monkeypatch: pytest.MonkeyPatch, logged: Logged
+) -> None:
+    monkeypatch.setattr("receiver.http.plugins._GRACE", 0.01)
+    begun = asyncio.Event()
+
+    @route("long", proof=prove, timeout=60)
+    async def long(_: Call, __: Door) -> Reply:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with start(long) as station, running(station) as server:
+        signed = b"x-shop-signature: %s\r\n" % sign(b"{}").encode()
+        said = asyncio.create_task(talk(port_of(server), whole(post("/in/long", signed), b"{}")))
+        await begun.wait()
+        server.should_exit = True
+        assert (await said).startswith(b"HTTP/1.1 503 ")
+    assert "Exception in ASGI application" not in str(logged)
 
 
 class Odd(BaseException):
