@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
@@ -25,7 +25,7 @@ from receiver.deliveries.containment import Charge, charged, contain, contained,
 from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, Fetched, fetch_soon
 from receiver.deliveries.registry import Dead, Handler, Retry, Skip
 from receiver.model.retry import Failure, FailureKind
-from receiver.model.sealing import Seals
+from receiver.model.sealing import Seals, hidden, texts_in
 from receiver.model.values import Mode, Output, Prediction, Stored
 from receiver.store.deliveries import Claim
 from receiver.store.predictions import Annotation
@@ -426,11 +426,13 @@ class Attempt:
         self.error: BaseException | None = None
         self.note = ""
         self._charge = Charge()
+        self._private: list[str] = []
 
     async def run(self) -> Failure | None:
         """Call the handler once; None means success. Raises only when cancelled itself."""
         contain(asyncio.get_running_loop())
         context = Context(self._claim, self._tools)
+        self._private = texts_in(context.private)
         call = self._in_thread if not self._handler.is_async else self._on_loop
         with charged(self._charge, on_loop=self._handler.is_async) as inside:
             task = asyncio.create_task(call(context), context=inside)
@@ -481,10 +483,20 @@ class Attempt:
             return None
         error = _decisive(error)
         kind = _kind_of(error)
+        reason = _say(error, self._private)
         if kind == "error":
-            self.error = tellable(error)
-            return Failure(kind=kind, reason=f"{type(error).__name__}: {_say(error)}")
-        return Failure(kind=kind, reason=_say(error), after=getattr(error, "after", None))
+            reason = f"{type(error).__name__}: {reason}"
+            self.error = self._tellable(error, reason)
+        return Failure(kind=kind, reason=reason, after=getattr(error, "after", None))
+
+    def _tellable(self, error: BaseException, reason: str) -> BaseException:
+        """Return an error for logs and traces; one that quotes private content is told anew."""
+        told = tellable(error)
+        if self._private:
+            text = "".join(traceback.format_exception(told))
+            if hidden(text, self._private) != text:
+                return RuntimeError(reason).with_traceback(error.__traceback__)
+        return told
 
 
 def tellable(error: BaseException) -> BaseException:
@@ -498,8 +510,9 @@ def tellable(error: BaseException) -> BaseException:
     return error
 
 
-def _say(error: BaseException) -> str:
-    return (_clean(said(error)) or type(error).__name__)[:_LONGEST_REASON]
+def _say(error: BaseException, private: Sequence[str]) -> str:
+    words = hidden(_clean(said(error)), private)
+    return (words or type(error).__name__)[:_LONGEST_REASON]
 
 
 def _bounded(what: str, encoded: bytes, most: int = _LARGEST_ADDITION) -> bytes:

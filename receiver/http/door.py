@@ -84,6 +84,8 @@ class Door:
         `at` is when it was asked for, in unix seconds, where that was earlier than now.
         Raises Problem with words for the person who orders.
         """
+        if reply_to is not None:
+            await self._parts.deliveries.check_reply_to(reply_to)
         prediction = await self._parts.predictions.orders.order(
             recipe,
             options,
@@ -204,7 +206,7 @@ class Door:
         return self._parts.predictions.seals.open(text, salt, max_age)
 
     def secrets(self, purpose: str) -> list[str]:
-        """Return secrets, 43 letters of base64url each, for a platform that sends back what it was told.
+        """Return secrets (43 letters of base64url) for a platform that sends back what it was told.
 
         They are derived from the secret keys, newest first: tell it the first, and take any.
         """
@@ -219,8 +221,13 @@ class Door:
         self._parts.later.start(work, self._via)
         return True
 
-    def _key(self, key: str) -> str:
-        """Keep the keys of one way in apart from all others."""
+    def _key(self, key: object) -> str:
+        """Keep the keys of one way in apart from all others; refuse one that is none.
+
+        All calls that have no id would be one order otherwise, and their senders told it is done.
+        """
+        if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
+            raise Problem(422, "invalid-request", "key: it must be a text that is not empty")
         whole = f"{self._via}/{key}"
         if len(whole) <= _LONGEST_KEY and whole.isprintable():
             return whole

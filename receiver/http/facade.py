@@ -197,6 +197,7 @@ class Http:
     def release(self) -> None:
         """Answer those who wait for outcomes or a drain now, as we are about to stop."""
         self.drain.cancel()
+        self._plugins.release()
         self._predictions.stopping = True
         self._live.close()
         self._wakeups.wake_all("prediction")

@@ -46,9 +46,10 @@ _SOON: Final = 5
 _REASON: Final = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
 _MOST_REASONS: Final = 100
 _GRACE: Final = 1.0
-"""Seconds that what runs for plugins has to end after it was cancelled."""
-_MISREAD: Final = (ValueError, LookupError, TypeError, msgspec.MsgspecError)
-"""What a proof raises that trips over a stranger's bytes: they are not proved."""
+"""Seconds that what runs for plugins has when we are to stop, and after it was cancelled."""
+_CANCELLED: Final = "it cancelled itself"
+_MISREAD: Final = (ValueError, LookupError, TypeError, msgspec.MsgspecError, Problem)
+"""What a proof raises that trips over a stranger's bytes, as in `call.json()`: not proved."""
 _NO_FAULT: Final[tuple[type[Exception], ...]] = (*LATER, TimeoutError)
 """What a proof raises that is no fault of the sender's."""
 _TOLD: Final[tuple[type[Exception], ...]] = (*_NO_FAULT, Problem, Unproved, Limited)
@@ -87,6 +88,19 @@ class PluginRoutes:
         self._on_rejected = on_rejected
         self._reasons: set[str] = set()
         self._running = TaskSet(is_awaited=True)
+        self._is_cut = False
+
+    def release(self) -> None:
+        """Cut short, soon, what runs for plugins: its callers say it again, to whoever runs then.
+
+        The server would cancel it later without an answer that tells them so.
+        """
+        asyncio.get_running_loop().call_later(_GRACE, self._cut)
+
+    def _cut(self) -> None:
+        self._is_cut = True
+        for task in self._running:
+            task.cancel()
 
     async def stop(self) -> None:
         """Cancel what still runs for plugins; what does not end then is left."""
@@ -194,15 +208,19 @@ class PluginRoutes:
 
     async def _called(self, route: PluginRoute, call: Call, door: Door) -> Reply:
         try:
-            reply: Any = await self._bounded(route.timeout, route.function(call, door))
-            if isinstance(reply, Reply):
-                return reply
+            reply: Any = await self._answered(route, call, door)
+            if isinstance(reply, Reply):  # made anew, so checked: its headers may have been changed
+                return Reply(reply.status, bytes(reply.body), dict(reply.headers))
             log.error("route.failed", plugin=route.name, reason=f"it returned {type(reply)}")
-        except _TOLD as error:
-            return _failed(error)
         except Exception as error:
             log.exception("route.failed", plugin=route.name, exc_info=tellable(error))
         return _problem(_OUR_FAULT)
+
+    async def _answered(self, route: PluginRoute, call: Call, door: Door) -> Any:
+        try:
+            return await self._bounded(route.timeout, route.function(call, door))
+        except _TOLD as error:
+            return _failed(error)
 
     async def _bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
         """Run a plugin's code, contained as a handler's is; raise TimeoutError after so long.
@@ -223,7 +241,7 @@ class PluginRoutes:
             log.warning("route.slow", seconds=seconds)
             raise TimeoutError
         if task.cancelled():
-            raise charge.error or RuntimeError("it cancelled itself")
+            raise charge.error or (TimeoutError() if self._is_cut else RuntimeError(_CANCELLED))
         if error := charge.error or task.exception():
             raise contained(error)
         found: T = task.result()
@@ -242,9 +260,10 @@ class PluginRoutes:
         self._runtime.telemetry.refused(name, reason)
         self._on_rejected(name, reason, client_of(scope))
 
-    def _word(self, reason: str) -> str:
+    def _word(self, reason: Any) -> str:
         """Return a proof's reason, if it is one of a few words: each is counted for itself."""
-        reason = str(reason)
+        if type(reason) is not str:
+            return "unproved"
         if reason not in self._reasons:
             if not _REASON.fullmatch(reason) or len(self._reasons) >= _MOST_REASONS:
                 return "unproved"
@@ -259,7 +278,7 @@ def _messages(reply: Reply) -> Iterator[Message]:
         for name, value in reply.headers.items()
         if name.lower() not in _FRAMING
     ]
-    body = b"" if reply.status in _BODILESS else bytes(reply.body)
+    body = b"" if reply.status in _BODILESS else reply.body
     if reply.status not in _BODILESS:
         headers.append((b"content-length", b"%d" % len(body)))
     yield {"type": "http.response.start", "status": reply.status, "headers": headers}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from hmac import digest
@@ -29,6 +29,8 @@ LARGEST_PRIVATE: Final = 16 * 1024
 _SIGNATURE: Final = 12
 """Bytes: Telegram's buttons have 64 for all, and a guess must be sent to us to be tried."""
 _LONGEST: Final = 4096
+_SHORTEST: Final = 8
+"""Characters of a private text that is hidden: shorter ones are parts of other words."""
 
 
 class Seals:
@@ -103,6 +105,28 @@ class Seals:
             return Fernet(base64.urlsafe_b64encode(kdf.derive(key.encode())))
 
         return MultiFernet([derived(key) for key in self._keys])
+
+
+def texts_in(value: Any) -> list[str]:
+    """Return the texts of private content that are to be hidden, the longest first."""
+    found: set[str] = set()
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str) and len(item) >= _SHORTEST:
+            found.add(item)
+        elif isinstance(item, dict):
+            left += item.values()
+        elif isinstance(item, list):
+            left += item
+    return sorted(found, key=len, reverse=True)
+
+
+def hidden(text: str, private: Iterable[str]) -> str:
+    """Return a text without what is private: an error may quote the address that it is about."""
+    for each in private:
+        text = text.replace(each, "…")
+    return text
 
 
 class _Short(SigningAlgorithm):

@@ -17,6 +17,10 @@ import msgspec
 Channel = Literal["webhook", "sse", "poll", "sync"]
 MODEL_NAME: Final = r"^[!-\-0-~][!-.0-~]*(/[!-\-0-~][!-.0-~]*)*$"
 """Segments of visible ASCII, none of which is empty or begins with a dot."""
+DEEPEST: Final = 64
+"""How deep an input and metadata nest."""
+LARGEST_METADATA: Final = 256 * 1024
+"""Bytes of JSON."""
 Mode = Literal["queue", "sync"]
 
 

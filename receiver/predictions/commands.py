@@ -41,6 +41,8 @@ _LONGEST: Final = 10_000
 """Characters of a command; platforms have messages of four times as many."""
 _NEAR: Final = 0.8
 """How like an option's name a word after a phone's dash must be, to be a mistyped one."""
+_MOST_GUESSES: Final = 20
+"""Words after a phone's dash that are compared so: a command could have thousands of them."""
 _DASHED: Final = re.compile(
     r"(--|[—–―‒][-—–]?)([^\W\d_][\w-]*)(?:=(.*))?",  # noqa: RUF001 - what phones write
     re.DOTALL,
@@ -147,6 +149,7 @@ class _Reading:
         self._recipe = recipe
         self._names = {name.lower(): name for name in recipe.options}
         self._found: dict[str, Any] = {}
+        self._guesses = _MOST_GUESSES
 
     def take(self, word: Word, left: list[Word]) -> None:
         """Take a word, and of those after it the value that it wants."""
@@ -163,7 +166,10 @@ class _Reading:
     def _is_meant(self, dashes: str, name: str) -> bool:
         """Return whether dashes before a word make it an option: two do, a phone's may not."""
         known = [*self._names, *(f"no-{each}" for each in self._names)]
-        return dashes == "--" or name in known or bool(meant(name[:40], known, _NEAR))
+        if dashes == "--" or name in known:
+            return True
+        self._guesses -= 1
+        return self._guesses >= 0 and bool(meant(name[:40], known, _NEAR))
 
     def _switch(self, word: str, value: str | None, left: list[Word]) -> None:
         off = self._names.get(word.removeprefix("no-"))

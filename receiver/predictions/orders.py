@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import structlog
+from msgspec import Meta
 
 from receiver.model.answers import OfferedRecipe
 from receiver.model.errors import Problem, StoreUnavailable
 from receiver.model.ids import new_id
 from receiver.model.recipes import Button, Recipe, RecipeBook
-from receiver.model.values import Order, Prediction
+from receiver.model.values import LARGEST_METADATA, Order, Prediction
 from receiver.observability.runtime import Runtime
 from receiver.predictions.commands import Command, parse
 from receiver.predictions.limits import bounds_of, check_allowed, check_price, refusal
@@ -32,6 +33,17 @@ from receiver.store.predictions import NewPrediction
 log = structlog.get_logger("receiver")
 
 _LONGEST_SOURCE: Final = 64
+_Who = Annotated[str, Meta(max_length=200)] | None
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What an order says: a way in may have it from a stranger's JSON as it came."""
+
+    recipe: str
+    options: dict[str, Any]
+    metadata: dict[str, Any]
+    person: _Who
+    place: _Who
 
 
 class Orders:
@@ -76,10 +88,11 @@ class Orders:
         digest = _digest(via, key)
         prediction_id = await self._store.orders.find(digest)
         if prediction_id is None:
+            wanted = _wanted(recipe, options, metadata or {}, person, place)
             order = Order(recipe=recipe, person=person, place=place, via=via)
             try:
                 prediction_id = await self._new(
-                    digest, order, options, metadata or {}, private, reply_to, at
+                    digest, order, wanted.options, wanted.metadata, private, reply_to, at
                 )
             except Problem as problem:
                 await self._record(problem, order)
@@ -151,6 +164,7 @@ class Orders:
         now = self._runtime.clock()
         latest_at = _latest(recipe, now if at is None else min(at, now), now)
         meta = {**metadata, **fill(recipe.metadata, values)}
+        _check_metadata(meta)
         limits, bounds = bounds_of(self.book.limits, order, meta, now)
         check_price(limits, recipe.name, recipe.price)
         submitter = self._service.submitter(recipe.provider)
@@ -211,6 +225,22 @@ class Orders:
 def _digest(via: str, key: str) -> str:
     """Digest a key: it is kept for good, and may hold names of people."""
     return hashlib.sha256(msgspec.json.encode([via, key])).hexdigest()
+
+
+def _wanted(*given: Any) -> Wanted:
+    """Return what an order says as the JSON that is kept of it; refuse what is none."""
+    asked = dict(zip(Wanted.__struct_fields__, given, strict=True))
+    try:
+        return msgspec.json.decode(msgspec.json.encode(asked), type=Wanted)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Problem(422, "invalid-request", f"this is no order: {error}") from None
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Refuse metadata that have grown too large, as by what a recipe's template puts in them."""
+    if len(msgspec.json.encode(metadata)) > LARGEST_METADATA:
+        detail = f"metadata has at most {LARGEST_METADATA} bytes, and so what the recipe puts there"
+        raise Problem(422, "invalid-request", detail)
 
 
 def _latest(recipe: Recipe, asked_at: float, now: float) -> float | None:

@@ -35,7 +35,7 @@ from receiver.model.recipes import (
     placeholders,
 )
 from receiver.model.text import meant
-from receiver.model.values import MODEL_NAME
+from receiver.model.values import DEEPEST, MODEL_NAME
 from receiver.settings.reader import Reader
 from receiver.settings.toml import Table, mapping, number, one_of, switch, text, whole
 
@@ -65,11 +65,14 @@ def read_recipes(reader: Reader, providers: Collection[str]) -> RecipeBook:
     if not path:
         return RecipeBook()
     try:
-        found = tomllib.loads(Path(path).read_text("utf-8"))
+        found = tomllib.loads(Path(path).read_text("utf-8-sig"))
     except OSError as error:
         reader.problems.append(f"{NAME}: {path} cannot be read: {error.strerror}")
         return RecipeBook()
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one, and UnicodeDecodeError
+    except UnicodeDecodeError:
+        reader.problems.append(f"{NAME}: {path} is no text in UTF-8: save it as that")
+        return RecipeBook()
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one
         reader.problems.append(f"{NAME}: {path} is no TOML: {error}")
         return RecipeBook()
     return _book(Table(found, f"{NAME}: {path}", reader.problems), providers)
@@ -270,17 +273,20 @@ def _template(options: Collection[str]) -> Callable[[Any], Mapping[str, Any]]:
     return read
 
 
-def _problems_in(value: Any, options: Collection[str]) -> Iterator[str]:
+def _problems_in(value: Any, options: Collection[str], depth: int = 1) -> Iterator[str]:
     """Yield what is wrong with a template, text by text."""
+    if depth > DEEPEST:
+        yield f"nests at most {DEEPEST} deep"
+        return
     match value:
         case str():
             yield from _wrong_placeholders(value, options)
         case dict():
             for each in value.values():
-                yield from _problems_in(each, options)
+                yield from _problems_in(each, options, depth + 1)
         case list():
             for each in value:
-                yield from _problems_in(each, options)
+                yield from _problems_in(each, options, depth + 1)
         case int() | float() if abs(value) <= float(2**53):  # false for nan
             return
         case _:

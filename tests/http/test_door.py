@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
-from receiver import Call, Context, Door, Event, Reply, on, route
+from receiver import Call, Context, Dead, Door, Event, Reply, Retry, on, route
 from tests.conftest import Logged, Start
 from tests.http.test_plugins import call, order, prove, shop
+from tests.http.test_recipes import RECIPES, written
 from tests.patience import PATIENCE
 from tests.receiving import Clock, Network, Station, eventually, write
 
@@ -44,6 +47,58 @@ async def test_a_submit_that_cannot_be_is_refused_as_the_api_refuses_it(start: S
             answer = await call(station, name.encode(), "/in/odd")
             assert answer.status_code == status, (name, answer.text)
             assert kind in answer.text, name
+
+
+DEEP: dict[str, Any] = {}
+_inside = DEEP
+for _ in range(3000):
+    _inside["a"] = _inside = {}
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "half a character": {"options": {"prompt": "\ud800"}},
+    "a person of half one": {"person": "\ud800"},
+    "a long person": {"person": "x" * 300},
+    "a person of no text": {"person": {"id": 1}},
+    "a place of half one": {"place": "club/\ud800"},
+    "a long place": {"place": "club/" + "x" * 300},
+    "options that are none": {"options": ["prompt"]},
+    "no options": {"options": None},
+    "metadata that are none": {"metadata": [1]},
+    "metadata without end": {"metadata": DEEP},
+    "large metadata": {"metadata": {"a": "x" * 300_000}},
+    "metadata made large by the recipe": {"options": {"prompt": "x" * 300_000}},
+    "a recipe that is no name": {"recipe": [1]},
+    "no key": {"key": None},
+    "an empty key": {"key": ""},
+    "a key of no text": {"key": {}},
+}
+
+
+async def test_an_order_that_cannot_be_is_refused_whatever_a_plugin_hands_on(
+    start: Start, tmp_path: Path
+) -> None:
+    """What is signed may hold anything all the same; a key that is missing is no key."""
+    recipes = written(tmp_path / "recipes.toml", RECIPES.replace('"picture" }', '"{prompt}" }'))
+    good = {"recipe": "imagine", "options": {"prompt": "a"}, "key": 1, "person": "ada"}
+    asked: dict[str, Any] = {}
+
+    @route("orders", proof=prove)
+    async def orders(_: Call, door: Door) -> Reply:
+        made = await door.order(**asked)
+        return Reply.json(msgspec.structs.asdict(made)["metadata"])
+
+    async with start(orders, RECEIVER_RECIPES=str(recipes)) as station:
+        for name, change in HOSTILE.items():
+            asked = {**good, "place": "club/1", **change}
+            answer = await call(station, b"", "/in/orders")
+            assert answer.status_code == 422, (name, answer.text)
+            assert "invalid-request" in answer.text, name
+        asked = {**good, "place": "club/1", "reply_to": "https://evil.example/"}
+        assert (await call(station, b"", "/in/orders")).status_code == 403
+        assert station.count("predictions") == 0
+        text = "{prompt} {0} {count.__class__} {{x}} \0"
+        asked = {**good, "place": "club/1", "options": {"prompt": text}}
+        assert (await call(station, b"", "/in/orders")).json() == {"kind": text}
 
 
 # --- what a door does beside ---
@@ -162,6 +217,33 @@ async def texts(station: Station, made: str) -> str:
         "deliveries",
     )
     return "".join([(await station.http.get(f"/v1/{path}")).text for path in paths])
+
+
+async def test_an_error_that_quotes_private_content_is_told_without_it(
+    start: Start, network: Network, logged: Logged
+) -> None:
+    """`raise_for_status` says the address, which here is a secret."""
+
+    @on("*", retry=Retry(attempts=2, base=0))
+    async def answers(_: Event, ctx: Context) -> None:
+        if ctx.attempt == 2:
+            raise Dead(f"{'x' * 990}{ctx.private['in'][0]['url']}")  # a part of it would do, too
+        answer = httpx.Response(404, request=httpx.Request("POST", ctx.private["in"][0]["url"]))
+        try:
+            answer.raise_for_status()
+        finally:
+            ctx.private.clear()
+
+    async with start(shop, answers) as station:
+        made = (await call(station, order(private={"in": [PRIVATE]}))).json()["id"]
+        await eventually(lambda: len(network.sent) == 1)
+        await station.post(write(network, network.sent[0]))
+        await eventually(lambda: station.rows("SELECT 1 FROM deliveries WHERE state = 'dead'"))
+        pages = await texts(station, made)
+    assert "404 Not Found' for url '…'" in str(logged)
+    assert "shop.example" not in pages + str(logged)
+    told = "".join(str(line.get("exc_info")) for line in logged)
+    assert "shop.example" not in told
 
 
 async def test_private_content_without_a_handler_is_emptied_too(

@@ -19,10 +19,10 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from receiver import Call, Door, Reply, Unproved, create_app, route
-from receiver.model.errors import KeysUnavailable
+from receiver.model.errors import KeysUnavailable, Problem
 from receiver.settings import Settings
 from tests.conftest import Disk, Logged, Start
-from tests.http.test_server import HOST, served
+from tests.http.test_server import HOST, port_of, post, running, served, talk, whole
 from tests.patience import PATIENCE
 from tests.receiving import ENV, Network, Station, eventually, hangs
 
@@ -207,10 +207,22 @@ async def test_what_is_not_proved_is_401_without_a_word_of_why(
     assert "lighthouse" not in str(logged)
 
 
+class Wordless:
+    """What cannot say what it is."""
+
+    def __repr__(self) -> str:
+        return "wordless"
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
 TRIPS: list[BaseException] = [
     Unproved("what it said: 'a lighthouse'"),
     Unproved(),
     Unproved(["no", "word"]),  # type: ignore[arg-type]
+    Unproved(Wordless()),  # type: ignore[arg-type]
+    Problem(422, "a lighthouse", "what `call.json()` raises"),
     KeyError("x"),
     ValueError("not hex"),
     ZeroDivisionError(),
@@ -389,6 +401,27 @@ async def test_what_takes_too_long_is_503_and_its_repeat_finds_what_was_committe
         await eventually(lambda: network.count("fal.submit") == 1)
 
 
+async def test_what_is_under_way_when_we_stop_is_503(
+    start: Start, monkeypatch: pytest.MonkeyPatch, logged: Logged
+) -> None:
+    monkeypatch.setattr("receiver.http.plugins._GRACE", 0.01)
+    begun = asyncio.Event()
+
+    @route("long", proof=prove, timeout=60)
+    async def long(_: Call, __: Door) -> Reply:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with start(long) as station, running(station) as server:
+        signed = b"x-shop-signature: %s\r\n" % sign(b"{}").encode()
+        said = asyncio.create_task(talk(port_of(server), whole(post("/in/long", signed), b"{}")))
+        await begun.wait()
+        server.should_exit = True
+        assert (await said).startswith(b"HTTP/1.1 503 ")
+    assert "Exception in ASGI application" not in str(logged)
+
+
 class Odd(BaseException):
     """What is no Exception, and cannot say what it is."""
 
@@ -400,6 +433,17 @@ def fail(error: BaseException) -> NoReturn:
     raise error
 
 
+def changed() -> Reply:
+    """Add to the headers of an answer that was checked already."""
+    reply = Reply.json({})
+    reply.headers["X-A"] = "1\r\nX-B: 2"  # type: ignore[index]
+    return reply
+
+
+class Unchecked(Reply):
+    def __post_init__(self) -> None: ...
+
+
 NONSENSE: dict[str, Callable[[], Any]] = {
     "nothing": lambda: None,
     "a text": lambda: "ok",
@@ -407,6 +451,10 @@ NONSENSE: dict[str, Callable[[], Any]] = {
     "a text as body": lambda: Reply(200, "ok"),  # type: ignore[arg-type]
     "two headers in one": lambda: Reply(200, b"", {"X-A": "1\r\nX-B: 2"}),
     "no header": lambda: Reply(200, b"", {"a b": "1"}),
+    "two headers, later": changed,
+    "an answer of its own": lambda: Unchecked("x", "y"),  # type: ignore[arg-type]
+    "a problem without words": lambda: fail(Problem(422, None, None)),  # type: ignore[arg-type]
+    "a problem that cannot be written": lambda: fail(Problem(422, "x", "\ud800")),
     "no JSON": lambda: Reply.json(object()),
     "an error": lambda: 1 / 0,
     "an exit": lambda: sys.exit(3),

@@ -108,6 +108,14 @@ def test_the_line_that_would_have_been_right_is_right() -> None:
     assert read_options(IMAGINE, parse(BOOK, right).options)["steps"] == 8
 
 
+def test_only_some_words_after_a_phones_dash_are_compared_with_the_options() -> None:
+    """Each comparison takes its time, and a message could have thousands of them."""
+    with pytest.raises(Problem, match=r"did you mean ratio\?"):
+        parse(BOOK, "imagine" + " —x" * 19 + " —ratoi 16:9")
+    text = "—x " * 20 + "—ratoi 16:9"
+    assert parse(BOOK, f"imagine {text} —hd").options == {"prompt": text, "hd": "yes"}
+
+
 @pytest.mark.parametrize("text", ["", "help", "/help"])
 def test_help_lists_what_there_is(text: str) -> None:
     said = parse(BOOK, text).help

@@ -17,6 +17,7 @@ from receiver.model.values import Order
 from receiver.predictions.limits import bounds_of, check_allowed, end_of
 from receiver.predictions.recipes import fill
 from receiver.settings import Settings
+from tests.receiving import ENV
 
 PAGE = Path(__file__).parent.parent.parent / "deploy" / "recipes.md"
 [EXAMPLE] = re.findall(r"^```toml\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
@@ -143,6 +144,22 @@ def test_it_is_told_with_all_other_settings(tmp_path: Path) -> None:
 def test_what_is_no_toml_is_told(tmp_path: Path, text: str) -> None:
     _, [problem] = look(tmp_path, text)
     assert problem.startswith(" is no TOML: ")
+
+
+def test_what_other_editors_write_is_read_or_told(tmp_path: Path) -> None:
+    file = tmp_path / "recipes.toml"
+    settings = ENV | {"RECEIVER_RECIPES": str(file)}
+    file.write_text(EXAMPLE, "utf-8-sig", newline="\r\n")
+    assert "imagine" in Settings.read(settings).recipes.recipes
+    file.write_text(EXAMPLE, "utf-16")
+    with pytest.raises(SettingsError, match="is no text in UTF-8: save it as that"):
+        Settings.read(settings)
+
+
+def test_a_template_without_end_is_told(tmp_path: Path) -> None:
+    recipe = '[a]\nprovider = "fal"\nmodel = "a/b"\ninput'
+    _, problems = look(tmp_path, recipe + ".a" * 3000 + " = 1")
+    assert problems == [", [a]: input nests at most 64 deep"]
 
 
 # --- templates ---

@@ -30,7 +30,7 @@ from receiver.http.request_log import about
 from receiver.model.answers import ExplainedHandler, Explanation, Page, Redelivered, Time
 from receiver.model.errors import Problem
 from receiver.model.states import TERMINAL
-from receiver.model.values import EventType, Mode, Prediction, Status
+from receiver.model.values import DEEPEST, LARGEST_METADATA, EventType, Mode, Prediction, Status
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
 from receiver.predictions.service import PredictionService
@@ -42,10 +42,8 @@ from receiver.store.predictions import PredictionFilter
 log = structlog.get_logger("receiver")
 
 _SYNC_WAIT: Final = 60.0
-_DEEPEST: Final = 64
 _MOST_GLOBS: Final = 20
 _LONGEST_GLOB: Final = 300
-_LARGEST_METADATA: Final = 256 * 1024
 """Bytes of JSON: lists and streams read it of many predictions at once."""
 REFUSALS: Final[dict[Erased, tuple[int, str, str]]] = {
     "missing": (404, "not-found", "no such prediction"),
@@ -367,10 +365,10 @@ def check(body: Submission) -> None:
 
 def check_json(name: str, value: Any, metadata: Any) -> None:
     """Raise a Problem for JSON that nests too deep, or metadata that are too large."""
-    if depth_of(value) > _DEEPEST or depth_of(metadata) > _DEEPEST:
-        raise Problem(422, "invalid-request", f"{name} and metadata nest at most {_DEEPEST} deep")
-    if len(msgspec.json.encode(metadata)) > _LARGEST_METADATA:
-        raise Problem(422, "invalid-request", f"metadata has at most {_LARGEST_METADATA} bytes")
+    if depth_of(value) > DEEPEST or depth_of(metadata) > DEEPEST:
+        raise Problem(422, "invalid-request", f"{name} and metadata nest at most {DEEPEST} deep")
+    if len(msgspec.json.encode(metadata)) > LARGEST_METADATA:
+        raise Problem(422, "invalid-request", f"metadata has at most {LARGEST_METADATA} bytes")
 
 
 def key_of(given: str | None) -> str | None:

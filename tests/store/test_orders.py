@@ -1,0 +1,134 @@
+"""Orders and their limits, held against a model: whatever comes together, and whenever it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from random import Random
+from typing import Final
+
+import pytest
+
+from receiver.store.facade import Store
+from receiver.store.orders import Bound, Excess, NewOrder, OrderResult, create
+from receiver.store.statement import Steps
+from tests.store.parts import Engine, new, pred
+
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
+
+BATCHES: Final = 60
+CENTS: Final = 10_000
+"""Microdollars."""
+
+
+def order(number: int, *bounds: Bound, key: str = "", price: int | None = 40 * CENTS) -> NewOrder:
+    return NewOrder(
+        key=key or f"key-{number:04}",
+        recipe="imagine",
+        options={},
+        price=price,
+        bounds=bounds,
+        prediction=new(number),
+    )
+
+
+def bound(subject: str, until: float = 100.0, **most: int) -> Bound:
+    return Bound(subject=subject, until=until, **{"count": None, "cost": None, **most})
+
+
+def together(batches: Sequence[Sequence[NewOrder]]) -> Steps[list[list[OrderResult]]]:
+    """Create orders in one transaction, as those that wait for a commit are."""
+    results = []
+    for batch in batches:
+        results.append((yield from create(batch)))  # noqa: PERF401 - a generator yields for it
+    return results
+
+
+class Model:
+    """What orders come to, in plain Python: one hour, day or month each, which never goes back."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, tuple[float, int, int]] = {}
+        self.made: dict[str, str] = {}
+
+    def create(self, batch: Sequence[NewOrder]) -> list[OrderResult]:
+        for each in (bound for order in batch for bound in order.bounds):
+            held = self.counts.get(each.subject)
+            if held is None or held[0] < each.until:
+                self.counts[each.subject] = (each.until, 0, 0)
+        by_key = {order.key: self._create(order) for order in sorted(batch, key=lambda o: o.key)}
+        return [by_key[order.key] for order in batch]
+
+    def _create(self, order: NewOrder) -> OrderResult:
+        if order.key in self.made:
+            return OrderResult(self.made[order.key])
+        price = order.price or 0
+        for place, each in enumerate(order.bounds):
+            until, orders, spent = self.counts[each.subject]
+            if each.count is not None and orders + 1 > each.count:
+                return OrderResult(None, excess=Excess(place, "count", until))
+            if each.cost is not None and spent + price > each.cost:
+                return OrderResult(None, excess=Excess(place, "cost", until))
+        for subject in {each.subject for each in order.bounds}:
+            until, orders, spent = self.counts[subject]
+            self.counts[subject] = (until, orders + 1, spent + price)
+        self.made[order.key] = order.prediction.id
+        return OrderResult(order.prediction.id, is_new=True)
+
+
+def counted(engine: Engine) -> dict[str, tuple[float, int, int]]:
+    rows = engine.rows("SELECT subject, until, orders, spent FROM order_counts")
+    return {subject: (until, orders, spent) for subject, until, orders, spent in rows}
+
+
+async def test_orders_come_to_what_the_model_says(engine: Engine, store: Store) -> None:
+    """With clocks that step back, keys that come again, and bounds that share a subject."""
+    random = Random(16)
+    model = Model()
+    now = 0
+    for number in range(BATCHES):
+        now = max(now + random.choice((-2, 0, 0, 0, 1)), 0)
+        batch = {}
+        for place in range(random.randint(1, 4)):
+            until = 10.0 * (now + random.randint(0, 1))  # of two servers, whose clocks differ
+            bounds = [
+                bound("one", until, count=4),
+                bound("one", until, cost=100 * CENTS),
+                bound("two", until, count=5, cost=150 * CENTS + 1),
+                bound("three", until, cost=120 * CENTS - 1),
+            ]
+            one = order(
+                10 * number + place,
+                *random.sample(bounds, random.randint(0, 4)),
+                key=f"key-{random.randint(0, 3 * number + 3):04}",
+                price=random.choice((None, 0, 1, 30 * CENTS, 50 * CENTS)),
+            )
+            batch[one.key] = one
+        orders = list(batch.values())
+        assert await store.write(together, orders) == model.create(orders), number
+        assert counted(engine) == model.counts
+    assert dict(engine.rows("SELECT key, prediction_id FROM orders")) == model.made
+    assert len(model.made) == engine.rows("SELECT count(*) FROM predictions")[0][0]
+    assert BATCHES < 2 * len(model.made) < 4 * BATCHES  # a good part of each
+
+
+async def test_orders_at_once_exceed_none_of_several_limits(engine: Engine, store: Store) -> None:
+    """Each has two limits in another order; a key that comes twice counts once."""
+    bounds = [bound("count", count=9), bound("cost", cost=280 * CENTS)]
+    orders = [order(n, *bounds[:: 1 if n % 2 else -1], key=f"key-{n // 2}") for n in range(40)]
+    results = await asyncio.gather(*(store.orders.create(one) for one in orders))
+    made = {result.prediction_id for result in results} - {None}
+    assert len(made) == sum(result.is_new for result in results) == 7
+    assert counted(engine) == {
+        "count": (100.0, 7, 280 * CENTS),
+        "cost": (100.0, 7, 280 * CENTS),
+    }
+
+
+async def test_only_counts_of_a_time_that_is_over_are_forgotten(
+    engine: Engine, store: Store
+) -> None:
+    await store.orders.create(order(1, bound("past", 10.0), bound("present", 20.0)))
+    await store.orders.forget_counts(20.0, 10)
+    assert counted(engine) == {"present": (20.0, 1, 40 * CENTS)}
+    assert (await store.orders.create(order(2, key="key-0001"))).prediction_id == pred(1)
