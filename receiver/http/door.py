@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import structlog
 
-from receiver.http.routes.predictions import Submission, check
+from receiver.http.routes.predictions import Submission, check, check_json
 from receiver.model.errors import Problem
 from receiver.model.tasks import TaskSet
 from receiver.model.values import Mode, Prediction
@@ -79,6 +79,7 @@ class Door:
         A key is for good: the same one gives the same prediction, whatever is ordered by then.
         Raises Problem with words for the person who orders.
         """
+        check_json("options", options, metadata or {})
         prediction = await self._parts.predictions.orders.order(
             recipe,
             options,

@@ -7,23 +7,29 @@ from typing import Final
 
 from tests.handlers.parts import HANDLERS
 
-NAMES: Final = sorted(path.stem for path in HANDLERS.glob("*.py") if path.stem != "__init__")
+FILES: Final = {
+    path.stem.replace("_", "-"): path
+    for path in sorted(HANDLERS.glob("*.py"))
+    if not path.stem.startswith("_")  # what several of them share
+}
+NAMES: Final = sorted(FILES)
 PAGE: Final = (HANDLERS.parent / "deploy" / "handlers.md").read_text()
 
 
 def test_every_one_can_be_named_on_the_command_line() -> None:
     project = tomllib.loads((HANDLERS.parent / "pyproject.toml").read_text())["project"]
     offered = project["entry-points"]["receiver.handlers"]
-    assert offered == {name: f"receiver_handlers.{name}" for name in NAMES}
+    assert offered == {name: f"receiver_handlers.{FILES[name].stem}" for name in NAMES}
 
 
 def test_every_one_is_registered_by_the_name_of_its_file() -> None:
     for name in NAMES:
-        assert f'name="{name}"' in (HANDLERS / f"{name}.py").read_text(), name
+        text, way_in = FILES[name].read_text(), f'@route("{name.removesuffix("-in")}"'
+        assert f'name="{name}"' in text or way_in in text, name
 
 
 def test_every_one_is_in_the_table_with_its_settings() -> None:
     table = PAGE.partition("## Built-in handlers")[2].partition("\n## ")[0]
     for name in NAMES:
         assert f"| `{name}` |" in table, name
-        assert f"`{name.upper()}" in table or name == "log", name
+        assert f"`{name.upper().removesuffix('-IN')}" in table or name == "log", name
