@@ -282,6 +282,10 @@ async def test_github_orders_for_people_who_are_allowed_and_its_ping_is_nothing(
         as_form = {"content-type": "application/x-www-form-urlencoded"}
         again = await call(station, "issues", form, {**github(form), **as_form})
         assert again.json()["id"] == found["id"]
+        as_curl_says = await call(station, "issues", body, {**github(body), **as_form})
+        assert as_curl_says.json()["id"] == found["id"]
+        no_form = await call(station, "issues", b"a;b", {**github(b"a;b"), **as_form})
+        assert no_form.status_code == 400
         stranger = issue(login="mallory")
         refused = await call(station, "issues", stranger, github(stranger, "2"))
         assert (refused.status_code, type_of(refused)) == (403, "not-allowed")
