@@ -51,6 +51,7 @@ async def order(call: Call, door: Door) -> Reply:
         return IGNORED
     trigger, message = TRIGGERS[call.rest], opened(call)
     if not all(condition.holds(message) for condition in trigger.when):
+        door.log.info("trigger.ignored", trigger=call.rest)
         return IGNORED
     prediction = await door.order(
         trigger.recipe,
