@@ -82,7 +82,7 @@ def read_trigger(name: str, table: Table, read: read_settings, book: Book) -> Tr
     kind = table.choice("proof", PROOFS)
     recipe = table.choice("recipe", book.recipes) if book.recipes else table.text("recipe")
     itself = template(f"trigger:{name}")
-    known, options = book.recipes.get(recipe, {}), table.table("options")
+    known, options = book.recipes.get(recipe), table.table("options")
     trigger = Trigger(
         proof=read_proof(kind, name, table, read),
         key=read_key(kind, table),
@@ -94,7 +94,7 @@ def read_trigger(name: str, table: Table, read: read_settings, book: Book) -> Tr
         metadata=read_values(table.table("metadata")),
     )
     table.end()
-    for option, says in known.items():
+    for option, says in (known or {}).items():
         if isinstance(says, dict) and says.get("required") and not options.has(option):
             options.refuse(f"{option} is missing, and {recipe} needs it")
     if not book.allows(trigger.person, trigger.place):
@@ -113,8 +113,8 @@ def read_key(kind: str, table: Table) -> Template:
 
 
 def read_values(table: Table, names: Mapping[str, Any] | None = None) -> Values:
-    """Read templates; `names` are those that there are."""
-    known = names or table.keys()
+    """Read templates; `names` are those that there are, where that is known."""
+    known = table.keys() if names is None else names
     found = {name: table.take(name, value_of, None) for name in known}
     table.end()
     return {name: value for name, value in found.items() if value is not None}

@@ -587,6 +587,7 @@ timestamp = "x-time"
 signed = "{body}"
 algoritm = "sha1"
 recipe = "rare"
+options = { prompt = "x" }
 place = ""
 """
 TOLD: Final = """
@@ -605,6 +606,7 @@ needs THERE_IS_NONE as the secret that calls of the trigger open are proved by
 [told.options]: prompt must be a text in quotes
 [told]: when a must be a pattern
 SHORT_SECRET must have 16 characters or more
+[late.options]: prompt: there is no such key
 [late]: key is missing: what is the same when a call is repeated
 [late]: header must be the name of a header
 [late]: place must not be empty
