@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from receiver.model.values import Event, Output, Prediction, Stored
     from receiver.mounting import mount
     from receiver.settings import Secret
+    from receiver.settings.toml import Table
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ __all__ = [
     "Secret",
     "Skip",
     "Stored",
+    "Table",
     "Template",
     "Unproved",
     "create_app",
@@ -70,6 +72,7 @@ _LATE = {
     "Secret": "receiver.settings",
     "Skip": "receiver.deliveries.registry",
     "Stored": "receiver.model.values",
+    "Table": "receiver.settings.toml",
     "Template": "receiver.deliveries.template",
     "Unproved": "receiver.model.errors",
     "create_app": "receiver.app",

@@ -41,6 +41,13 @@ PAGES: Final = {
     for path in [TOP / "README.md", *sorted((TOP / "deploy").glob("*.md"))]
 }
 KEY: Final = "the-key-of-the-pages"
+TRIGGERS: Final = {
+    "RECEIVER_RECIPES": "recipes.toml",
+    "TRIGGERS": "triggers.toml",
+    **dict.fromkeys(("TIMER_SECRET", "RELEASES_SECRET", "N8N_SECRET"), "a-secret-of-the-pages"),
+    "HOOKS_SECRET": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+}
+"""What the page about automation sets."""
 NOT_RUN: Final = {
     "make demo": "sets up an environment; tests/cli runs the demo, and this is the suite",
     "python3 -m venv": "downloads some forty packages",
@@ -70,9 +77,9 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The file that a block of Python says it is."""
-        named = re.match(r"# (\w+\.py)\n", self.text)
-        return named[1] if named and self.language == "python" else None
+        """The file that a block of Python or TOML says it is."""
+        named = re.match(r"# (\w+\.(?:py|toml))\n", self.text)
+        return named[1] if named and self.language in {"python", "toml"} else None
 
     @property
     def serves(self) -> bool:
@@ -195,14 +202,18 @@ def test_the_picture_is_of_the_demo_as_it_is() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Write down the blocks that say what file they are, and what `receiver init` writes."""
-    for block in PYTHON:
-        if block.file:
-            (tmp_path / block.file).write_text(block.text)
+    write_files(tmp_path)
     recipes = next(b.text for b in BLOCKS if (b.page, b.language) == ("recipes.md", "toml"))
     (tmp_path / "recipes.toml").write_text(recipes)
     assert receiver("init", cwd=tmp_path).returncode == 0
     (tmp_path / ".env").unlink()
     return tmp_path
+
+
+def write_files(folder: Path) -> None:
+    for block in BLOCKS:
+        if block.file:
+            (folder / block.file).write_text(block.text)
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=named)
@@ -257,6 +268,7 @@ def environment_of(providers: str, port: int) -> dict[str, str]:
             "RECEIVER_SECRET_KEY": SECRET,
             "RECEIVER_API_KEYS": KEY,
             "RECEIVER_API_KEY": KEY,
+            **TRIGGERS,
             "RECEIVER_URL": f"http://127.0.0.1:{port}",
         }
     )
@@ -297,7 +309,8 @@ def there(providers: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     port = free_port()
     env = environment_of(providers, port)
     home = tmp_path_factory.mktemp("receiver")
-    with serving(f"receiver serve log --port {port}", home, env, port):
+    write_files(home)
+    with serving(f"receiver serve log trigger-in --port {port}", home, env, port):
         yield env
 
 

@@ -15,6 +15,7 @@ from receiver.model.errors import HandlerError
 from receiver.settings import Reader, Secret
 from receiver.settings import seconds as parse_seconds
 from receiver.settings.proxies import is_loopback
+from receiver.settings.toml import Table, read_file
 
 T = TypeVar("T")
 
@@ -74,6 +75,17 @@ class read_settings:  # noqa: N801 - used like a function
     ) -> Secret:
         """Read what no log shows; it must fit into a header unless `pattern` allows more."""
         return self.parsed(name, says, lambda text: _secret(text, pattern), default=default)
+
+    def tables(self, name: str, says: str) -> dict[str, Table]:
+        """Read a TOML file that a setting names: its tables by name.
+
+        What is refused in them is told with the problems of the other settings.
+        """
+        path = self.text(name, says)
+        whole = read_file(path, name, self._reader.problems) if path else None
+        if whole is not None and not whole.keys():
+            whole.refuse("it declares nothing")
+        return {} if whole is None else whole.other_tables()
 
     def size(self, name: str, says: str, *, default: str | None = None) -> int:
         """Read a number of bytes, as 8000000, 8MB or 8MiB."""

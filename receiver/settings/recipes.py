@@ -15,9 +15,7 @@ place = "slack:T01/*"
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
@@ -37,7 +35,17 @@ from receiver.model.recipes import (
 from receiver.model.text import meant
 from receiver.model.values import DEEPEST, MODEL_NAME
 from receiver.settings.reader import Reader
-from receiver.settings.toml import Table, mapping, number, one_of, switch, text, whole
+from receiver.settings.toml import (
+    Table,
+    mapping,
+    number,
+    one_of,
+    positive,
+    read_file,
+    switch,
+    text,
+    whole,
+)
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -64,18 +72,8 @@ def read_recipes(reader: Reader, providers: Collection[str]) -> RecipeBook:
     path = reader.get(NAME, str, "")
     if not path:
         return RecipeBook()
-    try:
-        found = tomllib.loads(Path(path).read_text("utf-8-sig"))
-    except OSError as error:
-        reader.problems.append(f"{NAME}: {path} cannot be read: {error.strerror}")
-        return RecipeBook()
-    except UnicodeDecodeError:
-        reader.problems.append(f"{NAME}: {path} is no text in UTF-8: save it as that")
-        return RecipeBook()
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one
-        reader.problems.append(f"{NAME}: {path} is no TOML: {error}")
-        return RecipeBook()
-    return _book(Table(found, f"{NAME}: {path}", reader.problems), providers)
+    table = read_file(path, NAME, reader.problems)
+    return RecipeBook() if table is None else _book(table, providers)
 
 
 def _book(table: Table, providers: Collection[str]) -> RecipeBook:
@@ -105,7 +103,7 @@ def _recipe(name: str, table: Table, providers: Collection[str]) -> Recipe:
         input=table.need("input", template, {}),
         metadata=table.take("metadata", template, {}),
         price=table.take("price", _money, None),
-        latest=table.take("latest", _positive, None),
+        latest=table.take("latest", positive, None),
         options=options,
         buttons=_buttons(table.table("buttons")),
     )
@@ -242,12 +240,6 @@ def _pattern(value: Any) -> str:
 
 def _count(value: Any) -> int:
     return 0 if value == 0 and isinstance(value, int) else whole(value)
-
-
-def _positive(value: Any) -> float:
-    if number(value) <= 0:
-        raise ValueError("must be a number of seconds above 0")
-    return float(value)
 
 
 def _money(value: Any) -> int:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from receiver.model.text import meant
 
 T = TypeVar("T")
 D = TypeVar("D")
+
+
+def read_file(path: str, name: str, problems: list[str]) -> Table | None:
+    """Read the file that a setting names; None, and a problem, where that cannot be."""
+    try:
+        found = tomllib.loads(Path(path).read_text("utf-8-sig"))
+    except OSError as error:
+        problems.append(f"{name}: {path} cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        problems.append(f"{name}: {path} is no text in UTF-8: save it as that")
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one
+        problems.append(f"{name}: {path} is no TOML: {error}")
+    else:
+        return Table(found, f"{name}: {path}", problems)
+    return None
 
 
 class Table:
@@ -41,6 +58,18 @@ class Table:
         if key not in self._found:
             self.refuse(f"{key} is missing")
         return self.take(key, read, default)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """Return the text of a key, which must be there unless there is a default."""
+        return self.need(key, text, "") if default is None else self.take(key, text, default)
+
+    def choice(self, key: str, words: Collection[str], default: str | None = None) -> str:
+        """Return the word of a key; another than these is refused with the nearest one."""
+        read, first = one_of(words), next(iter(words))
+        return self.need(key, read, first) if default is None else self.take(key, read, default)
+
+    def seconds(self, key: str, default: float) -> float:
+        return self.take(key, positive, default)
 
     def tables(self, key: str) -> dict[str, Table]:
         """Return the tables inside a key, by name."""
@@ -131,6 +160,12 @@ def whole(value: Any) -> int:
     if not isinstance(value, int) or number(value) < 1:
         raise ValueError("must be a whole number, 1 or more")
     return value
+
+
+def positive(value: Any) -> float:
+    if number(value) <= 0:
+        raise ValueError("must be a number of seconds above 0")
+    return float(value)
 
 
 def one_of(words: Collection[str]) -> Callable[[Any], Any]:
