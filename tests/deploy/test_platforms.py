@@ -65,7 +65,7 @@ def named(path: Path) -> str:
 
 
 def test_every_folder_is_there_and_no_other() -> None:
-    told_elsewhere = {"editable", "grafana", "prometheus", "systemd", "typescript"}
+    told_elsewhere = {"automation", "editable", "grafana", "prometheus", "systemd", "typescript"}
     assert {path.name for path in DEPLOY.iterdir() if path.is_dir()} == {*FOLDERS, *told_elsewhere}
 
 
