@@ -134,7 +134,7 @@ class PredictionService:
         )
         created = await self._store.predictions.create(new)
         if self._begins:  # also for a repeat: the first may have died before it came to this
-            submitter.begin_soon()
+            submitter.wake()
         return await self.read(created.prediction_id)
 
     def _new(

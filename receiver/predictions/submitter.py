@@ -231,13 +231,6 @@ class Submitter:
         task = self._begun.start(self._begin_alone(), context=contextvars.Context())
         return await asyncio.shield(task)
 
-    def begin_soon(self) -> None:
-        """Begin what there is room for, and wait for nothing, not even for that.
-
-        What fails here is begun by whoever looks next.
-        """
-        self._begun.start(self._begin_alone(), context=contextvars.Context())
-
     async def _begin_alone(self) -> float:
         async with self._beginning:
             return await self._begin()
