@@ -143,7 +143,8 @@ class Door:
     ) -> Prediction:
         """Submit without a recipe; it is stored when this returns, and sent soon after.
 
-        A key is for good, as with `order`. Raises Problem for what could never be submitted.
+        A key is good as with `order`, until its prediction is deleted. Raises Problem for what
+        could never be submitted.
         """
         given = {
             "provider": provider,

@@ -105,7 +105,7 @@ class Drain:
             **done._asdict(),
             more=_is_work(due) or due.claimed,
             next_due=due.next_due,
-            owed=await self._count_owed(due),
+            pending=await self._count_pending(due),
         )
 
     async def _look(self) -> Due:
@@ -117,7 +117,7 @@ class Drain:
             runtime.clock(),
         )
 
-    async def _count_owed(self, due: Due) -> int:
+    async def _count_pending(self, due: Due) -> int:
         if due.next_due is None and not due.claimed:
             return 0
         return sum((await self._store.backlog.depth([])).pending.values())

@@ -206,7 +206,7 @@ class Drained(msgspec.Struct, frozen=True):
     """Something is due that was not done, or is claimed by a process that may be gone."""
     next_due: float | None = None
     """Seconds until the next thing falls due; none: nothing will by itself."""
-    owed: int = 0
+    pending: int = 0
     """Deliveries that have not ended, due or not; a handler's count ends at 10,000."""
     cut_short: int = 0
     """Attempts that were given back as the time was over; they do not count."""

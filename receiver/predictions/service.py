@@ -115,7 +115,7 @@ class PredictionService:
     ) -> Prediction:
         """Store a prediction, and leave its submit to whoever runs beside us.
 
-        A key is for good: what was stored under it is given back, whatever is asked for now.
+        What is still stored under a key is given back, whatever is asked for now.
         Raises Problem for what could never be submitted.
         """
         submitter, new = self._new(

@@ -44,7 +44,7 @@ from tests.receiving import (
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
 NOTHING: Final = {"deliveries": 0, "submits": 0, "polls": 0, "more": False}
-EMPTY: Final = {**NOTHING, "next_due": None, "owed": 0, "cut_short": 0}
+EMPTY: Final = {**NOTHING, "next_due": None, "pending": 0, "cut_short": 0}
 PASSWORD: Final = "hush-hush-password"
 
 
@@ -201,7 +201,7 @@ async def test_it_ends_at_its_time_and_gives_back_what_was_cut_short(
         found = await told(station, 1)
         leave.set()
         assert (found["more"], found["deliveries"], found["cut_short"]) == (True, 0, 1)
-        assert (found["owed"], found["next_due"]) == (2, 0.0)
+        assert (found["pending"], found["next_due"]) == (2, 0.0)
         rows = await eventually(
             lambda: [
                 row

@@ -89,11 +89,11 @@ async def test_a_drain_says_when_the_next_is_worth_it_and_what_is_left(start: St
         raise Retry(after=500)
 
     async with start(later, **SERVERLESS) as station:
-        done = dict.fromkeys(["deliveries", "submits", "polls", "owed", "cut_short"], 0)
+        done = dict.fromkeys(["deliveries", "submits", "polls", "pending", "cut_short"], 0)
         assert await drain(station) == {**done, "more": False, "next_due": None}
         await station.push(await station.submitted("eachlabs"))
         found = await drain(station)
-        assert (found["deliveries"], found["more"], found["owed"]) == (1, False, 1)
+        assert (found["deliveries"], found["more"], found["pending"]) == (1, False, 1)
         assert 400 < found["next_due"] <= 500
 
 
@@ -139,7 +139,7 @@ async def test_what_a_dead_process_had_claimed_is_told_as_left_and_run_when_its_
             f"due_at = NULL, lease_until = {clock() + 25}"
         )
         found = await drain(station)
-        assert (found["deliveries"], found["more"], found["owed"]) == (0, True, 1)
+        assert (found["deliveries"], found["more"], found["pending"]) == (0, True, 1)
         assert 0 < found["next_due"] <= 25
         clock.ahead = 26
         station.edit("UPDATE deliveries SET lease_until = 1")  # also by the server's own clock
