@@ -7,6 +7,7 @@ what is unknown after a broken submit stays `unconfirmed` until somebody who kno
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final, NoReturn, TypeVar
@@ -231,12 +232,16 @@ class Submitter:
         task = self._begun.start(self._begin_alone(), context=contextvars.Context())
         return await asyncio.shield(task)
 
-    def begin_soon(self) -> None:
-        """Begin what there is room for, and wait for nothing, not even for that.
+    async def send_all(self, seconds: float) -> None:
+        """Begin what there is room for, and wait for it, for so many seconds at most.
 
-        What fails here is begun by whoever looks next.
+        For where a process may stand still as soon as it has answered, and a submit half-way with
+        it: a provider's answer that nobody hears is a submit in doubt.
         """
-        self._begun.start(self._begin_alone(), context=contextvars.Context())
+        with contextlib.suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.begin()
+                await self.under_way.wait(seconds)
 
     async def _begin_alone(self) -> float:
         async with self._beginning:
