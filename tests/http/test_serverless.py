@@ -19,7 +19,9 @@ from receiver.predictions.tokens import Tokens
 from receiver.settings import Settings
 from tests.cli.running import receiver
 from tests.conftest import Logged, Start
+from tests.journey.parts import free_port
 from tests.patience import PATIENCE
+from tests.postgres import Database
 from tests.receiving import ENV, Clock, Network, Station, eventually, hangs, write
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
@@ -399,3 +401,14 @@ def test_wake_needs_to_know_where_we_are() -> None:
     env = {name: value for name, value in ENV.items() if name != "RECEIVER_PUBLIC_URL"}
     with pytest.raises(SettingsError, match="wake needs RECEIVER_PUBLIC_URL"):
         Settings.read({**env, "RECEIVER_AFTER": "wake"})
+
+
+def test_served_it_sets_up_no_schema_and_says_who_does(
+    bare_database: Database, tmp_path: Path
+) -> None:
+    env = {**ENV, **SERVERLESS, "RECEIVER_DATABASE_URL": bare_database.url}
+    done = receiver("serve", "--port", str(free_port()), cwd=tmp_path, **env)
+    assert done.returncode == 3
+    assert "receiver: the database is not set up: run `receiver migrate` once" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert bare_database.rows("SELECT FROM pg_namespace WHERE nspname = 'receiver'") == []
