@@ -229,7 +229,8 @@ def serve(
 
     settings = _settings(handlers, dev=dev)
     with _failing(), listening(where.host, where.port) as sockets:
-        asyncio.run(migrate(settings))
+        if settings.mode != "serverless":  # there it is a step of the deployment
+            asyncio.run(migrate(settings))
         app = create_app(settings, dispatch=not no_dispatch)
         sys.setswitchinterval(_SWITCH)
         _spare_the_collector()

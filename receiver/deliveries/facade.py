@@ -6,6 +6,7 @@ submitted is not known here: `submit` does it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -115,6 +116,32 @@ class Deliveries:
         client = lent(self._results if guarded else self._http)
         client.follow_redirects = client.follow_redirects and not guarded
         return client
+
+    async def send(self, url: str, seconds: float) -> int | None:
+        """Send a POST without a body; return the status, or None where none came in that time.
+
+        The rest of the answer is not read. Raises httpx.HTTPError, or TimeoutError where it could
+        not even be written in so many seconds.
+        """
+        is_written = False
+
+        async def trace(step: str, _: object) -> None:
+            nonlocal is_written
+            is_written |= step.endswith("send_request_body.complete")
+
+        told = {"trace": trace}
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                self._http.stream("POST", url, timeout=seconds, extensions=told) as answer,
+            ):
+                return answer.status_code
+        except httpx.ReadTimeout:
+            return None
+        except TimeoutError:
+            if is_written:
+                return None
+            raise TimeoutError(f"it could not be sent within {seconds:g} s") from None
 
     async def close(self) -> None:
         """Close the connections of handlers, as the last of all."""

@@ -6,15 +6,17 @@ is committed before: what is not done here is done by the next drain.
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import urlsplit
 
 import httpx
 import structlog
 
 from receiver.deliveries.facade import Deliveries
 from receiver.model.errors import StoreUnavailable
+from receiver.model.tasks import TaskSet
 from receiver.settings import After
 from receiver.store.inbox import AcceptResult
 
@@ -22,8 +24,8 @@ log = structlog.get_logger("receiver")
 
 _TO_BE_WRITTEN: Final = 0.2
 """Seconds for a request to ourselves to be sent; its answer is not waited for."""
-_REST: Final = 1.0
-"""Seconds between two of those from one process."""
+_REST: Final = 1
+"""Seconds between two of those from one process; the drain looks again when they are over."""
 
 
 class AfterCallback:
@@ -34,9 +36,16 @@ class AfterCallback:
     ) -> None:
         self._after = after
         self._deliveries = deliveries
-        self._wake_url = wake_url
+        self._place = urlsplit(wake_url).netloc
+        self._wake_url = f"{wake_url}?again={_REST}"
         self._monotonic = monotonic
         self._next_wake = 0.0
+        self._running = TaskSet()
+
+    def release(self) -> None:
+        """Keep no request any longer, as we are about to stop: what runs has a while yet to end."""
+        for task in self._running:
+            task.cancel()
 
     async def before_answer(self, taken: AcceptResult) -> None:
         if taken.event_id is None or not taken.handlers:
@@ -52,6 +61,10 @@ class AfterCallback:
             await self._run(taken.event_id, taken.handlers)
 
     async def _run(self, event_id: str, handlers: tuple[str, ...]) -> None:
+        """Run them in a task of its own: a server may cancel a request whose sender is gone."""
+        await asyncio.wait({self._running.start(self._run_now(event_id, handlers))})
+
+    async def _run_now(self, event_id: str, handlers: tuple[str, ...]) -> None:
         try:
             await self._deliveries.worker.run_now(event_id, handlers, self._after.seconds)
         except StoreUnavailable:  # it is known there, and the next drain runs them
@@ -66,7 +79,9 @@ class AfterCallback:
             return
         self._next_wake = now + _REST
         try:
-            with contextlib.suppress(httpx.ReadTimeout):  # it was written
-                await self._deliveries.lend().post(self._wake_url, timeout=_TO_BE_WRITTEN)
-        except httpx.HTTPError as error:
+            status = await self._deliveries.send(self._wake_url, _TO_BE_WRITTEN)
+        except (httpx.HTTPError, TimeoutError) as error:
             log.warning("wake.failed", reason=f"{type(error).__name__}: {error}")
+        else:
+            if status is not None and status != httpx.codes.OK:
+                log.warning("wake.failed", reason=f"{self._place} answered {status}")

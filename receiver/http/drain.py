@@ -52,9 +52,16 @@ class Drain:
         self._chores = chores
         self._next_chores = 0.0
         self._underway: asyncio.Task[Drained] | None = None
+        self._looked_at = 0.0
+        self._look_until = 0.0
+        """By the loop's clock; a run looks once more until it has looked later than that."""
 
-    async def __call__(self, seconds: float) -> Drained:
-        """Drain; callers that come meanwhile share the same run."""
+    async def __call__(self, seconds: float, again: float = 0.0) -> Drained:
+        """Drain, and look once more so many seconds from now; callers meanwhile share the run.
+
+        What anybody committed before asking is seen, also by a run that is about to end.
+        """
+        self._look_until = max(self._look_until, asyncio.get_running_loop().time() + again)
         if self._underway is None or self._underway.done():
             self._underway = asyncio.create_task(self._run(seconds))
             seconds += _OVERTIME
@@ -79,6 +86,26 @@ class Drain:
         until = clock() + seconds
         last_start = until - seconds / 5
         before = self._done()
+        while True:
+            due = await self._run_due(until, last_start, seconds)
+            if self._chores and clock() < last_start:
+                await self._keep_house(last_start)
+            pending = await self._count_pending(due)
+            is_last = self._looked_at >= self._look_until
+            if is_last or max(self._look_until, clock()) >= last_start:
+                break
+            await asyncio.sleep(self._look_until - clock())
+        done = _Counts(*(now - then for now, then in zip(self._done(), before, strict=True)))
+        return Drained(
+            **done._asdict(),
+            more=_is_work(due) or due.claimed or not is_last,
+            next_due=due.next_due,
+            pending=pending,
+        )
+
+    async def _run_due(self, until: float, last_start: float, seconds: float) -> Due:
+        """Run what is due until nothing is, or it is too late to begin; return what is left."""
+        clock = asyncio.get_running_loop().time
         due = await self._look()
         if due.claimed:
             await self._worker.reclaim()
@@ -98,18 +125,11 @@ class Drain:
             if self._done() == started and not replayed:
                 await self._worker.reclaim()  # or there is no room for it, or another has it
                 break
-        if self._chores and clock() < last_start:
-            await self._keep_house(last_start)
-        done = _Counts(*(now - then for now, then in zip(self._done(), before, strict=True)))
-        return Drained(
-            **done._asdict(),
-            more=_is_work(due) or due.claimed,
-            next_due=due.next_due,
-            pending=await self._count_pending(due),
-        )
+        return due
 
     async def _look(self) -> Due:
         runtime = self._runtime
+        self._looked_at = asyncio.get_running_loop().time()
         return await self._store.look(
             runtime.owner,
             self._deliveries.registry.handlers,

@@ -117,6 +117,12 @@ class Http:
                 clock=runtime.clock,
             ),
         ]
+        self._after = AfterCallback(
+            after,
+            deliveries,
+            f"{settings.public_url}/wake/{predictions.tokens.wake()}",
+            runtime.monotonic,
+        )
         self.callbacks = WebhookRoute(
             predictions.inbox,
             NAMES,
@@ -126,12 +132,7 @@ class Http:
             runtime.telemetry,
             runtime.clock,
             self._rejections.count,
-            AfterCallback(
-                after,
-                deliveries,
-                f"{settings.public_url}/wake/{predictions.tokens.wake()}",
-                runtime.monotonic,
-            ),
+            self._after,
         )
         parts = Parts(predictions=predictions, deliveries=deliveries, store=store, later=TaskSet())
         self._plugins = PluginRoutes(
@@ -198,6 +199,7 @@ class Http:
         """Answer those who wait for outcomes or a drain now, as we are about to stop."""
         self.drain.cancel()
         self._plugins.release()
+        self._after.release()
         self._predictions.stopping = True
         self._live.close()
         self._wakeups.wake_all("prediction")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final, NoReturn, TypeAlias
 
 import structlog
@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from receiver.deliveries.registry import Registry
 from receiver.deliveries.ways_in import METHODS
@@ -93,6 +93,9 @@ class Front:
         try:
             async with self.running():
                 yield
+        except StoreUnusable as error:
+            self.app.unusable = str(error)
+            raise
         finally:
             getattr(self.app.state, "stopped", lambda: None)()
 
@@ -172,8 +175,12 @@ class _App(Starlette):
     """Takes callbacks, while the receiver runs."""
     prefix: str = ""
     """A path that may stand before ours."""
+    unusable: str = ""
+    """Why the last start failed, if the database was why."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            send = partial(self._say, send)
         if self.prefix and scope["type"] == "http":
             self._enter(scope)
         # An embedding program may have put a middleware before all routes, this one too.
@@ -191,6 +198,12 @@ class _App(Starlette):
             await self.callbacks(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
+
+    async def _say(self, send: Send, message: Message) -> None:
+        """Tell the server why we do not start in a sentence, where Starlette has a traceback."""
+        if message["type"] == "lifespan.startup.failed" and self.unusable:
+            message = {**message, "message": f"receiver: {self.unusable}"}
+        await send(message)
 
     def _enter(self, scope: Scope) -> None:
         """Take what stands before our paths for where we are mounted, unless it is ours.

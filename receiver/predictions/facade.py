@@ -117,6 +117,7 @@ class Predictions:
             clients,
             self._poller,
             runtime,
+            begins=settings.mode != "serverless",  # there nothing may go on after the answer
         )
         self.orders = Orders(settings.recipes, store, self.service, runtime)
 

@@ -197,7 +197,7 @@ class Orders:
         if made.excess is not None:
             raise refusal(limits[made.excess.bound], made.excess, now)
         if made.is_new:
-            submitter.wake()
+            await self._service.begin_placed(submitter)
         return made.prediction_id or ""
 
     async def _read(self, prediction_id: str) -> Prediction:

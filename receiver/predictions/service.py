@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import msgspec
@@ -31,6 +31,9 @@ from receiver.store.predictions import Job, NewPrediction
 
 log = structlog.get_logger("receiver")
 
+_WHILE_ASKED: Final = 2.0
+"""Seconds for which an order's request may wait for its submit: chats want answers within three."""
+
 
 class PredictionService:
     """What callers ask for: to submit, to cancel, and what a provider says of its models."""
@@ -44,7 +47,11 @@ class PredictionService:
         clients: Mapping[str, ProviderClient],
         poller: Poller,
         runtime: Runtime,
+        *,
+        begins: bool = True,
     ) -> None:
+        """Make one; unless it `begins`, nothing may go on after the request that places it."""
+        self._begins = begins
         self._store = store
         self._inbox = inbox
         self._providers = providers
@@ -129,8 +136,19 @@ class PredictionService:
             private=private,
         )
         created = await self._store.predictions.create(new)
-        submitter.wake()  # also for a repeat: the first may have died before it came to this
+        # Also for a repeat: the first may have died before it came to this.
+        await self.begin_placed(submitter, mode)
         return await self.read(created.prediction_id)
+
+    async def begin_placed(self, submitter: Submitter, mode: Mode = "queue") -> None:
+        """Have what is stored begun soon; now, where nothing goes on after the request.
+
+        There a blocking call, which may take minutes, is left to a drain.
+        """
+        if self._begins:
+            submitter.wake()
+        elif mode == "queue":
+            await submitter.send_all(_WHILE_ASKED)
 
     def _new(
         self,

@@ -7,6 +7,7 @@ what is unknown after a broken submit stays `unconfirmed` until somebody who kno
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final, NoReturn, TypeVar
@@ -185,13 +186,10 @@ class Submitter:
             await repeat(self.begin, self._awake, longest=self._longest_nap, provider=name)
 
     def wake(self) -> None:
-        """Begin soon what there is room for; nobody waits for it.
-
-        In serverless mode a drain does it: nothing may go on there after the answer.
-        """
+        """Begin soon what there is room for; nobody waits for it."""
         if self._runs:
             self._awake.set()
-        elif self._settings.mode != "serverless":  # as in a worker
+        else:  # as in a worker
             self._begun.start(self._begin_unasked(), context=contextvars.Context())
 
     async def _begin_unasked(self) -> None:
@@ -233,6 +231,17 @@ class Submitter:
         """
         task = self._begun.start(self._begin_alone(), context=contextvars.Context())
         return await asyncio.shield(task)
+
+    async def send_all(self, seconds: float) -> None:
+        """Begin what there is room for, and wait for it, for so many seconds at most.
+
+        For where a process may stand still as soon as it has answered, and a submit half-way with
+        it: a provider's answer that nobody hears is a submit in doubt.
+        """
+        with contextlib.suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.begin()
+                await self.under_way.wait(seconds)
 
     async def _begin_alone(self) -> float:
         async with self._beginning:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,14 +13,16 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from receiver import Context, Event, Retry, on
+from receiver import Call, Context, Door, Event, Reply, Retry, on, route
 from receiver.model.errors import SettingsError
 from receiver.predictions.tokens import Tokens
 from receiver.settings import Settings
 from tests.cli.running import receiver
-from tests.conftest import Start
+from tests.conftest import Logged, Start
+from tests.journey.parts import free_port
 from tests.patience import PATIENCE
-from tests.receiving import ENV, Clock, Network, Station, eventually, write
+from tests.postgres import Database
+from tests.receiving import ENV, Clock, Network, Station, eventually, hangs, write
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
@@ -169,6 +173,43 @@ async def test_nothing_happens_unless_somebody_asks(start: Start, network: Netwo
         assert (await station.read(sent.prediction_id))["status"] == "succeeded"
 
 
+# --- what people and plugins order ---
+
+RECIPE: Final = """
+[imagine]
+provider = "fal"
+model = "fal-ai/nano-banana"
+input = { prompt = "a fox" }
+
+[[allow]]
+place = "club"
+"""
+
+
+@route("shop", proof=lambda _: None)
+async def shop(call: Call, door: Door) -> Reply:
+    ordered = await door.order("imagine", {}, key=call.body.decode(), person="ada", place="club")
+    submitted = await door.submit("eachlabs", "nano-banana", {"prompt": "an owl"})
+    return Reply.json([ordered.status, submitted.status])
+
+
+async def test_what_is_ordered_is_sent_before_the_answer_as_a_submit_is(
+    start: Start, network: Network, tmp_path: Path
+) -> None:
+    (tmp_path / "recipes.toml").write_text(RECIPE)
+    recipes = {"RECEIVER_RECIPES": str(tmp_path / "recipes.toml")}
+    async with start(shop, **recipes, **SERVERLESS) as station:
+        answer = await station.http.post("/v1/recipes/imagine", json={})
+        assert (answer.status_code, answer.json()["status"]) == (202, "processing"), answer.text
+        answer = await station.world.post("/in/shop", content=b"order-1")
+        assert answer.json() == ["processing", "processing"], answer.text
+        # Who says nothing for too long is not waited for, and the order is not lost.
+        network.script("fal.submit", hangs)
+        answer = await station.http.post("/v1/recipes/imagine", json={})
+        assert (answer.status_code, answer.json()["status"]) == (202, "submitting")
+        assert network.count("fal.submit") == 3
+
+
 # --- what runs in the callback's request ---
 
 
@@ -279,12 +320,43 @@ async def test_after_runs_them_once_the_answer_is_out(start: Start) -> None:
         assert deliveries(station) == [("looks", "done", 1)]
 
 
-async def test_wake_asks_ourselves_and_does_not_wait(start: Start) -> None:
+class Endless(httpx.AsyncByteStream):
+    """An answer that has begun, and never ends."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            yield b"x"
+            await asyncio.sleep(0)
+
+
+async def unsent(_: httpx.Request) -> httpx.Response:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def unanswered(request: httpx.Request) -> httpx.Response:
+    raise httpx.ReadTimeout("the drain takes its time", request=request)
+
+
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [
+        (unanswered, None),
+        (lambda _: httpx.Response(200, stream=Endless()), None),
+        (unsent, "TimeoutError: it could not be sent within 0.2 s"),
+        (lambda _: httpx.Response(302, headers={"location": "/"}), "hooks.test answered 302"),
+    ],
+)
+async def test_wake_asks_ourselves_and_does_not_wait(
+    start: Start, logged: Logged, there: Any, told: str | None
+) -> None:
     asked: list[str] = []
 
     async def world(request: httpx.Request) -> httpx.Response:
         asked.append(str(request.url))
-        raise httpx.ReadTimeout("the drain takes its time", request=request)
+        answer = there(request)
+        found: httpx.Response = await answer if inspect.isawaitable(answer) else answer
+        return found
 
     async with start(
         fine, others=httpx.MockTransport(world), RECEIVER_AFTER="wake", **SERVERLESS
@@ -292,11 +364,51 @@ async def test_wake_asks_ourselves_and_does_not_wait(start: Start) -> None:
         for number in range(3):
             answer = await station.push(await station.submitted("eachlabs", f"prompt {number}"))
             assert answer.json() == {"status": "accepted"}
-        assert set(asked) == {f"https://hooks.test{WAKE}"}
+        assert set(asked) == {f"https://hooks.test{WAKE}?again=1"}
         assert (await station.world.post(WAKE, timeout=PATIENCE)).json()["deliveries"] == 3
+    found = {line["reason"] for line in logged if line["event"] == "wake.failed"}
+    assert found == ({told} if told else set())
+
+
+async def test_who_wakes_once_for_all_of_a_second_is_served_to_the_end_of_it(start: Start) -> None:
+    async with start(fine, **SERVERLESS) as station:
+        sent = await station.submitted("eachlabs")
+        waking = asyncio.create_task(station.world.post(f"{WAKE}?again=2", timeout=PATIENCE))
+        await station.push(sent)
+        assert (await waking).json()["deliveries"] == 1
+        assert deliveries(station) == [("fine", "done", 1)]
+
+
+async def test_about_to_stop_it_answers_and_lets_the_handler_end(start: Start) -> None:
+    entered, may_end = asyncio.Event(), asyncio.Event()
+
+    @on(name="slow", inline=True)
+    async def slow(_: Event) -> None:
+        entered.set()
+        await may_end.wait()
+
+    async with start(slow, RECEIVER_AFTER="inline=600", **SERVERLESS) as station:
+        pushing = asyncio.create_task(station.push(await station.submitted("eachlabs")))
+        await entered.wait()
+        station.app.state.release()
+        assert (await pushing).json() == {"status": "accepted"}
+        assert deliveries(station) == [("slow", "running", 1)]
+        may_end.set()
+        await eventually(lambda: deliveries(station) == [("slow", "done", 1)])
 
 
 def test_wake_needs_to_know_where_we_are() -> None:
     env = {name: value for name, value in ENV.items() if name != "RECEIVER_PUBLIC_URL"}
     with pytest.raises(SettingsError, match="wake needs RECEIVER_PUBLIC_URL"):
         Settings.read({**env, "RECEIVER_AFTER": "wake"})
+
+
+def test_served_it_sets_up_no_schema_and_says_who_does(
+    bare_database: Database, tmp_path: Path
+) -> None:
+    env = {**ENV, **SERVERLESS, "RECEIVER_DATABASE_URL": bare_database.url}
+    done = receiver("serve", "--port", str(free_port()), cwd=tmp_path, **env)
+    assert done.returncode == 3
+    assert "receiver: the database is not set up: run `receiver migrate` once" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert bare_database.rows("SELECT FROM pg_namespace WHERE nspname = 'receiver'") == []

@@ -157,7 +157,7 @@ def _tables(seen: Server) -> Iterator[Finding]:
         )
     elif seen.version is None:
         if seen.may_create:
-            yield warn("database", "it is empty", "`receiver serve` or `migrate` sets it up")
+            yield warn("database", "it is empty", "`receiver migrate` sets it up")
         else:
             yield fail(
                 "database",

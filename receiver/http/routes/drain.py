@@ -21,12 +21,21 @@ from receiver.predictions.tokens import Tokens
 _LONGEST: Final = 900
 """Seconds; serverless platforms end a request after so many at the latest."""
 
+_LONGEST_AGAIN: Final = 5
+
 
 class DrainAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to drain."""
 
     seconds: Annotated[int, msgspec.Meta(ge=1, le=_LONGEST)] = 25
     """For how long at most."""
+
+
+class WakeAsked(DrainAsked, frozen=True, forbid_unknown_fields=True):
+    """How to drain for one who calls now and then."""
+
+    again: Annotated[int, msgspec.Meta(ge=0, le=_LONGEST_AGAIN)] = 0
+    """Look once more, so many seconds after the call: its caller does not call again before."""
 
 
 class DrainRoutes:
@@ -61,7 +70,7 @@ class DrainRoutes:
         problems=["invalid-request", "unproved", "too-slow", "rate-limited"],
         is_open=True,
     )
-    async def wake(self, request: Request, token: str, query: DrainAsked) -> Drained:
+    async def wake(self, request: Request, token: str, query: WakeAsked) -> Drained:
         """Run what is due, for callers that can send no key.
 
         `receiver wake-url` prints the URL. The body, whatever it is, is read and ignored.
@@ -71,4 +80,4 @@ class DrainRoutes:
             raise Problem(401, "unproved", "this is not the wake-up URL")
         with contextlib.suppress(HTTPException):  # a caller that is gone has called all the same
             await whole_body(request, self._most)
-        return await self._drain(query.seconds)
+        return await self._drain(query.seconds, query.again)
