@@ -148,11 +148,13 @@ def _banner(
     if settings.public_url is None:
         callbacks = "off: outcomes come by stream and poll, as RECEIVER_PUBLIC_URL is not set"
     names = ", ".join(registry.handlers) or "none"
+    ways = ", ".join(f"/in/{name}" for name in registry.routes)
     again = ", reloaded when a file changes" if reloads and settings.handlers else ""
     return [
         ("API", f"{url}/v1, docs at {url}/docs"),
         ("Callbacks", callbacks),
         ("Handlers", f"{names}{again}"),
+        *([("Ways in", ways)] if ways else []),
         *([("Chat", _chat(emulator))] if emulator else []),
         ("Try", _submit(settings, url)),
     ]

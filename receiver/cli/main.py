@@ -537,7 +537,12 @@ def submit(
 
 @main.command(context_settings={"ignore_unknown_options": True})
 def order(
-    recipe: Annotated[str, typer.Argument(help="Its name; `receiver recipes` lists them.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="`receiver recipes` lists them; with a name it says how that is ordered."
+        ),
+    ],
     words: Annotated[
         list[str] | None,
         typer.Argument(

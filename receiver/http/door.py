@@ -143,8 +143,8 @@ class Door:
     ) -> Prediction:
         """Submit without a recipe; it is stored when this returns, and sent soon after.
 
-        A key is good as with `order`, until its prediction is deleted. Raises Problem for what
-        could never be submitted.
+        The same key gives the same prediction, whatever is asked for now, until that is deleted.
+        Raises Problem for what could never be submitted.
         """
         given = {
             "provider": provider,

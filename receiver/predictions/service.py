@@ -122,7 +122,7 @@ class PredictionService:
     ) -> Prediction:
         """Store a prediction, and leave its submit to whoever runs beside us.
 
-        What is still stored under a key is given back, whatever is asked for now.
+        What was stored under a key is given back, whatever is asked for now, until it is deleted.
         Raises Problem for what could never be submitted.
         """
         submitter, new = self._new(

@@ -33,7 +33,7 @@ from receiver.model.recipes import (
     placeholders,
 )
 from receiver.model.text import meant
-from receiver.model.values import DEEPEST, MODEL_NAME
+from receiver.model.values import DEEPEST, MODEL_NAME, plain
 from receiver.settings.reader import Reader
 from receiver.settings.toml import (
     Table,
@@ -153,7 +153,10 @@ def _choices(option: Option) -> Callable[[Any], tuple[Any, ...]]:
     def read(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list) or not value:
             raise ValueError('must be a list, as ["1:1", "16:9"]')
-        return tuple(map(option.read, value))
+        choices = tuple(map(option.read, value))
+        if len({plain(choice).casefold() for choice in choices}) < len(choices):
+            raise ValueError("must differ by more than small and capital letters")
+        return choices
 
     return read
 

@@ -16,9 +16,18 @@ HANDLER = """\
 import time
 from pathlib import Path
 
-from receiver import Event, on
+from receiver import Event, Reply, Unproved, on, route
 
 from words import WORD
+
+
+def nobody(_):
+    raise Unproved
+
+
+@route("shop", proof=nobody)
+async def shop(call, door):
+    return Reply.empty()
 
 
 @on("*", name="mine")
@@ -64,8 +73,10 @@ def test_a_handler_runs_on_callbacks_of_emulated_providers_with_nothing_to_set(
         "oxen": "sse",
     }
     assert (tried.returncode, json.loads(tried.stdout)["status"]) == (0, "succeeded")
-    banner = re.findall(r"^  (\w+) +(.*)$", said, re.MULTILINE)
-    assert [name for name, _ in banner] == ["API", "Callbacks", "Handlers", "Chat", "Try"]
+    banner = re.findall(r"^  (Ways in|\w+) +(.*)$", said, re.MULTILINE)
+    names = ["API", "Callbacks", "Handlers", "Ways in", "Chat", "Try"]
+    assert [name for name, _ in banner] == names
+    assert dict(banner)["Ways in"] == "/in/shop"
     assert dict(banner)["API"] == f"{server.url}/v1, docs at {server.url}/docs"
     assert dict(banner)["Callbacks"] == f"on: emulated providers call {server.url}"
     assert dict(banner)["Handlers"] == "mine, reloaded when a file changes"

@@ -72,6 +72,9 @@ longest = 3
 default = 1.5
 rest = true
 
+[imagine.options.size]
+choices = ["xl", "XL"]
+
 [imagine.buttons]
 Again = "imagin"
 X = 3
@@ -109,6 +112,7 @@ TOLD = """
 , [imagine.options.n]: rest is for options of kind text
 , [imagine.options.n]: choices must be a whole number
 , [imagine.options.n]: default must be a whole number
+, [imagine.options.size]: choices must differ by more than small and capital letters
 , [imagine]: provider is missing
 , [imagine]: model must be a path like owner/name
 , [imagine]: input has '{promt}': there is no option promt (did you mean prompt?)
