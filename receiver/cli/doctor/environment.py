@@ -74,6 +74,7 @@ def check_secrets(caller: Caller, settings: Settings) -> Findings:
         *_rotation(settings),
         *_short("RECEIVER_API_KEYS", api_keys, dev=settings.dev),
         *_weak("RECEIVER_API_KEYS", [key for key in api_keys if len(key) >= SHORTEST_API_KEY]),
+        *_short("CRON_SECRET", [key.reveal() for key in settings.cron_secrets], dev=settings.dev),
         *_placeholders(settings),
         *_shared(_named(settings)),
         *_closed(caller, settings),
@@ -139,6 +140,7 @@ def _named(settings: Settings) -> list[tuple[str, Secret]]:
     return [
         *(("RECEIVER_SECRET_KEY", key) for key in settings.secret_keys),
         *(("RECEIVER_API_KEYS", key) for key in settings.api_keys),
+        *(("CRON_SECRET", key) for key in settings.cron_secrets),
         *(
             (f"the key of {name}", given.key)
             for name, given in settings.providers.items()
