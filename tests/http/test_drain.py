@@ -427,12 +427,15 @@ async def test_draining_a_file_that_a_server_has_open_is_refused(
             await drain_once(given(f"sqlite:///{path}"), 5)
 
 
-@pytest.mark.parametrize(("missing", "module"), [("asyncpg", "engine"), ("pgqueuer", "queue")])
+@pytest.mark.parametrize(
+    ("missing", "modules"), [("asyncpg", ["engine"]), ("pgqueuer", ["queue", "parts"])]
+)
 def test_a_missing_extra_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, missing: str, module: str
+    monkeypatch: pytest.MonkeyPatch, missing: str, modules: list[str]
 ) -> None:
     # Only what asks for it is loaded again: compiled parts of asyncpg crash if they are.
-    monkeypatch.delitem(sys.modules, f"receiver.store.postgres.{module}", raising=False)
+    for module in modules:
+        monkeypatch.delitem(sys.modules, f"receiver.store.postgres.{module}", raising=False)
     really = builtins.__import__
 
     def blocked(name: str, *args: Any, **more: Any) -> Any:
