@@ -428,13 +428,13 @@ async def test_draining_a_file_that_a_server_has_open_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("missing", "modules"), [("asyncpg", "engine"), ("pgqueuer", "queue parts")]
+    ("missing", "modules"), [("asyncpg", ["engine"]), ("pgqueuer", ["queue", "parts"])]
 )
 def test_a_missing_extra_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, missing: str, modules: str
+    monkeypatch: pytest.MonkeyPatch, missing: str, modules: list[str]
 ) -> None:
     # Only what asks for it is loaded again: compiled parts of asyncpg crash if they are.
-    for module in modules.split():
+    for module in modules:
         monkeypatch.delitem(sys.modules, f"receiver.store.postgres.{module}", raising=False)
     really = builtins.__import__
 
