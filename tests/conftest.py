@@ -25,8 +25,8 @@ Logged = list[MutableMapping[str, Any]]
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Run two at once for each core: many tests wait for processes."""
-    return 2 * (os.cpu_count() or 1)
+    """Run one more than there are cores, as many tests wait; but each costs seconds to start."""
+    return min(1 + (os.cpu_count() or 1), 4)
 
 
 LONG = (

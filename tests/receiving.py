@@ -75,7 +75,7 @@ async def eventually(read: Callable[[], Any], condition: Callable[[Any], Any] = 
         if condition(value):
             return value
         assert time.monotonic() < deadline, value
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.01)
 
 
 class Clock:

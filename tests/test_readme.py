@@ -29,7 +29,7 @@ from receiver.cli.emulating import environment as among_emulated
 from receiver.cli.init import next_commands
 from receiver.emulator import chat_settings_for
 from receiver.settings import Secret, Settings, all_settings
-from tests.cli.running import SECRET, environment, receiver
+from tests.cli.running import SECRET, environment, inside
 from tests.demo import PICTURE, words
 from tests.journey.parts import free_port
 from tests.loopback import is_ready
@@ -122,10 +122,9 @@ def test_the_table_of_settings_is_the_one_that_is_read() -> None:
 
 
 def test_a_command_lists_the_settings_and_help_says_which(tmp_path: Path) -> None:
-    told = receiver("settings", cwd=tmp_path).stdout
+    told = inside("settings", cwd=tmp_path).stdout
     listed = [
-        json.loads(line)
-        for line in receiver("settings", "--json", cwd=tmp_path).stdout.splitlines()
+        json.loads(line) for line in inside("settings", "--json", cwd=tmp_path).stdout.splitlines()
     ]
     names = [name for each in all_settings() for name in each.names]
     assert [row["name"] for row in listed] == names
@@ -133,7 +132,7 @@ def test_a_command_lists_the_settings_and_help_says_which(tmp_path: Path) -> Non
     assert not re.search(r"`|\]\(", told)  # Markdown is for the page
     [key] = [row for row in listed if row["name"] == "RECEIVER_SECRET_KEY"]
     assert (key["default"], key["about"].partition(";")[0]) == ("required", "32 characters or more")
-    assert "receiver settings" in receiver("serve", "--help", cwd=tmp_path).stdout
+    assert "receiver settings" in inside("serve", "--help", cwd=tmp_path).stdout
 
 
 def test_a_sentence_of_a_setting_is_said_in_one_line() -> None:
@@ -158,7 +157,7 @@ def test_every_route_of_the_app_is_in_the_table_of_routes(tmp_path: Path) -> Non
 
 def test_every_command_is_told_of() -> None:
     told = PAGES["routes.md"].partition("## Commands")[2]
-    listed = receiver("--help", cwd=TOP).stdout
+    listed = inside("--help", cwd=TOP).stdout
     names = re.findall(r"^│ ([a-z]+) ", listed, re.MULTILINE)
     assert "serve" in names
     for name in names:
@@ -205,7 +204,7 @@ def folder(tmp_path: Path) -> Path:
     write_files(tmp_path)
     recipes = next(b.text for b in BLOCKS if (b.page, b.language) == ("recipes.md", "toml"))
     (tmp_path / "recipes.toml").write_text(recipes)
-    assert receiver("init", cwd=tmp_path).returncode == 0
+    assert inside("init", cwd=tmp_path).returncode == 0
     (tmp_path / ".env").unlink()
     return tmp_path
 
@@ -296,7 +295,7 @@ def serving(commands: str, cwd: Path, env: dict[str, str], port: int) -> Iterato
         while not is_ready(f"{base}/readyz", f"{base}/predictions/readyz"):  # or mounted there
             assert server.poll() is None, log.read_text()
             assert time.monotonic() < ends, log.read_text()
-            time.sleep(0.02)
+            time.sleep(0.05)
         yield
     finally:
         os.killpg(server.pid, signal.SIGTERM)

@@ -176,27 +176,19 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "default"), [(row[1], row[2]) for row in TABLE])
-def test_a_setting_has_its_default(path: str, default: Any) -> None:
+@pytest.mark.parametrize(("name", "path", "default", "texts"), TABLE, ids=[r[0] for r in TABLE])
+def test_a_setting_is_read_from_its_name_and_has_its_default(
+    name: str, path: str, default: Any, texts: dict[str, Any]
+) -> None:
     assert at(read(), path) == default
-
-
-@pytest.mark.parametrize(
-    ("name", "path", "text", "meaning"),
-    [
-        (name, path, text, meaning)
-        for name, path, _, texts in TABLE
-        for text, meaning in texts.items()
-    ],
-)
-def test_a_setting_is_read_from_its_name(name: str, path: str, text: str, meaning: Any) -> None:
-    assert at(read(**{name: text}), path) == meaning
+    for text, meaning in texts.items():
+        assert at(read(**{name: text}), path) == meaning, text
 
 
 @pytest.mark.parametrize("blank", ["", "  "])
-@pytest.mark.parametrize(("name", "path", "default"), [row[:3] for row in TABLE[1:]])
-def test_a_blank_setting_is_an_absent_one(name: str, path: str, default: Any, blank: str) -> None:
-    assert at(read(**{name: blank}), path) == default
+def test_a_blank_setting_is_an_absent_one(blank: str) -> None:
+    given = read(**{row[0]: blank for row in TABLE[1:]})
+    assert {row[0]: at(given, row[1]) for row in TABLE[1:]} == {row[0]: row[2] for row in TABLE[1:]}
 
 
 @pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {} ", "'{}'", '"{}"\r'])
@@ -299,14 +291,13 @@ REFUSED: Final[dict[str, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [(name, text) for name, texts in REFUSED.items() for text in texts]
-)
-def test_an_unfit_value_is_one_problem_that_names_the_setting(name: str, text: str) -> None:
-    [problem] = problems({"RECEIVER_DEV": "1", **NEEDED, name: text})
-    assert problem.startswith(f"{name}: ")
-    assert "must" in problem or "digits" in problem
-    assert "hush" not in problem
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_unfit_value_is_one_problem_that_names_the_setting(name: str) -> None:
+    for text in REFUSED[name]:
+        [problem] = problems({"RECEIVER_DEV": "1", **NEEDED, name: text})
+        assert problem.startswith(f"{name}: "), text
+        assert "must" in problem or "digits" in problem, text
+        assert "hush" not in problem, text
 
 
 def test_what_can_be_refused_is_refused_somewhere_here() -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, Final, Generic, TypeAlias, TypeVar, get_type_hints
 
 import msgspec
@@ -151,9 +152,8 @@ def routes(guard: Guard, groups: Iterable[object]) -> list[Route]:
     kinds: dict[str, Endpoint] = {}
     for group in groups:
         for declared, function in endpoints(type(group)):
-            method = getattr(group, function.__name__)
             by_path.setdefault(declared.path, {})[declared.method] = _answering(
-                declared, method, guard
+                declared, function, group, guard
             )
             kinds[declared.path] = declared
     return [
@@ -167,7 +167,7 @@ def open_routes(groups: Iterable[object]) -> list[Route]:
     return [
         Route(
             declared.path,
-            _answering(declared, getattr(group, function.__name__)),
+            _answering(declared, function, group),
             methods=[declared.method],
         )
         for group in groups
@@ -176,9 +176,13 @@ def open_routes(groups: Iterable[object]) -> list[Route]:
 
 
 def _answering(
-    declared: Endpoint, method: Callable[..., Awaitable[Any]], guard: Guard | None = None
+    declared: Endpoint,
+    function: Callable[..., Awaitable[Any]],
+    group: object,
+    guard: Guard | None = None,
 ) -> Callable[[Request], Awaitable[Response]]:
-    kinds = parameters_of(method)
+    method = getattr(group, function.__name__)
+    kinds = dict(parameters_of(function))
     body = kinds.pop("body", None)
     parsers = {name: _parser(name, kind, declared, kinds) for name, kind in kinds.items()}
     status = next(iter(declared.answers))
@@ -197,10 +201,11 @@ def _answering(
     return answer
 
 
-def parameters_of(method: Callable[..., Any]) -> dict[str, Any]:
-    """Return the types of a method's parameters, by name."""
-    hints = get_type_hints(method, include_extras=True)
-    names = inspect.signature(method).parameters.keys() - {"self"}
+@cache
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """Return the types of a function's parameters but `self`, by name."""
+    hints = get_type_hints(function, include_extras=True)
+    names = inspect.signature(function).parameters.keys() - {"self"}
     return {name: kind for name, kind in hints.items() if name in names}
 
 

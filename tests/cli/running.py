@@ -8,11 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
+from unittest.mock import patch
 
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+from receiver.cli.main import main
 from tests.journey.parts import free_port
 from tests.patience import PATIENCE
 
@@ -43,6 +49,24 @@ def receiver(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
         timeout=PATIENCE,
         check=False,
     )
+
+
+_commands: Final = cache(get_command)
+
+
+def invoke(*args: str, **env: str) -> Result:
+    """Run a command by typer's runner, which would else make all commands anew each time."""
+    with patch("typer.testing._get_command", _commands):
+        return CliRunner().invoke(main, args, env=env)
+
+
+def inside(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that asks a receiver, in this process: to start one costs far more."""
+    with chdir(cwd), patch.dict(os.environ, environment(env), clear=True):
+        result = invoke(*args)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(args, result.exit_code, result.stdout, result.stderr)
 
 
 @dataclass

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.cli.running import Running, receiver, running
+from tests.cli.running import Running, inside, receiver, running
 
 HANDLER = """\
 import time
@@ -61,12 +62,12 @@ def test_a_handler_runs_on_callbacks_of_emulated_providers_with_nothing_to_set(
     ) as server:
         server.wait_for('"event":"handler.attempt"', times=3)
         said = server.said()
-        listed = receiver("list", "--json", cwd=tmp_path, RECEIVER_URL=server.url)
+        listed = inside("list", "--json", cwd=tmp_path, RECEIVER_URL=server.url)
         found = [json.loads(line) for line in listed.stdout.splitlines()]
         [command] = re.findall(r"  Try +RECEIVER_URL=\S+ .* submit (.*)\n", said)
         assert command == 'fal fal-ai/nano-banana prompt="a lighthouse" --wait'
         args = [word.replace('"', "") for word in re.findall(r'(?:[^" ]|"[^"]*")+', command)]
-        tried = receiver("submit", *args, cwd=tmp_path, RECEIVER_URL=server.url)
+        tried = inside("submit", *args, cwd=tmp_path, RECEIVER_URL=server.url)
     assert {one["provider"]: one["channel"] for one in found} == {
         "fal": "webhook",
         "eachlabs": "webhook",
@@ -91,6 +92,7 @@ def test_a_reload_runs_new_code_keeps_what_works_and_loses_no_attempt(tmp_path: 
         first = submitted(tmp_path, server)
         while not (tmp_path / "seen").exists():
             assert server.process.poll() is None
+            time.sleep(0.02)
         (tmp_path / "words.py").write_text("WORD = \n")
         told = server.wait_for("handlers.kept")
         assert r"words.py:1:8: invalid syntax\n    WORD =\n           ^" in told
@@ -110,7 +112,7 @@ def test_a_reload_runs_new_code_keeps_what_works_and_loses_no_attempt(tmp_path: 
 
 
 def submitted(folder: Path, server: Running) -> str:
-    done = receiver(
+    done = inside(
         "submit", "fal", "fal-ai/x", "prompt=[fast]", "--wait", cwd=folder, RECEIVER_URL=server.url
     )
     assert done.returncode == 0, done.stderr
@@ -124,9 +126,10 @@ def test_handlers_come_and_go_by_a_reload(tmp_path: Path) -> None:
         first = submitted(tmp_path, server)
         while not (tmp_path / "seen").exists():
             assert server.process.poll() is None
+            time.sleep(0.02)
         (tmp_path / "mine.py").write_text(HANDLER.replace('name="mine"', 'name="other"'))
         server.wait_for("handlers.reloaded")
-        handlers = receiver("handlers", "--json", cwd=tmp_path, RECEIVER_URL=server.url)
+        handlers = inside("handlers", "--json", cwd=tmp_path, RECEIVER_URL=server.url)
         (tmp_path / "go").touch()
         prediction = submitted(tmp_path, server)
         server.wait_for('"event":"handler.attempt"', times=2)
@@ -149,9 +152,11 @@ def test_the_env_file_is_read_in_development_and_the_environment_goes_before_it(
     with running("serve", "--dev", cwd=tmp_path, RECEIVER_PUBLIC_URL="http://[::1]:1") as server:
         said = server.wait_for("chmod 600 .env")
         answer = httpx.get(
-            f"{server.url}/v1/handlers", headers={"authorization": "Bearer of-the-file"}
+            f"{server.url}/v1/handlers",
+            headers={"authorization": "Bearer of-the-file"},
+            verify=False,
         )
-        assert receiver("list", cwd=tmp_path, RECEIVER_URL=server.url).returncode == 0
+        assert inside("list", cwd=tmp_path, RECEIVER_URL=server.url).returncode == 0
     assert [row["name"] for row in answer.json()["data"]] == ["mine"]
     assert "on: providers call http://[::1]:1\n" in said
     with running("serve", "--dev", cwd=tmp_path, RECEIVER_HANDLERS="log") as server:

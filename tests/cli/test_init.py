@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml  # type: ignore[import-untyped] # stubs are not worth a package
 
-from tests.cli.running import environment, receiver
+from tests.cli.running import environment, inside, receiver
 from tests.journey.parts import free_port
 from tests.patience import PATIENCE
 
@@ -103,12 +103,12 @@ def test_its_own_test_passes_and_its_secrets_are_made_and_hidden(tmp_path: Path)
 def test_what_is_there_already_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "my_handlers.py").write_text("mine\n")
     (tmp_path / ".gitignore").symlink_to("nowhere")
-    first = receiver("init", cwd=tmp_path)
+    first = inside("init", cwd=tmp_path)
     assert "made: test_my_handlers.py, .env, requirements.txt, Dockerfile, compose" in first.stdout
     assert "kept as it was: my_handlers.py, .gitignore\n" in first.stdout
     assert "add .env to your .gitignore" in first.stdout
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
-    again = receiver("init", cwd=tmp_path)
+    again = inside("init", cwd=tmp_path)
     assert again.returncode == 0
     assert "made" not in again.stdout
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir() if f.is_file()} == before
@@ -116,7 +116,7 @@ def test_what_is_there_already_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
-    done = receiver("init", "/dev/null/x", cwd=tmp_path)
+    done = inside("init", "/dev/null/x", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("receiver: ")
     assert "Traceback" not in done.stderr

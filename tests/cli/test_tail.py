@@ -19,7 +19,7 @@ from rich.console import Console
 from receiver.cli.client import Client, ClientError
 from receiver.cli.tail import follow, show
 from receiver.emulator import settings_for
-from tests.cli.running import SECRET, environment, receiver
+from tests.cli.running import SECRET, environment, inside
 from tests.cli.test_cli import start
 from tests.journey.parts import free_port
 from tests.patience import PATIENCE
@@ -193,13 +193,13 @@ def test_a_receiver_that_is_killed_and_started_again_is_followed(tmp_path: Path)
     )
     submit = ("submit", "fal", "fal-ai/x", "prompt=a fox", "--wait", "--metadata", "n=1")
     try:
-        names = [json.loads(receiver(*submit, cwd=tmp_path, **caller).stdout)["id"]]
+        names = [json.loads(inside(*submit, cwd=tmp_path, **caller).stdout)["id"]]
         server.kill()
         server.wait()
         server = start("serve", port=port, cwd=tmp_path, **env)
-        names.append(json.loads(receiver(*submit, cwd=tmp_path, **caller).stdout)["id"])
+        names.append(json.loads(inside(*submit, cwd=tmp_path, **caller).stdout)["id"])
         text, _ = tail.communicate(timeout=PATIENCE)
-        plain = receiver(
+        plain = inside(
             "tail", "--after", "0", "--count", "2", "--type", "succeeded", "--metadata", "n=1",
             cwd=tmp_path, **caller,
         )  # fmt: skip

@@ -143,33 +143,29 @@ OTHER_ENDS += TOGETHER
 
 @pytest.mark.usefixtures("on_sqlite")  # what is raised never reaches the store
 @pytest.mark.parametrize("make", [raising, raising_async, raising_later, raising_in_once])
-@pytest.mark.parametrize(
-    ("error", "state", "result", "reason"),
-    OTHER_ENDS,
-    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
-)
 async def test_whatever_a_handler_raises_ends_its_attempt_and_nothing_else(
-    place: Place,
-    make: Callable[[BaseException], Callable[..., Any]],
-    error: BaseException,
-    state: str,
-    result: str,
-    reason: str,
+    place: Place, make: Callable[[BaseException], Callable[..., Any]]
 ) -> None:
     done = threading.Event()
 
     def neighbour(_: Event) -> None:
         done.set()
 
-    fails = on(name="fails", retry=Retry(attempts=2))(make(error))
-    async with dispatching(place, fails, on(name="neighbour")(neighbour)) as running:
+    fail = [
+        on(name=f"fails-{number}", retry=Retry(attempts=2))(make(error))
+        for number, (error, *_) in enumerate(OTHER_ENDS)
+    ]
+    async with dispatching(place, *fail, on(name="neighbour")(neighbour)) as running:
         prediction = await running.enqueue()
-        delivery = await running.ends(prediction, "fails")
+        ended = [
+            await running.ends(prediction, f"fails-{number}") for number in range(len(OTHER_ENDS))
+        ]
         assert (await running.ends(prediction, "neighbour")).state == "done"
-    assert delivery.state == state
-    assert reason in delivery.reason
-    attempts = 1 if result in {"skip", "dead"} else 2
-    assert [attempt["result"] for attempt in delivery.history] == [result] * attempts
+    for delivery, (error, state, result, reason) in zip(ended, OTHER_ENDS, strict=True):
+        assert delivery.state == state, error
+        assert reason in delivery.reason, error
+        attempts = 1 if result in {"skip", "dead"} else 2
+        assert [attempt["result"] for attempt in delivery.history] == [result] * attempts, error
     assert done.is_set()
 
 

@@ -187,4 +187,5 @@ def eventually(read: Callable[[], T], condition: Callable[[T], bool]) -> T:
     deadline = time.monotonic() + PATIENCE
     while not condition(value := read()):
         assert time.monotonic() < deadline, value
+        time.sleep(0.01)
     return value

@@ -5,28 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiogram import Bot
-from aiogram.client.session.aiohttp import AiohttpSession
-from aiogram.client.telegram import TelegramAPIServer
-from aiogram.exceptions import (
-    TelegramBadRequest,
-    TelegramConflictError,
-    TelegramForbiddenError,
-    TelegramRetryAfter,
-    TelegramUnauthorizedError,
-)
-from aiogram.types import (
-    BotCommand,
-    BufferedInputFile,
-    InlineKeyboardButton,
-    InlineKeyboardMarkup,
-    InputMediaPhoto,
-    ReplyParameters,
-    Update,
-)
 from starlette.responses import Response
 
 from receiver.emulator.board import numbered
@@ -36,15 +19,29 @@ from receiver.emulator.telegram_people import TelegramPeople
 from tests.emulator.chatting import OWN, Inside, Outside, outside, said
 from tests.emulator.serving import eventually
 
+if TYPE_CHECKING:
+    from aiogram import Bot
+
 pytestmark = pytest.mark.anyio
 
 PNG = draw(name_for("a lighthouse")) or b""
 GROUP, PERSON = -numbered("C1"), numbered("U1")
-KEYS = InlineKeyboardMarkup(
-    inline_keyboard=[[InlineKeyboardButton(text="Again", callback_data="again:tok")]]
-)
 SECRET = "dEkebUdxKbk0jLzO83SYP4B3XOnPNhiqj0bRLqx82_Q"
 API = f"{OWN}/telegram/bot{TOKEN}"
+
+
+def types() -> ModuleType:
+    """Import the library's types late: it takes seconds, of every process that collects tests."""
+    return import_module("aiogram.types")
+
+
+def errors() -> ModuleType:
+    return import_module("aiogram.exceptions")
+
+
+def keys(text: str = "Again", data: str = "again:tok") -> Any:
+    button = types().InlineKeyboardButton(text=text, callback_data=data)
+    return types().InlineKeyboardMarkup(inline_keyboard=[[button]])
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +63,10 @@ def here(platform: Outside) -> Outside:
 
 @asynccontextmanager
 async def aiogram(here: Outside, token: str = TOKEN) -> AsyncIterator[Bot]:
+    from aiogram import Bot  # noqa: PLC0415 - see `types`
+    from aiogram.client.session.aiohttp import AiohttpSession  # noqa: PLC0415
+    from aiogram.client.telegram import TelegramAPIServer  # noqa: PLC0415
+
     session = AiohttpSession(api=TelegramAPIServer.from_base(f"{here.url}/telegram"))
     async with Bot(token, session=session) as bot:
         yield bot
@@ -77,8 +78,8 @@ def people(inside: Inside) -> TelegramPeople:
     return found
 
 
-def picture(name: str = "a.png") -> BufferedInputFile:
-    return BufferedInputFile(PNG, name)
+def picture(name: str = "a.png") -> Any:
+    return types().BufferedInputFile(PNG, name)
 
 
 async def test_the_library_sends_edits_and_deletes(here: Outside) -> None:
@@ -86,12 +87,12 @@ async def test_the_library_sends_edits_and_deletes(here: Outside) -> None:
     async with aiogram(here) as bot:
         assert (await bot.get_me()).username == "imagine_bot"
         await bot.send_chat_action(GROUP, "upload_photo")
-        sent = await bot.send_message(GROUP, "on it", reply_markup=KEYS)
-        answers = ReplyParameters(message_id=sent.message_id)
+        sent = await bot.send_message(GROUP, "on it", reply_markup=keys())
+        answers = types().ReplyParameters(message_id=sent.message_id)
         photo = await bot.send_photo(GROUP, picture(), caption="done", reply_parameters=answers)
         assert photo.reply_to_message
         await bot.edit_message_text("waiting", chat_id=GROUP, message_id=sent.message_id)
-        with pytest.raises(TelegramBadRequest, match="message is not modified"):
+        with pytest.raises(errors().TelegramBadRequest, match="message is not modified"):
             await bot.edit_message_text("waiting", chat_id=GROUP, message_id=sent.message_id)
         shown = board.shown(str(GROUP))
         assert [(m.text, m.edits, len(m.pictures)) for m in shown] == [
@@ -99,15 +100,15 @@ async def test_the_library_sends_edits_and_deletes(here: Outside) -> None:
             ("done", 0, 1),
         ]
         assert (shown[0].buttons, shown[1].answers) == ([], str(sent.message_id))
-        media = InputMediaPhoto(media=picture("b.png"), caption="both")
+        media = types().InputMediaPhoto(media=picture("b.png"), caption="both")
         await bot.edit_message_media(media, chat_id=GROUP, message_id=sent.message_id)
         assert [file.name for file in shown[0].pictures] == ["b.png"]
         await bot.delete_message(GROUP, photo.message_id)
-        group = await bot.send_media_group(GROUP, [media, InputMediaPhoto(media=picture())])
+        group = await bot.send_media_group(GROUP, [media, types().InputMediaPhoto(media=picture())])
         assert len({message.media_group_id for message in group}) == 1
         assert [m.text for m in board.shown(str(GROUP))] == ["both", "both", ""]
         film = await bot.send_video(GROUP, "https://files.example/a.mp4")
-        paper = await bot.send_document(GROUP, BufferedInputFile(b"%PDF-1.7", "a.pdf"))
+        paper = await bot.send_document(GROUP, types().BufferedInputFile(b"%PDF-1.7", "a.pdf"))
         assert film.video
         assert paper.document
         assert paper.document.mime_type == "application/pdf"
@@ -127,22 +128,24 @@ REFUSED: dict[str, Callable[[Bot], Coroutine[Any, Any, Any]]] = {
     "BUTTON_DATA_INVALID": lambda bot: bot.send_message(
         GROUP,
         "a",
-        reply_markup=InlineKeyboardMarkup(
-            inline_keyboard=[[InlineKeyboardButton(text="a", callback_data="é" * 33)]]
-        ),
+        reply_markup=keys("a", "é" * 33),
     ),
     "message to be replied not found": lambda bot: bot.send_message(
-        GROUP, "a", reply_parameters=ReplyParameters(message_id=4711)
+        GROUP, "a", reply_parameters=types().ReplyParameters(message_id=4711)
     ),
     "message to edit not found": lambda bot: bot.edit_message_text(
         "a", chat_id=GROUP, message_id=4711
     ),
     "message to delete not found": lambda bot: bot.delete_message(GROUP, 4711),
-    "IMAGE_PROCESS_FAILED": lambda bot: bot.send_photo(GROUP, BufferedInputFile(b"a", "a.png")),
-    "PHOTO_INVALID_DIMENSIONS": lambda bot: bot.send_photo(
-        GROUP, BufferedInputFile(PNG[:16] + b"\0\0\x30\0" * 2 + PNG[24:], "a.png")
+    "IMAGE_PROCESS_FAILED": lambda bot: bot.send_photo(
+        GROUP, types().BufferedInputFile(b"a", "a.png")
     ),
-    "file must be non-empty": lambda bot: bot.send_document(GROUP, BufferedInputFile(b"", "a")),
+    "PHOTO_INVALID_DIMENSIONS": lambda bot: bot.send_photo(
+        GROUP, types().BufferedInputFile(PNG[:16] + b"\0\0\x30\0" * 2 + PNG[24:], "a.png")
+    ),
+    "file must be non-empty": lambda bot: bot.send_document(
+        GROUP, types().BufferedInputFile(b"", "a")
+    ),
     "wrong file identifier": lambda bot: bot.send_photo(GROUP, "nonsense"),
     "query is too old": lambda bot: bot.answer_callback_query("4711"),
     "wrong file_id": lambda bot: bot.get_file("4711"),
@@ -150,7 +153,7 @@ REFUSED: dict[str, Callable[[Bot], Coroutine[Any, Any, Any]]] = {
     "only on ports 80, 88, 443 or 8443": lambda bot: bot.set_webhook("https://x.example:8000/"),
     "secret token contains": lambda bot: bot.set_webhook("https://x.example/", secret_token="a b"),
     "BOT_COMMAND_INVALID": lambda bot: bot.set_my_commands(
-        [BotCommand(command="Imagine", description="a")]
+        [types().BotCommand(command="Imagine", description="a")]
     ),
 }
 
@@ -158,23 +161,23 @@ REFUSED: dict[str, Callable[[Bot], Coroutine[Any, Any, Any]]] = {
 async def test_what_the_documents_refuse_is_refused_in_their_words(here: Outside) -> None:
     async with aiogram(here) as bot:
         for words, call in REFUSED.items():
-            with pytest.raises(TelegramBadRequest, match=words):
+            with pytest.raises(errors().TelegramBadRequest, match=words):
                 await call(bot)
     assert here.chats.telegram.board.messages == []
 
 
 async def test_a_stranger_a_block_and_a_limit_are_told(here: Outside) -> None:
     async with aiogram(here, "1:stranger") as bot:
-        with pytest.raises(TelegramUnauthorizedError):
+        with pytest.raises(errors().TelegramUnauthorizedError):
             await bot.get_me()
     async with aiogram(here) as bot:
         here.chats.telegram.blocked = {str(GROUP)}
-        with pytest.raises(TelegramForbiddenError, match="bot was blocked by the user"):
+        with pytest.raises(errors().TelegramForbiddenError, match="bot was blocked by the user"):
             await bot.send_message(GROUP, "a")
         here.chats.telegram.blocked = set()
         rule = {"answer": "limited", "platform": "telegram", "retry_after": 9}
         await asyncio.to_thread(here.do, "PUT", "/mishaps", [rule])
-        with pytest.raises(TelegramRetryAfter) as limited:
+        with pytest.raises(errors().TelegramRetryAfter) as limited:
             await bot.send_message(GROUP, "a")
         assert limited.value.retry_after == 9
 
@@ -193,7 +196,7 @@ async def test_a_webhook_gets_updates_with_the_secret_until_it_has_taken_them(
             eventually, lambda: list(app.told), lambda found: len(found) == 2
         )
         assert {one.headers["x-telegram-bot-api-secret-token"] for one in told} == {SECRET}
-        update = Update.model_validate(told[1].json)
+        update = types().Update.model_validate(told[1].json)
         assert update.message
         assert update.message.text == say
         assert update.message.entities
@@ -201,7 +204,7 @@ async def test_a_webhook_gets_updates_with_the_secret_until_it_has_taken_them(
         info = await bot.get_webhook_info()
         assert (info.url, info.last_error_message) == (url, "Wrong response from the webhook: 503")
         eventually(lambda: here.chats.telegram.updates, lambda found: not found)
-        with pytest.raises(TelegramConflictError, match="webhook is active"):
+        with pytest.raises(errors().TelegramConflictError, match="webhook is active"):
             await bot.get_updates()
         await bot.delete_webhook()
 
@@ -213,7 +216,7 @@ async def test_updates_are_polled_and_confirmed_by_one_at_a_time(here: Outside) 
             eventually, lambda: here.chats.telegram.pollers, lambda found: found == 1
         )
         second = asyncio.create_task(bot.get_updates(timeout=30))
-        with pytest.raises(TelegramConflictError, match="terminated by other getUpdates"):
+        with pytest.raises(errors().TelegramConflictError, match="terminated by other getUpdates"):
             await first
         assert await asyncio.to_thread(here.say, "telegram", "/imagine a", place="D") is None
         [update] = await second
@@ -222,7 +225,7 @@ async def test_updates_are_polled_and_confirmed_by_one_at_a_time(here: Outside) 
         [again] = await bot.get_updates()
         assert again.update_id == update.update_id
         assert await bot.get_updates(offset=update.update_id + 1) == []
-        await bot.send_message(PERSON, "there", reply_markup=KEYS)
+        await bot.send_message(PERSON, "there", reply_markup=keys())
         view = await asyncio.to_thread(here.do, "GET", "/telegram?place=D&person=U1")
         shown = view["messages"][-1]
         press = {"message": shown["id"], "button": 0, "place": "D"}
@@ -236,7 +239,7 @@ async def test_updates_are_polled_and_confirmed_by_one_at_a_time(here: Outside) 
 
 async def test_commands_are_set_and_read(here: Outside) -> None:
     async with aiogram(here) as bot:
-        await bot.set_my_commands([BotCommand(command="imagine", description="a picture")])
+        await bot.set_my_commands([types().BotCommand(command="imagine", description="a picture")])
         assert [command.command for command in await bot.get_my_commands()] == ["imagine"]
         await bot.delete_my_commands()
         assert await bot.get_my_commands() == []

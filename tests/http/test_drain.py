@@ -24,7 +24,7 @@ from receiver.app import drain as drain_once
 from receiver.model.answers import Drained
 from receiver.model.errors import StoreUnusable
 from receiver.settings import Settings
-from tests.cli.running import receiver
+from tests.cli.running import inside, receiver
 from tests.cli.test_cli import start as start_process
 from tests.conftest import Logged, Start
 from tests.journey.parts import free_port
@@ -46,6 +46,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 NOTHING: Final = {"deliveries": 0, "submits": 0, "polls": 0, "more": False}
 EMPTY: Final = {**NOTHING, "next_due": None, "pending": 0, "cut_short": 0}
 PASSWORD: Final = "hush-hush-password"
+AWAY: Final = f"postgresql://me:{PASSWORD}@127.0.0.1:1/x"
 
 
 async def drained(station: Station, seconds: int = 25) -> dict[str, Any]:
@@ -72,26 +73,25 @@ async def fine(_: Event) -> None: ...
 # --- POST /v1/drain ---
 
 
-@pytest.mark.parametrize("key", ["", "Bearer wrong", f"Basic {API_KEY}"])
-async def test_it_needs_a_key(start: Start, key: str) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # no store is asked
+async def test_it_needs_a_key(start: Start) -> None:
     async with start(dispatch=False) as station:
-        headers = {"authorization": key} if key else {}
-        answer = await station.world.post("/v1/drain", headers=headers)
-        assert answer.status_code == 401
-        answer = await station.world.get("/v1/drain", headers=headers)
-        assert answer.status_code == 401
+        for key in ("", "Bearer wrong", f"Basic {API_KEY}"):
+            headers = {"authorization": key} if key else {}
+            for method in ("POST", "GET"):
+                answer = await station.world.request(method, "/v1/drain", headers=headers)
+                assert answer.status_code == 401, key
 
 
-@pytest.mark.parametrize(
-    "query", ["seconds=0", "seconds=901", "seconds=-1", "seconds=1.5", "seconds=x",
-              "minutes=1", "seconds=\u0661", "seconds=1e2"],
-)  # fmt: skip
-async def test_bad_seconds_are_refused_with_a_word(start: Start, query: str) -> None:
+@pytest.mark.usefixtures("on_sqlite")  # no store is asked
+async def test_bad_seconds_are_refused_with_a_word(start: Start) -> None:
+    of_seconds = ("0", "901", "-1", "1.5", "x", "\u0661", "1e2")
     async with start(dispatch=False) as station:
-        answer = await station.http.post(f"/v1/drain?{query}")
-        assert answer.status_code == 422
-        assert answer.headers["content-type"] == "application/problem+json"
-        assert answer.json()["type"] == "urn:receiver:problem:invalid-request"
+        for query in ("minutes=1", *(f"seconds={text}" for text in of_seconds)):
+            answer = await station.http.post(f"/v1/drain?{query}")
+            assert answer.status_code == 422, query
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.json()["type"] == "urn:receiver:problem:invalid-request"
 
 
 async def test_nothing_due_is_nothing_done(start: Start) -> None:
@@ -493,8 +493,14 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/receiver.db"
 
 
-def run(*args: str, cwd: Path, url: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return receiver(
+def run(
+    *args: str,
+    cwd: Path,
+    url: str,
+    by: Callable[..., subprocess.CompletedProcess[str]] = receiver,
+    **env: str,
+) -> subprocess.CompletedProcess[str]:
+    return by(
         *args,
         cwd=cwd,
         RECEIVER_SECRET_KEY=ENV["RECEIVER_SECRET_KEY"],
@@ -505,7 +511,7 @@ def run(*args: str, cwd: Path, url: str, **env: str) -> subprocess.CompletedProc
 
 def test_the_commands_migrate_and_drain(tmp_path: Path, url: str) -> None:
     (tmp_path / "mine.py").write_text(HANDLER)
-    migrated = run("migrate", cwd=tmp_path, url=url)
+    migrated = run("migrate", cwd=tmp_path, url=url, by=inside)
     assert migrated.returncode == 0, migrated.stderr
     assert migrated.stdout == f"{given(url).database} is up to date\n"
     done = run("drain", "mine.py", "--seconds", "5", cwd=tmp_path, url=url)
@@ -514,20 +520,18 @@ def test_the_commands_migrate_and_drain(tmp_path: Path, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "url", "words"),
+    ("args", "url", "words", "by"),
     [
-        (("worker",), "sqlite:///receiver.db", "a worker needs PostgreSQL"),
-        (("worker", "nowhere.py"), "postgresql://127.0.0.1:1/x", "nowhere.py: no such file"),
-        (("drain",), f"postgresql://me:{PASSWORD}@127.0.0.1:1/x", "cannot open the database"),
-        (("migrate",), f"postgresql://me:{PASSWORD}@127.0.0.1:1/x", "cannot open the database"),
-        (("serve",), f"postgresql://me:{PASSWORD}@127.0.0.1:1/x", "cannot open the database"),
-        (("worker",), f"postgresql://me:{PASSWORD}@127.0.0.1:1/x", "cannot open the database"),
+        (("worker",), "sqlite:///receiver.db", "a worker needs PostgreSQL", receiver),
+        (("worker", "a.py"), "postgresql://127.0.0.1:1/x", "a.py: no such file", receiver),
+        (("migrate",), AWAY, "cannot open the database", inside),
+        (("serve",), AWAY, "cannot open the database", receiver),
     ],
 )
 def test_what_is_wrong_is_one_sentence(
-    tmp_path: Path, args: tuple[str, ...], url: str, words: str
+    tmp_path: Path, args: tuple[str, ...], url: str, words: str, by: Callable[..., Any]
 ) -> None:
-    done = run(*args, cwd=tmp_path, url=url)
+    done = run(*args, cwd=tmp_path, url=url, by=by)
     assert done.returncode == 1
     assert words in done.stderr
     assert PASSWORD not in done.stderr + done.stdout

@@ -67,12 +67,15 @@ ACCEPTS: Final = ("--no-dispatch",)
 
 
 def eventually(
-    read: Callable[[], T], condition: Callable[[T], Any] = bool, patience: float = PATIENCE
+    read: Callable[[], T],
+    condition: Callable[[T], Any] = bool,
+    patience: float = PATIENCE,
+    pause: float = 0.05,
 ) -> T:
     deadline = time.monotonic() + patience
     while not condition(value := read()):
         assert time.monotonic() < deadline, value
-        time.sleep(0.02)
+        time.sleep(pause)
     return value
 
 
@@ -178,7 +181,7 @@ class Toll:
 
     @asynccontextmanager
     async def _open(self, _: Starlette) -> AsyncIterator[None]:
-        async with httpx.AsyncClient(timeout=PATIENCE) as self._http:
+        async with httpx.AsyncClient(timeout=PATIENCE, verify=False) as self._http:
             yield
 
     async def _pass(self, request: Request) -> Response:
@@ -280,7 +283,7 @@ class World:
         return sum((one[0], one[-1]) == (prediction["id"], process.pid) for one in notes)
 
     def break_with(self, *faults: Mapping[str, Any]) -> None:
-        httpx.put(self.providers + "/faults", json=faults).raise_for_status()
+        httpx.put(self.providers + "/faults", json=faults, verify=False).raise_for_status()
 
     def ledger(self) -> dict[str, Any]:
         return dict(loopback.get(self.providers + "/ledger").json())
@@ -314,8 +317,9 @@ class World:
             except httpx.HTTPError as error:
                 return error
 
+        # Not so often that twenty who ask in vain hold up the start of those whom they ask.
         found = eventually(
-            answer, lambda got: getattr(got, "status_code", 0) in {200, 202}, 2 * PATIENCE
+            answer, lambda got: getattr(got, "status_code", 0) in {200, 202}, 2 * PATIENCE, 0.25
         )
         assert isinstance(found, httpx.Response)
         return dict(found.json())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise, product
-from typing import Final, get_args
+from typing import Final, cast, get_args
 
 import msgspec
 import pytest
@@ -57,9 +57,9 @@ def arrows() -> list[tuple[str, str, str]]:
     return [(row[0], cause, to) for row in rows for cause, to in zip(CAUSES, row[1:], strict=True)]
 
 
-@pytest.mark.parametrize(("status", "cause", "to"), arrows())
-def test_a_prediction_moves_along_these_arrows_only(status: str, cause: str, to: str) -> None:
-    assert step(Status(status), Cause(cause)) == (None if to == "-" else to)
+def test_a_prediction_moves_along_these_arrows_only() -> None:
+    for status, cause, to in arrows():
+        assert step(Status(status), Cause(cause)) == (None if to == "-" else to), (status, cause)
 
 
 def test_the_table_names_every_status_and_every_cause() -> None:
@@ -119,14 +119,12 @@ def advances() -> list[tuple[str, bool, str, str, str]]:
 
 
 @pytest.mark.parametrize("known", [None, "req-1"])
-@pytest.mark.parametrize(("status", "named", "kind", "verdict", "to"), advances())
-def test_an_outcome_advances_a_prediction_so(
-    status: str, named: bool, kind: OutcomeKind, verdict: str, to: str, known: str | None
-) -> None:
-    outcome = Outcome(kind=kind, provider_id="req-1" if named else None)
-    said, became, reason = advance(Status(status), known, outcome)
-    assert (said, became) == (verdict, to)
-    assert reason
+def test_an_outcome_advances_a_prediction_so(known: str | None) -> None:
+    for status, named, kind, verdict, to in advances():
+        outcome = Outcome(kind=cast("OutcomeKind", kind), provider_id="req-1" if named else None)
+        said, became, reason = advance(Status(status), known, outcome)
+        assert (said, became) == (verdict, to), (status, named, kind)
+        assert reason
 
 
 def test_the_table_of_advances_names_everything() -> None:
@@ -135,12 +133,10 @@ def test_the_table_of_advances_names_everything() -> None:
 
 
 @pytest.mark.parametrize("kind", get_args(OutcomeKind))
-@pytest.mark.parametrize("status", Status)
-def test_an_outcome_of_another_prediction_changes_nothing(
-    status: Status, kind: OutcomeKind
-) -> None:
+def test_an_outcome_of_another_prediction_changes_nothing(kind: OutcomeKind) -> None:
     outcome = Outcome(kind=kind, provider_id="req-2", also_known_as="gw-2")
-    assert advance(status, "req-1", outcome)[:2] == ("mismatch", status)
+    for status in Status:
+        assert advance(status, "req-1", outcome)[:2] == ("mismatch", status)
 
 
 @pytest.mark.parametrize(

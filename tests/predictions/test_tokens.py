@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from itertools import product
 from typing import Final
 
 import pytest
@@ -51,22 +52,22 @@ def test_a_dropped_key_opens_no_more() -> None:
     refused(Tokens([NEW]), TOKEN)
 
 
-@pytest.mark.parametrize("position", range(len(TOKEN)))
-def test_a_token_with_one_other_character_is_refused(position: int) -> None:
+def test_a_token_with_one_other_character_is_refused() -> None:
     tokens = Tokens([NEW, OLD])
-    for other in ALPHABET:
+    for position, other in product(range(len(TOKEN)), ALPHABET):
         if other != TOKEN[position]:
             refused(tokens, TOKEN[:position] + other + TOKEN[position + 1 :])
 
 
-@pytest.mark.parametrize("position", range(len(TOKEN) + 1))
-def test_a_token_with_a_character_more_or_less_is_refused(position: int) -> None:
+def test_a_token_with_a_character_more_or_less_is_refused() -> None:
     tokens = Tokens([OLD])
-    for more in "A.=_\n\x00":
-        refused(tokens, TOKEN[:position] + more + TOKEN[position:])
-    for less in (TOKEN[:position], TOKEN[position + 1 :], TOKEN[:position] + TOKEN[position + 1 :]):
-        if less != TOKEN:
-            refused(tokens, less)
+    for position in range(len(TOKEN) + 1):
+        before, after = TOKEN[:position], TOKEN[position:]
+        for more in "A.=_\n\x00":
+            refused(tokens, before + more + after)
+        for less in (before, after[1:], before + after[1:]):
+            if less != TOKEN:
+                refused(tokens, less)
 
 
 @pytest.mark.parametrize(("mine", "other"), [(a, b) for a in NAMES for b in NAMES if a != b])

@@ -55,12 +55,12 @@ def test_an_id_of_any_bytes_is_given_as_text() -> None:
     assert prove(signed(request_id=b"\xff")) == "ÿ"
 
 
-@pytest.mark.parametrize("position", range(len(GENUINE.body)))
-def test_any_byte_of_the_body_that_changes_spoils_the_signature(position: int) -> None:
-    body = bytearray(GENUINE.body)
-    body[position] ^= 1
-    with pytest.raises(Unproved, match=r"^bad_signature$"):
-        prove(Callback(GENUINE.headers, bytes(body), NOW))
+def test_any_byte_of_the_body_that_changes_spoils_the_signature() -> None:
+    for position in range(len(GENUINE.body)):
+        body = bytearray(GENUINE.body)
+        body[position] ^= 1
+        with pytest.raises(Unproved, match=r"^bad_signature$"):
+            prove(Callback(GENUINE.headers, bytes(body), NOW))
 
 
 @pytest.mark.parametrize(
