@@ -209,9 +209,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_files(folder: Path) -> None:
+def write_files(folder: Path, page: str | None = None) -> None:
+    """Write down the files of all pages, or of one: two may have one of the same name."""
     for block in BLOCKS:
-        if block.file:
+        if block.file and page in {None, block.page}:
             (folder / block.file).write_text(block.text)
 
 
@@ -316,7 +317,8 @@ def there(providers: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.mark.parametrize("block", [block for block in TO_RUN if block.serves], ids=named)
 def test_every_command_that_serves_serves(block: Block, folder: Path, providers: str) -> None:
     port = free_port()  # as written but for it: other tests run beside this one
-    env = environment_of(providers, port)
+    write_files(folder, block.page)
+    env = environment_of(providers, port) | {"RECEIVER_RECIPES": str(folder / "recipes.toml")}
     text = re.sub(r" --(host|port) \S+", "", block.text)
     text = re.sub(r"^(receiver serve|uvicorn) ", rf"\1 --port {port} ", text, flags=re.MULTILINE)
     with serving(text, folder, env, port):

@@ -385,6 +385,10 @@ class Kit:
         return delivered
 
     async def _finish(self, child: Prediction, event: Event) -> Delivered:
+        if child.provider_id is None:  # it was placed, and is being submitted
+            await self._drain()
+            content = await self._call("GET", f"/v1/predictions/{child.id}")
+            child = msgspec.json.decode(content, type=Prediction)
         if child.provider_id is None:
             raise AssertionError("no provider has taken it")
         taken = self._taken(child.provider_id)

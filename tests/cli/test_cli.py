@@ -341,6 +341,9 @@ def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) ->
         "--metadata", "dead=1", "--metadata", "bulk=1", cwd=home, **env,
     )  # fmt: skip
     prediction_id = json.loads(done.stdout)["id"]
+    ends = time.monotonic() + PATIENCE
+    while "dead  as told" not in (text := inside("show", prediction_id, cwd=home, **env).stdout):
+        assert time.monotonic() < ends, text
     which = ("--state", "dead", "--since", "1h", "--model", "fal-ai/*", "--metadata", "bulk=*")
     asked = inside("replay", *which, cwd=home, **env)
     assert (asked.returncode, asked.stderr) == (1, "receiver: there is nobody to ask: say --yes\n")

@@ -100,8 +100,10 @@ ROWS: Final = {
     row["operationId"]: (method.upper(), path, row)
     for path, methods in MADE["paths"].items()
     for method, row in methods.items()
-    if row["tags"] != ["Callbacks"]
-    and "/wake/" not in path  # which providers call, and `receiver doctor`
+    if row["tags"] != ["Callbacks"]  # which providers call, and `receiver doctor`
+    # Nor has it what schedulers and platforms call, or the callers of plugins.
+    and not path.startswith(("/wake/", "/in/"))
+    and path not in {"/health", "/ready"}
 }
 
 

@@ -511,7 +511,7 @@ def run(
 
 def test_the_commands_migrate_and_drain(tmp_path: Path, url: str) -> None:
     (tmp_path / "mine.py").write_text(HANDLER)
-    migrated = run("migrate", cwd=tmp_path, url=url, by=inside)
+    migrated = run("migrate", cwd=tmp_path, url=url)
     assert migrated.returncode == 0, migrated.stderr
     assert migrated.stdout == f"{given(url).database} is up to date\n"
     done = run("drain", "mine.py", "--seconds", "5", cwd=tmp_path, url=url)

@@ -121,7 +121,7 @@ async def test_another_schema_is_told_and_left_alone(
     with pytest.raises(StoreUnusable) as refused:
         await made.store.start()
     assert words in str(refused.value)
-    assert made.connections() == []
+    await eventually(lambda: made.connections() == [])
 
 
 async def test_it_has_two_connections_whatever_is_asked(database: Database) -> None:
