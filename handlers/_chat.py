@@ -88,7 +88,7 @@ def labels(door: Door, recipe: str) -> list[str]:
 
 
 def refusal(problem: Problem) -> str:
-    """Say a refusal to whoever asked."""
+    """Send a refusal to the person who asked."""
     words = problem.detail
     return f"{words[:1].upper()}{words[1:]}" + ("" if words.endswith((".", "?")) else ".")
 

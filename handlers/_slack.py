@@ -266,6 +266,6 @@ def is_for_us(event: dict[str, Any]) -> bool:
 
 
 def without_mention(text: str, bots: list[Authorization]) -> str:
-    """Take out the mention of the bot, and of nobody else."""
+    """Return the text without the mention of the bot; other mentions stay."""
     ours = "|".join(re.escape(bot.user_id) for bot in bots if bot.user_id) or r"[UW]\w+"
     return re.sub(rf"<@(?:{ours})(?:\|[^<>]*)?>", " ", text, count=0 if bots else 1).strip()

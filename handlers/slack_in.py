@@ -214,7 +214,7 @@ async def heard(call: Call, door: Door) -> Reply:
     if envelope.type != "event_callback" or not is_for_us(envelope.event):
         return Reply.empty()
     said: Spoken = read_as(Spoken, envelope.event)
-    # Only where nobody else is does an answer not need a thread.
+    # In a direct message an answer needs no thread.
     thread = said.thread_ts or ("" if envelope.event["type"] == "message" else said.ts)
     team = envelope.team_id or ""
     asked = Asked(team, said.channel, said.user, thread)

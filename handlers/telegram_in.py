@@ -186,7 +186,7 @@ def brings(message: Message, door: Door, recipe: str) -> dict[str, Any]:
 
 
 async def picture(door: Door, file: File) -> str:
-    """Fetch a picture by an address that holds our token, and is for nobody else."""
+    """Fetch a picture; its address holds our token and must not be passed on."""
     try:
         found = await TELEGRAM.call(door.http, "getFile", file_id=file.file_id)
     except (Dead, Retry, httpx.HTTPError) as error:

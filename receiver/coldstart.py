@@ -1,7 +1,7 @@
 """`create_app`, imported without what only terminals need.
 
 httpx and structlog import rich, pygments and click if they are there, for a command line and for
-tracebacks in colour: a fifth of what it costs to start. Whoever needs them imports them later.
+tracebacks in colour: a fifth of what it costs to start. Code that needs them imports them later.
 """
 
 from __future__ import annotations

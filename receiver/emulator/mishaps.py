@@ -21,7 +21,7 @@ class Mishap(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
     """HTTP 429; HTTP 500; the work is done and no answer comes; nothing is done nor answered."""
     platform: Platform | None = None
     method: str = "*"
-    """A pattern for the calls that it befalls, like `chat.*`."""
+    """A pattern for the calls that it applies to, like `chat.*`."""
     times: int | None = 1
     """How often it still applies; None: always."""
     retry_after: int = 1
@@ -35,15 +35,15 @@ class Mishaps:
         self.in_force: list[Mishap] = []
 
     def take(self, platform: Platform, method: str) -> Mishap | None:
-        """Return the one that befalls this call, having counted it as used."""
+        """Return the one that applies to this call, having counted it as used."""
         for one in self.in_force:
-            befalls = one.platform in {None, platform} and fnmatchcase(method, one.method)
-            if befalls and one.times != 0:
+            applies = one.platform in {None, platform} and fnmatchcase(method, one.method)
+            if applies and one.times != 0:
                 one.times = None if one.times is None else one.times - 1
                 return one
         return None
 
-    async def befall(
+    async def apply(
         self,
         platform: Platform,
         method: str,

@@ -115,7 +115,7 @@ class Slack:
 
     async def _api(self, request: Request) -> Response:
         method = request.path_params["method"]
-        return await self.scene.mishaps.befall("slack", method, request, self._called, _limited)
+        return await self.scene.mishaps.apply("slack", method, request, self._called, _limited)
 
     async def _called(self, request: Request) -> Response:
         headers = {"x-oauth-scopes": self.scopes, "x-accepted-oauth-scopes": ""}
@@ -270,7 +270,7 @@ class Slack:
         return {"upload_url": f"{origin}/slack/upload/{name}", "file_id": name}
 
     async def _upload(self, request: Request) -> Response:
-        return await self.scene.mishaps.befall("slack", "upload", request, self._taken, _limited)
+        return await self.scene.mishaps.apply("slack", "upload", request, self._taken, _limited)
 
     async def _taken(self, request: Request) -> Response:
         name, content = request.path_params["id"], await request.body()
@@ -329,7 +329,7 @@ class Slack:
     # --- response_url ---
 
     async def _respond(self, request: Request) -> Response:
-        return await self.scene.mishaps.befall(
+        return await self.scene.mishaps.apply(
             "slack", "response_url", request, self._responded, _limited
         )
 

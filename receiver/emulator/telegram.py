@@ -74,7 +74,7 @@ class Telegram:
 
     async def _api(self, request: Request) -> Response:
         method = request.path_params["method"]
-        return await self.scene.mishaps.befall("telegram", method, request, self._called, _limited)
+        return await self.scene.mishaps.apply("telegram", method, request, self._called, _limited)
 
     async def _called(self, request: Request) -> Response:
         try:

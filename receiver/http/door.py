@@ -114,7 +114,7 @@ class Door:
     ) -> Prediction:
         """Order what a button of a prediction's recipe names; without a label, the same again.
 
-        It is an order of whoever presses, under their own key and limits. Raises Problem.
+        It is an order of the person who presses, under their own key and limits. Raises Problem.
         """
         prediction = await self._parts.predictions.orders.press(
             prediction_id,

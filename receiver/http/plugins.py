@@ -91,9 +91,9 @@ class PluginRoutes:
         self._is_cut = False
 
     def release(self) -> None:
-        """Cut short, soon, what runs for plugins: its callers say it again, to whoever runs then.
+        """Cancel soon what runs for plugins, with an answer that asks the callers to try again.
 
-        The server would cancel it later without an answer that tells them so.
+        The server would cancel it later without such an answer.
         """
         asyncio.get_running_loop().call_later(_GRACE, self._cut)
 

@@ -46,7 +46,7 @@ class SelfStarting:
             self._run = _Run(self._app)
         run = self._run
         try:
-            # Whoever gives up waiting, the start goes on.
+            # A caller that gives up waiting does not stop the start.
             await asyncio.shield(run.started)
         except BaseException:
             if run.started.done() and self._run is run:

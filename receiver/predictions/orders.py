@@ -83,7 +83,7 @@ class Orders:
 
         The same `key` of the same `via` gives the same prediction for good, whatever the recipe
         says by now. `at` is when it was asked for, in unix seconds, where that is known. Raises
-        Problem with a code and words for whoever asked, and StoreUnavailable.
+        Problem with a code and words for the person who asked, and StoreUnavailable.
         """
         digest = _digest(via, key)
         prediction_id = await self._store.orders.find(digest)
@@ -112,7 +112,7 @@ class Orders:
         private: bytes | None = None,
         reply_to: str | None = None,
     ) -> Prediction:
-        """Order what a button of a prediction's recipe names, for whoever presses it.
+        """Order what a button of a prediction's recipe names, for the person who presses it.
 
         Without a label it is the same again.
         """

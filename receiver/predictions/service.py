@@ -120,7 +120,7 @@ class PredictionService:
         reply_to: str | None = None,
         private: bytes | None = None,
     ) -> Prediction:
-        """Store a prediction, and leave its submit to whoever runs beside us.
+        """Store a prediction, and leave its submit to the submitter.
 
         What was stored under a key is given back, whatever is asked for now, until it is deleted.
         Raises Problem for what could never be submitted.

@@ -226,8 +226,8 @@ class Settings:
         "RECEIVER_TRUSTED_PROXIES",
         parse.trusted,
         LOOPBACK,
-        "addresses and ranges whose `X-Forwarded-For` is believed; `none`; `platform`: whoever is "
-        "nearest, where a platform lets nobody but itself reach us",
+        "addresses and ranges whose `X-Forwarded-For` is believed; `none`; `platform`: the "
+        "nearest hop, where only the platform's own proxy can reach us",
         shown="`127.0.0.0/8, ::1`",
     )
     poll_after: float | None = setting(

@@ -108,7 +108,7 @@ class AttemptNews:
         self._wakeups.wake_all("changes")
 
     async def _notify(self, ended: Sequence[AttemptName]) -> None:
-        with suppress(StoreUnavailable):  # whoever follows sees it in the lists
+        with suppress(StoreUnavailable):  # readers find it in the lists
             await self._store.notify(list(ended))
 
 
