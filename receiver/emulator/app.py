@@ -12,12 +12,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from receiver.emulator import faults, pictures, wire
-from receiver.emulator.chats import Chats
+from receiver.emulator.chats.platforms import Chats
+from receiver.emulator.chats.scene import Scene
 from receiver.emulator.eachlabs import Eachlabs
 from receiver.emulator.fal import Fal
 from receiver.emulator.options import Options
 from receiver.emulator.oxen import Oxen
-from receiver.emulator.scene import Scene
 from receiver.emulator.world import World
 
 

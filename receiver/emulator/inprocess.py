@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import BaseRoute, Match, Route
 
-from receiver.emulator.chats import Chats
+from receiver.emulator.chats.platforms import Chats
+from receiver.emulator.chats.scene import Scene
 from receiver.emulator.eachlabs import Eachlabs
 from receiver.emulator.endings import Ending
 from receiver.emulator.fal import Fal
@@ -21,7 +22,6 @@ from receiver.emulator.faults import Faults
 from receiver.emulator.ledger import Prediction, State
 from receiver.emulator.options import Options
 from receiver.emulator.oxen import Oxen
-from receiver.emulator.scene import Scene
 from receiver.emulator.wire import EventStream, HangUp
 from receiver.emulator.world import World
 
