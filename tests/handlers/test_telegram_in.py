@@ -276,7 +276,7 @@ def test_a_picture_that_is_replied_to_goes_to_the_option_that_takes_one(
     people = kit.chats.people["telegram"]
     assert isinstance(people, TelegramPeople)
     [shown] = pictures(first.replies)
-    kit.do(people.replies("at night", "U1", "D1", shown))  # noqa: SLF001 - no kit replies
+    kit.do(people.replies("at night", "U1", "D1", shown))
     kit.finish_all()
     found = [one.input["image_url"].partition(",")[0] for one in predictions(kit)]
     assert found == ["data:image/png;base64"] * 2
