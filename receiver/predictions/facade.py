@@ -34,7 +34,7 @@ from receiver.providers.egress import outward
 from receiver.providers.fal import read_jwks
 from receiver.providers.published import published_keys
 from receiver.settings import Settings
-from receiver.store.facade import Chore, Store
+from receiver.store.facade import Housekeeping, Store
 from receiver.store.leases import Leader, LeaseRequest
 
 # httpcore asks the system about each idle connection at each request.
@@ -176,7 +176,7 @@ class Predictions:
         )
         return await self._store.leases.hold(role)
 
-    def chores(self) -> dict[str, Chore]:
+    def housekeeping(self) -> Housekeeping:
         """Return what one of all processes does every few seconds, by name."""
         return {"submits": self._submit_queued, "looks": self._poll_due}
 
