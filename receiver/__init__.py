@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from receiver.app import create_app
+    from receiver.asgi import mount
     from receiver.client import AsyncReceiver, ClientError, Receiver
     from receiver.deliveries.attempt import Context
     from receiver.deliveries.fetch import Fetched
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from receiver.http.door import Door
     from receiver.model.errors import Problem, Unproved
     from receiver.model.values import Event, Output, Prediction, Stored
-    from receiver.mounting import mount
     from receiver.settings import Secret
     from receiver.settings.toml import Table
 
@@ -78,7 +78,7 @@ _LATE = {
     "create_app": "receiver.app",
     "cut": "receiver.deliveries.template",
     "expect": "receiver.deliveries.responses",
-    "mount": "receiver.mounting",
+    "mount": "receiver.asgi",
     "on": "receiver.deliveries.registry",
     "read_settings": "receiver.deliveries.handler_settings",
     "route": "receiver.deliveries.ways_in",
