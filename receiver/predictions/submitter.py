@@ -414,7 +414,8 @@ class Submitter:
                 job.ticket, provider_id=receipt.provider_id, links=receipt.links
             )
             try:
-                await self._wire.ask(self.provider.cancel(ticket))
+                if (request := self.provider.cancel(ticket)) is not None:
+                    await self._wire.ask(request)
             except Unreadable as error:
                 log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
             await self._progress(job, "polled", self._clock())

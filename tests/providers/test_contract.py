@@ -35,7 +35,7 @@ MODES: Final[tuple[Mode, ...]] = ("queue", "sync")
 PUSHING: Final = [name for name, provider in PROVIDERS.items() if provider.proof != "none"]
 
 OF_EVERYONE: Final = {
-    *((act, "request") for act in ("request", "poll", "cancel")),
+    *((act, "request") for act in ("request", "poll")),
     *(("accepted", end) for end in ("accepted", "refused", "postponed", "ambiguous", "succeeded")),
     *(("polled", end) for end in ("processing", "succeeded", "failed", "canceled", "missing")),
     ("polled", "raises"),
@@ -70,6 +70,10 @@ def test_a_provider_has_a_sample_of_every_shape_that_it_must_know(name: str) -> 
     provider = PROVIDERS[name]
     wanted = set(OF_EVERYONE)
     wanted |= OF_WHO_PUSHES if provider.proof != "none" else OF_WHO_NEVER_CALLS
+    canceled = provider.cancel(
+        Ticket(id="pred_1", model="o/m", mode="queue", input={}, provider_id="1")
+    )
+    wanted.add(("cancel", "nothing" if canceled is None else "request"))
     for kind, shapes in OF_SOME.items():
         if isinstance(provider, kind):
             wanted |= shapes
