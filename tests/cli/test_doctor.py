@@ -795,7 +795,7 @@ async def test_a_provider_that_is_off_away_or_somebody_else_is_told(
     assert says(lines, "ok", "provider oxen: off")
     assert says(lines, "FAIL", "provider eachlabs: cannot be asked", "connection refused")
     assert says(lines, "FAIL", "provider fal: it redirects (HTTP 302)")
-    assert says(lines, "FAIL", "provider fal: no public key is to be had")
+    assert says(lines, "FAIL", "provider fal: what proves its callbacks cannot be had")
     assert not [text for _, text in lines if text.startswith("stream")]
 
 

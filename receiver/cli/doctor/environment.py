@@ -12,9 +12,10 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
+from receiver.providers import NAMES
 from receiver.settings import Caller, Secret, Settings, advice, all_settings
 
-_OURS: Final = ("RECEIVER_", "OXEN_", "EACHLABS_", "FAL_")
+_OURS: Final = ("RECEIVER_", *(f"{name.upper()}_" for name in NAMES))
 _KNOWN_STRANGERS: Final = {
     "FAL_KEY_ID": "fal's own client joins it with FAL_KEY_SECRET: set FAL_KEY to <id>:<secret>",
     "FAL_KEY_SECRET": "fal's own client joins it with FAL_KEY_ID: set FAL_KEY to <id>:<secret>",
