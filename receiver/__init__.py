@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from receiver.deliveries.attempt import Context
     from receiver.deliveries.fetch import Fetched
     from receiver.deliveries.handler_settings import read_settings
-    from receiver.deliveries.registry import Dead, Retry, Skip, on
+    from receiver.deliveries.handlers import Dead, Retry, Skip, on
     from receiver.deliveries.responses import expect
     from receiver.deliveries.template import Template, cut
     from receiver.deliveries.ways_in import Call, Reply, route, source
@@ -59,7 +59,7 @@ _LATE = {
     "Call": "receiver.deliveries.ways_in",
     "ClientError": "receiver.client",
     "Context": "receiver.deliveries.attempt",
-    "Dead": "receiver.deliveries.registry",
+    "Dead": "receiver.deliveries.handlers",
     "Door": "receiver.http.door",
     "Event": "receiver.model.values",
     "Fetched": "receiver.deliveries.fetch",
@@ -68,9 +68,9 @@ _LATE = {
     "Problem": "receiver.model.errors",
     "Receiver": "receiver.client",
     "Reply": "receiver.deliveries.ways_in",
-    "Retry": "receiver.deliveries.registry",
+    "Retry": "receiver.deliveries.handlers",
     "Secret": "receiver.settings",
-    "Skip": "receiver.deliveries.registry",
+    "Skip": "receiver.deliveries.handlers",
     "Stored": "receiver.model.values",
     "Table": "receiver.settings.toml",
     "Template": "receiver.deliveries.template",
@@ -79,7 +79,7 @@ _LATE = {
     "cut": "receiver.deliveries.template",
     "expect": "receiver.deliveries.responses",
     "mount": "receiver.asgi",
-    "on": "receiver.deliveries.registry",
+    "on": "receiver.deliveries.handlers",
     "read_settings": "receiver.deliveries.handler_settings",
     "route": "receiver.deliveries.ways_in",
     "source": "receiver.deliveries.ways_in",

@@ -16,7 +16,8 @@ import structlog
 from starlette.applications import Starlette
 
 from receiver.deliveries.facade import Deliveries
-from receiver.deliveries.registry import Registered, Registry, register
+from receiver.deliveries.importing import register
+from receiver.deliveries.registry import Registered, Registry
 from receiver.http.facade import Http
 from receiver.http.front import Front
 from receiver.model.answers import Drained

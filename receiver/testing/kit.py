@@ -17,7 +17,9 @@ import httpx
 import msgspec
 
 from receiver.app import create_app
-from receiver.deliveries.registry import Handler, Registered, load, registered_of
+from receiver.deliveries.handlers import Handler
+from receiver.deliveries.importing import load
+from receiver.deliveries.registry import Registered, registered_of
 from receiver.emulator.chats.board import Message, Platform
 from receiver.emulator.chats.calling import Exchange
 from receiver.emulator.chats.platforms import Chats

@@ -12,7 +12,7 @@ from typing import Any, Final
 import httpx
 from starlette.applications import Starlette
 
-from receiver.deliveries.registry import Handler
+from receiver.deliveries.handlers import Handler
 
 PATIENCE: Final = 30.0
 """Seconds after which a test that waits has failed."""
