@@ -22,7 +22,7 @@ from receiver.settings.tls import trusted
 __all__ = ["Client", "ClientError"]
 
 _NONE: Final = 0.0
-"""A command says at once that nobody answers."""
+"""No retries: a command reports at once that there is no receiver."""
 
 
 def at(*parts: str, **params: Any) -> str:

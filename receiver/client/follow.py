@@ -1,4 +1,4 @@
-"""The live stream of a receiver without I/O: server-sent events, and going on after each loss."""
+"""Server-sent events of the live stream, parsed without I/O, and resumed after each lost one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proof that an event is from a receiver: Standard Webhooks, as its handler `forward` signs."""
+"""Verify the signature of an event that `forward` sent (Standard Webhooks)."""
 
 from __future__ import annotations
 

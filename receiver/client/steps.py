@@ -1,4 +1,4 @@
-"""The exchange with a receiver without I/O: what is sent, what an answer means, what is repeated.
+"""Requests, answers and retries as values (sans-IO): a driver does the I/O.
 
 A call is a generator of steps. A driver does each step, blocking or awaited, and hands
 the result back in; an httpx.RequestError is thrown in where there is none.

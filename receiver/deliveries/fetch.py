@@ -445,7 +445,7 @@ _EITHER: Final = {
 """Containers whose first bytes do not tell whether they hold sound only, by both their names."""
 _CONTAINERS: Final = frozenset({*_EITHER, *_EITHER.values(), "video/quicktime"})
 _MOVING: Final = frozenset({"image/gif", "image/apng", "image/webp"})
-"""Pictures that may move, and so are somebody's video."""
+"""Pictures that may be animated, and so pass for a video."""
 _WRITTEN: Final = frozenset(
     {
         "image/svg+xml",

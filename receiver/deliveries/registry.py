@@ -81,7 +81,7 @@ class Registry:
         self.handlers[handler.name] = handler
 
     def _leads_to(self, names: Sequence[str], goal: str) -> bool:
-        """Return whether handlers wait for another, be it by way of further ones."""
+        """Return whether handlers wait for another, directly or through others."""
         known = [self.handlers[name] for name in names if name in self.handlers]
         return goal in names or any(self._leads_to(found.after, goal) for found in known)
 

@@ -1,4 +1,4 @@
-"""Where a caller may have an event sent: to hosts that the operator names, at public addresses.
+"""Check a `reply_to`: its host must be one of FORWARD_HOSTS, at a public address.
 
 It is looked at when a prediction is submitted, to refuse at once; what sends the event looks again.
 """

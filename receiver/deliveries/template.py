@@ -1,4 +1,4 @@
-"""Texts with an event's fields in braces, for those who configure handlers."""
+"""Templates: texts with fields of an event in braces, for the settings of handlers."""
 
 from __future__ import annotations
 

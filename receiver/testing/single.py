@@ -1,4 +1,4 @@
-"""One run of a handler, as dispatch would do it, without a database or a network."""
+"""Run a handler once, without a database or a network."""
 
 from __future__ import annotations
 

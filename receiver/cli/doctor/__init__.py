@@ -1,4 +1,4 @@
-"""Examines a receiver's surroundings and says, line by line, what is wrong and how to fix it.
+"""`receiver doctor`: examine a receiver's surroundings; a line says what is wrong, and the fix.
 
 It runs in the environment of the receiver, beside a running one or without one. It writes nothing,
 submits nothing and costs nothing. All checks run at once; each has its time, and none stops the

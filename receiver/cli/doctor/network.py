@@ -1,4 +1,4 @@
-"""Asks over the network: the receiver that runs, by two ways, and the providers.
+"""Check over the network: the receiver at RECEIVER_URL, the public URL, and the providers.
 
 Nothing is submitted and nothing costs money. What answers is believed to be our receiver only if it
 can sign with our secret key; before that it is told no API key.
@@ -41,13 +41,13 @@ _PATIENCE: Final = 5.0
 _LARGEST_ANSWER: Final = 1024 * 1024
 _PROBLEM: Final = "urn:receiver:problem:"
 _SMALL: Final = '{"echo":  "é \\u00e9 \\t",\r\n "a": 1.0, "a": 1e0}\n '.encode()
-"""Whoever reads it and writes it again makes other bytes of it."""
+"""A proxy that parses JSON and writes it again changes these bytes."""
 _LARGE: Final = 1536 * 1024
 """Bytes of a callback with pictures inside; some proxies take a million at most."""
 
 
 ASKING: Final = (*BROKEN, Unreadable)
-"""What asking can end in, but for an answer."""
+"""The errors that a request may end in."""
 
 
 class Trouble(NamedTuple):
@@ -156,11 +156,11 @@ _BREAKS: Final[dict[type[BaseException], Trouble]] = {
         "nothing listens there (connection refused)", "start what should, or fix the port", True
     ),
 }
-"""What kept an answer from coming: the first of these errors that led to it."""
+"""Why there was no answer, by the first of these errors in the chain of causes."""
 
 
 def _broken(error: BaseException) -> Trouble:
-    """Say what kept an answer from coming."""
+    """Return why there was no answer."""
     cause: BaseException | None = error
     while cause is not None:
         for kind, trouble in _BREAKS.items():
@@ -319,7 +319,7 @@ async def _addresses(url: str, settings: Settings) -> Findings:
     try:
         entries = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return []  # whoever asks there will be told, too
+        return []  # a request there fails with the same error
     private = sorted({str(entry[4][0]) for entry in entries if not is_public(str(entry[4][0]))})
     if not private:
         return []
