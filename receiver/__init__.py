@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from receiver.app import create_app
     from receiver.asgi import mount
     from receiver.client import AsyncReceiver, ClientError, Receiver
-    from receiver.deliveries.attempt import Context
+    from receiver.deliveries.context import Context
     from receiver.deliveries.fetch import Fetched
     from receiver.deliveries.handler_settings import read_settings
     from receiver.deliveries.handlers import Dead, Retry, Skip, on
@@ -58,7 +58,7 @@ _LATE = {
     "AsyncReceiver": "receiver.client",
     "Call": "receiver.deliveries.ways_in",
     "ClientError": "receiver.client",
-    "Context": "receiver.deliveries.attempt",
+    "Context": "receiver.deliveries.context",
     "Dead": "receiver.deliveries.handlers",
     "Door": "receiver.http.door",
     "Event": "receiver.model.values",

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import Final
 from urllib.parse import urlsplit
 
-from receiver.deliveries.fetch import is_public
+from receiver.deliveries.guard import is_public
 from receiver.model.errors import Problem
 
 _PATIENCE: Final = 5.0

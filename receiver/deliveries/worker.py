@@ -21,9 +21,10 @@ from typing import Final, NoReturn
 import msgspec
 import structlog
 
-from receiver.deliveries.attempt import Attempt, Tools
+from receiver.deliveries.attempt import Attempt
 from receiver.deliveries.breaker import BreakerCache, BreakerPermit, BreakerPolicy, HandlerBreaker
 from receiver.deliveries.containment import is_program
+from receiver.deliveries.context import Tools
 from receiver.deliveries.handlers import Handler
 from receiver.deliveries.registry import Registry
 from receiver.model.errors import StoreUnavailable

@@ -11,8 +11,8 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
-from receiver.deliveries.attempt import Tools
 from receiver.deliveries.breaker import BreakerPolicy
+from receiver.deliveries.context import Tools
 from receiver.deliveries.registry import Registry, handlers_of
 from receiver.deliveries.worker import BREAKER, Timing, Worker
 from receiver.model.answers import Delivery

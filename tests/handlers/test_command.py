@@ -18,7 +18,8 @@ import pytest
 import uvloop
 
 from receiver import Output
-from receiver.deliveries.attempt import Attempt, Tools
+from receiver.deliveries.attempt import Attempt
+from receiver.deliveries.context import Tools
 from receiver.deliveries.importing import load
 from receiver.model.errors import HandlerError
 from receiver.model.retry import Failure

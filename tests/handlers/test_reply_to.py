@@ -10,7 +10,7 @@ import pytest
 
 from receiver.client import verify
 from receiver.deliveries import reply_to
-from receiver.deliveries.fetch import guarded_client
+from receiver.deliveries.guard import guarded_client
 from receiver.testing import Kit, make_event
 from tests.conftest import Start
 from tests.handlers.parts import OK, built_in, serving

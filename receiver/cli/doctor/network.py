@@ -21,7 +21,7 @@ import httpx
 
 from receiver.cli.doctor.database import compare
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
-from receiver.deliveries.fetch import is_public
+from receiver.deliveries.guard import is_public
 from receiver.model.errors import Unreadable
 from receiver.predictions.provider_client import BROKEN
 from receiver.predictions.tokens import Tokens
