@@ -111,7 +111,7 @@ class Deliveries:
         is_asked_to_stop = False
         try:
             self._announce()
-            await self.worker.start(lanes=handlers)
+            await self.worker.start(by_itself=handlers)
             yield
             is_asked_to_stop = True
         finally:
