@@ -58,7 +58,7 @@ class Message(msgspec.Struct, frozen=True):
         try:
             return msgspec.json.decode(self.body, type=_kind(self.type))
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise ClientError("no-receiver", f"what answers is no receiver ({error})") from error
+            raise ClientError("no-receiver", f"what answers is not a receiver ({error})") from error
 
 
 def _kind(name: str) -> type[Announcement | Change | DeliveryChange | Gap]:

@@ -62,7 +62,7 @@ def verify(
     try:
         sent = msgspec.json.decode(body, type=_Sent)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        detail = f"it is no event as `forward` sends it by FORWARD_FORMAT=standard ({error})"
+        detail = f"it is not an event as `forward` sends it by FORWARD_FORMAT=standard ({error})"
         raise ClientError("unverified", detail) from error
     return Event(
         id=sent.data.event_id,

@@ -105,7 +105,7 @@ async def fetch(
     try:
         async with asyncio.timeout(seconds):
             if not url.startswith(("http://", "https://", "data:")):
-                raise httpx.UnsupportedProtocol(f"{url[:40]!r} is no http(s) URL")
+                raise httpx.UnsupportedProtocol(f"{url[:40]!r} is not an http(s) URL")
             if url.startswith("data:"):
                 promises = [_data_type(url), output.content_type or ""]
                 file = await _save(_from_data_uri(url), folder, promises, max_bytes)

@@ -25,7 +25,7 @@ async def check_reply_to(url: str, hosts: Collection[str], *, allow_private: boo
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        raise Problem(403, "reply-to-refused", "reply_to: it is no URL") from None
+        raise Problem(403, "reply-to-refused", "reply_to: it is not a URL") from None
     if parts.netloc.lower() not in hosts:
         raise Problem(
             403,

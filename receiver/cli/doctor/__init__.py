@@ -178,7 +178,7 @@ def _load(names: Sequence[str]) -> tuple[Registry, Findings]:
     found += [
         warn(
             "handlers",
-            f"{name} is to run after {other}, which is no handler here: it will not wait",
+            f"{name} is to run after {other}, which is not a handler here: it will not wait",
             "name its file too, or correct the name",
         )
         for name, other in registry.strangers()

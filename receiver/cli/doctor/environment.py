@@ -170,7 +170,7 @@ def _closed(caller: Caller, settings: Settings) -> Iterator[Finding]:
     elif caller.key and taken and caller.key not in taken:
         yield warn(
             "secrets",
-            "RECEIVER_API_KEY, which commands use, is none of RECEIVER_API_KEYS",
+            "RECEIVER_API_KEY, which commands use, is not one of RECEIVER_API_KEYS",
             "set it to one of them",
         )
 

@@ -133,7 +133,7 @@ class Echoes:
         expected = self._tokens.answer_echo(token, digest, now)
         if not hmac.compare_digest(expected.encode(), signed.encode("utf-8", "replace")):
             return Trouble(
-                "what answers there is no receiver, but some page",
+                "what answers there is not a receiver, but some page",
                 "let the proxy pass /webhooks/ to the receiver, or fix the URL",
             )
         if digest != hashlib.sha256(body).hexdigest():
@@ -204,7 +204,7 @@ def _refused(answer: ProviderResponse) -> Trouble:
         return Trouble(said, "raise its limit (nginx: client_max_body_size)")
     absent = answer.status in {502, 503, 504}
     fix = "start the receiver, or fix where the proxy leads" if absent else _OPEN_IT
-    return Trouble(f"{said} from something that is no receiver", fix, absent=absent)
+    return Trouble(f"{said} from something that is not a receiver", fix, absent=absent)
 
 
 _OPEN_IT: Final = "let the proxy pass POST /webhooks/ to the receiver, without a login"
