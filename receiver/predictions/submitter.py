@@ -232,9 +232,7 @@ class Submitter:
         nothing of the caller's context, as its trace, is theirs.
         """
         if self._next_begin is None:
-            self._next_begin = self._begun.start(
-                self._begin_alone(), context=contextvars.Context()
-            )
+            self._next_begin = self._begun.start(self._begin_alone(), context=contextvars.Context())
         return await asyncio.shield(self._next_begin)
 
     async def send_all(self, seconds: float) -> None:
