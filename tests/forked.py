@@ -7,6 +7,7 @@ Python instead.
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -74,6 +75,7 @@ class Forked:
 
 
 def _run(arguments: list[str], cwd: Path, env: dict[str, str], out: Path, err: Path) -> None:
+    gc.freeze()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
