@@ -490,13 +490,13 @@ def test_an_env_file_is_read_as_it_is_unless_others_may_write_it(tmp_path: Path)
     with pytest.raises(SettingsError, match="can be written by everyone: chmod 600"):
         env_file.read(file)
     file.chmod(0o600)
-    for content, words in ((b"\xff", "not UTF-8"), (b"A=\0", "no list of settings")):
+    for content, words in ((b"\xff", "not UTF-8"), (b"A=\0", "not a list of settings")):
         file.write_bytes(content)
         with pytest.raises(SettingsError, match=words):
             env_file.read(file)
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(SettingsError, match="is no file"):
+    with pytest.raises(SettingsError, match="is not a file"):
         env_file.read(file)
 
 

@@ -336,12 +336,12 @@ def test_a_problem_says_its_type_its_status_and_its_detail() -> None:
 
 
 NOT_OURS: Final[list[tuple[int, bytes, dict[str, str], str, str]]] = [
-    (200, b"<html>", {}, "no-receiver", "is no receiver"),
-    (200, b"", {}, "no-receiver", "is no receiver"),
-    (200, b'"\xff"', {}, "no-receiver", "is no receiver"),
-    (200, b"[1]", {}, "no-receiver", "is no receiver"),
+    (200, b"<html>", {}, "no-receiver", "is not a receiver"),
+    (200, b"", {}, "no-receiver", "is not a receiver"),
+    (200, b'"\xff"', {}, "no-receiver", "is not a receiver"),
+    (200, b"[1]", {}, "no-receiver", "is not a receiver"),
     (200, b'{"id": 1}', {}, "no-receiver", "another version"),
-    (200, b"[" * 10_000, {}, "no-receiver", "is no receiver"),
+    (200, b"[" * 10_000, {}, "no-receiver", "is not a receiver"),
     (200, b"no", {"content-encoding": "gzip"}, "unreachable", "no receiver answers"),
     (302, b"", {"location": "https://x.test/"}, "no-receiver", "redirects to https://x.test/"),
     (404, b"nothing", {}, "no-receiver", "HTTP 404"),

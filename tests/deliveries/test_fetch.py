@@ -18,14 +18,13 @@ import httpx
 import pytest
 
 from receiver import Dead, Output
-from receiver.deliveries.fetch import (
-    Fetched,
+from receiver.deliveries.fetch import Fetched, fetch
+from receiver.deliveries.file_types import sniff
+from receiver.deliveries.guard import (
     ForbiddenAddress,
     GuardedTransport,
-    fetch,
     guarded_client,
     is_public,
-    sniff,
 )
 
 pytestmark = pytest.mark.anyio
