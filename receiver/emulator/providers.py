@@ -11,6 +11,7 @@ from receiver.emulator.eachlabs import Eachlabs
 from receiver.emulator.fal import Fal
 from receiver.emulator.ledger import Prediction
 from receiver.emulator.options import Provider
+from receiver.emulator.replicate import Replicate
 from receiver.emulator.world import World
 
 
@@ -40,4 +41,5 @@ class CallsBack(Emulated, Protocol):
 CALLING: Final[Mapping[Provider, type[CallsBack]]] = {
     "eachlabs": Eachlabs,
     "fal": Fal,
+    "replicate": Replicate,
 }

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from receiver.providers import eachlabs, fal, oxen
+from receiver.providers import eachlabs, fal, oxen, replicate
 from receiver.providers.declared import Declared
 
 DECLARED: Final[Mapping[str, Declared]] = {
     "oxen": oxen.DECLARED,
     "eachlabs": eachlabs.DECLARED,
     "fal": fal.DECLARED,
+    "replicate": replicate.DECLARED,
 }
 
 NAMES: Final = tuple(DECLARED)

@@ -36,7 +36,10 @@ from receiver.providers.signatures import read_jwks
 from receiver.settings import Secret, Settings
 
 FOLDER: Final = Path(__file__).parent.parent / "samples"
-_TOLD_HEADERS: Final = ("authorization", "x-api-key", "accept", "content-type")
+_TOLD_HEADERS: Final = (
+    *("authorization", "x-api-key", "x-key", "api-key"),
+    *("accept", "content-type", "prefer"),
+)
 """The headers of a request that are ours to choose."""
 
 
