@@ -31,6 +31,8 @@ BY_HAND: Final = Options(
     eachlabs_in_flight=None,
     eachlabs_per_minute=None,
     replicate_per_minute=None,
+    ideogram_in_flight=None,
+    bfl_in_flight=None,
 )
 
 

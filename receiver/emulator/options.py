@@ -6,7 +6,7 @@ import msgspec
 
 from receiver.emulator.endings import Ending
 
-Provider = Literal["oxen", "eachlabs", "fal", "replicate"]
+Provider = Literal["oxen", "eachlabs", "fal", "replicate", "ideogram", "bfl"]
 Shape = Literal["new", "old", "mixed"]
 
 
@@ -59,6 +59,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Requests of every kind per key and minute; None lifts the limit."""
     replicate_per_minute: int | None = 600
     """Submits per key and minute; None lifts the limit."""
+    ideogram_in_flight: int | None = 10
+    bfl_in_flight: int | None = 24
+    """Unfinished predictions per key; None lifts the limit."""
     fal_concurrency: int | None = None
     """Predictions in progress at once (a new account has 2); None lifts the limit."""
     api_keys: frozenset[str] | None = None

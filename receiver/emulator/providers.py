@@ -7,8 +7,10 @@ from typing import ClassVar, Final, Protocol
 
 from starlette.routing import BaseRoute
 
+from receiver.emulator.bfl import Bfl
 from receiver.emulator.eachlabs import Eachlabs
 from receiver.emulator.fal import Fal
+from receiver.emulator.ideogram import Ideogram
 from receiver.emulator.ledger import Prediction
 from receiver.emulator.options import Provider
 from receiver.emulator.replicate import Replicate
@@ -42,4 +44,6 @@ CALLING: Final[Mapping[Provider, type[CallsBack]]] = {
     "eachlabs": Eachlabs,
     "fal": Fal,
     "replicate": Replicate,
+    "ideogram": Ideogram,
+    "bfl": Bfl,
 }

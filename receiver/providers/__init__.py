@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from receiver.providers import eachlabs, fal, oxen, replicate
+from receiver.providers import bfl, eachlabs, fal, ideogram, oxen, replicate
 from receiver.providers.declared import Declared
 
 DECLARED: Final[Mapping[str, Declared]] = {
@@ -13,6 +13,8 @@ DECLARED: Final[Mapping[str, Declared]] = {
     "eachlabs": eachlabs.DECLARED,
     "fal": fal.DECLARED,
     "replicate": replicate.DECLARED,
+    "ideogram": ideogram.DECLARED,
+    "bfl": bfl.DECLARED,
 }
 
 NAMES: Final = tuple(DECLARED)

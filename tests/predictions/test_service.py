@@ -45,8 +45,12 @@ from tests.receiving import (
 pytestmark = pytest.mark.anyio
 
 ALL = list(MODELS)
-ONE_WAY = {"replicate"}
+ONE_WAY = {"replicate", "ideogram"}
 """Those that block at the address where others wait."""
+
+
+BLOCKING = [provider for provider in ALL if provider != "bfl"]
+"""Those at which a submit can wait for the end."""
 
 
 def blocking(provider: str) -> str:
@@ -596,7 +600,7 @@ async def test_a_cancel_that_came_too_late_gives_the_outcome(
 # --- the blocking endpoints ---
 
 
-@pytest.mark.parametrize("provider", ALL)
+@pytest.mark.parametrize("provider", BLOCKING)
 async def test_sync_mode_uses_the_blocking_endpoint(
     start: Start, network: Network, provider: str
 ) -> None:
@@ -619,7 +623,7 @@ async def test_sync_mode_uses_the_blocking_endpoint(
     assert (f"{provider}.submit" in kinds) == (provider in ONE_WAY)
 
 
-@pytest.mark.parametrize("provider", ALL)
+@pytest.mark.parametrize("provider", BLOCKING)
 async def test_a_blocking_call_that_breaks_is_a_doubt(
     start: Start, network: Network, provider: str
 ) -> None:
