@@ -376,7 +376,7 @@ def emulate(
         str, typer.Option(help="The address of the receiver that chat platforms call.")
     ] = "http://127.0.0.1:8000",
 ) -> None:
-    """Serve Oxen.ai, Eachlabs, fal.ai, Slack, Discord and Telegram here, for tests and demos.
+    """Serve the providers, Slack, Discord and Telegram here, for tests and demos.
 
     It prints what a receiver needs to use them; `serve --emulate` needs nothing of that.
     `receiver chat` opens a chat.
@@ -504,7 +504,7 @@ def _chat_settings(*, dev: bool) -> Settings:
 
 @main.command()
 def submit(
-    provider: Annotated[str, typer.Argument(help="oxen, eachlabs or fal.")],
+    provider: Annotated[str, typer.Argument(help="Its name, as fal: README lists them.")],
     model: Annotated[str, typer.Argument(help="The provider's own name for it.")],
     values: Annotated[
         list[str] | None,
