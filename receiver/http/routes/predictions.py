@@ -331,7 +331,7 @@ class PredictionRoutes:
     async def model(self, provider: ProviderName, model: ModelName) -> Any:
         """Fetch the provider's own description of a model.
 
-        Only Oxen.ai has one. Slashes in the model's name may be sent as they are, or as %2F.
+        Not every provider has one. Slashes in the model's name may be sent as they are, or as %2F.
         """
         return await self._service.details(provider, model)
 
