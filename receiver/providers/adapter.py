@@ -7,6 +7,8 @@ An adapter does no I/O. It turns values into unsent requests and bytes into valu
     poll(ticket)               how to ask            polled(ticket, answer)    -> Outcome | Follow
     cancel(ticket)             how to stop it
     try_key()                  a harmless question    key_works(answer)        -> bool | None
+    search(ticket)             where it can be asked  found(ticket, answer)    -> Found
+                               for a lost submit
 
 To add a provider: write one file beside this one, one folder of samples in `tests/samples/`, one
 line in `providers/__init__.py` and one row of `settings.py`. The contract suite does the rest.
@@ -152,11 +154,35 @@ class Streamed(Protocol):
 
     def stream(self) -> httpx.Request: ...
     def heard(self, event: str, data: str) -> Outcome | None: ...
-    def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
-        """Return requests, after an ambiguous submit, for what the provider may have taken."""
 
-    def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
-        """Return the ids that could be this prediction, oldest first, or raise Unreadable."""
+
+class Candidate(msgspec.Struct, frozen=True):
+    """What an ambiguous submit may have made at the provider."""
+
+    provider_id: str
+    callback_url: str | None = None
+    """Where the provider calls back for it: our token in it decides. None: it does not say, so the
+    adapter has compared what was asked for, and when."""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """One page of what a search has found."""
+
+    candidates: Sequence[Candidate]
+    """In the order in which they are to be tried: the oldest first."""
+    more: httpx.Request | None = None
+    """For the next page; None: there is none that could hold it."""
+
+
+@runtime_checkable
+class Searchable(Protocol):
+    """A provider that can be asked what an ambiguous submit has made, streamed or not."""
+
+    def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
+        """Return requests for what the provider may have taken."""
+
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
+        """Read a page, or raise Unreadable."""
 
 
 decode: Final = read_json

@@ -19,6 +19,8 @@ from receiver.providers.adapter import (
     Ambiguous,
     Callback,
     CallbackTarget,
+    Candidate,
+    Found,
     ProviderResponse,
     Receipt,
 )
@@ -118,7 +120,7 @@ class Oxen:
             for status in ({}, {"status": "succeeded"}, {"status": "failed"})
         ]
 
-    def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
         """Return the rows with the same model and prompt, enqueued around our submit."""
         if not base.is_yes(answer):
             raise base.unexpected(answer)
@@ -128,7 +130,7 @@ class Oxen:
         matching = [row for row in rows if _same(ticket, row)]
         matching.sort(key=lambda row: float(row["enqueued_at"]))
         ids = (base.identifier(row.get("generation_id")) for row in matching)
-        return [provider_id for provider_id in ids if provider_id]
+        return Found([Candidate(provider_id) for provider_id in ids if provider_id])
 
     def cancel(self, ticket: Ticket) -> httpx.Request:
         return self._call("DELETE", f"/api/ai/queue/{base.model_path(ticket.provider_id or '')}")

@@ -28,6 +28,7 @@ from receiver.providers.adapter import (
     Provider,
     ProviderResponse,
     Refused,
+    Searchable,
     Streamed,
 )
 from receiver.providers.fal import read_jwks
@@ -153,6 +154,21 @@ def _streamed(provider: Provider) -> Streamed:
     return provider
 
 
+def _searchable(provider: Provider) -> Searchable:
+    assert isinstance(provider, Searchable)
+    return provider
+
+
+def _found(provider: Provider, sample: Sample) -> Any:
+    """Say which candidates a page has, each with where it is called back if that is said."""
+    found = _searchable(provider).found(sample.ticket.ticket(), sample.answered())
+    ids = [
+        [c.provider_id, c.callback_url] if c.callback_url else c.provider_id
+        for c in found.candidates
+    ]
+    return {"ids": ids} | ({"more": _said(found.more)} if found.more else {})
+
+
 _VERDICTS: Final = {True: "let in", False: "kept out", None: "untold"}
 
 _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
@@ -169,8 +185,10 @@ _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
     "key_works": lambda p, s: {_VERDICTS[p.key_works(s.answered())]: s.answered().status},
     "stream": lambda p, _: _streamed(p).stream(),
     "heard": lambda p, s: _streamed(p).heard(s.event, s.data),
-    "search": lambda p, s: {"requests": [_said(r) for r in _streamed(p).search(s.ticket.ticket())]},
-    "found": lambda p, s: {"ids": _streamed(p).found(s.ticket.ticket(), s.answered())},
+    "search": lambda p, s: {
+        "requests": [_said(r) for r in _searchable(p).search(s.ticket.ticket())]
+    },
+    "found": _found,
     "read_jwks": lambda _, s: {"keys": len(s.proof_keys())},
 }
 

@@ -22,6 +22,7 @@ from receiver.providers.adapter import (
     Postponed,
     ProviderResponse,
     Refused,
+    Searchable,
     Streamed,
 )
 from receiver.providers.fal import read_jwks
@@ -30,10 +31,12 @@ from tests.providers.strategies import FEW, answers, bodies, texts, tickets
 
 PROVIDERS = providers()
 STREAMS = {name: p for name, p in PROVIDERS.items() if isinstance(p, Streamed)}
+SEARCHABLE = {name: p for name, p in PROVIDERS.items() if isinstance(p, Searchable)}
 HOSTS = {"hub.oxen.ai", "api.eachlabs.ai", "queue.fal.run", "fal.run"}
 
 of_all = pytest.mark.parametrize("name", NAMES)
 of_streams = pytest.mark.parametrize("name", STREAMS)
+of_searchable = pytest.mark.parametrize("name", SEARCHABLE)
 
 
 def judge(outcome: Outcome) -> None:
@@ -156,13 +159,16 @@ def test_an_event_gives_a_bounded_outcome_or_nothing_or_unreadable(
             judge(outcome)
 
 
-@of_streams
+@of_searchable
 @FEW
 @given(ticket=tickets, answer=answers)
 def test_a_search_finds_ids_or_nothing(name: str, ticket: Ticket, answer: ProviderResponse) -> None:
     with suppress(Unreadable):
-        for provider_id in STREAMS[name].found(ticket, answer):
-            assert 0 < len(provider_id) <= 200
+        found = SEARCHABLE[name].found(ticket, answer)
+        for candidate in found.candidates:
+            assert 0 < len(candidate.provider_id) <= 200
+        if found.more is not None:
+            assert found.more.url.host in HOSTS
 
 
 @of_streams
@@ -184,8 +190,9 @@ def test_a_search_finds_ids_or_nothing(name: str, ticket: Ticket, answer: Provid
 )
 def test_a_search_survives_any_rows(name: str, ticket: Ticket, rows: list[Any]) -> None:
     answer = ProviderResponse(200, {}, msgspec.json.encode({"generations": rows}))
-    ids = STREAMS[name].found(ticket, answer)
-    assert set(ids) <= {row.get("generation_id") for row in rows}
+    found = SEARCHABLE[name].found(ticket, answer)
+    ids = {candidate.provider_id for candidate in found.candidates}
+    assert ids <= {row.get("generation_id") for row in rows}
 
 
 @FEW

@@ -19,7 +19,7 @@ from receiver.model.errors import Unproved, Unreadable
 from receiver.model.values import Mode, Outcome, Ticket
 from receiver.predictions.tokens import Tokens
 from receiver.providers import NAMES
-from receiver.providers.adapter import Callback, Provider, ProviderResponse, Streamed
+from receiver.providers.adapter import Callback, Provider, ProviderResponse, Searchable, Streamed
 from tests.providers.samples import FOLDER, Sample, ending, load, perform, providers, swapped
 
 SAMPLES: Final = load()
@@ -43,9 +43,8 @@ OF_WHO_PUSHES: Final = {
 OF_WHO_STREAMS: Final = {
     *(("heard", end) for end in ("succeeded", "failed", "ask", "nothing", "raises")),
     ("stream", "request"),
-    ("search", "requests"),
-    ("found", "ids"),
 }
+OF_WHO_CAN_BE_SEARCHED: Final = {("search", "requests"), ("found", "ids"), ("found", "raises")}
 OF_WHO_NEVER_CALLS: Final = {("authenticate", "raises"), ("read", "raises")}
 
 
@@ -62,6 +61,8 @@ def test_a_provider_has_a_sample_of_every_shape_that_it_must_know(name: str) -> 
     wanted |= OF_WHO_PUSHES if provider.proof != "none" else OF_WHO_NEVER_CALLS
     if provider.stream_path is not None:
         wanted |= OF_WHO_STREAMS
+    if isinstance(provider, Searchable):
+        wanted |= OF_WHO_CAN_BE_SEARCHED
     have = {(s.act, ending(s.expect)) for (owner, _), s in SAMPLES.items() if owner == name}
     assert not wanted - have
 
