@@ -21,7 +21,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 from urllib.parse import quote
@@ -94,6 +94,9 @@ class Postponed(msgspec.Struct, frozen=True):
     after: float | None = None
     whole_provider: bool = False
     """True where it speaks of all our requests (429), so that the others should wait too."""
+    holds: Literal["full", "locked"] | None = None
+    """What it means for all submits, while other requests go on. `full`: there is room once one of
+    ours has ended. `locked`: it takes none of this account's until a person has seen to that."""
 
 
 class Ambiguous(msgspec.Struct, frozen=True):
@@ -474,6 +477,15 @@ def settle_submit(
             said, retry_after(answer), whole_provider=answer.status == httpx.codes.TOO_MANY_REQUESTS
         )
     return refusal(said, *hints)
+
+
+def time_of(text: Any) -> float | None:
+    """Read an ISO 8601 time of a provider as unix seconds; None where it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def let_in(answer: ProviderResponse, *, sign: bool) -> bool | None:

@@ -1,14 +1,16 @@
 """fal.ai: a queue with callbacks signed by Ed25519; a result may have to be fetched separately.
 
-Facts: docs.fal.ai (queue, webhooks, errors) and fal-ai/fal `fal_client` (2026-08).
+Facts: docs.fal.ai (queue, webhooks, errors), fal-ai/fal `fal_client` (2026-08), and the OpenAPI of
+api.fal.ai (2026-08), which describes models and lists requests.
 """
 
 from __future__ import annotations
 
 import hashlib
 from base64 import urlsafe_b64decode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, ClassVar, Final, Literal
@@ -25,9 +27,13 @@ from receiver.providers.adapter import (
     Ambiguous,
     Callback,
     CallbackTarget,
+    Candidate,
     Follow,
+    Found,
+    Postponed,
     ProviderResponse,
     Receipt,
+    Refused,
 )
 
 Network = IPv4Network | IPv6Network
@@ -41,6 +47,13 @@ _STATUS_CODES: Final = frozenset({httpx.codes.OK, httpx.codes.ACCEPTED})
 _LINKS: Final = ("status_url", "response_url", "cancel_url")
 _NO_REQUEST: Final = "fal-ai/nano-banana/requests/00000000-0000-0000-0000-000000000000"
 _NAMESPACES: Final = frozenset({"workflows", "comfy"})
+_LOCKED: Final = "user is locked"
+"""What a 403 says that is the account's: its money is used up, or it was stopped by hand. It may
+come and go with money on the account, and a new key does not help (fal-ai/fal issues, 2026)."""
+_CLOCK_SKEW: Final = 120.0
+"""Seconds by which fal's clock and ours may differ when looking for a lost submit."""
+_LISTED: Final = 50
+"""Requests on a page, each with its input and its result."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,7 @@ class Fal:
     key: str
     queue_url: str
     run_url: str
+    api_url: str
     name: ClassVar[Literal["fal"]] = "fal"
     proof: ClassVar[Literal["public_keys"]] = "public_keys"
     stream_path: ClassVar[None] = None
@@ -69,7 +83,7 @@ class Fal:
         if ticket.mode == "sync":
             return _blocking(ticket, answer)
         body = base.content(answer)
-        if settled := base.settle_submit(answer, _detail(body), *_hints(body, answer)):
+        if settled := _settled(answer, body):
             return settled
         provider_id = base.identifier(body.get("request_id"))
         if provider_id is None:
@@ -140,8 +154,39 @@ class Fal:
     def cancel(self, ticket: Ticket) -> httpx.Request:
         return self._call("PUT", self._link(ticket, "cancel_url"))
 
-    def details(self, model: str) -> None:
-        """Return nothing: the queue and run hosts describe no models."""
+    def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
+        """List what was asked of this model since shortly before our submit."""
+        return [self._requests(ticket, {})]
+
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
+        """Return the requests with the same input, sent around our submit."""
+        if not base.is_yes(answer):
+            raise base.unexpected(answer, _detail(base.error_body(answer.body)))
+        page = base.decode_object(answer.body)
+        items = page.get("items")
+        if not isinstance(items, list):
+            raise Unreadable("no list of requests")
+        sent = sorted(filter(None, (_sent(ticket, item) for item in items)))
+        cursor = base.words(page.get("next_cursor"))
+        more = self._requests(ticket, {"cursor": cursor}) if cursor else None
+        return Found([Candidate(request_id) for _, request_id in sent], more)
+
+    def _requests(self, ticket: Ticket, page: Mapping[str, Any]) -> httpx.Request:
+        start = datetime.fromtimestamp((ticket.submitted_at or 0.0) - _CLOCK_SKEW, UTC)
+        params = {
+            "endpoint_id": ticket.model,
+            "start": start.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "expand": "payloads",
+            "limit": _LISTED,
+            **page,
+        }
+        url = f"{self.api_url}/v1/models/requests/by-endpoint"
+        return self._call("GET", url, params=params)
+
+    def details(self, model: str) -> httpx.Request:
+        """Ask for one model, with the OpenAPI of its input and output."""
+        params = {"endpoint_id": model, "expand": "openapi-3.0"}
+        return self._call("GET", f"{self.api_url}/v1/models", params=params)
 
     def try_key(self) -> httpx.Request:
         """Ask for the status of a request that does not exist."""
@@ -278,8 +323,25 @@ def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:
     body = base.error_body(answer.body)
     if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR and _is_final(answer):
         return Outcome(provider_id=request_id, **_failed(body, body, answer))
-    settled = base.settle_submit(answer, _detail(body), *_hints(body, answer))
-    return settled or Ambiguous(f"HTTP {answer.status}")
+    return _settled(answer, body) or Ambiguous(f"HTTP {answer.status}")
+
+
+def _settled(answer: ProviderResponse, body: dict[str, Any]) -> Refused | Postponed | None:
+    """Sort a submit's answer; a lock speaks of the account, and says nothing of the submit."""
+    said = _detail(body)
+    if answer.status == httpx.codes.FORBIDDEN and _LOCKED in said.lower():
+        return Postponed(said, holds="locked")
+    return base.settle_submit(answer, said, *_hints(body, answer))
+
+
+def _sent(ticket: Ticket, item: Any) -> tuple[float, str] | None:
+    """Return when a listed request was sent, and its id, if it can be our submit."""
+    if not isinstance(item, dict) or item.get("json_input") != ticket.input:
+        return None
+    at, request_id = base.time_of(item.get("sent_at")), base.identifier(item.get("request_id"))
+    if at is None or request_id is None or ticket.submitted_at is None:
+        return None
+    return (at, request_id) if abs(at - ticket.submitted_at) <= _CLOCK_SKEW else None
 
 
 def _is_final(answer: ProviderResponse) -> bool:

@@ -1,6 +1,7 @@
 """Oxen.ai: a queue without callbacks; outcomes come on our own event stream or by asking.
 
-Facts: docs.oxen.ai, inference-api reference (async queue, image generation, image editing).
+Facts: docs.oxen.ai, inference-api reference (async queue, image generation and editing, video
+generation).
 """
 
 from __future__ import annotations
@@ -156,9 +157,15 @@ class Oxen:
         return httpx.Request(method, self.base_url + path, headers=headers, **content)
 
 
+_OF_VIDEOS: Final = frozenset({"duration", "generate_audio", "input_video", "multi_prompt"})
+
+
 def _submit_path(ticket: Ticket) -> str:
+    """Choose the call; a blocking one is another for videos, known by what only they have."""
     if ticket.mode == "queue":
         return "/api/ai/queue"
+    if _OF_VIDEOS & ticket.input.keys():
+        return "/api/ai/videos/generate"
     return f"/api/ai/images/{'edit' if 'input_image' in ticket.input else 'generate'}"
 
 
@@ -186,7 +193,7 @@ def _made(body: dict[str, Any], ticket: Ticket) -> Outcome:
     results = base.outputs(places, ticket.input)
     if not results:
         said = _reason(body) if base.is_error(body.get("error")) else ""
-        error = base.failure(said or "Oxen.ai answered without an image", _type(body))
+        error = base.failure(said or "Oxen.ai answered without a result", _type(body))
         return Outcome(kind="failed", error=error)
     return Outcome(kind="succeeded", output=results)
 

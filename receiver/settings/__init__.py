@@ -101,6 +101,7 @@ _PROVIDERS: Final = {
             "run": "https://fal.run",
             "jwks": "https://rest.fal.ai/.well-known/jwks.json",
             "meta": "https://api.fal.ai/v1/meta",
+            "api": "https://api.fal.ai",
         },
         parsers={"allowed_sources": parse.sources},
     ),

@@ -211,8 +211,9 @@ def _said(value: Any) -> Any:
             return _trim({"accepted": provider_id, "links": links})
         case Refused(message) | Ambiguous(message):
             return {type(value).__name__.lower(): message}
-        case Postponed(message, after, whole_provider):
-            return _trim({"postponed": message, "after": after, "whole_provider": whole_provider})
+        case Postponed(message, after, whole_provider, holds):
+            said = {"postponed": message, "after": after, "holds": holds}
+            return _trim({**said, "whole_provider": whole_provider})
     return value
 
 
