@@ -66,6 +66,7 @@ def settings_for(base_url: str) -> dict[str, str]:
         "FAL_RUN_URL": base + "/fal/run",
         "FAL_JWKS_URL": base + "/fal/.well-known/jwks.json",
         "FAL_META_URL": base + "/fal/v1/meta",
+        "FAL_API_URL": base + "/fal",
     }
 
 
@@ -98,6 +99,8 @@ def _control(world: World) -> list[Route]:
 
 
 async def _picture(request: Request) -> Response:
+    if request.path_params["name"].endswith(".mp4"):
+        return Response(pictures.FILM, media_type="video/mp4")
     picture = pictures.draw(request.path_params["name"])
     if picture is None:
         return Response(status_code=404)

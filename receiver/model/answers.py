@@ -212,10 +212,12 @@ class Drained(msgspec.Struct, frozen=True):
     """Attempts that were given back as the time was over; they do not count."""
 
 
-class Health(msgspec.Struct, frozen=True):
+class Health(msgspec.Struct, frozen=True, kw_only=True):
     """A good answer; any other is a problem."""
 
     status: Literal["ok"] = "ok"
+    locked: list[str] | msgspec.UnsetType = msgspec.UNSET
+    """Providers that have locked our account: their submits wait."""
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True):

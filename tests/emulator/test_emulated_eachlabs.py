@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -202,7 +203,7 @@ def test_the_delivery_log_remembers(emulated: Emulated, mailbox: Mailbox) -> Non
     assert (log["limit"], log["offset"]) == (5, 0)
     assert [row["execution_id"] for row in log["webhooks"]] == [one]
     entry = emulated.call("eachlabs", "GET", f"/v1/webhooks/{one}").json()
-    assert entry["request"] == mailbox.one().json
+    assert json.loads(entry["request"]) == mailbox.one().json
     assert [attempt["status"] for attempt in entry["attempts"]] == ["FAILED", "SUCCESS"]
     assert entry["attempts"][1]["response"] == "thanks"
 

@@ -656,8 +656,12 @@ async def test_a_models_details_are_the_providers_own(start: Start, network: Net
         answer = await station.http.get("/v1/models/oxen/black-forest/flux")
         assert answer.status_code == 200
         assert answer.json() == {"id": "flux", "request_schema": {}}
-        for provider in ("eachlabs", "fal"):
-            problem(await station.http.get(f"/v1/models/{provider}/x"), 404, "no-model-details")
+        answer = await station.http.get("/v1/models/eachlabs/nano-banana")
+        assert answer.json()["request_schema"]["required"] == ["prompt"]
+        answer = await station.http.get("/v1/models/fal/fal-ai/nano-banana/edit")
+        assert answer.json()["models"][0]["endpoint_id"] == "fal-ai/nano-banana/edit"
+        for model in ("eachlabs/no-such-model", "fal/fal-ai/no-such-model"):
+            problem(await station.http.get(f"/v1/models/{model}"), 404, "no-model-details")
         problem(await station.http.get("/v1/models/nobody/x"), 422, "unknown-provider")
         problem(await station.http.get("/v1/models/oxen/a//b"), 422, "invalid-model")
         network.script(
