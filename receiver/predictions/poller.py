@@ -23,7 +23,7 @@ from receiver.observability.tracing import Span
 from receiver.predictions.inbox import Inbox
 from receiver.predictions.provider_client import ANSWER_TIMEOUT, Busy, ProviderClient
 from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, MARGIN, Schedule
-from receiver.providers.adapter import Candidate, Follow, Provider, Searchable
+from receiver.providers.adapter import Candidate, Follow, Provider, Searched
 from receiver.store.facade import Store
 from receiver.store.predictions import Job, Progress
 
@@ -238,7 +238,7 @@ class Poller:
     async def _search(self, job: Job) -> bool:
         """Look for what an ambiguous submit may have left at the provider."""
         provider = self._providers[job.provider]
-        if not isinstance(provider, Searchable) or job.ticket.mode != "queue":
+        if not isinstance(provider, Searched) or job.ticket.mode != "queue":
             return False
         pages = deque(provider.search(job.ticket))
         for _ in range(_MOST_PAGES):

@@ -26,8 +26,15 @@ from receiver.deliveries.fetch import is_public
 from receiver.model.errors import Unreadable
 from receiver.predictions.provider_client import BROKEN
 from receiver.predictions.tokens import Tokens
-from receiver.providers.adapter import Provider, ProviderResponse, Streamed, error_body
-from receiver.providers.fal import read_jwks
+from receiver.providers import DECLARED
+from receiver.providers.adapter import (
+    Provider,
+    ProviderResponse,
+    Publishing,
+    Streamed,
+    can_prove,
+    error_body,
+)
 from receiver.providers.transport import read_capped
 from receiver.settings import Caller, Settings
 
@@ -384,12 +391,16 @@ async def check_provider(provider: Provider, settings: Settings, asker: Asker) -
     name, given = f"provider {provider.name}", settings.providers[provider.name]
     if given.key is None:
         return [ok(name, "off, as it has no key")]
+    found: Findings = []
     checks = [_check_key(name, provider, asker)]
-    if provider.proof == "public_keys":
-        checks.append(_check_public_keys(name, given.urls["jwks"], asker))
+    if isinstance(provider, Publishing) and not given.secrets:
+        checks.append(_check_keys(name, provider, asker))
+    elif not can_prove(provider, given.secrets) and (secret := DECLARED[provider.name].secret):
+        said = f"its callbacks cannot be proved without {secret}: outcomes come by poll"
+        found = [warn(name, said, "set it to the secret that the provider shows")]
     if isinstance(provider, Streamed):
         checks.append(_check_stream(f"stream {provider.name}", provider, asker))
-    return [finding for found in await asyncio.gather(*checks) for finding in found]
+    return found + [each for some in await asyncio.gather(*checks) for each in some]
 
 
 async def _check_key(name: str, provider: Provider, asker: Asker) -> Findings:
@@ -414,14 +425,16 @@ def _judge(name: str, answer: ProviderResponse, works: bool | None) -> Finding:
     return warn(name, f"cannot tell whether the key is good ({said})", "try again later")
 
 
-async def _check_public_keys(name: str, url: str, asker: Asker) -> Findings:
+async def _check_keys(name: str, provider: Publishing, asker: Asker) -> Findings:
+    request = provider.keys()
     try:
-        answer = await asker.ask(httpx.Request("GET", url))
-        keys = read_jwks(answer.body) if answer.status == httpx.codes.OK else []
-        said = f"no public key is to be had from {url} (HTTP {answer.status})"
+        answer = await asker.ask(request)
+        keys = provider.read_keys(answer.body) if answer.status == httpx.codes.OK else []
+        said = f"HTTP {answer.status}"
     except ASKING as error:
-        keys, said = [], f"no public key is to be had from {url}: {_broken(error).says}"
-    fix = "without one no callback can be proved: see FAL_JWKS_URL, and that it can be reached"
+        keys, said = [], _broken(error).says
+    said = f"what proves its callbacks cannot be had from {request.url}: {said}"
+    fix = "without it no callback can be proved: see its URL, and that it can be reached"
     return [] if keys else [fail(name, said, fix)]
 
 
