@@ -30,7 +30,7 @@ from receiver.predictions.tokens import Tokens
 from receiver.providers.adapter import Streamed
 from receiver.settings import Settings
 from receiver.settings.egress import outward
-from receiver.store.facade import Chore, Store
+from receiver.store.facade import Housekeeping, Store
 from receiver.store.leases import Leader, LeaseRequest
 
 # httpcore asks the system about each idle connection at each request.
@@ -165,7 +165,7 @@ class Predictions:
         )
         return await self._store.leases.hold(role)
 
-    def chores(self) -> dict[str, Chore]:
+    def housekeeping(self) -> Housekeeping:
         """Return what one of all processes does every few seconds, by name."""
         return {"submits": self._submit_queued, "looks": self._poll_due}
 
