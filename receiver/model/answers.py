@@ -212,11 +212,16 @@ class Drained(msgspec.Struct, frozen=True):
     """Attempts that were given back as the time was over; they do not count."""
 
 
-class Health(msgspec.Struct, frozen=True, kw_only=True):
+class Health(msgspec.Struct, frozen=True):
     """A good answer; any other is a problem."""
 
     status: Literal["ok"] = "ok"
-    locked: list[str] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Readiness(Health, frozen=True):
+    """A good answer, and what is no reason for a bad one."""
+
+    locked: list[str] = []
     """Providers that have locked our account: their submits wait."""
 
 

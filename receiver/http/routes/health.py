@@ -8,10 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import msgspec
-
 from receiver.http.declare import get
-from receiver.model.answers import Health
+from receiver.model.answers import Health, Readiness
 from receiver.store.facade import Store
 
 
@@ -49,17 +47,17 @@ class ReadyRoutes:
         self._clock = clock
 
     @get("/readyz", "it does", problems=["unavailable"], is_open=True)
-    async def ready(self) -> Health:
+    async def ready(self) -> Readiness:
         """Return whether the database takes writes.
 
         503 while it does not: then callbacks are answered 503 too, and come again. A provider that
         has locked our account is named, and is no reason to be not ready.
         """
         await self._store.try_write(self._clock())
-        return Health(locked=self._locked() or msgspec.UNSET)
+        return Readiness(locked=self._locked())
 
     @get("/ready", "it does", problems=["unavailable"], is_open=True)
-    async def ready_too(self) -> Health:
+    async def ready_too(self) -> Readiness:
         """Return whether the database takes writes, as `/readyz` does.
 
         For platforms that keep paths which end in z for themselves.
