@@ -6,11 +6,13 @@ import asyncio
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import closing
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 import httpx
@@ -27,7 +29,7 @@ from receiver.emulator.endings import Ending
 from receiver.emulator.inprocess import EmulatedChats, EmulatedProviders
 from receiver.emulator.ledger import Prediction as Emulated
 from receiver.model.states import TERMINAL
-from receiver.model.values import Event, Prediction
+from receiver.model.values import Event, Prediction, Status
 from receiver.settings import Settings
 from receiver.testing.chat import SETTINGS as CHAT_SETTINGS
 from receiver.testing.chat import ChatEdge, Said, button_of, emulated_chats, environment
@@ -46,6 +48,8 @@ _SETTINGS: Final = {
     "RECEIVER_PUBLIC_URL": URL,
 }
 _MOST_MOVES: Final = 100
+_LOOK: Final = 0.005
+"""Seconds between two looks at a prediction that is being submitted."""
 _DRAIN: Final = "/v1/drain?seconds=60"
 
 
@@ -208,10 +212,8 @@ class Kit:
     @blocking
     async def finish(self, child: Prediction, event: Event) -> Delivered:
         """End a prediction that a handler submitted as an event did."""
-        if child.provider_id is None:  # it was placed, and is being submitted
-            await self._drain()
-            content = await self._call("GET", f"/v1/predictions/{child.id}")
-            child = msgspec.json.decode(content, type=Prediction)
+        if child.provider_id is None:
+            child = await self._placed(child.id)
         if child.provider_id is None:
             raise AssertionError("no provider has taken it")
         taken = self._taken(child.provider_id)
@@ -406,10 +408,24 @@ class Kit:
             await self._drain()
         raise AssertionError("polling did not find the outcome")
 
+    async def _placed(self, prediction_id: str) -> Prediction:
+        """Return a prediction once it is submitted: by a drain, or by the submitter at work."""
+        await self._drain()
+        found, ends = await self._read(prediction_id), time.monotonic() + PATIENCE
+        while found.status in {Status.QUEUED, Status.SUBMITTING} and time.monotonic() < ends:
+            await asyncio.sleep(_LOOK)
+            found = await self._read(prediction_id)
+        return found
+
     async def _has_ended(self, prediction_id: str, wait: int = 0) -> bool:
         headers = {"prefer": f"wait={wait}"} if wait else {}
+        return (await self._read(prediction_id, headers)).status in TERMINAL
+
+    async def _read(
+        self, prediction_id: str, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> Prediction:
         content = await self._call("GET", f"/v1/predictions/{prediction_id}", headers=headers)
-        return msgspec.json.decode(content, type=Prediction).status in TERMINAL
+        return msgspec.json.decode(content, type=Prediction)
 
     async def _drain(self) -> None:
         """Run what is due, and what that makes due."""
