@@ -23,6 +23,7 @@ from starlette.applications import Starlette
 
 from receiver import create_app
 from receiver.emulator import Options, create_emulator, settings_for
+from receiver.emulator.ledger import Attempt
 from receiver.predictions.submitter import Sending, TakenOverError
 from receiver.settings import Settings
 from tests.conftest import Start
@@ -36,6 +37,7 @@ from tests.receiving import (
     Clock,
     Json,
     Network,
+    Sent,
     Station,
     breaks,
     eventually,
@@ -345,6 +347,140 @@ async def test_oxens_lost_submit_is_found_in_its_list(start: Start, network: Net
         network.tell(network.sent[0])
         await station.until(prediction_id, "succeeded")
     assert network.count("oxen.submit") == 1
+
+
+@pytest.mark.parametrize("provider", ["eachlabs", "fal"])
+async def test_a_lost_submit_is_found_where_its_callback_was_lost_too(
+    start: Start, network: Network, provider: str
+) -> None:
+    async with start(**SOON) as station:
+        known = await station.submitted(provider)  # the same input, and known to be another's
+        network.emulator.end(known.prediction)
+        _called(known)
+        prediction_id = await _doubtful(station, provider)
+        lost = network.sent[-1]
+        await eventually(lambda: network.count(_SEARCHES[provider]))
+        assert (await station.read(prediction_id))["status"] == "unconfirmed"  # it has not ended
+        network.emulator.end(lost.prediction)
+        _called(lost)
+        found = await station.until(prediction_id, "succeeded")
+        assert (found["provider_id"], found["channel"]) == (lost.id, "poll")
+        assert station.count("events") == 2
+    assert network.count(f"{provider}.submit") == 2
+
+
+_SEARCHES = {"eachlabs": "eachlabs.webhooks", "fal": "fal.requests"}
+
+
+def _called(sent: Sent) -> None:
+    """Note that the provider has called back, in vain."""
+    sent.prediction.attempted(Attempt(time.time(), error="lost"))
+
+
+async def test_only_a_callback_url_with_our_token_settles_a_doubt(
+    start: Start, network: Network
+) -> None:
+    async with start(**SOON) as station:
+        other = await station.submitted("eachlabs", "another")
+        prediction_id = await _doubtful(station, "eachlabs", taken=False)
+        token = other.token
+        urls = [
+            f"https://hooks.test/webhooks/eachlabs/{prediction_id}",
+            f"https://hooks.test/webhooks/eachlabs/{prediction_id}.",
+            f"https://hooks.test/webhooks/eachlabs/{prediction_id}.{token.partition('.')[2]}",
+            f"https://hooks.test/webhooks/eachlabs/{token}",
+            prediction_id,
+            "",
+        ]
+        rows = [
+            {"execution_id": f"not-ours-{at}", "url": url, "created_at": "2100-01-01T00:00:00Z"}
+            for at, url in enumerate(urls)
+        ]
+        network.always("eachlabs.webhooks", reply({"webhooks": rows, "limit": 100, "offset": 0}))
+        await eventually(lambda: network.count("eachlabs.webhooks") >= 3)
+        assert (await station.read(prediction_id))["status"] == "unconfirmed"
+        polled = [request.url.path for kind, request in network.calls if kind == "eachlabs.poll"]
+        assert not any("not-ours" in path for path in polled)
+
+
+async def test_a_search_turns_pages_but_not_for_ever(start: Start, network: Network) -> None:
+    async def endless(request: httpx.Request) -> httpx.Response:
+        offset = int(request.url.params["offset"])
+        rows = [{"execution_id": f"exec-{offset}", "url": "https://others.test/hook"}]
+        return reply({"webhooks": rows, "limit": 1, "offset": offset})(request)  # type: ignore[return-value] # it answers at once
+
+    network.always("eachlabs.webhooks", endless)
+    async with start() as station:
+        await _doubtful(station, "eachlabs", taken=False)
+        station.clock.ahead = 60.0
+        await station.http.post("/v1/drain?seconds=1")
+        asked = [
+            request.url.params["offset"]
+            for kind, request in network.calls
+            if kind == "eachlabs.webhooks"
+        ]
+        assert asked[:6] == ["0", "1", "2", "3", "4", "5"]
+        assert set(asked) == set(asked[:6])
+
+
+@pytest.mark.parametrize("provider", ["eachlabs", "fal"])
+async def test_a_search_that_is_refused_leaves_the_doubt_until_its_deadline(
+    start: Start, network: Network, provider: str
+) -> None:
+    refusal = {"error": {"type": "authorization_error", "message": "the key may not list"}}
+    network.always(_SEARCHES[provider], reply(refusal, 403))
+    async with start(**SOON) as station:
+        prediction_id = await _doubtful(station, provider)
+        await eventually(lambda: network.count(_SEARCHES[provider]) >= 2)
+        station.clock.ahead = TOO_LONG
+        found = await station.until(prediction_id, "failed")
+        assert found["error"]["code"] == "unconfirmed"
+        assert "the key may not list" in found["error"]["message"]
+        assert station.count("events") == 1
+
+
+async def test_a_success_after_a_cancel_is_late_and_changes_nothing(
+    start: Start,
+) -> None:
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        answer = await station.http.post(f"/v1/predictions/{sent.prediction_id}/cancel")
+        assert answer.json()["status"] == "canceled"
+        assert (await station.push(sent)).json() == {"status": "duplicate"}
+        [late] = (await station.http.get("/v1/discarded?kind=late")).json()["data"]
+        assert late["prediction_id"] == sent.prediction_id
+        assert (await station.read(sent.prediction_id))["status"] == "canceled"
+        assert station.rows("SELECT type FROM events") == [("prediction.canceled",)]
+
+
+async def test_a_failure_that_says_it_is_retryable_is_not_submitted_again(
+    start: Start, network: Network
+) -> None:
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        envelope = {"error_message": "Worker lost", "error_code": "WORKER_LOST", "retryable": True}
+        body = {"exec_id": sent.id, "flow_id": None, "status": "failed", "output": envelope}
+        await station.push(sent, body=json.dumps(body).encode())
+        found = await station.read(sent.prediction_id)
+        assert (found["status"], found["error"]["message"]) == ("failed", "Worker lost")
+        await station.http.post("/v1/drain?seconds=1")
+    assert network.count("eachlabs.submit") == 1
+
+
+async def test_a_blocking_video_goes_its_own_way_and_comes_as_what_it_is(
+    start: Start, network: Network
+) -> None:
+    async with start() as station:
+        body = {"prompt": "waves", "duration": 8, "response_format": "b64_json"}
+        answer = await station.http.post(
+            "/v1/predictions",
+            json={"provider": "oxen", "model": "veo-3-1", "mode": "sync", "input": body},
+        )
+        found = await station.until(answer.json()["id"], "succeeded")
+        assert found["output"][0]["content_type"] == "video/mp4"
+        assert found["output"][0]["url"].startswith("data:video/mp4;base64,")
+    [path] = [request.url.path for kind, request in network.calls if kind == "oxen.run"]
+    assert path == "/oxen/api/ai/videos/generate"
 
 
 async def test_a_lost_submit_is_never_taken_for_anothers(start: Start, network: Network) -> None:
