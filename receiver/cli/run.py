@@ -191,7 +191,7 @@ def emulate(
         str, typer.Option(help="The address of the receiver that chat platforms call.")
     ] = "http://127.0.0.1:8000",
 ) -> None:
-    """Serve Oxen.ai, Eachlabs, fal.ai, Slack, Discord and Telegram here, for tests and demos.
+    """Serve the providers, Slack, Discord and Telegram here, for tests and demos.
 
     It prints what a receiver needs to use them; `serve --emulate` needs nothing of that.
     `receiver chat` opens a chat.

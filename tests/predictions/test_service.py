@@ -33,6 +33,7 @@ from tests.receiving import (
     ENV,
     MODELS,
     PICTURE,
+    PUSHING,
     Clock,
     Json,
     Network,
@@ -46,7 +47,19 @@ from tests.receiving import (
 
 pytestmark = pytest.mark.anyio
 
-ALL = ["oxen", "eachlabs", "fal"]
+ALL = list(MODELS)
+ONE_WAY = {"replicate", "ideogram"}
+"""Those that block at the address where others wait."""
+
+
+BLOCKING = [provider for provider in ALL if provider != "bfl"]
+"""Those at which a submit can wait for the end."""
+
+
+def blocking(provider: str) -> str:
+    return f"{provider}.{'submit' if provider in ONE_WAY else 'run'}"
+
+
 SOON = {"RECEIVER_POLL_AFTER": "0.02"}
 TOO_LONG = 3601.0
 """Seconds, just beyond the deadline of a prediction."""
@@ -59,7 +72,9 @@ async def test_each_provider_gets_what_it_wants(start: Start, network: Network) 
     async with start() as station:
         for provider in ALL:
             await station.submit(provider, provider)
-    oxen, eachlabs, fal = (network.of(provider).request for provider in ALL)
+    oxen, eachlabs, fal, replicate = (
+        network.of(provider).request for provider in ("oxen", "eachlabs", "fal", "replicate")
+    )
     assert oxen.headers["authorization"] == "Bearer the-oxen-key"
     assert json.loads(oxen.content) == {"model": "nano-banana", "prompt": "oxen"}
     assert eachlabs.headers["authorization"] == "Bearer the-eachlabs-key"
@@ -72,6 +87,11 @@ async def test_each_provider_gets_what_it_wants(start: Start, network: Network) 
     assert fal.url.path == "/fal/queue/fal-ai/nano-banana"
     assert fal.url.params["fal_webhook"].startswith("https://hooks.test/webhooks/fal/pred_")
     assert json.loads(fal.content) == {"prompt": "fal"}
+    assert replicate.headers["authorization"] == "Bearer the-replicate-key"
+    assert replicate.url.path == "/replicate/v1/models/google/nano-banana/predictions"
+    body = json.loads(replicate.content)
+    assert body.pop("webhook").startswith("https://hooks.test/webhooks/replicate/pred_")
+    assert body == {"input": {"prompt": "replicate"}, "webhook_events_filter": ["completed"]}
 
 
 async def test_the_row_exists_before_any_money_is_spent(start: Start, network: Network) -> None:
@@ -261,7 +281,7 @@ async def _doubtful(station: Station, provider: str, *, taken: bool = True) -> s
     return str(found["id"])
 
 
-@pytest.mark.parametrize("provider", ["eachlabs", "fal"])
+@pytest.mark.parametrize("provider", PUSHING)
 async def test_a_callback_settles_a_doubt(start: Start, network: Network, provider: str) -> None:
     async with start() as station:
         prediction_id = await _doubtful(station, provider)
@@ -736,7 +756,7 @@ async def test_a_cancel_that_came_too_late_gives_the_outcome(
 # --- the blocking endpoints ---
 
 
-@pytest.mark.parametrize("provider", ALL)
+@pytest.mark.parametrize("provider", BLOCKING)
 async def test_sync_mode_uses_the_blocking_endpoint(
     start: Start, network: Network, provider: str
 ) -> None:
@@ -754,14 +774,16 @@ async def test_sync_mode_uses_the_blocking_endpoint(
         assert (answer.status_code, found["status"]) == (200, "succeeded")
         assert (found["mode"], found["channel"]) == ("sync", "sync")
         assert found["output"] == [{"url": PICTURE}]
-    assert (network.count(f"{provider}.run"), network.count(f"{provider}.submit")) == (1, 0)
+    kinds = {kind for kind, _ in network.calls if kind.startswith(f"{provider}.")}
+    assert network.count(blocking(provider)) == 1
+    assert (f"{provider}.submit" in kinds) == (provider in ONE_WAY)
 
 
-@pytest.mark.parametrize("provider", ALL)
+@pytest.mark.parametrize("provider", BLOCKING)
 async def test_a_blocking_call_that_breaks_is_a_doubt(
     start: Start, network: Network, provider: str
 ) -> None:
-    network.script(f"{provider}.run", breaks(httpx.ReadError))
+    network.script(blocking(provider), breaks(httpx.ReadError))
     async with start(**SOON) as station:
         waiting = asyncio.create_task(station.submit(provider, mode="sync"))
         await eventually(
@@ -770,7 +792,7 @@ async def test_a_blocking_call_that_breaks_is_a_doubt(
         station.clock.ahead = TOO_LONG
         found = await waiting
         assert found["error"]["code"] == "unconfirmed"
-    assert network.count(f"{provider}.run") == 1
+    assert network.count(blocking(provider)) == 1
 
 
 # --- limits ---
@@ -881,24 +903,19 @@ FAST = Options(generation=0.05, stray_events=0.2, shape="mixed", time_scale=0.01
 
 
 @pytest.mark.parametrize("url", ["with", "without"])
-async def test_all_three_end_with_and_without_a_public_url(tmp_path: Path, url: str) -> None:
+async def test_all_end_with_and_without_a_public_url(tmp_path: Path, url: str) -> None:
     env: dict[str, str | None] = {"RECEIVER_PUBLIC_URL": None} if url == "without" else {}
     async with living(tmp_path, FAST, RECEIVER_POLL_AFTER="0.3", **env) as live:
         prompts = [(provider, f"{provider} {n}") for provider in ALL for n in range(4)]
         made = await asyncio.gather(*(live.submit(*one) for one in prompts))
         ends = await asyncio.gather(*(live.ended(one["id"]) for one in made))
-        assert [end["status"] for end in ends] == ["succeeded"] * 12
+        assert [end["status"] for end in ends] == ["succeeded"] * len(prompts)
         channels = {(end["provider"], end["channel"]) for end in ends}
         if url == "without":
-            assert channels <= {
-                ("oxen", "sse"),
-                ("oxen", "poll"),
-                ("eachlabs", "poll"),
-                ("fal", "poll"),
-            }
+            assert channels <= {("oxen", "sse"), *((name, "poll") for name in ALL)}
         ledger = await live.ledger()
         assert ledger["violations"] == []
-        assert len(ledger["predictions"]) == 12
+        assert len(ledger["predictions"]) == len(prompts)
 
 
 async def test_eachlabs_limits_are_kept_without_one_violation(tmp_path: Path) -> None:

@@ -36,7 +36,10 @@ from receiver.providers.signatures import read_jwks
 from receiver.settings import Secret, Settings
 
 FOLDER: Final = Path(__file__).parent.parent / "samples"
-_TOLD_HEADERS: Final = ("authorization", "x-api-key", "accept", "content-type")
+_TOLD_HEADERS: Final = (
+    *("authorization", "x-api-key", "x-key", "api-key"),
+    *("accept", "content-type", "prefer"),
+)
 """The headers of a request that are ours to choose."""
 
 
@@ -217,8 +220,10 @@ def _said(value: Any) -> Any:
             )
         case Accepted(provider_id, links, cost):
             return _trim({"accepted": provider_id, "links": links, "cost": cost})
-        case Refused(message) | Ambiguous(message):
-            return {type(value).__name__.lower(): message}
+        case Refused() | Ambiguous():
+            said = msgspec.structs.asdict(value)
+            said[type(value).__name__.lower()] = said.pop("message")
+            return {name: each for name, each in said.items() if each != "rejected"}
         case Postponed(message, after, whole_provider, holds):
             said = {"postponed": message, "after": after, "holds": holds}
             return _trim({**said, "whole_provider": whole_provider})
@@ -229,6 +234,8 @@ def _request(request: httpx.Request) -> dict[str, Any]:
     headers = {name: request.headers[name] for name in _TOLD_HEADERS if name in request.headers}
     said = {"method": request.method, "url": str(request.url), "headers": headers}
     content = request.read()
+    if "multipart" in headers.get("content-type", ""):
+        return {**said, "parts": content.decode("latin-1").split("\r\n")}
     return {**said, "body": json.loads(content)} if content else said
 
 
