@@ -151,7 +151,9 @@ async def _running(
     retention = Retention(store, *kept, clock=wall, pace=pace)
     chores = {"deliveries": deliveries.worker.reclaim, "retention": retention.sweep}
     # Where no process does by itself what one of all has to do, a drain does it.
-    of_drains = {} if role.sweeps else {**chores, "queue": store.tidy}
+    of_drains = (
+        {} if role.sweeps else {**chores, "queue": store.tidy, "bills": predictions.bills.drain}
+    )
     after = After() if role.handlers else settings.after
     surface = Http(settings, store, predictions, deliveries, runtime, after, of_drains)
     async with AsyncExitStack() as stack:

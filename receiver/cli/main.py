@@ -30,7 +30,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 PANELS: Final = {
     "Run": ("init", "serve", "worker", "drain", "migrate", "emulate", "demo"),
     "Predict": ("submit", "order", "recipes", "cancel"),
-    "Look": ("list", "show", "tail", "events", "deliveries", "discarded", "handlers", "explain"),
+    "Look": (
+        "list",
+        "show",
+        "tail",
+        "events",
+        "deliveries",
+        "discarded",
+        "handlers",
+        "explain",
+        "costs",
+    ),
     "Mend": ("retry", "replay", "replays", "pause", "resume", "erase"),
     "Operate": ("doctor", "settings", "backup", "wake-url"),
 }
@@ -816,6 +826,32 @@ def discarded(
         wide=wide,
         change=lambda row: {**row, "from": row["channel"] or row["source"]},
     )
+
+
+@main.command()
+def costs(
+    by: Annotated[
+        str,
+        typer.Option(help="By comma: day, provider, model, recipe, key, metadata.NAME."),
+    ] = "day,provider",
+    since: Annotated[str | None, typer.Option(help="The first day, as 2026-01-31.")] = None,
+    until: Annotated[str | None, typer.Option(help="The day after the last.")] = None,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what was spent, in dollars; of the last thirty days, unless others are given.
+
+    `unknown` is how many of the predictions have no figure.
+    """
+    from receiver.cli.lists import asking
+
+    with _client() as client:
+        found = client.get(asking("/v1/costs", {"since": since, "until": until, "by": by}))
+    names = tuple(by.split(","))
+    rows = found["data"] if as_json else [*found["data"], {**found["total"], "of": {}}]
+    shown = [{**row["of"], **row, "amount": f"{row['amount']:.4f}"} for row in rows]
+    columns = (*names, "amount", "predictions", "unknown")
+    _show(rows if as_json else shown, columns, as_json=as_json, wide=wide)
 
 
 @main.command()

@@ -12,10 +12,9 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from functools import partial
 from pathlib import Path
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, overload
 
 import httpx
 import msgspec
@@ -24,6 +23,7 @@ import structlog
 from receiver.deliveries.containment import Charge, charged, contain, contained, said, take_back
 from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, Fetched, fetch_soon
 from receiver.deliveries.registry import Dead, Handler, Retry, Skip
+from receiver.model.requests import SubmitRequest
 from receiver.model.retry import Failure, FailureKind
 from receiver.model.sealing import Seals, hidden, texts_in
 from receiver.model.values import Mode, Output, Prediction, Stored
@@ -78,20 +78,8 @@ class Memory(Protocol):
     async def annotate(self, annotation: Annotation) -> None: ...
 
 
-class Submit(Protocol):
-    """How a handler submits the next prediction (outbound's, bound to its event)."""
-
-    async def __call__(
-        self,
-        provider: str,
-        model: str,
-        input: dict[str, Any],
-        *,
-        metadata: dict[str, Any],
-        mode: Mode,
-        parent_id: str,
-        idempotency_key: str,
-    ) -> Prediction: ...
+Submit: TypeAlias = Callable[[SubmitRequest], Awaitable[Prediction]]
+"""How a handler submits the next prediction."""
 
 
 class Tools(msgspec.Struct, frozen=True):
@@ -231,17 +219,16 @@ class Context:
         parent = self._claim.event.prediction
         if parent.depth >= self._tools.deepest:
             raise Dead(f"{parent.depth} predictions have led to this one: no more are submitted")
-        submit = partial(
-            self._tools.submit,
-            provider,
-            model,
-            input,
+        request = SubmitRequest(
+            provider=provider,
+            model=model,
+            input=input,
             metadata=dict(parent.metadata) if metadata is None else metadata,
             mode=mode,
             parent_id=parent.id,
-            idempotency_key=f"{self.idempotency_key}/{self._submits}",
+            key=f"{self.idempotency_key}/{self._submits}",
         )
-        submitted: _Submitted = self._call(submit)
+        submitted: _Submitted = self._call(lambda: self._tools.submit(request))
         return submitted
 
     def record_stored(self, place: int, stored: Stored) -> Any:

@@ -26,6 +26,7 @@ from receiver.http.polled import PluginSources
 from receiver.http.proxies import Proxied
 from receiver.http.rejections import Rejections
 from receiver.http.request_log import Requests
+from receiver.http.routes.costs import CostRoutes
 from receiver.http.routes.deliveries import DeliveryRoutes
 from receiver.http.routes.discarded import DiscardedRoutes
 from receiver.http.routes.docs import DocsRoutes
@@ -60,6 +61,7 @@ GROUPS: Final = (
     HandlerRoutes,
     ReplayRoutes,
     DiscardedRoutes,
+    CostRoutes,
     EchoRoutes,
     ReadyRoutes,
     MetricsPage,
@@ -106,6 +108,7 @@ class Http:
             HandlerRoutes(store, deliveries, runtime),
             ReplayRoutes(store.replays, deliveries.replayer),
             DiscardedRoutes(store.discarded),
+            CostRoutes(store.costs, settings.costs_by, runtime.clock),
             EchoRoutes(predictions.tokens, settings.max_body_bytes, self._limits, runtime.clock),
             ReadyRoutes(store, runtime.clock),
             MetricsPage(

@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
 
+from receiver.model.costs import Price, PriceList
 from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model.states import TERMINAL, advance
 from receiver.model.tasks import TaskSet
@@ -57,9 +58,11 @@ class Inbox:
         tokens: Tokens,
         match: Match,
         public_keys: Keys,
+        prices: PriceList,
         runtime: Runtime,
     ) -> None:
         self._runtime = runtime
+        self._prices = prices
         self._clock = runtime.clock
         self._seeking = TaskSet()
         self._store = store
@@ -174,10 +177,14 @@ class Inbox:
         error: Error,
         *,
         only_from: frozenset[Status],
+        is_free: bool = True,
         channel: Channel | None = None,
         body: bytes = b"",
     ) -> AcceptResult:
-        """End a prediction by our own verdict: refused, expired, canceled before it was sent."""
+        """End a prediction by our own verdict: refused, expired, canceled before it was sent.
+
+        It `is_free` where the provider has not taken it.
+        """
         kind: OutcomeKind = "canceled" if error.code == "canceled" else "failed"
         return await self.take(
             IncomingOutcome(
@@ -189,6 +196,7 @@ class Inbox:
                 judge=self._judge,
                 body=body,
                 only_from=only_from,
+                is_free=is_free,
             )
         )
 
@@ -265,7 +273,31 @@ class Inbox:
             reason=reason,
             event_type=event_type,  # type: ignore[arg-type] # a terminal status names an event type
             recipients=self._match(known, event_type),
+            **self._cost(known, arrival),
         )
+
+    def _cost(self, known: CurrentState, arrival: IncomingOutcome) -> dict[str, Any]:
+        """Say what it cost, as far as that is known, and when its provider is to be asked."""
+        outcome = arrival.outcome
+        if arrival.is_free:
+            return {"cost": Price(0, "computed")}
+        if outcome.cost is not None:
+            return {"cost": Price(outcome.cost, "provider")}
+        found: dict[str, Any] = {}
+        provider = self._providers[known.provider]
+        if provider.tells_costs_after is not None and (known.provider_id or outcome.provider_id):
+            found["ask_at"] = arrival.at + provider.tells_costs_after
+        # What has failed may cost nothing, or as much: only the provider knows.
+        if outcome.kind == "succeeded" and (price := self._price(known, outcome)) is not None:
+            found["cost"] = price
+        return found
+
+    def _price(self, known: CurrentState, outcome: Outcome) -> Price | None:
+        if known.price is not None and known.price_source == "recipe":
+            return Price(known.price, "recipe")
+        amount = self._prices.measured(known.provider, known.model, outcome.output)
+        amount = known.price if amount is None else amount
+        return None if amount is None else Price(amount, "computed")
 
 
 def _agrees(known: CurrentState, arrival: IncomingOutcome) -> bool:

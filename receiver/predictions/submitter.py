@@ -447,6 +447,8 @@ class Submitter:
                 job.ticket.id,
                 error,
                 only_from=frozenset({Status.SUBMITTING}),
+                # A blocking call's refusal may be its model's, after it has worked.
+                is_free=job.ticket.mode == "queue" or not body,
                 channel="sync" if body else None,
                 body=body,
             )

@@ -14,7 +14,13 @@ from receiver.settings import ProviderSettings
 _MAKERS: Final[dict[str, Callable[[str, ProviderSettings], Provider]]] = {
     "oxen": lambda key, s: Oxen(key, s.urls["base"]),
     "eachlabs": lambda key, s: Eachlabs(key, s.urls["base"], confirm=s.confirm),
-    "fal": lambda key, s: Fal(key, s.urls["queue"], s.urls["run"]),
+    "fal": lambda key, s: Fal(
+        key,
+        s.urls["queue"],
+        s.urls["run"],
+        s.urls["api"],
+        s.admin_key.reveal() if s.admin_key else None,
+    ),
 }
 
 NAMES: Final = tuple(_MAKERS)

@@ -6,6 +6,7 @@ An adapter does no I/O. It turns values into unsent requests and bytes into valu
     authenticate(callback, …)  proof or Unproved     read(body)                -> Outcome
     poll(ticket)               how to ask            polled(ticket, answer)    -> Outcome | Follow
     cancel(ticket)             how to stop it
+    bill(tickets)              what it has cost       billed(tickets, answer)  -> microdollars
     try_key()                  a harmless question    key_works(answer)        -> bool | None
 
 To add a provider: write one file beside this one, one folder of samples in `tests/samples/`, one
@@ -138,6 +139,20 @@ class Provider(Protocol):
     def cancel(self, ticket: Ticket) -> httpx.Request: ...
     def details(self, model: str) -> httpx.Request | None:
         """Return a request for the provider's own description of a model, if it has one."""
+
+    @property
+    def tells_costs_after(self) -> float | None:
+        """Seconds after an end at which `bill` can be asked; None: it is never told."""
+
+    @property
+    def most_billed(self) -> int:
+        """Predictions that one `bill` can ask for."""
+
+    def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
+        """Return a request for what predictions cost that have ended."""
+
+    def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
+        """Return microdollars by the ids of tickets, of those that it says, or raise Unreadable."""
 
     def try_key(self) -> httpx.Request:
         """Return a free request that changes nothing and needs a good key."""

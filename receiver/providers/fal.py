@@ -9,6 +9,7 @@ import hashlib
 from base64 import urlsafe_b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, ClassVar, Final, Literal
@@ -17,6 +18,7 @@ import httpx
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from receiver.model.costs import micro
 from receiver.model.errors import Unproved, Unreadable
 from receiver.model.values import Error, Outcome, Ticket
 from receiver.providers import adapter as base
@@ -33,6 +35,7 @@ from receiver.providers.adapter import (
 Network = IPv4Network | IPv6Network
 TOLERANCE: Final = 300
 """Seconds by which a signature's time may differ from ours, in both directions."""
+_DAY: Final = 86400.0
 _KEY_BYTES: Final = 32
 _SIGNATURE_DIGITS: Final = 128
 _LONGEST_TIMESTAMP: Final = 12
@@ -50,9 +53,13 @@ class Fal:
     key: str
     queue_url: str
     run_url: str
+    api_url: str
+    admin_key: str | None = None
+    """Of the scope that billing events want; None: it is not asked for them."""
     name: ClassVar[Literal["fal"]] = "fal"
     proof: ClassVar[Literal["public_keys"]] = "public_keys"
     stream_path: ClassVar[None] = None
+    most_billed: ClassVar[int] = 50
 
     def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
         """Refuse only a model that could not be a path."""
@@ -140,6 +147,36 @@ class Fal:
     def cancel(self, ticket: Ticket) -> httpx.Request:
         return self._call("PUT", self._link(ticket, "cancel_url"))
 
+    @property
+    def tells_costs_after(self) -> float | None:
+        """It is not said how late billing events are."""
+        return 900.0 if self.key and self.admin_key else None
+
+    def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
+        times = [each.submitted_at for each in tickets if each.submitted_at is not None]
+        start = datetime.fromtimestamp(min(times, default=0.0) - _DAY, UTC)
+        params = {
+            "request_id": ",".join(each.provider_id or "" for each in tickets),
+            "start": start.strftime("%Y-%m-%dT%H:%M:%SZ"),  # without it: of the last day
+        }
+        url = f"{self.api_url}/models/billing-events"
+        return self._call("GET", url, key=self.admin_key, params=params)
+
+    def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
+        """Add up what was billed for each request; without an event nothing is known of it."""
+        if answer.status != httpx.codes.OK:
+            raise base.unexpected(answer)
+        events = base.decode_object(answer.body).get("billing_events")
+        if not isinstance(events, list):
+            raise Unreadable("no list of billing events")
+        ids = {each.provider_id: each.id for each in tickets}
+        found: dict[str, int] = {}
+        for event in events:
+            name = ids.get(event.get("request_id")) if isinstance(event, dict) else None
+            if name is not None and (cost := _billed(event)) is not None:
+                found[name] = found.get(name, 0) + cost
+        return found
+
     def details(self, model: str) -> None:
         """Return nothing: the queue and run hosts describe no models."""
 
@@ -153,8 +190,10 @@ class Fal:
         looked_up = answer.status in {*_STATUS_CODES, httpx.codes.NOT_FOUND}
         return base.let_in(answer, sign=looked_up and isinstance(status, str))
 
-    def _call(self, method: str, url: str, **content: Any) -> httpx.Request:
-        headers = {"Authorization": f"Key {self.key}", "Accept": "application/json"}
+    def _call(
+        self, method: str, url: str, *, key: str | None = None, **content: Any
+    ) -> httpx.Request:
+        headers = {"Authorization": f"Key {key or self.key}", "Accept": "application/json"}
         return httpx.Request(method, url, headers=headers, **content)
 
     def _ours(self, url: Any) -> bool:
@@ -175,6 +214,14 @@ class Fal:
         tail = {"status_url": "/status", "response_url": "", "cancel_url": "/cancel"}[name]
         request_id = base.model_path(ticket.provider_id or "")
         return f"{self.queue_url}/{app}/requests/{request_id}{tail}"
+
+
+def _billed(event: dict[str, Any]) -> int | None:
+    """Read what an event comes to: nanodollars, which are whole, or dollars."""
+    nano = event.get("cost_estimate_nano_usd")
+    if isinstance(nano, int) and not isinstance(nano, bool):
+        return micro(nano / 1e9)
+    return micro(event.get("cost_total"))
 
 
 def _origin(url: str) -> tuple[str, bytes, bytes]:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+from receiver.model.costs import PriceList
 from receiver.model.errors import SettingsError
-from receiver.model.recipes import RecipeBook
-from receiver.settings import keys, platforms, proxies, recipes, tls, traces
+from receiver.model.recipes import Limit, RecipeBook
+from receiver.settings import keys, limits, platforms, prices, proxies, recipes, tls, traces
 from receiver.settings import parsers as parse
 from receiver.settings.keys import ApiKey
 from receiver.settings.parsers import INLINE, LOOPBACK, SHORTEST_SECRET, After, Network, seconds
@@ -66,6 +67,12 @@ class ProviderSettings:
     requests_per_minute: int | None = setting(
         "{}_REQUESTS_PER_MINUTE", parse.limit, None, "requests to the provider; `none`: no limit"
     )
+    admin_key: Secret | None = setting(
+        "FAL_ADMIN_KEY",
+        parse.header_safe,
+        None,
+        "a key of fal.ai with the scope ADMIN, for its billing events: what each prediction cost",
+    )
     confirm: bool = setting(
         "EACHLABS_CONFIRM", parse.switch, False, "ask Eachlabs before believing its callback"
     )
@@ -103,6 +110,7 @@ _PROVIDERS: Final = {
             "run": "https://fal.run",
             "jwks": "https://rest.fal.ai/.well-known/jwks.json",
             "meta": "https://api.fal.ai/v1/meta",
+            "api": "https://api.fal.ai/v1",
         },
         parsers={"allowed_sources": parse.sources},
     ),
@@ -375,6 +383,27 @@ class Settings:
         RecipeBook(),
         "a TOML file of [recipes](recipes.md): what people, chats and programs order by name",
         shown="none",
+    )
+    prices: PriceList = composed(
+        (prices.NAME,),
+        lambda reader: prices.read_prices(reader, tuple(_PROVIDERS)),
+        PriceList(),
+        "a TOML file of [prices](costs.md) by model; a recipe's own price goes before it",
+        shown="none",
+    )
+    limits: tuple[Limit, ...] = composed(
+        (limits.NAME,),
+        limits.read_limits,
+        (),
+        "[limits and budgets](costs.md) of all that is submitted, in JSON: "
+        '`[{"by": "all", "per": "day", "cost": 20}]`',
+        shown="none",
+    )
+    costs_by: tuple[str, ...] = setting(
+        "RECEIVER_COSTS_BY",
+        parse.names,
+        (),
+        "names of metadata that costs are added up by, too, by comma, as in `team,customer`",
     )
     dev: bool = setting("RECEIVER_DEV", parse.switch, False, "as `--dev`: make up the secrets")
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from tests.providers.samples import load, swapped
 KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC: Final = KEY.public_key().public_bytes_raw()
 NOW: Final = 1767225600.0
-FAL: Final = Fal("key", "https://queue.fal.run", "https://fal.run")
+FAL: Final = Fal("key", "https://queue.fal.run", "https://fal.run", "https://api.fal.ai/v1")
 GENUINE: Final = load()["fal", "proved"].called()
 SIGNATURE: Final = dict(GENUINE.headers)[b"x-fal-webhook-signature"]
 
