@@ -66,6 +66,7 @@ def settings_for(base_url: str) -> dict[str, str]:
         "FAL_RUN_URL": base + "/fal/run",
         "FAL_JWKS_URL": base + "/fal/.well-known/jwks.json",
         "FAL_META_URL": base + "/fal/v1/meta",
+        "FAL_API_URL": base + "/fal/v1",
     }
 
 

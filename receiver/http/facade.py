@@ -44,6 +44,7 @@ from receiver.http.sources import Ranges, Sources, keep_fresh, listed, published
 from receiver.http.webhooks import WEBHOOK_PATH, WebhookRoute
 from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
+from receiver.predictions.costs import SpendingReader
 from receiver.predictions.facade import Predictions
 from receiver.providers import NAMES
 from receiver.providers.fal import read_meta
@@ -114,6 +115,9 @@ class Http:
             MetricsPage(
                 runtime.telemetry,
                 store.backlog,
+                SpendingReader(
+                    store, [*settings.limits, *settings.recipes.limits], runtime.clock
+                ).read,
                 providers=NAMES,
                 handlers=list(deliveries.registry.handlers),
                 streams={name: each.any_at_work for name, each in predictions.streams.items()},

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from receiver.model.answers import CostReport, CostRow
 from receiver.model.costs import MICRO, Account
 from receiver.model.errors import Problem
+from receiver.model.recipes import Limit
+from receiver.predictions.limits import kind_of
 from receiver.store.costs import DaySum
+from receiver.store.facade import Store
 
 METADATA: Final = "metadata."
 _MOST_ROWS: Final = 10_000
@@ -21,6 +24,43 @@ _USUAL: Final = 30
 _EPOCH: Final = date(1970, 1, 1).toordinal()
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 """How a text begins that a spreadsheet would take for a formula."""
+
+
+class Spending(NamedTuple):
+    """What a day has cost so far, and how far budgets are used."""
+
+    today: Mapping[str, float]
+    """Dollars by provider."""
+    unknown: Mapping[str, int]
+    """By provider, of how many predictions no cost is known."""
+    used: Mapping[str, float]
+    """By kind of budget (`person/day`), the part that the fullest one of it is used."""
+
+
+class SpendingReader:
+    """Reads what is spent, from the database, and so the same in every process."""
+
+    def __init__(self, store: Store, limits: Sequence[Limit], clock: Callable[[], float]) -> None:
+        self._costs = store.costs
+        self._budgets = store.budgets
+        self._limits = [(kind_of(limit), limit.cost) for limit in limits if limit.cost is not None]
+        self._clock = clock
+
+    async def read(self) -> Spending:
+        now = self._clock()
+        day = day_of(today(now))
+        amounts: Counter[str] = Counter()
+        unknown: Counter[str] = Counter()
+        for row in await self._costs.sums(day, day + 1):
+            amounts[row.provider] += row.amount
+            unknown[row.provider] += row.unknown
+        fullest = await self._budgets.fullest(now) if self._limits else {}
+        used: dict[str, float] = {}
+        for kind, most in self._limits:
+            part = fullest.get(kind, 0) / most if most else 1.0
+            used[kind] = max(part, used.get(kind, 0.0))
+        return Spending({name: each / MICRO for name, each in amounts.items()}, unknown, used)
+
 
 Part = Callable[[DaySum, Account], str | None]
 _PARTS: Final[Mapping[str, Part]] = {

@@ -172,8 +172,9 @@ class Fal:
         ids = {each.provider_id: each.id for each in tickets}
         found: dict[str, int] = {}
         for event in events:
-            name = ids.get(event.get("request_id")) if isinstance(event, dict) else None
-            if name is not None and (cost := _billed(event)) is not None:
+            told = event if isinstance(event, dict) else {}
+            name = ids.get(base.identifier(told.get("request_id")))
+            if name is not None and (cost := _billed(told)) is not None:
                 found[name] = found.get(name, 0) + cost
         return found
 

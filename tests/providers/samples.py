@@ -114,7 +114,15 @@ def providers(*, confirm: bool = False) -> dict[str, Provider]:
     """Make every adapter as the default settings do, with a toy key each."""
     given = Settings.read({"RECEIVER_DEV": "1"}).providers
     return make_providers(
-        {n: replace(given[n], key=Secret(f"{n}-key"), confirm=confirm) for n in NAMES}
+        {
+            n: replace(
+                given[n],
+                key=Secret(f"{n}-key"),
+                admin_key=Secret(f"{n}-admin-key"),
+                confirm=confirm,
+            )
+            for n in NAMES
+        }
     )
 
 
@@ -163,6 +171,8 @@ _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
     "read": lambda p, s: p.read(s.called().body),
     "poll": lambda p, s: p.poll(s.ticket.ticket()),
     "polled": _polled,
+    "bill": lambda p, s: p.bill([s.ticket.ticket()]),
+    "billed": lambda p, s: {"costs": p.billed([s.ticket.ticket()], s.answered())},
     "cancel": lambda p, s: p.cancel(s.ticket.ticket()),
     "details": lambda p, s: p.details(s.ticket.model),
     "try_key": lambda p, _: p.try_key(),
@@ -187,6 +197,7 @@ def _said(value: Any) -> Any:
                     "also_known_as": value.also_known_as,
                     "output": msgspec.to_builtins(value.output),
                     "error": msgspec.to_builtins(value.error),
+                    "cost": value.cost,
                 }
             )
         case Accepted(provider_id, links):

@@ -28,7 +28,8 @@ MODES: Final[tuple[Mode, ...]] = ("queue", "sync")
 PUSHING: Final = [name for name, provider in PROVIDERS.items() if provider.proof != "none"]
 
 OF_EVERYONE: Final = {
-    *((act, "request") for act in ("request", "poll", "cancel")),
+    *((act, "request") for act in ("request", "poll", "cancel", "bill")),
+    *(("billed", end) for end in ("costs", "raises")),
     *(("accepted", end) for end in ("accepted", "refused", "postponed", "ambiguous", "succeeded")),
     *(("polled", end) for end in ("processing", "succeeded", "failed", "canceled", "missing")),
     ("polled", "raises"),
