@@ -162,7 +162,7 @@ class Prediction(Value, frozen=True, kw_only=True):
     order: Order | None = None
     """None where it was not ordered by a recipe, and when it was erased."""
     cost: Cost | None = None
-    """None before the end, and while nobody knows."""
+    """None while nobody knows it, and mostly before the end."""
 
     @property
     def flagged(self) -> str:
@@ -245,7 +245,7 @@ class Outcome(Value, frozen=True, kw_only=True):
     output: list[Output] = []
     error: Error | None = None
     cost: int | None = None
-    """Microdollars, where the provider says what it cost."""
+    """Millionths of a US dollar, where the payload says what it cost."""
 
 
 def utc(seconds: float) -> datetime:

@@ -16,7 +16,7 @@ from receiver.model.errors import Unreadable
 from receiver.model.tasks import repeat
 from receiver.observability.runtime import Runtime
 from receiver.predictions.provider_client import Busy, ProviderClient
-from receiver.providers.adapter import Provider
+from receiver.providers.adapter import Billing, Provider
 from receiver.store.costs import Figure, Question
 from receiver.store.facade import Store
 
@@ -47,7 +47,9 @@ class Bills:
     ) -> None:
         self._store = store
         self._providers = {
-            name: each for name, each in providers.items() if each.tells_costs_after is not None
+            name: each
+            for name, each in providers.items()
+            if isinstance(each, Billing) and each.bills_after is not None
         }
         self._clients = clients
         self._clock = runtime.clock

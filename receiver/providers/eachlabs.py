@@ -26,6 +26,7 @@ from receiver.providers.adapter import (
     ProviderResponse,
     Receipt,
 )
+from receiver.providers.declared import Declared
 
 # One table for both channels is safe here, as no word means one thing when pushed and another when
 # polled. "success" in the answer to a create means only "created"; that is read by `accepted`.
@@ -57,7 +58,7 @@ class Eachlabs:
     confirm: bool = False
     """Take a callback only as a reason to ask, since its secret does not cover its body."""
     name: ClassVar[Literal["eachlabs"]] = "eachlabs"
-    proof: ClassVar[Literal["shared_secret"]] = "shared_secret"
+    proof: ClassVar[Literal["prediction_secret"]] = "prediction_secret"
     stream_path: ClassVar[None] = None
     most_billed: ClassVar[int] = 1
 
@@ -115,7 +116,7 @@ class Eachlabs:
         return replace(_outcome(body, ticket.input), cost=_cost(body))
 
     @property
-    def tells_costs_after(self) -> float | None:
+    def bills_after(self) -> float | None:
         return 5.0 if self.key else None
 
     def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
@@ -201,3 +202,16 @@ def _named(place: dict[str, Any]) -> list[str]:
     classification = place.get("classification")
     category = classification.get("category") if isinstance(classification, dict) else None
     return [base.words(category), base.words(place.get("error_code"))]
+
+
+DECLARED: Final = Declared(
+    make=lambda given: Eachlabs(given.key, given.urls["base"], confirm=given.confirm),
+    key="EACHLABS_API_KEY",
+    urls={"base": "https://api.eachlabs.ai"},
+    path="/v1",
+    example="nano-banana",
+    secret_headers=frozenset({b"x-webhook-secret"}),
+    max_in_flight=10,
+    requests_per_minute=100,
+    confirm="ask Eachlabs before believing its callback",
+)

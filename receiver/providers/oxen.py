@@ -23,6 +23,7 @@ from receiver.providers.adapter import (
     ProviderResponse,
     Receipt,
 )
+from receiver.providers.declared import Declared
 
 _KINDS: Final = {
     "queued": "processing",
@@ -114,7 +115,7 @@ class Oxen:
         return _outcome(row, url="result_url", reason="error_message")
 
     @property
-    def tells_costs_after(self) -> float | None:
+    def bills_after(self) -> float | None:
         return 30.0 if self.key else None
 
     def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
@@ -234,3 +235,12 @@ def _same(ticket: Ticket, row: Any) -> bool:
         and row.get("prompt") == ticket.input.get("prompt")
         and ticket.submitted_at - _CLOCK_SKEW <= enqueued <= ticket.submitted_at + _CLOCK_SKEW
     )
+
+
+DECLARED: Final = Declared(
+    make=lambda given: Oxen(given.key, given.urls["base"]),
+    key="OXEN_API_KEY",
+    urls={"base": "https://hub.oxen.ai"},
+    path="/api",
+    example="nano-banana",
+)

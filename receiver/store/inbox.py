@@ -54,6 +54,8 @@ class CurrentState(msgspec.Struct, frozen=True):
     price_source: CostSource | None = None
     reserved: str | None = None
     """The budgets that its price was reserved of, as JSON."""
+    cost: int | None = None
+    """Microdollars, where its provider said so with the submit."""
     account: str | None = None
     """By what its cost is added up beside provider and model, as JSON."""
 
@@ -141,6 +143,7 @@ def current_states(ids: Iterable[str]) -> Steps[dict[str, CurrentState]]:
             price=row["price"],
             price_source=row["price_source"],
             reserved=row["reserved"],
+            cost=row["cost"],
             account=row["account"],
         )
         for row in found

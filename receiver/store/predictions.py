@@ -153,6 +153,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     due_at: float
     provider_id: str | None = None
     links: dict[str, str] = {}
+    cost: int | None = None
+    """Microdollars, where the answer to the submit says them."""
     reason: str | None = None
     """Why it has not ended, for the error that it may end with; None keeps the last."""
     held_until: float | None = None

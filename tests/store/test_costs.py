@@ -17,7 +17,7 @@ from receiver.store.costs import Figure
 from receiver.store.disposal import Cutoffs, DeleteBatch
 from receiver.store.facade import Store
 from receiver.store.inbox import CurrentState, IncomingOutcome, Transition, accept_outcome
-from tests.store.parts import NOW, Engine, arrival, new, pred
+from tests.store.parts import NOW, Engine, arrival, new, pred, progress, submitting
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
@@ -224,3 +224,20 @@ async def test_what_is_to_be_asked_is_asked_until_it_is_known(store: Store) -> N
     assert found is not None
     assert found.cost is not None
     assert (found.cost.amount, found.cost.source) == (7e-6, "provider")
+
+
+async def test_what_a_submit_said_that_it_costs_counts_at_the_end(store: Store) -> None:
+    await submitting(store, 1)
+    said = progress(1, "accepted", NOW + 30, provider_id="req-1", cost=7 * CENT)
+    await store.predictions.progress(said)
+    heard: list[int | None] = []
+    found = arrival(1)
+
+    def judge(known: CurrentState, arrived: IncomingOutcome) -> Transition:
+        heard.append(known.cost)
+        return found.judge(known, arrived)
+
+    await accept_outcome(store, replace(found, judge=judge))
+    late = progress(1, "accepted", NOW + 30, provider_id="req-1", cost=9 * CENT)
+    await store.predictions.progress(late)  # the sums are made up already
+    assert heard == [7 * CENT]

@@ -144,6 +144,7 @@ _PARAMS: Final[dict[str, Any]] = {
     "ordered": None,
     "latest_at": None,
     "price": None,
+    "cost": None,
     "price_source": None,
     "reserved": None,
     "account": "",

@@ -83,6 +83,9 @@ ORDER BY latest_at LIMIT :most::int
 UPDATE predictions
 SET provider_id = coalesce(provider_id, :provider_id),
     links = CASE WHEN erased_at IS NULL THEN :links ELSE links END,
+    cost = CASE WHEN status IN ({terminal}) THEN cost ELSE coalesce(:cost::int, cost) END,
+    cost_source = CASE WHEN status IN ({terminal}) OR :cost::int IS NULL THEN cost_source
+                       ELSE 'provider' END,
     due_at = CASE WHEN status IN ({terminal}) THEN NULL
                   ELSE least(due_at, :due_at::float, deadline_at) END,
     status = CASE WHEN status IN ({from_accepted}) THEN 'processing' ELSE status END
