@@ -19,9 +19,13 @@ from receiver.store.facade import Store
 
 METADATA: Final = "metadata."
 _MOST_ROWS: Final = 10_000
+MOST_SUMS: Final = 100_000
+"""Sums of days that one report is made of."""
 _USUAL: Final = 30
 """Days that are told of where nobody says which."""
 _EPOCH: Final = date(1970, 1, 1).toordinal()
+_OF_DAYS: Final = frozenset({"day", "provider", "model"})
+"""What sums can be told apart by without their accounts."""
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 """How a text begins that a spreadsheet would take for a formula."""
 
@@ -51,7 +55,7 @@ class SpendingReader:
         day = day_of(today(now))
         amounts: Counter[str] = Counter()
         unknown: Counter[str] = Counter()
-        for row in await self._costs.sums(day, day + 1):
+        for row in await self._costs.sums(day, day + 1, MOST_SUMS):
             amounts[row.provider] += row.amount
             unknown[row.provider] += row.unknown
         fullest = await self._budgets.fullest(now) if self._limits else {}
@@ -86,6 +90,11 @@ def parts_of(by: str, metadata: Collection[str]) -> dict[str, Part]:
     return {name: _part(name, metadata) for name in by.split(",")}
 
 
+def by_account(parts: Mapping[str, Part]) -> bool:
+    """Return whether sums must be told apart by their accounts."""
+    return not parts.keys() <= _OF_DAYS
+
+
 def _part(name: str, metadata: Collection[str]) -> Part:
     if name in _PARTS:
         return _PARTS[name]
@@ -113,7 +122,7 @@ def report(
         for place, more in enumerate((row.amount, row.predictions, row.unknown)):
             of[place] += more
     if len(sums) > _MOST_ROWS:
-        raise Problem(422, "invalid-request", f"more than {_MOST_ROWS} rows: ask for less at once")
+        raise too_many()
     names = list(parts)
     ordered = sorted(sums, key=lambda of: [value or "" for value in of])
     return CostReport(
@@ -122,6 +131,10 @@ def report(
         data=[_row(dict(zip(names, of, strict=True)), sums[of]) for of in ordered],
         total=_row({}, [sum(each) for each in zip(*sums.values(), strict=True)] or [0, 0, 0]),
     )
+
+
+def too_many() -> Problem:
+    return Problem(422, "invalid-request", "that is too much at once: ask for fewer days or groups")
 
 
 def _row(of: dict[str, str | None], sums: Sequence[int]) -> CostRow:

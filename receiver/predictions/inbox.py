@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import structlog
@@ -258,31 +258,36 @@ class Inbox:
         if verdict != "accepted" or status not in TERMINAL:
             return Transition(verdict=verdict, status=status, reason=reason)
         event_type = f"prediction.{status}"
+        cost = self._cost(known, arrival)
         return Transition(
             verdict=verdict,
             status=status,
             reason=reason,
             event_type=event_type,  # type: ignore[arg-type] # a terminal status names an event type
             recipients=self._match(known, event_type),
-            **self._cost(known, arrival),
+            cost=cost,
+            ask_at=self._ask_at(known, arrival, cost),
         )
 
-    def _cost(self, known: CurrentState, arrival: IncomingOutcome) -> dict[str, Any]:
-        """Say what it cost, as far as that is known, and when its provider is to be asked."""
-        outcome = arrival.outcome
+    def _cost(self, known: CurrentState, arrival: IncomingOutcome) -> Price | None:
+        """Return what it cost, as far as that is known at the end."""
         if arrival.is_free:
-            return {"cost": Price(0, "computed")}
-        said = known.cost if outcome.cost is None else outcome.cost
+            return Price(0, "computed")
+        said = known.cost if arrival.outcome.cost is None else arrival.outcome.cost
         if said is not None:
-            return {"cost": Price(said, "provider")}
-        found: dict[str, Any] = {}
-        after = self._bills_after.get(known.provider)
-        if after is not None and (known.provider_id or outcome.provider_id):
-            found["ask_at"] = arrival.at + after
+            return Price(said, "provider")
         # What has failed may cost nothing, or as much: only the provider knows.
-        if outcome.kind == "succeeded" and (price := self._price(known, outcome)) is not None:
-            found["cost"] = price
-        return found
+        succeeded = arrival.outcome.kind == "succeeded"
+        return self._price(known, arrival.outcome) if succeeded else None
+
+    def _ask_at(
+        self, known: CurrentState, arrival: IncomingOutcome, cost: Price | None
+    ) -> float | None:
+        """Return when to ask its provider what it cost; None: it is known, or cannot be asked."""
+        after = self._bills_after.get(known.provider)
+        is_named = known.provider_id or arrival.outcome.provider_id
+        is_known = arrival.is_free or (cost is not None and cost.source == "provider")
+        return None if after is None or is_known or not is_named else arrival.at + after
 
     def _price(self, known: CurrentState, outcome: Outcome) -> Price | None:
         if known.price is not None and known.price_source == "recipe":

@@ -141,9 +141,12 @@ class CostStore:
     def __init__(self, store: Engine) -> None:
         self._store = store
 
-    async def sums(self, first: int, end: int) -> list[DaySum]:
-        """Return the sums from one day up to before another."""
-        rows = await self._store.read(sql.select_sums, first=first, end=end)
+    async def sums(
+        self, first: int, end: int, most: int, *, by_account: bool = False
+    ) -> list[DaySum]:
+        """Return the sums from one day up to before another, so many at most."""
+        statement = sql.select_sums if by_account else sql.select_totals
+        rows = await self._store.read(statement, first=first, end=end, most=most)
         return [DaySum(**row) for row in rows]
 
     async def questions(self, provider: str, now: float, most: int) -> list[Question]:

@@ -261,6 +261,26 @@ async def test_costs_that_cannot_be_told_are_refused(start: Start, asked: dict[s
         assert refused(answer) == (422, "invalid-request")
 
 
+async def test_a_report_has_a_bound(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("receiver.http.routes.costs.MOST_SUMS", 1)
+    async with start() as station:
+        for model in ("a", "b"):
+            sent = await station.submitted("fal", model, model=f"fal-ai/{model}")
+            await station.push(sent)
+        answer = await station.http.get("/v1/costs")
+        assert refused(answer) == (422, "invalid-request")
+
+
+async def test_a_drain_asks_for_costs_where_nothing_else_runs(start: Start) -> None:
+    async with start(RECEIVER_MODE="serverless") as station:
+        sent = await station.submitted("eachlabs")
+        station.network.emulator.end(sent.prediction)
+        await station.push(sent)
+        station.clock.ahead += 10
+        await station.http.post("/v1/drain")
+        assert (await cost_of(station, sent.prediction_id) or {})["amount"] == 0.039
+
+
 async def test_a_report_without_costs_is_empty(start: Start) -> None:
     async with start() as station:
         given = {"since": "2026-01-01", "until": "2026-02-01"}

@@ -124,7 +124,7 @@ async def test_costs_come_to_what_the_model_says(engine: Engine, store: Store) -
         of_one = engine.rows("SELECT amount FROM ledger WHERE prediction_id = ?", pred(number))
         counted = (row["price"] or 0) if row["cost"] is None else row["cost"]
         assert sum(amount for (amount,) in of_one) == (counted if row["bounds"] else 0)
-    sums = await store.costs.sums(0, 10**6)
+    sums = await store.costs.sums(0, 10**6, 1000, by_account=True)
     assert {each.day for each in sums} == {int((NOW + 10) // DAY)}
     assert {
         (each.provider, each.account): [each.predictions, each.amount, each.unknown]

@@ -266,6 +266,7 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     "delete_ledger": (budgets.sql.delete_ledger, _ENDED),
     "add_sums": (costs.sql.add_sums, [(20_000, "fal", "m", "", 1, 40_000, 0)]),
     "select_sums": (costs.sql.select_sums, None),
+    "select_totals": (costs.sql.select_totals, None),
     "hold_sums": (costs.sql.hold_sums, None),
     "delete_sums": (costs.sql.delete_sums, [(0,)]),
     "insert_questions": (costs.sql.insert_questions, [(pred(3), "fal", 1.0)]),

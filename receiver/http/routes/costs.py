@@ -11,7 +11,16 @@ from msgspec import Meta
 
 from receiver.http.declare import get
 from receiver.model.answers import CostReport
-from receiver.predictions.costs import as_csv, day_of, days, parts_of, report
+from receiver.predictions.costs import (
+    MOST_SUMS,
+    as_csv,
+    by_account,
+    day_of,
+    days,
+    parts_of,
+    report,
+    too_many,
+)
 from receiver.store.costs import CostStore
 
 _GROUP: Final = r"(day|provider|model|recipe|key|metadata\.[!-+\--~]+)"
@@ -51,5 +60,9 @@ class CostRoutes:
         """
         parts = parts_of(query.by, self._metadata)
         since, until = days(query.since, query.until, self._clock())
-        rows = await self._store.sums(day_of(since), day_of(until))
+        rows = await self._store.sums(
+            day_of(since), day_of(until), MOST_SUMS + 1, by_account=by_account(parts)
+        )
+        if len(rows) > MOST_SUMS:
+            raise too_many()
         return report(rows, parts, since, until)

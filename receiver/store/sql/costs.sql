@@ -8,11 +8,19 @@ ON CONFLICT (day, provider, model, account, shard) DO UPDATE
 SET predictions = cost_sums.predictions + excluded.predictions,
     amount = cost_sums.amount + excluded.amount, unknown = cost_sums.unknown + excluded.unknown
 
+-- fragment: sums
+CAST(sum(predictions) AS BIGINT) AS predictions, CAST(sum(amount) AS BIGINT) AS amount,
+       CAST(sum(unknown) AS BIGINT) AS unknown
+FROM cost_sums WHERE day >= :first::int AND day < :end::int
+
 -- name: select_sums
 -- Read the sums of days.
-SELECT day, provider, model, account, CAST(sum(predictions) AS BIGINT) AS predictions,
-       CAST(sum(amount) AS BIGINT) AS amount, CAST(sum(unknown) AS BIGINT) AS unknown
-FROM cost_sums WHERE day >= :first::int AND day < :end::int GROUP BY day, provider, model, account
+SELECT day, provider, model, account, {sums}
+GROUP BY day, provider, model, account LIMIT :most::int
+
+-- name: select_totals
+-- Read the sums of days, of all accounts together.
+SELECT day, provider, model, '' AS account, {sums} GROUP BY day, provider, model LIMIT :most::int
 
 -- name: insert_questions
 -- Record whose cost is to be asked for.
