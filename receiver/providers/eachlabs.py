@@ -117,7 +117,7 @@ class Eachlabs:
 
     @property
     def bills_after(self) -> float | None:
-        return 5.0 if self.key else None
+        return 60.0 if self.key else None
 
     def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
         """Poll once more: a callback says no cost."""

@@ -116,7 +116,7 @@ class Oxen:
 
     @property
     def bills_after(self) -> float | None:
-        return 30.0 if self.key else None
+        return 60.0 if self.key else None
 
     def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
         provider_id = base.model_path(tickets[0].provider_id or "")

@@ -276,7 +276,7 @@ async def test_a_drain_asks_for_costs_where_nothing_else_runs(start: Start) -> N
         sent = await station.submitted("eachlabs")
         station.network.emulator.end(sent.prediction)
         await station.push(sent)
-        station.clock.ahead += 10
+        station.clock.ahead += 100
         await station.http.post("/v1/drain")
         assert (await cost_of(station, sent.prediction_id) or {})["amount"] == 0.039
 
