@@ -1,4 +1,4 @@
-"""What can be asked of a receiver: every operation of /openapi.json, once for both clients.
+"""Every operation of /openapi.json, declared once for both clients.
 
 Each method is a generator of steps. The two decorators make of it a method that blocks where the
 client is a Receiver, and one that is awaited where it is an AsyncReceiver.

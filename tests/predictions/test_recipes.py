@@ -148,7 +148,7 @@ def test_it_is_told_with_all_other_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[a", "a = " + "[" * 5000, "\x00", "a = 'b'\n[a]\n"])
 def test_what_is_no_toml_is_told(tmp_path: Path, text: str) -> None:
     _, [problem] = look(tmp_path, text)
-    assert problem.startswith(" is no TOML: ")
+    assert problem.startswith(" is not TOML: ")
 
 
 def test_what_other_editors_write_is_read_or_told(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_what_other_editors_write_is_read_or_told(tmp_path: Path) -> None:
     file.write_text(EXAMPLE, "utf-8-sig", newline="\r\n")
     assert "imagine" in Settings.read(settings).recipes.recipes
     file.write_text(EXAMPLE, "utf-16")
-    with pytest.raises(SettingsError, match="is no text in UTF-8: save it as that"):
+    with pytest.raises(SettingsError, match="is not text in UTF-8: save it as that"):
         Settings.read(settings)
 
 
