@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 
 import structlog
 
-from receiver.model.errors import Unreadable
+from receiver.model.errors import StoreUnavailable, Unreadable
 from receiver.model.tasks import repeat
 from receiver.observability.runtime import Runtime
 from receiver.predictions.provider_client import Busy, ProviderClient
@@ -81,14 +81,12 @@ class Bills:
         questions = await self._store.costs.questions(name, self._clock(), most)
         room = asyncio.Semaphore(_AT_ONCE)
         parts = _parts(questions, provider.most_billed)
-        failures = [
-            failure
-            for failure in await asyncio.gather(*(self._bill(name, some, room) for some in parts))
-            if failure is not None
-        ]
+        ends = await asyncio.gather(*(self._bill(name, some, room) for some in parts))
+        is_busy = any(isinstance(each, Busy) for each in ends)
+        failures = [str(each) for each in ends if each and not isinstance(each, Busy)]
         if failures:  # a line for each would be many where a provider is away
-            log.warning("bill.failed", provider=name, times=len(failures), reason=str(failures[0]))
-        return len(questions) == most and not any(isinstance(each, Busy) for each in failures)
+            log.warning("bill.failed", provider=name, times=len(failures), reason=failures[0])
+        return len(questions) == most and not is_busy
 
     async def _bill(
         self, name: str, asked: Sequence[Question], room: asyncio.Semaphore
@@ -106,6 +104,10 @@ class Bills:
             return busy  # nothing was asked
         except Unreadable as error:
             failure = error
+        except StoreUnavailable:
+            raise
+        except Exception:  # a fault of ours: one that is never known must not keep up all others
+            log.exception("task.failed", provider=name)
         await asyncio.gather(*(self._learn(each, amounts.get(each.ticket.id)) for each in asked))
         return failure
 
