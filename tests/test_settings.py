@@ -165,7 +165,7 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
             ("FAL_RUN_URL", "fal.urls.run", "https://fal.run"),
             ("FAL_JWKS_URL", "fal.urls.jwks", "https://rest.fal.ai/.well-known/jwks.json"),
             ("FAL_META_URL", "fal.urls.meta", "https://api.fal.ai/v1/meta"),
-            ("FAL_API_URL", "fal.urls.api", "https://api.fal.ai/v1"),
+            ("FAL_API_URL", "fal.urls.api", "https://api.fal.ai"),
         ]
     ),
     *(

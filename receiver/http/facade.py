@@ -116,7 +116,7 @@ class Http:
             DiscardedRoutes(store.discarded),
             CostRoutes(store.costs, settings.costs_by, runtime.clock),
             EchoRoutes(predictions.tokens, settings.max_body_bytes, self._limits, runtime.clock),
-            ReadyRoutes(store, runtime.clock),
+            ReadyRoutes(store, predictions.locked, runtime.clock),
             MetricsPage(
                 runtime.telemetry,
                 store.backlog,
@@ -125,6 +125,7 @@ class Http:
                 ).read,
                 providers=NAMES,
                 handlers=list(deliveries.registry.handlers),
+                locked=predictions.locked,
                 streams={name: each.any_at_work for name, each in predictions.streams.items()},
                 clock=runtime.clock,
             ),

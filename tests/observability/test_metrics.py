@@ -302,9 +302,14 @@ def make_page(backlog: Away) -> MetricsPage:
     async def connected() -> bool:
         return True
 
-    streams = {"oxen": connected}
     return MetricsPage(
-        Telemetry(), backlog, nothing_spent, providers=["oxen"], handlers=[], streams=streams
+        Telemetry(),
+        backlog,
+        nothing_spent,
+        providers=["oxen"],
+        handlers=[],
+        locked=list,
+        streams={"oxen": connected},
     )
 
 

@@ -42,6 +42,7 @@ from receiver.model.answers import (
     Health,
     Moved,
     OfferedRecipe,
+    Readiness,
     Redelivered,
     Replay,
     Selection,
@@ -205,6 +206,7 @@ EXAMPLES: Final[dict[Any, Any]] = {
         total=CostRow(of={}, amount=4.68, predictions=120, unknown=3),
     ),
     Health: Health(),
+    Readiness: Readiness(locked=[]),
     MEDIA_TYPE: frame(_CHANGE.type, 1207, _CHANGE).decode(),
 }
 """By type, by type and status, or by media type."""
