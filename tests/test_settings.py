@@ -182,13 +182,11 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "path", "default", "texts"), TABLE, ids=[r[0] for r in TABLE])
-def test_a_setting_is_read_from_its_name_and_has_its_default(
-    name: str, path: str, default: Any, texts: dict[str, Any]
-) -> None:
-    assert at(read(), path) == default
-    for text, meaning in texts.items():
-        assert at(read(**{name: text}), path) == meaning, text
+def test_a_setting_is_read_from_its_name_and_has_its_default() -> None:
+    for name, path, default, texts in TABLE:
+        assert at(read(), path) == default, name
+        for text, meaning in texts.items():
+            assert at(read(**{name: text}), path) == meaning, (name, text)
 
 
 @pytest.mark.parametrize("blank", ["", "  "])
@@ -299,13 +297,14 @@ REFUSED: Final[dict[str, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_an_unfit_value_is_one_problem_that_names_the_setting(name: str) -> None:
-    for text in REFUSED[name]:
-        [problem] = problems({"RECEIVER_DEV": "1", **NEEDED, name: text})
+def test_an_unfit_value_is_one_problem_that_names_the_setting() -> None:
+    for name, text in [(name, text) for name, texts in REFUSED.items() for text in texts]:
+        found = problems({"RECEIVER_DEV": "1", **NEEDED, name: text})
+        assert len(found) == 1, (name, text, found)
+        [problem] = found
         assert problem.startswith(f"{name}: "), text
-        assert "must" in problem or "digits" in problem, text
-        assert "hush" not in problem, text
+        assert "must" in problem or "digits" in problem, (name, text)
+        assert "hush" not in problem, (name, text)
 
 
 def test_what_can_be_refused_is_refused_somewhere_here() -> None:

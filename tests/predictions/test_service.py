@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -146,19 +147,20 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("provider", "body", "status", "words"), REFUSALS)
 @pytest.mark.parametrize("mode", ["queue", "sync"])
 async def test_a_refusal_comes_back_in_the_providers_own_words(
-    start: Start, network: Network, provider: str, body: Any, status: int, words: str, mode: str
+    start: Start, network: Network, mode: str
 ) -> None:
-    call = f"{provider}.{'submit' if mode == 'queue' else 'run'}"
-    network.script(call, reply(body, status, location="https://elsewhere.test"))
     async with start() as station:
-        found = await station.submit(provider, mode=mode)
-        assert (found["status"], found["error"]["code"]) == ("failed", "rejected")
-        assert words in found["error"]["message"]
-        assert station.count("events") == 1
-    assert network.count(call) == 1
+        for number, (provider, body, status, words) in enumerate(REFUSALS, 1):
+            call = f"{provider}.{'submit' if mode == 'queue' else 'run'}"
+            before = network.count(call)
+            network.script(call, reply(body, status, location="https://elsewhere.test"))
+            found = await station.submit(provider, words, mode=mode)
+            assert (found["status"], found["error"]["code"]) == ("failed", "rejected"), words
+            assert words in found["error"]["message"]
+            assert station.count("events") == number, words
+            assert network.count(call) == before + 1, words
 
 
 async def test_a_refusal_that_is_no_json_still_reaches_its_handlers(
@@ -280,16 +282,20 @@ async def test_a_doubt_that_nothing_settles_fails_at_its_deadline(
 
 
 @pytest.mark.parametrize("provider", ALL)
-@pytest.mark.parametrize(
-    "answer",
-    [reply({}), reply(text="<html>"), reply(text=""), reply([1]), reply({"status": "ok"}, 201)],
-)
 async def test_a_yes_without_an_id_is_a_doubt(
-    start: Start, network: Network, provider: str, answer: Any
+    start: Start, network: Network, provider: str
 ) -> None:
-    network.script(f"{provider}.submit", answer)
-    async with start() as station:
-        assert (await station.submit(provider))["status"] == "unconfirmed"
+    answers = {
+        "nothing": reply({}),
+        "page": reply(text="<html>"),
+        "empty": reply(text=""),
+        "list": reply([1]),
+        "created": reply({"status": "ok"}, 201),
+    }
+    network.script(f"{provider}.submit", *answers.values())
+    async with start(**{f"{provider.upper()}_MAX_IN_FLIGHT": "none"}) as station:
+        found = {name: (await station.submit(provider, name))["status"] for name in answers}
+    assert found == dict.fromkeys(answers, "unconfirmed")
 
 
 async def test_oxens_lost_submit_is_found_in_its_list(start: Start, network: Network) -> None:
@@ -361,27 +367,41 @@ async def test_the_overdue_are_polled_with_backoff_until_they_end(
     assert len(times) == 6
 
 
+TROUBLES = {
+    "fault": reply({}, 500),
+    "missing": reply({}, 404),
+    "moved": reply({}, 302, location="https://elsewhere.test"),
+    "page": reply(text="<html>"),
+    "deep": reply(text="[" * 5000),
+    "number": reply({"status": 7}),
+    "cut": breaks(httpx.ReadError),
+    "away": breaks(httpx.ConnectError),
+}
+
+
 @pytest.mark.parametrize("provider", ALL)
-@pytest.mark.parametrize(
-    "trouble",
-    [
-        reply({}, 500),
-        reply({}, 404),
-        reply({}, 302, location="https://elsewhere.test"),
-        reply(text="<html>"),
-        reply(text="[" * 5000),
-        reply({"status": 7}),
-        breaks(httpx.ReadError),
-        breaks(httpx.ConnectError),
-    ],
-)
 async def test_a_poll_without_an_answer_is_made_again(
-    start: Start, network: Network, provider: str, trouble: Any
+    start: Start, network: Network, provider: str
 ) -> None:
-    network.script(f"{provider}.poll", trouble, trouble, network.ends)
-    async with start(**SOON) as station:
-        prediction = await station.submit(provider)
-        await station.until(prediction["id"], "succeeded")
+    polls: Counter[str] = Counter()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        """Answer twice with the trouble that a prediction's prompt names, and then with its end."""
+        parts = request.url.path.split("/")
+        [name] = [sent.prompt for sent in network.sent if sent.id in parts]
+        polls[name] += 1
+        if polls[name] > 2:
+            return await network.ends(request)
+        troubled = TROUBLES[name](request)
+        assert isinstance(troubled, httpx.Response)
+        return troubled
+
+    network.always(f"{provider}.poll", answer)
+    async with start(**SOON, **{f"{provider.upper()}_MAX_IN_FLIGHT": "none"}) as station:
+        made = [await station.submit(provider, name) for name in TROUBLES]
+        for prediction in made:
+            await station.until(prediction["id"], "succeeded")
+    assert polls == dict.fromkeys(TROUBLES, 3)
 
 
 async def test_a_poll_refused_for_haste_waits_as_it_was_told(
