@@ -149,6 +149,7 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
             ("FAL_RUN_URL", "fal.urls.run", "https://fal.run"),
             ("FAL_JWKS_URL", "fal.urls.jwks", "https://rest.fal.ai/.well-known/jwks.json"),
             ("FAL_META_URL", "fal.urls.meta", "https://api.fal.ai/v1/meta"),
+            ("FAL_API_URL", "fal.urls.api", "https://api.fal.ai"),
         ]
     ),
     *(
@@ -276,6 +277,7 @@ REFUSED: Final[dict[str, list[str]]] = {
     "FAL_RUN_URL": NO_URLS,
     "FAL_JWKS_URL": NO_URLS,
     "FAL_META_URL": NO_URLS,
+    "FAL_API_URL": NO_URLS,
     "OXEN_MAX_IN_FLIGHT": NO_WHOLES,
     "EACHLABS_MAX_IN_FLIGHT": NO_WHOLES,
     "FAL_MAX_IN_FLIGHT": NO_WHOLES,

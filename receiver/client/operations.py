@@ -30,6 +30,7 @@ from receiver.model.answers import (
     Health,
     OfferedRecipe,
     Page,
+    Readiness,
     Redelivered,
     Replay,
     Selection,
@@ -381,9 +382,9 @@ class Operations:
         return self._ask(Health, "GET", "/healthz")
 
     @operation
-    def ready(self) -> Steps[Health]:
+    def ready(self) -> Steps[Readiness]:
         """Return whether the database takes writes; raise ClientError (503) where not."""
-        return self._ask(Health, "GET", "/readyz")
+        return self._ask(Readiness, "GET", "/readyz")
 
     @operation
     def metrics(self) -> Steps[str]:

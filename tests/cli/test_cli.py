@@ -132,6 +132,16 @@ def test_what_there_is_to_order_is_listed_explained_and_ordered(
     assert json.loads(done.stdout)["input"]["image_url"].startswith("data:image/png;base64,")
 
 
+def test_a_model_is_shown_as_its_provider_describes_it(world: tuple[Path, dict[str, str]]) -> None:
+    home, env = world
+    for args in (["fal", "fal-ai/nano-banana"], ["eachlabs", "nano-banana"], ["oxen", "veo-3-1"]):
+        shown = inside("model", *args, cwd=home, **env)
+        assert "prompt" in json.dumps(json.loads(shown.stdout)), shown
+    refused = inside("model", "eachlabs", "no-such-model", cwd=home, **env)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "eachlabs knows no such model" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -491,6 +491,20 @@ async def test_a_receiver_whose_database_takes_no_writes_is_told(
     assert says(lines, "FAIL", "its database takes no writes")
 
 
+async def test_a_provider_that_has_locked_the_account_is_told(
+    place: Place, proxy: Callable[[Passing], str]
+) -> None:
+    async def passing(scope: Scope, body: bytes) -> Response:
+        if scope["path"] == "/readyz":
+            return JSONResponse({"status": "ok", "locked": ["fal"]})
+        if scope["path"].startswith("/v1"):
+            return Response("[]")
+        return await passed_on(place.url, scope["path"], body)
+
+    lines = await found({**place.env, "RECEIVER_URL": proxy(passing)})
+    assert says(lines, "FAIL", "provider fal: fal has locked the account, and its submits wait")
+
+
 async def test_in_development_it_is_known_by_the_secret_that_was_made_up(
     place: Place, env: Env, tmp_path: Path
 ) -> None:

@@ -71,6 +71,13 @@ class Unsayable(Exception):
         raise ZeroDivisionError
 
 
+class Leaving(Exception):
+    """Ends the program instead of saying what it is."""
+
+    def __str__(self) -> str:
+        raise SystemExit(4)
+
+
 class Strange(BaseException):
     pass
 
@@ -115,6 +122,7 @@ OTHER_ENDS: list[tuple[BaseException, str, str, str]] = [
     (ValueError("half a character: \udce9"), "dead", "error", "half a character: \\udce9"),
     (ValueError("x" * 9000), "dead", "error", "x" * 500),
     (Unsayable(), "dead", "error", "Unsayable: Unsayable"),
+    (Leaving(), "dead", "error", "Leaving: Leaving"),
     (Skip("not mine"), "skipped", "skip", "not mine"),
     (Skip(), "skipped", "skip", "Skip"),
     (Dead("never"), "dead", "dead", "never"),

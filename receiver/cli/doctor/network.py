@@ -248,12 +248,24 @@ async def _look_inside(caller: Caller, settings: Settings, asker: Asker) -> Find
     if ready.status != httpx.codes.OK:
         said = f"it runs at {caller.url}, but its database takes no writes"
         found.append(fail("receiver", said, "see its log for store.unavailable"))
+    for name in _locked(ready):
+        said = f"{name} has locked the account, and its submits wait"
+        found.append(fail(f"provider {name}", said, _LOCKED))
     for number, answer in zip(keys, answers, strict=True):
         if answer.status == httpx.codes.UNAUTHORIZED:
             said = f"the receiver that runs does not know number {number} of RECEIVER_API_KEYS"
             fix = "restart it after a change of RECEIVER_API_KEYS"
             found.append(fail("receiver", said, fix))
     return found or [ok("receiver", f"runs at {caller.url}, ready, knows every key")]
+
+
+_LOCKED: Final = "see its balance and its mails; submits go on by themselves, within a minute"
+
+
+def _locked(ready: ProviderResponse) -> list[str]:
+    """Return the providers that a receiver says have locked its account."""
+    names = error_body(ready.body).get("locked")
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _is_absent(troubles: Sequence[Trouble | None]) -> bool:
