@@ -168,7 +168,7 @@ async def test_secrets_are_judged_each_by_itself_and_held_against_each_other(env
     assert says(lines, "FAIL", "RECEIVER_VIEWER_KEYS has fewer than 16")
     assert says(lines, "FAIL", "RECEIVER_SECRET_KEY and RECEIVER_API_KEYS are the same text")
     assert says(lines, "warn", "a rotation is under way", "3 keys", "3600 s")
-    assert says(lines, "warn", "RECEIVER_API_KEY, which commands use, is none")
+    assert says(lines, "warn", "RECEIVER_API_KEY, which commands use, is not one")
 
 
 async def test_no_api_key_is_worth_a_word(env: Env) -> None:
