@@ -6,9 +6,12 @@ says in plain JSON what must come out; `says` tells where the shape comes from, 
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +39,10 @@ from receiver.providers.signatures import read_jwks
 from receiver.settings import Secret, Settings
 
 FOLDER: Final = Path(__file__).parent.parent / "samples"
-_TOLD_HEADERS: Final = ("authorization", "x-api-key", "accept", "content-type")
+_TOLD_HEADERS: Final = (
+    *("authorization", "x-api-key", "x-key", "api-key"),
+    *("accept", "content-type", "prefer"),
+)
 """The headers of a request that are ours to choose."""
 
 
@@ -208,7 +214,9 @@ def _said(value: Any) -> Any:
         case Accepted(provider_id, links, cost):
             return _trim({"accepted": provider_id, "links": links, "cost": cost})
         case Refused(message) | Ambiguous(message):
-            return {type(value).__name__.lower(): message}
+            code = getattr(value, "code", "rejected")
+            told = {"code": code if code != "rejected" else None}
+            return _trim({type(value).__name__.lower(): message, **told})
         case Postponed(message, after, whole_provider):
             return _trim({"postponed": message, "after": after, "whole_provider": whole_provider})
     return value
@@ -218,7 +226,30 @@ def _request(request: httpx.Request) -> dict[str, Any]:
     headers = {name: request.headers[name] for name in _TOLD_HEADERS if name in request.headers}
     said = {"method": request.method, "url": str(request.url), "headers": headers}
     content = request.read()
+    if headers.get("content-type", "").startswith("multipart/form-data"):
+        parts = _parts(headers["content-type"], content)
+        return {
+            **said,
+            "headers": {**headers, "content-type": "multipart/form-data"},
+            "form": parts,
+        }
     return {**said, "body": json.loads(content)} if content else said
+
+
+def _parts(kind: str, content: bytes) -> list[list[str]]:
+    """Say what is in a form: names and texts; of files also their name and type, in base64."""
+    form = message_from_bytes(f"content-type: {kind}\r\n\r\n".encode() + content)
+    return [_part(part) for part in form.walk() if not part.is_multipart()]
+
+
+def _part(part: Message[str, str]) -> list[str]:
+    name = str(part.get_param("name", header="content-disposition"))
+    content = part.get_payload(decode=True)
+    assert isinstance(content, bytes)
+    file = part.get_filename()
+    if file is None:
+        return [name, content.decode()]
+    return [name, file, part.get_content_type(), base64.b64encode(content).decode()]
 
 
 def _trim(said: dict[str, Any]) -> dict[str, Any]:

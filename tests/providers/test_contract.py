@@ -37,7 +37,7 @@ PUSHING: Final = [name for name, provider in PROVIDERS.items() if provider.proof
 OF_EVERYONE: Final = {
     *((act, "request") for act in ("request", "poll")),
     *(("accepted", end) for end in ("accepted", "refused", "postponed", "ambiguous", "succeeded")),
-    *(("polled", end) for end in ("processing", "succeeded", "failed", "canceled", "missing")),
+    *(("polled", end) for end in ("processing", "succeeded", "failed", "missing")),
     ("polled", "raises"),
     ("check", "nothing"),
     ("try_key", "request"),
@@ -56,6 +56,8 @@ OF_SOME: Final[dict[type, set[tuple[str, str]]]] = {
     Searched: {("search", "requests"), ("found", "ids"), ("found", "raises")},
     Publishing: {("keys", "request"), ("read_keys", "keys"), ("read_keys", "raises")},
 }
+OF_WHO_CANCELS: Final = {("cancel", "request"), ("polled", "canceled")}
+OF_WHO_STOPS_NOTHING: Final = {("cancel", "nothing")}
 OF_WHO_NEVER_CALLS: Final = {("authenticate", "raises"), ("read", "raises")}
 
 
@@ -73,7 +75,7 @@ def test_a_provider_has_a_sample_of_every_shape_that_it_must_know(name: str) -> 
     canceled = provider.cancel(
         Ticket(id="pred_1", model="o/m", mode="queue", input={}, provider_id="1")
     )
-    wanted.add(("cancel", "nothing" if canceled is None else "request"))
+    wanted |= OF_WHO_STOPS_NOTHING if canceled is None else OF_WHO_CANCELS
     for kind, shapes in OF_SOME.items():
         if isinstance(provider, kind):
             wanted |= shapes
