@@ -1,4 +1,4 @@
-"""Oxen.ai, Eachlabs and fal.ai, Slack, Discord and Telegram on loopback: faithful, or hostile.
+"""The providers, and Slack, Discord and Telegram, on loopback: faithful, or hostile.
 
 `create_emulator(options)` returns an ASGI app; `settings_for(base_url)` the environment that points
 a receiver at it. `inprocess.EmulatedProviders` is the same without a socket, for tests: there
@@ -12,10 +12,11 @@ Words in a prompt decide how a prediction goes:
     [moderated]   the content policy stops it
     (no prompt)   the model misses it, unless there is an image or a video to work on
     [refuse]      the submit itself is refused: the balance is used up
+    [unsafe]      the submit itself is refused for what it asks for (Ideogram)
     [slow]        it takes ten times as long
     [fast]        it takes no time
     [never]       it never ends
-    [text]        the model answers in words: no picture (fal, Eachlabs)
+    [text]        the model answers in words: no picture (not at Oxen)
     [<fault>]     the fault of that name befalls it, for example [lose_callback]
 
 The models `no-such-model` and `text-only` are refused; every other name is drawn.
@@ -39,10 +40,10 @@ Faults, with the fields that only they read (and their defaults):
     drop_submit        the connection is closed; not billed
     stall_submit       billed, then silence for `seconds` (0), then the connection is closed
     break_poll         `answer`: error (HTTP 500), garbage (no JSON) or missing (HTTP 404)
-    break_jwks         the same for fal's key set
-    rotate_keys        at once: fal's signing key is withdrawn for a new one
-    wrong_signature    fal signs with a stranger's key; Eachlabs sends another secret
-    stale_timestamp    fal's signature is `seconds` (600) old
+    break_jwks         the same for what a provider hands out: its key set, or a secret
+    rotate_keys        at once: what they sign with and hand out is withdrawn for a new one
+    wrong_signature    they sign with a stranger's key; Eachlabs sends another secret
+    stale_timestamp    their signature is `seconds` (600) old
     null_payload       fal could not put the result into the callback
     large_output       pictures come as data URIs, `size` (300,000) bytes longer than they are
     cut_stream         at once: every listener of Oxen's stream is dropped

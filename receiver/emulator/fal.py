@@ -1,6 +1,5 @@
 """fal.ai: COMPLETED may be a failure, unfinished is 202, and every callback is signed."""
 
-import hashlib
 import json
 import re
 import time
@@ -13,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from receiver.emulator import wire
 from receiver.emulator.endings import Failure
-from receiver.emulator.keys import Keyring
+from receiver.emulator.keys import Keyring, user_id
 from receiver.emulator.ledger import Prediction
 from receiver.emulator.wire import Refusal, answer
 from receiver.emulator.world import (
@@ -266,10 +265,6 @@ def app_of(model: str) -> str:
         parts = [short[1], short[2]]
     length = 3 if parts[0] in _NAMESPACES else 2
     return "/".join(parts[:length]) if len(parts) >= length and all(parts[:length]) else ""
-
-
-def user_id(account: str) -> str:
-    return "user-" + hashlib.sha256(account.encode()).hexdigest()[:12]
 
 
 def _refused(status: int, kind: str, detail: str, retry_after: int | None = None) -> Response:

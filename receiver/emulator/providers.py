@@ -9,8 +9,11 @@ from starlette.routing import BaseRoute
 
 from receiver.emulator.eachlabs import Eachlabs
 from receiver.emulator.fal import Fal
+from receiver.emulator.ideogram import Ideogram
 from receiver.emulator.ledger import Prediction
+from receiver.emulator.openrouter import OpenRouter
 from receiver.emulator.options import Provider
+from receiver.emulator.wavespeed import WaveSpeed
 from receiver.emulator.world import World
 
 
@@ -18,7 +21,7 @@ class Emulated(Protocol):
     """A provider."""
 
     settings: ClassVar[Mapping[str, str]]
-    """What points a receiver at it: variables, each with a path below our address."""
+    """What points a receiver at it: variables, each with a path below our address, or a secret."""
 
     def routes(self) -> list[BaseRoute]: ...
 
@@ -40,4 +43,7 @@ class CallsBack(Emulated, Protocol):
 CALLING: Final[Mapping[Provider, type[CallsBack]]] = {
     "eachlabs": Eachlabs,
     "fal": Fal,
+    "ideogram": Ideogram,
+    "wavespeed": WaveSpeed,
+    "openrouter": OpenRouter,
 }

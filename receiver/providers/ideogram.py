@@ -33,9 +33,13 @@ _KINDS: Final = {"pending": "processing", "completed": "succeeded", "failed": "f
 _WITHHELD: Final = "withheld by Ideogram's safety check"
 _CHOOSES: Final = "auto"
 """The model that takes no webhook."""
+_TAKE_FORMS: Final = frozenset({"nano-banana-2", "ideogram-4-6"})
+"""Those whose pages know a form of parts alone; the others take JSON where there is no file."""
 _DEAREST: Final = 10**12
 """Microdollars; no cost is higher."""
 _NO_GENERATION: Final = "AAAAAAAAAAAAAAAAAAAAAA"
+Part = tuple[str, bytes, str] | tuple[None, str]
+"""A file's name, content and type, or a text."""
 _FILE: Final = re.compile(r"data:([\w.+-]+/([\w.+-]+));base64,([A-Za-z0-9+/\s]+={0,2}\s*)")
 
 
@@ -61,7 +65,10 @@ class Ideogram:
                 fields["webhook_url"] = hook.url
             elif path.startswith("image/"):  # the others never block, and may not know the word
                 fields["async"] = True
-        return self._call("POST", f"/v2/{path}", **_content(fields))
+        parts = _parts(fields)
+        is_form = ticket.model in _TAKE_FORMS or any(file for _, (file, *_) in parts)
+        content: dict[str, Any] = {"files": parts} if is_form else {"json": fields}
+        return self._call("POST", f"/v2/{path}", **content)
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = base.content(answer)
@@ -128,17 +135,16 @@ def _path(model: str) -> str:
     return path if "/" in path else f"image/generate/{path}"
 
 
-def _content(fields: dict[str, Any]) -> dict[str, Any]:
-    """Send JSON; where there are files, as data URIs, a form of parts, as Ideogram fetches none."""
-    parts = [
+def _parts(fields: dict[str, Any]) -> list[tuple[str, Part]]:
+    """Write a form: files, which come as data URIs, as Ideogram fetches none; all else as text."""
+    return [
         (name, _file(name, value) or (None, plain(value)))
         for name, given in fields.items()
         for value in (given if isinstance(given, list) else [given])
     ]
-    return {"files": parts} if any(part[0] for _, part in parts) else {"json": fields}
 
 
-def _file(name: str, value: Any) -> tuple[str, bytes, str] | None:
+def _file(name: str, value: Any) -> Part | None:
     found = _FILE.fullmatch(value) if isinstance(value, str) else None
     if found is None:
         return None
