@@ -22,7 +22,8 @@ from receiver.app import create_app, migrate
 from receiver.cli.client import Client
 from receiver.cli.emulating import EMULATOR, chats_of, emulated, environment
 from receiver.cli.output import program
-from receiver.deliveries.registry import Registry, load, loaded_files, reload
+from receiver.deliveries.importing import load, loaded_files, reload
+from receiver.deliveries.registry import Registry
 from receiver.http.listening import listening, url_of
 from receiver.http.server import Server
 from receiver.model.errors import HandlerError, ReceiverError, StoreUnavailable

@@ -23,7 +23,7 @@ import structlog
 
 from receiver.deliveries.containment import Charge, charged, contain, contained, said, take_back
 from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, Fetched, fetch_soon
-from receiver.deliveries.registry import Dead, Handler, Retry, Skip
+from receiver.deliveries.handlers import Dead, Handler, Retry, Skip
 from receiver.model.retry import Failure, FailureKind
 from receiver.model.sealing import Seals, hidden, texts_in
 from receiver.model.values import Mode, Output, Prediction, Stored

@@ -28,7 +28,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import httpx
 import msgspec
 
-from receiver.deliveries.registry import Dead
+from receiver.deliveries.handlers import Dead
 from receiver.model.values import Output
 from receiver.providers.transport import UnknownEncoding, pieces
 from receiver.settings.tls import trusted

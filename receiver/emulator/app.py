@@ -12,11 +12,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from receiver.emulator import faults, pictures, wire
-from receiver.emulator.chats import Chats
+from receiver.emulator.chats.platforms import Chats
+from receiver.emulator.chats.scene import Scene
 from receiver.emulator.options import Options
 from receiver.emulator.oxen import Oxen
 from receiver.emulator.providers import CALLING, Emulated
-from receiver.emulator.scene import Scene
 from receiver.emulator.world import World
 
 

@@ -13,14 +13,14 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import BaseRoute, Match, Route
 
-from receiver.emulator.chats import Chats
+from receiver.emulator.chats.platforms import Chats
+from receiver.emulator.chats.scene import Scene
 from receiver.emulator.endings import Ending
 from receiver.emulator.faults import Faults
 from receiver.emulator.ledger import Prediction, State
 from receiver.emulator.options import Options
 from receiver.emulator.oxen import Oxen
 from receiver.emulator.providers import CALLING, Emulated
-from receiver.emulator.scene import Scene
 from receiver.emulator.wire import EventStream, HangUp
 from receiver.emulator.world import World
 

@@ -46,7 +46,7 @@ from receiver.observability.runtime import Runtime
 from receiver.predictions.facade import Predictions
 from receiver.providers import DECLARED, NAMES
 from receiver.settings import After, Settings
-from receiver.store.facade import Chore, Store
+from receiver.store.facade import Housekeeping, Store
 
 ALWAYS: Final = open_routes([AliveRoutes(), DocsRoutes()])
 """The routes that need nothing that lives."""
@@ -77,9 +77,9 @@ class Http:
         deliveries: Deliveries,
         runtime: Runtime,
         after: After,
-        chores: Mapping[str, Chore],
+        housekeeping: Housekeeping,
     ) -> None:
-        """Make one; `after` and `chores` are for where no process does such things by itself."""
+        """Make one; `after` and `housekeeping` are for where no process does such things."""
         self._settings = settings
         self._allowed = {name: each.allowed_sources for name, each in settings.providers.items()}
         self._telemetry = runtime.telemetry
@@ -87,7 +87,7 @@ class Http:
         self._deliveries = deliveries
         self._runs_sources = False
         """Whether the sources of plugins run here."""
-        self.drain = Drain(store, predictions, deliveries, runtime, chores)
+        self.drain = Drain(store, predictions, deliveries, runtime, housekeeping)
         self._limits = Limits(settings)
         self._live = LiveStream(store.changes, store.attempts, runtime.wakeups)
         self._rejections = Rejections(store.discarded.count, runtime.clock)

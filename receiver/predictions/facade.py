@@ -30,11 +30,9 @@ from receiver.predictions.tokens import Tokens
 from receiver.providers.adapter import Streamed
 from receiver.settings import Settings
 from receiver.settings.egress import outward
-from receiver.store.facade import Chore, Store
+from receiver.store.facade import Housekeeping, Store
 from receiver.store.leases import Leader, LeaseRequest
 
-# httpcore asks the system about each idle connection at each request.
-_CONNECTIONS: Final = httpx.Limits(max_connections=200, max_keepalive_connections=8)
 _CAUGHT_UP: Final = 60.0
 """Seconds in which no other process that starts needs to ask about everything again."""
 
@@ -60,7 +58,7 @@ class Predictions:
         self.client = Client(
             runtime.tracing,
             tells=False,
-            transport=network or outward(settings.proxies, limits=_CONNECTIONS),
+            transport=network or outward(settings.proxies, lanes=True),
             headers={"Accept-Encoding": "identity"},
         )
         providers = settings.adapters(runtime.clock)
@@ -165,7 +163,7 @@ class Predictions:
         )
         return await self._store.leases.hold(role)
 
-    def chores(self) -> dict[str, Chore]:
+    def housekeeping(self) -> Housekeeping:
         """Return what one of all processes does every few seconds, by name."""
         return {"submits": self._submit_queued, "looks": self._poll_due}
 

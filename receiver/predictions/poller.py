@@ -81,7 +81,7 @@ class Poller:
         """Look whenever something falls due, for as long as the app runs.
 
         Where other processes do the same, each looks when what it has in hand itself falls due;
-        what a dead one had in hand is found by the sweeps.
+        what a dead one had in hand is found by housekeeping.
         """
         with self._runtime.wakeups.listen("poll") as awake:
             await repeat(self._step, awake, longest=self._longest)

@@ -40,8 +40,8 @@ from receiver.cli.doctor.network import (
     check_public_url,
     check_receiver,
 )
+from receiver.deliveries.importing import look as look_at_handlers
 from receiver.deliveries.registry import Registry
-from receiver.deliveries.registry import look as look_at_handlers
 from receiver.predictions.tokens import Tokens
 from receiver.settings import Caller, Settings
 from receiver.settings.development import secret_file
