@@ -52,7 +52,7 @@ SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
     (
         "oxen",
         "google-nano-banana-pro",
-        {"prompt": "the same lighthouse, at dawn", "resolution": "2K", **_OXEN_IMAGE},
+        {"prompt": "the same lighthouse at dawn", "resolution": "2K", **_OXEN_IMAGE},
         "",
     ),
     ("oxen", "nano-banana-2", {"prompt": "a harbour from above", "resolution": "1K"}, ""),
@@ -63,6 +63,9 @@ SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
         "",
     ),
     ("fal", "fal-ai/nano-banana", {"prompt": "a paper boat on a lake", "num_images": 1}, ""),
+    ("ideogram", "nano-banana-2", {"prompt": "a poster that says OPEN"}, ""),
+    ("wavespeed", "google/nano-banana-pro/text-to-image", {"prompt": "a snail on a leaf"}, ""),
+    ("openrouter", "google/veo-3.1", {"prompt": "waves on a beach", "duration": 4}, ""),
     ("fal", "fal-ai/nano-banana", {"prompt": "a kite [repeat_callback]"}, "told three times"),
     ("eachlabs", "nano-banana", {"prompt": "an owl [lose_callback]"}, "callback lost, so asked"),
     ("fal", "fal-ai/nano-banana", {"prompt": "a ship in a bottle [fail]"}, "the model fails"),
@@ -87,6 +90,9 @@ _STYLES: Final = {"succeeded": "green", "failed": "red", "done": "green", "dead"
 PROOFS: Final = {
     "fal webhook": "fal.ai's signature",
     "eachlabs webhook": "Eachlabs' secret, one for each prediction",
+    "ideogram webhook": "Ideogram's signature",
+    "wavespeed webhook": "WaveSpeed's signature",
+    "openrouter webhook": "OpenRouter's signature",
     "oxen sse": "our own connection to Oxen.ai's stream",
 }
 """What proves an outcome, by its way."""
@@ -276,10 +282,10 @@ class _Feed(io.TextIOBase):
 
 
 _WORDS: Final = {
-    "submit.accepted": "[cyan]→ {provider:9}[/] took {prediction:.22}… as {provider_id:.13}…",
-    "outcome.taken": "[magenta]← {provider:9}[/] said {outcome} by {channel}: {verdict}",
-    "handler.attempt": "[green]✓ {handler:9}[/] {result}, {seconds} s, attempt {attempt}",
-    "stream.connected": "[cyan]↔ {provider:9}[/] is listened to",
+    "submit.accepted": "[cyan]→ {provider:10}[/] took {prediction:.22}… as {provider_id:.13}…",
+    "outcome.taken": "[magenta]← {provider:10}[/] said {outcome} by {channel}: {verdict}",
+    "handler.attempt": "[green]✓ {handler:10}[/] {result}, {seconds} s, attempt {attempt}",
+    "stream.connected": "[cyan]↔ {provider:10}[/] is listened to",
 }
 
 

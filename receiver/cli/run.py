@@ -191,7 +191,7 @@ def emulate(
         str, typer.Option(help="The address of the receiver that chat platforms call.")
     ] = "http://127.0.0.1:8000",
 ) -> None:
-    """Serve Oxen.ai, Eachlabs, fal.ai, Slack, Discord and Telegram here, for tests and demos.
+    """Serve the providers, Slack, Discord and Telegram here, for tests and demos.
 
     It prints what a receiver needs to use them; `serve --emulate` needs nothing of that.
     `receiver chat` opens a chat.
@@ -221,7 +221,7 @@ def demo(
     folder: Annotated[str | None, typer.Option(help="Where to save the pictures.")] = None,
     seconds: Annotated[float, typer.Option(help=_PICTURE)] = 1.5,
 ) -> None:
-    """Show it all on one screen: three emulated providers, their outcomes, handlers at work."""
+    """Show it all on one screen: emulated providers, their outcomes, handlers at work."""
     from receiver.cli.demo import run
 
     with failing(OSError):

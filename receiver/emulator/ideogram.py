@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from receiver.emulator import forms, wire
+from receiver.emulator import wire
+from receiver.emulator.chats import forms
 from receiver.emulator.endings import Failure
 from receiver.emulator.keys import Keyring, user_id
 from receiver.emulator.ledger import Prediction

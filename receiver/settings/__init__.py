@@ -75,8 +75,9 @@ class ProviderSettings:
         "{}_WEBHOOK_SECRET",
         parse.secrets,
         (),
-        "what the account's callbacks are signed with; several by comma, newest first",
-        shown="fetched from the provider",
+        "what the account's callbacks are signed with; several by comma, newest first. Without one "
+        "it is asked for at the provider; one that gives none (OpenRouter) is polled",
+        shown="none",
     )
     confirm: bool = setting("{}_CONFIRM", parse.switch, False, "")
     allowed_sources: tuple[Network, ...] | Literal["meta"] | None = setting(

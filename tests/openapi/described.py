@@ -232,6 +232,22 @@ class Proofs(msgspec.Struct, frozen=True, rename="kebab"):
     """fal.ai: unix seconds."""
     x_fal_webhook_signature: str | None = None
     """fal.ai: Ed25519 over the three above and the body's digest, in hex."""
+    x_ideogram_webhook_generation_id: str | None = None
+    """Ideogram: its id of the generation."""
+    x_ideogram_webhook_user_id: str | None = None
+    """Ideogram: its id of the user."""
+    x_ideogram_webhook_timestamp: str | None = None
+    """Ideogram: unix seconds."""
+    x_ideogram_webhook_signature: str | None = None
+    """Ideogram: as fal.ai's."""
+    webhook_id: str | None = None
+    """WaveSpeed: its id of the message."""
+    webhook_timestamp: str | None = None
+    """WaveSpeed: unix seconds."""
+    webhook_signature: str | None = None
+    """WaveSpeed: `v3,` and an HMAC-SHA256 in hex over the two above and the body, with dots."""
+    x_openrouter_signature: str | None = None
+    """OpenRouter: `t=` unix seconds, `,v1=` an HMAC-SHA256 in hex over them, a comma, the body."""
 
 
 Token = Annotated[
