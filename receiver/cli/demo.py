@@ -52,7 +52,7 @@ SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
     (
         "oxen",
         "google-nano-banana-pro",
-        {"prompt": "the same lighthouse at dawn", "resolution": "2K", **_OXEN_IMAGE},
+        {"prompt": "the same lighthouse, at dawn", "resolution": "2K", **_OXEN_IMAGE},
         "",
     ),
     ("oxen", "nano-banana-2", {"prompt": "a harbour from above", "resolution": "1K"}, ""),
