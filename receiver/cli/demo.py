@@ -63,12 +63,14 @@ SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
         "",
     ),
     ("fal", "fal-ai/nano-banana", {"prompt": "a paper boat on a lake", "num_images": 1}, ""),
-    ("ideogram", "nano-banana-2", {"prompt": "a poster that says OPEN"}, ""),
-    ("wavespeed", "google/nano-banana-pro/text-to-image", {"prompt": "a snail on a leaf"}, ""),
-    ("openrouter", "google/veo-3.1", {"prompt": "waves on a beach", "duration": 4}, ""),
     ("fal", "fal-ai/nano-banana", {"prompt": "a kite [repeat_callback]"}, "told three times"),
     ("eachlabs", "nano-banana", {"prompt": "an owl [lose_callback]"}, "callback lost, so asked"),
     ("fal", "fal-ai/nano-banana", {"prompt": "a ship in a bottle [fail]"}, "the model fails"),
+    ("replicate", "google/nano-banana", {"prompt": "a bridge in fog"}, ""),
+    ("ideogram", "nano-banana-2", {"prompt": "a poster with a whale"}, ""),
+    ("bfl", "flux-2-pro", {"prompt": "a meadow after rain"}, ""),
+    ("wavespeed", "google/nano-banana-pro/text-to-image", {"prompt": "a snail on a leaf"}, ""),
+    ("openrouter", "google/veo-3.1", {"prompt": "waves on a beach", "duration": 4}, ""),
 )
 _CHAT: Final = "/imagine a lighthouse on the moon"
 """What somebody types in Slack, emulated too."""
@@ -90,9 +92,11 @@ _STYLES: Final = {"succeeded": "green", "failed": "red", "done": "green", "dead"
 PROOFS: Final = {
     "fal webhook": "fal.ai's signature",
     "eachlabs webhook": "Eachlabs' secret, one for each prediction",
+    "replicate webhook": "the secret of the account at Replicate",
     "ideogram webhook": "Ideogram's signature",
-    "wavespeed webhook": "WaveSpeed's signature",
-    "openrouter webhook": "OpenRouter's signature",
+    "bfl webhook": "BFL's signature, with a secret of each prediction",
+    "wavespeed webhook": "the secret of the account at WaveSpeed",
+    "openrouter webhook": "the secret of the workspace at OpenRouter",
     "oxen sse": "our own connection to Oxen.ai's stream",
 }
 """What proves an outcome, by its way."""

@@ -9,10 +9,9 @@ Words in a prompt decide how a prediction goes:
 
     [fail]        the model fails
     [timeout]     the model runs out of time
-    [moderated]   the content policy stops it
+    [moderated]   the content policy stops it (Ideogram: a picture without a URL)
     (no prompt)   the model misses it, unless there is an image or a video to work on
     [refuse]      the submit itself is refused: the balance is used up
-    [unsafe]      the submit itself is refused for what it asks for (Ideogram)
     [slow]        it takes ten times as long
     [fast]        it takes no time
     [never]       it never ends
@@ -37,12 +36,15 @@ Faults, with the fields that only they read (and their defaults):
     reorder_callbacks  it is sent after the next one, or after `seconds` (2)
     early_callback     it arrives before the submit is answered; waits up to `seconds` (1) for that
     refuse_submit      `status` (503), `retry_after` and `reason`; not billed
+    lock_account       fal answers submits 403, "User is locked", with `reason`; polls go on
+    reserve_money      Eachlabs answers submits 402 while another is at work
+    late_success       Eachlabs calls back with a success after it has canceled
     drop_submit        the connection is closed; not billed
     stall_submit       billed, then silence for `seconds` (0), then the connection is closed
     break_poll         `answer`: error (HTTP 500), garbage (no JSON) or missing (HTTP 404)
-    break_jwks         the same for what a provider hands out: its key set, or a secret
-    rotate_keys        at once: what they sign with and hand out is withdrawn for a new one
-    wrong_signature    they sign with a stranger's key; Eachlabs sends another secret
+    break_jwks         the same for key sets, and for the secrets of accounts that are shown
+    rotate_keys        at once: what they sign with is withdrawn for a new one
+    wrong_signature    they sign with a stranger's key or secret; Eachlabs sends another
     stale_timestamp    their signature is `seconds` (600) old
     null_payload       fal could not put the result into the callback
     large_output       pictures come as data URIs, `size` (300,000) bytes longer than they are

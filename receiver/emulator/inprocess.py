@@ -30,7 +30,9 @@ BY_HAND: Final = Options(
     stray_events=0,
     eachlabs_in_flight=None,
     eachlabs_per_minute=None,
+    replicate_per_minute=None,
     ideogram_in_flight=None,
+    bfl_in_flight=None,
 )
 
 

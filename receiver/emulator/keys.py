@@ -62,11 +62,6 @@ def signed_text(request_id: str, user_id: str, at: int, body: bytes) -> bytes:
     return "\n".join([request_id, user_id, str(at), hashlib.sha256(body).hexdigest()]).encode()
 
 
-def user_id(account: str) -> str:
-    """Name an account without its key."""
-    return "user-" + hashlib.sha256(account.encode()).hexdigest()[:12]
-
-
 def _x(key: Ed25519PrivateKey, *, padded: bool) -> str:
     text = base64.urlsafe_b64encode(key.public_key().public_bytes_raw()).decode()
     return text if padded else text.rstrip("=")

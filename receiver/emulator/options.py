@@ -6,7 +6,9 @@ import msgspec
 
 from receiver.emulator.endings import Ending
 
-Provider = Literal["oxen", "eachlabs", "fal", "ideogram", "wavespeed", "openrouter"]
+Provider = Literal[
+    "oxen", "eachlabs", "fal", "replicate", "ideogram", "bfl", "wavespeed", "openrouter"
+]
 Shape = Literal["new", "old", "mixed"]
 
 
@@ -55,10 +57,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Ranges that fal says its callbacks come from; ours do come from this machine."""
     eachlabs_in_flight: int | None = 10
     """Unfinished predictions per key; None lifts the limit."""
+    eachlabs_shut: float = 0
+    """Seconds for which a submit that was refused for that limit keeps its key shut out."""
     eachlabs_per_minute: int | None = 100
     """Requests of every kind per key and minute; None lifts the limit."""
+    replicate_per_minute: int | None = 600
+    """Submits per key and minute; None lifts the limit."""
     ideogram_in_flight: int | None = 10
-    """Unfinished generations per key; None lifts the limit."""
+    bfl_in_flight: int | None = 24
+    """Unfinished predictions per key; None lifts the limit."""
     fal_concurrency: int | None = None
     """Predictions in progress at once (a new account has 2); None lifts the limit."""
     api_keys: frozenset[str] | None = None

@@ -1,21 +1,24 @@
-"""Ideogram: pictures and videos by one endpoint for each model; callbacks are signed as fal's are.
+"""Ideogram (API v2): one endpoint for each model, callbacks signed by Ed25519, files as parts.
 
-Facts: developer.ideogram.ai (v2: generate, generations, errors, webhooks). A failure is told to
-nobody, so it is found by asking; a picture that its safety check withholds is paid for, too.
+Facts: developer.ideogram.ai, v2 pages and webhooks (2026-10). A callback tells only what was made:
+what failed is found by a poll, which also says what it cost.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
+from urllib.parse import unquote_to_bytes
 
 import httpx
+import msgspec
 
-from receiver.model.states import cause_of
-from receiver.model.values import Error, Outcome, Ticket, plain
+from receiver.model.errors import Problem, Unreadable
+from receiver.model.values import Outcome, OutcomeKind, Ticket
 from receiver.providers import adapter as base
 from receiver.providers.adapter import (
     Accepted,
@@ -24,23 +27,27 @@ from receiver.providers.adapter import (
     CallbackTarget,
     ProviderResponse,
     Receipt,
-    Refused,
 )
 from receiver.providers.declared import Declared
 from receiver.providers.signatures import read_jwks, verify_ed25519
 
-_KINDS: Final = {"pending": "processing", "completed": "succeeded", "failed": "failed"}
-_WITHHELD: Final = "withheld by Ideogram's safety check"
-_CHOOSES: Final = "auto"
-"""The model that takes no webhook."""
-_TAKE_FORMS: Final = frozenset({"nano-banana-2", "ideogram-4-6"})
-"""Those whose pages know a form of parts alone; the others take JSON where there is no file."""
-_DEAREST: Final = 10**12
-"""Microdollars; no cost is higher."""
-_NO_GENERATION: Final = "AAAAAAAAAAAAAAAAAAAAAA"
-Part = tuple[str, bytes, str] | tuple[None, str]
-"""A file's name, content and type, or a text."""
-_FILE: Final = re.compile(r"data:([\w.+-]+/([\w.+-]+));base64,([A-Za-z0-9+/\s]+={0,2}\s*)")
+_KINDS: Final[dict[str, OutcomeKind]] = {
+    "pending": "processing",
+    "completed": "succeeded",
+    "failed": "failed",
+}
+_OURS: Final = frozenset({"webhook_url", "async"})
+_IN_PARTS: Final = frozenset({"nano-banana-2", "ideogram-4-6"})
+"""Models that take parts even where no file is among them."""
+_NO_HOOK: Final = frozenset({"auto"})
+_FILES: Final = re.compile(r"(?:\w+_)?images?|mask")
+_DATA: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)[^,]*?(;base64)?,", re.IGNORECASE)
+_NOBODYS: Final = "00000000-0000-0000-0000-000000000000"
+_WITHHELD: Final = "Ideogram's safety check has withheld every image"
+_MOST_MICROS: Final = 2**53
+
+Part = tuple[str, tuple[str | None, bytes, str | None]]
+"""A part of a form: its name, and the file's name, content and type; without a name, a text."""
 
 
 @dataclass(frozen=True)
@@ -49,152 +56,215 @@ class Ideogram:
 
     key: str
     base_url: str
-    jwks_url: str
     name: ClassVar[Literal["ideogram"]] = "ideogram"
     proof: ClassVar[Literal["public_keys"]] = "public_keys"
     stream_path: ClassVar[None] = None
 
-    def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
-        """Refuse only a model that could not be a path."""
+    def check(self, model: str, input: dict[str, Any]) -> None:
+        """Refuse what could not be sent: files elsewhere, and a callback instead of ours."""
         base.model_path(model)
+        if unfit := sorted(_OURS & input.keys()):
+            detail = f"how the outcome comes is the receiver's part: leave out {', '.join(unfit)}"
+            raise Problem(422, "unsupported-input", detail)
+        if _is_in_parts(model, input) and (far := sorted(set(_elsewhere(input)))):
+            detail = f"Ideogram takes files: give {', '.join(far)} as data URIs, not as URLs"
+            raise Problem(422, "unsupported-input", detail)
 
     def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:
-        path, fields = _path(ticket.model), dict(ticket.input)
+        fields, model = dict(ticket.input), base.model_path(ticket.model)
+        path = f"/v2/{model}" if "/" in model else f"/v2/image/generate/{model}"
         if ticket.mode == "queue":
-            if hook is not None and ticket.model != _CHOOSES:
+            told = hook is not None and ticket.model not in _NO_HOOK
+            if hook and told:
                 fields["webhook_url"] = hook.url
-            elif path.startswith("image/"):  # the others never block, and may not know the word
+            elif path.startswith("/v2/image/"):  # the others never block, and may not know the word
                 fields["async"] = True
-        parts = _parts(fields)
-        is_form = ticket.model in _TAKE_FORMS or any(file for _, (file, *_) in parts)
-        content: dict[str, Any] = {"files": parts} if is_form else {"json": fields}
-        return self._call("POST", f"/v2/{path}", **content)
+        if not _is_in_parts(ticket.model, fields):
+            return self._call("POST", path, json=fields)
+        parts = list(_parts(fields))
+        kind = f"multipart/form-data; boundary={_boundary(parts)}"
+        return self._call("POST", path, files=parts, headers={"Content-Type": kind})
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = base.content(answer)
-        if answer.status == httpx.codes.UNPROCESSABLE_ENTITY:  # its safety check says no more
-            return Refused(_reason(body) or "refused by Ideogram's safety check", "content_policy")
-        if settled := base.settle_submit(answer, _reason(body)):
+        unsafe = answer.status == httpx.codes.UNPROCESSABLE_ENTITY
+        if settled := base.settle_submit(answer, _said(body), "safety" if unsafe else ""):
             return settled
-        outcome = _outcome(body, ticket.input)
-        if ticket.mode == "sync" and cause_of(outcome):
-            return outcome
-        if outcome.provider_id is None:
+        provider_id = base.identifier(body.get("generation_id"))
+        if provider_id is None:
             return Ambiguous("Ideogram accepted the submit without a generation_id")
-        return outcome if ticket.mode == "sync" else Accepted(outcome.provider_id)
+        if ticket.mode == "queue":
+            return Accepted(provider_id)
+        if not isinstance(body.get("data"), list):  # some models never block
+            return Outcome(kind="processing", provider_id=provider_id)
+        return _made(body, provider_id, ticket.input)
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> str:
-        prefix = b"x-ideogram-webhook-"
-        return verify_ed25519(callback, prefix, b"generation-id", now=now, keys=keys)
+        prefix, id_header = b"x-ideogram-webhook-", b"generation-id"
+        return verify_ed25519(callback, prefix, id_header, now=now, keys=keys)
 
     def keys(self) -> httpx.Request:
-        return httpx.Request("GET", self.jwks_url)
+        return httpx.Request("GET", f"{self.base_url}/v1/.well-known/jwks.json")
 
     def read_keys(self, body: bytes) -> list[bytes]:
         return read_jwks(body)
 
     def read(self, body: bytes) -> Outcome:
-        outcome = _outcome(base.decode_object(body))
-        if cause_of(outcome) is None:
-            return Outcome(kind="ask", provider_id=outcome.provider_id)
-        return outcome
+        payload = base.decode_object(body)
+        provider_id = base.identifier(payload.get("generation_id"))
+        if payload.get("status") is not None:  # none is documented, so another may say failed
+            outcome = _outcome(payload, provider_id)
+            return outcome if outcome.kind != "processing" else _ask(provider_id)
+        if not isinstance(payload.get("data"), list):
+            return _ask(provider_id)
+        return _made(payload, provider_id)
 
     def poll(self, ticket: Ticket) -> httpx.Request:
-        return self._call("GET", f"/v2/generations/{base.model_path(ticket.provider_id or '')}")
+        return self._call("GET", _path(ticket.provider_id or ""))
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
         if answer.status == httpx.codes.NOT_FOUND:
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status != httpx.codes.OK:
-            raise base.unexpected(answer, _reason(base.error_body(answer.body)))
-        return _outcome(base.decode_object(answer.body), ticket.input)
+            raise base.unexpected(answer, _said(base.error_body(answer.body)))
+        body = base.decode_object(answer.body)
+        if not isinstance(body.get("status"), str):
+            raise Unreadable("no status")
+        return _outcome(
+            body, base.identifier(body.get("generation_id"), ticket.provider_id), ticket
+        )
 
     def cancel(self, ticket: Ticket) -> None:
-        """Return nothing: Ideogram has no call that stops a generation."""
+        """Return nothing: there is no such call."""
 
     def details(self, model: str) -> None:
-        """Return nothing: Ideogram describes its models on pages alone."""
+        """Return nothing: there is no such call."""
 
     def try_key(self) -> httpx.Request:
         """Ask for a generation that does not exist."""
-        return self._call("GET", f"/v2/generations/{_NO_GENERATION}")
+        return self._call("GET", _path(_NOBODYS))
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
-        """Take Ideogram's own 404 for a yes: a bad key gets a 401 before anything is looked up."""
-        said = answer.status == httpx.codes.NOT_FOUND and _reason(base.error_body(answer.body))
-        return base.let_in(answer, sign=bool(said))
+        """Take its own 404 for a yes: a bad key gets a 401 before anything is looked up."""
+        looked_up = answer.status == httpx.codes.NOT_FOUND and bool(_said(_object(answer)))
+        return base.let_in(answer, sign=looked_up)
 
-    def _call(self, method: str, path: str, **content: Any) -> httpx.Request:
-        headers = {"Api-Key": self.key, "Accept": "application/json"}
-        return httpx.Request(method, self.base_url + path, headers=headers, **content)
-
-
-def _path(model: str) -> str:
-    """Return where a model is: a bare name generates pictures, any other is a path by itself."""
-    path = base.model_path(model)
-    return path if "/" in path else f"image/generate/{path}"
+    def _call(
+        self, method: str, path: str, *, headers: dict[str, str] | None = None, **content: Any
+    ) -> httpx.Request:
+        ours = {"Api-Key": self.key, "Accept": "application/json", **(headers or {})}
+        return httpx.Request(method, self.base_url + path, headers=ours, **content)
 
 
-def _parts(fields: dict[str, Any]) -> list[tuple[str, Part]]:
-    """Write a form: files, which come as data URIs, as Ideogram fetches none; all else as text."""
-    return [
-        (name, _file(name, value) or (None, plain(value)))
-        for name, given in fields.items()
-        for value in (given if isinstance(given, list) else [given])
-    ]
+def _path(provider_id: str) -> str:
+    return f"/v2/generations/{base.model_path(provider_id)}"
 
 
-def _file(name: str, value: Any) -> Part | None:
-    found = _FILE.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        return None
+def _object(answer: ProviderResponse) -> dict[str, Any]:
+    """Read an object; where there is none, nothing."""
     try:
-        content = base64.b64decode("".join(found[3].split()), validate=True)
-    except ValueError:
-        return None
-    return f"{name}.{found[2]}", content, found[1]
+        return base.decode_object(answer.body)
+    except Unreadable:
+        return {}
 
 
-def _outcome(body: dict[str, Any], sent: dict[str, Any] | None = None) -> Outcome:
-    """Read what all channels have in common; only the poll says a status and what it cost."""
-    made = body.get("data")
-    status = body.get("status", "completed" if made else None)
-    kind = base.lookup(_KINDS, status, "processing")
-    cost = body.get("usage_cost_usd_micros")
-    more: dict[str, Any] = {
-        "provider_id": base.identifier(body.get("generation_id")),
-        "cost": cost if type(cost) is int and 0 <= cost <= _DEAREST else None,
-    }
+def _ask(provider_id: str | None) -> Outcome:
+    return Outcome(kind="ask", provider_id=provider_id)
+
+
+def _outcome(
+    body: dict[str, Any], provider_id: str | None, ticket: Ticket | None = None
+) -> Outcome:
+    kind = base.lookup(_KINDS, body.get("status"), "processing")
+    if kind == "succeeded":
+        return _made(body, provider_id, ticket.input if ticket else None)
     if kind == "failed":
-        return Outcome(kind=kind, error=base.failure(_reason(body)), **more)
-    if kind != "succeeded" or not isinstance(made, list):
-        return Outcome(kind="processing", **more)
-    if results := base.outputs(made, sent):
-        return Outcome(kind="succeeded", output=results, **more)
-    if any(isinstance(item, dict) and item.get("is_image_safe") is False for item in made):
-        error = Error(code="content_policy", message=_WITHHELD)
-    else:
-        error = base.failure("Ideogram completed it without a result")
-    return Outcome(kind="failed", error=error, **more)
+        error = base.failure(base.spoken(body.get("failure_reason")) or _said(body))
+        return Outcome(kind=kind, provider_id=provider_id, error=error, cost=_cost(body))
+    return Outcome(kind=kind, provider_id=provider_id)
 
 
-def _reason(body: dict[str, Any]) -> str:
-    """Find the words of an error, with the code that Ideogram gives to some."""
-    code = base.words(body.get("reject_reason"))
-    return base.join(filter(None, (base.spoken(body.get("failure_reason")) or _said(body), code)))
+def _made(body: dict[str, Any], provider_id: str | None, sent: Any = None) -> Outcome:
+    """Read what was made; an image that is withheld has an empty URL, and costs all the same."""
+    images = body.get("data")
+    made = base.outputs(images, sent)
+    if not made and isinstance(images, list) and any(map(_is_withheld, images)):
+        error = base.failure(_WITHHELD, "safety")
+        return Outcome(kind="failed", provider_id=provider_id, error=error, cost=_cost(body))
+    return Outcome(kind="succeeded", provider_id=provider_id, output=made, cost=_cost(body))
+
+
+def _is_withheld(image: Any) -> bool:
+    return isinstance(image, dict) and image.get("is_image_safe") is False
+
+
+def _cost(body: dict[str, Any]) -> int | None:
+    micros = body.get("usage_cost_usd_micros")
+    return micros if type(micros) is int and 0 <= micros < _MOST_MICROS else None
 
 
 def _said(body: dict[str, Any]) -> str:
-    return base.words(*(base.spoken(body.get(name)) for name in ("error", "message", "detail")))
+    places = ("message", "error", "detail", "reject_reason")
+    return base.join(dict.fromkeys(base.spoken(body.get(name)) for name in places))
+
+
+# --- parts ---
+
+
+def _is_in_parts(model: str, fields: dict[str, Any]) -> bool:
+    return model in _IN_PARTS or any(_DATA.match(text) for _, text in _files(fields))
+
+
+def _files(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Return the texts under the names of files."""
+    for name, value in fields.items():
+        if _FILES.fullmatch(name):
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, str):
+                    yield name, each
+
+
+def _elsewhere(fields: dict[str, Any]) -> Iterator[str]:
+    return (name for name, text in _files(fields) if not _DATA.match(text))
+
+
+def _parts(fields: dict[str, Any]) -> Iterator[Part]:
+    for name, value in fields.items():
+        for number, each in enumerate(value if isinstance(value, list) else [value]):
+            found = _DATA.match(each) if isinstance(each, str) and _FILES.fullmatch(name) else None
+            if found:
+                kind = found[1].lower()
+                file = f"{name}-{number}.{kind.partition('/')[2]}"
+                yield name, (file, _content(each[found.end() :], is_base64=bool(found[2])), kind)
+            elif each is not None:
+                yield name, (None, _text(each), None)
+
+
+def _content(text: str, *, is_base64: bool) -> bytes:
+    raw = unquote_to_bytes(text)
+    try:
+        return base64.b64decode(b"".join(raw.split()), validate=True) if is_base64 else raw
+    except ValueError:
+        raise Unreadable("a data URI whose content is not base64") from None
+
+
+def _text(value: Any) -> bytes:
+    """Write a value of a form: text as it is, all else as JSON has it."""
+    return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
+
+
+def _boundary(parts: list[Part]) -> str:
+    """Make what stands between parts: no part can hold the digest of them all."""
+    digest = hashlib.sha256()
+    for name, (_, content, _) in parts:
+        digest.update(b"%d/%d/" % (len(name), len(content)) + name.encode() + content)
+    return digest.hexdigest()[:48]
 
 
 DECLARED: Final = Declared(
-    make=lambda given: Ideogram(given.key, given.urls["base"], given.urls["jwks"]),
+    make=lambda given: Ideogram(given.key, given.urls["base"]),
     key="IDEOGRAM_API_KEY",
-    urls={
-        "base": "https://api.ideogram.ai",
-        "jwks": "https://api.ideogram.ai/v1/.well-known/jwks.json",
-    },
+    urls={"base": "https://api.ideogram.ai"},
     path="/v2",
     example="nano-banana-2",
     max_in_flight=10,

@@ -1,4 +1,6 @@
-"""What only OpenRouter does; that its adapter understands it is in test_adapters."""
+"""What is OpenRouter's own: envelopes with a cost, ends with a word each, videos for a key."""
+
+from __future__ import annotations
 
 from typing import Any
 
@@ -6,16 +8,16 @@ import pytest
 
 from receiver.emulator.openrouter import signature
 from receiver.providers.adapter import Guarding
-from tests.emulator.adapting import Adapted
 from tests.emulator.serving import Emulated, Mailbox
+from tests.emulator.test_adapters_agree import Talk
 
 VIDEOS = "/openrouter/api/v1/videos"
-KEY = {"authorization": "Bearer key-1"}
+KEY = {"authorization": "Bearer k"}
 
 
 @pytest.fixture
-def adapted(emulated: Emulated) -> Adapted:
-    return Adapted(emulated, "openrouter")
+def talk(emulated: Emulated) -> Talk:
+    return Talk("openrouter", emulated)
 
 
 def test_the_signature_is_that_of_the_vector() -> None:
@@ -27,38 +29,34 @@ def test_the_signature_is_that_of_the_vector() -> None:
     assert signature("dev_secret", 1767225600, body) == f"t=1767225600,v1={digest}"
 
 
-def test_a_callback_comes_in_an_envelope_with_its_cost(adapted: Adapted, mailbox: Mailbox) -> None:
-    ticket = adapted.taken("a lighthouse", mailbox.url)
+def test_a_callback_comes_in_an_envelope_with_its_cost(talk: Talk, mailbox: Mailbox) -> None:
+    ticket, _ = talk.submit("a lighthouse", mailbox.url)
     mail = mailbox.one()
     assert mail.json["type"] == "video.generation.completed"
     assert mail.headers["x-openrouter-idempotency-key"] == f"{ticket.provider_id}-completed"
-    assert adapted.provider.read(mail.body).cost == adapted.ended(ticket).cost == 250_000
+    assert talk.read(mail).cost == talk.ended(ticket).cost == 250_000
 
 
 @pytest.mark.parametrize(
     ("prompt", "status"), [("[timeout]", "expired"), ("[moderated]", "failed")]
 )
-def test_an_end_has_its_own_event(
-    adapted: Adapted, mailbox: Mailbox, prompt: str, status: str
-) -> None:
-    ticket = adapted.taken(prompt, mailbox.url)
+def test_an_end_has_its_own_event(talk: Talk, mailbox: Mailbox, prompt: str, status: str) -> None:
+    ticket, _ = talk.submit(prompt, mailbox.url)
     mail = mailbox.one()
     assert mail.json["type"] == f"video.generation.{status}"
-    assert adapted.provider.read(mail.body) == adapted.ended(ticket)
+    assert talk.read(mail) == talk.ended(ticket)
 
 
-def test_a_video_is_for_who_has_the_key(adapted: Adapted) -> None:
-    [video] = adapted.ended(adapted.taken("a lighthouse")).output
-    assert isinstance(adapted.provider, Guarding)
+def test_a_video_is_for_who_has_the_key(emulated: Emulated, talk: Talk) -> None:
+    [video] = talk.ended(talk.submit("a lighthouse")[0]).output
+    assert isinstance(talk.provider, Guarding)
     assert video.url
-    assert adapted.provider.authorization(video.url) == "Bearer key-1"
-    for url in ("https://openrouter.ai/api/v1/videos/1/content", f"{adapted.emulated.url}1/x"):
-        assert adapted.provider.authorization(url) is None
-    http = adapted.emulated.http
-    assert http.get(video.url).status_code == 401
+    assert talk.provider.authorization(video.url) == "Bearer k"
+    for url in ("https://openrouter.ai/api/v1/videos/1/content", f"{emulated.url}1/x"):
+        assert talk.provider.authorization(url) is None
     for number, status in (("0", 200), ("1", 404), ("x", 404)):
-        answer = http.get(video.url.replace("index=0", f"index={number}"), headers=KEY)
-        assert answer.status_code == status
+        url = video.url.replace("index=0", f"index={number}")
+        assert emulated.http.get(url, headers=KEY).status_code == status
 
 
 @pytest.mark.parametrize(

@@ -1,33 +1,33 @@
-"""What only WaveSpeed does; that its adapter understands it is in test_adapters."""
+"""What is WaveSpeed's own: wrappers, a dialect of signatures, two ways to refuse, its client."""
+
+from __future__ import annotations
 
 from typing import Any
 
-import httpx
 import pytest
 from wavespeed import Client  # type: ignore[import-untyped]
 
 from receiver.emulator.options import Shape
 from receiver.emulator.wavespeed import signature
-from receiver.model.errors import Unreadable
-from receiver.model.values import Outcome
+from receiver.model.errors import Unproved, Unreadable
 from receiver.providers.adapter import Refused
-from tests.emulator.adapting import Adapted
 from tests.emulator.conftest import Start
 from tests.emulator.serving import Emulated, Mailbox
+from tests.emulator.test_adapters_agree import Talk
 
 MODEL = "google/nano-banana-pro/text-to-image"
+KEY = {"authorization": "Bearer key-1"}
 of_shapes = pytest.mark.parametrize("shape", ["new", "old"])
 
 
 @pytest.fixture
-def adapted(emulated: Emulated) -> Adapted:
-    return Adapted(emulated, "wavespeed")
+def talk(emulated: Emulated) -> Talk:
+    return Talk("wavespeed", emulated)
 
 
 def test_the_signature_is_that_of_the_vector() -> None:
-    made = signature(
-        "whsec_abc123", "wh_2", 1767225600, b'{"id":"t1","status":"failed","error":"no"}'
-    )
+    body = b'{"id":"t1","status":"failed","error":"no"}'
+    made = signature("whsec_abc123", "wh_2", 1767225600, body)
     assert made == "v3,637bf6dff135265dcc5c77ec93dcb4f44dfd8a0e110eac0be93f9b1800350382"
 
 
@@ -53,29 +53,39 @@ def test_the_official_client_finds_nothing_amiss(start: Start, shape: Shape) -> 
     assert "Insufficient credits" in refused["error"]
 
 
-def test_a_callback_is_the_bare_task_with_what_was_asked_for(
-    adapted: Adapted, mailbox: Mailbox
-) -> None:
-    ticket = adapted.taken("a lighthouse", mailbox.url)
+def test_a_callback_is_the_bare_task_with_what_was_asked_for(talk: Talk, mailbox: Mailbox) -> None:
+    ticket, _ = talk.submit("a lighthouse", mailbox.url)
     body = mailbox.one().json
     assert (body["id"], body["input"]) == (ticket.provider_id, ticket.input)
     assert not {"code", "data"} & body.keys()
 
 
+def test_a_callback_under_a_new_secret_wants_it_fetched_again(
+    emulated: Emulated, talk: Talk, mailbox: Mailbox
+) -> None:
+    before = talk.keys()
+    emulated.break_with({"fault": "rotate_keys"})
+    ticket, _ = talk.submit("a lighthouse", mailbox.url)
+    mail = mailbox.one()
+    with pytest.raises(Unproved, match=r"^bad_signature$"):
+        talk.read(mail, before)
+    assert talk.read(mail).provider_id == ticket.provider_id
+
+
 @of_shapes
 def test_the_url_that_is_given_is_followed(start: Start, shape: Shape) -> None:
-    adapted = Adapted(start(shape=shape), "wavespeed")
-    ticket = adapted.taken("a lighthouse")
+    talk = Talk("wavespeed", start(shape=shape))
+    ticket, _ = talk.submit("a lighthouse")
     assert ticket.links["get"].endswith("/result") == (shape == "new")
-    assert adapted.ended(ticket).kind == "succeeded"
+    assert talk.ended(ticket).kind == "succeeded"
 
 
 def test_the_older_refusal_is_a_yes_with_a_code(start: Start) -> None:
-    adapted = Adapted(start(shape="old"), "wavespeed")
-    request = adapted.provider.request(adapted.ticket("[refuse]"), None)
-    answer = adapted.send(request)
-    assert answer.status == 200
-    assert isinstance(adapted.provider.accepted(adapted.ticket("[refuse]"), answer), Refused)
+    emulated = start(shape="old")
+    body = {"prompt": "[refuse]"}
+    answer = emulated.http.post(f"/wavespeed/api/v3/{MODEL}", headers=KEY, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (200, 402)
+    assert isinstance(Talk("wavespeed", emulated).submit("[refuse]")[1], Refused)
 
 
 @pytest.mark.parametrize(
@@ -89,20 +99,18 @@ def test_the_older_refusal_is_a_yes_with_a_code(start: Start) -> None:
 def test_what_cannot_be_made_is_refused(
     emulated: Emulated, content: dict[str, Any], query: str
 ) -> None:
-    headers = {"authorization": "Bearer key-1"}
-    answer: httpx.Response = emulated.http.post(
-        f"/wavespeed/api/v3/{MODEL}{query}", headers=headers, **content
-    )
+    path = f"/wavespeed/api/v3/{MODEL}{query}"
+    answer = emulated.http.post(path, headers=KEY, **content)
     assert (answer.status_code, answer.json()["code"]) == (400, 400)
     assert emulated.ledger()["requests"]["wavespeed"]["rejected"] == 1
 
 
-def test_words_are_words(adapted: Adapted) -> None:
-    outcome: Outcome = adapted.ended(adapted.taken("[text]"))
+def test_words_are_words(talk: Talk) -> None:
+    outcome = talk.ended(talk.submit("[text]")[0])
     assert [output.text for output in outcome.output] == ["the model answered in words"]
 
 
-def test_a_secret_that_is_not_given_is_unreadable(adapted: Adapted) -> None:
-    adapted.emulated.break_with({"fault": "break_jwks", "answer": "garbage"})
+def test_a_secret_that_is_not_given_is_unreadable(emulated: Emulated, talk: Talk) -> None:
+    emulated.break_with({"fault": "break_jwks", "answer": "garbage"})
     with pytest.raises(Unreadable):
-        adapted.keys()
+        talk.keys()

@@ -39,6 +39,7 @@ from receiver.model.answers import (
     Health,
     Moved,
     OfferedRecipe,
+    Readiness,
     Redelivered,
     Replay,
     Selection,
@@ -195,6 +196,7 @@ EXAMPLES: Final[dict[Any, Any]] = {
     Selection: Selection(handler="save", state="dead"),
     DiscardedItem: _DISCARDED,
     Health: Health(),
+    Readiness: Readiness(locked=[]),
     MEDIA_TYPE: frame(_CHANGE.type, 1207, _CHANGE).decode(),
 }
 """By type, by type and status, or by media type."""
@@ -241,11 +243,13 @@ class Proofs(msgspec.Struct, frozen=True, rename="kebab"):
     x_ideogram_webhook_signature: str | None = None
     """Ideogram: as fal.ai's."""
     webhook_id: str | None = None
-    """WaveSpeed: its id of the message."""
+    """Replicate, WaveSpeed: the id of the message."""
     webhook_timestamp: str | None = None
-    """WaveSpeed: unix seconds."""
+    """Replicate, WaveSpeed: unix seconds."""
     webhook_signature: str | None = None
-    """WaveSpeed: `v3,` and an HMAC-SHA256 in hex over the two above and the body, with dots."""
+    """Replicate: as Standard Webhooks have it. WaveSpeed: `v3,` and the HMAC in hex."""
+    x_bfl_signature: str | None = None
+    """BFL: `sha256=` and an HMAC-SHA256 of the body in hex."""
     x_openrouter_signature: str | None = None
     """OpenRouter: `t=` unix seconds, `,v1=` an HMAC-SHA256 in hex over them, a comma, the body."""
 

@@ -6,12 +6,9 @@ says in plain JSON what must come out; `says` tells where the shape comes from, 
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from email import message_from_bytes
-from email.message import Message
 from pathlib import Path
 from typing import Any, Final
 
@@ -173,6 +170,16 @@ def _publishing(provider: Provider) -> Publishing:
     return provider
 
 
+def _found(provider: Provider, sample: Sample) -> Any:
+    """Say which candidates a page has, each with where it is called back if that is said."""
+    found = _searched(provider).found(sample.ticket.ticket(), sample.answered())
+    ids = [
+        [c.provider_id, c.callback_url] if c.callback_url else c.provider_id
+        for c in found.candidates
+    ]
+    return {"ids": ids} | ({"more": _said(found.more)} if found.more else {})
+
+
 _VERDICTS: Final = {True: "let in", False: "kept out", None: "untold"}
 
 _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
@@ -190,7 +197,7 @@ _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
     "stream": lambda p, _: _streamed(p).stream(),
     "heard": lambda p, s: _streamed(p).heard(s.event, s.data),
     "search": lambda p, s: {"requests": [_said(r) for r in _searched(p).search(s.ticket.ticket())]},
-    "found": lambda p, s: {"ids": _searched(p).found(s.ticket.ticket(), s.answered())},
+    "found": _found,
     "keys": lambda p, _: _publishing(p).keys(),
     "read_keys": lambda p, s: {"keys": len(_publishing(p).read_keys(s.answered().body))},
 }
@@ -213,12 +220,13 @@ def _said(value: Any) -> Any:
             )
         case Accepted(provider_id, links, cost):
             return _trim({"accepted": provider_id, "links": links, "cost": cost})
-        case Refused(message) | Ambiguous(message):
-            code = getattr(value, "code", "rejected")
-            told = {"code": code if code != "rejected" else None}
-            return _trim({type(value).__name__.lower(): message, **told})
-        case Postponed(message, after, whole_provider):
-            return _trim({"postponed": message, "after": after, "whole_provider": whole_provider})
+        case Refused() | Ambiguous():
+            said = msgspec.structs.asdict(value)
+            said[type(value).__name__.lower()] = said.pop("message")
+            return {name: each for name, each in said.items() if each != "rejected"}
+        case Postponed(message, after, whole_provider, holds):
+            said = {"postponed": message, "after": after, "holds": holds}
+            return _trim({**said, "whole_provider": whole_provider})
     return value
 
 
@@ -226,30 +234,9 @@ def _request(request: httpx.Request) -> dict[str, Any]:
     headers = {name: request.headers[name] for name in _TOLD_HEADERS if name in request.headers}
     said = {"method": request.method, "url": str(request.url), "headers": headers}
     content = request.read()
-    if headers.get("content-type", "").startswith("multipart/form-data"):
-        parts = _parts(headers["content-type"], content)
-        return {
-            **said,
-            "headers": {**headers, "content-type": "multipart/form-data"},
-            "form": parts,
-        }
+    if "multipart" in headers.get("content-type", ""):
+        return {**said, "parts": content.decode("latin-1").split("\r\n")}
     return {**said, "body": json.loads(content)} if content else said
-
-
-def _parts(kind: str, content: bytes) -> list[list[str]]:
-    """Say what is in a form: names and texts; of files also their name and type, in base64."""
-    form = message_from_bytes(f"content-type: {kind}\r\n\r\n".encode() + content)
-    return [_part(part) for part in form.walk() if not part.is_multipart()]
-
-
-def _part(part: Message[str, str]) -> list[str]:
-    name = str(part.get_param("name", header="content-disposition"))
-    content = part.get_payload(decode=True)
-    assert isinstance(content, bytes)
-    file = part.get_filename()
-    if file is None:
-        return [name, content.decode()]
-    return [name, file, part.get_content_type(), base64.b64encode(content).decode()]
 
 
 def _trim(said: dict[str, Any]) -> dict[str, Any]:
