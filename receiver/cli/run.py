@@ -205,6 +205,7 @@ def emulate(
     - [lose_callback] nobody is told; [repeat_callback] it is told three times
     - [delay_callback] it is told late; [early_callback] before the submit is answered
     - [refuse_submit] HTTP 503; [drop_submit] no answer; [stall_submit] the same, but billed
+    - [lock_account] fal has locked the account; [reserve_money] Eachlabs waits for another's end
     - [break_poll] every poll fails; [large_output] pictures come as data URIs
     - [wrong_signature] and [stale_timestamp] callbacks that prove nothing
     """

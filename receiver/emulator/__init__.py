@@ -36,6 +36,9 @@ Faults, with the fields that only they read (and their defaults):
     reorder_callbacks  it is sent after the next one, or after `seconds` (2)
     early_callback     it arrives before the submit is answered; waits up to `seconds` (1) for that
     refuse_submit      `status` (503), `retry_after` and `reason`; not billed
+    lock_account       fal answers submits 403, "User is locked", with `reason`; polls go on
+    reserve_money      Eachlabs answers submits 402 while another is at work
+    late_success       Eachlabs calls back with a success after it has canceled
     drop_submit        the connection is closed; not billed
     stall_submit       billed, then silence for `seconds` (0), then the connection is closed
     break_poll         `answer`: error (HTTP 500), garbage (no JSON) or missing (HTTP 404)

@@ -55,6 +55,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Ranges that fal says its callbacks come from; ours do come from this machine."""
     eachlabs_in_flight: int | None = 10
     """Unfinished predictions per key; None lifts the limit."""
+    eachlabs_shut: float = 0
+    """Seconds for which a submit that was refused for that limit keeps its key shut out."""
     eachlabs_per_minute: int | None = 100
     """Requests of every kind per key and minute; None lifts the limit."""
     replicate_per_minute: int | None = 600

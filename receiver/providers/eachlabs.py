@@ -6,12 +6,15 @@ Facts: eachlabs/mintlify-docs (2026-08), eachlabs/docs (2025-12), the nano-banan
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
 import httpx
+from msgspec.structs import replace
 
+from receiver.model.costs import micro
 from receiver.model.errors import Unproved, Unreadable
 from receiver.model.states import cause_of
 from receiver.model.values import Error, Outcome, Ticket
@@ -21,6 +24,9 @@ from receiver.providers.adapter import (
     Ambiguous,
     Callback,
     CallbackTarget,
+    Candidate,
+    Found,
+    Postponed,
     ProviderResponse,
     Receipt,
 )
@@ -43,6 +49,16 @@ _KINDS: Final = {
     "canceled": "canceled",
 }
 
+_FULL: Final = re.compile(r"in[- ]flight|concurren", re.IGNORECASE)
+"""What a 429 or a 402 says that is about what is at work: an account with little money may have so
+many at once, and each holds back what it may cost. Both end when one of them ends, and not by being
+asked again."""
+_CLOCK_SKEW: Final = 120.0
+"""Seconds by which their clock and ours may differ when looking for a lost submit."""
+_LISTED: Final = 100
+"""Deliveries on a page: the most that it gives."""
+_OF_MONEY: Final = frozenset({httpx.codes.PAYMENT_REQUIRED, httpx.codes.TOO_MANY_REQUESTS})
+
 _VERSION: Final = "0.0.1"
 """Required by the old create call, ignored by the new one."""
 
@@ -58,6 +74,7 @@ class Eachlabs:
     name: ClassVar[Literal["eachlabs"]] = "eachlabs"
     proof: ClassVar[Literal["prediction_secret"]] = "prediction_secret"
     stream_path: ClassVar[None] = None
+    most_billed: ClassVar[int] = 1
 
     def check(self, model: str, input: dict[str, Any]) -> None:
         """Refuse nothing: models and their parameters change without us."""
@@ -74,6 +91,8 @@ class Eachlabs:
         body = base.content(answer)
         reason = _reason(body)
         hints = _hints(body)
+        if answer.status in _OF_MONEY and _FULL.search(reason):
+            return Postponed(reason, base.retry_after(answer), holds="full")
         if settled := base.settle_submit(answer, reason, *hints):
             return settled
         provider_id = _id(body)
@@ -109,14 +128,58 @@ class Eachlabs:
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status != httpx.codes.OK:
             raise base.unexpected(answer)
-        return _outcome(base.decode_object(answer.body), ticket.input)
+        body = base.decode_object(answer.body)
+        return replace(_outcome(body, ticket.input), cost=_cost(body))
+
+    @property
+    def bills_after(self) -> float | None:
+        return 60.0 if self.key else None
+
+    def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
+        """Poll once more: a callback says no cost."""
+        return self.poll(tickets[0])
+
+    def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
+        if answer.status != httpx.codes.OK:
+            raise base.unexpected(answer)
+        cost = _cost(base.decode_object(answer.body))
+        return {} if cost is None else {tickets[0].id: cost}
 
     def cancel(self, ticket: Ticket) -> httpx.Request:
         path = f"/v1/prediction/{base.model_path(ticket.provider_id or '')}/cancel"
         return self._call("POST", path)
 
-    def details(self, model: str) -> None:
-        """Eachlabs documents no call for one model."""
+    def search(self, ticket: Ticket) -> Sequence[httpx.Request]:  # noqa: ARG002 - the protocol's
+        """List the callbacks that were delivered: one of ours has our token in its URL."""
+        return [self._deliveries(0)]
+
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
+        """Return each delivery of a page; look on until they are older than our submit."""
+        if not base.is_yes(answer):
+            raise base.unexpected(answer)
+        page = base.decode_object(answer.body)
+        rows = page.get("webhooks")
+        if not isinstance(rows, list):
+            raise Unreadable("no list of webhooks")
+        rows = [row for row in rows if isinstance(row, dict)]
+        candidates = [
+            Candidate(provider_id, row["url"])
+            for row in rows
+            if isinstance(row.get("url"), str)
+            and (provider_id := base.identifier(row.get("execution_id")))
+        ]
+        limit, offset = page.get("limit"), page.get("offset")
+        if type(limit) is not int or type(offset) is not int or len(rows) < max(limit, 1):
+            return Found(candidates)
+        if _reaches_back(rows, ticket.submitted_at):
+            return Found(candidates)
+        return Found(candidates, self._deliveries(offset + len(rows)))
+
+    def _deliveries(self, offset: int) -> httpx.Request:
+        return self._call("GET", "/v1/webhooks", params={"limit": _LISTED, "offset": offset})
+
+    def details(self, model: str) -> httpx.Request:
+        return self._call("GET", f"/v1/models/{base.model_path(model)}")
 
     def try_key(self) -> httpx.Request:
         """List the last delivery of a webhook, as a 404 for a prediction tells two things."""
@@ -133,8 +196,22 @@ class Eachlabs:
         return httpx.Request(method, self.base_url + path, headers=headers, **content)
 
 
+def _reaches_back(rows: Sequence[dict[str, Any]], submitted_at: float | None) -> bool:
+    """Return whether a page, the newest first, has deliveries from before our submit."""
+    since = (submitted_at or 0.0) - _CLOCK_SKEW
+    times = (base.time_of(row.get("created_at")) for row in rows)
+    return any(at is not None and at < since for at in times)
+
+
 def _id(payload: dict[str, Any]) -> str | None:
     return base.identifier(*(payload.get(name) for name in ("exec_id", "predictionID", "id")))
+
+
+def _cost(payload: dict[str, Any]) -> int | None:
+    """Read `metrics.cost`, in dollars, of what has ended."""
+    metrics = payload.get("metrics")
+    ended = base.lookup(_KINDS, payload.get("status"), "processing") != "processing"
+    return micro(metrics.get("cost")) if ended and isinstance(metrics, dict) else None
 
 
 def _outcome(payload: dict[str, Any], sent: dict[str, Any] | None = None) -> Outcome:
@@ -160,10 +237,8 @@ def _reason(payload: dict[str, Any]) -> str:
         envelope.get("error_message"),
         envelope.get("error"),
     )
-    return base.words(
-        *map(base.spoken, errors),
-        base.join(base.spoken(payload.get(name)) for name in ("message", "details")),
-    )
+    said = base.words(*map(base.spoken, errors), base.spoken(payload.get("message")))
+    return base.join(dict.fromkeys([said, base.spoken(payload.get("details"))]))
 
 
 def _hints(payload: dict[str, Any]) -> list[str]:

@@ -1,17 +1,20 @@
 """fal.ai: a queue with callbacks signed by Ed25519; a result may have to be fetched separately.
 
-Facts: docs.fal.ai (queue, webhooks, errors) and fal-ai/fal `fal_client` (2026-08).
+Facts: docs.fal.ai (queue, webhooks, errors), fal-ai/fal `fal_client` (2026-08), and the OpenAPI of
+api.fal.ai (2026-08), which describes models and lists requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from ipaddress import ip_network
 from typing import Any, ClassVar, Final, Literal
 
 import httpx
 
+from receiver.model.costs import micro
 from receiver.model.errors import Unreadable
 from receiver.model.values import Error, Outcome, Ticket
 from receiver.providers import adapter as base
@@ -20,18 +23,31 @@ from receiver.providers.adapter import (
     Ambiguous,
     Callback,
     CallbackTarget,
+    Candidate,
     Follow,
+    Found,
     Network,
+    Postponed,
     ProviderResponse,
     Receipt,
+    Refused,
 )
 from receiver.providers.declared import Declared
 from receiver.providers.signatures import read_jwks, verify_ed25519
+
+_DAY: Final = 86400.0
 
 _STATUS_CODES: Final = frozenset({httpx.codes.OK, httpx.codes.ACCEPTED})
 _LINKS: Final = ("status_url", "response_url", "cancel_url")
 _NO_REQUEST: Final = "fal-ai/nano-banana/requests/00000000-0000-0000-0000-000000000000"
 _NAMESPACES: Final = frozenset({"workflows", "comfy"})
+_LOCKED: Final = "user is locked"
+"""What a 403 says that is the account's: its money is used up, or it was stopped by hand. It may
+come and go with money on the account, and a new key does not help (fal-ai/fal issues, 2026)."""
+_CLOCK_SKEW: Final = 120.0
+"""Seconds by which fal's clock and ours may differ when looking for a lost submit."""
+_LISTED: Final = 50
+"""Requests on a page, each with its input and its result."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +58,13 @@ class Fal:
     queue_url: str
     run_url: str
     jwks_url: str
+    api_url: str
+    admin_key: str = ""
+    """Of the scope that billing events want; empty: it is not asked for them."""
     name: ClassVar[Literal["fal"]] = "fal"
     proof: ClassVar[Literal["public_keys"]] = "public_keys"
     stream_path: ClassVar[None] = None
+    most_billed: ClassVar[int] = 50
 
     def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
         """Refuse only a model that could not be a path."""
@@ -61,7 +81,7 @@ class Fal:
         if ticket.mode == "sync":
             return _blocking(ticket, answer)
         body = base.content(answer)
-        if settled := base.settle_submit(answer, _detail(body), *_hints(body, answer)):
+        if settled := _settled(answer, body):
             return settled
         provider_id = base.identifier(body.get("request_id"))
         if provider_id is None:
@@ -117,8 +137,70 @@ class Fal:
     def cancel(self, ticket: Ticket) -> httpx.Request:
         return self._call("PUT", self._link(ticket, "cancel_url"))
 
-    def details(self, model: str) -> None:
-        """Return nothing: the queue and run hosts describe no models."""
+    @property
+    def bills_after(self) -> float | None:
+        """It is not said how late billing events are."""
+        return 900.0 if self.key and self.admin_key else None
+
+    def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
+        times = [each.submitted_at for each in tickets if each.submitted_at is not None]
+        start = datetime.fromtimestamp(min(times, default=0.0) - _DAY, UTC)
+        params = {
+            "request_id": ",".join(each.provider_id or "" for each in tickets),
+            "start": start.strftime("%Y-%m-%dT%H:%M:%SZ"),  # without it: of the last day
+        }
+        url = f"{self.api_url}/v1/models/billing-events"
+        return self._call("GET", url, key=self.admin_key, params=params)
+
+    def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
+        """Add up what was billed for each request; without an event nothing is known of it."""
+        if answer.status != httpx.codes.OK:
+            raise base.unexpected(answer)
+        events = base.decode_object(answer.body).get("billing_events")
+        if not isinstance(events, list):
+            raise Unreadable("no list of billing events")
+        ids = {each.provider_id: each.id for each in tickets}
+        found: dict[str, int] = {}
+        for event in events:
+            told = event if isinstance(event, dict) else {}
+            name = ids.get(base.identifier(told.get("request_id")))
+            if name is not None and (cost := _billed(told)) is not None:
+                found[name] = found.get(name, 0) + cost
+        return found
+
+    def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
+        """List what was asked of this model since shortly before our submit."""
+        return [self._requests(ticket, {})]
+
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
+        """Return the requests with the same input, sent around our submit."""
+        if not base.is_yes(answer):
+            raise base.unexpected(answer, _detail(base.error_body(answer.body)))
+        page = base.decode_object(answer.body)
+        items = page.get("items")
+        if not isinstance(items, list):
+            raise Unreadable("no list of requests")
+        sent = sorted(filter(None, (_sent(ticket, item) for item in items)))
+        cursor = base.words(page.get("next_cursor"))
+        more = self._requests(ticket, {"cursor": cursor}) if cursor else None
+        return Found([Candidate(request_id) for _, request_id in sent], more)
+
+    def _requests(self, ticket: Ticket, page: Mapping[str, Any]) -> httpx.Request:
+        start = datetime.fromtimestamp((ticket.submitted_at or 0.0) - _CLOCK_SKEW, UTC)
+        params = {
+            "endpoint_id": ticket.model,
+            "start": start.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "expand": "payloads",
+            "limit": _LISTED,
+            **page,
+        }
+        url = f"{self.api_url}/v1/models/requests/by-endpoint"
+        return self._call("GET", url, params=params)
+
+    def details(self, model: str) -> httpx.Request:
+        """Ask for one model, with the OpenAPI of its input and output."""
+        params = {"endpoint_id": model, "expand": "openapi-3.0"}
+        return self._call("GET", f"{self.api_url}/v1/models", params=params)
 
     def try_key(self) -> httpx.Request:
         """Ask for the status of a request that does not exist."""
@@ -130,8 +212,10 @@ class Fal:
         looked_up = answer.status in {*_STATUS_CODES, httpx.codes.NOT_FOUND}
         return base.let_in(answer, sign=looked_up and isinstance(status, str))
 
-    def _call(self, method: str, url: str, **content: Any) -> httpx.Request:
-        headers = {"Authorization": f"Key {self.key}", "Accept": "application/json"}
+    def _call(
+        self, method: str, url: str, *, key: str | None = None, **content: Any
+    ) -> httpx.Request:
+        headers = {"Authorization": f"Key {key or self.key}", "Accept": "application/json"}
         return httpx.Request(method, url, headers=headers, **content)
 
     def _ours(self, url: Any) -> bool:
@@ -147,6 +231,14 @@ class Fal:
         tail = {"status_url": "/status", "response_url": "", "cancel_url": "/cancel"}[name]
         request_id = base.model_path(ticket.provider_id or "")
         return f"{self.queue_url}/{app}/requests/{request_id}{tail}"
+
+
+def _billed(event: dict[str, Any]) -> int | None:
+    """Read what an event comes to: nanodollars, which are whole, or dollars."""
+    nano = event.get("cost_estimate_nano_usd")
+    if isinstance(nano, int) and not isinstance(nano, bool):
+        return micro(nano / 1e9)
+    return micro(event.get("cost_total"))
 
 
 def read_meta(body: bytes) -> list[Network]:
@@ -205,8 +297,25 @@ def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:
     body = base.error_body(answer.body)
     if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR and _is_final(answer):
         return Outcome(provider_id=request_id, **_failed(body, body, answer))
-    settled = base.settle_submit(answer, _detail(body), *_hints(body, answer))
-    return settled or Ambiguous(f"HTTP {answer.status}")
+    return _settled(answer, body) or Ambiguous(f"HTTP {answer.status}")
+
+
+def _settled(answer: ProviderResponse, body: dict[str, Any]) -> Refused | Postponed | None:
+    """Sort a submit's answer; a lock speaks of the account, and says nothing of the submit."""
+    said = _detail(body)
+    if answer.status == httpx.codes.FORBIDDEN and _LOCKED in said.lower():
+        return Postponed(said, holds="locked")
+    return base.settle_submit(answer, said, *_hints(body, answer))
+
+
+def _sent(ticket: Ticket, item: Any) -> tuple[float, str] | None:
+    """Return when a listed request was sent, and its id, if it can be our submit."""
+    if not isinstance(item, dict) or item.get("json_input") != ticket.input:
+        return None
+    at, request_id = base.time_of(item.get("sent_at")), base.identifier(item.get("request_id"))
+    if at is None or request_id is None or ticket.submitted_at is None:
+        return None
+    return (at, request_id) if abs(at - ticket.submitted_at) <= _CLOCK_SKEW else None
 
 
 def _is_final(answer: ProviderResponse) -> bool:
@@ -256,14 +365,22 @@ def _place(item: dict[str, Any]) -> str:
     return ".".join(str(part) for part in parts if isinstance(part, str | int))
 
 
+_PARTS: Final = ("queue", "run", "jwks", "api")
+
 DECLARED: Final = Declared(
-    make=lambda given: Fal(given.key, *(given.urls[part] for part in ("queue", "run", "jwks"))),
+    make=lambda given: Fal(
+        key=given.key,
+        admin_key=given.admin_key,
+        **{f"{part}_url": given.urls[part] for part in _PARTS},
+    ),
     key="FAL_KEY",
+    admin_key="FAL_ADMIN_KEY",
     urls={
         "queue": "https://queue.fal.run",
         "run": "https://fal.run",
         "jwks": "https://rest.fal.ai/.well-known/jwks.json",
         "meta": "https://api.fal.ai/v1/meta",
+        "api": "https://api.fal.ai",
     },
     example="fal-ai/nano-banana",
     read_sources=read_meta,

@@ -1,6 +1,7 @@
 """Oxen.ai: a queue without callbacks; outcomes come on our own event stream or by asking.
 
-Facts: docs.oxen.ai, inference-api reference (async queue, image generation, image editing).
+Facts: docs.oxen.ai, inference-api reference (async queue, image generation and editing, video
+generation).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Final, Literal, NoReturn
 
 import httpx
 
+from receiver.model.costs import micro
 from receiver.model.errors import Problem, Unproved, Unreadable
 from receiver.model.values import Error, Outcome, Ticket
 from receiver.providers import adapter as base
@@ -19,6 +21,8 @@ from receiver.providers.adapter import (
     Ambiguous,
     Callback,
     CallbackTarget,
+    Candidate,
+    Found,
     ProviderResponse,
     Receipt,
 )
@@ -50,6 +54,7 @@ class Oxen:
     name: ClassVar[Literal["oxen"]] = "oxen"
     proof: ClassVar[Literal["none"]] = "none"
     stream_path: ClassVar[str] = "/api/events"
+    most_billed: ClassVar[int] = 1
 
     def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
         """Refuse what cannot be one prediction, or would fail for a parameter of ours."""
@@ -112,6 +117,22 @@ class Oxen:
             row["generation_id"] = ticket.provider_id  # we asked for this one
         return _outcome(row, url="result_url", reason="error_message")
 
+    @property
+    def bills_after(self) -> float | None:
+        return 60.0 if self.key else None
+
+    def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
+        provider_id = base.model_path(tickets[0].provider_id or "")
+        return self._call("GET", f"/api/ai/generations/{provider_id}")
+
+    def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
+        """Read the cost of a generation: a number or its text, in dollars as all their prices."""
+        if answer.status != httpx.codes.OK:
+            raise base.unexpected(answer)
+        generation = base.decode_object(answer.body).get("generation")
+        cost = micro(generation.get("cost")) if isinstance(generation, dict) else None
+        return {} if cost is None else {tickets[0].id: cost}
+
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
         """List the rows of this model: those in the queue, then those that have ended."""
         return [
@@ -119,7 +140,7 @@ class Oxen:
             for status in ({}, {"status": "succeeded"}, {"status": "failed"})
         ]
 
-    def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
         """Return the rows with the same model and prompt, enqueued around our submit."""
         if not base.is_yes(answer):
             raise base.unexpected(answer)
@@ -129,7 +150,7 @@ class Oxen:
         matching = [row for row in rows if _same(ticket, row)]
         matching.sort(key=lambda row: float(row["enqueued_at"]))
         ids = (base.identifier(row.get("generation_id")) for row in matching)
-        return [provider_id for provider_id in ids if provider_id]
+        return Found([Candidate(provider_id) for provider_id in ids if provider_id])
 
     def cancel(self, ticket: Ticket) -> httpx.Request:
         return self._call("DELETE", f"/api/ai/queue/{base.model_path(ticket.provider_id or '')}")
@@ -155,9 +176,15 @@ class Oxen:
         return httpx.Request(method, self.base_url + path, headers=headers, **content)
 
 
+_OF_VIDEOS: Final = frozenset({"duration", "generate_audio", "input_video", "multi_prompt"})
+
+
 def _submit_path(ticket: Ticket) -> str:
+    """Choose the call; a blocking one is another for videos, known by what only they have."""
     if ticket.mode == "queue":
         return "/api/ai/queue"
+    if _OF_VIDEOS & ticket.input.keys():
+        return "/api/ai/videos/generate"
     return f"/api/ai/images/{'edit' if 'input_image' in ticket.input else 'generate'}"
 
 
@@ -185,7 +212,7 @@ def _made(body: dict[str, Any], ticket: Ticket) -> Outcome:
     results = base.outputs(places, ticket.input)
     if not results:
         said = _reason(body) if base.is_error(body.get("error")) else ""
-        error = base.failure(said or "Oxen.ai answered without an image", _type(body))
+        error = base.failure(said or "Oxen.ai answered without a result", _type(body))
         return Outcome(kind="failed", error=error)
     return Outcome(kind="succeeded", output=results)
 

@@ -19,11 +19,19 @@ Network = IPv4Network | IPv6Network
 
 SHORTEST_SECRET: Final = 32
 _LARGEST_PORT: Final = 65535
+_MOST_NAMES: Final = 8
 LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1"))
 
 
 def texts(text: str) -> tuple[str, ...]:
     return tuple(part for part in map(clean, text.split(",")) if part)
+
+
+def names(text: str) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(texts(text)))
+    if len(found) > _MOST_NAMES:
+        raise ValueError(f"must be {_MOST_NAMES} names at most, as sums are kept for each value")
+    return found
 
 
 def hosts(text: str) -> tuple[str, ...]:
@@ -131,7 +139,7 @@ def _postgres_url(text: str) -> str:
     except ValueError:
         # What is wrong may be the password, so it is not said.
         raise ValueError(
-            "is no URL: percent-encode what is odd in the password (an @ as %40, a / as %2F)"
+            "is not a URL: percent-encode what is odd in the password (an @ as %40, a / as %2F)"
         ) from None
     return text
 
@@ -260,7 +268,7 @@ def writable_folder(text: str) -> str:
     folder = Path(text)
     there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{text} is no folder that can be written, and cannot be made one")
+        raise ValueError(f"{text} is not a folder that can be written, and cannot be made one")
     return text
 
 

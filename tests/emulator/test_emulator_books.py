@@ -55,6 +55,7 @@ def test_settings_point_at_every_provider(emulated: Emulated) -> None:
         "FAL_RUN_URL",
         "FAL_JWKS_URL",
         "FAL_META_URL",
+        "FAL_API_URL",
         "REPLICATE_BASE_URL",
         "IDEOGRAM_BASE_URL",
         "BFL_BASE_URL",

@@ -21,6 +21,7 @@ from receiver.providers import NAMES
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
+    Billing,
     Callback,
     CallbackTarget,
     Follow,
@@ -119,7 +120,12 @@ def providers(*, confirm: bool = False) -> dict[str, Provider]:
     """Make every adapter as the default settings do, with a toy key each."""
     settings = Settings.read({"RECEIVER_DEV": "1"})
     given = {
-        name: replace(settings.providers[name], key=Secret(f"{name}-key"), confirm=confirm)
+        name: replace(
+            settings.providers[name],
+            key=Secret(f"{name}-key"),
+            admin_key=Secret(f"{name}-admin-key"),
+            confirm=confirm,
+        )
         for name in NAMES
     }
     return replace(settings, providers=given).adapters()
@@ -170,6 +176,21 @@ def _publishing(provider: Provider) -> Publishing:
     return provider
 
 
+def _billing(provider: Provider) -> Billing:
+    assert isinstance(provider, Billing)
+    return provider
+
+
+def _found(provider: Provider, sample: Sample) -> Any:
+    """Say which candidates a page has, each with where it is called back if that is said."""
+    found = _searched(provider).found(sample.ticket.ticket(), sample.answered())
+    ids = [
+        [c.provider_id, c.callback_url] if c.callback_url else c.provider_id
+        for c in found.candidates
+    ]
+    return {"ids": ids} | ({"more": _said(found.more)} if found.more else {})
+
+
 _VERDICTS: Final = {True: "let in", False: "kept out", None: "untold"}
 
 _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
@@ -180,6 +201,8 @@ _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
     "read": lambda p, s: p.read(s.called().body),
     "poll": lambda p, s: p.poll(s.ticket.ticket()),
     "polled": _polled,
+    "bill": lambda p, s: _billing(p).bill([s.ticket.ticket()]),
+    "billed": lambda p, s: {"costs": _billing(p).billed([s.ticket.ticket()], s.answered())},
     "cancel": lambda p, s: p.cancel(s.ticket.ticket()),
     "details": lambda p, s: p.details(s.ticket.model),
     "try_key": lambda p, _: p.try_key(),
@@ -187,7 +210,7 @@ _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
     "stream": lambda p, _: _streamed(p).stream(),
     "heard": lambda p, s: _streamed(p).heard(s.event, s.data),
     "search": lambda p, s: {"requests": [_said(r) for r in _searched(p).search(s.ticket.ticket())]},
-    "found": lambda p, s: {"ids": _searched(p).found(s.ticket.ticket(), s.answered())},
+    "found": _found,
     "keys": lambda p, _: _publishing(p).keys(),
     "read_keys": lambda p, s: {"keys": len(_publishing(p).read_keys(s.answered().body))},
 }
@@ -214,8 +237,9 @@ def _said(value: Any) -> Any:
             said = msgspec.structs.asdict(value)
             said[type(value).__name__.lower()] = said.pop("message")
             return {name: each for name, each in said.items() if each != "rejected"}
-        case Postponed(message, after, whole_provider):
-            return _trim({"postponed": message, "after": after, "whole_provider": whole_provider})
+        case Postponed(message, after, whole_provider, holds):
+            said = {"postponed": message, "after": after, "holds": holds}
+            return _trim({**said, "whole_provider": whole_provider})
     return value
 
 

@@ -20,6 +20,7 @@ from receiver.model.values import Mode, Outcome, Ticket
 from receiver.predictions.tokens import Tokens
 from receiver.providers import DECLARED, NAMES
 from receiver.providers.adapter import (
+    Billing,
     Callback,
     Provider,
     ProviderResponse,
@@ -53,16 +54,19 @@ OF_WHO_STREAMS: Final = {
 }
 OF_SOME: Final[dict[type, set[tuple[str, str]]]] = {
     Streamed: OF_WHO_STREAMS,
+    Billing: {("bill", "request"), ("billed", "costs"), ("billed", "raises")},
     Searched: {("search", "requests"), ("found", "ids"), ("found", "raises")},
     Publishing: {("keys", "request"), ("read_keys", "keys"), ("read_keys", "raises")},
 }
 OF_WHO_NEVER_CALLS: Final = {("authenticate", "raises"), ("read", "raises")}
 
 
-@pytest.mark.parametrize(("name", "case"), SAMPLES)
-def test_an_adapter_makes_of_a_sample_what_the_sample_expects(name: str, case: str) -> None:
-    sample = SAMPLES[name, case]
-    assert perform(providers(confirm=sample.confirm)[name], sample) == sample.expect, sample.says
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapter_makes_of_each_sample_what_the_sample_expects(name: str) -> None:
+    for (owner, case), sample in SAMPLES.items():
+        if owner == name:
+            adapter = providers(confirm=sample.confirm)[name]
+            assert perform(adapter, sample) == sample.expect, f"{case}: {sample.says}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -274,11 +278,11 @@ def test_a_deep_body_is_read_or_unreadable_but_breaks_nothing(name: str, place: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("body", HOSTILE | ODD)
-def test_a_hostile_answer_ends_in_words_or_in_an_error_of_ours(name: str, body: str) -> None:
-    for status, mode in product((200, 202, 400, 401, 404, 422, 429, 500, 503), MODES):
-        answer = ProviderResponse(status, httpx.Headers(), (HOSTILE | ODD)[body])
+def test_a_hostile_answer_ends_in_words_or_in_an_error_of_ours(name: str) -> None:
+    statuses = (200, 202, 400, 401, 404, 422, 429, 500, 503)
+    for (what, body), status, mode in product((HOSTILE | ODD).items(), statuses, MODES):
+        answer = ProviderResponse(status, httpx.Headers(), body)
         ticket = Ticket(id="pred_1", model="owner/model", mode=mode, input={}, provider_id="1")
         for act in (PROVIDERS[name].accepted, PROVIDERS[name].polled):
             with suppress(Unreadable):
-                assert act(ticket, answer) is not None, (status, mode)
+                assert act(ticket, answer) is not None, (what, status, mode)
