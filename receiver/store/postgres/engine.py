@@ -239,7 +239,7 @@ class PostgresStore(Store):
         await self._claimer.write("tidy", self._tidy_all, None, is_atomic=False)
 
     async def _tidy_all(self, cx: Connection, items: Sequence[None]) -> Sequence[None]:
-        await self._jobs.tidy(self._jobs.queries(cx))
+        await self._jobs.tidy(await self._jobs.queries(cx))
         return items
 
     async def believes(self, now: float, step: Shift) -> bool:
