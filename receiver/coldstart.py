@@ -1,4 +1,4 @@
-"""`create_app`, imported without what only terminals need.
+"""What serves and works, imported without what only terminals need.
 
 httpx and structlog import rich, pygments and click if they are there, for a command line and for
 tracebacks in colour: a fifth of what it costs to start. Code that needs them imports them later.
@@ -24,6 +24,6 @@ def _without(*names: str) -> Iterator[None]:
 
 
 with _without("rich", "click", "pygments"):
-    from receiver.app import create_app
+    from receiver.app import create_app, drain, migrate, work
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "drain", "migrate", "work"]

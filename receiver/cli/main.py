@@ -223,7 +223,7 @@ def serve(
         raise typer.BadParameter("--try goes with --emulate or --dev")
     import asyncio
 
-    from receiver.app import create_app, migrate
+    from receiver.coldstart import create_app, migrate
     from receiver.http.listening import listening
     from receiver.http.server import Server
 
@@ -242,7 +242,7 @@ def worker(handlers: Handlers = None, dev: Dev = False) -> None:
     """Run deliveries only, beside servers on the same PostgreSQL."""
     import uvloop
 
-    from receiver.app import work
+    from receiver.coldstart import work
     from receiver.http.server import LINGER, exit_after, run, told_to_stop
 
     settings = _settings(handlers, dev=dev)
@@ -266,7 +266,7 @@ def drain(
     """Run what is due (deliveries, submits, polls), then exit: for cron."""
     import asyncio
 
-    from receiver.app import drain
+    from receiver.coldstart import drain
     from receiver.http.server import LINGER, exit_after, run, told_to_stop
 
     settings = _settings(handlers, dev=dev)
@@ -297,7 +297,7 @@ def migrate(dev: Dev = False) -> None:
     """Bring the database's schema up to date; `serve` and `worker` do so by themselves."""
     import asyncio
 
-    from receiver.app import migrate
+    from receiver.coldstart import migrate
 
     settings = _settings(None, dev=dev)
     with _failing():
