@@ -16,7 +16,8 @@ import structlog
 from starlette.applications import Starlette
 
 from receiver.deliveries.facade import Deliveries
-from receiver.deliveries.registry import Registered, Registry, register
+from receiver.deliveries.importing import register
+from receiver.deliveries.registry import Registered, Registry
 from receiver.http.facade import Http
 from receiver.http.front import Front
 from receiver.model.answers import Drained
@@ -149,9 +150,9 @@ async def _running(
     pace = PACE if runtime.single_process else PACE_ON_A_SERVER
     kept = settings.retention, settings.private_for
     retention = Retention(store, *kept, clock=wall, pace=pace)
-    chores = {"deliveries": deliveries.worker.reclaim, "retention": retention.sweep}
+    housekeeping = {"deliveries": deliveries.worker.reclaim, "retention": retention.take_turn}
     # Where no process does by itself what one of all has to do, a drain does it.
-    of_drains = {} if role.sweeps else {**chores, "queue": store.tidy}
+    of_drains = {} if role.housekeeping else {**housekeeping, "queue": store.trim_queue}
     after = After() if role.handlers else settings.after
     surface = Http(settings, store, predictions, deliveries, runtime, after, of_drains)
     async with AsyncExitStack() as stack:
@@ -161,16 +162,17 @@ async def _running(
         stack.callback(lambda: log.info("receiver.stopped"))
         stack.push_async_callback(store.stop)
         runtime.tracing.start(settings.trace_exporters)
-        if role.sweeps or runtime.single_process:
+        if role.housekeeping or runtime.single_process:
             telemetry.lost(await store.recover(runtime.owner, wall()))
         await stack.enter_async_context(deliveries.running(handlers=role.handlers))
         tasks = TaskSet()
         stack.push_async_callback(tasks.cancel)
-        if steady is not None and role.sweeps:
+        if steady is not None and role.housekeeping:
             tasks.start(Watch(steady, store, runtime.owner, wakeups).run())
-        if role.sweeps:
+        if role.housekeeping:
             tasks.start(deliveries.replays().run())
-            tasks.start(store.sweep(chores | (predictions.chores() if role.outbound else {})))
+            more = predictions.housekeeping() if role.outbound else {}
+            tasks.start(store.keep_house({**housekeeping, **more}))
             if runtime.single_process:
                 tasks.start(retention.run())
         await stack.enter_async_context(predictions.running(outbound=role.outbound))
@@ -184,7 +186,7 @@ async def _running(
 
 def _announce(role: Role, settings: Settings, registry: Registry, runtime: Runtime) -> None:
     if role.accepts:
-        told = [*registry.warnings(NAMES), *advice.warnings(settings)]
+        told = [*registry.warnings(NAMES), *advice.warnings(settings, registry.handlers)]
         for problem in [*told, *advice.misspelled(os.environ)]:
             log.warning("settings.warning", problem=problem)
     log.info(

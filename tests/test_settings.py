@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from receiver.model.errors import SettingsError
 from receiver.providers import NAMES
-from receiver.settings import Caller, Secret, Settings, env_file
+from receiver.settings import Caller, Secret, Settings, env_file, parsers
 from receiver.settings.advice import misspelled
 
 STRONG: Final = "s" * 32
@@ -56,8 +56,14 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
         "RECEIVER_API_KEYS",
         "api_keys",
         (),
-        {"one": (Secret("one"),), "one, two": (Secret("one"), Secret("two")), ",": ()},
+        {
+            "one": (Secret("one"),),
+            "one, two": (Secret("one"), Secret("two")),
+            "web: one,bot:t:wo, bot:three": (Secret("one"), Secret("t:wo"), Secret("three")),
+            ",": (),
+        },
     ),
+    ("RECEIVER_VIEWER_KEYS", "viewer_keys", (), {"a:one,two": (Secret("one"), Secret("two"))}),
     (
         "RECEIVER_PUBLIC_URL",
         "public_url",
@@ -143,6 +149,7 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
             ("FAL_RUN_URL", "fal.urls.run", "https://fal.run"),
             ("FAL_JWKS_URL", "fal.urls.jwks", "https://rest.fal.ai/.well-known/jwks.json"),
             ("FAL_META_URL", "fal.urls.meta", "https://api.fal.ai/v1/meta"),
+            ("FAL_API_URL", "fal.urls.api", "https://api.fal.ai"),
         ]
     ),
     *(
@@ -176,13 +183,11 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "path", "default", "texts"), TABLE, ids=[r[0] for r in TABLE])
-def test_a_setting_is_read_from_its_name_and_has_its_default(
-    name: str, path: str, default: Any, texts: dict[str, Any]
-) -> None:
-    assert at(read(), path) == default
-    for text, meaning in texts.items():
-        assert at(read(**{name: text}), path) == meaning, text
+def test_a_setting_is_read_from_its_name_and_has_its_default() -> None:
+    for name, path, default, texts in TABLE:
+        assert at(read(), path) == default, name
+        for text, meaning in texts.items():
+            assert at(read(**{name: text}), path) == meaning, (name, text)
 
 
 @pytest.mark.parametrize("blank", ["", "  "])
@@ -243,6 +248,8 @@ NO_SECONDS: Final = ["0", "-1", "nan", "inf", "-inf", "soon", "1e9", "30s"]
 NO_SWITCHES: Final = ["2", "maybe", "y", "truee"]
 NO_NETWORKS: Final = ["10.0.0.1/8", "example.org", "*", ",", "1.2.3.4:80", "::1/129", "٣.1.1.1"]
 REFUSED: Final[dict[str, list[str]]] = {
+    "RECEIVER_API_KEYS": ["web:", ":hush", "w eb:hush", "a:hush,b:hush", "a:hush,hush"],
+    "RECEIVER_VIEWER_KEYS": ["web:,hush"],
     "RECEIVER_SECRET_KEY": ["hush", "s" * 31, f"{STRONG},hush"],
     "RECEIVER_PUBLIC_URL": NO_URLS,
     "RECEIVER_ROOT_PATH": ["prod", "//", "/a b", "/a?b", "/a//b", "https://hooks.test/a"],
@@ -270,6 +277,7 @@ REFUSED: Final[dict[str, list[str]]] = {
     "FAL_RUN_URL": NO_URLS,
     "FAL_JWKS_URL": NO_URLS,
     "FAL_META_URL": NO_URLS,
+    "FAL_API_URL": NO_URLS,
     "OXEN_MAX_IN_FLIGHT": NO_WHOLES,
     "EACHLABS_MAX_IN_FLIGHT": NO_WHOLES,
     "FAL_MAX_IN_FLIGHT": NO_WHOLES,
@@ -291,17 +299,18 @@ REFUSED: Final[dict[str, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_an_unfit_value_is_one_problem_that_names_the_setting(name: str) -> None:
-    for text in REFUSED[name]:
-        [problem] = problems({"RECEIVER_DEV": "1", **NEEDED, name: text})
+def test_an_unfit_value_is_one_problem_that_names_the_setting() -> None:
+    for name, text in [(name, text) for name, texts in REFUSED.items() for text in texts]:
+        found = problems({"RECEIVER_DEV": "1", **NEEDED, name: text})
+        assert len(found) == 1, (name, text, found)
+        [problem] = found
         assert problem.startswith(f"{name}: "), text
-        assert "must" in problem or "digits" in problem, text
-        assert "hush" not in problem, text
+        assert "must" in problem or "digits" in problem, (name, text)
+        assert "hush" not in problem, (name, text)
 
 
 def test_what_can_be_refused_is_refused_somewhere_here() -> None:
-    anything_goes = {"RECEIVER_API_KEYS", "RECEIVER_HANDLERS"}
+    anything_goes = {"RECEIVER_HANDLERS"}
     ours = {name for name in REFUSED if not name.startswith("OTEL_")}
     assert ours | anything_goes == {row[0] for row in TABLE}
 
@@ -391,7 +400,8 @@ def test_settings_never_change() -> None:
 
 SECRETS: Final = {
     "RECEIVER_SECRET_KEY": "hush-secret-key-0123456789-0123456789",
-    "RECEIVER_API_KEYS": "hush-api-1,hush-api-2",
+    "RECEIVER_API_KEYS": "hush-api-1,web:hush-api-2",
+    "RECEIVER_VIEWER_KEYS": "hush-view",
     "OXEN_API_KEY": "hush-oxen",
     "EACHLABS_API_KEY": "hush-eachlabs",
     "FAL_KEY": "hush-id:hush-fal",
@@ -451,6 +461,20 @@ def test_a_list_of_api_keys_is_whole_and_a_single_key_counts_without_one() -> No
     assert Caller.read({"RECEIVER_API_KEY": "one", "RECEIVER_API_KEYS": "two"}).key == one
 
 
+def test_keys_have_names_and_a_viewers_key_is_none_of_those_that_may_do_more() -> None:
+    given = read(RECEIVER_API_KEYS="web:one,two,bot:t:hree", RECEIVER_VIEWER_KEYS="ops:four")
+    assert [key.name for key in (*given.api_keys, *given.viewer_keys)] == [
+        "web",
+        None,
+        "bot",
+        "ops",
+    ]
+    assert Caller.read({"RECEIVER_API_KEYS": "web:one"}).key == Secret("one")
+    assert Caller.read({"RECEIVER_API_KEY": "web:one"}).key == Secret("one")
+    [problem] = problems({**NEEDED, "RECEIVER_API_KEYS": "a:x,y", "RECEIVER_VIEWER_KEYS": "y"})
+    assert problem.startswith("RECEIVER_VIEWER_KEYS: must have no key of RECEIVER_API_KEYS")
+
+
 def test_a_name_that_nobody_reads_is_answered_with_the_nearest() -> None:
     env = {"RECEIVER_PUBLIC_ULR": "x", "RECEIVER_URL": "x", "RECEIVER_PORT_80_TCP": "x"}
     assert misspelled({**NEEDED, **env}) == [
@@ -467,11 +491,28 @@ def test_an_env_file_is_read_as_it_is_unless_others_may_write_it(tmp_path: Path)
     with pytest.raises(SettingsError, match="can be written by everyone: chmod 600"):
         env_file.read(file)
     file.chmod(0o600)
-    for content, words in ((b"\xff", "not UTF-8"), (b"A=\0", "no list of settings")):
+    for content, words in ((b"\xff", "not UTF-8"), (b"A=\0", "not a list of settings")):
         file.write_bytes(content)
         with pytest.raises(SettingsError, match=words):
             env_file.read(file)
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(SettingsError, match="is no file"):
+    with pytest.raises(SettingsError, match="is not a file"):
         env_file.read(file)
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "base"),
+    [
+        ("/v1", "https://api.acme.ai/v1", "https://api.acme.ai"),
+        ("/v1", "https://api.acme.ai/v1/", "https://api.acme.ai"),
+        ("/v1", "https://api.acme.ai", "https://api.acme.ai"),
+        ("/v1", "http://127.0.0.1:8001/acme/v1", "http://127.0.0.1:8001/acme"),
+        ("/api/v3", "https://api.acme.ai/api/v3", "https://api.acme.ai"),
+        ("/api/v3", "https://api.acme.ai/api", "https://api.acme.ai"),
+        ("/api/v3", "https://api.acme.ai/v3", "https://api.acme.ai/v3"),
+        ("", "https://api.acme.ai/v1", "https://api.acme.ai/v1"),
+    ],
+)
+def test_a_base_url_may_have_the_path_of_the_sdk_or_not(path: str, given: str, base: str) -> None:
+    assert parsers.base_url(path, given) == base

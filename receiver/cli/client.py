@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Final
+from urllib.parse import quote, urlencode
 
 import httpx
 
@@ -20,7 +22,19 @@ from receiver.settings.tls import trusted
 __all__ = ["Client", "ClientError"]
 
 _NONE: Final = 0.0
-"""A command says at once that nobody answers."""
+"""No retries: a command reports at once that there is not a receiver."""
+
+
+def at(*parts: str, **params: Any) -> str:
+    """Return a path of /v1, with what is given of its parameters."""
+    path = "/".join(("/v1", *(quote(part, safe="") for part in parts)))
+    given = {name: value for name, value in params.items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def connected() -> closing[Client]:
+    """Return a client of the receiver that the environment names, to close it again."""
+    return closing(Client(os.environ))
 
 
 class Client:
@@ -42,7 +56,7 @@ class Client:
         except httpx.InvalidURL as error:
             raise SettingsError([f"RECEIVER_URL: {error}"]) from error
         key = caller.key.reveal() if caller.key else None
-        self._hint = "RECEIVER_API_KEY is none of its RECEIVER_API_KEYS"
+        self._hint = "RECEIVER_API_KEY is not one of its RECEIVER_API_KEYS"
         if not key:
             self._hint = (
                 "set RECEIVER_API_KEY; for one with --dev, be in its folder and environment"

@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 import httpx
 import structlog
 
-from receiver.deliveries.attempt import Submit, Tools, lent
 from receiver.deliveries.breaker import BreakerPolicy
-from receiver.deliveries.fetch import guarded_client
+from receiver.deliveries.context import Submit, Tools, lent
+from receiver.deliveries.guard import guarded_client
 from receiver.deliveries.registry import Registry
 from receiver.deliveries.replay import Replayer
 from receiver.deliveries.reply_to import check_reply_to
@@ -25,8 +25,9 @@ from receiver.model.retry import Policy
 from receiver.model.sealing import Seals
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Client
-from receiver.providers.egress import outward
+from receiver.providers.adapter import Guarding
 from receiver.settings import Settings
+from receiver.settings.egress import outward
 from receiver.store.deliveries import ReplayResult
 from receiver.store.facade import Store
 from receiver.store.leases import Leader
@@ -65,6 +66,11 @@ class Deliveries:
                 self._http,
                 self._results,
                 Seals([key.reveal() for key in settings.secret_keys], runtime.clock),
+                {
+                    name: adapter
+                    for name, adapter in settings.adapters(runtime.clock).items()
+                    if isinstance(adapter, Guarding)
+                },
                 settings.max_chain,
             ),
             runtime,
@@ -105,7 +111,7 @@ class Deliveries:
         is_asked_to_stop = False
         try:
             self._announce()
-            await self.worker.start(lanes=handlers)
+            await self.worker.start(by_itself=handlers)
             yield
             is_asked_to_stop = True
         finally:

@@ -44,10 +44,9 @@ from receiver.http.webhooks import WEBHOOK_PATH, WebhookRoute
 from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
 from receiver.predictions.facade import Predictions
-from receiver.providers import NAMES
-from receiver.providers.fal import read_meta
+from receiver.providers import DECLARED, NAMES
 from receiver.settings import After, Settings
-from receiver.store.facade import Chore, Store
+from receiver.store.facade import Housekeeping, Store
 
 ALWAYS: Final = open_routes([AliveRoutes(), DocsRoutes()])
 """The routes that need nothing that lives."""
@@ -78,9 +77,9 @@ class Http:
         deliveries: Deliveries,
         runtime: Runtime,
         after: After,
-        chores: Mapping[str, Chore],
+        housekeeping: Housekeeping,
     ) -> None:
-        """Make one; `after` and `chores` are for where no process does such things by itself."""
+        """Make one; `after` and `housekeeping` are for where no process does such things."""
         self._settings = settings
         self._allowed = {name: each.allowed_sources for name, each in settings.providers.items()}
         self._telemetry = runtime.telemetry
@@ -88,14 +87,20 @@ class Http:
         self._deliveries = deliveries
         self._runs_sources = False
         """Whether the sources of plugins run here."""
-        self.drain = Drain(store, predictions, deliveries, runtime, chores)
+        self.drain = Drain(store, predictions, deliveries, runtime, housekeeping)
         self._limits = Limits(settings)
         self._live = LiveStream(store.changes, store.attempts, runtime.wakeups)
         self._rejections = Rejections(store.discarded.count, runtime.clock)
-        fal = settings.providers["fal"].urls
-        self._published = published_ranges(
-            predictions.client, fal["meta"], read_meta, runtime.monotonic
-        )
+        self._published = {
+            name: published_ranges(
+                predictions.client,
+                settings.providers[name].urls["meta"],
+                declared.read_sources,
+                runtime.monotonic,
+            )
+            for name, declared in DECLARED.items()
+            if declared.read_sources is not None and self._allowed[name] == "meta"
+        }
         self._predictions = PredictionRoutes(store, predictions.service, deliveries, runtime)
         groups = [
             self._predictions,
@@ -107,12 +112,13 @@ class Http:
             ReplayRoutes(store.replays, deliveries.replayer),
             DiscardedRoutes(store.discarded),
             EchoRoutes(predictions.tokens, settings.max_body_bytes, self._limits, runtime.clock),
-            ReadyRoutes(store, runtime.clock),
+            ReadyRoutes(store, predictions.locked, runtime.clock),
             MetricsPage(
                 runtime.telemetry,
                 store.backlog,
                 providers=NAMES,
                 handlers=list(deliveries.registry.handlers),
+                locked=predictions.locked,
                 streams={name: each.any_at_work for name, each in predictions.streams.items()},
                 clock=runtime.clock,
             ),
@@ -148,7 +154,7 @@ class Http:
     def _ranges(self) -> Mapping[str, Ranges]:
         """Return where callbacks may come from, for the providers whose settings say so."""
         return {
-            name: self._published if allowed == "meta" else listed(allowed)
+            name: self._published[name] if allowed == "meta" else listed(allowed)
             for name, allowed in self._allowed.items()
             if allowed is not None
         }
@@ -176,8 +182,8 @@ class Http:
                 self._runs_sources = looks_ahead
                 if self._runs_sources:
                     self._sources.start()
-                if looks_ahead and "meta" in self._allowed.values():
-                    tasks.start(keep_fresh(self._published))
+                for ranges in self._published.values() if looks_ahead else ():
+                    tasks.start(keep_fresh(ranges))
             yield
         finally:
             self.release()

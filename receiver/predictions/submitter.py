@@ -26,6 +26,7 @@ from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
 from receiver.predictions.inbox import Inbox
 from receiver.predictions.provider_client import ANSWER_TIMEOUT, AT_ONCE, BROKEN, ProviderClient
+from receiver.predictions.room import Room
 from receiver.predictions.tokens import Tokens
 from receiver.providers.adapter import (
     Accepted,
@@ -35,6 +36,7 @@ from receiver.providers.adapter import (
     Provider,
     Receipt,
     Refused,
+    can_prove,
 )
 from receiver.settings import ProviderSettings, Settings
 from receiver.store.facade import Store
@@ -57,7 +59,8 @@ LONGEST_NAP: Final = 5.0
 _SHORTEST_NAP: Final = 0.01
 BACKSTOP: Final = 60.0
 """Seconds that a process naps with nothing in hand, while others sweep too."""
-_SYNC_TIMEOUT: Final = 600.0
+_SYNC_TIMEOUT: Final = 960.0
+"""Seconds for a blocking call; a video takes fifteen minutes at most."""
 _POLL_CAP: Final = 60.0
 _PUSHED_POLL: Final = 30.0
 _UNPUSHED_POLL: Final = 3.0
@@ -81,7 +84,7 @@ class Sending:
     """
 
     def __init__(self, request: httpx.Request, mark: Callable[[], Awaitable[bool]]) -> None:
-        self._body = request.content
+        self._body = request.read()  # of several parts, they are put together here
         self._mark = mark
         self.begun = False
         """Something may have been sent."""
@@ -169,6 +172,7 @@ class Submitter:
         self._settings = settings
         self._schedule = schedule
         self._clock = runtime.clock
+        self.room = Room(runtime.monotonic)
         self._awake = asyncio.Event()
         self.under_way = TaskSet(self._awake.set)
         """The submits, each named for its prediction."""
@@ -252,9 +256,9 @@ class Submitter:
             return await self._begin()
 
     async def _begin(self) -> float:
-        wait = self._wire.paused()
+        wait = max(self._wire.paused(), self.room.wait())
         now = self._clock()
-        room = AT_ONCE - len(self.under_way)
+        room = self.room.at_once(AT_ONCE) - len(self.under_way)
         if self._stopping:
             return self._longest_nap
         if wait > 0 or room <= 0:
@@ -265,7 +269,7 @@ class Submitter:
                 provider=self.provider.name,
                 now=now,
                 most=room,
-                max_in_flight=self._limits.max_in_flight,
+                max_in_flight=self.room.in_flight(self._limits.max_in_flight),
                 per_minute=self._limits.requests_per_minute,
                 hold_until=now + ANSWER_TIMEOUT + MARGIN,
                 timeout=self._settings.prediction_timeout,
@@ -317,6 +321,7 @@ class Submitter:
             await self._ended_unsent(job, error)
             return
         heard = await self._listened(job)
+        began = self._runtime.monotonic()
         receipt, body = await self._send(job)
         result = _RESULTS[type(receipt)]
         self._runtime.telemetry.submit(self.provider.name, result)
@@ -328,6 +333,8 @@ class Submitter:
             "model": job.ticket.model,
             "prediction": job.ticket.id,
         }
+        if isinstance(receipt, Accepted | Outcome) and self.room.taken(began):
+            log.info("provider.unlocked", provider=self.provider.name)
         match receipt:
             case Accepted():
                 await self._accepted(
@@ -341,14 +348,29 @@ class Submitter:
                 await self._ended_unsent(job, Error(code=code, message=message), body)
             case Postponed(message, after):
                 log.warning("submit.postponed", reason=message, after=after, **log_fields)
-                if receipt.whole_provider:
-                    self._wire.pause(after)
-                due_at = self._schedule.next_submit(job, after)
+                due_at = await self._hold(job, receipt, began)
                 await self._progress(job, "postponed", due_at, reason=message)
             case Ambiguous(message):
                 log.warning("submit.unconfirmed", reason=message, **log_fields)
                 due_at = self._schedule.next_poll(job)
                 await self._progress(job, "ambiguous", due_at, reason=message)
+
+    async def _hold(self, job: Job, receipt: Postponed, began: float) -> float:
+        """Keep others back where a refusal speaks of them, too; return when this one is due."""
+        if receipt.whole_provider:
+            self._wire.pause(receipt.after)
+        due_at = self._schedule.next_submit(job, receipt.after)
+        if receipt.holds == "full":
+            in_flight = await _insist(
+                lambda: self._store.predictions.in_flight(self.provider.name, AT_ONCE)
+            )
+            self.room.full(in_flight - 1, began, receipt.after)
+        elif receipt.holds == "locked":
+            if not self.room.locked:
+                log.error("provider.locked", provider=self.provider.name, reason=receipt.message)
+            self.room.lock(receipt.message)
+            due_at += self.room.wait()  # behind the one that tries: another may not be refused
+        return due_at
 
     async def _listened(self, job: Job) -> bool:
         """Wait until somebody listens to the provider's stream, where it has one."""
@@ -396,9 +418,9 @@ class Submitter:
         return await self._store.predictions.mark_sent(mark)
 
     def _hook(self, job: Job) -> CallbackTarget | None:
-        if self._settings.public_url is None or self.provider.proof == "none":
+        if self._settings.public_url is None or job.ticket.mode == "sync":
             return None
-        if job.ticket.mode == "sync":
+        if not can_prove(self.provider, self._limits.secrets):
             return None
         token = self._tokens.callback(self.provider.name, job.ticket.id)
         url = f"{self._settings.public_url}/webhooks/{self.provider.name}/{token}"
@@ -417,7 +439,8 @@ class Submitter:
                 job.ticket, provider_id=receipt.provider_id, links=receipt.links
             )
             try:
-                await self._wire.ask(self.provider.cancel(ticket))
+                if (request := self.provider.cancel(ticket)) is not None:
+                    await self._wire.ask(request)
             except Unreadable as error:
                 log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
             await self._progress(job, "polled", self._clock())

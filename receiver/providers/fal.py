@@ -1,23 +1,20 @@
 """fal.ai: a queue with callbacks signed by Ed25519; a result may have to be fetched separately.
 
-Facts: docs.fal.ai (queue, webhooks, errors) and fal-ai/fal `fal_client` (2026-08).
+Facts: docs.fal.ai (queue, webhooks, errors), fal-ai/fal `fal_client` (2026-08), and the OpenAPI of
+api.fal.ai (2026-08), which describes models and lists requests.
 """
 
 from __future__ import annotations
 
-import hashlib
-from base64 import urlsafe_b64decode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from datetime import UTC, datetime
+from ipaddress import ip_network
 from typing import Any, ClassVar, Final, Literal
 
 import httpx
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from receiver.model.errors import Unproved, Unreadable
+from receiver.model.errors import Unreadable
 from receiver.model.values import Error, Outcome, Ticket
 from receiver.providers import adapter as base
 from receiver.providers.adapter import (
@@ -25,22 +22,29 @@ from receiver.providers.adapter import (
     Ambiguous,
     Callback,
     CallbackTarget,
+    Candidate,
     Follow,
+    Found,
+    Network,
+    Postponed,
     ProviderResponse,
     Receipt,
+    Refused,
 )
-
-Network = IPv4Network | IPv6Network
-TOLERANCE: Final = 300
-"""Seconds by which a signature's time may differ from ours, in both directions."""
-_KEY_BYTES: Final = 32
-_SIGNATURE_DIGITS: Final = 128
-_LONGEST_TIMESTAMP: Final = 12
+from receiver.providers.declared import Declared
+from receiver.providers.signatures import read_jwks, verify_ed25519
 
 _STATUS_CODES: Final = frozenset({httpx.codes.OK, httpx.codes.ACCEPTED})
 _LINKS: Final = ("status_url", "response_url", "cancel_url")
 _NO_REQUEST: Final = "fal-ai/nano-banana/requests/00000000-0000-0000-0000-000000000000"
 _NAMESPACES: Final = frozenset({"workflows", "comfy"})
+_LOCKED: Final = "user is locked"
+"""What a 403 says that is the account's: its money is used up, or it was stopped by hand. It may
+come and go with money on the account, and a new key does not help (fal-ai/fal issues, 2026)."""
+_CLOCK_SKEW: Final = 120.0
+"""Seconds by which fal's clock and ours may differ when looking for a lost submit."""
+_LISTED: Final = 50
+"""Requests on a page, each with its input and its result."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Fal:
     key: str
     queue_url: str
     run_url: str
+    jwks_url: str
+    api_url: str
     name: ClassVar[Literal["fal"]] = "fal"
     proof: ClassVar[Literal["public_keys"]] = "public_keys"
     stream_path: ClassVar[None] = None
@@ -69,7 +75,7 @@ class Fal:
         if ticket.mode == "sync":
             return _blocking(ticket, answer)
         body = base.content(answer)
-        if settled := base.settle_submit(answer, _detail(body), *_hints(body, answer)):
+        if settled := _settled(answer, body):
             return settled
         provider_id = base.identifier(body.get("request_id"))
         if provider_id is None:
@@ -78,28 +84,13 @@ class Fal:
         return Accepted(provider_id, links)
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> str:
-        """Verify the signature over the raw body, trying every key, as no header names one."""
-        stamp = callback.header(b"x-fal-webhook-timestamp")
-        # Digits only: int() would also take signs, blanks, underscores and other scripts' digits.
-        if not stamp.isdigit() or len(stamp) > _LONGEST_TIMESTAMP:
-            raise Unproved("bad_timestamp")
-        if abs(now - int(stamp)) > TOLERANCE:
-            raise Unproved("stale_timestamp")
-        signature = _hex(callback.header(b"x-fal-webhook-signature"))
-        message = b"\n".join(
-            (
-                callback.header(b"x-fal-webhook-request-id"),
-                callback.header(b"x-fal-webhook-user-id"),
-                stamp,
-                hashlib.sha256(callback.body).hexdigest().encode(),
-            )
-        )
-        if not any(_verifies(key, signature, message) for key in keys):
-            raise Unproved("bad_signature")
-        request_id = base.identifier(callback.header(b"x-fal-webhook-request-id").decode("latin-1"))
-        if request_id is None:
-            raise Unproved("bad_request_id")
-        return request_id
+        return verify_ed25519(callback, b"x-fal-webhook-", b"request-id", now=now, keys=keys)
+
+    def keys(self) -> httpx.Request:
+        return httpx.Request("GET", self.jwks_url)
+
+    def read_keys(self, body: bytes) -> list[bytes]:
+        return read_jwks(body)
 
     def read(self, body: bytes) -> Outcome:
         payload = base.decode_object(body)
@@ -140,8 +131,39 @@ class Fal:
     def cancel(self, ticket: Ticket) -> httpx.Request:
         return self._call("PUT", self._link(ticket, "cancel_url"))
 
-    def details(self, model: str) -> None:
-        """Return nothing: the queue and run hosts describe no models."""
+    def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
+        """List what was asked of this model since shortly before our submit."""
+        return [self._requests(ticket, {})]
+
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
+        """Return the requests with the same input, sent around our submit."""
+        if not base.is_yes(answer):
+            raise base.unexpected(answer, _detail(base.error_body(answer.body)))
+        page = base.decode_object(answer.body)
+        items = page.get("items")
+        if not isinstance(items, list):
+            raise Unreadable("no list of requests")
+        sent = sorted(filter(None, (_sent(ticket, item) for item in items)))
+        cursor = base.words(page.get("next_cursor"))
+        more = self._requests(ticket, {"cursor": cursor}) if cursor else None
+        return Found([Candidate(request_id) for _, request_id in sent], more)
+
+    def _requests(self, ticket: Ticket, page: Mapping[str, Any]) -> httpx.Request:
+        start = datetime.fromtimestamp((ticket.submitted_at or 0.0) - _CLOCK_SKEW, UTC)
+        params = {
+            "endpoint_id": ticket.model,
+            "start": start.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "expand": "payloads",
+            "limit": _LISTED,
+            **page,
+        }
+        url = f"{self.api_url}/v1/models/requests/by-endpoint"
+        return self._call("GET", url, params=params)
+
+    def details(self, model: str) -> httpx.Request:
+        """Ask for one model, with the OpenAPI of its input and output."""
+        params = {"endpoint_id": model, "expand": "openapi-3.0"}
+        return self._call("GET", f"{self.api_url}/v1/models", params=params)
 
     def try_key(self) -> httpx.Request:
         """Ask for the status of a request that does not exist."""
@@ -159,12 +181,7 @@ class Fal:
 
     def _ours(self, url: Any) -> bool:
         """Hold a URL from an answer against the configured hosts: it will be sent our key."""
-        if not isinstance(url, str):
-            return False
-        try:
-            return _origin(url) in {_origin(self.queue_url), _origin(self.run_url)}
-        except httpx.InvalidURL:
-            return False
+        return base.leads_to(url, (self.queue_url, self.run_url))
 
     def _link(self, ticket: Ticket, name: str) -> str:
         """Use the URL that fal returned; build it as its clients do only where there is none."""
@@ -175,43 +192,6 @@ class Fal:
         tail = {"status_url": "/status", "response_url": "", "cancel_url": "/cancel"}[name]
         request_id = base.model_path(ticket.provider_id or "")
         return f"{self.queue_url}/{app}/requests/{request_id}{tail}"
-
-
-def _origin(url: str) -> tuple[str, bytes, bytes]:
-    """Read a URL with the parser that will send it: two parsers may see two hosts in one text."""
-    parts = httpx.URL(url)
-    return parts.scheme, parts.userinfo, parts.netloc
-
-
-def _hex(text: bytes) -> bytes:
-    if len(text) != _SIGNATURE_DIGITS:
-        raise Unproved("bad_signature")
-    try:
-        return bytes.fromhex(text.decode("ascii"))
-    except ValueError:
-        raise Unproved("bad_signature") from None
-
-
-@lru_cache(maxsize=64)
-def _public_key(raw: bytes) -> Ed25519PublicKey:
-    return Ed25519PublicKey.from_public_bytes(raw)
-
-
-def _verifies(key: bytes, signature: bytes, message: bytes) -> bool:
-    try:
-        _public_key(key).verify(signature, message)
-    except InvalidSignature:
-        return False
-    return True
-
-
-def read_jwks(body: bytes) -> list[bytes]:
-    """Read the Ed25519 keys of a JWKS as raw bytes; `x` may be padded, odd keys are left out."""
-    keys = base.decode_object(body).get("keys")
-    texts = (
-        [key.get("x") for key in keys if isinstance(key, dict)] if isinstance(keys, list) else []
-    )
-    return [raw for raw in map(_raw_key, texts) if raw]
 
 
 def read_meta(body: bytes) -> list[Network]:
@@ -226,14 +206,6 @@ def _range(text: Any) -> Network | None:
         return ip_network(text) if isinstance(text, str) else None
     except ValueError:
         return None
-
-
-def _raw_key(text: Any) -> bytes | None:
-    try:
-        raw = urlsafe_b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4))
-    except (AttributeError, ValueError):
-        return None
-    return raw if len(raw) == _KEY_BYTES else None
 
 
 def _result(ticket: Ticket, answer: ProviderResponse) -> Outcome:
@@ -278,8 +250,25 @@ def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:
     body = base.error_body(answer.body)
     if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR and _is_final(answer):
         return Outcome(provider_id=request_id, **_failed(body, body, answer))
-    settled = base.settle_submit(answer, _detail(body), *_hints(body, answer))
-    return settled or Ambiguous(f"HTTP {answer.status}")
+    return _settled(answer, body) or Ambiguous(f"HTTP {answer.status}")
+
+
+def _settled(answer: ProviderResponse, body: dict[str, Any]) -> Refused | Postponed | None:
+    """Sort a submit's answer; a lock speaks of the account, and says nothing of the submit."""
+    said = _detail(body)
+    if answer.status == httpx.codes.FORBIDDEN and _LOCKED in said.lower():
+        return Postponed(said, holds="locked")
+    return base.settle_submit(answer, said, *_hints(body, answer))
+
+
+def _sent(ticket: Ticket, item: Any) -> tuple[float, str] | None:
+    """Return when a listed request was sent, and its id, if it can be our submit."""
+    if not isinstance(item, dict) or item.get("json_input") != ticket.input:
+        return None
+    at, request_id = base.time_of(item.get("sent_at")), base.identifier(item.get("request_id"))
+    if at is None or request_id is None or ticket.submitted_at is None:
+        return None
+    return (at, request_id) if abs(at - ticket.submitted_at) <= _CLOCK_SKEW else None
 
 
 def _is_final(answer: ProviderResponse) -> bool:
@@ -327,3 +316,20 @@ def _place(item: dict[str, Any]) -> str:
     loc = item.get("loc")
     parts = loc if isinstance(loc, list) else []
     return ".".join(str(part) for part in parts if isinstance(part, str | int))
+
+
+_PARTS: Final = ("queue", "run", "jwks", "api")
+
+DECLARED: Final = Declared(
+    make=lambda given: Fal(given.key, *(given.urls[part] for part in _PARTS)),
+    key="FAL_KEY",
+    urls={
+        "queue": "https://queue.fal.run",
+        "run": "https://fal.run",
+        "jwks": "https://rest.fal.ai/.well-known/jwks.json",
+        "meta": "https://api.fal.ai/v1/meta",
+        "api": "https://api.fal.ai",
+    },
+    example="fal-ai/nano-banana",
+    read_sources=read_meta,
+)

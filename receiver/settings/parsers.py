@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from receiver.model.text import clean, meant
 from receiver.settings.proxies import is_loopback
-from receiver.settings.reader import Reader, Secret
+from receiver.settings.reader import Secret
 from receiver.settings.servers import MisnamedServers, servers
 
 Network = IPv4Network | IPv6Network
@@ -46,6 +46,12 @@ def secrets(text: str) -> tuple[Secret, ...]:
     return tuple(Secret(part) for part in texts(text))
 
 
+def account_secrets(begin: str, text: str) -> tuple[Secret, ...]:
+    if not all(part.startswith(begin) for part in texts(text)):
+        raise ValueError(f"must be what the provider shows, beginning with {begin}")
+    return secrets(text)
+
+
 def strong_secrets(text: str) -> tuple[Secret, ...]:
     if any(len(part) < SHORTEST_SECRET for part in texts(text)):
         raise ValueError(f"every key must have {SHORTEST_SECRET} characters or more")
@@ -56,29 +62,6 @@ def header_safe(text: str) -> Secret | None:
     if not text.isascii() or not text.isprintable():
         raise ValueError("must be printable ASCII, as it travels in a header")
     return Secret(text)
-
-
-def one_key(text: str) -> Secret | None:
-    if "," in text:
-        raise ValueError("must be one key; those that the receiver takes are in RECEIVER_API_KEYS")
-    return header_safe(text)
-
-
-def api_keys(reader: Reader) -> tuple[Secret, ...]:
-    """Read the keys that are taken; where no list says so, the one that commands show."""
-    keys = reader.get("RECEIVER_API_KEYS", secrets, ())
-    if reader.is_set("RECEIVER_API_KEYS"):
-        return keys
-    key = reader.get("RECEIVER_API_KEY", one_key, None)
-    return () if key is None else (key,)
-
-
-def shown_key(reader: Reader) -> Secret | None:
-    """Read the key that commands show; where there is none, the first of those that are taken."""
-    key = reader.get("RECEIVER_API_KEY", one_key, None)
-    if reader.is_set("RECEIVER_API_KEY"):
-        return key
-    return reader.get("RECEIVER_API_KEYS", lambda text: header_safe(texts(text)[0]), None)
 
 
 def collector_url(text: str) -> str:
@@ -93,6 +76,14 @@ def url(text: str) -> str:
     if not _is_plain_url(text):
         raise ValueError("must be an http(s) URL without user, query or fragment")
     return text.rstrip("/")
+
+
+def base_url(path: str, text: str) -> str:
+    """Read a base URL without the path that an SDK adds to it, or any first part of that."""
+    base = url(text)
+    while path and not base.endswith(path):
+        path = path.rpartition("/")[0]
+    return base.removesuffix(path)
 
 
 def receivers_url(text: str) -> str:
@@ -140,7 +131,7 @@ def _postgres_url(text: str) -> str:
     except ValueError:
         # What is wrong may be the password, so it is not said.
         raise ValueError(
-            "is no URL: percent-encode what is odd in the password (an @ as %40, a / as %2F)"
+            "is not a URL: percent-encode what is odd in the password (an @ as %40, a / as %2F)"
         ) from None
     return text
 
@@ -228,12 +219,6 @@ def after(text: str) -> After:
     raise ValueError("must be drain, inline=2, after=20 (seconds) or wake")
 
 
-def cron_secrets(reader: Reader) -> tuple[Secret, ...]:
-    """Read the keys that may only drain; platforms set the one without our prefix."""
-    names = ("RECEIVER_CRON_SECRET", "CRON_SECRET")
-    return tuple(key for name in names for key in reader.get(name, secrets, ()))
-
-
 _ENDS = ("succeeded", "failed", "canceled")
 _MOST_DAYS = 36525.0
 
@@ -275,7 +260,7 @@ def writable_folder(text: str) -> str:
     folder = Path(text)
     there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{text} is no folder that can be written, and cannot be made one")
+        raise ValueError(f"{text} is not a folder that can be written, and cannot be made one")
     return text
 
 

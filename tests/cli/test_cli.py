@@ -26,33 +26,36 @@ from rich.text import Text
 from typer.testing import Result
 
 from receiver import emulator
-from receiver.cli.main import PANELS, main
+from receiver.cli.main import main
+from receiver.cli.program import PANELS
 from receiver.cli.tables import age, plain_cell, print_table
 from receiver.emulator import settings_for
-from tests.cli.running import SECRET, environment, inside, invoke, receiver, running
+from tests.cli.running import (
+    SECRET,
+    environment,
+    from_scratch,
+    inside,
+    invoke,
+    receiver,
+    running,
+)
+from tests.forked import Forked
 from tests.journey.parts import free_port
 from tests.patience import PATIENCE
 from tests.predictions.test_recipes import EXAMPLE
 
 
-def start(*args: str, port: int, cwd: Path, **env: str) -> subprocess.Popen[str]:
-    log = (cwd / f"{args[0]}.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "receiver", *args, "--port", str(port)],
-        cwd=cwd,
-        env=environment(env),
-        stdout=log,
-        stderr=log,
-        text=True,
-    )
-    log.close()
+def start(*args: str, port: int, cwd: Path, **env: str) -> Forked:
+    log = cwd / f"{args[0]}.log"
+    command = ["-m", "receiver", *args, "--port", str(port)]
+    process = Forked(command, cwd, environment(env), log, log)
     ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends and process.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return process
         time.sleep(0.02)
-    raise AssertionError((cwd / f"{args[0]}.log").read_text())
+    raise AssertionError(log.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,16 @@ def test_what_there_is_to_order_is_listed_explained_and_ordered(
     (home / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     done = inside("order", "upscale", "@a.png", cwd=home, **env)
     assert json.loads(done.stdout)["input"]["image_url"].startswith("data:image/png;base64,")
+
+
+def test_a_model_is_shown_as_its_provider_describes_it(world: tuple[Path, dict[str, str]]) -> None:
+    home, env = world
+    for args in (["fal", "fal-ai/nano-banana"], ["eachlabs", "nano-banana"], ["oxen", "veo-3-1"]):
+        shown = inside("model", *args, cwd=home, **env)
+        assert "prompt" in json.dumps(json.loads(shown.stdout)), shown
+    refused = inside("model", "eachlabs", "no-such-model", cwd=home, **env)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "eachlabs knows no such model" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -245,7 +258,7 @@ def test_a_module_and_a_package_of_the_working_folder_are_found(tmp_path: Path) 
         made = tmp_path / file
         made.parent.mkdir(exist_ok=True)
         made.write_text(f"from receiver import Event, on\n\n@on()\ndef {name}(event: Event): ...\n")
-    done = receiver("drain", "--dev", "mine", "ours", cwd=tmp_path, PYTHONSAFEPATH="1")
+    done = from_scratch("drain", "--dev", "mine", "ours", cwd=tmp_path, PYTHONSAFEPATH="1")
     assert done.returncode == 0, done.stderr
     assert "mine:mine" in done.stderr
     assert "ours:ours" in done.stderr
@@ -253,7 +266,7 @@ def test_a_module_and_a_package_of_the_working_folder_are_found(tmp_path: Path) 
 
 def test_a_file_that_is_called_as_something_installed_is_hinted_at(tmp_path: Path) -> None:
     (tmp_path / "colorsys.py").touch()
-    done = receiver("drain", "--dev", "colorsys", "svae", cwd=tmp_path, PYTHONSAFEPATH="1")
+    done = from_scratch("drain", "--dev", "colorsys", "svae", cwd=tmp_path, PYTHONSAFEPATH="1")
     assert (done.returncode, "colorsys.py is here" in done.stderr) == (1, True)
     assert "svae: cannot be loaded" in done.stderr
     assert "(did you mean save?)" in done.stderr
@@ -293,7 +306,7 @@ def test_a_port_that_is_taken_is_a_sentence_before_anything_is_started(tmp_path:
     assert list(tmp_path.iterdir()) == []
     nowhere = inside("serve", "--dev", "--host", "nowhere.invalid", cwd=tmp_path)
     assert nowhere.returncode == 1
-    assert "--host nowhere.invalid is no address of this machine" in nowhere.stderr
+    assert "--host nowhere.invalid is not an address of this machine" in nowhere.stderr
 
 
 @pytest.mark.parametrize(
@@ -316,7 +329,7 @@ def test_both_names_of_the_key_are_understood_on_both_sides(
 def test_an_argument_of_another_encoding_is_refused(
     tmp_path: Path, args: tuple[str | bytes, ...]
 ) -> None:
-    done = receiver(*map(os.fsdecode, args), cwd=tmp_path)
+    done = from_scratch(*map(os.fsdecode, args), cwd=tmp_path)
     assert (done.returncode, "is not UTF-8" in done.stderr) == (2, True)
 
 
@@ -327,7 +340,7 @@ def test_an_unfit_option_is_refused(tmp_path: Path, args: tuple[str, ...]) -> No
 
 
 def test_the_version_is_said(tmp_path: Path) -> None:
-    assert receiver("--version", cwd=tmp_path).stdout == f"{version('prediction-receiver')}\n"
+    assert from_scratch("--version", cwd=tmp_path).stdout == f"{version('prediction-receiver')}\n"
 
 
 def _lines(text: str) -> list[Any]:
@@ -346,7 +359,7 @@ def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) ->
         assert time.monotonic() < ends, text
     which = ("--state", "dead", "--since", "1h", "--model", "fal-ai/*", "--metadata", "bulk=*")
     asked = inside("replay", *which, cwd=home, **env)
-    assert (asked.returncode, asked.stderr) == (1, "receiver: there is nobody to ask: say --yes\n")
+    assert (asked.returncode, asked.stderr) == (1, "receiver: this is not a terminal: say --yes\n")
     done = inside("replay", *which, "--yes", cwd=home, **env)
     assert done.returncode == 0, done.stderr
     assert "1 deliveries of 1 events would be redelivered" in done.stdout
@@ -518,14 +531,11 @@ def test_what_nobody_got_is_listed(world: tuple[Path, dict[str, str]]) -> None:
 
 
 def test_a_second_receiver_on_the_same_file_is_told_what_to_do(tmp_path: Path) -> None:
-    first = start("serve", "--dev", port=free_port(), cwd=tmp_path)
-    try:
+    with running("serve", "--dev", cwd=tmp_path) as first:
+        first.wait_for("receiver.started")
         second = receiver("serve", "--dev", "--port", str(free_port()), cwd=tmp_path)
-    finally:
-        first.send_signal(signal.SIGTERM)
-        first.wait(PATIENCE)
     assert second.returncode == 1
-    assert f"in use by another receiver (process {first.pid})" in second.stderr
+    assert f"in use by another receiver (process {first.process.pid})" in second.stderr
     assert "RECEIVER_DATABASE_URL" in second.stderr
 
 
@@ -537,7 +547,7 @@ def test_a_missing_key_is_named_by_the_client(world: tuple[Path, dict[str, str]]
 
 
 def test_the_demo_plays_to_its_end(tmp_path: Path) -> None:
-    done = receiver("demo", "--folder", str(tmp_path), "--seconds", "0.1", cwd=tmp_path)
+    done = from_scratch("demo", "--folder", str(tmp_path), "--seconds", "0.1", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 8
     assert "9 signed events forwarded and verified" in done.stdout
@@ -653,7 +663,7 @@ def test_a_providers_words_are_shown_as_they_are() -> None:
         (("list",), {"RECEIVER_API_KEY": "schlüssel"}, "RECEIVER_API_KEY: must"),
         (("tail",), {"RECEIVER_URL": "receiver.example"}, "RECEIVER_URL: must"),
         (("demo", "--folder", "/dev/null/x"), {}, "/dev/null/x"),
-        (("submit", "fal", "m", "size:=wide"), {}, "size:= wants JSON"),
+        (("submit", "fal", "m", "size:=wide"), {}, "size:= must be JSON"),
         (("submit", "fal", "m", "--key", "ü"), {}, "--key must"),
     ],
 )
@@ -752,7 +762,7 @@ def test_a_list_is_narrowed_by_model_metadata_and_time(
     some = inside("list", "--model", "lists/*", "--limit", "2", cwd=home, **env)
     assert (some.stdout.count("lists/"), "there are more" in some.stderr) == (2, True)
     wrong = inside("list", "--since", "soon", cwd=home, **env)
-    assert (wrong.returncode, "'soon' is no time" in wrong.stderr) == (1, True)
+    assert (wrong.returncode, "'soon' is not a time" in wrong.stderr) == (1, True)
     done = inside("events", "--metadata", "n=7", "--type", "succeeded", cwd=home, **env)
     assert done.returncode == 0, done.stderr
     head, *lines = done.stdout.splitlines()
@@ -825,7 +835,7 @@ def test_every_word_of_a_commands_own_text_is_in_its_help(name: str) -> None:
 def test_every_command_is_in_a_panel_of_the_help_and_the_panels_are_in_order() -> None:
     shown = run("--help").output
     assert re.findall(r"─ (\w+) ─", shown) == ["Options", *PANELS]
-    assert set(HELPED) <= {name for names in PANELS.values() for name in names}
+    assert set(PANELS) >= {command.rich_help_panel for command in main.registered_commands}
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -28,8 +28,14 @@ from starlette.types import Receive, Scope, Send
 
 from receiver import create_app
 from receiver.cli.doctor import Finding, examine, worst
-from receiver.cli.doctor.checkup import LATEST, File, Server, look_at_file
-from receiver.cli.doctor.database import check_backlog, check_database, check_server_clock
+from receiver.cli.doctor.database import (
+    LATEST,
+    File,
+    Server,
+    check_backlog,
+    check_database,
+    check_server_clock,
+)
 from receiver.cli.doctor.environment import weakness
 from receiver.cli.doctor.network import check_clock
 from receiver.emulator import create_emulator, settings_for
@@ -128,11 +134,8 @@ async def test_names_that_nobody_reads_are_named_with_the_nearest_that_somebody_
     [
         ("a" * 32, "repeats"),
         ("abcd" * 8, "repeats"),
-        ("0123456789abcdef0123456789abcdef01", "repeats"),
         ("changeme-9f8a7b6c5d4e3f2a1b0c9d8e", "placeholder"),
         ("your-secret-key-of-32-characters!", "placeholder"),
-        ("correct horse battery staple and more", "words"),
-        ("The-newest-secret-key-of-this-receiver", "words"),
         (KEY, None),
         (API_KEY, None),
         ("90817263549281736455019283746510", None),
@@ -155,12 +158,14 @@ async def test_secrets_are_judged_each_by_itself_and_held_against_each_other(env
         "RECEIVER_SECRET_KEY": f"{KEY},{'ab' * 20},{KEY}",
         "RECEIVER_API_KEYS": f"short,{KEY}",
         "RECEIVER_API_KEY": "none-of-them",
+        "RECEIVER_VIEWER_KEYS": "ops:peek",
         "CRON_SECRET": "brief",
     }
     lines = await found(env, "secrets")
     assert says(lines, "FAIL", "number 2 of RECEIVER_SECRET_KEY repeats itself")
     assert says(lines, "FAIL", "number 1 of RECEIVER_API_KEYS has fewer than 16")
     assert says(lines, "FAIL", "CRON_SECRET has fewer than 16")
+    assert says(lines, "FAIL", "RECEIVER_VIEWER_KEYS has fewer than 16")
     assert says(lines, "FAIL", "RECEIVER_SECRET_KEY and RECEIVER_API_KEYS are the same text")
     assert says(lines, "warn", "a rotation is under way", "3 keys", "3600 s")
     assert says(lines, "warn", "RECEIVER_API_KEY, which commands use, is none")
@@ -259,7 +264,7 @@ async def test_a_good_file_is_good_and_nothing_is_written_beside_it(
     make_database(env)
     before = state(tmp_path)
     lines = await found(env)
-    assert says(lines, "ok", "database:", f"schema {LATEST}", "quick_check ok")
+    assert says(lines, "ok", "database:", f"schema {LATEST}")
     assert says(lines, "ok", "backlog: 0 deliveries pending, none dead")
     assert state(tmp_path) == before
 
@@ -276,12 +281,8 @@ async def test_another_schema_is_told(env: Env, statement: str, level: str, said
     assert says(await found(env, "database"), level, said)
 
 
-async def test_a_damaged_file_and_a_file_that_is_no_database_are_told(env: Env) -> None:
+async def test_a_file_that_is_no_database_is_told(env: Env) -> None:
     path = make_database(env)
-    content = bytearray(path.read_bytes())
-    content[5 * 4096 : 9 * 4096] = b"\xff" * (4 * 4096)
-    path.write_bytes(content)
-    assert says(await found(env, "database"), "FAIL", "backup")
     path.write_text("not a database " * 1000)
     assert says(await found(env, "database"), "FAIL", "cannot be read", "not a database")
 
@@ -325,7 +326,7 @@ async def test_what_is_pending_dead_or_held_back_is_told(env: Env, tmp_path: Pat
     assert says(lines, "warn", "backlog: resting: paused by hand")
     assert says(lines, "warn", "backlog: failing is held back", "nobody there")
     assert says(
-        lines, "warn", "handlers: 1 deliveries are pending for gone, which is no handler here"
+        lines, "warn", "handlers: 1 deliveries are pending for gone, which is not a handler here"
     )
     assert not [text for _, text in lines if "pending for mine" in text]
 
@@ -375,7 +376,7 @@ async def test_a_server_that_is_away_is_told(env: Env) -> None:
 async def test_a_url_with_a_password_that_is_not_encoded_is_told(env: Env) -> None:
     env["RECEIVER_DATABASE_URL"] = "postgresql://me:hu@sh@127.0.0.1/x"
     lines = await found(env, "database")
-    assert says(lines, "FAIL", "is no URL of PostgreSQL's", "percent-encode")
+    assert says(lines, "FAIL", "is not a PostgreSQL URL", "percent-encode")
     assert not any("hu" in text or "sh@" in text for _, text in lines)
 
 
@@ -390,8 +391,6 @@ async def test_parameters_that_only_others_know_do_not_keep_the_doctor_out(
 
 WELL: Final = Server(
     release="16.4",
-    number=160004,
-    encoding="UTF8",
     replica=False,
     skew=0.0,
     free_connections=90,
@@ -405,8 +404,6 @@ WELL: Final = Server(
 @pytest.mark.parametrize(
     ("change", "level", "said"),
     [
-        ({"number": 120000, "release": "12.1"}, "FAIL", "older than the queue needs"),
-        ({"encoding": "LATIN1"}, "FAIL", "ENCODING 'UTF8'"),
         ({"replica": True}, "FAIL", "set RECEIVER_DATABASE_URL to the primary"),
         ({"free_connections": 3}, "warn", "raise max_connections"),
         ({"version": None, "may_create": False}, "FAIL", "may not create a schema"),
@@ -439,34 +436,10 @@ def test_a_pooler_in_transaction_mode_is_named() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("change", "level", "said"),
-    [
-        ({"integrity": "row 3 missing from index"}, "FAIL", "is damaged: row 3"),
-        ({"wal": 2**30}, "warn", "has grown to"),
-        ({"free": 2**29}, "warn", "512 MB are left"),
-    ],
-)
-def test_whatever_is_wrong_with_a_file_is_told(
-    change: dict[str, Any], level: str, said: str
-) -> None:
-    well = File(exists=True, writable=True, free=2**40, version=LATEST, integrity="ok")
-    [line] = check_database(msgspec.structs.replace(well, **change), Settings())
-    assert line.level == level
-    assert said in str(line)
-
-
-def test_a_look_at_a_file_ends_in_time(env: Env) -> None:
-    path = make_database(env)
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute(
-            "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 60000) "
-            "INSERT INTO watermarks SELECT i, i FROM n"
-        )
-    seen = look_at_file(str(path), 0.0)
-    assert (seen.integrity, seen.version, seen.trouble) == (None, LATEST, None)
-    [line] = check_database(msgspec.structs.replace(seen, free=2**40), Settings())
-    assert (line.level, "too large for a quick_check now" in line.says) == ("ok", True)
+def test_a_disk_that_is_nearly_full_is_told() -> None:
+    seen = File(exists=True, writable=True, free=2**29, version=LATEST)
+    [line] = check_database(seen, Settings())
+    assert (line.level, "512 MB are left" in line.says) == ("warn", True)
 
 
 # --- the receiver, and the way to it ---
@@ -516,6 +489,20 @@ async def test_a_receiver_whose_database_takes_no_writes_is_told(
 
     lines = await found({**place.env, "RECEIVER_URL": proxy(passing)}, "receiver")
     assert says(lines, "FAIL", "its database takes no writes")
+
+
+async def test_a_provider_that_has_locked_the_account_is_told(
+    place: Place, proxy: Callable[[Passing], str]
+) -> None:
+    async def passing(scope: Scope, body: bytes) -> Response:
+        if scope["path"] == "/readyz":
+            return JSONResponse({"status": "ok", "locked": ["fal"]})
+        if scope["path"].startswith("/v1"):
+            return Response("[]")
+        return await passed_on(place.url, scope["path"], body)
+
+    lines = await found({**place.env, "RECEIVER_URL": proxy(passing)})
+    assert says(lines, "FAIL", "provider fal: fal has locked the account, and its submits wait")
 
 
 async def test_in_development_it_is_known_by_the_secret_that_was_made_up(
@@ -592,7 +579,9 @@ async def test_whatever_else_listens_where_no_url_was_given_is_no_fault(
     caller = Caller(url=proxy(_says(Response("hello"))))
     monkeypatch.setattr(Caller, "look", lambda _env: (caller, []))
     del env["RECEIVER_URL"]
-    assert says(await found(env, "receiver"), "warn", "none that is ours answers", "is no receiver")
+    assert says(
+        await found(env, "receiver"), "warn", "none that is ours answers", "is not a receiver"
+    )
 
 
 def _says(response: Response) -> Passing:
@@ -607,11 +596,11 @@ OBSTACLES: Final[dict[str, tuple[Passing, str]]] = {
         _says(Response(status_code=308, headers={"location": "https://www.test/"})),
         "it redirects (HTTP 308) to https://www.test/; name the URL that answers by itself",
     ),
-    "landing page": (_says(Response("<html>welcome")), "is no receiver, but some page"),
+    "landing page": (_says(Response("<html>welcome")), "is not a receiver, but some page"),
     "JSON of others": (_says(JSONResponse({"answer": 1, "sha256": "x"})), "but some page"),
-    "not found": (_says(Response("404", 404)), "HTTP 404 from something that is no receiver"),
-    "login": (_says(Response("401", 401)), "HTTP 401 from something that is no receiver"),
-    "bad gateway": (_says(Response("502", 502)), "HTTP 502 from something that is no receiver"),
+    "not found": (_says(Response("404", 404)), "HTTP 404 from something that is not a receiver"),
+    "login": (_says(Response("401", 401)), "HTTP 401 from something that is not a receiver"),
+    "bad gateway": (_says(Response("502", 502)), "HTTP 502 from something that is not a receiver"),
     "takes little": (_says(Response("413", 413)), "the proxy takes no such body"),
     "endless": (_says(Response(b"x" * 2_000_000)), "no answer came"),
 }
@@ -668,13 +657,13 @@ async def test_what_changes_callbacks_on_their_way_is_told(
 async def test_an_answer_kept_from_another_echo_proves_nothing(
     place: Place, proxy: Callable[[Passing], str]
 ) -> None:
-    """A cache before the receiver, or somebody who wrote an answer down, is no receiver."""
+    """A cache before the receiver, or somebody who wrote an answer down, is not a receiver."""
     tokens, now = Tokens([KEY]), time.time()
     async with httpx.AsyncClient(base_url=place.url) as client:
         kept = await client.post(f"/webhooks/echo/{tokens.echoes(now)[0]}", content=b"x")
     assert kept.status_code == 200
     env = {**place.env, "RECEIVER_PUBLIC_URL": proxy(_says(JSONResponse(kept.json())))}
-    assert says(await found(env, "public url"), "FAIL", "is no receiver, but some page")
+    assert says(await found(env, "public url"), "FAIL", "is not a receiver, but some page")
 
 
 async def test_a_certificate_that_nobody_trusts_is_told(
@@ -683,7 +672,7 @@ async def test_a_certificate_that_nobody_trusts_is_told(
     public, private = write_certificate(tmp_path)
     url = proxy(_says(Response("")), ssl_certfile=public, ssl_keyfile=private)
     lines = await found({**place.env, "RECEIVER_PUBLIC_URL": url}, "public url")
-    assert says(lines, "FAIL", "its certificate is not trusted", "self-signed")
+    assert says(lines, "FAIL", "TLS fails", "self-signed")
     lines = await found({**place.env, "RECEIVER_PUBLIC_URL": f"https{place.url[4:]}"}, "public url")
     assert says(lines, "FAIL", "TLS fails")
 
@@ -768,13 +757,11 @@ async def test_good_keys_are_told_from_bad_ones_at_no_cost(env: Env, providers: 
     lines = await found(env | providers)
     for name in ("oxen", "eachlabs", "fal"):
         assert says(lines, "ok", f"provider {name}: the key is good")
-    assert says(lines, "ok", "stream oxen: can be opened")
     assert says(lines, "ok", "clock: the clock of", "agrees")
     bad = dict.fromkeys(("OXEN_API_KEY", "EACHLABS_API_KEY", "FAL_KEY"), "wrong")
     lines = await found(env | providers | bad)
     for name in ("oxen", "eachlabs", "fal"):
         assert says(lines, "FAIL", f"provider {name}: the key is refused (HTTP 401)")
-    assert says(lines, "FAIL", "stream oxen: cannot be opened: HTTP 401")
     base = providers["OXEN_BASE_URL"].removesuffix("/oxen")
     async with httpx.AsyncClient(base_url=base) as client:
         assert (await client.get("/_emulator/ledger")).json()["predictions"] == []
@@ -793,8 +780,7 @@ async def test_a_provider_that_is_off_away_or_somebody_else_is_told(
     assert says(lines, "ok", "provider oxen: off")
     assert says(lines, "FAIL", "provider eachlabs: cannot be asked", "connection refused")
     assert says(lines, "FAIL", "provider fal: it redirects (HTTP 302)")
-    assert says(lines, "FAIL", "provider fal: no public key is to be had")
-    assert not [text for _, text in lines if text.startswith("stream")]
+    assert says(lines, "FAIL", "provider fal: what proves its callbacks cannot be had")
 
 
 @pytest.mark.parametrize(

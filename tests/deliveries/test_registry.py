@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from receiver import Context, Event, Retry, on
-from receiver.deliveries.registry import Registry, handlers_of, load
+from receiver.deliveries.importing import load
+from receiver.deliveries.registry import Registry, handlers_of
 from receiver.model.errors import HandlerError
 from receiver.model.retry import Policy
 
@@ -287,9 +288,9 @@ def test_a_function_that_was_not_decorated_is_no_handler() -> None:
     def plain(_: Event) -> None:
         raise NotImplementedError
 
-    with pytest.raises(HandlerError, match="is no handler"):
+    with pytest.raises(HandlerError, match="is not a handler"):
         handlers_of(plain)
-    with pytest.raises(HandlerError, match="is no handler"):
+    with pytest.raises(HandlerError, match="is not a handler"):
         handlers_of(len)
 
 

@@ -304,7 +304,56 @@ def test_events_repeat_and_change_places_too(emulated: Emulated) -> None:
         assert [next(events).json()["generation_id"] for _ in range(2)] == [one, one]
 
 
+def test_a_locked_account_takes_no_submit_and_answers_polls(emulated: Emulated) -> None:
+    one = emulated.submit("fal", "[never]")
+    emulated.break_with({"fault": "lock_account", "times": 1})
+    refused = emulated.fal()
+    assert refused.status_code == 403
+    assert refused.json()["detail"].startswith("User is locked. Reason: Exhausted balance.")
+    assert emulated.poll("fal", one).status_code == 202
+    assert emulated.fal().status_code == 200
+
+
+def test_money_is_reserved_while_another_is_at_work(emulated: Emulated) -> None:
+    emulated.break_with({"fault": "reserve_money"})
+    one = emulated.submit("eachlabs", "[never]")
+    refused = emulated.eachlabs()
+    assert (refused.status_code, refused.json()["error"]) == (402, "payment required")
+    emulated.call("eachlabs", "POST", f"/v1/prediction/{one}/cancel")
+    assert emulated.eachlabs().status_code == 200
+
+
+def test_a_success_may_come_after_a_cancel(emulated: Emulated, mailbox: Mailbox) -> None:
+    emulated.break_with({"fault": "late_success"})
+    one = emulated.submit("eachlabs", "[never]", mailbox.url)
+    emulated.call("eachlabs", "POST", f"/v1/prediction/{one}/cancel")
+    assert mailbox.one().json["status"] == "succeeded"
+    assert emulated.poll("eachlabs", one).json()["status"] == "cancelled"
+
+
 def test_every_fault_has_a_test() -> None:
     with open(__file__, encoding="utf-8") as file:  # noqa: PTH123 - the shortest way to say it
         text = file.read()
     assert [fault for fault in FAULTS if f'"{fault}"' not in text] == []
+
+
+def test_a_client_that_leaves_in_mid_request_raises_nothing() -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/fal/queue/fal-ai/nano-banana",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in KEYS["fal"].items()],
+        "scheme": "http",
+    }
+    asyncio.run(create_emulator(FAST)(scope, receive, send))
+    assert sent[0]["status"] == 400

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from receiver import Event, Output, Prediction, Stored, on
-from receiver.deliveries.registry import load
+from receiver.deliveries.importing import load
 from receiver.emulator import Rule
 from receiver.model.answers import Delivery
 from receiver.model.errors import HandlerError
@@ -283,8 +283,8 @@ def test_what_could_never_be_submitted_ends_dead_and_costs_nothing(
         ({"provider": ""}, "CHAIN_PROVIDER and CHAIN_MODEL"),
         ({"model": ""}, "CHAIN_PROVIDER and CHAIN_MODEL"),
         ({"input": ["{url}"]}, "CHAIN_INPUT as a JSON object"),
-        ({"input": {"a": "{nothing}"}}, "is no field"),
-        ({"input": {"a": [{"b": "{prompt.__class__}"}]}}, "is no field"),
+        ({"input": {"a": "{nothing}"}}, "is not a field"),
+        ({"input": {"a": [{"b": "{prompt.__class__}"}]}}, "is not a field"),
         ({"input": {"a": "{"}}, "chain"),
         ({"metadata": "[1]"}, "CHAIN_METADATA as a JSON object"),
         ({"metadata": "{"}, "CHAIN_METADATA as a JSON object"),

@@ -16,7 +16,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from receiver import Secret, read_settings
-from receiver.deliveries.registry import load
+from receiver.deliveries.importing import load
 from receiver.model.errors import HandlerError
 from receiver.testing import Kit, make_event
 from tests.handlers.parts import HANDLERS, OK, built_in, serving
@@ -90,9 +90,9 @@ WRONG: Final[list[tuple[str, dict[str, str], str]]] = [
     ("save", {"SAVE_PUBLIC_URL": "x.example"}, "SAVE_PUBLIC_URL must be an address"),
     ("save", {"SAVE_NAME": "../{id}"}, "SAVE_NAME must name a file below SAVE_URL"),
     ("save", {"SAVE_NAME": "{id}/"}, "SAVE_NAME must name a file"),
-    ("save", {"SAVE_URL": "/proc/nowhere"}, "SAVE_URL is no folder that can be made"),
-    ("save", {"SAVE_URL": "/dev/null"}, "SAVE_URL is no folder that can be made"),
-    ("save", {"SAVE_URL": "/dev/null/deeper"}, "SAVE_URL is no folder that can be made"),
+    ("save", {"SAVE_URL": "/proc/nowhere"}, "SAVE_URL is not a folder that can be made"),
+    ("save", {"SAVE_URL": "/dev/null"}, "SAVE_URL is not a folder that can be made"),
+    ("save", {"SAVE_URL": "/dev/null/deeper"}, "SAVE_URL is not a folder that can be made"),
     ("save", {"SAVE_URL": "ftp://a/b"}, "SAVE_URL must be a folder or a store"),
     ("save", {"SAVE_URL": "s3://b", "AWS_ENDPOINT_URL": "minio:9000"}, "needs AWS_ENDPOINT_URL"),
     ("save", {"SAVE_URL": "s3://b", "AWS_ENDPOINT_URL": "http://m\r"}, "needs AWS_ENDPOINT_URL"),
@@ -112,7 +112,7 @@ WRONG: Final[list[tuple[str, dict[str, str], str]]] = [
             f"whsec_{PLAIN} hunter2",
         )
     ),
-    ("slack", {"SLACK_TEXT": "{nothing}"}, "is no field"),
+    ("slack", {"SLACK_TEXT": "{nothing}"}, "is not a field"),
     ("slack", {"SLACK_TOKEN": "xoxb-\nhunter2"}, "SLACK_TOKEN must be whole"),
     ("slack_in", {"SLACK_SIGNING_SECRET": ""}, "needs SLACK_SIGNING_SECRET"),
     ("slack_in", {"SLACK_SIGNING_SECRET": "hunter2"}, "must be the app's signing secret"),
@@ -287,7 +287,7 @@ def test_a_user_s_own_handlers_do_not_meet_the_built_in_ones(
         (tmp_path / "app" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "app" / name).write_text(text)
     code = (
-        "import json, sys; from receiver.deliveries.registry import load; "
+        "import json, sys; from receiver.deliveries.importing import load; "
         "found = load(sys.argv[1:]).handlers; import receiver_handlers; "
         "print(json.dumps([sorted(found), receiver_handlers.__file__]))"
     )

@@ -17,9 +17,9 @@ from hypothesis import strategies as some
 from slack_sdk.signature import SignatureVerifier
 
 from receiver import Call, Unproved
-from receiver.deliveries.registry import load
-from receiver.emulator.mishaps import Mishap
-from receiver.emulator.slack_people import SECRET, SlackPeople, signed
+from receiver.deliveries.importing import load
+from receiver.emulator.chats.mishaps import Mishap
+from receiver.emulator.chats.slack.people import SECRET, SlackPeople, signed
 from receiver.testing import make_event
 from tests.conftest import Disk, Start
 from tests.handlers.parts import built_in
@@ -398,7 +398,7 @@ def test_an_attached_picture_goes_to_the_option_that_takes_one(receiver_kit: Kit
     head, _, content = prediction.input["image_url"].partition(",")
     assert (head, base64.b64decode(content)) == ("data:image/png;base64", PNG)
     [refused] = kit.says("<@UBOT> like that", files={"a.png": b"#!/bin/sh"}).messages
-    assert (refused.only_for, "no PNG" in refused.text) == ("U1", True)
+    assert (refused.only_for, "not a PNG" in refused.text) == ("U1", True)
 
 
 def test_an_attached_picture_is_kept_where_results_are_if_that_has_a_public_address(

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
 from receiver import Call, Unproved
+from receiver.deliveries.importing import load
 from receiver.deliveries.loading import load_file
-from receiver.deliveries.registry import load
 from receiver.model.errors import HandlerError
 from tests.conftest import Start
 from tests.handlers.parts import HANDLERS, built_in
@@ -631,7 +631,7 @@ def test_all_mistakes_are_told_together_and_no_secret_is(
 
 @pytest.mark.parametrize(
     ("triggers", "says"),
-    [("", "declares nothing"), ("x = 1", "x must be a table"), ("[", "is no TOML")],
+    [("", "declares nothing"), ("x = 1", "x must be a table"), ("[", "is not TOML")],
 )
 def test_a_file_without_triggers_does_not_start(files: Files, triggers: str, says: str) -> None:
     files(triggers)

@@ -17,7 +17,7 @@ import msgspec
 
 from receiver.model.errors import Problem, ReceiverError
 from receiver.model.values import Mode, Outcome, Ticket
-from receiver.providers import NAMES, make_providers
+from receiver.providers import NAMES
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
@@ -27,14 +27,19 @@ from receiver.providers.adapter import (
     Postponed,
     Provider,
     ProviderResponse,
+    Publishing,
     Refused,
+    Searched,
     Streamed,
 )
-from receiver.providers.fal import read_jwks
+from receiver.providers.signatures import read_jwks
 from receiver.settings import Secret, Settings
 
 FOLDER: Final = Path(__file__).parent.parent / "samples"
-_TOLD_HEADERS: Final = ("authorization", "x-api-key", "accept", "content-type")
+_TOLD_HEADERS: Final = (
+    *("authorization", "x-api-key", "x-key", "api-key"),
+    *("accept", "content-type", "prefer"),
+)
 """The headers of a request that are ours to choose."""
 
 
@@ -112,10 +117,12 @@ def load() -> dict[tuple[str, str], Sample]:
 
 def providers(*, confirm: bool = False) -> dict[str, Provider]:
     """Make every adapter as the default settings do, with a toy key each."""
-    given = Settings.read({"RECEIVER_DEV": "1"}).providers
-    return make_providers(
-        {n: replace(given[n], key=Secret(f"{n}-key"), confirm=confirm) for n in NAMES}
-    )
+    settings = Settings.read({"RECEIVER_DEV": "1"})
+    given = {
+        name: replace(settings.providers[name], key=Secret(f"{name}-key"), confirm=confirm)
+        for name in NAMES
+    }
+    return replace(settings, providers=given).adapters()
 
 
 def perform(provider: Provider, sample: Sample) -> Any:
@@ -153,6 +160,26 @@ def _streamed(provider: Provider) -> Streamed:
     return provider
 
 
+def _searched(provider: Provider) -> Searched:
+    assert isinstance(provider, Searched)
+    return provider
+
+
+def _publishing(provider: Provider) -> Publishing:
+    assert isinstance(provider, Publishing)
+    return provider
+
+
+def _found(provider: Provider, sample: Sample) -> Any:
+    """Say which candidates a page has, each with where it is called back if that is said."""
+    found = _searched(provider).found(sample.ticket.ticket(), sample.answered())
+    ids = [
+        [c.provider_id, c.callback_url] if c.callback_url else c.provider_id
+        for c in found.candidates
+    ]
+    return {"ids": ids} | ({"more": _said(found.more)} if found.more else {})
+
+
 _VERDICTS: Final = {True: "let in", False: "kept out", None: "untold"}
 
 _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
@@ -169,9 +196,10 @@ _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
     "key_works": lambda p, s: {_VERDICTS[p.key_works(s.answered())]: s.answered().status},
     "stream": lambda p, _: _streamed(p).stream(),
     "heard": lambda p, s: _streamed(p).heard(s.event, s.data),
-    "search": lambda p, s: {"requests": [_said(r) for r in _streamed(p).search(s.ticket.ticket())]},
-    "found": lambda p, s: {"ids": _streamed(p).found(s.ticket.ticket(), s.answered())},
-    "read_jwks": lambda _, s: {"keys": len(s.proof_keys())},
+    "search": lambda p, s: {"requests": [_said(r) for r in _searched(p).search(s.ticket.ticket())]},
+    "found": _found,
+    "keys": lambda p, _: _publishing(p).keys(),
+    "read_keys": lambda p, s: {"keys": len(_publishing(p).read_keys(s.answered().body))},
 }
 
 
@@ -187,14 +215,18 @@ def _said(value: Any) -> Any:
                     "also_known_as": value.also_known_as,
                     "output": msgspec.to_builtins(value.output),
                     "error": msgspec.to_builtins(value.error),
+                    "cost": value.cost,
                 }
             )
-        case Accepted(provider_id, links):
-            return _trim({"accepted": provider_id, "links": links})
-        case Refused(message) | Ambiguous(message):
-            return {type(value).__name__.lower(): message}
-        case Postponed(message, after, whole_provider):
-            return _trim({"postponed": message, "after": after, "whole_provider": whole_provider})
+        case Accepted(provider_id, links, cost):
+            return _trim({"accepted": provider_id, "links": links, "cost": cost})
+        case Refused() | Ambiguous():
+            said = msgspec.structs.asdict(value)
+            said[type(value).__name__.lower()] = said.pop("message")
+            return {name: each for name, each in said.items() if each != "rejected"}
+        case Postponed(message, after, whole_provider, holds):
+            said = {"postponed": message, "after": after, "holds": holds}
+            return _trim({**said, "whole_provider": whole_provider})
     return value
 
 
@@ -202,6 +234,8 @@ def _request(request: httpx.Request) -> dict[str, Any]:
     headers = {name: request.headers[name] for name in _TOLD_HEADERS if name in request.headers}
     said = {"method": request.method, "url": str(request.url), "headers": headers}
     content = request.read()
+    if "multipart" in headers.get("content-type", ""):
+        return {**said, "parts": content.decode("latin-1").split("\r\n")}
     return {**said, "body": json.loads(content)} if content else said
 
 

@@ -1,4 +1,4 @@
-"""Examines a receiver's surroundings and says, line by line, what is wrong and how to fix it.
+"""`receiver doctor`: examine a receiver's surroundings; a line says what is wrong, and the fix.
 
 It runs in the environment of the receiver, beside a running one or without one. It writes nothing,
 submits nothing and costs nothing. All checks run at once; each has its time, and none stops the
@@ -40,13 +40,12 @@ from receiver.cli.doctor.network import (
     check_public_url,
     check_receiver,
 )
+from receiver.deliveries.importing import look as look_at_handlers
 from receiver.deliveries.registry import Registry
-from receiver.deliveries.registry import look as look_at_handlers
 from receiver.predictions.tokens import Tokens
-from receiver.providers import make_providers
-from receiver.providers.egress import outward
 from receiver.settings import Caller, Settings
 from receiver.settings.development import secret_file
+from receiver.settings.egress import outward
 from receiver.settings.tls import check as check_tls
 from receiver.settings.tls import untold
 
@@ -84,7 +83,7 @@ async def examine(
             ("public url", of.public_url),
             *(
                 (f"provider {name}", partial(check_provider, provider, settings, asker))
-                for name, provider in make_providers(settings.providers).items()
+                for name, provider in settings.adapters().items()
             ),
             *((name, partial(check_chat, name, env, settings, asker)) for name in CHATS),
             ("handlers", of.handlers),
@@ -179,7 +178,7 @@ def _load(names: Sequence[str]) -> tuple[Registry, Findings]:
     found += [
         warn(
             "handlers",
-            f"{name} is to run after {other}, which is no handler here: it will not wait",
+            f"{name} is to run after {other}, which is not a handler here: it will not wait",
             "name its file too, or correct the name",
         )
         for name, other in registry.strangers()

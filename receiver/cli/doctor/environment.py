@@ -1,4 +1,4 @@
-"""Looks at the environment: names that nobody reads, values that do not fit, secrets that are weak.
+"""Check the environment: unknown names, invalid values, weak secrets.
 
 A secret is never shown, not in part.
 """
@@ -6,15 +6,15 @@ A secret is never shown, not in part.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
+from receiver.providers import NAMES
 from receiver.settings import Caller, Secret, Settings, advice, all_settings
 
-_OURS: Final = ("RECEIVER_", "OXEN_", "EACHLABS_", "FAL_")
+_OURS: Final = ("RECEIVER_", *(f"{name.upper()}_" for name in NAMES))
 _KNOWN_STRANGERS: Final = {
     "FAL_KEY_ID": "fal's own client joins it with FAL_KEY_SECRET: set FAL_KEY to <id>:<secret>",
     "FAL_KEY_SECRET": "fal's own client joins it with FAL_KEY_ID: set FAL_KEY to <id>:<secret>",
@@ -26,10 +26,11 @@ _PLACEHOLDERS: Final = (
     "insert", "placeholder", "dummy", "password", "passw0rd", "letmein", "qwerty",
     "supersecret", "super-secret", "mysecret", "my-secret", "not-so-secret", "unsafe", "insecure",
 )  # fmt: skip
-_WORDS: Final = re.compile(r"[A-Z]?[a-z]+([-_. /+][A-Z]?[a-z]+)+")
+_FEWEST: Final = 8
+"""Different characters: of 32 random hexadecimal digits that are fewer, one in 10^9 is so poor."""
 SHORTEST_API_KEY: Final = 16
 _SHORTEST_HIDDEN: Final = 6
-"""Shorter ones are parts of words; no check says one, hiding them is only the net below."""
+"""Shorter ones are parts of words. No check quotes a secret: this is the second safeguard."""
 
 
 def check_settings(env: Mapping[str, str], settings: Settings, problems: list[str]) -> Findings:
@@ -69,11 +70,14 @@ def _strangers(env: Mapping[str, str], known: Collection[str]) -> Iterator[Findi
 def check_secrets(caller: Caller, settings: Settings) -> Findings:
     keys = [key.reveal() for key in settings.secret_keys]
     api_keys = [key.reveal() for key in settings.api_keys]
+    viewers = [key.reveal() for key in settings.viewer_keys]
     found = [
         *_weak("RECEIVER_SECRET_KEY", keys),
         *_rotation(settings),
         *_short("RECEIVER_API_KEYS", api_keys, dev=settings.dev),
         *_weak("RECEIVER_API_KEYS", [key for key in api_keys if len(key) >= SHORTEST_API_KEY]),
+        *_short("RECEIVER_VIEWER_KEYS", viewers, dev=settings.dev),
+        *_weak("RECEIVER_VIEWER_KEYS", [key for key in viewers if len(key) >= SHORTEST_API_KEY]),
         *_short("CRON_SECRET", [key.reveal() for key in settings.cron_secrets], dev=settings.dev),
         *_placeholders(settings),
         *_shared(_named(settings)),
@@ -113,14 +117,9 @@ def _placed(name: str, texts: list[str]) -> Iterator[tuple[str, str]]:
 
 def weakness(text: str) -> str | None:
     """Return why a secret could be guessed; None where nothing speaks for it."""
-    plain = text.lower()
-    if any(word in plain for word in _PLACEHOLDERS):
+    if any(word in text.lower() for word in _PLACEHOLDERS):
         return "reads like a placeholder"
-    if any(text[period:] == text[:-period] for period in range(1, len(text) // 2 + 1)):
-        return "repeats itself"
-    if _WORDS.fullmatch(text):
-        return "is made of words, which are guessed first"
-    return None
+    return "repeats itself" if len(set(text)) < _FEWEST else None
 
 
 def _rotation(settings: Settings) -> Iterator[Finding]:
@@ -140,6 +139,7 @@ def _named(settings: Settings) -> list[tuple[str, Secret]]:
     return [
         *(("RECEIVER_SECRET_KEY", key) for key in settings.secret_keys),
         *(("RECEIVER_API_KEYS", key) for key in settings.api_keys),
+        *(("RECEIVER_VIEWER_KEYS", key) for key in settings.viewer_keys),
         *(("CRON_SECRET", key) for key in settings.cron_secrets),
         *(
             (f"the key of {name}", given.key)
@@ -160,16 +160,17 @@ def _shared(named: list[tuple[str, Secret]]) -> Iterator[Finding]:
 
 
 def _closed(caller: Caller, settings: Settings) -> Iterator[Finding]:
+    taken = {*settings.api_keys, *settings.viewer_keys}
     if not settings.api_keys and not settings.dev:
         yield warn(
             "secrets",
             "RECEIVER_API_KEYS is not set, and every /v1 route answers 401",
             f"set it to a key for your callers: {_MAKE_ONE}",
         )
-    elif caller.key and settings.api_keys and caller.key not in settings.api_keys:
+    elif caller.key and taken and caller.key not in taken:
         yield warn(
             "secrets",
-            "RECEIVER_API_KEY, which commands use, is none of RECEIVER_API_KEYS",
+            "RECEIVER_API_KEY, which commands use, is not one of RECEIVER_API_KEYS",
             "set it to one of them",
         )
 

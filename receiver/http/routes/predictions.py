@@ -227,7 +227,7 @@ class PredictionRoutes:
     @post(
         "/v1/predictions/{id}/cancel",
         {202: "it has not ended", 200: "it has ended"},
-        problems=["not-found", "already-ended", "unconfirmed", *_FROM_PROVIDER],
+        problems=["not-found", "already-ended", "cannot-cancel", "unconfirmed", *_FROM_PROVIDER],
         missing=_MISSING,
         sends=SENT,
     )
@@ -331,7 +331,8 @@ class PredictionRoutes:
     async def model(self, provider: ProviderName, model: ModelName) -> Any:
         """Fetch the provider's own description of a model.
 
-        Only Oxen.ai has one. Slashes in the model's name may be sent as they are, or as %2F.
+        With the JSON Schema or OpenAPI of what it takes; not every provider has one. Slashes in the
+        model's name may be sent as they are, or as %2F.
         """
         return await self._service.details(provider, model)
 

@@ -1,0 +1,178 @@
+"""The messages of an emulated chat, in order: files, buttons, edits, deletions, who sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Platform = Literal["slack", "discord", "telegram"]
+
+BOT = "bot"
+"""The author of what the bot posts."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file in a message; its content is empty where only its address is known."""
+
+    id: str
+    name: str
+    content_type: str
+    content: bytes
+    url: str
+
+    def row(self) -> dict[str, Any]:
+        shown = {"name": self.name, "content_type": self.content_type, "url": self.url}
+        return {"id": self.id, "size": len(self.content), **shown}
+
+
+@dataclass(frozen=True, slots=True)
+class Button:
+    """A button under a message."""
+
+    label: str
+    value: str
+    """What comes back when it is pressed."""
+    action: str = ""
+    """Slack's name for what it does."""
+    url: str = ""
+    """Where a link leads, which tells nobody that it was pressed."""
+
+    def row(self) -> dict[str, str]:
+        return {"label": self.label, "value": self.value, "action": self.action, "url": self.url}
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """One message as it is shown now."""
+
+    id: str
+    place: str
+    author: str
+    """A person, `bot`, or the platform itself."""
+    text: str = ""
+    files: list[File] = field(default_factory=list)
+    buttons: list[Button] = field(default_factory=list)
+    only_for: str = ""
+    """The one person who sees it; empty: everybody there does."""
+    thread: str = ""
+    """The message whose thread it is in."""
+    answers: str = ""
+    """The message that it replies to."""
+    album: str = ""
+    """Those that share one are shown together."""
+    is_waiting: bool = False
+    """Whether it only says that an answer will come."""
+    by: str = ""
+    """The call that posted it."""
+    edits: int = 0
+    is_deleted: bool = False
+    reactions: list[str] = field(default_factory=list)
+    raw: dict[str, Any] = field(default_factory=dict)
+    """What the platform keeps of it for its own answers."""
+
+    @property
+    def pictures(self) -> list[File]:
+        return [file for file in self.files if file.content_type.startswith("image/")]
+
+    def is_for(self, person: str) -> bool:
+        """Return whether a person sees it; `""` asks for everybody's view."""
+        return not self.is_deleted and self.only_for in {"", person or self.only_for}
+
+    def row(self) -> dict[str, Any]:
+        names = ("id", "place", "author", "text", "only_for", "thread", "answers", "album", "by")
+        states = ("is_waiting", "edits", "is_deleted", "reactions")
+        told = {name: getattr(self, name) for name in (*names, *states)}
+        files, buttons = [f.row() for f in self.files], [b.row() for b in self.buttons]
+        return told | {"files": files, "buttons": buttons}
+
+
+class Board:
+    """All messages of a platform, in the order in which they came."""
+
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
+        self.messages: list[Message] = []
+        self.signs: list[tuple[str, str]] = []
+        """Signs of life that pass, like typing: where, and which."""
+        self.version = 0
+        """Counts the changes."""
+        self._changed: asyncio.Event | None = None
+
+    def post(self, message: Message) -> Message:
+        self.messages.append(message)
+        self.change()
+        return message
+
+    def edit(self, message: Message, **new: Any) -> Message:
+        """Change what a message shows, and count it as edited."""
+        for name, value in new.items():
+            setattr(message, name, value)
+        message.edits += 1
+        self.change()
+        return message
+
+    def delete(self, message: Message) -> None:
+        message.is_deleted = True
+        self.change()
+
+    def sign(self, place: str, kind: str) -> None:
+        self.signs.append((place, kind))
+        self.change()
+
+    def find(self, place: str, message_id: str) -> Message | None:
+        """Find a message that is not deleted."""
+        for message in reversed(self.messages):
+            if (message.place, message.id) == (place, message_id) and not message.is_deleted:
+                return message
+        return None
+
+    def shown(self, place: str = "", person: str = "") -> list[Message]:
+        """Return what is shown now: in one place or in all, to one person or to all together."""
+        here = [message for message in self.messages if place in {"", message.place}]
+        return [message for message in here if message.is_for(person)]
+
+    def change(self) -> None:
+        self.version += 1
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set()
+
+    async def until_after(self, version: int, seconds: float) -> None:
+        """Wait for a change after that version, for so long at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.version <= version:
+                    self._changed = self._changed or asyncio.Event()
+                    await self._changed.wait()
+
+
+def numbered(name: str) -> int:
+    """Return a number for a name, always the same; digits stand for themselves."""
+    if name.lstrip("-").isdecimal():
+        return int(name)
+    return 1_000_000 + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
+
+
+def kind_of(name: str, given: str = "") -> str:
+    """Return the content type of a file by its name, where its sender does not say one."""
+    if given and given != "application/octet-stream":
+        return given
+    return _KINDS.get(name.rpartition(".")[2].lower(), "application/octet-stream")
+
+
+_KINDS: Mapping[str, str] = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "mp4": "video/mp4",
+    "mp3": "audio/mpeg",
+    "pdf": "application/pdf",
+    "txt": "text/plain",
+}

@@ -1,0 +1,373 @@
+"""Discord's API as bots use it: interactions' tokens, messages by the bot, commands.
+
+Every channel whose id is digits exists. A token lives for three seconds, once it is answered for
+fifteen minutes, or not at all: `dead` is the code that all of them are refused with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from receiver.emulator import wire
+from receiver.emulator.chats import forms
+from receiver.emulator.chats.board import BOT, Board, File, Message, kind_of
+from receiver.emulator.chats.discord.interactions import (
+    APPLICATION,
+    BOT_USER,
+    EPOCH,
+    Interaction,
+    body_of,
+    dm_of,
+)
+from receiver.emulator.chats.discord.messages import (
+    Problem,
+    buttons_of,
+    read_commands,
+    read_message,
+    seen,
+)
+from receiver.emulator.chats.forms import Given, Unreadable
+from receiver.emulator.chats.scene import WITHIN, Scene
+
+TOKEN: Final = "emulated.bot.token"  # noqa: S105 - of nothing but the emulator
+KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+PUBLIC_KEY: Final = KEY.public_key().public_bytes_raw().hex()
+LIVES: Final = 900.0
+MOST_BYTES: Final = 25_000_000
+FILE_LIVES: Final = 86_400
+_EPHEMERAL: Final = 64
+_MESSAGE, _THINKING, _LATER_EDIT, _EDIT = 4, 5, 6, 7
+"""Types of answers to an interaction; the last two are for the message of a button."""
+_AGENT: Final = "DiscordBot ("
+
+Work = Callable[[Request, Given], Awaitable[Response] | Response]
+
+
+@dataclass
+class Discord:
+    """The API under `/discord/api/v10`; `people` is the other side, which calls the app."""
+
+    scene: Scene
+    board: Board = field(default_factory=lambda: Board("discord"))
+    dead: int | None = None
+    """10015 or 50027: what every token is refused with, however young."""
+    closed: set[str] = field(default_factory=set)
+    """Channels that the bot cannot see, and people whom it cannot write to."""
+    commands: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By guild; those for all are under ""."""
+    interactions: dict[str, Interaction] = field(default_factory=dict)
+    """By their tokens."""
+    files: dict[str, tuple[File, float]] = field(default_factory=dict)
+    nonces: dict[tuple[str, str], Message] = field(default_factory=dict)
+
+    def routes(self) -> list[Route]:
+        hook, one = "/webhooks/{app}/{token}", "/channels/{channel}/messages"
+        table: list[tuple[str, str, str, Work]] = [
+            ("POST", "callback", "/interactions/{id}/{token}/callback", self._callback),
+            ("POST", "followup", hook, self._follow_up),
+            ("GET", "webhook.get", hook + "/messages/{message}", self._hooked_get),
+            ("PATCH", "webhook.edit", hook + "/messages/{message}", self._hooked_edit),
+            ("DELETE", "webhook.delete", hook + "/messages/{message}", self._hooked_delete),
+            ("POST", "messages.post", one, self._bot(self._post)),
+            ("GET", "messages.get", one + "/{message}", self._bot(self._get)),
+            ("PATCH", "messages.edit", one + "/{message}", self._bot(self._edit)),
+            ("DELETE", "messages.delete", one + "/{message}", self._bot(self._delete)),
+            ("POST", "typing", "/channels/{channel}/typing", self._bot(self._typing)),
+            ("POST", "dm", "/users/@me/channels", self._bot(self._dm)),
+            ("GET", "me", "/users/@me", self._bot(self._me)),
+            ("GET", "application", "/applications/@me", self._bot(self._application)),
+        ]
+        for where in (
+            "/applications/{app}/commands",
+            "/applications/{app}/guilds/{guild}/commands",
+        ):
+            table.append(("GET", "commands.get", where, self._bot(self._get_commands)))
+            table.append(("PUT", "commands.put", where, self._bot(self._put_commands)))
+        routes = [self._route(*row) for row in table]
+        return [*routes, Route("/discord/cdn/{id}/{name}", self._file, name="discord.cdn")]
+
+    def snowflake(self) -> str:
+        """Return an id that tells the time, never twice the same."""
+        milliseconds = int(self.scene.now() * 1000) - EPOCH
+        return str(milliseconds << 22 | self.scene.number() & 0x3FFFFF)
+
+    # --- how any call goes ---
+
+    def _route(self, method: str, name: str, path: str, work: Work) -> Route:
+        async def called(request: Request) -> Response:
+            try:
+                return await self._called(request, work)
+            except Unreadable:
+                return Problem(400, 50109, "The request body contains invalid JSON.").response()
+            except Problem as problem:
+                return problem.response()
+            except forms.WRONG_SHAPE as error:
+                return Problem(400, 50035, f"Invalid Form Body: {error}").response()
+
+        async def endpoint(request: Request) -> Response:
+            return await self.scene.mishaps.apply("discord", name, request, called, _limited)
+
+        return Route(f"/discord/api/v10{path}", endpoint, methods=[method], name=f"discord.{name}")
+
+    async def _called(self, request: Request, work: Work) -> Response:
+        if not request.headers.get("user-agent"):
+            raise Problem(403, 40333, "internal network error")
+        if int(request.headers.get("content-length", 0)) > MOST_BYTES:
+            raise Problem(413, 40005, "Request entity too large")
+        answer = work(request, await forms.read(request))
+        found = answer if isinstance(answer, Response) else await answer
+        limits = {"limit": "5", "remaining": "4", "reset-after": "1.000", "bucket": "emulated"}
+        found.headers.update({f"x-ratelimit-{name}": value for name, value in limits.items()})
+        found.headers["x-ratelimit-reset"] = f"{time.time() + 1:.3f}"
+        return found
+
+    def _bot(self, work: Work) -> Work:
+        def known(request: Request, given: Given) -> Awaitable[Response] | Response:
+            if wire.credential(request, "Bot") != TOKEN:
+                raise Problem(401, 0, "401: Unauthorized")
+            # Asked of bots alone: Discord's own library names aiohttp where a token is the proof.
+            if not request.headers["user-agent"].startswith(_AGENT):
+                raise Problem(403, 40333, "internal network error")
+            if request.path_params.get("app", APPLICATION) != APPLICATION:
+                raise Problem(403, 20012, "You are not authorized to perform this action")
+            if request.path_params.get("channel") in self.closed:
+                raise Problem(403, 50001, "Missing Access")
+            return work(request, given)
+
+        return known
+
+    # --- interactions ---
+
+    def interaction(self, request: Request, *, is_first: bool = False) -> Interaction:
+        """Find the interaction of a token that is good; raise Problem."""
+        found = self.interactions.get(request.path_params["token"])
+        if found is None or request.path_params.get("app", APPLICATION) != APPLICATION:
+            raise Problem(404, 10015, "Unknown Webhook")
+        age = self.scene.now() - found.made_at
+        if self.dead == 10015 or (not is_first and not found.is_answered):  # noqa: PLR2004 - its own code
+            raise Problem(404, 10015, "Unknown Webhook")
+        if self.dead is not None or age > LIVES:
+            raise Problem(401, 50027, "Invalid Webhook Token")
+        if is_first and age > WITHIN:
+            raise Problem(404, 10062, "Unknown interaction")
+        return found
+
+    def _callback(self, request: Request, given: Given) -> Response:
+        found = self.interaction(request, is_first=True)
+        if found.is_answered:
+            raise Problem(400, 40060, "Interaction has already been acknowledged.")
+        body = body_of(given)
+        self.answer(found, body, given)
+        if request.query_params.get("with_response") != "true":
+            return Response(status_code=204)
+        message = {"message": seen(found.original)} if found.original else {}
+        return wire.answer({"interaction": {"id": found.id, "type": 2}, "resource": message})
+
+    def answer(self, found: Interaction, body: Any, given: Given | None = None) -> None:
+        """Take the first answer, from the response or by its callback; raise Problem."""
+        kind = body.get("type") if isinstance(body, dict) else None
+        data = body.get("data") or {} if isinstance(body, dict) else {}
+        edits = kind in {_LATER_EDIT, _EDIT}
+        if kind not in {_MESSAGE, _THINKING} and not (edits and found.source is not None):
+            raise Problem(400, 50035, "Invalid Form Body")
+        given = given or Given(data)
+        flags = data.get("flags", 0)
+        found.is_ephemeral = bool(flags & _EPHEMERAL)
+        if kind == _EDIT:
+            self._change(found.source, data, given)  # type: ignore[arg-type]
+        if edits:
+            found.original = found.source
+        elif kind == _THINKING:
+            found.original = self._blank(found, is_waiting=True)
+        else:
+            found.original = self._made(found.place, data, given, "response", found)
+        found.is_answered = True
+
+    def _follow_up(self, request: Request, given: Given) -> Response:
+        found = self.interaction(request)
+        body = body_of(given)
+        if found.original is not None and found.original.is_waiting:
+            return wire.answer(seen(self._change(found.original, body, given)))
+        ephemeral = bool(body.get("flags", 0) & _EPHEMERAL)
+        message = self._made(found.place, body, given, "followup", found, ephemeral=ephemeral)
+        return wire.answer(seen(message))
+
+    def _hooked(self, request: Request) -> Message:
+        found, name = self.interaction(request), request.path_params["message"]
+        message = found.original
+        if name != "@original":
+            message = self.board.find(found.place, name)
+        if message is None or message.is_deleted:
+            raise Problem(404, 10008, "Unknown Message")
+        return message
+
+    def _hooked_get(self, request: Request, _given: Given) -> Response:
+        return wire.answer(seen(self._hooked(request)))
+
+    def _hooked_edit(self, request: Request, given: Given) -> Response:
+        return wire.answer(seen(self._change(self._hooked(request), body_of(given), given)))
+
+    def _hooked_delete(self, request: Request, _given: Given) -> Response:
+        self.board.delete(self._hooked(request))
+        return Response(status_code=204)
+
+    # --- messages ---
+
+    def _blank(self, found: Interaction, **more: Any) -> Message:
+        only_for = found.person if found.is_ephemeral else ""
+        return self.board.post(
+            Message(self.snowflake(), found.place, BOT, only_for=only_for, by="response", **more)
+        )
+
+    def _made(
+        self,
+        place: str,
+        body: dict[str, Any],
+        given: Given,
+        by: str,
+        found: Interaction | None = None,
+        *,
+        ephemeral: bool | None = None,
+    ) -> Message:
+        """Post what a body says."""
+        message = Message(self.snowflake(), place, BOT, by=by)
+        if found is not None and (found.is_ephemeral if ephemeral is None else ephemeral):
+            message.only_for = found.person
+        reference = body.get("message_reference") or {}
+        message.answers = str(reference.get("message_id", ""))
+        is_needed = reference.get("fail_if_not_exists", True)
+        if message.answers and is_needed and self.board.find(place, message.answers) is None:
+            raise Problem(400, 50035, "Invalid Form Body: REPLIES_UNKNOWN_MESSAGE")
+        self._say(message, body, given)
+        return self.board.post(message)
+
+    def _change(self, message: Message, body: dict[str, Any], given: Given) -> Message:
+        message.raw = {name: value for name, value in message.raw.items() if name not in body}
+        self._say(message, {**message.raw, **body}, given, is_edit="attachments" in body)
+        return self.board.edit(message, is_waiting=False)
+
+    def _say(
+        self, message: Message, body: dict[str, Any], given: Given, *, is_edit: bool = False
+    ) -> None:
+        """Fill a message from a body; an edit with `attachments` keeps only the files it lists."""
+        listed = {
+            str(one.get("id")) for one in body.get("attachments") or [] if isinstance(one, dict)
+        }
+        stay = [file for file in message.files if not is_edit or file.id in listed]
+        new = [self._keep(name, upload) for name, upload in given.files.items()]
+        read_message(body, has_files=bool(stay or new))
+        shown = ("content", "embeds", "components", "flags")
+        message.raw = {name: body[name] for name in shown if name in body}
+        message.files, message.buttons = [*stay, *new], buttons_of(body)
+        embedded = [
+            one.get(part) for one in body.get("embeds") or [] for part in ("title", "description")
+        ]
+        message.text = "\n".join(filter(None, [body.get("content"), *embedded]))
+
+    def _keep(self, field_name: str, upload: forms.Upload) -> File:
+        """Keep a file as Discord's CDN does: its address expires."""
+        file_id = self.snowflake()
+        expires = int(self.scene.now()) + FILE_LIVES
+        url = f"{self.scene.own}/discord/cdn/{file_id}/{upload.name}?ex={expires:x}"
+        kind = kind_of(upload.name, upload.content_type)
+        if not field_name.startswith("files["):
+            raise Problem(400, 50035, "Invalid Form Body: files are named files[n]")
+        file = File(file_id, upload.name, kind, upload.content, url)
+        self.files[file_id] = file, expires
+        return file
+
+    def attach(self, name: str, content: bytes) -> File:
+        """Keep a file that a person attaches."""
+        return self._keep("files[0]", forms.Upload(name, "", content))
+
+    async def _file(self, request: Request) -> Response:
+        file, expires = self.files.get(request.path_params["id"], (None, 0))
+        if file is None or self.scene.now() > expires:
+            return Response("This content is no longer available.", 404)
+        return Response(file.content, media_type=file.content_type)
+
+    # --- what the bot's token may ---
+
+    def _post(self, request: Request, given: Given) -> Response:
+        place, body = request.path_params["channel"], body_of(given)
+        if not place.isdecimal():
+            raise Problem(404, 10003, "Unknown Channel")
+        nonce = (place, str(body.get("nonce", "")))
+        if body.get("enforce_nonce") and nonce in self.nonces:
+            return wire.answer(seen(self.nonces[nonce]))
+        message = self._made(place, body, given, "messages.post")
+        self.nonces[nonce] = message
+        return wire.answer(seen(message))
+
+    def _found(self, request: Request) -> Message:
+        """Find a message that all can see."""
+        names = request.path_params
+        message = self.board.find(names["channel"], names["message"])
+        if message is None or message.only_for:
+            raise Problem(404, 10008, "Unknown Message")
+        return message
+
+    def _get(self, request: Request, _given: Given) -> Response:
+        return wire.answer(seen(self._found(request)))
+
+    def _edit(self, request: Request, given: Given) -> Response:
+        message = self._found(request)
+        if message.author != BOT:
+            raise Problem(403, 50005, "Cannot edit a message authored by another user")
+        return wire.answer(seen(self._change(message, body_of(given), given)))
+
+    def _delete(self, request: Request, _given: Given) -> Response:
+        self.board.delete(self._found(request))
+        return Response(status_code=204)
+
+    def _typing(self, request: Request, _given: Given) -> Response:
+        self.board.sign(request.path_params["channel"], "typing")
+        return Response(status_code=204)
+
+    def _dm(self, _request: Request, given: Given) -> Response:
+        person = given.text("recipient_id")
+        if not person.isdecimal():
+            raise Problem(400, 50033, "Invalid Recipient(s)")
+        if person in self.closed:
+            raise Problem(403, 50007, "Cannot send messages to this user")
+        user = {
+            "id": person,
+            "username": f"user{person[-4:]}",
+            "discriminator": "0",
+            "avatar": None,
+        }
+        return wire.answer({"id": dm_of(person), "type": 1, "recipients": [user]})
+
+    def _me(self, _request: Request, _given: Given) -> Response:
+        return wire.answer({**BOT_USER, "flags": 0, "verified": True, "mfa_enabled": False})
+
+    def _application(self, _request: Request, _given: Given) -> Response:
+        about = {"name": "imagine", "description": "", "verify_key": PUBLIC_KEY, "icon": None}
+        return wire.answer(
+            {"id": APPLICATION, **about, "bot": BOT_USER, "bot_public": True, "flags": 0}
+        )
+
+    def _get_commands(self, request: Request, _given: Given) -> Response:
+        return wire.answer(self.commands.get(request.path_params.get("guild", ""), []))
+
+    def _put_commands(self, request: Request, given: Given) -> Response:
+        guild = request.path_params.get("guild", "")
+        known = {"application_id": APPLICATION, "version": self.snowflake()}
+        if guild:
+            known["guild_id"] = guild
+        found = read_commands(given.document)
+        self.commands[guild] = [{"id": self.snowflake(), "type": 1, **known, **c} for c in found]
+        return wire.answer(self.commands[guild])
+
+
+def _limited(seconds: int) -> Response:
+    body = {"message": "You are being rate limited.", "retry_after": seconds, "global": False}
+    return wire.answer(body, 429, {"retry-after": str(seconds), "x-ratelimit-scope": "user"})

@@ -1,0 +1,57 @@
+"""What the three chat platforms share: a clock, fault injection, calls to the app."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from receiver.emulator.chats.calling import Caller, Exchange
+from receiver.emulator.chats.mishaps import Mishaps
+
+WITHIN: Final = 3.0
+"""Seconds in which Slack and Discord want an answer."""
+
+
+@dataclass
+class Scene:
+    """Where the platforms live."""
+
+    receiver: str
+    """The address of the app that they call, at `/in/<platform>`."""
+    own: str
+    """The address of the emulator itself, for what it hands out unasked."""
+    wall: Callable[[], float] = time.time
+    ahead: float = 0
+    """Seconds that the platforms' clock was moved."""
+    scale: float | None = 1
+    """Multiplies the waits before a platform says something again; None: it does not by itself."""
+    within: float = WITHIN
+    """Seconds that the app has for its answer to Slack or Discord."""
+    mishaps: Mishaps = field(default_factory=Mishaps)
+    caller: Caller = field(default_factory=Caller)
+    _named: int = 0
+
+    def now(self) -> float:
+        return self.wall() + self.ahead
+
+    def move(self, seconds: float) -> None:
+        """Let so much time pass for the platforms: tokens grow old."""
+        self.ahead += seconds
+
+    def number(self) -> int:
+        """Count what is to have a name of its own."""
+        self._named += 1
+        return self._named
+
+    async def call(
+        self, kind: str, platform: str, headers: Mapping[str, str], body: bytes
+    ) -> Exchange:
+        """Send the app what happened on a platform, and give it three seconds."""
+        url = f"{self.receiver}/in/{platform}"
+        return await self.caller.call(kind, url, headers, body, self.within)
+
+    async def wait(self, seconds: float) -> None:
+        await asyncio.sleep(seconds * (self.scale or 0))

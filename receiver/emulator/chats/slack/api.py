@@ -1,0 +1,384 @@
+"""Slack's Web API as bots use it: `{"ok": false, "error": …}` for whatever the documents refuse.
+
+Every channel whose id begins with C, G or D exists, and the bot is in all of them but `outside`.
+Like Slack, it answers a download without the bot's token by the way to a login.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from receiver.emulator import wire
+from receiver.emulator.chats import forms
+from receiver.emulator.chats.board import BOT, Board, File, Message, kind_of
+from receiver.emulator.chats.forms import Given, Unreadable
+from receiver.emulator.chats.scene import Scene
+from receiver.emulator.chats.slack.blocks import Blocks, InvalidBlocks, read_blocks
+from receiver.emulator.chats.slack.messages import BOT_ID, BOT_USER, described, say, shown
+
+TOKEN: Final = "xoxb-emulated"  # noqa: S105 - of nothing but the emulator
+TEAM, APP = "T01", "A01"
+SCOPES: Final = (
+    "app_mentions:read,chat:write,commands,files:read,files:write,im:history,im:write,"
+    "reactions:write,users:read"
+)
+URL_LIVES: Final = 1800.0
+URL_USES: Final = 5
+LONGEST: Final = 40_000
+_CHANNEL = re.compile(r"[CGD][A-Z0-9]+")
+_TS = re.compile(r"\d{10}\.\d{6}")
+
+
+class Problem(Exception):
+    """Ends a call with this error."""
+
+    def __init__(self, error: str, **more: Any) -> None:
+        super().__init__(error)
+        self.answer = {"ok": False, "error": error, **more}
+
+
+@dataclass
+class ResponseUrl:
+    """Where a command or a button may be answered without a token: 5 times within 30 minutes."""
+
+    place: str
+    person: str
+    thread: str
+    made_at: float
+    original: Message | None = None
+    """What `replace_original` replaces: the message of the button, or the command's own answer."""
+    uses: int = 0
+
+
+@dataclass
+class Promise:
+    """A file that is to be uploaded."""
+
+    name: str
+    length: int
+    file: File | None = None
+    shares: dict[str, str] = field(default_factory=dict)
+    """The messages that it is in, by their channels."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One call of the Web API."""
+
+    work: Callable[[Given, str], dict[str, Any]]
+    scope: str = ""
+    needs: tuple[str, ...] = ()
+    takes_json: bool = True
+
+
+@dataclass
+class Slack:
+    """The API under `/slack`; `people` is the other side, which calls the app."""
+
+    scene: Scene
+    board: Board = field(default_factory=lambda: Board("slack"))
+    scopes: str = SCOPES
+    outside: set[str] = field(default_factory=set)
+    """Channels that the bot is not in."""
+    are_urls_dead: bool = False
+    """Whether every response_url has expired before its time."""
+    urls: dict[str, ResponseUrl] = field(default_factory=dict)
+    promises: dict[str, Promise] = field(default_factory=dict)
+    _seconds: int = 0
+
+    def routes(self) -> list[Route]:
+        both = ["GET", "POST"]
+        return [
+            Route("/slack/api/{method}", self._api, methods=both, name="slack.api"),
+            Route("/slack/upload/{id}", self._upload, methods=["POST"], name="slack.upload"),
+            Route("/slack/files/{id}/{name}", self._download, name="slack.download"),
+            Route("/slack/response/{id}", self._respond, methods=["POST"], name="slack.response"),
+        ]
+
+    def ts(self) -> str:
+        """Return the time as Slack names messages by it: never twice the same."""
+        return f"{int(self.scene.now()):010d}.{self.scene.number():06d}"
+
+    def response_url(self, origin: str, url: ResponseUrl) -> str:
+        name = f"{TEAM}-{self.scene.number()}"
+        self.urls[name] = url
+        return f"{origin}/slack/response/{name}"
+
+    # --- the Web API ---
+
+    async def _api(self, request: Request) -> Response:
+        method = request.path_params["method"]
+        return await self.scene.mishaps.apply("slack", method, request, self._called, _limited)
+
+    async def _called(self, request: Request) -> Response:
+        headers = {"x-oauth-scopes": self.scopes, "x-accepted-oauth-scopes": ""}
+        try:
+            found = self._answer(request, await forms.read(request))
+        except Unreadable:
+            found = Problem("invalid_json").answer
+        except InvalidBlocks as error:
+            messages = {"messages": [f"[ERROR] {error}"]}
+            found = Problem("invalid_blocks", response_metadata=messages).answer
+        except Problem as problem:
+            found = problem.answer
+        except forms.WRONG_SHAPE:
+            found = Problem("invalid_arguments").answer
+        return wire.answer(found, headers=headers)
+
+    def _answer(self, request: Request, given: Given) -> dict[str, Any]:
+        method = self._methods.get(request.path_params["method"])
+        if method is None:
+            raise Problem("unknown_method", req_method=request.path_params["method"])
+        if given.document is not None and not method.takes_json:
+            given = Given(dict(request.query_params))
+        token = wire.credential(request, "Bearer") or given.text("token")
+        if token != TOKEN:
+            raise Problem("invalid_auth" if token else "not_authed")
+        if method.scope and method.scope not in self.scopes.split(","):
+            raise Problem("missing_scope", needed=method.scope, provided=self.scopes)
+        missing = [name for name in method.needs if not given.args.get(name)]
+        if missing:
+            words = [f"[ERROR] missing required field: {name}" for name in missing]
+            raise Problem("invalid_arguments", response_metadata={"messages": words})
+        return {"ok": True, **method.work(given, wire.origin(request))}
+
+    @cached_property
+    def _methods(self) -> dict[str, Method]:
+        return {
+            "auth.test": Method(self._auth_test),
+            "chat.postMessage": Method(self._post_message, "chat:write", ("channel",)),
+            "chat.postEphemeral": Method(self._post_ephemeral, "chat:write", ("channel", "user")),
+            "chat.update": Method(self._update, "chat:write", ("channel", "ts")),
+            "chat.delete": Method(self._delete, "chat:write", ("channel", "ts")),
+            "conversations.open": Method(self._open, "im:write", ("users",)),
+            "users.info": Method(self._user, "users:read", ("user",), takes_json=False),
+            "reactions.add": Method(
+                self._react, "reactions:write", ("channel", "timestamp", "name")
+            ),
+            "files.getUploadURLExternal": Method(
+                self._promise, "files:write", ("filename", "length"), takes_json=False
+            ),
+            "files.completeUploadExternal": Method(self._complete, "files:write", ("files",)),
+            "files.info": Method(self._file, "files:read", ("file",), takes_json=False),
+        }
+
+    def _auth_test(self, _given: Given, origin: str) -> dict[str, Any]:
+        names = {"team": "Emulated", "user": "imagine", "team_id": TEAM, "user_id": BOT_USER}
+        return {"url": f"{origin}/", **names, "bot_id": BOT_ID, "is_enterprise_install": False}
+
+    def _place(self, given: Given, name: str = "channel") -> str:
+        """Return the channel of a call; a person's id means the conversation with them."""
+        place = given.text(name)
+        if place[:1] in {"U", "W"}:
+            return "D" + place[1:]
+        if not _CHANNEL.fullmatch(place):
+            raise Problem("channel_not_found")
+        if place in self.outside:
+            raise Problem("not_in_channel")
+        return place
+
+    def _written(self, given: Given, *, needs_text: bool = True) -> Blocks:
+        """Read what a message is to say."""
+        blocks = given.value("blocks")
+        if blocks is None and needs_text and not given.text("text"):
+            raise Problem("no_text")
+        if len(given.text("text")) > LONGEST:
+            raise Problem("msg_too_long")
+        if _is_wrong(given.text("thread_ts")):
+            raise Problem("invalid_thread_ts")
+        return read_blocks(blocks, given.text("text"))
+
+    def _posted(self, given: Given, place: str, **more: Any) -> Message:
+        said = self._written(given)
+        thread = given.text("thread_ts")
+        message = Message(self.ts(), place, BOT, thread=thread, raw={}, **more)
+        say(message, said, given.text("text"))
+        return self.board.post(message)
+
+    def _post_message(self, given: Given, _origin: str) -> dict[str, Any]:
+        place = self._place(given)
+        message = self._posted(given, place, by="chat.postMessage")
+        return {"channel": place, "ts": message.id, "message": shown(message)}
+
+    def _post_ephemeral(self, given: Given, _origin: str) -> dict[str, Any]:
+        place, person = self._place(given), given.text("user")
+        if not re.fullmatch(r"[UW][A-Z0-9]+", person):
+            raise Problem("user_not_in_channel")
+        message = self._posted(given, place, by="chat.postEphemeral", only_for=person)
+        return {"message_ts": message.id}
+
+    def _own(self, given: Given, refusal: str) -> Message:
+        """Find a message of the bot's that all can see: no other can be changed."""
+        message = self.board.find(self._place(given), given.text("ts"))
+        if message is None or message.only_for:
+            raise Problem("message_not_found")
+        if message.author != BOT:
+            raise Problem(refusal)
+        return message
+
+    def _update(self, given: Given, _origin: str) -> dict[str, Any]:
+        message = self._own(given, "cant_update_message")
+        said = self._written(given)
+        say(message, said, given.text("text"))
+        self.board.edit(message)
+        about = {"text": given.text("text"), "message": shown(message)}
+        return {"channel": message.place, "ts": message.id, **about}
+
+    def _delete(self, given: Given, _origin: str) -> dict[str, Any]:
+        message = self._own(given, "cant_delete_message")
+        self.board.delete(message)
+        return {"channel": message.place, "ts": message.id}
+
+    def _open(self, given: Given, _origin: str) -> dict[str, Any]:
+        person = given.text("users").partition(",")[0]
+        if not re.fullmatch(r"[UW][A-Z0-9]+", person):
+            raise Problem("user_not_found")
+        return {"channel": {"id": "D" + person[1:]}}
+
+    def _user(self, given: Given, _origin: str) -> dict[str, Any]:
+        person = given.text("user")
+        if not re.fullmatch(r"[UW][A-Z0-9]+", person):
+            raise Problem("user_not_found")
+        user = {"id": person, "name": person.lower(), "team_id": TEAM, "deleted": False}
+        return {"user": {**user, "is_bot": person == BOT_USER, "tz": "Europe/Berlin"}}
+
+    def _react(self, given: Given, _origin: str) -> dict[str, Any]:
+        message = self.board.find(self._place(given), given.text("timestamp"))
+        if message is None:
+            raise Problem("message_not_found")
+        if given.text("name") in message.reactions:
+            raise Problem("already_reacted")
+        message.reactions.append(given.text("name"))
+        self.board.change()
+        return {}
+
+    # --- files ---
+
+    def _promise(self, given: Given, origin: str) -> dict[str, Any]:
+        length = given.text("length")
+        if not length.isdecimal() or not int(length):
+            raise Problem("invalid_arguments")
+        name = f"F{self.scene.number():06d}"
+        self.promises[name] = Promise(given.text("filename"), int(length))
+        return {"upload_url": f"{origin}/slack/upload/{name}", "file_id": name}
+
+    async def _upload(self, request: Request) -> Response:
+        return await self.scene.mishaps.apply("slack", "upload", request, self._taken, _limited)
+
+    async def _taken(self, request: Request) -> Response:
+        name, content = request.path_params["id"], await request.body()
+        promise = self.promises.get(name)
+        if promise is None:
+            return Response("no such upload", 404)
+        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+            content = next(iter((await forms.read(request)).files.values())).content
+        if len(content) != promise.length:
+            return Response(f"{promise.length} bytes were promised", 400)
+        promise.file = self.keep(wire.origin(request), name, promise.name, content)
+        return Response(f"OK - {len(content)}")
+
+    def keep(self, origin: str, file_id: str, name: str, content: bytes) -> File:
+        """Keep a file where the bot's token opens it."""
+        url = f"{origin}/slack/files/{file_id}/{name}"
+        file = File(file_id, name, kind_of(name), content, url)
+        self.promises[file_id] = Promise(name, len(content), file)
+        return file
+
+    def _complete(self, given: Given, _origin: str) -> dict[str, Any]:
+        named = given.value("files")
+        if not isinstance(named, list) or not named:
+            raise Problem("invalid_arguments")
+        files = [self._uploaded(one) for one in named]
+        if channel := given.text("channel_id") or given.text("channels"):
+            place = self._place(Given({"channel": channel}))
+            said = self._written(given, needs_text=False)
+            thread, text = given.text("thread_ts"), given.text("initial_comment")
+            message = Message(self.ts(), place, BOT, thread=thread, files=files, by="files")
+            say(message, said, text)
+            self.board.post(message)
+            for file in files:
+                self.promises[file.id].shares[place] = message.id
+        return {"files": [{"id": file.id, "title": file.name} for file in files]}
+
+    def _uploaded(self, named: Any) -> File:
+        promise = self.promises.get(named.get("id", "")) if isinstance(named, dict) else None
+        if promise is None or promise.file is None:
+            raise Problem("file_not_found")
+        return promise.file
+
+    def _file(self, given: Given, _origin: str) -> dict[str, Any]:
+        file = self._uploaded({"id": given.text("file")})
+        shares = {place: [{"ts": ts}] for place, ts in self.promises[file.id].shares.items()}
+        return {"file": described(file) | ({"shares": {"public": shares}} if shares else {})}
+
+    async def _download(self, request: Request) -> Response:
+        promise = self.promises.get(request.path_params["id"])
+        if wire.credential(request, "Bearer") != TOKEN:
+            return RedirectResponse("/slack/login", 302)
+        if promise is None or promise.file is None:
+            return Response(status_code=404)
+        return Response(promise.file.content, media_type=promise.file.content_type)
+
+    # --- response_url ---
+
+    async def _respond(self, request: Request) -> Response:
+        return await self.scene.mishaps.apply(
+            "slack", "response_url", request, self._responded, _limited
+        )
+
+    async def _responded(self, request: Request) -> Response:
+        url = self.urls.get(request.path_params["id"])
+        is_old = url is not None and self.scene.now() - url.made_at > URL_LIVES
+        if url is None or is_old or self.are_urls_dead:
+            return wire.answer(Problem("expired_url").answer, 404)
+        if url.uses >= URL_USES:
+            return wire.answer(Problem("used_url").answer, 404)
+        try:
+            self.answer(url, forms.read_json(await request.body()))
+        except Unreadable:
+            return wire.answer(Problem("invalid_payload").answer, 400)
+        except InvalidBlocks:
+            return wire.answer(Problem("invalid_blocks").answer, 400)
+        except Problem as problem:
+            return wire.answer(problem.answer, 400)
+        url.uses += 1
+        return Response("ok", media_type="text/plain")
+
+    def answer(self, url: ResponseUrl, said: Any, by: str = "response_url") -> None:
+        """Show what a command or a button is answered, in the response or at its response_url."""
+        if not isinstance(said, dict):
+            raise Problem("invalid_payload")
+        given, original = Given(said), url.original
+        if given.flag("delete_original"):
+            if original is not None:
+                self.board.delete(original)
+            return
+        blocks = self._written(given)
+        if given.flag("replace_original") and original is not None:
+            say(original, blocks, given.text("text"))
+            self.board.edit(original)
+            return
+        is_public = given.text("response_type") == "in_channel"
+        thread = given.text("thread_ts") or url.thread
+        message = Message(self.ts(), url.place, BOT, thread=thread, by=by)
+        message.only_for = "" if is_public else url.person
+        say(message, blocks, given.text("text"))
+        self.board.post(message)
+        url.original = original or message
+
+
+def _is_wrong(ts: str) -> bool:
+    return bool(ts) and not _TS.fullmatch(ts)
+
+
+def _limited(seconds: int) -> Response:
+    headers = {"retry-after": str(seconds)}
+    return wire.answer(Problem("ratelimited").answer, 429, headers)

@@ -1,0 +1,35 @@
+"""How Slack writes a message and a file."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from receiver.emulator.chats.board import BOT, File, Message
+from receiver.emulator.chats.slack.blocks import Blocks
+
+BOT_USER: Final = "UBOT"
+BOT_ID: Final = "B01"
+
+
+def shown(message: Message) -> dict[str, Any]:
+    """Return a message as Slack writes it."""
+    who = (
+        {"user": BOT_USER, "bot_id": BOT_ID} if message.author == BOT else {"user": message.author}
+    )
+    thread = {"thread_ts": message.thread} if message.thread else {}
+    return {"type": "message", "ts": message.id, **who, **thread, **message.raw}
+
+
+def described(file: File) -> dict[str, Any]:
+    """Return a file as Slack writes it."""
+    about = {"id": file.id, "name": file.name, "mimetype": file.content_type}
+    where = {"url_private": file.url, "url_private_download": file.url}
+    return {**about, "size": len(file.content), "mode": "hosted", **where}
+
+
+def say(message: Message, said: Blocks, text: str) -> None:
+    """Fill a message from blocks; the files that were uploaded for it stay."""
+    message.text = said.text or text
+    message.buttons = said.buttons
+    message.raw = {"text": text, "blocks": said.blocks}
+    message.files = [*(file for file in message.files if file.content), *said.pictures]

@@ -1,0 +1,360 @@
+"""Telegram's Bot API as bots use it, with the words of its refusals.
+
+Groups (negative ids) exist; a private chat exists once its person has written. A file that is sent
+by its address is not fetched: only its address is kept. Like a local Bot API server it takes a
+webhook at plain http, but on this machine only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from receiver.emulator import wire
+from receiver.emulator.chats import forms
+from receiver.emulator.chats.board import BOT, Board, Message
+from receiver.emulator.chats.forms import Given, Unreadable
+from receiver.emulator.chats.scene import Scene
+from receiver.emulator.chats.telegram.files import KINDS, Files, Problem, bad
+from receiver.emulator.chats.telegram.messages import BOT_USER, check_text, keyboard, seen
+from receiver.emulator.chats.telegram.set_up import Webhook, read_commands, read_webhook
+
+TOKEN: Final = "123456:emulated-token-of-a-bot"  # noqa: S105 - of nothing but the emulator
+LONGEST, LONGEST_CAPTION = 4096, 1024
+MOST_IN_GROUP, LEAST_IN_GROUP = 10, 2
+QUERY_LIVES: Final = 900.0
+_ACTIONS: Final = {
+    *("typing", "upload_photo", "record_video", "upload_video", "record_voice", "upload_voice"),
+    *("upload_document", "choose_sticker", "find_location"),
+}
+
+
+@dataclass
+class Telegram:
+    """The API under `/telegram`; `people` is the other side, which calls the app."""
+
+    scene: Scene
+    board: Board = field(default_factory=lambda: Board("telegram"))
+    files: Files = field(default_factory=Files)
+    webhook: Webhook = field(default_factory=Webhook)
+    updates: list[dict[str, Any]] = field(default_factory=list)
+    """Those that nobody has taken yet."""
+    people: set[str] = field(default_factory=set)
+    """Who has written to the bot."""
+    blocked: set[str] = field(default_factory=set)
+    """Chats in which the bot may not write any more."""
+    queries: dict[str, float] = field(default_factory=dict)
+    """When buttons were pressed, by the ids of their callback queries."""
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """What was said on pressed buttons."""
+    commands: list[dict[str, Any]] = field(default_factory=list)
+    privacy: bool = True
+    """Whether the bot hears only commands and replies in groups."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    pollers: int = 0
+    """How many wait for updates."""
+    _poller: object = None
+
+    def routes(self) -> list[Route]:
+        both, at = ["GET", "POST"], "/telegram/bot{token}/{method}"
+        return [
+            Route(at, self._api, methods=both, name="telegram.api"),
+            Route("/telegram/file/bot{token}/{path:path}", self._download, name="telegram.file"),
+        ]
+
+    # --- how any call goes ---
+
+    async def _api(self, request: Request) -> Response:
+        method = request.path_params["method"]
+        return await self.scene.mishaps.apply("telegram", method, request, self._called, _limited)
+
+    async def _called(self, request: Request) -> Response:
+        try:
+            if request.path_params["token"] != TOKEN:
+                raise Problem(401, "Unauthorized")  # noqa: TRY301 - one way out for all refusals
+            if int(request.headers.get("content-length", 0)) > Files.LARGEST:
+                raise Problem(413, "Request Entity Too Large")  # noqa: TRY301
+            given = await forms.read(request)
+            return wire.answer(
+                {"ok": True, "result": await self.do(request.path_params["method"], given)}
+            )
+        except Unreadable as error:
+            return bad(f"can't parse {error} JSON object").response()
+        except Problem as problem:
+            return problem.response()
+        except forms.WRONG_SHAPE as error:
+            return bad(f"wrong arguments: {error}").response()
+
+    async def do(self, method: str, given: Given) -> Any:
+        """Do what a call asks for; raise Problem, or Unreadable."""
+        if method.lower() == "getupdates":
+            return await self._get_updates(given)
+        kind = _SENDS.get(method.lower())
+        if kind is not None:
+            return self._send_file(kind, given)
+        work = self._methods.get(method.lower())
+        if work is None:
+            raise Problem(404, "Not Found")
+        return work(given)
+
+    @cached_property
+    def _methods(self) -> dict[str, Callable[[Given], Any]]:
+        return {
+            "getme": self._me,
+            "sendmessage": self._send_message,
+            "sendmediagroup": self._send_group,
+            "sendchataction": self._act,
+            "editmessagetext": self._edit_text,
+            "editmessagecaption": self._edit_caption,
+            "editmessagemedia": self._edit_media,
+            "editmessagereplymarkup": self._edit_markup,
+            "deletemessage": self._delete,
+            "answercallbackquery": self._answer_query,
+            "getfile": self._get_file,
+            "setmycommands": self._set_commands,
+            "getmycommands": self._get_commands,
+            "deletemycommands": self._delete_commands,
+            "setwebhook": self._set_webhook,
+            "deletewebhook": self._delete_webhook,
+            "getwebhookinfo": self._webhook_info,
+        }
+
+    def _chat(self, given: Given) -> str:
+        chat = given.text("chat_id")
+        if not chat:
+            raise bad("chat_id is empty")
+        if chat in self.blocked:
+            raise Problem(403, "Forbidden: bot was blocked by the user")
+        if not chat.startswith(("-", "@")) and chat not in self.people:
+            raise bad("chat not found")
+        if not re.fullmatch(r"-?\d{1,20}|@\w{4,64}", chat):
+            raise bad("chat not found")
+        return chat
+
+    # --- messages ---
+
+    def _new(self, given: Given, by: str, **more: Any) -> Message:
+        """Make a message for a chat, which is not posted yet."""
+        chat, reply = self._chat(given), given.value("reply_parameters") or {}
+        answers = str(reply.get("message_id", "")) or given.text("reply_to_message_id")
+        lenient = reply.get("allow_sending_without_reply") or given.flag(
+            "allow_sending_without_reply"
+        )
+        if answers and self.board.find(chat, answers) is None:
+            if not lenient:
+                raise bad("message to be replied not found")
+            answers = ""
+        buttons = keyboard(given.value("reply_markup"))
+        name, thread = str(self.scene.number()), given.text("message_thread_id")
+        more = {"answers": answers, "buttons": buttons, "thread": thread, **more}
+        return Message(name, chat, BOT, by=by, raw={"date": int(self.scene.now())}, **more)
+
+    def _send_message(self, given: Given) -> Any:
+        text = check_text(given, "text", LONGEST, "message")
+        return self._seen(self.board.post(self._new(given, "sendMessage", text=text)))
+
+    def _send_file(self, kind: str, given: Given) -> Any:
+        caption = check_text(given, "caption", LONGEST_CAPTION, "message caption", least=0)
+        message = self._new(given, f"send{kind.capitalize()}", text=caption)
+        message.files = [self.files.take(kind, given.args.get(kind), given.files, kind)]
+        message.raw["kind"] = kind
+        return self._seen(self.board.post(message))
+
+    def _send_group(self, given: Given) -> Any:
+        media = given.value("media")
+        if not isinstance(media, list) or not LEAST_IN_GROUP <= len(media) <= MOST_IN_GROUP:
+            raise bad("group send failed: an album has 2 to 10 items")
+        album = f"album-{self.scene.number()}"
+        made = [self._of_group(one, given, album) for one in media]
+        return [self._seen(self.board.post(message)) for message in made]
+
+    def _of_group(self, one: Any, given: Given, album: str) -> Message:
+        kind, file, caption = self._medium(one, given)
+        message = self._new(given, "sendMediaGroup", text=caption, files=[file], album=album)
+        message.raw["kind"] = kind
+        return message
+
+    def _medium(self, one: Any, given: Given) -> tuple[str, Any, str]:
+        """Read one of `media`: its kind, its file, its caption."""
+        kind = one.get("type") if isinstance(one, dict) else None
+        if kind not in KINDS:
+            raise bad(f"can't parse InputMedia: {kind} is no type")
+        caption = check_text(Given(one), "caption", LONGEST_CAPTION, "message caption", least=0)
+        return kind, self.files.take(kind, one.get("media"), given.files, ""), caption
+
+    def _own(self, given: Given, verb: str) -> Message:
+        message = self.board.find(self._chat(given), given.text("message_id"))
+        if message is None:
+            raise bad(f"message to {verb} not found")
+        if message.author != BOT:
+            raise bad(f"message can't be {verb}ed")
+        return message
+
+    def _edit(self, given: Given, message: Message, **new: Any) -> Any:
+        if "reply_markup" in given.args or message.buttons:
+            new["buttons"] = keyboard(given.value("reply_markup"))
+        if all(getattr(message, name) == value for name, value in new.items()):
+            raise bad(
+                "message is not modified: specified new message content and reply markup are "
+                "exactly the same as a current content and reply markup of the message"
+            )
+        return self._seen(self.board.edit(message, **new))
+
+    def _edit_text(self, given: Given) -> Any:
+        message = self._own(given, "edit")
+        if message.files:
+            raise bad("there is no text in the message to edit")
+        return self._edit(given, message, text=check_text(given, "text", LONGEST, "message"))
+
+    def _edit_caption(self, given: Given) -> Any:
+        message = self._own(given, "edit")
+        if not message.files:
+            raise bad("there is no caption in the message to edit")
+        caption = check_text(given, "caption", LONGEST_CAPTION, "message caption", least=0)
+        return self._edit(given, message, text=caption)
+
+    def _edit_media(self, given: Given) -> Any:
+        message = self._own(given, "edit")
+        kind, file, caption = self._medium(given.value("media"), given)
+        message.raw["kind"] = kind
+        return self._edit(given, message, files=[file], text=caption)
+
+    def _edit_markup(self, given: Given) -> Any:
+        return self._edit(given, self._own(given, "edit"))
+
+    def _delete(self, given: Given) -> bool:
+        message = self.board.find(self._chat(given), given.text("message_id"))
+        if message is None:
+            raise bad("message to delete not found")
+        self.board.delete(message)
+        return True
+
+    def _act(self, given: Given) -> bool:
+        chat, action = self._chat(given), given.text("action")
+        if action not in _ACTIONS:
+            raise bad("wrong parameter action in request")
+        self.board.sign(chat, action)
+        return True
+
+    def _answer_query(self, given: Given) -> bool:
+        name, text = given.text("callback_query_id"), given.text("text")
+        made_at = self.queries.get(name)
+        if made_at is None or self.scene.now() - made_at > QUERY_LIVES:
+            raise bad("query is too old and response timeout expired or query ID is invalid")
+        if len(text) > 200:  # noqa: PLR2004 - the documents' own
+            raise bad("MESSAGE_TOO_LONG")
+        self.answers.append({"id": name, "text": text, "show_alert": given.flag("show_alert")})
+        self.board.change()
+        return True
+
+    def _seen(self, message: Message) -> dict[str, Any]:
+        answered = self.board.find(message.place, message.answers) if message.answers else None
+        return seen(message, answered)
+
+    # --- the bot itself ---
+
+    def _me(self, _given: Given) -> dict[str, Any]:
+        can = {"can_join_groups": True, "can_read_all_group_messages": not self.privacy}
+        return {**BOT_USER, **can, "supports_inline_queries": False}
+
+    def _set_commands(self, given: Given) -> bool:
+        self.commands = read_commands(given.value("commands"))
+        return True
+
+    def _get_commands(self, _given: Given) -> list[dict[str, Any]]:
+        return self.commands
+
+    def _delete_commands(self, _given: Given) -> bool:
+        self.commands = []
+        return True
+
+    # --- updates ---
+
+    def _set_webhook(self, given: Given) -> bool:
+        self.webhook = read_webhook(given)
+        if given.flag("drop_pending_updates"):
+            self.updates.clear()
+        self.news.set()
+        return True
+
+    def _delete_webhook(self, given: Given) -> bool:
+        self.webhook = Webhook()
+        if given.flag("drop_pending_updates"):
+            self.updates.clear()
+        return True
+
+    def _webhook_info(self, _given: Given) -> dict[str, Any]:
+        hook = self.webhook
+        told = {"url": hook.url, "has_custom_certificate": False, "max_connections": 40}
+        told["pending_update_count"] = len(self.updates)
+        if hook.allowed:
+            told["allowed_updates"] = list(hook.allowed)
+        if hook.error:
+            told |= {"last_error_message": hook.error, "last_error_date": int(hook.error_at)}
+        return told
+
+    async def _get_updates(self, given: Given) -> list[dict[str, Any]]:
+        """Wait for updates; an offset confirms those before it, a second poller ends the first."""
+        if self.webhook.url:
+            raise Problem(
+                409,
+                "Conflict: can't use getUpdates method while webhook is active; "
+                "use deleteWebhook to delete the webhook first",
+            )
+        me = self._poller = object()
+        self.news.set()
+        offset, allowed = given.text("offset"), given.value("allowed_updates") or ()
+        if offset.isdecimal():
+            self.updates = [one for one in self.updates if one["update_id"] >= int(offset)]
+        seconds = given.text("timeout")
+        with self._polling(), suppress(TimeoutError):
+            async with asyncio.timeout(float(seconds) if seconds.isdecimal() else 0):
+                while not (found := self._allowed(allowed)):
+                    self.news.clear()
+                    await self.news.wait()
+                    if self._poller is not me:
+                        raise Problem(
+                            409,
+                            "Conflict: terminated by other getUpdates request; "
+                            "make sure that only one bot instance is running",
+                        )
+                return found
+        return self._allowed(allowed)
+
+    @contextmanager
+    def _polling(self) -> Iterator[None]:
+        self.pollers += 1
+        try:
+            yield
+        finally:
+            self.pollers -= 1
+
+    def _allowed(self, kinds: Any) -> list[dict[str, Any]]:
+        return [one for one in self.updates if not kinds or set(kinds) & set(one)][:100]
+
+    # --- files ---
+
+    def _get_file(self, given: Given) -> dict[str, Any]:
+        return self.files.described(given.text("file_id"))
+
+    async def _download(self, request: Request) -> Response:
+        file = self.files.kept.get(request.path_params["path"].partition("/")[2])
+        if request.path_params["token"] != TOKEN or file is None:
+            return Problem(404, "Not Found").response()
+        return Response(file.content, media_type="application/octet-stream")
+
+
+_SENDS: Final = {f"send{kind}": kind for kind in KINDS}
+
+
+def _limited(seconds: int) -> Response:
+    return Problem(429, f"Too Many Requests: retry after {seconds}", retry_after=seconds).response()
