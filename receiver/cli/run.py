@@ -82,6 +82,7 @@ def serve(
     and no real provider is asked. With --dev, `.env` of this folder is read; the environment goes
     before it.
     """
+    import_app()
     from receiver.cli import environment
     from receiver.settings import Listening
 
@@ -105,7 +106,6 @@ def serve(
         raise typer.BadParameter("--try goes with --emulate or --dev")
     import asyncio
 
-    import_app()
     from receiver.app import create_app, migrate
     from receiver.http.listening import listening
     from receiver.http.server import Server
