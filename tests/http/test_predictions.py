@@ -52,6 +52,7 @@ PREDICTION = {
     "metadata",
     "provider_id",
     "output",
+    "cost",
     "error",
     "channel",
     "created_at",
