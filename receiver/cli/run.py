@@ -222,7 +222,7 @@ def demo(
     folder: Annotated[str | None, typer.Option(help="Where to save the pictures.")] = None,
     seconds: Annotated[float, typer.Option(help=_PICTURE)] = 1.5,
 ) -> None:
-    """Show it all on one screen: three emulated providers, their outcomes, handlers at work."""
+    """Show it all on one screen: emulated providers, their outcomes, handlers at work."""
     from receiver.cli.demo import run
 
     with failing(OSError):
