@@ -43,6 +43,7 @@ from tests.receiving import (
     breaks,
     eventually,
     hangs,
+    named_in,
     reply,
 )
 
@@ -544,8 +545,7 @@ async def test_a_poll_without_an_answer_is_made_again(
 
     async def answer(request: httpx.Request) -> httpx.Response:
         """Answer twice with the trouble that a prediction's prompt names, and then with its end."""
-        parts = request.url.path.split("/")
-        [name] = [sent.prompt for sent in network.sent if sent.id in parts]
+        [name] = [sent.prompt for sent in network.sent if sent.id in named_in(request)]
         polls[name] += 1
         if polls[name] > 2:
             return await network.ends(request)
