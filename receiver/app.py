@@ -148,12 +148,12 @@ async def _running(
     submit = predictions.service.submit
     deliveries = Deliveries(settings, store, registry, submit, runtime, http=http, results=results)
     pace = PACE if runtime.single_process else PACE_ON_A_SERVER
-    kept = settings.retention, settings.private_for
-    retention = Retention(store, *kept, clock=wall, pace=pace)
+    retention = Retention(store, settings.retention, settings.private_for, clock=wall, pace=pace)
     housekeeping = {"deliveries": deliveries.worker.reclaim, "retention": retention.take_turn}
     # Where no process does by itself what one of all has to do, a drain does it.
-    of_drains = {} if role.housekeeping else {**housekeeping, "queue": store.trim_queue}
+    alone = {**housekeeping, "queue": store.trim_queue, "bills": predictions.bills.drain}
     after = After() if role.handlers else settings.after
+    of_drains = {} if role.housekeeping else alone
     surface = Http(settings, store, predictions, deliveries, runtime, after, of_drains)
     async with AsyncExitStack() as stack:
         for close in (runtime.tracing.stop, predictions.close, deliveries.close):

@@ -165,6 +165,11 @@ class Sent:
         return self.token.partition(".")[0]
 
 
+def named_in(request: httpx.Request) -> set[str]:
+    """Return what may be a prediction's id in a poll: in its path, or in its query."""
+    return {*request.url.path.split("/"), request.url.params.get("id", "")}
+
+
 class Network(httpx.AsyncBaseTransport):
     """The way to the emulator: every call is kept, and answered as scripted or by the emulator."""
 
@@ -238,7 +243,7 @@ class Network(httpx.AsyncBaseTransport):
     async def ends(self, request: httpx.Request) -> httpx.Response:
         """Answer a poll when the prediction has succeeded."""
         for prediction in self.emulator.predictions:
-            if prediction.id in request.url.path.split("/"):
+            if prediction.id in named_in(request):
                 self.emulator.end(prediction)
         return await self.kindly(request)
 

@@ -204,6 +204,25 @@ class Searched(Protocol):
 
 
 @runtime_checkable
+class Billing(Protocol):
+    """A provider that says what predictions cost when it is asked after their end."""
+
+    @property
+    def bills_after(self) -> float | None:
+        """Seconds after an end at which it can be asked; None: not with the keys that are set."""
+
+    @property
+    def most_billed(self) -> int:
+        """Predictions that one request can ask for."""
+
+    def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
+        """Return a request for what predictions cost that have ended."""
+
+    def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
+        """Return microdollars by the ids of tickets, of those that it says, or raise Unreadable."""
+
+
+@runtime_checkable
 class Publishing(Protocol):
     """A provider that hands out what proves its callbacks."""
 
@@ -501,6 +520,16 @@ def data_uri(text: str) -> Output | None:
     if head[4:8] == b"ftyp":
         kind = "video/mp4"
     return Output(url=f"data:{kind or 'application/octet-stream'};base64,{b64}", content_type=kind)
+
+
+def micro(dollars: Any) -> int | None:
+    """Read dollars, as a stranger says them, as millionths of one; None: it is no amount."""
+    is_amount = type(dollars) in (int, float) and 0 <= dollars <= _DEAREST  # refuses nan, too
+    return round(dollars * 1_000_000) if is_amount else None
+
+
+_DEAREST: Final = 1_000_000
+"""Dollars; no cost is higher."""
 
 
 def settle_submit(

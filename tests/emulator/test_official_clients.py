@@ -19,7 +19,7 @@ SHAPES: tuple[Shape, ...] = ("new", "old")
 
 
 def session(
-    script: str, folder: Path, shape: Shape, *, generation: float = 0.3, **environment: str
+    script: str, folder: Path, shape: Shape, generation: float = 0.3, **environment: str
 ) -> dict[str, Any]:
     """Run a client against one generation of shapes; `{}` is where the emulator is."""
     certificate, key = write_certificate(folder)
@@ -45,7 +45,7 @@ def test_the_client_of_fal_finds_nothing_amiss(shape: Shape, tmp_path: Path) -> 
         "fal_session.py",
         tmp_path,
         shape,
-        generation=PATIENCE,  # a slow one is in the queue for twice that time
+        PATIENCE,  # so a slow one is in the queue for twice that time
         FAL_RUN_HOST="{}/fal/run",
         FAL_QUEUE_RUN_HOST="{}/fal/queue",
         FAL_KEY="key-1",

@@ -52,6 +52,7 @@ PREDICTION = {
     "metadata",
     "provider_id",
     "output",
+    "cost",
     "error",
     "channel",
     "created_at",
@@ -173,7 +174,7 @@ BAD_BODIES: list[tuple[bytes, int, str]] = [
     (b"{}", 422, "invalid-request"),
 ]
 BAD_FIELDS: list[tuple[Json, int, str]] = [
-    ({"provider": "replicate"}, 422, "unknown-provider"),
+    ({"provider": "nobody"}, 422, "unknown-provider"),
     ({"provider": 7}, 422, "invalid-request"),
     ({"model": ""}, 422, "invalid-request"),
     ({"model": "a\nb"}, 422, "invalid-request"),

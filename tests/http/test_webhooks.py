@@ -387,7 +387,8 @@ async def test_rotated_keys_are_fetched_once_and_at_most_once_a_minute(
 ) -> None:
     clock = Clock()
     keys = f"{provider}.keys"
-    async with start(clock=clock) as station:
+    free = {f"{provider.upper()}_MAX_IN_FLIGHT": "none"}
+    async with start(clock=clock, **free) as station:
         sents = [await station.submitted(provider, f"no {number}") for number in range(12)]
         await eventually(lambda: network.count(keys) == 1)
         network.emulator.faults.replace([Rule(fault="rotate_keys")])
