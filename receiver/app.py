@@ -15,6 +15,7 @@ import httpx
 import structlog
 from starlette.applications import Starlette
 
+from receiver.dashboard.facade import Dashboard
 from receiver.deliveries.facade import Deliveries
 from receiver.deliveries.registry import Registered, Registry, register
 from receiver.http.facade import Http
@@ -154,6 +155,8 @@ async def _running(
     of_drains = {} if role.sweeps else {**chores, "queue": store.tidy}
     after = After() if role.handlers else settings.after
     surface = Http(settings, store, predictions, deliveries, runtime, after, of_drains)
+    if settings.shows_dashboard:
+        surface.add(Dashboard(settings, store, predictions, deliveries, runtime, surface))
     async with AsyncExitStack() as stack:
         for close in (runtime.tracing.stop, predictions.close, deliveries.close):
             stack.push_async_callback(close)

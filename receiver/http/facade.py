@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final, NoReturn, Protocol
 
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -67,6 +67,16 @@ GROUPS: Final = (
 """What declares the others."""
 
 
+class Pages(Protocol):
+    """Pages for people, which stand above these routes."""
+
+    @property
+    def routes(self) -> Sequence[Route]: ...
+
+    async def run(self) -> NoReturn:
+        """Do what they do by themselves."""
+
+
 class Http:
     """The routes that need what lives, in one run of the receiver."""
 
@@ -86,11 +96,13 @@ class Http:
         self._telemetry = runtime.telemetry
         self._wakeups = runtime.wakeups
         self._deliveries = deliveries
+        self._chores: list[Callable[[], Coroutine[Any, Any, NoReturn]]] = []
+        """What pages do by themselves."""
         self._runs_sources = False
         """Whether the sources of plugins run here."""
         self.drain = Drain(store, predictions, deliveries, runtime, chores)
-        self._limits = Limits(settings)
-        self._live = LiveStream(store.changes, store.attempts, runtime.wakeups)
+        self.limits = Limits(settings)
+        self.live = LiveStream(store.changes, store.attempts, runtime.wakeups)
         self._rejections = Rejections(store.discarded.count, runtime.clock)
         fal = settings.providers["fal"].urls
         self._published = published_ranges(
@@ -101,12 +113,12 @@ class Http:
             self._predictions,
             RecipeRoutes(predictions.orders, self._predictions, deliveries, runtime),
             DeliveryRoutes(store.deliveries, runtime),
-            DrainRoutes(self.drain, predictions.tokens, self._limits, settings.max_body_bytes),
-            EventRoutes(store.changes, self._live),
+            DrainRoutes(self.drain, predictions.tokens, self.limits, settings.max_body_bytes),
+            EventRoutes(store.changes, self.live),
             HandlerRoutes(store, deliveries, runtime),
             ReplayRoutes(store.replays, deliveries.replayer),
             DiscardedRoutes(store.discarded),
-            EchoRoutes(predictions.tokens, settings.max_body_bytes, self._limits, runtime.clock),
+            EchoRoutes(predictions.tokens, settings.max_body_bytes, self.limits, runtime.clock),
             ReadyRoutes(store, runtime.clock),
             MetricsPage(
                 runtime.telemetry,
@@ -127,7 +139,7 @@ class Http:
             predictions.inbox,
             NAMES,
             settings.max_body_bytes,
-            self._limits,
+            self.limits,
             Sources(self._ranges()),
             runtime.telemetry,
             runtime.clock,
@@ -136,14 +148,19 @@ class Http:
         )
         parts = Parts(predictions=predictions, deliveries=deliveries, store=store, later=TaskSet())
         self._plugins = PluginRoutes(
-            deliveries.registry, parts, self._limits, runtime, self._rejections.count
+            deliveries.registry, parts, self.limits, runtime, self._rejections.count
         )
         self._sources = PluginSources(deliveries.registry, self._plugins, parts, runtime)
         self.routes = [
-            *routes(Guard(settings, self._limits), groups),
+            *routes(Guard(settings, self.limits), groups),
             Route(WEBHOOK_PATH, self.callbacks, methods=["POST"]),
             Route(PLUGIN_PATH, self._plugins),
         ]
+
+    def add(self, pages: Pages) -> None:
+        """Serve pages beside these routes, and run what they do by themselves."""
+        self.routes += pages.routes
+        self._chores.append(pages.run)
 
     def _ranges(self) -> Mapping[str, Ranges]:
         """Return where callbacks may come from, for the providers whose settings say so."""
@@ -171,8 +188,10 @@ class Http:
                 ending.listen()
                 tasks.start(ending.keep())
             if accepts:
-                tasks.start(self._live.run())
+                tasks.start(self.live.run())
                 tasks.start(self._rejections.run())
+                for run in self._chores:
+                    tasks.start(run())
                 self._runs_sources = looks_ahead
                 if self._runs_sources:
                     self._sources.start()
@@ -201,5 +220,5 @@ class Http:
         self._plugins.release()
         self._after.release()
         self._predictions.stopping = True
-        self._live.close()
+        self.live.close()
         self._wakeups.wake_all("prediction")

@@ -364,8 +364,19 @@ class Settings:
         "a TOML file of [recipes](recipes.md): what people, chats and programs order by name",
         shown="none",
     )
+    dashboard: bool | None = setting(
+        "RECEIVER_DASHBOARD",
+        parse.switch,
+        None,
+        "`on`: [pages to look at and to act on](dashboard.md) at `/ui`, after a sign-in by a key",
+        shown="off; on with `--dev`",
+    )
     dev: bool = setting("RECEIVER_DEV", parse.switch, False, "as `--dev`: make up the secrets")
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
+
+    @property
+    def shows_dashboard(self) -> bool:
+        return self.dev if self.dashboard is None else self.dashboard
 
     @property
     def connections(self) -> int:

@@ -50,6 +50,7 @@ _SQLITE_WORDS: Final = {"least(": "min(", "greatest(": "max(", "{lock}": "", "{s
 _POSTGRES_WORDS: Final = {
     "json_group_array(": "json_agg(",
     "json_object(": "json_build_object(",
+    "instr(": "strpos(",
     "{lock}": "FOR UPDATE",
     "{skip}": "FOR UPDATE SKIP LOCKED",
 }

@@ -1,0 +1,54 @@
+"""The overview: what runs, what fails, what is held back, and what was done by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from receiver.dashboard.declare import View, page
+from receiver.dashboard.parts import Parts
+from receiver.dashboard.visit import Visit
+from receiver.model.values import Status
+from receiver.providers import NAMES
+from receiver.store.search import Wanted
+
+_DAY: Final = 86400.0
+_MOST: Final = 5000
+"""Predictions of a day that are counted."""
+_LATEST: Final = 8
+
+
+class OverviewPage:
+    """The first page."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store
+        self._on = parts.predictions.on
+
+    @page("/")
+    async def overview(self, visit: Visit) -> View:
+        search = self._store.search
+        backlog, recent, latest, failures, deeds = await asyncio.gather(
+            self._store.backlog.depth(NAMES),
+            search.recent(visit.now - _DAY, _MOST),
+            search.page(Wanted(limit=_LATEST)),
+            search.page(Wanted(status=Status.FAILED, limit=_LATEST)),
+            self._store.audit.page(_LATEST),
+        )
+        living = {
+            status: sum(n for (_, each), n in backlog.living.items() if each == status)
+            for status in ("queued", "submitting", "processing", "unconfirmed")
+        }
+        values = {
+            "backlog": backlog,
+            "living": living,
+            "recent": recent,
+            "counted_all": sum(recent.values()) < _MOST,
+            "most": _MOST,
+            "latest": latest.data,
+            "failures": failures.data,
+            "deeds": deeds.data,
+            "on": self._on,
+            "pending": sum(backlog.of_handlers().values()),
+        }
+        return View("overview.html", values)
