@@ -56,8 +56,14 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
         "RECEIVER_API_KEYS",
         "api_keys",
         (),
-        {"one": (Secret("one"),), "one, two": (Secret("one"), Secret("two")), ",": ()},
+        {
+            "one": (Secret("one"),),
+            "one, two": (Secret("one"), Secret("two")),
+            "web: one,bot:t:wo, bot:three": (Secret("one"), Secret("t:wo"), Secret("three")),
+            ",": (),
+        },
     ),
+    ("RECEIVER_VIEWER_KEYS", "viewer_keys", (), {"a:one,two": (Secret("one"), Secret("two"))}),
     (
         "RECEIVER_PUBLIC_URL",
         "public_url",
@@ -243,6 +249,8 @@ NO_SECONDS: Final = ["0", "-1", "nan", "inf", "-inf", "soon", "1e9", "30s"]
 NO_SWITCHES: Final = ["2", "maybe", "y", "truee"]
 NO_NETWORKS: Final = ["10.0.0.1/8", "example.org", "*", ",", "1.2.3.4:80", "::1/129", "٣.1.1.1"]
 REFUSED: Final[dict[str, list[str]]] = {
+    "RECEIVER_API_KEYS": ["web:", ":hush", "w eb:hush", "a:hush,b:hush", "a:hush,hush"],
+    "RECEIVER_VIEWER_KEYS": ["web:,hush"],
     "RECEIVER_SECRET_KEY": ["hush", "s" * 31, f"{STRONG},hush"],
     "RECEIVER_PUBLIC_URL": NO_URLS,
     "RECEIVER_ROOT_PATH": ["prod", "//", "/a b", "/a?b", "/a//b", "https://hooks.test/a"],
@@ -301,7 +309,7 @@ def test_an_unfit_value_is_one_problem_that_names_the_setting(name: str) -> None
 
 
 def test_what_can_be_refused_is_refused_somewhere_here() -> None:
-    anything_goes = {"RECEIVER_API_KEYS", "RECEIVER_HANDLERS"}
+    anything_goes = {"RECEIVER_HANDLERS"}
     ours = {name for name in REFUSED if not name.startswith("OTEL_")}
     assert ours | anything_goes == {row[0] for row in TABLE}
 
@@ -391,7 +399,8 @@ def test_settings_never_change() -> None:
 
 SECRETS: Final = {
     "RECEIVER_SECRET_KEY": "hush-secret-key-0123456789-0123456789",
-    "RECEIVER_API_KEYS": "hush-api-1,hush-api-2",
+    "RECEIVER_API_KEYS": "hush-api-1,web:hush-api-2",
+    "RECEIVER_VIEWER_KEYS": "hush-view",
     "OXEN_API_KEY": "hush-oxen",
     "EACHLABS_API_KEY": "hush-eachlabs",
     "FAL_KEY": "hush-id:hush-fal",
@@ -449,6 +458,20 @@ def test_a_list_of_api_keys_is_whole_and_a_single_key_counts_without_one() -> No
     assert read(RECEIVER_API_KEY="one", RECEIVER_API_KEYS=",").api_keys == ()
     assert Caller.read({"RECEIVER_API_KEYS": "two,one"}).key == two
     assert Caller.read({"RECEIVER_API_KEY": "one", "RECEIVER_API_KEYS": "two"}).key == one
+
+
+def test_keys_have_names_and_a_viewers_key_is_none_of_those_that_may_do_more() -> None:
+    given = read(RECEIVER_API_KEYS="web:one,two,bot:t:hree", RECEIVER_VIEWER_KEYS="ops:four")
+    assert [key.name for key in (*given.api_keys, *given.viewer_keys)] == [
+        "web",
+        None,
+        "bot",
+        "ops",
+    ]
+    assert Caller.read({"RECEIVER_API_KEYS": "web:one"}).key == Secret("one")
+    assert Caller.read({"RECEIVER_API_KEY": "web:one"}).key == Secret("one")
+    [problem] = problems({**NEEDED, "RECEIVER_API_KEYS": "a:x,y", "RECEIVER_VIEWER_KEYS": "y"})
+    assert problem.startswith("RECEIVER_VIEWER_KEYS: must have no key of RECEIVER_API_KEYS")
 
 
 def test_a_name_that_nobody_reads_is_answered_with_the_nearest() -> None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -50,10 +50,15 @@ def create_emulator(
 
     providers = [*Fal(world).routes(), *Eachlabs(world).routes(), *oxen.routes()]
     routes = [*providers, *chats.routes(), *chats.control(), *_control(world)]
-    app = _Emulator(routes=routes, lifespan=lifespan)
+    app = _Emulator(routes=routes, lifespan=lifespan, exception_handlers={ClientDisconnect: _left})
     app.router.redirect_slashes = False
     app.state.chats = chats
     return app
+
+
+async def _left(_request: Request, _error: Exception) -> Response:
+    """Answer a client that left in mid-request: nobody reads it, and the log stays clean."""
+    return Response(status_code=400)
 
 
 def settings_for(base_url: str) -> dict[str, str]:

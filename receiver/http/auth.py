@@ -1,11 +1,11 @@
-"""What stands before every /v1 route: a key."""
+"""What stands before every /v1 route: a key, and what it is good for."""
 
 from __future__ import annotations
 
 import codecs
-import hmac
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from hmac import compare_digest
+from typing import Final, Literal, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,14 +21,38 @@ _UNGUESSABLE: Final = 20
 """Characters from which on a key cannot be guessed, however often one may try."""
 
 
+class Key(NamedTuple):
+    """A key that opens something here."""
+
+    text: bytes
+    name: str | None
+    use: Literal["all", "read", "drain"]
+
+
+class Keys:
+    """Every key that opens something here."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._known = [
+            *(Key(key.reveal().encode(), key.name, "all") for key in settings.api_keys),
+            *(Key(key.reveal().encode(), key.name, "read") for key in settings.viewer_keys),
+            *(Key(key.reveal().encode(), None, "drain") for key in settings.cron_secrets),
+        ]
+
+    def find(self, text: str) -> Key | None:
+        """Return what a text opens, in the same time whichever key it was nearly; None: nothing."""
+        given = text.encode("utf-8", "surrogateescape")
+        same = [compare_digest(given, key.text) for key in self._known]
+        return next((key for key, is_it in zip(self._known, same, strict=True) if is_it), None)
+
+
 class Guard:
     """Makes routes that want a key, and reads their bodies within bounds."""
 
     def __init__(self, settings: Settings, limits: Limits) -> None:
         self._settings = settings
         self._limits = limits
-        self._keys = [key.reveal().encode() for key in settings.api_keys]
-        self._keys_of_cron = [key.reveal().encode() for key in settings.cron_secrets]
+        self._keys = Keys(settings)
 
     def route(
         self,
@@ -40,31 +64,35 @@ class Guard:
     ) -> Route:
         """Make the route of a path; one that `is_open` needs no key.
 
-        For one that `is_for_cron` a key is good too that is good for nothing else.
+        For one that `is_for_cron` a key is good too that is good for nothing else. GET does as much
+        as POST there, so it is not for a key that only reads.
         """
-        keys = self._keys + (self._keys_of_cron if is_for_cron else [])
 
         async def answer(request: Request) -> Response:
+            method = "GET" if request.method == "HEAD" else request.method
             if not is_open:
-                self._authorize(request, keys)
-            return await methods["GET" if request.method == "HEAD" else request.method](request)
+                extra = "drain" if is_for_cron else "read" if method == "GET" else "all"
+                self._authorize(request, {"all", extra})
+            return await methods[method](request)
 
         return Route(path, answer, methods=list(methods))
 
-    def _authorize(self, request: Request, keys: Sequence[bytes]) -> None:
-        """Let in a caller that has a key; raise Problem, or Limited where too many have not.
+    def _authorize(self, request: Request, uses: Collection[str]) -> None:
+        """Let in a caller whose key is for one of `uses`; raise Problem, or Limited.
 
         While an address has no more failures left a key that could be guessed is as good as none.
         """
         client = client_of(request.scope)
         shortest = _UNGUESSABLE if self._limits.strangers_wait(client) else 1
-        if _is_known(request, keys, shortest):
-            self._limits.authorized(client)
-            return
-        self._limits.unauthorized(client)
-        raise Problem(
-            401, "unauthorized", "send Authorization: Bearer with one of RECEIVER_API_KEYS"
-        )
+        key = self._keys.find(_bearer(request))
+        if key is None or len(key.text) < shortest or key.use not in {*uses, "read"}:
+            self._limits.unauthorized(client)
+            said = "send Authorization: Bearer with one of RECEIVER_API_KEYS"
+            raise Problem(401, "unauthorized", said)
+        self._limits.authorized(client)
+        if key.use not in uses:
+            raise Problem(403, "read-only", "this key is for reading, and that would do something")
+        request.state.key = key.name
 
     async def body(self, request: Request) -> bytes:
         """Read a JSON body, without the mark that some programs put before it."""
@@ -79,10 +107,7 @@ class Guard:
         return body.removeprefix(codecs.BOM_UTF8)
 
 
-def _is_known(request: Request, keys: Sequence[bytes], shortest: int) -> bool:
-    given = request.headers.get("authorization", "")
-    scheme, _, text = given.partition(" ")
-    key = text.strip().encode("utf-8", "surrogateescape")
-    # Every key is compared, so that the time taken does not tell which one was nearly right.
-    known = any([hmac.compare_digest(key, mine) for mine in keys])  # noqa: C419
-    return scheme.lower() == "bearer" and known and len(key) >= shortest
+def _bearer(request: Request) -> str:
+    """Return the key that a request shows, or nothing."""
+    scheme, _, text = request.headers.get("authorization", "").partition(" ")
+    return text.strip() if scheme.lower() == "bearer" else ""

@@ -49,6 +49,7 @@ PROBLEMS: Final = {
     "unproved": (401, "it was not shown who sent this; why is in the log"),
     "over-budget": (402, "the order would cost more than a limit leaves; Retry-After says when"),
     "price-unknown": (402, "money is limited, and the recipe has no price"),
+    "read-only": (403, "the key is one of RECEIVER_VIEWER_KEYS, which only read"),
     "not-allowed": (403, "no allow list of the recipes names this person and this place"),
     "reply-to-refused": (403, "reply_to is not at one of FORWARD_HOSTS, or not public"),
     "not-found": (404, "there is no such thing"),

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 from receiver.model.errors import SettingsError
 from receiver.model.recipes import RecipeBook
+from receiver.settings import keys, platforms, proxies, recipes, tls, traces
 from receiver.settings import parsers as parse
-from receiver.settings import platforms, proxies, recipes, tls, traces
+from receiver.settings.keys import ApiKey
 from receiver.settings.parsers import INLINE, LOOPBACK, SHORTEST_SECRET, After, Network, seconds
 from receiver.settings.proxies import Proxies, is_loopback
 from receiver.settings.reader import Reader, Secret
@@ -26,6 +27,7 @@ __all__ = [
     "LOOPBACK",
     "SHORTEST_SECRET",
     "After",
+    "ApiKey",
     "Caller",
     "Listening",
     "Network",
@@ -140,8 +142,18 @@ class Settings:
         shown="required",
     )
     """Empty only in development, before a key is made up."""
-    api_keys: tuple[Secret, ...] = composed(
-        ("RECEIVER_API_KEYS",), parse.api_keys, (), "by comma", shown="none: `/v1` closed"
+    api_keys: tuple[ApiKey, ...] = composed(
+        ("RECEIVER_API_KEYS",),
+        keys.api_keys,
+        (),
+        "by comma; each may have a name before it (`web:…,bot:…`), for costs and limits by key",
+        shown="none: `/v1` closed",
+    )
+    viewer_keys: tuple[ApiKey, ...] = setting(
+        "RECEIVER_VIEWER_KEYS",
+        keys.keys,
+        (),
+        "keys that read `/v1` and do nothing else, by comma, with names or without",
     )
     public_url: str | None = setting(
         "RECEIVER_PUBLIC_URL",
@@ -352,7 +364,7 @@ class Settings:
     )
     cron_secrets: tuple[Secret, ...] = composed(
         ("RECEIVER_CRON_SECRET", "CRON_SECRET"),
-        parse.cron_secrets,
+        keys.cron_secrets,
         (),
         "keys that are good for `/v1/drain` alone, by comma; Vercel sets the second",
         shown="none",
@@ -424,6 +436,10 @@ class Settings:
             problems.append(
                 f"RECEIVER_DATABASE_CONNECTIONS: must be {LEAST_CONNECTIONS[settings.mode]} or more"
             )
+        if set(settings.viewer_keys) & set(settings.api_keys):
+            problems.append(
+                "RECEIVER_VIEWER_KEYS: must have no key of RECEIVER_API_KEYS, which may do more"
+            )
         told = any(problem.startswith("RECEIVER_SECRET_KEY") for problem in problems)
         if not settings.secret_keys and not settings.dev and not told:
             problems.append(
@@ -486,7 +502,7 @@ class Caller:
     is_told: bool = False
     """Whether RECEIVER_URL is set."""
     key: Secret | None = composed(
-        ("RECEIVER_API_KEY",), parse.shown_key, None, "the key that commands show"
+        ("RECEIVER_API_KEY",), keys.shown_key, None, "the key that commands show"
     )
     proxy: str | None = field(default=None, repr=False)
     """None: it is asked without one."""

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from receiver.model.errors import StoreUnusable
-from receiver.settings import SHORTEST_SECRET, Secret, Settings, env_file
+from receiver.settings import SHORTEST_SECRET, ApiKey, Secret, Settings, env_file
 
 
 def secret_file(settings: Settings) -> Path:
@@ -40,7 +40,7 @@ def with_secrets(settings: Settings) -> Settings:
     if not settings.dev:
         return settings
     secret_keys = settings.secret_keys or (_secret_key(settings),)
-    key = Secret(api_key(secret_keys[0].reveal()))
+    key = ApiKey(api_key(secret_keys[0].reveal()))
     return replace(settings, secret_keys=secret_keys, api_keys=(*settings.api_keys, key))
 
 

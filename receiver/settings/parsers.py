@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from receiver.model.text import clean, meant
 from receiver.settings.proxies import is_loopback
-from receiver.settings.reader import Reader, Secret
+from receiver.settings.reader import Secret
 from receiver.settings.servers import MisnamedServers, servers
 
 Network = IPv4Network | IPv6Network
@@ -56,29 +56,6 @@ def header_safe(text: str) -> Secret | None:
     if not text.isascii() or not text.isprintable():
         raise ValueError("must be printable ASCII, as it travels in a header")
     return Secret(text)
-
-
-def one_key(text: str) -> Secret | None:
-    if "," in text:
-        raise ValueError("must be one key; those that the receiver takes are in RECEIVER_API_KEYS")
-    return header_safe(text)
-
-
-def api_keys(reader: Reader) -> tuple[Secret, ...]:
-    """Read the keys that are taken; where no list says so, the one that commands show."""
-    keys = reader.get("RECEIVER_API_KEYS", secrets, ())
-    if reader.is_set("RECEIVER_API_KEYS"):
-        return keys
-    key = reader.get("RECEIVER_API_KEY", one_key, None)
-    return () if key is None else (key,)
-
-
-def shown_key(reader: Reader) -> Secret | None:
-    """Read the key that commands show; where there is none, the first of those that are taken."""
-    key = reader.get("RECEIVER_API_KEY", one_key, None)
-    if reader.is_set("RECEIVER_API_KEY"):
-        return key
-    return reader.get("RECEIVER_API_KEYS", lambda text: header_safe(texts(text)[0]), None)
 
 
 def collector_url(text: str) -> str:
@@ -226,12 +203,6 @@ def after(text: str) -> After:
     if how in {"drain", "wake"} and not equals:
         return After(cast("Literal['drain', 'wake']", how))
     raise ValueError("must be drain, inline=2, after=20 (seconds) or wake")
-
-
-def cron_secrets(reader: Reader) -> tuple[Secret, ...]:
-    """Read the keys that may only drain; platforms set the one without our prefix."""
-    names = ("RECEIVER_CRON_SECRET", "CRON_SECRET")
-    return tuple(key for name in names for key in reader.get(name, secrets, ()))
 
 
 _ENDS = ("succeeded", "failed", "canceled")

@@ -155,12 +155,14 @@ async def test_secrets_are_judged_each_by_itself_and_held_against_each_other(env
         "RECEIVER_SECRET_KEY": f"{KEY},{'ab' * 20},{KEY}",
         "RECEIVER_API_KEYS": f"short,{KEY}",
         "RECEIVER_API_KEY": "none-of-them",
+        "RECEIVER_VIEWER_KEYS": "ops:peek",
         "CRON_SECRET": "brief",
     }
     lines = await found(env, "secrets")
     assert says(lines, "FAIL", "number 2 of RECEIVER_SECRET_KEY repeats itself")
     assert says(lines, "FAIL", "number 1 of RECEIVER_API_KEYS has fewer than 16")
     assert says(lines, "FAIL", "CRON_SECRET has fewer than 16")
+    assert says(lines, "FAIL", "RECEIVER_VIEWER_KEYS has fewer than 16")
     assert says(lines, "FAIL", "RECEIVER_SECRET_KEY and RECEIVER_API_KEYS are the same text")
     assert says(lines, "warn", "a rotation is under way", "3 keys", "3600 s")
     assert says(lines, "warn", "RECEIVER_API_KEY, which commands use, is none")

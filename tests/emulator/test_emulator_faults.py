@@ -308,3 +308,25 @@ def test_every_fault_has_a_test() -> None:
     with open(__file__, encoding="utf-8") as file:  # noqa: PTH123 - the shortest way to say it
         text = file.read()
     assert [fault for fault in FAULTS if f'"{fault}"' not in text] == []
+
+
+def test_a_client_that_leaves_in_mid_request_raises_nothing() -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/fal/queue/fal-ai/nano-banana",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in KEYS["fal"].items()],
+        "scheme": "http",
+    }
+    asyncio.run(create_emulator(FAST)(scope, receive, send))
+    assert sent[0]["status"] == 400

@@ -78,6 +78,8 @@ ROUTES = [
     ("POST", "/v1/replays/rep_1/start"),
     ("POST", "/v1/replays/rep_1/cancel"),
     ("GET", "/v1/models/oxen/nano-banana"),
+    ("GET", "/v1/drain"),
+    ("POST", "/v1/drain"),
 ]
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 GOOD: Json = {"provider": "eachlabs", "model": "nano-banana", "input": {"prompt": "a lighthouse"}}
@@ -725,6 +727,18 @@ async def test_every_configured_key_opens(start: Start) -> None:
         for spelt in (f"Bearer {API_KEY}", f"bearer  {OTHER_API_KEY} "):
             headers = {"authorization": spelt}
             assert (await station.world.get("/v1/predictions", headers=headers)).is_success
+
+
+async def test_a_viewers_key_reads_and_does_nothing(start: Start) -> None:
+    async with start(RECEIVER_VIEWER_KEYS="ops:the-key-of-one-who-looks") as station:
+        headers = {"authorization": "Bearer the-key-of-one-who-looks"}
+        for method, path in ROUTES:
+            answer = await station.world.request(method, path, headers=headers)
+            if method != "GET" or path == "/v1/drain":
+                problem(answer, 403, "read-only")
+            else:
+                assert answer.status_code not in {401, 403}, path
+        assert (await station.world.head("/v1/predictions", headers=headers)).is_success
 
 
 async def test_without_any_configured_key_nothing_opens(start: Start) -> None:

@@ -32,6 +32,9 @@ Groups: TypeAlias = Mapping[str, Sequence["Row"]]
 _REF: Final = "#/components/{}/{}"
 _EVERYWHERE: Final = ("internal-error",)
 _GUARDED: Final = ("unauthorized", "rate-limited", "unavailable")
+_ACTING: Final = ("read-only",)
+USUAL: Final = (*_GUARDED[:1], *_ACTING, *_GUARDED[1:], *_EVERYWHERE)
+"""What a route with a key may answer whatever it is about, by status."""
 _ABOUT: Final = """\
 Submit image and video predictions to Oxen.ai, Eachlabs and fal.ai; every outcome is recorded
 exactly once and given to your handlers. Errors are problem details (RFC 9457) with a stable `type`;
@@ -115,6 +118,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """More than one: in any of these forms."""
     is_open: bool = False
     """It wants no key."""
+    is_acting: bool = False
+    """It wants one that may do more than read."""
 
 
 def rows_of(
@@ -157,6 +162,7 @@ def _row(
         headers=kinds.get("headers"),
         body=() if body is None else (Content(body, examples[body], also=also.get(body, {})),),
         is_open=given.is_open,
+        is_acting=not given.is_open and (given.method != "GET" or given.is_for_cron),
     )
 
 
@@ -343,7 +349,8 @@ def _headers(names: Iterable[str]) -> Json:
 def _by_status(row: Row) -> list[tuple[int, tuple[str, ...]]]:
     """Sort what may go wrong with a route by the status that says so."""
     statuses: defaultdict[int, set[str]] = defaultdict(set)
-    for kind in (*row.problems, *_EVERYWHERE, *(() if row.is_open else _GUARDED)):
+    guarded = () if row.is_open else _GUARDED
+    for kind in (*row.problems, *_EVERYWHERE, *guarded, *(_ACTING if row.is_acting else ())):
         statuses[PROBLEMS[kind][0]].add(kind)
     return [(status, tuple(sorted(kinds))) for status, kinds in sorted(statuses.items())]
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any, Final, TypeAlias
 
-from tests.openapi.document import Json
+from receiver.http.problems import PROBLEMS
+from tests.openapi.document import USUAL, Json
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --dim: light-dark(#57606a, #9aa4ae);
@@ -98,6 +99,8 @@ def page(made: Json) -> str:
 <code>RECEIVER_API_KEYS</code>. Answers of 4xx and 5xx are
 <a href="#ProblemDetails">problem details</a>. For programs:
 <a href="openapi.json">openapi.json</a>.</p>
+<p>What is not said again for each of them:</p>
+{_table([(f"<code>{PROBLEMS[kind][0]}</code>", _meaning(kind)) for kind in USUAL])}
 {"".join(_part(name, rows, made) for name, rows in parts)}
 <h2 id="types">Types</h2>
 {"".join(_type(name, schema) for name, schema in schemas.items() if name not in _sent(made))}
@@ -147,6 +150,7 @@ def _row(heading: str, row: Json, made: Json) -> str:
     answers = [
         (f"<code>{status}</code>", _said(_resolved(answer, made)))
         for status, answer in row["responses"].items()
+        if _name(answer) not in USUAL  # which the head of the page tells
     ]
     method, _, path = heading.partition(" ")
     call = "" if method == "on" else f"<pre>{escape(_curl(method, path, row), quote=False)}</pre>"
@@ -299,6 +303,10 @@ def _titled(title: str, text: str) -> str:
 
 def _prose(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def _meaning(kind: str) -> str:
+    return _prose(f"`{kind}`: {PROBLEMS[kind][1]}")
 
 
 def _pretty(value: Any) -> str:

@@ -69,11 +69,14 @@ def _strangers(env: Mapping[str, str], known: Collection[str]) -> Iterator[Findi
 def check_secrets(caller: Caller, settings: Settings) -> Findings:
     keys = [key.reveal() for key in settings.secret_keys]
     api_keys = [key.reveal() for key in settings.api_keys]
+    viewers = [key.reveal() for key in settings.viewer_keys]
     found = [
         *_weak("RECEIVER_SECRET_KEY", keys),
         *_rotation(settings),
         *_short("RECEIVER_API_KEYS", api_keys, dev=settings.dev),
         *_weak("RECEIVER_API_KEYS", [key for key in api_keys if len(key) >= SHORTEST_API_KEY]),
+        *_short("RECEIVER_VIEWER_KEYS", viewers, dev=settings.dev),
+        *_weak("RECEIVER_VIEWER_KEYS", [key for key in viewers if len(key) >= SHORTEST_API_KEY]),
         *_short("CRON_SECRET", [key.reveal() for key in settings.cron_secrets], dev=settings.dev),
         *_placeholders(settings),
         *_shared(_named(settings)),
@@ -140,6 +143,7 @@ def _named(settings: Settings) -> list[tuple[str, Secret]]:
     return [
         *(("RECEIVER_SECRET_KEY", key) for key in settings.secret_keys),
         *(("RECEIVER_API_KEYS", key) for key in settings.api_keys),
+        *(("RECEIVER_VIEWER_KEYS", key) for key in settings.viewer_keys),
         *(("CRON_SECRET", key) for key in settings.cron_secrets),
         *(
             (f"the key of {name}", given.key)
@@ -160,13 +164,14 @@ def _shared(named: list[tuple[str, Secret]]) -> Iterator[Finding]:
 
 
 def _closed(caller: Caller, settings: Settings) -> Iterator[Finding]:
+    taken = {*settings.api_keys, *settings.viewer_keys}
     if not settings.api_keys and not settings.dev:
         yield warn(
             "secrets",
             "RECEIVER_API_KEYS is not set, and every /v1 route answers 401",
             f"set it to a key for your callers: {_MAKE_ONE}",
         )
-    elif caller.key and settings.api_keys and caller.key not in settings.api_keys:
+    elif caller.key and taken and caller.key not in taken:
         yield warn(
             "secrets",
             "RECEIVER_API_KEY, which commands use, is none of RECEIVER_API_KEYS",

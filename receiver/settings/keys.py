@@ -1,0 +1,70 @@
+"""API keys as settings: those that callers send, those that only read, and those that only drain.
+
+A key may have a name before it, as in `web:KEY`: costs and limits know its caller by that.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from receiver.settings.parsers import header_safe, secrets, texts
+from receiver.settings.reader import Reader, Secret
+
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}", re.ASCII)
+
+
+class ApiKey(Secret):
+    """A key of callers, and its name where it has one."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, text: str, name: str | None = None) -> None:
+        super().__init__(text)
+        self.name = name
+
+
+def _one(text: str) -> ApiKey:
+    name, colon, key = text.partition(":")
+    if not colon:
+        return ApiKey(text)
+    if not _NAME.fullmatch(name) or not key.strip():
+        raise ValueError(
+            "what stands before a colon must be a name of letters, digits, _ and -, and a key must "
+            "follow it, as in web:KEY"
+        )
+    return ApiKey(key.strip(), name)
+
+
+def keys(text: str) -> tuple[ApiKey, ...]:
+    found = tuple(map(_one, texts(text)))
+    if len(set(found)) < len({(key, key.name) for key in found}):
+        raise ValueError("a key must have one name, or none")
+    return found
+
+
+def shown(text: str) -> Secret | None:
+    if "," in text:
+        raise ValueError("must be one key; those that the receiver takes are in RECEIVER_API_KEYS")
+    return header_safe(_one(text).reveal())
+
+
+def api_keys(reader: Reader) -> tuple[ApiKey, ...]:
+    """Read the keys that are taken; where no list says so, the one that commands show."""
+    if reader.is_set("RECEIVER_API_KEYS"):
+        return reader.get("RECEIVER_API_KEYS", keys, ())
+    key = reader.get("RECEIVER_API_KEY", shown, None)
+    return () if key is None else (ApiKey(key.reveal()),)
+
+
+def shown_key(reader: Reader) -> Secret | None:
+    """Read the key that commands show; where there is none, the first of those that are taken."""
+    if reader.is_set("RECEIVER_API_KEY"):
+        return reader.get("RECEIVER_API_KEY", shown, None)
+    return reader.get("RECEIVER_API_KEYS", lambda text: shown(texts(text)[0]), None)
+
+
+def cron_secrets(reader: Reader) -> tuple[Secret, ...]:
+    """Read the keys that may only drain; platforms set the one without our prefix."""
+    names = ("RECEIVER_CRON_SECRET", "CRON_SECRET")
+    return tuple(key for name in names for key in reader.get(name, secrets, ()))
