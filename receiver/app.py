@@ -148,8 +148,7 @@ async def _running(
     submit = predictions.service.submit
     deliveries = Deliveries(settings, store, registry, submit, runtime, http=http, results=results)
     pace = PACE if runtime.single_process else PACE_ON_A_SERVER
-    kept = settings.retention, settings.private_for
-    retention = Retention(store, *kept, clock=wall, pace=pace)
+    retention = Retention(store, settings.retention, settings.private_for, clock=wall, pace=pace)
     chores = {"deliveries": deliveries.worker.reclaim, "retention": retention.sweep}
     # Where no process does by itself what one of all has to do, a drain does it.
     of_drains = {} if role.sweeps else {**chores, "queue": store.tidy}

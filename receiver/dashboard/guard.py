@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -19,6 +18,7 @@ from itsdangerous import BadData, Signer, URLSafeSerializer
 from starlette.requests import Request
 from starlette.responses import Response
 
+from receiver.http.auth import Key, Keys
 from receiver.http.body import whole_body
 from receiver.http.limits import Limits
 from receiver.http.proxies import client_of
@@ -29,23 +29,16 @@ from receiver.settings.proxies import is_loopback
 
 COOKIE: Final = "__Host-receiver"
 DEV_COOKIE: Final = "receiver-dev"
+USES: Final = ("all", "read")
+"""What keys are for that sign in; those that only read may not act."""
 LONGEST: Final = 12 * 3600
 """Seconds that a sign-in lasts."""
-_UNGUESSABLE: Final = 20
-"""As /v1 has it: characters from which on a key cannot be guessed."""
 _MOST_FIELDS: Final = 200
 _SIGNING: Final[dict[str, Any]] = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
 
 
 class SignedOut(Exception):
     """There is no good cookie: sign in first."""
-
-
-class Key(msgspec.Struct, frozen=True):
-    """A key that signs in: its name for the audit trail, and whether it may act."""
-
-    name: str
-    may_act: bool
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -70,15 +63,15 @@ class Guard:
         ours = [key.reveal() for key in reversed(settings.secret_keys)]  # the newest is the last
         self._cookies = URLSafeSerializer(ours, salt="dashboard/cookie", signer_kwargs=_SIGNING)
         self._tokens = Signer(ours, salt="dashboard/form", **_SIGNING)
-        self._keys = _keys(settings)
+        self._keys = Keys(settings)
         self._digests = {
-            _digest(mine, text): key for mine in ours for text, key in self._keys.items()
+            _digest(mine, key): key for mine in ours for key in self._keys.known if key.use in USES
         }
         self._newest = ours[-1]
 
     @property
     def has_keys(self) -> bool:
-        return bool(self._keys)
+        return bool(self._digests)
 
     def key(self, request: Request) -> Key:
         """Return the key of who is signed in, or raise SignedOut."""
@@ -134,21 +127,11 @@ class Guard:
         return form
 
     def sign_in(self, request: Request, text: str) -> Session | None:
-        """Return a new session for a good key, or None; raise Limited after too many others.
-
-        While an address has no more failures left a key that could be guessed is as good as none.
-        """
-        client = client_of(request.scope)
-        shortest = _UNGUESSABLE if self._limits.strangers_wait(client) else 1
-        given = text.strip()
-        # Every key is compared, so that the time taken does not tell which one was nearly right.
-        known = [hmac.compare_digest(given.encode(), mine.encode()) for mine in self._keys]
-        if any(known) and len(given) >= shortest:
-            self._limits.authorized(client)
-            digest = _digest(self._newest, given)
-            return Session(digest, secrets.token_hex(16), int(self._clock()))
-        self._limits.unauthorized(client)
-        return None
+        """Return a new session for a good key, or None; raise Limited after too many others."""
+        key = self._keys.admit(self._limits, client_of(request.scope), text.strip(), USES)
+        if key is None:
+            return None
+        return Session(_digest(self._newest, key), secrets.token_hex(16), int(self._clock()))
 
     def set_cookie(self, request: Request, response: Response, session: Session) -> None:
         name = self._name(request)
@@ -180,10 +163,5 @@ def _is_own(request: Request) -> bool:
     return origin is None or urlsplit(origin).netloc == request.headers.get("host")
 
 
-def _keys(settings: Settings) -> Mapping[str, Key]:
-    """Return the keys that sign in, by their texts."""
-    return {key.reveal(): Key("key", may_act=True) for key in settings.api_keys}
-
-
-def _digest(secret: str, key: str) -> str:
-    return hmac.new(secret.encode(), b"dashboard/" + key.encode(), hashlib.sha256).hexdigest()
+def _digest(secret: str, key: Key) -> str:
+    return hmac.new(secret.encode(), b"dashboard/" + key.text, hashlib.sha256).hexdigest()

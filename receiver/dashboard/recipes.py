@@ -40,7 +40,10 @@ class RecipePages:
             if visit.form.get(_OPTION + name, "").strip()
         }
         key = visit.form.get("key", "")[:64] or secrets.token_hex(16)
-        made = await self._orders.order(id, given, key=key, via="ui")
+        try:
+            made = await self._orders.order(id, given, key=key, via="ui")
+        except Problem as problem:
+            return self._form(visit, recipe, problem)
         return f"/predictions/{made.id}"
 
     def _form(self, visit: Visit, recipe: Recipe, problem: Problem | None = None) -> View:

@@ -142,14 +142,14 @@ class Site:
         if declared.is_open:
             found = await method(**given)
             return found if isinstance(found, Response) else self._page(visit, found)
-        if not visit.may_act or visit.key is None:
-            raise Problem(403, "forbidden", "this key may look, and nothing else")
+        if not visit.may_act:
+            raise Problem(403, "read-only", "this key may look, and nothing else")
         target = str(given.get("id", "")) or visit.form.get("name", "")
         now = self._clock()
         deed = Deed(
             id=new_id("act", now),
             at=now,
-            who=visit.key.name,
+            who=visit.who,
             client=client_of(visit.request.scope),
             action=declared.action,
             target=target[:300],
@@ -158,7 +158,8 @@ class Site:
         result = "failed"
         try:
             found = await method(**given)
-            result = "done"
+            is_refused = isinstance(found, View) and found.status != 200  # noqa: PLR2004
+            result = "refused" if is_refused else "done"
         except Problem as problem:
             result = problem.type
             raise
@@ -172,8 +173,8 @@ class Site:
                 client=deed.client,
                 result=result,
             )
-        if isinstance(found, Response):
-            return found
+        if isinstance(found, View):
+            return self._page(visit, found)
         path = found if isinstance(found, str) else visit.form.get("back", "/")
         return RedirectResponse(visit.back_to(path, declared.action), 303)
 

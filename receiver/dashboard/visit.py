@@ -8,7 +8,8 @@ from urllib.parse import quote, urlencode
 
 from starlette.requests import Request
 
-from receiver.dashboard.guard import Key, Session
+from receiver.dashboard.guard import Session
+from receiver.http.auth import Key
 
 UI: Final = "/ui"
 MENU: Final = (
@@ -50,7 +51,12 @@ class Visit:
 
     @property
     def may_act(self) -> bool:
-        return self.key is not None and self.key.may_act
+        return self.key is not None and self.key.use == "all"
+
+    @property
+    def who(self) -> str:
+        """The name of the key, for the audit trail."""
+        return (self.key.name if self.key else None) or "a key without a name"
 
     @property
     def query(self) -> Mapping[str, str]:
