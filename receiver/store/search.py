@@ -14,15 +14,18 @@ from typing import Any, Final
 
 import msgspec
 
+from receiver.model.answers import Delivery
 from receiver.model.ids import oldest_id
 from receiver.model.values import Output, Status, plain, utc
+from receiver.store.deliveries import delivery_of
+from receiver.store.deliveries import sql as deliveries_sql
 from receiver.store.engine import Engine
-from receiver.store.paging import narrowed
+from receiver.store.paging import listed, narrowed, page_of
 from receiver.store.statement import Row, Statements
 
 sql: Final = Statements("search")
 
-_LOOKED_THROUGH: Final = 5000
+_LOOKED_THROUGH: Final = 3000
 """Predictions that one page looks through by what has no index."""
 _INDEXED: Final = ("person", "recipe", "unsuccessful")
 _FREE: Final = {"cursor", "since", "until"}
@@ -83,6 +86,14 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     """Set where the page ended because so many were looked through, not because it is full."""
 
 
+class FoundDeliveries(msgspec.Struct, frozen=True):
+    """A page of deliveries that failed; the fields are those of `Found`."""
+
+    data: list[Delivery]
+    next_cursor: str | None
+    looked_through: int | None
+
+
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     """What came about a prediction, and what was made of it."""
 
@@ -133,6 +144,29 @@ class Search:
         statement = sql.lists["bound"].by(names)
         rows = await self._store.read(statement, **params, most=_LOOKED_THROUGH - 1)
         return rows[0]["id"] if rows else None
+
+    async def failed(
+        self, state: str, handler: str | None, cursor: str | None, limit: int
+    ) -> FoundDeliveries:
+        """List dead or skipped deliveries, newest first; of one handler, so many looked through."""
+        given = {"state": state} | ({} if cursor is None else {"cursor": cursor})
+        bound = None
+        if handler is not None:
+            statement = deliveries_sql.lists["bound_failed"].by(narrowed(given))
+            rows = await self._store.read(statement, **given, most=_LOOKED_THROUGH - 1)
+            bound = rows[0]["id"] if rows else None
+        wanted = {**given, "handler": handler, "bound": bound}
+        rows = await listed(self._store, deliveries_sql.lists["list_deliveries"], wanted, limit)
+        page = page_of([delivery_of(row) for row in rows], limit)
+        looked = _LOOKED_THROUGH if bound is not None and page.next_cursor is None else None
+        return FoundDeliveries(page.data, page.next_cursor or bound, looked)
+
+    async def pending(self, handler: str | None, limit: int) -> list[Delivery]:
+        """List pending deliveries by handler, those due first first."""
+        given = {} if handler is None else {"handler": handler}
+        statement = deliveries_sql.lists["list_pending"].by({"base": "", **given})
+        rows = await self._store.read(statement, **given, limit=limit)
+        return [delivery_of(row) for row in rows]
 
     async def family(self, prediction_id: str) -> tuple[list[Hit], list[Hit]]:
         """Return what led to a prediction, the first of all first, and what came of it."""

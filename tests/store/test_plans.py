@@ -288,6 +288,10 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     "select_callbacks": (search.sql.select_callbacks, None),
     "select_whole": (search.sql.select_whole, _LIVING),
     "count_recent": (search.sql.count_recent, None),
+    "pending": (by(deliveries.sql.lists["list_pending"], "base"), None),
+    "pending of a handler": (by(deliveries.sql.lists["list_pending"], "base", "handler"), None),
+    "bound_failed": (by(deliveries.sql.lists["bound_failed"], "failed", "cursor"), None),
+    "failed of a handler": (by(_DELIVERIES, "failed", "handler", "cursor", "bound"), None),
     **{
         f"deliveries by {', '.join(names)}": (by(_DELIVERIES, *names), None)
         for names in ([], ["failed"], ["running"], ["prediction"], ["cursor"], ["cursor", "failed"])
@@ -327,6 +331,8 @@ INDEXES: Final = {
     "bound by recipe": "predictions_recipe",
     "bound by unsuccessful, since": "predictions_unsuccessful",
     "select_children": "predictions_children",
+    "pending of a handler": "deliveries_pending",
+    "bound_failed": "deliveries_failed",
     "deliveries by failed": "deliveries_failed",
     "deliveries by running": "deliveries_running",
 }
@@ -334,7 +340,7 @@ INDEXES: Final = {
 PAGES: Final = {
     *("list by ", "list by provider", "list by cursor"),
     *("deliveries by ", "deliveries by cursor"),
-    *("search by cursor", "bound by cursor"),
+    *("search by cursor", "bound by cursor", "pending"),
     *("select_cut", "select_spent"),
 }
 """Lists that walk an index from its end until a page is full."""
