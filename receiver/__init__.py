@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from receiver.app import create_app
+    from receiver.asgi import mount
     from receiver.client import AsyncReceiver, ClientError, Receiver
     from receiver.deliveries.attempt import Context
     from receiver.deliveries.fetch import Fetched
     from receiver.deliveries.handler_settings import read_settings
-    from receiver.deliveries.registry import Dead, Retry, Skip, on
+    from receiver.deliveries.handlers import Dead, Retry, Skip, on
     from receiver.deliveries.responses import expect
     from receiver.deliveries.template import Template, cut
     from receiver.deliveries.ways_in import Call, Reply, route, source
     from receiver.http.door import Door
     from receiver.model.errors import Problem, Unproved
     from receiver.model.values import Event, Output, Prediction, Stored
-    from receiver.mounting import mount
     from receiver.settings import Secret
     from receiver.settings.toml import Table
 
@@ -59,7 +59,7 @@ _LATE = {
     "Call": "receiver.deliveries.ways_in",
     "ClientError": "receiver.client",
     "Context": "receiver.deliveries.attempt",
-    "Dead": "receiver.deliveries.registry",
+    "Dead": "receiver.deliveries.handlers",
     "Door": "receiver.http.door",
     "Event": "receiver.model.values",
     "Fetched": "receiver.deliveries.fetch",
@@ -68,9 +68,9 @@ _LATE = {
     "Problem": "receiver.model.errors",
     "Receiver": "receiver.client",
     "Reply": "receiver.deliveries.ways_in",
-    "Retry": "receiver.deliveries.registry",
+    "Retry": "receiver.deliveries.handlers",
     "Secret": "receiver.settings",
-    "Skip": "receiver.deliveries.registry",
+    "Skip": "receiver.deliveries.handlers",
     "Stored": "receiver.model.values",
     "Table": "receiver.settings.toml",
     "Template": "receiver.deliveries.template",
@@ -78,8 +78,8 @@ _LATE = {
     "create_app": "receiver.app",
     "cut": "receiver.deliveries.template",
     "expect": "receiver.deliveries.responses",
-    "mount": "receiver.mounting",
-    "on": "receiver.deliveries.registry",
+    "mount": "receiver.asgi",
+    "on": "receiver.deliveries.handlers",
     "read_settings": "receiver.deliveries.handler_settings",
     "route": "receiver.deliveries.ways_in",
     "source": "receiver.deliveries.ways_in",

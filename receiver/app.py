@@ -17,7 +17,8 @@ from starlette.applications import Starlette
 
 from receiver.dashboard.facade import Dashboard
 from receiver.deliveries.facade import Deliveries
-from receiver.deliveries.registry import Registered, Registry, register
+from receiver.deliveries.importing import register
+from receiver.deliveries.registry import Registered, Registry
 from receiver.http.facade import Http
 from receiver.http.front import Front
 from receiver.model.answers import Drained
@@ -56,8 +57,7 @@ def create_app(
     `/v1/drain` says so; "inline": also within the request that a callback is, as RECEIVER_AFTER has
     it, or for two seconds at most. `mode` goes before RECEIVER_MODE. `transport` stands in for the
     network to providers, `http` for that of `ctx.http` and `results` for that of `ctx.fetch`, guard
-    included. A `clock` that is given is believed whatever it does, unless there is a `monotonic`
-    one to hold against it.
+    included. A `clock` that is given is believed, unless a `monotonic` one is held against it.
     Raises SettingsError, HandlerError, or StoreUnusable where PostgreSQL's extra is not installed;
     the lifespan raises StoreUnusable and StoreUnavailable.
     """
@@ -149,13 +149,12 @@ async def _running(
     deliveries = Deliveries(settings, store, registry, submit, runtime, http=http, results=results)
     pace = PACE if runtime.single_process else PACE_ON_A_SERVER
     retention = Retention(store, settings.retention, settings.private_for, clock=wall, pace=pace)
-    chores = {"deliveries": deliveries.worker.reclaim, "retention": retention.sweep}
+    housekeeping = {"deliveries": deliveries.worker.reclaim, "retention": retention.take_turn}
     # Where no process does by itself what one of all has to do, a drain does it.
-    of_drains = {} if role.sweeps else {**chores, "queue": store.tidy}
+    of_drains = {} if role.housekeeping else {**housekeeping, "queue": store.trim_queue}
     after = After() if role.handlers else settings.after
     surface = Http(settings, store, predictions, deliveries, runtime, after, of_drains)
-    if settings.shows_dashboard:
-        surface.add(Dashboard(settings, store, predictions, deliveries, runtime, surface))
+    surface.add(Dashboard(settings, store, predictions, deliveries, runtime, surface))
     async with AsyncExitStack() as stack:
         for close in (runtime.tracing.stop, predictions.close, deliveries.close):
             stack.push_async_callback(close)
@@ -163,16 +162,17 @@ async def _running(
         stack.callback(lambda: log.info("receiver.stopped"))
         stack.push_async_callback(store.stop)
         runtime.tracing.start(settings.trace_exporters)
-        if role.sweeps or runtime.single_process:
+        if role.housekeeping or runtime.single_process:
             telemetry.lost(await store.recover(runtime.owner, wall()))
         await stack.enter_async_context(deliveries.running(handlers=role.handlers))
         tasks = TaskSet()
         stack.push_async_callback(tasks.cancel)
-        if steady is not None and role.sweeps:
+        if steady is not None and role.housekeeping:
             tasks.start(Watch(steady, store, runtime.owner, wakeups).run())
-        if role.sweeps:
+        if role.housekeeping:
             tasks.start(deliveries.replays().run())
-            tasks.start(store.sweep(chores | (predictions.chores() if role.outbound else {})))
+            more = predictions.housekeeping() if role.outbound else {}
+            tasks.start(store.keep_house({**housekeeping, **more}))
             if runtime.single_process:
                 tasks.start(retention.run())
         await stack.enter_async_context(predictions.running(outbound=role.outbound))
@@ -186,7 +186,7 @@ async def _running(
 
 def _announce(role: Role, settings: Settings, registry: Registry, runtime: Runtime) -> None:
     if role.accepts:
-        told = [*registry.warnings(NAMES), *advice.warnings(settings)]
+        told = [*registry.warnings(NAMES), *advice.warnings(settings, registry.handlers)]
         for problem in [*told, *advice.misspelled(os.environ)]:
             log.warning("settings.warning", problem=problem)
     log.info(

@@ -1,9 +1,84 @@
-"""The app as any ASGI server finds it: `receiver.asgi:app`, made of the environment."""
+"""The app as ASGI servers find it: `receiver.asgi:app`, made of the environment; or mounted."""
 
 from __future__ import annotations
 
-from receiver.coldstart import create_app
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-__all__ = ["app"]
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
-app = create_app()
+    from receiver.deliveries.registry import Registered
+    from receiver.settings import Settings
+
+app: Starlette
+
+
+def __getattr__(name: str) -> Starlette:
+    """Make the app when a server asks for it."""
+    if name != "app":
+        raise AttributeError(f"module 'receiver.asgi' has no attribute {name!r}")
+    found = globals()["app"] = create_app()
+    return found
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    """Build the receiver by imports without what only terminals need.
+
+    httpx and structlog import rich, pygments and click if they are there, for a command line and
+    for tracebacks in colour: a fifth of what it costs to start. Code that needs them imports them
+    later.
+    """
+    with _without("rich", "click", "pygments"):
+        from receiver.app import create_app as create  # noqa: PLC0415 - see above
+    return create(settings)
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Hide modules that were not imported yet, as if they were not installed."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: there is none
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+def mount(
+    app: Starlette,
+    path: str,
+    settings: Settings | None = None,
+    handlers: Sequence[str | Callable[..., Any] | Registered] | None = None,
+    **options: Any,
+) -> Starlette:
+    """Mount a receiver below `path` of a Starlette or FastAPI app; return it.
+
+    It starts before the app's own lifespan and stops after it. A RECEIVER_PUBLIC_URL without a path
+    is the address of the whole app, so `path` is appended for callbacks; one with a path is taken
+    for the receiver's own. All else is as in `create_app`.
+    """
+    from receiver.app import create_app as create  # noqa: PLC0415 - the outer app has its own rich
+    from receiver.settings import Settings  # noqa: PLC0415 - likewise
+
+    path = path.rstrip("/")
+    settings = settings or Settings.read(os.environ)
+    if settings.public_url and not urlsplit(settings.public_url).path:
+        settings = replace(settings, public_url=f"{settings.public_url}{path}")
+    receiver = create(settings, handlers, **options)
+    own = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(outer: Any) -> AsyncIterator[Any]:
+        async with receiver.router.lifespan_context(receiver), own(outer) as state:
+            yield state
+
+    app.mount(path, receiver)
+    app.router.lifespan_context = lifespan
+    return receiver

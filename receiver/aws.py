@@ -22,7 +22,7 @@ import msgspec
 import structlog
 from starlette.types import Message, Scope
 
-from receiver.coldstart import create_app
+from receiver.asgi import create_app
 from receiver.http.problems import problem_body
 from receiver.http.selfstarting import SelfStarting
 from receiver.observability import logging as logs

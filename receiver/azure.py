@@ -12,7 +12,7 @@ from typing import Final
 import azure.functions as func
 from starlette.types import Receive, Scope, Send
 
-from receiver.coldstart import create_app
+from receiver.asgi import create_app
 from receiver.http.selfstarting import SelfStarting
 from receiver.settings import Settings
 

@@ -34,6 +34,7 @@ from tests.demo import PICTURE, words
 from tests.journey.parts import free_port
 from tests.loopback import is_ready
 from tests.patience import PATIENCE
+from tests.settings_table import settings_table
 
 TOP: Final = Path(__file__).parent.parent
 PAGES: Final = {
@@ -102,19 +103,6 @@ def named(block: Block) -> str:
 
 
 # --- what the pages say ---
-
-
-def settings_table() -> str:
-    """Return the table of settings, with one line for those of one sentence."""
-    lines = ["| Name | Default | |", "|---|---|---|"]
-    for says, group in groupby(all_settings(), key=attrgetter("says")):
-        found = list(group)
-        names = ", ".join(f"`{name}`" for each in found for name in each.names)
-        shown = [each.default_shown for each in found]
-        lines.append(
-            f"| {names} | {', '.join(shown if len({*shown}) > 1 else shown[:1])} | {says} |"
-        )
-    return "\n".join(lines)
 
 
 def test_the_table_of_settings_is_the_one_that_is_read() -> None:

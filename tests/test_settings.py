@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from receiver.model.errors import SettingsError
 from receiver.providers import NAMES
-from receiver.settings import Caller, Secret, Settings, env_file
+from receiver.settings import Caller, Secret, Settings, env_file, parsers
 from receiver.settings.advice import misspelled
 
 STRONG: Final = "s" * 32
@@ -498,3 +498,20 @@ def test_an_env_file_is_read_as_it_is_unless_others_may_write_it(tmp_path: Path)
     os.mkfifo(file)
     with pytest.raises(SettingsError, match="is no file"):
         env_file.read(file)
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "base"),
+    [
+        ("/v1", "https://api.acme.ai/v1", "https://api.acme.ai"),
+        ("/v1", "https://api.acme.ai/v1/", "https://api.acme.ai"),
+        ("/v1", "https://api.acme.ai", "https://api.acme.ai"),
+        ("/v1", "http://127.0.0.1:8001/acme/v1", "http://127.0.0.1:8001/acme"),
+        ("/api/v3", "https://api.acme.ai/api/v3", "https://api.acme.ai"),
+        ("/api/v3", "https://api.acme.ai/api", "https://api.acme.ai"),
+        ("/api/v3", "https://api.acme.ai/v3", "https://api.acme.ai/v3"),
+        ("", "https://api.acme.ai/v1", "https://api.acme.ai/v1"),
+    ],
+)
+def test_a_base_url_may_have_the_path_of_the_sdk_or_not(path: str, given: str, base: str) -> None:
+    assert parsers.base_url(path, given) == base

@@ -22,14 +22,15 @@ from receiver.app import create_app, migrate
 from receiver.cli.client import Client
 from receiver.cli.emulating import EMULATOR, chats_of, emulated, environment
 from receiver.cli.output import program
-from receiver.deliveries.registry import Registry, load, loaded_files, reload
+from receiver.deliveries.importing import load, loaded_files, reload
+from receiver.deliveries.registry import Registry
 from receiver.http.listening import listening, url_of
 from receiver.http.server import Server
 from receiver.model.errors import HandlerError, ReceiverError, StoreUnavailable
 from receiver.model.tasks import TaskSet
 from receiver.model.text import spelled
 from receiver.observability import logging as logs
-from receiver.providers import NAMES
+from receiver.providers import DECLARED, NAMES
 from receiver.settings import Settings, development, env_file
 
 log = structlog.get_logger("receiver")
@@ -40,7 +41,6 @@ _LOOK: Final = 1000
 """Milliseconds between two looks at the files; the system mostly tells of a change before."""
 _SETTLE: Final = 0.2
 """Seconds in which a file that an editor replaces is there again."""
-_MODELS: Final = {"fal": "fal-ai/nano-banana", "eachlabs": "nano-banana", "oxen": "nano-banana"}
 _BOLD: Final = None if os.environ.get("NO_COLOR") else True
 _CLIENTS_DEFAULT: Final = "http://127.0.0.1:8000"
 
@@ -177,11 +177,11 @@ def _chat(emulator: str) -> str:
 
 def _submit(settings: Settings, url: str) -> str:
     """Return a command that works in another terminal, in this folder."""
-    keys = [name for name in _MODELS if settings.providers[name].key is not None]
-    if not keys:
-        return "--emulate; or set FAL_KEY, EACHLABS_API_KEY or OXEN_API_KEY"
+    on = [name for name in DECLARED if settings.providers[name].key is not None]
+    if not on:
+        return f"--emulate; or set one of {', '.join(each.key for each in DECLARED.values())}"
     where = "" if url == _CLIENTS_DEFAULT else f"RECEIVER_URL={url} "
-    what = f'{keys[0]} {_MODELS[keys[0]]} prompt="a lighthouse"'
+    what = f'{on[0]} {DECLARED[on[0]].example} prompt="a lighthouse"'
     return f"{where}{program()} submit {what} --wait"
 
 
@@ -202,10 +202,10 @@ def _try(settings: Settings, url: str) -> None:
     key = development.with_secrets(settings).api_keys[0].reveal()
     client = Client({"RECEIVER_URL": url, "RECEIVER_API_KEY": key})
     try:
-        for provider, model in _MODELS.items():
+        for provider, declared in DECLARED.items():
             if settings.providers[provider].key is not None:
                 given = {"prompt": f"a lighthouse, by {provider}"}
-                body = {"provider": provider, "model": model, "input": given}
+                body = {"provider": provider, "model": declared.example, "input": given}
                 client.post("/v1/predictions", body)
     except ReceiverError as error:
         log.warning("settings.warning", problem=f"nothing could be submitted: {error}")

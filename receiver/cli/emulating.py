@@ -19,6 +19,7 @@ from receiver.http.listening import listening, url_of
 from receiver.http.server import Server
 from receiver.model.errors import ReceiverError
 from receiver.observability import logging as logs
+from receiver.providers import DECLARED
 from receiver.settings import tls
 
 RECEIVER: Final = "http://127.0.0.1:8000"
@@ -46,7 +47,7 @@ def emulate(host: str, port: int, seconds: float, shape: str, receiver: str) -> 
 def environment(providers: str, receiver: str) -> dict[str, str]:
     """Return the settings of a receiver among emulated providers; any key will do there."""
     return {
-        **dict.fromkeys(("OXEN_API_KEY", "EACHLABS_API_KEY", "FAL_KEY"), "emulated"),
+        **{declared.key: "emulated" for declared in DECLARED.values()},
         "RECEIVER_PUBLIC_URL": receiver,
         "RECEIVER_ALLOW_PRIVATE_FETCH": "1",  # their pictures are on this machine
         **settings_for(providers),

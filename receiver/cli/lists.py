@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias
-from urllib.parse import urlencode
 
-from receiver.cli.client import Client
+from receiver.cli.client import Client, at, connected
+from receiver.cli.output import print_plainly, say
+from receiver.cli.tables import print_table
 from receiver.model.errors import ReceiverError
 
 Row: TypeAlias = Mapping[str, Any]
@@ -16,19 +17,54 @@ _LARGEST_PAGE: Final = 100
 _MOST_LOOKS: Final = 5
 """Pages that are not full that are read, unless all is wanted: each was looked for far back."""
 _DIGITS: Final = {"pred": 32, "dlv": 40, "rep": 32}
-_LISTS: Final = {"pred": "/v1/predictions", "dlv": "/v1/deliveries", "rep": "/v1/replays"}
+_LISTS: Final = {"pred": "predictions", "dlv": "deliveries", "rep": "replays"}
 _PART: Final = re.compile(r"(pred|evt|dlv|rep)_[0-9a-f]{1,40}", re.ASCII)
 
 
-def asking(path: str, params: Mapping[str, Any]) -> str:
-    """Return a path with what is given of its parameters."""
-    given = {name: value for name, value in params.items() if value is not None}
-    return f"{path}?{urlencode(given)}" if given else path
+def show_list(
+    listed: str,
+    params: Mapping[str, Any],
+    limit: int | None,
+    columns: tuple[str, ...],
+    more: tuple[str, ...] = (),
+    *,
+    as_json: bool,
+    wide: bool,
+    change: Callable[[Row], Row] = lambda row: row,
+) -> None:
+    """Print what a list of the receiver has; `change` makes the rows of a table."""
+    notices: list[str] = []
+    with connected() as client:
+        if prediction := params.get("prediction"):
+            params = {**params, "prediction": whole_id(client, prediction)}
+        found = rows(client, listed, params, limit, notices.append)
+        show(found if as_json else map(change, found), columns, more, as_json=as_json, wide=wide)
+    for notice in notices:
+        say(f"-- {notice}", err=True)
+
+
+def show(
+    rows: Iterable[Row],
+    columns: tuple[str, ...] = (),
+    more: tuple[str, ...] = (),
+    *,
+    as_json: bool = False,
+    wide: bool = False,
+) -> None:
+    """Print rows as JSON lines, or as a table; `more` are columns of a wide one."""
+    if as_json:
+        for row in rows:
+            print_plainly(row)
+        return
+    found = list(rows)
+    print_table(found, columns, more, wide=wide)
+    if not found:
+        say("-- there are none", err=True)
 
 
 def rows(
     client: Client,
-    path: str,
+    listed: str,
     params: Mapping[str, Any],
     limit: int | None,
     told: Callable[[str], None],
@@ -42,7 +78,7 @@ def rows(
     returned = looks = 0
     cursor: str | None = None
     while True:
-        page = client.get(asking(path, {**params, "limit": size, "cursor": cursor}))
+        page = client.get(at(listed, **{**params, "limit": size, "cursor": cursor}))
         data, cursor = page["data"], page.get("next_cursor")
         for place, row in enumerate(data, 1):
             yield row
@@ -73,13 +109,18 @@ def whole_id(client: Client, part: str, kind: str = "pred") -> str:
     if len(digits) == _DIGITS[kind]:
         return begun
     last = f"{kind}_{digits:f<{_DIGITS[kind]}}"
-    page = client.get(asking(_LISTS[kind], {"limit": 2, "cursor": last}))
+    page = client.get(at(_LISTS[kind], limit=2, cursor=last))
     found = [str(row["id"]) for row in page["data"] if str(row["id"]).startswith(begun)]
     if not found:
         raise ReceiverError(f"no id begins with {begun}")
     if len(found) > 1:
         raise ReceiverError(f"{found[0]} and others begin with {begun}: write more of it")
     return found[0]
+
+
+def change(client: Client, part: str, verb: str) -> Any:
+    """Ask for a change of the prediction whose id begins so."""
+    return client.post(at("predictions", whole_id(client, part), verb))
 
 
 def delivery_to_retry(client: Client, part: str, handler: str | None) -> str:
@@ -91,7 +132,7 @@ def delivery_to_retry(client: Client, part: str, handler: str | None) -> str:
     if handler is None and (not _PART.fullmatch(part) or len(part) == len("dlv_") + _DIGITS["dlv"]):
         return part
     prediction = whole_id(client, part)
-    path = asking("/v1/deliveries", {"prediction": prediction, "handler": handler, "limit": 100})
+    path = at("deliveries", prediction=prediction, handler=handler, limit=100)
     begun = part if part.startswith("dlv_") else "dlv_"
     found = [row for row in client.get(path)["data"] if str(row["id"]).startswith(begun)]
     open_ones = [row for row in found if row["state"] not in {"done", "running"}] or found

@@ -12,7 +12,7 @@ from typing import Any, Final
 import typer
 from rich.progress import Progress
 
-from receiver.cli.client import Client
+from receiver.cli.client import Client, at
 from receiver.cli.output import say
 from receiver.model.errors import ReceiverError
 
@@ -22,14 +22,14 @@ _LOOK: Final = 0.5
 """Seconds between two looks at a replay under way."""
 
 
-def moment(text: str, now: float) -> str:
+def moment(text: str, now: float | None = None) -> str:
     """Read a time: RFC 3339, or how long ago, as 24h or 7d."""
     found = _DURATION.fullmatch(text)
     if found is None:
         return _rfc3339(text)
     try:
         ago = timedelta(**{_UNITS[found[2]]: int(found[1])})
-        return (datetime.fromtimestamp(now, UTC) - ago).isoformat()
+        return (datetime.fromtimestamp(now or time.time(), UTC) - ago).isoformat()
     except OverflowError:
         raise ReceiverError(f"{text} ago is before there were any years") from None
 
@@ -52,8 +52,8 @@ def replay(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Any:
     """Count what is wanted, and replay it with `yes` or if the user agrees; return the replay."""
-    counted = client.post("/v1/replays", dict(wanted))
-    path = f"/v1/replays/{counted['id']}"
+    counted = client.post(at("replays"), dict(wanted))
+    path = at("replays", counted["id"])
     matched, events = counted["matched"], counted["events"]
     say(f"{counted['id']}: {matched} deliveries of {events} events would be redelivered")
     try:

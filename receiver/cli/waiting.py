@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import Any, Final
-from urllib.parse import quote
 
 import typer
 
-from receiver.cli.client import Client
+from receiver.cli.client import Client, at
 from receiver.cli.output import say
 from receiver.cli.show import addresses
 from receiver.model.errors import ReceiverError
@@ -51,7 +50,7 @@ def _wait(client: Client, prediction: dict[str, Any], name: str, after: int | No
             passed.clear()  # what came up to the answer to the submit
 
     client.wait(name, after, changed)
-    return client.get(f"/v1/predictions/{quote(name, safe='')}")
+    return client.get(at("predictions", name))
 
 
 def say_addresses(prediction: dict[str, Any]) -> None:

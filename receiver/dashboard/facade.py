@@ -33,7 +33,8 @@ class Dashboard:
         self._shelf = Shelf(folder_of(self._parts.settings))
         self._site: Site | None = None
         self._making = asyncio.Lock()
-        self.routes = [Route(path, self) for path in DASHBOARD_PATHS]
+        is_on = self._parts.settings.shows_dashboard
+        self.routes = [Route(path, self) for path in DASHBOARD_PATHS if is_on]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._making:

@@ -26,7 +26,7 @@ from receiver.dashboard.rendering import Static
 from receiver.dashboard.shelf import Shelf
 from receiver.dashboard.thumbnails import Unshowable, thumbnail
 from receiver.dashboard.visit import Visit
-from receiver.deliveries.registry import Dead
+from receiver.deliveries.handlers import Dead
 from receiver.http.declare import PredictionId
 from receiver.model.errors import Problem
 from receiver.model.values import Output, Prediction, Stored

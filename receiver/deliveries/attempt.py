@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
@@ -23,10 +23,11 @@ import structlog
 
 from receiver.deliveries.containment import Charge, charged, contain, contained, said, take_back
 from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, Fetched, fetch_soon
-from receiver.deliveries.registry import Dead, Handler, Retry, Skip
+from receiver.deliveries.handlers import Dead, Handler, Retry, Skip
 from receiver.model.retry import Failure, FailureKind
 from receiver.model.sealing import Seals, hidden, texts_in
 from receiver.model.values import Mode, Output, Prediction, Stored
+from receiver.providers.adapter import Guarding
 from receiver.store.deliveries import Claim
 from receiver.store.predictions import Annotation
 
@@ -103,6 +104,8 @@ class Tools(msgspec.Struct, frozen=True):
     results: httpx.AsyncClient
     """The guarded client, for `ctx.fetch`."""
     seals: Seals
+    guarding: Mapping[str, Guarding] = {}
+    """The providers, by name, that give some of their results only to who has our key."""
     deepest: int = DEEPEST_CHAIN
     """Predictions that may lead to one that a handler submits."""
 
@@ -176,6 +179,8 @@ class Context:
         self, output: Output | str, *, max_bytes: int = MAX_BYTES, seconds: float = TIMEOUT
     ) -> _Fetched:
         """Download an output, guarded; gives a Fetched whose file lives as long as the attempt."""
+        guarding = self._tools.guarding.get(self._claim.event.prediction.provider)
+        url = output if isinstance(output, str) else output.url
         fetched: _Fetched = self._call(
             lambda: fetch_soon(
                 self._tools.results,
@@ -183,6 +188,7 @@ class Context:
                 self._own_folder(),
                 max_bytes=max_bytes,
                 seconds=seconds,
+                authorization=guarding.authorization(url) if guarding and url else None,
             )
         )
         return fetched

@@ -27,8 +27,9 @@ from receiver.model.sealing import Seals
 from receiver.model.values import Output
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Client
-from receiver.providers.egress import outward
+from receiver.providers.adapter import Guarding
 from receiver.settings import Settings
+from receiver.settings.egress import outward
 from receiver.store.deliveries import ReplayResult
 from receiver.store.facade import Store
 from receiver.store.leases import Leader
@@ -67,6 +68,11 @@ class Deliveries:
                 self._http,
                 self._results,
                 Seals([key.reveal() for key in settings.secret_keys], runtime.clock),
+                {
+                    name: adapter
+                    for name, adapter in settings.adapters(runtime.clock).items()
+                    if isinstance(adapter, Guarding)
+                },
                 settings.max_chain,
             ),
             runtime,

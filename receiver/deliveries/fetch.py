@@ -20,6 +20,7 @@ import re
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -27,7 +28,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import httpx
 import msgspec
 
-from receiver.deliveries.registry import Dead
+from receiver.deliveries.handlers import Dead
 from receiver.model.values import Output
 from receiver.providers.transport import UnknownEncoding, pieces
 from receiver.settings.tls import trusted
@@ -255,22 +256,44 @@ def guarded_client(
 
 
 async def fetch_soon(
-    client: httpx.AsyncClient, output: Output | str, folder: Path, *, max_bytes: int, seconds: float
+    client: httpx.AsyncClient,
+    output: Output | str,
+    folder: Path,
+    *,
+    max_bytes: int,
+    seconds: float,
+    authorization: str | None = None,
 ) -> Fetched:
     """Fetch as `fetch` does, and again a moment later if the result is not there yet."""
+    try_it = partial(
+        fetch,
+        client,
+        output,
+        folder,
+        max_bytes=max_bytes,
+        seconds=seconds,
+        authorization=authorization,
+    )
     for pause in _PAUSES:
         try:
-            return await fetch(client, output, folder, max_bytes=max_bytes, seconds=seconds)
+            return await try_it()
         except NotThere:
             await asyncio.sleep(pause)
-    return await fetch(client, output, folder, max_bytes=max_bytes, seconds=seconds)
+    return await try_it()
 
 
 async def fetch(
-    client: httpx.AsyncClient, output: Output | str, folder: Path, *, max_bytes: int, seconds: float
+    client: httpx.AsyncClient,
+    output: Output | str,
+    folder: Path,
+    *,
+    max_bytes: int,
+    seconds: float,
+    authorization: str | None = None,
 ) -> Fetched:
     """Download one output into a new file below `folder`.
 
+    `authorization` goes to the address itself, and not where that redirects to another host.
     Raises Dead where trying again cannot help (a forbidden address, too large, gone, not a URL, not
     what was promised) and httpx.HTTPError or TimeoutError where it may.
     """
@@ -286,7 +309,9 @@ async def fetch(
                 promises = [_data_type(url), output.content_type or ""]
                 file = await _save(_from_data_uri(url), folder, promises, max_bytes)
             else:
-                file = await _download(client, url, folder, output.content_type or "", max_bytes)
+                headers = {"Authorization": authorization} if authorization else {}
+                async with client.stream("GET", url, headers=headers) as answer:
+                    file = await _take(answer, folder, output.content_type or "", max_bytes)
             return msgspec.structs.replace(file, file_name=output.file_name or _last_name(url))
     except _UNFIT as error:
         raise Dead(f"will not fetch: {error}") from error
@@ -306,13 +331,6 @@ _NOT_YET: Final = frozenset({403, 404})
 """What a store or a CDN also says of a file that has only just been made."""
 _PAUSES: Final = (0.2, 1.0)
 """Seconds before it is asked again."""
-
-
-async def _download(
-    client: httpx.AsyncClient, url: str, folder: Path, promised: str, max_bytes: int
-) -> Fetched:
-    async with client.stream("GET", url) as answer:
-        return await _take(answer, folder, promised, max_bytes)
 
 
 async def _take(answer: httpx.Response, folder: Path, promised: str, max_bytes: int) -> Fetched:

@@ -8,7 +8,7 @@ from typing import Final
 
 import httpx
 
-from receiver.deliveries.registry import Dead, Retry
+from receiver.deliveries.handlers import Dead, Retry
 from receiver.providers.adapter import seconds_of
 
 _PASSING: Final = frozenset({408, 423, 425, 429})

@@ -24,7 +24,8 @@ import structlog
 from receiver.deliveries.attempt import Attempt, Tools
 from receiver.deliveries.breaker import BreakerCache, BreakerPermit, BreakerPolicy, HandlerBreaker
 from receiver.deliveries.containment import is_program
-from receiver.deliveries.registry import Handler, Registry
+from receiver.deliveries.handlers import Handler
+from receiver.deliveries.registry import Registry
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import delivery_id
 from receiver.model.retry import DONE, Failure, Policy, decide

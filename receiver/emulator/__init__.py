@@ -50,7 +50,7 @@ Faults, with the fields that only they read (and their defaults):
 """
 
 from receiver.emulator.app import create_emulator, settings_for
-from receiver.emulator.chats import environment as chat_settings_for
+from receiver.emulator.chats.platforms import environment as chat_settings_for
 from receiver.emulator.faults import FAULTS, Rule
 from receiver.emulator.options import Options, Schedule
 

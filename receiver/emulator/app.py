@@ -12,12 +12,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from receiver.emulator import faults, pictures, wire
-from receiver.emulator.chats import Chats
-from receiver.emulator.eachlabs import Eachlabs
-from receiver.emulator.fal import Fal
+from receiver.emulator.chats.platforms import Chats
+from receiver.emulator.chats.scene import Scene
 from receiver.emulator.options import Options
 from receiver.emulator.oxen import Oxen
-from receiver.emulator.scene import Scene
+from receiver.emulator.providers import CALLING, Emulated
 from receiver.emulator.world import World
 
 
@@ -48,8 +47,9 @@ def create_emulator(
             await chats.close()
             await world.close()
 
-    providers = [*Fal(world).routes(), *Eachlabs(world).routes(), *oxen.routes()]
-    routes = [*providers, *chats.routes(), *chats.control(), *_control(world)]
+    providers: list[Emulated] = [oxen, *(make(world) for make in CALLING.values())]
+    offered = [route for provider in providers for route in provider.routes()]
+    routes = [*offered, *chats.routes(), *chats.control(), *_control(world)]
     app = _Emulator(routes=routes, lifespan=lifespan, exception_handlers={ClientDisconnect: _left})
     app.router.redirect_slashes = False
     app.state.chats = chats
@@ -64,14 +64,8 @@ async def _left(_request: Request, _error: Exception) -> Response:
 def settings_for(base_url: str) -> dict[str, str]:
     """Return the environment that points a receiver at an emulator."""
     base = base_url.rstrip("/")
-    return {
-        "OXEN_BASE_URL": base + "/oxen",
-        "EACHLABS_BASE_URL": base + "/eachlabs",
-        "FAL_QUEUE_URL": base + "/fal/queue",
-        "FAL_RUN_URL": base + "/fal/run",
-        "FAL_JWKS_URL": base + "/fal/.well-known/jwks.json",
-        "FAL_META_URL": base + "/fal/v1/meta",
-    }
+    providers: list[type[Emulated]] = [Oxen, *CALLING.values()]
+    return {name: base + path for provider in providers for name, path in provider.settings.items()}
 
 
 def _control(world: World) -> list[Route]:

@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from starlette.requests import Request
@@ -12,7 +12,6 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from receiver.emulator import wire
-from receiver.emulator.courier import Callback
 from receiver.emulator.endings import Failure
 from receiver.emulator.ledger import Attempt, Prediction
 from receiver.emulator.wire import Refusal, answer
@@ -41,6 +40,8 @@ _OLDEST = 7
 
 class Eachlabs:
     """Routes under `/eachlabs`."""
+
+    settings: ClassVar[Mapping[str, str]] = {"EACHLABS_BASE_URL": "/eachlabs"}
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -245,14 +246,14 @@ class Eachlabs:
             return
         body = self.callback(prediction)
         schedule = self._world.options.eachlabs_callbacks
-        self._world.pushes.push(
-            prediction,
-            lambda: self._world.courier.send(
-                Callback(prediction, body, lambda: self.headers(prediction), schedule)
-            ),
-        )
+        self._world.call(prediction, body, self.headers, schedule)
 
-    def headers(self, prediction: Prediction) -> dict[str, str]:
+    def headers(
+        self,
+        prediction: Prediction,
+        body: bytes,  # noqa: ARG002 - the secret says nothing of it
+        at: float | None = None,  # noqa: ARG002 - nothing is dated
+    ) -> dict[str, str]:
         headers = {"content-type": "application/json", "user-agent": "eachlabs-emulator"}
         if not prediction.secret:
             return headers

@@ -4,15 +4,14 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, ClassVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from receiver.emulator import wire
-from receiver.emulator.courier import Callback
 from receiver.emulator.endings import Failure
 from receiver.emulator.keys import Keyring
 from receiver.emulator.ledger import Prediction
@@ -35,6 +34,7 @@ ERRORS: dict[Failure, tuple[int, str, str]] = {
 _CANCELLED = (499, "client_cancelled", "Request was cancelled by the client")
 _NAMESPACES = {"workflows", "comfy"}
 _SHORT_ID = re.compile(r"(\d+)-([A-Za-z0-9-]+)")
+_HEADERS = ("x-fal-webhook-", "request-id")
 _STALE = 600
 _INTERNAL_RETRY = 7
 """The variant, of eight, that in `mixed` was retried inside and has another gateway id."""
@@ -42,6 +42,13 @@ _INTERNAL_RETRY = 7
 
 class Fal:
     """Routes under `/fal`."""
+
+    settings: ClassVar[Mapping[str, str]] = {
+        "FAL_QUEUE_URL": "/fal/queue",
+        "FAL_RUN_URL": "/fal/run",
+        "FAL_JWKS_URL": "/fal/.well-known/jwks.json",
+        "FAL_META_URL": "/fal/v1/meta",
+    }
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -219,12 +226,7 @@ class Fal:
             return
         body = self.callback(prediction)
         schedule = self._world.options.fal_callbacks
-        self._world.pushes.push(
-            prediction,
-            lambda: self._world.courier.send(
-                Callback(prediction, body, lambda: self.headers(prediction, body), schedule)
-            ),
-        )
+        self._world.call(prediction, body, self.headers, schedule)
 
     def headers(
         self, prediction: Prediction, body: bytes, at: float | None = None
@@ -235,7 +237,7 @@ class Fal:
             at -= int(_STALE if rule.seconds is None else rule.seconds)
         forged = faults.take("wrong_signature", "fal", prediction.prompt) is not None
         user = user_id(prediction.account)
-        signed = self._keys.headers(prediction.id, user, at, body, forged=forged)
+        signed = self._keys.headers(_HEADERS, prediction.id, user, at, body, forged=forged)
         return {"content-type": "application/json", "user-agent": "fal-emulator"} | signed
 
     def callback(self, prediction: Prediction) -> bytes:

@@ -13,15 +13,14 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import BaseRoute, Match, Route
 
-from receiver.emulator.chats import Chats
-from receiver.emulator.eachlabs import Eachlabs
+from receiver.emulator.chats.platforms import Chats
+from receiver.emulator.chats.scene import Scene
 from receiver.emulator.endings import Ending
-from receiver.emulator.fal import Fal
 from receiver.emulator.faults import Faults
 from receiver.emulator.ledger import Prediction, State
 from receiver.emulator.options import Options
 from receiver.emulator.oxen import Oxen
-from receiver.emulator.scene import Scene
+from receiver.emulator.providers import CALLING, Emulated
 from receiver.emulator.wire import EventStream, HangUp
 from receiver.emulator.world import World
 
@@ -81,7 +80,7 @@ class EmulatedChats(_Routed):
 
 
 class EmulatedProviders(_Routed):
-    """The three providers as a transport for an HTTP client.
+    """The providers as a transport for an HTTP client.
 
     What is submitted is at work until `end`, and nobody is told: `callback` and `headers` are what
     a provider would send, `broadcast` tells those who read Oxen's event stream. A blocking call
@@ -90,9 +89,10 @@ class EmulatedProviders(_Routed):
 
     def __init__(self, now: Callable[[], float] = time.time, options: Options = BY_HAND) -> None:
         self._world = World(options, now)
-        self._fal, self._eachlabs = Fal(self._world), Eachlabs(self._world)
+        self._calling = {name: make(self._world) for name, make in CALLING.items()}
         self._oxen = Oxen(self._world)
-        super().__init__([*self._fal.routes(), *self._eachlabs.routes(), *self._oxen.routes()])
+        everyone: list[Emulated] = [self._oxen, *self._calling.values()]
+        super().__init__([route for provider in everyone for route in provider.routes()])
 
     @property
     def faults(self) -> Faults:
@@ -131,15 +131,13 @@ class EmulatedProviders(_Routed):
             plan = replace(plan, ending=ending)
         state: State = "failed" if plan.failure else "succeeded"
         told = replace(prediction, plan=plan, state=state)
-        return self._fal.callback(told) if told.provider == "fal" else self._eachlabs.callback(told)
+        return self._calling[told.provider].callback(told)
 
     def headers(
         self, prediction: Prediction, body: bytes, at: float | None = None
     ) -> dict[str, str]:
         """Prove a body as a provider does; `at` is another time than now."""
-        if prediction.provider == "fal":
-            return self._fal.headers(prediction, body, at)
-        return self._eachlabs.headers(prediction)
+        return self._calling[prediction.provider].headers(prediction, body, at)
 
     def kind(self, request: httpx.Request) -> str:
         """Return what a request asks for, like `fal.submit`; LookupError where nobody offers it."""

@@ -1,4 +1,4 @@
-"""fal's signing keys: several are published, one signs, and no header says which."""
+"""A provider's signing keys: several are published, one signs, and no header says which."""
 
 import base64
 import hashlib
@@ -32,15 +32,26 @@ class Keyring:
         }
 
     def headers(
-        self, request_id: str, user_id: str, at: int, body: bytes, *, forged: bool = False
+        self,
+        names: tuple[str, str],
+        named: str,
+        user_id: str,
+        at: int,
+        body: bytes,
+        *,
+        forged: bool = False,
     ) -> dict[str, str]:
-        """Return the four headers that prove a body; a forged one is signed by a stranger's key."""
+        """Return the four headers that prove a body; a forged one is signed by a stranger's key.
+
+        `names` are how they begin, and how that one ends that holds the prediction's id.
+        """
         key = self._stranger if forged else self._keys[-1]
+        prefix, id_header = names
         return {
-            "x-fal-webhook-request-id": request_id,
-            "x-fal-webhook-user-id": user_id,
-            "x-fal-webhook-timestamp": str(at),
-            "x-fal-webhook-signature": key.sign(signed_text(request_id, user_id, at, body)).hex(),
+            prefix + id_header: named,
+            prefix + "user-id": user_id,
+            prefix + "timestamp": str(at),
+            prefix + "signature": key.sign(signed_text(named, user_id, at, body)).hex(),
         }
 
     def _fresh(self) -> Ed25519PrivateKey:

@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from receiver.emulator.options import Provider
 from receiver.emulator.prompts import Plan
@@ -13,7 +13,7 @@ from receiver.emulator.prompts import Plan
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Counted = Literal["submits", "polls", "cancels", "rejected"]
 
-PROVIDERS: tuple[Provider, ...] = ("oxen", "eachlabs", "fal")
+PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 COUNTED: tuple[Counted, ...] = ("submits", "polls", "cancels", "rejected")
 _VIOLATIONS_KEPT = 10_000
 

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 from starlette.requests import Request
@@ -38,6 +38,8 @@ _URL_LIFE = 3600
 
 class Oxen:
     """Routes under `/oxen`."""
+
+    settings: ClassVar[Mapping[str, str]] = {"OXEN_BASE_URL": "/oxen"}
 
     def __init__(self, world: World) -> None:
         self._world = world

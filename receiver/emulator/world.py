@@ -12,16 +12,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.emulator import pictures, prompts, wire
-from receiver.emulator.courier import Courier, Timers
+from receiver.emulator.courier import Callback, Courier, Timers
 from receiver.emulator.faults import Faults, Rule
 from receiver.emulator.ledger import Ledger, Prediction
-from receiver.emulator.options import Options, Provider
+from receiver.emulator.options import Options, Provider, Schedule
 from receiver.emulator.pushes import Pushes
 from receiver.emulator.studio import Studio
 
 NO_SUCH_MODEL = "no-such-model"
 TEXT_ONLY = "text-only"
 _EARLY_PATIENCE = 1.0
+
+Headers = Callable[[Prediction, bytes], Mapping[str, str]]
 
 
 class World:
@@ -123,6 +125,17 @@ class World:
             self.studio.end(prediction)  # its caller could tell nobody how it is to end
         await prediction.until(lambda p: p.finished)
         return prediction
+
+    def call(
+        self, prediction: Prediction, body: bytes, headers: Headers, schedule: Schedule
+    ) -> None:
+        """Call back where the submit said, again and again as `schedule` has it."""
+        self.pushes.push(
+            prediction,
+            lambda: self.courier.send(
+                Callback(prediction, body, lambda: headers(prediction, body), schedule)
+            ),
+        )
 
     def find_polled(
         self, provider: Provider, prediction_id: str, account: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from typing import Final, NamedTuple
 
 from receiver.deliveries.facade import Deliveries
@@ -12,12 +12,12 @@ from receiver.model.ids import new_id
 from receiver.observability.runtime import Runtime
 from receiver.predictions.facade import Predictions
 from receiver.store.due import Due
-from receiver.store.facade import Chore, Store
+from receiver.store.facade import Housekeeping, Store
 from receiver.store.leases import LeaseRequest
 
 _OVERTIME: Final = 5.0
 """Seconds beyond its time in which a drain's last attempts may be cancelled and settled."""
-_HOUSEKEEPING: Final = 600.0
+_PERIOD: Final = 600.0
 """Seconds between two rounds of housekeeping, of all processes together."""
 _LOOK_AGAIN: Final = 60.0
 """Seconds for which one process does not ask whether housekeeping is due."""
@@ -41,16 +41,16 @@ class Drain:
         predictions: Predictions,
         deliveries: Deliveries,
         runtime: Runtime,
-        chores: Mapping[str, Chore],
+        housekeeping: Housekeeping,
     ) -> None:
-        """Make one; `chores` are for where no process runs that does them by itself."""
+        """Make one; `housekeeping` is for where no process runs that does it by itself."""
         self._store = store
         self._predictions = predictions
         self._deliveries = deliveries
         self._worker = deliveries.worker
         self._runtime = runtime
-        self._chores = chores
-        self._next_chores = 0.0
+        self._housekeeping = housekeeping
+        self._next_housekeeping = 0.0
         self._underway: asyncio.Task[Drained] | None = None
         self._looked_at = 0.0
         self._look_until = 0.0
@@ -88,7 +88,7 @@ class Drain:
         before = self._done()
         while True:
             due = await self._run_due(until, last_start, seconds)
-            if self._chores and clock() < last_start:
+            if self._housekeeping and clock() < last_start:
                 await self._keep_house(last_start)
             pending = await self._count_pending(due)
             is_last = self._looked_at >= self._look_until
@@ -111,7 +111,7 @@ class Drain:
             await self._worker.reclaim()
             due = await self._look()
         while clock() < last_start:
-            replayed = bool(self._chores) and await self._deliveries.replayer.step()
+            replayed = bool(self._housekeeping) and await self._deliveries.replayer.step()
             if replayed:
                 due = await self._look()
             elif not _is_work(due):
@@ -145,18 +145,18 @@ class Drain:
     async def _keep_house(self, last_start: float) -> None:
         """Do the housekeeping, every ten minutes in one process of all (a lease)."""
         clock = asyncio.get_running_loop().time
-        if clock() < self._next_chores:
+        if clock() < self._next_housekeeping:
             return
-        self._next_chores = clock() + _LOOK_AGAIN
+        self._next_housekeeping = clock() + _LOOK_AGAIN
         now = self._runtime.clock()
         role = LeaseRequest(
-            name="housekeeping", owner=new_id("drain", now), now=now, until=now + _HOUSEKEEPING
+            name="housekeeping", owner=new_id("drain", now), now=now, until=now + _PERIOD
         )
         if not await self._store.leases.hold(role):
             return
-        for chore in self._chores.values():
+        for work in self._housekeeping.values():
             if clock() < last_start:
-                await chore()
+                await work()
 
     def _done(self) -> _Counts:
         worker, predictions = self._worker, self._predictions

@@ -44,10 +44,9 @@ from receiver.http.webhooks import WEBHOOK_PATH, WebhookRoute
 from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
 from receiver.predictions.facade import Predictions
-from receiver.providers import NAMES
-from receiver.providers.fal import read_meta
+from receiver.providers import DECLARED, NAMES
 from receiver.settings import After, Settings
-from receiver.store.facade import Chore, Store
+from receiver.store.facade import Housekeeping, Store
 
 ALWAYS: Final = open_routes([AliveRoutes(), DocsRoutes()])
 """The routes that need nothing that lives."""
@@ -88,26 +87,32 @@ class Http:
         deliveries: Deliveries,
         runtime: Runtime,
         after: After,
-        chores: Mapping[str, Chore],
+        housekeeping: Housekeeping,
     ) -> None:
-        """Make one; `after` and `chores` are for where no process does such things by itself."""
+        """Make one; `after` and `housekeeping` are for where no process does such things."""
         self._settings = settings
         self._allowed = {name: each.allowed_sources for name, each in settings.providers.items()}
         self._telemetry = runtime.telemetry
         self._wakeups = runtime.wakeups
         self._deliveries = deliveries
-        self._chores: list[Callable[[], Coroutine[Any, Any, NoReturn]]] = []
+        self._own: list[Callable[[], Coroutine[Any, Any, NoReturn]]] = []
         """What pages do by themselves."""
         self._runs_sources = False
         """Whether the sources of plugins run here."""
-        self.drain = Drain(store, predictions, deliveries, runtime, chores)
+        self.drain = Drain(store, predictions, deliveries, runtime, housekeeping)
         self.limits = Limits(settings)
         self.live = LiveStream(store.changes, store.attempts, runtime.wakeups)
         self._rejections = Rejections(store.discarded.count, runtime.clock)
-        fal = settings.providers["fal"].urls
-        self._published = published_ranges(
-            predictions.client, fal["meta"], read_meta, runtime.monotonic
-        )
+        self._published = {
+            name: published_ranges(
+                predictions.client,
+                settings.providers[name].urls["meta"],
+                declared.read_sources,
+                runtime.monotonic,
+            )
+            for name, declared in DECLARED.items()
+            if declared.read_sources is not None and self._allowed[name] == "meta"
+        }
         self._predictions = PredictionRoutes(store, predictions.service, deliveries, runtime)
         groups = [
             self._predictions,
@@ -160,12 +165,12 @@ class Http:
     def add(self, pages: Pages) -> None:
         """Serve pages beside these routes, and run what they do by themselves."""
         self.routes += pages.routes
-        self._chores.append(pages.run)
+        self._own.append(pages.run)
 
     def _ranges(self) -> Mapping[str, Ranges]:
         """Return where callbacks may come from, for the providers whose settings say so."""
         return {
-            name: self._published if allowed == "meta" else listed(allowed)
+            name: self._published[name] if allowed == "meta" else listed(allowed)
             for name, allowed in self._allowed.items()
             if allowed is not None
         }
@@ -190,13 +195,13 @@ class Http:
             if accepts:
                 tasks.start(self.live.run())
                 tasks.start(self._rejections.run())
-                for run in self._chores:
+                for run in self._own:
                     tasks.start(run())
                 self._runs_sources = looks_ahead
                 if self._runs_sources:
                     self._sources.start()
-                if looks_ahead and "meta" in self._allowed.values():
-                    tasks.start(keep_fresh(self._published))
+                for ranges in self._published.values() if looks_ahead else ():
+                    tasks.start(keep_fresh(ranges))
             yield
         finally:
             self.release()

@@ -59,6 +59,7 @@ PROBLEMS: Final = {
     "too-slow": (408, "the body took too long to come in"),
     "idempotency-conflict": (409, "the Idempotency-Key was used for another request"),
     "already-ended": (409, "the prediction has ended in another way"),
+    "cannot-cancel": (409, "the provider has no way to cancel what it has taken"),
     "not-ended": (409, "the prediction has not ended yet"),
     "erased": (409, "the prediction, or the one with this Idempotency-Key, was erased"),
     "delivery-running": (409, "a handler is at work on the prediction just now"),

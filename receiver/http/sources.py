@@ -46,7 +46,7 @@ def published_ranges(
     """
     return Published(
         client,
-        url,
+        lambda: httpx.Request("GET", url),
         read,
         name="sources",
         unavailable=SourcesUnavailable,

@@ -16,14 +16,14 @@ class Role(msgspec.Struct, frozen=True):
     """Submits what is queued, polls what is due, listens to streams."""
     handlers: bool
     """Runs handlers."""
-    sweeps: bool
+    housekeeping: bool
     """Takes its turn at what one of all processes does: retention, replays, what dead ones left."""
 
 
 ROLES: Final = {
-    "serve": Role(accepts=True, outbound=True, handlers=True, sweeps=True),
-    "serve --no-dispatch": Role(accepts=True, outbound=True, handlers=False, sweeps=True),
-    "serverless": Role(accepts=True, outbound=False, handlers=False, sweeps=False),
-    "worker": Role(accepts=False, outbound=False, handlers=True, sweeps=True),
-    "drain": Role(accepts=False, outbound=False, handlers=False, sweeps=False),
+    "serve": Role(accepts=True, outbound=True, handlers=True, housekeeping=True),
+    "serve --no-dispatch": Role(accepts=True, outbound=True, handlers=False, housekeeping=True),
+    "serverless": Role(accepts=True, outbound=False, handlers=False, housekeeping=False),
+    "worker": Role(accepts=False, outbound=False, handlers=True, housekeeping=True),
+    "drain": Role(accepts=False, outbound=False, handlers=False, housekeeping=False),
 }

@@ -231,6 +231,8 @@ class Outcome(Value, frozen=True, kw_only=True):
     """A second id the provider may use for the same prediction (fal's gateway id)."""
     output: list[Output] = []
     error: Error | None = None
+    cost: int | None = None
+    """Millionths of a US dollar, where the payload says what it cost."""
 
 
 def utc(seconds: float) -> datetime:

@@ -1,4 +1,4 @@
-"""structlog set-up, redaction, and the list of event names.
+"""structlog set-up and redaction.
 
 One line says one thing: a dotted event name and the ids as fields. Callback bodies, signatures,
 inputs and keys are never fields; `redact` is the net below that rule.
@@ -32,77 +32,6 @@ _TOGETHER: Final = 0.005
 """Seconds for which lines are gathered before they are written together."""
 LAST_LINES: Final = 1.0
 """Seconds that the last lines of a process get to be written."""
-
-EVENTS: Final = frozenset(
-    {
-        "receiver.started",
-        "receiver.unstarted",
-        "receiver.stopping",
-        "receiver.stopped",
-        "settings.warning",
-        "request.failed",
-        "request.limited",
-        "request.handled",
-        "outcome.taken",
-        "order.refused",
-        "event.unmatched",
-        "submit.accepted",
-        "submit.postponed",
-        "submit.rejected",
-        "submit.unconfirmed",
-        "poll.failed",
-        "cancel.failed",
-        "prediction.expired",
-        "prediction.erased",
-        "predictions.deleted",
-        "published.fetched",
-        "published.failed",
-        "stream.connected",
-        "stream.lost",
-        "stream.unknown",
-        "store.unavailable",
-        "store.recovered",
-        "store.saved",
-        "store.parameters",
-        "store.pooled",
-        "schema.waiting",
-        "handler.registered",
-        "route.registered",
-        "route.failed",
-        "route.slow",
-        "source.registered",
-        "source.failed",
-        "later.dropped",
-        "handler.missing",
-        "handlers.reloaded",
-        "handlers.kept",
-        "handler.attempt",
-        "handler.stuck",
-        "handler.interrupted",
-        "handler.held",
-        "handler.released",
-        "handler.paused",
-        "handler.resumed",
-        "handler.waiting",
-        "reader.cut",
-        "replay.started",
-        "replay.ended",
-        "clock.skewed",
-        "clock.stepped",
-        "lease.unrenewed",
-        "news.interrupted",
-        "sweep.failed",
-        "sweep.interrupted",
-        "step.unkept",
-        "wake.failed",
-        "log.dropped",
-        "loop.blocked",
-        "loop.interrupted",
-        "loop.stuck",
-        "task.failed",
-    }
-)
-"""Every event name of ours; a test holds the code against it."""
 
 _IN_USE: Final[list[_Lines]] = []
 """Where lines go now."""

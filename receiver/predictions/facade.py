@@ -7,14 +7,12 @@ handlers an event is for, and nothing more.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
 import httpx
 
-from receiver.model.errors import KeysUnavailable
 from receiver.model.ids import new_id
 from receiver.model.sealing import Seals
 from receiver.model.tasks import TaskSet
@@ -23,18 +21,16 @@ from receiver.observability.tracing import Client
 from receiver.predictions.inbox import Inbox, Match
 from receiver.predictions.orders import Orders
 from receiver.predictions.poller import Poller
+from receiver.predictions.proofs import Proofs
 from receiver.predictions.provider_client import ProviderClient
 from receiver.predictions.service import PredictionService
 from receiver.predictions.stream import Listener
 from receiver.predictions.submitter import Schedule, Submitter
 from receiver.predictions.tokens import Tokens
-from receiver.providers import make_providers
 from receiver.providers.adapter import Streamed
-from receiver.providers.egress import outward
-from receiver.providers.fal import read_jwks
-from receiver.providers.published import published_keys
 from receiver.settings import Settings
-from receiver.store.facade import Chore, Store
+from receiver.settings.egress import outward
+from receiver.store.facade import Housekeeping, Store
 from receiver.store.leases import Leader, LeaseRequest
 
 # httpcore asks the system about each idle connection at each request.
@@ -67,10 +63,9 @@ class Predictions:
             transport=network or outward(settings.proxies, limits=_CONNECTIONS),
             headers={"Accept-Encoding": "identity"},
         )
-        jwks = settings.providers["fal"].urls["jwks"]
-        self._keys = published_keys(self.client, jwks, read_jwks, runtime.monotonic)
-        providers = make_providers(settings.providers)
-        self.inbox = Inbox(store, providers, self.tokens, match, self._keys, runtime)
+        providers = settings.adapters(runtime.clock)
+        self._proofs = Proofs(providers, settings.providers, self.client, self.tokens, runtime)
+        self.inbox = Inbox(store, providers, self.tokens, match, self._proofs, runtime)
         clients = {
             name: ProviderClient(
                 name, given.requests_per_minute, self.client, store.limits, runtime
@@ -140,7 +135,7 @@ class Predictions:
             if outbound:
                 for stream in self.streams.values():
                     tasks.start(stream.run())
-                tasks.start(self._fetch_keys())
+                tasks.start(self._proofs.fetch(self.on))
                 await self._catch_up()
                 for submitter in self._submitters.values():
                     tasks.start(submitter.run())
@@ -156,12 +151,6 @@ class Predictions:
         """Close the connections to providers, as the last of all."""
         await self.client.aclose()
 
-    async def _fetch_keys(self) -> None:
-        """Have fal's keys before its first callback needs them."""
-        if "fal" in self.on:
-            with contextlib.suppress(KeysUnavailable):
-                await self._keys(False)
-
     async def _catch_up(self) -> None:
         """Poll soon what an earlier process may have died over, or callbacks have missed."""
         if self._runtime.single_process or await self._is_first():
@@ -176,7 +165,7 @@ class Predictions:
         )
         return await self._store.leases.hold(role)
 
-    def chores(self) -> dict[str, Chore]:
+    def housekeeping(self) -> Housekeeping:
         """Return what one of all processes does every few seconds, by name."""
         return {"submits": self._submit_queued, "looks": self._poll_due}
 

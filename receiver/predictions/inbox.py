@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 import msgspec
@@ -21,7 +21,9 @@ from receiver.model.states import TERMINAL, advance
 from receiver.model.tasks import TaskSet
 from receiver.model.values import Channel, Error, Outcome, OutcomeKind, Recipients, Status
 from receiver.observability.runtime import Runtime
+from receiver.predictions.proofs import Proofs
 from receiver.predictions.tokens import Tokens
+from receiver.providers import DECLARED
 from receiver.providers.adapter import Callback, Provider
 from receiver.store.facade import Store
 from receiver.store.inbox import (
@@ -34,15 +36,14 @@ from receiver.store.inbox import (
 
 log = structlog.get_logger("receiver")
 
-_SECRET_HEADERS: Final = frozenset({b"x-webhook-secret", b"x-api-key"})
+_EVIDENCE: Final = (b"x-", b"webhook-")
+"""How the headers begin that are a provider's own."""
 _MOST_PARKED: Final = 1000
 _MOST_WARNED: Final = 1000
 _SEEK: Final = (0.2, 1.0, 4.0)
 """Seconds between looks for the prediction of a stream event that came first."""
 
 
-Keys = Callable[[bool], Awaitable[Sequence[bytes]]]
-"""Gives a provider's public keys; True: fetch them anew if that is allowed again."""
 Match = Callable[[CurrentState, str], Recipients]
 """Returns to whom an event of that type is pending: the registry's, which is not ours to know."""
 
@@ -56,7 +57,7 @@ class Inbox:
         providers: Mapping[str, Provider],
         tokens: Tokens,
         match: Match,
-        public_keys: Keys,
+        proofs: Proofs,
         runtime: Runtime,
     ) -> None:
         self._runtime = runtime
@@ -66,7 +67,7 @@ class Inbox:
         self._providers = providers
         self._tokens = tokens
         self._match = match
-        self._public_keys = public_keys
+        self._proofs = proofs
         self._parked: OrderedDict[tuple[str, str], tuple[Outcome, bytes]] = OrderedDict()
         self._unmatched: set[tuple[str, str | None, OutcomeKind]] = set()
         """What was warned of already: provider, model and kind."""
@@ -86,12 +87,14 @@ class Inbox:
         Raises Unproved, KeysUnavailable or StoreUnavailable.
         """
         provider = self._providers[provider_name]
-        proved_id = await self._prove(provider, prediction_id, callback)
+        proved_id = await self._proofs.prove(provider_name, prediction_id, callback)
         try:
             outcome = provider.read(callback.body)
         except Unreadable:
             # It is the provider's, so it means something: keep it, and ask what.
             outcome = Outcome(kind="ask", provider_id=proved_id)
+        if provider.proof == "capability":  # whoever knows the path may have written the body
+            outcome = Outcome(kind="ask", provider_id=outcome.provider_id)
         return await self.take(
             IncomingOutcome(
                 prediction_id=prediction_id,
@@ -100,7 +103,7 @@ class Inbox:
                 outcome=outcome,
                 at=callback.at,
                 judge=self._judge,
-                headers=_headers(callback),
+                headers=_headers(callback, DECLARED[provider_name].secret_headers),
                 body=callback.body,
                 proved_id=proved_id,
             )
@@ -234,23 +237,6 @@ class Inbox:
             type=f"prediction.{taken.status}",
         )
 
-    async def _prove(
-        self, provider: Provider, prediction_id: str, callback: Callback
-    ) -> str | None:
-        now = self._clock()
-        if provider.proof != "public_keys":
-            secrets = self._tokens.webhook_secrets(prediction_id)
-            return provider.authenticate(callback, now=now, keys=secrets)
-        keys = await self._public_keys(False)
-        try:
-            return provider.authenticate(callback, now=now, keys=keys)
-        except Unproved as error:
-            if error.reason != "bad_signature":
-                raise
-        # The provider may have changed its keys: look once more, as often as that is allowed.
-        keys = await self._public_keys(True)
-        return provider.authenticate(callback, now=now, keys=keys)
-
     def _judge(self, known: CurrentState, arrival: IncomingOutcome) -> Transition:
         """Rule on an arrival; pure, and run inside the transaction."""
         if arrival.provider != known.provider or not _agrees(known, arrival):
@@ -279,11 +265,11 @@ def _agrees(known: CurrentState, arrival: IncomingOutcome) -> bool:
     return bool(named) or known.provider_id in {None, arrival.proved_id}
 
 
-def _headers(callback: Callback) -> str:
+def _headers(callback: Callback, secret: Collection[bytes]) -> str:
     """Keep the provider's own headers as evidence, but no secret."""
     kept = [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in callback.headers
-        if name.startswith(b"x-") and name not in _SECRET_HEADERS
+        if name.startswith(_EVIDENCE) and name not in {*secret, b"x-api-key"}
     ]
     return msgspec.json.encode(kept).decode()

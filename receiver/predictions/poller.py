@@ -22,7 +22,7 @@ from receiver.observability.tracing import Span
 from receiver.predictions.inbox import Inbox
 from receiver.predictions.provider_client import ANSWER_TIMEOUT, Busy, ProviderClient
 from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, MARGIN, Schedule
-from receiver.providers.adapter import Follow, Provider, Streamed
+from receiver.providers.adapter import Follow, Provider, Searched
 from receiver.store.facade import Store
 from receiver.store.predictions import Job, Progress
 
@@ -81,7 +81,7 @@ class Poller:
         """Look whenever something falls due, for as long as the app runs.
 
         Where other processes do the same, each looks when what it has in hand itself falls due;
-        what a dead one had in hand is found by the sweeps.
+        what a dead one had in hand is found by housekeeping.
         """
         with self._runtime.wakeups.listen("poll") as awake:
             await repeat(self._step, awake, longest=self._longest)
@@ -235,7 +235,7 @@ class Poller:
     async def _search(self, job: Job) -> bool:
         """Look for what an ambiguous submit may have left at the provider."""
         provider = self._providers[job.provider]
-        if not isinstance(provider, Streamed) or job.ticket.mode != "queue":
+        if not isinstance(provider, Searched) or job.ticket.mode != "queue":
             return False
         for request in provider.search(job.ticket):
             answer = await self._wires[job.provider].ask(request)

@@ -236,9 +236,12 @@ class PredictionService:
         return body
 
     async def _cancel_at_provider(self, job: Job) -> None:
-        submitter = self.submitter(job.provider)
+        request = self.submitter(job.provider).provider.cancel(job.ticket)
+        if request is None:
+            detail = f"{job.provider} has no way to cancel what it has taken"
+            raise Problem(409, "cannot-cancel", detail)
         try:
-            answer = await self._ask(job.provider, submitter.provider.cancel(job.ticket))
+            answer = await self._ask(job.provider, request)
         except Unreadable as error:
             log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
             raise Problem(

@@ -35,6 +35,7 @@ from receiver.providers.adapter import (
     Provider,
     Receipt,
     Refused,
+    can_prove,
 )
 from receiver.settings import ProviderSettings, Settings
 from receiver.store.facade import Store
@@ -81,7 +82,7 @@ class Sending:
     """
 
     def __init__(self, request: httpx.Request, mark: Callable[[], Awaitable[bool]]) -> None:
-        self._body = request.content
+        self._body = request.read()  # of several parts, they are put together here
         self._mark = mark
         self.begun = False
         """Something may have been sent."""
@@ -392,9 +393,9 @@ class Submitter:
         return await self._store.predictions.mark_sent(mark)
 
     def _hook(self, job: Job) -> CallbackTarget | None:
-        if self._settings.public_url is None or self.provider.proof == "none":
+        if self._settings.public_url is None or job.ticket.mode == "sync":
             return None
-        if job.ticket.mode == "sync":
+        if not can_prove(self.provider, self._limits.secrets):
             return None
         token = self._tokens.callback(self.provider.name, job.ticket.id)
         url = f"{self._settings.public_url}/webhooks/{self.provider.name}/{token}"
@@ -413,7 +414,8 @@ class Submitter:
                 job.ticket, provider_id=receipt.provider_id, links=receipt.links
             )
             try:
-                await self._wire.ask(self.provider.cancel(ticket))
+                if (request := self.provider.cancel(ticket)) is not None:
+                    await self._wire.ask(request)
             except Unreadable as error:
                 log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
             await self._progress(job, "polled", self._clock())

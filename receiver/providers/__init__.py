@@ -1,29 +1,17 @@
-"""The providers that exist: one line each."""
+"""The providers that exist: one line each. How to add one is in deploy/providers.md."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
-from receiver.providers.adapter import Provider
-from receiver.providers.eachlabs import Eachlabs
-from receiver.providers.fal import Fal
-from receiver.providers.oxen import Oxen
-from receiver.settings import ProviderSettings
+from receiver.providers import eachlabs, fal, oxen
+from receiver.providers.declared import Declared
 
-_MAKERS: Final[dict[str, Callable[[str, ProviderSettings], Provider]]] = {
-    "oxen": lambda key, s: Oxen(key, s.urls["base"]),
-    "eachlabs": lambda key, s: Eachlabs(key, s.urls["base"], confirm=s.confirm),
-    "fal": lambda key, s: Fal(key, s.urls["queue"], s.urls["run"]),
+DECLARED: Final[Mapping[str, Declared]] = {
+    "oxen": oxen.DECLARED,
+    "eachlabs": eachlabs.DECLARED,
+    "fal": fal.DECLARED,
 }
 
-NAMES: Final = tuple(_MAKERS)
-
-
-def make_providers(settings: Mapping[str, ProviderSettings]) -> dict[str, Provider]:
-    """Make every adapter; one without a key can still prove and read callbacks."""
-    return {
-        name: make(given.key.reveal() if given.key else "", given)
-        for name, make in _MAKERS.items()
-        for given in [settings[name]]
-    }
+NAMES: Final = tuple(DECLARED)

@@ -8,8 +8,8 @@ An adapter does no I/O. It turns values into unsent requests and bytes into valu
     cancel(ticket)             how to stop it
     try_key()                  a harmless question    key_works(answer)        -> bool | None
 
-To add a provider: write one file beside this one, one folder of samples in `tests/samples/`, one
-line in `providers/__init__.py` and one row of `settings.py`. The contract suite does the rest.
+What more there is to say of a provider before it is set is in `declared`, and how to add one in
+deploy/providers.md.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import base64
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 from urllib.parse import quote
 
@@ -34,6 +35,16 @@ from receiver.providers.codes import code_of
 
 LONGEST_MESSAGE: Final = 2000
 LONGEST_ID: Final = 200
+Network = IPv4Network | IPv6Network
+Proof = Literal["public_keys", "account_secret", "prediction_secret", "capability", "none"]
+"""What makes a callback its provider's:
+
+- `public_keys`: a signature; the keys are fetched (see Publishing) and fetched again if it is bad;
+- `account_secret`: a signature with the account's secret, which is set, or fetched like keys;
+- `prediction_secret`: a signature or a secret by what we sent with the submit;
+- `capability`: nothing but our own token in its path, so an outcome is asked for before it counts;
+- `none`: it calls nobody back.
+"""
 
 
 class Callback(msgspec.Struct, frozen=True):
@@ -75,6 +86,8 @@ class Accepted(msgspec.Struct, frozen=True):
 
     provider_id: str
     links: dict[str, str] = {}
+    cost: int | None = None
+    """Millionths of a US dollar, where the answer says it."""
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -117,7 +130,7 @@ class Provider(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def proof(self) -> Literal["public_keys", "shared_secret", "none"]:
+    def proof(self) -> Proof:
         """What `authenticate` wants as `keys`."""
 
     @property
@@ -135,7 +148,9 @@ class Provider(Protocol):
     def read(self, body: bytes) -> Outcome: ...
     def poll(self, ticket: Ticket) -> httpx.Request: ...
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome | Follow: ...
-    def cancel(self, ticket: Ticket) -> httpx.Request: ...
+    def cancel(self, ticket: Ticket) -> httpx.Request | None:
+        """Return a request that stops it; None: the provider has no way to."""
+
     def details(self, model: str) -> httpx.Request | None:
         """Return a request for the provider's own description of a model, if it has one."""
 
@@ -152,11 +167,43 @@ class Streamed(Protocol):
 
     def stream(self) -> httpx.Request: ...
     def heard(self, event: str, data: str) -> Outcome | None: ...
+
+
+@runtime_checkable
+class Searched(Protocol):
+    """A provider at which a submit that got no answer can be looked for."""
+
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
-        """Return requests, after an ambiguous submit, for what the provider may have taken."""
+        """Return requests for what the provider may have taken."""
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
         """Return the ids that could be this prediction, oldest first, or raise Unreadable."""
+
+
+@runtime_checkable
+class Publishing(Protocol):
+    """A provider that hands out what proves its callbacks."""
+
+    def keys(self) -> httpx.Request:
+        """Return a request for its public keys, or for its account's secret."""
+
+    def read_keys(self, body: bytes) -> list[bytes]:
+        """Return what `authenticate` wants as keys, or raise Unreadable."""
+
+
+@runtime_checkable
+class Guarding(Protocol):
+    """A provider some of whose results are given only to who has our key."""
+
+    def authorization(self, url: str) -> str | None:
+        """Return the Authorization for a result; None for any address that must not have it."""
+
+
+def can_prove(provider: Provider, secrets: Collection[object]) -> bool:
+    """Return whether callbacks can be proved, with those secrets of its account that are set."""
+    if provider.proof != "account_secret":
+        return provider.proof != "none"
+    return bool(secrets) or isinstance(provider, Publishing)
 
 
 decode: Final = read_json
@@ -463,9 +510,21 @@ _LONGEST_WAIT: Final = 365 * 86400.0
 
 
 def retry_after(answer: ProviderResponse) -> float | None:
-    """Return the seconds that Retry-After asks for; None where it says nothing."""
+    """Return the seconds to wait, by the header, a field or the words; None: it does not say."""
     seconds = seconds_of(answer.headers.get("retry-after", ""), answer.at)
+    if seconds is None and not is_yes(answer):
+        body = error_body(answer.body)
+        seconds = seconds_of(_number(body.get("retry_after")), answer.at)
+        if seconds is None and (wait := _WAIT.search(spoken(body))):
+            seconds = float(wait[1])
     return None if seconds is None else min(seconds, _LONGEST_WAIT)
+
+
+_WAIT: Final = re.compile(r"\b(?:in|after) ~?(\d{1,7}(?:\.\d{1,3})?) ?s(?:ec(?:ond)?s?)?\b")
+
+
+def _number(value: Any) -> str:
+    return str(value) if type(value) in (int, float) and abs(value) < _LARGEST_NUMBER else ""
 
 
 def seconds_of(text: str, now: float) -> float | None:
@@ -488,6 +547,30 @@ def model_path(model: str) -> str:
     if any(segment in {"", ".", ".."} for segment in segments):
         raise Problem(422, "invalid-model", "model must be a path like owner/name")
     return "/".join(quote(segment, safe="@:+~") for segment in segments)
+
+
+def leads_to(url: Any, bases: Iterable[str], domain: str = "") -> bool:
+    """Return whether a URL from an answer may be sent our key.
+
+    It may at the origin of one of our bases, and at `domain` and below by plain HTTPS.
+    """
+    if not isinstance(url, str):
+        return False
+    try:
+        given = _origin(url)
+        if given in map(_origin, bases):
+            return True
+        host = httpx.URL(url).raw_host.decode("ascii")
+    except (httpx.InvalidURL, UnicodeError):
+        return False
+    below = bool(domain) and (host == domain or host.endswith(f".{domain}"))
+    return below and given == ("https", b"", host.encode())
+
+
+def _origin(url: str) -> tuple[str, bytes, bytes]:
+    """Read a URL with the parser that will send it: two parsers may see two hosts in one text."""
+    parts = httpx.URL(url)
+    return parts.scheme, parts.userinfo, parts.netloc
 
 
 def first(items: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from receiver.providers.adapter import (
     ProviderResponse,
     Receipt,
 )
+from receiver.providers.declared import Declared
 
 # One table for both channels is safe here, as no word means one thing when pushed and another when
 # polled. "success" in the answer to a create means only "created"; that is read by `accepted`.
@@ -55,7 +56,7 @@ class Eachlabs:
     confirm: bool = False
     """Take a callback only as a reason to ask, since its secret does not cover its body."""
     name: ClassVar[Literal["eachlabs"]] = "eachlabs"
-    proof: ClassVar[Literal["shared_secret"]] = "shared_secret"
+    proof: ClassVar[Literal["prediction_secret"]] = "prediction_secret"
     stream_path: ClassVar[None] = None
 
     def check(self, model: str, input: dict[str, Any]) -> None:
@@ -176,3 +177,16 @@ def _named(place: dict[str, Any]) -> list[str]:
     classification = place.get("classification")
     category = classification.get("category") if isinstance(classification, dict) else None
     return [base.words(category), base.words(place.get("error_code"))]
+
+
+DECLARED: Final = Declared(
+    make=lambda given: Eachlabs(given.key, given.urls["base"], confirm=given.confirm),
+    key="EACHLABS_API_KEY",
+    urls={"base": "https://api.eachlabs.ai"},
+    path="/v1",
+    example="nano-banana",
+    secret_headers=frozenset({b"x-webhook-secret"}),
+    max_in_flight=10,
+    requests_per_minute=100,
+    confirm="ask Eachlabs before believing its callback",
+)

@@ -5,19 +5,14 @@ Facts: docs.fal.ai (queue, webhooks, errors) and fal-ai/fal `fal_client` (2026-0
 
 from __future__ import annotations
 
-import hashlib
-from base64 import urlsafe_b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import ip_network
 from typing import Any, ClassVar, Final, Literal
 
 import httpx
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from receiver.model.errors import Unproved, Unreadable
+from receiver.model.errors import Unreadable
 from receiver.model.values import Error, Outcome, Ticket
 from receiver.providers import adapter as base
 from receiver.providers.adapter import (
@@ -26,16 +21,12 @@ from receiver.providers.adapter import (
     Callback,
     CallbackTarget,
     Follow,
+    Network,
     ProviderResponse,
     Receipt,
 )
-
-Network = IPv4Network | IPv6Network
-TOLERANCE: Final = 300
-"""Seconds by which a signature's time may differ from ours, in both directions."""
-_KEY_BYTES: Final = 32
-_SIGNATURE_DIGITS: Final = 128
-_LONGEST_TIMESTAMP: Final = 12
+from receiver.providers.declared import Declared
+from receiver.providers.signatures import read_jwks, verify_ed25519
 
 _STATUS_CODES: Final = frozenset({httpx.codes.OK, httpx.codes.ACCEPTED})
 _LINKS: Final = ("status_url", "response_url", "cancel_url")
@@ -50,6 +41,7 @@ class Fal:
     key: str
     queue_url: str
     run_url: str
+    jwks_url: str
     name: ClassVar[Literal["fal"]] = "fal"
     proof: ClassVar[Literal["public_keys"]] = "public_keys"
     stream_path: ClassVar[None] = None
@@ -78,28 +70,13 @@ class Fal:
         return Accepted(provider_id, links)
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> str:
-        """Verify the signature over the raw body, trying every key, as no header names one."""
-        stamp = callback.header(b"x-fal-webhook-timestamp")
-        # Digits only: int() would also take signs, blanks, underscores and other scripts' digits.
-        if not stamp.isdigit() or len(stamp) > _LONGEST_TIMESTAMP:
-            raise Unproved("bad_timestamp")
-        if abs(now - int(stamp)) > TOLERANCE:
-            raise Unproved("stale_timestamp")
-        signature = _hex(callback.header(b"x-fal-webhook-signature"))
-        message = b"\n".join(
-            (
-                callback.header(b"x-fal-webhook-request-id"),
-                callback.header(b"x-fal-webhook-user-id"),
-                stamp,
-                hashlib.sha256(callback.body).hexdigest().encode(),
-            )
-        )
-        if not any(_verifies(key, signature, message) for key in keys):
-            raise Unproved("bad_signature")
-        request_id = base.identifier(callback.header(b"x-fal-webhook-request-id").decode("latin-1"))
-        if request_id is None:
-            raise Unproved("bad_request_id")
-        return request_id
+        return verify_ed25519(callback, b"x-fal-webhook-", b"request-id", now=now, keys=keys)
+
+    def keys(self) -> httpx.Request:
+        return httpx.Request("GET", self.jwks_url)
+
+    def read_keys(self, body: bytes) -> list[bytes]:
+        return read_jwks(body)
 
     def read(self, body: bytes) -> Outcome:
         payload = base.decode_object(body)
@@ -159,12 +136,7 @@ class Fal:
 
     def _ours(self, url: Any) -> bool:
         """Hold a URL from an answer against the configured hosts: it will be sent our key."""
-        if not isinstance(url, str):
-            return False
-        try:
-            return _origin(url) in {_origin(self.queue_url), _origin(self.run_url)}
-        except httpx.InvalidURL:
-            return False
+        return base.leads_to(url, (self.queue_url, self.run_url))
 
     def _link(self, ticket: Ticket, name: str) -> str:
         """Use the URL that fal returned; build it as its clients do only where there is none."""
@@ -175,43 +147,6 @@ class Fal:
         tail = {"status_url": "/status", "response_url": "", "cancel_url": "/cancel"}[name]
         request_id = base.model_path(ticket.provider_id or "")
         return f"{self.queue_url}/{app}/requests/{request_id}{tail}"
-
-
-def _origin(url: str) -> tuple[str, bytes, bytes]:
-    """Read a URL with the parser that will send it: two parsers may see two hosts in one text."""
-    parts = httpx.URL(url)
-    return parts.scheme, parts.userinfo, parts.netloc
-
-
-def _hex(text: bytes) -> bytes:
-    if len(text) != _SIGNATURE_DIGITS:
-        raise Unproved("bad_signature")
-    try:
-        return bytes.fromhex(text.decode("ascii"))
-    except ValueError:
-        raise Unproved("bad_signature") from None
-
-
-@lru_cache(maxsize=64)
-def _public_key(raw: bytes) -> Ed25519PublicKey:
-    return Ed25519PublicKey.from_public_bytes(raw)
-
-
-def _verifies(key: bytes, signature: bytes, message: bytes) -> bool:
-    try:
-        _public_key(key).verify(signature, message)
-    except InvalidSignature:
-        return False
-    return True
-
-
-def read_jwks(body: bytes) -> list[bytes]:
-    """Read the Ed25519 keys of a JWKS as raw bytes; `x` may be padded, odd keys are left out."""
-    keys = base.decode_object(body).get("keys")
-    texts = (
-        [key.get("x") for key in keys if isinstance(key, dict)] if isinstance(keys, list) else []
-    )
-    return [raw for raw in map(_raw_key, texts) if raw]
 
 
 def read_meta(body: bytes) -> list[Network]:
@@ -226,14 +161,6 @@ def _range(text: Any) -> Network | None:
         return ip_network(text) if isinstance(text, str) else None
     except ValueError:
         return None
-
-
-def _raw_key(text: Any) -> bytes | None:
-    try:
-        raw = urlsafe_b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4))
-    except (AttributeError, ValueError):
-        return None
-    return raw if len(raw) == _KEY_BYTES else None
 
 
 def _result(ticket: Ticket, answer: ProviderResponse) -> Outcome:
@@ -327,3 +254,17 @@ def _place(item: dict[str, Any]) -> str:
     loc = item.get("loc")
     parts = loc if isinstance(loc, list) else []
     return ".".join(str(part) for part in parts if isinstance(part, str | int))
+
+
+DECLARED: Final = Declared(
+    make=lambda given: Fal(given.key, *(given.urls[part] for part in ("queue", "run", "jwks"))),
+    key="FAL_KEY",
+    urls={
+        "queue": "https://queue.fal.run",
+        "run": "https://fal.run",
+        "jwks": "https://rest.fal.ai/.well-known/jwks.json",
+        "meta": "https://api.fal.ai/v1/meta",
+    },
+    example="fal-ai/nano-banana",
+    read_sources=read_meta,
+)

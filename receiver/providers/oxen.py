@@ -22,6 +22,7 @@ from receiver.providers.adapter import (
     ProviderResponse,
     Receipt,
 )
+from receiver.providers.declared import Declared
 
 _KINDS: Final = {
     "queued": "processing",
@@ -216,3 +217,12 @@ def _same(ticket: Ticket, row: Any) -> bool:
         and row.get("prompt") == ticket.input.get("prompt")
         and ticket.submitted_at - _CLOCK_SKEW <= enqueued <= ticket.submitted_at + _CLOCK_SKEW
     )
+
+
+DECLARED: Final = Declared(
+    make=lambda given: Oxen(given.key, given.urls["base"]),
+    key="OXEN_API_KEY",
+    urls={"base": "https://hub.oxen.ai"},
+    path="/api",
+    example="nano-banana",
+)

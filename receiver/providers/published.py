@@ -1,4 +1,4 @@
-"""What a provider publishes, as its keys: fetched, kept, and fetched again when it fails us."""
+"""What a provider hands out, as its keys: fetched, kept, and fetched again when it fails us."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Published(Generic[T]):
     def __init__(
         self,
         client: httpx.AsyncClient,
-        url: str,
+        request: Callable[[], httpx.Request],
         read: Callable[[bytes], list[T]],
         *,
         name: Literal["keys", "sources"],
@@ -46,7 +46,8 @@ class Published(Generic[T]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
-        self._url = url
+        self._request = request
+        self._url = str(request().url)
         self._read = read
         self._name = name
         self._unavailable = unavailable
@@ -92,8 +93,7 @@ class Published(Generic[T]):
 
     async def _get(self) -> bytes:
         async with asyncio.timeout(_TIMEOUT):
-            request = self._client.build_request("GET", self._url)
-            answer = await self._client.send(request, stream=True)
+            answer = await self._client.send(self._request(), stream=True, follow_redirects=False)
             body = await read_capped(answer, _LARGEST)
         answer.raise_for_status()
         return body
@@ -105,11 +105,11 @@ class Published(Generic[T]):
 
 def published_keys(
     client: httpx.AsyncClient,
-    url: str,
+    request: Callable[[], httpx.Request],
     read: Callable[[bytes], list[bytes]],
     clock: Callable[[], float] = time.monotonic,
 ) -> Published[bytes]:
-    """Return a provider's public keys, believed for a day; a call may raise KeysUnavailable."""
+    """Return what proves a provider's callbacks, believed for a day, or raise KeysUnavailable."""
     return Published(
-        client, url, read, name="keys", unavailable=KeysUnavailable, kept=KEYS_KEPT, clock=clock
+        client, request, read, name="keys", unavailable=KeysUnavailable, kept=KEYS_KEPT, clock=clock
     )

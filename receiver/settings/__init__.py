@@ -2,18 +2,23 @@
 
 A setting is one line here: its field, its name, what reads it, its default and its sentence, which
 the table in `deploy/settings.md` repeats. A provider's line stands in `ProviderSettings`, for all
-of them.
+of them; where one differs, its own file says so.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, NamedTuple
+from functools import partial
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from receiver.model.errors import SettingsError
 from receiver.model.recipes import RecipeBook
+from receiver.providers import DECLARED
+from receiver.providers.adapter import Provider
+from receiver.providers.declared import Given
 from receiver.settings import keys, platforms, proxies, recipes, tls, traces
 from receiver.settings import parsers as parse
 from receiver.settings.keys import ApiKey
@@ -66,9 +71,14 @@ class ProviderSettings:
     requests_per_minute: int | None = setting(
         "{}_REQUESTS_PER_MINUTE", parse.limit, None, "requests to the provider; `none`: no limit"
     )
-    confirm: bool = setting(
-        "EACHLABS_CONFIRM", parse.switch, False, "ask Eachlabs before believing its callback"
+    secrets: tuple[Secret, ...] = setting(
+        "{}_WEBHOOK_SECRET",
+        parse.secrets,
+        (),
+        "what the account's callbacks are signed with; several by comma, newest first",
+        shown="fetched from the provider",
     )
+    confirm: bool = setting("{}_CONFIRM", parse.switch, False, "")
     allowed_sources: tuple[Network, ...] | Literal["meta"] | None = setting(
         "{}_ALLOWED_SOURCES",
         parse.networks,
@@ -79,54 +89,40 @@ class ProviderSettings:
     )
 
 
-class _Given(NamedTuple):
-    """Where one provider differs from the table."""
-
-    key: str
-    """The name of its key."""
-    urls: Mapping[str, str]
-    defaults: Mapping[str, Any] = {}
-    parsers: Mapping[str, Callable[[str], Any]] = {}
-
-
-_PROVIDERS: Final = {
-    "oxen": _Given("OXEN_API_KEY", {"base": "https://hub.oxen.ai"}),
-    "eachlabs": _Given(
-        "EACHLABS_API_KEY",
-        {"base": "https://api.eachlabs.ai"},
-        defaults={"max_in_flight": 10, "requests_per_minute": 100},
-    ),
-    "fal": _Given(
-        "FAL_KEY",
-        {
-            "queue": "https://queue.fal.run",
-            "run": "https://fal.run",
-            "jwks": "https://rest.fal.ai/.well-known/jwks.json",
-            "meta": "https://api.fal.ai/v1/meta",
-        },
-        parsers={"allowed_sources": parse.sources},
-    ),
+_REAL: Final = "the real ones"
+_REACHED: Final = {
+    False: "where it is reached",
+    True: "where it is reached, with or without what its SDK adds, as `/v1`",
 }
 
 
-_REAL: Final = "the real ones"
-
-
-def _rows_of(provider: str, given: _Given) -> dict[str, Setting]:
+def _rows_of(provider: str) -> dict[str, Setting]:
     """Return the lines of one provider, by field; by `urls.base` and its like for its URLs."""
     prefix = provider.upper()
-    found = {}
-    for at, row in rows(ProviderSettings).items():
-        name = given.key if at == "key" else row.names[0].format(prefix)
-        if name.startswith(prefix):
-            found[at] = row._replace(
-                names=(name,),
-                parse=given.parsers.get(at, row.parse),
-                default=given.defaults.get(at, row.default),
-            )
-    for part, default in given.urls.items():
+    declared = DECLARED[provider]
+    lines: dict[str, dict[str, Any]] = {
+        "key": {"names": (declared.key,)},
+        "max_in_flight": {"default": declared.max_in_flight},
+        "requests_per_minute": {"default": declared.requests_per_minute},
+        "secrets": {
+            "names": (declared.secret,),
+            "parse": partial(parse.account_secrets, declared.secret_begins),
+        },
+        "confirm": {"says": declared.confirm},
+        "allowed_sources": {"parse": parse.sources if declared.read_sources else parse.networks},
+    }
+    found = {
+        at: row._replace(names=(row.names[0].format(prefix),))._replace(**lines[at])
+        for at, row in rows(ProviderSettings).items()
+    }
+    if not declared.secret:
+        del found["secrets"]
+    if not declared.confirm:
+        del found["confirm"]
+    for part, default in declared.urls.items():
+        parser = partial(parse.base_url, declared.path) if part == "base" else parse.url
         name = f"{prefix}_{part.upper()}_URL"
-        found[f"urls.{part}"] = Setting((name,), parse.url, default, "where it is reached", _REAL)
+        found[f"urls.{part}"] = Setting((name,), parser, default, _REACHED[part == "base"], _REAL)
     return found
 
 
@@ -371,7 +367,7 @@ class Settings:
     )
     recipes: RecipeBook = composed(
         (recipes.NAME,),
-        lambda reader: recipes.read_recipes(reader, tuple(_PROVIDERS)),
+        lambda reader: recipes.read_recipes(reader, tuple(DECLARED)),
         RecipeBook(),
         "a TOML file of [recipes](recipes.md): what people, chats and programs order by name",
         shown="none",
@@ -385,6 +381,20 @@ class Settings:
     )
     dev: bool = setting("RECEIVER_DEV", parse.switch, False, "as `--dev`: make up the secrets")
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
+
+    def adapters(self, clock: Callable[[], float] = time.time) -> dict[str, Provider]:
+        """Make every provider's adapter; one without a key can still prove and read callbacks."""
+        return {
+            name: DECLARED[name].make(
+                Given(
+                    key=given.key.reveal() if given.key else "",
+                    urls=given.urls,
+                    confirm=given.confirm,
+                    clock=clock,
+                )
+            )
+            for name, given in self.providers.items()
+        }
 
     @property
     def shows_dashboard(self) -> bool:
@@ -427,7 +437,7 @@ class Settings:
         """Read what can be read; return also all problems."""
         reader = Reader(env)
         values = {at: row.value(reader) for at, row in rows(cls).items()}
-        providers = {name: _provider(name, given, reader) for name, given in _PROVIDERS.items()}
+        providers = {name: _provider(name, reader) for name in DECLARED}
         settings = cls(**values, providers=providers)
         problems = reader.problems + tls.check(env)
         if settings.after.how == "wake" and settings.public_url is None:
@@ -449,9 +459,9 @@ class Settings:
         return settings, problems
 
 
-def _provider(name: str, given: _Given, reader: Reader) -> ProviderSettings:
-    values = {at: row.value(reader) for at, row in _rows_of(name, given).items()}
-    urls = {part: values.pop(f"urls.{part}") for part in given.urls}
+def _provider(name: str, reader: Reader) -> ProviderSettings:
+    values = {at: row.value(reader) for at, row in _rows_of(name).items()}
+    urls = {part: values.pop(f"urls.{part}") for part in DECLARED[name].urls}
     return ProviderSettings(urls=urls, **values)
 
 
@@ -542,9 +552,7 @@ _TLS: Final = Setting(
 
 def all_settings() -> list[Setting]:
     """Return every line of the table, in the order of deploy/settings.md."""
-    of_providers = [
-        row for name, given in _PROVIDERS.items() for row in _rows_of(name, given).values()
-    ]
+    of_providers = [row for name in DECLARED for row in _rows_of(name).values()]
     listed = (Settings, Listening, Caller)
     of_settings, of_listening, of_caller = (rows(table).values() for table in listed)
     found = [*of_settings, *of_listening, _TLS, *of_providers, *of_caller]

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from receiver.model.text import meant
+from receiver.providers import DECLARED
+from receiver.providers.adapter import can_prove
 from receiver.settings import Settings, all_settings
 
 _OF_KUBERNETES: Final = re.compile(
@@ -31,16 +33,33 @@ def misspelled(env: Mapping[str, str]) -> list[str]:
     ]
 
 
-def warnings(settings: Settings) -> list[str]:
+def warnings(settings: Settings, handlers: Collection[str] = ()) -> list[str]:
+    """Say what is likely a mistake, with these handlers."""
     found = []
     if settings.public_url is None:
         found.append(
             "RECEIVER_PUBLIC_URL is not set: outcomes come by stream and poll only, no callbacks"
         )
-    if all(given.key is None for given in settings.providers.values()):
-        found.append(
-            "no provider has a key: set OXEN_API_KEY, EACHLABS_API_KEY or FAL_KEY to submit"
-        )
+    on = [name for name, given in settings.providers.items() if given.key is not None]
+    if not on:
+        keys = ", ".join(declared.key for declared in DECLARED.values())
+        found.append(f"no provider has a key: to submit, set one of {keys}")
     if not settings.api_keys and not settings.dev:
         found.append("RECEIVER_API_KEYS is not set: every /v1 route answers 401")
-    return found
+    return [*found, *_unprovable(settings, on), *_fleeting(on, handlers)]
+
+
+def _unprovable(settings: Settings, on: Collection[str]) -> Iterator[str]:
+    adapters = settings.adapters()
+    for name in on:
+        can = can_prove(adapters[name], settings.providers[name].secrets)
+        if not can and (secret := DECLARED[name].secret):
+            yield f"{secret} is not set: outcomes of {name} come by poll only, no callbacks"
+
+
+def _fleeting(on: Collection[str], handlers: Collection[str]) -> Iterator[str]:
+    """Say whose results are gone before somebody looks, if nothing keeps them at once."""
+    lives = {name: DECLARED[name].results_live for name in on}
+    for name, seconds in lives.items():
+        if seconds is not None and "save" not in handlers:
+            yield f"results of {name} are gone after {seconds / 60:.0f} minutes: serve `save` too"

@@ -46,6 +46,12 @@ def secrets(text: str) -> tuple[Secret, ...]:
     return tuple(Secret(part) for part in texts(text))
 
 
+def account_secrets(begin: str, text: str) -> tuple[Secret, ...]:
+    if not all(part.startswith(begin) for part in texts(text)):
+        raise ValueError(f"must be what the provider shows, beginning with {begin}")
+    return secrets(text)
+
+
 def strong_secrets(text: str) -> tuple[Secret, ...]:
     if any(len(part) < SHORTEST_SECRET for part in texts(text)):
         raise ValueError(f"every key must have {SHORTEST_SECRET} characters or more")
@@ -70,6 +76,14 @@ def url(text: str) -> str:
     if not _is_plain_url(text):
         raise ValueError("must be an http(s) URL without user, query or fragment")
     return text.rstrip("/")
+
+
+def base_url(path: str, text: str) -> str:
+    """Read a base URL without the path that an SDK adds to it, or any first part of that."""
+    base = url(text)
+    while path and not base.endswith(path):
+        path = path.rpartition("/")[0]
+    return base.removesuffix(path)
 
 
 def receivers_url(text: str) -> str:

@@ -38,7 +38,8 @@ from receiver.store.replays import Replays
 from receiver.store.search import Search
 from receiver.store.statement import Run, Statements, Steps, run_each
 
-Chore: TypeAlias = Callable[[], Awaitable[None]]
+Housekeeping: TypeAlias = Mapping[str, Callable[[], Awaitable[None]]]
+"""What one of all processes does every few seconds, by name."""
 
 sql: Final = Statements("facade")
 
@@ -89,11 +90,11 @@ class Store(Engine):
         """Bring the schema up to date and let go, or raise StoreUnusable with what to do."""
 
     @abstractmethod
-    async def sweep(self, chores: Mapping[str, Chore]) -> None:
-        """Run chores every few seconds, in one of all processes, for as long as we run."""
+    async def keep_house(self, housekeeping: Housekeeping) -> None:
+        """Do the housekeeping in one of all processes, for as long as we run."""
 
-    async def tidy(self) -> None:
-        """Drop what is old of a queue beside the rows: for drains, as sweeps do it themselves."""
+    async def trim_queue(self) -> None:
+        """Drop what is old of a queue beside the rows, for drains: else housekeeping does it."""
 
     @abstractmethod
     async def stop(self) -> None:

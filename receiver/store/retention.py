@@ -1,6 +1,6 @@
 """Retention: delete old predictions, if settings say so, and trim what would grow for ever.
 
-A sweep is a turn of a few seconds. It deletes in transactions of a few milliseconds and pauses
+A turn takes a few seconds. It deletes in transactions of a few milliseconds and pauses
 after each, so that accepts, which share the writer, hardly notice.
 """
 
@@ -39,9 +39,9 @@ class RetentionPace(msgspec.Struct, frozen=True, kw_only=True):
     """How long things take here, in seconds, and how much is done at once."""
 
     turn: float = 2.0
-    """A sweep ends after so long, and the next goes on: a process must be able to stop."""
+    """It ends after so long, and the next goes on: a process must be able to stop."""
     nap: float = 5.0
-    """Between sweeps, where there is one process."""
+    """Between turns, where there is one process."""
     rest: float = 60.0
     """Between two trims of what would grow for ever."""
     piece: float = 0.004
@@ -91,10 +91,10 @@ class Retention:
         self._deleted = 0
 
     async def run(self) -> NoReturn:
-        """Sweep for as long as we run, where one process does everything."""
-        await repeat(self.sweep, longest=self._pace.nap)
+        """Take turns for as long as we run, where one process does everything."""
+        await repeat(self.take_turn, longest=self._pace.nap)
 
-    async def sweep(self) -> None:
+    async def take_turn(self) -> None:
         """Trim and delete for one turn."""
         started = asyncio.get_running_loop().time()
         until = started + self._pace.turn

@@ -34,8 +34,10 @@ def test_replies_once(receiver_kit: Callable[..., Kit]) -> None:
 """
 
 from receiver.testing.chat import Said
+from receiver.testing.delivered import Delivered
 from receiver.testing.events import make_event
-from receiver.testing.kit import Clock, Delivered, Kit
+from receiver.testing.kit import Kit
+from receiver.testing.life import Clock
 from receiver.testing.single import Result, run
 
 __all__ = ["Clock", "Delivered", "Kit", "Result", "Said", "make_event", "run"]

@@ -11,10 +11,10 @@ from typing import Final
 import httpx
 
 from receiver.emulator import chat_settings_for, pictures
-from receiver.emulator.board import BOT, Board, Button, File, Message
-from receiver.emulator.calling import Exchange
+from receiver.emulator.chats.board import BOT, Board, Button, File, Message
+from receiver.emulator.chats.calling import Exchange
+from receiver.emulator.chats.telegram.set_up import Webhook
 from receiver.emulator.inprocess import EmulatedChats
-from receiver.emulator.telegram_set_up import Webhook
 from receiver.model.sealing import Seals
 
 CHATS: Final = "https://chats.test"

@@ -9,11 +9,10 @@ import msgspec
 from receiver.emulator import Rule, settings_for
 from receiver.emulator.endings import Ending, Failure
 from receiver.model.values import ErrorCode, Event, Output, Prediction
+from receiver.providers import DECLARED
 
 SETTINGS: Final = {
-    "OXEN_API_KEY": "oxen-key-of-a-test",
-    "EACHLABS_API_KEY": "eachlabs-key-of-a-test",
-    "FAL_KEY": "fal-key-of-a-test",
+    **{declared.key: f"{name}-key-of-a-test" for name, declared in DECLARED.items()},
     **settings_for("https://providers.test"),
 }
 _FAILURES: Final[dict[ErrorCode, Failure]] = {

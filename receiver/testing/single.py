@@ -10,7 +10,8 @@ from typing import Any, Final, Literal
 import httpx
 
 from receiver.deliveries.attempt import Attempt, Tools
-from receiver.deliveries.registry import Handler, handlers_of
+from receiver.deliveries.handlers import Handler
+from receiver.deliveries.registry import handlers_of
 from receiver.model.ids import delivery_id, new_id
 from receiver.model.retry import DONE, Decision, Policy, decide
 from receiver.model.sealing import Seals

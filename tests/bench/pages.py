@@ -57,7 +57,7 @@ _FILL = (
             {at} + n, {at} + n, {at} + n,
             CASE WHEN n % 4 = 0 THEN '{"recipe":"'
                 || CASE WHEN n % 40000 = 0 THEN 'rare' ELSE 'imagine' END
-                || '","person":"slack:T/U' || n % 5000 || '","place":null,"via":"slack"}' END,
+                || '","person":"slack:T/U' || (n % 5000) || '","place":null,"via":"slack"}' END,
             CASE WHEN n % 10 = 0 THEN {parent} END
         FROM {numbers}""",
     """INSERT INTO events (prediction_id, type, time, channel, unmatched)

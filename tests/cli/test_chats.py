@@ -13,7 +13,7 @@ import pytest
 from receiver.cli.doctor import examine
 from receiver.cli.emulating import served
 from receiver.emulator import chat_settings_for, create_emulator
-from receiver.emulator.chats import Chats
+from receiver.emulator.chats.platforms import Chats
 from receiver.http.listening import listening
 from receiver.testing.chat import telegram_secret
 from tests.cli.running import SECRET, receiver

@@ -65,7 +65,7 @@ def test_a_handler_runs_on_callbacks_of_emulated_providers_with_nothing_to_set(
         listed = inside("list", "--json", cwd=tmp_path, RECEIVER_URL=server.url)
         found = [json.loads(line) for line in listed.stdout.splitlines()]
         [command] = re.findall(r"  Try +RECEIVER_URL=\S+ .* submit (.*)\n", said)
-        assert command == 'fal fal-ai/nano-banana prompt="a lighthouse" --wait'
+        assert command == 'oxen nano-banana prompt="a lighthouse" --wait'
         args = [word.replace('"', "") for word in re.findall(r'(?:[^" ]|"[^"]*")+', command)]
         tried = inside("submit", *args, cwd=tmp_path, RECEIVER_URL=server.url)
     assert {one["provider"]: one["channel"] for one in found} == {

@@ -28,8 +28,14 @@ from starlette.types import Receive, Scope, Send
 
 from receiver import create_app
 from receiver.cli.doctor import Finding, examine, worst
-from receiver.cli.doctor.checkup import LATEST, File, Server, look_at_file
-from receiver.cli.doctor.database import check_backlog, check_database, check_server_clock
+from receiver.cli.doctor.database import (
+    LATEST,
+    File,
+    Server,
+    check_backlog,
+    check_database,
+    check_server_clock,
+)
 from receiver.cli.doctor.environment import weakness
 from receiver.cli.doctor.network import check_clock
 from receiver.emulator import create_emulator, settings_for
@@ -128,11 +134,8 @@ async def test_names_that_nobody_reads_are_named_with_the_nearest_that_somebody_
     [
         ("a" * 32, "repeats"),
         ("abcd" * 8, "repeats"),
-        ("0123456789abcdef0123456789abcdef01", "repeats"),
         ("changeme-9f8a7b6c5d4e3f2a1b0c9d8e", "placeholder"),
         ("your-secret-key-of-32-characters!", "placeholder"),
-        ("correct horse battery staple and more", "words"),
-        ("The-newest-secret-key-of-this-receiver", "words"),
         (KEY, None),
         (API_KEY, None),
         ("90817263549281736455019283746510", None),
@@ -261,7 +264,7 @@ async def test_a_good_file_is_good_and_nothing_is_written_beside_it(
     make_database(env)
     before = state(tmp_path)
     lines = await found(env)
-    assert says(lines, "ok", "database:", f"schema {LATEST}", "quick_check ok")
+    assert says(lines, "ok", "database:", f"schema {LATEST}")
     assert says(lines, "ok", "backlog: 0 deliveries pending, none dead")
     assert state(tmp_path) == before
 
@@ -278,12 +281,8 @@ async def test_another_schema_is_told(env: Env, statement: str, level: str, said
     assert says(await found(env, "database"), level, said)
 
 
-async def test_a_damaged_file_and_a_file_that_is_no_database_are_told(env: Env) -> None:
+async def test_a_file_that_is_no_database_is_told(env: Env) -> None:
     path = make_database(env)
-    content = bytearray(path.read_bytes())
-    content[5 * 4096 : 9 * 4096] = b"\xff" * (4 * 4096)
-    path.write_bytes(content)
-    assert says(await found(env, "database"), "FAIL", "backup")
     path.write_text("not a database " * 1000)
     assert says(await found(env, "database"), "FAIL", "cannot be read", "not a database")
 
@@ -392,8 +391,6 @@ async def test_parameters_that_only_others_know_do_not_keep_the_doctor_out(
 
 WELL: Final = Server(
     release="16.4",
-    number=160004,
-    encoding="UTF8",
     replica=False,
     skew=0.0,
     free_connections=90,
@@ -407,8 +404,6 @@ WELL: Final = Server(
 @pytest.mark.parametrize(
     ("change", "level", "said"),
     [
-        ({"number": 120000, "release": "12.1"}, "FAIL", "older than the queue needs"),
-        ({"encoding": "LATIN1"}, "FAIL", "ENCODING 'UTF8'"),
         ({"replica": True}, "FAIL", "set RECEIVER_DATABASE_URL to the primary"),
         ({"free_connections": 3}, "warn", "raise max_connections"),
         ({"version": None, "may_create": False}, "FAIL", "may not create a schema"),
@@ -441,34 +436,10 @@ def test_a_pooler_in_transaction_mode_is_named() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("change", "level", "said"),
-    [
-        ({"integrity": "row 3 missing from index"}, "FAIL", "is damaged: row 3"),
-        ({"wal": 2**30}, "warn", "has grown to"),
-        ({"free": 2**29}, "warn", "512 MB are left"),
-    ],
-)
-def test_whatever_is_wrong_with_a_file_is_told(
-    change: dict[str, Any], level: str, said: str
-) -> None:
-    well = File(exists=True, writable=True, free=2**40, version=LATEST, integrity="ok")
-    [line] = check_database(msgspec.structs.replace(well, **change), Settings())
-    assert line.level == level
-    assert said in str(line)
-
-
-def test_a_look_at_a_file_ends_in_time(env: Env) -> None:
-    path = make_database(env)
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute(
-            "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 60000) "
-            "INSERT INTO watermarks SELECT i, i FROM n"
-        )
-    seen = look_at_file(str(path), 0.0)
-    assert (seen.integrity, seen.version, seen.trouble) == (None, LATEST, None)
-    [line] = check_database(msgspec.structs.replace(seen, free=2**40), Settings())
-    assert (line.level, "too large for a quick_check now" in line.says) == ("ok", True)
+def test_a_disk_that_is_nearly_full_is_told() -> None:
+    seen = File(exists=True, writable=True, free=2**29, version=LATEST)
+    [line] = check_database(seen, Settings())
+    assert (line.level, "512 MB are left" in line.says) == ("warn", True)
 
 
 # --- the receiver, and the way to it ---
@@ -685,7 +656,7 @@ async def test_a_certificate_that_nobody_trusts_is_told(
     public, private = write_certificate(tmp_path)
     url = proxy(_says(Response("")), ssl_certfile=public, ssl_keyfile=private)
     lines = await found({**place.env, "RECEIVER_PUBLIC_URL": url}, "public url")
-    assert says(lines, "FAIL", "its certificate is not trusted", "self-signed")
+    assert says(lines, "FAIL", "TLS fails", "self-signed")
     lines = await found({**place.env, "RECEIVER_PUBLIC_URL": f"https{place.url[4:]}"}, "public url")
     assert says(lines, "FAIL", "TLS fails")
 
@@ -770,13 +741,11 @@ async def test_good_keys_are_told_from_bad_ones_at_no_cost(env: Env, providers: 
     lines = await found(env | providers)
     for name in ("oxen", "eachlabs", "fal"):
         assert says(lines, "ok", f"provider {name}: the key is good")
-    assert says(lines, "ok", "stream oxen: can be opened")
     assert says(lines, "ok", "clock: the clock of", "agrees")
     bad = dict.fromkeys(("OXEN_API_KEY", "EACHLABS_API_KEY", "FAL_KEY"), "wrong")
     lines = await found(env | providers | bad)
     for name in ("oxen", "eachlabs", "fal"):
         assert says(lines, "FAIL", f"provider {name}: the key is refused (HTTP 401)")
-    assert says(lines, "FAIL", "stream oxen: cannot be opened: HTTP 401")
     base = providers["OXEN_BASE_URL"].removesuffix("/oxen")
     async with httpx.AsyncClient(base_url=base) as client:
         assert (await client.get("/_emulator/ledger")).json()["predictions"] == []
@@ -795,8 +764,7 @@ async def test_a_provider_that_is_off_away_or_somebody_else_is_told(
     assert says(lines, "ok", "provider oxen: off")
     assert says(lines, "FAIL", "provider eachlabs: cannot be asked", "connection refused")
     assert says(lines, "FAIL", "provider fal: it redirects (HTTP 302)")
-    assert says(lines, "FAIL", "provider fal: no public key is to be had")
-    assert not [text for _, text in lines if text.startswith("stream")]
+    assert says(lines, "FAIL", "provider fal: what proves its callbacks cannot be had")
 
 
 @pytest.mark.parametrize(

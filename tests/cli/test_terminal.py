@@ -15,9 +15,9 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from receiver.emulator.board import numbered
+from receiver.emulator.chats.board import numbered
+from receiver.emulator.chats.telegram.api import TOKEN
 from receiver.emulator.pictures import draw, name_for
-from receiver.emulator.telegram import TOKEN
 from tests.cli.running import environment, receiver, running
 from tests.emulator.chatting import Outside, outside, said
 from tests.patience import PATIENCE

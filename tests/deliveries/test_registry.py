@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from receiver import Context, Event, Retry, on
-from receiver.deliveries.registry import Registry, handlers_of, load
+from receiver.deliveries.importing import load
+from receiver.deliveries.registry import Registry, handlers_of
 from receiver.model.errors import HandlerError
 from receiver.model.retry import Policy
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from receiver import Call, Reply, create_app, on, route, source
-from receiver.deliveries.registry import Registry, load, register
+from receiver.deliveries.importing import load, register
+from receiver.deliveries.registry import Registry
 from receiver.model.errors import HandlerError
 from receiver.settings import Settings
 from tests.receiving import ENV

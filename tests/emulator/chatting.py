@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from receiver.emulator import create_emulator
-from receiver.emulator.chats import Chats
+from receiver.emulator.chats.platforms import Chats
 from receiver.emulator.inprocess import EmulatedChats
 from tests import loopback
 from tests.emulator.serving import FAST, Server, serve

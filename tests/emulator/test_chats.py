@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from receiver.emulator import chat_settings_for
-from receiver.emulator.slack import TOKEN
+from receiver.emulator.chats.slack.api import TOKEN
 from tests import loopback
 from tests.emulator.chatting import Outside, outside, said
 from tests.patience import PATIENCE

@@ -16,11 +16,11 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from starlette.responses import Response
 
-from receiver.emulator.board import numbered
-from receiver.emulator.discord import PUBLIC_KEY, TOKEN
-from receiver.emulator.discord_people import DiscordPeople, signed
-from receiver.emulator.discord_tokens import APPLICATION
-from receiver.emulator.mishaps import Mishap
+from receiver.emulator.chats.board import numbered
+from receiver.emulator.chats.discord.api import PUBLIC_KEY, TOKEN
+from receiver.emulator.chats.discord.interactions import APPLICATION
+from receiver.emulator.chats.discord.people import DiscordPeople, signed
+from receiver.emulator.chats.mishaps import Mishap
 from receiver.emulator.pictures import draw, name_for
 from tests.emulator.chatting import Inside, Outside, Told, outside, said
 

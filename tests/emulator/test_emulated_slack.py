@@ -16,10 +16,10 @@ from slack_sdk.signature import Clock, SignatureVerifier
 from slack_sdk.webhook import WebhookClient
 from starlette.responses import Response
 
-from receiver.emulator.mishaps import Mishap
+from receiver.emulator.chats.mishaps import Mishap
+from receiver.emulator.chats.slack.api import TOKEN
+from receiver.emulator.chats.slack.people import SECRET, SlackPeople, signed
 from receiver.emulator.pictures import draw, name_for
-from receiver.emulator.slack import TOKEN
-from receiver.emulator.slack_people import SECRET, SlackPeople, signed
 from tests import loopback
 from tests.emulator.chatting import Inside, Outside, Told, outside, said
 from tests.emulator.serving import eventually

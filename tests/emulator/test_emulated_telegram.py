@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.responses import Response
 
-from receiver.emulator.board import numbered
+from receiver.emulator.chats.board import numbered
+from receiver.emulator.chats.telegram.api import TOKEN
+from receiver.emulator.chats.telegram.people import TelegramPeople
 from receiver.emulator.pictures import draw, name_for
-from receiver.emulator.telegram import TOKEN
-from receiver.emulator.telegram_people import TelegramPeople
 from tests.emulator.chatting import OWN, Inside, Outside, outside, said
 from tests.emulator.serving import eventually
 

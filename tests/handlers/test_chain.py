@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from receiver import Event, Output, Prediction, Stored, on
-from receiver.deliveries.registry import load
+from receiver.deliveries.importing import load
 from receiver.emulator import Rule
 from receiver.model.answers import Delivery
 from receiver.model.errors import HandlerError

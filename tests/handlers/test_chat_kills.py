@@ -18,8 +18,8 @@ import pytest
 
 from receiver.cli.emulating import served
 from receiver.emulator import chat_settings_for, create_emulator, settings_for
-from receiver.emulator.board import Message, Platform
-from receiver.emulator.chats import Chats
+from receiver.emulator.chats.board import Message, Platform
+from receiver.emulator.chats.platforms import Chats
 from receiver.http.listening import listening, url_of
 from tests.emulator.serving import FAST
 from tests.handlers.parts import built_in

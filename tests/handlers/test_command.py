@@ -19,7 +19,7 @@ import uvloop
 
 from receiver import Output
 from receiver.deliveries.attempt import Attempt, Tools
-from receiver.deliveries.registry import load
+from receiver.deliveries.importing import load
 from receiver.model.errors import HandlerError
 from receiver.model.retry import Failure
 from receiver.model.sealing import Seals

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from receiver.emulator.board import numbered
-from receiver.emulator.discord_people import signed
-from receiver.emulator.discord_tokens import EPOCH
-from receiver.emulator.mishaps import Mishap
+from receiver.emulator.chats.board import numbered
+from receiver.emulator.chats.discord.interactions import EPOCH
+from receiver.emulator.chats.discord.people import signed
+from receiver.emulator.chats.mishaps import Mishap
 from receiver.testing import Kit, make_event
 from tests.conftest import Disk, Start
 from tests.handlers.chat import keeping

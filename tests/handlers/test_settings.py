@@ -16,7 +16,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from receiver import Secret, read_settings
-from receiver.deliveries.registry import load
+from receiver.deliveries.importing import load
 from receiver.model.errors import HandlerError
 from receiver.testing import Kit, make_event
 from tests.handlers.parts import HANDLERS, OK, built_in, serving
@@ -287,7 +287,7 @@ def test_a_user_s_own_handlers_do_not_meet_the_built_in_ones(
         (tmp_path / "app" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "app" / name).write_text(text)
     code = (
-        "import json, sys; from receiver.deliveries.registry import load; "
+        "import json, sys; from receiver.deliveries.importing import load; "
         "found = load(sys.argv[1:]).handlers; import receiver_handlers; "
         "print(json.dumps([sorted(found), receiver_handlers.__file__]))"
     )

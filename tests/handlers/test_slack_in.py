@@ -17,9 +17,9 @@ from hypothesis import strategies as some
 from slack_sdk.signature import SignatureVerifier
 
 from receiver import Call, Unproved
-from receiver.deliveries.registry import load
-from receiver.emulator.mishaps import Mishap
-from receiver.emulator.slack_people import SECRET, SlackPeople, signed
+from receiver.deliveries.importing import load
+from receiver.emulator.chats.mishaps import Mishap
+from receiver.emulator.chats.slack.people import SECRET, SlackPeople, signed
 from receiver.testing import make_event
 from tests.conftest import Disk, Start
 from tests.handlers.parts import built_in

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from receiver.emulator import pictures as drawn
-from receiver.emulator.board import Message, numbered
-from receiver.emulator.mishaps import Mishap
-from receiver.emulator.telegram import TOKEN
-from receiver.emulator.telegram_people import TelegramPeople
+from receiver.emulator.chats.board import Message, numbered
+from receiver.emulator.chats.mishaps import Mishap
+from receiver.emulator.chats.telegram.api import TOKEN
+from receiver.emulator.chats.telegram.people import TelegramPeople
 from receiver.testing import Kit, make_event
 from receiver.testing.chat import telegram_secret
 from tests.conftest import Disk, Start
@@ -276,7 +276,7 @@ def test_a_picture_that_is_replied_to_goes_to_the_option_that_takes_one(
     people = kit.chats.people["telegram"]
     assert isinstance(people, TelegramPeople)
     [shown] = pictures(first.replies)
-    kit._do(people.replies("at night", "U1", "D1", shown))  # noqa: SLF001 - no kit replies
+    kit.do(people.replies("at night", "U1", "D1", shown))
     kit.finish_all()
     found = [one.input["image_url"].partition(",")[0] for one in predictions(kit)]
     assert found == ["data:image/png;base64"] * 2

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
 from receiver import Call, Unproved
+from receiver.deliveries.importing import load
 from receiver.deliveries.loading import load_file
-from receiver.deliveries.registry import load
 from receiver.model.errors import HandlerError
 from tests.conftest import Start
 from tests.handlers.parts import HANDLERS, built_in

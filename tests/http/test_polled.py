@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from receiver import Call, Door, Reply, Unproved, route, source
-from receiver.deliveries.registry import register
+from receiver.deliveries.importing import register
 from tests.conftest import Disk, Logged, Start
 from tests.receiving import Network, eventually
 

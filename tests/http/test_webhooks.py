@@ -44,6 +44,9 @@ PUSHING = ["eachlabs", "fal"]
 LIMIT = "2000"
 
 
+FAL_HEADERS = ("x-fal-webhook-", "request-id")
+
+
 def without(letter: Letter, *names: str) -> Letter:
     kept = [pair for pair in letter.headers if pair[0] not in names]
     return replace(letter, headers=kept)
@@ -271,7 +274,7 @@ FORGERIES: dict[str, tuple[str, Forgery]] = {
             write(n, a),
             headers=list(
                 Keyring(random.Random(99))
-                .headers(a.id, "user-1", int(time.time()), write(n, a).body)
+                .headers(FAL_HEADERS, a.id, "user-1", int(time.time()), write(n, a).body)
                 .items()
             ),
         ),

@@ -20,7 +20,7 @@ import structlog
 
 import receiver
 from receiver.observability import logging as logs
-from receiver.observability.logging import EVENTS, SECRET_WORDS, configure, flush, redact
+from receiver.observability.logging import SECRET_WORDS, configure, flush, redact
 
 PACKAGE: Final = Path(receiver.__file__).parent
 _OURS: Final = ("", "httpx", "httpcore")
@@ -55,6 +55,42 @@ def lines(out: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text(out).splitlines()]
 
 
+EVENTS: Final = {
+    "cancel": "failed",
+    "clock": "skewed stepped",
+    "event": "unmatched",
+    "handler": "attempt held interrupted missing paused registered released resumed stuck waiting",
+    "handlers": "kept reloaded",
+    "housekeeping": "failed interrupted",
+    "later": "dropped",
+    "lease": "unrenewed",
+    "log": "dropped",
+    "loop": "blocked interrupted stuck",
+    "news": "interrupted",
+    "order": "refused",
+    "outcome": "taken",
+    "poll": "failed",
+    "prediction": "erased expired",
+    "predictions": "deleted",
+    "published": "failed fetched",
+    "reader": "cut",
+    "receiver": "started stopped stopping unstarted",
+    "replay": "ended started",
+    "request": "failed handled limited",
+    "route": "failed registered slow",
+    "schema": "waiting",
+    "settings": "warning",
+    "source": "failed registered",
+    "step": "unkept",
+    "store": "parameters pooled recovered saved unavailable",
+    "stream": "connected lost unknown",
+    "submit": "accepted postponed rejected unconfirmed",
+    "task": "failed",
+    "wake": "failed",
+}
+"""All events of ours: people search for them, and alert on them, by these names."""
+
+
 def logged() -> dict[str, list[str]]:
     """Find every `log.<level>("…")` of the package and the files it is in."""
     found: dict[str, list[str]] = {}
@@ -84,18 +120,9 @@ def _event(node: ast.Call, place: str) -> str:
     return str(first.value)
 
 
-def test_every_event_name_in_the_code_is_on_the_list() -> None:
-    unlisted = {name: places for name, places in logged().items() if name not in EVENTS}
-    assert not unlisted
-
-
-def test_every_event_name_on_the_list_is_in_the_code() -> None:
-    assert not EVENTS - set(logged())
-
-
-def test_event_names_are_dotted_words() -> None:
-    assert all(name.replace(".", "").replace("_", "").isalpha() for name in EVENTS)
-    assert all(name.count(".") == 1 for name in EVENTS)
+def test_events_have_the_names_that_people_know() -> None:
+    known = {f"{noun}.{verb}" for noun, verbs in EVENTS.items() for verb in verbs.split()}
+    assert logged().keys() == known
 
 
 def test_no_line_carries_a_field_that_redaction_would_hide() -> None:

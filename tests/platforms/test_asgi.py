@@ -71,7 +71,7 @@ def test_nor_does_it_on_postgresql(database: Database) -> None:
 
 
 def test_logs_are_ours_unless_the_program_has_its_own(tmp_path: Path) -> None:
-    talk = "import logging, structlog; import receiver.asgi\n"
+    talk = "import logging, structlog; from receiver.asgi import app\n"
     talk += "structlog.get_logger().info('one'); logging.getLogger('other').warning('two')\n"
     url = f"sqlite:///{tmp_path}/r.db"
     lines = [json.loads(line) for line in run(talk, RECEIVER_DATABASE_URL=url).stderr.splitlines()]

@@ -17,7 +17,7 @@ import msgspec
 
 from receiver.model.errors import Problem, ReceiverError
 from receiver.model.values import Mode, Outcome, Ticket
-from receiver.providers import NAMES, make_providers
+from receiver.providers import NAMES
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
@@ -27,10 +27,12 @@ from receiver.providers.adapter import (
     Postponed,
     Provider,
     ProviderResponse,
+    Publishing,
     Refused,
+    Searched,
     Streamed,
 )
-from receiver.providers.fal import read_jwks
+from receiver.providers.signatures import read_jwks
 from receiver.settings import Secret, Settings
 
 FOLDER: Final = Path(__file__).parent.parent / "samples"
@@ -112,10 +114,12 @@ def load() -> dict[tuple[str, str], Sample]:
 
 def providers(*, confirm: bool = False) -> dict[str, Provider]:
     """Make every adapter as the default settings do, with a toy key each."""
-    given = Settings.read({"RECEIVER_DEV": "1"}).providers
-    return make_providers(
-        {n: replace(given[n], key=Secret(f"{n}-key"), confirm=confirm) for n in NAMES}
-    )
+    settings = Settings.read({"RECEIVER_DEV": "1"})
+    given = {
+        name: replace(settings.providers[name], key=Secret(f"{name}-key"), confirm=confirm)
+        for name in NAMES
+    }
+    return replace(settings, providers=given).adapters()
 
 
 def perform(provider: Provider, sample: Sample) -> Any:
@@ -153,6 +157,16 @@ def _streamed(provider: Provider) -> Streamed:
     return provider
 
 
+def _searched(provider: Provider) -> Searched:
+    assert isinstance(provider, Searched)
+    return provider
+
+
+def _publishing(provider: Provider) -> Publishing:
+    assert isinstance(provider, Publishing)
+    return provider
+
+
 _VERDICTS: Final = {True: "let in", False: "kept out", None: "untold"}
 
 _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
@@ -169,9 +183,10 @@ _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
     "key_works": lambda p, s: {_VERDICTS[p.key_works(s.answered())]: s.answered().status},
     "stream": lambda p, _: _streamed(p).stream(),
     "heard": lambda p, s: _streamed(p).heard(s.event, s.data),
-    "search": lambda p, s: {"requests": [_said(r) for r in _streamed(p).search(s.ticket.ticket())]},
-    "found": lambda p, s: {"ids": _streamed(p).found(s.ticket.ticket(), s.answered())},
-    "read_jwks": lambda _, s: {"keys": len(s.proof_keys())},
+    "search": lambda p, s: {"requests": [_said(r) for r in _searched(p).search(s.ticket.ticket())]},
+    "found": lambda p, s: {"ids": _searched(p).found(s.ticket.ticket(), s.answered())},
+    "keys": lambda p, _: _publishing(p).keys(),
+    "read_keys": lambda p, s: {"keys": len(_publishing(p).read_keys(s.answered().body))},
 }
 
 
@@ -187,10 +202,11 @@ def _said(value: Any) -> Any:
                     "also_known_as": value.also_known_as,
                     "output": msgspec.to_builtins(value.output),
                     "error": msgspec.to_builtins(value.error),
+                    "cost": value.cost,
                 }
             )
-        case Accepted(provider_id, links):
-            return _trim({"accepted": provider_id, "links": links})
+        case Accepted(provider_id, links, cost):
+            return _trim({"accepted": provider_id, "links": links, "cost": cost})
         case Refused(message) | Ambiguous(message):
             return {type(value).__name__.lower(): message}
         case Postponed(message, after, whole_provider):

@@ -68,6 +68,56 @@ def test_retry_after_may_be_absent() -> None:
     assert base.retry_after(answer()) is None
 
 
+@pytest.mark.parametrize(
+    ("body", "seconds"),
+    [
+        (b'{"retry_after": 7}', 7.0),
+        (b'{"retry_after": 0.5, "detail": "resets in ~30s."}', 0.5),
+        (b'{"retry_after": "7", "detail": "Your rate limit resets in ~30s."}', 30.0),
+        (b'{"detail": "Request was throttled. Expected available in 1 second."}', 1.0),
+        (b'{"detail": "Expected available in 12 seconds."}', 12.0),
+        (b'{"error": {"message": "try again after 2.5 sec"}}', 2.5),
+        (b'{"retry_after": true, "detail": "in 5 steps, in 7 stages"}', None),
+        (b'{"retry_after": NaN}', None),
+        (b"throttled", None),
+    ],
+)
+def test_what_a_refusal_says_of_the_wait_counts_where_no_header_does(
+    body: bytes, seconds: float | None
+) -> None:
+    refused = ProviderResponse(429, httpx.Headers(), body, NOW)
+    assert base.retry_after(refused) == seconds
+    told = httpx.Headers({"retry-after": "3"})
+    assert base.retry_after(ProviderResponse(429, told, body, NOW)) == 3.0
+    assert base.retry_after(ProviderResponse(200, httpx.Headers(), body, NOW)) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "ours"),
+    [
+        ("https://api.acme.ai/v1/x", True),
+        ("https://api.eu2.acme.ai/v1/x?id=1", True),
+        ("https://acme.ai/", True),
+        ("http://127.0.0.1:8001/acme/x", True),
+        ("http://api.acme.ai/v1/x", False),
+        ("https://api.acme.ai:8443/v1/x", False),
+        ("https://evil@api.acme.ai/", False),
+        ("https://evil.ai/api.acme.ai", False),
+        ("https://notacme.ai/", False),
+        ("https://acme.ai.evil.com/", False),
+        ("https://api.acme.ai\\@evil.com/", False),
+        ("//api.acme.ai/", False),
+        ("https://[", False),
+        ("https://ünicode.acme.ai.evil/", False),
+        (7, False),
+        (None, False),
+    ],
+)
+def test_a_key_goes_to_our_bases_and_below_a_domain_alone(url: Any, *, ours: bool) -> None:
+    bases = ["https://api.acme.ai", "http://127.0.0.1:8001/acme"]
+    assert base.leads_to(url, bases, "acme.ai") == ours
+
+
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 226, 299])
 def test_any_2xx_is_left_to_the_adapter(status: int) -> None:
     assert base.settle_submit(answer(status), "") is None

@@ -19,7 +19,14 @@ from receiver.model.errors import Unproved, Unreadable
 from receiver.model.values import Mode, Outcome, Ticket
 from receiver.predictions.tokens import Tokens
 from receiver.providers import NAMES
-from receiver.providers.adapter import Callback, Provider, ProviderResponse, Streamed
+from receiver.providers.adapter import (
+    Callback,
+    Provider,
+    ProviderResponse,
+    Publishing,
+    Searched,
+    Streamed,
+)
 from tests.providers.samples import FOLDER, Sample, ending, load, perform, providers, swapped
 
 SAMPLES: Final = load()
@@ -28,7 +35,7 @@ MODES: Final[tuple[Mode, ...]] = ("queue", "sync")
 PUSHING: Final = [name for name, provider in PROVIDERS.items() if provider.proof != "none"]
 
 OF_EVERYONE: Final = {
-    *((act, "request") for act in ("request", "poll", "cancel")),
+    *((act, "request") for act in ("request", "poll")),
     *(("accepted", end) for end in ("accepted", "refused", "postponed", "ambiguous", "succeeded")),
     *(("polled", end) for end in ("processing", "succeeded", "failed", "canceled", "missing")),
     ("polled", "raises"),
@@ -43,8 +50,11 @@ OF_WHO_PUSHES: Final = {
 OF_WHO_STREAMS: Final = {
     *(("heard", end) for end in ("succeeded", "failed", "ask", "nothing", "raises")),
     ("stream", "request"),
-    ("search", "requests"),
-    ("found", "ids"),
+}
+OF_SOME: Final[dict[type, set[tuple[str, str]]]] = {
+    Streamed: OF_WHO_STREAMS,
+    Searched: {("search", "requests"), ("found", "ids"), ("found", "raises")},
+    Publishing: {("keys", "request"), ("read_keys", "keys"), ("read_keys", "raises")},
 }
 OF_WHO_NEVER_CALLS: Final = {("authenticate", "raises"), ("read", "raises")}
 
@@ -60,8 +70,13 @@ def test_a_provider_has_a_sample_of_every_shape_that_it_must_know(name: str) -> 
     provider = PROVIDERS[name]
     wanted = set(OF_EVERYONE)
     wanted |= OF_WHO_PUSHES if provider.proof != "none" else OF_WHO_NEVER_CALLS
-    if provider.stream_path is not None:
-        wanted |= OF_WHO_STREAMS
+    canceled = provider.cancel(
+        Ticket(id="pred_1", model="o/m", mode="queue", input={}, provider_id="1")
+    )
+    wanted.add(("cancel", "nothing" if canceled is None else "request"))
+    for kind, shapes in OF_SOME.items():
+        if isinstance(provider, kind):
+            wanted |= shapes
     have = {(s.act, ending(s.expect)) for (owner, _), s in SAMPLES.items() if owner == name}
     assert not wanted - have
 
@@ -76,7 +91,6 @@ def test_an_adapter_is_what_the_protocol_says(name: str) -> None:
     assert isinstance(provider, Provider)
     assert provider.name == name
     assert isinstance(provider, Streamed) == (provider.stream_path is not None)
-    assert (provider.proof == "none") == (provider.stream_path is not None)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,13 +11,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from receiver.model.errors import Unproved, Unreadable
 from receiver.providers.adapter import Callback
-from receiver.providers.fal import TOLERANCE, Fal
+from receiver.providers.fal import Fal
+from receiver.providers.signatures import TOLERANCE
 from tests.providers.samples import load, swapped
 
 KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC: Final = KEY.public_key().public_bytes_raw()
 NOW: Final = 1767225600.0
-FAL: Final = Fal("key", "https://queue.fal.run", "https://fal.run")
+FAL: Final = Fal("key", "https://queue.fal.run", "https://fal.run", "https://rest.fal.ai/k")
 GENUINE: Final = load()["fal", "proved"].called()
 SIGNATURE: Final = dict(GENUINE.headers)[b"x-fal-webhook-signature"]
 

@@ -11,8 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from receiver.model.errors import KeysUnavailable, Unreadable
-from receiver.providers.fal import read_jwks
 from receiver.providers.published import KEYS_KEPT, REFRESH, published_keys
+from receiver.providers.signatures import read_jwks
 
 URL: Final = "https://keys.example/jwks.json"
 START: Final = 1_767_225_600.0
@@ -58,7 +58,9 @@ class Scene:
         self.server = Server(*replies)
         self.now = START
         client = httpx.AsyncClient(transport=httpx.MockTransport(self.server))
-        self.keys = published_keys(client, URL, reader, lambda: self.now)
+        self.keys = published_keys(
+            client, lambda: httpx.Request("GET", URL), reader, lambda: self.now
+        )
 
     async def get(self, *, refresh: bool = False) -> Sequence[bytes] | None:
         """Ask for the keys; None where there are none to be had."""

@@ -32,7 +32,7 @@ OLD = Cutoffs(succeeded_before=NOW + 100, failed_before=NOW + 100, canceled_befo
 HORIZON = oldest_id("pred", NOW + 100)
 
 
-async def sweep(store: Store, before: Cutoffs = OLD, most: int = 100) -> int:
+async def dispose(store: Store, before: Cutoffs = OLD, most: int = 100) -> int:
     """Delete what may go as retention does; say how much that was."""
     disposal = Disposal(store)
     cursor: str | None = ""
@@ -61,7 +61,7 @@ async def test_it_goes_with_all_that_hangs_on_it(engine: Engine, store: Store) -
     await store.settle(settlement(claim))
     await accept_outcome(store, arrival(1, kind="failed"))
     await newer(store)
-    assert await sweep(store) == 1
+    assert await dispose(store) == 1
     assert left(engine) == [pred(999_999)]
     for table in ("events", "callbacks"):
         assert engine.rows(f"SELECT prediction_id FROM {table}") == [(pred(999_999),)]
@@ -76,10 +76,10 @@ async def test_only_what_ended_long_enough_ago_goes(engine: Engine, store: Store
     await ended(store, 4, at=NOW + 200)
     await processing(store, 5)
     await newer(store)
-    assert await sweep(store, Cutoffs(failed_before=NOW + 9)) == 0
-    assert await sweep(store, Cutoffs(failed_before=NOW + 10)) == 1
-    assert await sweep(store, Cutoffs(canceled_before=NOW + 100)) == 1
-    assert await sweep(store, OLD) == 1
+    assert await dispose(store, Cutoffs(failed_before=NOW + 9)) == 0
+    assert await dispose(store, Cutoffs(failed_before=NOW + 10)) == 1
+    assert await dispose(store, Cutoffs(canceled_before=NOW + 100)) == 1
+    assert await dispose(store, OLD) == 1
     assert left(engine) == [pred(4), pred(5), pred(999_999)]
 
 
@@ -93,10 +93,10 @@ async def test_what_is_pending_stays(engine: Engine, store: Store) -> None:
     [first] = (await store.claim(wanted("first"))).claims
     await store.settle(settlement(first))
     await newer(store)
-    assert await sweep(store) == 0
+    assert await dispose(store) == 0
     [then] = (await store.claim(wanted("then", now=NOW + 30))).claims
     await store.settle(settlement(then))
-    assert await sweep(store) == 1
+    assert await dispose(store) == 1
     assert pred(4) not in left(engine)
 
 
@@ -105,10 +105,10 @@ async def test_a_dead_delivery_keeps_its_prediction_as_long_as_it_is_told(
 ) -> None:
     await store.settle(settlement(await claimed(store), GIVEN_UP))
     await newer(store)
-    assert await sweep(store) == 0
+    assert await dispose(store) == 0
     before = {"succeeded_before": NOW + 100}
-    assert await sweep(store, Cutoffs(**before, dead_before=NOW + 20)) == 0
-    assert await sweep(store, Cutoffs(**before, dead_before=NOW + 21)) == 1
+    assert await dispose(store, Cutoffs(**before, dead_before=NOW + 20)) == 0
+    assert await dispose(store, Cutoffs(**before, dead_before=NOW + 21)) == 1
     assert pred(1) not in left(engine)
 
 
@@ -122,11 +122,11 @@ async def test_what_a_handler_submitted_stays_while_it_may_submit_it_again(
     await accept_outcome(store, arrival(2))
     await store.settle(settlement(claim, AGAIN))
     await newer(store)
-    assert await sweep(store) == 0
+    assert await dispose(store) == 0
     assert not (await store.predictions.create(child)).is_new
     [claim] = (await store.claim(wanted(now=NOW + 60, lease_until=NOW + 90))).claims
     await store.settle(settlement(claim))
-    assert await sweep(store) == 2
+    assert await dispose(store) == 2
     assert left(engine) == [pred(999_999)]
 
 
@@ -151,7 +151,7 @@ async def test_the_newest_event_stays_so_that_its_number_never_comes_again(
 ) -> None:
     await ended(store, 1)
     await ended(store, 2)
-    assert await sweep(store) == 1
+    assert await dispose(store) == 1
     await ended(store, 3)
     numbers = engine.rows("SELECT prediction_id, seq FROM events ORDER BY seq")
     assert numbers == [(pred(2), 2), (pred(3), 3)]
@@ -163,7 +163,7 @@ async def test_a_walk_goes_page_by_page_and_passes_over_what_stays(
     for number in range(1, 8):
         await ended(store, number, **({"kind": "failed"} if number % 2 else {}))
     await newer(store)
-    assert await sweep(store, Cutoffs(succeeded_before=NOW + 100), most=2) == 3
+    assert await dispose(store, Cutoffs(succeeded_before=NOW + 100), most=2) == 3
     assert left(engine) == [pred(1), pred(3), pred(5), pred(7), pred(999_999)]
 
 
@@ -191,7 +191,7 @@ async def test_the_key_of_what_is_deleted_is_free_again(store: Store) -> None:
     await store.predictions.create(keyed)
     await accept_outcome(store, arrival(1))
     await newer(store)
-    await sweep(store)
+    await dispose(store)
     assert (
         await store.predictions.create(new(2, idempotency_key="order-1", fingerprint="f"))
     ).is_new
@@ -202,14 +202,14 @@ async def test_what_comes_late_for_what_is_deleted_is_unknown_and_kept(
 ) -> None:
     await ended(store, 1)
     await newer(store)
-    await sweep(store)
+    await dispose(store)
     taken = await accept_outcome(store, arrival(1, kind="failed"))
     assert (taken.verdict, taken.status) == ("unknown", None)
     rows = engine.rows("SELECT verdict FROM callbacks WHERE prediction_id = ?", pred(1))
     assert rows == [("unknown",)]
 
 
-async def test_sweeps_and_accepts_at_once_hurt_nobody(engine: Engine, store: Store) -> None:
+async def test_disposals_and_accepts_at_once_hurt_nobody(engine: Engine, store: Store) -> None:
     for number in range(1, 31):
         await ended(store, number)
     await newer(store)
@@ -219,7 +219,7 @@ async def test_sweeps_and_accepts_at_once_hurt_nobody(engine: Engine, store: Sto
     fresh = [arrival(number, at=NOW + 500) for number in range(101, 131)]
     both = [one for pair in zip(late, fresh, strict=True) for one in pair]
     accepting = asyncio.gather(*(accept_outcome(store, one) for one in both))
-    deleted, taken = await asyncio.gather(sweep(store), accepting)
+    deleted, taken = await asyncio.gather(dispose(store), accepting)
     assert deleted == 30
     assert {one.verdict for one in taken[::2]} <= {"late", "unknown"}
     assert {one.verdict for one in taken[1::2]} == {"accepted"}
@@ -318,5 +318,5 @@ async def test_deliveries_of_two_handlers_go_too(engine: Engine, store: Store) -
         assert claim.id == delivery_id(pred(1), handler)
         await store.settle(settlement(claim))
     await newer(store)
-    assert await sweep(store) == 1
+    assert await dispose(store) == 1
     assert engine.rows("SELECT * FROM attempts") == []

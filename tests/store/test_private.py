@@ -110,7 +110,7 @@ async def test_retention_empties_what_is_old_and_what_nobody_waits_for(
     await created(store, 4, 5, 6)
     await ended(store, 5)
     await ended(store, 6, "greet")
-    await retention(store, NOW).sweep()
+    await retention(store, NOW).take_turn()
     assert kept(engine) == [pred(4), pred(6)]
 
 

@@ -103,7 +103,7 @@ async def test_a_turn_ends_and_the_next_goes_on(engine: SQLite) -> None:
     keeper = retention(engine, Clock(), turn=0.0, page=5, piece=0.0)
     left = [count(engine)]
     while left[-1] > 1:
-        await keeper.sweep()
+        await keeper.take_turn()
         left.append(count(engine))
         assert len(left) < 100
     assert left[0] == 12
@@ -123,14 +123,14 @@ class Still(Clock):
 
 async def test_a_whole_walk_is_made_once_an_hour_by_whoever_does(engine: SQLite) -> None:
     clock = Still()  # a second is lost by rounding what is remembered, and no more may be
-    await retention(engine, clock).sweep()
+    await retention(engine, clock).take_turn()
     await fill(engine, 3)
-    await retention(engine, clock).sweep()  # another process
+    await retention(engine, clock).take_turn()  # another process
     clock.ahead += 3599
-    await retention(engine, clock).sweep()
+    await retention(engine, clock).take_turn()
     assert count(engine) == 3
     clock.ahead += 2
-    await retention(engine, clock).sweep()
+    await retention(engine, clock).take_turn()
     assert count(engine) == 1
 
 
@@ -138,10 +138,10 @@ async def test_a_clock_that_was_wrong_stops_nothing(engine: SQLite) -> None:
     clock = Clock()
     clock.ahead = 1000 * DAY
     keeper = retention(engine, clock)
-    await keeper.sweep()
+    await keeper.take_turn()
     await fill(engine, 3)
     clock.ahead = 0
-    await retention(engine, clock).sweep()
+    await retention(engine, clock).take_turn()
     assert count(engine) == 1
 
 
@@ -155,7 +155,7 @@ async def test_what_grows_in_any_case_is_cut(
         await accept_outcome(
             engine.store, arrival(1, "failed", body=b"%d" % number, at=NOW + number)
         )
-    await retention(engine, Clock(), {}, page=3).sweep()
+    await retention(engine, Clock(), {}, page=3).take_turn()
     assert count(engine) == 5
     assert count(engine, "callbacks WHERE verdict <> 'accepted'") == 2
     assert count(engine, "changes") == 1
@@ -171,7 +171,7 @@ async def test_what_is_cut_takes_as_many_turns_as_it_needs(
         await accept_outcome(engine.store, arrival(1, "failed", body=b"%d" % number))
     keeper = retention(engine, Clock(), {}, page=2, turn=0.0, piece=0.0)
     for _ in range(30):
-        await keeper.sweep()
+        await keeper.take_turn()
     assert count(engine, "changes") == 1
     assert count(engine, "callbacks WHERE verdict <> 'accepted'") == 0
 
@@ -182,9 +182,9 @@ async def test_what_came_for_what_is_gone_goes_as_it_would_have(engine: SQLite) 
     clock.ahead = NOW - clock() + 29 * DAY
     for days, left in ((29.0, 1), (31.0, 0)):
         clock.ahead = NOW - Clock()() + days * DAY
-        await retention(engine, clock, {"succeeded": 30.0}).sweep()
+        await retention(engine, clock, {"succeeded": 30.0}).take_turn()
         assert count(engine, "callbacks") == 1  # what failed is kept for good
-        await retention(engine, clock).sweep()
+        await retention(engine, clock).take_turn()
         assert count(engine, "callbacks") == left
 
 

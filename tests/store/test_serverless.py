@@ -145,7 +145,7 @@ async def test_it_has_two_connections_whatever_is_asked(database: Database) -> N
         finally:
             done.set()
             watcher.join()
-        await store.tidy()
+        await store.trim_queue()
         assert most == 2
         [[folded]] = database.rows(
             "SELECT sum(count)::int FROM pgqueuer_statistics WHERE status = 'successful'"
@@ -225,7 +225,7 @@ async def test_a_server_keeps_to_the_connections_that_it_may_have(database: Data
         claims = (await made.store.claim(wanted())).claims
         made.store.renew("me", [claim.id for claim in claims], NOW + 500)
         await eventually(lambda: _lease(database) == NOW + 500)
-        assert 4 <= len(made.connections()) <= 5  # the sixth is that of the sweeps
+        assert 4 <= len(made.connections()) <= 5  # the sixth is that of housekeeping
 
 
 # --- SQLite, where the disk goes ---

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from receiver import Context, Event, on
 from receiver.emulator import pictures
-from receiver.emulator.board import Platform, numbered
+from receiver.emulator.chats.board import Platform, numbered
 from receiver.testing import Kit, make_event
 from receiver.testing.chat import CHATS, telegram_secret
 from tests.handlers.parts import built_in

@@ -40,13 +40,12 @@ from receiver.cli.doctor.network import (
     check_public_url,
     check_receiver,
 )
+from receiver.deliveries.importing import look as look_at_handlers
 from receiver.deliveries.registry import Registry
-from receiver.deliveries.registry import look as look_at_handlers
 from receiver.predictions.tokens import Tokens
-from receiver.providers import make_providers
-from receiver.providers.egress import outward
 from receiver.settings import Caller, Settings
 from receiver.settings.development import secret_file
+from receiver.settings.egress import outward
 from receiver.settings.tls import check as check_tls
 from receiver.settings.tls import untold
 
@@ -84,7 +83,7 @@ async def examine(
             ("public url", of.public_url),
             *(
                 (f"provider {name}", partial(check_provider, provider, settings, asker))
-                for name, provider in make_providers(settings.providers).items()
+                for name, provider in settings.adapters().items()
             ),
             *((name, partial(check_chat, name, env, settings, asker)) for name in CHATS),
             ("handlers", of.handlers),

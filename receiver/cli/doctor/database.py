@@ -1,56 +1,161 @@
-"""Judges what a look at the database found, on either engine."""
+"""Look at the database, beside a running receiver or without one: writes nothing.
+
+A SQLite file that is open elsewhere is read beside that; one that is not is read without the files
+that SQLite would make for it. A server is told that we only read.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import shutil
+import sqlite3
+import time
 from collections.abc import Iterator, Mapping
-from typing import Final, TypeAlias
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final, TypeAlias
 
-from receiver.cli.doctor.checkup import (
-    LATEST,
-    OVERDUE,
-    File,
-    Server,
-    look_at_file,
-    look_at_server,
-)
+import msgspec
+
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
 from receiver.deliveries.registry import Registry
 from receiver.model.errors import StoreUnusable
+from receiver.providers import NAMES
 from receiver.settings import Settings
-from receiver.store.backlog import Backlog
+from receiver.store.backlog import Backlog, backlog_of, sql, wanted
 from receiver.store.postgres import address
+from receiver.store.schema import migrations
 
+LATEST: Final = len(migrations("sqlite"))
+"""The schema that this program makes and needs."""
+OVERDUE: Final = 300.0
+"""Seconds past its time after which nobody seems to see to something."""
 _LOOK: Final = 6.0
 """Seconds for a look at the database."""
 _MEGABYTE: Final = 1024 * 1024
 _FULL: Final = 64 * _MEGABYTE
 _LOW: Final = 1024 * _MEGABYTE
-_LARGE_WAL: Final = 256 * _MEGABYTE
-"""It is begun anew from 16 MB on, unless somebody reads from it all the time."""
-_OLDEST: Final = 130000
 SKEWED: Final = 2.0
 WRONG: Final = 60.0
 """Seconds by which two clocks may differ before it is worth a warning, and before it does harm."""
+
+
+class File(msgspec.Struct, frozen=True, kw_only=True):
+    """A database file, as it lies there."""
+
+    exists: bool
+    writable: bool
+    """It, and the folder it is in (or will be)."""
+    free: int
+    """Bytes left on its disk."""
+    version: int = 0
+    """Of the schema."""
+    backlog: Backlog | None = None
+    trouble: str | None = None
+    """Why it cannot be read."""
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """A PostgreSQL database, as its server describes it."""
+
+    release: str
+    replica: bool
+    skew: float
+    """Seconds by which its clock is ahead of ours."""
+    free_connections: int
+    version: int | None
+    """Of the schema; None: there is none yet."""
+    may_create: bool
+    """It lets our role make a schema."""
+    closed: list[str]
+    """Tables of ours that our role may not fully use."""
+    is_pooled: bool = False
+    """We reach it through a pooler in transaction mode."""
+    backlog: Backlog | None = None
+
 
 Look: TypeAlias = File | Server | Finding | None
 """A finding where there was nothing to look at; None where another check says so."""
 
 
 async def look(settings: Settings) -> Look:
+    """Look at the database of the settings, for some seconds at most."""
     try:
-        async with asyncio.timeout(_LOOK + 1):
+        async with asyncio.timeout(_LOOK):
             if settings.sqlite_path is None:
                 return await _look_at_server(settings)
-            return await asyncio.to_thread(look_at_file, settings.sqlite_path, _LOOK)
+            return await asyncio.to_thread(look_at_file, settings.sqlite_path)
     except TimeoutError:
         said = f"{settings.database} says nothing within {_LOOK:g} s"
         return fail("database", said, "see that its disk or its server answers")
 
 
+# --- SQLite ---
+
+
+def look_at_file(path: str) -> File:
+    """Look at a file; never raises for what is wrong with it."""
+    folders = Path(path).absolute().parents
+    folder = next(above for above in folders if above.exists())  # the others will be made in it
+    there = Path(path).exists()
+    facts: dict[str, Any] = {
+        "exists": there,
+        "writable": os.access(folder, os.W_OK | os.X_OK)
+        and (not there or os.access(path, os.W_OK)),
+        "free": shutil.disk_usage(folder).free,
+    }
+    if there:
+        try:
+            facts |= _read_file(path)
+        except (OSError, sqlite3.Error) as error:
+            facts["trouble"] = f"{type(error).__name__}: {error}"
+    return File(**facts)
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    mode = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
+    uri = f"{Path(path).absolute().as_uri()}?{mode}"
+    with closing(sqlite3.connect(uri, uri=True, timeout=2.0)) as connection:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version != LATEST:
+            return {"version": version}
+        connection.row_factory = sqlite3.Row
+        before = time.time() - OVERDUE
+        counted = {"before": before, "rows": json.dumps(wanted(NAMES))}
+        rows = connection.execute(sql.count_all.sqlite, counted).fetchall()
+        return {"version": version, "backlog": backlog_of(rows, before)}
+
+
+# --- PostgreSQL ---
+
+_SERVER: Final = """
+SELECT current_setting('server_version') AS release,
+       pg_is_in_recovery() AS replica,
+       current_setting('max_connections')::int
+           - current_setting('superuser_reserved_connections')::int
+           - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')
+           AS free_connections,
+       has_database_privilege(current_database(), 'CREATE') AS may_create,
+       EXISTS (SELECT FROM pg_tables WHERE schemaname = 'receiver' AND tablename = 'migrations')
+           AS migrated
+"""
+_CLOSED: Final = """
+SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'receiver' AND c.relkind = 'r' AND NOT (
+    has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+    AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE')
+    AND has_table_privilege(c.oid, 'DELETE'))
+ORDER BY 1
+"""
+
+
 async def _look_at_server(settings: Settings) -> Server | Finding:
     try:
-        return await look_at_server(settings, _LOOK)
+        return await _ask_server(settings)
+    except TimeoutError:
+        raise
     except ModuleNotFoundError as error:
         return fail(
             "database",
@@ -66,6 +171,41 @@ async def _look_at_server(settings: Settings) -> Server | Finding:
         return fail("database", *said.rsplit("; ", 1))
 
 
+async def _ask_server(settings: Settings) -> Server:
+    from receiver.store.postgres import sessions  # noqa: PLC0415 - paid for when used
+
+    access = sessions.Access(pooled=settings.database_pooled)
+    way = sessions.Sessions(settings.database_url, access)
+    connection = await way.connect_first()
+    try:
+        given = {**way.address.settings, "search_path": "receiver"}
+        only_read = f"BEGIN READ ONLY; {address.set_config(given, is_local=True)}"
+        await connection.execute(only_read)
+        return await _read_server(connection, is_pooled=way.is_pooled)
+    finally:
+        connection.terminate()
+
+
+async def _read_server(connection: Any, *, is_pooled: bool) -> Server:
+    facts = dict(await connection.fetchrow(_SERVER))
+    began = time.time()
+    there = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
+    facts["skew"] = there - (began + time.time()) / 2
+    facts["closed"] = [row["relname"] for row in await connection.fetch(_CLOSED)]
+    version = None
+    if facts.pop("migrated") and "migrations" not in facts["closed"]:
+        version = await connection.fetchval("SELECT max(number) FROM receiver.migrations")
+    if version == LATEST and not facts["closed"]:
+        before = time.time() - OVERDUE
+        columns = map(list, zip(*wanted(NAMES), strict=True))
+        rows = await connection.fetch(sql.count_all.postgres, before, *columns)
+        facts["backlog"] = backlog_of(rows, before)
+    return Server(version=version, is_pooled=is_pooled, **facts)
+
+
+# --- what it means ---
+
+
 def check_database(seen: Look, settings: Settings) -> Findings:
     if seen is None or isinstance(seen, Finding):
         return [] if seen is None else [seen]
@@ -76,8 +216,7 @@ def check_database(seen: Look, settings: Settings) -> Findings:
         said = f"PostgreSQL {seen.release.split()[0]}, schema {seen.version}"
         said += ", through a pooler in transaction mode" if seen.is_pooled else ""
     elif seen.exists:
-        checked = "quick_check ok" if seen.integrity else "too large for a quick_check now"
-        said = f"schema {seen.version}, {_size(seen.free)} free, {checked}"
+        said = f"schema {seen.version}, {_size(seen.free)} free"
     else:
         said = f"not there yet: `receiver serve` makes it; {_size(seen.free)} free"
     return [ok("database", f"{settings.database}: {said}")]
@@ -104,36 +243,11 @@ def _file(seen: File, settings: Settings) -> Iterator[Finding]:
             f"{_size(seen.free)} are left on the disk of {path}",
             "make room: without any, callbacks are answered 503",
         )
-    if seen.wal > _LARGE_WAL:
-        yield warn(
-            "database",
-            f"{path}-wal has grown to {_size(seen.wal)}",
-            "end what reads the file for hours (a backup, a shell): it shrinks by itself then",
-        )
     if seen.exists and seen.trouble is None:
-        yield from _read(seen, path)
-
-
-def _read(seen: File, path: str) -> Iterator[Finding]:
-    yield from _schema(seen.version)
-    if seen.integrity not in {"ok", None}:
-        yield fail(
-            "database",
-            f"{path} is damaged: {seen.integrity}",
-            "stop the receiver, keep the file, and restore a backup",
-        )
+        yield from _schema(seen.version)
 
 
 def _server(seen: Server, settings: Settings) -> Iterator[Finding]:
-    if seen.number < _OLDEST:
-        said = f"PostgreSQL {seen.release} is older than the queue needs"
-        yield fail("database", said, f"use {_OLDEST // 10000} or later")
-    if seen.encoding != "UTF8":
-        yield fail(
-            "database",
-            f"it keeps its texts as {seen.encoding}, which cannot hold all that providers say",
-            "make a database with ENCODING 'UTF8'",
-        )
     if seen.replica:
         said = "the server is a replica and takes no writes"
         yield fail("database", said, "set RECEIVER_DATABASE_URL to the primary")
@@ -144,10 +258,6 @@ def _server(seen: Server, settings: Settings) -> Iterator[Finding]:
             f"opens up to {settings.connections}",
             "raise max_connections, or lower RECEIVER_DATABASE_CONNECTIONS",
         )
-    yield from _tables(seen)
-
-
-def _tables(seen: Server) -> Iterator[Finding]:
     if seen.closed:
         yield fail(
             "database",
@@ -155,17 +265,16 @@ def _tables(seen: Server) -> Iterator[Finding]:
             "GRANT USAGE ON SCHEMA receiver, and SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN "
             "SCHEMA receiver, to it",
         )
-    elif seen.version is None:
-        if seen.may_create:
-            yield warn("database", "it is empty", "`receiver migrate` sets it up")
-        else:
-            yield fail(
-                "database",
-                "it is not set up, and our role may not create a schema in it",
-                "run `receiver migrate` once as a role that may",
-            )
-    else:
+    elif seen.version is not None:
         yield from _schema(seen.version)
+    elif seen.may_create:
+        yield warn("database", "it is empty", "`receiver migrate` sets it up")
+    else:
+        yield fail(
+            "database",
+            "it is not set up, and our role may not create a schema in it",
+            "run `receiver migrate` once as a role that may",
+        )
 
 
 def _schema(version: int) -> Iterator[Finding]:
@@ -183,27 +292,25 @@ def _schema(version: int) -> Iterator[Finding]:
         )
 
 
+_DEAD: Final = (
+    "see `receiver deliveries --state dead`, fix the handler, then `receiver retry ID`, or "
+    "`receiver replay --state dead` for all"
+)
+_UNATTENDED: Final = "see that `receiver serve` or `receiver worker` runs and is not out of breath"
+_UNASKED: Final = "see that `receiver serve` runs and reaches the providers"
+
+
 def check_backlog(seen: Look) -> Findings:
     backlog = _backlog(seen)
     if backlog is None:
         return []
-    found = [
-        warn("backlog", said.format(number), fix)
-        for number, said, fix in (
-            (backlog.dead, "{} deliveries are dead", _DEAD),
-            (
-                backlog.overdue_deliveries,
-                f"{{}} deliveries are overdue by {OVERDUE:g} s",
-                _UNATTENDED,
-            ),
-            (
-                backlog.overdue_predictions,
-                f"{{}} predictions are overdue by {OVERDUE:g} s",
-                _UNASKED,
-            ),
-        )
-        if number
-    ]
+    late = f"overdue by {OVERDUE:g} s"
+    counted = (
+        (backlog.dead, "deliveries are dead", _DEAD),
+        (backlog.overdue_deliveries, f"deliveries are {late}", _UNATTENDED),
+        (backlog.overdue_predictions, f"predictions are {late}", _UNASKED),
+    )
+    found = [warn("backlog", f"{number} {said}", fix) for number, said, fix in counted if number]
     if paused := sorted(name for name, state in backlog.held.items() if state == "paused"):
         fix = "resume them when what they do can be done again"
         found.append(warn("backlog", f"{_some(paused)}: paused by hand", fix))
@@ -213,14 +320,6 @@ def check_backlog(seen: Look) -> Findings:
     return found or [
         ok("backlog", f"{sum(backlog.of_handlers().values())} deliveries pending, none dead")
     ]
-
-
-_DEAD: Final = (
-    "see `receiver deliveries --state dead`, fix the handler, then `receiver retry ID`, or "
-    "`receiver replay --state dead` for all"
-)
-_UNATTENDED: Final = "see that `receiver serve` or `receiver worker` runs and is not out of breath"
-_UNASKED: Final = "see that `receiver serve` runs and reaches the providers"
 
 
 def check_pending(seen: Look, registry: Registry) -> Iterator[Finding]:

@@ -6,15 +6,15 @@ A secret is never shown, not in part.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
+from receiver.providers import NAMES
 from receiver.settings import Caller, Secret, Settings, advice, all_settings
 
-_OURS: Final = ("RECEIVER_", "OXEN_", "EACHLABS_", "FAL_")
+_OURS: Final = ("RECEIVER_", *(f"{name.upper()}_" for name in NAMES))
 _KNOWN_STRANGERS: Final = {
     "FAL_KEY_ID": "fal's own client joins it with FAL_KEY_SECRET: set FAL_KEY to <id>:<secret>",
     "FAL_KEY_SECRET": "fal's own client joins it with FAL_KEY_ID: set FAL_KEY to <id>:<secret>",
@@ -26,7 +26,8 @@ _PLACEHOLDERS: Final = (
     "insert", "placeholder", "dummy", "password", "passw0rd", "letmein", "qwerty",
     "supersecret", "super-secret", "mysecret", "my-secret", "not-so-secret", "unsafe", "insecure",
 )  # fmt: skip
-_WORDS: Final = re.compile(r"[A-Z]?[a-z]+([-_. /+][A-Z]?[a-z]+)+")
+_FEWEST: Final = 8
+"""Different characters: of 32 random hexadecimal digits that are fewer, one in 10^9 is so poor."""
 SHORTEST_API_KEY: Final = 16
 _SHORTEST_HIDDEN: Final = 6
 """Shorter ones are parts of words; no check says one, hiding them is only the net below."""
@@ -116,14 +117,9 @@ def _placed(name: str, texts: list[str]) -> Iterator[tuple[str, str]]:
 
 def weakness(text: str) -> str | None:
     """Return why a secret could be guessed; None where nothing speaks for it."""
-    plain = text.lower()
-    if any(word in plain for word in _PLACEHOLDERS):
+    if any(word in text.lower() for word in _PLACEHOLDERS):
         return "reads like a placeholder"
-    if any(text[period:] == text[:-period] for period in range(1, len(text) // 2 + 1)):
-        return "repeats itself"
-    if _WORDS.fullmatch(text):
-        return "is made of words, which are guessed first"
-    return None
+    return "repeats itself" if len(set(text)) < _FEWEST else None
 
 
 def _rotation(settings: Settings) -> Iterator[Finding]:

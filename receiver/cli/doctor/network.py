@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import socket
 import ssl
@@ -26,8 +25,14 @@ from receiver.deliveries.fetch import is_public
 from receiver.model.errors import Unreadable
 from receiver.predictions.provider_client import BROKEN
 from receiver.predictions.tokens import Tokens
-from receiver.providers.adapter import Provider, ProviderResponse, Streamed, error_body
-from receiver.providers.fal import read_jwks
+from receiver.providers import DECLARED
+from receiver.providers.adapter import (
+    Provider,
+    ProviderResponse,
+    Publishing,
+    can_prove,
+    error_body,
+)
 from receiver.providers.transport import read_capped
 from receiver.settings import Caller, Settings
 
@@ -90,14 +95,6 @@ class Asker:
         except (TypeError, ValueError, OverflowError):
             return
 
-    async def open(self, request: httpx.Request) -> tuple[int, str]:
-        """Open a stream and close it again; give its status and its type."""
-        request.extensions = {"timeout": httpx.Timeout(_PATIENCE).as_dict()}
-        async with asyncio.timeout(_PATIENCE):
-            response = await self._client.send(request, stream=True)
-            await response.aclose()
-        return response.status_code, response.headers.get("content-type", "")
-
 
 # --- the receiver ---
 
@@ -148,11 +145,10 @@ class Echoes:
 
 
 _BREAKS: Final[dict[type[BaseException], Trouble]] = {
-    ssl.SSLCertVerificationError: Trouble(
-        "its certificate is not trusted ({0.verify_message})",
-        "use one that is valid for this name, with all intermediate ones",
+    ssl.SSLError: Trouble(
+        "TLS fails ({0})",
+        "use a certificate that is valid for this name, with all intermediate ones, on that port",
     ),
-    ssl.SSLError: Trouble("TLS fails ({0})", "see that HTTPS is spoken on that port"),
     socket.gaierror: Trouble("its name cannot be resolved", "fix the name, or its DNS record"),
     TimeoutError: _SILENT,
     httpx.TimeoutException: _SILENT,
@@ -165,25 +161,15 @@ _BREAKS: Final[dict[type[BaseException], Trouble]] = {
 
 def _broken(error: BaseException) -> Trouble:
     """Say what kept an answer from coming."""
-    for cause in _causes(error):
+    cause: BaseException | None = error
+    while cause is not None:
         for kind, trouble in _BREAKS.items():
             if isinstance(cause, kind):
                 return trouble._replace(says=trouble.says.format(cause))
+        several = getattr(cause, "exceptions", ())
+        cause = several[0] if several else cause.__cause__ or cause.__context__
     said = f"no answer came ({type(error).__name__}: {error})"
     return Trouble(said, "see what listens there", absent=True)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Walk through an error and all that led to it."""
-    left = [error]
-    seen: set[int] = set()
-    while left:
-        cause = left.pop(0)
-        if cause is None or id(cause) in seen:
-            continue
-        seen.add(id(cause))
-        yield cause
-        left += [cause.__cause__, cause.__context__, *getattr(cause, "exceptions", ())]
 
 
 _REFUSALS: Final = {
@@ -340,19 +326,11 @@ async def _addresses(url: str, settings: Settings) -> Findings:
     if settings.dev:
         said = f"{host} leads to {private[0]}: only providers on this machine can call back"
         return [warn("public url", said, "use a tunnel for real ones")]
-    if _is_literal(host) or host == "localhost":
+    if host in {*private, "localhost"}:
         said = f"{host} is a private address, which no provider can reach"
         return [fail("public url", said, "name a public host in RECEIVER_PUBLIC_URL")]
     said = f"{host} leads to {private[0]} as seen from here, which no provider can reach"
     return [warn("public url", said, "see that it leads to a public address as seen from outside")]
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True
 
 
 async def _large(url: str, settings: Settings, echoes: Echoes) -> Finding:
@@ -368,16 +346,18 @@ async def _large(url: str, settings: Settings, echoes: Echoes) -> Finding:
 
 
 async def check_provider(provider: Provider, settings: Settings, asker: Asker) -> Findings:
-    """Try its key, and fetch from it what else it is there for: its public keys, its stream."""
+    """Try its key, and fetch its public keys, if it has any."""
     name, given = f"provider {provider.name}", settings.providers[provider.name]
     if given.key is None:
         return [ok(name, "off, as it has no key")]
+    found: Findings = []
     checks = [_check_key(name, provider, asker)]
-    if provider.proof == "public_keys":
-        checks.append(_check_public_keys(name, given.urls["jwks"], asker))
-    if isinstance(provider, Streamed):
-        checks.append(_check_stream(f"stream {provider.name}", provider, asker))
-    return [finding for found in await asyncio.gather(*checks) for finding in found]
+    if isinstance(provider, Publishing) and not given.secrets:
+        checks.append(_check_keys(name, provider, asker))
+    elif not can_prove(provider, given.secrets) and (secret := DECLARED[provider.name].secret):
+        said = f"its callbacks cannot be proved without {secret}: outcomes come by poll"
+        found = [warn(name, said, "set it to the secret that the provider shows")]
+    return found + [each for some in await asyncio.gather(*checks) for each in some]
 
 
 async def _check_key(name: str, provider: Provider, asker: Asker) -> Findings:
@@ -402,27 +382,17 @@ def _judge(name: str, answer: ProviderResponse, works: bool | None) -> Finding:
     return warn(name, f"cannot tell whether the key is good ({said})", "try again later")
 
 
-async def _check_public_keys(name: str, url: str, asker: Asker) -> Findings:
+async def _check_keys(name: str, provider: Publishing, asker: Asker) -> Findings:
+    request = provider.keys()
     try:
-        answer = await asker.ask(httpx.Request("GET", url))
-        keys = read_jwks(answer.body) if answer.status == httpx.codes.OK else []
-        said = f"no public key is to be had from {url} (HTTP {answer.status})"
+        answer = await asker.ask(request)
+        keys = provider.read_keys(answer.body) if answer.status == httpx.codes.OK else []
+        said = f"HTTP {answer.status}"
     except ASKING as error:
-        keys, said = [], f"no public key is to be had from {url}: {_broken(error).says}"
-    fix = "without one no callback can be proved: see FAL_JWKS_URL, and that it can be reached"
+        keys, said = [], _broken(error).says
+    said = f"what proves its callbacks cannot be had from {request.url}: {said}"
+    fix = "without it no callback can be proved: see its URL, and that it can be reached"
     return [] if keys else [fail(name, said, fix)]
-
-
-async def _check_stream(line: str, provider: Streamed, asker: Asker) -> Findings:
-    try:
-        status, kind = await asker.open(provider.stream())
-    except ASKING as error:
-        return [fail(line, f"cannot be opened: {_broken(error).says}", _REACH)]
-    if status == httpx.codes.OK and kind.startswith("text/event-stream"):
-        return [ok(line, "can be opened")]
-    refused = status in {401, 403}
-    fix = "see the provider's key" if refused else "see its URL; outcomes come by poll until then"
-    return [fail(line, f"cannot be opened: HTTP {status} {kind}".rstrip(), fix)]
 
 
 def check_clock(skews: Mapping[str, float]) -> Findings:

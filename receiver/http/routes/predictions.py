@@ -227,7 +227,7 @@ class PredictionRoutes:
     @post(
         "/v1/predictions/{id}/cancel",
         {202: "it has not ended", 200: "it has ended"},
-        problems=["not-found", "already-ended", "unconfirmed", *_FROM_PROVIDER],
+        problems=["not-found", "already-ended", "cannot-cancel", "unconfirmed", *_FROM_PROVIDER],
         missing=_MISSING,
         sends=SENT,
     )

@@ -36,7 +36,7 @@ from receiver.store.deliveries import (
 from receiver.store.due import Due
 from receiver.store.due import sql as due_sql
 from receiver.store.engine import AttemptName
-from receiver.store.facade import Chore, Store
+from receiver.store.facade import Housekeeping, Store
 from receiver.store.inbox import IncomingOutcome
 from receiver.store.leases import LeaseRequest
 from receiver.store.postgres import address, migrating
@@ -79,7 +79,7 @@ _CHANNEL: Final = "receiver_news"
 _MOST_NAMED: Final = 150
 """Predictions named in one notice: its text may have 8,000 bytes."""
 _FIXED: Final = 4
-"""Connections beside those of writers and readers: to claim, renew, listen and sweep."""
+"""Connections beside those of writers and readers: to claim, renew, listen and keep house."""
 _MOST_ATTEMPTS: Final = 100
 """Attempts named in one notice, likewise."""
 _WRITERS: Final = 2
@@ -230,16 +230,16 @@ class PostgresStore(Store):
         if dropped := self._sessions.address.dropped:
             log.info("store.parameters", unused=", ".join(dropped))
 
-    async def sweep(self, chores: Mapping[str, Chore]) -> None:
+    async def keep_house(self, housekeeping: Housekeeping) -> None:
         """Do so; a function leaves all of it to its drains."""
         if not self._access.serverless:
-            await self._jobs.sweep(self.connect, chores)
+            await self._jobs.keep_house(self.connect, housekeeping)
 
-    async def tidy(self) -> None:
-        await self._claimer.write("tidy", self._tidy_all, None, is_atomic=False)
+    async def trim_queue(self) -> None:
+        await self._claimer.write("trim_queue", self._trim_queue, None, is_atomic=False)
 
-    async def _tidy_all(self, cx: Connection, items: Sequence[None]) -> Sequence[None]:
-        await self._jobs.tidy(self._jobs.queries(cx))
+    async def _trim_queue(self, cx: Connection, items: Sequence[None]) -> Sequence[None]:
+        await self._jobs.trim(self._jobs.queries(cx))
         return items
 
     async def believes(self, now: float, step: Shift) -> bool:

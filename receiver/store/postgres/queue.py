@@ -11,14 +11,14 @@ import asyncio
 import importlib.metadata
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
 import structlog
 
-from receiver.store.facade import Chore
+from receiver.store.facade import Housekeeping
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.parts import (
     JOB_STATUS,
@@ -214,72 +214,59 @@ class PgQueuerJobs:
         if jobs:
             await self.queries(connection).update_heartbeat([job.id for job in jobs])
 
-    async def tidy(self, queries: Queries) -> None:
+    async def trim(self, queries: Queries) -> None:
         """Fold PgQueuer's log into its statistics, and drop what is old of both."""
         await queries.aggregate_logs()
         while await queries.driver.execute(self._forget_log) == f"DELETE {_MOST_FORGOTTEN}":
             pass
         await queries.driver.execute(self._forget_statistics)
 
-    async def sweep(
-        self, connect: Callable[[], Awaitable[Connection]], chores: Mapping[str, Chore]
+    async def keep_house(
+        self, connect: Callable[[], Awaitable[Connection]], housekeeping: Housekeeping
     ) -> None:
-        """Run chores every few seconds, and tidy the queue's own; once for all processes."""
-        await _Sweeps(self, connect, chores).run()
+        """Do the housekeeping every few seconds, the queue's own too; once for all processes.
+
+        It is PgQueuer's schedules: what a process that died was to do is another's half a minute
+        on. Its own words for what failed would come on top of ours.
+        """
+        logging.getLogger("pgqueuer").setLevel(logging.CRITICAL)
+        while True:
+            try:
+                await self._keep_house(connect, housekeeping)
+            except Exception as error:  # noqa: BLE001 - housekeeping must go on after any error
+                log.warning("housekeeping.interrupted", reason=f"{type(error).__name__}: {error}")
+            await asyncio.sleep(_AGAIN)
+
+    async def _keep_house(
+        self, connect: Callable[[], Awaitable[Connection]], housekeeping: Housekeeping
+    ) -> None:
+        # Only who keeps house pays for it; PgQueuer's root comes with it.
+        from pgqueuer import SchedulerManager  # noqa: PLC0415
+
+        connection = await connect()
+        try:
+            queries = self.queries(connection)
+            manager = SchedulerManager(queries)
+            for name, work in housekeeping.items():
+                manager.schedule(f"receiver.{name}", _OFTEN)(_scheduled(name, work))
+            trim = _scheduled("queue", partial(self.trim, queries))
+            manager.schedule("receiver.queue", _EVERY_MINUTE)(trim)
+            await manager.run()
+        finally:
+            connection.terminate()
 
 
 def _by_delivery(jobs: Sequence[Job]) -> dict[str, Job]:
     return {(job.payload or b"").decode(): job for job in jobs}
 
 
-class _Sweeps:
-    """Runs each of a few chores every few seconds, once in the whole cluster.
+def _scheduled(name: str, work: Callable[[], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+    """Return what PgQueuer runs: it logs a failure, and the next turn comes in seconds."""
 
-    They are PgQueuer's schedules: the chore of a process that died is another's half a minute on.
-    """
-
-    def __init__(
-        self,
-        jobs: PgQueuerJobs,
-        connect: Callable[[], Awaitable[Connection]],
-        chores: Mapping[str, Chore],
-    ) -> None:
-        self._jobs = jobs
-        self._connect = connect
-        self._chores = chores
-        # Its own words for a chore that failed would come on top of ours.
-        logging.getLogger("pgqueuer").setLevel(logging.CRITICAL)
-
-    async def run(self) -> None:
-        while True:
-            try:
-                await self._run()
-            except Exception as error:  # noqa: BLE001 - sweeping must go on after any error
-                log.warning("sweep.interrupted", reason=f"{type(error).__name__}: {error}")
-            await asyncio.sleep(_AGAIN)
-
-    async def _run(self) -> None:
-        # Only who sweeps pays for it; PgQueuer's root comes with it.
-        from pgqueuer import SchedulerManager  # noqa: PLC0415
-
-        connection = await self._connect()
-        try:
-            queries = self._jobs.queries(connection)
-            manager = SchedulerManager(queries)
-            for name, chore in self._chores.items():
-                manager.schedule(f"receiver.{name}", _OFTEN)(_chore(name, chore))
-            tidy = partial(self._jobs.tidy, queries)
-            manager.schedule("receiver.tidy", _EVERY_MINUTE)(_chore("tidy", tidy))
-            await manager.run()
-        finally:
-            connection.terminate()
-
-
-def _chore(name: str, chore: Chore) -> Callable[[Any], Awaitable[None]]:
     async def run(_: Any) -> None:
         try:
-            await chore()
-        except Exception as error:  # noqa: BLE001 - the next turn comes in seconds
-            log.warning("sweep.failed", sweep=name, reason=f"{type(error).__name__}: {error}")
+            await work()
+        except Exception as error:  # noqa: BLE001 - see above
+            log.warning("housekeeping.failed", work=name, reason=f"{type(error).__name__}: {error}")
 
     return run

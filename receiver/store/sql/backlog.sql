@@ -3,13 +3,7 @@
 -- Pending deliveries are counted from handler to handler by the index, however many each has. One
 -- that is pending again after its end is as old as its due time, any other as its event. Overdue is
 -- what has been due since `before`; where that is 0, it is not counted.
-WITH RECURSIVE h (name) AS (
-    SELECT min(handler) FROM deliveries WHERE state = 'pending'
-    UNION ALL
-    SELECT (SELECT min(d.handler) FROM deliveries d
-            WHERE d.state = 'pending' AND d.handler > h.name)
-    FROM h WHERE h.name IS NOT NULL
-)
+WITH RECURSIVE {handlers_with_pending}
 SELECT * FROM (
     SELECT 'delivery' AS kind, h.name AS name, 'pending' AS state,
         (SELECT count(*) FROM (SELECT 1 FROM deliveries d

@@ -7,6 +7,12 @@ JOIN events e ON e.prediction_id = d.prediction_id
 JOIN predictions p ON p.id = d.prediction_id
 LEFT JOIN callbacks c ON c.prediction_id = p.id AND c.verdict = 'accepted'
 
+-- fragment: take_back_held
+UPDATE deliveries
+SET state = 'pending', due_at = :now::float, owner = NULL, lease_until = NULL, reason = :reason
+WHERE id IN (SELECT id FROM held)
+RETURNING id
+
 -- fragment: to_claim
 d.id AS delivery_id, d.attempts + 1 AS attempt, d.round, d.claims + 1 AS number,
     {event_columns}, p.trace, p.private,
@@ -152,10 +158,7 @@ WITH held AS MATERIALIZED (
     WHERE state = 'running' AND (lease_until <= :now::float OR (:everyone::bool AND owner <> :owner))
     ORDER BY id {lock}
 )
-UPDATE deliveries
-SET state = 'pending', due_at = :now::float, owner = NULL, lease_until = NULL, reason = :reason
-WHERE id IN (SELECT id FROM held)
-RETURNING id
+{take_back_held}
 
 -- name: reclaim_own
 -- Take back what an owner still runs then and may not give back any more.
@@ -163,10 +166,7 @@ WITH held AS MATERIALIZED (
     SELECT id FROM deliveries WHERE state = 'running' AND owner = :owner
       AND (:everything::bool OR id IN (SELECT r.id FROM {rows:id text})) ORDER BY id {lock}
 )
-UPDATE deliveries
-SET state = 'pending', due_at = :now::float, owner = NULL, lease_until = NULL, reason = :reason
-WHERE id IN (SELECT id FROM held)
-RETURNING id
+{take_back_held}
 
 -- name: reclaim_these
 -- Take back some claims, where their lease is over.
@@ -175,10 +175,7 @@ WITH held AS MATERIALIZED (
     WHERE state = 'running' AND lease_until <= :now::float AND id IN (SELECT r.id FROM {rows:id text})
     ORDER BY id {lock}
 )
-UPDATE deliveries
-SET state = 'pending', due_at = :now::float, owner = NULL, lease_until = NULL, reason = :reason
-WHERE id IN (SELECT id FROM held)
-RETURNING id
+{take_back_held}
 
 -- name: end_lost_probes
 -- End the probes of lost claims, so that another process may make the next.

@@ -2,13 +2,7 @@
 -- Read when the first of each kind falls due, and how long others hold what they have claimed.
 -- Pending deliveries are looked at from handler to handler by the index, however many each has. What
 -- a breaker holds back is due when that lets one through, and what is paused is not due at all.
-WITH RECURSIVE h (name) AS (
-    SELECT min(handler) FROM deliveries WHERE state = 'pending'
-    UNION ALL
-    SELECT (SELECT min(d.handler) FROM deliveries d
-            WHERE d.state = 'pending' AND d.handler > h.name)
-    FROM h WHERE h.name IS NOT NULL
-)
+WITH RECURSIVE {handlers_with_pending}
 SELECT * FROM (
     SELECT 'delivery' AS kind, h.name AS name,
         greatest(

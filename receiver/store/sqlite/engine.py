@@ -24,7 +24,7 @@ from receiver.model.tasks import Wakeups, start_thread
 from receiver.store import deliveries
 from receiver.store.deliveries import ClaimRequest, Claims, Giveback, LostAttempt, Settlement
 from receiver.store.engine import AttemptName
-from receiver.store.facade import Chore, Store
+from receiver.store.facade import Housekeeping, Store
 from receiver.store.facade import sql as facade_sql
 from receiver.store.predictions import sql as predictions_sql
 from receiver.store.schema import migrations
@@ -148,8 +148,8 @@ class SQLiteStore(Store):
         self.open()
         self.close()
 
-    async def sweep(self, chores: Mapping[str, Chore]) -> None:
-        """Do nothing: there is one process, which runs its chores itself."""
+    async def keep_house(self, housekeeping: Housekeeping) -> None:
+        """Do nothing: there is one process, and its own loops do all of it."""
 
     async def start(self) -> None:
         self.open()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from receiver.emulator.board import BOT, Button, File, Message
-from receiver.emulator.forms import Given
-from receiver.emulator.telegram_files import bad
+from receiver.emulator.chats.board import BOT, Button, File, Message
+from receiver.emulator.chats.forms import Given
+from receiver.emulator.chats.telegram.files import bad
 
 NAME: Final = "imagine_bot"
 BOT_USER: Final = {"id": 123456, "is_bot": True, "first_name": "Imagine", "username": NAME}

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from receiver.emulator.calling import Caller, Exchange
-from receiver.emulator.mishaps import Mishaps
+from receiver.emulator.chats.calling import Caller, Exchange
+from receiver.emulator.chats.mishaps import Mishaps
 
 WITHIN: Final = 3.0
 """Seconds in which Slack and Discord want an answer."""

@@ -11,12 +11,12 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from receiver.emulator.board import Button, File, Message
-from receiver.emulator.calling import Exchange
-from receiver.emulator.forms import FORM, Unreadable, read_json
-from receiver.emulator.slack import APP, TEAM, Problem, ResponseUrl, Slack
-from receiver.emulator.slack_blocks import InvalidBlocks
-from receiver.emulator.slack_messages import BOT_USER, described
+from receiver.emulator.chats.board import Button, File, Message
+from receiver.emulator.chats.calling import Exchange
+from receiver.emulator.chats.forms import FORM, Unreadable, read_json
+from receiver.emulator.chats.slack.api import APP, TEAM, Problem, ResponseUrl, Slack
+from receiver.emulator.chats.slack.blocks import InvalidBlocks
+from receiver.emulator.chats.slack.messages import BOT_USER, described
 
 SECRET: Final = "0123456789abcdef0123456789abcdef"  # noqa: S105 - of nothing but the emulator
 AGAIN: Final = (0, 60, 300)

@@ -16,12 +16,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from receiver.emulator import forms, wire
-from receiver.emulator.board import BOT, Board, File, Message, kind_of
-from receiver.emulator.forms import Given, Unreadable
-from receiver.emulator.scene import Scene
-from receiver.emulator.slack_blocks import Blocks, InvalidBlocks, read_blocks
-from receiver.emulator.slack_messages import BOT_ID, BOT_USER, described, say, shown
+from receiver.emulator import wire
+from receiver.emulator.chats import forms
+from receiver.emulator.chats.board import BOT, Board, File, Message, kind_of
+from receiver.emulator.chats.forms import Given, Unreadable
+from receiver.emulator.chats.scene import Scene
+from receiver.emulator.chats.slack.blocks import Blocks, InvalidBlocks, read_blocks
+from receiver.emulator.chats.slack.messages import BOT_ID, BOT_USER, described, say, shown
 
 TOKEN: Final = "xoxb-emulated"  # noqa: S105 - of nothing but the emulator
 TEAM, APP = "T01", "A01"
@@ -80,7 +81,7 @@ class Method:
 
 @dataclass
 class Slack:
-    """The API under `/slack`; `slack_people` is the other side, which calls the app."""
+    """The API under `/slack`; `people` is the other side, which calls the app."""
 
     scene: Scene
     board: Board = field(default_factory=lambda: Board("slack"))

@@ -10,8 +10,8 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from receiver.emulator import wire
-from receiver.emulator.board import BOT, Button, File, Message
-from receiver.emulator.discord_tokens import BOT_USER, EPOCH
+from receiver.emulator.chats.board import BOT, Button, File, Message
+from receiver.emulator.chats.discord.interactions import BOT_USER, EPOCH
 
 LONGEST: Final = {"content": 2000, "title": 256, "description": 4096, "embeds": 6000}
 MOST: Final = 10

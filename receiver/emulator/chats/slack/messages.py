@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from receiver.emulator.board import BOT, File, Message
-from receiver.emulator.slack_blocks import Blocks
+from receiver.emulator.chats.board import BOT, File, Message
+from receiver.emulator.chats.slack.blocks import Blocks
 
 BOT_USER: Final = "UBOT"
 BOT_ID: Final = "B01"

@@ -21,19 +21,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.emulator import discord, slack, slack_people, telegram, wire
-from receiver.emulator.board import Board, Button, Message, Platform, numbered
-from receiver.emulator.calling import Exchange
-from receiver.emulator.discord import Discord
-from receiver.emulator.discord_people import DiscordPeople
-from receiver.emulator.discord_tokens import APPLICATION
-from receiver.emulator.forms import Unreadable, read_json
-from receiver.emulator.mishaps import Mishap
-from receiver.emulator.scene import Scene
-from receiver.emulator.slack import Slack
-from receiver.emulator.slack_people import SlackPeople
-from receiver.emulator.telegram import Telegram
-from receiver.emulator.telegram_people import TelegramPeople
+from receiver.emulator import wire
+from receiver.emulator.chats.board import Board, Button, Message, Platform, numbered
+from receiver.emulator.chats.calling import Exchange
+from receiver.emulator.chats.discord import api as discord
+from receiver.emulator.chats.discord.interactions import APPLICATION
+from receiver.emulator.chats.discord.people import DiscordPeople
+from receiver.emulator.chats.forms import Unreadable, read_json
+from receiver.emulator.chats.mishaps import Mishap
+from receiver.emulator.chats.scene import Scene
+from receiver.emulator.chats.slack import api as slack
+from receiver.emulator.chats.slack.people import SECRET, SlackPeople
+from receiver.emulator.chats.telegram import api as telegram
+from receiver.emulator.chats.telegram.people import TelegramPeople
 
 _LONGEST_WAIT: Final = 30.0
 _SENSELESS: Final = (Unreadable, msgspec.ValidationError, LookupError, TypeError, ValueError)
@@ -66,7 +66,9 @@ class Chats:
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        self.slack, self.discord, self.telegram = Slack(scene), Discord(scene), Telegram(scene)
+        self.slack = slack.Slack(scene)
+        self.discord = discord.Discord(scene)
+        self.telegram = telegram.Telegram(scene)
         self.people: dict[Platform, People] = {
             "slack": SlackPeople(self.slack),
             "discord": DiscordPeople(self.discord),
@@ -213,7 +215,7 @@ def environment(base: str) -> dict[str, str]:
         "DISCORD_CHANNEL": str(numbered("C1")),
         "TELEGRAM_CHAT": str(-numbered("C1")),
         "SLACK_URL": f"{base}/slack/api",
-        "SLACK_SIGNING_SECRET": slack_people.SECRET,
+        "SLACK_SIGNING_SECRET": SECRET,
         "SLACK_TOKEN": slack.TOKEN,
         "DISCORD_URL": f"{base}/discord/api/v10",
         "DISCORD_PUBLIC_KEY": discord.PUBLIC_KEY,

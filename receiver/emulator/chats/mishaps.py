@@ -10,7 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.emulator.board import Platform
+from receiver.emulator.chats.board import Platform
 from receiver.emulator.wire import HangUp
 
 

@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.emulator import forms, wire
-from receiver.emulator.board import BOT, Board, File, Message, kind_of
-from receiver.emulator.discord_forms import Problem, buttons_of, read_commands, read_message, seen
-from receiver.emulator.discord_tokens import (
+from receiver.emulator import wire
+from receiver.emulator.chats import forms
+from receiver.emulator.chats.board import BOT, Board, File, Message, kind_of
+from receiver.emulator.chats.discord.interactions import (
     APPLICATION,
     BOT_USER,
     EPOCH,
@@ -27,8 +27,15 @@ from receiver.emulator.discord_tokens import (
     body_of,
     dm_of,
 )
-from receiver.emulator.forms import Given, Unreadable
-from receiver.emulator.scene import WITHIN, Scene
+from receiver.emulator.chats.discord.messages import (
+    Problem,
+    buttons_of,
+    read_commands,
+    read_message,
+    seen,
+)
+from receiver.emulator.chats.forms import Given, Unreadable
+from receiver.emulator.chats.scene import WITHIN, Scene
 
 TOKEN: Final = "emulated.bot.token"  # noqa: S105 - of nothing but the emulator
 KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -46,7 +53,7 @@ Work = Callable[[Request, Given], Awaitable[Response] | Response]
 
 @dataclass
 class Discord:
-    """The API under `/discord/api/v10`; `discord_people` is the other side, which calls the app."""
+    """The API under `/discord/api/v10`; `people` is the other side, which calls the app."""
 
     scene: Scene
     board: Board = field(default_factory=lambda: Board("discord"))

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Final
 from starlette.responses import Response
 
 from receiver.emulator import wire
-from receiver.emulator.board import File, kind_of
-from receiver.emulator.forms import Upload
+from receiver.emulator.chats.board import File, kind_of
+from receiver.emulator.chats.forms import Upload
 
 KINDS: Final = ("photo", "video", "animation", "audio", "document")
 _MOST_PHOTO: Final = 10_000_000

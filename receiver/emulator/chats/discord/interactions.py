@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from receiver.emulator.board import Message, numbered
-from receiver.emulator.forms import Given, Unreadable
+from receiver.emulator.chats.board import Message, numbered
+from receiver.emulator.chats.forms import Given, Unreadable
 
 APPLICATION: Final = "1000000000000000001"
 EPOCH: Final = 1_420_070_400_000

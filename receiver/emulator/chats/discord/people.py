@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import msgspec
 
-from receiver.emulator.board import Button, File, Message, numbered
-from receiver.emulator.calling import Exchange
-from receiver.emulator.discord import KEY, Discord
-from receiver.emulator.discord_forms import Problem, seen
-from receiver.emulator.discord_tokens import APPLICATION, Interaction, dm_of
-from receiver.emulator.forms import Unreadable, read_json
+from receiver.emulator.chats.board import Button, File, Message, numbered
+from receiver.emulator.chats.calling import Exchange
+from receiver.emulator.chats.discord.api import KEY, Discord
+from receiver.emulator.chats.discord.interactions import APPLICATION, Interaction, dm_of
+from receiver.emulator.chats.discord.messages import Problem, seen
+from receiver.emulator.chats.forms import Unreadable, read_json
 
 GUILD: Final = "290926798626357999"
 _TEXT, _ATTACHMENT = 3, 11

@@ -14,8 +14,8 @@ import pytest
 from receiver.cli.client import Client
 from receiver.model.errors import SettingsError
 from receiver.observability.metrics import Metrics
-from receiver.providers.egress import outward
 from receiver.settings import Caller, Secret, Settings
+from receiver.settings.egress import outward
 from receiver.settings.proxies import Proxies
 from tests.emulator.parts import write_certificate
 

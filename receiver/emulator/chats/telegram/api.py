@@ -19,13 +19,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.emulator import forms, wire
-from receiver.emulator.board import BOT, Board, Message
-from receiver.emulator.forms import Given, Unreadable
-from receiver.emulator.scene import Scene
-from receiver.emulator.telegram_files import KINDS, Files, Problem, bad
-from receiver.emulator.telegram_messages import BOT_USER, check_text, keyboard, seen
-from receiver.emulator.telegram_set_up import Webhook, read_commands, read_webhook
+from receiver.emulator import wire
+from receiver.emulator.chats import forms
+from receiver.emulator.chats.board import BOT, Board, Message
+from receiver.emulator.chats.forms import Given, Unreadable
+from receiver.emulator.chats.scene import Scene
+from receiver.emulator.chats.telegram.files import KINDS, Files, Problem, bad
+from receiver.emulator.chats.telegram.messages import BOT_USER, check_text, keyboard, seen
+from receiver.emulator.chats.telegram.set_up import Webhook, read_commands, read_webhook
 
 TOKEN: Final = "123456:emulated-token-of-a-bot"  # noqa: S105 - of nothing but the emulator
 LONGEST, LONGEST_CAPTION = 4096, 1024
@@ -39,7 +40,7 @@ _ACTIONS: Final = {
 
 @dataclass
 class Telegram:
-    """The API under `/telegram`; `telegram_people` is the other side, which calls the app."""
+    """The API under `/telegram`; `people` is the other side, which calls the app."""
 
     scene: Scene
     board: Board = field(default_factory=lambda: Board("telegram"))

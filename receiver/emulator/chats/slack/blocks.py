@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from receiver.emulator.board import Button, File, kind_of
+from receiver.emulator.chats.board import Button, File, kind_of
 
 MOST: Final = 50
 MOST_BUTTONS: Final = 25

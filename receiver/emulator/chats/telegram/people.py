@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import msgspec
 
-from receiver.emulator.board import BOT, Button, Message, kind_of, numbered
-from receiver.emulator.calling import Exchange
-from receiver.emulator.forms import Given, Unreadable, Upload, read_json
-from receiver.emulator.telegram import Telegram
-from receiver.emulator.telegram_files import Problem
-from receiver.emulator.telegram_messages import seen, units, user_of
+from receiver.emulator.chats.board import BOT, Button, Message, kind_of, numbered
+from receiver.emulator.chats.calling import Exchange
+from receiver.emulator.chats.forms import Given, Unreadable, Upload, read_json
+from receiver.emulator.chats.telegram.api import Telegram
+from receiver.emulator.chats.telegram.files import Problem
+from receiver.emulator.chats.telegram.messages import seen, units, user_of
 
 WITHIN: Final = 60.0
 """Seconds after which Telegram cuts a connection and tells it again."""

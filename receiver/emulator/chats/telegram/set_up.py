@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from receiver.emulator.forms import Given
-from receiver.emulator.telegram_files import bad
+from receiver.emulator.chats.forms import Given
+from receiver.emulator.chats.telegram.files import bad
 
 PORTS: Final = {443, 80, 88, 8443}
 _LOCAL: Final = {"127.0.0.1", "localhost", "::1"}

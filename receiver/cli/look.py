@@ -1,0 +1,251 @@
+"""Commands that show what a running receiver has, and what happens there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from receiver.cli.output import print_plainly, say
+from receiver.cli.program import panel
+from receiver.cli.words import (
+    All,
+    AsJson,
+    Id,
+    LikeMetadata,
+    Limit,
+    OfMetadata,
+    OfModel,
+    OfPrediction,
+    OfProvider,
+    Wide,
+    metadata_filter,
+)
+
+command = panel("Look")
+
+
+@command(name="list")
+def list_(
+    status: Annotated[str | None, typer.Option(help="Only in this status.")] = None,
+    provider: OfProvider = None,
+    model: OfModel = None,
+    metadata: LikeMetadata = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only those made since: 24h, 7d, or RFC 3339.")
+    ] = None,
+    limit: Limit = 20,
+    everything: All = False,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """List predictions, newest first."""
+    from receiver.cli.lists import show_list
+    from receiver.cli.replay import moment
+
+    params = {
+        "status": status,
+        "provider": provider,
+        "model": model,
+        "since": since and moment(since),
+    }
+    show_list(
+        "predictions",
+        params | metadata_filter(metadata),
+        None if everything else limit,
+        ("id", "provider", "model", "status", "created_at", "error"),
+        ("channel", "metadata"),
+        as_json=as_json,
+        wide=wide,
+    )
+
+
+@command()
+def show(prediction_id: Id, wide: Wide = False, as_json: AsJson = False) -> None:
+    """Show one prediction and what became of its event, by the id of any of them."""
+    from receiver.cli.client import at, connected
+    from receiver.cli.lists import whole_id
+    from receiver.cli.show import show
+
+    with connected() as client:
+        name = whole_id(client, prediction_id)
+        prediction = client.get(at("predictions", name))
+        deliveries = client.get(at("deliveries", prediction=name, limit=100))["data"]
+        if as_json:
+            print_plainly({**prediction, "deliveries": deliveries})
+        else:
+            show(prediction, deliveries, wide=wide)
+
+
+@command()
+def tail(
+    kind: Annotated[
+        str | None, typer.Option("--type", help="Only these: succeeded,failed,queued, …")
+    ] = None,
+    provider: Annotated[str | None, typer.Option(help="Only of these providers.")] = None,
+    metadata: OfMetadata = None,
+    after: Annotated[
+        int | None, typer.Option(help="From this place on (`seq` in JSON); 0: all there is.", min=0)
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="End after so many lines.", min=1)] = None,
+    deliveries: Annotated[
+        bool,
+        typer.Option(
+            "--deliveries/--no-deliveries",
+            help="What handlers do, too: live only, not from before.",
+        ),
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+) -> None:
+    """Show what happens, as it happens: changes, events, and the attempts of handlers.
+
+    It goes on after a lost connection, without a gap in what happens to predictions.
+    """
+    from itertools import islice
+
+    from rich.console import Console
+
+    from receiver.cli.client import connected
+    from receiver.cli.tail import follow, show
+
+    given = {"type": kind, "provider": provider, "deliveries": "true" if deliveries else None}
+    params = {name: value for name, value in given.items() if value} | metadata_filter(metadata)
+    console = Console(highlight=False)
+    try:
+        with connected() as client:
+            place = None if after is None else str(after)
+            found = follow(client, params, place, lambda text: say(f"-- {text}", err=True))
+            for message in islice(found, count):
+                if as_json:
+                    print_plainly(message)
+                else:
+                    show(console, message)
+    except KeyboardInterrupt:
+        raise typer.Exit from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on
+
+
+@command()
+def events(
+    kind: Annotated[
+        str | None, typer.Option("--type", help="Only these: succeeded,failed,canceled.")
+    ] = None,
+    provider: OfProvider = None,
+    metadata: OfMetadata = None,
+    limit: Limit = 20,
+    everything: All = False,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """List events, the ends of predictions, newest first; `tail` follows them."""
+    from receiver.cli.lists import show_list
+
+    show_list(
+        "events",
+        {"type": kind, "provider": provider} | metadata_filter(metadata),
+        None if everything else limit,
+        ("id", "provider", "model", "status", "channel", "time", "error"),
+        ("metadata",),
+        as_json=as_json,
+        wide=wide,
+        change=lambda row: {**row["prediction"], **row},
+    )
+
+
+@command()
+def deliveries(
+    state: Annotated[
+        str | None, typer.Option(help="pending, running, done, skipped or dead.")
+    ] = None,
+    handler: Annotated[str | None, typer.Option(help="Only of this handler.")] = None,
+    prediction: OfPrediction = None,
+    limit: Limit = 20,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """List deliveries, newest first: what is pending, done, dead."""
+    from receiver.cli.lists import show_list
+
+    show_list(
+        "deliveries",
+        {"state": state, "handler": handler, "prediction": prediction},
+        limit,
+        ("prediction_id", "model", "handler", "state", "attempts", "due_at", "reason"),
+        ("id", "created_at", "round"),
+        as_json=as_json,
+        wide=wide,
+    )
+
+
+@command()
+def discarded(
+    kind: Annotated[
+        str | None, typer.Option(help="duplicate, late, unknown, rejected or unmatched.")
+    ] = None,
+    provider: OfProvider = None,
+    prediction: OfPrediction = None,
+    limit: Limit = 20,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """List what came and reached no handler, the latest first."""
+    from receiver.cli.lists import show_list
+
+    show_list(
+        "discarded",
+        {"kind": kind, "provider": provider, "prediction": prediction},
+        limit,
+        ("kind", "reason", "provider", "from", "prediction_id", "times", "last_at"),
+        ("first_at",),
+        as_json=as_json,
+        wide=wide,
+        change=lambda row: {**row, "from": row["channel"] or row["source"]},
+    )
+
+
+@command()
+def handlers(wide: Wide = False, as_json: AsJson = False) -> None:
+    """List handlers: what is pending for each, and its state."""
+    from receiver.cli.client import at, connected
+    from receiver.cli.lists import show
+
+    columns = ("name", "state", "pending", "registered", "paused_at", "open_until", "reason")
+    with connected() as client:
+        show(client.get(at("handlers"))["data"], columns, as_json=as_json, wide=wide)
+
+
+@command()
+def explain(
+    name: Annotated[str, typer.Argument(metavar="EVENT_OR_PREDICTION")],
+    kind: Annotated[
+        str | None, typer.Option("--type", help="If it were succeeded, failed or canceled.")
+    ] = None,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say which handlers run for an event, and why the others do not."""
+    from receiver.cli.client import at, connected
+    from receiver.cli.lists import show, whole_id
+
+    with connected() as client:
+        found = client.get(at("predictions", whole_id(client, name), "explain", type=kind))
+    if as_json:
+        print_plainly(found)
+        return
+    rows = [
+        {
+            "handler": row["handler"],
+            "runs": "yes" if row["runs"] else "no",
+            "because": row["reason"]
+            or row["held"]
+            or (f"after {', '.join(row['after'])}" if row["after"] else ""),
+            **{name: (row["delivery"] or {}).get(name) for name in ("state", "attempts", "reason")},
+        }
+        for row in found["handlers"]
+    ]
+    assumed = " (if it ends so)" if found["assumed"] else ""
+    say(f"{found['prediction']}: {found['type']}{assumed}")
+    show(rows, ("handler", "runs", "because", "state", "attempts", "reason"), wide=wide)

@@ -1,0 +1,141 @@
+"""Commands that change what a running receiver is to do: redeliver, pause, erase."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from receiver.cli.output import print_value, say
+from receiver.cli.program import panel
+from receiver.cli.words import (
+    AsJson,
+    Id,
+    LikeMetadata,
+    Limit,
+    OfModel,
+    OfProvider,
+    Wide,
+    Yes,
+    texts,
+)
+from receiver.model.errors import ReceiverError
+
+command = panel("Mend")
+
+_HandlerName = Annotated[str, typer.Argument(metavar="HANDLER")]
+
+
+@command()
+def retry(
+    delivery_id: Id,
+    handler: Annotated[
+        str | None, typer.Option(help="Which one, where ID is that of a prediction.")
+    ] = None,
+) -> None:
+    """Try a dead or skipped delivery again, or a waiting one at once."""
+    from receiver.cli.client import at, connected
+    from receiver.cli.lists import delivery_to_retry
+
+    with connected() as client:
+        name = delivery_to_retry(client, delivery_id, handler)
+        print_value(client.post(at("deliveries", name, "retry")))
+
+
+@command()
+def replay(
+    prediction_id: Annotated[
+        str | None, typer.Argument(metavar="ID", help="One prediction; or else say which:")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Events from then on: 24h, 7d, or RFC 3339.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Events before then.")] = None,
+    provider: OfProvider = None,
+    model: OfModel = None,
+    handler: Annotated[str | None, typer.Option(help="Only to this handler.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Only deliveries that are done, skipped or dead.")
+    ] = None,
+    metadata: LikeMetadata = None,
+    yes: Yes = False,
+) -> None:
+    """Redeliver events to their handlers: one prediction's, or all that match."""
+    from receiver.cli.client import connected
+    from receiver.cli.lists import change
+    from receiver.cli.replay import moment, replay
+
+    given = {
+        "since": since and moment(since),
+        "until": until and moment(until),
+        "provider": provider,
+        "model": model,
+        "handler": handler,
+        "state": state,
+        "metadata": texts(metadata),
+    }
+    wanted = {name: value for name, value in given.items() if value}
+    with connected() as client:
+        if prediction_id is None:
+            replay(client, wanted, yes=yes)
+        elif wanted:
+            raise ReceiverError("name one prediction, or say which, but not both")
+        else:
+            print_value(change(client, prediction_id, "replay"))
+
+
+@command()
+def replays(
+    cancel: Annotated[str | None, typer.Option(metavar="ID", help="Stop this one.")] = None,
+    limit: Limit = 20,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the replays in bulk, newest first, or cancel one."""
+    from receiver.cli.client import at, connected
+    from receiver.cli.lists import show_list, whole_id
+
+    columns = ("id", "state", "events", "matched", "replayed", "wanted", "created_at", "ended_at")
+    if cancel is None:
+        show_list("replays", {}, limit, columns, as_json=as_json, wide=wide)
+        return
+    with connected() as client:
+        print_value(client.post(at("replays", whole_id(client, cancel, "rep"), "cancel")))
+
+
+@command()
+def pause(name: _HandlerName) -> None:
+    """Let no delivery of a handler begin; its deliveries stay pending."""
+    from receiver.cli.client import at, connected
+
+    with connected() as client:
+        print_value(client.post(at("handlers", name, "pause")))
+
+
+@command()
+def resume(name: _HandlerName) -> None:
+    """Let a handler's deliveries run again, whether it was paused or failed."""
+    from receiver.cli.client import at, connected
+
+    with connected() as client:
+        print_value(client.post(at("handlers", name, "resume")))
+
+
+@command()
+def erase(prediction_id: Id, yes: Yes = False) -> None:
+    """Erase what a prediction was about; its id, status and times stay.
+
+    On a terminal it asks first.
+    """
+    from receiver.cli.client import at, connected
+    from receiver.cli.lists import whole_id
+    from receiver.cli.replay import is_interactive
+
+    with connected() as client:
+        name = whole_id(client, prediction_id)
+        if not yes and is_interactive():
+            prediction = client.get(at("predictions", name))
+            about = " ".join(str(prediction[word]) for word in ("id", "model", "status"))
+            say(f"{about}: input, metadata and outputs go for good.", err=True)
+            typer.confirm("Erase it?", abort=True)
+        print_value(client.post(at("predictions", name, "erase")))

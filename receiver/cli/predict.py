@@ -1,0 +1,159 @@
+"""Commands that make predictions, and cancel them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+
+from receiver.cli.output import print_value
+from receiver.cli.program import panel
+from receiver.cli.words import AsJson, Id, Wide, inputs, metadata
+from receiver.model.errors import ReceiverError
+from receiver.model.text import spelled
+
+command = panel("Predict")
+
+_INPUT_HELP: Final = (
+    "The input. A value may be JSON, as in num_images=2, but a prompt (or what ends in `prompt` or "
+    "`text`) is taken as it is. NAME:=JSON is always JSON. NAME=@FILE sends a picture or another "
+    "file of this machine, up to 3 MB, as a data URI; for a real @ at the beginning write @@."
+)
+_Wait = Annotated[bool, typer.Option("--wait", help="Wait for the outcome.")]
+_Metadata = Annotated[
+    list[str] | None,
+    typer.Option("--metadata", metavar="NAME=VALUE", help="Text kept with it; NAME:=JSON is JSON."),
+]
+_Key = Annotated[str | None, typer.Option("--key", help="Idempotency-Key.")]
+
+
+@command()
+def submit(
+    provider: Annotated[str, typer.Argument(help="oxen, eachlabs or fal.")],
+    model: Annotated[str, typer.Argument(help="The provider's own name for it.")],
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME=VALUE…", help=_INPUT_HELP),
+    ] = None,
+    wait: _Wait = False,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="Use the provider's blocking endpoint.")
+    ] = False,
+    of: _Metadata = None,
+    key: _Key = None,
+) -> None:
+    """Submit a prediction; exits 1 if it is known to have failed.
+
+    With --wait, what happens is said on stderr, and Ctrl-C leaves the prediction running.
+    """
+    headers = _keyed(key)
+    body = {
+        "provider": provider,
+        "model": model,
+        "input": inputs(values),
+        "metadata": metadata(of),
+        "mode": "sync" if sync else "queue",
+    }
+    if wait and sync:  # or else the first answer is that of the provider
+        headers["Prefer"] = "wait=1"
+    from receiver.cli.client import at, connected
+
+    with connected() as client:
+        _submit(client, at("predictions"), body, headers, wait=wait)
+
+
+@command(context_settings={"ignore_unknown_options": True})
+def order(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="`receiver recipes` lists them; with a name it says how that is ordered."
+        ),
+    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="WORDS…",
+            help="As people type it: the text, and options of the recipe as --ratio 16:9 or "
+            "ratio=16:9. A picture may be @FILE of this machine.",
+        ),
+    ] = None,
+    person: Annotated[
+        str | None, typer.Option("--person", help="Who orders it: for allow lists and limits.")
+    ] = None,
+    place: Annotated[str | None, typer.Option("--place", help="Where; likewise.")] = None,
+    wait: _Wait = False,
+    of: _Metadata = None,
+    key: _Key = None,
+) -> None:
+    """Order by a recipe; exits 1 if it is known to have failed.
+
+    With --wait, what happens is said on stderr, and Ctrl-C leaves the prediction running.
+    """
+    headers = _keyed(key)
+    from receiver.cli.client import at, connected
+    from receiver.cli.ordering import options_of
+
+    about = {"person": person, "place": place}
+    with connected() as client:
+        body = {
+            "options": options_of(client, recipe, words or ()),
+            "metadata": metadata(of),
+            **{name: text for name, text in about.items() if text is not None},
+        }
+        _submit(client, at("recipes", recipe), body, headers, wait=wait)
+
+
+def _keyed(key: str | None) -> dict[str, str]:
+    """Return the header of a key that was given."""
+    if key and not (key.isascii() and key.isprintable()):
+        raise ReceiverError("--key must be printable ASCII, as it travels in a header")
+    return {"Idempotency-Key": key} if key else {}
+
+
+def _submit(
+    client: Any, path: str, body: Any, headers: Mapping[str, str], *, wait: bool
+) -> NoReturn:
+    """Submit, print the prediction as it is then or at its end, and exit: 1 if it has failed."""
+    from receiver.cli import waiting
+
+    place = client.place() if wait else None
+    prediction = client.post(path, body, headers)
+    if wait:
+        prediction = waiting.wait(client, prediction, place)
+    print_value(prediction)
+    if wait:
+        waiting.say_addresses(prediction)
+    raise typer.Exit(int(prediction["status"] in {"failed", "canceled"}))
+
+
+@command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Say how this one is ordered.")] = None,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """List what there is to order, or say how one of it is ordered."""
+    from receiver.cli import ordering
+    from receiver.cli.client import at, connected
+    from receiver.cli.lists import show
+
+    with connected() as client:
+        if name is not None:
+            typer.echo("\n".join(map(spelled, ordering.explained(client, name).split("\n"))))
+        elif as_json:
+            show(client.get(at("recipes"))["data"], as_json=True)
+        else:
+            columns = ("name", "about", "options", "price")
+            show(ordering.listed(client), columns, ("provider", "model"), wide=wide)
+
+
+@command()
+def cancel(prediction_id: Id) -> None:
+    """Cancel a prediction at its provider."""
+    from receiver.cli.client import connected
+    from receiver.cli.lists import change
+
+    with connected() as client:
+        print_value(change(client, prediction_id, "cancel"))

@@ -1,0 +1,106 @@
+"""The program `receiver`: its name, its terminal, and how a command of it ends that is refused."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+from receiver.cli.output import say
+from receiver.model.errors import HandlerError, ReceiverError, SettingsError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PANELS: Final = ("Run", "Predict", "Look", "Mend", "Operate")
+"""What commands are for: the titles of `--help`, in their order."""
+
+
+class _Commands(TyperGroup):
+    """The commands, which end with one line where the receiver, or something here, refuses."""
+
+    def list_commands(self, _: Any) -> list[str]:
+        return sorted(self.commands, key=self._place)
+
+    def _place(self, name: str) -> int:
+        return PANELS.index(getattr(self.commands[name], "rich_help_panel", ""))
+
+    def invoke(self, ctx: Any) -> Any:
+        with failing():
+            return super().invoke(ctx)
+
+
+class _Program(typer.Typer):
+    """The commands, on whatever terminal they find."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):  # of an encoding that may not have all we say
+                stream.reconfigure(errors="backslashreplace")
+        if not os.environ.get("TERMINAL_WIDTH", "0").isdecimal():
+            del os.environ["TERMINAL_WIDTH"]  # typer would raise
+        for text in sys.argv[1:]:
+            if any("\udc80" <= char <= "\udcff" for char in text):  # as Python reads other bytes
+                say(f"receiver: {text!r} is not UTF-8", err=True, colour=typer.colors.RED)
+                sys.exit(2)
+        return super().__call__(*args, **kwargs)
+
+
+main = _Program(
+    name="receiver",
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # rich's own would take [fail] in a text for a style
+)
+
+
+def panel(title: str) -> Callable[..., Callable[[F], F]]:
+    """Return what declares a command under a title of `--help`."""
+    return partial(main.command, rich_help_panel=title)
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("prediction-receiver"))
+        raise typer.Exit
+
+
+@main.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say the version.", callback=_tell_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Submit predictions, record every outcome exactly once, run your handlers on it."""
+
+
+@contextmanager
+def failing(*kinds: type[Exception]) -> Iterator[None]:
+    """End the command with one line, and with 1, where something refuses."""
+    told: tuple[type[Exception], ...] = (ReceiverError, *kinds)
+    try:
+        yield
+    except told as error:
+        is_ours = isinstance(error, SettingsError | HandlerError)
+        hint = _hint() if isinstance(error, HandlerError) else ""
+        say(f"receiver: {error}{hint}", lines=is_ours, err=True, colour=typer.colors.RED)
+        raise typer.Exit(1) from None
+
+
+def _hint() -> str:
+    """Return a hint where a handler was named as a module and lies here as a file."""
+    for name in (*sys.argv[1:], *os.environ.get("RECEIVER_HANDLERS", "").split(",")):
+        if name.isidentifier() and Path(f"{name}.py").is_file():
+            return f" ({name}.py is here: name it with its ending)"
+    return ""

@@ -1,0 +1,301 @@
+"""Commands that run something: the receiver, its parts, or an emulator to try it with."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from typing import Annotated, Final, Literal
+
+import typer
+
+from receiver.cli.output import print_plainly, say
+from receiver.cli.program import failing, main, panel
+from receiver.cli.words import Dev, Handlers
+
+command = panel("Run")
+
+_SWITCH: Final = 0.0005
+"""Seconds between offers of the interpreter lock: the writing thread needs it often and briefly,
+and at Python's 5 ms every one of its steps would wait that long behind a busy event loop."""
+_COLLECT: Final = 10_000
+"""New objects between two collections of the youngest; Python's 700 suits small programs."""
+_PICTURE: Final = "How long a picture takes."
+
+
+@command()
+def init(
+    folder: Annotated[str, typer.Argument(help="Where to; by default here.")] = ".",
+) -> None:
+    """Write a project to start from: a handler, its test, .env with secrets, compose.yaml.
+
+    Nothing that is there already is changed.
+    """
+    from receiver.cli.init import init
+
+    with failing(OSError):
+        init(folder)
+
+
+@command(epilog="Settings are environment variables; `receiver settings` lists them.")
+def serve(
+    handlers: Handlers = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address to listen on; without it HOST, else 127.0.0.1 (0.0.0.0 if PORT is set).",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port to listen on; without it PORT, else 8000.",
+            min=0,
+            max=65535,
+            show_default=False,
+        ),
+    ] = None,
+    dev: Dev = False,
+    emulate: Annotated[
+        bool, typer.Option("--emulate", help="With emulated providers; includes --dev.")
+    ] = False,
+    tries: Annotated[
+        bool, typer.Option("--try", help="Submit a first prediction to each provider.")
+    ] = False,
+    reloads: Annotated[
+        bool | None,
+        typer.Option(
+            "--reload/--no-reload",
+            help="Load handlers anew when their files change; on with --dev.",
+            show_default=False,
+        ),
+    ] = None,
+    no_dispatch: Annotated[
+        bool, typer.Option("--no-dispatch", help="Accept only: handlers run elsewhere.")
+    ] = False,
+) -> None:
+    """Run the receiver: the API, the callbacks, and the handlers.
+
+    On your own machine begin with `receiver serve --emulate my_handlers.py`: nothing is to be set,
+    and no real provider is asked. With --dev, `.env` of this folder is read; the environment goes
+    before it.
+    """
+    from receiver.cli import environment
+    from receiver.settings import Listening
+
+    environment.read_env_file(dev=dev or emulate)
+    where = Listening.read(os.environ, host, port, dev=dev or emulate)
+    if dev or emulate or reloads:
+        from receiver.cli import dev as development
+
+        development.serve(
+            handlers or (),
+            where.host,
+            where.port,
+            dispatch=not no_dispatch,
+            dev=dev,
+            emulate=emulate,
+            reloads=reloads is not False and not no_dispatch,
+            tries=tries,
+        )
+        return
+    if tries:
+        raise typer.BadParameter("--try goes with --emulate or --dev")
+    import asyncio
+
+    from receiver.app import create_app, migrate
+    from receiver.http.listening import listening
+    from receiver.http.server import Server
+
+    settings = environment.settings(handlers, dev=dev)
+    with listening(where.host, where.port) as sockets:
+        if settings.mode != "serverless":  # there it is a step of the deployment
+            asyncio.run(migrate(settings))
+        app = create_app(settings, dispatch=not no_dispatch)
+        sys.setswitchinterval(_SWITCH)
+        _spare_the_collector()
+        Server(app, where.host, where.port).run(sockets)
+
+
+@command()
+def worker(handlers: Handlers = None, dev: Dev = False) -> None:
+    """Run deliveries only, beside servers on the same PostgreSQL."""
+    import uvloop
+
+    from receiver.app import work
+    from receiver.cli.environment import settings
+    from receiver.http.server import LINGER, exit_after, run, told_to_stop
+
+    given = settings(handlers, dev=dev)
+
+    async def working() -> None:
+        async with told_to_stop() as told:
+            await work(given, told)
+        exit_after(LINGER, 0)
+
+    _spare_the_collector()
+    run(working(), uvloop.new_event_loop())
+
+
+@command()
+def drain(
+    handlers: Handlers = None,
+    seconds: Annotated[float, typer.Option(help="For how long at most.", min=1)] = 25.0,
+    dev: Dev = False,
+) -> None:
+    """Run what is due (deliveries, submits, polls), then exit: for cron."""
+    import asyncio
+
+    from receiver.app import drain
+    from receiver.cli.environment import settings
+    from receiver.http.server import LINGER, exit_after, run, told_to_stop
+
+    given = settings(handlers, dev=dev)
+
+    async def draining() -> None:
+        async with told_to_stop() as told:
+            print_plainly(await drain(given, seconds, told))
+        exit_after(LINGER, 0)
+
+    run(draining(), asyncio.new_event_loop())
+
+
+@command()
+def migrate(dev: Dev = False) -> None:
+    """Bring the database's schema up to date; `serve` and `worker` do so by themselves."""
+    import asyncio
+
+    from receiver.app import migrate
+    from receiver.cli.environment import settings
+
+    given = settings(dev=dev)
+    asyncio.run(migrate(given))
+    say(f"{given.database} is up to date")
+
+
+def _spare_the_collector() -> None:
+    """Keep what start-up made out of every collection, and collect less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT, 20, 20)
+
+
+@command()
+def emulate(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8001,
+    seconds: Annotated[float, typer.Option(help=_PICTURE)] = 0.8,
+    shape: Annotated[str, typer.Option(help="Wire shapes: new, old or mixed.")] = "mixed",
+    receiver: Annotated[
+        str, typer.Option(help="The address of the receiver that chat platforms call.")
+    ] = "http://127.0.0.1:8000",
+) -> None:
+    """Serve Oxen.ai, Eachlabs, fal.ai, Slack, Discord and Telegram here, for tests and demos.
+
+    It prints what a receiver needs to use them; `serve --emulate` needs nothing of that.
+    `receiver chat` opens a chat.
+    A word in a prompt says how its prediction goes:
+
+    - [fail] the model fails; [timeout] it runs out of time
+    - [moderated] the content policy stops it
+    - [refuse] the submit is refused, as the balance is used up
+    - [slow] it takes ten times as long; [fast] it takes no time; [never] it never ends
+    - [text] the model answers in words
+    - [lose_callback] nobody is told; [repeat_callback] it is told three times
+    - [delay_callback] it is told late; [early_callback] before the submit is answered
+    - [refuse_submit] HTTP 503; [drop_submit] no answer; [stall_submit] the same, but billed
+    - [break_poll] every poll fails; [large_output] pictures come as data URIs
+    - [wrong_signature] and [stale_timestamp] callbacks that prove nothing
+    """
+    import msgspec
+
+    from receiver.cli.emulating import emulate
+
+    with failing(msgspec.ValidationError):
+        emulate(host, port, seconds, shape, receiver.rstrip("/"))
+
+
+@command()
+def demo(
+    folder: Annotated[str | None, typer.Option(help="Where to save the pictures.")] = None,
+    seconds: Annotated[float, typer.Option(help=_PICTURE)] = 1.5,
+) -> None:
+    """Show it all on one screen: three emulated providers, their outcomes, handlers at work."""
+    from receiver.cli.demo import run
+
+    with failing(OSError):
+        code = run(folder, seconds)
+    raise typer.Exit(code)
+
+
+chat = typer.Typer()
+"""`receiver chat` opens the terminal; its own commands set platforms up."""
+main.add_typer(chat, name="chat", rich_help_panel="Run")
+
+
+@chat.callback(invoke_without_command=True)
+def chat_terminal(
+    ctx: typer.Context,
+    platform: Annotated[
+        Literal["slack", "discord", "telegram"],
+        typer.Option("--as", help="Which platform it is to be."),
+    ] = "slack",
+    person: Annotated[str, typer.Option(help="Who you are there.")] = "U1",
+    place: Annotated[str, typer.Option(help="Where; D is a direct conversation.")] = "C1",
+    emulator: Annotated[
+        str, typer.Option(help="The emulator's address, as `serve --emulate` says it.")
+    ] = "http://127.0.0.1:8001",
+    linger: Annotated[
+        float, typer.Option(help="Seconds without news after which the end of a pipe is the end.")
+    ] = 5.0,
+) -> None:
+    """Chat with the handlers of a `receiver serve --emulate`, as on Slack, Discord or Telegram.
+
+    Type `/imagine a lighthouse`; a number presses the button of that number; Ctrl-D ends it.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from receiver.cli.terminal import Terminal
+
+    Terminal(emulator.rstrip("/"), platform, person, place).run(linger)
+
+
+@chat.command("slack")
+def chat_slack(
+    name: Annotated[str, typer.Option(help="The name of the app, and of its bot.")] = "imagine",
+    dev: Dev = False,
+) -> None:
+    """Print the manifest of an app in Slack: a command for each recipe, at RECEIVER_PUBLIC_URL."""
+    from receiver.cli import chats
+    from receiver.cli.environment import chat_settings
+
+    typer.echo(chats.show_manifest(chat_settings(dev=dev), name))
+
+
+@chat.command("discord")
+def chat_discord(
+    guild: Annotated[
+        str, typer.Option(help="One server's id: its commands change at once; else those of all.")
+    ] = "",
+    dev: Dev = False,
+) -> None:
+    """Register each recipe as a command in Discord, in place of all that were there."""
+    from receiver.cli import chats
+    from receiver.cli.environment import chat_settings
+
+    typer.echo(chats.register_in_discord(chat_settings(dev=dev), os.environ, guild))
+
+
+@chat.command("telegram")
+def chat_telegram(
+    poll: Annotated[
+        bool, typer.Option("--poll", help="Remove the webhook, for TELEGRAM_POLL=1.")
+    ] = False,
+    dev: Dev = False,
+) -> None:
+    """Set Telegram's webhook and menu of commands."""
+    from receiver.cli import chats
+    from receiver.cli.environment import chat_settings
+
+    typer.echo(chats.set_telegram_up(chat_settings(dev=dev), os.environ, poll=poll))

@@ -1,0 +1,286 @@
+"""Handlers: what `on` registers, checked where it is written, and which events it wants."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar
+
+from receiver.deliveries.loading import short_name
+from receiver.deliveries.ways_in import LISTED, takes
+from receiver.model.errors import HandlerError
+from receiver.model.retry import Policy
+from receiver.model.text import meant
+from receiver.model.values import plain
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TYPES: Final = ("succeeded", "failed", "canceled")
+_PREFIX: Final = "prediction."
+TIMEOUT: Final = 60.0
+"""Seconds for one attempt, unless a handler says otherwise."""
+
+
+class Retry(Exception):
+    """A policy for `on(retry=…)`, or, raised by a handler, the wish to be tried again.
+
+    Shapes: `retry=Retry(attempts=8, base=1, cap=600)`; `raise Retry(after=30)`,
+    `raise Retry("rate limited", after=30)`. Times are seconds. What is not given is the default.
+    """
+
+    def __init__(
+        self,
+        reason: str = "",
+        *,
+        after: float | None = None,
+        attempts: int | None = None,
+        base: float | None = None,
+        cap: float | None = None,
+    ) -> None:
+        super().__init__(reason or "the handler asked to be tried again")
+        _check_number("after", after, least=0)
+        _check_number("attempts", attempts, least=1)
+        _check_number("base", base, least=0)
+        _check_number("cap", cap, least=0)
+        self.after = after
+        self.attempts = attempts
+        self.base = base
+        self.cap = cap
+
+    def policy(self, default: Policy) -> Policy:
+        """Fill what is not given from `default`."""
+        return Policy(
+            attempts=default.attempts if self.attempts is None else self.attempts,
+            base=default.base if self.base is None else self.base,
+            cap=default.cap if self.cap is None else self.cap,
+        )
+
+
+class Skip(Exception):
+    """Raised by a handler: there is nothing to do for this event; the delivery ends `skipped`."""
+
+
+class Dead(Exception):
+    """Raised by a handler: trying again cannot help; the delivery ends `dead`."""
+
+
+def _check_number(name: str, value: object, *, least: float) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handler:
+    """One registered function with the events it wants and the way it is run."""
+
+    name: str
+    """Stored with deliveries: it must stay the same over releases."""
+    function: Callable[..., Any]
+    types: frozenset[str]
+    """Full event types."""
+    provider: re.Pattern[str]
+    model: re.Pattern[str]
+    metadata: Mapping[str, re.Pattern[str]]
+    retry: Retry
+    timeout: float
+    """Seconds for one attempt."""
+    concurrency: int
+    """Attempts that may run at once."""
+    place: str
+    """File and line, for messages."""
+    is_async: bool
+    takes_context: bool
+    """False: it is called with the event alone."""
+    after: tuple[str, ...] = ()
+    """Handlers whose deliveries of the same event are to end first, however they end."""
+    inline: bool | None = None
+    """Whether it runs within the callback's request, where RECEIVER_AFTER says so; None: if its
+    timeout fits in there, or was left as it is."""
+    provider_glob: str = "*"
+    """What `provider` was made of."""
+    reply_to: re.Pattern[str] | None = None
+    """Where it is given: only predictions that were submitted with such a `reply_to`."""
+
+    def may_run_within(self, seconds: float) -> bool:
+        """Return whether to begin it in a request that waits for so long at most."""
+        if self.inline is not None:
+            return self.inline
+        return self.timeout <= seconds or self.timeout == TIMEOUT
+
+    def refuses(
+        self,
+        event_type: str,
+        provider: str,
+        model: str,
+        metadata: Mapping[str, Any],
+        reply_to: str | None = None,
+    ) -> str | None:
+        """Return why this handler does not want an event; None: it does."""
+        if event_type not in self.types:
+            return f"type is {event_type}"
+        if not self.provider.match(provider):
+            return f"provider is {provider}"
+        if not self.model.match(model):
+            return f"model is {model}"
+        for key, pattern in self.metadata.items():
+            if key not in metadata or not pattern.match(plain(metadata[key])):
+                return f"metadata {key} is {metadata.get(key)!r}"
+        if self.reply_to and not (reply_to and self.reply_to.match(reply_to)):
+            return f"reply_to is {reply_to!r}"
+        return None
+
+
+def on(
+    *types: Literal["succeeded", "failed", "canceled", "*"],
+    provider: str = "*",
+    model: str = "*",
+    metadata: Mapping[str, str] | None = None,
+    name: str | None = None,
+    retry: Retry | None = None,
+    timeout: float = TIMEOUT,
+    concurrency: int = 16,
+    after: str | Sequence[str] = (),
+    reply_to: str | None = None,
+    inline: bool | None = None,
+    **unknown: object,
+) -> Callable[[F], F]:
+    """Register a function for the terminal events of predictions.
+
+    `types` are succeeded, failed, canceled or * (none given: *); `provider`, `model` and the values
+    of `metadata` are shell globs. `timeout` is seconds per attempt, `concurrency` attempts at once.
+    `after` names handlers that are to be through with the same event first, if they want it too;
+    however they end, and for a day at most. With `reply_to`, a glob too, it gets only the events of
+    predictions that were submitted with such an address to reply to. `inline` says whether it
+    runs within the callback's request where RECEIVER_AFTER has handlers run there; else it does if
+    its timeout fits in that time, or was left as it is.
+    The function takes the event, or the event and a Context, and stays callable as it was.
+    Raises HandlerError with file and line for anything unknown or unfit.
+    """
+    frame = sys._getframe(1)  # noqa: SLF001 - the one cheap way to name the caller
+    place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    listed: list[object] = frame.f_globals.setdefault(LISTED, [])
+
+    def register(function: F) -> F:
+        try:
+            _check_unknown(unknown)
+            _check_number("timeout", timeout, least=0.001)
+            _check_number("concurrency", concurrency, least=1)
+            handler = Handler(
+                takes_context=_takes_context(function),
+                name=_name(name, function),
+                function=function,
+                types=_types(types),
+                provider=_glob("provider", provider),
+                model=_glob("model", model),
+                metadata=_globs({} if metadata is None else metadata),
+                retry=_retry(retry),
+                timeout=float(timeout),
+                concurrency=int(concurrency),
+                place=place,
+                is_async=_is_async(function),
+                after=_after(after),
+                inline=_flag(inline),
+                provider_glob=provider,
+                reply_to=None if reply_to is None else _glob("reply_to", reply_to),
+            )
+        except (TypeError, ValueError) as error:
+            raise HandlerError(f"{place}: {error}") from error
+        listed.append(handler)
+        return function
+
+    return register
+
+
+def _check_unknown(unknown: Mapping[str, object]) -> None:
+    if unknown:
+        known = inspect.signature(on).parameters.keys() - {"types", "unknown"}
+        names = sorted(unknown)
+        raise TypeError(f"on() has no parameter {', '.join(names)}{meant(names[0], known)}")
+
+
+def _flag(given: object) -> bool | None:
+    if not isinstance(given, bool | None):
+        raise TypeError(f"inline must be True or False, not {given!r}")
+    return given
+
+
+def _retry(given: object) -> Retry:
+    retry = Retry() if given is None else given
+    if not isinstance(retry, Retry):
+        raise TypeError(f"retry must be a Retry(…), not {retry!r}")
+    return retry
+
+
+def _globs(given: object) -> dict[str, re.Pattern[str]]:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"metadata must be a mapping of names to globs, not {given!r}")
+    return {str(key): _glob(key, value) for key, value in given.items()}
+
+
+def _name(given: object, function: Callable[..., Any]) -> str:
+    name = _name_of(function) if given is None else given
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise TypeError(f"name must be a printable text, not {name!r}")
+    return name
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    called = getattr(function, "__call__", None)  # noqa: B004 - of an object that is callable
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+
+
+def _after(given: object) -> tuple[str, ...]:
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"after must be the name of a handler or several, not {given!r}")
+    return tuple(names)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    try:
+        return f"{short_name(function.__module__)}:{function.__qualname__}"
+    except AttributeError:
+        raise TypeError(f"{function!r} has no name of its own; give it one by name=…") from None
+
+
+def _types(types: Sequence[object]) -> frozenset[str]:
+    words = [str(word).removeprefix(_PREFIX) for word in types]
+    for word in words:
+        if word not in (*TYPES, "*"):
+            raise ValueError(
+                f"unknown event type {word!r}: use succeeded, failed, canceled or *"
+                f"{meant(word, TYPES)}"
+            )
+    wanted = TYPES if not words or "*" in words else words
+    return frozenset(_PREFIX + word for word in wanted)
+
+
+def _glob(name: str, pattern: object) -> re.Pattern[str]:
+    if not isinstance(pattern, str):
+        raise TypeError(f"{name} must be a text with shell wildcards, not {pattern!r}")
+    return re.compile(fnmatch.translate(pattern))
+
+
+def _takes_context(function: Callable[..., Any]) -> bool:
+    """Return whether the function wants (event, ctx) or (event); TypeError: neither."""
+    if not callable(function):
+        raise TypeError(f"a handler must be a function, not {function!r}")
+    if inspect.isclass(function):
+        raise TypeError(f"a handler must be a function, and {function!r} is a class")
+    inner = inspect.unwrap(function)
+    for one in (function, inner, getattr(inner, "__call__", None)):  # noqa: B004 - its code
+        if inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one):
+            raise TypeError(f"{function!r} yields, so that calling it runs nothing: use return")
+    takes_context = takes(function, 2)
+    if not takes_context and not takes(function, 1):
+        raise TypeError(f"{function!r} must take (event) or (event, ctx)")
+    return takes_context

@@ -1,0 +1,187 @@
+"""Find and import handlers: files, modules, or installed names (entry points)."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from receiver.deliveries import handlers
+from receiver.deliveries import loading as loaded
+from receiver.deliveries.loading import forget, inside_of, load_file
+from receiver.deliveries.registry import Registered, Registry, registered_of
+from receiver.deliveries.ways_in import LISTED
+from receiver.model.errors import HandlerError
+from receiver.model.text import meant
+
+ENTRY_POINTS: Final = "receiver.handlers"
+_LONGEST_LINE: Final = 120
+
+
+def load(names: Sequence[str]) -> Registry:
+    """Import every named file, module or installed entry point, and collect its handlers.
+
+    Raises HandlerError for all that cannot be found, read or registered.
+    """
+    registry, problems = look(names)
+    if problems:
+        raise HandlerError("\n".join(problems))
+    return registry
+
+
+def look(names: Sequence[str]) -> tuple[Registry, list[str]]:
+    """Load what can be loaded; tell also all problems.
+
+    Files that belong together are named in one call: each call runs them anew, so that the handlers
+    of one which another imports would be others.
+    """
+    registry = Registry()
+    problems = []
+    for name in filter(_is_path, names):
+        forget(Path(name))  # an app that is made again reads its handlers' settings again
+    for name in names:
+        try:
+            found = _found_in(name)
+        except HandlerError as error:
+            problems.append(str(error))
+            continue
+        for handler in found:
+            try:
+                registry.add(handler)
+            except HandlerError as error:
+                problems.append(str(error))
+    return registry, problems
+
+
+def reload(names: Sequence[str]) -> Registry:
+    """Load all anew, with the files that they import.
+
+    Raises HandlerError, and then what was loaded before is as it was.
+    """
+    folder = None if all(map(_is_path, names)) else Path.cwd()
+    before = loaded.forget_all(folder)
+    try:
+        return load(names)
+    except BaseException:
+        loaded.remember(before, folder)
+        raise
+
+
+def loaded_files(names: Sequence[str]) -> set[Path]:
+    """Return the files that these names, and what they import, have brought along."""
+    return loaded.files(None if all(map(_is_path, names)) else Path.cwd())
+
+
+def register(handlers: Sequence[str | Callable[..., Any] | Registered]) -> Registry:
+    """Return a registry of names as in RECEIVER_HANDLERS, decorated functions and handlers.
+
+    Raises HandlerError.
+    """
+    registry = load([name for name in handlers if isinstance(name, str)])
+    for given in handlers:
+        if not isinstance(given, str):
+            for handler in [given] if isinstance(given, Registered) else registered_of(given):
+                registry.add(handler)
+    return registry
+
+
+def _found_in(name: str) -> list[Registered]:
+    """Return the handlers that a module has: decorated in it, imported by it by their names.
+
+    A package has those of its modules too that are imported.
+    """
+    module = _import(name)
+    modules = [module, *(inside_of(module) if hasattr(module, "__path__") else ())]
+    own = [handler for one in modules for handler in getattr(one, LISTED, [])]
+    imported = [handler for value in vars(module).values() for handler in _listed(value)]
+    found = {id(handler): handler for handler in [*own, *imported]}
+    if not found:
+        raise HandlerError(f"{name}: has no handler; decorate a function with @on(…) or @route(…)")
+    return list(found.values())
+
+
+def _listed(value: object) -> list[Registered]:
+    if not callable(value) or inspect.isclass(value):
+        return []
+    try:
+        listed = getattr(inspect.unwrap(value), "__globals__", {}).get(LISTED, [])
+    except Exception:  # noqa: BLE001 - an object that answers oddly is no handler
+        return []
+    return [handler for handler in listed if handler.function is value]
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith(".py") or "/" in name
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        if _is_path(name):
+            return _import_path(Path(name))
+        named = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+        if not named and not {"", str(Path.cwd())} & set(sys.path):
+            sys.path.append(str(Path.cwd()))
+        return importlib.import_module(named[0].value if named else name)
+    except HandlerError:
+        raise
+    except SyntaxError as error:
+        raise HandlerError(_syntax(name, error)) from error
+    except ModuleNotFoundError as error:
+        near = meant(name, _names_here()) if error.name == name else ""
+        raise HandlerError(f"{name}: cannot be loaded: {_where(error)}{error!r}{near}") from error
+    except BaseException as error:  # a file may end in sys.exit()
+        raise HandlerError(f"{name}: cannot be loaded: {_where(error)}{error!r}") from error
+
+
+def _names_here() -> list[str]:
+    """Name what could have been meant: what is installed, and what lies in this folder."""
+    installed = [point.name for point in entry_points(group=ENTRY_POINTS)]
+    return [*installed, *(file.stem for file in Path.cwd().glob("*.py"))]
+
+
+def _syntax(name: str, error: SyntaxError) -> str:
+    """Say where an error of syntax is, with its line and a mark below, as Python does."""
+    if not error.filename or error.filename.startswith("<") or not error.lineno:
+        return f"{name}: cannot be loaded: {_where(error)}{error!r}"
+    line, column = (error.text or "").rstrip(), error.offset or 1
+    head = f"{_nearby(error.filename)}:{error.lineno}:{column}: {error.msg}"
+    if not line or not 0 < column <= _LONGEST_LINE:
+        return head
+    shown = line.expandtabs(1)[:_LONGEST_LINE]
+    return f"{head}\n    {shown}\n    {' ' * (column - 1)}^"
+
+
+def _nearby(filename: str) -> str:
+    """Name a file from the working folder, if it lies there."""
+    path = Path(filename)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else filename
+
+
+def _import_path(path: Path) -> ModuleType:
+    if path.is_dir() and not (path / "__init__.py").is_file():
+        raise HandlerError(f"{path}: no such file; this folder has no __init__.py: name its files")
+    if not path.exists():
+        raise HandlerError(f"{path}: no such file")
+    if path.is_file() and path.suffix != ".py":
+        raise HandlerError(f"{path}: not a Python file")
+    return load_file(path)
+
+
+_LOADERS: Final = {__file__, handlers.__file__, importlib.__file__, loaded.__file__}
+
+
+def _where(error: BaseException) -> str:
+    """Name the innermost file and line of an error outside this program."""
+    place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        filename = trace.tb_frame.f_code.co_filename
+        if not filename.startswith("<") and filename not in _LOADERS:
+            place = f"{_nearby(filename)}:{trace.tb_lineno}: "
+        trace = trace.tb_next
+    return place

@@ -1,0 +1,43 @@
+"""The providers that are emulated: one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Final, Protocol
+
+from starlette.routing import BaseRoute
+
+from receiver.emulator.eachlabs import Eachlabs
+from receiver.emulator.fal import Fal
+from receiver.emulator.ledger import Prediction
+from receiver.emulator.options import Provider
+from receiver.emulator.world import World
+
+
+class Emulated(Protocol):
+    """A provider."""
+
+    settings: ClassVar[Mapping[str, str]]
+    """What points a receiver at it: variables, each with a path below our address."""
+
+    def routes(self) -> list[BaseRoute]: ...
+
+
+class CallsBack(Emulated, Protocol):
+    """A provider that calls back; all but Oxen do."""
+
+    def __init__(self, world: World) -> None: ...
+
+    def callback(self, prediction: Prediction) -> bytes:
+        """Return the body that tells how a prediction has ended."""
+
+    def headers(
+        self, prediction: Prediction, body: bytes, at: float | None = None
+    ) -> dict[str, str]:
+        """Return the headers that prove a body, now or as of another time."""
+
+
+CALLING: Final[Mapping[Provider, type[CallsBack]]] = {
+    "eachlabs": Eachlabs,
+    "fal": Fal,
+}

@@ -1,0 +1,88 @@
+"""Proves callbacks: each by what its provider and we have agreed on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Final
+
+import httpx
+
+from receiver.model.errors import KeysUnavailable, Unproved
+from receiver.observability.runtime import Runtime
+from receiver.predictions.tokens import Tokens
+from receiver.providers.adapter import Callback, Provider, Publishing
+from receiver.providers.published import published_keys
+from receiver.settings import ProviderSettings
+
+Keys = Callable[[bool], Awaitable[Sequence[bytes]]]
+"""Gives what proves a provider's callbacks; True: fetched anew, if that is allowed again."""
+
+_FETCHED: Final = frozenset({"public_keys", "account_secret"})
+
+
+class Proofs:
+    """Every provider's keys: those that are set, those that it hands out, those that we derive."""
+
+    def __init__(
+        self,
+        providers: Mapping[str, Provider],
+        settings: Mapping[str, ProviderSettings],
+        client: httpx.AsyncClient,
+        tokens: Tokens,
+        runtime: Runtime,
+    ) -> None:
+        self._providers = providers
+        self._tokens = tokens
+        self._clock = runtime.clock
+        self._keys = {
+            name: self._keys_of(provider, settings[name], client, runtime)
+            for name, provider in providers.items()
+            if provider.proof in _FETCHED
+        }
+
+    def _keys_of(
+        self,
+        provider: Provider,
+        given: ProviderSettings,
+        client: httpx.AsyncClient,
+        runtime: Runtime,
+    ) -> Keys:
+        if given.secrets or not isinstance(provider, Publishing):
+            return _set([secret.reveal().encode() for secret in given.secrets])
+        return published_keys(client, provider.keys, provider.read_keys, runtime.monotonic)
+
+    async def prove(self, provider_name: str, prediction_id: str, callback: Callback) -> str | None:
+        """Raise Unproved or KeysUnavailable, or give the provider's id that the proof covers."""
+        provider = self._providers[provider_name]
+        now = self._clock()
+        keys = self._keys.get(provider_name)
+        if keys is None:
+            secrets = self._tokens.webhook_secrets(prediction_id)
+            return provider.authenticate(callback, now=now, keys=secrets)
+        try:
+            return provider.authenticate(callback, now=now, keys=await keys(False))
+        except Unproved as error:
+            if error.reason != "bad_signature":
+                raise
+        # The provider may have changed its keys: look once more, as often as that is allowed.
+        return provider.authenticate(callback, now=now, keys=await keys(True))
+
+    async def fetch(self, names: Iterable[str]) -> None:
+        """Have the keys of these providers before their first callback needs them."""
+        await asyncio.gather(*(_tried(self._keys[name]) for name in names if name in self._keys))
+
+
+def _set(secrets: Collection[bytes]) -> Keys:
+    """Make keys of what the operator has set."""
+
+    async def given(_: bool) -> Sequence[bytes]:
+        return [*secrets]
+
+    return given
+
+
+async def _tried(keys: Keys) -> None:
+    with contextlib.suppress(KeysUnavailable):
+        await keys(False)

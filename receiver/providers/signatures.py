@@ -1,0 +1,177 @@
+"""The two families of signed callbacks: HMAC with a shared secret, and Ed25519 with public keys.
+
+A provider names which headers it signs and how it writes the signature; the checks are the same for
+all. Whatever a stranger sends ends in Unproved, and bytes are compared, never numbers or text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+from base64 import urlsafe_b64decode
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from receiver.model.errors import Unproved
+from receiver.providers.adapter import Callback, decode_object, identifier
+
+TOLERANCE: Final = 300
+"""Seconds by which a signature's time may differ from ours, in both directions."""
+_LONGEST_TIMESTAMP: Final = 12
+_KEY_BYTES: Final = 32
+_SIGNATURE_DIGITS: Final = 128
+
+
+def check_time(stamp: bytes, now: float) -> None:
+    """Raise Unproved for a time that is none, or not about now."""
+    # Digits only: int() would also take signs, blanks, underscores and other scripts' digits.
+    if not stamp.isdigit() or len(stamp) > _LONGEST_TIMESTAMP:
+        raise Unproved("bad_timestamp")
+    if abs(now - int(stamp)) > TOLERANCE:
+        raise Unproved("stale_timestamp")
+
+
+# --- HMAC ---
+
+
+def as_text(secret: bytes) -> bytes:
+    """Take a secret as it is."""
+    return secret
+
+
+def after_prefix(secret: bytes) -> bytes:
+    """Take the text of a secret without its `whsec_`."""
+    return secret.removeprefix(b"whsec_")
+
+
+def decoded(secret: bytes) -> bytes:
+    """Decode the base64 after `whsec_`; a secret that is none opens nothing."""
+    try:
+        return base64.b64decode(after_prefix(secret), validate=True)
+    except ValueError:
+        return b""
+
+
+def as_hex(digest: bytes) -> bytes:
+    return digest.hex().encode()
+
+
+class Hmac(msgspec.Struct, frozen=True, kw_only=True):
+    """How a provider signs with HMAC-SHA256; the defaults are Standard Webhooks."""
+
+    header: bytes = b"webhook-signature"
+    """Holds the signature; several, with a blank between, while a secret is being rotated."""
+    covers: tuple[bytes, ...] = (b"webhook-id", b"webhook-timestamp")
+    """The headers that are signed before the body, in order; the last is the time."""
+    own_time: bool = False
+    """The time stands before the signature in its header, as `t=1767225600,`."""
+    joiner: bytes = b"."
+    label: bytes = b"v1,"
+    """What stands before each signature."""
+    write: Callable[[bytes], bytes] = base64.b64encode
+    key: Callable[[bytes], bytes] = decoded
+    """Makes the key of a secret."""
+
+    def verify(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:
+        """Raise Unproved unless one of the secrets has signed the callback, about now."""
+        given = callback.header(self.header)
+        covered = [callback.header(name) for name in self.covers]
+        if self.own_time:
+            time, comma, given = given.partition(b",")
+            if not comma or not time.startswith(b"t="):
+                raise Unproved("bad_timestamp")
+            covered = [time.removeprefix(b"t=")]
+        if covered:
+            check_time(covered[-1], now)
+        signed = self.joiner.join([*covered, callback.body])
+        offered = self._offered(given)
+        right = [
+            self.write(hmac.digest(key, signed, "sha256")) for key in map(self.key, keys) if key
+        ]
+        # All are compared, so that the time taken does not tell which one was nearly right.
+        if not any([hmac.compare_digest(one, other) for one in offered for other in right]):  # noqa: C419
+            raise Unproved("bad_signature")
+
+    def _offered(self, given: bytes) -> list[bytes]:
+        """Return the signatures of our version; a header of any other form is refused as a whole.
+
+        So no second spelling of a good one is ever good.
+        """
+        entries = given.split(b" ")
+        if len(entries) > _MOST_SIGNATURES or not all(map(_ENTRY.fullmatch, entries)):
+            raise Unproved("bad_signature")
+        return [each[len(self.label) :] for each in entries if each.startswith(self.label)]
+
+
+_ENTRY: Final = re.compile(rb"\w+[,=][A-Za-z0-9+/_-]{1,200}={0,2}")
+_MOST_SIGNATURES: Final = 10
+
+
+# --- Ed25519 ---
+
+
+def verify_ed25519(
+    callback: Callback, prefix: bytes, id_header: bytes, *, now: float, keys: Sequence[bytes]
+) -> str:
+    """Return the id that a signature over id, user, time and body covers, or raise Unproved.
+
+    Every key is tried, as no header names one that could be believed.
+    """
+    stamp = callback.header(prefix + b"timestamp")
+    check_time(stamp, now)
+    signature = _signature(callback.header(prefix + b"signature"))
+    named = callback.header(prefix + id_header)
+    digest = hashlib.sha256(callback.body).hexdigest().encode()
+    message = b"\n".join((named, callback.header(prefix + b"user-id"), stamp, digest))
+    if not any(_verifies(key, signature, message) for key in keys):
+        raise Unproved("bad_signature")
+    proved_id = identifier(named.decode("latin-1"))
+    if proved_id is None:
+        raise Unproved("bad_request_id")
+    return proved_id
+
+
+def read_jwks(body: bytes) -> list[bytes]:
+    """Read the Ed25519 keys of a JWKS as raw bytes; `x` may be padded, odd keys are left out."""
+    keys = decode_object(body).get("keys")
+    texts = (
+        [key.get("x") for key in keys if isinstance(key, dict)] if isinstance(keys, list) else []
+    )
+    return [raw for raw in map(_raw_key, texts) if raw]
+
+
+def _signature(text: bytes) -> bytes:
+    if len(text) != _SIGNATURE_DIGITS:
+        raise Unproved("bad_signature")
+    try:
+        return bytes.fromhex(text.decode("ascii"))
+    except ValueError:
+        raise Unproved("bad_signature") from None
+
+
+@lru_cache(maxsize=64)
+def _public_key(raw: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(raw)
+
+
+def _verifies(key: bytes, signature: bytes, message: bytes) -> bool:
+    try:
+        _public_key(key).verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _raw_key(text: Any) -> bytes | None:
+    try:
+        raw = urlsafe_b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4))
+    except (AttributeError, ValueError):
+        return None
+    return raw if len(raw) == _KEY_BYTES else None

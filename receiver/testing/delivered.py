@@ -1,0 +1,82 @@
+"""What became of an event, as a test reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from receiver.model.answers import Delivery, Explanation
+from receiver.model.values import Prediction
+
+if TYPE_CHECKING:
+    from receiver.testing.kit import Kit
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What became of an event: it is read anew each time it is looked at."""
+
+    kit: Kit
+    prediction_id: str
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.kit.get(f"/v1/predictions/{self.prediction_id}", Prediction)
+
+    def __repr__(self) -> str:
+        if not self.kit.answers:
+            return f"<Delivered {self.prediction_id}>"
+        prediction = self.prediction
+        deliveries = [repr(delivery) for delivery in self.deliveries.values()]
+        about = f"{prediction.provider} {prediction.model} {prediction.status}"
+        return f"<Delivered {about}: {', '.join(deliveries) or self._unwanted()}>"
+
+    @property
+    def deliveries(self) -> dict[str, Delivery]:
+        """By the names of their handlers."""
+        found = self.kit.get(f"/v1/deliveries?prediction={self.prediction_id}&limit=100", _Page)
+        return {delivery.handler: delivery for delivery in found.data}
+
+    @property
+    def delivery(self) -> Delivery:
+        """The only one; ValueError, which says why, where there is none, or there are several."""
+        __tracebackhide__ = True
+        deliveries = [*self.deliveries.values()]
+        if len(deliveries) == 1:
+            return deliveries[0]
+        several = ", ".join(repr(delivery) for delivery in deliveries)
+        raise ValueError(f"several deliveries: {several}" if several else self._unwanted())
+
+    @property
+    def children(self) -> list[Prediction]:
+        """The predictions that its handlers submitted, the first one first."""
+        found = self.kit.get("/v1/predictions?limit=100", Predictions).data
+        return [child for child in reversed(found) if child.parent_id == self.prediction_id]
+
+    def _unwanted(self) -> str:
+        """Say of every handler why it did not want the event."""
+        path = f"/v1/predictions/{self.prediction_id}/explain"
+        explained = self.kit.get(path, Explanation)
+        whys = [f"{one.handler} ({one.reason or 'it runs'})" for one in explained.handlers]
+        return f"no handler has had {explained.type}: {', '.join(whys) or 'there is none'}"
+
+
+class _Delivery(Delivery, frozen=True, kw_only=True):
+    """A delivery whose repr says in one line how it stands."""
+
+    def __repr__(self) -> str:
+        attempts = f"{self.attempts} attempt{'s' if self.attempts != 1 else ''}"
+        failures = [attempt.reason for attempt in self.history if attempt.reason]
+        last = failures[-1] if failures else ""
+        whys = dict.fromkeys(filter(None, (self.reason, last)))
+        return f"<Delivery {self.handler} {self.state}, {': '.join([attempts, *whys])}>"
+
+
+class _Page(msgspec.Struct):
+    data: list[_Delivery]
+
+
+class Predictions(msgspec.Struct):
+    data: list[Prediction]

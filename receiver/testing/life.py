@@ -1,0 +1,116 @@
+"""One run of the receiver in a test, and what holds its handlers back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+import httpx
+from starlette.applications import Starlette
+
+from receiver.deliveries.handlers import Handler
+
+PATIENCE: Final = 30.0
+"""Seconds after which a test that waits has failed."""
+URL: Final = "https://receiver.test"
+API_KEY: Final = "api-key-of-a-test"
+
+
+class Clock:
+    """The wall clock, and whatever it is told to be ahead."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+    def move(self, seconds: float) -> None:
+        self.ahead += seconds
+
+
+class Life:
+    """One run of the receiver, from its start to its stop."""
+
+    def __init__(self, app: Starlette) -> None:
+        self._app = app
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        make = partial(httpx.AsyncClient, transport=httpx.ASGITransport(app))
+        base = URL
+        key = {"authorization": f"Bearer {API_KEY}", "content-type": "application/json"}
+        self.caller = make(base_url=base, headers=key, timeout=PATIENCE)
+        self.stranger = make(base_url=base)
+
+    async def start(self) -> None:
+        """Return when it serves; raise what keeps it from that."""
+        ready = asyncio.Event()
+        self._task = asyncio.create_task(self._run(ready))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait({self._task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            waiting.cancel()
+            await self._task
+
+    async def _run(self, ready: asyncio.Event) -> None:
+        async with self._app.router.lifespan_context(self._app), self.caller, self.stranger:
+            ready.set()
+            await self._stop.wait()
+
+    async def stop(self) -> None:
+        self._stop.set()
+        if self._task is not None:
+            await self._task
+
+
+class Leash:
+    """Holds handlers back when they have returned, as long as it is told to."""
+
+    def __init__(self) -> None:
+        self._held: Future[None] | None = None
+        self._returned: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def on(self, handler: Handler) -> Handler:
+        function = handler.function
+
+        async def on_loop(*arguments: Any) -> Any:
+            result = await function(*arguments)
+            if (held := self._tell()) is not None:
+                await asyncio.wrap_future(held)
+            return result
+
+        def in_thread(*arguments: Any) -> Any:
+            result = function(*arguments)
+            if (held := self._tell()) is not None:
+                held.result()
+            return result
+
+        return replace(handler, function=on_loop if handler.is_async else in_thread)
+
+    def hold(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """Hold handlers that return from now on; return what is done when one has."""
+        self._loop = loop
+        self._held = Future()
+        self._returned = loop.create_future()
+        return self._returned
+
+    def let_go(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.set_result(None)
+
+    def _tell(self) -> Future[None] | None:
+        if self._held is None or self._loop is None or self._returned is None:
+            return None
+        self._loop.call_soon_threadsafe(_done, self._returned)
+        return self._held
+
+
+def _done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,25 @@
+"""The table of deploy/settings.md, as the settings themselves have it: `python -m` prints it."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from operator import attrgetter
+
+from receiver.settings import all_settings
+
+
+def settings_table() -> str:
+    """Return the table of settings, with one line for those of one sentence."""
+    lines = ["| Name | Default | |", "|---|---|---|"]
+    for says, group in groupby(all_settings(), key=attrgetter("says")):
+        found = list(group)
+        names = ", ".join(f"`{name}`" for each in found for name in each.names)
+        shown = [each.default_shown for each in found]
+        lines.append(
+            f"| {names} | {', '.join(shown if len({*shown}) > 1 else shown[:1])} | {says} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(settings_table())  # noqa: T201 - it is a command
