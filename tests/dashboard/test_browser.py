@@ -1,120 +1,27 @@
-"""The dashboard in a real browser: Debian's Chromium, driven by Playwright, on a real server.
-
-Where there is no Chromium these tests say so; `.ci/run` installs it.
-"""
+"""The dashboard in a real browser. Without one these tests say so; `.ci/run` installs it."""
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from receiver.settings.development import api_key
-from tests.cli.running import Running, running
-from tests.patience import PATIENCE
+from tests.dashboard.desk import CHROMIUM, Desk, desk_in
 
-CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed here")
 
 EVIL: Final = "<img src=x onerror=\"document.title='broken in'\">"
 AXE: Final = (Path(__file__).parent / "axe.min.js").read_text()
-HANDLER: Final = """\
-from pathlib import Path
-
-from receiver import Dead, Event, on
-
-
-@on("succeeded", name="mine")
-def mine(event: Event) -> None:
-    if "[dead]" in event.prediction.input["prompt"] and not Path("well").exists():
-        raise Dead("not yet: " + event.prediction.input["prompt"])
-"""
-RECIPES: Final = """\
-[imagine]
-about = "A picture of what you say"
-provider = "fal"
-model = "fal-ai/nano-banana"
-input = { prompt = "{prompt}" }
-[imagine.options.prompt]
-required = true
-rest = true
-"""
-VIOLATIONS: Final = """\
-window.violations = [];
-document.addEventListener("securitypolicyviolation", (e) => window.violations.push(e.blockedURI));
-"""
-expect.set_options(timeout=PATIENCE * 1000)
-
-
-@dataclass
-class Desk:
-    """A server with a browser before it."""
-
-    server: Running
-    browser: Browser
-    folder: Path
-    key: str
-    complaints: list[str] = field(default_factory=list)
-
-    def submit(self, prompt: str, **more: Any) -> str:
-        body = {
-            "provider": "fal",
-            "model": "fal-ai/nano-banana",
-            "input": {"prompt": prompt},
-            **more,
-        }
-        headers = {"authorization": f"Bearer {self.key}"}
-        answer = httpx.post(f"{self.server.url}/v1/predictions", json=body, headers=headers)
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
-
-    @contextmanager
-    def page(self, **more: Any) -> Iterator[Page]:
-        """Open a page that nothing may break the policy of, and sign in."""
-        context = self.browser.new_context(**more)
-        context.set_default_timeout(PATIENCE * 1000)
-        context.add_init_script(VIOLATIONS)
-        page = context.new_page()
-        said: list[str] = []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(f"{self.server.url}/ui/predictions")
-        page.get_by_label("API key or viewer key").fill(self.key)
-        page.get_by_role("button", name="Sign in").click()
-        page.wait_for_url("**/ui/predictions")
-        try:
-            yield page
-            assert [line for line in said if "Content Security" in line or "Error" in line] == []
-        finally:
-            context.close()
-
-    def go(self, page: Page, path: str) -> None:
-        page.goto(f"{self.server.url}/ui{path}")
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    folder = tmp_path_factory.mktemp("desk")
-    (folder / "mine.py").write_text(HANDLER)
-    (folder / "recipes.toml").write_text(RECIPES)
-    env = {"RECEIVER_RECIPES": "recipes.toml", "SAVE_DIR": str(folder / "results")}
-    with (
-        running("serve", "--emulate", "mine.py", "save", cwd=folder, **env) as server,
-        sync_playwright() as playwright,
-        # A container has no user namespaces for its sandbox.
-        playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as browser,
-    ):
-        server.wait_for("  Try ")
-        key = api_key((folder / "receiver.db.dev-secret").read_text())
-        yield Desk(server, browser, folder, key)
+    with desk_in(tmp_path_factory.mktemp("desk")) as desk:
+        yield desk
 
 
 def unbroken(page: Page) -> None:
