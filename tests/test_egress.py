@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from receiver.settings.proxies import Proxies
 from tests.emulator.parts import write_certificate
 
 NEEDED: Final = {"RECEIVER_SECRET_KEY": "s" * 32}
+AT_ONCE: Final = 16
 PROXY: Final = "http://proxy.test:3128"
 
 
@@ -147,14 +149,61 @@ async def listening() -> AsyncIterator[tuple[int, list[str]]]:
 
 
 @pytest.mark.anyio
-async def test_requests_go_by_the_proxy_and_to_this_machine_straight() -> None:
+@pytest.mark.parametrize("lanes", [False, True])
+async def test_requests_go_by_the_proxy_and_to_this_machine_straight(*, lanes: bool) -> None:
     async with listening() as (proxy, asked), listening() as (here, heard):
         given = proxies(http_proxy=f"http://127.0.0.1:{proxy}", NO_PROXY="fd00::/8")
-        async with httpx.AsyncClient(transport=outward(given), trust_env=False) as client:
+        transport = outward(given, lanes=lanes)
+        async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
             await client.get("http://provider.test/a")
             await client.get(f"http://localhost:{here}/b")
     assert asked == ["GET http://provider.test/a HTTP/1.1"]
     assert heard == ["GET /b HTTP/1.1"]
+
+
+@pytest.mark.anyio
+async def test_many_requests_at_once_connect_once_each_and_then_no_more() -> None:
+    connections = 0
+    waiting: list[asyncio.StreamWriter] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                waiting.append(writer)
+                if len(waiting) == AT_ONCE:  # so that all are under way together
+                    for each in waiting:
+                        each.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                    waiting.clear()
+        writer.close()
+
+    transport = outward(proxies(), lanes=True)
+    async with (
+        await asyncio.start_server(answer, "127.0.0.1", 0) as server,
+        httpx.AsyncClient(transport=transport, trust_env=False) as client,
+    ):
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for _ in range(3):
+            await asyncio.gather(*(client.get(url) for _ in range(AT_ONCE)))
+    assert connections == AT_ONCE
+
+
+@pytest.mark.anyio
+async def test_a_request_that_breaks_gives_its_lane_back() -> None:
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with (
+        await asyncio.start_server(hang_up, "127.0.0.1", 0) as server,
+        httpx.AsyncClient(transport=outward(proxies(), lanes=True), trust_env=False) as client,
+    ):
+        for _ in range(2):
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.get(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with listening() as (port, heard):
+            await client.get(f"http://127.0.0.1:{port}/a")
+    assert heard == ["GET /a HTTP/1.1"]
 
 
 # --- certificates and folders ---

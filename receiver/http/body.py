@@ -157,7 +157,7 @@ def free(request: Request, prefix: str) -> dict[str, str]:
 def wishes(request: Request, kind: type[Asked]) -> Asked:
     """Read the headers that a struct describes; any others are none of its business."""
     values = {}
-    for name in (field.encode_name for field in msgspec.structs.fields(kind)):
+    for name in kind.__struct_encode_fields__:
         if given := dict.fromkeys(request.headers.getlist(name)):
             values[name] = ", ".join(given)  # as RFC 9110 puts together what comes in parts
     return _read(values, kind)

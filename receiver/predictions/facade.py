@@ -33,8 +33,6 @@ from receiver.settings.egress import outward
 from receiver.store.facade import Housekeeping, Store
 from receiver.store.leases import Leader, LeaseRequest
 
-# httpcore asks the system about each idle connection at each request.
-_CONNECTIONS: Final = httpx.Limits(max_connections=200, max_keepalive_connections=8)
 _CAUGHT_UP: Final = 60.0
 """Seconds in which no other process that starts needs to ask about everything again."""
 
@@ -60,7 +58,7 @@ class Predictions:
         self.client = Client(
             runtime.tracing,
             tells=False,
-            transport=network or outward(settings.proxies, limits=_CONNECTIONS),
+            transport=network or outward(settings.proxies, lanes=True),
             headers={"Accept-Encoding": "identity"},
         )
         providers = settings.adapters(runtime.clock)

@@ -176,6 +176,8 @@ class Submitter:
         self._stopping = False
         self._beginning = asyncio.Lock()
         self._begun = TaskSet(is_awaited=True)
+        self._next_begin: asyncio.Task[float] | None = None
+        """Waits for its turn: whoever comes until then is served by it too."""
         self._runs = False
 
     async def run(self) -> NoReturn:
@@ -195,7 +197,7 @@ class Submitter:
 
     async def _begin_unasked(self) -> None:
         try:
-            await self._begin_alone()
+            await self.begin()
         except StoreUnavailable:
             return  # the sweeps find it
         except Exception:
@@ -230,8 +232,9 @@ class Submitter:
         What is begun may be others' predictions, so a caller who goes away must not stop it, and
         nothing of the caller's context, as its trace, is theirs.
         """
-        task = self._begun.start(self._begin_alone(), context=contextvars.Context())
-        return await asyncio.shield(task)
+        if self._next_begin is None:
+            self._next_begin = self._begun.start(self._begin_alone(), context=contextvars.Context())
+        return await asyncio.shield(self._next_begin)
 
     async def send_all(self, seconds: float) -> None:
         """Begin what there is room for, and wait for it, for so many seconds at most.
@@ -246,6 +249,7 @@ class Submitter:
 
     async def _begin_alone(self) -> float:
         async with self._beginning:
+            self._next_begin = None
             return await self._begin()
 
     async def _begin(self) -> float:

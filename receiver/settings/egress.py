@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
 from receiver.settings.proxies import Proxies
 from receiver.settings.tls import trusted
 
+_A_LANE: Final = httpx.Limits(max_connections=None, max_keepalive_connections=4)
+"""Idle connections to a few hosts; one request at a time needs no more."""
+
 
 def outward(
-    proxies: Proxies, verify: ssl.SSLContext | None = None, **given: Any
+    proxies: Proxies, verify: ssl.SSLContext | None = None, *, lanes: bool = False
 ) -> httpx.AsyncBaseTransport:
-    """Make the transport of a client; raise SettingsError where TLS cannot be set up."""
-    make = partial(httpx.AsyncHTTPTransport, verify=verify or trusted(), **given)
+    """Make the transport of a client; raise SettingsError where TLS cannot be set up.
+
+    With `lanes` it is for many requests at once, which somebody else bounds.
+    """
+    make: Callable[..., httpx.AsyncBaseTransport]
+    make = partial(httpx.AsyncHTTPTransport, verify=verify or trusted())
+    if lanes:
+        make = partial(_Lanes, make)
     return _ByProxy(proxies, make) if proxies.by_scheme else make()
 
 
@@ -36,3 +45,56 @@ class _ByProxy(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         for way in self._ways.values():
             await way.aclose()
+
+
+class _Lanes(httpx.AsyncBaseTransport):
+    """As many pools of connections as there are requests at once, each for one request at a time.
+
+    A pool of httpcore's looks at all its connections at the begin and at the end of each request,
+    and while there are more than may be idle it closes each that is: of 64 submits at once, all
+    would connect anew.
+    """
+
+    def __init__(self, make: Callable[..., httpx.AsyncBaseTransport], **given: Any) -> None:
+        self._make = partial(make, limits=_A_LANE, **given)
+        self._all: list[httpx.AsyncBaseTransport] = []
+        self._free: list[httpx.AsyncBaseTransport] = []
+        """The one that was used last is taken first, as its connections are the youngest."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        lane = self._free.pop() if self._free else self._new()
+        try:
+            response = await lane.handle_async_request(request)
+        except BaseException:
+            self._free.append(lane)
+            raise
+        response.stream = _Lent(response.stream, partial(self._free.append, lane))
+        return response
+
+    def _new(self) -> httpx.AsyncBaseTransport:
+        lane = self._make()
+        self._all.append(lane)
+        return lane
+
+    async def aclose(self) -> None:
+        for lane in self._all:
+            await lane.aclose()
+
+
+class _Lent(httpx.AsyncByteStream):
+    """The content of an answer, whose lane is given back when it is closed."""
+
+    def __init__(self, stream: Any, give_back: Callable[[], None]) -> None:
+        self._stream = stream
+        self._give_back: Callable[[], None] | None = give_back
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._stream.__aiter__()  # type: ignore[no-any-return]
+
+    async def aclose(self) -> None:
+        give_back, self._give_back = self._give_back, None
+        try:
+            await self._stream.aclose()
+        finally:
+            if give_back is not None:
+                give_back()

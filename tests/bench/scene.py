@@ -340,7 +340,11 @@ def receiver(
     command = [sys.executable, "-m", "receiver", "serve", *arguments, "--port", str(port)]
     env = _env(home, books, jwks_url)
     if submits_to is not None:
-        env |= {"FAL_KEY": "bench", "FAL_QUEUE_URL": submits_to}
+        env |= {
+            "FAL_KEY": "bench",
+            "FAL_QUEUE_URL": submits_to,
+            "RECEIVER_PUBLIC_URL": "https://bench.example",
+        }
     return Server(command, port, home, env)
 
 

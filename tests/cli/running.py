@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
@@ -19,6 +20,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from receiver.cli.main import main
+from tests.forked import Forked
 from tests.journey.parts import free_port
 from tests.patience import PATIENCE
 
@@ -40,6 +42,19 @@ def environment(more: dict[str, str]) -> dict[str, str]:
 
 
 def receiver(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in a process of its own."""
+    with tempfile.TemporaryDirectory() as aside:
+        out, err = Path(aside, "out"), Path(aside, "err")
+        process = Forked(["-m", "receiver", *args], cwd, environment(env), out, err)
+        try:
+            code = process.wait(PATIENCE)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(args, code, out.read_text(), err.read_text())
+
+
+def from_scratch(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command by Python itself, where it is about how this starts."""
     return subprocess.run(
         [sys.executable, "-m", "receiver", *args],
         cwd=cwd,
@@ -73,7 +88,7 @@ def inside(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
 class Running:
     """A server under way, and all that it has written."""
 
-    process: subprocess.Popen[bytes]
+    process: Forked
     log: Path
     port: int
 
@@ -99,14 +114,8 @@ def running(*args: str, cwd: Path, **env: str) -> Iterator[Running]:
     """Run a command that listens, on a port that is free, until the block is left."""
     port = free_port()
     log = cwd / f"{args[0]}-{port}.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "receiver", *args, "--port", str(port)],
-            cwd=cwd,
-            env=environment(env),
-            stdout=out,
-            stderr=out,
-        )
+    command = ["-m", "receiver", *args, "--port", str(port)]
+    process = Forked(command, cwd, environment(env), log, log)
     server = Running(process, log, port)
     try:
         yield server

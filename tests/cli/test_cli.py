@@ -30,30 +30,32 @@ from receiver.cli.main import main
 from receiver.cli.program import PANELS
 from receiver.cli.tables import age, plain_cell, print_table
 from receiver.emulator import settings_for
-from tests.cli.running import SECRET, environment, inside, invoke, receiver, running
+from tests.cli.running import (
+    SECRET,
+    environment,
+    from_scratch,
+    inside,
+    invoke,
+    receiver,
+    running,
+)
+from tests.forked import Forked
 from tests.journey.parts import free_port
 from tests.patience import PATIENCE
 from tests.predictions.test_recipes import EXAMPLE
 
 
-def start(*args: str, port: int, cwd: Path, **env: str) -> subprocess.Popen[str]:
-    log = (cwd / f"{args[0]}.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "receiver", *args, "--port", str(port)],
-        cwd=cwd,
-        env=environment(env),
-        stdout=log,
-        stderr=log,
-        text=True,
-    )
-    log.close()
+def start(*args: str, port: int, cwd: Path, **env: str) -> Forked:
+    log = cwd / f"{args[0]}.log"
+    command = ["-m", "receiver", *args, "--port", str(port)]
+    process = Forked(command, cwd, environment(env), log, log)
     ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends and process.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return process
         time.sleep(0.02)
-    raise AssertionError((cwd / f"{args[0]}.log").read_text())
+    raise AssertionError(log.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +248,7 @@ def test_a_module_and_a_package_of_the_working_folder_are_found(tmp_path: Path) 
         made = tmp_path / file
         made.parent.mkdir(exist_ok=True)
         made.write_text(f"from receiver import Event, on\n\n@on()\ndef {name}(event: Event): ...\n")
-    done = receiver("drain", "--dev", "mine", "ours", cwd=tmp_path, PYTHONSAFEPATH="1")
+    done = from_scratch("drain", "--dev", "mine", "ours", cwd=tmp_path, PYTHONSAFEPATH="1")
     assert done.returncode == 0, done.stderr
     assert "mine:mine" in done.stderr
     assert "ours:ours" in done.stderr
@@ -254,7 +256,7 @@ def test_a_module_and_a_package_of_the_working_folder_are_found(tmp_path: Path) 
 
 def test_a_file_that_is_called_as_something_installed_is_hinted_at(tmp_path: Path) -> None:
     (tmp_path / "colorsys.py").touch()
-    done = receiver("drain", "--dev", "colorsys", "svae", cwd=tmp_path, PYTHONSAFEPATH="1")
+    done = from_scratch("drain", "--dev", "colorsys", "svae", cwd=tmp_path, PYTHONSAFEPATH="1")
     assert (done.returncode, "colorsys.py is here" in done.stderr) == (1, True)
     assert "svae: cannot be loaded" in done.stderr
     assert "(did you mean save?)" in done.stderr
@@ -317,7 +319,7 @@ def test_both_names_of_the_key_are_understood_on_both_sides(
 def test_an_argument_of_another_encoding_is_refused(
     tmp_path: Path, args: tuple[str | bytes, ...]
 ) -> None:
-    done = receiver(*map(os.fsdecode, args), cwd=tmp_path)
+    done = from_scratch(*map(os.fsdecode, args), cwd=tmp_path)
     assert (done.returncode, "is not UTF-8" in done.stderr) == (2, True)
 
 
@@ -328,7 +330,7 @@ def test_an_unfit_option_is_refused(tmp_path: Path, args: tuple[str, ...]) -> No
 
 
 def test_the_version_is_said(tmp_path: Path) -> None:
-    assert receiver("--version", cwd=tmp_path).stdout == f"{version('prediction-receiver')}\n"
+    assert from_scratch("--version", cwd=tmp_path).stdout == f"{version('prediction-receiver')}\n"
 
 
 def _lines(text: str) -> list[Any]:
@@ -519,14 +521,11 @@ def test_what_nobody_got_is_listed(world: tuple[Path, dict[str, str]]) -> None:
 
 
 def test_a_second_receiver_on_the_same_file_is_told_what_to_do(tmp_path: Path) -> None:
-    first = start("serve", "--dev", port=free_port(), cwd=tmp_path)
-    try:
+    with running("serve", "--dev", cwd=tmp_path) as first:
+        first.wait_for("receiver.started")
         second = receiver("serve", "--dev", "--port", str(free_port()), cwd=tmp_path)
-    finally:
-        first.send_signal(signal.SIGTERM)
-        first.wait(PATIENCE)
     assert second.returncode == 1
-    assert f"in use by another receiver (process {first.pid})" in second.stderr
+    assert f"in use by another receiver (process {first.process.pid})" in second.stderr
     assert "RECEIVER_DATABASE_URL" in second.stderr
 
 
@@ -538,7 +537,7 @@ def test_a_missing_key_is_named_by_the_client(world: tuple[Path, dict[str, str]]
 
 
 def test_the_demo_plays_to_its_end(tmp_path: Path) -> None:
-    done = receiver("demo", "--folder", str(tmp_path), "--seconds", "0.1", cwd=tmp_path)
+    done = from_scratch("demo", "--folder", str(tmp_path), "--seconds", "0.1", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 8
     assert "9 signed events forwarded and verified" in done.stdout

@@ -15,7 +15,6 @@ from typing import Any, Final
 import httpx
 import obstore
 import pytest
-from moto.server import ThreadedMotoServer
 from obstore.store import from_url
 from PIL import Image
 
@@ -465,6 +464,8 @@ def test_a_flag_of_the_callers_own_is_left_alone(receiver_kit: Kits) -> None:
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - a second, for these alone
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,10 +23,9 @@ from receiver.app import drain as drain_once
 from receiver.model.answers import Drained
 from receiver.model.errors import StoreUnusable
 from receiver.settings import Settings
-from tests.cli.running import inside, receiver
-from tests.cli.test_cli import start as start_process
+from tests.cli.running import environment, inside, receiver, running
 from tests.conftest import Logged, Start
-from tests.journey.parts import free_port
+from tests.forked import Forked
 from tests.patience import PATIENCE
 from tests.postgres import Database
 from tests.receiving import (
@@ -541,14 +539,11 @@ def test_what_is_wrong_is_one_sentence(
 def test_draining_beside_a_server_on_one_file_says_what_to_do(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/receiver.db"
     env = {"RECEIVER_SECRET_KEY": ENV["RECEIVER_SECRET_KEY"], "RECEIVER_DATABASE_URL": url}
-    server = start_process("serve", "--no-dispatch", port=free_port(), cwd=tmp_path, **env)
-    try:
+    with running("serve", "--no-dispatch", cwd=tmp_path, **env) as server:
+        server.wait_for("receiver.started")
         done = run("drain", cwd=tmp_path, url=url)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(PATIENCE)
     assert done.returncode == 1
-    assert f"in use by another receiver (process {server.pid})" in done.stderr
+    assert f"in use by another receiver (process {server.process.pid})" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -556,21 +551,15 @@ def test_a_worker_and_a_server_share_a_database_and_stop_when_told(
     tmp_path: Path, database: Database
 ) -> None:
     (tmp_path / "mine.py").write_text(HANDLER)
-    log = (tmp_path / "worker.log").open("w")
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "receiver", "worker", "mine.py"],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(__file__).parent.parent.parent),
-            "RECEIVER_SECRET_KEY": ENV["RECEIVER_SECRET_KEY"],
-            "RECEIVER_DATABASE_URL": database.url,
-        },
-        stdout=log,
-        stderr=log,
-    )
-    log.close()
-    said: Callable[[], str] = (tmp_path / "worker.log").read_text
+    log = tmp_path / "worker.log"
+    log.touch()
+    env = {
+        "RECEIVER_SECRET_KEY": ENV["RECEIVER_SECRET_KEY"],
+        "RECEIVER_DATABASE_URL": database.url,
+    }
+    command = ["-m", "receiver", "worker", "mine.py"]
+    worker = Forked(command, tmp_path, environment(env), log, log)
+    said: Callable[[], str] = log.read_text
     asyncio.run(_until(lambda: "receiver.started" in said()))
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(PATIENCE) == 0

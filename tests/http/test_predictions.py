@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import gzip
+import itertools
 import re
 import traceback
 from collections.abc import AsyncIterator, Callable
@@ -85,14 +86,14 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 GOOD: Json = {"provider": "eachlabs", "model": "nano-banana", "input": {"prompt": "a lighthouse"}}
 
 
-def problem(answer: httpx.Response, status: int, kind: str) -> Json:
-    """Check that an answer is a problem of this kind, and give it."""
+def problem(answer: httpx.Response, status: int, kind: str, case: object = "") -> Json:
+    """Check that an answer is a problem of this kind, and give it; `case` says what was asked."""
     assert (answer.status_code, answer.headers["content-type"]) == (
         status,
         "application/problem+json",
-    ), answer.text
+    ), (case, answer.text)
     said = dict(answer.json())
-    assert said["type"] == f"urn:receiver:problem:{kind}"
+    assert said["type"] == f"urn:receiver:problem:{kind}", case
     assert said["status"] == status
     assert said.keys() >= {"type", "title", "status", "detail"}
     return said
@@ -190,75 +191,71 @@ BAD_FIELDS: list[tuple[Json, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "kind"), BAD_BODIES)
-async def test_a_body_that_cannot_be_read_is_a_4xx(
-    start: Start, body: bytes, status: int, kind: str
-) -> None:
+async def test_a_body_that_cannot_be_read_is_a_4xx(start: Start) -> None:
     async with start(RECEIVER_MAX_BODY_BYTES="4000") as station:
-        answer = await station.http.post(
-            "/v1/predictions", content=body, headers={"content-type": "application/json"}
-        )
-        problem(answer, status, kind)
-        assert station.count("predictions") == 0
+        for body, status, kind in BAD_BODIES:
+            answer = await station.http.post(
+                "/v1/predictions", content=body, headers={"content-type": "application/json"}
+            )
+            problem(answer, status, kind, body[:40])
+            assert station.count("predictions") == 0, body[:40]
 
 
-@pytest.mark.parametrize(("change", "status", "kind"), BAD_FIELDS)
-async def test_a_field_that_is_unfit_is_a_4xx(
-    start: Start, change: Json, status: int, kind: str
-) -> None:
+async def test_a_field_that_is_unfit_is_a_4xx(start: Start) -> None:
     async with start() as station:
-        problem(await station.http.post("/v1/predictions", json={**GOOD, **change}), status, kind)
-        assert station.count("predictions") == 0
+        for change, status, kind in BAD_FIELDS:
+            answer = await station.http.post("/v1/predictions", json={**GOOD, **change})
+            problem(answer, status, kind, change)
+            assert station.count("predictions") == 0, change
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "18446744073709551616",
-        "-9223372036854775809",
-        "1" + "0" * 300,
-        "1e999",
-        '"\\ud800"',
-        '"\\u0000"',
-        "[" * 70 + "]" * 70,
-        "[" * 900 + "]" * 900,
-    ],
-    ids=lambda value: value[:12],
-)
-async def test_odd_values_are_taken_as_they_are_or_refused(
-    start: Start, value: str, network: Network
-) -> None:
-    body = f'{{"provider": "eachlabs", "model": "m", "input": {{"odd": {value}}}}}'
+ODD_VALUES = [
+    "18446744073709551616",
+    "-9223372036854775809",
+    "1" + "0" * 300,
+    "1e999",
+    '"\\ud800"',
+    '"\\u0000"',
+    "[" * 70 + "]" * 70,
+    "[" * 900 + "]" * 900,
+]
+
+
+async def test_odd_values_are_taken_as_they_are_or_refused(start: Start, network: Network) -> None:
+    headers = {"content-type": "application/json"}
     async with start() as station:
-        answer = await station.http.post(
-            "/v1/predictions", content=body, headers={"content-type": "application/json"}
-        )
-        assert answer.status_code in {202, 400, 422}, answer.text
-        if answer.status_code == 202:
-            (sent,) = network.sent
-            assert msgspec.json.decode(sent.request.content)["input"] == answer.json()["input"]
-            assert answer.json()["input"] == msgspec.json.decode(body)["input"]
-        else:
-            assert answer.headers["content-type"] == "application/problem+json"
+        for value in ODD_VALUES:
+            body = f'{{"provider": "eachlabs", "model": "m", "input": {{"odd": {value}}}}}'
+            before = len(network.sent)
+            answer = await station.http.post("/v1/predictions", content=body, headers=headers)
+            assert answer.status_code in {202, 400, 422}, (value[:12], answer.text)
+            if answer.status_code == 202:
+                (sent,) = network.sent[before:]
+                given = msgspec.json.decode(sent.request.content)["input"]
+                assert given == answer.json()["input"], value[:12]
+                assert given == msgspec.json.decode(body)["input"], value[:12]
+            else:
+                assert answer.headers["content-type"] == "application/problem+json", value[:12]
 
 
-@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", ""])
-async def test_only_json_is_taken(start: Start, kind: str | None) -> None:
-    headers = {} if kind is None else {"content-type": kind}
+async def test_only_json_is_taken(start: Start) -> None:
     async with start() as station:
-        answer = await station.http.post("/v1/predictions", content=b"{}", headers=headers)
-        problem(answer, 415, "unsupported-media-type")
+        for kind in (None, "text/plain", "application/x-www-form-urlencoded", ""):
+            headers = {} if kind is None else {"content-type": kind}
+            answer = await station.http.post("/v1/predictions", content=b"{}", headers=headers)
+            problem(answer, 415, "unsupported-media-type", kind)
 
 
-@pytest.mark.parametrize("coding", ["gzip", "br, identity", "GZIP", "x" * 100])
-async def test_a_compressed_body_is_refused_as_such(start: Start, coding: str) -> None:
+async def test_a_compressed_body_is_refused_as_such(start: Start) -> None:
     body = gzip.compress(b"{}")
-    headers = {"content-type": "application/json", "content-encoding": coding}
     async with start() as station:
-        for path in ("/v1/predictions", "/v1/replays"):
+        for coding, path in itertools.product(
+            ("gzip", "br, identity", "GZIP", "x" * 100), ("/v1/predictions", "/v1/replays")
+        ):
+            headers = {"content-type": "application/json", "content-encoding": coding}
             answer = await station.http.post(path, content=body, headers=headers)
-            said = problem(answer, 415, "unsupported-media-type")
-            assert "Content-Encoding" in said["detail"]
+            said = problem(answer, 415, "unsupported-media-type", (coding, path))
+            assert "Content-Encoding" in said["detail"], (coding, path)
 
 
 async def test_what_some_programs_put_before_json_is_passed_over(start: Start) -> None:
@@ -325,24 +322,23 @@ async def test_the_same_key_gives_the_same_prediction(start: Start, network: Net
     assert len(network.sent) == 1
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+async def test_the_same_key_with_another_body_is_409(start: Start) -> None:
+    headers = {"idempotency-key": "key-1"}
+    changes: list[Json] = [
         {"provider": "oxen"},
         {"model": "other"},
         {"input": {}},
         {"metadata": {"a": 1}},
         {"mode": "sync"},
-    ],
-)
-async def test_the_same_key_with_another_body_is_409(start: Start, change: Json) -> None:
-    headers = {"idempotency-key": "key-1"}
+    ]
     async with start() as station:
         first = await station.http.post("/v1/predictions", json=GOOD, headers=headers)
-        other = await station.http.post("/v1/predictions", json={**GOOD, **change}, headers=headers)
-        said = problem(other, 409, "idempotency-conflict")
-        assert said["prediction_id"] == first.json()["id"]
-        assert station.count("predictions") == 1
+        for change in changes:
+            body = {**GOOD, **change}
+            other = await station.http.post("/v1/predictions", json=body, headers=headers)
+            said = problem(other, 409, "idempotency-conflict", change)
+            assert said["prediction_id"] == first.json()["id"]
+            assert station.count("predictions") == 1, change
 
 
 async def test_concurrent_twins_are_one_submit(start: Start, network: Network) -> None:
@@ -356,51 +352,46 @@ async def test_concurrent_twins_are_one_submit(start: Start, network: Network) -
     assert len(network.sent) == 1
 
 
-@pytest.mark.parametrize(
-    ("key", "quoted"),
-    [
-        ("k", '"k"'),
-        ("k" * 255, f'"{"k" * 255}"'),
-        ('say "no" to \\', r'"say \"no\" to \\"'),
-        ("a b, c", '"a b, c"'),
-    ],
-)
-async def test_a_key_is_the_same_in_quotes(start: Start, key: str, quoted: str) -> None:
+async def test_a_key_is_the_same_in_quotes(start: Start) -> None:
     async with start() as station:
-        given = ([key], [quoted], [key, key], [quoted, quoted])
-        made = [
-            await station.http.post(
-                "/v1/predictions", json=GOOD, headers=[("idempotency-key", one) for one in several]
+        for key, quoted in (
+            ("k", '"k"'),
+            ("k" * 255, f'"{"k" * 255}"'),
+            ('say "no" to \\', r'"say \"no\" to \\"'),
+            ("a b, c", '"a b, c"'),
+        ):
+            made = [
+                await station.http.post(
+                    "/v1/predictions",
+                    json=GOOD,
+                    headers=[("idempotency-key", one) for one in several],
+                )
+                for several in ([key], [quoted], [key, key], [quoted, quoted])
+            ]
+            assert {answer.status_code for answer in made} == {202}, key
+            assert len({answer.json()["id"] for answer in made}) == 1, key
+
+
+async def test_an_unfit_key_is_refused(start: Start) -> None:
+    async with start() as station:
+        for key in (
+            "",
+            "k" * 256,
+            "a\tb",
+            '"',
+            '""',
+            '"k',
+            '"k"x',
+            '"k";a=1',
+            r'"\k"',
+            '"k\\"',
+            f'"{"k" * 256}"',
+            '"a", "b"',
+        ):
+            answer = await station.http.post(
+                "/v1/predictions", json=GOOD, headers={"idempotency-key": key}
             )
-            for several in given
-        ]
-        assert {answer.status_code for answer in made} == {202}
-        assert len({answer.json()["id"] for answer in made}) == 1
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "",
-        "k" * 256,
-        "a\tb",
-        '"',
-        '""',
-        '"k',
-        '"k"x',
-        '"k";a=1',
-        r'"\k"',
-        '"k\\"',
-        f'"{"k" * 256}"',
-        '"a", "b"',
-    ],
-)
-async def test_an_unfit_key_is_refused(start: Start, key: str) -> None:
-    async with start() as station:
-        answer = await station.http.post(
-            "/v1/predictions", json=GOOD, headers={"idempotency-key": key}
-        )
-        problem(answer, 422, "invalid-request")
+            problem(answer, 422, "invalid-request", key)
 
 
 # --- waiting ---
@@ -432,18 +423,13 @@ async def test_prefer_wait_gives_up_in_time(start: Start) -> None:
         assert answer.headers["preference-applied"] == "wait=1"
 
 
-@pytest.mark.parametrize(
-    "prefer", ["wait=x", "wait=-1", "wait=1.5", "wait=٣", "respond-async", ","]
-)
-async def test_a_preference_we_do_not_understand_is_ignored(start: Start, prefer: str) -> None:
+async def test_a_preference_we_do_not_understand_is_ignored(start: Start) -> None:
     async with start() as station:
-        answer = await station.http.post(
-            "/v1/predictions",
-            json=GOOD,
-            headers=[(b"prefer", prefer.encode())],
-        )
-        assert answer.status_code == 202
-        assert "preference-applied" not in answer.headers
+        for prefer in ("wait=x", "wait=-1", "wait=1.5", "wait=٣", "respond-async", ","):
+            headers = [(b"prefer", prefer.encode())]
+            answer = await station.http.post("/v1/predictions", json=GOOD, headers=headers)
+            assert answer.status_code == 202, prefer
+            assert "preference-applied" not in answer.headers, prefer
 
 
 async def test_waiting_for_a_blocking_call_ends_in_time_too(start: Start, network: Network) -> None:
@@ -530,50 +516,49 @@ async def test_lists_filter(start: Start) -> None:
         assert await ids("metadata.=*") == []
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        "status=done",
-        "status=",
-        "status=null",
-        "provider=nobody",
-        "page=2",
-        "cursor=nonsense%00%ff",
-        "limit=1&limit=2",
-        "model=",
-        f"model={'m' * 301}",
-        "since=yesterday",
-        "since=2026-01-31T12:00:00",
-        "since=2026-01-31T12:00:00+00:00",  # a space, as nobody has encoded it
-        "since=%00",
-        f"metadata.a={'*' * 301}",
-        "&".join(f"metadata.n{n}=*" for n in range(21)),
-        "metadata.a=1&metadata.a=2",
-        *(f"limit={n}" for n in ("0", "101", "x", "-1", "٣", "1e1", "0000000010000", "9" * 99)),
-    ],
-)
-async def test_an_unfit_query_is_refused(start: Start, query: str) -> None:
-    async with start() as station:
-        problem(await station.http.get(f"/v1/predictions?{query}"), 422, "invalid-request")
-        if not query.startswith(("status", "provider")):
-            problem(await station.http.get(f"/v1/deliveries?{query}"), 422, "invalid-request")
+UNFIT_QUERIES = [
+    "status=done",
+    "status=",
+    "status=null",
+    "provider=nobody",
+    "page=2",
+    "cursor=nonsense%00%ff",
+    "limit=1&limit=2",
+    "model=",
+    f"model={'m' * 301}",
+    "since=yesterday",
+    "since=2026-01-31T12:00:00",
+    "since=2026-01-31T12:00:00+00:00",  # a space, as nobody has encoded it
+    "since=%00",
+    f"metadata.a={'*' * 301}",
+    "&".join(f"metadata.n{n}=*" for n in range(21)),
+    "metadata.a=1&metadata.a=2",
+    *(f"limit={n}" for n in ("0", "101", "x", "-1", "٣", "1e1", "0000000010000", "9" * 99)),
+]
 
 
-@pytest.mark.parametrize(
-    ("query", "detail"),
-    [
-        ("state=lost", "state must be one of dead, done, pending, running, skipped"),
-        ("limit=0", "limit must be 1 to 100"),
-        ("handler=%00", "handler must be like save"),
-        ("prediction=pred_1", "prediction must be like pred_0199f3a6d2c1e45b7f1c9d3e8a260f4b"),
-        ("page=2", "Object contains unknown field `page`"),
-        ("state=dead&limit=1&limit=2", "limit is given twice"),
-    ],
-)
-async def test_what_is_wrong_with_a_query_is_said(start: Start, query: str, detail: str) -> None:
+async def test_an_unfit_query_is_refused(start: Start) -> None:
     async with start() as station:
-        answer = await station.http.get(f"/v1/deliveries?{query}")
-        assert problem(answer, 422, "invalid-request")["detail"] == detail
+        for query in UNFIT_QUERIES:
+            paths = ["/v1/predictions"]
+            paths += ["/v1/deliveries"] * (not query.startswith(("status", "provider")))
+            for path in paths:
+                asked = f"{path}?{query}"
+                problem(await station.http.get(asked), 422, "invalid-request", asked)
+
+
+async def test_what_is_wrong_with_a_query_is_said(start: Start) -> None:
+    async with start() as station:
+        for query, detail in (
+            ("state=lost", "state must be one of dead, done, pending, running, skipped"),
+            ("limit=0", "limit must be 1 to 100"),
+            ("handler=%00", "handler must be like save"),
+            ("prediction=pred_1", "prediction must be like pred_0199f3a6d2c1e45b7f1c9d3e8a260f4b"),
+            ("page=2", "Object contains unknown field `page`"),
+            ("state=dead&limit=1&limit=2", "limit is given twice"),
+        ):
+            answer = await station.http.get(f"/v1/deliveries?{query}")
+            assert problem(answer, 422, "invalid-request", query)["detail"] == detail
 
 
 # --- deliveries, replay ---
@@ -696,30 +681,27 @@ async def test_health_needs_no_key_and_readiness_needs_the_disk(start: Start, di
 # --- keys ---
 
 
-@pytest.mark.parametrize(
-    "authorization",
-    [
-        None,
-        b"",
-        b"Bearer",
-        b"Bearer ",
-        b"Bearer wrong",
-        b"Bearer " + API_KEY[:-1].encode(),
-        b"Basic " + API_KEY.encode(),
-        API_KEY.encode(),
-        "Bearer schlüssel".encode(),
-        b"Bearer \xff\xfe",
-    ],
-)
-async def test_without_a_good_key_every_route_is_401(
-    start: Start, authorization: bytes | None
-) -> None:
-    headers = {} if authorization is None else {b"authorization": authorization}
+BAD_KEYS = [
+    None,
+    b"",
+    b"Bearer",
+    b"Bearer ",
+    b"Bearer wrong",
+    b"Bearer " + API_KEY[:-1].encode(),
+    b"Basic " + API_KEY.encode(),
+    API_KEY.encode(),
+    "Bearer schlüssel".encode(),
+    b"Bearer \xff\xfe",
+]
+
+
+async def test_without_a_good_key_every_route_is_401(start: Start) -> None:
     async with start() as station:
-        for method, path in ROUTES:
+        for given, (method, path) in itertools.product(BAD_KEYS, ROUTES):
+            headers = {} if given is None else {b"authorization": given}
             answer = await station.world.request(method, path, headers=headers)
-            problem(answer, 401, "unauthorized")
-            assert answer.headers["www-authenticate"] == "Bearer"
+            problem(answer, 401, "unauthorized", (given, method, path))
+            assert answer.headers["www-authenticate"] == "Bearer", (given, method, path)
 
 
 async def test_every_configured_key_opens(start: Start) -> None:
@@ -759,22 +741,20 @@ async def nearby(station: Station, client: tuple[str, int]) -> AsyncIterator[htt
 
 
 @pytest.mark.parametrize("dev", ["0", "1"])
-@pytest.mark.parametrize("client", [LOCAL, ("::1", 4000), ("203.0.113.9", 4000)])
-@pytest.mark.parametrize(
-    "headers",
-    [
+async def test_from_where_a_request_comes_is_no_key(start: Start, dev: str) -> None:
+    known: list[dict[str, str]] = [
         {},
         {"host": "localhost:8000"},
         {"host": "localhost:8000", "true-client-ip": "203.0.113.9"},
         {"x-forwarded-for": "127.0.0.1"},
         {"authorization": "Bearer wrong"},
-    ],
-)
-async def test_from_where_a_request_comes_is_no_key(
-    start: Start, client: tuple[str, int], headers: dict[str, str], dev: str
-) -> None:
-    async with start(RECEIVER_DEV=dev) as station, nearby(station, client) as http:
-        assert (await http.get("/v1/predictions", headers=headers)).status_code == 401
+    ]
+    async with start(RECEIVER_DEV=dev) as station:
+        for client in (LOCAL, ("::1", 4000), ("203.0.113.9", 4000)):
+            async with nearby(station, client) as http:
+                for headers in known:
+                    answer = await http.get("/v1/predictions", headers=headers)
+                    assert answer.status_code == 401, (client, headers)
 
 
 @pytest.mark.parametrize("secret", [None, ENV["RECEIVER_SECRET_KEY"], f"{'new' * 11},{'o' * 32}"])

@@ -9,8 +9,6 @@ import random
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -28,6 +26,7 @@ from starlette.routing import Route
 from receiver.emulator import settings_for
 from tests import loopback
 from tests.emulator.serving import serve
+from tests.forked import Forked
 from tests.patience import PATIENCE
 from tests.postgres import Database
 
@@ -96,7 +95,7 @@ class Process:
     env: dict[str, str] = field(default_factory=dict)
     port: int | None = None
     """Where it answers; a worker does not, and says in its log that it has started."""
-    running: subprocess.Popen[bytes] | None = None
+    running: Forked | None = None
     killed: set[str] = field(default_factory=set)
     """The process ids of those that got SIGKILL."""
     _said: int = 0
@@ -120,11 +119,8 @@ class Process:
 
     def launch(self) -> None:
         self._said = self.log.stat().st_size if self.log.exists() else 0
-        with self.log.open("ab") as log:
-            env = {**os.environ, **self.env}
-            self.running = subprocess.Popen(
-                [sys.executable, *self.arguments], cwd=ROOT, env=env, stdout=log, stderr=log
-            )
+        env = {**os.environ, **self.env}
+        self.running = Forked(self.arguments, ROOT, env, self.log, self.log)
 
     def wait_until_up(self) -> None:
         eventually(self._is_up, patience=PATIENCE)

@@ -1,0 +1,95 @@
+"""Processes of the program, forked from one that has imported it: each import costs 0.4 s of CPU.
+
+They are processes of their own in all else, and die as such. What is about the start itself starts
+Python instead.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from multiprocessing import connection
+from pathlib import Path
+from typing import Final
+
+_CONTEXT: Final = multiprocessing.get_context("forkserver")
+_IMPORTED: Final = [
+    "receiver.app",
+    "receiver.cli.main",
+    "receiver.cli.emulating",
+    "receiver.emulator",
+    "receiver.http.server",
+    "receiver.store.postgres.engine",
+    "receiver.store.postgres.queue",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
+    "uvicorn.protocols.http.auto",
+]
+_CONTEXT.set_forkserver_preload(_IMPORTED)
+
+
+class Forked:
+    """As much of a subprocess.Popen as tests use, of `python ARGUMENTS`."""
+
+    def __init__(
+        self, arguments: Sequence[str], cwd: Path, env: Mapping[str, str], out: Path, err: Path
+    ) -> None:
+        self._process = _CONTEXT.Process(
+            target=_run, args=([str(one) for one in arguments], cwd, dict(env), out, err)
+        )
+        self._looking = threading.Lock()
+        for path in (out, err):
+            path.touch()  # so that it can be looked at at once
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    def poll(self) -> int | None:
+        with self._looking:
+            return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        connection.wait([self._process.sentinel], timeout)
+        if (code := self.poll()) is None:
+            raise subprocess.TimeoutExpired([str(self.pid)], timeout or 0)
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _run(arguments: list[str], cwd: Path, env: dict[str, str], out: Path, err: Path) -> None:
+    gc.freeze()
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    for stream, path in ((1, out), (2, err)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, stream)
+        os.close(file)
+    sys.path[:0] = [str(cwd), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    first, *sys.argv = arguments
+    try:
+        if first == "-m":
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv.insert(0, first)
+            runpy.run_path(first, run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # noqa: SLF001 - Python does it, multiprocessing does not
