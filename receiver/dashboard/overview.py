@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
 
 from receiver.dashboard.declare import View, page
+from receiver.dashboard.filters import PAGE, asked
 from receiver.dashboard.parts import Parts
 from receiver.dashboard.visit import Visit
 from receiver.model.values import Status
@@ -18,8 +22,14 @@ _MOST: Final = 5000
 _LATEST: Final = 8
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """Where a list goes on."""
+
+    cursor: Annotated[str, Meta(pattern="^act_[0-9a-f]{32}$")] | None = None
+
+
 class OverviewPage:
-    """The first page."""
+    """The first page, and all that was done by hand."""
 
     def __init__(self, parts: Parts) -> None:
         self._store = parts.store
@@ -52,3 +62,8 @@ class OverviewPage:
             "pending": sum(backlog.of_handlers().values()),
         }
         return View("overview.html", values)
+
+    @page("/audit")
+    async def audit(self, visit: Visit) -> View:
+        query = asked(visit.query, Asked)
+        return View("audit.html", {"found": await self._store.audit.page(PAGE, query.cursor)})

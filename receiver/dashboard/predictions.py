@@ -9,6 +9,7 @@ from receiver.dashboard.declare import View, action, page
 from receiver.dashboard.filters import chips, wanted
 from receiver.dashboard.kinds import shown
 from receiver.dashboard.parts import Parts
+from receiver.dashboard.shelf import Shelf
 from receiver.dashboard.timeline import timeline
 from receiver.dashboard.visit import Visit
 from receiver.http.declare import PredictionId
@@ -22,7 +23,8 @@ from receiver.providers import NAMES
 class PredictionPages:
     """The pages about predictions."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, shelf: Shelf) -> None:
+        self._shelf = shelf
         self._search = parts.store.search
         self._service = parts.predictions.service
         self._orders = parts.predictions.orders
@@ -57,6 +59,11 @@ class PredictionPages:
         values = {
             "prediction": found,
             "shown": shown,
+            "gone": [
+                number
+                for number in range(len(found.output or []))
+                if self._shelf.find(id, number, ("gone",)) is not None
+            ],
             "explained": explained,
             "parents": parents,
             "children": children,

@@ -7,6 +7,7 @@ be made again, as long as the provider or `save` has it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ from typing import Final
 from receiver.settings import Settings
 
 MOST_BYTES: Final = 512 * 1024 * 1024
+_MOST_PLACES: Final = 5000
+"""Predictions of which there may be copies: all of them are looked at again and again."""
 _PREDICTION: Final = re.compile(r"pred_[0-9a-f]{32}")
 
 
@@ -25,7 +28,8 @@ def folder_of(settings: Settings) -> Path:
     """Return where the copies are: beside the database file, or among temporary files."""
     if settings.sqlite_path is not None:
         return Path(f"{settings.sqlite_path}.pictures")
-    return Path(tempfile.gettempdir()) / f"receiver-pictures-{os.getuid()}"
+    digest = hashlib.sha256(settings.database.encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"receiver-pictures-{os.getuid()}-{digest}"
 
 
 class Shelf:
@@ -74,9 +78,9 @@ class Shelf:
         sizes = {place: _size(place) for place in self._places()}
         total = sum(sizes.values())
         for place in sorted(sizes, key=_looked_at):
-            if total <= self._most * 3 / 4:
+            if total <= self._most * 3 / 4 and len(sizes) <= _MOST_PLACES:
                 return
-            total -= sizes[place]
+            total -= sizes.pop(place)
             shutil.rmtree(place, ignore_errors=True)
 
     def predictions(self) -> list[str]:

@@ -46,6 +46,7 @@ _HEADERS: Final = {
     "X-Frame-Options": "DENY",
 }
 _CACHED: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
+_LONGEST_TARGET: Final = 300
 Answer = Callable[[Request], Awaitable[Response]]
 
 
@@ -61,7 +62,7 @@ class Site:
         groups = [
             SignPages(self._guard),
             OverviewPage(parts),
-            PredictionPages(parts),
+            PredictionPages(parts, shelf),
             DeliveryPages(parts),
             HandlerPages(parts),
             ReplayPages(parts),
@@ -137,46 +138,53 @@ class Site:
         method: Callable[..., Awaitable[Any]],
         given: Mapping[str, Any],
     ) -> Response:
-        """Do what a form says; the audit trail has it before it is done."""
+        """Do what a form says, and lead back."""
         visit.form = await self._guard.form(visit.request)
         if declared.is_open:
             found = await method(**given)
-            return found if isinstance(found, Response) else self._page(visit, found)
-        if not visit.may_act:
+        elif visit.may_act:
+            target = str(given.get("id", "")) or visit.form.get("name", "")
+            found = await self._recorded(visit, declared.action, target, method(**given))
+        else:
             raise Problem(403, "read-only", "this key may look, and nothing else")
-        target = str(given.get("id", "")) or visit.form.get("name", "")
+        if isinstance(found, Response):
+            return found
+        if isinstance(found, View):
+            return self._page(visit, found)
+        path = found if isinstance(found, str) else visit.form.get("back", "/")
+        return RedirectResponse(visit.back_to(path, declared.action), 303)
+
+    async def _recorded(self, visit: Visit, action: str, target: str, doing: Awaitable[Any]) -> Any:
+        """Do something, of which the audit trail knows before it is done; tell what came of it."""
         now = self._clock()
         deed = Deed(
             id=new_id("act", now),
             at=now,
             who=visit.who,
             client=client_of(visit.request.scope),
-            action=declared.action,
-            target=target[:300],
+            action=action,
+            target=target[:_LONGEST_TARGET],
         )
         await self._audit.begin(deed)
         result = "failed"
         try:
-            found = await method(**given)
-            is_refused = isinstance(found, View) and found.status != 200  # noqa: PLR2004
-            result = "refused" if is_refused else "done"
+            found = await doing
+            result = "refused" if isinstance(found, View) else "done"
         except Problem as problem:
             result = problem.type
             raise
+        else:
+            return found
         finally:
             await self._audit.end(deed.id, result)
             log.info(
                 "dashboard.action",
-                action=deed.action,
+                action=action,
                 target=deed.target,
                 who=deed.who,
                 client=deed.client,
                 result=result,
             )
-        if isinstance(found, View):
-            return self._page(visit, found)
-        path = found if isinstance(found, str) else visit.form.get("back", "/")
-        return RedirectResponse(visit.back_to(path, declared.action), 303)
 
     def _page(self, visit: Visit, view: View) -> Response:
         values = {"visit": visit, "to": visit.to, "static": self._static.tags, **view.values}

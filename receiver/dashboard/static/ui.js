@@ -81,6 +81,45 @@
     }
   });
 
+  // --- a page that nobody sees holds no connection: a browser has six of them for all its tabs ---
+
+  class Source extends EventTarget {
+    constructor(url) {
+      super();
+      this.url = new URL(url, location.href);
+      this.look = () => (document.hidden ? this.shut() : this.open());
+      document.addEventListener("visibilitychange", this.look);
+      this.look();
+    }
+
+    open() {
+      if (this.inner) return;
+      this.inner = new EventSource(this.url);
+      this.inner.onopen = (event) => this.onopen?.(event);
+      this.inner.onerror = (event) => this.onerror?.(event);
+      this.inner.addEventListener("changed", (event) => {
+        this.url.searchParams.set("after", event.lastEventId);
+        this.dispatchEvent(new MessageEvent("changed", { data: event.data }));
+      });
+    }
+
+    shut() {
+      this.inner?.close();
+      this.inner = null;
+    }
+
+    close() {
+      document.removeEventListener("visibilitychange", this.look);
+      this.shut();
+    }
+
+    get readyState() {
+      return this.inner ? this.inner.readyState : EventSource.OPEN;
+    }
+  }
+
+  if (window.htmx) window.htmx.createEventSource = (url) => new Source(url);
+
   // --- what is open, and what has the focus, stays so when a part of the page is read anew ---
 
   let open = [], focused = null;
