@@ -13,7 +13,7 @@ class HandlerPages:
     """The pages about handlers."""
 
     def __init__(self, parts: Parts) -> None:
-        self._routes = HandlerRoutes(parts.store, parts.deliveries, parts.runtime)
+        self._routes = HandlerRoutes(parts.store, parts.deliveries, parts.runtime, counts_few=True)
         self._registry = parts.deliveries.registry
 
     @page("/handlers")

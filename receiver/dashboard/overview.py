@@ -17,7 +17,7 @@ from receiver.providers import NAMES
 from receiver.store.search import Wanted
 
 _DAY: Final = 86400.0
-_MOST: Final = 5000
+_MOST: Final = 3000
 """Predictions of a day that are counted."""
 _LATEST: Final = 8
 
@@ -39,7 +39,7 @@ class OverviewPage:
     async def overview(self, visit: Visit) -> View:
         search = self._store.search
         backlog, recent, latest, failures, deeds = await asyncio.gather(
-            self._store.backlog.depth(NAMES),
+            self._store.backlog.few(NAMES),
             search.recent(visit.now - _DAY, _MOST),
             search.page(Wanted(limit=_LATEST)),
             search.page(Wanted(status=Status.FAILED, limit=_LATEST)),
