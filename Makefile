@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --progress-bar off --disable-pip-version-che
 .PHONY: demo test lint docs bench clean
 
 demo: $(VENV)/run
-	@echo "starting three emulated providers and a receiver …"
+	@echo "starting emulated providers and a receiver …"
 	@$(BIN)/receiver demo
 
 # The tests start many processes: without bytecode each would compile everything anew.

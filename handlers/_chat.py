@@ -213,7 +213,7 @@ async def picture(door: Door, url: str, headers: dict[str, str] | None = None) -
         raise unfetched(type(error).__name__) from None
     kind = next((kind for head, kind in PICTURES.items() if content.startswith(head)), "")
     if not kind:
-        raise Problem(422, "bad-option", "what is attached is no PNG, JPEG, WebP or GIF")
+        raise Problem(422, "bad-option", "what is attached is not a PNG, JPEG, WebP or GIF")
     if os.environ.get("SAVE_PUBLIC_URL", "").strip():
         try:
             return await kept(bytes(content), kind)

@@ -58,7 +58,7 @@ def arguments(text: str) -> list[str]:
     # As a text, since there is no folder where COMMAND_DIR is wrong itself.
     program = shutil.which(Path(str(FOLDER), name) if "/" in name else name)
     if program is None:
-        raise ValueError(f"is nothing to run: {name!r} is no program that can be run")
+        raise ValueError(f"is nothing to run: {name!r} is not a program that can be run")
     return [program, *others]
 
 

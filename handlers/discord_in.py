@@ -181,7 +181,7 @@ def attached(data: Data, option: Option) -> str:
     ours = urlsplit(URL)
     is_theirs = parts.scheme == "https" and parts.hostname in CDN
     if file is None or not (is_theirs or parts.netloc == ours.netloc):
-        raise Problem(422, "bad-option", f"{option.name} is no attachment")
+        raise Problem(422, "bad-option", f"{option.name} is not an attachment")
     return file.url
 
 

@@ -67,7 +67,7 @@ def place(text: str) -> tuple[Path | ObjectStore, str]:
         folder = folder.expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"is no folder that can be made: {error}") from None
+        raise ValueError(f"is not a folder that can be made: {error}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"is a folder that may not be written to: {folder}")
     return folder, folder.as_uri()

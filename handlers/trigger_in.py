@@ -90,7 +90,7 @@ def as_event(call: Call) -> Message:
     event = call.json(dict[str, Any])
     missing = [n for n in REQUIRED if not isinstance(event.get(n), str) or not event[n]]
     if missing or event.get("specversion") != "1.0":
-        raise unfit(f"the body is no CloudEvent 1.0: {', '.join(missing) or 'specversion'}")
+        raise unfit(f"the body is not a CloudEvent 1.0: {', '.join(missing) or 'specversion'}")
     data = event.pop("data", {})
     if "data_base64" in event:
         data = decoded(unwrapped(event.pop("data_base64")))
@@ -102,7 +102,7 @@ def unwrapped(text: Any) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError):
-        raise unfit("data_base64 is no base64") from None
+        raise unfit("data_base64 is not base64") from None
 
 
 def decoded(content: str | bytes) -> Any:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from receiver.app import create_app
     from receiver.asgi import mount
     from receiver.client import AsyncReceiver, ClientError, Receiver
-    from receiver.deliveries.attempt import Context
+    from receiver.deliveries.context import Context
     from receiver.deliveries.fetch import Fetched
     from receiver.deliveries.handler_settings import read_settings
     from receiver.deliveries.handlers import Dead, Retry, Skip, on
@@ -54,36 +54,24 @@ __all__ = [
     "source",
 ]
 
-_LATE = {
-    "AsyncReceiver": "receiver.client",
-    "Call": "receiver.deliveries.ways_in",
-    "ClientError": "receiver.client",
-    "Context": "receiver.deliveries.attempt",
-    "Dead": "receiver.deliveries.handlers",
-    "Door": "receiver.http.door",
-    "Event": "receiver.model.values",
-    "Fetched": "receiver.deliveries.fetch",
-    "Output": "receiver.model.values",
-    "Prediction": "receiver.model.values",
-    "Problem": "receiver.model.errors",
-    "Receiver": "receiver.client",
-    "Reply": "receiver.deliveries.ways_in",
-    "Retry": "receiver.deliveries.handlers",
-    "Secret": "receiver.settings",
-    "Skip": "receiver.deliveries.handlers",
-    "Stored": "receiver.model.values",
-    "Table": "receiver.settings.toml",
-    "Template": "receiver.deliveries.template",
-    "Unproved": "receiver.model.errors",
-    "create_app": "receiver.app",
-    "cut": "receiver.deliveries.template",
-    "expect": "receiver.deliveries.responses",
-    "mount": "receiver.asgi",
-    "on": "receiver.deliveries.handlers",
-    "read_settings": "receiver.deliveries.handler_settings",
-    "route": "receiver.deliveries.ways_in",
-    "source": "receiver.deliveries.ways_in",
+_FROM = {
+    "receiver.app": ("create_app",),
+    "receiver.asgi": ("mount",),
+    "receiver.client": ("AsyncReceiver", "ClientError", "Receiver"),
+    "receiver.deliveries.context": ("Context",),
+    "receiver.deliveries.fetch": ("Fetched",),
+    "receiver.deliveries.handler_settings": ("read_settings",),
+    "receiver.deliveries.handlers": ("Dead", "Retry", "Skip", "on"),
+    "receiver.deliveries.responses": ("expect",),
+    "receiver.deliveries.template": ("Template", "cut"),
+    "receiver.deliveries.ways_in": ("Call", "Reply", "route", "source"),
+    "receiver.http.door": ("Door",),
+    "receiver.model.errors": ("Problem", "Unproved"),
+    "receiver.model.values": ("Event", "Output", "Prediction", "Stored"),
+    "receiver.settings": ("Secret",),
+    "receiver.settings.toml": ("Table",),
 }
+_LATE = {name: module for module, names in _FROM.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

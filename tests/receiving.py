@@ -26,7 +26,10 @@ from receiver.emulator import Rule, settings_for
 from receiver.emulator.endings import Ending
 from receiver.emulator.inprocess import BY_HAND, EmulatedProviders
 from receiver.emulator.ledger import Prediction
+from receiver.emulator.providers import CALLING
 from receiver.emulator.wire import EventStream
+from receiver.providers import DECLARED
+from receiver.providers.adapter import Publishing
 from receiver.settings import Settings
 from tests.patience import PATIENCE
 from tests.postgres import Database
@@ -43,13 +46,16 @@ ENV: Final = {
     "RECEIVER_API_KEYS": f"{API_KEY},{OTHER_API_KEY}",
     "RECEIVER_PUBLIC_URL": "https://hooks.test",
     "RECEIVER_RETRY_BASE": "0.02",
-    "OXEN_API_KEY": "the-oxen-key",
-    "EACHLABS_API_KEY": "the-eachlabs-key",
-    "FAL_KEY": "the-fal-key",
+    **{declared.key: f"the-{name}-key" for name, declared in DECLARED.items()},
     **settings_for("https://providers.test"),
 }
-SECRETS: Final = (*(ENV[name] for name in ENV if name.endswith("KEY")), API_KEY, OTHER_API_KEY)
-MODELS: Final = {"oxen": "nano-banana", "eachlabs": "nano-banana", "fal": "fal-ai/nano-banana"}
+SECRETS: Final = (
+    *(ENV[declared.key] for declared in DECLARED.values()),
+    *(ENV["RECEIVER_SECRET_KEY"], API_KEY, OTHER_API_KEY),
+)
+MODELS: Final = {name: declared.example for name, declared in DECLARED.items()}
+PUSHING: Final = tuple(CALLING)
+"""The providers that call back."""
 PICTURE: Final = "https://cdn.test/a.png"
 OPTIONS: Final = msgspec.structs.replace(
     BY_HAND,
@@ -199,6 +205,13 @@ class Network(httpx.AsyncBaseTransport):
     def say_raw(self, event: str, data: str) -> None:
         for stream in self.streams:
             stream.send(f"event: {event}\ndata: {data}\n\n".encode())
+
+    async def account_secret(self, provider: str) -> str:
+        """Return the secret that a provider shows its account now."""
+        adapter = Settings.read(ENV).adapters()[provider]
+        assert isinstance(adapter, Publishing)
+        answer = await self.emulator.handle_async_request(adapter.keys())
+        return adapter.read_keys(await answer.aread())[0].decode()
 
     def cut(self) -> None:
         self.emulator.faults.replace([Rule(fault="cut_stream")])

@@ -1,4 +1,4 @@
-"""Sets chat platforms up: what they are to know of recipes, and where they call us."""
+"""Set chat platforms up: their commands, one for each recipe, and the address that they call."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TYPES: Final = {"text": 3, "integer": 4, "boolean": 5, "number": 10, "picture":
 _MOST: Final = 25
 """Options of a command in Discord, and choices of an option."""
 _ABOUT: Final = 100
-"""Characters of what is said of them."""
+"""Characters of a description."""
 _PATIENCE: Final = 30.0
 
 
@@ -60,7 +60,7 @@ def secret(settings: Settings) -> str:
     return Seals([key.reveal() for key in settings.secret_keys]).secrets("telegram-webhook")[0]
 
 
-# --- what they are to know ---
+# --- commands for recipes ---
 
 
 def slack_manifest(book: RecipeBook, url: str, name: str) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _about(recipe: Recipe) -> str:
     return (recipe.about or recipe.name)[:_ABOUT]
 
 
-# --- telling them ---
+# --- set-up ---
 
 
 def show_manifest(settings: Settings, name: str) -> str:

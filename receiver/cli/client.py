@@ -22,7 +22,7 @@ from receiver.settings.tls import trusted
 __all__ = ["Client", "ClientError"]
 
 _NONE: Final = 0.0
-"""A command says at once that nobody answers."""
+"""No retries: a command reports at once that there is not a receiver."""
 
 
 def at(*parts: str, **params: Any) -> str:
@@ -56,7 +56,7 @@ class Client:
         except httpx.InvalidURL as error:
             raise SettingsError([f"RECEIVER_URL: {error}"]) from error
         key = caller.key.reveal() if caller.key else None
-        self._hint = "RECEIVER_API_KEY is none of its RECEIVER_API_KEYS"
+        self._hint = "RECEIVER_API_KEY is not one of its RECEIVER_API_KEYS"
         if not key:
             self._hint = (
                 "set RECEIVER_API_KEY; for one with --dev, be in its folder and environment"

@@ -66,6 +66,9 @@ SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
     ("fal", "fal-ai/nano-banana", {"prompt": "a kite [repeat_callback]"}, "told three times"),
     ("eachlabs", "nano-banana", {"prompt": "an owl [lose_callback]"}, "callback lost, so asked"),
     ("fal", "fal-ai/nano-banana", {"prompt": "a ship in a bottle [fail]"}, "the model fails"),
+    ("replicate", "google/nano-banana", {"prompt": "a bridge in fog"}, ""),
+    ("ideogram", "nano-banana-2", {"prompt": "a poster with a whale"}, ""),
+    ("bfl", "flux-2-pro", {"prompt": "a meadow after rain"}, ""),
 )
 _CHAT: Final = "/imagine a lighthouse on the moon"
 """What somebody types in Slack, emulated too."""
@@ -87,6 +90,9 @@ _STYLES: Final = {"succeeded": "green", "failed": "red", "done": "green", "dead"
 PROOFS: Final = {
     "fal webhook": "fal.ai's signature",
     "eachlabs webhook": "Eachlabs' secret, one for each prediction",
+    "replicate webhook": "the secret of the account at Replicate",
+    "ideogram webhook": "Ideogram's signature",
+    "bfl webhook": "BFL's signature, with a secret of each prediction",
     "oxen sse": "our own connection to Oxen.ai's stream",
 }
 """What proves an outcome, by its way."""

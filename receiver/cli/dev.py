@@ -1,4 +1,4 @@
-"""`receiver serve` on one's own machine: `.env`, emulated providers, a banner, reloads."""
+"""`receiver serve` in development: `.env`, emulated providers, a banner, reloads."""
 
 from __future__ import annotations
 

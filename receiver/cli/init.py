@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from receiver.cli.output import program, say
+from receiver.providers import DECLARED
 
 _HANDLERS: Final = '''\
 """What is done with each outcome."""
@@ -44,9 +45,7 @@ RECEIVER_HANDLERS=my_handlers.py
 # The address by which providers reach you, a tunnel's for example; without it they are asked:
 # RECEIVER_PUBLIC_URL=https://hooks.example.org
 # The keys of those that you use:
-# FAL_KEY=
-# EACHLABS_API_KEY=
-# OXEN_API_KEY=
+{keys}
 """
 _REQUIREMENTS: Final = """\
 # What is installed where this runs; a wheel in this folder, too:
@@ -109,7 +108,11 @@ def init(folder: str) -> None:
     """Write the files that are not there yet, and say what to do next. Raises OSError."""
     home = Path(folder)
     home.mkdir(parents=True, exist_ok=True)
-    keys = {"secret_key": secrets.token_hex(32), "api_key": secrets.token_hex(16)}
+    keys = {
+        "secret_key": secrets.token_hex(32),
+        "api_key": secrets.token_hex(16),
+        "keys": "\n".join(f"# {declared.key}=" for declared in DECLARED.values()),
+    }
     files = {
         "my_handlers.py": _HANDLERS,
         "test_my_handlers.py": _TEST,

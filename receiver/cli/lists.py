@@ -15,7 +15,7 @@ Row: TypeAlias = Mapping[str, Any]
 
 _LARGEST_PAGE: Final = 100
 _MOST_LOOKS: Final = 5
-"""Pages that are not full that are read, unless all is wanted: each was looked for far back."""
+"""The most incomplete pages that are read (--all: every one); each costs a long search."""
 _DIGITS: Final = {"pred": 32, "dlv": 40, "rep": 32}
 _LISTS: Final = {"pred": "predictions", "dlv": "deliveries", "rep": "replays"}
 _PART: Final = re.compile(r"(pred|evt|dlv|rep)_[0-9a-f]{1,40}", re.ASCII)

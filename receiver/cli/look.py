@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from receiver.cli.output import print_plainly, say
+from receiver.cli.output import print_plainly, print_value, say
 from receiver.cli.program import panel
 from receiver.cli.words import (
     All,
@@ -77,6 +77,23 @@ def show(prediction_id: Id, wide: Wide = False, as_json: AsJson = False) -> None
             print_plainly({**prediction, "deliveries": deliveries})
         else:
             show(prediction, deliveries, wide=wide)
+
+
+@command()
+def model(
+    provider: Annotated[str, typer.Argument(help="oxen, eachlabs, fal or another.")],
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="The provider's own name for it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a provider says of a model: what it takes and, at some, what it costs.
+
+    In the provider's own words and shape, which is JSON with or without --json.
+    """
+    from receiver.cli.client import at, connected
+
+    with connected() as client:
+        found = client.get(at("models", provider, *name.split("/")))
+        (print_plainly if as_json else print_value)(found)
 
 
 @command()

@@ -1,4 +1,4 @@
-"""What commands show.
+"""Print text and JSON, with unprintable characters escaped.
 
 Whatever is shown comes through here, where all that does not show by itself is spelled out, on a
 terminal and in a pipe alike: what a pipe carries is often read on a terminal in the end. JSON

@@ -30,7 +30,7 @@ _Key = Annotated[str | None, typer.Option("--key", help="Idempotency-Key.")]
 
 @command()
 def submit(
-    provider: Annotated[str, typer.Argument(help="oxen, eachlabs or fal.")],
+    provider: Annotated[str, typer.Argument(help="Its name, as fal: README lists them.")],
     model: Annotated[str, typer.Argument(help="The provider's own name for it.")],
     values: Annotated[
         list[str] | None,

@@ -1,4 +1,4 @@
-"""The program `receiver`: its name, its terminal, and how a command of it ends that is refused."""
+"""The program `receiver`: its commands by panel, and one line for an error that ends one."""
 
 from __future__ import annotations
 

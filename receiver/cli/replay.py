@@ -40,7 +40,7 @@ def _rfc3339(text: str) -> str:
     except ValueError:
         given = None
     if given is None or given.tzinfo is None:
-        raise ReceiverError(f"{text!r} is no time: write 24h, 7d, or 2026-01-31T12:00:00Z")
+        raise ReceiverError(f"{text!r} is not a time: write 24h, 7d, or 2026-01-31T12:00:00Z")
     return given.isoformat()
 
 
@@ -88,7 +88,7 @@ def is_interactive() -> bool:
 
 def _confirm(question: str) -> bool:
     if not is_interactive():
-        raise ReceiverError("there is nobody to ask: say --yes")
+        raise ReceiverError("this is not a terminal: say --yes")
     return typer.confirm(question)
 
 

@@ -191,7 +191,7 @@ def emulate(
         str, typer.Option(help="The address of the receiver that chat platforms call.")
     ] = "http://127.0.0.1:8000",
 ) -> None:
-    """Serve Oxen.ai, Eachlabs, fal.ai, Slack, Discord and Telegram here, for tests and demos.
+    """Serve the providers, Slack, Discord and Telegram here, for tests and demos.
 
     It prints what a receiver needs to use them; `serve --emulate` needs nothing of that.
     `receiver chat` opens a chat.
@@ -205,6 +205,7 @@ def emulate(
     - [lose_callback] nobody is told; [repeat_callback] it is told three times
     - [delay_callback] it is told late; [early_callback] before the submit is answered
     - [refuse_submit] HTTP 503; [drop_submit] no answer; [stall_submit] the same, but billed
+    - [lock_account] fal has locked the account; [reserve_money] Eachlabs waits for another's end
     - [break_poll] every poll fails; [large_output] pictures come as data URIs
     - [wrong_signature] and [stale_timestamp] callbacks that prove nothing
     """

@@ -1,4 +1,4 @@
-"""One prediction on one screen: what was asked, what came of it, who got it, and when."""
+"""`receiver show`: one prediction with its input, its outputs, a timeline and its deliveries."""
 
 from __future__ import annotations
 

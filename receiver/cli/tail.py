@@ -29,7 +29,7 @@ def _content(body: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise ClientError("no-receiver", "what answers is no receiver") from error
+        raise ClientError("no-receiver", "what answers is not a receiver") from error
 
 
 def show(console: Console, message: Mapping[str, Any]) -> None:

@@ -63,7 +63,7 @@ def _pair(text: str, read: Callable[[str, str], Any]) -> tuple[str, Any]:
     name = name.rstrip(":")
     found = _json(value)
     if found is None:
-        raise ReceiverError(f"{name}:= wants JSON, and {value!r} is none")
+        raise ReceiverError(f"{name}:= must be JSON, and {value!r} is not")
     return name, found
 
 

@@ -163,7 +163,7 @@ def _options(url: str, key: str | None, options: dict[str, Any]) -> dict[str, An
     try:
         base = httpx.URL(url)
     except (httpx.InvalidURL, ValueError) as error:
-        raise ClientError("unfit", f"{url!r} is no URL: {error}") from error
+        raise ClientError("unfit", f"{url!r} is not a URL: {error}") from error
     if base.scheme not in {"http", "https"} or not base.host:
         raise ClientError("unfit", f"{url!r} must begin with https:// or http://, and name a host")
     if key is not None and not (key.isascii() and key.isprintable()):

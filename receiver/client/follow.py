@@ -1,4 +1,4 @@
-"""The live stream of a receiver without I/O: server-sent events, and going on after each loss."""
+"""Server-sent events of the live stream, parsed without I/O, and resumed after each lost one."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Message(msgspec.Struct, frozen=True):
         try:
             return msgspec.json.decode(self.body, type=_kind(self.type))
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise ClientError("no-receiver", f"what answers is no receiver ({error})") from error
+            raise ClientError("no-receiver", f"what answers is not a receiver ({error})") from error
 
 
 def _kind(name: str) -> type[Announcement | Change | DeliveryChange | Gap]:

@@ -1,4 +1,4 @@
-"""What can be asked of a receiver: every operation of /openapi.json, once for both clients.
+"""Every operation of /openapi.json, declared once for both clients.
 
 Each method is a generator of steps. The two decorators make of it a method that blocks where the
 client is a Receiver, and one that is awaited where it is an AsyncReceiver.
@@ -42,6 +42,7 @@ from receiver.model.answers import (
     Health,
     OfferedRecipe,
     Page,
+    Readiness,
     Redelivered,
     Replay,
     Selection,
@@ -450,9 +451,9 @@ class Operations:
         return self._ask(Health, "GET", "/healthz")
 
     @operation
-    def ready(self) -> Steps[Health]:
+    def ready(self) -> Steps[Readiness]:
         """Return whether the database takes writes; raise ClientError (503) where not."""
-        return self._ask(Health, "GET", "/readyz")
+        return self._ask(Readiness, "GET", "/readyz")
 
     @operation
     def metrics(self) -> Steps[str]:

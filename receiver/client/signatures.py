@@ -1,4 +1,4 @@
-"""The proof that an event is from a receiver: Standard Webhooks, as its handler `forward` signs."""
+"""Verify the signature of an event that `forward` sent (Standard Webhooks)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def verify(
     try:
         sent = msgspec.json.decode(body, type=_Sent)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        detail = f"it is no event as `forward` sends it by FORWARD_FORMAT=standard ({error})"
+        detail = f"it is not an event as `forward` sends it by FORWARD_FORMAT=standard ({error})"
         raise ClientError("unverified", detail) from error
     return Event(
         id=sent.data.event_id,

@@ -1,4 +1,4 @@
-"""The exchange with a receiver without I/O: what is sent, what an answer means, what is repeated.
+"""Requests, answers and retries as values (sans-IO): a driver does the I/O.
 
 A call is a generator of steps. A driver does each step, blocking or awaited, and hands
 the result back in; an httpx.RequestError is thrown in where there is none.
@@ -178,7 +178,7 @@ def refusal(answer: Answer, url: str) -> ClientError | None:
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         where = answer.headers.get("location") if answer.status < 400 else None  # noqa: PLR2004
         sent = f"; it redirects to {where}" if where else ""
-        detail = f"what answers at {url} is no receiver (HTTP {answer.status}){sent}"
+        detail = f"what answers at {url} is not a receiver (HTTP {answer.status}){sent}"
         return ClientError("no-receiver", detail, status=answer.status, retry_after=later)
     fields = body if isinstance(body, dict) else {}
     return ClientError(
@@ -195,5 +195,5 @@ def read(answer: Answer, kind: type[T], url: str) -> T:
     try:
         return msgspec.json.decode(answer.content, type=kind)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        detail = f"what answers at {url} is no receiver, or one of another version ({error})"
+        detail = f"what answers at {url} is not a receiver, or one of another version ({error})"
         raise ClientError("no-receiver", detail, status=answer.status) from error

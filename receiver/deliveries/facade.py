@@ -14,9 +14,10 @@ from pathlib import Path
 import httpx
 import structlog
 
-from receiver.deliveries.attempt import Submit, Tools, lent
 from receiver.deliveries.breaker import BreakerPolicy
-from receiver.deliveries.fetch import Fetched, fetch, guarded_client
+from receiver.deliveries.context import Submit, Tools, lent
+from receiver.deliveries.fetch import Fetched, fetch
+from receiver.deliveries.guard import guarded_client
 from receiver.deliveries.registry import Registry
 from receiver.deliveries.replay import Replayer
 from receiver.deliveries.reply_to import check_reply_to
@@ -113,7 +114,7 @@ class Deliveries:
         is_asked_to_stop = False
         try:
             self._announce()
-            await self.worker.start(lanes=handlers)
+            await self.worker.start(by_itself=handlers)
             yield
             is_asked_to_stop = True
         finally:

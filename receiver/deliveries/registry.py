@@ -81,7 +81,7 @@ class Registry:
         self.handlers[handler.name] = handler
 
     def _leads_to(self, names: Sequence[str], goal: str) -> bool:
-        """Return whether handlers wait for another, be it by way of further ones."""
+        """Return whether handlers wait for another, directly or through others."""
         known = [self.handlers[name] for name in names if name in self.handlers]
         return goal in names or any(self._leads_to(found.after, goal) for found in known)
 
@@ -128,7 +128,7 @@ class Registry:
     def warnings(self, providers: Collection[str]) -> list[str]:
         """Say what is likely a mistake, among these providers."""
         found = [
-            f"handler {name} is to run after {other}, which is no handler here: it will not wait"
+            f"handler {name} is to run after {other}, which is not a handler here: it will not wait"
             f"{meant(other, self.handlers)}"
             for name, other in self.strangers()
         ]
@@ -188,5 +188,5 @@ def registered_of(function: Callable[..., Any]) -> list[Registered]:
     listed = getattr(inspect.unwrap(function), "__globals__", {}).get(LISTED, [])
     found: list[Registered] = [one for one in listed if one.function is function]
     if not found:
-        raise HandlerError(f"{function!r} is no handler; decorate it with @on(…) or @route(…)")
+        raise HandlerError(f"{function!r} is not a handler; decorate it with @on(…) or @route(…)")
     return found

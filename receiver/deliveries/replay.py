@@ -38,7 +38,7 @@ _LONGEST_WAIT: Final = 5.0
 """Seconds after which it goes on all the same: one slow handler must not hold up all others."""
 _LOOK: Final = 0.05
 _NAP: Final = 2.0
-"""Seconds after which somebody looks for replays that another process was told to start."""
+"""Seconds between two looks for replays that another process was told to start."""
 
 
 class Replayer:
@@ -190,7 +190,7 @@ class _Selector:
             names = [name for name in matching if states.get(name) not in busy]
         if wanted.handler is not None:
             names = [name for name in names if name == wanted.handler]
-        # They wait for each other only: whoever else wanted the event is through with it, or
+        # They wait for each other only: other handlers of the event are done with it, or
         # ends without looking for those who came later.
         return Recipients(tuple(names), self._registry.waiting(names))
 

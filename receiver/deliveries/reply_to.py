@@ -1,4 +1,4 @@
-"""Where a caller may have an event sent: to hosts that the operator names, at public addresses.
+"""Check a `reply_to`: its host must be one of FORWARD_HOSTS, at a public address.
 
 It is looked at when a prediction is submitted, to refuse at once; what sends the event looks again.
 """
@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import Final
 from urllib.parse import urlsplit
 
-from receiver.deliveries.fetch import is_public
+from receiver.deliveries.guard import is_public
 from receiver.model.errors import Problem
 
 _PATIENCE: Final = 5.0
@@ -25,7 +25,7 @@ async def check_reply_to(url: str, hosts: Collection[str], *, allow_private: boo
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        raise Problem(403, "reply-to-refused", "reply_to: it is no URL") from None
+        raise Problem(403, "reply-to-refused", "reply_to: it is not a URL") from None
     if parts.netloc.lower() not in hosts:
         raise Problem(
             403,

@@ -1,4 +1,4 @@
-"""What another service's answer means for a delivery."""
+"""Turn the HTTP status of another service into success, a retry, or a dead letter."""
 
 from __future__ import annotations
 

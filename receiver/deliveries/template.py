@@ -1,4 +1,4 @@
-"""Texts with an event's fields in braces, for those who configure handlers."""
+"""Templates: texts with fields of an event in braces, for the settings of handlers."""
 
 from __future__ import annotations
 
@@ -81,21 +81,21 @@ class Template:
         try:
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
-            raise ValueError(f"{text!r} is no template: {error}") from error
+            raise ValueError(f"{text!r} is not a template: {error}") from error
         for _, field, form, conversion in parts:
             if field is None:
                 continue
             found = _NAME.fullmatch(field)
             if not found or found[1] not in known or not _fits(found):
                 raise ValueError(
-                    f"{{{field}}} in {text!r} is no field: use {', '.join(sorted(known))}"
+                    f"{{{field}}} in {text!r} is not a field: use {', '.join(sorted(known))}"
                 )
             if conversion not in _CONVERSIONS:
-                raise ValueError(f"!{conversion} in {text!r} is no conversion: use !r, !s or !a")
+                raise ValueError(f"!{conversion} in {text!r} is not a conversion: use !r, !s or !a")
             if "{" in (form or ""):
                 raise ValueError(f"{form!r} in {text!r}: a format has no fields of its own")
             if form and not _formats(form):
-                raise ValueError(f"{form!r} in {text!r} is no format for {field}")
+                raise ValueError(f"{form!r} in {text!r} is not a format for {field}")
 
     def fill(
         self, event: Event, clean: Callable[[str], str] = str, more: Mapping[str, Any] | None = None

@@ -102,7 +102,7 @@ class Reply:
         memoryview(self.body)  # TypeError for what are no bytes
         for name, value in self.headers.items():
             if not _HEADER.fullmatch(name) or not _VALUE.fullmatch(value):
-                raise ValueError(f"{name!r} is no header that can be sent")
+                raise ValueError(f"{name!r} is not a header that can be sent")
 
     @classmethod
     def json(cls, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Self:

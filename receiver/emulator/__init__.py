@@ -1,4 +1,4 @@
-"""Oxen.ai, Eachlabs and fal.ai, Slack, Discord and Telegram on loopback: faithful, or hostile.
+"""The providers, and Slack, Discord and Telegram, on loopback: faithful, or hostile.
 
 `create_emulator(options)` returns an ASGI app; `settings_for(base_url)` the environment that points
 a receiver at it. `inprocess.EmulatedProviders` is the same without a socket, for tests: there
@@ -9,13 +9,13 @@ Words in a prompt decide how a prediction goes:
 
     [fail]        the model fails
     [timeout]     the model runs out of time
-    [moderated]   the content policy stops it
+    [moderated]   the content policy stops it (Ideogram: a picture without a URL)
     (no prompt)   the model misses it, unless there is an image or a video to work on
     [refuse]      the submit itself is refused: the balance is used up
     [slow]        it takes ten times as long
     [fast]        it takes no time
     [never]       it never ends
-    [text]        the model answers in words: no picture (fal, Eachlabs)
+    [text]        the model answers in words: no picture (not at Oxen)
     [<fault>]     the fault of that name befalls it, for example [lose_callback]
 
 The models `no-such-model` and `text-only` are refused; every other name is drawn.
@@ -36,13 +36,16 @@ Faults, with the fields that only they read (and their defaults):
     reorder_callbacks  it is sent after the next one, or after `seconds` (2)
     early_callback     it arrives before the submit is answered; waits up to `seconds` (1) for that
     refuse_submit      `status` (503), `retry_after` and `reason`; not billed
+    lock_account       fal answers submits 403, "User is locked", with `reason`; polls go on
+    reserve_money      Eachlabs answers submits 402 while another is at work
+    late_success       Eachlabs calls back with a success after it has canceled
     drop_submit        the connection is closed; not billed
     stall_submit       billed, then silence for `seconds` (0), then the connection is closed
     break_poll         `answer`: error (HTTP 500), garbage (no JSON) or missing (HTTP 404)
-    break_jwks         the same for fal's key set
-    rotate_keys        at once: fal's signing key is withdrawn for a new one
-    wrong_signature    fal signs with a stranger's key; Eachlabs sends another secret
-    stale_timestamp    fal's signature is `seconds` (600) old
+    break_jwks         the same for key sets, and for the secret that Replicate shows
+    rotate_keys        at once: what they sign with is withdrawn for a new one
+    wrong_signature    they sign with a stranger's key or secret; Eachlabs sends another
+    stale_timestamp    their signature is `seconds` (600) old
     null_payload       fal could not put the result into the callback
     large_output       pictures come as data URIs, `size` (300,000) bytes longer than they are
     cut_stream         at once: every listener of Oxen's stream is dropped

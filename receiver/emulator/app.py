@@ -97,6 +97,8 @@ def _control(world: World) -> list[Route]:
 
 
 async def _picture(request: Request) -> Response:
+    if request.path_params["name"].endswith(".mp4"):
+        return Response(pictures.FILM, media_type="video/mp4")
     picture = pictures.draw(request.path_params["name"])
     if picture is None:
         return Response(status_code=404)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict, deque
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, ClassVar
@@ -46,6 +47,7 @@ class Eachlabs:
     def __init__(self, world: World) -> None:
         self._world = world
         self._requests: dict[str, deque[float]] = defaultdict(deque)
+        self._shut_until: dict[str, float] = {}
         world.studio.on_finish["eachlabs"] = self._push
 
     def routes(self) -> list[BaseRoute]:
@@ -58,6 +60,7 @@ class Eachlabs:
             self._route("cancel", "POST", predictions + "/{id}/cancel", self._cancel),
             self._route("webhooks", "GET", webhooks, self._webhooks),
             self._route("webhook", "GET", webhooks + "/{id}", self._webhook),
+            self._route("model", "GET", "/eachlabs/v1/models/{slug:path}", self._model),
         ]
 
     def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
@@ -109,7 +112,7 @@ class Eachlabs:
         inputs = body.get("input")
         asked: dict[str, Any] = inputs if isinstance(inputs, dict) else {}
         problem = self._problem(body, wire.text_of(asked.get("prompt")))
-        if problem := problem or self._crowded(account):
+        if problem := problem or self._crowded(account) or self._reserved(account, asked):
             self._world.ledger.count("eachlabs", "rejected")
             raise Refusal(problem)
         return self._world.prediction(
@@ -139,11 +142,29 @@ class Eachlabs:
         return None
 
     def _crowded(self, account: str) -> Response | None:
-        limit = self._world.options.eachlabs_in_flight
-        if limit is None or self._world.studio.in_flight("eachlabs", account) < limit:
+        """Refuse more at once than an account with little money may have, or too soon after."""
+        options, now = self._world.options, self._world.now()
+        limit = options.eachlabs_in_flight
+        if limit is None:
             return None
+        is_full = self._world.studio.in_flight("eachlabs", account) >= limit
+        if not is_full and now >= self._shut_until.get(account, now):
+            return None
+        self._shut_until[account] = now + options.eachlabs_shut
         self._world.ledger.violation("eachlabs", "in_flight", str(limit))
-        return self._refused(429, "too many requests", f"{limit} predictions are in flight")
+        few = f"accounts with a balance of $10.00 or less are limited to {limit} concurrent"
+        return self._refused(429, "too many requests", f"{few} executions")
+
+    def _reserved(self, account: str, asked: Mapping[str, Any]) -> Response | None:
+        """Refuse, when told, what costs more than is left beside what the others may cost."""
+        if not self._world.studio.in_flight("eachlabs", account):
+            return None
+        if not self._world.faults.take(
+            "reserve_money", "eachlabs", wire.text_of(asked.get("prompt"))
+        ):
+            return None
+        why = "the estimated cost of your in-flight executions exceeds your current balance ($1.00)"
+        return self._refused(402, "payment required", why)
 
     @property
     def _seed(self) -> bool:
@@ -168,6 +189,8 @@ class Eachlabs:
         prediction = self._present(found)
         if not self._world.studio.cancel(prediction):
             return self._refused(409, "conflict", "the prediction has finished")
+        if self._world.faults.take("late_success", "eachlabs", prediction.prompt):
+            self._push(prediction, replace(prediction, state="succeeded"))
         return answer(
             {
                 "status": "success" if prediction.old else "cancelled",
@@ -241,10 +264,11 @@ class Eachlabs:
             return ("text", "list", "object")[prediction.variant % 3]
         return "text" if prediction.old else "object"
 
-    def _push(self, prediction: Prediction) -> None:
+    def _push(self, prediction: Prediction, told: Prediction | None = None) -> None:
+        """Call back; `told` is what is said of a prediction that has gone on unseen."""
         if not prediction.callback_url:
             return
-        body = self.callback(prediction)
+        body = self.callback(told or prediction)
         schedule = self._world.options.eachlabs_callbacks
         self._world.call(prediction, body, self.headers, schedule)
 
@@ -296,7 +320,9 @@ class Eachlabs:
     async def _webhooks(self, request: Request, account: str) -> Response:
         limit = min(_number(request, "limit", _LISTED), _MOST_LISTED)
         offset = _number(request, "offset", 0)
-        called = (p for p in self._world.ledger.latest("eachlabs", account) if p.callback_url)
+        """List what was called back: nothing that is at work, and no end that is told nobody."""
+        latest = self._world.ledger.latest("eachlabs", account)
+        called = (one for one in latest if one.callback_url and one.callback_attempts)
         rows = [self._delivery(one) for one in islice(called, offset, offset + limit)]
         return answer({"webhooks": rows, "limit": limit, "offset": offset})
 
@@ -309,16 +335,50 @@ class Eachlabs:
         )
         return answer(self._delivery(prediction) | {"attempts": attempts or pending})
 
+    async def _model(self, request: Request, _account: str) -> Response:
+        slug = request.path_params["slug"]
+        if slug in {NO_SUCH_MODEL, TEXT_ONLY}:
+            return answer({"error": "Failed to fetch model: model not found"}, 404)
+        return answer(
+            {
+                "title": slug.replace("-", " ").title(),
+                "slug": slug,
+                "version": "0.0.1",
+                "output_type": "array",
+                "request_schema": _SCHEMA,
+                "cost": _COST,
+            }
+        )
+
     def _delivery(self, prediction: Prediction) -> dict[str, Any]:
         ended = prediction.state in {"succeeded", "failed"}
         return {
             "execution_id": prediction.id,
             "url": prediction.callback_url,
-            "request": self._callback(prediction) if ended else None,
+            "request": self.callback(prediction).decode() if ended else None,
             "headers": {"content-type": "application/json"},
             "source": "prediction",
             "created_at": _time(prediction.submitted_at),
         }
+
+
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["prompt"],
+    "properties": {"prompt": {"type": "string"}, "num_images": {"type": "string"}},
+}
+_COST: dict[str, Any] = {
+    "currency": "USD",
+    "type": "fixed",
+    "amount": 0.039,
+    "unit": "execution",
+    "estimate": "$0.039 per execution",
+    "description": "Pricing is an estimate and may change as rates are updated.",
+    "min": None,
+    "max": None,
+    "depends_on": [],
+    "rows": [],
+}
 
 
 def _envelope(prediction: Prediction, failure: Failure) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from starlette.requests import Request
@@ -36,6 +37,9 @@ _NAMESPACES = {"workflows", "comfy"}
 _SHORT_ID = re.compile(r"(\d+)-([A-Za-z0-9-]+)")
 _HEADERS = ("x-fal-webhook-", "request-id")
 _STALE = 600
+_DAY = 86400
+_LISTED = 50
+_MOST_LISTED = 100
 _INTERNAL_RETRY = 7
 """The variant, of eight, that in `mixed` was retried inside and has another gateway id."""
 
@@ -48,6 +52,7 @@ class Fal:
         "FAL_RUN_URL": "/fal/run",
         "FAL_JWKS_URL": "/fal/.well-known/jwks.json",
         "FAL_META_URL": "/fal/v1/meta",
+        "FAL_API_URL": "/fal",
     }
 
     def __init__(self, world: World) -> None:
@@ -66,6 +71,14 @@ class Fal:
             self._route("result", "GET", one, self._result),
             self._route("cancel", "PUT", one + "/cancel", self._cancel),
             self._route("run", "POST", "/fal/run/{app:path}", self._run),
+            wire.route("fal.models", "GET", "/fal/v1/models", _anybody, self._models),
+            wire.route(
+                "fal.requests",
+                "GET",
+                "/fal/v1/models/requests/by-endpoint",
+                self._owner,
+                self._requests,
+            ),
             Route("/fal/.well-known/jwks.json", self._jwks, name="fal.keys"),
             Route("/fal/v1/meta", self._meta, name="fal.meta"),
         ]
@@ -80,6 +93,53 @@ class Fal:
         if not self._world.knows(key):
             raise Refusal(_refused(401, "unauthorized", "Authentication is required"))
         return self._world.account(key)
+
+    def _owner(self, request: Request) -> str:
+        """Return whose key it is on the platform's own host, which words its errors otherwise."""
+        key = wire.credential(request, "Key")
+        if not self._world.knows(key):
+            raise Refusal(_platform_error(401, "authorization_error", "Invalid API key"))
+        return self._world.account(key)
+
+    async def _models(self, request: Request, _account: str) -> Response:
+        name = request.query_params.get("endpoint_id", "")
+        if not app_of(name) or {NO_SUCH_MODEL, TEXT_ONLY} & set(name.split("/")):
+            return _platform_error(404, "not_found", f"Endpoint '{name}' not found")
+        return answer({"models": [_model(name)], "next_cursor": None, "has_more": False})
+
+    async def _requests(self, request: Request, account: str) -> Response:
+        """List what has ended, the last to end first, in pages."""
+        query = request.query_params
+        start, cursor = query.get("start", ""), query.get("cursor", "")
+        if not query.get("endpoint_id"):
+            return _platform_error(400, "validation_error", "endpoint_id is required")
+        since = datetime.fromisoformat(start).timestamp() if start else self._world.now() - _DAY
+        limit = min(int(query.get("limit", _LISTED)), _MOST_LISTED)
+        first = int(cursor or 0)
+        found = sorted(
+            (
+                one
+                for one in self._world.ledger.latest("fal", account)
+                if one.finished and one.model == query["endpoint_id"] and one.submitted_at >= since
+            ),
+            key=lambda one: -(one.completed_at or 0.0),
+        )
+        more = str(first + limit) if len(found) > first + limit else None
+        items = [self._listed(one) for one in found[first : first + limit]]
+        return answer({"items": items, "next_cursor": more, "has_more": more is not None})
+
+    def _listed(self, prediction: Prediction) -> dict[str, Any]:
+        ok = prediction.state == "succeeded"
+        return {
+            "request_id": prediction.id,
+            "endpoint_id": prediction.model,
+            "sent_at": _time(prediction.submitted_at),
+            "started_at": _time(prediction.started_at or prediction.submitted_at),
+            "ended_at": _time(prediction.completed_at or prediction.submitted_at),
+            "status_code": 200 if ok else _error(prediction)[0],
+            "json_input": prediction.input,
+            "json_output": self._output(prediction) if ok else _detail(prediction),
+        }
 
     async def _submit(self, request: Request, account: str) -> Response:
         prediction = await self._described(request, account)
@@ -101,7 +161,7 @@ class Fal:
         inputs = await wire.read_object(request)
         model = request.path_params["app"].strip("/")
         prompt = wire.text_of((inputs or {}).get("prompt"))
-        if problem := self._problem(request, model, inputs, prompt):
+        if problem := self._locked(prompt) or self._problem(request, model, inputs, prompt):
             raise self._rejected(problem)
         return self._world.prediction(
             "fal",
@@ -111,6 +171,16 @@ class Fal:
             inputs or {},
             callback_url=request.query_params.get("fal_webhook", ""),
         )
+
+    def _locked(self, prompt: str) -> Response | None:
+        """Refuse, when told, whatever is submitted: the account is locked, whichever key it is."""
+        rule = self._world.faults.take("lock_account", "fal", prompt)
+        if rule is None:
+            return None
+        reason = (
+            rule.reason or "Exhausted balance. Top up your balance at fal.ai/dashboard/billing."
+        )
+        return answer({"detail": f"User is locked. Reason: {reason}"}, 403)
 
     def _problem(
         self, request: Request, model: str, inputs: dict[str, Any] | None, prompt: str
@@ -277,6 +347,43 @@ def _refused(status: int, kind: str, detail: str, retry_after: int | None = None
     if retry_after is not None:
         headers["retry-after"] = str(retry_after)
     return answer({"detail": detail, "error_type": kind}, status, headers)
+
+
+def _anybody(request: Request) -> str:
+    """Let everybody in: models are described without a key, too."""
+    return wire.credential(request, "Key")
+
+
+def _platform_error(status: int, kind: str, message: str) -> Response:
+    """Word an error as the platform's host does; the queue's has `detail`."""
+    return answer({"error": {"type": kind, "message": message}}, status)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {
+        "endpoint_id": name,
+        "metadata": {
+            "display_name": name.rpartition("/")[2].replace("-", " ").title(),
+            "category": "text-to-image",
+            "status": "active",
+        },
+        "openapi": {
+            "openapi": "3.0.4",
+            "components": {
+                "schemas": {
+                    "Input": {
+                        "type": "object",
+                        "required": ["prompt"],
+                        "properties": {"prompt": {"type": "string"}},
+                    }
+                }
+            },
+        },
+    }
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _handle(prediction: Prediction) -> dict[str, Any]:

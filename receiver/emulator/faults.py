@@ -28,6 +28,9 @@ Fault = Literal[
     "stale_timestamp",
     "null_payload",
     "large_output",
+    "lock_account",
+    "reserve_money",
+    "late_success",
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 

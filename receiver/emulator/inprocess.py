@@ -25,7 +25,14 @@ from receiver.emulator.wire import EventStream, HangUp
 from receiver.emulator.world import World
 
 BY_HAND: Final = Options(
-    by_hand=Ending(), seed=7, stray_events=0, eachlabs_in_flight=None, eachlabs_per_minute=None
+    by_hand=Ending(),
+    seed=7,
+    stray_events=0,
+    eachlabs_in_flight=None,
+    eachlabs_per_minute=None,
+    replicate_per_minute=None,
+    ideogram_in_flight=None,
+    bfl_in_flight=None,
 )
 
 

@@ -6,7 +6,7 @@ import msgspec
 
 from receiver.emulator.endings import Ending
 
-Provider = Literal["oxen", "eachlabs", "fal"]
+Provider = Literal["oxen", "eachlabs", "fal", "replicate", "ideogram", "bfl"]
 Shape = Literal["new", "old", "mixed"]
 
 
@@ -35,7 +35,7 @@ FAL_CALLBACKS = Schedule(
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How the three providers behave when no prompt and no fault says otherwise."""
+    """How the providers behave when no prompt and no fault says otherwise."""
 
     generation: float = 0.8
     """Seconds a picture takes; a fifth of them are spent queued."""
@@ -55,8 +55,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Ranges that fal says its callbacks come from; ours do come from this machine."""
     eachlabs_in_flight: int | None = 10
     """Unfinished predictions per key; None lifts the limit."""
+    eachlabs_shut: float = 0
+    """Seconds for which a submit that was refused for that limit keeps its key shut out."""
     eachlabs_per_minute: int | None = 100
     """Requests of every kind per key and minute; None lifts the limit."""
+    replicate_per_minute: int | None = 600
+    """Submits per key and minute; None lifts the limit."""
+    ideogram_in_flight: int | None = 10
+    bfl_in_flight: int | None = 24
+    """Unfinished predictions per key; None lifts the limit."""
     fal_concurrency: int | None = None
     """Predictions in progress at once (a new account has 2); None lifts the limit."""
     api_keys: frozenset[str] | None = None

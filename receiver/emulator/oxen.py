@@ -1,7 +1,7 @@
 """Oxen.ai: a queue that calls nobody, an event stream that waits for nobody, and its sync twin."""
 
 import base64
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -32,7 +32,8 @@ REASONS: dict[Failure, str] = {
 _OWN_PARAMETERS = {"model", "num_generations", "target_namespace"}
 _MOST = 4
 _CALLS_BACK = ("webhook", "callback")
-_MODELS = ("nano-banana", "nano-banana-2", "google-nano-banana-pro")
+_FILMING = ("veo-3-1",)
+_MODELS = ("nano-banana", "nano-banana-2", "google-nano-banana-pro", *_FILMING)
 _URL_LIFE = 3600
 
 
@@ -59,6 +60,7 @@ class Oxen:
             self._route("stream", "GET", "/oxen/api/events", self._stream),
             self._route("run", "POST", ai + "/images/generate", self._run),
             self._route("run", "POST", ai + "/images/edit", self._run),
+            self._route("run", "POST", ai + "/videos/generate", self._film),
             self._route("models", "GET", ai + "/models", self._models),
             self._route("models", "GET", ai + "/models/search", self._models),
             self._route("model", "GET", ai + "/models/{id:path}", self._model),
@@ -174,9 +176,21 @@ class Oxen:
         prediction = await self._world.run(self._described(request, account, body))
         if prediction.plan.failure:
             return _refused_plainly(_reason(prediction), 500)
-        images = _images(prediction)
-        created = int(prediction.submitted_at)
-        return answer({"model": prediction.model, "created": created, "images": images})
+        return _blocking_answer(prediction, "images", _images(prediction))
+
+    async def _film(self, request: Request, account: str) -> Response:
+        body = await wire.read_object(request) or {}
+        prompt = wire.text_of(body.get("prompt"))
+        problem = self._problem(body, prompt)
+        if problem is None and bool(body.get("prompt")) == bool(body.get("multi_prompt")):
+            problem = _refused_plainly("Exactly one of prompt and multi_prompt is needed", 422)
+        if problem:
+            self._world.ledger.count("oxen", "rejected")
+            return problem
+        prediction = await self._world.run(self._described(request, account, body))
+        if prediction.plan.failure:
+            return _refused_plainly(_reason(prediction), 500)
+        return _blocking_answer(prediction, "videos", _videos(prediction))
 
     async def _models(self, request: Request, _account: str) -> Response:
         wanted = request.query_params.get("search", "")
@@ -194,8 +208,11 @@ class Oxen:
             "object": "model",
             "display_name": name.replace("-", " ").title(),
             "owned_by": "emulator",
-            "endpoint": "/images/edit",
-            "capabilities": {"input": ["text", "image"], "output": ["image"]},
+            "endpoint": "/videos/generate" if name in _FILMING else "/images/edit",
+            "capabilities": {
+                "input": ["text", "image"],
+                "output": ["video" if name in _FILMING else "image"],
+            },
             "pricing": {"method": "per_image"},
             schema: _SCHEMA,
         }
@@ -328,6 +345,19 @@ def _images(prediction: Prediction) -> list[dict[str, Any]]:
         return _files(prediction)
     drawn = [pictures.draw(name) or b"" for name in picture_names(prediction)]
     return [{"b64_json": base64.b64encode(picture).decode()} for picture in drawn]
+
+
+def _videos(prediction: Prediction) -> list[dict[str, Any]]:
+    if prediction.input.get("response_format") == "b64_json":
+        return [{"b64_json": base64.b64encode(pictures.FILM).decode()}]
+    return [{"url": file["url"].replace(".png", ".mp4")} for file in _files(prediction)]
+
+
+def _blocking_answer(
+    prediction: Prediction, kind: str, files: Sequence[Mapping[str, Any]]
+) -> Response:
+    created = int(prediction.submitted_at)
+    return answer({"model": prediction.model, "created": created, kind: files})
 
 
 def _seconds(at: float | None) -> int | None:

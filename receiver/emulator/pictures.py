@@ -29,6 +29,10 @@ def size_of(aspect_ratio: str) -> tuple[int, int]:
     return max(16, LONG_SIDE * wide // longest), max(16, LONG_SIDE * high // longest)
 
 
+FILM = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom"
+"""How every MP4 begins; there is no more of it."""
+
+
 @lru_cache(maxsize=128)
 def draw(name: str) -> bytes | None:
     """Return the picture of that name, or None when it is no picture's name.

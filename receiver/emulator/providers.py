@@ -7,10 +7,13 @@ from typing import ClassVar, Final, Protocol
 
 from starlette.routing import BaseRoute
 
+from receiver.emulator.bfl import Bfl
 from receiver.emulator.eachlabs import Eachlabs
 from receiver.emulator.fal import Fal
+from receiver.emulator.ideogram import Ideogram
 from receiver.emulator.ledger import Prediction
 from receiver.emulator.options import Provider
+from receiver.emulator.replicate import Replicate
 from receiver.emulator.world import World
 
 
@@ -40,4 +43,7 @@ class CallsBack(Emulated, Protocol):
 CALLING: Final[Mapping[Provider, type[CallsBack]]] = {
     "eachlabs": Eachlabs,
     "fal": Fal,
+    "replicate": Replicate,
+    "ideogram": Ideogram,
+    "bfl": Bfl,
 }

@@ -115,15 +115,17 @@ class World:
             return wire.HangUp(rule.seconds or 0)
         return response
 
-    async def run(self, prediction: Prediction) -> Prediction:
-        """Bill a prediction whose caller waits, and wait with it."""
+    async def run(self, prediction: Prediction, seconds: float | None = None) -> Prediction:
+        """Bill a prediction whose caller waits, and wait with it, so long at most."""
         prediction.blocking = True
         self.bill([prediction])
         if rule := self.faults.take("stall_submit", prediction.provider, prediction.prompt):
             raise wire.Refusal(wire.HangUp(rule.seconds or 0))
         if self.options.by_hand is not None:
             self.studio.end(prediction)  # its caller could tell nobody how it is to end
-        await prediction.until(lambda p: p.finished)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await prediction.until(lambda p: p.finished)
         return prediction
 
     def call(

@@ -71,7 +71,7 @@ class Budgets:
 
 
 class Limits:
-    """What may be asked of us, by whom.
+    """The rate limits of one process.
 
     `unproved`: failures of an address, over callbacks and /v1 together, and of one callback path.
     `callbacks`: what reaches the database from one provider. `api`: good requests of an address.
@@ -138,7 +138,7 @@ _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 
 @lru_cache(maxsize=4096)
 def address(client: str) -> bytes:
-    """Name whom an address belongs to: all of an IPv4 address, the /64 of an IPv6 one."""
+    """Return the network that shares a budget: an IPv4 address, or the /64 of an IPv6 one."""
     if ":" not in client:
         return client.encode()
     try:

@@ -45,7 +45,7 @@ def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[s
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except (OSError, UnicodeError) as error:
-        raise ReceiverError(f"--host {host} is no address of this machine: {error}") from None
+        raise ReceiverError(f"--host {host} is not an address of this machine: {error}") from None
     return list(dict.fromkeys((family, (*address,)) for family, _, _, _, address in found))
 
 

@@ -40,7 +40,7 @@ _NAP: Final = 0.25
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """Begins every stream, so that a reader who has heard nothing yet has a place to go on from."""
+    """Begins every stream: the place to resume from before the first message."""
 
     at: int
 

@@ -1,4 +1,4 @@
-"""Runs the sources of plugins (`@source`): each in one process at a time, again after a failure."""
+"""Run the sources of plugins (`@source`): each in one process at a time, again after an error."""
 
 from __future__ import annotations
 

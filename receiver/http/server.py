@@ -55,7 +55,7 @@ the proxy's next request could meet our close. Google's load balancer has the lo
 _LEAST_PATIENCE: Final = 1.0
 """Seconds that even a crowd leaves each connection."""
 _REFUSALS: Final = {
-    400: ("invalid-request", "this is no HTTP/1.1 request, or asks for a proxy"),
+    400: ("invalid-request", "this is not an HTTP/1.1 request, or asks for a proxy"),
     414: ("uri-too-long", f"the URL has more than {_LONGEST_URL} bytes"),
     431: (
         "headers-too-large",

@@ -1,4 +1,4 @@
-"""Where callbacks may come from, for providers of which the operator says so."""
+"""Allowed source addresses of callbacks, for providers that the operator restricts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def published_ranges(
 
 
 class Sources:
-    """Holds a callback's address against what its provider is allowed; without a list, anything."""
+    """Checks the source address of a callback; without a list every address is allowed."""
 
     def __init__(self, ranges: Mapping[str, Ranges]) -> None:
         self._ranges = ranges

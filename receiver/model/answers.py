@@ -218,6 +218,13 @@ class Health(msgspec.Struct, frozen=True):
     status: Literal["ok"] = "ok"
 
 
+class Readiness(Health, frozen=True):
+    """A good answer, and what is no reason for a bad one."""
+
+    locked: list[str] = []
+    """Providers that have locked our account: their submits wait."""
+
+
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
     """What a change says of its prediction."""
 

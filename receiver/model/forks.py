@@ -1,4 +1,4 @@
-"""What a forked child drops: files that would else stay open, or locked, when we are gone."""
+"""Close inherited file descriptors in a forked child: locks, sockets, connections."""
 
 from __future__ import annotations
 

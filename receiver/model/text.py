@@ -1,4 +1,4 @@
-"""Texts of others: cleaned where they are given, spelled out where a terminal shows them."""
+"""Untrusted texts: trimmed where they are read, escaped where a terminal shows them."""
 
 from __future__ import annotations
 

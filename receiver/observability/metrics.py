@@ -2,7 +2,7 @@
 
 With PROMETHEUS_MULTIPROC_DIR (prometheus-client's own variable, the same folder for all) every
 process counts into files there, and the one asked answers with the sum; else each for itself.
-What only the database can say is no instrument here: it is read when somebody asks.
+What only the database knows is not counted here: it is read when the page is scraped.
 
 Every label has few values, whatever strangers send.
 """

@@ -194,6 +194,10 @@ class Predictions:
                 return
             await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
+    def locked(self) -> list[str]:
+        """Return the providers that have locked our account, as this process has seen it."""
+        return [name for name, submitter in self._submitters.items() if submitter.room.locked]
+
     @property
     def submits(self) -> int:
         """How many submits were begun here."""

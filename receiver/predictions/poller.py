@@ -7,6 +7,7 @@ has passed and that is the end; or the prediction is due again, later.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Collection, Mapping
 from typing import Final, NoReturn
 
@@ -22,7 +23,7 @@ from receiver.observability.tracing import Span
 from receiver.predictions.inbox import Inbox
 from receiver.predictions.provider_client import ANSWER_TIMEOUT, Busy, ProviderClient
 from receiver.predictions.submitter import BACKSTOP, LONGEST_NAP, MARGIN, Schedule
-from receiver.providers.adapter import Follow, Provider, Searched
+from receiver.providers.adapter import Candidate, Follow, Provider, Searched
 from receiver.store.facade import Store
 from receiver.store.predictions import Job, Progress
 
@@ -30,6 +31,8 @@ log = structlog.get_logger("receiver")
 
 _MOST_LOOKS: Final = 32
 _MOST_FOLLOWS: Final = 3
+_MOST_PAGES: Final = 6
+"""Requests of one search for what an ambiguous submit has made."""
 _LAST_WORD: Final = 60.0
 """Seconds past its deadline that a prediction waits for a provider's limits, to be asked about."""
 
@@ -237,13 +240,28 @@ class Poller:
         provider = self._providers[job.provider]
         if not isinstance(provider, Searched) or job.ticket.mode != "queue":
             return False
-        for request in provider.search(job.ticket):
-            answer = await self._wires[job.provider].ask(request)
-            for provider_id in provider.found(job.ticket, answer):
-                if await self._store.predictions.find(job.provider, provider_id) is None:
-                    ticket = msgspec.structs.replace(job.ticket, provider_id=provider_id)
+        pages = deque(provider.search(job.ticket))
+        for _ in range(_MOST_PAGES):
+            if not pages:
+                break
+            answer = await self._wires[job.provider].ask(pages.popleft())
+            found = provider.found(job.ticket, answer)
+            for candidate in found.candidates:
+                if await self._may_be(job, candidate):
+                    ticket = msgspec.structs.replace(job.ticket, provider_id=candidate.provider_id)
                     return await self._ask(msgspec.structs.replace(job, ticket=ticket))
+            if found.more is not None:
+                pages.appendleft(found.more)
         return False
+
+    async def _may_be(self, job: Job, candidate: Candidate) -> bool:
+        """Return whether a candidate is this prediction, or may be it and is nobody else's."""
+        url = candidate.callback_url
+        if url is not None:
+            token = url.rpartition("/")[2]
+            if self._inbox.opens(job.provider, token) != job.ticket.id:
+                return False
+        return await self._store.predictions.find(job.provider, candidate.provider_id) is None
 
     async def _expire(self, job: Job, reason: str) -> None:
         seconds = self._timeout

@@ -26,6 +26,7 @@ from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
 from receiver.predictions.inbox import Inbox
 from receiver.predictions.provider_client import ANSWER_TIMEOUT, AT_ONCE, BROKEN, ProviderClient
+from receiver.predictions.room import Room
 from receiver.predictions.tokens import Tokens
 from receiver.providers.adapter import (
     Accepted,
@@ -58,7 +59,8 @@ LONGEST_NAP: Final = 5.0
 _SHORTEST_NAP: Final = 0.01
 BACKSTOP: Final = 60.0
 """Seconds that a process naps with nothing in hand, while others sweep too."""
-_SYNC_TIMEOUT: Final = 600.0
+_SYNC_TIMEOUT: Final = 960.0
+"""Seconds for a blocking call; a video takes fifteen minutes at most."""
 _POLL_CAP: Final = 60.0
 _PUSHED_POLL: Final = 30.0
 _UNPUSHED_POLL: Final = 3.0
@@ -170,6 +172,7 @@ class Submitter:
         self._settings = settings
         self._schedule = schedule
         self._clock = runtime.clock
+        self.room = Room(runtime.monotonic)
         self._awake = asyncio.Event()
         self.under_way = TaskSet(self._awake.set)
         """The submits, each named for its prediction."""
@@ -253,9 +256,9 @@ class Submitter:
             return await self._begin()
 
     async def _begin(self) -> float:
-        wait = self._wire.paused()
+        wait = max(self._wire.paused(), self.room.wait())
         now = self._clock()
-        room = AT_ONCE - len(self.under_way)
+        room = self.room.at_once(AT_ONCE) - len(self.under_way)
         if self._stopping:
             return self._longest_nap
         if wait > 0 or room <= 0:
@@ -266,7 +269,7 @@ class Submitter:
                 provider=self.provider.name,
                 now=now,
                 most=room,
-                max_in_flight=self._limits.max_in_flight,
+                max_in_flight=self.room.in_flight(self._limits.max_in_flight),
                 per_minute=self._limits.requests_per_minute,
                 hold_until=now + ANSWER_TIMEOUT + MARGIN,
                 timeout=self._settings.prediction_timeout,
@@ -318,6 +321,7 @@ class Submitter:
             await self._ended_unsent(job, error)
             return
         heard = await self._listened(job)
+        began = self._runtime.monotonic()
         receipt, body = await self._send(job)
         result = _RESULTS[type(receipt)]
         self._runtime.telemetry.submit(self.provider.name, result)
@@ -329,6 +333,8 @@ class Submitter:
             "model": job.ticket.model,
             "prediction": job.ticket.id,
         }
+        if isinstance(receipt, Accepted | Outcome) and self.room.taken(began):
+            log.info("provider.unlocked", provider=self.provider.name)
         match receipt:
             case Accepted():
                 await self._accepted(
@@ -342,14 +348,29 @@ class Submitter:
                 await self._ended_unsent(job, Error(code=code, message=message), body)
             case Postponed(message, after):
                 log.warning("submit.postponed", reason=message, after=after, **log_fields)
-                if receipt.whole_provider:
-                    self._wire.pause(after)
-                due_at = self._schedule.next_submit(job, after)
+                due_at = await self._hold(job, receipt, began)
                 await self._progress(job, "postponed", due_at, reason=message)
             case Ambiguous(message):
                 log.warning("submit.unconfirmed", reason=message, **log_fields)
                 due_at = self._schedule.next_poll(job)
                 await self._progress(job, "ambiguous", due_at, reason=message)
+
+    async def _hold(self, job: Job, receipt: Postponed, began: float) -> float:
+        """Keep others back where a refusal speaks of them, too; return when this one is due."""
+        if receipt.whole_provider:
+            self._wire.pause(receipt.after)
+        due_at = self._schedule.next_submit(job, receipt.after)
+        if receipt.holds == "full":
+            in_flight = await _insist(
+                lambda: self._store.predictions.in_flight(self.provider.name, AT_ONCE)
+            )
+            self.room.full(in_flight - 1, began, receipt.after)
+        elif receipt.holds == "locked":
+            if not self.room.locked:
+                log.error("provider.locked", provider=self.provider.name, reason=receipt.message)
+            self.room.lock(receipt.message)
+            due_at += self.room.wait()  # behind the one that tries: another may not be refused
+        return due_at
 
     async def _listened(self, job: Job) -> bool:
         """Wait until somebody listens to the provider's stream, where it has one."""

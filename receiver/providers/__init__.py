@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from receiver.providers import eachlabs, fal, oxen
+from receiver.providers import bfl, eachlabs, fal, ideogram, oxen, replicate
 from receiver.providers.declared import Declared
 
 DECLARED: Final[Mapping[str, Declared]] = {
     "oxen": oxen.DECLARED,
     "eachlabs": eachlabs.DECLARED,
     "fal": fal.DECLARED,
+    "replicate": replicate.DECLARED,
+    "ideogram": ideogram.DECLARED,
+    "bfl": bfl.DECLARED,
 }
 
 NAMES: Final = tuple(DECLARED)

@@ -7,6 +7,8 @@ An adapter does no I/O. It turns values into unsent requests and bytes into valu
     poll(ticket)               how to ask            polled(ticket, answer)    -> Outcome | Follow
     cancel(ticket)             how to stop it
     try_key()                  a harmless question    key_works(answer)        -> bool | None
+    search(ticket)             where it can be asked  found(ticket, answer)    -> Found
+                               for a lost submit
 
 What more there is to say of a provider before it is set is in `declared`, and how to add one in
 deploy/providers.md.
@@ -19,7 +21,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final, Literal, Protocol, runtime_checkable
@@ -105,6 +107,9 @@ class Postponed(msgspec.Struct, frozen=True):
     after: float | None = None
     whole_provider: bool = False
     """True where it speaks of all our requests (429), so that the others should wait too."""
+    holds: Literal["full", "locked"] | None = None
+    """What it means for all submits, while other requests go on. `full`: there is room once one of
+    ours has ended. `locked`: it takes none of this account's until a person has seen to that."""
 
 
 class Ambiguous(msgspec.Struct, frozen=True):
@@ -169,6 +174,24 @@ class Streamed(Protocol):
     def heard(self, event: str, data: str) -> Outcome | None: ...
 
 
+class Candidate(msgspec.Struct, frozen=True):
+    """What an ambiguous submit may have made at the provider."""
+
+    provider_id: str
+    callback_url: str | None = None
+    """Where the provider calls back for it: our token in it decides. None: it does not say, so the
+    adapter has compared what was asked for, and when."""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """One page of what a search has found."""
+
+    candidates: Sequence[Candidate]
+    """In the order in which they are to be tried: the oldest first."""
+    more: httpx.Request | None = None
+    """For the next page; None: there is none that could hold it."""
+
+
 @runtime_checkable
 class Searched(Protocol):
     """A provider at which a submit that got no answer can be looked for."""
@@ -176,8 +199,8 @@ class Searched(Protocol):
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
         """Return requests for what the provider may have taken."""
 
-    def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
-        """Return the ids that could be this prediction, oldest first, or raise Unreadable."""
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
+        """Read a page, or raise Unreadable."""
 
 
 @runtime_checkable
@@ -495,6 +518,15 @@ def settle_submit(
             said, retry_after(answer), whole_provider=answer.status == httpx.codes.TOO_MANY_REQUESTS
         )
     return refusal(said, *hints)
+
+
+def time_of(text: Any) -> float | None:
+    """Read an ISO 8601 time of a provider as unix seconds; None where it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def let_in(answer: ProviderResponse, *, sign: bool) -> bool | None:

@@ -6,6 +6,7 @@ Facts: eachlabs/mintlify-docs (2026-08), eachlabs/docs (2025-12), the nano-banan
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
@@ -21,6 +22,9 @@ from receiver.providers.adapter import (
     Ambiguous,
     Callback,
     CallbackTarget,
+    Candidate,
+    Found,
+    Postponed,
     ProviderResponse,
     Receipt,
 )
@@ -42,6 +46,16 @@ _KINDS: Final = {
     "cancelled": "canceled",
     "canceled": "canceled",
 }
+
+_FULL: Final = re.compile(r"in[- ]flight|concurren", re.IGNORECASE)
+"""What a 429 or a 402 says that is about what is at work: an account with little money may have so
+many at once, and each holds back what it may cost. Both end when one of them ends, and not by being
+asked again."""
+_CLOCK_SKEW: Final = 120.0
+"""Seconds by which their clock and ours may differ when looking for a lost submit."""
+_LISTED: Final = 100
+"""Deliveries on a page: the most that it gives."""
+_OF_MONEY: Final = frozenset({httpx.codes.PAYMENT_REQUIRED, httpx.codes.TOO_MANY_REQUESTS})
 
 _VERSION: Final = "0.0.1"
 """Required by the old create call, ignored by the new one."""
@@ -74,6 +88,8 @@ class Eachlabs:
         body = base.content(answer)
         reason = _reason(body)
         hints = _hints(body)
+        if answer.status in _OF_MONEY and _FULL.search(reason):
+            return Postponed(reason, base.retry_after(answer), holds="full")
         if settled := base.settle_submit(answer, reason, *hints):
             return settled
         provider_id = _id(body)
@@ -115,8 +131,37 @@ class Eachlabs:
         path = f"/v1/prediction/{base.model_path(ticket.provider_id or '')}/cancel"
         return self._call("POST", path)
 
-    def details(self, model: str) -> None:
-        """Eachlabs documents no call for one model."""
+    def search(self, ticket: Ticket) -> Sequence[httpx.Request]:  # noqa: ARG002 - the protocol's
+        """List the callbacks that were delivered: one of ours has our token in its URL."""
+        return [self._deliveries(0)]
+
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
+        """Return each delivery of a page; look on until they are older than our submit."""
+        if not base.is_yes(answer):
+            raise base.unexpected(answer)
+        page = base.decode_object(answer.body)
+        rows = page.get("webhooks")
+        if not isinstance(rows, list):
+            raise Unreadable("no list of webhooks")
+        rows = [row for row in rows if isinstance(row, dict)]
+        candidates = [
+            Candidate(provider_id, row["url"])
+            for row in rows
+            if isinstance(row.get("url"), str)
+            and (provider_id := base.identifier(row.get("execution_id")))
+        ]
+        limit, offset = page.get("limit"), page.get("offset")
+        if type(limit) is not int or type(offset) is not int or len(rows) < max(limit, 1):
+            return Found(candidates)
+        if _reaches_back(rows, ticket.submitted_at):
+            return Found(candidates)
+        return Found(candidates, self._deliveries(offset + len(rows)))
+
+    def _deliveries(self, offset: int) -> httpx.Request:
+        return self._call("GET", "/v1/webhooks", params={"limit": _LISTED, "offset": offset})
+
+    def details(self, model: str) -> httpx.Request:
+        return self._call("GET", f"/v1/models/{base.model_path(model)}")
 
     def try_key(self) -> httpx.Request:
         """List the last delivery of a webhook, as a 404 for a prediction tells two things."""
@@ -131,6 +176,13 @@ class Eachlabs:
         # The old pages want X-API-Key, the new ones Bearer: both with the same key suit both.
         headers = {"Authorization": f"Bearer {self.key}", "X-API-Key": self.key}
         return httpx.Request(method, self.base_url + path, headers=headers, **content)
+
+
+def _reaches_back(rows: Sequence[dict[str, Any]], submitted_at: float | None) -> bool:
+    """Return whether a page, the newest first, has deliveries from before our submit."""
+    since = (submitted_at or 0.0) - _CLOCK_SKEW
+    times = (base.time_of(row.get("created_at")) for row in rows)
+    return any(at is not None and at < since for at in times)
 
 
 def _id(payload: dict[str, Any]) -> str | None:
@@ -160,10 +212,8 @@ def _reason(payload: dict[str, Any]) -> str:
         envelope.get("error_message"),
         envelope.get("error"),
     )
-    return base.words(
-        *map(base.spoken, errors),
-        base.join(base.spoken(payload.get(name)) for name in ("message", "details")),
-    )
+    said = base.words(*map(base.spoken, errors), base.spoken(payload.get("message")))
+    return base.join(dict.fromkeys([said, base.spoken(payload.get("details"))]))
 
 
 def _hints(payload: dict[str, Any]) -> list[str]:

@@ -1,12 +1,14 @@
 """fal.ai: a queue with callbacks signed by Ed25519; a result may have to be fetched separately.
 
-Facts: docs.fal.ai (queue, webhooks, errors) and fal-ai/fal `fal_client` (2026-08).
+Facts: docs.fal.ai (queue, webhooks, errors), fal-ai/fal `fal_client` (2026-08), and the OpenAPI of
+api.fal.ai (2026-08), which describes models and lists requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from ipaddress import ip_network
 from typing import Any, ClassVar, Final, Literal
 
@@ -20,10 +22,14 @@ from receiver.providers.adapter import (
     Ambiguous,
     Callback,
     CallbackTarget,
+    Candidate,
     Follow,
+    Found,
     Network,
+    Postponed,
     ProviderResponse,
     Receipt,
+    Refused,
 )
 from receiver.providers.declared import Declared
 from receiver.providers.signatures import read_jwks, verify_ed25519
@@ -32,6 +38,13 @@ _STATUS_CODES: Final = frozenset({httpx.codes.OK, httpx.codes.ACCEPTED})
 _LINKS: Final = ("status_url", "response_url", "cancel_url")
 _NO_REQUEST: Final = "fal-ai/nano-banana/requests/00000000-0000-0000-0000-000000000000"
 _NAMESPACES: Final = frozenset({"workflows", "comfy"})
+_LOCKED: Final = "user is locked"
+"""What a 403 says that is the account's: its money is used up, or it was stopped by hand. It may
+come and go with money on the account, and a new key does not help (fal-ai/fal issues, 2026)."""
+_CLOCK_SKEW: Final = 120.0
+"""Seconds by which fal's clock and ours may differ when looking for a lost submit."""
+_LISTED: Final = 50
+"""Requests on a page, each with its input and its result."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ class Fal:
     queue_url: str
     run_url: str
     jwks_url: str
+    api_url: str
     name: ClassVar[Literal["fal"]] = "fal"
     proof: ClassVar[Literal["public_keys"]] = "public_keys"
     stream_path: ClassVar[None] = None
@@ -61,7 +75,7 @@ class Fal:
         if ticket.mode == "sync":
             return _blocking(ticket, answer)
         body = base.content(answer)
-        if settled := base.settle_submit(answer, _detail(body), *_hints(body, answer)):
+        if settled := _settled(answer, body):
             return settled
         provider_id = base.identifier(body.get("request_id"))
         if provider_id is None:
@@ -117,8 +131,39 @@ class Fal:
     def cancel(self, ticket: Ticket) -> httpx.Request:
         return self._call("PUT", self._link(ticket, "cancel_url"))
 
-    def details(self, model: str) -> None:
-        """Return nothing: the queue and run hosts describe no models."""
+    def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
+        """List what was asked of this model since shortly before our submit."""
+        return [self._requests(ticket, {})]
+
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
+        """Return the requests with the same input, sent around our submit."""
+        if not base.is_yes(answer):
+            raise base.unexpected(answer, _detail(base.error_body(answer.body)))
+        page = base.decode_object(answer.body)
+        items = page.get("items")
+        if not isinstance(items, list):
+            raise Unreadable("no list of requests")
+        sent = sorted(filter(None, (_sent(ticket, item) for item in items)))
+        cursor = base.words(page.get("next_cursor"))
+        more = self._requests(ticket, {"cursor": cursor}) if cursor else None
+        return Found([Candidate(request_id) for _, request_id in sent], more)
+
+    def _requests(self, ticket: Ticket, page: Mapping[str, Any]) -> httpx.Request:
+        start = datetime.fromtimestamp((ticket.submitted_at or 0.0) - _CLOCK_SKEW, UTC)
+        params = {
+            "endpoint_id": ticket.model,
+            "start": start.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "expand": "payloads",
+            "limit": _LISTED,
+            **page,
+        }
+        url = f"{self.api_url}/v1/models/requests/by-endpoint"
+        return self._call("GET", url, params=params)
+
+    def details(self, model: str) -> httpx.Request:
+        """Ask for one model, with the OpenAPI of its input and output."""
+        params = {"endpoint_id": model, "expand": "openapi-3.0"}
+        return self._call("GET", f"{self.api_url}/v1/models", params=params)
 
     def try_key(self) -> httpx.Request:
         """Ask for the status of a request that does not exist."""
@@ -205,8 +250,25 @@ def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:
     body = base.error_body(answer.body)
     if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR and _is_final(answer):
         return Outcome(provider_id=request_id, **_failed(body, body, answer))
-    settled = base.settle_submit(answer, _detail(body), *_hints(body, answer))
-    return settled or Ambiguous(f"HTTP {answer.status}")
+    return _settled(answer, body) or Ambiguous(f"HTTP {answer.status}")
+
+
+def _settled(answer: ProviderResponse, body: dict[str, Any]) -> Refused | Postponed | None:
+    """Sort a submit's answer; a lock speaks of the account, and says nothing of the submit."""
+    said = _detail(body)
+    if answer.status == httpx.codes.FORBIDDEN and _LOCKED in said.lower():
+        return Postponed(said, holds="locked")
+    return base.settle_submit(answer, said, *_hints(body, answer))
+
+
+def _sent(ticket: Ticket, item: Any) -> tuple[float, str] | None:
+    """Return when a listed request was sent, and its id, if it can be our submit."""
+    if not isinstance(item, dict) or item.get("json_input") != ticket.input:
+        return None
+    at, request_id = base.time_of(item.get("sent_at")), base.identifier(item.get("request_id"))
+    if at is None or request_id is None or ticket.submitted_at is None:
+        return None
+    return (at, request_id) if abs(at - ticket.submitted_at) <= _CLOCK_SKEW else None
 
 
 def _is_final(answer: ProviderResponse) -> bool:
@@ -256,14 +318,17 @@ def _place(item: dict[str, Any]) -> str:
     return ".".join(str(part) for part in parts if isinstance(part, str | int))
 
 
+_PARTS: Final = ("queue", "run", "jwks", "api")
+
 DECLARED: Final = Declared(
-    make=lambda given: Fal(given.key, *(given.urls[part] for part in ("queue", "run", "jwks"))),
+    make=lambda given: Fal(given.key, *(given.urls[part] for part in _PARTS)),
     key="FAL_KEY",
     urls={
         "queue": "https://queue.fal.run",
         "run": "https://fal.run",
         "jwks": "https://rest.fal.ai/.well-known/jwks.json",
         "meta": "https://api.fal.ai/v1/meta",
+        "api": "https://api.fal.ai",
     },
     example="fal-ai/nano-banana",
     read_sources=read_meta,

@@ -1,6 +1,7 @@
 """Oxen.ai: a queue without callbacks; outcomes come on our own event stream or by asking.
 
-Facts: docs.oxen.ai, inference-api reference (async queue, image generation, image editing).
+Facts: docs.oxen.ai, inference-api reference (async queue, image generation and editing, video
+generation).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from receiver.providers.adapter import (
     Ambiguous,
     Callback,
     CallbackTarget,
+    Candidate,
+    Found,
     ProviderResponse,
     Receipt,
 )
@@ -119,7 +122,7 @@ class Oxen:
             for status in ({}, {"status": "succeeded"}, {"status": "failed"})
         ]
 
-    def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
         """Return the rows with the same model and prompt, enqueued around our submit."""
         if not base.is_yes(answer):
             raise base.unexpected(answer)
@@ -129,7 +132,7 @@ class Oxen:
         matching = [row for row in rows if _same(ticket, row)]
         matching.sort(key=lambda row: float(row["enqueued_at"]))
         ids = (base.identifier(row.get("generation_id")) for row in matching)
-        return [provider_id for provider_id in ids if provider_id]
+        return Found([Candidate(provider_id) for provider_id in ids if provider_id])
 
     def cancel(self, ticket: Ticket) -> httpx.Request:
         return self._call("DELETE", f"/api/ai/queue/{base.model_path(ticket.provider_id or '')}")
@@ -155,9 +158,15 @@ class Oxen:
         return httpx.Request(method, self.base_url + path, headers=headers, **content)
 
 
+_OF_VIDEOS: Final = frozenset({"duration", "generate_audio", "input_video", "multi_prompt"})
+
+
 def _submit_path(ticket: Ticket) -> str:
+    """Choose the call; a blocking one is another for videos, known by what only they have."""
     if ticket.mode == "queue":
         return "/api/ai/queue"
+    if _OF_VIDEOS & ticket.input.keys():
+        return "/api/ai/videos/generate"
     return f"/api/ai/images/{'edit' if 'input_image' in ticket.input else 'generate'}"
 
 
@@ -185,7 +194,7 @@ def _made(body: dict[str, Any], ticket: Ticket) -> Outcome:
     results = base.outputs(places, ticket.input)
     if not results:
         said = _reason(body) if base.is_error(body.get("error")) else ""
-        error = base.failure(said or "Oxen.ai answered without an image", _type(body))
+        error = base.failure(said or "Oxen.ai answered without a result", _type(body))
         return Outcome(kind="failed", error=error)
     return Outcome(kind="succeeded", output=results)
 

@@ -37,7 +37,7 @@ def read(path: Path) -> dict[str, str]:
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise SettingsError([f"{path} is no file"])
+            raise SettingsError([f"{path} is not a file"])
         if found.st_uid not in {os.geteuid(), 0}:
             raise SettingsError([f"{path} belongs to another user: remove it, or chown it"])
         if found.st_mode & stat.S_IWOTH:
@@ -54,7 +54,7 @@ def _parsed(path: Path, content: bytes) -> dict[str, str]:
     except UnicodeDecodeError:
         raise SettingsError([f"{path} is not UTF-8"]) from None
     if len(content) > _LONGEST or "\0" in text:
-        raise SettingsError([f"{path} is no list of settings"])
+        raise SettingsError([f"{path} is not a list of settings"])
     found = dotenv_values(stream=io.StringIO(text), interpolate=False)
     return {name: value for name, value in found.items() if name and value is not None}
 

@@ -131,7 +131,7 @@ def _postgres_url(text: str) -> str:
     except ValueError:
         # What is wrong may be the password, so it is not said.
         raise ValueError(
-            "is no URL: percent-encode what is odd in the password (an @ as %40, a / as %2F)"
+            "is not a URL: percent-encode what is odd in the password (an @ as %40, a / as %2F)"
         ) from None
     return text
 
@@ -260,7 +260,7 @@ def writable_folder(text: str) -> str:
     folder = Path(text)
     there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{text} is no folder that can be written, and cannot be made one")
+        raise ValueError(f"{text} is not a folder that can be written, and cannot be made one")
     return text
 
 

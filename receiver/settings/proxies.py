@@ -105,7 +105,7 @@ def read_proxy(text: str) -> str:
     wanted = scheme.lower() if slashes else "http"
     if wanted not in _SCHEMES:
         raise ValueError(
-            f"{wanted}:// is no kind of proxy that can be used: only http, https and socks5 are"
+            f"{wanted}:// is not a kind of proxy that can be used: only http, https and socks5 are"
         )
     try:
         url = httpx.URL(f"{_SCHEMES[wanted]}://{rest}")
@@ -143,7 +143,7 @@ def _direct(entry: str) -> Direct:
     if network := _network(host):
         return Direct(network=network, scheme=scheme, port=port)
     if not _HOST.fullmatch(host):
-        raise ValueError(f"{entry!r} is no host, domain, address or range like 10.0.0.0/8")
+        raise ValueError(f"{entry!r} is not a host, domain, address or range like 10.0.0.0/8")
     return Direct(host.rstrip("."), scheme=scheme, port=port)
 
 

@@ -28,7 +28,7 @@ class MisnamedServers(ValueError):
 def servers(url: str) -> Servers:
     """Read the servers of a URL; those of its query go before those in front of the path.
 
-    Raises ValueError for what is no URL, and MisnamedServers.
+    Raises ValueError for what is not a URL, and MisnamedServers.
     """
     parts = urlsplit(url)
     given = dict(parse_qsl(parts.query))
@@ -40,7 +40,7 @@ def servers(url: str) -> Servers:
     if not all(hosts):
         raise MisnamedServers("names no host beside a comma")
     if not all(map(_is_port, ports)):
-        raise MisnamedServers(f"has a port that is no number from 1 to {_LARGEST}")
+        raise MisnamedServers(f"has a port that is not a number from 1 to {_LARGEST}")
     if len(ports) > 1 and len(ports) != len(hosts):
         raise MisnamedServers(
             f"names {len(ports)} ports for {len(hosts)} hosts: give one for all, or one for each"

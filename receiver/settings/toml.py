@@ -20,9 +20,9 @@ def read_file(path: str, name: str, problems: list[str]) -> Table | None:
     except OSError as error:
         problems.append(f"{name}: {path} cannot be read: {error.strerror}")
     except UnicodeDecodeError:
-        problems.append(f"{name}: {path} is no text in UTF-8: save it as that")
+        problems.append(f"{name}: {path} is not text in UTF-8: save it as that")
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is one
-        problems.append(f"{name}: {path} is no TOML: {error}")
+        problems.append(f"{name}: {path} is not TOML: {error}")
     else:
         return Table(found, f"{name}: {path}", problems)
     return None

@@ -416,6 +416,11 @@ class PredictionStore:
                 raise
             return "taken"
 
+    async def in_flight(self, provider: str, most: int) -> int:
+        """Count a provider's predictions in flight, up to so many."""
+        rows = await self._store.read(sql.count_in_flight, provider=provider, max_in_flight=most)
+        return int(rows[0]["number"])
+
     async def claim_due(self, provider: str, now: float, hold_until: float, most: int) -> list[Job]:
         """Take a provider's predictions that are due, and make them due again at `hold_until`."""
         return await self._store.write(claim_due, (provider, now, hold_until, most))

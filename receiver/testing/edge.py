@@ -1,4 +1,4 @@
-"""The outer edge of a test: what handlers send, and where they fetch from."""
+"""Stand-ins for the network: what answers `ctx.http`, and what `ctx.fetch` finds."""
 
 from __future__ import annotations
 

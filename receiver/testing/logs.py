@@ -1,4 +1,4 @@
-"""Log lines in tests: only what went wrong, each with the place in the handler where it did."""
+"""Log lines in tests: warnings and errors only, with the line of the handler."""
 
 from __future__ import annotations
 

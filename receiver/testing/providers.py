@@ -1,4 +1,4 @@
-"""How an event looks from its provider: what the emulator is told, so that it happens."""
+"""Instructions for the emulator by which a given event happens."""
 
 from __future__ import annotations
 

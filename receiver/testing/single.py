@@ -1,4 +1,4 @@
-"""One run of a handler, as dispatch would do it, without a database or a network."""
+"""Run a handler once, without a database or a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 
 import httpx
 
-from receiver.deliveries.attempt import Attempt, Tools
+from receiver.deliveries.attempt import Attempt
+from receiver.deliveries.context import Tools
 from receiver.deliveries.handlers import Handler
 from receiver.deliveries.registry import handlers_of
 from receiver.model.ids import delivery_id, new_id

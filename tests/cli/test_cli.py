@@ -132,6 +132,16 @@ def test_what_there_is_to_order_is_listed_explained_and_ordered(
     assert json.loads(done.stdout)["input"]["image_url"].startswith("data:image/png;base64,")
 
 
+def test_a_model_is_shown_as_its_provider_describes_it(world: tuple[Path, dict[str, str]]) -> None:
+    home, env = world
+    for args in (["fal", "fal-ai/nano-banana"], ["eachlabs", "nano-banana"], ["oxen", "veo-3-1"]):
+        shown = inside("model", *args, cwd=home, **env)
+        assert "prompt" in json.dumps(json.loads(shown.stdout)), shown
+    refused = inside("model", "eachlabs", "no-such-model", cwd=home, **env)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "eachlabs knows no such model" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -296,7 +306,7 @@ def test_a_port_that_is_taken_is_a_sentence_before_anything_is_started(tmp_path:
     assert list(tmp_path.iterdir()) == []
     nowhere = inside("serve", "--dev", "--host", "nowhere.invalid", cwd=tmp_path)
     assert nowhere.returncode == 1
-    assert "--host nowhere.invalid is no address of this machine" in nowhere.stderr
+    assert "--host nowhere.invalid is not an address of this machine" in nowhere.stderr
 
 
 @pytest.mark.parametrize(
@@ -349,7 +359,7 @@ def test_what_is_dead_is_replayed_in_bulk(world: tuple[Path, dict[str, str]]) ->
         assert time.monotonic() < ends, text
     which = ("--state", "dead", "--since", "1h", "--model", "fal-ai/*", "--metadata", "bulk=*")
     asked = inside("replay", *which, cwd=home, **env)
-    assert (asked.returncode, asked.stderr) == (1, "receiver: there is nobody to ask: say --yes\n")
+    assert (asked.returncode, asked.stderr) == (1, "receiver: this is not a terminal: say --yes\n")
     done = inside("replay", *which, "--yes", cwd=home, **env)
     assert done.returncode == 0, done.stderr
     assert "1 deliveries of 1 events would be redelivered" in done.stdout
@@ -653,7 +663,7 @@ def test_a_providers_words_are_shown_as_they_are() -> None:
         (("list",), {"RECEIVER_API_KEY": "schlüssel"}, "RECEIVER_API_KEY: must"),
         (("tail",), {"RECEIVER_URL": "receiver.example"}, "RECEIVER_URL: must"),
         (("demo", "--folder", "/dev/null/x"), {}, "/dev/null/x"),
-        (("submit", "fal", "m", "size:=wide"), {}, "size:= wants JSON"),
+        (("submit", "fal", "m", "size:=wide"), {}, "size:= must be JSON"),
         (("submit", "fal", "m", "--key", "ü"), {}, "--key must"),
     ],
 )
@@ -752,7 +762,7 @@ def test_a_list_is_narrowed_by_model_metadata_and_time(
     some = inside("list", "--model", "lists/*", "--limit", "2", cwd=home, **env)
     assert (some.stdout.count("lists/"), "there are more" in some.stderr) == (2, True)
     wrong = inside("list", "--since", "soon", cwd=home, **env)
-    assert (wrong.returncode, "'soon' is no time" in wrong.stderr) == (1, True)
+    assert (wrong.returncode, "'soon' is not a time" in wrong.stderr) == (1, True)
     done = inside("events", "--metadata", "n=7", "--type", "succeeded", cwd=home, **env)
     assert done.returncode == 0, done.stderr
     head, *lines = done.stdout.splitlines()

@@ -326,7 +326,7 @@ async def test_what_is_pending_dead_or_held_back_is_told(env: Env, tmp_path: Pat
     assert says(lines, "warn", "backlog: resting: paused by hand")
     assert says(lines, "warn", "backlog: failing is held back", "nobody there")
     assert says(
-        lines, "warn", "handlers: 1 deliveries are pending for gone, which is no handler here"
+        lines, "warn", "handlers: 1 deliveries are pending for gone, which is not a handler here"
     )
     assert not [text for _, text in lines if "pending for mine" in text]
 
@@ -376,7 +376,7 @@ async def test_a_server_that_is_away_is_told(env: Env) -> None:
 async def test_a_url_with_a_password_that_is_not_encoded_is_told(env: Env) -> None:
     env["RECEIVER_DATABASE_URL"] = "postgresql://me:hu@sh@127.0.0.1/x"
     lines = await found(env, "database")
-    assert says(lines, "FAIL", "is no URL of PostgreSQL's", "percent-encode")
+    assert says(lines, "FAIL", "is not a PostgreSQL URL", "percent-encode")
     assert not any("hu" in text or "sh@" in text for _, text in lines)
 
 
@@ -491,6 +491,20 @@ async def test_a_receiver_whose_database_takes_no_writes_is_told(
     assert says(lines, "FAIL", "its database takes no writes")
 
 
+async def test_a_provider_that_has_locked_the_account_is_told(
+    place: Place, proxy: Callable[[Passing], str]
+) -> None:
+    async def passing(scope: Scope, body: bytes) -> Response:
+        if scope["path"] == "/readyz":
+            return JSONResponse({"status": "ok", "locked": ["fal"]})
+        if scope["path"].startswith("/v1"):
+            return Response("[]")
+        return await passed_on(place.url, scope["path"], body)
+
+    lines = await found({**place.env, "RECEIVER_URL": proxy(passing)})
+    assert says(lines, "FAIL", "provider fal: fal has locked the account, and its submits wait")
+
+
 async def test_in_development_it_is_known_by_the_secret_that_was_made_up(
     place: Place, env: Env, tmp_path: Path
 ) -> None:
@@ -565,7 +579,9 @@ async def test_whatever_else_listens_where_no_url_was_given_is_no_fault(
     caller = Caller(url=proxy(_says(Response("hello"))))
     monkeypatch.setattr(Caller, "look", lambda _env: (caller, []))
     del env["RECEIVER_URL"]
-    assert says(await found(env, "receiver"), "warn", "none that is ours answers", "is no receiver")
+    assert says(
+        await found(env, "receiver"), "warn", "none that is ours answers", "is not a receiver"
+    )
 
 
 def _says(response: Response) -> Passing:
@@ -580,11 +596,11 @@ OBSTACLES: Final[dict[str, tuple[Passing, str]]] = {
         _says(Response(status_code=308, headers={"location": "https://www.test/"})),
         "it redirects (HTTP 308) to https://www.test/; name the URL that answers by itself",
     ),
-    "landing page": (_says(Response("<html>welcome")), "is no receiver, but some page"),
+    "landing page": (_says(Response("<html>welcome")), "is not a receiver, but some page"),
     "JSON of others": (_says(JSONResponse({"answer": 1, "sha256": "x"})), "but some page"),
-    "not found": (_says(Response("404", 404)), "HTTP 404 from something that is no receiver"),
-    "login": (_says(Response("401", 401)), "HTTP 401 from something that is no receiver"),
-    "bad gateway": (_says(Response("502", 502)), "HTTP 502 from something that is no receiver"),
+    "not found": (_says(Response("404", 404)), "HTTP 404 from something that is not a receiver"),
+    "login": (_says(Response("401", 401)), "HTTP 401 from something that is not a receiver"),
+    "bad gateway": (_says(Response("502", 502)), "HTTP 502 from something that is not a receiver"),
     "takes little": (_says(Response("413", 413)), "the proxy takes no such body"),
     "endless": (_says(Response(b"x" * 2_000_000)), "no answer came"),
 }
@@ -641,13 +657,13 @@ async def test_what_changes_callbacks_on_their_way_is_told(
 async def test_an_answer_kept_from_another_echo_proves_nothing(
     place: Place, proxy: Callable[[Passing], str]
 ) -> None:
-    """A cache before the receiver, or somebody who wrote an answer down, is no receiver."""
+    """A cache before the receiver, or somebody who wrote an answer down, is not a receiver."""
     tokens, now = Tokens([KEY]), time.time()
     async with httpx.AsyncClient(base_url=place.url) as client:
         kept = await client.post(f"/webhooks/echo/{tokens.echoes(now)[0]}", content=b"x")
     assert kept.status_code == 200
     env = {**place.env, "RECEIVER_PUBLIC_URL": proxy(_says(JSONResponse(kept.json())))}
-    assert says(await found(env, "public url"), "FAIL", "is no receiver, but some page")
+    assert says(await found(env, "public url"), "FAIL", "is not a receiver, but some page")
 
 
 async def test_a_certificate_that_nobody_trusts_is_told(

@@ -159,10 +159,14 @@ def example(row: Any, like: str = "2") -> httpx.Response:
 
 
 @pytest.mark.parametrize("awaited", [False, True])
-@pytest.mark.parametrize("name", ROWS)
-def test_every_operation_has_a_method_that_asks_as_is_described(name: str, awaited: bool) -> None:
+def test_every_operation_has_a_method(*, awaited: bool) -> None:
+    assert ROWS.keys() == CALLS.keys()
+    for name in ROWS:
+        asks_as_is_described(name, awaited=awaited)
+
+
+def asks_as_is_described(name: str, *, awaited: bool) -> None:
     method, path, row = ROWS[name]
-    assert name in CALLS, f"the client has no method for {method} {path}"
     wire = Wire(example(row))
     found = wire.run(CALLS[name], awaited=awaited)
     [asked] = wire.asked
@@ -336,12 +340,12 @@ def test_a_problem_says_its_type_its_status_and_its_detail() -> None:
 
 
 NOT_OURS: Final[list[tuple[int, bytes, dict[str, str], str, str]]] = [
-    (200, b"<html>", {}, "no-receiver", "is no receiver"),
-    (200, b"", {}, "no-receiver", "is no receiver"),
-    (200, b'"\xff"', {}, "no-receiver", "is no receiver"),
-    (200, b"[1]", {}, "no-receiver", "is no receiver"),
+    (200, b"<html>", {}, "no-receiver", "is not a receiver"),
+    (200, b"", {}, "no-receiver", "is not a receiver"),
+    (200, b'"\xff"', {}, "no-receiver", "is not a receiver"),
+    (200, b"[1]", {}, "no-receiver", "is not a receiver"),
     (200, b'{"id": 1}', {}, "no-receiver", "another version"),
-    (200, b"[" * 10_000, {}, "no-receiver", "is no receiver"),
+    (200, b"[" * 10_000, {}, "no-receiver", "is not a receiver"),
     (200, b"no", {"content-encoding": "gzip"}, "unreachable", "no receiver answers"),
     (302, b"", {"location": "https://x.test/"}, "no-receiver", "redirects to https://x.test/"),
     (404, b"nothing", {}, "no-receiver", "HTTP 404"),
@@ -586,18 +590,18 @@ def other() -> str:
         {"webhook-signature": "v1," + "A" * 44},
     ],
 )
-@pytest.mark.parametrize("body", [b"", b"{}", b"\xff", b"[" * 10_000])
-def test_what_strangers_send_is_unverified(changed: dict[str, str], body: bytes) -> None:
+def test_what_strangers_send_is_unverified(changed: dict[str, str]) -> None:
     now = datetime.now().astimezone()
-    good = {
-        "webhook-id": "dlv_1",
-        "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": Webhook(SECRET).sign("dlv_1", now, body.decode("latin-1")),
-    }
-    for headers in ({}, good, {**good, **changed}):
-        with pytest.raises(ClientError) as raised:
-            verify(SECRET, headers, body)
-        assert raised.value.type == "unverified"
+    for body in (b"", b"{}", b"\xff", b"[" * 10_000):
+        good = {
+            "webhook-id": "dlv_1",
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": Webhook(SECRET).sign("dlv_1", now, body.decode("latin-1")),
+        }
+        for headers in ({}, good, {**good, **changed}):
+            with pytest.raises(ClientError) as raised:
+                verify(SECRET, headers, body)
+            assert raised.value.type == "unverified", body[:9]
 
 
 @pytest.mark.parametrize("secret", ["", " ", "whsec_", "whsec_a*b", "short"])

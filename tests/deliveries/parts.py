@@ -1,4 +1,4 @@
-"""Dispatch under test: real lanes on a real store, with a clock and a pace of the test's own."""
+"""Dispatch under test: real workers on a real store, with a clock and a pace of the test's own."""
 
 import asyncio
 import inspect
@@ -11,10 +11,11 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
-from receiver.deliveries.attempt import Tools
 from receiver.deliveries.breaker import BreakerPolicy
+from receiver.deliveries.context import Tools
+from receiver.deliveries.heartbeat import Timing
 from receiver.deliveries.registry import Registry, handlers_of
-from receiver.deliveries.worker import BREAKER, Timing, Worker
+from receiver.deliveries.worker import BREAKER, Worker
 from receiver.model.answers import Delivery
 from receiver.model.retry import Policy
 from receiver.model.sealing import Seals

@@ -11,7 +11,7 @@ import pytest
 
 from receiver import Context, Dead, Event, Retry, Skip, on
 from receiver.deliveries.breaker import BreakerCache, BreakerPolicy
-from receiver.deliveries.worker import Timing
+from receiver.deliveries.heartbeat import Timing
 from receiver.model.errors import StoreUnavailable
 from receiver.store.breakers import Breakers, BreakerState
 from tests.conftest import Logged

@@ -288,9 +288,9 @@ def test_a_function_that_was_not_decorated_is_no_handler() -> None:
     def plain(_: Event) -> None:
         raise NotImplementedError
 
-    with pytest.raises(HandlerError, match="is no handler"):
+    with pytest.raises(HandlerError, match="is not a handler"):
         handlers_of(plain)
-    with pytest.raises(HandlerError, match="is no handler"):
+    with pytest.raises(HandlerError, match="is not a handler"):
         handlers_of(len)
 
 

@@ -37,14 +37,14 @@ def test_fields_are_filled(text: str, filled: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        *((text, "is no field") for text in ("{nothing}", "{}", "{0}", "{metadata}", "{a b}")),
-        *((text, "is no field") for text in ("{model.real}", "{id.__class__}", "{model[0]}")),
-        *((text, "is no field") for text in ("{__class__}", "{metadata[a].b}", "{input[a][b]}")),
-        *((text, "is no template") for text in ("{id", "}", "{id!}")),
-        ("{id!x}", "no conversion"),
+        *((text, "is not a field") for text in ("{nothing}", "{}", "{0}", "{metadata}", "{a b}")),
+        *((text, "is not a field") for text in ("{model.real}", "{id.__class__}", "{model[0]}")),
+        *((text, "is not a field") for text in ("{__class__}", "{metadata[a].b}", "{input[a][b]}")),
+        *((text, "is not a template") for text in ("{id", "}", "{id!}")),
+        ("{id!x}", "not a conversion"),
         *((text, "no fields of its own") for text in ("{id:{prompt.__class__}}", "{id:{}}")),
         ("{prompt:>{input[width]}}", "no fields of its own"),
-        *((text, "no format for") for text in ("{id:q}", "{prompt:.80q}", "{id:>1000000000}")),
+        *((text, "not a format for") for text in ("{id:q}", "{prompt:.80q}", "{id:>1000000000}")),
     ],
 )
 def test_what_cannot_be_filled_is_refused(text: str, words: str) -> None:

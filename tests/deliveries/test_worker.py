@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from receiver import Context, Dead, Event, Retry, Skip, on
-from receiver.deliveries.worker import Timing, Worker
+from receiver.deliveries.heartbeat import Timing
+from receiver.deliveries.worker import Worker
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import delivery_id
 from receiver.observability.runtime import new_owner
@@ -70,6 +71,13 @@ class Unsayable(Exception):
         raise ZeroDivisionError
 
 
+class Leaving(Exception):
+    """Ends the program instead of saying what it is."""
+
+    def __str__(self) -> str:
+        raise SystemExit(4)
+
+
 class Strange(BaseException):
     pass
 
@@ -114,6 +122,7 @@ OTHER_ENDS: list[tuple[BaseException, str, str, str]] = [
     (ValueError("half a character: \udce9"), "dead", "error", "half a character: \\udce9"),
     (ValueError("x" * 9000), "dead", "error", "x" * 500),
     (Unsayable(), "dead", "error", "Unsayable: Unsayable"),
+    (Leaving(), "dead", "error", "Leaving: Leaving"),
     (Skip("not mine"), "skipped", "skip", "not mine"),
     (Skip(), "skipped", "skip", "Skip"),
     (Dead("never"), "dead", "dead", "never"),
@@ -788,7 +797,7 @@ from pathlib import Path
 from receiver import Event, on
 from receiver.observability import logging as logs
 from receiver.deliveries import containment
-from receiver.deliveries.worker import Timing
+from receiver.deliveries.heartbeat import Timing
 from tests.deliveries.parts import dispatching
 
 async def waits_for_ever(_: Event) -> None:
@@ -879,7 +888,7 @@ def test_a_heart_stops_with_its_loop(place: Place) -> None:
             return running.dispatch
 
     dispatch = asyncio.run(leave_without_stopping())
-    heart = dispatch._heart._thread  # noqa: SLF001 - whether the thread ends cannot be asked
+    heart = dispatch._heartbeat._thread  # noqa: SLF001 - whether the thread ends cannot be asked
     assert heart is not None
     heart.join(PATIENCE)
     assert not heart.is_alive()

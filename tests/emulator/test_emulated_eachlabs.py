@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -59,6 +60,24 @@ def test_more_than_the_allowed_in_flight_is_refused_and_noted(start: Start) -> N
     assert [entry["rule"] for entry in emulated.ledger()["violations"]] == ["in_flight"]
     emulated.call("eachlabs", "POST", f"/v1/prediction/{first}/cancel")
     assert emulated.eachlabs("x").status_code == 200
+
+
+def test_who_asks_a_full_account_again_is_shut_out_for_longer(start: Start) -> None:
+    now = [0.0]
+    emulated = start(eachlabs_in_flight=1, eachlabs_shut=60, clock=lambda: now[0])
+    one = emulated.submit("eachlabs", "[never]")
+    assert emulated.eachlabs().status_code == 429
+    emulated.call("eachlabs", "POST", f"/v1/prediction/{one}/cancel")
+    for now[0] in (30, 80):
+        assert emulated.eachlabs().status_code == 429
+    now[0] = 140
+    assert emulated.eachlabs().status_code == 200
+
+
+def test_a_model_is_described(emulated: Emulated) -> None:
+    found = emulated.call("eachlabs", "GET", "/v1/models/nano-banana").json()
+    assert (found["slug"], found["cost"]["currency"]) == ("nano-banana", "USD")
+    assert emulated.call("eachlabs", "GET", "/v1/models/no-such-model").status_code == 404
 
 
 def test_more_than_the_allowed_requests_are_refused_and_noted(start: Start) -> None:
@@ -202,9 +221,16 @@ def test_the_delivery_log_remembers(emulated: Emulated, mailbox: Mailbox) -> Non
     assert (log["limit"], log["offset"]) == (5, 0)
     assert [row["execution_id"] for row in log["webhooks"]] == [one]
     entry = emulated.call("eachlabs", "GET", f"/v1/webhooks/{one}").json()
-    assert entry["request"] == mailbox.one().json
+    assert json.loads(entry["request"]) == mailbox.one().json
     assert [attempt["status"] for attempt in entry["attempts"]] == ["FAILED", "SUCCESS"]
     assert entry["attempts"][1]["response"] == "thanks"
+
+
+def test_the_delivery_log_lists_nothing_before_its_time(
+    emulated: Emulated, mailbox: Mailbox
+) -> None:
+    emulated.submit("eachlabs", "[never]", mailbox.url)
+    assert emulated.call("eachlabs", "GET", "/v1/webhooks").json()["webhooks"] == []
 
 
 def test_a_delivery_not_yet_made_is_pending(emulated: Emulated, mailbox: Mailbox) -> None:

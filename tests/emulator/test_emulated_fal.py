@@ -54,6 +54,31 @@ def get(emulated: Emulated, url: str) -> httpx.Response:
     return emulated.http.get(url, headers=KEYS["fal"])
 
 
+def test_the_platform_lists_what_has_ended_in_pages(emulated: Emulated) -> None:
+    emulated.submit("fal", "[never]")
+    made = [emulated.submit("fal", "[fast]") for _ in range(3)]
+    for one in made:
+        emulated.finished("fal", one)
+    path = "/v1/models/requests/by-endpoint?endpoint_id=fal-ai/nano-banana&limit=2"
+    first = emulated.call("fal", "GET", path).json()
+    second = emulated.call("fal", "GET", f"{path}&cursor={first['next_cursor']}").json()
+    listed = [*first["items"], *second["items"]]
+    assert {item["request_id"] for item in listed} == set(made)
+    assert (first["has_more"], second["next_cursor"]) == (True, None)
+    assert listed[0]["json_input"] == {"prompt": "[fast]"}
+    refused = emulated.http.get("/fal" + path)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (401, "authorization_error")
+    later = emulated.call("fal", "GET", path + "&start=2100-01-01T00:00:00Z").json()
+    assert later["items"] == []
+
+
+def test_the_platform_describes_a_model_even_without_a_key(emulated: Emulated) -> None:
+    [model] = emulated.http.get("/fal/v1/models?endpoint_id=fal-ai/flux/dev").json()["models"]
+    assert (model["endpoint_id"], model["openapi"]["openapi"]) == ("fal-ai/flux/dev", "3.0.4")
+    refused = emulated.http.get("/fal/v1/models?endpoint_id=fal-ai/no-such-model")
+    assert (refused.status_code, refused.json()["error"]["type"]) == (404, "not_found")
+
+
 def test_it_says_where_its_callbacks_come_from(emulated: Emulated) -> None:
     answer = emulated.http.get("/fal/v1/meta").json()
     assert read_meta(json.dumps(answer).encode()) == [ip_network("127.0.0.0/8"), ip_network("::1")]

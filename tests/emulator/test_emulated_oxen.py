@@ -235,6 +235,18 @@ def test_the_sync_call_refuses_in_the_shorter_form(
     assert words in answer.json()["error"]["message"]
 
 
+def test_a_video_is_another_path_and_another_field(emulated: Emulated) -> None:
+    path, body = "/api/ai/videos/generate", {"model": "veo-3-1", "prompt": "x"}
+    answer = emulated.call("oxen", "POST", path, json=body).json()
+    film = emulated.http.get(answer["videos"][0]["url"])
+    assert (film.content[4:8], film.headers["content-type"]) == (b"ftyp", "video/mp4")
+    for unfit in ({}, {"prompt": "x", "multi_prompt": ["x"]}):
+        refused = emulated.call("oxen", "POST", path, json={"model": "veo-3-1", **unfit})
+        assert refused.status_code == 422
+    model = emulated.call("oxen", "GET", "/api/ai/models/veo-3-1").json()
+    assert model["endpoint"] == "/videos/generate"
+
+
 @pytest.mark.parametrize(
     ("shape", "name"), [("new", "request_schema"), ("old", "json_request_schema")]
 )

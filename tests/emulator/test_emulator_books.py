@@ -55,6 +55,10 @@ def test_settings_point_at_every_provider(emulated: Emulated) -> None:
         "FAL_RUN_URL",
         "FAL_JWKS_URL",
         "FAL_META_URL",
+        "FAL_API_URL",
+        "REPLICATE_BASE_URL",
+        "IDEOGRAM_BASE_URL",
+        "BFL_BASE_URL",
     }
     assert emulated.http.get(settings["FAL_JWKS_URL"]).status_code == 200
     assert emulated.http.get(settings["OXEN_BASE_URL"] + "/api/ai/models").status_code == 401

@@ -304,6 +304,33 @@ def test_events_repeat_and_change_places_too(emulated: Emulated) -> None:
         assert [next(events).json()["generation_id"] for _ in range(2)] == [one, one]
 
 
+def test_a_locked_account_takes_no_submit_and_answers_polls(emulated: Emulated) -> None:
+    one = emulated.submit("fal", "[never]")
+    emulated.break_with({"fault": "lock_account", "times": 1})
+    refused = emulated.fal()
+    assert refused.status_code == 403
+    assert refused.json()["detail"].startswith("User is locked. Reason: Exhausted balance.")
+    assert emulated.poll("fal", one).status_code == 202
+    assert emulated.fal().status_code == 200
+
+
+def test_money_is_reserved_while_another_is_at_work(emulated: Emulated) -> None:
+    emulated.break_with({"fault": "reserve_money"})
+    one = emulated.submit("eachlabs", "[never]")
+    refused = emulated.eachlabs()
+    assert (refused.status_code, refused.json()["error"]) == (402, "payment required")
+    emulated.call("eachlabs", "POST", f"/v1/prediction/{one}/cancel")
+    assert emulated.eachlabs().status_code == 200
+
+
+def test_a_success_may_come_after_a_cancel(emulated: Emulated, mailbox: Mailbox) -> None:
+    emulated.break_with({"fault": "late_success"})
+    one = emulated.submit("eachlabs", "[never]", mailbox.url)
+    emulated.call("eachlabs", "POST", f"/v1/prediction/{one}/cancel")
+    assert mailbox.one().json["status"] == "succeeded"
+    assert emulated.poll("eachlabs", one).json()["status"] == "cancelled"
+
+
 def test_every_fault_has_a_test() -> None:
     with open(__file__, encoding="utf-8") as file:  # noqa: PTH123 - the shortest way to say it
         text = file.read()

@@ -18,7 +18,8 @@ import pytest
 import uvloop
 
 from receiver import Output
-from receiver.deliveries.attempt import Attempt, Tools
+from receiver.deliveries.attempt import Attempt
+from receiver.deliveries.context import Tools
 from receiver.deliveries.importing import load
 from receiver.model.errors import HandlerError
 from receiver.model.retry import Failure
@@ -346,8 +347,8 @@ def test_a_program_that_has_gone_is_tried_again(
         ("", {}, "needs COMMAND"),
         ("  ", {}, "needs COMMAND"),
         ("echo 'open", {}, "every quote closed"),
-        ("no-such-program-at-all x", {}, "'no-such-program-at-all' is no program"),
-        ("./plain", {}, "'./plain' is no program"),
+        ("no-such-program-at-all x", {}, "'no-such-program-at-all' is not a program"),
+        ("./plain", {}, "'./plain' is not a program"),
         ("true", {"timeout": "soon"}, "COMMAND_TIMEOUT must be a number"),
         ("true", {"timeout": "0"}, "COMMAND_TIMEOUT must be a number"),
         ("true", {"timeout": "nan"}, "COMMAND_TIMEOUT must be a number"),

@@ -463,8 +463,8 @@ def test_a_crash_after_it_ran_does_not_tell_again(
         (["json://127.0.0.1", f"nope://{SECRET}"], {}, r"number 2 \(nope\)"),
         ([f"slack://{SECRET}"], {}, r"number 1 \(slack\)"),
         ([SECRET], {}, r"number 1 \(\?\)"),
-        (["json://127.0.0.1"], {"title": "{nothing}"}, "is no field"),
-        (["json://127.0.0.1"], {"text": "{prompt.__class__}"}, "is no field"),
+        (["json://127.0.0.1"], {"title": "{nothing}"}, "is not a field"),
+        (["json://127.0.0.1"], {"text": "{prompt.__class__}"}, "is not a field"),
         (["json://127.0.0.1"], {"max_bytes": "8 MB"}, "NOTIFY_MAX_BYTES must be a number"),
     ],
 )

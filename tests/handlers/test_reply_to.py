@@ -10,7 +10,7 @@ import pytest
 
 from receiver.client import verify
 from receiver.deliveries import reply_to
-from receiver.deliveries.fetch import guarded_client
+from receiver.deliveries.guard import guarded_client
 from receiver.testing import Kit, make_event
 from tests.conftest import Start
 from tests.handlers.parts import OK, built_in, serving
@@ -107,8 +107,8 @@ async def submitted(station: Station, url: Any, **more: Any) -> Json:
         ("https://127.0.0.1:8443/", "127.0.0.1 leads to an address that is not public"),
         ("http://localhost/", "localhost leads to an address that is not public"),
         ("http://[::1]:9/", "::1 leads to an address that is not public"),
-        ("http://[", "it is no URL"),
-        ("http://a:b/", "it is no URL"),
+        ("http://[", "it is not a URL"),
+        ("http://a:b/", "it is not a URL"),
     ],
 )
 async def test_where_nothing_may_be_sent_nothing_is_submitted(

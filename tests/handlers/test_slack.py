@@ -347,7 +347,7 @@ def test_senseless_settings_are_refused(
     receiver_kit: Kits, slack: Slack, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(HandlerError, match="is no field" if "TEXT" in name else name) as caught:
+    with pytest.raises(HandlerError, match="is not a field" if "TEXT" in name else name) as caught:
         receiver_kit(SLACK)
     assert "hunter2" not in str(caught.value)
     assert slack.asked == []

@@ -398,7 +398,7 @@ def test_an_attached_picture_goes_to_the_option_that_takes_one(receiver_kit: Kit
     head, _, content = prediction.input["image_url"].partition(",")
     assert (head, base64.b64decode(content)) == ("data:image/png;base64", PNG)
     [refused] = kit.says("<@UBOT> like that", files={"a.png": b"#!/bin/sh"}).messages
-    assert (refused.only_for, "no PNG" in refused.text) == ("U1", True)
+    assert (refused.only_for, "not a PNG" in refused.text) == ("U1", True)
 
 
 def test_an_attached_picture_is_kept_where_results_are_if_that_has_a_public_address(

@@ -90,23 +90,23 @@ def test_every_tag_and_every_route_is_described() -> None:
     assert [path for path, _, row in ROWS if not row.get("description")] == []
 
 
-def examples() -> Iterator[Any]:
-    """Find every example, with the schema it stands beside."""
+def examples() -> Iterator[tuple[str, Any, Json]]:
+    """Find every example, by name, with the schema it stands beside."""
     rows = [row for _, _, row in ROWS] + [one["post"] for one in MADE["webhooks"].values()]
     for row in rows:
         for given in row["parameters"]:
             if "example" in given:
-                yield pytest.param(given["example"], given["schema"], id=given["name"])
+                yield given["name"], given["example"], given["schema"]
         for part in (row.get("requestBody", {}), *row["responses"].values()):
             for content in part.get("content", {}).values():
                 for name, example in content.get("examples", {}).items():
-                    identifier = f"{row['operationId']}-{name}"
-                    yield pytest.param(example["value"], content["schema"], id=identifier)
+                    yield f"{row['operationId']}-{name}", example["value"], content["schema"]
 
 
-@pytest.mark.parametrize(("example", "schema"), list(examples()))
-def test_every_example_is_of_its_type(example: Any, schema: Json) -> None:
-    assert fits(example, schema)
+def test_every_example_is_of_its_type() -> None:
+    found = list(examples())
+    assert len(found) > 50
+    assert [name for name, example, schema in found if not fits(example, schema)] == []
 
 
 def test_every_answer_of_ours_says_all_its_fields_and_what_they_mean() -> None:

@@ -643,8 +643,12 @@ async def test_a_models_details_are_the_providers_own(start: Start, network: Net
         answer = await station.http.get("/v1/models/oxen/black-forest/flux")
         assert answer.status_code == 200
         assert answer.json() == {"id": "flux", "request_schema": {}}
-        for provider in ("eachlabs", "fal"):
-            problem(await station.http.get(f"/v1/models/{provider}/x"), 404, "no-model-details")
+        answer = await station.http.get("/v1/models/eachlabs/nano-banana")
+        assert answer.json()["request_schema"]["required"] == ["prompt"]
+        answer = await station.http.get("/v1/models/fal/fal-ai/nano-banana/edit")
+        assert answer.json()["models"][0]["endpoint_id"] == "fal-ai/nano-banana/edit"
+        for model in ("eachlabs/no-such-model", "fal/fal-ai/no-such-model"):
+            problem(await station.http.get(f"/v1/models/{model}"), 404, "no-model-details")
         problem(await station.http.get("/v1/models/nobody/x"), 422, "unknown-provider")
         problem(await station.http.get("/v1/models/oxen/a//b"), 422, "invalid-model")
         network.script(
@@ -668,9 +672,12 @@ async def test_a_models_details_are_the_providers_own(start: Start, network: Net
 
 async def test_health_needs_no_key_and_readiness_needs_the_disk(start: Start, disk: Disk) -> None:
     async with start() as station:
-        for path in ("/healthz", "/readyz"):
+        for path, says in (
+            ("/healthz", {"status": "ok"}),
+            ("/readyz", {"status": "ok", "locked": []}),
+        ):
             answer = await station.world.get(path)
-            assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+            assert (answer.status_code, answer.json()) == (200, says)
         disk.full = True
         assert (await station.world.get("/healthz")).status_code == 200
         answer = await station.world.get("/readyz")

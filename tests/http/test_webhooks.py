@@ -21,12 +21,16 @@ from receiver import Event, on
 from receiver.emulator import Rule
 from receiver.emulator.keys import Keyring
 from receiver.predictions.tokens import Tokens
+from receiver.providers import DECLARED
+from receiver.providers.adapter import Publishing
+from receiver.settings import Settings
 from tests.conftest import Logged, Start
 from tests.emulator.parts import prediction
 from tests.patience import PATIENCE
 from tests.receiving import (
     ENV,
     PICTURE,
+    PUSHING,
     Clock,
     Letter,
     Network,
@@ -40,7 +44,6 @@ from tests.receiving import (
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 
-PUSHING = ["eachlabs", "fal"]
 LIMIT = "2000"
 
 
@@ -188,10 +191,14 @@ async def test_one_that_is_proved_but_makes_no_sense_is_kept_and_asked_about(
             assert station.one(f"{kept} AND prediction_id = '{sent.prediction_id}'") == body
 
 
-async def test_callbacks_of_a_provider_that_is_off_are_still_taken(start: Start) -> None:
+async def test_callbacks_of_a_provider_that_is_off_are_still_taken(
+    start: Start, network: Network
+) -> None:
     async with start() as station:
         sents = [await station.submitted(provider, provider) for provider in PUSHING]
-    async with start(EACHLABS_API_KEY=None, FAL_KEY=None) as station:
+    off = {declared.key: None for declared in DECLARED.values()}
+    secret = await network.account_secret("replicate")  # without a key it cannot be fetched
+    async with start(**off, REPLICATE_WEBHOOK_SIGNING_SECRET=secret) as station:
         for sent in sents:
             assert (await station.push(sent)).json() == {"status": "accepted"}
 
@@ -360,33 +367,40 @@ async def test_only_post_is_allowed(start: Start) -> None:
 async def test_an_unknown_provider_is_404(start: Start) -> None:
     async with start() as station:
         sent = await station.submitted("eachlabs")
-        for provider in ("replicate", "EACHLABS", "é", "%00", "..", "-" * 5000):
+        for provider in ("nobody", "EACHLABS", "é", "%00", "..", "-" * 5000):
             path = sent.path.replace("eachlabs", provider)
             answer = await station.world.post(path, content=b"{}")
             assert answer.status_code == 404, provider
             assert answer.json()["type"] == "urn:receiver:problem:not-found"
 
 
-# --- fal's keys ---
+# --- keys that are fetched ---
 
 
+PUBLISHING = [
+    name for name, each in Settings.read(ENV).adapters().items() if isinstance(each, Publishing)
+]
+
+
+@pytest.mark.parametrize("provider", PUBLISHING)
 async def test_rotated_keys_are_fetched_once_and_at_most_once_a_minute(
-    start: Start, network: Network
+    start: Start, network: Network, provider: str
 ) -> None:
     clock = Clock()
+    keys = f"{provider}.keys"
     async with start(clock=clock) as station:
-        sents = [await station.submitted("fal", f"no {number}") for number in range(12)]
-        await eventually(lambda: network.count("fal.keys") == 1)
+        sents = [await station.submitted(provider, f"no {number}") for number in range(12)]
+        await eventually(lambda: network.count(keys) == 1)
         network.emulator.faults.replace([Rule(fault="rotate_keys")])
         answers = await asyncio.gather(*(station.push(sent) for sent in sents[:10]))
         assert [answer.status_code for answer in answers] == [200] * 10
-        assert network.count("fal.keys") == 2
+        assert network.count(keys) == 2
         network.emulator.faults.replace([Rule(fault="rotate_keys")])
         assert (await station.push(sents[10])).status_code == 401
-        assert network.count("fal.keys") == 2
+        assert network.count(keys) == 2
         clock.ahead = 61
         assert (await station.push(sents[10], at=clock())).status_code == 200
-        assert network.count("fal.keys") == 3
+        assert network.count(keys) == 3
 
 
 @pytest.mark.usefixtures("on_sqlite")  # what is not proved reaches no store
@@ -414,18 +428,19 @@ async def test_only_a_wrong_signature_fetches_newer_keys_and_once_a_minute(
     "answer",
     [reply(None, 500), reply(text="<html>"), reply({"keys": []}), reply({"keys": [{"x": 1}]})],
 )
+@pytest.mark.parametrize("provider", PUBLISHING)
 async def test_without_any_keys_it_is_503_and_then_recovers(
-    start: Start, network: Network, answer: Any
+    start: Start, network: Network, answer: Any, provider: str
 ) -> None:
     clock = Clock()
-    network.always("fal.keys", answer)
+    network.always(f"{provider}.keys", answer)
     async with start(clock=clock) as station:
-        sent = await station.submitted("fal")
+        sent = await station.submitted(provider)
         refused = await station.push(sent)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         assert refused.json()["type"] == "urn:receiver:problem:keys-unavailable"
         assert station.count("callbacks") == 0
-        network.always("fal.keys", network.kindly)
+        network.always(f"{provider}.keys", network.kindly)
         clock.ahead = 5
         assert (await station.push(sent, at=clock())).json() == {"status": "accepted"}
 

@@ -288,8 +288,14 @@ def make_page(backlog: Away) -> MetricsPage:
     async def connected() -> bool:
         return True
 
-    streams = {"oxen": connected}
-    return MetricsPage(Telemetry(), backlog, providers=["oxen"], handlers=[], streams=streams)
+    return MetricsPage(
+        Telemetry(),
+        backlog,
+        providers=["oxen"],
+        handlers=[],
+        locked=list,
+        streams={"oxen": connected},
+    )
 
 
 @pytest.mark.parametrize("hangs", [False, True])

@@ -39,6 +39,7 @@ from receiver.model.answers import (
     Health,
     Moved,
     OfferedRecipe,
+    Readiness,
     Redelivered,
     Replay,
     Selection,
@@ -195,6 +196,7 @@ EXAMPLES: Final[dict[Any, Any]] = {
     Selection: Selection(handler="save", state="dead"),
     DiscardedItem: _DISCARDED,
     Health: Health(),
+    Readiness: Readiness(locked=[]),
     MEDIA_TYPE: frame(_CHANGE.type, 1207, _CHANGE).decode(),
 }
 """By type, by type and status, or by media type."""

@@ -124,7 +124,7 @@ TOLD = """
 , [imagine.buttons]: X must be a recipe in quotes, or { recipe = "upscale", result = "image" } with the option that gets the picture
 , [imagine]: provder: there is no such key (did you mean provider?)
 , [Help]: a name is a small letter, then up to 31 of a-z, 0-9, _ and -, and not allow, help, limits
-, [Help]: provider must be one of oxen, eachlabs, fal (did you mean fal?)
+, [Help]: provider must be one of oxen, eachlabs, fal, replicate, ideogram, bfl (did you mean fal?)
 , [imagine]: button Again: there is no recipe imagin (did you mean imagine?)
 , [Help]: button Y: imagine has no picture option n
 """  # noqa: E501 - as they are told
@@ -147,7 +147,7 @@ def test_it_is_told_with_all_other_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[a", "a = " + "[" * 5000, "\x00", "a = 'b'\n[a]\n"])
 def test_what_is_no_toml_is_told(tmp_path: Path, text: str) -> None:
     _, [problem] = look(tmp_path, text)
-    assert problem.startswith(" is no TOML: ")
+    assert problem.startswith(" is not TOML: ")
 
 
 def test_what_other_editors_write_is_read_or_told(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_what_other_editors_write_is_read_or_told(tmp_path: Path) -> None:
     file.write_text(EXAMPLE, "utf-8-sig", newline="\r\n")
     assert "imagine" in Settings.read(settings).recipes.recipes
     file.write_text(EXAMPLE, "utf-16")
-    with pytest.raises(SettingsError, match="is no text in UTF-8: save it as that"):
+    with pytest.raises(SettingsError, match="is not text in UTF-8: save it as that"):
         Settings.read(settings)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from starlette.applications import Starlette
 
 from receiver import create_app
 from receiver.emulator import Options, create_emulator, settings_for
+from receiver.emulator.ledger import Attempt
 from receiver.predictions.submitter import Sending, TakenOverError
 from receiver.settings import Settings
 from tests.conftest import Start
@@ -31,9 +33,11 @@ from tests.receiving import (
     ENV,
     MODELS,
     PICTURE,
+    PUSHING,
     Clock,
     Json,
     Network,
+    Sent,
     Station,
     breaks,
     eventually,
@@ -43,7 +47,19 @@ from tests.receiving import (
 
 pytestmark = pytest.mark.anyio
 
-ALL = ["oxen", "eachlabs", "fal"]
+ALL = list(MODELS)
+ONE_WAY = {"replicate", "ideogram"}
+"""Those that block at the address where others wait."""
+
+
+BLOCKING = [provider for provider in ALL if provider != "bfl"]
+"""Those at which a submit can wait for the end."""
+
+
+def blocking(provider: str) -> str:
+    return f"{provider}.{'submit' if provider in ONE_WAY else 'run'}"
+
+
 SOON = {"RECEIVER_POLL_AFTER": "0.02"}
 TOO_LONG = 3601.0
 """Seconds, just beyond the deadline of a prediction."""
@@ -56,7 +72,9 @@ async def test_each_provider_gets_what_it_wants(start: Start, network: Network) 
     async with start() as station:
         for provider in ALL:
             await station.submit(provider, provider)
-    oxen, eachlabs, fal = (network.of(provider).request for provider in ALL)
+    oxen, eachlabs, fal, replicate = (
+        network.of(provider).request for provider in ("oxen", "eachlabs", "fal", "replicate")
+    )
     assert oxen.headers["authorization"] == "Bearer the-oxen-key"
     assert json.loads(oxen.content) == {"model": "nano-banana", "prompt": "oxen"}
     assert eachlabs.headers["authorization"] == "Bearer the-eachlabs-key"
@@ -69,6 +87,11 @@ async def test_each_provider_gets_what_it_wants(start: Start, network: Network) 
     assert fal.url.path == "/fal/queue/fal-ai/nano-banana"
     assert fal.url.params["fal_webhook"].startswith("https://hooks.test/webhooks/fal/pred_")
     assert json.loads(fal.content) == {"prompt": "fal"}
+    assert replicate.headers["authorization"] == "Bearer the-replicate-key"
+    assert replicate.url.path == "/replicate/v1/models/google/nano-banana/predictions"
+    body = json.loads(replicate.content)
+    assert body.pop("webhook").startswith("https://hooks.test/webhooks/replicate/pred_")
+    assert body == {"input": {"prompt": "replicate"}, "webhook_events_filter": ["completed"]}
 
 
 async def test_the_row_exists_before_any_money_is_spent(start: Start, network: Network) -> None:
@@ -146,19 +169,20 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("provider", "body", "status", "words"), REFUSALS)
 @pytest.mark.parametrize("mode", ["queue", "sync"])
 async def test_a_refusal_comes_back_in_the_providers_own_words(
-    start: Start, network: Network, provider: str, body: Any, status: int, words: str, mode: str
+    start: Start, network: Network, mode: str
 ) -> None:
-    call = f"{provider}.{'submit' if mode == 'queue' else 'run'}"
-    network.script(call, reply(body, status, location="https://elsewhere.test"))
     async with start() as station:
-        found = await station.submit(provider, mode=mode)
-        assert (found["status"], found["error"]["code"]) == ("failed", "rejected")
-        assert words in found["error"]["message"]
-        assert station.count("events") == 1
-    assert network.count(call) == 1
+        for number, (provider, body, status, words) in enumerate(REFUSALS, 1):
+            call = f"{provider}.{'submit' if mode == 'queue' else 'run'}"
+            before = network.count(call)
+            network.script(call, reply(body, status, location="https://elsewhere.test"))
+            found = await station.submit(provider, words, mode=mode)
+            assert (found["status"], found["error"]["code"]) == ("failed", "rejected"), words
+            assert words in found["error"]["message"]
+            assert station.count("events") == number, words
+            assert network.count(call) == before + 1, words
 
 
 async def test_a_refusal_that_is_no_json_still_reaches_its_handlers(
@@ -257,7 +281,7 @@ async def _doubtful(station: Station, provider: str, *, taken: bool = True) -> s
     return str(found["id"])
 
 
-@pytest.mark.parametrize("provider", ["eachlabs", "fal"])
+@pytest.mark.parametrize("provider", PUSHING)
 async def test_a_callback_settles_a_doubt(start: Start, network: Network, provider: str) -> None:
     async with start() as station:
         prediction_id = await _doubtful(station, provider)
@@ -280,16 +304,20 @@ async def test_a_doubt_that_nothing_settles_fails_at_its_deadline(
 
 
 @pytest.mark.parametrize("provider", ALL)
-@pytest.mark.parametrize(
-    "answer",
-    [reply({}), reply(text="<html>"), reply(text=""), reply([1]), reply({"status": "ok"}, 201)],
-)
 async def test_a_yes_without_an_id_is_a_doubt(
-    start: Start, network: Network, provider: str, answer: Any
+    start: Start, network: Network, provider: str
 ) -> None:
-    network.script(f"{provider}.submit", answer)
-    async with start() as station:
-        assert (await station.submit(provider))["status"] == "unconfirmed"
+    answers = {
+        "nothing": reply({}),
+        "page": reply(text="<html>"),
+        "empty": reply(text=""),
+        "list": reply([1]),
+        "created": reply({"status": "ok"}, 201),
+    }
+    network.script(f"{provider}.submit", *answers.values())
+    async with start(**{f"{provider.upper()}_MAX_IN_FLIGHT": "none"}) as station:
+        found = {name: (await station.submit(provider, name))["status"] for name in answers}
+    assert found == dict.fromkeys(answers, "unconfirmed")
 
 
 async def test_oxens_lost_submit_is_found_in_its_list(start: Start, network: Network) -> None:
@@ -319,6 +347,140 @@ async def test_oxens_lost_submit_is_found_in_its_list(start: Start, network: Net
         network.tell(network.sent[0])
         await station.until(prediction_id, "succeeded")
     assert network.count("oxen.submit") == 1
+
+
+@pytest.mark.parametrize("provider", ["eachlabs", "fal"])
+async def test_a_lost_submit_is_found_where_its_callback_was_lost_too(
+    start: Start, network: Network, provider: str
+) -> None:
+    async with start(**SOON) as station:
+        known = await station.submitted(provider)  # the same input, and known to be another's
+        network.emulator.end(known.prediction)
+        _called(known)
+        prediction_id = await _doubtful(station, provider)
+        lost = network.sent[-1]
+        await eventually(lambda: network.count(_SEARCHES[provider]))
+        assert (await station.read(prediction_id))["status"] == "unconfirmed"  # it has not ended
+        network.emulator.end(lost.prediction)
+        _called(lost)
+        found = await station.until(prediction_id, "succeeded")
+        assert (found["provider_id"], found["channel"]) == (lost.id, "poll")
+        assert station.count("events") == 2
+    assert network.count(f"{provider}.submit") == 2
+
+
+_SEARCHES = {"eachlabs": "eachlabs.webhooks", "fal": "fal.requests"}
+
+
+def _called(sent: Sent) -> None:
+    """Note that the provider has called back, in vain."""
+    sent.prediction.attempted(Attempt(time.time(), error="lost"))
+
+
+async def test_only_a_callback_url_with_our_token_settles_a_doubt(
+    start: Start, network: Network
+) -> None:
+    async with start(**SOON) as station:
+        other = await station.submitted("eachlabs", "another")
+        prediction_id = await _doubtful(station, "eachlabs", taken=False)
+        token = other.token
+        urls = [
+            f"https://hooks.test/webhooks/eachlabs/{prediction_id}",
+            f"https://hooks.test/webhooks/eachlabs/{prediction_id}.",
+            f"https://hooks.test/webhooks/eachlabs/{prediction_id}.{token.partition('.')[2]}",
+            f"https://hooks.test/webhooks/eachlabs/{token}",
+            prediction_id,
+            "",
+        ]
+        rows = [
+            {"execution_id": f"not-ours-{at}", "url": url, "created_at": "2100-01-01T00:00:00Z"}
+            for at, url in enumerate(urls)
+        ]
+        network.always("eachlabs.webhooks", reply({"webhooks": rows, "limit": 100, "offset": 0}))
+        await eventually(lambda: network.count("eachlabs.webhooks") >= 3)
+        assert (await station.read(prediction_id))["status"] == "unconfirmed"
+        polled = [request.url.path for kind, request in network.calls if kind == "eachlabs.poll"]
+        assert not any("not-ours" in path for path in polled)
+
+
+async def test_a_search_turns_pages_but_not_for_ever(start: Start, network: Network) -> None:
+    async def endless(request: httpx.Request) -> httpx.Response:
+        offset = int(request.url.params["offset"])
+        rows = [{"execution_id": f"exec-{offset}", "url": "https://others.test/hook"}]
+        return reply({"webhooks": rows, "limit": 1, "offset": offset})(request)  # type: ignore[return-value] # it answers at once
+
+    network.always("eachlabs.webhooks", endless)
+    async with start() as station:
+        await _doubtful(station, "eachlabs", taken=False)
+        station.clock.ahead = 60.0
+        await station.http.post("/v1/drain?seconds=1")
+        asked = [
+            request.url.params["offset"]
+            for kind, request in network.calls
+            if kind == "eachlabs.webhooks"
+        ]
+        assert asked[:6] == ["0", "1", "2", "3", "4", "5"]
+        assert set(asked) == set(asked[:6])
+
+
+@pytest.mark.parametrize("provider", ["eachlabs", "fal"])
+async def test_a_search_that_is_refused_leaves_the_doubt_until_its_deadline(
+    start: Start, network: Network, provider: str
+) -> None:
+    refusal = {"error": {"type": "authorization_error", "message": "the key may not list"}}
+    network.always(_SEARCHES[provider], reply(refusal, 403))
+    async with start(**SOON) as station:
+        prediction_id = await _doubtful(station, provider)
+        await eventually(lambda: network.count(_SEARCHES[provider]) >= 2)
+        station.clock.ahead = TOO_LONG
+        found = await station.until(prediction_id, "failed")
+        assert found["error"]["code"] == "unconfirmed"
+        assert "the key may not list" in found["error"]["message"]
+        assert station.count("events") == 1
+
+
+async def test_a_success_after_a_cancel_is_late_and_changes_nothing(
+    start: Start,
+) -> None:
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        answer = await station.http.post(f"/v1/predictions/{sent.prediction_id}/cancel")
+        assert answer.json()["status"] == "canceled"
+        assert (await station.push(sent)).json() == {"status": "duplicate"}
+        [late] = (await station.http.get("/v1/discarded?kind=late")).json()["data"]
+        assert late["prediction_id"] == sent.prediction_id
+        assert (await station.read(sent.prediction_id))["status"] == "canceled"
+        assert station.rows("SELECT type FROM events") == [("prediction.canceled",)]
+
+
+async def test_a_failure_that_says_it_is_retryable_is_not_submitted_again(
+    start: Start, network: Network
+) -> None:
+    async with start() as station:
+        sent = await station.submitted("eachlabs")
+        envelope = {"error_message": "Worker lost", "error_code": "WORKER_LOST", "retryable": True}
+        body = {"exec_id": sent.id, "flow_id": None, "status": "failed", "output": envelope}
+        await station.push(sent, body=json.dumps(body).encode())
+        found = await station.read(sent.prediction_id)
+        assert (found["status"], found["error"]["message"]) == ("failed", "Worker lost")
+        await station.http.post("/v1/drain?seconds=1")
+    assert network.count("eachlabs.submit") == 1
+
+
+async def test_a_blocking_video_goes_its_own_way_and_comes_as_what_it_is(
+    start: Start, network: Network
+) -> None:
+    async with start() as station:
+        body = {"prompt": "waves", "duration": 8, "response_format": "b64_json"}
+        answer = await station.http.post(
+            "/v1/predictions",
+            json={"provider": "oxen", "model": "veo-3-1", "mode": "sync", "input": body},
+        )
+        found = await station.until(answer.json()["id"], "succeeded")
+        assert found["output"][0]["content_type"] == "video/mp4"
+        assert found["output"][0]["url"].startswith("data:video/mp4;base64,")
+    [path] = [request.url.path for kind, request in network.calls if kind == "oxen.run"]
+    assert path == "/oxen/api/ai/videos/generate"
 
 
 async def test_a_lost_submit_is_never_taken_for_anothers(start: Start, network: Network) -> None:
@@ -361,27 +523,41 @@ async def test_the_overdue_are_polled_with_backoff_until_they_end(
     assert len(times) == 6
 
 
+TROUBLES = {
+    "fault": reply({}, 500),
+    "missing": reply({}, 404),
+    "moved": reply({}, 302, location="https://elsewhere.test"),
+    "page": reply(text="<html>"),
+    "deep": reply(text="[" * 5000),
+    "number": reply({"status": 7}),
+    "cut": breaks(httpx.ReadError),
+    "away": breaks(httpx.ConnectError),
+}
+
+
 @pytest.mark.parametrize("provider", ALL)
-@pytest.mark.parametrize(
-    "trouble",
-    [
-        reply({}, 500),
-        reply({}, 404),
-        reply({}, 302, location="https://elsewhere.test"),
-        reply(text="<html>"),
-        reply(text="[" * 5000),
-        reply({"status": 7}),
-        breaks(httpx.ReadError),
-        breaks(httpx.ConnectError),
-    ],
-)
 async def test_a_poll_without_an_answer_is_made_again(
-    start: Start, network: Network, provider: str, trouble: Any
+    start: Start, network: Network, provider: str
 ) -> None:
-    network.script(f"{provider}.poll", trouble, trouble, network.ends)
-    async with start(**SOON) as station:
-        prediction = await station.submit(provider)
-        await station.until(prediction["id"], "succeeded")
+    polls: Counter[str] = Counter()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        """Answer twice with the trouble that a prediction's prompt names, and then with its end."""
+        parts = request.url.path.split("/")
+        [name] = [sent.prompt for sent in network.sent if sent.id in parts]
+        polls[name] += 1
+        if polls[name] > 2:
+            return await network.ends(request)
+        troubled = TROUBLES[name](request)
+        assert isinstance(troubled, httpx.Response)
+        return troubled
+
+    network.always(f"{provider}.poll", answer)
+    async with start(**SOON, **{f"{provider.upper()}_MAX_IN_FLIGHT": "none"}) as station:
+        made = [await station.submit(provider, name) for name in TROUBLES]
+        for prediction in made:
+            await station.until(prediction["id"], "succeeded")
+    assert polls == dict.fromkeys(TROUBLES, 3)
 
 
 async def test_a_poll_refused_for_haste_waits_as_it_was_told(
@@ -580,7 +756,7 @@ async def test_a_cancel_that_came_too_late_gives_the_outcome(
 # --- the blocking endpoints ---
 
 
-@pytest.mark.parametrize("provider", ALL)
+@pytest.mark.parametrize("provider", BLOCKING)
 async def test_sync_mode_uses_the_blocking_endpoint(
     start: Start, network: Network, provider: str
 ) -> None:
@@ -598,14 +774,16 @@ async def test_sync_mode_uses_the_blocking_endpoint(
         assert (answer.status_code, found["status"]) == (200, "succeeded")
         assert (found["mode"], found["channel"]) == ("sync", "sync")
         assert found["output"] == [{"url": PICTURE}]
-    assert (network.count(f"{provider}.run"), network.count(f"{provider}.submit")) == (1, 0)
+    kinds = {kind for kind, _ in network.calls if kind.startswith(f"{provider}.")}
+    assert network.count(blocking(provider)) == 1
+    assert (f"{provider}.submit" in kinds) == (provider in ONE_WAY)
 
 
-@pytest.mark.parametrize("provider", ALL)
+@pytest.mark.parametrize("provider", BLOCKING)
 async def test_a_blocking_call_that_breaks_is_a_doubt(
     start: Start, network: Network, provider: str
 ) -> None:
-    network.script(f"{provider}.run", breaks(httpx.ReadError))
+    network.script(blocking(provider), breaks(httpx.ReadError))
     async with start(**SOON) as station:
         waiting = asyncio.create_task(station.submit(provider, mode="sync"))
         await eventually(
@@ -614,7 +792,7 @@ async def test_a_blocking_call_that_breaks_is_a_doubt(
         station.clock.ahead = TOO_LONG
         found = await waiting
         assert found["error"]["code"] == "unconfirmed"
-    assert network.count(f"{provider}.run") == 1
+    assert network.count(blocking(provider)) == 1
 
 
 # --- limits ---
@@ -725,24 +903,19 @@ FAST = Options(generation=0.05, stray_events=0.2, shape="mixed", time_scale=0.01
 
 
 @pytest.mark.parametrize("url", ["with", "without"])
-async def test_all_three_end_with_and_without_a_public_url(tmp_path: Path, url: str) -> None:
+async def test_all_end_with_and_without_a_public_url(tmp_path: Path, url: str) -> None:
     env: dict[str, str | None] = {"RECEIVER_PUBLIC_URL": None} if url == "without" else {}
     async with living(tmp_path, FAST, RECEIVER_POLL_AFTER="0.3", **env) as live:
         prompts = [(provider, f"{provider} {n}") for provider in ALL for n in range(4)]
         made = await asyncio.gather(*(live.submit(*one) for one in prompts))
         ends = await asyncio.gather(*(live.ended(one["id"]) for one in made))
-        assert [end["status"] for end in ends] == ["succeeded"] * 12
+        assert [end["status"] for end in ends] == ["succeeded"] * len(prompts)
         channels = {(end["provider"], end["channel"]) for end in ends}
         if url == "without":
-            assert channels <= {
-                ("oxen", "sse"),
-                ("oxen", "poll"),
-                ("eachlabs", "poll"),
-                ("fal", "poll"),
-            }
+            assert channels <= {("oxen", "sse"), *((name, "poll") for name in ALL)}
         ledger = await live.ledger()
         assert ledger["violations"] == []
-        assert len(ledger["predictions"]) == 12
+        assert len(ledger["predictions"]) == len(prompts)
 
 
 async def test_eachlabs_limits_are_kept_without_one_violation(tmp_path: Path) -> None:

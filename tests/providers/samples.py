@@ -36,7 +36,10 @@ from receiver.providers.signatures import read_jwks
 from receiver.settings import Secret, Settings
 
 FOLDER: Final = Path(__file__).parent.parent / "samples"
-_TOLD_HEADERS: Final = ("authorization", "x-api-key", "accept", "content-type")
+_TOLD_HEADERS: Final = (
+    *("authorization", "x-api-key", "x-key", "api-key"),
+    *("accept", "content-type", "prefer"),
+)
 """The headers of a request that are ours to choose."""
 
 
@@ -167,6 +170,16 @@ def _publishing(provider: Provider) -> Publishing:
     return provider
 
 
+def _found(provider: Provider, sample: Sample) -> Any:
+    """Say which candidates a page has, each with where it is called back if that is said."""
+    found = _searched(provider).found(sample.ticket.ticket(), sample.answered())
+    ids = [
+        [c.provider_id, c.callback_url] if c.callback_url else c.provider_id
+        for c in found.candidates
+    ]
+    return {"ids": ids} | ({"more": _said(found.more)} if found.more else {})
+
+
 _VERDICTS: Final = {True: "let in", False: "kept out", None: "untold"}
 
 _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
@@ -184,7 +197,7 @@ _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
     "stream": lambda p, _: _streamed(p).stream(),
     "heard": lambda p, s: _streamed(p).heard(s.event, s.data),
     "search": lambda p, s: {"requests": [_said(r) for r in _searched(p).search(s.ticket.ticket())]},
-    "found": lambda p, s: {"ids": _searched(p).found(s.ticket.ticket(), s.answered())},
+    "found": _found,
     "keys": lambda p, _: _publishing(p).keys(),
     "read_keys": lambda p, s: {"keys": len(_publishing(p).read_keys(s.answered().body))},
 }
@@ -207,10 +220,13 @@ def _said(value: Any) -> Any:
             )
         case Accepted(provider_id, links, cost):
             return _trim({"accepted": provider_id, "links": links, "cost": cost})
-        case Refused(message) | Ambiguous(message):
-            return {type(value).__name__.lower(): message}
-        case Postponed(message, after, whole_provider):
-            return _trim({"postponed": message, "after": after, "whole_provider": whole_provider})
+        case Refused() | Ambiguous():
+            said = msgspec.structs.asdict(value)
+            said[type(value).__name__.lower()] = said.pop("message")
+            return {name: each for name, each in said.items() if each != "rejected"}
+        case Postponed(message, after, whole_provider, holds):
+            said = {"postponed": message, "after": after, "holds": holds}
+            return _trim({**said, "whole_provider": whole_provider})
     return value
 
 
@@ -218,6 +234,8 @@ def _request(request: httpx.Request) -> dict[str, Any]:
     headers = {name: request.headers[name] for name in _TOLD_HEADERS if name in request.headers}
     said = {"method": request.method, "url": str(request.url), "headers": headers}
     content = request.read()
+    if "multipart" in headers.get("content-type", ""):
+        return {**said, "parts": content.decode("latin-1").split("\r\n")}
     return {**said, "body": json.loads(content)} if content else said
 
 

@@ -111,7 +111,8 @@ def can_be_asked_for(name: str, ticket: Ticket, taken: Accepted) -> None:
         for host in (request.url.host, urlsplit(str(request.url)).hostname or ""):
             assert host in HOSTS or host.endswith(DOMAINS)
         if not taken.links:
-            assert len(request.url.path.split("/")) >= 4
+            asked = request.url.params.get("id")
+            assert asked == taken.provider_id or len(request.url.path.split("/")) >= 4
 
 
 @of_all
@@ -166,8 +167,11 @@ def test_an_event_gives_a_bounded_outcome_or_nothing_or_unreadable(
 @given(ticket=tickets, answer=answers)
 def test_a_search_finds_ids_or_nothing(name: str, ticket: Ticket, answer: ProviderResponse) -> None:
     with suppress(Unreadable):
-        for provider_id in SEARCHES[name].found(ticket, answer):
-            assert 0 < len(provider_id) <= 200
+        found = SEARCHES[name].found(ticket, answer)
+        for candidate in found.candidates:
+            assert 0 < len(candidate.provider_id) <= 200
+        if found.more is not None:
+            assert found.more.url.host in HOSTS
 
 
 @of_streams
@@ -189,8 +193,9 @@ def test_a_search_finds_ids_or_nothing(name: str, ticket: Ticket, answer: Provid
 )
 def test_a_search_survives_any_rows(name: str, ticket: Ticket, rows: list[Any]) -> None:
     answer = ProviderResponse(200, {}, msgspec.json.encode({"generations": rows}))
-    ids = SEARCHES[name].found(ticket, answer)
-    assert set(ids) <= {row.get("generation_id") for row in rows}
+    found = SEARCHES[name].found(ticket, answer)
+    ids = {candidate.provider_id for candidate in found.candidates}
+    assert ids <= {row.get("generation_id") for row in rows}
 
 
 @FEW

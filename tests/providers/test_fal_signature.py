@@ -18,7 +18,7 @@ from tests.providers.samples import load, swapped
 KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC: Final = KEY.public_key().public_bytes_raw()
 NOW: Final = 1767225600.0
-FAL: Final = Fal("key", "https://queue.fal.run", "https://fal.run", "https://rest.fal.ai/k")
+FAL: Final = Fal("key", *(f"https://{host}.fal.ai" for host in ("queue", "run", "rest", "api")))
 GENUINE: Final = load()["fal", "proved"].called()
 SIGNATURE: Final = dict(GENUINE.headers)[b"x-fal-webhook-signature"]
 

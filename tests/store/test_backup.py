@@ -95,7 +95,7 @@ async def test_nothing_is_replaced_unless_it_is_said(engine: SQLite, tmp_path: P
     with pytest.raises(StoreUnusable, match="exists"):
         back_up(str(engine.path), str(target))
     assert target.read_text() == "mine"
-    with pytest.raises(StoreUnusable, match="is no file"):  # and --force is no help
+    with pytest.raises(StoreUnusable, match="is not a file"):  # and --force is no help
         back_up(str(engine.path), str(tmp_path))
     assert back_up(str(engine.path), str(target), force=True).predictions == 1
     assert target.stat().st_mode & 0o777 == 0o600
@@ -125,10 +125,10 @@ async def test_the_database_itself_is_never_replaced(
     ("source", "target", "says"),
     [
         ("none.db", "copy.db", "RECEIVER_DATABASE_URL"),
-        ("other.db", "copy.db", "no database of a receiver"),
+        ("other.db", "copy.db", "not a database of a receiver"),
         ("text.db", "copy.db", "not a database"),
         ("receiver.db", "no/folder/copy.db", "No such file"),
-        ("receiver.db", "folder", "is no file"),
+        ("receiver.db", "folder", "is not a file"),
         ("receiver.db", "x" * 300, "File name too long"),
     ],
 )

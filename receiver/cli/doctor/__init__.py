@@ -1,4 +1,4 @@
-"""Examines a receiver's surroundings and says, line by line, what is wrong and how to fix it.
+"""`receiver doctor`: examine a receiver's surroundings; a line says what is wrong, and the fix.
 
 It runs in the environment of the receiver, beside a running one or without one. It writes nothing,
 submits nothing and costs nothing. All checks run at once; each has its time, and none stops the
@@ -178,7 +178,7 @@ def _load(names: Sequence[str]) -> tuple[Registry, Findings]:
     found += [
         warn(
             "handlers",
-            f"{name} is to run after {other}, which is no handler here: it will not wait",
+            f"{name} is to run after {other}, which is not a handler here: it will not wait",
             "name its file too, or correct the name",
         )
         for name, other in registry.strangers()

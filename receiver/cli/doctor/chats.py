@@ -1,4 +1,4 @@
-"""Asks chat platforms whether they know what they should: for handlers that take orders there."""
+"""Check chat platforms that orders come from: the token, the commands, the webhook."""
 
 from __future__ import annotations
 

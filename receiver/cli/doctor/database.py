@@ -329,7 +329,7 @@ def check_pending(seen: Look, registry: Registry) -> Iterator[Finding]:
     for name in sorted(pending.keys() - registry.handlers.keys()):
         yield warn(
             "handlers",
-            f"{pending[name]} deliveries are pending for {name}, which is no handler here",
+            f"{pending[name]} deliveries are pending for {name}, which is not a handler here",
             "name its file in RECEIVER_HANDLERS again, or give a handler that name",
         )
 

@@ -1,4 +1,4 @@
-"""Looks at the environment: names that nobody reads, values that do not fit, secrets that are weak.
+"""Check the environment: unknown names, invalid values, weak secrets.
 
 A secret is never shown, not in part.
 """
@@ -30,7 +30,7 @@ _FEWEST: Final = 8
 """Different characters: of 32 random hexadecimal digits that are fewer, one in 10^9 is so poor."""
 SHORTEST_API_KEY: Final = 16
 _SHORTEST_HIDDEN: Final = 6
-"""Shorter ones are parts of words; no check says one, hiding them is only the net below."""
+"""Shorter ones are parts of words. No check quotes a secret: this is the second safeguard."""
 
 
 def check_settings(env: Mapping[str, str], settings: Settings, problems: list[str]) -> Findings:
@@ -170,7 +170,7 @@ def _closed(caller: Caller, settings: Settings) -> Iterator[Finding]:
     elif caller.key and taken and caller.key not in taken:
         yield warn(
             "secrets",
-            "RECEIVER_API_KEY, which commands use, is none of RECEIVER_API_KEYS",
+            "RECEIVER_API_KEY, which commands use, is not one of RECEIVER_API_KEYS",
             "set it to one of them",
         )
 

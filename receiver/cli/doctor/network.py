@@ -1,4 +1,4 @@
-"""Asks over the network: the receiver that runs, by two ways, and the providers.
+"""Check over the network: the receiver at RECEIVER_URL, the public URL, and the providers.
 
 Nothing is submitted and nothing costs money. What answers is believed to be our receiver only if it
 can sign with our secret key; before that it is told no API key.
@@ -21,7 +21,7 @@ import httpx
 
 from receiver.cli.doctor.database import compare
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
-from receiver.deliveries.fetch import is_public
+from receiver.deliveries.guard import is_public
 from receiver.model.errors import Unreadable
 from receiver.predictions.provider_client import BROKEN
 from receiver.predictions.tokens import Tokens
@@ -41,13 +41,13 @@ _PATIENCE: Final = 5.0
 _LARGEST_ANSWER: Final = 1024 * 1024
 _PROBLEM: Final = "urn:receiver:problem:"
 _SMALL: Final = '{"echo":  "é \\u00e9 \\t",\r\n "a": 1.0, "a": 1e0}\n '.encode()
-"""Whoever reads it and writes it again makes other bytes of it."""
+"""A proxy that parses JSON and writes it again changes these bytes."""
 _LARGE: Final = 1536 * 1024
 """Bytes of a callback with pictures inside; some proxies take a million at most."""
 
 
 ASKING: Final = (*BROKEN, Unreadable)
-"""What asking can end in, but for an answer."""
+"""The errors that a request may end in."""
 
 
 class Trouble(NamedTuple):
@@ -133,7 +133,7 @@ class Echoes:
         expected = self._tokens.answer_echo(token, digest, now)
         if not hmac.compare_digest(expected.encode(), signed.encode("utf-8", "replace")):
             return Trouble(
-                "what answers there is no receiver, but some page",
+                "what answers there is not a receiver, but some page",
                 "let the proxy pass /webhooks/ to the receiver, or fix the URL",
             )
         if digest != hashlib.sha256(body).hexdigest():
@@ -156,11 +156,11 @@ _BREAKS: Final[dict[type[BaseException], Trouble]] = {
         "nothing listens there (connection refused)", "start what should, or fix the port", True
     ),
 }
-"""What kept an answer from coming: the first of these errors that led to it."""
+"""Why there was no answer, by the first of these errors in the chain of causes."""
 
 
 def _broken(error: BaseException) -> Trouble:
-    """Say what kept an answer from coming."""
+    """Return why there was no answer."""
     cause: BaseException | None = error
     while cause is not None:
         for kind, trouble in _BREAKS.items():
@@ -204,7 +204,7 @@ def _refused(answer: ProviderResponse) -> Trouble:
         return Trouble(said, "raise its limit (nginx: client_max_body_size)")
     absent = answer.status in {502, 503, 504}
     fix = "start the receiver, or fix where the proxy leads" if absent else _OPEN_IT
-    return Trouble(f"{said} from something that is no receiver", fix, absent=absent)
+    return Trouble(f"{said} from something that is not a receiver", fix, absent=absent)
 
 
 _OPEN_IT: Final = "let the proxy pass POST /webhooks/ to the receiver, without a login"
@@ -248,12 +248,24 @@ async def _look_inside(caller: Caller, settings: Settings, asker: Asker) -> Find
     if ready.status != httpx.codes.OK:
         said = f"it runs at {caller.url}, but its database takes no writes"
         found.append(fail("receiver", said, "see its log for store.unavailable"))
+    for name in _locked(ready):
+        said = f"{name} has locked the account, and its submits wait"
+        found.append(fail(f"provider {name}", said, _LOCKED))
     for number, answer in zip(keys, answers, strict=True):
         if answer.status == httpx.codes.UNAUTHORIZED:
             said = f"the receiver that runs does not know number {number} of RECEIVER_API_KEYS"
             fix = "restart it after a change of RECEIVER_API_KEYS"
             found.append(fail("receiver", said, fix))
     return found or [ok("receiver", f"runs at {caller.url}, ready, knows every key")]
+
+
+_LOCKED: Final = "see its balance and its mails; submits go on by themselves, within a minute"
+
+
+def _locked(ready: ProviderResponse) -> list[str]:
+    """Return the providers that a receiver says have locked its account."""
+    names = error_body(ready.body).get("locked")
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _is_absent(troubles: Sequence[Trouble | None]) -> bool:
@@ -319,7 +331,7 @@ async def _addresses(url: str, settings: Settings) -> Findings:
     try:
         entries = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return []  # whoever asks there will be told, too
+        return []  # a request there fails with the same error
     private = sorted({str(entry[4][0]) for entry in entries if not is_public(str(entry[4][0]))})
     if not private:
         return []

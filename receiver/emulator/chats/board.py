@@ -1,4 +1,4 @@
-"""What a chat shows: its messages in order, with files, buttons, edits, deletions, and for whom."""
+"""The messages of an emulated chat, in order: files, buttons, edits, deletions, who sees them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP client by which the emulated chat platforms call an app; it keeps each exchange."""
+"""HTTP client of the emulated chat platforms: calls the app, and keeps each exchange."""
 
 from __future__ import annotations
 

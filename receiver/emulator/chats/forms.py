@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 FORM = "application/x-www-form-urlencoded"
 WRONG_SHAPE = (AttributeError, LookupError, TypeError, ValueError)
-"""What arises where JSON has another shape than the one that is documented."""
+"""The errors of JSON whose shape is not the documented one."""
 
 
 class Unreadable(Exception):

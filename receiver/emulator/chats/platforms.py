@@ -116,7 +116,7 @@ class Chats:
         platform, query = request.path_params["platform"], request.query_params
         board = self.boards.get(platform)
         if board is None:
-            return wire.answer({"error": f"{platform} is no platform"}, 404)
+            return wire.answer({"error": f"{platform} is not a platform"}, 404)
         person, place = query.get("person", ""), query.get("place", "")
         if wait := query.get("wait", ""):
             after = int(query.get("after", "0")) if query.get("after", "0").isdecimal() else 0

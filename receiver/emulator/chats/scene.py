@@ -1,4 +1,4 @@
-"""What the three chat platforms share: the time, mishaps, calls to the app, tokens that die."""
+"""What the three chat platforms share: a clock, fault injection, calls to the app."""
 
 from __future__ import annotations
 

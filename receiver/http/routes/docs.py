@@ -24,8 +24,8 @@ _HERE: Final = "."
 _SERVER: Final = b'"url": "%b"'
 """The first such line of `openapi.json` names its server."""
 _ABOUT: Final = """\
-A prediction receiver: it submits image and video predictions to Oxen.ai, Eachlabs and fal.ai,
-records every outcome exactly once, and runs handlers on it.
+A prediction receiver: it submits image and video predictions to their providers, records every
+outcome exactly once, and runs handlers on it.
 
 docs          what it takes and answers, for people
 openapi.json  the same for programs

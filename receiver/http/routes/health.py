@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from receiver.http.declare import get
-from receiver.model.answers import Health
+from receiver.model.answers import Health, Readiness
 from receiver.store.facade import Store
 
 
@@ -36,21 +36,28 @@ class AliveRoutes:
 class ReadyRoutes:
     """The route that asks whether the receiver can do its work."""
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: Store,
+        locked: Callable[[], list[str]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store = store
+        self._locked = locked
         self._clock = clock
 
     @get("/readyz", "it does", problems=["unavailable"], is_open=True)
-    async def ready(self) -> Health:
+    async def ready(self) -> Readiness:
         """Return whether the database takes writes.
 
-        503 while it does not: then callbacks are answered 503 too, and come again.
+        503 while it does not: then callbacks are answered 503 too, and come again. A provider that
+        has locked our account is named, and is no reason to be not ready.
         """
         await self._store.try_write(self._clock())
-        return Health()
+        return Readiness(locked=self._locked())
 
     @get("/ready", "it does", problems=["unavailable"], is_open=True)
-    async def ready_too(self) -> Health:
+    async def ready_too(self) -> Readiness:
         """Return whether the database takes writes, as `/readyz` does.
 
         For platforms that keep paths which end in z for themselves.

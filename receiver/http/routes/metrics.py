@@ -35,6 +35,7 @@ class MetricsPage:
         *,
         providers: Sequence[str],
         handlers: Sequence[str],
+        locked: Callable[[], Sequence[str]],
         streams: Mapping[str, Callable[[], Awaitable[bool]]],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -42,6 +43,7 @@ class MetricsPage:
         self._backlog = backlog
         self._providers = providers
         self._handlers = handlers
+        self._locked = locked
         self._streams = streams
         self._clock = clock
         self._made: asyncio.Task[bytes] | None = None
@@ -89,6 +91,13 @@ class MetricsPage:
             "Whether the database answers and takes writes.",
             (),
             {(): available},
+        )
+        locked = self._locked()
+        yield gauge(
+            "receiver_provider_locked",
+            "Whether a provider has locked our account, so that its submits wait.",
+            ("provider",),
+            {(name,): name in locked for name in self._providers},
         )
         if connected is not None:
             yield gauge(

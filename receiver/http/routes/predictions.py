@@ -331,7 +331,8 @@ class PredictionRoutes:
     async def model(self, provider: ProviderName, model: ModelName) -> Any:
         """Fetch the provider's own description of a model.
 
-        Only Oxen.ai has one. Slashes in the model's name may be sent as they are, or as %2F.
+        With the JSON Schema or OpenAPI of what it takes; not every provider has one. Slashes in the
+        model's name may be sent as they are, or as %2F.
         """
         return await self._service.details(provider, model)
 

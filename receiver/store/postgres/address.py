@@ -92,7 +92,7 @@ def read(url: str) -> Address:
     except ValueError as error:
         # What is wrong may be the password, so it is not said.
         raise StoreUnusable(
-            "cannot open the database: RECEIVER_DATABASE_URL is no URL of PostgreSQL's; write "
+            "cannot open the database: RECEIVER_DATABASE_URL is not a PostgreSQL URL; write "
             f"postgresql://user:password@host:port/name, and {_ENCODE}"
         ) from error
 
@@ -115,7 +115,7 @@ def _read(url: str) -> Address:
     context = _context(by_use["file"], by_use["driver"])
     for name, path in by_use["file"].items():
         if not Path(path).is_file():
-            raise _unusable(f"{name} names {path}, which is no file that can be read")
+            raise _unusable(f"{name} names {path}, which is not a file that can be read")
     # asyncpg would take those in front of the path first, and part their folders at colons.
     at_servers = {"host": ",".join(named.hosts), "port": ",".join(named.ports)}
     where = {name: text for name, text in at_servers.items() if text}

@@ -42,7 +42,7 @@ class Heartbeat:
         """Begin, in the loop, now that there is something to renew."""
         if self._thread is None:
             loop = asyncio.get_running_loop()
-            self._thread = start_thread("receiver-pulse", self._run, loop)
+            self._thread = start_thread("receiver-renewal", self._run, loop)
 
     def put(self, renewal: _Renewal) -> None:
         self._renewals.put(renewal)

@@ -1,8 +1,14 @@
 """The queue on PostgreSQL: PgQueuer's jobs, one for each delivery that is pending.
 
-PgQueuer claims, keeps heartbeats, defers, and runs what is periodic once in the whole cluster. All
-of it is its own SQL; what belongs to a delivery runs inside the store's transactions. A job's
-payload names its delivery, its entrypoint the handler.
+The job is what wakes and hands out: PgQueuer's dequeue finds what is due with SKIP LOCKED, defers
+what failed, and gives the job of a process without a heartbeat to another. The row decides: a claim
+is made when the row takes an owner and a lease, a settlement counts while it still has them, and
+its state, attempts and history are what stays. Both are written in one transaction, so that a crash
+leaves neither without the other. Where they differ, the row is right: a job without a row to run is
+ended or put back, and `lost` finds a due row whose job is gone.
+
+Work of which one process does all is PgQueuer's schedules. A job's payload names its delivery, its
+entrypoint the handler; the few statements below are what PgQueuer has no call for.
 """
 
 from __future__ import annotations

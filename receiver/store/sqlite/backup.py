@@ -84,7 +84,7 @@ def _check(database: Path, path: Path, *, force: bool) -> None:
     if path.resolve() in own or (path.exists() and path.samefile(database)):
         raise StoreUnusable(f"{path} is the database itself: name another file")
     if path.exists() and not path.is_file():
-        raise StoreUnusable(f"{path} is no file")
+        raise StoreUnusable(f"{path} is not a file")
     if path.exists() and not force:
         raise StoreUnusable(f"{path} exists: name another file, or use --force to replace it")
 
@@ -105,7 +105,7 @@ def _copy(database: Path, part: Path, fd: int, pause: Callable[[float], None]) -
         source.execute("BEGIN")
         [version] = source.execute("PRAGMA user_version").fetchone()
         if not version:
-            raise StoreUnusable(f"{database} is no database of a receiver")
+            raise StoreUnusable(f"{database} is not a database of a receiver")
         with closing(_open(part, "mode=rw")) as copy:
             copy.execute("PRAGMA synchronous = OFF")  # it is synced below, and only then has a name
             source.backup(copy, pages=_PAGES, progress=between)

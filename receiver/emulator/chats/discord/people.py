@@ -1,4 +1,4 @@
-"""What people do in Discord, and the signed interactions by which an app hears of it."""
+"""People in Discord: what they do is sent to the app as signed interactions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people do in Slack, and the signed requests by which an app hears of it."""
+"""People in Slack: what they do is sent to the app as signed requests."""
 
 from __future__ import annotations
 

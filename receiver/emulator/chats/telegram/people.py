@@ -1,4 +1,4 @@
-"""What people do in Telegram, and the updates by which an app hears of it, pushed or polled."""
+"""People in Telegram: what they do is an update for the app, pushed or polled."""
 
 from __future__ import annotations
 

@@ -1,0 +1,109 @@
+"""Connect to public addresses only: the transport of a client for URLs that others chose.
+
+The name is resolved once, and the connection made to the address that was checked, so a name that
+answers differently the second time gains nothing. Every redirect is checked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from typing import Final
+
+import httpx
+
+from receiver.settings.tls import trusted
+
+_MAX_REDIRECTS: Final = 5
+_LARGEST_PORT: Final = 65535
+
+
+class ForbiddenAddress(httpx.RequestError):
+    """The URL leads to an address that a stranger has no business to make us call."""
+
+
+class GuardedTransport(httpx.AsyncBaseTransport):
+    """Connects to public addresses only; wraps the transport that does the work."""
+
+    def __init__(self, *, allow_private: bool, inner: httpx.AsyncBaseTransport) -> None:
+        self._allow_private = allow_private
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if (request.url.port or 0) > _LARGEST_PORT:
+            raise ForbiddenAddress(f"no port has the number {request.url.port}", request=request)
+        if self._allow_private:
+            return await self._inner.handle_async_request(request)
+        host = request.url.raw_host.decode("ascii")
+        address = await self._public_address(request, host)
+        # The name stays in the Host header and in TLS; only the connection goes by address.
+        pinned = httpx.Request(
+            request.method,
+            request.url.copy_with(host=address),
+            headers=request.headers,
+            stream=request.stream,
+            extensions={**request.extensions, "sni_hostname": host},
+        )
+        return await self._inner.handle_async_request(pinned)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def _public_address(self, request: httpx.Request, host: str) -> str:
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(host, request.url.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise httpx.ConnectError(f"cannot resolve {host}", request=request) from error
+        addresses = [str(entry[4][0]) for entry in found]
+        private = [address for address in addresses if not is_public(address)]
+        if private or not addresses:
+            raise ForbiddenAddress(
+                f"{host} leads to {', '.join(private) or 'no address'}, which is not public",
+                request=request,
+            )
+        return addresses[0]
+
+
+def is_public(address: str) -> bool:
+    """Return whether an IP address is one of the open internet's.
+
+    An IPv6 address that only carries an IPv4 address is judged as that one.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if inner is None and ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is None:
+            return ip in _UNICAST and ip.is_global
+        ip = inner
+    return ip.is_global and not ip.is_multicast and ip not in _SPECIAL
+
+
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+"""All of IPv6 that is given out; older Pythons call some of the rest global."""
+_SPECIAL: Final = ipaddress.IPv4Network("192.0.0.0/24")
+"""IETF protocol assignments, where one cloud keeps its metadata; older Pythons know a part."""
+
+
+def guarded_client(
+    *, allow_private: bool, instead: httpx.AsyncBaseTransport | None = None
+) -> httpx.AsyncClient:
+    """Make the client for results; it reads no proxy settings, as a proxy would connect for us.
+
+    `instead` stands in for the network and its guard, in tests.
+    """
+    guarded = GuardedTransport(
+        allow_private=allow_private, inner=httpx.AsyncHTTPTransport(retries=0, verify=trusted())
+    )
+    return httpx.AsyncClient(
+        transport=instead or guarded,
+        follow_redirects=True,
+        max_redirects=_MAX_REDIRECTS,
+        timeout=httpx.Timeout(30.0),
+        trust_env=False,
+        headers={"User-Agent": "prediction-receiver", "Accept-Encoding": "identity"},
+    )

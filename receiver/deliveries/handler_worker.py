@@ -1,0 +1,266 @@
+"""The worker of one handler: claims what it has room for, runs it, and settles each end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+import structlog
+
+from receiver.deliveries.attempt import Attempt
+from receiver.deliveries.breaker import BreakerPermit, HandlerBreaker
+from receiver.deliveries.context import Tools
+from receiver.deliveries.handlers import Handler
+from receiver.deliveries.heartbeat import Timing
+from receiver.model.errors import StoreUnavailable
+from receiver.model.ids import delivery_id
+from receiver.model.retry import DONE, Failure, Policy, decide
+from receiver.model.tasks import TaskSet, repeat
+from receiver.observability.runtime import Runtime
+from receiver.observability.tracing import Span
+from receiver.store.deliveries import Claim, ClaimRequest, Claims, Settlement
+from receiver.store.facade import Store
+
+log = structlog.get_logger("receiver")
+
+_CUT_SHORT: Final = Failure(kind="retry", after=0.0)
+"""Counts neither for nor against a handler's breaker."""
+_TO_GIVE_BACK: Final = 0.25
+"""Seconds beyond its time that a request waits for what runs to be given back."""
+_GOOD: Final = frozenset({"done", "skip"})
+"""Results of attempts that are no failures."""
+
+
+class HandlerWorker:
+    """Everything that happens for one handler."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        store: Store,
+        tools: Tools,
+        breaker: HandlerBreaker,
+        runtime: Runtime,
+        policy: Policy,
+        pace: Timing,
+        followers: Sequence[str],
+    ) -> None:
+        """Make one; `followers` are handlers that wait for this one's deliveries to end."""
+        self._handler = handler
+        self._store = store
+        self._tools = tools
+        self._breaker = breaker
+        self._runtime = runtime
+        self._owner = runtime.owner
+        self._clock = runtime.clock
+        self._policy = policy
+        self._pace = pace
+        self._followers = followers
+        self._awake = asyncio.Event()
+        self._running = TaskSet(self._ended)
+        self._taking = asyncio.Lock()
+        self._is_retired = False
+        self._full = False
+        """Whether more may be due than there was room for."""
+        self.attempts = 0
+        self.cut_short = 0
+
+    def held(self) -> list[str]:
+        """Return the ids of the deliveries under way; callable from any thread."""
+        return self._running.names()
+
+    def change(self, handler: Handler, policy: Policy, followers: Sequence[str]) -> None:
+        """Run another handler of the same name from the next attempt on."""
+        self._handler, self._policy, self._followers = handler, policy, followers
+        self._breaker.timeout = handler.timeout
+        self._is_retired = False
+
+    def retire(self) -> None:
+        """Begin no further attempt."""
+        self._is_retired = True
+
+    async def run(self) -> NoReturn:
+        name = self._handler.name
+        with self._runtime.wakeups.listen("handler", name, self._awake):
+            await repeat(self._take, self._awake, longest=self._pace.nap, handler=name)
+
+    async def shut_down(self, seconds: float) -> None:
+        """Wait for what runs; what is still running then is cancelled."""
+        await self._running.wait(seconds)
+        await self._running.cancel()
+        with contextlib.suppress(StoreUnavailable):
+            await self._breaker.give_back()
+
+    def may_run_within(self, seconds: float) -> bool:
+        return self._handler.may_run_within(seconds)
+
+    async def drain(self, until: float, seconds: float) -> None:
+        """Start what is due, again and again, until nothing is or it is too late to begin."""
+        loop = asyncio.get_running_loop()
+        timeout = self._handler.timeout
+        last_start = until - (timeout if timeout < seconds else seconds / 5)
+        while loop.time() < last_start:
+            await self._take(until)
+            if not self._running:
+                return
+            left = max(until - loop.time(), 0.0)
+            await asyncio.wait(
+                list(self._running), timeout=left, return_when=asyncio.FIRST_COMPLETED
+            )
+        await self._running.wait(max(until - loop.time(), 0.0) + _TO_GIVE_BACK)
+
+    async def run_now(self, event: str, until: float) -> bool:
+        """Run the delivery of an event, if it is due; return whether it was."""
+        clock = asyncio.get_running_loop().time
+        if clock() >= until:
+            return False
+        delivery = delivery_id(f"pred_{event[4:]}", self._handler.name)
+        await self._take(until, (delivery,))
+        task = self._running.find(delivery)
+        if task is None:
+            return False
+        await asyncio.wait({task}, timeout=until - clock() + _TO_GIVE_BACK)
+        return True
+
+    async def _take(self, until: float | None = None, only: tuple[str, ...] = ()) -> float:
+        """Start as many deliveries as there is room for; give the seconds until the next look."""
+        async with self._taking:
+            return await self._take_alone(until, only)
+
+    async def _take_alone(self, until: float | None, only: tuple[str, ...]) -> float:
+        room = self._handler.concurrency - len(self._running)
+        self._full = room <= 0 or self._is_retired
+        if self._full:
+            return self._pace.nap
+        passage = await self._breaker.ask(room, self._pace.nap)
+        if not passage.most:
+            return passage.wait
+        found = await self._claim(passage, only)
+        for claim in found.claims:
+            self._running.start(self._deliver(claim, until), claim.id)
+        self._full = len(found.claims) == passage.most
+        if self._full:
+            # The end of an attempt wakes us, but for one that has ended while we claimed.
+            is_free = len(self._running) < self._handler.concurrency and not passage.is_probe
+            return 0.0 if is_free else self._pace.nap
+        return self._pace.nap if found.next_due is None else found.next_due - self._clock()
+
+    async def _claim(self, passage: BreakerPermit, only: tuple[str, ...]) -> Claims:
+        now = self._clock()
+        wanted = ClaimRequest(
+            handler=self._handler.name,
+            owner=self._owner,
+            most=passage.most,
+            now=now,
+            lease_until=now + self._pace.lease,
+            only=only,
+        )
+        try:
+            found = await self._store.claim(wanted)
+            self._runtime.telemetry.lost(found.lost)
+            await self._store.attempts.tell([(one.delivery, one.number) for one in found.lost])
+        except Exception:
+            if passage.is_probe:
+                await self._breaker.give_back()
+            raise
+        if passage.is_probe and found.claims:
+            self._breaker.began(found.claims[0].id)
+        elif passage.is_probe:
+            await self._breaker.give_back()
+        return found
+
+    def _ended(self) -> None:
+        if self._full:
+            self._awake.set()
+
+    async def _deliver(self, claim: Claim, until: float | None) -> None:
+        started, policy = self._clock(), self._policy
+        left = None if until is None else max(until - asyncio.get_running_loop().time(), 0.1)
+        attempt = Attempt(self._handler, claim, self._tools, left)
+        with self._runtime.tracing.attempt(claim) as span:
+            try:
+                failure = self._spent(claim) or await attempt.run()
+            except asyncio.CancelledError:
+                self._runtime.telemetry.interrupted(claim)  # it is given back when all have ended
+                raise
+            if failure and failure.kind == "timeout" and attempt.is_bounded:
+                await self._give_back(claim)
+            else:
+                await self._end(claim, attempt, failure, policy, started, span)
+        if failure and failure.kind == "timeout" and not attempt.ended.is_set():
+            log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)
+            await attempt.ended.wait()  # it still takes up its place
+
+    async def _end(
+        self,
+        claim: Claim,
+        attempt: Attempt,
+        failure: Failure | None,
+        policy: Policy,
+        started: float,
+        span: Span,
+    ) -> None:
+        """Settle an attempt, and tell of its end."""
+        chance = self._runtime.random()
+        decision = decide(claim.attempt, failure, policy, chance) if failure else DONE
+        result = failure.kind if failure else "done"
+        settlement = Settlement(
+            id=claim.id,
+            owner=self._owner,
+            number=claim.number,
+            decision=decision,
+            result=result,
+            note=attempt.note,
+            started_at=started,
+            ended_at=self._clock(),
+        )
+        held = await self._settle(settlement)
+        span.note(result=result, state=decision.state)
+        if result not in _GOOD:
+            span.fail(attempt.error or result)
+        self.attempts += 1
+        # It may be due before the next look; or its end makes others due.
+        again = [claim.handler] if decision.state == "pending" else self._followers
+        self._runtime.wakeups.wake("handler", *again)
+        self._runtime.telemetry.attempt(claim, settlement, held=held, error=attempt.error)
+        if held:
+            await self._store.attempts.tell([(claim.id, claim.number)])
+        await self._breaker.tell(claim.id, failure)  # late: it may have to wait for the disk
+        if claim.private is not None and decision.state != "pending":
+            await self._empty(claim.event.prediction.id)
+
+    async def _give_back(self, claim: Claim) -> None:
+        """Make a delivery pending again whose attempt was cut short: by us, so it does not count.
+
+        If the store is away now its lease runs out, and then the attempt counts as lost.
+        """
+        self.cut_short += 1
+        self._runtime.telemetry.interrupted(claim)
+        with contextlib.suppress(StoreUnavailable):
+            lost = await self._store.release(self._owner, self._clock(), (claim.id,))
+            self._runtime.telemetry.lost(lost)
+        await self._breaker.tell(claim.id, _CUT_SHORT)
+
+    async def _empty(self, prediction_id: str) -> None:
+        """Empty what only handlers see, if this was the last of them; retention does it too.
+
+        In a transaction of its own: of two that end at once, the later one sees both at their end.
+        """
+        with contextlib.suppress(StoreUnavailable):
+            await self._store.private.empty_after(prediction_id)
+
+    def _spent(self, claim: Claim) -> Failure | None:
+        """Refuse a claim beyond the policy: the process died over this delivery again and again."""
+        lost = Failure(kind="lost", reason="its process died during every attempt")
+        over = decide(claim.attempt - 1, lost, self._policy, 0.0).state == "dead"
+        return lost if over else None
+
+    async def _settle(self, settlement: Settlement) -> bool:
+        """Insist: the handler has run, so it must be settled whatever the disk says now."""
+        while True:
+            try:
+                return await self._store.settle(settlement)
+            except StoreUnavailable:
+                await asyncio.sleep(0.5)

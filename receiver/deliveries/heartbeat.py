@@ -1,0 +1,116 @@
+"""Heartbeat: a thread that renews the claims of this process, and reports a blocked event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+import structlog
+
+from receiver.deliveries.containment import is_program
+from receiver.model.tasks import start_thread
+from receiver.observability.runtime import Runtime
+from receiver.store.facade import Store
+
+log = structlog.get_logger("receiver")
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """How long things take here, in seconds."""
+
+    lease: float = 30.0
+    """A claim lasts so long without being renewed; as often, the claims of others are looked at."""
+    beat: float = 5.0
+    """Between renewals; a loop that does not turn for so long is reported."""
+    stuck: float = 60.0
+    """A loop that has not turned for this and the time-out of what it runs never will again."""
+    nap: float = 5.0
+    """Between two looks for what is due, where nobody wakes a handler's worker."""
+    drain: float = 5.0
+    """Running handlers get this to end when we stop."""
+
+
+TIMING: Final = Timing()
+_LAST_LINE: Final = 1.0
+"""Seconds to say where the loop is stuck, before the process ends."""
+_MOST_FRAMES: Final = 20
+
+
+class Heartbeat:
+    """A thread that renews our claims, also while a handler blocks the loop, and reports that.
+
+    A loop that is stuck ends a program of ours, which is all that can be done: the attempt is lost
+    and counts, and the supervisor starts us again. Another's program is only told of it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        runtime: Runtime,
+        running: Callable[[], dict[str, list[str]]],
+        timeouts: Mapping[str, float],
+        pace: Timing,
+    ) -> None:
+        self._timeouts = timeouts
+        self._store = store
+        self._runtime = runtime
+        self._running = running
+        self._pace = pace
+        self._stopped = threading.Event()
+        self._turned = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._stopped.clear()
+        self._thread = start_thread("receiver-heartbeat", self._beat, loop, threading.get_ident())
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def renew(self) -> list[str]:
+        """Keep the claims of what runs; name its handlers."""
+        running = self._running()
+        ids = [delivery_id for held in running.values() for delivery_id in held]
+        if ids:
+            lease_until = self._runtime.clock() + self._pace.lease
+            self._store.renew(self._runtime.owner, ids, lease_until)
+        return list(running)
+
+    def _beat(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
+        silent = 0.0  # counted in beats: a process that was frozen for hours has missed one
+        while True:
+            running = self.renew()
+            self._turned.clear()
+            try:
+                loop.call_soon_threadsafe(self._turned.set)
+            except RuntimeError:
+                return
+            if self._stopped.wait(self._pace.beat):
+                return
+            if self._turned.is_set():
+                silent = 0.0
+                continue
+            silent += self._pace.beat
+            log.warning("loop.blocked", seconds=self._pace.beat, running=running)
+            longest = max((self._timeouts[name] for name in running), default=0.0)
+            if silent - self._pace.beat < self._pace.stuck + longest <= silent:
+                self._give_up(loop, thread, silent, running)
+
+    def _give_up(
+        self, loop: asyncio.AbstractEventLoop, thread: int, seconds: float, running: list[str]
+    ) -> None:
+        if is_program(loop):
+            end = threading.Timer(_LAST_LINE, os._exit, (1,))  # even if nobody reads the log
+            end.daemon = True
+            end.start()
+        frame = sys._current_frames().get(thread)  # noqa: SLF001 - the documented name
+        stack = traceback.format_stack(frame)[-_MOST_FRAMES:] if frame else []
+        log.error("loop.stuck", seconds=round(seconds, 3), running=running, stack="".join(stack))

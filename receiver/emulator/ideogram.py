@@ -1,0 +1,190 @@
+"""Ideogram: forms of parts, callbacks of what was made alone, pictures without a URL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from receiver.emulator import wire
+from receiver.emulator.chats import forms
+from receiver.emulator.endings import Failure
+from receiver.emulator.fal import user_id
+from receiver.emulator.keys import Keyring
+from receiver.emulator.ledger import Prediction
+from receiver.emulator.options import Schedule
+from receiver.emulator.wire import Refusal, answer
+from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken, made
+
+REASONS: dict[Failure, str] = {
+    "model": "the model could not make a picture",
+    "moderated": "the prompt failed the safety check",
+    "timeout": "the generation timed out",
+    "prompt": "prompt is required",
+    "parameter": "unknown field",
+}
+_CALLBACKS = Schedule(waits=(10, 30), first_timeout=15, later_timeout=15)
+_HEADERS = ("x-ideogram-webhook-", "generation-id")
+_STALE = 600
+_MICROS = 60_000
+"""What a picture costs, in millionths of a dollar."""
+
+
+class Ideogram:
+    """Routes under `/ideogram`."""
+
+    settings: ClassVar[Mapping[str, str]] = {"IDEOGRAM_BASE_URL": "/ideogram"}
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._keys = Keyring(world.rng)
+        world.studio.on_finish["ideogram"] = self._push
+        world.faults.at_once("rotate_keys", self._keys.rotate)
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            self._route("submit", "POST", "/ideogram/v2/image/{kind}/{model}", self._submit),
+            self._route("poll", "GET", "/ideogram/v2/generations/{id}", self._poll),
+            Route("/ideogram/v1/.well-known/jwks.json", self._jwks, name="ideogram.keys"),
+        ]
+
+    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
+        return wire.route(f"ideogram.{call}", method, path, self._account, handler)
+
+    def _account(self, request: Request) -> str:
+        key = request.headers.get("api-key", "")
+        if not self._world.knows(key):
+            raise Refusal(_refused(401, "Invalid API key"))
+        return self._world.account(key)
+
+    async def _submit(self, request: Request, account: str) -> Response:
+        given = await _read(request)
+        prediction = self._described(request, account, given)
+        if request.query_params.get("dry_run") == "true":
+            return answer({"price_usd_micros": _MICROS})
+        if prediction.callback_url or given.flag("async") or given.args.get("async") is True:
+            created = {"generation_id": prediction.id}
+            return await self._world.accept([prediction], answer(created))
+        ended = await self._world.run(prediction)
+        if ended.state != "succeeded" and not self._is_withheld(ended):
+            return _refused(500, _reason(ended))
+        return answer(self._made(ended) | {"generation_kind": "sampling", "seed": ended.variant})
+
+    def _described(self, request: Request, account: str, given: forms.Given) -> Prediction:
+        model, prompt = request.path_params["model"], given.text("prompt")
+        if problem := self._problem(model, prompt, given) or self._crowded(account):
+            raise self._rejected(problem)
+        inputs = given.args | {name: file.name for name, file in given.files.items()}
+        prediction = self._world.prediction(
+            "ideogram", request, account, model, inputs, callback_url=given.text("webhook_url")
+        )
+        if prediction.plan.failure == "prompt":
+            raise self._rejected(_refused(400, REASONS["prompt"]))
+        return prediction
+
+    def _problem(self, model: str, prompt: str, given: forms.Given) -> Response | None:
+        if rule := self._world.obstacle("ideogram", prompt):
+            return _refused(rule.status, rule.reason or "unavailable", rule.retry_after)
+        if model in {NO_SUCH_MODEL, TEXT_ONLY}:
+            return _refused(404, f"model {model} not found")
+        if "webhook_url" in given.args and not given.text("webhook_url").startswith("http"):
+            return _refused(400, "webhook_url is no URL")
+        if "[refuse]" in prompt:
+            return answer({"message": "Payment required", "reject_reason": "no_funds"}, 402)
+        return None
+
+    def _crowded(self, account: str) -> Response | None:
+        limit = self._world.options.ideogram_in_flight
+        if limit is None or self._world.studio.in_flight("ideogram", account) < limit:
+            return None
+        self._world.ledger.violation("ideogram", "in_flight", str(limit))
+        return _refused(429, "Too many requests", 1)
+
+    def _rejected(self, response: Response) -> Refusal:
+        self._world.ledger.count("ideogram", "rejected")
+        return Refusal(response)
+
+    async def _poll(self, request: Request, account: str) -> Response:
+        prediction = self._world.find_polled("ideogram", request.path_params["id"], account)
+        if prediction is None:
+            return _refused(404, "Generation not found")
+        return answer(self._state(prediction))
+
+    def _state(self, prediction: Prediction) -> dict[str, Any]:
+        if not prediction.finished:
+            return _named(prediction) | {"status": "pending"}
+        if prediction.state != "succeeded" and not self._is_withheld(prediction):
+            failed = {"status": "failed", "failure_reason": _reason(prediction)}
+            return _named(prediction) | failed
+        cost = {"usage_cost_usd_micros": _MICROS}
+        return self._made(prediction) | {"status": "completed", "response_type": "image", **cost}
+
+    def _is_withheld(self, prediction: Prediction) -> bool:
+        """Tell whether its safety check kept the pictures: it is completed, and billed."""
+        stopped = prediction.plan.failure == "moderated" and prediction.state == "failed"
+        return stopped and not prediction.old and not prediction.plan.ending.reason
+
+    def _made(self, prediction: Prediction) -> dict[str, Any]:
+        withheld = self._is_withheld(prediction)
+        output = [{"url": ""}] if withheld else made(self._world, prediction)
+        if isinstance(output, str):
+            return _named(prediction) | {"data": output}
+        more = {"prompt": prediction.prompt, "resolution": "1024x1024", "seed": prediction.variant}
+        images = [{**file, **more, "is_image_safe": not withheld} for file in output]
+        return _named(prediction) | {"data": images}
+
+    async def _jwks(self, _request: Request) -> Response:
+        if rule := self._world.faults.take("break_jwks", "ideogram"):
+            return broken(rule)
+        return answer(self._keys.published(padded=False))
+
+    def _push(self, prediction: Prediction) -> None:
+        """Tell what was made; of what failed nobody is told."""
+        told = prediction.state == "succeeded" or self._is_withheld(prediction)
+        if prediction.callback_url and told:
+            self._world.call(prediction, self.callback(prediction), self.headers, _CALLBACKS)
+
+    def callback(self, prediction: Prediction) -> bytes:
+        """Return what tells an end, also of one of which nobody is told."""
+        ended = prediction.state == "succeeded" or self._is_withheld(prediction)
+        return msgspec.json.encode(self._made(prediction) if ended else self._state(prediction))
+
+    def headers(
+        self, prediction: Prediction, body: bytes, at: float | None = None
+    ) -> dict[str, str]:
+        """Sign a body, now or as of another time; the key's id is a hint that may be wrong."""
+        faults, at = self._world.faults, int(self._world.now() if at is None else at)
+        if rule := faults.take("stale_timestamp", "ideogram", prediction.prompt):
+            at -= int(_STALE if rule.seconds is None else rule.seconds)
+        forged = faults.take("wrong_signature", "ideogram", prediction.prompt) is not None
+        user = user_id(prediction.account)
+        signed = self._keys.headers(_HEADERS, prediction.id, user, at, body, forged=forged)
+        kind = {"content-type": "application/json", "user-agent": "ideogram-emulator"}
+        return kind | signed | {"x-ideogram-webhook-key-id": "k0"}
+
+
+async def _read(request: Request) -> forms.Given:
+    try:
+        return await forms.read(request)
+    except forms.Unreadable:
+        raise Refusal(_refused(400, "the body cannot be read")) from None
+
+
+def _named(prediction: Prediction) -> dict[str, Any]:
+    at = datetime.fromtimestamp(prediction.submitted_at, UTC).isoformat()
+    return {"generation_id": prediction.id, "created": at}
+
+
+def _reason(prediction: Prediction) -> str:
+    failure = prediction.plan.failure
+    return prediction.plan.ending.reason or (REASONS[failure] if failure else "")
+
+
+def _refused(status: int, message: str, retry_after: int | None = None) -> Response:
+    headers = None if retry_after is None else {"retry-after": str(retry_after)}
+    return answer({"message": message}, status, headers)

@@ -1,0 +1,364 @@
+"""Replicate: one object tells submits, polls and callbacks; an hour after its end it is empty."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, ClassVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from receiver.emulator import wire
+from receiver.emulator.endings import Failure
+from receiver.emulator.ledger import Prediction, State
+from receiver.emulator.options import Schedule
+from receiver.emulator.secrets import AccountSecret
+from receiver.emulator.wire import Refusal, answer
+from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, broken, made
+
+REASONS: dict[Failure, str] = {
+    "model": "Prediction interrupted; please retry (code: PA)",
+    "moderated": "NSFW content detected. Try running it again, or try a different prompt.",
+    "timeout": "Prediction timed out",
+    "prompt": "prompt is required",
+    "parameter": "Additional property is not allowed",
+}
+_STATUSES: dict[State, str] = {
+    "queued": "starting",
+    "running": "processing",
+    "succeeded": "succeeded",
+    "failed": "failed",
+    "cancelled": "canceled",
+}
+_CALLBACKS = Schedule(
+    waits=(1, 2, 4, 8, 16, 32),
+    first_timeout=10,
+    later_timeout=10,
+    lifetime=60,
+    redirect_is_final=True,
+)
+"""The last word comes about a minute after the end, and a redirect loses it."""
+_KEPT = 3600
+_STALE = 600
+_MINUTE = 60
+_PAGE = 100
+_LONGEST_WAIT = 60
+_WAIT = re.compile(r"wait(?:=(\d+))?")
+_DEADLINE = re.compile(r"(\d+)([sm]?)")
+_VERSION = re.compile(r"(?:[\w.-]+/[\w.-]+:)?[\da-f]{64}")
+
+
+class Replicate:
+    """Routes under `/replicate`."""
+
+    settings: ClassVar[Mapping[str, str]] = {"REPLICATE_BASE_URL": "/replicate"}
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._secret = AccountSecret(world.rng)
+        self._creates: dict[str, deque[float]] = defaultdict(deque)
+        self._aborted: set[str] = set()
+        world.studio.on_finish["replicate"] = self._push
+        world.faults.at_once("rotate_keys", self._secret.rotate)
+
+    def routes(self) -> list[BaseRoute]:
+        base = "/replicate/v1"
+        one, model = base + "/predictions/{id}", base + "/models/{owner}/{name}"
+        return [
+            self._route("submit", "POST", base + "/predictions", self._submit),
+            self._route("submit", "POST", model + "/predictions", self._submit),
+            self._route(
+                "submit", "POST", base + "/deployments/{owner}/{name}/predictions", self._submit
+            ),
+            self._route("list", "GET", base + "/predictions", self._list),
+            self._route("poll", "GET", one, self._poll),
+            self._route("cancel", "POST", one + "/cancel", self._cancel),
+            self._route("account", "GET", base + "/account", self._own),
+            self._route("keys", "GET", base + "/webhooks/default/secret", self._shown),
+            self._route("model", "GET", model, self._model),
+            self._route("version", "GET", model + "/versions/{id}", self._version),
+        ]
+
+    def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
+        return wire.route(f"replicate.{call}", method, path, self._account, handler)
+
+    def _account(self, request: Request) -> str:
+        key = wire.credential(request, "Bearer")
+        if not self._world.knows(key):
+            detail = "You did not pass a valid authentication token"
+            raise Refusal(_refused(401, detail, title="Unauthenticated"))
+        return self._world.account(key)
+
+    async def _submit(self, request: Request, account: str) -> Response:
+        body = await wire.read_object(request) or {}
+        prediction = self._described(request, account, body)
+        self._heed_deadline(prediction, request.headers.get("cancel-after", ""))
+        wanted = _WAIT.match(request.headers.get("prefer", ""))
+        if wanted is None:
+            return await self._world.accept([prediction], answer(self._state(prediction), 201))
+        seconds = min(int(wanted[1] or _LONGEST_WAIT), _LONGEST_WAIT)
+        return answer(self._state(await self._world.run(prediction, seconds)), 201)
+
+    def _described(self, request: Request, account: str, body: dict[str, Any]) -> Prediction:
+        inputs = body.get("input")
+        asked: dict[str, Any] = inputs if isinstance(inputs, dict) else {}
+        model = _model_of(request, body)
+        problem = self._problem(body, model, wire.text_of(asked.get("prompt")))
+        if problem := problem or self._hurried(account):
+            raise self._rejected(problem)
+        hook, events = wire.text_of(body.get("webhook")), body.get("webhook_events_filter")
+        told = not isinstance(events, list) or "completed" in events
+        prediction = self._world.prediction(
+            "replicate", request, account, model, asked, callback_url=hook if told else ""
+        )
+        if prediction.plan.failure == "prompt":
+            raise self._rejected(_invalid("input.prompt", REASONS["prompt"]))
+        return prediction
+
+    def _problem(self, body: Mapping[str, Any], model: str, prompt: str) -> Response | None:
+        if rule := self._world.obstacle("replicate", prompt):
+            return self._later(rule.status, rule.reason or "Service unavailable", rule.retry_after)
+        if not model or {NO_SUCH_MODEL, TEXT_ONLY} & set(model.split("/")):
+            return _refused(404, "The requested resource could not be found.")
+        if not isinstance(body.get("input"), dict):
+            return _invalid("input", "Invalid type. Expected: object")
+        if not wire.text_of(body.get("webhook", "https:")).startswith(("https:", "http:")):
+            return _invalid("webhook", "Does not match format 'uri'")
+        if "[refuse]" in prompt:
+            detail = "You have insufficient credit to run this model."
+            return _refused(402, detail, title="Insufficient credit")
+        return None
+
+    def _hurried(self, account: str) -> Response | None:
+        """Refuse more submits in a minute than are allowed."""
+        limit, now = self._world.options.replicate_per_minute, self._world.now()
+        creates = self._creates[account]
+        while creates and creates[0] <= now - _MINUTE:
+            creates.popleft()
+        if limit is None or len(creates) < limit:
+            creates.append(now)
+            return None
+        self._world.ledger.violation("replicate", "submits_per_minute", str(limit))
+        return self._later(429, "Request was throttled.", int(creates[0] + _MINUTE - now) + 1)
+
+    def _later(self, status: int, detail: str, seconds: int | None) -> Response:
+        """Say when to come again: in the words, in a field, or in the header."""
+        if seconds is None:
+            return _refused(status, detail)
+        if self._world.old():
+            return _refused(status, f"{detail} Your rate limit resets in ~{seconds}s.")
+        if self._world.options.shape == "mixed":
+            return _refused(status, detail, retry_after=seconds)
+        return _refused(status, detail, headers={"retry-after": str(seconds)})
+
+    def _rejected(self, response: Response) -> Refusal:
+        self._world.ledger.count("replicate", "rejected")
+        return Refusal(response)
+
+    def _heed_deadline(self, prediction: Prediction, text: str) -> None:
+        """Stop it at the time of its own that Cancel-After gave it."""
+        if found := _DEADLINE.fullmatch(text):
+            seconds = int(found[1]) * (_MINUTE if found[2] == "m" else 1)
+            self._world.timers.after(seconds, lambda: self._out_of_time(prediction))
+
+    def _out_of_time(self, prediction: Prediction) -> None:
+        if prediction.state == "queued":
+            self._aborted.add(prediction.id)
+        if self._world.studio.cancel(prediction):
+            self._push(prediction)
+
+    async def _list(self, request: Request, account: str) -> Response:
+        after, before = (
+            request.query_params.get(name, "") for name in ("created_after", "created_before")
+        )
+        cursor = request.query_params.get("cursor", "0")
+        start = int(cursor) if cursor.isdecimal() else 0
+        rows = (
+            self._state(each)
+            for each in self._world.ledger.latest("replicate", account)
+            if _moment(after, 0.0) <= each.submitted_at <= _moment(before, float("inf"))
+        )
+        page = list(islice(rows, start, start + _PAGE + 1))
+        more = f"{request.url.include_query_params(cursor=start + _PAGE)}"
+        following = more if len(page) > _PAGE else None
+        return answer({"next": following, "previous": None, "results": page[:_PAGE]})
+
+    async def _poll(self, request: Request, account: str) -> Response:
+        found = self._world.find_polled("replicate", request.path_params["id"], account)
+        return answer(self._state(_present(found)))
+
+    async def _cancel(self, request: Request, account: str) -> Response:
+        self._world.ledger.count("replicate", "cancels")
+        found = self._world.ledger.find("replicate", request.path_params["id"], account)
+        prediction = _present(found)
+        if self._world.studio.cancel(prediction) and self._world.options.by_hand is None:
+            self._push(prediction)
+        return answer(self._state(prediction))
+
+    async def _own(self, _request: Request, account: str) -> Response:
+        return answer({"type": "user", "username": account, "name": account, "github_url": ""})
+
+    async def _shown(self, _request: Request, _account: str) -> Response:
+        if rule := self._world.faults.take("break_jwks", "replicate"):
+            return broken(rule)
+        return answer({"key": self._secret.shown})
+
+    async def _model(self, request: Request, _account: str) -> Response:
+        return answer(_described_model(request))
+
+    async def _version(self, request: Request, _account: str) -> Response:
+        return answer(_described_version(request.path_params["id"]))
+
+    def _state(self, prediction: Prediction) -> dict[str, Any]:
+        """Tell all of a prediction, as every channel does."""
+        url = f"{prediction.origin}/replicate/v1/predictions/{prediction.id}"
+        ended = prediction.completed_at
+        removed = ended is not None and self._world.now() - ended > _KEPT
+        state = {
+            "id": prediction.id,
+            "model": prediction.model.partition(":")[0],
+            "version": prediction.model.partition(":")[2] or "hidden",
+            "input": {} if removed else prediction.input,
+            "logs": "",
+            "output": None if removed else self._output(prediction),
+            "data_removed": removed,
+            "error": _reason(prediction),
+            "source": "api",
+            "status": self._status(prediction),
+            "created_at": _time(prediction.submitted_at),
+            "started_at": _time(prediction.started_at),
+            "completed_at": _time(ended),
+            "urls": {"cancel": url + "/cancel", "get": url},
+            "metrics": _metrics(prediction),
+        }
+        if prediction.callback_url:
+            filtered = {"webhook_events_filter": ["completed"]}
+            state |= {"webhook": prediction.callback_url, **filtered}
+        return state
+
+    def _status(self, prediction: Prediction) -> str:
+        return "aborted" if prediction.id in self._aborted else _STATUSES[prediction.state]
+
+    def _output(self, prediction: Prediction) -> Any:
+        """Return a file, several, or words in pieces, as the models differ."""
+        if prediction.state != "succeeded":
+            return None
+        told = prediction.plan.ending.output
+        if told is None and "[text]" in prediction.prompt:
+            return ["the model ", "answered in words"]
+        output = made(self._world, prediction)
+        if isinstance(output, str) or told is not None:
+            return output
+        urls = [file["url"] for file in output]
+        return urls if len(urls) > 1 or prediction.old else urls[0]
+
+    def _push(self, prediction: Prediction) -> None:
+        if prediction.callback_url:
+            self._world.call(prediction, self.callback(prediction), self.headers, _CALLBACKS)
+
+    def callback(self, prediction: Prediction) -> bytes:
+        return msgspec.json.encode(self._state(prediction))
+
+    def headers(
+        self, prediction: Prediction, body: bytes, at: float | None = None
+    ) -> dict[str, str]:
+        """Sign a body, now or as of another time."""
+        faults, at = self._world.faults, int(self._world.now() if at is None else at)
+        if rule := faults.take("stale_timestamp", "replicate", prediction.prompt):
+            at -= int(_STALE if rule.seconds is None else rule.seconds)
+        forged = faults.take("wrong_signature", "replicate", prediction.prompt) is not None
+        signed = self._secret.headers(f"msg_{prediction.id}", at, body, forged=forged)
+        return {"content-type": "application/json", "user-agent": "replicate-emulator"} | signed
+
+
+def _present(prediction: Prediction | None) -> Prediction:
+    if prediction is None:
+        raise Refusal(_refused(404, "The requested resource could not be found."))
+    return prediction
+
+
+def _model_of(request: Request, body: Mapping[str, Any]) -> str:
+    """Return the name that a submit has in its path, or in its version; empty: it has none."""
+    owner, name = (request.path_params.get(part) for part in ("owner", "name"))
+    if owner and name:
+        return f"{owner}/{name}"
+    version = wire.text_of(body.get("version"))
+    if _VERSION.fullmatch(version):
+        return version if ":" in version else f"emulated/model:{version}"
+    return version if version.count("/") == 1 and ":" not in version else ""
+
+
+def _refused(
+    status: int,
+    detail: str,
+    *,
+    title: str = "",
+    headers: Mapping[str, str] | None = None,
+    **more: Any,
+) -> Response:
+    body = {"title": title} if title else {}
+    return answer({**body, "detail": detail, "status": status, **more}, status, headers)
+
+
+def _invalid(name: str, description: str) -> Response:
+    field = {"type": "invalid", "field": name, "description": description}
+    detail = f"- {name}: {description}\n"
+    return _refused(422, detail, title="Input validation failed", invalid_fields=[field])
+
+
+def _reason(prediction: Prediction) -> str | None:
+    failure = prediction.plan.failure if prediction.state == "failed" else None
+    return (prediction.plan.ending.reason or REASONS[failure]) if failure else None
+
+
+def _metrics(prediction: Prediction) -> dict[str, float]:
+    if prediction.completed_at is None:
+        return {}
+    total = prediction.completed_at - prediction.submitted_at
+    started = prediction.started_at or prediction.completed_at
+    predict = round(prediction.completed_at - started, 3)
+    return {"predict_time": predict, "total_time": round(total, 3)}
+
+
+def _described_version(version: str) -> dict[str, Any]:
+    """Describe a version whose output is one file, as that of most models of pictures."""
+    output = {"type": "string", "format": "uri", "title": "Output"}
+    return {
+        "id": version,
+        "created_at": _time(0.0),
+        "cog_version": "0.14.0",
+        "openapi_schema": {"components": {"schemas": {"Output": output}}},
+    }
+
+
+def _described_model(request: Request) -> dict[str, Any]:
+    owner, name = request.path_params["owner"], request.path_params["name"]
+    if NO_SUCH_MODEL in {owner, name}:
+        raise Refusal(_refused(404, "The requested resource could not be found."))
+    return {
+        "url": f"{wire.origin(request)}/{owner}/{name}",
+        "owner": owner,
+        "name": name,
+        "description": "Draws what it is asked for.",
+        "visibility": "public",
+        "run_count": 7,
+        "default_example": None,
+        "latest_version": _described_version("0" * 64),
+    }
+
+
+def _time(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat()
+
+
+def _moment(text: str, otherwise: float) -> float:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return otherwise

@@ -1,0 +1,40 @@
+"""An account's secret, with which a provider signs by Standard Webhooks."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import random
+
+_BYTES = 24
+_PREFIX = "whsec_"
+
+
+class AccountSecret:
+    """Signs with what it shows; a stranger signs with something else."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self.shown = self._fresh()
+        """As the provider shows it to the account."""
+        self._stranger = self._fresh()
+
+    def rotate(self) -> None:
+        """Withdraw it for a new one."""
+        self.shown = self._fresh()
+
+    def headers(
+        self, message_id: str, at: int, body: bytes, *, forged: bool = False
+    ) -> dict[str, str]:
+        """Return the three headers that prove a body; a forged one is signed by a stranger."""
+        secret = self._stranger if forged else self.shown
+        key = base64.b64decode(secret.removeprefix(_PREFIX))
+        digest = hmac.digest(key, f"{message_id}.{at}.".encode() + body, "sha256")
+        return {
+            "webhook-id": message_id,
+            "webhook-timestamp": str(at),
+            "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+        }
+
+    def _fresh(self) -> str:
+        return _PREFIX + base64.b64encode(self._rng.randbytes(_BYTES)).decode()

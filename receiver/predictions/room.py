@@ -1,0 +1,77 @@
+"""How much a provider takes of us just now, as far as its refusals have taught it.
+
+Nothing of it is stored: a process that starts anew learns it with its first submits.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from receiver.observability.clock import Clock
+
+QUIET: Final = 90.0
+"""Seconds without a submit after a second refusal in a row: being asked again keeps Eachlabs full
+(seen with nothing at work, for minutes, until it was left alone for so long)."""
+LEARNT_FOR: Final = 600.0
+"""Seconds after the last refusal until more are tried than were at work then."""
+LOCKED: Final = 60.0
+"""Seconds between submits that try whether an account is still locked."""
+
+
+class Room:
+    """What a provider said of all submits: that it is full, or that it has locked our account."""
+
+    def __init__(self, monotonic: Clock) -> None:
+        self._now = monotonic
+        self.locked = ""
+        """What it says of the lock; empty where there is none."""
+        self._most: int | None = None
+        self._told_at = float("-inf")
+        self._is_refused = False
+        """Nothing was taken since it was told so."""
+        self._until = float("-inf")
+
+    def wait(self) -> float:
+        """Return for how many seconds nothing is to be submitted."""
+        return max(self._until - self._now(), 0.0)
+
+    def at_once(self, most: int) -> int:
+        """Return how many submits may be under way; of a locked account one, which tries."""
+        return 1 if self.locked else most
+
+    def in_flight(self, limit: int | None) -> int | None:
+        """Return how many predictions it takes, if that is fewer than our own limit."""
+        if self._most is None or self._now() - self._told_at > LEARNT_FOR:
+            self._most = None
+            return limit
+        return self._most if limit is None else min(limit, self._most)
+
+    def full(self, at_work: int, began: float, after: float | None) -> None:
+        """Learn that it takes no more than were at work, from a submit that began then."""
+        self._rest(after or 0.0)
+        if self._is_refused and began > self._told_at:
+            self._rest(QUIET)
+        at_work = max(at_work, 1)
+        self._most = at_work if self._most is None else min(self._most, at_work)
+        self._told()
+
+    def lock(self, message: str) -> None:
+        """Learn that it takes nothing of this account."""
+        self.locked = message
+        self._rest(LOCKED)
+        self._told()
+
+    def taken(self, began: float) -> bool:
+        """Learn that it took a submit that began then; return whether that ended a lock."""
+        if began < self._told_at:
+            return False
+        self._is_refused = False
+        was_locked, self.locked = bool(self.locked), ""
+        return was_locked
+
+    def _rest(self, seconds: float) -> None:
+        self._until = max(self._until, self._now() + seconds)
+
+    def _told(self) -> None:
+        self._is_refused = True
+        self._told_at = self._now()

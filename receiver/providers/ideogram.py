@@ -1,0 +1,269 @@
+"""Ideogram (API v2): one endpoint for each model, callbacks signed by Ed25519, files as parts.
+
+Facts: developer.ideogram.ai, v2 pages and webhooks (2026-10). A callback tells only what was made:
+what failed is found by a poll, which also says what it cost.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Literal
+from urllib.parse import unquote_to_bytes
+
+import httpx
+import msgspec
+
+from receiver.model.errors import Problem, Unreadable
+from receiver.model.values import Outcome, OutcomeKind, Ticket
+from receiver.providers import adapter as base
+from receiver.providers.adapter import (
+    Accepted,
+    Ambiguous,
+    Callback,
+    CallbackTarget,
+    ProviderResponse,
+    Receipt,
+)
+from receiver.providers.declared import Declared
+from receiver.providers.signatures import read_jwks, verify_ed25519
+
+_KINDS: Final[dict[str, OutcomeKind]] = {
+    "pending": "processing",
+    "completed": "succeeded",
+    "failed": "failed",
+}
+_OURS: Final = frozenset({"webhook_url", "async"})
+_IN_PARTS: Final = frozenset({"nano-banana-2"})
+"""Models that take parts even where no file is among them."""
+_NO_HOOK: Final = frozenset({"auto"})
+_FILES: Final = re.compile(r"(?:\w+_)?images?|mask")
+_DATA: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)[^,]*?(;base64)?,", re.IGNORECASE)
+_NOBODYS: Final = "00000000-0000-0000-0000-000000000000"
+_WITHHELD: Final = "Ideogram's safety check has withheld every image"
+_MOST_MICROS: Final = 2**53
+
+Part = tuple[str, tuple[str | None, bytes, str | None]]
+"""A part of a form: its name, and the file's name, content and type; without a name, a text."""
+
+
+@dataclass(frozen=True)
+class Ideogram:
+    """The adapter; `base_url` has no trailing slash and no `/v2`."""
+
+    key: str
+    base_url: str
+    name: ClassVar[Literal["ideogram"]] = "ideogram"
+    proof: ClassVar[Literal["public_keys"]] = "public_keys"
+    stream_path: ClassVar[None] = None
+
+    def check(self, model: str, input: dict[str, Any]) -> None:
+        """Refuse what could not be sent: files elsewhere, and a callback instead of ours."""
+        base.model_path(model)
+        if unfit := sorted(_OURS & input.keys()):
+            detail = f"how the outcome comes is the receiver's part: leave out {', '.join(unfit)}"
+            raise Problem(422, "unsupported-input", detail)
+        if _is_in_parts(model, input) and (far := sorted(set(_elsewhere(input)))):
+            detail = f"Ideogram takes files: give {', '.join(far)} as data URIs, not as URLs"
+            raise Problem(422, "unsupported-input", detail)
+
+    def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:
+        fields = dict(ticket.input)
+        if ticket.mode == "queue":
+            told = hook is not None and ticket.model not in _NO_HOOK
+            fields |= {"webhook_url": hook.url} if hook and told else {"async": True}
+        model = base.model_path(ticket.model)
+        path = f"/v2/{model}" if "/" in model else f"/v2/image/generate/{model}"
+        if not _is_in_parts(ticket.model, fields):
+            return self._call("POST", path, json=fields)
+        parts = list(_parts(fields))
+        kind = f"multipart/form-data; boundary={_boundary(parts)}"
+        return self._call("POST", path, files=parts, headers={"Content-Type": kind})
+
+    def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
+        body = base.content(answer)
+        unsafe = answer.status == httpx.codes.UNPROCESSABLE_ENTITY
+        if settled := base.settle_submit(answer, _said(body), "safety" if unsafe else ""):
+            return settled
+        provider_id = base.identifier(body.get("generation_id"))
+        if provider_id is None:
+            return Ambiguous("Ideogram accepted the submit without a generation_id")
+        if ticket.mode == "queue":
+            return Accepted(provider_id)
+        if not isinstance(body.get("data"), list):  # some models never block
+            return Outcome(kind="processing", provider_id=provider_id)
+        return _made(body, provider_id, ticket.input)
+
+    def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> str:
+        prefix, id_header = b"x-ideogram-webhook-", b"generation-id"
+        return verify_ed25519(callback, prefix, id_header, now=now, keys=keys)
+
+    def keys(self) -> httpx.Request:
+        return httpx.Request("GET", f"{self.base_url}/v1/.well-known/jwks.json")
+
+    def read_keys(self, body: bytes) -> list[bytes]:
+        return read_jwks(body)
+
+    def read(self, body: bytes) -> Outcome:
+        payload = base.decode_object(body)
+        provider_id = base.identifier(payload.get("generation_id"))
+        if payload.get("status") is not None:  # none is documented, so another may say failed
+            outcome = _outcome(payload, provider_id)
+            return outcome if outcome.kind != "processing" else _ask(provider_id)
+        if not isinstance(payload.get("data"), list):
+            return _ask(provider_id)
+        return _made(payload, provider_id)
+
+    def poll(self, ticket: Ticket) -> httpx.Request:
+        return self._call("GET", _path(ticket.provider_id or ""))
+
+    def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
+        if answer.status == httpx.codes.NOT_FOUND:
+            return Outcome(kind="missing", provider_id=ticket.provider_id)
+        if answer.status != httpx.codes.OK:
+            raise base.unexpected(answer, _said(base.error_body(answer.body)))
+        body = base.decode_object(answer.body)
+        if not isinstance(body.get("status"), str):
+            raise Unreadable("no status")
+        return _outcome(
+            body, base.identifier(body.get("generation_id"), ticket.provider_id), ticket
+        )
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Return nothing: there is no such call."""
+
+    def details(self, model: str) -> None:
+        """Return nothing: there is no such call."""
+
+    def try_key(self) -> httpx.Request:
+        """Ask for a generation that does not exist."""
+        return self._call("GET", _path(_NOBODYS))
+
+    def key_works(self, answer: ProviderResponse) -> bool | None:
+        """Take its own 404 for a yes: a bad key gets a 401 before anything is looked up."""
+        looked_up = answer.status == httpx.codes.NOT_FOUND and bool(_said(_object(answer)))
+        return base.let_in(answer, sign=looked_up)
+
+    def _call(
+        self, method: str, path: str, *, headers: dict[str, str] | None = None, **content: Any
+    ) -> httpx.Request:
+        ours = {"Api-Key": self.key, "Accept": "application/json", **(headers or {})}
+        return httpx.Request(method, self.base_url + path, headers=ours, **content)
+
+
+def _path(provider_id: str) -> str:
+    return f"/v2/generations/{base.model_path(provider_id)}"
+
+
+def _object(answer: ProviderResponse) -> dict[str, Any]:
+    """Read an object; where there is none, nothing."""
+    try:
+        return base.decode_object(answer.body)
+    except Unreadable:
+        return {}
+
+
+def _ask(provider_id: str | None) -> Outcome:
+    return Outcome(kind="ask", provider_id=provider_id)
+
+
+def _outcome(
+    body: dict[str, Any], provider_id: str | None, ticket: Ticket | None = None
+) -> Outcome:
+    kind = base.lookup(_KINDS, body.get("status"), "processing")
+    if kind == "succeeded":
+        return _made(body, provider_id, ticket.input if ticket else None)
+    if kind == "failed":
+        error = base.failure(base.spoken(body.get("failure_reason")) or _said(body))
+        return Outcome(kind=kind, provider_id=provider_id, error=error, cost=_cost(body))
+    return Outcome(kind=kind, provider_id=provider_id)
+
+
+def _made(body: dict[str, Any], provider_id: str | None, sent: Any = None) -> Outcome:
+    """Read what was made; an image that is withheld has an empty URL, and costs all the same."""
+    images = body.get("data")
+    made = base.outputs(images, sent)
+    if not made and isinstance(images, list) and any(map(_is_withheld, images)):
+        error = base.failure(_WITHHELD, "safety")
+        return Outcome(kind="failed", provider_id=provider_id, error=error, cost=_cost(body))
+    return Outcome(kind="succeeded", provider_id=provider_id, output=made, cost=_cost(body))
+
+
+def _is_withheld(image: Any) -> bool:
+    return isinstance(image, dict) and image.get("is_image_safe") is False
+
+
+def _cost(body: dict[str, Any]) -> int | None:
+    micros = body.get("usage_cost_usd_micros")
+    return micros if type(micros) is int and 0 <= micros < _MOST_MICROS else None
+
+
+def _said(body: dict[str, Any]) -> str:
+    places = ("message", "error", "detail", "reject_reason")
+    return base.join(dict.fromkeys(base.spoken(body.get(name)) for name in places))
+
+
+# --- parts ---
+
+
+def _is_in_parts(model: str, fields: dict[str, Any]) -> bool:
+    return model in _IN_PARTS or any(_DATA.match(text) for _, text in _files(fields))
+
+
+def _files(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Return the texts under the names of files."""
+    for name, value in fields.items():
+        if _FILES.fullmatch(name):
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, str):
+                    yield name, each
+
+
+def _elsewhere(fields: dict[str, Any]) -> Iterator[str]:
+    return (name for name, text in _files(fields) if not _DATA.match(text))
+
+
+def _parts(fields: dict[str, Any]) -> Iterator[Part]:
+    for name, value in fields.items():
+        for number, each in enumerate(value if isinstance(value, list) else [value]):
+            found = _DATA.match(each) if isinstance(each, str) and _FILES.fullmatch(name) else None
+            if found:
+                kind = found[1].lower()
+                file = f"{name}-{number}.{kind.partition('/')[2]}"
+                yield name, (file, _content(each[found.end() :], is_base64=bool(found[2])), kind)
+            elif each is not None:
+                yield name, (None, _text(each), None)
+
+
+def _content(text: str, *, is_base64: bool) -> bytes:
+    raw = unquote_to_bytes(text)
+    try:
+        return base64.b64decode(b"".join(raw.split()), validate=True) if is_base64 else raw
+    except ValueError:
+        raise Unreadable("a data URI whose content is not base64") from None
+
+
+def _text(value: Any) -> bytes:
+    """Write a value of a form: text as it is, all else as JSON has it."""
+    return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
+
+
+def _boundary(parts: list[Part]) -> str:
+    """Make what stands between parts: no part can hold the digest of them all."""
+    digest = hashlib.sha256()
+    for name, (_, content, _) in parts:
+        digest.update(b"%d/%d/" % (len(name), len(content)) + name.encode() + content)
+    return digest.hexdigest()[:48]
+
+
+DECLARED: Final = Declared(
+    make=lambda given: Ideogram(given.key, given.urls["base"]),
+    key="IDEOGRAM_API_KEY",
+    urls={"base": "https://api.ideogram.ai"},
+    path="/v2",
+    example="nano-banana-2",
+    max_in_flight=10,
+)

@@ -1,0 +1,246 @@
+"""Replicate: models, versions and deployments; callbacks signed with the account's secret.
+
+Facts: replicate.com's docs (webhooks, prediction lifecycle, rate limits) and its Python and
+JavaScript clients (2025-12). Results are deleted an hour after the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any, ClassVar, Final, Literal
+
+import httpx
+
+from receiver.model.errors import Problem, Unreadable
+from receiver.model.values import Error, Outcome, Ticket
+from receiver.providers import adapter as base
+from receiver.providers.adapter import (
+    Accepted,
+    Ambiguous,
+    Callback,
+    CallbackTarget,
+    ProviderResponse,
+    Receipt,
+)
+from receiver.providers.declared import Declared
+from receiver.providers.signatures import Hmac
+
+_KINDS: Final = {
+    "starting": "processing",
+    "processing": "processing",
+    "succeeded": "succeeded",
+    "failed": "failed",
+    "canceled": "canceled",
+    "cancelled": "canceled",
+    # Its deadline passed before it began; the official Python client does not know the word.
+    "aborted": "canceled",
+}
+_API: Final = "/v1"
+_DEPLOYMENTS: Final = "deployments/"
+_SECRET: Final = "whsec_"  # noqa: S105 - how one begins
+_VERSION: Final = re.compile(r"(?:[\w.-]+/[\w.-]+:)?[\da-f]{64}")
+_BLOCKING: Final = "wait=60"
+"""The longest that a submit may block; what has not ended by then is polled."""
+_LOOKED_FOR: Final = (-30, 0, 30, 60, 90)
+"""Seconds around a lost submit, in slices: a page of the list holds a hundred."""
+_SIGNATURE: Final = Hmac()
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """The adapter; `base_url` has no trailing slash and no `/v1`."""
+
+    key: str
+    base_url: str
+    name: ClassVar[Literal["replicate"]] = "replicate"
+    proof: ClassVar[Literal["account_secret"]] = "account_secret"
+    stream_path: ClassVar[None] = None
+
+    def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
+        """Refuse a model of a form that Replicate does not have."""
+        _submit_to(model)
+
+    def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:
+        path, body = _submit_to(ticket.model)
+        body["input"] = ticket.input
+        if ticket.mode == "sync":
+            return self._call("POST", path, json=body, headers={"Prefer": _BLOCKING})
+        if hook is not None:
+            body |= {"webhook": hook.url, "webhook_events_filter": ["completed"]}
+        return self._call("POST", path, json=body)
+
+    def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
+        body = base.content(answer)
+        if settled := base.settle_submit(answer, _refusal(body)):
+            return settled
+        provider_id = base.identifier(body.get("id"))
+        if provider_id is None:
+            return Ambiguous("Replicate accepted the submit without an id")
+        return _outcome(body, ticket) if ticket.mode == "sync" else Accepted(provider_id)
+
+    def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:
+        """Verify Standard Webhooks; whose prediction of the account it is, its body says."""
+        _SIGNATURE.verify(callback, now=now, keys=keys)
+
+    def keys(self) -> httpx.Request:
+        return self._call("GET", "/webhooks/default/secret")
+
+    def read_keys(self, body: bytes) -> list[bytes]:
+        secret = base.words(base.decode_object(body).get("key"))
+        if not secret.startswith(_SECRET):
+            raise Unreadable("no secret")
+        return [secret.encode()]
+
+    def read(self, body: bytes) -> Outcome:
+        payload = base.decode_object(body)
+        outcome = _outcome(payload)
+        # The secret signs for all of the account: what does not say which one it is proves nothing.
+        if outcome.provider_id is None or not isinstance(payload.get("status"), str):
+            return Outcome(kind="ask", provider_id=outcome.provider_id)
+        return outcome
+
+    def poll(self, ticket: Ticket) -> httpx.Request:
+        return self._call("GET", _path(ticket))
+
+    def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
+        if answer.status == httpx.codes.NOT_FOUND:
+            return Outcome(kind="missing", provider_id=ticket.provider_id)
+        if answer.status != httpx.codes.OK:
+            raise base.unexpected(answer, _refusal(base.error_body(answer.body)))
+        return _outcome(base.decode_object(answer.body), ticket)
+
+    def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
+        """List what the account created around the submit."""
+        if ticket.submitted_at is None:
+            return []
+        begin = datetime.fromtimestamp(ticket.submitted_at, UTC)
+        moments = [(begin + timedelta(seconds=each)).isoformat() for each in _LOOKED_FOR]
+        return [
+            self._call("GET", "/predictions", params={"created_after": a, "created_before": b})
+            for a, b in pairwise(moments)
+        ]
+
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
+        """Return the one that would call back to us; where nobody is called, those like ours."""
+        if not base.is_yes(answer):
+            raise base.unexpected(answer)
+        rows = base.decode_object(answer.body).get("results")
+        if not isinstance(rows, list):
+            raise Unreadable("no list of predictions")
+        like = [row for row in rows if isinstance(row, dict) and _same(ticket, row)]
+        ids = (base.identifier(row.get("id")) for row in reversed(like))
+        return [provider_id for provider_id in ids if provider_id]
+
+    def cancel(self, ticket: Ticket) -> httpx.Request:
+        return self._call("POST", f"{_path(ticket)}/cancel")
+
+    def details(self, model: str) -> httpx.Request | None:
+        name = model.partition(":")[0]
+        if "/" not in name:
+            return None  # a version alone does not name its model
+        path = base.model_path(name if name.startswith(_DEPLOYMENTS) else f"models/{name}")
+        return self._call("GET", f"/{path}")
+
+    def try_key(self) -> httpx.Request:
+        """Ask whose key it is."""
+        return self._call("GET", "/account")
+
+    def key_works(self, answer: ProviderResponse) -> bool | None:
+        named = isinstance(base.error_body(answer.body).get("username"), str)
+        return base.let_in(answer, sign=answer.status == httpx.codes.OK and named)
+
+    def _call(
+        self, method: str, path: str, *, headers: dict[str, str] | None = None, **content: Any
+    ) -> httpx.Request:
+        ours = {"Authorization": f"Bearer {self.key}", "Accept": "application/json"}
+        url = f"{self.base_url}{_API}{path}"
+        return httpx.Request(method, url, headers=ours | (headers or {}), **content)
+
+
+def _submit_to(model: str) -> tuple[str, dict[str, Any]]:
+    """Return the path of a submit and what it says of the model, or raise Problem."""
+    if _VERSION.fullmatch(model):
+        return "/predictions", {"version": model}
+    kind, name = "models", model
+    if model.startswith(_DEPLOYMENTS):
+        kind, name = "deployments", model.removeprefix(_DEPLOYMENTS)
+    path = base.model_path(name)
+    if path.count("/") != 1 or ":" in name:
+        raise Problem(
+            422,
+            "invalid-model",
+            "a Replicate model is owner/name, owner/name:version, a version's id of 64 digits, or "
+            "deployments/owner/name",
+        )
+    return f"/{kind}/{path}/predictions", {}
+
+
+def _path(ticket: Ticket) -> str:
+    return f"/predictions/{base.model_path(ticket.provider_id or '')}"
+
+
+def _outcome(payload: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
+    """Read a prediction: callbacks, polls and submits tell it in one form."""
+    kind = base.lookup(_KINDS, payload.get("status"), "processing")
+    provider_id = base.identifier(payload.get("id"), ticket.provider_id if ticket else None)
+    if kind == "succeeded" and payload.get("output") is None and payload.get("data_removed"):
+        kind = "failed"
+        payload = {"error": "Replicate had deleted the result before it was asked for"}
+    if kind == "succeeded":
+        sent = ticket.input if ticket else payload.get("input")
+        return Outcome(
+            kind=kind, provider_id=provider_id, output=_made(payload.get("output"), sent)
+        )
+    status = base.words(payload.get("status"))
+    error = {
+        "failed": base.failure(base.spoken(payload.get("error"))),
+        "canceled": Error(code="canceled", message=f"{status} at Replicate"),
+    }.get(kind)
+    return Outcome(kind=kind, provider_id=provider_id, error=error)
+
+
+def _made(output: Any, sent: Any) -> list[Any]:
+    """Collect the files of an output, or its words, which may come as a list of pieces."""
+    pieces = isinstance(output, list) and all(isinstance(piece, str) for piece in output)
+    found = base.outputs(output, sent)
+    if pieces and not any(each.url for each in found):
+        return base.outputs("".join(output), sent)
+    return found
+
+
+def _refusal(body: dict[str, Any]) -> str:
+    """Return the words of a refusal, with the fields that it says are wrong."""
+    said, fields = base.spoken(body), body.get("invalid_fields")
+    wrong = [
+        ": ".join(
+            filter(None, (base.words(each.get("field")), base.words(each.get("description"))))
+        )
+        for each in (fields if isinstance(fields, list) else [])
+        if isinstance(each, dict)
+    ]
+    return base.join([said, *(each for each in wrong if each not in said)])
+
+
+def _same(ticket: Ticket, row: dict[str, Any]) -> bool:
+    """Compare by our own token in the path that is to be called back, which every row names."""
+    hook = row.get("webhook")
+    if isinstance(hook, str) and hook:
+        return f"/webhooks/replicate/{ticket.id}." in hook
+    return row.get("input") == ticket.input
+
+
+DECLARED: Final = Declared(
+    make=lambda given: Replicate(given.key, given.urls["base"]),
+    key="REPLICATE_API_TOKEN",
+    urls={"base": "https://api.replicate.com"},
+    path=_API,
+    example="google/nano-banana",
+    secret="REPLICATE_WEBHOOK_SIGNING_SECRET",  # noqa: S106 - the name of one
+    secret_begins=_SECRET,
+    requests_per_minute=600,
+    results_live=3600.0,
+)

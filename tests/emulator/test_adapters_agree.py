@@ -1,0 +1,186 @@
+"""Every adapter against the emulation of its provider: two readings of the same documents."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import httpx
+import msgspec
+import pytest
+
+from receiver.emulator import settings_for
+from receiver.emulator.options import Shape
+from receiver.emulator.providers import CALLING
+from receiver.model.errors import Unproved
+from receiver.model.values import Mode, Outcome, Ticket
+from receiver.providers import DECLARED
+from receiver.providers.adapter import (
+    Accepted,
+    Callback,
+    CallbackTarget,
+    Follow,
+    Provider,
+    ProviderResponse,
+    Publishing,
+    Refused,
+)
+from receiver.settings import Settings
+from tests.emulator.conftest import Start
+from tests.emulator.serving import Emulated, Mailbox, eventually
+
+NAMES: Final = tuple(DECLARED)
+SECRET: Final = "of-this-prediction-alone"
+SHAPES: Final[tuple[Shape, ...]] = ("new", "old", "mixed")
+CODES: Final = {
+    "[fail]": "provider_error",
+    "[moderated]": "content_policy",
+    "[timeout]": "timeout",
+}
+TELL_NO_FAILURE: Final = frozenset({"ideogram"})
+"""Those that call back only with what was made."""
+UNDATED: Final = frozenset({"eachlabs", "bfl"})
+"""Those whose proof has no time."""
+
+of_all = pytest.mark.parametrize("name", NAMES)
+of_those_who_call = pytest.mark.parametrize("name", CALLING)
+
+
+class Talk:
+    """One adapter, and an emulator that answers it."""
+
+    def __init__(self, name: str, emulated: Emulated, key: str = "k") -> None:
+        env = {"RECEIVER_DEV": "1", DECLARED[name].key: key, **settings_for(emulated.url)}
+        self.provider: Provider = Settings.read(env).adapters()[name]
+        self._http = emulated.http
+
+    def ask(self, request: httpx.Request) -> ProviderResponse:
+        answer = self._http.send(request)
+        return ProviderResponse(answer.status_code, answer.headers, answer.content)
+
+    def submit(self, prompt: str, hook: str = "", mode: Mode = "queue") -> tuple[Ticket, object]:
+        given = {"prompt": prompt}
+        model = DECLARED[self.provider.name].example
+        ticket = Ticket(id="pred_1", model=model, mode=mode, input=given)
+        target = CallbackTarget(hook, SECRET) if hook else None
+        receipt = self.provider.accepted(ticket, self.ask(self.provider.request(ticket, target)))
+        if isinstance(receipt, Accepted):
+            ticket = msgspec.structs.replace(
+                ticket, provider_id=receipt.provider_id, links=receipt.links
+            )
+        return ticket, receipt
+
+    def poll(self, ticket: Ticket) -> Outcome:
+        answer = self.ask(self.provider.poll(ticket))
+        found = self.provider.polled(ticket, answer)
+        if isinstance(found, Follow):
+            found = found.read(ticket, self.ask(found.request))
+        return found
+
+    def ended(self, ticket: Ticket) -> Outcome:
+        return eventually(lambda: self.poll(ticket), lambda found: found.kind != "processing")
+
+    def told(self, mailbox: Mailbox) -> Outcome:
+        """Prove the next callback, and read it."""
+        mail = mailbox.one()
+        headers = [(name.encode(), value.encode()) for name, value in mail.headers.items()]
+        callback = Callback(headers, mail.body, mail.at)
+        self.provider.authenticate(callback, now=mail.at, keys=self._keys())
+        return self.provider.read(mail.body)
+
+    def _keys(self) -> list[bytes]:
+        if isinstance(self.provider, Publishing):
+            return self.provider.read_keys(self.ask(self.provider.keys()).body)
+        return [SECRET.encode()]
+
+
+@of_those_who_call
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_callback_and_a_poll_tell_the_same(
+    start: Start, mailbox: Mailbox, name: str, shape: Shape
+) -> None:
+    talk = Talk(name, start(shape=shape))
+    ticket, _ = talk.submit("a lighthouse", mailbox.url)
+    told, found = talk.told(mailbox), talk.ended(ticket)
+    for outcome in (told, found):
+        assert (outcome.kind, outcome.provider_id) == ("succeeded", ticket.provider_id)
+        [picture] = outcome.output
+        assert str(picture.url).startswith("http://127.0.0.1:")
+    assert told.output == found.output
+
+
+@of_all
+@pytest.mark.parametrize("prompt", CODES)
+def test_a_failure_has_the_code_of_its_kind(
+    start: Start, mailbox: Mailbox, name: str, prompt: str
+) -> None:
+    talk = Talk(name, start())
+    ticket, _ = talk.submit(f"x {prompt}", mailbox.url)
+    found = talk.ended(ticket)
+    assert found.error is not None
+    assert (found.kind, found.error.code) == ("failed", CODES[prompt])
+    if name in CALLING and name not in TELL_NO_FAILURE:
+        told = talk.told(mailbox)
+        assert told.error is not None
+        assert (told.kind, told.error.code) == ("failed", CODES[prompt])
+
+
+@of_all
+def test_a_blocking_call_gives_the_outcome(start: Start, name: str) -> None:
+    talk = Talk(name, start())
+    ticket, receipt = talk.submit("a lighthouse", mode="sync")
+    outcome = talk.ended(ticket) if isinstance(receipt, Accepted) else receipt
+    assert isinstance(outcome, Outcome)
+    assert (outcome.kind, len(outcome.output)) == ("succeeded", 1)
+
+
+@of_all
+def test_what_is_canceled_ends_so_where_it_can_be(start: Start, name: str) -> None:
+    talk = Talk(name, start())
+    ticket, _ = talk.submit("[never]")
+    request = talk.provider.cancel(ticket)
+    assert talk.poll(ticket).kind == "processing"
+    if request is not None:
+        assert talk.ask(request).status < 300
+        assert talk.ended(ticket).kind == "canceled"
+
+
+@of_all
+def test_a_refusal_is_one(start: Start, name: str) -> None:
+    _, receipt = Talk(name, start()).submit("[refuse]")
+    assert isinstance(receipt, Refused)
+
+
+@of_all
+def test_an_id_that_nobody_has_is_missing(start: Start, name: str) -> None:
+    talk = Talk(name, start())
+    model = DECLARED[name].example
+    ticket = Ticket(id="pred_1", model=model, mode="queue", input={}, provider_id="nobodys")
+    assert talk.poll(ticket).kind == "missing"
+
+
+@of_all
+def test_a_key_is_let_in_or_kept_out(start: Start, name: str) -> None:
+    emulated = start(api_keys=frozenset({"good"}))
+    for key, works in (("good", True), ("bad", False)):
+        talk = Talk(name, emulated, key)
+        assert talk.provider.key_works(talk.ask(talk.provider.try_key())) is works
+
+
+@of_those_who_call
+def test_a_callback_that_is_forged_is_not_proved(start: Start, mailbox: Mailbox, name: str) -> None:
+    emulated = start()
+    emulated.break_with({"fault": "wrong_signature"})
+    talk = Talk(name, emulated)
+    talk.submit("a lighthouse", mailbox.url)
+    with pytest.raises(Unproved):
+        talk.told(mailbox)
+
+
+@pytest.mark.parametrize("name", [each for each in CALLING if each not in UNDATED])
+def test_a_callback_that_is_old_is_not_proved(start: Start, mailbox: Mailbox, name: str) -> None:
+    emulated = start()
+    emulated.break_with({"fault": "stale_timestamp"})
+    talk = Talk(name, emulated)
+    talk.submit("a lighthouse", mailbox.url)
+    with pytest.raises(Unproved, match=r"^stale_timestamp$"):
+        talk.told(mailbox)

@@ -1,0 +1,237 @@
+"""What a provider takes of us just now: a locked account, a full one, and what it makes of that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from receiver.emulator.faults import Rule
+from receiver.emulator.inprocess import EmulatedProviders
+from receiver.predictions.room import LEARNT_FOR, LOCKED, QUIET, Room
+from tests.conftest import Start
+from tests.receiving import OPTIONS, Clock, Network, Station, eventually
+
+pytestmark = pytest.mark.anyio
+
+LOCK = [Rule(fault="lock_account")]
+SOON = {"RECEIVER_POLL_AFTER": "0.02"}
+
+
+class Hands:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def statuses(station: Station) -> list[str]:
+    return [row[0] for row in station.rows("SELECT status FROM predictions ORDER BY id")]
+
+
+async def locked(station: Station) -> tuple[Any, bool]:
+    """Say what the receiver's readiness and its metrics say of a lock."""
+    ready = await station.world.get("/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (200, "ok")
+    page = (await station.world.get("/metrics")).text
+    return ready.json()["locked"], 'receiver_provider_locked{provider="fal"} 1.0' in page
+
+
+# --- a locked account ---
+
+
+@pytest.mark.both_engines
+async def test_a_locked_account_fails_nothing_and_is_said(start: Start, network: Network) -> None:
+    network.emulator.faults.replace(LOCK)
+    async with start() as station:
+        for prompt in ("first", "second", "third"):
+            assert (await station.submit("fal", prompt))["status"] == "queued"
+        assert (await station.submit("eachlabs"))["status"] == "processing"
+        assert network.count("fal.submit") == 1
+        assert await locked(station) == (["fal"], True)
+        reason = "SELECT error_message FROM predictions WHERE error_message IS NOT NULL"
+        assert station.one(reason).startswith("User is locked. Reason: Exhausted balance.")
+        assert station.count("events") == 0
+
+
+async def test_a_lock_ends_by_itself_and_is_tried_by_one_submit_at_a_time(
+    start: Start, network: Network
+) -> None:
+    clock = Clock()
+    network.emulator.faults.replace(LOCK)
+    async with start(clock=clock) as station:
+        began = clock()
+        made = [await station.submit("fal", prompt) for prompt in ("first", "second", "third")]
+        assert await locked(station) == (["fal"], True)
+        # By then another may be tried, which may not be refused.
+        assert station.one("SELECT due_at FROM predictions WHERE submits > 0") > began + LOCKED
+        clock.ahead += LOCKED + 1
+        await station.http.post("/v1/drain?seconds=1")
+        assert network.count("fal.submit") == 2
+        network.emulator.faults.replace([])
+        clock.ahead += LOCKED + 1
+        await station.http.post("/v1/drain?seconds=1")
+        clock.ahead += LOCKED + 1  # each waits for its own time, too
+        await station.http.post("/v1/drain?seconds=1")
+        for prediction in made:
+            await station.until(prediction["id"], "processing")
+        await eventually(lambda: locked(station), lambda said: said == ([], False))
+
+
+async def test_a_lock_keeps_nothing_from_ending(start: Start, network: Network) -> None:
+    async with start(**SOON) as station:
+        running = await station.submit("fal", "running")
+        network.emulator.faults.replace(LOCK)
+        await station.submit("fal", "refused")
+        assert await locked(station) == (["fal"], True)
+        network.always("fal.poll", network.ends)
+        assert (await station.until(running["id"], "succeeded"))["channel"] == "poll"
+
+
+async def test_a_blocking_call_waits_for_the_lock_too(start: Start, network: Network) -> None:
+    network.emulator.faults.replace(LOCK)
+    async with start() as station:
+        prediction = await station.submit("fal", mode="sync", headers={"prefer": "wait=1"})
+        await eventually(lambda: network.count("fal.run"))
+        assert (await station.until(prediction["id"], "queued"))["error"] is None
+        assert await locked(station) == (["fal"], True)
+
+
+# --- a full one ---
+
+
+def few(network: Network, clock: Clock, most: int, shut: float = 0) -> None:
+    """Have Eachlabs take so many at once, and shut out who asks for more for so long."""
+    options = msgspec.structs.replace(OPTIONS, eachlabs_in_flight=most, eachlabs_shut=shut)
+    network.emulator = EmulatedProviders(clock, options)
+
+
+@pytest.mark.both_engines
+async def test_what_a_full_account_refuses_goes_when_another_has_ended(
+    start: Start, network: Network
+) -> None:
+    few(network, Clock(), 2)
+    async with start() as station:
+        for number in range(5):
+            await station.submit(prompt=f"{number}")
+        assert sorted(await statuses(station)) == ["processing"] * 2 + ["queued"] * 3
+        assert network.count("eachlabs.submit") == 3
+        for ended in range(5):
+            await eventually(lambda: len(network.sent) == min(ended + 2, 5))  # noqa: B023 - read at once
+            network.emulator.end(network.sent[ended].prediction)
+            await station.push(network.sent[ended])
+        assert await statuses(station) == ["succeeded"] * 5
+        assert network.count("eachlabs.submit") == 6  # one refusal in all taught it
+
+
+async def test_a_full_account_is_not_asked_again_and_again(start: Start, network: Network) -> None:
+    clock = Clock()
+    few(network, clock, 1, shut=60)
+    async with start(clock=clock) as station:
+        first = await station.submitted("eachlabs", "first")
+        second = await station.submit(prompt="second")
+        assert (second["status"], network.count("eachlabs.submit")) == ("queued", 2)
+        network.emulator.end(first.prediction)
+        await station.push(first)
+        await eventually(lambda: network.count("eachlabs.submit") == 3)
+        await station.until(second["id"], "queued")  # shut out for having asked, with nothing there
+        for _ in range(3):
+            clock.ahead += QUIET / 4
+            await station.http.post("/v1/drain?seconds=1")
+        assert network.count("eachlabs.submit") == 3
+        clock.ahead += QUIET / 4 + 1
+        await station.http.post("/v1/drain?seconds=1")
+        await station.until(second["id"], "processing")
+        assert network.count("eachlabs.submit") == 4
+
+
+async def test_money_that_others_hold_back_is_waited_for_and_none_at_all_is_not(
+    start: Start, network: Network
+) -> None:
+    network.emulator.faults.replace([Rule(fault="reserve_money")])
+    async with start() as station:
+        first = await station.submitted("eachlabs", "first")
+        second = await station.submit(prompt="second")
+        assert (second["status"], network.count("eachlabs.submit")) == ("queued", 2)
+        network.emulator.end(first.prediction)
+        await station.push(first)
+        await station.until(second["id"], "processing")
+        await station.push(network.of("second"))
+        network.emulator.faults.replace([])
+        refused = await station.submit(prompt="[refuse]")
+        assert (refused["status"], refused["error"]["message"]) == (
+            "failed",
+            "payment required; the balance is used up",
+        )
+
+
+# --- what a refusal teaches ---
+
+
+def test_a_full_provider_is_believed_for_a_while() -> None:
+    hands = Hands()
+    room = Room(hands)
+    assert (room.in_flight(None), room.in_flight(10), room.wait()) == (None, 10, 0.0)
+    room.full(3, hands.now, None)
+    assert (room.in_flight(None), room.in_flight(10), room.in_flight(2)) == (3, 3, 2)
+    assert (room.wait(), room.at_once(64)) == (0.0, 64)
+    hands.now += LEARNT_FOR
+    assert room.in_flight(10) == 3
+    hands.now += 1
+    assert room.in_flight(10) == 10
+
+
+def test_many_refusals_at_once_are_one_and_the_lowest_counts() -> None:
+    hands = Hands()
+    room = Room(hands)
+    began = hands.now
+    for at_work in (9, 8, 2, 3):
+        hands.now += 0.1
+        room.full(at_work, began, None)
+    assert (room.in_flight(10), room.wait()) == (2, 0.0)
+
+
+def test_there_is_always_room_for_one() -> None:
+    hands = Hands()
+    room = Room(hands)
+    room.full(0, hands.now, None)
+    assert room.in_flight(None) == 1
+
+
+def test_a_second_refusal_in_a_row_brings_quiet_and_what_is_taken_ends_the_row() -> None:
+    hands = Hands()
+    room = Room(hands)
+    room.full(2, hands.now, None)
+    hands.now += 5
+    room.taken(hands.now)
+    hands.now += 5
+    room.full(2, hands.now, None)
+    assert room.wait() == 0.0
+    hands.now += 5
+    room.taken(hands.now - 6)  # it was on its way before the refusal, and says nothing of it
+    room.full(2, hands.now, None)
+    assert room.wait() == QUIET
+
+
+def test_a_wait_that_is_asked_for_is_kept() -> None:
+    hands = Hands()
+    room = Room(hands)
+    room.full(2, hands.now, 30.0)
+    assert room.wait() == 30.0
+    room.full(2, hands.now - 1, 5.0)
+    assert room.wait() == 30.0
+
+
+def test_a_lock_leaves_one_at_a_time_and_only_a_later_yes_ends_it() -> None:
+    hands = Hands()
+    room = Room(hands)
+    assert not room.taken(hands.now)
+    room.lock("User is locked")
+    assert (room.locked, room.at_once(64), room.wait()) == ("User is locked", 1, LOCKED)
+    assert not room.taken(hands.now - 1)
+    assert room.locked
+    hands.now += LOCKED
+    assert room.wait() == 0.0
+    assert room.taken(hands.now)
+    assert (room.locked, room.at_once(64)) == ("", 64)
