@@ -58,7 +58,7 @@ SELECT * FROM (
         (SELECT count(*) FROM (SELECT 1 FROM deliveries d
                                WHERE d.handler = h.name AND d.state = 'pending' LIMIT 1000) n)
         AS number,
-        NULL AS since, 0 AS overdue, '' AS reason
+        CAST(NULL AS REAL) AS since, 0 AS overdue, '' AS reason
     FROM h WHERE h.name IS NOT NULL LIMIT 1000) pending
 UNION ALL
 {beside_pending}
