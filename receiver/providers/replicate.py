@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from typing import Any, ClassVar, Final, Literal
 
 import httpx
@@ -23,6 +22,8 @@ from receiver.providers.adapter import (
     Ambiguous,
     Callback,
     CallbackTarget,
+    Candidate,
+    Found,
     ProviderResponse,
     Receipt,
 )
@@ -45,8 +46,8 @@ _SECRET: Final = "whsec_"  # noqa: S105 - how one begins
 _VERSION: Final = re.compile(r"(?:[\w.-]+/[\w.-]+:)?[\da-f]{64}")
 _BLOCKING: Final = "wait=60"
 """The longest that a submit may block; what has not ended by then is polled."""
-_LOOKED_FOR: Final = (-30, 0, 30, 60, 90)
-"""Seconds around a lost submit, in slices: a page of the list holds a hundred."""
+_LOOKED_FOR: Final = (-30, 90)
+"""Seconds around a lost submit."""
 _SIGNATURE: Final = Hmac()
 
 
@@ -118,22 +119,23 @@ class Replicate:
         if ticket.submitted_at is None:
             return []
         begin = datetime.fromtimestamp(ticket.submitted_at, UTC)
-        moments = [(begin + timedelta(seconds=each)).isoformat() for each in _LOOKED_FOR]
-        return [
-            self._call("GET", "/predictions", params={"created_after": a, "created_before": b})
-            for a, b in pairwise(moments)
-        ]
+        after, before = ((begin + timedelta(seconds=each)).isoformat() for each in _LOOKED_FOR)
+        params = {"created_after": after, "created_before": before}
+        return [self._call("GET", "/predictions", params=params)]
 
-    def found(self, ticket: Ticket, answer: ProviderResponse) -> list[str]:
-        """Return the one that would call back to us; where nobody is called, those like ours."""
+    def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
+        """Return all that call back, as their URL tells whose they are, and others like ours."""
         if not base.is_yes(answer):
             raise base.unexpected(answer)
-        rows = base.decode_object(answer.body).get("results")
+        page = base.decode_object(answer.body)
+        rows, following = page.get("results"), base.words(page.get("next"))
         if not isinstance(rows, list):
             raise Unreadable("no list of predictions")
-        like = [row for row in rows if isinstance(row, dict) and _same(ticket, row)]
-        ids = (base.identifier(row.get("id")) for row in reversed(like))
-        return [provider_id for provider_id in ids if provider_id]
+        candidates = [_candidate(ticket, row) for row in reversed(rows) if isinstance(row, dict)]
+        more = None
+        if base.leads_to(following, [self.base_url]):
+            more = httpx.Request("GET", following, headers=self._headers())
+        return Found([candidate for candidate in candidates if candidate], more)
 
     def cancel(self, ticket: Ticket) -> httpx.Request:
         return self._call("POST", f"{_path(ticket)}/cancel")
@@ -156,9 +158,11 @@ class Replicate:
     def _call(
         self, method: str, path: str, *, headers: dict[str, str] | None = None, **content: Any
     ) -> httpx.Request:
-        ours = {"Authorization": f"Bearer {self.key}", "Accept": "application/json"}
         url = f"{self.base_url}{_API}{path}"
-        return httpx.Request(method, url, headers=ours | (headers or {}), **content)
+        return httpx.Request(method, url, headers=self._headers() | (headers or {}), **content)
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}", "Accept": "application/json"}
 
 
 def _submit_to(model: str) -> tuple[str, dict[str, Any]]:
@@ -225,12 +229,11 @@ def _refusal(body: dict[str, Any]) -> str:
     return base.join([said, *(each for each in wrong if each not in said)])
 
 
-def _same(ticket: Ticket, row: dict[str, Any]) -> bool:
-    """Compare by our own token in the path that is to be called back, which every row names."""
-    hook = row.get("webhook")
-    if isinstance(hook, str) and hook:
-        return f"/webhooks/replicate/{ticket.id}." in hook
-    return row.get("input") == ticket.input
+def _candidate(ticket: Ticket, row: dict[str, Any]) -> Candidate | None:
+    provider_id, hook = base.identifier(row.get("id")), base.words(row.get("webhook")) or None
+    if provider_id is None or (hook is None and row.get("input") != ticket.input):
+        return None
+    return Candidate(provider_id, hook)
 
 
 DECLARED: Final = Declared(
