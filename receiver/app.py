@@ -137,12 +137,9 @@ async def _running(
     telemetry.expect(NAMES, registry.handlers)
     wakeups = Wakeups()
     store = store_maker(settings)(telemetry.store, telemetry.batch, wakeups)
+    alone = settings.sqlite_path is not None
     runtime = Runtime(
-        single_process=settings.sqlite_path is not None,
-        clock=wall,
-        monotonic=own,
-        telemetry=telemetry,
-        wakeups=wakeups,
+        single_process=alone, clock=wall, monotonic=own, telemetry=telemetry, wakeups=wakeups
     )
     predictions = Predictions(settings, store, registry.match, runtime, transport)
     submit = predictions.service.submit
@@ -151,8 +148,9 @@ async def _running(
     retention = Retention(store, settings.retention, settings.private_for, clock=wall, pace=pace)
     housekeeping = {"deliveries": deliveries.worker.reclaim, "retention": retention.take_turn}
     # Where no process does by itself what one of all has to do, a drain does it.
-    of_drains = {} if role.housekeeping else {**housekeeping, "queue": store.trim_queue}
+    owed = {**housekeeping, "queue": store.trim_queue, "bills": predictions.bills.drain}
     after = After() if role.handlers else settings.after
+    of_drains = {} if role.housekeeping else owed
     surface = Http(settings, store, predictions, deliveries, runtime, after, of_drains)
     surface.add(Dashboard(settings, store, predictions, deliveries, runtime, surface))
     async with AsyncExitStack() as stack:

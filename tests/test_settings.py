@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from receiver.model.errors import SettingsError
+from receiver.model.recipes import Limit
 from receiver.providers import NAMES
 from receiver.settings import Caller, Secret, Settings, env_file, parsers
 from receiver.settings.advice import misspelled
@@ -140,6 +141,21 @@ TABLE: Final[list[tuple[str, str, Any, dict[str, Any]]]] = [
     ("OXEN_API_KEY", "providers.oxen.key", None, {"k1": Secret("k1")}),
     ("EACHLABS_API_KEY", "providers.eachlabs.key", None, {"k2": Secret("k2")}),
     ("FAL_KEY", "providers.fal.key", None, {"id:secret": Secret("id:secret")}),
+    ("FAL_ADMIN_KEY", "providers.fal.admin_key", None, {"k": Secret("k")}),
+    ("RECEIVER_COSTS_BY", "costs_by", (), {"team, customer,team": ("team", "customer")}),
+    (
+        "RECEIVER_LIMITS",
+        "limits",
+        (),
+        {
+            '[{"by": "all", "per": "day", "cost": 20}]': (
+                Limit(by="all", per="day", cost=20_000_000, of_orders=False),
+            ),
+            '[{"by": "metadata.team", "per": "hour", "count": 0}]': (
+                Limit(by="metadata.team", per="hour", count=0, of_orders=False),
+            ),
+        },
+    ),
     *(
         (name, f"providers.{path}", default, {"http://127.0.0.1:9/x/": "http://127.0.0.1:9/x"})
         for name, path, default in [
@@ -271,6 +287,14 @@ REFUSED: Final[dict[str, list[str]]] = {
     "OXEN_API_KEY": ["hushé", "hu\nsh", "hu\x00sh"],
     "EACHLABS_API_KEY": ["hush٣"],
     "FAL_KEY": ["hush\x7f"],
+    "FAL_ADMIN_KEY": ["hush\x7f"],
+    "RECEIVER_COSTS_BY": ["a,b,c,d,e,f,g,h,i"],
+    "RECEIVER_LIMITS": [
+        *("all", "{}", "[1]", '[{"by": "person", "per": "day", "count": 1}]'),
+        '[{"by": "all", "per": "week", "count": 1}]',
+        '[{"by": "all", "per": "day", "cost": "hush"}]',
+        '[{"by": "all", "per": "day", "count": -1}]',
+    ],
     "OXEN_BASE_URL": NO_URLS,
     "EACHLABS_BASE_URL": NO_URLS,
     "FAL_QUEUE_URL": NO_URLS,
@@ -405,6 +429,7 @@ SECRETS: Final = {
     "OXEN_API_KEY": "hush-oxen",
     "EACHLABS_API_KEY": "hush-eachlabs",
     "FAL_KEY": "hush-id:hush-fal",
+    "FAL_ADMIN_KEY": "hush-admin",
 }
 
 

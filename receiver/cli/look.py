@@ -266,3 +266,33 @@ def explain(
     assumed = " (if it ends so)" if found["assumed"] else ""
     say(f"{found['prediction']}: {found['type']}{assumed}")
     show(rows, ("handler", "runs", "because", "state", "attempts", "reason"), wide=wide)
+
+
+@command()
+def costs(
+    by: Annotated[
+        str,
+        typer.Option(help="By comma: day, provider, model, recipe, key, metadata.NAME."),
+    ] = "day,provider",
+    since: Annotated[str | None, typer.Option(help="The first day, as 2026-01-31.")] = None,
+    until: Annotated[str | None, typer.Option(help="The day after the last.")] = None,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what was spent, in dollars; in the last thirty days, unless others are given.
+
+    `unknown` is how many of the predictions have no figure.
+    """
+    from receiver.cli.client import at, connected
+    from receiver.cli.lists import show
+
+    with connected() as client:
+        found = client.get(at("costs", since=since, until=until, by=by))
+    if as_json:
+        print_plainly(found)
+        return
+    rows = [
+        {**row["of"], **row, "amount": f"{row['amount']:.4f}"}
+        for row in (*found["data"], found["total"])
+    ]
+    show(rows, (*by.split(","), "amount", "predictions", "unknown"), wide=wide)

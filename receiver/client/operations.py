@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from functools import partial
 from math import inf
 from typing import (
@@ -34,6 +34,7 @@ from receiver.client.follow import ENDS, OK, OPEN, PATH, Frames, Message, follow
 from receiver.client.steps import Hear, Listen, Request, Steps, exchange, read
 from receiver.model.answers import (
     Change,
+    CostReport,
     Delivery,
     DiscardedItem,
     Drained,
@@ -442,6 +443,25 @@ class Operations:
             kind=kind, provider=provider, prediction=prediction, limit=limit, cursor=cursor
         )
         return self._ask(Page[DiscardedItem], "GET", "/v1/discarded", given)
+
+    @operation
+    def costs(
+        self,
+        *,
+        since: date | None = None,
+        until: date | None = None,
+        by: Sequence[str] = ("day",),
+    ) -> Steps[CostReport]:
+        """Return what was spent from one day of UTC up to before another, by groups.
+
+        `by` is of day, provider, model, recipe, key and metadata.NAME.
+        """
+        given = _given(
+            since=None if since is None else since.isoformat(),
+            until=None if until is None else until.isoformat(),
+            by=",".join(by),
+        )
+        return self._ask(CostReport, "GET", "/v1/costs", given)
 
     # --- the receiver itself ---
 

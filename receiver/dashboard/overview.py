@@ -12,7 +12,8 @@ from receiver.dashboard.declare import View, page
 from receiver.dashboard.filters import PAGE, asked
 from receiver.dashboard.parts import Parts
 from receiver.dashboard.visit import Visit
-from receiver.model.values import Status
+from receiver.http.routes.costs import CostRoutes, CostsAsked
+from receiver.model.values import Status, utc
 from receiver.providers import NAMES
 from receiver.store.search import Wanted
 
@@ -33,17 +34,18 @@ class OverviewPage:
 
     def __init__(self, parts: Parts) -> None:
         self._store = parts.store
-        self._on = parts.predictions.on
+        self._costs = CostRoutes(parts.store.costs, parts.settings.costs_by, parts.runtime.clock)
 
     @page("/")
     async def overview(self, visit: Visit) -> View:
         search = self._store.search
-        backlog, recent, latest, failures, deeds = await asyncio.gather(
+        backlog, recent, latest, failures, deeds, today = await asyncio.gather(
             self._store.backlog.few(NAMES),
             search.recent(visit.now - _DAY, _MOST),
             search.page(Wanted(limit=_LATEST)),
             search.page(Wanted(status=Status.FAILED, limit=_LATEST)),
             self._store.audit.page(_LATEST),
+            self._costs.costs(CostsAsked(since=utc(visit.now).date())),
         )
         living = {
             status: sum(n for (_, each), n in backlog.living.items() if each == status)
@@ -58,7 +60,7 @@ class OverviewPage:
             "latest": latest.data,
             "failures": failures.data,
             "deeds": deeds.data,
-            "on": self._on,
+            "today": today.total,
             "pending": sum(backlog.of_handlers().values()),
         }
         return View("overview.html", values)

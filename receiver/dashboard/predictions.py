@@ -15,6 +15,7 @@ from receiver.dashboard.visit import Visit
 from receiver.http.declare import PredictionId
 from receiver.http.routes.predictions import ExplanationAsked, PredictionRoutes, Waiting
 from receiver.model.errors import Problem
+from receiver.model.requests import OrderRequest, SubmitRequest
 from receiver.model.states import TERMINAL
 from receiver.model.values import Status
 from receiver.providers import NAMES
@@ -94,14 +95,17 @@ class PredictionPages:
             raise Problem(409, "erased", "the prediction was erased: there is nothing to submit")
         key = f"ui/{visit.form.get('key', '')[:64]}"
         if before.order is not None:
-            made = await self._orders.press(id, None, key=key, via="ui")
+            again = OrderRequest(key=key, via="ui", caller=visit.caller)
+            made = await self._orders.press(id, None, again)
         else:
             made = await self._service.submit(
-                before.provider,
-                before.model,
-                before.input,
-                metadata=before.metadata,
-                mode="queue",
-                idempotency_key=key,
+                SubmitRequest(
+                    provider=before.provider,
+                    model=before.model,
+                    input=before.input,
+                    metadata=before.metadata,
+                    key=key,
+                    caller=visit.caller,
+                )
             )
         return f"/predictions/{made.id}"

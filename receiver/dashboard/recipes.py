@@ -10,6 +10,7 @@ from receiver.dashboard.visit import Visit
 from receiver.http.routes.recipes import RecipeName
 from receiver.model.errors import Problem
 from receiver.model.recipes import Recipe
+from receiver.model.requests import OrderRequest
 from receiver.predictions.recipes import find
 
 _OPTION = "option."
@@ -41,7 +42,9 @@ class RecipePages:
         }
         key = visit.form.get("key", "")[:64] or secrets.token_hex(16)
         try:
-            made = await self._orders.order(id, given, key=key, via="ui")
+            made = await self._orders.order(
+                OrderRequest(recipe=id, options=given, key=key, via="ui", caller=visit.caller)
+            )
         except Problem as problem:
             return self._form(visit, recipe, problem)
         return f"/predictions/{made.id}"

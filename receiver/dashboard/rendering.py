@@ -13,7 +13,6 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from receiver.model.answers import Delivery
 from receiver.model.states import TERMINAL
 from receiver.model.values import utc
 
@@ -58,6 +57,7 @@ def environment() -> Environment:
         "pretty": pretty,
         "short": short,
         "size": size,
+        "dollars": dollars,
         "seconds_between": seconds_between,
     }
     made.tests |= {"ended": lambda status: status in TERMINAL}
@@ -126,9 +126,9 @@ def size(number: int) -> str:
     return f"{number / _KIB**2:.1f} MiB"
 
 
-def last_reason(delivery: Delivery) -> str:
-    """Return the reason of a delivery in one line."""
-    return delivery.reason.strip().partition("\n")[0]
+def dollars(amount: float) -> str:
+    """Write an amount, to a tenth of a cent where it is small."""
+    return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:,.4f}".rstrip("0")
 
 
 def _read(time: datetime | str | float) -> datetime:

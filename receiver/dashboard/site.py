@@ -13,6 +13,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
+from receiver.dashboard.costs import CostPages
 from receiver.dashboard.declare import Declared, View, in_path, pages, wants_visit
 from receiver.dashboard.deliveries import DeliveryPages
 from receiver.dashboard.guard import Guard, SignedOut
@@ -67,6 +68,7 @@ class Site:
             HandlerPages(parts),
             ReplayPages(parts),
             RecipePages(parts),
+            CostPages(parts),
             LivePage(parts, self._guard),
             PicturePages(parts, shelf, self._static),
         ]

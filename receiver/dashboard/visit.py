@@ -20,6 +20,7 @@ MENU: Final = (
     ("/replays", "Replays"),
     ("/discarded", "Discarded"),
     ("/recipes", "Recipes"),
+    ("/costs", "Costs"),
 )
 
 
@@ -56,11 +57,16 @@ class Visit:
     @property
     def who(self) -> str:
         """The name of the key, for the audit trail."""
-        return (self.key.name if self.key else None) or "a key without a name"
+        return self.caller or "a key without a name"
 
     @property
     def query(self) -> Mapping[str, str]:
         return self.request.query_params
+
+    @property
+    def caller(self) -> str:
+        """The name of the key, by which costs and limits are told apart; or nothing."""
+        return (self.key.name if self.key else None) or ""
 
     @property
     def page(self) -> str:

@@ -11,9 +11,8 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, overload
 
 import httpx
 import msgspec
@@ -22,6 +21,7 @@ import structlog
 from receiver.deliveries.containment import contained, take_back
 from receiver.deliveries.fetch import MAX_BYTES, TIMEOUT, Fetched, fetch_soon
 from receiver.deliveries.handlers import Dead
+from receiver.model.requests import SubmitRequest
 from receiver.model.sealing import Seals
 from receiver.model.values import Mode, Output, Prediction, Stored
 from receiver.providers.adapter import Guarding
@@ -71,20 +71,8 @@ class Memory(Protocol):
     async def annotate(self, annotation: Annotation) -> None: ...
 
 
-class Submit(Protocol):
-    """How a handler submits the next prediction (outbound's, bound to its event)."""
-
-    async def __call__(
-        self,
-        provider: str,
-        model: str,
-        input: dict[str, Any],
-        *,
-        metadata: dict[str, Any],
-        mode: Mode,
-        parent_id: str,
-        idempotency_key: str,
-    ) -> Prediction: ...
+Submit: TypeAlias = Callable[[SubmitRequest], Awaitable[Prediction]]
+"""How a handler submits the next prediction."""
 
 
 class Tools(msgspec.Struct, frozen=True):
@@ -229,17 +217,16 @@ class Context:
         parent = self._claim.event.prediction
         if parent.depth >= self._tools.deepest:
             raise Dead(f"{parent.depth} predictions have led to this one: no more are submitted")
-        submit = partial(
-            self._tools.submit,
-            provider,
-            model,
-            input,
+        request = SubmitRequest(
+            provider=provider,
+            model=model,
+            input=input,
             metadata=dict(parent.metadata) if metadata is None else metadata,
             mode=mode,
             parent_id=parent.id,
-            idempotency_key=f"{self.idempotency_key}/{self._submits}",
+            key=f"{self.idempotency_key}/{self._submits}",
         )
-        submitted: _Submitted = self._call(submit)
+        submitted: _Submitted = self._call(lambda: self._tools.submit(request))
         return submitted
 
     def record_stored(self, place: int, stored: Stored) -> Any:

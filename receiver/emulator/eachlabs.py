@@ -215,7 +215,7 @@ class Eachlabs:
             "status": self._status(prediction),
             "output": self._polled_output(prediction),
             "logs": "",
-            "metrics": {"predict_time": _predict_time(prediction), "cost": 0.039},
+            "metrics": {"predict_time": _predict_time(prediction), "cost": prediction.cost},
             "urls": {"cancel": url + "/cancel", "get": url},
         }
 

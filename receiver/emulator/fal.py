@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 from receiver.emulator import wire
 from receiver.emulator.endings import Failure
 from receiver.emulator.keys import Keyring
-from receiver.emulator.ledger import Prediction
+from receiver.emulator.ledger import PRICE, Prediction
 from receiver.emulator.wire import Refusal, answer
 from receiver.emulator.world import (
     NO_SUCH_MODEL,
@@ -81,6 +81,7 @@ class Fal:
             ),
             Route("/fal/.well-known/jwks.json", self._jwks, name="fal.keys"),
             Route("/fal/v1/meta", self._meta, name="fal.meta"),
+            Route("/fal/v1/models/billing-events", self._bills, name="fal.bill"),
         ]
 
     def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> Route:
@@ -291,6 +292,20 @@ class Fal:
     async def _meta(self, _request: Request) -> Response:
         return answer({"webhook_ip_ranges": list(self._world.options.fal_sources)})
 
+    async def _bills(self, request: Request) -> Response:
+        """List what was billed, for keys of another scope: here those that say `admin`."""
+        if "admin" not in wire.credential(request, "Key"):
+            error = {"type": "authorization_error", "message": "an admin API key is needed"}
+            return answer({"error": error}, 403)
+        wanted = set(request.query_params.get("request_id", "").split(","))
+        since = datetime.fromisoformat(request.query_params["start"]).timestamp()
+        found = [
+            _bill(one)
+            for one in self._world.ledger.all()
+            if one.provider == "fal" and one.id in wanted and one.cost and _ended(one) >= since
+        ]
+        return answer({"billing_events": found, "next_cursor": None, "has_more": False})
+
     def _push(self, prediction: Prediction) -> None:
         if not prediction.callback_url:
             return
@@ -432,6 +447,25 @@ def _logs(prediction: Prediction) -> list[dict[str, str]]:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(started))
     line = {"level": "INFO", "source": "USER", "timestamp": stamp}
     return [{"message": f"drawing with {prediction.model}", **line}]
+
+
+def _ended(prediction: Prediction) -> float:
+    return prediction.completed_at or prediction.submitted_at
+
+
+def _bill(prediction: Prediction) -> dict[str, Any]:
+    return {
+        "request_id": prediction.id,
+        "endpoint_id": prediction.model,
+        "timestamp": datetime.fromtimestamp(_ended(prediction), UTC).isoformat(),
+        "output_units": prediction.billed,
+        "unit_price": PRICE,
+        "percent_discount": 0,
+        "cost_subtotal": prediction.cost,
+        "cost_discount": 0,
+        "cost_total": prediction.cost,
+        "cost_estimate_nano_usd": round(prediction.cost * 1e9),
+    }
 
 
 def _picture(url: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ Counted = Literal["submits", "polls", "cancels", "rejected"]
 
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 COUNTED: tuple[Counted, ...] = ("submits", "polls", "cancels", "rejected")
+PRICE = 0.039
+"""Dollars for one generation, at every provider."""
 _VIOLATIONS_KEPT = 10_000
 
 
@@ -70,6 +72,11 @@ class Prediction:
     @property
     def finished(self) -> bool:
         return self.state not in {"queued", "running"}
+
+    @property
+    def cost(self) -> float:
+        """What it cost, in dollars: nothing, unless it succeeded."""
+        return PRICE * self.billed if self.state == "succeeded" else 0.0
 
     def move(self, state: State) -> None:
         self.state = state

@@ -55,6 +55,7 @@ class Oxen:
             self._route("submit", "POST", queue, self._submit),
             self._route("list", "GET", queue, self._list),
             self._route("poll", "GET", queue + "/{id}", self._poll),
+            self._route("bill", "GET", ai + "/generations/{id}", self._bill),
             self._route("cancel", "DELETE", queue + "/{id}", self._cancel),
             self._route("retry", "POST", queue + "/{id}/retry", self._retry),
             self._route("stream", "GET", "/oxen/api/events", self._stream),
@@ -137,6 +138,13 @@ class Oxen:
 
     async def _poll(self, request: Request, account: str) -> Response:
         return answer(_row(self._find(request, account, polled=True)))
+
+    async def _bill(self, request: Request, account: str) -> Response:
+        """Describe a generation with its cost, of which no other answer tells."""
+        prediction = self._find(request, account)
+        cost = prediction.cost if prediction.finished else None
+        row = {"id": prediction.id, "model": prediction.model, "cost": cost}
+        return answer({"generation": row})
 
     async def _cancel(self, request: Request, account: str) -> Response:
         self._world.ledger.count("oxen", "cancels")

@@ -70,6 +70,7 @@ BODY_PROBLEMS: Final = (
     "invalid-request",
 )
 """What may be wrong with any JSON body."""
+_JSON: Final = "application/json"
 METADATA: Final = "metadata."
 """How parameters of the query begin that filter by metadata."""
 
@@ -104,6 +105,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """It needs no API key."""
     is_for_cron: bool = False
     """A key of RECEIVER_CRON_SECRET is good for it too."""
+    csv: Callable[[Any], str] | None = None
+    """How its value is written for those who ask for text/csv."""
 
 
 def endpoint(
@@ -196,9 +199,18 @@ def _answering(
             return found
         if isinstance(found, Reply):
             return as_json(found.value, found.status, found.headers)
+        if declared.csv is not None and _wants_csv(request):
+            return Response(declared.csv(found), status, media_type="text/csv")
         return as_json(found, status)
 
     return answer
+
+
+def _wants_csv(request: Request) -> bool:
+    """Return whether the Accept header names CSV, and JSON not before it."""
+    accepted = request.headers.get("accept", "").lower().split(",")
+    kinds = [each.partition(";")[0].strip() for each in accepted]
+    return "text/csv" in kinds[: kinds.index(_JSON) if _JSON in kinds else None]
 
 
 @cache

@@ -14,6 +14,7 @@ import structlog
 
 from receiver.http.routes.predictions import Submission, check
 from receiver.model.errors import Problem
+from receiver.model.requests import OrderRequest, SubmitRequest
 from receiver.model.tasks import TaskSet
 from receiver.model.values import Mode, Prediction
 from receiver.store.predictions import Annotation
@@ -87,16 +88,18 @@ class Door:
         if reply_to is not None:
             await self._parts.deliveries.check_reply_to(reply_to)
         prediction = await self._parts.predictions.orders.order(
-            recipe,
-            options,
-            key=self._key(key),
-            person=person,
-            place=place,
-            via=self._via,
-            metadata=metadata,
-            private=self._sealed(private),
-            reply_to=reply_to,
-            at=at,
+            OrderRequest(
+                recipe=recipe,
+                options=options,
+                key=self._key(key),
+                person=person,
+                place=place,
+                via=self._via,
+                metadata=metadata or {},
+                private=self._sealed(private),
+                reply_to=reply_to,
+                at=at,
+            )
         )
         self._about(prediction=prediction.id)
         return prediction
@@ -119,12 +122,14 @@ class Door:
         prediction = await self._parts.predictions.orders.press(
             prediction_id,
             label,
-            key=self._key(key),
-            person=person,
-            place=place,
-            via=self._via,
-            metadata=metadata,
-            private=self._sealed(private),
+            OrderRequest(
+                key=self._key(key),
+                person=person,
+                place=place,
+                via=self._via,
+                metadata=metadata or {},
+                private=self._sealed(private),
+            ),
         )
         self._about(prediction=prediction.id)
         return prediction
@@ -162,9 +167,11 @@ class Door:
         if reply_to is not None:
             await self._parts.deliveries.check_reply_to(reply_to)
         prediction = await self._parts.predictions.service.place(
-            **msgspec.structs.asdict(wanted),
-            idempotency_key=None if key is None else self._key(key),
-            private=self._sealed(private),
+            SubmitRequest(
+                **msgspec.structs.asdict(wanted),
+                key=None if key is None else self._key(key),
+                private=self._sealed(private),
+            )
         )
         self._about(prediction=prediction.id)
         return prediction

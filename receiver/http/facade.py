@@ -26,6 +26,7 @@ from receiver.http.polled import PluginSources
 from receiver.http.proxies import Proxied
 from receiver.http.rejections import Rejections
 from receiver.http.request_log import Requests
+from receiver.http.routes.costs import CostRoutes
 from receiver.http.routes.deliveries import DeliveryRoutes
 from receiver.http.routes.discarded import DiscardedRoutes
 from receiver.http.routes.docs import DocsRoutes
@@ -43,6 +44,7 @@ from receiver.http.sources import Ranges, Sources, keep_fresh, listed, published
 from receiver.http.webhooks import WEBHOOK_PATH, WebhookRoute
 from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
+from receiver.predictions.costs import SpendingReader
 from receiver.predictions.facade import Predictions
 from receiver.providers import DECLARED, NAMES
 from receiver.settings import After, Settings
@@ -59,6 +61,7 @@ GROUPS: Final = (
     HandlerRoutes,
     ReplayRoutes,
     DiscardedRoutes,
+    CostRoutes,
     EchoRoutes,
     ReadyRoutes,
     MetricsPage,
@@ -123,11 +126,15 @@ class Http:
             HandlerRoutes(store, deliveries, runtime),
             ReplayRoutes(store.replays, deliveries.replayer),
             DiscardedRoutes(store.discarded),
+            CostRoutes(store.costs, settings.costs_by, runtime.clock),
             EchoRoutes(predictions.tokens, settings.max_body_bytes, self.limits, runtime.clock),
             ReadyRoutes(store, predictions.locked, runtime.clock),
             MetricsPage(
                 runtime.telemetry,
                 store.backlog,
+                SpendingReader(
+                    store, [*settings.limits, *settings.recipes.limits], runtime.clock
+                ).read,
                 providers=NAMES,
                 handlers=list(deliveries.registry.handlers),
                 locked=predictions.locked,

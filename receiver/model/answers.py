@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -194,6 +194,29 @@ class OfferedRecipe(msgspec.Struct, frozen=True, kw_only=True):
     """A JSON Schema; `x-rest` marks what takes the remaining words of a command."""
     buttons: dict[str, OfferedButton]
     """By their labels."""
+
+
+class CostRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What a group of predictions cost that have ended."""
+
+    of: dict[str, str | None]
+    """The group, by the names that were asked for; null where predictions say nothing of it."""
+    amount: float
+    """Dollars, of those whose cost is known."""
+    predictions: int
+    unknown: int
+    """How many of them have no figure."""
+
+
+class CostReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Costs by group, from one day of UTC up to before another."""
+
+    since: date
+    until: date
+    currency: Literal["USD"] = "USD"
+    data: list[CostRow]
+    total: CostRow
+    """Of all groups."""
 
 
 class Drained(msgspec.Struct, frozen=True):

@@ -16,8 +16,6 @@ from receiver.model.values import plain
 Kind: TypeAlias = Literal["text", "integer", "number", "boolean", "picture"]
 Per: TypeAlias = Literal["hour", "day", "month"]
 
-MICRO: Final = 1_000_000
-"""Microdollars in a dollar: prices are added up as whole numbers."""
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,15}", re.ASCII)
 _LARGEST: Final = 2**53
 """Beyond it not every program reads the same number out of JSON."""
@@ -165,11 +163,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
-    """How many orders, or how much money, in one hour, day or month of UTC."""
+    """How many predictions, or how much money, in one hour, day or month of UTC."""
 
     by: str
-    """`person`, `place`, `recipe`, `metadata.NAME`, or `all` together."""
+    """`person`, `place`, `recipe`, `key`, `provider`, `model`, `metadata.NAME`, or `all`."""
     per: Per
+    of_orders: bool = True
+    """It is for orders by recipes only; False: for all that is submitted."""
     count: int | None = None
     cost: int | None = None
     """Microdollars."""

@@ -14,6 +14,8 @@ from urllib.parse import quote
 
 import msgspec
 
+from receiver.model.costs import CostSource
+
 Channel = Literal["webhook", "sse", "poll", "sync"]
 MODEL_NAME: Final = r"^[!-\-0-~][!-.0-~]*(/[!-\-0-~][!-.0-~]*)*$"
 """Segments of visible ASCII, none of which is empty or begins with a dot."""
@@ -121,6 +123,15 @@ class Order(Value, frozen=True, kw_only=True):
     via: str
 
 
+class Cost(Value, frozen=True, kw_only=True):
+    """What a prediction cost, as far as it is known: a provider's figure may come later."""
+
+    amount: float
+    currency: Literal["USD"] = "USD"
+    source: CostSource
+    """`provider`: it said so; `computed`: by the table of prices; `recipe`: its price."""
+
+
 class Prediction(Value, frozen=True, kw_only=True):
     """One submitted generation, as users see it in handlers and over HTTP."""
 
@@ -150,6 +161,8 @@ class Prediction(Value, frozen=True, kw_only=True):
     """Where its submit wants the event sent."""
     order: Order | None = None
     """None where it was not ordered by a recipe, and when it was erased."""
+    cost: Cost | None = None
+    """None while nobody knows it, and mostly before the end."""
 
     @property
     def flagged(self) -> str:

@@ -16,8 +16,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from receiver.model.costs import MICRO
 from receiver.model.errors import Problem
-from receiver.model.recipes import MICRO, TRUTHS, Option, Recipe, RecipeBook
+from receiver.model.recipes import TRUTHS, Option, Recipe, RecipeBook
 from receiver.model.text import meant
 from receiver.model.values import plain
 from receiver.predictions.recipes import bad_option, find, line

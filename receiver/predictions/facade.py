@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 import httpx
 
@@ -18,7 +18,9 @@ from receiver.model.sealing import Seals
 from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Client
+from receiver.predictions.bills import Bills
 from receiver.predictions.inbox import Inbox, Match
+from receiver.predictions.limits import Limits
 from receiver.predictions.orders import Orders
 from receiver.predictions.poller import Poller
 from receiver.predictions.proofs import Proofs
@@ -31,7 +33,9 @@ from receiver.providers.adapter import Streamed
 from receiver.settings import Settings
 from receiver.settings.egress import outward
 from receiver.store.facade import Housekeeping, Store
-from receiver.store.leases import Leader, LeaseRequest
+from receiver.store.leases import Leader, LeaderTask, LeaseRequest
+
+Work = TypeVar("Work", bound=LeaderTask)
 
 _CAUGHT_UP: Final = 60.0
 """Seconds in which no other process that starts needs to ask about everything again."""
@@ -63,11 +67,11 @@ class Predictions:
         )
         providers = settings.adapters(runtime.clock)
         self._proofs = Proofs(providers, settings.providers, self.client, self.tokens, runtime)
-        self.inbox = Inbox(store, providers, self.tokens, match, self._proofs, runtime)
+        self.inbox = Inbox(
+            store, providers, self.tokens, match, self._proofs, settings.prices, runtime
+        )
         clients = {
-            name: ProviderClient(
-                name, given.requests_per_minute, self.client, store.limits, runtime
-            )
+            name: self._wire(name, given.requests_per_minute)
             for name, given in settings.providers.items()
         }
         schedule = Schedule(settings, runtime)
@@ -109,18 +113,33 @@ class Predictions:
             self._submitters,
             clients,
             self._poller,
+            Limits(settings),
             runtime,
             begins=settings.mode != "serverless",  # there nothing may go on after the answer
         )
         self.orders = Orders(settings.recipes, store, self.service, runtime)
+        # A bill is never urgent: it leaves a part of a provider's minute to all else.
+        unhurried = {
+            name: self._wire(name, limit and max(limit * 3 // 4, 1))
+            for name, given in settings.providers.items()
+            for limit in [given.requests_per_minute]
+        }
+        self.bills = Bills(store, {name: providers[name] for name in self.on}, unhurried, runtime)
+
+    def _wire(self, provider: str, per_minute: int | None) -> ProviderClient:
+        return ProviderClient(provider, per_minute, self.client, self._store.limits, self._runtime)
 
     def _stream(self, name: str, provider: Streamed) -> Listener | Leader:
-        """Return what listens to a provider's stream: where there are others, one of all does."""
+        """Return what listens to a provider's stream."""
         runtime = self._runtime
         listener = Listener(name, provider, self.client, self.inbox, self._store, runtime)
-        if runtime.single_process:
-            return listener
-        return runtime.leader(listener, self._store.leases)
+        return self._alone(listener)
+
+    def _alone(self, work: Work) -> Work | Leader:
+        """Return what does a task; where there are other processes, in one of all."""
+        if self._runtime.single_process:
+            return work
+        return self._runtime.leader(work, self._store.leases)
 
     @asynccontextmanager
     async def running(self, *, outbound: bool) -> AsyncIterator[None]:
@@ -138,6 +157,7 @@ class Predictions:
                 for submitter in self._submitters.values():
                     tasks.start(submitter.run())
                 tasks.start(self._poller.run())
+                tasks.start(self._alone(self.bills).run())
             yield
         finally:
             await asyncio.gather(*(each.stop() for each in self._submitters.values()))

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from receiver.model.costs import Price, PriceList
 from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model.states import TERMINAL, advance
 from receiver.model.tasks import TaskSet
@@ -24,7 +25,7 @@ from receiver.observability.runtime import Runtime
 from receiver.predictions.proofs import Proofs
 from receiver.predictions.tokens import Tokens
 from receiver.providers import DECLARED
-from receiver.providers.adapter import Callback, Provider
+from receiver.providers.adapter import Billing, Callback, Provider
 from receiver.store.facade import Store
 from receiver.store.inbox import (
     AcceptResult,
@@ -58,9 +59,16 @@ class Inbox:
         tokens: Tokens,
         match: Match,
         proofs: Proofs,
+        prices: PriceList,
         runtime: Runtime,
     ) -> None:
         self._runtime = runtime
+        self._prices = prices
+        self._bills_after = {
+            name: provider.bills_after
+            for name, provider in providers.items()
+            if isinstance(provider, Billing)
+        }
         self._clock = runtime.clock
         self._seeking = TaskSet()
         self._store = store
@@ -177,10 +185,14 @@ class Inbox:
         error: Error,
         *,
         only_from: frozenset[Status],
+        is_free: bool = True,
         channel: Channel | None = None,
         body: bytes = b"",
     ) -> AcceptResult:
-        """End a prediction by our own verdict: refused, expired, canceled before it was sent."""
+        """End a prediction by our own verdict: refused, expired, canceled before it was sent.
+
+        It `is_free` where the provider has not taken it.
+        """
         kind: OutcomeKind = "canceled" if error.code == "canceled" else "failed"
         return await self.take(
             IncomingOutcome(
@@ -192,6 +204,7 @@ class Inbox:
                 judge=self._judge,
                 body=body,
                 only_from=only_from,
+                is_free=is_free,
             )
         )
 
@@ -245,13 +258,43 @@ class Inbox:
         if verdict != "accepted" or status not in TERMINAL:
             return Transition(verdict=verdict, status=status, reason=reason)
         event_type = f"prediction.{status}"
+        cost = self._cost(known, arrival)
         return Transition(
             verdict=verdict,
             status=status,
             reason=reason,
             event_type=event_type,  # type: ignore[arg-type] # a terminal status names an event type
             recipients=self._match(known, event_type),
+            cost=cost,
+            ask_at=self._ask_at(known, arrival, cost),
         )
+
+    def _cost(self, known: CurrentState, arrival: IncomingOutcome) -> Price | None:
+        """Return what it cost, as far as that is known at the end."""
+        if arrival.is_free:
+            return Price(0, "computed")
+        said = known.cost if arrival.outcome.cost is None else arrival.outcome.cost
+        if said is not None:
+            return Price(said, "provider")
+        # What has failed may cost nothing, or as much: only the provider knows.
+        succeeded = arrival.outcome.kind == "succeeded"
+        return self._price(known, arrival.outcome) if succeeded else None
+
+    def _ask_at(
+        self, known: CurrentState, arrival: IncomingOutcome, cost: Price | None
+    ) -> float | None:
+        """Return when to ask its provider what it cost; None: it is known, or cannot be asked."""
+        after = self._bills_after.get(known.provider)
+        is_named = known.provider_id or arrival.outcome.provider_id
+        is_known = arrival.is_free or (cost is not None and cost.source == "provider")
+        return None if after is None or is_known or not is_named else arrival.at + after
+
+    def _price(self, known: CurrentState, outcome: Outcome) -> Price | None:
+        if known.price is not None and known.price_source == "recipe":
+            return Price(known.price, "recipe")
+        amount = self._prices.measured(known.provider, known.model, outcome.output)
+        amount = known.price if amount is None else amount
+        return None if amount is None else Price(amount, "computed")
 
 
 def _agrees(known: CurrentState, arrival: IncomingOutcome) -> bool:

@@ -1,4 +1,4 @@
-"""Rate limits, budgets and allow lists of orders.
+"""Rate limits, budgets, prices and allow lists: what a prediction may be, and what it may cost.
 
 Hours, days and months are those of UTC: a limit begins anew with the next one.
 """
@@ -6,7 +6,7 @@ Hours, days and months are those of UTC: a limit begins anew with the next one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from hashlib import blake2s
@@ -14,10 +14,13 @@ from typing import Any, Final
 
 import msgspec
 
+from receiver.model.costs import MICRO, Account, Price
 from receiver.model.errors import Problem
-from receiver.model.recipes import MICRO, Allow, Limit, Per
-from receiver.model.values import Order
-from receiver.store.orders import Bound, Excess
+from receiver.model.recipes import Allow, Limit, Per
+from receiver.model.requests import SubmitRequest
+from receiver.model.values import Order, plain
+from receiver.settings import Settings
+from receiver.store.budgets import Bound, Excess
 
 _SECONDS: Final = {"hour": 3600.0, "day": 86400.0}
 _METADATA: Final = "metadata."
@@ -25,8 +28,111 @@ _EACH: Final = {
     "person": " for each person",
     "place": " in each place",
     "recipe": " of each recipe",
+    "key": " for each API key",
+    "provider": " at each provider",
+    "model": " of each model",
     "all": " in all",
 }
+_LONGEST_LABEL: Final = 100
+"""Characters of a value that costs are added up by; what is beyond them is cut off."""
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What a prediction is expected to cost, what it is limited by, and whose cost it is."""
+
+    price: Price | None
+    limits: tuple[Limit, ...]
+    bounds: tuple[Bound, ...]
+    """Of each of the limits."""
+    account: str | None
+
+
+class Limits:
+    """All limits and prices of one run: those of orders, and those of all that is submitted."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._limits = (*settings.limits, *settings.recipes.limits)
+        self._prices = settings.prices
+        self._costs_by = settings.costs_by
+
+    def terms(
+        self, request: SubmitRequest, order: Order | None, price: int | None, now: float
+    ) -> Terms:
+        """Return the terms of a prediction, `price` being its recipe's.
+
+        Raises Problem where money is limited and there is no price. A limit by what a prediction
+        does not say, as a person, does not hold for it.
+        """
+        holding = [
+            (limit, value)
+            for limit in self._limits
+            if order is not None or not limit.of_orders
+            if (value := _value(limit, request, order)) is not None
+        ]
+        limits = tuple(limit for limit, _ in holding)
+        found = self._price(request, price)
+        if found is None and any(limit.cost is not None for limit in limits):
+            raise _unknown(request, order)
+        return Terms(
+            price=found,
+            limits=limits,
+            bounds=tuple(_bound(limit, value, now) for limit, value in holding),
+            account=self._account(request, order),
+        )
+
+    def _price(self, request: SubmitRequest, price: int | None) -> Price | None:
+        if price is not None:
+            return Price(price, "recipe")
+        amount = self._prices.expected(request.provider, request.model, request.input)
+        return None if amount is None else Price(amount, "computed")
+
+    def _account(self, request: SubmitRequest, order: Order | None) -> str | None:
+        said = {name: request.metadata.get(name) for name in self._costs_by}
+        return Account(
+            recipe=order.recipe if order else None,
+            key=request.caller,
+            metadata={
+                name: plain(value)[:_LONGEST_LABEL]
+                for name, value in said.items()
+                if value is not None
+            },
+        ).text()
+
+
+def _value(limit: Limit, request: SubmitRequest, order: Order | None) -> Any:
+    """Return whose predictions are counted together; None: this one says nothing of the kind."""
+    match limit.by:
+        case "all":
+            return "all"
+        case "key":
+            return request.caller
+        case "provider" | "model":
+            return getattr(request, limit.by)
+        case by if by.startswith(_METADATA):
+            return request.metadata.get(by.removeprefix(_METADATA))
+    return getattr(order, limit.by, None)
+
+
+def _bound(limit: Limit, value: Any, now: float) -> Bound:
+    return Bound(
+        subject=_subject(limit, value),
+        kind=kind_of(limit),
+        until=end_of(limit.per, now),
+        count=limit.count,
+        cost=limit.cost,
+    )
+
+
+def kind_of(limit: Limit) -> str:
+    """Return what a limit is by, and its time."""
+    return f"{limit.by}/{limit.per}" + (" of orders" if limit.of_orders else "")
+
+
+def _subject(limit: Limit, value: Any) -> str:
+    """Digest what is counted: it may be long, and a person's name is not to be kept for it."""
+    scope = [] if limit.of_orders else ["all that is submitted"]
+    meant = msgspec.json.encode([limit.per, limit.by, value, *scope], order="deterministic")
+    return blake2s(meant, digest_size=16).hexdigest()
 
 
 def end_of(per: Per, now: float) -> float:
@@ -38,52 +144,15 @@ def end_of(per: Per, now: float) -> float:
     return datetime(year, month, 1, tzinfo=UTC).timestamp()
 
 
-def bounds_of(
-    limits: Iterable[Limit], order: Order, metadata: Mapping[str, Any], now: float
-) -> tuple[tuple[Limit, ...], tuple[Bound, ...]]:
-    """Return the limits that hold for an order, and beside them what is counted for each.
-
-    A limit by what the order does not say, as a person, does not hold for it.
-    """
-    holding = [
-        (limit, value) for limit in limits if (value := _value(limit, order, metadata)) is not None
-    ]
-    bounds = tuple(
-        Bound(
-            subject=_subject(limit, value),
-            until=end_of(limit.per, now),
-            count=limit.count,
-            cost=limit.cost,
-        )
-        for limit, value in holding
-    )
-    return tuple(limit for limit, _ in holding), bounds
-
-
-def _value(limit: Limit, order: Order, metadata: Mapping[str, Any]) -> Any:
-    """Return whose orders are counted together; None: the order says nothing of the kind."""
-    if limit.by == "all":
-        return "all"
-    if limit.by.startswith(_METADATA):
-        return metadata.get(limit.by.removeprefix(_METADATA))
-    return getattr(order, limit.by)
-
-
-def _subject(limit: Limit, value: Any) -> str:
-    """Digest what is counted: it may be long, and a person's name is not to be kept for it."""
-    meant = msgspec.json.encode([limit.per, limit.by, value], order="deterministic")
-    return blake2s(meant, digest_size=16).hexdigest()
-
-
-def check_price(limits: Iterable[Limit], recipe: str, price: int | None) -> None:
-    """Refuse an order without a price where money is limited."""
-    if price is None and any(limit.cost is not None for limit in limits):
-        detail = f"money is limited here, and {recipe} has no price: its recipe must say one"
-        raise Problem(402, "price-unknown", detail)
+def _unknown(request: SubmitRequest, order: Order | None) -> Problem:
+    named = order.recipe if order else f"{request.provider}/{request.model}"
+    cure = "its recipe or RECEIVER_PRICES" if order else "RECEIVER_PRICES"
+    detail = f"money is limited here, and {named} has no price: {cure} must say one"
+    return Problem(402, "price-unknown", detail)
 
 
 def refusal(limit: Limit, excess: Excess, now: float) -> Problem:
-    """Return what to say of an order that would have gone over a limit."""
+    """Return what to say of a prediction that would have gone over a limit."""
     wait = max(math.ceil(excess.until - now), 1)
     each = _EACH.get(limit.by, f" for each {limit.by.removeprefix(_METADATA)}")
     again = f"try again in {_spoken(wait)}"

@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
 import structlog
 from msgspec import Meta
+from msgspec.structs import replace
 
 from receiver.model.answers import OfferedRecipe
 from receiver.model.errors import Problem, StoreUnavailable
-from receiver.model.ids import new_id
 from receiver.model.recipes import Button, Recipe, RecipeBook
+from receiver.model.requests import OrderRequest, SubmitRequest
 from receiver.model.values import LARGEST_METADATA, Order, Prediction
 from receiver.observability.runtime import Runtime
 from receiver.predictions.commands import Command, parse
-from receiver.predictions.limits import bounds_of, check_allowed, check_price, refusal
+from receiver.predictions.limits import check_allowed
 from receiver.predictions.recipes import fill, find, offered, read_options
 from receiver.predictions.service import PredictionService
 from receiver.store.discarded import OTHER, Rejection
 from receiver.store.facade import Store
 from receiver.store.orders import NewOrder
-from receiver.store.predictions import NewPrediction
 
 log = structlog.get_logger("receiver")
 
@@ -65,52 +66,32 @@ class Orders:
         """Read what a person typed; raise Problem with words for them."""
         return parse(self.book, text)
 
-    async def order(
-        self,
-        recipe: str,
-        options: Mapping[str, Any],
-        *,
-        key: str,
-        person: str | None = None,
-        place: str | None = None,
-        via: str = "api",
-        metadata: Mapping[str, Any] | None = None,
-        private: bytes | None = None,
-        reply_to: str | None = None,
-        at: float | None = None,
-    ) -> Prediction:
+    async def order(self, request: OrderRequest) -> Prediction:
         """Order by a recipe; return the prediction when it is committed, before it is submitted.
 
         The same `key` of the same `via` gives the same prediction for good, whatever the recipe
-        says by now. `at` is when it was asked for, in unix seconds, where that is known. Raises
-        Problem with a code and words for the person who asked, and StoreUnavailable.
+        says by now; without a key it is another each time. Raises Problem with a code and words for
+        the person who asked, and StoreUnavailable.
         """
-        digest = _digest(via, key)
+        digest = _digest(request.via, request.key or secrets.token_hex(16))
         prediction_id = await self._store.orders.find(digest)
         if prediction_id is None:
-            wanted = _wanted(recipe, options, metadata or {}, person, place)
-            order = Order(recipe=recipe, person=person, place=place, via=via)
+            wanted = _wanted(request)
+            order = Order(
+                recipe=request.recipe,
+                person=request.person,
+                place=request.place,
+                via=request.via,
+            )
             try:
-                prediction_id = await self._new(
-                    digest, order, wanted.options, wanted.metadata, private, reply_to, at
-                )
+                prediction_id = await self._new(digest, order, wanted)
             except Problem as problem:
                 await self._record(problem, order)
                 raise
         return await self._read(prediction_id)
 
     async def press(
-        self,
-        prediction_id: str,
-        label: str | None,
-        *,
-        key: str,
-        person: str | None = None,
-        place: str | None = None,
-        via: str = "api",
-        metadata: Mapping[str, Any] | None = None,
-        private: bytes | None = None,
-        reply_to: str | None = None,
+        self, prediction_id: str, label: str | None, request: OrderRequest
     ) -> Prediction:
         """Order what a button of a prediction's recipe names, for the person who presses it.
 
@@ -127,17 +108,7 @@ class Orders:
         options = {name: value for name, value in ordered.options.items() if name in wanted}
         if button.result is not None:
             options[button.result] = await self._picture(prediction_id)
-        return await self.order(
-            button.recipe,
-            options,
-            key=key,
-            person=person,
-            place=place,
-            via=via,
-            metadata=metadata,
-            private=private,
-            reply_to=reply_to,
-        )
+        return await self.order(replace(request, recipe=button.recipe, options=options))
 
     async def _picture(self, prediction_id: str) -> str:
         prediction = await self._read(prediction_id)
@@ -147,57 +118,36 @@ class Orders:
             raise Problem(409, "not-ended", "there is no picture of it, or not yet")
         return address
 
-    async def _new(
-        self,
-        key: str,
-        order: Order,
-        options: Mapping[str, Any],
-        metadata: Mapping[str, Any],
-        private: bytes | None,
-        reply_to: str | None,
-        at: float | None,
-    ) -> str:
+    async def _new(self, key: str, order: Order, request: OrderRequest) -> str:
         """Record an order that was not recorded before, or raise Problem."""
         check_allowed(self.book.allow, order)
         recipe = find(self.book, order.recipe)
-        values = read_options(recipe, options)
+        values = read_options(recipe, request.options)
         now = self._runtime.clock()
-        latest_at = _latest(recipe, now if at is None else min(at, now), now)
-        meta = {**metadata, **fill(recipe.metadata, values)}
-        _check_metadata(meta)
-        limits, bounds = bounds_of(self.book.limits, order, meta, now)
-        check_price(limits, recipe.name, recipe.price)
-        submitter = self._service.submitter(recipe.provider)
-        body = fill(recipe.input, values)
-        submitter.provider.check(recipe.model, body)
-        prediction = NewPrediction(
-            id=new_id("pred", now),
-            provider=recipe.provider,
-            model=recipe.model,
-            mode="queue",
-            input=body,
-            metadata=meta,
-            created_at=now,
-            trace=self._runtime.tracing.current(),
-            reply_to=reply_to,
-            private=private,
-            order=order,
+        latest_at = _latest(recipe, now if request.at is None else min(request.at, now), now)
+        metadata = {**request.metadata, **fill(recipe.metadata, values)}
+        _check_metadata(metadata)
+        prepared = await self._service.prepare(
+            SubmitRequest(
+                provider=recipe.provider,
+                model=recipe.model,
+                input=fill(recipe.input, values),
+                caller=request.caller,
+                metadata=metadata,
+                private=request.private,
+                reply_to=request.reply_to,
+            ),
+            order,
+            price=recipe.price,
             latest_at=latest_at,
         )
         made = await self._store.orders.create(
-            NewOrder(
-                key=key,
-                recipe=recipe.name,
-                options=values,
-                price=recipe.price,
-                bounds=bounds,
-                prediction=prediction,
-            )
+            NewOrder(key=key, recipe=recipe.name, options=values, prediction=prepared.row)
         )
         if made.excess is not None:
-            raise refusal(limits[made.excess.bound], made.excess, now)
+            raise prepared.refusal(made.excess)
         if made.is_new:
-            await self._service.begin_placed(submitter)
+            await self._service.begin_placed(prepared.submitter)
         return made.prediction_id or ""
 
     async def _read(self, prediction_id: str) -> Prediction:
@@ -227,13 +177,14 @@ def _digest(via: str, key: str) -> str:
     return hashlib.sha256(msgspec.json.encode([via, key])).hexdigest()
 
 
-def _wanted(*given: Any) -> Wanted:
-    """Return what an order says as the JSON that is kept of it; refuse what is none."""
-    asked = dict(zip(Wanted.__struct_fields__, given, strict=True))
+def _wanted(request: OrderRequest) -> OrderRequest:
+    """Return an order with what it says as the JSON that is kept of it; refuse what is none."""
+    said = {name: getattr(request, name) for name in Wanted.__struct_fields__}
     try:
-        return msgspec.json.decode(msgspec.json.encode(asked), type=Wanted)
+        wanted = msgspec.json.decode(msgspec.json.encode(said), type=Wanted)
     except (TypeError, ValueError, RecursionError) as error:
         raise Problem(422, "invalid-request", f"this is no order: {error}") from None
+    return replace(request, **msgspec.structs.asdict(wanted))
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:

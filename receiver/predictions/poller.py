@@ -271,7 +271,7 @@ class Poller:
             error = expired(what, reason, "unconfirmed")
         log.warning("prediction.expired", prediction=job.ticket.id, code=error.code)
         await self._inbox.verdict(
-            job.provider, job.ticket.id, error, only_from=frozenset({job.status})
+            job.provider, job.ticket.id, error, only_from=frozenset({job.status}), is_free=False
         )
 
     async def _expire_unsent(self, provider: str, prediction_id: str) -> None:

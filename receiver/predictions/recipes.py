@@ -14,8 +14,9 @@ from typing import Any, Final
 import msgspec
 
 from receiver.model.answers import OfferedButton, OfferedRecipe
+from receiver.model.costs import MICRO
 from receiver.model.errors import Problem
-from receiver.model.recipes import MICRO, Kind, Option, Recipe, RecipeBook
+from receiver.model.recipes import Kind, Option, Recipe, RecipeBook
 from receiver.model.text import meant
 from receiver.model.values import plain
 

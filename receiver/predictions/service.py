@@ -10,29 +10,49 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx
 import msgspec
 import structlog
 
+from receiver.model.costs import Account
 from receiver.model.errors import Problem, StoreUnavailable, Unreadable
 from receiver.model.ids import new_id
+from receiver.model.recipes import Limit
+from receiver.model.requests import SubmitRequest
 from receiver.model.states import TERMINAL
-from receiver.model.values import Error, Mode, Prediction, Status
+from receiver.model.values import Error, Mode, Order, Prediction, Status
 from receiver.observability.runtime import Runtime
 from receiver.predictions.inbox import Inbox
+from receiver.predictions.limits import Limits, refusal
 from receiver.predictions.poller import Poller
 from receiver.predictions.provider_client import Busy, ProviderClient
 from receiver.predictions.submitter import Submitter
 from receiver.providers.adapter import Provider, ProviderResponse, decode
+from receiver.store.budgets import Excess
 from receiver.store.facade import Store
-from receiver.store.predictions import Job, NewPrediction
+from receiver.store.predictions import CreateResult, Job, NewPrediction
 
 log = structlog.get_logger("receiver")
 
 _WHILE_ASKED: Final = 2.0
 """Seconds for which an order's request may wait for its submit: chats want answers within three."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A prediction that may be made, unless that would go over a limit."""
+
+    submitter: Submitter
+    row: NewPrediction
+    limits: tuple[Limit, ...]
+    """Those of the row's bounds."""
+
+    def refusal(self, excess: Excess) -> Problem:
+        """Return why it may not be made."""
+        return refusal(self.limits[excess.bound], excess, self.row.created_at)
 
 
 class PredictionService:
@@ -46,12 +66,14 @@ class PredictionService:
         submitters: Mapping[str, Submitter],
         clients: Mapping[str, ProviderClient],
         poller: Poller,
+        limits: Limits,
         runtime: Runtime,
         *,
         begins: bool = True,
     ) -> None:
         """Make one; unless it `begins`, nothing may go on after the request that places it."""
         self._begins = begins
+        self._limits = limits
         self._store = store
         self._inbox = inbox
         self._providers = providers
@@ -61,41 +83,22 @@ class PredictionService:
         self._tracing = runtime.tracing
         self._clock = runtime.clock
 
-    async def submit(
-        self,
-        provider: str,
-        model: str,
-        input: dict[str, Any],
-        *,
-        metadata: dict[str, Any] | None = None,
-        mode: Mode = "queue",
-        parent_id: str | None = None,
-        idempotency_key: str | None = None,
-        reply_to: str | None = None,
-    ) -> Prediction:
+    async def submit(self, request: SubmitRequest) -> Prediction:
         """Store a prediction and submit it, or leave it `queued` if there is no room.
 
-        Raises Problem for what could never be submitted, and for a key used for something else.
+        Raises Problem for what could never be submitted, what would go over a limit, and for a key
+        used for something else.
         """
-        submitter, new = self._new(
-            provider,
-            model,
-            input,
-            metadata=metadata or {},
-            mode=mode,
-            parent_id=parent_id,
-            idempotency_key=idempotency_key,
-            reply_to=reply_to,
-        )
-        created = await self._store.predictions.create(new)
-        if created.fingerprint is None and parent_id is None:
+        prepared = await self.prepare(request)
+        created = await self._create(prepared)
+        if created.fingerprint is None and request.parent_id is None:
             raise Problem(
                 409,
                 "erased",
                 "the prediction of this Idempotency-Key was erased: to ask anew, use a new key",
                 prediction_id=created.prediction_id,
             )
-        if created.fingerprint != new.fingerprint and parent_id is None:
+        if created.fingerprint != prepared.row.fingerprint and request.parent_id is None:
             raise Problem(
                 409,
                 "idempotency-conflict",
@@ -105,39 +108,19 @@ class PredictionService:
         if created.is_new:
             # From here the row is stored and will be sent: a disk that fails now is no refusal.
             with contextlib.suppress(StoreUnavailable):
-                await self._begin(submitter, created.prediction_id, mode)
+                await self._begin(prepared.submitter, created.prediction_id, request.mode)
         return await self.read(created.prediction_id)
 
-    async def place(
-        self,
-        provider: str,
-        model: str,
-        input: dict[str, Any],
-        *,
-        metadata: dict[str, Any] | None = None,
-        mode: Mode = "queue",
-        idempotency_key: str | None = None,
-        reply_to: str | None = None,
-        private: bytes | None = None,
-    ) -> Prediction:
+    async def place(self, request: SubmitRequest) -> Prediction:
         """Store a prediction, and leave its submit to the submitter.
 
         What was stored under a key is given back, whatever is asked for now, until it is deleted.
-        Raises Problem for what could never be submitted.
+        Raises Problem for what could never be submitted, and what would go over a limit.
         """
-        submitter, new = self._new(
-            provider,
-            model,
-            input,
-            metadata=metadata or {},
-            mode=mode,
-            idempotency_key=idempotency_key,
-            reply_to=reply_to,
-            private=private,
-        )
-        created = await self._store.predictions.create(new)
+        prepared = await self.prepare(request)
+        created = await self._create(prepared)
         # Also for a repeat: the first may have died before it came to this.
-        await self.begin_placed(submitter, mode)
+        await self.begin_placed(prepared.submitter, request.mode)
         return await self.read(created.prediction_id)
 
     async def begin_placed(self, submitter: Submitter, mode: Mode = "queue") -> None:
@@ -150,34 +133,54 @@ class PredictionService:
         elif mode == "queue":
             await submitter.send_all(_WHILE_ASKED)
 
-    def _new(
+    async def prepare(
         self,
-        provider: str,
-        model: str,
-        input: dict[str, Any],
+        request: SubmitRequest,
+        order: Order | None = None,
         *,
-        metadata: dict[str, Any],
-        mode: Mode,
-        reply_to: str | None,
-        **more: Any,
-    ) -> tuple[Submitter, NewPrediction]:
-        """Return a row to be made, and who submits it; raise Problem where that cannot be."""
-        submitter = self.submitter(provider)
-        submitter.provider.check(model, input)
+        price: int | None = None,
+        latest_at: float | None = None,
+    ) -> Prepared:
+        """Return a row to be made, and who submits it; raise Problem where that cannot be.
+
+        `price` is that of the order's recipe.
+        """
+        submitter = self.submitter(request.provider)
+        submitter.provider.check(request.model, request.input)
+        if request.parent_id is not None:  # what follows by a handler is for who began it
+            parent = await self._store.predictions.account(request.parent_id)
+            request = msgspec.structs.replace(request, caller=Account.read(parent).key)
         now = self._clock()
-        return submitter, NewPrediction(
+        terms = self._limits.terms(request, order, price, now)
+        expected, source = terms.price or (None, None)
+        row = NewPrediction(
             id=new_id("pred", now),
-            provider=provider,
-            model=model,
-            mode=mode,
-            input=input,
-            metadata=metadata,
-            fingerprint=fingerprint(provider, model, input, metadata, mode, reply_to),
+            provider=request.provider,
+            model=request.model,
+            mode=request.mode,
+            input=request.input,
+            metadata=dict(request.metadata),
+            parent_id=request.parent_id,
+            idempotency_key=request.key,
+            fingerprint=fingerprint(request) if order is None else None,
             created_at=now,
             trace=self._tracing.current(),
-            reply_to=reply_to,
-            **more,
+            reply_to=request.reply_to,
+            private=request.private,
+            order=order,
+            latest_at=latest_at,
+            price=expected,
+            price_source=source,
+            account=terms.account,
+            bounds=terms.bounds,
         )
+        return Prepared(submitter=submitter, row=row, limits=terms.limits)
+
+    async def _create(self, prepared: Prepared) -> CreateResult:
+        created = await self._store.predictions.create(prepared.row)
+        if created.excess is not None:
+            raise prepared.refusal(created.excess)
+        return created
 
     async def _begin(self, submitter: Submitter, prediction_id: str, mode: Mode) -> None:
         """See a queue submit through; a blocking call may take minutes, so only begin it."""
@@ -290,15 +293,15 @@ def _list(names: Mapping[str, Any]) -> str:
     return ", ".join(sorted(names))
 
 
-def fingerprint(
-    provider: str,
-    model: str,
-    input: dict[str, Any],
-    metadata: dict[str, Any],
-    mode: str,
-    reply_to: str | None,
-) -> str:
+def fingerprint(request: SubmitRequest) -> str:
     """Digest what a submit means, whatever the order and spacing of its JSON."""
-    meant = [provider, model, input, metadata, mode, reply_to]
+    meant = [
+        request.provider,
+        request.model,
+        request.input,
+        request.metadata,
+        request.mode,
+        request.reply_to,
+    ]
     text = msgspec.json.encode(meant, order="deterministic")
     return hashlib.sha256(text).hexdigest()

@@ -460,6 +460,7 @@ class Submitter:
             due_at=due_at,
             provider_id=receipt.provider_id if receipt else None,
             links=receipt.links if receipt else {},
+            cost=receipt.cost if receipt else None,
             reason=reason,
         )
         done = await _insist(lambda: self._store.predictions.progress(progress))
@@ -474,6 +475,8 @@ class Submitter:
                 job.ticket.id,
                 error,
                 only_from=frozenset({Status.SUBMITTING}),
+                # A blocking call's refusal may be its model's, after it has worked.
+                is_free=job.ticket.mode == "queue" or not body,
                 channel="sync" if body else None,
                 body=body,
             )

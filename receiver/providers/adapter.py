@@ -204,6 +204,25 @@ class Searched(Protocol):
 
 
 @runtime_checkable
+class Billing(Protocol):
+    """A provider that says what predictions cost when it is asked after their end."""
+
+    @property
+    def bills_after(self) -> float | None:
+        """Seconds after an end at which it can be asked; None: not with the keys that are set."""
+
+    @property
+    def most_billed(self) -> int:
+        """Predictions that one request can ask for."""
+
+    def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
+        """Return a request for what predictions cost that have ended."""
+
+    def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
+        """Return microdollars by the ids of tickets, of those that it says, or raise Unreadable."""
+
+
+@runtime_checkable
 class Publishing(Protocol):
     """A provider that hands out what proves its callbacks."""
 

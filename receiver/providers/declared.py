@@ -16,6 +16,8 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
     """Empty where none is set: then the adapter still proves and reads callbacks."""
     urls: Mapping[str, str]
     """As declared, or as set; none ends in a slash or in the declared `path`."""
+    admin_key: str
+    """Empty where none is set, or none is declared."""
     confirm: bool
     clock: Callable[[], float]
     """For keys that expire."""
@@ -39,6 +41,8 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     """What a secret begins with, as `whsec_`: any other is a mistake."""
     secret_headers: frozenset[bytes] = frozenset()
     """Those of its callbacks that hold a secret: they are not kept with what is recorded."""
+    admin_key: str = ""
+    """The variable of a key for its bills, where the usual one is not enough."""
     max_in_flight: int | None = None
     """The default of `{}_MAX_IN_FLIGHT`."""
     requests_per_minute: int | None = None

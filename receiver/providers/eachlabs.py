@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
 import httpx
+from msgspec.structs import replace
 
+from receiver.model.costs import micro
 from receiver.model.errors import Unproved, Unreadable
 from receiver.model.states import cause_of
 from receiver.model.values import Error, Outcome, Ticket
@@ -72,6 +74,7 @@ class Eachlabs:
     name: ClassVar[Literal["eachlabs"]] = "eachlabs"
     proof: ClassVar[Literal["prediction_secret"]] = "prediction_secret"
     stream_path: ClassVar[None] = None
+    most_billed: ClassVar[int] = 1
 
     def check(self, model: str, input: dict[str, Any]) -> None:
         """Refuse nothing: models and their parameters change without us."""
@@ -125,7 +128,22 @@ class Eachlabs:
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status != httpx.codes.OK:
             raise base.unexpected(answer)
-        return _outcome(base.decode_object(answer.body), ticket.input)
+        body = base.decode_object(answer.body)
+        return replace(_outcome(body, ticket.input), cost=_cost(body))
+
+    @property
+    def bills_after(self) -> float | None:
+        return 60.0 if self.key else None
+
+    def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
+        """Poll once more: a callback says no cost."""
+        return self.poll(tickets[0])
+
+    def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
+        if answer.status != httpx.codes.OK:
+            raise base.unexpected(answer)
+        cost = _cost(base.decode_object(answer.body))
+        return {} if cost is None else {tickets[0].id: cost}
 
     def cancel(self, ticket: Ticket) -> httpx.Request:
         path = f"/v1/prediction/{base.model_path(ticket.provider_id or '')}/cancel"
@@ -187,6 +205,13 @@ def _reaches_back(rows: Sequence[dict[str, Any]], submitted_at: float | None) ->
 
 def _id(payload: dict[str, Any]) -> str | None:
     return base.identifier(*(payload.get(name) for name in ("exec_id", "predictionID", "id")))
+
+
+def _cost(payload: dict[str, Any]) -> int | None:
+    """Read `metrics.cost`, in dollars, of what has ended."""
+    metrics = payload.get("metrics")
+    ended = base.lookup(_KINDS, payload.get("status"), "processing") != "processing"
+    return micro(metrics.get("cost")) if ended and isinstance(metrics, dict) else None
 
 
 def _outcome(payload: dict[str, Any], sent: dict[str, Any] | None = None) -> Outcome:

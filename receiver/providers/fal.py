@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final, Literal
 
 import httpx
 
+from receiver.model.costs import micro
 from receiver.model.errors import Unreadable
 from receiver.model.values import Error, Outcome, Ticket
 from receiver.providers import adapter as base
@@ -33,6 +34,8 @@ from receiver.providers.adapter import (
 )
 from receiver.providers.declared import Declared
 from receiver.providers.signatures import read_jwks, verify_ed25519
+
+_DAY: Final = 86400.0
 
 _STATUS_CODES: Final = frozenset({httpx.codes.OK, httpx.codes.ACCEPTED})
 _LINKS: Final = ("status_url", "response_url", "cancel_url")
@@ -56,9 +59,12 @@ class Fal:
     run_url: str
     jwks_url: str
     api_url: str
+    admin_key: str = ""
+    """Of the scope that billing events want; empty: it is not asked for them."""
     name: ClassVar[Literal["fal"]] = "fal"
     proof: ClassVar[Literal["public_keys"]] = "public_keys"
     stream_path: ClassVar[None] = None
+    most_billed: ClassVar[int] = 50
 
     def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
         """Refuse only a model that could not be a path."""
@@ -131,6 +137,37 @@ class Fal:
     def cancel(self, ticket: Ticket) -> httpx.Request:
         return self._call("PUT", self._link(ticket, "cancel_url"))
 
+    @property
+    def bills_after(self) -> float | None:
+        """It is not said how late billing events are."""
+        return 900.0 if self.key and self.admin_key else None
+
+    def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
+        times = [each.submitted_at for each in tickets if each.submitted_at is not None]
+        start = datetime.fromtimestamp(min(times, default=0.0) - _DAY, UTC)
+        params = {
+            "request_id": ",".join(each.provider_id or "" for each in tickets),
+            "start": start.strftime("%Y-%m-%dT%H:%M:%SZ"),  # without it: of the last day
+        }
+        url = f"{self.api_url}/v1/models/billing-events"
+        return self._call("GET", url, key=self.admin_key, params=params)
+
+    def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
+        """Add up what was billed for each request; without an event nothing is known of it."""
+        if answer.status != httpx.codes.OK:
+            raise base.unexpected(answer)
+        events = base.decode_object(answer.body).get("billing_events")
+        if not isinstance(events, list):
+            raise Unreadable("no list of billing events")
+        ids = {each.provider_id: each.id for each in tickets}
+        found: dict[str, int] = {}
+        for event in events:
+            told = event if isinstance(event, dict) else {}
+            name = ids.get(base.identifier(told.get("request_id")))
+            if name is not None and (cost := _billed(told)) is not None:
+                found[name] = found.get(name, 0) + cost
+        return found
+
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
         """List what was asked of this model since shortly before our submit."""
         return [self._requests(ticket, {})]
@@ -175,8 +212,10 @@ class Fal:
         looked_up = answer.status in {*_STATUS_CODES, httpx.codes.NOT_FOUND}
         return base.let_in(answer, sign=looked_up and isinstance(status, str))
 
-    def _call(self, method: str, url: str, **content: Any) -> httpx.Request:
-        headers = {"Authorization": f"Key {self.key}", "Accept": "application/json"}
+    def _call(
+        self, method: str, url: str, *, key: str | None = None, **content: Any
+    ) -> httpx.Request:
+        headers = {"Authorization": f"Key {key or self.key}", "Accept": "application/json"}
         return httpx.Request(method, url, headers=headers, **content)
 
     def _ours(self, url: Any) -> bool:
@@ -192,6 +231,14 @@ class Fal:
         tail = {"status_url": "/status", "response_url": "", "cancel_url": "/cancel"}[name]
         request_id = base.model_path(ticket.provider_id or "")
         return f"{self.queue_url}/{app}/requests/{request_id}{tail}"
+
+
+def _billed(event: dict[str, Any]) -> int | None:
+    """Read what an event comes to: nanodollars, which are whole, or dollars."""
+    nano = event.get("cost_estimate_nano_usd")
+    if isinstance(nano, int) and not isinstance(nano, bool):
+        return micro(nano / 1e9)
+    return micro(event.get("cost_total"))
 
 
 def read_meta(body: bytes) -> list[Network]:
@@ -321,8 +368,13 @@ def _place(item: dict[str, Any]) -> str:
 _PARTS: Final = ("queue", "run", "jwks", "api")
 
 DECLARED: Final = Declared(
-    make=lambda given: Fal(given.key, *(given.urls[part] for part in _PARTS)),
+    make=lambda given: Fal(
+        key=given.key,
+        admin_key=given.admin_key,
+        **{f"{part}_url": given.urls[part] for part in _PARTS},
+    ),
     key="FAL_KEY",
+    admin_key="FAL_ADMIN_KEY",
     urls={
         "queue": "https://queue.fal.run",
         "run": "https://fal.run",

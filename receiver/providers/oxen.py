@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, Literal, NoReturn
 
 import httpx
 
+from receiver.model.costs import micro
 from receiver.model.errors import Problem, Unproved, Unreadable
 from receiver.model.values import Error, Outcome, Ticket
 from receiver.providers import adapter as base
@@ -53,6 +54,7 @@ class Oxen:
     name: ClassVar[Literal["oxen"]] = "oxen"
     proof: ClassVar[Literal["none"]] = "none"
     stream_path: ClassVar[str] = "/api/events"
+    most_billed: ClassVar[int] = 1
 
     def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
         """Refuse what cannot be one prediction, or would fail for a parameter of ours."""
@@ -114,6 +116,22 @@ class Oxen:
         if base.identifier(row.get("generation_id")) is None:
             row["generation_id"] = ticket.provider_id  # we asked for this one
         return _outcome(row, url="result_url", reason="error_message")
+
+    @property
+    def bills_after(self) -> float | None:
+        return 60.0 if self.key else None
+
+    def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
+        provider_id = base.model_path(tickets[0].provider_id or "")
+        return self._call("GET", f"/api/ai/generations/{provider_id}")
+
+    def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
+        """Read the cost of a generation: a number or its text, in dollars as all their prices."""
+        if answer.status != httpx.codes.OK:
+            raise base.unexpected(answer)
+        generation = base.decode_object(answer.body).get("generation")
+        cost = micro(generation.get("cost")) if isinstance(generation, dict) else None
+        return {} if cost is None else {tickets[0].id: cost}
 
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
         """List the rows of this model: those in the queue, then those that have ended."""

@@ -14,12 +14,13 @@ from functools import partial
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
+from receiver.model.costs import PriceList
 from receiver.model.errors import SettingsError
-from receiver.model.recipes import RecipeBook
+from receiver.model.recipes import Limit, RecipeBook
 from receiver.providers import DECLARED
 from receiver.providers.adapter import Provider
 from receiver.providers.declared import Given
-from receiver.settings import keys, platforms, proxies, recipes, tls, traces
+from receiver.settings import keys, limits, platforms, prices, proxies, recipes, tls, traces
 from receiver.settings import parsers as parse
 from receiver.settings.keys import ApiKey
 from receiver.settings.parsers import INLINE, LOOPBACK, SHORTEST_SECRET, After, Network, seconds
@@ -78,6 +79,12 @@ class ProviderSettings:
         "what the account's callbacks are signed with; several by comma, newest first",
         shown="fetched from the provider",
     )
+    admin_key: Secret | None = setting(
+        "{}_ADMIN_KEY",
+        parse.header_safe,
+        None,
+        "a key for its bills, which say what each prediction cost: fal.ai's of the scope ADMIN",
+    )
     confirm: bool = setting("{}_CONFIRM", parse.switch, False, "")
     allowed_sources: tuple[Network, ...] | Literal["meta"] | None = setting(
         "{}_ALLOWED_SOURCES",
@@ -108,6 +115,7 @@ def _rows_of(provider: str) -> dict[str, Setting]:
             "names": (declared.secret,),
             "parse": partial(parse.account_secrets, declared.secret_begins),
         },
+        "admin_key": {"names": (declared.admin_key,)},
         "confirm": {"says": declared.confirm},
         "allowed_sources": {"parse": parse.sources if declared.read_sources else parse.networks},
     }
@@ -117,6 +125,8 @@ def _rows_of(provider: str) -> dict[str, Setting]:
     }
     if not declared.secret:
         del found["secrets"]
+    if not declared.admin_key:
+        del found["admin_key"]
     if not declared.confirm:
         del found["confirm"]
     for part, default in declared.urls.items():
@@ -372,6 +382,27 @@ class Settings:
         "a TOML file of [recipes](recipes.md): what people, chats and programs order by name",
         shown="none",
     )
+    prices: PriceList = composed(
+        (prices.NAME,),
+        lambda reader: prices.read_prices(reader, tuple(DECLARED)),
+        PriceList(),
+        "a TOML file of [prices](costs.md) by model; a recipe's own price goes before it",
+        shown="none",
+    )
+    limits: tuple[Limit, ...] = composed(
+        (limits.NAME,),
+        limits.read_limits,
+        (),
+        "[limits and budgets](costs.md) of all that is submitted, in JSON: "
+        '`[{"by": "all", "per": "day", "cost": 20}]`',
+        shown="none",
+    )
+    costs_by: tuple[str, ...] = setting(
+        "RECEIVER_COSTS_BY",
+        parse.names,
+        (),
+        "names of metadata that costs are added up by, too, by comma, as in `team,customer`",
+    )
     dashboard: bool | None = setting(
         "RECEIVER_DASHBOARD",
         parse.switch,
@@ -389,6 +420,7 @@ class Settings:
                 Given(
                     key=given.key.reveal() if given.key else "",
                     urls=given.urls,
+                    admin_key=given.admin_key.reveal() if given.admin_key else "",
                     confirm=given.confirm,
                     clock=clock,
                 )

@@ -19,11 +19,19 @@ Network = IPv4Network | IPv6Network
 
 SHORTEST_SECRET: Final = 32
 _LARGEST_PORT: Final = 65535
+_MOST_NAMES: Final = 8
 LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1"))
 
 
 def texts(text: str) -> tuple[str, ...]:
     return tuple(part for part in map(clean, text.split(",")) if part)
+
+
+def names(text: str) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(texts(text)))
+    if len(found) > _MOST_NAMES:
+        raise ValueError(f"must be {_MOST_NAMES} names at most, as sums are kept for each value")
+    return found
 
 
 def hosts(text: str) -> tuple[str, ...]:

@@ -21,12 +21,10 @@ from typing import Any, Final, TypeVar
 from msgspec.structs import replace
 
 from receiver.model.recipes import (
-    MICRO,
     READERS,
     Allow,
     Button,
     Kind,
-    Limit,
     Option,
     Recipe,
     RecipeBook,
@@ -34,10 +32,12 @@ from receiver.model.recipes import (
 )
 from receiver.model.text import meant
 from receiver.model.values import DEEPEST, MODEL_NAME, plain
+from receiver.settings.limits import read_limit
 from receiver.settings.reader import Reader
 from receiver.settings.toml import (
     Table,
     mapping,
+    money,
     number,
     one_of,
     positive,
@@ -55,8 +55,7 @@ _WORD: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 """A name of a recipe or an option, which every chat platform takes."""
 _RESERVED: Final = frozenset({"help", "limits", "allow"})
 _LONGEST_LABEL: Final = 40
-_DEAREST: Final = 1_000_000.0
-_BY: Final = ("person", "place", "recipe", "all")
+_BY: Final = ("person", "place", "recipe", "key", "all")
 _TEXTS: Final[tuple[Kind, ...]] = ("text",)
 _BOUNDS: Final[Mapping[str, Collection[Kind]]] = {
     "least": ("integer", "number"),
@@ -77,7 +76,7 @@ def read_recipes(reader: Reader, providers: Collection[str]) -> RecipeBook:
 
 
 def _book(table: Table, providers: Collection[str]) -> RecipeBook:
-    limits = [_limit(each) for each in table.list_of("limits")]
+    limits = [read_limit(each, _BY) for each in table.list_of("limits")]
     allow = [_allow(each) for each in table.list_of("allow")]
     tables = table.other_tables()
     recipes = {name: _recipe(name, each, providers) for name, each in tables.items()}
@@ -102,7 +101,7 @@ def _recipe(name: str, table: Table, providers: Collection[str]) -> Recipe:
         model=table.need("model", _model, ""),
         input=table.need("input", template, {}),
         metadata=table.take("metadata", template, {}),
-        price=table.take("price", _money, None),
+        price=table.take("price", money, None),
         latest=table.take("latest", positive, None),
         options=options,
         buttons=_buttons(table.table("buttons")),
@@ -204,32 +203,12 @@ def _check_buttons(recipe: Recipe, recipes: Mapping[str, Recipe], table: Table) 
 # --- limits, and who may order ---
 
 
-def _limit(table: Table) -> Limit:
-    limit = Limit(
-        by=table.need("by", _by, "all"),
-        per=table.need("per", one_of(("hour", "day", "month")), "day"),
-        count=table.take("count", _count, None),
-        cost=table.take("cost", _money, None),
-    )
-    table.end()
-    if not table.has("count") and not table.has("cost"):
-        table.refuse("it needs count, cost (dollars), or both")
-    return limit
-
-
 def _allow(table: Table) -> Allow:
     allow = Allow(
         place=table.take("place", _pattern, "*"), person=table.take("person", _pattern, "*")
     )
     table.end()
     return allow
-
-
-def _by(value: Any) -> str:
-    word = text(value)
-    if word in _BY or (word.startswith("metadata.") and len(word) > len("metadata.")):
-        return word
-    raise ValueError(f"must be {', '.join(_BY)} or metadata.NAME{meant(word, _BY)}")
 
 
 # --- values ---
@@ -239,17 +218,6 @@ def _pattern(value: Any) -> str:
     if not text(value):
         raise ValueError('must be a name or a pattern, as "slack:T01/*"')
     return text(value)
-
-
-def _count(value: Any) -> int:
-    return 0 if value == 0 and isinstance(value, int) else whole(value)
-
-
-def _money(value: Any) -> int:
-    dollars = number(value)
-    if not 0 <= dollars <= _DEAREST:
-        raise ValueError("must be dollars, as 0.04")
-    return round(dollars * MICRO)
 
 
 def _model(value: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from receiver.model.costs import micro
 from receiver.model.text import meant
 
 T = TypeVar("T")
@@ -154,6 +155,14 @@ def number(value: Any) -> float:
     if not is_number or not abs(value) < float(2**53):  # also refuses nan
         raise ValueError("must be a number")
     return value  # type: ignore[no-any-return] # as was tested
+
+
+def money(value: Any) -> int:
+    """Read dollars as microdollars."""
+    found = micro(number(value))
+    if found is None:
+        raise ValueError("must be dollars, as 0.04")
+    return found
 
 
 def whole(value: Any) -> int:

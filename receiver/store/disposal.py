@@ -15,7 +15,9 @@ from typing import Final
 
 import msgspec
 
+from receiver.store.budgets import sql as budgets_sql
 from receiver.store.changes import sql as changes_sql
+from receiver.store.costs import sql as costs_sql
 from receiver.store.engine import Engine
 from receiver.store.orders import sql as orders_sql
 from receiver.store.statement import Cells, Row, Run, Statements, Steps, Write
@@ -32,6 +34,8 @@ _OF_PREDICTIONS: Final = (
     sql.delete_events,
     sql.delete_callbacks_of,
     orders_sql.blank_options,
+    budgets_sql.delete_ledger,
+    costs_sql.delete_questions,
     sql.delete_predictions,
 )
 

@@ -11,8 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
+import msgspec
+
+from receiver.model.costs import Account
 from receiver.model.states import TERMINAL
 from receiver.model.values import Status
+from receiver.store.costs import move
+from receiver.store.costs import sql as costs_sql
 from receiver.store.disposal import sql as disposal_sql
 from receiver.store.engine import Engine
 from receiver.store.orders import sql as orders_sql
@@ -71,5 +76,14 @@ def _erase_one(prediction_id: str, now: float) -> Steps[Erased]:
     yield Write([], News([], over=[row["id"] for row in skipped]))
     yield Run(sql.blank_callbacks, params)
     yield Write([(orders_sql.blank_options, [(prediction_id,)])])
+    yield from _forget_metadata(prediction_id)
     yield Run(sql.blank_prediction, params)
     return "erased"
+
+
+def _forget_metadata(prediction_id: str) -> Steps[None]:
+    """Keep a cost in the sums, but no metadata that it was added up by."""
+    [row] = yield Run(costs_sql.hold_costs, rows=[(prediction_id,)])
+    account = Account.read(row["account"])
+    if account.metadata:
+        yield from move(row, msgspec.structs.replace(account, metadata={}).text())

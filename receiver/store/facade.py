@@ -15,7 +15,9 @@ from receiver.store.attempts import AttemptNews
 from receiver.store.audit import Audit
 from receiver.store.backlog import BacklogReader
 from receiver.store.breakers import Breakers
+from receiver.store.budgets import BudgetStore
 from receiver.store.changes import ChangeLog
+from receiver.store.costs import CostStore
 from receiver.store.deliveries import (
     ClaimRequest,
     Claims,
@@ -67,6 +69,8 @@ class Store(Engine):
         self.predictions = PredictionStore(self)
         self.private = PrivateContent(self)
         self.orders = OrderStore(self)
+        self.budgets = BudgetStore(self)
+        self.costs = CostStore(self)
         self.deliveries = DeliveryStore(self)
         self.limits = LimitStore(self)
         self.leases = LeaseStore(self)

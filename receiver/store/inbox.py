@@ -9,9 +9,13 @@ from typing import Any, Final
 
 import msgspec
 
+from receiver.model.costs import CostSource, Price
 from receiver.model.ids import delivery_id, event_id
 from receiver.model.states import Verdict
 from receiver.model.values import Channel, EventType, Outcome, Recipients, Status
+from receiver.store.budgets import Entry, Settlements
+from receiver.store.costs import Spent, Sums
+from receiver.store.costs import sql as costs_sql
 from receiver.store.engine import Engine
 from receiver.store.predictions import end_of
 from receiver.store.predictions import sql as predictions_sql
@@ -45,6 +49,15 @@ class CurrentState(msgspec.Struct, frozen=True):
     submitted_at: float | None = None
     trace: str | None = None
     reply_to: str | None = None
+    price: int | None = None
+    """Microdollars that it was expected to cost."""
+    price_source: CostSource | None = None
+    reserved: str | None = None
+    """The budgets that its price was reserved of, as JSON."""
+    cost: int | None = None
+    """Microdollars, where its provider said so with the submit."""
+    account: str | None = None
+    """By what its cost is added up beside provider and model, as JSON."""
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +69,10 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     event_type: EventType | None = None
     """Set if, and only if, the verdict is `accepted`."""
     recipients: Recipients = Recipients()
+    cost: Price | None = None
+    """What it cost, as far as that is known at the end."""
+    ask_at: float | None = None
+    """When to ask the provider what it cost; None: it need not, or cannot, be asked."""
 
 
 class IncomingOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +91,8 @@ class IncomingOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """The provider's id that the proof covers, where it covers one."""
     only_from: frozenset[Status] | None = None
     """Apply only if the prediction still stands there (our own verdicts)."""
+    is_free: bool = False
+    """Nothing was spent: the provider has not taken it."""
 
 
 class AcceptResult(msgspec.Struct, frozen=True):
@@ -121,6 +140,11 @@ def current_states(ids: Iterable[str]) -> Steps[dict[str, CurrentState]]:
             submitted_at=row["submitted_at"],
             trace=row["trace"],
             reply_to=row["reply_to"],
+            price=row["price"],
+            price_source=row["price_source"],
+            reserved=row["reserved"],
+            cost=row["cost"],
+            account=row["account"],
         )
         for row in found
     }
@@ -137,7 +161,7 @@ def _rule(known: dict[str, CurrentState], arrival: IncomingOutcome, batch: _Batc
     ruling = arrival.judge(before, arrival)
     provider_id = before.provider_id or arrival.outcome.provider_id
     if ruling.verdict != "mismatch":
-        batch.add(arrival, ruling, content=not before.erased)
+        batch.add(arrival, ruling, before)
         known[before.id] = msgspec.structs.replace(
             before, status=ruling.status, provider_id=provider_id
         )
@@ -180,16 +204,20 @@ class _Batch:
         self._deliveries: list[tuple[Any, ...]] = []
         self._waiting: list[tuple[Any, ...]] = []
         self._notes: list[dict[str, Any]] = []
+        self._sums = Sums()
+        self._settlements = Settlements()
+        self._questions: list[tuple[str, str, float]] = []
 
-    def add(self, arrival: IncomingOutcome, ruling: Transition, *, content: bool) -> None:
-        """Add what an arrival does; without `content` its body and headers are not kept."""
+    def add(self, arrival: IncomingOutcome, ruling: Transition, before: CurrentState) -> None:
+        """Add what an arrival does; of one that was erased, body and headers are not kept."""
         # A poll that finds it still running is no evidence worth keeping.
         if arrival.channel is not None and (
             ruling.verdict != "noted" or arrival.channel == "webhook"
         ):
-            self.keep(arrival, ruling.verdict, ruling.reason, content=content)
+            self.keep(arrival, ruling.verdict, ruling.reason, content=not before.erased)
         if ruling.verdict == "accepted":
             self._end(arrival, ruling)
+            self._account(arrival, ruling, before)
         elif ruling.verdict in {"ask", "noted"}:
             # A poll that asks for another poll gets the due time that every poll sets.
             asked = ruling.verdict == "ask" and arrival.channel != "poll"
@@ -220,7 +248,12 @@ class _Batch:
     def _end(self, arrival: IncomingOutcome, ruling: Transition) -> None:
         self._ends.append(
             end_of(
-                arrival.prediction_id, ruling.status, arrival.outcome, arrival.channel, arrival.at
+                arrival.prediction_id,
+                ruling.status,
+                arrival.outcome,
+                arrival.channel,
+                arrival.at,
+                ruling.cost,
             )
         )
         events = self._events if ruling.recipients.handlers else self._unmatched
@@ -231,6 +264,18 @@ class _Batch:
                 self._waiting.append((*key, arrival.at, *waiting_row(after, arrival.at)))
             else:
                 self._deliveries.append((*key, arrival.at))
+
+    def _account(self, arrival: IncomingOutcome, ruling: Transition, before: CurrentState) -> None:
+        """Add its cost up, settle its reservation, and have its provider asked for the rest."""
+        amount = None if ruling.cost is None else ruling.cost.amount
+        spent = Spent(before.provider, before.model, before.account, arrival.at)
+        self._sums.add(spent, 1, amount or 0, int(amount is None))
+        if before.reserved is not None:
+            change = 0 if amount is None else amount - (before.price or 0)
+            entry: Entry = "released" if arrival.is_free else "settled"
+            self._settlements.add(before.id, before.reserved, entry, change, arrival.at)
+        if ruling.ask_at is not None:
+            self._questions.append((before.id, before.provider, ruling.ask_at))
 
     def write(self) -> Steps[None]:
         # In one order, so that two transactions cannot deadlock.
@@ -250,12 +295,15 @@ class _Batch:
             (sql.insert_unmatched, self._unmatched),
             (sql.insert_deliveries, self._deliveries),
             (sql.insert_waiting, self._waiting),
+            (costs_sql.add_sums, self._sums.rows()),
+            (costs_sql.insert_questions, self._questions),
         ]
         pending = [(delivery, handler) for delivery, _, handler, _ in self._deliveries]
         news = News(pending, [prediction for prediction, *_ in self._ends]) if self._ends else None
         yield Write([(statement, rows) for statement, rows in batches if rows], news)
         for note in self._notes:
             yield Run(sql.note_prediction, note)
+        yield from self._settlements.write()
 
 
 def waiting_row(after: Sequence[str], now: float) -> tuple[float, str, str]:

@@ -11,9 +11,11 @@ from typing import Any, Final, Literal
 import msgspec
 
 from receiver.model.answers import Page
+from receiver.model.costs import MICRO, CostSource, Price
 from receiver.model.ids import oldest_id
 from receiver.model.values import (
     Channel,
+    Cost,
     Error,
     Mode,
     Order,
@@ -26,6 +28,7 @@ from receiver.model.values import (
     plain,
     utc,
 )
+from receiver.store.budgets import Bound, Counts, Excess
 from receiver.store.engine import Engine
 from receiver.store.limits import count_requests, hold_limits, room_for
 from receiver.store.paging import listed, page_of
@@ -61,6 +64,13 @@ class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
     order: Order | None = None
     latest_at: float | None = None
     """When it is too late to submit it."""
+    price: int | None = None
+    """Microdollars that it is expected to cost; None counts as nothing."""
+    price_source: CostSource | None = None
+    account: str | None = None
+    """By what its cost is added up beside provider and model, as JSON."""
+    bounds: tuple[Bound, ...] = ()
+    """The limits that hold for it."""
 
 
 class CreateResult(msgspec.Struct, frozen=True):
@@ -69,6 +79,8 @@ class CreateResult(msgspec.Struct, frozen=True):
     prediction_id: str
     is_new: bool
     fingerprint: str | None
+    excess: Excess | None = None
+    """The limit that kept it from being made."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +153,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     due_at: float
     provider_id: str | None = None
     links: dict[str, str] = {}
+    cost: int | None = None
+    """Microdollars, where the answer to the submit says them."""
     reason: str | None = None
     """Why it has not ended, for the error that it may end with; None keeps the last."""
     held_until: float | None = None
@@ -172,25 +186,49 @@ class PredictionFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def create(items: Sequence[NewPrediction]) -> Steps[list[CreateResult]]:
-    return (yield from in_order(items, lambda new: (new.idempotency_key or "", new.id), _create))
+    counts = Counts()
+    yield from counts.hold(bound for item in items for bound in item.bounds)
+    results = yield from in_order(
+        items, lambda new: (new.idempotency_key or "", new.id), lambda new: _create(new, counts)
+    )
+    yield from counts.write()
+    return results
 
 
-def _create(new: NewPrediction) -> Steps[CreateResult]:
-    row = {"idempotency_key": new.idempotency_key}
-    while not (yield from insert(new)):
+def _create(new: NewPrediction, counts: Counts) -> Steps[CreateResult]:
+    # What is asked for again was counted before, and is refused by no limit.
+    if new.bounds and (first := (yield from _first(new))):
+        return first
+    if excess := counts.excess(new.bounds, new.price):
+        return CreateResult("", is_new=False, fingerprint=None, excess=excess)
+    while not (yield from insert(new, counts)):
         # The holder of the key may be deleted by another process between the two statements.
-        for first in (yield Run(sql.select_by_idempotency_key, row)):
-            return CreateResult(first["id"], is_new=False, fingerprint=first["fingerprint"])
+        if first := (yield from _first(new)):
+            return first
     return CreateResult(new.id, is_new=True, fingerprint=new.fingerprint)
 
 
-def insert(new: NewPrediction) -> Steps[bool]:
-    """Make a row; False: its idempotency key is taken."""
+def _first(new: NewPrediction) -> Steps[CreateResult | None]:
+    """Return the prediction that has the idempotency key of a new one."""
+    if new.idempotency_key is None:
+        return None
+    row = {"idempotency_key": new.idempotency_key}
+    for first in (yield Run(sql.select_by_idempotency_key, row)):
+        return CreateResult(first["id"], is_new=False, fingerprint=first["fingerprint"])
+    return None
+
+
+def insert(new: NewPrediction, counts: Counts) -> Steps[bool]:
+    """Make a row, and count it; False: its idempotency key is taken."""
     row = msgspec.structs.asdict(new)
+    row["reserved"] = counts.reservation(new.bounds, new.price)
     row |= {"input": text(new.input), "metadata": text(new.metadata)}
     row["private"] = None if new.private is None else new.private.decode()
     row["ordered"] = None if new.order is None else text(new.order)
-    return bool((yield Run(sql.insert_prediction, row)))
+    if not (yield Run(sql.insert_prediction, row)):
+        return False
+    counts.add(new.id, new.bounds, new.price, new.created_at)
+    return True
 
 
 def begin_submits(items: Sequence[SubmitBudget]) -> Steps[list[SubmitBatch]]:
@@ -297,7 +335,12 @@ def _kept(output: str, stored: Mapping[int, Stored]) -> str:
 
 
 def end_of(
-    prediction_id: str, status: Status, outcome: Outcome, channel: Channel | None, at: float
+    prediction_id: str,
+    status: Status,
+    outcome: Outcome,
+    channel: Channel | None,
+    at: float,
+    cost: Price | None,
 ) -> tuple[Any, ...]:
     """Return the row of `end_predictions` for an outcome."""
     error = outcome.error
@@ -310,6 +353,7 @@ def end_of(
         error.message if error else None,
         channel,
         at,
+        *(cost or (None, None)),
     )
 
 
@@ -359,7 +403,14 @@ def prediction_of(row: Row) -> Prediction:
         erased_at=_time(row["erased_at"]),
         reply_to=row["reply_to"],
         order=None if ordered is None else msgspec.json.decode(ordered, type=Order),
+        cost=cost_of(row),
     )
+
+
+def cost_of(row: Row) -> Cost | None:
+    if row["cost"] is None:
+        return None
+    return Cost(amount=row["cost"] / MICRO, source=row["cost_source"])
 
 
 def _given(wanted: PredictionFilter, cursor: str | None) -> dict[str, str | None]:
@@ -435,6 +486,11 @@ class PredictionStore:
     async def get(self, prediction_id: str) -> Prediction | None:
         rows = await self._store.read(sql.select_prediction, id=prediction_id)
         return prediction_of(rows[0]) if rows else None
+
+    async def account(self, prediction_id: str) -> str | None:
+        """Return by what the cost of a prediction is added up."""
+        rows = await self._store.read(sql.select_account, id=prediction_id)
+        return rows[0]["account"] if rows else None
 
     async def ahead_of(self, provider: str, prediction_id: str) -> int:
         """Count what is queued at a provider before a prediction, up to 1,000."""

@@ -14,6 +14,7 @@ SQL that both engines understand there are marks:
   reason above.
 - `{lock}` and `{skip}` lock the selected rows where other processes write too: waiting for rows
   that are locked, or skipping them.
+- `{shard}` is a small number, another for each of PostgreSQL's connections, or nearly so.
 - A table's name after `FROM`, `JOIN`, `INTO` or `UPDATE` is given its schema for PostgreSQL, as
   poolers keep no `search_path`.
 - `{terminal}`, `{in_flight}` and `{from_…}` are statuses, as the state machine has them.
@@ -46,13 +47,20 @@ _ARRAYS: Final = {
     "bytes": "bytea[]",
 }
 _VALUES: Final = {"float": "double precision", "int": "bigint", "bool": "boolean", None: "text"}
-_SQLITE_WORDS: Final = {"least(": "min(", "greatest(": "max(", "{lock}": "", "{skip}": ""}
+_SQLITE_WORDS: Final = {
+    "least(": "min(",
+    "greatest(": "max(",
+    "{lock}": "",
+    "{skip}": "",
+    "{shard}": "0",
+}
 _POSTGRES_WORDS: Final = {
     "json_group_array(": "json_agg(",
     "json_object(": "json_build_object(",
     "instr(": "strpos(",
     "{lock}": "FOR UPDATE",
     "{skip}": "FOR UPDATE SKIP LOCKED",
+    "{shard}": "pg_backend_pid() % 16",
 }
 _ROWS: Final = re.compile(r"\{rows:([^}]*)\}")
 _GATHER: Final = re.compile(r"\{gather:([^}]*)\}")

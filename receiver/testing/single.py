@@ -14,9 +14,10 @@ from receiver.deliveries.context import Tools
 from receiver.deliveries.handlers import Handler
 from receiver.deliveries.registry import handlers_of
 from receiver.model.ids import delivery_id, new_id
+from receiver.model.requests import SubmitRequest
 from receiver.model.retry import DONE, Decision, Policy, decide
 from receiver.model.sealing import Seals
-from receiver.model.values import Event, Mode, Prediction, Status, Stored, utc
+from receiver.model.values import Event, Prediction, Status, Stored, utc
 from receiver.store.deliveries import Claim
 from receiver.store.predictions import Annotation
 from receiver.testing.edge import Answer, answers, finds
@@ -114,26 +115,16 @@ class _World:
         self._result.stored |= addition.stored
         self._result.metadata |= addition.metadata
 
-    async def submit(
-        self,
-        provider: str,
-        model: str,
-        input: dict[str, Any],
-        *,
-        metadata: dict[str, Any],
-        mode: Mode,
-        parent_id: str,
-        idempotency_key: str,  # noqa: ARG002 - the protocol's
-    ) -> Prediction:
+    async def submit(self, request: SubmitRequest) -> Prediction:
         prediction = Prediction(
             id=new_id("pred", NOW),
-            provider=provider,
-            model=model,
+            provider=request.provider,
+            model=request.model,
             status=Status.PROCESSING,
-            mode=mode,
-            input=input,
-            metadata=metadata,
-            parent_id=parent_id,
+            mode=request.mode,
+            input=request.input,
+            metadata=dict(request.metadata),
+            parent_id=request.parent_id,
             depth=1,
             created_at=utc(NOW),
         )

@@ -150,6 +150,9 @@ PAGES = (
     "/discarded?kind=duplicate",
     "/discarded?kind=unmatched",
     "/recipes",
+    "/costs",
+    "/costs?by=model",
+    "/audit",
 )
 
 

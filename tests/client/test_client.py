@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -89,6 +89,9 @@ CALLS: Final[dict[str, Callable[[Any], Any]]] = {
     "getDiscarded": lambda c: c.discarded(
         kind="late", provider="fal", prediction=ID, limit=5, cursor="1_"
     ),
+    "getCosts": lambda c: c.costs(
+        since=date(2026, 1, 1), until=date(2026, 2, 1), by=["day", "provider"]
+    ),
     "getHealthz": lambda c: c.alive(),
     "getReadyz": lambda c: c.ready(),
     "getMetrics": lambda c: c.metrics(),
@@ -151,7 +154,7 @@ class Wire:
 def example(row: Any, like: str = "2") -> httpx.Response:
     """Answer as the document says a good answer is."""
     status, said = next((s, a) for s, a in row["responses"].items() if s.startswith(like))
-    [(kind, content)] = said["content"].items()
+    kind, content = next(iter(said["content"].items()))
     values = [one["value"] for one in content.get("examples", {}).values()]
     value = values[0] if values else {"data": [], "next_cursor": None}
     body = value if isinstance(value, str) else json.dumps(value)

@@ -106,6 +106,8 @@ PAGES: Final = (
     "/discarded",
     "/recipes",
     "/recipes/imagine",
+    "/costs",
+    "/audit",
     "/nothing",
 )
 

@@ -352,3 +352,23 @@ async def test_links_lead_to_where_it_is_mounted(start: Start) -> None:
         page = (await station.world.get("/api/ui/sign-in")).text
         assert 'action="/api/ui/sign-in"' in page
         assert httpx.URL(answer.headers["location"]).params["next"] == "/predictions"
+
+
+async def test_costs_are_shown_by_group_and_with_their_prediction(
+    start: Start, tmp_path: Path
+) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text('["fal/*"]\nimage = 0.039\n')
+    async with start(**ON, RECEIVER_PRICES=str(prices), RECEIVER_COSTS_BY="team") as station:
+        name = await done(station, metadata={"team": EVIL})
+        someone = await signed_in(station)
+        assert "$0.039" in await someone.see(f"/predictions/{name}")
+        assert "<b>$0.039</b><span>spent today" in await someone.see("")
+        for by in ("day", "provider", "model", "recipe", "key", "metadata.team", "day,model"):
+            page = await someone.see("/costs", by=by)
+            assert "<b>$0.039</b> for 1 predictions" in page, by
+            assert EVIL not in page
+        assert EVIL in unescape(await someone.see("/costs", by="metadata.team"))
+        assert "Nothing ended" in await someone.see("/costs", until="2020-01-01")
+        for query in ({"by": "odd"}, {"by": "metadata.other"}, {"since": "yesterday"}):
+            await someone.see("/costs", 422, **query)

@@ -17,10 +17,11 @@ from receiver.deliveries.heartbeat import Timing
 from receiver.deliveries.registry import Registry, handlers_of
 from receiver.deliveries.worker import BREAKER, Worker
 from receiver.model.answers import Delivery
+from receiver.model.requests import SubmitRequest
 from receiver.model.retry import Policy
 from receiver.model.sealing import Seals
 from receiver.model.tasks import Wakeups
-from receiver.model.values import Mode, Outcome, Output, Prediction, Recipients, Status, utc
+from receiver.model.values import Outcome, Output, Prediction, Recipients, Status, utc
 from receiver.observability.runtime import Runtime
 from receiver.store.facade import Store
 from receiver.store.inbox import IncomingOutcome, Transition, accept_outcome
@@ -58,33 +59,23 @@ class Clock:
 class Submits:
     """Stands for outbound: the same key gives the same prediction."""
 
-    asked: list[dict[str, Any]] = field(default_factory=list)
+    asked: list[SubmitRequest] = field(default_factory=list)
     made: dict[str, Prediction] = field(default_factory=dict)
 
-    async def __call__(
-        self,
-        provider: str,
-        model: str,
-        input: dict[str, Any],
-        *,
-        metadata: dict[str, Any],
-        mode: Mode,
-        parent_id: str,
-        idempotency_key: str,
-    ) -> Prediction:
-        self.asked.append({"metadata": metadata, "parent_id": parent_id, "key": idempotency_key})
+    async def __call__(self, request: SubmitRequest) -> Prediction:
+        self.asked.append(request)
         prediction = Prediction(
             id=f"pred_next_{len(self.made)}",
-            provider=provider,
-            model=model,
+            provider=request.provider,
+            model=request.model,
             status=Status.QUEUED,
-            mode=mode,
-            input=input,
-            metadata=metadata,
-            parent_id=parent_id,
+            mode=request.mode,
+            input=request.input,
+            metadata=dict(request.metadata),
+            parent_id=request.parent_id,
             created_at=utc(0),
         )
-        return self.made.setdefault(idempotency_key, prediction)
+        return self.made.setdefault(request.key or "", prediction)
 
 
 class Dispatching:

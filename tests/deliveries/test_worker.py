@@ -467,11 +467,11 @@ async def test_the_next_prediction_is_submitted_once_over_retries(place: Place) 
         await running.ends(prediction, "chain")
         assert made == ["pred_next_0", "pred_next_1"] * 3
         assert len(running.submits.made) == 2
-        assert [asked["metadata"] for asked in running.submits.asked[:2]] == [
+        assert [asked.metadata for asked in running.submits.asked[:2]] == [
             {"kind": "avatar"},
             {"own": 1},
         ]
-        assert {asked["parent_id"] for asked in running.submits.asked} == {prediction}
+        assert {asked.parent_id for asked in running.submits.asked} == {prediction}
 
         await running.replay(prediction)
         await eventually(lambda: len(made) == 13)  # three more tries, and the other handler's one

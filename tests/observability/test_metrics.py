@@ -22,6 +22,7 @@ from receiver import Dead, Event, on
 from receiver.http.routes.metrics import MetricsPage
 from receiver.model.errors import StoreUnavailable
 from receiver.observability.events import Telemetry
+from receiver.predictions.costs import Spending
 from receiver.store.backlog import Backlog, BacklogReader
 from tests.conftest import Disk, Start
 from tests.patience import PATIENCE
@@ -103,8 +104,15 @@ async def refuse(_: Event) -> None:
 
 
 @pytest.mark.usefixtures("on_sqlite")
-async def test_a_receiver_at_work_counts_everything_that_is_shown_or_watched(start: Start) -> None:
-    async with start(greet, refuse) as station:
+async def test_a_receiver_at_work_counts_everything_that_is_shown_or_watched(
+    start: Start, tmp_path: Path
+) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text('["*"]\nimage = 0.04\n')
+    limits = (
+        '[{"by": "all", "per": "month", "cost": 0.20}, {"by": "all", "per": "day", "count": 9}]'
+    )
+    async with start(greet, refuse, RECEIVER_PRICES=str(prices), RECEIVER_LIMITS=limits) as station:
         await at_work(station)
         await eventually(
             lambda: page(station),
@@ -138,6 +146,12 @@ async def test_a_receiver_at_work_counts_everything_that_is_shown_or_watched(sta
     living = "receiver_predictions_living"
     assert of(found, living, provider="fal", status="unconfirmed") == 1
     assert of(found, living, provider="oxen", status="processing") == 1
+    # By now it may be tomorrow.
+    assert of(found, "receiver_cost_today_dollars", provider="eachlabs") in {0.0, 0.04}
+    assert of(found, "receiver_cost_unknown_today", provider="eachlabs") == 0
+    used = "receiver_budget_used_ratio"
+    assert of(found, used, budget="all/month") == pytest.approx(0.8)
+    assert sum(name == used for name, _ in found) == 1
     hook = "/webhooks/{provider}/{token}"
     assert of(found, "receiver_requests_total", route=hook, status="200") == 3
     assert of(found, "receiver_requests_total", route=hook, status="401") == 2
@@ -184,8 +198,8 @@ def check_labels(expression: str, found: Samples) -> None:
     assert wanted <= given | {"job"}, expression
 
 
-def test_there_are_five_alerts_and_each_says_what_to_do() -> None:
-    assert len({rule["alert"] for rule in rules()}) == len(rules()) == 5
+def test_there_are_six_alerts_and_each_says_what_to_do() -> None:
+    assert len({rule["alert"] for rule in rules()}) == len(rules()) == 6
     for rule in rules():
         assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
         assert re.fullmatch(r"\d+m", rule["for"])
@@ -291,11 +305,16 @@ def make_page(backlog: Away) -> MetricsPage:
     return MetricsPage(
         Telemetry(),
         backlog,
+        nothing_spent,
         providers=["oxen"],
         handlers=[],
         locked=list,
         streams={"oxen": connected},
     )
+
+
+async def nothing_spent() -> Spending:
+    return Spending({}, {}, {})
 
 
 @pytest.mark.parametrize("hangs", [False, True])

@@ -6,7 +6,7 @@ types.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from receiver.http.declare import ProviderName
 from receiver.http.live import frame
+from receiver.http.routes.costs import CostRoutes
 from receiver.http.routes.deliveries import DeliveryRoutes
 from receiver.http.routes.discarded import DiscardedRoutes
 from receiver.http.routes.docs import DocsRoutes
@@ -30,6 +31,8 @@ from receiver.http.webhooks import Receipt
 from receiver.model.answers import (
     AttemptRecord,
     Change,
+    CostReport,
+    CostRow,
     Delivery,
     DiscardedItem,
     Drained,
@@ -45,7 +48,7 @@ from receiver.model.answers import (
     Selection,
 )
 from receiver.model.recipes import Button, Option, Recipe
-from receiver.model.values import Channel, EventType, Output, Prediction, Status, utc
+from receiver.model.values import Channel, Cost, EventType, Output, Prediction, Status, utc
 from receiver.predictions.recipes import offered
 from receiver.providers import NAMES
 from tests.openapi.document import Answer, Content, Row
@@ -69,6 +72,7 @@ _ENDED: Final = msgspec.structs.replace(
     status=Status.SUCCEEDED,
     output=[Output(url="https://v3.fal.media/files/a.png", content_type="image/png")],
     channel="webhook",
+    cost=Cost(amount=0.039, source="provider"),
     completed_at=datetime(2026, 1, 31, 12, 0, 3, 500000, UTC),
 )
 _DELIVERY: Final = Delivery(
@@ -195,6 +199,12 @@ EXAMPLES: Final[dict[Any, Any]] = {
     Replay: _REPLAY,
     Selection: Selection(handler="save", state="dead"),
     DiscardedItem: _DISCARDED,
+    CostReport: CostReport(
+        since=date(2026, 1, 1),
+        until=date(2026, 2, 1),
+        data=[CostRow(of={"day": "2026-01-31"}, amount=4.68, predictions=120, unknown=3)],
+        total=CostRow(of={}, amount=4.68, predictions=120, unknown=3),
+    ),
     Health: Health(),
     Readiness: Readiness(locked=[]),
     MEDIA_TYPE: frame(_CHANGE.type, 1207, _CHANGE).decode(),
@@ -211,6 +221,7 @@ GROUPS: Final[dict[str, tuple[type, ...]]] = {
     "Handlers": (HandlerRoutes,),
     "Replays": (ReplayRoutes,),
     "Discarded": (DiscardedRoutes,),
+    "Costs": (CostRoutes,),
     "Callbacks": (EchoRoutes,),
     "Plugins": (),
     "Health": (AliveRoutes, ReadyRoutes, MetricsPage),

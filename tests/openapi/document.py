@@ -68,6 +68,7 @@ _TAGS: Final = {
     "Handlers": "The functions that run on events: their state, and how to hold them back.",
     "Replays": "Run handlers again for many events: count first, then start.",
     "Discarded": "What came and reached no handler: duplicates, rejected callbacks and the like.",
+    "Costs": "What was spent: by day, provider, model, recipe, API key and metadata.",
     "Callbacks": "Where providers call. Each URL holds a token that is made with its prediction.",
     "Plugins": "Ways in of their own: for chat platforms, triggers and the like.",
     "Health": "For load balancers and Prometheus; no key is needed.",
@@ -95,6 +96,8 @@ class Answer(msgspec.Struct, frozen=True):
     content: Content | None = None
     headers: Sequence[str] = ()
     """Of those that this module describes."""
+    has_csv: bool = False
+    """It may be had as CSV, too."""
     leads_to: Sequence[str] = ()
     """Rows that take the `id` of this answer, or of the first of its list."""
 
@@ -190,7 +193,8 @@ def _declared(
         meaning,
         Content(kind, example, given.media_type),
         given.sends,
-        [name for name in by_id.values() if has_id],
+        has_csv=given.csv is not None,
+        leads_to=[name for name in by_id.values() if has_id],
     )
 
 
@@ -323,10 +327,11 @@ def _content(contents: Sequence[Content], types: _Types) -> Json:
 
 
 def _answer(answer: Answer, types: _Types) -> Json:
+    csv = {"text/csv": {"schema": {"type": "string"}}} if answer.has_csv else {}
     return {
         "description": answer.meaning,
         **_headers(answer.headers),
-        **({"content": _content([answer.content], types)} if answer.content else {}),
+        **({"content": _content([answer.content], types) | csv} if answer.content else {}),
         **_links(answer),
     }
 

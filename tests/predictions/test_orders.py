@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from receiver.model.errors import Problem
+from receiver.model.requests import OrderRequest
 from receiver.model.tasks import Wakeups
 from receiver.model.values import Outcome, Output, Prediction, Recipients
 from receiver.observability.events import Telemetry
 from receiver.observability.runtime import Runtime
+from receiver.predictions.commands import Command
 from receiver.predictions.facade import Predictions
 from receiver.settings import Settings
 from receiver.store.opening import store_maker
@@ -22,8 +25,16 @@ from tests.receiving import ENV, Clock, Network, eventually, hangs, reply
 
 pytestmark = pytest.mark.anyio
 
-ADA: dict[str, Any] = {"person": "slack:U01", "place": "slack:T01/C01", "via": "slack"}
+ADA = OrderRequest(person="slack:U01", place="slack:T01/C01", via="slack")
 PICTURE = "https://cdn.test/a.png"
+
+
+def imagine(options: dict[str, Any], **given: Any) -> OrderRequest:
+    return replace(ADA, recipe="imagine", options=options, **given)
+
+
+def asked(command: Command, **given: Any) -> OrderRequest:
+    return replace(ADA, recipe=command.recipe, options=command.options, **given)
 
 
 @pytest.fixture
@@ -63,37 +74,35 @@ async def test_what_was_typed_is_ordered_and_submitted_by_any_process(
 ) -> None:
     network.script("fal.submit", hangs)  # an order waits for no provider, only for the commit
     command = predictions.orders.command("/imagine “a fox” —ratio 16:9")
-    made = await predictions.orders.order(command.recipe, command.options, key="t:1", **ADA)
+    made = await predictions.orders.order(asked(command, key="t:1"))
     assert made.status in {"queued", "submitting"}
     assert made.input == {"prompt": "a fox", "aspect_ratio": "16:9", "num_images": 1}
     await eventually(lambda: network.count("fal.submit") == 1)
     # the same key of another way in is another order
-    other = await predictions.orders.order(
-        command.recipe, command.options, key="t:1", **ADA | {"via": "telegram"}
-    )
+    other = await predictions.orders.order(asked(command, key="t:1", via="telegram"))
     assert other.id != made.id
 
 
 async def test_a_button_is_an_order_of_whoever_presses_it(predictions: Predictions) -> None:
     orders = predictions.orders
-    bob = ADA | {"person": "slack:U02"}
-    first = await orders.order("imagine", {"prompt": "a fox", "count": 2}, key="1", **ADA)
-    again = await orders.press(first.id, "Again", key="press-1", **bob)
+    bob = replace(ADA, person="slack:U02")
+    first = await orders.order(imagine({"prompt": "a fox", "count": 2}, key="1"))
+    again = await orders.press(first.id, "Again", replace(bob, key="press-1"))
     assert again.input == first.input
     assert again.order is not None
     assert (again.id != first.id, again.order.person) == (True, "slack:U02")
     with pytest.raises(Problem, match="no picture of it, or not yet"):
-        await orders.press(first.id, "Larger", key="press-2", **bob)
+        await orders.press(first.id, "Larger", replace(bob, key="press-2"))
     await ended(predictions, first)
-    larger = await orders.press(first.id, "Larger", key="press-2", **bob)
+    larger = await orders.press(first.id, "Larger", replace(bob, key="press-2"))
     assert larger.input == {"image_url": PICTURE}
-    assert (await orders.press(first.id, "Larger", key="press-2", **bob)).id == larger.id
+    assert (await orders.press(first.id, "Larger", replace(bob, key="press-2"))).id == larger.id
     with pytest.raises(Problem, match="imagine has no button 'Smaller'"):
-        await orders.press(first.id, "Smaller", key="press-3", **bob)
+        await orders.press(first.id, "Smaller", replace(bob, key="press-3"))
     with pytest.raises(Problem, match="no such order"):
-        await orders.press("pred_0", "Again", key="press-4", **bob)
+        await orders.press("pred_0", "Again", replace(bob, key="press-4"))
     with pytest.raises(Problem, match="may not order"):
-        await orders.press(first.id, "Again", key="press-5", person="eve", place="bar")
+        await orders.press(first.id, "Again", OrderRequest(person="eve", place="bar"))
 
 
 async def test_what_was_asked_for_too_long_ago_is_refused(tmp_path: Path, network: Network) -> None:
@@ -101,9 +110,9 @@ async def test_what_was_asked_for_too_long_ago_is_refused(tmp_path: Path, networ
     async with running(tmp_path, network, clock) as predictions:
         orders = predictions.orders
         with pytest.raises(Problem) as refused:
-            await orders.order("imagine", {"prompt": "x"}, key="1", at=clock() - 601, **ADA)
+            await orders.order(imagine({"prompt": "x"}, key="1", at=clock() - 601))
         assert (refused.value.status, refused.value.type) == (409, "too-late")
-        made = await orders.order("imagine", {"prompt": "x"}, key="2", at=clock() - 599, **ADA)
+        made = await orders.order(imagine({"prompt": "x"}, key="2", at=clock() - 599))
         assert made.status in {"queued", "submitting"}
 
 
@@ -113,7 +122,7 @@ async def test_while_a_provider_takes_nothing_it_may_become_too_late(
     clock = Clock()
     network.script("fal.submit", reply(status=429, retry_after="3000"))
     async with running(tmp_path, network, clock) as predictions:
-        first = await predictions.orders.order("imagine", {"prompt": "x"}, key="1", **ADA)
+        first = await predictions.orders.order(imagine({"prompt": "x"}, key="1"))
         submitter = predictions.service.submitter("fal")
         await eventually(lambda: network.count("fal.submit") == 1)
         await submitter.under_way.wait()

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.model.errors import Problem, SettingsError
-from receiver.model.recipes import Allow, Limit, Per
+from receiver.model.recipes import Allow, Limit, Per, RecipeBook
+from receiver.model.requests import SubmitRequest
 from receiver.model.values import Order
-from receiver.predictions.limits import bounds_of, check_allowed, end_of
+from receiver.predictions.limits import Limits, check_allowed, end_of
 from receiver.predictions.recipes import fill
 from receiver.settings import Settings
 from tests.receiving import ENV
@@ -99,7 +100,7 @@ cots = 3
 people = "x"
 """
 TOLD = """
-, [[limits]] number 1: by must be person, place, recipe, all or metadata.NAME (did you mean person?)
+, [[limits]] number 1: by must be person, place, recipe, key, all or metadata.NAME (did you mean person?)
 , [[limits]] number 1: per must be one of hour, day, month
 , [[limits]] number 1: it needs count, cost (dollars), or both
 , [[limits]] number 2: cots: there is no such key (did you mean cost?)
@@ -206,15 +207,19 @@ def test_time_is_cut_into_hours_days_and_months_without_a_gap(now: float, per: P
 
 def subjects(limit: Limit, **about: Any) -> set[str]:
     order = Order(recipe="imagine", person=about.get("person"), place=about.get("place"), via="api")
-    return {bound.subject for bound in bounds_of([limit], order, about, 0.0)[1]}
+    request = SubmitRequest(
+        provider="fal", model="m", input={}, metadata=about, caller=about.get("key")
+    )
+    settings = Settings(recipes=RecipeBook(limits=(limit,)))
+    return {bound.subject for bound in Limits(settings).terms(request, order, 1, 0.0).bounds}
 
 
-@pytest.mark.parametrize("by", ["person", "place", "metadata.person"])
+@pytest.mark.parametrize("by", ["person", "place", "key", "metadata.person"])
 def test_a_limit_counts_by_what_an_order_says(by: str) -> None:
     limit = Limit(by=by, per="day", count=1)
-    both = {"person": "ada", "place": "here"}
+    both = {"person": "ada", "place": "here", "key": "web"}
     assert subjects(limit, **both) == subjects(limit, **both)
-    assert subjects(limit, **both) != subjects(limit, person="bob", place="there")
+    assert subjects(limit, **both) != subjects(limit, person="bob", place="there", key="")
     assert subjects(limit) == set()  # what is not said is not counted
     other = Limit(by=by, per="hour", count=1)
     assert subjects(limit, **both) != subjects(other, **both)

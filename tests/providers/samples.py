@@ -21,6 +21,7 @@ from receiver.providers import NAMES
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
+    Billing,
     Callback,
     CallbackTarget,
     Follow,
@@ -119,7 +120,12 @@ def providers(*, confirm: bool = False) -> dict[str, Provider]:
     """Make every adapter as the default settings do, with a toy key each."""
     settings = Settings.read({"RECEIVER_DEV": "1"})
     given = {
-        name: replace(settings.providers[name], key=Secret(f"{name}-key"), confirm=confirm)
+        name: replace(
+            settings.providers[name],
+            key=Secret(f"{name}-key"),
+            admin_key=Secret(f"{name}-admin-key"),
+            confirm=confirm,
+        )
         for name in NAMES
     }
     return replace(settings, providers=given).adapters()
@@ -170,6 +176,11 @@ def _publishing(provider: Provider) -> Publishing:
     return provider
 
 
+def _billing(provider: Provider) -> Billing:
+    assert isinstance(provider, Billing)
+    return provider
+
+
 def _found(provider: Provider, sample: Sample) -> Any:
     """Say which candidates a page has, each with where it is called back if that is said."""
     found = _searched(provider).found(sample.ticket.ticket(), sample.answered())
@@ -190,6 +201,8 @@ _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
     "read": lambda p, s: p.read(s.called().body),
     "poll": lambda p, s: p.poll(s.ticket.ticket()),
     "polled": _polled,
+    "bill": lambda p, s: _billing(p).bill([s.ticket.ticket()]),
+    "billed": lambda p, s: {"costs": _billing(p).billed([s.ticket.ticket()], s.answered())},
     "cancel": lambda p, s: p.cancel(s.ticket.ticket()),
     "details": lambda p, s: p.details(s.ticket.model),
     "try_key": lambda p, _: p.try_key(),

@@ -20,6 +20,7 @@ from receiver.model.values import Mode, Outcome, Ticket
 from receiver.predictions.tokens import Tokens
 from receiver.providers import DECLARED, NAMES
 from receiver.providers.adapter import (
+    Billing,
     Callback,
     Provider,
     ProviderResponse,
@@ -53,6 +54,7 @@ OF_WHO_STREAMS: Final = {
 }
 OF_SOME: Final[dict[type, set[tuple[str, str]]]] = {
     Streamed: OF_WHO_STREAMS,
+    Billing: {("bill", "request"), ("billed", "costs"), ("billed", "raises")},
     Searched: {("search", "requests"), ("found", "ids"), ("found", "raises")},
     Publishing: {("keys", "request"), ("read_keys", "keys"), ("read_keys", "raises")},
 }

@@ -9,8 +9,9 @@ from typing import Final
 
 import pytest
 
+from receiver.store.budgets import Bound, Excess
 from receiver.store.facade import Store
-from receiver.store.orders import Bound, Excess, NewOrder, OrderResult, create
+from receiver.store.orders import NewOrder, OrderResult, create
 from receiver.store.statement import Steps
 from tests.store.parts import Engine, new, pred
 
@@ -26,14 +27,12 @@ def order(number: int, *bounds: Bound, key: str = "", price: int | None = 40 * C
         key=key or f"key-{number:04}",
         recipe="imagine",
         options={},
-        price=price,
-        bounds=bounds,
-        prediction=new(number),
+        prediction=new(number, price=price, bounds=bounds),
     )
 
 
 def bound(subject: str, until: float = 100.0, **most: int) -> Bound:
-    return Bound(subject=subject, until=until, **{"count": None, "cost": None, **most})
+    return Bound(subject=subject, until=until, count=most.get("count"), cost=most.get("cost"))
 
 
 def together(batches: Sequence[Sequence[NewOrder]]) -> Steps[list[list[OrderResult]]]:
@@ -52,7 +51,7 @@ class Model:
         self.made: dict[str, str] = {}
 
     def create(self, batch: Sequence[NewOrder]) -> list[OrderResult]:
-        for each in (bound for order in batch for bound in order.bounds):
+        for each in (bound for order in batch for bound in order.prediction.bounds):
             held = self.counts.get(each.subject)
             if held is None or held[0] < each.until:
                 self.counts[each.subject] = (each.until, 0, 0)
@@ -62,14 +61,14 @@ class Model:
     def _create(self, order: NewOrder) -> OrderResult:
         if order.key in self.made:
             return OrderResult(self.made[order.key])
-        price = order.price or 0
-        for place, each in enumerate(order.bounds):
+        price = order.prediction.price or 0
+        for place, each in enumerate(order.prediction.bounds):
             until, orders, spent = self.counts[each.subject]
             if each.count is not None and orders + 1 > each.count:
                 return OrderResult(None, excess=Excess(place, "count", until))
             if each.cost is not None and spent + price > each.cost:
                 return OrderResult(None, excess=Excess(place, "cost", until))
-        for subject in {each.subject for each in order.bounds}:
+        for subject in {each.subject for each in order.prediction.bounds}:
             until, orders, spent = self.counts[subject]
             self.counts[subject] = (until, orders + 1, spent + price)
         self.made[order.key] = order.prediction.id
@@ -129,6 +128,6 @@ async def test_only_counts_of_a_time_that_is_over_are_forgotten(
     engine: Engine, store: Store
 ) -> None:
     await store.orders.create(order(1, bound("past", 10.0), bound("present", 20.0)))
-    await store.orders.forget_counts(20.0, 10)
+    await store.budgets.forget_counts(20.0, 10)
     assert counted(engine) == {"present": (20.0, 1, 40 * CENTS)}
     assert (await store.orders.create(order(2, key="key-0001"))).prediction_id == pred(1)

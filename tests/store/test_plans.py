@@ -14,7 +14,9 @@ import pytest
 
 from receiver.store import (
     attempts,
+    budgets,
     changes,
+    costs,
     deliveries,
     discarded,
     disposal,
@@ -34,7 +36,10 @@ from receiver.store.statement import Listing, Statement
 from tests.postgres import Database
 from tests.store.parts import SQLite, pred
 
-BIG: Final = {"predictions", "callbacks", "events", "deliveries", "attempts", "changes"}
+BIG: Final = {
+    *("predictions", "callbacks", "events", "deliveries", "attempts", "changes"),
+    *("order_counts", "ledger", "cost_sums", "cost_questions"),
+}
 MOST: Final = 5000
 """Steps of SQLite's machine: a walk over 20,000 rows takes many more."""
 
@@ -66,6 +71,15 @@ _FILL: Final = (
     """INSERT INTO attempts (delivery_id, number, started_at, ended_at, result, reason)
         SELECT 'dlv_' || {id} || '00000000', 1, n, n, 'done', ''
         FROM {numbers:2000} WHERE n % 4 <> 0 AND n % 100 <> 1""",
+    """INSERT INTO order_counts (subject, until, orders, spent)
+        SELECT CAST(n AS TEXT), CASE WHEN n % 100 = 0 THEN 2000000 ELSE n END, 1, 1
+        FROM {numbers:5000}""",
+    """INSERT INTO ledger (prediction_id, entry, amount, at)
+        SELECT 'pred_' || {id}, 'reserved', 1, n FROM {numbers:5000}""",
+    """INSERT INTO cost_sums (day, provider, model, account, shard, predictions, amount, unknown)
+        SELECT n, 'fal', 'm', '', 0, 1, 1, 0 FROM {numbers:20000}""",
+    """INSERT INTO cost_questions (prediction_id, provider, due_at)
+        SELECT 'pred_' || {id}, 'fal', n FROM {numbers:2000}""",
     """INSERT INTO requests (provider, at, requests) SELECT 'fal', n, 1 FROM {numbers:2000}""",
 )
 _SQLITE_NUMBERS: Final = (
@@ -89,7 +103,10 @@ _ENDED: Final = [(pred(number),) for number in (4, 8, 12)]
 _PENDING: Final = [(_delivery(number),) for number in (4, 8, 12)]
 _RUNNING: Final = [(_delivery(number),) for number in (101, 201, 301)]
 _CALLBACKS: Final = [(name, "poll", "4", 1.0, "[]", b"{}", "late", "", 0) for (name,) in _LIVING]
-_ENDS: Final = [(name, "succeeded", None, "[]", None, None, "webhook", 1.0) for (name,) in _LIVING]
+_ENDS: Final = [
+    (name, "succeeded", None, "[]", None, None, "webhook", 1.0, 40_000, "recipe")
+    for (name,) in _LIVING
+]
 _EVENTS: Final = [(name, "prediction.succeeded", 1.0, "webhook") for (name,) in _LIVING]
 _NEW: Final = [(_delivery(number), pred(number), "greet", 1.0) for number in (2001, 9000)]
 _SETTLED: Final = [
@@ -127,6 +144,13 @@ _PARAMS: Final[dict[str, Any]] = {
     "private": None,
     "ordered": None,
     "latest_at": None,
+    "price": None,
+    "cost": None,
+    "price_source": None,
+    "reserved": None,
+    "account": "",
+    "day": 20_000,
+    "first": 19_990,
     "status": "processing",
     "cursor": pred(21_000),
     "state": "dead",
@@ -188,6 +212,7 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
             "mark_cancel",
             "select_id_by_provider_id",
             "select_prediction",
+            "select_account",
             "select_result",
         )
     },
@@ -241,7 +266,22 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     "select_due": (due.sql.select_due, [("fal",)]),
     "select_order": (orders.sql.select_order, None),
     "blank_options": (orders.sql.blank_options, _ENDED),
-    "forget_counts": (orders.sql.forget_counts, None),
+    "forget_counts": (budgets.sql.forget_counts, None),
+    "fullest": (budgets.sql.fullest, None),
+    "hold_spent": (budgets.sql.hold_spent, [("7",), ("8",)]),
+    "correct_spent": (budgets.sql.correct_spent, [("7", 7.0, -1), ("8", 8.0, 2)]),
+    "delete_ledger": (budgets.sql.delete_ledger, _ENDED),
+    "add_sums": (costs.sql.add_sums, [(20_000, "fal", "m", "", 1, 40_000, 0)]),
+    "select_sums": (costs.sql.select_sums, None),
+    "select_totals": (costs.sql.select_totals, None),
+    "hold_sums": (costs.sql.hold_sums, None),
+    "delete_sums": (costs.sql.delete_sums, [(0,)]),
+    "insert_questions": (costs.sql.insert_questions, [(pred(3), "fal", 1.0)]),
+    "select_questions": (costs.sql.select_questions, None),
+    "postpone_questions": (costs.sql.postpone_questions, [(name, 1.0) for (name,) in _ENDED]),
+    "delete_questions": (costs.sql.delete_questions, _ENDED),
+    "hold_costs": (costs.sql.hold_costs, _ENDED),
+    "set_costs": (costs.sql.set_costs, [(name, 1) for (name,) in _ENDED]),
     "select_spent": (private.sql.select_spent, None),
     "empty_spent": (private.sql.empty_spent, _ENDED),
     "unmatched": (by(discarded.sql.lists["list_unmatched"], "base", "cursor"), None),
@@ -306,6 +346,8 @@ INDEXES: Final = {
     "select_order": "orders_prediction",
     "blank_options": "orders_prediction",
     "forget_counts": "order_counts_over",
+    "delete_ledger": "ledger_prediction",
+    "select_questions": "cost_questions_due",
     "claim_due": "predictions_polled",
     "next_due": "predictions_polled",
     "select_stale": "predictions_queued",

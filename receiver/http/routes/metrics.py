@@ -15,6 +15,7 @@ from receiver.http.declare import get
 from receiver.model.errors import StoreUnavailable
 from receiver.observability.events import Telemetry
 from receiver.observability.metrics import CONTENT_TYPE, gauge
+from receiver.predictions.costs import Spending
 from receiver.store.backlog import Backlog, BacklogReader
 
 _FRESH: Final = 1.0
@@ -32,6 +33,7 @@ class MetricsPage:
         self,
         telemetry: Telemetry,
         backlog: BacklogReader,
+        spending: Callable[[], Awaitable[Spending]],
         *,
         providers: Sequence[str],
         handlers: Sequence[str],
@@ -41,6 +43,7 @@ class MetricsPage:
     ) -> None:
         self._telemetry = telemetry
         self._backlog = backlog
+        self._spending = spending
         self._providers = providers
         self._handlers = handlers
         self._locked = locked
@@ -67,14 +70,15 @@ class MetricsPage:
     async def _make(self) -> bytes:
         clock = asyncio.get_running_loop().time
         began = clock()
-        depth, connected = None, None
+        depth, connected, spending = None, None, None
         try:
             async with asyncio.timeout(_PATIENCE):
                 depth = await self._backlog.depth(self._providers)
+                spending = await self._spending()
                 connected = {name: await look() for name, look in self._streams.items()}
         except (StoreUnavailable, TimeoutError):
             pass  # the page says so, and has what we know ourselves
-        gauges = list(self._gauges(depth, connected))
+        gauges = list(self._gauges(depth, connected, spending))
         # Many processes have many files; reading them is no work for the loop.
         page = await asyncio.to_thread(self._telemetry.metrics.expose, gauges)
         ended = clock()
@@ -82,7 +86,10 @@ class MetricsPage:
         return page
 
     def _gauges(
-        self, depth: Backlog | None, connected: Mapping[str, bool] | None
+        self,
+        depth: Backlog | None,
+        connected: Mapping[str, bool] | None,
+        spending: Spending | None,
     ) -> Iterator[GaugeMetricFamily]:
         """Leave out what the database did not say: a nought would be worse than nothing."""
         available = connected is not None and self._telemetry.writable
@@ -108,6 +115,28 @@ class MetricsPage:
             )
         if depth is not None:
             yield from self._depths(depth)
+        if spending is not None:
+            yield from self._spent(spending)
+
+    def _spent(self, spending: Spending) -> Iterator[GaugeMetricFamily]:
+        yield gauge(
+            "receiver_cost_today_dollars",
+            "What predictions cost that have ended today (UTC), as far as it is known.",
+            ("provider",),
+            {(name,): spending.today.get(name, 0.0) for name in self._providers},
+        )
+        yield gauge(
+            "receiver_cost_unknown_today",
+            "Predictions that have ended today, whose cost is not known.",
+            ("provider",),
+            {(name,): spending.unknown.get(name, 0) for name in self._providers},
+        )
+        yield gauge(
+            "receiver_budget_used_ratio",
+            "The part that the fullest budget of a kind is used; at 1 it is spent.",
+            ("budget",),
+            {(kind,): used for kind, used in spending.used.items()},
+        )
 
     def _depths(self, depth: Backlog) -> Iterator[GaugeMetricFamily]:
         handlers = sorted({*self._handlers, *(name for name, _ in depth.pending), *depth.held})

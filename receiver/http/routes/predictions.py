@@ -29,6 +29,7 @@ from receiver.http.declare import (
 from receiver.http.request_log import about
 from receiver.model.answers import ExplainedHandler, Explanation, Page, Redelivered, Time
 from receiver.model.errors import Problem
+from receiver.model.requests import SubmitRequest
 from receiver.model.states import TERMINAL
 from receiver.model.values import DEEPEST, LARGEST_METADATA, EventType, Mode, Prediction, Status
 from receiver.observability.runtime import Runtime
@@ -150,6 +151,9 @@ class PredictionRoutes:
             "idempotency-conflict",
             "erased",
             "reply-to-refused",
+            "over-limit",
+            "over-budget",
+            "price-unknown",
         ],
         sends=SENT,
     )
@@ -174,13 +178,11 @@ class PredictionRoutes:
             await self._deliveries.check_reply_to(body.reply_to)
         wait = prefer_wait(headers.prefer or "")
         prediction = await self._service.submit(
-            body.provider,
-            body.model,
-            body.input,
-            metadata=body.metadata,
-            mode=body.mode,
-            idempotency_key=key_of(headers.key),
-            reply_to=body.reply_to,
+            SubmitRequest(
+                **msgspec.structs.asdict(body),
+                key=key_of(headers.key),
+                caller=caller_of(request),
+            )
         )
         span.note(prediction=prediction.id)
         about(request.scope, prediction=prediction.id, provider=prediction.provider, **span.ids)
@@ -377,6 +379,11 @@ def key_of(given: str | None) -> str | None:
     if given is None or not given.startswith('"'):
         return given
     return re.sub(r"\\(.)", r"\1", given[1:-1])
+
+
+def caller_of(request: Request) -> str:
+    """Return the name of the API key that came with a request; empty for one without a name."""
+    return request.state.key or ""
 
 
 def reply_with(prediction: Prediction, waited: float | None, location: str) -> Reply[Prediction]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Annotated, Any
 
 import msgspec
@@ -17,11 +16,13 @@ from receiver.http.routes.predictions import (
     SENT,
     PredictionRoutes,
     Submitting,
+    caller_of,
     check_json,
     key_of,
     reply_with,
 )
 from receiver.model.answers import OfferedRecipe, Page
+from receiver.model.requests import OrderRequest
 from receiver.model.states import TERMINAL
 from receiver.model.values import Prediction
 from receiver.observability.runtime import Runtime
@@ -111,13 +112,12 @@ class RecipeRoutes:
         if body.reply_to is not None:
             await self._deliveries.check_reply_to(body.reply_to)
         prediction = await self._orders.order(
-            name,
-            body.options,
-            key=key_of(headers.key) or secrets.token_hex(16),
-            person=body.person,
-            place=body.place,
-            metadata=body.metadata,
-            reply_to=body.reply_to,
+            OrderRequest(
+                recipe=name,
+                **msgspec.structs.asdict(body),
+                key=key_of(headers.key),
+                caller=caller_of(request),
+            )
         )
         span.note(prediction=prediction.id)
         about(request.scope, prediction=prediction.id, provider=prediction.provider, **span.ids)

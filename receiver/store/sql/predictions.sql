@@ -3,7 +3,7 @@
 -- fragment: prediction_columns
 p.id, p.provider, p.model, p.status, p.mode, p.input, p.metadata, p.provider_id, p.output,
     p.error_code, p.error_message, p.channel, p.parent_id, p.depth, p.created_at,
-    p.submitted_at, p.completed_at, p.erased_at, p.reply_to, p.ordered
+    p.submitted_at, p.completed_at, p.erased_at, p.reply_to, p.ordered, p.cost, p.cost_source
 
 -- fragment: job_columns
 id, provider, model, mode, status, input, provider_id, links, submitted_at, cancel_requested,
@@ -19,11 +19,12 @@ error_message = CASE WHEN erased_at IS NULL THEN coalesce(:reason, error_message
 -- Make a prediction in status `queued`, unless its idempotency key is taken.
 INSERT INTO predictions (id, provider, model, mode, status, input, metadata, parent_id, depth,
                          idempotency_key, fingerprint, created_at, due_at, trace, reply_to,
-                         private, ordered, latest_at)
+                         private, ordered, latest_at, price, price_source, reserved, account)
 VALUES (:id, :provider, :model, :mode, 'queued', :input, :metadata, :parent_id,
         coalesce((SELECT p.depth + 1 FROM predictions p WHERE p.id = :parent_id), 0),
         :idempotency_key, :fingerprint, :created_at::float, :created_at::float, :trace,
-        :reply_to, :private, :ordered, :latest_at::float)
+        :reply_to, :private, :ordered, :latest_at::float, :price::int, :price_source, :reserved,
+        :account)
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id
 
@@ -82,6 +83,9 @@ ORDER BY latest_at LIMIT :most::int
 UPDATE predictions
 SET provider_id = coalesce(provider_id, :provider_id),
     links = CASE WHEN erased_at IS NULL THEN :links ELSE links END,
+    cost = CASE WHEN status IN ({terminal}) THEN cost ELSE coalesce(:cost::int, cost) END,
+    cost_source = CASE WHEN status IN ({terminal}) OR :cost::int IS NULL THEN cost_source
+                       ELSE 'provider' END,
     due_at = CASE WHEN status IN ({terminal}) THEN NULL
                   ELSE least(due_at, :due_at::float, deadline_at) END,
     status = CASE WHEN status IN ({from_accepted}) THEN 'processing' ELSE status END
@@ -181,10 +185,15 @@ UPDATE predictions SET output = :output, metadata = :metadata WHERE id = :id
 UPDATE predictions
 SET status = r.status, provider_id = coalesce(predictions.provider_id, r.provider_id),
     output = r.output, error_code = r.error_code, error_message = r.error_message,
-    channel = r.channel, completed_at = r.at, due_at = NULL
+    channel = r.channel, completed_at = r.at, due_at = NULL, cost = r.cost,
+    cost_source = r.cost_source
 FROM {rows:id text, status text, provider_id text, output text, error_code text,
-           error_message text, channel text, at float}
+           error_message text, channel text, at float, cost int, cost_source text}
 WHERE predictions.id = r.id AND predictions.status NOT IN ({terminal})
+
+-- name: select_account
+-- Read by what the cost of a prediction is added up.
+SELECT account FROM predictions WHERE id = :id
 
 -- name: count_ahead
 -- Count what is queued at a provider before a prediction; no count goes beyond 1,000.

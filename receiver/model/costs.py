@@ -1,0 +1,176 @@
+"""Money: prices by the model, what they come to for a prediction, and what a result came to.
+
+All of it is in whole microdollars, as sums of floats drift.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+
+import msgspec
+
+MICRO: Final = 1_000_000
+"""Microdollars in a dollar."""
+DEAREST: Final = 1_000_000 * MICRO
+"""No single price or cost is higher."""
+DAY: Final = 86400
+"""Seconds; costs are added up by days of UTC."""
+
+CostSource: TypeAlias = Literal["provider", "computed", "recipe"]
+
+
+class Price(NamedTuple):
+    """What something costs, and who says so."""
+
+    amount: int
+    """Microdollars."""
+    source: CostSource
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """By what a cost is added up, beside day, provider and model."""
+
+    recipe: str | None = None
+    key: str | None = None
+    """The name of the API key that it was asked for with; empty for one without a name."""
+    metadata: Mapping[str, str] = {}
+
+    @classmethod
+    def read(cls, text: str | None) -> Account:
+        return msgspec.json.decode(text, type=cls) if text else cls()
+
+    def text(self) -> str | None:
+        """Write it down, equal ones in the same way; None for one that says nothing."""
+        if self == Account():
+            return None
+        return msgspec.json.encode(self, order="deterministic").decode()
+
+
+class Made(Protocol):
+    """What a price looks at of a result."""
+
+    @property
+    def url(self) -> str | None: ...
+    @property
+    def width(self) -> int | None: ...
+    @property
+    def height(self) -> int | None: ...
+    @property
+    def duration(self) -> float | None: ...
+
+
+def micro(dollars: Any) -> int | None:
+    """Read dollars, a number or its text, as a stranger says them; None: it is no amount."""
+    try:
+        amount = float(dollars) if isinstance(dollars, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    if isinstance(dollars, bool) or not 0 <= amount * MICRO <= DEAREST:  # refuses nan, too
+        return None
+    return round(amount * MICRO)
+
+
+class Rate(msgspec.Struct, frozen=True, kw_only=True):
+    """The prices of the models that a pattern fits; they are added up. All in microdollars."""
+
+    pattern: str
+    """A shell pattern of `provider/model`."""
+    call: int = 0
+    image: int = 0
+    second: int = 0
+    megapixel: int = 0
+    least: int = 0
+
+    def of(self, images: float, seconds: float | None, megapixels: float | None) -> int | None:
+        """Return what so much costs; None where what counts is not known."""
+        if (self.second and seconds is None) or (self.megapixel and megapixels is None):
+            return None
+        parts = (
+            self.call,
+            self.image * images,
+            self.second * (seconds or 0.0),
+            self.megapixel * (megapixels or 0.0),
+        )
+        return min(max(math.ceil(sum(parts) - _ROUNDING), self.least), DEAREST)
+
+
+class PriceList(msgspec.Struct, frozen=True):
+    """The table of prices; the first pattern that fits a model counts."""
+
+    rates: tuple[Rate, ...] = ()
+
+    def expected(self, provider: str, model: str, input: Mapping[str, Any]) -> int | None:
+        """Return what a submit should cost by what its input asks for; None: nobody knows.
+
+        Where the input does not say so it is one picture, of one megapixel; how long a video is to
+        be it has to say.
+        """
+        rate = self._rate(provider, model)
+        if rate is None:
+            return None
+        images = max((_number(input.get(name)) or 1.0 for name in _COUNTS), default=1.0)
+        images = max(images, 1.0)
+        seconds = max((s for name in _SECONDS if (s := _number(input.get(name)))), default=None)
+        size = _megapixels(input) or 1.0
+        return rate.of(images, seconds and seconds * images, size * images)
+
+    def measured(self, provider: str, model: str, made: Iterable[Made]) -> int | None:
+        """Return what a result costs; None where it does not say all that counts."""
+        rate = self._rate(provider, model)
+        files = [each for each in made if each.url]
+        if rate is None or not files:
+            return None
+        seconds = [each.duration for each in files]
+        sizes = [_area(each.width, each.height) for each in files]
+        return rate.of(
+            float(len(files)),
+            None if None in seconds else sum(max(s or 0.0, 0.0) for s in seconds),
+            None if None in sizes else sum(size or 0.0 for size in sizes),
+        )
+
+    def _rate(self, provider: str, model: str) -> Rate | None:
+        name = f"{provider}/{model}"
+        return next((rate for rate in self.rates if fnmatchcase(name, rate.pattern)), None)
+
+
+_ROUNDING: Final = 1e-6
+_LARGEST: Final = 1e6
+_COUNTS: Final = (
+    *("num_images", "num_outputs", "num_videos", "num_samples", "num_generations"),
+    *("number_of_images", "max_images", "batch_size", "n"),
+)
+"""What models call the number of pictures that are asked for."""
+_SECONDS: Final = ("duration", "seconds", "duration_seconds", "num_seconds")
+_AMOUNT: Final = re.compile(r"\s*([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(?:s|seconds)?\s*", re.ASCII)
+_SIZE: Final = re.compile(r"([0-9]{1,6})\s*[x*]\s*([0-9]{1,6})")
+
+
+def _number(value: Any) -> float | None:
+    """Read a number above 0 that an input says, as in 4, "4" or "8s"."""
+    if isinstance(value, str) and (found := _AMOUNT.fullmatch(value)):
+        value = float(found[1])
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if 0 < value <= _LARGEST else None
+
+
+def _megapixels(input: Mapping[str, Any]) -> float | None:
+    """Return the size that an input asks for, where it says one in pixels."""
+    for name in ("image_size", "size", "resolution"):
+        asked = input.get(name)
+        if isinstance(asked, str) and (found := _SIZE.fullmatch(asked)):
+            return int(found[1]) * int(found[2]) / 1e6
+        if isinstance(asked, Mapping):
+            return _area(_number(asked.get("width")), _number(asked.get("height")))
+    return _area(_number(input.get("width")), _number(input.get("height")))
+
+
+def _area(width: float | None, height: float | None) -> float | None:
+    """Return megapixels."""
+    if width is None or height is None:
+        return None
+    return min(max(width, 0), _LARGEST) * min(max(height, 0), _LARGEST) / 1e6

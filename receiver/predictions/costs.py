@@ -1,0 +1,166 @@
+"""What was spent, by day, provider, model, recipe, key and metadata: the sums put together."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Any, Final, NamedTuple
+
+from receiver.model.answers import CostReport, CostRow
+from receiver.model.costs import MICRO, Account
+from receiver.model.errors import Problem
+from receiver.model.recipes import Limit
+from receiver.predictions.limits import kind_of
+from receiver.store.costs import DaySum
+from receiver.store.facade import Store
+
+METADATA: Final = "metadata."
+_MOST_ROWS: Final = 10_000
+MOST_SUMS: Final = 100_000
+"""Sums of days that one report is made of."""
+_USUAL: Final = 30
+"""Days that are told of where nobody says which."""
+_EPOCH: Final = date(1970, 1, 1).toordinal()
+_OF_DAYS: Final = frozenset({"day", "provider", "model"})
+"""What sums can be told apart by without their accounts."""
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+"""How a text begins that a spreadsheet would take for a formula."""
+
+
+class Spending(NamedTuple):
+    """What a day has cost so far, and how far budgets are used."""
+
+    today: Mapping[str, float]
+    """Dollars by provider."""
+    unknown: Mapping[str, int]
+    """By provider, of how many predictions no cost is known."""
+    used: Mapping[str, float]
+    """By kind of budget (`person/day`), the part that the fullest one of it is used."""
+
+
+class SpendingReader:
+    """Reads what is spent, from the database, and so the same in every process."""
+
+    def __init__(self, store: Store, limits: Sequence[Limit], clock: Callable[[], float]) -> None:
+        self._costs = store.costs
+        self._budgets = store.budgets
+        self._limits = [(kind_of(limit), limit.cost) for limit in limits if limit.cost is not None]
+        self._clock = clock
+
+    async def read(self) -> Spending:
+        now = self._clock()
+        day = day_of(today(now))
+        amounts: Counter[str] = Counter()
+        unknown: Counter[str] = Counter()
+        for row in await self._costs.sums(day, day + 1, MOST_SUMS):
+            amounts[row.provider] += row.amount
+            unknown[row.provider] += row.unknown
+        fullest = await self._budgets.fullest(now) if self._limits else {}
+        used: dict[str, float] = {}
+        for kind, most in self._limits:
+            part = fullest.get(kind, 0) / most if most else 1.0
+            used[kind] = max(part, used.get(kind, 0.0))
+        return Spending({name: each / MICRO for name, each in amounts.items()}, unknown, used)
+
+
+Part = Callable[[DaySum, Account], str | None]
+_PARTS: Final[Mapping[str, Part]] = {
+    "day": lambda row, _: date.fromordinal(_EPOCH + row.day).isoformat(),
+    "provider": lambda row, _: row.provider,
+    "model": lambda row, _: row.model,
+    "recipe": lambda _, account: account.recipe,
+    "key": lambda _, account: account.key or None,
+}
+
+
+def day_of(when: date) -> int:
+    """Return the number of a day, since 1970."""
+    return when.toordinal() - _EPOCH
+
+
+def today(now: float) -> date:
+    return datetime.fromtimestamp(now, UTC).date()
+
+
+def parts_of(by: str, metadata: Collection[str]) -> dict[str, Part]:
+    """Return what costs are to be added up by; raise Problem for what they are not."""
+    return {name: _part(name, metadata) for name in by.split(",")}
+
+
+def by_account(parts: Mapping[str, Part]) -> bool:
+    """Return whether sums must be told apart by their accounts."""
+    return not parts.keys() <= _OF_DAYS
+
+
+def _part(name: str, metadata: Collection[str]) -> Part:
+    if name in _PARTS:
+        return _PARTS[name]
+    label = name.removeprefix(METADATA)
+    if label == name:
+        words = ", ".join(_PARTS)
+        raise Problem(422, "invalid-request", f"by must be of {words}, metadata.NAME, by comma")
+    if label not in metadata:
+        detail = f"by: costs are not added up by {name}: RECEIVER_COSTS_BY names what they are"
+        raise Problem(422, "invalid-request", detail)
+    return lambda _, account: account.metadata.get(label)
+
+
+def report(
+    rows: Iterable[DaySum], parts: Mapping[str, Part], since: date, until: date
+) -> CostReport:
+    """Put the sums of days together by these parts."""
+    accounts: dict[str, Account] = {}
+    sums: dict[tuple[str | None, ...], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for row in rows:
+        if row.account not in accounts:
+            accounts[row.account] = Account.read(row.account)
+        account = accounts[row.account]
+        of = sums[tuple(part(row, account) for part in parts.values())]
+        for place, more in enumerate((row.amount, row.predictions, row.unknown)):
+            of[place] += more
+    if len(sums) > _MOST_ROWS:
+        raise too_many()
+    names = list(parts)
+    ordered = sorted(sums, key=lambda of: [value or "" for value in of])
+    return CostReport(
+        since=since,
+        until=until,
+        data=[_row(dict(zip(names, of, strict=True)), sums[of]) for of in ordered],
+        total=_row({}, [sum(each) for each in zip(*sums.values(), strict=True)] or [0, 0, 0]),
+    )
+
+
+def too_many() -> Problem:
+    return Problem(422, "invalid-request", "that is too much at once: ask for fewer days or groups")
+
+
+def _row(of: dict[str, str | None], sums: Sequence[int]) -> CostRow:
+    amount, predictions, unknown = sums
+    return CostRow(of=of, amount=amount / MICRO, predictions=predictions, unknown=unknown)
+
+
+def as_csv(found: CostReport) -> str:
+    """Write the rows of a report as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    names = list(found.data[0].of) if found.data else []
+    writer.writerow([*names, "amount", "currency", "predictions", "unknown"])
+    for row in found.data:
+        of = [_cell(row.of[name]) for name in names]
+        amount = f"{row.amount:.6f}".rstrip("0").rstrip(".")
+        writer.writerow([*of, amount, found.currency, row.predictions, row.unknown])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else str(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def days(since: date | None, until: date | None, now: float) -> tuple[date, date]:
+    """Return from which day and up to before which; the last thirty where nothing is said."""
+    end = until or date.fromordinal(today(now).toordinal() + 1)
+    return since or date.fromordinal(max(end.toordinal() - _USUAL, 1)), end

@@ -1,0 +1,172 @@
+"""Costs: sums by day, and the figures that providers give when they are asked later.
+
+A prediction is in the sums from the transaction that ends it. A figure that comes later changes the
+prediction, its day's sum and what is counted of its budgets together, or nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from receiver.model.costs import DAY
+from receiver.model.values import Mode, Ticket
+from receiver.store.budgets import Settlements
+from receiver.store.engine import Engine
+from receiver.store.statement import Row, Run, Statements, Steps, Write
+
+sql: Final = Statements("costs")
+
+
+class Spent(NamedTuple):
+    """What a cost is added up by."""
+
+    provider: str
+    model: str
+    account: str | None
+    at: float
+    """When the prediction ended."""
+
+
+class Sums:
+    """What one batch adds to the sums of days."""
+
+    def __init__(self) -> None:
+        self._added: dict[tuple[int, str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+
+    def add(self, spent: Spent, predictions: int, amount: int, unknown: int) -> None:
+        key = (int(spent.at // DAY), spent.provider, spent.model, spent.account or "")
+        sums = self._added[key]
+        sums[0] += predictions
+        sums[1] += amount
+        sums[2] += unknown
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Return them in one order, so that two transactions cannot deadlock."""
+        return [(*key, *sums) for key, sums in sorted(self._added.items())]
+
+
+class DaySum(msgspec.Struct, frozen=True):
+    """What ended on one day, of one provider, model and account."""
+
+    day: int
+    """Since 1970."""
+    provider: str
+    model: str
+    account: str
+    predictions: int
+    amount: int
+    """Microdollars."""
+    unknown: int
+    """How many of the predictions have no figure."""
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """A prediction that has ended, whose provider is to be asked what it cost."""
+
+    ticket: Ticket
+    ended_at: float
+    tries: int
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of asking: an amount, another try, or the end of it."""
+
+    prediction_id: str
+    amount: int | None = None
+    """Microdollars."""
+    again_at: float | None = None
+    at: float
+
+
+def learn(items: Sequence[Figure]) -> Steps[list[None]]:
+    """Record figures; those that are known already change nothing."""
+    known = {item.prediction_id: item for item in items if item.amount is not None}
+    ids = [(name,) for name in sorted(known)]
+    sums, settlements, costs = Sums(), Settlements(), []
+    for row in (yield Run(sql.hold_costs, rows=ids)) if ids else []:
+        figure = known[row["id"]]
+        if row["cost_source"] != "provider" and row["completed_at"] is not None:
+            _correct(row, figure.amount or 0, figure.at, sums, settlements)
+            costs.append((row["id"], figure.amount))
+    later = sorted((i.prediction_id, i.again_at) for i in items if i.again_at is not None)
+    ended = sorted({(i.prediction_id,) for i in items if i.again_at is None})
+    batches = [
+        (sql.set_costs, costs),
+        (sql.add_sums, sums.rows()),
+        (sql.postpone_questions, later),
+        (sql.delete_questions, ended),
+    ]
+    yield Write([(statement, rows) for statement, rows in batches if rows])
+    yield from settlements.write()
+    return [None] * len(items)
+
+
+def _correct(row: Row, amount: int, at: float, sums: Sums, settlements: Settlements) -> None:
+    """Put what a provider says in the place of what was known before."""
+    before = row["cost"]
+    spent = Spent(row["provider"], row["model"], row["account"], row["completed_at"])
+    sums.add(spent, 0, amount - (before or 0), -int(before is None))
+    counted = (row["price"] or 0) if before is None else before
+    settlements.add(row["id"], row["reserved"], "settled", amount - counted, at)
+
+
+def move(row: Row, account: str | None) -> Steps[None]:
+    """Add the cost of a prediction up by something else, in the same day's sum."""
+    before = {
+        "day": int(row["completed_at"] // DAY),
+        "provider": row["provider"],
+        "model": row["model"],
+        "account": row["account"] or "",
+    }
+    amount, unknown = row["cost"] or 0, int(row["cost"] is None)
+    held = yield Run(sql.hold_sums, before)
+    sums = Sums()
+    sums.add(Spent(row["provider"], row["model"], account, row["completed_at"]), 1, amount, unknown)
+    if sum(each["predictions"] for each in held) > 1:
+        old = Spent(row["provider"], row["model"], row["account"], row["completed_at"])
+        sums.add(old, -1, -amount, -unknown)
+    else:  # it was the only one, and its account is to be gone
+        yield Run(sql.delete_sums, before, [(each["shard"],) for each in held])
+    yield Write([(sql.add_sums, sums.rows())])
+    yield Run(sql.set_account, {"id": row["id"], "account": account})
+
+
+class CostStore:
+    """The costs of one store."""
+
+    def __init__(self, store: Engine) -> None:
+        self._store = store
+
+    async def sums(
+        self, first: int, end: int, most: int, *, by_account: bool = False
+    ) -> list[DaySum]:
+        """Return the sums from one day up to before another, so many at most."""
+        statement = sql.select_sums if by_account else sql.select_totals
+        rows = await self._store.read(statement, first=first, end=end, most=most)
+        return [DaySum(**row) for row in rows]
+
+    async def questions(self, provider: str, now: float, most: int) -> list[Question]:
+        """Return whose costs a provider is to be asked for now."""
+        rows = await self._store.read(sql.select_questions, provider=provider, now=now, most=most)
+        return [_question(row) for row in rows]
+
+    async def learn(self, figure: Figure) -> None:
+        """Record what came of asking for a cost."""
+        await self._store.write(learn, figure)
+
+
+def _question(row: Row) -> Question:
+    mode: Mode = row["mode"]
+    ticket = Ticket(
+        id=row["id"],
+        model=row["model"],
+        mode=mode,
+        input={},
+        provider_id=row["provider_id"],
+        submitted_at=row["submitted_at"],
+    )
+    return Question(ticket=ticket, ended_at=row["completed_at"], tries=row["tries"])

@@ -1,0 +1,292 @@
+"""Costs and budgets through the whole receiver: prices, figures, limits, sums, and what is free."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from receiver import Context, Event, on
+from tests.conftest import Start
+from tests.receiving import API_KEY, OTHER_API_KEY, Json, Station, eventually, reply
+
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
+
+PRICES: Final = """
+["fal/fal-ai/nano-banana"]
+image = 0.05
+
+["fal/*video*"]
+second = 0.1
+least = 0.3
+"""
+NAMED: Final = f"web:{API_KEY},bot:{OTHER_API_KEY}"
+PROBLEM: Final = "urn:receiver:problem:"
+BOT: Final = {"authorization": f"Bearer {OTHER_API_KEY}"}
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> str:
+    file = tmp_path / "prices.toml"
+    file.write_text(PRICES)
+    return str(file)
+
+
+async def ask(station: Station, provider: str = "fal", **given: Any) -> httpx.Response:
+    """Submit, whatever comes of it."""
+    headers = given.pop("headers", None)
+    body = {"provider": provider, "model": "fal-ai/nano-banana", "input": {"prompt": "x"}, **given}
+    return await station.http.post("/v1/predictions", json=body, headers=headers)
+
+
+def refused(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["type"].removeprefix(PROBLEM)
+
+
+async def costs(station: Station, by: str = "day", **given: str) -> dict[tuple[Any, ...], Json]:
+    """Give the rows of the report by their groups."""
+    answer = await station.http.get("/v1/costs", params={"by": by, **given})
+    assert answer.status_code == 200, answer.text
+    return {tuple(row["of"].values()): row for row in answer.json()["data"]}
+
+
+async def cost_of(station: Station, prediction_id: str) -> Json | None:
+    found: Json | None = (await station.read(prediction_id))["cost"]
+    return found
+
+
+async def test_a_cost_is_computed_until_the_provider_says_it(start: Start, prices: str) -> None:
+    async with start(RECEIVER_PRICES=prices, FAL_ADMIN_KEY="an-admin-key") as station:
+        sent = await station.submitted("fal", "one")
+        assert await cost_of(station, sent.prediction_id) is None
+        station.network.emulator.end(sent.prediction)
+        await station.push(sent)
+        assert await cost_of(station, sent.prediction_id) == {
+            "amount": 0.05,
+            "currency": "USD",
+            "source": "computed",
+        }
+        asked = await station.submitted("eachlabs", "two")
+        station.network.emulator.end(asked.prediction)
+        await station.push(asked)
+        assert await cost_of(station, asked.prediction_id) is None
+        found = await costs(station, "provider")
+        assert found["fal",]["amount"] == 0.05
+        assert (found["eachlabs",]["amount"], found["eachlabs",]["unknown"]) == (0, 1)
+        station.clock.ahead += 1000
+        for one in (sent, asked):
+            assert await eventually(
+                lambda one=one: cost_of(station, one.prediction_id),  # type: ignore[misc]
+                lambda cost: cost and cost["source"] == "provider",
+            ) == {"amount": 0.039, "currency": "USD", "source": "provider"}
+        found = await costs(station, "provider,model")
+        assert {(row["amount"], row["predictions"], row["unknown"]) for row in found.values()} == {
+            (0.039, 1, 0)
+        }
+        assert station.count("cost_questions") == 0
+
+
+async def test_a_poll_may_say_the_cost_with_the_outcome(start: Start) -> None:
+    async with start(EACHLABS_CONFIRM="1") as station:
+        sent = await station.submitted("eachlabs")
+        station.network.emulator.end(sent.prediction)
+        await station.push(sent)
+        found = await station.until(sent.prediction_id, "succeeded")
+        assert found["cost"] == {"amount": 0.039, "currency": "USD", "source": "provider"}
+        assert station.count("cost_questions") == 0
+
+
+async def test_what_a_provider_never_took_has_cost_nothing(start: Start, prices: str) -> None:
+    limits = '[{"by": "all", "per": "month", "cost": 0.12}]'
+    async with start(RECEIVER_PRICES=prices, RECEIVER_LIMITS=limits) as station:
+        station.network.script("fal.submit", reply({"detail": "no"}, 400))
+        first = (await ask(station)).json()
+        assert (first["status"], first["cost"]["amount"]) == ("failed", 0)
+        station.network.always("fal.submit", reply({"detail": "busy"}, 429))
+        second = (await ask(station)).json()
+        third = (await ask(station)).json()
+        assert refused(await ask(station)) == (402, "over-budget")
+        for one in (second, third):
+            await eventually(lambda one=one: cancel(station, one), lambda s: s == "canceled")  # type: ignore[misc]
+            assert (await cost_of(station, one["id"]) or {})["amount"] == 0
+        assert (await ask(station)).status_code == 202
+        entries = Counter(entry for (entry,) in station.rows("SELECT entry FROM ledger"))
+        assert entries == {"reserved": 4, "released": 3}
+
+
+async def cancel(station: Station, prediction: Json) -> str:
+    answer = await station.http.post(f"/v1/predictions/{prediction['id']}/cancel")
+    return str(answer.json().get("status"))
+
+
+async def test_a_submit_in_doubt_keeps_its_reservation(start: Start, prices: str) -> None:
+    limits = '[{"by": "all", "per": "month", "cost": 0.05}]'
+    async with start(RECEIVER_PRICES=prices, RECEIVER_LIMITS=limits) as station:
+        station.network.script("fal.submit", reply("gone", 200))
+        asked = (await ask(station)).json()
+        await station.until(asked["id"], "unconfirmed")
+        assert refused(await ask(station)) == (402, "over-budget")
+        assert station.rows("SELECT entry FROM ledger") == [("reserved",)]
+
+
+async def test_limits_hold_for_plain_submits_by_key_and_a_repeat_is_none(start: Start) -> None:
+    limits = (
+        '[{"by": "key", "per": "month", "count": 2}, {"by": "all", "per": "month", "count": 3}]'
+    )
+    async with start(RECEIVER_API_KEYS=NAMED, RECEIVER_LIMITS=limits) as station:
+        for _ in range(2):
+            again = await ask(station, headers={"idempotency-key": "k"})
+            assert again.status_code == 202
+        assert (await ask(station)).status_code == 202
+        answer = await ask(station)
+        assert refused(answer) == (429, "over-limit")
+        assert "2 a month for each API key" in answer.json()["detail"]
+        assert int(answer.headers["retry-after"]) > 0
+        assert (await ask(station, headers=BOT)).status_code == 202
+        assert refused(await ask(station, headers=BOT)) == (429, "over-limit")
+        assert (await ask(station, headers={"idempotency-key": "k"})).status_code == 202
+        assert station.count("predictions") == 3
+
+
+async def test_money_has_a_limit_only_with_a_price(start: Start, prices: str) -> None:
+    limits = '[{"by": "provider", "per": "month", "cost": 0.7}]'
+    async with start(RECEIVER_PRICES=prices, RECEIVER_LIMITS=limits) as station:
+        assert refused(await ask(station, model="fal-ai/other")) == (402, "price-unknown")
+        # How long a video is to be is not said, and so its price is not known.
+        assert refused(await ask(station, model="fal-ai/video")) == (402, "price-unknown")
+        long: Json = {"model": "fal-ai/video", "input": {"prompt": "x", "duration": "5s"}}
+        assert (await ask(station, **long)).status_code == 202
+        assert refused(await ask(station, **long)) == (402, "over-budget")
+        many: Json = {"input": {"prompt": "x", "num_images": 5}}
+        assert refused(await ask(station, **many)) == (402, "over-budget")
+        assert (await ask(station)).status_code == 202
+        assert station.count("predictions") == 2
+
+
+@on("succeeded", provider="fal", name="again")
+async def again(event: Event, ctx: Context) -> None:
+    await ctx.submit("eachlabs", "nano-banana", {"prompt": f"{event.prediction.input['prompt']}2"})
+
+
+async def test_a_chain_is_for_the_key_that_began_it(start: Start) -> None:
+    limits = '[{"by": "key", "per": "month", "count": 3}]'
+    async with start(
+        again, RECEIVER_API_KEYS=NAMED, RECEIVER_LIMITS=limits, RECEIVER_COSTS_BY="team"
+    ) as station:
+        for prompt in ("a", "b"):
+            sent = await station.submitted("fal", prompt, headers=BOT, metadata={"team": "x"})
+            await station.push(sent)
+            if prompt == "a":
+                await eventually(lambda: station.count("predictions") == 2)
+        await eventually(
+            lambda: [row for row in station.rows("SELECT reason FROM attempts") if row[0]]
+        )
+        [reason] = {row[0] for row in station.rows("SELECT reason FROM attempts") if row[0]}
+        assert "3 a month for each API key" in reason
+        assert station.count("predictions") == 3
+        assert (await ask(station)).status_code == 202  # another key has its own
+        found = await costs(station, "key,provider,metadata.team")
+        assert found["bot", "fal", "x"]["unknown"] == 2
+
+
+async def test_two_servers_exceed_no_budget_together(start: Start, prices: str) -> None:
+    limits = (
+        '[{"by": "all", "per": "month", "cost": 0.35}, {"by": "all", "per": "day", "count": 50}]'
+    )
+    given = {"RECEIVER_PRICES": prices, "RECEIVER_LIMITS": limits}
+    async with start(**given) as one:
+        if isinstance(one.database, Path):  # which has one process only
+            answers = await asyncio.gather(*(ask(one) for _ in range(24)))
+        else:
+            async with start(**given) as other:
+                both = (one, other)
+                answers = await asyncio.gather(*(ask(both[n % 2]) for n in range(24)))
+        kinds = Counter(answer.status_code for answer in answers)
+        assert kinds == {202: 7, 402: 17}
+        assert one.count("predictions") == 7
+        [(spent,)] = one.rows("SELECT spent FROM order_counts WHERE kind = 'all/month'")
+        assert spent == 350_000
+
+
+async def test_sums_outlive_what_was_erased(start: Start, prices: str) -> None:
+    async with start(RECEIVER_PRICES=prices, RECEIVER_COSTS_BY="team") as station:
+        sent = [
+            await station.submitted("fal", f"p{number}", metadata={"team": team})
+            for number, team in enumerate(("a", "a", "=b"))
+        ]
+        for each in sent:
+            await station.push(each)
+        by = "metadata.team,provider"
+        assert {of: row["amount"] for of, row in (await costs(station, by)).items()} == {
+            ("a", "fal"): 0.1,
+            ("=b", "fal"): 0.05,
+        }
+        answer = await station.http.get(
+            "/v1/costs", params={"by": by}, headers={"accept": "text/csv"}
+        )
+        assert answer.headers["content-type"].startswith("text/csv")
+        assert [*csv.reader(io.StringIO(answer.text))] == [
+            ["metadata.team", "provider", "amount", "currency", "predictions", "unknown"],
+            ["'=b", "fal", "0.05", "USD", "1", "0"],  # no formula for a spreadsheet
+            ["a", "fal", "0.1", "USD", "2", "0"],
+        ]
+        last = sent[2].prediction_id
+        await station.http.post(f"/v1/predictions/{last}/erase")
+        found = await costs(station, by)
+        assert {of: row["amount"] for of, row in found.items()} == {
+            (None, "fal"): 0.05,
+            ("a", "fal"): 0.1,
+        }
+        assert "=b" not in repr(station.rows("SELECT * FROM cost_sums"))
+        assert (await cost_of(station, last) or {})["amount"] == 0.05
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *({"by": by} for by in ("", "week", "day,", "metadata.", "metadata.team", "day,day,x")),
+        *({"since": day} for day in ("today", "2026-02-30", "2026-01-01T00:00:00Z")),
+        {"of": "x"},
+    ],
+)
+async def test_costs_that_cannot_be_told_are_refused(start: Start, asked: dict[str, str]) -> None:
+    async with start() as station:
+        answer = await station.http.get("/v1/costs", params=asked)
+        assert refused(answer) == (422, "invalid-request")
+
+
+async def test_a_report_has_a_bound(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("receiver.http.routes.costs.MOST_SUMS", 1)
+    async with start() as station:
+        for model in ("a", "b"):
+            sent = await station.submitted("fal", model, model=f"fal-ai/{model}")
+            await station.push(sent)
+        answer = await station.http.get("/v1/costs")
+        assert refused(answer) == (422, "invalid-request")
+
+
+async def test_a_drain_asks_for_costs_where_nothing_else_runs(start: Start) -> None:
+    async with start(RECEIVER_MODE="serverless") as station:
+        sent = await station.submitted("eachlabs")
+        station.network.emulator.end(sent.prediction)
+        await station.push(sent)
+        station.clock.ahead += 100
+        await station.http.post("/v1/drain")
+        assert (await cost_of(station, sent.prediction_id) or {})["amount"] == 0.039
+
+
+async def test_a_report_without_costs_is_empty(start: Start) -> None:
+    async with start() as station:
+        given = {"since": "2026-01-01", "until": "2026-02-01"}
+        assert (await station.http.get("/v1/costs", params=given)).json() == {
+            **given,
+            "currency": "USD",
+            "data": [],
+            "total": {"of": {}, "amount": 0.0, "predictions": 0, "unknown": 0},
+        }

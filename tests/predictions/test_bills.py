@@ -1,0 +1,86 @@
+"""Asking for costs after the end: until a figure comes, and not for ever."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from receiver.model.requests import SubmitRequest
+from receiver.model.values import Outcome, Output
+from receiver.predictions.facade import Predictions
+from tests.predictions.test_orders import PICTURE, running
+from tests.receiving import Clock, Network, breaks, reply
+
+pytestmark = pytest.mark.anyio
+
+DAYS = 200_000.0
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def predictions(tmp_path: Path, network: Network, clock: Clock) -> AsyncIterator[Predictions]:
+    async with running(tmp_path, network, clock) as found:
+        yield found
+
+
+async def ended(predictions: Predictions) -> str:
+    request = SubmitRequest(provider="eachlabs", model="nano-banana", input={"prompt": "x"})
+    prediction = await predictions.service.submit(request)
+    outcome = Outcome(kind="succeeded", output=[Output(url=PICTURE)])
+    await predictions.inbox.learned("eachlabs", prediction.id, "webhook", outcome, b"{}")
+    return prediction.id
+
+
+async def test_it_is_asked_for_again_until_it_is_known(
+    predictions: Predictions, network: Network, clock: Clock
+) -> None:
+    name = await ended(predictions)
+    assert await predictions.bills.ask() is None
+    assert network.count("eachlabs.poll") == 0  # it is too early
+    network.script("eachlabs.poll", breaks(httpx.ReadError), reply({"status": "success"}))
+    for times in (1, 2, 3):
+        clock.ahead += DAYS
+        await predictions.bills.ask()
+        assert network.count("eachlabs.poll") == times
+    # The emulated provider, which is asked last, knows no end of it, and so no cost.
+    assert (await predictions.service.read(name)).cost is None
+    [sent] = network.emulator.predictions
+    network.emulator.end(sent)
+    clock.ahead += DAYS
+    await predictions.bills.ask()
+    cost = (await predictions.service.read(name)).cost
+    assert cost is not None
+    assert (cost.amount, cost.source) == (0.039, "provider")
+    clock.ahead += DAYS
+    await predictions.bills.ask()
+    assert network.count("eachlabs.poll") == 4
+
+
+async def test_it_is_not_asked_for_for_ever(
+    predictions: Predictions, network: Network, clock: Clock
+) -> None:
+    name = await ended(predictions)
+    network.always("eachlabs.poll", reply({"error": "try later"}, 500))
+    for _ in range(20):
+        clock.ahead += DAYS
+        await predictions.bills.ask()
+    assert network.count("eachlabs.poll") == 7
+    assert (await predictions.service.read(name)).cost is None
+
+
+async def test_a_provider_that_takes_no_request_now_has_not_been_asked(
+    predictions: Predictions, network: Network, clock: Clock
+) -> None:
+    await ended(predictions)
+    network.script("eachlabs.poll", reply({}, 429, retry_after="3600"))
+    for _ in range(9):
+        clock.ahead += 1000.0
+        await predictions.bills.ask()
+    assert network.count("eachlabs.poll") == 3  # the pause was kept, and cost no try
