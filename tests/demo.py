@@ -18,7 +18,7 @@ from rich.console import Console
 from receiver.cli import demo
 
 PICTURE: Final = Path(__file__).parent.parent / "deploy" / "demo.svg"
-_WIDTH: Final = 96
+_WIDTH: Final = 106
 # No font from elsewhere, and no link: the picture shows what is in it.
 _FORMAT: Final = re.sub(
     r"@font-face \{\{.*?\}\}|<!--.*?-->", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL

@@ -238,7 +238,8 @@ class Network(httpx.AsyncBaseTransport):
     async def ends(self, request: httpx.Request) -> httpx.Response:
         """Answer a poll when the prediction has succeeded."""
         for prediction in self.emulator.predictions:
-            if prediction.id in request.url.path.split("/"):
+            named = {*request.url.path.split("/"), request.url.params.get("id")}
+            if prediction.id in named:
                 self.emulator.end(prediction)
         return await self.kindly(request)
 

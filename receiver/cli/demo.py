@@ -69,6 +69,8 @@ SEEDS: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
     ("replicate", "google/nano-banana", {"prompt": "a bridge in fog"}, ""),
     ("ideogram", "nano-banana-2", {"prompt": "a poster with a whale"}, ""),
     ("bfl", "flux-2-pro", {"prompt": "a meadow after rain"}, ""),
+    ("wavespeed", "google/nano-banana-pro/text-to-image", {"prompt": "a snail on a leaf"}, ""),
+    ("openrouter", "google/veo-3.1", {"prompt": "waves on a beach", "duration": 4}, ""),
 )
 _CHAT: Final = "/imagine a lighthouse on the moon"
 """What somebody types in Slack, emulated too."""
@@ -93,6 +95,8 @@ PROOFS: Final = {
     "replicate webhook": "the secret of the account at Replicate",
     "ideogram webhook": "Ideogram's signature",
     "bfl webhook": "BFL's signature, with a secret of each prediction",
+    "wavespeed webhook": "the secret of the account at WaveSpeed",
+    "openrouter webhook": "the secret of the workspace at OpenRouter",
     "oxen sse": "our own connection to Oxen.ai's stream",
 }
 """What proves an outcome, by its way."""
@@ -282,10 +286,10 @@ class _Feed(io.TextIOBase):
 
 
 _WORDS: Final = {
-    "submit.accepted": "[cyan]→ {provider:9}[/] took {prediction:.22}… as {provider_id:.13}…",
-    "outcome.taken": "[magenta]← {provider:9}[/] said {outcome} by {channel}: {verdict}",
-    "handler.attempt": "[green]✓ {handler:9}[/] {result}, {seconds} s, attempt {attempt}",
-    "stream.connected": "[cyan]↔ {provider:9}[/] is listened to",
+    "submit.accepted": "[cyan]→ {provider:10}[/] took {prediction:.22}… as {provider_id:.13}…",
+    "outcome.taken": "[magenta]← {provider:10}[/] said {outcome} by {channel}: {verdict}",
+    "handler.attempt": "[green]✓ {handler:10}[/] {result}, {seconds} s, attempt {attempt}",
+    "stream.connected": "[cyan]↔ {provider:10}[/] is listened to",
 }
 
 

@@ -1,35 +1,23 @@
 """Every operation of /openapi.json, declared once for both clients.
 
-Each method is a generator of steps. The two decorators make of it a method that blocks where the
-client is a Receiver, and one that is awaited where it is an AsyncReceiver.
+Each method is a generator of steps, of which its decorator makes a method of both clients.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from functools import partial
 from math import inf
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    Final,
-    Generic,
-    Literal,
-    NoReturn,
-    ParamSpec,
-    TypeAlias,
-    TypeVar,
-    overload,
-)
+from typing import Any, Final, Literal, NoReturn, TypeVar
 from urllib.parse import quote
 
 import httpx
 import msgspec
 
+from receiver.client.declared import operation, stream
 from receiver.client.follow import ENDS, OK, OPEN, PATH, Frames, Message, follow
 from receiver.client.steps import Hear, Listen, Request, Steps, exchange, read
 from receiver.model.answers import (
@@ -51,12 +39,7 @@ from receiver.model.answers import (
 from receiver.model.states import TERMINAL
 from receiver.model.values import Announcement, Mode, Prediction, Status
 
-if TYPE_CHECKING:
-    from receiver.client import AsyncReceiver, Receiver
-
-P = ParamSpec("P")
 T = TypeVar("T")
-Messages: TypeAlias = Generator[Message, None, None]
 
 _LONGEST_POLL: Final = 20
 """Seconds that one request waits for an end: proxies cut what is silent for half a minute."""
@@ -67,58 +50,6 @@ _KEPT_ALIVE: Final = 20.0
 _ANY: Final[type[Any]] = Any
 _SLACK: Final = 30.0
 """Seconds beyond those that a request was asked to take."""
-
-
-class operation(Generic[P, T]):  # noqa: N801 - a decorator
-    """Make a method of both clients from one that returns steps."""
-
-    def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
-        self._steps = steps
-        self.__doc__ = steps.__doc__
-
-    @overload
-    def __get__(self, client: Receiver, owner: object = None) -> Callable[P, T]: ...
-    @overload
-    def __get__(
-        self, client: AsyncReceiver, owner: object = None
-    ) -> Callable[P, Coroutine[Any, Any, T]]: ...
-    @overload
-    def __get__(self, client: None, owner: object = None) -> operation[P, T]: ...
-    def __get__(self, client: Any, owner: object = None) -> Any:
-        if client is None:
-            return self
-
-        def call(*given: P.args, **named: P.kwargs) -> Any:
-            return client.run(self._steps(client, *given, **named))
-
-        call.__doc__ = self.__doc__
-        return call
-
-
-class stream(Generic[P]):  # noqa: N801 - a decorator
-    """Make an endless iterator of both clients from a method that returns steps."""
-
-    def __init__(self, steps: Callable[Concatenate[Any, P], Steps[NoReturn]]) -> None:
-        self._steps = steps
-        self.__doc__ = steps.__doc__
-
-    @overload
-    def __get__(self, client: Receiver, owner: object = None) -> Callable[P, Messages]: ...
-    @overload
-    def __get__(
-        self, client: AsyncReceiver, owner: object = None
-    ) -> Callable[P, AsyncGenerator[Message, None]]: ...
-    @overload
-    def __get__(self, client: None, owner: object = None) -> stream[P]: ...
-    def __get__(self, client: Any, owner: object = None) -> Any:
-        if client is None:
-            return self
-
-        def call(*given: P.args, **named: P.kwargs) -> Any:
-            return client.iterate(self._steps(client, *given, **named))
-
-        call.__doc__ = self.__doc__
-        return call
 
 
 def nothing(_: str) -> None:

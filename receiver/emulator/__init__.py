@@ -42,7 +42,7 @@ Faults, with the fields that only they read (and their defaults):
     drop_submit        the connection is closed; not billed
     stall_submit       billed, then silence for `seconds` (0), then the connection is closed
     break_poll         `answer`: error (HTTP 500), garbage (no JSON) or missing (HTTP 404)
-    break_jwks         the same for key sets, and for the secret that Replicate shows
+    break_jwks         the same for key sets, and for the secrets of accounts that are shown
     rotate_keys        at once: what they sign with is withdrawn for a new one
     wrong_signature    they sign with a stranger's key or secret; Eachlabs sends another
     stale_timestamp    their signature is `seconds` (600) old

@@ -60,6 +60,11 @@ class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaul
     size: int = 300_000
     """`large_output`: bytes added to the picture."""
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a refusal says of when to come again."""
+        return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+
     def befalls(self, fault: Fault, provider: Provider, prompt: str) -> bool:
         return (
             self.fault == fault

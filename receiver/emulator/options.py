@@ -6,7 +6,9 @@ import msgspec
 
 from receiver.emulator.endings import Ending
 
-Provider = Literal["oxen", "eachlabs", "fal", "replicate", "ideogram", "bfl"]
+Provider = Literal[
+    "oxen", "eachlabs", "fal", "replicate", "ideogram", "bfl", "wavespeed", "openrouter"
+]
 Shape = Literal["new", "old", "mixed"]
 
 

@@ -12,8 +12,10 @@ from receiver.emulator.eachlabs import Eachlabs
 from receiver.emulator.fal import Fal
 from receiver.emulator.ideogram import Ideogram
 from receiver.emulator.ledger import Prediction
+from receiver.emulator.openrouter import OpenRouter
 from receiver.emulator.options import Provider
 from receiver.emulator.replicate import Replicate
+from receiver.emulator.wavespeed import WaveSpeed
 from receiver.emulator.world import World
 
 
@@ -21,7 +23,7 @@ class Emulated(Protocol):
     """A provider."""
 
     settings: ClassVar[Mapping[str, str]]
-    """What points a receiver at it: variables, each with a path below our address."""
+    """What points a receiver at it: variables, each with a path below our address, or a secret."""
 
     def routes(self) -> list[BaseRoute]: ...
 
@@ -46,4 +48,6 @@ CALLING: Final[Mapping[Provider, type[CallsBack]]] = {
     "replicate": Replicate,
     "ideogram": Ideogram,
     "bfl": Bfl,
+    "wavespeed": WaveSpeed,
+    "openrouter": OpenRouter,
 }

@@ -1,4 +1,4 @@
-"""What the three share on the wire: reading a request, answering, streaming, hanging up."""
+"""What the providers share on the wire: reading a request, answering, streaming, hanging up."""
 
 import asyncio
 from collections import deque

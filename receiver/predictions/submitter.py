@@ -58,7 +58,7 @@ MARGIN: Final = 30.0
 LONGEST_NAP: Final = 5.0
 _SHORTEST_NAP: Final = 0.01
 BACKSTOP: Final = 60.0
-"""Seconds that a process naps with nothing in hand, while others sweep too."""
+"""Seconds that a process naps with nothing in hand, while others look too."""
 _SYNC_TIMEOUT: Final = 960.0
 """Seconds for a blocking call; a video takes fifteen minutes at most."""
 _POLL_CAP: Final = 60.0
@@ -202,7 +202,7 @@ class Submitter:
         try:
             await self.begin()
         except StoreUnavailable:
-            return  # the sweeps find it
+            return  # housekeeping finds it
         except Exception:
             log.exception("task.failed", provider=self.provider.name)
 
@@ -280,7 +280,7 @@ class Submitter:
             self.submits += 1
         nap = begun.wait
         if nap <= 0 and (begun.next_due is None or begun.next_due <= now):
-            nap = self._longest_nap  # nothing waits, or it waits for a place: an end or a sweep
+            nap = self._longest_nap  # nothing waits, or for a place: an end wakes us
         elif nap <= 0 and begun.next_due is not None:
             nap = max(begun.next_due - self._clock(), _SHORTEST_NAP)
         return await self._end_late(begun.latest, nap)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from receiver.providers import bfl, eachlabs, fal, ideogram, oxen, replicate
+from receiver.providers import bfl, eachlabs, fal, ideogram, openrouter, oxen, replicate, wavespeed
 from receiver.providers.declared import Declared
 
 DECLARED: Final[Mapping[str, Declared]] = {
@@ -15,6 +15,8 @@ DECLARED: Final[Mapping[str, Declared]] = {
     "replicate": replicate.DECLARED,
     "ideogram": ideogram.DECLARED,
     "bfl": bfl.DECLARED,
+    "wavespeed": wavespeed.DECLARED,
+    "openrouter": openrouter.DECLARED,
 }
 
 NAMES: Final = tuple(DECLARED)

@@ -37,7 +37,7 @@ _KINDS: Final[dict[str, OutcomeKind]] = {
     "failed": "failed",
 }
 _OURS: Final = frozenset({"webhook_url", "async"})
-_IN_PARTS: Final = frozenset({"nano-banana-2"})
+_IN_PARTS: Final = frozenset({"nano-banana-2", "ideogram-4-6"})
 """Models that take parts even where no file is among them."""
 _NO_HOOK: Final = frozenset({"auto"})
 _FILES: Final = re.compile(r"(?:\w+_)?images?|mask")
@@ -71,12 +71,14 @@ class Ideogram:
             raise Problem(422, "unsupported-input", detail)
 
     def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:
-        fields = dict(ticket.input)
+        fields, model = dict(ticket.input), base.model_path(ticket.model)
+        path = f"/v2/{model}" if "/" in model else f"/v2/image/generate/{model}"
         if ticket.mode == "queue":
             told = hook is not None and ticket.model not in _NO_HOOK
-            fields |= {"webhook_url": hook.url} if hook and told else {"async": True}
-        model = base.model_path(ticket.model)
-        path = f"/v2/{model}" if "/" in model else f"/v2/image/generate/{model}"
+            if hook and told:
+                fields["webhook_url"] = hook.url
+            elif path.startswith("/v2/image/"):  # the others never block, and may not know the word
+                fields["async"] = True
         if not _is_in_parts(ticket.model, fields):
             return self._call("POST", path, json=fields)
         parts = list(_parts(fields))

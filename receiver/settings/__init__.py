@@ -76,8 +76,9 @@ class ProviderSettings:
         "{}_WEBHOOK_SECRET",
         parse.secrets,
         (),
-        "what the account's callbacks are signed with; several by comma, newest first",
-        shown="fetched from the provider",
+        "what the account's callbacks are signed with; several by comma, newest first. Without one "
+        "it is asked for at the provider; one that gives none (OpenRouter) is polled",
+        shown="none",
     )
     admin_key: Secret | None = setting(
         "{}_ADMIN_KEY",

@@ -549,8 +549,8 @@ def test_a_missing_key_is_named_by_the_client(world: tuple[Path, dict[str, str]]
 def test_the_demo_plays_to_its_end(tmp_path: Path) -> None:
     done = from_scratch("demo", "--folder", str(tmp_path), "--seconds", "0.1", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 8
-    assert "9 signed events forwarded and verified" in done.stdout
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 13
+    assert "14 signed events forwarded and verified" in done.stdout
     assert "4 proved by fal.ai's signature" in done.stdout
     assert "1 proved by a poll, as no callback came" in done.stdout
     assert "2 duplicates recorded, which changed nothing" in done.stdout
@@ -583,7 +583,7 @@ def test_the_demo_needs_no_extra(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "9 signed events forwarded and verified" in done.stdout
+    assert "14 signed events forwarded and verified" in done.stdout
     assert "pip install 'prediction-receiver[storage]'" in done.stdout
 
 

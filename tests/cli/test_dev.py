@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 
+from receiver.emulator.providers import CALLING
+from receiver.providers import DECLARED
 from tests.cli.running import Running, inside, receiver, running
 
 HANDLER = """\
@@ -60,7 +62,7 @@ def test_a_handler_runs_on_callbacks_of_emulated_providers_with_nothing_to_set(
     with running(
         "serve", "--emulate", "--try", "mine.py", cwd=tmp_path, FAL_QUEUE_URL="http://[::1]:1"
     ) as server:
-        server.wait_for('"event":"handler.attempt"', times=3)
+        server.wait_for('"event":"handler.attempt"', times=len(DECLARED))
         said = server.said()
         listed = inside("list", "--json", cwd=tmp_path, RECEIVER_URL=server.url)
         found = [json.loads(line) for line in listed.stdout.splitlines()]
@@ -69,8 +71,7 @@ def test_a_handler_runs_on_callbacks_of_emulated_providers_with_nothing_to_set(
         args = [word.replace('"', "") for word in re.findall(r'(?:[^" ]|"[^"]*")+', command)]
         tried = inside("submit", *args, cwd=tmp_path, RECEIVER_URL=server.url)
     assert {one["provider"]: one["channel"] for one in found} == {
-        "fal": "webhook",
-        "eachlabs": "webhook",
+        **dict.fromkeys(CALLING, "webhook"),
         "oxen": "sse",
     }
     assert (tried.returncode, json.loads(tried.stdout)["status"]) == (0, "succeeded")

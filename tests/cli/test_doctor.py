@@ -40,6 +40,7 @@ from receiver.cli.doctor.environment import weakness
 from receiver.cli.doctor.network import check_clock
 from receiver.emulator import create_emulator, settings_for
 from receiver.predictions.tokens import Tokens
+from receiver.providers import DECLARED
 from receiver.settings import Caller, Settings
 from receiver.store.backlog import Backlog
 from receiver.store.schema import migrations
@@ -168,7 +169,7 @@ async def test_secrets_are_judged_each_by_itself_and_held_against_each_other(env
     assert says(lines, "FAIL", "RECEIVER_VIEWER_KEYS has fewer than 16")
     assert says(lines, "FAIL", "RECEIVER_SECRET_KEY and RECEIVER_API_KEYS are the same text")
     assert says(lines, "warn", "a rotation is under way", "3 keys", "3600 s")
-    assert says(lines, "warn", "RECEIVER_API_KEY, which commands use, is none")
+    assert says(lines, "warn", "RECEIVER_API_KEY, which commands use, is not one")
 
 
 async def test_no_api_key_is_worth_a_word(env: Env) -> None:
@@ -749,19 +750,19 @@ async def test_an_echo_is_nothing_to_a_stranger_and_to_a_replay(place: Place) ->
 def providers() -> Iterator[Env]:
     options = msgspec.structs.replace(FAST, api_keys=frozenset({PROVIDER_KEY}))
     with serve(create_emulator(options)) as port:
-        keys = dict.fromkeys(("OXEN_API_KEY", "EACHLABS_API_KEY", "FAL_KEY"), PROVIDER_KEY)
+        keys = dict.fromkeys((each.key for each in DECLARED.values()), PROVIDER_KEY)
         yield {**settings_for(f"http://127.0.0.1:{port}"), **keys}
 
 
 async def test_good_keys_are_told_from_bad_ones_at_no_cost(env: Env, providers: Env) -> None:
     lines = await found(env | providers)
-    for name in ("oxen", "eachlabs", "fal"):
+    for name in DECLARED:
         assert says(lines, "ok", f"provider {name}: the key is good")
     assert says(lines, "ok", "clock: the clock of", "agrees")
-    bad = dict.fromkeys(("OXEN_API_KEY", "EACHLABS_API_KEY", "FAL_KEY"), "wrong")
+    bad = dict.fromkeys((each.key for each in DECLARED.values()), "wrong")
     lines = await found(env | providers | bad)
-    for name in ("oxen", "eachlabs", "fal"):
-        assert says(lines, "FAIL", f"provider {name}: the key is refused (HTTP 401)")
+    for name in DECLARED:
+        assert says(lines, "FAIL", f"provider {name}: the key is refused (HTTP 40")
     base = providers["OXEN_BASE_URL"].removesuffix("/oxen")
     async with httpx.AsyncClient(base_url=base) as client:
         assert (await client.get("/_emulator/ledger")).json()["predictions"] == []
@@ -774,13 +775,18 @@ async def test_a_provider_that_is_off_away_or_somebody_else_is_told(
         "OXEN_API_KEY": "",
         "EACHLABS_BASE_URL": f"http://127.0.0.1:{dead_port()}",
         "FAL_JWKS_URL": proxy(_says(Response("<html>"))),
+        "REPLICATE_BASE_URL": proxy(_says(Response("<html>"))),
         "FAL_QUEUE_URL": proxy(_says(Response(status_code=302, headers={"location": "/x"}))),
     }
     lines = await found(env | providers | wrong)
     assert says(lines, "ok", "provider oxen: off")
     assert says(lines, "FAIL", "provider eachlabs: cannot be asked", "connection refused")
     assert says(lines, "FAIL", "provider fal: it redirects (HTTP 302)")
-    assert says(lines, "FAIL", "provider fal: what proves its callbacks cannot be had")
+    for name in ("fal", "replicate"):
+        assert says(lines, "FAIL", f"provider {name}: what proves its callbacks cannot be had")
+    secret = {"REPLICATE_WEBHOOK_SIGNING_SECRET": "whsec_c2VjcmV0"}
+    lines = await found(env | providers | wrong | secret)
+    assert not says(lines, "FAIL", "provider replicate")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from standardwebhooks import Webhook
 
 import receiver
 from receiver.client import AsyncReceiver, ClientError, Message, Receiver, file, verify
-from receiver.client.operations import Operations, operation, stream
+from receiver.client.declared import operation, stream
+from receiver.client.operations import Operations
 from receiver.model.answers import Change, Gap, Page, Selection
 from receiver.model.values import Announcement, Prediction
 from receiver.testing import Kit, make_event

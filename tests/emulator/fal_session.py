@@ -8,8 +8,8 @@ import fal_client
 
 APP = "fal-ai/nano-banana"
 LONG_APP = "fal-ai/nano-banana/edit"
-INPUT = {"prompt": "a lighthouse"}
-STILL = {"prompt": "[never]"}
+INPUT = {"prompt": "a lighthouse [fast]"}
+STILL = {"prompt": "[slow] [never]"}
 
 
 def name(status: fal_client.Status) -> str:
@@ -33,11 +33,12 @@ def sync_session() -> dict[str, Any]:
         APP, INPUT, with_logs=True, on_queue_update=note, interval=0.005
     )
     still = fal_client.submit(APP, STILL, webhook_url="http://127.0.0.1:1/")
+    seen["queued"] = name(still.status())
     fal_client.cancel(APP, still.request_id)
     cancelled = still.status()
     seen["cancelled"] = isinstance(cancelled, fal_client.Completed) and cancelled.error_type
     try:
-        fal_client.run(APP, {"prompt": "[moderated]"})
+        fal_client.run(APP, {"prompt": "[moderated] [fast]"})
     except fal_client.FalClientHTTPError as error:
         seen["error"] = [error.status_code, error.error_type]
     return seen
@@ -57,6 +58,7 @@ async def async_session() -> dict[str, Any]:
     seen["result"] = await client.result(LONG_APP, handle.request_id)
     seen["subscribe"] = await client.subscribe(APP, INPUT, on_queue_update=note, interval=0.005)
     still = await client.submit(APP, STILL)
+    seen["queued"] = name(await still.status())
     await still.cancel()
     cancelled = await still.status()
     seen["cancelled"] = isinstance(cancelled, fal_client.Completed) and cancelled.error_type

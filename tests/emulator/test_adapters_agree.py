@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import httpx
@@ -19,6 +20,7 @@ from receiver.providers.adapter import (
     Callback,
     CallbackTarget,
     Follow,
+    Guarding,
     Provider,
     ProviderResponse,
     Publishing,
@@ -26,7 +28,7 @@ from receiver.providers.adapter import (
 )
 from receiver.settings import Settings
 from tests.emulator.conftest import Start
-from tests.emulator.serving import Emulated, Mailbox, eventually
+from tests.emulator.serving import Emulated, Mail, Mailbox, eventually
 
 NAMES: Final = tuple(DECLARED)
 SECRET: Final = "of-this-prediction-alone"
@@ -50,7 +52,9 @@ class Talk:
 
     def __init__(self, name: str, emulated: Emulated, key: str = "k") -> None:
         env = {"RECEIVER_DEV": "1", DECLARED[name].key: key, **settings_for(emulated.url)}
-        self.provider: Provider = Settings.read(env).adapters()[name]
+        settings = Settings.read(env)
+        self.provider: Provider = settings.adapters()[name]
+        self._set = settings.providers[name].secrets
         self._http = emulated.http
 
     def ask(self, request: httpx.Request) -> ProviderResponse:
@@ -81,13 +85,18 @@ class Talk:
 
     def told(self, mailbox: Mailbox) -> Outcome:
         """Prove the next callback, and read it."""
-        mail = mailbox.one()
+        return self.read(mailbox.one())
+
+    def read(self, mail: Mail, keys: Sequence[bytes] | None = None) -> Outcome:
         headers = [(name.encode(), value.encode()) for name, value in mail.headers.items()]
         callback = Callback(headers, mail.body, mail.at)
-        self.provider.authenticate(callback, now=mail.at, keys=self._keys())
+        self.provider.authenticate(callback, now=mail.at, keys=keys or self.keys())
         return self.provider.read(mail.body)
 
-    def _keys(self) -> list[bytes]:
+    def keys(self) -> list[bytes]:
+        """Return what proves its callbacks: set, handed out, or of one prediction."""
+        if self._set:
+            return [secret.reveal().encode() for secret in self._set]
         if isinstance(self.provider, Publishing):
             return self.provider.read_keys(self.ask(self.provider.keys()).body)
         return [SECRET.encode()]
@@ -106,6 +115,18 @@ def test_a_callback_and_a_poll_tell_the_same(
         [picture] = outcome.output
         assert str(picture.url).startswith("http://127.0.0.1:")
     assert told.output == found.output
+
+
+@of_all
+def test_a_result_is_fetched_where_it_is_said_to_be(start: Start, name: str) -> None:
+    emulated = start()
+    talk = Talk(name, emulated)
+    [picture] = talk.ended(talk.submit("a lighthouse")[0]).output
+    assert picture.url
+    key = talk.provider.authorization(picture.url) if isinstance(talk.provider, Guarding) else None
+    for headers in [{"authorization": key} if key else {}, {}]:
+        answer = emulated.http.get(picture.url, headers=headers)
+        assert answer.status_code == (401 if key and not headers else 200)
 
 
 @of_all

@@ -59,6 +59,9 @@ def test_settings_point_at_every_provider(emulated: Emulated) -> None:
         "REPLICATE_BASE_URL",
         "IDEOGRAM_BASE_URL",
         "BFL_BASE_URL",
+        "WAVESPEED_BASE_URL",
+        "OPENROUTER_BASE_URL",
+        "OPENROUTER_WEBHOOK_SECRET",
     }
     assert emulated.http.get(settings["FAL_JWKS_URL"]).status_code == 200
     assert emulated.http.get(settings["OXEN_BASE_URL"] + "/api/ai/models").status_code == 401

@@ -72,6 +72,7 @@ EVENTS: Final = {
     "poll": "failed",
     "prediction": "erased expired",
     "predictions": "deleted",
+    "provider": "locked unlocked",
     "published": "failed fetched",
     "reader": "cut",
     "receiver": "started stopped stopping unstarted",

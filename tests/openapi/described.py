@@ -245,6 +245,24 @@ class Proofs(msgspec.Struct, frozen=True, rename="kebab"):
     """fal.ai: unix seconds."""
     x_fal_webhook_signature: str | None = None
     """fal.ai: Ed25519 over the three above and the body's digest, in hex."""
+    x_ideogram_webhook_generation_id: str | None = None
+    """Ideogram: its id of the generation."""
+    x_ideogram_webhook_user_id: str | None = None
+    """Ideogram: its id of the user."""
+    x_ideogram_webhook_timestamp: str | None = None
+    """Ideogram: unix seconds."""
+    x_ideogram_webhook_signature: str | None = None
+    """Ideogram: as fal.ai's."""
+    webhook_id: str | None = None
+    """Replicate, WaveSpeed: the id of the message."""
+    webhook_timestamp: str | None = None
+    """Replicate, WaveSpeed: unix seconds."""
+    webhook_signature: str | None = None
+    """Replicate: as Standard Webhooks have it. WaveSpeed: `v3,` and the HMAC in hex."""
+    x_bfl_signature: str | None = None
+    """BFL: `sha256=` and an HMAC-SHA256 of the body in hex."""
+    x_openrouter_signature: str | None = None
+    """OpenRouter: `t=` unix seconds, `,v1=` an HMAC-SHA256 in hex over them, a comma, the body."""
 
 
 Token = Annotated[

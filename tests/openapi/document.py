@@ -36,10 +36,10 @@ _ACTING: Final = ("read-only",)
 USUAL: Final = (*_GUARDED[:1], *_ACTING, *_GUARDED[1:], *_EVERYWHERE)
 """What a route with a key may answer whatever it is about, by status."""
 _ABOUT: Final = """\
-Submit image and video predictions to Oxen.ai, Eachlabs and fal.ai; every outcome is recorded
-exactly once and given to your handlers. Errors are problem details (RFC 9457) with a stable `type`;
-a path with another method is a 405 of that kind, and one that is not here a 404. Times are RFC 3339
-in UTC.
+Submit image and video predictions to Oxen.ai, Eachlabs, fal.ai and others; every outcome is
+recorded exactly once and given to your handlers. Errors are problem details (RFC 9457) with a
+stable `type`; a path with another method is a 405 of that kind, and one that is not here a 404.
+Times are RFC 3339 in UTC.
 """
 _HEADERS: Final[dict[str, tuple[str, bool, Json]]] = {
     "Location": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
 from collections import Counter
@@ -668,7 +669,11 @@ async def _cancel(station: Station, prediction_id: str) -> httpx.Response:
     return await station.http.post(f"/v1/predictions/{prediction_id}/cancel")
 
 
-@pytest.mark.parametrize("provider", ALL)
+UNSTOPPABLE = ("ideogram", "bfl")
+"""Providers that have no call for it."""
+
+
+@pytest.mark.parametrize("provider", [each for each in ALL if each not in UNSTOPPABLE])
 @pytest.mark.parametrize("forgotten", [False, True])
 async def test_what_runs_is_canceled_at_its_provider(
     start: Start, network: Network, provider: str, forgotten: bool
@@ -684,6 +689,19 @@ async def test_what_runs_is_canceled_at_its_provider(
         assert (await _cancel(station, prediction["id"])).json() == answer.json()
         assert station.rows("SELECT type FROM events") == [("prediction.canceled",)]
     assert network.count(f"{provider}.cancel") == 1
+
+
+@pytest.mark.parametrize("provider", UNSTOPPABLE)
+async def test_what_a_provider_cannot_stop_goes_on(
+    start: Start, network: Network, provider: str
+) -> None:
+    async with start() as station:
+        prediction = await station.submit(provider)
+        answer = await _cancel(station, prediction["id"])
+        assert answer.status_code == 409
+        assert answer.json()["type"] == "urn:receiver:problem:cannot-cancel"
+        assert (await station.push(network.sent[0])).json() == {"status": "accepted"}
+        assert (await station.read(prediction["id"]))["status"] == "succeeded"
 
 
 async def test_what_waits_is_canceled_without_a_word_to_the_provider(
@@ -838,6 +856,16 @@ async def test_a_submit_is_seen_through_whoever_began_it(start: Start, network: 
             made = await asyncio.gather(*(station.submit(prompt=f"{wave} {n}") for n in range(3)))
             assert [one["status"] for one in made] == ["processing"] * 3
         assert len(network.sent) == 9
+
+
+async def test_submits_that_come_together_are_begun_together(start: Start) -> None:
+    async with start(EACHLABS_MAX_IN_FLIGHT="none", EACHLABS_REQUESTS_PER_MINUTE="none") as station:
+        await asyncio.gather(*(station.submit(prompt=f"{number}") for number in range(40)))
+        page = (await station.http.get("/metrics")).text
+    [writes] = re.findall(r"^receiver_writer_batch_size_sum (\S+)$", page, re.MULTILINE)
+    assert float(writes) < 40 * 4, (
+        "each is made, marked as sent and accepted, and begun with others"
+    )
 
 
 # --- against the emulator, over real sockets ---

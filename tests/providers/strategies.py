@@ -24,11 +24,14 @@ payload_error request_id gateway_request_id exec_id predictionID id flow_id work
 generations generation_id model model_name prompt enqueued_at url result_url images b64_json
 status_url response_url cancel_url loc msg type title classification category error_code
 content_type file_name file_size width height duration keys x
+data failure_reason is_image_safe usage_cost_usd_micros outputs urls get code has_nsfw_contents
+secret unsigned_urls usage cost
 """.split()  # noqa: SIM905 - words, not punctuation
 _TEXTS: Final = """
 OK ERROR COMPLETED IN_QUEUE succeeded success failed error cancelled processing created
 req-1 .. . a/b https://files.example/1.png data:, client_cancelled timeout
 https://queue.fal.run/s https://u@queue.fal.run/s https://queue.fal.run\x00/ https://[
+completed pending timeout expired cancelled https://api.wavespeed.ai/x 39000
 media_generation_completed iVBORw0KGgo= A6EHv_POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg=
 """.split()  # noqa: SIM905 - words, not punctuation
 

@@ -26,11 +26,19 @@ from receiver.providers.adapter import (
     Streamed,
 )
 from receiver.providers.signatures import read_jwks
-from tests.providers.samples import providers
+from tests.providers.samples import load, providers
 from tests.providers.strategies import FEW, answers, bodies, texts, tickets
 
 PROVIDERS = providers()
 STREAMS = {name: p for name, p in PROVIDERS.items() if isinstance(p, Streamed)}
+PROOF_HEADERS = sorted(
+    {
+        header
+        for (_, case), sample in load().items()
+        if case == "proved"
+        for header, _ in sample.called().headers
+    }
+)
 DOMAINS = (".bfl.ai",)
 """Below which a provider's shards are, which take our key too."""
 HOSTS = {urlsplit(url).hostname for each in DECLARED.values() for url in each.urls.values()}
@@ -119,15 +127,7 @@ def can_be_asked_for(name: str, ticket: Ticket, taken: Accepted) -> None:
 @FEW
 @given(
     names=st.lists(
-        st.sampled_from(
-            [
-                b"x-webhook-secret",
-                b"x-fal-webhook-request-id",
-                b"x-fal-webhook-user-id",
-                b"x-fal-webhook-timestamp",
-                b"x-fal-webhook-signature",
-            ]
-        ),
+        st.sampled_from(PROOF_HEADERS),
         max_size=8,
     ),
     values=st.lists(

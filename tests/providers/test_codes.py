@@ -99,6 +99,7 @@ Safety checker triggered
 OTHERS: Final = """
 safety_tolerance: Input should be less than or equal to 6
 enable_safety_checker: field required
+enable_safety_checker was rejected
 moderation: must be one of low, auto
 content_moderation: Input should be a valid boolean
 Unexpected keyword argument 'safety_checker'

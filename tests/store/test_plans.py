@@ -41,18 +41,18 @@ BIG: Final = {
     *("order_counts", "ledger", "cost_sums", "cost_questions"),
 }
 MOST: Final = 5000
-"""Steps of SQLite's machine: a walk over 20,000 rows takes many more."""
+"""Steps of SQLite's machine: a walk over 20,000 rows, or 100,000, takes many more."""
 
-# Of fal 2,000 have ended, 20,000 are in flight and 20,000 are queued.
+# Of fal 2,000 have ended, 100,000 are in flight and 20,000 are queued.
 _FILL: Final = (
     """INSERT INTO predictions (id, provider, model, mode, status, input, metadata, provider_id,
             output, channel, created_at, submitted_at, completed_at, due_at, deadline_at)
         SELECT 'pred_' || {id}, 'fal', 'm', 'queue',
-            CASE WHEN n <= 2000 THEN 'succeeded' WHEN n <= 22000 THEN 'processing'
+            CASE WHEN n <= 2000 THEN 'succeeded' WHEN n <= 102000 THEN 'processing'
                  ELSE 'queued' END, '{{}}', '{{}}', 'theirs-' || n,
             CASE WHEN n <= 2000 THEN '[]' END, 'webhook', n, n,
             CASE WHEN n <= 2000 THEN n END, CASE WHEN n > 2000 THEN n END, 1000000
-        FROM {numbers:42000}""",
+        FROM {numbers:122000}""",
     """INSERT INTO callbacks
             (prediction_id, channel, digest, received_at, headers, body, verdict, reason)
         SELECT 'pred_' || {id}, 'webhook', CAST(n AS TEXT), n, '[]', '{{}}', 'accepted', ''
@@ -98,7 +98,7 @@ def _delivery(number: int) -> str:
     return f"dlv_{number:032d}00000000"
 
 
-_LIVING: Final = [(pred(number),) for number in (2001, 9000, 30_000)]
+_LIVING: Final = [(pred(number),) for number in (2001, 9000, 110_000)]
 _ENDED: Final = [(pred(number),) for number in (4, 8, 12)]
 _PENDING: Final = [(_delivery(number),) for number in (4, 8, 12)]
 _RUNNING: Final = [(_delivery(number),) for number in (101, 201, 301)]
@@ -166,7 +166,7 @@ _PARAMS: Final[dict[str, Any]] = {
     "failed_before": 3000.0,
     "canceled_before": 3000.0,
     "dead_before": 3000.0,
-    "horizon": pred(42_000),
+    "horizon": pred(122_000),
     "young": 3000.0,
     "kept": 10,
     "requests": 1,

@@ -23,13 +23,15 @@ from receiver import (
     on,
     route,
 )
+from receiver.emulator.providers import CALLING
 from receiver.model.errors import HandlerError
 from receiver.model.values import ErrorCode
+from receiver.providers import DECLARED
 from receiver.testing import Kit, make_event
 
 Kits = Callable[..., Kit]
-PROVIDERS = {"fal": "fal-ai/nano-banana", "eachlabs": "nano-banana", "oxen": "nano-banana"}
-CHANNELS = {"fal": "webhook", "eachlabs": "webhook", "oxen": "sse"}
+PROVIDERS: dict[str, str] = {name: declared.example for name, declared in DECLARED.items()}
+CHANNELS: dict[str, str] = {**dict.fromkeys(CALLING, "webhook"), "oxen": "sse"}
 
 
 class Witness:
@@ -55,8 +57,19 @@ def handler(witness: Witness) -> Callable[..., Any]:
     return post
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("kind", ["succeeded", "failed", "canceled"])
+UNSTOPPABLE = {"ideogram", "bfl"}
+"""Providers that cannot cancel."""
+
+
+@pytest.mark.parametrize(
+    ("provider", "kind"),
+    [
+        (name, kind)
+        for name in PROVIDERS
+        for kind in ("succeeded", "failed", "canceled")
+        if kind != "canceled" or name not in UNSTOPPABLE
+    ],
+)
 def test_the_handler_sees_the_event_that_is_delivered(
     receiver_kit: Kits, handler: Any, witness: Witness, provider: str, kind: Any
 ) -> None:

@@ -14,7 +14,7 @@ Control, under `/_emulator/chat`:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
@@ -22,13 +22,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.emulator import wire
-from receiver.emulator.chats.board import Board, Button, Message, Platform, numbered
+from receiver.emulator.chats.board import Board, Message, Platform, numbered
 from receiver.emulator.chats.calling import Exchange
 from receiver.emulator.chats.discord import api as discord
 from receiver.emulator.chats.discord.interactions import APPLICATION
 from receiver.emulator.chats.discord.people import DiscordPeople
 from receiver.emulator.chats.forms import Unreadable, read_json
 from receiver.emulator.chats.mishaps import Mishap
+from receiver.emulator.chats.people import People
 from receiver.emulator.chats.scene import Scene
 from receiver.emulator.chats.slack import api as slack
 from receiver.emulator.chats.slack.people import SECRET, SlackPeople
@@ -37,28 +38,6 @@ from receiver.emulator.chats.telegram.people import TelegramPeople
 
 _LONGEST_WAIT: Final = 30.0
 _SENSELESS: Final = (Unreadable, msgspec.ValidationError, LookupError, TypeError, ValueError)
-
-
-class People(Protocol):
-    """The people of a platform, who talk to the app."""
-
-    def place(self, place: str, person: str) -> str: ...
-
-    async def says(
-        self,
-        text: str,
-        person: str,
-        place: str,
-        *,
-        thread: str = "",
-        files: tuple[tuple[str, bytes], ...] = (),
-    ) -> Exchange | None: ...
-
-    async def presses(self, message: Message, button: Button, person: str) -> Exchange | None: ...
-
-    async def repeat(self, exchange: Exchange, number: int = 1, /) -> Exchange: ...
-
-    async def sets_up(self) -> bool: ...
 
 
 class Chats:

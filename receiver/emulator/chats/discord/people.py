@@ -17,6 +17,7 @@ from receiver.emulator.chats.discord.api import KEY, Discord
 from receiver.emulator.chats.discord.interactions import APPLICATION, Interaction, dm_of
 from receiver.emulator.chats.discord.messages import Problem, seen
 from receiver.emulator.chats.forms import Unreadable, read_json
+from receiver.emulator.chats.people import People, Typed
 
 GUILD: Final = "290926798626357999"
 _TEXT, _ATTACHMENT = 3, 11
@@ -31,28 +32,21 @@ _PING = b'{"type":1}'
 
 
 @dataclass
-class DiscordPeople:
+class DiscordPeople(People):
     """People in Discord's channels."""
 
     discord: Discord
     roles: dict[str, list[str]] = field(default_factory=dict)
 
-    async def says(
-        self,
-        text: str,
-        person: str,
-        place: str,
-        *,
-        thread: str = "",
-        files: tuple[tuple[str, bytes], ...] = (),
-    ) -> Exchange | None:
-        """Use a command; None where the app is not told, as of all that is no command."""
-        place, person = self.place(thread or place, person), str(numbered(person))
+    async def type(self, typed: Typed) -> Exchange | None:
+        """Use a command; None where the app is not told, as of all that is not a command."""
+        text, place = typed.text, self.place(typed.thread or typed.place, typed.person)
+        person = str(numbered(typed.person))
         if not text.startswith("/"):
             self.discord.board.post(Message(self.discord.snowflake(), place, person, text))
             return None
         name, _, rest = text[1:].partition(" ")
-        attached = [self.discord.attach(*file) for file in files]
+        attached = [self.discord.attach(*file) for file in typed.files]
         options = self._options(name, rest, attached)
         data: dict[str, Any] = {"id": str(numbered(name)), "name": name, "type": 1}
         if attached:

@@ -14,6 +14,7 @@ import msgspec
 from receiver.emulator.chats.board import Button, File, Message
 from receiver.emulator.chats.calling import Exchange
 from receiver.emulator.chats.forms import FORM, Unreadable, read_json
+from receiver.emulator.chats.people import People, Typed
 from receiver.emulator.chats.slack.api import APP, TEAM, Problem, ResponseUrl, Slack
 from receiver.emulator.chats.slack.blocks import InvalidBlocks
 from receiver.emulator.chats.slack.messages import BOT_USER, described
@@ -26,7 +27,7 @@ _OLD_TOKEN: Final = "deprecated"  # noqa: S105 - Slack still sends one, and nobo
 
 
 @dataclass
-class SlackPeople:
+class SlackPeople(People):
     """People in Slack's channels."""
 
     slack: Slack
@@ -34,31 +35,22 @@ class SlackPeople:
     is_double: bool = False
     """Whether the app also subscribes to `message.channels`: then a mention comes twice."""
 
-    async def says(
-        self,
-        text: str,
-        person: str,
-        place: str,
-        *,
-        thread: str = "",
-        files: tuple[tuple[str, bytes], ...] = (),
-    ) -> Exchange | None:
-        """Type something; return how the app was told, or None where it is not."""
-        place = self.place(place, person)
+    async def type(self, typed: Typed) -> Exchange | None:
+        text, person, place = typed.text, typed.person, self.place(typed.place, typed.person)
         if text.startswith("/"):
             return await self._command(text, person, place)
         ts = self.slack.ts()
-        kept = [self._keep(name, content) for name, content in files]
-        typed = Message(ts, place, person, text, files=kept, thread=thread)
-        typed.raw = {"text": escape(text, quote=False).replace(f"&lt;@{BOT_USER}&gt;", _MENTION)}
-        self.slack.board.post(typed)
+        kept = [self._keep(name, content) for name, content in typed.files]
+        said = Message(ts, place, person, text, files=kept, thread=typed.thread)
+        said.raw = {"text": escape(text, quote=False).replace(f"&lt;@{BOT_USER}&gt;", _MENTION)}
+        self.slack.board.post(said)
         if place.startswith("D"):
-            return await self._event(typed, "message", channel_type="im")
+            return await self._event(said, "message", channel_type="im")
         if _MENTION not in text:
             return None
         if self.is_double:
-            await self._event(typed, "message", channel_type="channel")
-        return await self._event(typed, "app_mention")
+            await self._event(said, "message", channel_type="channel")
+        return await self._event(said, "app_mention")
 
     async def presses(self, message: Message, button: Button, person: str) -> Exchange:
         """Press a button under a message."""

@@ -11,6 +11,7 @@ import msgspec
 from receiver.emulator.chats.board import BOT, Button, Message, kind_of, numbered
 from receiver.emulator.chats.calling import Exchange
 from receiver.emulator.chats.forms import Given, Unreadable, Upload, read_json
+from receiver.emulator.chats.people import People, Typed
 from receiver.emulator.chats.telegram.api import Telegram
 from receiver.emulator.chats.telegram.files import Problem
 from receiver.emulator.chats.telegram.messages import seen, units, user_of
@@ -23,42 +24,29 @@ _PHOTOS: Final = {"image/png", "image/jpeg", "image/webp"}
 
 
 @dataclass
-class TelegramPeople:
+class TelegramPeople(People):
     """People in Telegram's chats."""
 
     telegram: Telegram
 
-    async def says(
-        self,
-        text: str,
-        person: str,
-        place: str,
-        *,
-        thread: str = "",
-        files: tuple[tuple[str, bytes], ...] = (),
-    ) -> Exchange | None:
+    async def type(self, typed: Typed) -> Exchange | None:
         """Write something; None where the app is not told, or polls for it."""
-        return await self.replies(text, person, place, None, thread=thread, files=files)
+        return await self._write(typed, None)
 
-    async def replies(
-        self,
-        text: str,
-        person: str,
-        place: str,
-        to: Message | None,
-        *,
-        thread: str = "",
-        files: tuple[tuple[str, bytes], ...] = (),
-    ) -> Exchange | None:
+    async def replies(self, text: str, person: str, place: str, to: Message) -> Exchange | None:
         """Write something as the reply to a message."""
-        telegram, place = self.telegram, self.place(place, person)
+        return await self._write(Typed(text, person, place), to)
+
+    async def _write(self, typed: Typed, to: Message | None) -> Exchange | None:
+        text, person = typed.text, typed.person
+        telegram, place = self.telegram, self.place(typed.place, person)
         who, name = str(numbered(person)), str(telegram.scene.number())
-        message = Message(name, place, who, text, thread=thread, answers=to.id if to else "")
+        message = Message(name, place, who, text, thread=typed.thread, answers=to.id if to else "")
         message.raw = {"date": int(telegram.scene.now())}
         if command := _COMMAND.match(text):
             length = units(command[0])
             message.raw["entities"] = [{"type": "bot_command", "offset": 0, "length": length}]
-        for filename, content in files:
+        for filename, content in typed.files:
             kind = "photo" if kind_of(filename) in _PHOTOS else "document"
             message.raw["kind"] = kind
             message.files = [telegram.files.keep(kind, Upload(filename, "", content))]

@@ -1,0 +1,81 @@
+"""Declarations of operations: one generator of steps is a method of both clients.
+
+Where the client is a Receiver the method blocks, where it is an AsyncReceiver it is awaited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    NoReturn,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    overload,
+)
+
+from receiver.client.follow import Message
+from receiver.client.steps import Steps
+
+if TYPE_CHECKING:
+    from receiver.client import AsyncReceiver, Receiver
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Messages: TypeAlias = Generator[Message, None, None]
+
+
+class operation(Generic[P, T]):  # noqa: N801 - a decorator
+    """Make a method of both clients from one that returns steps."""
+
+    def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
+        self._steps = steps
+        self.__doc__ = steps.__doc__
+
+    @overload
+    def __get__(self, client: Receiver, owner: object = None) -> Callable[P, T]: ...
+    @overload
+    def __get__(
+        self, client: AsyncReceiver, owner: object = None
+    ) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    @overload
+    def __get__(self, client: None, owner: object = None) -> operation[P, T]: ...
+    def __get__(self, client: Any, owner: object = None) -> Any:
+        if client is None:
+            return self
+
+        def call(*given: P.args, **named: P.kwargs) -> Any:
+            return client.run(self._steps(client, *given, **named))
+
+        call.__doc__ = self.__doc__
+        return call
+
+
+class stream(Generic[P]):  # noqa: N801 - a decorator
+    """Make an endless iterator of both clients from a method that returns steps."""
+
+    def __init__(self, steps: Callable[Concatenate[Any, P], Steps[NoReturn]]) -> None:
+        self._steps = steps
+        self.__doc__ = steps.__doc__
+
+    @overload
+    def __get__(self, client: Receiver, owner: object = None) -> Callable[P, Messages]: ...
+    @overload
+    def __get__(
+        self, client: AsyncReceiver, owner: object = None
+    ) -> Callable[P, AsyncGenerator[Message, None]]: ...
+    @overload
+    def __get__(self, client: None, owner: object = None) -> stream[P]: ...
+    def __get__(self, client: Any, owner: object = None) -> Any:
+        if client is None:
+            return self
+
+        def call(*given: P.args, **named: P.kwargs) -> Any:
+            return client.iterate(self._steps(client, *given, **named))
+
+        call.__doc__ = self.__doc__
+        return call

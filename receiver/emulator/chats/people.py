@@ -1,0 +1,56 @@
+"""The people of a platform: what they type and press reaches the app."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from receiver.emulator.chats.board import Button, Message
+from receiver.emulator.chats.calling import Exchange
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What a person types."""
+
+    text: str
+    person: str
+    place: str
+    thread: str = ""
+    files: tuple[tuple[str, bytes], ...] = ()
+    """Names and contents of what is attached."""
+
+
+class People(ABC):
+    """The people of a platform, who talk to the app."""
+
+    async def says(
+        self,
+        text: str,
+        person: str,
+        place: str,
+        *,
+        thread: str = "",
+        files: tuple[tuple[str, bytes], ...] = (),
+    ) -> Exchange | None:
+        """Type something; return how the app was told, or None where it is not."""
+        return await self.type(Typed(text, person, place, thread, files))
+
+    @abstractmethod
+    async def type(self, typed: Typed) -> Exchange | None: ...
+
+    @abstractmethod
+    async def presses(self, message: Message, button: Button, person: str) -> Exchange | None:
+        """Press a button under a message."""
+
+    @abstractmethod
+    async def repeat(self, exchange: Exchange, number: int = 1, /) -> Exchange:
+        """Send the same again."""
+
+    @abstractmethod
+    async def sets_up(self) -> bool:
+        """Return whether the app passes the checks of its address."""
+
+    @abstractmethod
+    def place(self, place: str, person: str) -> str:
+        """Return a place as the platform names it."""
