@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from receiver.dashboard.site import Site
 
 _PAGE: Final = 500
+"""Predictions that are asked about at once."""
 _TIDY: Final = 20.0
 """Seconds between two looks for pictures of what was erased or deleted."""
 
@@ -27,13 +28,12 @@ _TIDY: Final = 20.0
 class Dashboard:
     """The dashboard of one run of the receiver."""
 
-    def __init__(self, *parts: object) -> None:
-        """Make one of the facades that `Parts` names, in their order."""
-        self._parts = Parts(*parts)  # type: ignore[arg-type] # checked where it is called
-        self._shelf = Shelf(folder_of(self._parts.settings))
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._shelf = Shelf(folder_of(parts.settings))
         self._site: Site | None = None
         self._making = asyncio.Lock()
-        is_on = self._parts.settings.shows_dashboard
+        is_on = parts.settings.shows_dashboard
         self.routes = [Route(path, self) for path in DASHBOARD_PATHS if is_on]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

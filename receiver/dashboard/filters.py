@@ -19,6 +19,8 @@ Asked = TypeVar("Asked", bound=msgspec.Struct)
 PAGE: Final = 50
 _MOST: Final = 10
 """Filters by metadata."""
+_LONGEST: Final = 300
+"""Characters of one, with its name."""
 _SHOWN: Final = {
     "status": "status",
     "provider": "provider",
@@ -56,12 +58,7 @@ class Chip(NamedTuple):
 
 def wanted(query: Mapping[str, str]) -> Wanted:
     """Return what a query asks for; raise Problem where it is unfit. What is empty is not asked."""
-    names = {*Filters.__struct_fields__}
-    given = {name: query[name].strip() for name in names & query.keys() if query[name].strip()}
-    try:
-        read = msgspec.convert(given, Filters)
-    except msgspec.ValidationError as error:
-        raise Problem(422, "invalid-request", _complaint(str(error))) from None
+    read = asked({name: value.strip() for name, value in query.items()}, Filters)
     times = {name: _time(name, getattr(read, name)) for name in ("since", "until")}
     return Wanted(**{**msgspec.structs.asdict(read), **times}, metadata=metadata(query), limit=PAGE)
 
@@ -75,8 +72,9 @@ def metadata(query: Mapping[str, str]) -> dict[str, str]:
     }
     if query.get("meta") and query.get("is"):
         found[query["meta"]] = query["is"]
-    if len(found) > _MOST or any(len(name) + len(value) > 300 for name, value in found.items()):  # noqa: PLR2004
-        raise Problem(422, "invalid-request", f"at most {_MOST} of metadata, of 300 characters")
+    if len(found) > _MOST or any(len(name + value) > _LONGEST for name, value in found.items()):
+        said = f"at most {_MOST} of metadata, of {_LONGEST} characters each"
+        raise Problem(422, "invalid-request", said)
     return found
 
 
@@ -104,10 +102,6 @@ def _time(name: str, text: str | None) -> float | None:
         raise Problem(422, "invalid-request", said) from None
 
 
-def _complaint(message: str) -> str:
-    return f"a filter is unfit: {message}"
-
-
 def asked(query: Mapping[str, str], kind: type[Asked], **more: Any) -> Asked:
     """Return what a query says of a route's parameters; what is empty is not said."""
     names = {*kind.__struct_fields__} & query.keys()
@@ -115,4 +109,4 @@ def asked(query: Mapping[str, str], kind: type[Asked], **more: Any) -> Asked:
     try:
         return msgspec.convert(given | more, kind)
     except msgspec.ValidationError as error:
-        raise Problem(422, "invalid-request", _complaint(str(error))) from None
+        raise Problem(422, "invalid-request", f"a filter is unfit: {error}") from None
