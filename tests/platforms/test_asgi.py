@@ -20,7 +20,10 @@ from tests.journey.parts import ROOT
 from tests.postgres import Database
 from tests.receiving import ENV
 
-FORBIDDEN: Final = ("rich", "typer", "click", "pygments", "uvicorn", "httpx._main")
+FORBIDDEN: Final = (
+    *("rich", "typer", "click", "pygments", "uvicorn", "httpx._main"),
+    *("jinja2", "markupsafe", "PIL", "receiver.dashboard.site"),
+)
 """Modules that a function pays for at each cold start, and has no use for."""
 QUEUE: Final = ("pydantic", "pydantic_settings", "pgqueuer")
 LISTED: Final = """
@@ -50,7 +53,7 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 def listed(url: str) -> list[Any]:
     """Return the modules after the import, and after the start; then a name of what was not."""
-    done = run(LISTED, RECEIVER_DATABASE_URL=url)
+    done = run(LISTED, RECEIVER_DATABASE_URL=url, RECEIVER_DASHBOARD="on")
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if not line.startswith("{")]
 
