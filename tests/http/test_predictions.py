@@ -43,6 +43,7 @@ from tests.receiving import (
 pytestmark = pytest.mark.anyio
 
 PREDICTION = {
+    "cost",
     "id",
     "provider",
     "model",
