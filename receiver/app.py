@@ -15,6 +15,8 @@ import httpx
 import structlog
 from starlette.applications import Starlette
 
+from receiver.dashboard.facade import Dashboard
+from receiver.dashboard.parts import Parts
 from receiver.deliveries.facade import Deliveries
 from receiver.deliveries.importing import register
 from receiver.deliveries.registry import Registered, Registry
@@ -56,8 +58,7 @@ def create_app(
     `/v1/drain` says so; "inline": also within the request that a callback is, as RECEIVER_AFTER has
     it, or for two seconds at most. `mode` goes before RECEIVER_MODE. `transport` stands in for the
     network to providers, `http` for that of `ctx.http` and `results` for that of `ctx.fetch`, guard
-    included. A `clock` that is given is believed whatever it does, unless there is a `monotonic`
-    one to hold against it.
+    included. A `clock` that is given is believed, unless a `monotonic` one is held against it.
     Raises SettingsError, HandlerError, or StoreUnusable where PostgreSQL's extra is not installed;
     the lifespan raises StoreUnusable and StoreUnavailable.
     """
@@ -137,12 +138,9 @@ async def _running(
     telemetry.expect(NAMES, registry.handlers)
     wakeups = Wakeups()
     store = store_maker(settings)(telemetry.store, telemetry.batch, wakeups)
+    alone = settings.sqlite_path is not None
     runtime = Runtime(
-        single_process=settings.sqlite_path is not None,
-        clock=wall,
-        monotonic=own,
-        telemetry=telemetry,
-        wakeups=wakeups,
+        single_process=alone, clock=wall, monotonic=own, telemetry=telemetry, wakeups=wakeups
     )
     predictions = Predictions(settings, store, registry.match, runtime, transport)
     submit = predictions.service.submit
@@ -151,10 +149,11 @@ async def _running(
     retention = Retention(store, settings.retention, settings.private_for, clock=wall, pace=pace)
     housekeeping = {"deliveries": deliveries.worker.reclaim, "retention": retention.take_turn}
     # Where no process does by itself what one of all has to do, a drain does it.
-    alone = {**housekeeping, "queue": store.trim_queue, "bills": predictions.bills.drain}
+    owed = {**housekeeping, "queue": store.trim_queue, "bills": predictions.bills.drain}
     after = After() if role.handlers else settings.after
-    of_drains = {} if role.housekeeping else alone
+    of_drains = {} if role.housekeeping else owed
     surface = Http(settings, store, predictions, deliveries, runtime, after, of_drains)
+    surface.add(Dashboard(Parts(settings, store, predictions, deliveries, runtime, surface)))
     async with AsyncExitStack() as stack:
         for close in (runtime.tracing.stop, predictions.close, deliveries.close):
             stack.push_async_callback(close)

@@ -28,15 +28,22 @@ def __getattr__(name: str) -> Starlette:
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
-    """Build the receiver by imports without what only terminals need.
+    """Build the receiver by imports without what only terminals need."""
+    import_app()
+    from receiver.app import create_app as create  # noqa: PLC0415 - see above
+
+    return create(settings)
+
+
+def import_app() -> None:
+    """Import what serves and works without what only terminals need.
 
     httpx and structlog import rich, pygments and click if they are there, for a command line and
     for tracebacks in colour: a fifth of what it costs to start. Code that needs them imports them
     later.
     """
     with _without("rich", "click", "pygments"):
-        from receiver.app import create_app as create  # noqa: PLC0415 - see above
-    return create(settings)
+        import receiver.app  # noqa: F401, PLC0415 - see above
 
 
 @contextmanager

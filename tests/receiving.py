@@ -373,9 +373,13 @@ async def receiving(
     *,
     dispatch: bool | Literal["inline"] = True,
     others: httpx.AsyncBaseTransport | None = None,
+    results: httpx.AsyncBaseTransport | None = None,
     **env: str | None,
 ) -> AsyncIterator[Station]:
-    """Run a receiver; a setting that is None is left out, `others` are whom handlers ask."""
+    """Run a receiver; a setting that is None is left out, `others` are whom handlers ask.
+
+    `results` is the network to results, in the place of the guard and all behind it.
+    """
     if isinstance(database, Database):
         url = database.url
     else:
@@ -385,7 +389,13 @@ async def receiving(
     settings = Settings.read({name: value for name, value in given.items() if value is not None})
     clock = clock or Clock()
     app = create_app(
-        settings, handlers, dispatch=dispatch, clock=clock, transport=network, http=others
+        settings,
+        handlers,
+        dispatch=dispatch,
+        clock=clock,
+        transport=network,
+        http=others,
+        results=results,
     )
     transport = httpx.ASGITransport(app, client=STRANGER)
     key = {"authorization": f"Bearer {API_KEY}"}

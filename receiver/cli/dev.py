@@ -152,12 +152,21 @@ def _banner(
     again = ", reloaded when a file changes" if reloads and settings.handlers else ""
     return [
         ("API", f"{url}/v1, docs at {url}/docs"),
+        *([("Dashboard", _dashboard(settings, url))] if settings.shows_dashboard else []),
         ("Callbacks", callbacks),
         ("Handlers", f"{names}{again}"),
         *([("Ways in", ways)] if ways else []),
         *([("Chat", _chat(emulator))] if emulator else []),
         ("Try", _submit(settings, url)),
     ]
+
+
+def _dashboard(settings: Settings, url: str) -> str:
+    """Return where it is and what signs in; a key that was made up is nowhere else to be seen."""
+    keys = "a key of RECEIVER_API_KEYS"
+    if not settings.api_keys:
+        keys = development.with_secrets(settings).api_keys[-1].reveal()
+    return f"{url}/ui, sign in by {keys}"
 
 
 def _chat(emulator: str) -> str:

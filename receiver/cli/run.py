@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 
 import typer
 
+from receiver.asgi import import_app
 from receiver.cli.output import print_plainly, say
 from receiver.cli.program import failing, main, panel
 from receiver.cli.words import Dev, Handlers
@@ -81,6 +82,7 @@ def serve(
     and no real provider is asked. With --dev, `.env` of this folder is read; the environment goes
     before it.
     """
+    import_app()
     from receiver.cli import environment
     from receiver.settings import Listening
 
@@ -123,6 +125,7 @@ def worker(handlers: Handlers = None, dev: Dev = False) -> None:
     """Run deliveries only, beside servers on the same PostgreSQL."""
     import uvloop
 
+    import_app()
     from receiver.app import work
     from receiver.cli.environment import settings
     from receiver.http.server import LINGER, exit_after, run, told_to_stop
@@ -147,6 +150,7 @@ def drain(
     """Run what is due (deliveries, submits, polls), then exit: for cron."""
     import asyncio
 
+    import_app()
     from receiver.app import drain
     from receiver.cli.environment import settings
     from receiver.http.server import LINGER, exit_after, run, told_to_stop
@@ -166,6 +170,7 @@ def migrate(dev: Dev = False) -> None:
     """Bring the database's schema up to date; `serve` and `worker` do so by themselves."""
     import asyncio
 
+    import_app()
     from receiver.app import migrate
     from receiver.cli.environment import settings
 

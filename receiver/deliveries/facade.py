@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import structlog
 
 from receiver.deliveries.breaker import BreakerPolicy
 from receiver.deliveries.context import Submit, Tools, lent
+from receiver.deliveries.fetch import Fetched, fetch
 from receiver.deliveries.guard import guarded_client
 from receiver.deliveries.registry import Registry
 from receiver.deliveries.replay import Replayer
@@ -23,6 +25,7 @@ from receiver.deliveries.worker import Worker
 from receiver.model.errors import Problem
 from receiver.model.retry import Policy
 from receiver.model.sealing import Seals
+from receiver.model.values import Output
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Client
 from receiver.providers.adapter import Guarding
@@ -122,6 +125,12 @@ class Deliveries:
         client = lent(self._results if guarded else self._http)
         client.follow_redirects = client.follow_redirects and not guarded
         return client
+
+    async def fetch(
+        self, output: Output, folder: Path, *, max_bytes: int, seconds: float
+    ) -> Fetched:
+        """Download an output, guarded, into a new file below `folder`; raise as `fetch` does."""
+        return await fetch(self._results, output, folder, max_bytes=max_bytes, seconds=seconds)
 
     async def send(self, url: str, seconds: float) -> int | None:
         """Send a POST without a body; return the status, or None where none came in that time.

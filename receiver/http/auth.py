@@ -33,17 +33,30 @@ class Keys:
     """Every key that opens something here."""
 
     def __init__(self, settings: Settings) -> None:
-        self._known = [
+        self.known = [
             *(Key(key.reveal().encode(), key.name, "all") for key in settings.api_keys),
             *(Key(key.reveal().encode(), key.name, "read") for key in settings.viewer_keys),
             *(Key(key.reveal().encode(), None, "drain") for key in settings.cron_secrets),
         ]
 
-    def find(self, text: str) -> Key | None:
+    def admit(self, limits: Limits, client: str, text: str, uses: Collection[str]) -> Key | None:
+        """Return the key that a caller shows, if it is for one of `uses`, or raise Limited.
+
+        While an address has no more failures left a key that could be guessed is as good as none.
+        """
+        shortest = _UNGUESSABLE if limits.strangers_wait(client) else 1
+        key = self._find(text)
+        if key is None or len(key.text) < shortest or key.use not in uses:
+            limits.unauthorized(client)
+            return None
+        limits.authorized(client)
+        return key
+
+    def _find(self, text: str) -> Key | None:
         """Return what a text opens, in the same time whichever key it was nearly; None: nothing."""
         given = text.encode("utf-8", "surrogateescape")
-        same = [compare_digest(given, key.text) for key in self._known]
-        return next((key for key, is_it in zip(self._known, same, strict=True) if is_it), None)
+        same = [compare_digest(given, key.text) for key in self.known]
+        return next((key for key, is_it in zip(self.known, same, strict=True) if is_it), None)
 
 
 class Guard:
@@ -78,18 +91,12 @@ class Guard:
         return Route(path, answer, methods=list(methods))
 
     def _authorize(self, request: Request, uses: Collection[str]) -> None:
-        """Let in a caller whose key is for one of `uses`; raise Problem, or Limited.
-
-        While an address has no more failures left a key that could be guessed is as good as none.
-        """
+        """Let in a caller whose key is for one of `uses`; raise Problem, or Limited."""
         client = client_of(request.scope)
-        shortest = _UNGUESSABLE if self._limits.strangers_wait(client) else 1
-        key = self._keys.find(_bearer(request))
-        if key is None or len(key.text) < shortest or key.use not in {*uses, "read"}:
-            self._limits.unauthorized(client)
+        key = self._keys.admit(self._limits, client, _bearer(request), {*uses, "read"})
+        if key is None:
             said = "send Authorization: Bearer with one of RECEIVER_API_KEYS"
             raise Problem(401, "unauthorized", said)
-        self._limits.authorized(client)
         if key.use not in uses:
             raise Problem(403, "read-only", "this key is for reading, and that would do something")
         request.state.key = key.name

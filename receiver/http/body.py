@@ -96,20 +96,6 @@ async def whole_body(request: Request, most: int) -> bytes:
         raise HTTPException(499) from None
 
 
-def depth_of(value: Any) -> int:
-    """Measure how deep a JSON value nests, without recursion."""
-    deepest = 0
-    left = [(value, 1)]
-    while left:
-        item, depth = left.pop()
-        deepest = max(deepest, depth)
-        if isinstance(item, dict):
-            left.extend((inner, depth + 1) for inner in item.values())
-        elif isinstance(item, list):
-            left.extend((inner, depth + 1) for inner in item)
-    return deepest
-
-
 def prefer_wait(preferences: str) -> float | None:
     """Read `Prefer: wait=N` (RFC 7240) in seconds; what we do not understand is ignored."""
     for preference in preferences.lower().split(","):

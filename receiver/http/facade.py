@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final, NoReturn, Protocol
 
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -69,6 +69,16 @@ GROUPS: Final = (
 """What declares the others."""
 
 
+class Pages(Protocol):
+    """Pages for people, which stand above these routes."""
+
+    @property
+    def routes(self) -> Sequence[Route]: ...
+
+    async def run(self) -> NoReturn:
+        """Do what they do by themselves."""
+
+
 class Http:
     """The routes that need what lives, in one run of the receiver."""
 
@@ -88,11 +98,13 @@ class Http:
         self._telemetry = runtime.telemetry
         self._wakeups = runtime.wakeups
         self._deliveries = deliveries
+        self._own: list[Callable[[], Coroutine[Any, Any, NoReturn]]] = []
+        """What pages do by themselves."""
         self._runs_sources = False
         """Whether the sources of plugins run here."""
         self.drain = Drain(store, predictions, deliveries, runtime, housekeeping)
-        self._limits = Limits(settings)
-        self._live = LiveStream(store.changes, store.attempts, runtime.wakeups)
+        self.limits = Limits(settings)
+        self.live = LiveStream(store.changes, store.attempts, runtime.wakeups)
         self._rejections = Rejections(store.discarded.count, runtime.clock)
         self._published = {
             name: published_ranges(
@@ -109,13 +121,13 @@ class Http:
             self._predictions,
             RecipeRoutes(predictions.orders, self._predictions, deliveries, runtime),
             DeliveryRoutes(store.deliveries, runtime),
-            DrainRoutes(self.drain, predictions.tokens, self._limits, settings.max_body_bytes),
-            EventRoutes(store.changes, self._live),
+            DrainRoutes(self.drain, predictions.tokens, self.limits, settings.max_body_bytes),
+            EventRoutes(store.changes, self.live),
             HandlerRoutes(store, deliveries, runtime),
             ReplayRoutes(store.replays, deliveries.replayer),
             DiscardedRoutes(store.discarded),
             CostRoutes(store.costs, settings.costs_by, runtime.clock),
-            EchoRoutes(predictions.tokens, settings.max_body_bytes, self._limits, runtime.clock),
+            EchoRoutes(predictions.tokens, settings.max_body_bytes, self.limits, runtime.clock),
             ReadyRoutes(store, predictions.locked, runtime.clock),
             MetricsPage(
                 runtime.telemetry,
@@ -140,7 +152,7 @@ class Http:
             predictions.inbox,
             NAMES,
             settings.max_body_bytes,
-            self._limits,
+            self.limits,
             Sources(self._ranges()),
             runtime.telemetry,
             runtime.clock,
@@ -149,14 +161,19 @@ class Http:
         )
         parts = Parts(predictions=predictions, deliveries=deliveries, store=store, later=TaskSet())
         self._plugins = PluginRoutes(
-            deliveries.registry, parts, self._limits, runtime, self._rejections.count
+            deliveries.registry, parts, self.limits, runtime, self._rejections.count
         )
         self._sources = PluginSources(deliveries.registry, self._plugins, parts, runtime)
         self.routes = [
-            *routes(Guard(settings, self._limits), groups),
+            *routes(Guard(settings, self.limits), groups),
             Route(WEBHOOK_PATH, self.callbacks, methods=["POST"]),
             Route(PLUGIN_PATH, self._plugins),
         ]
+
+    def add(self, pages: Pages) -> None:
+        """Serve pages beside these routes, and run what they do by themselves."""
+        self.routes += pages.routes
+        self._own.append(pages.run)
 
     def _ranges(self) -> Mapping[str, Ranges]:
         """Return where callbacks may come from, for the providers whose settings say so."""
@@ -184,8 +201,10 @@ class Http:
                 ending.listen()
                 tasks.start(ending.keep())
             if accepts:
-                tasks.start(self._live.run())
+                tasks.start(self.live.run())
                 tasks.start(self._rejections.run())
+                for run in self._own:
+                    tasks.start(run())
                 self._runs_sources = looks_ahead
                 if self._runs_sources:
                     self._sources.start()
@@ -214,5 +233,5 @@ class Http:
         self._plugins.release()
         self._after.release()
         self._predictions.stopping = True
-        self._live.close()
+        self.live.close()
         self._wakeups.wake_all("prediction")

@@ -49,6 +49,7 @@ _STOPPED: Final = "the receiver has not been started again since it stopped"
 _SOON: Final = 5
 """Seconds after which it is worth asking again."""
 _CALLBACK: Final = re.compile(r"/webhooks/(?P<provider>(?!echo/)[^/]+)/(?P<token>[^/]+)", re.DOTALL)
+DASHBOARD_PATHS: Final = ("/ui", "/ui/{path:path}")
 _LAST_PARAMETER: Final = re.compile(r"\{(\w+)\}$")
 
 
@@ -65,6 +66,8 @@ class Front:
             for method, path in [*declared, ("POST", WEBHOOK_PATH)]
         ]
         self._closed.append(Route(PLUGIN_PATH, self._refuse, methods=METHODS))
+        if settings.shows_dashboard:
+            self._closed += [Route(path, self._refuse) for path in DASHBOARD_PATHS]
         self._routes: Sequence[BaseRoute] = self._closed
         self._run = run
         self._http: Http | None = None

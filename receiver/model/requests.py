@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from receiver.model.values import Mode
+from receiver.model.errors import Problem
+from receiver.model.values import DEEPEST, LARGEST_METADATA, Mode
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,3 +45,25 @@ class OrderRequest(Asked, frozen=True, kw_only=True):
     via: str = "api"
     at: float | None = None
     """When it was asked for, in unix seconds, where that is known."""
+
+
+def check_json(name: str, value: Any, metadata: Any) -> None:
+    """Raise a Problem for JSON that nests too deep, or metadata that are too large."""
+    if depth_of(value) > DEEPEST or depth_of(metadata) > DEEPEST:
+        raise Problem(422, "invalid-request", f"{name} and metadata nest at most {DEEPEST} deep")
+    if len(msgspec.json.encode(metadata)) > LARGEST_METADATA:
+        raise Problem(422, "invalid-request", f"metadata has at most {LARGEST_METADATA} bytes")
+
+
+def depth_of(value: Any) -> int:
+    """Measure how deep a JSON value nests, without recursion."""
+    deepest = 0
+    left = [(value, 1)]
+    while left:
+        item, depth = left.pop()
+        deepest = max(deepest, depth)
+        if isinstance(item, dict):
+            left.extend((inner, depth + 1) for inner in item.values())
+        elif isinstance(item, list):
+            left.extend((inner, depth + 1) for inner in item)
+    return deepest

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -20,8 +19,8 @@ from msgspec.structs import replace
 from receiver.model.answers import OfferedRecipe
 from receiver.model.errors import Problem, StoreUnavailable
 from receiver.model.recipes import Button, Recipe, RecipeBook
-from receiver.model.requests import OrderRequest, SubmitRequest
-from receiver.model.values import LARGEST_METADATA, Order, Prediction
+from receiver.model.requests import OrderRequest, SubmitRequest, check_json
+from receiver.model.values import Order, Prediction
 from receiver.observability.runtime import Runtime
 from receiver.predictions.commands import Command, parse
 from receiver.predictions.limits import check_allowed
@@ -126,7 +125,6 @@ class Orders:
         now = self._runtime.clock()
         latest_at = _latest(recipe, now if request.at is None else min(request.at, now), now)
         metadata = {**request.metadata, **fill(recipe.metadata, values)}
-        _check_metadata(metadata)
         prepared = await self._service.prepare(
             SubmitRequest(
                 provider=recipe.provider,
@@ -184,14 +182,8 @@ def _wanted(request: OrderRequest) -> OrderRequest:
         wanted = msgspec.json.decode(msgspec.json.encode(said), type=Wanted)
     except (TypeError, ValueError, RecursionError) as error:
         raise Problem(422, "invalid-request", f"this is no order: {error}") from None
+    check_json("options", wanted.options, wanted.metadata)
     return replace(request, **msgspec.structs.asdict(wanted))
-
-
-def _check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Refuse metadata that have grown too large, as by what a recipe's template puts in them."""
-    if len(msgspec.json.encode(metadata)) > LARGEST_METADATA:
-        detail = f"metadata has at most {LARGEST_METADATA} bytes, and so what the recipe puts there"
-        raise Problem(422, "invalid-request", detail)
 
 
 def _latest(recipe: Recipe, asked_at: float, now: float) -> float | None:

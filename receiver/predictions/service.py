@@ -21,7 +21,7 @@ from receiver.model.costs import Account
 from receiver.model.errors import Problem, StoreUnavailable, Unreadable
 from receiver.model.ids import new_id
 from receiver.model.recipes import Limit
-from receiver.model.requests import SubmitRequest
+from receiver.model.requests import SubmitRequest, check_json
 from receiver.model.states import TERMINAL
 from receiver.model.values import Error, Mode, Order, Prediction, Status
 from receiver.observability.runtime import Runtime
@@ -146,6 +146,7 @@ class PredictionService:
         `price` is that of the order's recipe.
         """
         submitter = self.submitter(request.provider)
+        check_json("input", request.input, request.metadata)
         submitter.provider.check(request.model, request.input)
         if request.parent_id is not None:  # what follows by a handler is for who began it
             parent = await self._store.predictions.account(request.parent_id)

@@ -404,6 +404,13 @@ class Settings:
         (),
         "names of metadata that costs are added up by, too, by comma, as in `team,customer`",
     )
+    dashboard: bool | None = setting(
+        "RECEIVER_DASHBOARD",
+        parse.switch,
+        None,
+        "`on`: [pages to look at and to act on](dashboard.md) at `/ui`, after a sign-in by a key",
+        shown="off; on with `--dev`",
+    )
     dev: bool = setting("RECEIVER_DEV", parse.switch, False, "as `--dev`: make up the secrets")
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
 
@@ -421,6 +428,10 @@ class Settings:
             )
             for name, given in self.providers.items()
         }
+
+    @property
+    def shows_dashboard(self) -> bool:
+        return self.dev if self.dashboard is None else self.dashboard
 
     @property
     def connections(self) -> int:

@@ -440,9 +440,10 @@ class DeliveryStore:
         rows = await listed(self._store, sql.lists["list_deliveries"], given, limit)
         return page_of([delivery_of(row) for row in rows], limit)
 
-    async def pending(self) -> dict[str, int]:
-        """Count pending deliveries by handler."""
-        return (await BacklogReader(self._store).depth([])).of_handlers()
+    async def pending(self, *, few: bool = False) -> dict[str, int]:
+        """Count pending deliveries by handler, up to 10,000 of each; `few`: up to 1,000."""
+        backlog = BacklogReader(self._store)
+        return (await (backlog.few([]) if few else backlog.depth([]))).of_handlers()
 
     async def recall(self, delivery_id: str, key: str) -> str | None:
         """Return the remembered result of a handler's sub-step, as JSON."""

@@ -12,6 +12,7 @@ from receiver.model.errors import StoreUnavailable
 from receiver.model.tasks import Wakeups
 from receiver.model.values import Shift
 from receiver.store.attempts import AttemptNews
+from receiver.store.audit import Audit
 from receiver.store.backlog import BacklogReader
 from receiver.store.breakers import Breakers
 from receiver.store.budgets import BudgetStore
@@ -36,6 +37,7 @@ from receiver.store.orders import OrderStore
 from receiver.store.predictions import PredictionStore
 from receiver.store.private import PrivateContent
 from receiver.store.replays import Replays
+from receiver.store.search import Search
 from receiver.store.statement import Run, Statements, Steps, run_each
 
 Housekeeping: TypeAlias = Mapping[str, Callable[[], Awaitable[None]]]
@@ -80,6 +82,8 @@ class Store(Engine):
         self.disposal = Disposal(self)
         self.erasure = Erasure(self)
         self.backlog = BacklogReader(self)
+        self.search = Search(self)
+        self.audit = Audit(self)
 
     @abstractmethod
     async def start(self) -> None:

@@ -36,8 +36,12 @@ async def listed(
 ) -> list[Row]:
     """Read one row more than `limit` of what fits the filters that are given."""
     params = {name: value for name, value in given.items() if value is not None}
-    filters = [_NARROWER.get((name, value), name) for name, value in params.items()]
-    return await store.read(listing.by(filters), **params, limit=limit + 1)
+    return await store.read(listing.by(narrowed(params)), **params, limit=limit + 1)
+
+
+def narrowed(given: Mapping[str, str]) -> list[str]:
+    """Name the filters for values, each as the narrowest that a partial index has."""
+    return [_NARROWER.get((name, value), name) for name, value in given.items()]
 
 
 def rfc3339(seconds: float) -> str:

@@ -26,6 +26,7 @@ log = structlog.get_logger("receiver")
 _DAY: Final = 86400.0
 _WEEK: Final = 7 * _DAY
 CHANGES_KEPT: Final = 7 * _DAY
+AUDIT_KEPT: Final = 365 * _DAY
 UNNEEDED_KEPT: Final = 10_000
 """Callbacks that decided nothing: repeated, late, or about what is not known."""
 _YOUNG: Final = _DAY
@@ -109,6 +110,7 @@ class Retention:
         """Trim what would grow for ever; False: there was not enough time."""
         page = self._pace.page
         await self._store.budgets.forget_counts(now - _DAY, page)
+        await self._store.audit.forget(now - AUDIT_KEPT, page)
         while await self._disposal.trim_change_log(now - CHANGES_KEPT, page) == page:
             if not await self._pause(until):
                 return False

@@ -57,6 +57,7 @@ _SQLITE_WORDS: Final = {
 _POSTGRES_WORDS: Final = {
     "json_group_array(": "json_agg(",
     "json_object(": "json_build_object(",
+    "instr(": "strpos(",
     "{lock}": "FOR UPDATE",
     "{skip}": "FOR UPDATE SKIP LOCKED",
     "{shard}": "pg_backend_pid() % 16",

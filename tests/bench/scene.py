@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,18 @@ class Books(ABC):
         """Read the database, also while a server runs."""
 
     @abstractmethod
+    def run(self, statements: Sequence[str], count: int) -> None:
+        """Run statements in which `{ids}` is a table of so many `id`, and `{now}` the time."""
+
     def fill(self, count: int) -> None:
         """Put in `count` predictions that ended long ago, with all that they leave behind."""
+        if count:
+            self.run(_ENDED, count)
+
+    def fill_in_flight(self, count: int) -> None:
+        """Put in `count` predictions that are at a provider, to be polled in an hour."""
+        if count:
+            self.run(_IN_FLIGHT, count)
 
     def seed(self, provider: str, count: int) -> list[tuple[str, str]]:
         """Make `count` predictions that are processing; give (our id, the provider's) for each."""
@@ -98,16 +108,14 @@ class SQLiteBooks(Books):
         with closing(sqlite3.connect(self._path, timeout=10)) as connection:
             return connection.execute(sql).fetchall()
 
-    def fill(self, count: int) -> None:
+    def run(self, statements: Sequence[str], count: int) -> None:
+        ids = (
+            "(WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < "
+            f"{count}) SELECT printf('%014x%018d', n, n) AS id FROM n)"
+        )
         with closing(sqlite3.connect(self._path)) as connection, connection:
-            for statement in _FILL:
-                connection.execute(
-                    statement.replace(
-                        "{ids}",
-                        "(WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < "
-                        f"{count}) SELECT printf('%014x%018d', n, n) AS id FROM n)",
-                    )
-                )
+            for statement in statements:
+                connection.execute(statement.format(ids=ids, now=time.time()))
 
 
 class PostgresBooks(Books):
@@ -123,33 +131,41 @@ class PostgresBooks(Books):
     def ask(self, sql: str) -> list[tuple[Any, ...]]:
         return self.database.rows(sql)
 
-    def fill(self, count: int) -> None:
+    def run(self, statements: Sequence[str], count: int) -> None:
         ids = (
             "(SELECT lpad(to_hex(n), 14, '0') || lpad(n::text, 18, '0') AS id "
             f"FROM generate_series(1, {count}) n)"
         )
         self.database.execute(
             "SET search_path = receiver",
-            *(statement.replace("{ids}", ids) for statement in _FILL),
+            *(statement.format(ids=ids, now=time.time()) for statement in statements),
             "VACUUM ANALYZE",
         )
 
 
-_FILL = (
+_ENDED = (
     """INSERT INTO predictions (id, provider, model, mode, status, input, metadata, provider_id,
            output, channel, created_at, submitted_at, completed_at, deadline_at)
        SELECT 'pred_' || id, 'eachlabs', 'nano-banana', 'queue', 'succeeded',
-           '{"prompt":"a lighthouse"}', '{}', 'old-' || id, '[]', 'webhook', 1, 1, 2, 3600
+           '{{"prompt":"a lighthouse"}}', '{{}}', 'old-' || id, '[]', 'webhook', 1, 1, 2, 3600
        FROM {ids} x""",
     """INSERT INTO callbacks
            (prediction_id, channel, digest, received_at, headers, body, verdict, reason)
-       SELECT 'pred_' || id, 'webhook', id, 2, '[]', '{"status": "succeeded"}', 'accepted', ''
+       SELECT 'pred_' || id, 'webhook', id, 2, '[]', '{{"status": "succeeded"}}', 'accepted', ''
        FROM {ids} x""",
     """INSERT INTO events (prediction_id, type, time, channel)
        SELECT 'pred_' || id, 'prediction.succeeded', 2, 'webhook' FROM {ids} x""",
     """INSERT INTO deliveries
            (id, prediction_id, handler, state, attempts, claims, created_at, ended_at)
        SELECT 'dlv_' || id || '00000000', 'pred_' || id, 'empty', 'done', 1, 1, 2, 2
+       FROM {ids} x""",
+)
+_IN_FLIGHT = (
+    """INSERT INTO predictions (id, provider, model, mode, status, input, metadata, provider_id,
+           links, created_at, submitted_at, due_at, deadline_at)
+       SELECT 'pred_' || id, 'fal', 'fal-ai/nano-banana', 'queue', 'processing',
+           '{{"prompt":"a lighthouse"}}', '{{}}', 'flying-' || id, '{{}}',
+           {now}, {now}, {now} + 3600, {now} + 7200
        FROM {ids} x""",
 )
 
@@ -203,10 +219,10 @@ async def _seed(store: Store, provider: str, count: int) -> list[tuple[str, str]
     return ids
 
 
-def callback(provider: str, ours: str, theirs: str) -> bytes:
+def callback(provider: str, ours: str, theirs: str, url: str | None = None) -> bytes:
     """Prepare the success callback of one prediction, proved."""
     path = f"/webhooks/{provider}/{TOKENS.callback(provider, ours)}"
-    url = f"https://cdn.example/{theirs}.png"
+    url = url or f"https://cdn.example/{theirs}.png"
     secret = TOKENS.webhook_secrets(ours)[0].decode()
     told = prediction(provider=provider, id=theirs, secret=secret)
     body = EMULATED.callback(told, Ending(output=({"url": url, "content_type": "image/png"},)))
@@ -260,6 +276,15 @@ class Server:
         )
         return int(found.stdout) * 1024
 
+    def peak(self) -> int:
+        """Give the most resident memory that there ever was, in bytes, as Linux counts."""
+        [line] = (
+            line
+            for line in Path(f"/proc/{self.pid}/status").read_text().splitlines()
+            if line.startswith("VmHWM:")
+        )
+        return int(line.split()[1]) * 1024
+
     def cpu(self) -> float:
         """Return the seconds of CPU that the process has used, all its threads, as Linux counts."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
@@ -295,7 +320,8 @@ class Provider(asyncio.Protocol):
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\\r\\n")[0] or 0)
         if blank and len(body) >= length:
             self.data = b""
-            said = json.dumps({"request_id": f"req-{next(numbers)}"}).encode()
+            said = {"request_id": f"req-{next(numbers)}", "status": "IN_PROGRESS"}
+            said = json.dumps(said).encode()
             head = f"HTTP/1.1 200 OK\\r\\nContent-Length: {len(said)}\\r\\n\\r\\n"
             self.transport.write(head.encode() + said)
 
@@ -307,7 +333,7 @@ async def main():
 
 asyncio.run(main())
 """
-"""A provider that takes every submit at once."""
+"""A provider that takes every submit at once, and is not done with any."""
 
 
 def instant_provider(home: Path) -> Server:
@@ -332,20 +358,92 @@ def empty_route(home: Path) -> Server:
     return Server([sys.executable, str(script)], port, home, {})
 
 
-def receiver(
-    home: Path, books: Books, jwks_url: str, *arguments: str, submits_to: str | None = None
-) -> Server:
+FILES = """import asyncio, os
+
+BODY = os.urandom(5_000_000)
+HEAD = b"HTTP/1.1 200 OK\\r\\nContent-Type: video/mp4\\r\\nContent-Length: 5000000\\r\\n\\r\\n"
+
+
+class Files(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.transport.writelines([HEAD, BODY])
+
+
+async def main():
+    server = await asyncio.get_running_loop().create_server(Files, "127.0.0.1", PORT)
+    await server.serve_forever()
+
+
+asyncio.run(main())
+"""
+"""Has results of 5 MB."""
+ALONE = """import asyncio, resource, sys, time
+import httpx
+
+url, count = sys.argv[1], int(sys.argv[2])
+
+
+async def main():
+    numbers = iter(range(count))
+    async with httpx.AsyncClient(trust_env=False) as client:
+
+        async def lane():
+            for number in numbers:
+                with open(f"alone-{number}", "wb") as file:
+                    async with client.stream("GET", url) as answer:
+                        async for piece in answer.aiter_bytes():
+                            file.write(piece)
+
+        await asyncio.gather(*(lane() for _ in range(16)))
+
+
+began = time.perf_counter()
+asyncio.run(main())
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+"""
+SAVING = {"RECEIVER_ALLOW_PRIVATE_FETCH": "1", "SAVE_URL": "results"}
+
+
+def files(home: Path) -> Server:
+    port = free_port()
+    script = home / "files.py"
+    script.write_text(FILES.replace("PORT", str(port)))
+    return Server([sys.executable, str(script)], port, home, {})
+
+
+def httpx_alone(home: Path, url: str, count: int) -> tuple[float, float, int]:
+    """Fetch results into files; give the seconds, those of CPU, and the most memory."""
+    script = home / "alone.py"
+    script.write_text(ALONE)
+    command = [sys.executable, str(script), url, str(count)]
+    done = subprocess.run(command, cwd=home, check=True, capture_output=True, text=True)
+    seconds, cpu, memory = done.stdout.split()
+    return float(seconds), float(cpu), int(memory)
+
+
+@contextmanager
+def submitting(home: Path, books: Books, jwks_url: str, limits: dict[str, str]) -> Iterator[Server]:
+    """Run a receiver with a provider that takes all; callbacks are expected, so it polls late."""
+    with running(instant_provider(home)) as provider:
+        env = {
+            "FAL_KEY": "bench",
+            "FAL_QUEUE_URL": f"http://127.0.0.1:{provider.port}",
+            "RECEIVER_PUBLIC_URL": "https://bench.example",
+            **limits,
+        }
+        with running(receiver(home, books, jwks_url, **env)) as server:
+            yield server
+
+
+def receiver(home: Path, books: Books, jwks_url: str, *arguments: str, **env: str) -> Server:
     """Start the real server, as a user would; `arguments` are handlers and options."""
     port = free_port()
     command = [sys.executable, "-m", "receiver", "serve", *arguments, "--port", str(port)]
-    env = _env(home, books, jwks_url)
-    if submits_to is not None:
-        env |= {
-            "FAL_KEY": "bench",
-            "FAL_QUEUE_URL": submits_to,
-            "RECEIVER_PUBLIC_URL": "https://bench.example",
-        }
-    return Server(command, port, home, env)
+    return Server(command, port, home, {**_env(home, books, jwks_url), **env})
 
 
 def worker(home: Path, books: Books, jwks_url: str) -> Server:

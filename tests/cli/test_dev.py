@@ -76,7 +76,7 @@ def test_a_handler_runs_on_callbacks_of_emulated_providers_with_nothing_to_set(
     }
     assert (tried.returncode, json.loads(tried.stdout)["status"]) == (0, "succeeded")
     banner = re.findall(r"^  (Ways in|\w+) +(.*)$", said, re.MULTILINE)
-    names = ["API", "Callbacks", "Handlers", "Ways in", "Chat", "Try"]
+    names = ["API", "Dashboard", "Callbacks", "Handlers", "Ways in", "Chat", "Try"]
     assert [name for name, _ in banner] == names
     assert dict(banner)["Ways in"] == "/in/shop"
     assert dict(banner)["API"] == f"{server.url}/v1, docs at {server.url}/docs"

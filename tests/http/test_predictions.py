@@ -53,6 +53,7 @@ PREDICTION = {
     "metadata",
     "provider_id",
     "output",
+    "cost",
     "error",
     "channel",
     "created_at",

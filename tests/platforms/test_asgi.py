@@ -20,10 +20,12 @@ from tests.journey.parts import ROOT
 from tests.postgres import Database
 from tests.receiving import ENV
 
-FORBIDDEN: Final = ("rich", "typer", "click", "pygments", "uvicorn", "httpx._main")
+FORBIDDEN: Final = (
+    *("rich", "typer", "click", "pygments", "uvicorn", "httpx._main"),
+    *("jinja2", "markupsafe", "PIL", "receiver.dashboard.site"),
+)
 """Modules that a function pays for at each cold start, and has no use for."""
-NO_QUEUE: Final = ("pydantic", "pydantic_settings", "pgqueuer", "asyncpg")
-NOT_OF_THE_QUEUE: Final = ("pgqueuer.adapters.cli", "pgqueuer.adapters.inmemory", "pgqueuer.qm")
+QUEUE: Final = ("pydantic", "pydantic_settings", "pgqueuer")
 LISTED: Final = """
 import asyncio, json, sys
 from receiver.asgi import app
@@ -51,20 +53,28 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 def listed(url: str) -> list[Any]:
     """Return the modules after the import, and after the start; then a name of what was not."""
-    done = run(LISTED, RECEIVER_DATABASE_URL=url)
+    done = run(LISTED, RECEIVER_DATABASE_URL=url, RECEIVER_DASHBOARD="on")
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if not line.startswith("{")]
 
 
 def test_a_cold_start_imports_nothing_that_only_terminals_need(tmp_path: Path) -> None:
     imported, started, later = listed(f"sqlite:///{tmp_path}/r.db")
-    assert not {*imported, *started} & {*FORBIDDEN, *NO_QUEUE}
+    assert not {*imported, *started} & {*FORBIDDEN, *QUEUE, "asyncpg"}
     assert later == "PgQueuer"
 
 
 def test_nor_does_it_on_postgresql(database: Database) -> None:
     imported, *_ = listed(database.url)
-    assert not {*imported} & {*FORBIDDEN, *NOT_OF_THE_QUEUE}
+    assert not {*imported} & {*FORBIDDEN, *QUEUE}
+
+
+def test_a_server_of_ours_needs_no_more() -> None:
+    code = "import json, sys, receiver.cli.main, receiver.asgi\n"
+    code += "receiver.asgi.import_app(); print(json.dumps([*sys.modules]))"
+    imported = json.loads(run(code).stdout)
+    assert "receiver.app" in imported
+    assert not {*imported} & {"rich", "click", "pygments", "httpx._main"}
 
 
 def test_logs_are_ours_unless_the_program_has_its_own(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
 from collections import Counter
@@ -856,6 +857,16 @@ async def test_a_submit_is_seen_through_whoever_began_it(start: Start, network: 
             made = await asyncio.gather(*(station.submit(prompt=f"{wave} {n}") for n in range(3)))
             assert [one["status"] for one in made] == ["processing"] * 3
         assert len(network.sent) == 9
+
+
+async def test_submits_that_come_together_are_begun_together(start: Start) -> None:
+    async with start(EACHLABS_MAX_IN_FLIGHT="none", EACHLABS_REQUESTS_PER_MINUTE="none") as station:
+        await asyncio.gather(*(station.submit(prompt=f"{number}") for number in range(40)))
+        page = (await station.http.get("/metrics")).text
+    [writes] = re.findall(r"^receiver_writer_batch_size_sum (\S+)$", page, re.MULTILINE)
+    assert float(writes) < 40 * 4, (
+        "each is made, marked as sent and accepted, and begun with others"
+    )
 
 
 # --- against the emulator, over real sockets ---

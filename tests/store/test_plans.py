@@ -27,6 +27,7 @@ from receiver.store import (
     orders,
     predictions,
     private,
+    search,
 )
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.group_commit import Connection
@@ -40,18 +41,18 @@ BIG: Final = {
     *("order_counts", "ledger", "cost_sums", "cost_questions"),
 }
 MOST: Final = 5000
-"""Steps of SQLite's machine: a walk over 20,000 rows takes many more."""
+"""Steps of SQLite's machine: a walk over 20,000 rows, or 100,000, takes many more."""
 
-# Of fal 2,000 have ended, 20,000 are in flight and 20,000 are queued.
+# Of fal 2,000 have ended, 100,000 are in flight and 20,000 are queued.
 _FILL: Final = (
     """INSERT INTO predictions (id, provider, model, mode, status, input, metadata, provider_id,
             output, channel, created_at, submitted_at, completed_at, due_at, deadline_at)
         SELECT 'pred_' || {id}, 'fal', 'm', 'queue',
-            CASE WHEN n <= 2000 THEN 'succeeded' WHEN n <= 22000 THEN 'processing'
+            CASE WHEN n <= 2000 THEN 'succeeded' WHEN n <= 102000 THEN 'processing'
                  ELSE 'queued' END, '{{}}', '{{}}', 'theirs-' || n,
             CASE WHEN n <= 2000 THEN '[]' END, 'webhook', n, n,
             CASE WHEN n <= 2000 THEN n END, CASE WHEN n > 2000 THEN n END, 1000000
-        FROM {numbers:42000}""",
+        FROM {numbers:122000}""",
     """INSERT INTO callbacks
             (prediction_id, channel, digest, received_at, headers, body, verdict, reason)
         SELECT 'pred_' || {id}, 'webhook', CAST(n AS TEXT), n, '[]', '{{}}', 'accepted', ''
@@ -97,7 +98,7 @@ def _delivery(number: int) -> str:
     return f"dlv_{number:032d}00000000"
 
 
-_LIVING: Final = [(pred(number),) for number in (2001, 9000, 30_000)]
+_LIVING: Final = [(pred(number),) for number in (2001, 9000, 110_000)]
 _ENDED: Final = [(pred(number),) for number in (4, 8, 12)]
 _PENDING: Final = [(_delivery(number),) for number in (4, 8, 12)]
 _RUNNING: Final = [(_delivery(number),) for number in (101, 201, 301)]
@@ -165,7 +166,7 @@ _PARAMS: Final[dict[str, Any]] = {
     "failed_before": 3000.0,
     "canceled_before": 3000.0,
     "dead_before": 3000.0,
-    "horizon": pred(42_000),
+    "horizon": pred(122_000),
     "young": 3000.0,
     "kept": 10,
     "requests": 1,
@@ -173,6 +174,12 @@ _PARAMS: Final[dict[str, Any]] = {
     "after": 10,
     "end": 100,
     "below": 1000,
+    "recipe": "imagine",
+    "person": "slack:T/U",
+    "until": pred(30_000),
+    "bound": pred(40_000),
+    "text": "boat",
+    "needle": "boat",
 }
 
 
@@ -299,6 +306,33 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     },
     "select_predictions": (predictions.sql.select_predictions, _LIVING),
     **{
+        f"search by {', '.join(names)}": (by(search.sql.lists["search"], *names), None)
+        for names in (
+            ["cursor"],
+            ["person"],
+            ["person", "recipe", "since", "until"],
+            ["recipe"],
+            ["recipe", "cursor"],
+            ["unsuccessful", "until"],
+            ["unsuccessful", "text", "bound"],
+            ["provider", "model", "bound"],
+            ["status", "needle", "cursor", "bound"],
+        )
+    },
+    **{
+        f"bound by {', '.join(names)}": (by(search.sql.lists["bound"], *names), None)
+        for names in (["person", "cursor"], ["recipe"], ["unsuccessful", "since"], ["cursor"])
+    },
+    "select_parents": (search.sql.select_parents, None),
+    "select_children": (search.sql.select_children, None),
+    "select_callbacks": (search.sql.select_callbacks, None),
+    "select_whole": (search.sql.select_whole, _LIVING),
+    "count_recent": (search.sql.count_recent, None),
+    "pending": (by(deliveries.sql.lists["list_pending"], "base"), None),
+    "pending of a handler": (by(deliveries.sql.lists["list_pending"], "base", "handler"), None),
+    "bound_failed": (by(deliveries.sql.lists["bound_failed"], "failed", "cursor"), None),
+    "failed of a handler": (by(_DELIVERIES, "failed", "handler", "cursor", "bound"), None),
+    **{
         f"deliveries by {', '.join(names)}": (by(_DELIVERIES, *names), None)
         for names in ([], ["failed"], ["running"], ["prediction"], ["cursor"], ["cursor", "failed"])
     },
@@ -331,6 +365,16 @@ INDEXES: Final = {
     "list by unsuccessful": "predictions_unsuccessful",
     "scan by living, provider, cursor": "predictions_living",
     "scan by unsuccessful, since": "predictions_unsuccessful",
+    "search by person": "predictions_person",
+    "search by recipe": "predictions_recipe",
+    "search by recipe, cursor": "predictions_recipe",
+    "search by unsuccessful, until": "predictions_unsuccessful",
+    "bound by person, cursor": "predictions_person",
+    "bound by recipe": "predictions_recipe",
+    "bound by unsuccessful, since": "predictions_unsuccessful",
+    "select_children": "predictions_children",
+    "pending of a handler": "deliveries_pending",
+    "bound_failed": "deliveries_failed",
     "deliveries by failed": "deliveries_failed",
     "deliveries by running": "deliveries_running",
 }
@@ -338,6 +382,7 @@ INDEXES: Final = {
 PAGES: Final = {
     *("list by ", "list by provider", "list by cursor"),
     *("deliveries by ", "deliveries by cursor"),
+    *("search by cursor", "bound by cursor", "pending"),
     *("select_cut", "select_spent"),
 }
 """Lists that walk an index from its end until a page is full."""
@@ -396,7 +441,8 @@ def test_sqlite_looks_at_few_rows(many: sqlite3.Connection, name: str) -> None:
 
 def _params(name: str) -> dict[str, Any]:
     given = _PARAMS | ({"id": pred(0)} if name == "insert_prediction" else {})
-    given |= {"since": pred(20_000)} if name.startswith(("list by", "scan by")) else {}
+    by_id = name.startswith(("list by", "scan by", "search by", "bound by", "count_recent"))
+    given |= {"since": pred(20_000)} if by_id else {}
     return {value: given[value] for value in HOT[name][0].names}
 
 

@@ -25,7 +25,10 @@ _MISSING: Final = "no such handler; `receiver handlers` names them"
 class HandlerRoutes:
     """The routes about handlers."""
 
-    def __init__(self, store: Store, deliveries: Deliveries, runtime: Runtime) -> None:
+    def __init__(
+        self, store: Store, deliveries: Deliveries, runtime: Runtime, *, counts_few: bool = False
+    ) -> None:
+        self._counts_few = counts_few
         self._breakers = store.breakers
         self._store = store.deliveries
         self._registry = deliveries.registry
@@ -79,7 +82,7 @@ class HandlerRoutes:
 
     async def _states(self) -> dict[str, HandlerState]:
         breakers = await self._breakers.all()
-        pending = await self._store.pending()
+        pending = await self._store.pending(few=self._counts_few)
         now = self._clock()
         states = {}
         for name in dict.fromkeys([*self._registry.handlers, *sorted({*pending, *breakers})]):

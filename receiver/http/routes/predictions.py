@@ -13,7 +13,7 @@ import structlog
 from starlette.requests import Request
 
 from receiver.deliveries.facade import Deliveries
-from receiver.http.body import depth_of, prefer_wait
+from receiver.http.body import prefer_wait
 from receiver.http.declare import (
     BODY_PROBLEMS,
     EventName,
@@ -31,7 +31,7 @@ from receiver.model.answers import ExplainedHandler, Explanation, Page, Redelive
 from receiver.model.errors import Problem
 from receiver.model.requests import SubmitRequest
 from receiver.model.states import TERMINAL
-from receiver.model.values import DEEPEST, LARGEST_METADATA, EventType, Mode, Prediction, Status
+from receiver.model.values import EventType, Mode, Prediction, Status
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
 from receiver.predictions.service import PredictionService
@@ -361,17 +361,8 @@ class PredictionRoutes:
 
 def check(body: Submission) -> None:
     """Raise a Problem for what its type alone lets pass."""
-    check_json("input", body.input, body.metadata)
     if body.model.endswith("\n"):
         raise Problem(422, "invalid-request", "model: it ends with a line break")
-
-
-def check_json(name: str, value: Any, metadata: Any) -> None:
-    """Raise a Problem for JSON that nests too deep, or metadata that are too large."""
-    if depth_of(value) > DEEPEST or depth_of(metadata) > DEEPEST:
-        raise Problem(422, "invalid-request", f"{name} and metadata nest at most {DEEPEST} deep")
-    if len(msgspec.json.encode(metadata)) > LARGEST_METADATA:
-        raise Problem(422, "invalid-request", f"metadata has at most {LARGEST_METADATA} bytes")
 
 
 def key_of(given: str | None) -> str | None:

@@ -17,7 +17,6 @@ from receiver.http.routes.predictions import (
     PredictionRoutes,
     Submitting,
     caller_of,
-    check_json,
     key_of,
     reply_with,
 )
@@ -108,7 +107,6 @@ class RecipeRoutes:
     async def _order(
         self, request: Request, name: str, body: OrderBody, headers: Submitting, span: Span
     ) -> Reply[Prediction]:
-        check_json("options", body.options, body.metadata)
         if body.reply_to is not None:
             await self._deliveries.check_reply_to(body.reply_to)
         prediction = await self._orders.order(

@@ -239,7 +239,7 @@ class PostgresStore(Store):
         await self._claimer.write("trim_queue", self._trim_queue, None, is_atomic=False)
 
     async def _trim_queue(self, cx: Connection, items: Sequence[None]) -> Sequence[None]:
-        await self._jobs.trim(self._jobs.queries(cx))
+        await self._jobs.trim(await self._jobs.queries(cx))
         return items
 
     async def believes(self, now: float, step: Shift) -> bool:

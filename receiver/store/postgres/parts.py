@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
+
+from receiver.store.postgres.group_commit import Connection
 
 
 class _Later(ModuleType):
@@ -53,19 +56,38 @@ from pgqueuer.domain.types import (  # noqa: E402
 )
 from pgqueuer.ports.repository import EntrypointExecutionParameter  # noqa: E402
 
-__all__ = [
-    "JOB_STATUS",
-    "AsyncpgDriver",
-    "Channel",
-    "DBSettings",
-    "Durability",
-    "EntrypointExecutionParameter",
-    "Job",
-    "Queries",
-    "QueryBuilderEnvironment",
-    "QueryQueueBuilder",
-    "QuerySchedulerBuilder",
-    "QueueEntrypoint",
-    "QueueManagerId",
-    "TracebackRecord",
-]
+if TYPE_CHECKING:
+    from pgqueuer import SchedulerManager
+
+__all__ = ["JOB_STATUS", "Job", "Queries", "QueueEntrypoint", "QueueManagerId", "TracebackRecord"]
+
+UNLIMITED: Final = EntrypointExecutionParameter(concurrency_limit=0)
+# All of its names are given, as it would else read them from the environment. The log and the
+# statistics may be lost with the server: they are for watching.
+_NAMES: Final[dict[str, Any]] = {
+    "prefix": "",
+    "channel": Channel("receiver_jobs"),
+    "function": "fn_pgqueuer_changed",
+    "statistics_table": "pgqueuer_statistics",
+    "queue_status_type": "pgqueuer_status",
+    "queue_table": "pgqueuer",
+    "queue_table_log": "pgqueuer_log",
+    "trigger": "tg_pgqueuer_changed",
+    "schedules_table": "pgqueuer_schedules",
+    "durability": Durability.balanced,
+}
+
+
+def maker(schema: str) -> Callable[[Connection], Queries]:
+    """Return what makes PgQueuer's own queries, for our names of its tables."""
+    settings = DBSettings(db_schema=schema, **_NAMES)
+    environment = QueryBuilderEnvironment(settings)
+    builder, schedules = QueryQueueBuilder(settings), QuerySchedulerBuilder(settings)
+    return lambda connection: Queries(AsyncpgDriver(connection), environment, builder, schedules)
+
+
+def scheduler() -> type[SchedulerManager]:
+    """Import what runs schedules, and with it the root."""
+    from pgqueuer import SchedulerManager  # noqa: PLC0415 - see above
+
+    return SchedulerManager

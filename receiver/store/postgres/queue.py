@@ -20,28 +20,16 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final, Literal, TypeAlias
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import structlog
 
 from receiver.store.facade import Housekeeping
 from receiver.store.postgres.group_commit import Connection
-from receiver.store.postgres.parts import (
-    JOB_STATUS,
-    AsyncpgDriver,
-    Channel,
-    DBSettings,
-    Durability,
-    EntrypointExecutionParameter,
-    Job,
-    Queries,
-    QueryBuilderEnvironment,
-    QueryQueueBuilder,
-    QuerySchedulerBuilder,
-    QueueEntrypoint,
-    QueueManagerId,
-    TracebackRecord,
-)
+
+if TYPE_CHECKING:  # it takes longer to import than all the rest, and may not be needed to accept
+    from receiver.store.postgres.parts import JOB_STATUS, Job, Queries, TracebackRecord
 
 log = structlog.get_logger("receiver")
 
@@ -49,7 +37,6 @@ JobResult: TypeAlias = Literal["successful", "exception", "canceled"]
 
 _STALE: Final = timedelta(seconds=30)
 """A job whose taker has been silent for so long is given to another."""
-_UNLIMITED: Final = EntrypointExecutionParameter(concurrency_limit=0)
 _OFTEN: Final = "* * * * * */5"
 _EVERY_MINUTE: Final = "* * * * *"
 _MOST_FORGOTTEN: Final = 10_000
@@ -57,20 +44,7 @@ _MOST_FORGOTTEN: Final = 10_000
 _AGAIN: Final = 2.0
 """Seconds after which schedules are taken up again when the server went away."""
 
-# All of its names are given, as it would else read them from the environment. The log and the
-# statistics may be lost with the server: they are for watching.
-_NAMES: Final[dict[str, Any]] = {
-    "prefix": "",
-    "channel": Channel("receiver_jobs"),
-    "function": "fn_pgqueuer_changed",
-    "statistics_table": "pgqueuer_statistics",
-    "queue_status_type": "pgqueuer_status",
-    "queue_table": "pgqueuer",
-    "queue_table_log": "pgqueuer_log",
-    "trigger": "tg_pgqueuer_changed",
-    "schedules_table": "pgqueuer_schedules",
-    "durability": Durability.balanced,
-}
+_NOTE: Final = f"pgqueuer {importlib.metadata.version('pgqueuer')}"
 
 _SELECT_NOTE: Final = "SELECT obj_description($1::text::regclass)"
 _HASTEN: Final = """
@@ -114,31 +88,31 @@ class PgQueuerJobs:
     """
 
     def __init__(self, schema: str) -> None:
-        self._settings = DBSettings(db_schema=schema, **_NAMES)
-        self._environment = QueryBuilderEnvironment(self._settings)
-        self._builder = QueryQueueBuilder(self._settings)
-        self._schedules = QuerySchedulerBuilder(self._settings)
-        names = self._settings.qualified
-        self.table = names.queue_table
-        self.note = f"pgqueuer {importlib.metadata.version('pgqueuer')}"
+        self._schema = schema
+        self._make: Callable[[Connection], Queries] | None = None
+        self.table = f"{schema}.pgqueuer"
+        self.note = _NOTE
         """What its comment says: whose release made it."""
-        self._hasten = _HASTEN.format(queue=names.queue_table)
-        self._next_due = _NEXT_DUE.format(queue=names.queue_table)
-        self._pick_these = _PICK_THESE.format(queue=names.queue_table)
-        self._lost = _LOST.format(schema=schema, queue=names.queue_table)
-        self._jobs_of = _JOBS_OF.format(queue=names.queue_table)
-        self._forget_log = _FORGET_LOG.format(log=names.queue_table_log, most=_MOST_FORGOTTEN)
-        self._forget_statistics = _FORGET_STATISTICS.format(statistics=names.statistics_table)
-        self._taker = QueueManagerId(uuid.uuid4())
+        self._hasten = _HASTEN.format(queue=self.table)
+        self._next_due = _NEXT_DUE.format(queue=self.table)
+        self._pick_these = _PICK_THESE.format(queue=self.table)
+        self._lost = _LOST.format(schema=schema, queue=self.table)
+        self._jobs_of = _JOBS_OF.format(queue=self.table)
+        self._forget_log = _FORGET_LOG.format(log=f"{self.table}_log", most=_MOST_FORGOTTEN)
+        self._forget_statistics = _FORGET_STATISTICS.format(statistics=f"{self.table}_statistics")
+        self._taker = uuid.uuid4()
 
-    def queries(self, connection: Connection) -> Queries:
+    async def queries(self, connection: Connection) -> Queries:
         """Return PgQueuer's own queries, for our names of its tables."""
-        driver = AsyncpgDriver(connection)
-        return Queries(driver, self._environment, self._builder, self._schedules)
+        if self._make is None:
+            # In a thread, as its import would hold up all requests.
+            parts = await asyncio.to_thread(_parts)
+            self._make = parts.maker(self._schema)
+        return self._make(connection)
 
     async def install(self, connection: Connection) -> None:
         """Make the queue's own tables, in the caller's transaction, where there are none."""
-        queries = self.queries(connection)
+        queries = await self.queries(connection)
         if not await queries.schema_is_installed():
             await queries.install()
             await queries.optimize_autovacuum()
@@ -150,7 +124,7 @@ class PgQueuerJobs:
 
     async def upgrade(self, connection: Connection) -> None:
         """Upgrade the queue's own tables; in no transaction, and in one session."""
-        await self.queries(connection).apply_upgrade()
+        await (await self.queries(connection)).apply_upgrade()
         await self._sign(connection)
 
     async def _sign(self, connection: Connection) -> None:
@@ -160,7 +134,8 @@ class PgQueuerJobs:
     async def put(self, connection: Connection, pending: Sequence[tuple[str, str]]) -> None:
         """Make deliveries (id, handler) due now; one that has a job keeps it."""
         deliveries = [delivery for delivery, _ in pending]
-        made = await self.queries(connection).enqueue(
+        queries = await self.queries(connection)
+        made = await queries.enqueue(
             [handler for _, handler in pending],
             [delivery.encode() for delivery in deliveries],
             [0] * len(pending),
@@ -173,10 +148,12 @@ class PgQueuerJobs:
 
     async def pick(self, connection: Connection, handler: str, most: int) -> dict[str, Job]:
         """Take jobs that are due, or whose taker has not renewed them; give them by delivery."""
-        jobs = await self.queries(connection).dequeue(
+        queries = await self.queries(connection)
+        parts = _parts()
+        jobs = await queries.dequeue(
             batch_size=most,
-            entrypoints={QueueEntrypoint(handler): _UNLIMITED},
-            queue_manager_id=self._taker,
+            entrypoints={parts.QueueEntrypoint(handler): parts.UNLIMITED},
+            queue_manager_id=parts.QueueManagerId(self._taker),
             global_concurrency_limit=None,
             heartbeat_timeout=_STALE,
         )
@@ -185,7 +162,8 @@ class PgQueuerJobs:
     async def pick_these(self, connection: Connection, deliveries: Sequence[str]) -> dict[str, Job]:
         """Take the jobs of some deliveries, where nobody has; give them by delivery."""
         rows = await connection.fetch(self._pick_these, list(deliveries), self._taker)
-        return _by_delivery([Job.model_validate(dict(row)) for row in rows])
+        job = (await asyncio.to_thread(_parts)).Job
+        return _by_delivery([job.model_validate(dict(row)) for row in rows])
 
     async def next_due(self, connection: Connection, handler: str) -> float | None:
         """Return in how many seconds the next job falls due."""
@@ -198,17 +176,17 @@ class PgQueuerJobs:
             (job, result, None) for job in jobs
         ]
         if ends:
-            await self.queries(connection).log_jobs(ends)
+            await (await self.queries(connection)).log_jobs(ends)
 
     async def drop(self, connection: Connection, deliveries: Sequence[str]) -> None:
         """Take back the jobs of deliveries, even those that another process has picked."""
         jobs = [row["id"] for row in await connection.fetch(self._jobs_of, list(deliveries))]
         if jobs:
-            await self.queries(connection).mark_job_as_cancelled(jobs)
+            await (await self.queries(connection)).mark_job_as_cancelled(jobs)
 
     async def defer(self, connection: Connection, job: Job, seconds: float) -> None:
         """Put a picked job back, to fall due again then."""
-        await self.queries(connection).retry_job(job, timedelta(seconds=seconds), None)
+        await (await self.queries(connection)).retry_job(job, timedelta(seconds=seconds), None)
 
     async def lost(self, connection: Connection, before: float, most: int) -> list[tuple[str, str]]:
         """Return deliveries (id, handler) that have been due since before then and have no job."""
@@ -218,7 +196,7 @@ class PgQueuerJobs:
     async def beat(self, connection: Connection, jobs: Sequence[Job]) -> None:
         """Renew picked jobs, which are being worked on."""
         if jobs:
-            await self.queries(connection).update_heartbeat([job.id for job in jobs])
+            await (await self.queries(connection)).update_heartbeat([job.id for job in jobs])
 
     async def trim(self, queries: Queries) -> None:
         """Fold PgQueuer's log into its statistics, and drop what is old of both."""
@@ -246,13 +224,11 @@ class PgQueuerJobs:
     async def _keep_house(
         self, connect: Callable[[], Awaitable[Connection]], housekeeping: Housekeeping
     ) -> None:
-        # Only who keeps house pays for it; PgQueuer's root comes with it.
-        from pgqueuer import SchedulerManager  # noqa: PLC0415
-
         connection = await connect()
         try:
-            queries = self.queries(connection)
-            manager = SchedulerManager(queries)
+            queries = await self.queries(connection)
+            # Only who keeps house pays for it: PgQueuer's root comes with it.
+            manager = (await asyncio.to_thread(_parts().scheduler))(queries)
             for name, work in housekeeping.items():
                 manager.schedule(f"receiver.{name}", _OFTEN)(_scheduled(name, work))
             trim = _scheduled("queue", partial(self.trim, queries))
@@ -260,6 +236,13 @@ class PgQueuerJobs:
             await manager.run()
         finally:
             connection.terminate()
+
+
+def _parts() -> ModuleType:
+    """Import what is used of PgQueuer."""
+    from receiver.store.postgres import parts  # noqa: PLC0415 - paid for when it is used
+
+    return parts
 
 
 def _by_delivery(jobs: Sequence[Job]) -> dict[str, Job]:

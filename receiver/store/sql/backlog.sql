@@ -1,25 +1,4 @@
--- name: count_all
--- Count all that there is to do; no count goes beyond 10,000, so that its cost has a bound.
--- Pending deliveries are counted from handler to handler by the index, however many each has. One
--- that is pending again after its end is as old as its due time, any other as its event. Overdue is
--- what has been due since `before`; where that is 0, it is not counted.
-WITH RECURSIVE {handlers_with_pending}
-SELECT * FROM (
-    SELECT 'delivery' AS kind, h.name AS name, 'pending' AS state,
-        (SELECT count(*) FROM (SELECT 1 FROM deliveries d
-                               WHERE d.handler = h.name AND d.state = 'pending' LIMIT 10000) n)
-        AS number,
-        (SELECT min(CASE o.round WHEN 0 THEN o.created_at ELSE o.due_at END)
-         FROM (SELECT d.round, d.created_at, d.due_at FROM deliveries d
-               WHERE d.handler = h.name AND d.state = 'pending' ORDER BY d.due_at LIMIT 10000) o)
-        AS since,
-        (SELECT count(*) FROM (SELECT 1 FROM deliveries d
-                               WHERE d.handler = h.name AND d.state = 'pending'
-                                 AND d.due_at <= :before::float LIMIT 10000) n)
-        AS overdue,
-        '' AS reason
-    FROM h WHERE h.name IS NOT NULL LIMIT 1000) pending
-UNION ALL
+-- fragment: beside_pending
 SELECT 'delivery', handler, 'running', count(*), min(CASE round WHEN 0 THEN created_at END), 0, ''
 FROM deliveries WHERE state = 'running' GROUP BY handler
 UNION ALL
@@ -46,3 +25,40 @@ UNION ALL
 SELECT 'breaker', name, CASE WHEN paused_at IS NOT NULL THEN 'paused' ELSE 'open' END, 0,
     open_until, 0, reason
 FROM handlers WHERE paused_at IS NOT NULL OR open_until IS NOT NULL
+
+-- name: count_all
+-- Count all that there is to do; no count goes beyond 10,000, so that its cost has a bound.
+-- Pending deliveries are counted from handler to handler by the index, however many each has. One
+-- that is pending again after its end is as old as its due time, any other as its event. Overdue is
+-- what has been due since `before`; where that is 0, it is not counted.
+WITH RECURSIVE {handlers_with_pending}
+SELECT * FROM (
+    SELECT 'delivery' AS kind, h.name AS name, 'pending' AS state,
+        (SELECT count(*) FROM (SELECT 1 FROM deliveries d
+                               WHERE d.handler = h.name AND d.state = 'pending' LIMIT 10000) n)
+        AS number,
+        (SELECT min(CASE o.round WHEN 0 THEN o.created_at ELSE o.due_at END)
+         FROM (SELECT d.round, d.created_at, d.due_at FROM deliveries d
+               WHERE d.handler = h.name AND d.state = 'pending' ORDER BY d.due_at LIMIT 10000) o)
+        AS since,
+        (SELECT count(*) FROM (SELECT 1 FROM deliveries d
+                               WHERE d.handler = h.name AND d.state = 'pending'
+                                 AND d.due_at <= :before::float LIMIT 10000) n)
+        AS overdue,
+        '' AS reason
+    FROM h WHERE h.name IS NOT NULL LIMIT 1000) pending
+UNION ALL
+{beside_pending}
+
+-- name: count_few
+-- Count the same for people: a handler's pending deliveries up to 1,000, and not how old they are.
+WITH RECURSIVE {handlers_with_pending}
+SELECT * FROM (
+    SELECT 'delivery' AS kind, h.name AS name, 'pending' AS state,
+        (SELECT count(*) FROM (SELECT 1 FROM deliveries d
+                               WHERE d.handler = h.name AND d.state = 'pending' LIMIT 1000) n)
+        AS number,
+        CAST(NULL AS REAL) AS since, 0 AS overdue, '' AS reason
+    FROM h WHERE h.name IS NOT NULL LIMIT 1000) pending
+UNION ALL
+{beside_pending}

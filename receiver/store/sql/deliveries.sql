@@ -249,22 +249,36 @@ RETURNING id, handler
 UPDATE deliveries SET due_at = :now::float, after = '[]' WHERE id = :id AND state = 'pending'
 RETURNING id, handler
 
--- name: list_deliveries
--- List deliveries with their attempts, newest first.
-SELECT d.id, d.event_id, d.prediction_id, d.handler, d.state, d.attempts, d.round, d.replay_id,
+-- fragment: listed
+d.id, d.event_id, d.prediction_id, d.handler, d.state, d.attempts, d.round, d.replay_id,
        d.reason, d.created_at, d.due_at, d.ended_at,
        (SELECT p.model FROM predictions p WHERE p.id = d.prediction_id) AS model,
        (SELECT json_group_array(json_object('number', a.number, 'started_at', a.started_at,
             'ended_at', a.ended_at, 'result', a.result, 'reason', a.reason, 'note', a.note))
         FROM attempts a WHERE a.delivery_id = d.id) AS history
-FROM deliveries d {where}
-ORDER BY d.id DESC LIMIT :limit::int
+
+-- name: list_deliveries
+-- List deliveries with their attempts, newest first.
+SELECT {listed} FROM deliveries d {where} ORDER BY d.id DESC LIMIT :limit::int
 -- filter state: d.state = :state
 -- filter failed: d.state = :state AND d.state IN ('skipped', 'dead')
 -- filter running: d.state = :state AND d.state = 'running'
 -- filter handler: d.handler = :handler
 -- filter prediction: d.id > 'dlv_' || substr(:prediction, 6) AND d.id < 'dlv_' || substr(:prediction, 6) || '~'
 -- filter id: d.id = :id
+-- filter cursor: d.id < :cursor
+-- filter bound: d.id >= :bound
+
+-- name: list_pending
+-- List pending deliveries by handler, those due first first.
+SELECT {listed} FROM deliveries d {where} ORDER BY d.handler, d.due_at LIMIT :limit::int
+-- filter base: d.state = 'pending'
+-- filter handler: d.handler = :handler
+
+-- name: bound_failed
+-- Find where a look ends that looks through so many dead or skipped deliveries.
+SELECT d.id FROM deliveries d {where} ORDER BY d.id DESC LIMIT 1 OFFSET :most::int
+-- filter failed: d.state = :state AND d.state IN ('skipped', 'dead')
 -- filter cursor: d.id < :cursor
 
 -- name: insert_step

@@ -1,0 +1,86 @@
+"""Pages as declarations: a decorated method of a group answers a path below `/ui`.
+
+    @page("/handlers")
+    async def handlers(self) -> View: ...
+
+    @action("/predictions/{id}/cancel", "cancel")
+    async def cancel(self, id: PredictionId) -> None: ...
+
+A page gives a `View`, or a Response as it is. An action is a POST by a person who is signed in by
+a key that may act: it writes one row and one line of the audit trail, and leads back to where the
+form was, or where the path that it gives says. A method has `visit` where it needs it; its other
+parameters stand in the path, and their types say what may stand there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from starlette.requests import Request
+
+from receiver.http.body import named
+from receiver.http.declare import parameters_of
+from receiver.model.errors import Problem
+
+Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
+Query: TypeAlias = Mapping[str, str]
+
+
+class View(NamedTuple):
+    """A template with its values."""
+
+    template: str
+    values: Mapping[str, Any]
+    status: int = 200
+
+
+class Declared(NamedTuple):
+    """One method of one path."""
+
+    method: str
+    path: str
+    action: str = ""
+    """What an action is called in the audit trail."""
+    is_open: bool = False
+    """It is for those who are not signed in, too."""
+    is_part: bool = False
+    """It is a part of a page, which has been paid for."""
+
+
+def page(path: str, *, is_open: bool = False, is_part: bool = False) -> Callable[[Method], Method]:
+    return _declare(Declared("GET", path, is_open=is_open, is_part=is_part))
+
+
+def action(path: str, name: str, *, is_open: bool = False) -> Callable[[Method], Method]:
+    return _declare(Declared("POST", path, name, is_open))
+
+
+def _declare(declared: Declared) -> Callable[[Method], Method]:
+    def declare(function: Method) -> Method:
+        function.declared = declared  # type: ignore[attr-defined] # read by `pages`
+        return function
+
+    return declare
+
+
+def pages(group: object) -> list[tuple[Declared, Callable[..., Awaitable[Any]]]]:
+    """Return what an object declares, bound to it."""
+    return [
+        (function.declared, getattr(group, name))
+        for name, function in vars(type(group)).items()
+        if hasattr(function, "declared")
+    ]
+
+
+_MISSING = Problem(404, "not-found", "there is no such thing")
+
+
+def in_path(request: Request, method: Callable[..., Awaitable[Any]]) -> dict[str, str]:
+    """Return what stands in the path, or raise Problem where it cannot be there."""
+    kinds = parameters_of(method)
+    return {name: named(request, name, kinds[name], _MISSING) for name in request.path_params}
+
+
+def wants_visit(method: Callable[..., Awaitable[Any]]) -> bool:
+    return "visit" in parameters_of(method)

@@ -1,0 +1,71 @@
+"""Deliveries: dead letters and the others, with their attempts; and what reached no handler."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, TypeAlias, get_args
+
+import msgspec
+from msgspec import Meta
+
+from receiver.dashboard.declare import View, action, page
+from receiver.dashboard.filters import PAGE, asked
+from receiver.dashboard.parts import Parts
+from receiver.dashboard.visit import Visit
+from receiver.http.declare import DeliveryId, HandlerName
+from receiver.http.routes.deliveries import DeliveriesAsked, DeliveryRoutes
+from receiver.model.answers import Kind
+from receiver.store.discarded import CURSOR, KINDS
+from receiver.store.search import FoundDeliveries
+
+State: TypeAlias = Literal["dead", "skipped", "pending", "running"]
+STATES: Final = get_args(State)
+"""Those to be looked at: what is done stands with its prediction."""
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """Which deliveries to show."""
+
+    state: State = "dead"
+    handler: HandlerName | None = None
+    cursor: DeliveryId | None = None
+
+
+class DiscardedAsked(msgspec.Struct, frozen=True):
+    """Which discarded items to show."""
+
+    kind: Kind | None = None
+    cursor: Annotated[str, Meta(pattern=CURSOR.pattern)] | None = None
+
+
+class DeliveryPages:
+    """The pages about deliveries."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._routes = DeliveryRoutes(parts.store.deliveries, parts.runtime)
+        self._search = parts.store.search
+        self._discarded = parts.store.discarded
+
+    @page("/deliveries")
+    async def deliveries(self, visit: Visit) -> View:
+        """List dead letters, or deliveries in another state."""
+        query = asked(visit.query, Asked)
+        match query.state:
+            case "running":
+                page = await self._routes.list_deliveries(DeliveriesAsked(state="running"))
+                found = FoundDeliveries(page.data, page.next_cursor, None)
+            case "pending":
+                first = await self._search.pending(query.handler, PAGE)
+                found = FoundDeliveries(first, None, None)
+            case failed:
+                found = await self._search.failed(failed, query.handler, query.cursor, PAGE)
+        return View("deliveries.html", {"found": found, "asked": query, "states": STATES})
+
+    @action("/deliveries/{id}/retry", "retry")
+    async def retry(self, id: DeliveryId) -> None:
+        await self._routes.retry(id)
+
+    @page("/discarded")
+    async def discarded(self, visit: Visit) -> View:
+        query = asked(visit.query, DiscardedAsked)
+        found = await self._discarded.page(PAGE, kind=query.kind, cursor=query.cursor)
+        return View("discarded.html", {"found": found, "asked": query, "kinds": KINDS})

@@ -1,0 +1,62 @@
+"""The facade of the dashboard: `/ui`, whose pages are imported when the first of them is asked for.
+
+A process that starts, and may only take one callback, pays nothing for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from receiver.dashboard.parts import Parts
+from receiver.dashboard.shelf import Shelf, folder_of
+from receiver.http.front import DASHBOARD_PATHS
+from receiver.model.tasks import repeat
+
+if TYPE_CHECKING:
+    from receiver.dashboard.site import Site
+
+_PAGE: Final = 500
+"""Predictions that are asked about at once."""
+_TIDY: Final = 20.0
+"""Seconds between two looks for pictures of what was erased or deleted."""
+
+
+class Dashboard:
+    """The dashboard of one run of the receiver."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._shelf = Shelf(folder_of(parts.settings))
+        self._site: Site | None = None
+        self._making = asyncio.Lock()
+        is_on = parts.settings.shows_dashboard
+        self.routes = [Route(path, self) for path in DASHBOARD_PATHS if is_on]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._making:
+            if self._site is None:
+                self._site = await asyncio.to_thread(_make, self._parts, self._shelf)
+        await self._site(scope, receive, send)
+
+    async def run(self) -> NoReturn:
+        """Drop pictures of what is gone, for as long as we run."""
+        await repeat(self._tidy, longest=_TIDY)
+
+    async def _tidy(self) -> None:
+        held = await asyncio.to_thread(self._shelf.predictions)
+        for at in range(0, len(held), _PAGE):
+            some = held[at : at + _PAGE]
+            kept = await self._parts.store.search.with_content(some)
+            await asyncio.to_thread(self._shelf.drop, {*some} - kept)
+        await asyncio.to_thread(self._shelf.shrink)
+
+
+def _make(parts: Parts, shelf: Shelf) -> Site:
+    from receiver.dashboard.site import Site  # noqa: PLC0415 - at the first page, and not before
+
+    shelf.open()
+    return Site(parts, shelf)

@@ -1,0 +1,112 @@
+"""Filters in the address: read out of the query, and shown one by one, each removable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from receiver.http.declare import METADATA, PredictionId
+from receiver.model.errors import Problem
+from receiver.model.values import Status
+from receiver.store.search import Wanted
+
+Asked = TypeVar("Asked", bound=msgspec.Struct)
+
+PAGE: Final = 50
+_MOST: Final = 10
+"""Filters by metadata."""
+_LONGEST: Final = 300
+"""Characters of one, with its name."""
+_SHOWN: Final = {
+    "status": "status",
+    "provider": "provider",
+    "model": "model",
+    "recipe": "recipe",
+    "person": "person",
+    "text": "text",
+    "since": "from",
+    "until": "until",
+}
+_Text = Annotated[str, Meta(max_length=300)]
+
+
+class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the query of a list of predictions says."""
+
+    status: Status | None = None
+    provider: _Text | None = None
+    model: _Text | None = None
+    recipe: _Text | None = None
+    person: _Text | None = None
+    text: _Text | None = None
+    since: _Text | None = None
+    until: _Text | None = None
+    cursor: PredictionId | None = None
+
+
+class Chip(NamedTuple):
+    """A filter that is on, and the query without it."""
+
+    name: str
+    value: str
+    without: Mapping[str, str]
+
+
+def wanted(query: Mapping[str, str]) -> Wanted:
+    """Return what a query asks for; raise Problem where it is unfit. What is empty is not asked."""
+    read = asked({name: value.strip() for name, value in query.items()}, Filters)
+    times = {name: _time(name, getattr(read, name)) for name in ("since", "until")}
+    return Wanted(**{**msgspec.structs.asdict(read), **times}, metadata=metadata(query), limit=PAGE)
+
+
+def metadata(query: Mapping[str, str]) -> dict[str, str]:
+    """Return the filters by metadata: `metadata.NAME=GLOB`, or a pair of fields of the form."""
+    found = {
+        name.removeprefix(METADATA): value
+        for name, value in query.items()
+        if name.startswith(METADATA) and value
+    }
+    if query.get("meta") and query.get("is"):
+        found[query["meta"]] = query["is"]
+    if len(found) > _MOST or any(len(name + value) > _LONGEST for name, value in found.items()):
+        said = f"at most {_MOST} of metadata, of {_LONGEST} characters each"
+        raise Problem(422, "invalid-request", said)
+    return found
+
+
+def chips(query: Mapping[str, str]) -> list[Chip]:
+    """Return the filters that are on."""
+    of_form = {name: value for name, value in query.items() if name not in {"meta", "is"}}
+    on = of_form | {METADATA + name: value for name, value in metadata(query).items()}
+    kept = {name: value for name, value in on.items() if value and name not in {"cursor", "done"}}
+    return [
+        Chip(_SHOWN.get(name, name), value, {k: v for k, v in kept.items() if k != name})
+        for name, value in kept.items()
+        if name in _SHOWN or name.startswith(METADATA)
+    ]
+
+
+def _time(name: str, text: str | None) -> float | None:
+    """Read a date, or a time; without a zone it is in UTC."""
+    if text is None:
+        return None
+    try:
+        read = datetime.fromisoformat(text)
+        return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        said = f"{name} must be like 2026-11-29 or 2026-11-29T13:40"
+        raise Problem(422, "invalid-request", said) from None
+
+
+def asked(query: Mapping[str, str], kind: type[Asked], **more: Any) -> Asked:
+    """Return what a query says of a route's parameters; what is empty is not said."""
+    names = {*kind.__struct_fields__} & query.keys()
+    given = {name: query[name] for name in names if query[name]}
+    try:
+        return msgspec.convert(given | more, kind)
+    except msgspec.ValidationError as error:
+        raise Problem(422, "invalid-request", f"a filter is unfit: {error}") from None

@@ -1,0 +1,167 @@
+"""Who may see and do what: sign-in by a key, a signed cookie, and what a form must prove.
+
+The cookie holds the digest of the key, so that a key that is taken away opens nothing from then on,
+and the name under which the form's token was made. It is `__Host-`: sent over https only, to
+this host only. On plain http it is sent only in development, on this machine, under another name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+from itsdangerous import BadData, Signer, URLSafeSerializer
+from starlette.requests import Request
+from starlette.responses import Response
+
+from receiver.http.auth import Key, Keys
+from receiver.http.body import whole_body
+from receiver.http.limits import Limits
+from receiver.http.proxies import client_of
+from receiver.model.errors import Problem
+from receiver.observability.clock import Clock
+from receiver.settings import Settings
+from receiver.settings.proxies import is_loopback
+
+COOKIE: Final = "__Host-receiver"
+DEV_COOKIE: Final = "receiver-dev"
+USES: Final = ("all", "read")
+"""What keys are for that sign in; those that only read may not act."""
+LONGEST: Final = 12 * 3600
+"""Seconds that a sign-in lasts."""
+_MOST_FIELDS: Final = 200
+_SIGNING: Final[dict[str, Any]] = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
+
+
+class SignedOut(Exception):
+    """There is no good cookie: sign in first."""
+
+
+class Session(msgspec.Struct, frozen=True):
+    """What the cookie says."""
+
+    key: str
+    """The digest of a key; empty before the sign-in."""
+    name: str
+    """A random name, of which the token of the forms is made."""
+    at: int
+    """When it began, in unix seconds."""
+
+
+class Guard:
+    """Reads and writes the cookie, and checks forms."""
+
+    def __init__(self, settings: Settings, limits: Limits, clock: Clock) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._dev = settings.dev
+        self._longest_body = settings.max_body_bytes
+        ours = [key.reveal() for key in reversed(settings.secret_keys)]  # the newest is the last
+        self._cookies = URLSafeSerializer(ours, salt="dashboard/cookie", signer_kwargs=_SIGNING)
+        self._tokens = Signer(ours, salt="dashboard/form", **_SIGNING)
+        self._keys = Keys(settings)
+        self._digests = {
+            _digest(mine, key): key for mine in ours for key in self._keys.known if key.use in USES
+        }
+        self._newest = ours[-1]
+
+    @property
+    def has_keys(self) -> bool:
+        return bool(self._digests)
+
+    def key(self, request: Request) -> Key:
+        """Return the key of who is signed in, or raise SignedOut."""
+        session = self.session(request)
+        found = self._digests.get(session.key) if session else None
+        if found is None:
+            raise SignedOut
+        return found
+
+    def pay(self, request: Request) -> None:
+        """Charge a page, or raise Limited, as a request with a good key of /v1."""
+        self._limits.authorized(client_of(request.scope))
+
+    def session(self, request: Request) -> Session | None:
+        """Read the cookie; None where there is none that is good, and young enough."""
+        try:
+            said = self._cookies.loads(request.cookies.get(self._name(request), ""))
+            session = msgspec.convert(said, Session, strict=True)
+        except (BadData, msgspec.ValidationError):
+            return None
+        return session if 0 <= self._clock() - session.at < LONGEST else None
+
+    def begin(self, request: Request) -> Session:
+        """Return the session that there is, or a new one of nobody."""
+        return self.session(request) or Session("", secrets.token_hex(16), int(self._clock()))
+
+    def token(self, session: Session) -> str:
+        """Return what every form of a session must send."""
+        return self._tokens.sign(session.name).decode()
+
+    async def form(self, request: Request) -> dict[str, str]:
+        """Read a form; raise Problem where it may not be one of our pages' own."""
+        site = request.headers.get("sec-fetch-site")
+        if site != "same-origin" and (site is not None or not _is_own(request)):
+            raise Problem(403, "forbidden", "the form was not sent by one of these pages")
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/x-www-form-urlencoded":
+            raise Problem(415, "unsupported-media-type", "send a form")
+        body = await whole_body(request, self._longest_body)
+        try:
+            text = body.decode()
+            form = dict(parse_qsl(text, keep_blank_values=True, max_num_fields=_MOST_FIELDS))
+        except ValueError as error:
+            raise Problem(422, "invalid-request", "this is no form") from error
+        session = self.session(request)
+        given = form.pop("token", "")
+        if session is None or not hmac.compare_digest(
+            self._tokens.get_signature(session.name), given.rpartition(".")[2].encode()
+        ):
+            raise Problem(
+                403, "forbidden", "the form is too old, or your browser keeps no cookie of ours"
+            )
+        return form
+
+    def sign_in(self, request: Request, text: str) -> Session | None:
+        """Return a new session for a good key, or None; raise Limited after too many others."""
+        key = self._keys.admit(self._limits, client_of(request.scope), text.strip(), USES)
+        if key is None:
+            return None
+        return Session(_digest(self._newest, key), secrets.token_hex(16), int(self._clock()))
+
+    def set_cookie(self, request: Request, response: Response, session: Session) -> None:
+        name = self._name(request)
+        response.set_cookie(
+            name,
+            self._cookies.dumps(msgspec.to_builtins(session)),
+            max_age=LONGEST,
+            secure=name == COOKIE,
+            httponly=True,
+            samesite="strict",
+        )
+
+    def drop_cookie(self, request: Request, response: Response) -> None:
+        name = self._name(request)
+        response.delete_cookie(name, secure=name == COOKIE, httponly=True, samesite="strict")
+
+    def is_unsafe(self, request: Request) -> bool:
+        """Return whether a browser will not keep our cookie: it came by http, from elsewhere."""
+        return request.url.scheme == "http" and self._name(request) == COOKIE
+
+    def _name(self, request: Request) -> str:
+        here = self._dev and request.url.scheme == "http"
+        return DEV_COOKIE if here and is_loopback(request.url.hostname or "") else COOKIE
+
+
+def _is_own(request: Request) -> bool:
+    """Return whether a client that says little does not say that the form is another page's."""
+    origin = request.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+
+
+def _digest(secret: str, key: Key) -> str:
+    return hmac.new(secret.encode(), b"dashboard/" + key.text, hashlib.sha256).hexdigest()

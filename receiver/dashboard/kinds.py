@@ -1,0 +1,54 @@
+"""What may be shown of an output: as a picture, a film or a sound; all else is a download."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from receiver.model.values import Output
+
+Kind: TypeAlias = Literal["image", "video", "audio", "text", "file"]
+
+SHOWN: Final = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/gif": "gif",
+    "image/webp": "webp",
+    "image/avif": "avif",
+    "image/apng": "png",
+    "video/mp4": "mp4",
+    "video/webm": "webm",
+    "audio/mpeg": "mp3",
+    "audio/ogg": "ogg",
+    "audio/wav": "wav",
+    "audio/mp4": "m4a",
+}
+"""Types that a page may show, as they cannot hold a program; SVG is none of them."""
+BY_ENDING: Final = {ending: kind for kind, ending in reversed(SHOWN.items())} | {
+    "jpeg": "image/jpeg",
+    "bin": "application/octet-stream",
+}
+"""What the end of a file's name says of it."""
+
+
+def shown(output: Output) -> Kind:
+    """Return how an output may be shown, as far as is known before it is fetched."""
+    if output.text is not None and output.url is None:
+        return "text"
+    said = output.stored.content_type if output.stored else output.content_type
+    said = (said or _guessed(output.url or "")).partition(";")[0].strip().lower()
+    family = said.partition("/")[0]
+    if said in SHOWN:
+        return family  # type: ignore[return-value] # it begins with one of them
+    return "file"
+
+
+def _guessed(url: str) -> str:
+    """Return the type that a URL seems to have."""
+    if url.startswith("data:"):
+        return url[5:].partition(",")[0]
+    try:
+        ending = urlsplit(url).path.rpartition(".")[2].lower()
+    except ValueError:
+        return ""
+    return BY_ENDING.get(ending, "")

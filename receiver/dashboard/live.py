@@ -1,0 +1,70 @@
+"""Tell open pages that something has changed; what, they read anew from the page itself."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Final
+
+import msgspec
+from starlette.responses import Response, StreamingResponse
+
+from receiver.dashboard.declare import page
+from receiver.dashboard.guard import LONGEST, Guard
+from receiver.dashboard.parts import Parts
+from receiver.dashboard.visit import Visit
+from receiver.http.declare import PredictionId
+from receiver.http.live import StreamFilter
+from receiver.model.errors import Problem, StoreUnavailable
+
+_PAUSE: Final = 0.5
+"""Seconds between two messages to a page: it reads all of itself anew after each."""
+_PLACE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+_CHANGED: Final = b"event: changed\ndata: \n\n"
+_HEADERS: Final = {"X-Accel-Buffering": "no"}
+
+
+class LivePage:
+    """The stream that pages listen to."""
+
+    def __init__(self, parts: Parts, guard: Guard) -> None:
+        self._live = parts.http.live
+        self._guard = guard
+        self._clock = parts.runtime.clock
+
+    @page("/live", is_part=True)
+    async def live(self, visit: Visit) -> Response:
+        """Stream a message after each change, of one prediction or any, while the sign-in lasts."""
+        try:
+            prediction = msgspec.convert(visit.query.get("prediction"), PredictionId | None)
+        except msgspec.ValidationError:
+            raise Problem(422, "invalid-request", "that is no prediction's id") from None
+        wanted = StreamFilter(prediction=prediction, deliveries=True)
+        after = visit.request.headers.get("last-event-id") or visit.query.get("after", "")
+        begins = int(after) if _PLACE.fullmatch(after) else await self._live.now()
+        frames = self._live.read(begins, wanted)
+        first = await anext(frames, b"")  # what speaks against it is said before it begins
+        began = visit.session.at if visit.session else 0
+        return StreamingResponse(
+            _messages(first, frames, began + LONGEST - self._clock()),
+            headers=_HEADERS,
+            media_type="text/event-stream",
+        )
+
+
+async def _messages(
+    first: bytes, frames: AsyncGenerator[bytes], seconds: float
+) -> AsyncIterator[bytes]:
+    """Return one message for all that happens in half a second, for so long at most."""
+    until = asyncio.get_running_loop().time() + seconds
+    async with aclosing(frames):
+        yield b": open\n\n" if first else b""
+        with suppress(StoreUnavailable, TimeoutError, StopAsyncIteration):
+            while True:
+                async with asyncio.timeout_at(until):
+                    frame = await anext(frames)
+                place, _, _ = frame.rpartition(b"id: ")[2].partition(b"\n")
+                yield b"id: %b\n%b" % (place, _CHANGED) if frame.startswith(b"id: ") else frame
+                await asyncio.sleep(_PAUSE)

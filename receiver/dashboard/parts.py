@@ -1,0 +1,23 @@
+"""What the pages are made of: the facades of one run, as the routes of the API have them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from receiver.deliveries.facade import Deliveries
+from receiver.http.facade import Http
+from receiver.observability.runtime import Runtime
+from receiver.predictions.facade import Predictions
+from receiver.settings import Settings
+from receiver.store.facade import Store
+
+
+class Parts(NamedTuple):
+    """The facades of one run."""
+
+    settings: Settings
+    store: Store
+    predictions: Predictions
+    deliveries: Deliveries
+    runtime: Runtime
+    http: Http

@@ -1,0 +1,190 @@
+"""Outputs as pages show them: thumbnails, pictures, films with ranges, and all else as downloads.
+
+They come from what `save` has stored, or by the guarded download from the provider, and never to a
+browser from elsewhere. What is not one of few types, as SVG, is a download.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from pathlib import Path
+from typing import Annotated, Final
+from urllib.parse import unquote, urlsplit
+from weakref import WeakValueDictionary
+
+import httpx
+import structlog
+from msgspec import Meta
+from starlette.responses import FileResponse, Response
+
+from receiver.dashboard.declare import page
+from receiver.dashboard.kinds import BY_ENDING, SHOWN
+from receiver.dashboard.parts import Parts
+from receiver.dashboard.rendering import Static
+from receiver.dashboard.shelf import Shelf
+from receiver.dashboard.thumbnails import Unshowable, thumbnail
+from receiver.dashboard.visit import Visit
+from receiver.deliveries.handlers import Dead
+from receiver.http.declare import PredictionId
+from receiver.model.errors import Problem
+from receiver.model.values import Output, Prediction, Stored
+
+log = structlog.get_logger("receiver")
+
+Number = Annotated[str, Meta(pattern="^[0-9]{1,3}$")]
+_LARGEST: Final = 256 * 1024 * 1024
+_LARGEST_BARE: Final = 4 * 1024 * 1024
+"""Bytes of a picture that is shown as it is, where no thumbnail can be made."""
+_PATIENCE: Final = 60.0
+_AT_ONCE: Final = 4
+_ASK_AGAIN: Final = 60.0
+"""Seconds after which a provider is asked again for what it did not have."""
+_ALONE: Final = {
+    "Content-Security-Policy": "default-src 'none'; sandbox; frame-ancestors 'none'",
+}
+_AGAIN: Final = {"Cache-Control": "private, no-cache"}
+"""A browser may keep a thumbnail, and asks before it shows it again."""
+
+
+class Gone(Exception):
+    """The provider does not have it any more, or it is not what it should be."""
+
+
+class Later(Exception):
+    """It could not be had just now."""
+
+
+class PicturePages:
+    """The routes that give outputs."""
+
+    def __init__(self, parts: Parts, shelf: Shelf, static: Static) -> None:
+        self._static = static
+        self._predictions = parts.store.predictions
+        self._deliveries = parts.deliveries
+        self._shelf = shelf
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._room = asyncio.Semaphore(_AT_ONCE)
+
+    @page("/predictions/{id}/outputs/{number}/thumbnail", is_part=True)
+    async def small(self, visit: Visit, id: PredictionId, number: Number) -> Response:
+        """Give a thumbnail, or a picture that says why there is none."""
+        _, output = await self._output(id, number)
+        try:
+            path = await self._thumbnail(id, int(number), output)
+        except Gone:
+            return self._instead("gone.svg", 410)
+        except Later:
+            return self._instead("later.svg", 502)
+        except Unshowable:
+            return self._instead("unshowable.svg", 415)
+        return _tagged(visit, path)
+
+    @page("/predictions/{id}/outputs/{number}", is_part=True)
+    async def whole(self, visit: Visit, id: PredictionId, number: Number) -> Response:
+        """Give an output: to be shown, or as a download."""
+        prediction, output = await self._output(id, number)
+        try:
+            path, kind = await self._file(id, int(number), output)
+        except Gone as error:
+            raise Problem(410, "gone", f"it is not there any more: {error}") from None
+        except Later as error:
+            raise Problem(502, "unavailable", f"it cannot be had just now: {error}") from None
+        is_shown = kind in SHOWN and "save" not in visit.query
+        return FileResponse(
+            path,
+            headers=_ALONE,
+            media_type=kind if kind in SHOWN else "application/octet-stream",
+            filename=f"{prediction.id}-{number}.{SHOWN.get(kind, 'bin')}",
+            content_disposition_type="inline" if is_shown else "attachment",
+        )
+
+    async def _output(self, id: str, number: str) -> tuple[Prediction, Output]:
+        prediction = await self._predictions.get(id)
+        outputs = prediction.output or [] if prediction else []
+        if prediction is None or int(number) >= len(outputs) or outputs[int(number)].url is None:
+            raise Problem(404, "not-found", "there is no such output")
+        return prediction, outputs[int(number)]
+
+    async def _thumbnail(self, id: str, number: int, output: Output) -> Path:
+        """Return a small picture out of the shelf, or make it."""
+        async with self._locks.setdefault(f"{id}/{number}/thumbnail", asyncio.Lock()):
+            if (found := self._shelf.find(id, number, ("small",))) is not None:
+                return found
+            path, kind = await self._file(id, number, output)
+            if not kind.startswith("image/") or kind not in SHOWN:
+                raise Unshowable(kind)
+            return await asyncio.to_thread(self._reduce, id, number, path)
+
+    def _reduce(self, id: str, number: int, path: Path) -> Path:
+        made = thumbnail(path)
+        if made is None:
+            if path.stat().st_size > _LARGEST_BARE:
+                raise Unshowable("Pillow is not installed")
+            return path
+        digest = hashlib.sha256(made).hexdigest()
+        place = self._shelf.place(id) / f"{number}-{digest}.small"
+        _write(place, made)
+        self._shelf.added(len(made))
+        return place
+
+    async def _file(self, id: str, number: int, output: Output) -> tuple[Path, str]:
+        """Return a file with an output, and its type: as `save` stored it, or as it is fetched."""
+        if (kept := _kept(output.stored)) is not None and output.stored is not None:
+            return kept, output.stored.content_type
+        async with self._locks.setdefault(f"{id}/{number}", asyncio.Lock()):
+            gone = self._shelf.find(id, number, ("gone",))
+            if gone is not None and time.time() - gone.stat().st_mtime < _ASK_AGAIN:
+                raise Gone("it was asked for a moment ago")
+            if (found := self._shelf.find(id, number, BY_ENDING)) is not None:
+                return found, BY_ENDING[found.suffix[1:]]
+            return await self._fetch(id, number, output)
+
+    async def _fetch(self, id: str, number: int, output: Output) -> tuple[Path, str]:
+        place = self._shelf.place(id)
+        wanted = output
+        if output.stored is not None and output.stored.url.startswith(("http://", "https://")):
+            wanted = Output(url=output.stored.url, content_type=output.stored.content_type)
+        async with self._room:
+            try:
+                fetched = await self._deliveries.fetch(
+                    wanted, place, max_bytes=_LARGEST, seconds=_PATIENCE
+                )
+            except Dead as error:
+                (place / f"{number}-.gone").touch()
+                raise Gone(str(error)) from None
+            except (httpx.HTTPError, TimeoutError, OSError) as error:
+                raise Later(type(error).__name__) from None
+        kept = place / f"{number}-{fetched.sha256}.{SHOWN.get(fetched.content_type, 'bin')}"
+        fetched.path.replace(kept)
+        self._shelf.added(fetched.size)
+        return kept, fetched.content_type
+
+    def _instead(self, name: str, status: int) -> Response:
+        """Say by a picture of our own why there is no other."""
+        return Response(self._static.files[name], status, media_type="image/svg+xml")
+
+
+def _tagged(visit: Visit, path: Path) -> Response:
+    """Answer with a thumbnail, or that it is as it was."""
+    headers = {**_ALONE, **_AGAIN, "ETag": f'"{path.name}"'}
+    if visit.request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    kind = "image/webp" if path.suffix == ".small" else BY_ENDING[path.suffix[1:]]
+    return Response(path.read_bytes(), headers=headers, media_type=kind)
+
+
+def _kept(stored: Stored | None) -> Path | None:
+    """Return the file that `save` has written on this machine, if it is still what it was."""
+    if stored is None or not stored.url.startswith("file:///"):
+        return None
+    path = Path(unquote(urlsplit(stored.url).path))
+    return path if path.is_file() and path.stat().st_size == stored.size else None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    part.replace(path)

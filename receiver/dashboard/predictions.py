@@ -1,0 +1,111 @@
+"""Predictions: the list, one of them with all there is of it, and what may be done with it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+from receiver.dashboard.declare import View, action, page
+from receiver.dashboard.filters import chips, wanted
+from receiver.dashboard.kinds import shown
+from receiver.dashboard.parts import Parts
+from receiver.dashboard.shelf import Shelf
+from receiver.dashboard.timeline import timeline
+from receiver.dashboard.visit import Visit
+from receiver.http.declare import PredictionId
+from receiver.http.routes.predictions import ExplanationAsked, PredictionRoutes, Waiting
+from receiver.model.errors import Problem
+from receiver.model.requests import OrderRequest, SubmitRequest
+from receiver.model.states import TERMINAL
+from receiver.model.values import Status
+from receiver.providers import NAMES
+
+
+class PredictionPages:
+    """The pages about predictions."""
+
+    def __init__(self, parts: Parts, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._search = parts.store.search
+        self._service = parts.predictions.service
+        self._orders = parts.predictions.orders
+        self._routes = PredictionRoutes(parts.store, self._service, parts.deliveries, parts.runtime)
+
+    @page("/predictions")
+    async def predictions(self, visit: Visit) -> View:
+        """List them; `view=grid` shows their pictures."""
+        found = await self._search.page(wanted(visit.query))
+        values = {
+            "found": found,
+            "chips": chips(visit.query),
+            "grid": visit.query.get("view") == "grid",
+            "statuses": list(Status),
+            "providers": NAMES,
+            "recipes": list(self._orders.book.recipes),
+            "shown": shown,
+        }
+        return View("predictions.html", values)
+
+    @page("/predictions/{id}")
+    async def prediction(self, id: PredictionId) -> View:
+        """Show all there is of one."""
+        found = await self._routes.read(id, Waiting())
+        explained, family, arrivals = await asyncio.gather(
+            self._routes.explain(id, ExplanationAsked()),
+            self._search.family(id),
+            self._search.arrivals(id),
+        )
+        parents, children = family
+        deliveries = [each.delivery for each in explained.handlers if each.delivery is not None]
+        values = {
+            "prediction": found,
+            "shown": shown,
+            "gone": [
+                number
+                for number in range(len(found.output or []))
+                if self._shelf.find(id, number, ("gone",)) is not None
+            ],
+            "explained": explained,
+            "parents": parents,
+            "children": children,
+            "arrivals": arrivals,
+            "timeline": timeline(found, arrivals, deliveries),
+            "has_ended": found.status in TERMINAL,
+            "again": secrets.token_hex(16),
+        }
+        return View("prediction.html", values)
+
+    @action("/predictions/{id}/cancel", "cancel")
+    async def cancel(self, id: PredictionId) -> None:
+        await self._routes.cancel(id)
+
+    @action("/predictions/{id}/replay", "replay")
+    async def replay(self, id: PredictionId) -> None:
+        await self._routes.replay(id)
+
+    @action("/predictions/{id}/erase", "erase")
+    async def erase(self, id: PredictionId) -> None:
+        await self._routes.erase(id)
+
+    @action("/predictions/{id}/again", "again")
+    async def again(self, visit: Visit, id: PredictionId) -> str:
+        """Submit or order the same once more; a form that is sent twice does it once."""
+        before = await self._routes.read(id, Waiting())
+        if before.erased_at is not None:
+            raise Problem(409, "erased", "the prediction was erased: there is nothing to submit")
+        key = f"ui/{visit.form.get('key', '')[:64]}"
+        if before.order is not None:
+            again = OrderRequest(key=key, via="ui", caller=visit.caller)
+            made = await self._orders.press(id, None, again)
+        else:
+            made = await self._service.submit(
+                SubmitRequest(
+                    provider=before.provider,
+                    model=before.model,
+                    input=before.input,
+                    metadata=before.metadata,
+                    key=key,
+                    caller=visit.caller,
+                )
+            )
+        return f"/predictions/{made.id}"

@@ -1,0 +1,141 @@
+"""Render pages from templates, in which everything from outside is text, and nothing is missing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from receiver.model.states import TERMINAL
+from receiver.model.values import utc
+
+_FOLDER: Final = files("receiver.dashboard").joinpath("static")
+TYPES: Final = {
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+_UNITS: Final = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
+_KIB: Final = 1024
+
+
+class Static:
+    """The files that pages load, and a word in their addresses that changes with them."""
+
+    def __init__(self) -> None:
+        self.files = {each.name: each.read_bytes() for each in _FOLDER.iterdir() if _is_ours(each)}
+        self.tags = {
+            name: hashlib.sha256(content).hexdigest()[:16] for name, content in self.files.items()
+        }
+
+
+def _is_ours(file: Any) -> bool:
+    return file.name.rpartition(".")[2] in TYPES
+
+
+@cache
+def environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("receiver.dashboard"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    made.filters |= {
+        "moment": moment,
+        "ago": ago,
+        "duration": duration,
+        "pretty": pretty,
+        "short": short,
+        "size": size,
+        "dollars": dollars,
+        "seconds_between": seconds_between,
+    }
+    made.tests |= {"ended": lambda status: status in TERMINAL}
+    return made
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    return environment().get_template(template).render(values)
+
+
+def moment(time: datetime | str | float | None) -> Markup:
+    """Write a time in UTC, to the second."""
+    if time is None:
+        return Markup("&ndash;")
+    read = _read(time)
+    shown = read.strftime("%Y-%m-%d %H:%M:%S")
+    return Markup('<time datetime="{}">{}</time>').format(_iso(read), shown)
+
+
+def ago(time: datetime | str | float | None, now: float) -> Markup:
+    """Write how long ago a time is, or how long it is until then."""
+    if time is None:
+        return Markup("&ndash;")
+    read = _read(time)
+    seconds = now - read.timestamp()
+    said = f"{duration(abs(seconds))} ago" if seconds >= 0 else f"in {duration(-seconds)}"
+    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(
+        _iso(read), read.strftime("%Y-%m-%d %H:%M:%S"), said if abs(seconds) >= 1 else "now"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Write a time span by its largest unit."""
+    if seconds < 10:  # noqa: PLR2004 - where tenths matter
+        return f"{seconds:.1f} s"
+    unit, name = next(each for each in _UNITS if seconds >= each[0])
+    return f"{seconds / unit:.0f} {name}"
+
+
+def seconds_between(end: datetime | str, start: datetime | str) -> float:
+    return (_read(end) - _read(start)).total_seconds()
+
+
+def pretty(value: Any) -> str:
+    """Write JSON for people; what is no JSON as it is."""
+    if isinstance(value, str):
+        try:
+            value = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            return str(value)
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def short(id: str) -> str:
+    """Shorten an id to its kind and its end, by which people tell ids apart."""
+    kind, _, name = id.partition("_")
+    return f"{kind}_…{name[-6:]}"
+
+
+def size(number: int) -> str:
+    """Write a number of bytes."""
+    if number < _KIB:
+        return f"{number} B"
+    if number < _KIB**2:
+        return f"{number / _KIB:.0f} KiB"
+    return f"{number / _KIB**2:.1f} MiB"
+
+
+def dollars(amount: float) -> str:
+    """Write an amount, to a tenth of a cent where it is small."""
+    return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:,.4f}".rstrip("0")
+
+
+def _read(time: datetime | str | float) -> datetime:
+    if isinstance(time, str):
+        return datetime.fromisoformat(time)
+    return utc(time) if isinstance(time, float | int) else time
+
+
+def _iso(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="milliseconds")

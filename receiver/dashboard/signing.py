@@ -1,0 +1,51 @@
+"""Sign in by a key, and out."""
+
+from __future__ import annotations
+
+import structlog
+from starlette.responses import RedirectResponse, Response
+
+from receiver.dashboard.declare import View, action, page
+from receiver.dashboard.guard import Guard
+from receiver.dashboard.visit import Visit
+from receiver.http.proxies import client_of
+
+log = structlog.get_logger("receiver")
+
+
+class SignPages:
+    """The pages of those who are not signed in, or not for long any more."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    @page("/sign-in", is_open=True)
+    async def ask(self, visit: Visit) -> View:
+        return self._form(visit, visit.query.get("next", ""))
+
+    @action("/sign-in", "sign in", is_open=True)
+    async def sign_in(self, visit: Visit) -> View | Response:
+        session = self._guard.sign_in(visit.request, visit.form.get("key", ""))
+        client = client_of(visit.request.scope)
+        if session is None:
+            log.warning("dashboard.action", action="sign in", client=client, result="unauthorized")
+            return self._form(visit, visit.form.get("next", ""), is_wrong=True)
+        log.info("dashboard.action", action="sign in", client=client, result="done")
+        response = RedirectResponse(visit.back_to(visit.form.get("next", "/"), ""), 303)
+        self._guard.set_cookie(visit.request, response, session)
+        return response
+
+    @action("/sign-out", "sign out", is_open=True)
+    async def sign_out(self, visit: Visit) -> Response:
+        response = RedirectResponse(visit.to("/sign-in"), 303)
+        self._guard.drop_cookie(visit.request, response)
+        return response
+
+    def _form(self, visit: Visit, after: str, *, is_wrong: bool = False) -> View:
+        values = {
+            "after": after,
+            "is_wrong": is_wrong,
+            "is_unsafe": self._guard.is_unsafe(visit.request),
+            "has_keys": self._guard.has_keys,
+        }
+        return View("sign_in.html", values, 401 if is_wrong else 200)

@@ -1,0 +1,240 @@
+"""The pages below `/ui`: found, guarded, rendered, answered by headers that let nothing else in."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import Message, Receive, Scope, Send
+
+from receiver.dashboard.costs import CostPages
+from receiver.dashboard.declare import Declared, View, in_path, pages, wants_visit
+from receiver.dashboard.deliveries import DeliveryPages
+from receiver.dashboard.guard import Guard, SignedOut
+from receiver.dashboard.handlers import HandlerPages
+from receiver.dashboard.live import LivePage
+from receiver.dashboard.overview import OverviewPage
+from receiver.dashboard.parts import Parts
+from receiver.dashboard.pictures import PicturePages
+from receiver.dashboard.predictions import PredictionPages
+from receiver.dashboard.recipes import RecipePages
+from receiver.dashboard.rendering import TYPES, Static, render
+from receiver.dashboard.replays import ReplayPages
+from receiver.dashboard.shelf import Shelf
+from receiver.dashboard.signing import SignPages
+from receiver.dashboard.visit import UI, Visit
+from receiver.http.proxies import client_of
+from receiver.model.errors import Limited, Problem, StoreUnavailable
+from receiver.model.ids import new_id
+from receiver.store.audit import Deed
+
+log = structlog.get_logger("receiver")
+
+_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_CACHED: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
+_LONGEST_TARGET: Final = 300
+Answer = Callable[[Request], Awaitable[Response]]
+
+
+class Site:
+    """ASGI app of all pages."""
+
+    def __init__(self, parts: Parts, shelf: Shelf) -> None:
+        self._clock = parts.runtime.clock
+        self._audit = parts.store.audit
+        self._live = parts.http.live
+        self._static = Static()
+        self._guard = Guard(parts.settings, parts.http.limits, self._clock)
+        groups = [
+            SignPages(self._guard),
+            OverviewPage(parts),
+            PredictionPages(parts, shelf),
+            DeliveryPages(parts),
+            HandlerPages(parts),
+            ReplayPages(parts),
+            RecipePages(parts),
+            CostPages(parts),
+            LivePage(parts, self._guard),
+            PicturePages(parts, shelf, self._static),
+        ]
+        routes = [
+            Route(
+                UI + declared.path.rstrip("/"),
+                self._answering(declared, method),
+                methods=[declared.method],
+            )
+            for group in groups
+            for declared, method in pages(group)
+        ]
+        routes.append(Route(UI + "/static/{name}", self._file))
+        self._router = Router(routes, redirect_slashes=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=message["headers"])
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        inside = {**scope, "path": scope["path"].rstrip("/"), "path_params": {}}
+        request = Request(inside, receive)
+        try:
+            # A copy: the request's line names the route of all pages, and not one by one.
+            await self._router(inside, receive, guarded)
+        except (Problem, Limited, StoreUnavailable, HTTPException) as error:
+            await self._problem(request, error)(inside, receive, guarded)
+
+    def _answering(self, declared: Declared, method: Callable[..., Awaitable[Any]]) -> Answer:
+        async def answer(request: Request) -> Response:
+            given: dict[str, Any] = in_path(request, method)
+            try:
+                visit = await self._visit(request, declared)
+            except SignedOut:
+                return _sign_in_first(request)
+            if wants_visit(method):
+                given["visit"] = visit
+            try:
+                if declared.action:
+                    return await self._act(visit, declared, method, given)
+                if not (declared.is_open or declared.is_part):
+                    visit.place = await self._live.now()
+                found = await method(**given)
+            except (Problem, Limited, StoreUnavailable) as error:
+                return self._problem(request, error, visit)
+            if isinstance(found, Response):
+                return found
+            return self._page(visit, found)
+
+        return answer
+
+    async def _visit(self, request: Request, declared: Declared) -> Visit:
+        session = self._guard.begin(request)
+        token = self._guard.token(session)
+        key = None
+        if not declared.is_open:
+            key = self._guard.key(request)
+            if not declared.is_part:
+                self._guard.pay(request)
+        return Visit(request, self._clock(), key, session, token)
+
+    async def _act(
+        self,
+        visit: Visit,
+        declared: Declared,
+        method: Callable[..., Awaitable[Any]],
+        given: Mapping[str, Any],
+    ) -> Response:
+        """Do what a form says, and lead back."""
+        visit.form = await self._guard.form(visit.request)
+        if declared.is_open:
+            found = await method(**given)
+        elif visit.may_act:
+            target = str(given.get("id", "")) or visit.form.get("name", "")
+            found = await self._recorded(visit, declared.action, target, method(**given))
+        else:
+            raise Problem(403, "read-only", "this key may look, and nothing else")
+        if isinstance(found, Response):
+            return found
+        if isinstance(found, View):
+            return self._page(visit, found)
+        path = found if isinstance(found, str) else visit.form.get("back", "/")
+        return RedirectResponse(visit.back_to(path, declared.action), 303)
+
+    async def _recorded(self, visit: Visit, action: str, target: str, doing: Awaitable[Any]) -> Any:
+        """Do something, of which the audit trail knows before it is done; tell what came of it."""
+        now = self._clock()
+        deed = Deed(
+            id=new_id("act", now),
+            at=now,
+            who=visit.who,
+            client=client_of(visit.request.scope),
+            action=action,
+            target=target[:_LONGEST_TARGET],
+        )
+        await self._audit.begin(deed)
+        result = "failed"
+        try:
+            found = await doing
+            result = "refused" if isinstance(found, View) else "done"
+        except Problem as problem:
+            result = problem.type
+            raise
+        else:
+            return found
+        finally:
+            await self._audit.end(deed.id, result)
+            log.info(
+                "dashboard.action",
+                action=action,
+                target=deed.target,
+                who=deed.who,
+                client=deed.client,
+                result=result,
+            )
+
+    def _page(self, visit: Visit, view: View) -> Response:
+        values = {"visit": visit, "to": visit.to, "static": self._static.tags, **view.values}
+        response = HTMLResponse(render(view.template, values), view.status)
+        if visit.key is None and visit.session is not None:
+            self._guard.set_cookie(visit.request, response, visit.session)
+        return response
+
+    def _problem(self, request: Request, error: Exception, visit: Visit | None = None) -> Response:
+        status, detail, after = _said(error)
+        visit = visit or Visit(request, self._clock())
+        values = {
+            "visit": visit,
+            "to": visit.to,
+            "static": self._static.tags,
+            "status": status,
+            "detail": detail,
+        }
+        headers = {} if after is None else {"Retry-After": str(after)}
+        return HTMLResponse(render("problem.html", values), status, headers)
+
+    async def _file(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self._static.files:
+            raise HTTPException(404)
+        kind = TYPES[name.rpartition(".")[2]]
+        return Response(self._static.files[name], headers=_CACHED, media_type=kind)
+
+
+def _sign_in_first(request: Request) -> Response:
+    visit = Visit(request, 0.0)
+    where = visit.to("/sign-in", next=visit.here if request.method == "GET" else "")
+    if "hx-request" in request.headers:
+        return Response(status_code=401, headers={"HX-Redirect": where})
+    if request.headers.get("sec-fetch-dest", "document") != "document":
+        return Response(status_code=401)
+    return RedirectResponse(where, 303)
+
+
+def _said(error: Exception) -> tuple[int, str, int | None]:
+    """Return the status, the words and the seconds to wait of an error."""
+    match error:
+        case Problem():
+            return error.status, error.args[0], error.retry_after
+        case Limited():
+            return 429, str(error), error.seconds
+        case StoreUnavailable():
+            return 503, "the database does not answer, or takes no writes", 5
+        case HTTPException():
+            return error.status_code, "there is no such page", None
+    raise error

@@ -1,0 +1,58 @@
+"""The timeline of a prediction: all that happened, in one order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from receiver.model.answers import Delivery
+from receiver.model.values import Prediction
+from receiver.store.search import Arrival
+
+
+class Moment(NamedTuple):
+    """One thing that happened."""
+
+    time: datetime
+    what: str
+    tone: str
+    """How it is coloured: the word of a status, or nothing."""
+    more: str = ""
+
+
+def timeline(
+    prediction: Prediction, arrivals: Sequence[Arrival], deliveries: Sequence[Delivery]
+) -> list[Moment]:
+    """Return what happened, the first first."""
+    moments = [*_of_prediction(prediction), *_of_arrivals(arrivals), *_of_attempts(deliveries)]
+    return sorted(moments, key=lambda each: each.time)
+
+
+def _of_prediction(prediction: Prediction) -> Iterator[Moment]:
+    yield Moment(prediction.created_at, "created", "queued")
+    if prediction.submitted_at:
+        yield Moment(prediction.submitted_at, f"submitted to {prediction.provider}", "processing")
+    if prediction.completed_at:
+        by = f"by {prediction.channel}" if prediction.channel else "by our own verdict"
+        code = prediction.error.code if prediction.error else ""
+        yield Moment(prediction.completed_at, f"{prediction.status} {by}", prediction.status, code)
+    if prediction.erased_at:
+        yield Moment(prediction.erased_at, "erased", "canceled")
+
+
+def _of_arrivals(arrivals: Sequence[Arrival]) -> Iterator[Moment]:
+    for each in arrivals:
+        yield Moment(each.received_at, f"{each.channel}: {each.verdict}", "", each.reason)
+        if each.repeated_at:
+            said = f"{each.channel}: the same again, {each.repeats} times by now"
+            yield Moment(each.repeated_at, said, "")
+
+
+def _of_attempts(deliveries: Sequence[Delivery]) -> Iterator[Moment]:
+    for delivery in deliveries:
+        for attempt in delivery.history:
+            said = f"{delivery.handler}, attempt {attempt.number}: {attempt.result}"
+            tone = "succeeded" if attempt.result == "done" else "failed"
+            reason = attempt.reason.strip().partition("\n")[0][:200]
+            yield Moment(datetime.fromisoformat(attempt.ended_at), said, tone, reason)

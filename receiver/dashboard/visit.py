@@ -1,0 +1,114 @@
+"""One request of a person, as pages and templates see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from starlette.requests import Request
+
+from receiver.dashboard.guard import Session
+from receiver.http.auth import Key
+
+UI: Final = "/ui"
+MENU: Final = (
+    ("/", "Overview"),
+    ("/predictions", "Predictions"),
+    ("/deliveries", "Dead letters"),
+    ("/handlers", "Handlers"),
+    ("/replays", "Replays"),
+    ("/discarded", "Discarded"),
+    ("/recipes", "Recipes"),
+    ("/costs", "Costs"),
+)
+
+
+class Visit:
+    """Who asks for what, and how links and forms are written for them."""
+
+    def __init__(
+        self,
+        request: Request,
+        now: float,
+        key: Key | None = None,
+        session: Session | None = None,
+        token: str = "",
+    ) -> None:
+        self.request = request
+        self.key = key
+        self.session = session
+        self.token = token
+        """What each form sends back."""
+        self.now = now
+        self.place = 0
+        """The place in the change log as of which the page is; a stream goes on from there."""
+        self.form: Mapping[str, str] = {}
+        self.said = request.query_params.get("done", "")
+        """What was just done, by the name of the action."""
+        self._base = str(request.scope.get("root_path", ""))
+
+    menu = MENU
+
+    @property
+    def may_act(self) -> bool:
+        return self.key is not None and self.key.use == "all"
+
+    @property
+    def who(self) -> str:
+        """The name of the key, for the audit trail."""
+        return self.caller or "a key without a name"
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        return self.request.query_params
+
+    @property
+    def caller(self) -> str:
+        """The name of the key, by which costs and limits are told apart; or nothing."""
+        return (self.key.name if self.key else None) or ""
+
+    @property
+    def page(self) -> str:
+        """The path of this page below `/ui`."""
+        path = str(self.request.scope["path"]).removeprefix(self._base)
+        return path.removeprefix(UI) or "/"
+
+    @property
+    def here(self) -> str:
+        """The path and query of this page below `/ui`, to come back to."""
+        kept = [each for each in self.request.query_params.multi_items() if each[0] != "done"]
+        return self.page + (f"?{urlencode(kept)}" if kept else "")
+
+    @property
+    def address(self) -> str:
+        """The address of this page."""
+        return self._base + UI + self.here
+
+    def is_under(self, path: str) -> bool:
+        """Return whether this page is the one that a line of the menu names, or below it."""
+        return self.page == path or (path != "/" and self.page.startswith(f"{path}/"))
+
+    def without(self, *names: str) -> dict[str, str]:
+        """Return the query without some of its parameters."""
+        return {name: value for name, value in self.query.items() if name not in names}
+
+    def has_any(self, *names: str) -> bool:
+        return any(self.query.get(name) for name in names)
+
+    def to(self, path: str, **query: Any) -> str:
+        """Return the address of a page below `/ui`."""
+        given = {name.rstrip("_"): value for name, value in query.items() if value}
+        return self.with_query(path, given)
+
+    def with_query(self, path: str, query: Mapping[str, Any]) -> str:
+        return self._base + UI + quote(path) + (f"?{urlencode(query)}" if query else "")
+
+    def back_to(self, path: str, done: str) -> str:
+        """Return where to go after an action: a path below `/ui`, from a form, or the overview."""
+        bare, _, query = path.partition("?")
+        if not bare.startswith("/") or "//" in bare or "\\" in bare or not bare.isprintable():
+            bare, query = "/", ""
+        said = f"done={quote(done)}" if done else ""
+        query = "&".join(filter(None, [query, said]))
+        return self._base + UI + quote(bare) + (f"?{quote(query, safe='=&%+')}" if query else "")

@@ -1,0 +1,64 @@
+"""The audit trail: who did what by hand, one row for each action."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from receiver.model.answers import Page
+from receiver.model.ids import oldest_id
+from receiver.model.values import utc
+from receiver.store.engine import Engine
+from receiver.store.paging import listed, page_of
+from receiver.store.statement import Run, Statements, run_each
+
+sql: Final = Statements("audit")
+
+
+class Deed(msgspec.Struct, frozen=True, kw_only=True):
+    """One action of a person."""
+
+    id: str
+    at: float
+    who: str
+    """The name of the key."""
+    client: str
+    """The address."""
+    action: str
+    target: str
+    """The id or name of what it was done to."""
+    result: str | None = None
+    """`done`, or the type of the problem; None: it is under way, or its process died."""
+
+    @property
+    def time(self) -> datetime:
+        return utc(self.at)
+
+
+class Audit:
+    """The audit trail of one store."""
+
+    def __init__(self, store: Engine) -> None:
+        self._store = store
+
+    async def begin(self, deed: Deed) -> None:
+        """Record an action before it is done."""
+        params: dict[str, Any] = msgspec.structs.asdict(deed)
+        del params["result"]
+        await self._store.write(run_each, Run(sql.begin, params))
+
+    async def end(self, deed_id: str, result: str) -> None:
+        """Record what came of an action."""
+        await self._store.write(run_each, Run(sql.end, {"id": deed_id, "result": result}))
+
+    async def page(self, limit: int, cursor: str | None = None) -> Page[Deed]:
+        """List them, newest first."""
+        rows = await listed(self._store, sql.lists["list"], {"cursor": cursor}, limit)
+        return page_of([Deed(**row) for row in rows], limit)
+
+    async def forget(self, before: float, most: int) -> None:
+        """Delete what is older, so many at most."""
+        params = {"before": oldest_id("act", before), "most": most}
+        await self._store.write(run_each, Run(sql.forget, params))

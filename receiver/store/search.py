@@ -1,0 +1,293 @@
+"""Look predictions up as people do: by many filters, by family, with what came about them.
+
+By status, recipe, person and time there are indexes. By anything else a page looks through so many
+predictions, and says where the next one goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from fnmatch import translate
+from typing import Any, Final
+
+import msgspec
+
+from receiver.model.answers import Delivery
+from receiver.model.ids import oldest_id
+from receiver.model.values import Output, Status, plain, utc
+from receiver.store.deliveries import delivery_of
+from receiver.store.deliveries import sql as deliveries_sql
+from receiver.store.engine import Engine
+from receiver.store.paging import listed, narrowed, page_of
+from receiver.store.statement import Row, Statements
+
+sql: Final = Statements("search")
+
+_LOOKED_THROUGH: Final = 3000
+"""Predictions that one page looks through by what has no index."""
+_INDEXED: Final = ("person", "recipe", "unsuccessful")
+_FREE: Final = {"cursor", "since", "until"}
+_PROMPT: Final = re.compile(r'"prompt":("(?:[^"\\]|\\.)*"?)')
+_GLOB: Final = re.compile(r"[*?\[\]]+")
+
+
+class Hit(msgspec.Struct, frozen=True, kw_only=True):
+    """A prediction as a list shows it."""
+
+    id: str
+    provider: str
+    model: str
+    status: Status
+    created_at: datetime
+    submitted_at: datetime | None
+    completed_at: datetime | None
+    erased: bool
+    error_code: str | None
+    error_message: str
+    """The beginning; of one that lives, why it has not ended yet."""
+    recipe: str | None
+    person: str | None
+    depth: int
+    prompt: str
+    """The beginning; of an input without one, the beginning of that."""
+    outputs: list[Output] | None
+    """None where there are none yet, or where they are too large for a list."""
+    has_output: bool
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Which predictions are looked for."""
+
+    status: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    """With `*` and `?`; upper and lower case are the same."""
+    recipe: str | None = None
+    person: str | None = None
+    text: str | None = None
+    """What stands in the input; upper and lower case are the same."""
+    metadata: Mapping[str, str] = {}
+    """Shell globs, by the name of the value."""
+    since: float | None = None
+    until: float | None = None
+    """When they were made: from the first up to before the second."""
+    cursor: str | None = None
+    limit: int = 50
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of what was looked for."""
+
+    data: list[Hit]
+    next_cursor: str | None
+    looked_through: int | None
+    """Set where the page ended because so many were looked through, not because it is full."""
+
+
+class FoundDeliveries(msgspec.Struct, frozen=True):
+    """A page of deliveries that failed; the fields are those of `Found`."""
+
+    data: list[Delivery]
+    next_cursor: str | None
+    looked_through: int | None
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """What came about a prediction, and what was made of it."""
+
+    channel: str
+    received_at: datetime
+    headers: list[tuple[str, str]]
+    body: str
+    """The beginning of what came."""
+    size: int
+    verdict: str
+    reason: str
+    repeats: int
+    repeated_at: datetime | None
+
+
+class Search:
+    """Looks up what is in one store."""
+
+    def __init__(self, store: Engine) -> None:
+        self._store = store
+
+    async def page(self, wanted: Wanted) -> Found:
+        """Find predictions, newest first; a page may hold fewer than there is room for."""
+        given = _given(wanted)
+        bound = await self._bound(given)
+        if bound is not None:
+            given["bound"] = bound
+        statement = sql.lists["search"].by(narrowed(given))
+        rows = await self._store.read(statement, **given, limit=wanted.limit + 1)
+        fits = _fitting(wanted.metadata)
+        full = len(rows) > wanted.limit
+        rows = rows[: wanted.limit]
+        return Found(
+            data=[_hit(row) for row in rows if fits(row)],
+            next_cursor=rows[-1]["id"] if full else bound,
+            looked_through=_LOOKED_THROUGH if bound is not None and not full else None,
+        )
+
+    async def _bound(self, given: Mapping[str, Any]) -> str | None:
+        """Return where a search must end that no index narrows enough; None: it need not."""
+        filters = set(narrowed(given))
+        by_index = next((name for name in _INDEXED if name in filters), None)
+        if filters - _FREE - {by_index, "living"} == set():
+            return None
+        names = [*filters & _FREE, *([by_index] if by_index else [])]
+        of_index = "status" if by_index == "unsuccessful" else by_index
+        params = {name: value for name, value in given.items() if name in {*_FREE, of_index}}
+        statement = sql.lists["bound"].by(names)
+        rows = await self._store.read(statement, **params, most=_LOOKED_THROUGH - 1)
+        return rows[0]["id"] if rows else None
+
+    async def failed(
+        self, state: str, handler: str | None, cursor: str | None, limit: int
+    ) -> FoundDeliveries:
+        """List dead or skipped deliveries, newest first; of one handler, so many looked through."""
+        given = {"state": state} | ({} if cursor is None else {"cursor": cursor})
+        bound = None
+        if handler is not None:
+            statement = deliveries_sql.lists["bound_failed"].by(narrowed(given))
+            rows = await self._store.read(statement, **given, most=_LOOKED_THROUGH - 1)
+            bound = rows[0]["id"] if rows else None
+        wanted = {**given, "handler": handler, "bound": bound}
+        rows = await listed(self._store, deliveries_sql.lists["list_deliveries"], wanted, limit)
+        page = page_of([delivery_of(row) for row in rows], limit)
+        looked = _LOOKED_THROUGH if bound is not None and page.next_cursor is None else None
+        return FoundDeliveries(page.data, page.next_cursor or bound, looked)
+
+    async def pending(self, handler: str | None, limit: int) -> list[Delivery]:
+        """List pending deliveries by handler, those due first first."""
+        given = {} if handler is None else {"handler": handler}
+        statement = deliveries_sql.lists["list_pending"].by({"base": "", **given})
+        rows = await self._store.read(statement, **given, limit=limit)
+        return [delivery_of(row) for row in rows]
+
+    async def family(self, prediction_id: str) -> tuple[list[Hit], list[Hit]]:
+        """Return what led to a prediction, the first of all first, and what came of it."""
+        parents = await self._store.read(sql.select_parents, id=prediction_id)
+        children = await self._store.read(sql.select_children, id=prediction_id)
+        return [_hit(row) for row in parents], [_hit(row) for row in children]
+
+    async def arrivals(self, prediction_id: str) -> list[Arrival]:
+        """Return what came about a prediction, the oldest first."""
+        rows = await self._store.read(sql.select_callbacks, id=prediction_id)
+        return [_arrival(row) for row in rows]
+
+    async def with_content(self, predictions: Sequence[str]) -> set[str]:
+        """Return which of some predictions are there, and were not erased."""
+        rows = await self._store.read(sql.select_whole, [(name,) for name in predictions])
+        return {row["id"] for row in rows}
+
+    async def recent(self, since: float, most: int) -> dict[str, int]:
+        """Count the predictions made since then by status, the latest `most` of them."""
+        rows = await self._store.read(sql.count_recent, since=oldest_id("pred", since), most=most)
+        return {row["status"]: row["number"] for row in rows}
+
+
+def _given(wanted: Wanted) -> dict[str, Any]:
+    """Return the values of the filters that are given."""
+    given = {
+        "status": wanted.status,
+        "provider": wanted.provider,
+        "model": None if wanted.model is None else _pattern(wanted.model),
+        "recipe": wanted.recipe,
+        "person": wanted.person,
+        "text": None if wanted.text is None else _escaped(wanted.text),
+        "needle": _needle(wanted.metadata),
+        "since": None if wanted.since is None else oldest_id("pred", wanted.since),
+        "until": None if wanted.until is None else oldest_id("pred", wanted.until),
+        "cursor": wanted.cursor,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _pattern(glob: str) -> str:
+    """Return a pattern of LIKE for a glob."""
+    escaped = re.sub(r"([%_!])", r"!\1", glob)
+    return escaped.replace("*", "%").replace("?", "_")
+
+
+def _escaped(text: str) -> str:
+    """Return a text as it stands inside of JSON."""
+    return msgspec.json.encode(text).decode()[1:-1]
+
+
+def _needle(metadata: Mapping[str, str]) -> str | None:
+    """Return the longest text that must stand in the metadata for all globs to fit."""
+    parts = [part for glob in metadata.values() for part in _GLOB.split(glob)]
+    return _escaped(max([*parts, *metadata], key=len)) if metadata else None
+
+
+def _fitting(globs: Mapping[str, str]) -> Callable[[Row], bool]:
+    patterns = {name: re.compile(translate(glob)) for name, glob in globs.items()}
+
+    def fits(row: Row) -> bool:
+        has = msgspec.json.decode(row["metadata"]) if patterns else {}
+        return all(name in has and each.match(plain(has[name])) for name, each in patterns.items())
+
+    return fits
+
+
+def _hit(row: Row) -> Hit:
+    output = row["output"]
+    return Hit(
+        id=row["id"],
+        provider=row["provider"],
+        model=row["model"],
+        status=Status(row["status"]),
+        created_at=utc(row["created_at"]),
+        submitted_at=_time(row["submitted_at"]),
+        completed_at=_time(row["completed_at"]),
+        erased=row["erased_at"] is not None,
+        error_code=row["error_code"],
+        error_message=row["error_message"] or "",
+        recipe=row["recipe"],
+        person=row["person"],
+        depth=row["depth"],
+        prompt=_prompt(row["prompt"]),
+        outputs=None if output is None else msgspec.json.decode(output, type=list[Output]),
+        has_output=bool(row["has_output"]),
+    )
+
+
+def _prompt(text: str) -> str:
+    """Read the prompt out of the piece of an input that begins with it, and may be cut."""
+    found = _PROMPT.match(text)
+    if found is None:
+        return "" if text == "{}" else text
+    quoted = found[1]
+    if not quoted.endswith('"'):
+        quoted = re.sub(r"\\(u\w{0,3})?$", "", quoted) + '"'
+    try:
+        return str(msgspec.json.decode(quoted))
+    except msgspec.DecodeError:
+        return quoted.strip('"')
+
+
+def _arrival(row: Row) -> Arrival:
+    body = row["body"]
+    return Arrival(
+        channel=row["channel"],
+        received_at=utc(row["received_at"]),
+        headers=_headers(row["headers"]),
+        body=body if isinstance(body, str) else bytes(body).decode(errors="replace"),
+        size=row["size"],
+        verdict=row["verdict"],
+        reason=row["reason"],
+        repeats=row["repeats"],
+        repeated_at=_time(row["repeated_at"]),
+    )
+
+
+def _headers(text: str) -> list[tuple[str, str]]:
+    return msgspec.json.decode(text, type=list[tuple[str, str]])
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else utc(seconds)

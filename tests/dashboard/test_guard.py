@@ -1,0 +1,264 @@
+"""Nobody looks or acts who has not signed in, and nothing acts but a form of our own pages."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from receiver.dashboard.guard import COOKIE, DEV_COOKIE, LONGEST
+from tests.conftest import Logged, Start
+from tests.dashboard.people import NAMED, ON, VIEWER_KEY, Person, buttons, hidden, person
+from tests.receiving import API_KEY
+
+pytestmark = pytest.mark.anyio
+
+PAGES = (
+    "",
+    "/predictions",
+    "/predictions?view=grid",
+    "/deliveries",
+    "/handlers",
+    "/replays",
+    "/discarded",
+    "/recipes",
+    "/costs",
+    "/audit",
+)
+UNKNOWN = f"pred_{'0' * 32}"
+POSTS = (
+    f"/predictions/{UNKNOWN}/cancel",
+    f"/predictions/{UNKNOWN}/replay",
+    f"/predictions/{UNKNOWN}/erase",
+    f"/predictions/{UNKNOWN}/again",
+    f"/deliveries/dlv_{'0' * 40}/retry",
+    "/handlers/pause",
+    "/handlers/resume",
+    "/replays",
+    f"/replays/rep_{'0' * 32}/start",
+    f"/replays/rep_{'0' * 32}/cancel",
+    "/recipes/imagine",
+)
+
+
+async def test_it_is_off_unless_it_is_turned_on(start: Start) -> None:
+    async with start() as station:
+        assert (await station.world.get("/ui")).status_code == 404
+
+
+async def test_it_is_on_with_dev(start: Start) -> None:
+    async with start(RECEIVER_DEV="1") as station:
+        assert (await station.world.get("/ui")).status_code == 303
+    async with start(RECEIVER_DEV="1", RECEIVER_DASHBOARD="off") as station:
+        assert (await station.world.get("/ui")).status_code == 404
+
+
+async def test_before_the_start_and_after_the_end_it_says_so(start: Start) -> None:
+    async with start(**ON) as station:
+        pass
+    transport = httpx.ASGITransport(station.app)
+    async with httpx.AsyncClient(transport=transport, base_url="https://hooks.test") as world:
+        assert (await world.get("/ui/predictions")).status_code == 503
+
+
+async def test_a_page_leads_a_stranger_to_the_sign_in_and_back(start: Start) -> None:
+    async with start(**ON) as station:
+        for path in (*PAGES, f"/predictions/{UNKNOWN}"):
+            answer = await station.world.get(f"/ui{path}")
+            assert answer.status_code == 303
+            assert answer.headers["location"].startswith("/ui/sign-in?next=")
+            after = httpx.URL(answer.headers["location"]).params["next"]
+            back = await person(station).sign_in(after=after)
+            assert back.headers["location"] == f"/ui{path or '/'}"
+
+
+async def test_parts_of_pages_are_not_led_anywhere(start: Start) -> None:
+    async with start(**ON) as station:
+        path = f"/ui/predictions/{UNKNOWN}/outputs/0/thumbnail"
+        image = await station.world.get(path, headers={"sec-fetch-dest": "image"})
+        assert image.status_code == 401
+        live = await station.world.get("/ui/handlers", headers={"hx-request": "true"})
+        assert live.status_code == 401
+        assert live.headers["hx-redirect"].startswith("/ui/sign-in?next=")
+
+
+async def test_nothing_is_done_without_a_sign_in_or_a_token_or_from_elsewhere(
+    start: Start,
+) -> None:
+    async with start(**ON) as station:
+        someone = person(station)
+        await someone.sign_in()
+        form = {"token": hidden(await someone.see("/handlers"), "token"), "name": "x"}
+        wrong: list[dict[str, Any]] = [
+            {"data": {"name": "x"}},
+            {"data": {**form, "token": form["token"][:-1] + "!"}},
+            *(
+                {"data": form, "headers": {"sec-fetch-site": site}}
+                for site in ("cross-site", "same-site")
+            ),
+            {"data": form, "headers": {"origin": "https://evil.test"}},
+        ]
+        for path in POSTS:
+            assert (await station.world.post(f"/ui{path}", data=form)).status_code == 303
+            refused = [await someone.http.post(f"/ui{path}", **each) for each in wrong]
+            assert [answer.status_code for answer in refused] == [403] * 5, path
+            bare = await someone.http.post(f"/ui{path}", headers={"content-type": "text/plain"})
+            assert bare.status_code == 415
+        assert station.count("audit") == 0
+
+
+async def test_a_viewer_sees_all_and_does_nothing(start: Start) -> None:
+    async with start(**ON) as station:
+        made = await station.submit()
+        someone = person(station)
+        await someone.sign_in(VIEWER_KEY)
+        for path in (*PAGES, f"/predictions/{made['id']}"):
+            page = await someone.see(path)
+            assert {*buttons(page)} <= {"Sign out", "Filter", "Show"}, path
+            assert "guest, looks only" in page
+        for path in POSTS:
+            answer = await someone.act(path)
+            assert answer.status_code == 403
+            assert "may look" in answer.text
+        assert station.count("audit") == 0
+
+
+async def test_a_key_that_is_taken_away_opens_nothing_any_more(start: Start) -> None:
+    async with start(**ON) as station:
+        someone = person(station)
+        await someone.sign_in()
+        await someone.see("/handlers")
+        cookies = someone.http.cookies
+    async with start(**ON, RECEIVER_API_KEYS="another-key-of-this-receiver") as station:
+        again = person(station, cookies=cookies)
+        await again.see("/handlers", 303)
+
+
+async def test_a_sign_in_lasts_for_twelve_hours(start: Start, on_sqlite: None) -> None:  # noqa: ARG001
+    async with start(**ON) as station:
+        someone = person(station)
+        await someone.sign_in()
+        station.clock.ahead = LONGEST - 60
+        await someone.see("/handlers")
+        station.clock.ahead = LONGEST + 60
+        await someone.see("/handlers", 303)
+
+
+async def test_signing_out_drops_the_cookie(start: Start) -> None:
+    async with start(**ON) as station:
+        someone = person(station)
+        await someone.sign_in()
+        await someone.press("/handlers", "Sign out")
+        await someone.see("/handlers", 303)
+
+
+async def test_a_forged_cookie_is_none(start: Start) -> None:
+    async with start(**ON) as station:
+        for cookie in ("", "x", "e30.AAAA", "ImEi.x", "a" * 4000):
+            await person(station, cookies={COOKIE: cookie}).see("/handlers", 303)
+
+
+async def test_the_cookie_is_for_this_host_over_https_alone(start: Start) -> None:
+    async with start(**ON) as station:
+        signed = await person(station).sign_in()
+        said = signed.headers["set-cookie"]
+        assert said.startswith(f"{COOKIE}=")
+        kept = {part.strip().lower() for part in said.split(";")[1:]}
+        assert {"httponly", "secure", "samesite=strict", "path=/", f"max-age={LONGEST}"} <= kept
+        assert not any(part.startswith("domain") for part in kept)
+        assert API_KEY not in said
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("http://localhost:8000", DEV_COOKIE),
+        ("http://127.0.0.1:8000", DEV_COOKIE),
+        ("https://localhost:8000", COOKIE),
+        ("http://box.lan:8000", COOKIE),
+    ],
+)
+async def test_in_development_plain_http_of_this_machine_will_do(
+    start: Start, address: str, name: str
+) -> None:
+    async with start(RECEIVER_DEV="1") as station:
+        answer = await station.world.get(f"{address}/ui/sign-in")
+        said = answer.headers["set-cookie"]
+        assert said.startswith(f"{name}=")
+        assert ("secure" in said.lower()) == (name == COOKIE)
+        assert ("plain http" in answer.text) == (address == "http://box.lan:8000")
+
+
+async def test_without_dev_plain_http_is_told_of(start: Start) -> None:
+    async with start(**ON) as station:
+        assert "plain http" in await person(station, base_url="http://127.0.0.1").see("/sign-in")
+
+
+async def test_failed_sign_ins_are_limited_and_told_of(start: Start, logged: Logged) -> None:
+    async with start(**ON, RECEIVER_LIMIT_UNPROVED_PER_MINUTE="3") as station:
+        someone = person(station)
+        answers = [await someone.sign_in("wrong") for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [401, 401, 401, 429]
+        assert "no key of this receiver" in answers[0].text
+        assert int(answers[3].headers["retry-after"]) > 0
+        assert (await station.world.get("/v1/predictions")).status_code == 429
+        assert (await someone.sign_in()).status_code == 303  # a key too long to guess
+    said = [line for line in logged if line["event"] == "dashboard.action"]
+    assert [line["result"] for line in said] == ["unauthorized"] * 3 + ["done"]
+
+
+async def test_the_sign_in_leads_nowhere_else(start: Start) -> None:
+    elsewhere = ("https://evil.test/", "//evil.test", "/\\evil.test", "javascript:1", "/\n/evil")
+    async with start(**ON) as station:
+        for after in elsewhere:
+            answer = await person(station).sign_in(after=after)
+            assert answer.headers["location"] == "/ui/"
+
+
+async def test_every_answer_lets_in_nothing_from_elsewhere(start: Start) -> None:
+    async with start(**ON) as station:
+        someone = person(station)
+        await someone.sign_in()
+        for path in (
+            *PAGES,
+            "/sign-in",
+            "/nothing",
+            f"/predictions/{UNKNOWN}",
+            "/predictions?status=x",
+        ):
+            answer = await someone.http.get(f"/ui{path}")
+            policy = answer.headers["content-security-policy"]
+            assert "default-src 'self'" in policy
+            assert "frame-ancestors 'none'" in policy
+            assert "unsafe" not in policy
+            assert answer.headers["cache-control"] == "no-store"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?! src=)", answer.text), path
+
+
+async def test_sign_in_and_actions_are_in_the_audit_trail(start: Start, logged: Logged) -> None:
+    async with start(**{**ON, **NAMED}) as station:
+        made = await station.submit()
+        someone: Person = person(station)
+        await someone.sign_in()
+        await someone.act(f"/predictions/{made['id']}/cancel")
+        await someone.act(f"/predictions/{made['id']}/erase")
+        rows = station.rows("SELECT who, action, target, result FROM audit ORDER BY id")
+        lines = [line for line in logged if line["event"] == "dashboard.action"]
+        assert [tuple(row)[1:] for row in rows][-1][0] == "erase"
+        assert {row[0] for row in rows} == {"web"}
+        assert [line["action"] for line in lines] == ["sign in", "cancel", "erase"]
+        assert "Done by hand" in await someone.see("")
+
+
+async def test_the_files_of_the_pages_are_the_only_ones(start: Start) -> None:
+    async with start(**ON) as station:
+        page = (await station.world.get("/ui/sign-in")).text
+        for address in re.findall(r'(?:src|href)="(/ui/static/[^"]+)"', page):
+            answer = await station.world.get(address)
+            assert answer.status_code == 200
+            assert "immutable" in answer.headers["cache-control"]
+        for name in ("vendored.toml", "..%2Fsite.py", "nothing.css"):
+            assert (await station.world.get(f"/ui/static/{name}")).status_code == 404

@@ -1,0 +1,241 @@
+"""Pictures come from us alone: few types, few pixels, out of a bounded folder that forgets."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from receiver.dashboard import thumbnails
+from receiver.dashboard.shelf import Shelf
+from receiver.dashboard.thumbnails import EDGE, Unshowable, thumbnail
+from tests.conftest import Start
+from tests.dashboard.people import ON, Person, person
+from tests.receiving import PICTURE, Station, eventually
+
+pytestmark = pytest.mark.anyio
+
+
+def png(width: int = 900, height: int = 600, **more: Any) -> bytes:
+    made = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(made, "PNG", **more)
+    return made.getvalue()
+
+
+class Results(httpx.AsyncBaseTransport):
+    """The network to results: what is there, by its URL."""
+
+    def __init__(self) -> None:
+        self.there: dict[str, tuple[bytes, str]] = {PICTURE: (png(), "image/png")}
+        self.asked: list[str] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(str(request.url))
+        if str(request.url) not in self.there:
+            return httpx.Response(404)
+        content, kind = self.there[str(request.url)]
+        return httpx.Response(200, content=content, headers={"content-type": kind})
+
+
+@pytest.fixture
+def results() -> Results:
+    return Results()
+
+
+async def shown(station: Station, prompt: str = "a picture") -> tuple[Person, str, str]:
+    """Have a prediction succeed; give who is signed in, its id, and where its output is."""
+    sent = await station.submitted("fal", prompt)
+    assert (await station.push(sent)).status_code == 200
+    someone = person(station)
+    await someone.sign_in()
+    return someone, sent.prediction_id, f"/ui/predictions/{sent.prediction_id}/outputs/0"
+
+
+async def test_a_thumbnail_is_small_and_made_once(start: Start, results: Results) -> None:
+    async with start(**ON, results=results) as station:
+        someone, name, output = await shown(station)
+        first = await someone.http.get(f"{output}/thumbnail")
+        assert first.headers["content-type"] == "image/webp"
+        assert Image.open(io.BytesIO(first.content)).size == (EDGE, EDGE * 2 // 3)
+        assert first.headers["etag"].endswith(f'{hashlib.sha256(first.content).hexdigest()}.small"')
+        assert first.headers["cache-control"] == "private, no-cache"
+        again = {"if-none-match": first.headers["etag"]}
+        assert (await someone.http.get(f"{output}/thumbnail", headers=again)).status_code == 304
+        assert results.asked == [PICTURE]
+        assert (await station.world.get(f"{output}/thumbnail")).status_code == 303
+        grid = await someone.see("/predictions", view="grid")
+        assert f'src="{output}/thumbnail"' in grid
+        assert f'data-full="{output}"' in grid
+        assert "cdn.test" not in grid
+        assert name in grid
+
+
+async def test_a_picture_is_shown_and_a_film_has_ranges(start: Start, results: Results) -> None:
+    film = b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom" + bytes(range(256)) * 8
+    async with start(**ON, results=results) as station:
+        someone, _, output = await shown(station)
+        whole = await someone.http.get(output)
+        assert whole.content == png()
+        assert whole.headers["content-type"] == "image/png"
+        assert whole.headers["content-disposition"].startswith("inline")
+        assert "sandbox" in whole.headers["content-security-policy"]
+        saved = await someone.http.get(output, params={"save": "1"})
+        assert saved.headers["content-disposition"].startswith("attachment")
+        results.there[PICTURE] = (film, "video/mp4")
+        someone, _, output = await shown(station, "a film")
+        part = await someone.http.get(output, headers={"range": "bytes=4-11"})
+        assert part.status_code == 206
+        assert part.content == b"ftypmp42"
+        assert part.headers["content-type"] == "video/mp4"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (
+            b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
+            "image/svg+xml",
+        ),
+        (b"<!doctype html><script>alert(1)</script>", "text/html"),
+        (b"\x7fELF", "application/octet-stream"),
+    ],
+)
+async def test_what_may_hold_a_program_is_a_download(
+    start: Start, results: Results, content: bytes, kind: str
+) -> None:
+    results.there[PICTURE] = (content, kind)
+    async with start(**ON, results=results) as station:
+        someone, _, output = await shown(station)
+        answer = await someone.http.get(output)
+        if answer.status_code == 200:
+            assert answer.headers["content-type"] == "application/octet-stream"
+            assert answer.headers["content-disposition"].startswith("attachment")
+        else:
+            assert answer.status_code == 410  # a picture was promised, and this is none
+        small = await someone.http.get(f"{output}/thumbnail")
+        assert small.status_code in {410, 415}
+        assert small.headers["content-type"] == "image/svg+xml"
+        assert b"script" not in small.content
+
+
+async def test_what_is_gone_is_said_and_not_asked_for_again_at_once(
+    start: Start, results: Results
+) -> None:
+    results.there.clear()
+    async with start(**ON, results=results) as station:
+        someone, _, output = await shown(station)
+        for _ in range(2):
+            small = await someone.http.get(f"{output}/thumbnail")
+            assert small.status_code == 410
+            assert b"gone at the provider" in small.content
+        assert len(results.asked) == 1
+        assert (await someone.http.get(output)).status_code == 410
+        for odd in ("/1", "/999", "/x", "/0/nothing"):
+            missing = await someone.http.get(output.removesuffix("/0") + odd)
+            assert missing.status_code == 404
+
+
+async def test_private_addresses_are_not_asked(start: Start) -> None:
+    async with start(**ON) as station:
+        someone, name, output = await shown(station)
+        station.edit(
+            "UPDATE predictions SET output = "
+            f"'[{{\"url\":\"http://127.0.0.1:1/a.png\"}}]' WHERE id = '{name}'"
+        )
+        assert (await someone.http.get(f"{output}/thumbnail")).status_code == 410
+        answer = await someone.http.get(output)
+        assert "will not fetch" in answer.text or "a moment ago" in answer.text
+
+
+async def test_what_was_saved_is_shown_from_there(
+    start: Start, results: Results, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept results" / "a.png"
+    kept.parent.mkdir()
+    kept.write_bytes(png(30, 30))
+    async with start(**ON, results=results) as station:
+        someone, name, output = await shown(station)
+        digest = hashlib.sha256(kept.read_bytes()).hexdigest()
+        stored = (
+            f'{{"url":"{kept.as_uri()}","sha256":"{digest}","size":{kept.stat().st_size},'
+            '"content_type":"image/png"}'
+        )
+        station.edit(
+            f'UPDATE predictions SET output = \'[{{"url":"{PICTURE}","stored":{stored}}}]\' '
+            f"WHERE id = '{name}'"
+        )
+        assert (await someone.http.get(output)).content == kept.read_bytes()
+        assert (await someone.http.get(f"{output}/thumbnail")).status_code == 200
+        assert results.asked == []
+        assert "saved" in await someone.see(f"/predictions/{name}")
+
+
+async def test_an_erased_prediction_leaves_no_copy(
+    start: Start, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.dashboard.facade._TIDY", 0.05)
+    async with start(**ON, results=results) as station:
+        someone, name, output = await shown(station)
+        assert (await someone.http.get(f"{output}/thumbnail")).status_code == 200
+        assert isinstance(station.database, Path)
+        copies = Path(f"{station.database}.pictures") / name
+        assert len(list(copies.iterdir())) == 2
+        assert (await station.http.post(f"/v1/predictions/{name}/erase")).status_code == 200
+        assert (await someone.http.get(f"{output}/thumbnail")).status_code == 404
+        await eventually(copies.exists, lambda there: not there)
+
+
+def test_a_shelf_is_bounded_and_drops_what_was_not_looked_at(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf", most=1000)
+    shelf.open()
+    names = [f"pred_{number:032x}" for number in range(20)]
+    for name in names:
+        (shelf.place(name) / f"0-{name}.small").write_bytes(bytes(100))
+        shelf.find(names[0], 0, ("small",))
+        shelf.added(100)
+    assert sum(file.stat().st_size for file in (tmp_path / "shelf").rglob("*.small")) <= 1000
+    assert names[0] in shelf.predictions()
+    shelf.drop(["../shelf", names[0]])
+    assert names[0] not in shelf.predictions()
+    assert (tmp_path / "shelf").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "shelf").symlink_to(tmp_path / "theirs")
+    shelf = Shelf(tmp_path / "shelf")
+    shelf.open()
+    shelf.place(f"pred_{'0' * 32}")
+    assert not list((tmp_path / "theirs").iterdir())
+
+
+def test_what_is_no_picture_or_too_large_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a"
+    bad: list[bytes] = [b"", b"no picture", png()[:200], b"%!PS-Adobe-3.0\n", b"II*\x00"]
+    for content in bad:
+        file.write_bytes(content)
+        with pytest.raises(Unshowable):
+            thumbnail(file)
+    monkeypatch.setattr(thumbnails, "MOST_PIXELS", 100)
+    file.write_bytes(png(11, 10))
+    with pytest.raises(Unshowable, match="pixels"):
+        thumbnail(file)
+
+
+def test_of_a_film_of_pictures_the_first_is_shown(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    made = thumbnail(tmp_path / "a.gif")
+    assert made is not None
+    found = Image.open(io.BytesIO(made))
+    red, _, blue = found.convert("RGB").getpixel((4, 4))  # type: ignore[misc]
+    assert red > 200
+    assert blue < 50
+    assert getattr(found, "n_frames", 1) == 1
