@@ -53,7 +53,6 @@ PREDICTION = {
     "metadata",
     "provider_id",
     "output",
-    "cost",
     "error",
     "channel",
     "created_at",
