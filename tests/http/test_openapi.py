@@ -252,7 +252,6 @@ async def test_what_has_ended_is_as_described(start: Start) -> None:
         assert page["data"][0]["history"][0]["result"] == "done"
 
 
-@pytest.mark.timeout(300)  # 7 s where nothing else runs
 EACH_PROVIDERS_OWN: Final = """
 [[operations]]
 include-name = "POST /v1/predictions"
@@ -262,6 +261,7 @@ checks.positive_data_acceptance.expected-statuses = \
 """What a model may be called is each provider's own rule, which no schema says: 422."""
 
 
+@pytest.mark.timeout(300)  # 7 s where nothing else runs
 def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     """Let a program that has only read the document try everything it can think of.
 
