@@ -522,16 +522,6 @@ def data_uri(text: str) -> Output | None:
     return Output(url=f"data:{kind or 'application/octet-stream'};base64,{b64}", content_type=kind)
 
 
-def micro(dollars: Any) -> int | None:
-    """Read dollars, as a stranger says them, as millionths of one; None: it is no amount."""
-    is_amount = type(dollars) in (int, float) and 0 <= dollars <= _DEAREST  # refuses nan, too
-    return round(dollars * 1_000_000) if is_amount else None
-
-
-_DEAREST: Final = 1_000_000
-"""Dollars; no cost is higher."""
-
-
 def settle_submit(
     answer: ProviderResponse, message: str, *hints: str
 ) -> Refused | Postponed | None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, Literal
 
 import httpx
 
+from receiver.model.costs import micro
 from receiver.model.states import cause_of
 from receiver.model.values import Error, Outcome, Output, Ticket
 from receiver.providers import adapter as base
@@ -155,7 +156,7 @@ def _pictures(body: dict[str, Any]) -> Outcome:
 
 def _cost(body: dict[str, Any]) -> int | None:
     usage = body.get("usage")
-    return base.micro(usage.get("cost")) if isinstance(usage, dict) else None
+    return micro(usage.get("cost")) if isinstance(usage, dict) else None
 
 
 def _reason(body: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from tests.handlers.chat import (
 )
 from tests.handlers.parts import Answer, Asked, built_in, waits
 
-TOKEN: Final = "xoxb-1234-secret"
+TOKEN: Final = "xoxb-1234-hushed"
 CHANNELS: Final = {"C0123456789", "C0OTHER"}
 
 
@@ -306,7 +306,7 @@ def test_a_wrong_token_or_channel_is_dead_and_no_secret_is_told(
     delivered = receiver_kit(SLACK, online=True).deliver(make_event("failed"))
     assert delivered.delivery.reason == "chat.postMessage: invalid_auth"
     assert slack.posts == []
-    assert not re.search("secret|5678", f"{logged} {caplog.text}")
+    assert not re.search("hushed|5678", f"{logged} {caplog.text}")
 
 
 def test_files_go_to_safe_addresses_only(receiver_kit: Kits, slack: Slack) -> None:

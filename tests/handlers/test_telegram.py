@@ -31,7 +31,7 @@ from tests.handlers.chat import (
 )
 from tests.handlers.parts import Answer, Asked, built_in, waits
 
-TOKEN: Final = "123456:AAF-secret_token"
+TOKEN: Final = "123456:AAF-hushed_token"
 CHAT, OTHER, MOVED = "-1001", "@others", "-1009"
 TELEGRAM: Final = built_in("telegram")
 SINGLE: Final = {"photo", "video", "animation", "audio", "document"}
@@ -351,11 +351,11 @@ def test_a_wrong_token_or_chat_is_dead_and_no_secret_is_told(
     telegram.refusals = [(404, {}, page)]
     delivered = kit.deliver(make_event("failed"))
     assert delivered.delivery.reason == "HTTP 404 from something before Telegram"
-    monkeypatch.setenv("TELEGRAM_TOKEN", "123456:wrong-secret")
+    monkeypatch.setenv("TELEGRAM_TOKEN", "123456:wrong-hushed")
     wrong = receiver_kit(TELEGRAM, online=True).deliver(make_event("failed"))
     assert "Unauthorized" in wrong.delivery.reason
     assert telegram.posts == []
-    assert "secret" not in f"{logged} {caplog.text} {delivered.delivery}"
+    assert "hushed" not in f"{logged} {caplog.text} {delivered.delivery}"
 
 
 def test_repeats_and_crashes_post_once(receiver_kit: Kits, telegram: Telegram) -> None:

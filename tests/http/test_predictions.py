@@ -43,6 +43,7 @@ from tests.receiving import (
 pytestmark = pytest.mark.anyio
 
 PREDICTION = {
+    "cost",
     "id",
     "provider",
     "model",
@@ -52,7 +53,6 @@ PREDICTION = {
     "metadata",
     "provider_id",
     "output",
-    "cost",
     "error",
     "channel",
     "created_at",

@@ -51,6 +51,11 @@ LIMIT = "2000"
 FAL_HEADERS = ("x-fal-webhook-", "request-id")
 
 
+PUBLISHING = [
+    name for name, each in Settings.read(ENV).adapters().items() if isinstance(each, Publishing)
+]
+
+
 def without(letter: Letter, *names: str) -> Letter:
     kept = [pair for pair in letter.headers if pair[0] not in names]
     return replace(letter, headers=kept)
@@ -196,8 +201,12 @@ async def test_callbacks_of_a_provider_that_is_off_are_still_taken(
     async with start() as station:
         sents = [await station.submitted(provider, provider) for provider in PUSHING]
     off = {declared.key: None for declared in DECLARED.values()}
-    secret = await network.account_secret("replicate")  # without a key it cannot be fetched
-    async with start(**off, REPLICATE_WEBHOOK_SIGNING_SECRET=secret) as station:
+    secrets = {  # without a key they cannot be fetched
+        DECLARED[name].secret: await network.account_secret(name)
+        for name in PUBLISHING
+        if DECLARED[name].secret
+    }
+    async with start(**off, **secrets) as station:
         for sent in sents:
             assert (await station.push(sent)).json() == {"status": "accepted"}
 
@@ -374,11 +383,6 @@ async def test_an_unknown_provider_is_404(start: Start) -> None:
 
 
 # --- keys that are fetched ---
-
-
-PUBLISHING = [
-    name for name, each in Settings.read(ENV).adapters().items() if isinstance(each, Publishing)
-]
 
 
 @pytest.mark.parametrize("provider", PUBLISHING)

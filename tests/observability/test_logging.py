@@ -56,8 +56,10 @@ def lines(out: io.StringIO) -> list[dict[str, Any]]:
 
 
 EVENTS: Final = {
+    "bill": "failed",
     "cancel": "failed",
     "clock": "skewed stepped",
+    "dashboard": "action",
     "event": "unmatched",
     "handler": "attempt held interrupted missing paused registered released resumed stuck waiting",
     "handlers": "kept reloaded",

@@ -125,7 +125,7 @@ TOLD = """
 , [imagine.buttons]: X must be a recipe in quotes, or { recipe = "upscale", result = "image" } with the option that gets the picture
 , [imagine]: provder: there is no such key (did you mean provider?)
 , [Help]: a name is a small letter, then up to 31 of a-z, 0-9, _ and -, and not allow, help, limits
-, [Help]: provider must be one of oxen, eachlabs, fal, replicate, ideogram, bfl (did you mean fal?)
+, [Help]: provider must be one of oxen, eachlabs, fal, replicate, ideogram, bfl, wavespeed, openrouter (did you mean fal?)
 , [imagine]: button Again: there is no recipe imagin (did you mean imagine?)
 , [Help]: button Y: imagine has no picture option n
 """  # noqa: E501 - as they are told

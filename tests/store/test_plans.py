@@ -408,7 +408,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connectio
         yield connection
 
 
-@pytest.mark.parametrize("name", HOT.keys() - {ONLY_POSTGRES})
+@pytest.mark.parametrize("name", sorted(HOT.keys() - {ONLY_POSTGRES}))
 def test_sqlite_looks_at_few_rows(many: sqlite3.Connection, name: str) -> None:
     statement, rows = HOT[name]
     params = _params(name)

@@ -57,7 +57,7 @@ def handler(witness: Witness) -> Callable[..., Any]:
     return post
 
 
-UNSTOPPABLE = {"ideogram", "bfl"}
+UNSTOPPABLE = {"ideogram", "bfl", "wavespeed", "openrouter"}
 """Providers that cannot cancel."""
 
 
