@@ -468,7 +468,7 @@ async def test_attempts_of_another_process_are_heard(
         await eventually(lambda: len(worker.rows(rows)) == 2)
         assert sent == {}  # so that settling costs nothing more
         async with listening(front, "deliveries=true") as ear:
-            news = worker.app.state.release.__self__._http._live._attempts  # noqa: SLF001 - it tells nobody
+            news = worker.app.state.release.__self__._http.live._attempts  # noqa: SLF001 - it tells nobody
             await eventually(lambda: news._followed_elsewhere)  # noqa: SLF001 - likewise
             await whole(front, "while somebody does")
             assert attempts(await ear.until(8)) == ATTEMPTS
