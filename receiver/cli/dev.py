@@ -190,8 +190,8 @@ def _say(lines: Sequence[tuple[str, str]]) -> None:
     width = shutil.get_terminal_size().columns
     for name, text in lines:
         shown = spelled(text)
-        is_command = name in {"Chat", "Try"}  # to be copied, so never cut
-        if not is_command and len(shown) > width - 12:
+        is_copied = name in {"Chat", "Dashboard", "Try"}  # and so never cut
+        if not is_copied and len(shown) > width - 12:
             shown = f"{shown[: width - 13]}…"
         typer.secho(f"  {name:<9} ", nl=False, err=True, bold=_BOLD)
         typer.echo(shown, err=True)

@@ -9,7 +9,7 @@ from typing import Final
 import httpx
 
 from receiver.deliveries.handlers import Dead, Retry
-from receiver.providers.adapter import seconds_of
+from receiver.providers.parsing import seconds_of
 
 _PASSING: Final = frozenset({408, 423, 425, 429})
 _FINAL: Final = frozenset(range(300, 500)) - _PASSING

@@ -9,7 +9,8 @@ import httpx
 
 from receiver.model.errors import Unreadable
 from receiver.observability.runtime import Runtime
-from receiver.providers.adapter import ProviderResponse, retry_after, unexpected
+from receiver.providers.adapter import ProviderResponse
+from receiver.providers.parsing import retry_after, unexpected
 from receiver.providers.transport import read_capped
 from receiver.store.limits import LimitStore, RequestPermit
 

@@ -30,7 +30,8 @@ from receiver.predictions.limits import Limits, refusal
 from receiver.predictions.poller import Poller
 from receiver.predictions.provider_client import Busy, ProviderClient
 from receiver.predictions.submitter import Submitter
-from receiver.providers.adapter import Provider, ProviderResponse, decode
+from receiver.providers.adapter import Provider, ProviderResponse
+from receiver.providers.parsing import decode
 from receiver.store.budgets import Excess
 from receiver.store.facade import Store
 from receiver.store.predictions import CreateResult, Job, NewPrediction

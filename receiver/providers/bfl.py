@@ -14,7 +14,7 @@ import httpx
 
 from receiver.model.errors import Problem, Unreadable
 from receiver.model.values import Outcome, OutcomeKind, Ticket
-from receiver.providers import adapter as base
+from receiver.providers import parsing, results
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
@@ -61,7 +61,7 @@ class Bfl:
 
     def check(self, model: str, input: dict[str, Any]) -> None:
         """Refuse what is no endpoint's name, and a callback that would take the place of ours."""
-        if "/" in base.model_path(model):
+        if "/" in parsing.model_path(model):
             raise Problem(422, "invalid-model", "a model of BFL is one name, as flux-2-pro")
         if unfit := sorted(_OURS & input.keys()):
             detail = f"callbacks come to the receiver: leave out {', '.join(unfit)}"
@@ -71,17 +71,17 @@ class Bfl:
         body = dict(ticket.input)
         if hook is not None and ticket.mode == "queue":
             body |= {"webhook_url": hook.url, "webhook_secret": hook.secret}
-        return self._call("POST", f"{self._api}/{base.model_path(ticket.model)}", json=body)
+        return self._call("POST", f"{self._api}/{parsing.model_path(ticket.model)}", json=body)
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:  # noqa: ARG002 - nothing blocks
-        body = base.content(answer)
-        if settled := base.settle_submit(answer, _said(body), base.words(body.get("error"))):
+        body = parsing.content(answer)
+        if settled := parsing.settle_submit(answer, _said(body), parsing.words(body.get("error"))):
             return settled
-        provider_id = base.identifier(body.get("id"))
+        provider_id = parsing.identifier(body.get("id"))
         if provider_id is None:
             return Ambiguous("BFL accepted the submit without an id")
         url = body.get("polling_url")
-        links = {"polling_url": str(url)} if base.leads_to(url, [self.base_url], _DOMAIN) else {}
+        links = {"polling_url": str(url)} if parsing.leads_to(url, [self.base_url], _DOMAIN) else {}
         return Accepted(provider_id, links, _cost(body.get("cost")))
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:
@@ -89,7 +89,7 @@ class Bfl:
         _SIGNATURE.verify(callback, now=now, keys=keys)
 
     def read(self, body: bytes) -> Outcome:
-        outcome = _outcome(base.decode_object(body))
+        outcome = _outcome(parsing.decode_object(body))
         if outcome.kind in {"processing", "missing"}:  # nothing but an end is told
             return Outcome(kind="ask", provider_id=outcome.provider_id)
         return outcome
@@ -97,15 +97,15 @@ class Bfl:
     def poll(self, ticket: Ticket) -> httpx.Request:
         if "polling_url" in ticket.links:
             return self._call("GET", ticket.links["polling_url"])
-        params = {"id": base.model_path(ticket.provider_id or "")}
+        params = {"id": parsing.model_path(ticket.provider_id or "")}
         return self._call("GET", f"{self._api}/get_result", params=params)
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
         if answer.status == httpx.codes.NOT_FOUND:
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status != httpx.codes.OK:
-            raise base.unexpected(answer, _said(base.error_body(answer.body)))
-        body = base.decode_object(answer.body)
+            raise parsing.unexpected(answer, _said(parsing.error_body(answer.body)))
+        body = parsing.decode_object(answer.body)
         if not isinstance(body.get("status"), str):
             raise Unreadable("no status")
         return _outcome(body, ticket)
@@ -121,8 +121,8 @@ class Bfl:
         return self._call("GET", f"{self._api}/credits")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
-        told = "credits" in base.error_body(answer.body)
-        return base.let_in(answer, sign=answer.status == httpx.codes.OK and told)
+        told = "credits" in parsing.error_body(answer.body)
+        return parsing.let_in(answer, sign=answer.status == httpx.codes.OK and told)
 
     @property
     def _api(self) -> str:
@@ -135,17 +135,17 @@ class Bfl:
 
 def _outcome(body: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
     """Read an answer to a poll or a callback; in the end they differ only in an error's place."""
-    status = base.words(body.get("status"))
-    kind = base.lookup(_KINDS, status, "processing")
-    provider_id = base.identifier(body.get("id"), ticket.provider_id if ticket else None)
+    status = parsing.words(body.get("status"))
+    kind = parsing.lookup(_KINDS, status, "processing")
+    provider_id = parsing.identifier(body.get("id"), ticket.provider_id if ticket else None)
     if kind == "succeeded":
-        made = base.outputs(body.get("result"), ticket.input if ticket else None)
+        made = results.outputs(body.get("result"), ticket.input if ticket else None)
         return Outcome(kind=kind, provider_id=provider_id, output=made)
     if kind == "failed":
         if status.lower() in _MODERATED:
-            error = base.failure(base.join([status, *_reasons(body.get("details"))]), status)
+            error = parsing.failure(parsing.join([status, *_reasons(body.get("details"))]), status)
         else:
-            error = base.failure(_said(body) or status, base.words(body.get("error")))
+            error = parsing.failure(_said(body) or status, parsing.words(body.get("error")))
         return Outcome(kind=kind, provider_id=provider_id, error=error)
     return Outcome(kind=kind, provider_id=provider_id)
 
@@ -153,13 +153,13 @@ def _outcome(body: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
 def _said(body: dict[str, Any]) -> str:
     """Return what went wrong in words; where there are none, in its code."""
     places = ("message", "details", "detail", "error")
-    return base.words(*(base.spoken(body.get(name)) for name in places))
+    return parsing.words(*(parsing.spoken(body.get(name)) for name in places))
 
 
 def _reasons(details: Any) -> list[str]:
     """Return what the details of a moderation say, under whatever names."""
     values = details.values() if isinstance(details, dict) else [details]
-    return [said for value in values if (said := base.spoken(value))]
+    return [said for value in values if (said := parsing.spoken(value))]
 
 
 def _cost(cents: Any) -> int | None:

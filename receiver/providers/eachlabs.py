@@ -18,7 +18,7 @@ from receiver.model.costs import micro
 from receiver.model.errors import Unproved, Unreadable
 from receiver.model.states import cause_of
 from receiver.model.values import Error, Outcome, Ticket
-from receiver.providers import adapter as base
+from receiver.providers import parsing, results
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
@@ -88,18 +88,18 @@ class Eachlabs:
         return self._call("POST", "/v1/prediction", json=body)
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
-        body = base.content(answer)
+        body = parsing.content(answer)
         reason = _reason(body)
         hints = _hints(body)
         if answer.status in _OF_MONEY and _FULL.search(reason):
-            return Postponed(reason, base.retry_after(answer), holds="full")
-        if settled := base.settle_submit(answer, reason, *hints):
+            return Postponed(reason, parsing.retry_after(answer), holds="full")
+        if settled := parsing.settle_submit(answer, reason, *hints):
             return settled
         provider_id = _id(body)
         if ticket.mode == "sync" and (provider_id or body.get("status")):
             return _outcome(body, ticket.input)
-        if base.lookup(_KINDS, body.get("status"), "processing") in {"failed", "canceled"}:
-            return base.refusal(reason or "not created", *hints)
+        if parsing.lookup(_KINDS, body.get("status"), "processing") in {"failed", "canceled"}:
+            return parsing.refusal(reason or "not created", *hints)
         if provider_id is None:
             return Ambiguous("Eachlabs accepted the submit without a predictionID")
         return Accepted(provider_id)
@@ -112,7 +112,7 @@ class Eachlabs:
             raise Unproved("bad_secret")
 
     def read(self, body: bytes) -> Outcome:
-        payload = base.decode_object(body)
+        payload = parsing.decode_object(body)
         if "workflow_id" in payload and "exec_id" not in payload:
             raise Unreadable("a workflow's callback, not a prediction's")
         outcome = _outcome(payload)
@@ -121,14 +121,14 @@ class Eachlabs:
         return outcome
 
     def poll(self, ticket: Ticket) -> httpx.Request:
-        return self._call("GET", f"/v1/prediction/{base.model_path(ticket.provider_id or '')}")
+        return self._call("GET", f"/v1/prediction/{parsing.model_path(ticket.provider_id or '')}")
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
         if answer.status == httpx.codes.NOT_FOUND:
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status != httpx.codes.OK:
-            raise base.unexpected(answer)
-        body = base.decode_object(answer.body)
+            raise parsing.unexpected(answer)
+        body = parsing.decode_object(answer.body)
         return replace(_outcome(body, ticket.input), cost=_cost(body))
 
     @property
@@ -141,12 +141,12 @@ class Eachlabs:
 
     def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
         if answer.status != httpx.codes.OK:
-            raise base.unexpected(answer)
-        cost = _cost(base.decode_object(answer.body))
+            raise parsing.unexpected(answer)
+        cost = _cost(parsing.decode_object(answer.body))
         return {} if cost is None else {tickets[0].id: cost}
 
     def cancel(self, ticket: Ticket) -> httpx.Request:
-        path = f"/v1/prediction/{base.model_path(ticket.provider_id or '')}/cancel"
+        path = f"/v1/prediction/{parsing.model_path(ticket.provider_id or '')}/cancel"
         return self._call("POST", path)
 
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:  # noqa: ARG002 - the protocol's
@@ -155,9 +155,9 @@ class Eachlabs:
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
         """Return each delivery of a page; look on until they are older than our submit."""
-        if not base.is_yes(answer):
-            raise base.unexpected(answer)
-        page = base.decode_object(answer.body)
+        if not parsing.is_yes(answer):
+            raise parsing.unexpected(answer)
+        page = parsing.decode_object(answer.body)
         rows = page.get("webhooks")
         if not isinstance(rows, list):
             raise Unreadable("no list of webhooks")
@@ -166,7 +166,7 @@ class Eachlabs:
             Candidate(provider_id, row["url"])
             for row in rows
             if isinstance(row.get("url"), str)
-            and (provider_id := base.identifier(row.get("execution_id")))
+            and (provider_id := parsing.identifier(row.get("execution_id")))
         ]
         limit, offset = page.get("limit"), page.get("offset")
         if type(limit) is not int or type(offset) is not int or len(rows) < max(limit, 1):
@@ -179,16 +179,16 @@ class Eachlabs:
         return self._call("GET", "/v1/webhooks", params={"limit": _LISTED, "offset": offset})
 
     def details(self, model: str) -> httpx.Request:
-        return self._call("GET", f"/v1/models/{base.model_path(model)}")
+        return self._call("GET", f"/v1/models/{parsing.model_path(model)}")
 
     def try_key(self) -> httpx.Request:
         """List the last delivery of a webhook, as a 404 for a prediction tells two things."""
         return self._call("GET", "/v1/webhooks", params={"limit": 1})
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
-        body = base.error_body(answer.body)
+        body = parsing.error_body(answer.body)
         listed = answer.status == httpx.codes.OK and "webhooks" in body
-        return base.let_in(answer, sign=listed)
+        return parsing.let_in(answer, sign=listed)
 
     def _call(self, method: str, path: str, **content: Any) -> httpx.Request:
         # The old pages want X-API-Key, the new ones Bearer: both with the same key suit both.
@@ -199,29 +199,29 @@ class Eachlabs:
 def _reaches_back(rows: Sequence[dict[str, Any]], submitted_at: float | None) -> bool:
     """Return whether a page, the newest first, has deliveries from before our submit."""
     since = (submitted_at or 0.0) - _CLOCK_SKEW
-    times = (base.time_of(row.get("created_at")) for row in rows)
+    times = (parsing.time_of(row.get("created_at")) for row in rows)
     return any(at is not None and at < since for at in times)
 
 
 def _id(payload: dict[str, Any]) -> str | None:
-    return base.identifier(*(payload.get(name) for name in ("exec_id", "predictionID", "id")))
+    return parsing.identifier(*(payload.get(name) for name in ("exec_id", "predictionID", "id")))
 
 
 def _cost(payload: dict[str, Any]) -> int | None:
     """Read `metrics.cost`, in dollars, of what has ended."""
     metrics = payload.get("metrics")
-    ended = base.lookup(_KINDS, payload.get("status"), "processing") != "processing"
+    ended = parsing.lookup(_KINDS, payload.get("status"), "processing") != "processing"
     return micro(metrics.get("cost")) if ended and isinstance(metrics, dict) else None
 
 
 def _outcome(payload: dict[str, Any], sent: dict[str, Any] | None = None) -> Outcome:
-    kind = base.lookup(_KINDS, payload.get("status"), "processing")
+    kind = parsing.lookup(_KINDS, payload.get("status"), "processing")
     provider_id = _id(payload)
     if kind == "succeeded":
-        results = base.outputs(payload.get("output"), sent or payload.get("input"))
-        return Outcome(kind=kind, provider_id=provider_id, output=results)
+        made = results.outputs(payload.get("output"), sent or payload.get("input"))
+        return Outcome(kind=kind, provider_id=provider_id, output=made)
     error = {
-        "failed": base.failure(_reason(payload), *_hints(payload)),
+        "failed": parsing.failure(_reason(payload), *_hints(payload)),
         "canceled": Error(code="canceled", message="canceled at Eachlabs"),
     }.get(kind)
     return Outcome(kind=kind, provider_id=provider_id, error=error)
@@ -233,25 +233,25 @@ def _reason(payload: dict[str, Any]) -> str:
     envelope = output if isinstance(output, dict) else {}
     errors = (
         payload.get("error"),
-        base.first(output).get("error"),
+        parsing.first(output).get("error"),
         envelope.get("error_message"),
         envelope.get("error"),
     )
-    said = base.words(*map(base.spoken, errors), base.spoken(payload.get("message")))
-    return base.join(dict.fromkeys([said, base.spoken(payload.get("details"))]))
+    said = parsing.words(*map(parsing.spoken, errors), parsing.spoken(payload.get("message")))
+    return parsing.join(dict.fromkeys([said, parsing.spoken(payload.get("details"))]))
 
 
 def _hints(payload: dict[str, Any]) -> list[str]:
     """Return the category and code of an error, in the envelope inside `output` or beside it."""
     output = payload.get("output")
-    envelope = output if isinstance(output, dict) else base.first(output)
+    envelope = output if isinstance(output, dict) else parsing.first(output)
     return [hint for place in (envelope, payload) for hint in _named(place)]
 
 
 def _named(place: dict[str, Any]) -> list[str]:
     classification = place.get("classification")
     category = classification.get("category") if isinstance(classification, dict) else None
-    return [base.words(category), base.words(place.get("error_code"))]
+    return [parsing.words(category), parsing.words(place.get("error_code"))]
 
 
 DECLARED: Final = Declared(

@@ -17,7 +17,7 @@ import httpx
 from receiver.model.costs import micro
 from receiver.model.errors import Unreadable
 from receiver.model.values import Error, Outcome, Ticket
-from receiver.providers import adapter as base
+from receiver.providers import parsing, results
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
@@ -68,10 +68,10 @@ class Fal:
 
     def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
         """Refuse only a model that could not be a path."""
-        base.model_path(model)
+        parsing.model_path(model)
 
     def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:
-        path = base.model_path(ticket.model)
+        path = parsing.model_path(ticket.model)
         if ticket.mode == "sync":
             return self._call("POST", f"{self.run_url}/{path}", json=ticket.input)
         params = {"fal_webhook": hook.url} if hook else {}
@@ -80,10 +80,10 @@ class Fal:
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         if ticket.mode == "sync":
             return _blocking(ticket, answer)
-        body = base.content(answer)
+        body = parsing.content(answer)
         if settled := _settled(answer, body):
             return settled
-        provider_id = base.identifier(body.get("request_id"))
+        provider_id = parsing.identifier(body.get("request_id"))
         if provider_id is None:
             return Ambiguous("fal.ai accepted the submit without a request_id")
         links = {name: body[name] for name in _LINKS if self._ours(body.get(name))}
@@ -99,9 +99,9 @@ class Fal:
         return read_jwks(body)
 
     def read(self, body: bytes) -> Outcome:
-        payload = base.decode_object(body)
-        request_id = base.identifier(payload.get("request_id"))
-        gateway_id = base.identifier(payload.get("gateway_request_id"))
+        payload = parsing.decode_object(body)
+        request_id = parsing.identifier(payload.get("request_id"))
+        gateway_id = parsing.identifier(payload.get("gateway_request_id"))
         ids: dict[str, Any] = {
             "provider_id": request_id or gateway_id,
             "also_known_as": gateway_id,
@@ -109,7 +109,7 @@ class Fal:
         content = payload.get("payload")
         match payload.get("status"):
             case "OK" if content is not None:
-                return Outcome(kind="succeeded", output=base.outputs(content), **ids)
+                return Outcome(kind="succeeded", output=results.outputs(content), **ids)
             case "ERROR":
                 return Outcome(**_failed(payload, content), **ids)
         # OK without a payload (it could not be serialised), or a status that is new.
@@ -123,14 +123,14 @@ class Fal:
         if answer.status == httpx.codes.NOT_FOUND:
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status not in _STATUS_CODES:
-            raise base.unexpected(answer, _detail(base.error_body(answer.body)))
-        body = base.decode_object(answer.body)
+            raise parsing.unexpected(answer, _detail(parsing.error_body(answer.body)))
+        body = parsing.decode_object(answer.body)
         status = body.get("status")
         if not isinstance(status, str):
             raise Unreadable("no status")
         if status.strip().upper() != "COMPLETED":
             return Outcome(kind="processing", provider_id=ticket.provider_id)
-        if base.is_error(body.get("error")) or base.is_error(body.get("error_type")):
+        if parsing.is_error(body.get("error")) or parsing.is_error(body.get("error_type")):
             return Outcome(provider_id=ticket.provider_id, **_failed(body, body))
         return Follow(self._call("GET", self._link(ticket, "response_url")), _result)
 
@@ -155,15 +155,15 @@ class Fal:
     def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
         """Add up what was billed for each request; without an event nothing is known of it."""
         if answer.status != httpx.codes.OK:
-            raise base.unexpected(answer)
-        events = base.decode_object(answer.body).get("billing_events")
+            raise parsing.unexpected(answer)
+        events = parsing.decode_object(answer.body).get("billing_events")
         if not isinstance(events, list):
             raise Unreadable("no list of billing events")
         ids = {each.provider_id: each.id for each in tickets}
         found: dict[str, int] = {}
         for event in events:
             told = event if isinstance(event, dict) else {}
-            name = ids.get(base.identifier(told.get("request_id")))
+            name = ids.get(parsing.identifier(told.get("request_id")))
             if name is not None and (cost := _billed(told)) is not None:
                 found[name] = found.get(name, 0) + cost
         return found
@@ -174,14 +174,14 @@ class Fal:
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
         """Return the requests with the same input, sent around our submit."""
-        if not base.is_yes(answer):
-            raise base.unexpected(answer, _detail(base.error_body(answer.body)))
-        page = base.decode_object(answer.body)
+        if not parsing.is_yes(answer):
+            raise parsing.unexpected(answer, _detail(parsing.error_body(answer.body)))
+        page = parsing.decode_object(answer.body)
         items = page.get("items")
         if not isinstance(items, list):
             raise Unreadable("no list of requests")
         sent = sorted(filter(None, (_sent(ticket, item) for item in items)))
-        cursor = base.words(page.get("next_cursor"))
+        cursor = parsing.words(page.get("next_cursor"))
         more = self._requests(ticket, {"cursor": cursor}) if cursor else None
         return Found([Candidate(request_id) for _, request_id in sent], more)
 
@@ -208,9 +208,9 @@ class Fal:
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         """Take fal's own 404 for a yes: a bad key gets a 401 before anything is looked up."""
-        status = base.error_body(answer.body).get("status")
+        status = parsing.error_body(answer.body).get("status")
         looked_up = answer.status in {*_STATUS_CODES, httpx.codes.NOT_FOUND}
-        return base.let_in(answer, sign=looked_up and isinstance(status, str))
+        return parsing.let_in(answer, sign=looked_up and isinstance(status, str))
 
     def _call(
         self, method: str, url: str, *, key: str | None = None, **content: Any
@@ -220,16 +220,16 @@ class Fal:
 
     def _ours(self, url: Any) -> bool:
         """Hold a URL from an answer against the configured hosts: it will be sent our key."""
-        return base.leads_to(url, (self.queue_url, self.run_url))
+        return parsing.leads_to(url, (self.queue_url, self.run_url))
 
     def _link(self, ticket: Ticket, name: str) -> str:
         """Use the URL that fal returned; build it as its clients do only where there is none."""
         if name in ticket.links:
             return ticket.links[name]
-        segments = base.model_path(ticket.model).split("/")
+        segments = parsing.model_path(ticket.model).split("/")
         app = "/".join(segments[: 3 if segments[0] in _NAMESPACES else 2])
         tail = {"status_url": "/status", "response_url": "", "cancel_url": "/cancel"}[name]
-        request_id = base.model_path(ticket.provider_id or "")
+        request_id = parsing.model_path(ticket.provider_id or "")
         return f"{self.queue_url}/{app}/requests/{request_id}{tail}"
 
 
@@ -243,7 +243,7 @@ def _billed(event: dict[str, Any]) -> int | None:
 
 def read_meta(body: bytes) -> list[Network]:
     """Read the ranges that callbacks come from; one that is odd is left out, not guessed at."""
-    texts = base.decode_object(body).get("webhook_ip_ranges")
+    texts = parsing.decode_object(body).get("webhook_ip_ranges")
     ranges = map(_range, texts if isinstance(texts, list) else [])
     return [found for found in ranges if found is not None]
 
@@ -257,11 +257,11 @@ def _range(text: Any) -> Network | None:
 
 def _result(ticket: Ticket, answer: ProviderResponse) -> Outcome:
     """Read the result: the model's output, or its error with the model's own HTTP code."""
-    if base.is_yes(answer):
+    if parsing.is_yes(answer):
         return _made(ticket, answer, ticket.provider_id)
     if answer.status == httpx.codes.NOT_FOUND:
         return Outcome(kind="missing", provider_id=ticket.provider_id)
-    body = base.error_body(answer.body)
+    body = parsing.error_body(answer.body)
     said = _detail(body)
     if "still in progress" in said.lower():
         return Outcome(kind="processing", provider_id=ticket.provider_id)
@@ -273,7 +273,7 @@ def _result(ticket: Ticket, answer: ProviderResponse) -> Outcome:
         or (refused and answer.status >= httpx.codes.BAD_REQUEST)
     )
     if not final or answer.status in _OF_THE_ACCOUNT:
-        raise base.unexpected(answer, said)  # the infrastructure's trouble, not the model's
+        raise parsing.unexpected(answer, said)  # the infrastructure's trouble, not the model's
     return Outcome(provider_id=ticket.provider_id, **_failed(body, body, answer))
 
 
@@ -282,19 +282,19 @@ _OF_THE_ACCOUNT: Final = frozenset({401, 402, 403, 408, 409, 425, 429})
 
 
 def _made(ticket: Ticket, answer: ProviderResponse, provider_id: str | None) -> Outcome:
-    value = base.decode(answer.body)
+    value = parsing.decode(answer.body)
     if value is None or isinstance(value, bool):
         raise Unreadable("no result")
-    results = base.outputs(value, ticket.input)
-    return Outcome(kind="succeeded", provider_id=provider_id, output=results)
+    made = results.outputs(value, ticket.input)
+    return Outcome(kind="succeeded", provider_id=provider_id, output=made)
 
 
 def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:
     """Read the answer of a blocking run, whose id is only in a header."""
-    request_id = base.identifier(answer.headers.get("x-fal-request-id"))
-    if base.is_yes(answer):
+    request_id = parsing.identifier(answer.headers.get("x-fal-request-id"))
+    if parsing.is_yes(answer):
         return _made(ticket, answer, request_id)
-    body = base.error_body(answer.body)
+    body = parsing.error_body(answer.body)
     if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR and _is_final(answer):
         return Outcome(provider_id=request_id, **_failed(body, body, answer))
     return _settled(answer, body) or Ambiguous(f"HTTP {answer.status}")
@@ -305,14 +305,15 @@ def _settled(answer: ProviderResponse, body: dict[str, Any]) -> Refused | Postpo
     said = _detail(body)
     if answer.status == httpx.codes.FORBIDDEN and _LOCKED in said.lower():
         return Postponed(said, holds="locked")
-    return base.settle_submit(answer, said, *_hints(body, answer))
+    return parsing.settle_submit(answer, said, *_hints(body, answer))
 
 
 def _sent(ticket: Ticket, item: Any) -> tuple[float, str] | None:
     """Return when a listed request was sent, and its id, if it can be our submit."""
     if not isinstance(item, dict) or item.get("json_input") != ticket.input:
         return None
-    at, request_id = base.time_of(item.get("sent_at")), base.identifier(item.get("request_id"))
+    at = parsing.time_of(item.get("sent_at"))
+    request_id = parsing.identifier(item.get("request_id"))
     if at is None or request_id is None or ticket.submitted_at is None:
         return None
     return (at, request_id) if abs(at - ticket.submitted_at) <= _CLOCK_SKEW else None
@@ -329,19 +330,19 @@ def _failed(
 ) -> dict[str, Any]:
     """Build the kind and error of a failed outcome from wherever the words are."""
     details = content if isinstance(content, dict) else {}
-    hints = [base.words(body.get("error_type")), *_hints(details, answer)]
-    message = base.join(dict.fromkeys([base.spoken(body.get("error")), _detail(details)]))
+    hints = [parsing.words(body.get("error_type")), *_hints(details, answer)]
+    message = parsing.join(dict.fromkeys([parsing.spoken(body.get("error")), _detail(details)]))
     if any("client_cancelled" in text for text in (*hints, message)):
         error = Error(code="canceled", message=message or "canceled at fal.ai")
         return {"kind": "canceled", "error": error}
-    return {"kind": "failed", "error": base.failure(message, *hints)}
+    return {"kind": "failed", "error": parsing.failure(message, *hints)}
 
 
 def _hints(body: dict[str, Any], answer: ProviderResponse | None) -> list[str]:
     """Return the types of an error and of each of its details."""
     header = answer.headers.get("x-fal-error-type") if answer else None
     kinds = (item.get("type") for item in _items(body))
-    return [base.words(kind) for kind in (*kinds, body.get("error_type"), header)]
+    return [parsing.words(kind) for kind in (*kinds, body.get("error_type"), header)]
 
 
 def _items(body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -352,11 +353,11 @@ def _items(body: dict[str, Any]) -> list[dict[str, Any]]:
 def _detail(body: dict[str, Any]) -> str:
     """Return `detail` in words: it is a text, or a list of located messages."""
     located = [
-        ": ".join(filter(None, (_place(item), base.words(item.get("msg")))))
+        ": ".join(filter(None, (_place(item), parsing.words(item.get("msg")))))
         for item in _items(body)
     ]
-    said = map(base.spoken, (body.get("detail"), body.get("error"), body.get("message")))
-    return base.words("; ".join(located), *said)
+    said = map(parsing.spoken, (body.get("detail"), body.get("error"), body.get("message")))
+    return parsing.words("; ".join(located), *said)
 
 
 def _place(item: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ import msgspec
 
 from receiver.model.errors import Problem, Unreadable
 from receiver.model.values import Outcome, OutcomeKind, Ticket
-from receiver.providers import adapter as base
+from receiver.providers import parsing, results
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
@@ -62,7 +62,7 @@ class Ideogram:
 
     def check(self, model: str, input: dict[str, Any]) -> None:
         """Refuse what could not be sent: files elsewhere, and a callback instead of ours."""
-        base.model_path(model)
+        parsing.model_path(model)
         if unfit := sorted(_OURS & input.keys()):
             detail = f"how the outcome comes is the receiver's part: leave out {', '.join(unfit)}"
             raise Problem(422, "unsupported-input", detail)
@@ -71,7 +71,7 @@ class Ideogram:
             raise Problem(422, "unsupported-input", detail)
 
     def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:
-        fields, model = dict(ticket.input), base.model_path(ticket.model)
+        fields, model = dict(ticket.input), parsing.model_path(ticket.model)
         path = f"/v2/{model}" if "/" in model else f"/v2/image/generate/{model}"
         if ticket.mode == "queue":
             told = hook is not None and ticket.model not in _NO_HOOK
@@ -86,11 +86,11 @@ class Ideogram:
         return self._call("POST", path, files=parts, headers={"Content-Type": kind})
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
-        body = base.content(answer)
+        body = parsing.content(answer)
         unsafe = answer.status == httpx.codes.UNPROCESSABLE_ENTITY
-        if settled := base.settle_submit(answer, _said(body), "safety" if unsafe else ""):
+        if settled := parsing.settle_submit(answer, _said(body), "safety" if unsafe else ""):
             return settled
-        provider_id = base.identifier(body.get("generation_id"))
+        provider_id = parsing.identifier(body.get("generation_id"))
         if provider_id is None:
             return Ambiguous("Ideogram accepted the submit without a generation_id")
         if ticket.mode == "queue":
@@ -110,8 +110,8 @@ class Ideogram:
         return read_jwks(body)
 
     def read(self, body: bytes) -> Outcome:
-        payload = base.decode_object(body)
-        provider_id = base.identifier(payload.get("generation_id"))
+        payload = parsing.decode_object(body)
+        provider_id = parsing.identifier(payload.get("generation_id"))
         if payload.get("status") is not None:  # none is documented, so another may say failed
             outcome = _outcome(payload, provider_id)
             return outcome if outcome.kind != "processing" else _ask(provider_id)
@@ -126,12 +126,12 @@ class Ideogram:
         if answer.status == httpx.codes.NOT_FOUND:
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status != httpx.codes.OK:
-            raise base.unexpected(answer, _said(base.error_body(answer.body)))
-        body = base.decode_object(answer.body)
+            raise parsing.unexpected(answer, _said(parsing.error_body(answer.body)))
+        body = parsing.decode_object(answer.body)
         if not isinstance(body.get("status"), str):
             raise Unreadable("no status")
         return _outcome(
-            body, base.identifier(body.get("generation_id"), ticket.provider_id), ticket
+            body, parsing.identifier(body.get("generation_id"), ticket.provider_id), ticket
         )
 
     def cancel(self, ticket: Ticket) -> None:
@@ -147,7 +147,7 @@ class Ideogram:
     def key_works(self, answer: ProviderResponse) -> bool | None:
         """Take its own 404 for a yes: a bad key gets a 401 before anything is looked up."""
         looked_up = answer.status == httpx.codes.NOT_FOUND and bool(_said(_object(answer)))
-        return base.let_in(answer, sign=looked_up)
+        return parsing.let_in(answer, sign=looked_up)
 
     def _call(
         self, method: str, path: str, *, headers: dict[str, str] | None = None, **content: Any
@@ -157,13 +157,13 @@ class Ideogram:
 
 
 def _path(provider_id: str) -> str:
-    return f"/v2/generations/{base.model_path(provider_id)}"
+    return f"/v2/generations/{parsing.model_path(provider_id)}"
 
 
 def _object(answer: ProviderResponse) -> dict[str, Any]:
     """Read an object; where there is none, nothing."""
     try:
-        return base.decode_object(answer.body)
+        return parsing.decode_object(answer.body)
     except Unreadable:
         return {}
 
@@ -175,11 +175,11 @@ def _ask(provider_id: str | None) -> Outcome:
 def _outcome(
     body: dict[str, Any], provider_id: str | None, ticket: Ticket | None = None
 ) -> Outcome:
-    kind = base.lookup(_KINDS, body.get("status"), "processing")
+    kind = parsing.lookup(_KINDS, body.get("status"), "processing")
     if kind == "succeeded":
         return _made(body, provider_id, ticket.input if ticket else None)
     if kind == "failed":
-        error = base.failure(base.spoken(body.get("failure_reason")) or _said(body))
+        error = parsing.failure(parsing.spoken(body.get("failure_reason")) or _said(body))
         return Outcome(kind=kind, provider_id=provider_id, error=error, cost=_cost(body))
     return Outcome(kind=kind, provider_id=provider_id)
 
@@ -187,9 +187,9 @@ def _outcome(
 def _made(body: dict[str, Any], provider_id: str | None, sent: Any = None) -> Outcome:
     """Read what was made; an image that is withheld has an empty URL, and costs all the same."""
     images = body.get("data")
-    made = base.outputs(images, sent)
+    made = results.outputs(images, sent)
     if not made and isinstance(images, list) and any(map(_is_withheld, images)):
-        error = base.failure(_WITHHELD, "safety")
+        error = parsing.failure(_WITHHELD, "safety")
         return Outcome(kind="failed", provider_id=provider_id, error=error, cost=_cost(body))
     return Outcome(kind="succeeded", provider_id=provider_id, output=made, cost=_cost(body))
 
@@ -205,7 +205,7 @@ def _cost(body: dict[str, Any]) -> int | None:
 
 def _said(body: dict[str, Any]) -> str:
     places = ("message", "error", "detail", "reject_reason")
-    return base.join(dict.fromkeys(base.spoken(body.get(name)) for name in places))
+    return parsing.join(dict.fromkeys(parsing.spoken(body.get(name)) for name in places))
 
 
 # --- parts ---

@@ -15,7 +15,7 @@ import httpx
 from receiver.model.costs import micro
 from receiver.model.states import cause_of
 from receiver.model.values import Error, Outcome, Output, Ticket
-from receiver.providers import adapter as base
+from receiver.providers import parsing, results
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
@@ -68,12 +68,12 @@ class OpenRouter:
         return self._call("POST", "/videos", json=body)
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
-        body = base.content(answer)
-        if settled := base.settle_submit(answer, _reason(body)):
+        body = parsing.content(answer)
+        if settled := parsing.settle_submit(answer, _reason(body)):
             return settled
         if ticket.mode == "sync":
             return _pictures(body)
-        provider_id = base.identifier(body.get("id"))
+        provider_id = parsing.identifier(body.get("id"))
         if provider_id is None:
             return Ambiguous("OpenRouter accepted the submit without an id")
         return Accepted(provider_id)
@@ -83,7 +83,7 @@ class OpenRouter:
         _SIGNATURE.verify(callback, now=now, keys=keys)
 
     def read(self, body: bytes) -> Outcome:
-        job = base.decode_object(body).get("data")
+        job = parsing.decode_object(body).get("data")
         outcome = self._outcome(job if isinstance(job, dict) else {})
         # The secret signs for all of the workspace: what names no job proves nothing of ours.
         if outcome.provider_id is None or cause_of(outcome) is None:
@@ -91,14 +91,14 @@ class OpenRouter:
         return outcome
 
     def poll(self, ticket: Ticket) -> httpx.Request:
-        return self._call("GET", f"/videos/{base.model_path(ticket.provider_id or '')}")
+        return self._call("GET", f"/videos/{parsing.model_path(ticket.provider_id or '')}")
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
         if answer.status == httpx.codes.NOT_FOUND:
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status != httpx.codes.OK:
-            raise base.unexpected(answer, _reason(base.error_body(answer.body)))
-        return self._outcome({"id": ticket.provider_id, **base.decode_object(answer.body)})
+            raise parsing.unexpected(answer, _reason(parsing.error_body(answer.body)))
+        return self._outcome({"id": ticket.provider_id, **parsing.decode_object(answer.body)})
 
     def cancel(self, ticket: Ticket) -> None:
         """Return nothing: OpenRouter has no call that stops a job."""
@@ -111,24 +111,24 @@ class OpenRouter:
         return self._call("GET", "/key")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
-        told = base.error_body(answer.body).get("data")
+        told = parsing.error_body(answer.body).get("data")
         described = answer.status == httpx.codes.OK and isinstance(told, dict)
-        return base.let_in(answer, sign=described)
+        return parsing.let_in(answer, sign=described)
 
     def authorization(self, url: str) -> str | None:
         """Give our key for a video, which is at the API itself."""
-        ours = self.key and base.leads_to(url, (self.base_url,))
+        ours = self.key and parsing.leads_to(url, (self.base_url,))
         return f"Bearer {self.key}" if ours else None
 
     def _outcome(self, job: dict[str, Any]) -> Outcome:
-        provider_id = base.identifier(job.get("id"))
+        provider_id = parsing.identifier(job.get("id"))
         status, said = job.get("status"), _reason(job)
-        kind = base.lookup(_KINDS, status, "processing")
+        kind = parsing.lookup(_KINDS, status, "processing")
         more: dict[str, Any] = {"provider_id": provider_id, "cost": _cost(job)}
         if kind == "succeeded" and provider_id:
             return Outcome(kind=kind, output=self._videos(provider_id, job), **more)
         error = {
-            "failed": base.failure(said, "timeout" if status == "expired" else ""),
+            "failed": parsing.failure(said, "timeout" if status == "expired" else ""),
             "canceled": Error(code="canceled", message=said or "canceled at OpenRouter"),
         }.get(kind)
         return Outcome(kind=kind if error else "processing", error=error, **more)
@@ -136,8 +136,8 @@ class OpenRouter:
     def _videos(self, provider_id: str, job: dict[str, Any]) -> list[Output]:
         """Return where they are at the API, which needs our key; signed URLs do not last."""
         places = job.get("unsigned_urls") or job.get("urls")
-        named = [video for video in base.outputs(places) if video.url]
-        path = f"/api/v1/videos/{base.model_path(provider_id)}/content"
+        named = [video for video in results.outputs(places) if video.url]
+        path = f"/api/v1/videos/{parsing.model_path(provider_id)}/content"
         return named or [Output(url=self.base_url + path)]
 
     def _call(self, method: str, path: str, **content: Any) -> httpx.Request:
@@ -148,9 +148,9 @@ class OpenRouter:
 
 def _pictures(body: dict[str, Any]) -> Outcome:
     """Read the answer of the blocking call: files as base64."""
-    if results := base.outputs(body.get("data")):
-        return Outcome(kind="succeeded", output=results, cost=_cost(body))
-    error = base.failure(_reason(body) or "OpenRouter answered without a picture")
+    if made := results.outputs(body.get("data")):
+        return Outcome(kind="succeeded", output=made, cost=_cost(body))
+    error = parsing.failure(_reason(body) or "OpenRouter answered without a picture")
     return Outcome(kind="failed", error=error, cost=_cost(body))
 
 
@@ -163,7 +163,7 @@ def _reason(body: dict[str, Any]) -> str:
     """Find the words of an error: a text, or an object whose `code` is only the HTTP status."""
     error = body.get("error")
     said = error.get("message") if isinstance(error, dict) else error
-    return base.words(base.spoken(said), base.spoken(body.get("message")))
+    return parsing.words(parsing.spoken(said), parsing.spoken(body.get("message")))
 
 
 DECLARED: Final = Declared(

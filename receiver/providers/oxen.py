@@ -15,7 +15,7 @@ import httpx
 from receiver.model.costs import micro
 from receiver.model.errors import Problem, Unproved, Unreadable
 from receiver.model.values import Error, Outcome, Ticket
-from receiver.providers import adapter as base
+from receiver.providers import parsing, results
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
@@ -77,13 +77,13 @@ class Oxen:
         return self._call("POST", _submit_path(ticket), json=body)
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
-        body = base.content(answer)
-        if settled := base.settle_submit(answer, _reason(body), _type(body)):
+        body = parsing.content(answer)
+        if settled := parsing.settle_submit(answer, _reason(body), _type(body)):
             return settled
         if ticket.mode == "sync":
             return _made(body, ticket)
-        row = base.first(body.get("generations"))
-        provider_id = base.identifier(row.get("generation_id"))
+        row = parsing.first(body.get("generations"))
+        provider_id = parsing.identifier(row.get("generation_id"))
         if provider_id is None:
             return Ambiguous("Oxen.ai accepted the submit without a generation_id")
         return Accepted(provider_id)
@@ -101,19 +101,19 @@ class Oxen:
         """Read one stream event; None for the types of other products on the same stream."""
         if event != "media_generation_completed":
             return None
-        return _outcome(base.decode_object(data), url="url", reason="error")
+        return _outcome(parsing.decode_object(data), url="url", reason="error")
 
     def poll(self, ticket: Ticket) -> httpx.Request:
-        return self._call("GET", f"/api/ai/queue/{base.model_path(ticket.provider_id or '')}")
+        return self._call("GET", f"/api/ai/queue/{parsing.model_path(ticket.provider_id or '')}")
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
         if answer.status == httpx.codes.NOT_FOUND:
             # Rows vanished at their end before May 2026, so a 404 is no failure by itself.
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status != httpx.codes.OK:
-            raise base.unexpected(answer)
-        row = base.decode_object(answer.body)
-        if base.identifier(row.get("generation_id")) is None:
+            raise parsing.unexpected(answer)
+        row = parsing.decode_object(answer.body)
+        if parsing.identifier(row.get("generation_id")) is None:
             row["generation_id"] = ticket.provider_id  # we asked for this one
         return _outcome(row, url="result_url", reason="error_message")
 
@@ -122,14 +122,14 @@ class Oxen:
         return 60.0 if self.key else None
 
     def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
-        provider_id = base.model_path(tickets[0].provider_id or "")
+        provider_id = parsing.model_path(tickets[0].provider_id or "")
         return self._call("GET", f"/api/ai/generations/{provider_id}")
 
     def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
         """Read the cost of a generation: a number or its text, in dollars as all their prices."""
         if answer.status != httpx.codes.OK:
-            raise base.unexpected(answer)
-        generation = base.decode_object(answer.body).get("generation")
+            raise parsing.unexpected(answer)
+        generation = parsing.decode_object(answer.body).get("generation")
         cost = micro(generation.get("cost")) if isinstance(generation, dict) else None
         return {} if cost is None else {tickets[0].id: cost}
 
@@ -142,32 +142,32 @@ class Oxen:
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
         """Return the rows with the same model and prompt, enqueued around our submit."""
-        if not base.is_yes(answer):
-            raise base.unexpected(answer)
-        rows = base.decode_object(answer.body).get("generations")
+        if not parsing.is_yes(answer):
+            raise parsing.unexpected(answer)
+        rows = parsing.decode_object(answer.body).get("generations")
         if not isinstance(rows, list):
             raise Unreadable("no list of generations")
         matching = [row for row in rows if _same(ticket, row)]
         matching.sort(key=lambda row: float(row["enqueued_at"]))
-        ids = (base.identifier(row.get("generation_id")) for row in matching)
+        ids = (parsing.identifier(row.get("generation_id")) for row in matching)
         return Found([Candidate(provider_id) for provider_id in ids if provider_id])
 
     def cancel(self, ticket: Ticket) -> httpx.Request:
-        return self._call("DELETE", f"/api/ai/queue/{base.model_path(ticket.provider_id or '')}")
+        return self._call("DELETE", f"/api/ai/queue/{parsing.model_path(ticket.provider_id or '')}")
 
     def details(self, model: str) -> httpx.Request:
-        return self._call("GET", f"/api/ai/models/{base.model_path(model)}")
+        return self._call("GET", f"/api/ai/models/{parsing.model_path(model)}")
 
     def try_key(self) -> httpx.Request:
         """List what is in the queue."""
         return self._call("GET", "/api/ai/queue")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
-        body = base.error_body(answer.body)
+        body = parsing.error_body(answer.body)
         if _type(body) == "unauthenticated":  # no page says with which status it comes
             return False
         listed = answer.status == httpx.codes.OK and isinstance(body.get("generations"), list)
-        return base.let_in(answer, sign=listed)
+        return parsing.let_in(answer, sign=listed)
 
     def _call(
         self, method: str, path: str, *, accept: str = "application/json", **content: Any
@@ -190,17 +190,17 @@ def _submit_path(ticket: Ticket) -> str:
 
 def _outcome(row: dict[str, Any], *, url: str, reason: str) -> Outcome:
     """Read a row of the queue or an event: they differ only in what their fields are called."""
-    provider_id = base.identifier(row.get("generation_id"))
-    kind = base.lookup(_KINDS, row.get("status"), "processing")
+    provider_id = parsing.identifier(row.get("generation_id"))
+    kind = parsing.lookup(_KINDS, row.get("status"), "processing")
     if provider_id is None:
         raise Unreadable("no generation_id")
     if kind == "succeeded":
-        results = [file for file in base.outputs(row.get(url)) if file.url]
-        if not results:
+        made = [file for file in results.outputs(row.get(url)) if file.url]
+        if not made:
             return Outcome(kind="ask", provider_id=provider_id)
-        return Outcome(kind=kind, provider_id=provider_id, output=results)
+        return Outcome(kind=kind, provider_id=provider_id, output=made)
     error = {
-        "failed": base.failure(base.spoken(row.get(reason)) or _reason(row), _type(row)),
+        "failed": parsing.failure(parsing.spoken(row.get(reason)) or _reason(row), _type(row)),
         "canceled": Error(code="canceled", message="canceled at Oxen.ai"),
     }.get(kind)
     return Outcome(kind=kind, provider_id=provider_id, error=error)
@@ -209,28 +209,29 @@ def _outcome(row: dict[str, Any], *, url: str, reason: str) -> Outcome:
 def _made(body: dict[str, Any], ticket: Ticket) -> Outcome:
     """Read the answer of a blocking call: URLs, or files as base64."""
     places = {name: body.get(name) for name in ("images", "videos")}
-    results = base.outputs(places, ticket.input)
-    if not results:
-        said = _reason(body) if base.is_error(body.get("error")) else ""
-        error = base.failure(said or "Oxen.ai answered without a result", _type(body))
+    made = results.outputs(places, ticket.input)
+    if not made:
+        said = _reason(body) if parsing.is_error(body.get("error")) else ""
+        error = parsing.failure(said or "Oxen.ai answered without a result", _type(body))
         return Outcome(kind="failed", error=error)
-    return Outcome(kind="succeeded", output=results)
+    return Outcome(kind="succeeded", output=made)
 
 
 def _reason(body: dict[str, Any]) -> str:
     """Find the words of an error: form A (title, detail) or form B (message)."""
     error = body.get("error")
     if isinstance(error, dict):
-        detail = base.words(error.get("detail"), error.get("message"))
-        return base.join([base.words(error.get("title")), detail]) or base.words(error.get("type"))
-    said = (error, body.get("error_message"), body.get("status_message"))
-    return base.words(*map(base.spoken, said))
+        detail = parsing.words(error.get("detail"), error.get("message"))
+        said = parsing.join([parsing.words(error.get("title")), detail])
+        return said or parsing.words(error.get("type"))
+    places = (error, body.get("error_message"), body.get("status_message"))
+    return parsing.words(*map(parsing.spoken, places))
 
 
 def _type(body: dict[str, Any]) -> str:
     """Return what form A says to machines, and form B's upstream where it hands its own on."""
     error = body.get("error")
-    return base.words(error.get("type"), error.get("code")) if isinstance(error, dict) else ""
+    return parsing.words(error.get("type"), error.get("code")) if isinstance(error, dict) else ""
 
 
 def _same(ticket: Ticket, row: Any) -> bool:

@@ -16,7 +16,7 @@ import httpx
 
 from receiver.model.errors import Problem, Unreadable
 from receiver.model.values import Error, Outcome, Ticket
-from receiver.providers import adapter as base
+from receiver.providers import parsing, results
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
@@ -75,10 +75,10 @@ class Replicate:
         return self._call("POST", path, json=body)
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
-        body = base.content(answer)
-        if settled := base.settle_submit(answer, _refusal(body)):
+        body = parsing.content(answer)
+        if settled := parsing.settle_submit(answer, _refusal(body)):
             return settled
-        provider_id = base.identifier(body.get("id"))
+        provider_id = parsing.identifier(body.get("id"))
         if provider_id is None:
             return Ambiguous("Replicate accepted the submit without an id")
         return _outcome(body, ticket) if ticket.mode == "sync" else Accepted(provider_id)
@@ -91,13 +91,13 @@ class Replicate:
         return self._call("GET", "/webhooks/default/secret")
 
     def read_keys(self, body: bytes) -> list[bytes]:
-        secret = base.words(base.decode_object(body).get("key"))
+        secret = parsing.words(parsing.decode_object(body).get("key"))
         if not secret.startswith(_SECRET):
             raise Unreadable("no secret")
         return [secret.encode()]
 
     def read(self, body: bytes) -> Outcome:
-        payload = base.decode_object(body)
+        payload = parsing.decode_object(body)
         outcome = _outcome(payload)
         # The secret signs for all of the account: what does not say which one it is proves nothing.
         if outcome.provider_id is None or not isinstance(payload.get("status"), str):
@@ -111,8 +111,8 @@ class Replicate:
         if answer.status == httpx.codes.NOT_FOUND:
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status != httpx.codes.OK:
-            raise base.unexpected(answer, _refusal(base.error_body(answer.body)))
-        return _outcome(base.decode_object(answer.body), ticket)
+            raise parsing.unexpected(answer, _refusal(parsing.error_body(answer.body)))
+        return _outcome(parsing.decode_object(answer.body), ticket)
 
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
         """List what the account created around the submit."""
@@ -125,15 +125,15 @@ class Replicate:
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
         """Return all that call back, as their URL tells whose they are, and others like ours."""
-        if not base.is_yes(answer):
-            raise base.unexpected(answer)
-        page = base.decode_object(answer.body)
-        rows, following = page.get("results"), base.words(page.get("next"))
+        if not parsing.is_yes(answer):
+            raise parsing.unexpected(answer)
+        page = parsing.decode_object(answer.body)
+        rows, following = page.get("results"), parsing.words(page.get("next"))
         if not isinstance(rows, list):
             raise Unreadable("no list of predictions")
         candidates = [_candidate(ticket, row) for row in reversed(rows) if isinstance(row, dict)]
         more = None
-        if base.leads_to(following, [self.base_url]):
+        if parsing.leads_to(following, [self.base_url]):
             more = httpx.Request("GET", following, headers=self._headers())
         return Found([candidate for candidate in candidates if candidate], more)
 
@@ -144,7 +144,7 @@ class Replicate:
         name = model.partition(":")[0]
         if "/" not in name:
             return None  # a version alone does not name its model
-        path = base.model_path(name if name.startswith(_DEPLOYMENTS) else f"models/{name}")
+        path = parsing.model_path(name if name.startswith(_DEPLOYMENTS) else f"models/{name}")
         return self._call("GET", f"/{path}")
 
     def try_key(self) -> httpx.Request:
@@ -152,8 +152,8 @@ class Replicate:
         return self._call("GET", "/account")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
-        named = isinstance(base.error_body(answer.body).get("username"), str)
-        return base.let_in(answer, sign=answer.status == httpx.codes.OK and named)
+        named = isinstance(parsing.error_body(answer.body).get("username"), str)
+        return parsing.let_in(answer, sign=answer.status == httpx.codes.OK and named)
 
     def _call(
         self, method: str, path: str, *, headers: dict[str, str] | None = None, **content: Any
@@ -172,7 +172,7 @@ def _submit_to(model: str) -> tuple[str, dict[str, Any]]:
     kind, name = "models", model
     if model.startswith(_DEPLOYMENTS):
         kind, name = "deployments", model.removeprefix(_DEPLOYMENTS)
-    path = base.model_path(name)
+    path = parsing.model_path(name)
     if path.count("/") != 1 or ":" in name:
         raise Problem(
             422,
@@ -184,13 +184,13 @@ def _submit_to(model: str) -> tuple[str, dict[str, Any]]:
 
 
 def _path(ticket: Ticket) -> str:
-    return f"/predictions/{base.model_path(ticket.provider_id or '')}"
+    return f"/predictions/{parsing.model_path(ticket.provider_id or '')}"
 
 
 def _outcome(payload: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
     """Read a prediction: callbacks, polls and submits tell it in one form."""
-    kind = base.lookup(_KINDS, payload.get("status"), "processing")
-    provider_id = base.identifier(payload.get("id"), ticket.provider_id if ticket else None)
+    kind = parsing.lookup(_KINDS, payload.get("status"), "processing")
+    provider_id = parsing.identifier(payload.get("id"), ticket.provider_id if ticket else None)
     if kind == "succeeded" and payload.get("output") is None and payload.get("data_removed"):
         kind = "failed"
         payload = {"error": "Replicate had deleted the result before it was asked for"}
@@ -199,9 +199,9 @@ def _outcome(payload: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
         return Outcome(
             kind=kind, provider_id=provider_id, output=_made(payload.get("output"), sent)
         )
-    status = base.words(payload.get("status"))
+    status = parsing.words(payload.get("status"))
     error = {
-        "failed": base.failure(base.spoken(payload.get("error"))),
+        "failed": parsing.failure(parsing.spoken(payload.get("error"))),
         "canceled": Error(code="canceled", message=f"{status} at Replicate"),
     }.get(kind)
     return Outcome(kind=kind, provider_id=provider_id, error=error)
@@ -210,27 +210,27 @@ def _outcome(payload: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
 def _made(output: Any, sent: Any) -> list[Any]:
     """Collect the files of an output, or its words, which may come as a list of pieces."""
     pieces = isinstance(output, list) and all(isinstance(piece, str) for piece in output)
-    found = base.outputs(output, sent)
+    found = results.outputs(output, sent)
     if pieces and not any(each.url for each in found):
-        return base.outputs("".join(output), sent)
+        return results.outputs("".join(output), sent)
     return found
 
 
 def _refusal(body: dict[str, Any]) -> str:
     """Return the words of a refusal, with the fields that it says are wrong."""
-    said, fields = base.spoken(body), body.get("invalid_fields")
+    said, fields = parsing.spoken(body), body.get("invalid_fields")
     wrong = [
         ": ".join(
-            filter(None, (base.words(each.get("field")), base.words(each.get("description"))))
+            filter(None, (parsing.words(each.get("field")), parsing.words(each.get("description"))))
         )
         for each in (fields if isinstance(fields, list) else [])
         if isinstance(each, dict)
     ]
-    return base.join([said, *(each for each in wrong if each not in said)])
+    return parsing.join([said, *(each for each in wrong if each not in said)])
 
 
 def _candidate(ticket: Ticket, row: dict[str, Any]) -> Candidate | None:
-    provider_id, hook = base.identifier(row.get("id")), base.words(row.get("webhook")) or None
+    provider_id, hook = parsing.identifier(row.get("id")), parsing.words(row.get("webhook")) or None
     if provider_id is None or (hook is None and row.get("input") != ticket.input):
         return None
     return Candidate(provider_id, hook)

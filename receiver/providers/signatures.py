@@ -20,7 +20,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from receiver.model.errors import Unproved
-from receiver.providers.adapter import Callback, decode_object, identifier
+from receiver.providers.adapter import Callback
+from receiver.providers.parsing import decode_object, identifier
 
 TOLERANCE: Final = 300
 """Seconds by which a signature's time may differ from ours, in both directions."""

@@ -12,7 +12,7 @@ import pytest
 
 from receiver.model.errors import Problem, Unreadable
 from receiver.model.values import Output
-from receiver.providers import adapter as base
+from receiver.providers import parsing, results
 from receiver.providers.adapter import Postponed, ProviderResponse, Refused
 
 NOW = 1767225600.0
@@ -53,19 +53,19 @@ def answer(status: int = 200, **headers: str) -> ProviderResponse:
     ],
 )
 def test_retry_after_is_seconds_from_now(text: str, seconds: float | None) -> None:
-    assert base.retry_after(answer(retry_after=text)) == seconds
+    assert parsing.retry_after(answer(retry_after=text)) == seconds
 
 
 def test_a_date_without_a_zone_is_utc_wherever_we_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as here:
         here.setenv("TZ", "XXX-5")
         time.tzset()
-        assert base.retry_after(answer(retry_after="Thu Jan  1 00:00:42 2026")) == 42.0
+        assert parsing.retry_after(answer(retry_after="Thu Jan  1 00:00:42 2026")) == 42.0
     time.tzset()
 
 
 def test_retry_after_may_be_absent() -> None:
-    assert base.retry_after(answer()) is None
+    assert parsing.retry_after(answer()) is None
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_what_a_refusal_says_of_the_wait_counts_where_no_header_does(
     body: bytes, seconds: float | None
 ) -> None:
     refused = ProviderResponse(429, httpx.Headers(), body, NOW)
-    assert base.retry_after(refused) == seconds
+    assert parsing.retry_after(refused) == seconds
     told = httpx.Headers({"retry-after": "3"})
-    assert base.retry_after(ProviderResponse(429, told, body, NOW)) == 3.0
-    assert base.retry_after(ProviderResponse(200, httpx.Headers(), body, NOW)) is None
+    assert parsing.retry_after(ProviderResponse(429, told, body, NOW)) == 3.0
+    assert parsing.retry_after(ProviderResponse(200, httpx.Headers(), body, NOW)) is None
 
 
 @pytest.mark.parametrize(
@@ -115,26 +115,26 @@ def test_what_a_refusal_says_of_the_wait_counts_where_no_header_does(
 )
 def test_a_key_goes_to_our_bases_and_below_a_domain_alone(url: Any, *, ours: bool) -> None:
     bases = ["https://api.acme.ai", "http://127.0.0.1:8001/acme"]
-    assert base.leads_to(url, bases, "acme.ai") == ours
+    assert parsing.leads_to(url, bases, "acme.ai") == ours
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 226, 299])
 def test_any_2xx_is_left_to_the_adapter(status: int) -> None:
-    assert base.settle_submit(answer(status), "") is None
+    assert parsing.settle_submit(answer(status), "") is None
 
 
 @pytest.mark.parametrize(
     "status", [300, 301, 307, 400, 401, 402, 403, 404, 409, 410, 422, 451, 499]
 )
 def test_a_refusal_is_for_good(status: int) -> None:
-    assert base.settle_submit(answer(status, retry_after="5"), "no") == Refused("no")
-    assert base.settle_submit(answer(status), "") == Refused(f"HTTP {status} without a reason")
+    assert parsing.settle_submit(answer(status, retry_after="5"), "no") == Refused("no")
+    assert parsing.settle_submit(answer(status), "") == Refused(f"HTTP {status} without a reason")
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 501, 502, 503, 504, 520, 599])
 def test_what_may_pass_is_put_off(status: int) -> None:
     expected = Postponed("later", 5.0, whole_provider=status == 429)
-    assert base.settle_submit(answer(status, retry_after="5"), "later") == expected
+    assert parsing.settle_submit(answer(status, retry_after="5"), "later") == expected
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_what_may_pass_is_put_off(status: int) -> None:
     ],
 )
 def test_words_are_the_first_that_say_something(candidates: tuple[Any, ...], said: str) -> None:
-    assert base.words(*candidates) == said
+    assert parsing.words(*candidates) == said
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_words_are_the_first_that_say_something(candidates: tuple[Any, ...], sai
 def test_an_identifier_is_one_printable_segment(
     candidates: tuple[Any, ...], chosen: str | None
 ) -> None:
-    assert base.identifier(*candidates) == chosen
+    assert parsing.identifier(*candidates) == chosen
 
 
 @pytest.mark.parametrize(
@@ -199,19 +199,19 @@ def test_an_identifier_is_one_printable_segment(
 def test_a_failure_finds_its_code_in_the_hints_and_the_words(
     message: str, hints: tuple[str, ...], code: str
 ) -> None:
-    error = base.failure(message, *hints)
+    error = parsing.failure(message, *hints)
     assert (error.code, error.message) == (code, message or "unknown")
 
 
 def test_a_failure_is_bounded_however_much_is_said() -> None:
     # Without a bound this text costs the square of its length in the search for a code.
-    error = base.failure("y" * 5000, *["violata " * 1000] * 1000)
+    error = parsing.failure("y" * 5000, *["violata " * 1000] * 1000)
     assert error.message == "y" * 2000
 
 
 def test_joined_sentences_are_bounded_and_none_is_empty() -> None:
-    assert base.join(["a", "", "b"]) == "a; b"
-    assert len(base.join(["a" * 1500, "b" * 1500])) == 2000
+    assert parsing.join(["a", "", "b"]) == "a; b"
+    assert len(parsing.join(["a" * 1500, "b" * 1500])) == 2000
 
 
 FILE = "https://files.example/1.png"
@@ -261,17 +261,17 @@ FILE = "https://files.example/1.png"
     ],
 )
 def test_outputs_are_found_in_every_shape(value: Any, expected: list[Output]) -> None:
-    assert base.outputs(value) == expected
+    assert results.outputs(value) == expected
 
 
 def test_outputs_are_bounded_in_number_and_depth() -> None:
-    assert len(base.outputs([f"{FILE}?{number}" for number in range(5000)])) == 1000
-    assert base.outputs([FILE, {"url": FILE, "width": 1}, FILE]) == [Output(url=FILE, width=1)]
+    assert len(results.outputs([f"{FILE}?{number}" for number in range(5000)])) == 1000
+    assert results.outputs([FILE, {"url": FILE, "width": 1}, FILE]) == [Output(url=FILE, width=1)]
     nested: Any = FILE
     for _ in range(12):
         nested = [nested]
-    assert base.outputs(nested) == [Output(url=FILE)]
-    assert base.outputs([nested]) == []
+    assert results.outputs(nested) == [Output(url=FILE)]
+    assert results.outputs([nested]) == []
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_outputs_are_bounded_in_number_and_depth() -> None:
 )
 def test_base64_becomes_a_data_uri_of_the_type_it_shows(head: bytes, kind: str | None) -> None:
     text = base64.b64encode(head + bytes(20)).decode()
-    said = base.data_uri(text)
+    said = results.data_uri(text)
     assert said is not None
     assert said.url == f"data:{kind or 'application/octet-stream'};base64,{text}"
     assert said.content_type == kind
@@ -306,7 +306,7 @@ def test_base64_becomes_a_data_uri_of_the_type_it_shows(head: bytes, kind: str |
     ],
 )
 def test_a_model_name_is_quoted_so_that_it_stays_in_its_place(model: str, path: str) -> None:
-    assert base.model_path(model) == path
+    assert parsing.model_path(model) == path
     sent = httpx.Request("GET", f"https://api.example/models/{path}").url.raw_path
     assert sent == f"/models/{path}".encode()
 
@@ -314,21 +314,21 @@ def test_a_model_name_is_quoted_so_that_it_stays_in_its_place(model: str, path: 
 @pytest.mark.parametrize("model", ["", "/", "a/", "/a", "a//b", ".", "..", "a/../b", "../a", "a/."])
 def test_a_model_name_that_could_leave_its_place_is_refused(model: str) -> None:
     with pytest.raises(Problem, match="owner/name") as refusal:
-        base.model_path(model)
+        parsing.model_path(model)
     assert (refusal.value.status, refusal.value.type) == (422, "invalid-model")
 
 
 @pytest.mark.parametrize("items", [None, [], {}, "x", ["x", {}], 7])
 def test_the_first_object_of_anything_else_is_an_empty_one(items: Any) -> None:
-    assert base.first(items) == {}
-    assert base.first([{"a": 1}, {"b": 2}]) == {"a": 1}
+    assert parsing.first(items) == {}
+    assert parsing.first([{"a": 1}, {"b": 2}]) == {"a": 1}
 
 
 @pytest.mark.parametrize(
     ("key", "found"), [("a", 1), (" A ", 1), ("b", 0), ("", 0), (None, 0), (7, 0), ([], 0)]
 )
 def test_a_table_is_read_with_any_key(key: Any, found: int) -> None:
-    assert base.lookup({"a": 1}, key, 0) == found
+    assert parsing.lookup({"a": 1}, key, 0) == found
 
 
 @pytest.mark.parametrize(
@@ -339,10 +339,10 @@ def test_a_table_is_read_with_any_key(key: Any, found: int) -> None:
     ],
 )
 def test_an_error_is_one_where_it_says_something(value: Any, error: bool) -> None:
-    assert base.is_error(value) == error
+    assert parsing.is_error(value) == error
 
 
 def test_undecodable_json_does_not_quote_the_stranger() -> None:
     with pytest.raises(Unreadable) as refusal:
-        base.decode(b'{"secret-looking": ')
+        parsing.decode(b'{"secret-looking": ')
     assert re.fullmatch(r"not JSON: \w+", str(refusal.value))

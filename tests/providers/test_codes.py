@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.model.values import Mode, Outcome, Ticket
-from receiver.providers import adapter as base
+from receiver.providers import parsing
 from receiver.providers.adapter import (
     Accepted,
     Ambiguous,
@@ -144,14 +144,14 @@ TEXTS: Final = [
 
 
 def test_words_name_the_code() -> None:
-    assert {text: base.failure(text).code for text, _ in TEXTS} == dict(TEXTS)
+    assert {text: parsing.failure(text).code for text, _ in TEXTS} == dict(TEXTS)
 
 
 def test_a_refused_submit_is_rejected_unless_it_is_for_its_content() -> None:
     for text, code in TEXTS:
         expected = Refused(text, "content_policy" if code == "content_policy" else "rejected")
-        assert base.refusal(text) == expected
-        assert base.settle_submit(ProviderResponse(422, {}, b""), text) == expected
+        assert parsing.refusal(text) == expected
+        assert parsing.settle_submit(ProviderResponse(422, {}, b""), text) == expected
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,8 @@ def test_a_refused_submit_is_rejected_unless_it_is_for_its_content() -> None:
 def test_what_is_said_to_machines_weighs_more_than_words(
     message: str, hint: str, code: str
 ) -> None:
-    assert base.failure(message, hint).code == code
-    assert base.failure(message, "", hint).code == code
+    assert parsing.failure(message, hint).code == code
+    assert parsing.failure(message, "", hint).code == code
 
 
 @pytest.mark.parametrize(
@@ -358,10 +358,10 @@ anything: Final = st.text(max_size=40) | st.lists(st.sampled_from(_WORDS), max_s
 @FEW
 @given(message=anything, hints=st.lists(anything, max_size=4))
 def test_a_failure_never_raises_and_is_never_without_words(message: str, hints: list[str]) -> None:
-    error = base.failure(message, *hints)
+    error = parsing.failure(message, *hints)
     assert error.code in {"content_policy", "timeout", "provider_error"}
     assert error.message == message or (not message and error.message == "unknown")
-    assert base.refusal(message, *hints).code in {"content_policy", "rejected"}
+    assert parsing.refusal(message, *hints).code in {"content_policy", "rejected"}
 
 
 @FEW
@@ -369,8 +369,8 @@ def test_a_failure_never_raises_and_is_never_without_words(message: str, hints: 
 def test_only_the_status_decides_whether_a_submit_is_refused(
     status: int, message: str, hint: str
 ) -> None:
-    plainly = base.settle_submit(ProviderResponse(status, {}, b""), "no")
-    settled = base.settle_submit(ProviderResponse(status, {}, b""), message, hint)
+    plainly = parsing.settle_submit(ProviderResponse(status, {}, b""), "no")
+    settled = parsing.settle_submit(ProviderResponse(status, {}, b""), message, hint)
     assert type(settled) is type(plainly)
     assert not isinstance(settled, Accepted | Ambiguous | Outcome)
     assert settled is None or isinstance(settled, Refused | Postponed)

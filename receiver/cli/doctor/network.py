@@ -26,13 +26,8 @@ from receiver.model.errors import Unreadable
 from receiver.predictions.provider_client import BROKEN
 from receiver.predictions.tokens import Tokens
 from receiver.providers import DECLARED
-from receiver.providers.adapter import (
-    Provider,
-    ProviderResponse,
-    Publishing,
-    can_prove,
-    error_body,
-)
+from receiver.providers.adapter import Provider, ProviderResponse, Publishing, can_prove
+from receiver.providers.parsing import error_body
 from receiver.providers.transport import read_capped
 from receiver.settings import Caller, Settings
 

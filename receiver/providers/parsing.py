@@ -1,0 +1,236 @@
+"""What adapters read out of answers: JSON, words, errors, refusals, waits, whose URL one is."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+from urllib.parse import quote
+
+import httpx
+
+from receiver.model.errors import Problem, Unreadable
+from receiver.model.tolerant import read_json, text_of
+from receiver.model.values import Error
+from receiver.providers.adapter import Postponed, ProviderResponse, Refused
+from receiver.providers.codes import code_of
+
+LONGEST_MESSAGE: Final = 2000
+LONGEST_ID: Final = 200
+LARGEST_NUMBER: Final = 2**53
+"""Beyond it no size is meant, and not every reader of our JSON would get the same number."""
+
+decode: Final = read_json
+
+
+def decode_object(body: bytes | str) -> dict[str, Any]:
+    """Decode a JSON object, or raise Unreadable."""
+    value = decode(body)
+    if not isinstance(value, dict):
+        raise Unreadable("not a JSON object")
+    return value
+
+
+def content(answer: ProviderResponse) -> dict[str, Any]:
+    """Decode the object of a yes, or raise Unreadable; of a refusal, read what can be read."""
+    return decode_object(answer.body) if is_yes(answer) else error_body(answer.body)
+
+
+def error_body(body: bytes) -> dict[str, Any]:
+    """Read the words of a refusal: an object as it is, any other text as its `error`."""
+    try:
+        value = decode(body)
+    except Unreadable:
+        text = text_of(body[: 4 * LONGEST_MESSAGE])
+        value = "" if text.lstrip().startswith("<") else text
+    return value if isinstance(value, dict) else {"error": value}
+
+
+def is_yes(answer: ProviderResponse) -> bool:
+    return 200 <= answer.status < 300  # noqa: PLR2004 - any 2xx is a yes
+
+
+def unexpected(answer: ProviderResponse, why: str = "") -> Unreadable:
+    """Return the error for an answer that does not fit our request, with its words."""
+    said = why or spoken(error_body(answer.body))
+    return Unreadable(f"HTTP {answer.status}{': ' if said else ''}{said}", retry_after(answer))
+
+
+_UNFIT: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def words(*candidates: Any) -> str:
+    """Return the first candidate that says something, as clean text of bounded length; else ''."""
+    for candidate in candidates:
+        if isinstance(candidate, str) and candidate.strip():
+            return _UNFIT.sub(" ", candidate).strip()[:LONGEST_MESSAGE]
+    return ""
+
+
+_WORDY: Final = ("title", "detail", "message", "msg", "error_message", "error", "type", "code")
+
+
+def spoken(value: Any, *, depth: int = 3) -> str:
+    """Return the words of an error, in any form; '' where there is none."""
+    if isinstance(value, dict) and depth:
+        return join(dict.fromkeys(spoken(value.get(name), depth=depth - 1) for name in _WORDY))
+    if isinstance(value, list) and depth:
+        return join(dict.fromkeys(spoken(item, depth=depth - 1) for item in value[:20]))
+    if type(value) in (int, float) and value:
+        return str(value)[:LONGEST_ID]
+    said = words(value)
+    return "" if said.lower() in _NO_ERROR else said
+
+
+_NO_ERROR: Final = frozenset({"null", "none", "nil", "undefined", "false", "0", "n/a"})
+
+
+def is_error(value: Any) -> bool:
+    """Return whether an `error` beside a result says that there is one."""
+    return value is True or bool(spoken(value))
+
+
+def identifier(*candidates: Any) -> str | None:
+    """Return the first candidate that can be a provider's id, as text."""
+    for given in candidates:
+        candidate = str(given) if type(given) is int and abs(given) < LARGEST_NUMBER else given
+        if isinstance(candidate, str) and 0 < len(candidate) <= LONGEST_ID and _sane(candidate):
+            return candidate
+    return None
+
+
+def _sane(text: str) -> bool:
+    """Return whether `text` can be one segment of a path, as every provider's ids become one."""
+    return text.isprintable() and not {" ", "/"} & set(text) and text not in {".", ".."}
+
+
+def failure(message: str, *hints: str) -> Error:
+    """Build the error of a failed prediction; `hints`, for machines, only help to find its code."""
+    said = message[:LONGEST_MESSAGE]
+    return Error(code=code_of(said, [join(hints)]), message=said or "unknown")
+
+
+def refusal(message: str, *hints: str) -> Refused:
+    """Build the receipt of a refused submit, as `failure` builds an error."""
+    refused_content = failure(message, *hints).code == "content_policy"
+    return Refused(message, "content_policy" if refused_content else "rejected")
+
+
+def settle_submit(
+    answer: ProviderResponse, message: str, *hints: str
+) -> Refused | Postponed | None:
+    """Sort a submit's answer by status alone; None: a 2xx, which the adapter reads on.
+
+    `hints` say only which refusal it is.
+    """
+    if is_yes(answer):
+        return None
+    said = message or f"HTTP {answer.status} without a reason"
+    if answer.status >= 500 or answer.status in _TRY_AGAIN:  # noqa: PLR2004 - the server errors
+        return Postponed(
+            said, retry_after(answer), whole_provider=answer.status == httpx.codes.TOO_MANY_REQUESTS
+        )
+    return refusal(said, *hints)
+
+
+def time_of(text: Any) -> float | None:
+    """Read an ISO 8601 time of a provider as unix seconds; None where it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def let_in(answer: ProviderResponse, *, sign: bool) -> bool | None:
+    """Read the answer to a `try_key`; `sign`: it is what only a good key gets."""
+    if answer.status in {401, 403}:
+        return False
+    return True if sign else None
+
+
+_TRY_AGAIN: Final = {408, 425, 429}
+_LONGEST_WAIT: Final = 365 * 86400.0
+"""Seconds past every deadline, within every clock."""
+
+
+def retry_after(answer: ProviderResponse) -> float | None:
+    """Return the seconds to wait, by the header, a field or the words; None: it does not say."""
+    seconds = seconds_of(answer.headers.get("retry-after", ""), answer.at)
+    if seconds is None and not is_yes(answer):
+        body = error_body(answer.body)
+        seconds = seconds_of(_number(body.get("retry_after")), answer.at)
+        if seconds is None and (wait := _WAIT.search(spoken(body))):
+            seconds = float(wait[1])
+    return None if seconds is None else min(seconds, _LONGEST_WAIT)
+
+
+_WAIT: Final = re.compile(r"\b(?:in|after) ~?(\d{1,7}(?:\.\d{1,3})?) ?s(?:ec(?:ond)?s?)?\b")
+
+
+def _number(value: Any) -> str:
+    return str(value) if type(value) in (int, float) and abs(value) < LARGEST_NUMBER else ""
+
+
+def seconds_of(text: str, now: float) -> float | None:
+    """Read a Retry-After, seconds or a date, as seconds from now; None where it says nothing."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(text)
+            # HTTP's dates are all UTC; its oldest form does not say so.
+            seconds = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - now
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+def model_path(model: str) -> str:
+    """Quote a model name for a URL path; a name that could leave its place is refused."""
+    segments = model.split("/")
+    if any(segment in {"", ".", ".."} for segment in segments):
+        raise Problem(422, "invalid-model", "model must be a path like owner/name")
+    return "/".join(quote(segment, safe="@:+~") for segment in segments)
+
+
+def leads_to(url: Any, bases: Iterable[str], domain: str = "") -> bool:
+    """Return whether a URL from an answer may be sent our key.
+
+    It may at the origin of one of our bases, and at `domain` and below by plain HTTPS.
+    """
+    if not isinstance(url, str):
+        return False
+    try:
+        given = _origin(url)
+        if given in map(_origin, bases):
+            return True
+        host = httpx.URL(url).raw_host.decode("ascii")
+    except (httpx.InvalidURL, UnicodeError):
+        return False
+    below = bool(domain) and (host == domain or host.endswith(f".{domain}"))
+    return below and given == ("https", b"", host.encode())
+
+
+def _origin(url: str) -> tuple[str, bytes, bytes]:
+    """Read a URL with the parser that will send it: two parsers may see two hosts in one text."""
+    parts = httpx.URL(url)
+    return parts.scheme, parts.userinfo, parts.netloc
+
+
+def first(items: Any) -> dict[str, Any]:
+    """Return the first object of a list from a stranger, or an empty one."""
+    return items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
+
+
+def lookup(table: Mapping[str, Any], key: Any, default: Any) -> Any:
+    """Read a translation table with a key from a stranger, which may not even be text."""
+    return table.get(key.strip().lower(), default) if isinstance(key, str) else default
+
+
+def join(parts: Iterable[str]) -> str:
+    """Put sentences after one another, leaving out the empty ones, within the longest message."""
+    return "; ".join(part for part in parts if part)[:LONGEST_MESSAGE]
