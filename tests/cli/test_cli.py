@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -864,7 +865,8 @@ def test_words_are_completed_by_the_shell(tmp_path: Path) -> None:
 def test_emulate_prints_all_that_a_receiver_needs(tmp_path: Path) -> None:
     with running("emulate", cwd=tmp_path) as server:
         told = server.wait_for("# the words for prompts")
-    exported = dict(re.findall(r"^export (\w+)=(.*)$", told, re.MULTILINE))
+    lines = re.findall(r"^export (.*)$", told, re.MULTILINE)
+    exported = dict(shlex.split(line)[0].split("=", 1) for line in lines)  # as a shell reads it
     assert exported["RECEIVER_PUBLIC_URL"] == "http://127.0.0.1:8000"
     assert settings_for(server.url).items() <= exported.items()
 
