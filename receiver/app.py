@@ -149,9 +149,9 @@ async def _running(
     retention = Retention(store, settings.retention, settings.private_for, clock=wall, pace=pace)
     housekeeping = {"deliveries": deliveries.worker.reclaim, "retention": retention.take_turn}
     # Where no process does by itself what one of all has to do, a drain does it.
-    owed = {**housekeeping, "queue": store.trim_queue, "bills": predictions.bills.drain}
+    due = {**housekeeping, "queue": store.trim_queue, "bills": predictions.bills.drain}
     after = After() if role.handlers else settings.after
-    of_drains = {} if role.housekeeping else owed
+    of_drains = {} if role.housekeeping else due
     surface = Http(settings, store, predictions, deliveries, runtime, after, of_drains)
     surface.add(Dashboard(Parts(settings, store, predictions, deliveries, runtime, surface)))
     async with AsyncExitStack() as stack:

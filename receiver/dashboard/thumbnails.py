@@ -38,7 +38,7 @@ def thumbnail(path: Path) -> bytes | None:
             return made.getvalue()
     except Unshowable:
         raise
-    except Exception as error:  # no picture, or one made to upset whoever looks at it
+    except Exception as error:  # not a picture, or a malformed one
         raise Unshowable(type(error).__name__) from error
 
 

@@ -101,7 +101,7 @@ class Inbox:
         except Unreadable:
             # It is the provider's, so it means something: keep it, and ask what.
             outcome = Outcome(kind="ask", provider_id=proved_id)
-        if provider.proof == "capability":  # whoever knows the path may have written the body
+        if provider.proof == "capability":  # others may know the path
             outcome = Outcome(kind="ask", provider_id=outcome.provider_id)
         return await self.take(
             IncomingOutcome(

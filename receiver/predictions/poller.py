@@ -255,7 +255,7 @@ class Poller:
         return False
 
     async def _may_be(self, job: Job, candidate: Candidate) -> bool:
-        """Return whether a candidate is this prediction, or may be it and is nobody else's."""
+        """Return whether a candidate can be this prediction, and is no other one of ours."""
         url = candidate.callback_url
         if url is not None:
             token = url.rpartition("/")[2]

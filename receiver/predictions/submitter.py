@@ -180,7 +180,7 @@ class Submitter:
         self._beginning = asyncio.Lock()
         self._begun = TaskSet(is_awaited=True)
         self._next_begin: asyncio.Task[float] | None = None
-        """Waits for its turn: whoever comes until then is served by it too."""
+        """Waits for its turn: all submits that come until then are begun by it."""
         self._runs = False
 
     async def run(self) -> NoReturn:

@@ -141,7 +141,7 @@ def submit(bench: Bench, place: Database | None) -> None:
 
 
 def deliver(bench: Bench, place: Database | None) -> None:
-    """Owe deliveries to a handler that does nothing; then run them."""
+    """Store pending deliveries of a handler that does nothing; then run them."""
     for workers in (1,) if place is None else (1, 2):
         with scene.books(place) as (home, books), ExitStack() as stack:
             requests = [
