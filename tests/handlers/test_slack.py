@@ -263,7 +263,8 @@ def test_what_may_pass_is_tried_again(receiver_kit: Kits, slack: Slack) -> None:
     for answer in PASSES:
         slack.refusals = [answer]
         delivered = kit.deliver(make_event("failed"))
-        assert waits(delivered) < 10
+        # A first wait is anything down to none: the second attempt may be made already.
+        assert delivered.delivery.state == "done" or waits(delivered) < 10
         kit.exhaust(delivered)
         assert (delivered.delivery.state, delivered.delivery.attempts) == ("done", 2)
     assert len(slack.posts) == len(PASSES)
