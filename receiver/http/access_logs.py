@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from starlette.types import Scope
 
-_IN_A_PATH: Final = re.compile(r"(/(?:webhooks/[^/]*|wake)/).+", re.DOTALL)
+_BEFORE_A_TOKEN: Final = re.compile(r"/(?:webhooks/[^/]*|wake)/(?=.)", re.DOTALL)
 _IN_A_LINE: Final = re.compile(r"(/(?:webhooks/[^/\s]*|wake)/)[^\s\"?]+")
 _LOGGERS: Final = (
     "gunicorn.access",
@@ -25,11 +25,17 @@ _LOGGERS: Final = (
 
 def hide_token(scope: Scope) -> None:
     """Take a callback's token out of the path, which servers write into their access logs."""
-    if "/webhooks/" not in scope["path"] and "/wake/" not in scope["path"]:
+    path = scope["path"]
+    if "/webhooks/" not in path and "/wake/" not in path:
         return
-    scope["path"] = _IN_A_PATH.sub(r"\1...", scope["path"])
+    scope["path"] = _without_token(path)
     if raw := scope.get("raw_path"):
-        scope["raw_path"] = _IN_A_PATH.sub(r"\1...", raw.decode("latin-1")).encode("latin-1")
+        scope["raw_path"] = _without_token(raw.decode("latin-1")).encode("latin-1")
+
+
+def _without_token(path: str) -> str:
+    found = _BEFORE_A_TOKEN.search(path)
+    return path if found is None else f"{path[: found.end()]}..."
 
 
 def guard_access_logs() -> None:

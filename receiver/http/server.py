@@ -62,6 +62,8 @@ _REFUSALS: Final = {
         f"there are more than {_MOST_HEADERS} headers, or more than {_LARGEST_HEAD} bytes of them",
     ),
 }
+_MOST_HELD: Final = 64 * 1024
+"""Bytes of an answer that wait for the end of a turn of the loop."""
 _SLOWEST_READ: Final = 20.0
 """Seconds in which the reader of an answer must take at least some of it (tens of KB)."""
 _LOOK: Final = 0.5
@@ -101,13 +103,31 @@ class _Refused(Exception):
 
 
 class _Transport:
-    """A transport as uvicorn has it, but for its end: the protocol decides how to close it."""
+    """A transport as uvicorn has it, but for its end: the protocol decides how to close it.
+
+    What is written in one turn of the loop, as an answer's head and body are, is sent by one call
+    of the system, which is dearer than most of what makes the answer.
+    """
 
     def __init__(self, transport: asyncio.Transport, protocol: Protocol) -> None:
         self._transport = transport
-        self.write = transport.write
+        self._held = bytearray()
         self.close = protocol.close_lingering
         self._protocol = protocol
+
+    def write(self, data: bytes) -> None:
+        if not self._held:
+            self._protocol.loop.call_soon(self.flush)
+        self._held += data
+        if len(self._held) > _MOST_HELD:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was written in this turn."""
+        if self._held:
+            held, self._held = self._held, bytearray()
+            if not self._transport.is_closing():  # else nobody is there to read it
+                self._transport.write(held)
 
     def is_closing(self) -> bool:
         return self._protocol.is_lingering or self._transport.is_closing()
@@ -133,6 +153,8 @@ class Protocol(HttpToolsProtocol):
         self._waited = waited
         self._wire: asyncio.Transport
         """The transport itself."""
+        self._answers: _Transport
+        """What answers are written to."""
         self._beside = 0
         """Bytes of this request beside its body, which earns it as many more as it has itself."""
         self._discarded = 0
@@ -156,7 +178,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._wire = transport
-        super().connection_made(_Transport(transport, self))  # type: ignore[arg-type] # is like one
+        self._answers = _Transport(transport, self)
+        super().connection_made(self._answers)  # type: ignore[arg-type] # is like one
         self._await_bytes(_SLOWEST_HEAD)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -344,7 +367,7 @@ class Protocol(HttpToolsProtocol):
                 STATUS_LINE[self._refusal] + b"content-type: application/problem+json\r\n"
                 b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             )
-            self._wire.write(head + body)
+            self._answers.write(head + body)
         self.close_lingering()
 
     def close_lingering(self) -> None:
@@ -361,6 +384,7 @@ class Protocol(HttpToolsProtocol):
         if self._in_request and not self._no_more_requests:
             self._abandon()
         self.is_lingering = self._no_more_requests = True
+        self._answers.flush()
         self._wire.write_eof()
         self.flow.resume_reading()
         self._await_bytes(_UNHEARD)
@@ -376,6 +400,7 @@ class Protocol(HttpToolsProtocol):
         """Close the connection; what was written is still sent."""
         self._end_patience()
         self._waited.drop(self)
+        self._answers.flush()
         self._wire.close()
 
     def _await_bytes(self, seconds: float) -> None:
