@@ -181,6 +181,8 @@ class Oxen:
         if problem:
             self._world.ledger.count("oxen", "rejected")
             return problem
+        if body.get("model") in _FILMING:  # no page says what comes of it
+            self._world.ledger.violation("oxen", "video_as_image", body["model"])
         prediction = await self._world.run(self._described(request, account, body))
         if prediction.plan.failure:
             return _refused_plainly(_reason(prediction), 500)

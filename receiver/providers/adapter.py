@@ -223,6 +223,15 @@ class Publishing(Protocol):
 
 
 @runtime_checkable
+class Addressing(Protocol):
+    """A provider whose description of a model says where a blocking submit goes."""
+
+    def details(self, model: str) -> httpx.Request: ...
+    def addressed(self, ticket: Ticket, answer: ProviderResponse) -> Ticket | Refused | Postponed:
+        """Read the description: return the ticket with its address among its links."""
+
+
+@runtime_checkable
 class Guarding(Protocol):
     """A provider some of whose results are given only to who has our key."""
 

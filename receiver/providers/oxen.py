@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, NoReturn
 
 import httpx
+from msgspec.structs import replace
 
 from receiver.model.costs import micro
 from receiver.model.errors import Problem, Unproved, Unreadable
@@ -23,8 +24,10 @@ from receiver.providers.adapter import (
     CallbackTarget,
     Candidate,
     Found,
+    Postponed,
     ProviderResponse,
     Receipt,
+    Refused,
 )
 from receiver.providers.declared import Declared
 
@@ -40,6 +43,11 @@ _KINDS: Final = {
 # An unknown parameter is handed to the model, which may fail on it: better refused for nothing
 # here than failed for money there.
 _HOOK_PARAMETERS: Final = frozenset({"webhook", "webhook_url", "webhook_secret", "fal_webhook"})
+
+_SERVED_AT: Final = "served_at"
+_VIDEOS, _IMAGES, _EDIT = "/videos/generate", "/images/generate", "/images/edit"
+_BLOCKING: Final = (_VIDEOS, _IMAGES, _EDIT)
+"""Calls that wait for the end, as a model's `endpoint` names them."""
 
 _CLOCK_SKEW: Final = 120.0
 """Seconds by which Oxen's clock and ours may differ when looking for a lost submit."""
@@ -75,6 +83,16 @@ class Oxen:
     def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:  # noqa: ARG002 - no webhooks
         body = {**ticket.input, "model": ticket.model}
         return self._call("POST", _submit_path(ticket), json=body)
+
+    def addressed(self, ticket: Ticket, answer: ProviderResponse) -> Ticket | Refused | Postponed:
+        """Choose a blocking call: one for pictures may be billed, too, for what makes videos."""
+        body = parsing.content(answer)
+        if settled := parsing.settle_submit(answer, _reason(body), _type(body)):
+            return settled
+        path = _served_at(body, edits="input_image" in ticket.input)
+        if path is None:
+            return Refused(_untold(ticket.model))
+        return replace(ticket, links={_SERVED_AT: path})
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = parsing.content(answer)
@@ -176,16 +194,31 @@ class Oxen:
         return httpx.Request(method, self.base_url + path, headers=headers, **content)
 
 
-_OF_VIDEOS: Final = frozenset({"duration", "generate_audio", "input_video", "multi_prompt"})
-
-
 def _submit_path(ticket: Ticket) -> str:
-    """Choose the call; a blocking one is another for videos, known by what only they have."""
     if ticket.mode == "queue":
         return "/api/ai/queue"
-    if _OF_VIDEOS & ticket.input.keys():
-        return "/api/ai/videos/generate"
-    return f"/api/ai/images/{'edit' if 'input_image' in ticket.input else 'generate'}"
+    if _SERVED_AT not in ticket.links:  # a guess would be billed wherever it leads
+        raise Problem(422, "unsupported-input", _untold(ticket.model))
+    return f"/api/ai{ticket.links[_SERVED_AT]}"
+
+
+def _served_at(model: dict[str, Any], *, edits: bool) -> str | None:
+    """Return which blocking call serves a model: the one it names, or that of what it makes."""
+    named = parsing.words(model.get("endpoint"))
+    if named:
+        return next((path for path in _BLOCKING if named.endswith(path)), None)
+    can = model.get("capabilities")
+    made = can.get("output") if isinstance(can, dict) else None
+    if made == ["video"]:
+        return _VIDEOS
+    return (_EDIT if edits else _IMAGES) if made == ["image"] else None
+
+
+def _untold(model: str) -> str:
+    return (
+        f"Oxen.ai does not say which of its blocking calls serves {model[:200]!r}: "
+        "leave out the mode `sync`, as its queue takes every model that makes pictures or videos"
+    )
 
 
 def _outcome(row: dict[str, Any], *, url: str, reason: str) -> Outcome:

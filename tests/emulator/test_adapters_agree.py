@@ -17,6 +17,7 @@ from receiver.model.values import Mode, Outcome, Ticket
 from receiver.providers import DECLARED
 from receiver.providers.adapter import (
     Accepted,
+    Addressing,
     Callback,
     CallbackTarget,
     Follow,
@@ -66,6 +67,10 @@ class Talk:
         model = DECLARED[self.provider.name].example
         ticket = Ticket(id="pred_1", model=model, mode=mode, input=given)
         target = CallbackTarget(hook, SECRET) if hook else None
+        if mode == "sync" and isinstance(self.provider, Addressing):
+            addressed = self.provider.addressed(ticket, self.ask(self.provider.details(model)))
+            assert isinstance(addressed, Ticket)
+            ticket = addressed
         receipt = self.provider.accepted(ticket, self.ask(self.provider.request(ticket, target)))
         if isinstance(receipt, Accepted):
             ticket = msgspec.structs.replace(

@@ -467,20 +467,34 @@ async def test_a_failure_that_says_it_is_retryable_is_not_submitted_again(
     assert network.count("eachlabs.submit") == 1
 
 
-async def test_a_blocking_video_goes_its_own_way_and_comes_as_what_it_is(
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [("veo-3-1", "/oxen/api/ai/videos/generate"), ("nano-banana", "/oxen/api/ai/images/edit")],
+)
+async def test_a_blocking_prompt_goes_where_its_model_is_served(
+    start: Start, network: Network, model: str, path: str
+) -> None:
+    network.script("oxen.model", reply({}, 503), breaks(httpx.ReadError))
+    async with start() as station:
+        given = {"prompt": "waves", "response_format": "b64_json"}
+        answer = await station.submit("oxen", model=model, mode="sync", input=given)
+        station.clock.ahead = 60.0
+        found = await station.until(answer["id"], "succeeded")
+        kind = "video/mp4" if "videos" in path else "image/png"
+        assert found["output"][0]["url"].startswith(f"data:{kind};base64,")
+    assert [request.url.path for kind, request in network.calls if kind == "oxen.run"] == [path]
+    assert network.count("oxen.model") == 3
+
+
+async def test_what_no_blocking_call_is_known_for_is_refused_unsent(
     start: Start, network: Network
 ) -> None:
+    network.script("oxen.model", reply({"id": "new-model", "endpoint": "/worlds/generate"}))
     async with start() as station:
-        body = {"prompt": "waves", "duration": 8, "response_format": "b64_json"}
-        answer = await station.http.post(
-            "/v1/predictions",
-            json={"provider": "oxen", "model": "veo-3-1", "mode": "sync", "input": body},
-        )
-        found = await station.until(answer.json()["id"], "succeeded")
-        assert found["output"][0]["content_type"] == "video/mp4"
-        assert found["output"][0]["url"].startswith("data:video/mp4;base64,")
-    [path] = [request.url.path for kind, request in network.calls if kind == "oxen.run"]
-    assert path == "/oxen/api/ai/videos/generate"
+        found = await station.submit("oxen", model="new-model", mode="sync")
+        assert (found["status"], found["error"]["code"]) == ("failed", "rejected")
+        assert "leave out the mode `sync`" in found["error"]["message"]
+    assert network.count("oxen.run") == 0
 
 
 async def test_a_lost_submit_is_never_taken_for_anothers(start: Start, network: Network) -> None:

@@ -20,6 +20,7 @@ from receiver.model.values import Mode, Outcome, Ticket
 from receiver.providers import NAMES
 from receiver.providers.adapter import (
     Accepted,
+    Addressing,
     Ambiguous,
     Billing,
     Callback,
@@ -181,6 +182,12 @@ def _billing(provider: Provider) -> Billing:
     return provider
 
 
+def _addressed(provider: Provider, sample: Sample) -> Any:
+    assert isinstance(provider, Addressing)
+    found = provider.addressed(sample.ticket.ticket(), sample.answered())
+    return {"links": found.links} if isinstance(found, Ticket) else found
+
+
 def _found(provider: Provider, sample: Sample) -> Any:
     """Say which candidates a page has, each with where it is called back if that is said."""
     found = _searched(provider).found(sample.ticket.ticket(), sample.answered())
@@ -196,6 +203,7 @@ _VERDICTS: Final = {True: "let in", False: "kept out", None: "untold"}
 _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
     "check": lambda p, s: p.check(s.ticket.model, s.ticket.input),
     "request": lambda p, s: p.request(s.ticket.ticket(), s.hook),
+    "addressed": _addressed,
     "accepted": lambda p, s: p.accepted(s.ticket.ticket(), s.answered()),
     "authenticate": _authenticate,
     "read": lambda p, s: p.read(s.called().body),

@@ -20,6 +20,7 @@ from receiver.model.values import Mode, Outcome, Ticket
 from receiver.predictions.tokens import Tokens
 from receiver.providers import DECLARED, NAMES
 from receiver.providers.adapter import (
+    Addressing,
     Billing,
     Callback,
     Provider,
@@ -54,6 +55,7 @@ OF_WHO_STREAMS: Final = {
 }
 OF_SOME: Final[dict[type, set[tuple[str, str]]]] = {
     Streamed: OF_WHO_STREAMS,
+    Addressing: {("addressed", end) for end in ("links", "refused", "postponed", "raises")},
     Billing: {("bill", "request"), ("billed", "costs"), ("billed", "raises")},
     Searched: {("search", "requests"), ("found", "ids"), ("found", "raises")},
     Publishing: {("keys", "request"), ("read_keys", "keys"), ("read_keys", "raises")},
@@ -91,6 +93,8 @@ def test_a_provider_has_a_sample_of_every_shape_that_it_must_know(name: str) -> 
 
 def _blocks(provider: Provider, ticket: Ticket) -> bool:
     """Return whether a submit can wait for the end: then it is another request."""
+    if isinstance(provider, Addressing):
+        return True
     waits = msgspec.structs.replace(ticket, mode="sync")
     one, other = (provider.request(each, None) for each in (ticket, waits))
     return (one.url, one.headers, one.read()) != (other.url, other.headers, other.read())
