@@ -37,6 +37,7 @@ from receiver.providers.adapter import (
     Provider,
     Receipt,
     Refused,
+    Stopping,
     can_prove,
 )
 from receiver.settings import ProviderSettings, Settings
@@ -460,8 +461,8 @@ class Submitter:
                 job.ticket, provider_id=receipt.provider_id, links=receipt.links
             )
             try:
-                if (request := self.provider.cancel(ticket)) is not None:
-                    await self._wire.ask(request)
+                if isinstance(self.provider, Stopping):
+                    await self._wire.ask(self.provider.cancel(ticket))
             except Unreadable as error:
                 log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
             await self._progress(job, "polled", self._clock())

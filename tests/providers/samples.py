@@ -25,6 +25,7 @@ from receiver.providers.adapter import (
     Billing,
     Callback,
     CallbackTarget,
+    Describing,
     Follow,
     Postponed,
     Provider,
@@ -32,6 +33,7 @@ from receiver.providers.adapter import (
     Publishing,
     Refused,
     Searched,
+    Stopping,
     Streamed,
 )
 from receiver.providers.signatures import read_jwks
@@ -182,6 +184,16 @@ def _billing(provider: Provider) -> Billing:
     return provider
 
 
+def _stopping(provider: Provider) -> Stopping:
+    assert isinstance(provider, Stopping)
+    return provider
+
+
+def _describing(provider: Provider) -> Describing:
+    assert isinstance(provider, Describing)
+    return provider
+
+
 def _addressed(provider: Provider, sample: Sample) -> Any:
     assert isinstance(provider, Addressing)
     found = provider.addressed(sample.ticket.ticket(), sample.answered())
@@ -211,8 +223,8 @@ _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
     "polled": _polled,
     "bill": lambda p, s: _billing(p).bill([s.ticket.ticket()]),
     "billed": lambda p, s: {"costs": _billing(p).billed([s.ticket.ticket()], s.answered())},
-    "cancel": lambda p, s: p.cancel(s.ticket.ticket()),
-    "details": lambda p, s: p.details(s.ticket.model),
+    "cancel": lambda p, s: _stopping(p).cancel(s.ticket.ticket()),
+    "details": lambda p, s: _describing(p).details(s.ticket.model),
     "try_key": lambda p, _: p.try_key(),
     "key_works": lambda p, s: {_VERDICTS[p.key_works(s.answered())]: s.answered().status},
     "stream": lambda p, _: _streamed(p).stream(),

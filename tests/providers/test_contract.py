@@ -23,10 +23,12 @@ from receiver.providers.adapter import (
     Addressing,
     Billing,
     Callback,
+    Describing,
     Provider,
     ProviderResponse,
     Publishing,
     Searched,
+    Stopping,
     Streamed,
 )
 from tests.providers.samples import FOLDER, Sample, ending, load, perform, providers, swapped
@@ -56,6 +58,8 @@ OF_WHO_STREAMS: Final = {
 OF_SOME: Final[dict[type, set[tuple[str, str]]]] = {
     Streamed: OF_WHO_STREAMS,
     Addressing: {("addressed", end) for end in ("links", "refused", "postponed", "raises")},
+    Stopping: {("cancel", "request"), ("polled", "canceled")},
+    Describing: {("details", "request")},
     Billing: {("bill", "request"), ("billed", "costs"), ("billed", "raises")},
     Searched: {("search", "requests"), ("found", "ids"), ("found", "raises")},
     Publishing: {("keys", "request"), ("read_keys", "keys"), ("read_keys", "raises")},
@@ -78,10 +82,6 @@ def test_a_provider_has_a_sample_of_every_shape_that_it_must_know(name: str) -> 
     wanted |= OF_WHO_PUSHES if provider.proof != "none" else OF_WHO_NEVER_CALLS
     model = DECLARED[name].example
     ticket = Ticket(id="pred_1", model=model, mode="queue", input={}, provider_id="1")
-    if provider.cancel(ticket) is None:
-        wanted.add(("cancel", "nothing"))
-    else:
-        wanted |= {("cancel", "request"), ("polled", "canceled")}
     if _blocks(provider, ticket):
         wanted.add(("accepted", "succeeded"))
     for kind, shapes in OF_SOME.items():
@@ -109,7 +109,7 @@ def test_an_adapter_is_what_the_protocol_says(name: str) -> None:
     provider = PROVIDERS[name]
     assert isinstance(provider, Provider)
     assert provider.name == name
-    assert isinstance(provider, Streamed) == (provider.stream_path is not None)
+    assert isinstance(provider, Streamed) == (provider.proof == "none")
 
 
 @pytest.mark.parametrize("name", NAMES)
