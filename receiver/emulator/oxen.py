@@ -76,9 +76,7 @@ class Oxen:
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Bearer")
-        if not self._world.knows(key):
-            raise Refusal(_refused(401, "unauthenticated", "Unauthorized"))
-        return self._world.account(key)
+        return self._world.holder(key, _refused(401, "unauthenticated", "Unauthorized"))
 
     async def _submit(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}

@@ -26,9 +26,11 @@ from receiver import create_app
 from receiver.emulator import Options, create_emulator, settings_for
 from receiver.emulator.ledger import Attempt
 from receiver.predictions.submitter import Sending, TakenOverError
+from receiver.providers.adapter import Stopping
 from receiver.settings import Settings
 from tests.conftest import Start
 from tests.patience import PATIENCE
+from tests.providers.samples import blocks
 from tests.receiving import (
     API_KEY,
     ENV,
@@ -50,14 +52,14 @@ from tests.receiving import (
 pytestmark = pytest.mark.anyio
 
 ALL = list(MODELS)
-ONE_WAY = {"replicate", "ideogram", "wavespeed"}
-"""Those that block at the address where others wait."""
-BLOCKING = [provider for provider in ALL if provider != "bfl"]
-"""Those at which a submit can wait for the end."""
+ADAPTERS = Settings.read(ENV).adapters()
+WAITING = {name: where for name in ALL if (where := blocks(ADAPTERS[name], MODELS[name]))}
+"""Those at which a submit can wait for the end, and whether at the address of others."""
+STOPPING = [name for name in ALL if isinstance(ADAPTERS[name], Stopping)]
 
 
 def blocking(provider: str) -> str:
-    return f"{provider}.{'submit' if provider in ONE_WAY else 'run'}"
+    return f"{provider}.{'submit' if WAITING[provider] == 'here' else 'run'}"
 
 
 SOON = {"RECEIVER_POLL_AFTER": "0.02"}
@@ -681,11 +683,7 @@ async def _cancel(station: Station, prediction_id: str) -> httpx.Response:
     return await station.http.post(f"/v1/predictions/{prediction_id}/cancel")
 
 
-UNSTOPPABLE = ("ideogram", "bfl", "wavespeed", "openrouter")
-"""Providers that have no call for it."""
-
-
-@pytest.mark.parametrize("provider", [each for each in ALL if each not in UNSTOPPABLE])
+@pytest.mark.parametrize("provider", STOPPING)
 @pytest.mark.parametrize("forgotten", [False, True])
 async def test_what_runs_is_canceled_at_its_provider(
     start: Start, network: Network, provider: str, forgotten: bool
@@ -703,7 +701,7 @@ async def test_what_runs_is_canceled_at_its_provider(
     assert network.count(f"{provider}.cancel") == 1
 
 
-@pytest.mark.parametrize("provider", UNSTOPPABLE)
+@pytest.mark.parametrize("provider", [each for each in ALL if each not in STOPPING])
 async def test_what_a_provider_cannot_stop_goes_on(
     start: Start, network: Network, provider: str
 ) -> None:
@@ -786,7 +784,7 @@ async def test_a_cancel_that_came_too_late_gives_the_outcome(
 # --- the blocking endpoints ---
 
 
-@pytest.mark.parametrize("provider", BLOCKING)
+@pytest.mark.parametrize("provider", WAITING)
 async def test_sync_mode_uses_the_blocking_endpoint(
     start: Start, network: Network, provider: str
 ) -> None:
@@ -810,10 +808,10 @@ async def test_sync_mode_uses_the_blocking_endpoint(
             assert output["url"] == PICTURE
     kinds = {kind for kind, _ in network.calls if kind.startswith(f"{provider}.")}
     assert network.count(blocking(provider)) == 1
-    assert (f"{provider}.submit" in kinds) == (provider in ONE_WAY)
+    assert (f"{provider}.submit" in kinds) == (WAITING[provider] == "here")
 
 
-@pytest.mark.parametrize("provider", BLOCKING)
+@pytest.mark.parametrize("provider", WAITING)
 async def test_a_blocking_call_that_breaks_is_a_doubt(
     start: Start, network: Network, provider: str
 ) -> None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import httpx
 import msgspec
@@ -40,6 +40,7 @@ from receiver.providers.signatures import read_jwks
 from receiver.settings import Secret, Settings
 
 FOLDER: Final = Path(__file__).parent.parent / "samples"
+MODES: Final[tuple[Mode, ...]] = ("queue", "sync")
 _TOLD_HEADERS: Final = (
     *("authorization", "x-api-key", "x-key", "api-key"),
     *("accept", "content-type", "prefer"),
@@ -132,6 +133,20 @@ def providers(*, confirm: bool = False) -> dict[str, Provider]:
         for name in NAMES
     }
     return replace(settings, providers=given).adapters()
+
+
+def blocks(provider: Provider, model: str) -> Literal["here", "elsewhere"] | None:
+    """Return where a submit waits for the end: at the address of others or not; None: nowhere."""
+    if isinstance(provider, Addressing):
+        return "elsewhere"
+    queue, sync = (
+        provider.request(Ticket(id="pred_1", model=model, mode=mode, input={}), None)
+        for mode in MODES
+    )
+    if queue.url.path != sync.url.path:
+        return "elsewhere"
+    same = (queue.headers, queue.read()) == (sync.headers, sync.read())
+    return None if same else "here"
 
 
 def perform(provider: Provider, sample: Sample) -> Any:

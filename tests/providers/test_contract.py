@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from receiver.model.errors import Unproved, Unreadable
-from receiver.model.values import Mode, Outcome, Ticket
+from receiver.model.values import Outcome, Ticket
 from receiver.predictions.tokens import Tokens
 from receiver.providers import DECLARED, NAMES
 from receiver.providers.adapter import (
@@ -31,11 +31,20 @@ from receiver.providers.adapter import (
     Stopping,
     Streamed,
 )
-from tests.providers.samples import FOLDER, Sample, ending, load, perform, providers, swapped
+from tests.providers.samples import (
+    FOLDER,
+    MODES,
+    Sample,
+    blocks,
+    ending,
+    load,
+    perform,
+    providers,
+    swapped,
+)
 
 SAMPLES: Final = load()
 PROVIDERS: Final = providers()
-MODES: Final[tuple[Mode, ...]] = ("queue", "sync")
 PUSHING: Final = [name for name, provider in PROVIDERS.items() if provider.proof != "none"]
 
 OF_EVERYONE: Final = {
@@ -80,24 +89,13 @@ def test_a_provider_has_a_sample_of_every_shape_that_it_must_know(name: str) -> 
     provider = PROVIDERS[name]
     wanted = set(OF_EVERYONE)
     wanted |= OF_WHO_PUSHES if provider.proof != "none" else OF_WHO_NEVER_CALLS
-    model = DECLARED[name].example
-    ticket = Ticket(id="pred_1", model=model, mode="queue", input={}, provider_id="1")
-    if _blocks(provider, ticket):
+    if blocks(provider, DECLARED[name].example):
         wanted.add(("accepted", "succeeded"))
     for kind, shapes in OF_SOME.items():
         if isinstance(provider, kind):
             wanted |= shapes
     have = {(s.act, ending(s.expect)) for (owner, _), s in SAMPLES.items() if owner == name}
     assert not wanted - have
-
-
-def _blocks(provider: Provider, ticket: Ticket) -> bool:
-    """Return whether a submit can wait for the end: then it is another request."""
-    if isinstance(provider, Addressing):
-        return True
-    waits = msgspec.structs.replace(ticket, mode="sync")
-    one, other = (provider.request(each, None) for each in (ticket, waits))
-    return (one.url, one.headers, one.read()) != (other.url, other.headers, other.read())
 
 
 def test_every_folder_of_samples_belongs_to_a_provider() -> None:
