@@ -71,6 +71,11 @@ class Oxen:
         """Begin to comment on idle streams."""
         self._world.timers.after(self._world.options.keep_alive, self._keep_alive)
 
+    def release(self) -> None:
+        """End every stream, so that a server that stops need not cut one off."""
+        for stream in self.streams:
+            stream.end()
+
     def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
         return wire.route(f"oxen.{call}", method, path, self._account, handler)
 
