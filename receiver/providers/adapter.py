@@ -193,7 +193,7 @@ class Searched(Protocol):
         """Return requests for what the provider may have taken."""
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
-        """Read a page, or raise Unreadable."""
+        """Read a page, or raise Unreadable; that it has nothing of ours concludes nothing."""
 
 
 @runtime_checkable

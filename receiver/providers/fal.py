@@ -162,7 +162,10 @@ class Fal:
         return found
 
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
-        """List what was asked of this model since shortly before our submit."""
+        """List what was asked of this model since shortly before our submit.
+
+        Only requests that have ended are surely listed, so a list without ours concludes nothing.
+        """
         return [self._requests(ticket, {})]
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
