@@ -22,19 +22,14 @@ from receiver.providers.adapter import (
     Accepted,
     Addressing,
     Ambiguous,
-    Billing,
     Callback,
     CallbackTarget,
-    Describing,
     Follow,
     Postponed,
     Provider,
     ProviderResponse,
-    Publishing,
     Refused,
     Searched,
-    Stopping,
-    Streamed,
 )
 from receiver.providers.signatures import read_jwks
 from receiver.settings import Secret, Settings
@@ -179,45 +174,14 @@ def _authenticate(provider: Provider, sample: Sample) -> Any:
     return {"proved": proved}
 
 
-def _streamed(provider: Provider) -> Streamed:
-    assert isinstance(provider, Streamed)
-    return provider
-
-
-def _searched(provider: Provider) -> Searched:
-    assert isinstance(provider, Searched)
-    return provider
-
-
-def _publishing(provider: Provider) -> Publishing:
-    assert isinstance(provider, Publishing)
-    return provider
-
-
-def _billing(provider: Provider) -> Billing:
-    assert isinstance(provider, Billing)
-    return provider
-
-
-def _stopping(provider: Provider) -> Stopping:
-    assert isinstance(provider, Stopping)
-    return provider
-
-
-def _describing(provider: Provider) -> Describing:
-    assert isinstance(provider, Describing)
-    return provider
-
-
-def _addressed(provider: Provider, sample: Sample) -> Any:
-    assert isinstance(provider, Addressing)
+def _addressed(provider: Addressing, sample: Sample) -> Any:
     found = provider.addressed(sample.ticket.ticket(), sample.answered())
     return {"links": found.links} if isinstance(found, Ticket) else found
 
 
-def _found(provider: Provider, sample: Sample) -> Any:
+def _found(provider: Searched, sample: Sample) -> Any:
     """Say which candidates a page has, each with where it is called back if that is said."""
-    found = _searched(provider).found(sample.ticket.ticket(), sample.answered())
+    found = provider.found(sample.ticket.ticket(), sample.answered())
     ids = [
         [c.provider_id, c.callback_url] if c.callback_url else c.provider_id
         for c in found.candidates
@@ -227,7 +191,7 @@ def _found(provider: Provider, sample: Sample) -> Any:
 
 _VERDICTS: Final = {True: "let in", False: "kept out", None: "untold"}
 
-_ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
+_ACTS: Final[dict[str, Callable[[Any, Sample], Any]]] = {
     "check": lambda p, s: p.check(s.ticket.model, s.ticket.input),
     "request": lambda p, s: p.request(s.ticket.ticket(), s.hook),
     "addressed": _addressed,
@@ -236,18 +200,18 @@ _ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
     "read": lambda p, s: p.read(s.called().body),
     "poll": lambda p, s: p.poll(s.ticket.ticket()),
     "polled": _polled,
-    "bill": lambda p, s: _billing(p).bill([s.ticket.ticket()]),
-    "billed": lambda p, s: {"costs": _billing(p).billed([s.ticket.ticket()], s.answered())},
-    "cancel": lambda p, s: _stopping(p).cancel(s.ticket.ticket()),
-    "details": lambda p, s: _describing(p).details(s.ticket.model),
+    "bill": lambda p, s: p.bill([s.ticket.ticket()]),
+    "billed": lambda p, s: {"costs": p.billed([s.ticket.ticket()], s.answered())},
+    "cancel": lambda p, s: p.cancel(s.ticket.ticket()),
+    "details": lambda p, s: p.details(s.ticket.model),
     "try_key": lambda p, _: p.try_key(),
     "key_works": lambda p, s: {_VERDICTS[p.key_works(s.answered())]: s.answered().status},
-    "stream": lambda p, _: _streamed(p).stream(),
-    "heard": lambda p, s: _streamed(p).heard(s.event, s.data),
-    "search": lambda p, s: {"requests": [_said(r) for r in _searched(p).search(s.ticket.ticket())]},
+    "stream": lambda p, _: p.stream(),
+    "heard": lambda p, s: p.heard(s.event, s.data),
+    "search": lambda p, s: {"requests": [_said(r) for r in p.search(s.ticket.ticket())]},
     "found": _found,
-    "keys": lambda p, _: _publishing(p).keys(),
-    "read_keys": lambda p, s: {"keys": len(_publishing(p).read_keys(s.answered().body))},
+    "keys": lambda p, _: p.keys(),
+    "read_keys": lambda p, s: {"keys": len(p.read_keys(s.answered().body))},
 }
 
 
