@@ -488,6 +488,20 @@ async def test_a_blocking_prompt_goes_where_its_model_is_served(
     assert network.count("oxen.model") == 3
 
 
+async def test_what_was_only_asked_about_when_the_process_ended_is_sent_by_the_next(
+    start: Start, network: Network
+) -> None:
+    network.script("oxen.model", hangs)
+    async with start() as station:
+        waiting = asyncio.create_task(station.submit("oxen", mode="sync"))
+        await eventually(lambda: network.count("oxen.model") == 1)
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert network.count("oxen.run") == 0
+    async with start() as station:
+        await station.until(station.one("SELECT id FROM predictions"), "succeeded")
+    assert network.count("oxen.run") == 1
+
+
 async def test_what_no_blocking_call_is_known_for_is_refused_unsent(
     start: Start, network: Network
 ) -> None:
