@@ -53,6 +53,7 @@ def create_emulator(
     app = _Emulator(routes=routes, lifespan=lifespan, exception_handlers={ClientDisconnect: _left})
     app.router.redirect_slashes = False
     app.state.chats = chats
+    app.state.release = oxen.release
     return app
 
 

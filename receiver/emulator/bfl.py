@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import msgspec
@@ -16,7 +15,7 @@ from receiver.emulator import wire
 from receiver.emulator.endings import Failure
 from receiver.emulator.ledger import Prediction
 from receiver.emulator.options import Schedule
-from receiver.emulator.wire import Refusal, answer
+from receiver.emulator.wire import answer
 from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, made
 
 ERRORS: dict[Failure, tuple[str, str]] = {
@@ -39,7 +38,7 @@ class Bfl:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        world.studio.on_finish["bfl"] = self._push
+        world.calls_back("bfl", self.callback, self.headers, _CALLBACKS)
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -53,10 +52,8 @@ class Bfl:
         return wire.route(f"bfl.{call}", method, path, self._account, handler)
 
     def _account(self, request: Request) -> str:
-        key = request.headers.get("x-key", "")
-        if not self._world.knows(key):
-            raise Refusal(answer({"detail": "Not authenticated - Invalid Authentication"}, 403))
-        return self._world.account(key)
+        refused = answer({"detail": "Not authenticated - Invalid Authentication"}, 403)
+        return self._world.holder(request.headers.get("x-key", ""), refused)
 
     async def _submit(self, request: Request, account: str) -> Response:
         prediction = self._described(request, account, await wire.read_object(request))
@@ -72,8 +69,11 @@ class Bfl:
         asked = body or {}
         model = request.path_params["model"]
         problem = self._problem(model, body, wire.text_of(asked.get("prompt")))
-        if problem := problem or self._crowded(account):
-            raise self._rejected(problem)
+        limit = self._world.options.bfl_in_flight
+        if problem is None and self._world.crowded("bfl", account, limit):
+            problem = _refused(429, "rate_limit_exceeded", f"{limit} tasks are active", 1)
+        if problem:
+            raise self._world.rejected("bfl", problem)
         hook, secret = (wire.text_of(asked.get(f"webhook_{part}")) for part in ("url", "secret"))
         inputs = {name: asked[name] for name in asked if not name.startswith("webhook_")}
         prediction = self._world.prediction(
@@ -81,7 +81,7 @@ class Bfl:
         )
         if prediction.plan.failure == "prompt":
             missing = {"loc": ["body", "prompt"], "msg": "field required", "type": "missing"}
-            raise self._rejected(answer({"detail": [missing]}, 422))
+            raise self._world.rejected("bfl", answer({"detail": [missing]}, 422))
         return prediction
 
     def _problem(self, model: str, body: dict[str, Any] | None, prompt: str) -> Response | None:
@@ -96,17 +96,6 @@ class Bfl:
         if "[refuse]" in prompt:
             return _refused(402, "insufficient_credits", "the balance is used up")
         return None
-
-    def _crowded(self, account: str) -> Response | None:
-        limit = self._world.options.bfl_in_flight
-        if limit is None or self._world.studio.in_flight("bfl", account) < limit:
-            return None
-        self._world.ledger.violation("bfl", "in_flight", str(limit))
-        return _refused(429, "rate_limit_exceeded", f"{limit} tasks are active", 1)
-
-    def _rejected(self, response: Response) -> Refusal:
-        self._world.ledger.count("bfl", "rejected")
-        return Refusal(response)
 
     async def _poll(self, request: Request, account: str) -> Response:
         name = request.query_params.get("id", "")
@@ -147,12 +136,8 @@ class Bfl:
             return told | {"sample": output[0]["url"]}
         return told | {"samples": output}
 
-    def _push(self, prediction: Prediction) -> None:
-        if prediction.callback_url:
-            self._world.call(prediction, self.callback(prediction), self.headers, _CALLBACKS)
-
     def callback(self, prediction: Prediction) -> bytes:
-        body: dict[str, Any] = {"id": prediction.id, "timestamp": _time(self._world.now())}
+        body: dict[str, Any] = {"id": prediction.id, "timestamp": wire.moment(self._world.now())}
         failure = prediction.plan.failure
         if failure is None:
             body |= {"status": "Ready", "result": self._result(prediction)}
@@ -189,7 +174,3 @@ def _refused(status: int, error: str, message: str, retry_after: int | None = No
     """Say no, and in a field when to come again."""
     wait = {} if retry_after is None else {"retry_after": retry_after}
     return answer({"error": error, "message": message or error, **wait}, status)
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat()

@@ -36,7 +36,6 @@ _CANCELLED = (499, "client_cancelled", "Request was cancelled by the client")
 _NAMESPACES = {"workflows", "comfy"}
 _SHORT_ID = re.compile(r"(\d+)-([A-Za-z0-9-]+)")
 _HEADERS = ("x-fal-webhook-", "request-id")
-_STALE = 600
 _DAY = 86400
 _LISTED = 50
 _MOST_LISTED = 100
@@ -58,7 +57,7 @@ class Fal:
     def __init__(self, world: World) -> None:
         self._world = world
         self._keys = Keyring(world.rng)
-        world.studio.on_finish["fal"] = self._push
+        world.calls_back("fal", self.callback, self.headers, world.options.fal_callbacks)
         world.faults.at_once("rotate_keys", self._keys.rotate)
 
     def routes(self) -> list[BaseRoute]:
@@ -97,10 +96,8 @@ class Fal:
 
     def _owner(self, request: Request) -> str:
         """Return whose key it is on the platform's own host, which words its errors otherwise."""
-        key = wire.credential(request, "Key")
-        if not self._world.knows(key):
-            raise Refusal(_platform_error(401, "authorization_error", "Invalid API key"))
-        return self._world.account(key)
+        refused = _platform_error(401, "authorization_error", "Invalid API key")
+        return self._world.holder(wire.credential(request, "Key"), refused)
 
     async def _models(self, request: Request, _account: str) -> Response:
         name = request.query_params.get("endpoint_id", "")
@@ -306,21 +303,11 @@ class Fal:
         ]
         return answer({"billing_events": found, "next_cursor": None, "has_more": False})
 
-    def _push(self, prediction: Prediction) -> None:
-        if not prediction.callback_url:
-            return
-        body = self.callback(prediction)
-        schedule = self._world.options.fal_callbacks
-        self._world.call(prediction, body, self.headers, schedule)
-
     def headers(
         self, prediction: Prediction, body: bytes, at: float | None = None
     ) -> dict[str, str]:
         """Sign a body, now or as of another time."""
-        faults, at = self._world.faults, int(self._world.now() if at is None else at)
-        if rule := faults.take("stale_timestamp", "fal", prediction.prompt):
-            at -= int(_STALE if rule.seconds is None else rule.seconds)
-        forged = faults.take("wrong_signature", "fal", prediction.prompt) is not None
+        at, forged = self._world.signing(prediction, at)
         user = user_id(prediction.account)
         signed = self._keys.headers(_HEADERS, prediction.id, user, at, body, forged=forged)
         return {"content-type": "application/json", "user-agent": "fal-emulator"} | signed
@@ -457,7 +444,7 @@ def _bill(prediction: Prediction) -> dict[str, Any]:
     return {
         "request_id": prediction.id,
         "endpoint_id": prediction.model,
-        "timestamp": datetime.fromtimestamp(_ended(prediction), UTC).isoformat(),
+        "timestamp": wire.moment(_ended(prediction)),
         "output_units": prediction.billed,
         "unit_price": PRICE,
         "percent_discount": 0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import msgspec
@@ -30,7 +29,6 @@ REASONS: dict[Failure, str] = {
 }
 _CALLBACKS = Schedule(waits=(10, 30), first_timeout=15, later_timeout=15)
 _HEADERS = ("x-ideogram-webhook-", "generation-id")
-_STALE = 600
 _MICROS = 60_000
 """What a picture costs, in millionths of a dollar."""
 
@@ -58,9 +56,7 @@ class Ideogram:
 
     def _account(self, request: Request) -> str:
         key = request.headers.get("api-key", "")
-        if not self._world.knows(key):
-            raise Refusal(_refused(401, "Invalid API key"))
-        return self._world.account(key)
+        return self._world.holder(key, _refused(401, "Invalid API key"))
 
     async def _submit(self, request: Request, account: str) -> Response:
         given = await _read(request)
@@ -72,22 +68,24 @@ class Ideogram:
             return await self._world.accept([prediction], answer(created))
         ended = await self._world.run(prediction)
         if ended.state != "succeeded" and not self._is_withheld(ended):
-            return _refused(500, _reason(ended))
+            return _refused(500, ended.reason(REASONS))
         return answer(self._made(ended) | {"generation_kind": "sampling", "seed": ended.variant})
 
     def _described(self, request: Request, account: str, given: forms.Given) -> Prediction:
         model, prompt = request.path_params["model"], given.text("prompt")
-        if problem := self._problem(model, prompt, given) or self._crowded(account):
-            raise self._rejected(problem)
+        if problem := self._problem(account, model, prompt, given):
+            raise self._world.rejected("ideogram", problem)
         inputs = given.args | {name: file.name for name, file in given.files.items()}
         prediction = self._world.prediction(
             "ideogram", request, account, model, inputs, callback_url=given.text("webhook_url")
         )
         if prediction.plan.failure == "prompt":
-            raise self._rejected(_refused(400, REASONS["prompt"]))
+            raise self._world.rejected("ideogram", _refused(400, REASONS["prompt"]))
         return prediction
 
-    def _problem(self, model: str, prompt: str, given: forms.Given) -> Response | None:
+    def _problem(
+        self, account: str, model: str, prompt: str, given: forms.Given
+    ) -> Response | None:
         if rule := self._world.obstacle("ideogram", prompt):
             return _refused(rule.status, rule.reason or "unavailable", rule.retry_after)
         if model in {NO_SUCH_MODEL, TEXT_ONLY}:
@@ -96,18 +94,9 @@ class Ideogram:
             return _refused(400, "webhook_url is no URL")
         if "[refuse]" in prompt:
             return answer({"message": "Payment required", "reject_reason": "no_funds"}, 402)
+        if self._world.crowded("ideogram", account, self._world.options.ideogram_in_flight):
+            return _refused(429, "Too many requests", 1)
         return None
-
-    def _crowded(self, account: str) -> Response | None:
-        limit = self._world.options.ideogram_in_flight
-        if limit is None or self._world.studio.in_flight("ideogram", account) < limit:
-            return None
-        self._world.ledger.violation("ideogram", "in_flight", str(limit))
-        return _refused(429, "Too many requests", 1)
-
-    def _rejected(self, response: Response) -> Refusal:
-        self._world.ledger.count("ideogram", "rejected")
-        return Refusal(response)
 
     async def _poll(self, request: Request, account: str) -> Response:
         prediction = self._world.find_polled("ideogram", request.path_params["id"], account)
@@ -119,7 +108,7 @@ class Ideogram:
         if not prediction.finished:
             return _named(prediction) | {"status": "pending"}
         if prediction.state != "succeeded" and not self._is_withheld(prediction):
-            failed = {"status": "failed", "failure_reason": _reason(prediction)}
+            failed = {"status": "failed", "failure_reason": prediction.reason(REASONS)}
             return _named(prediction) | failed
         cost = {"usage_cost_usd_micros": _MICROS}
         return self._made(prediction) | {"status": "completed", "response_type": "image", **cost}
@@ -158,10 +147,7 @@ class Ideogram:
         self, prediction: Prediction, body: bytes, at: float | None = None
     ) -> dict[str, str]:
         """Sign a body, now or as of another time; the key's id is a hint that may be wrong."""
-        faults, at = self._world.faults, int(self._world.now() if at is None else at)
-        if rule := faults.take("stale_timestamp", "ideogram", prediction.prompt):
-            at -= int(_STALE if rule.seconds is None else rule.seconds)
-        forged = faults.take("wrong_signature", "ideogram", prediction.prompt) is not None
+        at, forged = self._world.signing(prediction, at)
         user = user_id(prediction.account)
         signed = self._keys.headers(_HEADERS, prediction.id, user, at, body, forged=forged)
         kind = {"content-type": "application/json", "user-agent": "ideogram-emulator"}
@@ -176,13 +162,7 @@ async def _read(request: Request) -> forms.Given:
 
 
 def _named(prediction: Prediction) -> dict[str, Any]:
-    at = datetime.fromtimestamp(prediction.submitted_at, UTC).isoformat()
-    return {"generation_id": prediction.id, "created": at}
-
-
-def _reason(prediction: Prediction) -> str:
-    failure = prediction.plan.failure
-    return prediction.plan.ending.reason or (REASONS[failure] if failure else "")
+    return {"generation_id": prediction.id, "created": wire.moment(prediction.submitted_at)}
 
 
 def _refused(status: int, message: str, retry_after: int | None = None) -> Response:

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, get_args
 
+from receiver.emulator.endings import Failure
 from receiver.emulator.options import Provider
 from receiver.emulator.prompts import Plan
 
@@ -77,6 +78,11 @@ class Prediction:
     def cost(self) -> float:
         """What it cost, in dollars: nothing, unless it succeeded."""
         return PRICE * self.billed if self.state == "succeeded" else 0.0
+
+    def reason(self, usual: Mapping[Failure, str]) -> str:
+        """Say why it failed: in words that were asked for, or in the provider's `usual` ones."""
+        failure = self.plan.failure if self.state == "failed" else None
+        return (self.plan.ending.reason or usual[failure]) if failure else ""
 
     def move(self, state: State) -> None:
         self.state = state

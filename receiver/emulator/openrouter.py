@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import msgspec
@@ -36,7 +35,6 @@ _STATUSES: dict[State, str] = {
 SECRET = "a signing secret of the workspace"  # noqa: S105 - a toy
 _CALLBACKS = Schedule(waits=(10, 60), first_timeout=10, later_timeout=10)
 """No page says when, or whether."""
-_STALE = 600
 _PRICE = 0.25
 """Dollars."""
 
@@ -51,7 +49,7 @@ class OpenRouter:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        world.studio.on_finish["openrouter"] = self._push
+        world.calls_back("openrouter", self.callback, self.headers, _CALLBACKS)
 
     def routes(self) -> list[BaseRoute]:
         base = "/openrouter/api/v1"
@@ -69,9 +67,7 @@ class OpenRouter:
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Bearer")
-        if not self._world.knows(key):
-            raise Refusal(_refused(401, "User not found."))
-        return self._world.account(key)
+        return self._world.holder(key, _refused(401, "User not found."))
 
     async def _submit(self, request: Request, account: str) -> Response:
         prediction = self._described(request, account, await wire.read_object(request) or {})
@@ -92,8 +88,7 @@ class OpenRouter:
         model, hook = wire.text_of(body.get("model")), body.get("callback_url", "")
         problem = self._problem(model, wire.text_of(body.get("prompt")), hook)
         if problem is not None:
-            self._world.ledger.count("openrouter", "rejected")
-            raise Refusal(problem)
+            raise self._world.rejected("openrouter", problem)
         return self._world.prediction(
             "openrouter", request, account, model, body, callback_url=hook
         )
@@ -149,14 +144,10 @@ class OpenRouter:
         at = _url(prediction)
         return [f"{at}/content?index={n}" for n in range(len(picture_names(prediction)))]
 
-    def _push(self, prediction: Prediction) -> None:
-        if prediction.callback_url:
-            self._world.call(prediction, self.callback(prediction), self.headers, _CALLBACKS)
-
     def callback(self, prediction: Prediction) -> bytes:
         event = {
             "type": f"video.generation.{self._status(prediction)}",
-            "created_at": datetime.fromtimestamp(self._world.now(), UTC).isoformat(),
+            "created_at": wire.moment(self._world.now()),
             "data": self._job(prediction) | {"model": prediction.model},
         }
         return msgspec.json.encode(event)
@@ -165,10 +156,7 @@ class OpenRouter:
         self, prediction: Prediction, body: bytes, at: float | None = None
     ) -> dict[str, str]:
         """Sign a body, now or as of another time."""
-        faults, at = self._world.faults, int(self._world.now() if at is None else at)
-        if rule := faults.take("stale_timestamp", "openrouter", prediction.prompt):
-            at -= int(_STALE if rule.seconds is None else rule.seconds)
-        forged = faults.take("wrong_signature", "openrouter", prediction.prompt) is not None
+        at, forged = self._world.signing(prediction, at)
         return {
             "content-type": "application/json",
             "user-agent": "openrouter-emulator",
@@ -205,4 +193,4 @@ def _refused(status: int, message: str, headers: Mapping[str, str] | None = None
 def _reason(prediction: Prediction) -> str:
     if prediction.state == "cancelled":
         return "Job was cancelled"
-    return prediction.plan.ending.reason or REASONS[prediction.plan.failure or "model"]
+    return prediction.reason(REASONS)

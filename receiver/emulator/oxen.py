@@ -71,14 +71,17 @@ class Oxen:
         """Begin to comment on idle streams."""
         self._world.timers.after(self._world.options.keep_alive, self._keep_alive)
 
+    def release(self) -> None:
+        """End every stream, so that a server that stops need not cut one off."""
+        for stream in self.streams:
+            stream.end()
+
     def _route(self, call: str, method: str, path: str, handler: wire.Handler) -> BaseRoute:
         return wire.route(f"oxen.{call}", method, path, self._account, handler)
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Bearer")
-        if not self._world.knows(key):
-            raise Refusal(_refused(401, "unauthenticated", "Unauthorized"))
-        return self._world.account(key)
+        return self._world.holder(key, _refused(401, "unauthenticated", "Unauthorized"))
 
     async def _submit(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
@@ -181,6 +184,8 @@ class Oxen:
         if problem:
             self._world.ledger.count("oxen", "rejected")
             return problem
+        if body.get("model") in _FILMING:  # no page says what comes of it
+            self._world.ledger.violation("oxen", "video_as_image", body["model"])
         prediction = await self._world.run(self._described(request, account, body))
         if prediction.plan.failure:
             return _refused_plainly(_reason(prediction), 500)

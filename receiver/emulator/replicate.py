@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict, deque
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -45,7 +45,6 @@ _CALLBACKS = Schedule(
 )
 """The last word comes about a minute after the end, and a redirect loses it."""
 _KEPT = 3600
-_STALE = 600
 _MINUTE = 60
 _PAGE = 100
 _LONGEST_WAIT = 60
@@ -89,11 +88,9 @@ class Replicate:
         return wire.route(f"replicate.{call}", method, path, self._account, handler)
 
     def _account(self, request: Request) -> str:
-        key = wire.credential(request, "Bearer")
-        if not self._world.knows(key):
-            detail = "You did not pass a valid authentication token"
-            raise Refusal(_refused(401, detail, title="Unauthenticated"))
-        return self._world.account(key)
+        detail = "You did not pass a valid authentication token"
+        refused = _refused(401, detail, title="Unauthenticated")
+        return self._world.holder(wire.credential(request, "Bearer"), refused)
 
     async def _submit(self, request: Request, account: str) -> Response:
         body = await wire.read_object(request) or {}
@@ -111,14 +108,14 @@ class Replicate:
         model = _model_of(request, body)
         problem = self._problem(body, model, wire.text_of(asked.get("prompt")))
         if problem := problem or self._hurried(account):
-            raise self._rejected(problem)
+            raise self._world.rejected("replicate", problem)
         hook, events = wire.text_of(body.get("webhook")), body.get("webhook_events_filter")
         told = not isinstance(events, list) or "completed" in events
         prediction = self._world.prediction(
             "replicate", request, account, model, asked, callback_url=hook if told else ""
         )
         if prediction.plan.failure == "prompt":
-            raise self._rejected(_invalid("input.prompt", REASONS["prompt"]))
+            raise self._world.rejected("replicate", _invalid("input.prompt", REASONS["prompt"]))
         return prediction
 
     def _problem(self, body: Mapping[str, Any], model: str, prompt: str) -> Response | None:
@@ -156,10 +153,6 @@ class Replicate:
         if self._world.options.shape == "mixed":
             return _refused(status, detail, retry_after=seconds)
         return _refused(status, detail, headers={"retry-after": str(seconds)})
-
-    def _rejected(self, response: Response) -> Refusal:
-        self._world.ledger.count("replicate", "rejected")
-        return Refusal(response)
 
     def _heed_deadline(self, prediction: Prediction, text: str) -> None:
         """Stop it at the time of its own that Cancel-After gave it."""
@@ -228,7 +221,7 @@ class Replicate:
             "logs": "",
             "output": None if removed else self._output(prediction),
             "data_removed": removed,
-            "error": _reason(prediction),
+            "error": prediction.reason(REASONS) or None,
             "source": "api",
             "status": self._status(prediction),
             "created_at": _time(prediction.submitted_at),
@@ -269,10 +262,7 @@ class Replicate:
         self, prediction: Prediction, body: bytes, at: float | None = None
     ) -> dict[str, str]:
         """Sign a body, now or as of another time."""
-        faults, at = self._world.faults, int(self._world.now() if at is None else at)
-        if rule := faults.take("stale_timestamp", "replicate", prediction.prompt):
-            at -= int(_STALE if rule.seconds is None else rule.seconds)
-        forged = faults.take("wrong_signature", "replicate", prediction.prompt) is not None
+        at, forged = self._world.signing(prediction, at)
         signed = self._secret.headers(f"msg_{prediction.id}", at, body, forged=forged)
         return {"content-type": "application/json", "user-agent": "replicate-emulator"} | signed
 
@@ -312,11 +302,6 @@ def _invalid(name: str, description: str) -> Response:
     return _refused(422, detail, title="Input validation failed", invalid_fields=[field])
 
 
-def _reason(prediction: Prediction) -> str | None:
-    failure = prediction.plan.failure if prediction.state == "failed" else None
-    return (prediction.plan.ending.reason or REASONS[failure]) if failure else None
-
-
 def _metrics(prediction: Prediction) -> dict[str, float]:
     if prediction.completed_at is None:
         return {}
@@ -354,7 +339,7 @@ def _described_model(request: Request) -> dict[str, Any]:
 
 
 def _time(at: float | None) -> str | None:
-    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat()
+    return None if at is None else wire.moment(at)
 
 
 def _moment(text: str, otherwise: float) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import random
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import msgspec
@@ -36,7 +35,6 @@ _STATUSES: dict[State, str] = {
 }
 _CALLBACKS = Schedule(waits=(10, 60), first_timeout=10, later_timeout=10)
 """No page says when, or whether."""
-_STALE = 600
 
 
 class WaveSpeed:
@@ -48,7 +46,7 @@ class WaveSpeed:
         self._world = world
         self._secret = _fresh(world.rng)
         self._stranger = _fresh(world.rng)
-        world.studio.on_finish["wavespeed"] = self._push
+        world.calls_back("wavespeed", self.callback, self.headers, _CALLBACKS)
         world.faults.at_once("rotate_keys", self._rotate)
 
     def _rotate(self) -> None:
@@ -70,9 +68,7 @@ class WaveSpeed:
 
     def _account(self, request: Request) -> str:
         key = wire.credential(request, "Bearer")
-        if not self._world.knows(key):
-            raise Refusal(_coded(401, "invalid authentication"))
-        return self._world.account(key)
+        return self._world.holder(key, _coded(401, "invalid authentication"))
 
     async def _submit(self, request: Request, account: str) -> Response:
         inputs = await wire.read_object(request)
@@ -94,8 +90,7 @@ class WaveSpeed:
             if prediction.plan.failure != "prompt":
                 return prediction
             problem = self._refused(400, REASONS["prompt"])
-        self._world.ledger.count("wavespeed", "rejected")
-        raise Refusal(problem)
+        raise self._world.rejected("wavespeed", problem)
 
     def _problem(
         self, model: str, inputs: dict[str, Any] | None, prompt: str, hook: str
@@ -144,8 +139,8 @@ class WaveSpeed:
             "urls": {"get": url if prediction.old else url + "/result"},
             "has_nsfw_contents": [True] if failure == "moderated" else [False] * len(outputs),
             "status": _STATUSES[prediction.state],
-            "created_at": datetime.fromtimestamp(prediction.submitted_at, UTC).isoformat(),
-            "error": (prediction.plan.ending.reason or REASONS[failure]) if failure else "",
+            "created_at": wire.moment(prediction.submitted_at),
+            "error": prediction.reason(REASONS),
             "timings": {"inference": _took(prediction)},
         }
 
@@ -160,10 +155,6 @@ class WaveSpeed:
             return [output]
         return output if told is not None else [file["url"] for file in output]
 
-    def _push(self, prediction: Prediction) -> None:
-        if prediction.callback_url:
-            self._world.call(prediction, self.callback(prediction), self.headers, _CALLBACKS)
-
     def callback(self, prediction: Prediction) -> bytes:
         """Return the bare task, and what was asked for."""
         return msgspec.json.encode(self._task(prediction) | {"input": prediction.input})
@@ -172,10 +163,7 @@ class WaveSpeed:
         self, prediction: Prediction, body: bytes, at: float | None = None
     ) -> dict[str, str]:
         """Sign a body, now or as of another time."""
-        faults, at = self._world.faults, int(self._world.now() if at is None else at)
-        if rule := faults.take("stale_timestamp", "wavespeed", prediction.prompt):
-            at -= int(_STALE if rule.seconds is None else rule.seconds)
-        forged = faults.take("wrong_signature", "wavespeed", prediction.prompt) is not None
+        at, forged = self._world.signing(prediction, at)
         secret = self._stranger if forged else self._secret
         message_id = f"wh_{prediction.id}"
         return {

@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -63,6 +64,11 @@ async def read_object(request: Request) -> dict[str, Any] | None:
 
 def text_of(value: object) -> str:
     return value if isinstance(value, str) else ""
+
+
+def moment(at: float) -> str:
+    """Write a time as most providers do."""
+    return datetime.fromtimestamp(at, UTC).isoformat()
 
 
 def origin(request: Request) -> str:

@@ -23,6 +23,10 @@ NO_SUCH_MODEL = "no-such-model"
 TEXT_ONLY = "text-only"
 _EARLY_PATIENCE = 1.0
 
+_STALE = 600
+"""Seconds by which the time of a stale signature lies back."""
+
+Body = Callable[[Prediction], bytes]
 Headers = Callable[[Prediction, bytes], Mapping[str, str]]
 
 
@@ -52,6 +56,12 @@ class World:
     def account(self, key: str) -> str:
         """Name whose key it is."""
         return "everybody" if self.options.one_account else key
+
+    def holder(self, key: str, otherwise: Response) -> str:
+        """Name whose key it is, or refuse it."""
+        if not self.knows(key):
+            raise wire.Refusal(otherwise)
+        return self.account(key)
 
     def old(self) -> bool:
         """Decide whether the next answer speaks the older shape."""
@@ -92,6 +102,18 @@ class World:
             **more,
         )
 
+    def rejected(self, provider: Provider, response: Response) -> wire.Refusal:
+        """Count a submit that is refused."""
+        self.ledger.count(provider, "rejected")
+        return wire.Refusal(response)
+
+    def crowded(self, provider: Provider, account: str, limit: int | None) -> bool:
+        """Tell whether as many of an account's are at work as a provider allows."""
+        if limit is None or self.studio.in_flight(provider, account) < limit:
+            return False
+        self.ledger.violation(provider, "in_flight", str(limit))
+        return True
+
     def obstacle(self, provider: Provider, prompt: str) -> Rule | None:
         """Return the rule that refuses this submit; hang up if one drops it before it is billed."""
         if self.faults.take("drop_submit", provider, prompt):
@@ -127,6 +149,25 @@ class World:
             async with asyncio.timeout(seconds):
                 await prediction.until(lambda p: p.finished)
         return prediction
+
+    def calls_back(
+        self, provider: Provider, body: Body, headers: Headers, schedule: Schedule
+    ) -> None:
+        """Have whoever asked for it told of each end at a provider."""
+
+        def tell(ended: Prediction) -> None:
+            if ended.callback_url:
+                self.call(ended, body(ended), headers, schedule)
+
+        self.studio.on_finish[provider] = tell
+
+    def signing(self, prediction: Prediction, at: float | None) -> tuple[int, bool]:
+        """Return the time with which a callback is signed, and whether a stranger signs it."""
+        about = prediction.provider, prediction.prompt
+        seconds = int(self.now() if at is None else at)
+        if rule := self.faults.take("stale_timestamp", *about):
+            seconds -= int(_STALE if rule.seconds is None else rule.seconds)
+        return seconds, self.faults.take("wrong_signature", *about) is not None
 
     def call(
         self, prediction: Prediction, body: bytes, headers: Headers, schedule: Schedule

@@ -30,7 +30,7 @@ from receiver.predictions.limits import Limits, refusal
 from receiver.predictions.poller import Poller
 from receiver.predictions.provider_client import Busy, ProviderClient
 from receiver.predictions.submitter import Submitter
-from receiver.providers.adapter import Provider, ProviderResponse
+from receiver.providers.adapter import Describing, Provider, ProviderResponse, Stopping
 from receiver.providers.parsing import decode
 from receiver.store.budgets import Excess
 from receiver.store.facade import Store
@@ -226,7 +226,8 @@ class PredictionService:
     async def details(self, provider: str, model: str) -> Any:
         """Fetch the provider's own description of a model."""
         submitter = self.submitter(provider)
-        request = submitter.provider.details(model)
+        adapter = submitter.provider
+        request = adapter.details(model) if isinstance(adapter, Describing) else None
         if request is None:
             raise Problem(404, "no-model-details", f"{provider} does not describe single models")
         try:
@@ -241,12 +242,12 @@ class PredictionService:
         return body
 
     async def _cancel_at_provider(self, job: Job) -> None:
-        request = self.submitter(job.provider).provider.cancel(job.ticket)
-        if request is None:
+        adapter = self.submitter(job.provider).provider
+        if not isinstance(adapter, Stopping):
             detail = f"{job.provider} has no way to cancel what it has taken"
             raise Problem(409, "cannot-cancel", detail)
         try:
-            answer = await self._ask(job.provider, request)
+            answer = await self._ask(job.provider, adapter.cancel(job.ticket))
         except Unreadable as error:
             log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
             raise Problem(

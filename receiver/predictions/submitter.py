@@ -16,11 +16,11 @@ import httpx
 import msgspec
 import structlog
 
-from receiver.model.errors import ReceiverError, StoreUnavailable, TooLarge, Unreadable
+from receiver.model.errors import Problem, ReceiverError, StoreUnavailable, TooLarge, Unreadable
 from receiver.model.retry import backoff
 from receiver.model.states import TERMINAL
 from receiver.model.tasks import TaskSet, repeat
-from receiver.model.values import Error, Outcome, Status, expired
+from receiver.model.values import Error, Outcome, Status, Ticket, expired
 from receiver.observability.events import SubmitResult
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
@@ -30,12 +30,14 @@ from receiver.predictions.room import Room
 from receiver.predictions.tokens import Tokens
 from receiver.providers.adapter import (
     Accepted,
+    Addressing,
     Ambiguous,
     CallbackTarget,
     Postponed,
     Provider,
     Receipt,
     Refused,
+    Stopping,
     can_prove,
 )
 from receiver.settings import ProviderSettings, Settings
@@ -391,6 +393,26 @@ class Submitter:
             await self._progress(job, "polled", self._schedule.first_poll(push_expected=False))
 
     async def _send(self, job: Job) -> tuple[Receipt, bytes]:
+        ticket = await self._addressed(job.ticket)
+        if not isinstance(ticket, Ticket):
+            return ticket, b""
+        return await self._post(msgspec.structs.replace(job, ticket=ticket))
+
+    async def _addressed(self, ticket: Ticket) -> Ticket | Refused | Postponed:
+        """Ask where a blocking submit goes, where only the model's description says it."""
+        if ticket.mode == "queue" or not isinstance(self.provider, Addressing):
+            return ticket
+        try:
+            answer = await self._wire.ask(self.provider.details(ticket.model))
+            return self.provider.addressed(ticket, answer)
+        except Problem as error:
+            return Refused(str(error))
+        except Unreadable as error:
+            return Postponed(f"{ticket.model} was not described: {error}", error.after)
+        except StoreUnavailable as error:
+            return Postponed(str(error))
+
+    async def _post(self, job: Job) -> tuple[Receipt, bytes]:
         seconds = _SYNC_TIMEOUT if job.ticket.mode == "sync" else ANSWER_TIMEOUT
         try:
             request = self.provider.request(job.ticket, self._hook(job))
@@ -439,8 +461,8 @@ class Submitter:
                 job.ticket, provider_id=receipt.provider_id, links=receipt.links
             )
             try:
-                if (request := self.provider.cancel(ticket)) is not None:
-                    await self._wire.ask(request)
+                if isinstance(self.provider, Stopping):
+                    await self._wire.ask(self.provider.cancel(ticket))
             except Unreadable as error:
                 log.warning("cancel.failed", prediction=job.ticket.id, reason=str(error))
             await self._progress(job, "polled", self._clock())

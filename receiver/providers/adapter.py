@@ -5,7 +5,6 @@ An adapter does no I/O. It turns values into unsent requests and bytes into valu
     request(ticket, hook)      the submit            accepted(ticket, answer)  -> Receipt
     authenticate(callback, …)  proof or Unproved     read(body)                -> Outcome
     poll(ticket)               how to ask            polled(ticket, answer)    -> Outcome | Follow
-    cancel(ticket)             how to stop it
     try_key()                  a harmless question    key_works(answer)        -> bool | None
     search(ticket)             where it can be asked  found(ticket, answer)    -> Found
                                for a lost submit
@@ -127,10 +126,6 @@ class Provider(Protocol):
     def proof(self) -> Proof:
         """What `authenticate` wants as `keys`."""
 
-    @property
-    def stream_path(self) -> str | None:
-        """Where its event stream is, or None where it calls back instead."""
-
     def check(self, model: str, input: dict[str, Any]) -> None:
         """Refuse, with a Problem, what could never work."""
 
@@ -142,17 +137,26 @@ class Provider(Protocol):
     def read(self, body: bytes) -> Outcome: ...
     def poll(self, ticket: Ticket) -> httpx.Request: ...
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome | Follow: ...
-    def cancel(self, ticket: Ticket) -> httpx.Request | None:
-        """Return a request that stops it; None: the provider has no way to."""
-
-    def details(self, model: str) -> httpx.Request | None:
-        """Return a request for the provider's own description of a model, if it has one."""
-
     def try_key(self) -> httpx.Request:
         """Return a free request that changes nothing and needs a good key."""
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         """Return whether the key was let in; None: the answer does not tell."""
+
+
+@runtime_checkable
+class Stopping(Protocol):
+    """A provider with a call that stops what it has taken."""
+
+    def cancel(self, ticket: Ticket) -> httpx.Request: ...
+
+
+@runtime_checkable
+class Describing(Protocol):
+    """A provider that describes its models, one by one."""
+
+    def details(self, model: str) -> httpx.Request | None:
+        """Return a request for a model's description; None: a name that it has none for."""
 
 
 @runtime_checkable
@@ -189,7 +193,7 @@ class Searched(Protocol):
         """Return requests for what the provider may have taken."""
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
-        """Read a page, or raise Unreadable."""
+        """Read a page, or raise Unreadable; that it has nothing of ours concludes nothing."""
 
 
 @runtime_checkable
@@ -220,6 +224,15 @@ class Publishing(Protocol):
 
     def read_keys(self, body: bytes) -> list[bytes]:
         """Return what `authenticate` wants as keys, or raise Unreadable."""
+
+
+@runtime_checkable
+class Addressing(Protocol):
+    """A provider whose description of a model says where a blocking submit goes."""
+
+    def details(self, model: str) -> httpx.Request: ...
+    def addressed(self, ticket: Ticket, answer: ProviderResponse) -> Ticket | Refused | Postponed:
+        """Read the description: return the ticket with its address among its links."""
 
 
 @runtime_checkable

@@ -6,24 +6,16 @@ of several regions: a submit's answer names the one to ask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 import httpx
 
-from receiver.model.errors import Problem, Unreadable
+from receiver.model.errors import Problem
 from receiver.model.values import Outcome, OutcomeKind, Ticket
 from receiver.providers import parsing, results
-from receiver.providers.adapter import (
-    Accepted,
-    Ambiguous,
-    Callback,
-    CallbackTarget,
-    ProviderResponse,
-    Receipt,
-)
-from receiver.providers.declared import Declared
+from receiver.providers.adapter import CallbackTarget, Proof, ProviderResponse, Receipt
+from receiver.providers.declared import Api, Declared
 from receiver.providers.signatures import Hmac, as_hex, as_text
 
 _KINDS: Final[dict[str, OutcomeKind]] = {
@@ -51,13 +43,9 @@ _MOST_CENTS: Final = 1_000_000
 
 @dataclass(frozen=True)
 class Bfl:
-    """The adapter; `base_url` has no trailing slash and no `/v1`."""
-
-    key: str
-    base_url: str
-    name: ClassVar[Literal["bfl"]] = "bfl"
-    proof: ClassVar[Literal["prediction_secret"]] = "prediction_secret"
-    stream_path: ClassVar[None] = None
+    api: Api
+    name: ClassVar[str] = "bfl"
+    proof: ClassVar[Proof] = "prediction_secret"
 
     def check(self, model: str, input: dict[str, Any]) -> None:
         """Refuse what is no endpoint's name, and a callback that would take the place of ours."""
@@ -71,66 +59,39 @@ class Bfl:
         body = dict(ticket.input)
         if hook is not None and ticket.mode == "queue":
             body |= {"webhook_url": hook.url, "webhook_secret": hook.secret}
-        return self._call("POST", f"{self._api}/{parsing.model_path(ticket.model)}", json=body)
+        return self.api.post(f"/{parsing.model_path(ticket.model)}", json=body)
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:  # noqa: ARG002 - nothing blocks
         body = parsing.content(answer)
         if settled := parsing.settle_submit(answer, _said(body), parsing.words(body.get("error"))):
             return settled
-        provider_id = parsing.identifier(body.get("id"))
-        if provider_id is None:
-            return Ambiguous("BFL accepted the submit without an id")
-        url = body.get("polling_url")
-        links = {"polling_url": str(url)} if parsing.leads_to(url, [self.base_url], _DOMAIN) else {}
-        return Accepted(provider_id, links, _cost(body.get("cost")))
+        url, provider_id = body.get("polling_url"), parsing.identifier(body.get("id"))
+        links = {"polling_url": str(url)} if parsing.leads_to(url, [self.api.base], _DOMAIN) else {}
+        return parsing.accepted("BFL", provider_id, links, _cost(body.get("cost")))
 
-    def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:
-        """Verify a signature without a time; its secret is of this prediction alone."""
-        _SIGNATURE.verify(callback, now=now, keys=keys)
+    authenticate = staticmethod(_SIGNATURE.verify)
+    """No time is signed; the secret is of this prediction alone."""
 
     def read(self, body: bytes) -> Outcome:
-        outcome = _outcome(parsing.decode_object(body))
-        if outcome.kind in {"processing", "missing"}:  # nothing but an end is told
-            return Outcome(kind="ask", provider_id=outcome.provider_id)
-        return outcome
+        return parsing.only_an_end(_outcome(parsing.decode_object(body)))
 
     def poll(self, ticket: Ticket) -> httpx.Request:
         if "polling_url" in ticket.links:
-            return self._call("GET", ticket.links["polling_url"])
-        params = {"id": parsing.model_path(ticket.provider_id or "")}
-        return self._call("GET", f"{self._api}/get_result", params=params)
+            return self.api.get(ticket.links["polling_url"])
+        return self.api.get("/get_result", params={"id": parsing.segment(ticket)})
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
-        if answer.status == httpx.codes.NOT_FOUND:
-            return Outcome(kind="missing", provider_id=ticket.provider_id)
-        if answer.status != httpx.codes.OK:
-            raise parsing.unexpected(answer, _said(parsing.error_body(answer.body)))
-        body = parsing.decode_object(answer.body)
-        if not isinstance(body.get("status"), str):
-            raise Unreadable("no status")
-        return _outcome(body, ticket)
-
-    def cancel(self, ticket: Ticket) -> None:
-        """Return nothing: there is no such call."""
-
-    def details(self, model: str) -> None:
-        """Return nothing: there is no such call."""
+        if settled := parsing.settle_poll(ticket, answer, _said):
+            return settled
+        return _outcome(parsing.with_status(answer.body), ticket)
 
     def try_key(self) -> httpx.Request:
         """Ask what is left of the account's money."""
-        return self._call("GET", f"{self._api}/credits")
+        return self.api.get("/credits")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         told = "credits" in parsing.error_body(answer.body)
         return parsing.let_in(answer, sign=answer.status == httpx.codes.OK and told)
-
-    @property
-    def _api(self) -> str:
-        return f"{self.base_url}/v1"
-
-    def _call(self, method: str, url: str, **content: Any) -> httpx.Request:
-        headers = {"x-key": self.key, "Accept": "application/json"}
-        return httpx.Request(method, url, headers=headers, **content)
 
 
 def _outcome(body: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
@@ -141,13 +102,11 @@ def _outcome(body: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
     if kind == "succeeded":
         made = results.outputs(body.get("result"), ticket.input if ticket else None)
         return Outcome(kind=kind, provider_id=provider_id, output=made)
-    if kind == "failed":
-        if status.lower() in _MODERATED:
-            error = parsing.failure(parsing.join([status, *_reasons(body.get("details"))]), status)
-        else:
-            error = parsing.failure(_said(body) or status, parsing.words(body.get("error")))
-        return Outcome(kind=kind, provider_id=provider_id, error=error)
-    return Outcome(kind=kind, provider_id=provider_id)
+    if status.lower() in _MODERATED:
+        error = parsing.failure(parsing.join([status, *_reasons(body.get("details"))]), status)
+    else:
+        error = parsing.failure(_said(body) or status, parsing.words(body.get("error")))
+    return parsing.unmade(kind, provider_id, error)
 
 
 def _said(body: dict[str, Any]) -> str:
@@ -168,7 +127,7 @@ def _cost(cents: Any) -> int | None:
 
 
 DECLARED: Final = Declared(
-    make=lambda given: Bfl(given.key, given.urls["base"]),
+    make=lambda given: Bfl(given.api("/v1", x_key=given.key)),
     key="BFL_API_KEY",
     urls={"base": "https://api.bfl.ai"},
     path="/v1",

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import httpx
 import msgspec
 
 from receiver.providers.adapter import Network, Provider
+
+
+class Api(msgspec.Struct, frozen=True):
+    """Where a provider is reached, and what every request to it carries."""
+
+    base: str
+    """With the declared `path`, and no slash at its end."""
+    headers: Mapping[str, str]
+
+    def get(self, path: str, **content: Any) -> httpx.Request:
+        return self.call("GET", path, **content)
+
+    def post(self, path: str, **content: Any) -> httpx.Request:
+        return self.call("POST", path, **content)
+
+    def call(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **content: Any
+    ) -> httpx.Request:
+        """Build a request for a path below the base, or for a whole URL that was checked."""
+        url = self.base + path if path.startswith("/") else path
+        return httpx.Request(method, url, headers={**self.headers, **(headers or {})}, **content)
 
 
 class Given(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +44,13 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
     confirm: bool
     clock: Callable[[], float]
     """For keys that expire."""
+
+    def api(self, path: str = "", **key: str) -> Api:
+        """Return the API at the base and `path`; its key is a bearer's, or in a header named so."""
+        named = {name.replace("_", "-"): value for name, value in key.items()}
+        held = named or {"Authorization": f"Bearer {self.key}"}
+        headers = {**(held if self.key else {}), "Accept": "application/json"}
+        return Api(self.urls["base"] + path, headers)
 
 
 class Declared(msgspec.Struct, frozen=True, kw_only=True):

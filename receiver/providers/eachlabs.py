@@ -9,28 +9,26 @@ import hmac
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 import httpx
 from msgspec.structs import replace
 
 from receiver.model.costs import micro
 from receiver.model.errors import Unproved, Unreadable
-from receiver.model.states import cause_of
-from receiver.model.values import Error, Outcome, Ticket
+from receiver.model.values import Outcome, Ticket
 from receiver.providers import parsing, results
 from receiver.providers.adapter import (
-    Accepted,
-    Ambiguous,
     Callback,
     CallbackTarget,
     Candidate,
     Found,
     Postponed,
+    Proof,
     ProviderResponse,
     Receipt,
 )
-from receiver.providers.declared import Declared
+from receiver.providers.declared import Api, Declared, Given
 
 # One table for both channels is safe here, as no word means one thing when pushed and another when
 # polled. "success" in the answer to a create means only "created"; that is read by `accepted`.
@@ -65,15 +63,12 @@ _VERSION: Final = "0.0.1"
 
 @dataclass(frozen=True)
 class Eachlabs:
-    """The adapter; `base_url` has no trailing slash."""
-
-    key: str
-    base_url: str
+    api: Api
+    bills_after: float | None
     confirm: bool = False
     """Take a callback only as a reason to ask, since its secret does not cover its body."""
-    name: ClassVar[Literal["eachlabs"]] = "eachlabs"
-    proof: ClassVar[Literal["prediction_secret"]] = "prediction_secret"
-    stream_path: ClassVar[None] = None
+    name: ClassVar[str] = "eachlabs"
+    proof: ClassVar[Proof] = "prediction_secret"
     most_billed: ClassVar[int] = 1
 
     def check(self, model: str, input: dict[str, Any]) -> None:
@@ -82,10 +77,10 @@ class Eachlabs:
     def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:
         body: dict[str, Any] = {"model": ticket.model, "version": _VERSION, "input": ticket.input}
         if ticket.mode == "sync":
-            return self._call("POST", "/v1/prediction/run", json=body)
+            return self.api.post("/v1/prediction/run", json=body)
         if hook is not None:
             body |= {"webhook_url": hook.url, "webhook_secret": hook.secret}
-        return self._call("POST", "/v1/prediction", json=body)
+        return self.api.post("/v1/prediction", json=body)
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = parsing.content(answer)
@@ -100,9 +95,7 @@ class Eachlabs:
             return _outcome(body, ticket.input)
         if parsing.lookup(_KINDS, body.get("status"), "processing") in {"failed", "canceled"}:
             return parsing.refusal(reason or "not created", *hints)
-        if provider_id is None:
-            return Ambiguous("Eachlabs accepted the submit without a predictionID")
-        return Accepted(provider_id)
+        return parsing.accepted("Eachlabs", provider_id)
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:  # noqa: ARG002 - nothing is dated
         """Compare the secret, which travels as it is: there is no HMAC, though old pages say so."""
@@ -115,25 +108,16 @@ class Eachlabs:
         payload = parsing.decode_object(body)
         if "workflow_id" in payload and "exec_id" not in payload:
             raise Unreadable("a workflow's callback, not a prediction's")
-        outcome = _outcome(payload)
-        if self.confirm or cause_of(outcome) is None:
-            return Outcome(kind="ask", provider_id=outcome.provider_id)
-        return outcome
+        return parsing.only_an_end(_outcome(payload), doubt=self.confirm)
 
     def poll(self, ticket: Ticket) -> httpx.Request:
-        return self._call("GET", f"/v1/prediction/{parsing.model_path(ticket.provider_id or '')}")
+        return self.api.get(f"/v1/prediction/{parsing.segment(ticket)}")
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
-        if answer.status == httpx.codes.NOT_FOUND:
-            return Outcome(kind="missing", provider_id=ticket.provider_id)
-        if answer.status != httpx.codes.OK:
-            raise parsing.unexpected(answer)
+        if settled := parsing.settle_poll(ticket, answer):
+            return settled
         body = parsing.decode_object(answer.body)
         return replace(_outcome(body, ticket.input), cost=_cost(body))
-
-    @property
-    def bills_after(self) -> float | None:
-        return 60.0 if self.key else None
 
     def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
         """Poll once more: a callback says no cost."""
@@ -146,8 +130,7 @@ class Eachlabs:
         return {} if cost is None else {tickets[0].id: cost}
 
     def cancel(self, ticket: Ticket) -> httpx.Request:
-        path = f"/v1/prediction/{parsing.model_path(ticket.provider_id or '')}/cancel"
-        return self._call("POST", path)
+        return self.api.post(f"/v1/prediction/{parsing.segment(ticket)}/cancel")
 
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:  # noqa: ARG002 - the protocol's
         """List the callbacks that were delivered: one of ours has our token in its URL."""
@@ -176,24 +159,19 @@ class Eachlabs:
         return Found(candidates, self._deliveries(offset + len(rows)))
 
     def _deliveries(self, offset: int) -> httpx.Request:
-        return self._call("GET", "/v1/webhooks", params={"limit": _LISTED, "offset": offset})
+        return self.api.get("/v1/webhooks", params={"limit": _LISTED, "offset": offset})
 
     def details(self, model: str) -> httpx.Request:
-        return self._call("GET", f"/v1/models/{parsing.model_path(model)}")
+        return self.api.get(f"/v1/models/{parsing.model_path(model)}")
 
     def try_key(self) -> httpx.Request:
         """List the last delivery of a webhook, as a 404 for a prediction tells two things."""
-        return self._call("GET", "/v1/webhooks", params={"limit": 1})
+        return self.api.get("/v1/webhooks", params={"limit": 1})
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         body = parsing.error_body(answer.body)
         listed = answer.status == httpx.codes.OK and "webhooks" in body
         return parsing.let_in(answer, sign=listed)
-
-    def _call(self, method: str, path: str, **content: Any) -> httpx.Request:
-        # The old pages want X-API-Key, the new ones Bearer: both with the same key suit both.
-        headers = {"Authorization": f"Bearer {self.key}", "X-API-Key": self.key}
-        return httpx.Request(method, self.base_url + path, headers=headers, **content)
 
 
 def _reaches_back(rows: Sequence[dict[str, Any]], submitted_at: float | None) -> bool:
@@ -220,11 +198,8 @@ def _outcome(payload: dict[str, Any], sent: dict[str, Any] | None = None) -> Out
     if kind == "succeeded":
         made = results.outputs(payload.get("output"), sent or payload.get("input"))
         return Outcome(kind=kind, provider_id=provider_id, output=made)
-    error = {
-        "failed": parsing.failure(_reason(payload), *_hints(payload)),
-        "canceled": Error(code="canceled", message="canceled at Eachlabs"),
-    }.get(kind)
-    return Outcome(kind=kind, provider_id=provider_id, error=error)
+    error = parsing.failure(_reason(payload), *_hints(payload))
+    return parsing.unmade(kind, provider_id, error, "canceled at Eachlabs")
 
 
 def _reason(payload: dict[str, Any]) -> str:
@@ -254,8 +229,14 @@ def _named(place: dict[str, Any]) -> list[str]:
     return [parsing.words(category), parsing.words(place.get("error_code"))]
 
 
+def _make(given: Given) -> Eachlabs:
+    # The old pages want X-API-Key, the new ones Bearer: both with the same key suit both.
+    api = given.api(Authorization=f"Bearer {given.key}", X_API_Key=given.key)
+    return Eachlabs(api, 60.0 if given.key else None, given.confirm)
+
+
 DECLARED: Final = Declared(
-    make=lambda given: Eachlabs(given.key, given.urls["base"], confirm=given.confirm),
+    make=_make,
     key="EACHLABS_API_KEY",
     urls={"base": "https://api.eachlabs.ai"},
     path="/v1",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_network
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 import httpx
 
@@ -19,7 +19,6 @@ from receiver.model.errors import Unreadable
 from receiver.model.values import Error, Outcome, Ticket
 from receiver.providers import parsing, results
 from receiver.providers.adapter import (
-    Accepted,
     Ambiguous,
     Callback,
     CallbackTarget,
@@ -28,6 +27,7 @@ from receiver.providers.adapter import (
     Found,
     Network,
     Postponed,
+    Proof,
     ProviderResponse,
     Receipt,
     Refused,
@@ -61,9 +61,8 @@ class Fal:
     api_url: str
     admin_key: str = ""
     """Of the scope that billing events want; empty: it is not asked for them."""
-    name: ClassVar[Literal["fal"]] = "fal"
-    proof: ClassVar[Literal["public_keys"]] = "public_keys"
-    stream_path: ClassVar[None] = None
+    name: ClassVar[str] = "fal"
+    proof: ClassVar[Proof] = "public_keys"
     most_billed: ClassVar[int] = 50
 
     def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
@@ -83,11 +82,8 @@ class Fal:
         body = parsing.content(answer)
         if settled := _settled(answer, body):
             return settled
-        provider_id = parsing.identifier(body.get("request_id"))
-        if provider_id is None:
-            return Ambiguous("fal.ai accepted the submit without a request_id")
         links = {name: body[name] for name in _LINKS if self._ours(body.get(name))}
-        return Accepted(provider_id, links)
+        return parsing.accepted("fal.ai", parsing.identifier(body.get("request_id")), links)
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> str:
         return verify_ed25519(callback, b"x-fal-webhook-", b"request-id", now=now, keys=keys)
@@ -124,11 +120,8 @@ class Fal:
             return Outcome(kind="missing", provider_id=ticket.provider_id)
         if answer.status not in _STATUS_CODES:
             raise parsing.unexpected(answer, _detail(parsing.error_body(answer.body)))
-        body = parsing.decode_object(answer.body)
-        status = body.get("status")
-        if not isinstance(status, str):
-            raise Unreadable("no status")
-        if status.strip().upper() != "COMPLETED":
+        body = parsing.with_status(answer.body)
+        if body["status"].strip().upper() != "COMPLETED":
             return Outcome(kind="processing", provider_id=ticket.provider_id)
         if parsing.is_error(body.get("error")) or parsing.is_error(body.get("error_type")):
             return Outcome(provider_id=ticket.provider_id, **_failed(body, body))
@@ -169,7 +162,10 @@ class Fal:
         return found
 
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
-        """List what was asked of this model since shortly before our submit."""
+        """List what was asked of this model since shortly before our submit.
+
+        Only requests that have ended are surely listed, so a list without ours concludes nothing.
+        """
         return [self._requests(ticket, {})]
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
@@ -229,8 +225,7 @@ class Fal:
         segments = parsing.model_path(ticket.model).split("/")
         app = "/".join(segments[: 3 if segments[0] in _NAMESPACES else 2])
         tail = {"status_url": "/status", "response_url": "", "cancel_url": "/cancel"}[name]
-        request_id = parsing.model_path(ticket.provider_id or "")
-        return f"{self.queue_url}/{app}/requests/{request_id}{tail}"
+        return f"{self.queue_url}/{app}/requests/{parsing.segment(ticket)}{tail}"
 
 
 def _billed(event: dict[str, Any]) -> int | None:

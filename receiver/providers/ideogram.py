@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 from urllib.parse import unquote_to_bytes
 
 import httpx
@@ -20,15 +20,8 @@ import msgspec
 from receiver.model.errors import Problem, Unreadable
 from receiver.model.values import Outcome, OutcomeKind, Ticket
 from receiver.providers import parsing, results
-from receiver.providers.adapter import (
-    Accepted,
-    Ambiguous,
-    Callback,
-    CallbackTarget,
-    ProviderResponse,
-    Receipt,
-)
-from receiver.providers.declared import Declared
+from receiver.providers.adapter import Callback, CallbackTarget, Proof, ProviderResponse, Receipt
+from receiver.providers.declared import Api, Declared
 from receiver.providers.signatures import read_jwks, verify_ed25519
 
 _KINDS: Final[dict[str, OutcomeKind]] = {
@@ -42,6 +35,7 @@ _IN_PARTS: Final = frozenset({"nano-banana-2", "ideogram-4-6"})
 _NO_HOOK: Final = frozenset({"auto"})
 _FILES: Final = re.compile(r"(?:\w+_)?images?|mask")
 _DATA: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)[^,]*?(;base64)?,", re.IGNORECASE)
+_GENERATIONS: Final = "/v2/generations"
 _NOBODYS: Final = "00000000-0000-0000-0000-000000000000"
 _WITHHELD: Final = "Ideogram's safety check has withheld every image"
 _MOST_MICROS: Final = 2**53
@@ -52,13 +46,9 @@ Part = tuple[str, tuple[str | None, bytes, str | None]]
 
 @dataclass(frozen=True)
 class Ideogram:
-    """The adapter; `base_url` has no trailing slash and no `/v2`."""
-
-    key: str
-    base_url: str
-    name: ClassVar[Literal["ideogram"]] = "ideogram"
-    proof: ClassVar[Literal["public_keys"]] = "public_keys"
-    stream_path: ClassVar[None] = None
+    api: Api
+    name: ClassVar[str] = "ideogram"
+    proof: ClassVar[Proof] = "public_keys"
 
     def check(self, model: str, input: dict[str, Any]) -> None:
         """Refuse what could not be sent: files elsewhere, and a callback instead of ours."""
@@ -80,10 +70,10 @@ class Ideogram:
             elif path.startswith("/v2/image/"):  # the others never block, and may not know the word
                 fields["async"] = True
         if not _is_in_parts(ticket.model, fields):
-            return self._call("POST", path, json=fields)
+            return self.api.post(path, json=fields)
         parts = list(_parts(fields))
         kind = f"multipart/form-data; boundary={_boundary(parts)}"
-        return self._call("POST", path, files=parts, headers={"Content-Type": kind})
+        return self.api.post(path, files=parts, headers={"Content-Type": kind})
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = parsing.content(answer)
@@ -91,10 +81,8 @@ class Ideogram:
         if settled := parsing.settle_submit(answer, _said(body), "safety" if unsafe else ""):
             return settled
         provider_id = parsing.identifier(body.get("generation_id"))
-        if provider_id is None:
-            return Ambiguous("Ideogram accepted the submit without a generation_id")
-        if ticket.mode == "queue":
-            return Accepted(provider_id)
+        if provider_id is None or ticket.mode == "queue":
+            return parsing.accepted("Ideogram", provider_id)
         if not isinstance(body.get("data"), list):  # some models never block
             return Outcome(kind="processing", provider_id=provider_id)
         return _made(body, provider_id, ticket.input)
@@ -104,7 +92,7 @@ class Ideogram:
         return verify_ed25519(callback, prefix, id_header, now=now, keys=keys)
 
     def keys(self) -> httpx.Request:
-        return httpx.Request("GET", f"{self.base_url}/v1/.well-known/jwks.json")
+        return httpx.Request("GET", f"{self.api.base}/v1/.well-known/jwks.json")
 
     def read_keys(self, body: bytes) -> list[bytes]:
         return read_jwks(body)
@@ -113,51 +101,28 @@ class Ideogram:
         payload = parsing.decode_object(body)
         provider_id = parsing.identifier(payload.get("generation_id"))
         if payload.get("status") is not None:  # none is documented, so another may say failed
-            outcome = _outcome(payload, provider_id)
-            return outcome if outcome.kind != "processing" else _ask(provider_id)
-        if not isinstance(payload.get("data"), list):
-            return _ask(provider_id)
-        return _made(payload, provider_id)
+            return parsing.only_an_end(_outcome(payload, provider_id))
+        told = _made(payload, provider_id)
+        return parsing.only_an_end(told, doubt=not isinstance(payload.get("data"), list))
 
     def poll(self, ticket: Ticket) -> httpx.Request:
-        return self._call("GET", _path(ticket.provider_id or ""))
+        return self.api.get(f"{_GENERATIONS}/{parsing.segment(ticket)}")
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
-        if answer.status == httpx.codes.NOT_FOUND:
-            return Outcome(kind="missing", provider_id=ticket.provider_id)
-        if answer.status != httpx.codes.OK:
-            raise parsing.unexpected(answer, _said(parsing.error_body(answer.body)))
-        body = parsing.decode_object(answer.body)
-        if not isinstance(body.get("status"), str):
-            raise Unreadable("no status")
-        return _outcome(
-            body, parsing.identifier(body.get("generation_id"), ticket.provider_id), ticket
-        )
-
-    def cancel(self, ticket: Ticket) -> None:
-        """Return nothing: there is no such call."""
-
-    def details(self, model: str) -> None:
-        """Return nothing: there is no such call."""
+        if settled := parsing.settle_poll(ticket, answer, _said):
+            return settled
+        body = parsing.with_status(answer.body)
+        provider_id = parsing.identifier(body.get("generation_id"), ticket.provider_id)
+        return _outcome(body, provider_id, ticket)
 
     def try_key(self) -> httpx.Request:
         """Ask for a generation that does not exist."""
-        return self._call("GET", _path(_NOBODYS))
+        return self.api.get(f"{_GENERATIONS}/{_NOBODYS}")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         """Take its own 404 for a yes: a bad key gets a 401 before anything is looked up."""
         looked_up = answer.status == httpx.codes.NOT_FOUND and bool(_said(_object(answer)))
         return parsing.let_in(answer, sign=looked_up)
-
-    def _call(
-        self, method: str, path: str, *, headers: dict[str, str] | None = None, **content: Any
-    ) -> httpx.Request:
-        ours = {"Api-Key": self.key, "Accept": "application/json", **(headers or {})}
-        return httpx.Request(method, self.base_url + path, headers=ours, **content)
-
-
-def _path(provider_id: str) -> str:
-    return f"/v2/generations/{parsing.model_path(provider_id)}"
 
 
 def _object(answer: ProviderResponse) -> dict[str, Any]:
@@ -168,20 +133,14 @@ def _object(answer: ProviderResponse) -> dict[str, Any]:
         return {}
 
 
-def _ask(provider_id: str | None) -> Outcome:
-    return Outcome(kind="ask", provider_id=provider_id)
-
-
 def _outcome(
     body: dict[str, Any], provider_id: str | None, ticket: Ticket | None = None
 ) -> Outcome:
     kind = parsing.lookup(_KINDS, body.get("status"), "processing")
     if kind == "succeeded":
         return _made(body, provider_id, ticket.input if ticket else None)
-    if kind == "failed":
-        error = parsing.failure(parsing.spoken(body.get("failure_reason")) or _said(body))
-        return Outcome(kind=kind, provider_id=provider_id, error=error, cost=_cost(body))
-    return Outcome(kind=kind, provider_id=provider_id)
+    error = parsing.failure(parsing.spoken(body.get("failure_reason")) or _said(body))
+    return parsing.unmade(kind, provider_id, error, cost=_cost(body))
 
 
 def _made(body: dict[str, Any], provider_id: str | None, sent: Any = None) -> Outcome:
@@ -262,7 +221,7 @@ def _boundary(parts: list[Part]) -> str:
 
 
 DECLARED: Final = Declared(
-    make=lambda given: Ideogram(given.key, given.urls["base"]),
+    make=lambda given: Ideogram(given.api(api_key=given.key)),
     key="IDEOGRAM_API_KEY",
     urls={"base": "https://api.ideogram.ai"},
     path="/v2",

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal, NoReturn
+from typing import Any, ClassVar, Final, NoReturn
 
 import httpx
+from msgspec.structs import replace
 
 from receiver.model.costs import micro
 from receiver.model.errors import Problem, Unproved, Unreadable
-from receiver.model.values import Error, Outcome, Ticket
+from receiver.model.values import Outcome, Ticket
 from receiver.providers import parsing, results
 from receiver.providers.adapter import (
-    Accepted,
-    Ambiguous,
     Callback,
     CallbackTarget,
     Candidate,
     Found,
+    Postponed,
+    Proof,
     ProviderResponse,
     Receipt,
+    Refused,
 )
-from receiver.providers.declared import Declared
+from receiver.providers.declared import Api, Declared
 
 _KINDS: Final = {
     "queued": "processing",
@@ -41,19 +43,21 @@ _KINDS: Final = {
 # here than failed for money there.
 _HOOK_PARAMETERS: Final = frozenset({"webhook", "webhook_url", "webhook_secret", "fal_webhook"})
 
+_SERVED_AT: Final = "served_at"
+_VIDEOS, _IMAGES, _EDIT = "/videos/generate", "/images/generate", "/images/edit"
+_BLOCKING: Final = (_VIDEOS, _IMAGES, _EDIT)
+"""Calls that wait for the end, as a model's `endpoint` names them."""
+
 _CLOCK_SKEW: Final = 120.0
 """Seconds by which Oxen's clock and ours may differ when looking for a lost submit."""
 
 
 @dataclass(frozen=True)
 class Oxen:
-    """The adapter; `base_url` has no trailing slash."""
-
-    key: str
-    base_url: str
-    name: ClassVar[Literal["oxen"]] = "oxen"
-    proof: ClassVar[Literal["none"]] = "none"
-    stream_path: ClassVar[str] = "/api/events"
+    api: Api
+    bills_after: float | None
+    name: ClassVar[str] = "oxen"
+    proof: ClassVar[Proof] = "none"
     most_billed: ClassVar[int] = 1
 
     def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
@@ -74,7 +78,17 @@ class Oxen:
 
     def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:  # noqa: ARG002 - no webhooks
         body = {**ticket.input, "model": ticket.model}
-        return self._call("POST", _submit_path(ticket), json=body)
+        return self.api.post(_submit_path(ticket), json=body)
+
+    def addressed(self, ticket: Ticket, answer: ProviderResponse) -> Ticket | Refused | Postponed:
+        """Choose a blocking call: one for pictures may be billed, too, for what makes videos."""
+        body = parsing.content(answer)
+        if settled := parsing.settle_submit(answer, _reason(body), _type(body)):
+            return settled
+        path = _served_at(body, edits="input_image" in ticket.input)
+        if path is None:
+            return Refused(_untold(ticket.model))
+        return replace(ticket, links={_SERVED_AT: path})
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = parsing.content(answer)
@@ -83,10 +97,7 @@ class Oxen:
         if ticket.mode == "sync":
             return _made(body, ticket)
         row = parsing.first(body.get("generations"))
-        provider_id = parsing.identifier(row.get("generation_id"))
-        if provider_id is None:
-            return Ambiguous("Oxen.ai accepted the submit without a generation_id")
-        return Accepted(provider_id)
+        return parsing.accepted("Oxen.ai", parsing.identifier(row.get("generation_id")))
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> NoReturn:  # noqa: ARG002 - the protocol's
         raise Unproved("no_webhooks")
@@ -95,7 +106,7 @@ class Oxen:
         raise Unreadable("Oxen.ai sends no callbacks")
 
     def stream(self) -> httpx.Request:
-        return self._call("GET", self.stream_path, accept="text/event-stream")
+        return self.api.get("/api/events", headers={"Accept": "text/event-stream"})
 
     def heard(self, event: str, data: str) -> Outcome | None:
         """Read one stream event; None for the types of other products on the same stream."""
@@ -104,26 +115,19 @@ class Oxen:
         return _outcome(parsing.decode_object(data), url="url", reason="error")
 
     def poll(self, ticket: Ticket) -> httpx.Request:
-        return self._call("GET", f"/api/ai/queue/{parsing.model_path(ticket.provider_id or '')}")
+        return self.api.get(f"/api/ai/queue/{parsing.segment(ticket)}")
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
-        if answer.status == httpx.codes.NOT_FOUND:
-            # Rows vanished at their end before May 2026, so a 404 is no failure by itself.
-            return Outcome(kind="missing", provider_id=ticket.provider_id)
-        if answer.status != httpx.codes.OK:
-            raise parsing.unexpected(answer)
+        """Read a row; rows vanished at their end before May 2026, so a 404 is no failure."""
+        if settled := parsing.settle_poll(ticket, answer):
+            return settled
         row = parsing.decode_object(answer.body)
         if parsing.identifier(row.get("generation_id")) is None:
             row["generation_id"] = ticket.provider_id  # we asked for this one
         return _outcome(row, url="result_url", reason="error_message")
 
-    @property
-    def bills_after(self) -> float | None:
-        return 60.0 if self.key else None
-
     def bill(self, tickets: Sequence[Ticket]) -> httpx.Request:
-        provider_id = parsing.model_path(tickets[0].provider_id or "")
-        return self._call("GET", f"/api/ai/generations/{provider_id}")
+        return self.api.get(f"/api/ai/generations/{parsing.segment(tickets[0])}")
 
     def billed(self, tickets: Sequence[Ticket], answer: ProviderResponse) -> dict[str, int]:
         """Read the cost of a generation: a number or its text, in dollars as all their prices."""
@@ -136,7 +140,7 @@ class Oxen:
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
         """List the rows of this model: those in the queue, then those that have ended."""
         return [
-            self._call("GET", "/api/ai/queue", params={"model": ticket.model, **status})
+            self.api.get("/api/ai/queue", params={"model": ticket.model, **status})
             for status in ({}, {"status": "succeeded"}, {"status": "failed"})
         ]
 
@@ -153,14 +157,14 @@ class Oxen:
         return Found([Candidate(provider_id) for provider_id in ids if provider_id])
 
     def cancel(self, ticket: Ticket) -> httpx.Request:
-        return self._call("DELETE", f"/api/ai/queue/{parsing.model_path(ticket.provider_id or '')}")
+        return self.api.call("DELETE", f"/api/ai/queue/{parsing.segment(ticket)}")
 
     def details(self, model: str) -> httpx.Request:
-        return self._call("GET", f"/api/ai/models/{parsing.model_path(model)}")
+        return self.api.get(f"/api/ai/models/{parsing.model_path(model)}")
 
     def try_key(self) -> httpx.Request:
         """List what is in the queue."""
-        return self._call("GET", "/api/ai/queue")
+        return self.api.get("/api/ai/queue")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         body = parsing.error_body(answer.body)
@@ -169,23 +173,32 @@ class Oxen:
         listed = answer.status == httpx.codes.OK and isinstance(body.get("generations"), list)
         return parsing.let_in(answer, sign=listed)
 
-    def _call(
-        self, method: str, path: str, *, accept: str = "application/json", **content: Any
-    ) -> httpx.Request:
-        headers = {"Authorization": f"Bearer {self.key}", "Accept": accept}
-        return httpx.Request(method, self.base_url + path, headers=headers, **content)
-
-
-_OF_VIDEOS: Final = frozenset({"duration", "generate_audio", "input_video", "multi_prompt"})
-
 
 def _submit_path(ticket: Ticket) -> str:
-    """Choose the call; a blocking one is another for videos, known by what only they have."""
     if ticket.mode == "queue":
         return "/api/ai/queue"
-    if _OF_VIDEOS & ticket.input.keys():
-        return "/api/ai/videos/generate"
-    return f"/api/ai/images/{'edit' if 'input_image' in ticket.input else 'generate'}"
+    if _SERVED_AT not in ticket.links:  # a guess would be billed wherever it leads
+        raise Problem(422, "unsupported-input", _untold(ticket.model))
+    return f"/api/ai{ticket.links[_SERVED_AT]}"
+
+
+def _served_at(model: dict[str, Any], *, edits: bool) -> str | None:
+    """Return which blocking call serves a model: the one it names, or that of what it makes."""
+    named = parsing.words(model.get("endpoint"))
+    if named:
+        return next((path for path in _BLOCKING if named.endswith(path)), None)
+    can = model.get("capabilities")
+    made = can.get("output") if isinstance(can, dict) else None
+    if made == ["video"]:
+        return _VIDEOS
+    return (_EDIT if edits else _IMAGES) if made == ["image"] else None
+
+
+def _untold(model: str) -> str:
+    return (
+        f"Oxen.ai does not say which of its blocking calls serves {model[:200]!r}: "
+        "leave out the mode `sync`, as its queue takes every model that makes pictures or videos"
+    )
 
 
 def _outcome(row: dict[str, Any], *, url: str, reason: str) -> Outcome:
@@ -199,11 +212,8 @@ def _outcome(row: dict[str, Any], *, url: str, reason: str) -> Outcome:
         if not made:
             return Outcome(kind="ask", provider_id=provider_id)
         return Outcome(kind=kind, provider_id=provider_id, output=made)
-    error = {
-        "failed": parsing.failure(parsing.spoken(row.get(reason)) or _reason(row), _type(row)),
-        "canceled": Error(code="canceled", message="canceled at Oxen.ai"),
-    }.get(kind)
-    return Outcome(kind=kind, provider_id=provider_id, error=error)
+    error = parsing.failure(parsing.spoken(row.get(reason)) or _reason(row), _type(row))
+    return parsing.unmade(kind, provider_id, error, "canceled at Oxen.ai")
 
 
 def _made(body: dict[str, Any], ticket: Ticket) -> Outcome:
@@ -248,7 +258,7 @@ def _same(ticket: Ticket, row: Any) -> bool:
 
 
 DECLARED: Final = Declared(
-    make=lambda given: Oxen(given.key, given.urls["base"]),
+    make=lambda given: Oxen(given.api(), 60.0 if given.key else None),
     key="OXEN_API_KEY",
     urls={"base": "https://hub.oxen.ai"},
     path="/api",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -13,9 +13,10 @@ from urllib.parse import quote
 import httpx
 
 from receiver.model.errors import Problem, Unreadable
+from receiver.model.states import cause_of
 from receiver.model.tolerant import read_json, text_of
-from receiver.model.values import Error
-from receiver.providers.adapter import Postponed, ProviderResponse, Refused
+from receiver.model.values import Error, Outcome, OutcomeKind, Ticket
+from receiver.providers.adapter import Accepted, Ambiguous, Postponed, ProviderResponse, Refused
 from receiver.providers.codes import code_of
 
 LONGEST_MESSAGE: Final = 2000
@@ -136,6 +137,52 @@ def settle_submit(
     return refusal(said, *hints)
 
 
+def accepted(
+    by: str, provider_id: str | None, links: dict[str, str] | None = None, cost: int | None = None
+) -> Accepted | Ambiguous:
+    """Build the receipt of a yes: one that names no id leaves a doubt."""
+    if provider_id is None:
+        return Ambiguous(f"{by} accepted the submit without an id")
+    return Accepted(provider_id, links or {}, cost)
+
+
+def settle_poll(
+    ticket: Ticket, answer: ProviderResponse, said: Callable[[dict[str, Any]], str] = spoken
+) -> Outcome | None:
+    """Sort a poll's answer by status alone; None: a 200, which the adapter reads on.
+
+    `said` finds the words of an error. Raises Unreadable for what says nothing of the prediction.
+    """
+    if answer.status == httpx.codes.NOT_FOUND:
+        return Outcome(kind="missing", provider_id=ticket.provider_id)
+    if answer.status != httpx.codes.OK:
+        raise unexpected(answer, said(error_body(answer.body)))
+    return None
+
+
+def with_status(body: bytes) -> dict[str, Any]:
+    """Decode an object that has a status, or raise Unreadable: without one it tells nothing."""
+    told = decode_object(body)
+    if not isinstance(told.get("status"), str):
+        raise Unreadable("no status")
+    return told
+
+
+def only_an_end(outcome: Outcome, *, doubt: bool = False) -> Outcome:
+    """Return what a callback tells, if that is an end and there is no `doubt`; else, to ask."""
+    if doubt or cause_of(outcome) is None:
+        return Outcome(kind="ask", provider_id=outcome.provider_id)
+    return outcome
+
+
+def unmade(
+    kind: OutcomeKind, provider_id: str | None, failure: Error, canceled: str = "", **more: Any
+) -> Outcome:
+    """Build the outcome of what has made nothing: it failed, was canceled, or is still at work."""
+    ends = {"failed": failure, "canceled": Error(code="canceled", message=canceled)}
+    return Outcome(kind=kind, provider_id=provider_id, error=ends.get(kind), **more)
+
+
 def time_of(text: Any) -> float | None:
     """Read an ISO 8601 time of a provider as unix seconds; None where it is none."""
     try:
@@ -195,6 +242,11 @@ def model_path(model: str) -> str:
     if any(segment in {"", ".", ".."} for segment in segments):
         raise Problem(422, "invalid-model", "model must be a path like owner/name")
     return "/".join(quote(segment, safe="@:+~") for segment in segments)
+
+
+def segment(ticket: Ticket) -> str:
+    """Return the provider's id of a prediction as a segment of a path."""
+    return model_path(ticket.provider_id or "")
 
 
 def leads_to(url: Any, bases: Iterable[str], domain: str = "") -> bool:

@@ -10,25 +10,23 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 import httpx
 
 from receiver.model.errors import Problem, Unreadable
-from receiver.model.values import Error, Outcome, Ticket
+from receiver.model.values import Outcome, Ticket
 from receiver.providers import parsing, results
 from receiver.providers.adapter import (
-    Accepted,
-    Ambiguous,
-    Callback,
     CallbackTarget,
     Candidate,
     Found,
+    Proof,
     ProviderResponse,
     Receipt,
 )
-from receiver.providers.declared import Declared
-from receiver.providers.signatures import Hmac
+from receiver.providers.declared import Api, Declared
+from receiver.providers.signatures import WHSEC, Hmac, read_whsec
 
 _KINDS: Final = {
     "starting": "processing",
@@ -40,26 +38,19 @@ _KINDS: Final = {
     # Its deadline passed before it began; the official Python client does not know the word.
     "aborted": "canceled",
 }
-_API: Final = "/v1"
 _DEPLOYMENTS: Final = "deployments/"
-_SECRET: Final = "whsec_"  # noqa: S105 - how one begins
 _VERSION: Final = re.compile(r"(?:[\w.-]+/[\w.-]+:)?[\da-f]{64}")
 _BLOCKING: Final = "wait=60"
 """The longest that a submit may block; what has not ended by then is polled."""
 _LOOKED_FOR: Final = (-30, 90)
 """Seconds around a lost submit."""
-_SIGNATURE: Final = Hmac()
 
 
 @dataclass(frozen=True)
 class Replicate:
-    """The adapter; `base_url` has no trailing slash and no `/v1`."""
-
-    key: str
-    base_url: str
-    name: ClassVar[Literal["replicate"]] = "replicate"
-    proof: ClassVar[Literal["account_secret"]] = "account_secret"
-    stream_path: ClassVar[None] = None
+    api: Api
+    name: ClassVar[str] = "replicate"
+    proof: ClassVar[Proof] = "account_secret"
 
     def check(self, model: str, input: dict[str, Any]) -> None:  # noqa: ARG002 - the protocol's
         """Refuse a model of a form that Replicate does not have."""
@@ -69,32 +60,28 @@ class Replicate:
         path, body = _submit_to(ticket.model)
         body["input"] = ticket.input
         if ticket.mode == "sync":
-            return self._call("POST", path, json=body, headers={"Prefer": _BLOCKING})
+            return self.api.post(path, json=body, headers={"Prefer": _BLOCKING})
         if hook is not None:
             body |= {"webhook": hook.url, "webhook_events_filter": ["completed"]}
-        return self._call("POST", path, json=body)
+        return self.api.post(path, json=body)
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = parsing.content(answer)
         if settled := parsing.settle_submit(answer, _refusal(body)):
             return settled
         provider_id = parsing.identifier(body.get("id"))
-        if provider_id is None:
-            return Ambiguous("Replicate accepted the submit without an id")
-        return _outcome(body, ticket) if ticket.mode == "sync" else Accepted(provider_id)
+        if provider_id is None or ticket.mode == "queue":
+            return parsing.accepted("Replicate", provider_id)
+        return _outcome(body, ticket)
 
-    def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:
-        """Verify Standard Webhooks; whose prediction of the account it is, its body says."""
-        _SIGNATURE.verify(callback, now=now, keys=keys)
+    authenticate = staticmethod(Hmac().verify)
+    """Whose prediction of the account it is, its body says."""
 
     def keys(self) -> httpx.Request:
-        return self._call("GET", "/webhooks/default/secret")
+        return self.api.get("/webhooks/default/secret")
 
     def read_keys(self, body: bytes) -> list[bytes]:
-        secret = parsing.words(parsing.decode_object(body).get("key"))
-        if not secret.startswith(_SECRET):
-            raise Unreadable("no secret")
-        return [secret.encode()]
+        return read_whsec(parsing.decode_object(body).get("key"))
 
     def read(self, body: bytes) -> Outcome:
         payload = parsing.decode_object(body)
@@ -105,13 +92,11 @@ class Replicate:
         return outcome
 
     def poll(self, ticket: Ticket) -> httpx.Request:
-        return self._call("GET", _path(ticket))
+        return self.api.get(f"/predictions/{parsing.segment(ticket)}")
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
-        if answer.status == httpx.codes.NOT_FOUND:
-            return Outcome(kind="missing", provider_id=ticket.provider_id)
-        if answer.status != httpx.codes.OK:
-            raise parsing.unexpected(answer, _refusal(parsing.error_body(answer.body)))
+        if settled := parsing.settle_poll(ticket, answer, _refusal):
+            return settled
         return _outcome(parsing.decode_object(answer.body), ticket)
 
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
@@ -121,7 +106,7 @@ class Replicate:
         begin = datetime.fromtimestamp(ticket.submitted_at, UTC)
         after, before = ((begin + timedelta(seconds=each)).isoformat() for each in _LOOKED_FOR)
         params = {"created_after": after, "created_before": before}
-        return [self._call("GET", "/predictions", params=params)]
+        return [self.api.get("/predictions", params=params)]
 
     def found(self, ticket: Ticket, answer: ProviderResponse) -> Found:
         """Return all that call back, as their URL tells whose they are, and others like ours."""
@@ -132,37 +117,26 @@ class Replicate:
         if not isinstance(rows, list):
             raise Unreadable("no list of predictions")
         candidates = [_candidate(ticket, row) for row in reversed(rows) if isinstance(row, dict)]
-        more = None
-        if parsing.leads_to(following, [self.base_url]):
-            more = httpx.Request("GET", following, headers=self._headers())
+        more = self.api.get(following) if parsing.leads_to(following, [self.api.base]) else None
         return Found([candidate for candidate in candidates if candidate], more)
 
     def cancel(self, ticket: Ticket) -> httpx.Request:
-        return self._call("POST", f"{_path(ticket)}/cancel")
+        return self.api.post(f"/predictions/{parsing.segment(ticket)}/cancel")
 
     def details(self, model: str) -> httpx.Request | None:
         name = model.partition(":")[0]
         if "/" not in name:
             return None  # a version alone does not name its model
         path = parsing.model_path(name if name.startswith(_DEPLOYMENTS) else f"models/{name}")
-        return self._call("GET", f"/{path}")
+        return self.api.get(f"/{path}")
 
     def try_key(self) -> httpx.Request:
         """Ask whose key it is."""
-        return self._call("GET", "/account")
+        return self.api.get("/account")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         named = isinstance(parsing.error_body(answer.body).get("username"), str)
         return parsing.let_in(answer, sign=answer.status == httpx.codes.OK and named)
-
-    def _call(
-        self, method: str, path: str, *, headers: dict[str, str] | None = None, **content: Any
-    ) -> httpx.Request:
-        url = f"{self.base_url}{_API}{path}"
-        return httpx.Request(method, url, headers=self._headers() | (headers or {}), **content)
-
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key}", "Accept": "application/json"}
 
 
 def _submit_to(model: str) -> tuple[str, dict[str, Any]]:
@@ -183,10 +157,6 @@ def _submit_to(model: str) -> tuple[str, dict[str, Any]]:
     return f"/{kind}/{path}/predictions", {}
 
 
-def _path(ticket: Ticket) -> str:
-    return f"/predictions/{parsing.model_path(ticket.provider_id or '')}"
-
-
 def _outcome(payload: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
     """Read a prediction: callbacks, polls and submits tell it in one form."""
     kind = parsing.lookup(_KINDS, payload.get("status"), "processing")
@@ -200,11 +170,8 @@ def _outcome(payload: dict[str, Any], ticket: Ticket | None = None) -> Outcome:
             kind=kind, provider_id=provider_id, output=_made(payload.get("output"), sent)
         )
     status = parsing.words(payload.get("status"))
-    error = {
-        "failed": parsing.failure(parsing.spoken(payload.get("error"))),
-        "canceled": Error(code="canceled", message=f"{status} at Replicate"),
-    }.get(kind)
-    return Outcome(kind=kind, provider_id=provider_id, error=error)
+    error = parsing.failure(parsing.spoken(payload.get("error")))
+    return parsing.unmade(kind, provider_id, error, f"{status} at Replicate")
 
 
 def _made(output: Any, sent: Any) -> list[Any]:
@@ -237,13 +204,13 @@ def _candidate(ticket: Ticket, row: dict[str, Any]) -> Candidate | None:
 
 
 DECLARED: Final = Declared(
-    make=lambda given: Replicate(given.key, given.urls["base"]),
+    make=lambda given: Replicate(given.api("/v1")),
     key="REPLICATE_API_TOKEN",
     urls={"base": "https://api.replicate.com"},
-    path=_API,
+    path="/v1",
     example="google/nano-banana",
     secret="REPLICATE_WEBHOOK_SIGNING_SECRET",  # noqa: S106 - the name of one
-    secret_begins=_SECRET,
+    secret_begins=WHSEC,
     requests_per_minute=600,
     results_live=3600.0,
 )

@@ -19,9 +19,9 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from receiver.model.errors import Unproved
+from receiver.model.errors import Unproved, Unreadable
 from receiver.providers.adapter import Callback
-from receiver.providers.parsing import decode_object, identifier
+from receiver.providers.parsing import decode_object, identifier, words
 
 TOLERANCE: Final = 300
 """Seconds by which a signature's time may differ from ours, in both directions."""
@@ -47,9 +47,13 @@ def as_text(secret: bytes) -> bytes:
     return secret
 
 
+WHSEC: Final = "whsec_"
+"""What the secrets of Standard Webhooks begin with."""
+
+
 def after_prefix(secret: bytes) -> bytes:
     """Take the text of a secret without its `whsec_`."""
-    return secret.removeprefix(b"whsec_")
+    return secret.removeprefix(WHSEC.encode())
 
 
 def decoded(secret: bytes) -> bytes:
@@ -58,6 +62,14 @@ def decoded(secret: bytes) -> bytes:
         return base64.b64decode(after_prefix(secret), validate=True)
     except ValueError:
         return b""
+
+
+def read_whsec(secret: Any) -> list[bytes]:
+    """Read a secret that an account is shown, or raise Unreadable."""
+    text = words(secret)
+    if not text.startswith(WHSEC):
+        raise Unreadable("no secret")
+    return [text.encode()]
 
 
 def as_hex(digest: bytes) -> bytes:

@@ -7,25 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 import httpx
 import msgspec
 
-from receiver.model.errors import Problem, Unreadable
-from receiver.model.states import cause_of
-from receiver.model.values import Error, Outcome, Output, Ticket
+from receiver.model.errors import Problem
+from receiver.model.values import Outcome, Output, Ticket
 from receiver.providers import parsing, results
-from receiver.providers.adapter import (
-    Accepted,
-    Ambiguous,
-    Callback,
-    CallbackTarget,
-    ProviderResponse,
-    Receipt,
-)
-from receiver.providers.declared import Declared
-from receiver.providers.signatures import Hmac, after_prefix, as_hex
+from receiver.providers.adapter import Callback, CallbackTarget, Proof, ProviderResponse, Receipt
+from receiver.providers.declared import Api, Declared
+from receiver.providers.signatures import WHSEC, Hmac, after_prefix, as_hex, read_whsec
 
 _KINDS: Final = {
     "created": "processing",
@@ -39,7 +31,6 @@ _KINDS: Final = {
 }
 _STILL_AT_WORK: Final = 5004
 """The code of a task that took longer than a blocking call waits."""
-_SECRET: Final = "whsec_"  # noqa: S105 - how one begins
 _OWN: Final = b"v3,"
 _DIALECT: Final = Hmac(label=_OWN, write=as_hex, key=after_prefix)
 _STANDARD: Final = Hmac()
@@ -48,13 +39,9 @@ _STANDARD: Final = Hmac()
 
 @dataclass(frozen=True)
 class WaveSpeed:
-    """The adapter; `base_url` has no trailing slash and no `/api/v3`."""
-
-    key: str
-    base_url: str
-    name: ClassVar[Literal["wavespeed"]] = "wavespeed"
-    proof: ClassVar[Literal["account_secret"]] = "account_secret"
-    stream_path: ClassVar[None] = None
+    api: Api
+    name: ClassVar[str] = "wavespeed"
+    proof: ClassVar[Proof] = "account_secret"
 
     def check(self, model: str, input: dict[str, Any]) -> None:
         """Refuse a model that could not be a path, and what would make a submit block."""
@@ -64,26 +51,23 @@ class WaveSpeed:
             raise Problem(422, "unsupported-input", said)
 
     def request(self, ticket: Ticket, hook: CallbackTarget | None) -> httpx.Request:
-        url = f"{self.base_url}/api/v3/{parsing.model_path(ticket.model)}"
+        path = f"/{parsing.model_path(ticket.model)}"
         if ticket.mode == "sync":
-            return self._call("POST", url, json={**ticket.input, "enable_sync_mode": True})
+            return self.api.post(path, json={**ticket.input, "enable_sync_mode": True})
         params = {"webhook": hook.url} if hook else {}
-        return self._call("POST", url, json=ticket.input, params=params)
+        return self.api.post(path, json=ticket.input, params=params)
 
     def accepted(self, ticket: Ticket, answer: ProviderResponse) -> Receipt:
         body = parsing.content(answer)
         if settled := parsing.settle_submit(_coded(answer, body), _reason(body)):
             return settled
         task = _task(body)
-        provider_id = parsing.identifier(task.get("id"))
-        if provider_id is None:
-            return Ambiguous("WaveSpeed accepted the submit without an id")
-        if ticket.mode == "sync":
+        provider_id, urls = parsing.identifier(task.get("id")), task.get("urls")
+        if provider_id is not None and ticket.mode == "sync":
             return _outcome(task, ticket.input)
-        urls = task.get("urls")
         link = urls.get("get") if isinstance(urls, dict) else None
-        ours = parsing.leads_to(link, (self.base_url,))
-        return Accepted(provider_id, {"get": link} if link and ours else {})
+        ours = parsing.leads_to(link, [self.api.base])
+        return parsing.accepted("WaveSpeed", provider_id, {"get": str(link)} if ours else {})
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:
         """Verify the dialect that the signature is in; whose task it is, its body says."""
@@ -91,54 +75,34 @@ class WaveSpeed:
         (_DIALECT if own else _STANDARD).verify(callback, now=now, keys=keys)
 
     def keys(self) -> httpx.Request:
-        return self._call("GET", f"{self.base_url}/api/v3/webhook/secret")
+        return self.api.get("/webhook/secret")
 
     def read_keys(self, body: bytes) -> list[bytes]:
-        secret = parsing.words(_task(parsing.decode_object(body)).get("secret"))
-        if not secret.startswith(_SECRET):
-            raise Unreadable("no secret")
-        return [secret.encode()]
+        return read_whsec(_task(parsing.decode_object(body)).get("secret"))
 
     def read(self, body: bytes) -> Outcome:
         outcome = _outcome(_task(parsing.decode_object(body)))
         # The secret signs for all of the account: what names no task proves nothing of ours.
-        if outcome.provider_id is None or cause_of(outcome) is None:
-            return Outcome(kind="ask", provider_id=outcome.provider_id)
-        return outcome
+        return parsing.only_an_end(outcome, doubt=outcome.provider_id is None)
 
     def poll(self, ticket: Ticket) -> httpx.Request:
         """Use the URL that WaveSpeed returned: its pages differ in how it ends."""
-        task = parsing.model_path(ticket.provider_id or "")
-        built = f"{self.base_url}/api/v3/predictions/{task}/result"
-        return self._call("GET", ticket.links.get("get", built))
+        built = f"/predictions/{parsing.segment(ticket)}/result"
+        return self.api.get(ticket.links.get("get", built))
 
     def polled(self, ticket: Ticket, answer: ProviderResponse) -> Outcome:
         body = parsing.content(answer)
-        coded = _coded(answer, body)
-        if coded.status == httpx.codes.NOT_FOUND:
-            return Outcome(kind="missing", provider_id=ticket.provider_id)
-        if coded.status != httpx.codes.OK:
-            raise parsing.unexpected(coded, _reason(body))
-        return _outcome(_task(body), ticket.input)
-
-    def cancel(self, ticket: Ticket) -> None:
-        """Return nothing: WaveSpeed has no call that stops a task."""
-
-    def details(self, model: str) -> None:
-        """Return nothing: WaveSpeed describes its models on pages alone."""
+        settled = parsing.settle_poll(ticket, _coded(answer, body), _reason)
+        return settled or _outcome(_task(body), ticket.input)
 
     def try_key(self) -> httpx.Request:
         """Ask for the balance of the account."""
-        return self._call("GET", f"{self.base_url}/api/v3/account/balance")
+        return self.api.get("/account/balance")
 
     def key_works(self, answer: ProviderResponse) -> bool | None:
         body = parsing.error_body(answer.body)
         coded = _coded(answer, body)
         return parsing.let_in(coded, sign=parsing.is_yes(coded) and "balance" in _task(body))
-
-    def _call(self, method: str, url: str, **content: Any) -> httpx.Request:
-        headers = {"Authorization": f"Bearer {self.key}", "Accept": "application/json"}
-        return httpx.Request(method, url, headers=headers, **content)
 
 
 def _coded(answer: ProviderResponse, body: dict[str, Any]) -> ProviderResponse:
@@ -164,13 +128,8 @@ def _outcome(task: dict[str, Any], sent: dict[str, Any] | None = None) -> Outcom
         return Outcome(kind=kind, provider_id=provider_id, output=results)
     if task.get("code") == _STILL_AT_WORK:
         return Outcome(kind="processing", provider_id=provider_id)
-    error = {
-        "failed": parsing.failure(
-            _reason(task) or parsing.words(task.get("status")), *_hints(task)
-        ),
-        "canceled": Error(code="canceled", message="canceled at WaveSpeed"),
-    }.get(kind)
-    return Outcome(kind=kind, provider_id=provider_id, error=error)
+    error = parsing.failure(_reason(task) or parsing.words(task.get("status")), *_hints(task))
+    return parsing.unmade(kind, provider_id, error, "canceled at WaveSpeed")
 
 
 def _results(outputs: Any, sent: Any) -> list[Output]:
@@ -197,11 +156,11 @@ def _hints(task: dict[str, Any]) -> list[str]:
 
 
 DECLARED: Final = Declared(
-    make=lambda given: WaveSpeed(given.key, given.urls["base"]),
+    make=lambda given: WaveSpeed(given.api("/api/v3")),
     key="WAVESPEED_API_KEY",
     urls={"base": "https://api.wavespeed.ai"},
     path="/api/v3",
     example="google/nano-banana-pro/text-to-image",
     secret="WAVESPEED_WEBHOOK_SECRET",  # noqa: S106 - its variable
-    secret_begins=_SECRET,
+    secret_begins=WHSEC,
 )

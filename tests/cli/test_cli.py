@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
@@ -869,6 +870,18 @@ def test_emulate_prints_all_that_a_receiver_needs(tmp_path: Path) -> None:
     exported = dict(shlex.split(line)[0].split("=", 1) for line in lines)  # as a shell reads it
     assert exported["RECEIVER_PUBLIC_URL"] == "http://127.0.0.1:8000"
     assert settings_for(server.url).items() <= exported.items()
+
+
+def test_emulate_ends_its_streams_when_it_is_stopped(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        with running("emulate", cwd=tmp_path) as server:
+            server.wait_for("# the words for prompts")
+            key = {"authorization": "Bearer k"}
+            answer = stack.enter_context(
+                httpx.stream("GET", f"{server.url}/oxen/api/events", headers=key)
+            )
+        assert answer.read() == b""  # an end, and not a connection that breaks
+    assert '"level":"error"' not in server.said()
 
 
 HOSTILE: Final = "\x1b]0;owned\x07\x9b31m\u202eevil\u200b\x7f\nreceiver: forged [red]x[/red]"

@@ -245,6 +245,9 @@ def test_a_video_is_another_path_and_another_field(emulated: Emulated) -> None:
         assert refused.status_code == 422
     model = emulated.call("oxen", "GET", "/api/ai/models/veo-3-1").json()
     assert model["endpoint"] == "/videos/generate"
+    body = {"model": "veo-3-1", "prompt": "x"}
+    emulated.call("oxen", "POST", "/api/ai/images/generate", json=body)
+    assert [each["rule"] for each in emulated.ledger()["violations"]] == ["video_as_image"]
 
 
 @pytest.mark.parametrize(

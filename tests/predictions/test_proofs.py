@@ -26,7 +26,7 @@ ROTATED = Rule(fault="rotate_keys")
 class ByPath(Eachlabs):
     """Signs nothing: only who knows the path can call."""
 
-    proof: ClassVar[Proof] = "capability"  # type: ignore[assignment] # its own
+    proof: ClassVar[Proof] = "capability"
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:
         """Find nothing to prove."""
@@ -35,7 +35,7 @@ class ByPath(Eachlabs):
 class BySecret(Eachlabs):
     """Signs with a secret of the account, which it does not hand out."""
 
-    proof: ClassVar[Proof] = "account_secret"  # type: ignore[assignment] # its own
+    proof: ClassVar[Proof] = "account_secret"
 
     def authenticate(self, callback: Callback, *, now: float, keys: Sequence[bytes]) -> None:  # noqa: ARG002 - nothing is dated
         if callback.header(b"x-signature") not in keys:
@@ -48,7 +48,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def register(made: type[Eachlabs], **more: Any) -> None:
         def make(given: Given) -> Provider:
-            return made(given.key, given.urls["base"])
+            return made(given.api(), None)
 
         declared = msgspec.structs.replace(DECLARED["eachlabs"], make=make, **more)
         monkeypatch.setitem(cast("dict[str, Declared]", DECLARED), "eachlabs", declared)

@@ -26,9 +26,11 @@ from receiver import create_app
 from receiver.emulator import Options, create_emulator, settings_for
 from receiver.emulator.ledger import Attempt
 from receiver.predictions.submitter import Sending, TakenOverError
+from receiver.providers.adapter import Stopping
 from receiver.settings import Settings
 from tests.conftest import Start
 from tests.patience import PATIENCE
+from tests.providers.samples import blocks
 from tests.receiving import (
     API_KEY,
     ENV,
@@ -50,14 +52,14 @@ from tests.receiving import (
 pytestmark = pytest.mark.anyio
 
 ALL = list(MODELS)
-ONE_WAY = {"replicate", "ideogram", "wavespeed"}
-"""Those that block at the address where others wait."""
-BLOCKING = [provider for provider in ALL if provider != "bfl"]
-"""Those at which a submit can wait for the end."""
+ADAPTERS = Settings.read(ENV).adapters()
+WAITING = {name: where for name in ALL if (where := blocks(ADAPTERS[name], MODELS[name]))}
+"""Those at which a submit can wait for the end, and whether at the address of others."""
+STOPPING = [name for name in ALL if isinstance(ADAPTERS[name], Stopping)]
 
 
 def blocking(provider: str) -> str:
-    return f"{provider}.{'submit' if provider in ONE_WAY else 'run'}"
+    return f"{provider}.{'submit' if WAITING[provider] == 'here' else 'run'}"
 
 
 SOON = {"RECEIVER_POLL_AFTER": "0.02"}
@@ -467,20 +469,48 @@ async def test_a_failure_that_says_it_is_retryable_is_not_submitted_again(
     assert network.count("eachlabs.submit") == 1
 
 
-async def test_a_blocking_video_goes_its_own_way_and_comes_as_what_it_is(
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [("veo-3-1", "/oxen/api/ai/videos/generate"), ("nano-banana", "/oxen/api/ai/images/edit")],
+)
+async def test_a_blocking_prompt_goes_where_its_model_is_served(
+    start: Start, network: Network, model: str, path: str
+) -> None:
+    network.script("oxen.model", reply({}, 503), breaks(httpx.ReadError))
+    async with start() as station:
+        given = {"prompt": "waves", "response_format": "b64_json"}
+        answer = await station.submit("oxen", model=model, mode="sync", input=given)
+        station.clock.ahead = 60.0
+        found = await station.until(answer["id"], "succeeded")
+        kind = "video/mp4" if "videos" in path else "image/png"
+        assert found["output"][0]["url"].startswith(f"data:{kind};base64,")
+    assert [request.url.path for kind, request in network.calls if kind == "oxen.run"] == [path]
+    assert network.count("oxen.model") == 3
+
+
+async def test_what_was_only_asked_about_when_the_process_ended_is_sent_by_the_next(
     start: Start, network: Network
 ) -> None:
+    network.script("oxen.model", hangs)
     async with start() as station:
-        body = {"prompt": "waves", "duration": 8, "response_format": "b64_json"}
-        answer = await station.http.post(
-            "/v1/predictions",
-            json={"provider": "oxen", "model": "veo-3-1", "mode": "sync", "input": body},
-        )
-        found = await station.until(answer.json()["id"], "succeeded")
-        assert found["output"][0]["content_type"] == "video/mp4"
-        assert found["output"][0]["url"].startswith("data:video/mp4;base64,")
-    [path] = [request.url.path for kind, request in network.calls if kind == "oxen.run"]
-    assert path == "/oxen/api/ai/videos/generate"
+        waiting = asyncio.create_task(station.submit("oxen", mode="sync"))
+        await eventually(lambda: network.count("oxen.model") == 1)
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert network.count("oxen.run") == 0
+    async with start() as station:
+        await station.until(station.one("SELECT id FROM predictions"), "succeeded")
+    assert network.count("oxen.run") == 1
+
+
+async def test_what_no_blocking_call_is_known_for_is_refused_unsent(
+    start: Start, network: Network
+) -> None:
+    network.script("oxen.model", reply({"id": "new-model", "endpoint": "/worlds/generate"}))
+    async with start() as station:
+        found = await station.submit("oxen", model="new-model", mode="sync")
+        assert (found["status"], found["error"]["code"]) == ("failed", "rejected")
+        assert "leave out the mode `sync`" in found["error"]["message"]
+    assert network.count("oxen.run") == 0
 
 
 async def test_a_lost_submit_is_never_taken_for_anothers(start: Start, network: Network) -> None:
@@ -667,11 +697,7 @@ async def _cancel(station: Station, prediction_id: str) -> httpx.Response:
     return await station.http.post(f"/v1/predictions/{prediction_id}/cancel")
 
 
-UNSTOPPABLE = ("ideogram", "bfl", "wavespeed", "openrouter")
-"""Providers that have no call for it."""
-
-
-@pytest.mark.parametrize("provider", [each for each in ALL if each not in UNSTOPPABLE])
+@pytest.mark.parametrize("provider", STOPPING)
 @pytest.mark.parametrize("forgotten", [False, True])
 async def test_what_runs_is_canceled_at_its_provider(
     start: Start, network: Network, provider: str, forgotten: bool
@@ -689,7 +715,7 @@ async def test_what_runs_is_canceled_at_its_provider(
     assert network.count(f"{provider}.cancel") == 1
 
 
-@pytest.mark.parametrize("provider", UNSTOPPABLE)
+@pytest.mark.parametrize("provider", [each for each in ALL if each not in STOPPING])
 async def test_what_a_provider_cannot_stop_goes_on(
     start: Start, network: Network, provider: str
 ) -> None:
@@ -772,7 +798,7 @@ async def test_a_cancel_that_came_too_late_gives_the_outcome(
 # --- the blocking endpoints ---
 
 
-@pytest.mark.parametrize("provider", BLOCKING)
+@pytest.mark.parametrize("provider", WAITING)
 async def test_sync_mode_uses_the_blocking_endpoint(
     start: Start, network: Network, provider: str
 ) -> None:
@@ -796,10 +822,10 @@ async def test_sync_mode_uses_the_blocking_endpoint(
             assert output["url"] == PICTURE
     kinds = {kind for kind, _ in network.calls if kind.startswith(f"{provider}.")}
     assert network.count(blocking(provider)) == 1
-    assert (f"{provider}.submit" in kinds) == (provider in ONE_WAY)
+    assert (f"{provider}.submit" in kinds) == (WAITING[provider] == "here")
 
 
-@pytest.mark.parametrize("provider", BLOCKING)
+@pytest.mark.parametrize("provider", WAITING)
 async def test_a_blocking_call_that_breaks_is_a_doubt(
     start: Start, network: Network, provider: str
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from receiver.observability.runtime import Runtime
 from receiver.predictions.stream import Listener
+from receiver.providers.declared import Api
 from receiver.providers.oxen import Oxen
 from receiver.store.predictions import PredictionStore
 from receiver.store.sqlite.engine import SQLiteStore
@@ -182,7 +183,7 @@ async def test_silence_is_death(tmp_path: Path) -> None:
     async with server, httpx.AsyncClient() as client:
         listener = Listener(
             "oxen",
-            Oxen("key", f"http://127.0.0.1:{port}"),
+            Oxen(Api(f"http://127.0.0.1:{port}", {}), None),
             client,
             inbox,
             store,

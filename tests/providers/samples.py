@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import httpx
 import msgspec
@@ -20,23 +20,22 @@ from receiver.model.values import Mode, Outcome, Ticket
 from receiver.providers import NAMES
 from receiver.providers.adapter import (
     Accepted,
+    Addressing,
     Ambiguous,
-    Billing,
     Callback,
     CallbackTarget,
     Follow,
     Postponed,
     Provider,
     ProviderResponse,
-    Publishing,
     Refused,
     Searched,
-    Streamed,
 )
 from receiver.providers.signatures import read_jwks
 from receiver.settings import Secret, Settings
 
 FOLDER: Final = Path(__file__).parent.parent / "samples"
+MODES: Final[tuple[Mode, ...]] = ("queue", "sync")
 _TOLD_HEADERS: Final = (
     *("authorization", "x-api-key", "x-key", "api-key"),
     *("accept", "content-type", "prefer"),
@@ -131,6 +130,20 @@ def providers(*, confirm: bool = False) -> dict[str, Provider]:
     return replace(settings, providers=given).adapters()
 
 
+def blocks(provider: Provider, model: str) -> Literal["here", "elsewhere"] | None:
+    """Return where a submit waits for the end: at the address of others or not; None: nowhere."""
+    if isinstance(provider, Addressing):
+        return "elsewhere"
+    queue, sync = (
+        provider.request(Ticket(id="pred_1", model=model, mode=mode, input={}), None)
+        for mode in MODES
+    )
+    if queue.url.path != sync.url.path:
+        return "elsewhere"
+    same = (queue.headers, queue.read()) == (sync.headers, sync.read())
+    return None if same else "here"
+
+
 def perform(provider: Provider, sample: Sample) -> Any:
     """Do what the sample is for, and say in plain JSON what came of it."""
     return _attempt(lambda: _ACTS[sample.act](provider, sample))
@@ -161,29 +174,14 @@ def _authenticate(provider: Provider, sample: Sample) -> Any:
     return {"proved": proved}
 
 
-def _streamed(provider: Provider) -> Streamed:
-    assert isinstance(provider, Streamed)
-    return provider
+def _addressed(provider: Addressing, sample: Sample) -> Any:
+    found = provider.addressed(sample.ticket.ticket(), sample.answered())
+    return {"links": found.links} if isinstance(found, Ticket) else found
 
 
-def _searched(provider: Provider) -> Searched:
-    assert isinstance(provider, Searched)
-    return provider
-
-
-def _publishing(provider: Provider) -> Publishing:
-    assert isinstance(provider, Publishing)
-    return provider
-
-
-def _billing(provider: Provider) -> Billing:
-    assert isinstance(provider, Billing)
-    return provider
-
-
-def _found(provider: Provider, sample: Sample) -> Any:
+def _found(provider: Searched, sample: Sample) -> Any:
     """Say which candidates a page has, each with where it is called back if that is said."""
-    found = _searched(provider).found(sample.ticket.ticket(), sample.answered())
+    found = provider.found(sample.ticket.ticket(), sample.answered())
     ids = [
         [c.provider_id, c.callback_url] if c.callback_url else c.provider_id
         for c in found.candidates
@@ -193,26 +191,27 @@ def _found(provider: Provider, sample: Sample) -> Any:
 
 _VERDICTS: Final = {True: "let in", False: "kept out", None: "untold"}
 
-_ACTS: Final[dict[str, Callable[[Provider, Sample], Any]]] = {
+_ACTS: Final[dict[str, Callable[[Any, Sample], Any]]] = {
     "check": lambda p, s: p.check(s.ticket.model, s.ticket.input),
     "request": lambda p, s: p.request(s.ticket.ticket(), s.hook),
+    "addressed": _addressed,
     "accepted": lambda p, s: p.accepted(s.ticket.ticket(), s.answered()),
     "authenticate": _authenticate,
     "read": lambda p, s: p.read(s.called().body),
     "poll": lambda p, s: p.poll(s.ticket.ticket()),
     "polled": _polled,
-    "bill": lambda p, s: _billing(p).bill([s.ticket.ticket()]),
-    "billed": lambda p, s: {"costs": _billing(p).billed([s.ticket.ticket()], s.answered())},
+    "bill": lambda p, s: p.bill([s.ticket.ticket()]),
+    "billed": lambda p, s: {"costs": p.billed([s.ticket.ticket()], s.answered())},
     "cancel": lambda p, s: p.cancel(s.ticket.ticket()),
     "details": lambda p, s: p.details(s.ticket.model),
     "try_key": lambda p, _: p.try_key(),
     "key_works": lambda p, s: {_VERDICTS[p.key_works(s.answered())]: s.answered().status},
-    "stream": lambda p, _: _streamed(p).stream(),
-    "heard": lambda p, s: _streamed(p).heard(s.event, s.data),
-    "search": lambda p, s: {"requests": [_said(r) for r in _searched(p).search(s.ticket.ticket())]},
+    "stream": lambda p, _: p.stream(),
+    "heard": lambda p, s: p.heard(s.event, s.data),
+    "search": lambda p, s: {"requests": [_said(r) for r in p.search(s.ticket.ticket())]},
     "found": _found,
-    "keys": lambda p, _: _publishing(p).keys(),
-    "read_keys": lambda p, s: {"keys": len(_publishing(p).read_keys(s.answered().body))},
+    "keys": lambda p, _: p.keys(),
+    "read_keys": lambda p, s: {"keys": len(p.read_keys(s.answered().body))},
 }
 
 

@@ -16,23 +16,35 @@ import msgspec
 import pytest
 
 from receiver.model.errors import Unproved, Unreadable
-from receiver.model.values import Mode, Outcome, Ticket
+from receiver.model.values import Outcome, Ticket
 from receiver.predictions.tokens import Tokens
 from receiver.providers import DECLARED, NAMES
 from receiver.providers.adapter import (
+    Addressing,
     Billing,
     Callback,
+    Describing,
     Provider,
     ProviderResponse,
     Publishing,
     Searched,
+    Stopping,
     Streamed,
 )
-from tests.providers.samples import FOLDER, Sample, ending, load, perform, providers, swapped
+from tests.providers.samples import (
+    FOLDER,
+    MODES,
+    Sample,
+    blocks,
+    ending,
+    load,
+    perform,
+    providers,
+    swapped,
+)
 
 SAMPLES: Final = load()
 PROVIDERS: Final = providers()
-MODES: Final[tuple[Mode, ...]] = ("queue", "sync")
 PUSHING: Final = [name for name, provider in PROVIDERS.items() if provider.proof != "none"]
 
 OF_EVERYONE: Final = {
@@ -54,6 +66,9 @@ OF_WHO_STREAMS: Final = {
 }
 OF_SOME: Final[dict[type, set[tuple[str, str]]]] = {
     Streamed: OF_WHO_STREAMS,
+    Addressing: {("addressed", end) for end in ("links", "refused", "postponed", "raises")},
+    Stopping: {("cancel", "request"), ("polled", "canceled")},
+    Describing: {("details", "request")},
     Billing: {("bill", "request"), ("billed", "costs"), ("billed", "raises")},
     Searched: {("search", "requests"), ("found", "ids"), ("found", "raises")},
     Publishing: {("keys", "request"), ("read_keys", "keys"), ("read_keys", "raises")},
@@ -74,26 +89,13 @@ def test_a_provider_has_a_sample_of_every_shape_that_it_must_know(name: str) -> 
     provider = PROVIDERS[name]
     wanted = set(OF_EVERYONE)
     wanted |= OF_WHO_PUSHES if provider.proof != "none" else OF_WHO_NEVER_CALLS
-    model = DECLARED[name].example
-    ticket = Ticket(id="pred_1", model=model, mode="queue", input={}, provider_id="1")
-    if provider.cancel(ticket) is None:
-        wanted.add(("cancel", "nothing"))
-    else:
-        wanted |= {("cancel", "request"), ("polled", "canceled")}
-    if _blocks(provider, ticket):
+    if blocks(provider, DECLARED[name].example):
         wanted.add(("accepted", "succeeded"))
     for kind, shapes in OF_SOME.items():
         if isinstance(provider, kind):
             wanted |= shapes
     have = {(s.act, ending(s.expect)) for (owner, _), s in SAMPLES.items() if owner == name}
     assert not wanted - have
-
-
-def _blocks(provider: Provider, ticket: Ticket) -> bool:
-    """Return whether a submit can wait for the end: then it is another request."""
-    waits = msgspec.structs.replace(ticket, mode="sync")
-    one, other = (provider.request(each, None) for each in (ticket, waits))
-    return (one.url, one.headers, one.read()) != (other.url, other.headers, other.read())
 
 
 def test_every_folder_of_samples_belongs_to_a_provider() -> None:
@@ -105,7 +107,7 @@ def test_an_adapter_is_what_the_protocol_says(name: str) -> None:
     provider = PROVIDERS[name]
     assert isinstance(provider, Provider)
     assert provider.name == name
-    assert isinstance(provider, Streamed) == (provider.stream_path is not None)
+    assert isinstance(provider, Streamed) == (provider.proof == "none")
 
 
 @pytest.mark.parametrize("name", NAMES)

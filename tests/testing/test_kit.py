@@ -27,10 +27,13 @@ from receiver.emulator.providers import CALLING
 from receiver.model.errors import HandlerError
 from receiver.model.values import ErrorCode
 from receiver.providers import DECLARED
+from receiver.providers.adapter import Stopping
+from receiver.settings import Settings
 from receiver.testing import Kit, make_event
 
 Kits = Callable[..., Kit]
 PROVIDERS: dict[str, str] = {name: declared.example for name, declared in DECLARED.items()}
+ADAPTERS = Settings.read({"RECEIVER_DEV": "1"}).adapters()
 CHANNELS: dict[str, str] = {**dict.fromkeys(CALLING, "webhook"), "oxen": "sse"}
 
 
@@ -57,17 +60,13 @@ def handler(witness: Witness) -> Callable[..., Any]:
     return post
 
 
-UNSTOPPABLE = {"ideogram", "bfl", "wavespeed", "openrouter"}
-"""Providers that cannot cancel."""
-
-
 @pytest.mark.parametrize(
     ("provider", "kind"),
     [
         (name, kind)
         for name in PROVIDERS
         for kind in ("succeeded", "failed", "canceled")
-        if kind != "canceled" or name not in UNSTOPPABLE
+        if kind != "canceled" or isinstance(ADAPTERS[name], Stopping)
     ],
 )
 def test_the_handler_sees_the_event_that_is_delivered(
