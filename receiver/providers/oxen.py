@@ -6,6 +6,7 @@ generation).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, NoReturn
@@ -47,6 +48,8 @@ _SERVED_AT: Final = "served_at"
 _VIDEOS, _IMAGES, _EDIT = "/videos/generate", "/images/generate", "/images/edit"
 _BLOCKING: Final = (_VIDEOS, _IMAGES, _EDIT)
 """Calls that wait for the end, as a model's `endpoint` names them."""
+_OF_VIDEOS: Final = frozenset({"duration", "generate_audio", "input_video", "multi_prompt"})
+_NO_MODEL: Final = re.compile("model not found", re.IGNORECASE)
 
 _CLOCK_SKEW: Final = 120.0
 """Seconds by which Oxen's clock and ours may differ when looking for a lost submit."""
@@ -83,9 +86,12 @@ class Oxen:
     def addressed(self, ticket: Ticket, answer: ProviderResponse) -> Ticket | Refused | Postponed:
         """Choose a blocking call: one for pictures may be billed, too, for what makes videos."""
         body = parsing.content(answer)
+        if answer.status == httpx.codes.NOT_FOUND and not _NO_MODEL.match(_reason(body)):
+            # Whatever stands in for Oxen.ai describes no models.
+            return replace(ticket, links={_SERVED_AT: _shaped(ticket.input)})
         if settled := parsing.settle_submit(answer, _reason(body), _type(body)):
             return settled
-        path = _served_at(body, edits="input_image" in ticket.input)
+        path = _served_at(body, ticket.input)
         if path is None:
             return Refused(_untold(ticket.model))
         return replace(ticket, links={_SERVED_AT: path})
@@ -182,7 +188,7 @@ def _submit_path(ticket: Ticket) -> str:
     return f"/api/ai{ticket.links[_SERVED_AT]}"
 
 
-def _served_at(model: dict[str, Any], *, edits: bool) -> str | None:
+def _served_at(model: dict[str, Any], input: dict[str, Any]) -> str | None:
     """Return which blocking call serves a model: the one it names, or that of what it makes."""
     named = parsing.words(model.get("endpoint"))
     if named:
@@ -191,7 +197,14 @@ def _served_at(model: dict[str, Any], *, edits: bool) -> str | None:
     made = can.get("output") if isinstance(can, dict) else None
     if made == ["video"]:
         return _VIDEOS
-    return (_EDIT if edits else _IMAGES) if made == ["image"] else None
+    return _shaped(input) if made == ["image"] else None
+
+
+def _shaped(input: dict[str, Any]) -> str:
+    """Return which blocking call an input is for, by what only that one has."""
+    if _OF_VIDEOS & input.keys():
+        return _VIDEOS
+    return _EDIT if "input_image" in input else _IMAGES
 
 
 def _untold(model: str) -> str:
