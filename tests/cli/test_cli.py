@@ -170,7 +170,8 @@ def test_a_backup_is_made_of_a_running_receiver_and_what_is_erased_stays_a_skele
     home, env = world
     done = inside("submit", "fal", "fal-ai/nano-banana", "prompt=wax", "--wait", cwd=home, **env)
     prediction_id = json.loads(done.stdout)["id"]
-    while "running" in (tried := inside("show", prediction_id, cwd=home, **env).stdout):
+    under_way = re.compile("pending|running")
+    while under_way.search(tried := inside("show", prediction_id, cwd=home, **env).stdout):
         assert tried
     erased = inside("erase", prediction_id, cwd=home, **env)
     assert erased.returncode == 0, erased.stderr
