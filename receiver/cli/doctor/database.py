@@ -334,13 +334,19 @@ def check_pending(seen: Look, registry: Registry) -> Iterator[Finding]:
         )
 
 
-def check_server_clock(seen: Look) -> Findings:
-    if not isinstance(seen, Server):
-        return []
-    return [compare(seen.skew, "the database server's clock")]
+def check_clocks(seen: Look, skews: Mapping[str, float]) -> Findings:
+    """Hold our clock against the provider's that is nearest, and the database server's.
+
+    `skews` are seconds by which providers' clocks are ahead: where one agrees, ours is right.
+    """
+    nearest = sorted(skews, key=lambda name: abs(skews[name]))[:1]
+    found = [_compare(skews[name], f"the clock of {name}") for name in nearest]
+    if isinstance(seen, Server):
+        found.append(_compare(seen.skew, "the database server's clock"))
+    return found
 
 
-def compare(skew: float, whose: str) -> Finding:
+def _compare(skew: float, whose: str) -> Finding:
     """Judge a clock by the seconds that it is ahead of ours."""
     said = f"{whose} is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} ours"
     if abs(skew) > SKEWED:

@@ -68,31 +68,40 @@ def _strangers(env: Mapping[str, str], known: Collection[str]) -> Iterator[Findi
 
 
 def check_secrets(caller: Caller, settings: Settings) -> Findings:
-    keys = [key.reveal() for key in settings.secret_keys]
-    api_keys = [key.reveal() for key in settings.api_keys]
-    viewers = [key.reveal() for key in settings.viewer_keys]
     found = [
-        *_weak("RECEIVER_SECRET_KEY", keys),
+        *_guessable(settings),
         *_rotation(settings),
-        *_short("RECEIVER_API_KEYS", api_keys, dev=settings.dev),
-        *_weak("RECEIVER_API_KEYS", [key for key in api_keys if len(key) >= SHORTEST_API_KEY]),
-        *_short("RECEIVER_VIEWER_KEYS", viewers, dev=settings.dev),
-        *_weak("RECEIVER_VIEWER_KEYS", [key for key in viewers if len(key) >= SHORTEST_API_KEY]),
-        *_short("CRON_SECRET", [key.reveal() for key in settings.cron_secrets], dev=settings.dev),
         *_placeholders(settings),
         *_shared(_named(settings)),
         *_closed(caller, settings),
     ]
     if found:
         return found
-    said = f"{len(keys)} secret key, {len(api_keys)} API key(s)" if keys else "made up by --dev"
+    said = "made up by --dev"
+    if settings.secret_keys:
+        said = f"{len(settings.secret_keys)} secret key, {len(settings.api_keys)} API key(s)"
     return [ok("secrets", f"{said}: long, random, each for one purpose")]
 
 
-def _weak(name: str, texts: list[str]) -> Iterator[Finding]:
-    for place, text in _placed(name, texts):
-        if reason := weakness(text):
-            yield fail("secrets", f"{place} {reason}", _MAKE_ONE)
+def _ours(settings: Settings) -> dict[str, tuple[Secret, ...]]:
+    """Return the secrets that the operator makes, by their settings."""
+    return {
+        "RECEIVER_SECRET_KEY": settings.secret_keys,
+        "RECEIVER_API_KEYS": settings.api_keys,
+        "RECEIVER_VIEWER_KEYS": settings.viewer_keys,
+        "CRON_SECRET": settings.cron_secrets,
+    }
+
+
+def _guessable(settings: Settings) -> Iterator[Finding]:
+    for name, secrets in _ours(settings).items():
+        for number, secret in enumerate(secrets, 1):
+            place = f"number {number} of {name}" if len(secrets) > 1 else name
+            if len(secret.reveal()) < SHORTEST_API_KEY:
+                said = f"{place} has fewer than {SHORTEST_API_KEY} characters and can be guessed"
+                yield (warn if settings.dev else fail)("secrets", said, _MAKE_ONE)
+            elif reason := weakness(secret.reveal()):
+                yield fail("secrets", f"{place} {reason}", _MAKE_ONE)
 
 
 def _placeholders(settings: Settings) -> Iterator[Finding]:
@@ -101,18 +110,6 @@ def _placeholders(settings: Settings) -> Iterator[Finding]:
         if given.key is not None and any(w in given.key.reveal().lower() for w in _PLACEHOLDERS):
             said = f"the key of {name} reads like a placeholder"
             yield fail("secrets", said, "set the one that it gave you, or none")
-
-
-def _short(name: str, texts: list[str], *, dev: bool) -> Iterator[Finding]:
-    for place, text in _placed(name, texts):
-        if len(text) < SHORTEST_API_KEY:
-            said = f"{place} has fewer than {SHORTEST_API_KEY} characters and can be guessed"
-            yield (warn if dev else fail)("secrets", said, _MAKE_ONE)
-
-
-def _placed(name: str, texts: list[str]) -> Iterator[tuple[str, str]]:
-    for number, text in enumerate(texts, 1):
-        yield (f"number {number} of {name}" if len(texts) > 1 else name), text
 
 
 def weakness(text: str) -> str | None:
@@ -137,10 +134,7 @@ def _rotation(settings: Settings) -> Iterator[Finding]:
 def _named(settings: Settings) -> list[tuple[str, Secret]]:
     """Return every secret with the name of its setting."""
     return [
-        *(("RECEIVER_SECRET_KEY", key) for key in settings.secret_keys),
-        *(("RECEIVER_API_KEYS", key) for key in settings.api_keys),
-        *(("RECEIVER_VIEWER_KEYS", key) for key in settings.viewer_keys),
-        *(("CRON_SECRET", key) for key in settings.cron_secrets),
+        *((name, secret) for name, secrets in _ours(settings).items() for secret in secrets),
         *(
             (f"the key of {name}", given.key)
             for name, given in settings.providers.items()

@@ -12,14 +12,13 @@ import hmac
 import secrets
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from email.utils import parsedate_to_datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 import httpx
 
-from receiver.cli.doctor.database import compare
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
 from receiver.deliveries.guard import is_public
 from receiver.model.errors import Unreadable
@@ -205,10 +204,13 @@ def _refused(answer: ProviderResponse) -> Trouble:
 _OPEN_IT: Final = "let the proxy pass POST /webhooks/ to the receiver, without a login"
 
 
-async def check_receiver(
-    troubles: Sequence[Trouble | None] | None, caller: Caller, settings: Settings, asker: Asker
-) -> Findings:
-    """Judge the one at RECEIVER_URL; `troubles`: what came of asking it by each secret key."""
+Asked: TypeAlias = Awaitable[Sequence[Trouble | None] | None]
+"""What comes of asking a receiver by each secret key; None where there is no key."""
+
+
+async def check_receiver(here: Asked, caller: Caller, settings: Settings, asker: Asker) -> Findings:
+    """Judge the one at RECEIVER_URL; `here`: what came of asking it."""
+    troubles = await here
     if troubles is None:
         said = "not asked, as there is no secret key to know it by"
         return [warn("receiver", said, "set RECEIVER_SECRET_KEY")]
@@ -286,9 +288,11 @@ def _troubles_of(name: str, troubles: Sequence[Trouble | None], settings: Settin
 
 
 async def check_public_url(
-    settings: Settings, echoes: Echoes | None, here: Awaitable[Sequence[Trouble | None] | None]
+    settings: Settings, broken: Collection[str], echoes: Echoes | None, here: Asked
 ) -> Findings:
     """Look at the way that callbacks take; `here`: what came of asking past it."""
+    if "RECEIVER_PUBLIC_URL" in broken:
+        return []
     url = settings.public_url
     if url is None:
         return [
@@ -400,9 +404,3 @@ async def _check_keys(name: str, provider: Publishing, asker: Asker) -> Findings
     said = f"what proves its callbacks cannot be had from {request.url}: {said}"
     fix = "without it no callback can be proved: see its URL, and that it can be reached"
     return [] if keys else [fail(name, said, fix)]
-
-
-def check_clock(skews: Mapping[str, float]) -> Findings:
-    """Hold our clock against the provider's that is nearest: where one agrees, ours is right."""
-    nearest = sorted(skews, key=lambda name: abs(skews[name]))[:1]
-    return [compare(skews[name], f"the clock of {name}") for name in nearest]
