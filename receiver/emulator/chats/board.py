@@ -71,7 +71,6 @@ class Message:
     """The call that posted it."""
     edits: int = 0
     is_deleted: bool = False
-    reactions: list[str] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
     """What the platform keeps of it for its own answers."""
 
@@ -85,7 +84,7 @@ class Message:
 
     def row(self) -> dict[str, Any]:
         names = ("id", "place", "author", "text", "only_for", "thread", "answers", "album", "by")
-        states = ("is_waiting", "edits", "is_deleted", "reactions")
+        states = ("is_waiting", "edits", "is_deleted")
         told = {name: getattr(self, name) for name in (*names, *states)}
         files, buttons = [f.row() for f in self.files], [b.row() for b in self.buttons]
         return told | {"files": files, "buttons": buttons}

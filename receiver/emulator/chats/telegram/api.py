@@ -75,7 +75,7 @@ class Telegram:
 
     async def _api(self, request: Request) -> Response:
         method = request.path_params["method"]
-        return await self.scene.mishaps.apply("telegram", method, request, self._called, _limited)
+        return await self.scene.answer("telegram", method, request, self._called, _limited)
 
     async def _called(self, request: Request) -> Response:
         try:
@@ -122,7 +122,6 @@ class Telegram:
             "getfile": self._get_file,
             "setmycommands": self._set_commands,
             "getmycommands": self._get_commands,
-            "deletemycommands": self._delete_commands,
             "setwebhook": self._set_webhook,
             "deletewebhook": self._delete_webhook,
             "getwebhookinfo": self._webhook_info,
@@ -272,10 +271,6 @@ class Telegram:
 
     def _get_commands(self, _given: Given) -> list[dict[str, Any]]:
         return self.commands
-
-    def _delete_commands(self, _given: Given) -> bool:
-        self.commands = []
-        return True
 
     # --- updates ---
 
