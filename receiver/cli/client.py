@@ -68,21 +68,10 @@ class Client:
         with self._hinting():
             return self._receiver.call("POST", path, body, headers)
 
-    def follow(
-        self, params: Mapping[str, str], after: str | None, notice: Callable[[str], None]
-    ) -> Iterator[Message]:
+    def follow(self, after: int | None, **wanted: Any) -> Iterator[Message]:
         """Return every message of the live stream, as `Receiver.changes` does."""
-        metadata = {name.partition(".")[2]: text for name, text in params.items() if "." in name}
         with self._hinting():
-            yield from self._receiver.changes(
-                None if after is None else int(after),
-                type=params.get("type"),
-                provider=params.get("provider"),
-                prediction=params.get("prediction"),
-                metadata=metadata,
-                deliveries="deliveries" in params,
-                told=notice,
-            )
+            yield from self._receiver.changes(after, **wanted)
 
     def place(self) -> int | None:
         """Return where the live stream is now; None where there is none to be had."""

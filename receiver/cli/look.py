@@ -24,6 +24,7 @@ from receiver.cli.words import (
     OfProvider,
     Wide,
     metadata_filter,
+    texts,
 )
 
 command = panel("Look")
@@ -121,13 +122,18 @@ def tail(
 
     from receiver.cli.tail import follow, show
 
-    given = {"type": kind, "provider": provider, "deliveries": "true" if deliveries else None}
-    params = {name: value for name, value in given.items() if value} | metadata_filter(metadata)
     console = Console(highlight=False)
     try:
         with connected() as client:
-            place = None if after is None else str(after)
-            found = follow(client, params, place, lambda text: say(f"-- {text}", err=True))
+            found = follow(
+                client,
+                after,
+                type=kind,
+                provider=provider,
+                metadata=texts(metadata),
+                deliveries=deliveries,
+                told=lambda text: say(f"-- {text}", err=True),
+            )
             for message in islice(found, count):
                 if as_json:
                     print_plainly(message)

@@ -205,29 +205,24 @@ class Ticket(Value, frozen=True, kw_only=True):
 EventType = Literal["prediction.succeeded", "prediction.failed", "prediction.canceled"]
 
 
-class Event(Value, frozen=True, kw_only=True):
-    """The one terminal fact of a prediction."""
+class Announcement(Value, frozen=True, kw_only=True):
+    """The one terminal fact of a prediction, as the API shows it."""
 
     id: str
     type: EventType
     time: datetime
     channel: Channel | None
     prediction: Prediction
+
+
+class Event(Announcement, frozen=True, kw_only=True):
+    """The same as handlers see it: with the provider's own payload."""
+
     raw: Any = None
     """The provider's own payload, decoded, or its text where that is no JSON.
 
     None where the end is our own verdict, and for payloads of more than 4 MiB.
     """
-
-
-class Announcement(Value, frozen=True, kw_only=True):
-    """An event as the API shows it: without the provider's own payload."""
-
-    id: str
-    type: EventType
-    time: datetime
-    channel: Channel | None
-    prediction: Prediction
 
 
 OutcomeKind = Literal["processing", "succeeded", "failed", "canceled", "ask", "missing"]

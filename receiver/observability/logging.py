@@ -64,9 +64,7 @@ def configure_unless_done(fmt: str | None, level: str) -> None:
 
     For an app that a server of others runs, or that another program has inside itself.
     """
-    for name in ("httpx", "httpcore"):
-        # They log whole URLs at info, and a submit's URL carries the callback token.
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _hush_clients()
     if not structlog.is_configured():
         lines, shared, last = _set_up(fmt, level, sys.stderr, is_final=False)
         if not logging.getLogger().handlers:
@@ -112,13 +110,17 @@ def _adopt_standard_library(shared: list[Any], last: list[Any], level: str, line
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for name in ("httpx", "httpcore"):
-        # They log whole URLs at info, and a submit's URL carries the callback token.
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _hush_clients()
     # What Python itself would write to standard error waits for no reader either.
     logging.captureWarnings(True)
     sys.unraisablehook = _on_unraisable
     threading.excepthook = _on_thread_end
+
+
+def _hush_clients() -> None:
+    """Keep HTTP clients from logging URLs at info: a submit's URL carries the callback token."""
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _on_unraisable(told: sys.UnraisableHookArgs) -> None:

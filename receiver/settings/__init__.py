@@ -15,7 +15,6 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from receiver.model.costs import PriceList
-from receiver.model.errors import SettingsError
 from receiver.model.recipes import Limit, RecipeBook
 from receiver.providers import DECLARED
 from receiver.providers.adapter import Provider
@@ -25,7 +24,7 @@ from receiver.settings import parsers as parse
 from receiver.settings.keys import ApiKey
 from receiver.settings.parsers import INLINE, LOOPBACK, SHORTEST_SECRET, After, Network, seconds
 from receiver.settings.proxies import Proxies, is_loopback
-from receiver.settings.reader import Reader, Secret
+from receiver.settings.reader import Reader, Secret, sound
 from receiver.settings.table import Setting, composed, rows, setting
 
 __all__ = [
@@ -124,12 +123,8 @@ def _rows_of(provider: str) -> dict[str, Setting]:
         at: row._replace(names=(row.names[0].format(prefix),))._replace(**lines[at])
         for at, row in rows(ProviderSettings).items()
     }
-    if not declared.secret:
-        del found["secrets"]
-    if not declared.admin_key:
-        del found["admin_key"]
-    if not declared.confirm:
-        del found["confirm"]
+    has = {"secrets": declared.secret, "admin_key": declared.admin_key, "confirm": declared.confirm}
+    found = {at: row for at, row in found.items() if has.get(at, True)}
     for part, default in declared.urls.items():
         parser = partial(parse.base_url, declared.path) if part == "base" else parse.url
         name = f"{prefix}_{part.upper()}_URL"
@@ -460,10 +455,7 @@ class Settings:
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Settings:
         """Read every setting from `env`; raise one SettingsError that names all problems."""
-        settings, problems = cls.look(env)
-        if problems:
-            raise SettingsError(problems)
-        return settings
+        return sound(*cls.look(env))
 
     @classmethod
     def look(cls, env: Mapping[str, str]) -> tuple[Settings, list[str]]:
@@ -527,9 +519,7 @@ class Listening:
             at: row.value(reader) if given[at] is None else given[at]
             for at, row in rows(cls).items()
         }
-        if reader.problems:
-            raise SettingsError(reader.problems)
-        return cls(**told)
+        return sound(cls(**told), reader.problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -555,10 +545,7 @@ class Caller:
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Caller:
         """Read what commands need; raise one SettingsError that names all problems."""
-        caller, problems = cls.look(env)
-        if problems:
-            raise SettingsError(problems)
-        return caller
+        return sound(*cls.look(env))
 
     @classmethod
     def look(cls, env: Mapping[str, str]) -> tuple[Caller, list[str]]:
