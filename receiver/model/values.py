@@ -14,8 +14,6 @@ from urllib.parse import quote
 
 import msgspec
 
-from receiver.model.costs import CostSource
-
 Channel = Literal["webhook", "sse", "poll", "sync"]
 MODEL_NAME: Final = r"^[!-\-0-~][!-.0-~]*(/[!-\-0-~][!-.0-~]*)*$"
 """Segments of visible ASCII, none of which is empty or begins with a dot."""
@@ -24,6 +22,8 @@ DEEPEST: Final = 64
 LARGEST_METADATA: Final = 256 * 1024
 """Bytes of JSON."""
 Mode = Literal["queue", "sync"]
+CostSource = Literal["provider", "computed", "recipe"]
+"""Who says what something costs."""
 
 
 class Status(StrEnum):
