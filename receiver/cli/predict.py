@@ -8,11 +8,10 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 
 from receiver.cli.lists import at, change, connected, show_rows
-from receiver.cli.output import print_value
+from receiver.cli.output import print_value, say
 from receiver.cli.program import panel
 from receiver.cli.words import AsJson, Id, Wide, inputs, metadata
 from receiver.model.errors import ReceiverError
-from receiver.model.text import spelled
 
 command = panel("Predict")
 
@@ -138,7 +137,7 @@ def recipes(
 
     with connected() as client:
         if name is not None:
-            typer.echo("\n".join(map(spelled, ordering.explained(client, name).split("\n"))))
+            say(ordering.explained(client, name), lines=True)
         elif as_json:
             show_rows(client.get(at("recipes"))["data"], as_json=True)
         else:
