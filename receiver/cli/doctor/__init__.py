@@ -109,13 +109,14 @@ async def examine(
 async def _bounded(name: str, check: Check) -> Findings:
     try:
         async with asyncio.timeout(_LONGEST):
-            found = check()
-            return await found if isawaitable(found) else found
+            made = check()
+            found = await made if isawaitable(made) else made
     except TimeoutError:
-        return [fail(name, f"the check did not end within {_LONGEST:g} s", "see what it waits for")]
+        found = [fail(f"the check did not end within {_LONGEST:g} s", "see what it waits for")]
     except Exception as error:  # noqa: BLE001 - no check may stop the others
         said = f"the check itself failed: {type(error).__name__}: {error}"
-        return [fail(name, said, "please report it")]
+        found = [fail(said, "please report it")]
+    return [msgspec.structs.replace(each, name=each.name or name) for each in found]
 
 
 async def _look(settings: Settings, broken: Collection[str]) -> Look:
@@ -137,11 +138,11 @@ async def _check_handlers(settings: Settings, seen: Awaitable[Look]) -> Findings
     registry, found = await asyncio.to_thread(_load, settings.handlers)
     found += check_pending(await seen, registry)
     if registry.handlers and not found:
-        found = [ok("handlers", f"{', '.join(registry.handlers)}: loaded")]
+        found = [ok(f"{', '.join(registry.handlers)}: loaded")]
     if found or registry.routes:
-        return found + [ok("routes", f"/in/{name}: served") for name in registry.routes]
+        return found + [ok(f"/in/{name}: served", name="routes") for name in registry.routes]
     fix = "name files or modules in RECEIVER_HANDLERS, or give them to the doctor as to serve"
-    return [warn("handlers", "there is none: outcomes are recorded, and that is all", fix)]
+    return [warn("there is none: outcomes are recorded, and that is all", fix)]
 
 
 def _secret_keys(settings: Settings) -> list[str]:
@@ -158,10 +159,9 @@ def _load(names: Sequence[str]) -> tuple[Registry, Findings]:
     with contextlib.redirect_stdout(sys.stderr):
         registry, problems = look_at_handlers(names)
     fix = "fix it: `receiver serve` would not start"
-    found = [fail("handlers", line, fix) for text in problems for line in text.splitlines()]
+    found = [fail(line, fix) for text in problems for line in text.splitlines()]
     found += [
         warn(
-            "handlers",
             f"{name} is to run after {other}, which is not a handler here: it will not wait",
             "name its file too, or correct the name",
         )
