@@ -206,7 +206,7 @@ EventType = Literal["prediction.succeeded", "prediction.failed", "prediction.can
 
 
 class Announcement(Value, frozen=True, kw_only=True):
-    """The one terminal fact of a prediction, as the API shows it."""
+    """An event as the API shows it: without the provider's own payload."""
 
     id: str
     type: EventType
@@ -216,7 +216,7 @@ class Announcement(Value, frozen=True, kw_only=True):
 
 
 class Event(Announcement, frozen=True, kw_only=True):
-    """The same as handlers see it: with the provider's own payload."""
+    """The one terminal fact of a prediction, as handlers see it."""
 
     raw: Any = None
     """The provider's own payload, decoded, or its text where that is no JSON.
