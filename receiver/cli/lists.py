@@ -1,4 +1,4 @@
-"""Lists of a running receiver, read page by page; and ids, of which a part is enough."""
+"""Ask a running receiver: its lists, read page by page, and ids, of which a part is enough."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ async def test_no_secret_is_ever_shown(env: Env, tmp_path: Path) -> None:
     [
         ("SSL_CERT_FILE", "/nowhere.pem", "/nowhere.pem cannot be read"),
         ("SSL_CERT_DIR", "/nowhere", "openssl rehash"),
-        ("SSLKEYLOGFILE", "/nowhere/log", "cannot be written"),
+        ("SSLKEYLOGFILE", "/dev/null/log", "cannot be written"),
         ("ALL_PROXY", "socks4://127.0.0.1:1080", "socks4"),
         ("HTTPS_PROXY", "http://me:hush@[::1", "percent-encode"),
         ("PROMETHEUS_MULTIPROC_DIR", "/dev/null/x", "cannot be made"),
