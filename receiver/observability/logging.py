@@ -23,7 +23,7 @@ from typing import Any, Final, TextIO
 import msgspec
 import structlog
 
-from receiver.model.text import spelled, spelled_json
+from receiver.model.text import spelled_json
 from receiver.observability.console import Console
 
 _MOST_WAITING: Final = 4 * 1024 * 1024
@@ -86,7 +86,7 @@ def _set_up(
     console = fmt == "console" or (fmt is None and out.isatty())
     shared: list[Any] = [structlog.contextvars.merge_contextvars, _complete]
     last: list[Any] = (
-        [structlog.processors.format_exc_info, _Terminal(out)]
+        [structlog.processors.format_exc_info, Console(out)]
         if console
         else [structlog.processors.format_exc_info, _render]
     )
@@ -133,22 +133,6 @@ def _on_thread_end(told: threading.ExceptHookArgs) -> None:
         name = told.thread.name if told.thread else None
         log = structlog.get_logger("receiver")
         log.error("task.failed", thread=name, exc_info=told.exc_value)
-
-
-class _Terminal:
-    """Renders events as a terminal shows them."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._console = Console(out)
-
-    def __call__(self, _: Any, __: str, event: MutableMapping[str, Any]) -> str:
-        """Return a line, and below it, set in, the lines of a traceback or another long text.
-
-        So no line of an error's message passes for one of ours.
-        """
-        long = "\n".join(str(event.pop(name)) for name in ("exception", "stack") if name in event)
-        below = [f"    {spelled(line)}" for line in long.split("\n")] if long else []
-        return "\n".join([self._console(event), *below])
 
 
 def _stamp(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
