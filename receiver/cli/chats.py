@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 import httpx
 
+from receiver.cli.environment import chat_settings
 from receiver.model.errors import ReceiverError
 from receiver.model.recipes import Option, Recipe, RecipeBook
 from receiver.model.sealing import Seals
@@ -140,14 +142,16 @@ def _about(recipe: Recipe) -> str:
 # --- set-up ---
 
 
-def show_manifest(settings: Settings, name: str) -> str:
+def show_manifest(name: str, *, dev: bool) -> str:
     """Return Slack's manifest as JSON, which Slack takes as it is."""
+    settings = chat_settings(dev=dev)
     manifest = slack_manifest(settings.recipes, address(settings, "slack"), name)
     return json.dumps(manifest, indent=2)
 
 
-def register_in_discord(settings: Settings, env: Mapping[str, str], guild: str) -> str:
+def register_in_discord(guild: str, *, dev: bool) -> str:
     """Overwrite the commands, of one server or of all; say what was done."""
+    settings, env = chat_settings(dev=dev), os.environ
     application = of(env, "DISCORD_APPLICATION")
     where = f"/guilds/{guild}" if guild else ""
     _ask(
@@ -160,8 +164,9 @@ def register_in_discord(settings: Settings, env: Mapping[str, str], guild: str) 
     return f"commands: {names}\nInteractions Endpoint URL: {address(settings, 'discord')}"
 
 
-def set_telegram_up(settings: Settings, env: Mapping[str, str], *, poll: bool) -> str:
+def set_telegram_up(*, poll: bool, dev: bool) -> str:
     """Set the webhook, or remove it, and the menu of commands; say what was done."""
+    settings, env = chat_settings(dev=dev), os.environ
     bot = f"{of(env, 'TELEGRAM_URL')}/bot{of(env, 'TELEGRAM_TOKEN')}"
     commands = telegram_commands(settings.recipes)
     _ask("POST", f"{bot}/setMyCommands", {"commands": commands})

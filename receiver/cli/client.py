@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Final
-from urllib.parse import quote, urlencode
 
 import httpx
 
@@ -23,18 +21,6 @@ __all__ = ["Client", "ClientError"]
 
 _NONE: Final = 0.0
 """No retries: a command reports at once that there is not a receiver."""
-
-
-def at(*parts: str, **params: Any) -> str:
-    """Return a path of /v1, with what is given of its parameters."""
-    path = "/".join(("/v1", *(quote(part, safe="") for part in parts)))
-    given = {name: value for name, value in params.items() if value is not None}
-    return f"{path}?{urlencode(given)}" if given else path
-
-
-def connected() -> closing[Client]:
-    """Return a client of the receiver that the environment names, to close it again."""
-    return closing(Client(os.environ))
 
 
 class Client:
@@ -82,21 +68,10 @@ class Client:
         with self._hinting():
             return self._receiver.call("POST", path, body, headers)
 
-    def follow(
-        self, params: Mapping[str, str], after: str | None, notice: Callable[[str], None]
-    ) -> Iterator[Message]:
+    def follow(self, after: int | None, **wanted: Any) -> Iterator[Message]:
         """Return every message of the live stream, as `Receiver.changes` does."""
-        metadata = {name.partition(".")[2]: text for name, text in params.items() if "." in name}
         with self._hinting():
-            yield from self._receiver.changes(
-                None if after is None else int(after),
-                type=params.get("type"),
-                provider=params.get("provider"),
-                prediction=params.get("prediction"),
-                metadata=metadata,
-                deliveries="deliveries" in params,
-                told=notice,
-            )
+            yield from self._receiver.changes(after, **wanted)
 
     def place(self) -> int | None:
         """Return where the live stream is now; None where there is none to be had."""

@@ -40,6 +40,7 @@ from receiver.cli.client import Client
 from receiver.cli.emulating import emulated, environment, served
 from receiver.cli.init import next_commands
 from receiver.cli.output import program
+from receiver.cli.tables import STATES
 from receiver.emulator import chat_settings_for
 from receiver.http.listening import listening, url_of
 from receiver.model.text import spelled
@@ -88,7 +89,6 @@ place = "slack:*"
 _PATIENCE: Final = 45.0
 PROJECT: Final = "my-receiver"
 _FEED: Final = 12
-_STYLES: Final = {"succeeded": "green", "failed": "red", "done": "green", "dead": "red"}
 PROOFS: Final = {
     "fal webhook": "fal.ai's signature",
     "eachlabs webhook": "Eachlabs' secret, one for each prediction",
@@ -191,21 +191,17 @@ class _Stage:
             self.deliveries.get(prediction["id"], []), key=lambda row: str(row["handler"])
         )
         handlers = Text(" ").join(
-            Text(f"{_MARKS.get(row['state'], '…')} {row['handler']}", _style(row["state"]))
+            Text(f"{_MARKS.get(row['state'], '…')} {row['handler']}", STATES.get(row["state"], ""))
             for row in deliveries
         )
         came_by = f"{prediction['channel'] or ''} {_after(prediction)}"
         return [
             Text(prediction["provider"], style="bold"),
             prompt,
-            Text(status, style=_style(status)),
+            Text(status, style=STATES.get(status, "")),
             Text(came_by),
             handlers,
         ]
-
-
-def _style(word: str) -> str:
-    return _STYLES.get(word, "yellow")
 
 
 def _after(prediction: Mapping[str, Any]) -> str:

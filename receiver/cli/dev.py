@@ -61,7 +61,6 @@ def serve(
     Raises ReceiverError with what is wrong, before anything is started.
     """
     if dev or emulate:
-        os.environ.update(env_file.merged(os.environ))
         os.environ["RECEIVER_DEV"] = "1"
     sys.dont_write_bytecode = True  # what is edited twice in a second would come from there
     with ExitStack() as stack:

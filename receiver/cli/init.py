@@ -7,98 +7,19 @@ import os
 import secrets
 import shlex
 import tempfile
+from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 from receiver.cli.output import program, say
 from receiver.providers import DECLARED
 
-_HANDLERS: Final = '''\
-"""What is done with each outcome."""
-
-from receiver import Context, Event, on
-
-
-@on("succeeded", name="announce")
-async def announce(event: Event, ctx: Context) -> None:
-    for output in event.prediction.output or []:
-        print(f"attempt {ctx.attempt}: {event.prediction.model} made {output.url:.120}", flush=True)
-'''
-_TEST: Final = """\
-from receiver.testing import make_event
-
-from my_handlers import announce
-
-EVENT = make_event("succeeded", output=["https://cdn.example/a.png"])
-
-
-def test_a_picture_is_announced_though_its_callback_is_lost(receiver_kit, capsys) -> None:
-    assert receiver_kit(announce).lose_callback(EVENT).delivery.state == "done"
-    assert "made https://cdn.example/a.png" in capsys.readouterr().out
-"""
-_ENV: Final = """\
-# Read by `receiver serve --dev`, by docker compose, and for the key by commands in this folder.
-# Keep this file secret: its keys submit at your cost. .gitignore keeps it out of git.
-RECEIVER_SECRET_KEY={secret_key}
-RECEIVER_API_KEYS={api_key}
-RECEIVER_HANDLERS=my_handlers.py
-# The address by which providers reach you, a tunnel's for example; without it they are asked:
-# RECEIVER_PUBLIC_URL=https://hooks.example.org
-# The keys of those that you use:
-{keys}
-"""
-_REQUIREMENTS: Final = """\
-# What is installed where this runs; a wheel in this folder, too:
-# ./prediction_receiver-0.1.0-py3-none-any.whl[postgres,storage]
-prediction-receiver[postgres,storage]
-"""
-_DOCKERFILE: Final = """\
-# The receiver with your handlers. There is no ENTRYPOINT, as platforms differ in whether their
-# commands replace one.
-ARG BASE=python:3.13-slim
-FROM ${BASE}
-WORKDIR /app
-RUN useradd --uid 10001 --create-home receiver && mkdir /data && chown receiver /data
-COPY requirements.txt *.whl ./
-RUN pip install --no-cache-dir -r requirements.txt
-COPY . .
-USER 10001
-ENV PORT=8000
-EXPOSE 8000
-CMD ["receiver", "serve"]
-"""
-_COMPOSE: Final = """\
-services:
-  receiver:
-    build: .
-    env_file: .env
-    environment:
-      RECEIVER_DATABASE_URL: sqlite:////data/receiver.db
-    volumes:
-      - data:/data
-    ports:
-      - "127.0.0.1:8000:8000"
-    restart: unless-stopped
-    stop_grace_period: 15s
-
-volumes:
-  data:
-"""
-_IGNORED: Final = """\
-.env
-*.db
-*.db-*
-*.db.*
-.venv/
-__pycache__/
-.pytest_cache/
-"""
-_DOCKER_IGNORED: Final = """\
-.env
-*.db*
-.venv
-.git
-"""
+_FILES: Final = (
+    *("my_handlers.py", "test_my_handlers.py", ".env", "requirements.txt", "Dockerfile"),
+    *("compose.yaml", ".gitignore", ".dockerignore"),
+)
+"""What is written; the texts are in `project/`, without the dot and with `.txt` behind the name."""
 _PRIVATE: Final = 0o600
 _PLAIN: Final = 0o644
 _PICTURE: Final = 'fal fal-ai/nano-banana prompt="a lighthouse"'
@@ -113,19 +34,9 @@ def init(folder: str) -> None:
         "api_key": secrets.token_hex(16),
         "keys": "\n".join(f"# {declared.key}=" for declared in DECLARED.values()),
     }
-    files = {
-        "my_handlers.py": _HANDLERS,
-        "test_my_handlers.py": _TEST,
-        ".env": _ENV.format_map(keys),
-        "requirements.txt": _REQUIREMENTS,
-        "Dockerfile": _DOCKERFILE,
-        "compose.yaml": _COMPOSE,
-        ".gitignore": _IGNORED,
-        ".dockerignore": _DOCKER_IGNORED,
-    }
     made = {
-        name: _write(home / name, text, _PRIVATE if name == ".env" else _PLAIN)
-        for name, text in files.items()
+        name: _write(home / name, _text(name, keys), _PRIVATE if name == ".env" else _PLAIN)
+        for name in _FILES
     }
     for is_new, word in ((True, "made"), (False, "kept as it was")):
         if names := [name for name, new in made.items() if new is is_new]:
@@ -137,6 +48,12 @@ def init(folder: str) -> None:
     say(f"  {serve}")
     say("and in another terminal:")
     say(f"  {submit}")
+
+
+def _text(name: str, keys: Mapping[str, str]) -> str:
+    project = files("receiver.cli").joinpath("project")
+    text = project.joinpath(f"{name.removeprefix('.')}.txt").read_text("utf-8")
+    return text.format_map(keys) if name == ".env" else text
 
 
 def next_commands(home: Path) -> tuple[str, str]:

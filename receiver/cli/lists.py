@@ -1,15 +1,19 @@
-"""Lists of a running receiver, read page by page; and ids, of which a part is enough."""
+"""Ask a running receiver: its lists, read page by page, and ids, of which a part is enough."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, TypeAlias
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import quote, urlencode
 
-from receiver.cli.client import Client, at, connected
 from receiver.cli.output import print_plainly, say
-from receiver.cli.tables import print_table
 from receiver.model.errors import ReceiverError
+
+if TYPE_CHECKING:
+    from receiver.cli.client import Client
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -19,6 +23,20 @@ _MOST_LOOKS: Final = 5
 _DIGITS: Final = {"pred": 32, "dlv": 40, "rep": 32}
 _LISTS: Final = {"pred": "predictions", "dlv": "deliveries", "rep": "replays"}
 _PART: Final = re.compile(r"(pred|evt|dlv|rep)_[0-9a-f]{1,40}", re.ASCII)
+
+
+def connected() -> closing[Client]:
+    """Return a client of the receiver that the environment names, to close it again."""
+    from receiver.cli.client import Client
+
+    return closing(Client(os.environ))
+
+
+def at(*parts: str, **params: Any) -> str:
+    """Return a path of /v1, with what is given of its parameters."""
+    path = "/".join(("/v1", *(quote(part, safe="") for part in parts)))
+    given = {name: value for name, value in params.items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path
 
 
 def show_list(
@@ -38,12 +56,13 @@ def show_list(
         if prediction := params.get("prediction"):
             params = {**params, "prediction": whole_id(client, prediction)}
         found = rows(client, listed, params, limit, notices.append)
-        show(found if as_json else map(change, found), columns, more, as_json=as_json, wide=wide)
+        found = found if as_json else map(change, found)
+        show_rows(found, columns, more, as_json=as_json, wide=wide)
     for notice in notices:
         say(f"-- {notice}", err=True)
 
 
-def show(
+def show_rows(
     rows: Iterable[Row],
     columns: tuple[str, ...] = (),
     more: tuple[str, ...] = (),
@@ -56,6 +75,8 @@ def show(
         for row in rows:
             print_plainly(row)
         return
+    from receiver.cli.tables import print_table
+
     found = list(rows)
     print_table(found, columns, more, wide=wide)
     if not found:

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from receiver.cli.lists import at, connected, show_list, show_rows, whole_id
 from receiver.cli.output import print_plainly, print_value, say
 from receiver.cli.program import panel
+from receiver.cli.replay import moment
 from receiver.cli.words import (
     All,
     AsJson,
@@ -22,6 +24,7 @@ from receiver.cli.words import (
     OfProvider,
     Wide,
     metadata_filter,
+    texts,
 )
 
 command = panel("Look")
@@ -42,9 +45,6 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List predictions, newest first."""
-    from receiver.cli.lists import show_list
-    from receiver.cli.replay import moment
-
     params = {
         "status": status,
         "provider": provider,
@@ -65,8 +65,6 @@ def list_(
 @command()
 def show(prediction_id: Id, wide: Wide = False, as_json: AsJson = False) -> None:
     """Show one prediction and what became of its event, by the id of any of them."""
-    from receiver.cli.client import at, connected
-    from receiver.cli.lists import whole_id
     from receiver.cli.show import show
 
     with connected() as client:
@@ -89,8 +87,6 @@ def model(
 
     In the provider's own words and shape, which is JSON with or without --json.
     """
-    from receiver.cli.client import at, connected
-
     with connected() as client:
         found = client.get(at("models", provider, *name.split("/")))
         (print_plainly if as_json else print_value)(found)
@@ -124,16 +120,20 @@ def tail(
 
     from rich.console import Console
 
-    from receiver.cli.client import connected
     from receiver.cli.tail import follow, show
 
-    given = {"type": kind, "provider": provider, "deliveries": "true" if deliveries else None}
-    params = {name: value for name, value in given.items() if value} | metadata_filter(metadata)
     console = Console(highlight=False)
     try:
         with connected() as client:
-            place = None if after is None else str(after)
-            found = follow(client, params, place, lambda text: say(f"-- {text}", err=True))
+            found = follow(
+                client,
+                after,
+                type=kind,
+                provider=provider,
+                metadata=texts(metadata),
+                deliveries=deliveries,
+                told=lambda text: say(f"-- {text}", err=True),
+            )
             for message in islice(found, count):
                 if as_json:
                     print_plainly(message)
@@ -158,8 +158,6 @@ def events(
     as_json: AsJson = False,
 ) -> None:
     """List events, the ends of predictions, newest first; `tail` follows them."""
-    from receiver.cli.lists import show_list
-
     show_list(
         "events",
         {"type": kind, "provider": provider} | metadata_filter(metadata),
@@ -184,8 +182,6 @@ def deliveries(
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, newest first: what is pending, done, dead."""
-    from receiver.cli.lists import show_list
-
     show_list(
         "deliveries",
         {"state": state, "handler": handler, "prediction": prediction},
@@ -209,8 +205,6 @@ def discarded(
     as_json: AsJson = False,
 ) -> None:
     """List what came and reached no handler, the latest first."""
-    from receiver.cli.lists import show_list
-
     show_list(
         "discarded",
         {"kind": kind, "provider": provider, "prediction": prediction},
@@ -226,12 +220,9 @@ def discarded(
 @command()
 def handlers(wide: Wide = False, as_json: AsJson = False) -> None:
     """List handlers: what is pending for each, and its state."""
-    from receiver.cli.client import at, connected
-    from receiver.cli.lists import show
-
     columns = ("name", "state", "pending", "registered", "paused_at", "open_until", "reason")
     with connected() as client:
-        show(client.get(at("handlers"))["data"], columns, as_json=as_json, wide=wide)
+        show_rows(client.get(at("handlers"))["data"], columns, as_json=as_json, wide=wide)
 
 
 @command()
@@ -244,9 +235,6 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Say which handlers run for an event, and why the others do not."""
-    from receiver.cli.client import at, connected
-    from receiver.cli.lists import show, whole_id
-
     with connected() as client:
         found = client.get(at("predictions", whole_id(client, name), "explain", type=kind))
     if as_json:
@@ -265,7 +253,7 @@ def explain(
     ]
     assumed = " (if it ends so)" if found["assumed"] else ""
     say(f"{found['prediction']}: {found['type']}{assumed}")
-    show(rows, ("handler", "runs", "because", "state", "attempts", "reason"), wide=wide)
+    show_rows(rows, ("handler", "runs", "because", "state", "attempts", "reason"), wide=wide)
 
 
 @command()
@@ -283,9 +271,6 @@ def costs(
 
     `unknown` is how many of the predictions have no figure.
     """
-    from receiver.cli.client import at, connected
-    from receiver.cli.lists import show
-
     with connected() as client:
         found = client.get(at("costs", since=since, until=until, by=by))
     if as_json:
@@ -295,4 +280,4 @@ def costs(
         {**row["of"], **row, "amount": f"{row['amount']:.4f}"}
         for row in (*found["data"], found["total"])
     ]
-    show(rows, (*by.split(","), "amount", "predictions", "unknown"), wide=wide)
+    show_rows(rows, (*by.split(","), "amount", "predictions", "unknown"), wide=wide)

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from receiver.cli.lists import at, change, connected, delivery_to_retry, show_list, whole_id
 from receiver.cli.output import print_value, say
 from receiver.cli.program import panel
+from receiver.cli.replay import is_interactive, moment, replay_all
 from receiver.cli.words import (
     AsJson,
     Id,
@@ -34,9 +36,6 @@ def retry(
     ] = None,
 ) -> None:
     """Try a dead or skipped delivery again, or a waiting one at once."""
-    from receiver.cli.client import at, connected
-    from receiver.cli.lists import delivery_to_retry
-
     with connected() as client:
         name = delivery_to_retry(client, delivery_id, handler)
         print_value(client.post(at("deliveries", name, "retry")))
@@ -61,10 +60,6 @@ def replay(
     yes: Yes = False,
 ) -> None:
     """Redeliver events to their handlers: one prediction's, or all that match."""
-    from receiver.cli.client import connected
-    from receiver.cli.lists import change
-    from receiver.cli.replay import moment, replay
-
     given = {
         "since": since and moment(since),
         "until": until and moment(until),
@@ -77,7 +72,7 @@ def replay(
     wanted = {name: value for name, value in given.items() if value}
     with connected() as client:
         if prediction_id is None:
-            replay(client, wanted, yes=yes)
+            replay_all(client, wanted, yes=yes)
         elif wanted:
             raise ReceiverError("name one prediction, or say which, but not both")
         else:
@@ -92,9 +87,6 @@ def replays(
     as_json: AsJson = False,
 ) -> None:
     """List the replays in bulk, newest first, or cancel one."""
-    from receiver.cli.client import at, connected
-    from receiver.cli.lists import show_list, whole_id
-
     columns = ("id", "state", "events", "matched", "replayed", "wanted", "created_at", "ended_at")
     if cancel is None:
         show_list("replays", {}, limit, columns, as_json=as_json, wide=wide)
@@ -106,8 +98,6 @@ def replays(
 @command()
 def pause(name: _HandlerName) -> None:
     """Let no delivery of a handler begin; its deliveries stay pending."""
-    from receiver.cli.client import at, connected
-
     with connected() as client:
         print_value(client.post(at("handlers", name, "pause")))
 
@@ -115,8 +105,6 @@ def pause(name: _HandlerName) -> None:
 @command()
 def resume(name: _HandlerName) -> None:
     """Let a handler's deliveries run again, whether it was paused or failed."""
-    from receiver.cli.client import at, connected
-
     with connected() as client:
         print_value(client.post(at("handlers", name, "resume")))
 
@@ -127,10 +115,6 @@ def erase(prediction_id: Id, yes: Yes = False) -> None:
 
     On a terminal it asks first.
     """
-    from receiver.cli.client import at, connected
-    from receiver.cli.lists import whole_id
-    from receiver.cli.replay import is_interactive
-
     with connected() as client:
         name = whole_id(client, prediction_id)
         if not yes and is_interactive():

@@ -8,9 +8,8 @@ from typing import Any
 import msgspec
 
 from receiver.cli.client import Client
-from receiver.client import ClientError, file
+from receiver.client import file
 from receiver.model.answers import OfferedRecipe, Page
-from receiver.model.errors import Problem, ReceiverError
 from receiver.model.recipes import Recipe, RecipeBook
 from receiver.predictions.commands import help_text, read_words, words_of
 from receiver.predictions.recipes import find, recipe_of
@@ -36,20 +35,13 @@ def explained(client: Client, name: str) -> str:
 
 def options_of(client: Client, name: str, words: Sequence[str]) -> dict[str, Any]:
     """Return the options that the words of a command mean; raise ReceiverError."""
-    try:
-        recipe = find(book_of(client), name)
-        options = read_words(recipe, words_of(words))
-        return {each: _sent(recipe, each, value) for each, value in options.items()}
-    except Problem as problem:
-        raise ReceiverError(problem.detail) from problem
+    recipe = find(book_of(client), name)
+    options = read_words(recipe, words_of(words))
+    return {each: _sent(recipe, each, value) for each, value in options.items()}
 
 
 def _sent(recipe: Recipe, name: str, value: Any) -> Any:
     """Return a value as it is sent: a picture of this machine as a data URI."""
     is_picture = recipe.options[name].kind == "picture"
-    if not is_picture or not isinstance(value, str) or not value.startswith("@"):
-        return value
-    try:
-        return file(value[1:])
-    except ClientError as error:
-        raise ReceiverError(str(error)) from error
+    is_file = is_picture and isinstance(value, str) and value.startswith("@")
+    return file(value[1:]) if is_file else value

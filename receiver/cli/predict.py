@@ -7,11 +7,11 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from receiver.cli.output import print_value
+from receiver.cli.lists import at, change, connected, show_rows
+from receiver.cli.output import print_value, say
 from receiver.cli.program import panel
 from receiver.cli.words import AsJson, Id, Wide, inputs, metadata
 from receiver.model.errors import ReceiverError
-from receiver.model.text import spelled
 
 command = panel("Predict")
 
@@ -57,7 +57,6 @@ def submit(
     }
     if wait and sync:  # or else the first answer is that of the provider
         headers["Prefer"] = "wait=1"
-    from receiver.cli.client import at, connected
 
     with connected() as client:
         _submit(client, at("predictions"), body, headers, wait=wait)
@@ -92,7 +91,6 @@ def order(
     With --wait, what happens is said on stderr, and Ctrl-C leaves the prediction running.
     """
     headers = _keyed(key)
-    from receiver.cli.client import at, connected
     from receiver.cli.ordering import options_of
 
     about = {"person": person, "place": place}
@@ -136,24 +134,19 @@ def recipes(
 ) -> None:
     """List what there is to order, or say how one of it is ordered."""
     from receiver.cli import ordering
-    from receiver.cli.client import at, connected
-    from receiver.cli.lists import show
 
     with connected() as client:
         if name is not None:
-            typer.echo("\n".join(map(spelled, ordering.explained(client, name).split("\n"))))
+            say(ordering.explained(client, name), lines=True)
         elif as_json:
-            show(client.get(at("recipes"))["data"], as_json=True)
+            show_rows(client.get(at("recipes"))["data"], as_json=True)
         else:
             columns = ("name", "about", "options", "price")
-            show(ordering.listed(client), columns, ("provider", "model"), wide=wide)
+            show_rows(ordering.listed(client), columns, ("provider", "model"), wide=wide)
 
 
 @command()
 def cancel(prediction_id: Id) -> None:
     """Cancel a prediction at its provider."""
-    from receiver.cli.client import connected
-    from receiver.cli.lists import change
-
     with connected() as client:
         print_value(change(client, prediction_id, "cancel"))

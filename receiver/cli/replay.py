@@ -7,14 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
-from rich.progress import Progress
 
-from receiver.cli.client import Client, at
+from receiver.cli.lists import at
 from receiver.cli.output import say
 from receiver.model.errors import ReceiverError
+
+if TYPE_CHECKING:
+    from receiver.cli.client import Client
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _DURATION: Final = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
@@ -44,7 +46,7 @@ def _rfc3339(text: str) -> str:
     return given.isoformat()
 
 
-def replay(
+def replay_all(
     client: Client,
     wanted: Mapping[str, Any],
     *,
@@ -52,6 +54,8 @@ def replay(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Any:
     """Count what is wanted, and replay it with `yes` or if the user agrees; return the replay."""
+    from rich.progress import Progress
+
     counted = client.post(at("replays"), dict(wanted))
     path = at("replays", counted["id"])
     matched, events = counted["matched"], counted["events"]

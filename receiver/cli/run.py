@@ -273,10 +273,9 @@ def chat_slack(
     dev: Dev = False,
 ) -> None:
     """Print the manifest of an app in Slack: a command for each recipe, at RECEIVER_PUBLIC_URL."""
-    from receiver.cli import chats
-    from receiver.cli.environment import chat_settings
+    from receiver.cli.chats import show_manifest
 
-    typer.echo(chats.show_manifest(chat_settings(dev=dev), name))
+    typer.echo(show_manifest(name, dev=dev))
 
 
 @chat.command("discord")
@@ -287,10 +286,9 @@ def chat_discord(
     dev: Dev = False,
 ) -> None:
     """Register each recipe as a command in Discord, in place of all that were there."""
-    from receiver.cli import chats
-    from receiver.cli.environment import chat_settings
+    from receiver.cli.chats import register_in_discord
 
-    typer.echo(chats.register_in_discord(chat_settings(dev=dev), os.environ, guild))
+    typer.echo(register_in_discord(guild, dev=dev))
 
 
 @chat.command("telegram")
@@ -301,7 +299,6 @@ def chat_telegram(
     dev: Dev = False,
 ) -> None:
     """Set Telegram's webhook and menu of commands."""
-    from receiver.cli import chats
-    from receiver.cli.environment import chat_settings
+    from receiver.cli.chats import set_telegram_up
 
-    typer.echo(chats.set_telegram_up(chat_settings(dev=dev), os.environ, poll=poll))
+    typer.echo(set_telegram_up(poll=poll, dev=dev))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -14,14 +14,13 @@ from receiver.cli.client import Client, ClientError
 from receiver.cli.tables import STATES, age, shown
 
 
-def follow(
-    client: Client, params: Mapping[str, str], after: str | None, notice: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+def follow(client: Client, after: int | None, **wanted: Any) -> Iterator[dict[str, Any]]:
     """Return every message from a place on, with its place as `seq`; make lost connections again.
 
-    Raises ClientError where the receiver refuses for good. `notice` hears of losses.
+    `wanted` is what `Receiver.changes` takes. Raises ClientError where the receiver refuses for
+    good.
     """
-    for message in client.follow(params, after, notice):
+    for message in client.follow(after, **wanted):
         yield {"seq": message.seq, "event": message.type, **_content(message.body)}
 
 

@@ -59,7 +59,7 @@ class Terminal:
             except Empty:
                 return
             if isinstance(one, Exception):
-                raise ReceiverError(str(one)) from one
+                raise one
             if one is None:
                 is_open = False
                 if sys.stdin.isatty():

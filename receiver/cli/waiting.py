@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import typer
 
-from receiver.cli.client import Client, at
+from receiver.cli.client import Client
+from receiver.cli.lists import at
 from receiver.cli.output import say
 from receiver.cli.show import addresses
 from receiver.model.errors import ReceiverError

@@ -29,12 +29,23 @@ T = TypeVar("T")
 Messages: TypeAlias = Generator[Message, None, None]
 
 
-class operation(Generic[P, T]):  # noqa: N801 - a decorator
-    """Make a method of both clients from one that returns steps."""
+class _Declared(Generic[P, T]):
+    """A method that returns steps, and what makes it one of a client."""
 
     def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
         self._steps = steps
         self.__doc__ = steps.__doc__
+
+    def _taken_by(self, client: Any, take: Callable[[Steps[T]], Any]) -> Any:
+        def call(*given: P.args, **named: P.kwargs) -> Any:
+            return take(self._steps(client, *given, **named))
+
+        call.__doc__ = self.__doc__
+        return call
+
+
+class operation(_Declared[P, T]):  # noqa: N801 - a decorator
+    """Make a method of both clients from one that returns steps."""
 
     @overload
     def __get__(self, client: Receiver, owner: object = None) -> Callable[P, T]: ...
@@ -45,22 +56,11 @@ class operation(Generic[P, T]):  # noqa: N801 - a decorator
     @overload
     def __get__(self, client: None, owner: object = None) -> operation[P, T]: ...
     def __get__(self, client: Any, owner: object = None) -> Any:
-        if client is None:
-            return self
-
-        def call(*given: P.args, **named: P.kwargs) -> Any:
-            return client.run(self._steps(client, *given, **named))
-
-        call.__doc__ = self.__doc__
-        return call
+        return self if client is None else self._taken_by(client, client.run)
 
 
-class stream(Generic[P]):  # noqa: N801 - a decorator
+class stream(_Declared[P, NoReturn]):  # noqa: N801 - a decorator
     """Make an endless iterator of both clients from a method that returns steps."""
-
-    def __init__(self, steps: Callable[Concatenate[Any, P], Steps[NoReturn]]) -> None:
-        self._steps = steps
-        self.__doc__ = steps.__doc__
 
     @overload
     def __get__(self, client: Receiver, owner: object = None) -> Callable[P, Messages]: ...
@@ -71,11 +71,4 @@ class stream(Generic[P]):  # noqa: N801 - a decorator
     @overload
     def __get__(self, client: None, owner: object = None) -> stream[P]: ...
     def __get__(self, client: Any, owner: object = None) -> Any:
-        if client is None:
-            return self
-
-        def call(*given: P.args, **named: P.kwargs) -> Any:
-            return client.iterate(self._steps(client, *given, **named))
-
-        call.__doc__ = self.__doc__
-        return call
+        return self if client is None else self._taken_by(client, client.iterate)

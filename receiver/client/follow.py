@@ -119,6 +119,6 @@ def follow(
                 reason, wanted = str(error), error.retry_after or 0
         except httpx.RequestError as error:
             reason = f"{type(error).__name__}: {error}"
-        seconds = max(pause(), wanted)
+        seconds = max(next(pause), wanted)
         told(f"{reason}; again in {seconds:g} s")
         yield Sleep(seconds)

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
-from functools import partial
 from math import inf
 from typing import Any, Final, Literal, NoReturn, TypeVar
 from urllib.parse import quote
@@ -146,29 +145,30 @@ class Operations:
         `limit`; its `next_cursor` is None where there are no more.
         """
         params = _given(
+            metadata,
             status=status,
             provider=provider,
             model=model,
-            since=None if since is None else since.isoformat(),
+            since=since,
             limit=limit,
             cursor=cursor,
-        ) | _metadata(metadata)
+        )
         return self._ask(Page[Prediction], "GET", "/v1/predictions", params)
 
     @operation
     def cancel(self, prediction_id: str) -> Steps[Prediction]:
         """Cancel a prediction at its provider; it may have succeeded meanwhile."""
-        return self._ask(Prediction, "POST", f"{_one(prediction_id)}/cancel")
+        return self._ask(Prediction, "POST", _at("predictions", prediction_id, "cancel"))
 
     @operation
     def replay(self, prediction_id: str) -> Steps[Redelivered]:
         """Redeliver a prediction's event to its handlers."""
-        return self._ask(Redelivered, "POST", f"{_one(prediction_id)}/replay")
+        return self._ask(Redelivered, "POST", _at("predictions", prediction_id, "replay"))
 
     @operation
     def erase(self, prediction_id: str) -> Steps[Prediction]:
         """Erase what a prediction was about; its ids, status and times stay."""
-        return self._ask(Prediction, "POST", f"{_one(prediction_id)}/erase")
+        return self._ask(Prediction, "POST", _at("predictions", prediction_id, "erase"))
 
     @operation
     def explain(
@@ -178,12 +178,13 @@ class Operations:
         type: Literal["succeeded", "failed", "canceled"] | None = None,
     ) -> Steps[Explanation]:
         """Say which handlers run for a prediction's event, and why the others do not."""
-        return self._ask(Explanation, "GET", f"{_one(name)}/explain", _given(type=type))
+        path = _at("predictions", name, "explain")
+        return self._ask(Explanation, "GET", path, _given(type=type))
 
     @operation
     def model(self, provider: str, model: str) -> Steps[Any]:
         """Fetch the provider's own description of a model."""
-        return self._ask(_ANY, "GET", f"/v1/models/{_quoted(provider)}/{_quoted(model)}")
+        return self._ask(_ANY, "GET", _at("models", provider, model))
 
     # --- recipes ---
 
@@ -211,8 +212,8 @@ class Operations:
         """
         body = {"options": dict(options), "metadata": dict(metadata or {})}
         body |= _named(person=person, place=place, reply_to=reply_to)
-        path = f"/v1/recipes/{_quoted(recipe)}"
-        return self._ask(Prediction, "POST", path, body=body, headers=_keyed(key, wait))
+        headers = _keyed(key, wait)
+        return self._ask(Prediction, "POST", _at("recipes", recipe), body=body, headers=headers)
 
     # --- events ---
 
@@ -239,8 +240,8 @@ class Operations:
         Lost connections are made again, and go on without a gap or a repeat; where that is not
         possible a `stream.gap` says so. `told` hears of each loss.
         """
-        params = _filter(type=ENDS, provider=provider, prediction=prediction)
-        return self._follow(after, params, metadata, told)
+        params = _given(metadata, type=ENDS, provider=provider, prediction=prediction)
+        return self._follow(after, params, told)
 
     @stream
     def changes(
@@ -259,9 +260,9 @@ class Operations:
         With `deliveries` also the ends of handlers' attempts, live: those that fell into a lost
         connection are not told again.
         """
-        params = _filter(type=type, provider=provider, prediction=prediction)
-        params |= {"deliveries": "true"} if deliveries else {}
-        return self._follow(after, params, metadata, told)
+        params = _given(metadata, type=type, provider=provider, prediction=prediction)
+        params |= _given(deliveries="true" if deliveries else None)
+        return self._follow(after, params, told)
 
     @operation
     def list_events(
@@ -274,8 +275,7 @@ class Operations:
         cursor: str | None = None,
     ) -> Steps[Page[Announcement]]:
         """List events, newest first."""
-        params = _filter(type=type, provider=provider)
-        params |= _given(limit=limit, cursor=cursor) | _metadata(metadata)
+        params = _given(metadata, type=type, provider=provider, limit=limit, cursor=cursor)
         return self._ask(Page[Announcement], "GET", "/v1/events", params)
 
     # --- deliveries and handlers ---
@@ -299,7 +299,7 @@ class Operations:
     @operation
     def retry(self, delivery_id: str) -> Steps[Delivery]:
         """Try a dead or skipped delivery again, or a waiting one at once."""
-        return self._ask(Delivery, "POST", f"/v1/deliveries/{_quoted(delivery_id)}/retry")
+        return self._ask(Delivery, "POST", _at("deliveries", delivery_id, "retry"))
 
     @operation
     def drain(
@@ -318,39 +318,35 @@ class Operations:
     @operation
     def pause(self, handler: str) -> Steps[HandlerState]:
         """Let no delivery of a handler begin; its deliveries stay pending."""
-        return self._ask(HandlerState, "POST", f"/v1/handlers/{_quoted(handler)}/pause")
+        return self._ask(HandlerState, "POST", _at("handlers", handler, "pause"))
 
     @operation
     def resume(self, handler: str) -> Steps[HandlerState]:
         """Let a handler's deliveries run again."""
-        return self._ask(HandlerState, "POST", f"/v1/handlers/{_quoted(handler)}/resume")
+        return self._ask(HandlerState, "POST", _at("handlers", handler, "resume"))
 
     # --- many at once, and what reached nobody ---
 
     @operation
     def count_replay(self, wanted: Selection) -> Steps[Replay]:
         """Count the deliveries that match, to redeliver them by `start_replay`."""
-        body = {
-            name: value
-            for name, value in msgspec.structs.asdict(wanted).items()
-            if value is not None
-        }
+        body = _named(**msgspec.structs.asdict(wanted))
         return self._ask(Replay, "POST", "/v1/replays", body=body)
 
     @operation
     def start_replay(self, replay_id: str) -> Steps[Replay]:
         """Begin a replay that was counted; asking twice is asking once."""
-        return self._ask(Replay, "POST", f"/v1/replays/{_quoted(replay_id)}/start")
+        return self._ask(Replay, "POST", _at("replays", replay_id, "start"))
 
     @operation
     def cancel_replay(self, replay_id: str) -> Steps[Replay]:
         """Stop a replay; what it has redelivered stays pending."""
-        return self._ask(Replay, "POST", f"/v1/replays/{_quoted(replay_id)}/cancel")
+        return self._ask(Replay, "POST", _at("replays", replay_id, "cancel"))
 
     @operation
     def get_replay(self, replay_id: str) -> Steps[Replay]:
         """Read how far a replay is."""
-        return self._ask(Replay, "GET", f"/v1/replays/{_quoted(replay_id)}")
+        return self._ask(Replay, "GET", _at("replays", replay_id))
 
     @operation
     def replays(
@@ -387,11 +383,7 @@ class Operations:
 
         `by` is of day, provider, model, recipe, key and metadata.NAME.
         """
-        given = _given(
-            since=None if since is None else since.isoformat(),
-            until=None if until is None else until.isoformat(),
-            by=",".join(by),
-        )
+        given = _given(since=since, until=until, by=by)
         return self._ask(CostReport, "GET", "/v1/costs", given)
 
     # --- the receiver itself ---
@@ -470,7 +462,7 @@ class Operations:
 
     def _read(self, prediction_id: str, wait: int | None = None) -> Steps[Prediction]:
         headers = {} if wait is None else {"Prefer": f"wait={wait}"}
-        return self._ask(Prediction, "GET", _one(prediction_id), headers=headers)
+        return self._ask(Prediction, "GET", _at("predictions", prediction_id), headers=headers)
 
     def _hear(
         self, prediction_id: str, until: float, watch: _Watch
@@ -522,11 +514,9 @@ class Operations:
         self,
         after: int | None,
         params: Mapping[str, str],
-        metadata: Mapping[str, str] | None,
         told: Callable[[str], None],
     ) -> Steps[NoReturn]:
-        place = None if after is None else str(after)
-        return follow({**params, **_metadata(metadata)}, place, told, self.url)
+        return follow(params, None if after is None else str(after), told, self.url)
 
 
 class _Watch:
@@ -543,11 +533,9 @@ class _Watch:
             self._changed(status)
 
 
-_quoted = partial(quote, safe="")
-
-
-def _one(prediction_id: str) -> str:
-    return f"/v1/predictions/{_quoted(prediction_id)}"
+def _at(*parts: str) -> str:
+    """Return a path of /v1."""
+    return "/".join(("/v1", *(quote(part, safe="") for part in parts)))
 
 
 def _keyed(key: str | None, wait: int | None) -> dict[str, str]:
@@ -556,22 +544,21 @@ def _keyed(key: str | None, wait: int | None) -> dict[str, str]:
     return headers if wait is None else headers | {"Prefer": f"wait={wait}"}
 
 
-def _named(**values: str | None) -> dict[str, Any]:
+def _named(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _given(**params: str | int | None) -> dict[str, str]:
-    return {name: str(value) for name, value in params.items() if value is not None}
+def _given(
+    metadata: Mapping[str, str] | None = None,
+    /,
+    **params: str | int | date | Sequence[str] | None,
+) -> dict[str, str]:
+    """Write the parameters that are given, and the metadata that are asked for."""
+    asked = {f"metadata.{name}": value for name, value in (metadata or {}).items()}
+    return asked | {name: _written(value) for name, value in params.items() if value or value == 0}
 
 
-def _filter(**params: str | Sequence[str] | None) -> dict[str, str]:
-    """Write what may be one word or several."""
-    return {
-        name: value if isinstance(value, str) else ",".join(value)
-        for name, value in params.items()
-        if value
-    }
-
-
-def _metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    return {f"metadata.{name}": value for name, value in (metadata or {}).items()}
+def _written(value: str | int | date | Sequence[str] | None) -> str:
+    if isinstance(value, date):
+        return value.isoformat()
+    return str(value) if isinstance(value, str | int) else ",".join(value or ())

@@ -6,7 +6,7 @@ the result back in; an httpx.RequestError is thrown in where there is none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
 import httpx
@@ -127,16 +127,12 @@ def after_loss(steps: Steps[Any], error: httpx.RequestError) -> Step | Done:
         return Done(end.value)
 
 
-def pauses() -> Callable[[], float]:
-    """Return what gives the seconds to wait before the first repeat, the second, and so on."""
-    state = [_FIRST_PAUSE]
-
-    def pause() -> float:
-        seconds = state[0]
-        state[0] = min(seconds * 2, _LONGEST_PAUSE)
-        return seconds
-
-    return pause
+def pauses() -> Iterator[float]:
+    """Yield the seconds to wait before the first repeat, the second, and so on."""
+    seconds = _FIRST_PAUSE
+    while True:
+        yield seconds
+        seconds = min(seconds * 2, _LONGEST_PAUSE)
 
 
 def exchange(request: Request, url: str, patience: float) -> Steps[Answer]:
@@ -160,7 +156,7 @@ def exchange(request: Request, url: str, patience: float) -> Steps[Answer]:
             failure = refused
             lost = answer.status in _LOST and failure.type == "no-receiver"
             may_repeat = answer.status in _LATER or (lost and request.is_repeatable)
-        seconds = max(pause(), failure.retry_after or 0)
+        seconds = max(next(pause), failure.retry_after or 0)
         patience -= seconds
         if not may_repeat or patience < 0:
             raise failure

@@ -50,6 +50,14 @@ Faults, with the fields that only they read (and their defaults):
     large_output       pictures come as data URIs, `size` (300,000) bytes longer than they are
     cut_stream         at once: every listener of Oxen's stream is dropped
     silence_stream     the stream stays open and says nothing while the rule stands
+
+At the chat platforms, where `provider` is `slack`, `discord` or `telegram` and `match` is a part
+of the call's name, as `chat.` or `sendPhoto`:
+
+    limit_call         HTTP 429, with `retry_after` (1)
+    fail_call          HTTP 500
+    drop_call          nothing is done, and the connection is closed
+    lose_answer        it is done, and the connection is closed
 """
 
 from receiver.emulator.app import create_emulator, settings_for

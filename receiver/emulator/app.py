@@ -36,7 +36,7 @@ def create_emulator(
     world = World(options, now)
     oxen = Oxen(world)
     scale = options.time_scale
-    chats = Chats(Scene(options.receiver, options.own, now, scale=scale))
+    chats = Chats(Scene(options.receiver, options.own, now, scale=scale, faults=world.faults))
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:

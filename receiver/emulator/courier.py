@@ -1,26 +1,20 @@
 """Delivers callbacks, again and again, as each provider's schedule says."""
 
 import asyncio
-import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import httpx
 
 from receiver.emulator.ledger import Attempt, Prediction
 from receiver.emulator.options import Schedule
+from receiver.emulator.outgoing import AT_ONCE, Outgoing
 
-AT_ONCE = 256
 _LARGE = 10_000
 _DONE, _REDIRECT = 2, 3
 _RESPONSE_KEPT = 200
-_LONGEST = 300.0
-"""Seconds for a callback, whatever its schedule allows."""
-_IDLE = 2.0
-"""Seconds a connection may lie idle; servers close theirs after five or so."""
 
 
 class Timers:
@@ -66,38 +60,19 @@ class Callback:
         return kind == _DONE or (kind == _REDIRECT and self.schedule.redirect_is_final)
 
 
-class Courier:
+class Courier(Outgoing):
     """Makes attempts, a bounded number at once."""
 
     def __init__(self, timers: Timers, time_scale: float) -> None:
+        super().__init__()
         self._timers = timers
         self._scale = time_scale
         self._backlog: deque[Callback] = deque()
-        self._workers: set[asyncio.Task[None]] = set()
-
-    @cached_property
-    def _client(self) -> httpx.AsyncClient:
-        """Made for the first callback: it takes long, and some emulators send none."""
-        limits = httpx.Limits(max_connections=AT_ONCE, keepalive_expiry=_IDLE)
-        # It obeys SSL_CERT_FILE, but no proxy: what it calls is on this machine.
-        return httpx.AsyncClient(
-            verify=ssl.create_default_context(), timeout=_LONGEST, limits=limits, trust_env=False
-        )
 
     def send(self, callback: Callback) -> None:
         self._backlog.append(callback)
-        if len(self._workers) < AT_ONCE:
-            worker = asyncio.get_running_loop().create_task(self._work())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
-
-    async def close(self) -> None:
-        workers = list(self._workers)
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
-        if "_client" in vars(self):
-            await self._client.aclose()
+        if len(self.tasks) < AT_ONCE:
+            self.start(self._work())
 
     async def _work(self) -> None:
         while self._backlog:
@@ -127,4 +102,4 @@ class Courier:
         timeout = schedule.first_timeout if callback.tries == 1 else schedule.later_timeout
         async with asyncio.timeout(timeout):
             url = callback.prediction.callback_url
-            return await self._client.post(url, content=callback.body, headers=callback.headers())
+            return await self.client.post(url, content=callback.body, headers=callback.headers())

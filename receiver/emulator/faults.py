@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from receiver.emulator.chats.board import Platform
 from receiver.emulator.options import Provider
 
 Fault = Literal[
@@ -31,17 +32,21 @@ Fault = Literal[
     "lock_account",
     "reserve_money",
     "late_success",
+    "limit_call",
+    "fail_call",
+    "drop_call",
+    "lose_answer",
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
 class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One fault and the predictions it befalls."""
+    """One fault, and the predictions or the calls to a chat platform that it befalls."""
 
     fault: Fault
-    provider: Provider | None = None
+    provider: Provider | Platform | None = None
     match: str = ""
-    """Part of the prompt."""
+    """Part of the prompt; of the call's name at a chat platform, as `chat.`."""
     times: int | None = None
     """How often it still applies; None: always."""
     probability: float = 1
@@ -52,7 +57,7 @@ class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaul
     status: int = 503
     """`refuse_submit`: the answer's code."""
     retry_after: int | None = None
-    """`refuse_submit`: sent as Retry-After."""
+    """`refuse_submit`, `limit_call`: sent as Retry-After."""
     reason: str = ""
     """`refuse_submit`: the words of the refusal; empty: the provider's usual ones."""
     answer: Literal["error", "garbage", "missing"] = "error"
@@ -65,7 +70,7 @@ class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaul
         """What a refusal says of when to come again."""
         return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
 
-    def befalls(self, fault: Fault, provider: Provider, prompt: str) -> bool:
+    def befalls(self, fault: Fault, provider: Provider | Platform, prompt: str) -> bool:
         return (
             self.fault == fault
             and self.provider in {None, provider}
@@ -95,7 +100,7 @@ class Faults:
     def in_force(self) -> list[Rule]:
         return self._rules
 
-    def take(self, fault: Fault, provider: Provider, prompt: str = "") -> Rule | None:
+    def take(self, fault: Fault, provider: Provider | Platform, prompt: str = "") -> Rule | None:
         """Return the rule that applies now, having counted it as used."""
         if "[" in prompt and f"[{fault}]" in prompt:
             return Rule(fault=fault)

@@ -9,9 +9,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import msgspec
+
+from receiver.model.values import CostSource, Output
 
 MICRO: Final = 1_000_000
 """Microdollars in a dollar."""
@@ -19,8 +21,6 @@ DEAREST: Final = 1_000_000 * MICRO
 """No single price or cost is higher."""
 DAY: Final = 86400
 """Seconds; costs are added up by days of UTC."""
-
-CostSource: TypeAlias = Literal["provider", "computed", "recipe"]
 
 
 class Price(NamedTuple):
@@ -48,19 +48,6 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self == Account():
             return None
         return msgspec.json.encode(self, order="deterministic").decode()
-
-
-class Made(Protocol):
-    """What a price looks at of a result."""
-
-    @property
-    def url(self) -> str | None: ...
-    @property
-    def width(self) -> int | None: ...
-    @property
-    def height(self) -> int | None: ...
-    @property
-    def duration(self) -> float | None: ...
 
 
 def micro(dollars: Any) -> int | None:
@@ -118,7 +105,7 @@ class PriceList(msgspec.Struct, frozen=True):
         size = _megapixels(input) or 1.0
         return rate.of(images, seconds and seconds * images, size * images)
 
-    def measured(self, provider: str, model: str, made: Iterable[Made]) -> int | None:
+    def measured(self, provider: str, model: str, made: Iterable[Output]) -> int | None:
         """Return what a result costs; None where it does not say all that counts."""
         rate = self._rate(provider, model)
         files = [each for each in made if each.url]

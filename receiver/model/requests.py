@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from receiver.model.errors import Problem
+from receiver.model.tolerant import depth_of
 from receiver.model.values import DEEPEST, LARGEST_METADATA, Mode
 
 
@@ -53,17 +54,3 @@ def check_json(name: str, value: Any, metadata: Any) -> None:
         raise Problem(422, "invalid-request", f"{name} and metadata nest at most {DEEPEST} deep")
     if len(msgspec.json.encode(metadata)) > LARGEST_METADATA:
         raise Problem(422, "invalid-request", f"metadata has at most {LARGEST_METADATA} bytes")
-
-
-def depth_of(value: Any) -> int:
-    """Measure how deep a JSON value nests, without recursion."""
-    deepest = 0
-    left = [(value, 1)]
-    while left:
-        item, depth = left.pop()
-        deepest = max(deepest, depth)
-        if isinstance(item, dict):
-            left.extend((inner, depth + 1) for inner in item.values())
-        elif isinstance(item, list):
-            left.extend((inner, depth + 1) for inner in item)
-    return deepest

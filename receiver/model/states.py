@@ -69,11 +69,7 @@ def sources(cause: Cause) -> frozenset[Status]:
     return frozenset(status for status, arrows in ARROWS.items() if cause in arrows)
 
 
-_CAUSES: Final = {
-    "succeeded": Cause.SUCCEEDED,
-    "failed": Cause.FAILED,
-    "canceled": Cause.CANCELED,
-}
+_CAUSES: Final = {str(cause): cause for cause in _ENDS}
 
 
 Verdict = Literal["accepted", "duplicate", "late", "noted", "ask", "mismatch", "unknown"]

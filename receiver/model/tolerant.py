@@ -47,7 +47,7 @@ def read_json(body: bytes | str) -> Any:
         value = _strict(body)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         value = _strict(_anew(body))
-    if opened > DEEPEST and _is_deep(value):
+    if opened > DEEPEST and depth_of(value) > DEEPEST + 1:  # a value inside of all is one more
         raise Unreadable(f"nested more than {DEEPEST} deep")
     return value
 
@@ -89,13 +89,15 @@ _LENIENT: Final = json.JSONDecoder(
 )
 
 
-def _is_deep(value: Any) -> bool:
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(DEEPEST):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-    return bool(level)
+def depth_of(value: Any) -> int:
+    """Measure how deep a JSON value nests, without recursion."""
+    deepest = 0
+    left = [(value, 1)]
+    while left:
+        item, depth = left.pop()
+        deepest = max(deepest, depth)
+        if isinstance(item, dict):
+            left.extend((inner, depth + 1) for inner in item.values())
+        elif isinstance(item, list):
+            left.extend((inner, depth + 1) for inner in item)
+    return deepest

@@ -14,8 +14,6 @@ from urllib.parse import quote
 
 import msgspec
 
-from receiver.model.costs import CostSource
-
 Channel = Literal["webhook", "sse", "poll", "sync"]
 MODEL_NAME: Final = r"^[!-\-0-~][!-.0-~]*(/[!-\-0-~][!-.0-~]*)*$"
 """Segments of visible ASCII, none of which is empty or begins with a dot."""
@@ -24,6 +22,8 @@ DEEPEST: Final = 64
 LARGEST_METADATA: Final = 256 * 1024
 """Bytes of JSON."""
 Mode = Literal["queue", "sync"]
+CostSource = Literal["provider", "computed", "recipe"]
+"""Who says what something costs."""
 
 
 class Status(StrEnum):
@@ -205,21 +205,6 @@ class Ticket(Value, frozen=True, kw_only=True):
 EventType = Literal["prediction.succeeded", "prediction.failed", "prediction.canceled"]
 
 
-class Event(Value, frozen=True, kw_only=True):
-    """The one terminal fact of a prediction."""
-
-    id: str
-    type: EventType
-    time: datetime
-    channel: Channel | None
-    prediction: Prediction
-    raw: Any = None
-    """The provider's own payload, decoded, or its text where that is no JSON.
-
-    None where the end is our own verdict, and for payloads of more than 4 MiB.
-    """
-
-
 class Announcement(Value, frozen=True, kw_only=True):
     """An event as the API shows it: without the provider's own payload."""
 
@@ -228,6 +213,16 @@ class Announcement(Value, frozen=True, kw_only=True):
     time: datetime
     channel: Channel | None
     prediction: Prediction
+
+
+class Event(Announcement, frozen=True, kw_only=True):
+    """The one terminal fact of a prediction, as handlers see it."""
+
+    raw: Any = None
+    """The provider's own payload, decoded, or its text where that is no JSON.
+
+    None where the end is our own verdict, and for payloads of more than 4 MiB.
+    """
 
 
 OutcomeKind = Literal["processing", "succeeded", "failed", "canceled", "ask", "missing"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Final, TextIO
 
 from receiver.model.text import spelled
@@ -35,7 +35,16 @@ class Console:
         self._out = out
         self._colours = out.isatty() and not os.environ.get("NO_COLOR")
 
-    def __call__(self, event: Mapping[str, Any]) -> str:
+    def __call__(self, _: Any, __: str, event: MutableMapping[str, Any]) -> str:
+        """Return a line, and below it, set in, the lines of a traceback or another long text.
+
+        So no line of an error's message passes for one of ours.
+        """
+        long = "\n".join(str(event.pop(name)) for name in ("exception", "stack") if name in event)
+        below = [f"    {spelled(line)}" for line in long.split("\n")] if long else []
+        return "\n".join([self._line(event), *below])
+
+    def _line(self, event: Mapping[str, Any]) -> str:
         """Return one line without its end."""
         level = str(event.get("level", "info"))
         head = [

@@ -23,7 +23,7 @@ from typing import Any, Final, TextIO
 import msgspec
 import structlog
 
-from receiver.model.text import spelled, spelled_json
+from receiver.model.text import spelled_json
 from receiver.observability.console import Console
 
 _MOST_WAITING: Final = 4 * 1024 * 1024
@@ -64,9 +64,7 @@ def configure_unless_done(fmt: str | None, level: str) -> None:
 
     For an app that a server of others runs, or that another program has inside itself.
     """
-    for name in ("httpx", "httpcore"):
-        # They log whole URLs at info, and a submit's URL carries the callback token.
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _hush_clients()
     if not structlog.is_configured():
         lines, shared, last = _set_up(fmt, level, sys.stderr, is_final=False)
         if not logging.getLogger().handlers:
@@ -88,7 +86,7 @@ def _set_up(
     console = fmt == "console" or (fmt is None and out.isatty())
     shared: list[Any] = [structlog.contextvars.merge_contextvars, _complete]
     last: list[Any] = (
-        [structlog.processors.format_exc_info, _Terminal(out)]
+        [structlog.processors.format_exc_info, Console(out)]
         if console
         else [structlog.processors.format_exc_info, _render]
     )
@@ -112,13 +110,17 @@ def _adopt_standard_library(shared: list[Any], last: list[Any], level: str, line
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for name in ("httpx", "httpcore"):
-        # They log whole URLs at info, and a submit's URL carries the callback token.
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _hush_clients()
     # What Python itself would write to standard error waits for no reader either.
     logging.captureWarnings(True)
     sys.unraisablehook = _on_unraisable
     threading.excepthook = _on_thread_end
+
+
+def _hush_clients() -> None:
+    """Keep HTTP clients from logging URLs at info: a submit's URL carries the callback token."""
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _on_unraisable(told: sys.UnraisableHookArgs) -> None:
@@ -131,22 +133,6 @@ def _on_thread_end(told: threading.ExceptHookArgs) -> None:
         name = told.thread.name if told.thread else None
         log = structlog.get_logger("receiver")
         log.error("task.failed", thread=name, exc_info=told.exc_value)
-
-
-class _Terminal:
-    """Renders events as a terminal shows them."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._console = Console(out)
-
-    def __call__(self, _: Any, __: str, event: MutableMapping[str, Any]) -> str:
-        """Return a line, and below it, set in, the lines of a traceback or another long text.
-
-        So no line of an error's message passes for one of ours.
-        """
-        long = "\n".join(str(event.pop(name)) for name in ("exception", "stack") if name in event)
-        below = [f"    {spelled(line)}" for line in long.split("\n")] if long else []
-        return "\n".join([self._console(event), *below])
 
 
 def _stamp(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -15,7 +15,6 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from receiver.model.costs import PriceList
-from receiver.model.errors import SettingsError
 from receiver.model.recipes import Limit, RecipeBook
 from receiver.providers import DECLARED
 from receiver.providers.adapter import Provider
@@ -25,8 +24,8 @@ from receiver.settings import parsers as parse
 from receiver.settings.keys import ApiKey
 from receiver.settings.parsers import INLINE, LOOPBACK, SHORTEST_SECRET, After, Network, seconds
 from receiver.settings.proxies import Proxies, is_loopback
-from receiver.settings.reader import Reader, Secret
-from receiver.settings.table import Setting, composed, rows, setting
+from receiver.settings.reader import Reader, Secret, sound
+from receiver.settings.table import Setting, choice, composed, rows, setting
 
 __all__ = [
     "INLINE",
@@ -57,43 +56,32 @@ USUAL_CONNECTIONS: Final = {"server": 9, "serverless": 2}
 class ProviderSettings:
     """How to reach one provider, and how much of it we may use."""
 
-    key: Secret | None = setting(
-        "{}_KEY", parse.header_safe, None, "a provider without a key is off"
+    key: Secret | None = setting("{}_KEY", parse.header_safe, None).says(
+        "a provider without a key is off"
     )
     """None: the provider is off for submitting; callbacks of old predictions are still taken."""
     urls: Mapping[str, str] = field(default_factory=dict)
-    max_in_flight: int | None = setting(
-        "{}_MAX_IN_FLIGHT",
-        parse.limit,
-        None,
-        "predictions submitted and not yet ended; more wait as `queued`, in order; `none`: no "
-        "limit",
+    max_in_flight: int | None = setting("{}_MAX_IN_FLIGHT", parse.limit, None).says(
+        "predictions submitted and not yet ended; more wait as `queued`, in order; `none`: no limit"
     )
-    requests_per_minute: int | None = setting(
-        "{}_REQUESTS_PER_MINUTE", parse.limit, None, "requests to the provider; `none`: no limit"
+    requests_per_minute: int | None = setting("{}_REQUESTS_PER_MINUTE", parse.limit, None).says(
+        "requests to the provider; `none`: no limit"
     )
     secrets: tuple[Secret, ...] = setting(
-        "{}_WEBHOOK_SECRET",
-        parse.secrets,
-        (),
+        "{}_WEBHOOK_SECRET", parse.secrets, (), shown="none"
+    ).says(
         "what the account's callbacks are signed with; several by comma, newest first. Without one "
-        "it is asked for at the provider; one that gives none (OpenRouter) is polled",
-        shown="none",
+        "it is asked for at the provider; one that gives none (OpenRouter) is polled"
     )
-    admin_key: Secret | None = setting(
-        "{}_ADMIN_KEY",
-        parse.header_safe,
-        None,
-        "a key for its bills, which say what each prediction cost: fal.ai's of the scope ADMIN",
+    admin_key: Secret | None = setting("{}_ADMIN_KEY", parse.header_safe, None).says(
+        "a key for its bills, which say what each prediction cost: fal.ai's of the scope ADMIN"
     )
-    confirm: bool = setting("{}_CONFIRM", parse.switch, False, "")
+    confirm: bool = setting("{}_CONFIRM", parse.switch, False).says("")
     allowed_sources: tuple[Network, ...] | Literal["meta"] | None = setting(
-        "{}_ALLOWED_SOURCES",
-        parse.networks,
-        None,
+        "{}_ALLOWED_SOURCES", parse.networks, None, shown="anywhere"
+    ).says(
         "addresses and ranges that callbacks may come from; fal.ai also `meta`: those that it "
-        "publishes",
-        shown="anywhere",
+        "publishes"
     )
 
 
@@ -124,12 +112,8 @@ def _rows_of(provider: str) -> dict[str, Setting]:
         at: row._replace(names=(row.names[0].format(prefix),))._replace(**lines[at])
         for at, row in rows(ProviderSettings).items()
     }
-    if not declared.secret:
-        del found["secrets"]
-    if not declared.admin_key:
-        del found["admin_key"]
-    if not declared.confirm:
-        del found["confirm"]
+    has = {"secrets": declared.secret, "admin_key": declared.admin_key, "confirm": declared.confirm}
+    found = {at: row for at, row in found.items() if has.get(at, True)}
     for part, default in declared.urls.items():
         parser = partial(parse.base_url, declared.path) if part == "base" else parse.url
         name = f"{prefix}_{part.upper()}_URL"
@@ -142,276 +126,185 @@ class Settings:
     """The whole configuration; `Settings.read(os.environ)` makes one."""
 
     secret_keys: tuple[Secret, ...] = setting(
-        "RECEIVER_SECRET_KEY",
-        parse.strong_secrets,
-        (),
-        f"{SHORTEST_SECRET} characters or more; several by comma, newest first",
-        shown="required",
-    )
+        "RECEIVER_SECRET_KEY", parse.strong_secrets, (), shown="required"
+    ).says(f"{SHORTEST_SECRET} characters or more; several by comma, newest first")
     """Empty only in development, before a key is made up."""
     api_keys: tuple[ApiKey, ...] = composed(
-        ("RECEIVER_API_KEYS",),
-        keys.api_keys,
-        (),
-        "by comma; each may have a name before it (`web:…,bot:…`), for costs and limits by key",
-        shown="none: `/v1` closed",
-    )
-    viewer_keys: tuple[ApiKey, ...] = setting(
-        "RECEIVER_VIEWER_KEYS",
-        keys.keys,
-        (),
-        "keys that read `/v1` and do nothing else, by comma, with names or without",
+        ("RECEIVER_API_KEYS",), keys.api_keys, (), shown="none: `/v1` closed"
+    ).says("by comma; each may have a name before it (`web:…,bot:…`), for costs and limits by key")
+    viewer_keys: tuple[ApiKey, ...] = setting("RECEIVER_VIEWER_KEYS", keys.keys, ()).says(
+        "keys that read `/v1` and do nothing else, by comma, with names or without"
     )
     public_url: str | None = setting(
-        "RECEIVER_PUBLIC_URL",
-        parse.url,
-        None,
-        "base of the callback URL",
-        shown="none: no callbacks",
-    )
+        "RECEIVER_PUBLIC_URL", parse.url, None, shown="none: no callbacks"
+    ).says("base of the callback URL")
     database_url: str = setting(
         "RECEIVER_DATABASE_URL",
         parse.database_url,
         "sqlite:///receiver.db",
-        "four slashes for an absolute path; or `postgresql://user:password@host/name`",
         shown="`sqlite:///receiver.db`",
         is_secret=True,
-    )
+    ).says("four slashes for an absolute path; or `postgresql://user:password@host/name`")
     """It may hold a password: show `database`."""
-    database_pooled: Literal["auto", "on", "off"] = setting(
-        "RECEIVER_DATABASE_POOLED",
-        parse.one_of("auto", "on", "off"),
-        "auto",
+    database_pooled: Literal["auto", "on", "off"] = choice(
+        "RECEIVER_DATABASE_POOLED", ("auto", "on", "off"), "auto"
+    ).says(
         "whether PostgreSQL is behind a pooler in transaction mode; `auto`: as its URL says, or a "
-        "look at the start, and always in serverless mode",
+        "look at the start, and always in serverless mode"
     )
     migrate_url: str | None = setting(
         "RECEIVER_MIGRATE_URL",
         parse.migrate_url,
         None,
-        "the same database without a pooler, for what sets up its schema: `receiver migrate`",
         shown="`RECEIVER_DATABASE_URL`",
         is_secret=True,
-    )
+    ).says("the same database without a pooler, for what sets up its schema: `receiver migrate`")
     database_connections: int | None = setting(
         "RECEIVER_DATABASE_CONNECTIONS",
         parse.whole,
         None,
-        f"the most connections of a process to PostgreSQL, {LEAST_CONNECTIONS['server']} or more "
-        f"({LEAST_CONNECTIONS['serverless']} in serverless mode)",
         shown="{server}; in serverless mode {serverless}".format_map(USUAL_CONNECTIONS),
+    ).says(
+        f"the most connections of a process to PostgreSQL, {LEAST_CONNECTIONS['server']} or more "
+        f"({LEAST_CONNECTIONS['serverless']} in serverless mode)"
     )
-    platform: str | None = composed(
-        platforms.NAMES,
-        platforms.read_platform,
-        None,
+    platform: str | None = composed(platforms.NAMES, platforms.read_platform, None).says(
         "set by platforms whose disks go with the process: SQLite is refused there, unless its "
-        "file is on a disk that is mounted",
+        "file is on a disk that is mounted"
     )
     """Which of its names is set."""
-    handlers: tuple[str, ...] = setting(
-        "RECEIVER_HANDLERS", parse.texts, (), "files, modules or installed names, by comma"
+    handlers: tuple[str, ...] = setting("RECEIVER_HANDLERS", parse.texts, ()).says(
+        "files, modules or installed names, by comma"
     )
-    max_body_bytes: int = setting(
-        "RECEIVER_MAX_BODY_BYTES", parse.whole, 4 * 1024 * 1024, "of a callback or request"
+    max_body_bytes: int = setting("RECEIVER_MAX_BODY_BYTES", parse.whole, 4 * 1024 * 1024).says(
+        "of a callback or request"
     )
     limit_unproved_per_minute: int | None = setting(
-        "RECEIVER_LIMIT_UNPROVED_PER_MINUTE",
-        parse.limit,
-        600,
+        "RECEIVER_LIMIT_UNPROVED_PER_MINUTE", parse.limit, 600
+    ).says(
         "requests that come to nothing, of one address (IPv6: /64) and of one callback URL; "
-        "`none` lifts a limit",
+        "`none` lifts a limit"
     )
     limit_callbacks_per_minute: int | None = setting(
-        "RECEIVER_LIMIT_CALLBACKS_PER_MINUTE",
-        parse.limit,
-        None,
-        "proved callbacks of one provider, in one process",
-    )
+        "RECEIVER_LIMIT_CALLBACKS_PER_MINUTE", parse.limit, None
+    ).says("proved callbacks of one provider, in one process")
     limit_api_per_minute: int | None = setting(
-        "RECEIVER_LIMIT_API_PER_MINUTE",
-        parse.limit,
-        None,
-        "`/v1` requests of one address with a good key",
-    )
+        "RECEIVER_LIMIT_API_PER_MINUTE", parse.limit, None
+    ).says("`/v1` requests of one address with a good key")
     root_path: str | None = setting(
-        "RECEIVER_ROOT_PATH",
-        parse.path,
-        None,
-        "a path that stands before ours, where what is in front leaves it there: a stage, `/api`",
-        shown="that of `RECEIVER_PUBLIC_URL`",
+        "RECEIVER_ROOT_PATH", parse.path, None, shown="that of `RECEIVER_PUBLIC_URL`"
+    ).says(
+        "a path that stands before ours, where what is in front leaves it there: a stage, `/api`"
     )
     trusted_proxies: tuple[Network, ...] | Literal["platform"] = setting(
-        "RECEIVER_TRUSTED_PROXIES",
-        parse.trusted,
-        LOOPBACK,
+        "RECEIVER_TRUSTED_PROXIES", parse.trusted, LOOPBACK, shown="`127.0.0.0/8, ::1`"
+    ).says(
         "addresses and ranges whose `X-Forwarded-For` is believed; `none`; `platform`: the "
-        "nearest hop, where only the platform's own proxy can reach us",
-        shown="`127.0.0.0/8, ::1`",
+        "nearest hop, where only the platform's own proxy can reach us"
     )
-    poll_after: float | None = setting(
-        "RECEIVER_POLL_AFTER",
-        parse.seconds,
-        None,
-        "seconds to the first poll where a push is expected (3 where not)",
-        shown="30",
+    poll_after: float | None = setting("RECEIVER_POLL_AFTER", parse.seconds, None, shown="30").says(
+        "seconds to the first poll where a push is expected (3 where not)"
     )
-    prediction_timeout: float = setting(
-        "RECEIVER_PREDICTION_TIMEOUT",
-        parse.seconds,
-        3600.0,
-        "seconds from the first submit to the deadline",
+    prediction_timeout: float = setting("RECEIVER_PREDICTION_TIMEOUT", parse.seconds, 3600.0).says(
+        "seconds from the first submit to the deadline"
     )
-    retry_attempts: int = setting(
-        "RECEIVER_RETRY_ATTEMPTS", parse.whole, 10, "attempts of a handler at one event"
+    retry_attempts: int = setting("RECEIVER_RETRY_ATTEMPTS", parse.whole, 10).says(
+        "attempts of a handler at one event"
     )
-    retry_base: float = setting(
-        "RECEIVER_RETRY_BASE",
-        parse.seconds,
-        2.0,
-        "seconds before the second attempt; they double then",
+    retry_base: float = setting("RECEIVER_RETRY_BASE", parse.seconds, 2.0).says(
+        "seconds before the second attempt; they double then"
     )
-    retry_cap: float = setting(
-        "RECEIVER_RETRY_CAP", parse.seconds, 3600.0, "the most seconds between two attempts"
+    retry_cap: float = setting("RECEIVER_RETRY_CAP", parse.seconds, 3600.0).says(
+        "the most seconds between two attempts"
     )
-    breaker_failures: int | None = setting(
-        "RECEIVER_BREAKER_FAILURES",
-        parse.limit,
-        20,
+    breaker_failures: int | None = setting("RECEIVER_BREAKER_FAILURES", parse.limit, 20).says(
         "failures in a row after which a handler's deliveries wait, until a probe succeeds; "
-        "`none`: never",
+        "`none`: never"
     )
-    max_chain: int = setting(
-        "RECEIVER_MAX_CHAIN",
-        parse.whole,
-        10,
-        "predictions that may lead, each by a handler, to one that a handler submits",
+    max_chain: int = setting("RECEIVER_MAX_CHAIN", parse.whole, 10).says(
+        "predictions that may lead, each by a handler, to one that a handler submits"
     )
     retention: Mapping[str, float] = setting(
-        "RECEIVER_RETENTION_DAYS",
-        parse.retention_days,
-        {},
+        "RECEIVER_RETENTION_DAYS", parse.retention_days, {}, shown="none: nothing is deleted"
+    ).says(
         "days after its end at which a prediction is deleted: `30`, by state "
-        "`succeeded=30,failed=90,canceled=7`, or `30,dead=90`",
-        shown="none: nothing is deleted",
+        "`succeeded=30,failed=90,canceled=7`, or `30,dead=90`"
     )
-    private_for: float = setting(
-        "RECEIVER_PRIVATE_FOR",
-        parse.seconds,
-        604800.0,
-        "seconds for which what only handlers see (`private`) is kept at the most",
+    private_for: float = setting("RECEIVER_PRIVATE_FOR", parse.seconds, 604800.0).says(
+        "seconds for which what only handlers see (`private`) is kept at the most"
     )
-    log_format: Literal["json", "console"] | None = setting(
+    log_format: Literal["json", "console"] | None = choice(
         "RECEIVER_LOG_FORMAT",
-        parse.one_of("json", "console"),
+        ("json", "console"),
         None,
-        "`json` or `console`",
         shown="`json` unless a terminal",
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = setting(
-        "RECEIVER_LOG_LEVEL",
-        parse.one_of("debug", "info", "warning", "error"),
-        "info",
-        "`debug`, `info`, `warning` or `error`",
-    )
-    allow_private_fetch: bool = setting(
-        "RECEIVER_ALLOW_PRIVATE_FETCH",
-        parse.switch,
-        False,
-        "let handlers fetch private addresses (development)",
+    ).says("`json` or `console`")
+    log_level: Literal["debug", "info", "warning", "error"] = choice(
+        "RECEIVER_LOG_LEVEL", ("debug", "info", "warning", "error"), "info"
+    ).says("`debug`, `info`, `warning` or `error`")
+    allow_private_fetch: bool = setting("RECEIVER_ALLOW_PRIVATE_FETCH", parse.switch, False).says(
+        "let handlers fetch private addresses (development)"
     )
     trace_exporters: tuple[str, ...] | None = composed(
-        traces.NAMES,
-        traces.read_exporters,
-        (),
+        traces.NAMES, traces.read_exporters, (), shown="none: no traces"
+    ).says(
         "[OpenTelemetry's own settings]"
         "(https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/) "
-        "(extra `otel`): `otlp` over HTTP/protobuf, `console` or `none`",
-        shown="none: no traces",
+        "(extra `otel`): `otlp` over HTTP/protobuf, `console` or `none`"
     )
     """Empty: nowhere, unless the embedding program has set a tracer provider; None: not even then.
     The SDK reads the rest of OpenTelemetry's settings by itself."""
-    proxies: Proxies = composed(
-        proxies.NAMES,
-        proxies.read_proxies,
-        Proxies(),
+    proxies: Proxies = composed(proxies.NAMES, proxies.read_proxies, Proxies(), shown="none").says(
         "proxies for our own requests, in capitals or not; SOCKS5 needs `pip install "
         "'httpx[socks]'`. `NO_PROXY` takes hosts, domains, addresses and ranges, `*`; this "
-        "machine is always asked without a proxy, and so are results",
-        shown="none",
+        "machine is always asked without a proxy, and so are results"
     )
-    forward_hosts: tuple[str, ...] = setting(
-        "FORWARD_HOSTS",
-        parse.hosts,
-        (),
+    forward_hosts: tuple[str, ...] = setting("FORWARD_HOSTS", parse.hosts, ()).says(
         "hosts (or `host:port`) that a submit's `reply_to` may name, by comma; `forward` sends the "
-        "event there, signed with `FORWARD_SECRET`, with retries and dead letters",
+        "event there, signed with `FORWARD_SECRET`, with retries and dead letters"
     )
     metrics_folder: str | None = setting(
-        "PROMETHEUS_MULTIPROC_DIR",
-        parse.writable_folder,
-        None,
-        "a folder where several processes count their metrics together",
-    )
-    mode: Literal["server", "serverless"] = setting(
-        "RECEIVER_MODE",
-        parse.one_of("server", "serverless"),
-        "server",
+        "PROMETHEUS_MULTIPROC_DIR", parse.writable_folder, None
+    ).says("a folder where several processes count their metrics together")
+    mode: Literal["server", "serverless"] = choice(
+        "RECEIVER_MODE", ("server", "serverless"), "server"
+    ).says(
         "`serverless`: nothing runs but for a request or a drain, for where a process sleeps in "
-        "between; [what that means](serverless.md)",
+        "between; [what that means](serverless.md)"
     )
-    after: After = setting(
-        "RECEIVER_AFTER",
-        parse.after,
-        After(),
+    after: After = setting("RECEIVER_AFTER", parse.after, After(), shown="`drain`").says(
         "what runs an event's handlers after its callback, in serverless mode or with "
         "`--no-dispatch`: the next `drain`; the same request, before (`inline=2`) or after "
-        "(`after=20`) its answer, for so many seconds at most; or a request to ourselves (`wake`)",
-        shown="`drain`",
+        "(`after=20`) its answer, for so many seconds at most; or a request to ourselves (`wake`)"
     )
     cron_secrets: tuple[Secret, ...] = composed(
-        ("RECEIVER_CRON_SECRET", "CRON_SECRET"),
-        keys.cron_secrets,
-        (),
-        "keys that are good for `/v1/drain` alone, by comma; Vercel sets the second",
-        shown="none",
-    )
+        ("RECEIVER_CRON_SECRET", "CRON_SECRET"), keys.cron_secrets, (), shown="none"
+    ).says("keys that are good for `/v1/drain` alone, by comma; Vercel sets the second")
     recipes: RecipeBook = composed(
         (recipes.NAME,),
         lambda reader: recipes.read_recipes(reader, tuple(DECLARED)),
         RecipeBook(),
-        "a TOML file of [recipes](recipes.md): what people, chats and programs order by name",
         shown="none",
-    )
+    ).says("a TOML file of [recipes](recipes.md): what people, chats and programs order by name")
     prices: PriceList = composed(
         (prices.NAME,),
         lambda reader: prices.read_prices(reader, tuple(DECLARED)),
         PriceList(),
-        "a TOML file of [prices](costs.md) by model; a recipe's own price goes before it",
         shown="none",
-    )
-    limits: tuple[Limit, ...] = composed(
-        (limits.NAME,),
-        limits.read_limits,
-        (),
+    ).says("a TOML file of [prices](costs.md) by model; a recipe's own price goes before it")
+    limits: tuple[Limit, ...] = composed((limits.NAME,), limits.read_limits, (), shown="none").says(
         "[limits and budgets](costs.md) of all that is submitted, in JSON: "
-        '`[{"by": "all", "per": "day", "cost": 20}]`',
-        shown="none",
+        '`[{"by": "all", "per": "day", "cost": 20}]`'
     )
-    costs_by: tuple[str, ...] = setting(
-        "RECEIVER_COSTS_BY",
-        parse.names,
-        (),
-        "names of metadata that costs are added up by, too, by comma, as in `team,customer`",
+    costs_by: tuple[str, ...] = setting("RECEIVER_COSTS_BY", parse.names, ()).says(
+        "names of metadata that costs are added up by, too, by comma, as in `team,customer`"
     )
     dashboard: bool | None = setting(
-        "RECEIVER_DASHBOARD",
-        parse.switch,
-        None,
-        "`on`: [pages to look at and to act on](dashboard.md) at `/ui`, after a sign-in by a key",
-        shown="off; on with `--dev`",
+        "RECEIVER_DASHBOARD", parse.switch, None, shown="off; on with `--dev`"
+    ).says(
+        "`on`: [pages to look at and to act on](dashboard.md) at `/ui`, after a sign-in by a key"
     )
-    dev: bool = setting("RECEIVER_DEV", parse.switch, False, "as `--dev`: make up the secrets")
+    dev: bool = setting("RECEIVER_DEV", parse.switch, False).says("as `--dev`: make up the secrets")
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
 
     def adapters(self, clock: Callable[[], float] = time.time) -> dict[str, Provider]:
@@ -460,10 +353,7 @@ class Settings:
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Settings:
         """Read every setting from `env`; raise one SettingsError that names all problems."""
-        settings, problems = cls.look(env)
-        if problems:
-            raise SettingsError(problems)
-        return settings
+        return sound(*cls.look(env))
 
     @classmethod
     def look(cls, env: Mapping[str, str]) -> tuple[Settings, list[str]]:
@@ -502,14 +392,12 @@ def _provider(name: str, reader: Reader) -> ProviderSettings:
 class Listening:
     """Where `receiver serve` listens, as platforms say it."""
 
-    port: int = setting("PORT", parse.port, 8000, "where `serve` listens; `--port` goes before it")
-    host: str = setting(
-        "HOST",
-        parse.listening_host,
-        "127.0.0.1",
-        "the address to listen on; `--host` goes before it",
-        shown="`127.0.0.1`; `0.0.0.0` with `PORT`",
+    port: int = setting("PORT", parse.port, 8000).says(
+        "where `serve` listens; `--port` goes before it"
     )
+    host: str = setting(
+        "HOST", parse.listening_host, "127.0.0.1", shown="`127.0.0.1`; `0.0.0.0` with `PORT`"
+    ).says("the address to listen on; `--host` goes before it")
 
     @classmethod
     def read(
@@ -527,25 +415,20 @@ class Listening:
             at: row.value(reader) if given[at] is None else given[at]
             for at, row in rows(cls).items()
         }
-        if reader.problems:
-            raise SettingsError(reader.problems)
-        return cls(**told)
+        return sound(cls(**told), reader.problems)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caller:
     """Where commands find a receiver that runs, and the key that they show there."""
 
-    url: str = setting(
-        "RECEIVER_URL",
-        parse.receivers_url,
-        "http://127.0.0.1:8000",
-        "where commands find a receiver",
+    url: str = setting("RECEIVER_URL", parse.receivers_url, "http://127.0.0.1:8000").says(
+        "where commands find a receiver"
     )
     is_told: bool = False
     """Whether RECEIVER_URL is set."""
-    key: Secret | None = composed(
-        ("RECEIVER_API_KEY",), keys.shown_key, None, "the key that commands show"
+    key: Secret | None = composed(("RECEIVER_API_KEY",), keys.shown_key, None).says(
+        "the key that commands show"
     )
     proxy: str | None = field(default=None, repr=False)
     """None: it is asked without one."""
@@ -555,10 +438,7 @@ class Caller:
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Caller:
         """Read what commands need; raise one SettingsError that names all problems."""
-        caller, problems = cls.look(env)
-        if problems:
-            raise SettingsError(problems)
-        return caller
+        return sound(*cls.look(env))
 
     @classmethod
     def look(cls, env: Mapping[str, str]) -> tuple[Caller, list[str]]:

@@ -1,7 +1,5 @@
 """The secrets of `--dev`: a secret key beside the database file, and an API key made of it.
 
-So commands on the same machine find the API key.
-
 Commands on the same machine find the API key that way. That a request comes from this machine
 proves nothing: a proxy or a tunnel here passes on requests from anywhere.
 """

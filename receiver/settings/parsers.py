@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
 
-from receiver.model.text import clean, meant
+from receiver.model.recipes import TRUTHS
+from receiver.model.text import clean
+from receiver.settings import toml
 from receiver.settings.proxies import is_loopback
 from receiver.settings.reader import Secret
 from receiver.settings.servers import MisnamedServers, servers
@@ -20,6 +22,7 @@ Network = IPv4Network | IPv6Network
 SHORTEST_SECRET: Final = 32
 _LARGEST_PORT: Final = 65535
 _MOST_NAMES: Final = 8
+_MOST_SECONDS: Final = 999_999_999.0
 LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1"))
 
 
@@ -197,12 +200,16 @@ def sources(text: str) -> tuple[Network, ...] | Literal["meta"]:
 
 def seconds(text: str) -> float:
     """Read a number of seconds above 0."""
+    return _above_0(text, _MOST_SECONDS, "must be a number of seconds above 0")
+
+
+def _above_0(text: str, most: float, problem: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = -1.0
-    if not 0.0 < number < 1e9:  # noqa: PLR2004 - thirty years; also refuses nan and inf
-        raise ValueError("must be a number of seconds above 0")
+    if not 0.0 < number <= most:  # also refuses nan and inf
+        raise ValueError(problem)
     return number
 
 
@@ -239,27 +246,14 @@ def retention_days(text: str) -> dict[str, float]:
         name = name.strip().lower()
         if equals and name not in {*_ENDS, "dead"}:
             raise ValueError(f"must name {', '.join(_ENDS)} or dead, as in 30,failed=90")
-        days |= dict.fromkeys([name] if equals else _ENDS, _day(number))
+        problem = "must be days above 0, as in 30 or succeeded=30,failed=90,canceled=7"
+        days |= dict.fromkeys([name] if equals else _ENDS, _above_0(number, _MOST_DAYS, problem))
     return days
-
-
-def _day(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0.0 < number <= _MOST_DAYS:  # also refuses nan
-        raise ValueError("must be days above 0, as in 30 or succeeded=30,failed=90,canceled=7")
-    return number
-
-
-_SWITCHES = {"1": True, "true": True, "yes": True, "on": True}
-_SWITCHES |= {"0": False, "false": False, "no": False, "off": False}
 
 
 def switch(text: str) -> bool:
     try:
-        return _SWITCHES[text.lower()]
+        return TRUTHS[text.lower()]
     except KeyError:
         raise ValueError("must be 1 or 0") from None
 
@@ -273,9 +267,5 @@ def writable_folder(text: str) -> str:
 
 
 def one_of(*words: str) -> Callable[[str], Any]:
-    def parse(text: str) -> str:
-        if text.lower() not in words:
-            raise ValueError(f"must be one of {', '.join(words)}{meant(text.lower(), words)}")
-        return text.lower()
-
-    return parse
+    read = toml.one_of(words)
+    return lambda text: read(text.lower())

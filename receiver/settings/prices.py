@@ -25,8 +25,7 @@ _PARTS: Final = ("call", "image", "second", "megapixel")
 
 def read_prices(reader: Reader, providers: Collection[str]) -> PriceList:
     """Read the file that the setting names; what is wrong with it goes to the reader's problems."""
-    path = reader.get(NAME, str, "")
-    table = read_file(path, NAME, reader.problems) if path else None
+    table = read_file(reader.get(NAME, str, ""), NAME, reader.problems)
     if table is None:
         return PriceList()
     tables = table.other_tables()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from receiver.model.errors import SettingsError
 from receiver.model.text import clean
 
 T = TypeVar("T")
@@ -33,6 +34,13 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash(self._text)
+
+
+def sound(found: T, problems: Sequence[str]) -> T:
+    """Return what was read; raise one SettingsError that names all problems."""
+    if problems:
+        raise SettingsError(problems)
+    return found
 
 
 class Reader:

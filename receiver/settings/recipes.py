@@ -68,10 +68,7 @@ _BOUNDS: Final[Mapping[str, Collection[Kind]]] = {
 
 def read_recipes(reader: Reader, providers: Collection[str]) -> RecipeBook:
     """Read the file that the setting names; what is wrong with it goes to the reader's problems."""
-    path = reader.get(NAME, str, "")
-    if not path:
-        return RecipeBook()
-    table = read_file(path, NAME, reader.problems)
+    table = read_file(reader.get(NAME, str, ""), NAME, reader.problems)
     return RecipeBook() if table is None else _book(table, providers)
 
 

@@ -1,11 +1,12 @@
-"""A settings table: the fields of a class, each declared in one line with its name and sentence."""
+"""A settings table: the fields of a class, each declared with its variable and its sentence."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+from receiver.settings.parsers import one_of
 from receiver.settings.reader import Reader
 
 T = TypeVar("T")
@@ -50,28 +51,39 @@ class Setting(NamedTuple):
         return reader.get(self.names[0], self.parse, self.default)
 
 
+class _Declared(Generic[T]):
+    """A line of the table that lacks its sentence yet."""
+
+    def __init__(self, row: Setting, *, is_secret: bool = False) -> None:
+        self._row = row
+        self._is_secret = is_secret
+
+    def says(self, text: str) -> T:
+        """Return the field, with the sentence of its line."""
+        row = self._row._replace(says=text)
+        made: Any = field(
+            default_factory=lambda: row.default, repr=not self._is_secret, metadata={_ROW: row}
+        )
+        return made  # type: ignore[no-any-return] # the dataclass makes of it what it stands for
+
+
 def setting(
-    name: str,
-    parse: Callable[[str], T],
-    default: D,
-    says: str,
-    *,
-    shown: str = "",
-    is_secret: bool = False,
-) -> T | D:
+    name: str, parse: Callable[[str], T], default: D, *, shown: str = "", is_secret: bool = False
+) -> _Declared[T | D]:
     """Declare a field that one variable sets; `is_secret` keeps it out of `repr`."""
-    return _field(Setting((name,), parse, default, says, shown), is_secret=is_secret)  # type: ignore[no-any-return]
+    return _Declared(Setting((name,), parse, default, "", shown), is_secret=is_secret)
+
+
+def choice(name: str, words: Sequence[str], default: Any, *, shown: str = "") -> _Declared[Any]:
+    """Declare a field that is one of some words."""
+    return _Declared(Setting((name,), one_of(*words), default, "", shown))
 
 
 def composed(
-    names: tuple[str, ...], read: Callable[[Reader], T], default: D, says: str, *, shown: str = ""
-) -> T | D:
+    names: tuple[str, ...], read: Callable[[Reader], T], default: D, *, shown: str = ""
+) -> _Declared[T | D]:
     """Declare a field that several variables set together."""
-    return _field(Setting(names, None, default, says, shown, read))  # type: ignore[no-any-return]
-
-
-def _field(row: Setting, *, is_secret: bool = False) -> Any:
-    return field(default_factory=lambda: row.default, repr=not is_secret, metadata={_ROW: row})
+    return _Declared(Setting(names, None, default, "", shown, read))
 
 
 def rows(table: type) -> Mapping[str, Setting]:

@@ -23,8 +23,7 @@ def trusted() -> ssl.SSLContext:
 
     Raises SettingsError, which names the variable.
     """
-    if problems := check(os.environ):
-        raise SettingsError(problems)
+    require(os.environ)
     return _context(**_given(os.environ))
 
 

@@ -15,7 +15,9 @@ D = TypeVar("D")
 
 
 def read_file(path: str, name: str, problems: list[str]) -> Table | None:
-    """Read the file that a setting names; None, and a problem, where that cannot be."""
+    """Read the file that a setting names, if it does; None, and a problem, where that cannot be."""
+    if not path:
+        return None
     try:
         found = tomllib.loads(Path(path).read_text("utf-8-sig"))
     except OSError as error:

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import msgspec
 
-from receiver.model.costs import CostSource, Price
+from receiver.model.costs import Price
 from receiver.model.ids import delivery_id, event_id
 from receiver.model.states import Verdict
-from receiver.model.values import Channel, EventType, Outcome, Recipients, Status
+from receiver.model.values import Channel, CostSource, EventType, Outcome, Recipients, Status
 from receiver.store.budgets import Entry, Settlements
 from receiver.store.costs import Spent, Sums
 from receiver.store.costs import sql as costs_sql

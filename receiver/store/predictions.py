@@ -11,11 +11,12 @@ from typing import Any, Final, Literal
 import msgspec
 
 from receiver.model.answers import Page
-from receiver.model.costs import MICRO, CostSource, Price
+from receiver.model.costs import MICRO, Price
 from receiver.model.ids import oldest_id
 from receiver.model.values import (
     Channel,
     Cost,
+    CostSource,
     Error,
     Mode,
     Order,

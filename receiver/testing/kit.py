@@ -144,9 +144,7 @@ class Kit:
         The provider says so `times` times: by callback, or on its stream (Oxen.ai). The event that
         handlers see has ids and times of its own.
         """
-        delivered, taken = await self._submitted(event)
-        if taken is not None:
-            await self._tell(taken, event, delivered.prediction_id, times)
+        delivered = await self._ended(event, times)
         await self._drain()
         return delivered
 
@@ -163,9 +161,7 @@ class Kit:
     @blocking
     async def crash_after_ack(self, event: Event) -> Delivered:
         """Kill the receiver when it has said 2xx and nothing has run yet; then start it again."""
-        delivered, taken = await self._submitted(event)
-        if taken is not None:
-            await self._tell(taken, event, delivered.prediction_id, 1)
+        delivered = await self._ended(event)
         await self._crash()
         await self._drain()
         return delivered
@@ -176,9 +172,7 @@ class Kit:
 
         Whatever the handler did is done, and it runs once more.
         """
-        delivered, taken = await self._submitted(event)
-        if taken is not None:
-            await self._tell(taken, event, delivered.prediction_id, 1)
+        delivered = await self._ended(event)
         returned = self._leash.hold(self._loop)
         draining = asyncio.ensure_future(self._call("POST", _DRAIN))
         either: set[asyncio.Future[Any]] = {returned, draining}
@@ -214,8 +208,6 @@ class Kit:
         """End a prediction that a handler submitted as an event did."""
         if child.provider_id is None:
             child = await self._placed(child.id)
-        if child.provider_id is None:
-            raise AssertionError("no provider has taken it")
         taken = self._taken(child.provider_id)
         await self._tell(taken, event, child.id, 1)
         await self._drain()
@@ -334,13 +326,20 @@ class Kit:
             elif not working:
                 return
             for prediction in working:
-                taken = self._taken(prediction.provider_id or "")
+                taken = self._taken(prediction.provider_id)
                 await self._tell(taken, event, prediction.id, 1)
         raise AssertionError("handlers submit without end")
 
     async def _of(self, status: str) -> list[Prediction]:
         content = await self._call("GET", f"/v1/predictions?status={status}&limit=100")
         return msgspec.json.decode(content, type=Predictions).data
+
+    async def _ended(self, event: Event, times: int = 1) -> Delivered:
+        """Submit the prediction of an event, and have its provider say that it ended so."""
+        delivered, taken = await self._submitted(event)
+        if taken is not None:
+            await self._tell(taken, event, delivered.prediction_id, times)
+        return delivered
 
     async def _submitted(self, event: Event) -> tuple[Delivered, Emulated | None]:
         """Submit the prediction of an event; None where it ended without its provider."""
@@ -366,8 +365,8 @@ class Kit:
             return delivered, None
         return delivered, self._taken(found.provider_id)
 
-    def _taken(self, provider_id: str) -> Emulated:
-        taken = self._providers.find(provider_id)
+    def _taken(self, provider_id: str | None) -> Emulated:
+        taken = self._providers.find(provider_id) if provider_id else None
         if taken is None:
             raise AssertionError("no provider has taken it")
         return taken

@@ -661,7 +661,7 @@ def test_a_providers_words_are_shown_as_they_are() -> None:
     [
         (("drain", "--dev"), {"SSL_CERT_FILE": "/nowhere.pem"}, "SSL_CERT_FILE: /nowhere.pem"),
         (("serve", "--dev"), {"ALL_PROXY": "socks4://127.0.0.1:1080"}, "ALL_PROXY: socks4"),
-        (("demo",), {"SSLKEYLOGFILE": "/nowhere/log"}, "SSLKEYLOGFILE: cannot"),
+        (("demo",), {"SSLKEYLOGFILE": "/dev/null/log"}, "SSLKEYLOGFILE: cannot"),
         (("list",), {"SSL_CERT_FILE": "/nowhere.pem"}, "SSL_CERT_FILE: /nowhere.pem"),
         (("list",), {"RECEIVER_API_KEY": "schlüssel"}, "RECEIVER_API_KEY: must"),
         (("tail",), {"RECEIVER_URL": "receiver.example"}, "RECEIVER_URL: must"),

@@ -33,11 +33,10 @@ from receiver.cli.doctor.database import (
     File,
     Server,
     check_backlog,
+    check_clocks,
     check_database,
-    check_server_clock,
 )
 from receiver.cli.doctor.environment import weakness
-from receiver.cli.doctor.network import check_clock
 from receiver.emulator import create_emulator, settings_for
 from receiver.predictions.tokens import Tokens
 from receiver.providers import DECLARED
@@ -206,7 +205,7 @@ async def test_no_secret_is_ever_shown(env: Env, tmp_path: Path) -> None:
     [
         ("SSL_CERT_FILE", "/nowhere.pem", "/nowhere.pem cannot be read"),
         ("SSL_CERT_DIR", "/nowhere", "openssl rehash"),
-        ("SSLKEYLOGFILE", "/nowhere/log", "cannot be written"),
+        ("SSLKEYLOGFILE", "/dev/null/log", "cannot be written"),
         ("ALL_PROXY", "socks4://127.0.0.1:1080", "socks4"),
         ("HTTPS_PROXY", "http://me:hush@[::1", "percent-encode"),
         ("PROMETHEUS_MULTIPROC_DIR", "/dev/null/x", "cannot be made"),
@@ -421,7 +420,7 @@ def test_whatever_is_wrong_with_a_server_is_told(
     judged = [
         *check_database(seen, settings),
         *check_backlog(seen),
-        *check_server_clock(seen),
+        *check_clocks(seen, {}),
     ]
     [line] = [line for line in judged if line.level != "ok"]
     assert line.level == level
@@ -903,6 +902,6 @@ def test_the_command_is_for_people_and_for_scripts(env: Env, tmp_path: Path) -> 
 
 
 def test_our_clock_is_right_where_one_provider_agrees() -> None:
-    [line] = check_clock({"oxen": -17649.4, "eachlabs": 0.5})
+    [line] = check_clocks(None, {"oxen": -17649.4, "eachlabs": 0.5})
     assert (line.level, line.says) == ("ok", "the clock of eachlabs agrees with ours")
-    assert check_clock({}) == []
+    assert check_clocks(None, {}) == []

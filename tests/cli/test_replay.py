@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from receiver.cli.client import Client, ClientError
-from receiver.cli.replay import moment, replay
+from receiver.cli.replay import moment, replay_all
 from receiver.model.errors import ReceiverError
 
 NOW = 1_750_000_000.0
@@ -69,7 +69,7 @@ Captured = pytest.CaptureFixture[str]
 
 def test_it_counts_asks_begins_and_shows_how_far_it_is(terminal: Sit, capsys: Captured) -> None:
     api, asked = Api({}, RUNNING, RUNNING, DONE), terminal(True)
-    assert replay(api, WANTED, yes=False, sleep=no_time)["state"] == "done"
+    assert replay_all(api, WANTED, yes=False, sleep=no_time)["state"] == "done"
     paths = ["", "/rep_1/start", "/rep_1", "/rep_1"]
     assert [path for path, _ in api.asked] == [f"/v1/replays{path}" for path in paths]
     assert api.asked[0][1] == WANTED
@@ -86,16 +86,16 @@ def test_what_is_not_wanted_after_all_is_dropped(
 ) -> None:
     api = Api({"matched": matched}, {"state": "canceled"})
     terminal(*answers)
-    assert replay(api, WANTED, yes=False, sleep=no_time)["state"] == "canceled"
+    assert replay_all(api, WANTED, yes=False, sleep=no_time)["state"] == "canceled"
     assert [path for path, _ in api.asked][1:] == ["/v1/replays/rep_1/cancel"]
 
 
 def test_where_nobody_can_be_asked_nothing_is_begun(capsys: Captured) -> None:
     api = Api({}, {"state": "canceled"})
     with pytest.raises(ReceiverError, match="say --yes"):
-        replay(api, WANTED, yes=False, sleep=no_time)
+        replay_all(api, WANTED, yes=False, sleep=no_time)
     assert [path for path, _ in api.asked][1:] == ["/v1/replays/rep_1/cancel"]
-    assert replay(Api({}, RUNNING, DONE), WANTED, yes=True, sleep=no_time)["state"] == "done"
+    assert replay_all(Api({}, RUNNING, DONE), WANTED, yes=True, sleep=no_time)["state"] == "done"
     assert "%" not in capsys.readouterr().out
 
 
@@ -106,22 +106,22 @@ def interrupt(_: float) -> None:
 def test_an_interrupt_offers_to_cancel(terminal: Sit, capsys: Captured) -> None:
     api = Api({}, RUNNING, {"state": "canceled", "replayed": 6})
     terminal(True, True)
-    assert replay(api, WANTED, yes=False, sleep=interrupt)["replayed"] == 6
+    assert replay_all(api, WANTED, yes=False, sleep=interrupt)["replayed"] == 6
     assert "canceled: 6 deliveries redelivered" in capsys.readouterr().out
 
 
 def test_an_interrupt_may_leave_it_at_work(terminal: Sit, capsys: Captured) -> None:
     api, _ = Api({}, RUNNING), terminal(True, False)
-    assert replay(api, WANTED, yes=False, sleep=interrupt)["state"] == "running"
+    assert replay_all(api, WANTED, yes=False, sleep=interrupt)["state"] == "running"
     assert "it goes on; `receiver replays --cancel rep_1` ends it" in capsys.readouterr().out
 
 
 def test_an_interrupt_may_come_too_late() -> None:
     api = Api({}, RUNNING, ClientError("replay-ended", "the replay has ended"), DONE)
-    assert replay(api, WANTED, yes=True, sleep=interrupt)["state"] == "done"
+    assert replay_all(api, WANTED, yes=True, sleep=interrupt)["state"] == "done"
     api = Api({}, RUNNING, ClientError("unreachable", "nobody is there"), RUNNING)
     with pytest.raises(ClientError, match="nobody"):
-        replay(api, WANTED, yes=True, sleep=interrupt)
+        replay_all(api, WANTED, yes=True, sleep=interrupt)
 
 
 @pytest.mark.parametrize(

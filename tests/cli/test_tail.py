@@ -57,12 +57,12 @@ def stream(*parts: str | Exception) -> httpx.Response:
     return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Parts())
 
 
-def followed(script: Script, after: str | None = None) -> tuple[list[int], list[float], list[str]]:
+def followed(script: Script, after: int | None = None) -> tuple[list[int], list[float], list[str]]:
     """Follow until the script is over; give the places, the waits, and the notices."""
     places: list[int] = []
     waits: list[float] = []
     notices: list[str] = []
-    messages = follow(Client(KEY, script, waits.append), {}, after, notices.append)
+    messages = follow(Client(KEY, script, waits.append), after, told=notices.append)
     with suppress(RuntimeError):  # what a generator makes of the end of the script
         for message in messages:
             places.append(message["seq"])  # noqa: PERF401 - those before the end count
@@ -94,7 +94,7 @@ def test_what_happens_before_the_first_message_is_not_missed() -> None:
 
 def test_it_begins_where_it_is_told_to() -> None:
     script = Script(stream())
-    followed(script, "7")
+    followed(script, 7)
     assert script.asked[0] == "7"
 
 
@@ -103,7 +103,7 @@ def test_a_refusal_is_the_end(status: int) -> None:
     problem = httpx.Response(status, json={"detail": "it says why"})
     client = Client(KEY, Script(problem))
     with pytest.raises(ClientError, match="it says why"):
-        next(follow(client, {}, None, lambda _: None))
+        next(follow(client, None))
 
 
 def line(message: dict[str, Any], *, colours: bool = False) -> str:

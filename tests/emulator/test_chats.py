@@ -70,8 +70,6 @@ def test_an_update_that_nobody_takes_is_told(here: Outside) -> None:
         ("POST", "/slack/say", {}),
         ("POST", "/slack/say", [1]),
         ("POST", "/slack/press", {"message": "1", "button": 0}),
-        ("PUT", "/mishaps", [{"answer": "nothing"}]),
-        ("PUT", "/mishaps", {"answer": "lost"}),
         ("PUT", "/tokens", {"discord": "now"}),
         ("POST", "/clock", {"seconds": "long"}),
     ],

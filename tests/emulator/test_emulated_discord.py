@@ -16,11 +16,11 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from starlette.responses import Response
 
+from receiver.emulator import Rule
 from receiver.emulator.chats.board import numbered
 from receiver.emulator.chats.discord.api import PUBLIC_KEY, TOKEN
 from receiver.emulator.chats.discord.interactions import APPLICATION
 from receiver.emulator.chats.discord.people import DiscordPeople, signed
-from receiver.emulator.chats.mishaps import Mishap
 from receiver.emulator.pictures import draw, name_for
 from tests.emulator.chatting import Inside, Outside, Told, outside, said
 
@@ -187,7 +187,7 @@ async def test_a_stranger_a_nameless_client_and_a_limit_are_told() -> None:
         where, json={"content": "a"}, headers={"authorization": BOT["authorization"]}
     )
     assert nameless.status_code == 403
-    inside.chats.scene.mishaps.in_force = [Mishap(answer="limited", retry_after=7)]
+    inside.chats.scene.faults.replace([Rule(fault="limit_call", times=1, retry_after=7)])
     limited = await inside.http.post(where, json={"content": "a"}, headers=BOT)
     assert (limited.status_code, limited.json()["retry_after"]) == (429, 7)
     posted = await inside.http.post(where, json={"content": "a"}, headers=BOT)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.responses import Response
 
+from receiver.emulator import Rule
 from receiver.emulator.chats.board import numbered
 from receiver.emulator.chats.telegram.api import TOKEN
 from receiver.emulator.chats.telegram.people import TelegramPeople
@@ -175,8 +176,8 @@ async def test_a_stranger_a_block_and_a_limit_are_told(here: Outside) -> None:
         with pytest.raises(errors().TelegramForbiddenError, match="bot was blocked by the user"):
             await bot.send_message(GROUP, "a")
         here.chats.telegram.blocked = set()
-        rule = {"answer": "limited", "platform": "telegram", "retry_after": 9}
-        await asyncio.to_thread(here.do, "PUT", "/mishaps", [rule])
+        rule = Rule(fault="limit_call", provider="telegram", times=1, retry_after=9)
+        here.chats.scene.faults.replace([rule])
         with pytest.raises(errors().TelegramRetryAfter) as limited:
             await bot.send_message(GROUP, "a")
         assert limited.value.retry_after == 9
@@ -241,8 +242,6 @@ async def test_commands_are_set_and_read(here: Outside) -> None:
     async with aiogram(here) as bot:
         await bot.set_my_commands([types().BotCommand(command="imagine", description="a picture")])
         assert [command.command for command in await bot.get_my_commands()] == ["imagine"]
-        await bot.delete_my_commands()
-        assert await bot.get_my_commands() == []
 
 
 async def test_a_group_tells_a_bot_with_privacy_only_commands_and_replies() -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from starlette.types import Message
 
 from receiver.emulator import Options, Rule
-from receiver.emulator.courier import AT_ONCE, Callback, Courier, Timers
+from receiver.emulator.courier import Callback, Courier, Timers
 from receiver.emulator.faults import Faults
+from receiver.emulator.outgoing import AT_ONCE
 from receiver.emulator.pushes import Pushes
 from receiver.emulator.wire import CLOSE, HangUp
 from tests.emulator.parts import prediction

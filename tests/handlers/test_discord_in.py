@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
+from receiver.emulator import Rule
 from receiver.emulator.chats.board import numbered
 from receiver.emulator.chats.discord.interactions import EPOCH
 from receiver.emulator.chats.discord.people import signed
-from receiver.emulator.chats.mishaps import Mishap
 from receiver.testing import Kit, make_event
 from tests.conftest import Disk, Start
 from tests.handlers.chat import keeping
@@ -216,16 +216,16 @@ def test_a_token_that_never_lived_leaves_a_new_message_and_a_closed_channel_a_di
     assert direct.place == kit.chats.place("discord", "D", "U1")
 
 
-@pytest.mark.parametrize("answer", ["lost", "dropped", "error", "limited"])
+@pytest.mark.parametrize("fault", ["lose_answer", "drop_call", "fail_call", "limit_call"])
 @pytest.mark.parametrize("method", ["webhook.edit", "messages.post"])
 def test_a_picture_is_there_once_whatever_befalls_its_post(
-    receiver_kit: Kits, answer: Any, method: str
+    receiver_kit: Kits, fault: Any, method: str
 ) -> None:
     kit = talking(receiver_kit, "discord_in")
     if method == "messages.post":
         kit.chats.kill_tokens({"discord": 10015})
-    mishap = Mishap(answer=answer, platform="discord", method=method)
-    kit.chats.scene.mishaps.in_force = [mishap]
+    rule = Rule(fault=fault, provider="discord", match=method, times=1)
+    kit.chats.scene.faults.replace([rule])
     said = kit.says("/imagine a lighthouse", on="discord", finish=False)
     if method == "webhook.edit":
         found_message(kit)

@@ -18,7 +18,7 @@ from slack_sdk.signature import SignatureVerifier
 
 from receiver import Call, Unproved
 from receiver.deliveries.importing import load
-from receiver.emulator.chats.mishaps import Mishap
+from receiver.emulator import Rule
 from receiver.emulator.chats.slack.people import SECRET, SlackPeople, signed
 from receiver.testing import make_event
 from tests.conftest import Disk, Start
@@ -337,11 +337,11 @@ async def test_while_the_store_is_away_slack_is_to_come_again(
         assert station.count("predictions") == 1
 
 
-@pytest.mark.parametrize("answer", ["lost", "dropped", "error", "limited"])
-def test_a_picture_is_there_once_whatever_befalls_its_post(receiver_kit: Kits, answer: Any) -> None:
+@pytest.mark.parametrize("fault", ["lose_answer", "drop_call", "fail_call", "limit_call"])
+def test_a_picture_is_there_once_whatever_befalls_its_post(receiver_kit: Kits, fault: Any) -> None:
     kit = talking(receiver_kit, "slack_in")
-    mishap = Mishap(answer=answer, platform="slack", method="files.completeUploadExternal")
-    kit.chats.scene.mishaps.in_force = [mishap]
+    rule = Rule(fault=fault, provider="slack", match="files.completeUploadExternal", times=1)
+    kit.chats.scene.faults.replace([rule])
     said = kit.says("/imagine a lighthouse")
     kit.move(3600)
     assert len(said.reply.pictures) == 1

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
+from receiver.emulator import Rule
 from receiver.emulator import pictures as drawn
 from receiver.emulator.chats.board import Message, numbered
-from receiver.emulator.chats.mishaps import Mishap
 from receiver.emulator.chats.telegram.api import TOKEN
 from receiver.emulator.chats.telegram.people import TelegramPeople
 from receiver.testing import Kit, make_event
@@ -223,11 +223,11 @@ def pictures(messages: list[Message]) -> list[Message]:
     return [one for one in messages if one.pictures]
 
 
-@pytest.mark.parametrize("answer", ["dropped", "error", "limited"])
-def test_a_picture_is_there_once_whatever_befalls_its_post(receiver_kit: Kits, answer: Any) -> None:
+@pytest.mark.parametrize("fault", ["drop_call", "fail_call", "limit_call"])
+def test_a_picture_is_there_once_whatever_befalls_its_post(receiver_kit: Kits, fault: Any) -> None:
     kit = talking(receiver_kit, "telegram_in")
-    mishap = Mishap(answer=answer, platform="telegram", method="sendPhoto")
-    kit.chats.scene.mishaps.in_force = [mishap]
+    rule = Rule(fault=fault, provider="telegram", match="sendPhoto", times=1)
+    kit.chats.scene.faults.replace([rule])
     said = kit.says("/imagine a lighthouse", on="telegram")
     kit.move(3600)
     assert len(pictures(said.replies)) == 1

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from inspect import isawaitable
 from typing import Final, TypeAlias
@@ -24,9 +24,9 @@ from receiver.cli.doctor.chats import check_chat
 from receiver.cli.doctor.database import (
     Look,
     check_backlog,
+    check_clocks,
     check_database,
     check_pending,
-    check_server_clock,
     look,
 )
 from receiver.cli.doctor.environment import check_secrets, check_settings, hide
@@ -35,7 +35,6 @@ from receiver.cli.doctor.network import (
     Asker,
     Echoes,
     Trouble,
-    check_clock,
     check_provider,
     check_public_url,
     check_receiver,
@@ -73,23 +72,29 @@ async def examine(
     ) as client:
         asker = Asker(client, clock)
         broken = {problem.partition(":")[0].split(" ")[0] for problem in problems}
-        of = _Surroundings(caller, settings, broken, asker)
+        keys = _secret_keys(settings)
+        echoes = Echoes(asker, Tokens(keys)) if keys else None
+        # What several checks want to know is asked once, and each waits for it.
+        seen = asyncio.create_task(_look(settings, broken))
+        here = asyncio.create_task(_ask_here(echoes, caller))
         checks: list[tuple[str, Check]] = [
-            ("settings", lambda: check_settings(env, settings, problems)),
-            ("secrets", lambda: check_secrets(caller, settings)),
-            ("database", of.database),
-            ("backlog", of.backlog),
-            ("receiver", of.receiver),
-            ("public url", of.public_url),
+            ("settings", partial(check_settings, env, settings, problems)),
+            ("secrets", partial(check_secrets, caller, settings)),
+            ("database", partial(_when_seen, seen, check_database, settings)),
+            ("backlog", partial(_when_seen, seen, check_backlog)),
+            ("receiver", partial(check_receiver, here, caller, settings, asker)),
+            ("public url", partial(check_public_url, settings, broken, echoes, here)),
             *(
                 (f"provider {name}", partial(check_provider, provider, settings, asker))
                 for name, provider in settings.adapters().items()
             ),
             *((name, partial(check_chat, name, env, settings, asker)) for name in CHATS),
-            ("handlers", of.handlers),
+            ("handlers", partial(_check_handlers, settings, seen)),
         ]
         found = await asyncio.gather(*(_bounded(name, check) for name, check in checks))
-        found.append(await _bounded("clock", of.clocks))  # the others have seen the clocks
+        # The others have seen the clocks.
+        clocks = partial(_when_seen, seen, check_clocks, asker.skews)
+        found.append(await _bounded("clock", clocks))
     return [
         msgspec.structs.replace(
             finding,
@@ -104,60 +109,40 @@ async def examine(
 async def _bounded(name: str, check: Check) -> Findings:
     try:
         async with asyncio.timeout(_LONGEST):
-            found = check()
-            return await found if isawaitable(found) else found
+            made = check()
+            found = await made if isawaitable(made) else made
     except TimeoutError:
-        return [fail(name, f"the check did not end within {_LONGEST:g} s", "see what it waits for")]
+        found = [fail(f"the check did not end within {_LONGEST:g} s", "see what it waits for")]
     except Exception as error:  # noqa: BLE001 - no check may stop the others
         said = f"the check itself failed: {type(error).__name__}: {error}"
-        return [fail(name, said, "please report it")]
+        found = [fail(said, "please report it")]
+    return [msgspec.structs.replace(each, name=each.name or name) for each in found]
 
 
-class _Surroundings:
-    """What several checks want to know is asked once, and each waits for it."""
+async def _look(settings: Settings, broken: Collection[str]) -> Look:
+    return None if "RECEIVER_DATABASE_URL" in broken else await look(settings)
 
-    def __init__(self, caller: Caller, settings: Settings, broken: set[str], asker: Asker) -> None:
-        self._caller = caller
-        self._settings = settings
-        self._broken = broken
-        self._asker = asker
-        keys = _secret_keys(settings)
-        self._echoes = Echoes(asker, Tokens(keys)) if keys else None
-        self._seen = asyncio.create_task(self._look())
-        self._here = asyncio.create_task(self._ask_here())
 
-    async def _look(self) -> Look:
-        return None if "RECEIVER_DATABASE_URL" in self._broken else await look(self._settings)
+async def _ask_here(echoes: Echoes | None, caller: Caller) -> list[Trouble | None] | None:
+    return await echoes.by_each_key(caller.url) if echoes else None
 
-    async def _ask_here(self) -> list[Trouble | None] | None:
-        return await self._echoes.by_each_key(self._caller.url) if self._echoes else None
 
-    async def database(self) -> Findings:
-        return check_database(await self._seen, self._settings)
+async def _when_seen(
+    seen: Awaitable[Look], check: Callable[..., Findings], *given: object
+) -> Findings:
+    """Make a check that needs a look at the database."""
+    return check(await seen, *given)
 
-    async def backlog(self) -> Findings:
-        return check_backlog(await self._seen)
 
-    async def receiver(self) -> Findings:
-        return await check_receiver(await self._here, self._caller, self._settings, self._asker)
-
-    async def public_url(self) -> Findings:
-        if "RECEIVER_PUBLIC_URL" in self._broken:
-            return []
-        return await check_public_url(self._settings, self._echoes, self._here)
-
-    async def clocks(self) -> Findings:
-        return [*check_clock(self._asker.skews), *check_server_clock(await self._seen)]
-
-    async def handlers(self) -> Findings:
-        registry, found = await asyncio.to_thread(_load, self._settings.handlers)
-        found += check_pending(await self._seen, registry)
-        if registry.handlers and not found:
-            found = [ok("handlers", f"{', '.join(registry.handlers)}: loaded")]
-        if found or registry.routes:
-            return found + [ok("routes", f"/in/{name}: served") for name in registry.routes]
-        fix = "name files or modules in RECEIVER_HANDLERS, or give them to the doctor as to serve"
-        return [warn("handlers", "there is none: outcomes are recorded, and that is all", fix)]
+async def _check_handlers(settings: Settings, seen: Awaitable[Look]) -> Findings:
+    registry, found = await asyncio.to_thread(_load, settings.handlers)
+    found += check_pending(await seen, registry)
+    if registry.handlers and not found:
+        found = [ok(f"{', '.join(registry.handlers)}: loaded")]
+    if found or registry.routes:
+        return found + [ok(f"/in/{name}: served", name="routes") for name in registry.routes]
+    fix = "name files or modules in RECEIVER_HANDLERS, or give them to the doctor as to serve"
+    return [warn("there is none: outcomes are recorded, and that is all", fix)]
 
 
 def _secret_keys(settings: Settings) -> list[str]:
@@ -174,10 +159,9 @@ def _load(names: Sequence[str]) -> tuple[Registry, Findings]:
     with contextlib.redirect_stdout(sys.stderr):
         registry, problems = look_at_handlers(names)
     fix = "fix it: `receiver serve` would not start"
-    found = [fail("handlers", line, fix) for text in problems for line in text.splitlines()]
+    found = [fail(line, fix) for text in problems for line in text.splitlines()]
     found += [
         warn(
-            "handlers",
             f"{name} is to run after {other}, which is not a handler here: it will not wait",
             "name its file too, or correct the name",
         )

@@ -23,14 +23,14 @@ async def check_slack(env: Mapping[str, str], _settings: Settings, asker: Asker)
     answer = await asker.ask(httpx.Request("POST", url, headers=token), "Slack")
     said = msgspec.json.decode(answer.body, type=dict[str, Any])
     if not said.get("ok"):
-        return [fail("slack", f"SLACK_TOKEN: {said.get('error')}", "install the app again")]
+        return [fail(f"SLACK_TOKEN: {said.get('error')}", "install the app again")]
     scopes = answer.headers.get("x-oauth-scopes", "")
     given = {scope.strip() for scope in scopes.split(",")}
     missing = [scope for scope in chats.SCOPES if scopes and scope not in given]
     if missing:
         fix = "take the manifest of `receiver chat slack`, and install the app again"
-        return [fail("slack", f"the bot lacks {', '.join(missing)}", fix)]
-    return [ok("slack", f"{said.get('user')} in {said.get('team')}")]
+        return [fail(f"the bot lacks {', '.join(missing)}", fix)]
+    return [ok(f"{said.get('user')} in {said.get('team')}")]
 
 
 async def check_discord(env: Mapping[str, str], settings: Settings, asker: Asker) -> Findings:
@@ -41,14 +41,14 @@ async def check_discord(env: Mapping[str, str], settings: Settings, asker: Asker
     answer = await asker.ask(httpx.Request("GET", url, headers=bot), "Discord")
     if answer.status != httpx.codes.OK:
         said = f"HTTP {answer.status} for the commands of DISCORD_APPLICATION"
-        return [fail("discord", said, "correct DISCORD_TOKEN and DISCORD_APPLICATION")]
+        return [fail(said, "correct DISCORD_TOKEN and DISCORD_APPLICATION")]
     found = msgspec.json.decode(answer.body, type=list[dict[str, Any]])
     there = {command.get("name"): _names(command) for command in found}
     wanted = {one["name"]: _names(one) for one in chats.discord_commands(settings.recipes)}
     if there != wanted:
         said = f"the commands for all servers are {_list(there)}, the recipes {_list(wanted)}"
-        return [warn("discord", said, _AGAIN.format("discord"))]
-    return [ok("discord", f"commands {_list(there)}")]
+        return [warn(said, _AGAIN.format("discord"))]
+    return [ok(f"commands {_list(there)}")]
 
 
 def _names(command: Mapping[str, Any]) -> list[str]:
@@ -69,25 +69,23 @@ async def check_telegram(env: Mapping[str, str], settings: Settings, asker: Aske
 
     me = await ask("getMe")
     if not isinstance(me, dict):
-        return [fail("telegram", "TELEGRAM_TOKEN is of no bot", "ask BotFather for it")]
+        return [fail("TELEGRAM_TOKEN is of no bot", "ask BotFather for it")]
     found: Findings = []
     hook, polls = await ask("getWebhookInfo"), env.get("TELEGRAM_POLL", "0") in {"1", "true", "yes"}
     url = "" if polls else f"{settings.public_url}/in/telegram"
     if hook["url"] != url:
         said = f"the webhook is {hook['url'] or 'not set'}, and should be {url or 'not set'}"
-        found.append(fail("telegram", said, _AGAIN.format("telegram" + " --poll" * polls)))
+        found.append(fail(said, _AGAIN.format("telegram" + " --poll" * polls)))
     if error := hook.get("last_error_message"):
         said = f"{hook['pending_update_count']} updates wait; last error: {error}"
-        found.append(warn("telegram", said, "see the log of the receiver"))
+        found.append(warn(said, "see the log of the receiver"))
     if await ask("getMyCommands") != chats.telegram_commands(settings.recipes):
-        found.append(
-            warn("telegram", "the menu is not that of the recipes", _AGAIN.format("telegram"))
-        )
+        found.append(warn("the menu is not that of the recipes", _AGAIN.format("telegram")))
     if not me.get("can_read_all_group_messages"):
         said = f"@{me.get('username')} hears commands and replies in groups, and no mentions"
         fix = "that is enough, or /setprivacy at BotFather, and add the bot to groups again"
-        found.append(ok("telegram", f"{said}: {fix}"))
-    return found or [ok("telegram", f"@{me.get('username')}")]
+        found.append(ok(f"{said}: {fix}"))
+    return found or [ok(f"@{me.get('username')}")]
 
 
 CHECKS: Final[Mapping[str, Callable[[Mapping[str, str], Settings, Asker], Awaitable[Findings]]]] = {
@@ -108,4 +106,4 @@ async def check_chat(
         return await CHECKS[platform](env, settings, asker)
     except (*ASKING, msgspec.MsgspecError, KeyError, TypeError) as error:
         fix = f"look at {platform.upper()}_URL and at the way out of here"
-        return [warn(platform, f"it does not answer as it should: {type(error).__name__}", fix)]
+        return [warn(f"it does not answer as it should: {type(error).__name__}", fix)]

@@ -89,7 +89,7 @@ async def look(settings: Settings) -> Look:
             return await asyncio.to_thread(look_at_file, settings.sqlite_path)
     except TimeoutError:
         said = f"{settings.database} says nothing within {_LOOK:g} s"
-        return fail("database", said, "see that its disk or its server answers")
+        return fail(said, "see that its disk or its server answers")
 
 
 # --- SQLite ---
@@ -158,17 +158,16 @@ async def _look_at_server(settings: Settings) -> Server | Finding:
         raise
     except ModuleNotFoundError as error:
         return fail(
-            "database",
             f"PostgreSQL needs more than is installed here ({error.name} is missing)",
             "pip install 'prediction-receiver[postgres]'",
         )
     except StoreUnusable as error:
-        return fail("database", *str(error).rsplit("; ", 1))
+        return fail(*str(error).rsplit("; ", 1))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is about the server
         from receiver.store.postgres.engine import what_to_do  # noqa: PLC0415 - paid for when used
 
         said = what_to_do(error, address.read(settings.database_url))
-        return fail("database", *said.rsplit("; ", 1))
+        return fail(*said.rsplit("; ", 1))
 
 
 async def _ask_server(settings: Settings) -> Server:
@@ -219,27 +218,24 @@ def check_database(seen: Look, settings: Settings) -> Findings:
         said = f"schema {seen.version}, {_size(seen.free)} free"
     else:
         said = f"not there yet: `receiver serve` makes it; {_size(seen.free)} free"
-    return [ok("database", f"{settings.database}: {said}")]
+    return [ok(f"{settings.database}: {said}")]
 
 
 def _file(seen: File, settings: Settings) -> Iterator[Finding]:
     path = settings.database
     if seen.trouble is not None:
         yield fail(
-            "database",
             f"{path} cannot be read: {seen.trouble}",
             "restore a backup, or set RECEIVER_DATABASE_URL to another file",
         )
     if not seen.writable:
         yield fail(
-            "database",
             f"{path} or its folder cannot be written by this user",
             "give it to the user that runs the receiver; SQLite writes files beside it, too",
         )
     if seen.free < _LOW:
         level = fail if seen.free < _FULL else warn
         yield level(
-            "database",
             f"{_size(seen.free)} are left on the disk of {path}",
             "make room: without any, callbacks are answered 503",
         )
@@ -250,17 +246,15 @@ def _file(seen: File, settings: Settings) -> Iterator[Finding]:
 def _server(seen: Server, settings: Settings) -> Iterator[Finding]:
     if seen.replica:
         said = "the server is a replica and takes no writes"
-        yield fail("database", said, "set RECEIVER_DATABASE_URL to the primary")
+        yield fail(said, "set RECEIVER_DATABASE_URL to the primary")
     if seen.free_connections < settings.connections:
         yield warn(
-            "database",
             f"the server has {seen.free_connections} connections left, and each process of ours "
             f"opens up to {settings.connections}",
             "raise max_connections, or lower RECEIVER_DATABASE_CONNECTIONS",
         )
     if seen.closed:
         yield fail(
-            "database",
             f"our role may not read and write {_some(seen.closed)}",
             "GRANT USAGE ON SCHEMA receiver, and SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN "
             "SCHEMA receiver, to it",
@@ -268,10 +262,9 @@ def _server(seen: Server, settings: Settings) -> Iterator[Finding]:
     elif seen.version is not None:
         yield from _schema(seen.version)
     elif seen.may_create:
-        yield warn("database", "it is empty", "`receiver migrate` sets it up")
+        yield warn("it is empty", "`receiver migrate` sets it up")
     else:
         yield fail(
-            "database",
             "it is not set up, and our role may not create a schema in it",
             "run `receiver migrate` once as a role that may",
         )
@@ -280,13 +273,11 @@ def _server(seen: Server, settings: Settings) -> Iterator[Finding]:
 def _schema(version: int) -> Iterator[Finding]:
     if version > LATEST:
         yield fail(
-            "database",
             f"it was written by a newer receiver (schema {version}, this one knows {LATEST})",
             "upgrade this receiver",
         )
     elif version < LATEST:
         yield warn(
-            "database",
             f"it has schema {version}, and this receiver needs {LATEST}",
             "`receiver serve` or `migrate` brings it up to date; make a backup first",
         )
@@ -310,16 +301,14 @@ def check_backlog(seen: Look) -> Findings:
         (backlog.overdue_deliveries, f"deliveries are {late}", _UNATTENDED),
         (backlog.overdue_predictions, f"predictions are {late}", _UNASKED),
     )
-    found = [warn("backlog", f"{number} {said}", fix) for number, said, fix in counted if number]
+    found = [warn(f"{number} {said}", fix) for number, said, fix in counted if number]
     if paused := sorted(name for name, state in backlog.held.items() if state == "paused"):
         fix = "resume them when what they do can be done again"
-        found.append(warn("backlog", f"{_some(paused)}: paused by hand", fix))
+        found.append(warn(f"{_some(paused)}: paused by hand", fix))
     for name in sorted(backlog.held.keys() - {*paused}):
         said = f"{name} is held back after a run of failures: {backlog.reasons[name]}"
-        found.append(warn("backlog", said, "fix what it calls; it is tried again by itself"))
-    return found or [
-        ok("backlog", f"{sum(backlog.of_handlers().values())} deliveries pending, none dead")
-    ]
+        found.append(warn(said, "fix what it calls; it is tried again by itself"))
+    return found or [ok(f"{sum(backlog.of_handlers().values())} deliveries pending, none dead")]
 
 
 def check_pending(seen: Look, registry: Registry) -> Iterator[Finding]:
@@ -328,25 +317,30 @@ def check_pending(seen: Look, registry: Registry) -> Iterator[Finding]:
     pending: Mapping[str, int] = backlog.of_handlers() if backlog else {}
     for name in sorted(pending.keys() - registry.handlers.keys()):
         yield warn(
-            "handlers",
             f"{pending[name]} deliveries are pending for {name}, which is not a handler here",
             "name its file in RECEIVER_HANDLERS again, or give a handler that name",
         )
 
 
-def check_server_clock(seen: Look) -> Findings:
-    if not isinstance(seen, Server):
-        return []
-    return [compare(seen.skew, "the database server's clock")]
+def check_clocks(seen: Look, skews: Mapping[str, float]) -> Findings:
+    """Hold our clock against the provider's that is nearest, and the database server's.
+
+    `skews` are seconds by which providers' clocks are ahead: where one agrees, ours is right.
+    """
+    nearest = sorted(skews, key=lambda name: abs(skews[name]))[:1]
+    found = [_compare(skews[name], f"the clock of {name}") for name in nearest]
+    if isinstance(seen, Server):
+        found.append(_compare(seen.skew, "the database server's clock"))
+    return found
 
 
-def compare(skew: float, whose: str) -> Finding:
+def _compare(skew: float, whose: str) -> Finding:
     """Judge a clock by the seconds that it is ahead of ours."""
     said = f"{whose} is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} ours"
     if abs(skew) > SKEWED:
         level = fail if abs(skew) > WRONG else warn
-        return level("clock", said, "set both by NTP (timedatectl set-ntp true)")
-    return ok("clock", f"{whose} agrees with ours")
+        return level(said, "set both by NTP (timedatectl set-ntp true)")
+    return ok(f"{whose} agrees with ours")
 
 
 def _backlog(seen: Look) -> Backlog | None:

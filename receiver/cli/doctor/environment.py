@@ -40,17 +40,16 @@ def check_settings(env: Mapping[str, str], settings: Settings, problems: list[st
     if settings.dev:
         found.append(
             warn(
-                "settings",
                 "RECEIVER_DEV is on: a key that is made of the secret key opens /v1",
                 "leave it out where others can reach the receiver",
             )
         )
-    return found or [ok("settings", f"all {sum(name in env for name in names)} can be read")]
+    return found or [ok(f"all {sum(name in env for name in names)} can be read")]
 
 
 def _problem(problem: str) -> Finding:
     what, colon, fix = problem.partition(": ")
-    return fail("settings", what, fix) if colon else fail("settings", problem)
+    return fail(what, fix) if colon else fail(problem)
 
 
 def _strangers(env: Mapping[str, str], known: Collection[str]) -> Iterator[Finding]:
@@ -61,38 +60,47 @@ def _strangers(env: Mapping[str, str], known: Collection[str]) -> Iterator[Findi
             if near
             else "remove it: `receiver settings` lists those that are"
         )
-        yield warn("settings", f"nobody reads {name}", _KNOWN_STRANGERS.get(name, fix))
+        yield warn(f"nobody reads {name}", _KNOWN_STRANGERS.get(name, fix))
 
 
 # --- secrets ---
 
 
 def check_secrets(caller: Caller, settings: Settings) -> Findings:
-    keys = [key.reveal() for key in settings.secret_keys]
-    api_keys = [key.reveal() for key in settings.api_keys]
-    viewers = [key.reveal() for key in settings.viewer_keys]
     found = [
-        *_weak("RECEIVER_SECRET_KEY", keys),
+        *_guessable(settings),
         *_rotation(settings),
-        *_short("RECEIVER_API_KEYS", api_keys, dev=settings.dev),
-        *_weak("RECEIVER_API_KEYS", [key for key in api_keys if len(key) >= SHORTEST_API_KEY]),
-        *_short("RECEIVER_VIEWER_KEYS", viewers, dev=settings.dev),
-        *_weak("RECEIVER_VIEWER_KEYS", [key for key in viewers if len(key) >= SHORTEST_API_KEY]),
-        *_short("CRON_SECRET", [key.reveal() for key in settings.cron_secrets], dev=settings.dev),
         *_placeholders(settings),
         *_shared(_named(settings)),
         *_closed(caller, settings),
     ]
     if found:
         return found
-    said = f"{len(keys)} secret key, {len(api_keys)} API key(s)" if keys else "made up by --dev"
-    return [ok("secrets", f"{said}: long, random, each for one purpose")]
+    said = "made up by --dev"
+    if settings.secret_keys:
+        said = f"{len(settings.secret_keys)} secret key, {len(settings.api_keys)} API key(s)"
+    return [ok(f"{said}: long, random, each for one purpose")]
 
 
-def _weak(name: str, texts: list[str]) -> Iterator[Finding]:
-    for place, text in _placed(name, texts):
-        if reason := weakness(text):
-            yield fail("secrets", f"{place} {reason}", _MAKE_ONE)
+def _ours(settings: Settings) -> dict[str, tuple[Secret, ...]]:
+    """Return the secrets that the operator makes, by their settings."""
+    return {
+        "RECEIVER_SECRET_KEY": settings.secret_keys,
+        "RECEIVER_API_KEYS": settings.api_keys,
+        "RECEIVER_VIEWER_KEYS": settings.viewer_keys,
+        "CRON_SECRET": settings.cron_secrets,
+    }
+
+
+def _guessable(settings: Settings) -> Iterator[Finding]:
+    for name, secrets in _ours(settings).items():
+        for number, secret in enumerate(secrets, 1):
+            place = f"number {number} of {name}" if len(secrets) > 1 else name
+            if len(secret.reveal()) < SHORTEST_API_KEY:
+                said = f"{place} has fewer than {SHORTEST_API_KEY} characters and can be guessed"
+                yield (warn if settings.dev else fail)(said, _MAKE_ONE)
+            elif reason := weakness(secret.reveal()):
+                yield fail(f"{place} {reason}", _MAKE_ONE)
 
 
 def _placeholders(settings: Settings) -> Iterator[Finding]:
@@ -100,19 +108,7 @@ def _placeholders(settings: Settings) -> Iterator[Finding]:
     for name, given in settings.providers.items():
         if given.key is not None and any(w in given.key.reveal().lower() for w in _PLACEHOLDERS):
             said = f"the key of {name} reads like a placeholder"
-            yield fail("secrets", said, "set the one that it gave you, or none")
-
-
-def _short(name: str, texts: list[str], *, dev: bool) -> Iterator[Finding]:
-    for place, text in _placed(name, texts):
-        if len(text) < SHORTEST_API_KEY:
-            said = f"{place} has fewer than {SHORTEST_API_KEY} characters and can be guessed"
-            yield (warn if dev else fail)("secrets", said, _MAKE_ONE)
-
-
-def _placed(name: str, texts: list[str]) -> Iterator[tuple[str, str]]:
-    for number, text in enumerate(texts, 1):
-        yield (f"number {number} of {name}" if len(texts) > 1 else name), text
+            yield fail(said, "set the one that it gave you, or none")
 
 
 def weakness(text: str) -> str | None:
@@ -126,7 +122,6 @@ def _rotation(settings: Settings) -> Iterator[Finding]:
     number = len(settings.secret_keys)
     if number > 1:
         yield warn(
-            "secrets",
             f"a rotation is under way: RECEIVER_SECRET_KEY has {number} keys, the first signs and "
             "all open",
             "remove the old one RECEIVER_PREDICTION_TIMEOUT "
@@ -137,10 +132,7 @@ def _rotation(settings: Settings) -> Iterator[Finding]:
 def _named(settings: Settings) -> list[tuple[str, Secret]]:
     """Return every secret with the name of its setting."""
     return [
-        *(("RECEIVER_SECRET_KEY", key) for key in settings.secret_keys),
-        *(("RECEIVER_API_KEYS", key) for key in settings.api_keys),
-        *(("RECEIVER_VIEWER_KEYS", key) for key in settings.viewer_keys),
-        *(("CRON_SECRET", key) for key in settings.cron_secrets),
+        *((name, secret) for name, secrets in _ours(settings).items() for secret in secrets),
         *(
             (f"the key of {name}", given.key)
             for name, given in settings.providers.items()
@@ -156,20 +148,18 @@ def _shared(named: list[tuple[str, Secret]]) -> Iterator[Finding]:
     for names in places.values():
         if len(set(names)) > 1 and any(name.startswith("RECEIVER_") for name in names):
             said = f"{' and '.join(dict.fromkeys(names))} are the same text"
-            yield fail("secrets", said, f"give each its own, as one leak opens all: {_MAKE_ONE}")
+            yield fail(said, f"give each its own, as one leak opens all: {_MAKE_ONE}")
 
 
 def _closed(caller: Caller, settings: Settings) -> Iterator[Finding]:
     taken = {*settings.api_keys, *settings.viewer_keys}
     if not settings.api_keys and not settings.dev:
         yield warn(
-            "secrets",
             "RECEIVER_API_KEYS is not set, and every /v1 route answers 401",
             f"set it to a key for your callers: {_MAKE_ONE}",
         )
     elif caller.key and taken and caller.key not in taken:
         yield warn(
-            "secrets",
             "RECEIVER_API_KEY, which commands use, is not one of RECEIVER_API_KEYS",
             "set it to one of them",
         )

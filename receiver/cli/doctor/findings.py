@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -27,9 +26,18 @@ class Finding(msgspec.Struct, frozen=True):
 
 Findings: TypeAlias = list[Finding]
 
-ok: Final = partial(Finding, "ok")
-warn: Final = partial(Finding, "warn")
-fail: Final = partial(Finding, "FAIL")
+
+def ok(says: str, *, name: str = "") -> Finding:
+    """Return that all is well; a finding without a name is given that of its check."""
+    return Finding("ok", name, says)
+
+
+def warn(says: str, fix: str = "", *, name: str = "") -> Finding:
+    return Finding("warn", name, says, fix)
+
+
+def fail(says: str, fix: str = "", *, name: str = "") -> Finding:
+    return Finding("FAIL", name, says, fix)
 
 
 def worst(findings: Findings) -> Level:

@@ -12,14 +12,13 @@ import hmac
 import secrets
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from email.utils import parsedate_to_datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 import httpx
 
-from receiver.cli.doctor.database import compare
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
 from receiver.deliveries.guard import is_public
 from receiver.model.errors import Unreadable
@@ -205,23 +204,26 @@ def _refused(answer: ProviderResponse) -> Trouble:
 _OPEN_IT: Final = "let the proxy pass POST /webhooks/ to the receiver, without a login"
 
 
-async def check_receiver(
-    troubles: Sequence[Trouble | None] | None, caller: Caller, settings: Settings, asker: Asker
-) -> Findings:
-    """Judge the one at RECEIVER_URL; `troubles`: what came of asking it by each secret key."""
+Asked: TypeAlias = Awaitable[Sequence[Trouble | None] | None]
+"""What comes of asking a receiver by each secret key; None where there is no key."""
+
+
+async def check_receiver(here: Asked, caller: Caller, settings: Settings, asker: Asker) -> Findings:
+    """Judge the one at RECEIVER_URL; `here`: what came of asking it."""
+    troubles = await here
     if troubles is None:
         said = "not asked, as there is no secret key to know it by"
-        return [warn("receiver", said, "set RECEIVER_SECRET_KEY")]
-    found = _troubles_of("receiver", troubles, settings)
+        return [warn(said, "set RECEIVER_SECRET_KEY")]
+    found = _troubles_of(troubles, settings)
     if all(troubles) and (_is_absent(troubles) or not caller.is_told):
         said = f"none that is ours answers at {caller.url}: {found[0].says}"
         fix = "start it with `receiver serve`, or set RECEIVER_URL, to have it looked at, too"
-        return [warn("receiver", said, fix)]
+        return [warn(said, fix)]
     try:
         return found or await _look_inside(caller, settings, asker)
     except ASKING as error:
         said = f"it answered an echo, and then no more: {_broken(error).says}"
-        return [fail("receiver", said, "see its log")]
+        return [fail(said, "see its log")]
 
 
 async def _look_inside(caller: Caller, settings: Settings, asker: Asker) -> Findings:
@@ -242,16 +244,16 @@ async def _look_inside(caller: Caller, settings: Settings, asker: Asker) -> Find
     found = []
     if ready.status != httpx.codes.OK:
         said = f"it runs at {caller.url}, but its database takes no writes"
-        found.append(fail("receiver", said, "see its log for store.unavailable"))
+        found.append(fail(said, "see its log for store.unavailable"))
     for name in _locked(ready):
         said = f"{name} has locked the account, and its submits wait"
-        found.append(fail(f"provider {name}", said, _LOCKED))
+        found.append(fail(said, _LOCKED, name=f"provider {name}"))
     for number, answer in zip(keys, answers, strict=True):
         if answer.status == httpx.codes.UNAUTHORIZED:
             said = f"the receiver that runs does not know number {number} of RECEIVER_API_KEYS"
             fix = "restart it after a change of RECEIVER_API_KEYS"
-            found.append(fail("receiver", said, fix))
-    return found or [ok("receiver", f"runs at {caller.url}, ready, knows every key")]
+            found.append(fail(said, fix))
+    return found or [ok(f"runs at {caller.url}, ready, knows every key")]
 
 
 _LOCKED: Final = "see its balance and its mails; submits go on by themselves, within a minute"
@@ -267,14 +269,13 @@ def _is_absent(troubles: Sequence[Trouble | None]) -> bool:
     return any(trouble is not None and trouble.absent for trouble in troubles)
 
 
-def _troubles_of(name: str, troubles: Sequence[Trouble | None], settings: Settings) -> Findings:
+def _troubles_of(troubles: Sequence[Trouble | None], settings: Settings) -> Findings:
     """Say what came of asking by each key; nothing where all is well."""
     bad = [(number, trouble) for number, trouble in enumerate(troubles, 1) if trouble is not None]
     if len(bad) == len(troubles):
-        return [fail(name, trouble.says, trouble.fix) for _, trouble in bad[:1]]
+        return [fail(trouble.says, trouble.fix) for _, trouble in bad[:1]]
     return [
         fail(
-            name,
             f"the receiver that answers does not know number {number} of RECEIVER_SECRET_KEY",
             f"give all processes the same {len(settings.secret_keys)} keys and restart them",
         )
@@ -286,14 +287,15 @@ def _troubles_of(name: str, troubles: Sequence[Trouble | None], settings: Settin
 
 
 async def check_public_url(
-    settings: Settings, echoes: Echoes | None, here: Awaitable[Sequence[Trouble | None] | None]
+    settings: Settings, broken: Collection[str], echoes: Echoes | None, here: Asked
 ) -> Findings:
     """Look at the way that callbacks take; `here`: what came of asking past it."""
+    if "RECEIVER_PUBLIC_URL" in broken:
+        return []
     url = settings.public_url
     if url is None:
         return [
             warn(
-                "public url",
                 "RECEIVER_PUBLIC_URL is not set, and no provider can call back",
                 "set it to the https:// URL by which the world reaches this receiver; until then "
                 "outcomes come by stream and poll, later",
@@ -301,21 +303,20 @@ async def check_public_url(
         ]
     found = [*_scheme(url, settings), *await _addresses(url, settings)]
     if echoes is None:
-        return [*found, warn("public url", "not tried without a secret key", "set one first")]
+        return [*found, warn("not tried without a secret key", "set one first")]
     troubles = await echoes.by_each_key(url)
     if _is_absent(troubles) and all(await here or [None]):
         trouble = next(filter(None, troubles))
         said = f"{url} cannot be judged while no receiver runs: {trouble.says}"
-        return [*found, warn("public url", said, "start it, then ask the doctor again")]
+        return [*found, warn(said, "start it, then ask the doctor again")]
     if any(troubles):
-        return found + _troubles_of("public url", troubles, settings)
+        return found + _troubles_of(troubles, settings)
     return [*found, await _large(url, settings, echoes)]
 
 
 def _scheme(url: str, settings: Settings) -> Iterator[Finding]:
     if urlsplit(url).scheme != "https":
         yield (warn if settings.dev else fail)(
-            "public url",
             f"{url} is not https, and callbacks with their secrets can be read on their way",
             "put a proxy with a certificate before the receiver, and name its https:// URL",
         )
@@ -332,21 +333,21 @@ async def _addresses(url: str, settings: Settings) -> Findings:
         return []
     if settings.dev:
         said = f"{host} leads to {private[0]}: only providers on this machine can call back"
-        return [warn("public url", said, "use a tunnel for real ones")]
+        return [warn(said, "use a tunnel for real ones")]
     if host in {*private, "localhost"}:
         said = f"{host} is a private address, which no provider can reach"
-        return [fail("public url", said, "name a public host in RECEIVER_PUBLIC_URL")]
+        return [fail(said, "name a public host in RECEIVER_PUBLIC_URL")]
     said = f"{host} leads to {private[0]} as seen from here, which no provider can reach"
-    return [warn("public url", said, "see that it leads to a public address as seen from outside")]
+    return [warn(said, "see that it leads to a public address as seen from outside")]
 
 
 async def _large(url: str, settings: Settings, echoes: Echoes) -> Finding:
     size = min(settings.max_body_bytes, _LARGE)
     trouble = await echoes.with_much(url, size)
     if trouble is None:
-        return ok("public url", f"{url} leads here, and bodies arrive as they were sent")
+        return ok(f"{url} leads here, and bodies arrive as they were sent")
     said = f"a callback of {size / 1e6:.1f} MB does not get through: {trouble.says}"
-    return warn("public url", said, trouble.fix)
+    return warn(said, trouble.fix)
 
 
 # --- providers ---
@@ -354,42 +355,42 @@ async def _large(url: str, settings: Settings, echoes: Echoes) -> Finding:
 
 async def check_provider(provider: Provider, settings: Settings, asker: Asker) -> Findings:
     """Try its key, and fetch its public keys, if it has any."""
-    name, given = f"provider {provider.name}", settings.providers[provider.name]
+    given = settings.providers[provider.name]
     if given.key is None:
-        return [ok(name, "off, as it has no key")]
+        return [ok("off, as it has no key")]
     found: Findings = []
-    checks = [_check_key(name, provider, asker)]
+    checks = [_check_key(provider, asker)]
     if isinstance(provider, Publishing) and not given.secrets:
-        checks.append(_check_keys(name, provider, asker))
+        checks.append(_check_keys(provider, asker))
     elif not can_prove(provider, given.secrets) and (secret := DECLARED[provider.name].secret):
         said = f"its callbacks cannot be proved without {secret}: outcomes come by poll"
-        found = [warn(name, said, "set it to the secret that the provider shows")]
+        found = [warn(said, "set it to the secret that the provider shows")]
     return found + [each for some in await asyncio.gather(*checks) for each in some]
 
 
-async def _check_key(name: str, provider: Provider, asker: Asker) -> Findings:
+async def _check_key(provider: Provider, asker: Asker) -> Findings:
     try:
         answer = await asker.ask(provider.try_key(), provider.name)
     except ASKING as error:
-        return [fail(name, f"cannot be asked: {_broken(error).says}", _REACH)]
-    return [_judge(name, answer, provider.key_works(answer))]
+        return [fail(f"cannot be asked: {_broken(error).says}", _REACH)]
+    return [_judge(answer, provider.key_works(answer))]
 
 
 _REACH: Final = "see that this machine may call it, and that its URL is the right one"
 
 
-def _judge(name: str, answer: ProviderResponse, works: bool | None) -> Finding:
+def _judge(answer: ProviderResponse, works: bool | None) -> Finding:
     said = f"HTTP {answer.status}"
     if works:
-        return ok(name, f"the key is good ({said})")
+        return ok(f"the key is good ({said})")
     if works is False:
-        return fail(name, f"the key is refused ({said})", "set it to one of your account there")
+        return fail(f"the key is refused ({said})", "set it to one of your account there")
     if 300 <= answer.status < 400:  # noqa: PLR2004 - the redirects
-        return fail(name, f"it redirects ({said})", "fix its URL, or leave it to the default")
-    return warn(name, f"cannot tell whether the key is good ({said})", "try again later")
+        return fail(f"it redirects ({said})", "fix its URL, or leave it to the default")
+    return warn(f"cannot tell whether the key is good ({said})", "try again later")
 
 
-async def _check_keys(name: str, provider: Publishing, asker: Asker) -> Findings:
+async def _check_keys(provider: Publishing, asker: Asker) -> Findings:
     request = provider.keys()
     try:
         answer = await asker.ask(request)
@@ -399,10 +400,4 @@ async def _check_keys(name: str, provider: Publishing, asker: Asker) -> Findings
         keys, said = [], _broken(error).says
     said = f"what proves its callbacks cannot be had from {request.url}: {said}"
     fix = "without it no callback can be proved: see its URL, and that it can be reached"
-    return [] if keys else [fail(name, said, fix)]
-
-
-def check_clock(skews: Mapping[str, float]) -> Findings:
-    """Hold our clock against the provider's that is nearest: where one agrees, ours is right."""
-    nearest = sorted(skews, key=lambda name: abs(skews[name]))[:1]
-    return [compare(skews[name], f"the clock of {name}") for name in nearest]
+    return [] if keys else [fail(said, fix)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+import mimetypes
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Platform = Literal["slack", "discord", "telegram"]
@@ -42,9 +42,6 @@ class Button:
     url: str = ""
     """Where a link leads, which tells nobody that it was pressed."""
 
-    def row(self) -> dict[str, str]:
-        return {"label": self.label, "value": self.value, "action": self.action, "url": self.url}
-
 
 @dataclass(slots=True, eq=False)
 class Message:
@@ -71,7 +68,6 @@ class Message:
     """The call that posted it."""
     edits: int = 0
     is_deleted: bool = False
-    reactions: list[str] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
     """What the platform keeps of it for its own answers."""
 
@@ -85,9 +81,9 @@ class Message:
 
     def row(self) -> dict[str, Any]:
         names = ("id", "place", "author", "text", "only_for", "thread", "answers", "album", "by")
-        states = ("is_waiting", "edits", "is_deleted", "reactions")
+        states = ("is_waiting", "edits", "is_deleted")
         told = {name: getattr(self, name) for name in (*names, *states)}
-        files, buttons = [f.row() for f in self.files], [b.row() for b in self.buttons]
+        files, buttons = [f.row() for f in self.files], list(map(asdict, self.buttons))
         return told | {"files": files, "buttons": buttons}
 
 
@@ -162,17 +158,4 @@ def kind_of(name: str, given: str = "") -> str:
     """Return the content type of a file by its name, where its sender does not say one."""
     if given and given != "application/octet-stream":
         return given
-    return _KINDS.get(name.rpartition(".")[2].lower(), "application/octet-stream")
-
-
-_KINDS: Mapping[str, str] = {
-    "png": "image/png",
-    "jpg": "image/jpeg",
-    "jpeg": "image/jpeg",
-    "webp": "image/webp",
-    "gif": "image/gif",
-    "mp4": "video/mp4",
-    "mp3": "audio/mpeg",
-    "pdf": "application/pdf",
-    "txt": "text/plain",
-}
+    return mimetypes.guess_type(name, strict=False)[0] or "application/octet-stream"

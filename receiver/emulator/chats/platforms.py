@@ -7,7 +7,6 @@ Control, under `/_emulator/chat`:
     POST /{platform}/press    {"message", "button" (its number), "person", "place"}
     POST /{platform}/set-up   the checks that are made when the app's address is entered
     PUT  /tokens              {"discord": 10015, "slack": true}: they are dead from now on
-    PUT  /mishaps             [{"answer", "platform"?, "method"?, "times"?, "retry_after"?}]
     POST /clock               {"seconds": 960}: so much time passes for the platforms
 """
 
@@ -16,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -28,7 +26,6 @@ from receiver.emulator.chats.discord import api as discord
 from receiver.emulator.chats.discord.interactions import APPLICATION
 from receiver.emulator.chats.discord.people import DiscordPeople
 from receiver.emulator.chats.forms import Unreadable, read_json
-from receiver.emulator.chats.mishaps import Mishap
 from receiver.emulator.chats.people import People
 from receiver.emulator.chats.scene import Scene
 from receiver.emulator.chats.slack import api as slack
@@ -37,7 +34,7 @@ from receiver.emulator.chats.telegram import api as telegram
 from receiver.emulator.chats.telegram.people import TelegramPeople
 
 _LONGEST_WAIT: Final = 30.0
-_SENSELESS: Final = (Unreadable, msgspec.ValidationError, LookupError, TypeError, ValueError)
+_SENSELESS: Final = (Unreadable, LookupError, TypeError, ValueError)
 
 
 class Chats:
@@ -87,7 +84,6 @@ class Chats:
             ("POST", "/clock", self._clock),
         ]
         made = [_controlled(method, at + path, work) for method, path, work in table]
-        made.append(_controlled("PUT", at + "/mishaps", self._mishaps, list))
         file = Route(at + "/{platform}/files/{id}", self._file, methods=["GET"])
         return [Route(at + "/{platform}", self._shown, methods=["GET"]), file, *made]
 
@@ -163,23 +159,17 @@ class Chats:
         self.kill_tokens(dict(body))
         return {}
 
-    async def _mishaps(self, _request: Request, body: Any) -> Any:
-        self.scene.mishaps.in_force = msgspec.convert(body, list[Mishap])
-        return self.scene.mishaps.in_force
-
     async def _clock(self, _request: Request, body: Any) -> Any:
         self.scene.move(float(body["seconds"]))
         return {"now": self.scene.now()}
 
 
-def _controlled(
-    method: str, path: str, work: Callable[[Request, Any], Awaitable[Any]], kind: type = dict
-) -> Route:
+def _controlled(method: str, path: str, work: Callable[[Request, Any], Awaitable[Any]]) -> Route:
     async def endpoint(request: Request) -> Response:
         try:
             body = read_json(await request.body() or b"{}")
-            if not isinstance(body, kind):
-                raise TypeError(f"the body is no {kind.__name__}")
+            if not isinstance(body, dict):
+                raise TypeError("the body is no object")
             return wire.answer(await work(request, body))
         except _SENSELESS as error:
             return wire.answer({"error": f"{type(error).__name__}: {error}"}, 400)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from starlette.requests import Request
+from starlette.responses import Response
+
+from receiver.emulator.chats.board import Platform
 from receiver.emulator.chats.calling import Caller, Exchange
-from receiver.emulator.chats.mishaps import Mishaps
+from receiver.emulator.faults import Faults
+from receiver.emulator.wire import HangUp
 
 WITHIN: Final = 3.0
 """Seconds in which Slack and Discord want an answer."""
@@ -30,7 +36,7 @@ class Scene:
     """Multiplies the waits before a platform says something again; None: it does not by itself."""
     within: float = WITHIN
     """Seconds that the app has for its answer to Slack or Discord."""
-    mishaps: Mishaps = field(default_factory=Mishaps)
+    faults: Faults = field(default_factory=lambda: Faults(random.Random()))  # noqa: S311
     caller: Caller = field(default_factory=Caller)
     _named: int = 0
 
@@ -52,6 +58,24 @@ class Scene:
         """Send the app what happened on a platform, and give it three seconds."""
         url = f"{self.receiver}/in/{platform}"
         return await self.caller.call(kind, url, headers, body, self.within)
+
+    async def answer(
+        self,
+        platform: Platform,
+        call: str,
+        request: Request,
+        work: Callable[[Request], Awaitable[Response]],
+        limited: Callable[[int], Response],
+    ) -> Response:
+        """Answer a bot's call, unless a fault befalls it; `limited` writes the platform's 429."""
+        if rule := self.faults.take("limit_call", platform, call):
+            return limited(rule.retry_after or 1)
+        if self.faults.take("fail_call", platform, call):
+            return Response("<html>Internal Server Error", 500, media_type="text/html")
+        if self.faults.take("drop_call", platform, call):
+            return HangUp()
+        answer = await work(request)
+        return HangUp() if self.faults.take("lose_answer", platform, call) else answer
 
     async def wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds * (self.scale or 0))

@@ -113,7 +113,7 @@ class Discord:
                 return Problem(400, 50035, f"Invalid Form Body: {error}").response()
 
         async def endpoint(request: Request) -> Response:
-            return await self.scene.mishaps.apply("discord", name, request, called, _limited)
+            return await self.scene.answer("discord", name, request, called, _limited)
 
         return Route(f"/discord/api/v10{path}", endpoint, methods=[method], name=f"discord.{name}")
 

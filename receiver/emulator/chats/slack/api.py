@@ -26,10 +26,7 @@ from receiver.emulator.chats.slack.messages import BOT_ID, BOT_USER, described, 
 
 TOKEN: Final = "xoxb-emulated"  # noqa: S105 - of nothing but the emulator
 TEAM, APP = "T01", "A01"
-SCOPES: Final = (
-    "app_mentions:read,chat:write,commands,files:read,files:write,im:history,im:write,"
-    "reactions:write,users:read"
-)
+SCOPES: Final = "app_mentions:read,chat:write,commands,files:read,files:write,im:history,im:write"
 URL_LIVES: Final = 1800.0
 URL_USES: Final = 5
 LONGEST: Final = 40_000
@@ -116,7 +113,7 @@ class Slack:
 
     async def _api(self, request: Request) -> Response:
         method = request.path_params["method"]
-        return await self.scene.mishaps.apply("slack", method, request, self._called, _limited)
+        return await self.scene.answer("slack", method, request, self._called, _limited)
 
     async def _called(self, request: Request) -> Response:
         headers = {"x-oauth-scopes": self.scopes, "x-accepted-oauth-scopes": ""}
@@ -159,10 +156,6 @@ class Slack:
             "chat.update": Method(self._update, "chat:write", ("channel", "ts")),
             "chat.delete": Method(self._delete, "chat:write", ("channel", "ts")),
             "conversations.open": Method(self._open, "im:write", ("users",)),
-            "users.info": Method(self._user, "users:read", ("user",), takes_json=False),
-            "reactions.add": Method(
-                self._react, "reactions:write", ("channel", "timestamp", "name")
-            ),
             "files.getUploadURLExternal": Method(
                 self._promise, "files:write", ("filename", "length"), takes_json=False
             ),
@@ -243,23 +236,6 @@ class Slack:
             raise Problem("user_not_found")
         return {"channel": {"id": "D" + person[1:]}}
 
-    def _user(self, given: Given, _origin: str) -> dict[str, Any]:
-        person = given.text("user")
-        if not re.fullmatch(r"[UW][A-Z0-9]+", person):
-            raise Problem("user_not_found")
-        user = {"id": person, "name": person.lower(), "team_id": TEAM, "deleted": False}
-        return {"user": {**user, "is_bot": person == BOT_USER, "tz": "Europe/Berlin"}}
-
-    def _react(self, given: Given, _origin: str) -> dict[str, Any]:
-        message = self.board.find(self._place(given), given.text("timestamp"))
-        if message is None:
-            raise Problem("message_not_found")
-        if given.text("name") in message.reactions:
-            raise Problem("already_reacted")
-        message.reactions.append(given.text("name"))
-        self.board.change()
-        return {}
-
     # --- files ---
 
     def _promise(self, given: Given, origin: str) -> dict[str, Any]:
@@ -271,7 +247,7 @@ class Slack:
         return {"upload_url": f"{origin}/slack/upload/{name}", "file_id": name}
 
     async def _upload(self, request: Request) -> Response:
-        return await self.scene.mishaps.apply("slack", "upload", request, self._taken, _limited)
+        return await self.scene.answer("slack", "upload", request, self._taken, _limited)
 
     async def _taken(self, request: Request) -> Response:
         name, content = request.path_params["id"], await request.body()
@@ -330,9 +306,7 @@ class Slack:
     # --- response_url ---
 
     async def _respond(self, request: Request) -> Response:
-        return await self.scene.mishaps.apply(
-            "slack", "response_url", request, self._responded, _limited
-        )
+        return await self.scene.answer("slack", "response_url", request, self._responded, _limited)
 
     async def _responded(self, request: Request) -> Response:
         url = self.urls.get(request.path_params["id"])

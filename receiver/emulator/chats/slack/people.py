@@ -83,10 +83,6 @@ class SlackPeople(People):
         told = (challenge.encode(), msgspec.json.encode({"challenge": challenge}))
         return exchange.status == 200 and exchange.answer.replace(b" ", b"") in told  # noqa: PLR2004 - HTTP's own
 
-    async def checks_ssl(self) -> Exchange:
-        form = {"ssl_check": "1", "token": _OLD_TOKEN}
-        return await self.send("ssl_check", urlencode(form).encode(), FORM)
-
     async def send(
         self, kind: str, body: bytes, content_type: str, more: dict[str, str] | None = None
     ) -> Exchange:
@@ -170,7 +166,7 @@ class SlackPeople(People):
         kind = f"event {event['type']}"
         exchange = await self.send(kind, msgspec.json.encode(body), _JSON)
         if not exchange.is_ok and self.slack.scene.scale is not None:
-            self.slack.scene.caller.start(lambda: self._insist(exchange))
+            self.slack.scene.caller.start(self._insist(exchange))
         return exchange
 
     async def _insist(self, exchange: Exchange) -> None:

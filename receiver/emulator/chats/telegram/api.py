@@ -75,7 +75,7 @@ class Telegram:
 
     async def _api(self, request: Request) -> Response:
         method = request.path_params["method"]
-        return await self.scene.mishaps.apply("telegram", method, request, self._called, _limited)
+        return await self.scene.answer("telegram", method, request, self._called, _limited)
 
     async def _called(self, request: Request) -> Response:
         try:
@@ -122,7 +122,6 @@ class Telegram:
             "getfile": self._get_file,
             "setmycommands": self._set_commands,
             "getmycommands": self._get_commands,
-            "deletemycommands": self._delete_commands,
             "setwebhook": self._set_webhook,
             "deletewebhook": self._delete_webhook,
             "getwebhookinfo": self._webhook_info,
@@ -163,7 +162,7 @@ class Telegram:
         return self._seen(self.board.post(self._new(given, "sendMessage", text=text)))
 
     def _send_file(self, kind: str, given: Given) -> Any:
-        caption = check_text(given, "caption", LONGEST_CAPTION, "message caption", least=0)
+        caption = _caption(given)
         message = self._new(given, f"send{kind.capitalize()}", text=caption)
         message.files = [self.files.take(kind, given.args.get(kind), given.files, kind)]
         message.raw["kind"] = kind
@@ -188,7 +187,7 @@ class Telegram:
         kind = one.get("type") if isinstance(one, dict) else None
         if kind not in KINDS:
             raise bad(f"can't parse InputMedia: {kind} is no type")
-        caption = check_text(Given(one), "caption", LONGEST_CAPTION, "message caption", least=0)
+        caption = _caption(Given(one))
         return kind, self.files.take(kind, one.get("media"), given.files, ""), caption
 
     def _own(self, given: Given, verb: str) -> Message:
@@ -219,7 +218,7 @@ class Telegram:
         message = self._own(given, "edit")
         if not message.files:
             raise bad("there is no caption in the message to edit")
-        caption = check_text(given, "caption", LONGEST_CAPTION, "message caption", least=0)
+        caption = _caption(given)
         return self._edit(given, message, text=caption)
 
     def _edit_media(self, given: Given) -> Any:
@@ -272,10 +271,6 @@ class Telegram:
 
     def _get_commands(self, _given: Given) -> list[dict[str, Any]]:
         return self.commands
-
-    def _delete_commands(self, _given: Given) -> bool:
-        self.commands = []
-        return True
 
     # --- updates ---
 
@@ -354,6 +349,10 @@ class Telegram:
 
 
 _SENDS: Final = {f"send{kind}": kind for kind in KINDS}
+
+
+def _caption(given: Given) -> str:
+    return check_text(given, "caption", LONGEST_CAPTION, "message caption", least=0)
 
 
 def _limited(seconds: int) -> Response:

@@ -82,7 +82,7 @@ class TelegramPeople(People):
             return None
         exchange = await self._push(update)
         if not exchange.is_ok and telegram.scene.scale is not None:
-            telegram.scene.caller.start(lambda: self._insist(update))
+            telegram.scene.caller.start(self._insist(update))
         return exchange
 
     async def repeat(self, exchange: Exchange, _number: int = 1) -> Exchange:
