@@ -24,7 +24,8 @@ def trusted() -> ssl.SSLContext:
     Raises SettingsError, which names the variable.
     """
     require(os.environ)
-    return _context(**_given(os.environ))
+    given = _given(os.environ)
+    return _context(given["cafile"], given["capath"])
 
 
 def check(env: Mapping[str, str]) -> list[str]:

@@ -46,7 +46,7 @@ _AGAIN: Final = 2.0
 
 _NOTE: Final = f"pgqueuer {importlib.metadata.version('pgqueuer')}"
 
-_SELECT_NOTE: Final = "SELECT obj_description($1::text::regclass)"
+_SELECT_NOTE: Final = "SELECT obj_description(to_regclass($1::text), 'pg_class')"
 _HASTEN: Final = """
 UPDATE {queue} SET execute_after = NOW() WHERE dedupe_key = ANY($1) AND status = 'queued'
 """
@@ -112,6 +112,8 @@ class PgQueuerJobs:
 
     async def install(self, connection: Connection) -> None:
         """Make the queue's own tables, in the caller's transaction, where there are none."""
+        if not await self.is_other(connection):
+            return  # without PgQueuer itself, as almost every start
         queries = await self.queries(connection)
         if not await queries.schema_is_installed():
             await queries.install()
@@ -119,7 +121,7 @@ class PgQueuerJobs:
             await self._sign(connection)
 
     async def is_other(self, connection: Connection) -> bool:
-        """Return whether another release made the queue's own tables."""
+        """Return whether another release made the queue's own tables, or nobody yet."""
         return bool(await connection.fetchval(_SELECT_NOTE, self.table) != self.note)
 
     async def upgrade(self, connection: Connection) -> None:
