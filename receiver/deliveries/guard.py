@@ -98,7 +98,8 @@ def guarded_client(
     `instead` stands in for the network and its guard, in tests.
     """
     return httpx.AsyncClient(
-        transport=instead or GuardedTransport(allow_private=allow_private, inner=outward(Proxies())),
+        transport=instead
+        or GuardedTransport(allow_private=allow_private, inner=outward(Proxies())),
         follow_redirects=True,
         max_redirects=_MAX_REDIRECTS,
         timeout=httpx.Timeout(30.0),
