@@ -41,6 +41,8 @@ _OFTEN: Final = "* * * * * */5"
 _EVERY_MINUTE: Final = "* * * * *"
 _MOST_FORGOTTEN: Final = 10_000
 """Rows of PgQueuer's log that are dropped in one statement."""
+_SETTLED: Final = 1.0
+"""Seconds in which the first callbacks go before it: its imports take longer than a start."""
 _AGAIN: Final = 2.0
 """Seconds after which schedules are taken up again when the server went away."""
 
@@ -216,6 +218,7 @@ class PgQueuerJobs:
         on. Its own words for what failed would come on top of ours.
         """
         logging.getLogger("pgqueuer").setLevel(logging.CRITICAL)
+        await asyncio.sleep(_SETTLED)
         while True:
             try:
                 await self._keep_house(connect, housekeeping)
