@@ -24,8 +24,8 @@ def trusted() -> ssl.SSLContext:
     Raises SettingsError, which names the variable.
     """
     require(os.environ)
-    given = _given(os.environ)
-    return _context(given["cafile"], given["capath"])
+    cafile, capath = _given(os.environ).values()
+    return _context(cafile, None if cafile else capath)
 
 
 def check(env: Mapping[str, str]) -> list[str]:
