@@ -28,14 +28,14 @@ def main() -> None:
     """
     given = plain(sys.argv[1:])
     if given is None:
-        from receiver.cli import commands  # noqa: PLC0415 - see above
+        from receiver.cli import commands
 
         commands.main()
         return
     try:
         serving.serve(*given)
     except ReceiverError as error:
-        from receiver.cli.program import tell  # noqa: PLC0415 - see above
+        from receiver.cli.program import tell
 
         tell(error)
         sys.exit(1)

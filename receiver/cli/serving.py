@@ -21,11 +21,11 @@ _COLLECT: Final = 10_000
 def serve(handlers: Sequence[str], host: str | None, port: int | None, dispatch: bool) -> None:
     """Serve until a signal; raise ReceiverError where that cannot be."""
     import_app()
-    from receiver.app import create_app, migrate  # noqa: PLC0415 - imported just now
-    from receiver.cli import environment  # noqa: PLC0415 - likewise
-    from receiver.http.listening import listening  # noqa: PLC0415 - likewise
-    from receiver.http.server import Server  # noqa: PLC0415 - likewise
-    from receiver.settings import Listening  # noqa: PLC0415 - likewise
+    from receiver.app import create_app, migrate
+    from receiver.cli import environment
+    from receiver.http.listening import listening
+    from receiver.http.server import Server
+    from receiver.settings import Listening
 
     where = Listening.read(os.environ, host, port)
     settings = environment.settings(handlers, dev=False)
