@@ -23,7 +23,7 @@ from typing import Final
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 _IMPORTED: Final = [
     "receiver.app",
-    "receiver.cli.main",
+    "receiver.cli.commands",
     "receiver.cli.emulating",
     "receiver.emulator",
     "receiver.http.server",

@@ -18,6 +18,7 @@ from receiver.observability.metrics import Metrics
 from receiver.settings import Caller, Secret, Settings
 from receiver.settings.egress import outward
 from receiver.settings.proxies import Proxies
+from receiver.settings.tls import trusted
 from tests.emulator.parts import write_certificate
 
 NEEDED: Final = {"RECEIVER_SECRET_KEY": "s" * 32}
@@ -243,6 +244,16 @@ def test_a_certificate_that_can_be_used_is(tmp_path: Path) -> None:
     assert problems(PROMETHEUS_MULTIPROC_DIR=str(shared)) == []
     assert not shared.exists()
     Metrics()
+
+
+def test_a_bundle_that_was_read_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public, _ = write_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(public))
+    assert problems(SSL_CERT_FILE=str(public)) == []
+    public.unlink()
+    trusted()
 
 
 # --- how commands find a receiver ---

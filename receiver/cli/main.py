@@ -2,7 +2,62 @@
 
 from __future__ import annotations
 
-from receiver.cli import look, mend, operate, predict, run  # noqa: F401 - they declare its commands
-from receiver.cli.program import main
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
 
-__all__ = ["main"]
+from receiver.cli import serving
+from receiver.model.errors import ReceiverError
+
+_HIGHEST_PORT = 65535
+
+
+class Plain(NamedTuple):
+    """What a plain `receiver serve` is given."""
+
+    handlers: Sequence[str] = ()
+    host: str | None = None
+    port: int | None = None
+    dispatch: bool = True
+
+
+def main() -> None:
+    """Run a command; a plain `receiver serve` starts without what only terminals need.
+
+    To load typer and what it needs, and to make all commands, takes a third of a cold start.
+    """
+    given = plain(sys.argv[1:])
+    if given is None:
+        from receiver.cli import commands
+
+        commands.main()
+        return
+    try:
+        serving.serve(*given)
+    except ReceiverError as error:
+        from receiver.cli.program import tell
+
+        tell(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def plain(arguments: Sequence[str]) -> Plain | None:
+    """Read a `serve` as servers start it; None: the commands' own parser is to read it."""
+    command, *words = arguments or ("",)
+    given = Plain()
+    handlers = []
+    while words and command == "serve":
+        match words:
+            case ["--host", host, *words] if not host.startswith("-"):
+                given = given._replace(host=host)
+            case ["--port", port, *words] if port.isdecimal() and int(port) <= _HIGHEST_PORT:
+                given = given._replace(port=int(port))
+            case ["--no-dispatch", *words]:
+                given = given._replace(dispatch=False)
+            case [name, *words] if name.isprintable() and not name.startswith("-"):
+                handlers.append(name)
+            case _:
+                return None
+    return given._replace(handlers=handlers) if command == "serve" else None

@@ -92,10 +92,15 @@ def failing(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except told as error:
-        is_ours = isinstance(error, SettingsError | HandlerError)
-        hint = _hint() if isinstance(error, HandlerError) else ""
-        say(f"receiver: {error}{hint}", lines=is_ours, err=True, colour=typer.colors.RED)
+        tell(error)
         raise typer.Exit(1) from None
+
+
+def tell(error: Exception) -> None:
+    """Say why a command ends."""
+    is_ours = isinstance(error, SettingsError | HandlerError)
+    hint = _hint() if isinstance(error, HandlerError) else ""
+    say(f"receiver: {error}{hint}", lines=is_ours, err=True, colour=typer.colors.RED)
 
 
 def _hint() -> str:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import sys
 from typing import Annotated, Final, Literal
 
 import typer
 
 from receiver.asgi import import_app
+from receiver.cli import serving
 from receiver.cli.output import print_plainly, say
 from receiver.cli.program import failing, main, panel
 from receiver.cli.words import Dev, Handlers
 
 command = panel("Run")
 
-_SWITCH: Final = 0.0005
-"""Seconds between offers of the interpreter lock: the writing thread needs it often and briefly,
-and at Python's 5 ms every one of its steps would wait that long behind a busy event loop."""
-_COLLECT: Final = 10_000
-"""New objects between two collections of the youngest; Python's 700 suits small programs."""
 _PICTURE: Final = "How long a picture takes."
 
 
@@ -82,42 +76,28 @@ def serve(
     and no real provider is asked. With --dev, `.env` of this folder is read; the environment goes
     before it.
     """
+    if not (dev or emulate or reloads):
+        if tries:
+            raise typer.BadParameter("--try goes with --emulate or --dev")
+        serving.serve(handlers or (), host, port, not no_dispatch)
+        return
     import_app()
+    from receiver.cli import dev as development
     from receiver.cli import environment
     from receiver.settings import Listening
 
     environment.read_env_file(dev=dev or emulate)
     where = Listening.read(os.environ, host, port, dev=dev or emulate)
-    if dev or emulate or reloads:
-        from receiver.cli import dev as development
-
-        development.serve(
-            handlers or (),
-            where.host,
-            where.port,
-            dispatch=not no_dispatch,
-            dev=dev,
-            emulate=emulate,
-            reloads=reloads is not False and not no_dispatch,
-            tries=tries,
-        )
-        return
-    if tries:
-        raise typer.BadParameter("--try goes with --emulate or --dev")
-    import asyncio
-
-    from receiver.app import create_app, migrate
-    from receiver.http.listening import listening
-    from receiver.http.server import Server
-
-    settings = environment.settings(handlers, dev=dev)
-    with listening(where.host, where.port) as sockets:
-        if settings.mode != "serverless":  # there it is a step of the deployment
-            asyncio.run(migrate(settings))
-        app = create_app(settings, dispatch=not no_dispatch)
-        sys.setswitchinterval(_SWITCH)
-        _spare_the_collector()
-        Server(app, where.host, where.port).run(sockets)
+    development.serve(
+        handlers or (),
+        where.host,
+        where.port,
+        dispatch=not no_dispatch,
+        dev=dev,
+        emulate=emulate,
+        reloads=reloads is not False and not no_dispatch,
+        tries=tries,
+    )
 
 
 @command()
@@ -137,7 +117,7 @@ def worker(handlers: Handlers = None, dev: Dev = False) -> None:
             await work(given, told)
         exit_after(LINGER, 0)
 
-    _spare_the_collector()
+    serving.spare_the_collector()
     run(working(), uvloop.new_event_loop())
 
 
@@ -177,13 +157,6 @@ def migrate(dev: Dev = False) -> None:
     given = settings(dev=dev)
     asyncio.run(migrate(given))
     say(f"{given.database} is up to date")
-
-
-def _spare_the_collector() -> None:
-    """Keep what start-up made out of every collection, and collect less often."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECT, 20, 20)
 
 
 @command()

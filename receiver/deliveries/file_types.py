@@ -187,58 +187,52 @@ _AAC_RATES: Final = _bytes_where(lambda byte: byte >> 2 & 15 < 13)  # noqa: PLR2
 
 HEAD: Final = 512
 """Bytes that are looked at."""
-_SIGNATURES: Final = tuple(
-    (re.compile(pattern, re.DOTALL), kind)
-    for pattern, kind in (
-        (rb"\x89PNG\r\n\x1a\n.{25}.{0,400}acTL", "image/apng"),
-        (rb"\x89PNG\r\n\x1a\n", "image/png"),
-        (rb"\xff\xd8\xff", "image/jpeg"),
-        (rb"GIF8[79]a", "image/gif"),
-        (rb"RIFF.{4}WEBP", "image/webp"),
-        (rb"RIFF.{4}WAVE", "audio/wav"),
-        (rb"RIFF.{4}AVI ", "video/x-msvideo"),
-        (rb"BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "image/bmp"),
-        (rb"II[*+]\0|MM\0[*+]", "image/tiff"),
-        (rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a", "image/jxl"),
-        (rb"\0.{3}ftyp(?:avi[fs]|(?:mif1|msf1|miaf).{4}(?:.{4}){0,15}avi[fs])", "image/avif"),
-        (rb"\0.{3}ftyphe(?:i[cxms]|v[cxms])", "image/heic"),
-        (rb"\0.{3}ftyp(?:mif1|msf1|miaf)", "image/heif"),
-        (rb"\0.{3}ftypM4[AB] ", "audio/mp4"),
-        (rb"\0.{3}ftypqt  |\0.{3}(?:moov|mdat|wide)", "video/quicktime"),
-        (rb"\0.{3}ftyp3g", "video/3gpp"),
-        (rb"\0.{3}[fs]typ", "video/mp4"),
-        (rb"\x1aE\xdf\xa3.{0,60}matroska", "video/x-matroska"),
-        (rb"\x1aE\xdf\xa3", "video/webm"),
-        (rb"OggS.{24}.{0,256}\x80theora", "video/ogg"),
-        (rb"OggS", "audio/ogg"),
-        (rb"fLaC", "audio/flac"),
-        (rb"FORM.{4}AIF[FC]", "audio/aiff"),
-        (rb"ID3[\x02-\x04]|\xff[\xe2-\xe5\xf2-\xf5\xfa-\xfd]" + _MPEG_RATES, "audio/mpeg"),
-        (rb"\xff[\xf0\xf1\xf8\xf9]" + _AAC_RATES, "audio/aac"),
-        (rb"glTF[\1\2]\0\0\0", "model/gltf-binary"),
-        (rb"ply\r?\nformat ", "model/ply"),
-        (rb".{7}\0\{\s*\"", "application/x-safetensors"),
-        (rb"PK(?:\x03\x04|\x05\x06|\x07\x08)", "application/zip"),
-        (rb"\x1f\x8b\x08", "application/gzip"),
-        (rb"%PDF-", "application/pdf"),
-    )
+_SIGNATURES: Final = (
+    (rb"\x89PNG\r\n\x1a\n.{25}.{0,400}acTL", "image/apng"),
+    (rb"\x89PNG\r\n\x1a\n", "image/png"),
+    (rb"\xff\xd8\xff", "image/jpeg"),
+    (rb"GIF8[79]a", "image/gif"),
+    (rb"RIFF.{4}WEBP", "image/webp"),
+    (rb"RIFF.{4}WAVE", "audio/wav"),
+    (rb"RIFF.{4}AVI ", "video/x-msvideo"),
+    (rb"BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "image/bmp"),
+    (rb"II[*+]\0|MM\0[*+]", "image/tiff"),
+    (rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a", "image/jxl"),
+    (rb"\0.{3}ftyp(?:avi[fs]|(?:mif1|msf1|miaf).{4}(?:.{4}){0,15}avi[fs])", "image/avif"),
+    (rb"\0.{3}ftyphe(?:i[cxms]|v[cxms])", "image/heic"),
+    (rb"\0.{3}ftyp(?:mif1|msf1|miaf)", "image/heif"),
+    (rb"\0.{3}ftypM4[AB] ", "audio/mp4"),
+    (rb"\0.{3}ftypqt  |\0.{3}(?:moov|mdat|wide)", "video/quicktime"),
+    (rb"\0.{3}ftyp3g", "video/3gpp"),
+    (rb"\0.{3}[fs]typ", "video/mp4"),
+    (rb"\x1aE\xdf\xa3.{0,60}matroska", "video/x-matroska"),
+    (rb"\x1aE\xdf\xa3", "video/webm"),
+    (rb"OggS.{24}.{0,256}\x80theora", "video/ogg"),
+    (rb"OggS", "audio/ogg"),
+    (rb"fLaC", "audio/flac"),
+    (rb"FORM.{4}AIF[FC]", "audio/aiff"),
+    (rb"ID3[\x02-\x04]|\xff[\xe2-\xe5\xf2-\xf5\xfa-\xfd]" + _MPEG_RATES, "audio/mpeg"),
+    (rb"\xff[\xf0\xf1\xf8\xf9]" + _AAC_RATES, "audio/aac"),
+    (rb"glTF[\1\2]\0\0\0", "model/gltf-binary"),
+    (rb"ply\r?\nformat ", "model/ply"),
+    (rb".{7}\0\{\s*\"", "application/x-safetensors"),
+    (rb"PK(?:\x03\x04|\x05\x06|\x07\x08)", "application/zip"),
+    (rb"\x1f\x8b\x08", "application/gzip"),
+    (rb"%PDF-", "application/pdf"),
 )
 # Atomic, as comments after comments could be taken apart in more ways than there is time for.
 _COMMENTS: Final = r"(?>(?:<!--.*?-->\s*)*)"
 _BEFORE: Final = r"(?>(?:<\?xml.*?\?>\s*)?)" + _COMMENTS
-_MARKUP: Final = tuple(
-    (re.compile(pattern, re.DOTALL | re.IGNORECASE), kind)
-    for pattern, kind in (
-        (_BEFORE + r"(?:<!doctype svg[^>]*>\s*)?" + _COMMENTS + r"<svg[\s/>]", "image/svg+xml"),
-        (_BEFORE + r"<!doctype html\b", "text/html"),
-        (
-            _BEFORE + r"<(?:html|head|body|title|meta|link|script|style|iframe|table|center|font|"
-            r"div|span|h[1-6]|p|pre|br|b|a|img)[\s/>]",
-            "text/html",
-        ),
-        (r"<\?xml\s|<!--|<!doctype\s|<[a-z_][\w:.-]*[\s/>]", "application/xml"),
-        (r"\{\s*(?:\"|\}|$)|\[\s*(?:[\"{\[\]\d-]|true|false|null|$)", "application/json"),
-    )
+_MARKUP: Final = (
+    (_BEFORE + r"(?:<!doctype svg[^>]*>\s*)?" + _COMMENTS + r"<svg[\s/>]", "image/svg+xml"),
+    (_BEFORE + r"<!doctype html\b", "text/html"),
+    (
+        _BEFORE + r"<(?:html|head|body|title|meta|link|script|style|iframe|table|center|font|"
+        r"div|span|h[1-6]|p|pre|br|b|a|img)[\s/>]",
+        "text/html",
+    ),
+    (r"<\?xml\s|<!--|<!doctype\s|<[a-z_][\w:.-]*[\s/>]", "application/xml"),
+    (r"\{\s*(?:\"|\}|$)|\[\s*(?:[\"{\[\]\d-]|true|false|null|$)", "application/json"),
 )
 _BOMS: Final = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -250,10 +244,11 @@ _NOT_WRITTEN: Final = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 def sniff(head: bytes) -> str | None:
     """Name the type that the first 512 bytes of a file show; None where they show none."""
     for signature, kind in _SIGNATURES:
-        if signature.match(head):
+        if re.match(signature, head, re.DOTALL):
             return kind
     text = _text(head)
-    return next((kind for markup, kind in _MARKUP if markup.match(text)), None)
+    how = re.DOTALL | re.IGNORECASE
+    return next((kind for markup, kind in _MARKUP if re.match(markup, text, how)), None)
 
 
 def _text(head: bytes) -> str:

@@ -13,7 +13,8 @@ from typing import Final
 
 import httpx
 
-from receiver.settings.tls import trusted
+from receiver.settings.egress import outward
+from receiver.settings.proxies import Proxies
 
 _MAX_REDIRECTS: Final = 5
 _LARGEST_PORT: Final = 65535
@@ -96,11 +97,9 @@ def guarded_client(
 
     `instead` stands in for the network and its guard, in tests.
     """
-    guarded = GuardedTransport(
-        allow_private=allow_private, inner=httpx.AsyncHTTPTransport(retries=0, verify=trusted())
-    )
     return httpx.AsyncClient(
-        transport=instead or guarded,
+        transport=instead
+        or GuardedTransport(allow_private=allow_private, inner=outward(Proxies())),
         follow_redirects=True,
         max_redirects=_MAX_REDIRECTS,
         timeout=httpx.Timeout(30.0),

@@ -13,15 +13,16 @@ import re
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from receiver.model.errors import Unproved, Unreadable
 from receiver.providers.adapter import Callback
 from receiver.providers.parsing import decode_object, identifier, words
+
+if TYPE_CHECKING:  # paid for by whose callbacks it proves
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 TOLERANCE: Final = 300
 """Seconds by which a signature's time may differ from ours, in both directions."""
@@ -171,10 +172,14 @@ def _signature(text: bytes) -> bytes:
 
 @lru_cache(maxsize=64)
 def _public_key(raw: bytes) -> Ed25519PublicKey:
-    return Ed25519PublicKey.from_public_bytes(raw)
+    from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415 - see above
+
+    return ed25519.Ed25519PublicKey.from_public_bytes(raw)
 
 
 def _verifies(key: bytes, signature: bytes, message: bytes) -> bool:
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - see above
+
     try:
         _public_key(key).verify(signature, message)
     except InvalidSignature:

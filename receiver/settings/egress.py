@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any, Final
 import httpx
 
 from receiver.settings.proxies import Proxies
-from receiver.settings.tls import trusted
+from receiver.settings.tls import require, trusted
 
 _A_LANE: Final = httpx.Limits(max_connections=None, max_keepalive_connections=4)
 """Idle connections to a few hosts; one request at a time needs no more."""
@@ -23,24 +24,34 @@ def outward(
 
     With `lanes` it is for many requests at once, which somebody else bounds.
     """
-    make: Callable[..., httpx.AsyncBaseTransport]
-    make = partial(httpx.AsyncHTTPTransport, verify=verify or trusted())
-    if lanes:
-        make = partial(_Lanes, make)
-    return _ByProxy(proxies, make) if proxies.by_scheme else make()
+    if verify is None:
+        require(os.environ)
+    make: Callable[..., httpx.AsyncBaseTransport] = partial(_connecting, verify)
+    return _ByProxy(proxies, partial(_Lanes, make) if lanes else make)
+
+
+def _connecting(verify: ssl.SSLContext | None, **given: Any) -> httpx.AsyncBaseTransport:
+    return httpx.AsyncHTTPTransport(verify=verify or trusted(), **given)
 
 
 class _ByProxy(httpx.AsyncBaseTransport):
-    """Hands each request to the proxy that is named for it, or sends it straight."""
+    """Hands each request to the proxy that is named for it, or sends it straight.
+
+    Each of these ways is made by its first request: the CA bundle and httpcore take 60 ms to load,
+    which a process that only accepts must not wait for.
+    """
 
     def __init__(self, proxies: Proxies, make: Callable[..., httpx.AsyncBaseTransport]) -> None:
         self._proxies = proxies
-        self._ways = {url: make(proxy=url) for url in {None, *proxies.by_scheme.values()}}
+        self._make = make
+        self._ways: dict[str | None, httpx.AsyncBaseTransport] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url
-        way = self._ways[self._proxies.of(url.scheme, url.host, url.port)]
-        return await way.handle_async_request(request)
+        proxy = self._proxies.of(url.scheme, url.host, url.port)
+        if proxy not in self._ways:
+            self._ways[proxy] = self._make(proxy=proxy)
+        return await self._ways[proxy].handle_async_request(request)
 
     async def aclose(self) -> None:
         for way in self._ways.values():

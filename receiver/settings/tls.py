@@ -24,7 +24,8 @@ def trusted() -> ssl.SSLContext:
     Raises SettingsError, which names the variable.
     """
     require(os.environ)
-    return _context(**_given(os.environ))
+    cafile, capath = _given(os.environ).values()
+    return _context(cafile, None if cafile else capath)
 
 
 def check(env: Mapping[str, str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +17,8 @@ def read_file(path: str, name: str, problems: list[str]) -> Table | None:
     """Read the file that a setting names, if it does; None, and a problem, where that cannot be."""
     if not path:
         return None
+    import tomllib  # noqa: PLC0415 - paid for where there is such a file
+
     try:
         found = tomllib.loads(Path(path).read_text("utf-8-sig"))
     except OSError as error:

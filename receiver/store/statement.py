@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from importlib.resources import files
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -179,34 +179,57 @@ class Listing:
 
 
 class Statements:
-    """The statements of one file, by name: `sql.insert` or, for lists, `sql.lists["x"]`."""
+    """The statements of one file, by name: `sql.insert` or, for lists, `sql.lists["x"]`.
+
+    Each is made when it is first used: a start needs few of them.
+    """
 
     def __init__(self, noun: str) -> None:
-        fragments = dict(_words())
-        for shared in ("shared", "predictions"):
-            fragments |= dict(_FRAGMENT.findall(_read(shared)))
-        text = _read(noun)
-        fragments |= dict(_FRAGMENT.findall(text))
-        self.lists: dict[str, Listing] = {}
-        self._plain: dict[str, Statement] = {}
-        for name, body in _NAMED.findall(text):
-            filters = {key: _filled(clause, fragments) for key, clause in _FILTER.findall(body)}
-            bare = _filled(_COMMENT.sub("", body).strip(), fragments)
-            if "{where}" in bare:
-                self.lists[name] = Listing(bare, filters)
-            else:
-                self._plain[name] = Statement(bare)
+        self._noun = noun
+
+    @cached_property
+    def _bodies(self) -> Mapping[str, str]:
+        return dict(_NAMED.findall(_read(self._noun)))
+
+    @cached_property
+    def lists(self) -> Mapping[str, Listing]:
+        return {
+            name: Listing(
+                self._bare(body),
+                {key: self._filled(clause) for key, clause in _FILTER.findall(body)},
+            )
+            for name, body in self._bodies.items()
+            if _is_list(body)
+        }
 
     def __getattr__(self, name: str) -> Statement:
-        try:
-            return self._plain[name]
-        except KeyError:
-            raise AttributeError(name) from None
+        """Make a statement, which is an attribute from then on."""
+        body = self._bodies.get(name)
+        if body is None or _is_list(body):
+            raise AttributeError(name)
+        made = Statement(self._bare(body))
+        setattr(self, name, made)
+        return made
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._plain)
+        return (name for name, body in self._bodies.items() if not _is_list(body))
+
+    def _bare(self, body: str) -> str:
+        return self._filled(_COMMENT.sub("", body).strip())
+
+    def _filled(self, text: str) -> str:
+        """Put fragments in the place of their marks; a fragment may hold others."""
+        fragments = _fragments(self._noun)
+        for _ in range(3):
+            text = _MARK.sub(lambda found: fragments.get(found[1], found[0]).strip(), text)
+        return text
 
 
+def _is_list(body: str) -> bool:
+    return _WHERE in body
+
+
+_WHERE: Final = "{where}"
 _BLOCK: Final = r"\n(.*?)(?=\n-- (?:name|fragment): |\Z)"
 _NAMED: Final = re.compile(r"^-- name: (\w+)" + _BLOCK, re.MULTILINE | re.DOTALL)
 _FRAGMENT: Final = re.compile(r"^-- fragment: (\w+)" + _BLOCK, re.MULTILINE | re.DOTALL)
@@ -214,18 +237,20 @@ _FILTER: Final = re.compile(r"^-- filter (\w+): (.*)$", re.MULTILINE)
 _COMMENT: Final = re.compile(r"^--.*\n?", re.MULTILINE)
 
 
+_MARK: Final = re.compile(r"\{(\w+)\}")
+
+
+@cache
 def _read(noun: str) -> str:
     return files("receiver.store.sql").joinpath(f"{noun}.sql").read_text("utf-8")
 
 
-def _filled(text: str, fragments: Mapping[str, str]) -> str:
-    """Put fragments in the place of their marks; a fragment may hold others."""
-    for _ in range(3):
-        text = _MARK.sub(lambda found: fragments.get(found[1], found[0]).strip(), text)
-    return text
-
-
-_MARK: Final = re.compile(r"\{(\w+)\}")
+@cache
+def _fragments(noun: str) -> Mapping[str, str]:
+    found = dict(_words())
+    for each in ("shared", "predictions", noun):
+        found |= _FRAGMENT.findall(_read(each))
+    return found
 
 
 @cache

@@ -246,6 +246,10 @@ def jwks() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/fal/.well-known/jwks.json"
 
 
+AS_INSTALLED = {"PYTHONDONTWRITEBYTECODE": "", "SSL_CERT_FILE": "", "SSL_CERT_DIR": ""}
+"""So that a start finds its modules compiled, and certifi's authorities, as almost everywhere."""
+
+
 class Server:
     """A process that serves a port; `pid` is for looking at its memory."""
 
@@ -253,7 +257,11 @@ class Server:
         self.port = port
         self._log = (home / "server.log").open("ab")
         self._process = subprocess.Popen(
-            command, cwd=home, env={**os.environ, **env}, stdout=self._log, stderr=self._log
+            command,
+            cwd=home,
+            env={**os.environ, **AS_INSTALLED, **env},
+            stdout=self._log,
+            stderr=self._log,
         )
         self.pid = self._process.pid
 

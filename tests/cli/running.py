@@ -19,7 +19,7 @@ from unittest.mock import patch
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from receiver.cli.main import main
+from receiver.cli.commands import main
 from tests.forked import Forked
 from tests.journey.parts import free_port
 from tests.patience import PATIENCE

@@ -28,7 +28,7 @@ from rich.text import Text
 from typer.testing import Result
 
 from receiver import emulator
-from receiver.cli.main import main
+from receiver.cli.commands import main
 from receiver.cli.program import PANELS
 from receiver.cli.tables import age, plain_cell, print_table
 from receiver.emulator import settings_for

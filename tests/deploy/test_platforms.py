@@ -26,7 +26,7 @@ import yaml  # type: ignore[import-untyped] # stubs are not worth a package
 from starlette.applications import Starlette
 
 from receiver import create_app
-from receiver.cli.main import main
+from receiver.cli.commands import main
 from receiver.settings import Settings, all_settings
 from tests.cli.running import SECRET, environment, receiver
 from tests.journey.parts import free_port

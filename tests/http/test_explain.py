@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from receiver import Event, on
-from receiver.cli.main import main
+from receiver.cli.commands import main
 from tests.conftest import Start
 from tests.receiving import Json, Station
 

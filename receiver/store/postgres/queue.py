@@ -41,12 +41,14 @@ _OFTEN: Final = "* * * * * */5"
 _EVERY_MINUTE: Final = "* * * * *"
 _MOST_FORGOTTEN: Final = 10_000
 """Rows of PgQueuer's log that are dropped in one statement."""
+_SETTLED: Final = 1.0
+"""Seconds in which the first callbacks go before it: its imports take longer than a start."""
 _AGAIN: Final = 2.0
 """Seconds after which schedules are taken up again when the server went away."""
 
 _NOTE: Final = f"pgqueuer {importlib.metadata.version('pgqueuer')}"
 
-_SELECT_NOTE: Final = "SELECT obj_description($1::text::regclass)"
+_SELECT_NOTE: Final = "SELECT obj_description(to_regclass($1::text), 'pg_class')"
 _HASTEN: Final = """
 UPDATE {queue} SET execute_after = NOW() WHERE dedupe_key = ANY($1) AND status = 'queued'
 """
@@ -112,6 +114,8 @@ class PgQueuerJobs:
 
     async def install(self, connection: Connection) -> None:
         """Make the queue's own tables, in the caller's transaction, where there are none."""
+        if not await self.is_other(connection):
+            return  # without PgQueuer itself, as almost every start
         queries = await self.queries(connection)
         if not await queries.schema_is_installed():
             await queries.install()
@@ -119,7 +123,7 @@ class PgQueuerJobs:
             await self._sign(connection)
 
     async def is_other(self, connection: Connection) -> bool:
-        """Return whether another release made the queue's own tables."""
+        """Return whether another release made the queue's own tables, or nobody yet."""
         return bool(await connection.fetchval(_SELECT_NOTE, self.table) != self.note)
 
     async def upgrade(self, connection: Connection) -> None:
@@ -214,6 +218,7 @@ class PgQueuerJobs:
         on. Its own words for what failed would come on top of ours.
         """
         logging.getLogger("pgqueuer").setLevel(logging.CRITICAL)
+        await asyncio.sleep(_SETTLED)
         while True:
             try:
                 await self._keep_house(connect, housekeeping)

@@ -1,0 +1,45 @@
+"""The server, on its own: as `receiver serve` runs it but for development."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from receiver.asgi import import_app
+
+_SWITCH: Final = 0.0005
+"""Seconds between offers of the interpreter lock: the writing thread needs it often and briefly,
+and at Python's 5 ms every one of its steps would wait that long behind a busy event loop."""
+_COLLECT: Final = 10_000
+"""New objects between two collections of the youngest; Python's 700 suits small programs."""
+
+
+def serve(handlers: Sequence[str], host: str | None, port: int | None, dispatch: bool) -> None:
+    """Serve until a signal; raise ReceiverError where that cannot be."""
+    import_app()
+    from receiver.app import create_app, migrate
+    from receiver.cli import environment
+    from receiver.http.listening import listening
+    from receiver.http.server import Server
+    from receiver.settings import Listening
+
+    where = Listening.read(os.environ, host, port)
+    settings = environment.settings(handlers, dev=False)
+    with listening(where.host, where.port) as sockets:
+        if settings.mode != "serverless":  # there it is a step of the deployment
+            asyncio.run(migrate(settings))
+        app = create_app(settings, dispatch=dispatch)
+        sys.setswitchinterval(_SWITCH)
+        spare_the_collector()
+        Server(app, where.host, where.port).run(sockets)
+
+
+def spare_the_collector() -> None:
+    """Keep what start-up made out of every collection, and collect less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT, 20, 20)
