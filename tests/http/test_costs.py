@@ -92,6 +92,45 @@ async def test_a_cost_is_computed_until_the_provider_says_it(start: Start, price
         assert station.count("cost_questions") == 0
 
 
+async def test_units_at_their_price_are_a_cost_where_nothing_else_says_one(start: Start) -> None:
+    """They are read of the result after a callback, and come with a poll's or a sync answer."""
+    async with start() as station:
+        fal = station.network.emulator
+        pushed = await station.submitted("fal", "pushed")
+        polled = await station.submitted("fal", "polled")
+        for one in (pushed, polled):
+            one.prediction.billed = 2
+            fal.end(one.prediction)
+        await station.push(pushed)
+        await station.push(polled, body=b"unreadable, so it is asked")
+        found = await station.until(polled.prediction_id, "succeeded")
+        assert found["cost"] is None
+        reads = station.network.count("fal.result")
+        station.clock.ahead += 100
+        for one in (pushed, polled):
+            assert await eventually(lambda one=one: cost_of(station, one.prediction_id)) == {  # type: ignore[misc]
+                "amount": 0.078,
+                "currency": "USD",
+                "source": "computed",
+            }
+        assert station.network.count("fal.result") == reads + 1
+        assert station.network.count("fal.price") == 1
+        [row] = (await costs(station, "provider")).values()
+        assert (row["amount"], row["predictions"], row["unknown"]) == (0.156, 2, 0)
+        assert station.count("cost_questions") == 0
+
+
+async def test_a_price_of_ones_own_goes_before_the_providers_list(
+    start: Start, prices: str
+) -> None:
+    async with start(RECEIVER_PRICES=prices) as station:
+        sent = await station.submitted("fal")
+        station.network.emulator.end(sent.prediction)
+        await station.push(sent)
+        assert (await cost_of(station, sent.prediction_id) or {})["amount"] == 0.05
+        assert station.count("cost_questions") == 0
+
+
 async def test_a_poll_may_say_the_cost_with_the_outcome(start: Start) -> None:
     async with start(EACHLABS_CONFIRM="1") as station:
         sent = await station.submitted("eachlabs")
