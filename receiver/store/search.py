@@ -1,7 +1,8 @@
 """Look predictions up as people do: by many filters, by family, with what came about them.
 
-By status, recipe, person and time there are indexes. By anything else a page looks through so many
-predictions, and says where the next one goes on.
+By status, recipe, person, provider, the name of a model and time there are indexes. By anything
+else, as the text of an input, a page looks through so many predictions, and says where the next one
+goes on.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ sql: Final = Statements("search")
 
 _LOOKED_THROUGH: Final = 3000
 """Predictions that one page looks through by what has no index."""
-_INDEXED: Final = ("person", "recipe", "unsuccessful")
+_INDEXED: Final = ("person", "recipe", "unsuccessful", "model", "provider")
+"""Filters that have an index, those that narrow more first."""
 _FREE: Final = {"cursor", "since", "until"}
 _PROMPT: Final = re.compile(r'"prompt":("(?:[^"\\]|\\.)*"?)')
 _GLOB: Final = re.compile(r"[*?\[\]]+")
@@ -63,7 +65,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     status: str | None = None
     provider: str | None = None
     model: str | None = None
-    """With `*` and `?`; upper and lower case are the same."""
+    """May have `*` and `?`; upper and lower case are the same."""
     recipe: str | None = None
     person: str | None = None
     text: str | None = None
@@ -195,7 +197,7 @@ def _given(wanted: Wanted) -> dict[str, Any]:
     given = {
         "status": wanted.status,
         "provider": wanted.provider,
-        "model": None if wanted.model is None else _pattern(wanted.model),
+        **_model(wanted.model),
         "recipe": wanted.recipe,
         "person": wanted.person,
         "text": None if wanted.text is None else _escaped(wanted.text),
@@ -205,6 +207,12 @@ def _given(wanted: Wanted) -> dict[str, Any]:
         "cursor": wanted.cursor,
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _model(asked: str | None) -> dict[str, str]:
+    if asked is None:
+        return {}
+    return {"models": _pattern(asked)} if {*asked} & {*"*?"} else {"model": asked}
 
 
 def _pattern(glob: str) -> str:
