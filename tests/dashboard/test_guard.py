@@ -55,6 +55,20 @@ async def test_it_is_on_with_dev(start: Start) -> None:
         assert (await station.world.get("/ui")).status_code == 404
 
 
+@pytest.mark.parametrize("prefix", ["", "/api"])
+async def test_a_browser_is_led_from_the_root_to_the_dashboard(start: Start, prefix: str) -> None:
+    browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    url = {"RECEIVER_PUBLIC_URL": f"https://hooks.test{prefix}"}
+    async with start(**ON, **url) as station:
+        led = await station.world.get(f"{prefix}/", headers=browser)
+        assert (led.status_code, led.headers["location"]) == (303, f"{prefix}/ui")
+        assert led.headers["vary"] == "Accept"
+        said = await station.world.get(f"{prefix}/")
+        assert said.text.startswith("A prediction receiver: ")
+    async with start(**url) as station:
+        assert (await station.world.get(f"{prefix}/", headers=browser)).text == said.text
+
+
 async def test_before_the_start_and_after_the_end_it_says_so(start: Start) -> None:
     async with start(**ON) as station:
         pass
