@@ -52,10 +52,10 @@ class DeliveryPages:
         match query.state:
             case "running":
                 page = await self._routes.list_deliveries(DeliveriesAsked(state="running"))
-                found = FoundDeliveries(page.data, page.next_cursor, None)
+                found = FoundDeliveries(page.data, page.next_cursor)
             case "pending":
                 first = await self._search.pending(query.handler, PAGE)
-                found = FoundDeliveries(first, None, None)
+                found = FoundDeliveries(first, None)
             case failed:
                 found = await self._search.failed(failed, query.handler, query.cursor, PAGE)
         return View("deliveries.html", {"found": found, "asked": query, "states": STATES})

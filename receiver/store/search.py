@@ -11,12 +11,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from fnmatch import translate
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from receiver.model.answers import Delivery
-from receiver.model.ids import oldest_id
+from receiver.model.ids import made_at, oldest_id
 from receiver.model.values import Output, Status, plain, utc
 from receiver.store.deliveries import delivery_of
 from receiver.store.deliveries import sql as deliveries_sql
@@ -79,13 +79,20 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 50
 
 
+class Looked(NamedTuple):
+    """How far a page has looked that ended because of that, and not because it is full."""
+
+    through: int
+    until: datetime
+    """When the oldest was made that was looked at."""
+
+
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """A page of what was looked for."""
 
     data: list[Hit]
     next_cursor: str | None
-    looked_through: int | None
-    """Set where the page ended because so many were looked through, not because it is full."""
+    looked: Looked | None = None
 
 
 class FoundDeliveries(msgspec.Struct, frozen=True):
@@ -93,7 +100,7 @@ class FoundDeliveries(msgspec.Struct, frozen=True):
 
     data: list[Delivery]
     next_cursor: str | None
-    looked_through: int | None
+    looked: Looked | None = None
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +138,7 @@ class Search:
         return Found(
             data=[_hit(row) for row in rows if fits(row)],
             next_cursor=rows[-1]["id"] if full else bound,
-            looked_through=_LOOKED_THROUGH if bound is not None and not full else None,
+            looked=None if full else _looked(bound),
         )
 
     async def _bound(self, given: Mapping[str, Any]) -> str | None:
@@ -160,7 +167,7 @@ class Search:
         wanted = {**given, "handler": handler, "bound": bound}
         rows = await listed(self._store, deliveries_sql.lists["list_deliveries"], wanted, limit)
         page = page_of([delivery_of(row) for row in rows], limit)
-        looked = _LOOKED_THROUGH if bound is not None and page.next_cursor is None else None
+        looked = None if page.next_cursor else _looked(bound)
         return FoundDeliveries(page.data, page.next_cursor or bound, looked)
 
     async def pending(self, handler: str | None, limit: int) -> list[Delivery]:
@@ -190,6 +197,10 @@ class Search:
         """Count the predictions made since then by status, the latest `most` of them."""
         rows = await self._store.read(sql.count_recent, since=oldest_id("pred", since), most=most)
         return {row["status"]: row["number"] for row in rows}
+
+
+def _looked(bound: str | None) -> Looked | None:
+    return None if bound is None else Looked(_LOOKED_THROUGH, utc(made_at(bound)))
 
 
 def _given(wanted: Wanted) -> dict[str, Any]:

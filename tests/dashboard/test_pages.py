@@ -307,6 +307,24 @@ async def test_lists_go_on_by_a_cursor_and_keep_their_filters(start: Start) -> N
         assert 'rel="next"' not in second
 
 
+async def test_a_page_says_how_far_it_has_looked(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.store.search._LOOKED_THROUGH", 3)
+    async with start(**ON) as station:
+        for number in range(8):
+            await station.submit("fal", f"boat {number}")
+        someone = await signed_in(station)
+        page = await someone.see("/predictions", text="boat 1")
+        for _ in range(2):
+            assert "None was found. 3 predictions were looked through, back to <time" in page
+            more = re.search(r'rel="next" href="/ui([^"]*)">Look further<', page)
+            assert more
+            page = await someone.see(unescape(more[1]))
+        assert ">boat 1</a>" in page
+        assert "looked through" not in page
+
+
 async def test_what_is_unfit_is_refused(start: Start) -> None:
     async with start(**ON) as station:
         someone = await signed_in(station)
@@ -319,6 +337,8 @@ async def test_what_is_unfit_is_refused(start: Start) -> None:
             {f"metadata.n{number}": "x" for number in range(11)},
         ):
             await someone.see("/predictions", 422, **query)
+        for name in ("text", "provider", "model", "recipe", "person", "metadata.\0", "meta"):
+            await someone.see("/predictions", **{name: "\0", "is": "\0"})
         await someone.see("/deliveries", 422, state="odd")
         await someone.see("/discarded", 422, cursor="odd")
         await someone.see("/replays", 422, cursor="odd")
