@@ -39,6 +39,8 @@ _LARGEST_BARE: Final = 4 * 1024 * 1024
 """Bytes of a picture that is shown as it is, where no thumbnail can be made."""
 _PATIENCE: Final = 60.0
 _AT_ONCE: Final = 4
+_DECODED_AT_ONCE: Final = 2
+"""Pictures: one of the largest takes a quarter of a gigabyte, however few bytes its file has."""
 _ASK_AGAIN: Final = 60.0
 """Seconds after which a provider is asked again for what it did not have."""
 _ALONE: Final = {
@@ -66,6 +68,7 @@ class PicturePages:
         self._shelf = shelf
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._room = asyncio.Semaphore(_AT_ONCE)
+        self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
 
     @page("/predictions/{id}/outputs/{number}/thumbnail", is_part=True)
     async def small(self, visit: Visit, id: PredictionId, number: Number) -> Response:
@@ -115,7 +118,8 @@ class PicturePages:
             path, kind = await self._file(id, number, output)
             if not kind.startswith("image/") or kind not in SHOWN:
                 raise Unshowable(kind)
-            return await asyncio.to_thread(self._reduce, id, number, path)
+            async with self._decoding:
+                return await asyncio.to_thread(self._reduce, id, number, path)
 
     def _reduce(self, id: str, number: int, path: Path) -> Path:
         made = thumbnail(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 from pathlib import Path
@@ -227,6 +228,41 @@ def test_what_is_no_picture_or_too_large_is_not_decoded(
     file.write_bytes(png(11, 10))
     with pytest.raises(Unshowable, match="pixels"):
         thumbnail(file)
+
+
+async def test_few_are_decoded_at_once(
+    start: Start, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work: list[Path] = []
+    most = 0
+
+    def slow(path: Path) -> bytes | None:
+        nonlocal most
+        at_work.append(path)
+        most = max(most, len(at_work))
+        made = thumbnail(path)
+        at_work.remove(path)
+        return made
+
+    monkeypatch.setattr("receiver.dashboard.pictures.thumbnail", slow)
+    results.there[PICTURE] = (png(3000, 3000), "image/png")
+    async with start(**ON, results=results) as station:
+        places = [await shown(station, f"number {number}") for number in range(6)]
+        someone, *_ = places[0]
+        asked = (someone.http.get(f"{output}/thumbnail") for *_, output in places)
+        answers = await asyncio.gather(*asked)
+    assert {answer.status_code for answer in answers} == {200}
+    assert most == 2
+
+
+def test_a_picture_that_lies_on_its_side_is_set_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for ending in ("jpg", "png", "webp"):
+        Image.new("RGB", (900, 300), "teal").save(tmp_path / f"a.{ending}", exif=exif)
+        made = thumbnail(tmp_path / f"a.{ending}")
+        assert made is not None
+        assert Image.open(io.BytesIO(made)).size == (EDGE // 3, EDGE)
 
 
 def test_of_a_film_of_pictures_the_first_is_shown(tmp_path: Path) -> None:
