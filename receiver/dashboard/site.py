@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -146,7 +147,7 @@ class Site:
             found = await method(**given)
         elif context.may_act:
             target = str(given.get("id", "")) or context.form.get("name", "")
-            found = await self._recorded(context, declared.action, target, method(**given))
+            found = await self._recorded(context, declared.action, target, partial(method, **given))
         else:
             raise Problem(403, "read-only", "this key may look, and nothing else")
         if isinstance(found, Response):
@@ -157,7 +158,7 @@ class Site:
         return RedirectResponse(context.back_to(path, declared.action), 303)
 
     async def _recorded(
-        self, context: PageContext, action: str, target: str, doing: Awaitable[Any]
+        self, context: PageContext, action: str, target: str, do: Callable[[], Awaitable[Any]]
     ) -> Any:
         """Do something, of which the audit trail knows before it is done; tell what came of it."""
         now = self._clock()
@@ -172,7 +173,7 @@ class Site:
         await self._audit.begin(deed)
         result = "failed"
         try:
-            found = await doing
+            found = await do()
             result = "refused" if isinstance(found, View) else "done"
         except Problem as problem:
             result = problem.type
@@ -201,16 +202,11 @@ class Site:
         self, request: Request, error: Exception, context: PageContext | None = None
     ) -> Response:
         status, detail, after = _said(error)
-        context = context or PageContext(request, self._clock())
-        values = {
-            "context": context,
-            "to": context.to,
-            "static": self._static.tags,
-            "status": status,
-            "detail": detail,
-        }
-        headers = {} if after is None else {"Retry-After": str(after)}
-        return HTMLResponse(render("problem.html", values), status, headers)
+        view = View("problem.html", {"status": status, "detail": detail}, status)
+        response = self._page(context or PageContext(request, self._clock()), view)
+        if after is not None:
+            response.headers["Retry-After"] = str(after)
+        return response
 
     async def _file(self, request: Request) -> Response:
         name = request.path_params["name"]

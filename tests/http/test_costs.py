@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,8 @@ import httpx
 import pytest
 
 from receiver import Context, Event, on
+from receiver.model.answers import CostReport, CostRow
+from receiver.predictions.costs import as_csv
 from tests.conftest import Start
 from tests.receiving import API_KEY, OTHER_API_KEY, Json, Station, eventually, reply
 
@@ -251,6 +254,15 @@ async def test_two_servers_exceed_no_budget_together(start: Start, prices: str) 
         assert one.count("predictions") == 7
         [(spent,)] = one.rows("SELECT spent FROM order_counts WHERE kind = 'all/month'")
         assert spent == 350_000
+
+
+def test_no_text_of_a_table_is_a_formula() -> None:
+    texts = ["=1", "+1", "-1", "@a", "\t=1", "\r=1", "\n=1", "＝1", "a=1", ""]  # noqa: RUF001
+    day = date(2026, 11, 29)
+    rows = [CostRow(of={"model": each}, amount=0.0, predictions=1, unknown=0) for each in texts]
+    report = CostReport(since=day, until=day, data=rows, total=rows[0])
+    cells = [row[0] for row in csv.reader(io.StringIO(as_csv(report), newline=""))][1:]
+    assert cells == [*(f"'{each}" for each in texts[:-2]), *texts[-2:]]
 
 
 async def test_sums_outlive_what_was_erased(start: Start, prices: str) -> None:
