@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from receiver import Context, Dead, Event, Skip, on
+from receiver.dashboard.rendering import dollars
 from tests.conftest import Start
 from tests.dashboard.people import ON, Person, buttons, forms, person
 from tests.receiving import Station, eventually
@@ -130,6 +131,19 @@ async def test_a_prediction_shows_all_there_is_of_it(start: Start) -> None:
             "cdn.test/a.png",
         ):
             assert said in page, said
+
+
+@pytest.mark.parametrize(
+    "body", ["[" * 9000, '{"a":' * 2500 + "1" + "}" * 2500, "[" * 9000 + "]" * 9000, '{"a": [1e999']
+)
+async def test_evidence_is_shown_as_it_came_where_it_is_no_json_for_people(
+    start: Start, body: str
+) -> None:
+    async with start(**ON) as station:
+        sent = await station.submitted("fal")
+        assert (await station.push(sent, body=body.encode())).status_code == 200
+        page = await (await signed_in(station)).see(f"/predictions/{sent.prediction_id}")
+        assert body in unescape(page)
 
 
 async def test_parents_and_children_are_shown(start: Start) -> None:
@@ -323,6 +337,12 @@ async def test_a_page_says_how_far_it_has_looked(
             page = await someone.see(unescape(more[1]))
         assert ">boat 1</a>" in page
         assert "looked through" not in page
+
+
+def test_small_amounts_are_no_nothing() -> None:
+    amounts = (0.0, 0.000004, 0.0398, 0.5, 0.1 + 0.2, 1.0, 1234.567)
+    shown = ("$0.00", "$0.000004", "$0.0398", "$0.50", "$0.30", "$1.00", "$1,234.57")
+    assert tuple(map(dollars, amounts)) == shown
 
 
 async def test_what_is_unfit_is_refused(start: Start) -> None:
