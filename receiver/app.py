@@ -16,7 +16,7 @@ import structlog
 from starlette.applications import Starlette
 
 from receiver.dashboard.facade import Dashboard
-from receiver.dashboard.parts import Parts
+from receiver.dashboard.facades import Facades
 from receiver.deliveries.facade import Deliveries
 from receiver.deliveries.importing import register
 from receiver.deliveries.registry import Registered, Registry
@@ -153,7 +153,7 @@ async def _running(
     after = After() if role.handlers else settings.after
     of_drains = {} if role.housekeeping else due
     surface = Http(settings, store, predictions, deliveries, runtime, after, of_drains)
-    surface.add(Dashboard(Parts(settings, store, predictions, deliveries, runtime, surface)))
+    surface.add(Dashboard(Facades(settings, store, predictions, deliveries, runtime, surface)))
     async with AsyncExitStack() as stack:
         for close in (runtime.tracing.stop, predictions.close, deliveries.close):
             stack.push_async_callback(close)

@@ -277,7 +277,7 @@ def costs(
         print_plainly(found)
         return
     rows = [
-        {**row["of"], **row, "amount": f"{row['amount']:.4f}"}
+        {**row["of"], **row, "amount": f"{row['amount']:.6f}"}
         for row in (*found["data"], found["total"])
     ]
     show_rows(rows, (*by.split(","), "amount", "predictions", "unknown"), wide=wide)

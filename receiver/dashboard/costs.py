@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, page
+from receiver.dashboard.facades import Facades
 from receiver.dashboard.filters import asked
-from receiver.dashboard.parts import Parts
-from receiver.dashboard.visit import Visit
 from receiver.http.routes.costs import CostRoutes, CostsAsked
 
 GROUPS: Final = ("day", "provider", "model", "recipe", "key")
@@ -16,13 +16,13 @@ GROUPS: Final = ("day", "provider", "model", "recipe", "key")
 class CostPages:
     """The page about costs."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._by = parts.settings.costs_by
-        self._routes = CostRoutes(parts.store.costs, self._by, parts.runtime.clock)
+    def __init__(self, facades: Facades) -> None:
+        self._by = facades.settings.costs_by
+        self._routes = CostRoutes(facades.store.costs, self._by, facades.runtime.clock)
 
     @page("/costs")
-    async def costs(self, visit: Visit) -> View:
-        query = asked(visit.query, CostsAsked)
+    async def costs(self, context: PageContext) -> View:
+        query = asked(context.query, CostsAsked)
         found = await self._routes.costs(query)
         values = {
             "found": found,

@@ -8,7 +8,7 @@
 
 A page gives a `View`, or a Response as it is. An action is a POST by a person who is signed in by
 a key that may act: it writes one row and one line of the audit trail, and leads back to where the
-form was, or where the path that it gives says. A method has `visit` where it needs it; its other
+form was, or where the path that it gives says. A method has `context` where it needs it; its other
 parameters stand in the path, and their types say what may stand there.
 """
 
@@ -82,5 +82,5 @@ def in_path(request: Request, method: Callable[..., Awaitable[Any]]) -> dict[str
     return {name: named(request, name, kinds[name], _MISSING) for name in request.path_params}
 
 
-def wants_visit(method: Callable[..., Awaitable[Any]]) -> bool:
-    return "visit" in parameters_of(method)
+def wants_context(method: Callable[..., Awaitable[Any]]) -> bool:
+    return "context" in parameters_of(method)

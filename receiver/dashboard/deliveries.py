@@ -7,10 +7,10 @@ from typing import Annotated, Final, Literal, TypeAlias, get_args
 import msgspec
 from msgspec import Meta
 
+from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, action, page
+from receiver.dashboard.facades import Facades
 from receiver.dashboard.filters import PAGE, asked
-from receiver.dashboard.parts import Parts
-from receiver.dashboard.visit import Visit
 from receiver.http.declare import DeliveryId, HandlerName
 from receiver.http.routes.deliveries import DeliveriesAsked, DeliveryRoutes
 from receiver.model.answers import Kind
@@ -40,22 +40,22 @@ class DiscardedAsked(msgspec.Struct, frozen=True):
 class DeliveryPages:
     """The pages about deliveries."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._routes = DeliveryRoutes(parts.store.deliveries, parts.runtime)
-        self._search = parts.store.search
-        self._discarded = parts.store.discarded
+    def __init__(self, facades: Facades) -> None:
+        self._routes = DeliveryRoutes(facades.store.deliveries, facades.runtime)
+        self._search = facades.store.search
+        self._discarded = facades.store.discarded
 
     @page("/deliveries")
-    async def deliveries(self, visit: Visit) -> View:
+    async def deliveries(self, context: PageContext) -> View:
         """List dead letters, or deliveries in another state."""
-        query = asked(visit.query, Asked)
+        query = asked(context.query, Asked)
         match query.state:
             case "running":
                 page = await self._routes.list_deliveries(DeliveriesAsked(state="running"))
-                found = FoundDeliveries(page.data, page.next_cursor, None)
+                found = FoundDeliveries(page.data, page.next_cursor)
             case "pending":
                 first = await self._search.pending(query.handler, PAGE)
-                found = FoundDeliveries(first, None, None)
+                found = FoundDeliveries(first, None)
             case failed:
                 found = await self._search.failed(failed, query.handler, query.cursor, PAGE)
         return View("deliveries.html", {"found": found, "asked": query, "states": STATES})
@@ -65,7 +65,7 @@ class DeliveryPages:
         await self._routes.retry(id)
 
     @page("/discarded")
-    async def discarded(self, visit: Visit) -> View:
-        query = asked(visit.query, DiscardedAsked)
+    async def discarded(self, context: PageContext) -> View:
+        query = asked(context.query, DiscardedAsked)
         found = await self._discarded.page(PAGE, kind=query.kind, cursor=query.cursor)
         return View("discarded.html", {"found": found, "asked": query, "kinds": KINDS})

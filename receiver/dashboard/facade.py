@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from receiver.dashboard.parts import Parts
-from receiver.dashboard.shelf import Shelf, folder_of
+from receiver.dashboard.cache import PictureCache, folder_of
+from receiver.dashboard.facades import Facades
 from receiver.http.front import DASHBOARD_PATHS
 from receiver.model.tasks import repeat
 
@@ -28,18 +28,18 @@ _TIDY: Final = 20.0
 class Dashboard:
     """The dashboard of one run of the receiver."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._shelf = Shelf(folder_of(parts.settings))
+    def __init__(self, facades: Facades) -> None:
+        self._facades = facades
+        self._cache = PictureCache(folder_of(facades.settings))
         self._site: Site | None = None
         self._making = asyncio.Lock()
-        is_on = parts.settings.shows_dashboard
+        is_on = facades.settings.shows_dashboard
         self.routes = [Route(path, self) for path in DASHBOARD_PATHS if is_on]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._making:
             if self._site is None:
-                self._site = await asyncio.to_thread(_make, self._parts, self._shelf)
+                self._site = await asyncio.to_thread(_make, self._facades, self._cache)
         await self._site(scope, receive, send)
 
     async def run(self) -> NoReturn:
@@ -47,16 +47,16 @@ class Dashboard:
         await repeat(self._tidy, longest=_TIDY)
 
     async def _tidy(self) -> None:
-        held = await asyncio.to_thread(self._shelf.predictions)
+        held = await asyncio.to_thread(self._cache.predictions)
         for at in range(0, len(held), _PAGE):
             some = held[at : at + _PAGE]
-            kept = await self._parts.store.search.with_content(some)
-            await asyncio.to_thread(self._shelf.drop, {*some} - kept)
-        await asyncio.to_thread(self._shelf.shrink)
+            kept = await self._facades.store.search.with_content(some)
+            await asyncio.to_thread(self._cache.drop, {*some} - kept)
+        await asyncio.to_thread(self._cache.shrink)
 
 
-def _make(parts: Parts, shelf: Shelf) -> Site:
+def _make(facades: Facades, cache: PictureCache) -> Site:
     from receiver.dashboard.site import Site  # noqa: PLC0415 - at the first page, and not before
 
-    shelf.open()
-    return Site(parts, shelf)
+    cache.open()
+    return Site(facades, cache)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, action, page
-from receiver.dashboard.parts import Parts
-from receiver.dashboard.visit import Visit
+from receiver.dashboard.facades import Facades
 from receiver.http.body import Nothing
 from receiver.http.routes.handlers import HandlerRoutes
 
@@ -12,9 +12,11 @@ from receiver.http.routes.handlers import HandlerRoutes
 class HandlerPages:
     """The pages about handlers."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._routes = HandlerRoutes(parts.store, parts.deliveries, parts.runtime, counts_few=True)
-        self._registry = parts.deliveries.registry
+    def __init__(self, facades: Facades) -> None:
+        self._routes = HandlerRoutes(
+            facades.store, facades.deliveries, facades.runtime, counts_few=True
+        )
+        self._registry = facades.deliveries.registry
 
     @page("/handlers")
     async def handlers(self) -> View:
@@ -23,9 +25,9 @@ class HandlerPages:
         return View("handlers.html", values)
 
     @action("/handlers/pause", "pause")
-    async def pause(self, visit: Visit) -> None:
-        await self._routes.pause(visit.form.get("name", ""))
+    async def pause(self, context: PageContext) -> None:
+        await self._routes.pause(context.form.get("name", ""))
 
     @action("/handlers/resume", "resume")
-    async def resume(self, visit: Visit) -> None:
-        await self._routes.resume(visit.form.get("name", ""))
+    async def resume(self, context: PageContext) -> None:
+        await self._routes.resume(context.form.get("name", ""))

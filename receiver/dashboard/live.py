@@ -11,10 +11,10 @@ from typing import Final
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
+from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import page
+from receiver.dashboard.facades import Facades
 from receiver.dashboard.guard import LONGEST, Guard
-from receiver.dashboard.parts import Parts
-from receiver.dashboard.visit import Visit
 from receiver.http.declare import PredictionId
 from receiver.http.live import StreamFilter
 from receiver.model.errors import Problem, StoreUnavailable
@@ -29,24 +29,24 @@ _HEADERS: Final = {"X-Accel-Buffering": "no"}
 class LivePage:
     """The stream that pages listen to."""
 
-    def __init__(self, parts: Parts, guard: Guard) -> None:
-        self._live = parts.http.live
+    def __init__(self, facades: Facades, guard: Guard) -> None:
+        self._live = facades.http.live
         self._guard = guard
-        self._clock = parts.runtime.clock
+        self._clock = facades.runtime.clock
 
     @page("/live", is_part=True)
-    async def live(self, visit: Visit) -> Response:
+    async def live(self, context: PageContext) -> Response:
         """Stream a message after each change, of one prediction or any, while the sign-in lasts."""
         try:
-            prediction = msgspec.convert(visit.query.get("prediction"), PredictionId | None)
+            prediction = msgspec.convert(context.query.get("prediction"), PredictionId | None)
         except msgspec.ValidationError:
             raise Problem(422, "invalid-request", "that is no prediction's id") from None
         wanted = StreamFilter(prediction=prediction, deliveries=True)
-        after = visit.request.headers.get("last-event-id") or visit.query.get("after", "")
+        after = context.request.headers.get("last-event-id") or context.query.get("after", "")
         begins = int(after) if _PLACE.fullmatch(after) else await self._live.now()
         frames = self._live.read(begins, wanted)
         first = await anext(frames, b"")  # what speaks against it is said before it begins
-        began = visit.session.at if visit.session else 0
+        began = context.session.at if context.session else 0
         return StreamingResponse(
             _messages(first, frames, began + LONGEST - self._clock()),
             headers=_HEADERS,

@@ -8,10 +8,10 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, page
+from receiver.dashboard.facades import Facades
 from receiver.dashboard.filters import PAGE, asked
-from receiver.dashboard.parts import Parts
-from receiver.dashboard.visit import Visit
 from receiver.http.routes.costs import CostRoutes, CostsAsked
 from receiver.model.values import Status, utc
 from receiver.providers import NAMES
@@ -32,20 +32,22 @@ class Asked(msgspec.Struct, frozen=True):
 class OverviewPage:
     """The first page, and all that was done by hand."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._store = parts.store
-        self._costs = CostRoutes(parts.store.costs, parts.settings.costs_by, parts.runtime.clock)
+    def __init__(self, facades: Facades) -> None:
+        self._store = facades.store
+        self._costs = CostRoutes(
+            facades.store.costs, facades.settings.costs_by, facades.runtime.clock
+        )
 
     @page("/")
-    async def overview(self, visit: Visit) -> View:
+    async def overview(self, context: PageContext) -> View:
         search = self._store.search
         backlog, recent, latest, failures, deeds, today = await asyncio.gather(
             self._store.backlog.few(NAMES),
-            search.recent(visit.now - _DAY, _MOST),
+            search.recent(context.now - _DAY, _MOST),
             search.page(Wanted(limit=_LATEST)),
             search.page(Wanted(status=Status.FAILED, limit=_LATEST)),
             self._store.audit.page(_LATEST),
-            self._costs.costs(CostsAsked(since=utc(visit.now).date())),
+            self._costs.costs(CostsAsked(since=utc(context.now).date())),
         )
         living = {
             status: sum(n for (_, each), n in backlog.living.items() if each == status)
@@ -66,6 +68,6 @@ class OverviewPage:
         return View("overview.html", values)
 
     @page("/audit")
-    async def audit(self, visit: Visit) -> View:
-        query = asked(visit.query, Asked)
+    async def audit(self, context: PageContext) -> View:
+        query = asked(context.query, Asked)
         return View("audit.html", {"found": await self._store.audit.page(PAGE, query.cursor)})

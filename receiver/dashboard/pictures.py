@@ -19,13 +19,13 @@ import structlog
 from msgspec import Meta
 from starlette.responses import FileResponse, Response
 
+from receiver.dashboard.cache import PictureCache
+from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import page
-from receiver.dashboard.kinds import BY_ENDING, SHOWN
-from receiver.dashboard.parts import Parts
+from receiver.dashboard.facades import Facades
+from receiver.dashboard.media import BY_ENDING, SHOWN
 from receiver.dashboard.rendering import Static
-from receiver.dashboard.shelf import Shelf
 from receiver.dashboard.thumbnails import Unshowable, thumbnail
-from receiver.dashboard.visit import Visit
 from receiver.deliveries.handlers import Dead
 from receiver.http.declare import PredictionId
 from receiver.model.errors import Problem
@@ -39,6 +39,8 @@ _LARGEST_BARE: Final = 4 * 1024 * 1024
 """Bytes of a picture that is shown as it is, where no thumbnail can be made."""
 _PATIENCE: Final = 60.0
 _AT_ONCE: Final = 4
+_DECODED_AT_ONCE: Final = 2
+"""Pictures: one of the largest takes a quarter of a gigabyte, however few bytes its file has."""
 _ASK_AGAIN: Final = 60.0
 """Seconds after which a provider is asked again for what it did not have."""
 _ALONE: Final = {
@@ -59,16 +61,17 @@ class Later(Exception):
 class PicturePages:
     """The routes that give outputs."""
 
-    def __init__(self, parts: Parts, shelf: Shelf, static: Static) -> None:
+    def __init__(self, facades: Facades, cache: PictureCache, static: Static) -> None:
         self._static = static
-        self._predictions = parts.store.predictions
-        self._deliveries = parts.deliveries
-        self._shelf = shelf
+        self._predictions = facades.store.predictions
+        self._deliveries = facades.deliveries
+        self._cache = cache
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._room = asyncio.Semaphore(_AT_ONCE)
+        self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
 
     @page("/predictions/{id}/outputs/{number}/thumbnail", is_part=True)
-    async def small(self, visit: Visit, id: PredictionId, number: Number) -> Response:
+    async def small(self, context: PageContext, id: PredictionId, number: Number) -> Response:
         """Give a thumbnail, or a picture that says why there is none."""
         _, output = await self._output(id, number)
         try:
@@ -79,10 +82,10 @@ class PicturePages:
             return self._instead("later.svg", 502)
         except Unshowable:
             return self._instead("unshowable.svg", 415)
-        return _tagged(visit, path)
+        return _tagged(context, path)
 
     @page("/predictions/{id}/outputs/{number}", is_part=True)
-    async def whole(self, visit: Visit, id: PredictionId, number: Number) -> Response:
+    async def whole(self, context: PageContext, id: PredictionId, number: Number) -> Response:
         """Give an output: to be shown, or as a download."""
         prediction, output = await self._output(id, number)
         try:
@@ -91,7 +94,7 @@ class PicturePages:
             raise Problem(410, "gone", f"it is not there any more: {error}") from None
         except Later as error:
             raise Problem(502, "unavailable", f"it cannot be had just now: {error}") from None
-        is_shown = kind in SHOWN and "save" not in visit.query
+        is_shown = kind in SHOWN and "save" not in context.query
         return FileResponse(
             path,
             headers=_ALONE,
@@ -108,14 +111,15 @@ class PicturePages:
         return prediction, outputs[int(number)]
 
     async def _thumbnail(self, id: str, number: int, output: Output) -> Path:
-        """Return a small picture out of the shelf, or make it."""
+        """Return a small picture out of the cache, or make it."""
         async with self._locks.setdefault(f"{id}/{number}/thumbnail", asyncio.Lock()):
-            if (found := self._shelf.find(id, number, ("small",))) is not None:
+            if (found := self._cache.find(id, number, ("small",))) is not None:
                 return found
             path, kind = await self._file(id, number, output)
             if not kind.startswith("image/") or kind not in SHOWN:
                 raise Unshowable(kind)
-            return await asyncio.to_thread(self._reduce, id, number, path)
+            async with self._decoding:
+                return await asyncio.to_thread(self._reduce, id, number, path)
 
     def _reduce(self, id: str, number: int, path: Path) -> Path:
         made = thumbnail(path)
@@ -124,9 +128,9 @@ class PicturePages:
                 raise Unshowable("Pillow is not installed")
             return path
         digest = hashlib.sha256(made).hexdigest()
-        place = self._shelf.place(id) / f"{number}-{digest}.small"
+        place = self._cache.place(id) / f"{number}-{digest}.small"
         _write(place, made)
-        self._shelf.added(len(made))
+        self._cache.added(len(made))
         return place
 
     async def _file(self, id: str, number: int, output: Output) -> tuple[Path, str]:
@@ -134,15 +138,15 @@ class PicturePages:
         if (kept := _kept(output.stored)) is not None and output.stored is not None:
             return kept, output.stored.content_type
         async with self._locks.setdefault(f"{id}/{number}", asyncio.Lock()):
-            gone = self._shelf.find(id, number, ("gone",))
+            gone = self._cache.find(id, number, ("gone",))
             if gone is not None and time.time() - gone.stat().st_mtime < _ASK_AGAIN:
                 raise Gone("it was asked for a moment ago")
-            if (found := self._shelf.find(id, number, BY_ENDING)) is not None:
+            if (found := self._cache.find(id, number, BY_ENDING)) is not None:
                 return found, BY_ENDING[found.suffix[1:]]
             return await self._fetch(id, number, output)
 
     async def _fetch(self, id: str, number: int, output: Output) -> tuple[Path, str]:
-        place = self._shelf.place(id)
+        place = self._cache.place(id)
         wanted = output
         if output.stored is not None and output.stored.url.startswith(("http://", "https://")):
             wanted = Output(url=output.stored.url, content_type=output.stored.content_type)
@@ -158,7 +162,7 @@ class PicturePages:
                 raise Later(type(error).__name__) from None
         kept = place / f"{number}-{fetched.sha256}.{SHOWN.get(fetched.content_type, 'bin')}"
         fetched.path.replace(kept)
-        self._shelf.added(fetched.size)
+        self._cache.added(fetched.size)
         return kept, fetched.content_type
 
     def _instead(self, name: str, status: int) -> Response:
@@ -166,10 +170,10 @@ class PicturePages:
         return Response(self._static.files[name], status, media_type="image/svg+xml")
 
 
-def _tagged(visit: Visit, path: Path) -> Response:
+def _tagged(context: PageContext, path: Path) -> Response:
     """Answer with a thumbnail, or that it is as it was."""
     headers = {**_ALONE, **_AGAIN, "ETag": f'"{path.name}"'}
-    if visit.request.headers.get("if-none-match") == headers["ETag"]:
+    if context.request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     kind = "image/webp" if path.suffix == ".small" else BY_ENDING[path.suffix[1:]]
     return Response(path.read_bytes(), headers=headers, media_type=kind)

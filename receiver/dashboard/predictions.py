@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 
+from receiver.dashboard.cache import PictureCache
+from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, action, page
+from receiver.dashboard.facades import Facades
 from receiver.dashboard.filters import chips, wanted
-from receiver.dashboard.kinds import shown
-from receiver.dashboard.parts import Parts
-from receiver.dashboard.shelf import Shelf
+from receiver.dashboard.media import kind_of
 from receiver.dashboard.timeline import timeline
-from receiver.dashboard.visit import Visit
 from receiver.http.declare import PredictionId
 from receiver.http.routes.predictions import ExplanationAsked, PredictionRoutes, Waiting
 from receiver.model.errors import Problem
@@ -24,25 +24,27 @@ from receiver.providers import NAMES
 class PredictionPages:
     """The pages about predictions."""
 
-    def __init__(self, parts: Parts, shelf: Shelf) -> None:
-        self._shelf = shelf
-        self._search = parts.store.search
-        self._service = parts.predictions.service
-        self._orders = parts.predictions.orders
-        self._routes = PredictionRoutes(parts.store, self._service, parts.deliveries, parts.runtime)
+    def __init__(self, facades: Facades, cache: PictureCache) -> None:
+        self._cache = cache
+        self._search = facades.store.search
+        self._service = facades.predictions.service
+        self._orders = facades.predictions.orders
+        self._routes = PredictionRoutes(
+            facades.store, self._service, facades.deliveries, facades.runtime
+        )
 
     @page("/predictions")
-    async def predictions(self, visit: Visit) -> View:
+    async def predictions(self, context: PageContext) -> View:
         """List them; `view=grid` shows their pictures."""
-        found = await self._search.page(wanted(visit.query))
+        found = await self._search.page(wanted(context.query))
         values = {
             "found": found,
-            "chips": chips(visit.query),
-            "grid": visit.query.get("view") == "grid",
+            "chips": chips(context.query),
+            "grid": context.query.get("view") == "grid",
             "statuses": list(Status),
             "providers": NAMES,
             "recipes": list(self._orders.book.recipes),
-            "shown": shown,
+            "kind_of": kind_of,
         }
         return View("predictions.html", values)
 
@@ -59,11 +61,11 @@ class PredictionPages:
         deliveries = [each.delivery for each in explained.handlers if each.delivery is not None]
         values = {
             "prediction": found,
-            "shown": shown,
+            "kind_of": kind_of,
             "gone": [
                 number
                 for number in range(len(found.output or []))
-                if self._shelf.find(id, number, ("gone",)) is not None
+                if self._cache.find(id, number, ("gone",)) is not None
             ],
             "explained": explained,
             "parents": parents,
@@ -88,14 +90,14 @@ class PredictionPages:
         await self._routes.erase(id)
 
     @action("/predictions/{id}/again", "again")
-    async def again(self, visit: Visit, id: PredictionId) -> str:
+    async def again(self, context: PageContext, id: PredictionId) -> str:
         """Submit or order the same once more; a form that is sent twice does it once."""
         before = await self._routes.read(id, Waiting())
         if before.erased_at is not None:
             raise Problem(409, "erased", "the prediction was erased: there is nothing to submit")
-        key = f"ui/{visit.form.get('key', '')[:64]}"
+        key = f"ui/{context.form.get('key', '')[:64]}"
         if before.order is not None:
-            again = OrderRequest(key=key, via="ui", caller=visit.caller)
+            again = OrderRequest(key=key, via="ui", caller=context.caller)
             made = await self._orders.press(id, None, again)
         else:
             made = await self._service.submit(
@@ -105,7 +107,7 @@ class PredictionPages:
                     input=before.input,
                     metadata=before.metadata,
                     key=key,
-                    caller=visit.caller,
+                    caller=context.caller,
                 )
             )
         return f"/predictions/{made.id}"

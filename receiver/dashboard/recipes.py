@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 
+from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, action, page
-from receiver.dashboard.parts import Parts
-from receiver.dashboard.visit import Visit
+from receiver.dashboard.facades import Facades
 from receiver.http.routes.recipes import RecipeName
 from receiver.model.errors import Problem
 from receiver.model.recipes import Recipe
@@ -20,40 +20,40 @@ _OPTION = "option."
 class RecipePages:
     """The pages about recipes."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._orders = parts.predictions.orders
+    def __init__(self, facades: Facades) -> None:
+        self._orders = facades.predictions.orders
 
     @page("/recipes")
     async def recipes(self) -> View:
         return View("recipes.html", {"recipes": list(self._orders.book.recipes.values())})
 
     @page("/recipes/{id}")
-    async def recipe(self, visit: Visit, id: RecipeName) -> View:
-        return self._form(visit, find(self._orders.book, id))
+    async def recipe(self, context: PageContext, id: RecipeName) -> View:
+        return self._form(context, find(self._orders.book, id))
 
     @action("/recipes/{id}", "order")
-    async def order(self, visit: Visit, id: RecipeName) -> str | View:
+    async def order(self, context: PageContext, id: RecipeName) -> str | View:
         """Order it; a form that is sent twice orders once."""
         recipe = find(self._orders.book, id)
         given = {
-            name: visit.form[_OPTION + name]
+            name: context.form[_OPTION + name]
             for name in recipe.options
-            if visit.form.get(_OPTION + name, "").strip()
+            if context.form.get(_OPTION + name, "").strip()
         }
-        key = visit.form.get("key", "")[:64] or secrets.token_hex(16)
+        key = context.form.get("key", "")[:64] or secrets.token_hex(16)
         try:
             made = await self._orders.order(
-                OrderRequest(recipe=id, options=given, key=key, via="ui", caller=visit.caller)
+                OrderRequest(recipe=id, options=given, key=key, via="ui", caller=context.caller)
             )
         except Problem as problem:
-            return self._form(visit, recipe, problem)
+            return self._form(context, recipe, problem)
         return f"/predictions/{made.id}"
 
-    def _form(self, visit: Visit, recipe: Recipe, problem: Problem | None = None) -> View:
+    def _form(self, context: PageContext, recipe: Recipe, problem: Problem | None = None) -> View:
         values = {
             "recipe": recipe,
             "key": secrets.token_hex(16),
             "problem": problem,
-            "form": visit.form,
+            "form": context.form,
         }
         return View("recipe.html", values, 200 if problem is None else problem.status)

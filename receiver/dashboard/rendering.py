@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
+from itertools import accumulate
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from receiver.model.states import TERMINAL
+from receiver.model.tolerant import DEEPEST
 from receiver.model.values import utc
 
 _FOLDER: Final = files("receiver.dashboard").joinpath("static")
@@ -24,6 +28,9 @@ TYPES: Final = {
 }
 _UNITS: Final = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 _KIB: Final = 1024
+_LONGEST_INDENTED: Final = 50_000
+_LONGEST_SHOWN: Final = 200_000
+_BRACKETS: Final = re.compile(r"[][{}]")
 
 
 class Static:
@@ -102,13 +109,17 @@ def seconds_between(end: datetime | str, start: datetime | str) -> float:
 
 
 def pretty(value: Any) -> str:
-    """Write JSON for people; what is no JSON as it is."""
-    if isinstance(value, str):
-        try:
-            value = msgspec.json.decode(value)
-        except msgspec.DecodeError:
-            return str(value)
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    """Write JSON for people; what is none, or long, or deep, as it is, and of all the beginning."""
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    if len(text) <= _LONGEST_INDENTED and _depth(text) <= DEEPEST:
+        with suppress(msgspec.DecodeError):
+            text = msgspec.json.format(text, indent=2)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+
+
+def _depth(text: str) -> int:
+    """Return how many brackets are open at most, those in texts counted, too."""
+    return max(accumulate(1 if mark in "[{" else -1 for mark in _BRACKETS.findall(text)), default=0)
 
 
 def short(id: str) -> str:
@@ -127,8 +138,11 @@ def size(number: int) -> str:
 
 
 def dollars(amount: float) -> str:
-    """Write an amount, to a tenth of a cent where it is small."""
-    return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:,.4f}".rstrip("0")
+    """Write an amount, to a microdollar where it is small."""
+    if amount >= 1:
+        return f"${amount:,.2f}"
+    cents, rest = f"{amount:.6f}"[:4], f"{amount:.6f}"[4:]
+    return f"${cents}{rest.rstrip('0')}"
 
 
 def _read(time: datetime | str | float) -> datetime:

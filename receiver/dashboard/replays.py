@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
+from receiver.dashboard.context import PageContext
 from receiver.dashboard.declare import View, action, page
+from receiver.dashboard.facades import Facades
 from receiver.dashboard.filters import PAGE, asked, metadata
-from receiver.dashboard.parts import Parts
-from receiver.dashboard.visit import Visit
 from receiver.http.declare import ReplayId
 from receiver.http.routes.replays import ReplayRoutes, ReplaysAsked
 from receiver.model.answers import Selection
@@ -21,18 +21,18 @@ from receiver.providers import NAMES
 class ReplayPages:
     """The pages about replays."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._routes = ReplayRoutes(parts.store.replays, parts.deliveries.replayer)
-        self._registry = parts.deliveries.registry
+    def __init__(self, facades: Facades) -> None:
+        self._routes = ReplayRoutes(facades.store.replays, facades.deliveries.replayer)
+        self._registry = facades.deliveries.registry
 
     @page("/replays")
-    async def replays(self, visit: Visit) -> View:
-        found = await self._routes.list_replays(asked(visit.query, ReplaysAsked, limit=PAGE))
+    async def replays(self, context: PageContext) -> View:
+        found = await self._routes.list_replays(asked(context.query, ReplaysAsked, limit=PAGE))
         values = {
             "found": found,
             "providers": NAMES,
             "handlers": list(self._registry.handlers),
-            "asked": visit.query,
+            "asked": context.query,
         }
         return View("replays.html", values)
 
@@ -41,8 +41,8 @@ class ReplayPages:
         return View("replay.html", {"replay": await self._routes.read(id)})
 
     @action("/replays", "count replay")
-    async def count(self, visit: Visit) -> str:
-        counted = await self._routes.count(_selection(visit.form))
+    async def count(self, context: PageContext) -> str:
+        counted = await self._routes.count(_selection(context.form))
         return f"/replays/{counted.value.id}"
 
     @action("/replays/{id}/start", "start replay")

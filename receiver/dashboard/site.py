@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -13,22 +14,22 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
+from receiver.dashboard.cache import PictureCache
+from receiver.dashboard.context import UI, PageContext
 from receiver.dashboard.costs import CostPages
-from receiver.dashboard.declare import Declared, View, in_path, pages, wants_visit
+from receiver.dashboard.declare import Declared, View, in_path, pages, wants_context
 from receiver.dashboard.deliveries import DeliveryPages
+from receiver.dashboard.facades import Facades
 from receiver.dashboard.guard import Guard, SignedOut
 from receiver.dashboard.handlers import HandlerPages
 from receiver.dashboard.live import LivePage
 from receiver.dashboard.overview import OverviewPage
-from receiver.dashboard.parts import Parts
 from receiver.dashboard.pictures import PicturePages
 from receiver.dashboard.predictions import PredictionPages
 from receiver.dashboard.recipes import RecipePages
 from receiver.dashboard.rendering import TYPES, Static, render
 from receiver.dashboard.replays import ReplayPages
-from receiver.dashboard.shelf import Shelf
-from receiver.dashboard.signing import SignPages
-from receiver.dashboard.visit import UI, Visit
+from receiver.dashboard.sign_in import SignInPages
 from receiver.http.proxies import client_of
 from receiver.model.errors import Limited, Problem, StoreUnavailable
 from receiver.model.ids import new_id
@@ -54,23 +55,23 @@ Answer = Callable[[Request], Awaitable[Response]]
 class Site:
     """ASGI app of all pages."""
 
-    def __init__(self, parts: Parts, shelf: Shelf) -> None:
-        self._clock = parts.runtime.clock
-        self._audit = parts.store.audit
-        self._live = parts.http.live
+    def __init__(self, facades: Facades, cache: PictureCache) -> None:
+        self._clock = facades.runtime.clock
+        self._audit = facades.store.audit
+        self._live = facades.http.live
         self._static = Static()
-        self._guard = Guard(parts.settings, parts.http.limits, self._clock)
+        self._guard = Guard(facades.settings, facades.http.limits, self._clock)
         groups = [
-            SignPages(self._guard),
-            OverviewPage(parts),
-            PredictionPages(parts, shelf),
-            DeliveryPages(parts),
-            HandlerPages(parts),
-            ReplayPages(parts),
-            RecipePages(parts),
-            CostPages(parts),
-            LivePage(parts, self._guard),
-            PicturePages(parts, shelf, self._static),
+            SignInPages(self._guard),
+            OverviewPage(facades),
+            PredictionPages(facades, cache),
+            DeliveryPages(facades),
+            HandlerPages(facades),
+            ReplayPages(facades),
+            RecipePages(facades),
+            CostPages(facades),
+            LivePage(facades, self._guard),
+            PicturePages(facades, cache, self._static),
         ]
         routes = [
             Route(
@@ -104,26 +105,26 @@ class Site:
         async def answer(request: Request) -> Response:
             given: dict[str, Any] = in_path(request, method)
             try:
-                visit = await self._visit(request, declared)
+                context = await self._context(request, declared)
             except SignedOut:
                 return _sign_in_first(request)
-            if wants_visit(method):
-                given["visit"] = visit
+            if wants_context(method):
+                given["context"] = context
             try:
                 if declared.action:
-                    return await self._act(visit, declared, method, given)
+                    return await self._act(context, declared, method, given)
                 if not (declared.is_open or declared.is_part):
-                    visit.place = await self._live.now()
+                    context.place = await self._live.now()
                 found = await method(**given)
             except (Problem, Limited, StoreUnavailable) as error:
-                return self._problem(request, error, visit)
+                return self._problem(request, error, context)
             if isinstance(found, Response):
                 return found
-            return self._page(visit, found)
+            return self._page(context, found)
 
         return answer
 
-    async def _visit(self, request: Request, declared: Declared) -> Visit:
+    async def _context(self, request: Request, declared: Declared) -> PageContext:
         session = self._guard.begin(request)
         token = self._guard.token(session)
         key = None
@@ -131,46 +132,48 @@ class Site:
             key = self._guard.key(request)
             if not declared.is_part:
                 self._guard.pay(request)
-        return Visit(request, self._clock(), key, session, token)
+        return PageContext(request, self._clock(), key, session, token)
 
     async def _act(
         self,
-        visit: Visit,
+        context: PageContext,
         declared: Declared,
         method: Callable[..., Awaitable[Any]],
         given: Mapping[str, Any],
     ) -> Response:
         """Do what a form says, and lead back."""
-        visit.form = await self._guard.form(visit.request)
+        context.form = await self._guard.form(context.request)
         if declared.is_open:
             found = await method(**given)
-        elif visit.may_act:
-            target = str(given.get("id", "")) or visit.form.get("name", "")
-            found = await self._recorded(visit, declared.action, target, method(**given))
+        elif context.may_act:
+            target = str(given.get("id", "")) or context.form.get("name", "")
+            found = await self._recorded(context, declared.action, target, partial(method, **given))
         else:
             raise Problem(403, "read-only", "this key may look, and nothing else")
         if isinstance(found, Response):
             return found
         if isinstance(found, View):
-            return self._page(visit, found)
-        path = found if isinstance(found, str) else visit.form.get("back", "/")
-        return RedirectResponse(visit.back_to(path, declared.action), 303)
+            return self._page(context, found)
+        path = found if isinstance(found, str) else context.form.get("back", "/")
+        return RedirectResponse(context.back_to(path, declared.action), 303)
 
-    async def _recorded(self, visit: Visit, action: str, target: str, doing: Awaitable[Any]) -> Any:
+    async def _recorded(
+        self, context: PageContext, action: str, target: str, do: Callable[[], Awaitable[Any]]
+    ) -> Any:
         """Do something, of which the audit trail knows before it is done; tell what came of it."""
         now = self._clock()
         deed = Deed(
             id=new_id("act", now),
             at=now,
-            who=visit.who,
-            client=client_of(visit.request.scope),
+            who=context.who,
+            client=client_of(context.request.scope),
             action=action,
             target=target[:_LONGEST_TARGET],
         )
         await self._audit.begin(deed)
         result = "failed"
         try:
-            found = await doing
+            found = await do()
             result = "refused" if isinstance(found, View) else "done"
         except Problem as problem:
             result = problem.type
@@ -188,25 +191,22 @@ class Site:
                 result=result,
             )
 
-    def _page(self, visit: Visit, view: View) -> Response:
-        values = {"visit": visit, "to": visit.to, "static": self._static.tags, **view.values}
+    def _page(self, context: PageContext, view: View) -> Response:
+        values = {"context": context, "to": context.to, "static": self._static.tags, **view.values}
         response = HTMLResponse(render(view.template, values), view.status)
-        if visit.key is None and visit.session is not None:
-            self._guard.set_cookie(visit.request, response, visit.session)
+        if context.key is None and context.session is not None:
+            self._guard.set_cookie(context.request, response, context.session)
         return response
 
-    def _problem(self, request: Request, error: Exception, visit: Visit | None = None) -> Response:
+    def _problem(
+        self, request: Request, error: Exception, context: PageContext | None = None
+    ) -> Response:
         status, detail, after = _said(error)
-        visit = visit or Visit(request, self._clock())
-        values = {
-            "visit": visit,
-            "to": visit.to,
-            "static": self._static.tags,
-            "status": status,
-            "detail": detail,
-        }
-        headers = {} if after is None else {"Retry-After": str(after)}
-        return HTMLResponse(render("problem.html", values), status, headers)
+        view = View("problem.html", {"status": status, "detail": detail}, status)
+        response = self._page(context or PageContext(request, self._clock()), view)
+        if after is not None:
+            response.headers["Retry-After"] = str(after)
+        return response
 
     async def _file(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -217,8 +217,8 @@ class Site:
 
 
 def _sign_in_first(request: Request) -> Response:
-    visit = Visit(request, 0.0)
-    where = visit.to("/sign-in", next=visit.here if request.method == "GET" else "")
+    context = PageContext(request, 0.0)
+    where = context.to("/sign-in", next=context.here if request.method == "GET" else "")
     if "hx-request" in request.headers:
         return Response(status_code=401, headers={"HX-Redirect": where})
     if request.headers.get("sec-fetch-dest", "document") != "document":

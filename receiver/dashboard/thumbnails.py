@@ -30,8 +30,8 @@ def thumbnail(path: Path) -> bytes | None:
         with Image.open(path, formats=FORMATS) as image:
             _check(image.width * image.height)
             image.draft("RGB", (2 * EDGE, 2 * EDGE))  # JPEG: decode no more than is needed
-            small = ImageOps.exif_transpose(image)
-            small.thumbnail((EDGE, EDGE))
+            image.thumbnail((EDGE, EDGE))
+            small = ImageOps.exif_transpose(image)  # after it: this copies the picture
             made = io.BytesIO()
             mode = "RGBA" if "A" in small.getbands() or "transparency" in small.info else "RGB"
             small.convert(mode).save(made, "WEBP", quality=_QUALITY)

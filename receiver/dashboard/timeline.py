@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from receiver.model.answers import Delivery
 from receiver.model.values import Prediction
 from receiver.store.search import Arrival
+
+_TONES: Final = {"done": "succeeded", "skip": "canceled"}
+"""By what an attempt ended in; all else is a failure."""
 
 
 class Moment(NamedTuple):
@@ -53,6 +56,6 @@ def _of_attempts(deliveries: Sequence[Delivery]) -> Iterator[Moment]:
     for delivery in deliveries:
         for attempt in delivery.history:
             said = f"{delivery.handler}, attempt {attempt.number}: {attempt.result}"
-            tone = "succeeded" if attempt.result == "done" else "failed"
+            tone = _TONES.get(attempt.result, "failed")
             reason = attempt.reason.strip().partition("\n")[0][:200]
             yield Moment(datetime.fromisoformat(attempt.ended_at), said, tone, reason)

@@ -133,7 +133,7 @@ class Handler:
             return f"model is {model}"
         for key, pattern in self.metadata.items():
             if key not in metadata or not pattern.match(plain(metadata[key])):
-                return f"metadata {key} is {metadata.get(key)!r}"
+                return f"metadata {key} is {repr(metadata[key]) if key in metadata else 'missing'}"
         if self.reply_to and not (reply_to and self.reply_to.match(reply_to)):
             return f"reply_to is {reply_to!r}"
         return None

@@ -80,6 +80,7 @@ class Fal:
             ),
             Route("/fal/.well-known/jwks.json", self._jwks, name="fal.keys"),
             Route("/fal/v1/meta", self._meta, name="fal.meta"),
+            wire.route("fal.price", "GET", "/fal/v1/models/pricing", self._owner, self._prices),
             Route("/fal/v1/models/billing-events", self._bills, name="fal.bill"),
         ]
 
@@ -244,7 +245,8 @@ class Fal:
     def _outcome(self, prediction: Prediction) -> Response:
         headers = {"x-fal-request-id": prediction.id}
         if prediction.state == "succeeded":
-            return answer(self._output(prediction), 200, headers | {"x-fal-billable-units": "1"})
+            units = {"x-fal-billable-units": str(prediction.billed)}
+            return answer(self._output(prediction), 200, headers | units)
         code, kind, _ = _error(prediction)
         retry = "x-fal-retryable" if prediction.old else "x-fal-needs-retry"
         told = {"x-fal-error-type": kind, retry: "false" if prediction.old else "0"}
@@ -288,6 +290,12 @@ class Fal:
 
     async def _meta(self, _request: Request) -> Response:
         return answer({"webhook_ip_ranges": list(self._world.options.fal_sources)})
+
+    async def _prices(self, request: Request, _account: str) -> Response:
+        models = request.query_params.get("endpoint_id", "").split(",")
+        told = {"unit_price": PRICE, "unit": "images", "currency": "USD"}
+        found = [{"endpoint_id": model, **told} for model in models]
+        return answer({"prices": found, "next_cursor": None, "has_more": False})
 
     async def _bills(self, request: Request) -> Response:
         """List what was billed, for keys of another scope: here those that say `admin`."""

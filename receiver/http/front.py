@@ -86,6 +86,7 @@ class Front:
         self.app.router.redirect_slashes = False
         self.app.prefix = settings.prefix
         self.app.state.public_url = settings.public_url
+        self.app.state.shows_dashboard = settings.shows_dashboard
         self.app.state.release = self._release
         self.app.state.drain = self._drain
         self.app.state.exchange = self._exchange_handlers

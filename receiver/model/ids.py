@@ -20,6 +20,11 @@ def oldest_id(prefix: str, now: float) -> str:
     return f"{prefix}_{max(int(now * 1_000_000), 0):014x}"
 
 
+def made_at(id: str) -> float:
+    """Return when an id of that form was made, in unix seconds."""
+    return int(id.partition("_")[2][:14], 16) / 1_000_000
+
+
 def event_id(prediction_id: str) -> str:
     """Return the id of a prediction's event: it has only one."""
     return f"evt_{prediction_id[5:]}"

@@ -241,6 +241,8 @@ class Outcome(Value, frozen=True, kw_only=True):
     error: Error | None = None
     cost: int | None = None
     """Millionths of a US dollar, where the payload says what it cost."""
+    units: float | None = None
+    """What the provider counts of it, where the answer says so and not what that costs."""
 
 
 def utc(seconds: float) -> datetime:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeAlias
 
 import structlog
 
+from receiver.model.costs import Price, micro
 from receiver.model.errors import StoreUnavailable, Unreadable
 from receiver.model.tasks import repeat
 from receiver.observability.runtime import Runtime
 from receiver.predictions.provider_client import Busy, ProviderClient
-from receiver.providers.adapter import Billing, Provider
+from receiver.providers.adapter import Billing, Metered, Provider
 from receiver.store.costs import Figure, Question
 from receiver.store.facade import Store
 
@@ -31,6 +32,14 @@ _ROUND: Final = 32
 _ROUNDS: Final = 10
 _AGAIN: Final = (60.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0, 48 * 3600.0)
 """Seconds to the next try, where a provider says no figure yet."""
+_PRICE_HOLDS: Final = 3600.0
+"""Seconds after which the price of a unit is asked for again, …"""
+_NO_PRICE_HOLDS: Final = 60.0
+"""… and where it could not be had."""
+_MOST_PRICES: Final = 1000
+
+Costs: TypeAlias = Mapping[str, Price | None]
+"""By the ids of predictions. None: it will never be known. What is missing is not known yet."""
 
 
 class Bills:
@@ -46,12 +55,11 @@ class Bills:
         runtime: Runtime,
     ) -> None:
         self._store = store
-        self._providers = {
-            name: each
+        self._sources = {
+            name: source
             for name, each in providers.items()
-            if isinstance(each, Billing) and each.bills_after is not None
+            if (source := _source(each, clients[name], runtime)) is not None
         }
-        self._clients = clients
         self._clock = runtime.clock
 
     @property
@@ -71,16 +79,16 @@ class Bills:
 
     async def ask(self) -> float | None:
         """Ask for what is due, one round; return 0 where there is more."""
-        rounds = await asyncio.gather(*(self._ask(name) for name in self._providers))
+        rounds = await asyncio.gather(*(self._ask(name) for name in self._sources))
         return 0.0 if any(rounds) else None
 
     async def _ask(self, name: str) -> bool:
         """Ask one provider; True: there is more to ask it now."""
-        provider = self._providers[name]
-        most = _ROUND * provider.most_billed
+        source = self._sources[name]
+        most = _ROUND * source.at_once
         questions = await self._store.costs.questions(name, self._clock(), most)
         room = asyncio.Semaphore(_AT_ONCE)
-        parts = _parts(questions, provider.most_billed)
+        parts = _parts(questions, source.at_once)
         ends = await asyncio.gather(*(self._bill(name, some, room) for some in parts))
         is_busy = any(isinstance(each, Busy) for each in ends)
         failures = [str(each) for each in ends if each and not isinstance(each, Busy)]
@@ -92,32 +100,107 @@ class Bills:
         self, name: str, asked: Sequence[Question], room: asyncio.Semaphore
     ) -> Unreadable | None:
         """Ask for some, and record what comes of it; return what went wrong."""
-        provider = self._providers[name]
-        tickets = [question.ticket for question in asked]
-        amounts: Mapping[str, int] = {}
+        costs: Costs = {}
         failure = None
         try:
             async with room:
-                answer = await self._clients[name].ask(provider.bill(tickets))
-            amounts = provider.billed(tickets, answer)
+                costs = await self._sources[name].costs(asked)
         except Busy as busy:
-            return busy  # nothing was asked
+            return busy  # it takes no more now: that is no try
         except Unreadable as error:
             failure = error
         except StoreUnavailable:
             raise
         except Exception:  # a fault of ours: one that is never known must not keep up all others
             log.exception("task.failed", provider=name)
-        await asyncio.gather(*(self._learn(each, amounts.get(each.ticket.id)) for each in asked))
+        await asyncio.gather(*(self._learn(each, costs) for each in asked))
         return failure
 
-    async def _learn(self, question: Question, amount: int | None) -> None:
+    async def _learn(self, question: Question, costs: Costs) -> None:
         now = self._clock()
+        name = question.ticket.id
         again_at = None
-        if amount is None and question.tries < len(_AGAIN):
+        if name not in costs and question.tries < len(_AGAIN):
             again_at = now + _AGAIN[question.tries]
-        figure = Figure(prediction_id=question.ticket.id, amount=amount, again_at=again_at, at=now)
+        figure = Figure(prediction_id=name, cost=costs.get(name), again_at=again_at, at=now)
         await self._store.costs.learn(figure)
+
+
+class _Billed:
+    """Costs as a provider says them."""
+
+    def __init__(self, provider: Billing, client: ProviderClient) -> None:
+        self._provider = provider
+        self._client = client
+        self.at_once = provider.most_billed
+
+    async def costs(self, asked: Sequence[Question]) -> Costs:
+        tickets = [question.ticket for question in asked]
+        answer = await self._client.ask(self._provider.bill(tickets))
+        said = self._provider.billed(tickets, answer)
+        return {name: Price(amount, "provider") for name, amount in said.items()}
+
+
+class _Computed:
+    """Costs as they come to by what a provider counts and what one of that costs.
+
+    They are computed, not the provider's word: what an account pays may be less than the list says.
+    """
+
+    at_once = 1
+
+    def __init__(self, provider: Metered, client: ProviderClient, runtime: Runtime) -> None:
+        self._provider = provider
+        self._client = client
+        self._clock = runtime.monotonic
+        self._prices: dict[str, tuple[float, float | None]] = {}
+        """By model, until when it holds, and dollars."""
+        self._asking = asyncio.Lock()
+
+    async def costs(self, asked: Sequence[Question]) -> Costs:
+        [question] = asked
+        price = await self._price(question.ticket.model)
+        if price is None:
+            return {}
+        units = question.units
+        if units is None:
+            answer = await self._client.ask(self._provider.meter(question.ticket))
+            units = self._provider.metered(answer)
+        amount = None if units is None else micro(units * price)
+        return {question.ticket.id: None if amount is None else Price(amount, "computed")}
+
+    async def _price(self, model: str) -> float | None:
+        """Return what a unit of a model costs, which many predictions in a row want to know."""
+        async with self._asking:
+            until, price = self._prices.get(model, (0.0, None))
+            if self._clock() < until:
+                return price
+            try:
+                answer = await self._client.ask(self._provider.price(model))
+                price = self._provider.priced(model, answer)
+            except Busy:
+                raise
+            except Unreadable:
+                self._keep(model, None, _NO_PRICE_HOLDS)
+                raise
+            self._keep(model, price, _PRICE_HOLDS)
+            return price
+
+    def _keep(self, model: str, price: float | None, seconds: float) -> None:
+        if len(self._prices) >= _MOST_PRICES:
+            self._prices.clear()
+        self._prices[model] = (self._clock() + seconds, price)
+
+
+def _source(
+    provider: Provider, client: ProviderClient, runtime: Runtime
+) -> _Billed | _Computed | None:
+    """Return how costs are asked for; None: not at all, or not with the keys that are set."""
+    if isinstance(provider, Billing) and provider.bills_after is not None:
+        return _Billed(provider, client)
+    if isinstance(provider, Metered) and provider.metered_after is not None:
+        return _Computed(provider, client, runtime)
+    return None
 
 
 def _parts(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:

@@ -26,7 +26,7 @@ _USUAL: Final = 30
 _EPOCH: Final = date(1970, 1, 1).toordinal()
 _OF_DAYS: Final = frozenset({"day", "provider", "model"})
 """What sums can be told apart by without their accounts."""
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001 - wide ones
 """How a text begins that a spreadsheet would take for a formula."""
 
 

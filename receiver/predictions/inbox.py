@@ -25,7 +25,7 @@ from receiver.observability.runtime import Runtime
 from receiver.predictions.proofs import Proofs
 from receiver.predictions.tokens import Tokens
 from receiver.providers import DECLARED
-from receiver.providers.adapter import Billing, Callback, Provider
+from receiver.providers.adapter import Billing, Callback, Metered, Provider
 from receiver.store.facade import Store
 from receiver.store.inbox import (
     AcceptResult,
@@ -68,6 +68,11 @@ class Inbox:
             name: provider.bills_after
             for name, provider in providers.items()
             if isinstance(provider, Billing)
+        }
+        self._metered_after = {
+            name: provider.metered_after
+            for name, provider in providers.items()
+            if isinstance(provider, Metered)
         }
         self._clock = runtime.clock
         self._seeking = TaskSet()
@@ -285,6 +290,8 @@ class Inbox:
     ) -> float | None:
         """Return when to ask its provider what it cost; None: it is known, or cannot be asked."""
         after = self._bills_after.get(known.provider)
+        if after is None and cost is None and arrival.outcome.kind == "succeeded":
+            after = self._metered_after.get(known.provider)
         is_named = known.provider_id or arrival.outcome.provider_id
         is_known = arrival.is_free or (cost is not None and cost.source == "provider")
         return None if after is None or is_known or not is_named else arrival.at + after

@@ -216,6 +216,27 @@ class Billing(Protocol):
 
 
 @runtime_checkable
+class Metered(Protocol):
+    """A provider that says how many units it counts of a result, and what one of them costs."""
+
+    @property
+    def metered_after(self) -> float | None:
+        """Seconds after an end at which it can be asked; None: not with the keys that are set."""
+
+    def price(self, model: str) -> httpx.Request:
+        """Return a request for what a unit of a model costs."""
+
+    def priced(self, model: str, answer: ProviderResponse) -> float | None:
+        """Return US dollars; None where it says none, or raise Unreadable."""
+
+    def meter(self, ticket: Ticket) -> httpx.Request:
+        """Return a request for the units of a result."""
+
+    def metered(self, answer: ProviderResponse) -> float | None:
+        """Return the units; None where it does not say them, or raise Unreadable."""
+
+
+@runtime_checkable
 class Publishing(Protocol):
     """A provider that hands out what proves its callbacks."""
 

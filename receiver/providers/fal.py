@@ -161,6 +161,34 @@ class Fal:
                 found[name] = found.get(name, 0) + cost
         return found
 
+    @property
+    def metered_after(self) -> float | None:
+        """Its results say units; the price of one may be read with any key."""
+        return 60.0 if self.key else None
+
+    def price(self, model: str) -> httpx.Request:
+        url = f"{self.api_url}/v1/models/pricing"
+        return self._call("GET", url, params={"endpoint_id": model})
+
+    def priced(self, model: str, answer: ProviderResponse) -> float | None:
+        if answer.status == httpx.codes.NOT_FOUND:
+            return None
+        if answer.status != httpx.codes.OK:
+            raise parsing.unexpected(answer)
+        prices = parsing.decode_object(answer.body).get("prices")
+        if not isinstance(prices, list):
+            raise Unreadable("no list of prices")
+        found = (each for each in prices if isinstance(each, dict) and _is_of(each, model))
+        return parsing.quantity(next(found, {}).get("unit_price"))
+
+    def meter(self, ticket: Ticket) -> httpx.Request:
+        return self._call("GET", self._link(ticket, "response_url"))
+
+    def metered(self, answer: ProviderResponse) -> float | None:
+        if not (parsing.is_yes(answer) or answer.status == httpx.codes.NOT_FOUND):
+            raise parsing.unexpected(answer, _detail(parsing.error_body(answer.body)))
+        return _units(answer)
+
     def search(self, ticket: Ticket) -> Sequence[httpx.Request]:
         """List what was asked of this model since shortly before our submit.
 
@@ -236,6 +264,14 @@ def _billed(event: dict[str, Any]) -> int | None:
     return micro(event.get("cost_total"))
 
 
+def _is_of(price: dict[str, Any], model: str) -> bool:
+    return price.get("endpoint_id") == model and price.get("currency") == "USD"
+
+
+def _units(answer: ProviderResponse) -> float | None:
+    return parsing.quantity(answer.headers.get("x-fal-billable-units"))
+
+
 def read_meta(body: bytes) -> list[Network]:
     """Read the ranges that callbacks come from; one that is odd is left out, not guessed at."""
     texts = parsing.decode_object(body).get("webhook_ip_ranges")
@@ -281,7 +317,8 @@ def _made(ticket: Ticket, answer: ProviderResponse, provider_id: str | None) -> 
     if value is None or isinstance(value, bool):
         raise Unreadable("no result")
     made = results.outputs(value, ticket.input)
-    return Outcome(kind="succeeded", provider_id=provider_id, output=made)
+    units = _units(answer)
+    return Outcome(kind="succeeded", provider_id=provider_id, output=made, units=units)
 
 
 def _blocking(ticket: Ticket, answer: ProviderResponse) -> Receipt:

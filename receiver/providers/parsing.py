@@ -222,6 +222,15 @@ def _number(value: Any) -> str:
     return str(value) if type(value) in (int, float) and abs(value) < LARGEST_NUMBER else ""
 
 
+def quantity(value: Any) -> float | None:
+    """Read a number of at least 0, or its text; None where it is none."""
+    try:
+        number = float(value) if type(value) in (int, float, str) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return number if 0 <= number < LARGEST_NUMBER else None  # refuses nan, too
+
+
 def seconds_of(text: str, now: float) -> float | None:
     """Read a Retry-After, seconds or a date, as seconds from now; None where it says nothing."""
     try:

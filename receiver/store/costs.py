@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from receiver.model.costs import DAY
+from receiver.model.costs import DAY, Price
 from receiver.model.values import Mode, Ticket
 from receiver.store.budgets import Settlements
 from receiver.store.engine import Engine
@@ -70,28 +70,30 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     ticket: Ticket
     ended_at: float
     tries: int
+    units: float | None = None
+    """What the provider counts of it, where the outcome said so."""
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of asking: an amount, another try, or the end of it."""
+    """What came of asking: a cost, another try, or the end of it."""
 
     prediction_id: str
-    amount: int | None = None
-    """Microdollars."""
+    cost: Price | None = None
+    """As its provider says, or as it comes to where nothing else is known."""
     again_at: float | None = None
     at: float
 
 
 def learn(items: Sequence[Figure]) -> Steps[list[None]]:
-    """Record figures; those that are known already change nothing."""
-    known = {item.prediction_id: item for item in items if item.amount is not None}
+    """Record figures; those that say no more than is known already change nothing."""
+    known = {item.prediction_id: item for item in items if item.cost is not None}
     ids = [(name,) for name in sorted(known)]
     sums, settlements, costs = Sums(), Settlements(), []
     for row in (yield Run(sql.hold_costs, rows=ids)) if ids else []:
         figure = known[row["id"]]
-        if row["cost_source"] != "provider" and row["completed_at"] is not None:
-            _correct(row, figure.amount or 0, figure.at, sums, settlements)
-            costs.append((row["id"], figure.amount))
+        if figure.cost is not None and _says_more(row, figure.cost):
+            _correct(row, figure.cost.amount, figure.at, sums, settlements)
+            costs.append((row["id"], *figure.cost))
     later = sorted((i.prediction_id, i.again_at) for i in items if i.again_at is not None)
     ended = sorted({(i.prediction_id,) for i in items if i.again_at is None})
     batches = [
@@ -105,8 +107,15 @@ def learn(items: Sequence[Figure]) -> Steps[list[None]]:
     return [None] * len(items)
 
 
+def _says_more(row: Row, cost: Price) -> bool:
+    """Return whether a cost goes before what is known: a provider's word before all others'."""
+    if row["completed_at"] is None or row["cost_source"] == "provider":
+        return False
+    return cost.source == "provider" or row["cost"] is None
+
+
 def _correct(row: Row, amount: int, at: float, sums: Sums, settlements: Settlements) -> None:
-    """Put what a provider says in the place of what was known before."""
+    """Put a cost in the place of what was known before."""
     before = row["cost"]
     spent = Spent(row["provider"], row["model"], row["account"], row["completed_at"])
     sums.add(spent, 0, amount - (before or 0), -int(before is None))
@@ -167,6 +176,9 @@ def _question(row: Row) -> Question:
         mode=mode,
         input={},
         provider_id=row["provider_id"],
+        links=msgspec.json.decode(row["links"], type=dict[str, str]),
         submitted_at=row["submitted_at"],
     )
-    return Question(ticket=ticket, ended_at=row["completed_at"], tries=row["tries"])
+    return Question(
+        ticket=ticket, ended_at=row["completed_at"], tries=row["tries"], units=row["units"]
+    )

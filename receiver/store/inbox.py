@@ -206,7 +206,7 @@ class _Batch:
         self._notes: list[dict[str, Any]] = []
         self._sums = Sums()
         self._settlements = Settlements()
-        self._questions: list[tuple[str, str, float]] = []
+        self._questions: list[tuple[str, str, float, float | None]] = []
 
     def add(self, arrival: IncomingOutcome, ruling: Transition, before: CurrentState) -> None:
         """Add what an arrival does; of one that was erased, body and headers are not kept."""
@@ -275,7 +275,8 @@ class _Batch:
             entry: Entry = "released" if arrival.is_free else "settled"
             self._settlements.add(before.id, before.reserved, entry, change, arrival.at)
         if ruling.ask_at is not None:
-            self._questions.append((before.id, before.provider, ruling.ask_at))
+            question = (before.id, before.provider, ruling.ask_at, arrival.outcome.units)
+            self._questions.append(question)
 
     def write(self) -> Steps[None]:
         # In one order, so that two transactions cannot deadlock.

@@ -1,7 +1,8 @@
 """Look predictions up as people do: by many filters, by family, with what came about them.
 
-By status, recipe, person and time there are indexes. By anything else a page looks through so many
-predictions, and says where the next one goes on.
+By status, recipe, person, provider, the name of a model and time there are indexes. By anything
+else, as the text of an input, a page looks through so many predictions, and says where the next one
+goes on.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from fnmatch import translate
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from receiver.model.answers import Delivery
-from receiver.model.ids import oldest_id
+from receiver.model.ids import made_at, oldest_id
 from receiver.model.values import Output, Status, plain, utc
 from receiver.store.deliveries import delivery_of
 from receiver.store.deliveries import sql as deliveries_sql
@@ -27,7 +28,8 @@ sql: Final = Statements("search")
 
 _LOOKED_THROUGH: Final = 3000
 """Predictions that one page looks through by what has no index."""
-_INDEXED: Final = ("person", "recipe", "unsuccessful")
+_INDEXED: Final = ("person", "recipe", "unsuccessful", "model", "provider")
+"""Filters that have an index, those that narrow more first."""
 _FREE: Final = {"cursor", "since", "until"}
 _PROMPT: Final = re.compile(r'"prompt":("(?:[^"\\]|\\.)*"?)')
 _GLOB: Final = re.compile(r"[*?\[\]]+")
@@ -63,7 +65,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     status: str | None = None
     provider: str | None = None
     model: str | None = None
-    """With `*` and `?`; upper and lower case are the same."""
+    """May have `*` and `?`; upper and lower case are the same."""
     recipe: str | None = None
     person: str | None = None
     text: str | None = None
@@ -77,13 +79,20 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 50
 
 
+class Looked(NamedTuple):
+    """How far a page has looked that ended because of that, and not because it is full."""
+
+    through: int
+    until: datetime
+    """When the oldest was made that was looked at."""
+
+
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """A page of what was looked for."""
 
     data: list[Hit]
     next_cursor: str | None
-    looked_through: int | None
-    """Set where the page ended because so many were looked through, not because it is full."""
+    looked: Looked | None = None
 
 
 class FoundDeliveries(msgspec.Struct, frozen=True):
@@ -91,7 +100,7 @@ class FoundDeliveries(msgspec.Struct, frozen=True):
 
     data: list[Delivery]
     next_cursor: str | None
-    looked_through: int | None
+    looked: Looked | None = None
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,7 +138,7 @@ class Search:
         return Found(
             data=[_hit(row) for row in rows if fits(row)],
             next_cursor=rows[-1]["id"] if full else bound,
-            looked_through=_LOOKED_THROUGH if bound is not None and not full else None,
+            looked=None if full else _looked(bound),
         )
 
     async def _bound(self, given: Mapping[str, Any]) -> str | None:
@@ -158,7 +167,7 @@ class Search:
         wanted = {**given, "handler": handler, "bound": bound}
         rows = await listed(self._store, deliveries_sql.lists["list_deliveries"], wanted, limit)
         page = page_of([delivery_of(row) for row in rows], limit)
-        looked = _LOOKED_THROUGH if bound is not None and page.next_cursor is None else None
+        looked = None if page.next_cursor else _looked(bound)
         return FoundDeliveries(page.data, page.next_cursor or bound, looked)
 
     async def pending(self, handler: str | None, limit: int) -> list[Delivery]:
@@ -190,12 +199,16 @@ class Search:
         return {row["status"]: row["number"] for row in rows}
 
 
+def _looked(bound: str | None) -> Looked | None:
+    return None if bound is None else Looked(_LOOKED_THROUGH, utc(made_at(bound)))
+
+
 def _given(wanted: Wanted) -> dict[str, Any]:
     """Return the values of the filters that are given."""
     given = {
         "status": wanted.status,
         "provider": wanted.provider,
-        "model": None if wanted.model is None else _pattern(wanted.model),
+        **_model(wanted.model),
         "recipe": wanted.recipe,
         "person": wanted.person,
         "text": None if wanted.text is None else _escaped(wanted.text),
@@ -205,6 +218,12 @@ def _given(wanted: Wanted) -> dict[str, Any]:
         "cursor": wanted.cursor,
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _model(asked: str | None) -> dict[str, str]:
+    if asked is None:
+        return {}
+    return {"models": _pattern(asked)} if {*asked} & {*"*?"} else {"model": asked}
 
 
 def _pattern(glob: str) -> str:

@@ -73,7 +73,9 @@ _PLACE: Final = re.compile(r"\$(\d+)")
 class Statement:
     """One statement, in the words of each engine."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, is_list: bool = False) -> None:
+        self.is_list = is_list
+        """Its values decide how its rows are best found, so PostgreSQL plans it for each anew."""
         found = _ROWS.search(text)
         columns = [column.split() for column in found[1].split(",")] if found else []
         self.columns = tuple(name for name, _ in columns)
@@ -175,7 +177,8 @@ class Listing:
 
     def _make(self, filters: tuple[str, ...]) -> Statement:
         terms = " AND ".join(self._clauses[name] for name in filters)
-        return Statement(self._text.replace("{where}", f"WHERE {terms}" if terms else ""))
+        where = f"WHERE {terms}" if terms else ""
+        return Statement(self._text.replace("{where}", where), is_list=True)
 
 
 class Statements:

@@ -128,6 +128,8 @@ def test_what_there_is_to_order_is_listed_explained_and_ordered(
     assert made["input"] == {"prompt": "a lighthouse", "aspect_ratio": "16:9", "num_images": 2}
     assert made["metadata"] == {"a": "b", "kind": "picture"}
     assert f"{made['id']}  succeeded" in done.stderr
+    spent = inside("costs", "--by", "recipe", cwd=home, **env).stdout
+    assert re.search(r"imagine +0\.040000 +1 +0\b", spent), spent
 
     (home / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     done = inside("order", "upscale", "@a.png", cwd=home, **env)

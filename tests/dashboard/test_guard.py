@@ -55,6 +55,20 @@ async def test_it_is_on_with_dev(start: Start) -> None:
         assert (await station.world.get("/ui")).status_code == 404
 
 
+@pytest.mark.parametrize("prefix", ["", "/api"])
+async def test_a_browser_is_led_from_the_root_to_the_dashboard(start: Start, prefix: str) -> None:
+    browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    url = {"RECEIVER_PUBLIC_URL": f"https://hooks.test{prefix}"}
+    async with start(**ON, **url) as station:
+        led = await station.world.get(f"{prefix}/", headers=browser)
+        assert (led.status_code, led.headers["location"]) == (303, f"{prefix}/ui")
+        assert led.headers["vary"] == "Accept"
+        said = await station.world.get(f"{prefix}/")
+        assert said.text.startswith("A prediction receiver: ")
+    async with start(**url) as station:
+        assert (await station.world.get(f"{prefix}/", headers=browser)).text == said.text
+
+
 async def test_before_the_start_and_after_the_end_it_says_so(start: Start) -> None:
     async with start(**ON) as station:
         pass
@@ -88,12 +102,16 @@ async def test_nothing_is_done_without_a_sign_in_or_a_token_or_from_elsewhere(
     start: Start,
 ) -> None:
     async with start(**ON) as station:
-        someone = person(station)
+        someone, another = person(station), person(station)
+        before = await someone.token()  # of who is not signed in yet
         await someone.sign_in()
+        await another.sign_in()
         form = {"token": hidden(await someone.see("/handlers"), "token"), "name": "x"}
         wrong: list[dict[str, Any]] = [
             {"data": {"name": "x"}},
             {"data": {**form, "token": form["token"][:-1] + "!"}},
+            {"data": {**form, "token": await another.token("/handlers")}},
+            {"data": {**form, "token": before}},
             *(
                 {"data": form, "headers": {"sec-fetch-site": site}}
                 for site in ("cross-site", "same-site")
@@ -103,7 +121,7 @@ async def test_nothing_is_done_without_a_sign_in_or_a_token_or_from_elsewhere(
         for path in POSTS:
             assert (await station.world.post(f"/ui{path}", data=form)).status_code == 303
             refused = [await someone.http.post(f"/ui{path}", **each) for each in wrong]
-            assert [answer.status_code for answer in refused] == [403] * 5, path
+            assert [answer.status_code for answer in refused] == [403] * len(wrong), path
             bare = await someone.http.post(f"/ui{path}", headers={"content-type": "text/plain"})
             assert bare.status_code == 415
         assert station.count("audit") == 0

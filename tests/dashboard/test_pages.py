@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from receiver import Context, Dead, Event, Skip, on
+from receiver.dashboard.rendering import dollars
 from tests.conftest import Start
 from tests.dashboard.people import ON, Person, buttons, forms, person
 from tests.receiving import Station, eventually
@@ -130,6 +131,19 @@ async def test_a_prediction_shows_all_there_is_of_it(start: Start) -> None:
             "cdn.test/a.png",
         ):
             assert said in page, said
+
+
+@pytest.mark.parametrize(
+    "body", ["[" * 9000, '{"a":' * 2500 + "1" + "}" * 2500, "[" * 9000 + "]" * 9000, '{"a": [1e999']
+)
+async def test_evidence_is_shown_as_it_came_where_it_is_no_json_for_people(
+    start: Start, body: str
+) -> None:
+    async with start(**ON) as station:
+        sent = await station.submitted("fal")
+        assert (await station.push(sent, body=body.encode())).status_code == 200
+        page = await (await signed_in(station)).see(f"/predictions/{sent.prediction_id}")
+        assert body in unescape(page)
 
 
 async def test_parents_and_children_are_shown(start: Start) -> None:
@@ -307,6 +321,30 @@ async def test_lists_go_on_by_a_cursor_and_keep_their_filters(start: Start) -> N
         assert 'rel="next"' not in second
 
 
+async def test_a_page_says_how_far_it_has_looked(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.store.search._LOOKED_THROUGH", 3)
+    async with start(**ON) as station:
+        for number in range(8):
+            await station.submit("fal", f"boat {number}")
+        someone = await signed_in(station)
+        page = await someone.see("/predictions", text="boat 1")
+        for _ in range(2):
+            assert "None was found. 3 predictions were looked through, back to <time" in page
+            more = re.search(r'rel="next" href="/ui([^"]*)">Look further<', page)
+            assert more
+            page = await someone.see(unescape(more[1]))
+        assert ">boat 1</a>" in page
+        assert "looked through" not in page
+
+
+def test_small_amounts_are_no_nothing() -> None:
+    amounts = (0.0, 0.000004, 0.0398, 0.5, 0.1 + 0.2, 1.0, 1234.567)
+    shown = ("$0.00", "$0.000004", "$0.0398", "$0.50", "$0.30", "$1.00", "$1,234.57")
+    assert tuple(map(dollars, amounts)) == shown
+
+
 async def test_what_is_unfit_is_refused(start: Start) -> None:
     async with start(**ON) as station:
         someone = await signed_in(station)
@@ -319,6 +357,8 @@ async def test_what_is_unfit_is_refused(start: Start) -> None:
             {f"metadata.n{number}": "x" for number in range(11)},
         ):
             await someone.see("/predictions", 422, **query)
+        for name in ("text", "provider", "model", "recipe", "person", "metadata.\0", "meta"):
+            await someone.see("/predictions", **{name: "\0", "is": "\0"})
         await someone.see("/deliveries", 422, state="odd")
         await someone.see("/discarded", 422, cursor="odd")
         await someone.see("/replays", 422, cursor="odd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from receiver.dashboard import thumbnails
-from receiver.dashboard.shelf import Shelf
+from receiver.dashboard.cache import PictureCache
 from receiver.dashboard.thumbnails import EDGE, Unshowable, thumbnail
 from tests.conftest import Start
 from tests.dashboard.people import ON, Person, person
@@ -190,27 +191,27 @@ async def test_an_erased_prediction_leaves_no_copy(
         await eventually(copies.exists, lambda there: not there)
 
 
-def test_a_shelf_is_bounded_and_drops_what_was_not_looked_at(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path / "shelf", most=1000)
-    shelf.open()
+def test_the_cache_is_bounded_and_drops_what_was_not_looked_at(tmp_path: Path) -> None:
+    cache = PictureCache(tmp_path / "cache", most=1000)
+    cache.open()
     names = [f"pred_{number:032x}" for number in range(20)]
     for name in names:
-        (shelf.place(name) / f"0-{name}.small").write_bytes(bytes(100))
-        shelf.find(names[0], 0, ("small",))
-        shelf.added(100)
-    assert sum(file.stat().st_size for file in (tmp_path / "shelf").rglob("*.small")) <= 1000
-    assert names[0] in shelf.predictions()
-    shelf.drop(["../shelf", names[0]])
-    assert names[0] not in shelf.predictions()
-    assert (tmp_path / "shelf").stat().st_mode & 0o777 == 0o700
+        (cache.place(name) / f"0-{name}.small").write_bytes(bytes(100))
+        cache.find(names[0], 0, ("small",))
+        cache.added(100)
+    assert sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.small")) <= 1000
+    assert names[0] in cache.predictions()
+    cache.drop(["../cache", names[0]])
+    assert names[0] not in cache.predictions()
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
-    (tmp_path / "shelf").symlink_to(tmp_path / "theirs")
-    shelf = Shelf(tmp_path / "shelf")
-    shelf.open()
-    shelf.place(f"pred_{'0' * 32}")
+    (tmp_path / "cache").symlink_to(tmp_path / "theirs")
+    cache = PictureCache(tmp_path / "cache")
+    cache.open()
+    cache.place(f"pred_{'0' * 32}")
     assert not list((tmp_path / "theirs").iterdir())
 
 
@@ -227,6 +228,41 @@ def test_what_is_no_picture_or_too_large_is_not_decoded(
     file.write_bytes(png(11, 10))
     with pytest.raises(Unshowable, match="pixels"):
         thumbnail(file)
+
+
+async def test_few_are_decoded_at_once(
+    start: Start, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work: list[Path] = []
+    most = 0
+
+    def slow(path: Path) -> bytes | None:
+        nonlocal most
+        at_work.append(path)
+        most = max(most, len(at_work))
+        made = thumbnail(path)
+        at_work.remove(path)
+        return made
+
+    monkeypatch.setattr("receiver.dashboard.pictures.thumbnail", slow)
+    results.there[PICTURE] = (png(3000, 3000), "image/png")
+    async with start(**ON, results=results) as station:
+        places = [await shown(station, f"number {number}") for number in range(6)]
+        someone, *_ = places[0]
+        asked = (someone.http.get(f"{output}/thumbnail") for *_, output in places)
+        answers = await asyncio.gather(*asked)
+    assert {answer.status_code for answer in answers} == {200}
+    assert most == 2
+
+
+def test_a_picture_that_lies_on_its_side_is_set_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for ending in ("jpg", "png", "webp"):
+        Image.new("RGB", (900, 300), "teal").save(tmp_path / f"a.{ending}", exif=exif)
+        made = thumbnail(tmp_path / f"a.{ending}")
+        assert made is not None
+        assert Image.open(io.BytesIO(made)).size == (EDGE // 3, EDGE)
 
 
 def test_of_a_film_of_pictures_the_first_is_shown(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_metadata_that_is_not_there_does_not_match() -> None:
         (("prediction.succeeded", "oxen", "m", {"k": "v"}), "provider is oxen"),
         (("prediction.succeeded", "fal", "n", {"k": "v"}), "model is n"),
         (("prediction.succeeded", "fal", "m", {"k": 1}), "metadata k is 1"),
-        (("prediction.succeeded", "fal", "m", {}), "metadata k is None"),
+        (("prediction.succeeded", "fal", "m", {}), "metadata k is missing"),
         (("prediction.succeeded", "fal", "m", {"k": "v"}), None),
     ],
 )

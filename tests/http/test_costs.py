@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,8 @@ import httpx
 import pytest
 
 from receiver import Context, Event, on
+from receiver.model.answers import CostReport, CostRow
+from receiver.predictions.costs import as_csv
 from tests.conftest import Start
 from tests.receiving import API_KEY, OTHER_API_KEY, Json, Station, eventually, reply
 
@@ -89,6 +92,45 @@ async def test_a_cost_is_computed_until_the_provider_says_it(start: Start, price
         assert {(row["amount"], row["predictions"], row["unknown"]) for row in found.values()} == {
             (0.039, 1, 0)
         }
+        assert station.count("cost_questions") == 0
+
+
+async def test_units_at_their_price_are_a_cost_where_nothing_else_says_one(start: Start) -> None:
+    """They are read of the result after a callback, and come with a poll's or a sync answer."""
+    async with start() as station:
+        fal = station.network.emulator
+        pushed = await station.submitted("fal", "pushed")
+        polled = await station.submitted("fal", "polled")
+        for one in (pushed, polled):
+            one.prediction.billed = 2
+            fal.end(one.prediction)
+        await station.push(pushed)
+        await station.push(polled, body=b"unreadable, so it is asked")
+        found = await station.until(polled.prediction_id, "succeeded")
+        assert found["cost"] is None
+        reads = station.network.count("fal.result")
+        station.clock.ahead += 100
+        for one in (pushed, polled):
+            assert await eventually(lambda one=one: cost_of(station, one.prediction_id)) == {  # type: ignore[misc]
+                "amount": 0.078,
+                "currency": "USD",
+                "source": "computed",
+            }
+        assert station.network.count("fal.result") == reads + 1
+        assert station.network.count("fal.price") == 1
+        [row] = (await costs(station, "provider")).values()
+        assert (row["amount"], row["predictions"], row["unknown"]) == (0.156, 2, 0)
+        assert station.count("cost_questions") == 0
+
+
+async def test_a_price_of_ones_own_goes_before_the_providers_list(
+    start: Start, prices: str
+) -> None:
+    async with start(RECEIVER_PRICES=prices) as station:
+        sent = await station.submitted("fal")
+        station.network.emulator.end(sent.prediction)
+        await station.push(sent)
+        assert (await cost_of(station, sent.prediction_id) or {})["amount"] == 0.05
         assert station.count("cost_questions") == 0
 
 
@@ -212,6 +254,15 @@ async def test_two_servers_exceed_no_budget_together(start: Start, prices: str) 
         assert one.count("predictions") == 7
         [(spent,)] = one.rows("SELECT spent FROM order_counts WHERE kind = 'all/month'")
         assert spent == 350_000
+
+
+def test_no_text_of_a_table_is_a_formula() -> None:
+    texts = ["=1", "+1", "-1", "@a", "\t=1", "\r=1", "\n=1", "＝1", "a=1", ""]  # noqa: RUF001
+    day = date(2026, 11, 29)
+    rows = [CostRow(of={"model": each}, amount=0.0, predictions=1, unknown=0) for each in texts]
+    report = CostReport(since=day, until=day, data=rows, total=rows[0])
+    cells = [row[0] for row in csv.reader(io.StringIO(as_csv(report), newline=""))][1:]
+    assert cells == [*(f"'{each}" for each in texts[:-2]), *texts[-2:]]
 
 
 async def test_sums_outlive_what_was_erased(start: Start, prices: str) -> None:

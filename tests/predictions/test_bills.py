@@ -30,11 +30,13 @@ async def predictions(tmp_path: Path, network: Network, clock: Clock) -> AsyncIt
         yield found
 
 
-async def ended(predictions: Predictions) -> str:
-    request = SubmitRequest(provider="eachlabs", model="nano-banana", input={"prompt": "x"})
+async def ended(
+    predictions: Predictions, provider: str = "eachlabs", model: str = "nano-banana"
+) -> str:
+    request = SubmitRequest(provider=provider, model=model, input={"prompt": "x"})
     prediction = await predictions.service.submit(request)
     outcome = Outcome(kind="succeeded", output=[Output(url=PICTURE)])
-    await predictions.inbox.learned("eachlabs", prediction.id, "webhook", outcome, b"{}")
+    await predictions.inbox.learned(provider, prediction.id, "webhook", outcome, b"{}")
     return prediction.id
 
 
@@ -84,3 +86,34 @@ async def test_a_provider_that_takes_no_request_now_has_not_been_asked(
         clock.ahead += 1000.0
         await predictions.bills.ask()
     assert network.count("eachlabs.poll") == 3  # the pause was kept, and cost no try
+
+
+async def test_a_price_is_asked_for_once_in_a_while_and_units_only_with_one(
+    predictions: Predictions, network: Network, clock: Clock
+) -> None:
+    names = [await ended(predictions, "fal", "fal-ai/nano-banana") for _ in range(3)]
+    network.script("fal.price", reply({"error": "try later"}, 500))
+    clock.ahead += 70.0
+    await predictions.bills.ask()
+    assert (network.count("fal.price"), network.count("fal.result")) == (1, 0)
+    for sent in network.emulator.predictions:
+        network.emulator.end(sent)
+    clock.ahead += 70.0
+    await predictions.bills.ask()
+    assert (network.count("fal.price"), network.count("fal.result")) == (2, 3)
+    for name in names:
+        cost = (await predictions.service.read(name)).cost
+        assert cost is not None
+        assert (cost.amount, cost.source) == (0.039, "computed")
+
+
+async def test_a_result_that_says_no_units_is_not_asked_again(
+    predictions: Predictions, network: Network, clock: Clock
+) -> None:
+    name = await ended(predictions, "fal", "fal-ai/nano-banana")
+    network.always("fal.result", reply({"images": []}))
+    for _ in range(3):
+        clock.ahead += DAYS
+        await predictions.bills.ask()
+    assert network.count("fal.result") == 1
+    assert (await predictions.service.read(name)).cost is None

@@ -202,6 +202,10 @@ _ACTS: Final[dict[str, Callable[[Any, Sample], Any]]] = {
     "polled": _polled,
     "bill": lambda p, s: p.bill([s.ticket.ticket()]),
     "billed": lambda p, s: {"costs": p.billed([s.ticket.ticket()], s.answered())},
+    "price": lambda p, s: p.price(s.ticket.model),
+    "priced": lambda p, s: {"priced": p.priced(s.ticket.model, s.answered())},
+    "meter": lambda p, s: p.meter(s.ticket.ticket()),
+    "metered": lambda p, s: {"units": p.metered(s.answered())},
     "cancel": lambda p, s: p.cancel(s.ticket.ticket()),
     "details": lambda p, s: p.details(s.ticket.model),
     "try_key": lambda p, _: p.try_key(),
@@ -228,6 +232,7 @@ def _said(value: Any) -> Any:
                     "output": msgspec.to_builtins(value.output),
                     "error": msgspec.to_builtins(value.error),
                     "cost": value.cost,
+                    "units": value.units,
                 }
             )
         case Accepted(provider_id, links, cost):

@@ -24,6 +24,7 @@ from receiver.providers.adapter import (
     Billing,
     Callback,
     Describing,
+    Metered,
     Provider,
     ProviderResponse,
     Publishing,
@@ -70,6 +71,12 @@ OF_SOME: Final[dict[type, set[tuple[str, str]]]] = {
     Stopping: {("cancel", "request"), ("polled", "canceled")},
     Describing: {("details", "request")},
     Billing: {("bill", "request"), ("billed", "costs"), ("billed", "raises")},
+    Metered: {
+        *(("priced", end) for end in ("priced", "raises")),
+        *(("metered", end) for end in ("units", "raises")),
+        ("price", "request"),
+        ("meter", "request"),
+    },
     Searched: {("search", "requests"), ("found", "ids"), ("found", "raises")},
     Publishing: {("keys", "request"), ("read_keys", "keys"), ("read_keys", "raises")},
 }

@@ -71,13 +71,15 @@ class Model:
         row["cost"] = amount
         self.sum(row, 1)
 
-    def learn(self, number: int, amount: int) -> None:
+    def learn(self, number: int, cost: Price) -> None:
+        """A provider's word counts before all else; what is computed where nothing is known."""
+        amount, source = cost
         row = self.ended[number]
-        if row.get("told"):
+        if row.get("told") or (source == "computed" and row["cost"] is not None):
             return
         self.sum(row, -1)
         self.correct(row, amount)
-        row |= {"cost": amount, "told": True}
+        row |= {"cost": amount, "told": source == "provider"}
         self.sum(row, 1)
 
     def erase(self, number: int) -> None:
@@ -160,8 +162,9 @@ async def later(store: Store, model: Model, random: Random, number: int) -> None
     match random.choice(("figure", "again", "erase", "delete", "nothing")):
         case "figure":
             amount = random.randint(0, 30 * CENT)
-            await store.costs.learn(Figure(prediction_id=pred(number), amount=amount, at=NOW + 20))
-            model.learn(number, amount)
+            cost = Price(amount, random.choice(("provider", "computed")))
+            await store.costs.learn(Figure(prediction_id=pred(number), cost=cost, at=NOW + 20))
+            model.learn(number, cost)
         case "again":
             figure = Figure(prediction_id=pred(number), again_at=NOW + 99, at=NOW + 20)
             await store.costs.learn(figure)
@@ -215,7 +218,7 @@ async def test_what_is_to_be_asked_is_asked_until_it_is_known(store: Store) -> N
         await accept_outcome(store, costing(arrival(number), None, NOW + number))
     asked = await store.costs.questions("fal", NOW + 2, 10)
     assert [question.ticket.id for question in asked] == [pred(1), pred(2)]
-    await store.costs.learn(Figure(prediction_id=pred(1), amount=7, at=NOW))
+    await store.costs.learn(Figure(prediction_id=pred(1), cost=Price(7, "provider"), at=NOW))
     await store.costs.learn(Figure(prediction_id=pred(2), again_at=NOW + 50, at=NOW))
     await store.costs.learn(Figure(prediction_id=pred(3), at=NOW))
     [left] = await store.costs.questions("fal", NOW + 100, 10)

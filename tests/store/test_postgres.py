@@ -28,6 +28,8 @@ from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.schema import migrations
+from receiver.store.search import Wanted
+from receiver.store.statement import Statement
 from tests.conftest import Logged
 from tests.patience import PATIENCE
 from tests.postgres import Database
@@ -906,6 +908,20 @@ async def readable(store: PostgresStore) -> bool:
         except StoreUnavailable:
             await asyncio.sleep(0.01)
     return False
+
+
+async def test_a_list_is_planned_for_its_values_however_often_it_is_read(
+    database: Database,
+) -> None:
+    """A plan for any provider walks past all predictions to find those of a rare one."""
+    kept = Statement(
+        "SELECT coalesce(sum(generic_plans), 0) AS plans FROM pg_prepared_statements "
+        "WHERE cardinality(parameter_types) > 0"
+    )
+    async with processes(database) as [process]:
+        for _ in range(10):
+            await process.store.search.page(Wanted(provider="oxen"))
+        assert (await process.store.read(kept))[0]["plans"] == 0
 
 
 async def test_a_store_that_is_not_open_is_unavailable(database: Database) -> None:

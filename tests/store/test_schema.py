@@ -227,6 +227,8 @@ PUBLISHED: Final[dict[EngineName, tuple[str, ...]]] = {
         "c7aa29f57e076a53",
         "fef826bf9d89cb22",
         "5f93fb37e59524f7",
+        "fc8f73859a4d30e9",
+        "4780307326ac04d5",
     ),
     "postgres": (
         "44a8a9ac5b6a6cd4",
@@ -234,6 +236,8 @@ PUBLISHED: Final[dict[EngineName, tuple[str, ...]]] = {
         "88db0eade34d6490",
         "df0abb9e80f53e3e",
         "bd8f8f8b2cb0e6c7",
+        "fc8f73859a4d30e9",
+        "c73084b0ac861490",
     ),
 }
 """The beginning of each migration's SHA-256."""

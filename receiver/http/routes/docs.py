@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from receiver.http.declare import get
 
@@ -43,13 +43,21 @@ class IfNoneMatch(msgspec.Struct, frozen=True, rename={"tags": "If-None-Match"})
 class DocsRoutes:
     """The three routes, which are open."""
 
-    @get("/", "what this is", media_type="text/plain", is_open=True)
-    async def about(self) -> Response:
+    @get(
+        "/",
+        {200: "what this is", 303: "to the dashboard: a browser, where there is one"},
+        media_type="text/plain",
+        is_open=True,
+    )
+    async def about(self, request: Request) -> Response:
         """Say what this is, and where it is described.
 
         A few lines for people who open the address.
         """
-        return Response(_ABOUT, headers=_CACHED, media_type="text/plain")
+        headers = {**_CACHED, "Vary": "Accept"}
+        if request.app.state.shows_dashboard and "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse(f"{request.scope.get('root_path', '')}/ui", 303, headers)
+        return Response(_ABOUT, headers=headers, media_type="text/plain")
 
     @get("/openapi.json", {200: "OpenAPI 3.1", 304: "as it was"}, sends=["ETag"], is_open=True)
     async def openapi(self, request: Request, headers: IfNoneMatch) -> Response:

@@ -518,12 +518,21 @@ class PostgresStore(Store):
         last: Exception | None = None
         for _ in range(self._readers + 1):  # old connections may turn out to be dead
             try:
-                return await self._pool.fetch(statement.postgres, *arguments)  # type: ignore[return-value]
+                return await self._fetch(self._pool, statement, arguments)
             except Exception as error:
                 if not is_trouble(error):
                     raise
                 last = error
         raise StoreUnavailable(f"the database cannot be read: {last}") from last
+
+    async def _fetch(
+        self, pool: asyncpg.Pool[asyncpg.Record], statement: Statement, arguments: Sequence[Any]
+    ) -> list[Row]:
+        if not statement.is_list or self._sessions.is_pooled:  # behind a pooler no plan is kept
+            return await pool.fetch(statement.postgres, *arguments)  # type: ignore[return-value]
+        async with pool.acquire() as connection:
+            prepared = await connection.prepare(statement.postgres)
+            return await prepared.fetch(*arguments)  # type: ignore[return-value]
 
     async def change_log_end(self) -> int:
         """Return the last place that was handed out, once the transactions of then have ended.

@@ -24,16 +24,16 @@ SELECT day, provider, model, '' AS account, {sums} GROUP BY day, provider, model
 
 -- name: insert_questions
 -- Record whose cost is to be asked for.
-INSERT INTO cost_questions (prediction_id, provider, due_at)
-SELECT r.prediction_id, r.provider, r.due_at
-FROM {rows:prediction_id text, provider text, due_at float} WHERE true
+INSERT INTO cost_questions (prediction_id, provider, due_at, units)
+SELECT r.prediction_id, r.provider, r.due_at, r.units
+FROM {rows:prediction_id text, provider text, due_at float, units float} WHERE true
 ON CONFLICT (prediction_id) DO NOTHING
 
 -- name: select_questions
 -- Read what is to be asked of a provider now.
-SELECT q.prediction_id AS id, q.tries, p.model, p.mode, p.provider_id, p.submitted_at,
-       p.completed_at
-FROM (SELECT prediction_id, tries FROM cost_questions
+SELECT q.prediction_id AS id, q.tries, q.units, p.model, p.mode, p.provider_id, p.links,
+       p.submitted_at, p.completed_at
+FROM (SELECT prediction_id, tries, units FROM cost_questions
       WHERE provider = :provider AND due_at <= :now::float ORDER BY due_at LIMIT :most::int) q
 JOIN predictions p ON p.id = q.prediction_id
 
@@ -52,9 +52,9 @@ SELECT id, provider, model, completed_at, price, reserved, cost, cost_source, ac
 FROM predictions WHERE id IN (SELECT r.id FROM {rows:id text}) ORDER BY id {lock}
 
 -- name: set_costs
--- Record what predictions cost, as their providers say.
-UPDATE predictions SET cost = r.cost, cost_source = 'provider'
-FROM {rows:id text, cost int} WHERE predictions.id = r.id
+-- Record what predictions cost, as is known by now.
+UPDATE predictions SET cost = r.cost, cost_source = r.source
+FROM {rows:id text, cost int, source text} WHERE predictions.id = r.id
 
 -- name: set_account
 -- Record by what the cost of a prediction is added up.

@@ -20,7 +20,8 @@ ORDER BY p.id DESC
 -- filter recipe: recipe = :recipe AND ordered IS NOT NULL
 -- filter person: person = :person AND ordered IS NOT NULL
 -- filter provider: provider = :provider
--- filter model: lower(model) LIKE lower(:model) ESCAPE '!'
+-- filter model: lower(model) = lower(:model)
+-- filter models: lower(model) LIKE lower(:models) ESCAPE '!'
 -- filter text: instr(lower(input), lower(:text)) > 0
 -- filter needle: instr(metadata, :needle) > 0
 -- filter since: id >= :since
@@ -34,6 +35,8 @@ SELECT id FROM predictions {where} ORDER BY id DESC LIMIT 1 OFFSET :most::int
 -- filter unsuccessful: status = :status AND error_code IS NOT NULL
 -- filter recipe: recipe = :recipe AND ordered IS NOT NULL
 -- filter person: person = :person AND ordered IS NOT NULL
+-- filter provider: provider = :provider
+-- filter model: lower(model) = lower(:model)
 -- filter since: id >= :since
 -- filter until: id < :until
 -- filter cursor: id < :cursor

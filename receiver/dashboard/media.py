@@ -1,4 +1,4 @@
-"""What may be shown of an output: as a picture, a film or a sound; all else is a download."""
+"""What an output is shown as: a picture, a film or a sound; all else is a download."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ BY_ENDING: Final = {ending: kind for kind, ending in reversed(SHOWN.items())} | 
 """What the end of a file's name says of it."""
 
 
-def shown(output: Output) -> Kind:
-    """Return how an output may be shown, as far as is known before it is fetched."""
+def kind_of(output: Output) -> Kind:
+    """Return what an output is shown as, as far as is known before it is fetched."""
     if output.text is not None and output.url is None:
         return "text"
     said = output.stored.content_type if output.stored else output.content_type

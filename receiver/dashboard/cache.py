@@ -32,7 +32,7 @@ def folder_of(settings: Settings) -> Path:
     return Path(tempfile.gettempdir()) / f"receiver-pictures-{os.getuid()}-{digest}"
 
 
-class Shelf:
+class PictureCache:
     """Keeps copies in a folder, up to a number of bytes."""
 
     def __init__(self, folder: Path, most: int = MOST_BYTES) -> None:

@@ -24,7 +24,7 @@ MENU: Final = (
 )
 
 
-class Visit:
+class PageContext:
     """Who asks for what, and how links and forms are written for them."""
 
     def __init__(

@@ -12,7 +12,7 @@ from receiver.settings import Settings
 from receiver.store.facade import Store
 
 
-class Parts(NamedTuple):
+class Facades(NamedTuple):
     """The facades of one run."""
 
     settings: Settings
