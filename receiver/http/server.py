@@ -315,7 +315,9 @@ class Protocol(HttpToolsProtocol):
         self._in_request = False
         self._beside = self._discarded = 0
         self._waited.drop(self)
-        if self.cycle.response_complete:  # and uvicorn's patience with the next one has ended
+        if self.cycle.keep_alive and not self.parser.should_keep_alive():
+            self._end_requests(None)  # by a trailer: the parser takes no further request
+        elif self.cycle.response_complete:  # and uvicorn's patience with the next one has ended
             self._in_head = True
             self._await_bytes(_SLOWEST_HEAD)
 
