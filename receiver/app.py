@@ -115,7 +115,7 @@ def _front(
     run: Callable[[Role, Settings, Registry], AbstractAsyncContextManager[Http]] | None = None,
 ) -> Front:
     registry = register(settings.handlers if handlers is None else handlers)
-    settings = development.with_secrets(settings)
+    settings = development.with_secrets(settings).with_absolute_path()
     store_maker(settings)  # tells at once what is not installed
     return Front(partial(run or _running, role, settings, registry), settings)
 

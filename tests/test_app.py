@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from receiver import create_app
@@ -52,3 +53,25 @@ async def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path, logged:
         async with app.router.lifespan_context(app):
             raise AssertionError("it started")
     assert [line["event"] for line in logged] == []
+
+
+@pytest.mark.anyio
+async def test_a_handler_that_goes_elsewhere_leaves_the_database_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = {"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": "sqlite:///dev.db"}
+    app = create_app(Settings.read(settings))
+    transport = httpx.ASGITransport(app, client=("127.0.0.1", 50000))
+    for _ in range(2):
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as http,
+        ):
+            monkeypatch.chdir(tmp_path / "elsewhere")
+            (tmp_path / "dev.db").stat()
+            assert (await http.get("/readyz")).status_code == 200
+            await http.post("/v1/drain")
+            assert (await http.get("/readyz")).status_code == 200
+    assert [*(tmp_path / "elsewhere").iterdir()] == []

@@ -147,6 +147,14 @@ class _Program:
 
     loop: asyncio.AbstractEventLoop | None = None
     thread: int | None = None
+    factory: Any = None
+
+
+def keep_factory() -> None:
+    """Make our loop's tasks by our own factory again, where a handler has set another."""
+    loop = _Program.loop
+    if loop is not None and loop.get_task_factory() is not _Program.factory:
+        loop.set_task_factory(_Program.factory)
 
 
 def is_program(loop: asyncio.AbstractEventLoop) -> bool:
@@ -159,6 +167,7 @@ def run(main: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
     contain(loop, owned=True)
     asyncio.set_event_loop(loop)
     _Program.loop, _Program.thread = loop, threading.get_ident()
+    _Program.factory = loop.get_task_factory()
     task = loop.create_task(main)
     task.add_done_callback(lambda _: loop.stop())
     try:
@@ -235,6 +244,7 @@ def take_back(parent: int) -> None:
     """
     if os.getpid() != parent:
         os._exit(0)
+    keep_factory()
     for stream in range(3):
         try:
             os.fstat(stream)

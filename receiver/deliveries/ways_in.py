@@ -8,6 +8,7 @@ What is registered here is served by `http`; a way in without a proof is an erro
 
 from __future__ import annotations
 
+import codecs
 import inspect
 import re
 import sys
@@ -20,6 +21,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from receiver.model.errors import HandlerError, Problem, Unproved
+from receiver.model.requests import refuse_coding
 from receiver.model.text import meant
 
 T = TypeVar("T")
@@ -64,9 +66,13 @@ class Call:
     @overload
     def json(self, kind: type[T]) -> T: ...
     def json(self, kind: Any = Any) -> Any:
-        """Decode the body as JSON; a caller whose body does not fit is answered 400."""
+        """Decode the body as JSON; a caller whose body does not fit is answered 400.
+
+        A compressed one is answered 415; the mark that some programs put before it is passed over.
+        """
+        refuse_coding(self.header("content-encoding"))
         try:
-            return msgspec.json.decode(self.body, type=kind)
+            return msgspec.json.decode(self.body.removeprefix(codecs.BOM_UTF8), type=kind)
         except msgspec.ValidationError as error:
             raise Problem(400, "invalid-body", f"the body does not fit: {error}") from None
         except (msgspec.DecodeError, UnicodeError, RecursionError):

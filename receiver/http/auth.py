@@ -15,6 +15,7 @@ from receiver.http.body import whole_body
 from receiver.http.limits import Limits
 from receiver.http.proxies import client_of
 from receiver.model.errors import Problem
+from receiver.model.requests import refuse_coding
 from receiver.settings import Settings
 
 _UNGUESSABLE: Final = 20
@@ -106,10 +107,7 @@ class Guard:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Problem(415, "unsupported-media-type", "send Content-Type: application/json")
-        codings = ",".join(request.headers.getlist("content-encoding")).strip().lower()
-        if codings not in {"", "identity"}:
-            said = f"send the body as it is, not in Content-Encoding: {codings[:40]}"
-            raise Problem(415, "unsupported-media-type", said)
+        refuse_coding(",".join(request.headers.getlist("content-encoding")))
         body = await whole_body(request, self._settings.max_body_bytes)
         return body.removeprefix(codecs.BOM_UTF8)
 

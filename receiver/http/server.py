@@ -67,7 +67,7 @@ _MOST_HELD: Final = 64 * 1024
 _SLOWEST_READ: Final = 20.0
 """Seconds in which the reader of an answer must take at least some of it (tens of KB)."""
 _LOOK: Final = 0.5
-"""Seconds between two looks whether signals still reach us."""
+"""Seconds between two looks whether signals still reach us, and the loop is as it was."""
 LINGER: Final = 1.0
 """Seconds after everything is stored in which stubborn tasks may still end by themselves."""
 
@@ -315,7 +315,9 @@ class Protocol(HttpToolsProtocol):
         self._in_request = False
         self._beside = self._discarded = 0
         self._waited.drop(self)
-        if self.cycle.response_complete:  # and uvicorn's patience with the next one has ended
+        if self.cycle.keep_alive and not self.parser.should_keep_alive():
+            self._end_requests(None)  # by a trailer: the parser takes no further request
+        elif self.cycle.response_complete:  # and uvicorn's patience with the next one has ended
             self._in_head = True
             self._await_bytes(_SLOWEST_HEAD)
 
@@ -471,6 +473,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self._leave:
             keep_signals(self.handle_exit)
+            containment.keep_factory()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -554,6 +557,7 @@ async def told_to_stop() -> AsyncIterator[asyncio.Event]:
     async def keep() -> None:
         while True:
             keep_signals(stop)
+            containment.keep_factory()
             await asyncio.sleep(_LOOK)
 
     keeping = asyncio.create_task(keep())

@@ -54,3 +54,10 @@ def check_json(name: str, value: Any, metadata: Any) -> None:
         raise Problem(422, "invalid-request", f"{name} and metadata nest at most {DEEPEST} deep")
     if len(msgspec.json.encode(metadata)) > LARGEST_METADATA:
         raise Problem(422, "invalid-request", f"metadata has at most {LARGEST_METADATA} bytes")
+
+
+def refuse_coding(coding: str) -> None:
+    """Raise Problem for a body whose Content-Encoding says that it is compressed."""
+    if coding.strip().lower() not in {"", "identity"}:
+        said = f"send the body as it is, not in Content-Encoding: {coding.strip()[:40]}"
+        raise Problem(415, "unsupported-media-type", said)

@@ -3,12 +3,15 @@
 What strict readers take is read by one. Anything else is first written anew as strict JSON, so that
 all that is read can be stored and given to handlers:
 
-    NaN, Infinity, 1e400              null
+    NaN, Infinity, 1e400, None        null, as every other word and number that JSON has not
     a byte that is not UTF-8          the character of that number in Latin-1
     half a surrogate pair             U+FFFD
     a BOM, UTF-16, UTF-32             read as what they are
     control characters in a text      kept
-    NULs and blanks around the JSON   dropped
+    an escape that JSON has not       its characters
+    what is nested too deep           null
+    a comma after the last value      dropped
+    marks and blanks around the JSON  dropped
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ MOST_MARKS: Final = 1_000_000
 """Commas and brackets: every value beyond the first needs one, and costs far more memory."""
 DEEPEST: Final = 100
 _LONGEST_NUMBER: Final = 4300
-_ASIDE: Final = "\ufeff\0 \t\r\n"
+_ASIDE: Final = "\ufeff\u200b\0\x1a\x1e;," + "".join(filter(str.isspace, map(chr, range(0x3001))))
+"""Marks and blanks that stand before or after JSON, and are none of it."""
 _MARKS: Final = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -48,7 +52,7 @@ def read_json(body: bytes | str) -> Any:
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         value = _strict(_anew(body))
     if opened > DEEPEST and depth_of(value) > DEEPEST + 1:  # a value inside of all is one more
-        raise Unreadable(f"nested more than {DEEPEST} deep")
+        return _strict(_mended(_text(body)))
     return value
 
 
@@ -65,14 +69,66 @@ def _strict(body: bytes | str) -> Any:
     return msgspec.json.decode(body)
 
 
+def _text(body: bytes | str) -> str:
+    return (text_of(body) if isinstance(body, bytes) else body).strip(_ASIDE)
+
+
 def _anew(body: bytes | str) -> bytes:
     """Write the same content as strict JSON, or raise Unreadable; never quote it."""
+    text = _text(body)
     try:
-        text = (text_of(body) if isinstance(body, bytes) else body).strip(_ASIDE)
-        anew = json.dumps(_LENIENT.decode(text), ensure_ascii=False)
+        return _written(_LENIENT.decode(text))
+    except (ValueError, RecursionError):
+        return _mended(text)
+
+
+def _written(value: Any) -> bytes:
+    anew = json.dumps(value, ensure_ascii=False)
+    return anew.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+_TOKEN: Final = re.compile(
+    r'"(?P<text>[^"\\]*(?:\\.[^"\\]*)*)(?:"|\Z)|(?P<word>[^\s"\[\]{},:]+)|'
+    r"(?P<open>[\[{])|(?P<close>[\]}])|(?P<last>,)(?=\s*[\]}])|[,:]",
+    re.DOTALL,
+)
+_ESCAPES: Final = re.compile(r'((?:\\(?:["\\/bfnrt]|u[\da-fA-F]{4}))+)|\\')
+_NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
+
+
+def _mended(text: str) -> bytes:
+    """Write JSON that has odd tokens anew, each by itself, so that it spoils nothing else.
+
+    What has no text in it is no JSON to be mended, but somebody's words.
+    """
+    depth = 0
+
+    def mend(token: re.Match[str]) -> str:
+        nonlocal depth
+        kind = token.lastgroup
+        if kind == "close":
+            depth -= 1
+            return token[0] if depth < DEEPEST else ""
+        depth += kind == "open"
+        if depth > DEEPEST:
+            return "null" if kind == "open" and depth == DEEPEST + 1 else ""
+        if kind == "text":
+            return _ESCAPES.sub(lambda found: found[1] or r"\\", token[0])
+        if kind == "word" and not _NUMBER.fullmatch(token[0]):
+            word = token[0].lower()
+            return word if word in {"true", "false"} else "null"
+        return "" if kind == "last" else token[0]
+
+    if not text.startswith(("{", "[")) or '"' not in text:
+        raise Unreadable("not JSON: DecodeError")
+    mended = _TOKEN.sub(mend, text)
+    try:
+        value, end = _LENIENT.raw_decode(mended)
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"not JSON: {type(error).__name__}") from error
-    return anew.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+    if '"' in mended[end:]:
+        raise Unreadable("not JSON: there is more after it")
+    return _written(value)
 
 
 def _int(digits: str) -> int | None:

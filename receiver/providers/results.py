@@ -61,6 +61,10 @@ _INPUTS: Final = re.compile(
     r"conditioning|original|user)_.*|\w*(?:status|response|cancel|callback|webhook)_url"
 )
 """Names under which an echo of the request stands, or what is said about it."""
+_ABOUT: Final = frozenset(
+    {"model", "user", "author", "creator", "owner", "account", "options", "config", "settings"}
+)
+"""Names under which what took part stands; a file there is a result if there is no other."""
 _SMALLER: Final = frozenset({"thumbnail", "thumbnails", "thumb", "preview", "poster", "icon"})
 """Beside a file they are that file again."""
 
@@ -147,7 +151,9 @@ def _members(value: dict[str, Any], *, any_name: bool, depth: int) -> Iterator[O
         yield file
     for name, item in value.items():
         kind = name.lower()[:LONGEST_ID]
-        if _INPUTS.fullmatch(kind) or (file and (kind in _SMALLER or isinstance(item, str))):
+        if _INPUTS.fullmatch(kind) or (not any_name and kind in _ABOUT):
+            continue
+        if file and (kind in _SMALLER or isinstance(item, str)):
             continue
         named = any_name or bool(_RESULTS.fullmatch(kind))
         yield from _files(item, any_name=any_name, named=named, bare=False, depth=depth + 1)

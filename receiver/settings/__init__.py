@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -336,6 +337,12 @@ class Settings:
         """The file that `database_url` names; None where it names a PostgreSQL server."""
         path = self.database_url.removeprefix("sqlite:///")
         return None if path == self.database_url else path
+
+    def with_absolute_path(self) -> Settings:
+        """Return these settings with a database file that no change of the folder moves."""
+        if self.sqlite_path is None:
+            return self
+        return replace(self, database_url=f"sqlite:///{Path(self.sqlite_path).absolute()}")
 
     @property
     def database(self) -> str:

@@ -438,6 +438,10 @@ async def test_a_body_that_does_not_fit_is_the_callers_fault(serve: Serve) -> No
             assert answer.status_code in {400, 422}, body[:80]
             assert says in answer.json()["detail"]
         assert station.count("predictions") == 0
+        marked = b"\xef\xbb\xbf" + body_of("a lighthouse")
+        coded = {**standard_of(marked), "content-encoding": "gzip"}
+        assert (await call(station, "webhook", marked, coded)).status_code == 415
+        assert (await call(station, "webhook", marked, standard_of(marked))).status_code == 202
 
 
 def standard_of(body: bytes) -> dict[str, str]:

@@ -263,6 +263,14 @@ async def test_what_comes_after_a_body_proves_nothing(start: Start) -> None:
         assert station.count("predictions") == 0
 
 
+async def test_a_trailer_that_ends_the_connection_does(start: Start) -> None:
+    async with start() as station, served(station) as port:
+        for path, answer in (("/v1/predictions", 401), ("/healthz", 405)):
+            said = post(path, b"transfer-encoding: chunked\r\n\r\n") + chunked(GOOD)[:-2]
+            answers = await talk(port, LIST + said + b"connection: close\r\n\r\n" + LIST)
+            assert statuses(answers) == [200, answer]  # and nobody waits for the last
+
+
 # --- clients that have said all ---
 
 

@@ -111,6 +111,21 @@ async def closes_streams() -> None:
     raise ValueError
 
 
+def _no_tasks(*_: Any, **__: Any) -> Any:
+    raise MemoryError
+
+
+async def makes_no_tasks() -> None:
+    asyncio.get_running_loop().set_task_factory(_no_tasks)
+    raise ValueError
+
+
+async def makes_no_tasks_later() -> None:
+    asyncio.get_running_loop().call_soon(asyncio.get_running_loop().set_task_factory, _no_tasks)
+    await asyncio.sleep(0.1)
+    raise ValueError
+
+
 async def forks() -> None:
     if not os.fork():
         return
@@ -143,6 +158,8 @@ WAYS: dict[str, Callable[[], Any]] = {
         returns_its_work,
         takes_signals,
         closes_streams,
+        makes_no_tasks,
+        makes_no_tasks_later,
         forks,
         forks_in_a_callback,
     )

@@ -244,6 +244,11 @@ FILE = "https://files.example/1.png"
         ({"video": FILE, "image_url": "https://i.example/in.png"}, [Output(url=FILE)]),
         ({"images": [FILE], "start_image": {"url": "https://i.example/"}}, [Output(url=FILE)]),
         ({"prompt": FILE, "negative_prompt": FILE, "loras": [FILE], "logs": [FILE]}, []),
+        (
+            {"model": {"url": "https://x/m"}, "user": {"image": "https://x/u"}, "image": FILE},
+            [Output(url=FILE)],
+        ),
+        ({"model": {"url": FILE}, "options": {"seed": 1}}, [Output(url=FILE)]),
         ('{"images": ["https://files.example/1.png"]}', [Output(url=FILE)]),
         ('{"a": "b"}', [Output(text='{"a": "b"}')]),
         (f" {FILE}\n", [Output(url=FILE)]),

@@ -44,6 +44,9 @@ def test_any_bytes_give_what_can_be_stored_or_unreadable(body: bytes) -> None:
         assert read_json(msgspec.json.encode(value)) == value == again
 
 
+ODD: Any = {"a": [*[None] * 8, True], "b": 1}
+
+
 @pytest.mark.parametrize(
     ("body", "value"),
     [
@@ -57,17 +60,48 @@ def test_any_bytes_give_what_can_be_stored_or_unreadable(body: bytes) -> None:
         (b'{"\\ud800": 1}', {"\ufffd": 1}),
         (b'{"a": NaN, "a": 2}', {"a": 2}),
         (b'\0 {"a": 1}\0\r\n\0', {"a": 1}),
+        (b'{"a": [-nan, nan(ind), +Inf, None, undefined, 007, .5, 0x1F, True], "b": 1}', ODD),
+        (
+            b'{"a": "C:\\path \\x41 \\u12 \\u00e9 \\\\ \\" \\\\"}',
+            {"a": 'C:\\path \\x41 \\u12 \xe9 \\ " \\'},
+        ),
+        (
+            b'\x1e\xc2\xa0{"a": [1, 2 , ], "b": {"c": "},]",},}; <!-- 3 ms -->\x1a',
+            {"a": [1, 2], "b": {"c": "},]"}},
+        ),
     ],
 )
 def test_an_oddity_is_read_as_what_it_stands_for(body: bytes, value: Any) -> None:
     assert read_json(body) == value
 
 
-@pytest.mark.parametrize("odd", [b"1", b"NaN"])
-def test_depth_is_bounded(odd: bytes) -> None:
-    assert read_json(b"[" * DEEPEST + odd + b"]" * DEEPEST)
-    with pytest.raises(Unreadable, match="deep"):
-        read_json(b"[" * (DEEPEST + 1) + odd + b"]" * (DEEPEST + 1))
+@pytest.mark.parametrize("odd", [b"1", b"NaN", b"nan"])
+@pytest.mark.parametrize("more", [1, 400, 100_000])
+def test_depth_is_bounded_and_costs_no_more_than_what_is_that_deep(odd: bytes, more: int) -> None:
+    deep = b"[" * (DEEPEST - 2) + odd + b"]" * (DEEPEST - 2)
+    assert "null" not in json.dumps(read_json(deep.replace(odd, b"1")))
+    body = b'{"a": [[%b%b, {"x": 1}%b], 2], "b": "c"}' % (b"[" * more, deep, b"]" * more)
+    value = read_json(body)
+    assert (value["a"][1], value["b"]) == (2, "c")
+    assert msgspec.json.encode(value).count(b"[") == DEEPEST - 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"soon",
+        b"[error] full",
+        b"{not json}",
+        b'{"a": "b"',
+        b'{"a": "b',
+        b'{"a": 1}{"a": 2}',
+        b"{'a': 1}",
+        b'{"a": "' + rb"\"" * 100_000,
+    ],
+)
+def test_what_is_not_whole_is_not_mended(body: bytes) -> None:
+    with pytest.raises(Unreadable):
+        read_json(body)
 
 
 def test_many_small_values_are_refused_before_they_fill_the_memory() -> None:
