@@ -7,12 +7,13 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 from receiver.model.answers import CostReport, CostRow
 from receiver.model.costs import MICRO, Account
 from receiver.model.errors import Problem
-from receiver.predictions.limits import Limits, kind_of
+from receiver.model.recipes import Per
+from receiver.predictions.limits import Limits, end_of, kind_of
 from receiver.store.costs import DaySum
 from receiver.store.facade import Store
 
@@ -58,7 +59,8 @@ class SpendingReader:
             amounts[row.provider] += row.amount
             unknown[row.provider] += row.unknown
         limits = [(kind_of(each), each.cost) for each in self._limits.all if each.cost is not None]
-        fullest = await self._budgets.fullest(now) if limits else {}
+        ends = [end_of(per, now) for per in get_args(Per)]
+        fullest = await self._budgets.fullest(*ends) if limits else {}
         used: dict[str, float] = {}
         for kind, most in limits:
             part = fullest.get(kind, 0) / most if most else 1.0
