@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
 ROUNDS: Final = 4
 """The first of which compiles."""
 MOST: Final = 6.0
-"""How many times as much it may take: 4.2 on SQLite and 4.6 on PostgreSQL, on a busy machine too."""
+"""How many times as much it may take: 4.2 on SQLite and 4.6 on PostgreSQL, here."""
 EMPTY: Final = """
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
