@@ -76,9 +76,9 @@ def serve(
         logs.configure(settings.log_format, settings.log_level)
         for name in ("uvicorn", "watchfiles"):  # what they say, our own lines and the banner do
             logging.getLogger(name).setLevel(logging.WARNING)
-        asyncio.run(migrate(settings))
-        registry = load(settings.handlers)
+        registry = load(settings.handlers)  # first: a wrong name leaves no database behind
         app = create_app(settings, registry.all(), dispatch=dispatch)
+        asyncio.run(migrate(settings))
         watch = _Watch(app, settings)
 
         async def started() -> None:

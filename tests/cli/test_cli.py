@@ -733,7 +733,7 @@ def test_a_local_file_is_sent_as_a_data_uri(world: tuple[Path, dict[str, str]]) 
     (home / "what").touch()
     for name, words in (
         ("large.png", "receiver: large.png is larger than 3,000,000 bytes: put it where the"),
-        ("none.png", "none.png cannot be read"),
+        ("none.png", "none.png cannot be read: No such file or directory\n"),
         ("what", "what: its name does not tell what it is\n"),
     ):
         refused = inside(*submit, f"image_url=@{name}", cwd=home, **env)
