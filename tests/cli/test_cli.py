@@ -256,6 +256,7 @@ def test_what_is_wrong_is_one_sentence(
     assert done.returncode == 1
     assert [word for word in words if word not in done.stderr] == []
     assert "Traceback" not in done.stderr
+    assert [*tmp_path.glob("*.db")] == []
 
 
 def test_a_module_and_a_package_of_the_working_folder_are_found(tmp_path: Path) -> None:
