@@ -95,7 +95,7 @@ class Console:
 
 
 def _rest(event: Mapping[str, Any], level: str, state: str | None) -> Iterator[str]:
-    """Return the other fields, why before all; where all is well without those for other systems."""
+    """Return the other fields, why first; where all is well without those for other systems."""
     hidden = _SHOWN | _BESIDE if level in _QUIET else _SHOWN
     for name, value in sorted(event.items(), key=lambda field: field[0] != "reason"):
         is_cut = name == "prediction" and level not in _QUIET
