@@ -28,8 +28,8 @@ from receiver.emulator.chats.slack.people import signed as slack_signed
 from receiver.settings import Settings
 from receiver.testing import Kit, make_event
 from receiver.testing.chat import CHATS, SETTINGS
-from tests.handlers.chat import PNG, parts_of
-from tests.handlers.parts import Asked
+from tests.handlers.chat import PNG, keeping, parts_of
+from tests.handlers.parts import Asked, built_in
 from tests.handlers.talking import RECIPES, Kits, predictions, talking
 from tests.journey.parts import eventually
 from tests.receiving import ENV
@@ -223,6 +223,13 @@ def test_what_telegrams_library_makes_is_ordered_and_what_we_send_it_knows(
     assert calls.keys() == {"sendMessage", "sendPhoto", "sendMediaGroup", "deleteMessage"}
     [row] = calls["sendPhoto"].reply_markup.inline_keyboard
     assert [button.text for button in row] == ["Again", "Delete"]
+
+
+def test_a_flagged_picture_is_hidden_until_it_is_asked_for(receiver_kit: Kits, sent: Sent) -> None:
+    kit = receiver_kit(keeping, built_in("telegram_in"), chats=True, settings=RECIPES)
+    assert kit.says("/imagine a lighthouse", on="telegram").pictures
+    photos = [fields for _, path, fields in sent.calls() if path.endswith("/sendPhoto")]
+    assert {as_method("sendPhoto", fields).has_spoiler for fields in photos} == {True}
 
 
 # --- Discord ---
