@@ -22,12 +22,13 @@ from slack_bolt.authorization import AuthorizeResult
 from receiver.cli.chats import discord_commands
 from receiver.emulator import pictures as drawn
 from receiver.emulator.chats.board import Message, numbered
+from receiver.emulator.chats.calling import Exchange
 from receiver.emulator.chats.discord.interactions import BOT_USER
-from receiver.emulator.chats.slack.people import SECRET, SlackPeople
+from receiver.emulator.chats.slack.people import SECRET
 from receiver.emulator.chats.slack.people import signed as slack_signed
 from receiver.settings import Settings
-from receiver.testing import Kit, make_event
-from receiver.testing.chat import CHATS, SETTINGS
+from receiver.testing import make_event
+from receiver.testing.chat import CHATS, SETTINGS, Said
 from tests.handlers.chat import PNG, keeping, parts_of
 from tests.handlers.parts import Asked, built_in
 from tests.handlers.talking import RECIPES, Kits, predictions, talking
@@ -83,6 +84,11 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
     return found
 
 
+def told(*said: Said) -> list[Exchange]:
+    """Give how the receiver was told of what people said and pressed, and what it answered."""
+    return [one.exchange for one in said if one.exchange]
+
+
 # --- Slack ---
 
 
@@ -106,26 +112,15 @@ def bolt() -> App:
 
 def test_slacks_framework_and_we_agree_about_every_request(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "slack_in")
-    reply = kit.says("/imagine a lighthouse").reply
-    kit.says("<@UBOT> a lighthouse", finish=False)
-    kit.says("a lighthouse", place="D", finish=False)
-    kit.presses(reply, "Again", finish=False)
-    people = kit.chats.people["slack"]
-    assert isinstance(people, SlackPeople)
-    kit.do(people.sets_up())
-    kit.do(people.checks_ssl())
-    sent = list(kit.chats.scene.caller.exchanges)
-    kinds = [exchange.kind for exchange in sent]
-    assert kinds == [
-        "command",
-        "event app_mention",
-        "event message",
-        "button",
-        "set-up",
-        "ssl_check",
-    ]
+    command = kit.says("/imagine a lighthouse")
+    mention = kit.says("<@UBOT> a lighthouse", finish=False)
+    direct = kit.says("a lighthouse", place="D", finish=False)
+    press = kit.presses(command.replies[0], "Again", finish=False)
+    challenge = b'{"type":"url_verification","token":"old","challenge":"3eZbrw1aBm2rZgRNFdxV"}'
+    proof = slack_signed(SECRET, int(kit.clock()), challenge)
+    set_up = Exchange("set-up", "", JSON | proof, challenge)
     witness = bolt()
-    for exchange in sent[:-1]:  # it takes an ssl_check without proof, and we do not
+    for exchange in [*told(command, mention, direct, press), set_up]:
         body, signature = exchange.body, exchange.headers["x-slack-signature"]
         stamp = exchange.headers["x-slack-request-timestamp"]
         old = slack_signed(SECRET, int(stamp) - 301, body)
@@ -201,13 +196,14 @@ def test_what_telegrams_library_makes_is_ordered_and_what_we_send_it_knows(
     promise = eventually(lambda: said.replies)[0]
     urls = [f"https://providers.test/files/{drawn.name_for(str(n))}" for n in range(2)]
     kit.finish_all(make_event("succeeded", output=urls))
-    kit.says("/nothing", on="telegram")
-    [reply, *_] = kit.says("/imagine a tower", on="telegram").replies
-    kit.presses(reply, "Larger", on="telegram")
-    kit.presses(reply, "Delete", on="telegram")
+    wrong = kit.says("/nothing", on="telegram")
+    order = kit.says("/imagine a tower", on="telegram")
+    reply = order.replies[0]
+    larger = kit.presses(reply, "Larger", on="telegram")
+    deletion = kit.presses(reply, "Delete", on="telegram")
     eventually(lambda: reply.is_deleted and promise.is_deleted)
     answers = [answer.content]
-    for exchange in kit.chats.scene.caller.exchanges:
+    for exchange in told(said, wrong, order, larger, deletion):
         types.Update.model_validate_json(exchange.body)
         answers.append(exchange.answer)
     answered = [as_method(found.pop("method"), found) for found in map(json.loads, answers)]
@@ -280,9 +276,8 @@ def test_discords_library_reads_the_same_orders_and_what_we_say(
     book = Settings.read({**ENV, **RECIPES}).recipes
     [command, _] = kit.chats.discord.commands[""] = discord_commands(book)
     said = kit.says("/imagine a lighthouse ratio:16:9", files={"a.png": PNG}, on="discord")
-    kit.says("/imagine a tower", place="D", on="discord")
-    first, second = kit.chats.scene.caller.exchanges
-    for exchange, prediction in zip((first, second), predictions(kit), strict=True):
+    direct = kit.says("/imagine a tower", place="D", on="discord")
+    for exchange, prediction in zip(told(said, direct), predictions(kit), strict=True):
         theirs = asyncio.run(understood(exchange.body))
         assert prediction.order
         assert prediction.order.person
@@ -300,24 +295,24 @@ def test_discords_library_reads_the_same_orders_and_what_we_say(
             known = {**one, "description": other["description"]}
             assert other == {"required": False, **known}
     shown = said.replies[0]
-    kit.presses(shown, "Larger", on="discord")
-    kit.says("/nothing", on="discord")
-    asyncio.run(read_by_the_library(kit, sent, shown))
+    press = kit.presses(shown, "Larger", on="discord")
+    wrong = kit.says("/nothing", on="discord")
+    asyncio.run(read_by_the_library(told(said, direct, press, wrong), sent, shown))
 
 
-async def read_by_the_library(kit: Kit, sent: Sent, shown: Message) -> None:
+async def read_by_the_library(exchanges: list[Exchange], sent: Sent, shown: Message) -> None:
     """Let the library read presses, our answers to Discord, and what we post."""
     state = the_libraries_state()
-    *_, button, refused = kit.chats.scene.caller.exchanges
+    *_, button, refused = exchanges
     pressed: Any = discord.Interaction(data=json.loads(button.body), state=state)
     ids = [child.custom_id for child in buttons_of(pressed.message)]
     assert (pressed.message.id, ids) == (int(shown.id), [one.value for one in shown.buttons])
     assert pressed.data["custom_id"] == ids[1]
-    answers = [json.loads(each.answer) for each in kit.chats.scene.caller.exchanges]
+    answers = [json.loads(each.answer) for each in exchanges]
     message = discord.InteractionResponseType.channel_message
     assert {discord.InteractionResponseType(each["type"]) for each in answers} == {message}
-    told = as_message(state, json.loads(refused.answer)["data"])
-    assert (told.flags.ephemeral, "no recipe" in told.content) == (True, True)
+    refusal = as_message(state, json.loads(refused.answer)["data"])
+    assert (refusal.flags.ephemeral, "no recipe" in refusal.content) == (True, True)
     [edit, *_] = [fields["payload_json"] for method, _, fields in sent.calls() if method == "PATCH"]
     result = as_message(state, json.loads(edit))
     assert [child.label for child in buttons_of(result)] == ["Again", "Larger", "Delete"]
