@@ -111,14 +111,17 @@ class Slack:
         text: str,
         blocks: list[Any],
         files: list[Any],
+        *,
+        previews: bool = True,
     ) -> None:
-        """Post one message with files that were uploaded."""
+        """Post one message with files that were uploaded; `previews`: Slack may show links."""
         form = {"blocks": written(blocks)} | ({"thread_ts": thread} if thread else {})
         if files:
             form |= {"channel_id": channel, "files": written(files)}
             await self.call(http, "files.completeUploadExternal", **form)
         else:
             form |= {"channel": channel, "text": text, "unfurl_links": "false"}
+            form |= {} if previews else {"unfurl_media": "false"}
             await self.call(http, "chat.postMessage", **form)
 
     async def has_shown(self, http: httpx.AsyncClient, files: list[Any]) -> bool:

@@ -328,7 +328,10 @@ async def answer(event: Event, ctx: Context) -> None:
         await ctx.once("tell", say)
         return
     buttons = chat.under(ctx.sign, prediction.id, labels, chat.DELETE)
-    files, links = await SLACK.files(event, ctx)
+    files: list[Any] = []
+    links = [link(one) for one in prediction.output or [] if one.url]
+    if not prediction.flagged:  # Slack hides no picture: such a one is seen by who follows its link
+        files, links = await SLACK.files(event, ctx)
     await ctx.once("post", partial(show, event, ctx, asked, files, links, buttons))
 
 
@@ -346,14 +349,15 @@ async def show(
     said = WORDS.fill(event, escape, {"person": asked.user})
     text = shortened(event.prediction.warning(escape) + said.strip())
     blocks = [*blocks_of(event, text, links), *actions(buttons)]
+    post = partial(SLACK.post, ctx.http, previews=not event.prediction.flagged)
     try:
-        await SLACK.post(ctx.http, asked.channel, asked.thread, text, blocks, files)
+        await post(asked.channel, asked.thread, text, blocks, files)
     except Dead as refused:
         ctx.log.info("slack.elsewhere", reason=str(refused))
         if await linked(event, ctx, asked, text, buttons):
             return
         place = await asked.direct(ctx.http)
-        await SLACK.post(ctx.http, place, "", text, blocks, files)
+        await post(place, "", text, blocks, files)
 
 
 async def linked(
@@ -364,6 +368,7 @@ async def linked(
     if not asked.response_url or not all(output.link(2900) for output in outputs):
         return False
     blocks = [*blocks_of(event, text, [link(one) for one in outputs]), *actions(buttons)]
-    message = {"response_type": "in_channel", "text": text, "blocks": blocks}
+    unfurls = {"unfurl_media": not event.prediction.flagged}
+    message = {"response_type": "in_channel", "text": text, "blocks": blocks, **unfurls}
     said = await ctx.http.post(asked.response_url, json=message | {"replace_original": False})
     return said.is_success

@@ -26,12 +26,13 @@ from receiver.deliveries.importing import load, loaded_files, reload
 from receiver.deliveries.registry import Registry
 from receiver.http.listening import listening, url_of
 from receiver.http.server import Server
-from receiver.model.errors import HandlerError, ReceiverError, StoreUnavailable
+from receiver.model.errors import HandlerError, ReceiverError, SettingsError, StoreUnavailable
 from receiver.model.tasks import TaskSet
 from receiver.model.text import spelled
 from receiver.observability import logging as logs
 from receiver.providers import DECLARED, NAMES
 from receiver.settings import Settings, development, env_file
+from receiver.settings.toml import files_read
 
 log = structlog.get_logger("receiver")
 
@@ -75,10 +76,10 @@ def serve(
         logs.configure(settings.log_format, settings.log_level)
         for name in ("uvicorn", "watchfiles"):  # what they say, our own lines and the banner do
             logging.getLogger(name).setLevel(logging.WARNING)
-        asyncio.run(migrate(settings))
-        registry = load(settings.handlers)
+        registry = load(settings.handlers)  # first: a wrong name leaves no database behind
         app = create_app(settings, registry.all(), dispatch=dispatch)
-        watch = _Watch(app, settings.handlers)
+        asyncio.run(migrate(settings))
+        watch = _Watch(app, settings)
 
         async def started() -> None:
             _say(_banner(settings, registry, url, emulator, reloads=reloads))
@@ -88,7 +89,7 @@ def serve(
                 )
             if tries:
                 await asyncio.to_thread(_try, settings, url)
-            if reloads and settings.handlers:
+            if reloads and (settings.handlers or files_read):
                 await watch.run()
 
         _Server(app, host, port, started).run(sockets)
@@ -216,11 +217,15 @@ def _try(settings: Settings, url: str) -> None:
 
 
 class _Watch:
-    """Loads handlers anew when a file of theirs changes; what cannot be loaded changes nothing."""
+    """Loads handlers, recipes and prices anew when a file of theirs changes.
 
-    def __init__(self, app: Starlette, names: Sequence[str]) -> None:
+    What cannot be loaded changes nothing.
+    """
+
+    def __init__(self, app: Starlette, settings: Settings) -> None:
         self._app = app
-        self._names = names
+        self._settings = settings
+        self._names = settings.handlers
         self._is_broken = False
         """Whether what was loaded last is not what runs: then any file may be the cure."""
         self._seen = self._stamps()
@@ -248,7 +253,7 @@ class _Watch:
         folders = {place.parent for file in self._seen for place in (file, file.resolve())}
         async for _ in awatch(
             *(folder for folder in folders if folder.is_dir()),
-            watch_filter=lambda _, path: path.endswith(".py"),
+            watch_filter=lambda _, path: path.endswith(".py") or Path(path) in files_read,
             recursive=False,
             step=50,
             debounce=200,
@@ -261,21 +266,24 @@ class _Watch:
 
     async def _reload(self) -> None:
         try:
+            read = Settings.read(os.environ)
             registry = await asyncio.to_thread(reload, self._names)
-        except HandlerError as error:
+        except (HandlerError, SettingsError) as error:
             self._is_broken = True
             log.error("handlers.kept", exception=str(error))  # noqa: TRY400 - where, not how
             return
         self._is_broken = False
         for problem in registry.warnings(NAMES):
             log.warning("settings.warning", problem=problem)
+        settings = replace(self._settings, recipes=read.recipes, prices=read.prices)
         with suppress(StoreUnavailable):  # which has said so itself
-            await self._app.state.exchange(registry)
-        log.info("handlers.reloaded", handlers=list(registry.handlers))
+            await self._app.state.exchange(registry, settings)
+        recipes = list(settings.recipes.recipes)
+        log.info("handlers.reloaded", handlers=list(registry.handlers), recipes=recipes)
 
     def _stamps(self) -> Mapping[Path, tuple[int, int] | None]:
         """Return what tells each file from another version of it; None: it is not there."""
-        files = loaded_files(self._names)
+        files = loaded_files(self._names) | files_read
         files |= {Path(name).absolute() for name in self._names if name.endswith(".py")}
         if self._is_broken:
             files |= {found for file in list(files) for found in file.parent.glob("*.py")}

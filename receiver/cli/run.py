@@ -62,7 +62,7 @@ def serve(
         bool | None,
         typer.Option(
             "--reload/--no-reload",
-            help="Load handlers anew when their files change; on with --dev.",
+            help="Load handlers and recipes anew when their files change; on with --dev.",
             show_default=False,
         ),
     ] = None,

@@ -30,9 +30,9 @@ def serve(handlers: Sequence[str], host: str | None, port: int | None, dispatch:
     where = Listening.read(os.environ, host, port)
     settings = environment.settings(handlers, dev=False)
     with listening(where.host, where.port) as sockets:
+        app = create_app(settings, dispatch=dispatch)
         if settings.mode != "serverless":  # there it is a step of the deployment
             asyncio.run(migrate(settings))
-        app = create_app(settings, dispatch=dispatch)
         sys.setswitchinterval(_SWITCH)
         spare_the_collector()
         Server(app, where.host, where.port).run(sockets)

@@ -28,7 +28,8 @@ def file(path: str | os.PathLike[str], content_type: str | None = None) -> str:
         with Path(path).open("rb") as opened:
             content = opened.read(LARGEST + 1)
     except (OSError, ValueError) as error:
-        raise ClientError("unfit", f"{path} cannot be read: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise ClientError("unfit", f"{path} cannot be read: {why}") from error
     if len(content) > LARGEST:
         raise ClientError(
             "unfit",

@@ -21,7 +21,8 @@ __path__: list[str] = []
 """Makes a package of this module; what is in it is found below."""
 _KEPT: Final = sys.stdlib_module_names | {"receiver"}
 """Names that mean what they mean everywhere, whatever files are called."""
-_NEVER: Final = _KEPT | {"receiver_handlers", "__main__"}
+_BUILT_IN: Final = "receiver_handlers"
+_NEVER: Final = _KEPT | {_BUILT_IN, "__main__"}
 """What is not forgotten, wherever it lies."""
 _INSTALLED: Final = {"site-packages", "dist-packages"}
 _DEPTH: Final = __name__.count(".") + 2
@@ -76,7 +77,8 @@ def load_file(path: Path) -> ModuleType:
 def forget_all(folder: Path | None) -> dict[str, ModuleType]:
     """Let the next load run all of users' files anew; return the modules, for `remember`.
 
-    With a folder, also what was imported by name from there.
+    Those of the built-in handlers too, which read their settings' files anew then; with a folder,
+    also what was imported by name from there.
     """
     importlib.invalidate_caches()  # a file may be newer than the list of its folder
     found = {name: module for name, module in list(sys.modules.items()) if _is_users(name, folder)}
@@ -102,7 +104,7 @@ def files(folder: Path | None) -> set[Path]:
 
 
 def _is_users(name: str, folder: Path | None) -> bool:
-    if name.startswith(f"{__name__}."):
+    if name.startswith((f"{__name__}.", f"{_BUILT_IN}.")):
         return True
     if folder is None or name.partition(".")[0] in _NEVER:
         return False

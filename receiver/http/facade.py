@@ -98,6 +98,7 @@ class Http:
         self._telemetry = runtime.telemetry
         self._wakeups = runtime.wakeups
         self._deliveries = deliveries
+        self._exchange_recipes = predictions.exchange
         self._own: list[Callable[[], Coroutine[Any, Any, NoReturn]]] = []
         """What pages do by themselves."""
         self._runs_sources = False
@@ -132,9 +133,7 @@ class Http:
             MetricsPage(
                 runtime.telemetry,
                 store.backlog,
-                SpendingReader(
-                    store, [*settings.limits, *settings.recipes.limits], runtime.clock
-                ).read,
+                SpendingReader(store, predictions.limits, runtime.clock).read,
                 providers=NAMES,
                 handlers=list(deliveries.registry.handlers),
                 locked=predictions.locked,
@@ -220,9 +219,10 @@ class Http:
             await tasks.cancel()
             await self._rejections.stop()
 
-    async def exchange(self, registry: Registry) -> None:
-        """Run these handlers, routes and sources from now on."""
+    async def exchange(self, registry: Registry, settings: Settings) -> None:
+        """Run these handlers, routes and sources, and take orders by these recipes, from now on."""
         await self._sources.stop()
+        self._exchange_recipes(settings)
         await self._deliveries.exchange(registry)
         if self._runs_sources:
             self._sources.start()

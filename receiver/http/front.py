@@ -146,10 +146,10 @@ class Front:
             raise StoreUnusable(self._why)
         return await self._http.drain(seconds)
 
-    async def _exchange_handlers(self, registry: Registry) -> None:
-        """Run these handlers from now on, while we run."""
+    async def _exchange_handlers(self, registry: Registry, settings: Settings) -> None:
+        """Run these handlers, and order by these recipes, from now on, while we run."""
         if self._http is not None:
-            await self._http.exchange(registry)
+            await self._http.exchange(registry, settings)
 
     def _close(self, why: str) -> None:
         """Answer 503 from now on, with this reason; what is under way goes on."""

@@ -3,7 +3,8 @@
 A server waits for its connections before it ends the lifespan, and those who read a stream or wait
 for an outcome would wait for that end. So the signal is heard here too, before the server's own
 handler, which goes on as if we were not there. Where a signal ends the process at once, or this is
-not the main thread, nothing is changed.
+not the main thread, nothing is changed. Hypercorn's workers get no signal: their parent sets an
+event, which is looked at.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -19,6 +21,14 @@ from typing import Any, Final
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
 _EVERY: Final = 0.5
+
+
+def _parents_event() -> Callable[[], bool]:
+    """Return what says whether hypercorn's parent process has told this worker to end."""
+    module = sys.modules.get("multiprocessing.process")
+    process = module.current_process() if module else None
+    event = getattr(process, "_kwargs", {}).get("shutdown_event")
+    return getattr(event, "is_set", None) or (lambda: False)
 
 
 class _Link:
@@ -59,9 +69,11 @@ class Ending:
 
     async def keep(self) -> None:
         """Listen for as long as we run: some servers set their handlers after the start."""
-        while True:
+        is_told = _parents_event()
+        while not is_told():
             await asyncio.sleep(_EVERY)
             self.listen()
+        self._told()
 
     def stop(self) -> None:
         """Restore the signal handlers; one that others stand before stays, and only hands on."""

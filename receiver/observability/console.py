@@ -95,9 +95,9 @@ class Console:
 
 
 def _rest(event: Mapping[str, Any], level: str, state: str | None) -> Iterator[str]:
-    """Return the other fields: where all is well without those that are for other systems."""
+    """Return the other fields, why first; where all is well without those for other systems."""
     hidden = _SHOWN | _BESIDE if level in _QUIET else _SHOWN
-    for name, value in event.items():
+    for name, value in sorted(event.items(), key=lambda field: field[0] != "reason"):
         is_cut = name == "prediction" and level not in _QUIET
         if value is None or name == state or (name in hidden and not is_cut):
             continue

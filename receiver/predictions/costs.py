@@ -7,13 +7,13 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 from receiver.model.answers import CostReport, CostRow
 from receiver.model.costs import MICRO, Account
 from receiver.model.errors import Problem
-from receiver.model.recipes import Limit
-from receiver.predictions.limits import kind_of
+from receiver.model.recipes import Per
+from receiver.predictions.limits import Limits, end_of, kind_of
 from receiver.store.costs import DaySum
 from receiver.store.facade import Store
 
@@ -44,10 +44,10 @@ class Spending(NamedTuple):
 class SpendingReader:
     """Reads what is spent, from the database, and so the same in every process."""
 
-    def __init__(self, store: Store, limits: Sequence[Limit], clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, limits: Limits, clock: Callable[[], float]) -> None:
         self._costs = store.costs
         self._budgets = store.budgets
-        self._limits = [(kind_of(limit), limit.cost) for limit in limits if limit.cost is not None]
+        self._limits = limits
         self._clock = clock
 
     async def read(self) -> Spending:
@@ -58,9 +58,11 @@ class SpendingReader:
         for row in await self._costs.sums(day, day + 1, MOST_SUMS):
             amounts[row.provider] += row.amount
             unknown[row.provider] += row.unknown
-        fullest = await self._budgets.fullest(now) if self._limits else {}
+        limits = [(kind_of(each), each.cost) for each in self._limits.all if each.cost is not None]
+        ends = [end_of(per, now) for per in get_args(Per)]
+        fullest = await self._budgets.fullest(*ends) if limits else {}
         used: dict[str, float] = {}
-        for kind, most in self._limits:
+        for kind, most in limits:
             part = fullest.get(kind, 0) / most if most else 1.0
             used[kind] = max(part, used.get(kind, 0.0))
         return Spending({name: each / MICRO for name, each in amounts.items()}, unknown, used)

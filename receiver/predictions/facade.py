@@ -67,9 +67,8 @@ class Predictions:
         )
         providers = settings.adapters(runtime.clock)
         self._proofs = Proofs(providers, settings.providers, self.client, self.tokens, runtime)
-        self.inbox = Inbox(
-            store, providers, self.tokens, match, self._proofs, settings.prices, runtime
-        )
+        self.limits = Limits(settings)
+        self.inbox = Inbox(store, providers, self.tokens, match, self._proofs, self.limits, runtime)
         clients = {
             name: self._wire(name, given.requests_per_minute)
             for name, given in settings.providers.items()
@@ -113,7 +112,7 @@ class Predictions:
             self._submitters,
             clients,
             self._poller,
-            Limits(settings),
+            self.limits,
             runtime,
             begins=settings.mode != "serverless",  # there nothing may go on after the answer
         )
@@ -140,6 +139,11 @@ class Predictions:
         if self._runtime.single_process:
             return work
         return self._runtime.leader(work, self._store.leases)
+
+    def exchange(self, settings: Settings) -> None:
+        """Take orders by these recipes, limits and prices from now on."""
+        self.orders.book = settings.recipes
+        self.limits.become(settings)
 
     @asynccontextmanager
     async def running(self, *, outbound: bool) -> AsyncIterator[None]:

@@ -16,12 +16,13 @@ from typing import Final
 import msgspec
 import structlog
 
-from receiver.model.costs import Price, PriceList
+from receiver.model.costs import Price
 from receiver.model.errors import StoreUnavailable, Unproved, Unreadable
 from receiver.model.states import TERMINAL, advance
 from receiver.model.tasks import TaskSet
 from receiver.model.values import Channel, Error, Outcome, OutcomeKind, Recipients, Status
 from receiver.observability.runtime import Runtime
+from receiver.predictions.limits import Limits
 from receiver.predictions.proofs import Proofs
 from receiver.predictions.tokens import Tokens
 from receiver.providers import DECLARED
@@ -59,11 +60,11 @@ class Inbox:
         tokens: Tokens,
         match: Match,
         proofs: Proofs,
-        prices: PriceList,
+        limits: Limits,
         runtime: Runtime,
     ) -> None:
         self._runtime = runtime
-        self._prices = prices
+        self._limits = limits
         self._bills_after = {
             name: provider.bills_after
             for name, provider in providers.items()
@@ -299,7 +300,7 @@ class Inbox:
     def _price(self, known: CurrentState, outcome: Outcome) -> Price | None:
         if known.price is not None and known.price_source == "recipe":
             return Price(known.price, "recipe")
-        amount = self._prices.measured(known.provider, known.model, outcome.output)
+        amount = self._limits.prices.measured(known.provider, known.model, outcome.output)
         amount = known.price if amount is None else amount
         return None if amount is None else Price(amount, "computed")
 

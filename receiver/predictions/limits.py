@@ -51,9 +51,13 @@ class Limits:
     """All limits and prices of one run: those of orders, and those of all that is submitted."""
 
     def __init__(self, settings: Settings) -> None:
-        self._limits = (*settings.limits, *settings.recipes.limits)
-        self._prices = settings.prices
         self._costs_by = settings.costs_by
+        self.become(settings)
+
+    def become(self, settings: Settings) -> None:
+        """Hold by these limits and prices from now on."""
+        self.all = (*settings.limits, *settings.recipes.limits)
+        self.prices = settings.prices
 
     def terms(
         self, request: SubmitRequest, order: Order | None, price: int | None, now: float
@@ -65,7 +69,7 @@ class Limits:
         """
         holding = [
             (limit, value)
-            for limit in self._limits
+            for limit in self.all
             if order is not None or not limit.of_orders
             if (value := _value(limit, request, order)) is not None
         ]
@@ -83,7 +87,7 @@ class Limits:
     def _price(self, request: SubmitRequest, price: int | None) -> Price | None:
         if price is not None:
             return Price(price, "recipe")
-        amount = self._prices.expected(request.provider, request.model, request.input)
+        amount = self.prices.expected(request.provider, request.model, request.input)
         return None if amount is None else Price(amount, "computed")
 
     def _account(self, request: SubmitRequest, order: Order | None) -> str | None:

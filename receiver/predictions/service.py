@@ -23,6 +23,7 @@ from receiver.model.ids import new_id
 from receiver.model.recipes import Limit
 from receiver.model.requests import SubmitRequest, check_json
 from receiver.model.states import TERMINAL
+from receiver.model.text import meant
 from receiver.model.values import Error, Mode, Order, Prediction, Status
 from receiver.observability.runtime import Runtime
 from receiver.predictions.inbox import Inbox
@@ -30,6 +31,7 @@ from receiver.predictions.limits import Limits, refusal
 from receiver.predictions.poller import Poller
 from receiver.predictions.provider_client import Busy, ProviderClient
 from receiver.predictions.submitter import Submitter
+from receiver.providers import DECLARED
 from receiver.providers.adapter import Describing, Provider, ProviderResponse, Stopping
 from receiver.providers.parsing import decode
 from receiver.store.budgets import Excess
@@ -269,13 +271,11 @@ class PredictionService:
     def submitter(self, provider: str) -> Submitter:
         """Return the submitter of a provider, or raise Problem where there is none."""
         if provider not in self._providers:
-            raise Problem(
-                422, "unknown-provider", f"provider must be one of {_list(self._providers)}"
-            )
+            known, near = _list(self._providers), meant(provider, self._providers)
+            raise Problem(422, "unknown-provider", f"provider must be one of {known}{near}")
         if provider not in self._submitters:
-            raise Problem(
-                422, "provider-off", f"{provider} has no API key here; set it and start again"
-            )
+            cure = f"set {DECLARED[provider].key} and start again"
+            raise Problem(422, "provider-off", f"{provider} has no API key here: {cure}")
         return self._submitters[provider]
 
     async def _job(self, prediction_id: str) -> Job:
@@ -298,7 +298,7 @@ def _list(names: Mapping[str, Any]) -> str:
 
 def fingerprint(request: SubmitRequest) -> str:
     """Digest what a submit means, whatever the order and spacing of its JSON."""
-    meant = [
+    said = [
         request.provider,
         request.model,
         request.input,
@@ -306,5 +306,5 @@ def fingerprint(request: SubmitRequest) -> str:
         request.mode,
         request.reply_to,
     ]
-    text = msgspec.json.encode(meant, order="deterministic")
+    text = msgspec.json.encode(said, order="deterministic")
     return hashlib.sha256(text).hexdigest()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from receiver.model.costs import micro
 from receiver.model.text import meant
 
 T = TypeVar("T")
 D = TypeVar("D")
+
+files_read: Final[set[Path]] = set()
+"""What was read in this process, or could not be: development looks whether it changes."""
+_PLACE: Final = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)")
 
 
 def read_file(path: str, name: str, problems: list[str]) -> Table | None:
@@ -19,17 +24,30 @@ def read_file(path: str, name: str, problems: list[str]) -> Table | None:
         return None
     import tomllib  # noqa: PLC0415 - paid for where there is such a file
 
+    files_read.add(Path(path).absolute())
+    content = ""
     try:
-        found = tomllib.loads(Path(path).read_text("utf-8-sig"))
+        content = Path(path).read_text("utf-8-sig")
+        found = tomllib.loads(content)
     except OSError as error:
         problems.append(f"{name}: {path} cannot be read: {error.strerror}")
     except UnicodeDecodeError:
         problems.append(f"{name}: {path} is not text in UTF-8: save it as that")
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is one
-        problems.append(f"{name}: {path} is not TOML: {error}")
+        problems.append(f"{name}: {path}{_not_toml(str(error), content)}")
     else:
         return Table(found, f"{name}: {path}", problems)
     return None
+
+
+def _not_toml(error: str, content: str) -> str:
+    """Say where a text stops being TOML, as `:line:column`; the parser says it in words."""
+    match = _PLACE.fullmatch(error)
+    if match is None:
+        return f" is not TOML: {error}"
+    lines = content.split("\n")
+    line, column = match[2] or len(lines), match[3] or len(lines[-1]) + 1
+    return f":{line}:{column}: not TOML: {match[1]}"
 
 
 class Table:

@@ -24,7 +24,7 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
     """One limit, as it holds for one prediction."""
 
     subject: str
-    """Of what it is, and for how long: bounds with the same subject count together."""
+    """Of what it is, and for how long: bounds with the same subject and time count together."""
     kind: str = ""
     """What it is by, and its time, as in `person/day`."""
     until: float
@@ -32,6 +32,15 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
     count: int | None
     cost: int | None
     """Microdollars."""
+
+    @property
+    def key(self) -> str:
+        """Name its count, which is of one hour, day or month alone.
+
+        So a count of a clock that was ahead closes nothing when that has come back, and of two
+        servers whose clocks differ neither begins the time of the other anew.
+        """
+        return f"{self.subject}/{self.until:.0f}"
 
 
 class Excess(msgspec.Struct, frozen=True):
@@ -48,53 +57,48 @@ class Counts:
     """What was counted under the limits of a batch, whose rows are locked."""
 
     def __init__(self) -> None:
-        self._held: dict[str, tuple[float, int, int]] = {}
+        self._held: dict[str, tuple[int, int]] = {}
         self._added: dict[str, tuple[int, int]] = {}
         self._reserved: list[tuple[str, Entry, int, float]] = []
 
     def hold(self, bounds: Iterable[Bound]) -> Steps[None]:
         """Lock the rows, sorted, so that two transactions cannot deadlock."""
-        latest: dict[str, Bound] = {}
-        for bound in bounds:
-            if bound.subject not in latest or bound.until > latest[bound.subject].until:
-                latest[bound.subject] = bound
-        for subject, bound in sorted(latest.items()):
-            params = {"subject": subject, "until": bound.until, "kind": bound.kind}
+        for key, bound in sorted({bound.key: bound for bound in bounds}.items()):
+            params = {"subject": key, "until": bound.until, "kind": bound.kind}
             [row] = yield Run(sql.hold_count, params)
-            self._held[subject] = (row["until"], row["orders"], row["spent"])
+            self._held[key] = (row["orders"], row["spent"])
 
     def excess(self, bounds: Sequence[Bound], price: int | None) -> Excess | None:
         """Return the first bound that one more prediction would go over."""
         for place, bound in enumerate(bounds):
-            until, orders, spent = self._held[bound.subject]
+            orders, spent = self._held[bound.key]
             if bound.count is not None and orders >= bound.count:
-                return Excess(place, "count", until)
+                return Excess(place, "count", bound.until)
             if bound.cost is not None and spent + (price or 0) > bound.cost:
-                return Excess(place, "cost", until)
+                return Excess(place, "cost", bound.until)
         return None
 
     def reservation(self, bounds: Sequence[Bound], price: int | None) -> str | None:
         """Return of what budgets a price is to be reserved; None: no money is limited."""
         if price is None or all(bound.cost is None for bound in bounds):
             return None
-        subjects = sorted({bound.subject for bound in bounds})
-        return text([(subject, self._held[subject][0]) for subject in subjects])
+        return text(sorted({(bound.key, bound.until) for bound in bounds}))
 
     def add(
         self, prediction_id: str, bounds: Sequence[Bound], price: int | None, at: float
     ) -> None:
         """Count a prediction that was made, and reserve its price."""
         money = price or 0
-        for subject in {bound.subject for bound in bounds}:
-            until, orders, spent = self._held[subject]
-            self._held[subject] = (until, orders + 1, spent + money)
-            more, added = self._added.get(subject, (0, 0))
-            self._added[subject] = (more + 1, added + money)
+        for key in {bound.key for bound in bounds}:
+            orders, spent = self._held[key]
+            self._held[key] = (orders + 1, spent + money)
+            more, added = self._added.get(key, (0, 0))
+            self._added[key] = (more + 1, added + money)
         if self.reservation(bounds, price) is not None:
             self._reserved.append((prediction_id, "reserved", money, at))
 
     def write(self) -> Steps[None]:
-        rows = [(subject, *added) for subject, added in sorted(self._added.items())]
+        rows = [(key, *added) for key, added in sorted(self._added.items())]
         if rows:
             ledger = [(sql.insert_ledger, self._reserved)] if self._reserved else []
             yield Write([(sql.add_to_counts, rows), *ledger])
@@ -128,9 +132,9 @@ class Settlements:
         yield Write([(sql.insert_ledger, self._ledger)])
 
 
-def forget_counts(items: Sequence[tuple[float, int]]) -> Steps[list[None]]:
-    for before, most in items:
-        yield Run(sql.forget_counts, {"before": before, "most": most})
+def forget_counts(items: Sequence[tuple[float, float, int]]) -> Steps[list[None]]:
+    for before, age, most in items:
+        yield Run(sql.forget_counts, {"before": before, "age": age, "most": most})
     return [None] * len(items)
 
 
@@ -140,10 +144,14 @@ class BudgetStore:
     def __init__(self, store: Engine) -> None:
         self._store = store
 
-    async def fullest(self, now: float) -> dict[str, int]:
-        """Return the most that was spent of one of each kind of budget, in microdollars."""
-        return {row["kind"]: row["spent"] for row in await self._store.read(sql.fullest, now=now)}
+    async def fullest(self, hour: float, day: float, month: float) -> dict[str, int]:
+        """Return the most that was spent of one of each kind of budget, in microdollars.
 
-    async def forget_counts(self, before: float, most: int) -> None:
-        """Delete counts of a time that was over before then, so many at most."""
-        await self._store.write(forget_counts, (before, most))
+        The hour, the day and the month that it is now are named by their ends.
+        """
+        rows = await self._store.read(sql.fullest, hour=hour, day=day, month=month)
+        return {row["kind"]: row["spent"] for row in rows}
+
+    async def forget_counts(self, now: float, age: float, most: int) -> None:
+        """Delete counts of a time that was over so many seconds ago, so many at most."""
+        await self._store.write(forget_counts, (now - age, age, most))

@@ -109,7 +109,7 @@ class Retention:
     async def _look(self, now: float, until: float) -> bool:
         """Trim what would grow for ever; False: there was not enough time."""
         page = self._pace.page
-        await self._store.budgets.forget_counts(now - _DAY, page)
+        await self._store.budgets.forget_counts(now, _DAY, page)
         await self._store.audit.forget(now - AUDIT_KEPT, page)
         while await self._disposal.trim_change_log(now - CHANGES_KEPT, page) == page:
             if not await self._pause(until):

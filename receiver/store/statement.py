@@ -15,6 +15,7 @@ SQL that both engines understand there are marks:
 - `{lock}` and `{skip}` lock the selected rows where other processes write too: waiting for rows
   that are locked, or skipping them.
 - `{shard}` is a small number, another for each of PostgreSQL's connections, or nearly so.
+- `{clock}` is the time by the database's own clock, where that of one process is not to decide.
 - A table's name after `FROM`, `JOIN`, `INTO` or `UPDATE` is given its schema for PostgreSQL, as
   poolers keep no `search_path`.
 - `{terminal}`, `{in_flight}` and `{from_…}` are statuses, as the state machine has them.
@@ -53,6 +54,7 @@ _SQLITE_WORDS: Final = {
     "{lock}": "",
     "{skip}": "",
     "{shard}": "0",
+    "{clock}": "CAST(strftime('%s', 'now') AS REAL)",
 }
 _POSTGRES_WORDS: Final = {
     "json_group_array(": "json_agg(",
@@ -61,6 +63,7 @@ _POSTGRES_WORDS: Final = {
     "{lock}": "FOR UPDATE",
     "{skip}": "FOR UPDATE SKIP LOCKED",
     "{shard}": "pg_backend_pid() % 16",
+    "{clock}": "extract(epoch FROM now())::float",
 }
 _ROWS: Final = re.compile(r"\{rows:([^}]*)\}")
 _GATHER: Final = re.compile(r"\{gather:([^}]*)\}")

@@ -256,6 +256,7 @@ def test_what_is_wrong_is_one_sentence(
     assert done.returncode == 1
     assert [word for word in words if word not in done.stderr] == []
     assert "Traceback" not in done.stderr
+    assert [*tmp_path.glob("*.db")] == []
 
 
 def test_a_module_and_a_package_of_the_working_folder_are_found(tmp_path: Path) -> None:
@@ -733,7 +734,7 @@ def test_a_local_file_is_sent_as_a_data_uri(world: tuple[Path, dict[str, str]]) 
     (home / "what").touch()
     for name, words in (
         ("large.png", "receiver: large.png is larger than 3,000,000 bytes: put it where the"),
-        ("none.png", "none.png cannot be read"),
+        ("none.png", "none.png cannot be read: No such file or directory\n"),
         ("what", "what: its name does not tell what it is\n"),
     ):
         refused = inside(*submit, f"image_url=@{name}", cwd=home, **env)

@@ -174,3 +174,45 @@ def test_without_development_no_env_file_is_read(tmp_path: Path) -> None:
     assert (done.returncode, "RECEIVER_SECRET_KEY is missing" in done.stderr) == (1, True)
     tried = receiver("serve", "--try", cwd=tmp_path)
     assert (tried.returncode, "--try goes with" in tried.stderr) == (2, True)
+
+
+def test_recipes_prices_and_triggers_are_reloaded_and_what_is_no_toml_keeps_the_old(
+    tmp_path: Path,
+) -> None:
+    recipe = '[{}]\nprovider = "fal"\nmodel = "fal-ai/x"\ninput = {{ prompt = "[fast]" }}\n'
+    trigger = '[{}]\nproof = "bearer"\nsecret = "KEY"\nkey = "{{n}}"\nrecipe = "{}"\n'
+    allow = '[[allow]]\nplace = "*"\n'
+    files = {name: tmp_path / name for name in ("recipes.toml", "triggers.toml", "prices.toml")}
+    files["recipes.toml"].write_text(recipe.format("imagine") + allow)
+    files["triggers.toml"].write_text(trigger.format("drawn", "imagine"))
+    files["prices.toml"].write_text('["fal/*"]\ncall = 0.25\n')
+    named = {f"RECEIVER_{name}": f"{name.lower()}.toml" for name in ("RECIPES", "PRICES")}
+    secret = "k" * 32
+    with running(
+        "serve",
+        "--emulate",
+        "trigger-in",
+        cwd=tmp_path,
+        **named,
+        TRIGGERS="triggers.toml",
+        KEY=secret,
+    ) as server:
+        server.wait_for("  Try ")
+
+        def call(trigger: str) -> int:
+            headers = {"authorization": f"Bearer {secret}"}
+            answer = httpx.post(
+                f"{server.url}/in/trigger/{trigger}", json={"n": 1}, headers=headers, verify=False
+            )
+            return answer.status_code
+
+        files["recipes.toml"].write_text(recipe.format("paint") + "[[allow]\n")
+        assert "recipes.toml:5:8: not TOML: " in server.wait_for("handlers.kept")
+        assert call("drawn") == 202
+        files["triggers.toml"].write_text(trigger.format("painted", "paint"))
+        files["prices.toml"].write_text('["fal/*"]\ncall = 0.5\n')
+        files["recipes.toml"].write_text(recipe.format("paint") + allow)
+        server.wait_for('"recipes":["paint"]')
+        assert (call("painted"), call("drawn")) == (202, 401)
+        done = inside("order", "paint", "--wait", cwd=tmp_path, RECEIVER_URL=server.url)
+    assert json.loads(done.stdout)["cost"]["amount"] == 0.5

@@ -16,10 +16,20 @@ import pytest
 import yaml  # type: ignore[import-untyped] # stubs are not worth a package
 
 from tests.cli.running import environment, inside, receiver
-from tests.journey.parts import free_port
+from tests.journey.parts import ROOT, free_port
 from tests.patience import PATIENCE
 
 BIN = Path(sys.executable).parent
+WORDS = """
+from my_handlers import announce
+from receiver import Output
+from receiver.testing import make_event
+
+
+def test_words_are_announced_too(receiver_kit, capsys):
+    told = receiver_kit(announce).deliver(make_event("succeeded", output=[Output(text="a poem")]))
+    assert (told.delivery.state, "made a poem" in capsys.readouterr().out) == ("done", True)
+"""
 
 
 def installed() -> dict[str, str]:
@@ -76,9 +86,14 @@ def test_the_next_two_commands_work_as_they_are_printed(tmp_path: Path, folder: 
 
 def test_its_own_test_passes_and_its_secrets_are_made_and_hidden(tmp_path: Path) -> None:
     assert receiver("init", cwd=tmp_path).returncode == 0
+    cache = ROOT / ".mypy_cache" / "pages"  # 10 seconds without
+    typed = bash(f"mypy --strict --config-file= --cache-dir='{cache}' .", tmp_path)
+    assert typed.returncode == 0, typed.stdout
+    (tmp_path / "test_words.py").write_text(WORDS)
     ran = bash("pytest -q -p no:schemathesis -p no:xdist -p no:randomly", tmp_path)
+    (tmp_path / "test_words.py").unlink()
     assert ran.returncode == 0, ran.stdout
-    assert "1 passed" in ran.stdout
+    assert "2 passed" in ran.stdout
     secrets = (tmp_path / ".env").read_text()
     assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
     assert re.search(r"^RECEIVER_SECRET_KEY=[0-9a-f]{64}$", secrets, re.MULTILINE)

@@ -12,8 +12,9 @@ import pytest
 
 from receiver import Call, Door, Reply, Unproved, route, source
 from receiver.deliveries.importing import register
+from receiver.settings import Settings
 from tests.conftest import Disk, Logged, Start
-from tests.receiving import Network, eventually
+from tests.receiving import ENV, Network, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -138,7 +139,7 @@ async def test_a_reload_changes_routes_and_sources(start: Start) -> None:
     async with start(*plugin(before)) as station:
         await eventually(lambda: before.offset == 1)
         renamed = [replace(one, name="news") for one in register(plugin(after)).all()]
-        await station.app.state.exchange(register(renamed))
+        await station.app.state.exchange(register(renamed), Settings.read(ENV))
         await eventually(lambda: after.offset == 1)
         assert (before.pollers, after.pollers) == (0, 1)
         assert (await station.world.post("/in/chat")).status_code == 404

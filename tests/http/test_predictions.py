@@ -298,9 +298,16 @@ async def test_a_caller_who_leaves_midway_is_no_fault_of_ours(start: Start, logg
     assert not [line for line in logged if line["log_level"] == "error"]
 
 
-async def test_a_provider_without_a_key_is_off(start: Start) -> None:
+async def test_a_provider_without_a_key_is_off_and_a_wrong_name_is_near_a_right_one(
+    start: Start,
+) -> None:
     async with start(EACHLABS_API_KEY=None) as station:
-        problem(await station.http.post("/v1/predictions", json=GOOD), 422, "provider-off")
+        for name, kind, words in (
+            ("eachlabs", "provider-off", "set EACHLABS_API_KEY and start again"),
+            ("eachlab", "unknown-provider", "(did you mean eachlabs?)"),
+        ):
+            answer = await station.http.post("/v1/predictions", json=GOOD | {"provider": name})
+            assert words in problem(answer, 422, kind)["detail"]
 
 
 # --- idempotency ---

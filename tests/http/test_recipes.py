@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -228,6 +229,28 @@ async def test_fifty_orders_at_once_over_two_servers_never_exceed_a_limit(
         statuses = [(await order(one, person="ada", place="club/2")).status_code for _ in range(16)]
         assert statuses == [202] * 15 + [429]
         assert (await order(one, person="bob", place="club/2")).status_code == 202
+
+
+@pytest.mark.parametrize("per", ["hour", "day", "month"])
+async def test_a_clock_that_was_far_ahead_closes_no_limit_and_opens_none(
+    start: Start, recipes: Path, per: str
+) -> None:
+    """Also where one server's clock stays ahead: each hour, day or month has its own orders."""
+    written(recipes, f'{RECIPES}[[limits]]\nby = "all"\nper = "{per}"\ncount = 3\n')
+    async with both(start, RECEIVER_RECIPES=str(recipes)) as (one, other):
+        right = 600 - time.time() % 3600  # ten minutes past an hour, so that no time ends meanwhile
+
+        async def statuses(*days_ahead: int) -> list[int]:
+            found = []
+            for number, days in enumerate(days_ahead):
+                server = (one, other)[number % 2]
+                server.clock.ahead = right + 86400 * days
+                found.append((await order(server)).status_code)
+            return found
+
+        assert await statuses(0, 400, 0, 400, 0, 400) == [202] * 6
+        assert await statuses(0, 400, 0, 400) == [429] * 4
+        assert one.count("orders") == 6
 
 
 async def test_money_is_never_exceeded_and_must_be_known(start: Start, recipes: Path) -> None:

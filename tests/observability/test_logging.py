@@ -298,7 +298,8 @@ def test_a_terminal_gets_physical_lines_that_begin_with_what_one_looks_for(
     )
     assert len(first) <= width
     assert re.match(r"\d\d:\d\d:\d\d warn  handler\.attempt eachlabs google-\S* dead pred_", second)
-    assert "no " * 59 in second  # trouble is told whole
+    assert "no " * 59 in second  # trouble is told whole, and why comes first
+    assert second.index(" reason=") < second.index(" event_id=")
     assert f"prediction={ids['prediction']}" in second
     assert third[9:] == "error handlers.kept"
     assert below == ["    syn.py:1:7: invalid syntax", "        x = :", "            ^"]

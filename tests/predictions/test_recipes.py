@@ -145,10 +145,19 @@ def test_it_is_told_with_all_other_settings(tmp_path: Path) -> None:
     assert "RECEIVER_SECRET_KEY" in told
 
 
-@pytest.mark.parametrize("text", ["[a", "a = " + "[" * 5000, "\x00", "a = 'b'\n[a]\n"])
-def test_what_is_no_toml_is_told(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[a", ":1:3: not TOML: "),
+        ("a = " + "[" * 5000, " is not TOML: "),
+        ("\x00", ":1:1: not TOML: "),
+        ("a = 'b'\n[a]\n", ":2:3: not TOML: "),
+        ("b = 1\na = ", ":2:5: not TOML: "),
+    ],
+)
+def test_what_is_no_toml_is_told_by_line_and_column(tmp_path: Path, text: str, says: str) -> None:
     _, [problem] = look(tmp_path, text)
-    assert problem.startswith(" is not TOML: ")
+    assert problem.startswith(says)
 
 
 def test_what_other_editors_write_is_read_or_told(tmp_path: Path) -> None:

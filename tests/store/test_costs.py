@@ -120,7 +120,7 @@ async def test_costs_come_to_what_the_model_says(engine: Engine, store: Store) -
         await end(store, model, random, each)
     assert STEPS // 3 < made < STEPS
     counts = dict(engine.rows("SELECT subject, spent FROM order_counts"))
-    assert {name: counts[name] for name in counts} == {name: model.spent[name] for name in counts}
+    assert counts == {f"{name}/{UNTIL:.0f}": model.spent[name] for name in model.spent}
     # The ledger says how it came to that, of each prediction that is still there.
     for number, row in model.ended.items():
         of_one = engine.rows("SELECT amount FROM ledger WHERE prediction_id = ?", pred(number))
@@ -190,8 +190,8 @@ async def test_budgets_hold_whatever_is_submitted_at_once(engine: Engine, store:
     made = {result.prediction_id for result in results if result.excess is None}
     assert len(made) == sum(result.is_new for result in results) == 7
     assert dict(engine.rows("SELECT subject, spent FROM order_counts")) == {
-        "one": 70 * CENT,
-        "two": 70 * CENT,
+        f"one/{UNTIL:.0f}": 70 * CENT,
+        f"two/{UNTIL:.0f}": 70 * CENT,
     }
     again = await store.predictions.create(wanted[[r.is_new for r in results].index(True)])
     assert (again.is_new, again.excess) == (False, None)  # what was made is refused by no limit
@@ -207,7 +207,8 @@ async def test_a_settlement_in_another_time_changes_nothing_of_it(
     today = (bound("one", 50 * CENT, 20.0),)
     await store.predictions.create(new(2, price=CENT, price_source="computed", bounds=today))
     await accept_outcome(store, costing(arrival(1), Price(0, "provider"), None))
-    assert engine.rows("SELECT spent FROM order_counts") == [(CENT,)]
+    counts = engine.rows("SELECT until, spent FROM order_counts ORDER BY until")
+    assert counts == [(10.0, 0), (20.0, CENT)]
     entries = engine.rows("SELECT entry, amount FROM ledger WHERE prediction_id = ?", pred(1))
     assert entries == [("reserved", 10 * CENT), ("settled", -10 * CENT)]
 

@@ -44,17 +44,15 @@ def together(batches: Sequence[Sequence[NewOrder]]) -> Steps[list[list[OrderResu
 
 
 class Model:
-    """What orders come to, in plain Python: one hour, day or month each, which never goes back."""
+    """What orders come to, in plain Python: each hour, day or month by itself."""
 
     def __init__(self) -> None:
-        self.counts: dict[str, tuple[float, int, int]] = {}
+        self.counts: dict[tuple[str, float], tuple[int, int]] = {}
         self.made: dict[str, str] = {}
 
     def create(self, batch: Sequence[NewOrder]) -> list[OrderResult]:
         for each in (bound for order in batch for bound in order.prediction.bounds):
-            held = self.counts.get(each.subject)
-            if held is None or held[0] < each.until:
-                self.counts[each.subject] = (each.until, 0, 0)
+            self.counts.setdefault((each.subject, each.until), (0, 0))
         by_key = {order.key: self._create(order) for order in sorted(batch, key=lambda o: o.key)}
         return [by_key[order.key] for order in batch]
 
@@ -63,21 +61,21 @@ class Model:
             return OrderResult(self.made[order.key])
         price = order.prediction.price or 0
         for place, each in enumerate(order.prediction.bounds):
-            until, orders, spent = self.counts[each.subject]
+            orders, spent = self.counts[each.subject, each.until]
             if each.count is not None and orders + 1 > each.count:
-                return OrderResult(None, excess=Excess(place, "count", until))
+                return OrderResult(None, excess=Excess(place, "count", each.until))
             if each.cost is not None and spent + price > each.cost:
-                return OrderResult(None, excess=Excess(place, "cost", until))
-        for subject in {each.subject for each in order.prediction.bounds}:
-            until, orders, spent = self.counts[subject]
-            self.counts[subject] = (until, orders + 1, spent + price)
+                return OrderResult(None, excess=Excess(place, "cost", each.until))
+        for counted in {(each.subject, each.until) for each in order.prediction.bounds}:
+            orders, spent = self.counts[counted]
+            self.counts[counted] = (orders + 1, spent + price)
         self.made[order.key] = order.prediction.id
         return OrderResult(order.prediction.id, is_new=True)
 
 
-def counted(engine: Engine) -> dict[str, tuple[float, int, int]]:
+def counted(engine: Engine) -> dict[tuple[str, float], tuple[int, int]]:
     rows = engine.rows("SELECT subject, until, orders, spent FROM order_counts")
-    return {subject: (until, orders, spent) for subject, until, orders, spent in rows}
+    return {(key.partition("/")[0], until): (orders, spent) for key, until, orders, spent in rows}
 
 
 async def test_orders_come_to_what_the_model_says(engine: Engine, store: Store) -> None:
@@ -119,8 +117,8 @@ async def test_orders_at_once_exceed_none_of_several_limits(engine: Engine, stor
     made = {result.prediction_id for result in results} - {None}
     assert len(made) == sum(result.is_new for result in results) == 7
     assert counted(engine) == {
-        "count": (100.0, 7, 280 * CENTS),
-        "cost": (100.0, 7, 280 * CENTS),
+        ("count", 100.0): (7, 280 * CENTS),
+        ("cost", 100.0): (7, 280 * CENTS),
     }
 
 
@@ -128,6 +126,6 @@ async def test_only_counts_of_a_time_that_is_over_are_forgotten(
     engine: Engine, store: Store
 ) -> None:
     await store.orders.create(order(1, bound("past", 10.0), bound("present", 20.0)))
-    await store.budgets.forget_counts(20.0, 10)
-    assert counted(engine) == {"present": (20.0, 1, 40 * CENTS)}
+    await store.budgets.forget_counts(21.0, 1.0, 10)
+    assert counted(engine) == {("present", 20.0): (1, 40 * CENTS)}
     assert (await store.orders.create(order(2, key="key-0001"))).prediction_id == pred(1)

@@ -116,6 +116,8 @@ _PARAMS: Final[dict[str, Any]] = {
     "provider": "fal",
     "now": 1_000_000.0,
     "before": 3000.0,
+    "age": 1.0,
+    **dict.fromkeys(("hour", "day", "month"), 3000.0),
     "since": 1990.0,
     "most": 10,
     "limit": 51,

@@ -1,14 +1,9 @@
 -- name: hold_count
--- Read and lock what was counted under a limit; in a new hour, day or month that is nothing.
--- Of two servers whose clocks differ, the one that is behind counts into the time of the other.
+-- Read and lock what was counted under a limit in its hour, day or month.
 INSERT INTO order_counts (subject, until, orders, spent, kind)
 VALUES (:subject, :until::float, 0, 0, :kind)
-ON CONFLICT (subject) DO UPDATE
-SET orders = CASE WHEN order_counts.until < excluded.until THEN 0 ELSE order_counts.orders END,
-    spent = CASE WHEN order_counts.until < excluded.until THEN 0 ELSE order_counts.spent END,
-    until = CASE WHEN order_counts.until < excluded.until THEN excluded.until
-                 ELSE order_counts.until END
-RETURNING until, orders, spent
+ON CONFLICT (subject) DO UPDATE SET until = excluded.until
+RETURNING orders, spent
 
 -- name: add_to_counts
 -- Count what was made.
@@ -38,11 +33,14 @@ DELETE FROM ledger WHERE prediction_id IN (SELECT r.id FROM {rows:id text})
 
 -- name: forget_counts
 -- Delete counts of a time that is long over; what is being counted is passed over.
+-- A process whose clock is ahead deletes nothing that others still count.
 DELETE FROM order_counts WHERE subject IN (
-    SELECT subject FROM order_counts WHERE until < :before::float
+    SELECT subject FROM order_counts WHERE until < least(:before::float, {clock} - :age::float)
     ORDER BY until LIMIT :most::int {skip})
 
 -- name: fullest
--- Read the most that was spent of one of each kind of budget, of up to 10,000.
+-- Read the most that was spent of one of each kind of budget now, of up to 10,000.
 SELECT kind, max(spent) AS spent
-FROM (SELECT kind, spent FROM order_counts WHERE until > :now::float LIMIT 10000) c GROUP BY kind
+FROM (SELECT kind, spent FROM order_counts
+      WHERE until IN (:hour::float, :day::float, :month::float) LIMIT 10000) c
+GROUP BY kind

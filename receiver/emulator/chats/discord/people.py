@@ -29,6 +29,33 @@ _READ: Final[dict[int, Callable[[str], Any]]] = {
 """How the value of an option is read, by its type; others are text."""
 _NAMED = re.compile(r"--([\w-]+)|([\w-]+)[:=](.+)")
 _PING = b'{"type":1}'
+_CHANNELS: Final[dict[bool, dict[str, Any]]] = {
+    True: {"type": 1, "flags": 0, "last_message_id": None},
+    False: {
+        "type": 0,
+        "flags": 0,
+        "guild_id": GUILD,
+        "name": "general",
+        "nsfw": False,
+        "parent_id": None,
+        "permissions": "2147483647",
+        "position": 0,
+        "topic": None,
+    },
+}
+"""What is told of a channel, by whether it is a conversation."""
+_USER: Final = {"discriminator": "0", "global_name": None, "avatar": None}
+_MEMBER: Final = {
+    "permissions": "2147483647",
+    "avatar": None,
+    "nick": None,
+    "joined_at": "2023-11-14T22:13:20+00:00",
+    "premium_since": None,
+    "flags": 0,
+    "deaf": False,
+    "mute": False,
+    "pending": False,
+}
 
 
 @dataclass
@@ -93,8 +120,8 @@ class DiscordPeople(People):
         token = hashlib.sha256(interaction_id.encode()).hexdigest()
         found = Interaction(interaction_id, token, place, person, discord.scene.now(), source)
         discord.interactions[token] = found
-        user = {"id": person, "username": f"user{person[-4:]}", "discriminator": "0"}
-        roles = {"roles": self.roles.get(person, []), "permissions": "2147483647"}
+        user = {"id": person, "username": f"user{person[-4:]}", **_USER}
+        roles = {"roles": self.roles.get(person, []), **_MEMBER}
         is_dm = place == dm_of(person)
         body = {
             "id": interaction_id,
@@ -104,7 +131,7 @@ class DiscordPeople(People):
             "version": 1,
             "data": data,
             "channel_id": place,
-            "channel": {"id": place, "type": 1 if is_dm else 0},
+            "channel": {"id": place, **_CHANNELS[is_dm]},
             "context": 1 if is_dm else 0,
             "locale": "en-US",
             "attachment_size_limit": 10_485_760,

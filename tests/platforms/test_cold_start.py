@@ -1,0 +1,90 @@
+"""What a cold start costs by CPU seconds, beside that of Starlette with an empty route."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from receiver.emulator import settings_for
+from tests.conftest import Start
+from tests.journey.parts import ROOT
+from tests.receiving import ENV, write
+
+pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
+
+ROUNDS: Final = 4
+"""The first of which compiles."""
+MOST: Final = 4.0
+"""How many times as much it may take: 2.8 on SQLite and 2.4 on PostgreSQL, here."""
+EMPTY: Final = """
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+async def empty(request):
+    await request.body()
+    return PlainTextResponse("")
+
+app = Starlette(routes=[Route("/{path:path}", empty, methods=["POST"])])
+"""
+OURS: Final = "from receiver.asgi import app\n"
+TAKEN: Final = """
+import asyncio, sys
+
+async def main():
+    path, body, *headers = sys.argv[1:]
+    told = []
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+        "scheme": "https", "path": path, "raw_path": path.encode(), "query_string": b"",
+        "root_path": "", "client": ("203.0.113.9", 1), "server": ("hooks.test", 443),
+        "headers": [tuple(part.encode() for part in each.split(":", 1)) for each in headers],
+    }
+    async def receive():
+        return {"type": "http.request", "body": body.encode()}
+    async def send(message):
+        told.append(message)
+    async with app.router.lifespan_context(app):
+        await app(scope, receive, send)
+    assert told[0]["status"] == 200, told
+
+asyncio.run(main())
+"""
+
+
+def cpu_seconds(code: str, args: list[str], env: dict[str, str]) -> float:
+    """Run a program to its end; other processes slow it down, but use none of its seconds."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code + TAKEN, *args], cwd=ROOT, env=env, stdout=subprocess.DEVNULL
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return used.ru_utime + used.ru_stime
+
+
+async def test_a_cold_start_until_a_callback_is_taken_has_a_ceiling(
+    start: Start, tmp_path: Path
+) -> None:
+    async with start() as station:
+        letter = write(station.network, await station.submitted("bfl"))
+        database: Any = station.database
+    url = f"sqlite:///{database}" if isinstance(database, Path) else database.url
+    env = {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+        **ENV,
+        **settings_for("http://127.0.0.1:1"),
+        "RECEIVER_DATABASE_URL": url,
+        "RECEIVER_MODE": "serverless",
+        "PYTHONPYCACHEPREFIX": str(tmp_path),  # as a package for a function has it: all compiled
+    }
+    headers = [":".join(map(str, pair)) for pair in letter.headers]
+    args = [letter.path, letter.body.decode(), *headers]
+    rounds = [[cpu_seconds(code, args, env) for code in (EMPTY, OURS)] for _ in range(ROUNDS)]
+    empty, ours = map(min, zip(*rounds, strict=True))
+    assert ours / empty < MOST, rounds
