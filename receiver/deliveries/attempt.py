@@ -62,6 +62,8 @@ _UNRUN: Final = (CoroutineType, GeneratorType, AsyncGeneratorType, map, filter)
 
 def _check_ran(result: Any) -> None:
     """Raise TypeError where a handler returned work that nobody does."""
+    if result is None:
+        return
     several = isinstance(result, list | tuple | set | frozenset | dict)
     each = result.values() if isinstance(result, dict) else result if several else [result]
     unrun = [one for one in each if isinstance(one, _UNRUN)]

@@ -11,6 +11,7 @@ state is in the store, so that all processes obey it and one of them tries.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Final
 
@@ -50,15 +51,26 @@ class BreakerCache:
         self._found: dict[str, BreakerState] = {}
         self._read_at = float("-inf")
         self._forgotten = 0
+        self._reading = asyncio.Lock()
 
     async def of(self, name: str) -> BreakerState:
         now = self._clock()
-        while not 0 <= now - self._read_at < _FRESH:
-            forgotten = self._forgotten
-            found = await self._breakers.all()
-            if forgotten == self._forgotten:  # else it may be older than what we were told
-                self._found, self._read_at = found, now
+        if not self._is_fresh(now):
+            async with self._reading:  # one reads for all the attempts that end meanwhile
+                while not self._is_fresh(now):
+                    forgotten = self._forgotten
+                    found = await self._breakers.all()
+                    if forgotten == self._forgotten:  # else it may be older than what we were told
+                        self._found, self._read_at = found, now
         return self._found.get(name) or BreakerState(name)
+
+    def is_open(self, name: str) -> bool:
+        """Return whether a breaker was open when last read."""
+        found = self._found.get(name)
+        return found is not None and found.open_until is not None
+
+    def _is_fresh(self, now: float) -> bool:
+        return 0 <= now - self._read_at < _FRESH
 
     def forget(self) -> None:
         self._forgotten += 1
@@ -131,6 +143,10 @@ class HandlerBreaker:
     def began(self, delivery: str) -> None:
         """Record which delivery the probe is."""
         self._probe = delivery
+
+    def is_calm(self) -> bool:
+        """Return whether there is nothing that a success would change."""
+        return not self._failed and self._probe is None and not self._known.is_open(self._name)
 
     async def tell(self, delivery: str, failure: Failure | None) -> None:
         """Record how an attempt ended; a breaker that cannot be set stays as it is."""

@@ -247,6 +247,6 @@ def take_back(parent: int) -> None:
     keep_factory()
     for stream in range(3):
         try:
-            os.fstat(stream)
+            os.get_inheritable(stream)  # the cheapest question: this is asked at every step
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, overload
 
@@ -126,27 +127,12 @@ class Context:
         """1 for the first."""
         self.idempotency_key = claim.id if not claim.round else f"{claim.id}.{claim.round}"
         """The same over all retries; another after a replay, which means to do it again."""
-        self.log = structlog.get_logger("handler").bind(
-            handler=claim.handler,
-            delivery=claim.id,
-            event_id=claim.event.id,
-            prediction=claim.event.prediction.id,
-        )
         self.private = tools.seals.unseal(claim.private)
         """What was kept for handlers alone (`private=`); empty once all of them have ended."""
         self.sign = tools.seals.sign
         """Sign a text for a purpose, as `Door.sign` does."""
         self.open = tools.seals.open
         """Return what was signed; raise Unproved."""
-        self.http = lent(tools.http)
-        """An httpx.AsyncClient, unguarded: for addresses that you chose yourself.
-
-        Its headers, cookies and settings are this attempt's own; its connections are shared, and
-        stay open when it is closed.
-        """
-        self.guarded = lent(tools.results)
-        """The same for addresses that others chose: it connects to public ones only."""
-        self.guarded.follow_redirects = False
         self.noted = ""
         self._noted_metadata: dict[str, Any] = {}
         self._claim = claim
@@ -154,6 +140,34 @@ class Context:
         self._loop = asyncio.get_running_loop()
         self._folder: Path | None = None
         self._submits = 0
+
+    # Made when they are asked for: two clients cost more than all else of an attempt.
+
+    @cached_property
+    def log(self) -> Any:
+        """A structlog logger that knows the ids."""
+        return structlog.get_logger("handler").bind(
+            handler=self._claim.handler,
+            delivery=self._claim.id,
+            event_id=self._claim.event.id,
+            prediction=self._prediction,
+        )
+
+    @cached_property
+    def http(self) -> httpx.AsyncClient:
+        """An httpx.AsyncClient, unguarded: for addresses that you chose yourself.
+
+        Its headers, cookies and settings are this attempt's own; its connections are shared, and
+        stay open when it is closed.
+        """
+        return lent(self._tools.http)
+
+    @cached_property
+    def guarded(self) -> httpx.AsyncClient:
+        """The same for addresses that others chose: it connects to public ones only."""
+        made = lent(self._tools.results)
+        made.follow_redirects = False
+        return made
 
     def fetch(
         self, output: Output | str, *, max_bytes: int = MAX_BYTES, seconds: float = TIMEOUT

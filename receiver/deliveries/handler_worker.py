@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NoReturn
 
 import structlog
@@ -59,9 +59,11 @@ class HandlerWorker:
         self._pace = pace
         self._followers = followers
         self._awake = asyncio.Event()
-        self._running = TaskSet(self._ended)
+        self._running = TaskSet(self._look_again)
         self._taking = asyncio.Lock()
         self._is_retired = False
+        self._settling = 0
+        """How many attempts have given up their place, and wait to be settled."""
         self._full = False
         """Whether more may be due than there was room for."""
         self.attempts = 0
@@ -130,7 +132,7 @@ class HandlerWorker:
             return await self._take_alone(until, only)
 
     async def _take_alone(self, until: float | None, only: tuple[str, ...]) -> float:
-        room = self._handler.concurrency - len(self._running)
+        room = self._room()
         self._full = room <= 0 or self._is_retired
         if self._full:
             return self._pace.nap
@@ -143,7 +145,7 @@ class HandlerWorker:
         self._full = len(found.claims) == passage.most
         if self._full:
             # The end of an attempt wakes us, but for one that has ended while we claimed.
-            is_free = len(self._running) < self._handler.concurrency and not passage.is_probe
+            is_free = self._room() > 0 and not passage.is_probe
             return 0.0 if is_free else self._pace.nap
         return self._pace.nap if found.next_due is None else found.next_due - self._clock()
 
@@ -171,9 +173,23 @@ class HandlerWorker:
             await self._breaker.give_back()
         return found
 
-    def _ended(self) -> None:
+    def _room(self) -> int:
+        """Return how many may begin: as many again as run may wait to be settled."""
+        most = self._handler.concurrency
+        return most - len(self._running) + min(self._settling, most)
+
+    def _look_again(self) -> None:
         if self._full:
             self._awake.set()
+
+    @contextlib.contextmanager
+    def _place_given_up(self) -> Iterator[None]:
+        self._settling += 1
+        self._look_again()
+        try:
+            yield
+        finally:
+            self._settling -= 1
 
     async def _deliver(self, claim: Claim, until: float | None) -> None:
         started, policy = self._clock(), self._policy
@@ -187,8 +203,12 @@ class HandlerWorker:
                 raise
             if failure and failure.kind == "timeout" and attempt.is_bounded:
                 await self._give_back(claim)
+            elif failure is None and self._breaker.is_calm():
+                with self._place_given_up():
+                    await self._end(claim, attempt, failure, policy, started, span)
             else:
                 await self._end(claim, attempt, failure, policy, started, span)
+                await self._breaker.tell(claim.id, failure)  # late: it may wait for the disk
         if failure and failure.kind == "timeout" and not attempt.ended.is_set():
             log.warning("handler.stuck", handler=claim.handler, delivery=claim.id)
             await attempt.ended.wait()  # it still takes up its place
@@ -227,7 +247,6 @@ class HandlerWorker:
         self._runtime.telemetry.attempt(claim, settlement, held=held, error=attempt.error)
         if held:
             await self._store.attempts.tell([(claim.id, claim.number)])
-        await self._breaker.tell(claim.id, failure)  # late: it may have to wait for the disk
         if claim.private is not None and decision.state != "pending":
             await self._empty(claim.event.prediction.id)
 

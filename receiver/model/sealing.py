@@ -84,10 +84,10 @@ class Seals:
 
     def unseal(self, sealed: bytes | str | None) -> dict[str, Any]:
         """Decrypt it; empty where there is none any more, or none of our keys made it."""
-        from cryptography.fernet import InvalidToken  # noqa: PLC0415 - few predictions have any
-
         if not sealed:
             return {}
+        from cryptography.fernet import InvalidToken  # noqa: PLC0415 - few predictions have any
+
         try:
             found = msgspec.json.decode(self._fernet.decrypt(sealed), type=dict[str, Any])
         except (InvalidToken, msgspec.MsgspecError):

@@ -77,9 +77,10 @@ class Span:
 
     def note(self, **facts: str | float | None) -> None:
         """Add facts, named as they are in the log; those that are None are left out."""
-        self._span.set_attributes(
-            {f"receiver.{name}": fact for name, fact in facts.items() if fact is not None}
-        )
+        if self._span.is_recording():
+            self._span.set_attributes(
+                {f"receiver.{name}": fact for name, fact in facts.items() if fact is not None}
+            )
 
     def answered(self, status: int, bad_from: int = _OUR_FAULT) -> None:
         """Note the HTTP status that this ended with; from `bad_from` on it is an error."""

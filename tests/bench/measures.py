@@ -66,6 +66,11 @@ class Bench:
     def _load_empty(self) -> Report:
         return load(self._empty, [_EMPTY] * ACCEPTS)
 
+    def beside_empty(self, name: str, rate: str, cpu: float, memory: str) -> None:
+        """Tell of what is no request: its CPU, beside that of the empty route."""
+        empty = self._load_empty().cpu
+        tell(name, rate, "", "", f"{1e6 * cpu:.0f}", f"{cpu / empty:.1f}", "", memory)
+
     def row(
         self, name: str, reports: list[Report], beside: list[Report], server: scene.Server
     ) -> None:
@@ -160,11 +165,20 @@ def deliver(bench: Bench, place: Database | None) -> None:
             ]
             for process in running:
                 stack.enter_context(scene.running(process))
-            until(lambda: books.ask("SELECT count(*) FROM attempts")[0][0] == DELIVERIES)
+            until(lambda: _attempts(books) > 0)
+            begun, before = _attempts(books), sum(process.cpu() for process in running)
+            until(lambda: _attempts(books) == DELIVERIES)
+            used = sum(process.cpu() for process in running) - before
+            cpu = used / (DELIVERIES - begun)
             memory = megabytes(running[0])
             [(seconds,)] = books.ask("SELECT max(ended_at) - min(started_at) FROM attempts")
         name = f"{books.engine}: deliveries, {workers} worker{'s' * (workers > 1)}"
-        tell(name, f"{DELIVERIES / seconds:,.0f}", "", "", "", "", "", memory)
+        bench.beside_empty(name, f"{DELIVERIES / seconds:,.0f}", cpu, memory)
+
+
+def _attempts(books: scene.Books) -> int:
+    [(number,)] = books.ask("SELECT count(*) FROM attempts")
+    return int(number)
 
 
 def latency(bench: Bench, place: Database | None) -> None:
@@ -176,7 +190,7 @@ def latency(bench: Bench, place: Database | None) -> None:
         serving = scene.receiver(home, books, bench.jwks_url, "empty_handler.py")
         with scene.running(serving) as server:
             answers = run(drip(server.port, requests, rate))
-            until(lambda: books.ask("SELECT count(*) FROM attempts")[0][0] == len(ids))
+            until(lambda: _attempts(books) == len(ids))
             memory = megabytes(server)
         found = books.ask(
             "SELECT a.started_at - e.time FROM attempts a JOIN deliveries d ON d.id = a.delivery_id"

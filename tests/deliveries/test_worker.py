@@ -20,7 +20,7 @@ from receiver.deliveries.worker import Worker
 from receiver.model.errors import StoreUnavailable
 from receiver.model.ids import delivery_id
 from receiver.observability.runtime import new_owner
-from receiver.store.deliveries import ClaimRequest, Claims
+from receiver.store.deliveries import ClaimRequest, Claims, Settlement
 from tests.deliveries.parts import POLICY, Unsteady, dispatching, eventually
 from tests.patience import PATIENCE
 from tests.postgres import Database
@@ -262,6 +262,42 @@ async def test_no_more_attempts_of_a_handler_run_at_once_than_it_allows(place: P
             await running.ends(prediction, "narrow")
     assert max(most) == 3
     assert len(most) == 12
+
+
+class Late(Unsteady):
+    """A store that settles nothing before it is told to."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self.may_settle = asyncio.Event()
+
+    async def settle(self, settlement: Settlement) -> bool:
+        await self.may_settle.wait()
+        held: bool = await self._store.settle(settlement)
+        return held
+
+
+async def test_a_place_is_free_when_its_handler_has_returned_though_not_without_bound(
+    place: Place,
+) -> None:
+    seen: list[str] = []
+
+    async def quick(event: Event) -> None:
+        seen.append(event.prediction.id)
+
+    async with dispatching(place, on(name="quick", concurrency=1)(quick), start=False) as running:
+        predictions = [await running.enqueue() for _ in range(3)]
+        store = Late(running.store)
+        worker = running.another("me", store=store)
+        await worker.start()
+        await eventually(lambda: len(seen) == 2)
+        states = [(await running.delivery(prediction, "quick")).state for prediction in predictions]
+        assert sorted(states) == ["pending", "running", "running"]
+        store.may_settle.set()
+        for prediction in predictions:
+            assert (await running.ends(prediction, "quick")).state == "done"
+        await worker.stop()
+    assert sorted(seen) == predictions
 
 
 async def test_a_handler_that_hangs_or_fails_delays_nobody_else(place: Place) -> None:
