@@ -1,7 +1,7 @@
 """Processes of the program, forked from one that has imported it: each import costs 0.4 s of CPU.
 
-They are processes of their own in all else, and die as such. What is about the start itself starts
-Python instead.
+It has made the commands too, which take another 0.1 s. They are processes of their own in all else,
+and die as such. What is about the start itself starts Python instead.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _IMPORTED: Final = [
     "receiver.http.server",
     "receiver.store.postgres.engine",
     "receiver.store.postgres.queue",
+    "tests.commands",
+    "typer._adapters",  # imports pydantic, where this is installed
     "uvicorn.lifespan.on",
     "uvicorn.loops.auto",
     "uvicorn.protocols.http.auto",

@@ -11,15 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Final
 from unittest.mock import patch
 
-from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from receiver.cli.commands import main
+from tests.commands import COMMANDS
 from tests.forked import Forked
 from tests.journey.parts import free_port
 from tests.patience import PATIENCE
@@ -66,12 +65,9 @@ def from_scratch(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProce
     )
 
 
-_commands: Final = cache(get_command)
-
-
 def invoke(*args: str, **env: str) -> Result:
-    """Run a command by typer's runner, which would else make all commands anew each time."""
-    with patch("typer.testing._get_command", _commands):
+    """Run a command by typer's runner."""
+    with patch("typer.testing._get_command", COMMANDS):
         return CliRunner().invoke(main, args, env=env)
 
 
