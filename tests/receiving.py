@@ -381,11 +381,11 @@ async def receiving(
     `results` is the network to results, in the place of the guard and all behind it.
     """
     if isinstance(database, Database):
-        url = database.url
+        place = {"RECEIVER_DATABASE_URL": database.url, "RECEIVER_MIGRATE_URL": database.url}
     else:
         lay_out(database)
-        url = f"sqlite:///{database}"
-    given = {**ENV, "RECEIVER_DATABASE_URL": url, **env}
+        place = {"RECEIVER_DATABASE_URL": f"sqlite:///{database}"}
+    given = {**ENV, **place, **env}
     settings = Settings.read({name: value for name, value in given.items() if value is not None})
     clock = clock or Clock()
     app = create_app(

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import runpy
-import signal
 import subprocess
 import sys
 import time
@@ -36,6 +35,7 @@ from tests.journey.parts import free_port
 from tests.loopback import is_ready
 from tests.patience import PATIENCE
 from tests.settings_table import settings_table
+from tests.shell import bash
 
 TOP: Final = Path(__file__).parent.parent
 PAGES: Final = {
@@ -270,23 +270,18 @@ def environment_of(providers: str, port: int) -> dict[str, str]:
     )
     for name in [name for name in env if name.startswith(("PYTEST_", "COV_"))]:
         del env[name]
-    return env | {"PYTEST_ADDOPTS": "-p no:schemathesis"}  # a plugin by itself, slow to load
+    # Without the plugins that its reader has not, which are slow to load.
+    return env | {
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_ADDOPTS": "-p receiver.testing.plugin",
+    }
 
 
 @contextmanager
 def serving(commands: str, cwd: Path, env: dict[str, str], port: int) -> Iterator[None]:
     """Run commands whose last one serves, until it is ready and the caller is through."""
     log = cwd / "serve.log"
-    with log.open("wb") as out:
-        server = subprocess.Popen(
-            ["bash", "-e", "-c", commands],
-            cwd=cwd,
-            env=env,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-    try:
+    with bash(commands, cwd, env, log) as server:
         ends = time.monotonic() + PATIENCE
         base = f"http://127.0.0.1:{port}"
         while not is_ready(f"{base}/readyz", f"{base}/predictions/readyz"):  # or mounted there
@@ -294,9 +289,6 @@ def serving(commands: str, cwd: Path, env: dict[str, str], port: int) -> Iterato
             assert time.monotonic() < ends, log.read_text()
             time.sleep(0.05)
         yield
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -325,13 +317,7 @@ def test_every_command_that_serves_serves(block: Block, folder: Path, providers:
 def test_every_command_that_ends_succeeds(
     block: Block, folder: Path, there: dict[str, str]
 ) -> None:
-    ran = subprocess.run(
-        ["bash", "-e", "-c", block.text],
-        cwd=folder,
-        env=there,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    log = folder / "commands.log"
+    # The environment has pytest already, as this shows.
+    with bash(block.text.replace("pip install pytest && ", ""), folder, there, log) as commands:
+        assert commands.wait(PATIENCE) == 0, log.read_text()

@@ -463,7 +463,7 @@ def test_secrets_compare_and_hash_by_what_they_hide() -> None:
     assert not hasattr(Secret("a"), "__dict__")
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=100)
 @given(env=st.dictionaries(st.sampled_from([row[0] for row in TABLE]), st.text(max_size=40)))
 def test_any_environment_is_read_or_refused_with_its_problems(env: dict[str, str]) -> None:
     try:

@@ -17,8 +17,9 @@ from tests.patience import PATIENCE
 SAMPLE: Final = Path(__file__).parent.parent / "deploy/typescript/draw.ts"
 PACKAGES: Final = ("openapi-typescript@7.13.0", "typescript@5.9.3", "openapi-fetch@0.17.0")
 CHECK: Final = (
-    "npx tsc --noEmit --strict --target es2022 --module nodenext --moduleResolution nodenext "
-    "--lib es2022,dom,dom.iterable --skipDefaultLibCheck draw.ts wrong.ts"
+    "node_modules/.bin/tsc --noEmit --strict --target es2022 --module nodenext "
+    "--moduleResolution nodenext --lib es2022,dom,dom.iterable --skipDefaultLibCheck "
+    "draw.ts wrong.ts"
 )
 
 

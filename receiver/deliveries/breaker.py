@@ -108,6 +108,8 @@ class HandlerBreaker:
         self._probe: str | None = None
         """The delivery that is our probe, empty before there is one; None: the probe is not ours,
         as far as the store may know."""
+        self._probe_ends = 0.0
+        """When it is over in any case."""
         self._owes_probe = False
         """Whether the probe is over and the store does not know it yet."""
 
@@ -123,14 +125,15 @@ class HandlerBreaker:
         match state:
             case "running":
                 return BreakerPermit(room)
-            case "probing":
+            case "probing" if self._probe is None or now >= self._probe_ends:
                 self._probe, self._owes_probe = "", True  # until the answer is known
-                is_ours = await self._breakers.probe(self._name, now, now + self.timeout + _MARGIN)
+                self._probe_ends = now + self.timeout + _MARGIN
+                is_ours = await self._breakers.probe(self._name, now, self._probe_ends)
                 self._owes_probe = False
                 if is_ours:
                     return BreakerPermit(1, is_probe=True)
                 self._probe = None
-        # Another process may let them go, or the time for a probe may come.
+        # Our probe may end, another process may let them go, or the time for one may come.
         return BreakerPermit(0, min(nap, _FRESH))
 
     async def give_back(self) -> None:

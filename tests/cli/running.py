@@ -6,21 +6,19 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Final
 from unittest.mock import patch
 
-from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from receiver.cli.commands import main
-from tests.forked import Forked
+from tests.commands import COMMANDS
+from tests.forked import Forked, run_to_end
 from tests.journey.parts import free_port
 from tests.patience import PATIENCE
 
@@ -43,14 +41,7 @@ def environment(more: dict[str, str]) -> dict[str, str]:
 
 def receiver(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end in a process of its own."""
-    with tempfile.TemporaryDirectory() as aside:
-        out, err = Path(aside, "out"), Path(aside, "err")
-        process = Forked(["-m", "receiver", *args], cwd, environment(env), out, err)
-        try:
-            code = process.wait(PATIENCE)
-        finally:
-            process.kill()
-        return subprocess.CompletedProcess(args, code, out.read_text(), err.read_text())
+    return run_to_end(["-m", "receiver", *args], cwd, environment(env))
 
 
 def from_scratch(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -66,12 +57,9 @@ def from_scratch(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProce
     )
 
 
-_commands: Final = cache(get_command)
-
-
 def invoke(*args: str, **env: str) -> Result:
-    """Run a command by typer's runner, which would else make all commands anew each time."""
-    with patch("typer.testing._get_command", _commands):
+    """Run a command by typer's runner."""
+    with patch("typer.testing._get_command", COMMANDS):
         return CliRunner().invoke(main, args, env=env)
 
 

@@ -42,7 +42,7 @@ from tests.cli.running import (
     running,
 )
 from tests.forked import Forked
-from tests.journey.parts import free_port
+from tests.journey.parts import eventually, free_port
 from tests.patience import PATIENCE
 from tests.predictions.test_recipes import EXAMPLE
 
@@ -489,27 +489,14 @@ def test_an_interrupted_wait_leaves_the_prediction_running_and_says_how_to_look(
 def test_a_receiver_that_goes_away_ends_the_wait_and_says_so(tmp_path: Path) -> None:
     with running("serve", "--emulate", cwd=tmp_path) as server:
         server.wait_for("receiver.started")
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "receiver",
-                "submit",
-                "fal",
-                "fal-ai/x",
-                "prompt=[never] x",
-                "--wait",
-            ],
-            cwd=tmp_path,
-            env=environment({"RECEIVER_URL": server.url}),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stderr is not None
-        name, _ = process.stderr.readline().split()
-    _, told = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
-    assert f"{name} goes on" in told
+        command = ["-m", "receiver", "submit", "fal", "fal-ai/x", "prompt=[never] x", "--wait"]
+        err = tmp_path / "err"
+        env = environment({"RECEIVER_URL": server.url})
+        process = Forked(command, tmp_path, env, tmp_path / "out", err)
+        eventually(lambda: err.read_text().endswith("\n"))
+        name, _ = err.read_text().split()
+    assert process.wait(PATIENCE) == 1
+    assert f"{name} goes on" in err.read_text()
 
 
 def test_a_list_says_that_there_is_more(world: tuple[Path, dict[str, str]]) -> None:

@@ -8,7 +8,6 @@ import shutil
 import socket
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +44,7 @@ from receiver.store.backlog import Backlog
 from receiver.store.schema import migrations
 from tests.emulator.parts import write_certificate
 from tests.emulator.serving import FAST, serve
-from tests.patience import PATIENCE
+from tests.forked import run_to_end
 from tests.postgres import Database
 
 pytestmark = pytest.mark.anyio
@@ -869,15 +868,8 @@ def test_the_worst_of_nothing_is_ok() -> None:
 
 def doctor(env: Env, cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return subprocess.run(
-        [sys.executable, "-m", "receiver", "doctor", *args],
-        cwd=cwd,
-        env={**kept, "PYTHONPATH": str(Path(__file__).parent.parent.parent), **env},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    env = {**kept, "PYTHONPATH": str(Path(__file__).parent.parent.parent), **env}
+    return run_to_end(["-m", "receiver", "doctor", *args], cwd, env)
 
 
 def test_the_command_is_for_people_and_for_scripts(env: Env, tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ class Dispatching:
         self.reports: list[object] = []
         self.store: Store
         if isinstance(place, Database):
-            self.store = PostgresStore(place.url, self.reports.append, PgQueuerJobs(SCHEMA))
+            jobs = PgQueuerJobs(SCHEMA)
+            self.store = PostgresStore(place.url, self.reports.append, jobs, access=place.made)
         else:
             lay_out(place)
             self.store = SQLiteStore(str(place), self.reports.append)

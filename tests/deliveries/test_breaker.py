@@ -10,9 +10,10 @@ from typing import Any, Final
 import pytest
 
 from receiver import Context, Dead, Event, Retry, Skip, on
-from receiver.deliveries.breaker import BreakerCache, BreakerPolicy
+from receiver.deliveries.breaker import BreakerCache, BreakerPolicy, HandlerBreaker
 from receiver.deliveries.heartbeat import Timing
 from receiver.model.errors import StoreUnavailable
+from receiver.model.retry import Failure
 from receiver.store.breakers import Breakers, BreakerState
 from tests.conftest import Logged
 from tests.deliveries.parts import Dispatching, Unsteady, dispatching, eventually
@@ -296,6 +297,19 @@ async def test_a_probe_that_tells_nothing_is_followed_by_another(
             await eventually(is_released)
         finally:
             await station.dispatch.stop()
+
+
+async def test_a_look_during_a_probe_does_not_forget_it(place: Path | Database) -> None:
+    async with dispatching(place, start=False) as station:
+        now = station.clock()
+        await station.breakers.trip("post", now - 1, now, "it was down")
+        known = BreakerCache(station.breakers, station.clock)
+        breaker = HandlerBreaker("post", 60.0, station.breakers, known, BREAKER, station.clock)
+        assert (await breaker.ask(4, 1.0)).is_probe
+        breaker.began("dlv_1")
+        assert (await breaker.ask(3, 1.0)).most == 0
+        await breaker.tell("dlv_1", Failure(kind="dead"))
+        assert (await breaker.ask(4, 1.0)).is_probe
 
 
 @pytest.mark.parametrize("away", [["claim"], ["claim", "end_probe"], ["reset"]], ids="+".join)

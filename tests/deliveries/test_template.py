@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from receiver import Output, Stored, Template
 from receiver.testing import make_event
-from tests.providers.strategies import FEW
 
 STORED = Stored(url="https://art.example/a.png", sha256="0" * 64, size=1, content_type="image/png")
 ELSEWHERE = Stored(url="s3://b/a.png", sha256="0" * 64, size=1, content_type="image/png")
@@ -87,7 +86,6 @@ json: Any = st.recursive(
 )
 
 
-@FEW
 @given(json, st.sampled_from(["", ":.3", ":>9", ":d", ":%Y", ":,.2f"]))
 def test_no_value_keeps_a_template_from_being_filled(value: Any, how: str) -> None:
     event = make_event(metadata={"a": value}, input={"prompt": value})

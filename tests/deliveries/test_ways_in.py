@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from receiver.deliveries.importing import load, register
 from receiver.deliveries.registry import Registry
 from receiver.model.errors import HandlerError
 from receiver.settings import Settings
+from tests.forked import run_to_end
 from tests.receiving import ENV
 
 HERE = Path(__file__).name
@@ -59,15 +58,8 @@ def test_a_way_in_without_a_proof_does_not_start(tmp_path: Path) -> None:
         route("shop")(answer)
     file = tmp_path / "open.py"
     file.write_text(PLUGIN.format(name="shop", function="shop").replace(", proof=prove", ""))
-    ran = subprocess.run(
-        [sys.executable, "-m", "receiver", "serve", "--dev", "--port", "0", file],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={"SHOP_KEY": "right"},
-        timeout=60,
-        check=False,
-    )
+    serve = ["-m", "receiver", "serve", "--dev", "--port", "0", str(file)]
+    ran = run_to_end(serve, tmp_path, {"SHOP_KEY": "right"})
     assert ran.returncode != 0
     assert "a route needs proof=" in ran.stderr
 

@@ -1,8 +1,7 @@
 """Handlers run pending deliveries, each in a lane that shares nothing with another's."""
 
 import asyncio
-import subprocess
-import sys
+import os
 import threading
 import time
 from collections.abc import Callable, MutableMapping, Sequence
@@ -22,6 +21,7 @@ from receiver.model.ids import delivery_id
 from receiver.observability.runtime import new_owner
 from receiver.store.deliveries import ClaimRequest, Claims, Settlement
 from tests.deliveries.parts import POLICY, Unsteady, dispatching, eventually
+from tests.forked import run_to_end
 from tests.patience import PATIENCE
 from tests.postgres import Database
 
@@ -874,22 +874,15 @@ os.wait()
 
 
 def test_a_server_may_fork_the_processes_that_run_us(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", _FORKED, str(tmp_path / "receiver.db")],
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    assert ended.stdout.decode().endswith("done\n"), ended.stderr.decode()
+    ended = run_to_end(["-c", _FORKED, str(tmp_path / "receiver.db")], tmp_path, os.environ)
+    assert ended.stdout.endswith("done\n"), ended.stderr
 
 
 def test_a_loop_that_is_stuck_ends_its_process_and_the_attempt_is_lost(tmp_path: Path) -> None:
     database = tmp_path / "receiver.db"
-    ended = subprocess.run(
-        [sys.executable, "-c", _STUCK, str(database)], capture_output=True, timeout=60, check=False
-    )
+    ended = run_to_end(["-c", _STUCK, str(database)], tmp_path, os.environ)
     assert ended.returncode == 1
-    [line] = [line for line in ended.stdout.decode().splitlines() if "loop.stuck" in line]
+    [line] = [line for line in ended.stdout.splitlines() if "loop.stuck" in line]
     assert "waits_for_ever" in line
 
     async def lost() -> list[Any]:

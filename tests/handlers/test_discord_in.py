@@ -6,7 +6,7 @@ import json
 from typing import Any, Final
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from receiver.emulator import Rule
@@ -106,7 +106,7 @@ async def test_what_discord_signs_is_taken_and_nothing_else(start: Start, discor
 def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "discord_in")
 
-    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20)
     @given(
         some.binary(max_size=100)
         | some.sampled_from([COMMAND, BUTTON, b'{"type":2,"id":"1"}', b'{"type":"2"}', b"[]"]),

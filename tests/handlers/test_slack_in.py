@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as some
 from slack_sdk.signature import SignatureVerifier
 
@@ -120,7 +120,6 @@ def test_the_proof_agrees_with_slacks_own(slack: str) -> None:
 
     witness = SignatureVerifier(SECRET, Clock())  # type: ignore[arg-type] # it has now()
 
-    @settings(max_examples=60, deadline=None)
     @given(
         some.text(max_size=60),
         some.sampled_from([0, 1, 299, 300, 301, -300, -301, 10_000]),
@@ -151,7 +150,7 @@ def test_the_proof_agrees_with_slacks_own(slack: str) -> None:
 def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "slack_in")
 
-    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20)
     @given(
         some.binary(max_size=200) | some.sampled_from([COMMAND, MENTION, BUTTON]),
         some.sampled_from([FORM, JSON, {"content-type": "text/plain"}, {}]),

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from receiver.emulator import Rule
@@ -87,7 +87,7 @@ def test_no_bytes_do_anything_else_than_be_refused(receiver_kit: Kits) -> None:
     kit = talking(receiver_kit, "telegram_in")
     good = kit.chats.telegram.webhook.secret
 
-    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20)
     @given(some.binary(max_size=60), some.booleans(), some.text("ab0-_", max_size=70))
     def say(body: bytes, is_proved: bool, noise: str) -> None:
         headers = {"x-telegram-bot-api-secret-token": good if is_proved else noise}

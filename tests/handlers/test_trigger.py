@@ -17,7 +17,6 @@ from urllib.parse import quote, urlencode
 import httpx
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
@@ -525,13 +524,11 @@ async def test_whatever_strangers_send_is_refused_and_whatever_is_signed_is_no_f
             answer = asyncio.run_coroutine_threadsafe(request, loop).result(PATIENCE)
             return int(answer.status_code)
 
-        @hypothesis(max_examples=60, deadline=None)
         @given(NAMES, st.binary() | VALUES.map(encoded), HEADERS)
         def strangers(name: str, body: bytes, headers: dict[str, str]) -> None:
             latin = {key: value.encode("latin-1") for key, value in headers.items()}
             assert ask(name, body, latin) in {401, 404, 429}
 
-        @hypothesis(max_examples=60, deadline=None)
         @given(VALUES, VALUES, st.sampled_from(["", "application/cloudevents+json"]))
         def senders(prompt: Any, order: Any, kind: str) -> None:
             body = encoded({"data": {"prompt": prompt, "order": order}})

@@ -81,7 +81,7 @@ def test_without_a_limit_nothing_is_ever_spent() -> None:
     assert budgets.wait(b"a") == 0
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=50)
 @given(
     rate=st.integers(1, 50),
     moves=st.lists(st.tuples(st.integers(0, 20), st.floats(0, 30)), max_size=80),
@@ -210,7 +210,7 @@ def test_on_a_platform_the_nearest_is_believed_and_nobody_beyond_it() -> None:
     assert seen("203.0.113.5", [], "platform") == "203.0.113.5"
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.sampled_from([b"x-forwarded-for", b"forwarded"]), st.binary())))
 def test_no_header_can_break_it(headers: list[tuple[bytes, bytes]]) -> None:
     assert seen("127.0.0.1", headers)

@@ -349,7 +349,7 @@ async def test_whatever_a_stranger_sends_nothing_breaks_and_nothing_is_kept(star
     loop = asyncio.get_running_loop()
     async with start(shop, RECEIVER_LIMIT_UNPROVED_PER_MINUTE="none") as station:
 
-        @hypothesis(max_examples=75, deadline=None, database=None)
+        @hypothesis(max_examples=75)
         @given(strangers())
         def check(request: dict[str, Any]) -> None:
             sending = station.world.request(**request)

@@ -201,6 +201,14 @@ async def test_what_is_refused_costs_nothing_and_is_counted(start: Start, recipe
             for one in (await station.http.get("/v1/discarded?kind=rejected")).json()["data"]:
                 listed[one["reason"]] += one["times"]
             assert listed == counted, words
+        page = (await station.http.get("/v1/discarded?kind=rejected")).json()["data"]
+        assert {one["source"] for one in page} == {
+            "api",
+            "api imagine",
+            "api imagine eve",
+            "api imagine bar/1 ada",
+            "api upscale",
+        }
 
 
 async def test_fifty_orders_at_once_over_two_servers_never_exceed_a_limit(

@@ -216,11 +216,11 @@ async def test_what_is_ordered_is_sent_before_the_answer_as_a_submit_is(
 async def test_inline_runs_the_handlers_before_the_answer(start: Start) -> None:
     order: list[str] = []
 
-    @on(name="first", timeout=2)
+    @on(name="first", timeout=20)
     async def first(_: Event) -> None:
         order.append("first")
 
-    @on(name="second", after="first", timeout=2)
+    @on(name="second", after="first", timeout=20)
     def second(_: Event) -> None:
         order.append("second")
 
@@ -228,7 +228,7 @@ async def test_inline_runs_the_handlers_before_the_answer(start: Start) -> None:
     async def long(_: Event) -> None:
         order.append("long")
 
-    async with start(first, second, long, RECEIVER_AFTER="inline=20", **SERVERLESS) as station:
+    async with start(first, second, long, RECEIVER_AFTER="inline=60", **SERVERLESS) as station:
         answer = await station.push(await station.submitted("eachlabs"))
         assert (answer.status_code, order) == (200, ["first", "second"])
         assert deliveries(station) == [

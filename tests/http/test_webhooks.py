@@ -8,6 +8,7 @@ import json
 import random
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -133,8 +134,7 @@ async def test_it_may_come_before_the_submit_was_answered(
         assert station.count("events") == 1
 
 
-@pytest.mark.parametrize("provider", PUSHING)
-async def test_two_hundred_at_once_are_one_event(start: Start, provider: str) -> None:
+async def test_two_hundred_at_once_are_one_event_each(start: Start) -> None:
     ran: list[str] = []
 
     @on()
@@ -142,16 +142,18 @@ async def test_two_hundred_at_once_are_one_event(start: Start, provider: str) ->
         ran.append(event.id)
 
     async with start(handle) as station:
-        sent = await station.submitted(provider)
-        letter = write(station.network, sent)
-        answers = await asyncio.gather(*(station.post(letter) for _ in range(200)))
-        assert [answer.status_code for answer in answers] == [200] * 200
-        said = [answer.json()["status"] for answer in answers]
-        assert (said.count("accepted"), said.count("duplicate")) == (1, 199)
+        sents = [await station.submitted(provider, provider) for provider in PUSHING]
+        letters = 30 * [write(station.network, sent) for sent in sents]
+        answers = await asyncio.gather(*map(station.post, letters))
+        assert {answer.status_code for answer in answers} == {200}
+        said = Counter(answer.json()["status"] for answer in answers)
+        many = len(PUSHING)
+        assert said == {"accepted": many, "duplicate": 29 * many}
         counts = [station.count(name) for name in ("callbacks", "events", "deliveries")]
-        assert counts == [1, 1, 1]
-        await eventually(lambda: station.rows("SELECT 1 FROM deliveries WHERE state = 'done'"))
-    assert len(ran) == 1
+        assert counts == [many, many, many]
+        done = "SELECT count(*) FROM deliveries WHERE state = 'done'"
+        await eventually(lambda: station.one(done) == many)
+    assert len(ran) == len(set(ran)) == many
 
 
 @pytest.mark.parametrize("provider", PUSHING)
@@ -184,7 +186,9 @@ async def test_one_that_is_proved_but_makes_no_sense_is_kept_and_asked_about(
     start: Start, network: Network, provider: str
 ) -> None:
     network.always(f"{provider}.poll", network.ends)
-    bodies = [b"<html>not json", b"[" * 50_000, b"\x00\xff", b"", b'"OK"', b"[]", b'{"flow": 1}']
+    bodies = [b"<html>not json", b'{"flow": 1}']
+    if provider == "fal":  # what is kept, and when it is asked about, goes by no provider
+        bodies += [b"[" * 50_000, b"\x00\xff", b"", b'"OK"', b"[]"]
     async with start() as station:
         for number, body in enumerate(bodies):
             sent = await station.submitted(provider, f"no {number}")
@@ -572,10 +576,9 @@ async def talk(port: int, *said: bytes, until_closed: bool = False) -> bytes:
 
 
 @pytest.mark.usefixtures("on_sqlite")  # it is not of the store
-@pytest.mark.parametrize("provider", PUSHING)
-async def test_a_slow_sender_is_heard_to_the_end(start: Start, provider: str) -> None:
+async def test_a_slow_sender_is_heard_to_the_end(start: Start) -> None:
     async with start() as station, listening(station) as port:
-        sent = await station.submitted(provider)
+        sent = await station.submitted("fal")
         letter = write(station.network, sent)
         half = len(letter.body) // 2
         head = raw(letter)

@@ -37,7 +37,7 @@ from receiver.model.states import (
 )
 from receiver.model.values import Error, Outcome, OutcomeKind, Output, Status, utc
 
-MANY: Final = settings(max_examples=100, deadline=None, database=None)
+MANY: Final = settings(max_examples=100)
 
 # Rows: from. Columns: begin, postponed, ambiguous, accepted, succeeded, failed, canceled.
 CAUSES: Final = ("begin", "postponed", "ambiguous", "accepted", "succeeded", "failed", "canceled")

@@ -25,6 +25,7 @@ from receiver.observability.events import Telemetry
 from receiver.predictions.costs import Spending
 from receiver.store.backlog import Backlog, BacklogReader
 from tests.conftest import Disk, Start
+from tests.forked import run_to_end
 from tests.patience import PATIENCE
 from tests.receiving import Station, breaks, eventually, write
 
@@ -372,14 +373,7 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "file" / "folder")}
     env |= {"RECEIVER_DEV": "1", "RECEIVER_DATABASE_URL": f"sqlite:///{tmp_path / 'r.db'}"}
-    ran = subprocess.run(
-        [sys.executable, "-m", "receiver", "drain"],
-        env=env,
-        cwd=TOP,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ran = run_to_end(["-m", "receiver", "drain"], TOP, env)
     assert ran.returncode == 1
     assert "PROMETHEUS_MULTIPROC_DIR" in ran.stderr
     assert "Traceback" not in ran.stderr

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from receiver.model.errors import Problem
@@ -167,7 +167,6 @@ JSON = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 @given(st.dictionaries(NAMES, JSON, max_size=5))
 def test_any_options_are_read_or_refused(options: dict[str, Any]) -> None:
     read = refused_or(lambda: read_options(IMAGINE, options))

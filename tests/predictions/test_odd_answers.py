@@ -15,7 +15,6 @@ from receiver import Event, on
 from receiver.model.errors import Unreadable
 from receiver.predictions.stream import Events
 from tests.conftest import Start
-from tests.providers.strategies import FEW
 from tests.receiving import PICTURE, Answering, Clock, Network, content, eventually, reply
 
 pytestmark = pytest.mark.anyio
@@ -190,7 +189,6 @@ async def test_a_retry_after_on_a_poll_is_kept_to(start: Start, network: Network
 ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
 
 
-@FEW
 @given(end=ENDS, cuts=st.lists(st.integers(0, 200)), bom=st.sampled_from([b"", b"\xef\xbb\xbf"]))
 def test_events_are_the_same_wherever_the_bytes_are_cut(
     end: bytes, cuts: list[int], bom: bytes

@@ -91,8 +91,9 @@ async def test_a_button_is_an_order_of_whoever_presses_it(predictions: Predictio
     assert again.input == first.input
     assert again.order is not None
     assert (again.id != first.id, again.order.person) == (True, "slack:U02")
-    with pytest.raises(Problem, match="no picture of it, or not yet"):
+    with pytest.raises(Problem, match="no picture of it, or not yet") as early:
         await orders.press(first.id, "Larger", replace(bob, key="press-2"))
+    assert (early.value.status, early.value.type) == (409, "not-ended")
     await ended(predictions, first)
     larger = await orders.press(first.id, "Larger", replace(bob, key="press-2"))
     assert larger.input == {"image_url": PICTURE}

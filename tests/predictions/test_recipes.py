@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +16,10 @@ from receiver.model.errors import Problem, SettingsError
 from receiver.model.recipes import Allow, Limit, Per, RecipeBook
 from receiver.model.requests import SubmitRequest
 from receiver.model.values import Order
-from receiver.predictions.limits import Limits, check_allowed, end_of
+from receiver.predictions.limits import Limits, check_allowed, end_of, refusal
 from receiver.predictions.recipes import fill
 from receiver.settings import Settings
+from receiver.store.budgets import Excess
 from tests.receiving import ENV
 
 PAGE = Path(__file__).parent.parent.parent / "deploy" / "recipes.md"
@@ -257,3 +259,23 @@ def test_whom_no_list_names_may_not_order(
         return
     with pytest.raises(Problem, match="you may not order here"):
         check_allowed(lists, order)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-1, "a second"),
+        (1.5, "2 seconds"),
+        (60, "60 seconds"),
+        (61, "2 minutes"),
+        (3600, "60 minutes"),
+        (3601, "2 hours"),
+        (86401, "2 days"),
+    ],
+)
+def test_it_is_said_when_there_is_room_again(seconds: float, words: str) -> None:
+    limit = Limit(by="all", per="month", count=1)
+    told = refusal(limit, Excess(0, "count", 1000.0 + seconds), 1000.0)
+    assert told.detail.endswith(f"; try again in {words}")
+    assert (told.status, told.type) == (429, "over-limit")
+    assert told.retry_after == max(1, math.ceil(seconds))

@@ -113,7 +113,7 @@ def test_a_token_is_not_made_longer_than_one_that_opens() -> None:
     refused(tokens, tokens.callback("fal", "x" * (longest + 1)))
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=100)
 @given(token=st.text(max_size=220))
 def test_no_text_opens_by_chance(token: str) -> None:
     refused(Tokens([OLD]), token)

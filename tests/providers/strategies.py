@@ -7,16 +7,10 @@ import math
 from typing import Any, Final
 
 import httpx
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from receiver.model.values import Mode, Ticket
 from receiver.providers.adapter import ProviderResponse
-
-FEW: Final = settings(
-    max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
-"""Enough to find a slip on most runs, few enough to run always; a failure prints its case."""
 
 _KEYS: Final = """
 status error error_type error_message message details detail output outputs payload

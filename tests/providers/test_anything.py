@@ -28,7 +28,7 @@ from receiver.providers.adapter import (
 )
 from receiver.providers.signatures import read_jwks
 from tests.providers.samples import load, providers
-from tests.providers.strategies import FEW, answers, bodies, texts, tickets
+from tests.providers.strategies import answers, bodies, texts, tickets
 
 PROVIDERS = providers()
 STREAMS = {name: p for name, p in PROVIDERS.items() if isinstance(p, Streamed)}
@@ -67,7 +67,6 @@ def judge(outcome: Outcome) -> None:
 
 
 @of_all
-@FEW
 @given(body=bodies, confirm=st.booleans())
 def test_reading_gives_a_bounded_outcome_or_unreadable(
     name: str, body: bytes, *, confirm: bool
@@ -77,7 +76,6 @@ def test_reading_gives_a_bounded_outcome_or_unreadable(
 
 
 @of_all
-@FEW
 @given(ticket=tickets, answer=answers, second=answers)
 def test_polling_gives_a_bounded_outcome_or_unreadable(
     name: str, ticket: Ticket, answer: ProviderResponse, second: ProviderResponse
@@ -91,7 +89,6 @@ def test_polling_gives_a_bounded_outcome_or_unreadable(
 
 
 @of_all
-@FEW
 @given(ticket=tickets, answer=answers)
 def test_a_submit_gives_a_bounded_receipt_or_unreadable(
     name: str, ticket: Ticket, answer: ProviderResponse
@@ -127,7 +124,6 @@ def can_be_asked_for(name: str, ticket: Ticket, taken: Accepted) -> None:
 
 
 @of_all
-@FEW
 @given(
     names=st.lists(
         st.sampled_from(PROOF_HEADERS),
@@ -152,7 +148,6 @@ def test_a_stranger_is_never_proved(
 
 
 @of_streams
-@FEW
 @given(event=st.just("media_generation_completed") | texts, data=bodies | texts)
 def test_an_event_gives_a_bounded_outcome_or_nothing_or_unreadable(
     name: str, event: str, data: bytes | str
@@ -166,7 +161,6 @@ def test_an_event_gives_a_bounded_outcome_or_nothing_or_unreadable(
 
 
 @of_searches
-@FEW
 @given(ticket=tickets, answer=answers)
 def test_a_search_finds_ids_or_nothing(name: str, ticket: Ticket, answer: ProviderResponse) -> None:
     with suppress(Unreadable):
@@ -178,7 +172,6 @@ def test_a_search_finds_ids_or_nothing(name: str, ticket: Ticket, answer: Provid
 
 
 @of_streams
-@FEW
 @given(
     ticket=tickets,
     rows=st.lists(
@@ -201,7 +194,6 @@ def test_a_search_survives_any_rows(name: str, ticket: Ticket, rows: list[Any]) 
     assert ids <= {row.get("generation_id") for row in rows}
 
 
-@FEW
 @given(body=bodies)
 def test_a_key_set_gives_whole_keys_or_unreadable(body: bytes) -> None:
     with suppress(Unreadable):

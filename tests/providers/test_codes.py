@@ -24,7 +24,6 @@ from receiver.providers.adapter import (
 from receiver.providers.codes import code_of, plain
 from tests.conftest import Start
 from tests.providers.samples import providers
-from tests.providers.strategies import FEW
 from tests.receiving import Network, reply
 
 PROVIDERS: Final = providers()
@@ -355,7 +354,6 @@ anything: Final = st.text(max_size=40) | st.lists(st.sampled_from(_WORDS), max_s
 )
 
 
-@FEW
 @given(message=anything, hints=st.lists(anything, max_size=4))
 def test_a_failure_never_raises_and_is_never_without_words(message: str, hints: list[str]) -> None:
     error = parsing.failure(message, *hints)
@@ -364,7 +362,6 @@ def test_a_failure_never_raises_and_is_never_without_words(message: str, hints: 
     assert parsing.refusal(message, *hints).code in {"content_policy", "rejected"}
 
 
-@FEW
 @given(status=st.integers(100, 599), message=anything, hint=anything)
 def test_only_the_status_decides_whether_a_submit_is_refused(
     status: int, message: str, hint: str

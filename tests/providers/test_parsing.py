@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from receiver.model.errors import TooLarge, Unreadable
 from receiver.model.tolerant import DEEPEST, read_json
-from tests.providers.strategies import FEW, values
+from tests.providers.strategies import values
 
 STRICT = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, width=32),
@@ -23,7 +23,6 @@ STRICT = st.recursive(
 ).filter(lambda value: "Infinity" not in json.dumps(value))
 
 
-@FEW
 @given(STRICT)
 def test_strict_json_is_read_as_it_is(value: Any) -> None:
     assert read_json(json.dumps(value).encode()) == value
@@ -31,7 +30,6 @@ def test_strict_json_is_read_as_it_is(value: Any) -> None:
     assert read_json(json.dumps(value).encode("utf-16")) == value
 
 
-@FEW
 @given(
     st.binary(max_size=80)
     | values.map(lambda value: json.dumps(value).encode())

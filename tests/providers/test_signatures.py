@@ -99,6 +99,7 @@ def test_the_vectors_of_the_family_are_proved(
     "signature",
     [
         b"v1,aaaa " + RIGHT,  # while a secret is rotated, both sign
+        b" ".join([b"v1,aaaa"] * 9 + [RIGHT]),
         RIGHT + b" v1a,b3RoZXI=",
         RIGHT + b" v2,b3RoZXI=",
     ],

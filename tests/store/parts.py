@@ -181,7 +181,8 @@ class TimedStore(PostgresStore):
         report: Callable[[StoreUnavailable | None], None],
         pooler: str | None = None,
     ) -> None:
-        super().__init__(pooler or database.url, report, PgQueuerJobs(SCHEMA))
+        url, jobs = pooler or database.url, PgQueuerJobs(SCHEMA)
+        super().__init__(url, report, jobs, access=database.made)
         self._database = database
 
     async def connect(self, **settings: str) -> Any:

@@ -3,8 +3,6 @@
 import asyncio
 import os
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from receiver.store.facade import Store
 from receiver.store.inbox import accept_outcome
 from receiver.store.replays import CountedReplay, Replays, ReplayStep
 from receiver.store.sqlite.engine import SQLiteStore
-from tests.patience import PATIENCE
+from tests.forked import run_to_end
 from tests.store.parts import (
     AGAIN,
     GIVEN_UP,
@@ -331,15 +329,7 @@ def test_a_process_that_dies_at_any_statement_leaves_all_or_nothing(
     tmp_path: Path, name: str
 ) -> None:
     """Let real processes die, one at each statement, and look at what they leave."""
-    process = subprocess.run(
-        [sys.executable, DYING, name, tmp_path],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        cwd=Path.cwd(),
-        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
-    )
+    process = run_to_end([str(DYING), name, str(tmp_path)], tmp_path, os.environ)
     assert process.stderr == ""
     deaths = int(process.stdout)
     assert deaths >= 4

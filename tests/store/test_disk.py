@@ -4,8 +4,6 @@ import asyncio
 import errno
 import os
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +14,7 @@ import pytest
 
 from receiver.model.errors import StoreUnavailable
 from receiver.store.inbox import accept_outcome
-from tests.patience import PATIENCE
+from tests.forked import run_to_end
 from tests.store.parts import NOW, SQLite, arrival, new, pred
 
 pytestmark = pytest.mark.anyio
@@ -184,13 +182,7 @@ print([report is None for report in reports])
 
 def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "receiver.db"
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(path)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = run_to_end(["-c", LIMITED, str(path)], tmp_path, os.environ)
     assert done.stderr == ""
     assert done.stdout == "[False, True]\n"
     engine = SQLite(path)

@@ -19,6 +19,7 @@ from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.queue import PgQueuerJobs
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.patience import PATIENCE
+from tests.postgres import Database
 from tests.receiving import Clock, eventually
 
 pytestmark = pytest.mark.anyio
@@ -36,8 +37,9 @@ def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     made: Store = SQLiteStore(str(tmp_path / "receiver.db"), lambda _: None)
     if request.param == "postgres":
-        url = request.getfixturevalue("database").url
-        made = PostgresStore(url, lambda _: None, PgQueuerJobs(SCHEMA))
+        database: Database = request.getfixturevalue("database")
+        jobs = PgQueuerJobs(SCHEMA)
+        made = PostgresStore(database.url, lambda _: None, jobs, access=database.made)
     await made.start()
     yield made
     await made.stop()

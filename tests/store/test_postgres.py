@@ -27,6 +27,7 @@ from receiver.store.postgres import migrating
 from receiver.store.postgres.engine import SCHEMA, PostgresStore
 from receiver.store.postgres.group_commit import Connection
 from receiver.store.postgres.queue import PgQueuerJobs
+from receiver.store.postgres.sessions import Access
 from receiver.store.schema import migrations
 from receiver.store.search import Wanted
 from receiver.store.statement import Statement
@@ -75,12 +76,13 @@ class Heard(Wakeups):
 class Process:
     """A store of its own, as another process has it, and what it has heard."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, access: Access | None = None) -> None:
         self.reports: list[StoreUnavailable | None] = []
         self.heard: list[News] = []
         self.jobs = PgQueuerJobs(SCHEMA)
-        wakeups = Heard(self.heard)
-        self.store = PostgresStore(url, self.reports.append, self.jobs, wakeups=wakeups)
+        self.store = PostgresStore(
+            url, self.reports.append, self.jobs, wakeups=Heard(self.heard), access=access
+        )
 
     async def listens(self) -> None:
         """Wait until it hears what others say, and forget what it has heard."""
@@ -94,7 +96,7 @@ class Process:
 @asynccontextmanager
 async def processes(database: Database, count: int = 1) -> AsyncIterator[list[Process]]:
     async with AsyncExitStack() as stack:
-        made = [Process(database.url) for _ in range(count)]
+        made = [Process(database.url, database.made) for _ in range(count)]
         for process in made:
             await process.store.start()
             stack.push_async_callback(process.store.stop)

@@ -45,7 +45,7 @@ class Line:
     async def _connect(self) -> Connection:
         self.connected += 1
         connection: Connection = await asyncpg.connect(
-            self.database.url, connection_class=Counted, server_settings=self._settings, timeout=5
+            self.database.url, connection_class=Counted, server_settings=self._settings
         )
         return connection
 

@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -19,6 +17,7 @@ from receiver.store.leases import LeaseRequest
 from receiver.store.sqlite.descriptors import CLOSED, Descriptors
 from receiver.store.sqlite.engine import SQLiteStore
 from tests.conftest import Logged
+from tests.forked import Forked
 from tests.patience import PATIENCE
 from tests.receiving import eventually
 
@@ -91,13 +90,11 @@ async def test_a_descriptor_that_other_code_closes_loses_nothing(
     tmp_path: Path, lost: list[str], reuse: str
 ) -> None:
     """In a process of its own: what the numbers are then given to is never closed."""
-    command = [sys.executable, str(DESCRIPTORS), str(tmp_path / "receiver.db"), reuse, *lost]
-    env = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run(  # noqa: ASYNC221 - nothing else runs
-        command, check=False, capture_output=True, text=True, timeout=PATIENCE, env=env
-    )
-    assert done.returncode == 9, done.stderr
-    promised, refused = json.loads(done.stdout)
+    command = [str(DESCRIPTORS), str(tmp_path / "receiver.db"), reuse, *lost]
+    out, err = tmp_path / "out", tmp_path / "err"
+    process = Forked(command, tmp_path, os.environ, out, err)
+    assert process.wait(PATIENCE) == 9, err.read_text()
+    promised, refused = json.loads(out.read_text())
     with closing(sqlite3.connect(tmp_path / "receiver.db")) as left:
         kept = {name for (name,) in left.execute("SELECT name FROM leases")}
         assert left.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

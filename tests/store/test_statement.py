@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import receiver
@@ -320,12 +320,7 @@ def test_a_text_with_nul_is_kept_whole(either: Engine, body: bytes) -> None:
 
 
 def test_whatever_is_written_is_read_back(either: Engine) -> None:
-    @settings(
-        max_examples=120,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(max_examples=120)
     @given(rows=ROWS, is_one_write=st.booleans())
     @example(
         rows=[("a\0", -0.0, 2**53 + 1, b"\xff\0"), ("", 1e-300, -(2**63), b"")], is_one_write=True

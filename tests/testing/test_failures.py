@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from textwrap import dedent, indent
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from receiver.testing import Kit, make_event
 from tests.patience import PATIENCE
 
 Kits = Callable[..., Kit]
+Told = dict[str, list[str]]
 _HANDLERS = """
 from receiver import Context, Event, on
 from receiver.testing import make_event
@@ -41,26 +44,50 @@ async def group(event):
 """
 
 
-def _failing(folder: Path, body: str) -> list[str]:
-    """Return what pytest captured of a test that fails."""
-    lines = ["def test_it(receiver_kit):", *(f"    {line}" for line in body.split("\n"))]
+_FAILING = {
+    "exhausts": """
+        kit = receiver_kit(later)
+        kit.exhaust(kit.deliver(make_event()))
+    """,
+    "warns": "receiver_kit(plain).deliver(make_event())",
+    "captures": """
+        from structlog.testing import capture_logs
+        kit = receiver_kit(later)
+        with capture_logs() as lines: kit.deliver(make_event())
+        print([line["event"] for line in lines if line["event"] == "not told"])
+    """,
+    "groups": "receiver_kit(group).deliver(make_event())",
+}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """Return what pytest captured of each of these tests, all of which fail."""
+    folder = tmp_path_factory.mktemp("failing")
+    text = _HANDLERS
+    for name, body in _FAILING.items():
+        lines = indent(f"{dedent(body).strip()}\nassert False", "    ")
+        text += f"\ndef test_{name}(receiver_kit):\n{lines}\n"
     path = folder / "test_it.py"
-    path.write_text("\n".join([_HANDLERS, *lines, "    assert False"]))
-    options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-p", "no:schemathesis"]
+    path.write_text(text)
+    options = ["-q", "-p", "no:cacheprovider", "-p", "receiver.testing.plugin"]
     run = [sys.executable, "-m", "pytest", *options, "--rootdir", str(folder), str(path)]
+    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # all others are slow to load
     done = subprocess.run(
-        run, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False
+        run, cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
-    assert "1 failed" in done.stdout, done.stdout
-    told = done.stdout.partition("Captured stdout call")[2].partition("=== short test")[0]
-    return told.replace(f"{folder}/", "").split("\n")[1:-1]
+    assert f"{len(_FAILING)} failed" in done.stdout, done.stdout
+    shown = re.split("^=+ short test", done.stdout.replace(f"{folder}/", ""), flags=re.MULTILINE)[0]
+    parts = re.split(r"^_+ test_(\w+) _+\n", shown, flags=re.MULTILINE)[1:]
+    return {
+        name: part.partition("Captured stdout call")[2].rstrip("\n").split("\n")[1:]
+        for name, part in zip(parts[::2], parts[1::2], strict=True)
+    }
 
 
-def test_an_error_is_told_once_with_the_lines_of_the_handler(tmp_path: Path) -> None:
-    body = "kit = receiver_kit(later)\nkit.exhaust(kit.deliver(make_event()))"
-    told = [line for line in _failing(tmp_path, body) if "~" not in line]
+def test_an_error_is_told_once_with_the_lines_of_the_handler(told: Told) -> None:
     why = "reason=KeyError: 'lobby'"
-    assert told == [
+    assert [line for line in told["exhausts"] if "~" not in line] == [
         f"warning: handler.attempt handler=mine/async attempt=1 result=error state=pending {why}",
         '  File "test_it.py", line 11, in later',
         "    find({})",
@@ -71,27 +98,23 @@ def test_an_error_is_told_once_with_the_lines_of_the_handler(tmp_path: Path) -> 
     ]
 
 
-def test_a_handlers_own_warnings_are_told(tmp_path: Path) -> None:
-    told = _failing(tmp_path, "receiver_kit(plain).deliver(make_event())")
-    assert told[:2] == [
+def test_a_handlers_own_warnings_are_told(told: Told) -> None:
+    lines = told["warns"]
+    assert lines[:2] == [
         "warning: careful handler=mine/plain status=0",
         "error: no room handler=mine/plain",
     ]
-    assert told[-1] == "KeyError: 'lobby'"
-    assert len(told) <= 10
+    assert lines[-1] == "KeyError: 'lobby'"
+    assert len(lines) <= 10
 
 
-def test_lines_below_a_warning_can_still_be_captured(tmp_path: Path) -> None:
-    body = "from structlog.testing import capture_logs\nkit = receiver_kit(later)\n"
-    body += "with capture_logs() as lines: kit.deliver(make_event())\n"
-    body += "print([line['event'] for line in lines if line['event'] == 'not told'])"
-    assert _failing(tmp_path, body) == ["['not told']"]
+def test_lines_below_a_warning_can_still_be_captured(told: Told) -> None:
+    assert told["captures"] == ["['not told']"]
 
 
-def test_all_errors_of_a_group_are_told(tmp_path: Path) -> None:
-    told = _failing(tmp_path, "receiver_kit(group).deliver(make_event())")
-    assert told[-2:] == ["ValueError: one", "TypeError: two"]
-    assert len(told) <= 10
+def test_all_errors_of_a_group_are_told(told: Told) -> None:
+    assert told["groups"][-2:] == ["ValueError: one", "TypeError: two"]
+    assert len(told["groups"]) <= 10
 
 
 @on("succeeded", name="mine/no")
@@ -101,7 +124,7 @@ def no(_: Event) -> None:
 
 @on("succeeded", name="mine/busy", after="mine/no")
 def busy(_: Event) -> None:
-    raise Retry("busy")
+    raise Retry("busy", after=60)
 
 
 @on("failed", name="mine/other")
