@@ -147,14 +147,6 @@ class _Program:
 
     loop: asyncio.AbstractEventLoop | None = None
     thread: int | None = None
-    factory: Any = None
-
-
-def keep_factory() -> None:
-    """Make our loop's tasks by our own factory again, where a handler has set another."""
-    loop = _Program.loop
-    if loop is not None and loop.get_task_factory() is not _Program.factory:
-        loop.set_task_factory(_Program.factory)
 
 
 def is_program(loop: asyncio.AbstractEventLoop) -> bool:
@@ -165,9 +157,9 @@ def is_program(loop: asyncio.AbstractEventLoop) -> bool:
 def run(main: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
     """Run a program of ours to its end on a loop of its own, whatever handlers do to the loop."""
     contain(loop, owned=True)
+    loop.set_task_factory = _keep_factory  # type: ignore[method-assign] # a handler's would make ours
     asyncio.set_event_loop(loop)
     _Program.loop, _Program.thread = loop, threading.get_ident()
-    _Program.factory = loop.get_task_factory()
     task = loop.create_task(main)
     task.add_done_callback(lambda _: loop.stop())
     try:
@@ -176,6 +168,10 @@ def run(main: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
         return task.result()
     finally:
         _end(loop)
+
+
+def _keep_factory(factory: object) -> None:  # noqa: ARG001 - the loop's
+    raise RuntimeError("this loop makes its tasks by the receiver's own factory, and no other")
 
 
 def _turn(loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any]) -> None:
@@ -244,7 +240,6 @@ def take_back(parent: int) -> None:
     """
     if os.getpid() != parent:
         os._exit(0)
-    keep_factory()
     for stream in range(3):
         try:
             os.get_inheritable(stream)  # the cheapest question: this is asked at every step

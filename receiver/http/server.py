@@ -473,7 +473,6 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self._leave:
             keep_signals(self.handle_exit)
-            containment.keep_factory()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -557,7 +556,6 @@ async def told_to_stop() -> AsyncIterator[asyncio.Event]:
     async def keep() -> None:
         while True:
             keep_signals(stop)
-            containment.keep_factory()
             await asyncio.sleep(_LOOK)
 
     keeping = asyncio.create_task(keep())

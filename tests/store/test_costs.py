@@ -12,12 +12,11 @@ from msgspec.structs import replace
 
 from receiver.model.costs import DAY, Account, Price
 from receiver.model.values import Status
-from receiver.store.budgets import Bound, Counts
+from receiver.store.budgets import Bound
 from receiver.store.costs import Figure
 from receiver.store.disposal import Cutoffs, DeleteBatch
 from receiver.store.facade import Store
 from receiver.store.inbox import CurrentState, IncomingOutcome, Transition, accept_outcome
-from receiver.store.statement import Run
 from tests.store.parts import NOW, Engine, arrival, new, pred, progress, submitting
 
 pytestmark = [pytest.mark.anyio, pytest.mark.both_engines]
@@ -196,14 +195,6 @@ async def test_budgets_hold_whatever_is_submitted_at_once(engine: Engine, store:
     }
     again = await store.predictions.create(wanted[[r.is_new for r in results].index(True)])
     assert (again.is_new, again.excess) == (False, None)  # what was made is refused by no limit
-
-
-def test_of_two_days_in_one_batch_the_later_one_is_counted() -> None:
-    days = [bound("one", CENT, 10.0), bound("one", CENT, 20.0)]
-    for bounds in (days, days[::-1]):
-        held = next(Counts().hold(bounds))
-        assert isinstance(held, Run)
-        assert held.params["until"] == 20.0
 
 
 async def test_a_settlement_in_another_time_changes_nothing_of_it(

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from operator import not_
 from typing import Any, Final
 
 import asyncpg
@@ -16,6 +17,7 @@ from receiver.model.errors import StoreUnavailable
 from receiver.store.postgres.group_commit import Committer, Connection, is_trouble
 from tests.patience import PATIENCE
 from tests.postgres import Database
+from tests.receiving import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -77,10 +79,13 @@ async def committing(database: Database, size: int = 1, **settings: str) -> Asyn
         await line.committer.stop()
 
 
-def connections(database: Database) -> int:
-    sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'receiver'"
-    [[count]] = database.rows(f"{sql} AND datname = $1", database.name)
-    return int(count)
+def connections(database: Database) -> list[tuple[str, str, str]]:
+    """Return who is connected, since when, and with what it did last."""
+    return database.rows(
+        "SELECT application_name, backend_start::text, query FROM pg_stat_activity"
+        " WHERE application_name = 'receiver' AND datname = $1",
+        database.name,
+    )
 
 
 async def until(condition: Callable[[], Any]) -> Any:
@@ -234,7 +239,7 @@ async def test_a_connection_that_was_cut_while_idle_goes_unnoticed(scratch: Data
         for number in range(3):
             await line.put(number)
         assert scratch.terminate() >= 1
-        await until(lambda: not connections(scratch))
+        await eventually(partial(connections, scratch), not_)
         results = await asyncio.gather(*(line.put(number) for number in range(3, 8)))
         assert results == [30, 40, 50, 60, 70]
     assert line.kept() == list(range(8))
@@ -338,7 +343,7 @@ async def test_closing_commits_what_waits(scratch: Database) -> None:
         await asyncio.sleep(0)
     assert line.kept() == list(range(700))
     assert await asyncio.gather(*writes) == [number * 10 for number in range(700)]
-    await until(lambda: not connections(scratch))
+    await eventually(partial(connections, scratch), not_)
 
 
 async def test_what_is_asked_after_closing_is_refused(scratch: Database) -> None:
