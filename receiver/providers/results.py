@@ -64,7 +64,8 @@ _INPUTS: Final = re.compile(
 _ABOUT: Final = frozenset(
     {"model", "user", "author", "creator", "owner", "account", "options", "config", "settings"}
 )
-"""Names under which what took part stands; a file there is a result if there is no other."""
+"""Names under which what took part stands; a file there is a result if it is told of as one (a
+model may be what was made), or if there is no other."""
 _SMALLER: Final = frozenset({"thumbnail", "thumbnails", "thumb", "preview", "poster", "icon"})
 """Beside a file they are that file again."""
 
@@ -151,12 +152,18 @@ def _members(value: dict[str, Any], *, any_name: bool, depth: int) -> Iterator[O
         yield file
     for name, item in value.items():
         kind = name.lower()[:LONGEST_ID]
-        if _INPUTS.fullmatch(kind) or (not any_name and kind in _ABOUT):
+        took_part = kind in _ABOUT and not _is_described(item)
+        if _INPUTS.fullmatch(kind) or (took_part and not any_name):
             continue
         if file and (kind in _SMALLER or isinstance(item, str)):
             continue
         named = any_name or bool(_RESULTS.fullmatch(kind))
         yield from _files(item, any_name=any_name, named=named, bare=False, depth=depth + 1)
+
+
+def _is_described(value: Any) -> bool:
+    """Return whether an object says of what kind or size its file is."""
+    return isinstance(value, dict) and not _FILE_FIELDS.keys().isdisjoint(value)
 
 
 def _file(value: dict[str, Any]) -> Output | None:

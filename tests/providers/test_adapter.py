@@ -249,6 +249,10 @@ FILE = "https://files.example/1.png"
             [Output(url=FILE)],
         ),
         ({"model": {"url": FILE}, "options": {"seed": 1}}, [Output(url=FILE)]),
+        (
+            {"model": {"url": "https://x/m.glb", "file_size": 9}, "rendered_image": FILE},
+            [Output(url="https://x/m.glb", file_size=9), Output(url=FILE)],
+        ),
         ('{"images": ["https://files.example/1.png"]}', [Output(url=FILE)]),
         ('{"a": "b"}', [Output(text='{"a": "b"}')]),
         (f" {FILE}\n", [Output(url=FILE)]),
