@@ -327,5 +327,5 @@ def is_black(file: Fetched) -> bool:
                 return False
             image.draft("L", (image.width // 8, image.height // 8))  # JPEG: an eighth is enough
             return not any(image.convert("L").histogram()[DARKEST_LIGHT:])
-    except Exception:  # noqa: BLE001 - no picture, or one made to upset whoever looks at it
+    except Exception:  # noqa: BLE001 - no picture, or one made to break its reader
         return False

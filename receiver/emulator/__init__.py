@@ -16,7 +16,7 @@ Words in a prompt decide how a prediction goes:
     [fast]        it takes no time
     [never]       it never ends
     [text]        the model answers in words: no picture (not at Oxen)
-    [<fault>]     the fault of that name befalls it, for example [lose_callback]
+    [<fault>]     the fault of that name affects it, for example [lose_callback]
 
 The models `no-such-model` and `text-only` are refused; every other name is drawn.
 

@@ -41,7 +41,7 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
 class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One fault, and the predictions or the calls to a chat platform that it befalls."""
+    """One fault, and the predictions or the calls to a chat platform that it affects."""
 
     fault: Fault
     provider: Provider | Platform | None = None
@@ -70,7 +70,7 @@ class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaul
         """What a refusal says of when to come again."""
         return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
 
-    def befalls(self, fault: Fault, provider: Provider | Platform, prompt: str) -> bool:
+    def affects(self, fault: Fault, provider: Provider | Platform, prompt: str) -> bool:
         return (
             self.fault == fault
             and self.provider in {None, provider}
@@ -105,7 +105,7 @@ class Faults:
         if "[" in prompt and f"[{fault}]" in prompt:
             return Rule(fault=fault)
         for rule in self._rules:
-            if rule.befalls(fault, provider, prompt) and self._rng.random() < rule.probability:
+            if rule.affects(fault, provider, prompt) and self._rng.random() < rule.probability:
                 rule.times = rule.times and rule.times - 1
                 return rule
         return None

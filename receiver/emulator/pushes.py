@@ -1,4 +1,4 @@
-"""The way from a finished prediction to whoever is told, with its mishaps."""
+"""Push the end of a prediction: a callback or a stream event, with the faults asked for."""
 
 from collections.abc import Callable
 

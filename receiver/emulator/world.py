@@ -153,7 +153,7 @@ class World:
     def calls_back(
         self, provider: Provider, body: Body, headers: Headers, schedule: Schedule
     ) -> None:
-        """Have whoever asked for it told of each end at a provider."""
+        """Call back at each end of a prediction at a provider, where a URL was given."""
 
         def tell(ended: Prediction) -> None:
             if ended.callback_url:

@@ -67,7 +67,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("must be a text")  # noqa: TRY004 - said to whoever orders
+        raise ValueError("must be a text")  # noqa: TRY004 - a message for the person who orders
     return value
 
 

@@ -52,7 +52,7 @@ def read_json(body: bytes | str) -> Any:
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         value = _strict(_anew(body))
     if opened > DEEPEST and depth_of(value) > DEEPEST + 1:  # a value inside of all is one more
-        return _strict(_mended(_text(body)))
+        return _strict(_repaired(_text(body)))
     return value
 
 
@@ -79,7 +79,7 @@ def _anew(body: bytes | str) -> bytes:
     try:
         return _written(_LENIENT.decode(text))
     except (ValueError, RecursionError):
-        return _mended(text)
+        return _repaired(text)
 
 
 def _written(value: Any) -> bytes:
@@ -96,14 +96,14 @@ _ESCAPES: Final = re.compile(r'((?:\\(?:["\\/bfnrt]|u[\da-fA-F]{4}))+)|\\')
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
 
 
-def _mended(text: str) -> bytes:
+def _repaired(text: str) -> bytes:
     """Write JSON that has odd tokens anew, each by itself, so that it spoils nothing else.
 
-    What has no text in it is no JSON to be mended, but somebody's words.
+    A body without any quoted text is taken for prose, not for broken JSON.
     """
     depth = 0
 
-    def mend(token: re.Match[str]) -> str:
+    def repair(token: re.Match[str]) -> str:
         nonlocal depth
         kind = token.lastgroup
         if kind == "close":
@@ -121,12 +121,12 @@ def _mended(text: str) -> bytes:
 
     if not text.startswith(("{", "[")) or '"' not in text:
         raise Unreadable("not JSON: DecodeError")
-    mended = _TOKEN.sub(mend, text)
+    repaired = _TOKEN.sub(repair, text)
     try:
-        value, end = _LENIENT.raw_decode(mended)
+        value, end = _LENIENT.raw_decode(repaired)
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"not JSON: {type(error).__name__}") from error
-    if '"' in mended[end:]:
+    if '"' in repaired[end:]:
         raise Unreadable("not JSON: there is more after it")
     return _written(value)
 

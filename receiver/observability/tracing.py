@@ -9,9 +9,9 @@
         ├── POST              client; it passes the trace on
         └── submit fal …      and all of a prediction that it chained, which is in the same trace
 
-The first span's name, a W3C traceparent, is kept with the prediction: whoever goes on with it, this
-process or another, now or after a restart, goes on with its trace. A prediction that was submitted
-while nothing was traced has none, and none of this happens for it. Providers are told nothing.
+The first span's name, a W3C traceparent, is kept with the prediction: each process that works on
+it, also after a restart, goes on with its trace. A prediction that was submitted while nothing was
+traced has none, and none of this happens for it. Providers are told nothing.
 
 OpenTelemetry's API is there in every install, and its spans do nothing. Its SDK, which exports
 them, is imported only where its own settings ask for traces; an embedding program may bring a

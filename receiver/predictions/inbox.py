@@ -148,7 +148,7 @@ class Inbox:
         """Take a stream event; park it if its prediction is not known (yet)."""
         if outcome.provider_id is None:
             return None
-        # Parked before the look: whoever stores the id looks here after, so one of us sees both.
+        # Parked before the look: a submitter stores the id, and looks here after. So one sees both.
         key = (provider_name, outcome.provider_id)
         self._parked[key] = (outcome, body)
         while len(self._parked) > _MOST_PARKED:

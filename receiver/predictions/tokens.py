@@ -68,7 +68,7 @@ class Tokens:
         return any([hmac.compare_digest(each.sign("wake"), given) for each in self._wake])  # noqa: C419
 
     def echoes(self, now: float) -> list[str]:
-        """Make a token for each key, newest first, for asking whoever answers if he has it."""
+        """Make a token for each key, newest first: a server that has the key can answer it."""
         asked = f"{int(now)}-{secrets.token_hex(8)}"
         return [signer.sign(asked).decode() for signer, _ in self._echo]
 

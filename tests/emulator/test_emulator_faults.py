@@ -47,7 +47,7 @@ def test_what_is_no_rule_is_refused(emulated: Emulated, body: bytes) -> None:
     "rule",
     [{"provider": "fal"}, {"match": "windmill"}, {"probability": 0}, {"times": 0}],
 )
-def test_a_rule_befalls_only_whom_it_names(emulated: Emulated, rule: dict[str, Any]) -> None:
+def test_a_rule_affects_only_whom_it_names(emulated: Emulated, rule: dict[str, Any]) -> None:
     emulated.break_with({"fault": "refuse_submit", **rule})
     assert emulated.eachlabs("a lighthouse").status_code == 200
 

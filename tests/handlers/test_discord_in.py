@@ -218,7 +218,7 @@ def test_a_token_that_never_lived_leaves_a_new_message_and_a_closed_channel_a_di
 
 @pytest.mark.parametrize("fault", ["lose_answer", "drop_call", "fail_call", "limit_call"])
 @pytest.mark.parametrize("method", ["webhook.edit", "messages.post"])
-def test_a_picture_is_there_once_whatever_befalls_its_post(
+def test_a_picture_is_there_once_whatever_affects_its_post(
     receiver_kit: Kits, fault: Any, method: str
 ) -> None:
     kit = talking(receiver_kit, "discord_in")

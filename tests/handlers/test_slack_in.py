@@ -338,7 +338,7 @@ async def test_while_the_store_is_away_slack_is_to_come_again(
 
 
 @pytest.mark.parametrize("fault", ["lose_answer", "drop_call", "fail_call", "limit_call"])
-def test_a_picture_is_there_once_whatever_befalls_its_post(receiver_kit: Kits, fault: Any) -> None:
+def test_a_picture_is_there_once_whatever_affects_its_post(receiver_kit: Kits, fault: Any) -> None:
     kit = talking(receiver_kit, "slack_in")
     rule = Rule(fault=fault, provider="slack", match="files.completeUploadExternal", times=1)
     kit.chats.scene.faults.replace([rule])

@@ -224,7 +224,7 @@ def pictures(messages: list[Message]) -> list[Message]:
 
 
 @pytest.mark.parametrize("fault", ["drop_call", "fail_call", "limit_call"])
-def test_a_picture_is_there_once_whatever_befalls_its_post(receiver_kit: Kits, fault: Any) -> None:
+def test_a_picture_is_there_once_whatever_affects_its_post(receiver_kit: Kits, fault: Any) -> None:
     kit = talking(receiver_kit, "telegram_in")
     rule = Rule(fault=fault, provider="telegram", match="sendPhoto", times=1)
     kit.chats.scene.faults.replace([rule])

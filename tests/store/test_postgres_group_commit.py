@@ -398,7 +398,7 @@ async def test_a_caller_who_goes_away_disturbs_nobody(scratch: Database) -> None
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_befalls_the_server_is_told_from_a_fault_of_ours(
+def test_what_affects_the_server_is_told_from_a_fault_of_ours(
     error: Exception, trouble: bool
 ) -> None:
     assert is_trouble(error) == trouble

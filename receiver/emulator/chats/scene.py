@@ -67,7 +67,7 @@ class Scene:
         work: Callable[[Request], Awaitable[Response]],
         limited: Callable[[int], Response],
     ) -> Response:
-        """Answer a bot's call, unless a fault befalls it; `limited` writes the platform's 429."""
+        """Answer a bot's call, unless a fault affects it; `limited` writes the platform's 429."""
         if rule := self.faults.take("limit_call", platform, call):
             return limited(rule.retry_after or 1)
         if self.faults.take("fail_call", platform, call):

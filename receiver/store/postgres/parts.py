@@ -1,7 +1,7 @@
 """The parts of PgQueuer that are used here, without all that its root imports.
 
 The root has its command line, its dashboard and its stores in memory: more than all the rest of a
-cold start. So it is run when something of its own is asked for, by whoever does.
+cold start. So it is run when something of its own is first asked for.
 """
 
 from __future__ import annotations
