@@ -63,7 +63,7 @@ _REFUSALS: Final = {
     ),
 }
 _MOST_HELD: Final = 64 * 1024
-"""Bytes of an answer that wait for the end of a turn of the loop."""
+"""Bytes of an answer that wait for more of it."""
 _SLOWEST_READ: Final = 20.0
 """Seconds in which the reader of an answer must take at least some of it (tens of KB)."""
 _LOOK: Final = 0.5
@@ -105,8 +105,8 @@ class _Refused(Exception):
 class _Transport:
     """A transport as uvicorn has it, but for its end: the protocol decides how to close it.
 
-    What is written in one turn of the loop, as an answer's head and body are, is sent by one call
-    of the system, which is dearer than most of what makes the answer.
+    An answer's head waits for its body, to the end of this turn of the loop at most: both are sent
+    by one call of the system, which is dearer than most of what makes the answer.
     """
 
     def __init__(self, transport: asyncio.Transport, protocol: Protocol) -> None:
@@ -123,7 +123,7 @@ class _Transport:
             self.flush()
 
     def flush(self) -> None:
-        """Send what was written in this turn."""
+        """Send what was written."""
         if self._held:
             held, self._held = self._held, bytearray()
             if not self._transport.is_closing():  # else nobody is there to read it
@@ -322,6 +322,7 @@ class Protocol(HttpToolsProtocol):
             self._await_bytes(_SLOWEST_HEAD)
 
     def on_response_complete(self) -> None:
+        self._answers.flush()  # now, as the next in this turn may be a handler that blocks the loop
         self._unanswered.popleft()
         super().on_response_complete()
         if self.transport.is_closing():
