@@ -129,7 +129,7 @@ class Database:
     def made(self) -> Access:
         """Have a store check the schema before it would set it up, which takes most of its start.
 
-        Whoever has another URL for that does so.
+        With another URL in hand, use that instead.
         """
         return Access(migrate_url=self.url)
 

@@ -1,4 +1,4 @@
-"""A result that wants our key at its provider: whoever else it leads to never sees the key."""
+"""A result that wants our key at its provider: no host that it redirects to sees the key."""
 
 from __future__ import annotations
 
