@@ -39,16 +39,16 @@ class Line:
     def __init__(self, database: Database, size: int, **settings: str) -> None:
         self.database = database
         self.reports: list[StoreUnavailable | None] = []
-        self.connected = 0
+        self.pids: list[int] = []
         self._settings = {"application_name": "receiver", **settings}
         self.committer = Committer(self._connect, self.reports.append, size)
         Counted.begun = 0
 
     async def _connect(self) -> Connection:
-        self.connected += 1
         connection: Connection = await asyncpg.connect(
             self.database.url, connection_class=Counted, server_settings=self._settings
         )
+        self.pids.append(connection.get_server_pid())
         return connection
 
     async def put(self, number: Any) -> int:
@@ -79,12 +79,10 @@ async def committing(database: Database, size: int = 1, **settings: str) -> Asyn
         await line.committer.stop()
 
 
-def connections(database: Database) -> list[tuple[str, str, str]]:
-    """Return who is connected, since when, and with what it did last."""
-    return database.rows(
-        "SELECT application_name, backend_start::text, query FROM pg_stat_activity"
-        " WHERE application_name = 'receiver' AND datname = $1",
-        database.name,
+def connections(line: Line) -> list[tuple[int, str, str]]:
+    """Return which of a committer's connections are open, and what each did last."""
+    return line.database.rows(
+        "SELECT pid, state, query FROM pg_stat_activity WHERE pid = ANY($1)", line.pids
     )
 
 
@@ -167,7 +165,7 @@ async def test_connections_take_turns(scratch: Database) -> None:
         assert line.kept() == [2]
         may_go_on.set()
         await slow
-        assert line.connected == 2
+        assert len(line.pids) == 2
 
 
 @pytest.mark.parametrize(
@@ -183,7 +181,7 @@ async def test_a_bad_item_fails_alone(scratch: Database, bad: Any, error: type[E
         assert isinstance(results.pop(2), error)
         assert results == [10, 20, 30, 40]
         assert await line.put(5) == 50
-        assert line.connected == 1
+        assert len(line.pids) == 1
     assert line.kept() == [0, 1, 2, 3, 4, 5]
     assert line.reports == []
 
@@ -239,7 +237,7 @@ async def test_a_connection_that_was_cut_while_idle_goes_unnoticed(scratch: Data
         for number in range(3):
             await line.put(number)
         assert scratch.terminate() >= 1
-        await eventually(partial(connections, scratch), not_)
+        await eventually(partial(connections, line), not_)
         results = await asyncio.gather(*(line.put(number) for number in range(3, 8)))
         assert results == [30, 40, 50, 60, 70]
     assert line.kept() == list(range(8))
@@ -260,7 +258,7 @@ async def test_a_used_connection_that_is_cut_in_a_transaction_is_replaced(
         assert scratch.terminate("state = 'idle in transaction'") == 1
         may_go_on.set()
         assert await asyncio.gather(*writes) == [1, 2]
-        assert line.connected == 2
+        assert len(line.pids) == 2
     assert line.kept() == [0, 1, 2]
     assert line.reports == []
 
@@ -343,7 +341,7 @@ async def test_closing_commits_what_waits(scratch: Database) -> None:
         await asyncio.sleep(0)
     assert line.kept() == list(range(700))
     assert await asyncio.gather(*writes) == [number * 10 for number in range(700)]
-    await eventually(partial(connections, scratch), not_)
+    await eventually(partial(connections, line), not_)
 
 
 async def test_what_is_asked_after_closing_is_refused(scratch: Database) -> None:
