@@ -26,6 +26,8 @@ LEASE: Final = 6.0
 BEAT: Final = 2.0
 _PATIENCE: Final = 5.0
 """Seconds for which `ready` waits for a process that is at work."""
+_PAUSE: Final = 0.25
+"""Seconds between two looks whether there is one."""
 _RESIGNED: Final = 30.0
 """Seconds after a wait that failed in which no other caller waits."""
 
@@ -160,7 +162,7 @@ class Leader:
                     self._hopeless_until = loop.time() + _RESIGNED
                 if loop.time() < self._hopeless_until:
                     return False
-                await asyncio.sleep(_PATIENCE / 20)
+                await asyncio.sleep(_PAUSE)
             self._hopeless_until = 0.0
             return True
         return False

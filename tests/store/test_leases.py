@@ -222,13 +222,17 @@ class TestReady:
     @pytest.fixture(autouse=True)
     def _impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "_PATIENCE", 0.2)
+        monkeypatch.setattr(module, "_PAUSE", 0.01)
 
     async def test_the_one_at_work_need_not_ask(self, store: Store) -> None:
         async with two(store) as (first, _):
             first.roles.away = True
             assert await first.duty.ready()
 
-    async def test_it_waits_until_somebody_is(self, store: Store) -> None:
+    async def test_it_waits_until_somebody_is(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "_PATIENCE", PATIENCE)
         one = One(store, "one")
         waiting = asyncio.create_task(one.duty.ready())
         await eventually(lambda: one.roles.asked >= 2)
@@ -255,7 +259,7 @@ class TestReady:
         await eventually(one.duty.ready)
         await other.stop()
         # Once somebody was at work, it is worth waiting again.
-        monkeypatch.setattr(module, "_PATIENCE", 30.0)
+        monkeypatch.setattr(module, "_PATIENCE", PATIENCE)
         waiting = asyncio.create_task(one.duty.ready())
         asked = one.roles.asked
         other = One(store, "other")
