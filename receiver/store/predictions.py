@@ -13,12 +13,12 @@ import msgspec
 from receiver.model.answers import Page
 from receiver.model.costs import MICRO, Price
 from receiver.model.ids import oldest_id
+from receiver.model.requests import SubmitFields
 from receiver.model.values import (
     Channel,
     Cost,
     CostSource,
     Error,
-    Mode,
     Order,
     Outcome,
     Output,
@@ -43,15 +43,10 @@ _MOST_SCANS: Final = 40
 """Reads of one list: 2,000 predictions are looked through."""
 
 
-class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
+class NewPrediction(SubmitFields, frozen=True, kw_only=True):
     """A row to be made, in state `queued`."""
 
     id: str
-    provider: str
-    model: str
-    mode: Mode
-    input: dict[str, Any]
-    metadata: dict[str, Any]
     parent_id: str | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None
@@ -59,7 +54,6 @@ class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     trace: str | None = None
     """The W3C traceparent of the span that submits it, where there is one."""
-    reply_to: str | None = None
     private: bytes | None = None
     """What only handlers are to see, encrypted by `Seals`."""
     order: Order | None = None

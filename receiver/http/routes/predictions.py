@@ -17,21 +17,19 @@ from receiver.http.body import prefer_wait
 from receiver.http.declare import (
     BODY_PROBLEMS,
     EventName,
-    ModelName,
     PageSize,
     PredictionId,
     ProviderName,
     Reply,
-    ReplyTo,
     get,
     post,
 )
 from receiver.http.request_log import about
 from receiver.model.answers import ExplainedHandler, Explanation, Page, Redelivered, Time
 from receiver.model.errors import Problem
-from receiver.model.requests import SubmitRequest
+from receiver.model.requests import ModelName, SubmitFields, SubmitRequest
 from receiver.model.states import TERMINAL
-from receiver.model.values import EventType, Mode, Prediction, Status
+from receiver.model.values import EventType, Prediction, Status
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
 from receiver.predictions.service import PredictionService
@@ -66,19 +64,10 @@ _FROM_PROVIDER: Final = (
 GONE: Final = "no such handler is registered here any more"
 
 
-class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Submission(SubmitFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to submit. Model and input go to the provider as they are."""
 
     provider: ProviderName
-    model: ModelName
-    input: dict[str, Any]
-    """As the provider describes it, at most 64 deep."""
-    metadata: dict[str, Any] = {}
-    """Yours, up to 256 KiB: it is kept, handlers can match on it, the provider never sees it."""
-    mode: Mode = "queue"
-    """`sync`: by the provider's blocking endpoint."""
-    reply_to: ReplyTo | None = None
-    """POST the event there too, signed; its host must be one of `FORWARD_HOSTS`."""
 
 
 class Waiting(msgspec.Struct, frozen=True, rename="pascal"):

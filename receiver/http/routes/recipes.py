@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from receiver.deliveries.facade import Deliveries
 from receiver.http.body import prefer_wait
-from receiver.http.declare import BODY_PROBLEMS, Reply, ReplyTo, get, post
+from receiver.http.declare import BODY_PROBLEMS, Reply, get, post
 from receiver.http.request_log import about
 from receiver.http.routes.predictions import (
     SENT,
@@ -21,7 +21,7 @@ from receiver.http.routes.predictions import (
     reply_with,
 )
 from receiver.model.answers import OfferedRecipe, Page
-from receiver.model.requests import OrderRequest
+from receiver.model.requests import OrderRequest, ReplyTo
 from receiver.model.states import TERMINAL
 from receiver.model.values import Prediction
 from receiver.observability.runtime import Runtime
