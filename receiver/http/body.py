@@ -117,7 +117,7 @@ def decoded(body: bytes, kind: type[Asked]) -> Asked:
         raise Problem(400, "invalid-json", "the body is not JSON") from error
 
 
-def parameters(request: Request, kind: type[Asked], apart: str | None = None) -> Asked:
+def parameters(request: Request, kind: type[Asked], apart: str | None) -> Asked:
     """Read the query as the struct that also describes it; what is unknown or twice is refused.
 
     Parameters whose names begin with `apart` are left to `free`.

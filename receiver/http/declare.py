@@ -37,7 +37,6 @@ from receiver.providers import NAMES
 
 _ID: Final = "0199f3a6d2c1e4" + "5b7f1c9d3e8a260f4b"
 PredictionId = Annotated[str, Meta(pattern="^pred_[0-9a-f]{32}$", examples=[f"pred_{_ID}"])]
-EventId = Annotated[str, Meta(pattern="^evt_[0-9a-f]{32}$", examples=[f"evt_{_ID}"])]
 DeliveryId = Annotated[str, Meta(pattern="^dlv_[0-9a-f]{40}$", examples=[f"dlv_{_ID}5c1d0e2f"])]
 EventName = Annotated[str, Meta(pattern="^(pred|evt)_[0-9a-f]{32}$", examples=[f"evt_{_ID}"])]
 """A prediction's id or that of its event."""

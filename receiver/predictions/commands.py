@@ -230,7 +230,7 @@ def _joined(words: Sequence[Word]) -> str:
 # --- help ---
 
 
-def help_text(book: RecipeBook, name: str | None = None) -> str:
+def help_text(book: RecipeBook, name: str | None) -> str:
     """Return the text of `help`: all recipes, or how one is ordered; raise Problem without it."""
     if name is not None:
         return _help_of(find(book, name))

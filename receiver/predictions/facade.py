@@ -50,7 +50,7 @@ class Predictions:
         store: Store,
         match: Match,
         runtime: Runtime,
-        network: httpx.AsyncBaseTransport | None = None,
+        network: httpx.AsyncBaseTransport | None,
     ) -> None:
         self._store = store
         self._runtime = runtime

@@ -74,7 +74,7 @@ class PredictionService:
         limits: Limits,
         runtime: Runtime,
         *,
-        begins: bool = True,
+        begins: bool,
     ) -> None:
         """Make one; unless it `begins`, nothing may go on after the request that places it."""
         self._begins = begins

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from typing import Final, Generic, Literal, TypeVar
 
@@ -43,7 +42,7 @@ class Published(Generic[T]):
         name: Literal["keys", "sources"],
         unavailable: type[ReceiverError],
         kept: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
     ) -> None:
         self._client = client
         self._request = request
@@ -107,7 +106,7 @@ def published_keys(
     client: httpx.AsyncClient,
     request: Callable[[], httpx.Request],
     read: Callable[[bytes], list[bytes]],
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float],
 ) -> Published[bytes]:
     """Return what proves a provider's callbacks, believed for a day, or raise KeysUnavailable."""
     return Published(
