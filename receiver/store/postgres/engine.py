@@ -33,7 +33,6 @@ from receiver.store.deliveries import (
     Released,
     Settlement,
 )
-from receiver.store.due import Due
 from receiver.store.due import sql as due_sql
 from receiver.store.engine import AttemptName
 from receiver.store.facade import Housekeeping, Store
@@ -151,8 +150,6 @@ class PostgresStore(Store):
         self._me = secrets.token_hex(8)
         self._rescue_at = 0.0
         self._rescued_to = ""
-        self._skew = 0.0
-        """Seconds by which the server's clock is ahead: leases are kept by that one, for all."""
         writers = 1 if access.serverless else max(min(_WRITERS, access.connections - _FIXED - 2), 1)
         fixed = 0 if access.serverless else _FIXED
         self._readers = max(access.connections - fixed - writers, 1)
@@ -248,11 +245,6 @@ class PostgresStore(Store):
         return abs(there - now - step.deadline) < abs(there - now)
 
     # --- what the queue has a part in ---
-
-    async def look(
-        self, owner: str, handlers: Collection[str], providers: Collection[str], now: float
-    ) -> Due:
-        return await self._look(owner, handlers, providers, now, ahead=self._skew)
 
     async def shift(self, step: Shift, owner: str, now: float) -> None:
         """Do so in one process, of all that see the step."""
