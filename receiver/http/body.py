@@ -205,7 +205,7 @@ def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def complaint(kind: type[msgspec.Struct], message: str) -> str:
-    """Say what a field of a struct must be, rather than what it is not."""
+    """Describe what a field of a struct must be, rather than what it is not."""
     message, _, place = message.partition(" - at `$.")
     name = place.rstrip("`")
     schema = schema_of(kind)["properties"].get(name, {})

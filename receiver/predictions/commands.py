@@ -207,7 +207,7 @@ class _Reading:
         return self._found
 
     def _fill_in(self) -> None:
-        """Give the words to the required options that have none, in their order."""
+        """Set the required options that have no value to the words, in their order."""
         open_ = [
             name
             for name, option in self._recipe.options.items()

@@ -70,7 +70,7 @@ class Proofs:
         return provider.authenticate(callback, now=now, keys=await keys(True))
 
     async def fetch(self, names: Iterable[str]) -> None:
-        """Have the keys of these providers before their first callback needs them."""
+        """Fetch the keys of these providers before their first callback needs them."""
         await asyncio.gather(*(_tried(self._keys[name]) for name in names if name in self._keys))
 
 

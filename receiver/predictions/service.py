@@ -129,7 +129,7 @@ class PredictionService:
         return await self.read(created.prediction_id)
 
     async def begin_placed(self, submitter: Submitter, mode: Mode = "queue") -> None:
-        """Have what is stored begun soon; now, where nothing goes on after the request.
+        """Wake the submitter; where nothing goes on after the request, submit now.
 
         There a blocking call, which may take minutes, is left to a drain.
         """

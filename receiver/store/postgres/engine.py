@@ -228,7 +228,7 @@ class PostgresStore(Store):
             log.info("store.parameters", unused=", ".join(dropped))
 
     async def keep_house(self, housekeeping: Housekeeping) -> None:
-        """Do so; a function leaves all of it to its drains."""
+        """Do the housekeeping in one of all processes; a function leaves it to its drains."""
         if not self._access.serverless:
             await self._jobs.keep_house(self.connect, housekeeping)
 
@@ -247,7 +247,7 @@ class PostgresStore(Store):
     # --- what the queue has a part in ---
 
     async def shift(self, step: Shift, owner: str, now: float) -> None:
-        """Do so in one process, of all that see the step."""
+        """Move what is stored along with the clock, in one of all processes that see the step."""
         role = LeaseRequest(name="clock", owner=owner, now=now, until=now + _ONE_STEP)
         if await self.leases.hold(role):
             await super().shift(step, owner, now)
@@ -422,7 +422,7 @@ class PostgresStore(Store):
         return released
 
     async def _rescue_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
-        """Give jobs to deliveries that lost theirs, and let go those that wait for ended ones."""
+        """Make jobs for deliveries without one, and make due those that wait for ended ones."""
         look = (max(items), self._rescued_to, _MOST_RESCUED)
         [self._rescued_to] = await self._drive(cx, deliveries.let_go([look]))
         found = await self._jobs.lost(cx, max(items) - _OVERDUE, _MOST_RESCUED)
