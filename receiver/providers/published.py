@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, Literal, TypeVar
 
 import httpx
@@ -100,6 +100,15 @@ class Published(Generic[T]):
     def _failed(self, reason: str) -> None:
         self._failed_at = self._clock()
         log.warning("published.failed", what=self._name, url=self._url, reason=reason)
+
+
+def fixed(values: Sequence[T]) -> Callable[[bool], Awaitable[Sequence[T]]]:
+    """Return what an operator has set in the form of what is published: it never changes."""
+
+    async def given(_: bool) -> Sequence[T]:
+        return values
+
+    return given
 
 
 def published_keys(
