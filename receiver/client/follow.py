@@ -90,7 +90,7 @@ class Frames:
 def follow(
     params: Mapping[str, str], after: str | None, told: Callable[[str], None], url: str
 ) -> Steps[NoReturn]:
-    """Tell every message after a place, for ever; after a loss it goes on where it was.
+    """Yield every message after a place, for ever; after a loss it goes on where it was.
 
     `told` hears of losses. Raises ClientError where the receiver refuses for good.
     """

@@ -1,4 +1,4 @@
-"""Tell open pages that something has changed; what, they read anew from the page itself."""
+"""Notify open pages that something has changed; what it is they read anew from the page."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class OverviewPage:
     @page("/")
     async def overview(self, context: PageContext) -> View:
         search = self._store.search
-        backlog, recent, latest, failures, deeds, today = await asyncio.gather(
+        backlog, recent, latest, failures, audit, today = await asyncio.gather(
             self._store.backlog.few(NAMES),
             search.recent(context.now - _DAY, _MOST),
             search.page(Wanted(limit=_LATEST)),
@@ -61,7 +61,7 @@ class OverviewPage:
             "most": _MOST,
             "latest": latest.data,
             "failures": failures.data,
-            "deeds": deeds.data,
+            "audit": audit.data,
             "today": today.total,
             "pending": sum(backlog.of_handlers().values()),
         }

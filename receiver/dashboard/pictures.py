@@ -72,7 +72,7 @@ class PicturePages:
 
     @page("/predictions/{id}/outputs/{number}/thumbnail", is_part=True)
     async def small(self, context: PageContext, id: PredictionId, number: Number) -> Response:
-        """Give a thumbnail, or a picture that says why there is none."""
+        """Return a thumbnail, or a picture that says why there is none."""
         _, output = await self._output(id, number)
         try:
             path = await self._thumbnail(id, int(number), output)
@@ -86,7 +86,7 @@ class PicturePages:
 
     @page("/predictions/{id}/outputs/{number}", is_part=True)
     async def whole(self, context: PageContext, id: PredictionId, number: Number) -> Response:
-        """Give an output: to be shown, or as a download."""
+        """Return an output: to be shown, or as a download."""
         prediction, output = await self._output(id, number)
         try:
             path, kind = await self._file(id, int(number), output)
@@ -166,7 +166,7 @@ class PicturePages:
         return kept, fetched.content_type
 
     def _instead(self, name: str, status: int) -> Response:
-        """Say by a picture of our own why there is no other."""
+        """Return a picture of our own that says why there is no other."""
         return Response(self._static.files[name], status, media_type="image/svg+xml")
 
 

@@ -43,7 +43,6 @@ class PredictionPages:
             "grid": context.query.get("view") == "grid",
             "statuses": list(Status),
             "providers": NAMES,
-            "recipes": list(self._orders.book.recipes),
             "kind_of": kind_of,
         }
         return View("predictions.html", values)

@@ -33,7 +33,7 @@ from receiver.dashboard.sign_in import SignInPages
 from receiver.http.proxies import client_of
 from receiver.model.errors import Limited, Problem, StoreUnavailable
 from receiver.model.ids import new_id
-from receiver.store.audit import Deed
+from receiver.store.audit import AuditEntry
 
 log = structlog.get_logger("receiver")
 
@@ -162,7 +162,7 @@ class Site:
     ) -> Any:
         """Do something, of which the audit trail knows before it is done; tell what came of it."""
         now = self._clock()
-        deed = Deed(
+        entry = AuditEntry(
             id=new_id("act", now),
             at=now,
             who=context.who,
@@ -170,7 +170,7 @@ class Site:
             action=action,
             target=target[:_LONGEST_TARGET],
         )
-        await self._audit.begin(deed)
+        await self._audit.begin(entry)
         result = "failed"
         try:
             found = await do()
@@ -181,13 +181,13 @@ class Site:
         else:
             return found
         finally:
-            await self._audit.end(deed.id, result)
+            await self._audit.end(entry.id, result)
             log.info(
                 "dashboard.action",
                 action=action,
-                target=deed.target,
-                who=deed.who,
-                client=deed.client,
+                target=entry.target,
+                who=entry.who,
+                client=entry.client,
                 result=result,
             )
 

@@ -117,7 +117,7 @@ def decoded(body: bytes, kind: type[Asked]) -> Asked:
         raise Problem(400, "invalid-json", "the body is not JSON") from error
 
 
-def parameters(request: Request, kind: type[Asked], apart: str | None = None) -> Asked:
+def parameters(request: Request, kind: type[Asked], apart: str | None) -> Asked:
     """Read the query as the struct that also describes it; what is unknown or twice is refused.
 
     Parameters whose names begin with `apart` are left to `free`.
@@ -205,7 +205,7 @@ def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def complaint(kind: type[msgspec.Struct], message: str) -> str:
-    """Say what a field of a struct must be, rather than what it is not."""
+    """Describe what a field of a struct must be, rather than what it is not."""
     message, _, place = message.partition(" - at `$.")
     name = place.rstrip("`")
     schema = schema_of(kind)["properties"].get(name, {})

@@ -33,31 +33,18 @@ from receiver.http.auth import Guard
 from receiver.http.body import decoded, free, named, parameters, wishes
 from receiver.http.problems import as_json
 from receiver.model.errors import Problem
-from receiver.model.values import MODEL_NAME
 from receiver.providers import NAMES
 
 _ID: Final = "0199f3a6d2c1e4" + "5b7f1c9d3e8a260f4b"
 PredictionId = Annotated[str, Meta(pattern="^pred_[0-9a-f]{32}$", examples=[f"pred_{_ID}"])]
-EventId = Annotated[str, Meta(pattern="^evt_[0-9a-f]{32}$", examples=[f"evt_{_ID}"])]
 DeliveryId = Annotated[str, Meta(pattern="^dlv_[0-9a-f]{40}$", examples=[f"dlv_{_ID}5c1d0e2f"])]
 EventName = Annotated[str, Meta(pattern="^(pred|evt)_[0-9a-f]{32}$", examples=[f"evt_{_ID}"])]
 """A prediction's id or that of its event."""
-ModelName = Annotated[
-    str,
-    Meta(
-        pattern=MODEL_NAME,
-        max_length=300,
-        examples=["fal-ai/nano-banana"],
-    ),
-]
 ReplayId = Annotated[str, Meta(pattern="^rep_[0-9a-f]{32}$", examples=[f"rep_{_ID}"])]
 HandlerName = Annotated[
     str, Meta(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=300, examples=["save"])
 ]
 ProviderName = Annotated[str, Meta(extra_json_schema={"enum": list(NAMES)})]
-ReplyTo = Annotated[
-    str, Meta(pattern="^https?://[!-~]+$", max_length=2000, examples=["https://bot.example/done"])
-]
 PageSize = Annotated[int, Meta(ge=1, le=100)]
 Position = Annotated[str, Meta(pattern="^[0-9]{1,18}$", examples=["1207"])]
 """A position in a sequence, as it was given out before."""

@@ -40,13 +40,14 @@ from receiver.http.routes.predictions import PredictionRoutes
 from receiver.http.routes.recipes import RecipeRoutes
 from receiver.http.routes.replays import ReplayRoutes
 from receiver.http.signals import Ending
-from receiver.http.sources import Ranges, Sources, keep_fresh, listed, published_ranges
+from receiver.http.sources import Ranges, Sources, keep_fresh, published_ranges
 from receiver.http.webhooks import WEBHOOK_PATH, WebhookRoute
 from receiver.model.tasks import TaskSet
 from receiver.observability.runtime import Runtime
 from receiver.predictions.costs import SpendingReader
 from receiver.predictions.facade import Predictions
 from receiver.providers import DECLARED, NAMES
+from receiver.providers.published import fixed
 from receiver.settings import After, Settings
 from receiver.store.facade import Housekeeping, Store
 
@@ -177,7 +178,7 @@ class Http:
     def _ranges(self) -> Mapping[str, Ranges]:
         """Return where callbacks may come from, for the providers whose settings say so."""
         return {
-            name: self._published[name] if allowed == "meta" else listed(allowed)
+            name: self._published[name] if allowed == "meta" else fixed(allowed)
             for name, allowed in self._allowed.items()
             if allowed is not None
         }

@@ -204,7 +204,7 @@ class _App(Starlette):
             await super().__call__(scope, receive, send)
 
     async def _say(self, send: Send, message: Message) -> None:
-        """Tell the server why we do not start in a sentence, where Starlette has a traceback."""
+        """Send the server a sentence on why we do not start, not Starlette's traceback."""
         if message["type"] == "lifespan.startup.failed" and self.unusable:
             message = {**message, "message": f"receiver: {self.unusable}"}
         await send(message)

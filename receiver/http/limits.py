@@ -42,7 +42,7 @@ class Budgets:
     def __init__(
         self,
         per_minute: int | None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
         most: int = _MOST_NAMES,
     ) -> None:
         self._price = _WINDOW / per_minute if per_minute else 0.0

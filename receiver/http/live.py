@@ -286,7 +286,7 @@ def _content(change: StatusChange) -> Change | DeliveryChange:
         number=change.number,
         result=change.result,
         reason=change.reason,
-        due_at=None if change.due_at is None else utc(change.due_at),
+        due_at=utc(change.due_at),
     )
     return DeliveryChange(
         type=DELIVERY + change.state, time=time, delivery=delivery, prediction=prediction

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NoReturn
 
@@ -30,7 +29,7 @@ class Rejections:
     def __init__(
         self,
         keep: Callable[[Sequence[Rejection]], Awaitable[None]],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float],
     ) -> None:
         self._keep = keep
         self._clock = clock

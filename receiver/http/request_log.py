@@ -30,7 +30,7 @@ IS_GONE: Final = "receiver.is_gone"
 
 
 def about(scope: Scope, **fields: Any) -> None:
-    """Say what a request concerns: ids and words of ours, for its line."""
+    """Record what a request concerns, ids and words of ours, for its line in the log."""
     scope.setdefault(_ABOUT, {}).update(fields)
 
 

@@ -235,7 +235,7 @@ class Protocol(HttpToolsProtocol):
             self.parser.feed_data(b"\r\n".join([line, *kept, b"", b""]))
 
     def eof_received(self) -> bool:  # type: ignore[override] # uvicorn closes in any case
-        """Hear that the client has said all; it may still read."""
+        """Handle the end of what the client sends; it may still read."""
         self._at_eof = True
         if not self._no_more_requests:
             self._end_requests(None)
@@ -294,7 +294,7 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def pause_writing(self) -> None:
-        """Hear that more waits for the reader than it should: it gets a while to take some."""
+        """Begin to wait for a reader that takes too little; it is cut off after a while."""
         super().pause_writing()
         if self._unread is None:
             self._unread = self.loop.call_later(_SLOWEST_READ, self._wire.abort)
@@ -467,7 +467,7 @@ class Server(uvicorn.Server):
                 logs.flush()  # what follows may be the signal once more, which ends us at once
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Hear a signal; the loop that should act on it may be stuck."""
+        """Handle a signal; the loop that should act on it may be stuck."""
         LIMIT.arm()
         super().handle_exit(sig, frame)
 
@@ -483,7 +483,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _stopped(self) -> None:
-        """Hear that the store is closed, whatever brought us there.
+        """Exit soon, now that the store is closed, whatever brought us there.
 
         A handler that swallows its cancellation would keep the loop, and so the process, for ever.
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, NoReturn
 
@@ -38,7 +37,7 @@ def published_ranges(
     client: httpx.AsyncClient,
     url: str,
     read: Callable[[bytes], list[Network]],
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float],
 ) -> Published[Network]:
     """Return a provider's address ranges; those once known are believed until newer come.
 
@@ -73,12 +72,3 @@ class Sources:
             if within(address, await ranges(refresh)):
                 return
         raise Unproved("bad_source")
-
-
-def listed(networks: Sequence[Network]) -> Ranges:
-    """Make ranges of those that the operator wrote down."""
-
-    async def given(_: bool) -> Sequence[Network]:
-        return networks
-
-    return given

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection
 from typing import Any, Final, Literal
 
@@ -94,9 +93,9 @@ class WebhookRoute:
         limits: Limits,
         sources: Sources,
         telemetry: Telemetry,
-        clock: Callable[[], float] = time.time,
-        on_rejected: Callable[[str, str, str], None] = lambda _provider, _reason, _source: None,
-        after: AfterCallback | None = None,
+        clock: Callable[[], float],
+        on_rejected: Callable[[str, str, str], None],
+        after: AfterCallback,
     ) -> None:
         self._inbox = inbox
         self._providers = frozenset(providers)
@@ -125,7 +124,7 @@ class WebhookRoute:
             start, content = answer
             await send(start)
             await send(content)
-        if taken is not None and self._after is not None:
+        if taken is not None:
             await self._after.after_answer(taken)
 
     async def _take(
@@ -162,8 +161,7 @@ class WebhookRoute:
                 event_id=taken.event_id,
                 verdict=taken.verdict,
             )
-            if self._after is not None:
-                await self._after.before_answer(taken)
+            await self._after.before_answer(taken)
             return _TAKEN[_WORDS.get(taken.verdict, "accepted")], taken
         self._limits.callback_failed(client_of(scope), made)
         self._reject(scope, provider, reason)

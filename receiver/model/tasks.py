@@ -39,7 +39,7 @@ class Wakeups:
     def listen(
         self, topic: Topic, name: str = "", event: asyncio.Event | None = None
     ) -> Iterator[asyncio.Event]:
-        """Give an event that each wake-up of this name sets; listen first, look, then wait."""
+        """Return an event that each wake-up of this name sets; listen first, look, then wait."""
         event = event or asyncio.Event()
         events = self._events.setdefault(topic, {})
         listening = events.setdefault(name, Counter())

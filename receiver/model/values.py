@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, overload
 from urllib.parse import quote
 
 import msgspec
@@ -245,9 +245,13 @@ class Outcome(Value, frozen=True, kw_only=True):
     """What the provider counts of it, where the answer says so and not what that costs."""
 
 
-def utc(seconds: float) -> datetime:
+@overload
+def utc(seconds: float) -> datetime: ...
+@overload
+def utc(seconds: float | None) -> datetime | None: ...
+def utc(seconds: float | None) -> datetime | None:
     """Turn unix seconds into the form users see."""
-    return datetime.fromtimestamp(seconds, UTC)
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def plain(value: Any) -> str:

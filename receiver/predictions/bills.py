@@ -46,6 +46,8 @@ class Bills:
     """Asks each provider that says costs for those of what has ended."""
 
     name = "bills"
+    at_work = True
+    """It is always able to do its work."""
 
     def __init__(
         self,
@@ -61,11 +63,6 @@ class Bills:
             if (source := _source(each, clients[name], runtime)) is not None
         }
         self._clock = runtime.clock
-
-    @property
-    def at_work(self) -> bool:
-        """It is always able to do its work."""
-        return True
 
     async def run(self) -> NoReturn:
         """Ask for as long as we run."""

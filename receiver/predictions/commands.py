@@ -207,7 +207,7 @@ class _Reading:
         return self._found
 
     def _fill_in(self) -> None:
-        """Give the words to the required options that have none, in their order."""
+        """Set the required options that have no value to the words, in their order."""
         open_ = [
             name
             for name, option in self._recipe.options.items()
@@ -230,7 +230,7 @@ def _joined(words: Sequence[Word]) -> str:
 # --- help ---
 
 
-def help_text(book: RecipeBook, name: str | None = None) -> str:
+def help_text(book: RecipeBook, name: str | None) -> str:
     """Return the text of `help`: all recipes, or how one is ordered; raise Problem without it."""
     if name is not None:
         return _help_of(find(book, name))

@@ -50,7 +50,7 @@ class Predictions:
         store: Store,
         match: Match,
         runtime: Runtime,
-        network: httpx.AsyncBaseTransport | None = None,
+        network: httpx.AsyncBaseTransport | None,
     ) -> None:
         self._store = store
         self._runtime = runtime
@@ -143,7 +143,7 @@ class Predictions:
     def exchange(self, settings: Settings) -> None:
         """Take orders by these recipes, limits and prices from now on."""
         self.orders.book = settings.recipes
-        self.limits.become(settings)
+        self.limits.exchange(settings)
 
     @asynccontextmanager
     async def running(self, *, outbound: bool) -> AsyncIterator[None]:

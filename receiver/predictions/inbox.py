@@ -242,7 +242,7 @@ class Inbox:
         return taken
 
     def _warn_of_unmatched(self, arrival: IncomingOutcome, taken: AcceptResult) -> None:
-        """Say that no handler wants such events: of the first of its sort, not of each."""
+        """Log that no handler wants such events: for the first of its sort, not for each."""
         sort = (arrival.provider, taken.model, arrival.outcome.kind)
         if sort in self._unmatched or len(self._unmatched) >= _MOST_WARNED:
             return
@@ -306,7 +306,7 @@ class Inbox:
 
 
 def _agrees(known: CurrentState, arrival: IncomingOutcome) -> bool:
-    """Hold the id that the proof covers against the body's and against our own submit's."""
+    """Return whether the id that the proof covers is the body's, or else our own submit's."""
     if arrival.proved_id is None:
         return True
     outcome = arrival.outcome

@@ -52,10 +52,10 @@ class Limits:
 
     def __init__(self, settings: Settings) -> None:
         self._costs_by = settings.costs_by
-        self.become(settings)
+        self.exchange(settings)
 
-    def become(self, settings: Settings) -> None:
-        """Hold by these limits and prices from now on."""
+    def exchange(self, settings: Settings) -> None:
+        """Use the limits and prices of these settings from now on."""
         self.all = (*settings.limits, *settings.recipes.limits)
         self.prices = settings.prices
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import httpx
@@ -13,7 +13,7 @@ from receiver.model.errors import KeysUnavailable, Unproved
 from receiver.observability.runtime import Runtime
 from receiver.predictions.tokens import Tokens
 from receiver.providers.adapter import Callback, Provider, Publishing
-from receiver.providers.published import published_keys
+from receiver.providers.published import fixed, published_keys
 from receiver.settings import ProviderSettings
 
 Keys = Callable[[bool], Awaitable[Sequence[bytes]]]
@@ -50,7 +50,7 @@ class Proofs:
         runtime: Runtime,
     ) -> Keys:
         if given.secrets or not isinstance(provider, Publishing):
-            return _set([secret.reveal().encode() for secret in given.secrets])
+            return fixed([secret.reveal().encode() for secret in given.secrets])
         return published_keys(client, provider.keys, provider.read_keys, runtime.monotonic)
 
     async def prove(self, provider_name: str, prediction_id: str, callback: Callback) -> str | None:
@@ -70,17 +70,8 @@ class Proofs:
         return provider.authenticate(callback, now=now, keys=await keys(True))
 
     async def fetch(self, names: Iterable[str]) -> None:
-        """Have the keys of these providers before their first callback needs them."""
+        """Fetch the keys of these providers before their first callback needs them."""
         await asyncio.gather(*(_tried(self._keys[name]) for name in names if name in self._keys))
-
-
-def _set(secrets: Collection[bytes]) -> Keys:
-    """Make keys of what the operator has set."""
-
-    async def given(_: bool) -> Sequence[bytes]:
-        return [*secrets]
-
-    return given
 
 
 async def _tried(keys: Keys) -> None:

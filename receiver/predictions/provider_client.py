@@ -84,7 +84,7 @@ class ProviderClient:
         self._paused_until = max(self._paused_until, self._monotonic() + seconds)
 
     def paused(self) -> float:
-        """Say for how many seconds nothing may be sent."""
+        """Return for how many seconds nothing may be sent."""
         return max(self._paused_until - self._monotonic(), 0.0)
 
     async def _turn(self) -> None:

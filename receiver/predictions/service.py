@@ -21,7 +21,7 @@ from receiver.model.costs import Account
 from receiver.model.errors import Problem, StoreUnavailable, Unreadable
 from receiver.model.ids import new_id
 from receiver.model.recipes import Limit
-from receiver.model.requests import SubmitRequest, check_json
+from receiver.model.requests import SubmitFields, SubmitRequest, check_json
 from receiver.model.states import TERMINAL
 from receiver.model.text import meant
 from receiver.model.values import Error, Mode, Order, Prediction, Status
@@ -42,6 +42,8 @@ log = structlog.get_logger("receiver")
 
 _WHILE_ASKED: Final = 2.0
 """Seconds for which an order's request may wait for its submit: chats want answers within three."""
+_DIGESTED: Final = ("provider", "model", "input", "metadata", "mode", "reply_to")
+"""What every digest of a submit holds; fields that came later, only where they are given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class PredictionService:
         limits: Limits,
         runtime: Runtime,
         *,
-        begins: bool = True,
+        begins: bool,
     ) -> None:
         """Make one; unless it `begins`, nothing may go on after the request that places it."""
         self._begins = begins
@@ -127,7 +129,7 @@ class PredictionService:
         return await self.read(created.prediction_id)
 
     async def begin_placed(self, submitter: Submitter, mode: Mode = "queue") -> None:
-        """Have what is stored begun soon; now, where nothing goes on after the request.
+        """Wake the submitter; where nothing goes on after the request, submit now.
 
         There a blocking call, which may take minutes, is left to a drain.
         """
@@ -158,18 +160,13 @@ class PredictionService:
         terms = self._limits.terms(request, order, price, now)
         expected, source = terms.price or (None, None)
         row = NewPrediction(
+            **{name: getattr(request, name) for name in SubmitFields.__struct_fields__},
             id=new_id("pred", now),
-            provider=request.provider,
-            model=request.model,
-            mode=request.mode,
-            input=request.input,
-            metadata=dict(request.metadata),
             parent_id=request.parent_id,
             idempotency_key=request.key,
             fingerprint=fingerprint(request) if order is None else None,
             created_at=now,
             trace=self._tracing.current(),
-            reply_to=request.reply_to,
             private=request.private,
             order=order,
             latest_at=latest_at,
@@ -298,13 +295,8 @@ def _list(names: Mapping[str, Any]) -> str:
 
 def fingerprint(request: SubmitRequest) -> str:
     """Digest what a submit means, whatever the order and spacing of its JSON."""
-    said = [
-        request.provider,
-        request.model,
-        request.input,
-        request.metadata,
-        request.mode,
-        request.reply_to,
-    ]
-    text = msgspec.json.encode(said, order="deterministic")
+    said = {name: getattr(request, name) for name in SubmitFields.__struct_fields__}
+    first = [said.pop(name) for name in _DIGESTED]
+    later = {name: value for name, value in said.items() if value is not None}
+    text = msgspec.json.encode([*first, later] if later else first, order="deterministic")
     return hashlib.sha256(text).hexdigest()

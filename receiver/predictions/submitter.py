@@ -506,7 +506,7 @@ class Submitter:
 
 
 def _too_large(job: Job, error: TooLarge) -> Receipt:
-    """Say what an answer beyond our limit means: a blocking call's held the result, and is gone."""
+    """Return what an answer beyond our limit means: that of a blocking call held the result."""
     if job.ticket.mode == "sync":
         return Outcome(kind="failed", error=Error(code="provider_error", message=str(error)))
     return Ambiguous(str(error))

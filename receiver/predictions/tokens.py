@@ -39,7 +39,7 @@ class Tokens:
         return self._callback(provider)[0].sign(prediction_id).decode()
 
     def open_callback(self, provider: str, token: str) -> str:
-        """Give back the prediction id that `token` names, or raise Unproved.
+        """Return the prediction id that `token` names, or raise Unproved.
 
         The whole text is compared, so that no second spelling of a signature is ever good.
         """

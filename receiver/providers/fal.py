@@ -243,7 +243,7 @@ class Fal:
         return httpx.Request(method, url, headers=headers, **content)
 
     def _ours(self, url: Any) -> bool:
-        """Hold a URL from an answer against the configured hosts: it will be sent our key."""
+        """Return whether a URL from an answer is at a configured host: it will be sent our key."""
         return parsing.leads_to(url, (self.queue_url, self.run_url))
 
     def _link(self, ticket: Ticket, name: str) -> str:

@@ -91,7 +91,7 @@ class OpenRouter:
         return parsing.let_in(answer, sign=described)
 
     def authorization(self, url: str) -> str | None:
-        """Give our key for a video, which is at the API itself."""
+        """Return our key for a video, which is at the API itself."""
         ours = parsing.leads_to(url, [self.api.base])
         return self.api.headers.get("Authorization") if ours else None
 

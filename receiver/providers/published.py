@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, Literal, TypeVar
 
 import httpx
@@ -43,7 +42,7 @@ class Published(Generic[T]):
         name: Literal["keys", "sources"],
         unavailable: type[ReceiverError],
         kept: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
     ) -> None:
         self._client = client
         self._request = request
@@ -103,11 +102,20 @@ class Published(Generic[T]):
         log.warning("published.failed", what=self._name, url=self._url, reason=reason)
 
 
+def fixed(values: Sequence[T]) -> Callable[[bool], Awaitable[Sequence[T]]]:
+    """Return what an operator has set in the form of what is published: it never changes."""
+
+    async def given(_: bool) -> Sequence[T]:
+        return values
+
+    return given
+
+
 def published_keys(
     client: httpx.AsyncClient,
     request: Callable[[], httpx.Request],
     read: Callable[[bytes], list[bytes]],
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float],
 ) -> Published[bytes]:
     """Return what proves a provider's callbacks, believed for a day, or raise KeysUnavailable."""
     return Published(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, Literal
 
@@ -56,12 +56,9 @@ class AttemptNotice(msgspec.Struct, frozen=True, tag="attempts"):
 class AttemptNews:
     """Passes on which attempts have ended, to the streams here and in other processes."""
 
-    def __init__(
-        self, store: Engine, wakeups: Wakeups, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, store: Engine, wakeups: Wakeups) -> None:
         self._store = store
         self._wakeups = wakeups
-        self._clock = clock
         self._ended: deque[AttemptName] = deque(maxlen=_MOST_WAITING)
         self._followed_here = 0.0
         """Until when; so are the next two."""
@@ -70,7 +67,7 @@ class AttemptNews:
 
     async def follow(self) -> None:
         """Subscribe to all ends for some seconds; to be called again and again."""
-        now = self._clock()
+        now = time.monotonic()
         self._followed_here = now + _TELLING
         if now >= self._asked:
             self._asked = now + _ASKING
@@ -78,7 +75,7 @@ class AttemptNews:
 
     async def tell(self, ended: Sequence[AttemptName]) -> None:
         """Publish attempts whose ends are committed, where somebody has subscribed."""
-        now = self._clock()
+        now = time.monotonic()
         if now < self._followed_here:
             self._take_in(ended)
         if now < self._followed_elsewhere:
@@ -86,7 +83,7 @@ class AttemptNews:
 
     def hear(self, notice: AttemptNotice) -> None:
         """Receive the notice of another process."""
-        now = self._clock()
+        now = time.monotonic()
         if not notice.ended:
             self._followed_elsewhere = now + _TELLING
         elif now < self._followed_here:

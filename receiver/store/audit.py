@@ -17,7 +17,7 @@ from receiver.store.statement import Run, Statements, run_each
 sql: Final = Statements("audit")
 
 
-class Deed(msgspec.Struct, frozen=True, kw_only=True):
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One action of a person."""
 
     id: str
@@ -43,20 +43,20 @@ class Audit:
     def __init__(self, store: Engine) -> None:
         self._store = store
 
-    async def begin(self, deed: Deed) -> None:
+    async def begin(self, entry: AuditEntry) -> None:
         """Record an action before it is done."""
-        params: dict[str, Any] = msgspec.structs.asdict(deed)
+        params: dict[str, Any] = msgspec.structs.asdict(entry)
         del params["result"]
         await self._store.write(run_each, Run(sql.begin, params))
 
-    async def end(self, deed_id: str, result: str) -> None:
+    async def end(self, entry_id: str, result: str) -> None:
         """Record what came of an action."""
-        await self._store.write(run_each, Run(sql.end, {"id": deed_id, "result": result}))
+        await self._store.write(run_each, Run(sql.end, {"id": entry_id, "result": result}))
 
-    async def page(self, limit: int, cursor: str | None = None) -> Page[Deed]:
+    async def page(self, limit: int, cursor: str | None = None) -> Page[AuditEntry]:
         """List them, newest first."""
         rows = await listed(self._store, sql.lists["list"], {"cursor": cursor}, limit)
-        return page_of([Deed(**row) for row in rows], limit)
+        return page_of([AuditEntry(**row) for row in rows], limit)
 
     async def forget(self, before: float, most: int) -> None:
         """Delete what is older, so many at most."""

@@ -370,7 +370,7 @@ def delivery_of(row: Row) -> Delivery:
     return Delivery(
         **{
             **row,
-            **{name: None if row[name] is None else rfc3339(row[name]) for name in times},
+            **{name: rfc3339(row[name]) for name in times},
             "history": [_attempt(attempt) for attempt in history],
         }
     )

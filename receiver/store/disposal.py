@@ -18,6 +18,7 @@ import msgspec
 from receiver.store.budgets import sql as budgets_sql
 from receiver.store.changes import sql as changes_sql
 from receiver.store.costs import sql as costs_sql
+from receiver.store.deliveries import sql as deliveries_sql
 from receiver.store.engine import Engine
 from receiver.store.orders import sql as orders_sql
 from receiver.store.statement import Cells, Row, Run, Statements, Steps, Write
@@ -29,7 +30,7 @@ NEVER: Final = -1.0
 
 
 # Rows that refer to a delivery or to a prediction are deleted before it.
-_OF_DELIVERIES: Final = (sql.delete_steps, sql.delete_attempts, sql.delete_deliveries)
+_OF_DELIVERIES: Final = (deliveries_sql.forget_steps, sql.delete_attempts, sql.delete_deliveries)
 _OF_PREDICTIONS: Final = (
     sql.delete_events,
     sql.delete_callbacks_of,

@@ -33,7 +33,7 @@ def due_of(
     providers: Collection[str],
     now: float,
     *,
-    ahead: float = 0.0,
+    ahead: float,
 ) -> Due:
     """Put the rows of `select_due` together.
 

@@ -18,6 +18,7 @@ from receiver.model.states import TERMINAL
 from receiver.model.values import Status
 from receiver.store.costs import move
 from receiver.store.costs import sql as costs_sql
+from receiver.store.deliveries import sql as deliveries_sql
 from receiver.store.disposal import sql as disposal_sql
 from receiver.store.engine import Engine
 from receiver.store.orders import sql as orders_sql
@@ -69,7 +70,7 @@ def _erase_one(prediction_id: str, now: float) -> Steps[Erased]:
     yield Write(
         [
             (statement, deliveries)
-            for statement in (sql.blank_deliveries, sql.blank_attempts, sql.forget_steps)
+            for statement in (sql.blank_deliveries, sql.blank_attempts, deliveries_sql.forget_steps)
         ]
     )
     skipped = yield Run(sql.skip_deliveries, params, deliveries)

@@ -52,6 +52,9 @@ class Store(Engine):
     That is from the rows themselves, or from a queue beside them.
     """
 
+    _skew = 0.0
+    """Seconds by which a server's clock is ahead: leases are kept by that one, for all."""
+
     def __init__(
         self,
         report: Callable[[StoreUnavailable | None], None],
@@ -116,20 +119,9 @@ class Store(Engine):
         self, owner: str, handlers: Collection[str], providers: Collection[str], now: float
     ) -> Due:
         """Return what is due of these, and when more will be, by one statement that reads."""
-        return await self._look(owner, handlers, providers, now, ahead=0.0)
-
-    async def _look(
-        self,
-        owner: str,
-        handlers: Collection[str],
-        providers: Collection[str],
-        now: float,
-        *,
-        ahead: float,
-    ) -> Due:
         rows = [(name,) for name in providers]
         found = await self.read(due_sql.select_due, rows, owner=owner)
-        return due_of(found, handlers, providers, now, ahead=ahead)
+        return due_of(found, handlers, providers, now, ahead=self._skew)
 
     async def believes(self, now: float, step: Shift) -> bool:  # noqa: ARG002 - for one process
         """Return whether to follow a step of this computer's clock; without it would be `now`."""

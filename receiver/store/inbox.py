@@ -130,21 +130,7 @@ def current_states(ids: Iterable[str]) -> Steps[dict[str, CurrentState]]:
     found = yield Run(sql.select_known, rows=[(prediction_id,) for prediction_id in ids])
     return {
         row["id"]: CurrentState(
-            id=row["id"],
-            provider=row["provider"],
-            model=row["model"],
-            status=Status(row["status"]),
-            provider_id=row["provider_id"],
-            metadata=row["metadata"],
-            erased=bool(row["erased"]),
-            submitted_at=row["submitted_at"],
-            trace=row["trace"],
-            reply_to=row["reply_to"],
-            price=row["price"],
-            price_source=row["price_source"],
-            reserved=row["reserved"],
-            cost=row["cost"],
-            account=row["account"],
+            **{**row, "status": Status(row["status"]), "erased": bool(row["erased"])}
         )
         for row in found
     }
@@ -185,9 +171,12 @@ def _rule(known: dict[str, CurrentState], arrival: IncomingOutcome, batch: _Batc
 class _Evidence:
     """A row for `callbacks`; the same bytes again in the batch only count."""
 
-    def __init__(self, row: tuple[Any, ...], verdict: str, reason: str, provider: str) -> None:
+    def __init__(
+        self, row: tuple[Any, ...], verdict: str, reason: str, provider: str | None
+    ) -> None:
         self.row = row
         self.provider = provider
+        """Only of an unknown prediction, whose row would say it otherwise."""
         self.verdict = verdict
         self.reason = reason
         self.repeats = 0
@@ -200,9 +189,9 @@ class _Batch:
         self._callbacks: dict[tuple[str, str, str], _Evidence] = {}
         self._ends: list[tuple[Any, ...]] = []
         self._events: list[tuple[Any, ...]] = []
-        self._unmatched: list[tuple[Any, ...]] = []
         self._deliveries: list[tuple[Any, ...]] = []
-        self._waiting: list[tuple[Any, ...]] = []
+        self._pending: list[tuple[str, str]] = []
+        """Those of the deliveries that wait for no other, with their handlers."""
         self._notes: list[dict[str, Any]] = []
         self._sums = Sums()
         self._settlements = Settlements()
@@ -240,7 +229,8 @@ class _Batch:
         evidence = self._callbacks.get(key)
         if evidence is None:
             row = (*key, arrival.at, headers, body)
-            self._callbacks[key] = _Evidence(row, verdict, reason, arrival.provider)
+            provider = arrival.provider if verdict == "unknown" else None
+            self._callbacks[key] = _Evidence(row, verdict, reason, provider)
         else:
             evidence.repeats += 1
             evidence.verdict = "accepted" if verdict == "accepted" else evidence.verdict
@@ -256,14 +246,17 @@ class _Batch:
                 ruling.cost,
             )
         )
-        events = self._events if ruling.recipients.handlers else self._unmatched
-        events.append((arrival.prediction_id, ruling.event_type, arrival.at, arrival.channel))
+        unmatched = int(not ruling.recipients.handlers)
+        event = (arrival.prediction_id, ruling.event_type, arrival.at, arrival.channel, unmatched)
+        self._events.append(event)
         for name in ruling.recipients.handlers:
-            key = (delivery_id(arrival.prediction_id, name), arrival.prediction_id, name)
+            made = delivery_id(arrival.prediction_id, name)
+            row = (made, arrival.prediction_id, name, arrival.at)
             if after := ruling.recipients.after.get(name):
-                self._waiting.append((*key, arrival.at, *waiting_row(after, arrival.at)))
+                self._deliveries.append((*row, *waiting_row(after, arrival.at)))
             else:
-                self._deliveries.append((*key, arrival.at))
+                self._deliveries.append((*row, arrival.at, "[]", ""))
+                self._pending.append((made, name))
 
     def _account(self, arrival: IncomingOutcome, ruling: Transition, before: CurrentState) -> None:
         """Add its cost up, settle its reservation, and have its provider asked for the rest."""
@@ -280,27 +273,20 @@ class _Batch:
 
     def write(self) -> Steps[None]:
         # In one order, so that two transactions cannot deadlock.
-        callbacks: list[Cells] = []
-        unknown: list[Cells] = []
-        for _, evidence in sorted(self._callbacks.items(), key=itemgetter(0)):
-            row = (*evidence.row, evidence.verdict, evidence.reason, evidence.repeats)
-            if evidence.verdict == "unknown":
-                unknown.append((*row, evidence.provider))
-            else:
-                callbacks.append(row)
+        callbacks = [
+            (*each.row, each.verdict, each.reason, each.repeats, each.provider)
+            for _, each in sorted(self._callbacks.items(), key=itemgetter(0))
+        ]
         batches: list[tuple[Statement, Sequence[Cells]]] = [
             (sql.insert_callbacks, callbacks),
-            (sql.insert_unknown, unknown),
             (predictions_sql.end_predictions, self._ends),
             (sql.insert_events, self._events),
-            (sql.insert_unmatched, self._unmatched),
             (sql.insert_deliveries, self._deliveries),
-            (sql.insert_waiting, self._waiting),
             (costs_sql.add_sums, self._sums.rows()),
             (costs_sql.insert_questions, self._questions),
         ]
-        pending = [(delivery, handler) for delivery, _, handler, _ in self._deliveries]
-        news = News(pending, [prediction for prediction, *_ in self._ends]) if self._ends else None
+        ended = [prediction for prediction, *_ in self._ends]
+        news = News(self._pending, ended) if ended else None
         yield Write([(statement, rows) for statement, rows in batches if rows], news)
         for note in self._notes:
             yield Run(sql.note_prediction, note)

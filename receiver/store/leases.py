@@ -99,7 +99,7 @@ class Leader:
         leases: LeaseStore,
         wakeups: Wakeups,
         clock: Callable[[], float],
-        monotonic: Callable[[], float] | None = None,
+        monotonic: Callable[[], float],
     ) -> None:
         self._name = work.name
         self._owner = owner
@@ -107,7 +107,7 @@ class Leader:
         self._leases = leases
         self._wakeups = wakeups
         self._clock = clock
-        self._monotonic = monotonic or clock
+        self._monotonic = monotonic
         self._hopeless_until = 0.0
 
     async def run(self) -> None:

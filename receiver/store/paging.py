@@ -44,5 +44,5 @@ def narrowed(given: Mapping[str, str]) -> list[str]:
     return [_NARROWER.get((name, value), name) for name, value in given.items()]
 
 
-def rfc3339(seconds: float) -> str:
-    return utc(seconds).isoformat().replace("+00:00", "Z")
+def rfc3339(seconds: float | None) -> str | None:
+    return None if seconds is None else utc(seconds).isoformat().replace("+00:00", "Z")

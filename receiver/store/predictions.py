@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from fnmatch import translate
 from typing import Any, Final, Literal
 
@@ -13,12 +12,12 @@ import msgspec
 from receiver.model.answers import Page
 from receiver.model.costs import MICRO, Price
 from receiver.model.ids import oldest_id
+from receiver.model.requests import SubmitFields
 from receiver.model.values import (
     Channel,
     Cost,
     CostSource,
     Error,
-    Mode,
     Order,
     Outcome,
     Output,
@@ -43,15 +42,10 @@ _MOST_SCANS: Final = 40
 """Reads of one list: 2,000 predictions are looked through."""
 
 
-class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
+class NewPrediction(SubmitFields, frozen=True, kw_only=True):
     """A row to be made, in state `queued`."""
 
     id: str
-    provider: str
-    model: str
-    mode: Mode
-    input: dict[str, Any]
-    metadata: dict[str, Any]
     parent_id: str | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None
@@ -59,7 +53,6 @@ class NewPrediction(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     trace: str | None = None
     """The W3C traceparent of the span that submits it, where there is one."""
-    reply_to: str | None = None
     private: bytes | None = None
     """What only handlers are to see, encrypted by `Seals`."""
     order: Order | None = None
@@ -399,9 +392,9 @@ def prediction_of(row: Row) -> Prediction:
         parent_id=row["parent_id"],
         depth=row["depth"],
         created_at=utc(row["created_at"]),
-        submitted_at=_time(row["submitted_at"]),
-        completed_at=_time(row["completed_at"]),
-        erased_at=_time(row["erased_at"]),
+        submitted_at=utc(row["submitted_at"]),
+        completed_at=utc(row["completed_at"]),
+        erased_at=utc(row["erased_at"]),
         reply_to=row["reply_to"],
         order=None if ordered is None else msgspec.json.decode(ordered, type=Order),
         cost=cost_of(row),
@@ -424,22 +417,22 @@ def _given(wanted: PredictionFilter, cursor: str | None) -> dict[str, str | None
     }
 
 
-def _fitting(wanted: PredictionFilter) -> Callable[[Row], bool]:
-    """Return whether a row has the model and the metadata that are wanted."""
-    model = re.compile(translate("*" if wanted.model is None else wanted.model))
-    globs = {name: re.compile(translate(glob)) for name, glob in wanted.metadata.items()}
+def metadata_test(globs: Mapping[str, str]) -> Callable[[str], bool]:
+    """Return what tells whether metadata, as JSON, has values that fit all these shell globs."""
+    patterns = {name: re.compile(translate(glob)) for name, glob in globs.items()}
 
-    def fits(row: Row) -> bool:
-        if not model.match(row["model"]):
-            return False
-        has = msgspec.json.decode(row["metadata"]) if globs else {}
-        return all(name in has and glob.match(plain(has[name])) for name, glob in globs.items())
+    def fits(metadata: str) -> bool:
+        has = msgspec.json.decode(metadata) if patterns else {}
+        return all(name in has and each.match(plain(has[name])) for name, each in patterns.items())
 
     return fits
 
 
-def _time(seconds: float | None) -> datetime | None:
-    return None if seconds is None else utc(seconds)
+def _fitting(wanted: PredictionFilter) -> Callable[[Row], bool]:
+    """Return whether a row has the model and the metadata that are wanted."""
+    model = re.compile(translate("*" if wanted.model is None else wanted.model))
+    has_metadata = metadata_test(wanted.metadata)
+    return lambda row: model.match(row["model"]) is not None and has_metadata(row["metadata"])
 
 
 class PredictionStore:

@@ -209,6 +209,6 @@ def _replay(row: Row) -> Replay:
             **row,
             "wanted": msgspec.json.decode(row["wanted"]),
             "created_at": rfc3339(row["created_at"]),
-            "ended_at": None if row["ended_at"] is None else rfc3339(row["ended_at"]),
+            "ended_at": rfc3339(row["ended_at"]),
         }
     )

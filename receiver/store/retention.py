@@ -7,7 +7,6 @@ after each, so that accepts, which share the writer, hardly notice.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, NoReturn
 
@@ -24,7 +23,6 @@ from receiver.store.statement import Cells
 log = structlog.get_logger("receiver")
 
 _DAY: Final = 86400.0
-_WEEK: Final = 7 * _DAY
 CHANGES_KEPT: Final = 7 * _DAY
 AUDIT_KEPT: Final = 365 * _DAY
 UNNEEDED_KEPT: Final = 10_000
@@ -69,10 +67,10 @@ class Retention:
         self,
         store: Store,
         days: Mapping[str, float],
-        private_for: float = _WEEK,
+        private_for: float,
         *,
-        clock: Callable[[], float] = time.time,
-        pace: RetentionPace = PACE,
+        clock: Callable[[], float],
+        pace: RetentionPace,
     ) -> None:
         self._store = store
         self._disposal = store.disposal

@@ -8,20 +8,20 @@ goes on.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from fnmatch import translate
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from receiver.model.answers import Delivery
 from receiver.model.ids import made_at, oldest_id
-from receiver.model.values import Output, Status, plain, utc
+from receiver.model.values import Output, Status, utc
 from receiver.store.deliveries import delivery_of
 from receiver.store.deliveries import sql as deliveries_sql
 from receiver.store.engine import Engine
 from receiver.store.paging import listed, narrowed, page_of
+from receiver.store.predictions import metadata_test
 from receiver.store.statement import Row, Statements
 
 sql: Final = Statements("search")
@@ -132,11 +132,11 @@ class Search:
             given["bound"] = bound
         statement = sql.lists["search"].by(narrowed(given))
         rows = await self._store.read(statement, **given, limit=wanted.limit + 1)
-        fits = _fitting(wanted.metadata)
+        fits = metadata_test(wanted.metadata)
         full = len(rows) > wanted.limit
         rows = rows[: wanted.limit]
         return Found(
-            data=[_hit(row) for row in rows if fits(row)],
+            data=[_hit(row) for row in rows if fits(row["metadata"])],
             next_cursor=rows[-1]["id"] if full else bound,
             looked=None if full else _looked(bound),
         )
@@ -243,16 +243,6 @@ def _needle(metadata: Mapping[str, str]) -> str | None:
     return _escaped(max([*parts, *metadata], key=len)) if metadata else None
 
 
-def _fitting(globs: Mapping[str, str]) -> Callable[[Row], bool]:
-    patterns = {name: re.compile(translate(glob)) for name, glob in globs.items()}
-
-    def fits(row: Row) -> bool:
-        has = msgspec.json.decode(row["metadata"]) if patterns else {}
-        return all(name in has and each.match(plain(has[name])) for name, each in patterns.items())
-
-    return fits
-
-
 def _hit(row: Row) -> Hit:
     output = row["output"]
     return Hit(
@@ -261,8 +251,8 @@ def _hit(row: Row) -> Hit:
         model=row["model"],
         status=Status(row["status"]),
         created_at=utc(row["created_at"]),
-        submitted_at=_time(row["submitted_at"]),
-        completed_at=_time(row["completed_at"]),
+        submitted_at=utc(row["submitted_at"]),
+        completed_at=utc(row["completed_at"]),
         erased=row["erased_at"] is not None,
         error_code=row["error_code"],
         error_message=row["error_message"] or "",
@@ -300,13 +290,9 @@ def _arrival(row: Row) -> Arrival:
         verdict=row["verdict"],
         reason=row["reason"],
         repeats=row["repeats"],
-        repeated_at=_time(row["repeated_at"]),
+        repeated_at=utc(row["repeated_at"]),
     )
 
 
 def _headers(text: str) -> list[tuple[str, str]]:
     return msgspec.json.decode(text, type=list[tuple[str, str]])
-
-
-def _time(seconds: float | None) -> datetime | None:
-    return None if seconds is None else utc(seconds)

@@ -1,9 +1,9 @@
 """SQL statements: loaded by name from the files in `sql/`, one text for both engines.
 
 A file holds the statements of one module. `-- name: x` begins one, the next line describes it, and
-`-- filter y: …` are clauses of a list, of which a caller chooses. `-- fragment: z` is a text that
-others include as `{z}`; those of `shared.sql` and `predictions.sql` are for all files. Beside plain
-SQL that both engines understand there are marks:
+`-- filter y: …` are clauses of a list, of which a caller chooses. `-- fragment: z` is a text, or
+some filters, that others include as `{z}`; those of `shared.sql` and `predictions.sql` are for all
+files. Beside plain SQL that both engines understand there are marks:
 
 - `:name` is a value, a text; `:name::float`, `::int` and `::bool` are values of other types.
 - `{rows:id text, at float}` is a table `r` made of the rows that the statement is given: the whole
@@ -199,29 +199,23 @@ class Statements:
 
     @cached_property
     def lists(self) -> Mapping[str, Listing]:
-        return {
-            name: Listing(
-                self._bare(body),
-                {key: self._filled(clause) for key, clause in _FILTER.findall(body)},
-            )
-            for name, body in self._bodies.items()
-            if _is_list(body)
-        }
+        return {name: self._listing(body) for name, body in self._bodies.items() if _is_list(body)}
 
     def __getattr__(self, name: str) -> Statement:
         """Make a statement, which is an attribute from then on."""
         body = self._bodies.get(name)
         if body is None or _is_list(body):
             raise AttributeError(name)
-        made = Statement(self._bare(body))
+        made = Statement(_bare(self._filled(body)))
         setattr(self, name, made)
         return made
 
     def __iter__(self) -> Iterator[str]:
         return (name for name, body in self._bodies.items() if not _is_list(body))
 
-    def _bare(self, body: str) -> str:
-        return self._filled(_COMMENT.sub("", body).strip())
+    def _listing(self, body: str) -> Listing:
+        body = self._filled(body)
+        return Listing(_bare(body), dict(_FILTER.findall(body)))
 
     def _filled(self, text: str) -> str:
         """Put fragments in the place of their marks; a fragment may hold others."""
@@ -229,6 +223,10 @@ class Statements:
         for _ in range(3):
             text = _MARK.sub(lambda found: fragments.get(found[1], found[0]).strip(), text)
         return text
+
+
+def _bare(body: str) -> str:
+    return _COMMENT.sub("", body).strip()
 
 
 def _is_list(body: str) -> bool:

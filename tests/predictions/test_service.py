@@ -25,6 +25,8 @@ from starlette.applications import Starlette
 from receiver import create_app
 from receiver.emulator import Options, create_emulator, settings_for
 from receiver.emulator.ledger import Attempt
+from receiver.model.requests import SubmitRequest
+from receiver.predictions.service import fingerprint
 from receiver.predictions.submitter import Sending, TakenOverError
 from receiver.providers.adapter import Stopping
 from receiver.settings import Settings
@@ -1076,3 +1078,16 @@ async def test_an_id_that_is_another_predictions_leaves_this_one_unconfirmed(
         first = await station.submit("fal", "one")
         second = await station.submit("fal", "two")
         assert (first["status"], second["status"]) == ("processing", "unconfirmed")
+
+
+def test_a_submit_has_the_same_digest_in_every_release() -> None:
+    plain = SubmitRequest(provider="fal", model="m", input={"b": 1, "a": [2]}, metadata={"z": 1})
+    to_reply = SubmitRequest(
+        provider="fal", model="m", input={}, mode="sync", reply_to="https://bot.example"
+    )
+    assert fingerprint(plain) == (
+        "3a8527ca9dc31936d3b65e4e8ec615a45f828ab41d51c99a2dc23827fef2da3e"
+    )
+    assert fingerprint(to_reply) == (
+        "83551793c314fc8653246466bd9b5eab5aa6dd32c91b87f8ad90299479bf0fc2"
+    )

@@ -116,7 +116,7 @@ class One:
         wakeups = Wakeups()
         self.work = Work(wakeups)
         self.clock = Clock()
-        self.duty = Leader(owner, self.work, self.roles, wakeups, self.clock)
+        self.duty = Leader(owner, self.work, self.roles, wakeups, self.clock, self.clock)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:

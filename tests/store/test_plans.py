@@ -102,13 +102,17 @@ _LIVING: Final = [(pred(number),) for number in (2001, 9000, 110_000)]
 _ENDED: Final = [(pred(number),) for number in (4, 8, 12)]
 _PENDING: Final = [(_delivery(number),) for number in (4, 8, 12)]
 _RUNNING: Final = [(_delivery(number),) for number in (101, 201, 301)]
-_CALLBACKS: Final = [(name, "poll", "4", 1.0, "[]", b"{}", "late", "", 0) for (name,) in _LIVING]
+_CALLBACKS: Final = [
+    (name, "poll", "4", 1.0, "[]", b"{}", "late", "", 0, None) for (name,) in _LIVING
+]
 _ENDS: Final = [
     (name, "succeeded", None, "[]", None, None, "webhook", 1.0, 40_000, "recipe")
     for (name,) in _LIVING
 ]
-_EVENTS: Final = [(name, "prediction.succeeded", 1.0, "webhook") for (name,) in _LIVING]
-_NEW: Final = [(_delivery(number), pred(number), "greet", 1.0) for number in (2001, 9000)]
+_EVENTS: Final = [(name, "prediction.succeeded", 1.0, "webhook", 0) for (name,) in _LIVING]
+_NEW: Final = [
+    (_delivery(number), pred(number), "greet", 1.0, 2.0, "[]", "") for number in (2001, 9000)
+]
 _SETTLED: Final = [
     (name, "me", 1, 1.0, 2.0, "done", "", "", "done", None, 2.0) for (name,) in _RUNNING
 ]
@@ -224,9 +228,7 @@ HOT: Final[dict[str, tuple[Statement, Sequence[Sequence[Any]] | None]]] = {
     "end_predictions": (predictions.sql.end_predictions, _ENDS),
     "note_prediction": (inbox.sql.note_prediction, None),
     "insert_events": (inbox.sql.insert_events, _EVENTS),
-    "insert_unmatched": (inbox.sql.insert_unmatched, _EVENTS),
     "insert_deliveries": (inbox.sql.insert_deliveries, _NEW),
-    "insert_waiting": (inbox.sql.insert_waiting, [(*row, 2.0, "[]", "") for row in _NEW]),
     "select_wanted": (deliveries.sql.select_wanted, None),
     "claim_deliveries": (deliveries.sql.claim_deliveries, _PENDING),
     "select_these": (deliveries.sql.select_these, _PENDING),

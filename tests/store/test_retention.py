@@ -84,6 +84,7 @@ def retention(
     return Retention(
         engine.store,
         days,
+        7 * DAY,
         clock=clock,
         pace=RetentionPace(**pace),
     )

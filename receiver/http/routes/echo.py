@@ -8,7 +8,6 @@ but the digest of what came.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -36,7 +35,7 @@ class EchoRoutes:
     """The route that echoes."""
 
     def __init__(
-        self, tokens: Tokens, most: int, limits: Limits, clock: Callable[[], float] = time.time
+        self, tokens: Tokens, most: int, limits: Limits, clock: Callable[[], float]
     ) -> None:
         self._tokens = tokens
         self._most = most

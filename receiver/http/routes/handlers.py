@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Final
 
 import structlog
@@ -92,12 +91,8 @@ class HandlerRoutes:
                 state=breaker.state(now),
                 registered=name in self._registry.handlers,
                 pending=pending.get(name, 0),
-                paused_at=_time(breaker.paused_at),
-                open_until=_time(breaker.open_until),
+                paused_at=utc(breaker.paused_at),
+                open_until=utc(breaker.open_until),
                 reason=breaker.reason,
             )
         return states
-
-
-def _time(seconds: float | None) -> datetime | None:
-    return None if seconds is None else utc(seconds)

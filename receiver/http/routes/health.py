@@ -5,7 +5,6 @@ Google's Cloud Run keeps paths that end in z for itself.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from receiver.http.declare import get
@@ -40,7 +39,7 @@ class ReadyRoutes:
         self,
         store: Store,
         locked: Callable[[], list[str]],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._locked = locked

@@ -17,21 +17,19 @@ from receiver.http.body import prefer_wait
 from receiver.http.declare import (
     BODY_PROBLEMS,
     EventName,
-    ModelName,
     PageSize,
     PredictionId,
     ProviderName,
     Reply,
-    ReplyTo,
     get,
     post,
 )
 from receiver.http.request_log import about
 from receiver.model.answers import ExplainedHandler, Explanation, Page, Redelivered, Time
 from receiver.model.errors import Problem
-from receiver.model.requests import SubmitRequest
+from receiver.model.requests import ModelName, SubmitFields, SubmitRequest
 from receiver.model.states import TERMINAL
-from receiver.model.values import EventType, Mode, Prediction, Status
+from receiver.model.values import EventType, Prediction, Status
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
 from receiver.predictions.service import PredictionService
@@ -66,19 +64,10 @@ _FROM_PROVIDER: Final = (
 GONE: Final = "no such handler is registered here any more"
 
 
-class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Submission(SubmitFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to submit. Model and input go to the provider as they are."""
 
     provider: ProviderName
-    model: ModelName
-    input: dict[str, Any]
-    """As the provider describes it, at most 64 deep."""
-    metadata: dict[str, Any] = {}
-    """Yours, up to 256 KiB: it is kept, handlers can match on it, the provider never sees it."""
-    mode: Mode = "queue"
-    """`sync`: by the provider's blocking endpoint."""
-    reply_to: ReplyTo | None = None
-    """POST the event there too, signed; its host must be one of `FORWARD_HOSTS`."""
 
 
 class Waiting(msgspec.Struct, frozen=True, rename="pascal"):
@@ -184,13 +173,22 @@ class PredictionRoutes:
                 caller=caller_of(request),
             )
         )
-        span.note(prediction=prediction.id)
-        about(request.scope, prediction=prediction.id, provider=prediction.provider, **span.ids)
         if wait is None and body.mode == "sync":
             wait = _SYNC_WAIT
-        if wait is not None and prediction.status not in TERMINAL:
-            prediction = await self.wait(prediction, wait)
-        return reply_with(prediction, wait, f"predictions/{prediction.id}")
+        return await self.reply(request, span, prediction, wait, f"predictions/{prediction.id}")
+
+    async def reply(
+        self,
+        request: Request,
+        span: Span,
+        prediction: Prediction,
+        seconds: float | None,
+        location: str,
+    ) -> Reply[Prediction]:
+        """Answer what has made a prediction: when that has ended, or as long as was asked for."""
+        span.note(prediction=prediction.id)
+        about(request.scope, prediction=prediction.id, provider=prediction.provider, **span.ids)
+        return reply_with(await self._wait(prediction, seconds), seconds, location)
 
     @get(
         "/v1/predictions",
@@ -221,10 +219,7 @@ class PredictionRoutes:
         With `Prefer: wait=30` the answer waits for the end, 30 seconds at most.
         """
         prediction = await self._prediction(id)
-        wait = prefer_wait(headers.prefer or "")
-        if wait is not None and prediction.status not in TERMINAL:
-            prediction = await self.wait(prediction, wait)
-        return prediction
+        return await self._wait(prediction, prefer_wait(headers.prefer or ""))
 
     @post(
         "/v1/predictions/{id}/cancel",
@@ -344,8 +339,10 @@ class PredictionRoutes:
             raise Problem(404, "not-found", _MISSING)
         return prediction
 
-    async def wait(self, prediction: Prediction, seconds: float) -> Prediction:
-        """Wait for the end of a prediction, as long as the caller said, or until we stop."""
+    async def _wait(self, prediction: Prediction, seconds: float | None) -> Prediction:
+        """Wait for the end of a prediction, if and as long as the caller said, or until we stop."""
+        if seconds is None or prediction.status in TERMINAL:
+            return prediction
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         with self._runtime.wakeups.listen("prediction", prediction.id) as news:

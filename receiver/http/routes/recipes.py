@@ -10,19 +10,16 @@ from starlette.requests import Request
 
 from receiver.deliveries.facade import Deliveries
 from receiver.http.body import prefer_wait
-from receiver.http.declare import BODY_PROBLEMS, Reply, ReplyTo, get, post
-from receiver.http.request_log import about
+from receiver.http.declare import BODY_PROBLEMS, Reply, get, post
 from receiver.http.routes.predictions import (
     SENT,
     PredictionRoutes,
     Submitting,
     caller_of,
     key_of,
-    reply_with,
 )
 from receiver.model.answers import OfferedRecipe, Page
-from receiver.model.requests import OrderRequest
-from receiver.model.states import TERMINAL
+from receiver.model.requests import OrderRequest, ReplyTo
 from receiver.model.values import Prediction
 from receiver.observability.runtime import Runtime
 from receiver.observability.tracing import Span
@@ -117,9 +114,6 @@ class RecipeRoutes:
                 caller=caller_of(request),
             )
         )
-        span.note(prediction=prediction.id)
-        about(request.scope, prediction=prediction.id, provider=prediction.provider, **span.ids)
         wait = prefer_wait(headers.prefer or "")
-        if wait is not None and prediction.status not in TERMINAL:
-            prediction = await self._predictions.wait(prediction, wait)
-        return reply_with(prediction, wait, f"../predictions/{prediction.id}")
+        location = f"../predictions/{prediction.id}"
+        return await self._predictions.reply(request, span, prediction, wait, location)

@@ -33,7 +33,6 @@ from receiver.store.deliveries import (
     Released,
     Settlement,
 )
-from receiver.store.due import Due
 from receiver.store.due import sql as due_sql
 from receiver.store.engine import AttemptName
 from receiver.store.facade import Housekeeping, Store
@@ -151,8 +150,6 @@ class PostgresStore(Store):
         self._me = secrets.token_hex(8)
         self._rescue_at = 0.0
         self._rescued_to = ""
-        self._skew = 0.0
-        """Seconds by which the server's clock is ahead: leases are kept by that one, for all."""
         writers = 1 if access.serverless else max(min(_WRITERS, access.connections - _FIXED - 2), 1)
         fixed = 0 if access.serverless else _FIXED
         self._readers = max(access.connections - fixed - writers, 1)
@@ -231,7 +228,7 @@ class PostgresStore(Store):
             log.info("store.parameters", unused=", ".join(dropped))
 
     async def keep_house(self, housekeeping: Housekeeping) -> None:
-        """Do so; a function leaves all of it to its drains."""
+        """Do the housekeeping in one of all processes; a function leaves it to its drains."""
         if not self._access.serverless:
             await self._jobs.keep_house(self.connect, housekeeping)
 
@@ -249,13 +246,8 @@ class PostgresStore(Store):
 
     # --- what the queue has a part in ---
 
-    async def look(
-        self, owner: str, handlers: Collection[str], providers: Collection[str], now: float
-    ) -> Due:
-        return await self._look(owner, handlers, providers, now, ahead=self._skew)
-
     async def shift(self, step: Shift, owner: str, now: float) -> None:
-        """Do so in one process, of all that see the step."""
+        """Move what is stored along with the clock, in one of all processes that see the step."""
         role = LeaseRequest(name="clock", owner=owner, now=now, until=now + _ONE_STEP)
         if await self.leases.hold(role):
             await super().shift(step, owner, now)
@@ -430,7 +422,7 @@ class PostgresStore(Store):
         return released
 
     async def _rescue_all(self, cx: Connection, items: Sequence[float]) -> Sequence[None]:
-        """Give jobs to deliveries that lost theirs, and let go those that wait for ended ones."""
+        """Make jobs for deliveries without one, and make due those that wait for ended ones."""
         look = (max(items), self._rescued_to, _MOST_RESCUED)
         [self._rescued_to] = await self._drive(cx, deliveries.let_go([look]))
         found = await self._jobs.lost(cx, max(items) - _OVERDUE, _MOST_RESCUED)

@@ -30,7 +30,7 @@ class Heartbeat:
         self,
         renew: Callable[[Connection, str, list[str], float], Awaitable[None]],
         connect: Callable[[], Awaitable[Connection]],
-        in_loop: Callable[[str, list[str], float], Coroutine[Any, Any, None]] | None = None,
+        in_loop: Callable[[str, list[str], float], Coroutine[Any, Any, None]] | None,
     ) -> None:
         self._renew = renew
         self._connect = connect

@@ -7,6 +7,17 @@ JOIN events e ON e.prediction_id = d.prediction_id
 JOIN predictions p ON p.id = d.prediction_id
 LEFT JOIN callbacks c ON c.prediction_id = p.id AND c.verdict = 'accepted'
 
+-- fragment: start_run
+UPDATE deliveries
+SET state = 'running', owner = :owner, lease_until = :lease_until::float, due_at = NULL, after = '[]',
+    attempts = attempts + 1, claims = claims + 1, claimed_at = :now::float
+
+-- fragment: with_held_by_owner
+WITH held AS MATERIALIZED (
+    SELECT id FROM deliveries WHERE state = 'running' AND owner = :owner
+      AND (:everything::bool OR id IN (SELECT r.id FROM {rows:id text})) ORDER BY id {lock}
+)
+
 -- fragment: take_back_held
 UPDATE deliveries
 SET state = 'pending', due_at = :now::float, owner = NULL, lease_until = NULL, reason = :reason
@@ -43,9 +54,7 @@ FROM (SELECT id, prediction_id, attempts, round, claims FROM deliveries
 
 -- name: claim_deliveries
 -- Claim deliveries: they run until they are settled or the lease is over.
-UPDATE deliveries
-SET state = 'running', owner = :owner, lease_until = :lease_until::float, due_at = NULL, after = '[]',
-    attempts = attempts + 1, claims = claims + 1, claimed_at = :now::float
+{start_run}
 WHERE state = 'pending' AND id IN (SELECT r.id FROM {rows:id text})
 
 -- name: take_deliveries
@@ -54,9 +63,7 @@ WITH held AS MATERIALIZED (
     SELECT id FROM deliveries WHERE id IN (SELECT r.id FROM {rows:id text}) AND state = 'pending'
     ORDER BY id {lock}
 ), d AS (
-    UPDATE deliveries
-    SET state = 'running', owner = :owner, lease_until = :lease_until::float, due_at = NULL, after = '[]',
-        attempts = attempts + 1, claims = claims + 1, claimed_at = :now::float
+    {start_run}
     WHERE id IN (SELECT id FROM held)
     RETURNING id, prediction_id, attempts, round, claims
 )
@@ -131,10 +138,7 @@ RETURNING id, handler
 -- Give back an owner's claims, or some, when it stops or its time is over: the attempts do not count.
 -- Every earlier claim without a recorded attempt was given back too. A delivery with many of those
 -- may be what stops our process, and is left out.
-WITH held AS MATERIALIZED (
-    SELECT id FROM deliveries WHERE state = 'running' AND owner = :owner
-      AND (:everything::bool OR id IN (SELECT r.id FROM {rows:id text})) ORDER BY id {lock}
-)
+{with_held_by_owner}
 UPDATE deliveries
 SET state = 'pending', due_at = :now::float, owner = NULL, lease_until = NULL, attempts = attempts - 1
 WHERE id IN (SELECT id FROM held)
@@ -162,10 +166,7 @@ WITH held AS MATERIALIZED (
 
 -- name: reclaim_own
 -- Take back what an owner still runs then and may not give back any more.
-WITH held AS MATERIALIZED (
-    SELECT id FROM deliveries WHERE state = 'running' AND owner = :owner
-      AND (:everything::bool OR id IN (SELECT r.id FROM {rows:id text})) ORDER BY id {lock}
-)
+{with_held_by_owner}
 {take_back_held}
 
 -- name: reclaim_these

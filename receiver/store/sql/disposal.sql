@@ -72,10 +72,6 @@ DELETE FROM callbacks WHERE verdict <> 'accepted' AND (prediction_id, channel, d
     (SELECT r.prediction_id, r.channel, r.digest
      FROM {rows:prediction_id text, channel text, digest text})
 
--- name: delete_steps
--- Delete the steps of deliveries.
-DELETE FROM steps WHERE delivery_id IN (SELECT r.id FROM {rows:id text})
-
 -- name: delete_attempts
 -- Delete the attempts of deliveries.
 DELETE FROM attempts WHERE delivery_id IN (SELECT r.id FROM {rows:id text})

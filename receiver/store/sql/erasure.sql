@@ -40,7 +40,3 @@ UPDATE handlers SET reason = '' WHERE reason <> '' AND reason IN (
 -- name: blank_attempts
 -- Erase the reasons and notes of attempts.
 UPDATE attempts SET reason = '', note = '' WHERE delivery_id IN (SELECT r.id FROM {rows:id text})
-
--- name: forget_steps
--- Delete what `ctx.once` remembered for deliveries.
-DELETE FROM steps WHERE delivery_id IN (SELECT r.id FROM {rows:id text})

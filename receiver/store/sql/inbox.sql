@@ -9,18 +9,6 @@ FROM predictions WHERE id IN (SELECT r.id FROM {rows:id text}) ORDER BY id {lock
 -- name: insert_callbacks
 -- Record callbacks; the same bytes again only count.
 INSERT INTO callbacks
-    (prediction_id, channel, digest, received_at, headers, body, verdict, reason, repeats)
-SELECT r.prediction_id, r.channel, r.digest, r.received_at, r.headers, r.body, r.verdict, r.reason,
-       r.repeats
-FROM {rows:prediction_id text, channel text, digest text, received_at float, headers text,
-           body bytes, verdict text, reason text, repeats int} WHERE true
-ON CONFLICT (prediction_id, channel, digest) DO UPDATE
-SET repeats = callbacks.repeats + 1 + excluded.repeats, repeated_at = excluded.received_at,
-    verdict = CASE excluded.verdict WHEN 'accepted' THEN 'accepted' ELSE callbacks.verdict END
-
--- name: insert_unknown
--- Record callbacks of predictions that are not here, with their provider.
-INSERT INTO callbacks
     (prediction_id, channel, digest, received_at, headers, body, verdict, reason, repeats, provider)
 SELECT r.prediction_id, r.channel, r.digest, r.received_at, r.headers, r.body, r.verdict, r.reason,
        r.repeats, r.provider
@@ -38,25 +26,13 @@ SET status = :status, provider_id = coalesce(provider_id, :provider_id),
 WHERE id = :id AND status NOT IN ({terminal})
 
 -- name: insert_events
--- Record events that handlers matched.
-INSERT INTO events (prediction_id, type, time, channel)
-SELECT r.prediction_id, r.type, r.time, r.channel
-FROM {rows:prediction_id text, type text, time float, channel text}
-
--- name: insert_unmatched
--- Record events that no handler matched.
+-- Record events; `unmatched` are those that no handler matched.
 INSERT INTO events (prediction_id, type, time, channel, unmatched)
-SELECT r.prediction_id, r.type, r.time, r.channel, 1
-FROM {rows:prediction_id text, type text, time float, channel text}
+SELECT r.prediction_id, r.type, r.time, r.channel, r.unmatched
+FROM {rows:prediction_id text, type text, time float, channel text, unmatched int}
 
 -- name: insert_deliveries
--- Make deliveries that are due now.
-INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at)
-SELECT r.id, r.prediction_id, r.handler, 'pending', r.at, r.at
-FROM {rows:id text, prediction_id text, handler text, at float}
-
--- name: insert_waiting
--- Make deliveries that wait for other deliveries of their event.
+-- Make deliveries: due now, or waiting for other deliveries of their event.
 INSERT INTO deliveries (id, prediction_id, handler, state, due_at, created_at, after, reason)
 SELECT r.id, r.prediction_id, r.handler, 'pending', r.due_at, r.at, r.after, r.reason
 FROM {rows:id text, prediction_id text, handler text, at float, due_at float, after text,

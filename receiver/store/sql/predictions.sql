@@ -9,6 +9,14 @@ p.id, p.provider, p.model, p.status, p.mode, p.input, p.metadata, p.provider_id,
 id, provider, model, mode, status, input, provider_id, links, submitted_at, cancel_requested,
 submits, polls, created_at, deadline_at, due_at AS held_until, error_message AS last_words, trace
 
+-- fragment: of_a_list
+-- filter status: status = :status
+-- filter living: status = :status AND due_at IS NOT NULL
+-- filter unsuccessful: status = :status AND error_code IS NOT NULL
+-- filter provider: provider = :provider
+-- filter since: id >= :since
+-- filter cursor: id < :cursor
+
 -- fragment: in_doubt
 CASE WHEN submitted_at IS NULL THEN 'queued' ELSE 'unconfirmed' END
 
@@ -208,22 +216,12 @@ FROM (SELECT 1 FROM predictions p
 SELECT {prediction_columns} FROM predictions p
 WHERE p.id IN (SELECT id FROM predictions {where} ORDER BY id DESC LIMIT :limit::int)
 ORDER BY p.id DESC
--- filter status: status = :status
--- filter living: status = :status AND due_at IS NOT NULL
--- filter unsuccessful: status = :status AND error_code IS NOT NULL
--- filter provider: provider = :provider
--- filter since: id >= :since
--- filter cursor: id < :cursor
+{of_a_list}
 
 -- name: scan_predictions
 -- Read what is looked at of predictions that may be wanted, newest first.
 SELECT id, model, metadata FROM predictions {where} ORDER BY id DESC LIMIT :limit::int
--- filter status: status = :status
--- filter living: status = :status AND due_at IS NOT NULL
--- filter unsuccessful: status = :status AND error_code IS NOT NULL
--- filter provider: provider = :provider
--- filter since: id >= :since
--- filter cursor: id < :cursor
+{of_a_list}
 
 -- name: select_predictions
 -- Read predictions, newest first.

@@ -14,19 +14,14 @@ p.id, p.provider, p.model, p.status, p.created_at, p.submitted_at, p.completed_a
 SELECT {hit_columns} FROM predictions p
 WHERE p.id IN (SELECT id FROM predictions {where} ORDER BY id DESC LIMIT :limit::int)
 ORDER BY p.id DESC
--- filter status: status = :status
--- filter living: status = :status AND due_at IS NOT NULL
--- filter unsuccessful: status = :status AND error_code IS NOT NULL
+{of_a_list}
 -- filter recipe: recipe = :recipe AND ordered IS NOT NULL
 -- filter person: person = :person AND ordered IS NOT NULL
--- filter provider: provider = :provider
 -- filter model: lower(model) = lower(:model)
 -- filter models: lower(model) LIKE lower(:models) ESCAPE '!'
 -- filter text: instr(lower(input), lower(:text)) > 0
 -- filter needle: instr(metadata, :needle) > 0
--- filter since: id >= :since
 -- filter until: id < :until
--- filter cursor: id < :cursor
 -- filter bound: id >= :bound
 
 -- name: bound

@@ -122,7 +122,7 @@ def _open(path: Path, how: str) -> sqlite3.Connection:
 
 
 def _place(part: Path, path: Path, *, force: bool) -> None:
-    """Give the copy its name; without `force` never replace a file that came meanwhile."""
+    """Rename the copy; without `force` never replace a file that came meanwhile."""
     if force:
         part.replace(path)
     else:

@@ -61,7 +61,7 @@ class Checkpointer:
             wish.set()  # closing the database carries the rest, and the log is gone
 
     def empty(self, seconds: float) -> bool:
-        """Have the log emptied, now or later; return whether it was within so many seconds."""
+        """Ask for the log to be emptied; return whether it was within so many seconds."""
         done = threading.Event()
         self._wishes.put(done)
         if self._stopped.is_set():
