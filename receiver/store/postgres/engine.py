@@ -210,7 +210,8 @@ class PostgresStore(Store):
         await self._writer.stop()
         if self._pool is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._pool.close(), 2.0)
+                async with asyncio.timeout(2.0):
+                    await self._pool.close()
 
     async def _open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
         """Return the connections that read, of which none is opened before it is needed."""
