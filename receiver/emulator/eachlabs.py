@@ -3,7 +3,6 @@
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -103,7 +102,7 @@ class Eachlabs:
             {
                 "status": words[prediction.state],
                 "output": None if failure else self._output(prediction),
-                "error": _reason(prediction),
+                "error": prediction.reason(REASONS),
             }
         )
 
@@ -113,8 +112,7 @@ class Eachlabs:
         asked: dict[str, Any] = inputs if isinstance(inputs, dict) else {}
         problem = self._problem(body, wire.text_of(asked.get("prompt")))
         if problem := problem or self._crowded(account) or self._reserved(account, asked):
-            self._world.ledger.count("eachlabs", "rejected")
-            raise Refusal(problem)
+            raise self._world.rejected("eachlabs", problem)
         return self._world.prediction(
             "eachlabs",
             request,
@@ -228,7 +226,7 @@ class Eachlabs:
             "status": self._status(prediction),
             "output": self._output(prediction) if prediction.state == "succeeded" else "",
             "metrics": {"predict_time": _predict_time(prediction)},
-            **({"error": _reason(prediction)} if failure else {}),
+            **({"error": prediction.reason(REASONS)} if failure else {}),
         }
 
     def _status(self, prediction: Prediction) -> str:
@@ -292,7 +290,7 @@ class Eachlabs:
     def _callback(self, prediction: Prediction) -> dict[str, Any]:
         if self._world.options.shape == "mixed" and prediction.variant % 8 == _OLDEST:
             return self._oldest_callback(prediction)
-        failure = prediction.plan.failure
+        failure, reason = prediction.plan.failure, prediction.reason(REASONS)
         body = {
             "exec_id": prediction.id,
             "flow_id": "" if prediction.old else None,
@@ -301,26 +299,26 @@ class Eachlabs:
         if failure is None:
             return body | {"output": self._output(prediction), "error": ""}
         if prediction.old:
-            return body | {"output": "", "error": _reason(prediction)}
-        entry: dict[str, Any] = {"id": "", "status": "", "output": "", "error": _reason(prediction)}
+            return body | {"output": "", "error": reason}
+        entry: dict[str, Any] = {"id": "", "status": "", "output": "", "error": reason}
         if prediction.plan.ending.reason:  # words of any kind: the category tells what they mean
             entry["classification"] = {"category": CATEGORIES[failure]}
         return body | {"output": [entry], "error": ""}
 
     def _oldest_callback(self, prediction: Prediction) -> dict[str, Any]:
-        failure = prediction.plan.failure
+        failure, reason = prediction.plan.failure, prediction.reason(REASONS)
         return {
             "id": prediction.id,
             "status": "failed" if failure else "success",
-            "output": {"error": _reason(prediction)} if failure else self._output(prediction),
+            "output": {"error": reason} if failure else self._output(prediction),
             "input": prediction.input,
             "metrics": {"predict_time": _predict_time(prediction)},
         }
 
     async def _webhooks(self, request: Request, account: str) -> Response:
+        """List predictions whose callback was tried; those with no attempt yet are left out."""
         limit = min(_number(request, "limit", _LISTED), _MOST_LISTED)
         offset = _number(request, "offset", 0)
-        """List what was called back: nothing that is at work, and no end that is told nobody."""
         latest = self._world.ledger.latest("eachlabs", account)
         called = (one for one in latest if one.callback_url and one.callback_attempts)
         rows = [self._delivery(one) for one in islice(called, offset, offset + limit)]
@@ -330,10 +328,8 @@ class Eachlabs:
         found = self._world.ledger.find("eachlabs", request.path_params["id"], account)
         prediction = self._present(found)
         attempts = [_attempt(attempt) for attempt in prediction.callback_attempts]
-        pending = (
-            [] if attempts else [{"status": "PENDING", "created_at": _time(self._world.now())}]
-        )
-        return answer(self._delivery(prediction) | {"attempts": attempts or pending})
+        pending = {"status": "PENDING", "created_at": wire.moment(self._world.now())}
+        return answer(self._delivery(prediction) | {"attempts": attempts or [pending]})
 
     async def _model(self, request: Request, _account: str) -> Response:
         slug = request.path_params["slug"]
@@ -358,7 +354,7 @@ class Eachlabs:
             "request": self.callback(prediction).decode() if ended else None,
             "headers": {"content-type": "application/json"},
             "source": "prediction",
-            "created_at": _time(prediction.submitted_at),
+            "created_at": wire.moment(prediction.submitted_at),
         }
 
 
@@ -388,19 +384,13 @@ def _envelope(prediction: Prediction, failure: Failure) -> dict[str, Any]:
         "execution_id": prediction.id,
         "model_slug": prediction.model,
         "provider": "emulator",
-        "error": _reason(prediction),
+        "error": prediction.reason(REASONS),
         "error_code": CATEGORIES[failure].upper(),
-        "error_message": _reason(prediction),
+        "error_message": prediction.reason(REASONS),
         "classification": {"category": CATEGORIES[failure]},
         "retryable": failure in {"model", "timeout"},
         "error_step": "predict",
     }
-
-
-def _reason(prediction: Prediction) -> str:
-    """Say why it failed; empty where it did not."""
-    failure = prediction.plan.failure
-    return prediction.plan.ending.reason or (REASONS[failure] if failure else "")
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:
@@ -411,17 +401,13 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "status_code": code,
         "response": attempt.response,
         "error_message": attempt.error,
-        "created_at": _time(attempt.at),
+        "created_at": wire.moment(attempt.at),
     }
 
 
 def _predict_time(prediction: Prediction) -> float:
     start = prediction.started_at or prediction.submitted_at
     return round((prediction.completed_at or start) - start, 3)
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat()
 
 
 def _number(request: Request, name: str, default: int) -> int:

@@ -188,7 +188,7 @@ class Oxen:
             self._world.ledger.violation("oxen", "video_as_image", body["model"])
         prediction = await self._world.run(self._described(request, account, body))
         if prediction.plan.failure:
-            return _refused_plainly(_reason(prediction), 500)
+            return _refused_plainly(prediction.reason(REASONS), 500)
         return _blocking_answer(prediction, "images", _images(prediction))
 
     async def _film(self, request: Request, account: str) -> Response:
@@ -202,7 +202,7 @@ class Oxen:
             return problem
         prediction = await self._world.run(self._described(request, account, body))
         if prediction.plan.failure:
-            return _refused_plainly(_reason(prediction), 500)
+            return _refused_plainly(prediction.reason(REASONS), 500)
         return _blocking_answer(prediction, "videos", _videos(prediction))
 
     async def _models(self, request: Request, _account: str) -> Response:
@@ -304,15 +304,14 @@ def _model_problem(model: object) -> Response | None:
 
 def _row(prediction: Prediction) -> dict[str, Any]:
     """Return the queue row; what was submitted is echoed beside our own fields."""
-    succeeded, failed = prediction.state == "succeeded", prediction.state == "failed"
     row = prediction.input | {
         "generation_id": prediction.id,
         "model" if prediction.old else "model_name": prediction.model,
         "prompt": prediction.prompt,
         "media_type": "image",
         "status": STATUSES[prediction.state],
-        "result_url": _url(prediction) if succeeded else None,
-        "error_message": _reason(prediction) if failed else None,
+        "result_url": _url(prediction) if prediction.state == "succeeded" else None,
+        "error_message": prediction.reason(REASONS) or None,
         "enqueued_at": int(prediction.submitted_at),
         "started_at": _seconds(prediction.started_at),
         "completed_at": _seconds(prediction.completed_at),
@@ -327,16 +326,11 @@ def _event(prediction: Prediction, expires: int) -> dict[str, Any]:
         "media_type": "image",
     }
     if prediction.plan.failure:
-        return event | {"error": _reason(prediction)}
+        return event | {"error": prediction.reason(REASONS)}
     url = _url(prediction)
     if prediction.plan.ending.output is None:
         url = f"{url}?expires={expires}"
     return event | {"model": prediction.model, "url": url}
-
-
-def _reason(prediction: Prediction) -> str:
-    failure = prediction.plan.failure
-    return prediction.plan.ending.reason or (REASONS[failure] if failure else "")
 
 
 def _url(prediction: Prediction) -> str | None:

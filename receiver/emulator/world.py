@@ -43,7 +43,7 @@ class World:
         self.timers = Timers(now)
         self.courier = Courier(self.timers, options.time_scale)
         self.pushes = Pushes(self.faults, self.timers)
-        self.studio = Studio(self.timers, {"fal": options.fal_concurrency})
+        self.studio = Studio(self.timers)
 
     async def close(self) -> None:
         self.timers.closed = True

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from receiver.emulator import Options, settings_for
 from receiver.emulator.courier import Callback
+from receiver.emulator.fal import CALLBACKS
 from receiver.emulator.options import EACHLABS_CALLBACKS
 from tests.emulator.conftest import Start
 from tests.emulator.parts import prediction
@@ -17,8 +18,7 @@ from tests.emulator.serving import Emulated, Mailbox, serve
 
 def waits(provider: str, body: bytes, status: int = 500) -> list[float]:
     """Return every wait of a callback that is never accepted."""
-    options = Options()
-    schedule = options.fal_callbacks if provider == "fal" else options.eachlabs_callbacks
+    schedule = CALLBACKS if provider == "fal" else EACHLABS_CALLBACKS
     callback = Callback(prediction(), body, dict, schedule)
     found: list[float] = []
     callback.tries = 1
@@ -98,7 +98,7 @@ def test_a_seed_repeats_itself(start: Start) -> None:
 
 
 def test_options_are_plain_data() -> None:
-    text = msgspec.json.encode({"generation": 2, "shape": "old", "fal_concurrency": 2})
+    text = msgspec.json.encode({"generation": 2, "shape": "old", "fal_sources": []})
     assert msgspec.json.decode(text, type=Options).generation == 2
 
 

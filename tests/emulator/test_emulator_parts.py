@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 from starlette.types import Message
 
-from receiver.emulator import Options, Rule
+from receiver.emulator import Rule
 from receiver.emulator.courier import Callback, Courier, Timers
+from receiver.emulator.fal import CALLBACKS
 from receiver.emulator.faults import Faults
+from receiver.emulator.options import EACHLABS_CALLBACKS
 from receiver.emulator.outgoing import AT_ONCE
 from receiver.emulator.pushes import Pushes
 from receiver.emulator.wire import CLOSE, HangUp
@@ -55,7 +57,7 @@ def test_more_callbacks_than_workers_are_all_tried() -> None:
         courier = Courier(Timers(), 1)
         pending = [prediction(callback_url="mailto:nobody") for _ in range(AT_ONCE + 10)]
         for one in pending:
-            courier.send(Callback(one, b"", dict, Options().eachlabs_callbacks))
+            courier.send(Callback(one, b"", dict, EACHLABS_CALLBACKS))
         for one in pending:
             await one.until(lambda p: bool(p.callback_attempts))
         await courier.close()
@@ -66,7 +68,7 @@ def test_more_callbacks_than_workers_are_all_tried() -> None:
 def test_closing_ends_an_attempt_under_way() -> None:
     async def scenario(url: str) -> bool:
         courier, one = Courier(Timers(), 1), prediction(callback_url=url)
-        courier.send(Callback(one, b"", dict, Options().fal_callbacks))
+        courier.send(Callback(one, b"", dict, CALLBACKS))
         await asyncio.sleep(0)
         await courier.close()
         return bool(one.callback_attempts)
