@@ -285,7 +285,7 @@ def test_a_wrong_name_is_answered_with_the_nearest_right_one(tmp_path: Path) -> 
     )
     with running("serve", "--dev", "mine.py", cwd=tmp_path, RECEIVER_PUBLIC_ULR="x") as server:
         told = server.wait_for("receiver.started")
-    assert "nobody reads RECEIVER_PUBLIC_ULR (did you mean RECEIVER_PUBLIC_URL?)" in told
+    assert "RECEIVER_PUBLIC_ULR is not a setting (did you mean RECEIVER_PUBLIC_URL?)" in told
     assert "wants provider='fla', and there is none: it will never run (did you mean fal?)" in told
 
 

@@ -124,7 +124,7 @@ async def test_names_that_nobody_reads_are_named_with_the_nearest_that_somebody_
     assert len(lines) == 4
     assert says(lines, "warn", "RECEIVER_PUBLC_URL", "did you mean RECEIVER_PUBLIC_URL?")
     assert says(lines, "warn", "OXEN_APIKEY", "did you mean OXEN_API_KEY?")
-    assert says(lines, "warn", "EACHLABS_ZZZ", "remove it")
+    assert says(lines, "warn", "EACHLABS_ZZZ is not a setting; correct or remove it")
     assert says(lines, "warn", "FAL_KEY_ID", "<id>:<secret>")
 
 
@@ -820,7 +820,7 @@ async def test_every_handler_file_that_cannot_be_loaded_is_told(env: Env, tmp_pa
     assert says(lines, "FAIL", "empty.py", "has no handler")
     assert says(lines, "FAIL", "twin.py:2", "'good' is taken")
     assert says(lines, "FAIL", "absent.py", "no such file")
-    assert says(lines, "warn", "good is to run after x")
+    assert says(lines, "warn", "good is to run after x", "will not wait")
 
 
 async def test_files_that_import_each_others_handlers_are_fine_as_they_are_for_serve(
@@ -834,7 +834,7 @@ async def test_files_that_import_each_others_handlers_are_fine_as_they_are_for_s
 
 
 async def test_without_handlers_there_is_a_warning(env: Env) -> None:
-    assert says(await found(env, "handlers"), "warn", "there is none")
+    assert says(await found(env, "handlers"), "warn", "no handler is registered")
 
 
 # --- the whole ---

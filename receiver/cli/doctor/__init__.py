@@ -42,6 +42,7 @@ from receiver.cli.doctor.network import (
 from receiver.deliveries.importing import look as look_at_handlers
 from receiver.deliveries.registry import Registry
 from receiver.predictions.tokens import Tokens
+from receiver.providers import NAMES
 from receiver.settings import Caller, Settings
 from receiver.settings.development import secret_file
 from receiver.settings.egress import outward
@@ -135,14 +136,17 @@ async def _when_seen(
 
 
 async def _check_handlers(settings: Settings, seen: Awaitable[Look]) -> Findings:
-    registry, found = await asyncio.to_thread(_load, settings.handlers)
+    registry, problems = await asyncio.to_thread(_load, settings.handlers)
+    fix = "fix it: `receiver serve` would not start"
+    found = [fail(line, fix) for text in problems for line in text.splitlines()]
+    found += [warn(problem, _AS_SERVED) for problem in registry.warnings(NAMES)]
     found += check_pending(await seen, registry)
-    if registry.handlers and not found:
+    if not found:
         found = [ok(f"{', '.join(registry.handlers)}: loaded")]
-    if found or registry.routes:
-        return found + [ok(f"/in/{name}: served", name="routes") for name in registry.routes]
-    fix = "name files or modules in RECEIVER_HANDLERS, or give them to the doctor as to serve"
-    return [warn("there is none: outcomes are recorded, and that is all", fix)]
+    return found + [ok(f"/in/{name}: served", name="routes") for name in registry.routes]
+
+
+_AS_SERVED: Final = "the doctor takes handlers as `serve` does: by name, or from RECEIVER_HANDLERS"
 
 
 def _secret_keys(settings: Settings) -> list[str]:
@@ -154,17 +158,7 @@ def _secret_keys(settings: Settings) -> list[str]:
     return []
 
 
-def _load(names: Sequence[str]) -> tuple[Registry, Findings]:
-    """Load the handlers as `serve` does; what they print on the way is no part of the report."""
+def _load(names: Sequence[str]) -> tuple[Registry, list[str]]:
+    """Load the handlers as `serve` does; what they print meanwhile goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
-        registry, problems = look_at_handlers(names)
-    fix = "fix it: `receiver serve` would not start"
-    found = [fail(line, fix) for text in problems for line in text.splitlines()]
-    found += [
-        warn(
-            f"{name} is to run after {other}, which is not a handler here: it will not wait",
-            "name its file too, or correct the name",
-        )
-        for name, other in registry.strangers()
-    ]
-    return registry, found
+        return look_at_handlers(names)

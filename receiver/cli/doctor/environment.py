@@ -5,12 +5,12 @@ A secret is never shown, not in part.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from receiver.cli.doctor.findings import Finding, Findings, fail, ok, warn
+from receiver.model.text import meant
 from receiver.providers import NAMES
 from receiver.settings import Caller, Secret, Settings, advice, all_settings
 
@@ -54,13 +54,8 @@ def _problem(problem: str) -> Finding:
 
 def _strangers(env: Mapping[str, str], known: Collection[str]) -> Iterator[Finding]:
     for name in advice.unread(env, known, *_OURS):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        fix = (
-            f"did you mean {near[0]}?"
-            if near
-            else "remove it: `receiver settings` lists those that are"
-        )
-        yield warn(f"nobody reads {name}", _KNOWN_STRANGERS.get(name, fix))
+        said = f"{name} is not a setting{meant(name, known, cutoff=0.75)}"
+        yield warn(said, _KNOWN_STRANGERS.get(name, "correct or remove it: `receiver settings`"))
 
 
 # --- secrets ---
