@@ -1,8 +1,8 @@
-"""`receiver doctor`: examine a receiver's surroundings; a line says what is wrong, and the fix.
+"""`receiver doctor`: check what a receiver depends on; each finding has its fix.
 
 It runs in the environment of the receiver, beside a running one or without one. It writes nothing,
-submits nothing and costs nothing. All checks run at once; each has its time, and none stops the
-others.
+submits nothing and costs nothing. All checks run at once, each with a time limit, and none stops
+the others.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ Check: TypeAlias = Callable[[], Findings | Awaitable[Findings]]
 async def examine(
     env: Mapping[str, str], *, clock: Callable[[], float] = time.time
 ) -> list[Finding]:
-    """Make every check, and give what was found in the order in which it should be fixed."""
+    """Run every check; return the findings in the order in which to fix them."""
     settings, problems = Settings.look(env)
     caller, more = Caller.look(env)
     problems = list(dict.fromkeys([*problems, *more]))
     verify = untold() if check_tls(env) else None
-    # By the proxies and the authorities that the receiver goes by.
+    # With the same proxies and CA bundle as the receiver.
     async with httpx.AsyncClient(
         transport=outward(settings.proxies, verify),
         trust_env=False,
@@ -75,7 +75,7 @@ async def examine(
         broken = {problem.partition(":")[0].split(" ")[0] for problem in problems}
         keys = _secret_keys(settings)
         echoes = Echoes(asker, Tokens(keys)) if keys else None
-        # What several checks want to know is asked once, and each waits for it.
+        # Asked once for several checks, which wait for it.
         seen = asyncio.create_task(_look(settings, broken))
         here = asyncio.create_task(_ask_here(echoes, caller))
         checks: list[tuple[str, Check]] = [
@@ -93,7 +93,7 @@ async def examine(
             ("handlers", partial(_check_handlers, settings, seen)),
         ]
         found = await asyncio.gather(*(_bounded(name, check) for name, check in checks))
-        # The others have seen the clocks.
+        # Last: the other checks have read the clocks.
         clocks = partial(_when_seen, seen, check_clocks, asker.skews)
         found.append(await _bounded("clock", clocks))
     return [
@@ -113,10 +113,11 @@ async def _bounded(name: str, check: Check) -> Findings:
             made = check()
             found = await made if isawaitable(made) else made
     except TimeoutError:
-        found = [fail(f"the check did not end within {_LONGEST:g} s", "see what it waits for")]
+        said = f"the check did not end within {_LONGEST:g} s"
+        found = [fail(said, "a server that it asks may hang")]
     except Exception as error:  # noqa: BLE001 - no check may stop the others
         said = f"the check itself failed: {type(error).__name__}: {error}"
-        found = [fail(said, "please report it")]
+        found = [fail(said, "please report this as a bug")]
     return [msgspec.structs.replace(each, name=each.name or name) for each in found]
 
 
@@ -131,7 +132,7 @@ async def _ask_here(echoes: Echoes | None, caller: Caller) -> list[Trouble | Non
 async def _when_seen(
     seen: Awaitable[Look], check: Callable[..., Findings], *given: object
 ) -> Findings:
-    """Make a check that needs a look at the database."""
+    """Run a check that needs what was read of the database."""
     return check(await seen, *given)
 
 
@@ -139,18 +140,18 @@ async def _check_handlers(settings: Settings, seen: Awaitable[Look]) -> Findings
     registry, problems = await asyncio.to_thread(_load, settings.handlers)
     fix = "fix it: `receiver serve` would not start"
     found = [fail(line, fix) for text in problems for line in text.splitlines()]
-    found += [warn(problem, _AS_SERVED) for problem in registry.warnings(NAMES)]
+    found += [warn(problem, _CORRECT) for problem in registry.warnings(NAMES)]
     found += check_pending(await seen, registry)
     if not found:
         found = [ok(f"{', '.join(registry.handlers)}: loaded")]
     return found + [ok(f"/in/{name}: served", name="routes") for name in registry.routes]
 
 
-_AS_SERVED: Final = "the doctor takes handlers as `serve` does: by name, or from RECEIVER_HANDLERS"
+_CORRECT: Final = "correct the name, or give the doctor the handlers that `receiver serve` gets"
 
 
 def _secret_keys(settings: Settings) -> list[str]:
-    """Return the secret keys; in development, the one that a receiver made up here."""
+    """Return the secret keys; in development, the one that `serve --dev` made here."""
     if settings.secret_keys or not settings.dev:
         return [key.reveal() for key in settings.secret_keys]
     with contextlib.suppress(OSError):
