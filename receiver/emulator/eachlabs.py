@@ -154,7 +154,7 @@ class Eachlabs:
         return self._refused(429, "too many requests", f"{few} executions")
 
     def _reserved(self, account: str, asked: Mapping[str, Any]) -> Response | None:
-        """Refuse, when told, what costs more than is left beside what the others may cost."""
+        """Refuse a submit while another is unfinished, by the fault reserve_money."""
         if not self._world.studio.in_flight("eachlabs", account):
             return None
         if not self._world.faults.take(
@@ -263,7 +263,7 @@ class Eachlabs:
         return "text" if prediction.old else "object"
 
     def _push(self, prediction: Prediction, told: Prediction | None = None) -> None:
-        """Call back; `told` is what is said of a prediction that has gone on unseen."""
+        """Call back; `told`, where given, is what the body says instead."""
         if not prediction.callback_url:
             return
         body = self.callback(told or prediction)
@@ -301,7 +301,7 @@ class Eachlabs:
         if prediction.old:
             return body | {"output": "", "error": reason}
         entry: dict[str, Any] = {"id": "", "status": "", "output": "", "error": reason}
-        if prediction.plan.ending.reason:  # words of any kind: the category tells what they mean
+        if prediction.plan.ending.reason:  # any text: only the category says what it means
             entry["classification"] = {"category": CATEGORIES[failure]}
         return body | {"output": [entry], "error": ""}
 

@@ -49,7 +49,7 @@ CALLBACKS = Schedule(
     redirect_is_final=True,
 )
 _INTERNAL_RETRY = 7
-"""The variant, of eight, that in `mixed` was retried inside and has another gateway id."""
+"""In `mixed`: the variant, of eight, that fal retried itself, so that its gateway id differs."""
 
 
 class Fal:
@@ -105,7 +105,7 @@ class Fal:
         return self._world.account(key)
 
     def _owner(self, request: Request) -> str:
-        """Return whose key it is on the platform's own host, which words its errors otherwise."""
+        """Return the account of a key, for fal's platform API: its errors are not the queue's."""
         refused = _platform_error(401, "authorization_error", "Invalid API key")
         return self._world.holder(wire.credential(request, "Key"), refused)
 
@@ -174,7 +174,7 @@ class Fal:
         )
 
     def _locked(self, prompt: str) -> Response | None:
-        """Refuse, when told, whatever is submitted: the account is locked, whichever key it is."""
+        """Refuse every submit of the account while the fault lock_account is set."""
         rule = self._world.faults.take("lock_account", "fal", prompt)
         if rule is None:
             return None
@@ -214,7 +214,7 @@ class Fal:
         return wire.event_stream(self._states(prediction, logs=_wants_logs(request)))
 
     async def _states(self, prediction: Prediction, *, logs: bool) -> AsyncIterator[bytes]:
-        """Tell every change of state, up to the last."""
+        """Yield every state, up to the last."""
         while not prediction.finished:
             told = prediction.state
             yield wire.event(self._state(prediction, logs=logs))
@@ -260,7 +260,7 @@ class Fal:
         return self._present(request, self._world.find_polled, account)
 
     def _present(self, request: Request, find: Any, account: str) -> Prediction:
-        """Find a prediction by its id, under its own app and no other."""
+        """Find a prediction by its id; the app in the URL must be its own."""
         prediction: Prediction | None = find("fal", request.path_params["id"], account)
         if prediction and app_of(request.path_params["app"]) == app_of(prediction.model):
             return prediction
@@ -354,12 +354,12 @@ def _refused(status: int, kind: str, detail: str, retry_after: int | None = None
 
 
 def _anybody(request: Request) -> str:
-    """Let everybody in: models are described without a key, too."""
+    """Accept every caller: models are described without a key, too."""
     return wire.credential(request, "Key")
 
 
 def _platform_error(status: int, kind: str, message: str) -> Response:
-    """Word an error as the platform's host does; the queue's has `detail`."""
+    """Return an error as fal's platform API words it; the queue's has `detail`."""
     return answer({"error": {"type": kind, "message": message}}, status)
 
 

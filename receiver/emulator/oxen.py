@@ -1,4 +1,4 @@
-"""Oxen.ai: a queue that calls nobody, an event stream that waits for nobody, and its sync twin."""
+"""Oxen.ai: a queue without callbacks, an event stream without replay, and blocking calls."""
 
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -45,7 +45,7 @@ class Oxen:
     def __init__(self, world: World) -> None:
         self._world = world
         self.streams: WeakSet[EventStream] = WeakSet()
-        """Those that somebody reads: each is kept by its answer alone."""
+        """The open streams; a weak set, as only the response keeps a stream alive."""
         world.studio.on_finish["oxen"] = self._push
         world.faults.at_once("cut_stream", self._cut)
 
@@ -68,7 +68,7 @@ class Oxen:
         ]
 
     def start(self) -> None:
-        """Begin to comment on idle streams."""
+        """Begin to send keep-alive comments on idle streams."""
         self._world.timers.after(self._world.options.keep_alive, self._keep_alive)
 
     def release(self) -> None:
@@ -143,7 +143,7 @@ class Oxen:
         return answer(_row(self._find(request, account, polled=True)))
 
     async def _bill(self, request: Request, account: str) -> Response:
-        """Describe a generation with its cost, of which no other answer tells."""
+        """Return a generation with its cost, which no other answer has."""
         prediction = self._find(request, account)
         cost = prediction.cost if prediction.finished else None
         row = {"id": prediction.id, "model": prediction.model, "cost": cost}
@@ -184,7 +184,7 @@ class Oxen:
         if problem:
             self._world.ledger.count("oxen", "rejected")
             return problem
-        if body.get("model") in _FILMING:  # no page says what comes of it
+        if body.get("model") in _FILMING:  # Oxen does not document what happens
             self._world.ledger.violation("oxen", "video_as_image", body["model"])
         prediction = await self._world.run(self._described(request, account, body))
         if prediction.plan.failure:
@@ -245,7 +245,7 @@ class Oxen:
         self._world.pushes.push(prediction, lambda: self.broadcast(prediction))
 
     def broadcast(self, prediction: Prediction) -> None:
-        """Tell the account's listeners of this moment; there is no second chance."""
+        """Send the event to those of the account who listen now; it is never sent again."""
         world, at = self._world, self._world.now()
         listeners = [stream for stream in self.streams if stream.account == prediction.account]
         if not listeners or world.faults.take("silence_stream", "oxen", prediction.prompt):

@@ -1,4 +1,4 @@
-"""Where predictions are worked on: queued, running, finished, each at its time."""
+"""Moves predictions through their states, each at its planned time."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from receiver.emulator.options import Provider
 
 
 class Studio:
-    """Moves predictions along and tells the provider about the end.
+    """Moves predictions to their end, and then calls the provider's `on_finish`.
 
     queued -> running -> succeeded | failed, and cancelled from either of the first two.
     """
@@ -39,14 +39,14 @@ class Studio:
             self.on_finish[prediction.provider](prediction)
 
     def end(self, prediction: Prediction) -> bool:
-        """End the work as planned; nobody is told. Return whether there was any left."""
+        """End a prediction as planned, without `on_finish`; return False if it had ended."""
         if prediction.finished:
             return False
         self._end(prediction, "failed" if prediction.plan.failure else "succeeded")
         return True
 
     def cancel(self, prediction: Prediction) -> bool:
-        """Stop the work; nobody is told. Return whether there was any left."""
+        """Cancel a prediction, without `on_finish`; return False if it had ended."""
         if prediction.finished:
             return False
         self._end(prediction, "cancelled")

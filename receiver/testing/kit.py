@@ -1,4 +1,4 @@
-"""A whole receiver in a test: the real app, a temporary database, and providers on a string."""
+"""A whole receiver in a test: the real app, a temporary database, and emulated providers."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Kit:
 
     @blocking
     async def crash_after_run(self, event: Event) -> Delivered:
-        """Kill the receiver when a handler has returned and nobody knows; then start it again.
+        """Kill the receiver when a handler has returned and that is not stored; start it again.
 
         Whatever the handler did is done, and it runs once more.
         """
@@ -455,7 +455,7 @@ class Kit:
         return life
 
     async def _crash(self) -> None:
-        """Go on with what is on the disk now; what the old one still does is lost on it."""
+        """Start a new receiver on a copy of the database; what the old one still writes is lost."""
         old, before = self._life, self._database()
         image = Path(self._folder.name, f"receiver{self._lives + 1}.db")
         with closing(sqlite3.connect(before)) as source, closing(sqlite3.connect(image)) as target:
