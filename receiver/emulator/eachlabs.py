@@ -1,6 +1,5 @@
 """Eachlabs: creates answer `success`, polls end in `success`, callbacks end in `succeeded`."""
 
-from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
@@ -31,7 +30,6 @@ CATEGORIES: dict[Failure, str] = {
     "prompt": "invalid_user_input",
     "parameter": "invalid_user_input",
 }
-_MINUTE = 60
 _MOST_LISTED = 100
 _LISTED = 50
 _OLDEST = 7
@@ -45,7 +43,6 @@ class Eachlabs:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._requests: dict[str, deque[float]] = defaultdict(deque)
         self._shut_until: dict[str, float] = {}
         world.studio.on_finish["eachlabs"] = self._push
 
@@ -69,21 +66,10 @@ class Eachlabs:
         key = request.headers.get("x-api-key") or wire.credential(request, "Bearer")
         if not self._world.knows(key):
             raise Refusal(self._refused(401, "unauthorized", "a valid API key is required"))
-        self._pace(key)
-        return self._world.account(key)
-
-    def _pace(self, account: str) -> None:
-        """Refuse more requests in a minute than the plan allows."""
-        limit, now = self._world.options.eachlabs_per_minute, self._world.now()
-        if limit is None:
-            return
-        requests = self._requests[account]
-        while requests and requests[0] <= now - _MINUTE:
-            requests.popleft()
-        if len(requests) >= limit:
-            self._world.ledger.violation("eachlabs", "requests_per_minute", str(limit))
+        limit = self._world.options.eachlabs_per_minute
+        if self._world.hurried("eachlabs", key, limit):
             raise Refusal(self._refused(429, "too many requests", f"{limit} a minute"))
-        requests.append(now)
+        return self._world.account(key)
 
     async def _submit(self, request: Request, account: str) -> Response:
         prediction = await self._described(request, account)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict, deque
 from collections.abc import Mapping
 from datetime import datetime
 from itertools import islice
@@ -61,9 +60,8 @@ class Replicate:
     def __init__(self, world: World) -> None:
         self._world = world
         self._secret = AccountSecret(world.rng)
-        self._creates: dict[str, deque[float]] = defaultdict(deque)
         self._aborted: set[str] = set()
-        world.studio.on_finish["replicate"] = self._push
+        self._push = world.calls_back("replicate", self.callback, self.headers, _CALLBACKS)
         world.faults.at_once("rotate_keys", self._secret.rotate)
 
     def routes(self) -> list[BaseRoute]:
@@ -134,15 +132,9 @@ class Replicate:
 
     def _hurried(self, account: str) -> Response | None:
         """Refuse more submits in a minute than are allowed."""
-        limit, now = self._world.options.replicate_per_minute, self._world.now()
-        creates = self._creates[account]
-        while creates and creates[0] <= now - _MINUTE:
-            creates.popleft()
-        if limit is None or len(creates) < limit:
-            creates.append(now)
-            return None
-        self._world.ledger.violation("replicate", "submits_per_minute", str(limit))
-        return self._later(429, "Request was throttled.", int(creates[0] + _MINUTE - now) + 1)
+        limit = self._world.options.replicate_per_minute
+        wait = self._world.hurried("replicate", account, limit)
+        return self._later(429, "Request was throttled.", wait) if wait else None
 
     def _later(self, status: int, detail: str, seconds: int | None) -> Response:
         """Refuse, and say when to retry: in the text, in a field, or in the header."""
@@ -250,10 +242,6 @@ class Replicate:
             return output
         urls = [file["url"] for file in output]
         return urls if len(urls) > 1 or prediction.old else urls[0]
-
-    def _push(self, prediction: Prediction) -> None:
-        if prediction.callback_url:
-            self._world.call(prediction, self.callback(prediction), self.headers, _CALLBACKS)
 
     def callback(self, prediction: Prediction) -> bytes:
         return msgspec.json.encode(self._state(prediction))

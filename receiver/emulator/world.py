@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 import uuid
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -22,6 +23,7 @@ from receiver.emulator.studio import Studio
 NO_SUCH_MODEL = "no-such-model"
 TEXT_ONLY = "text-only"
 _EARLY_PATIENCE = 1.0
+_MINUTE = 60
 
 _STALE = 600
 """How old a stale signature is, in seconds."""
@@ -38,6 +40,7 @@ class World:
         self.now = now
         self.rng = random.Random(options.seed)  # noqa: S311 - variety, not secrecy
         self._named = 0
+        self._request_times: dict[tuple[Provider, str], deque[float]] = defaultdict(deque)
         self.ledger = Ledger(options.ledger_size, now)
         self.faults = Faults(self.rng)
         self.timers = Timers(now)
@@ -114,6 +117,19 @@ class World:
         self.ledger.violation(provider, "in_flight", str(limit))
         return True
 
+    def hurried(self, provider: Provider, account: str, limit: int | None) -> int | None:
+        """Count a request; return the seconds to wait after too many of an account in a minute."""
+        if limit is None:
+            return None
+        times, now = self._request_times[provider, account], self.now()
+        while times and times[0] <= now - _MINUTE:
+            times.popleft()
+        if len(times) >= limit:
+            self.ledger.violation(provider, "per_minute", str(limit))
+            return int(times[0] + _MINUTE - now) + 1
+        times.append(now)
+        return None
+
     def obstacle(self, provider: Provider, prompt: str) -> Rule | None:
         """Return the rule that refuses this submit; hang up if a rule drops it unbilled."""
         if self.faults.take("drop_submit", provider, prompt):
@@ -152,14 +168,15 @@ class World:
 
     def calls_back(
         self, provider: Provider, body: Body, headers: Headers, schedule: Schedule
-    ) -> None:
-        """Have a provider call back at the end of each prediction that has a callback URL."""
+    ) -> Callable[[Prediction], None]:
+        """Call back at the end of each prediction that has a callback URL; return what does so."""
 
         def tell(ended: Prediction) -> None:
             if ended.callback_url:
                 self.call(ended, body(ended), headers, schedule)
 
         self.studio.on_finish[provider] = tell
+        return tell
 
     def signing(self, prediction: Prediction, at: float | None) -> tuple[int, bool]:
         """Return the time to sign a callback with, and whether to sign it with a wrong key."""
