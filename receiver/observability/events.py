@@ -33,8 +33,8 @@ _CLIENTS_FAULT: Final = 400
 class Telemetry:
     """Reports outcomes, attempts, requests, and what leads to them."""
 
-    def __init__(self, metrics: Metrics | None = None) -> None:
-        self.metrics = metrics or Metrics()
+    def __init__(self) -> None:
+        self.metrics = Metrics()
         self.writable = True
         """Whether the last write to the database was taken."""
 
