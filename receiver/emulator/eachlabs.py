@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute
 from receiver.emulator import wire
 from receiver.emulator.endings import Failure
 from receiver.emulator.ledger import Attempt, Prediction
+from receiver.emulator.options import Schedule
 from receiver.emulator.wire import Refusal, answer
 from receiver.emulator.world import NO_SUCH_MODEL, TEXT_ONLY, World, made
 
@@ -32,6 +33,7 @@ CATEGORIES: dict[Failure, str] = {
 }
 _MOST_LISTED = 100
 _LISTED = 50
+CALLBACKS = Schedule(waits=(10, 10), first_timeout=30, later_timeout=30)
 _OLDEST = 7
 """The variant, of eight, that in `mixed` speaks the oldest callback shape of all."""
 
@@ -253,8 +255,7 @@ class Eachlabs:
         if not prediction.callback_url:
             return
         body = self.callback(told or prediction)
-        schedule = self._world.options.eachlabs_callbacks
-        self._world.call(prediction, body, self.headers, schedule)
+        self._world.call(prediction, body, self.headers, CALLBACKS)
 
     def headers(
         self,

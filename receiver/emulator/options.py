@@ -25,9 +25,6 @@ class Schedule(msgspec.Struct, frozen=True):
     redirect_is_final: bool = False
 
 
-EACHLABS_CALLBACKS = Schedule(waits=(10, 10), first_timeout=30, later_timeout=30)
-
-
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How the providers behave when no prompt and no fault says otherwise."""
 
@@ -43,7 +40,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Chance that Oxen's stream carries an unrelated event before one of ours."""
     time_scale: float = 1
     """Multiplies every wait of the callback schedules; their timeouts stay as they are."""
-    eachlabs_callbacks: Schedule = EACHLABS_CALLBACKS
     fal_sources: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
     """Ranges that fal says its callbacks come from; ours do come from this machine."""
     eachlabs_in_flight: int | None = 10
