@@ -113,9 +113,8 @@ class Eachlabs:
 
     def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
         if rule := self._world.obstacle("eachlabs", prompt):
-            return self._refused(
-                rule.status, rule.reason or "unavailable", "try later", rule.retry_after
-            )
+            reason = rule.reason or "unavailable"
+            return self._refused(rule.status, reason, "try later", rule.headers)
         needed = ("model", "input", "version") if self._seed else ("model", "input")
         if missing := [name for name in needed if not body.get(name) and body.get(name) != {}]:
             return self._refused(400 if self._seed else 422, "invalid request", ", ".join(missing))
@@ -157,9 +156,8 @@ class Eachlabs:
         return self._world.options.shape == "old"
 
     def _refused(
-        self, status: int, error: str, details: str, retry_after: int | None = None
+        self, status: int, error: str, details: str, headers: Mapping[str, str] | None = None
     ) -> Response:
-        headers = None if retry_after is None else {"retry-after": str(retry_after)}
         if self._world.old():
             seed = {"status": "error", "message": error, "details": details}
             return answer(seed, status, headers)

@@ -87,8 +87,7 @@ class Oxen:
         body = await wire.read_object(request) or {}
         prompt = wire.text_of(body.get("prompt"))
         if problem := self._problem(body, prompt):
-            self._world.ledger.count("oxen", "rejected")
-            return problem
+            raise self._world.rejected("oxen", problem)
         predictions = [
             self._described(request, account, body, index)
             for index in range(body.get("num_generations", 1))
@@ -102,9 +101,8 @@ class Oxen:
     def _problem(self, body: Mapping[str, Any], prompt: str) -> Response | None:
         """Return the refusal for what is checked at enqueue; the rest fails later."""
         if rule := self._world.obstacle("oxen", prompt):
-            return _refused(
-                rule.status, "unknown_error", rule.reason or "Unavailable", rule.retry_after
-            )
+            reason = rule.reason or "Unavailable"
+            return _refused(rule.status, "unknown_error", reason, rule.headers)
         count = body.get("num_generations", 1)
         if type(count) is not int or not 1 <= count <= _MOST:
             detail = f"num_generations must be an integer between 1 and {_MOST}"
@@ -181,14 +179,9 @@ class Oxen:
         body = await wire.read_object(request) or {}
         prompt = wire.text_of(body.get("prompt"))
         problem = self._problem(body, prompt) if prompt else _refused_plainly(REASONS["prompt"])
-        if problem:
-            self._world.ledger.count("oxen", "rejected")
-            return problem
-        if body.get("model") in _FILMING:  # Oxen does not document what happens
+        if problem is None and body.get("model") in _FILMING:  # what happens is not documented
             self._world.ledger.violation("oxen", "video_as_image", body["model"])
-        prediction = await self._world.run(self._described(request, account, body))
-        if prediction.plan.failure:
-            return _refused_plainly(prediction.reason(REASONS), 500)
+        prediction = await self._succeeded(request, account, body, problem)
         return _blocking_answer(prediction, "images", _images(prediction))
 
     async def _film(self, request: Request, account: str) -> Response:
@@ -197,13 +190,19 @@ class Oxen:
         problem = self._problem(body, prompt)
         if problem is None and bool(body.get("prompt")) == bool(body.get("multi_prompt")):
             problem = _refused_plainly("Exactly one of prompt and multi_prompt is needed", 422)
+        prediction = await self._succeeded(request, account, body, problem)
+        return _blocking_answer(prediction, "videos", _videos(prediction))
+
+    async def _succeeded(
+        self, request: Request, account: str, body: Mapping[str, Any], problem: Response | None
+    ) -> Prediction:
+        """Run a prediction whose caller waits; raise Refusal for a problem or a failure."""
         if problem:
-            self._world.ledger.count("oxen", "rejected")
-            return problem
+            raise self._world.rejected("oxen", problem)
         prediction = await self._world.run(self._described(request, account, body))
         if prediction.plan.failure:
-            return _refused_plainly(prediction.reason(REASONS), 500)
-        return _blocking_answer(prediction, "videos", _videos(prediction))
+            raise Refusal(_refused_plainly(prediction.reason(REASONS), 500))
+        return prediction
 
     async def _models(self, request: Request, _account: str) -> Response:
         wanted = request.query_params.get("search", "")
@@ -284,9 +283,10 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
-def _refused(status: int, kind: str, title: str, retry_after: int | None = None) -> Response:
+def _refused(
+    status: int, kind: str, title: str, headers: Mapping[str, str] | None = None
+) -> Response:
     body = {"error": {"type": kind, "title": title}, "status": "error", "status_message": kind}
-    headers = None if retry_after is None else {"retry-after": str(retry_after)}
     return answer(body, status, headers)
 
 
